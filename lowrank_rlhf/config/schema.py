@@ -30,7 +30,7 @@ class ModelConfig(Section):
     """Branch, tag or commit of a hub id."""
     quantization: Literal["nf4", "none"] = "nf4"
     """`nf4` stores the linear layers in 4 bits with double quantisation; `none` keeps them as they are."""
-    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the matrix products; `auto` measures which one is faster here."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where there is one."""

@@ -1,6 +1,6 @@
 """The six stages as data: what each reads, writes and depends on. Importing this package imports no torch.
 
-    sft -> sample -> rank -> reward -> ppo -> evaluate
+sft -> sample -> rank -> reward -> ppo -> evaluate
 """
 
 from collections.abc import Callable

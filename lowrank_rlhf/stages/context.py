@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_rlhf.artifacts import MetricLog, RunDir
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.builtin import load_prompts
+from lowrank_rlhf.data.prompts import load_prompts
 from lowrank_rlhf.progress import Progress, StopRequest
 from lowrank_rlhf.records import Prompt
 

@@ -1,0 +1,235 @@
+"""A run's folder on disk: outputs that appear whole or not at all, done-marks, logs and checkpoints.
+
+Every step here may be killed at any instant: what is declared finished is on disk, and the rest is made again.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lowrank_rlhf.errors import RunLocked, UserError
+from lowrank_rlhf.files import append_line, file_names, now, read_json, sha256, sync, sync_folder, write_atomic
+from lowrank_rlhf.files import write_json_atomic as write_json_atomic
+
+SCHEMA = 1
+_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+class RunDir:
+    """The folder of one run. Outputs come in through `finish`; a stage is done when its mark is there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def open(self, config_text: str) -> None:
+        """Create the folder and record the config and the software it runs on."""
+        write_atomic(self.path / "config.yaml", config_text)
+        write_json_atomic(self.path / "env.json", _environment())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run. Raises `RunLocked` if another process does; a dead one's lock is gone with it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be made a run's folder: {error.strerror}") from None
+        holder = self.path / "run.lock.json"
+        lock = FileLock(self.path / "run.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunLocked(_held(self.path, holder)) from None
+        try:
+            write_json_atomic(holder, {"pid": os.getpid(), "since": now()})
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+    def artifact(self, name: str) -> Path:
+        """Where the output of that name stands once its stage is done."""
+        return self.path / name
+
+    def work_path(self, stage: str) -> Path:
+        """The stage's work folder, which need not exist."""
+        return self.path / "work" / stage
+
+    def work(self, stage: str) -> Path:
+        """The stage's work folder, created."""
+        path = self.work_path(stage)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        """The stage's done-mark, if it is done."""
+        return read_json(self._mark(stage))
+
+    def finish(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
+        """Move the outputs from the work folder into the run and mark the stage done.
+
+        From the moment that `finish.json` is written the stage counts as made, and `recover` can do the rest.
+        """
+        work = self.work(stage)
+        missing = [name for name in writes if not (work / name).exists()]
+        if missing:
+            raise RuntimeError(f"stage {stage} did not write {', '.join(missing)} into {work}")
+        for name in writes:
+            sync(work / name)
+        write_json_atomic(work / "finish.json", {"schema": SCHEMA, "writes": list(writes), "mark": mark})
+        self._complete(stage, writes, mark)
+
+    def recover(self) -> list[str]:
+        """Complete what a killed `finish` or `discard` left half done; the stages that it finished."""
+        plans = {path.parent.name: read_json(path) for path in sorted(self.path.glob("work/*/finish.json"))}
+        for stage, plan in plans.items():
+            if plan:
+                self._complete(stage, plan["writes"], plan["mark"])
+        self._empty_trash()
+        return list(plans)
+
+    def discard(self, stage: str, writes: Sequence[str]) -> None:
+        """Forget the stage: its mark, its outputs, its work and its rows in the metrics."""
+        self._mark(stage).unlink(missing_ok=True)  # first: outputs without a mark count for nothing
+        for path in (self.work_path(stage), *map(self.artifact, writes)):
+            self._put_away(path)
+        MetricLog(self.path / "metrics.jsonl").truncate(stage, -1)
+        self._empty_trash()
+
+    def hashes(self, names: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of those of the run's files and folders that exist."""
+        return {name: sha256(self.artifact(name)) for name in names if self.artifact(name).exists()}
+
+    def event(self, kind: str, **details: Any) -> None:
+        """Note in events.jsonl that something happened."""
+        append_line(self.path / "events.jsonl", {"time": now(), "kind": kind, **details})
+
+    def _mark(self, stage: str) -> Path:
+        return self.path / "done" / f"{stage}.json"
+
+    def _complete(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
+        work = self.work_path(stage)
+        for name in writes:
+            if (work / name).exists():  # otherwise it was moved before the kill
+                self._put_away(self.artifact(name))  # a folder cannot be renamed over another
+                self.artifact(name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(work / name, self.artifact(name))
+                sync_folder(self.artifact(name).parent)
+        write_json_atomic(self._mark(stage), mark)
+        self._put_away(work)
+        self._empty_trash()
+
+    def _put_away(self, path: Path) -> None:
+        """Make a file or folder vanish in one step; `_empty_trash` takes the time to delete it."""
+        if path.exists():
+            os.replace(path, self.work(".trash") / uuid.uuid4().hex)
+
+    def _empty_trash(self) -> None:
+        shutil.rmtree(self.work_path(".trash"), ignore_errors=True)
+
+
+class MetricLog:
+    """Figures over the steps of all stages: one JSON object per line, readable while it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, stage: str, step: int, **figures: Any) -> None:
+        """Add a row; NaN and infinities become null."""
+        append_line(self.path, {"stage": stage, "step": step, **figures})
+
+    def read(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
+        """The rows, of one stage or of all; a line that a crash cut short is passed over."""
+        for _, row in self._lines():
+            if stage is None or row["stage"] == stage:
+                yield row
+
+    def truncate(self, stage: str, step: int) -> None:
+        """Drop the stage's rows after a step, so that going on from its checkpoint repeats none."""
+        if self.path.exists():
+            kept = [line for line, row in self._lines() if row["stage"] != stage or row["step"] <= step]
+            write_atomic(self.path, "".join(f"{line}\n" for line in kept))
+
+    def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        for line in text.split("\n"):
+            with suppress(json.JSONDecodeError):
+                yield line, json.loads(line)
+
+
+def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder, make it `step-000050` of `folder` in one rename, and delete the older ones."""
+    temporary = folder / ".checkpoint"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    sync(temporary)
+    write_json_atomic(temporary / "manifest.json", {"schema": SCHEMA, "step": step, "files": _hashes(temporary)})
+    target = folder / f"step-{step:06d}"
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(temporary, target)
+    sync_folder(folder)
+    for other, path in _checkpoints(folder):
+        if other < step:
+            shutil.rmtree(path)
+
+
+def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
+    """Step and folder of the newest whole checkpoint; damaged ones are set aside with a warning."""
+    for step, path in sorted(_checkpoints(folder), reverse=True):
+        if _whole(path):
+            return step, path
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+        warnings.warn(f"checkpoint {path} is damaged and was set aside as {aside.name}", stacklevel=2)
+    return None
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return [(int(match[1]), path) for path in paths if (match := _STEP.fullmatch(path.name))]
+
+
+def _whole(checkpoint: Path) -> bool:
+    manifest = read_json(checkpoint / "manifest.json")
+    return manifest is not None and manifest.get("files") == _hashes(checkpoint)
+
+
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    return {name: sha256(checkpoint / name) for name in file_names(checkpoint) if name != "manifest.json"}
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _held(run: Path, holder: Path) -> str:
+    by = read_json(holder)
+    who = f"process {by['pid']} holds it since {by['since']}" if by else "another process holds it"
+    return f"{run} is in use: {who}. Wait until it ends, or stop it; it saves its work on SIGTERM."

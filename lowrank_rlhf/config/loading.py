@@ -1,0 +1,242 @@
+"""YAML and command line to `Config`, with every mistake reported at once and where it stands; and back to YAML."""
+
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, StreamMark, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from lowrank_rlhf.config.messages import Key, dotted, section_fields, sentences, suggestion
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.errors import UserError
+
+_TAG = "tag:yaml.org,2002:"
+_CONVERTED = (f"{_TAG}null", f"{_TAG}bool", f"{_TAG}int", f"{_TAG}float")
+_TEXT = (f"{_TAG}str", f"{_TAG}timestamp")  # a date is text here: no setting is one
+_DEEPEST = 5  # no setting is nested more than three deep
+
+
+class Place(NamedTuple):
+    """Where something was said; sorts in reading order, overrides last."""
+
+    line: int
+    column: int
+    text: str
+
+
+@dataclass
+class _Settings:
+    """What the file and the overrides say, where they say it, and what is wrong with it."""
+
+    places: dict[Key, Place]
+    values: Any = None
+    problems: list[tuple[Place, str]] = field(default_factory=list)
+
+    def place(self, key: Key) -> Place:
+        """Of the key, or of the nearest section around it that was written down."""
+        return next(self.places[key[:size]] for size in range(len(key), -1, -1) if key[:size] in self.places)
+
+
+def preset_folder() -> Path:
+    """The folder of ready-made configs, beside the package."""
+    return Path(__file__).parents[2] / "presets"
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that exist."""
+    return sorted(path.stem for path in preset_folder().glob("*.yaml"))
+
+
+def preset_path(name: str) -> Path:
+    """The preset's file. Raises `UserError` with the names that exist."""
+    names = preset_names()
+    if name not in names:
+        listing = f"The presets are: {', '.join(names)}." if names else f"There are no presets in {preset_folder()}."
+        raise UserError(f'no preset is called "{name}". {listing}{suggestion(name, names)}')
+    return preset_folder() / f"{name}.yaml"
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in a YAML file, or in the preset of that bare name, changed by `key=value` overrides.
+
+    Raises `UserError` with one line per mistake, each beginning with `file:line:column` or the override.
+    """
+    if path.name == str(path) and not path.suffix and not path.is_file():
+        path = preset_path(path.name)
+    settings = _read_file(path)
+    for number, text in enumerate(overrides):
+        _override(settings, text, Place(sys.maxsize, number, f'override "{text}"'))
+    for name, value in settings.values.items():
+        if value is None and section_fields((name,)):
+            settings.values[name] = {}  # a section whose every line is commented out
+    config, problems = _validate(settings)
+    if config is None or problems:
+        raise UserError("\n".join(f"{place.text}: {problem}" for place, problem in sorted(problems)))
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """YAML with every setting; `load_config` reads it back to an equal config."""
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    stream = io.StringIO()
+    yaml.dump(config.model_dump(mode="json"), stream)
+    return stream.getvalue()
+
+
+def _validate(settings: _Settings) -> tuple[Config | None, list[tuple[Place, str]]]:
+    """Strict, so that `true` is no number and "3" no count; JSON's rules, so that a list may fill a tuple."""
+    try:
+        return Config.model_validate_json(json.dumps(settings.values), strict=True), settings.problems
+    except ValidationError as error:
+        found = sentences(error)
+    # A rule over several keys names the one that it is about first, so point there and not at the section.
+    about = [(key, text.removeprefix(f"{dotted(key)}: ").split()[0].strip("`")) for key, text in found]
+    places = [settings.place((*key, name)) for key, name in about]
+    refused = {place for place, _ in settings.problems}  # what was not even read needs no second complaint
+    located = [(place, text) for place, (_, text) in zip(places, found, strict=True) if place not in refused]
+    return None, settings.problems + located
+
+
+def _read_file(path: Path) -> _Settings:
+    settings = _Settings({(): Place(0, 0, str(path))})
+    try:
+        root = _compose(_read_text(path))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = _file_place(path, mark).text if mark else str(path)
+        raise UserError(f"{where}: not valid YAML: {_reason(error)}") from None
+    except (YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML: {_reason(error)}") from None
+    if root is None:
+        raise UserError(f"{path}: is empty; a config needs at least `name` and `model: {{source: ...}}`")
+    if not isinstance(root, MappingNode):
+        raise UserError(f"{path}: must hold `key: value` lines at its top level")
+    settings.values = _value(root, (), settings, lambda mark: _file_place(path, mark), set())
+    return settings
+
+
+def _read_text(path: Path) -> str:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, not a YAML file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _compose(text: str) -> Node | None:
+    root: Node | None = YAML(typ="safe", pure=True).compose(text)
+    return root
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, MarkedYAMLError):
+        return ", ".join(part for part in (error.context, error.problem) if part)
+    return str(error).splitlines()[0]
+
+
+def _file_place(path: Path, mark: StreamMark) -> Place:
+    return Place(mark.line + 1, mark.column + 1, f"{path}:{mark.line + 1}:{mark.column + 1}")
+
+
+def _value(node: Node, key: Key, settings: _Settings, place_of: Callable[[StreamMark], Place], seen: set[int]) -> Any:
+    """The node as plain Python; notes in `settings` where its keys stand and what YAML allows but a config doesn't."""
+    place = settings.place(key)
+    if len(key) > _DEEPEST:
+        settings.problems.append((place, f"{dotted(key)}: nested too deeply"))
+        return None
+    if id(node) in seen:  # an alias is the anchored node itself: met again, it is not walked again
+        settings.problems.append((place, f"{dotted(key)}: aliases (*name) are not allowed; write the value out"))
+        return None
+    seen.add(id(node))
+    if isinstance(node, MappingNode):
+        return _mapping(node, key, settings, place_of, seen)
+    if isinstance(node, SequenceNode):
+        items = []
+        for index, item in enumerate(node.value):
+            settings.places[*key, index] = place_of(item.start_mark)
+            items.append(_value(item, (*key, index), settings, place_of, seen))
+        return items
+    return _scalar(node, key, settings)
+
+
+def _mapping(
+    node: MappingNode, key: Key, settings: _Settings, place_of: Callable[[StreamMark], Place], seen: set[int]
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name_node, value_node in node.value:
+        place = place_of(name_node.start_mark)
+        if name_node.tag != f"{_TAG}str":
+            inside = f" in {dotted(key)}" if key else ""
+            settings.problems.append((place, f"a key{inside} must be text, not {_source(name_node)}"))
+            continue
+        inner = (*key, name_node.value)
+        if name_node.value in values:
+            first = settings.places[inner].line
+            where = f", first on line {first}" if first < place.line else ""
+            settings.problems.append((place, f"{dotted(inner)}: given twice{where}"))
+            continue
+        settings.places[inner] = place
+        values[name_node.value] = _value(value_node, inner, settings, place_of, seen)
+    return values
+
+
+def _source(node: Node) -> str:
+    return str(node.value) if isinstance(node, ScalarNode) else "a list or a mapping"
+
+
+def _scalar(node: Node, key: Key, settings: _Settings) -> Any:
+    if node.tag in _TEXT:
+        return node.value
+    problem = f"the tag {node.tag} is not allowed"
+    if node.tag in _CONVERTED:
+        try:
+            value = YAML(typ="safe", pure=True).constructor.construct_object(node)
+        except (ValueError, KeyError):  # an explicit `!!int abc`, or a number of thousands of digits
+            problem = f"{node.value[:40]} cannot be read as {node.tag.removeprefix(_TAG)}"
+        else:
+            # 1e4 is a whole number to a person; every field that takes 10000.0 takes 10000.
+            return int(value) if isinstance(value, float) and value.is_integer() else value
+    settings.problems.append((settings.place(key), f"{dotted(key)}: {problem}"))
+    return None
+
+
+def _override(settings: _Settings, text: str, place: Place) -> None:
+    """Put the override's value in the file's place, or note what is wrong with it."""
+    name, equals, source = text.partition("=")
+    key: Key = tuple(name.strip().split("."))
+    if not equals or not all(key):
+        settings.problems.append((place, "must be key=value, such as ppo.kl_coef=0.1"))
+        return
+    section = settings.values
+    for size, part in enumerate(key[:-1], 1):
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
+        if not isinstance(section, dict):
+            settings.problems.append((place, f"{dotted(key)}: {dotted(key[:size])} is not a section"))
+            return
+    try:
+        node = _compose(source)
+    except (YAMLError, RecursionError) as error:
+        settings.problems.append((place, f"{dotted(key)}: not valid YAML: {_reason(error)}"))
+        return
+    for old in [old for old in settings.places if old[: len(key)] == key]:
+        del settings.places[old]
+    settings.places[key] = place
+    section[key[-1]] = None if node is None else _value(node, key, settings, lambda _: place, set())

@@ -1,0 +1,119 @@
+"""pydantic's complaints as plain sentences that name the key, the value and what is allowed."""
+
+import difflib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from lowrank_rlhf.config.schema import Config
+
+Key = tuple[str | int, ...]
+
+_KINDS = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "tuple_type": "a list",
+    "model_type": "a section with keys of its own",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+}
+_PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$": 'up to 64 letters, digits, ".", "_" and "-", a letter or digit first',
+}
+# pydantic adds to the key which branch of a union it tried: ("lora", "target_modules", "tuple[str, ...]", 0).
+_BRANCH = re.compile(r"(literal|tuple)\[")
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """` Did you mean "x"?` for the closest known word, or nothing if none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f' Did you mean "{close[0]}"?' if close else ""
+
+
+def dotted(key: Key) -> str:
+    """`("stages", 1)` -> `stages[1]`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).removeprefix(".")
+
+
+def section_fields(key: Key) -> Iterable[str]:
+    """Names of the settings under a key of the config; none where the key is no section."""
+    model: Any = Config
+    for part in key:
+        field = model.model_fields.get(part)
+        model = field.annotation if field else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return ()
+    return tuple(model.model_fields)
+
+
+def sentences(error: ValidationError) -> list[tuple[Key, str]]:
+    """One sentence per setting that is wrong, with the setting's key."""
+    by_key: defaultdict[Key, list[tuple[Key, ErrorDetails]]] = defaultdict(list)
+    for detail in error.errors():
+        key = detail["loc"]
+        branch = next((index for index, part in enumerate(key) if _BRANCH.match(str(part))), len(key))
+        by_key[key[:branch]].append((key[branch + 1 :], detail))
+    found = []
+    for key, details in by_key.items():
+        # Where one branch of a union complains about an element, it was the branch that was meant.
+        inner = [(rest, detail) for rest, detail in details if rest]
+        if inner:
+            found += [((*key, *rest), _sentence((*key, *rest), [detail])) for rest, detail in inner]
+        else:
+            found.append((key, _sentence(key, [detail for _, detail in details])))
+    return found
+
+
+def _sentence(key: Key, details: list[ErrorDetails]) -> str:
+    first = details[0]
+    if first["type"] == "missing":
+        text = "missing, and it has no default"
+    elif first["type"] == "extra_forbidden":
+        text = f"unknown key.{_instead(key)}"
+    elif first["type"] == "value_error":
+        text = str(first["ctx"]["error"])
+    else:
+        text = f"must be {' or '.join(map(_allowed, details))}, not {_shown(first)}"
+    return f"{dotted(key)}: {text}" if key else text
+
+
+def _allowed(detail: ErrorDetails) -> str:
+    context = detail.get("ctx", {})
+    if detail["type"] == "literal_error":
+        return str(context["expected"]).replace("'", '"')
+    if detail["type"] == "string_pattern_mismatch":
+        return _PATTERNS.get(context["pattern"], f"text that matches {context['pattern']}")
+    return _KINDS[detail["type"]].format(**context) if detail["type"] in _KINDS else detail["msg"]
+
+
+def _shown(detail: ErrorDetails) -> str:
+    value = detail["input"]
+    text = json.dumps(value, ensure_ascii=False)
+    if len(text) > 60:
+        text = text[:57] + "..."
+    looks_like_text = detail["type"] == "string_type" and isinstance(value, bool | int | float)
+    return f"{text}; put it in quotes" if looks_like_text else text
+
+
+def _instead(key: Key) -> str:
+    """What an unknown key may have been meant as: a key of its section, or else the same key of another one."""
+    name, siblings = str(key[-1]), section_fields(key[:-1])
+    close = suggestion(name, siblings)
+    if close:
+        return close
+    elsewhere = [section for section in Config.model_fields if name in section_fields((section,))]
+    if elsewhere:
+        return f' Did you mean "{elsewhere[0]}.{name}"?'
+    if name in Config.model_fields:
+        return f' Did you mean "{name}", at the top level?'
+    return f" Known here: {', '.join(siblings)}"

@@ -1,0 +1,43 @@
+"""From a response's score to per-token rewards, advantages and returns."""
+
+import torch
+from torch import Tensor
+
+from lowrank_rlhf.maths.masking import last_true
+
+
+def token_rewards(scores: Tensor, kl: Tensor, response: Tensor, kl_coef: float) -> Tensor:
+    """Reward of each token: -beta KL_t everywhere, and the score at the last real token (InstructGPT, eq. 2).
+
+    Args:
+        scores: (B,), the reward model's scalar for each response.
+        kl: (B, T), nats per token.
+        response: (B, T) bool.
+
+    Returns (B, T), 0 outside the response.
+    """
+    rewards = torch.where(response, -kl_coef * kl, 0.0)
+    last = last_true(response)[:, None]
+    return rewards.scatter_add(-1, last, scores[:, None].to(rewards.dtype))
+
+
+def gae(rewards: Tensor, values: Tensor, response: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation over each response (Schulman et al. 2015, eq. 16).
+
+    Args:
+        rewards: (B, T), of emitting the token at each position.
+        values: (B, T), of the state before that token.
+        response: (B, T) bool; each row's True positions are contiguous, and the episode ends at the last one.
+
+    Returns (advantages, returns), both (B, T) and 0 outside the response; returns = advantages + values.
+    """
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(running)
+    for t in reversed(range(rewards.shape[-1])):
+        here = response[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        running = torch.where(here, delta + gamma * lam * running, 0.0)
+        next_value = torch.where(here, values[:, t], 0.0)
+        advantages[:, t] = running
+    return advantages, torch.where(response, advantages + values, 0.0)

@@ -1,0 +1,28 @@
+"""Estimators of KL(policy || reference) from samples of the policy, and the controllers of its weight."""
+
+from torch import Tensor
+
+
+def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """log p - log q per token: unbiased, may be negative (Schulman, "Approximating KL divergence", 2020)."""
+    return logprobs - ref_logprobs
+
+
+def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Half the squared log ratio per token: biased, low variance (same source)."""
+    return 0.5 * (logprobs - ref_logprobs) ** 2
+
+
+def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """r - 1 - log r with r = q/p, per token: unbiased, never negative (same source)."""
+    log_ratio = ref_logprobs - logprobs
+    return log_ratio.exp() - 1 - log_ratio
+
+
+def adapt_kl_coef(kl_coef: float, kl: float, target: float, horizon: int, responses: int) -> float:
+    """Next weight of the KL penalty: proportional control clipped to 20 % (Ziegler et al. 2019, section 2.2).
+
+    `kl` and `target` in nats per response; `responses` is the number in the rollout.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * responses / horizon)

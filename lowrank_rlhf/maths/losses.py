@@ -1,0 +1,50 @@
+"""Losses of PPO and of the reward model."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def policy_losses(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """PPO's clipped surrogate, negated, per token (Schulman et al. 2017, eq. 7). Any equal shapes."""
+    ratio = (logprobs - old_logprobs).exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return torch.maximum(-advantages * ratio, -advantages * clipped)
+
+
+def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
+    """Half the larger squared error of the value and of the value clipped around the rollout's, per token.
+
+    Source: "The N implementation details of RLHF with PPO" (2023), after OpenAI's lm-human-preferences.
+    """
+    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+def pairwise_loss(chosen: Tensor, rejected: Tensor, margins: Tensor | float = 0.0) -> Tensor:
+    """-log sigmoid(r_chosen - r_rejected - margin), averaged over the pairs of one prompt: (P,), (P,) -> ().
+
+    Bradley-Terry with all pairs of a prompt as one element, divided by their number (InstructGPT, eq. 1);
+    the margin is Llama 2's (arXiv 2307.09288, eq. 2).
+    """
+    return -logsigmoid(chosen - rejected - margins).mean()
+
+
+def plackett_luce_loss(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
+    """Negative log-likelihood of a ranking: -sum_k [r_k - logsumexp over k and all that rank below it].
+
+    Args:
+        scores: (K,), of the answers.
+        tiers: indices into `scores`, best tier first. Answers of one tier don't compete with each other,
+            so at K = 2 the loss is the pairwise one, and a single tier costs nothing.
+
+    Source: Plackett 1975; Luce 1959. Returns a scalar.
+    """
+    loss = scores.new_zeros(())
+    for position, tier in enumerate(tiers[:-1]):
+        below = [index for lower in tiers[position + 1 :] for index in lower]
+        for index in tier:
+            loss = loss + torch.logsumexp(scores[[index, *below]], 0) - scores[index]
+    return loss

@@ -1,0 +1,46 @@
+"""Means and variances over the real response tokens only."""
+
+import torch
+from torch import Tensor
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum over True positions, per row: (B, T), (B, T) bool -> (B,)."""
+    return torch.where(mask, values, 0.0).sum(-1)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over all True positions of the batch, a scalar. 0 where nothing is True."""
+    return masked_sum(values, mask).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """Scale to variance 1 over True positions, and to mean 0 unless `shift_mean` is False; 0 elsewhere.
+
+    The variance is the unbiased one, as in InstructGPT's code ("The N+ implementation details", detail 18).
+    """
+    mean = masked_mean(values, mask)
+    count = mask.sum()
+    variance = masked_sum((values - mean) ** 2, mask).sum() / (count - 1).clamp(min=1)
+    scaled = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, scaled if shift_mean else scaled + mean, 0.0)
+
+
+def last_true(mask: Tensor) -> Tensor:
+    """Position of each row's last True: (B, T) bool -> (B,) int64. Raises ValueError if a row has none."""
+    if not bool(mask.any(-1).all()):
+        raise ValueError("a row has no response token")
+    positions = torch.arange(mask.shape[-1], device=mask.device)
+    return torch.where(mask, positions, -1).amax(-1)
+
+
+def pool_scores(token_scores: Tensor, response: Tensor, pooling: str) -> Tensor:
+    """One score per row from the head's output at every position: (B, T), (B, T) bool -> (B,).
+
+    `last` reads the last response token, the EOS of a finished answer; `mean` averages over the response.
+    """
+    if pooling == "last":
+        return token_scores.gather(-1, last_true(response)[:, None]).squeeze(-1)
+    if pooling == "mean":
+        return masked_sum(token_scores, response) / response.sum(-1)
+    raise ValueError(f"unknown pooling {pooling!r}")

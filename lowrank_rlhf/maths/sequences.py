@@ -1,0 +1,65 @@
+"""Prompts with their responses as right-padded tensors, and how they are cut into micro-batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """B rows of prompt, response and padding. Position t of every (B, T) quantity is about the token at t."""
+
+    ids: Tensor
+    """(B, T) int64."""
+    attention: Tensor
+    """(B, T) bool, True on prompt and response."""
+    response: Tensor
+    """(B, T) bool, True on the response's real tokens, the end-of-turn token included."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, index: Sequence[int]) -> "Sequences":
+        """Those rows, cut to the longest of them."""
+        picked = torch.as_tensor(index, device=self.ids.device)
+        attention = self.attention[picked]
+        width = int(attention.sum(-1).max())
+        return Sequences(self.ids[picked, :width], attention[:, :width], self.response[picked, :width])
+
+    def lengths(self) -> list[int]:
+        """Prompt plus response tokens of each row."""
+        lengths: list[int] = self.attention.sum(-1).tolist()
+        return lengths
+
+
+def pack(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
+) -> Sequences:
+    """Token ids of B prompts and B non-empty responses -> `Sequences`, padded on the right."""
+    rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad)
+    attention = torch.zeros(len(rows), width, dtype=torch.bool)
+    response_mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        attention[i, : len(row)] = True
+        response_mask[i, len(prompts[i]) : len(row)] = True
+    return Sequences(ids.to(device), attention.to(device), response_mask.to(device))
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Row indices in groups of at most `max_tokens` padded tokens (one row at least), longest rows first.
+
+    Sorting by length keeps the padding small; the first group is the largest, so memory peaks at once.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    groups: list[list[int]] = []
+    for row in order:
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_tokens:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups

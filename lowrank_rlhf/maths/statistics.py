@@ -1,0 +1,149 @@
+"""Figures of an evaluation and how far to trust them: intervals over prompts, win rate, calibration. Numpy only."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+# Resamples are drawn in blocks of about this many numbers (8 bytes each), so that memory stays small for any N.
+_BLOCK = 1_000_000
+
+
+class Interval(NamedTuple):
+    """A 95 % interval; a plain pair in JSON."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bar of a reliability diagram: predictions in [low, high), in the last bin high included."""
+
+    low: float
+    high: float
+    count: int
+    probability: float
+    """Mean predicted probability in the bin."""
+    accuracy: float
+    """Share of its outcomes that came true."""
+
+
+def _vector(values: ArrayLike) -> Floats:
+    """At least one finite number, as (N,) float64."""
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or vector.size == 0 or not np.isfinite(vector).all():
+        raise ValueError(f"needs a list of at least one finite number, got shape {vector.shape}")
+    return vector
+
+
+def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
+    one, two = _vector(first), _vector(second)
+    if one.shape != two.shape:
+        raise ValueError(f"two lists of one length, not {one.size} and {two.size}")
+    return one, two
+
+
+def _percentile_interval(count: int, samples: int, seed: int, resampled: Callable[[NDArray], Floats]) -> Interval:
+    """Draw `count` of `count` items with replacement `samples` times; `resampled` maps indices (S, count) to (S,)."""
+    if samples < 1:
+        raise ValueError("samples must be at least 1")
+    generator = np.random.default_rng(seed)
+    rows = max(1, _BLOCK // count)
+    figures = [
+        resampled(generator.integers(count, size=(min(rows, samples - start), count)))
+        for start in range(0, samples, rows)
+    ]
+    low, high = np.percentile(np.concatenate(figures), [2.5, 97.5])
+    return Interval(float(low), float(high))
+
+
+def bootstrap_interval(
+    values: ArrayLike, samples: int, seed: int, statistic: Callable[..., Floats] = np.mean
+) -> Interval:
+    """Percentile 95 % bootstrap interval of a statistic over independent prompts (Efron & Tibshirani 1993, ch. 13).
+
+    values (N,), one per prompt; statistic(array (S, N), axis=1) -> (S,), such as `np.mean` or `np.median`.
+    Raises `ValueError` for no values or one that is not finite.
+    """
+    vector = _vector(values)
+    return _percentile_interval(vector.size, samples, seed, lambda index: statistic(vector[index], axis=1))
+
+
+def clustered_bootstrap(values: ArrayLike, groups: Sequence[str] | ArrayLike, samples: int, seed: int) -> Interval:
+    """Percentile 95 % interval of the mean of values (N,) where those of one group (N,) depend on each other.
+
+    Whole groups are resampled, as the pairs of one prompt share its answers; the mean runs over all values of the
+    groups drawn. Raises `ValueError` where the lengths differ, or for no values or one that is not finite.
+    """
+    vector = _vector(values)
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    if member.shape != vector.shape:
+        raise ValueError(f"{vector.size} values but {member.size} groups")
+    sums, counts = np.bincount(member, weights=vector), np.bincount(member)
+    return _percentile_interval(
+        counts.size, samples, seed, lambda index: sums[index].sum(axis=1) / counts[index].sum(axis=1)
+    )
+
+
+def wins(policy_scores: ArrayLike, sft_scores: ArrayLike, tie: float = 1e-9) -> Floats:
+    """Per prompt 1 where the policy's score is higher, 0 where SFT's is, 0.5 within `tie`: (N,), (N,) -> (N,)."""
+    policy, sft = _pair(policy_scores, sft_scores)
+    difference = policy - sft
+    return np.where(np.abs(difference) <= tie, 0.5, (difference > 0).astype(np.float64))
+
+
+def win_rate(policy_scores: ArrayLike, sft_scores: ArrayLike, tie: float = 1e-9) -> float:
+    """Share of prompts on which the policy's answer scores higher than SFT's; ties count half."""
+    return float(wins(policy_scores, sft_scores, tie).mean())
+
+
+def mean_shift(policy_scores: ArrayLike, sft_scores: ArrayLike) -> float:
+    """Difference of the means in units of the SFT scores' sample standard deviation (Glass's delta).
+
+    nan where SFT's scores are all equal. Raises `ValueError` where either list is empty or not finite.
+    """
+    policy, sft = _vector(policy_scores), _vector(sft_scores)
+    deviation = 0.0 if np.ptp(sft) == 0 else float(sft.std(ddof=1))
+    return float(policy.mean() - sft.mean()) / deviation if deviation else float("nan")
+
+
+def reliability(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> list[Bin]:
+    """Predicted probabilities (N,) in [0, 1] against outcomes (N,) of 0 or 1, in equal bins (Guo et al. 2017, 2).
+
+    Empty bins are left out. For pairs, pass the probability of the answer that the model prefers and whether people
+    preferred it too: with "chosen" always first every outcome would be 1. Raises `ValueError` outside [0, 1].
+    """
+    probability, outcome = _pair(probabilities, outcomes)
+    if probability.min() < 0 or probability.max() > 1:
+        raise ValueError("probabilities lie in 0 to 1")
+    which = np.minimum((probability * bins).astype(int), bins - 1)
+    return [
+        Bin(
+            low=number / bins,
+            high=(number + 1) / bins,
+            count=int((which == number).sum()),
+            probability=float(probability[which == number].mean()),
+            accuracy=float(outcome[which == number].mean()),
+        )
+        for number in np.unique(which).tolist()
+    ]
+
+
+def expected_calibration_error(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> float:
+    """Mean of |accuracy - probability| over the bins, weighted by their counts (Guo et al. 2017, eq. 3)."""
+    diagram = reliability(probabilities, outcomes, bins)
+    return sum(bar.count * abs(bar.accuracy - bar.probability) for bar in diagram) / sum(bar.count for bar in diagram)
+
+
+def pearson(first: ArrayLike, second: ArrayLike) -> float:
+    """Pearson's correlation of (N,) with (N,), in -1 to 1; nan where either is constant."""
+    one, two = _pair(first, second)
+    if np.ptp(one) == 0 or np.ptp(two) == 0:
+        return float("nan")
+    one, two = one - one.mean(), two - two.mean()
+    return float(np.clip(one @ two / np.sqrt((one @ one) * (two @ two)), -1.0, 1.0))

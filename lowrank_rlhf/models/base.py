@@ -1,0 +1,176 @@
+"""Load the base once: quantised, frozen, with its tokenizer, in the number format that this machine multiplies fastest."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lowrank_rlhf.config.schema import ModelConfig
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.fetch import fetch_model
+from lowrank_rlhf.progress import Progress
+from lowrank_rlhf.records import Prompt
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen base model and what turns conversations into its tokens."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig
+    compute_dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def pad(self) -> int:
+        """A token that never occurs in a response; distinct from the end-of-turn token, or models never stop."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def eos(self) -> int:
+        """The token that ends an answer."""
+        return int(self.tokenizer.eos_token_id)
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Token ids of the conversation up to where the assistant's answer begins."""
+        messages = [message.model_dump() for message in prompt.messages]
+        encoded = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return list(encoded["input_ids"])
+
+    def encode_response(self, text: str) -> list[int]:
+        """Token ids of a finished answer, with the end-of-turn token."""
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.eos]
+
+    def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
+        """The answer's text, without special tokens."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    def checksum(self) -> str:
+        """sha256 of every weight of the base and of the statistics of its quantisation; adapters don't count."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(_base_tensors(self.model), key=lambda item: item[0]):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load_base(config: ModelConfig, progress: Progress) -> Base:
+    """Fetch, quantise and freeze the base. Raises `UserError` where the model or its tokenizer cannot serve."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    folder = fetch_model(config, progress)
+    device = _device(config)
+    compute_dtype = _compute_dtype(config, device)
+    tokenizer = _tokenizer(folder, config)
+    quantization = None
+    if config.quantization == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype,
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            revision=config.revision,
+            dtype=compute_dtype,
+            quantization_config=quantization,
+            device_map={"": str(device)},
+            use_safetensors=True,
+        )
+    except OSError as error:
+        raise UserError(f"model.source: {config.source}: {error}") from None
+    return freeze(model, tokenizer, config, compute_dtype)
+
+
+def freeze(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig, compute_dtype: torch.dtype
+) -> Base:
+    """A loaded model as the base that never changes."""
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            # On CPUs with AVX512-BF16 an eval forward would repack the weights in place, and every later gradient
+            # through them would be wrong, silently (bitsandbytes 0.50.2).
+            module.support_avx512bf16_for_cpu = False
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return Base(model, tokenizer, config, compute_dtype)
+
+
+def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            continue
+        plain = name.replace(".base_layer", "")
+        yield plain, parameter
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            for key, tensor in state.as_dict(packed=True).items():
+                yield f"{plain}.{key}", tensor
+
+
+def _device(config: ModelConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("model.device: no CUDA device here; use `auto` or `cpu`")
+    return torch.device(config.device)
+
+
+def _compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    if config.compute_dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.compute_dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return min((torch.float32, torch.bfloat16), key=_matmul_seconds)
+
+
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    """Best of three 256 x 1024 x 1024 products: CPUs differ by a factor of 25 in how they take bfloat16."""
+    left, right = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def _tokenizer(folder: str, config: ModelConfig) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
+    if tokenizer.chat_template is None:
+        raise UserError(f"model.chat_template: {config.source} brings no chat template; give one in the config")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model.source: {config.source}: the tokenizer has no end-of-turn token")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        spare = [token for token in ("<|endoftext|>", "<pad>", tokenizer.unk_token) if _is_spare(tokenizer, token)]
+        if not spare:
+            raise UserError(f"model.source: {config.source}: no token to pad with that differs from the end of turn")
+        tokenizer.pad_token = spare[0]
+    return tokenizer
+
+
+def _is_spare(tokenizer: PreTrainedTokenizerBase, token: str | None) -> bool:
+    return token is not None and token in tokenizer.get_vocab() and token != tokenizer.eos_token

@@ -1,0 +1,126 @@
+"""Sample answers: temperature only, K answers from one prefill, finished rows dropped."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from lowrank_rlhf.models.logprobs import vocabulary_logits
+from lowrank_rlhf.models.merging import merged
+from lowrank_rlhf.models.roles import Role, Roles
+
+
+@dataclass(frozen=True)
+class Response:
+    """Sampled token ids; the last is the end-of-turn token if the model ended the answer itself."""
+
+    tokens: tuple[int, ...]
+    finished: bool
+
+
+@contextmanager
+def generating_as(roles: Roles, role: Role) -> Iterator[None]:
+    """The base model generates as that role: on merged weights where the config says so, else through the adapter."""
+    if roles.base.config.merged_rollouts:
+        with merged(roles, role), torch.no_grad():
+            yield
+    else:
+        with roles.acting_as(role):
+            yield
+
+
+def sample_answers(
+    roles: Roles,
+    role: Role,
+    prompts: Sequence[Sequence[int]],
+    *,
+    answers_per_prompt: int = 1,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch_size: int,
+    on_batch: Callable[[int, int], None] = lambda answers, tokens: None,
+) -> list[list[Response]]:
+    """Answers to each prompt, in the prompts' order.
+
+    Every answer draws from a stream of its own that follows from `seed` and its place, so neither the batch size nor
+    the other prompts change it beyond rounding. `on_batch(answers, tokens)` hears of each finished batch.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    per_batch = max(1, batch_size // answers_per_prompt)
+    generator = torch.Generator().manual_seed(seed)
+    uniforms = torch.rand(len(prompts), answers_per_prompt, max_new_tokens, generator=generator)
+    answers: list[list[Response]] = [[] for _ in prompts]
+    with generating_as(roles, role):
+        for start in range(0, len(order), per_batch):
+            chosen = order[start : start + per_batch]
+            responses = _decode(roles, [prompts[i] for i in chosen], uniforms[chosen], temperature)
+            for place, index in enumerate(chosen):
+                answers[index] = responses[place * answers_per_prompt : (place + 1) * answers_per_prompt]
+            on_batch(len(responses), sum(len(response.tokens) for response in responses))
+    return answers
+
+
+def _decode(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> list[Response]:
+    """P prompts and (P, K, L) uniforms -> P x K responses of at most L tokens, prompt by prompt."""
+    base = roles.base
+    ids, attention = _left_padded(prompts, base.pad)
+    ids, attention = ids.to(base.device), attention.to(base.device)
+    cache = DynamicCache(config=base.model.config)
+    positions = (attention.cumsum(-1) - 1).clamp(min=0)
+    states = _step(base.model, ids, attention, positions, cache)
+    repeats = uniforms.shape[1]
+    cache.batch_repeat_interleave(repeats)
+    states, attention = (tensor.repeat_interleave(repeats, 0) for tensor in (states, attention))
+    position = positions[:, -1:].repeat_interleave(repeats, 0)
+    streams = uniforms.flatten(0, 1).to(base.device)
+
+    tokens = torch.full(streams.shape, base.pad, device=base.device)
+    alive = torch.arange(len(streams), device=base.device)
+    for t in range(streams.shape[1]):
+        drawn = draw(vocabulary_logits(states, base.model) / temperature, streams[alive, t])
+        tokens[alive, t] = drawn
+        going = (drawn != base.eos).nonzero().squeeze(-1)
+        if t + 1 == streams.shape[1] or len(going) == 0:
+            break
+        if len(going) < len(alive):
+            cache.batch_select_indices(going)
+            alive, drawn, attention, position = (tensor[going] for tensor in (alive, drawn, attention, position))
+        attention = torch.cat([attention, attention.new_ones(len(alive), 1)], -1)
+        position = position + 1
+        states = _step(base.model, drawn[:, None], attention, position, cache)
+    return [_response(row, base.eos) for row in tokens.tolist()]
+
+
+def _step(model: PreTrainedModel, ids: Tensor, attention: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    output = model.get_decoder()(
+        input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    return output.last_hidden_state[:, -1]
+
+
+def _response(row: list[int], eos: int) -> Response:
+    """A row of sampled tokens, cut after its first end-of-turn token."""
+    if eos in row:
+        return Response(tuple(row[: row.index(eos) + 1]), finished=True)
+    return Response(tuple(row), finished=False)
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """One token per row from softmax(logits), by inverting the cumulative distribution: (B, V), (B,) -> (B,).
+
+    `torch.multinomial` draws one number per vocabulary entry; this draws one per row.
+    """
+    cumulative = logits.softmax(-1).cumsum(-1)
+    threshold = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, attention

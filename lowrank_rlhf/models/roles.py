@@ -1,0 +1,183 @@
+"""One base model, four jobs: policy, reference, reward and critic by switching LoRA adapters."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from enum import Enum
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from lowrank_rlhf.config.schema import LoraConfig
+from lowrank_rlhf.maths.sequences import Sequences
+from lowrank_rlhf.models.base import Base
+from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
+
+
+class Role(Enum):
+    """A job of the model; the value is its adapter's name in PEFT (`default` and `ref` are what TRL expects)."""
+
+    POLICY = "default"
+    REFERENCE = "ref"
+    REWARD = "reward"
+    CRITIC = "critic"
+
+    @property
+    def has_head(self) -> bool:
+        """True where the output is one number per token instead of a distribution over the vocabulary."""
+        return self in (Role.REWARD, Role.CRITIC)
+
+
+class Roles:
+    """The adapters and heads on one base. Exactly one role acts at a time, inside an `acting_as` block.
+
+    Wrapping is done once per base: PEFT puts its layers into the base model in place.
+    """
+
+    def __init__(self, base: Base, lora: LoraConfig):
+        modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+        peft_config = PeftLoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=modules,
+            lora_dropout=0.0,
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        self.base = base
+        self.peft: PeftModel = get_peft_model(base.model, peft_config, adapter_name=Role.POLICY.value)
+        self.heads: dict[Role, nn.Linear] = {}
+        self._acting: Role | None = None
+        self._training = False
+        self._freeze()
+
+    @property
+    def acting(self) -> Role | None:
+        """The role that acts at the moment."""
+        return self._acting
+
+    @property
+    def present(self) -> set[Role]:
+        """The roles that have an adapter so far."""
+        return {role for role in Role if role.value in self.peft.peft_config}
+
+    @contextmanager
+    def acting_as(self, role: Role, train: bool = False) -> Iterator[None]:
+        """The model does that job until the block ends; then everything is frozen again, after an error too.
+
+        With `train` its adapter and head collect gradients; without, no graph is built. Blocks don't nest: a switch
+        between a forward and its backward gives zero or wrong gradients without an error (PEFT 0.21).
+        """
+        if self._acting is not None:
+            raise RuntimeError(f"already acting as {self._acting.name}; blocks don't nest")
+        if role not in self.present:
+            raise RuntimeError(f"no adapter for {role.name} yet")
+        self._acting, self._training = role, train
+        try:
+            self.peft.set_adapter(role.value, inference_mode=True)
+            for parameter in self.parameters(role):
+                parameter.requires_grad_(train)
+            self.peft.train(train)
+            with torch.enable_grad() if train else torch.no_grad(), self._mixed_precision():
+                yield
+        finally:
+            self._acting, self._training = None, False
+            self._freeze()
+
+    def hidden(self, batch: Sequences) -> Tensor:
+        """The decoder's last hidden states as the acting role, (B, T, h)."""
+        if self._acting is None:
+            raise RuntimeError("no role is acting: use `with roles.acting_as(...)`")
+        output = self.decoder(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
+        return output.last_hidden_state
+
+    def logprobs(self, batch: Sequences, temperature: float, entropy: bool = False) -> TokenLogprobs:
+        """Log-probability of each response token as the acting role; see `token_logprobs`."""
+        return token_logprobs(self.hidden(batch), batch, self.base.model, temperature, entropy)
+
+    def scores(self, batch: Sequences) -> Tensor:
+        """The acting role's head at every position, (B, T) float32; no logits are made."""
+        hidden = self.hidden(batch)
+        assert self._acting is not None
+        with torch.autocast(self.base.device.type, enabled=False):
+            return self.heads[self._acting](hidden.float()).squeeze(-1)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the acting role; only inside a training block, so that no switch can come between."""
+        if not self._training:
+            raise RuntimeError("backward needs `with roles.acting_as(role, train=True)`")
+        loss.backward()
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The base without its vocabulary projection."""
+        return self.base.model.get_decoder()
+
+    def named_parameters(self, role: Role) -> dict[str, nn.Parameter]:
+        """The role's weights: adapter names as in PEFT's files, and `score.weight` for the head."""
+        mark = f".{role.value}."
+        named = {
+            name.replace(mark, "."): parameter
+            for name, parameter in self.peft.named_parameters()
+            if mark in name and ".lora_" in name
+        }
+        if role in self.heads:
+            named["base_model.model.score.weight"] = self.heads[role].weight
+        return named
+
+    def parameters(self, role: Role) -> list[nn.Parameter]:
+        """The role's weights, in a fixed order."""
+        return list(self.named_parameters(role).values())
+
+    def reset(self, role: Role, generator: torch.Generator) -> None:
+        """A fresh adapter that changes nothing yet: B is 0, A uniform as in LoRA's code; a head as in `new_head`."""
+        self.prepare(role)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters(role).items():
+                if ".lora_A." in name:
+                    bound = parameter.shape[1] ** -0.5
+                    parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+                elif ".lora_B." in name:
+                    parameter.zero_()
+        if role.has_head:
+            self.new_head(role, generator)
+
+    def new_head(self, role: Role, generator: torch.Generator | None) -> None:
+        """A head drawn from N(0, 1/(h+1)) (Stiennon et al. 2020), or zeros without a generator. It has no bias."""
+        weight = self.heads[role].weight
+        with torch.no_grad():
+            if generator is None:
+                weight.zero_()
+            else:
+                weight.copy_(torch.empty(weight.shape).normal_(0, (weight.shape[1] + 1) ** -0.5, generator=generator))
+
+    def copy(self, source: Role, target: Role) -> None:
+        """Give `target` the weights of `source`; the head too where both have one."""
+        self.prepare(target)
+        weights = self.named_parameters(source)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters(target).items():
+                if name in weights:
+                    parameter.copy_(weights[name])
+
+    def prepare(self, role: Role) -> None:
+        """Make room for the role: its adapter, and its head where it has one."""
+        if role not in self.present:
+            self.peft.add_adapter(role.value, self.peft.peft_config[Role.POLICY.value])
+        if role.has_head and role not in self.heads:
+            size = self.base.model.config.get_text_config().hidden_size
+            self.heads[role] = nn.Linear(size, 1, bias=False, device=self.base.device)
+        self._freeze()
+
+    def _mixed_precision(self) -> AbstractContextManager:
+        """Adapters are float32; on a bfloat16 base their products are computed in bfloat16 too."""
+        if self.base.compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.base.device.type, self.base.compute_dtype)
+
+    def _freeze(self) -> None:
+        self.peft.requires_grad_(False)
+        for head in self.heads.values():
+            head.requires_grad_(False)
+        self.peft.eval()

@@ -1,0 +1,78 @@
+"""Adapters and optimisers on disk: plain PEFT folders, safetensors and JSON, nothing else."""
+
+import copy
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.roles import Role, Roles
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def save_role(roles: Roles, role: Role, folder: Path) -> None:
+    """Write the role as a PEFT folder that loads on the plain base without this package.
+
+    Roles with a head become sequence classifiers with one label, whose `score` layer is the head.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.copy(roles.peft.peft_config[role.value])
+    config.inference_mode = True
+    config.base_model_name_or_path = roles.base.config.source
+    if role.has_head:
+        config.task_type = "SEQ_CLS"
+        config.modules_to_save = ["score"]
+    config.save_pretrained(str(folder))
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in roles.named_parameters(role).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def load_role(roles: Roles, role: Role, folder: Path) -> None:
+    """Read a PEFT folder into the role. Raises `UserError` naming what is missing, unexpected or of another shape."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{folder}: no {WEIGHTS} there; an adapter is a folder that PEFT wrote, in safetensors")
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    roles.prepare(role)
+    expected = roles.named_parameters(role)
+    problems = [f"missing {name}" for name in sorted(expected.keys() - weights.keys())]
+    problems += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & weights.keys())
+        if weights[name].shape != expected[name].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise UserError(f"{path}: does not fit lora.rank and lora.target_modules of this run: {shown}")
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(weights[name])
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Adam's state as safetensors; the learning rates are the caller's to set again."""
+    tensors: dict[str, Tensor] = {}
+    for index, entry in optimizer.state_dict()["state"].items():
+        for name, value in entry.items():
+            tensors[f"{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    save_file(tensors, path)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """The state that `save_optimizer` wrote, into an optimiser over the same parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in load_file(path).items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    parameters = sum(len(group["params"]) for group in optimizer.param_groups)
+    if state and sorted(state) != list(range(parameters)):
+        raise UserError(f"{path}: holds the state of {len(state)} parameters, the optimiser has {parameters}")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,237 @@
+"""Runs the stages in order: skips what is done, goes on with what is half done, refuses what is stale."""
+
+import json
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from lowrank_rlhf import stages
+from lowrank_rlhf.artifacts import MetricLog, RunDir, read_json, sha256, write_json_atomic
+from lowrank_rlhf.config.loading import dump_config
+from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.errors import StaleRun, UserError
+from lowrank_rlhf.files import now
+from lowrank_rlhf.progress import Progress, StopRequest, duration, peak_memory_bytes
+from lowrank_rlhf.stages import Stage
+from lowrank_rlhf.stages.context import Context
+
+State = Literal["done", "to do", "half done", "stale"]
+Fingerprint = dict[str, dict[str, Any]]
+
+_NOT_SET = "(not set)"
+# Settings that name files outside the run: what these hold counts as much as their names.
+_OUTSIDE = ("data.prompts", "sft.adapter", "rank.dataset")
+
+
+class Standing(NamedTuple):
+    """Where a stage stands in a run, and for a stale one the differences that make it so."""
+
+    stage: Stage
+    state: State
+    why: tuple[str, ...] = ()
+
+
+def run(
+    config: Config,
+    runs_folder: Path,
+    *,
+    until: str | None = None,
+    redo: Sequence[str] = (),
+    progress: Progress,
+) -> RunDir:
+    """Bring the run of that name up to its last stage, or to `until`, and return its folder.
+
+    Raises `UserError` for unknown stage names, `RunLocked`, `StaleRun`, and whatever a stage raises; its work is kept.
+    """
+    chosen = _chosen(config, until)
+    again = _affected(_named(redo, stages_of(config)))
+    run_dir = RunDir(runs_folder / config.name)
+    with run_dir.lock(), StopRequest() as stop:
+        run_dir.recover()
+        _refuse_stale([_standing(stage, config, run_dir) for stage in chosen if stage not in again])
+        # Last first: if this is cut short, no stage is left standing on one that is gone.
+        for stage in reversed(again):
+            run_dir.discard(stage.name, stage.writes)
+        run_dir.open(dump_config(config))
+        context = Context(config, run_dir, progress, stop, MetricLog(run_dir.path / "metrics.jsonl"))
+        for index, stage in enumerate(chosen, 1):
+            progress.stage(index, len(chosen), stage.name, stage.does)
+            _run_stage(stage, context)
+    return run_dir
+
+
+def plan(config: Config, run_dir: RunDir) -> list[Standing]:
+    """Where each of the config's stages stands in the run."""
+    return [_standing(stage, config, run_dir) for stage in stages_of(config)]
+
+
+def stages_of(config: Config) -> list[Stage]:
+    """The config's stages; comparisons from a data set need no sampling."""
+    sampled = config.rank.source != "dataset"
+    return [stage for stage in stages.STAGES if stage.name in config.stages and (sampled or stage.name != "sample")]
+
+
+def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerprint:
+    """What the stage's result depends on: its settings under dotted keys, and its inputs' hashes."""
+    settings: dict[str, Any] = {}
+    for key in stage.settings:
+        settings |= _flat(key, _setting(config, key))
+    return {"settings": settings, "inputs": inputs}
+
+
+def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
+    """One line for each setting and input in which two fingerprints differ."""
+    before, after = old["settings"], new["settings"]
+    lines = [
+        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
+        for key in _union(before, after)
+        if before.get(key, _NOT_SET) != after.get(key, _NOT_SET)  # as numbers, so that 32 is 32.0
+    ]
+    before, after = old["inputs"], new["inputs"]
+    for name in _union(before, after):
+        if before.get(name) != after.get(name):
+            how = "is gone" if name not in after else "is new" if name not in before else "has changed"
+            lines.append(f"{name} {how}")
+    return tuple(lines)
+
+
+def _standing(stage: Stage, config: Config, run_dir: RunDir) -> Standing:
+    mark = run_dir.done(stage.name)
+    started = mark or read_json(_started_path(run_dir, stage))
+    if started is None:
+        return Standing(stage, "to do")
+    why = differences(started["fingerprint"], fingerprint(stage, config, _inputs(stage, config, run_dir)))
+    if mark:
+        why += tuple(f"{name} is gone" for name in stage.writes if not run_dir.artifact(name).exists())
+    if why:
+        return Standing(stage, "stale", why)
+    return Standing(stage, "done" if mark else "half done")
+
+
+def _run_stage(stage: Stage, context: Context) -> None:
+    run_dir, progress = context.run_dir, context.progress
+    standing = _standing(stage, context.config, run_dir)
+    _refuse_stale([standing])  # again, for the stages before it may have changed its inputs
+    if standing.state == "done":
+        progress.say("  done before, skipped")
+        return
+    context.stop.check("everything finished so far is saved")
+    started = read_json(_started_path(run_dir, stage)) or {
+        "schema": 1,
+        "fingerprint": fingerprint(stage, context.config, _inputs(stage, context.config, run_dir)),
+        "seconds": 0.0,
+    }
+    if standing.state == "half done":
+        progress.say(f"  goes on after {duration(started['seconds'])} of work")
+    run_dir.work(stage.name)
+    mark = _work(stage, context, started)
+    run_dir.finish(stage.name, stage.writes, mark)
+    run_dir.event("finished", stage=stage.name, seconds=mark["seconds"])
+
+
+def _work(stage: Stage, context: Context, started: dict[str, Any]) -> dict[str, Any]:
+    """Run the stage and return its done-mark; if it stops, the seconds so far stay with its fingerprint."""
+    path = _started_path(context.run_dir, stage)
+    write_json_atomic(path, started)
+    context.run_dir.event("started", stage=stage.name)
+    since = time.monotonic()
+    try:
+        summary = stage.run(context)
+    except BaseException as error:
+        seconds = started["seconds"] + time.monotonic() - since
+        write_json_atomic(path, started | {"seconds": round(seconds, 1)})
+        context.run_dir.event("ended early", stage=stage.name, seconds=round(seconds, 1), error=type(error).__name__)
+        raise
+    return {
+        "schema": 1,
+        "stage": stage.name,
+        "fingerprint": started["fingerprint"],
+        "summary": summary,
+        "seconds": round(started["seconds"] + time.monotonic() - since, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "finished_at": now(),
+    }
+
+
+def _refuse_stale(standings: Sequence[Standing]) -> None:
+    stale = [standing for standing in standings if standing.state == "stale"]
+    if not stale:
+        return
+    parts = [
+        f"Stage {stage.name} was made from something else than is asked for now:\n"
+        + "".join(f"  {line}\n" for line in why)
+        for stage, _, why in stale
+    ]
+    flags = " ".join(f"--redo {stage.name}" for stage, _, _ in stale)
+    raise StaleRun(
+        "".join(parts)
+        + f"Make it again, and with it all that was built on it: {flags}\n"
+        + "Or keep it, and give this run another name: name=..."
+    )
+
+
+def _chosen(config: Config, until: str | None) -> list[Stage]:
+    wanted = stages_of(config)
+    if until is None:
+        return wanted
+    last = _named([until], wanted)[0]
+    return wanted[: wanted.index(last) + 1]
+
+
+def _named(names: Sequence[str], known: Sequence[Stage]) -> list[Stage]:
+    by_name = {stage.name: stage for stage in known}
+    for name in names:
+        if name not in by_name:
+            raise UserError(
+                f'"{name}" is not a stage of this run; they are {", ".join(by_name)}.{suggestion(name, by_name)}'
+            )
+    return [by_name[name] for name in names]
+
+
+def _affected(first: Collection[Stage]) -> list[Stage]:
+    """Those stages and all that read what they write, directly or not."""
+    affected: list[Stage] = []
+    for stage in stages.STAGES:
+        made = {name for earlier in affected for name in earlier.writes}
+        if stage in first or made.intersection(stage.reads):
+            affected.append(stage)
+    return affected
+
+
+def _started_path(run_dir: RunDir, stage: Stage) -> Path:
+    return run_dir.work_path(stage.name) / "fingerprint.json"
+
+
+def _inputs(stage: Stage, config: Config, run_dir: RunDir) -> dict[str, str]:
+    outside = {}
+    for key in _OUTSIDE:
+        named = _setting(config, key)
+        if named and Path(named).exists() and any(key == own or key.startswith(f"{own}.") for own in stage.settings):
+            outside[named] = sha256(Path(named))
+    return run_dir.hashes(stage.reads) | outside
+
+
+def _setting(config: Config, key: str) -> Any:
+    value: Any = config.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _flat(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    return {inner: leaf for name, item in value.items() for inner, leaf in _flat(f"{key}.{name}", item).items()}
+
+
+def _union(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    return [*before, *(key for key in after if key not in before)]
+
+
+def _shown(settings: dict[str, Any], key: str) -> str:
+    if key not in settings:
+        return _NOT_SET
+    text = json.dumps(settings[key], ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

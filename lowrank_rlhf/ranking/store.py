@@ -1,0 +1,207 @@
+"""Where people's rankings are kept: one SQLite file that several annotators and processes share."""
+
+import random
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.records import Prompt, Ranking, Record, Sample, read_jsonl, write_jsonl
+
+APPLICATION_ID = 0x4C524C46  # "LRLF" in the file's header tells our databases from others
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 30.0
+SCHEMA = (
+    "CREATE TABLE prompts (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)",
+    "CREATE TABLE samples (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,"
+    " prompt_id TEXT NOT NULL REFERENCES prompts(id), record TEXT NOT NULL)",
+    "CREATE TABLE rankings (position INTEGER PRIMARY KEY AUTOINCREMENT, prompt_id TEXT NOT NULL REFERENCES prompts(id),"
+    " annotator TEXT NOT NULL, record TEXT NOT NULL, withdrawn INTEGER NOT NULL DEFAULT 0)",
+    "CREATE TABLE skips (annotator TEXT NOT NULL, prompt_id TEXT NOT NULL REFERENCES prompts(id),"
+    " PRIMARY KEY (annotator, prompt_id))",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+
+
+class Item(Record):
+    """What an annotator sees next: a prompt and its answers in the order to show them."""
+
+    prompt: Prompt
+    answers: tuple[Sample, ...]
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The answers' ids in that order, for `Ranking.shown`."""
+        return tuple(answer.id for answer in self.answers)
+
+
+class AnnotationStore:
+    """Prompts, answers and rankings in one SQLite file, created if missing.
+
+    Holds no open connection, so any thread and any number of processes may use it; each method is one transaction,
+    on disk when it returns. Everybody gets the prompts in the same order, so that annotators overlap from the start.
+    Raises `UserError` for a file that is not such a database, a newer version's, or one that stays locked.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._transaction(write=True) as database:
+            self._create_or_check(database)
+        self._enable_wal()
+
+    def add_items(self, prompts: Iterable[Prompt], samples: Iterable[Sample]) -> None:
+        """Adds prompts with their answers; what is there already stays. Prompts with fewer than two answers have
+        nothing to rank and are left out. Raises `UserError` for an answer without its prompt, and if a prompt was
+        stored with another text or other answers: rankings would then speak of texts that nobody saw.
+        """
+        answers: defaultdict[str, list[Sample]] = defaultdict(list)
+        for sample in samples:
+            answers[sample.prompt_id].append(sample)
+        items = {prompt.id: prompt for prompt in prompts}
+        if unknown := answers.keys() - items.keys():
+            raise UserError(f"{self.path}: answers to an unknown prompt: {min(unknown)!r}")
+        with self._transaction(write=True) as database:
+            for prompt in items.values():
+                if len(answers[prompt.id]) > 1:
+                    self._add_item(database, Item(prompt=prompt, answers=tuple(answers[prompt.id])))
+
+    def next_item(self, annotator: str) -> Item | None:
+        """The first prompt that this annotator has neither ranked nor skipped, its answers shuffled blindly but for
+        this annotator always alike; None if there is none left."""
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT id FROM prompts"
+                " WHERE id NOT IN (SELECT prompt_id FROM rankings WHERE annotator = :annotator AND NOT withdrawn)"
+                " AND id NOT IN (SELECT prompt_id FROM skips WHERE annotator = :annotator) ORDER BY position LIMIT 1",
+                {"annotator": annotator},
+            ).fetchone()
+            item = self._item(database, row[0]) if row else None
+        if item is None:
+            return None
+        shuffled = random.Random(f"{annotator}\n{item.prompt.id}").sample(item.answers, len(item.answers))
+        return Item(prompt=item.prompt, answers=tuple(shuffled))
+
+    def save(self, ranking: Ranking) -> None:
+        """Keeps a ranking. It is committed when this returns. Raises `UserError` for ids that are not in the store."""
+        with self._transaction(write=True) as database:
+            self._insert(database, ranking)
+
+    def skip(self, annotator: str, prompt_id: str) -> None:
+        """Never shows this prompt to this annotator again."""
+        with self._transaction(write=True) as database:
+            self._item(database, prompt_id)
+            database.execute("INSERT OR IGNORE INTO skips VALUES (?, ?)", (annotator, prompt_id))
+
+    def undo(self, annotator: str) -> Ranking | None:
+        """Withdraws this annotator's latest ranking and returns it; it stays in the file, marked. None if none."""
+        with self._transaction(write=True) as database:
+            row = database.execute(
+                "UPDATE rankings SET withdrawn = 1 WHERE position ="
+                " (SELECT MAX(position) FROM rankings WHERE annotator = ? AND NOT withdrawn) RETURNING record",
+                (annotator,),
+            ).fetchone()
+        return Ranking.model_validate_json(row[0]) if row else None
+
+    def rankings(self) -> list[Ranking]:
+        """The latest ranking of each prompt by each annotator, in the order in which they were saved."""
+        with self._transaction() as database:
+            return self._latest(database)
+
+    def count(self) -> int:
+        """Prompts that somebody has ranked."""
+        with self._transaction() as database:
+            query = "SELECT COUNT(DISTINCT prompt_id) FROM rankings WHERE NOT withdrawn"
+            return int(database.execute(query).fetchone()[0])
+
+    def export_jsonl(self, path: Path) -> int:
+        """Writes `rankings()` as JSON lines and returns how many."""
+        rankings = self.rankings()
+        write_jsonl(path, rankings)
+        return len(rankings)
+
+    def import_jsonl(self, path: Path) -> int:
+        """Adds the rankings of such a file, all or none, but for those that are here already; returns how many."""
+        incoming = list(read_jsonl(path, Ranking))
+        with self._transaction(write=True) as database:
+            here = set(self._latest(database))
+            new = [ranking for ranking in incoming if ranking not in here]
+            for ranking in new:
+                self._insert(database, ranking)
+        return len(new)
+
+    @contextmanager
+    def _transaction(self, write: bool = False) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)) as database:
+                database.execute("PRAGMA foreign_keys = ON")
+                database.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, too
+                # A write lock from the start: SQLite refuses at once, without waiting, to turn a reader into a writer.
+                database.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                yield database
+                database.execute("COMMIT")  # closing without it rolls back
+        except sqlite3.IntegrityError:
+            raise  # our own mistake
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{self.path}: {error}") from error
+
+    def _enable_wal(self) -> None:
+        """Write-ahead logging lets readers go on beside a writer; the file remembers it. Where it cannot be had, the
+        file system's fault or another process being just at it, everything works without."""
+        with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as database:
+            database.execute("PRAGMA journal_mode = WAL")
+
+    def _create_or_check(self, database: sqlite3.Connection) -> None:
+        if database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0:
+            for statement in SCHEMA:
+                database.execute(statement)
+            return
+        if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise UserError(f"{self.path}: an SQLite database, but not one with annotations")
+        if (version := database.execute("PRAGMA user_version").fetchone()[0]) > SCHEMA_VERSION:
+            raise UserError(f"{self.path}: written by a newer version (schema {version}); update lowrank_rlhf")
+
+    def _add_item(self, database: sqlite3.Connection, item: Item) -> None:
+        if database.execute("SELECT 1 FROM prompts WHERE id = ?", (item.prompt.id,)).fetchone():
+            if self._item(database, item.prompt.id) != item:
+                raise UserError(
+                    f"{self.path}: prompt {item.prompt.id!r} is here with another text or other answers;"
+                    " export its rankings and start a new file"
+                )
+            return
+        prompt = item.prompt
+        database.execute("INSERT INTO prompts (id, record) VALUES (?, ?)", (prompt.id, prompt.model_dump_json()))
+        for answer in item.answers:
+            if database.execute("SELECT 1 FROM samples WHERE id = ?", (answer.id,)).fetchone():
+                raise UserError(f"{self.path}: two answers have the id {answer.id!r}")
+            database.execute(
+                "INSERT INTO samples (id, prompt_id, record) VALUES (?, ?, ?)",
+                (answer.id, prompt.id, answer.model_dump_json()),
+            )
+
+    def _item(self, database: sqlite3.Connection, prompt_id: str) -> Item:
+        row = database.execute("SELECT record FROM prompts WHERE id = ?", (prompt_id,)).fetchone()
+        if row is None:
+            raise UserError(f"{self.path}: no prompt {prompt_id!r}")
+        rows = database.execute("SELECT record FROM samples WHERE prompt_id = ? ORDER BY position", (prompt_id,))
+        answers = tuple(Sample.model_validate_json(record) for (record,) in rows)
+        return Item(prompt=Prompt.model_validate_json(row[0]), answers=answers)
+
+    def _insert(self, database: sqlite3.Connection, ranking: Ranking) -> None:
+        known = set(self._item(database, ranking.prompt_id).shown)
+        named = {sample for tier in ranking.tiers for sample in tier} | set(ranking.shown)
+        if unknown := named - known:
+            raise UserError(f"{self.path}: prompt {ranking.prompt_id!r} has no answer {min(unknown)!r}")
+        database.execute(
+            "INSERT INTO rankings (prompt_id, annotator, record) VALUES (?, ?, ?)",
+            (ranking.prompt_id, ranking.annotator, ranking.model_dump_json()),
+        )
+
+    def _latest(self, database: sqlite3.Connection) -> list[Ranking]:
+        rows = database.execute(
+            "SELECT record FROM rankings WHERE position IN (SELECT MAX(position) FROM rankings"
+            " WHERE NOT withdrawn GROUP BY annotator, prompt_id) ORDER BY position"
+        )
+        return [Ranking.model_validate_json(record) for (record,) in rows]

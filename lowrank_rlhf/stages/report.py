@@ -1,0 +1,115 @@
+"""The report of a run: one HTML file that needs nothing else, its Markdown twin, and the terminal's last words."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from lowrank_rlhf.artifacts import MetricLog
+from lowrank_rlhf.stages.report_alarms import alarms
+from lowrank_rlhf.stages.report_data import judge_in_words
+from lowrank_rlhf.stages.report_page import (
+    FEATURED,
+    html_page,
+    html_plots,
+    html_samples,
+    html_table,
+    markdown_page,
+    samples_table,
+)
+from lowrank_rlhf.stages.report_plots import draw
+from lowrank_rlhf.stages.report_tables import caveat, comparison, details, headline, scores
+
+__all__ = ["alarms", "summary_message", "write_report"]
+
+_WIDTH = 100
+_TABLE_WIDTHS = (24, 12, 15, 43)
+_SIDE_WIDTHS = (49, 49)
+
+
+def write_report(
+    run_dir_path: Path,
+    summaries: Mapping[str, Mapping[str, Any]],
+    eval_rows: Sequence[Mapping[str, Any]],
+    out: Path,
+) -> None:
+    """Write `report.html` and `report.md` into the folder `out`.
+
+    summaries are those of the finished stages by name (a missing stage is left out of the report), eval_rows the rows
+    of eval.jsonl; the run's metrics.jsonl is read where it exists.
+    """
+    metrics = list(MetricLog(run_dir_path / "metrics.jsonl").read())
+    judge = judge_in_words(summaries.get("evaluate", {}).get("judge", "held-out"))
+    opening = (run_dir_path.name, [headline(summaries), caveat(summaries)], alarms(metrics, summaries))
+    first = [table for table in (comparison(summaries),) if table]
+    rest = details(summaries)
+    sections = [
+        *map(html_table, first),
+        html_samples(eval_rows),
+        html_plots(draw(metrics, summaries, judge)),
+        *map(html_table, rest),
+    ]
+    samples = [table for table in (samples_table(eval_rows),) if table]
+    (out / "report.html").write_text(html_page(*opening, sections), encoding="utf-8")
+    (out / "report.md").write_text(markdown_page(*opening, [*first, *rest, *samples]), encoding="utf-8")
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` characters; control characters, which a terminal would obey, become spaces."""
+    safe = "".join(character if character.isprintable() or character == "\n" else " " for character in text)
+    lines = (
+        line for part in safe.splitlines() for line in textwrap.wrap(part.replace(" %", "\N{NO-BREAK SPACE}%"), width)
+    )
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+
+def _columns(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """Cells side by side, each wrapped in its own column, two spaces between them."""
+    wrapped = [_wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    return [
+        "  ".join(line.ljust(width) for line, width in zip(lines, widths, strict=True)).rstrip()
+        for lines in zip_longest(*wrapped, fillvalue="")
+    ]
+
+
+def _figures(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The table of figures, before and after."""
+    table = comparison(summaries)
+    if table is None:
+        return []
+    rule = ["  ".join("-" * width for width in _TABLE_WIDTHS)]
+    rows = [line for row in table.rows for line in _columns(row, _TABLE_WIDTHS)]
+    return [*_columns(table.header, _TABLE_WIDTHS), *rule, *rows, ""]
+
+
+def _sample(row: Mapping[str, Any]) -> list[str]:
+    """A prompt with both answers side by side and their scores."""
+    return [
+        *_wrap(f"Prompt: {row['prompt']}", _WIDTH),
+        "",
+        *_columns(("BEFORE (SFT)", "AFTER (aligned)"), _SIDE_WIDTHS),
+        *_columns((str(row["sft"]), str(row["policy"])), _SIDE_WIDTHS),
+        *_columns((f"[{scores(row, 'sft')}]", f"[{scores(row, 'policy')}]"), _SIDE_WIDTHS),
+        "-" * _WIDTH,
+    ]
+
+
+def summary_message(
+    summaries: Mapping[str, Mapping[str, Any]], eval_rows: Sequence[Mapping[str, Any]], report_path: Path | str
+) -> str:
+    """What the terminal prints at the end of a run, at most 100 wide but for the path, in plain text.
+
+    The headline, warnings, the table of figures, three prompts with both answers, and where the report is.
+    """
+    paragraphs = (headline(summaries), caveat(summaries), *(f"WARNING: {text}" for text in alarms((), summaries)))
+    lines = [line for text in paragraphs if text for line in [*_wrap(text, _WIDTH), ""]]
+    lines += _figures(summaries)
+    if eval_rows:
+        lines += [
+            "The first prompts, as they come:",
+            "",
+            *(x for row in eval_rows[:FEATURED] for x in _sample(row)),
+            "",
+        ]
+    return "\n".join([*lines, "The full report, to open in a browser:", f"  {report_path}"])

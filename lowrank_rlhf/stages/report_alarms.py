@@ -1,0 +1,180 @@
+"""Signs that a run went wrong, read from its metrics, each with what to do. Thresholds: FACTS section 5."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+from lowrank_rlhf.stages.report_data import Metrics, Summaries, percent, series
+
+# Drifts compare the mean of the last steps with that of the first: one rollout's mean is too noisy for a limit of 5 %.
+_WINDOW = 5
+
+
+def _ppo(metrics: Metrics, key: str) -> tuple[list[int], list[float]]:
+    """A PPO metric without its gaps."""
+    steps, values = series(metrics, "ppo", key)
+    known = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
+    return [step for step, _ in known], [value for _, value in known]
+
+
+def _ends(metrics: Metrics, key: str) -> tuple[float, float] | None:
+    """Means over the first and the last steps (at most half of all each)."""
+    _, values = _ppo(metrics, key)
+    window = min(_WINDOW, len(values) // 2)
+    return (sum(values[:window]) / window, sum(values[-window:]) / window) if window else None
+
+
+def _exceeded(metrics: Metrics, key: str, limit: float) -> str | None:
+    """Where a metric exceeded its limit, in words."""
+    steps, values = _ppo(metrics, key)
+    over = [(step, value) for step, value in zip(steps, values, strict=True) if value > limit]
+    if not over:
+        return None
+    return f"above {limit:g} in {len(over)} of {len(steps)} steps, first at step {over[0][0]}, at most " + (
+        f"{max(value for _, value in over):.3g}"
+    )
+
+
+def negative_kl(metrics: Metrics) -> str | None:
+    """Sampled and scored distributions differ where the mean of log p - log q stays below zero."""
+    steps, values = _ppo(metrics, "objective/kl")
+    for start in range(len(values) - 9):
+        if all(value < 0 for value in values[start : start + 10]):
+            return (
+                f"The KL was negative in ten steps running (from step {steps[start]}). A true KL cannot be: the "
+                "answers were not sampled from the distribution that is scored. Check temperature, top-p and padding."
+            )
+    return None
+
+
+def first_ratio(metrics: Metrics) -> str | None:
+    """Before any update the policy's probabilities are the rollout's."""
+    steps, values = _ppo(metrics, "policy/ratio")
+    if not values or abs(values[0] - 1) <= 0.01:
+        return None
+    return (
+        f"The first probability ratio (step {steps[0]}) was {values[0]:.3g} instead of 1: old and new "
+        "log-probabilities are computed differently. Look for dropout, another number format or another temperature."
+    )
+
+
+def clip_fraction(metrics: Metrics) -> str | None:
+    """Too many tokens outside the trust region."""
+    where = _exceeded(metrics, "policy/clipfrac", 0.2)
+    return (
+        where and f"The clipped share of tokens was {where}. Updates are too large: lower the policy's learning rate."
+    )
+
+
+def approximate_kl(metrics: Metrics) -> str | None:
+    """An update moves too far from the policy that sampled."""
+    where = _exceeded(metrics, "policy/approxkl", 0.02)
+    return where and (
+        f"The approximate KL within a step was {where}. Use fewer epochs per rollout, a lower learning rate, or "
+        "`ppo.target_kl`, which ends a rollout's passes early."
+    )
+
+
+def overoptimisation(metrics: Metrics) -> str | None:
+    """Goodhart: the judge falls in three evaluations running while the reward model's score rises."""
+    proxy, gold = (dict(zip(*_ppo(metrics, key), strict=True)) for key in ("eval/score", "eval/judge"))
+    steps = [step for step in gold if step in proxy]
+    for window in zip(steps, steps[1:], steps[2:], steps[3:], strict=False):
+        falls = all(gold[later] < gold[earlier] for earlier, later in pairwise(window))
+        if falls and proxy[window[-1]] > proxy[window[0]]:
+            return (
+                f"From step {window[0]} to {window[-1]} the judge's score fell three times running while the reward "
+                f"model's rose: the policy exploits the reward model. Stop near step {window[0]}, raise `ppo.kl_coef`, "
+                "or rank more answers, the policy's among them."
+            )
+    return None
+
+
+def longer_answers(metrics: Metrics) -> str | None:
+    """Length is the commonest thing that a reward model rewards by mistake."""
+    ends = _ends(metrics, "response/length_mean")
+    if ends is None or ends[1] <= 1.5 * ends[0]:
+        return None
+    return (
+        f"Answers grew from {ends[0]:.3g} to {ends[1]:.3g} tokens, more than 1.5 times. Part of the gain may be length "
+        "alone: compare with how often the longer answer wins, and read the answers below."
+    )
+
+
+def unfinished_answers(metrics: Metrics) -> str | None:
+    """The limit is 95 %, or 95 % of the start where SFT itself ended fewer answers."""
+    ends = _ends(metrics, "response/eos_rate")
+    if ends is None or ends[1] >= (0.95 if ends[0] > 0.95 else 0.95 * ends[0]):
+        return None
+    return (
+        f"The share of answers that end by themselves fell from {percent(ends[0])} to {percent(ends[1])}. Keep "
+        "`ppo.missing_eos: replace`, lower its score, or allow longer answers."
+    )
+
+
+def entropy_collapse(metrics: Metrics) -> str | None:
+    """The policy says the same thing over and over."""
+    ends = _ends(metrics, "objective/entropy")
+    if ends is None or ends[1] >= 0.3 * ends[0]:
+        return None
+    return (
+        f"The entropy fell from {ends[0]:.3g} to {ends[1]:.3g} nats per token, below 30 %: answers become alike. Raise "
+        "`ppo.kl_coef` or take an earlier checkpoint."
+    )
+
+
+def far_from_sft(metrics: Metrics) -> str | None:
+    """Small reward models are exploited at 13 to 45 nats (Gao et al. 2022)."""
+    for key, name in (("objective/kl", "training"), ("eval/kl", "evaluation")):
+        where = _exceeded(metrics, key, 30)
+        if where:
+            return (
+                f"The KL per answer in {name} was {where}. So far from SFT the reward model's score means little: "
+                "raise `ppo.kl_coef` or train for fewer steps."
+            )
+    return None
+
+
+def weak_reward(summaries: Summaries) -> str | None:
+    """PPO against a reward model that knows nothing, or only length, teaches nothing else."""
+    reward = summaries.get("reward", {})
+    accuracy, interval, longer = (reward.get(key) for key in ("accuracy", "accuracy_interval", "longer_wins"))
+    if interval and interval[0] is not None and interval[0] <= 0.5:
+        problem = "is not clearly better than chance (its interval reaches 50 %)"
+    elif accuracy is not None and longer is not None and accuracy <= longer:
+        problem = f"({percent(accuracy)}) is no better than always picking the longer answer ({percent(longer)})"
+    else:
+        return None
+    return f"The reward model's accuracy {problem}. Rank more answers, or answers that differ more."
+
+
+def broken_claims(summaries: Summaries) -> list[str]:
+    """Every claim of a stage that did not hold."""
+    return [
+        f"Stage {stage}: “{claim['claim']}” did not hold ({claim['figure']}). Don't rely on this run: report a bug."
+        for stage, summary in summaries.items()
+        for claim in summary.get("claims", ())
+        if not claim["holds"]
+    ]
+
+
+_CHECKS: tuple[Callable[[Metrics], str | None], ...] = (
+    negative_kl,
+    first_ratio,
+    clip_fraction,
+    approximate_kl,
+    overoptimisation,
+    longer_answers,
+    unfinished_answers,
+    entropy_collapse,
+    far_from_sft,
+)
+
+
+def alarms(metrics: Metrics, summaries: Summaries) -> list[str]:
+    """What looks wrong in a run and what to do about it, one text each; empty where nothing does.
+
+    metrics are the rows of metrics.jsonl, summaries those of the finished stages by name.
+    """
+    found = [check(metrics) for check in _CHECKS]
+    return broken_claims(summaries) + [text for text in (weak_reward(summaries), *found) if text]

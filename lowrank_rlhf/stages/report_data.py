@@ -1,0 +1,62 @@
+"""What the report is made of: metrics, figures in words, and tables that HTML, Markdown and the terminal share."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Metrics = Sequence[Mapping[str, Any]]
+Summaries = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of plain text; `lead` is a sentence above it."""
+
+    title: str
+    lead: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def series(metrics: Metrics, stage: str, key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric in order of steps; null is nan, and the last row of a repeated step counts."""
+    points = {row["step"]: row[key] for row in metrics if row.get("stage") == stage and key in row}
+    steps = sorted(points)
+    return steps, [float("nan") if points[step] is None else float(points[step]) for step in steps]
+
+
+def number(value: object) -> str:
+    """A figure for people: three digits or so, a dash for what is missing, text as it is."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, float):
+        return str(value)
+    if 0 < abs(value) < 0.005:
+        return f"{value:.2g}"
+    return f"{value:.{0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 as whole per cent."""
+    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.0f} %"
+
+
+def percent_interval(interval: Sequence[float | None] | None) -> str:
+    """`(95 % interval 74 to 91 %)` with a space before it, or nothing where there is no interval."""
+    if not interval or any(end is None or not math.isfinite(end) for end in interval):
+        return ""
+    low, high = (100 * float(end) for end in interval if end is not None)
+    return f" (95 % interval {low:.0f} to {high:.0f} %)"
+
+
+def number_interval(interval: Sequence[float | None] | None) -> str:
+    """The same for a figure that is no share."""
+    return f" (95 % interval {number(interval[0])} to {number(interval[1])})" if interval else ""
+
+
+def judge_in_words(name: str) -> str:
+    """A judge's name in a sentence. That the built-in annotator is simulated is never left out."""
+    return "the simulated annotator" if name == "simulated-annotator" else f"the judge “{name}”"

@@ -1,0 +1,329 @@
+"""Which stages run, which are skipped, which are refused; with stages that only write a word."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowrank_rlhf import pipeline, stages
+from lowrank_rlhf.artifacts import RunDir, write_json_atomic
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.errors import RunLocked, StaleRun, Stopped, UserError, WaitingForPeople
+from lowrank_rlhf.progress import Progress
+from lowrank_rlhf.stages.context import Context
+
+
+@dataclass(frozen=True)
+class FakeStage:
+    name: str
+    settings: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    run: Callable[[Context], dict[str, Any]]
+    does: str = "pretend"
+
+
+class Factory:
+    """Four stages in a chain and one aside, and the record of what ran."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.before: dict[str, Callable[[Context], None]] = {}
+        self.stages = (
+            self.stage("sft", ("seed", "sft", "data"), ()),
+            self.stage("sample", ("seed", "sample"), ("sft.txt",)),
+            self.stage("rank", ("rank",), ("sample.txt",)),
+            self.stage("ppo", ("ppo",), ("sft.txt", "rank.txt")),
+            self.stage("evaluate", ("evaluate",), ("sft.txt",)),
+        )
+
+    def stage(self, name: str, settings: tuple[str, ...], reads: tuple[str, ...]) -> FakeStage:
+        def run(context: Context) -> dict[str, Any]:
+            self.ran.append(name)
+            self.before.get(name, lambda _: None)(context)
+            text = "".join(path.read_text() for path in map(context.run_dir.artifact, reads) if path.exists())
+            (context.work(name) / f"{name}.txt").write_text(f"{text}{name} {context.config.seed};")
+            return {"message": f"{name} is made", "figure": float("nan")}
+
+        return FakeStage(name, settings, reads, (f"{name}.txt",), run)
+
+
+@pytest.fixture
+def factory(monkeypatch: pytest.MonkeyPatch) -> Factory:
+    factory = Factory()
+    monkeypatch.setattr(stages, "STAGES", factory.stages)
+    return factory
+
+
+NAMES = ("sft", "sample", "rank", "ppo", "evaluate")
+
+
+def settings(**changes: Any) -> Config:
+    return Config(**{"name": "a", "model": {"source": "x"}, "stages": NAMES} | changes)
+
+
+def wait_for_people() -> None:
+    raise WaitingForPeople("rank some")
+
+
+def run(folder: Path, config: Config | None = None, progress: Progress | None = None, **options: Any) -> RunDir:
+    with progress or Progress.silent() as shown:
+        return pipeline.run(config or settings(), folder, progress=shown, **options)
+
+
+def states(folder: Path, config: Config | None = None) -> list[str]:
+    return [entry.state for entry in pipeline.plan(config or settings(), RunDir(folder / "a"))]
+
+
+def test_a_run_makes_every_stage_once_and_marks_it(tmp_path: Path, factory: Factory) -> None:
+    assert states(tmp_path) == ["to do"] * 5
+    assert not (tmp_path / "a").exists()
+    run_dir = run(tmp_path)
+    assert factory.ran == list(NAMES)
+    assert run_dir.artifact("ppo.txt").read_text() == "sft 1;sft 1;sample 1;rank 1;ppo 1;"
+    assert states(tmp_path) == ["done"] * 5
+    mark = run_dir.done("ppo")
+    assert set(mark) == {"schema", "stage", "fingerprint", "summary", "seconds", "peak_memory_bytes", "finished_at"}
+    assert mark["fingerprint"]["settings"]["ppo.kl_coef"] == 0.05
+    assert set(mark["fingerprint"]["inputs"]) == {"sft.txt", "rank.txt"}
+    assert mark["summary"] == {"message": "ppo is made", "figure": None}
+
+
+def test_the_same_command_again_runs_nothing(tmp_path: Path, factory: Factory, capsys: pytest.CaptureFixture) -> None:
+    run(tmp_path)
+    factory.ran.clear()
+    run(tmp_path, progress=Progress())
+    assert factory.ran == []
+    assert capsys.readouterr().out.count("  done before, skipped\n") == 5
+
+
+def test_until_stops_there_and_the_next_command_goes_on(tmp_path: Path, factory: Factory) -> None:
+    run(tmp_path, until="sample")
+    assert factory.ran == ["sft", "sample"]
+    run(tmp_path)
+    assert factory.ran == list(NAMES)
+
+
+def test_comparisons_from_a_data_set_need_no_samples(tmp_path: Path, factory: Factory) -> None:
+    run(tmp_path, settings(rank={"source": "dataset", "dataset": "none.jsonl"}))
+    assert factory.ran == ["sft", "rank", "ppo", "evaluate"]
+
+
+def test_a_changed_setting_is_refused_with_what_differs_and_the_way_out(tmp_path: Path, factory: Factory) -> None:
+    run_dir = run(tmp_path)
+    kept = (run_dir.path / "config.yaml").read_text()
+    factory.ran.clear()
+    changed = settings(ppo={"kl_coef": 0.1, "target_kl": 1}, evaluate={"second_judge": None})
+    assert states(tmp_path, changed) == ["done", "done", "done", "stale", "stale"]
+    with pytest.raises(StaleRun) as caught:
+        run(tmp_path, changed)
+    assert str(caught.value) == (
+        "Stage ppo was made from something else than is asked for now:\n"
+        "  ppo.kl_coef: 0.05 -> 0.1\n"
+        "  ppo.target_kl: null -> 1.0\n"
+        "Stage evaluate was made from something else than is asked for now:\n"
+        '  evaluate.second_judge: "plain-language" -> null\n'
+        "Make it again, and with it all that was built on it: --redo ppo --redo evaluate\n"
+        "Or keep it, and give this run another name: name=..."
+    )
+    assert factory.ran == []
+    assert (run_dir.path / "config.yaml").read_text() == kept
+    run(tmp_path, changed, redo=["ppo", "evaluate"])
+    assert factory.ran == ["ppo", "evaluate"]
+    assert "kl_coef: 0.1" in (run_dir.path / "config.yaml").read_text()
+
+
+def test_a_stale_stage_beyond_until_is_nobodys_business(tmp_path: Path, factory: Factory) -> None:
+    run(tmp_path)
+    run(tmp_path, settings(ppo={"steps": 1}), until="rank")
+    assert factory.ran == list(NAMES)
+
+
+@pytest.mark.usefixtures("factory")
+def test_32_is_32_point_0(tmp_path: Path) -> None:
+    run(tmp_path, settings(sample={"temperature": 1}))
+    mark = RunDir(tmp_path / "a").done("sample")
+    mark["fingerprint"]["settings"]["sample.temperature"] = 1
+    write_json_atomic(tmp_path / "a" / "done" / "sample.json", mark)
+    assert states(tmp_path) == ["done"] * 5
+
+
+@pytest.mark.usefixtures("factory")
+def test_a_changed_input_is_refused(tmp_path: Path) -> None:
+    run(tmp_path).artifact("rank.txt").write_text("by hand")
+    with pytest.raises(StaleRun, match=r"Stage ppo was made .*\n  rank\.txt has changed\n.*--redo ppo\n"):
+        run(tmp_path)
+
+
+@pytest.mark.usefixtures("factory")
+def test_an_output_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    run(tmp_path).artifact("rank.txt").unlink()
+    with pytest.raises(StaleRun) as caught:
+        run(tmp_path)
+    assert "Stage rank" in str(caught.value)
+    assert "  rank.txt is gone\n" in str(caught.value)
+
+
+@pytest.mark.usefixtures("factory")
+def test_data_files_outside_the_run_count_by_their_contents(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("1")
+    config = settings(data={"prompts": str(prompts)})
+    run(tmp_path, config)
+    prompts.write_text("2")
+    assert states(tmp_path, config) == ["stale", "done", "done", "done", "done"]
+    with pytest.raises(StaleRun, match=r"prompts\.jsonl has changed"):
+        run(tmp_path, config)
+
+
+def test_redo_remakes_all_that_was_built_on_it_and_no_more(tmp_path: Path, factory: Factory) -> None:
+    run_dir = run(tmp_path)
+    run_dir.artifact("evaluate.txt").write_text("kept")
+    factory.ran.clear()
+    run(tmp_path, redo=["sample"])
+    assert factory.ran == ["sample", "rank", "ppo"]
+    assert run_dir.artifact("evaluate.txt").read_text() == "kept"
+
+
+@pytest.mark.usefixtures("factory")
+def test_redo_discards_what_this_config_would_not_run(tmp_path: Path) -> None:
+    run_dir = run(tmp_path)
+    run(tmp_path, settings(stages=("sft", "sample")), redo=["sft"])
+    assert run_dir.done("evaluate") is None
+    assert not run_dir.artifact("ppo.txt").exists()
+
+
+@pytest.mark.usefixtures("factory")
+@pytest.mark.parametrize("option", [{"until": "smaple"}, {"redo": ["sft", "smaple"]}])
+def test_unknown_stage_names(tmp_path: Path, option: dict[str, Any]) -> None:
+    expected = '"smaple" is not a stage of this run; they are sft, sample, rank, ppo, evaluate. Did you mean "sample"?'
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, **option)
+    assert str(caught.value) == expected
+    assert not (tmp_path / "a").exists()
+
+
+class TestHalfDone:
+    @staticmethod
+    def stop_half_way(context: Context) -> None:
+        (context.work("rank") / "half").write_text("x")
+        signal.raise_signal(signal.SIGINT)
+        context.stop.check("half of it is saved")
+
+    def test_a_stop_keeps_the_work_and_the_same_command_goes_on(self, tmp_path: Path, factory: Factory) -> None:
+        factory.before["rank"] = self.stop_half_way
+        with pytest.raises(Stopped, match="half of it is saved"):
+            run(tmp_path)
+        assert states(tmp_path) == ["done", "done", "half done", "to do", "to do"]
+        found = []
+        factory.before["rank"] = lambda context: found.append((context.work("rank") / "half").read_text())
+        run(tmp_path)
+        assert found == ["x"]
+        assert factory.ran == ["sft", "sample", "rank", "rank", "ppo", "evaluate"]
+        assert not (tmp_path / "a" / "work" / "rank").exists()
+
+    def test_seconds_add_up_over_the_attempts(
+        self, tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = iter(range(0, 1000, 10))
+        monkeypatch.setattr(pipeline.time, "monotonic", lambda: next(clock))
+        factory.before["sft"] = lambda _: wait_for_people()
+        for _ in range(2):
+            with pytest.raises(WaitingForPeople):
+                run(tmp_path, until="sft")
+        del factory.before["sft"]
+        assert run(tmp_path, until="sft").done("sft")["seconds"] == 30
+
+    def test_half_done_work_of_another_config_is_refused(self, tmp_path: Path, factory: Factory) -> None:
+        factory.before["rank"] = self.stop_half_way
+        with pytest.raises(Stopped):
+            run(tmp_path)
+        factory.before.clear()
+        changed = settings(rank={"tie_margin": 0.5})
+        with pytest.raises(StaleRun, match=r"rank\.tie_margin: 0\.0 -> 0\.5\n.*--redo rank"):
+            run(tmp_path, changed)
+        run(tmp_path, changed, redo=["rank"])
+        assert factory.ran == ["sft", "sample", "rank", "rank", "ppo", "evaluate"]
+
+    def test_a_stop_between_stages_starts_no_other(self, tmp_path: Path, factory: Factory) -> None:
+        factory.before["sft"] = lambda _: signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped, match="everything finished so far is saved"):
+            run(tmp_path)
+        assert states(tmp_path)[:2] == ["done", "to do"]
+
+    def test_a_stop_in_the_last_stage_lets_it_finish(self, tmp_path: Path, factory: Factory) -> None:
+        factory.before["evaluate"] = lambda _: signal.raise_signal(signal.SIGTERM)
+        run(tmp_path)
+        assert states(tmp_path) == ["done"] * 5
+
+    def test_a_bug_is_not_dressed_up(self, tmp_path: Path, factory: Factory) -> None:
+        factory.before["sft"] = lambda _: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            run(tmp_path)
+        last = json.loads((tmp_path / "a" / "events.jsonl").read_text().splitlines()[-1])
+        assert (last["kind"], last["stage"], last["error"]) == ("ended early", "sft", "ZeroDivisionError")
+
+
+@pytest.mark.parametrize("moves", range(8))
+def test_a_process_killed_while_it_finishes_a_stage_costs_no_work(tmp_path: Path, factory: Factory, moves: int) -> None:
+    """`moves` renames into the finish of `sample` the process dies without a word; the same command mends it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            factory.before["sample"] = lambda _: die_after(moves)
+            run(tmp_path)
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+    run(tmp_path)
+    assert states(tmp_path) == ["done"] * 5
+    assert RunDir(tmp_path / "a").artifact("rank.txt").read_text() == "sft 1;sample 1;rank 1;"
+    # Once its plan to finish is on disk, the first of the renames, the stage is not made again.
+    assert ("sample" in factory.ran) == (moves == 0)
+
+
+def die_after(moves: int) -> None:
+    replace = os.replace
+
+    def counted(*arguments: Any) -> None:
+        nonlocal moves
+        if moves == 0:
+            os._exit(9)
+        moves -= 1
+        replace(*arguments)
+
+    os.replace = counted
+
+
+def test_two_runs_of_one_name_do_not_mix(tmp_path: Path, factory: Factory) -> None:
+    with RunDir(tmp_path / "a").lock(), pytest.raises(RunLocked):
+        run(tmp_path)
+    assert factory.ran == []
+
+
+def test_differences_name_what_is_new_and_what_is_gone() -> None:
+    old = {"settings": {"a": 1, "b": "x" * 99, "old": True}, "inputs": {"same": "1", "lost": "2", "other": "3"}}
+    new = {"settings": {"a": 1, "b": None, "new": 2}, "inputs": {"same": "1", "other": "4", "found": "5"}}
+    assert pipeline.differences(old, new) == (
+        f'b: "{"x" * 56}... -> null',
+        "old: true -> (not set)",
+        "new: (not set) -> 2",
+        "lost is gone",
+        "other has changed",
+        "found is new",
+    )
+    assert pipeline.differences(old, old) == ()
+
+
+def test_the_real_stages_settings_exist_and_what_they_read_is_written_before() -> None:
+    made: set[str] = set()
+    for stage in stages.STAGES:
+        assert pipeline.fingerprint(stage, settings(), {})["settings"]
+        assert made.issuperset(stage.reads)
+        assert made.isdisjoint(stage.writes)
+        made |= set(stage.writes)

@@ -1,0 +1,123 @@
+"""Evaluation statistics against hand values, closed forms and other estimators."""
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+
+from lowrank_rlhf.maths.statistics import (
+    Bin,
+    Interval,
+    bootstrap_interval,
+    clustered_bootstrap,
+    expected_calibration_error,
+    mean_shift,
+    pearson,
+    reliability,
+    win_rate,
+    wins,
+)
+
+
+def test_bootstrap_of_a_bernoulli_sample_agrees_with_the_normal_approximation() -> None:
+    values = [1.0] * 280 + [0.0] * 120
+    half = 1.96 * math.sqrt(0.7 * 0.3 / 400)
+    interval = bootstrap_interval(values, samples=10_000, seed=3)
+    assert interval.low == pytest.approx(0.7 - half, abs=0.004)
+    assert interval.high == pytest.approx(0.7 + half, abs=0.004)
+
+
+def test_bootstrap_of_two_values_has_the_exact_distribution() -> None:
+    # Of {0, 1} the resampled mean is 0, 1/2, 1 with probability 1/4, 1/2, 1/4: both tails exceed 2.5 %.
+    assert bootstrap_interval([0.0, 1.0], samples=2000, seed=0) == Interval(0.0, 1.0)
+    assert bootstrap_interval([2.5, 2.5, 2.5], samples=100, seed=0) == Interval(2.5, 2.5)
+
+
+def test_bootstrap_is_seeded_and_takes_any_statistic() -> None:
+    values = np.arange(51.0)
+    assert bootstrap_interval(values, 500, 7) == bootstrap_interval(values, 500, 7)
+    assert bootstrap_interval(values, 500, 7) != bootstrap_interval(values, 500, 8)
+    low, high = bootstrap_interval(values, 2000, 1, np.median)
+    # The order statistics n/2 -+ 1.96 sqrt(n)/2 bound the median.
+    assert low == pytest.approx(25 - 7, abs=2)
+    assert high == pytest.approx(25 + 7, abs=2)
+
+
+def test_bootstrap_goes_over_blocks() -> None:
+    values = np.tile([0.0, 1.0], 2000)  # 4,000 values: blocks of 250 resamples, 1,001 of them in five blocks
+    low, high = bootstrap_interval(values, samples=1001, seed=1)
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(4000), rel=0.1)
+
+
+def test_bootstrap_refuses_what_has_no_mean() -> None:
+    for values in ([], [1.0, math.nan], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="finite"):
+            bootstrap_interval(values, 100, 0)
+    with pytest.raises(ValueError, match="samples"):
+        bootstrap_interval([1.0], 0, 0)
+
+
+def test_clustered_bootstrap_is_wider_by_the_design_effect() -> None:
+    # 100 prompts of 6 equal pairs each: only 100 independent values, so sqrt(6) times wider than 600 would be.
+    per_prompt = [1.0] * 60 + [0.0] * 40
+    values = np.repeat(per_prompt, 6)
+    groups = np.repeat([f"p{number}" for number in range(100)], 6)
+    low, high = clustered_bootstrap(values, groups, samples=5000, seed=2)
+    naive = bootstrap_interval(values, samples=5000, seed=2)
+    half = 1.96 * math.sqrt(0.6 * 0.4 / 100)
+    assert (low, high) == pytest.approx((0.6 - half, 0.6 + half), abs=0.015)
+    assert (high - low) / (naive.high - naive.low) == pytest.approx(math.sqrt(6), rel=0.08)
+
+
+def test_clustered_bootstrap_weighs_values_not_groups() -> None:
+    # Groups of 3 ones and of a single zero: drawn means are 0, 3/4 and 1, never 1/2.
+    assert clustered_bootstrap([1, 1, 1, 0], ["a", "a", "a", "b"], 2000, 0) == Interval(0.0, 1.0)
+    equal = [0.2, 0.9, 0.4, 0.7]
+    assert clustered_bootstrap(equal, [0, 1, 2, 3], 3000, 5) == bootstrap_interval(equal, 3000, 5)
+    with pytest.raises(ValueError, match="4 values but 2 groups"):
+        clustered_bootstrap(equal, ["a", "b"], 10, 0)
+
+
+def test_win_rate_counts_ties_half() -> None:
+    policy, sft = [2.0, 1.0, 0.0, 1.0 + 1e-12], [1.0, 2.0, -1.0, 1.0]
+    assert wins(policy, sft).tolist() == [1.0, 0.0, 1.0, 0.5]
+    assert win_rate(policy, sft) == 2.5 / 4
+    assert win_rate(sft, policy) == 1.5 / 4
+    assert win_rate([1.0, 1.2], [1.1, 1.0], tie=0.15) == 0.75
+    with pytest.raises(ValueError, match="one length"):
+        win_rate([1.0], [1.0, 2.0])
+
+
+def test_mean_shift_in_standard_deviations_of_sft() -> None:
+    sft = [1.0, 2.0, 3.0, 4.0]
+    assert mean_shift([5.0, 6.0], sft) == pytest.approx(3.0 / statistics.stdev(sft), rel=1e-12)
+    assert mean_shift(sft, sft) == 0.0
+    assert math.isnan(mean_shift([1.0, 2.0], [0.1, 0.1, 0.1]))
+
+
+def test_reliability_and_calibration_error_by_hand() -> None:
+    probabilities, outcomes = [0.0, 0.05, 0.52, 0.58, 1.0], [0, 1, 1, 1, 1]
+    first, middle, last = reliability(probabilities, outcomes)
+    assert first == Bin(0.0, 0.1, 2, 0.025, 0.5)
+    assert (middle.low, middle.count, middle.accuracy) == (0.5, 2, 1.0)
+    assert middle.probability == pytest.approx(0.55)
+    assert last == Bin(0.9, 1.0, 1, 1.0, 1.0)  # 1.0 belongs to the last bin
+    assert expected_calibration_error(probabilities, outcomes) == pytest.approx((2 * 0.475 + 2 * 0.45 + 0) / 5)
+    with pytest.raises(ValueError, match="0 to 1"):
+        reliability([1.2], [1])
+
+
+def test_calibrated_predictions_have_a_small_error() -> None:
+    generator = np.random.default_rng(0)
+    probabilities = generator.uniform(0.5, 1.0, 20_000)
+    outcomes = (generator.uniform(size=20_000) < probabilities).astype(float)
+    assert expected_calibration_error(probabilities, outcomes) < 0.012
+    assert expected_calibration_error(np.minimum(probabilities + 0.2, 1.0), outcomes) > 0.1
+
+
+def test_pearson_agrees_with_the_standard_library() -> None:
+    first, second = [1.0, 2.0, 4.0, 7.0], [3.0, 1.0, 5.0, 4.0]
+    assert pearson(first, second) == pytest.approx(statistics.correlation(first, second), rel=1e-12)
+    assert pearson(first, [-value for value in first]) == -1.0
+    assert math.isnan(pearson(first, [0.1] * 4))
