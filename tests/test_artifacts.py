@@ -171,6 +171,18 @@ def test_open_records_config_and_software_but_no_secrets(tmp_path: Path, monkeyp
     assert set(environment["packages"]) == {"torch", "transformers", "peft", "trl", "bitsandbytes"}
 
 
+def test_json_is_replaced_and_never_rewritten(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.json"
+    write_json_atomic(path, {"a": math.inf})
+    with path.open() as reader:  # whoever has it open goes on reading the old one, whole
+        write_json_atomic(path, {"a": [1, math.nan]})
+        assert json.load(reader) == {"a": None}
+    assert json.loads(path.read_text()) == {"a": [1, None]}
+    with pytest.raises(TypeError):
+        write_json_atomic(path, {"a": object()})
+    assert [file.name for file in path.parent.iterdir()] == ["a.json"]
+
+
 def test_events_carry_their_time(tmp_path: Path) -> None:
     RunDir(tmp_path).event("started", stage="sft")
     (event,) = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())

@@ -98,7 +98,11 @@ IN_THE_FILE = [
     ("ppo: {steps: !!python/name:os.system x}\n", None),
     ("ppo: {steps: !!int three}\n", "my.yaml:3:7: ppo.steps: three cannot be read as int"),
     (f"seed: {'1' * 5000}\n", f"my.yaml:3:1: seed: {'1' * 40} cannot be read as int"),
-    ("lora: {rank: [[[[[[[[3]]]]]]]]}\n", "my.yaml:3:18: lora.rank[0][0][0][0]: nested too deeply"),
+    (
+        "lora: {rank: [[[[[[[[3]]]]]]]]}\n",
+        "my.yaml:3:8: lora.rank: must be a whole number, not [[[[null]]]]\n"
+        "my.yaml:3:18: lora.rank[0][0][0][0]: nested too deeply",
+    ),
     ("name: b\n", "my.yaml:3:1: name: given twice, first on line 1"),
 ]
 

@@ -33,6 +33,7 @@ class Factory:
 
     def __init__(self) -> None:
         self.ran: list[str] = []
+        self.salt = ""
         self.before: dict[str, Callable[[Context], None]] = {}
         self.stages = (
             self.stage("sft", ("seed", "sft", "data"), ()),
@@ -47,7 +48,7 @@ class Factory:
             self.ran.append(name)
             self.before.get(name, lambda _: None)(context)
             text = "".join(path.read_text() for path in map(context.run_dir.artifact, reads) if path.exists())
-            (context.work(name) / f"{name}.txt").write_text(f"{text}{name} {context.config.seed};")
+            (context.work(name) / f"{name}.txt").write_text(f"{text}{name} {context.config.seed}{self.salt};")
             return {"message": f"{name} is made", "figure": float("nan")}
 
         return FakeStage(name, settings, reads, (f"{name}.txt",), run)
@@ -158,6 +159,14 @@ def test_a_changed_input_is_refused(tmp_path: Path) -> None:
     run(tmp_path).artifact("rank.txt").write_text("by hand")
     with pytest.raises(StaleRun, match=r"Stage ppo was made .*\n  rank\.txt has changed\n.*--redo ppo\n"):
         run(tmp_path)
+
+
+def test_an_input_that_changes_in_this_very_run_is_refused(tmp_path: Path, factory: Factory) -> None:
+    (run(tmp_path).path / "done" / "sft.json").unlink()
+    factory.salt = "!"
+    with pytest.raises(StaleRun, match=r"Stage sample was made .*\n  sft\.txt has changed\n"):
+        run(tmp_path)
+    assert factory.ran == [*NAMES, "sft"]
 
 
 @pytest.mark.usefixtures("factory")

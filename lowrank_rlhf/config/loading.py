@@ -128,7 +128,7 @@ def _read_text(path: Path) -> str:
     if path.is_dir():
         raise UserError(f"{path}: is a folder, not a YAML file")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:

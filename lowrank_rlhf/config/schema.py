@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-STAGES = ("sft", "sample", "rank", "reward", "ppo", "evaluate")
 StageName = Literal["sft", "sample", "rank", "reward", "ppo", "evaluate"]
+STAGES: tuple[StageName, ...] = ("sft", "sample", "rank", "reward", "ppo", "evaluate")
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -57,6 +57,8 @@ class LoraConfig(Section):
     """The update is scaled by alpha / rank."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Which linear layers get an adapter."""
+    last_layers: Count | None = None
+    """Adapt only so many decoder layers at the top: those below are the same for all roles and run once for all."""
 
 
 class DataConfig(Section):
@@ -137,7 +139,7 @@ class RewardConfig(Section):
     """Stage 2b: the reward adapter and its scalar head, trained on the comparisons."""
 
     loss: Literal["pairwise", "plackett_luce"] = "pairwise"
-    """All pairs of a prompt as one element divided by their number (InstructGPT), or the listwise Plackett-Luce loss."""
+    """All pairs of a prompt as one element divided by their number (InstructGPT), or listwise Plackett-Luce."""
     margin: NonNegative = 0.0
     """With `pairwise`: the better answer must lead by this much per tier between the two (Llama 2)."""
     pooling: Literal["last", "mean"] = "last"
@@ -217,6 +219,8 @@ class PpoConfig(Section):
     """The score (`replace`) or what is added to it (`penalty`) when a response does not end."""
     evaluate_every: Count = 10
     """Steps between evaluations on held-out prompts."""
+    evaluate_prompts: Count = 32
+    """Use at most so many held-out prompts in each of them."""
     save_every: Count = 10
     """Steps between checkpoints."""
     accept_weak_reward: bool = False

@@ -34,13 +34,14 @@ def last_true(mask: Tensor) -> Tensor:
     return torch.where(mask, positions, -1).amax(-1)
 
 
-def pool_scores(token_scores: Tensor, response: Tensor, pooling: str) -> Tensor:
-    """One score per row from the head's output at every position: (B, T), (B, T) bool -> (B,).
+def pool(values: Tensor, response: Tensor, pooling: str) -> Tensor:
+    """One entry per row from one at every position: (B, T, ...), (B, T) bool -> (B, ...).
 
     `last` reads the last response token, the EOS of a finished answer; `mean` averages over the response.
     """
     if pooling == "last":
-        return token_scores.gather(-1, last_true(response)[:, None]).squeeze(-1)
+        return values[torch.arange(len(values), device=values.device), last_true(response)]
     if pooling == "mean":
-        return masked_sum(token_scores, response) / response.sum(-1)
+        weights = response / response.sum(-1, keepdim=True)
+        return torch.einsum("bt...,bt->b...", values, weights.to(values.dtype))
     raise ValueError(f"unknown pooling {pooling!r}")

@@ -1,12 +1,14 @@
-"""Load the base once: quantised, frozen, with its tokenizer, in the number format that this machine multiplies fastest."""
+"""Load the base once: quantised, frozen, with its tokenizer, in the number format that is fastest here."""
 
 import hashlib
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import bitsandbytes as bnb
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -49,10 +51,8 @@ class Base:
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Token ids of the conversation up to where the assistant's answer begins."""
         messages = [message.model_dump() for message in prompt.messages]
-        encoded = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        return list(encoded["input_ids"])
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode_response(self, text: str) -> list[int]:
         """Token ids of a finished answer, with the end-of-turn token."""
@@ -60,7 +60,7 @@ class Base:
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
         """The answer's text, without special tokens."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
     def checksum(self) -> str:
         """sha256 of every weight of the base and of the statistics of its quantisation; adapters don't count."""
@@ -75,6 +75,8 @@ def load_base(config: ModelConfig, progress: Progress) -> Base:
     """Fetch, quantise and freeze the base. Raises `UserError` where the model or its tokenizer cannot serve."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
     folder = fetch_model(config, progress)
     device = _device(config)
     compute_dtype = _compute_dtype(config, device)

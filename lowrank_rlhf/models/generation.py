@@ -1,5 +1,6 @@
 """Sample answers: temperature only, K answers from one prefill, finished rows dropped."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,12 +43,12 @@ def sample_answers(
     temperature: float,
     seed: int,
     batch_size: int,
-    on_batch: Callable[[int, int], None] = lambda answers, tokens: None,
+    on_batch: Callable[..., None] | None = None,
 ) -> list[list[Response]]:
     """Answers to each prompt, in the prompts' order.
 
     Every answer draws from a stream of its own that follows from `seed` and its place, so neither the batch size nor
-    the other prompts change it beyond rounding. `on_batch(answers, tokens)` hears of each finished batch.
+    the other prompts change it beyond rounding. `on_batch(answers, tokens_per_second=...)` hears of each batch.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     per_batch = max(1, batch_size // answers_per_prompt)
@@ -57,10 +58,13 @@ def sample_answers(
     with generating_as(roles, role):
         for start in range(0, len(order), per_batch):
             chosen = order[start : start + per_batch]
+            since = time.monotonic()
             responses = _decode(roles, [prompts[i] for i in chosen], uniforms[chosen], temperature)
             for place, index in enumerate(chosen):
                 answers[index] = responses[place * answers_per_prompt : (place + 1) * answers_per_prompt]
-            on_batch(len(responses), sum(len(response.tokens) for response in responses))
+            if on_batch:
+                tokens = sum(len(response.tokens) for response in responses)
+                on_batch(len(responses), tokens_per_second=tokens / (time.monotonic() - since))
     return answers
 
 

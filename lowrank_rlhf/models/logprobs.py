@@ -42,7 +42,7 @@ def token_logprobs(
         parts.append(checkpoint(_chunk, *chunk, use_reentrant=False) if graph else _chunk(*chunk))
     flat = torch.cat([part[0] for part in parts])
     blank = torch.zeros(batch.response.shape, device=flat.device)
-    entropies = torch.cat([part[1] for part in parts]) if entropy else None
+    entropies = torch.cat([part[1] for part in parts if part[1] is not None]) if entropy else None
     return TokenLogprobs(
         blank.masked_scatter(batch.response, flat),
         None if entropies is None else blank.masked_scatter(batch.response, entropies),

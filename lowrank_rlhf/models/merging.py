@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -20,16 +21,18 @@ def merged(roles: Roles, role: Role) -> Iterator[None]:
     dequantisation and the adapter's small products in every decoding step. Its numbers differ from the adapter's by
     rounding, so log-probabilities for training are always computed again by the adapter's own forward.
     """
-    if roles.acting is not None:
-        raise RuntimeError(f"already acting as {roles.acting.name}; blocks don't nest")
+    roles.check_free(role)
     model = roles.base.model
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    layers: list[tuple[str, Any]] = [
+        (name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)
+    ]
     try:
         with torch.no_grad():
             for name, layer in layers:
                 model.set_submodule(name, _merge(layer, role, roles.base.compute_dtype))
         yield
     finally:
+        roles.merged = None
         for name, layer in layers:
             model.set_submodule(name, layer)
 
@@ -43,13 +46,15 @@ class _MergedLinear(nn.Module):
         return linear(x, self.weight, self.bias)
 
 
-def _merge(layer: LoraLayer, role: Role, dtype: torch.dtype) -> _MergedLinear:
+def _merge(layer: Any, role: Role, dtype: torch.dtype) -> _MergedLinear:
     plain = layer.get_base_layer()
     delta = layer.scaling[role.value] * (layer.lora_B[role.value].weight @ layer.lora_A[role.value].weight)
     return _MergedLinear(_dequantised(plain).float().add_(delta).to(dtype), plain.bias)
 
 
-def _dequantised(layer: nn.Linear) -> Tensor:
+def _dequantised(layer: Any) -> Tensor:
     if isinstance(layer, bnb.nn.Linear4bit):
-        return bnb.functional.dequantize_4bit(layer.weight, layer.weight.quant_state)
-    return layer.weight.clone()
+        packed: Any = layer.weight
+        return bnb.functional.dequantize_4bit(packed, packed.quant_state)
+    weight: Tensor = layer.weight.clone()
+    return weight

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from enum import Enum
+from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -10,9 +12,10 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from lowrank_rlhf.config.schema import LoraConfig
-from lowrank_rlhf.maths.sequences import Sequences
+from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
+from lowrank_rlhf.models.trunk import from_trunk, trunk_states
 
 
 class Role(Enum):
@@ -36,18 +39,22 @@ class Roles:
     """
 
     def __init__(self, base: Base, lora: LoraConfig):
-        modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+        self.base = base
+        depth = len(self.decoder.layers)
+        self.first_adapted = max(0, depth - (lora.last_layers or depth))
+        """Index of the lowest decoder layer with an adapter."""
         peft_config = PeftLoraConfig(
             r=lora.rank,
-            lora_alpha=lora.alpha,
-            target_modules=modules,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT takes fractions too
+            target_modules=_targets(lora, self.decoder.layers),
+            layers_to_transform=list(range(self.first_adapted, depth)) if self.first_adapted else None,
             lora_dropout=0.0,
             bias="none",
             task_type="CAUSAL_LM",
         )
-        self.base = base
         self.peft: PeftModel = get_peft_model(base.model, peft_config, adapter_name=Role.POLICY.value)
         self.heads: dict[Role, nn.Linear] = {}
+        self.merged: Role | None = None  # set by `merging.merged` while the adapters are out of the model
         self._acting: Role | None = None
         self._training = False
         self._freeze()
@@ -62,6 +69,14 @@ class Roles:
         """The roles that have an adapter so far."""
         return {role for role in Role if role.value in self.peft.peft_config}
 
+    def check_free(self, role: Role) -> None:
+        """Raises RuntimeError inside a block of any role, merged or not, and where the role has no adapter."""
+        busy = self._acting or self.merged
+        if busy is not None:
+            raise RuntimeError(f"already acting as {busy.name}; blocks don't nest")
+        if role not in self.present:
+            raise RuntimeError(f"no adapter for {role.name} yet")
+
     @contextmanager
     def acting_as(self, role: Role, train: bool = False) -> Iterator[None]:
         """The model does that job until the block ends; then everything is frozen again, after an error too.
@@ -69,10 +84,7 @@ class Roles:
         With `train` its adapter and head collect gradients; without, no graph is built. Blocks don't nest: a switch
         between a forward and its backward gives zero or wrong gradients without an error (PEFT 0.21).
         """
-        if self._acting is not None:
-            raise RuntimeError(f"already acting as {self._acting.name}; blocks don't nest")
-        if role not in self.present:
-            raise RuntimeError(f"no adapter for {role.name} yet")
+        self.check_free(role)
         self._acting, self._training = role, train
         try:
             self.peft.set_adapter(role.value, inference_mode=True)
@@ -89,8 +101,26 @@ class Roles:
         """The decoder's last hidden states as the acting role, (B, T, h)."""
         if self._acting is None:
             raise RuntimeError("no role is acting: use `with roles.acting_as(...)`")
-        output = self.decoder(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
+        start = nullcontext() if batch.trunk is None else from_trunk(self.decoder, self.first_adapted, batch.trunk)
+        with start:
+            output = self.decoder(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
         return output.last_hidden_state
+
+    def with_trunk(self, batch: Sequences) -> Sequences:
+        """The batch with the states that enter the first adapted layer, if any layer lies below: no role changes them.
+
+        A later forward of these rows as any role begins there.
+        """
+        if not self.first_adapted:
+            return batch
+        trunk = torch.zeros(0)
+        for index in micro_batches(batch.lengths(), self.base.config.micro_batch_tokens):
+            rows = batch.rows(index)
+            states = trunk_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
+            if not len(trunk):
+                trunk = states.new_zeros(*batch.ids.shape, states.shape[-1])
+            trunk[torch.as_tensor(index, device=trunk.device), : states.shape[1]] = states
+        return replace(batch, trunk=trunk)
 
     def logprobs(self, batch: Sequences, temperature: float, entropy: bool = False) -> TokenLogprobs:
         """Log-probability of each response token as the acting role; see `token_logprobs`."""
@@ -99,7 +129,8 @@ class Roles:
     def scores(self, batch: Sequences) -> Tensor:
         """The acting role's head at every position, (B, T) float32; no logits are made."""
         hidden = self.hidden(batch)
-        assert self._acting is not None
+        if self._acting not in self.heads:
+            raise RuntimeError(f"{self._acting} has no head")
         with torch.autocast(self.base.device.type, enabled=False):
             return self.heads[self._acting](hidden.float()).squeeze(-1)
 
@@ -110,14 +141,14 @@ class Roles:
         loss.backward()
 
     @property
-    def decoder(self) -> nn.Module:
-        """The base without its vocabulary projection."""
+    def decoder(self) -> Any:
+        """The base without its vocabulary projection; its `layers` are the decoder layers."""
         return self.base.model.get_decoder()
 
-    def named_parameters(self, role: Role) -> dict[str, nn.Parameter]:
+    def named_parameters(self, role: Role) -> dict[str, Tensor]:
         """The role's weights: adapter names as in PEFT's files, and `score.weight` for the head."""
         mark = f".{role.value}."
-        named = {
+        named: dict[str, Tensor] = {
             name.replace(mark, "."): parameter
             for name, parameter in self.peft.named_parameters()
             if mark in name and ".lora_" in name
@@ -126,7 +157,7 @@ class Roles:
             named["base_model.model.score.weight"] = self.heads[role].weight
         return named
 
-    def parameters(self, role: Role) -> list[nn.Parameter]:
+    def parameters(self, role: Role) -> list[Tensor]:
         """The role's weights, in a fixed order."""
         return list(self.named_parameters(role).values())
 
@@ -181,3 +212,10 @@ class Roles:
         for head in self.heads.values():
             head.requires_grad_(False)
         self.peft.eval()
+
+
+def _targets(lora: LoraConfig, layers: nn.ModuleList) -> list[str]:
+    """Names of the linear layers to adapt; never the vocabulary projection or a head."""
+    if lora.target_modules != "all-linear":
+        return list(lora.target_modules)
+    return sorted({name.rpartition(".")[2] for name, module in layers.named_modules() if isinstance(module, nn.Linear)})

@@ -1,7 +1,9 @@
 """Adapters and optimisers on disk: plain PEFT folders, safetensors and JSON, nothing else."""
 
 import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +14,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.roles import Role, Roles
 
 WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 
 
 def save_role(roles: Roles, role: Role, folder: Path) -> None:
@@ -20,7 +23,7 @@ def save_role(roles: Roles, role: Role, folder: Path) -> None:
     Roles with a head become sequence classifiers with one label, whose `score` layer is the head.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = copy.copy(roles.peft.peft_config[role.value])
+    config: Any = copy.copy(roles.peft.peft_config[role.value])
     config.inference_mode = True
     config.base_model_name_or_path = roles.base.config.source
     if role.has_head:
@@ -42,7 +45,8 @@ def load_role(roles: Roles, role: Role, folder: Path) -> None:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
     roles.prepare(role)
     expected = roles.named_parameters(role)
-    problems = [f"missing {name}" for name in sorted(expected.keys() - weights.keys())]
+    problems = _other_scaling(roles, folder)
+    problems += [f"missing {name}" for name in sorted(expected.keys() - weights.keys())]
     problems += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]
     problems += [
         f"{name} is {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}"
@@ -51,10 +55,21 @@ def load_role(roles: Roles, role: Role, folder: Path) -> None:
     ]
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise UserError(f"{path}: does not fit lora.rank and lora.target_modules of this run: {shown}")
+        raise UserError(f"{path}: does not fit lora.rank, lora.alpha and lora.target_modules of this run: {shown}")
     with torch.no_grad():
         for name, parameter in expected.items():
             parameter.copy_(weights[name])
+
+
+def _other_scaling(roles: Roles, folder: Path) -> list[str]:
+    """What of the saved config gives the same weights another effect than they have here; shapes don't show it."""
+    try:
+        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG}: not readable ({error})") from None
+    ours = roles.peft.peft_config[Role.POLICY.value].to_dict()
+    keys = ("lora_alpha", "alpha_pattern", "use_rslora", "use_dora")
+    return [f"{key} is {saved[key]}, not {ours[key]}" for key in keys if key in saved and saved[key] != ours[key]]
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:

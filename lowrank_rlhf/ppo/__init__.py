@@ -1,0 +1,1 @@
+"""PPO's two halves: `collect` a rollout, `update` policy and critic on it."""

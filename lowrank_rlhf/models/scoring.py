@@ -1,0 +1,57 @@
+"""Whole batches through a role, micro-batch by micro-batch, without gradients."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lowrank_rlhf.maths.masking import pool
+from lowrank_rlhf.maths.sequences import Sequences, micro_batches
+from lowrank_rlhf.models.logprobs import TokenLogprobs
+from lowrank_rlhf.models.roles import Role, Roles
+
+
+def score_tokens(roles: Roles, role: Role, batch: Sequences) -> Tensor:
+    """The role's head at every position of every row: (B, T) float32, 0 on padding."""
+    return torch.where(batch.attention, _forward(roles, role, batch, lambda rows: (roles.scores(rows),))[0], 0.0)
+
+
+def score_logprobs(
+    roles: Roles, role: Role, batch: Sequences, temperature: float, entropy: bool = False
+) -> TokenLogprobs:
+    """Log-probabilities (and entropies) of every response token under the role, (B, T) float32."""
+
+    def both(rows: Sequences) -> tuple[Tensor, ...]:
+        found = roles.logprobs(rows, temperature, entropy)
+        return (found.logprobs,) if found.entropy is None else (found.logprobs, found.entropy)
+
+    logprobs, *rest = _forward(roles, role, batch, both)
+    return TokenLogprobs(logprobs, rest[0] if rest else None)
+
+
+def _forward(
+    roles: Roles, role: Role, batch: Sequences, function: Callable[[Sequences], tuple[Tensor, ...]]
+) -> list[Tensor]:
+    outputs: list[Tensor] = []
+    with roles.acting_as(role):
+        for index in micro_batches(batch.lengths(), roles.base.config.micro_batch_tokens):
+            rows = batch.rows(index)
+            found = function(rows)
+            if not outputs:
+                outputs = [torch.zeros(batch.ids.shape, device=batch.ids.device) for _ in found]
+            for output, part in zip(outputs, found, strict=True):
+                output[torch.as_tensor(index, device=output.device), : part.shape[1]] = part
+    return outputs
+
+
+def score_features(roles: Roles, role: Role, batch: Sequences, pooling: str, on_rows: Callable[[int], None]) -> Tensor:
+    """The pooled last hidden states that the role's head would read: (B, h) float32."""
+    features = torch.zeros(len(batch), roles.heads[role].in_features, device=batch.ids.device)
+    with roles.acting_as(role):
+        for index in micro_batches(batch.lengths(), roles.base.config.micro_batch_tokens):
+            rows = batch.rows(index)
+            features[torch.as_tensor(index, device=features.device)] = pool(
+                roles.hidden(rows).float(), rows.response, pooling
+            )
+            on_rows(len(index))
+    return features

@@ -1,0 +1,163 @@
+"""One rollout: sample answers as the policy, then read them as reference, reward model, critic and policy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowrank_rlhf.config.schema import PpoConfig, SampleConfig
+from lowrank_rlhf.maths.advantages import gae, token_rewards
+from lowrank_rlhf.maths.kl import k1
+from lowrank_rlhf.maths.masking import masked_mean, masked_sum, pool, whiten
+from lowrank_rlhf.maths.sequences import Sequences, pack
+from lowrank_rlhf.models.generation import Response, sample_answers
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.scoring import score_logprobs, score_tokens
+
+
+@dataclass(frozen=True)
+class RewardScale:
+    """How the reward adapter's head becomes a score: pooling, and mean and deviation on SFT answers."""
+
+    pooling: str
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B answers with all that the update needs. (B, T) float32 tensors are 0 outside the response."""
+
+    batch: Sequences
+    responses: list[Response]
+    scores: Tensor
+    """(B,), the reward model's, normalised if configured, before clipping and the rule on unfinished answers."""
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    kl: Tensor
+    """(B,), nats per response: sum of log policy - log reference over its tokens."""
+    figures: dict[str, float]
+
+    def rows(self, index: Sequence[int]) -> "RolloutRows":
+        """What the losses need of those rows, cut to their longest."""
+        batch = self.batch.rows(index)
+        width = batch.ids.shape[1]
+        picked = torch.as_tensor(index, device=self.values.device)
+        tensors = (self.logprobs, self.values, self.advantages, self.returns)
+        return RolloutRows(batch, *(tensor[picked, :width] for tensor in tensors))
+
+
+@dataclass(frozen=True)
+class RolloutRows:
+    """Some rows of a rollout."""
+
+    batch: Sequences
+    logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+def collect(
+    roles: Roles,
+    prompts: Sequence[Sequence[int]],
+    config: PpoConfig,
+    sampling: SampleConfig,
+    scale: RewardScale,
+    kl_coef: float,
+    seed: int,
+) -> Rollout:
+    """Sample one answer to each prompt and work out advantages and returns (DESIGN 5).
+
+    The log-probabilities are computed by the training forward, not taken from generation, so that the first ratio is 1.
+    """
+    sampled = sample_answers(
+        roles,
+        Role.POLICY,
+        prompts,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        seed=seed,
+        batch_size=sampling.batch_size,
+    )
+    responses = [answers[0] for answers in sampled]
+    batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)
+    batch = roles.with_trunk(batch)
+    policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True)
+    reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature).logprobs
+    scores = reward_scores(roles, batch, scale, config)
+    values = token_values(roles, batch)
+
+    kl = k1(policy.logprobs, reference)
+    finished = torch.tensor([response.finished for response in responses], device=scores.device)
+    rewards = token_rewards(shape_scores(scores, finished, config), kl, batch.response, kl_coef)
+    if config.whiten_rewards:
+        rewards = whiten(rewards, batch.response, shift_mean=False)
+    advantages, returns = gae(rewards, values, batch.response, config.gamma, config.gae_lambda)
+    if config.whiten_advantages:
+        advantages = whiten(advantages, batch.response)
+
+    kl_per_response = masked_sum(kl, batch.response)
+    lengths = batch.response.sum(-1).float()
+    assert policy.entropy is not None  # noqa: S101 - asked for above
+    figures: dict[str, Tensor | float] = {
+        "objective/kl": kl_per_response.mean(),
+        "objective/scores": scores.mean(),
+        "objective/rlhf_reward": (scores - kl_coef * kl_per_response).mean(),
+        "objective/entropy": masked_mean(policy.entropy, batch.response),
+        "objective/kl_coef": kl_coef,
+        "response/length_mean": lengths.mean(),
+        "response/length_p95": lengths.quantile(0.95),
+        "response/eos_rate": finished.float().mean(),
+        "value/explained_variance": explained_variance(values, returns, batch.response),
+    }
+    return Rollout(
+        batch=batch,
+        responses=responses,
+        scores=scores,
+        logprobs=policy.logprobs,
+        ref_logprobs=reference,
+        values=values,
+        advantages=advantages,
+        returns=returns,
+        kl=kl_per_response,
+        figures={name: float(value) for name, value in figures.items()},
+    )
+
+
+def reward_scores(roles: Roles, batch: Sequences, scale: RewardScale, config: PpoConfig) -> Tensor:
+    """The reward model's score of each row, (B,); with `normalize_score` 0 on average over SFT's answers."""
+    scores = pool(score_tokens(roles, Role.REWARD, batch), batch.response, scale.pooling)
+    return (scores - scale.mean) / scale.std if config.normalize_score else scores
+
+
+def shape_scores(scores: Tensor, finished: Tensor, config: PpoConfig) -> Tensor:
+    """Clip, and treat answers that don't end as configured: (B,), (B,) bool -> (B,)."""
+    if config.normalize_score and config.score_clip is not None:
+        scores = scores.clamp(-config.score_clip, config.score_clip)
+    if config.missing_eos == "replace":
+        return torch.where(finished, scores, config.missing_eos_score)
+    if config.missing_eos == "penalty":
+        return torch.where(finished, scores, scores + config.missing_eos_score)
+    return scores
+
+
+def token_values(roles: Roles, batch: Sequences) -> Tensor:
+    """The critic's value of the state before each response token: (B, T), 0 elsewhere."""
+    return values_before_tokens(score_tokens(roles, Role.CRITIC, batch), batch.response)
+
+
+def values_before_tokens(head_output: Tensor, response: Tensor) -> Tensor:
+    """Shift the head's output by one: the state before token t is read at position t - 1. (B, T) -> (B, T)."""
+    shifted = torch.cat([torch.zeros_like(head_output[:, :1]), head_output[:, :-1]], -1)
+    return torch.where(response, shifted, 0.0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, response: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns) over real tokens: 1 is a perfect critic, 0 one that knows the mean."""
+    real = returns[response]
+    return 1 - (real - values[response]).var() / real.var().clamp(min=1e-8)

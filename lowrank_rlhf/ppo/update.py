@@ -1,0 +1,131 @@
+"""Epochs over one rollout: a policy pass and a critic pass for every minibatch."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowrank_rlhf.config.schema import PpoConfig
+from lowrank_rlhf.maths.kl import k3
+from lowrank_rlhf.maths.losses import policy_losses, value_losses
+from lowrank_rlhf.maths.masking import masked_sum
+from lowrank_rlhf.maths.sequences import micro_batches
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.ppo.rollout import Rollout, RolloutRows, values_before_tokens
+
+
+@dataclass(frozen=True)
+class Optimizers:
+    """Adam for the policy's weights and for the critic's."""
+
+    policy: torch.optim.Optimizer
+    critic: torch.optim.Optimizer
+
+    @classmethod
+    def create(cls, roles: Roles, config: PpoConfig) -> "Optimizers":
+        """Fresh ones, with the configured rates."""
+        return cls(
+            torch.optim.Adam(roles.parameters(Role.POLICY), lr=config.learning_rate, eps=config.adam_epsilon),
+            torch.optim.Adam(roles.parameters(Role.CRITIC), lr=config.critic_learning_rate, eps=config.adam_epsilon),
+        )
+
+    def decay(self, config: PpoConfig, step: int) -> None:
+        """Linear decay: full rates at step 0, 0 after the last."""
+        left = 1 - step / config.steps
+        self.policy.param_groups[0]["lr"] = config.learning_rate * left
+        self.critic.param_groups[0]["lr"] = config.critic_learning_rate * left
+
+
+def update(
+    roles: Roles,
+    optimizers: Optimizers,
+    rollout: Rollout,
+    config: PpoConfig,
+    temperature: float,
+    seed: int,
+    train_policy: bool = True,
+) -> dict[str, float]:
+    """PPO's passes over the rollout (Schulman et al. 2017, algorithm 1); the means of its figures.
+
+    `policy/first_ratio_error` is the largest |ratio - 1| on the first minibatch, where the policy has not moved yet.
+    """
+    figures: dict[str, list[float]] = defaultdict(list)
+    generator = torch.Generator().manual_seed(seed)
+    size = len(rollout.batch) // config.minibatches
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(rollout.batch), generator=generator).tolist()
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            if train_policy:
+                found = _policy_step(roles, optimizers.policy, rollout, rows, config, temperature)
+                if epoch == start == 0:
+                    figures["policy/first_ratio_error"].append(found["largest_ratio_error"])
+                for name in ("approxkl", "clipfrac", "ratio", "loss", "grad_norm"):
+                    figures[f"policy/{name}"].append(found[name])
+            for name, value in _critic_step(roles, optimizers.critic, rollout, rows, config).items():
+                figures[f"value/{name}"].append(value)
+        if config.target_kl is not None and train_policy and figures["policy/approxkl"][-1] > config.target_kl:
+            break
+    return {name: sum(values) / len(values) for name, values in figures.items()}
+
+
+def _policy_step(
+    roles: Roles,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    rows: list[int],
+    config: PpoConfig,
+    temperature: float,
+) -> dict[str, float]:
+    optimizer.zero_grad()
+    tokens = int(rollout.batch.response[rows].sum())
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rollout.values.device))
+    largest = 0.0
+    for part in _parts(roles, rollout, rows):
+        with roles.acting_as(Role.POLICY, train=True):
+            logprobs = roles.logprobs(part.batch, temperature).logprobs
+            losses = policy_losses(logprobs, part.logprobs, part.advantages, config.clip_range)
+            loss = masked_sum(losses, part.batch.response).sum() / tokens
+            roles.backward(loss)
+        with torch.no_grad():
+            ratio = (logprobs - part.logprobs).exp()
+            off = (ratio - 1).abs()
+            counted = {
+                "approxkl": k3(part.logprobs, logprobs),
+                "clipfrac": (off > config.clip_range).float(),
+                "ratio": ratio,
+            }
+            for name, values in counted.items():
+                sums[name] += masked_sum(values, part.batch.response).sum() / tokens
+            sums["loss"] += loss.detach()
+            largest = max(largest, float(off[part.batch.response].max()))
+    norm = torch.nn.utils.clip_grad_norm_(roles.parameters(Role.POLICY), config.max_grad_norm)
+    optimizer.step()
+    means = {name: float(value) for name, value in sums.items()}
+    return {**means, "grad_norm": float(norm), "largest_ratio_error": largest}
+
+
+def _critic_step(
+    roles: Roles, optimizer: torch.optim.Optimizer, rollout: Rollout, rows: list[int], config: PpoConfig
+) -> dict[str, float]:
+    optimizer.zero_grad()
+    tokens = int(rollout.batch.response[rows].sum())
+    total = 0.0
+    for part in _parts(roles, rollout, rows):
+        with roles.acting_as(Role.CRITIC, train=True):
+            values = values_before_tokens(roles.scores(part.batch), part.batch.response)
+            losses = value_losses(values, part.values, part.returns, config.value_clip_range)
+            loss = masked_sum(losses, part.batch.response).sum() / tokens
+            roles.backward(config.value_coef * loss)
+        total += loss.item()
+    norm = torch.nn.utils.clip_grad_norm_(roles.parameters(Role.CRITIC), config.max_grad_norm)
+    optimizer.step()
+    return {"loss": total, "grad_norm": float(norm)}
+
+
+def _parts(roles: Roles, rollout: Rollout, rows: list[int]) -> Iterator[RolloutRows]:
+    lengths = rollout.batch.lengths()
+    for part in micro_batches([lengths[row] for row in rows], roles.base.config.micro_batch_tokens):
+        yield rollout.rows([rows[i] for i in part])

@@ -1,0 +1,118 @@
+"""The last stage: SFT against the policy on held-out prompts, and the report."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lowrank_rlhf.artifacts import read_json
+from lowrank_rlhf.files import append_line
+from lowrank_rlhf.maths.statistics import bootstrap_interval, mean_shift, wins
+from lowrank_rlhf.maths.text import distinct_n, top_opener
+from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.storage import load_role
+from lowrank_rlhf.ppo.rollout import RewardScale
+from lowrank_rlhf.ranking.judges import load_judge
+from lowrank_rlhf.records import Sample
+from lowrank_rlhf.stages import STAGES
+from lowrank_rlhf.stages.compare import Contest, judged, kl_per_answer, scored
+from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.report import summary_message, write_report
+
+Rows = list[dict[str, Any]]
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Make `eval.jsonl`, `report.html` and `report.md`."""
+    roles, artifact, work = context.roles, context.run_dir.artifact, context.work("evaluate")
+    about = read_json(artifact("adapters/reward") / "reward.json") or {}
+    load_role(roles, Role.REFERENCE, artifact("adapters/sft"))
+    load_role(roles, Role.POLICY, artifact("adapters/policy"))
+    load_role(roles, Role.REWARD, artifact("adapters/reward"))
+    scale = RewardScale(about["pooling"], about["score_mean"], about["score_std"])
+    contest = Contest.against_sft(context, None, scale)
+    policy = contest.figures(context)[1]
+    rows = _rows(context, contest, policy)
+    eval_path = work / "eval.jsonl"
+    eval_path.unlink(missing_ok=True)
+    for row in rows:
+        append_line(eval_path, row)
+    summary = _summary(context, contest, policy, rows)
+    marks = {stage.name: context.run_dir.done(stage.name) for stage in STAGES}
+    summaries = {name: mark["summary"] for name, mark in marks.items() if mark} | {"evaluate": summary}
+    write_report(context.run_dir.path, summaries, rows, work)
+    return {**summary, "message": summary_message(summaries, rows, context.run_dir.artifact("report.html"))}
+
+
+def _rows(context: Context, contest: Contest, policy: Sequence[Sample]) -> Rows:
+    prompts = contest.prompts
+    columns: dict[str, Sequence[Any]] = {
+        "prompt_id": [prompt.id for prompt in prompts],
+        "prompt": [prompt.text for prompt in prompts],
+        "sft": [sample.text for sample in contest.sft],
+        "policy": [sample.text for sample in policy],
+        "score_sft": scored(context, prompts, contest.sft, contest.scale),
+        "score_policy": scored(context, prompts, policy, contest.scale),
+        "kl": kl_per_answer(context, prompts, policy),
+    }
+    if contest.judge:
+        columns |= {"judge_sft": contest.sft_judged, "judge_policy": judged(contest.judge, prompts, policy)}
+    if name := context.config.evaluate.second_judge:
+        second = load_judge(name)
+        columns |= {
+            "second_sft": judged(second, prompts, contest.sft),
+            "second_policy": judged(second, prompts, policy),
+        }
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _summary(context: Context, contest: Contest, policy: Sequence[Sample], rows: Rows) -> dict[str, Any]:
+    """The table of figures, and the win rate by the judge (by the reward model where there is no judge)."""
+    config = context.config
+    decides = "judge" if contest.judge else "score"
+    ours, theirs = _column(rows, f"{decides}_policy"), _column(rows, f"{decides}_sft")
+    won = wins(ours, theirs)
+    samples, seed = config.evaluate.bootstrap_samples, context.seed("bootstrap")
+    kl = _column(rows, "kl")
+    return {
+        "prompts": len(rows),
+        "judge": config.rank.judge if contest.judge else None,
+        "second_judge": config.evaluate.second_judge,
+        "win_rate": float(won.mean()),
+        "win_rate_interval": bootstrap_interval(won, samples, seed),
+        "mean_shift": mean_shift(ours, theirs),
+        "kl_per_answer": float(np.mean(kl)),
+        "kl_mean_interval": bootstrap_interval(kl, samples, seed),
+        "table": _table(config.rank.judge, config.evaluate.second_judge, contest.sft, policy, rows),
+    }
+
+
+def _table(judge: str, second: str | None, sft: Sequence[Sample], policy: Sequence[Sample], rows: Rows) -> Rows:
+    table = []
+
+    def add(figure: str, of_sft: float, of_policy: float, note: str = "") -> None:
+        table.append({"figure": figure, "sft": of_sft, "policy": of_policy, "note": note})
+
+    for key, name in (
+        ("judge", f"{judge}: mean score"),
+        ("second", f"{second}: mean score"),
+        ("score", "reward model: mean score"),
+    ):
+        if f"{key}_sft" in rows[0]:
+            add(name, float(np.mean(_column(rows, f"{key}_sft"))), float(np.mean(_column(rows, f"{key}_policy"))))
+    if "second_sft" in rows[0]:
+        share = float(wins(_column(rows, "second_policy"), _column(rows, "second_sft")).mean())
+        add(f"{second}: win rate", 1 - share, share, "a judge that nothing was tuned on")
+    texts = [[sample.text for sample in answers] for answers in (sft, policy)]
+    lengths = [float(np.mean([len(sample.tokens or ()) for sample in answers])) for answers in (sft, policy)]
+    ended = [float(np.mean([sample.finished for sample in answers])) for answers in (sft, policy)]
+    openers = [top_opener(group) for group in texts]
+    add("length in tokens", lengths[0], lengths[1])
+    add("answers that end by themselves", ended[0], ended[1])
+    add("distinct-2", distinct_n(texts[0], 2), distinct_n(texts[1], 2), "distinct word pairs / word pairs")
+    add("commonest opener's share", openers[0][1], openers[1][1], f"“{openers[0][0]}” / “{openers[1][0]}”")
+    return table
+
+
+def _column(rows: Rows, name: str) -> list[float]:
+    return [row[name] for row in rows]

@@ -1,0 +1,177 @@
+"""Stage 3: PPO against the reward model with a KL penalty towards SFT."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowrank_rlhf.artifacts import latest_checkpoint, read_json, save_checkpoint, write_json_atomic
+from lowrank_rlhf.errors import StageFailed
+from lowrank_rlhf.maths.kl import adapt_kl_coef
+from lowrank_rlhf.maths.text import distinct_n
+from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+from lowrank_rlhf.ppo.rollout import RewardScale, Rollout, collect
+from lowrank_rlhf.ppo.update import Optimizers, update
+from lowrank_rlhf.stages.answers import encode_prompts
+from lowrank_rlhf.stages.compare import Contest
+from lowrank_rlhf.stages.context import Context
+
+MOST_RATIO_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Rounding lets the first ratio differ from 1 by this much where its micro-batches are cut differently."""
+
+
+@dataclass
+class State:
+    """What PPO carries from step to step besides weights and optimisers; saved with every checkpoint."""
+
+    step: int = 0
+    kl_coef: float = 0.0
+    best_step: int = 0
+    best_objective: float | None = None
+    claims: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Make `adapters/policy` (the best on held-out prompts), `adapters/policy-last` and `adapters/critic`."""
+    config, roles, work = context.config.ppo, context.roles, context.work("ppo")
+    before = context.base.checksum()
+    scale = _load_roles(context)
+    contest = Contest.against_sft(context, config.evaluate_prompts, scale)
+    optimizers, state = _resume(context, work)
+    prompts = encode_prompts(context, context.prompts[0])
+    order = _prompt_order(context, len(prompts))
+    start, first = time.monotonic(), state.step
+    with context.progress.track("ppo", config.steps, "steps", state.step) as bar:
+        if state.step == 0:
+            _evaluate(context, contest, state, work)
+        for step in range(state.step, config.steps):
+            chosen = order[step * config.batch_size : (step + 1) * config.batch_size]
+            figures = _step(context, [prompts[i] for i in chosen], optimizers, state, scale)
+            context.metrics.append("ppo", step + 1, **figures)
+            state.step = step + 1
+            if state.step % config.evaluate_every == 0 or state.step == config.steps:
+                _evaluate(context, contest, state, work)
+            bar.advance(1, score=figures["objective/scores"], kl=figures["objective/kl"])
+            if context.stop.requested or state.step % config.save_every == 0:
+                save_checkpoint(work, state.step, lambda folder: _save(context, folder, optimizers, state))
+            context.stop.check(f"ppo is saved at step {state.step}")
+    seconds = (time.monotonic() - start) / max(1, config.steps - first)
+    save_role(roles, Role.POLICY, work / "adapters" / "policy-last")
+    save_role(roles, Role.CRITIC, work / "adapters" / "critic")
+    (work / "best").rename(work / "adapters" / "policy")
+    unchanged = context.base.checksum() == before
+    claim = {"claim": "PPO left the base's checksum unchanged", "figure": before[:12], "holds": unchanged}
+    return {
+        "steps": config.steps,
+        "best_step": state.best_step,
+        "seconds_per_step": seconds,
+        "claims": [*state.claims, claim],
+    }
+
+
+def _load_roles(context: Context) -> RewardScale:
+    """The four roles from the finished stages; refuses a reward model that is not worth optimising against."""
+    roles, artifact = context.roles, context.run_dir.artifact
+    about = read_json(artifact("adapters/reward") / "reward.json") or {}
+    if about["weak"] and not context.config.ppo.accept_weak_reward:
+        raise StageFailed(
+            f"ppo: {about['weak']}. PPO would only learn to please its mistakes: rank more answers, "
+            "or set ppo.accept_weak_reward: true"
+        )
+    load_role(roles, Role.POLICY, artifact("adapters/sft"))
+    roles.copy(Role.POLICY, Role.REFERENCE)
+    load_role(roles, Role.REWARD, artifact("adapters/reward"))
+    roles.copy(Role.REWARD, Role.CRITIC)
+    if context.config.ppo.critic_head == "zero":
+        roles.new_head(Role.CRITIC, None)
+    return RewardScale(about["pooling"], about["score_mean"], about["score_std"])
+
+
+def _prompt_order(context: Context, count: int) -> list[int]:
+    """Indices of the prompts of all steps: one seeded permutation after another."""
+    needed = context.config.ppo.steps * context.config.ppo.batch_size
+    order: list[int] = []
+    while len(order) < needed:
+        generator = torch.Generator().manual_seed(context.seed("ppo", "prompts", len(order)))
+        order += torch.randperm(count, generator=generator).tolist()
+    return order
+
+
+def _step(
+    context: Context, prompts: list[list[int]], optimizers: Optimizers, state: State, scale: RewardScale
+) -> dict[str, float]:
+    config, sampling, step = context.config.ppo, context.config.sample, state.step
+    start = time.monotonic()
+    rollout = collect(
+        context.roles, prompts, config, sampling, scale, state.kl_coef, context.seed("ppo", "rollout", step)
+    )
+    collected = time.monotonic()
+    if step == 0:
+        _claim(state, "KL(policy || SFT) is 0 at step 0", float(rollout.kl.abs().max()), 1e-4)
+    optimizers.decay(config, step)
+    train_policy = step >= config.critic_warmup_steps
+    seed = context.seed("ppo", "update", step)
+    figures = update(context.roles, optimizers, rollout, config, sampling.temperature, seed, train_policy)
+    if step == config.critic_warmup_steps:
+        tolerance = MOST_RATIO_ERROR[context.base.compute_dtype]
+        _claim(state, "the first minibatch's probability ratio is 1", figures["policy/first_ratio_error"], tolerance)
+    if config.kl_controller == "adaptive":
+        kl = rollout.figures["objective/kl"]
+        state.kl_coef = adapt_kl_coef(state.kl_coef, kl, config.kl_target, config.kl_horizon, len(rollout.batch))
+    times = {"time/rollout": collected - start, "time/update": time.monotonic() - collected}
+    return {**rollout.figures, **figures, **times, "response/distinct_2": distinct_n(_texts(context, rollout), 2)}
+
+
+def _texts(context: Context, rollout: Rollout) -> list[str]:
+    return [context.base.decode(response.tokens) for response in rollout.responses]
+
+
+def _claim(state: State, claim: str, error: float, tolerance: float) -> None:
+    """Note what was found, and stop where it is wrong: everything after would be."""
+    state.claims.append({"claim": claim, "figure": error, "holds": error <= tolerance})
+    if error > tolerance:
+        raise StageFailed(
+            f"ppo: {claim}: it is off by {error:.3g}. Sampling, reference and training don't see the same model; "
+            "this is a bug here or in a library, please report it with the run's env.json"
+        )
+
+
+def _evaluate(context: Context, contest: Contest, state: State, work: Path) -> None:
+    """Figures on held-out prompts; the policy is kept if its objective there is the best so far.
+
+    The objective is the reward model's score less the KL penalty: choosing by the judge would spend the held-out
+    judgement that the report is about.
+    """
+    figures, _ = contest.figures(context)
+    context.metrics.append("ppo", state.step, **{f"eval/{name}": value for name, value in figures.items()})
+    objective = figures["score"] - context.config.ppo.kl_coef * figures["kl"]
+    if state.best_objective is None or objective > state.best_objective:
+        state.best_step, state.best_objective = state.step, objective
+        save_role(context.roles, Role.POLICY, work / "best")
+
+
+def _save(context: Context, folder: Path, optimizers: Optimizers, state: State) -> None:
+    save_role(context.roles, Role.POLICY, folder / "policy")
+    save_role(context.roles, Role.CRITIC, folder / "critic")
+    save_optimizer(optimizers.policy, folder / "policy-optimizer.safetensors")
+    save_optimizer(optimizers.critic, folder / "critic-optimizer.safetensors")
+    write_json_atomic(folder / "state.json", {"schema": 1, **vars(state)})
+
+
+def _resume(context: Context, work: Path) -> tuple[Optimizers, State]:
+    """From the last checkpoint, or from the beginning."""
+    optimizers = Optimizers.create(context.roles, context.config.ppo)
+    state = State(kl_coef=context.config.ppo.kl_coef)
+    if found := latest_checkpoint(work):
+        folder = found[1]
+        load_role(context.roles, Role.POLICY, folder / "policy")
+        load_role(context.roles, Role.CRITIC, folder / "critic")
+        load_optimizer(optimizers.policy, folder / "policy-optimizer.safetensors")
+        load_optimizer(optimizers.critic, folder / "critic-optimizer.safetensors")
+        saved = read_json(folder / "state.json") or {}
+        state = State(**{name: saved[name] for name in vars(state)})
+    context.metrics.truncate("ppo", state.step if state.step else -1)
+    return optimizers, state

@@ -1,0 +1,156 @@
+"""Stage 2c: the reward adapter and its head, from SFT, on the comparisons."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_rlhf.artifacts import latest_checkpoint, save_checkpoint, write_json_atomic
+from lowrank_rlhf.maths.logistic import fit_pair_head
+from lowrank_rlhf.maths.masking import pool
+from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.scoring import score_features, score_tokens
+from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
+from lowrank_rlhf.stages.reward_figures import held_out_figures, verdict
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Make `adapters/reward`: a PEFT folder with the head, and `reward.json` with pooling and score statistics."""
+    config, roles = context.config.reward, context.roles
+    before = context.base.checksum()
+    train, held_out = split_groups(read_groups(context), config.held_out, context.seed("reward", "split"))
+    load_role(roles, Role.POLICY, context.run_dir.artifact("adapters/sft"))
+    roles.copy(Role.POLICY, Role.REWARD)
+    roles.new_head(Role.REWARD, torch.Generator().manual_seed(context.seed("reward", "head")))
+    _train(context, train)
+
+    scores = _score(context, held_out)
+    figures = held_out_figures(held_out, scores, context.config.evaluate.bootstrap_samples, context.seed("bootstrap"))
+    weak = verdict(figures)
+    context.progress.say(f"  {weak or 'better than chance and than length'}: accuracy {figures['accuracy']:.3f}")
+    statistics = {"score_mean": float(torch.cat(scores).mean()), "score_std": float(torch.cat(scores).std())}
+    folder = context.work("reward") / "adapters" / "reward"
+    save_role(roles, Role.REWARD, folder)
+    write_json_atomic(folder / "reward.json", {"schema": 1, "pooling": config.pooling, **statistics, "weak": weak})
+    return {
+        "prompts_train": len(train),
+        "pairs_train": sum(len(group.pairs) for group in train),
+        **figures,
+        **statistics,
+        "weak": weak,
+        "verdict": weak or "better than chance, and than preferring the longer answer",
+        "claims": [_reload_claim(context, folder, held_out[:4]), _checksum_claim(context, before)],
+    }
+
+
+def _score(context: Context, groups: Sequence[Group]) -> list[Tensor]:
+    """The reward model's scores of each group's answers, (K,) each, on the CPU."""
+    base = context.base
+    rows = rows_of(groups, base)
+    pooled = pool(score_tokens(context.roles, Role.REWARD, rows), rows.response, context.config.reward.pooling)
+    return split_scores(pooled.cpu(), groups)
+
+
+def _fit_head(context: Context, groups: Sequence[Group]) -> None:
+    """Set the head to the best one for the adapter as it is."""
+    base, config = context.base, context.config.reward
+    rows = rows_of(groups, base)
+    with context.progress.track("reward", len(rows), "answers read") as bar:
+        features = score_features(context.roles, Role.REWARD, rows, config.pooling, bar.advance)
+    chosen, rejected, weights = [], [], []
+    for group, of_group in zip(groups, split_scores(features.cpu(), groups), strict=True):
+        for better, worse, _ in group.pairs:
+            chosen.append(of_group[better])
+            rejected.append(of_group[worse])
+            weights.append(1 / len(group.pairs))
+    head = fit_pair_head(torch.stack(chosen), torch.stack(rejected), torch.tensor(weights), config.head_l2)
+    with torch.no_grad():
+        context.roles.heads[Role.REWARD].weight.copy_(head[None])
+
+
+def _train(context: Context, groups: Sequence[Group]) -> None:
+    """Epochs over the prompts in seeded order, from the last checkpoint where there is one."""
+    config, roles, work = context.config.reward, context.roles, context.work("reward")
+    order: list[int] = []
+    for epoch in range(config.epochs):
+        generator = torch.Generator().manual_seed(context.seed("reward", "order", epoch))
+        order += torch.randperm(len(groups), generator=generator).tolist()
+    batches = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
+    optimizer = torch.optim.AdamW(roles.parameters(Role.REWARD), lr=config.learning_rate, weight_decay=0.0)
+    done = 0
+    if found := latest_checkpoint(work):
+        done, folder = found
+        load_role(roles, Role.REWARD, folder / "reward")
+        load_optimizer(optimizer, folder / "optimizer.safetensors")
+    elif config.fit_head_first:
+        _fit_head(context, groups)
+    context.metrics.truncate("reward", done)
+
+    def write(folder: Path) -> None:
+        save_role(roles, Role.REWARD, folder / "reward")
+        save_optimizer(optimizer, folder / "optimizer.safetensors")
+
+    with context.progress.track("reward", len(batches), "steps", done) as bar:
+        for step, batch in enumerate(batches[done:], done):
+            optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / len(batches))
+            loss, accuracy = _step(context, [groups[i] for i in batch], optimizer)
+            context.metrics.append("reward", step + 1, loss=loss, accuracy=accuracy)
+            bar.advance(1, loss=loss)
+            if context.stop.requested or (step + 1) % config.save_every == 0:
+                save_checkpoint(work, step + 1, write)
+            context.stop.check(f"reward is saved at step {step + 1}")
+
+
+def _step(context: Context, groups: Sequence[Group], optimizer: torch.optim.Optimizer) -> tuple[float, float]:
+    """One optimiser step; the mean loss and the pair accuracy before it."""
+    config, roles, base = context.config.reward, context.roles, context.base
+    optimizer.zero_grad()
+    total, right, pairs = 0.0, 0, 0
+    for part in _micro_batches(groups, base.config.micro_batch_tokens):
+        rows = rows_of(part, base)
+        with roles.acting_as(Role.REWARD, train=True):
+            scores = split_scores(pool(roles.scores(rows), rows.response, config.pooling), part)
+            losses = [group_loss(s, group, config.loss, config.margin) for s, group in zip(scores, part, strict=True)]
+            loss = torch.stack(losses).sum() / len(groups)
+            roles.backward(loss)
+        total += loss.item()
+        for found, group in zip(scores, part, strict=True):
+            right += sum(bool(found[better] > found[worse]) for better, worse, _ in group.pairs)
+            pairs += len(group.pairs)
+    torch.nn.utils.clip_grad_norm_(roles.parameters(Role.REWARD), config.max_grad_norm)
+    optimizer.step()
+    return total, right / pairs
+
+
+def _micro_batches(groups: Sequence[Group], max_tokens: int) -> list[list[Group]]:
+    """Whole groups together while their padded rows fit; a group is never cut, for its loss needs all its scores."""
+    parts: list[list[Group]] = []
+    for group in sorted(groups, key=lambda group: -group.width):
+        fits = (
+            parts and parts[-1][0].width * (sum(len(g.answers) for g in parts[-1]) + len(group.answers)) <= max_tokens
+        )
+        if fits:
+            parts[-1].append(group)
+        else:
+            parts.append([group])
+    return parts
+
+
+def _reload_claim(context: Context, folder: Path, groups: Sequence[Group]) -> dict[str, Any]:
+    before = torch.cat(_score(context, groups))
+    load_role(context.roles, Role.REWARD, folder)
+    difference = float((torch.cat(_score(context, groups)) - before).abs().max())
+    return {
+        "claim": "the saved reward model scores as before after a reload",
+        "figure": difference,
+        "holds": difference == 0,
+    }
+
+
+def _checksum_claim(context: Context, before: str) -> dict[str, Any]:
+    unchanged = context.base.checksum() == before
+    return {"claim": "the reward stage left the base's checksum unchanged", "figure": before[:12], "holds": unchanged}

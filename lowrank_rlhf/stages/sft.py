@@ -1,0 +1,181 @@
+"""Stage 1: the SFT adapter, trained with TRL on demonstrations, or taken from elsewhere."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from lowrank_rlhf.artifacts import latest_checkpoint, save_checkpoint
+from lowrank_rlhf.data.prompts import load_demonstrations
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+from lowrank_rlhf.progress import Bar
+from lowrank_rlhf.stages.context import Context
+
+Row = dict[str, list[int]]
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Make `adapters/sft`."""
+    config, roles = context.config.sft, context.roles
+    before = context.base.checksum()
+    roles.reset(Role.POLICY, torch.Generator().manual_seed(context.seed("sft", "init")))
+    figures: dict[str, Any] = {"source": config.source}
+    if config.source == "adapter":
+        load_role(roles, Role.POLICY, Path(str(config.adapter)))
+    elif config.source == "train":
+        figures |= _train(context)
+    save_role(roles, Role.POLICY, context.work("sft") / "adapters" / "sft")
+    unchanged = context.base.checksum() == before
+    claim = {"claim": "the sft stage left the base's checksum unchanged", "figure": before[:12], "holds": unchanged}
+    return {**figures, "claims": [claim]}
+
+
+def training_rows(context: Context) -> list[Row]:
+    """Tokens and labels of the demonstrations, one after another for all epochs, each epoch in an order of its own."""
+    config, base = context.config.sft, context.base
+    demonstrations = load_demonstrations(context.config.data, context.config.seed)[: config.examples]
+    if not demonstrations:
+        raise UserError("data.prompts: no prompt outside the held-out ones has a `response`; or set sft.source: base")
+    rows = []
+    for demonstration in demonstrations:
+        prompt = base.encode_prompt(demonstration.prompt)
+        response = base.encode_response(demonstration.response)
+        if len(prompt) + len(response) > base.config.max_length:
+            raise UserError(
+                f"data.prompts: {demonstration.prompt.id} has {len(prompt) + len(response)} tokens with its response, "
+                f"model.max_length is {base.config.max_length}"
+            )
+        rows.append({"input_ids": prompt + response, "labels": [-100] * len(prompt) + response})
+    ordered = []
+    for epoch in range(config.epochs):
+        generator = torch.Generator().manual_seed(context.seed("sft", "order", epoch))
+        ordered += [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
+    return ordered
+
+
+def _train(context: Context) -> dict[str, Any]:
+    config, roles, work = context.config.sft, context.roles, context.work("sft")
+    rows = training_rows(context)
+    steps = math.ceil(len(rows) / config.batch_size)
+    optimizer = torch.optim.AdamW(roles.parameters(Role.POLICY), lr=config.learning_rate, weight_decay=0.0)
+    done = 0
+    if found := latest_checkpoint(work):
+        done, folder = found
+        load_role(roles, Role.POLICY, folder / "policy")
+        load_optimizer(optimizer, folder / "optimizer.safetensors")
+    context.metrics.truncate("sft", done)
+    schedule = LambdaLR(optimizer, lambda step: _rate(step + done, steps, config.warmup_fraction))
+    with context.progress.track("sft", steps, "steps", done) as bar:
+        watcher = _Watcher(context, optimizer, bar, done)
+        if done < steps:
+            with _trainer(
+                context, rows[done * config.batch_size :], steps - done, optimizer, schedule, watcher
+            ) as trainer:
+                trainer.train()
+        context.stop.check(f"sft is saved at step {bar.count}")
+    losses = [row["loss"] for row in context.metrics.read("sft")]
+    tail = losses[-max(1, len(losses) // 5) :]
+    return {"examples": len(rows) // config.epochs, "steps": steps, "loss": sum(tail) / len(tail)}
+
+
+def _rate(step: int, steps: int, warmup_fraction: float) -> float:
+    """Linear warm-up, then a cosine to 0."""
+    warmup = warmup_fraction * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
+
+
+@contextmanager
+def _trainer(
+    context: Context,
+    rows: list[Row],
+    steps: int,
+    optimizer: torch.optim.Optimizer,
+    schedule: LambdaLR,
+    watcher: "_Watcher",
+) -> Iterator[SFTTrainer]:
+    """TRL's trainer on the shared base, and the base as it was before when the block ends.
+
+    It is built while everything is frozen, so that TRL does not cast the adapter to bfloat16 in place. Rows come in
+    the order given: a resumed run drops those already seen, and needs no state of a sampler.
+    """
+    config, base = context.config.sft, context.base
+    width = max(len(row["input_ids"]) for row in rows)
+    fitting = [d for d in range(1, config.batch_size + 1) if config.batch_size % d == 0]
+    per_device = max((d for d in fitting if d * width <= base.config.micro_batch_tokens), default=1)
+    arguments = SFTConfig(
+        output_dir=str(context.work("sft") / "trl"),
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=config.batch_size // per_device,
+        max_steps=steps,
+        max_grad_norm=config.max_grad_norm,
+        train_sampling_strategy="sequential",
+        bf16=base.compute_dtype == torch.bfloat16,
+        gradient_checkpointing=False,  # where wanted it is on already, without reentrance
+        use_cpu=base.device.type == "cpu",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=context.seed("sft") % 2**32,
+    )
+    model = base.model
+    use_cache = model.config.use_cache
+    try:
+        trainer = SFTTrainer(
+            model=context.roles.peft,
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=base.tokenizer,
+            optimizers=(optimizer, schedule),
+            callbacks=[watcher],
+        )
+        trainer.remove_callback(PrinterCallback)
+        with context.roles.acting_as(Role.POLICY, train=True):
+            yield trainer
+    finally:
+        model.__dict__.pop("forward", None)  # TRL's fused head
+        model.config.use_cache = use_cache
+
+
+class _Watcher(TrainerCallback):
+    """Progress, metrics, checkpoints and stopping for TRL's loop."""
+
+    def __init__(self, context: Context, optimizer: torch.optim.Optimizer, bar: Bar, done: int):
+        self.context, self.optimizer, self.bar, self.done = context, optimizer, bar, done
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - transformers' signature
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            figures = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+            self.context.metrics.append("sft", self.done + state.global_step, **figures)
+            self.bar.advance(0, loss=logs["loss"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        self.bar.advance(1)
+        stopping = self.context.stop.requested
+        if stopping or self.bar.count % self.context.config.sft.save_every == 0:
+            save_checkpoint(self.context.work("sft"), self.bar.count, self._write)
+        control.should_training_stop |= stopping
+
+    def _write(self, folder: Path) -> None:
+        save_role(self.context.roles, Role.POLICY, folder / "policy")
+        save_optimizer(self.optimizer, folder / "optimizer.safetensors")

@@ -1,0 +1,37 @@
+"""Tiny models, made once per session; every test gets a base of its own, for Roles wraps it in place.
+
+Imports that bring torch stay inside the fixtures: most tests need none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from lowrank_rlhf.models.base import Base
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_folder(architecture)`: the folder of that tiny model; don't write there."""
+    from tiny import make_tiny_model
+
+    return cache(lambda architecture="llama": make_tiny_model(tmp_path_factory.mktemp(architecture), architecture))
+
+
+@pytest.fixture
+def tiny_base(tiny_folder: Callable[..., Path]) -> Callable[..., Base]:
+    """`tiny_base(quantization, checkpointing, architecture=, merged=)`: a freshly loaded base in float32."""
+    from tiny import load_tiny
+
+    def load(
+        quantization: str = "none", checkpointing: bool = False, *, architecture: str = "llama", merged: bool = True
+    ) -> Base:
+        return load_tiny(tiny_folder(architecture), quantization, checkpointing, merged)
+
+    return load

@@ -1,0 +1,193 @@
+"""Sampling against exact probabilities and against a naive loop without cache, padding or batches."""
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, make_roles, random_tokens
+from torch import Tensor
+
+from lowrank_rlhf.models import generation
+from lowrank_rlhf.models.generation import Response, draw, sample_answers
+from lowrank_rlhf.models.merging import merged
+from lowrank_rlhf.models.roles import Role, Roles
+
+PROMPTS = random_tokens(7, [3, 11, 1, 6, 6])
+LENGTH = 12
+BONUS = 3.0
+
+
+def sample(roles: Roles, prompts: list[list[int]] = PROMPTS, **settings) -> list[list[Response]]:
+    chosen = {"max_new_tokens": LENGTH, "temperature": 0.9, "seed": 3, "batch_size": 64, **settings}
+    return sample_answers(roles, chosen.pop("role", Role.POLICY), prompts, **chosen)
+
+
+@pytest.fixture
+def likely_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raises the end-of-turn logit, so that answers end at different lengths."""
+    real = generation.vocabulary_logits
+
+    def biased(states: Tensor, model) -> Tensor:
+        logits = real(states, model)
+        logits[:, 2] += BONUS
+        return logits
+
+    monkeypatch.setattr(generation, "vocabulary_logits", biased)
+
+
+def naive(roles: Roles, prompt: list[int], uniforms: list[float], temperature: float, bonus: float = 0.0) -> Response:
+    """One answer by whole forwards through the adapter, and a Python loop that inverts the cumulative sum."""
+    tokens: list[int] = []
+    for uniform in uniforms:
+        ids = torch.tensor([[*prompt, *tokens]])
+        with roles.acting_as(Role.POLICY):
+            logits = roles.peft(input_ids=ids, use_cache=False).logits[0, -1].double()
+        logits[2] += bonus
+        probabilities = (logits / temperature).softmax(-1).tolist()
+        total = 0.0
+        for token in range(len(logits)):
+            total += probabilities[token]
+            if uniform < total:
+                break
+        tokens.append(token)
+        if token == 2:
+            return Response(tuple(tokens), finished=True)
+    return Response(tuple(tokens), finished=False)
+
+
+# --- draw
+
+
+def test_draw_has_exactly_the_distribution() -> None:
+    """On a uniform grid of n points every token's frequency is within 1/n of its probability."""
+    n = 20_000
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    drawn = draw(logits.expand(n, -1), (torch.arange(n) + 0.5) / n)
+    frequencies = drawn.bincount(minlength=50) / n
+    assert (frequencies - logits.softmax(-1)).abs().max() < 1.01 / n
+
+
+def test_draw_at_the_edges() -> None:
+    """Tokens of probability 0 are never drawn: not at 0, not at the largest uniform, not at a boundary."""
+    low = -torch.inf
+    logits = torch.tensor([low, 0.0, low, 0.0, low]).expand(5, -1)
+    uniforms = torch.tensor([0.0, 0.4999, 0.5, 0.5001, 1 - 2**-24])
+    assert draw(logits, uniforms).tolist() == [1, 1, 3, 3, 3]
+    generator = torch.Generator().manual_seed(0)
+    many = torch.randn(2_000, 300, generator=generator) * 3
+    many[:, ::3] = low
+    many[:, 200:] = low
+    for uniform in (torch.rand(2_000, generator=generator), torch.zeros(2_000), torch.full((2_000,), 1 - 2**-24)):
+        assert many.gather(-1, draw(many, uniform)[:, None]).isfinite().all()
+
+
+def test_draw_takes_each_rows_own_uniform() -> None:
+    logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], [5.0, 0.0]])
+    assert draw(logits, torch.tensor([0.7, 0.2, 0.7])).tolist() == [1, 0, 0]
+
+
+# --- sample_answers
+
+
+@pytest.mark.usefixtures("likely_end")
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("is_merged", [True, False], ids=["merged", "adapter"])
+def test_against_a_naive_loop(tiny_base, quantization, is_merged) -> None:
+    roles = make_roles(tiny_base(quantization, True, merged=is_merged))
+    uniforms = torch.rand(len(PROMPTS), 2, LENGTH, generator=torch.Generator().manual_seed(3)).tolist()
+    found = sample(roles, answers_per_prompt=2)
+    expected = [[naive(roles, p, u, 0.9, bonus=BONUS) for u in us] for p, us in zip(PROMPTS, uniforms, strict=True)]
+    assert found == expected
+    assert {answer.finished for answers in found for answer in answers} == {True, False}
+    assert len({len(answer.tokens) for answers in found for answer in answers}) > 4
+
+
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "llama"])
+def test_other_architectures_against_a_naive_loop(tiny_base, architecture) -> None:
+    """Sliding windows of 8 tokens (mistral, gemma2), biases (qwen2), fused projections (phi3), capped logits."""
+    roles = make_roles(tiny_base(architecture=architecture))
+    uniforms = torch.rand(3, 2, LENGTH, generator=torch.Generator().manual_seed(3)).tolist()
+    expected = [[naive(roles, PROMPTS[i], u, 0.9) for u in uniforms[i]] for i in range(3)]
+    assert sample(roles, PROMPTS[:3], answers_per_prompt=2) == expected
+
+
+def test_nearly_greedy_at_a_low_temperature(tiny_base) -> None:
+    roles = make_roles(tiny_base())
+    (answers,) = sample(roles, PROMPTS[:1], temperature=1e-6, answers_per_prompt=3)
+    assert len(set(answers)) == 1
+    ids = torch.tensor([[*PROMPTS[0], *answers[0].tokens]])
+    with roles.acting_as(Role.POLICY):
+        best = roles.peft(input_ids=ids).logits[0].argmax(-1)
+    assert tuple(best[len(PROMPTS[0]) - 1 : -1].tolist()) == answers[0].tokens
+
+
+@pytest.mark.usefixtures("likely_end")
+def test_neither_batch_size_nor_neighbours_change_an_answer(tiny_base) -> None:
+    roles = make_roles(tiny_base())
+    whole = sample(roles, answers_per_prompt=3)
+    for batch_size in (1, 3, 7):
+        assert sample(roles, answers_per_prompt=3, batch_size=batch_size) == whole
+    assert sample(roles, PROMPTS[:2], answers_per_prompt=3) == whole[:2]
+
+
+def test_answers_of_one_prefill_equal_separate_ones(tiny_base) -> None:
+    """K answers to P prompts are P x K answers to each prompt given K times: the streams run in that order."""
+    roles = make_roles(tiny_base())
+    together = sample(roles, answers_per_prompt=3)
+    apart = sample(roles, [prompt for prompt in PROMPTS for _ in range(3)])
+    assert [answer for answers in together for answer in answers] == [answer for (answer,) in apart]
+    assert len({answer for answers in together for answer in answers}) == 15
+
+
+@pytest.mark.usefixtures("likely_end")
+def test_an_answer_ends_with_its_first_end_of_turn(tiny_base) -> None:
+    roles, heard = make_roles(tiny_base()), []
+    answers = sample(
+        roles, answers_per_prompt=8, batch_size=16, on_batch=lambda count, **figures: heard.append((count, figures))
+    )
+    flat = [answer for group in answers for answer in group]
+    for answer in flat:
+        assert answer.finished == (answer.tokens[-1] == 2)
+        assert 2 not in answer.tokens[:-1]
+        assert answer.finished or len(answer.tokens) == LENGTH
+        assert 0 not in answer.tokens  # padding never gets into an answer; the draw of token 0 is unlikely
+    assert sum(count for count, _ in heard) == len(flat) == 40
+    assert [count for count, _ in heard] == [16, 16, 8]
+    assert all(figures["tokens_per_second"] > 0 for _, figures in heard)
+
+
+@pytest.mark.usefixtures("likely_end")
+def test_rows_that_end_are_dropped(tiny_base, monkeypatch) -> None:
+    """Each step runs only the rows that go on."""
+    roles, rows = make_roles(tiny_base()), []
+    real = generation._step
+    monkeypatch.setattr(generation, "_step", lambda model, ids, *rest: rows.append(len(ids)) or real(model, ids, *rest))
+    answers = [answer for group in sample(roles, answers_per_prompt=4) for answer in group]
+    going = [sum(len(answer.tokens) > t for answer in answers) for t in range(1, max(len(a.tokens) for a in answers))]
+    assert rows == [len(PROMPTS), *going]
+    assert rows[-1] < rows[1]
+
+
+def test_seed_and_role_matter(tiny_base) -> None:
+    roles = make_roles(tiny_base())
+    assert sample(roles) == sample(roles)
+    assert sample(roles) != sample(roles, seed=4)
+    assert sample(roles) != sample(roles, role=Role.REFERENCE)
+    assert sample(roles, []) == []
+
+
+# --- merged weights
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_merged_weights_are_the_role(tiny_base, quantization, architecture) -> None:
+    roles, ids = make_roles(tiny_base(quantization, architecture=architecture)), torch.tensor([PROMPTS[1]])
+    layers = dict(roles.base.model.named_modules())
+    for role in (Role.POLICY, Role.REFERENCE):
+        with roles.acting_as(role):
+            expected = roles.peft(input_ids=ids).logits
+        with merged(roles, role), torch.no_grad():
+            found = roles.base.model(input_ids=ids).logits
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    after = dict(roles.base.model.named_modules())
+    assert after.keys() == layers.keys()
+    assert all(after[name] is module for name, module in layers.items())

@@ -1,0 +1,179 @@
+"""What is on disk is plain PEFT: others load it without this package."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny import ARCHITECTURES, LORA, make_batch, make_roles, randomise, role_loss, snapshot
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+
+from lowrank_rlhf.config.schema import LoraConfig
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.maths.masking import pool
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+
+QUANTISED = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.float32,
+)
+CHOICES = [("none", "llama"), ("nf4", "llama"), *(("none", name) for name in ARCHITECTURES if name != "llama")]
+everywhere = pytest.mark.parametrize(("quantization", "architecture"), CHOICES)
+
+
+def plain(auto: type, roles: Roles, quantization: str, **settings):
+    quantised = QUANTISED if quantization == "nf4" else None
+    return auto.from_pretrained(
+        roles.base.config.source, dtype=torch.float32, quantization_config=quantised, device_map="cpu", **settings
+    ).eval()
+
+
+@everywhere
+def test_a_policy_loads_in_plain_peft(tiny_base, tmp_path, quantization, architecture) -> None:
+    roles, batch = make_roles(tiny_base(quantization, architecture=architecture)), make_batch()
+    save_role(roles, Role.REFERENCE, tmp_path)
+    model = PeftModel.from_pretrained(plain(AutoModelForCausalLM, roles, quantization), tmp_path).eval()
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.attention.long()}
+    with roles.acting_as(Role.REFERENCE):
+        expected = roles.peft(**inputs).logits[batch.attention]
+        torch.testing.assert_close(model(**inputs).logits[batch.attention], expected, rtol=1e-5, atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (written["task_type"], written["r"], written["lora_alpha"]) == ("CAUSAL_LM", 4, 8)
+    assert written["base_model_name_or_path"] == roles.base.config.source
+    assert written["inference_mode"] is True
+
+
+@everywhere
+@pytest.mark.filterwarnings("ignore:Some weights")
+def test_a_reward_model_loads_as_a_plain_classifier(tiny_base, tmp_path, quantization, architecture) -> None:
+    roles, batch = make_roles(tiny_base(quantization, architecture=architecture)), make_batch()
+    save_role(roles, Role.REWARD, tmp_path)
+    classifier = plain(AutoModelForSequenceClassification, roles, quantization, num_labels=1)
+    classifier.config.pad_token_id = roles.base.pad
+    model = PeftModel.from_pretrained(classifier, tmp_path).eval()
+    with torch.no_grad():
+        found = model(input_ids=batch.ids, attention_mask=batch.attention.long()).logits.squeeze(-1)
+    with roles.acting_as(Role.REWARD):
+        expected = pool(roles.scores(batch), batch.response, "last")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert expected.std() > 0.1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_saving_leaves_the_live_config_alone(tiny_base, tmp_path) -> None:
+    roles = make_roles(tiny_base())
+    before = {role: roles.peft.peft_config[role.value].to_dict() for role in Role}
+    save_role(roles, Role.REWARD, tmp_path / "new" / "deep")
+    assert {role: roles.peft.peft_config[role.value].to_dict() for role in Role} == before
+
+
+def test_what_plain_peft_saves_loads_here(tiny_base, tmp_path) -> None:
+    """An SFT adapter from elsewhere is a valid start."""
+    roles = make_roles(tiny_base())
+    roles.peft.save_pretrained(tmp_path, selected_adapters=[Role.POLICY.value])
+    expected = snapshot(roles, Role.POLICY)
+    randomise(roles, Role.POLICY, 9)
+    load_role(roles, Role.POLICY, tmp_path)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in snapshot(roles, Role.POLICY).items())
+
+
+# --- errors
+
+
+def saved(tiny_base, folder: Path, lora: LoraConfig = LORA) -> Path:
+    save_role(Roles(tiny_base(), lora), Role.POLICY, folder)
+    return folder
+
+
+def refused(tiny_base, folder: Path) -> str:
+    roles = make_roles(tiny_base())
+    before = snapshot(roles, Role.POLICY)
+    with pytest.raises(UserError) as caught:
+        load_role(roles, Role.POLICY, folder)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in snapshot(roles, Role.POLICY).items())
+    return str(caught.value)
+
+
+def test_another_rank_is_refused(tiny_base, tmp_path) -> None:
+    text = refused(tiny_base, saved(tiny_base, tmp_path, LoraConfig(rank=2, alpha=8)))
+    assert "does not fit lora.rank, lora.alpha and lora.target_modules of this run" in text
+    assert "layers.0.mlp.down_proj.lora_A.weight is (2, 128), not (4, 128)" in text
+    assert text.endswith("; and 25 more")
+
+
+def test_another_alpha_is_refused(tiny_base, tmp_path) -> None:
+    """The shapes agree, but the same weights would have twice the effect."""
+    assert "lora_alpha is 16" in refused(tiny_base, saved(tiny_base, tmp_path, LoraConfig(rank=4, alpha=16)))
+
+
+def test_other_modules_are_refused(tiny_base, tmp_path) -> None:
+    text = refused(tiny_base, saved(tiny_base, tmp_path, LoraConfig(rank=4, alpha=8, target_modules=("q_proj",))))
+    assert "missing base_model.model.model.layers.0.mlp.down_proj.lora_A.weight" in text
+
+
+def test_what_is_no_adapter_is_refused(tiny_base, tmp_path) -> None:
+    assert refused(tiny_base, tmp_path).startswith(f"{tmp_path}: no adapter_model.safetensors there")
+    folder = saved(tiny_base, tmp_path)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    assert refused(tiny_base, folder).startswith(f"{weights}: not a readable safetensors file (")
+    saved(tiny_base, tmp_path)
+    (folder / "adapter_config.json").write_text("{")
+    assert refused(tiny_base, folder).startswith(f"{folder / 'adapter_config.json'}: not readable (")
+
+
+# --- the optimiser
+
+
+def step(roles: Roles, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    with roles.acting_as(Role.CRITIC, train=True):
+        roles.backward(role_loss(roles, Role.CRITIC, make_batch()))
+    optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_two_steps_are_one_saved_and_one_more(tiny_base, tmp_path, kind) -> None:
+    roles = make_roles(tiny_base())
+    optimizer = kind(roles.parameters(Role.CRITIC), lr=1e-2, eps=1e-5)
+    step(roles, optimizer)
+    save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    save_role(roles, Role.CRITIC, tmp_path)
+    step(roles, optimizer)
+
+    resumed = make_roles(tiny_base())
+    load_role(resumed, Role.CRITIC, tmp_path)
+    again = kind(resumed.parameters(Role.CRITIC), lr=1e-2, eps=1e-5)
+    load_optimizer(again, tmp_path / "optimizer.safetensors")
+    step(resumed, again)
+    expected = snapshot(roles, Role.CRITIC)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in snapshot(resumed, Role.CRITIC).items())
+    files = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
+def test_an_optimiser_without_state_round_trips(tmp_path) -> None:
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+    save_optimizer(optimizer, tmp_path / "new.safetensors")
+    load_optimizer(optimizer, tmp_path / "new.safetensors")
+    assert not optimizer.state_dict()["state"]
+
+
+def test_another_optimisers_state_is_refused(tmp_path) -> None:
+    def stepped(*shapes: int) -> torch.optim.Optimizer:
+        parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer = torch.optim.Adam(parameters)
+        optimizer.step()
+        return optimizer
+
+    path = tmp_path / "optimizer.safetensors"
+    save_optimizer(stepped(2, 3), path)
+    with pytest.raises(UserError, match="holds the state of 2 parameters, the optimiser has 3"):
+        load_optimizer(stepped(2, 3, 4), path)

@@ -1,0 +1,142 @@
+"""Tiny random models of real architectures, made in code, and what the tests of the models share."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from lowrank_rlhf.config.schema import LoraConfig, ModelConfig
+from lowrank_rlhf.maths.sequences import Sequences, pack
+from lowrank_rlhf.models.base import Base, load_base
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.progress import Progress
+
+VOCABULARY = 300
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Weights far larger than usual, so that a random model's distributions are not all but uniform.
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.15,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+}
+ARCHITECTURES: dict[str, dict] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "final_logit_softcapping": 3.0},
+    "mistral": {"sliding_window": 8},
+    "phi3": {},
+}
+LORA = LoraConfig(rank=4, alpha=8)
+
+
+def make_tiny_model(folder: Path, architecture: str = "llama") -> Path:
+    """A model of some 100,000 random weights with a byte-level tokenizer and a ChatML template, as a folder."""
+    config = AutoConfig.for_model(architecture, **{**COMMON, **ARCHITECTURES[architecture]})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=SPECIAL,
+        show_progress=False,
+    )
+    text = "the user asks a question and the assistant gives an answer that is short, kind and to the point"
+    tokenizer.train_from_iterator([text], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=SPECIAL[0], eos_token=SPECIAL[2])
+    fast.chat_template = CHATML
+    return fast
+
+
+def load_tiny(folder: Path, quantization: str = "none", checkpointing: bool = False, merged: bool = True) -> Base:
+    """The folder through the project's own loader, in float32; one thread, for several on busy cores only spin."""
+    config = ModelConfig.model_validate(
+        {
+            "source": str(folder),
+            "quantization": quantization,
+            "gradient_checkpointing": checkpointing,
+            "compute_dtype": "float32",
+            "device": "cpu",
+            "threads": 1,
+            "merged_rollouts": merged,
+        }
+    )
+    return load_base(config, Progress.silent())
+
+
+def randomise(roles: Roles, role: Role, seed: int) -> None:
+    """Weights as after some training: B is not 0, so the adapter changes the model's output clearly."""
+    generator = torch.Generator().manual_seed(seed)
+    roles.reset(role, generator)
+    with torch.no_grad():
+        for name, parameter in roles.named_parameters(role).items():
+            if ".lora_B." in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def make_roles(base: Base) -> Roles:
+    """All four roles, each with random weights of its own."""
+    roles = Roles(base, LORA)
+    for seed, role in enumerate(Role):
+        randomise(roles, role, seed)
+    return roles
+
+
+def random_tokens(seed: int, lengths: list[int]) -> list[list[int]]:
+    """Lists of ordinary tokens, of these lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+
+
+def make_batch(seed: int = 0) -> Sequences:
+    """Five rows of unequal prompts and responses."""
+    return pack(random_tokens(seed, [3, 7, 5, 4, 12]), random_tokens(seed + 1, [6, 2, 9, 1, 5]), pad=0)
+
+
+def snapshot(roles: Roles, role: Role) -> dict[str, Tensor]:
+    """The role's weights as they are now."""
+    return {name: parameter.detach().clone() for name, parameter in roles.named_parameters(role).items()}
+
+
+def role_loss(roles: Roles, role: Role, batch: Sequences) -> Tensor:
+    """A loss of the acting role that every response token enters with a weight of its own."""
+    out = roles.scores(batch).tanh() if role.has_head else roles.logprobs(batch, 0.8).logprobs
+    weights = torch.sin(batch.ids.float()) * batch.response
+    return (out * weights).sum()
+
+
+def gradients(roles: Roles, role: Role, batch: Sequences) -> dict[str, Tensor]:
+    """The role's gradients of `role_loss`; afterwards there are none again."""
+    with roles.acting_as(role, train=True):
+        roles.backward(role_loss(roles, role, batch))
+    found = {}
+    for name, parameter in roles.named_parameters(role).items():
+        assert parameter.grad is not None, name
+        found[name] = parameter.grad
+        parameter.grad = None
+    return found
