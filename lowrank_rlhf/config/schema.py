@@ -212,7 +212,7 @@ class PpoConfig(Section):
     normalize_score: bool = True
     """Shift and scale the reward model's scores by their mean and deviation on SFT answers."""
     score_clip: Annotated[float, Field(gt=0)] | None = 5.0
-    """Clip normalised scores to plus or minus this."""
+    """Clip scores to plus or minus this."""
     missing_eos: Literal["replace", "penalty", "keep"] = "replace"
     """An unfinished response's score is replaced by, or lowered by, `missing_eos_score`, or kept."""
     missing_eos_score: float = -1.0
@@ -265,4 +265,15 @@ class Config(Section):
     def _stages_in_order(self) -> "Config":
         if [stage for stage in STAGES if stage in self.stages] != list(self.stages):
             raise ValueError(f"stages must be some of {', '.join(STAGES)}, each once and in this order")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_compare_on(self) -> "Config":
+        if not self.data.held_out and {"ppo", "evaluate"} & set(self.stages):
+            raise ValueError("data.held_out is 0, and the stages ppo and evaluate compare on held-out prompts")
+        if self.sample.max_new_tokens >= self.model.max_length:
+            raise ValueError(
+                f"sample.max_new_tokens ({self.sample.max_new_tokens}) leaves no room for a prompt "
+                f"in model.max_length ({self.model.max_length})"
+            )
         return self

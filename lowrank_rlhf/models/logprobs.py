@@ -1,10 +1,10 @@
 """Log-probabilities of the response tokens, without ever holding logits of all positions."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from lowrank_rlhf.maths.sequences import Sequences
@@ -29,41 +29,69 @@ def token_logprobs(
 
     Args:
         hidden: (B, T, h), the decoder's last hidden states; the token at t is predicted from position t - 1.
-        model: brings the vocabulary projection, which is applied to response positions only, in chunks whose logits
-            are computed again in the backward pass.
+        model: brings the vocabulary projection, which is applied to response positions only, chunk by chunk.
     """
     predicts = batch.response[:, 1:]
     states = hidden[:, :-1][predicts]
     targets = batch.ids[:, 1:][predicts]
-    parts = []
-    for start in range(0, len(targets), CHUNK):
-        chunk = (states[start : start + CHUNK], targets[start : start + CHUNK], model, temperature, entropy)
-        graph = torch.is_grad_enabled()
-        parts.append(checkpoint(_chunk, *chunk, use_reentrant=False) if graph else _chunk(*chunk))
-    flat = torch.cat([part[0] for part in parts])
-    blank = torch.zeros(batch.response.shape, device=flat.device)
-    entropies = torch.cat([part[1] for part in parts if part[1] is not None]) if entropy else None
+    logprobs, entropies = _Logprobs.apply(states, targets, model, temperature, entropy)
+    blank = torch.zeros(batch.response.shape, device=logprobs.device)
     return TokenLogprobs(
-        blank.masked_scatter(batch.response, flat),
-        None if entropies is None else blank.masked_scatter(batch.response, entropies),
+        blank.masked_scatter(batch.response, logprobs),
+        blank.masked_scatter(batch.response, entropies) if entropy else None,
     )
 
 
-def _chunk(
-    states: Tensor, targets: Tensor, model: PreTrainedModel, temperature: float, entropy: bool
-) -> tuple[Tensor, Tensor | None]:
-    logits = vocabulary_logits(states, model) / temperature
-    normaliser = logits.logsumexp(-1)
-    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
-    if not entropy:
-        return logprobs, None
-    with torch.no_grad():
-        shifted = logits - normaliser[:, None]
-        return logprobs, -(shifted.exp() * shifted).sum(-1)
+class _Logprobs(torch.autograd.Function):
+    """(N, h) states -> (N,) log-probabilities of (N,) targets, and entropies.
+
+    The gradient of a token's log-probability by its state, (W_target - sum_v p_v W_v) / temperature, is formed in the
+    forward while the chunk's probabilities are at hand: the backward needs neither logits nor a second projection.
+    The projection itself is frozen.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, targets: Tensor, model: PreTrainedModel, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        logprobs = torch.empty(len(targets), device=states.device)
+        entropies = torch.zeros_like(logprobs)
+        slopes = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        weight: Tensor = model.get_output_embeddings().weight
+        for start in range(0, len(targets), CHUNK):
+            part = slice(start, start + CHUNK)
+            logits = vocabulary_logits(states[part], model)
+            cap_slope = _cap_slope(logits, model)
+            logits.div_(temperature)
+            logits.sub_(logits.logsumexp(-1, keepdim=True))
+            logprobs[part] = logits.gather(-1, targets[part, None]).squeeze(-1)
+            if not entropy and slopes is None:
+                continue
+            probabilities = logits.exp()
+            if entropy:
+                entropies[part] = -torch.einsum("nv,nv->n", probabilities, logits)
+            if slopes is not None:
+                toward = probabilities.neg_()
+                toward[torch.arange(len(toward), device=toward.device), targets[part]] += 1
+                slopes[part] = (toward.mul_(cap_slope / temperature)).to(weight.dtype) @ weight
+        ctx.save_for_backward(slopes)
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return (grad[:, None] * slopes).to(slopes.dtype), None, None, None, None
 
 
 def vocabulary_logits(states: Tensor, model: PreTrainedModel) -> Tensor:
     """Hidden states (N, h) -> float32 logits (N, V), capped where the architecture does so (Gemma 2)."""
-    logits = model.get_output_embeddings()(states).float()
+    logits: Tensor = model.get_output_embeddings()(states).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _cap_slope(logits: Tensor, model: PreTrainedModel) -> Tensor | float:
+    """Derivative of the cap: 1 - (logits / cap)^2."""
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return 1.0 if cap is None else 1 - (logits / cap) ** 2

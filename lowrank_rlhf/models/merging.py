@@ -12,20 +12,26 @@ from torch.nn.functional import linear
 
 from lowrank_rlhf.models.roles import Role, Roles
 
+FEW_ROWS = 96
+"""Up to so many rows W x^T is faster than x W^T: 0.69 against 1.15 ms at 32 x 576 x 1536 (MKL on two AVX2 cores)."""
+
 
 @contextmanager
 def merged(roles: Roles, role: Role) -> Iterator[None]:
     """Inside the block the model is the plain base with that role's adapter merged in, in the compute dtype.
 
-    Each wrapped layer is replaced by a linear map with weight dequantised(W) + scale B A, which spares the
+    Each wrapped or quantised layer is replaced by a linear map with weight dequantised(W) + scale B A, which spares the
     dequantisation and the adapter's small products in every decoding step. Its numbers differ from the adapter's by
     rounding, so log-probabilities for training are always computed again by the adapter's own forward.
     """
     roles.check_free(role)
     model = roles.base.model
     layers: list[tuple[str, Any]] = [
-        (name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)
+        (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer | bnb.nn.Linear4bit) and not name.endswith(".base_layer")
     ]
+    roles.merged = role
     try:
         with torch.no_grad():
             for name, layer in layers:
@@ -43,13 +49,19 @@ class _MergedLinear(nn.Module):
         self.weight, self.bias = weight, bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        if self.bias is not None or x.numel() // x.shape[-1] > FEW_ROWS:
+            return linear(x, self.weight, self.bias)
+        return (self.weight @ x.flatten(0, -2).t()).t().unflatten(0, x.shape[:-1])
 
 
 def _merge(layer: Any, role: Role, dtype: torch.dtype) -> _MergedLinear:
-    plain = layer.get_base_layer()
-    delta = layer.scaling[role.value] * (layer.lora_B[role.value].weight @ layer.lora_A[role.value].weight)
-    return _MergedLinear(_dequantised(plain).float().add_(delta).to(dtype), plain.bias)
+    if not isinstance(layer, LoraLayer):
+        return _MergedLinear(_dequantised(layer).to(dtype), layer.bias)
+    plain: Any = layer.get_base_layer()
+    weight = _dequantised(plain)
+    a, b = (getattr(layer, part)[role.value].weight for part in ("lora_A", "lora_B"))
+    weight = weight.float().addmm_(b, a, alpha=layer.scaling[role.value])
+    return _MergedLinear(weight.to(dtype), plain.bias)
 
 
 def _dequantised(layer: Any) -> Tensor:

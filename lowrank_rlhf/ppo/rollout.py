@@ -32,7 +32,7 @@ class Rollout:
     batch: Sequences
     responses: list[Response]
     scores: Tensor
-    """(B,), the reward model's, normalised if configured, before clipping and the rule on unfinished answers."""
+    """(B,), the reward model's, shifted and scaled, before clipping and the rule on unfinished answers."""
     logprobs: Tensor
     ref_logprobs: Tensor
     values: Tensor
@@ -89,7 +89,7 @@ def collect(
     batch = roles.with_trunk(batch)
     policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True)
     reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature).logprobs
-    scores = reward_scores(roles, batch, scale, config)
+    scores = reward_scores(roles, batch, scale)
     values = token_values(roles, batch)
 
     kl = k1(policy.logprobs, reference)
@@ -129,15 +129,15 @@ def collect(
     )
 
 
-def reward_scores(roles: Roles, batch: Sequences, scale: RewardScale, config: PpoConfig) -> Tensor:
-    """The reward model's score of each row, (B,); with `normalize_score` 0 on average over SFT's answers."""
+def reward_scores(roles: Roles, batch: Sequences, scale: RewardScale) -> Tensor:
+    """The reward model's score of each row, (B,), shifted and scaled as given."""
     scores = pool(score_tokens(roles, Role.REWARD, batch), batch.response, scale.pooling)
-    return (scores - scale.mean) / scale.std if config.normalize_score else scores
+    return (scores - scale.mean) / scale.std
 
 
 def shape_scores(scores: Tensor, finished: Tensor, config: PpoConfig) -> Tensor:
     """Clip, and treat answers that don't end as configured: (B,), (B,) bool -> (B,)."""
-    if config.normalize_score and config.score_clip is not None:
+    if config.score_clip is not None:
         scores = scores.clamp(-config.score_clip, config.score_clip)
     if config.missing_eos == "replace":
         return torch.where(finished, scores, config.missing_eos_score)

@@ -36,6 +36,7 @@ class Stage:
 
 
 _SAMPLING = ("sample.max_new_tokens", "sample.temperature")
+_JUDGE = ("rank.source", "rank.judge")
 _MODEL = ("seed", "model", "lora", "data")
 
 STAGES = (
@@ -51,21 +52,21 @@ STAGES = (
     Stage(
         "reward",
         "train the reward model on the comparisons",
-        (*_MODEL, "reward"),
+        (*_MODEL, "reward", "evaluate.bootstrap_samples"),
         ("adapters/sft", "prompts.jsonl", "answers.jsonl", "rankings.jsonl", "comparisons.jsonl"),
         ("adapters/reward",),
     ),
     Stage(
         "ppo",
         "train the policy with PPO",
-        (*_MODEL, *_SAMPLING, "rank.judge", "ppo"),
+        (*_MODEL, *_SAMPLING, *_JUDGE, "ppo"),
         ("adapters/sft", "adapters/reward"),
         ("adapters/policy", "adapters/policy-last", "adapters/critic"),
     ),
     Stage(
         "evaluate",
         "compare SFT and policy on held-out prompts",
-        (*_MODEL, *_SAMPLING, "rank.judge", "evaluate"),
+        (*_MODEL, *_SAMPLING, *_JUDGE, "ppo", "evaluate"),
         ("adapters/sft", "adapters/reward", "adapters/policy"),
         ("eval.jsonl", "report.html", "report.md"),
     ),

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lowrank_rlhf.config.schema import PpoConfig
+import torch
+from torch import Tensor
+
 from lowrank_rlhf.maths.kl import k1
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.maths.statistics import win_rate
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_logprobs
-from lowrank_rlhf.ppo.rollout import RewardScale, reward_scores
+from lowrank_rlhf.ppo.rollout import RewardScale, reward_scores, shape_scores
 from lowrank_rlhf.ranking.judges import Judge, load_judge
 from lowrank_rlhf.records import Prompt, Sample
 from lowrank_rlhf.stages.answers import answer, encode_prompts
@@ -37,16 +39,46 @@ class Contest:
         sft = _one_each(context, Role.REFERENCE, prompts)
         return cls(prompts, scale, judge, sft, judged(judge, prompts, sft) if judge else [])
 
-    def figures(self, context: Context) -> tuple[dict[str, float], list[Sample]]:
-        """The policy's means on these prompts, and its answers."""
-        answers = _one_each(context, Role.POLICY, self.prompts)
-        scores = scored(context, self.prompts, answers, self.scale)
-        kl = kl_per_answer(context, self.prompts, answers)
-        figures = {"score": sum(scores) / len(scores), "kl": sum(kl) / len(kl)}
+    def meet(self, context: Context) -> "Answers":
+        """The policy's answers to these prompts, and what reward model, reference and judge make of them."""
+        samples = _one_each(context, Role.POLICY, self.prompts)
+        batch = _packed(context, self.prompts, samples)
+        temperature = context.config.sample.temperature
+        policy = score_logprobs(context.roles, Role.POLICY, batch, temperature).logprobs
+        reference = score_logprobs(context.roles, Role.REFERENCE, batch, temperature).logprobs
+        return Answers(
+            samples=samples,
+            scores=reward_scores(context.roles, batch, self.scale),
+            kl=masked_sum(k1(policy, reference), batch.response),
+            judged=judged(self.judge, self.prompts, samples) if self.judge else [],
+        )
+
+    def figures(self, context: Context) -> dict[str, float]:
+        """Means of the policy's answers; `objective` is what PPO maximises, the shaped score less the KL penalty."""
+        config, answers = context.config.ppo, self.meet(context)
+        finished = torch.tensor([sample.finished for sample in answers.samples], device=answers.scores.device)
+        shaped = shape_scores(answers.scores, finished, config)
+        figures = {
+            "score": float(answers.scores.mean()),
+            "kl": float(answers.kl.mean()),
+            "objective": float((shaped - config.kl_coef * answers.kl).mean()),
+        }
         if self.judge:
-            found = judged(self.judge, self.prompts, answers)
-            figures |= {"judge": sum(found) / len(found), "win_rate": win_rate(found, self.sft_judged)}
-        return figures, answers
+            figures["judge"] = sum(answers.judged) / len(answers.judged)
+            figures["win_rate"] = win_rate(answers.judged, self.sft_judged)
+        return figures
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One answer of the policy to each held-out prompt."""
+
+    samples: list[Sample]
+    scores: Tensor
+    """(N,), the reward model's, 0 on average over SFT's answers."""
+    kl: Tensor
+    """(N,), nats of each answer: log policy - log SFT, summed over its tokens."""
+    judged: list[float]
 
 
 def judged(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> list[float]:
@@ -56,17 +88,7 @@ def judged(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sample]) -
 
 def scored(context: Context, prompts: Sequence[Prompt], answers: Sequence[Sample], scale: RewardScale) -> list[float]:
     """The reward model's normalised score of one answer to each prompt."""
-    batch = _packed(context, prompts, answers)
-    found: list[float] = reward_scores(context.roles, batch, scale, PpoConfig(normalize_score=True)).tolist()
-    return found
-
-
-def kl_per_answer(context: Context, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> list[float]:
-    """Nats of each of the policy's answers: log policy - log SFT, summed over its tokens."""
-    batch, temperature = _packed(context, prompts, answers), context.config.sample.temperature
-    policy = score_logprobs(context.roles, Role.POLICY, batch, temperature).logprobs
-    reference = score_logprobs(context.roles, Role.REFERENCE, batch, temperature).logprobs
-    found: list[float] = masked_sum(k1(policy, reference), batch.response).tolist()
+    found: list[float] = reward_scores(context.roles, _packed(context, prompts, answers), scale).tolist()
     return found
 
 
@@ -77,4 +99,5 @@ def _one_each(context: Context, role: Role, prompts: Sequence[Prompt]) -> list[S
 
 def _packed(context: Context, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> Sequences:
     tokens = [sample.tokens or () for sample in answers]
-    return pack(encode_prompts(context, prompts), tokens, context.base.pad, context.base.device)
+    batch = pack(encode_prompts(context, prompts), tokens, context.base.pad, context.base.device)
+    return context.roles.with_trunk(batch)

@@ -15,7 +15,7 @@ from lowrank_rlhf.ppo.rollout import RewardScale
 from lowrank_rlhf.ranking.judges import load_judge
 from lowrank_rlhf.records import Sample
 from lowrank_rlhf.stages import STAGES
-from lowrank_rlhf.stages.compare import Contest, judged, kl_per_answer, scored
+from lowrank_rlhf.stages.compare import Answers, Contest, judged, scored
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.report import summary_message, write_report
 
@@ -31,37 +31,37 @@ def run(context: Context) -> dict[str, Any]:
     load_role(roles, Role.REWARD, artifact("adapters/reward"))
     scale = RewardScale(about["pooling"], about["score_mean"], about["score_std"])
     contest = Contest.against_sft(context, None, scale)
-    policy = contest.figures(context)[1]
+    policy = contest.meet(context)
     rows = _rows(context, contest, policy)
     eval_path = work / "eval.jsonl"
     eval_path.unlink(missing_ok=True)
     for row in rows:
         append_line(eval_path, row)
-    summary = _summary(context, contest, policy, rows)
+    summary = _summary(context, contest, policy.samples, rows)
     marks = {stage.name: context.run_dir.done(stage.name) for stage in STAGES}
     summaries = {name: mark["summary"] for name, mark in marks.items() if mark} | {"evaluate": summary}
     write_report(context.run_dir.path, summaries, rows, work)
     return {**summary, "message": summary_message(summaries, rows, context.run_dir.artifact("report.html"))}
 
 
-def _rows(context: Context, contest: Contest, policy: Sequence[Sample]) -> Rows:
+def _rows(context: Context, contest: Contest, policy: Answers) -> Rows:
     prompts = contest.prompts
     columns: dict[str, Sequence[Any]] = {
         "prompt_id": [prompt.id for prompt in prompts],
         "prompt": [prompt.text for prompt in prompts],
         "sft": [sample.text for sample in contest.sft],
-        "policy": [sample.text for sample in policy],
+        "policy": [sample.text for sample in policy.samples],
         "score_sft": scored(context, prompts, contest.sft, contest.scale),
-        "score_policy": scored(context, prompts, policy, contest.scale),
-        "kl": kl_per_answer(context, prompts, policy),
+        "score_policy": policy.scores.tolist(),
+        "kl": policy.kl.tolist(),
     }
     if contest.judge:
-        columns |= {"judge_sft": contest.sft_judged, "judge_policy": judged(contest.judge, prompts, policy)}
+        columns |= {"judge_sft": contest.sft_judged, "judge_policy": policy.judged}
     if name := context.config.evaluate.second_judge:
         second = load_judge(name)
         columns |= {
             "second_sft": judged(second, prompts, contest.sft),
-            "second_policy": judged(second, prompts, policy),
+            "second_policy": judged(second, prompts, policy.samples),
         }
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

@@ -1,5 +1,6 @@
 """Stage 3: PPO against the reward model with a KL penalty towards SFT."""
 
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,13 +56,16 @@ def run(context: Context) -> dict[str, Any]:
             if state.step % config.evaluate_every == 0 or state.step == config.steps:
                 _evaluate(context, contest, state, work)
             bar.advance(1, score=figures["objective/scores"], kl=figures["objective/kl"])
-            if context.stop.requested or state.step % config.save_every == 0:
+            stopping = context.stop.requested
+            if stopping or state.step % config.save_every == 0:
                 save_checkpoint(work, state.step, lambda folder: _save(context, folder, optimizers, state))
-            context.stop.check(f"ppo is saved at step {state.step}")
+            if stopping:
+                context.stop.check(f"ppo is saved at step {state.step}")
     seconds = (time.monotonic() - start) / max(1, config.steps - first)
     save_role(roles, Role.POLICY, work / "adapters" / "policy-last")
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
-    (work / "best").rename(work / "adapters" / "policy")
+    # A copy: killed from here on, the stage comes through this line again.
+    shutil.copytree(work / "best", work / "adapters" / "policy", dirs_exist_ok=True)
     unchanged = context.base.checksum() == before
     claim = {"claim": "PPO left the base's checksum unchanged", "figure": before[:12], "holds": unchanged}
     return {
@@ -87,6 +91,8 @@ def _load_roles(context: Context) -> RewardScale:
     roles.copy(Role.REWARD, Role.CRITIC)
     if context.config.ppo.critic_head == "zero":
         roles.new_head(Role.CRITIC, None)
+    if not context.config.ppo.normalize_score:
+        return RewardScale(about["pooling"], 0.0, 1.0)
     return RewardScale(about["pooling"], about["score_mean"], about["score_std"])
 
 
@@ -142,14 +148,13 @@ def _claim(state: State, claim: str, error: float, tolerance: float) -> None:
 def _evaluate(context: Context, contest: Contest, state: State, work: Path) -> None:
     """Figures on held-out prompts; the policy is kept if its objective there is the best so far.
 
-    The objective is the reward model's score less the KL penalty: choosing by the judge would spend the held-out
-    judgement that the report is about.
+    The objective is PPO's own, the reward model's score less the KL penalty: choosing by the judge would spend the
+    held-out judgement that the report is about.
     """
-    figures, _ = contest.figures(context)
+    figures = contest.figures(context)
     context.metrics.append("ppo", state.step, **{f"eval/{name}": value for name, value in figures.items()})
-    objective = figures["score"] - context.config.ppo.kl_coef * figures["kl"]
-    if state.best_objective is None or objective > state.best_objective:
-        state.best_step, state.best_objective = state.step, objective
+    if state.best_objective is None or figures["objective"] > state.best_objective:
+        state.best_step, state.best_objective = state.step, figures["objective"]
         save_role(context.roles, Role.POLICY, work / "best")
 
 

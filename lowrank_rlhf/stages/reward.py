@@ -32,7 +32,7 @@ def run(context: Context) -> dict[str, Any]:
     figures = held_out_figures(held_out, scores, context.config.evaluate.bootstrap_samples, context.seed("bootstrap"))
     weak = verdict(figures)
     context.progress.say(f"  {weak or 'better than chance and than length'}: accuracy {figures['accuracy']:.3f}")
-    statistics = {"score_mean": float(torch.cat(scores).mean()), "score_std": float(torch.cat(scores).std())}
+    statistics = {"score_mean": float(torch.cat(scores).mean()), "score_std": max(float(torch.cat(scores).std()), 1e-6)}
     folder = context.work("reward") / "adapters" / "reward"
     save_role(roles, Role.REWARD, folder)
     write_json_atomic(folder / "reward.json", {"schema": 1, "pooling": config.pooling, **statistics, "weak": weak})
@@ -100,9 +100,11 @@ def _train(context: Context, groups: Sequence[Group]) -> None:
             loss, accuracy = _step(context, [groups[i] for i in batch], optimizer)
             context.metrics.append("reward", step + 1, loss=loss, accuracy=accuracy)
             bar.advance(1, loss=loss)
-            if context.stop.requested or (step + 1) % config.save_every == 0:
+            stopping = context.stop.requested
+            if stopping or (step + 1) % config.save_every == 0:
                 save_checkpoint(work, step + 1, write)
-            context.stop.check(f"reward is saved at step {step + 1}")
+            if stopping:
+                context.stop.check(f"reward is saved at step {step + 1}")
 
 
 def _step(context: Context, groups: Sequence[Group], optimizer: torch.optim.Optimizer) -> tuple[float, float]:

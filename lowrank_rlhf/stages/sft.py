@@ -77,11 +77,12 @@ def _train(context: Context) -> dict[str, Any]:
     with context.progress.track("sft", steps, "steps", done) as bar:
         watcher = _Watcher(context, optimizer, bar, done)
         if done < steps:
-            with _trainer(
-                context, rows[done * config.batch_size :], steps - done, optimizer, schedule, watcher
-            ) as trainer:
+            per_device = _rows_per_pass(context, rows)
+            left = rows[done * config.batch_size :]
+            with _trainer(context, left, per_device, steps - done, optimizer, schedule, watcher) as trainer:
                 trainer.train()
-        context.stop.check(f"sft is saved at step {bar.count}")
+        if bar.count < steps:
+            context.stop.check(f"sft is saved at step {bar.count}")
     losses = [row["loss"] for row in context.metrics.read("sft")]
     tail = losses[-max(1, len(losses) // 5) :]
     return {"examples": len(rows) // config.epochs, "steps": steps, "loss": sum(tail) / len(tail)}
@@ -95,10 +96,19 @@ def _rate(step: int, steps: int, warmup_fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
 
 
+def _rows_per_pass(context: Context, rows: list[Row]) -> int:
+    """Rows in one forward and backward, from all rows: from those left, a resumed run would round differently."""
+    batch_size = context.config.sft.batch_size
+    width = max(len(row["input_ids"]) for row in rows)
+    fitting = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
+    return max((d for d in fitting if d * width <= context.base.config.micro_batch_tokens), default=1)
+
+
 @contextmanager
 def _trainer(
     context: Context,
     rows: list[Row],
+    per_device: int,
     steps: int,
     optimizer: torch.optim.Optimizer,
     schedule: LambdaLR,
@@ -110,9 +120,6 @@ def _trainer(
     the order given: a resumed run drops those already seen, and needs no state of a sampler.
     """
     config, base = context.config.sft, context.base
-    width = max(len(row["input_ids"]) for row in rows)
-    fitting = [d for d in range(1, config.batch_size + 1) if config.batch_size % d == 0]
-    per_device = max((d for d in fitting if d * width <= base.config.micro_batch_tokens), default=1)
     arguments = SFTConfig(
         output_dir=str(context.work("sft") / "trl"),
         per_device_train_batch_size=per_device,

@@ -1,0 +1,289 @@
+"""PPO's two halves on tiny random models: `collect` and `update`, against hand values and a naive implementation."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import make_roles, random_tokens, snapshot
+from tiny_run import limit_tokens
+from torch import Tensor
+
+from lowrank_rlhf.config.schema import PpoConfig, SampleConfig
+from lowrank_rlhf.maths.kl import adapt_kl_coef
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.ppo import update as update_module
+from lowrank_rlhf.ppo.rollout import (
+    RewardScale,
+    Rollout,
+    collect,
+    explained_variance,
+    reward_scores,
+    shape_scores,
+    values_before_tokens,
+)
+from lowrank_rlhf.ppo.update import Optimizers, update
+
+both = pytest.mark.parametrize("quantization", ["none", "nf4"])
+SAMPLING = SampleConfig(max_new_tokens=7, temperature=0.9, batch_size=8)
+SCALE = RewardScale("last", mean=0.3, std=1.7)
+PROMPTS = random_tokens(5, [3, 6, 4, 9, 5, 7, 3, 4])
+
+
+def make_config(**settings) -> PpoConfig:
+    plain = {"batch_size": 8, "epochs": 1, "learning_rate": 1e-3, "critic_learning_rate": 1e-3}
+    return PpoConfig(**(plain | settings))
+
+
+def start(roles: Roles) -> Roles:
+    """As at PPO's first step: the reference is the policy."""
+    roles.copy(Role.POLICY, Role.REFERENCE)
+    return roles
+
+
+def rollout_of(roles: Roles, config: PpoConfig, seed: int = 1) -> Rollout:
+    return collect(roles, PROMPTS, config, SAMPLING, SCALE, config.kl_coef, seed)
+
+
+def moved(roles: Roles, role: Role, before: dict[str, Tensor]) -> bool:
+    return not all(torch.equal(now, before[name]) for name, now in roles.named_parameters(role).items())
+
+
+# --- Formulas by hand
+
+
+def test_values_are_read_one_token_earlier() -> None:
+    """Two prompt tokens, then three of a response; and one prompt token, a response of two, two of padding."""
+    head = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0, 10.0]])
+    response = torch.tensor([[False, False, True, True, True], [False, True, True, False, False]])
+    expected = [[0.0, 0.0, 2.0, 3.0, 4.0], [0.0, 6.0, 7.0, 0.0, 0.0]]
+    assert values_before_tokens(head, response).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"missing_eos": "keep"}, [5.0, 5.0, -5.0, 0.5]),
+        ({"missing_eos": "replace", "missing_eos_score": -1.0}, [5.0, -1.0, -5.0, -1.0]),
+        ({"missing_eos": "penalty", "missing_eos_score": -2.0}, [5.0, 3.0, -5.0, -1.5]),
+        ({"missing_eos": "keep", "score_clip": None}, [7.0, 6.0, -9.0, 0.5]),
+        ({"missing_eos": "keep", "score_clip": 2.0}, [2.0, 2.0, -2.0, 0.5]),
+        ({"missing_eos": "keep", "normalize_score": False}, [7.0, 6.0, -9.0, 0.5]),
+    ],
+)
+def test_scores_of_unfinished_answers_and_clipping(settings, expected) -> None:
+    scores, finished = torch.tensor([7.0, 6.0, -9.0, 0.5]), torch.tensor([True, False, True, False])
+    assert shape_scores(scores, finished, make_config(**settings)).tolist() == expected
+
+
+def test_explained_variance() -> None:
+    response = torch.tensor([[True, True, False], [True, True, False]])
+    returns = torch.tensor([[1.0, 2.0, 99.0], [3.0, 4.0, 99.0]])
+    assert explained_variance(returns, returns, response) == 1
+    assert explained_variance(torch.full((2, 3), 2.5), returns, response) == 0
+    assert explained_variance(-returns, returns, response) == -3  # Var(2 r) = 4 Var(r)
+    assert explained_variance(returns / 2, returns, response) == 0.75
+
+
+def test_adaptive_kl() -> None:
+    assert adapt_kl_coef(0.1, 6.6, 6.0, 100, 10) == pytest.approx(0.1 * 1.01)
+    assert adapt_kl_coef(0.1, 60.0, 6.0, 100, 10) == pytest.approx(0.1 * 1.02)
+    assert adapt_kl_coef(0.1, 0.0, 6.0, 100, 10) == pytest.approx(0.1 * 0.98)
+
+
+# --- collect
+
+
+@both
+def test_a_rollout(tiny_base, quantization) -> None:
+    roles = start(make_roles(tiny_base(quantization)))
+    config = make_config(missing_eos="penalty", whiten_advantages=False, gamma=0.9)
+    rollout = rollout_of(roles, config)
+    batch, shape = rollout.batch, rollout.batch.ids.shape
+    for row, (prompt, response) in enumerate(zip(PROMPTS, rollout.responses, strict=True)):
+        assert batch.ids[row][batch.attention[row]].tolist() == [*prompt, *response.tokens]
+        assert batch.ids[row][batch.response[row]].tolist() == list(response.tokens)
+    for tensor in (rollout.logprobs, rollout.ref_logprobs, rollout.values, rollout.advantages, rollout.returns):
+        assert tensor.shape == shape
+        assert (tensor[~batch.response] == 0).all()
+        assert tensor.isfinite().all()
+        assert not tensor.requires_grad
+    assert (rollout.logprobs[batch.response] < 0).all()
+    # KL is 0 exactly at the first step, and the rewards are then the shaped scores alone.
+    assert torch.equal(rollout.logprobs, rollout.ref_logprobs)
+    assert rollout.kl.tolist() == [0.0] * 8
+    assert rollout.figures["objective/kl"] == 0
+    shaped = shape_scores(rollout.scores, torch.tensor([r.finished for r in rollout.responses]), config)
+    for row in range(8):
+        values = rollout.values[row][batch.response[row]].tolist()
+        running, expected = 0.0, []
+        for t in reversed(range(len(values))):
+            following = values[t + 1] if t + 1 < len(values) else 0.0
+            reward = float(shaped[row]) if t + 1 == len(values) else 0.0
+            running = reward + 0.9 * following - values[t] + 0.9 * config.gae_lambda * running
+            expected.insert(0, running)
+        torch.testing.assert_close(rollout.advantages[row][batch.response[row]], torch.tensor(expected))
+    torch.testing.assert_close(rollout.returns, rollout.advantages + rollout.values)
+    assert rollout.figures["objective/scores"] == pytest.approx(float(rollout.scores.mean()))
+    with roles.acting_as(Role.REWARD):
+        last = batch.attention.sum(-1) - 1
+        raw = roles.scores(batch)[torch.arange(8), last]
+    torch.testing.assert_close(rollout.scores, (raw - 0.3) / 1.7)
+
+
+def test_the_kl_penalty_and_whitening(tiny_base) -> None:
+    """With reference and policy apart: the penalty in the rewards, nats per response, advantages of variance 1."""
+    roles = make_roles(tiny_base())
+    config = make_config(kl_coef=0.3, gae_lambda=1.0, whiten_advantages=False, missing_eos="keep")
+    rollout = rollout_of(roles, config)
+    kl = rollout.logprobs - rollout.ref_logprobs
+    assert kl.abs().max() > 0.1
+    torch.testing.assert_close(rollout.kl, kl.sum(-1))
+    first = rollout.batch.response.int().argmax(-1)
+    # With lambda = gamma = 1 the return of the first token is everything that is still to come.
+    expected = shape_scores(rollout.scores, torch.ones(8, dtype=torch.bool), config) - 0.3 * rollout.kl
+    torch.testing.assert_close(rollout.returns[torch.arange(8), first], expected)
+    whitened = rollout_of(roles, make_config(kl_coef=0.3, gae_lambda=1.0, missing_eos="keep"))
+    real = whitened.advantages[whitened.batch.response]
+    assert float(real.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(real.var()) == pytest.approx(1, abs=1e-5)
+    assert torch.equal(whitened.returns, rollout.returns)
+    assert rollout.figures["objective/rlhf_reward"] == pytest.approx(float((rollout.scores - 0.3 * rollout.kl).mean()))
+
+
+def test_a_rollout_follows_from_its_seed(tiny_base) -> None:
+    roles, config = start(make_roles(tiny_base())), make_config()
+    one, same, other = (rollout_of(roles, config, seed) for seed in (1, 1, 2))
+    assert one.responses == same.responses
+    assert torch.equal(one.advantages, same.advantages)
+    assert one.responses != other.responses
+
+
+def test_the_reward_model_itself_scores_rollouts(tiny_base) -> None:
+    roles, config = start(make_roles(tiny_base())), make_config()
+    rollout = rollout_of(roles, config)
+    torch.testing.assert_close(rollout.scores, reward_scores(roles, rollout.batch, SCALE))
+    raw = reward_scores(roles, rollout.batch, RewardScale(SCALE.pooling, 0.0, 1.0))
+    torch.testing.assert_close(rollout.scores, (raw - SCALE.mean) / SCALE.std)
+
+
+# --- update
+
+
+@both
+def test_an_update_moves_policy_and_critic_and_nothing_else(tiny_base, quantization) -> None:
+    roles = start(make_roles(tiny_base(quantization)))
+    before, base = {role: snapshot(roles, role) for role in Role}, roles.base.checksum()
+    config = make_config(epochs=2, minibatches=2)
+    figures = update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, seed=3)
+    assert {role for role in Role if moved(roles, role, before[role])} == {Role.POLICY, Role.CRITIC}
+    assert roles.base.checksum() == base
+    assert figures["policy/first_ratio_error"] < 1e-4
+    assert figures["value/loss"] > 0
+
+
+@both
+def test_the_first_ratio_is_exactly_one(tiny_base, quantization) -> None:
+    """Whole batch, one micro-batch: the same forward, so the same bits; nothing is clipped."""
+    roles, config = start(make_roles(tiny_base(quantization))), make_config()
+    figures = update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, seed=3)
+    assert figures["policy/first_ratio_error"] < 2e-6  # the rows are in another order
+    assert figures["policy/ratio"] == pytest.approx(1, abs=1e-6)
+    assert figures["policy/clipfrac"] == 0
+    assert figures["policy/approxkl"] == pytest.approx(0, abs=1e-9)
+    rollout = rollout_of(roles, config)
+    with roles.acting_as(Role.POLICY, train=True):
+        logprobs = roles.logprobs(rollout.batch, 0.9).logprobs
+    order = sorted(range(8), key=lambda row: (-rollout.batch.lengths()[row], row))
+    with roles.acting_as(Role.POLICY, train=True):
+        same = roles.logprobs(rollout.batch.rows(order), 0.9).logprobs
+    assert torch.equal((same - rollout.logprobs[order]).exp(), torch.ones_like(same))
+    torch.testing.assert_close(logprobs, rollout.logprobs)
+
+
+def test_a_temperature_that_was_not_sampled_with_shows_in_the_first_ratio(tiny_base) -> None:
+    roles, config = start(make_roles(tiny_base())), make_config()
+    figures = update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 1.0, seed=3)
+    assert figures["policy/first_ratio_error"] > 0.01
+
+
+def test_warming_up_the_critic_leaves_the_policy_alone(tiny_base) -> None:
+    roles, config = start(make_roles(tiny_base())), make_config(epochs=2)
+    before = {role: snapshot(roles, role) for role in (Role.POLICY, Role.CRITIC)}
+    optimizers = Optimizers.create(roles, config)
+    figures = update(roles, optimizers, rollout_of(roles, config), config, 0.9, seed=3, train_policy=False)
+    assert not moved(roles, Role.POLICY, before[Role.POLICY])
+    assert moved(roles, Role.CRITIC, before[Role.CRITIC])
+    assert not optimizers.policy.state
+    assert not any(name.startswith("policy/") for name in figures)
+
+
+def test_minibatches_cover_each_row_once_in_every_epoch(tiny_base, monkeypatch) -> None:
+    roles, config = start(make_roles(tiny_base())), make_config(epochs=3, minibatches=4)
+    seen: dict[str, list[list[int]]] = {"_policy_step": [], "_critic_step": []}
+    for name, rows in seen.items():
+        real = getattr(update_module, name)
+        monkeypatch.setattr(
+            update_module, name, lambda *args, real=real, rows=rows: rows.append(list(args[3])) or real(*args)
+        )
+    update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, seed=3)
+    for rows in seen.values():
+        assert [len(part) for part in rows] == [2] * 12
+        for epoch in range(3):
+            assert sorted(row for part in rows[4 * epoch : 4 * epoch + 4] for row in part) == list(range(8))
+    assert seen["_policy_step"] == seen["_critic_step"]
+    assert seen["_policy_step"][:4] != seen["_policy_step"][4:8]
+
+
+def test_target_kl_ends_the_passes_early(tiny_base, monkeypatch) -> None:
+    real, steps = update_module._policy_step, []
+    monkeypatch.setattr(update_module, "_policy_step", lambda *args: steps.append(1) or real(*args))
+    for target, expected in ((None, 6), (1e9, 6), (1e-5, 2)):  # the first pass is at KL 0, the second is not
+        roles, config = start(make_roles(tiny_base())), make_config(epochs=6, target_kl=target, learning_rate=0.01)
+        steps.clear()
+        update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, seed=3)
+        assert len(steps) == expected
+
+
+def test_rates_decay_linearly(tiny_base) -> None:
+    roles, config = make_roles(tiny_base()), make_config(steps=4, learning_rate=0.1, critic_learning_rate=0.2)
+    optimizers, rates = Optimizers.create(roles, config), []
+    for step in range(4):
+        optimizers.decay(config, step)
+        rates.append((optimizers.policy.param_groups[0]["lr"], optimizers.critic.param_groups[0]["lr"]))
+    assert rates == [pytest.approx((0.1 * left, 0.2 * left)) for left in (1, 0.75, 0.5, 0.25)]
+
+
+def naive_policy_loss(roles: Roles, rollout: Rollout, temperature: float, clip: float) -> Tensor:
+    """PPO's policy loss once more: all logits, no chunks, no micro-batches, the tokens one by one."""
+    batch, terms = rollout.batch, []
+    logits = roles.peft(input_ids=batch.ids, attention_mask=batch.attention.long()).logits / temperature
+    every = logits.log_softmax(-1)
+    for row in range(len(batch)):
+        for t in batch.response[row].nonzero().squeeze(-1).tolist():
+            ratio = torch.exp(every[row, t - 1, batch.ids[row, t]] - rollout.logprobs[row, t])
+            advantage = rollout.advantages[row, t]
+            terms.append(-torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage))
+    return torch.stack(terms).mean()
+
+
+@both
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_the_gradient_is_that_of_a_naive_implementation(tiny_base, quantization, checkpointing) -> None:
+    """And the size of the micro-batches doesn't change it. Ratios away from 1, so that some are clipped."""
+    roles = start(make_roles(tiny_base(quantization, checkpointing)))
+    config = make_config(max_grad_norm=1e9)
+    rollout = rollout_of(roles, config)
+    noise = 0.3 * torch.randn(rollout.logprobs.shape, generator=torch.Generator().manual_seed(0))
+    rollout = replace(rollout, logprobs=torch.where(rollout.batch.response, rollout.logprobs + noise, 0.0))
+    with roles.acting_as(Role.POLICY, train=True):
+        roles.backward(naive_policy_loss(roles, rollout, 0.9, config.clip_range))
+    expected = {name: parameter.grad.clone() for name, parameter in roles.named_parameters(Role.POLICY).items()}
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for tokens in (768, 40, 1):
+        limit_tokens(roles.base, tokens)
+        optimizer = torch.optim.SGD(roles.parameters(Role.POLICY), lr=0.0)
+        optimizers = replace(Optimizers.create(roles, config), policy=optimizer)
+        figures = update(roles, optimizers, rollout, config, 0.9, seed=3)
+        for name, parameter in roles.named_parameters(Role.POLICY).items():
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5 * max(1.0, largest))
+        assert 0.1 < figures["policy/clipfrac"] < 0.9

@@ -1,0 +1,204 @@
+"""All six stages on a tiny NF4 model through the pipeline."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import STAGES, make_config, make_context, write_prompts
+
+from lowrank_rlhf.artifacts import RunDir
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.prompts import load_demonstrations
+from lowrank_rlhf.errors import StaleRun, UserError, WaitingForPeople
+from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.pipeline import run, stages_of
+from lowrank_rlhf.progress import Progress
+from lowrank_rlhf.ranking.store import AnnotationStore
+from lowrank_rlhf.records import Comparison, Ranking, Sample, read_jsonl
+from lowrank_rlhf.stages import sft, stage
+
+JUDGE = "tiny_run_judge:count_e"
+
+
+@pytest.fixture(scope="session")
+def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A module with a judge of the user's: it counts a letter."""
+    folder = tmp_path_factory.mktemp("judge")
+    code = "def count_e(prompt, answers):\n    return [answer.count('e') + 0.01 * len(answer) for answer in answers]\n"
+    (folder / "tiny_run_judge.py").write_text(code)
+    return folder
+
+
+@pytest.fixture
+def config(tiny_folder, tmp_path, judge_folder, monkeypatch) -> Config:
+    monkeypatch.syspath_prepend(judge_folder)
+    return make_config(tiny_folder(), write_prompts(tmp_path / "prompts.jsonl"), rank__judge=JUDGE)
+
+
+def go(config: Config, runs: Path, **settings) -> RunDir:
+    return run(config, runs, progress=Progress.silent(), **settings)
+
+
+def marks(run_dir: RunDir) -> dict[str, dict]:
+    found = {name: run_dir.done(name) for name in STAGES}
+    return {name: mark for name, mark in found.items() if mark}
+
+
+def changed(config: Config, section: str, **fields) -> Config:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=fields)})
+
+
+def test_all_six_stages(config, tmp_path) -> None:
+    run_dir = go(config, tmp_path)
+    assert list(marks(run_dir)) == list(STAGES)
+    for name in STAGES:
+        for written in stage(name).writes:
+            path = run_dir.artifact(written)
+            assert list(path.iterdir()) if path.is_dir() else path.stat().st_size, written
+    assert list((run_dir.path / "work").iterdir()) == []
+    claims = {c["claim"]: c for mark in marks(run_dir).values() for c in mark["summary"].get("claims", [])}
+    assert len(claims) == 6
+    assert [claim for claim, about in claims.items() if not about["holds"]] == []
+    assert claims["KL(policy || SFT) is 0 at step 0"]["figure"] == 0
+    checksums = {c["figure"] for claim, c in claims.items() if "checksum" in claim}
+    assert len(checksums) == 1
+    assert json.loads((run_dir.path / "env.json").read_text())["packages"]["torch"] == torch.__version__
+    assert len((run_dir.path / "report.html").read_text()) > 10_000
+    assert len((run_dir.path / "report.md").read_text()) > 500
+    rows = [json.loads(line) for line in (run_dir.path / "metrics.jsonl").read_text().splitlines()]
+    steps = {name: [row["step"] for row in rows if row["stage"] == name and "eval/kl" not in row] for name in STAGES}
+    assert steps["sft"] == [1, 2, 3, 4, 5]  # 10 demonstrations twice, 4 in a batch
+    assert steps["ppo"] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "eval/kl" in row] == [0, 2, 4]
+    assert rows[-1]["stage"] == "ppo"
+    assert marks(run_dir)["ppo"]["summary"]["best_step"] in (0, 2, 4)
+    samples = list(read_jsonl(run_dir.artifact("samples.jsonl"), Sample))
+    assert len(samples) == 8 * 3
+    assert len(list(read_jsonl(run_dir.artifact("rankings.jsonl"), Ranking))) == 8
+    assert list(read_jsonl(run_dir.artifact("comparisons.jsonl"), Comparison))
+    evaluated = [json.loads(line) for line in run_dir.artifact("eval.jsonl").read_text().splitlines()]
+    held_out = {prompt.id for prompt in make_context(config, tmp_path).prompts[1]}
+    assert {row["prompt_id"] for row in evaluated} == held_out
+    assert not held_out & {sample.prompt_id for sample in samples}
+
+    before = {path: path.stat().st_mtime_ns for path in run_dir.path.rglob("*") if path.is_file()}
+    go(config, tmp_path)
+    touched = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert touched <= {"config.yaml", "env.json", "run.lock"}
+
+    for section, fields, first in (
+        ("sft", {"epochs": 3}, "sft"),
+        ("sample", {"temperature": 0.5}, "sample"),
+        ("reward", {"learning_rate": 1e-4}, "reward"),
+        ("ppo", {"kl_coef": 0.2}, "ppo"),
+    ):
+        with pytest.raises(StaleRun, match=rf"(?s)Stage {first} was made.*{section}\.{next(iter(fields))}: "):
+            go(changed(config, section, **fields), tmp_path)
+    again = go(changed(config, "evaluate", bootstrap_samples=150), tmp_path, redo=["evaluate"])
+    assert list(marks(again)) == list(STAGES)
+
+
+def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:
+    asked = changed(config, "rank", source="human", minimum_rankings=5)
+    with pytest.raises(WaitingForPeople, match="0 of 5 prompts"):
+        go(asked, tmp_path, until="reward")
+    run_dir = RunDir(tmp_path / "tiny")
+    assert list(marks(run_dir)) == ["sft", "sample"]
+    store = AnnotationStore(run_dir.path / "annotations.sqlite")
+    for number in range(5):
+        assert number == store.count()
+        with pytest.raises(WaitingForPeople, match=f"{number} of 5 prompts"):
+            go(asked, tmp_path, until="reward")
+        item = store.next_item("ann")
+        tiers = ((item.shown[0],), item.shown[1:])
+        store.save(Ranking(prompt_id=item.prompt.id, tiers=tiers, annotator="ann", shown=item.shown))
+    go(asked, tmp_path)
+    summary = marks(run_dir)["rank"]["summary"]
+    assert (summary["rankings"], summary["comparisons"], summary["annotators"]) == (5, 10, ["ann"])
+    table = marks(run_dir)["evaluate"]["summary"]
+    assert table["judge"] is None  # nobody but the reward model can be asked about new answers
+    assert list(marks(run_dir)) == list(STAGES)
+
+
+def test_a_dataset_of_comparisons_from_the_bare_base(tiny_folder, tmp_path) -> None:
+    chosen = ["kind and short " * (1 + number % 2) for number in range(9)]
+    rows = [{"prompt": f"question {n}", "chosen": text, "rejected": f"an {n}"} for n, text in enumerate(chosen)]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    config = make_config(
+        tiny_folder(),
+        stages=("sft", "rank", "reward"),
+        sft__source="base",
+        rank__source="dataset",
+        rank__dataset=str(data),
+    )
+    assert [entry.name for entry in stages_of(config)] == ["sft", "rank", "reward"]
+    run_dir = go(config, tmp_path)
+    assert list(marks(run_dir)) == ["sft", "rank", "reward"]
+    assert marks(run_dir)["sft"]["summary"]["source"] == "base"
+    assert marks(run_dir)["rank"]["summary"]["comparisons"] == 9
+    context = make_context(config, tmp_path)
+    sft.load_role(context.roles, Role.POLICY, run_dir.artifact("adapters/sft"))
+    weights = context.roles.named_parameters(Role.POLICY)
+    assert all((weight == 0).all() for name, weight in weights.items() if "lora_B" in name)
+    data.write_text(data.read_text() + json.dumps(rows[0] | {"prompt": "one more"}))
+    with pytest.raises(StaleRun, match=r"pairs\.jsonl has changed"):
+        go(config, tmp_path)
+
+
+def test_sft_from_an_adapter(config, tmp_path) -> None:
+    made = go(config, tmp_path, until="sft").artifact("adapters/sft")
+    taken = changed(config, "sft", source="adapter", adapter=str(made)).model_copy(update={"name": "taken"})
+    run_dir = go(taken, tmp_path, until="sft")
+    weights = "adapter_model.safetensors"
+    assert (run_dir.artifact("adapters/sft") / weights).read_bytes() == (made / weights).read_bytes()
+    wrong = changed(taken, "lora", alpha=3).model_copy(update={"name": "wrong"})
+    with pytest.raises(UserError, match="lora_alpha"):
+        go(wrong, tmp_path, until="sft")
+
+
+def test_no_demonstrations_is_said(tiny_folder, tmp_path) -> None:
+    data = tmp_path / "bare.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"question {n}"}) + "\n" for n in range(9)))
+    with pytest.raises(UserError, match=r"sft\.source: base"):
+        go(make_config(tiny_folder(), data), tmp_path)
+
+
+def test_training_rows(config, tmp_path) -> None:
+    """Every epoch has each demonstration once, in another order; the loss is on the response with its end."""
+    context = make_context(config, tmp_path)
+    rows, base = sft.training_rows(context), context.base
+    demonstrations = load_demonstrations(config.data, config.seed)
+    expected = {(tuple(base.encode_prompt(d.prompt)), tuple(base.encode_response(d.response))) for d in demonstrations}
+    epochs = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    found = []
+    for epoch in epochs:
+        found.append([])
+        for row in epoch:
+            length = row["labels"].count(-100)
+            assert row["labels"] == [-100] * length + row["input_ids"][length:]
+            assert row["labels"][-1] == base.eos
+            found[-1].append((tuple(row["input_ids"][:length]), tuple(row["input_ids"][length:])))
+        assert set(found[-1]) == expected
+        assert len(found[-1]) == len(expected)
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_trl_leaves_nothing_behind(config, tmp_path, checkpointing) -> None:
+    context = make_context(changed(config, "model", gradient_checkpointing=checkpointing), tmp_path)
+    roles, model = context.roles, context.base.model
+    before, cache = context.base.checksum(), model.config.use_cache
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    summary = sft.run(context)
+    assert summary["claims"][0]["holds"]
+    assert context.base.checksum() == before
+    assert "forward" not in model.__dict__
+    assert model.config.use_cache == cache
+    assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    assert {parameter.dtype for parameter in roles.parameters(Role.POLICY)} == {torch.float32}
+    assert not any(parameter.requires_grad for parameter in roles.peft.parameters())
+    assert not roles.peft.training
+    assert roles.acting is None
+    assert not any(module.training for module in model.modules())

@@ -1,0 +1,199 @@
+"""With `lora.last_layers` the layers below are run once for all roles, and nothing but the time changes."""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from peft import PeftModel
+from tiny import ARCHITECTURES, gradients, load_tiny, make_batch, make_tiny_model, randomise
+from tiny_run import limit_tokens
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from lowrank_rlhf.config.schema import LoraConfig
+from lowrank_rlhf.maths.sequences import Sequences
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.scoring import score_logprobs, score_tokens
+from lowrank_rlhf.models.storage import load_role, save_role
+
+LAYERS = 4
+both = pytest.mark.parametrize("quantization", ["none", "nf4"])
+each_way = pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+each_role = pytest.mark.parametrize("role", Role)
+
+
+@pytest.fixture(scope="session")
+def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Like `tiny_folder`, with four layers instead of two: some below the trunk's end, and some above."""
+
+    @cache
+    def make(architecture: str = "llama") -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(tiny.COMMON, "num_hidden_layers", LAYERS)
+            return make_tiny_model(tmp_path_factory.mktemp(f"deep-{architecture}"), architecture)
+
+    return make
+
+
+@pytest.fixture
+def deep_roles(deep_folder) -> Callable[..., Roles]:
+    """All roles with random adapters in the last layers only."""
+
+    def make(quantization="none", checkpointing=False, last_layers=2, architecture="llama") -> Roles:
+        base = load_tiny(deep_folder(architecture), quantization, checkpointing)
+        roles = Roles(base, LoraConfig(rank=4, alpha=8, last_layers=last_layers))
+        for seed, role in enumerate(Role):
+            randomise(roles, role, seed)
+        return roles
+
+    return make
+
+
+def outputs(roles: Roles, role: Role, batch: Sequences) -> list[Tensor]:
+    """Hidden states of the real tokens, and what the role makes of them."""
+    with roles.acting_as(role):
+        hidden = roles.hidden(batch)[batch.attention]
+        out = roles.scores(batch)[batch.attention] if role.has_head else roles.logprobs(batch, 0.8).logprobs
+    return [hidden, out]
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
+
+
+@both
+@each_way
+@each_role
+def test_a_trunk_changes_no_output_and_no_gradient(deep_roles, quantization, checkpointing, role) -> None:
+    roles, batch = deep_roles(quantization, checkpointing), make_batch()
+    ahead = roles.with_trunk(batch)
+    assert ahead.trunk is not None
+    assert ahead.trunk.shape == (*batch.ids.shape, roles.base.model.config.hidden_size)
+    for found, expected in zip(outputs(roles, role, ahead), outputs(roles, role, batch), strict=True):
+        assert_close(found, expected)
+    expected = gradients(roles, role, batch)
+    for name, gradient in gradients(roles, role, ahead).items():
+        assert_close(gradient, expected[name])
+        assert gradient.abs().max() > 0
+    assert len(expected) == 2 * 7 * 2 + role.has_head
+
+
+@both
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "llama"])
+def test_on_other_architectures(deep_roles, quantization, architecture) -> None:
+    roles, batch = deep_roles(quantization, architecture=architecture), make_batch()
+    ahead = roles.with_trunk(batch)
+    for role in (Role.POLICY, Role.CRITIC):
+        for found, expected in zip(outputs(roles, role, ahead), outputs(roles, role, batch), strict=True):
+            assert_close(found, expected)
+        expected = gradients(roles, role, batch)
+        for name, gradient in gradients(roles, role, ahead).items():
+            assert_close(gradient, expected[name])
+
+
+@pytest.mark.parametrize("last_layers", [1, 3])
+def test_any_depth_and_any_cut(deep_roles, last_layers) -> None:
+    """Row order, micro-batches and padding of the trunk's own forward don't show."""
+    roles, batch = deep_roles(last_layers=last_layers), make_batch()
+    limit_tokens(roles.base, 20)
+    ahead = roles.with_trunk(batch)
+    assert_close(
+        score_logprobs(roles, Role.POLICY, ahead, 0.8).logprobs, score_logprobs(roles, Role.POLICY, batch, 0.8).logprobs
+    )
+    assert_close(score_tokens(roles, Role.REWARD, ahead), score_tokens(roles, Role.REWARD, batch))
+    rows = ahead.rows([4, 1])
+    assert rows.trunk is not None
+    assert rows.trunk.shape[:2] == rows.ids.shape
+    for found, expected in zip(
+        outputs(roles, Role.POLICY, rows), outputs(roles, Role.POLICY, batch.rows([4, 1])), strict=True
+    ):
+        assert_close(found, expected)
+
+
+def test_the_forward_really_begins_at_the_trunk(deep_roles) -> None:
+    """Other states in, other results out; and layers below are not run."""
+    roles, batch, calls = deep_roles(), make_batch(), []
+    ahead = roles.with_trunk(batch)
+    for index, layer in enumerate(roles.decoder.layers):
+        layer.register_forward_hook(lambda *_, index=index: calls.append(index))
+    before = outputs(roles, Role.POLICY, ahead)[0]
+    assert calls[:2] == [2, 3]
+    assert set(calls) == {2, 3}
+    ahead.trunk.mul_(0.5)
+    assert (outputs(roles, Role.POLICY, ahead)[0] - before).abs().max() > 0.01
+    calls.clear()
+    roles.with_trunk(batch)
+    assert calls == [0, 1]
+
+
+def test_only_the_last_layers_have_adapters(deep_roles) -> None:
+    roles = deep_roles(last_layers=1)
+    for role in Role:
+        layers = {name.split(".layers.")[1].split(".")[0] for name in roles.named_parameters(role) if "lora_" in name}
+        assert layers == {"3"}
+    assert roles.first_adapted == 3
+
+
+@pytest.mark.parametrize("last_layers", [None, LAYERS, LAYERS + 5])
+def test_no_trunk_where_all_layers_have_adapters(deep_roles, last_layers) -> None:
+    roles, batch = deep_roles(last_layers=last_layers), make_batch()
+    assert roles.first_adapted == 0
+    assert roles.with_trunk(batch) is batch
+    assert len(roles.parameters(Role.POLICY)) == 2 * 7 * LAYERS
+
+
+def test_the_layers_are_back_after_an_error(deep_roles) -> None:
+    roles, batch = deep_roles(), make_batch()
+    layers = list(roles.decoder.layers)
+    ahead = roles.with_trunk(batch)
+    expected = outputs(roles, Role.REWARD, batch)
+    assert list(roles.decoder.layers) == layers
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    for layer, call in (
+        (layers[0], lambda: roles.with_trunk(batch)),
+        (layers[3], lambda: outputs(roles, Role.POLICY, ahead)),
+    ):
+        hook = layer.register_forward_pre_hook(fail)
+        with pytest.raises(ZeroDivisionError):
+            call()
+        hook.remove()
+        assert list(roles.decoder.layers) == layers
+    for found, before in zip(outputs(roles, Role.REWARD, batch), expected, strict=True):
+        assert torch.equal(found, before)
+
+
+@both
+def test_the_trunk_is_the_same_whoever_acted_before(deep_roles, quantization) -> None:
+    roles, batch = deep_roles(quantization), make_batch()
+    expected = roles.with_trunk(batch).trunk
+    for role in Role:
+        gradients(roles, role, batch)
+        assert torch.equal(roles.with_trunk(batch).trunk, expected)
+        with roles.acting_as(role):
+            assert torch.equal(roles.with_trunk(batch).trunk, expected)
+    assert not expected.requires_grad
+
+
+def test_a_saved_adapter_loads_in_plain_peft(deep_roles, tmp_path) -> None:
+    roles, batch = deep_roles(), make_batch()
+    save_role(roles, Role.POLICY, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["layers_to_transform"] == [2, 3]
+    plain = AutoModelForCausalLM.from_pretrained(roles.base.config.source, dtype=torch.float32)
+    model = PeftModel.from_pretrained(plain, tmp_path).eval()
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.attention.long()}
+    with roles.acting_as(Role.POLICY):
+        expected = roles.peft(**inputs).logits[batch.attention]
+        torch.testing.assert_close(model(**inputs).logits[batch.attention], expected, rtol=1e-5, atol=1e-5)
+        with model.disable_adapter():
+            assert (model(**inputs).logits[batch.attention] - expected).abs().max() > 0.1
+    before = {name: parameter.clone() for name, parameter in roles.named_parameters(Role.POLICY).items()}
+    randomise(roles, Role.POLICY, 9)
+    load_role(roles, Role.POLICY, tmp_path)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in roles.named_parameters(Role.POLICY).items())
