@@ -159,8 +159,12 @@ def test_rows_that_end_are_dropped(tiny_base, monkeypatch) -> None:
     """Each step runs only the rows that go on."""
     roles, rows = make_roles(tiny_base()), []
     real = generation._step
+    lazy = sample(roles, answers_per_prompt=4)
+    monkeypatch.setattr(generation, "DROP_BELOW", 0.99)
     monkeypatch.setattr(generation, "_step", lambda model, ids, *rest: rows.append(len(ids)) or real(model, ids, *rest))
-    answers = [answer for group in sample(roles, answers_per_prompt=4) for answer in group]
+    eager = sample(roles, answers_per_prompt=4)
+    assert eager == lazy
+    answers = [answer for group in eager for answer in group]
     going = [sum(len(answer.tokens) > t for answer in answers) for t in range(1, max(len(a.tokens) for a in answers))]
     assert rows == [len(PROMPTS), *going]
     assert rows[-1] < rows[1]

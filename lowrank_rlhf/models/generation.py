@@ -13,6 +13,9 @@ from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
 
+DROP_BELOW = 0.75
+"""Finished rows leave the cache when no more than this share goes on: dropping copies the whole cache."""
+
 
 @dataclass(frozen=True)
 class Response:
@@ -83,17 +86,19 @@ def _decode(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temper
     streams = uniforms.flatten(0, 1).to(base.device)
 
     tokens = torch.full(streams.shape, base.pad, device=base.device)
-    alive = torch.arange(len(streams), device=base.device)
+    rows = torch.arange(len(streams), device=base.device)  # which answers the cache holds
+    going = torch.ones_like(rows, dtype=torch.bool)  # which of them have not ended
     for t in range(streams.shape[1]):
-        drawn = draw(vocabulary_logits(states, base.model) / temperature, streams[alive, t])
-        tokens[alive, t] = drawn
-        going = (drawn != base.eos).nonzero().squeeze(-1)
-        if t + 1 == streams.shape[1] or len(going) == 0:
+        drawn = draw(vocabulary_logits(states, base.model) / temperature, streams[rows, t])
+        tokens[rows[going], t] = drawn[going]
+        going &= drawn != base.eos
+        if t + 1 == streams.shape[1] or not going.any():
             break
-        if len(going) < len(alive):
-            cache.batch_select_indices(going)
-            alive, drawn, attention, position = (tensor[going] for tensor in (alive, drawn, attention, position))
-        attention = torch.cat([attention, attention.new_ones(len(alive), 1)], -1)
+        if going.float().mean() <= DROP_BELOW:
+            kept = going.nonzero().squeeze(-1)
+            cache.batch_select_indices(kept)
+            rows, going, drawn, attention, position = (x[kept] for x in (rows, going, drawn, attention, position))
+        attention = torch.cat([attention, attention.new_ones(len(rows), 1)], -1)
         position = position + 1
         states = _step(base.model, drawn[:, None], attention, position, cache)
     return [_response(row, base.eos) for row in tokens.tolist()]

@@ -15,7 +15,7 @@ from lowrank_rlhf.models.scoring import score_features, score_tokens
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
-from lowrank_rlhf.stages.reward_figures import held_out_figures, verdict
+from lowrank_rlhf.stages.reward_figures import GOOD, held_out_figures, in_words, verdict
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -31,7 +31,8 @@ def run(context: Context) -> dict[str, Any]:
     scores = _score(context, held_out)
     figures = held_out_figures(held_out, scores, context.config.evaluate.bootstrap_samples, context.seed("bootstrap"))
     weak = verdict(figures)
-    context.progress.say(f"  {weak or 'better than chance and than length'}: accuracy {figures['accuracy']:.3f}")
+    message = in_words(figures, weak)
+    context.progress.say(f"  {message}")
     statistics = {"score_mean": float(torch.cat(scores).mean()), "score_std": max(float(torch.cat(scores).std()), 1e-6)}
     folder = context.work("reward") / "adapters" / "reward"
     save_role(roles, Role.REWARD, folder)
@@ -42,7 +43,8 @@ def run(context: Context) -> dict[str, Any]:
         **figures,
         **statistics,
         "weak": weak,
-        "verdict": weak or "better than chance, and than preferring the longer answer",
+        "verdict": weak or GOOD,
+        "message": message,
         "claims": [_reload_claim(context, folder, held_out[:4]), _checksum_claim(context, before)],
     }
 

@@ -11,6 +11,9 @@ from lowrank_rlhf.maths.statistics import clustered_bootstrap, expected_calibrat
 from lowrank_rlhf.stages.reward_data import Group
 
 
+GOOD = "better than chance, and than preferring the longer answer"
+
+
 def held_out_figures(groups: Sequence[Group], scores: Sequence[Tensor], samples: int, seed: int) -> dict[str, Any]:
     """Accuracy with its interval over prompts, the length baseline, calibration, margins and length correlation."""
     margins, longer, prompts = [], [], []
@@ -43,6 +46,19 @@ def verdict(figures: dict[str, Any]) -> str | None:
     if figures["accuracy"] <= figures["longer_wins"]:
         return "the reward model is no better than preferring the longer answer"
     return None
+
+
+def in_words(figures: dict[str, Any], weak: str | None) -> str:
+    """The held-out accuracy beside the length baseline, for the terminal."""
+
+    def share(name: str) -> str:
+        low, high = figures[f"{name}_interval"]
+        return f"{100 * figures[name]:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+
+    return (
+        f"of {figures['pairs_held_out']} held-out pairs of {figures['prompts_held_out']} prompts the reward model gets "
+        f"{share('accuracy')} right, and preferring the longer answer {share('longer_wins')}: {weak or GOOD}"
+    )
 
 
 def _share(difference: float) -> float:
