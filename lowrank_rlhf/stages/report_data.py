@@ -57,6 +57,8 @@ def number_interval(interval: Sequence[float | None] | None) -> str:
     return f" (95 % interval {number(interval[0])} to {number(interval[1])})" if interval else ""
 
 
-def judge_in_words(name: str) -> str:
+def judge_in_words(name: str | None) -> str:
     """A judge's name in a sentence. That the built-in annotator is simulated is never left out."""
+    if name is None:
+        return "the reward model"
     return "the simulated annotator" if name == "simulated-annotator" else f"the judge “{name}”"
