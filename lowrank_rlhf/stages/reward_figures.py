@@ -10,7 +10,6 @@ from torch import Tensor
 from lowrank_rlhf.maths.statistics import clustered_bootstrap, expected_calibration_error, pearson, reliability
 from lowrank_rlhf.stages.reward_data import Group
 
-
 GOOD = "better than chance, and than preferring the longer answer"
 
 
