@@ -65,9 +65,8 @@ def test_values_are_read_one_token_earlier() -> None:
         ({"missing_eos": "keep"}, [5.0, 5.0, -5.0, 0.5]),
         ({"missing_eos": "replace", "missing_eos_score": -1.0}, [5.0, -1.0, -5.0, -1.0]),
         ({"missing_eos": "penalty", "missing_eos_score": -2.0}, [5.0, 3.0, -5.0, -1.5]),
-        ({"missing_eos": "keep", "score_clip": None}, [7.0, 6.0, -9.0, 0.5]),
         ({"missing_eos": "keep", "score_clip": 2.0}, [2.0, 2.0, -2.0, 0.5]),
-        ({"missing_eos": "keep", "normalize_score": False}, [7.0, 6.0, -9.0, 0.5]),
+        ({"missing_eos": "keep", "score_clip": None}, [7.0, 6.0, -9.0, 0.5]),
     ],
 )
 def test_scores_of_unfinished_answers_and_clipping(settings, expected) -> None:

@@ -95,7 +95,7 @@ def test_all_six_stages(config, tmp_path) -> None:
     ):
         with pytest.raises(StaleRun, match=rf"(?s)Stage {first} was made.*{section}\.{next(iter(fields))}: "):
             go(changed(config, section, **fields), tmp_path)
-    again = go(changed(config, "evaluate", bootstrap_samples=150), tmp_path, redo=["evaluate"])
+    again = go(changed(config, "evaluate", second_judge="sentiment"), tmp_path, redo=["evaluate"])
     assert list(marks(again)) == list(STAGES)
 
 

@@ -153,6 +153,8 @@ def _evaluate(context: Context, contest: Contest, state: State, work: Path) -> N
     """
     figures = contest.figures(context)
     context.metrics.append("ppo", state.step, **{f"eval/{name}": value for name, value in figures.items()})
+    if state.step == 0:
+        return  # the figures of SFT itself: not a policy that PPO made
     if state.best_objective is None or figures["objective"] > state.best_objective:
         state.best_step, state.best_objective = state.step, figures["objective"]
         save_role(context.roles, Role.POLICY, work / "best")
