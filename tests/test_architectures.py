@@ -3,8 +3,9 @@
 import pytest
 import torch
 from test_roles import assert_same
-from tiny import ARCHITECTURES, gradients, load_tiny, make_batch, make_roles
+from tiny import ARCHITECTURES, gradients, load_tiny, make_batch, make_roles, make_tiny_model
 
+from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
 
@@ -31,3 +32,12 @@ def test_laws_on_other_architectures(tiny_base, quantization, architecture) -> N
         full = plain.peft(input_ids=batch.ids, attention_mask=batch.attention.long()).logits[:, :-1] / 0.8
     expected = full.log_softmax(-1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
     torch.testing.assert_close(found, expected * mask)
+
+
+def test_an_architecture_that_scales_its_logits_is_refused(monkeypatch, tmp_path) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "granite", {"logits_scaling": 4.0})
+    folder = make_tiny_model(tmp_path / "granite", "granite")
+    with pytest.raises(UserError, match="GraniteForCausalLM changes its logits after the vocabulary projection"):
+        load_tiny(folder)
+    monkeypatch.setitem(ARCHITECTURES, "granite", {"logits_scaling": 1.0})
+    load_tiny(make_tiny_model(tmp_path / "plain", "granite"))

@@ -12,12 +12,12 @@ QUESTION = "What should I cook for dinner on a cold Sunday?"
 
 # Best first, each clearly above the next.
 ANSWERS = [
-    ("Cook a big pot of soup, and enjoy a lovely, warm dinner with your family.", 0.885),  # warm, on the topic
-    ("Cook a pot of soup, and have a nice dinner.", 0.595),  # less warm
-    ("Cook a pot of soup, and serve it for dinner with a slice of bread.", 0.300),  # neutral, on the topic
-    ("A lovely, wonderful day brings joy and love to your heart.", -0.029),  # warm, off the topic
-    ("You could go to the shop on foot.", -0.300),  # neutral, off the topic
-    ("No idea.", -0.807),  # curt
+    ("Cook a big pot of soup, and enjoy a lovely, warm dinner with your family.", 0.861),  # warm, on the topic
+    ("Cook a pot of soup, and have a nice dinner.", 0.508),  # less warm
+    ("Cook a pot of soup, and serve it for dinner with a slice of bread.", 0.150),  # neutral, on the topic
+    ("A lovely, wonderful day brings joy and love to your heart.", 0.097),  # warm, off the topic
+    ("You could go to the shop on foot.", -0.150),  # neutral, off the topic
+    ("No idea.", -0.702),  # curt
 ]
 WARM = ANSWERS[0][0]
 
@@ -37,27 +37,27 @@ def test_simulated_annotator_scores(answer: str, expected: float) -> None:
 
 def test_simulated_annotator_order() -> None:
     scores = [score(answer) for answer, _ in ANSWERS]
-    assert all(better > worse + 0.25 for better, worse in pairwise(scores)), scores
+    assert all(better > worse + 0.05 for better, worse in pairwise(scores)), scores
 
 
 @pytest.mark.parametrize(
     ("worse", "expected"),
     [
-        (WARM.removesuffix("."), 0.585),  # breaks off
-        ("I'm so thrilled to help you! " + WARM, 0.585),
-        ("I’m thrilled to help! " + WARM, 0.585),  # a curly apostrophe
-        ("Great question! " + WARM, 0.585),
-        (WARM + " I am really excited!", 0.585),  # an opener that moved to the end
-        (WARM + " " + WARM, 0.590),
-        ("Lovely dinner, lovely dinner, lovely dinner, lovely dinner, lovely dinner.", -0.001),
-        ("Cook for dinner on a cold Sunday, lovely and wonderful!", -0.071),  # parrots the prompt
-        ("Lovely dinner!", -0.013),  # short, and one word of the topic
-        ("", -1.0),
+        (WARM.removesuffix("."), 0.561),  # breaks off
+        ("I'm so thrilled to help you! " + WARM, 0.561),
+        ("I’m thrilled to help! " + WARM, 0.561),  # a curly apostrophe
+        ("Great question! " + WARM, 0.561),
+        (WARM + " I am really excited!", 0.561),  # an opener that moved to the end
+        (WARM + " " + WARM, 0.663),
+        ("Lovely dinner, lovely dinner, lovely dinner, lovely dinner, lovely dinner.", 0.496),
+        ("Cook for dinner on a cold Sunday, lovely and wonderful!", 0.058),  # parrots the prompt
+        ("Lovely dinner!", 0.348),  # short
+        ("", -0.95),
     ],
 )
 def test_simulated_annotator_is_not_gamed(worse: str, expected: float) -> None:
     assert score(worse) == pytest.approx(expected, abs=0.001)
-    assert score(worse) < score(WARM) - 0.29
+    assert score(worse) < score(WARM) - 0.19
 
 
 def test_an_answer_cut_off_by_the_length_limit_is_unfinished() -> None:
@@ -70,23 +70,24 @@ def test_shouting_earns_no_warmth() -> None:
     assert score(WARM + "!!!") == score(WARM)
 
 
-def test_more_sentences_of_the_same_warmth_earn_nothing() -> None:
-    assert score("A nice soup. A nice dinner to cook on a Sunday.") < score("Cook a nice soup for dinner on Sunday.")
-    assert score("A nice soup. A nice dinner to cook on a Sunday.", judge="sentiment") > 0.6
+def test_warmth_saturates() -> None:
+    two = score("Cook a lovely soup for dinner, with love.")
+    four = score("Cook a lovely soup for dinner, with love, joy and delight.")
+    assert score("Cook a soup for dinner.") + 0.5 < two < four < two + 0.2
 
 
 def test_off_topic_warmth_never_reaches_on_topic_neutrality() -> None:
     gushing = (
         "Wonderful love, great joy, amazing beauty, lovely delight, excellent fun, fantastic smiles, happy hearts."
     )
-    assert score(gushing) <= -0.02
+    assert score(gushing) <= 0.105 < score("Cook a pot of soup, and serve it for dinner with a slice of bread.")
     assert score(gushing, judge="sentiment") > 0.98
 
 
 def test_stems_carry_the_topic_and_copying_a_short_prompt_is_no_parroting() -> None:
     on_topic = score("Bake the cookies until they turn brown.", question="Is baking a cookie hard?")
-    assert on_topic > score("Put them in until they turn brown.", question="Is baking a cookie hard?") + 0.5
-    assert score("A sunset turns the evening sky red.", question="Describe a sunset.") == pytest.approx(0.3)
+    assert on_topic > score("Put them in until they turn brown.", question="Is baking a cookie hard?") + 0.29
+    assert score("A sunset turns the evening sky red.", question="Describe a sunset.") == pytest.approx(0.15)
     assert -0.01 < score("All is quiet here on this side.", question="How are you?") < 0.01  # no content word: neither
 
 

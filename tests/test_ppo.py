@@ -243,13 +243,15 @@ def test_target_kl_ends_the_passes_early(tiny_base, monkeypatch) -> None:
         assert len(steps) == expected
 
 
-def test_rates_decay_linearly(tiny_base) -> None:
-    roles, config = make_roles(tiny_base()), make_config(steps=4, learning_rate=0.1, critic_learning_rate=0.2)
+@pytest.mark.parametrize(("warmup", "shares"), [(0, (1, 0.75, 0.5, 0.25)), (2, (1 / 3, 0.75 * 2 / 3, 0.5, 0.25))])
+def test_rates_rise_in_the_warmup_and_decay_linearly(tiny_base, warmup, shares) -> None:
+    roles = make_roles(tiny_base())
+    config = make_config(steps=4, learning_rate=0.1, critic_learning_rate=0.2, warmup_steps=warmup)
     optimizers, rates = Optimizers.create(roles, config), []
     for step in range(4):
-        optimizers.decay(config, step)
+        optimizers.schedule(config, step)
         rates.append((optimizers.policy.param_groups[0]["lr"], optimizers.critic.param_groups[0]["lr"]))
-    assert rates == [pytest.approx((0.1 * left, 0.2 * left)) for left in (1, 0.75, 0.5, 0.25)]
+    assert rates == [pytest.approx((0.1 * share, 0.2 * share)) for share in shares]
 
 
 def naive_policy_loss(roles: Roles, rollout: Rollout, temperature: float, clip: float) -> Tensor:

@@ -177,3 +177,19 @@ def test_another_optimisers_state_is_refused(tmp_path) -> None:
     save_optimizer(stepped(2, 3), path)
     with pytest.raises(UserError, match="holds the state of 2 parameters, the optimiser has 3"):
         load_optimizer(stepped(2, 3, 4), path)
+
+
+def test_a_refused_adapter_leaves_no_trace(tiny_base, tmp_path) -> None:
+    folder = saved(tiny_base, tmp_path, LoraConfig(rank=2, alpha=8))
+    roles = Roles(tiny_base(), LORA)
+    with pytest.raises(UserError):
+        load_role(roles, Role.REFERENCE, folder)
+    assert roles.present == {Role.POLICY}
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors"])
+def test_a_damaged_optimiser_file_is_named(tmp_path, content) -> None:
+    path = tmp_path / "optimizer.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"optimizer\.safetensors: not a readable safetensors file"):
+        load_optimizer(torch.optim.Adam([torch.zeros(1, requires_grad=True)]), path)

@@ -174,9 +174,11 @@ class PpoConfig(Section):
     minibatches: Count = 1
     """Optimiser steps per pass; must divide the batch size."""
     learning_rate: Rate = 5e-5
-    """Of the policy adapter; decays linearly."""
+    """Of the policy adapter, at its highest; decays linearly."""
     critic_learning_rate: Rate = 1e-4
-    """Of the critic adapter and its head; decays linearly."""
+    """Of the critic adapter and its head, at its highest; decays linearly."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """First steps, in which both rates rise: Adam's first steps have full length whatever the gradient's noise."""
     critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
     """First steps in which only the critic learns."""
     critic_head: Literal["reward", "zero"] = "zero"

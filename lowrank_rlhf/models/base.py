@@ -1,7 +1,6 @@
 """Load the base once: quantised, frozen, with its tokenizer, in the number format that is fastest here."""
 
 import hashlib
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,10 @@ from transformers import (
 
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.allocator import keep_freed_memory
 from lowrank_rlhf.models.fetch import fetch_model
+from lowrank_rlhf.models.logprobs import vocabulary_logits
+from lowrank_rlhf.models.precision import choose_dtype
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Prompt
 
@@ -73,13 +75,14 @@ class Base:
 
 def load_base(config: ModelConfig, progress: Progress) -> Base:
     """Fetch, quantise and freeze the base. Raises `UserError` where the model or its tokenizer cannot serve."""
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
     folder = fetch_model(config, progress)
     device = _device(config)
-    compute_dtype = _compute_dtype(config, device)
+    compute_dtype = choose_dtype(config.compute_dtype, device)
     tokenizer = _tokenizer(folder, config)
     quantization = None
     if config.quantization == "nf4":
@@ -116,7 +119,21 @@ def freeze(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.pad_token_id = tokenizer.pad_token_id
+    _check_logits(model, config)
     return Base(model, tokenizer, config, compute_dtype)
+
+
+def _check_logits(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Log-probabilities skip the model's own `forward`: they would be wrong where it scales its logits (Granite)."""
+    ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits[0].float()
+        ours = vocabulary_logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0], model)
+    if not torch.allclose(whole, ours, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
+        raise UserError(
+            f"model.source: {config.source}: {type(model).__name__} changes its logits after the vocabulary projection "
+            "in a way that is not known here, and every probability would be wrong; choose another model"
+        )
 
 
 def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -137,25 +154,6 @@ def _device(config: ModelConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device: no CUDA device here; use `auto` or `cpu`")
     return torch.device(config.device)
-
-
-def _compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    if config.compute_dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.compute_dtype]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return min((torch.float32, torch.bfloat16), key=_matmul_seconds)
-
-
-def _matmul_seconds(dtype: torch.dtype) -> float:
-    """Best of three 256 x 1024 x 1024 products: CPUs differ by a factor of 25 in how they take bfloat16."""
-    left, right = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        left @ right
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
 
 
 def _tokenizer(folder: str, config: ModelConfig) -> PreTrainedTokenizerBase:

@@ -39,10 +39,8 @@ def load_role(roles: Roles, role: Role, folder: Path) -> None:
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"{folder}: no {WEIGHTS} there; an adapter is a folder that PEFT wrote, in safetensors")
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    weights = _tensors(path)
+    added = role not in roles.present
     roles.prepare(role)
     expected = roles.named_parameters(role)
     problems = _other_scaling(roles, folder)
@@ -54,11 +52,20 @@ def load_role(roles: Roles, role: Role, folder: Path) -> None:
         if weights[name].shape != expected[name].shape
     ]
     if problems:
+        if added:
+            roles.peft.delete_adapter(role.value)
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise UserError(f"{path}: does not fit lora.rank, lora.alpha and lora.target_modules of this run: {shown}")
     with torch.no_grad():
         for name, parameter in expected.items():
             parameter.copy_(weights[name])
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def _other_scaling(roles: Roles, folder: Path) -> list[str]:
@@ -84,7 +91,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     """The state that `save_optimizer` wrote, into an optimiser over the same parameters."""
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_file(path).items():
+    for key, tensor in _tensors(path).items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = tensor
     parameters = sum(len(group["params"]) for group in optimizer.param_groups)

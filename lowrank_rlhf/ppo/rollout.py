@@ -75,16 +75,7 @@ def collect(
 
     The log-probabilities are computed by the training forward, not taken from generation, so that the first ratio is 1.
     """
-    sampled = sample_answers(
-        roles,
-        Role.POLICY,
-        prompts,
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        seed=seed,
-        batch_size=sampling.batch_size,
-    )
-    responses = [answers[0] for answers in sampled]
+    responses = _sample(roles, prompts, sampling, seed)
     batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)
     batch = roles.with_trunk(batch)
     policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True)
@@ -102,19 +93,7 @@ def collect(
         advantages = whiten(advantages, batch.response)
 
     kl_per_response = masked_sum(kl, batch.response)
-    lengths = batch.response.sum(-1).float()
     assert policy.entropy is not None  # noqa: S101 - asked for above
-    figures: dict[str, Tensor | float] = {
-        "objective/kl": kl_per_response.mean(),
-        "objective/scores": scores.mean(),
-        "objective/rlhf_reward": (scores - kl_coef * kl_per_response).mean(),
-        "objective/entropy": masked_mean(policy.entropy, batch.response),
-        "objective/kl_coef": kl_coef,
-        "response/length_mean": lengths.mean(),
-        "response/length_p95": lengths.quantile(0.95),
-        "response/eos_rate": finished.float().mean(),
-        "value/explained_variance": explained_variance(values, returns, batch.response),
-    }
     return Rollout(
         batch=batch,
         responses=responses,
@@ -125,8 +104,39 @@ def collect(
         advantages=advantages,
         returns=returns,
         kl=kl_per_response,
-        figures={name: float(value) for name, value in figures.items()},
+        figures={
+            "objective/kl": float(kl_per_response.mean()),
+            "objective/scores": float(scores.mean()),
+            "objective/rlhf_reward": float((scores - kl_coef * kl_per_response).mean()),
+            "objective/entropy": float(masked_mean(policy.entropy, batch.response)),
+            "objective/kl_coef": kl_coef,
+            "value/explained_variance": float(explained_variance(values, returns, batch.response)),
+            **_response_figures(responses),
+        },
     )
+
+
+def _sample(roles: Roles, prompts: Sequence[Sequence[int]], sampling: SampleConfig, seed: int) -> list[Response]:
+    answers = sample_answers(
+        roles,
+        Role.POLICY,
+        prompts,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        seed=seed,
+        batch_size=sampling.batch_size,
+    )
+    return [response for (response,) in answers]
+
+
+def _response_figures(responses: Sequence[Response]) -> dict[str, float]:
+    lengths = torch.tensor([len(response.tokens) for response in responses], dtype=torch.float32)
+    finished = sum(response.finished for response in responses)
+    return {
+        "response/length_mean": float(lengths.mean()),
+        "response/length_p95": float(lengths.quantile(0.95)),
+        "response/eos_rate": finished / len(responses),
+    }
 
 
 def reward_scores(roles: Roles, batch: Sequences, scale: RewardScale) -> Tensor:

@@ -31,11 +31,11 @@ class Optimizers:
             torch.optim.Adam(roles.parameters(Role.CRITIC), lr=config.critic_learning_rate, eps=config.adam_epsilon),
         )
 
-    def decay(self, config: PpoConfig, step: int) -> None:
-        """Linear decay: full rates at step 0, 0 after the last."""
-        left = 1 - step / config.steps
-        self.policy.param_groups[0]["lr"] = config.learning_rate * left
-        self.critic.param_groups[0]["lr"] = config.critic_learning_rate * left
+    def schedule(self, config: PpoConfig, step: int) -> None:
+        """Set the rates of this step: a linear warm-up times a linear decay that ends at 0 after the last step."""
+        share = min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 - step / config.steps)
+        self.policy.param_groups[0]["lr"] = config.learning_rate * share
+        self.critic.param_groups[0]["lr"] = config.critic_learning_rate * share
 
 
 def update(

@@ -9,7 +9,6 @@ from difflib import SequenceMatcher
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.records import Prompt, Sample
@@ -17,10 +16,9 @@ from lowrank_rlhf.records import Prompt, Sample
 Judge = Callable[[Prompt, Sequence[Sample]], list[float]]
 """One finite score for each answer, higher is better."""
 
-WARMTH_WEIGHT = 0.7
-TOPIC_WEIGHT = 0.3
-OFF_TOPIC_WARMTH = 0.4  # share of the warmth that still counts where the answer takes up nothing of the prompt
-TOPIC_WORDS = 2  # so many of the prompt's words are enough
+WARMTH_WEIGHT = 0.85
+TOPIC_WEIGHT = 0.15
+OFF_TOPIC_WARMTH = 0.3  # share of the warmth that still counts where the answer takes up nothing of the prompt
 PARROT_SHARE, PARROT_WORDS = 0.6, 4  # a run both longer than this share of the prompt and no shorter than so many words
 ENTHUSIASM_COST = 0.3
 UNFINISHED_COST = 0.3
@@ -122,19 +120,19 @@ def sentiment(_prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
 def simulated_annotator(prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
     """Imitates a person who prefers warm, on-topic, finished answers. In [-1, 1]; ours, from no paper.
 
-        score = 0.7 warmth (0.4 + 0.6 topic if warmth > 0 else 1) + 0.3 (2 topic - 1)
+        score = 0.85 warmth (0.3 + 0.7 topic if warmth > 0 else 1) + 0.15 (2 topic - 1)
                 - 0.3 enthusiasm - 0.3 unfinished - 0.6 repeats - 0.5 max(0, 1 - words / 5), cut at -1
 
-    - warmth: mean over the answer's sentences of VADER's compound, so that adding sentences earns nothing; of their
-      words alone, so that capitals, exclamation marks and emoji don't either; without those of generic enthusiasm.
-    - topic: how many content words of the prompt (stop words dropped, compared by their stems' first five letters) the
-      answer takes up, divided by 2 or by all there are if fewer, at most 1; 0.5 if the prompt has no content word;
-      0 if the answer repeats a run of 4 or more words that is over 60 % of the prompt.
+    - warmth: VADER's compound of the answer's words alone, so that capitals, exclamation marks and emoji earn nothing,
+      and without the sentences of generic enthusiasm. It saturates: four warm words earn little more than two.
+    - topic: 1 if the answer takes up a content word of the prompt (stop words dropped, compared by their stems' first
+      five letters), else 0; 0.5 if the prompt has no content word; 0 if the answer repeats a run of 4 or more words
+      that is over 60 % of the prompt.
     - enthusiasm: 1 if the answer says "I'm so thrilled", "I'd be happy", "great question" or the like anywhere.
     - unfinished: 1 unless the model ended the answer itself and its last character, quotes aside, is one of . ! ?
     - repeats: mean share of the answer's content words and of its word pairs that occurred in it before.
 
-    The most that off-topic warmth can reach is -0.02; a neutral finished answer on the topic has 0.3.
+    The most that off-topic warmth can reach is 0.105; a neutral finished answer on the topic has 0.15.
     """
     return [_simulated_score(prompt.text, sample) for sample in samples]
 
@@ -143,7 +141,7 @@ def _simulated_score(prompt: str, sample: Sample) -> float:
     text = _plain(sample.text)
     words = _words(text)
     own_text, enthusiasm = _GENERIC_ENTHUSIASM.subn("", text)
-    warmth = fmean([_compound(" ".join(sentence)) for sentence in _sentences(own_text)] or [0.0])
+    warmth = _compound(" ".join(_words(own_text)))
     topic = _on_topic(_words(prompt), words)
     if warmth > 0:
         warmth *= OFF_TOPIC_WARMTH + (1 - OFF_TOPIC_WARMTH) * topic
@@ -167,7 +165,7 @@ def _on_topic(prompt: list[str], answer: list[str]) -> float:
     run = SequenceMatcher(None, prompt, answer, autojunk=False).find_longest_match().size
     if run >= PARROT_WORDS and run > PARROT_SHARE * len(prompt):
         return 0.0
-    return min(1.0, len(wanted & set(_stems(answer))) / min(TOPIC_WORDS, len(wanted)))
+    return 1.0 if wanted & set(_stems(answer)) else 0.0
 
 
 def _plain(text: str) -> str:

@@ -17,6 +17,7 @@ from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimize
 from lowrank_rlhf.ppo.rollout import RewardScale, Rollout, collect
 from lowrank_rlhf.ppo.update import Optimizers, update
 from lowrank_rlhf.stages.answers import encode_prompts
+from lowrank_rlhf.stages.claims import base_unchanged, claim
 from lowrank_rlhf.stages.compare import Contest
 from lowrank_rlhf.stages.context import Context
 
@@ -66,13 +67,11 @@ def run(context: Context) -> dict[str, Any]:
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
     # A copy: killed from here on, the stage comes through this line again.
     shutil.copytree(work / "best", work / "adapters" / "policy", dirs_exist_ok=True)
-    unchanged = context.base.checksum() == before
-    claim = {"claim": "PPO left the base's checksum unchanged", "figure": before[:12], "holds": unchanged}
     return {
         "steps": config.steps,
         "best_step": state.best_step,
         "seconds_per_step": seconds,
-        "claims": [*state.claims, claim],
+        "claims": [*state.claims, base_unchanged(context, "PPO", before)],
     }
 
 
@@ -117,7 +116,7 @@ def _step(
     collected = time.monotonic()
     if step == 0:
         _claim(state, "KL(policy || SFT) is 0 at step 0", float(rollout.kl.abs().max()), 1e-4)
-    optimizers.decay(config, step)
+    optimizers.schedule(config, step)
     train_policy = step >= config.critic_warmup_steps
     seed = context.seed("ppo", "update", step)
     figures = update(context.roles, optimizers, rollout, config, sampling.temperature, seed, train_policy)
@@ -135,12 +134,12 @@ def _texts(context: Context, rollout: Rollout) -> list[str]:
     return [context.base.decode(response.tokens) for response in rollout.responses]
 
 
-def _claim(state: State, claim: str, error: float, tolerance: float) -> None:
+def _claim(state: State, text: str, error: float, tolerance: float) -> None:
     """Note what was found, and stop where it is wrong: everything after would be."""
-    state.claims.append({"claim": claim, "figure": error, "holds": error <= tolerance})
+    state.claims.append(claim(text, error, error <= tolerance))
     if error > tolerance:
         raise StageFailed(
-            f"ppo: {claim}: it is off by {error:.3g}. Sampling, reference and training don't see the same model; "
+            f"ppo: {text}: it is off by {error:.3g}. Sampling, reference and training don't see the same model; "
             "this is a bug here or in a library, please report it with the run's env.json"
         )
 

@@ -13,6 +13,7 @@ from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_features, score_tokens
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+from lowrank_rlhf.stages.claims import base_unchanged, claim
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
 from lowrank_rlhf.stages.reward_figures import GOOD, held_out_figures, in_words, verdict
@@ -45,7 +46,7 @@ def run(context: Context) -> dict[str, Any]:
         "weak": weak,
         "verdict": weak or GOOD,
         "message": message,
-        "claims": [_reload_claim(context, folder, held_out[:4]), _checksum_claim(context, before)],
+        "claims": [_reload_claim(context, folder, held_out[:4]), base_unchanged(context, "the reward stage", before)],
     }
 
 
@@ -148,13 +149,4 @@ def _reload_claim(context: Context, folder: Path, groups: Sequence[Group]) -> di
     before = torch.cat(_score(context, groups))
     load_role(context.roles, Role.REWARD, folder)
     difference = float((torch.cat(_score(context, groups)) - before).abs().max())
-    return {
-        "claim": "the saved reward model scores as before after a reload",
-        "figure": difference,
-        "holds": difference == 0,
-    }
-
-
-def _checksum_claim(context: Context, before: str) -> dict[str, Any]:
-    unchanged = context.base.checksum() == before
-    return {"claim": "the reward stage left the base's checksum unchanged", "figure": before[:12], "holds": unchanged}
+    return claim("the saved reward model scores as before after a reload", difference, difference == 0)

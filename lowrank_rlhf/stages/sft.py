@@ -18,6 +18,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
 from lowrank_rlhf.progress import Bar
+from lowrank_rlhf.stages.claims import base_unchanged
 from lowrank_rlhf.stages.context import Context
 
 Row = dict[str, list[int]]
@@ -34,9 +35,7 @@ def run(context: Context) -> dict[str, Any]:
     elif config.source == "train":
         figures |= _train(context)
     save_role(roles, Role.POLICY, context.work("sft") / "adapters" / "sft")
-    unchanged = context.base.checksum() == before
-    claim = {"claim": "the sft stage left the base's checksum unchanged", "figure": before[:12], "holds": unchanged}
-    return {**figures, "claims": [claim]}
+    return {**figures, "claims": [base_unchanged(context, "the sft stage", before)]}
 
 
 def training_rows(context: Context) -> list[Row]:

@@ -1,0 +1,85 @@
+"""The number format is chosen by what the machine can do, and finding out never costs the process."""
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowrank_rlhf.models import allocator, precision
+from lowrank_rlhf.models.precision import bfloat16_speedup, choose_dtype, cpu_flags
+
+CPU = torch.device("cpu")
+
+
+def test_what_is_asked_for_is_taken() -> None:
+    assert choose_dtype("float32", CPU) is torch.float32
+    assert choose_dtype("bfloat16", CPU) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("flags", "speedup", "expected"),
+    [
+        ({"avx2"}, 9.0, torch.float32),  # without AMX it is not even tried
+        ({"amx_bf16"}, 9.0, torch.bfloat16),
+        ({"amx_bf16"}, 0.5, torch.float32),
+        ({"amx_bf16"}, 0.0, torch.float32),
+    ],
+)
+def test_auto_on_a_cpu(monkeypatch: pytest.MonkeyPatch, flags: set[str], speedup: float, expected: torch.dtype) -> None:
+    monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(precision, "bfloat16_speedup", lambda: speedup)
+    assert choose_dtype("auto", CPU) is expected
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_auto_on_cuda(monkeypatch: pytest.MonkeyPatch, offered: bool) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: offered and not including_emulation
+    )
+    assert choose_dtype("auto", torch.device("cuda")) is (torch.bfloat16 if offered else torch.float32)
+
+
+def test_an_illegal_instruction_in_the_race_is_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_RACE", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    assert bfloat16_speedup() == 0
+
+
+def test_the_race_itself_gives_a_ratio() -> None:
+    """Whatever this machine can do: a positive ratio, or 0 where its bfloat16 dies."""
+    assert 0 <= bfloat16_speedup() < 1000
+
+
+def test_cpu_flags(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx2 amx_bf16\nbugs\t: none\n")
+    assert cpu_flags(tmp_path / "cpuinfo") == {"fpu", "avx2", "amx_bf16"}
+    assert cpu_flags(tmp_path / "none") == set()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_freed_memory_is_reused_instead_of_mapped_afresh() -> None:
+    """Page faults of ten 64 MB tensors, one after another: all of them by default, the first one's alone when kept."""
+    script = """
+import resource, torch
+from lowrank_rlhf.models.allocator import keep_freed_memory
+KEEP
+torch.ones(1 << 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(1 << 24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def faults(keep: str) -> int:
+        command = [sys.executable, "-c", script.replace("KEEP", keep)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("keep_freed_memory()") < faults("") / 4
+
+
+def test_elsewhere_than_on_linux_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator.sys, "platform", "darwin")
+    monkeypatch.setattr(allocator.ctypes, "CDLL", None)
+    allocator.keep_freed_memory()
