@@ -12,6 +12,7 @@ from rich.text import Text
 
 from lowrank_rlhf import __version__, pipeline
 from lowrank_rlhf.artifacts import RunDir
+from lowrank_rlhf.config import reference
 from lowrank_rlhf.config.loading import load_config, preset_folder, preset_names, preset_path
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.errors import ExitCode, Stopped, UserError
@@ -210,6 +211,20 @@ def copy(
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from None
     print(f"wrote {target}")
+
+
+@app.command(epilog=_EPILOG)
+def schema(
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="A page to read instead of a JSON schema.")] = False,
+) -> None:
+    """Print every setting: as a JSON schema for editors, or as a page.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf schema > config.schema.json
+      python -m lowrank_rlhf schema --markdown
+    """
+    print(reference.markdown() if as_markdown else reference.json_schema(), end="")
 
 
 def _print(text: str) -> None:

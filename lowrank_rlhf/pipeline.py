@@ -16,6 +16,7 @@ from lowrank_rlhf.files import now
 from lowrank_rlhf.progress import Progress, StopRequest, duration, peak_memory_bytes
 from lowrank_rlhf.stages import Stage
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.work import seconds_to_go
 
 State = Literal["done", "to do", "half done", "stale"]
 Fingerprint = dict[str, dict[str, Any]]
@@ -57,7 +58,7 @@ def run(
         run_dir.open(dump_config(config))
         context = Context(config, run_dir, progress, stop, MetricLog(run_dir.path / "metrics.jsonl"))
         for index, stage in enumerate(chosen, 1):
-            progress.stage(index, len(chosen), stage.name, stage.does)
+            progress.stage(index, len(chosen), stage.name, stage.does, _to_go(chosen, context))
             _run_stage(stage, context)
     return run_dir
 
@@ -153,6 +154,12 @@ def _work(stage: Stage, context: Context, started: dict[str, Any]) -> dict[str, 
         "peak_memory_bytes": peak_memory_bytes(),
         "finished_at": now(),
     }
+
+
+def _to_go(chosen: Sequence[Stage], context: Context) -> float | None:
+    marks = {stage.name: context.run_dir.done(stage.name) for stage in chosen}
+    done = {name: float(mark["seconds"]) for name, mark in marks.items() if mark}
+    return seconds_to_go(done, [name for name, mark in marks.items() if not mark], context)
 
 
 def _refuse_stale(standings: Sequence[Standing]) -> None:

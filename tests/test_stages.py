@@ -1,16 +1,19 @@
 """All six stages on a tiny NF4 model through the pipeline."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from tiny_run import STAGES, make_config, make_context, write_prompts
 
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.prompts import load_demonstrations
-from lowrank_rlhf.errors import StaleRun, UserError, WaitingForPeople
+from lowrank_rlhf.errors import StaleRun, Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.pipeline import run, stages_of
 from lowrank_rlhf.progress import Progress
@@ -97,6 +100,27 @@ def test_all_six_stages(config, tmp_path) -> None:
             go(changed(config, section, **fields), tmp_path)
     again = go(changed(config, "evaluate", second_judge="sentiment"), tmp_path, redo=["evaluate"])
     assert list(marks(again)) == list(STAGES)
+
+
+@pytest.mark.parametrize(("stopped", "before"), [("sample", "sft"), ("rank", "sample")])
+def test_a_stop_is_obeyed_where_nothing_is_saved_and_costs_only_that_stage(config, tmp_path, stopped, before) -> None:
+    go(config, tmp_path, until=before)
+    context = make_context(config, tmp_path)
+    context.stop.requested = True
+    with pytest.raises(Stopped, match="everything before this stage is saved"):
+        stage(stopped).run(context)
+    assert list(marks(context.run_dir))[-1] == before
+    assert go(config, tmp_path, until=stopped).done(stopped)
+
+
+def test_headings_tell_the_time_to_go_once_a_stage_is_done(config, tmp_path) -> None:
+    text = io.StringIO()
+    with Progress(Console(file=text, width=200)) as progress:
+        run(config, tmp_path, until="rank", progress=progress)
+    first, second, third = (line for line in text.getvalue().splitlines() if line.startswith("["))
+    assert "to go" not in first
+    assert re.fullmatch(r"\[2/3\] sample: sample answers to rank  \(\d+:\d\d so far, about \d+:\d\d to go\)", second)
+    assert third.endswith(", about 0:00 to go)")
 
 
 def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:

@@ -31,7 +31,7 @@ class ModelConfig(Section):
     quantization: Literal["nf4", "none"] = "nf4"
     """`nf4` stores the linear layers in 4 bits with double quantisation; `none` keeps them as they are."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the matrix products; `auto` measures which one is faster here."""
+    """Number format of the matrix products; `auto` takes the one that is faster here."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where there is one."""
     threads: Annotated[int, Field(ge=0)] = 0
@@ -120,7 +120,7 @@ class RankConfig(Section):
     source: Literal["judge", "dataset", "human"] = "judge"
     """A `judge` program, a `dataset` of comparisons (sampling is skipped), or `human` annotators."""
     judge: str = "simulated-annotator"
-    """`simulated-annotator`, `sentiment`, or `module:function` that scores the answers to a prompt."""
+    """`simulated-annotator`, `sentiment`, `plain-language`, or `module:function` that scores a prompt's answers."""
     tie_margin: NonNegative = 0.0
     """Answers whose judge scores differ by at most this much are tied."""
     dataset: str | None = None

@@ -26,8 +26,17 @@ def encode_prompts(context: Context, prompts: Sequence[Prompt]) -> list[list[int
 def answer(
     context: Context, role: Role, prompts: Sequence[Prompt], *, count: int = 1, seed: int, bar: Bar | None = None
 ) -> list[list[Sample]]:
-    """`count` answers of that role to each prompt, with the run's sampling settings."""
+    """`count` answers of that role to each prompt, with the run's sampling settings.
+
+    With a `bar` it is shown, and a stop that was asked for is obeyed between batches.
+    """
     config = context.config.sample
+
+    def on_batch(answers: int, **figures: float) -> None:
+        if bar:
+            bar.advance(answers, **figures)
+            context.stop.check("everything before this stage is saved")
+
     responses = sample_answers(
         context.roles,
         role,
@@ -37,7 +46,7 @@ def answer(
         temperature=config.temperature,
         seed=seed,
         batch_size=config.batch_size,
-        on_batch=bar.advance if bar else None,
+        on_batch=on_batch,
     )
     return [
         [

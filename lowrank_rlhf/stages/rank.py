@@ -61,6 +61,7 @@ def _rank_by_judge(context: Context, prompts: list[Prompt], answers: list[Sample
             scores = judge(prompt, group)
             rankings.append(ranking_from_scores(prompt.id, group, scores, config.judge, config.tie_margin, shown))
             bar.advance(1)
+            context.stop.check("everything before this stage is saved")
     return rankings
 
 

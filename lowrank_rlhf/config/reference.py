@@ -1,0 +1,49 @@
+"""The settings as a JSON schema for editors and as a page to read, both made from `schema.py`."""
+
+import json
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from lowrank_rlhf.config.schema import Config, Section
+
+
+def json_schema() -> str:
+    """The JSON schema (2020-12) of a config file: completion, hints and checks in an editor."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def markdown() -> str:
+    """Every setting with its default and its sentence, section by section."""
+    lines = [
+        "# Configuration",
+        "",
+        "Made by `python -m lowrank_rlhf schema --markdown` from `lowrank_rlhf/config/schema.py`; a test keeps it so.",
+        "",
+    ]
+    sections = {name: field for name, field in Config.model_fields.items() if _is_section(field.annotation)}
+    lines += _table("", {name: field for name, field in Config.model_fields.items() if name not in sections})
+    for name, field in sections.items():
+        lines += [f"## {name}", "", str(field.annotation.__doc__), ""]
+        lines += _table(f"{name}.", field.annotation.model_fields)
+    return "\n".join(lines)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def _table(prefix: str, fields: dict[str, Any]) -> list[str]:
+    rows = [f"| `{prefix}{name}` | {_default(field)} | {_cell(field.description)} |" for name, field in fields.items()]
+    return ["| key | default | what it is |", "|---|---|---|", *rows, ""]
+
+
+def _default(field: Any) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    return f"`{json.dumps(field.default)}`"
+
+
+def _cell(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
