@@ -15,12 +15,13 @@ from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config import reference
 from lowrank_rlhf.config.loading import load_config, preset_folder, preset_names, preset_path
 from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.doctor import examine
 from lowrank_rlhf.errors import ExitCode, Stopped, UserError
 from lowrank_rlhf.progress import Progress, duration, figure, memory
 
 EXIT_CODES = {
     ExitCode.OK: "done",
-    ExitCode.FAILED: "a stage failed its own checks",
+    ExitCode.FAILED: "a stage failed its own checks, or doctor found something wrong",
     ExitCode.BAD_INPUT: "config, data or command line is wrong",
     ExitCode.STALE: "a finished stage was made from another config or other inputs",
     ExitCode.CANNOT_FIT: "the plan does not fit this machine",
@@ -211,6 +212,30 @@ def copy(
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from None
     print(f"wrote {target}")
+
+
+@app.command(epilog=_EPILOG)
+def doctor(runs: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
+    """Check versions, memory, disk and devices, and say how to mend what is wrong.
+
+    The output names no user, path or key: it is safe to paste into an issue. Exit code 1 if something is wrong.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf doctor
+      python -m lowrank_rlhf doctor --json
+    """
+    findings = examine(runs)
+    if as_json:
+        print(json.dumps([vars(finding) for finding in findings], indent=2))
+    else:
+        width = max(len(finding.what) for finding in findings)
+        for finding in findings:
+            _print(f"{'!' if finding.mend else ' '} {finding.what:<{width}}  {finding.found}")
+            if finding.mend:
+                _print(f"  {'':<{width}}  -> {finding.mend}")
+    if any(finding.mend for finding in findings):
+        raise typer.Exit(int(ExitCode.FAILED))
 
 
 @app.command(epilog=_EPILOG)

@@ -220,7 +220,9 @@ def test_ctrl_c_ends_a_real_run_with_its_code_and_the_way_on() -> None:
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["validate", "good.yaml"], ["status", "a"], ["presets"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["validate", "good.yaml"], ["status", "a"], ["presets"], ["doctor"], ["schema"]]
+)
 def test_looking_imports_nothing_heavy(arguments: list[str]) -> None:
     a_run()
     look = f"""
@@ -247,7 +249,18 @@ def test_help_is_quick_and_says_what_it_should() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["run"], ["validate"], ["status"], ["presets"], ["presets", "show"], ["presets", "copy"]]
+    "arguments",
+    [
+        [],
+        ["run"],
+        ["validate"],
+        ["status"],
+        ["presets"],
+        ["presets", "show"],
+        ["presets", "copy"],
+        ["doctor"],
+        ["schema"],
+    ],
 )
 def test_every_help_has_examples_that_are_commands(command, arguments: list[str]) -> None:
     code, out, _ = command(*arguments, "--help")

@@ -95,7 +95,7 @@ def test_links_lead_to_files(name) -> None:
 @both
 def test_every_command_and_option_exists(name) -> None:
     lines = command_lines(read(name))
-    assert {line[0] for line in lines} == {"run", "validate", "status", "presets"}
+    assert {line[0] for line in lines} == {"run", "validate", "status", "presets", "schema", "doctor"}
     for line in lines:
         command = typer.main.get_command(app).commands[line[0]]
         if len(line) > 1 and line[0] == "presets":
