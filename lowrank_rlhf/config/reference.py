@@ -1,7 +1,7 @@
 """The settings as a JSON schema for editors and as a page to read, both made from `schema.py`."""
 
 import json
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic_core import PydanticUndefined
 
@@ -22,15 +22,15 @@ def markdown() -> str:
         "Made by `python -m lowrank_rlhf schema --markdown` from `lowrank_rlhf/config/schema.py`; a test keeps it so.",
         "",
     ]
-    sections = {name: field for name, field in Config.model_fields.items() if _is_section(field.annotation)}
+    sections = {name: field.annotation for name, field in Config.model_fields.items() if _is_section(field.annotation)}
     lines += _table("", {name: field for name, field in Config.model_fields.items() if name not in sections})
-    for name, field in sections.items():
-        lines += [f"## {name}", "", str(field.annotation.__doc__), ""]
-        lines += _table(f"{name}.", field.annotation.model_fields)
+    for name, section in sections.items():
+        lines += [f"## {name}", "", str(section.__doc__), ""]
+        lines += _table(f"{name}.", section.model_fields)
     return "\n".join(lines)
 
 
-def _is_section(annotation: Any) -> bool:
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
