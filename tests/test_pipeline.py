@@ -181,10 +181,10 @@ def test_an_output_that_is_gone_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("factory")
 def test_data_files_outside_the_run_count_by_their_contents(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("1")
-    config = settings(data={"prompts": str(prompts)})
+    prompts.write_text('{"prompt": "One?"}\n{"prompt": "Two?"}\n')
+    config = settings(data={"prompts": str(prompts), "held_out": 1})
     run(tmp_path, config)
-    prompts.write_text("2")
+    prompts.write_text('{"prompt": "One?"}\n{"prompt": "Three?"}\n')
     assert states(tmp_path, config) == ["stale", "done", "done", "done", "done"]
     with pytest.raises(StaleRun, match=r"prompts\.jsonl has changed"):
         run(tmp_path, config)

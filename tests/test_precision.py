@@ -60,14 +60,14 @@ def test_cpu_flags(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_freed_memory_is_reused_instead_of_mapped_afresh() -> None:
-    """Page faults of ten 64 MB tensors, one after another: all of them by default, the first one's alone when kept."""
+    """Page faults of forty 64 MB tensors, one after another: all of them by default, the first few's alone when kept."""
     script = """
 import resource, torch
 from lowrank_rlhf.models.allocator import keep_freed_memory
 KEEP
 torch.ones(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(40):
     torch.ones(1 << 24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from peft import PeftModel
@@ -27,9 +28,13 @@ everywhere = pytest.mark.parametrize(("quantization", "architecture"), CHOICES)
 
 def plain(auto: type, roles: Roles, quantization: str, **settings):
     quantised = QUANTISED if quantization == "nf4" else None
-    return auto.from_pretrained(
+    model = auto.from_pretrained(
         roles.base.config.source, dtype=torch.float32, quantization_config=quantised, device_map="cpu", **settings
-    ).eval()
+    )
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # else bitsandbytes computes in bfloat16 on CPUs that have it
+    return model.eval()
 
 
 @everywhere
