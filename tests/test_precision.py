@@ -60,7 +60,7 @@ def test_cpu_flags(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_freed_memory_is_reused_instead_of_mapped_afresh() -> None:
-    """Page faults of forty 64 MB tensors, one after another: all of them by default, the first few's alone when kept."""
+    """Page faults of forty 64 MB tensors, one after another: those of all by default, of a few when kept."""
     script = """
 import resource, torch
 from lowrank_rlhf.models.allocator import keep_freed_memory
