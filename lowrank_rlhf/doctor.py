@@ -19,8 +19,8 @@ from lowrank_rlhf.progress import memory
 
 OLDEST_PYTHON = (3, 11)
 INSTALL = "python -m pip install -r requirements.txt"
-FREE_MEMORY, FREE_DISK = 4 << 30, 4 << 30
-"""Bytes that the quickstart wants: 3 GB of memory, and room for a model and a run."""
+FREE_MEMORY, FREE_DISK = 3 * 10**9, 4 * 10**9
+"""Bytes that the quickstart wants: its peak memory, and room for a model and a run."""
 
 
 @dataclass(frozen=True)

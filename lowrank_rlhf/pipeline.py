@@ -13,6 +13,7 @@ from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StaleRun, UserError
 from lowrank_rlhf.files import now
+from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.progress import Progress, StopRequest, duration, peak_memory_bytes
 from lowrank_rlhf.stages import Stage
 from lowrank_rlhf.stages.context import Context
@@ -128,6 +129,7 @@ def _run_stage(stage: Stage, context: Context) -> None:
         progress.say(f"  goes on after {duration(started['seconds'])} of work")
     run_dir.work(stage.name)
     mark = _work(stage, context, started)
+    release_freed_memory()
     run_dir.finish(stage.name, stage.writes, mark)
     run_dir.event("finished", stage=stage.name, seconds=mark["seconds"])
 

@@ -88,6 +88,16 @@ class Comparison(Record):
     tier_gap: int = 1
 
 
+class Score(Record):
+    """What the reward model gives one ranked answer: its head's own number, before any shift or scale."""
+
+    sample_id: str
+    prompt_id: str
+    score: float
+    held_out: bool
+    """True if the reward model did not learn from this prompt."""
+
+
 R = TypeVar("R", bound=Record)
 
 

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from lowrank_rlhf.models.base import Base
 
 
+@cache
+def bfloat16_works() -> bool:
+    """Slow counts; only virtual machines with half of AMX fail (decision 0008)."""
+    from lowrank_rlhf.models.precision import bfloat16_speedup
+
+    return bfloat16_speedup() > 0
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny_folder(architecture)`: the folder of that tiny model; don't write there."""
@@ -26,12 +34,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 @pytest.fixture
 def tiny_base(tiny_folder: Callable[..., Path]) -> Callable[..., Base]:
-    """`tiny_base(quantization, checkpointing, architecture=, merged=)`: a freshly loaded base in float32."""
+    """`tiny_base(quantization, checkpointing, architecture=, merged=, compute_dtype=)`: a freshly loaded base."""
     from tiny import load_tiny
 
     def load(
-        quantization: str = "none", checkpointing: bool = False, *, architecture: str = "llama", merged: bool = True
+        quantization: str = "none",
+        checkpointing: bool = False,
+        *,
+        architecture: str = "llama",
+        merged: bool = True,
+        compute_dtype: str = "float32",
     ) -> Base:
-        return load_tiny(tiny_folder(architecture), quantization, checkpointing, merged)
+        if compute_dtype == "bfloat16" and not bfloat16_works():
+            pytest.skip("this machine's CPU announces bfloat16 and dies of it")
+        return load_tiny(tiny_folder(architecture), quantization, checkpointing, merged, compute_dtype)
 
     return load

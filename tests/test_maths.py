@@ -13,7 +13,7 @@ from lowrank_rlhf.maths.kl import adapt_kl_coef, k1, k2, k3
 from lowrank_rlhf.maths.losses import pairwise_loss, plackett_luce_loss, policy_losses, value_losses
 from lowrank_rlhf.maths.masking import last_true, masked_mean, masked_sum, pool, whiten
 from lowrank_rlhf.maths.seeds import derive_seed
-from lowrank_rlhf.maths.sequences import micro_batches, pack
+from lowrank_rlhf.maths.sequences import cut_minibatches, micro_batches, pack
 
 MASK = torch.tensor([[False, True, True, False], [True, True, True, False]])
 VALUES = torch.tensor([[9.0, 1.0, 2.0, math.nan], [3.0, 4.0, 5.0, math.inf]])
@@ -228,6 +228,14 @@ def test_micro_batches_cover_every_row_once_within_the_budget(budget: int) -> No
     assert all((len(group) + 1) * lengths[group[0]] > budget for group, _ in itertools.pairwise(groups))
     assert [lengths[group[0]] for group in groups] == sorted((lengths[group[0]] for group in groups), reverse=True)
     assert micro_batches([], budget) == []
+
+
+def test_minibatches_are_neighbouring_rows_and_each_has_its_micro_batches() -> None:
+    lengths = [3, 9, 4, 2, 8, 8, 1, 5, 7]
+    assert cut_minibatches(lengths[:8], 2, 10) == [[[1], [2, 0], [3]], [[4], [5], [7, 6]]]
+    assert cut_minibatches(lengths[:8], 1, 10) == [micro_batches(lengths[:8], 10)]
+    assert cut_minibatches(lengths[:6], 3, 100) == [[[1, 0]], [[2, 3]], [[4, 5]]]
+    assert cut_minibatches([5], 1, 1) == [[[0]]]
 
 
 def test_seeds_depend_on_every_part_of_the_place() -> None:

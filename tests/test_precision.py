@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models import allocator, precision
 from lowrank_rlhf.models.precision import bfloat16_speedup, choose_dtype, cpu_flags
 
@@ -16,13 +17,28 @@ CPU = torch.device("cpu")
 
 def test_what_is_asked_for_is_taken() -> None:
     assert choose_dtype("float32", CPU) is torch.float32
+    assert choose_dtype("bfloat16", torch.device("cuda")) is torch.bfloat16
+
+
+@pytest.mark.parametrize("flags", [{"avx2"}, {"avx512_bf16"}])
+def test_bfloat16_by_name_is_taken_however_slow(monkeypatch: pytest.MonkeyPatch, flags: set[str]) -> None:
+    monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.1)
     assert choose_dtype("bfloat16", CPU) is torch.bfloat16
+
+
+def test_bfloat16_by_name_on_a_cpu_that_dies_of_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "cpu_flags", lambda: {"amx_bf16"})
+    monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.0)
+    with pytest.raises(UserError, match=r"model\.compute_dtype: .*use auto or float32"):
+        choose_dtype("bfloat16", CPU)
 
 
 @pytest.mark.parametrize(
     ("flags", "speedup", "expected"),
     [
-        ({"avx2"}, 9.0, torch.float32),  # without AMX it is not even tried
+        ({"avx2"}, 9.0, torch.float32),  # without units for it, it is not even tried
+        ({"avx512_bf16"}, 2.0, torch.bfloat16),
         ({"amx_bf16"}, 9.0, torch.bfloat16),
         ({"amx_bf16"}, 0.5, torch.float32),
         ({"amx_bf16"}, 0.0, torch.float32),
@@ -48,8 +64,8 @@ def test_an_illegal_instruction_in_the_race_is_no_speed(monkeypatch: pytest.Monk
 
 
 def test_the_race_itself_gives_a_ratio() -> None:
-    """Whatever this machine can do: a positive ratio, or 0 where its bfloat16 dies."""
-    assert 0 <= bfloat16_speedup() < 1000
+    """0 only where bfloat16 dies, and that has been seen with AMX only."""
+    assert bfloat16_speedup() > 0 or "amx_bf16" in cpu_flags()
 
 
 def test_cpu_flags(tmp_path: Path) -> None:
@@ -79,7 +95,25 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert faults("keep_freed_memory()") < faults("") / 4
 
 
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_kept_memory_can_be_released() -> None:
+    script = """
+import psutil, torch
+from lowrank_rlhf.models.allocator import keep_freed_memory, release_freed_memory
+keep_freed_memory()
+tensors = [torch.ones(1 << 22) for _ in range(20)]
+last = torch.ones(1)
+del tensors
+kept = psutil.Process().memory_info().rss
+release_freed_memory()
+print(kept - psutil.Process().memory_info().rss)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 15 * (1 << 24)
+
+
 def test_elsewhere_than_on_linux_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator.sys, "platform", "darwin")
     monkeypatch.setattr(allocator.ctypes, "CDLL", None)
     allocator.keep_freed_memory()
+    allocator.release_freed_memory()

@@ -12,7 +12,7 @@ from tiny_run import limit_tokens, make_config, make_context, save_sft, separabl
 from lowrank_rlhf.errors import StageFailed, UserError
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
-from lowrank_rlhf.records import Message, Prompt, Ranking, Sample
+from lowrank_rlhf.records import Message, Prompt, Ranking, Sample, Score, read_jsonl
 from lowrank_rlhf.stages import ppo, reward
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
@@ -28,6 +28,7 @@ def context(tiny_folder, tmp_path) -> Context:
 def group(name: str = "p", answers: int = 3, width: int = 4, **fields) -> Group:
     plain = {
         "prompt": [5, 6],
+        "samples": [f"{name}-{k}" for k in range(answers)],
         "answers": [[7] * (width - 2) for _ in range(answers)],
         "lengths": [1] * answers,
         "pairs": [(0, 1, 1)],
@@ -254,6 +255,13 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, leas
     scores = torch.cat(reward._score(context, held_out))
     assert float(scores.mean()) == pytest.approx(about["score_mean"], rel=1e-5)
     assert float(scores.std()) == pytest.approx(about["score_std"], rel=1e-5)
+    every = list(read_jsonl(context.work("reward") / "scores.jsonl", Score))
+    groups = read_groups(context)
+    again = dict(zip([s for g in groups for s in g.samples], torch.cat(reward._score(context, groups)), strict=True))
+    assert {score.sample_id: score.score for score in every} == pytest.approx(
+        {name: float(score) for name, score in again.items()}, rel=1e-4, abs=1e-5
+    )
+    assert {score.prompt_id for score in every if score.held_out} == {group.prompt_id for group in held_out}
 
 
 def test_labels_of_chance_are_called_weak_and_ppo_refuses(tiny_folder, tmp_path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from tiny_run import STAGES, make_config, make_context, write_prompts
 
@@ -16,10 +17,11 @@ from lowrank_rlhf.data.prompts import load_demonstrations
 from lowrank_rlhf.errors import StaleRun, Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.pipeline import run, stages_of
+from lowrank_rlhf.ppo.rollout import RewardScale
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.ranking.store import AnnotationStore
-from lowrank_rlhf.records import Comparison, Ranking, Sample, read_jsonl
-from lowrank_rlhf.stages import sft, stage
+from lowrank_rlhf.records import Comparison, Ranking, Sample, Score, read_jsonl
+from lowrank_rlhf.stages import ppo, sft, stage
 
 JUDGE = "tiny_run_judge:count_e"
 
@@ -102,6 +104,35 @@ def test_all_six_stages(config, tmp_path) -> None:
     assert list(marks(again)) == list(STAGES)
 
 
+def test_ppo_with_contrastive_scores_uses_ranked_prompts_and_their_mean_scores(config, tmp_path) -> None:
+    plain = changed(config, "reward", layers=1, pooling="mean", fit_head_first=True)
+    run_dir = go(changed(plain, "ppo", contrastive=True, missing_eos="penalty"), tmp_path)
+    context = make_context(changed(config, "ppo", contrastive=True, missing_eos="penalty"), tmp_path)
+    about = json.loads((run_dir.artifact("adapters/reward") / "reward.json").read_text())
+    assert (about["layers"], about["pooling"]) == (1, "mean")
+    scale = RewardScale("mean", about["score_mean"], about["score_std"])
+    prompts, baselines = ppo._prompts(context, scale)
+    samples = list(read_jsonl(run_dir.artifact("answers.jsonl"), Sample))
+    scores = {score.sample_id: score for score in read_jsonl(run_dir.artifact("scores.jsonl"), Score)}
+    ranked = [prompt for prompt in context.prompts[0] if prompt.id in {score.prompt_id for score in scores.values()}]
+    assert prompts == [context.base.encode_prompt(prompt) for prompt in ranked]
+    assert 4 < len(ranked) < len(context.prompts[0])
+    for prompt, baseline in zip(ranked, baselines.tolist(), strict=True):
+        of_prompt = []
+        for sample in samples:
+            if sample.prompt_id == prompt.id and sample.id in scores:
+                score = (scores[sample.id].score - about["score_mean"]) / about["score_std"]
+                of_prompt.append(max(-5.0, min(5.0, score)) - (0 if sample.finished else 1))
+        assert baseline == pytest.approx(sum(of_prompt) / len(of_prompt), abs=1e-5)
+    assert {score.held_out for score in scores.values()} == {True, False}
+    held_out = [score.score for score in scores.values() if score.held_out]
+    assert sum(held_out) / len(held_out) == pytest.approx(about["score_mean"], abs=1e-5)
+    with pytest.raises(ValidationError, match=r"ppo\.contrastive needs ranked answers of SFT"):
+        Config.model_validate(
+            context.config.model_dump() | {"rank": {"source": "dataset", "dataset": "x.jsonl"}},
+        )
+
+
 @pytest.mark.parametrize(("stopped", "before"), [("sample", "sft"), ("rank", "sample")])
 def test_a_stop_is_obeyed_where_nothing_is_saved_and_costs_only_that_stage(config, tmp_path, stopped, before) -> None:
     go(config, tmp_path, until=before)
@@ -120,7 +151,7 @@ def test_headings_tell_the_time_to_go_once_a_stage_is_done(config, tmp_path) -> 
     first, second, third = (line for line in text.getvalue().splitlines() if line.startswith("["))
     assert "to go" not in first
     assert re.fullmatch(r"\[2/3\] sample: sample answers to rank  \(\d+:\d\d so far, about \d+:\d\d to go\)", second)
-    assert third.endswith(", about 0:00 to go)")
+    assert third.endswith(" so far)")  # ranking by a program takes no time worth telling
 
 
 def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:

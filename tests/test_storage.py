@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import bitsandbytes as bnb
 import pytest
 import torch
 from peft import PeftModel
-from tiny import ARCHITECTURES, LORA, make_batch, make_roles, randomise, role_loss, snapshot
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+from tiny import ARCHITECTURES, LORA, load_plain, make_batch, make_roles, randomise, role_loss, snapshot
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.errors import UserError
@@ -16,32 +15,15 @@ from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
 
-QUANTISED = BitsAndBytesConfig(
-    load_in_4bit=True,
-    bnb_4bit_quant_type="nf4",
-    bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype=torch.float32,
-)
 CHOICES = [("none", "llama"), ("nf4", "llama"), *(("none", name) for name in ARCHITECTURES if name != "llama")]
 everywhere = pytest.mark.parametrize(("quantization", "architecture"), CHOICES)
-
-
-def plain(auto: type, roles: Roles, quantization: str, **settings):
-    quantised = QUANTISED if quantization == "nf4" else None
-    model = auto.from_pretrained(
-        roles.base.config.source, dtype=torch.float32, quantization_config=quantised, device_map="cpu", **settings
-    )
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False  # else bitsandbytes computes in bfloat16 on CPUs that have it
-    return model.eval()
 
 
 @everywhere
 def test_a_policy_loads_in_plain_peft(tiny_base, tmp_path, quantization, architecture) -> None:
     roles, batch = make_roles(tiny_base(quantization, architecture=architecture)), make_batch()
     save_role(roles, Role.REFERENCE, tmp_path)
-    model = PeftModel.from_pretrained(plain(AutoModelForCausalLM, roles, quantization), tmp_path).eval()
+    model = PeftModel.from_pretrained(load_plain(AutoModelForCausalLM, roles, quantization), tmp_path).eval()
     inputs = {"input_ids": batch.ids, "attention_mask": batch.attention.long()}
     with roles.acting_as(Role.REFERENCE):
         expected = roles.peft(**inputs).logits[batch.attention]
@@ -58,7 +40,7 @@ def test_a_policy_loads_in_plain_peft(tiny_base, tmp_path, quantization, archite
 def test_a_reward_model_loads_as_a_plain_classifier(tiny_base, tmp_path, quantization, architecture) -> None:
     roles, batch = make_roles(tiny_base(quantization, architecture=architecture)), make_batch()
     save_role(roles, Role.REWARD, tmp_path)
-    classifier = plain(AutoModelForSequenceClassification, roles, quantization, num_labels=1)
+    classifier = load_plain(AutoModelForSequenceClassification, roles, quantization, num_labels=1)
     classifier.config.pad_token_id = roles.base.pad
     model = PeftModel.from_pretrained(classifier, tmp_path).eval()
     with torch.no_grad():

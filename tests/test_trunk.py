@@ -1,4 +1,4 @@
-"""With `lora.last_layers` the layers below are run once for all roles, and nothing but the time changes."""
+"""`lora.last_layers`: the layers below run once for all roles. `reward.layers`: the layers above don't run at all."""
 
 import json
 from collections.abc import Callable
@@ -9,12 +9,14 @@ import pytest
 import tiny
 import torch
 from peft import PeftModel
-from tiny import ARCHITECTURES, gradients, load_tiny, make_batch, make_tiny_model, randomise
+from tiny import ARCHITECTURES, gradients, load_plain, load_tiny, make_batch, make_tiny_model, randomise, snapshot
 from tiny_run import limit_tokens
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lowrank_rlhf.config.schema import LoraConfig
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_logprobs, score_tokens
@@ -43,9 +45,9 @@ def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 def deep_roles(deep_folder) -> Callable[..., Roles]:
     """All roles with random adapters in the last layers only."""
 
-    def make(quantization="none", checkpointing=False, last_layers=2, architecture="llama") -> Roles:
+    def make(quantization="none", checkpointing=False, last_layers=2, architecture="llama", head_layers=None) -> Roles:
         base = load_tiny(deep_folder(architecture), quantization, checkpointing)
-        roles = Roles(base, LoraConfig(rank=4, alpha=8, last_layers=last_layers))
+        roles = Roles(base, LoraConfig(rank=4, alpha=8, last_layers=last_layers), head_layers)
         for seed, role in enumerate(Role):
             randomise(roles, role, seed)
         return roles
@@ -197,3 +199,66 @@ def test_a_saved_adapter_loads_in_plain_peft(deep_roles, tmp_path) -> None:
     randomise(roles, Role.POLICY, 9)
     load_role(roles, Role.POLICY, tmp_path)
     assert all(torch.equal(parameter, before[name]) for name, parameter in roles.named_parameters(Role.POLICY).items())
+
+
+# --- Reward model and critic with fewer layers
+
+
+@both
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_a_reward_model_of_three_layers_is_a_plain_classifier_of_three_layers(
+    deep_roles, tmp_path, quantization, architecture
+) -> None:
+    roles, batch = deep_roles(quantization, architecture=architecture, head_layers=3), make_batch()
+    save_role(roles, Role.REWARD, tmp_path)
+    classifier = load_plain(AutoModelForSequenceClassification, roles, quantization, num_labels=1, num_hidden_layers=3)
+    classifier.config.pad_token_id = roles.base.pad
+    model = PeftModel.from_pretrained(classifier, tmp_path).eval()
+    with torch.no_grad():
+        expected = model(input_ids=batch.ids, attention_mask=batch.attention.long()).logits.squeeze(-1)
+    for rows in (batch, roles.with_trunk(batch)):
+        found = pool(score_tokens(roles, Role.REWARD, rows), batch.response, "last")
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert expected.std() > 0.1
+
+
+@each_way
+def test_their_upper_layers_do_not_run_and_do_not_learn(deep_roles, checkpointing) -> None:
+    roles, batch = deep_roles(checkpointing=checkpointing, head_layers=3), make_batch()
+    whole = deep_roles(checkpointing=checkpointing)
+    calls: list[int] = []
+    for index, layer in enumerate(roles.decoder.layers):
+        layer.register_forward_hook(lambda *_, index=index: calls.append(index))
+    ahead = roles.with_trunk(batch)
+    for role, layers in ((Role.CRITIC, {2}), (Role.REWARD, {2}), (Role.POLICY, {2, 3})):
+        calls.clear()
+        expected = gradients(roles, role, batch)
+        assert set(calls) == {0, 1} | layers
+        calls.clear()
+        for name, gradient in gradients(roles, role, ahead).items():
+            assert_close(gradient, expected[name])
+            assert gradient.abs().max() > 0
+        assert set(calls) == layers
+        assert len(expected) == len(layers) * 7 * 2 + role.has_head
+    for found, expected in zip(outputs(roles, Role.POLICY, batch), outputs(whole, Role.POLICY, batch), strict=True):
+        assert torch.equal(found, expected)
+    assert (score_tokens(roles, Role.REWARD, batch) - score_tokens(whole, Role.REWARD, batch)).abs().max() > 0.01
+
+
+def test_their_files_hold_their_layers_only(deep_roles, tmp_path) -> None:
+    roles = deep_roles(head_layers=3)
+    save_role(roles, Role.CRITIC, tmp_path / "three")
+    expected = snapshot(roles, Role.CRITIC)
+    assert len(expected) == 7 * 2 + 1
+    randomise(roles, Role.CRITIC, 9)
+    load_role(roles, Role.CRITIC, tmp_path / "three")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in snapshot(roles, Role.CRITIC).items())
+    save_role(deep_roles(), Role.CRITIC, tmp_path / "four")
+    with pytest.raises(UserError, match=r"unexpected .*layers\.3\."):
+        load_role(roles, Role.CRITIC, tmp_path / "four")
+
+
+@pytest.mark.parametrize("head_layers", [1, 2, 5])
+def test_they_need_an_adapter_and_no_more_layers_than_there_are(deep_roles, head_layers) -> None:
+    with pytest.raises(UserError, match=rf"reward\.layers: must be from 3, .* to 4, .*; not {head_layers}"):
+        deep_roles(head_layers=head_layers)

@@ -41,4 +41,5 @@ def test_seconds_to_go(context) -> None:
     assert seconds_to_go({"rank": 5.0}, ["reward"], context) is None  # no model ran: no pace
     # 60 units took 30 s, so the 210 units of reward take 105.
     assert seconds_to_go({"sample": 30.0, "rank": 9.0}, ["reward"], context) == pytest.approx(105)
-    assert seconds_to_go({"sample": 30.0, "sft": 0.0}, ["rank"], context) == 0
+    assert seconds_to_go({"sample": 30.0, "sft": 0.0}, ["rank"], context) is None  # nothing left that takes time
+    assert seconds_to_go({"sample": 30.0}, [], context) is None

@@ -1,11 +1,13 @@
 """Tiny random models of real architectures, made in code, and what the tests of the models share."""
 
 from pathlib import Path
+from typing import Any
 
+import bitsandbytes as bnb
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
 
 from lowrank_rlhf.config.schema import LoraConfig, ModelConfig
 from lowrank_rlhf.maths.sequences import Sequences, pack
@@ -43,6 +45,12 @@ ARCHITECTURES: dict[str, dict] = {
     "phi3": {},
 }
 LORA = LoraConfig(rank=4, alpha=8)
+QUANTISED = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.float32,
+)
 
 
 def make_tiny_model(folder: Path, architecture: str = "llama") -> Path:
@@ -73,14 +81,20 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def load_tiny(folder: Path, quantization: str = "none", checkpointing: bool = False, merged: bool = True) -> Base:
-    """The folder through the project's own loader, in float32; one thread, for several on busy cores only spin."""
+def load_tiny(
+    folder: Path,
+    quantization: str = "none",
+    checkpointing: bool = False,
+    merged: bool = True,
+    compute_dtype: str = "float32",
+) -> Base:
+    """The folder through the project's own loader; one thread, for several on busy cores only spin."""
     config = ModelConfig.model_validate(
         {
             "source": str(folder),
             "quantization": quantization,
             "gradient_checkpointing": checkpointing,
-            "compute_dtype": "float32",
+            "compute_dtype": compute_dtype,
             "device": "cpu",
             "threads": 1,
             "merged_rollouts": merged,
@@ -97,6 +111,18 @@ def randomise(roles: Roles, role: Role, seed: int) -> None:
         for name, parameter in roles.named_parameters(role).items():
             if ".lora_B." in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def load_plain(auto: Any, roles: Roles, quantization: str, **settings: Any) -> Any:
+    """The roles' base as transformers alone loads it, for PEFT alone to put adapters on."""
+    quantised = QUANTISED if quantization == "nf4" else None
+    model = auto.from_pretrained(
+        roles.base.config.source, dtype=torch.float32, quantization_config=quantised, device_map="cpu", **settings
+    )
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # else bitsandbytes computes in bfloat16 on CPUs that have it
+    return model.eval()
 
 
 def make_roles(base: Base) -> Roles:

@@ -11,6 +11,7 @@ Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Section(BaseModel):
@@ -30,7 +31,7 @@ class ModelConfig(Section):
     """Branch, tag or commit of a hub id."""
     quantization: Literal["nf4", "none"] = "nf4"
     """`nf4` stores the linear layers in 4 bits with double quantisation; `none` keeps them as they are."""
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    compute_dtype: Precision = "auto"
     """Number format of the matrix products; `auto` takes the one that is faster here."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where there is one."""
@@ -144,6 +145,9 @@ class RewardConfig(Section):
     """With `pairwise`: the better answer must lead by this much per tier between the two (Llama 2)."""
     pooling: Literal["last", "mean"] = "last"
     """Score at the last response token (loads anywhere as a sequence classifier), or the mean over the response."""
+    layers: Count | None = None
+    """Reward model and critic are the lowest so many decoder layers; all of them by default. Fewer cost less, and
+    middle layers often tell more about a text than the last ones, which know the next word."""
     fit_head_first: bool = False
     """Fit the head alone by regularised logistic regression before the adapter is trained."""
     head_l2: Annotated[float, Field(gt=0)] = 1.0
@@ -213,6 +217,9 @@ class PpoConfig(Section):
     """Adam's epsilon."""
     normalize_score: bool = True
     """Shift and scale the reward model's scores by their mean and deviation on SFT answers."""
+    contrastive: bool = False
+    """Take from each score the mean score of the ranked answers to the same prompt (Shen et al. 2024); only these
+    prompts are used. What is left is what makes an answer better than SFT's, with less variance."""
     score_clip: Annotated[float, Field(gt=0)] | None = 5.0
     """Clip scores to plus or minus this."""
     missing_eos: Literal["replace", "penalty", "keep"] = "replace"
@@ -267,6 +274,12 @@ class Config(Section):
     def _stages_in_order(self) -> "Config":
         if [stage for stage in STAGES if stage in self.stages] != list(self.stages):
             raise ValueError(f"stages must be some of {', '.join(STAGES)}, each once and in this order")
+        return self
+
+    @model_validator(mode="after")
+    def _contrast_to_sft(self) -> "Config":
+        if self.ppo.contrastive and self.rank.source == "dataset":
+            raise ValueError("ppo.contrastive needs ranked answers of SFT; with rank.source: dataset there are none")
         return self
 
     @model_validator(mode="after")

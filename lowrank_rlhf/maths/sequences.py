@@ -66,3 +66,13 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         else:
             groups.append([row])
     return groups
+
+
+def cut_minibatches(lengths: Sequence[int], minibatches: int, max_tokens: int) -> list[list[list[int]]]:
+    """The micro-batches of each minibatch: neighbouring rows, in as many equal parts as there are minibatches."""
+    size = len(lengths) // minibatches
+    starts = range(0, size * minibatches, size)
+    return [
+        [[start + row for row in part] for part in micro_batches(lengths[start : start + size], max_tokens)]
+        for start in starts
+    ]

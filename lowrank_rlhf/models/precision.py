@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "float32", "bfloat16"]
+from lowrank_rlhf.config.schema import Precision
+from lowrank_rlhf.errors import UserError
+
+_BFLOAT16_UNITS = {"amx_bf16", "avx512_bf16"}
 
 _RACE = """
 import time, torch
@@ -24,14 +26,24 @@ print(seconds(torch.float32) / seconds(torch.bfloat16))
 
 
 def choose_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
-    """The format that was asked for; with `auto` bfloat16 where the hardware multiplies it faster, else float32."""
-    if wanted != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    """The format that was asked for; with `auto` bfloat16 where the hardware multiplies it faster, else float32.
+
+    Raises `UserError` where bfloat16 is asked for and this CPU's own is broken.
+    """
+    if wanted == "float32":
+        return torch.float32
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = "amx_bf16" in cpu_flags() and bfloat16_speedup() > 1
-    return torch.bfloat16 if fast else torch.float32
+        fast = wanted == "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    speedup = bfloat16_speedup() if cpu_flags() & _BFLOAT16_UNITS else None
+    if wanted == "auto":
+        return torch.bfloat16 if speedup is not None and speedup > 1 else torch.float32
+    if speedup == 0:
+        raise UserError(
+            "model.compute_dtype: this machine's CPU announces bfloat16 and dies of it (some virtual machines do); "
+            "use auto or float32"
+        )
+    return torch.bfloat16
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

@@ -1,5 +1,6 @@
 """One base model, four jobs: policy, reference, reward and critic by switching LoRA adapters."""
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -12,10 +13,11 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from lowrank_rlhf.config.schema import LoraConfig
+from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
-from lowrank_rlhf.models.trunk import from_trunk, trunk_states
+from lowrank_rlhf.models.trunk import part_of, trunk_states
 
 
 class Role(Enum):
@@ -35,14 +37,22 @@ class Role(Enum):
 class Roles:
     """The adapters and heads on one base. Exactly one role acts at a time, inside an `acting_as` block.
 
-    Wrapping is done once per base: PEFT puts its layers into the base model in place.
+    Wrapping is done once per base: PEFT puts its layers into the base model in place. With `head_layers` the roles with
+    a head read the states after so many decoder layers, and the layers above do nothing for them.
     """
 
-    def __init__(self, base: Base, lora: LoraConfig):
+    def __init__(self, base: Base, lora: LoraConfig, head_layers: int | None = None):
         self.base = base
         depth = len(self.decoder.layers)
         self.first_adapted = max(0, depth - (lora.last_layers or depth))
         """Index of the lowest decoder layer with an adapter."""
+        self.head_layers = head_layers or depth
+        """How many decoder layers the roles with a head have."""
+        if not self.first_adapted < self.head_layers <= depth:
+            raise UserError(
+                f"reward.layers: must be from {self.first_adapted + 1}, the lowest layer with an adapter, "
+                f"to {depth}, all that the model has; not {head_layers}"
+            )
         peft_config = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT takes fractions too
@@ -91,7 +101,7 @@ class Roles:
             for parameter in self.parameters(role):
                 parameter.requires_grad_(train)
             self.peft.train(train)
-            with torch.enable_grad() if train else torch.no_grad(), self._mixed_precision():
+            with torch.enable_grad() if train else torch.no_grad():
                 yield
         finally:
             self._acting, self._training = None, False
@@ -101,8 +111,8 @@ class Roles:
         """The decoder's last hidden states as the acting role, (B, T, h)."""
         if self._acting is None:
             raise RuntimeError("no role is acting: use `with roles.acting_as(...)`")
-        start = nullcontext() if batch.trunk is None else from_trunk(self.decoder, self.first_adapted, batch.trunk)
-        with start:
+        stop = self.head_layers if self._acting.has_head else len(self.decoder.layers)
+        with part_of(self.decoder, self.first_adapted, batch.trunk, stop), self.mixed_precision():
             output = self.decoder(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
         return output.last_hidden_state
 
@@ -116,7 +126,8 @@ class Roles:
         trunk = torch.zeros(0)
         for index in micro_batches(batch.lengths(), self.base.config.micro_batch_tokens):
             rows = batch.rows(index)
-            states = trunk_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
+            with self.mixed_precision():
+                states = trunk_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
             if not len(trunk):
                 trunk = states.new_zeros(*batch.ids.shape, states.shape[-1])
             trunk[torch.as_tensor(index, device=trunk.device), : states.shape[1]] = states
@@ -131,14 +142,23 @@ class Roles:
         hidden = self.hidden(batch)
         if self._acting not in self.heads:
             raise RuntimeError(f"{self._acting} has no head")
-        with torch.autocast(self.base.device.type, enabled=False):
-            return self.heads[self._acting](hidden.float()).squeeze(-1)
+        return self.heads[self._acting](hidden.float()).squeeze(-1)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the acting role; only inside a training block, so that no switch can come between."""
         if not self._training:
             raise RuntimeError("backward needs `with roles.acting_as(role, train=True)`")
         loss.backward()
+
+    def mixed_precision(self) -> AbstractContextManager:
+        """Around a forward: adapters are float32, and on a bfloat16 base their products are computed in bfloat16 too.
+
+        Around one forward, never more: losses and statistics are float32, and autocast keeps the first cast of a weight
+        until it ends, so that a step of the optimiser inside would never be seen.
+        """
+        if self.base.compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.base.device.type, self.base.compute_dtype)
 
     @property
     def decoder(self) -> Any:
@@ -151,7 +171,7 @@ class Roles:
         named: dict[str, Tensor] = {
             name.replace(mark, "."): parameter
             for name, parameter in self.peft.named_parameters()
-            if mark in name and ".lora_" in name
+            if mark in name and ".lora_" in name and not (role.has_head and _layer(name) >= self.head_layers)
         }
         if role in self.heads:
             named["base_model.model.score.weight"] = self.heads[role].weight
@@ -201,17 +221,18 @@ class Roles:
             self.heads[role] = nn.Linear(size, 1, bias=False, device=self.base.device)
         self._freeze()
 
-    def _mixed_precision(self) -> AbstractContextManager:
-        """Adapters are float32; on a bfloat16 base their products are computed in bfloat16 too."""
-        if self.base.compute_dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.base.device.type, self.base.compute_dtype)
-
     def _freeze(self) -> None:
         self.peft.requires_grad_(False)
         for head in self.heads.values():
             head.requires_grad_(False)
         self.peft.eval()
+
+
+def _layer(name: str) -> int:
+    """Index of the decoder layer that a parameter belongs to."""
+    found = re.search(r"\.layers\.(\d+)\.", name)
+    assert found, name  # noqa: S101 - adapters are in decoder layers only
+    return int(found[1])
 
 
 def _targets(lora: LoraConfig, layers: nn.ModuleList) -> list[str]:

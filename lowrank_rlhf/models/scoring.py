@@ -1,6 +1,6 @@
 """Whole batches through a role, micro-batch by micro-batch, without gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,24 +17,37 @@ def score_tokens(roles: Roles, role: Role, batch: Sequences) -> Tensor:
 
 
 def score_logprobs(
-    roles: Roles, role: Role, batch: Sequences, temperature: float, entropy: bool = False
+    roles: Roles,
+    role: Role,
+    batch: Sequences,
+    temperature: float,
+    entropy: bool = False,
+    parts: Sequence[list[int]] | None = None,
 ) -> TokenLogprobs:
-    """Log-probabilities (and entropies) of every response token under the role, (B, T) float32."""
+    """Log-probabilities (and entropies) of every response token under the role, (B, T) float32.
+
+    `parts` are the rows of each micro-batch. In bfloat16 a row's numbers depend on the rows beside it, by some percent
+    of a probability: what is to be equal has to be cut equally.
+    """
 
     def both(rows: Sequences) -> tuple[Tensor, ...]:
         found = roles.logprobs(rows, temperature, entropy)
         return (found.logprobs,) if found.entropy is None else (found.logprobs, found.entropy)
 
-    logprobs, *rest = _forward(roles, role, batch, both)
+    logprobs, *rest = _forward(roles, role, batch, both, parts)
     return TokenLogprobs(logprobs, rest[0] if rest else None)
 
 
 def _forward(
-    roles: Roles, role: Role, batch: Sequences, function: Callable[[Sequences], tuple[Tensor, ...]]
+    roles: Roles,
+    role: Role,
+    batch: Sequences,
+    function: Callable[[Sequences], tuple[Tensor, ...]],
+    parts: Sequence[list[int]] | None = None,
 ) -> list[Tensor]:
     outputs: list[Tensor] = []
     with roles.acting_as(role):
-        for index in micro_batches(batch.lengths(), roles.base.config.micro_batch_tokens):
+        for index in parts or micro_batches(batch.lengths(), roles.base.config.micro_batch_tokens):
             rows = batch.rows(index)
             found = function(rows)
             if not outputs:

@@ -1,7 +1,8 @@
-"""The decoder layers below the first adapted one: the same for every role, so run once and shared by all of them.
+"""Forwards through some of the decoder layers.
 
-Layers are switched off by putting stand-ins into the decoder's list for the length of one forward; embeddings, masks,
-rotary positions and the final norm stay the architecture's own.
+Those below the first adapted one are the same for every role: run once and shared by all. Those above what reward model
+and critic read need not run for them. Layers are switched off by putting stand-ins into the decoder's list for the
+length of one forward; embeddings, masks, rotary positions and the final norm stay the architecture's own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,10 +51,15 @@ def trunk_states(decoder: Any, start: int, ids: Tensor, attention: Tensor) -> Te
 
 
 @contextmanager
-def from_trunk(decoder: Any, start: int, states: Tensor) -> Iterator[None]:
-    """Inside the block the decoder's forward begins at layer `start` with those states, (B, T, h)."""
+def part_of(decoder: Any, start: int, states: Tensor | None, stop: int) -> Iterator[None]:
+    """Inside the block the decoder's forward ends with layer `stop - 1`, and begins at `start` where states are given.
+
+    Args:
+        states: (B, T, h), what enters layer `start`; None to begin with the embeddings.
+    """
     layers = list(decoder.layers)
-    with _standing_in(decoder, [_Source(states), *[_Pass() for _ in range(1, start)], *layers[start:]]):
+    lower = layers[:start] if states is None else [_Source(states), *[_Pass() for _ in range(1, start)]]
+    with _standing_in(decoder, [*lower, *layers[start:stop], *[_Pass() for _ in layers[stop:]]]):
         yield
 
 

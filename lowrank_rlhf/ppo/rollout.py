@@ -10,7 +10,7 @@ from lowrank_rlhf.config.schema import PpoConfig, SampleConfig
 from lowrank_rlhf.maths.advantages import gae, token_rewards
 from lowrank_rlhf.maths.kl import k1
 from lowrank_rlhf.maths.masking import masked_mean, masked_sum, pool, whiten
-from lowrank_rlhf.maths.sequences import Sequences, pack
+from lowrank_rlhf.maths.sequences import Sequences, cut_minibatches, pack
 from lowrank_rlhf.models.generation import Response, sample_answers
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_logprobs, score_tokens
@@ -30,6 +30,8 @@ class Rollout:
     """B answers with all that the update needs. (B, T) float32 tensors are 0 outside the response."""
 
     batch: Sequences
+    cut: list[list[list[int]]]
+    """The rows of each micro-batch of each minibatch, the same in all passes: in bfloat16 it shows in the numbers."""
     responses: list[Response]
     scores: Tensor
     """(B,), the reward model's, shifted and scaled, before clipping and the rule on unfinished answers."""
@@ -70,22 +72,30 @@ def collect(
     scale: RewardScale,
     kl_coef: float,
     seed: int,
+    baseline: Tensor | None = None,
 ) -> Rollout:
     """Sample one answer to each prompt and work out advantages and returns (DESIGN 5).
 
-    The log-probabilities are computed by the training forward, not taken from generation, so that the first ratio is 1.
+    The log-probabilities are computed by the training forward, not taken from generation, and on the micro-batches that
+    it will see, so that the first ratio is 1. Neighbouring prompts share a minibatch: give them in random order.
+    `baseline`, (B,), is taken from the shaped scores before they become rewards.
     """
     responses = _sample(roles, prompts, sampling, seed)
     batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)
     batch = roles.with_trunk(batch)
-    policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True)
-    reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature).logprobs
+    cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.config.micro_batch_tokens)
+    parts = [part for minibatch in cut for part in minibatch]
+    policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True, parts=parts)
+    reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature, parts=parts).logprobs
     scores = reward_scores(roles, batch, scale)
     values = token_values(roles, batch)
 
     kl = k1(policy.logprobs, reference)
     finished = torch.tensor([response.finished for response in responses], device=scores.device)
-    rewards = token_rewards(shape_scores(scores, finished, config), kl, batch.response, kl_coef)
+    shaped = shape_scores(scores, finished, config)
+    if baseline is not None:
+        shaped = shaped - baseline.to(shaped.device)
+    rewards = token_rewards(shaped, kl, batch.response, kl_coef)
     if config.whiten_rewards:
         rewards = whiten(rewards, batch.response, shift_mean=False)
     advantages, returns = gae(rewards, values, batch.response, config.gamma, config.gae_lambda)
@@ -96,6 +106,7 @@ def collect(
     assert policy.entropy is not None  # noqa: S101 - asked for above
     return Rollout(
         batch=batch,
+        cut=cut,
         responses=responses,
         scores=scores,
         logprobs=policy.logprobs,

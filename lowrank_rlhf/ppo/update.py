@@ -1,7 +1,6 @@
 """Epochs over one rollout: a policy pass and a critic pass for every minibatch."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +10,8 @@ from lowrank_rlhf.config.schema import PpoConfig
 from lowrank_rlhf.maths.kl import k3
 from lowrank_rlhf.maths.losses import policy_losses, value_losses
 from lowrank_rlhf.maths.masking import masked_sum
-from lowrank_rlhf.maths.sequences import micro_batches
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.ppo.rollout import Rollout, RolloutRows, values_before_tokens
+from lowrank_rlhf.ppo.rollout import Rollout, values_before_tokens
 
 
 @dataclass(frozen=True)
@@ -49,22 +47,22 @@ def update(
 ) -> dict[str, float]:
     """PPO's passes over the rollout (Schulman et al. 2017, algorithm 1); the means of its figures.
 
+    Every pass takes the minibatches in a new order.
+
     `policy/first_ratio_error` is the largest |ratio - 1| on the first minibatch, where the policy has not moved yet.
     """
     figures: dict[str, list[float]] = defaultdict(list)
     generator = torch.Generator().manual_seed(seed)
-    size = len(rollout.batch) // config.minibatches
-    for epoch in range(config.epochs):
-        order = torch.randperm(len(rollout.batch), generator=generator).tolist()
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
+    for _ in range(config.epochs):
+        for index in torch.randperm(len(rollout.cut), generator=generator).tolist():
+            minibatch = rollout.cut[index]
             if train_policy:
-                found = _policy_step(roles, optimizers.policy, rollout, rows, config, temperature)
-                if epoch == start == 0:
+                found = _policy_step(roles, optimizers.policy, rollout, minibatch, config, temperature)
+                if "policy/first_ratio_error" not in figures:
                     figures["policy/first_ratio_error"].append(found["largest_ratio_error"])
                 for name in ("approxkl", "clipfrac", "ratio", "loss", "grad_norm"):
                     figures[f"policy/{name}"].append(found[name])
-            for name, value in _critic_step(roles, optimizers.critic, rollout, rows, config).items():
+            for name, value in _critic_step(roles, optimizers.critic, rollout, minibatch, config).items():
                 figures[f"value/{name}"].append(value)
         if config.target_kl is not None and train_policy and figures["policy/approxkl"][-1] > config.target_kl:
             break
@@ -75,15 +73,15 @@ def _policy_step(
     roles: Roles,
     optimizer: torch.optim.Optimizer,
     rollout: Rollout,
-    rows: list[int],
+    minibatch: list[list[int]],
     config: PpoConfig,
     temperature: float,
 ) -> dict[str, float]:
     optimizer.zero_grad()
-    tokens = int(rollout.batch.response[rows].sum())
+    tokens = _response_tokens(rollout, minibatch)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rollout.values.device))
     largest = 0.0
-    for part in _parts(roles, rollout, rows):
+    for part in map(rollout.rows, minibatch):
         with roles.acting_as(Role.POLICY, train=True):
             logprobs = roles.logprobs(part.batch, temperature).logprobs
             losses = policy_losses(logprobs, part.logprobs, part.advantages, config.clip_range)
@@ -108,12 +106,12 @@ def _policy_step(
 
 
 def _critic_step(
-    roles: Roles, optimizer: torch.optim.Optimizer, rollout: Rollout, rows: list[int], config: PpoConfig
+    roles: Roles, optimizer: torch.optim.Optimizer, rollout: Rollout, minibatch: list[list[int]], config: PpoConfig
 ) -> dict[str, float]:
     optimizer.zero_grad()
-    tokens = int(rollout.batch.response[rows].sum())
+    tokens = _response_tokens(rollout, minibatch)
     total = 0.0
-    for part in _parts(roles, rollout, rows):
+    for part in map(rollout.rows, minibatch):
         with roles.acting_as(Role.CRITIC, train=True):
             values = values_before_tokens(roles.scores(part.batch), part.batch.response)
             losses = value_losses(values, part.values, part.returns, config.value_clip_range)
@@ -125,7 +123,5 @@ def _critic_step(
     return {"loss": total, "grad_norm": float(norm)}
 
 
-def _parts(roles: Roles, rollout: Rollout, rows: list[int]) -> Iterator[RolloutRows]:
-    lengths = rollout.batch.lengths()
-    for part in micro_batches([lengths[row] for row in rows], roles.base.config.micro_batch_tokens):
-        yield rollout.rows([rows[i] for i in part])
+def _response_tokens(rollout: Rollout, minibatch: list[list[int]]) -> int:
+    return sum(int(rollout.batch.response[part].sum()) for part in minibatch)

@@ -54,13 +54,13 @@ STAGES = (
         "train the reward model on the comparisons",
         (*_MODEL, "reward", "evaluate.bootstrap_samples"),
         ("adapters/sft", "prompts.jsonl", "answers.jsonl", "rankings.jsonl", "comparisons.jsonl"),
-        ("adapters/reward",),
+        ("adapters/reward", "scores.jsonl"),
     ),
     Stage(
         "ppo",
         "train the policy with PPO",
         (*_MODEL, *_SAMPLING, *_JUDGE, "ppo"),
-        ("adapters/sft", "adapters/reward"),
+        ("adapters/sft", "adapters/reward", "answers.jsonl", "scores.jsonl"),
         ("adapters/policy", "adapters/policy-last", "adapters/critic"),
     ),
     Stage(

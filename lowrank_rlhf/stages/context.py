@@ -34,7 +34,7 @@ class Context:
         from lowrank_rlhf.models.roles import Roles
 
         self.progress.say(f"loading {self.config.model.source}")
-        return Roles(load_base(self.config.model, self.progress), self.config.lora)
+        return Roles(load_base(self.config.model, self.progress), self.config.lora, self.config.reward.layers)
 
     @property
     def base(self) -> "Base":

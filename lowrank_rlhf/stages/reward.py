@@ -13,6 +13,7 @@ from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_features, score_tokens
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+from lowrank_rlhf.records import Score, write_jsonl
 from lowrank_rlhf.stages.claims import base_unchanged, claim
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
@@ -20,16 +21,26 @@ from lowrank_rlhf.stages.reward_figures import GOOD, held_out_figures, in_words,
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Make `adapters/reward`: a PEFT folder with the head, and `reward.json` with pooling and score statistics."""
+    """Make `adapters/reward`: a PEFT folder with the head, and `reward.json` with pooling and score statistics.
+
+    `scores.jsonl` holds its score of every ranked answer.
+    """
     config, roles = context.config.reward, context.roles
     before = context.base.checksum()
     train, held_out = split_groups(read_groups(context), config.held_out, context.seed("reward", "split"))
     load_role(roles, Role.POLICY, context.run_dir.artifact("adapters/sft"))
     roles.copy(Role.POLICY, Role.REWARD)
     roles.new_head(Role.REWARD, torch.Generator().manual_seed(context.seed("reward", "head")))
+    features = _features(context, [*train, *held_out]) if config.fit_head_first else None
+    if features is not None:
+        _fit_head(context, train, features[: len(train)])
     _train(context, train)
 
-    scores = _score(context, held_out)
+    if features is not None and not config.epochs:  # the adapter is as it was when they were read
+        every = [of_group @ roles.heads[Role.REWARD].weight[0].cpu() for of_group in features]
+    else:
+        every = _score(context, [*train, *held_out])
+    scores = every[len(train) :]
     figures = held_out_figures(held_out, scores, context.config.evaluate.bootstrap_samples, context.seed("bootstrap"))
     weak = verdict(figures)
     message = in_words(figures, weak)
@@ -37,7 +48,18 @@ def run(context: Context) -> dict[str, Any]:
     statistics = {"score_mean": float(torch.cat(scores).mean()), "score_std": max(float(torch.cat(scores).std()), 1e-6)}
     folder = context.work("reward") / "adapters" / "reward"
     save_role(roles, Role.REWARD, folder)
-    write_json_atomic(folder / "reward.json", {"schema": 1, "pooling": config.pooling, **statistics, "weak": weak})
+    write_jsonl(
+        context.work("reward") / "scores.jsonl",
+        (
+            Score(sample_id=sample, prompt_id=group.prompt_id, score=score, held_out=index >= len(train))
+            for index, (group, of_group) in enumerate(zip([*train, *held_out], every, strict=True))
+            for sample, score in zip(group.samples, of_group.tolist(), strict=True)
+        ),
+    )
+    write_json_atomic(
+        folder / "reward.json",
+        {"schema": 1, "pooling": config.pooling, "layers": roles.head_layers, **statistics, "weak": weak},
+    )
     return {
         "prompts_train": len(train),
         "pairs_train": sum(len(group.pairs) for group in train),
@@ -58,19 +80,27 @@ def _score(context: Context, groups: Sequence[Group]) -> list[Tensor]:
     return split_scores(pooled.cpu(), groups)
 
 
-def _fit_head(context: Context, groups: Sequence[Group]) -> None:
-    """Set the head to the best one for the adapter as it is."""
-    base, config = context.base, context.config.reward
-    rows = rows_of(groups, base)
+def _features(context: Context, groups: Sequence[Group]) -> list[Tensor] | None:
+    """What the head would read of each group's answers, (K, h) each; None where the head has been fitted before."""
+    if latest_checkpoint(context.work("reward")):
+        return None
+    rows = rows_of(groups, context.base)
     with context.progress.track("reward", len(rows), "answers read") as bar:
-        features = score_features(context.roles, Role.REWARD, rows, config.pooling, bar.advance)
+        found = score_features(context.roles, Role.REWARD, rows, context.config.reward.pooling, bar.advance)
+    return split_scores(found.cpu(), groups)
+
+
+def _fit_head(context: Context, groups: Sequence[Group], features: Sequence[Tensor]) -> None:
+    """Set the head to the best one for the adapter as it is."""
     chosen, rejected, weights = [], [], []
-    for group, of_group in zip(groups, split_scores(features.cpu(), groups), strict=True):
+    for group, of_group in zip(groups, features, strict=True):
         for better, worse, _ in group.pairs:
             chosen.append(of_group[better])
             rejected.append(of_group[worse])
             weights.append(1 / len(group.pairs))
-    head = fit_pair_head(torch.stack(chosen), torch.stack(rejected), torch.tensor(weights), config.head_l2)
+    head = fit_pair_head(
+        torch.stack(chosen), torch.stack(rejected), torch.tensor(weights), context.config.reward.head_l2
+    )
     with torch.no_grad():
         context.roles.heads[Role.REWARD].weight.copy_(head[None])
 
@@ -89,8 +119,6 @@ def _train(context: Context, groups: Sequence[Group]) -> None:
         done, folder = found
         load_role(roles, Role.REWARD, folder / "reward")
         load_optimizer(optimizer, folder / "optimizer.safetensors")
-    elif config.fit_head_first:
-        _fit_head(context, groups)
     context.metrics.truncate("reward", done)
 
     def write(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class Group:
 
     prompt_id: str
     prompt: list[int]
+    samples: list[str]
+    """Ids of the answers."""
     answers: list[list[int]]
     lengths: list[int]
     """Characters of each answer's text."""
@@ -77,6 +79,7 @@ def _group(
     return Group(
         prompt_id=prompt_id,
         prompt=prompt,
+        samples=ranked,
         answers=[list(sample.tokens or context.base.encode_response(sample.text)) for sample in samples],
         lengths=[len(sample.text) for sample in samples],
         pairs=[(place[pair.chosen], place[pair.rejected], pair.tier_gap) for pair in comparisons],
@@ -85,8 +88,7 @@ def _group(
 
 
 def _cut(group: Group, room: int) -> Group:
-    answers = [answer[:room] for answer in group.answers]
-    return Group(group.prompt_id, group.prompt, answers, group.lengths, group.pairs, group.rankings)
+    return replace(group, answers=[answer[:room] for answer in group.answers])
 
 
 def split_groups(groups: Sequence[Group], held_out: float, seed: int) -> tuple[list[Group], list[Group]]:

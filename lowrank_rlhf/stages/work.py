@@ -47,9 +47,12 @@ def _answers(context: Context, training: list[Prompt]) -> int:
 
 
 def seconds_to_go(done: dict[str, float], left: list[str], context: Context) -> float | None:
-    """Seconds that the stages in `left` will take, from those that the stages in `done` took; None at the beginning."""
+    """Seconds that the stages in `left` will take, from those that the stages in `done` took.
+
+    None at the beginning, when there is no pace yet, and at the end, when no model has to run any more.
+    """
     finished = {name: amount for name in done if (amount := work(name, context))}
-    if not finished:
+    remaining = sum(work(name, context) for name in left)
+    if not finished or not remaining:
         return None
-    pace = sum(done[name] for name in finished) / sum(finished.values())
-    return pace * sum(work(name, context) for name in left)
+    return remaining * sum(done[name] for name in finished) / sum(finished.values())
