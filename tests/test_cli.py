@@ -12,6 +12,7 @@ import pytest
 
 from lowrank_rlhf import __version__, cli, pipeline
 from lowrank_rlhf.artifacts import RunDir
+from lowrank_rlhf.commands import presets
 from lowrank_rlhf.config import loading
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config
@@ -115,7 +116,7 @@ class TestPresets:
         assert command("presets", "copy", "gpu", "no/folder.yaml")[0] == 2
 
     def test_none(self, command, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cli, "preset_names", list)
+        monkeypatch.setattr(presets, "preset_names", list)
         assert command("presets")[0] == 2
 
 

@@ -1,0 +1,34 @@
+"""What the commands share: arguments with one meaning everywhere, printing, and finding a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.errors import UserError
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a preset's name.")]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings that replace the file's, such as ppo.kl_coef=0.1."),
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder.")]
+RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="The folder that holds the runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def echo(text: str) -> None:
+    """Print a text as it is, without markup and without folding long lines."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def run_folder(run: str, runs: Path) -> Path:
+    """The folder of the run of that name, or the folder itself. Raises `UserError` with the runs that exist."""
+    for folder in (runs / run, Path(run)):
+        if (folder / "config.yaml").is_file():
+            return folder
+    names = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
+    listing = f"The runs are: {', '.join(names)}." if names else "There are none yet."
+    raise UserError(f'no run "{run}" in {runs}. {listing}{suggestion(run, names)}')

@@ -1,0 +1,125 @@
+"""`run`, `validate` and `status`: the pipeline from the terminal."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lowrank_rlhf import pipeline
+from lowrank_rlhf.artifacts import RunDir
+from lowrank_rlhf.commands.common import (
+    ConfigArgument,
+    JsonOption,
+    OverridesArgument,
+    RunArgument,
+    RunsOption,
+    echo,
+    run_folder,
+)
+from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.errors import Stopped, UserError
+from lowrank_rlhf.progress import Progress, duration, figure, memory
+
+
+def run(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    runs: RunsOption = Path("runs"),
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop when this stage is done.")] = None,
+    redo: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STAGE", help="Make this stage again, and all built on it; may be repeated."),
+    ] = None,
+) -> None:
+    """Run the pipeline, or go on with it.
+
+    The same command skips what is done and resumes what is not; a Ctrl-C stops it where the work can be saved.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf run quickstart
+      python -m lowrank_rlhf run my.yaml name=gentle ppo.kl_coef=0.1
+      python -m lowrank_rlhf run my.yaml --until reward
+      python -m lowrank_rlhf run my.yaml --redo ppo
+    """
+    loaded = load_config(Path(config), overrides or [])
+    try:
+        with Progress() as progress:
+            run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress)
+    except KeyboardInterrupt:
+        raise Stopped("Stopped at once. The same command goes on from the last checkpoint.") from None
+    last = run_dir.done(until or pipeline.stages_of(loaded)[-1].name) or {}
+    for text in filter(None, (last.get("summary", {}).get("message"), f"The run is in {run_dir.path}")):
+        echo(text)
+
+
+def validate(config: ConfigArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+    """Check a config, and name every mistake in it.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf validate my.yaml
+      python -m lowrank_rlhf validate quickstart ppo.steps=100 --json
+    """
+    try:
+        loaded = load_config(Path(config), overrides or [])
+    except UserError as error:
+        if not as_json:
+            raise
+        print(json.dumps({"ok": False, "errors": str(error).splitlines()}))
+        raise typer.Exit(int(error.exit_code)) from None
+    names = [stage.name for stage in pipeline.stages_of(loaded)]
+    print(json.dumps({"ok": True, "name": loaded.name, "stages": names}) if as_json else f"ok: {', '.join(names)}")
+
+
+def status(
+    run: RunArgument,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Show where each stage of a run stands.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf status quickstart
+      python -m lowrank_rlhf status /data/runs/mine --json
+    """
+    run_dir = RunDir(run_folder(run, runs))
+    rows = [_row(run_dir, standing) for standing in pipeline.plan(load_config(run_dir.path / "config.yaml"), run_dir)]
+    if as_json:
+        print(json.dumps({"run": str(run_dir.path), "stages": rows}, indent=2))
+        return
+    Console().print(_table(rows))
+    for row in rows:
+        for line in row["why"]:
+            echo(f"{row['stage']}: {line}")
+
+
+def _row(run_dir: RunDir, standing: pipeline.Standing) -> dict[str, Any]:
+    mark = run_dir.done(standing.stage.name) or {}
+    return {
+        "stage": standing.stage.name,
+        "state": standing.state,
+        "why": list(standing.why),
+        "seconds": mark.get("seconds"),
+        "peak_memory_bytes": mark.get("peak_memory_bytes"),
+        "summary": mark.get("summary", {}),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("stage", "state", "time", "peak memory", "figures", box=None, pad_edge=False)
+    for row in rows:
+        numbers = {key: value for key, value in row["summary"].items() if type(value) in (int, float)}
+        table.add_row(
+            row["stage"],
+            row["state"],
+            "" if row["seconds"] is None else duration(row["seconds"]),
+            "" if row["peak_memory_bytes"] is None else memory(row["peak_memory_bytes"]),
+            Text(", ".join(figure(name, value) for name, value in list(numbers.items())[:4])),
+        )
+    return table
