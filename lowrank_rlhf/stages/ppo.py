@@ -15,6 +15,7 @@ from lowrank_rlhf.artifacts import latest_checkpoint, read_json, save_checkpoint
 from lowrank_rlhf.errors import StageFailed
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.text import distinct_n
+from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
 from lowrank_rlhf.ppo.rollout import RewardScale, Rollout, collect, shape_scores
@@ -139,6 +140,7 @@ def _step(
     start = time.monotonic()
     seed = context.seed("ppo", "rollout", step)
     rollout = collect(context.roles, prompts, config, sampling, scale, state.kl_coef, seed, baseline)
+    release_freed_memory()  # sampling's tensors and training's don't fit each other's gaps
     collected = time.monotonic()
     if step == 0:
         _claim(state, "KL(policy || SFT) is 0 at step 0", float(rollout.kl.abs().max()), 1e-4)
