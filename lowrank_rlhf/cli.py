@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lowrank_rlhf import __version__
-from lowrank_rlhf.commands import about, presets, run
+from lowrank_rlhf.commands import about, annotations, chat, data, evaluate, export, label, plan, presets, run, sweep
 from lowrank_rlhf.errors import ExitCode, UserError
 
 EXIT_CODES = {
@@ -63,7 +63,21 @@ def _root(
     """
 
 
-for command in (run.run, run.validate, run.status, about.doctor, about.schema):
+_COMMANDS = (
+    run.run,
+    plan.plan,
+    run.validate,
+    run.status,
+    sweep.sweep,
+    label.label,
+    chat.chat,
+    evaluate.evaluate,
+    export.export,
+    about.doctor,
+    about.schema,
+)
+for command in _COMMANDS:
     app.command(epilog=_EPILOG)(command)
 presets.app.callback(invoke_without_command=True, epilog=_EPILOG)(presets.presets)
-app.add_typer(presets.app, name="presets")
+for name, group in {"presets": presets.app, "data": data.app, "annotations": annotations.app}.items():
+    app.add_typer(group, name=name)

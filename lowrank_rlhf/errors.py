@@ -34,6 +34,12 @@ class StaleRun(UserError):
     exit_code = ExitCode.STALE
 
 
+class CannotFit(UserError):
+    """This machine's memory or disk cannot hold what is asked for."""
+
+    exit_code = ExitCode.CANNOT_FIT
+
+
 class WaitingForPeople(UserError):
     """The run stands still until people have ranked enough answers."""
 

@@ -4,7 +4,10 @@ import hashlib
 import json
 import math
 import os
-from contextlib import suppress
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,12 @@ from typing import Any
 
 def write_json_atomic(path: Path, value: Any) -> None:
     """Replace a JSON file in one step, safely on disk; NaN and infinities become null."""
-    write_atomic(path, json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """A JSON document, ended by a newline; NaN and infinities, which JSON does not have, become null."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -54,6 +62,25 @@ def write_atomic(path: Path, text: str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` in one step at the end of the block, and vanishes after an error.
+
+    Raises OSError where `target` is a file or holds something.
+    """
+    temporary = target.absolute().with_name(f".{target.absolute().name}.{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync(temporary)
+        if target.exists():
+            target.rmdir()
+        os.rename(temporary, target)
+        sync_folder(temporary.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:

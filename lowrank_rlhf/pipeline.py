@@ -9,12 +9,17 @@ from typing import Any, Literal, NamedTuple
 from lowrank_rlhf import stages
 from lowrank_rlhf.artifacts import MetricLog, RunDir, read_json, sha256, write_json_atomic
 from lowrank_rlhf.config.loading import dump_config
-from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.config.messages import Key, suggestion
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StaleRun, UserError
 from lowrank_rlhf.files import now
 from lowrank_rlhf.models.allocator import release_freed_memory
+from lowrank_rlhf.models.fetch import fetch_model, model_identity
+from lowrank_rlhf.models.shape import find_shape
+from lowrank_rlhf.planner.disk import check_room, smallest_need
+from lowrank_rlhf.planner.pace import stage_work
 from lowrank_rlhf.progress import Progress, StopRequest, duration, peak_memory_bytes
+from lowrank_rlhf.ranking.judges import ENDPOINT, load_judge
 from lowrank_rlhf.stages import Stage
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.work import seconds_to_go
@@ -25,6 +30,8 @@ Fingerprint = dict[str, dict[str, Any]]
 _NOT_SET = "(not set)"
 # Settings that name files outside the run: what these hold counts as much as their names.
 _OUTSIDE = ("data.prompts", "sft.adapter", "rank.dataset")
+# Beside the settings of the model: what its files hold, as far as they are on this machine.
+_MODEL_FILES = "model files"
 
 
 class Standing(NamedTuple):
@@ -50,18 +57,47 @@ def run(
     chosen = _chosen(config, until)
     again = _affected(_named(redo, stages_of(config)))
     run_dir = RunDir(runs_folder / config.name)
+    to_do = [stage for stage in chosen if stage in again or run_dir.done(stage.name) is None]
+    check_room(run_dir.path, smallest_need(to_do, config, find_shape(config.model)))
     with run_dir.lock(), StopRequest() as stop:
         run_dir.recover()
-        _refuse_stale([_standing(stage, config, run_dir) for stage in chosen if stage not in again])
+        kept = [stage for stage in chosen if stage not in again]
+        _refuse_stale([_standing(stage, config, run_dir) for stage in kept])
+        context = Context(config, run_dir, progress, stop, MetricLog(run_dir.path / "metrics.jsonl"))
+        if to_do:
+            context.read_data()
+        if any("model" in stage.settings for stage in to_do):
+            fetch_model(config.model, progress)
+            _refuse_stale([_standing(stage, config, run_dir) for stage in kept])  # its files are known only now
         # Last first: if this is cut short, no stage is left standing on one that is gone.
         for stage in reversed(again):
             run_dir.discard(stage.name, stage.writes)
         run_dir.open(dump_config(config))
-        context = Context(config, run_dir, progress, stop, MetricLog(run_dir.path / "metrics.jsonl"))
         for index, stage in enumerate(chosen, 1):
             progress.stage(index, len(chosen), stage.name, stage.does, _to_go(chosen, context))
             _run_stage(stage, context)
     return run_dir
+
+
+def problems(config: Config) -> list[tuple[Key, str]]:
+    """Keys and sentences of what is wrong with a valid config on this machine: judges that cannot be loaded.
+
+    A user's judge is imported for that, as the run would.
+    """
+    names = {stage.name for stage in stages_of(config)}
+    judges: dict[Key, str | None] = {}
+    if config.rank.source == "judge" and names & {"rank", "ppo", "evaluate"}:
+        judges["rank", "judge"] = config.rank.judge
+    if "evaluate" in names:
+        judges["evaluate", "second_judge"] = config.evaluate.second_judge
+    found = []
+    for key, judge in judges.items():
+        if judge and judge != ENDPOINT:
+            try:
+                load_judge(judge)
+            except UserError as error:
+                found.append((key, str(error)))
+    return found
 
 
 def plan(config: Config, run_dir: RunDir) -> list[Standing]:
@@ -80,7 +116,15 @@ def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerp
     settings: dict[str, Any] = {}
     for key in stage.settings:
         settings |= _flat(key, _setting(config, key))
-    return {"settings": settings, "inputs": inputs}
+    return {"settings": {key: settings[key] for key in settings if key not in stages.PACE}, "inputs": inputs}
+
+
+def current_fingerprint(stage: Stage, config: Config, run_dir: RunDir) -> Fingerprint:
+    """The fingerprint that the stage would have if it were made now, from what lies in the run's folder."""
+    found = fingerprint(stage, config, _inputs(stage, config, run_dir))
+    if "model" in stage.settings:
+        found["settings"][_MODEL_FILES] = model_identity(config.model)
+    return found
 
 
 def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
@@ -89,7 +133,9 @@ def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
     lines = [
         f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
         for key in _union(before, after)
-        if before.get(key, _NOT_SET) != after.get(key, _NOT_SET)  # as numbers, so that 32 is 32.0
+        # As numbers, so that 32 is 32.0; and null says no more than a setting that an older version did not know.
+        if before.get(key) != after.get(key)
+        and not (key == _MODEL_FILES and None in (before.get(key), after.get(key)))  # not known is not different
     ]
     before, after = old["inputs"], new["inputs"]
     for name in _union(before, after):
@@ -104,7 +150,7 @@ def _standing(stage: Stage, config: Config, run_dir: RunDir) -> Standing:
     started = mark or read_json(_started_path(run_dir, stage))
     if started is None:
         return Standing(stage, "to do")
-    why = differences(started["fingerprint"], fingerprint(stage, config, _inputs(stage, config, run_dir)))
+    why = differences(started["fingerprint"], current_fingerprint(stage, config, run_dir))
     if mark:
         why += tuple(f"{name} is gone" for name in stage.writes if not run_dir.artifact(name).exists())
     if why:
@@ -122,7 +168,7 @@ def _run_stage(stage: Stage, context: Context) -> None:
     context.stop.check("everything finished so far is saved")
     started = read_json(_started_path(run_dir, stage)) or {
         "schema": 1,
-        "fingerprint": fingerprint(stage, context.config, _inputs(stage, context.config, run_dir)),
+        "fingerprint": current_fingerprint(stage, context.config, run_dir),
         "seconds": 0.0,
     }
     if standing.state == "half done":
@@ -161,7 +207,11 @@ def _work(stage: Stage, context: Context, started: dict[str, Any]) -> dict[str, 
 def _to_go(chosen: Sequence[Stage], context: Context) -> float | None:
     marks = {stage.name: context.run_dir.done(stage.name) for stage in chosen}
     done = {name: float(mark["seconds"]) for name, mark in marks.items() if mark}
-    return seconds_to_go(done, [name for name, mark in marks.items() if not mark], context)
+    shape = find_shape(context.config.model) if done else None
+    if shape is None:
+        return None
+    amount = stage_work(context.config, context.run_dir, shape)
+    return seconds_to_go(done, {name: amount[name] for name in marks})
 
 
 def _refuse_stale(standings: Sequence[Standing]) -> None:

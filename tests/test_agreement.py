@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from lowrank_rlhf.ranking.agreement import krippendorff_alpha, length_bias, position_bias
+from lowrank_rlhf.ranking.agreement import alpha_in_words, figures, krippendorff_alpha, length_bias, position_bias
 from lowrank_rlhf.records import Ranking, Sample
 
 
@@ -103,6 +103,7 @@ def test_position_bias() -> None:
     assert bias is not None
     assert bias.shown_first == pytest.approx(1 / 2)
     assert bias.expected == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert bias.rankings == 2
     assert position_bias(rankings[2:]) is None
 
 
@@ -113,3 +114,45 @@ def test_length_bias() -> None:
     assert length_bias([ranking("x", "b", "ac", "d")], samples) == pytest.approx(3 / 4)
     assert length_bias([ranking("x", "b", "c")], samples) is None
     assert length_bias([], samples) is None
+
+
+def test_figures() -> None:
+    texts = {"a": "x" * 9, "b": "x" * 5, "c": "x" * 5, "d": "x"}
+    samples = [Sample(id=key, prompt_id="p", text=text) for key, text in texts.items()]
+    rankings = [
+        ranking("x", "b", "ac", "d", shown="bacd").model_copy(update={"seconds": 3.0, "flags": ("unsure",)}),
+        ranking("x", "a", "d", shown="da").model_copy(update={"seconds": 4.0}),
+        ranking("y", "bcd").model_copy(update={"seconds": 90.0}),
+    ]
+    found = figures(rankings, samples)
+    assert (found.rankings, found.flagged, found.median_seconds) == (3, 1, 4.0)
+    assert found.tied_pairs == pytest.approx((1 + 3) / (6 + 1 + 3))
+    # The first as in test_length_bias, 3 of 4; in the second the longer wins.
+    assert (found.longer_preferred, found.uneven_comparisons) == (pytest.approx(4 / 5), 5)
+    assert found.position is not None
+    assert (found.position.shown_first, found.position.expected) == (1 / 2, pytest.approx((1 / 4 + 1 / 2) / 2))
+
+
+def test_figures_of_nothing() -> None:
+    assert figures([], []) == (0, None, None, 0, None, None, 0)
+    alone = figures([ranking("x", "a")], [])
+    assert (alone.tied_pairs, alone.median_seconds) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "word"),
+    [
+        (1.0, "good"),
+        (0.8, "good"),
+        (0.79, "fair"),
+        (0.667, "fair"),
+        (0.66, "weak"),
+        (0.2, "weak"),
+        (0.19, "none"),
+        (-0.09, "none"),
+        (-0.1, "opposite"),
+        (None, "not known"),
+    ],
+)
+def test_a_word_for_alpha(alpha: float | None, word: str) -> None:
+    assert alpha_in_words(alpha).startswith(f"{word}: ")

@@ -1,37 +1,72 @@
-"""The LAWS of DESIGN.md on other architectures, in short."""
+"""The LAWS of DESIGN.md on a tiny random model of each architecture, by the very tests that hold them on Llama."""
+
+import inspect
+from functools import partial
 
 import pytest
+import test_roles as roles_laws
+import test_scoring as scoring_laws
 import torch
-from test_roles import assert_same
-from tiny import ARCHITECTURES, gradients, load_tiny, make_batch, make_roles, make_tiny_model
+from tiny import ARCHITECTURES, load_tiny, make_batch, make_roles, make_tiny_model, random_tokens
 
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
 
-both = pytest.mark.parametrize("quantization", ["none", "nf4"])
+LAWS = [
+    roles_laws.test_only_the_acting_role_receives_gradients,
+    roles_laws.test_checkpointing_changes_no_gradient,
+    roles_laws.test_gradients_equal_those_of_plain_peft_and_full_log_softmax,
+    roles_laws.test_after_an_error_everything_is_frozen,
+    roles_laws.test_a_copy_is_identical_and_not_the_bare_base,
+    roles_laws.test_training_one_role_leaves_all_else_bit_identical,
+    roles_laws.test_checksum_is_of_the_base_alone_and_sees_every_weight,
+    roles_laws.test_save_and_load_round_trip,
+    roles_laws.test_reading_and_generating_change_no_gradient,
+    scoring_laws.test_padding_order_and_micro_batches_change_nothing,
+    scoring_laws.test_gradients_of_micro_batches_add_up,
+]
+OTHERS = [name for name in ARCHITECTURES if name != "llama"]
+CHOICES = [(name, quantization) for name in OTHERS for quantization in ("none", "nf4")]
+CHOICES += [("qwen2", "int8"), ("gemma2", "int8")]  # the one has biases, the other the oddest decoder
+everywhere = pytest.mark.parametrize(("architecture", "quantization"), CHOICES)
 
 
-@both
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "llama"])
-def test_laws_on_other_architectures(tiny_base, quantization, architecture) -> None:
-    plain, checkpointing = (make_roles(tiny_base(quantization, way, architecture=architecture)) for way in (0, 1))
-    batch = make_batch()
-    for role in (Role.POLICY, Role.CRITIC):
-        before = gradients(plain, role, batch)
-        assert_same(gradients(checkpointing, role, batch), before)
-        sample_answers(plain, role, [[5, 6], [7]], max_new_tokens=12, temperature=1.0, seed=0, batch_size=2)
-        assert_same(gradients(plain, role, batch), before)
-        parts = [gradients(plain, role, batch.rows([row])) for row in range(5)]
-        for name, gradient in before.items():
-            torch.testing.assert_close(sum(part[name] for part in parts), gradient, rtol=1e-3, atol=1e-4)
-    assert plain.base.checksum() == load_tiny(plain.base.config.source, quantization).checksum()
-    mask = batch.response[:, 1:]
-    with plain.acting_as(Role.POLICY):
-        found = plain.logprobs(batch, 0.8).logprobs[:, 1:]
-        full = plain.peft(input_ids=batch.ids, attention_mask=batch.attention.long()).logits[:, :-1] / 0.8
+@everywhere
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("test_"))
+def test_laws(tiny_base, tmp_path, architecture, quantization, law) -> None:
+    given = {
+        "tiny_base": partial(tiny_base, architecture=architecture),
+        "quantization": quantization,
+        "checkpointing": True,
+        "tmp_path": tmp_path,
+    }
+    wanted = inspect.signature(law).parameters
+    for role in (Role.POLICY, Role.CRITIC) if "role" in wanted else (Role.POLICY,):
+        law(**{name: value for name, value in {**given, "role": role}.items() if name in wanted})
+
+
+@everywhere
+def test_log_probabilities_are_those_of_the_whole_model(tiny_base, architecture, quantization) -> None:
+    """Logits everywhere, by the model's own forward: soft caps and scales of its own are in it."""
+    roles, batch = make_roles(tiny_base(quantization, architecture=architecture)), make_batch()
+    with roles.acting_as(Role.POLICY):
+        found = roles.logprobs(batch, 0.8).logprobs[:, 1:]
+        full = roles.peft(input_ids=batch.ids, attention_mask=batch.attention.long()).logits[:, :-1] / 0.8
     expected = full.log_softmax(-1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
-    torch.testing.assert_close(found, expected * mask)
+    torch.testing.assert_close(found, expected * batch.response[:, 1:])
+
+
+@everywhere
+def test_answers_do_not_depend_on_their_batch(tiny_base, architecture, quantization) -> None:
+    """Left padding, the cache beyond a sliding window of 8, merged weights: one prompt at a time gives the same."""
+    roles = make_roles(tiny_base(quantization, architecture=architecture))
+    prompts = random_tokens(3, [4, 14, 6])
+    alike = [
+        sample_answers(roles, Role.POLICY, prompts, max_new_tokens=12, temperature=1.0, seed=0, batch_size=size)
+        for size in (3, 1)
+    ]
+    assert alike[0] == alike[1]
 
 
 def test_an_architecture_that_scales_its_logits_is_refused(monkeypatch, tmp_path) -> None:
@@ -41,3 +76,14 @@ def test_an_architecture_that_scales_its_logits_is_refused(monkeypatch, tmp_path
         load_tiny(folder)
     monkeypatch.setitem(ARCHITECTURES, "granite", {"logits_scaling": 1.0})
     load_tiny(make_tiny_model(tmp_path / "plain", "granite"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shape"),
+    [("gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}), ("bloom", {"n_layer": 2, "n_head": 4})],
+)
+def test_an_architecture_without_decoder_layers_is_refused(monkeypatch, tmp_path, architecture, shape) -> None:
+    monkeypatch.setitem(ARCHITECTURES, architecture, shape)
+    folder = make_tiny_model(tmp_path / architecture, architecture)
+    with pytest.raises(UserError, match="is built in a way that is not known here; choose a model of the Llama"):
+        load_tiny(folder)

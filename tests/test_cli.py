@@ -261,6 +261,8 @@ def test_help_is_quick_and_says_what_it_should() -> None:
         ["presets", "copy"],
         ["doctor"],
         ["schema"],
+        ["plan"],
+        ["sweep"],
     ],
 )
 def test_every_help_has_examples_that_are_commands(command, arguments: list[str]) -> None:

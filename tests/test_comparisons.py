@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_rlhf.data.comparisons import load_comparisons
+from lowrank_rlhf.data.comparisons import COMPARISON_FORMATS, load_comparisons
 from lowrank_rlhf.errors import UserError
 
 PANDALM = Path(__file__).parents[2] / "shared/data/pandalm_testset_v1.json"
-FORMATS = (
-    "either prompt, chosen, rejected, or PandaLM's "
-    "instruction, input, response1, response2, annotator1, annotator2, annotator3"
+READABLE = "What can be read (docs/data-formats.md): " + "; ".join(
+    f"{entry.name} ({', '.join(entry.keys)})" for entry in COMPARISON_FORMATS
 )
+PANDA_KEYS = '"instruction", "response1", "response2", "annotator1", "annotator2", "annotator3"'
 
 
 def panda(instruction: str, first: object, second: object, votes: tuple[object, ...], given: str = "") -> dict:
@@ -53,7 +53,7 @@ def test_a_small_pandalm_file(tmp_path: Path) -> None:
     assert data.rankings[0].tiers[1] == data.rankings[1].tiers[1], "one answer text, one id"
     assert len(data.answers) == 7
     assert data.notes == [
-        "Read 8 rows of panda.json in the PandaLM format.",
+        f"Read 8 rows of panda.json in the pandalm format: all 8 rows have {PANDA_KEYS}.",
         "Ignored the keys idx.",
         "Dropped 2 rows in which neither answer had two of the three votes.",
         "Dropped 1 row in which an answer is true or false instead of text: 5.",
@@ -77,25 +77,26 @@ def test_prompt_chosen_rejected(tmp_path: Path) -> None:
         ("p00005", (("p00005-0",), ("p00005-1",)), "dataset"),
     ]
     assert data.notes == [
-        "Read 3 rows of pairs.jsonl in the prompt-chosen-rejected format.",
+        'Read 3 rows of pairs.jsonl in the preference format: all 3 rows have "prompt", "chosen", "rejected".',
         "Kept 3 comparisons of 4 answers to 2 prompts.",
     ]
 
 
 GOOD = '{"prompt": "Hi", "chosen": "a", "rejected": "b"}'
 BAD_FILES = {
-    "": f": no comparisons in it; a row has {FORMATS}",
-    "[]": f": no comparisons in it; a row has {FORMATS}",
-    '{"question": "Hi", "best": "a"}': f":1: unknown format. Keys found: question, best; keys needed: {FORMATS}",
-    "[{}]": f": row 1: unknown format. Keys found: none; keys needed: {FORMATS}",
-    f'{GOOD}\n{{"prompt": "Hi", "chosen": "a"}}': (":2: no rejected, unlike the first row. Keys found: prompt, chosen"),
+    "": ': no rows in it; write one object like {"prompt": "..."} on each line',
+    "[]": ': no rows in it; write one object like {"prompt": "..."} on each line',
+    '{"question": "Hi", "best": "a"}': f":1: unknown format. Keys found: question, best. {READABLE}",
+    "[{}]": f": row 1: unknown format. Keys found: none. {READABLE}",
+    f'{GOOD}\n{{"prompt": "Hi", "chosen": "a"}}': ":2: no rejected, which preference needs. Keys found: prompt, chosen",
     f"{GOOD}\n{{nonsense": (
-        ":2: broken JSON (Expecting property name enclosed in double quotes); "
-        'a line looks like {"prompt": "...", "chosen": "...", "rejected": "..."}'
+        ':2: broken JSON (Expecting property name enclosed in double quotes); a line looks like {"prompt": "..."}'
     ),
     f"[\n{GOOD}\n{GOOD}]": ":3: broken JSON (Expecting ',' delimiter); mend this line",
-    f"[{GOOD}, 7]": ': row 2: a number instead of an object like {"prompt": "...", "chosen": "...", "rejected": "..."}',
-    '{"prompt": "Hi", "chosen": ["a"], "rejected": "b"}': ':1: "chosen" must be a string, not a list',
+    f"[{GOOD}, 7]": ': row 2: a number instead of an object like {"prompt": "..."}',
+    '{"prompt": "Hi", "chosen": ["a"], "rejected": "b"}': (
+        ":1: chosen[0] must be an object with role and content, not a string"
+    ),
     '{"prompt": "", "chosen": "a", "rejected": "b"}': ':1: "prompt" is empty; write something or delete the row',
     json.dumps([panda("Hi", "a", "b", (1, 1, 1)), panda("Hi", "a", "b", (1, 3, 1))]): (
         ': row 2: "annotator2" is 3; it must be 1 or 2 for the better answer, or 0 for a tie'
@@ -108,7 +109,7 @@ BAD_FILES = {
         ': row 1: "instruction" with "input" is empty; write something or delete the row'
     ),
     json.dumps([panda("Hi", "a", "b", (0, 0, 0))]): (
-        ": no comparison is left. Read 1 row of my.json in the PandaLM format. "
+        f": no comparison is left. Read 1 row of my.json in the pandalm format: its one row has {PANDA_KEYS}. "
         "Dropped 1 row in which neither answer had two of the three votes. "
         "Kept 0 comparisons of 0 answers to 0 prompts."
     ),
@@ -127,7 +128,7 @@ def test_bad_files_are_named_with_their_row(tmp_path: Path, content: str) -> Non
 def test_the_real_pandalm_file() -> None:
     data = load_comparisons(PANDALM)
     assert data.notes == [
-        "Read 999 rows of pandalm_testset_v1.json in the PandaLM format.",
+        f"Read 999 rows of pandalm_testset_v1.json in the pandalm format: all 999 rows have {PANDA_KEYS}.",
         "Ignored the keys cmp_key, idx, motivation_app.",
         "Dropped 105 rows in which neither answer had two of the three votes.",
         "Dropped 6 rows in which an answer is true or false instead of text: 158, 159, 160, 162, 163, 165.",

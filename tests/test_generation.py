@@ -6,7 +6,14 @@ from tiny import ARCHITECTURES, make_roles, random_tokens
 from torch import Tensor
 
 from lowrank_rlhf.models import generation
-from lowrank_rlhf.models.generation import Response, draw, sample_answers
+from lowrank_rlhf.models.generation import (
+    Response,
+    draw,
+    generating_as,
+    sample_answers,
+    stream_answer,
+    stream_text,
+)
 from lowrank_rlhf.models.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
 
@@ -176,6 +183,66 @@ def test_seed_and_role_matter(tiny_base) -> None:
     assert sample(roles) != sample(roles, seed=4)
     assert sample(roles) != sample(roles, role=Role.REFERENCE)
     assert sample(roles, []) == []
+
+
+# --- one answer as it comes
+
+
+def streamed(roles: Roles, prompt: list[int], role: Role = Role.POLICY, **settings) -> tuple[int, ...]:
+    with generating_as(roles, role):
+        return tuple(stream_answer(roles, prompt, max_new_tokens=LENGTH, **settings))
+
+
+@pytest.mark.usefixtures("likely_end")
+@pytest.mark.parametrize("is_merged", [True, False], ids=["merged", "adapter"])
+def test_a_streamed_answer_is_the_sampled_one(tiny_base, is_merged) -> None:
+    roles, lengths = make_roles(tiny_base("nf4", merged=is_merged)), set()
+    for prompt in PROMPTS:
+        for role in (Role.POLICY, Role.REFERENCE):
+            ((expected,),) = sample(roles, [prompt], role=role, seed=5)
+            assert streamed(roles, prompt, role, temperature=0.9, seed=5) == expected.tokens
+            lengths.add(len(expected.tokens))
+    assert len(lengths) > 2
+
+
+def test_a_streamed_token_needs_no_later_one(tiny_base, monkeypatch) -> None:
+    """The first token is there after one forward, the second after two."""
+    roles, forwards = make_roles(tiny_base()), []
+    real = generation._step
+    monkeypatch.setattr(generation, "_step", lambda *arguments: forwards.append(1) or real(*arguments))
+    with generating_as(roles, Role.POLICY):
+        tokens = stream_answer(roles, PROMPTS[1], max_new_tokens=LENGTH, temperature=1.0, seed=0)
+        for count in (1, 2, 3):
+            next(tokens)
+            assert len(forwards) == count
+
+
+def test_temperature_0_takes_the_most_probable(tiny_base) -> None:
+    roles = make_roles(tiny_base())
+    tokens = streamed(roles, PROMPTS[1], temperature=0.0, seed=1)
+    with roles.acting_as(Role.POLICY):
+        best = roles.peft(input_ids=torch.tensor([[*PROMPTS[1], *tokens]])).logits[0].argmax(-1)
+    assert tuple(best[len(PROMPTS[1]) - 1 : -1].tolist()) == tokens
+
+
+@pytest.mark.parametrize("text", ["the user asks", "春天来了，你好！", "a 👩‍🔬 b", "naïve\n  indented", "\ufffd kept"])
+def test_text_comes_in_whole_characters(tiny_base, text) -> None:
+    """The tokenizer knows single bytes only: a Chinese character is three tokens, an emoji four."""
+    base = tiny_base()
+    tokens = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+    pieces = list(stream_text([*tokens, base.eos], base.decode))
+    assert "".join(pieces) == text
+    assert len(pieces) > len(text.split())
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+        assert all(piece in text for piece in pieces)
+
+
+def test_half_a_character_at_the_end_is_shown_as_such(tiny_base) -> None:
+    base = tiny_base()
+    tokens = base.tokenizer("春天", add_special_tokens=False)["input_ids"][:-1]
+    assert "".join(stream_text(tokens, base.decode)) == base.decode(tokens) == "春\ufffd"
+    assert list(stream_text([], base.decode)) == [""]
 
 
 # --- merged weights

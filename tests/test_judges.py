@@ -1,11 +1,15 @@
 import math
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.ranking.judges import BUILT_IN, count_syllables, flesch_reading_ease, load_judge
+from lowrank_rlhf.pipeline import problems
+from lowrank_rlhf.ranking.built_in import BUILT_IN, count_syllables, flesch_reading_ease
+from lowrank_rlhf.ranking.judges import load_judge
 from lowrank_rlhf.records import Message, Prompt, Sample
 
 QUESTION = "What should I cook for dinner on a cold Sunday?"
@@ -27,7 +31,8 @@ def prompt(text: str = QUESTION) -> Prompt:
 
 
 def score(answer: str, finished: bool = True, question: str = QUESTION, judge: str = "simulated-annotator") -> float:
-    return load_judge(judge)(prompt(question), [Sample(id="s", prompt_id="p1", text=answer, finished=finished)])[0]
+    sample = Sample(id="s", prompt_id="p1", text=answer, finished=finished)
+    return load_judge(judge).score(prompt(question), [sample])[0]
 
 
 @pytest.mark.parametrize(("answer", "expected"), ANSWERS)
@@ -149,9 +154,9 @@ def test_sentiment_is_vader_compound() -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_judges_score_each_answer_by_itself(name: str) -> None:
     samples = [Sample(id=str(i), prompt_id="p1", text=text) for i, (text, _) in enumerate(ANSWERS)]
-    together = load_judge(name)(prompt(), samples)
-    assert together == [load_judge(name)(prompt(), [sample])[0] for sample in samples]
-    assert load_judge(name)(prompt(), []) == []
+    together = load_judge(name).score(prompt(), samples)
+    assert together == [load_judge(name).score(prompt(), [sample])[0] for sample in samples]
+    assert load_judge(name).score(prompt(), []) == []
 
 
 USER_MODULE = """
@@ -184,7 +189,7 @@ TWO = [Sample(id="a", prompt_id="p1", text="short"), Sample(id="b", prompt_id="p
 
 
 def test_a_users_function_from_the_current_folder(user_module: str) -> None:
-    scores = load_judge(f"{user_module}:longest")(prompt(), TWO)
+    scores = load_judge(f"{user_module}:longest").score(prompt(), TWO)
     assert scores == [5.0, 11.0]
     assert all(isinstance(score, float) and math.isfinite(score) for score in scores)
 
@@ -201,7 +206,7 @@ def test_a_users_function_from_the_current_folder(user_module: str) -> None:
 )
 def test_wrong_scores_name_the_judge_and_the_prompt(user_module: str, function: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint) as error:
-        load_judge(f"{user_module}:{function}")(prompt(), TWO)
+        load_judge(f"{user_module}:{function}").score(prompt(), TWO)
     assert f"{user_module}:{function}" in str(error.value)
     assert "'p1'" in str(error.value)
 
@@ -210,7 +215,8 @@ def test_wrong_scores_name_the_judge_and_the_prompt(user_module: str, function: 
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("sentimental", "choose simulated-annotator"),
+        ("sentimental", r"choose simulated-annotator, .* Did you mean \"sentiment\"\?"),
+        ("gpt-4", "plain-language, endpoint, or a function of yours as `module:function`.$"),
         ("no_such_module_here:f", "cannot import 'no_such_module_here'"),
         ("my_broken_judge:judge", "SyntaxError"),
         ("my_test_judge:missing", "has no function 'missing'"),
@@ -222,3 +228,48 @@ def test_wrong_scores_name_the_judge_and_the_prompt(user_module: str, function: 
 def test_a_judge_that_cannot_be_loaded(name: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         load_judge(name)
+
+
+CHECKED = """\
+name: a
+model: {source: x}
+rank:
+  judge: %s
+evaluate:
+  second_judge: %s
+"""
+
+
+@pytest.mark.usefixtures("user_module")
+class TestValidate:
+    """What `validate` and `run` say of judges before anything heavy starts."""
+
+    def complaint(self, first: str, second: str, *overrides: str) -> str:
+        path = Path("my.yaml")
+        path.write_text(CHECKED % (first, second))
+        try:
+            load_config(path, overrides, problems)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    def test_every_judge_is_looked_for_and_its_line_named(self) -> None:
+        assert self.complaint("my_test_judge:longest", "sentiment") == ""
+        first, second = self.complaint("sentimental", "no_such_module_here:f").splitlines()
+        assert first.startswith(
+            "my.yaml:4:3: rank.judge: no judge is called 'sentimental'; choose simulated-annotator, "
+        )
+        assert first.endswith('Did you mean "sentiment"?')
+        assert second.startswith(
+            "my.yaml:6:3: evaluate.second_judge: judge 'no_such_module_here:f': cannot import 'no_such_module_here'"
+        )
+        override = self.complaint("sentiment", "null", "rank.judge=my_test_judge:number")
+        assert override.startswith('override "rank.judge=my_test_judge:number": rank.judge: judge ')
+
+    def test_only_judges_that_the_run_asks(self) -> None:
+        assert self.complaint("sentimental", "null", "rank.source=human") == ""
+        assert self.complaint("sentimental", "sentimental", "stages=[sft, sample]") == ""
+        assert self.complaint("sentiment", "sentimental", "stages=[sft, sample, rank]") == ""
+        assert "rank.judge" in self.complaint("sentimental", "null", "stages=[ppo]")
+        endpoint = "rank.endpoint={url: 'http://127.0.0.1:1/v1', model: m}"
+        assert self.complaint("endpoint", "endpoint", endpoint) == ""  # asked for a verdict only when one is needed

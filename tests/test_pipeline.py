@@ -111,7 +111,8 @@ def test_until_stops_there_and_the_next_command_goes_on(tmp_path: Path, factory:
 
 
 def test_comparisons_from_a_data_set_need_no_samples(tmp_path: Path, factory: Factory) -> None:
-    run(tmp_path, settings(rank={"source": "dataset", "dataset": "none.jsonl"}))
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    run(tmp_path, settings(rank={"source": "dataset", "dataset": str(tmp_path / "pairs.jsonl")}))
     assert factory.ran == ["sft", "rank", "ppo", "evaluate"]
 
 
@@ -327,6 +328,8 @@ def test_differences_name_what_is_new_and_what_is_gone() -> None:
         "found is new",
     )
     assert pipeline.differences(old, old) == ()
+    newer = {**old, "settings": {**old["settings"], "unknown to the older version": None}}
+    assert pipeline.differences(old, newer) == pipeline.differences(newer, old) == ()
 
 
 def test_the_real_stages_settings_exist_and_what_they_read_is_written_before() -> None:
@@ -336,3 +339,26 @@ def test_the_real_stages_settings_exist_and_what_they_read_is_written_before() -
         assert made.issuperset(stage.reads)
         assert made.isdisjoint(stage.writes)
         made |= set(stage.writes)
+
+
+def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, factory: Factory, monkeypatch: Any) -> None:
+    """Adapters are made for one base: with another of the same shape they would load, and mean nothing."""
+    for entry in factory.stages:
+        object.__setattr__(entry, "settings", (*entry.settings, "model"))
+    held = {"identity": "sha256 1"}
+    fetched: list[str] = []
+    monkeypatch.setattr(pipeline, "fetch_model", lambda model, _: fetched.append(model.source))
+    monkeypatch.setattr(pipeline, "model_identity", lambda _: held.get("identity"))
+    run(tmp_path, until="sample")
+    held["identity"] = "sha256 2"
+    with pytest.raises(StaleRun, match=r'sft was made .*:\n  model files: "sha256 1" -> "sha256 2"'):
+        run(tmp_path)
+    held.pop("identity")
+    assert states(tmp_path) == ["done", "done", "to do", "to do", "to do"]  # not on this machine: nothing is known
+    monkeypatch.setattr(pipeline, "fetch_model", lambda *_: held.update(identity="sha256 3"))
+    with pytest.raises(StaleRun, match='"sha256 1" -> "sha256 3"'):
+        run(tmp_path)  # what was fetched is another model than before
+    assert factory.ran == ["sft", "sample"]
+    held["identity"] = "sha256 1"
+    run(tmp_path, until="sample")  # all done: nothing is fetched
+    assert fetched == ["x"]

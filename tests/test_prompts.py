@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lowrank_rlhf.config.schema import DataConfig
+from lowrank_rlhf.data.formats import FORMATS
 from lowrank_rlhf.data.prompts import BUILTIN, load_demonstrations, load_prompts
 from lowrank_rlhf.errors import UserError
 
@@ -63,7 +64,7 @@ def test_no_two_prompts_resemble_each_other() -> None:
 
 def test_responses_are_short_complete_and_take_up_the_prompt() -> None:
     responses = [row["response"] for row in ANSWERED]
-    assert [text for text in responses if not 10 <= len(text.split()) <= 22 or len(text) > 125] == []
+    assert [text for text in responses if not 5 <= len(text.split()) <= 22 or len(text) > 125] == []
     assert [text for text in responses if text[-1] not in ".!?" or not text[0].isupper()] == []
     assert [row for row in ANSWERED if not content_words(row["prompt"]) & content_words(row["response"])] == []
     assert len(set(responses)) == 240
@@ -148,19 +149,25 @@ def test_conversations_ids_blank_lines_and_byte_order_mark(tmp_path: Path) -> No
 
 USER = '{"role": "user", "content": "Hi"}'
 ASSISTANT = '{"role": "assistant", "content": "Hello"}'
+READABLE = "What can be read (docs/data-formats.md): " + "; ".join(
+    f"{entry.name} ({', '.join(entry.keys)})" for entry in FORMATS
+)
 BAD_FILES = {
     '{"prompt": "Hi"}\n{"prompt": " "}': ':2: "prompt" is empty; write something or delete the row',
     '{"prompt": 3}': ':1: "prompt" must be a string, not a number',
-    '{"prompt": null}': ':1: "prompt" must be a string, not null',
+    '{"prompt": null}': ':1: "prompt" is empty; write something or delete the row',
     '{"prompt": "Hi", "respones": "Hello"}': (
-        ':1: unknown key "respones"; a row may have prompt, messages, response, id'
+        ':1: unknown key "respones". Did you mean "response"? Rename it or delete it'
     ),
-    '{"response": "Hello"}': ':1: a row needs either "prompt" or "messages"; this one has neither',
-    f'{{"prompt": "Hi", "messages": [{USER}]}}': ':1: a row needs either "prompt" or "messages"; this one has both',
+    '{"response": "Hello"}': f":1: unknown format. Keys found: response. {READABLE}",
+    f'{{"prompt": "Hi", "messages": [{USER}]}}': (
+        ': the rows can be read in 2 ways (prompt-completion reads "prompt"; messages reads "messages"); '
+        "say which: data.format=prompt-completion or messages"
+    ),
     '{"prompt": "Hi", "response": ""}': ':1: "response" is empty; write something or delete the row',
-    '{"prompt": "Hi", "id": 4}': ':1: "id" must be a string, not a number',
+    '{"prompt": "Hi", "id": 4.5}': ':1: "id" must be a string, not a number',
     '{"messages": "Hi"}': ':1: "messages" must be a list, not a string',
-    '{"messages": []}': ':1: "messages" is empty; it needs at least one turn of the user',
+    '{"messages": []}': ':1: "messages" is empty; write something or delete the row',
     '{"messages": ["Hi"]}': ":1: messages[0] must be an object with role and content, not a string",
     '{"messages": [{"role": "user", "text": "Hi"}]}': (
         ":1: messages[0] must have role and content only, but has role, text"
@@ -182,7 +189,7 @@ BAD_FILES = {
     '{"prompt": "Hi", "id": "a"}\n{"prompt": "Ho", "id": "a"}': (
         ":2: the id 'a' is already that of {file}:1; change one"
     ),
-    "\n": ': no prompts in it; write one object like {"prompt": "..."} on each line',
+    "\n": ': no rows in it; write one object like {"prompt": "..."} on each line',
     '{"prompt": "Hi"}\n{"prompt": "hi "}': (
         ": only 1 different prompt(s), but data.held_out is 2; add prompts or lower data.held_out"
     ),
@@ -211,7 +218,7 @@ def test_text_in_another_encoding(tmp_path: Path) -> None:
 def test_deep_nesting_is_an_error_and_no_crash(tmp_path: Path) -> None:
     path = tmp_path / "my.jsonl"
     path.write_text("[" * 200_000, encoding="utf-8")
-    with pytest.raises(UserError, match=re.escape(f"{path}:1: broken JSON")):
+    with pytest.raises(UserError, match=re.escape(f"{path}: broken JSON")):
         load_prompts(DataConfig(prompts=str(path)), seed=0)
 
 

@@ -9,11 +9,11 @@ from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_features, score_logprobs, score_tokens
 
-both = pytest.mark.parametrize("quantization", ["none", "nf4"])
+each_quantization = pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 each_role = pytest.mark.parametrize("role", Role)
 
 
-@both
+@each_quantization
 @each_role
 def test_padding_order_and_micro_batches_change_nothing(tiny_base, quantization, role) -> None:
     roles, batch = make_roles(tiny_base(quantization)), make_batch()
@@ -31,7 +31,7 @@ def test_padding_order_and_micro_batches_change_nothing(tiny_base, quantization,
     torch.testing.assert_close(score(roles, role, batch), whole)
 
 
-@both
+@each_quantization
 @each_role
 def test_gradients_of_micro_batches_add_up(tiny_base, quantization, role) -> None:
     roles, batch = make_roles(tiny_base(quantization)), make_batch()

@@ -5,7 +5,9 @@ import statistics
 
 import numpy as np
 import pytest
+import torch
 
+from lowrank_rlhf.maths.length_control import RIDGE, length_controlled_win_rate
 from lowrank_rlhf.maths.statistics import (
     Bin,
     Interval,
@@ -121,3 +123,88 @@ def test_pearson_agrees_with_the_standard_library() -> None:
     assert pearson(first, second) == pytest.approx(statistics.correlation(first, second), rel=1e-12)
     assert pearson(first, [-value for value in first]) == -1.0
     assert math.isnan(pearson(first, [0.1] * 4))
+
+
+class TestLengthControl:
+    """Against torch's L-BFGS on the same objective, closed forms, and data with a known answer."""
+
+    def fitted(self, won: np.ndarray, length: np.ndarray, against: np.ndarray) -> tuple[float, float]:
+        """sigmoid(theta) and phi by another solver."""
+        lead = torch.tensor(np.tanh((length - against) / (length - against).std()).ravel())
+        target = torch.tensor(won.ravel())
+        weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        solver = torch.optim.LBFGS(
+            [weights], max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+        )
+
+        def objective() -> torch.Tensor:
+            solver.zero_grad()
+            logits = weights[0] + weights[1] * lead
+            likelihood = (target * logits.sigmoid().log() + (1 - target) * (-logits).sigmoid().log()).sum()
+            loss = 0.5 * RIDGE * weights[1] ** 2 - likelihood
+            loss.backward()
+            return loss
+
+        solver.step(objective)
+        return weights[0].sigmoid().item(), weights[1].item()
+
+    @pytest.mark.parametrize("share", [0.03, 0.5, 0.9])
+    @pytest.mark.parametrize("shape", [(200, 1), (12, 1), (30, 4)])
+    def test_equals_another_solver(self, share: float, shape: tuple[int, int]) -> None:
+        generator = np.random.default_rng(int(100 * share) + shape[0])
+        length, against = generator.normal(200, 60, shape), generator.normal(150, 40, shape)
+        won = generator.choice([0.0, 0.5, 1.0], shape, p=[0.9 * (1 - share), 0.1, 0.9 * share])
+        found = length_controlled_win_rate(won, length, against, 100, 0)
+        rate, coefficient = self.fitted(won, length, against)
+        assert found.win_rate == pytest.approx(rate, abs=1e-6)
+        assert found.coefficient == pytest.approx(coefficient, abs=1e-5)
+
+    def test_where_the_longer_answer_always_wins(self) -> None:
+        """Separable: only the penalty keeps the coefficient finite. Half of the pairs are longer: nothing else wins."""
+        length = np.array([[120.0], [150.0], [80.0], [50.0]])
+        won, against = (length > 100).astype(float), np.full((4, 1), 100.0)
+        found = length_controlled_win_rate(won, length, against, 100, 0)
+        assert found.win_rate == pytest.approx(0.5, abs=1e-9)
+        assert found.coefficient == pytest.approx(self.fitted(won, length, against)[1], abs=1e-5)
+        assert found.coefficient > 0.5
+
+    def test_recovers_what_made_the_data(self) -> None:
+        """A judge that likes length sees .73; at equal length it would have said sigmoid(0.4) = .599."""
+        generator = np.random.default_rng(5)
+        lead = generator.normal(30, 40, (20_000, 1))
+        logits = 0.4 + 1.5 * np.tanh(lead / lead.std())
+        won = (generator.random((20_000, 1)) < 1 / (1 + np.exp(-logits))).astype(float)
+        found = length_controlled_win_rate(won, lead, np.zeros_like(lead), 100, 0)
+        assert won.mean() > 0.7
+        assert found.win_rate == pytest.approx(0.5987, abs=0.012)
+        assert found.coefficient == pytest.approx(1.5, abs=0.1)
+        assert found.interval.low < 0.5987 < found.interval.high
+
+    def test_swapping_the_sides_mirrors_it(self) -> None:
+        generator = np.random.default_rng(9)
+        length, against = generator.normal(9, 3, (40, 2)), generator.normal(8, 3, (40, 2))
+        won = generator.choice([0.0, 0.5, 1.0], (40, 2), p=[0.2, 0.1, 0.7])
+        one = length_controlled_win_rate(won, length, against, 500, 3)
+        other = length_controlled_win_rate(1 - won, against, length, 500, 3)
+        assert one.win_rate == pytest.approx(1 - other.win_rate, abs=1e-9)
+        assert one.coefficient == pytest.approx(other.coefficient, abs=1e-9)
+        assert one.interval == pytest.approx((1 - other.interval.high, 1 - other.interval.low), abs=1e-9)
+
+    def test_equal_lengths_leave_the_plain_win_rate_and_its_interval(self) -> None:
+        won = np.array([[1.0, 0.5], [0.0, 1.0], [1.0, 1.0]])
+        found = length_controlled_win_rate(won, np.full((3, 2), 7), np.full((3, 2), 7), 1000, 4)
+        assert found.win_rate == pytest.approx(0.75, abs=1e-12)
+        assert found.coefficient == 0
+        plain = bootstrap_interval(won.mean(axis=1), 1000, 4)
+        assert found.interval == pytest.approx(plain, abs=1e-9)
+
+    @pytest.mark.parametrize("value", [0.0, 1.0])
+    def test_all_won_or_all_lost(self, value: float) -> None:
+        found = length_controlled_win_rate(np.full((5, 1), value), [[3], [4], [5], [6], [7]], np.ones((5, 1)), 100, 0)
+        assert (found.win_rate, found.interval) == (value, (value, value))
+
+    def test_refuses_what_it_cannot_use(self) -> None:
+        with pytest.raises(ValueError, match="one shape"):
+            length_controlled_win_rate([1.0, 0.0], [1, 2], [1, 2], 100, 0)
+        with pytest.raises(ValueError, match="not finite"):
+            length_controlled_win_rate([[1.0, float("nan")]], [[1, 2]], [[1, 2]], 100, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.ranking.store import AnnotationStore, Item
+from lowrank_rlhf.ranking.store import AnnotationStore, Item, Standing
 from lowrank_rlhf.records import Message, Prompt, Ranking, Sample
 
 
@@ -152,29 +152,38 @@ def test_unknown_ids_are_refused(store: AnnotationStore, change: dict, complaint
     assert store.rankings() == []
 
 
-def test_export_and_import(store: AnnotationStore, tmp_path: Path) -> None:
-    store.save(rank(store.next_item("ann"), seconds=0.1, flags=("all bad", "ü")))
-    store.save(rank(store.next_item("bob"), "bob"))
-    store.save(Ranking(prompt_id="p1", tiers=(("p1-0", "p1-3"), ("p1-1",)), annotator="ann"))
-    assert store.export_jsonl(tmp_path / "rankings.jsonl") == 3
-    other = AnnotationStore(tmp_path / "other.sqlite")
-    other.add_items(prompts(3), samples(3))
-    assert other.import_jsonl(tmp_path / "rankings.jsonl") == 3
-    assert other.import_jsonl(tmp_path / "rankings.jsonl") == 0
-    assert other.rankings() == store.rankings()
+def test_a_skip_is_taken_back(store: AnnotationStore) -> None:
+    for annotator in ("ann", "bob"):
+        for name in ("p0", "p1"):
+            store.skip(annotator, name)
+    assert store.standing("ann") == Standing(prompts=3, ranked=0, skipped=2, ranked_by_anyone=0)
+    store.unskip("ann", "p1")
+    assert store.next_item("ann").prompt.id == "p1"
+    store.unskip("bob")
+    assert store.next_item("bob").prompt.id == "p0"
+    assert (store.standing("ann").skipped, store.standing("bob").skipped) == (1, 0)
 
 
-def test_an_import_is_all_or_nothing(store: AnnotationStore, tmp_path: Path) -> None:
-    good = rank(store.next_item("ann"))
-    bad = good.model_copy(update={"prompt_id": "nowhere"})
-    path = tmp_path / "rankings.jsonl"
-    path.write_text(good.model_dump_json() + "\n" + bad.model_dump_json() + "\n")
-    with pytest.raises(UserError, match="nowhere"):
-        store.import_jsonl(path)
-    assert store.rankings() == []
-    path.write_text(good.model_dump_json() + "\n{}\n")
-    with pytest.raises(UserError, match=r"rankings\.jsonl:2"):
-        store.import_jsonl(path)
+def test_standing_counts_what_counts(store: AnnotationStore) -> None:
+    for name in ("ann", "ann", "bob"):
+        store.save(rank(store.next_item(name), name))
+    first = store.item("ann", "p0")
+    store.save(rank(first).model_copy(update={"seconds": 9.0}))  # replaces one
+    assert store.standing("ann") == Standing(prompts=3, ranked=2, skipped=0, ranked_by_anyone=2)
+    assert store.standing("bob") == Standing(prompts=3, ranked=1, skipped=0, ranked_by_anyone=2)
+    assert store.standing("nobody") == Standing(prompts=3, ranked=0, skipped=0, ranked_by_anyone=2)
+    store.undo("bob")
+    assert store.standing("bob").ranked == 0
+
+
+def test_an_item_by_its_name_is_shown_as_it_was(store: AnnotationStore) -> None:
+    shown = [store.next_item(name).shown for name in ("ann", "bob", "cyd", "dan")]
+    for name in ("ann", "bob", "cyd", "dan"):
+        store.skip(name, "p0")
+    assert [store.item(name, "p0").shown for name in ("ann", "bob", "cyd", "dan")] == shown
+    assert len(set(shown)) > 1
+    with pytest.raises(UserError, match="no prompt 'nowhere'"):
+        store.item("ann", "nowhere")
 
 
 def test_files_that_are_no_such_database(tmp_path: Path) -> None:

@@ -1,45 +1,92 @@
-"""The time to go is told from the stages that are done and the work that is left."""
+"""The work of each stage, and the time to go that follows from it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tiny_run import make_config, make_context
 
 from lowrank_rlhf.data.prompts import load_demonstrations
-from lowrank_rlhf.stages.work import seconds_to_go, work
+from lowrank_rlhf.models.shape import Shape
+from lowrank_rlhf.stages.work import Amounts, amounts, seconds_to_go, work
+
+# 2 x 4 x (4 + 2) + 3 x 4 x 8 = 144 weights a layer; 2 x 10 x 4 = 80 operations to project a token.
+SHAPE = Shape("llama", layers=2, hidden=4, mlp=8, query=4, key_value=2, vocabulary=10, tied=True)
+COUNTS = Amounts(
+    training=10, held_out=5, demonstrations=20, answers=30, prompt_tokens=6, longest_prompt=9, answer_tokens=4
+)
 
 
 @pytest.fixture
-def context(tmp_path):
-    config = make_config(tmp_path, data__held_out=20, sample__prompts=10, ppo__steps=4, ppo__batch_size=8)
-    return make_context(config, tmp_path)
+def config(tmp_path):
+    return make_config(tmp_path)
 
 
-def test_work_by_hand(context) -> None:
-    assert len(load_demonstrations(context.config.data, 1)) == 240
-    assert work("sft", context) == 240 * 2 * 3
-    assert work("sample", context) == 10 * 3 * 2
-    assert work("rank", context) == 0
-    assert work("reward", context) == 30 * (1 + 2 * 3)
-    assert work("ppo", context) == 4 * 8 * (2 + 4 + 2 * 3 * 1) + 3 * 3 * 6  # 3 evaluations of 3 prompts
-    assert work("evaluate", context) == 20 * 8
+def test_work_by_hand(config) -> None:
+    read = 10 * 2 * 288  # ten tokens through both layers
+    sampled = read * 6 / 10 + 3 * 4 * (2 * 288 + 80)
+    assert work("sft", config, COUNTS, SHAPE) == 20 * 2 * 3 * 2 * (read + 10 * 80)
+    assert work("sample", config, COUNTS, SHAPE) == 30 * sampled == 339_840
+    assert work("rank", config, COUNTS, SHAPE) == 0
+    assert work("reward", config, COUNTS, SHAPE) == 30 * (read + 2 * 3 * 2 * read)
+    met = sampled + 2 * (read + 4 * 80) + 2 * read
+    learnt = 3 * 2 * (read + 4 * 80) + 3 * 2 * read
+    assert work("ppo", config, COUNTS, SHAPE) == 4 * 4 * (met + learnt) + 3 * 3 * met
+    assert work("evaluate", config, COUNTS, SHAPE) == 5 * (met + sampled) == 231_680
 
 
-def test_ranked_answers_are_counted_where_they_are(context) -> None:
-    path = context.run_dir.path / "answers.jsonl"
-    path.write_text("".join(json.dumps({"id": i}) + "\n" for i in range(7)))
-    assert work("reward", context) == 7 * 7
+def test_layers_without_adapters_run_once_for_all_roles_and_have_no_backward(tmp_path) -> None:
+    config = make_config(tmp_path, lora__last_layers=1)
+    half = 10 * 2 * 144
+    sampled = 2 * half * 6 / 10 + 3 * 4 * (2 * 288 + 80)
+    met = sampled + half + 2 * (half + 4 * 80) + 2 * half
+    assert work("evaluate", config, COUNTS, SHAPE) == 5 * (met + sampled)
+    assert work("sft", config, COUNTS, SHAPE) == 40 * 3 * (2 * half + 800 + half + 800)
 
 
 def test_an_adapter_from_elsewhere_costs_no_sft(tmp_path) -> None:
     config = make_config(tmp_path, sft__source="base")
-    assert work("sft", make_context(config, tmp_path)) == 0
+    counts = amounts(config, make_context(config, tmp_path).run_dir)
+    assert work("sft", config, counts, SHAPE) == 0
 
 
-def test_seconds_to_go(context) -> None:
-    assert seconds_to_go({}, ["sft", "sample"], context) is None
-    assert seconds_to_go({"rank": 5.0}, ["reward"], context) is None  # no model ran: no pace
+class TestAmounts:
+    def test_of_the_built_in_prompts(self, tmp_path) -> None:
+        config = make_config(
+            tmp_path, data__held_out=20, sample__prompts=10, model__max_length=96, sample__max_new_tokens=48
+        )
+        counts = amounts(config, make_context(config, tmp_path).run_dir)
+        shown = load_demonstrations(config.data, 1)
+        assert (counts.training, counts.held_out, counts.demonstrations) == (600, 20, len(shown))
+        assert counts.answers == 10 * 3
+        # The quickstart's tokenizer makes 16 tokens of a sampled answer, on average (done/sample.json of seed 26).
+        assert counts.answer_tokens == pytest.approx(16, rel=0.5)
+        assert counts.tokens == counts.prompt_tokens + counts.answer_tokens
+
+    def test_ranked_answers_are_counted_where_they_are(self, config, tmp_path) -> None:
+        run_dir = make_context(config, tmp_path).run_dir
+        lines = "".join(json.dumps({"id": i}) + "\n" for i in range(7))
+        (run_dir.path / "answers.jsonl").write_text(lines)
+        assert amounts(config, run_dir).answers == 7
+
+    def test_answers_of_a_data_set_are_counted_in_its_file(self, tmp_path) -> None:
+        path = tmp_path / "pairs.jsonl"
+        rows = [{"prompt": f"question {i}", "chosen": "yes", "rejected": "no"} for i in range(3)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = make_config(tmp_path, rank__source="dataset", rank__dataset=str(path))
+        assert amounts(config, make_context(config, tmp_path).run_dir).answers == 6
+
+    def test_no_token_beyond_the_limits(self, tmp_path) -> None:
+        config = make_config(tmp_path, sample__max_new_tokens=6, model__max_length=16)
+        counts = amounts(config, make_context(config, tmp_path).run_dir)
+        assert counts.answer_tokens == 6
+        assert counts.longest_prompt <= 10
+        assert replace(counts, answer_tokens=1).tokens == counts.prompt_tokens + 1
+
+
+def test_seconds_to_go() -> None:
+    assert seconds_to_go({}, {"sft": 5.0, "sample": 2.0}) is None
+    assert seconds_to_go({"rank": 5.0}, {"rank": 0.0, "reward": 9.0}) is None  # no model ran: no pace
     # 60 units took 30 s, so the 210 units of reward take 105.
-    assert seconds_to_go({"sample": 30.0, "rank": 9.0}, ["reward"], context) == pytest.approx(105)
-    assert seconds_to_go({"sample": 30.0, "sft": 0.0}, ["rank"], context) is None  # nothing left that takes time
-    assert seconds_to_go({"sample": 30.0}, [], context) is None
+    assert seconds_to_go({"sample": 30.0, "rank": 9.0}, {"sample": 60.0, "rank": 0.0, "reward": 210.0}) == 105
+    assert seconds_to_go({"sample": 30.0}, {"sample": 60.0, "rank": 0.0}) is None  # nothing left that takes time

@@ -42,15 +42,20 @@ ARCHITECTURES: dict[str, dict] = {
     "qwen3": {"head_dim": 16},
     "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "final_logit_softcapping": 3.0},
     "mistral": {"sliding_window": 8},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "sliding_window_pattern": 2},
     "phi3": {},
 }
 LORA = LoraConfig(rank=4, alpha=8)
-QUANTISED = BitsAndBytesConfig(
-    load_in_4bit=True,
-    bnb_4bit_quant_type="nf4",
-    bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype=torch.float32,
-)
+QUANTISED = {
+    "none": None,
+    "nf4": BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    ),
+    "int8": BitsAndBytesConfig(load_in_8bit=True),
+}
 
 
 def make_tiny_model(folder: Path, architecture: str = "llama") -> Path:
@@ -115,9 +120,12 @@ def randomise(roles: Roles, role: Role, seed: int) -> None:
 
 def load_plain(auto: Any, roles: Roles, quantization: str, **settings: Any) -> Any:
     """The roles' base as transformers alone loads it, for PEFT alone to put adapters on."""
-    quantised = QUANTISED if quantization == "nf4" else None
     model = auto.from_pretrained(
-        roles.base.config.source, dtype=torch.float32, quantization_config=quantised, device_map="cpu", **settings
+        roles.base.config.source,
+        dtype=torch.float32,
+        quantization_config=QUANTISED[quantization],
+        device_map="cpu",
+        **settings,
     )
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):

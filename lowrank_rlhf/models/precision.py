@@ -1,15 +1,18 @@
-"""Which number format the base computes in."""
+"""Which number format the base computes in. Importing this module imports no torch."""
 
 import subprocess
 import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from lowrank_rlhf.config.schema import Precision
 from lowrank_rlhf.errors import UserError
 
-_BFLOAT16_UNITS = {"amx_bf16", "avx512_bf16"}
+if TYPE_CHECKING:
+    import torch
+
+BFLOAT16_UNITS = {"amx_bf16", "avx512_bf16"}
+"""A CPU with one of these multiplies bfloat16 itself."""
 
 _RACE = """
 import time, torch
@@ -25,17 +28,19 @@ print(seconds(torch.float32) / seconds(torch.bfloat16))
 """
 
 
-def choose_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
+def choose_dtype(wanted: Precision, device: "torch.device") -> "torch.dtype":
     """The format that was asked for; with `auto` bfloat16 where the hardware multiplies it faster, else float32.
 
     Raises `UserError` where bfloat16 is asked for and this CPU's own is broken.
     """
+    import torch
+
     if wanted == "float32":
         return torch.float32
     if device.type == "cuda":
         fast = wanted == "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
-    speedup = bfloat16_speedup() if cpu_flags() & _BFLOAT16_UNITS else None
+    speedup = bfloat16_speedup() if cpu_flags() & BFLOAT16_UNITS else None
     if wanted == "auto":
         return torch.bfloat16 if speedup is not None and speedup > 1 else torch.float32
     if speedup == 0:

@@ -1,6 +1,8 @@
 """One base model, four jobs: policy, reference, reward and critic by switching LoRA adapters."""
 
+import copy
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -53,7 +55,7 @@ class Roles:
                 f"reward.layers: must be from {self.first_adapted + 1}, the lowest layer with an adapter, "
                 f"to {depth}, all that the model has; not {head_layers}"
             )
-        peft_config = PeftLoraConfig(
+        self.shape = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT takes fractions too
             target_modules=_targets(lora, self.decoder.layers),
@@ -62,7 +64,8 @@ class Roles:
             bias="none",
             task_type="CAUSAL_LM",
         )
-        self.peft: PeftModel = get_peft_model(base.model, peft_config, adapter_name=Role.POLICY.value)
+        """What the config makes of an adapter: every role's shape, unless `make_anew` gives it another."""
+        self.peft: PeftModel = get_peft_model(base.model, copy.copy(self.shape), adapter_name=Role.POLICY.value)
         self.heads: dict[Role, nn.Linear] = {}
         self.merged: Role | None = None  # set by `merging.merged` while the adapters are out of the model
         self._acting: Role | None = None
@@ -215,11 +218,26 @@ class Roles:
     def prepare(self, role: Role) -> None:
         """Make room for the role: its adapter, and its head where it has one."""
         if role not in self.present:
-            self.peft.add_adapter(role.value, self.peft.peft_config[Role.POLICY.value])
+            self.peft.add_adapter(role.value, copy.copy(self.shape))
         if role.has_head and role not in self.heads:
             size = self.base.model.config.get_text_config().hidden_size
             self.heads[role] = nn.Linear(size, 1, bias=False, device=self.base.device)
         self._freeze()
+
+    def make_anew(self, role: Role, shape: PeftLoraConfig) -> None:
+        """Replace the role's adapter by a fresh one of that shape; the other roles keep theirs.
+
+        A layer below all adapted ones may become adapted: a batch from `with_trunk` does not outlive this.
+        """
+        if role in self.present:
+            with warnings.catch_warnings():  # PEFT says which adapter is active then; `acting_as` always sets it
+                warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted")
+                self.peft.delete_adapter(role.value)
+        self.peft.add_adapter(role.value, shape)
+        self.prepare(role)
+        mark = f".{role.value}."
+        adapted = [_layer(name) for name, _ in self.peft.named_parameters() if mark in name and ".lora_" in name]
+        self.first_adapted = min(self.first_adapted, *adapted)
 
     def _freeze(self) -> None:
         self.peft.requires_grad_(False)

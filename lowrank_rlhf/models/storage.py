@@ -39,11 +39,11 @@ def load_role(roles: Roles, role: Role, folder: Path) -> None:
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"{folder}: no {WEIGHTS} there; an adapter is a folder that PEFT wrote, in safetensors")
-    weights = _tensors(path)
+    weights = read_tensors(path)
     added = role not in roles.present
     roles.prepare(role)
     expected = roles.named_parameters(role)
-    problems = _other_scaling(roles, folder)
+    problems = _other_scaling(roles, role, folder)
     problems += [f"missing {name}" for name in sorted(expected.keys() - weights.keys())]
     problems += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]
     problems += [
@@ -61,20 +61,21 @@ def load_role(roles: Roles, role: Role, folder: Path) -> None:
             parameter.copy_(weights[name])
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds. Raises `UserError` where it is none."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def _other_scaling(roles: Roles, folder: Path) -> list[str]:
+def _other_scaling(roles: Roles, role: Role, folder: Path) -> list[str]:
     """What of the saved config gives the same weights another effect than they have here; shapes don't show it."""
     try:
         saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG}: not readable ({error})") from None
-    ours = roles.peft.peft_config[Role.POLICY.value].to_dict()
+    ours = roles.peft.peft_config[role.value].to_dict()
     keys = ("lora_alpha", "alpha_pattern", "use_rslora", "use_dora")
     return [f"{key} is {saved[key]}, not {ours[key]}" for key in keys if key in saved and saved[key] != ours[key]]
 
@@ -91,7 +92,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     """The state that `save_optimizer` wrote, into an optimiser over the same parameters."""
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in _tensors(path).items():
+    for key, tensor in read_tensors(path).items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = tensor
     parameters = sum(len(group["params"]) for group in optimizer.param_groups)

@@ -1,8 +1,10 @@
-"""How far annotators agree, and whether position or length decided for them."""
+"""How far annotators agree, whether position or length decided for them, and how they work."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import combinations
+from math import comb
+from statistics import median
 from typing import NamedTuple
 
 from lowrank_rlhf.ranking.expand import compare
@@ -10,10 +12,26 @@ from lowrank_rlhf.records import Ranking, Sample
 
 
 class PositionBias(NamedTuple):
-    """Share of rankings whose single best answer had been shown first, and the share that chance would give."""
+    """Share of rankings whose single best answer had been shown first, the share that chance would give, and how many
+    rankings could tell."""
 
     shown_first: float
     expected: float
+    rankings: int
+
+
+class Figures(NamedTuple):
+    """What some rankings have in common; None where none of them can tell."""
+
+    rankings: int
+    median_seconds: float | None
+    tied_pairs: float | None
+    """Share of the pairs of ranked answers that are tied."""
+    flagged: int
+    position: PositionBias | None
+    longer_preferred: float | None
+    uneven_comparisons: int
+    """Comparisons of answers with different lengths, from which `longer_preferred` is."""
 
 
 def krippendorff_alpha(rankings: Iterable[Ranking]) -> float | None:
@@ -48,12 +66,50 @@ def position_bias(rankings: Iterable[Ranking]) -> PositionBias | None:
     return PositionBias(
         shown_first=sum(ranking.tiers[0][0] == ranking.shown[0] for ranking in clear) / len(clear),
         expected=sum(1 / len(ranking.shown) for ranking in clear) / len(clear),
+        rankings=len(clear),
     )
 
 
 def length_bias(rankings: Iterable[Ranking], samples: Iterable[Sample]) -> float | None:
     """Share of comparisons won by the answer with more characters, equal lengths left out; None if there are none."""
+    won = _longer_won(rankings, samples)
+    return sum(won) / len(won) if won else None
+
+
+def figures(rankings: Iterable[Ranking], samples: Iterable[Sample]) -> Figures:
+    """Pace, ties, flags and biases of rankings of these samples."""
+    rankings = list(rankings)
+    seconds = [ranking.seconds for ranking in rankings if ranking.seconds is not None]
+    pairs = sum(comb(sum(map(len, ranking.tiers)), 2) for ranking in rankings)
+    tied = sum(comb(len(tier), 2) for ranking in rankings for tier in ranking.tiers)
+    won = _longer_won(rankings, samples)
+    return Figures(
+        rankings=len(rankings),
+        median_seconds=median(seconds) if seconds else None,
+        tied_pairs=tied / pairs if pairs else None,
+        flagged=sum(bool(ranking.flags) for ranking in rankings),
+        position=position_bias(rankings),
+        longer_preferred=sum(won) / len(won) if won else None,
+        uneven_comparisons=len(won),
+    )
+
+
+def alpha_in_words(alpha: float | None) -> str:
+    """What an alpha means. The bounds .800 and .667 are Krippendorff's (2004, "Content Analysis", section 11.4)."""
+    if alpha is None:
+        return "not known: no two annotators have judged the same pair of answers, or they only tied them"
+    if alpha >= 0.8:
+        return "good: the annotators are interchangeable"
+    if alpha >= 0.667:
+        return "fair: enough for tentative conclusions"
+    if alpha >= 0.2:
+        return "weak: tastes differ, or the instructions leave room; more annotators per prompt help"
+    if alpha > -0.1:
+        return "none: hardly better than chance"
+    return "opposite: the annotators contradict each other; ask whether one has the order upside down"
+
+
+def _longer_won(rankings: Iterable[Ranking], samples: Iterable[Sample]) -> list[bool]:
     length = {sample.id: len(sample.text) for sample in samples}
     pairs = [(length[pair.chosen], length[pair.rejected]) for ranking in rankings for pair in compare(ranking)]
-    uneven = [chosen > rejected for chosen, rejected in pairs if chosen != rejected]
-    return sum(uneven) / len(uneven) if uneven else None
+    return [chosen > rejected for chosen, rejected in pairs if chosen != rejected]

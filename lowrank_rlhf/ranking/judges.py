@@ -2,76 +2,105 @@
 
 import importlib
 import math
-import re
 import sys
-from collections.abc import Callable, Hashable, Sequence
-from difflib import SequenceMatcher
-from functools import cache
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol
 
+from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.ranking.built_in import BUILT_IN, Scores
 from lowrank_rlhf.records import Prompt, Sample
 
-Judge = Callable[[Prompt, Sequence[Sample]], list[float]]
-"""One finite score for each answer, higher is better."""
-
-WARMTH_WEIGHT = 0.85
-TOPIC_WEIGHT = 0.15
-OFF_TOPIC_WARMTH = 0.3  # share of the warmth that still counts where the answer takes up nothing of the prompt
-PARROT_SHARE, PARROT_WORDS = 0.6, 4  # a run both longer than this share of the prompt and no shorter than so many words
-ENTHUSIASM_COST = 0.3
-UNFINISHED_COST = 0.3
-REPEAT_COST = 0.6
-SHORT_COST, SHORT_WORDS = 0.5, 5
-
-_STOP_TEXT = """
-    a about all also am an and any are as ask at be been best but by can could describe did do does don't each every
-    explain for from get give good had has have help her him his how i i'd i'll i'm i've if in into is it it's its just
-    kind know let like list make me more most much my name need new no not of off on one or our out please say share she
-    short should simple so some someone something suggest tell than that the their them then there these they thing
-    things think this those to too two up us use very want was way we were what what's when where which while who why
-    will with word would write you you're your
-    """
-_STOP_WORDS = frozenset(_STOP_TEXT.split())
-_ENDING = re.compile(r"(?<=\w{3})(?:ing|ed|[iesy]+)$")
-_GENERIC_ENTHUSIASM = re.compile(
-    r"(?:\b(?:i am|i'm|i was|i'd be|i would be|we are|we're)(?: (?:so|very|really|truly|absolutely|just|always))*"
-    r" (?:thrilled|excited|glad|happy|delighted|pleased|honou?red|ecstatic|overjoyed)\b"
-    r"|\b(?:great|good|excellent|wonderful|fantastic|amazing|lovely) question\b)[^.!?]*"  # the sentence's rest
-)
-_SILENT_ENDING = re.compile(r"(?<=[aeiouy]l)es?$|(?<=[^aeiouyl])e$|(?<=[^aeiouclgsxzh])es$|(?<=[^aeioutd])ed$")
-_STRAIGHT_QUOTES = str.maketrans("‘’“”", "''\"\"")
-_FINAL_STOP = re.compile(r"[.!?][\"')\]*]*$")
-_BANNED_PHRASES = (
-    "as an ai",
-    "as a language model",
-    "i'm sorry, but",
-    "i apologize",
-    "it is important to note",
-    "it's important to note",
-    "it is worth noting",
-    "it's worth noting",
-    "in conclusion",
-    "please note that",
-    "feel free to",
-    "i hope this helps",
-    "delve into",
-)
+ENDPOINT = "endpoint"
+"""The name in a config of the judge in `endpoint.py`; it needs the settings of `rank.endpoint` as well."""
 
 
-def load_judge(name: str) -> Judge:
-    """The built-in judge of that name, or a user's `module:function`, with its scores checked on every call.
+class Steps(NamedTuple):
+    """How much work the answers to a prompt are, and how much of it an earlier process left done."""
+
+    total: int
+    done: int
+
+
+def unwatched(_count: int = 1, **_figures: float) -> None:
+    """In the place of a bar's `advance`, where nobody looks."""
+
+
+class Judge(Protocol):
+    """What ranks and evaluates answers."""
+
+    @property
+    def name(self) -> str:
+        """Recorded as the annotator."""
+
+    @property
+    def absolute(self) -> bool:
+        """True if a score means the same in every call; False if only scores from one call compare."""
+
+    @property
+    def unit(self) -> str:
+        """What a step is called in a progress bar."""
+
+    def steps(self, prompt: Prompt, samples: Sequence[Sample]) -> Steps:
+        """The steps that `score` will take."""
+
+    def score(self, prompt: Prompt, samples: Sequence[Sample], advance: Callable[..., None] = unwatched) -> list[float]:
+        """One finite score for each answer, higher is better; `advance` is a bar's. Raises `UserError`."""
+
+    def summary(self) -> dict[str, float]:
+        """Figures about the judge itself, over all its calls so far."""
+
+
+@dataclass(frozen=True)
+class LocalJudge:
+    """A built-in judge or a user's function. Its scores are taken as absolute, and checked."""
+
+    name: str
+    function: Scores
+    absolute: ClassVar[bool] = True
+    unit: ClassVar[str] = "prompts"
+
+    def steps(self, _prompt: Prompt, _samples: Sequence[Sample]) -> Steps:
+        """One for each call."""
+        return Steps(1, 0)
+
+    def score(self, prompt: Prompt, samples: Sequence[Sample], advance: Callable[..., None] = unwatched) -> list[float]:
+        """What the function says. Raises `UserError` that names judge and prompt if these are no scores."""
+        where = f"judge {self.name!r}, prompt {prompt.id!r}"
+        try:
+            scores = [float(score) for score in self.function(prompt, samples)]
+        except Exception as error:  # a user's function may do anything
+            raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+        if len(scores) != len(samples):
+            raise UserError(f"{where}: {len(scores)} scores for {len(samples)} answers")
+        if not all(map(math.isfinite, scores)):
+            raise UserError(f"{where}: a score is not a finite number: {scores}")
+        advance(1)
+        return scores
+
+    def summary(self) -> dict[str, float]:
+        """Nothing: a function has no figures of its own."""
+        return {}
+
+
+def load_judge(name: str) -> LocalJudge:
+    """The built-in judge of that name, or a user's `module:function`.
 
     A user's function takes the prompt's text and a list of answer texts and returns a number for each answer; its
-    module may lie in the current folder. Raises `UserError` if there is no such judge, and later if it fails.
+    module may lie in the current folder. Raises `UserError` if there is no such judge.
     """
     if name in BUILT_IN:
-        return _checked(name, BUILT_IN[name])
+        return LocalJudge(name, BUILT_IN[name])
     if ":" not in name:
-        raise UserError(f"judge {name!r}: choose {', '.join(BUILT_IN)}, or a function of yours as `module:function`")
+        names = (*BUILT_IN, ENDPOINT)
+        raise UserError(
+            f"no judge is called {name!r}; choose {', '.join(names)}, or a function of yours as `module:function`."
+            f"{suggestion(name, names)}"
+        )
     function = _import_function(name)
-    return _checked(name, lambda prompt, samples: function(prompt.text, [sample.text for sample in samples]))
+    return LocalJudge(name, lambda prompt, samples: function(prompt.text, [sample.text for sample in samples]))
 
 
 def _import_function(name: str) -> Callable[[str, list[str]], list[float]]:
@@ -92,146 +121,3 @@ def _import_function(name: str) -> Callable[[str, list[str]], list[float]]:
         problem = "has no function" if function is None else "does not define as a function"
         raise UserError(f"judge {name!r}: {module_name} {problem} {function_name!r}")
     return function
-
-
-def _checked(name: str, judge: Judge) -> Judge:
-    def checked(prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
-        where = f"judge {name!r}, prompt {prompt.id!r}"
-        try:
-            scores = [float(score) for score in judge(prompt, samples)]
-        except UserError:
-            raise
-        except Exception as error:  # a user's function may do anything
-            raise UserError(f"{where}: {type(error).__name__}: {error}") from error
-        if len(scores) != len(samples):
-            raise UserError(f"{where}: {len(scores)} scores for {len(samples)} answers")
-        if not all(map(math.isfinite, scores)):
-            raise UserError(f"{where}: a score is not a finite number: {scores}")
-        return scores
-
-    return checked
-
-
-def sentiment(_prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
-    """VADER's compound sentiment in [-1, 1] (Hutto and Gilbert 2014), with nothing else; easily gamed."""
-    return [_compound(sample.text) for sample in samples]
-
-
-def simulated_annotator(prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
-    """Imitates a person who prefers warm, on-topic, finished answers. In [-1, 1]; ours, from no paper.
-
-        score = 0.85 warmth (0.3 + 0.7 topic if warmth > 0 else 1) + 0.15 (2 topic - 1)
-                - 0.3 enthusiasm - 0.3 unfinished - 0.6 repeats - 0.5 max(0, 1 - words / 5), cut at -1
-
-    - warmth: VADER's compound of the answer's words alone, so that capitals, exclamation marks and emoji earn nothing,
-      and without the sentences of generic enthusiasm. It saturates: four warm words earn little more than two.
-    - topic: 1 if the answer takes up a content word of the prompt (stop words dropped, compared by their stems' first
-      five letters), else 0; 0.5 if the prompt has no content word; 0 if the answer repeats a run of 4 or more words
-      that is over 60 % of the prompt.
-    - enthusiasm: 1 if the answer says "I'm so thrilled", "I'd be happy", "great question" or the like anywhere.
-    - unfinished: 1 unless the model ended the answer itself and its last character, quotes aside, is one of . ! ?
-    - repeats: mean share of the answer's content words and of its word pairs that occurred in it before.
-
-    The most that off-topic warmth can reach is 0.105; a neutral finished answer on the topic has 0.15.
-    """
-    return [_simulated_score(prompt.text, sample) for sample in samples]
-
-
-def _simulated_score(prompt: str, sample: Sample) -> float:
-    text = _plain(sample.text)
-    words = _words(text)
-    own_text, enthusiasm = _GENERIC_ENTHUSIASM.subn("", text)
-    warmth = _compound(" ".join(_words(own_text)))
-    topic = _on_topic(_words(prompt), words)
-    if warmth > 0:
-        warmth *= OFF_TOPIC_WARMTH + (1 - OFF_TOPIC_WARMTH) * topic
-    finished = sample.finished and _FINAL_STOP.search(text)
-    repeats = (_repeated(_stems(words)) + _repeated(list(pairwise(words)))) / 2
-    score = (
-        WARMTH_WEIGHT * warmth
-        + TOPIC_WEIGHT * (2 * topic - 1)
-        - (ENTHUSIASM_COST if enthusiasm else 0)
-        - (0 if finished else UNFINISHED_COST)
-        - REPEAT_COST * repeats
-        - SHORT_COST * max(0.0, 1 - len(words) / SHORT_WORDS)
-    )
-    return max(-1.0, score)
-
-
-def _on_topic(prompt: list[str], answer: list[str]) -> float:
-    wanted = set(_stems(prompt))
-    if not wanted:
-        return 0.5
-    run = SequenceMatcher(None, prompt, answer, autojunk=False).find_longest_match().size
-    if run >= PARROT_WORDS and run > PARROT_SHARE * len(prompt):
-        return 0.0
-    return 1.0 if wanted & set(_stems(answer)) else 0.0
-
-
-def _plain(text: str) -> str:
-    """In lower case, with straight quotes and single spaces."""
-    return " ".join(text.lower().translate(_STRAIGHT_QUOTES).split())
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+", _plain(text))
-
-
-def _sentences(text: str) -> list[list[str]]:
-    return [words for part in re.split(r"[.!?]+(?:\s|$)", text) if (words := _words(part))]
-
-
-def _stems(words: list[str]) -> list[str]:
-    """The content words, each without a common ending and cut to five letters."""
-    return [_ENDING.sub("", word.removesuffix("'s"))[:5] for word in words if word not in _STOP_WORDS]
-
-
-def _repeated(items: Sequence[Hashable]) -> float:
-    return 1 - len(set(items)) / len(items) if items else 0.0
-
-
-@cache
-def _compound_function() -> Callable[[str], dict[str, float]]:
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # reads its lexicon: only when needed
-
-    return SentimentIntensityAnalyzer().polarity_scores
-
-
-def _compound(text: str) -> float:
-    return _compound_function()(text)["compound"]
-
-
-def plain_language(_prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
-    """Flesch reading ease as a share of its highest value (121.22), at least 0, so in [0, 1]; minus 0.2 for each stock
-    phrase of assistants and 0.1 for each shout (a word of four or more capitals, or a run of exclamation marks).
-
-    Nothing is tuned on this judge; it can fall below 0.
-    """
-    return [_plain_score(sample.text) for sample in samples]
-
-
-def _plain_score(text: str) -> float:
-    phrases = sum(map(_plain(text).count, _BANNED_PHRASES))
-    shouts = len(re.findall(r"\b[A-Z]{4,}\b|!{2,}", text))
-    return max(0.0, flesch_reading_ease(text) / 121.22) - 0.2 * phrases - 0.1 * shouts
-
-
-def flesch_reading_ease(text: str) -> float:
-    """206.835 - 1.015 words / sentences - 84.6 syllables / words (Flesch 1948); 0 for a text without words."""
-    words = _words(text)
-    if not words:
-        return 0.0
-    return 206.835 - 1.015 * len(words) / len(_sentences(text)) - 84.6 * sum(map(count_syllables, words)) / len(words)
-
-
-def count_syllables(word: str) -> int:
-    """Groups of vowels, without a silent final e, es or ed; at least 1. Right for most English words."""
-    stem = _SILENT_ENDING.sub("", word.lower())
-    return max(1, len(re.findall(r"[aeiouy]+", stem)))
-
-
-BUILT_IN: dict[str, Judge] = {
-    "simulated-annotator": simulated_annotator,
-    "sentiment": sentiment,
-    "plain-language": plain_language,
-}

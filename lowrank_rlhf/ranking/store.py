@@ -3,12 +3,15 @@
 import random
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.records import Prompt, Ranking, Record, Sample, read_jsonl, write_jsonl
+from lowrank_rlhf.ranking.exchange import Contents, Line, Skip, Verdict, refuse
+from lowrank_rlhf.ranking.merging import Merge, merge
+from lowrank_rlhf.records import Prompt, Ranking, Record, Sample
 
 APPLICATION_ID = 0x4C524C46  # "LRLF" in the file's header tells our databases from others
 SCHEMA_VERSION = 1
@@ -36,6 +39,15 @@ class Item(Record):
     def shown(self) -> tuple[str, ...]:
         """The answers' ids in that order, for `Ranking.shown`."""
         return tuple(answer.id for answer in self.answers)
+
+
+class Standing(NamedTuple):
+    """Prompts in all, ranked and skipped by one annotator, and ranked by anyone."""
+
+    prompts: int
+    ranked: int
+    skipped: int
+    ranked_by_anyone: int
 
 
 class AnnotationStore:
@@ -79,21 +91,32 @@ class AnnotationStore:
                 {"annotator": annotator},
             ).fetchone()
             item = self._item(database, row[0]) if row else None
-        if item is None:
-            return None
-        shuffled = random.Random(f"{annotator}\n{item.prompt.id}").sample(item.answers, len(item.answers))
-        return Item(prompt=item.prompt, answers=tuple(shuffled))
+        return _shuffled(item, annotator) if item else None
+
+    def item(self, annotator: str, prompt_id: str) -> Item:
+        """That prompt as `next_item` shows it to this annotator."""
+        with self._transaction() as database:
+            return _shuffled(self._item(database, prompt_id), annotator)
 
     def save(self, ranking: Ranking) -> None:
         """Keeps a ranking. It is committed when this returns. Raises `UserError` for ids that are not in the store."""
         with self._transaction(write=True) as database:
-            self._insert(database, ranking)
+            self._check(database, ranking)
+            self._insert(database, Verdict(ranking=ranking))
 
     def skip(self, annotator: str, prompt_id: str) -> None:
         """Never shows this prompt to this annotator again."""
         with self._transaction(write=True) as database:
             self._item(database, prompt_id)
             database.execute("INSERT OR IGNORE INTO skips VALUES (?, ?)", (annotator, prompt_id))
+
+    def unskip(self, annotator: str, prompt_id: str | None = None) -> None:
+        """Takes back this annotator's skip of a prompt, or every one."""
+        with self._transaction(write=True) as database:
+            database.execute(
+                "DELETE FROM skips WHERE annotator = :annotator AND prompt_id = COALESCE(:prompt_id, prompt_id)",
+                {"annotator": annotator, "prompt_id": prompt_id},
+            )
 
     def undo(self, annotator: str) -> Ranking | None:
         """Withdraws this annotator's latest ranking and returns it; it stays in the file, marked. None if none."""
@@ -116,21 +139,33 @@ class AnnotationStore:
             query = "SELECT COUNT(DISTINCT prompt_id) FROM rankings WHERE NOT withdrawn"
             return int(database.execute(query).fetchone()[0])
 
-    def export_jsonl(self, path: Path) -> int:
-        """Writes `rankings()` as JSON lines and returns how many."""
-        rankings = self.rankings()
-        write_jsonl(path, rankings)
-        return len(rankings)
+    def standing(self, annotator: str) -> Standing:
+        """How far this annotator and everybody together have come."""
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT (SELECT COUNT(*) FROM prompts),"
+                " COUNT(DISTINCT CASE WHEN annotator = :annotator THEN prompt_id END), COUNT(DISTINCT prompt_id),"
+                " (SELECT COUNT(*) FROM skips WHERE annotator = :annotator) FROM rankings WHERE NOT withdrawn",
+                {"annotator": annotator},
+            ).fetchone()
+        return Standing(prompts=row[0], ranked=row[1], ranked_by_anyone=row[2], skipped=row[3])
 
-    def import_jsonl(self, path: Path) -> int:
-        """Adds the rankings of such a file, all or none, but for those that are here already; returns how many."""
-        incoming = list(read_jsonl(path, Ranking))
+    def contents(self) -> Contents:
+        """Everything that is in the file."""
+        with self._transaction() as database:
+            return self._contents(database)
+
+    def merge(self, lines: Sequence[Line], new_items: bool = False) -> Merge:
+        """Adds the rows of an export, all or none; what is here already stays as it is. Returns what was added.
+
+        Raises `UserError` that names the wrong rows. Only with `new_items` may the file bring prompts along.
+        """
         with self._transaction(write=True) as database:
-            here = set(self._latest(database))
-            new = [ranking for ranking in incoming if ranking not in here]
-            for ranking in new:
-                self._insert(database, ranking)
-        return len(new)
+            plan = merge(self._contents(database), lines, new_items)
+            if plan.errors:
+                refuse(plan.errors)
+            self._apply(database, plan)
+        return plan
 
     @contextmanager
     def _transaction(self, write: bool = False) -> Iterator[sqlite3.Connection]:
@@ -189,15 +224,49 @@ class AnnotationStore:
         answers = tuple(Sample.model_validate_json(record) for (record,) in rows)
         return Item(prompt=Prompt.model_validate_json(row[0]), answers=answers)
 
-    def _insert(self, database: sqlite3.Connection, ranking: Ranking) -> None:
+    def _check(self, database: sqlite3.Connection, ranking: Ranking) -> None:
         known = set(self._item(database, ranking.prompt_id).shown)
         named = {sample for tier in ranking.tiers for sample in tier} | set(ranking.shown)
         if unknown := named - known:
             raise UserError(f"{self.path}: prompt {ranking.prompt_id!r} has no answer {min(unknown)!r}")
+
+    def _insert(self, database: sqlite3.Connection, verdict: Verdict) -> None:
+        ranking = verdict.ranking
         database.execute(
-            "INSERT INTO rankings (prompt_id, annotator, record) VALUES (?, ?, ?)",
-            (ranking.prompt_id, ranking.annotator, ranking.model_dump_json()),
+            "INSERT INTO rankings (prompt_id, annotator, record, withdrawn) VALUES (?, ?, ?, ?)",
+            (ranking.prompt_id, ranking.annotator, ranking.model_dump_json(), verdict.withdrawn),
         )
+
+    def _contents(self, database: sqlite3.Connection) -> Contents:
+        prompts = database.execute("SELECT record FROM prompts ORDER BY position")
+        answers = database.execute("SELECT record FROM samples ORDER BY position")
+        verdicts = database.execute("SELECT record, withdrawn FROM rankings ORDER BY position")
+        skips = database.execute(
+            "SELECT annotator, prompt_id FROM skips JOIN prompts ON id = prompt_id ORDER BY annotator, position"
+        )
+        return Contents(
+            prompts=tuple(Prompt.model_validate_json(record) for (record,) in prompts),
+            answers=tuple(Sample.model_validate_json(record) for (record,) in answers),
+            verdicts=tuple(
+                Verdict(ranking=Ranking.model_validate_json(record), withdrawn=bool(withdrawn))
+                for record, withdrawn in verdicts
+            ),
+            skips=tuple(Skip(annotator=annotator, prompt_id=prompt_id) for annotator, prompt_id in skips),
+        )
+
+    def _apply(self, database: sqlite3.Connection, plan: Merge) -> None:
+        answers = defaultdict(list)
+        for answer in plan.answers:
+            answers[answer.prompt_id].append(answer)
+        for prompt in plan.prompts:
+            self._add_item(database, Item(prompt=prompt, answers=tuple(answers[prompt.id])))
+        positions = [position for (position,) in database.execute("SELECT position FROM rankings ORDER BY position")]
+        for place in plan.withdrawn:
+            database.execute("UPDATE rankings SET withdrawn = 1 WHERE position = ?", (positions[place],))
+        for verdict in plan.verdicts:
+            self._insert(database, verdict)
+        for skip in plan.skips:
+            database.execute("INSERT INTO skips VALUES (?, ?)", (skip.annotator, skip.prompt_id))
 
     def _latest(self, database: sqlite3.Connection) -> list[Ranking]:
         rows = database.execute(
@@ -205,3 +274,8 @@ class AnnotationStore:
             " WHERE NOT withdrawn GROUP BY annotator, prompt_id) ORDER BY position"
         )
         return [Ranking.model_validate_json(record) for (record,) in rows]
+
+
+def _shuffled(item: Item, annotator: str) -> Item:
+    order = random.Random(f"{annotator}\n{item.prompt.id}").sample(item.answers, len(item.answers))
+    return Item(prompt=item.prompt, answers=tuple(order))

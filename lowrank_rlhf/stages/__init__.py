@@ -38,6 +38,10 @@ class Stage:
 _SAMPLING = ("sample.max_new_tokens", "sample.temperature")
 _JUDGE = ("rank.source", "rank.judge")
 _MODEL = ("seed", "model", "lora", "data")
+PACE = frozenset(
+    f"rank.endpoint.{name}" for name in ("requests_per_minute", "timeout_seconds", "max_attempts", "api_key_variable")
+)
+"""Settings that change how results are fetched and not the results: they may change in the middle of a stage."""
 
 STAGES = (
     Stage("sft", "fine-tune on demonstrations", (*_MODEL, "sft"), (), ("adapters/sft",)),
@@ -66,7 +70,7 @@ STAGES = (
     Stage(
         "evaluate",
         "compare SFT and policy on held-out prompts",
-        (*_MODEL, *_SAMPLING, *_JUDGE, "ppo", "evaluate"),
+        (*_MODEL, *_SAMPLING, *_JUDGE, "rank.endpoint", "ppo", "evaluate"),
         ("adapters/sft", "adapters/reward", "adapters/policy"),
         ("eval.jsonl", "report.html", "report.md"),
     ),

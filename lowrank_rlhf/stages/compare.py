@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,34 +14,39 @@ from lowrank_rlhf.maths.statistics import win_rate
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_logprobs
 from lowrank_rlhf.ppo.rollout import RewardScale, reward_scores, shape_scores
-from lowrank_rlhf.ranking.judges import Judge, load_judge
+from lowrank_rlhf.ranking.judges import Judge
 from lowrank_rlhf.records import Prompt, Sample
 from lowrank_rlhf.stages.answers import answer, encode_prompts
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.judging import judge_all, open_judge
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Held-out prompts, SFT's answers to them, and their judge."""
+    """Held-out prompts, SFT's answers to them, and the judge to follow PPO with."""
 
     prompts: Sequence[Prompt]
     scale: RewardScale
-    judge: Judge | None
-    """None where no program ranked the answers: then the reward model is the only one to ask."""
     sft: list[Sample]
+    judge: Judge | None
+    """None where the reward model is the only one to ask: no program ranked the answers, or it costs requests."""
     sft_judged: list[float]
 
     @classmethod
-    def against_sft(cls, context: Context, most: int | None, scale: RewardScale) -> "Contest":
-        """SFT's answers to the first held-out prompts, from a seed that the policy's answers share."""
+    def against_sft(
+        cls, context: Context, most: int | None, scale: RewardScale, judge: Judge | None = None
+    ) -> "Contest":
+        """SFT's answers to the first held-out prompts, from a seed that the policy's answers share.
+
+        A judge whose scores are not absolute is left out: nothing that PPO decides needs it, evaluate asks it once.
+        """
         prompts = context.prompts[1][:most]
-        config = context.config.rank
-        judge = load_judge(config.judge) if config.source == "judge" else None
+        follows = judge if judge and judge.absolute else None
         sft = _one_each(context, Role.REFERENCE, prompts)
-        return cls(prompts, scale, judge, sft, judged(judge, prompts, sft) if judge else [])
+        return cls(prompts, scale, sft, follows, _each_alone(follows, prompts, sft) if follows else [])
 
     def meet(self, context: Context) -> "Answers":
-        """The policy's answers to these prompts, and what reward model, reference and judge make of them."""
+        """The policy's answers to these prompts, and what reward model and reference make of them."""
         samples = _one_each(context, Role.POLICY, self.prompts)
         batch = _packed(context, self.prompts, samples)
         temperature = context.config.sample.temperature
@@ -50,7 +56,6 @@ class Contest:
             samples=samples,
             scores=reward_scores(context.roles, batch, self.scale),
             kl=masked_sum(k1(policy, reference), batch.response),
-            judged=judged(self.judge, self.prompts, samples) if self.judge else [],
         )
 
     def figures(self, context: Context) -> dict[str, float]:
@@ -64,8 +69,9 @@ class Contest:
             "objective": float((shaped - config.kl_coef * answers.kl).mean()),
         }
         if self.judge:
-            figures["judge"] = sum(answers.judged) / len(answers.judged)
-            figures["win_rate"] = win_rate(answers.judged, self.sft_judged)
+            judged = _each_alone(self.judge, self.prompts, answers.samples)
+            figures["judge"] = sum(judged) / len(judged)
+            figures["win_rate"] = win_rate(judged, self.sft_judged)
         return figures
 
 
@@ -78,12 +84,33 @@ class Answers:
     """(N,), the reward model's, 0 on average over SFT's answers."""
     kl: Tensor
     """(N,), nats of each answer: log policy - log SFT, summed over its tokens."""
-    judged: list[float]
 
 
-def judged(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> list[float]:
-    """The judge's score of one answer to each prompt."""
-    return [judge(prompt, [sample])[0] for prompt, sample in zip(prompts, answers, strict=True)]
+def ranking_judge(context: Context) -> Judge | None:
+    """The judge that ranked the answers; None where a data set or people did."""
+    config = context.config.rank
+    return open_judge(context, config.judge) if config.source == "judge" else None
+
+
+def verdicts(
+    context: Context, key: str, judge: Judge, prompts: Sequence[Prompt], sft: Sequence[Sample], policy: Sequence[Sample]
+) -> dict[str, list[Any]]:
+    """What a judge makes of the two answers to each prompt, as columns of eval.jsonl.
+
+    `{key}_sft` and `{key}_policy` hold scores; where these compare within one call only, `{key}_prefers` says `sft`,
+    `policy` or `tie` instead.
+    """
+    if judge.absolute:
+        return {f"{key}_sft": _each_alone(judge, prompts, sft), f"{key}_policy": _each_alone(judge, prompts, policy)}
+    groups = [(prompt, pair) for prompt, *pair in zip(prompts, sft, policy, strict=True)]
+    scores = judge_all(context, judge, "judge", groups)
+    prefers = ["tie" if ours == theirs else "policy" if ours > theirs else "sft" for theirs, ours in scores]
+    return {f"{key}_prefers": prefers}
+
+
+def _each_alone(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> list[float]:
+    """An absolute judge's score of one answer to each prompt."""
+    return [judge.score(prompt, [sample])[0] for prompt, sample in zip(prompts, answers, strict=True)]
 
 
 def scored(context: Context, prompts: Sequence[Prompt], answers: Sequence[Sample], scale: RewardScale) -> list[float]:

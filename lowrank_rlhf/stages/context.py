@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from lowrank_rlhf.artifacts import MetricLog, RunDir
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.prompts import load_prompts
+from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons, without_prompts
+from lowrank_rlhf.data.prompts import load_prompt_data
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.progress import Progress, StopRequest
 from lowrank_rlhf.records import Prompt
@@ -43,8 +44,28 @@ class Context:
 
     @cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt]]:
-        """Training prompts and held-out prompts, in seeded order."""
-        return load_prompts(self.config.data, self.config.seed)
+        """Training prompts and held-out prompts, in seeded order. Says what was read, unless it is a built-in set."""
+        data = load_prompt_data(self.config.data, self.config.seed)
+        if not self.config.data.prompts.startswith("builtin:"):
+            for note in data.notes:
+                self.progress.say(f"  {note}")
+        return data.training, data.held_out
+
+    @cached_property
+    def comparisons(self) -> ComparisonData:
+        """What `rank.dataset` holds, but for held-out prompts. Says what was read."""
+        rank = self.config.rank
+        data = load_comparisons(str(rank.dataset), rank.format, self.config.data.skip_bad_rows)
+        data = without_prompts(data, self.prompts[1])
+        for note in data.notes:
+            self.progress.say(f"  {note}")
+        return data
+
+    def read_data(self) -> None:
+        """Read what the config names, so that a mistake in it is told before anything takes time."""
+        _ = self.prompts
+        if self.config.rank.source == "dataset":
+            _ = self.comparisons
 
     def seed(self, *place: str | int) -> int:
         """A seed of its own for each random choice: `seed("ppo", step)`."""

@@ -1,22 +1,23 @@
 """The last stage: SFT against the policy on held-out prompts, and the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lowrank_rlhf.artifacts import read_json
 from lowrank_rlhf.files import append_line
-from lowrank_rlhf.maths.statistics import bootstrap_interval, mean_shift, wins
+from lowrank_rlhf.maths.statistics import Floats, bootstrap_interval, mean_shift, wins
 from lowrank_rlhf.maths.text import distinct_n, top_opener
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.ppo.rollout import RewardScale
-from lowrank_rlhf.ranking.judges import load_judge
+from lowrank_rlhf.ranking.judges import Judge
 from lowrank_rlhf.records import Sample
 from lowrank_rlhf.stages import STAGES
-from lowrank_rlhf.stages.compare import Answers, Contest, judged, scored
+from lowrank_rlhf.stages.compare import Answers, Contest, ranking_judge, scored, verdicts
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.judging import open_judge
 from lowrank_rlhf.stages.report import summary_message, write_report
 
 Rows = list[dict[str, Any]]
@@ -32,19 +33,29 @@ def run(context: Context) -> dict[str, Any]:
     scale = RewardScale(about["pooling"], about["score_mean"], about["score_std"])
     contest = Contest.against_sft(context, None, scale)
     policy = contest.meet(context)
-    rows = _rows(context, contest, policy)
+    judges = _judges(context)
+    rows = _rows(context, contest, policy, judges)
     eval_path = work / "eval.jsonl"
     eval_path.unlink(missing_ok=True)
     for row in rows:
         append_line(eval_path, row)
-    summary = _summary(context, contest, policy.samples, rows)
+    summary = _summary(context, contest, policy.samples, rows, judges)
     marks = {stage.name: context.run_dir.done(stage.name) for stage in STAGES}
     summaries = {name: mark["summary"] for name, mark in marks.items() if mark} | {"evaluate": summary}
     write_report(context.run_dir.path, summaries, rows, work)
     return {**summary, "message": summary_message(summaries, rows, context.run_dir.artifact("report.html"))}
 
 
-def _rows(context: Context, contest: Contest, policy: Answers) -> Rows:
+def _judges(context: Context) -> dict[str, Judge]:
+    """Those there are of `judge`, which ranked the answers, and `second`."""
+    first, name = ranking_judge(context), context.config.evaluate.second_judge
+    judges = {"judge": first} if first else {}
+    if name:  # the same endpoint twice is one judge, so that its verdicts are asked for once
+        judges["second"] = first if first and name == context.config.rank.judge else open_judge(context, name)
+    return judges
+
+
+def _rows(context: Context, contest: Contest, policy: Answers, judges: Mapping[str, Judge]) -> Rows:
     prompts = contest.prompts
     columns: dict[str, Sequence[Any]] = {
         "prompt_id": [prompt.id for prompt in prompts],
@@ -55,54 +66,47 @@ def _rows(context: Context, contest: Contest, policy: Answers) -> Rows:
         "score_policy": policy.scores.tolist(),
         "kl": policy.kl.tolist(),
     }
-    if contest.judge:
-        columns |= {"judge_sft": contest.sft_judged, "judge_policy": policy.judged}
-    if name := context.config.evaluate.second_judge:
-        second = load_judge(name)
-        columns |= {
-            "second_sft": judged(second, prompts, contest.sft),
-            "second_policy": judged(second, prompts, policy.samples),
-        }
+    for key, judge in judges.items():
+        columns |= verdicts(context, key, judge, prompts, contest.sft, policy.samples)
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _summary(context: Context, contest: Contest, policy: Sequence[Sample], rows: Rows) -> dict[str, Any]:
+def _summary(
+    context: Context, contest: Contest, policy: Sequence[Sample], rows: Rows, judges: Mapping[str, Judge]
+) -> dict[str, Any]:
     """The table of figures, and the win rate by the judge (by the reward model where there is no judge)."""
     config = context.config
-    decides = "judge" if contest.judge else "score"
-    ours, theirs = _column(rows, f"{decides}_policy"), _column(rows, f"{decides}_sft")
-    won = wins(ours, theirs)
+    names = {key: judge.name for key, judge in judges.items()}
+    decides = "judge" if "judge" in names else "score"
+    won = _won(rows, decides)
     samples, seed = config.evaluate.bootstrap_samples, context.seed("bootstrap")
     kl = _column(rows, "kl")
     return {
         "prompts": len(rows),
-        "judge": config.rank.judge if contest.judge else None,
-        "second_judge": config.evaluate.second_judge,
+        "judge": names.get("judge"),
+        "second_judge": names.get("second"),
         "win_rate": float(won.mean()),
         "win_rate_interval": bootstrap_interval(won, samples, seed),
-        "mean_shift": mean_shift(ours, theirs),
+        "mean_shift": mean_shift(*_sides(rows, decides)) if f"{decides}_policy" in rows[0] else None,
         "kl_per_answer": float(np.mean(kl)),
         "kl_mean_interval": bootstrap_interval(kl, samples, seed),
-        "table": _table(config.rank.judge, config.evaluate.second_judge, contest.sft, policy, rows),
+        "table": _table(names, contest.sft, policy, rows),
     }
 
 
-def _table(judge: str, second: str | None, sft: Sequence[Sample], policy: Sequence[Sample], rows: Rows) -> Rows:
+def _table(judges: Mapping[str, str], sft: Sequence[Sample], policy: Sequence[Sample], rows: Rows) -> Rows:
     table = []
 
     def add(figure: str, of_sft: float, of_policy: float, note: str = "") -> None:
         table.append({"figure": figure, "sft": of_sft, "policy": of_policy, "note": note})
 
-    for key, name in (
-        ("judge", f"{judge}: mean score"),
-        ("second", f"{second}: mean score"),
-        ("score", "reward model: mean score"),
-    ):
-        if f"{key}_sft" in rows[0]:
-            add(name, float(np.mean(_column(rows, f"{key}_sft"))), float(np.mean(_column(rows, f"{key}_policy"))))
-    if "second_sft" in rows[0]:
-        share = float(wins(_column(rows, "second_policy"), _column(rows, "second_sft")).mean())
-        add(f"{second}: win rate", 1 - share, share, "a judge that nothing was tuned on")
+    for key, name in {**judges, "score": "reward model"}.items():
+        if f"{key}_policy" in rows[0]:
+            ours, theirs = _sides(rows, key)
+            add(f"{name}: mean score", float(np.mean(theirs)), float(np.mean(ours)))
+    if "second" in judges:
+        share = float(_won(rows, "second").mean())
+        add(f"{judges['second']}: win rate", 1 - share, share, "a judge that nothing was tuned on")
     texts = [[sample.text for sample in answers] for answers in (sft, policy)]
     lengths = [float(np.mean([len(sample.tokens or ()) for sample in answers])) for answers in (sft, policy)]
     ended = [float(np.mean([sample.finished for sample in answers])) for answers in (sft, policy)]
@@ -112,6 +116,18 @@ def _table(judge: str, second: str | None, sft: Sequence[Sample], policy: Sequen
     add("distinct-2", distinct_n(texts[0], 2), distinct_n(texts[1], 2), "distinct word pairs / word pairs")
     add("commonest opener's share", openers[0][1], openers[1][1], f"“{openers[0][0]}” / “{openers[1][0]}”")
     return table
+
+
+def _won(rows: Rows, key: str) -> Floats:
+    """(N,): 1 where that judge prefers the policy's answer, 0 where SFT's, 0.5 where they tie."""
+    if f"{key}_prefers" in rows[0]:
+        return np.array([{"policy": 1.0, "tie": 0.5, "sft": 0.0}[row[f"{key}_prefers"]] for row in rows])
+    return wins(*_sides(rows, key))
+
+
+def _sides(rows: Rows, key: str) -> tuple[list[float], list[float]]:
+    """A judge's scores of the policy's answers, and of SFT's."""
+    return _column(rows, f"{key}_policy"), _column(rows, f"{key}_sft")
 
 
 def _column(rows: Rows, name: str) -> list[float]:

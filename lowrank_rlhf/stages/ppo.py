@@ -23,7 +23,7 @@ from lowrank_rlhf.ppo.update import Optimizers, update
 from lowrank_rlhf.records import Sample, Score, read_jsonl
 from lowrank_rlhf.stages.answers import encode_prompts
 from lowrank_rlhf.stages.claims import base_unchanged, claim
-from lowrank_rlhf.stages.compare import Contest
+from lowrank_rlhf.stages.compare import Contest, ranking_judge
 from lowrank_rlhf.stages.context import Context
 
 MOST_RATIO_ERROR = 1e-3
@@ -46,7 +46,7 @@ def run(context: Context) -> dict[str, Any]:
     config, roles, work = context.config.ppo, context.roles, context.work("ppo")
     before = context.base.checksum()
     scale = _load_roles(context)
-    contest = Contest.against_sft(context, config.evaluate_prompts, scale)
+    contest = Contest.against_sft(context, config.evaluate_prompts, scale, ranking_judge(context))
     optimizers, state = _resume(context, work)
     prompts, baselines = _prompts(context, scale)
     order = _prompt_order(context, len(prompts))

@@ -1,17 +1,16 @@
 """Stage 2b: rankings of the answers from a judge, a data set or people, and the comparisons that follow from them."""
 
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
-from lowrank_rlhf.data.comparisons import load_comparisons
 from lowrank_rlhf.errors import UserError, WaitingForPeople
 from lowrank_rlhf.ranking.agreement import krippendorff_alpha, length_bias
 from lowrank_rlhf.ranking.expand import compare, ranking_from_scores
-from lowrank_rlhf.ranking.judges import load_judge
+from lowrank_rlhf.ranking.judges import Judge
 from lowrank_rlhf.ranking.store import AnnotationStore
 from lowrank_rlhf.records import Prompt, Ranking, Sample, read_jsonl, write_jsonl
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.judging import judge_all, open_judge
 
 STORE = "annotations.sqlite"
 
@@ -19,17 +18,19 @@ STORE = "annotations.sqlite"
 def run(context: Context) -> dict[str, Any]:
     """Make `prompts.jsonl`, `answers.jsonl`, `rankings.jsonl` and `comparisons.jsonl`."""
     config = context.config.rank
+    judge = open_judge(context, config.judge) if config.source == "judge" else None
     if config.source == "dataset":
-        data = load_comparisons(Path(str(config.dataset)))
-        for note in data.notes:
-            context.progress.say(f"  {note}")
+        data = context.comparisons
         prompts, answers, rankings = list(data.prompts), list(data.answers), list(data.rankings)
     else:
         answers = list(read_jsonl(context.run_dir.artifact("samples.jsonl"), Sample))
         asked = {sample.prompt_id for sample in answers}
         prompts = [prompt for prompt in context.prompts[0] if prompt.id in asked]
-        rank = _rank_by_judge if config.source == "judge" else _rankings_of_people
-        rankings = rank(context, prompts, answers)
+        rankings = (
+            _rank_by_judge(context, judge, prompts, answers)
+            if judge
+            else _rankings_of_people(context, prompts, answers)
+        )
     comparisons = [comparison for ranking in rankings for comparison in compare(ranking)]
     if not comparisons:
         raise UserError("no answer was preferred to another: nothing for the reward model to learn from")
@@ -44,24 +45,21 @@ def run(context: Context) -> dict[str, Any]:
         "comparisons": len(comparisons),
         "longer_preferred": length_bias(rankings, answers),
         "krippendorff_alpha": krippendorff_alpha(rankings),
+        **({"judge": summary} if judge and (summary := judge.summary()) else {}),
     }
 
 
-def _rank_by_judge(context: Context, prompts: list[Prompt], answers: list[Sample]) -> list[Ranking]:
-    config = context.config.rank
-    judge = load_judge(config.judge)
+def _rank_by_judge(context: Context, judge: Judge, prompts: list[Prompt], answers: list[Sample]) -> list[Ranking]:
     by_prompt = defaultdict(list)
     for sample in answers:
         by_prompt[sample.prompt_id].append(sample)
+    scores = judge_all(context, judge, "rank", [(prompt, by_prompt[prompt.id]) for prompt in prompts])
+    margin = context.config.rank.tie_margin
     rankings = []
-    with context.progress.track("rank", len(prompts), "prompts") as bar:
-        for prompt in prompts:
-            group = by_prompt[prompt.id]
-            shown = [sample.id for sample in group]
-            scores = judge(prompt, group)
-            rankings.append(ranking_from_scores(prompt.id, group, scores, config.judge, config.tie_margin, shown))
-            bar.advance(1)
-            context.stop.check("everything before this stage is saved")
+    for prompt, own in zip(prompts, scores, strict=True):
+        group = by_prompt[prompt.id]
+        shown = [sample.id for sample in group]
+        rankings.append(ranking_from_scores(prompt.id, group, own, judge.name, margin, shown))
     return rankings
 
 
@@ -72,6 +70,7 @@ def _rankings_of_people(context: Context, prompts: list[Prompt], answers: list[S
     if store.count() < enough:
         raise WaitingForPeople(
             f"Waiting for people: {store.count()} of {enough} prompts are ranked in {context.run_dir.path / STORE}. "
-            "Import rankings there, then give the same command again to go on."
+            f"Rank with `python -m lowrank_rlhf label {context.run_dir.path}`, or import rankings "
+            "(docs/annotations.md); then give the same command again to go on."
         )
     return store.rankings()

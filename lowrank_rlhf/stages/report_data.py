@@ -5,8 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lowrank_rlhf.ranking.judges import ENDPOINT
+
 Metrics = Sequence[Mapping[str, Any]]
 Summaries = Mapping[str, Mapping[str, Any]]
+
+ENDPOINT_PREFIX = f"{ENDPOINT}:"
+"""Of a judge's name, before the language model's."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,9 @@ def number_interval(interval: Sequence[float | None] | None) -> str:
 
 
 def judge_in_words(name: str | None) -> str:
-    """A judge's name in a sentence. That the built-in annotator is simulated is never left out."""
+    """A judge's name in a sentence. That it is a simulation or a language model is never left out."""
     if name is None:
         return "the reward model"
+    if name.startswith(ENDPOINT_PREFIX):
+        return f"the language model “{name.removeprefix(ENDPOINT_PREFIX)}”"
     return "the simulated annotator" if name == "simulated-annotator" else f"the judge “{name}”"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lowrank_rlhf.stages.report_data import (
+    ENDPOINT_PREFIX,
     Summaries,
     Table,
     judge_in_words,
@@ -50,7 +51,13 @@ def headline(summaries: Summaries) -> str:
 
 def caveat(summaries: Summaries) -> str:
     """What the headline does not say, or nothing."""
-    if summaries.get("evaluate", {}).get("judge") != "simulated-annotator":
+    judge = str(summaries.get("evaluate", {}).get("judge"))
+    if judge.startswith(ENDPOINT_PREFIX):
+        return (
+            "A language model judged the answers, each pair in both orders, not people. It may favour long answers, "
+            "and those that sound like its own."
+        )
+    if judge != "simulated-annotator":
         return ""
     return (
         "The simulated annotator is a program with fixed rules, not a person. The figures show how well the training "
@@ -145,8 +152,11 @@ def details(summaries: Summaries) -> list[Table]:
 
 
 def scores(row: Mapping[str, Any], side: str) -> str:
-    """The scores of one side's answer (`sft` or `policy`) in words, those that there are."""
-    names = {"judge": "judge", "second": "second judge", "score": "reward model"}
-    return " · ".join(
-        f"{name} {number(row[f'{key}_{side}'])}" for key, name in names.items() if row.get(f"{key}_{side}") is not None
-    )
+    """The scores of one side's answer (`sft` or `policy`) in words, those that there are, and who prefers it."""
+    parts = []
+    for key, name in {"judge": "judge", "second": "second judge", "score": "reward model"}.items():
+        if row.get(f"{key}_{side}") is not None:
+            parts.append(f"{name} {number(row[f'{key}_{side}'])}")
+        elif row.get(f"{key}_prefers") in (side, "tie"):
+            parts.append(f"{name}: {'tie' if row[f'{key}_prefers'] == 'tie' else 'preferred'}")
+    return " · ".join(parts)

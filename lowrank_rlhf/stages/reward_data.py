@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,14 +41,34 @@ class Group:
 def read_groups(context: Context) -> list[Group]:
     """The run's comparisons, prompt by prompt. Says how many answers were too long and were cut."""
     path = context.run_dir.artifact
-    answers = {sample.id: sample for sample in read_jsonl(path("answers.jsonl"), Sample)}
+    groups, note = make_groups(
+        context,
+        read_jsonl(path("prompts.jsonl"), Prompt),
+        read_jsonl(path("answers.jsonl"), Sample),
+        read_jsonl(path("comparisons.jsonl"), Comparison),
+        read_jsonl(path("rankings.jsonl"), Ranking),
+    )
+    if note:
+        context.progress.say(f"  {note}")
+    return groups
+
+
+def make_groups(
+    context: Context,
+    prompts: Iterable[Prompt],
+    samples: Iterable[Sample],
+    pairs: Iterable[Comparison],
+    orders: Iterable[Ranking],
+) -> tuple[list[Group], str | None]:
+    """Comparisons prompt by prompt, as many as `model.max_length` has room for, and a note if some were too long."""
+    answers = {sample.id: sample for sample in samples}
     comparisons, rankings = defaultdict(list), defaultdict(list)
-    for comparison in read_jsonl(path("comparisons.jsonl"), Comparison):
+    for comparison in pairs:
         comparisons[comparison.prompt_id].append(comparison)
-    for ranking in read_jsonl(path("rankings.jsonl"), Ranking):
+    for ranking in orders:
         rankings[ranking.prompt_id].append(ranking)
     groups, dropped, cut = [], 0, 0
-    for prompt in read_jsonl(path("prompts.jsonl"), Prompt):
+    for prompt in prompts:
         if not comparisons[prompt.id]:
             continue
         tokens = context.base.encode_prompt(prompt)
@@ -59,10 +79,9 @@ def read_groups(context: Context) -> list[Group]:
         group = _group(context, prompt.id, tokens, answers, comparisons[prompt.id], rankings[prompt.id])
         cut += sum(len(answer) > room for answer in group.answers)
         groups.append(_cut(group, room))
-    if dropped or cut:
-        limit = f"model.max_length {context.config.model.max_length}"
-        context.progress.say(f"  {limit}: {dropped} prompts too long and left out, {cut} answers cut")
-    return groups
+    limit = f"model.max_length {context.config.model.max_length}"
+    note = f"{limit}: {dropped} prompts too long and left out, {cut} answers cut"
+    return groups, note if dropped or cut else None
 
 
 def _group(

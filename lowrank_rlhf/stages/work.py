@@ -1,58 +1,128 @@
-"""How much work each stage is, so that the time a run still takes can be told from the stages it has done.
+"""How much a stage has to compute, so that its time can be told before it runs.
 
-The unit is one answer with its prompt read once through the base. The weights were measured on a CPU (docs/log.md,
-2026-11-23); they hold to a factor of about two, and only their ratios count.
+The unit is one floating-point operation of a forward pass over many tokens. Training and decoding cost more for each of
+theirs; by how much was measured once (docs/planning.md) and holds to a factor of about two.
 """
 
-from lowrank_rlhf.data.prompts import load_demonstrations
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowrank_rlhf.artifacts import RunDir
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.comparisons import load_comparisons
+from lowrank_rlhf.data.prompts import load_demonstrations, load_prompts
+from lowrank_rlhf.models.shape import Shape
 from lowrank_rlhf.records import Prompt
-from lowrank_rlhf.stages.context import Context
 
-TRAINED = 3.0
-"""Forward, backward and what the adapters add."""
-SAMPLED = 2.0
-READ_BY_PPO = 4.0
-"""As policy, reference, reward model and critic."""
+TRAINING = 3.0
+"""Time of an operation of a forward and backward, in those of a forward alone."""
+DECODING = 3.0
+"""The same for an operation of sampling, one token of each row at a time."""
+_BYTES_PER_TOKEN = 4.0
+_TEMPLATE_TOKENS = 5.0
+_ANSWER_SHARE = 0.6  # of sample.max_new_tokens, where no demonstration shows how long answers are
 
 
-def work(stage: str, context: Context) -> float:
-    """The stage's work in answers read; 0 for one that runs no model."""
-    config = context.config
-    training, held_out = context.prompts
+@dataclass(frozen=True)
+class Amounts:
+    """Counts and mean lengths of what a run reads and writes; tokens are told from bytes, to a fifth or so."""
+
+    training: int
+    held_out: int
+    demonstrations: int
+    """Demonstrations that SFT trains on."""
+    answers: int
+    """Answers to rank: those there are, or those there will be."""
+    prompt_tokens: float
+    longest_prompt: float
+    answer_tokens: float
+
+    @property
+    def tokens(self) -> float:
+        """Of a prompt with its answer."""
+        return self.prompt_tokens + self.answer_tokens
+
+
+def amounts(config: Config, run_dir: RunDir) -> Amounts:
+    """Count what the config's data and the run's folder hold. Raises `UserError` where the data is bad."""
+    training, held_out = load_prompts(config.data, config.seed)
+    shown = load_demonstrations(config.data, config.seed)
+    most, room = float(config.sample.max_new_tokens), config.model.max_length - config.sample.max_new_tokens
+    lengths = [_tokens([message.content for message in prompt.messages]) for prompt in training]
+    answer = _mean([_tokens([row.response]) for row in shown], _ANSWER_SHARE * most)
+    return Amounts(
+        training=len(training),
+        held_out=len(held_out),
+        demonstrations=len(shown[: config.sft.examples]) if config.sft.source == "train" else 0,
+        answers=_answers(config, run_dir, training),
+        prompt_tokens=min(room, _mean(lengths, 0)),
+        longest_prompt=min(room, max(lengths)),
+        answer_tokens=min(most, answer),
+    )
+
+
+def work(stage: str, config: Config, counts: Amounts, shape: Shape) -> float:
+    """The stage's work in operations of a forward pass; 0 for one that runs no model."""
+    below, heads = shape.first_adapted(config.lora), config.reward.layers or shape.layers
+    vocabulary = 2 * shape.vocabulary * shape.hidden
+
+    def forward(first: int, last: int, projected: float = 0.0) -> float:
+        """One prompt with its answer through some of the layers, `projected` of its tokens on to the vocabulary."""
+        return counts.tokens * 2 * (last - first) * shape.per_layer + projected * vocabulary
+
+    def trained(first: int, last: int, projected: float = 0.0) -> float:
+        """Forward from `first`, and backward as far as there are adapters; the frozen base has no weight gradients."""
+        return TRAINING * (forward(first, last, projected) + forward(max(first, below), last, projected))
+
+    # The prompt is read once for all its answers; small beside the decoding, it is counted for each.
+    sampled = forward(0, shape.layers) * counts.prompt_tokens / counts.tokens + DECODING * counts.answer_tokens * (
+        2 * shape.linear_weights + vocabulary
+    )
+    answer = counts.answer_tokens
+    # The layers below the adapters run once for all four roles (decision 0006).
+    met = sampled + forward(0, below) + 2 * forward(below, shape.layers, answer) + 2 * forward(below, heads)
     if stage == "sft":
-        if config.sft.source != "train":
-            return 0.0
-        return len(load_demonstrations(config.data, config.seed)[: config.sft.examples]) * config.sft.epochs * TRAINED
+        return counts.demonstrations * config.sft.epochs * trained(0, shape.layers, counts.tokens)
     if stage == "sample":
-        return SAMPLED * _answers(context, training)
+        return counts.answers * sampled
     if stage == "reward":
-        return _answers(context, training) * (1 + config.reward.epochs * TRAINED)
+        return counts.answers * (forward(0, heads) + config.reward.epochs * trained(0, heads))
     if stage == "ppo":
         ppo = config.ppo
-        learnt = ppo.steps * ppo.batch_size * (SAMPLED + READ_BY_PPO + 2 * TRAINED * ppo.epochs)
-        evaluations = 1 + ppo.steps // ppo.evaluate_every
-        return learnt + evaluations * min(ppo.evaluate_prompts, len(held_out)) * (SAMPLED + READ_BY_PPO)
+        learnt = ppo.epochs * (trained(below, shape.layers, answer) + trained(below, heads))
+        evaluated = (1 + ppo.steps // ppo.evaluate_every) * min(ppo.evaluate_prompts, counts.held_out)
+        return ppo.steps * ppo.batch_size * (met + learnt) + evaluated * met
     if stage == "evaluate":
-        return len(held_out) * (2 * SAMPLED + READ_BY_PPO)
+        return counts.held_out * (met + sampled)
     return 0.0
 
 
-def _answers(context: Context, training: list[Prompt]) -> int:
-    """Answers to rank: those there are, or those there will be."""
-    path = context.run_dir.artifact("answers.jsonl")
-    if path.exists():
-        with path.open(encoding="utf-8") as lines:
-            return sum(1 for _ in lines)
-    return len(training[: context.config.sample.prompts]) * context.config.sample.answers_per_prompt
-
-
-def seconds_to_go(done: dict[str, float], left: list[str], context: Context) -> float | None:
-    """Seconds that the stages in `left` will take, from those that the stages in `done` took.
+def seconds_to_go(done: dict[str, float], amount: dict[str, float]) -> float | None:
+    """Seconds that the stages not in `done` will take, from those that the others took and the work of each.
 
     None at the beginning, when there is no pace yet, and at the end, when no model has to run any more.
     """
-    finished = {name: amount for name in done if (amount := work(name, context))}
-    remaining = sum(work(name, context) for name in left)
+    finished = {name: seconds for name, seconds in done.items() if amount.get(name)}
+    remaining = sum(units for name, units in amount.items() if name not in done)
     if not finished or not remaining:
         return None
-    return remaining * sum(done[name] for name in finished) / sum(finished.values())
+    return remaining * sum(finished.values()) / sum(amount[name] for name in finished)
+
+
+def _answers(config: Config, run_dir: RunDir, training: Sequence[Prompt]) -> int:
+    path = run_dir.artifact("answers.jsonl")
+    if path.exists():
+        with path.open(encoding="utf-8") as lines:
+            return sum(1 for _ in lines)
+    if config.rank.dataset is not None:
+        return len(load_comparisons(Path(config.rank.dataset)).answers)
+    return len(training[: config.sample.prompts]) * config.sample.answers_per_prompt
+
+
+def _tokens(texts: Sequence[str]) -> float:
+    return sum(len(text.encode()) / _BYTES_PER_TOKEN + _TEMPLATE_TOKENS for text in texts)
+
+
+def _mean(values: Sequence[float], otherwise: float) -> float:
+    return sum(values) / len(values) if values else otherwise

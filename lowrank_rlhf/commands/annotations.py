@@ -1,0 +1,207 @@
+"""`annotations`: people's rankings as files, and where a run keeps them."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowrank_rlhf.artifacts import RunDir
+from lowrank_rlhf.commands.common import RunArgument, RunsOption, echo, run_folder
+from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.files import write_atomic
+from lowrank_rlhf.ranking.exchange import comparisons_to_jsonl, read_lines, to_jsonl
+from lowrank_rlhf.ranking.merging import Merge
+from lowrank_rlhf.ranking.store import AnnotationStore
+
+STORE = "annotations.sqlite"
+COMMAND = "python -m lowrank_rlhf"
+
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with answers to rank: a run's, or one that holds nothing else (`minimum` is None there)."""
+
+    folder: Path
+    store: AnnotationStore
+    minimum: int | None
+    ranked_already: bool
+    """The run has made its comparisons; new rankings count when that stage is made again."""
+
+    @property
+    def needed(self) -> int:
+        """Prompts that must be ranked, by anyone, before the run can go on; without a run there are none."""
+        return 0 if self.minimum is None else min(self.minimum, self.store.standing("").prompts)
+
+    @property
+    def next_command(self) -> str:
+        """What to do when enough prompts are ranked: go on with the run, or take the rankings back to it."""
+        if self.minimum is None:
+            return f"{COMMAND} annotations export {shlex.quote(str(self.folder))} FILE"
+        return f"{run_command(self.folder)}{' --redo rank' if self.ranked_already else ''}"
+
+    @property
+    def enough(self) -> bool:
+        """True if the run can go on."""
+        return self.store.count() >= self.needed
+
+    def summary(self) -> str:
+        """How many prompts are ranked, and what comes next."""
+        count = self.store.count()
+        if not self.enough:
+            return f"{count} of {_count(self.needed, 'prompt')} ranked, {self.needed - count} more to go."
+        if self.minimum is None:
+            return f"{_count(count, 'prompt')} ranked. To take them to where they came from:\n  {self.next_command}"
+        return f"{_count(count, 'prompt')} ranked, enough to go on ({self.needed} needed):\n  {self.next_command}"
+
+
+def run_command(folder: Path) -> str:
+    """The command that goes on with a run."""
+    words = ["run", str(folder / "config.yaml")]
+    if folder.parent != Path("runs"):
+        words += ["--runs", str(folder.parent)]
+    return f"{COMMAND} {shlex.join(words)}"
+
+
+def find_place(run: str, runs: Path) -> Place:
+    """Where the run of that name, or that folder, keeps its answers to rank. Raises `UserError` if it has none yet."""
+    known = [
+        path for path in (runs / run, Path(run)) if any((path / name).is_file() for name in ("config.yaml", STORE))
+    ]
+    folder = known[0] if known else run_folder(run, runs)
+    if not (folder / "config.yaml").is_file():
+        return Place(folder, AnnotationStore(folder / STORE), None, False)
+    config = load_config(folder / "config.yaml")
+    if config.rank.source != "human":
+        raise UserError(f"{folder}: rank.source is {config.rank.source}; a run with rank.source=human asks people")
+    if not (folder / STORE).is_file():
+        raise UserError(
+            f"{folder}: there are no answers to rank yet. This makes them, and stops with exit code 5 when they wait:\n"
+            f"  {run_command(folder)}"
+        )
+    done = RunDir(folder).done("rank") is not None
+    return Place(folder, AnnotationStore(folder / STORE), config.rank.minimum_rankings, done)
+
+
+@app.callback()
+def annotations() -> None:
+    """Take people's rankings to another program or machine, and back.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf annotations export people people.jsonl
+      python -m lowrank_rlhf annotations import people people.jsonl
+    """
+
+
+@app.command("export")
+def export(
+    run: RunArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The JSONL file to write.")],
+    runs: RunsOption = Path("runs"),
+    comparisons: Annotated[
+        bool, typer.Option("--comparisons", help="One row per comparison, with its texts, as `rank.dataset` takes it.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Write all prompts, answers, rankings and skips of a run to one file.
+
+    The file is all that `annotations import` needs, here or on another machine. docs/annotations.md explains its rows.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf annotations export people people.jsonl
+      python -m lowrank_rlhf annotations export people pairs.jsonl --comparisons
+    """
+    contents = find_place(run, runs).store.contents()
+    text = comparisons_to_jsonl(contents) if comparisons else to_jsonl(contents)
+    if comparisons and not text:
+        raise UserError(f"{run}: nobody has preferred an answer to another yet: there are no comparisons to export")
+    if file.exists() and not force:
+        raise UserError(f"{file} exists already; name another file, or replace it with --force")
+    try:
+        write_atomic(file, text)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written: {error.strerror}") from None
+    current = contents.current()
+    withdrawn = sum(verdict.withdrawn for verdict in contents.verdicts)
+    replaced = len(contents.verdicts) - withdrawn - len(current)
+    people = len({ranking.annotator for ranking in current})
+    if comparisons:
+        echo(f"wrote {file}: {_count(text.count(chr(10)), 'comparison')} from {_count(len(current), 'ranking')}")
+        return
+    echo(
+        f"wrote {file}: {_count(len(contents.prompts), 'prompt')}, {_count(len(contents.answers), 'answer')}, "
+        f"{_count(len(current), 'ranking')} by {_count(people, 'annotator')}, {_count(len(contents.skips), 'skip')}"
+    )
+    if replaced:
+        echo(f"also {_count(replaced, 'ranking')} that a later one of the same annotator replaced")
+    if withdrawn:
+        echo(f"also {_count(withdrawn, 'ranking')} taken back")
+
+
+@app.command("import")
+def import_(
+    run: RunArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An export, bare rankings, or exported comparisons.")],
+    runs: RunsOption = Path("runs"),
+    new: Annotated[
+        bool, typer.Option("--new", help="Make a folder of that name for labelling alone, without a run.")
+    ] = False,
+) -> None:
+    """Add rankings from a file: all of them, or none if a line is wrong.
+
+    What is here already is not added twice. A ranking from the file counts as later than one by the same annotator
+    that is here. With --new the file's prompts and answers come along, to be ranked on this machine.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf annotations import people from_anna.jsonl
+      python -m lowrank_rlhf annotations import for_anna people.jsonl --new
+    """
+    lines = read_lines(file)
+    place = _new_place(runs / run) if new else find_place(run, runs)
+    try:
+        plan = place.store.merge(lines, new_items=place.minimum is None)
+    except UserError:
+        if new:  # nothing is in it: the next try must find its name free
+            for leftover in place.folder.iterdir():
+                leftover.unlink()
+            place.folder.rmdir()
+        raise
+    for sentence in _report(plan):
+        echo(sentence)
+    echo(place.summary())
+
+
+def _new_place(folder: Path) -> Place:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{folder} exists already; import into it without --new, or choose another name") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
+    return Place(folder, AnnotationStore(folder / STORE), None, False)
+
+
+def _report(plan: Merge) -> list[str]:
+    new = sum(not verdict.withdrawn for verdict in plan.verdicts)
+    taken_back = len(plan.verdicts) - new + len(plan.withdrawn)
+    sentences = [f"{_count(new, 'ranking')} new, {plan.known} already here"]
+    if plan.prompts:
+        sentences.append(f"{_count(len(plan.prompts), 'prompt')} with {_count(len(plan.answers), 'answer')} new")
+    if plan.replaced:
+        sentences.append(f"{_count(plan.replaced, 'ranking')} here replaced by a later one of the same annotator")
+    if taken_back:
+        sentences.append(f"{_count(taken_back, 'ranking')} taken back, kept for the record")
+    if plan.skips:
+        sentences.append(f"{_count(len(plan.skips), 'skip')} new")
+    return sentences
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

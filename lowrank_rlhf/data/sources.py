@@ -1,0 +1,63 @@
+"""From what a person names to rows: a local file of any kind that is read here, or a data set of the hub."""
+
+import gzip
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from lowrank_rlhf.data.hub import SCHEME, hub_rows
+from lowrank_rlhf.data.jsonfile import json_rows
+from lowrank_rlhf.data.rows import BadRow, Row
+from lowrank_rlhf.data.tables import csv_rows, parquet_rows
+from lowrank_rlhf.errors import UserError
+
+Reader = Callable[[bytes, str], list[Row | BadRow]]
+
+READERS: dict[str, Reader] = {
+    ".jsonl": json_rows,
+    ".ndjson": json_rows,
+    ".json": json_rows,
+    ".csv": csv_rows,
+    ".parquet": parquet_rows,
+}
+
+
+def read_rows(source: str | Path) -> list[Row | BadRow]:
+    """All rows of a file (JSONL, a JSON list, CSV or Parquet, also with .gz) or of `hub:OWNER/NAME`.
+
+    Raises `UserError` where there is nothing to read, or where nothing after a mistake could be trusted.
+    """
+    if str(source).startswith(SCHEME):
+        return hub_rows(str(source))
+    path = Path(source)
+    content = _content(path)
+    kind = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
+    reader = READERS.get(kind.lower()) or _by_content(content)
+    if reader is None:
+        raise UserError(f"{path}: not known how to read this; name it {', '.join(READERS)}, or one of these with .gz")
+    if reader is not parquet_rows:
+        content = content.removeprefix(b"\xef\xbb\xbf")
+    return reader(content, str(path))
+
+
+def _by_content(content: bytes) -> Reader | None:
+    if content.startswith(b"PAR1"):
+        return parquet_rows
+    return json_rows if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[", b"") else None
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; relative paths start at {Path.cwd()}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: this is a folder; name a file in it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: the gzip file is damaged or cut short ({error})") from None

@@ -1,0 +1,189 @@
+"""Any LoRA adapter that PEFT saved for this base, whatever its rank and layers, in the place of a role."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.files import read_json
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.storage import CONFIG, WEIGHTS, read_tensors
+
+_PREFIX = "base_model.model."
+_HEAD = "score"
+_PICKLED = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
+_PLAIN_INIT = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Ways to begin that leave the base as it is; after PiSSA, OLoRA or LoftQ an adapter fits only a changed base."""
+_WITHOUT_EFFECT = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "fan_in_fan_out",
+    "inference_mode",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+}
+"""Settings that change nothing in what a saved adapter computes (dropout acts in training only)."""
+
+
+class _Saved(BaseModel):
+    """The part of `adapter_config.json` that decides what the weights do; `model_extra` holds the rest."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    peft_type: Literal["LORA"]
+    r: int = Field(ge=1)
+    lora_alpha: float
+    target_modules: str | list[str]
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+    use_rslora: bool = False
+
+
+def fill_role(roles: Roles, role: Role, folder: Path | None) -> None:
+    """Give the role the adapter in a PEFT folder; None is the bare base: a fresh adapter that changes nothing.
+
+    Rank, alpha and layers are the folder's own and may differ from the run's: the role's slot is made anew, the other
+    roles keep theirs. Raises `UserError`, with all roles as they were, where the adapter cannot serve on this base.
+    """
+    if folder is None:
+        roles.reset(role, torch.Generator().manual_seed(0))
+        return
+    shape = _shape(folder, role)
+    weights = read_tensors(_weights_file(folder))
+    _check(folder, _expected(roles, role, shape, folder), weights)
+    roles.make_anew(role, shape)
+    with torch.no_grad():
+        for name, parameter in roles.named_parameters(role).items():
+            parameter.copy_(weights[name])
+
+
+def trained_on(folder: Path) -> str | None:
+    """The base that the adapter's own config names, if it names one."""
+    name = _config(folder).get("base_model_name_or_path")
+    return name if isinstance(name, str) else None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The folder's `adapter_config.json`."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; an adapter is a folder that PEFT wrote")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: no {CONFIG} there; an adapter is a folder that PEFT wrote")
+    config = read_json(folder / CONFIG)
+    if config is None:
+        raise UserError(f"{folder / CONFIG}: not a JSON object")
+    return config
+
+
+def _weights_file(folder: Path) -> Path:
+    path = folder / WEIGHTS
+    if path.is_file():
+        return path
+    pickled = [name for name in _PICKLED if (folder / name).is_file()]
+    if pickled:
+        raise UserError(
+            f"{folder}: holds {pickled[0]}, a pickle, which can run code when it is read, and is never loaded here; "
+            f"save the adapter as {WEIGHTS} (PEFT: save_pretrained with safe_serialization=True)"
+        )
+    raise UserError(f"{folder}: no {WEIGHTS} there; an adapter is a folder that PEFT wrote, in safetensors")
+
+
+def _shape(folder: Path, role: Role) -> PeftLoraConfig:
+    """The adapter's shape, with nothing of the saved config that is not known to be safe and understood here."""
+    config = _config(folder)
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UserError(f"{folder}: a PEFT adapter of type {kind}; only LORA can take part here")
+    try:
+        saved = _Saved.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{folder / CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    odd = [key for key, value in (saved.model_extra or {}).items() if not _harmless(key, value, role)]
+    if odd:
+        shown = ", ".join(f"{key}: {config[key]!r}" for key in sorted(odd))
+        raise UserError(f"{folder / CONFIG}: {shown}: not supported; only plain LoRA can take part here")
+    fields = saved.model_dump(include=set(_Saved.model_fields) - {"peft_type"})
+    try:
+        return PeftLoraConfig(**fields, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None
+
+
+def _harmless(key: str, value: Any, role: Role) -> bool:
+    """False for a setting that would give the same weights another effect: DoRA, biases, retrained layers and so on."""
+    if key == "init_lora_weights":
+        return value in _PLAIN_INIT
+    if key == "bias":
+        return value == "none"
+    if key == "modules_to_save":
+        return not value or (role.has_head and value == [_HEAD])
+    return key in _WITHOUT_EFFECT or not value
+
+
+def _expected(roles: Roles, role: Role, shape: PeftLoraConfig, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that an adapter of that shape has on this base."""
+    expected: dict[str, tuple[int, ...]] = {}
+    ranks = shape.rank_pattern or {}
+    for name, layer in _targeted(roles.base.model, shape, folder):
+        number = re.search(r"\.layers\.(\d+)\.", name)
+        if not number or not isinstance(layer, nn.Linear):
+            raise UserError(
+                f"{folder / CONFIG}: target_modules: adapts {name}; "
+                "only linear layers inside the decoder's layers can have an adapter here"
+            )
+        if role.has_head and int(number[1]) >= roles.head_layers:
+            continue
+        rank = ranks.get(get_pattern_key(list(ranks), name), shape.r)
+        expected[f"{_PREFIX}{name}.lora_A.weight"] = (rank, layer.in_features)
+        expected[f"{_PREFIX}{name}.lora_B.weight"] = (layer.out_features, rank)
+    if not expected:
+        raise UserError(f"{folder / CONFIG}: target_modules: the base has no layer of that name; is it another model?")
+    if role.has_head:
+        expected[f"{_PREFIX}{_HEAD}.weight"] = (1, roles.base.model.config.get_text_config().hidden_size)
+    return expected
+
+
+def _targeted(model: nn.Module, shape: PeftLoraConfig, folder: Path) -> list[tuple[str, Any]]:
+    """The base's own layers, under their own names, that an adapter of that shape changes."""
+    try:
+        return [
+            (name, getattr(module, "base_layer", module))
+            for name, module in model.named_modules()
+            if ".base_layer" not in name and ".lora_" not in name and check_target_module_exists(shape, name)
+        ]
+    except re.error as error:
+        raise UserError(f"{folder / CONFIG}: target_modules: not a regular expression ({error})") from None
+
+
+def _check(folder: Path, expected: dict[str, tuple[int, ...]], weights: dict[str, Tensor]) -> None:
+    problems = [f"missing {name}" for name in sorted(expected.keys() - weights.keys())]
+    problems += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, not {expected[name]}"
+        for name in sorted(expected.keys() & weights.keys())
+        if tuple(weights[name].shape) != expected[name]
+    ]
+    if problems:
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise UserError(f"{folder}: does not fit this base model or its own {CONFIG}: {shown}")

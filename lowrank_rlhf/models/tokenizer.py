@@ -1,0 +1,120 @@
+"""A model's tokenizer and chat template without the model, and without torch: for commands that only look."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lowrank_rlhf.config.schema import ModelConfig
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.fetch import fetch_model, local_model
+from lowrank_rlhf.progress import Progress
+from lowrank_rlhf.records import Message
+
+_BATCH = 1_000
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@dataclass(frozen=True)
+class ChatTokenizer:
+    """Counts tokens and renders prompts just as `models.base.Base` does, from the files of a model's folder."""
+
+    name: str
+    folder: Path
+    chat_template: str | None
+    """Replaces the model's own."""
+    on_batch: Callable[[int], None] = lambda count: None  # noqa: ARG005
+    """Called with the number of texts that are done."""
+
+    @property
+    def unit(self) -> str:
+        """`tokens of SmolLM2`."""
+        return f"tokens of {self.name}"
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        path = self.folder / "tokenizer_config.json"
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        return dict(found)
+
+    @property
+    def end(self) -> str:
+        """The token that ends an answer, as text."""
+        token = self._config.get("eos_token") or ""
+        return str(token["content"] if isinstance(token, dict) else token)
+
+    @cached_property
+    def _template(self) -> str:
+        path = self.folder / "chat_template.jinja"
+        template = self.chat_template or (path.read_text("utf-8") if path.is_file() else None)
+        template = template or self._config.get("chat_template")
+        if isinstance(template, list):  # several, by name
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        if not isinstance(template, str):
+            raise UserError(f"{self.name} brings no chat template; name a config that has model.chat_template")
+        return template
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt as the model reads it, up to where the answer begins. Raises `UserError` as the template does."""
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        special = {key: self._config[key] for key in _SPECIAL if isinstance(self._config.get(key), str)}
+        conversation = [message.model_dump() for message in messages]
+        try:
+            rendered: Any = render_jinja_template(  # (texts, spans); its annotation says str
+                conversations=[conversation], chat_template=self._template, add_generation_prompt=True, **special
+            )
+        except TemplateError as error:
+            raise UserError(f"the chat template of {self.name} refuses a prompt: {error}") from None
+        return str(rendered[0][0])
+
+    def prompts(self, prompts: Sequence[Sequence[Message]]) -> list[int]:
+        """Tokens of each prompt."""
+        return self._counts([self.render(prompt) for prompt in prompts])
+
+    def answers(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each answer, the one that ends it included."""
+        return [count + 1 for count in self._counts(texts)]
+
+    def _counts(self, texts: Sequence[str]) -> list[int]:
+        counts: list[int] = []
+        for start in range(0, len(texts), _BATCH):
+            batch = self._tokenizer.encode_batch_fast(list(texts[start : start + _BATCH]), add_special_tokens=False)
+            counts += [len(encoding) for encoding in batch]
+            self.on_batch(len(batch))
+        return counts
+
+
+def load_tokenizer(config: ModelConfig, progress: Progress) -> ChatTokenizer:
+    """The tokenizer of a model, fetched if need be. Raises `UserError` where it has no `tokenizer.json`."""
+    local = local_model(config)
+    if local is None or not local.is_dir():
+        fetched = fetch_model(config, progress)
+        local = Path(fetched) if Path(fetched).is_dir() else _from_hub(config)
+    if not (local / "tokenizer.json").is_file():
+        local = _from_hub(config) if not Path(config.source).is_dir() else local
+    if not (local / "tokenizer.json").is_file():
+        raise UserError(f"{config.source}: no tokenizer.json in {local}; save the tokenizer there in the fast format")
+    name = config.source.rstrip("/").rpartition("/")[2].removesuffix(".gguf")
+    return ChatTokenizer(name, local, config.chat_template)
+
+
+def _from_hub(config: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(config.source, revision=config.revision, allow_patterns=["tokenizer*", "chat_template*"])
+        )
+    except (OSError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{config.source}: neither a folder here nor to be had from the hub ({first})") from None

@@ -1,0 +1,109 @@
+"""What this machine has free, and how fast it multiplies: looked up in a moment, without torch."""
+
+import os
+import platform
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+from lowrank_rlhf.config.schema import ModelConfig
+from lowrank_rlhf.models.precision import BFLOAT16_UNITS, cpu_flags
+from lowrank_rlhf.planner.memory import Device
+
+BFLOAT16_GAIN = 1.5
+"""How much faster a whole forward is in bfloat16, where the CPU multiplies it itself."""
+CUDA_OPERATIONS = 2e13
+"""Operations per second of a forward on a middling GPU; nothing is measured there."""
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device that a run would use. Memory in bytes."""
+
+    device: Device
+    free: int
+    total: int
+    operations: float
+    """Floating-point operations per second of a forward pass, roughly."""
+
+    @property
+    def number_format(self) -> str:
+        """Of the matrix products."""
+        return "bfloat16" if self.device.width == 2 else "float32"
+
+
+def look(config: ModelConfig) -> Machine:
+    """The GPU where the config allows it and torch can use it, else this computer's memory and processor."""
+    gpu = None if config.device == "cpu" else _gpu()
+    bfloat16 = config.compute_dtype == "bfloat16" or (
+        config.compute_dtype == "auto" and (gpu is not None or bool(cpu_flags() & BFLOAT16_UNITS))
+    )
+    device = Device(cuda=gpu is not None, width=2 if bfloat16 else 4)
+    if gpu:
+        return Machine(device, *gpu, CUDA_OPERATIONS)
+    return Machine(device, *_memory(), _float32_operations() * (BFLOAT16_GAIN if bfloat16 else 1))
+
+
+def same_machine(environment: dict[str, object]) -> bool:
+    """Whether a run's env.json was written here, as far as it can tell."""
+    return environment.get("platform") == platform.platform()
+
+
+def _memory() -> tuple[int, int]:
+    """Free and total, within the limit of a container where there is one."""
+    state = psutil.virtual_memory()
+    try:
+        limit = int((_CONTROL_GROUP / "memory.max").read_text())
+        used = int((_CONTROL_GROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no control groups of version 2, or no limit
+        return state.available, state.total
+    return min(state.available, max(0, limit - used)), min(state.total, limit)
+
+
+def _gpu() -> tuple[int, int] | None:
+    """Free and total memory of the first GPU; None without one, or with a PyTorch that cannot use it."""
+    program = shutil.which("nvidia-smi")
+    if program is None or _cpu_build():
+        return None
+    query = [program, "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        free, total = (int(part) * 2**20 for part in done.stdout.splitlines()[0].split(","))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+    return free, total
+
+
+def _cpu_build() -> bool:
+    try:
+        return version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return True
+
+
+def _float32_operations() -> float:
+    """Operations per second of all cores, from the best of many small matrix products on one.
+
+    Small enough that OpenBLAS takes one thread: two on busy cores wait for each other and would be timed waiting.
+    """
+    import numpy
+
+    left = right = numpy.ones((64, 64), numpy.float32)
+    product = numpy.empty_like(left)
+    best, until = float("inf"), time.perf_counter() + 0.05
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        numpy.matmul(left, right, out=product)
+        best = min(best, time.perf_counter() - start)
+    return 2 * 64**3 / best * _cores()
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

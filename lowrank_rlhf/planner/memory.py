@@ -1,0 +1,195 @@
+"""Peak memory of each stage as a sum of named terms, from the model's shape and the config alone.
+
+The formulas are those of FACTS 7 in docs/planning.md, the constants were measured there; so was how far off they are.
+"""
+
+from dataclasses import dataclass
+
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.models.shape import NF4_BITS, Shape
+from lowrank_rlhf.stages.work import Amounts
+
+LIBRARIES = 470 * 10**6
+"""Python with torch, transformers, peft and bitsandbytes, loaded and used once on a CPU."""
+TRAINER = 100 * 10**6
+"""What importing TRL and datasets adds."""
+CUDA_CONTEXT = 700 * 2**20
+GAPS = 0.2
+"""Idle memory between blocks in use, as a share of what passes: the heap is never packed perfectly."""
+GAPS_OF_PPO = 1.0
+"""The same where sampling and training take turns in one heap on a CPU: it grows over the first dozen of steps."""
+CHUNK = 256
+"""Tokens whose logits exist at once (models/logprobs.py)."""
+TRL_COLUMNS = 32_768
+"""Vocabulary entries whose logits TRL's loss holds at once, for all tokens of a pass."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of the memory, in bytes, and what it is."""
+
+    name: str
+    size: float
+    what: str
+
+
+Turns = dict[str, tuple[Term, ...]]
+"""What a stage does by turns, and the memory of each."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A stage's memory: what stays, and what passes by turns, of which only the largest turn counts."""
+
+    stage: str
+    stays: tuple[Term, ...]
+    turns: Turns
+    gaps: float = GAPS
+    mapped: float = 0.0
+    """Bytes of the weights file that stay mapped while there is room; the system takes them back when it needs to."""
+
+    @property
+    def largest(self) -> str:
+        """The turn that decides."""
+        return max(self.turns, key=lambda name: _total(self.turns[name]))
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the worst moment, without what the system can take back."""
+        return _total(self.stays) + (1 + self.gaps) * _total(self.turns[self.largest])
+
+    def terms(self) -> list[Term]:
+        """Those whose sum is the peak."""
+        turn = self.turns[self.largest]
+        return [
+            *self.stays,
+            *turn,
+            Term("gaps", self.gaps * _total(turn), f"{self.gaps:.0%} of what passes ({self.largest})"),
+        ]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where tensors live, and the bytes of a number in the compute format."""
+
+    cuda: bool
+    width: int
+
+
+def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Device) -> Need | None:
+    """The stage's memory; None for one that loads no model."""
+    turns = _turns(stage, config, shape, counts, device.width)
+    if not turns:
+        return None
+    trained = _trained(stage, config, shape)
+    roles = {"sft": 1, "sample": 2, "reward": 3}.get(stage, 4)
+    each = shape.adapter(config.lora)
+    stays = [
+        _runtime(device),
+        _base(config, shape, device.width),
+        Term("adapters", 4 * roles * each, f"{roles} x {each:,} weights, 4 bytes each"),
+    ]
+    if trained:
+        stays.append(Term("optimiser", 12 * trained, f"gradient and Adam of {trained:,} weights, 12 bytes each"))
+    gaps = GAPS_OF_PPO if stage == "ppo" and not device.cuda else GAPS
+    return Need(stage, tuple(stays), turns, gaps, _mapped(config, shape, device))
+
+
+def _turns(stage: str, config: Config, shape: Shape, counts: Amounts, width: int) -> Turns:
+    """What a stage does one after another, each with the memory that is free again afterwards."""
+    sampling, below = config.sample, shape.first_adapted(config.lora)
+    heads = config.reward.layers or shape.layers
+    row = min(config.model.max_length, counts.longest_prompt + sampling.max_new_tokens)
+    if config.rank.source == "dataset" and stage == "reward":
+        row = config.model.max_length
+    tokens = max(row, config.model.micro_batch_tokens)
+
+    def sampled(rows: int) -> tuple[Term, ...]:
+        return _sampling(config, shape, min(rows, sampling.batch_size), row, width)
+
+    if stage == "sft" and config.sft.source == "train":
+        whole = Term("logits", 20 * tokens * min(shape.vocabulary, TRL_COLUMNS), f"TRL's, of {tokens:.0f} tokens")
+        return {"training": (_activations(config, shape, below, shape.layers, tokens, width), whole)}
+    if stage == "sample":
+        return {"sampling": sampled(counts.answers)}
+    if stage == "reward":
+        together = max(tokens, row * sampling.answers_per_prompt) if config.rank.source != "dataset" else tokens
+        turns: Turns = {"reading": (_reading(shape, tokens, width),)}
+        if config.reward.epochs:
+            turns["training"] = (_activations(config, shape, below, heads, together, width),)
+        return turns
+    if stage == "ppo":
+        trained = _activations(config, shape, below, shape.layers, tokens, width)
+        logits = _logits(shape, tokens * counts.answer_tokens / counts.tokens)
+        # Neither fits into the gaps that the other leaves, so both count (measured, docs/planning.md).
+        return {"sampling and training": (*sampled(config.ppo.batch_size), trained, logits)}
+    if stage == "evaluate":
+        read = (_reading(shape, tokens, width), _logits(shape, tokens))
+        return {"sampling": sampled(counts.held_out), "reading": read}
+    return {}
+
+
+def _trained(stage: str, config: Config, shape: Shape) -> int:
+    """LoRA weights with gradients and an optimiser."""
+    policy, headed = shape.adapter(config.lora), shape.adapter(config.lora, config.reward.layers)
+    if stage == "sft":
+        return policy if config.sft.source == "train" else 0
+    return {"reward": headed if config.reward.epochs else 0, "ppo": policy + headed}.get(stage, 0)
+
+
+def _runtime(device: Device) -> Term:
+    if device.cuda:
+        return Term("CUDA context", CUDA_CONTEXT, "libraries and kernels on the device")
+    # TRL stays loaded after the sft stage, for a run is one process.
+    return Term("libraries", LIBRARIES + TRAINER, "Python, torch, transformers, peft, bitsandbytes, TRL, datasets")
+
+
+def _base(config: Config, shape: Shape, width: int) -> Term:
+    embeddings = shape.embeddings * width
+    if config.model.quantization == "none":
+        return Term("base", shape.linear_weights * width + embeddings, f"all weights, {width} bytes each")
+    bits, stored = (8, "one byte") if config.model.quantization == "int8" else (NF4_BITS, "4 bits")
+    linear = shape.linear_weights * bits / 8
+    return Term("base", linear + embeddings, f"linear layers in {stored}, embeddings in {width} bytes")
+
+
+def _mapped(config: Config, shape: Shape, device: Device) -> float:
+    """Weights that need no conversion are views into the mapped file, which then stays as a whole."""
+    if device.cuda or device.width != shape.file_width or config.model.quantization == "none":
+        return 0.0
+    return shape.linear_weights * device.width
+
+
+def _activations(config: Config, shape: Shape, first: int, last: int, tokens: float, width: int) -> Term:
+    """What a forward keeps for its backward, of the layers with adapters."""
+    layer = (34 * shape.hidden + 14 * shape.mlp) * (1.0 if width == 2 else 1.5)
+    count = last - first
+    if config.model.gradient_checkpointing:
+        kept = count * shape.hidden * width + 2 * layer
+        return Term("activations", tokens * kept, f"inputs of {count} layers, one layer at a time, {tokens:.0f} tokens")
+    return Term("activations", tokens * count * layer, f"{count} layers of {tokens:.0f} tokens")
+
+
+def _reading(shape: Shape, tokens: float, width: int) -> Term:
+    return Term("activations", tokens * (8 * shape.hidden + 4 * shape.mlp) * width, f"one layer of {tokens:.0f} tokens")
+
+
+def _logits(shape: Shape, tokens: float) -> Term:
+    """Of one chunk: in the compute format, in float32, and probabilities; and what is left of the chunk before."""
+    size = 14 * min(CHUNK, tokens) + 8 * min(CHUNK, max(0, tokens - CHUNK))
+    return Term("logits", size * shape.vocabulary, f"{CHUNK} tokens at a time x {shape.vocabulary:,} entries")
+
+
+def _sampling(config: Config, shape: Shape, rows: int, length: float, width: int) -> tuple[Term, ...]:
+    cache = 2 * shape.layers * shape.key_value * width * rows * length
+    terms = (
+        Term("KV cache", cache, f"{rows} answers of {length:.0f} tokens with their prompts"),
+        Term("logits", 18 * rows * shape.vocabulary, f"{rows} answers x {shape.vocabulary:,} entries, several copies"),
+    )
+    if not config.model.merged_rollouts:
+        return terms
+    return (Term("merged copy", shape.linear_weights * width, "the policy's weights in the compute format"), *terms)
+
+
+def _total(terms: tuple[Term, ...]) -> float:
+    return sum(term.size for term in terms)

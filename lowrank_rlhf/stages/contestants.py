@@ -1,0 +1,71 @@
+"""Who can take part in an evaluation: the bare base, a run's adapters by name, or any adapter's folder. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowrank_rlhf.artifacts import RunDir
+from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.ranking.judges import Judge
+from lowrank_rlhf.records import Prompt
+from lowrank_rlhf.stages import STAGES
+
+BASE = "base"
+OF_RUN = ("sft", "policy", "policy-last")
+NAMES = (BASE, *OF_RUN)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One side of a comparison."""
+
+    name: str
+    """As it was asked for."""
+    folder: Path | None
+    """Its adapter; None is the bare base."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two contestants, and what they are compared on."""
+
+    left: Contestant
+    right: Contestant
+    prompts: Sequence[Prompt]
+    answers_per_prompt: int
+    seed: int
+    judge: Judge | None
+    """None where only the reward model decides."""
+
+
+def contestant(run_dir: RunDir, name: str) -> Contestant:
+    """The base or the run's adapter of that name, or else the folder of that name.
+
+    Raises `UserError` saying which stage makes an adapter that the run does not have yet.
+    """
+    if name == BASE:
+        return Contestant(name, None)
+    if name in OF_RUN:
+        return Contestant(name, run_adapter(run_dir, name))
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UserError(
+            f'"{name}" is neither {", ".join(NAMES[:-1])} nor {NAMES[-1]}, and no folder either.'
+            f"{suggestion(name, NAMES)}"
+        )
+    return Contestant(name, folder)
+
+
+def run_adapter(run_dir: RunDir, name: str) -> Path:
+    """Folder of the run's adapter of that name. Raises `UserError` saying which stage makes it."""
+    output = f"adapters/{name}"
+    folder = run_dir.artifact(output)
+    if folder.is_dir():
+        return folder
+    stage = next(stage.name for stage in STAGES if output in stage.writes)
+    run = run_dir.path
+    raise UserError(
+        f"{run}: no {output} there yet; stage {stage} makes it:\n"
+        f"  python -m lowrank_rlhf run {run / 'config.yaml'} --runs {run.parent} --until {stage}"
+    )

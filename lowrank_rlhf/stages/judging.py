@@ -1,0 +1,39 @@
+"""A run's judges: opened with what the run has, and watched while they work."""
+
+from collections.abc import Iterable, Sequence
+
+from lowrank_rlhf.progress import figure
+from lowrank_rlhf.ranking.judges import ENDPOINT, Judge, load_judge
+from lowrank_rlhf.records import Prompt, Sample
+from lowrank_rlhf.stages.context import Context
+
+VERDICTS = "verdicts.jsonl"
+"""What an endpoint said, by the question's hash: in the run's folder itself, so that `--redo` asks nothing twice."""
+
+
+def open_judge(context: Context, name: str) -> Judge:
+    """The judge of that name in the config. Raises `UserError` if there is none."""
+    settings = context.config.rank.endpoint
+    if name != ENDPOINT or settings is None:
+        return load_judge(name)
+    from lowrank_rlhf.ranking.client import ChatClient  # imports an HTTP library that no other run needs
+    from lowrank_rlhf.ranking.endpoint import EndpointJudge
+
+    return EndpointJudge(ChatClient(settings, context.stop, context.progress.say), context.run_dir.path / VERDICTS)
+
+
+def judge_all(
+    context: Context, judge: Judge, task: str, groups: Iterable[tuple[Prompt, Sequence[Sample]]]
+) -> list[list[float]]:
+    """The judge's scores of each prompt's answers, one call for each prompt, under a bar with the task's name."""
+    groups = list(groups)
+    steps = [judge.steps(prompt, samples) for prompt, samples in groups]
+    total, done = sum(step.total for step in steps), sum(step.done for step in steps)
+    scores = []
+    with context.progress.track(task, total, judge.unit, done) as bar:
+        for prompt, samples in groups:
+            scores.append(judge.score(prompt, samples, bar.advance))
+            context.stop.check("everything before this stage is saved")
+    if summary := judge.summary():
+        context.progress.say(f"  {', '.join(figure(name, value) for name, value in summary.items())}")
+    return scores
