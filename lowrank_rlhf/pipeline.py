@@ -18,10 +18,11 @@ from lowrank_rlhf.models.fetch import fetch_model, model_identity
 from lowrank_rlhf.models.shape import find_shape
 from lowrank_rlhf.planner.disk import check_room, smallest_need
 from lowrank_rlhf.planner.pace import stage_work
-from lowrank_rlhf.progress import Progress, StopRequest, duration, peak_memory_bytes
+from lowrank_rlhf.progress import Later, Progress, StopRequest, duration, peak_memory_bytes
 from lowrank_rlhf.ranking.judges import ENDPOINT, load_judge
 from lowrank_rlhf.stages import Stage
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.report import write_report
 from lowrank_rlhf.stages.work import seconds_to_go
 
 State = Literal["done", "to do", "half done", "stale"]
@@ -74,8 +75,10 @@ def run(
             run_dir.discard(stage.name, stage.writes)
         run_dir.open(dump_config(config))
         for index, stage in enumerate(chosen, 1):
-            progress.stage(index, len(chosen), stage.name, stage.does, _to_go(chosen, context))
+            to_go, later = _to_go(chosen, stage, context)
+            progress.stage(index, len(chosen), stage.name, stage.does, to_go, later)
             _run_stage(stage, context)
+        _report(run_dir)
     return run_dir
 
 
@@ -180,12 +183,19 @@ def _run_stage(stage: Stage, context: Context) -> None:
     run_dir.event("finished", stage=stage.name, seconds=mark["seconds"])
 
 
+def _report(run_dir: RunDir) -> None:
+    """The report of a run that has no evaluation yet, or never will; the evaluation writes its own."""
+    marks = {stage.name: run_dir.done(stage.name) for stage in stages.STAGES}
+    if not marks["evaluate"]:
+        write_report(run_dir.path, {name: mark["summary"] for name, mark in marks.items() if mark}, [], run_dir.path)
+
+
 def _work(stage: Stage, context: Context, started: dict[str, Any]) -> dict[str, Any]:
     """Run the stage and return its done-mark; if it stops, the seconds so far stay with its fingerprint."""
     path = _started_path(context.run_dir, stage)
     write_json_atomic(path, started)
     context.run_dir.event("started", stage=stage.name)
-    since = time.monotonic()
+    since, loading = time.monotonic(), context.loading_seconds
     try:
         summary = stage.run(context)
     except BaseException as error:
@@ -199,19 +209,23 @@ def _work(stage: Stage, context: Context, started: dict[str, Any]) -> dict[str, 
         "fingerprint": started["fingerprint"],
         "summary": summary,
         "seconds": round(started["seconds"] + time.monotonic() - since, 1),
+        "loading_seconds": round(context.loading_seconds - loading, 1),
         "peak_memory_bytes": peak_memory_bytes(),
         "finished_at": now(),
     }
 
 
-def _to_go(chosen: Sequence[Stage], context: Context) -> float | None:
-    marks = {stage.name: context.run_dir.done(stage.name) for stage in chosen}
-    done = {name: float(mark["seconds"]) for name, mark in marks.items() if mark}
-    shape = find_shape(context.config.model) if done else None
+def _to_go(chosen: Sequence[Stage], stage: Stage, context: Context) -> tuple[float | None, Later]:
+    """Seconds from the beginning of a stage to the end of the run, and what tells those after it from its own."""
+    marks = {each.name: context.run_dir.done(each.name) for each in chosen}
+    # Loading and converting the model happens once, whatever the stage has to compute.
+    done = {name: float(mark["seconds"]) - mark.get("loading_seconds", 0.0) for name, mark in marks.items() if mark}
+    shape = find_shape(context.config.model)
     if shape is None:
-        return None
+        return None, lambda _: None
     amount = stage_work(context.config, context.run_dir, shape)
-    return seconds_to_go(done, {name: amount[name] for name in marks})
+    amount = {name: amount[name] for name in marks}
+    return seconds_to_go(done, amount), lambda own: seconds_to_go({**done, stage.name: own}, amount)
 
 
 def _refuse_stale(standings: Sequence[Standing]) -> None:

@@ -59,6 +59,23 @@ def test_the_pace_is_of_this_process_alone() -> None:
     assert lines(stream) == ["ppo       90/100 steps   90%", "ppo       91/100 steps   91%  kl 0.123  ETA 1:30"]
 
 
+def test_a_bar_tells_the_whole_runs_time_to_go() -> None:
+    clock = Clock()
+    progress, stream = plain(clock)
+    with progress:
+        progress.stage(1, 6, "sft", "fine-tune", later=lambda own: 2 * own)
+        with progress.track("sft", total=100, unit="steps") as bar:
+            clock.time += 10
+            bar.advance(10)
+        progress.stage(6, 6, "evaluate", "compare", later=lambda _: None)
+        with progress.track("evaluate", total=2, unit="answers") as bar:
+            clock.time += 10
+            bar.advance(1)
+    # A second a step: 90 s of this stage, and twice its 100 s after it.
+    assert "sft       10/100 steps   10%  ETA 1:30 (run 4:50)" in lines(stream)
+    assert "evaluate 1/2 answers   50%  ETA 0:10" in lines(stream)
+
+
 def test_the_last_line_comes_after_an_error_too() -> None:
     progress, stream = plain(Clock())
 

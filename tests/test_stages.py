@@ -149,6 +149,7 @@ def test_headings_tell_the_time_to_go_once_a_stage_is_done(config, tmp_path) -> 
     with Progress(Console(file=text, width=200)) as progress:
         run(config, tmp_path, until="rank", progress=progress)
     first, second, third = (line for line in text.getvalue().splitlines() if line.startswith("["))
+    assert re.search(r"\nsft .* ETA \d+:\d\d \(run \d+:\d\d\)  ", text.getvalue())  # a bar knows its own pace
     assert "to go" not in first
     assert re.fullmatch(r"\[2/3\] sample: sample answers to rank  \(\d+:\d\d so far, about \d+:\d\d to go\)", second)
     assert third.endswith(" so far)")  # ranking by a program takes no time worth telling
@@ -193,6 +194,7 @@ def test_a_dataset_of_comparisons_from_the_bare_base(tiny_folder, tmp_path) -> N
     assert list(marks(run_dir)) == ["sft", "rank", "reward"]
     assert marks(run_dir)["sft"]["summary"]["source"] == "base"
     assert marks(run_dir)["rank"]["summary"]["comparisons"] == 9
+    assert "<b>Reward model: accuracy</b>" in run_dir.artifact("report.html").read_text()  # without an evaluation too
     context = make_context(config, tmp_path)
     sft.load_role(context.roles, Role.POLICY, run_dir.artifact("adapters/sft"))
     weights = context.roles.named_parameters(Role.POLICY)

@@ -1,5 +1,6 @@
 """One rollout: sample answers as the policy, then read them as reference, reward model, critic and policy."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,7 +81,9 @@ def collect(
     it will see, so that the first ratio is 1. Neighbouring prompts share a minibatch: give them in random order.
     `baseline`, (B,), is taken from the shaped scores before they become rewards.
     """
+    start = time.monotonic()
     responses = _sample(roles, prompts, sampling, seed)
+    sampled = time.monotonic()
     batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)
     batch = roles.with_trunk(batch)
     cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.config.micro_batch_tokens)
@@ -123,6 +126,8 @@ def collect(
             "objective/kl_coef": kl_coef,
             "value/explained_variance": float(explained_variance(values, returns, batch.response)),
             **_response_figures(responses),
+            "time/sampling": sampled - start,
+            "time/scoring": time.monotonic() - sampled,
         },
     )
 

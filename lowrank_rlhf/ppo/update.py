@@ -1,5 +1,6 @@
 """Epochs over one rollout: a policy pass and a critic pass for every minibatch."""
 
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -45,28 +46,33 @@ def update(
     seed: int,
     train_policy: bool = True,
 ) -> dict[str, float]:
-    """PPO's passes over the rollout (Schulman et al. 2017, algorithm 1); the means of its figures.
+    """PPO's passes over the rollout (Schulman et al. 2017, algorithm 1); the means of its figures, and seconds.
 
     Every pass takes the minibatches in a new order.
 
     `policy/first_ratio_error` is the largest |ratio - 1| on the first minibatch, where the policy has not moved yet.
     """
     figures: dict[str, list[float]] = defaultdict(list)
+    seconds = {"time/policy_update": 0.0, "time/critic_update": 0.0}
     generator = torch.Generator().manual_seed(seed)
     for _ in range(config.epochs):
         for index in torch.randperm(len(rollout.cut), generator=generator).tolist():
             minibatch = rollout.cut[index]
+            start = time.monotonic()
             if train_policy:
                 found = _policy_step(roles, optimizers.policy, rollout, minibatch, config, temperature)
                 if "policy/first_ratio_error" not in figures:
                     figures["policy/first_ratio_error"].append(found["largest_ratio_error"])
                 for name in ("approxkl", "clipfrac", "ratio", "loss", "grad_norm"):
                     figures[f"policy/{name}"].append(found[name])
+            between = time.monotonic()
             for name, value in _critic_step(roles, optimizers.critic, rollout, minibatch, config).items():
                 figures[f"value/{name}"].append(value)
+            seconds["time/policy_update"] += between - start
+            seconds["time/critic_update"] += time.monotonic() - between
         if config.target_kl is not None and train_policy and figures["policy/approxkl"][-1] > config.target_kl:
             break
-    return {name: sum(values) / len(values) for name, values in figures.items()}
+    return {name: sum(values) / len(values) for name, values in figures.items()} | seconds
 
 
 def _policy_step(

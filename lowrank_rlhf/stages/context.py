@@ -1,5 +1,6 @@
 """What every stage's `run` receives."""
 
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,8 @@ class Context:
     progress: Progress
     stop: StopRequest
     metrics: MetricLog
+    loading_seconds: float = 0.0
+    """Time that loading the base took, conversion included."""
 
     @cached_property
     def roles(self) -> "Roles":
@@ -35,7 +38,10 @@ class Context:
         from lowrank_rlhf.models.roles import Roles
 
         self.progress.say(f"loading {self.config.model.source}")
-        return Roles(load_base(self.config.model, self.progress), self.config.lora, self.config.reward.layers)
+        start = time.monotonic()
+        roles = Roles(load_base(self.config.model, self.progress), self.config.lora, self.config.reward.layers)
+        self.loading_seconds = time.monotonic() - start
+        return roles
 
     @property
     def base(self) -> "Base":

@@ -84,6 +84,12 @@ def comparison(summaries: Summaries) -> Table | None:
     if summary.get("kl_per_answer") is not None:
         note = f"KL in nats per answer{number_interval(summary.get('kl_mean_interval'))}; 0 is the same model"
         rows.append(("distance from SFT", number(0), number(summary["kl_per_answer"]), note))
+    if reward := summaries.get("reward"):
+        note = (
+            f"of the reward model on held-out pairs{percent_interval(reward['accuracy_interval'])}; "
+            f"“the longer one wins”: {percent(reward['longer_wins'])}{percent_interval(reward['longer_wins_interval'])}"
+        )
+        rows.append(("reward model: accuracy", "", percent(reward["accuracy"]), note))
     lead = f"Answers to {summary['prompts']} prompts that no stage was trained on."
     return Table("Before and after", lead, ("figure", "SFT (before)", "aligned (after)", "what it is"), tuple(rows))
 
