@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -193,8 +194,24 @@ class StopRequest:
         os.write(2, b"\nStopping where the work can be saved. Once more stops at once.\n")
 
 
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def forget_peak_memory() -> bool:
+    """Let `peak_memory_bytes` begin anew; False where that cannot be: anywhere but on a Linux that permits it."""
+    try:
+        _CLEAR_REFS.write_text("5")  # proc(5): resets the peak resident set size, nothing else
+    except OSError:
+        return False
+    return True
+
+
 def peak_memory_bytes() -> int:
-    """The most resident memory that this process has had."""
+    """The most resident memory that this process has had since `forget_peak_memory`, or since it began."""
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     import resource

@@ -125,6 +125,15 @@ _CROSS_FIELD = [
     _setting("adapter unnamed", "sft: {source: adapter}\n", "`adapter` goes with `source: adapter`"),
     _setting("adapter unused", "sft: {adapter: x}\n", "`adapter` goes with `source: adapter`"),
     _setting(
+        "a warm-up to the end",
+        "ppo: {steps: 3, critic_warmup_steps: 3}\n",
+        "my.yaml:3:",
+        "critic_warmup_steps (3) must be below steps (3)",
+    ),
+    _setting(
+        "margin of a list", "reward: {loss: plackett_luce, margin: 0.5}\n", "margin (0.5) goes with `loss: pairwise`"
+    ),
+    _setting(
         "contrast without SFT's answers",
         "rank: {source: dataset, dataset: x}\nppo: {contrastive: true}\n",
         "ppo.contrastive needs ranked answers of SFT",

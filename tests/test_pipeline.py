@@ -218,6 +218,57 @@ def test_unknown_stage_names(tmp_path: Path, option: dict[str, Any]) -> None:
     assert not (tmp_path / "a").exists()
 
 
+class TestMissingInputs:
+    """`stages` may leave out what was made before, and nothing else; the real stages' own reads and writes."""
+
+    @staticmethod
+    def refused(tmp_path: Path, *names: str, **changes: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            run(tmp_path, settings(stages=names, **changes))
+        assert not (tmp_path / "a" / "events.jsonl").exists()  # nothing was begun
+        return str(caught.value)
+
+    @pytest.mark.usefixtures("factory")
+    @pytest.mark.parametrize("names", [("rank",), ("sft", "rank", "ppo")])
+    def test_a_stage_without_its_input_is_refused_before_anything_runs(self, tmp_path: Path, names: Any) -> None:
+        assert self.refused(tmp_path, *names) == (
+            f"stages: rank reads sample.txt, which is not in {tmp_path / 'a'}; stage sample makes it: "
+            "add sample to `stages`"
+        )
+
+    @pytest.mark.parametrize(
+        ("names", "reads", "maker"),
+        [
+            (("sft", "ppo"), "ppo reads adapters/reward", "reward"),
+            (("reward",), "reward reads adapters/sft", "sft"),
+            (("sft", "reward"), "reward reads prompts.jsonl", "rank"),
+            (("sft", "rank"), "rank reads samples.jsonl", "sample"),
+            (("sft", "sample", "rank", "reward", "evaluate"), "evaluate reads adapters/policy", "ppo"),
+        ],
+    )
+    def test_the_real_stages(self, tmp_path: Path, names: Any, reads: str, maker: str) -> None:
+        found = self.refused(tmp_path, *names)
+        assert found.startswith(f"stages: {reads}, which")
+        assert f"stage {maker} makes it" in found
+
+    def test_what_an_earlier_run_made_will_do(self, tmp_path: Path, factory: Factory) -> None:
+        run(tmp_path, until="rank")
+        factory.ran.clear()
+        run(tmp_path, settings(stages=("ppo",)))
+        assert factory.ran == ["ppo"]
+
+    def test_what_redo_would_discard_will_not(self, tmp_path: Path, factory: Factory) -> None:
+        run_dir = run(tmp_path, until="rank")
+        with pytest.raises(UserError, match=r"ppo reads rank\.txt, .* stage rank makes it"):
+            run(tmp_path, settings(stages=("sft", "ppo")), redo=["sft"])
+        assert run_dir.artifact("rank.txt").exists()
+        assert factory.ran == ["sft", "sample", "rank"]
+
+    def test_until_asks_for_no_more_than_it_needs(self, tmp_path: Path, factory: Factory) -> None:
+        run(tmp_path, settings(stages=("sft", "rank")), until="sft")
+        assert factory.ran == ["sft"]
+
+
 class TestHalfDone:
     @staticmethod
     def stop_half_way(context: Context) -> None:
@@ -248,6 +299,25 @@ class TestHalfDone:
                 run(tmp_path, until="sft")
         del factory.before["sft"]
         assert run(tmp_path, until="sft").done("sft")["seconds"] == 30
+
+    def test_the_peak_of_memory_is_the_stages_own_and_the_highest_of_its_attempts(
+        self, tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on Linux, where the kernel's mark can be reset."""
+        mark = [900]
+        monkeypatch.setattr(pipeline, "forget_peak_memory", lambda: mark.__setitem__(0, 10))
+        monkeypatch.setattr(pipeline, "peak_memory_bytes", lambda: mark[0])
+
+        def use(count: int, then: Callable[[], object] = lambda: None) -> Callable[[Context], None]:
+            return lambda _: (mark.__setitem__(0, max(mark[0], count)), then())[0]
+
+        factory.before |= {"sft": use(500, wait_for_people), "sample": use(20)}
+        with pytest.raises(WaitingForPeople):
+            run(tmp_path, until="sft")
+        factory.before["sft"] = use(100)
+        run_dir = run(tmp_path, until="rank")
+        peaks = [run_dir.done(name)["peak_memory_bytes"] for name in ("sft", "sample", "rank")]
+        assert peaks == [500, 20, 10]
 
     def test_half_done_work_of_another_config_is_refused(self, tmp_path: Path, factory: Factory) -> None:
         factory.before["rank"] = self.stop_half_way

@@ -63,7 +63,10 @@ def test_all_six_stages(config, tmp_path) -> None:
             assert list(path.iterdir()) if path.is_dir() else path.stat().st_size, written
     assert list((run_dir.path / "work").iterdir()) == []
     claims = {c["claim"]: c for mark in marks(run_dir).values() for c in mark["summary"].get("claims", [])}
-    assert len(claims) == 6
+    assert len(claims) == 8
+    assert claims["PPO moved no weight of the roles that it does not train"]["figure"] == "REFERENCE, REWARD"
+    of_reward = claims["the reward stage moved no weight of the roles that it does not train"]
+    assert of_reward["figure"] == "POLICY, REFERENCE"  # the one holds SFT there, the other has sampled
     assert [claim for claim, about in claims.items() if not about["holds"]] == []
     assert claims["KL(policy || SFT) is 0 at step 0"]["figure"] == 0
     checksums = {c["figure"] for claim, c in claims.items() if "checksum" in claim}
@@ -77,7 +80,8 @@ def test_all_six_stages(config, tmp_path) -> None:
     assert steps["ppo"] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if "eval/kl" in row] == [0, 2, 4]
     assert rows[-1]["stage"] == "ppo"
-    assert marks(run_dir)["ppo"]["summary"]["best_step"] in (0, 2, 4)
+    objectives = {row["step"]: row["eval/objective"] for row in rows if "eval/kl" in row and row["step"]}
+    assert marks(run_dir)["ppo"]["summary"]["best_step"] == max(objectives, key=lambda step: objectives[step])
     samples = list(read_jsonl(run_dir.artifact("samples.jsonl"), Sample))
     assert len(samples) == 8 * 3
     assert len(list(read_jsonl(run_dir.artifact("rankings.jsonl"), Ranking))) == 8
@@ -213,6 +217,18 @@ def test_sft_from_an_adapter(config, tmp_path) -> None:
     wrong = changed(taken, "lora", alpha=3).model_copy(update={"name": "wrong"})
     with pytest.raises(UserError, match="lora_alpha"):
         go(wrong, tmp_path, until="sft")
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
+def test_an_adapter_for_a_changed_base_is_refused(config, tmp_path, start) -> None:
+    """PEFT's PiSSA and its kin move part of the base into the adapter: on the plain base it would be another model."""
+    made = go(config, tmp_path, until="sft").artifact("adapters/sft")
+    about = json.loads((made / "adapter_config.json").read_text())
+    (made / "adapter_config.json").write_text(json.dumps(about | {"init_lora_weights": start}))
+    taken = changed(config, "sft", source="adapter", adapter=str(made)).model_copy(update={"name": "taken"})
+    with pytest.raises(UserError, match=f"init_lora_weights: '{start}': not supported"):
+        go(taken, tmp_path, until="sft")
+    assert RunDir(tmp_path / "taken").done("sft") is None
 
 
 def test_no_demonstrations_is_said(tiny_folder, tmp_path) -> None:

@@ -1,6 +1,6 @@
 """Every setting of a run, its default and one sentence on it: the one source of help, schema and docs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -37,7 +37,7 @@ class ModelConfig(Section):
     """`nf4` stores the linear layers in 4 bits with double quantisation, `int8` in 8 bits with one scale an output;
     `none` keeps them as they are."""
     compute_dtype: Precision = "auto"
-    """Number format of the matrix products; `auto` takes the one that is faster here."""
+    """Number format of the matrix products; `auto` takes the one that is faster where the run begins, and keeps it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where there is one."""
     threads: Annotated[int, Field(ge=0)] = 0
@@ -179,6 +179,12 @@ class RewardConfig(Section):
     save_every: Count = 20
     """Steps between checkpoints."""
 
+    @model_validator(mode="after")
+    def _margin_between_pairs(self) -> "RewardConfig":
+        if self.margin and self.loss != "pairwise":
+            raise ValueError(f"margin ({self.margin:g}) goes with `loss: pairwise`; {self.loss} would ignore it")
+        return self
+
 
 class PpoConfig(Section):
     """Stage 3: PPO against the reward model with a KL penalty towards SFT."""
@@ -202,7 +208,7 @@ class PpoConfig(Section):
     critic_head: Literal["reward", "zero"] = "zero"
     """The critic adapter is a copy of the reward adapter; its head is copied too, or starts at zero."""
     kl_coef: NonNegative = 0.05
-    """Weight beta of the KL penalty; with `adaptive` its starting value."""
+    """Weight beta of the KL penalty; with `adaptive` its starting value, which is 0.15 unless set."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
     """`adaptive` moves beta so that the KL per response stays near `kl_target` (Ziegler et al. 2019)."""
     kl_target: Annotated[float, Field(gt=0)] = 6.0
@@ -247,12 +253,25 @@ class PpoConfig(Section):
     save_every: Count = 10
     """Steps between checkpoints."""
     accept_weak_reward: bool = False
-    """Train even if the reward model was no better than chance or than preferring the longer answer."""
+    """Train even if the reward model was no better than chance, or than preferring longer (or shorter) answers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adaptive_starts_higher(cls, settings: Any) -> Any:
+        """A controller that can lower beta begins with more of it (0.15 in the code of Ziegler et al. 2019)."""
+        if isinstance(settings, dict) and settings.get("kl_controller") == "adaptive":
+            return {"kl_coef": 0.15, **settings}
+        return settings
 
     @model_validator(mode="after")
-    def _minibatches_divide(self) -> "PpoConfig":
+    def _steps_fit(self) -> "PpoConfig":
         if self.batch_size % self.minibatches:
             raise ValueError(f"minibatches ({self.minibatches}) must divide batch_size ({self.batch_size})")
+        if self.critic_warmup_steps >= self.steps:
+            raise ValueError(
+                f"critic_warmup_steps ({self.critic_warmup_steps}) must be below steps ({self.steps}), "
+                "or no step trains the policy"
+            )
         return self
 
 

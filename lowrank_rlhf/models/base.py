@@ -157,6 +157,7 @@ def freeze(
     """A loaded model as the base that never changes."""
     model.requires_grad_(False)
     _check_decoder(model, config)
+    _without_dropout(model)
     compute_at_full_precision(model)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -168,6 +169,16 @@ def freeze(
     model.config.pad_token_id = tokenizer.pad_token_id
     _check_logits(model, config)
     return Base(model, tokenizer, config, compute_dtype)
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Some configs name dropout for training; with it old and new log-probabilities would differ by chance alone."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):  # attention keeps a number, and drops out by itself
+                setattr(module, name, 0.0)
 
 
 def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:

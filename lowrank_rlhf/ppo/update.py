@@ -12,6 +12,7 @@ from lowrank_rlhf.maths.kl import k3
 from lowrank_rlhf.maths.losses import policy_losses, value_losses
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.stepping import clipped_step
 from lowrank_rlhf.ppo.rollout import Rollout, values_before_tokens
 
 
@@ -51,6 +52,7 @@ def update(
     Every pass takes the minibatches in a new order.
 
     `policy/first_ratio_error` is the largest |ratio - 1| on the first minibatch, where the policy has not moved yet.
+    Raises `NotFinite` before a step that a NaN or an infinity would enter.
     """
     figures: dict[str, list[float]] = defaultdict(list)
     seconds = {"time/policy_update": 0.0, "time/critic_update": 0.0}
@@ -86,7 +88,7 @@ def _policy_step(
     optimizer.zero_grad()
     tokens = _response_tokens(rollout, minibatch)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rollout.values.device))
-    largest = 0.0
+    largest = torch.zeros((), device=rollout.values.device)
     for part in map(rollout.rows, minibatch):
         with roles.acting_as(Role.POLICY, train=True):
             logprobs = roles.logprobs(part.batch, temperature).logprobs
@@ -104,11 +106,10 @@ def _policy_step(
             for name, values in counted.items():
                 sums[name] += masked_sum(values, part.batch.response).sum() / tokens
             sums["loss"] += loss.detach()
-            largest = max(largest, float(off[part.batch.response].max()))
-    norm = torch.nn.utils.clip_grad_norm_(roles.parameters(Role.POLICY), config.max_grad_norm)
-    optimizer.step()
+            largest = torch.maximum(largest, off[part.batch.response].max())  # NaN stays NaN; max() would drop it
     means = {name: float(value) for name, value in sums.items()}
-    return {**means, "grad_norm": float(norm), "largest_ratio_error": largest}
+    norm = clipped_step(optimizer, "policy", means["loss"], config.max_grad_norm)
+    return {**means, "grad_norm": norm, "largest_ratio_error": float(largest)}
 
 
 def _critic_step(
@@ -124,9 +125,7 @@ def _critic_step(
             loss = masked_sum(losses, part.batch.response).sum() / tokens
             roles.backward(config.value_coef * loss)
         total += loss.item()
-    norm = torch.nn.utils.clip_grad_norm_(roles.parameters(Role.CRITIC), config.max_grad_norm)
-    optimizer.step()
-    return {"loss": total, "grad_norm": float(norm)}
+    return {"loss": total, "grad_norm": clipped_step(optimizer, "critic", total, config.max_grad_norm)}
 
 
 def _response_tokens(rollout: Rollout, minibatch: list[list[int]]) -> int:

@@ -56,7 +56,7 @@ STAGES = (
     Stage(
         "reward",
         "train the reward model on the comparisons",
-        (*_MODEL, "reward", "evaluate.bootstrap_samples"),
+        (*_MODEL, *_SAMPLING, "reward", "evaluate.bootstrap_samples"),
         ("adapters/sft", "prompts.jsonl", "answers.jsonl", "rankings.jsonl", "comparisons.jsonl"),
         ("adapters/reward", "scores.jsonl"),
     ),

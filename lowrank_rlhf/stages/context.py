@@ -34,12 +34,13 @@ class Context:
     @cached_property
     def roles(self) -> "Roles":
         """The adapters on the base, which is loaded on first use and shared by all stages of the run."""
-        from lowrank_rlhf.models.base import load_base
         from lowrank_rlhf.models.roles import Roles
+        from lowrank_rlhf.stages.precision import load_in_the_runs_format
 
         self.progress.say(f"loading {self.config.model.source}")
         start = time.monotonic()
-        roles = Roles(load_base(self.config.model, self.progress), self.config.lora, self.config.reward.layers)
+        base = load_in_the_runs_format(self.config.model, self.run_dir.path, self.progress)
+        roles = Roles(base, self.config.lora, self.config.reward.layers)
         self.loading_seconds = time.monotonic() - start
         return roles
 

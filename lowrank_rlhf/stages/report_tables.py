@@ -112,7 +112,7 @@ def _reward(summary: Mapping[str, Any]) -> Table | None:
         ("calibration error", percent(summary.get("ece")), "mean gap between how sure it is and how often it is right"),
         ("correlation with length", number(summary.get("length_correlation")), "of score and answer length; -1 to 1"),
         (
-            "score of SFT answers",
+            f"score of {summary.get('scores_of', 'SFT answers')}",
             f"{number(summary.get('score_mean'))} ± {number(summary.get('score_std'))}",
             "mean and standard deviation, raw",
         ),
