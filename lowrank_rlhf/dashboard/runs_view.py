@@ -1,0 +1,226 @@
+"""The tab Runs: all runs and what can be done with one, and a form that starts another."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lowrank_rlhf.config.loading import parse_config, preset_names, preset_path
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.dashboard import jobs, runs
+from lowrank_rlhf.dashboard.page import EVENT, QUIET, Page
+from lowrank_rlhf.dashboard.runs_html import command_line, details, note, run_list
+from lowrank_rlhf.dashboard.talker import TALKER
+from lowrank_rlhf.dashboard.text import t
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.files import write_atomic
+from lowrank_rlhf.stages import STAGES
+
+_SECONDS = 2.0
+_MOST_RUNS = 60
+_EDITOR = "editor"
+_PLAN_SECONDS = 120
+# A click on a run's button says which one.
+_PICK = """element.addEventListener('click', (event) => {
+  const run = event.target.closest('[data-run]');
+  if (run) trigger('select', {index: 0, value: run.dataset.run});
+});"""
+
+
+def build(page: Page) -> None:
+    """Lay the tab out and say what each part does."""
+    listing = gr.HTML(run_list([], None, "en"), js_on_load=_PICK, elem_id="run-list")
+    about = gr.HTML("", elem_id="run-about")
+    with gr.Row(elem_classes="actions"):
+        stop = page.texts.add(gr.Button(variant="stop", elem_id="stop"), value="runs.stop")
+        resume = page.texts.add(gr.Button(variant="primary", elem_id="resume"), value="runs.resume")
+        stage = page.texts.add(
+            gr.Dropdown([], elem_id="redo-stage", min_width=140, scale=1), label="runs.redo_stage", info="runs.redo_info"
+        )
+        redo = page.texts.add(gr.Button(elem_id="redo"), value="runs.redo")
+    said = gr.HTML("", elem_id="run-said")
+    seen = gr.State(None)
+    shown = [listing, about, page.run, stop, resume, stage, redo, seen]
+
+    def refresh(chosen: str | None, language: str, before: Any) -> list[Any]:
+        return _refresh(page.runs, chosen, language, before)
+
+    inputs = [page.run, page.language, seen]
+    gr.Timer(_SECONDS).tick(refresh, inputs, shown, **QUIET)
+    page.run.change(refresh, inputs, shown, **QUIET)
+    page.language.change(refresh, inputs, shown, **QUIET)
+    listing.select(_picked, None, page.run, **QUIET)
+
+    def act(what: str) -> Any:
+        def acted(chosen: str | None, language: str, stage: str | None) -> str:
+            return _act(page.runs, what, chosen, language, stage)
+
+        return acted
+
+    for button, what in ((stop, "stop"), (resume, "resume"), (redo, "redo")):
+        button.click(act(what), [page.run, page.language, stage], said, **EVENT).then(refresh, inputs, shown, **QUIET)
+    _new_run(page, refresh, inputs, shown)
+
+
+def _picked(event: gr.SelectData) -> str:
+    return str(event.value)
+
+
+def _refresh(folder: Path, chosen: str | None, language: str, before: Any) -> list[Any]:
+    """The list and the buttons, or nothing where all of it is as it was."""
+    names = runs.names(folder)[:_MOST_RUNS]
+    found = [runs.look(folder, name) for name in names]
+    chosen = chosen if chosen in names else next(iter(names), None)
+    run = next((one for one in found if one.name == chosen), None)
+    listing, about = run_list(found, chosen, language), details(run, language)
+    now = (listing, about, names, chosen, run.kind if run else None, run.done if run else None)
+    if now == before:
+        return [gr.skip()] * 8
+    stages = [stage.name for stage in STAGES if run and stage.name in run.done]
+    idle = run is not None and not run.busy
+    label = "runs.continue" if run and run.kind == "waiting" else "runs.resume"
+    return [
+        listing,
+        about,
+        gr.update(choices=names, value=chosen),
+        gr.update(interactive=run is not None and run.busy),
+        gr.update(interactive=idle and run is not None and run.kind != "finished", value=t(label, language)),
+        gr.update(choices=stages, value=None, interactive=idle and bool(stages)),
+        gr.update(interactive=idle and bool(stages)),
+        now,
+    ]
+
+
+def _act(folder: Path, what: str, chosen: str | None, language: str, stage: str | None) -> str:
+    """Stop, resume or redo; what was done, or why it was not, as HTML."""
+    if not chosen:
+        return note(t("runs.choose", language))
+    try:
+        path = runs.run_path(folder, chosen)
+        if what == "stop":
+            return note(t("runs.stopping" if jobs.stop(path) else "runs.not_running", language))
+        if what == "redo" and not stage:
+            return note(t("runs.redo_which", language))
+        config = path / "config.yaml"
+        if not config.is_file():
+            return note(t("runs.no_config", language), "bad")
+        command = jobs.run_command(str(config), folder, *(["--redo", str(stage)] if what == "redo" else []))
+        return _start(path, command, language)
+    except UserError as error:
+        return note(str(error), "bad")
+
+
+def _start(path: Path, command: list[str], language: str) -> str:
+    TALKER.close()  # its model's memory is for the training
+    jobs.start(path, command)
+    return note(t("runs.started", language), "good") + command_line(jobs.as_typed(command), language)
+
+
+def _new_run(page: Page, refresh: Any, inputs: list[Any], shown: list[Any]) -> None:
+    """The form: a preset, its YAML, the plan, the start."""
+    texts = page.texts
+    with texts.add(gr.Accordion(open=False, elem_id="new-run"), label="new.title"):
+        with gr.Row():
+            preset = texts.add(gr.Dropdown(preset_names(), value=None, elem_id="preset"), label="new.preset")
+            name = texts.add(gr.Textbox(max_length=64, elem_id="name"), label="new.name", info="new.name_info")
+        source = texts.add(
+            gr.Code(language="yaml", lines=12, max_lines=24, interactive=True, elem_id="yaml"), label="new.yaml"
+        )
+        verdict = gr.HTML("", elem_id="verdict")
+        with gr.Row(elem_classes="actions"):
+            plan = texts.add(gr.Button(elem_id="plan"), value="new.plan")
+            start = texts.add(gr.Button(variant="primary", interactive=False, elem_id="start"), value="new.start")
+        planned = gr.HTML("", elem_id="planned")
+        agreed = gr.State(None)
+
+    def start_it(text: str, name: str, preset: str | None, language: str, agreed: Any) -> tuple[Any, str]:
+        return _start_new(page.runs, text, name, preset, language, agreed)
+
+    def plan_it(text: str, name: str, preset: str | None, language: str) -> tuple[str, Any, Any]:
+        return _plan(page.runs, text, name, preset, language)
+
+    preset.change(_preset, preset, [source, planned, start], **QUIET)
+    for field in (source, name):
+        field.change(_check, [source, name, page.language], [verdict, start], trigger_mode="always_last", **QUIET)
+    plan.click(plan_it, [source, name, preset, page.language], [planned, start, agreed], **EVENT)
+    start.click(start_it, [source, name, preset, page.language, agreed], [page.run, planned], **EVENT).then(
+        refresh, inputs, shown, **QUIET
+    )
+
+
+def _preset(name: str | None) -> tuple[str, str, Any]:
+    text = preset_path(name).read_text(encoding="utf-8") if name else ""
+    return text, "", gr.update(interactive=False)
+
+
+def _check(text: str, name: str, language: str) -> tuple[str, Any]:
+    """What the CLI's `validate` would say, but for what needs a process of its own; no start before the next plan."""
+    locked = gr.update(interactive=False)
+    if not text.strip():
+        return "", locked
+    try:
+        _parse(text, name)
+    except UserError as error:
+        return note(str(error), "bad"), locked
+    return note(t("new.valid", language), "good"), locked
+
+
+def _parse(text: str, name: str) -> Config:
+    return parse_config(text, _EDITOR, _overrides(name))
+
+
+def _overrides(name: str) -> list[str]:
+    return [f"name={name.strip()}"] if name.strip() else []
+
+
+def _plan(folder: Path, text: str, name: str, preset: str | None, language: str) -> tuple[str, Any, Any]:
+    """What `plan` prints, from the command itself; the start is free where memory and disk hold the run."""
+    try:
+        config = _parse(text, name)
+        path = runs.run_path(folder, config.name)
+    except UserError as error:
+        return note(str(error), "bad"), gr.update(interactive=False), None
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "plan.yaml"
+        file.write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "lowrank_rlhf", "plan", str(file), *_overrides(name), "--runs", str(folder)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=_PLAN_SECONDS,
+                env=jobs.environment(), check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return note(t("new.plan_slow", language), "bad"), gr.update(interactive=False), None
+    said = (done.stdout + done.stderr).replace(str(file), _EDITOR)
+    fits = done.returncode == 0
+    lead = t("new.planned" if fits else "new.refused", language)
+    command = jobs.run_command(_config_name(text, preset, path), folder, *_overrides(name))
+    shown = note(lead, "good" if fits else "bad") + note(said) + command_line(jobs.as_typed(command), language)
+    return shown, gr.update(interactive=fits), [text, name] if fits else None
+
+
+def _config_name(text: str, preset: str | None, path: Path) -> str:
+    """The preset itself where nothing was changed, else the file that the start writes."""
+    if preset and text == preset_path(preset).read_text(encoding="utf-8"):
+        return preset
+    return str(path / "logs" / "start.yaml")
+
+
+def _start_new(
+    folder: Path, text: str, name: str, preset: str | None, language: str, agreed: Any
+) -> tuple[Any, str]:
+    """Start what was planned, and choose it."""
+    if agreed != [text, name]:
+        return gr.skip(), note(t("new.plan_first", language), "bad")
+    try:
+        path = runs.run_path(folder, _parse(text, name).name)
+        source = _config_name(text, preset, path)
+        if source != preset and jobs.working(path) is None:
+            write_atomic(Path(source), text)
+        said = _start(path, jobs.run_command(source, folder, *_overrides(name)), language)
+    except UserError as error:
+        return gr.skip(), note(str(error), "bad")
+    return gr.update(choices=runs.names(folder), value=path.name), said
