@@ -7,7 +7,7 @@ First comes `{"ready": true, "voices": [...], ...}`. A request is one line:
 All but `messages` may be left out. Then come `{"piece": "Hel"}` as the text grows and, at the end,
 `{"answer": {"as", "text", "tokens", "finished", "stopped", "score"}, "dropped": 0}`, where `dropped` counts the oldest
 turns that did not fit; or `{"error": "..."}`. `{"stop": true}` ends the answer that is being written. The end of stdin
-ends the program.
+ends the program after the last answer.
 """
 
 import json
@@ -101,7 +101,6 @@ def _listen(lines: IO[str], requests: "queue.Queue[str | None]", stop: threading
             stop.set()
         elif line.strip():
             requests.put(line)
-    stop.set()  # nobody is there any more
     requests.put(None)
 
 

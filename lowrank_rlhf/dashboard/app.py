@@ -18,6 +18,7 @@ from lowrank_rlhf.dashboard.text import LANGUAGES, Texts
 
 _CSS = Path(__file__).parent / "page.css"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_MONO = ["ui-monospace", "Noto Sans Mono", "monospace"]
 _FONTS = ["system-ui", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
 # The language that was chosen here before, or else the browser's.
 _CHOOSE_LANGUAGE = """() => {
@@ -43,9 +44,9 @@ Tab = Callable[[Page], None]
 def build(folder: Path) -> gr.Blocks:
     """The page for the runs in a folder."""
     texts = Texts()
-    with gr.Blocks(title="lowrank_rlhf", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="lowrank_rlhf", analytics_enabled=False, fill_width=True) as blocks:
         with gr.Row(elem_id="top"):
-            gr.HTML("<h1>lowrank_rlhf</h1>", elem_id="title")
+            gr.HTML("<h1>lowrank_rlhf</h1>", elem_id="title", min_width=140)
             names = runs.names(folder)
             run = texts.add(
                 gr.Dropdown(names, value=next(iter(names), None), elem_id="run", scale=2, min_width=180),
@@ -57,7 +58,7 @@ def build(folder: Path) -> gr.Blocks:
                 show_label=False,
                 container=False,
                 elem_id="language",
-                min_width=140,
+                min_width=190,
                 scale=0,
             )
             light = gr.Button("◐", elem_id="light", min_width=44, scale=0)
@@ -128,7 +129,7 @@ def launch(blocks: gr.Blocks, host: str, port: int, middleware: list[Middleware]
         max_file_size="64mb",
         state_session_capacity=100,
         app_kwargs={"middleware": middleware, "routes": routes(folder), "docs_url": None, "redoc_url": None},
-        theme=gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=["ui-monospace", "monospace"]),
+        theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONO),
         css=_CSS.read_text(encoding="utf-8"),
     )
 

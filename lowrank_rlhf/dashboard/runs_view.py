@@ -37,9 +37,8 @@ def build(page: Page) -> None:
     with gr.Row(elem_classes="actions"):
         stop = page.texts.add(gr.Button(variant="stop", elem_id="stop"), value="runs.stop")
         resume = page.texts.add(gr.Button(variant="primary", elem_id="resume"), value="runs.resume")
-        stage = page.texts.add(
-            gr.Dropdown([], elem_id="redo-stage", min_width=140, scale=1), label="runs.redo_stage", info="runs.redo_info"
-        )
+    with page.texts.add(gr.Accordion(open=False, elem_id="again"), label="runs.again"), gr.Row(elem_classes="actions"):
+        stage = page.texts.add(gr.Dropdown([], elem_id="redo-stage"), label="runs.redo_stage", info="runs.redo_info")
         redo = page.texts.add(gr.Button(elem_id="redo"), value="runs.redo")
     said = gr.HTML("", elem_id="run-said")
     seen = gr.State(None)

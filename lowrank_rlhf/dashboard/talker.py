@@ -68,6 +68,7 @@ class Talker:
 
     def close(self) -> None:
         """Let the models go."""
+        self.stop()
         process, self._process, self.run = self._process, None, None
         if process is None:
             return
