@@ -77,7 +77,7 @@ def free_port() -> int:
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5):
+        with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - of this computer
             return True
     except urllib.error.HTTPError:
         return True
@@ -96,12 +96,6 @@ def wait_for(condition: Any, seconds: float, explain: Any = lambda: "") -> None:
 def go_to(page: Any, name: str) -> None:
     """Open the tab of that name, whatever its label is now."""
     page.locator(f"#tab-{name}-button").click()
-
-
-def choose(page: Any, field: str, value: str) -> None:
-    """Pick an entry of a dropdown by its text."""
-    page.locator(f"#{field} input").click()
-    page.get_by_role("option", name=value, exact=True).click()
 
 
 def texts(page: Any, selector: str) -> Sequence[str]:

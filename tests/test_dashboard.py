@@ -73,7 +73,9 @@ class TestLanguages:
         literal = set(re.findall(r'"([a-z]+\.[a-z_.]+)"', code)) - {"samples.jsonl", "page.css"}
         literal = {key for key in literal if key.split(".")[0] in _groups(known)}
         assert literal - known == set()
-        patterns = [re.sub(r"\{[^}]*\}", "[a-z_]+", text) for text in re.findall(r"""f["']([a-z]+\.\{[^"']*)["']""", code)]
+        patterns = [
+            re.sub(r"\{[^}]*\}", "[a-z_]+", text) for text in re.findall(r"""f["']([a-z]+\.\{[^"']*)["']""", code)
+        ]
         unused = {key for key in known - literal if not any(re.fullmatch(pattern, key) for pattern in patterns)}
         assert unused == set()
 
@@ -94,7 +96,9 @@ def _groups(keys: set[str]) -> set[str]:
 
 
 class TestNames:
-    @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../x", "a\\b", ".hidden", "a\0b", "x" * 65, "ä", "a b", "-x"])
+    @pytest.mark.parametrize(
+        "name", ["..", ".", "", "a/b", "../x", "a\\b", ".hidden", "a\0b", "x" * 65, "ä", "a b", "-x"]
+    )
     def test_names_that_lead_elsewhere_are_refused(self, tmp_path, name) -> None:
         with pytest.raises(UserError, match="is not a run's name"):
             runs.run_path(tmp_path, name)
@@ -175,7 +179,9 @@ class TestStanding:
             assert process.poll() is None
             process.kill()
 
-    @pytest.mark.parametrize("written", ["[1]", "{}", '{"pid": "x", "since": 3}', '{"pid": -1, "since": "now"}', "\x00"])
+    @pytest.mark.parametrize(
+        "written", ["[1]", "{}", '{"pid": "x", "since": 3}', '{"pid": -1, "since": "now"}', "\x00"]
+    )
     def test_nonsense_in_the_lock_is_nobody(self, tmp_path, written) -> None:
         run = make_run(tmp_path)
         (run / "run.lock.json").write_text(written)
@@ -342,7 +348,7 @@ class TestNewRun:
     def test_the_name_is_an_override(self) -> None:
         text = preset_path("quickstart").read_text(encoding="utf-8")
         assert "are valid" in runs_view._check(text, "mine", "en")[0]
-        assert 'override &quot;name=../mine&quot;: name: must be' in runs_view._check(text, "../mine", "en")[0]
+        assert "override &quot;name=../mine&quot;: name: must be" in runs_view._check(text, "../mine", "en")[0]
 
     def test_text_and_file_are_read_alike(self) -> None:
         path = preset_path("quickstart")
@@ -400,10 +406,10 @@ class Letters:
 
     about_scores = "none"
 
-    def encode(self, messages):  # noqa: ANN001, ANN201
+    def encode(self, messages):
         return [ord(letter) for message in messages for letter in message.content]
 
-    def answer(self, voice, prompt, sampling, on_text):  # noqa: ANN001, ANN201
+    def answer(self, voice, _prompt, sampling, on_text):
         from lowrank_rlhf.stages.chat import Answer
 
         said = ""
@@ -457,7 +463,7 @@ class TestLines:
         said = self.talk(monkeypatch, capsys, request_)
         assert error in said[1]["error"]
 
-    def test_a_stop_ends_the_answer_and_the_next_one_is_whole(self, monkeypatch) -> None:
+    def test_a_stop_ends_the_answer_and_the_next_one_is_whole(self) -> None:
         code = (
             "import sys; sys.path[:0] = ['tests', '.']\n"
             "from test_dashboard import Letters, TestLines\n"

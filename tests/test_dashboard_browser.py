@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import browser, choose, go_to, page_server, texts, wait_for
+from browser import browser, go_to, page_server, texts, wait_for
 from test_dashboard import NASTY, finish, make_run
 
 from lowrank_rlhf.dashboard import jobs, runs
@@ -36,7 +36,10 @@ def open_page(chromium) -> Iterator[Callable[..., Any]]:
         page = contexts[-1].new_page()
         page.set_default_timeout(SECONDS)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: errors.append(request.url) if not request.url.startswith(("blob:", "data:", url)) else None)
+        page.on(
+            "request",
+            lambda request: errors.append(request.url) if not request.url.startswith(("blob:", "data:", url)) else None,
+        )
         page.goto(url)
         page.wait_for_selector("#tab-runs-button")
         page.wait_for_selector("#run-list .runs, #run-list .empty")
@@ -53,7 +56,9 @@ def test_a_run_from_start_to_end(tmp_path, tiny_folder, open_page) -> None:
     from tiny_run import make_config, write_prompts
 
     prompts = write_prompts(tmp_path / "prompts.jsonl")
-    config = make_config(tiny_folder(), prompts, ppo__steps=STEPS, ppo__evaluate_every=STEPS, evaluate__second_judge=None)
+    config = make_config(
+        tiny_folder(), prompts, ppo__steps=STEPS, ppo__evaluate_every=STEPS, evaluate__second_judge=None
+    )
     folder = tmp_path / "runs"
     run = folder / "tiny"
     with page_server(folder) as (url, _):
@@ -79,7 +84,9 @@ def test_a_run_from_start_to_end(tmp_path, tiny_folder, open_page) -> None:
         page.reload()
         page.wait_for_selector('[data-run="tiny"] .badge.running')
         metrics = run / "metrics.jsonl"
-        wait_for(lambda: metrics.exists() and '"ppo"' in metrics.read_text(), 120, lambda: jobs.log_path(run).read_text())
+        wait_for(
+            lambda: metrics.exists() and '"ppo"' in metrics.read_text(), 120, lambda: jobs.log_path(run).read_text()
+        )
         page.wait_for_selector("#stop:not([disabled])")
         page.click("#stop")
         page.wait_for_selector('[data-run="tiny"] .badge.stopped')
@@ -133,8 +140,10 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
         go_to(page, "talk")
         page.fill("#question textarea", f"question {NASTY[:20]}")
         page.click("#ask")
-        page.wait_for_function("document.querySelectorAll('.card .soft').length == 3 && "
-                               "[...document.querySelectorAll('.card .soft')].every(x => x.innerText.includes('reward'))")  # fmt: skip
+        page.wait_for_function("""() => {
+            const notes = [...document.querySelectorAll('.card .soft')].map((note) => note.innerText);
+            return notes.length == 3 && notes.every((note) => note.includes('reward'));
+        }""")
         assert texts(page, ".card h3") == ["Base", "SFT", "Policy"]
         assert all(re.search(r"reward [+-]\d", text) for text in texts(page, ".card .soft"))
         assert texts(page, ".card .question") == [f"question {NASTY[:20]}"] * 3
@@ -156,7 +165,7 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
             assert "is training and needs this machine" in page.inner_text("#talk-status")
 
 
-class jobs_lock:  # noqa: N801 - used like a function
+class jobs_lock:
     """A process that holds the run's lock, as training does."""
 
     def __init__(self, run: Path) -> None:
@@ -228,7 +237,9 @@ def test_the_language_switches_everything(nasty, open_page) -> None:
 
 def test_a_chinese_browser_gets_chinese(nasty, open_page) -> None:
     page = open_page(nasty, locale="zh-CN")
-    page.wait_for_function(f"document.querySelector('#tab-talk-button').innerText.includes('{table('zh')['tab.talk']}')")
+    page.wait_for_function(
+        f"document.querySelector('#tab-talk-button').innerText.includes('{table('zh')['tab.talk']}')"
+    )
     assert page.inner_text("#stop").strip() == table("zh")["runs.stop"]
 
 
@@ -258,7 +269,7 @@ def test_a_page_answers_at_once_while_others_look(nasty, open_page) -> None:
         took = []
         for _ in range(5):
             start = time.perf_counter()
-            with urllib.request.urlopen(nasty + path) as answer:
+            with urllib.request.urlopen(nasty + path) as answer:  # noqa: S310
                 answer.read()
             took.append(time.perf_counter() - start)
         assert min(took) < 0.1, (path, took)
@@ -272,5 +283,3 @@ def test_nothing_is_sent_twice(nasty, open_page) -> None:
     page.evaluate("document.querySelector('#watch-curves svg').dataset.kept = 'yes'")
     page.wait_for_timeout(5000)
     assert page.evaluate("document.querySelector('#watch-curves svg').dataset.kept") == "yes"
-
-

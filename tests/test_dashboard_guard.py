@@ -172,10 +172,10 @@ def test_a_zip_holds_the_export_and_nothing_else(served) -> None:
 
 
 def guarded(**settings) -> TestClient:
-    async def page(_):  # noqa: ANN202
+    async def page(_):
         return PlainTextResponse("the page")
 
-    async def taken(request):  # noqa: ANN001, ANN202
+    async def taken(request):
         return PlainTextResponse(str(len(await request.body())))
 
     routes = [Route("/", page), Route("/config", page), Route("/gradio_api/upload", taken, methods=["POST"])]

@@ -2,7 +2,7 @@
 
 First comes `{"ready": true, "voices": [...], ...}`. A request is one line:
 
-    {"as": "policy", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0.7, "max_new_tokens": 48, "seed": 1}
+    {"as": "policy", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_new_tokens": 9, "seed": 1}
 
 All but `messages` may be left out. Then come `{"piece": "Hel"}` as the text grows and, at the end,
 `{"answer": {"as", "text", "tokens", "finished", "stopped", "score"}, "dropped": 0}`, where `dropped` counts the oldest
@@ -70,9 +70,7 @@ def answer_json(answer: "Answer") -> dict[str, Any]:
     }
 
 
-def _answer(
-    speakers: "Speakers", settings: Settings, request: Request, stop: threading.Event
-) -> "tuple[Answer, int]":
+def _answer(speakers: "Speakers", settings: Settings, request: Request, stop: threading.Event) -> "tuple[Answer, int]":
     from lowrank_rlhf.stages.chat import Sampling
 
     voice = request.speaks or settings.speaks

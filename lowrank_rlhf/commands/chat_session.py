@@ -162,9 +162,7 @@ class Session:
         note(f"seed {number} from here on")
 
 
-def fit(
-    speakers: "Speakers", messages: Sequence[Message], room: int
-) -> tuple[list[Message], list[int] | None]:
+def fit(speakers: "Speakers", messages: Sequence[Message], room: int) -> tuple[list[Message], list[int] | None]:
     """The conversation without its oldest turns, as many as must go for the rest to fit, and its tokens.
 
     The last question stays; where it alone has more than `room` tokens there are none.

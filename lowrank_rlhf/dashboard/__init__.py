@@ -1,1 +1,1 @@
-"""The page: start runs, watch them, rank, talk to the result. Imports no torch; training is the CLI in its own process."""
+"""The page: start runs, watch them, talk to the result. No torch here: training is the CLI in its own process."""

@@ -104,7 +104,7 @@ def serve(
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))
     blocks = build(folder)
-    guard = Middleware(Guard, hosts=hosts(host), password=password)  # type: ignore[arg-type]
+    guard = Middleware(Guard, hosts=hosts(host), password=password)
     launch(blocks, host, port, [guard], folder)
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     say(f"The page is at {url}\nCtrl-C closes it; runs that it started go on.")

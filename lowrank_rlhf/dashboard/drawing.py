@@ -38,7 +38,7 @@ class _Scale:
 
 
 def chart(lines: Sequence[Line], x_label: str, label: str) -> str:
-    """An `<svg>` of all finite points; empty text where there is none. `label` says what it shows to those who listen."""
+    """An `<svg>` of all finite points; empty text where there is none. `label` is read out to those who listen."""
     drawn = [(line, _thinned([point for point in line.points if all(map(math.isfinite, point))])) for line in lines]
     drawn = [(line, points) for line, points in drawn if points]
     if not drawn:
@@ -53,9 +53,7 @@ def chart(lines: Sequence[Line], x_label: str, label: str) -> str:
             up = _scale([y for _, points in own for _, y in points], _HEIGHT - _BOTTOM, _TOP)
             parts.append(_y_axis(up, end, own[0][0].colour if both else "", right))
             parts += [_line(line, points, across, up) for line, points in own]
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    )
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 
 def ticks(low: float, high: float, count: int = _TICKS) -> list[float]:

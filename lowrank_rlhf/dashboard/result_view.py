@@ -95,7 +95,8 @@ def _report(run: Path, language: str) -> str:
         return f'<p class="empty">{html(t("result.no_report", language))}</p>'
     source = f"/runs/{run.name}/report.html"
     version = path.stat().st_mtime_ns
+    title = html(t("result.report", language))
     return (
         f'<p><a href="{source}" target="_blank" rel="noopener">{html(t("result.open", language))}</a></p>'
-        f'<iframe class="report" sandbox src="{source}?v={version}" title="{html(t("result.report", language))}"></iframe>'
+        f'<iframe class="report" sandbox src="{source}?v={version}" title="{title}"></iframe>'
     )

@@ -1,5 +1,6 @@
 """Files of the chosen run that the browser may fetch: its report, and its exports as zips."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.concurrency import iterate_in_threadpool
@@ -32,10 +33,10 @@ def routes(folder: Path) -> list[BaseRoute]:
         pieces = iterate_in_threadpool(exports.zipped(run, what))
         return StreamingResponse(pieces, media_type="application/zip", headers=headers)
 
-    def safely(answer):  # type: ignore[no-untyped-def]
+    def safely(answer: Callable[[Request], Response]) -> Callable[[Request], Response]:
         def answered(request: Request) -> Response:
             try:
-                return answer(request)  # type: ignore[no-any-return]
+                return answer(request)
             except UserError:
                 return _missing()
 

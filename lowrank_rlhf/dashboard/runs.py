@@ -37,7 +37,7 @@ class Bar(NamedTuple):
     """How far the stage at work is: `3` of `14` `steps`; `details` are the figures beside it, for people."""
 
     stage: str
-    count: int
+    at: int
     total: int
     unit: str
     details: str
@@ -163,7 +163,9 @@ def _kind(path: Path, alive: bool, complete: bool, events: Sequence[dict[str, An
         return _by_code(int(code))
     if last.get("kind") == "ended early":
         error = str(last.get("error"))
-        return {"WaitingForPeople": "waiting", "Stopped": "stopped", "KeyboardInterrupt": "stopped"}.get(error, "failed")  # type: ignore[return-value]
+        return {"WaitingForPeople": "waiting", "Stopped": "stopped", "KeyboardInterrupt": "stopped"}.get(
+            error, "failed"
+        )  # type: ignore[return-value]
     if last.get("kind") == "started":
         return "killed"
     return _by_code(int(code)) if code is not None else "stopped" if events else "new"
@@ -246,4 +248,3 @@ def memory_bytes(run: Run) -> int | None:
     """Resident memory of the process that works on the run."""
     process = jobs.working(run.path)
     return int(process.memory_info().rss) if process else None
-

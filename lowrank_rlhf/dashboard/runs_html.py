@@ -21,7 +21,7 @@ def state_line(run: Run, language: str) -> str:
     """`running · ppo 3/14 steps · about 2:01 to go`."""
     parts = [t(f"state.{run.kind}", language)]
     if run.stage and run.kind != "finished":
-        at = f" {run.bar.count}/{run.bar.total}" if run.bar else ""
+        at = f" {run.bar.at}/{run.bar.total}" if run.bar else ""
         parts.append(f"{run.stage}{at}")
     if run.seconds_left is not None:
         parts.append(t("runs.to_go", language, time=duration(run.seconds_left)))
@@ -84,5 +84,3 @@ def command_line(command: str, language: str) -> str:
 def note(text: str, kind: str = "info") -> str:
     """A message: `info`, `good` or `bad`; nothing for an empty text."""
     return f'<div class="note {kind}"><pre>{html(text)}</pre></div>' if text else ""
-
-

@@ -208,9 +208,7 @@ def _config_name(text: str, preset: str | None, path: Path) -> str:
     return str(path / "logs" / "start.yaml")
 
 
-def _start_new(
-    folder: Path, text: str, name: str, preset: str | None, language: str, agreed: Any
-) -> tuple[Any, str]:
+def _start_new(folder: Path, text: str, name: str, preset: str | None, language: str, agreed: Any) -> tuple[Any, str]:
     """Start what was planned, and choose it."""
     if agreed != [text, name]:
         return gr.skip(), note(t("new.plan_first", language), "bad")

@@ -44,6 +44,8 @@ class Texts:
 
     def add(self, component: Block, **keys: str) -> Block:
         """Note that these properties of a component are texts: `add(gr.Button(), value="runs.stop")`."""
+        for name, key in keys.items():
+            setattr(component, name, t(key, next(iter(LANGUAGES))))
         self._shown.append((component, keys))
         return component
 
@@ -54,6 +56,7 @@ class Texts:
 
     def updates(self, language: str) -> list[dict[str, Any]]:
         """One update for each of `components`."""
-        return [
-            gr.update(**{name: t(key, language) for name, key in keys.items()}) for _, keys in self._shown
+        found: list[dict[str, Any]] = [
+            {name: t(key, language) for name, key in keys.items()} for _, keys in self._shown
         ]
+        return [gr.update(**texts) for texts in found]

@@ -74,7 +74,7 @@ def _state(run: Run, language: str) -> str:
         if mark:
             kind, below = "done", f"{duration(float(mark.get('seconds', 0)))} · {memory(mark['peak_memory_bytes'])}"
         elif stage == run.stage and run.busy:
-            kind, below = "now", f"{run.bar.count}/{run.bar.total} {run.bar.unit}" if run.bar else "…"
+            kind, below = "now", f"{run.bar.at}/{run.bar.total} {run.bar.unit}" if run.bar else "…"
         else:
             kind, below = "todo", ""
         cells.append(f'<li class="{kind}"><b>{html(stage)}</b><span>{html(below)}</span></li>')
@@ -105,7 +105,9 @@ def _alarms(rows: Sequence[dict[str, Any]], run: Run, language: str) -> str:
 
 def _curves(rows: Sequence[dict[str, Any]], language: str) -> str:
     drawn = figures(rows, language)
-    return f'<div class="plots">{drawn}</div>' if drawn else f'<p class="empty">{html(t("watch.no_rows", language))}</p>'
+    return (
+        f'<div class="plots">{drawn}</div>' if drawn else f'<p class="empty">{html(t("watch.no_rows", language))}</p>'
+    )
 
 
 def _log(run: Run, events: Sequence[dict[str, Any]], language: str) -> str:
