@@ -545,10 +545,10 @@ def test_a_look_at_many_runs_is_quick(tmp_path) -> None:
         finish(run, "sft")
         for step in range(100):
             append_line(run / "metrics.jsonl", {"stage": "ppo", "step": step, "objective/scores": step})
-    runs_view._refresh(tmp_path, "run1", "en", None)
+    runs_view._refresh(tmp_path, "run1", "en", {})
     took = []
     for _ in range(5):
         start = time.perf_counter()
-        runs_view._refresh(tmp_path, "run1", "en", None)
+        runs_view._refresh(tmp_path, "run1", "en", {})
         took.append(time.perf_counter() - start)
     assert min(took) < 0.1

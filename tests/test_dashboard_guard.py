@@ -171,6 +171,19 @@ def test_a_zip_holds_the_export_and_nothing_else(served) -> None:
     assert SECRET.encode() not in content
 
 
+def test_the_whole_page_behind_a_password(tmp_path) -> None:
+    with page_server(tmp_path / "runs", password=PASSWORD) as (url, _):
+        assert [ask(url, path)[0] for path in ("/", "/config", "/runs/one/report.html")] == [303, 401, 401]
+        form = {"Content_Type": "application/x-www-form-urlencoded", "Origin": url}
+        status, _, headers = ask(url, "/login", "POST", f"password={PASSWORD.replace(' ', '+')}".encode(), **form)
+        assert status == 303
+        cookie = headers["set-cookie"].partition(";")[0]
+        assert [ask(url, path, Cookie=cookie)[0] for path in ("/", "/config")] == [200, 200]
+        assert ask(url, "/login")[2]["x-frame-options"] == "SAMEORIGIN"
+        form["Origin"] = "http://evil.example"
+        assert ask(url, "/login", "POST", b"password=x", **form)[0] == 403
+
+
 def guarded(**settings) -> TestClient:
     async def page(_):
         return PlainTextResponse("the page")

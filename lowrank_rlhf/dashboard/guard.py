@@ -22,7 +22,7 @@ MOST_BYTES = 64 * 2**20
 """Of one request's body: an upload of annotations is the largest."""
 COOKIE = "lowrank-session"
 _OPEN = (
-    "/assets/", "/static/", "/svelte/", "/runs/", "/gradio_api/heartbeat/", "/gradio_api/file=",
+    "/assets/", "/static/", "/svelte/", "/runs/", "/gradio_api/heartbeat/", "/gradio_api/file=/",
 )  # fmt: skip
 _EXACT = {
     "/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/login", "/gradio_api/startup-events",
@@ -74,10 +74,7 @@ class Guard:
         if scope["type"] != "http":
             return  # no WebSocket is used: leaving unanswered closes it
         answer = self._refusal(scope) or await self._login(scope, receive)
-        if answer is not None:
-            await answer(scope, receive, send)
-            return
-        await self._pass_on(scope, receive, send)
+        await self._pass_on(answer or self.app, scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers, method = Headers(scope=scope), scope["method"]
@@ -128,7 +125,8 @@ class Guard:
         key = cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE, "")
         return self.sessions.get(key, 0.0) > time.monotonic()
 
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _pass_on(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let it answer, with a bound on what it reads and with the headers that all answers have."""
         taken, started = 0, False
 
         async def bounded() -> Message:
@@ -149,7 +147,7 @@ class Guard:
             await send(message)
 
         try:
-            await self.app(scope, bounded, guarded)
+            await app(scope, bounded, guarded)
         except _TooLarge:
             if not started:
                 await PlainTextResponse("Too large.\n", 413)(scope, receive, send)

@@ -41,10 +41,10 @@ def build(page: Page) -> None:
         stage = page.texts.add(gr.Dropdown([], elem_id="redo-stage"), label="runs.redo_stage", info="runs.redo_info")
         redo = page.texts.add(gr.Button(elem_id="redo"), value="runs.redo")
     said = gr.HTML("", elem_id="run-said")
-    seen = gr.State(None)
+    seen = gr.State({})
     shown = [listing, about, page.run, stop, resume, stage, redo, seen]
 
-    def refresh(chosen: str | None, language: str, before: Any) -> list[Any]:
+    def refresh(chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
         return _refresh(page.runs, chosen, language, before)
 
     inputs = [page.run, page.language, seen]
@@ -68,28 +68,35 @@ def _picked(event: gr.SelectData) -> str:
     return str(event.value)
 
 
-def _refresh(folder: Path, chosen: str | None, language: str, before: Any) -> list[Any]:
-    """The list and the buttons, or nothing where all of it is as it was."""
+def _refresh(folder: Path, chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
+    """The list and the buttons, each only where it has changed: what a person is just choosing stays as it is."""
     names = runs.names(folder)[:_MOST_RUNS]
     found = [runs.look(folder, name) for name in names]
     chosen = chosen if chosen in names else next(iter(names), None)
     run = next((one for one in found if one.name == chosen), None)
-    listing, about = run_list(found, chosen, language), details(run, language)
-    now = (listing, about, names, chosen, run.kind if run else None, run.done if run else None)
-    if now == before:
-        return [gr.skip()] * 8
-    stages = [stage.name for stage in STAGES if run and stage.name in run.done]
     idle = run is not None and not run.busy
-    label = "runs.continue" if run and run.kind == "waiting" else "runs.resume"
+    now = {
+        "listing": run_list(found, chosen, language),
+        "about": details(run, language),
+        "choice": (names, chosen),
+        "can stop": run is not None and run.busy,
+        "can resume": idle and run is not None and run.kind != "finished",
+        "resume": t("runs.continue" if run and run.kind == "waiting" else "runs.resume", language),
+        "again": [stage.name for stage in STAGES if run and stage.name in run.done] if idle else [],
+    }
+
+    def changed(update: Any, *keys: str) -> Any:
+        return gr.skip() if all(now[key] == before.get(key) for key in keys) else update
+
     return [
-        listing,
-        about,
-        gr.update(choices=names, value=chosen),
-        gr.update(interactive=run is not None and run.busy),
-        gr.update(interactive=idle and run is not None and run.kind != "finished", value=t(label, language)),
-        gr.update(choices=stages, value=None, interactive=idle and bool(stages)),
-        gr.update(interactive=idle and bool(stages)),
-        now,
+        changed(now["listing"], "listing"),
+        changed(now["about"], "about"),
+        changed(gr.update(choices=names, value=chosen), "choice"),
+        changed(gr.update(interactive=now["can stop"]), "can stop"),
+        changed(gr.update(interactive=now["can resume"], value=now["resume"]), "can resume", "resume"),
+        changed(gr.update(choices=now["again"], value=None, interactive=bool(now["again"])), "again", "choice"),
+        changed(gr.update(interactive=bool(now["again"])), "again"),
+        changed(now, *now),
     ]
 
 

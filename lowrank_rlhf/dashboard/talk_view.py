@@ -101,6 +101,7 @@ def _ask(
         return
     path = runs.run_path(folder, str(run))
     yield [note(t("talk.loading", language)), gr.skip(), gr.skip(), no_votes, gr.skip()]
+    said: dict[str, dict[str, Any]] = {}
     try:
         voices = _voices(TALKER.open(path)["voices"], blind)
         talk = _begun(talk, str(run), voices if blind else ())
@@ -114,12 +115,13 @@ def _ask(
             }
             for voice in voices
         ]
-        said: dict[str, dict[str, Any]] = {voice: {"text": ""} for voice in voices}
+        said = {voice: {"text": ""} for voice in voices}
         talk.turns.append((question, said))
         for place, message in TALKER.ask(path, requests):
             _take_in(said[voices[place]], message)
             yield ["", _cards(talk, language), "", no_votes, talk]
     except UserError as error:
+        talk.turns = [turn for turn in talk.turns if turn[1] is not said]  # what was not answered was not asked
         text = t("talk.busy", language) if str(error) == "busy" else str(error)
         yield [note(text, "bad"), _cards(talk, language), gr.skip(), no_votes, talk]
         return
