@@ -207,6 +207,7 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_what_a_model_wrote_is_text(nasty, open_page) -> None:
     page = open_page(nasty)
+    page.wait_for_selector("#run-about pre")
     assert "<script>document.title='taken'</script>" in page.inner_text("#run-about")
     go_to(page, "watch")
     page.wait_for_selector("#watch-samples td")

@@ -23,7 +23,8 @@ _FONTS = ["system-ui", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
 # The language that was chosen here before, or else the browser's.
 _CHOOSE_LANGUAGE = """() => {
   const kept = localStorage.getItem('lowrank-language');
-  return kept === 'en' || kept === 'zh' ? kept : navigator.language.toLowerCase().startsWith('zh') ? 'zh' : 'en';
+  const own = navigator.language.toLowerCase().startsWith('zh') ? 'zh' : 'en';
+  return document.documentElement.lang = kept === 'en' || kept === 'zh' ? kept : own;
 }"""
 _KEEP_LANGUAGE = """(language) => {
   localStorage.setItem('lowrank-language', language);

@@ -52,7 +52,7 @@ def build(page: Page) -> None:
         stop = texts.add(gr.Button(variant="stop", elem_id="stop-talk"), value="talk.stop")
         anew = texts.add(gr.Button(elem_id="anew"), value="talk.anew")
         blind = texts.add(
-            gr.Checkbox(value=False, show_label=True, elem_id="blind", container=False), label="talk.blind"
+            gr.Checkbox(value=False, elem_id="blind"), label="talk.blind"
         )
     with texts.add(gr.Accordion(open=False), label="talk.settings"), gr.Row():
         temperature = texts.add(gr.Slider(0, 2, value=0.7, step=0.05), label="talk.temperature")
