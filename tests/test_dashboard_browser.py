@@ -3,7 +3,13 @@
 import json
 import re
 import signal
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +19,7 @@ from test_dashboard import NASTY, finish, make_run
 
 from lowrank_rlhf.dashboard import jobs, runs
 from lowrank_rlhf.dashboard.text import table
-from lowrank_rlhf.files import append_line
+from lowrank_rlhf.files import append_line, write_json_atomic
 from lowrank_rlhf.ranking.store import AnnotationStore
 
 SECONDS = 60_000
@@ -114,8 +120,6 @@ def test_a_run_from_start_to_end(tmp_path, tiny_folder, open_page) -> None:
 
 def test_the_page_dies_and_the_run_goes_on(tmp_path, open_page) -> None:
     """kill -9 of the server; a new one finds the run, and stops it."""
-    import sys
-
     folder = tmp_path / "runs"
     run = make_run(folder)
     with page_server(folder) as (_, server):
@@ -158,33 +162,21 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
         (ranking,) = store.rankings()
         assert ranking.tiers == ((ranking.shown[0],), (ranking.shown[1],))
 
-        with jobs_lock(folder / "tiny"):
+        with training(folder / "tiny"):
             page.fill("#question textarea", "question 3")
             page.click("#ask")
             page.wait_for_selector("#talk-status .note.bad")
             assert "is training and needs this machine" in page.inner_text("#talk-status")
 
 
-class jobs_lock:
+@contextmanager
+def training(run: Path) -> Iterator[None]:
     """A process that holds the run's lock, as training does."""
-
-    def __init__(self, run: Path) -> None:
-        self.run = run
-
-    def __enter__(self) -> None:
-        import subprocess
-        import sys
-        import time
-
-        from lowrank_rlhf.files import write_json_atomic
-
-        self.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)  # lowrank_rlhf"])
-        since = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 1))
-        write_json_atomic(self.run / "run.lock.json", {"pid": self.process.pid, "since": since})
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)  # lowrank_rlhf"]) as process:
+        since = datetime.fromtimestamp(time.time() + 1, UTC).isoformat(timespec="seconds")
+        write_json_atomic(run / "run.lock.json", {"pid": process.pid, "since": since})
+        yield
+        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -262,9 +254,6 @@ def test_a_phone_can_use_it(nasty, open_page) -> None:
 
 def test_a_page_answers_at_once_while_others_look(nasty, open_page) -> None:
     """100 ms for the page and for its settings; the best of five, for this machine has other work too."""
-    import time
-    import urllib.request
-
     open_page(nasty)
     for path in ("/", "/config"):
         took = []

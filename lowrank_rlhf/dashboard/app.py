@@ -1,6 +1,8 @@
 """The page as a whole: its tabs, its language, and the server that it is sent from."""
 
+import os
 import socket
+import sys
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -109,9 +111,14 @@ def serve(
     launch(blocks, host, port, [guard], folder)
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     say(f"The page is at {url}\nCtrl-C closes it; runs that it started go on.")
-    if open_browser:
+    if open_browser and _desktop():
         webbrowser.open(url)
     blocks.block_thread()
+
+
+def _desktop() -> bool:
+    """Whether a browser would be a window: in a plain terminal it could be a program that takes the terminal over."""
+    return sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
 
 
 def launch(blocks: gr.Blocks, host: str, port: int, middleware: list[Middleware], folder: Path) -> None:

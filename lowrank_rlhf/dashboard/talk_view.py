@@ -51,9 +51,7 @@ def build(page: Page) -> None:
         ask = texts.add(gr.Button(variant="primary", elem_id="ask"), value="talk.ask")
         stop = texts.add(gr.Button(variant="stop", elem_id="stop-talk"), value="talk.stop")
         anew = texts.add(gr.Button(elem_id="anew"), value="talk.anew")
-        blind = texts.add(
-            gr.Checkbox(value=False, elem_id="blind"), label="talk.blind"
-        )
+        blind = texts.add(gr.Checkbox(value=False, elem_id="blind"), label="talk.blind")
     with texts.add(gr.Accordion(open=False), label="talk.settings"), gr.Row():
         temperature = texts.add(gr.Slider(0, 2, value=0.7, step=0.05), label="talk.temperature")
         longest = texts.add(gr.Slider(4, 512, value=64, step=4), label="talk.longest")

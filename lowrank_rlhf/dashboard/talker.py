@@ -85,6 +85,8 @@ class Talker:
         if self.run == run and self._process and self._process.poll() is None:
             return
         self.close()
+        if self._complaints:
+            self._complaints.close()
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "lowrank_rlhf", "chat", run.name, "--lines", "--runs", str(run.parent)],
