@@ -54,7 +54,7 @@ def build(page: Page) -> None:
         blind = texts.add(gr.Checkbox(value=False, elem_id="blind"), label="talk.blind")
     with texts.add(gr.Accordion(open=False), label="talk.settings"), gr.Row():
         temperature = texts.add(gr.Slider(0, 2, value=0.7, step=0.05), label="talk.temperature")
-        longest = texts.add(gr.Slider(4, 512, value=64, step=4), label="talk.longest")
+        longest = texts.add(gr.Slider(0, 512, value=0, step=8), label="talk.longest")
         seed = texts.add(gr.Number(value=1, precision=0, minimum=0), label="talk.seed")
     talk = gr.State(Talk())
 
@@ -108,7 +108,7 @@ def _ask(
                 "as": voice,
                 "messages": [*_messages(talk, voice), {"role": "user", "content": question}],
                 "temperature": float(temperature),
-                "max_new_tokens": int(longest),
+                "max_new_tokens": int(longest) or None,
                 "seed": int(seed or 0) + len(talk.turns),
             }
             for voice in voices
