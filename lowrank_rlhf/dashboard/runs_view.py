@@ -14,7 +14,7 @@ from lowrank_rlhf.dashboard import jobs, runs
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, Page
 from lowrank_rlhf.dashboard.runs_html import command_line, details, note, run_list
 from lowrank_rlhf.dashboard.talker import TALKER
-from lowrank_rlhf.dashboard.text import t
+from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.files import write_atomic
 from lowrank_rlhf.stages import STAGES
@@ -204,8 +204,19 @@ def _plan(folder: Path, text: str, name: str, preset: str | None, language: str)
     fits = done.returncode == 0
     lead = t("new.planned" if fits else "new.refused", language)
     command = jobs.run_command(_config_name(text, preset, path), folder, *_overrides(name))
-    shown = note(lead, "good" if fits else "bad") + note(said) + command_line(jobs.as_typed(command), language)
+    shown = (
+        note(lead, "good" if fits else "bad") + _folded(said, language) + command_line(jobs.as_typed(command), language)
+    )
     return shown, gr.update(interactive=fits), [text, name] if fits else None
+
+
+def _folded(said: str, language: str) -> str:
+    """What `plan` printed, the settings folded away: memory, disk and time should be in sight."""
+    settings, stages, rest = said.partition("Stages, in ")
+    if not stages:
+        return note(said)
+    summary = html(t("new.settings", language))
+    return note(stages + rest) + f"<details><summary>{summary}</summary>{note(settings)}</details>"
 
 
 def _config_name(text: str, preset: str | None, path: Path) -> str:
