@@ -202,16 +202,22 @@ _CHECKS: tuple[Callable[[Metrics], str | None], ...] = (
 )
 
 
-def alarms(metrics: Metrics, summaries: Summaries) -> list[str]:
-    """What looks wrong in a run and what to do about it, one text each; empty where nothing does.
+def named_alarms(metrics: Metrics, summaries: Summaries) -> list[tuple[str, str]]:
+    """What looks wrong in a run and what to do about it: the check's name and its text; empty where nothing does.
 
     metrics are the rows of metrics.jsonl, summaries those of the finished stages by name.
     """
-    found = (
-        weak_reward(summaries),
-        *(check(metrics) for check in _CHECKS),
-        longer_answers(metrics, summaries),
-        same_openers(summaries),
-        repeated_words(summaries),
-    )
-    return broken_claims(summaries) + [text for text in found if text]
+    found = [
+        ("weak_reward", weak_reward(summaries)),
+        *((check.__name__, check(metrics)) for check in _CHECKS),
+        ("longer_answers", longer_answers(metrics, summaries)),
+        ("same_openers", same_openers(summaries)),
+        ("repeated_words", repeated_words(summaries)),
+    ]
+    broken = [("broken_claims", text) for text in broken_claims(summaries)]
+    return broken + [(name, text) for name, text in found if text]
+
+
+def alarms(metrics: Metrics, summaries: Summaries) -> list[str]:
+    """The texts of `named_alarms`."""
+    return [text for _, text in named_alarms(metrics, summaries)]
