@@ -379,10 +379,11 @@ def test_the_terminal_hears_the_alarms_of_the_metrics(tmp_path: Path) -> None:
 
 def test_alarms_from_summaries() -> None:
     summaries = all_summaries()
-    summaries["reward"]["accuracy_interval"] = [0.49, 0.6]
-    assert "better than chance" in alarms([], summaries)[0]
-    summaries["reward"] |= {"accuracy_interval": [0.66, 0.76], "longer_wins": 0.72}
-    assert "longer answer (72 %)" in alarms([], summaries)[0]
+    summaries["reward"]["weak"] = "the reward model is no better than preferring the shorter answer"
+    assert alarms([], summaries) == [
+        "The reward model is no better than preferring the shorter answer. "
+        "Rank more answers, or answers that differ more."
+    ]
     summaries = all_summaries()
     summaries["ppo"]["claims"][0] |= {"holds": False, "figure": 0.3}
     assert alarms([], summaries) == [

@@ -168,16 +168,9 @@ def far_from_sft(metrics: Metrics) -> str | None:
 
 
 def weak_reward(summaries: Summaries) -> str | None:
-    """PPO against a reward model that knows nothing, or only length, teaches nothing else."""
-    reward = summaries.get("reward", {})
-    accuracy, interval, longer = (reward.get(key) for key in ("accuracy", "accuracy_interval", "longer_wins"))
-    if interval and interval[0] is not None and interval[0] <= 0.5:
-        problem = "is not clearly better than chance (its interval reaches 50 %)"
-    elif accuracy is not None and longer is not None and accuracy <= longer:
-        problem = f"({percent(accuracy)}) is no better than always picking the longer answer ({percent(longer)})"
-    else:
-        return None
-    return f"The reward model's accuracy {problem}. Rank more answers, or answers that differ more."
+    """PPO against a reward model that knows nothing, or only length, teaches nothing else; the stage itself says so."""
+    weak = summaries.get("reward", {}).get("weak")
+    return weak and f"{weak[0].upper()}{weak[1:]}. Rank more answers, or answers that differ more."
 
 
 def broken_claims(summaries: Summaries) -> list[str]:
