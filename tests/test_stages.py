@@ -153,10 +153,18 @@ def test_headings_tell_the_time_to_go_once_a_stage_is_done(config, tmp_path) -> 
     with Progress(Console(file=text, width=200)) as progress:
         run(config, tmp_path, until="rank", progress=progress)
     first, second, third = (line for line in text.getvalue().splitlines() if line.startswith("["))
-    assert re.search(r"\nsft .* ETA \d+:\d\d \(run \d+:\d\d\)  ", text.getvalue())  # a bar knows its own pace
     assert "to go" not in first
     assert re.fullmatch(r"\[2/3\] sample: sample answers to rank  \(\d+:\d\d so far, about \d+:\d\d to go\)", second)
     assert third.endswith(" so far)")  # ranking by a program takes no time worth telling
+
+
+def test_a_stages_own_time_tells_that_of_the_stages_after_it(config, tmp_path, monkeypatch) -> None:
+    told = {}
+    monkeypatch.setattr(Progress, "stage", lambda _, __, ___, name, *rest: told.update({name: rest[-1]}))
+    go(config, tmp_path, until="sample")
+    assert told["sft"](20.0) == pytest.approx(2 * told["sft"](10.0))  # no other stage is done: its pace is sft's alone
+    assert told["sft"](10.0) > 0
+    assert told["sample"](10.0) is None  # nothing comes after it
 
 
 def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:

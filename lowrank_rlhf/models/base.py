@@ -23,6 +23,7 @@ from transformers import (
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.allocator import keep_freed_memory
+from lowrank_rlhf.models.attention import NAME as SHORT_ATTENTION
 from lowrank_rlhf.models.fetch import fetch_model
 from lowrank_rlhf.models.folder import check_architecture
 from lowrank_rlhf.models.int8 import compute_at_full_precision
@@ -112,6 +113,7 @@ def _model(folder: Path, config: ModelConfig, device: torch.device, compute_dtyp
             quantization_config=_quantization(config, compute_dtype),
             device_map={"": str(device)},
             use_safetensors=True,
+            attn_implementation=SHORT_ATTENTION if device.type == "cpu" else None,
             trust_remote_code=False,
             output_loading_info=True,
         )

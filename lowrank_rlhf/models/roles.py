@@ -4,7 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from typing import Any
@@ -18,6 +18,7 @@ from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.base import Base
+from lowrank_rlhf.models.fused import fused
 from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
 from lowrank_rlhf.models.trunk import part_of, trunk_states
 
@@ -104,7 +105,7 @@ class Roles:
             for parameter in self.parameters(role):
                 parameter.requires_grad_(train)
             self.peft.train(train)
-            with torch.enable_grad() if train else torch.no_grad():
+            with fused(self.peft, role.value), torch.enable_grad() if train else torch.no_grad():
                 yield
         finally:
             self._acting, self._training = None, False
@@ -115,7 +116,7 @@ class Roles:
         if self._acting is None:
             raise RuntimeError("no role is acting: use `with roles.acting_as(...)`")
         stop = self.head_layers if self._acting.has_head else len(self.decoder.layers)
-        with part_of(self.decoder, self.first_adapted, batch.trunk, stop), self.mixed_precision():
+        with part_of(self.decoder, self.first_adapted, batch.trunk, stop):
             output = self.decoder(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
         return output.last_hidden_state
 
@@ -129,8 +130,7 @@ class Roles:
         trunk = torch.zeros(0)
         for index in micro_batches(batch.lengths(), self.base.config.micro_batch_tokens):
             rows = batch.rows(index)
-            with self.mixed_precision():
-                states = trunk_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
+            states = trunk_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
             if not len(trunk):
                 trunk = states.new_zeros(*batch.ids.shape, states.shape[-1])
             trunk[torch.as_tensor(index, device=trunk.device), : states.shape[1]] = states
@@ -152,16 +152,6 @@ class Roles:
         if not self._training:
             raise RuntimeError("backward needs `with roles.acting_as(role, train=True)`")
         loss.backward()
-
-    def mixed_precision(self) -> AbstractContextManager:
-        """Around a forward: adapters are float32, and on a bfloat16 base their products are computed in bfloat16 too.
-
-        Around one forward, never more: losses and statistics are float32, and autocast keeps the first cast of a weight
-        until it ends, so that a step of the optimiser inside would never be seen.
-        """
-        if self.base.compute_dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.base.device.type, self.base.compute_dtype)
 
     @property
     def decoder(self) -> Any:

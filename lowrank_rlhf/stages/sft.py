@@ -129,7 +129,7 @@ def _trainer(
         max_steps=steps,
         max_grad_norm=config.max_grad_norm,
         train_sampling_strategy="sequential",
-        bf16=base.compute_dtype == torch.bfloat16,
+        bf16=False,  # the base is in its number format already, and its layers cast the adapters
         gradient_checkpointing=False,  # where wanted it is on already, without reentrance
         use_cpu=base.device.type == "cpu",
         dataset_kwargs={"skip_prepare_dataset": True},
