@@ -350,6 +350,12 @@ class TestNewRun:
         assert "are valid" in runs_view._check(text, "mine", "en")[0]
         assert "override &quot;name=../mine&quot;: name: must be" in runs_view._check(text, "../mine", "en")[0]
 
+    def test_an_unchanged_preset_is_run_by_its_name(self, tmp_path) -> None:
+        text = preset_path("quickstart").read_text(encoding="utf-8")
+        assert runs_view._config_name(text.rstrip(), "quickstart", tmp_path) == "quickstart"
+        for changed, preset in ((text + "seed: 2\n", "quickstart"), (text, None), (text, "human_preferences")):
+            assert runs_view._config_name(changed, preset, tmp_path) == f"{tmp_path}/logs/start.yaml"
+
     def test_text_and_file_are_read_alike(self) -> None:
         path = preset_path("quickstart")
         assert parse_config(path.read_text(encoding="utf-8"), "editor", ["seed=7"]) == load_config(path, ["seed=7"])

@@ -221,7 +221,7 @@ def _folded(said: str, language: str) -> str:
 
 def _config_name(text: str, preset: str | None, path: Path) -> str:
     """The preset itself where nothing was changed, else the file that the start writes."""
-    if preset and text == preset_path(preset).read_text(encoding="utf-8"):
+    if preset and text.rstrip() == preset_path(preset).read_text(encoding="utf-8").rstrip():  # the editor's end differs
         return preset
     return str(path / "logs" / "start.yaml")
 
