@@ -34,6 +34,13 @@ class Prompt(Record):
         """The last thing that the user said."""
         return self.messages[-1].content
 
+    @property
+    def conversation(self) -> str:
+        """What a judge and a reader see: the one message as it is, or all turns, each after its role and a colon."""
+        if len(self.messages) == 1:
+            return self.text
+        return "\n\n".join(f"{message.role}: {message.content}" for message in self.messages)
+
 
 class Demonstration(Record):
     """A prompt with an answer worth imitating: a training row of the sft stage."""

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from test_report import all_summaries
 from tiny import ARCHITECTURES, CHATML, load_plain, make_roles, make_tiny_model, random_tokens
 from tiny_finished import finished_run
+from tiny_run import make_config, write_prompts
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -28,7 +29,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from lowrank_rlhf import cli
+from lowrank_rlhf import cli, pipeline
 from lowrank_rlhf.config.schema import Config, ModelConfig, SampleConfig
 from lowrank_rlhf.errors import CannotFit, Stopped, UserError
 from lowrank_rlhf.files import new_folder, sha256
@@ -39,6 +40,7 @@ from lowrank_rlhf.models.generation import Response
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_tokens
 from lowrank_rlhf.models.storage import save_role
+from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Message, Prompt, Sample, read_jsonl
 from lowrank_rlhf.stages import card
 from lowrank_rlhf.stages.card import base_licence, without_folders
@@ -499,6 +501,31 @@ def test_command(tiny_folder, tmp_path, command, monkeypatch) -> None:
     assert "scores differ from the run's by" in out
     assert "NOTE" not in out
     assert load_file("reward/model.safetensors")["score.weight"].shape == (1, 64)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("base", "This run begins with the bare base; it has trained nothing yet."),
+        ("adapter", "This run begins with an adapter made elsewhere; it has trained nothing yet."),
+        ("train", "The model was fine-tuned on 10 example answers in 5 steps."),
+    ],
+)
+def test_a_run_whose_only_stage_is_sft(tiny_folder, tmp_path, command, monkeypatch, source, says) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("before").mkdir()
+    made = finished_run(tiny_folder(), tmp_path / "before", adapters=("sft",)).run_dir.artifact("adapters/sft")
+    adapter = {"sft__adapter": str(made)} if source == "adapter" else {}
+    config = make_config(
+        tiny_folder(), write_prompts(tmp_path / "prompts.jsonl"), name="only", sft__source=source, **adapter
+    )
+    pipeline.run(config, tmp_path / "runs", until="sft", progress=Progress.silent())
+    code, out, err = command("export", "only", "out", "--what", "adapters")
+    assert (code, out.startswith("wrote out: ")) == (0, True), err
+    assert says in Path("out/README.md").read_text()
+    assert sha256(Path("out/sft/adapter_model.safetensors")) == sha256(
+        Path("runs/only/adapters/sft/adapter_model.safetensors")
+    )
 
 
 def test_command_refuses(tiny_folder, tmp_path, command, monkeypatch) -> None:

@@ -70,22 +70,24 @@ def simulated_annotator(prompt: Prompt, samples: Sequence[Sample]) -> list[float
       and without the sentences of generic enthusiasm. It saturates: four warm words earn little more than two.
     - topic: 1 if the answer takes up a content word of the prompt (stop words dropped, compared by their stems' first
       five letters), else 0; 0.5 if the prompt has no content word; 0 if the answer repeats a run of 4 or more words
-      that is over 60 % of the prompt.
+      that is over 60 % of the prompt. Where a conversation goes on, its turns together are the prompt, but for system
+      messages, and repeating any one of them is parroting.
     - enthusiasm: 1 if the answer says "I'm so thrilled", "I'd be happy", "great question" or the like anywhere.
     - unfinished: 1 unless the model ended the answer itself and its last character, quotes aside, is one of . ! ?
     - repeats: mean share of the answer's content words and of its word pairs that occurred in it before.
 
     The most that off-topic warmth can reach is 0.105; a neutral finished answer on the topic has 0.15.
     """
-    return [_simulated_score(prompt.text, sample) for sample in samples]
+    turns = [_words(message.content) for message in prompt.messages if message.role != "system"]
+    return [_simulated_score(turns, sample) for sample in samples]
 
 
-def _simulated_score(prompt: str, sample: Sample) -> float:
+def _simulated_score(turns: Sequence[list[str]], sample: Sample) -> float:
     text = _plain(sample.text)
     words = _words(text)
     own_text, enthusiasm = _GENERIC_ENTHUSIASM.subn("", text)
     warmth = _compound(" ".join(_words(own_text)))
-    topic = _on_topic(_words(prompt), words)
+    topic = _on_topic(turns, words)
     if warmth > 0:
         warmth *= OFF_TOPIC_WARMTH + (1 - OFF_TOPIC_WARMTH) * topic
     finished = sample.finished and _FINAL_STOP.search(text)
@@ -101,14 +103,18 @@ def _simulated_score(prompt: str, sample: Sample) -> float:
     return max(-1.0, score)
 
 
-def _on_topic(prompt: list[str], answer: list[str]) -> float:
-    wanted = set(_stems(prompt))
+def _on_topic(turns: Sequence[list[str]], answer: list[str]) -> float:
+    wanted = {stem for turn in turns for stem in _stems(turn)}
     if not wanted:
         return 0.5
-    run = SequenceMatcher(None, prompt, answer, autojunk=False).find_longest_match().size
-    if run >= PARROT_WORDS and run > PARROT_SHARE * len(prompt):
+    if any(_parrots(turn, answer) for turn in turns):
         return 0.0
     return 1.0 if wanted & set(_stems(answer)) else 0.0
+
+
+def _parrots(turn: list[str], answer: list[str]) -> bool:
+    run = SequenceMatcher(None, turn, answer, autojunk=False).find_longest_match().size
+    return run >= PARROT_WORDS and run > PARROT_SHARE * len(turn)
 
 
 def _plain(text: str) -> str:

@@ -181,18 +181,11 @@ def read_verdict(reply: str) -> str | None:
 
 def _question(settings: EndpointConfig, prompt: Prompt, first: str, second: str) -> str:
     """The template filled in. Each text stands in tags whose mark no text can hold, for it is the texts' own hash."""
-    asked = _conversation(prompt)
+    asked = prompt.conversation
     mark = _sha256(asked, first, second)[:12]
     texts = {"prompt": asked, "first": first, "second": second}
     tagged = {name: f"<text-{mark}>\n{text}\n</text-{mark}>" for name, text in texts.items()}
     return TEMPLATES.get(settings.template, settings.template).format(**tagged)
-
-
-def _conversation(prompt: Prompt) -> str:
-    """The message alone, or all turns with their roles where there are more."""
-    if len(prompt.messages) == 1:
-        return prompt.text
-    return "\n\n".join(f"{message.role}: {message.content}" for message in prompt.messages)
 
 
 def _hash(settings: EndpointConfig, message: str) -> str:

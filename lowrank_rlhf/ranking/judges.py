@@ -88,8 +88,9 @@ class LocalJudge:
 def load_judge(name: str) -> LocalJudge:
     """The built-in judge of that name, or a user's `module:function`.
 
-    A user's function takes the prompt's text and a list of answer texts and returns a number for each answer; its
-    module may lie in the current folder. Raises `UserError` if there is no such judge.
+    A user's function takes the prompt's text (the whole conversation where there are several turns) and a list of
+    answer texts, and returns a number for each answer; its module may lie in the current folder. Raises `UserError` if
+    there is no such judge.
     """
     if name in BUILT_IN:
         return LocalJudge(name, BUILT_IN[name])
@@ -100,7 +101,7 @@ def load_judge(name: str) -> LocalJudge:
             f"{suggestion(name, names)}"
         )
     function = _import_function(name)
-    return LocalJudge(name, lambda prompt, samples: function(prompt.text, [sample.text for sample in samples]))
+    return LocalJudge(name, lambda prompt, samples: function(prompt.conversation, [sample.text for sample in samples]))
 
 
 def _import_function(name: str) -> Callable[[str, list[str]], list[float]]:

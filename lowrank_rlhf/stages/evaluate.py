@@ -62,7 +62,7 @@ def _rows(context: Context, contest: Contest, policy: Answers, judges: Mapping[s
     prompts = contest.prompts
     columns: dict[str, Sequence[Any]] = {
         "prompt_id": [prompt.id for prompt in prompts],
-        "prompt": [prompt.text for prompt in prompts],
+        "prompt": [prompt.conversation for prompt in prompts],
         "sft": [sample.text for sample in contest.sft],
         "policy": [sample.text for sample in policy.samples],
         "score_sft": scored(context, prompts, contest.sft, contest.scale),

@@ -44,8 +44,11 @@ def headline(summaries: Summaries) -> str:
             f"preferred one in {percent(reward['accuracy'])} of cases{interval}. "
             f"Always picking the longer answer is right in {longer}, tossing a coin in 50 %."
         )
-    if sft:
+    if "examples" in sft:
         return f"The model was fine-tuned on {sft['examples']} example answers in {sft['steps']} steps."
+    if sft:
+        begins = "the bare base" if sft["source"] == "base" else "an adapter made elsewhere"
+        return f"This run begins with {begins}; it has trained nothing yet."
     return "No stage of this run has results yet."
 
 

@@ -53,7 +53,7 @@ def play(context: Context, match: Match) -> Rows:
     prompts = [prompt for prompt in match.prompts for _ in range(match.answers_per_prompt)]
     columns: dict[str, Sequence[Any]] = {
         "prompt_id": [prompt.id for prompt in prompts],
-        "prompt": [prompt.text for prompt in prompts],
+        "prompt": [prompt.conversation for prompt in prompts],
     }
     for side, answers in (("left", left), ("right", right)):
         columns |= {
