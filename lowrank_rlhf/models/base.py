@@ -1,9 +1,11 @@
 """Load the base once: quantised, frozen, with its tokenizer, in the number format that is fastest here."""
 
+import contextlib
 import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from lowrank_rlhf.models.folder import check_architecture
 from lowrank_rlhf.models.int8 import compute_at_full_precision
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.precision import choose_dtype
-from lowrank_rlhf.models.template import TemplateRefuses, check_template, render
+from lowrank_rlhf.models.special_tokens import ANSWERED, choose_padding
+from lowrank_rlhf.models.template import TemplateRefuses, check_template, end_token, render
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Prompt
 
@@ -51,10 +54,10 @@ class Base:
         """A token that never occurs in a response; distinct from the end-of-turn token, or models never stop."""
         return int(self.tokenizer.pad_token_id)
 
-    @property
+    @cached_property
     def eos(self) -> int:
-        """The token that ends an answer."""
-        return int(self.tokenizer.eos_token_id)
+        """The token that ends an answer, by the chat template."""
+        return int(self.tokenizer.convert_tokens_to_ids(end_token(self.tokenizer)))
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Token ids of the conversation up to where the assistant's answer begins.
@@ -76,7 +79,8 @@ class Base:
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
         """The answer's text, without special tokens."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+        said = [token for token in tokens if token != self.eos]  # which not every tokenizer holds to be special
+        return str(self.tokenizer.decode(said, skip_special_tokens=True)).strip()
 
     def checksum(self) -> str:
         """sha256 of every weight of the base and of the statistics of its quantisation; adapters don't count."""
@@ -157,6 +161,7 @@ def freeze(
     """A loaded model as the base that never changes."""
     model.requires_grad_(False)
     _check_decoder(model, config)
+    _check_vocabulary(model, tokenizer, config)
     compute_at_full_precision(model)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -178,6 +183,17 @@ def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:
             f"model.source: {config.source}: {type(model).__name__} is built in a way that is not known here; choose a "
             "model of the Llama, Qwen, Gemma, Mistral or Phi-3 family"
         )
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
+    """A token that was added to the tokenizer alone has no embedding."""
+    rows = model.get_input_embeddings().num_embeddings
+    for token in (tokenizer.pad_token, end_token(tokenizer)):
+        if tokenizer.convert_tokens_to_ids(token) >= rows:
+            raise UserError(
+                f"model.source: {config.source}: the tokenizer's {token} is beyond the model's {rows:,} embeddings; "
+                "tokenizer and weights are of two models: fetch both again"
+            )
 
 
 def _check_logits(model: PreTrainedModel, config: ModelConfig) -> None:
@@ -220,15 +236,25 @@ def _tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
         raise UserError(f"model.source: {config.source}: the tokenizer cannot be read ({error})") from None
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
-    if tokenizer.eos_token_id is None:
+    end = end_token(tokenizer)
+    if end is None:
         raise UserError(f"model.source: {config.source}: the tokenizer has no end-of-turn token")
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        spare = [token for token in ("<|endoftext|>", "<pad>", tokenizer.unk_token) if _is_spare(tokenizer, token)]
-        if not spare:
-            raise UserError(f"model.source: {config.source}: no token to pad with that differs from the end of turn")
-        tokenizer.pad_token = spare[0]
+    if tokenizer.pad_token in (None, end):
+        tokenizer.pad_token = _padding(tokenizer, end, config)
     return tokenizer
 
 
-def _is_spare(tokenizer: PreTrainedTokenizerBase, token: str | None) -> bool:
-    return token is not None and token in tokenizer.get_vocab() and token != tokenizer.eos_token
+def _padding(tokenizer: PreTrainedTokenizerBase, end: str, config: ModelConfig) -> str:
+    """A token to pad with, for want of the tokenizer's own: special, and nothing that the template ever writes."""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    named = [token for token in ("<pad>", "<|endoftext|>", tokenizer.unk_token) if token in tokenizer.get_vocab()]
+    written = [end, tokenizer.eos_token or "", tokenizer.bos_token or ""]
+    with contextlib.suppress(TemplateRefuses):
+        written.append(render(tokenizer, ANSWERED, answered=True))
+    found = choose_padding(dict.fromkeys([*special, *named]), tokenizer.unk_token, " ".join(written))
+    if found is None:
+        raise UserError(
+            f"model.source: {config.source}: its tokenizer has no spare token to pad with, beside {end} that ends an "
+            "answer; set pad_token in the folder's tokenizer_config.json to a special token that no text holds"
+        )
+    return found
