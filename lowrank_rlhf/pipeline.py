@@ -9,9 +9,8 @@ from typing import Any, Literal, NamedTuple
 from lowrank_rlhf import stages
 from lowrank_rlhf.artifacts import MetricLog, RunDir, read_json, sha256, write_json_atomic
 from lowrank_rlhf.config.loading import dump_config
-from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import StaleRun, UserError
+from lowrank_rlhf.errors import StaleRun
 from lowrank_rlhf.files import now
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.fetch import fetch_model, model_identity
@@ -19,7 +18,6 @@ from lowrank_rlhf.models.shape import find_shape
 from lowrank_rlhf.planner.disk import check_room, smallest_need
 from lowrank_rlhf.planner.pace import stage_work
 from lowrank_rlhf.progress import Later, Progress, StopRequest, duration, forget_peak_memory, peak_memory_bytes
-from lowrank_rlhf.ranking.judges import ENDPOINT, load_judge
 from lowrank_rlhf.stages import Stage, selection
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.report import write_report
@@ -72,6 +70,7 @@ def run(
         if any("model" in stage.settings for stage in to_do):
             fetch_model(config.model, progress)
             _refuse_stale([_standing(stage, config, run_dir) for stage in kept])  # its files are known only now
+            context.check_lengths()
         # Last first: if this is cut short, no stage is left standing on one that is gone.
         for stage in reversed(again):
             run_dir.discard(stage.name, stage.writes)
@@ -82,27 +81,6 @@ def run(
             _run_stage(stage, context)
         _report(run_dir)
     return run_dir
-
-
-def problems(config: Config) -> list[tuple[Key, str]]:
-    """Keys and sentences of what is wrong with a valid config on this machine: judges that cannot be loaded.
-
-    A user's judge is imported for that, as the run would.
-    """
-    names = {stage.name for stage in stages_of(config)}
-    judges: dict[Key, str | None] = {}
-    if config.rank.source == "judge" and names & {"rank", "ppo", "evaluate"}:
-        judges["rank", "judge"] = config.rank.judge
-    if "evaluate" in names:
-        judges["evaluate", "second_judge"] = config.evaluate.second_judge
-    found = []
-    for key, judge in judges.items():
-        if judge and judge != ENDPOINT:
-            try:
-                load_judge(judge)
-            except UserError as error:
-                found.append((key, str(error)))
-    return found
 
 
 def plan(config: Config, run_dir: RunDir) -> list[Standing]:
@@ -243,7 +221,7 @@ def _to_go(chosen: Sequence[Stage], stage: Stage, context: Context) -> tuple[flo
     shape = find_shape(context.config.model)
     if shape is None:
         return None, lambda _: None
-    amount = stage_work(context.config, context.run_dir, shape)
+    amount = stage_work(context.config, context.run_dir, shape, context.data)
     amount = {name: amount[name] for name in marks}
     return seconds_to_go(done, amount), lambda own: seconds_to_go({**done, stage.name: own}, amount)
 

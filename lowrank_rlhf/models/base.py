@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,7 +29,7 @@ from lowrank_rlhf.models.folder import check_architecture
 from lowrank_rlhf.models.int8 import compute_at_full_precision
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.precision import choose_dtype
-from lowrank_rlhf.models.template import TemplateRefuses, check_template, render
+from lowrank_rlhf.models.template import end_token, prompt_tokens, read_tokenizer
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Prompt
 
@@ -52,24 +52,17 @@ class Base:
         """A token that never occurs in a response; distinct from the end-of-turn token, or models never stop."""
         return int(self.tokenizer.pad_token_id)
 
-    @property
+    @cached_property
     def eos(self) -> int:
-        """The token that ends an answer."""
-        return int(self.tokenizer.eos_token_id)
+        """The token that ends an answer, by the chat template."""
+        return int(self.tokenizer.convert_tokens_to_ids(end_token(self.tokenizer)))
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Token ids of the conversation up to where the assistant's answer begins.
 
         Raises `UserError` where the chat template refuses it.
         """
-        try:
-            text = render(self.tokenizer, [message.model_dump() for message in prompt.messages])
-        except TemplateRefuses as error:
-            raise UserError(
-                f"prompt {prompt.id}: the model's chat template refuses it: {error}; change the prompt, or give "
-                "another template as model.chat_template"
-            ) from None
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return prompt_tokens(self.tokenizer, prompt)
 
     def encode_response(self, text: str) -> list[int]:
         """Token ids of a finished answer, with the end-of-turn token."""
@@ -77,7 +70,8 @@ class Base:
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
         """The answer's text, without special tokens."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+        said = [token for token in tokens if token != self.eos]  # which not every tokenizer holds to be special
+        return str(self.tokenizer.decode(said, skip_special_tokens=True)).strip()
 
     def checksum(self) -> str:
         """sha256 of every weight of the base and of the statistics of its quantisation; adapters don't count."""
@@ -99,8 +93,7 @@ def load_base(config: ModelConfig, progress: Progress) -> Base:
     check_architecture(folder, config.source)
     device = _device(config)
     compute_dtype = choose_dtype(config.compute_dtype, device)
-    tokenizer = _tokenizer(folder, config)
-    check_template(tokenizer, config, progress)
+    tokenizer = read_tokenizer(folder, config, progress)
     return freeze(_model(folder, config, device, compute_dtype), tokenizer, config, compute_dtype)
 
 
@@ -160,6 +153,7 @@ def freeze(
     model.requires_grad_(False)
     _check_decoder(model, config)
     _without_dropout(model)
+    _check_vocabulary(model, tokenizer, config)
     compute_at_full_precision(model)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -193,6 +187,17 @@ def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:
         )
 
 
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
+    """A token that was added to the tokenizer alone has no embedding."""
+    rows = model.get_input_embeddings().num_embeddings
+    for token in (tokenizer.pad_token, end_token(tokenizer)):
+        if tokenizer.convert_tokens_to_ids(token) >= rows:
+            raise UserError(
+                f"model.source: {config.source}: the tokenizer's {token} is beyond the model's {rows:,} embeddings; "
+                "tokenizer and weights are of two models: fetch both again"
+            )
+
+
 def _check_logits(model: PreTrainedModel, config: ModelConfig) -> None:
     """Log-probabilities skip the model's own `forward`: they would be wrong where it scales its logits (Granite)."""
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
@@ -224,24 +229,3 @@ def _device(config: ModelConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device: no CUDA device here; use `auto` or `cpu`")
     return torch.device(config.device)
-
-
-def _tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model.source: {config.source}: the tokenizer cannot be read ({error})") from None
-    if config.chat_template is not None:
-        tokenizer.chat_template = config.chat_template
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"model.source: {config.source}: the tokenizer has no end-of-turn token")
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        spare = [token for token in ("<|endoftext|>", "<pad>", tokenizer.unk_token) if _is_spare(tokenizer, token)]
-        if not spare:
-            raise UserError(f"model.source: {config.source}: no token to pad with that differs from the end of turn")
-        tokenizer.pad_token = spare[0]
-    return tokenizer
-
-
-def _is_spare(tokenizer: PreTrainedTokenizerBase, token: str | None) -> bool:
-    return token is not None and token in tokenizer.get_vocab() and token != tokenizer.eos_token

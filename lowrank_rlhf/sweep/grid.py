@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowrank_rlhf import pipeline
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
@@ -125,7 +124,7 @@ def _checked(source: str, overrides: Sequence[tuple[str, ...]]) -> list[Config]:
     problems: dict[str, None] = {}
     for given in overrides:
         try:
-            configs.append(load_config(Path(source), given, pipeline.problems))
+            configs.append(load_config(Path(source), given, problems))
         except UserError as error:
             problems |= dict.fromkeys(str(error).splitlines())
     if problems:
