@@ -14,6 +14,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -106,7 +107,7 @@ def _model(folder: Path, config: ModelConfig, device: torch.device, compute_dtyp
             quantization_config=_quantization(config, compute_dtype),
             device_map={"": str(device)},
             use_safetensors=True,
-            attn_implementation=SHORT_ATTENTION if device.type == "cpu" else None,
+            attn_implementation=_attention(folder, device),
             trust_remote_code=False,
             output_loading_info=True,
         )
@@ -120,6 +121,12 @@ def _model(folder: Path, config: ModelConfig, device: torch.device, compute_dtyp
         )
     _check_shapes(model, config)
     return model
+
+
+def _attention(folder: Path, device: torch.device) -> str | None:
+    """Ours on a CPU; transformers' choice on a GPU, and for scores that are capped (Gemma 2)."""
+    capped = getattr(AutoConfig.from_pretrained(folder), "attn_logit_softcapping", None)
+    return SHORT_ATTENTION if device.type == "cpu" and capped is None else None
 
 
 def _check_shapes(model: PreTrainedModel, config: ModelConfig) -> None:
