@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lowrank_rlhf.commands.annotations import Place, find_place
+from lowrank_rlhf.commands.annotations import find_place
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo
 from lowrank_rlhf.commands.label_session import Keys, Session, keys_of_this_process
 from lowrank_rlhf.errors import Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.progress import duration
 from lowrank_rlhf.ranking.agreement import Figures, alpha_in_words, figures, krippendorff_alpha
 from lowrank_rlhf.ranking.labelling import visible
+from lowrank_rlhf.ranking.place import Place
 
 
 def label(
