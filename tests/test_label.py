@@ -122,7 +122,7 @@ class TestLines:
 
     def test_names(self, label, monkeypatch: pytest.MonkeyPatch) -> None:
         a_run()
-        assert label("", "--annotator", " ")[2] == "' ' is no name; give --annotator some letters\n"
+        assert label("", "--annotator", " ")[2] == "' ' is no name: it needs letters, 100 characters at most\n"
         assert label("", "--annotator", "a\x1bb")[0] == 2
 
         def nobody() -> str:

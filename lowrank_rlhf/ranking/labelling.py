@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.ranking.store import Item
 from lowrank_rlhf.records import Ranking
 
@@ -16,6 +17,8 @@ FLAGS = {"1": "unsure", "2": "prompt unclear", "3": "all answers bad", "4": "har
 
 SHORT_FLAGS = {"b": "all answers bad", "!": "harmful"}
 """Those of them that have a key of their own. With one of these there need be no order."""
+
+LONGEST_NAME = 100
 
 _TAKE_BACK = ("u", "\b", "\x7f")
 _ENTER = ("\r", "\n")
@@ -204,6 +207,13 @@ def draft_of(ranking: Ranking, item: Item, may_stop: bool = False) -> Draft:
     """
     draft = Draft(len(item.answers), flags=ranking.flags, may_stop=may_stop, written=ranking.written or "")
     return type_all(draft, keys_of([[item.shown.index(name) for name in tier] for tier in ranking.named_tiers]))
+
+
+def annotator_name(name: str) -> str:
+    """A name to keep rankings under, without spaces around it. Raises `UserError` for one that is none."""
+    if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise UserError(f"{visible(name)!r} is no name: it needs letters, {LONGEST_NAME} characters at most")
+    return name.strip()
 
 
 def visible(text: str) -> str:
