@@ -146,6 +146,10 @@ class RankConfig(Section):
     """The format of `dataset`; found by looking at the rows unless it is set."""
     minimum_rankings: Count = 24
     """With `source: human`, the run goes on when so many prompts are ranked."""
+    shared: Fraction = 0.2
+    """Share of prompts that a second person ranks, too, if there is one: what agreement is measured on."""
+    repeated: Fraction = 0.05
+    """Share of prompts that a person is given again later: how far people agree with themselves."""
 
     @model_validator(mode="after")
     def _dataset_named(self) -> "RankConfig":

@@ -39,7 +39,11 @@ _SAMPLING = ("sample.max_new_tokens", "sample.temperature")
 _JUDGE = ("rank.source", "rank.judge")
 _MODEL = ("seed", "model", "lora", "data")
 PACE = frozenset(
-    f"rank.endpoint.{name}" for name in ("requests_per_minute", "timeout_seconds", "max_attempts", "api_key_variable")
+    f"rank.{name}"
+    for name in (
+        *("endpoint.requests_per_minute", "endpoint.timeout_seconds", "endpoint.max_attempts"),
+        *("endpoint.api_key_variable", "shared", "repeated"),
+    )
 )
 """Settings that change how results are fetched and not the results: they may change in the middle of a stage."""
 

@@ -55,6 +55,13 @@ def run(context: Context) -> dict[str, Any]:
     weak = verdict(figures)
     message = in_words(figures, weak)
     context.progress.say(f"  {message}")
+    context.run_dir.event(  # kept when the stage is made again, so that accuracy can be seen to grow with the rankings
+        "measured",
+        stage="reward",
+        prompts=len(train),
+        accuracy=figures["accuracy"],
+        interval=figures["accuracy_interval"],
+    )
     statistics = _score_statistics(context, torch.cat(scores))
     folder = context.work("reward") / "adapters" / "reward"
     save_role(roles, Role.REWARD, folder)
