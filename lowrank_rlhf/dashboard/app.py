@@ -12,7 +12,7 @@ import gradio as gr
 import psutil
 from starlette.middleware import Middleware
 
-from lowrank_rlhf.dashboard import result_view, runs, runs_view, talk_view, watch_view
+from lowrank_rlhf.dashboard import rank_view, result_view, runs, runs_view, talk_view, watch_view
 from lowrank_rlhf.dashboard.guard import Guard
 from lowrank_rlhf.dashboard.page import QUIET, Page
 from lowrank_rlhf.dashboard.routes import routes
@@ -77,10 +77,15 @@ def build(folder: Path) -> gr.Blocks:
 def _tabs() -> dict[str, Tab]:
     return {
         "runs": runs_view.build,
+        "rank": _rank,
         "watch": watch_view.build,
         "talk": talk_view.build,
         "result": result_view.build,
     }
+
+
+def _rank(page: Page) -> None:
+    rank_view.build(page.runs, page.run, page.language, go_on=lambda run: runs_view.resume(page.runs, run))
 
 
 def _behave(blocks: gr.Blocks, page: Page, light: gr.Button) -> None:

@@ -119,8 +119,17 @@ def _act(folder: Path, what: str, chosen: str | None, language: str, stage: str 
         return note(str(error), "bad")
 
 
-def _start(path: Path, command: list[str], language: str) -> str:
+def resume(folder: Path, name: str) -> str:
+    """Start the run's command again in the background, and say it. Raises `UserError` where it cannot."""
+    path = runs.run_path(folder, name)
+    command = jobs.run_command(str(path / "config.yaml"), folder)
     TALKER.close()  # its model's memory is for the training
+    jobs.start(path, command)
+    return jobs.as_typed(command)
+
+
+def _start(path: Path, command: list[str], language: str) -> str:
+    TALKER.close()
     jobs.start(path, command)
     return note(t("runs.started", language), "good") + command_line(jobs.as_typed(command), language)
 
