@@ -50,9 +50,9 @@ def tokens(config: Config, text: str, response: str | None = None) -> int:
 
 def test_all_are_named_before_anything_is_computed(make, tmp_path) -> None:
     """Rows 13 and 14 leave no room for six more tokens in 60, one of them held out; of 15 only the response is long."""
-    long = {"one": (4 * LONG, None), "two": (5 * LONG, "kind"), "three": ("question", 4 * LONG)}
+    long = {"one": (6 * LONG, None), "two": (7 * LONG, "kind"), "three": ("question", 6 * LONG)}
     config = make(long)
-    counts = tokens(config, 4 * LONG), tokens(config, 5 * LONG), tokens(config, "question", 4 * LONG)
+    counts = tokens(config, 6 * LONG), tokens(config, 7 * LONG), tokens(config, "question", 6 * LONG)
     assert min(counts) > 60
     with pytest.raises(UserError) as caught:
         run(config, tmp_path / "runs", progress=Progress.silent())
@@ -68,7 +68,7 @@ def test_all_are_named_before_anything_is_computed(make, tmp_path) -> None:
 
 
 def test_held_out_ones_count_and_only_the_first_few_are_shown(make, tmp_path) -> None:
-    config = make({f"l{number}": (5 * LONG, None) for number in range(7)}, data__held_out=13)
+    config = make({f"l{number}": (f"{number} {7 * LONG}", None) for number in range(7)}, data__held_out=13)
     assert all(
         name in {prompt.id for prompt in make_context(config, tmp_path).data.prompts.held_out} for name in ("l6",)
     )
@@ -105,7 +105,7 @@ def test_the_limit_is_exact(make, tmp_path) -> None:
     ],
 )
 def test_only_what_the_run_uses_is_looked_at(make, tmp_path, changes, refused) -> None:
-    config = make({"one": (5 * LONG, None), "three": ("question", 5 * LONG)}, **{"seed": 2, **changes})
+    config = make({"one": (7 * LONG, None), "three": ("question", 7 * LONG)}, **{"seed": 2, **changes})
     context = make_context(config, tmp_path)
     assert context.data.prompts.demonstrations[0].prompt.id != "three"
     if refused is None:
@@ -116,8 +116,8 @@ def test_only_what_the_run_uses_is_looked_at(make, tmp_path, changes, refused) -
 
 
 def test_they_are_left_out_when_asked_to(make, tmp_path) -> None:
-    long = {f"l{number}": (5 * LONG, "kind" if number else None) for number in range(2)}
-    config = make({**long, "three": ("question", 5 * LONG)}, data__skip_too_long=True, sample__prompts=None)
+    long = {f"l{number}": (f"{number} {7 * LONG}", "kind" if number else None) for number in range(2)}
+    config = make({**long, "three": ("question", 7 * LONG)}, data__skip_too_long=True, sample__prompts=None)
     console = Console(file=io.StringIO(), width=200)
     run_dir = run(config, tmp_path, until="sample", progress=Progress(console))
     said = console.file.getvalue()
@@ -137,7 +137,7 @@ def test_they_are_left_out_when_asked_to(make, tmp_path) -> None:
 
 
 def test_sft_takes_the_next_ones_for_those_left_out(make, tmp_path) -> None:
-    long = {f"l{number}": ("question " + str(number), 5 * LONG) for number in range(20)}
+    long = {f"l{number}": ("question " + str(number), 7 * LONG) for number in range(20)}
     context = make_context(make(long, data__skip_too_long=True, sft__examples=4), tmp_path)
     fitting = [entry for entry in context.data.prompts.demonstrations if entry.prompt.id not in long]
     assert context.data.prompts.demonstrations[:4] != fitting[:4]

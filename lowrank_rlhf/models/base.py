@@ -30,7 +30,7 @@ from lowrank_rlhf.models.folder import check_architecture
 from lowrank_rlhf.models.int8 import compute_at_full_precision
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.precision import choose_dtype
-from lowrank_rlhf.models.template import end_token, prompt_tokens, read_tokenizer
+from lowrank_rlhf.models.template import end_token, prompt_tokens, read_tokenizer, token_id
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Prompt
 
@@ -56,7 +56,7 @@ class Base:
     @cached_property
     def eos(self) -> int:
         """The token that ends an answer, by the chat template."""
-        return int(self.tokenizer.convert_tokens_to_ids(end_token(self.tokenizer)))
+        return token_id(self.tokenizer, end_token(self.tokenizer))
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Token ids of the conversation up to where the assistant's answer begins.
@@ -196,9 +196,9 @@ def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
     """A token that was added to the tokenizer alone has no embedding."""
-    rows = model.get_input_embeddings().num_embeddings
+    rows = model.get_input_embeddings().weight.shape[0]
     for token in (tokenizer.pad_token, end_token(tokenizer)):
-        if tokenizer.convert_tokens_to_ids(token) >= rows:
+        if token_id(tokenizer, token) >= rows:
             raise UserError(
                 f"model.source: {config.source}: the tokenizer's {token} is beyond the model's {rows:,} embeddings; "
                 "tokenizer and weights are of two models: fetch both again"

@@ -46,6 +46,11 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return end_of_turn(rendered, {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}) or tokenizer.eos_token
 
 
+def token_id(tokenizer: PreTrainedTokenizerBase, token: object) -> int:
+    """Id of one token, which the tokenizer knows."""
+    return int(tokenizer.get_vocab()[str(token)])
+
+
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Token ids of the conversation up to where the assistant's answer begins.
 

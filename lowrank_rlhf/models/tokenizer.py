@@ -85,12 +85,13 @@ class ChatTokenizer:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        special: dict[str, Any] = dict(self._special)
         try:
             rendered: Any = render_jinja_template(  # (texts, spans); its annotation says str
                 conversations=[list(conversation)],
                 chat_template=self._template,
                 add_generation_prompt=not answered,
-                **self._special,
+                **special,
             )
         except TemplateError as error:
             raise UserError(f"the chat template of {self.name} refuses a prompt: {error}") from None

@@ -62,7 +62,8 @@ def _demonstrations(
     readable = [entry for entry in data.demonstrations if entry.prompt.id not in long_prompts]
     if "sft" not in config.stages or config.sft.source != "train":
         return readable, {}
-    taken, long = [], {}
+    taken: list[Demonstration] = []
+    long: dict[str, str] = {}
     for entry in readable:
         if len(taken) == config.sft.examples:
             break

@@ -121,14 +121,14 @@ def _choices(arguments: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def _checked(source: str, overrides: Sequence[tuple[str, ...]]) -> list[Config]:
     """The config of each combination; what is wrong with any of them, each mistake once."""
     configs: list[Config] = []
-    problems: dict[str, None] = {}
+    mistakes: dict[str, None] = {}
     for given in overrides:
         try:
             configs.append(load_config(Path(source), given, problems))
         except UserError as error:
-            problems |= dict.fromkeys(str(error).splitlines())
-    if problems:
-        raise UserError("\n".join(problems))
+            mistakes |= dict.fromkeys(str(error).splitlines())
+    if mistakes:
+        raise UserError("\n".join(mistakes))
     return configs
 
 
