@@ -82,7 +82,8 @@ class TestLanguages:
     def test_every_alarm_has_its_words(self) -> None:
         from lowrank_rlhf.stages import report_alarms
 
-        names = {check.__name__ for check in report_alarms._CHECKS} | {"weak_reward", "broken_claims"}
+        names = {check.__name__ for check in report_alarms._CHECKS}
+        names |= {"weak_reward", "broken_claims", "longer_answers", "same_openers", "repeated_words"}
         assert {key.removeprefix("alarm.") for key in table("zh") if key.startswith("alarm.")} == names
 
     def test_an_unknown_language_or_key_is_an_error(self) -> None:
@@ -529,7 +530,7 @@ class TestExports:
 
 
 def test_alarms_are_named() -> None:
-    rows = [{"stage": "ppo", "step": 0, "policy/ratio": 1.5}]
+    rows = [{"stage": "ppo", "step": 0, "policy/first_ratio_error": 0.5}]
     assert [name for name, _ in named_alarms(rows, {})] == ["first_ratio"]
 
 

@@ -95,7 +95,9 @@ def test_a_run_makes_every_stage_once_and_marks_it(tmp_path: Path, factory: Fact
     assert run_dir.artifact("ppo.txt").read_text() == "sft 1;sft 1;sample 1;rank 1;ppo 1;"
     assert states(tmp_path) == ["done"] * 5
     mark = run_dir.done("ppo")
-    assert set(mark) == {"schema", "stage", "fingerprint", "summary", "seconds", "peak_memory_bytes", "finished_at"}
+    assert set(mark) == {
+        "schema", "stage", "fingerprint", "summary", "seconds", "loading_seconds", "peak_memory_bytes", "finished_at",
+    }  # fmt: skip
     assert mark["fingerprint"]["settings"]["ppo.kl_coef"] == 0.05
     assert set(mark["fingerprint"]["inputs"]) == {"sft.txt", "rank.txt"}
     assert mark["summary"] == {"message": "ppo is made", "figure": None}

@@ -54,10 +54,10 @@ def run(
     except KeyboardInterrupt:
         raise Stopped("Stopped at once. The same command goes on from the last checkpoint.") from None
     last = run_dir.done(until or pipeline.stages_of(loaded)[-1].name) or {}
-    message = last.get("summary", {}).get("message")
-    if not run_dir.done("evaluate"):  # the evaluation's own message ends with its report
-        message = f"The report so far, to open in a browser:\n  {run_dir.artifact('report.html')}"
-    for text in filter(None, (message, f"The run is in {run_dir.path}")):
+    message, report = last.get("summary", {}).get("message"), None
+    if not run_dir.done("evaluate") and run_dir.artifact("report.html").exists():  # evaluate's own message names it
+        report = f"The report so far, to open in a browser:\n  {run_dir.artifact('report.html')}"
+    for text in filter(None, (message, report, f"The run is in {run_dir.path}")):
         echo(text)
 
 

@@ -47,7 +47,7 @@ def headline(summaries: Summaries) -> str:
     if "examples" in sft:
         return f"The model was fine-tuned on {sft['examples']} example answers in {sft['steps']} steps."
     if sft:
-        begins = "the bare base" if sft["source"] == "base" else "an adapter made elsewhere"
+        begins = "the bare base" if sft.get("source") == "base" else "an adapter made elsewhere"
         return f"This run begins with {begins}; it has trained nothing yet."
     return "No stage of this run has results yet."
 
