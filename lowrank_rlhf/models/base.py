@@ -196,7 +196,8 @@ def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
     """A token that was added to the tokenizer alone has no embedding."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
     for token in (tokenizer.pad_token, end_token(tokenizer)):
         if token_id(tokenizer, token) >= rows:
             raise UserError(

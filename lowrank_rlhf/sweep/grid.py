@@ -11,6 +11,7 @@ from pathlib import Path
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.stages.problems import problems
 
 _LONGEST_NAME = 64
 _PAIRS = {"[": "]", "{": "}"}
