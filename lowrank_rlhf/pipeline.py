@@ -171,8 +171,8 @@ def _run_stage(stage: Stage, context: Context) -> None:
 
 def _report(run_dir: RunDir) -> None:
     """The report of a run that has no evaluation yet, or never will; the evaluation writes its own."""
-    marks = {stage.name: run_dir.done(stage.name) for stage in stages.STAGES}
-    if not marks["evaluate"]:
+    if not run_dir.done("evaluate"):
+        marks = {stage.name: run_dir.done(stage.name) for stage in stages.STAGES}
         write_report(run_dir.path, {name: mark["summary"] for name, mark in marks.items() if mark}, [], run_dir.path)
 
 
