@@ -16,7 +16,8 @@ from lowrank_rlhf.ranking.labelling import annotator_name
 _NAMES = {"en": "English", "zh": "中文"}
 _FONTS = ["system-ui", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
 _CSS = """
-.gradio-container main.fillable { max-width: 1100px !important; margin: 0 auto; padding: .6rem .8rem !important; }
+.gradio-container .main.fillable { max-width: 1180px !important; margin: 0 auto; padding: .6rem .8rem !important; }
+.gradio-container .html-container { padding: 0 !important; }
 #ranking-top { align-items: center; gap: .6rem; flex-wrap: nowrap; }
 #ranking-top h1 { font-size: 1.15rem; margin: 0; }
 #ranking-language .wrap { flex-wrap: nowrap; gap: .3rem; } #ranking-language label { padding: .3rem .6rem; }
