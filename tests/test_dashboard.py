@@ -513,6 +513,7 @@ class TestLines:
         assert fit(Letters(), [*turns, question], 9)[0] == [*turns, question]
         assert fit(Letters(), [*turns, question], 8) == ([question], [99, 99])
         assert fit(Letters(), [*turns, question], 1) == ([question], None)
+        assert fit(Letters(), [turns[0], question], 5) == ([question], None)  # the question is never what goes
 
 
 class TestExports:
