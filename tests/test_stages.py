@@ -19,6 +19,7 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.pipeline import run, stages_of
 from lowrank_rlhf.ppo.rollout import RewardScale
 from lowrank_rlhf.progress import Progress
+from lowrank_rlhf.ranking.overview import accuracies
 from lowrank_rlhf.ranking.store import AnnotationStore
 from lowrank_rlhf.records import Comparison, Ranking, Sample, Score, read_jsonl
 from lowrank_rlhf.stages import ppo, sft, stage
@@ -185,6 +186,10 @@ def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:
     summary = marks(run_dir)["rank"]["summary"]
     assert (summary["rankings"], summary["comparisons"], summary["annotators"]) == (5, 10, ["ann"])
     table = marks(run_dir)["evaluate"]["summary"]
+    reward = marks(run_dir)["reward"]["summary"]
+    assert accuracies(run_dir.path) == (
+        (reward["prompts_train"], reward["accuracy"], *reward["accuracy_interval"]),
+    )  # what the ranking page shows
     assert table["judge"] is None  # nobody but the reward model can be asked about new answers
     assert list(marks(run_dir)) == list(STAGES)
 
