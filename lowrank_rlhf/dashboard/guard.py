@@ -27,7 +27,8 @@ _OPEN = (
 _EXACT = {
     "/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/login", "/gradio_api/startup-events",
     "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel", "/gradio_api/reset",
-    "/gradio_api/app_id", "/gradio_api/component_server", "/gradio_api/component_server/", "/gradio_api/upload", "/gradio_api/upload_progress",
+    "/gradio_api/app_id", "/gradio_api/component_server", "/gradio_api/component_server/",
+    "/gradio_api/upload", "/gradio_api/upload_progress",
     "/gradio_api/theme.css",
 }  # fmt: skip
 _STARTUP = "/gradio_api/startup-events"  # Gradio asks it of itself at the launch, and it tells nothing
