@@ -415,11 +415,11 @@ def cells(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
-def test_summary_message_in_chinese_keeps_its_columns() -> None:
+def test_summary_message_in_chinese_keeps_its_columns(tmp_path: Path) -> None:
     rows = eval_rows()
     mine, theirs = "今天的天气很好，我们可以去公园散步。" * 5, "当然可以！很高兴帮助你，GPT-2 也行。" * 5
     rows[0] |= {"prompt": "请介绍一下你自己，" * 12, "sft": mine, "policy": theirs}
-    lines = summary_message(all_summaries(), rows, "x").splitlines()
+    lines = summary_message(tmp_path, all_summaries(), rows, "x").splitlines()
     assert max(map(cells, lines)) <= 100
     start = next(number for number, line in enumerate(lines) if line.startswith("今天"))
     left, right = "", ""
