@@ -1,19 +1,24 @@
 """Which stages run, which are skipped, which are refused; with stages that only write a word."""
 
+import io
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lowrank_rlhf import pipeline, stages
 from lowrank_rlhf.artifacts import RunDir, write_json_atomic
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data import loading
 from lowrank_rlhf.errors import RunLocked, StaleRun, Stopped, UserError, WaitingForPeople
+from lowrank_rlhf.models.shape import Shape
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.stages.context import Context
 
@@ -61,6 +66,7 @@ def factory(monkeypatch: pytest.MonkeyPatch) -> Factory:
     return factory
 
 
+SHAPE = Shape("llama", layers=2, hidden=4, mlp=8, query=4, key_value=2, vocabulary=10, tied=True)
 NAMES = ("sft", "sample", "rank", "ppo", "evaluate")
 
 
@@ -114,6 +120,28 @@ def test_comparisons_from_a_data_set_need_no_samples(tmp_path: Path, factory: Fa
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     run(tmp_path, settings(rank={"source": "dataset", "dataset": str(tmp_path / "pairs.jsonl")}))
     assert factory.ran == ["sft", "rank", "ppo", "evaluate"]
+
+
+def test_a_data_set_with_bad_rows_and_a_named_format_is_read_once(
+    tmp_path: Path, factory: Factory, monkeypatch
+) -> None:
+    """The time to go, told at every stage's heading, counts what was read at the beginning, with the same settings."""
+    both = {"rejected": "c", "responses": ["b", "c"], "scores": [1, 2]}
+    rows = [{"prompt": f"q{i}", "chosen": "b" if i else "", **both} for i in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "my.jsonl").write_text("".join(f'{{"prompt": "question {i}", "response": "yes"}}\n' for i in range(5)))
+    asked = {"source": "dataset", "dataset": str(tmp_path / "pairs.jsonl"), "format": "preference"}
+    data = {"prompts": str(tmp_path / "my.jsonl"), "held_out": 1, "skip_bad_rows": 0.25}
+    reads: list[str] = []
+    original = loading.read_rows
+    monkeypatch.setattr(loading, "read_rows", lambda source: reads.append(Path(source).name) or original(source))
+    monkeypatch.setattr(pipeline, "find_shape", lambda _: SHAPE)
+    factory.before = {"sft": lambda _: time.sleep(0.06)}  # a pace, to a tenth of a second
+    console = Console(file=io.StringIO(), width=200)
+    run(tmp_path, settings(rank=asked, data=data), Progress(console))
+    assert "to go" in console.file.getvalue()
+    assert factory.ran == ["sft", "rank", "ppo", "evaluate"]
+    assert sorted(reads) == ["my.jsonl", "pairs.jsonl"]
 
 
 def test_a_changed_setting_is_refused_with_what_differs_and_the_way_out(tmp_path: Path, factory: Factory) -> None:
@@ -349,6 +377,7 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, factory: 
     fetched: list[str] = []
     monkeypatch.setattr(pipeline, "fetch_model", lambda model, _: fetched.append(model.source))
     monkeypatch.setattr(pipeline, "model_identity", lambda _: held.get("identity"))
+    monkeypatch.setattr(Context, "check_lengths", lambda _: None)  # there is no tokenizer
     run(tmp_path, until="sample")
     held["identity"] = "sha256 2"
     with pytest.raises(StaleRun, match=r'sft was made .*:\n  model files: "sha256 1" -> "sha256 2"'):

@@ -257,6 +257,27 @@ class TestCommand:
         out = command("plan", "tiny.yaml", "model.source=somebody/model", "model.revision=v2")[1]
         assert "hf download somebody/model --revision v2" in out
 
+    def test_a_data_set_of_comparisons_is_read_as_the_run_reads_it(self, command) -> None:
+        row = {"prompt": "a", "chosen": "b", "rejected": "c", "responses": ["b", "c"], "scores": [1, 2]}
+        Path("pairs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, row | {"chosen": ""})))
+        arguments = ("plan", "tiny.yaml", "rank.source=dataset", "rank.dataset=pairs.jsonl")
+        assert command(*arguments, "data.skip_bad_rows=0.5")[0] == 2
+        assert command(*arguments, "rank.format=preference")[0] == 2
+        assert command(*arguments, "rank.format=preference", "data.skip_bad_rows=0.5")[0] == 0
+
+    @pytest.mark.parametrize("called", ["validate", "plan", "run"])
+    def test_layers_that_the_model_has_not(self, command, called) -> None:
+        code, _, err = command(called, "tiny.yaml", "reward.layers=3", "lora.last_layers=1")
+        assert code == 2
+        assert (
+            "reward.layers: must be from 2, the lowest layer with an adapter, to 2, all that the model has; not 3"
+            in err
+        )
+        code, _, err = command(called, "tiny.yaml", "lora.last_layers=15")
+        assert code == 2
+        assert "lora.last_layers: is 15, and the model has 2; null adapts all of them" in err
+        assert not Path("runs").exists()
+
     def test_mistakes(self, command) -> None:
         assert command("plan", "tiny.yaml", "model.source=./nowhere")[::2] == (
             2,

@@ -9,7 +9,8 @@ from tiny import make_roles, random_tokens, snapshot
 from tiny_run import limit_tokens
 from torch import Tensor
 
-from lowrank_rlhf.config.schema import PpoConfig, SampleConfig
+from lowrank_rlhf.config.ppo import PpoConfig
+from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.sequences import cut_minibatches
 from lowrank_rlhf.models.roles import Role, Roles

@@ -13,7 +13,7 @@ from tiny_run import STAGES, make_config, make_context, write_prompts
 
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.prompts import load_demonstrations
+from lowrank_rlhf.data.prompts import load_prompt_data
 from lowrank_rlhf.errors import StaleRun, Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.pipeline import run, stages_of
@@ -224,7 +224,7 @@ def test_training_rows(config, tmp_path) -> None:
     """Every epoch has each demonstration once, in another order; the loss is on the response with its end."""
     context = make_context(config, tmp_path)
     rows, base = sft.training_rows(context), context.base
-    demonstrations = load_demonstrations(config.data, config.seed)
+    demonstrations = load_prompt_data(config.data, config.seed).demonstrations
     expected = {(tuple(base.encode_prompt(d.prompt)), tuple(base.encode_response(d.response))) for d in demonstrations}
     epochs = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
     found = []

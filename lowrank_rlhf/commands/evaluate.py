@@ -121,7 +121,7 @@ def _check_target(out: Path | None) -> None:
 
 def _comparisons(context: Context, source: str, format_name: FormatName | None) -> ComparisonData:
     run_adapter(context.run_dir, "reward")
-    data = load_comparisons(source, format_name)
+    data = load_comparisons(source, format_name, context.config.data.skip_bad_rows)
     learnt = context.config.rank.dataset
     if learnt and (learnt == source or _same_file(Path(learnt), Path(source))):
         note = "The run's reward model learnt from most of these: the accuracy on its held-out ones is in the report."
@@ -139,7 +139,9 @@ def _prompts(context: Context, source: str | None, format_name: FormatName | Non
         if not held_out:
             raise UserError("this run holds no prompts out (data.held_out is 0); name some with --prompts FILE")
         return held_out
-    return load_prompts(DataConfig(prompts=source, format=format_name, held_out=0), context.config.seed)[0]
+    skipped = context.config.data.skip_bad_rows
+    asked = DataConfig(prompts=source, format=format_name, skip_bad_rows=skipped, held_out=0)
+    return load_prompts(asked, context.config.seed)[0]
 
 
 def _judge(context: Context, name: str | None) -> Judge | None:

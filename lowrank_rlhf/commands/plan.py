@@ -20,6 +20,7 @@ from lowrank_rlhf.planner.machine import Machine
 from lowrank_rlhf.planner.memory import Need
 from lowrank_rlhf.planner.pace import Span
 from lowrank_rlhf.progress import duration, memory
+from lowrank_rlhf.stages.problems import problems
 
 
 def plan(
@@ -40,7 +41,7 @@ def plan(
       python -m lowrank_rlhf plan my.yaml model.micro_batch_tokens=256 --all
       python -m lowrank_rlhf plan my.yaml --runs /data/runs --json
     """
-    loaded = load_config(Path(config), overrides or [], pipeline.problems)
+    loaded = load_config(Path(config), overrides or [], problems)
     run_dir = RunDir(runs / loaded.name)
     standings = pipeline.plan(loaded, run_dir)
     left = [standing.stage.name for standing in standings if standing.state != "done"]

@@ -23,6 +23,7 @@ from lowrank_rlhf.commands.common import (
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.progress import Progress, duration, figure, memory
+from lowrank_rlhf.stages.problems import problems
 
 
 def run(
@@ -46,7 +47,7 @@ def run(
       python -m lowrank_rlhf run my.yaml --until reward
       python -m lowrank_rlhf run my.yaml --redo ppo
     """
-    loaded = load_config(Path(config), overrides or [], pipeline.problems)
+    loaded = load_config(Path(config), overrides or [], problems)
     try:
         with Progress() as progress:
             run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress)
@@ -66,7 +67,7 @@ def validate(config: ConfigArgument, overrides: OverridesArgument = None, as_jso
       python -m lowrank_rlhf validate quickstart ppo.steps=100 --json
     """
     try:
-        loaded = load_config(Path(config), overrides or [], pipeline.problems)
+        loaded = load_config(Path(config), overrides or [], problems)
     except UserError as error:
         if not as_json:
             raise

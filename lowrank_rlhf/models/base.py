@@ -1,6 +1,5 @@
 """Load the base once: quantised, frozen, with its tokenizer, in the number format that is fastest here."""
 
-import contextlib
 import hashlib
 import warnings
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,8 +28,7 @@ from lowrank_rlhf.models.folder import check_architecture
 from lowrank_rlhf.models.int8 import compute_at_full_precision
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.precision import choose_dtype
-from lowrank_rlhf.models.special_tokens import ANSWERED, choose_padding
-from lowrank_rlhf.models.template import TemplateRefuses, check_template, end_token, render
+from lowrank_rlhf.models.template import end_token, prompt_tokens, read_tokenizer, token_id
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Prompt
 
@@ -57,21 +54,14 @@ class Base:
     @cached_property
     def eos(self) -> int:
         """The token that ends an answer, by the chat template."""
-        return int(self.tokenizer.convert_tokens_to_ids(end_token(self.tokenizer)))
+        return token_id(self.tokenizer, end_token(self.tokenizer))
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Token ids of the conversation up to where the assistant's answer begins.
 
         Raises `UserError` where the chat template refuses it.
         """
-        try:
-            text = render(self.tokenizer, [message.model_dump() for message in prompt.messages])
-        except TemplateRefuses as error:
-            raise UserError(
-                f"prompt {prompt.id}: the model's chat template refuses it: {error}; change the prompt, or give "
-                "another template as model.chat_template"
-            ) from None
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return prompt_tokens(self.tokenizer, prompt)
 
     def encode_response(self, text: str) -> list[int]:
         """Token ids of a finished answer, with the end-of-turn token."""
@@ -102,8 +92,7 @@ def load_base(config: ModelConfig, progress: Progress) -> Base:
     check_architecture(folder, config.source)
     device = _device(config)
     compute_dtype = choose_dtype(config.compute_dtype, device)
-    tokenizer = _tokenizer(folder, config)
-    check_template(tokenizer, config, progress)
+    tokenizer = read_tokenizer(folder, config, progress)
     return freeze(_model(folder, config, device, compute_dtype), tokenizer, config, compute_dtype)
 
 
@@ -187,9 +176,10 @@ def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
     """A token that was added to the tokenizer alone has no embedding."""
-    rows = model.get_input_embeddings().num_embeddings
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
     for token in (tokenizer.pad_token, end_token(tokenizer)):
-        if tokenizer.convert_tokens_to_ids(token) >= rows:
+        if token_id(tokenizer, token) >= rows:
             raise UserError(
                 f"model.source: {config.source}: the tokenizer's {token} is beyond the model's {rows:,} embeddings; "
                 "tokenizer and weights are of two models: fetch both again"
@@ -227,34 +217,3 @@ def _device(config: ModelConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device: no CUDA device here; use `auto` or `cpu`")
     return torch.device(config.device)
-
-
-def _tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model.source: {config.source}: the tokenizer cannot be read ({error})") from None
-    if config.chat_template is not None:
-        tokenizer.chat_template = config.chat_template
-    end = end_token(tokenizer)
-    if end is None:
-        raise UserError(f"model.source: {config.source}: the tokenizer has no end-of-turn token")
-    if tokenizer.pad_token in (None, end):
-        tokenizer.pad_token = _padding(tokenizer, end, config)
-    return tokenizer
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase, end: str, config: ModelConfig) -> str:
-    """A token to pad with, for want of the tokenizer's own: special, and nothing that the template ever writes."""
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    named = [token for token in ("<pad>", "<|endoftext|>", tokenizer.unk_token) if token in tokenizer.get_vocab()]
-    written = [end, tokenizer.eos_token or "", tokenizer.bos_token or ""]
-    with contextlib.suppress(TemplateRefuses):
-        written.append(render(tokenizer, ANSWERED, answered=True))
-    found = choose_padding(dict.fromkeys([*special, *named]), tokenizer.unk_token, " ".join(written))
-    if found is None:
-        raise UserError(
-            f"model.source: {config.source}: its tokenizer has no spare token to pad with, beside {end} that ends an "
-            "answer; set pad_token in the folder's tokenizer_config.json to a special token that no text holds"
-        )
-    return found

