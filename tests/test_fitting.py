@@ -58,9 +58,9 @@ def test_all_are_named_before_anything_is_computed(make, tmp_path) -> None:
         run(config, tmp_path / "runs", progress=Progress.silent())
     assert str(caught.value) == (
         "data.prompts: 2 prompts and 1 response too long for model.max_length 60:\n"
-        f"  {config.data.prompts}:13 (one): {counts[0]} tokens, and sample.max_new_tokens leaves 54\n"
-        f"  {config.data.prompts}:14 (two): {counts[1]} tokens, and sample.max_new_tokens leaves 54\n"
-        f"  {config.data.prompts}:15 (three): {counts[2]} tokens with its response\n"
+        f"  {tmp_path}/my.jsonl:13 (one): {counts[0]} tokens, and sample.max_new_tokens leaves 54\n"
+        f"  {tmp_path}/my.jsonl:14 (two): {counts[1]} tokens, and sample.max_new_tokens leaves 54\n"
+        f"  {tmp_path}/my.jsonl:15 (three): {counts[2]} tokens with its response\n"
         f"{MEND}"
     )
     assert not list((tmp_path / "runs").rglob("done/*"))
@@ -73,7 +73,7 @@ def test_held_out_ones_count_and_only_the_first_few_are_shown(make, tmp_path) ->
         name in {prompt.id for prompt in make_context(config, tmp_path).data.prompts.held_out} for name in ("l6",)
     )
     with pytest.raises(
-        UserError, match=r"(?s)7 prompts too long .*:13 \(l0\).*:17 \(l4\)[^(]*\n  and 2 more\n"
+        UserError, match=r"(?s)7 prompts too long .*:13 \(l0\).*:17 \(l4\)[^(]*  and 2 more\n"
     ) as caught:
         make_context(config, tmp_path).check_lengths()
     assert "l5" not in str(caught.value)

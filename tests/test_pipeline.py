@@ -128,7 +128,8 @@ def test_a_data_set_with_bad_rows_and_a_named_format_is_read_once(
     tmp_path: Path, factory: Factory, monkeypatch
 ) -> None:
     """The time to go, told at every stage's heading, counts what was read at the beginning, with the same settings."""
-    rows = [{"prompt": f"q{i}", "chosen": "b" if i else "", "rejected": "c", "completion": "d"} for i in range(4)]
+    both = {"rejected": "c", "responses": ["b", "c"], "scores": [1, 2]}
+    rows = [{"prompt": f"q{i}", "chosen": "b" if i else "", **both} for i in range(4)]
     (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (tmp_path / "my.jsonl").write_text("".join(f'{{"prompt": "question {i}", "response": "yes"}}\n' for i in range(5)))
     asked = {"source": "dataset", "dataset": str(tmp_path / "pairs.jsonl"), "format": "preference"}

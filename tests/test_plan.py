@@ -259,10 +259,11 @@ class TestCommand:
         assert "hf download somebody/model --revision v2" in out
 
     def test_a_data_set_of_comparisons_is_read_as_the_run_reads_it(self, command) -> None:
-        row = {"prompt": "a", "chosen": "b", "rejected": "c", "completion": "d"}
+        row = {"prompt": "a", "chosen": "b", "rejected": "c", "responses": ["b", "c"], "scores": [1, 2]}
         Path("pairs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, row | {"chosen": ""})))
         arguments = ("plan", "tiny.yaml", "rank.source=dataset", "rank.dataset=pairs.jsonl")
-        assert command(*arguments)[0] == 2
+        assert command(*arguments, "data.skip_bad_rows=0.5")[0] == 2
+        assert command(*arguments, "rank.format=preference")[0] == 2
         assert command(*arguments, "rank.format=preference", "data.skip_bad_rows=0.5")[0] == 0
 
     @pytest.mark.parametrize("called", ["validate", "plan", "run"])

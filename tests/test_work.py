@@ -79,7 +79,8 @@ class TestAmounts:
     def test_they_are_read_as_the_run_reads_them(self, tmp_path) -> None:
         """A bad row that may be left out, and a format that must be named: of four rows three count."""
         path = tmp_path / "pairs.jsonl"
-        rows = [{"prompt": f"question {i}", "chosen": "yes", "rejected": "no", "completion": "yes"} for i in range(3)]
+        both = {"chosen": "yes", "rejected": "no", "responses": ["yes", "no"], "scores": [1, 2]}
+        rows = [{"prompt": f"question {i}", **both} for i in range(3)]
         rows.append(rows[0] | {"chosen": ""})
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = make_config(

@@ -11,7 +11,7 @@ from pathlib import Path
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.stages.problems import problems
+from lowrank_rlhf.stages.problems import problems as problems_here
 
 _LONGEST_NAME = 64
 _PAIRS = {"[": "]", "{": "}"}
@@ -125,7 +125,7 @@ def _checked(source: str, overrides: Sequence[tuple[str, ...]]) -> list[Config]:
     mistakes: dict[str, None] = {}
     for given in overrides:
         try:
-            configs.append(load_config(Path(source), given, problems))
+            configs.append(load_config(Path(source), given, problems_here))
         except UserError as error:
             mistakes |= dict.fromkeys(str(error).splitlines())
     if mistakes:
