@@ -11,6 +11,23 @@ def test_words_are_lower_case_without_punctuation() -> None:
     assert words(" ...!? ") == []
 
 
+def test_east_asian_letters_are_words() -> None:
+    assert words("你好，世界！GPT很don't好。") == ["你", "好", "世", "界", "gpt", "很", "don't", "好"]
+    assert words("きょうはコーヒー・タイム") == list("きょうはコーヒータイム")
+    assert words("人々 한국 \U00020000") == ["人", "々", "한", "국", "\U00020000"]
+
+
+def test_distinct_n_of_chinese_by_hand() -> None:
+    # 今天 天天 天气 气好 / 今天 天天 天好: today, every day, weather ...
+    assert distinct_n(["今天天气好。", "今天天，好！"], 2) == 5 / 7
+    assert distinct_n(["今天天气好。"] * 4, 2) == 4 / 16
+
+
+def test_top_opener_of_chinese_is_written_without_a_space() -> None:
+    assert top_opener(["今天很好", "今天，不好", "明天"]) == ("今天", 2 / 3)
+    assert top_opener(["AI很好", "好"]) == ("ai 很", 1 / 2)
+
+
 def test_distinct_n_by_hand() -> None:
     texts = ["the cat sat", "The cat ran."]
     assert distinct_n(texts, 1) == 4 / 6  # the, cat, sat, ran

@@ -10,11 +10,10 @@ import numpy as np
 from lowrank_rlhf.data.examples import Example
 from lowrank_rlhf.data.loading import Loaded
 from lowrank_rlhf.data.turns import Turns
+from lowrank_rlhf.maths.text import EAST_ASIAN
 
 _BINS = 8
-# Chinese and Japanese write no spaces between words: each of their characters, and Korean's, counts as one.
-_EAST_ASIAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-_WORD = re.compile(rf"[{_EAST_ASIAN}]|[^\s{_EAST_ASIAN}]+")
+_WORD = re.compile(rf"[{EAST_ASIAN}]|[^\s{EAST_ASIAN}]+")
 
 
 class Measure(Protocol):

@@ -4,11 +4,21 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+# Chinese and Japanese write no spaces between words: each of their letters, and Korean's, counts as one.
+EAST_ASIAN = (
+    "\u3005-\u3007\u3041-\u3096\u309d-\u30fa\u30fc-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Those letters, for a character class of a regular expression."""
+_LETTERS = rf"(?:(?![{EAST_ASIAN}])[^\W_])+"
+_WORD = re.compile(rf"[{EAST_ASIAN}]|{_LETTERS}(?:['’]{_LETTERS})*")
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased words without punctuation; an apostrophe inside a word stays, a curly one becomes straight."""
+    """Lower-cased words without punctuation, and each East Asian letter as a word.
+
+    An apostrophe inside a word stays, a curly one becomes straight.
+    """
     return [word.replace("’", "'") for word in _WORD.findall(text.lower())]
 
 
@@ -32,8 +42,14 @@ def top_opener(texts: Sequence[str]) -> tuple[str, float]:
     A text of one word opens with that word; one without words has no opener but counts in the share.
     ("", 0.0) where no text has a word.
     """
-    openers = Counter(" ".join(tokens[:2]) for tokens in map(words, texts) if tokens)
+    openers = Counter(_joined(tokens[:2]) for tokens in map(words, texts) if tokens)
     if not openers:
         return "", 0.0
     opener, count = openers.most_common(1)[0]
     return opener, count / len(texts)
+
+
+def _joined(tokens: Sequence[str]) -> str:
+    """Words as they are written: East Asian letters without a space between."""
+    together = all(re.fullmatch(f"[{EAST_ASIAN}]", token) for token in tokens)
+    return ("" if together else " ").join(tokens)

@@ -1,12 +1,15 @@
 """The report of a run: one HTML file that needs nothing else, its Markdown twin, and the terminal's last words."""
 
-import textwrap
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len, chop_cells, set_cell_size
+
 from lowrank_rlhf.artifacts import MetricLog
+from lowrank_rlhf.maths.text import EAST_ASIAN
 from lowrank_rlhf.stages.report_alarms import alarms
 from lowrank_rlhf.stages.report_data import judge_in_words
 from lowrank_rlhf.stages.report_page import (
@@ -26,6 +29,8 @@ __all__ = ["alarms", "summary_message", "write_report"]
 _WIDTH = 100
 _TABLE_WIDTHS = (24, 12, 15, 43)
 _SIDE_WIDTHS = (49, 49)
+# What stays on one line, with the spaces before it: a word, or one East Asian letter with the marks around it.
+_PIECE = re.compile(rf" *(?:[（《「『【“‘]*[{EAST_ASIAN}][，。、！？；：）》」』】”’…—]*|[^ {EAST_ASIAN}]+)")
 
 
 def write_report(
@@ -56,19 +61,35 @@ def write_report(
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width` characters; control characters, which a terminal would obey, become spaces."""
+    """Lines of at most `width` cells of a terminal, in which East Asian letters are two wide.
+
+    Control characters, which a terminal would obey, become spaces.
+    """
     safe = "".join(character if character.isprintable() or character == "\n" else " " for character in text)
-    lines = (
-        line for part in safe.splitlines() for line in textwrap.wrap(part.replace(" %", "\N{NO-BREAK SPACE}%"), width)
-    )
+    lines = (line for part in safe.splitlines() for line in _filled(part.replace(" %", "\N{NO-BREAK SPACE}%"), width))
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+
+def _filled(text: str, width: int) -> Iterator[str]:
+    """Lines broken between words and between East Asian letters; within a word only where it is longer than a line."""
+    line = ""
+    for piece in _PIECE.findall(text):
+        if line and cell_len(line + piece) > width:
+            yield line
+            line = ""
+        line = line + piece if line else piece.lstrip(" ")
+        if cell_len(line) > width:
+            *full, line = chop_cells(line, width)
+            yield from full
+    if line:
+        yield line
 
 
 def _columns(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
     """Cells side by side, each wrapped in its own column, two spaces between them."""
     wrapped = [_wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
     return [
-        "  ".join(line.ljust(width) for line, width in zip(lines, widths, strict=True)).rstrip()
+        "  ".join(set_cell_size(line, width) for line, width in zip(lines, widths, strict=True)).rstrip()
         for lines in zip_longest(*wrapped, fillvalue="")
     ]
 
