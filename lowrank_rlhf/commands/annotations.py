@@ -1,6 +1,7 @@
 """`annotations`: people's rankings as files, and where a run keeps them."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +13,10 @@ from lowrank_rlhf.commands.common import RunArgument, RunsOption, echo, run_fold
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.files import write_atomic
-from lowrank_rlhf.ranking.exchange import comparisons_to_jsonl, read_lines, to_jsonl
+from lowrank_rlhf.ranking.exchange import Contents, Verdict, comparisons_to_jsonl, read_lines, to_jsonl
 from lowrank_rlhf.ranking.merging import Merge
 from lowrank_rlhf.ranking.store import AnnotationStore
+from lowrank_rlhf.records import Prompt, Ranking, Sample, read_jsonl
 
 STORE = "annotations.sqlite"
 COMMAND = "python -m lowrank_rlhf"
@@ -67,12 +69,16 @@ def run_command(folder: Path) -> str:
     return f"{COMMAND} {shlex.join(words)}"
 
 
-def find_place(run: str, runs: Path) -> Place:
-    """Where the run of that name, or that folder, keeps its answers to rank. Raises `UserError` if it has none yet."""
+def _folder(run: str, runs: Path) -> Path:
     known = [
         path for path in (runs / run, Path(run)) if any((path / name).is_file() for name in ("config.yaml", STORE))
     ]
-    folder = known[0] if known else run_folder(run, runs)
+    return known[0] if known else run_folder(run, runs)
+
+
+def find_place(run: str, runs: Path) -> Place:
+    """Where the run of that name, or that folder, keeps its answers to rank. Raises `UserError` if it has none yet."""
+    folder = _folder(run, runs)
     if not (folder / "config.yaml").is_file():
         return Place(folder, AnnotationStore(folder / STORE), None, False)
     config = load_config(folder / "config.yaml")
@@ -85,6 +91,29 @@ def find_place(run: str, runs: Path) -> Place:
         )
     done = RunDir(folder).done("rank") is not None
     return Place(folder, AnnotationStore(folder / STORE), config.rank.minimum_rankings, done)
+
+
+def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
+    """All that people did so far and the rankings of theirs that count; of a run that a judge or a data set ranks, what
+    its stage rank made, where every ranking counts. Raises `UserError` where there is nothing yet.
+    """
+    folder = _folder(run, runs)
+    config = folder / "config.yaml"
+    if not config.is_file() or load_config(config).rank.source == "human":
+        contents = find_place(run, runs).store.contents()
+        return contents, contents.current()
+    run_dir = RunDir(folder)
+    if run_dir.done("rank") is None:
+        raise UserError(
+            f"{folder}: its answers are not ranked yet. This does it:\n  {run_command(folder)} --until rank"
+        )
+    rankings = list(read_jsonl(run_dir.artifact("rankings.jsonl"), Ranking))
+    contents = Contents(
+        prompts=tuple(read_jsonl(run_dir.artifact("prompts.jsonl"), Prompt)),
+        answers=tuple(read_jsonl(run_dir.artifact("answers.jsonl"), Sample)),
+        verdicts=tuple(Verdict(ranking=ranking) for ranking in rankings),
+    )
+    return contents, rankings
 
 
 @app.callback()
@@ -108,7 +137,7 @@ def export(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
-    """Write all prompts, answers, rankings and skips of a run to one file.
+    """Write all prompts, answers, rankings and skips of a run to one file, whoever ranked: people, judge or data set.
 
     The file is all that `annotations import` needs, here or on another machine. docs/annotations.md explains its rows.
 
@@ -117,8 +146,8 @@ def export(
       python -m lowrank_rlhf annotations export people people.jsonl
       python -m lowrank_rlhf annotations export people pairs.jsonl --comparisons
     """
-    contents = find_place(run, runs).store.contents()
-    text = comparisons_to_jsonl(contents) if comparisons else to_jsonl(contents)
+    contents, rankings = _ranked(run, runs)
+    text = comparisons_to_jsonl(contents, rankings) if comparisons else to_jsonl(contents)
     if comparisons and not text:
         raise UserError(f"{run}: nobody has preferred an answer to another yet: there are no comparisons to export")
     if file.exists() and not force:
@@ -127,21 +156,33 @@ def export(
         write_atomic(file, text)
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror}") from None
-    current = contents.current()
-    withdrawn = sum(verdict.withdrawn for verdict in contents.verdicts)
-    replaced = len(contents.verdicts) - withdrawn - len(current)
-    people = len({ranking.annotator for ranking in current})
     if comparisons:
-        echo(f"wrote {file}: {_count(text.count(chr(10)), 'comparison')} from {_count(len(current), 'ranking')}")
+        echo(f"wrote {file}: {_count(text.count(chr(10)), 'comparison')} from {_count(len(rankings), 'ranking')}")
         return
+    annotators = len({ranking.annotator for ranking in rankings})
     echo(
         f"wrote {file}: {_count(len(contents.prompts), 'prompt')}, {_count(len(contents.answers), 'answer')}, "
-        f"{_count(len(current), 'ranking')} by {_count(people, 'annotator')}, {_count(len(contents.skips), 'skip')}"
+        f"{_count(len(rankings), 'ranking')} by {_count(annotators, 'annotator')}, "
+        f"{_count(len(contents.skips), 'skip')}"
     )
-    if replaced:
-        echo(f"also {_count(replaced, 'ranking')} that a later one of the same annotator replaced")
+    for sentence in _beside(contents, rankings):
+        echo(sentence)
+
+
+def _beside(contents: Contents, rankings: Sequence[Ranking]) -> list[str]:
+    """What to know of the verdicts that are no current rankings."""
+    current, withdrawn = len(contents.current()), sum(verdict.withdrawn for verdict in contents.verdicts)
+    sentences = []
+    if replaced := len(rankings) - current:
+        sentences.append(
+            f"{_count(replaced, 'ranking')} by the same annotator as a later one of the same prompt: `import` counts "
+            "the last alone, and --comparisons writes the pairs of all"
+        )
+    if replaced := len(contents.verdicts) - withdrawn - len(rankings):
+        sentences.append(f"also {_count(replaced, 'ranking')} that a later one of the same annotator replaced")
     if withdrawn:
-        echo(f"also {_count(withdrawn, 'ranking')} taken back")
+        sentences.append(f"also {_count(withdrawn, 'ranking')} taken back")
+    return sentences
 
 
 @app.command("import")
