@@ -47,7 +47,7 @@ class Context:
         """Training prompts and held-out prompts, in seeded order. Says what was read, unless it is a built-in set."""
         data = load_prompt_data(self.config.data, self.config.seed)
         if not self.config.data.prompts.startswith("builtin:"):
-            for note in data.notes:
+            for note in (*data.notes, *data.training_notes):
                 self.progress.say(f"  {note}")
         return data.training, data.held_out
 
