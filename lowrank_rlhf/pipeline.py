@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from lowrank_rlhf import stages
 from lowrank_rlhf.artifacts import MetricLog, RunDir, read_json, sha256, write_json_atomic
 from lowrank_rlhf.config.loading import dump_config
-from lowrank_rlhf.config.messages import Key, suggestion
+from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StaleRun, UserError
 from lowrank_rlhf.files import now
@@ -19,7 +19,6 @@ from lowrank_rlhf.models.shape import find_shape
 from lowrank_rlhf.planner.disk import check_room, smallest_need
 from lowrank_rlhf.planner.pace import stage_work
 from lowrank_rlhf.progress import Progress, StopRequest, duration, peak_memory_bytes
-from lowrank_rlhf.ranking.judges import ENDPOINT, load_judge
 from lowrank_rlhf.stages import Stage
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.work import seconds_to_go
@@ -77,27 +76,6 @@ def run(
             progress.stage(index, len(chosen), stage.name, stage.does, _to_go(chosen, context))
             _run_stage(stage, context)
     return run_dir
-
-
-def problems(config: Config) -> list[tuple[Key, str]]:
-    """Keys and sentences of what is wrong with a valid config on this machine: judges that cannot be loaded.
-
-    A user's judge is imported for that, as the run would.
-    """
-    names = {stage.name for stage in stages_of(config)}
-    judges: dict[Key, str | None] = {}
-    if config.rank.source == "judge" and names & {"rank", "ppo", "evaluate"}:
-        judges["rank", "judge"] = config.rank.judge
-    if "evaluate" in names:
-        judges["evaluate", "second_judge"] = config.evaluate.second_judge
-    found = []
-    for key, judge in judges.items():
-        if judge and judge != ENDPOINT:
-            try:
-                load_judge(judge)
-            except UserError as error:
-                found.append((key, str(error)))
-    return found
 
 
 def plan(config: Config, run_dir: RunDir) -> list[Standing]:

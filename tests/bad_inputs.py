@@ -131,6 +131,42 @@ _CROSS_FIELD = [
     ),
 ]
 
+_THINGS_THAT_ARE_NOT_THERE = [
+    _setting(
+        "data missing", "data: {prompts: gone.csv}\n", "my.yaml:3:8: data.prompts: gone.csv: there is no such file; rel"
+    ),
+    _setting("data is a folder", "data: {prompts: .}\n", "my.yaml:3:8: data.prompts: .: this is a folder; name a file"),
+    _setting(
+        "comparisons missing",
+        "rank: {source: dataset, dataset: gone.jsonl}\n",
+        "my.yaml:3:25: rank.dataset: gone.jsonl: there is no such file; relative paths start at ",
+    ),
+    _setting(
+        "adapter missing",
+        "sft: {source: adapter, adapter: gone}\n",
+        "my.yaml:3:24: sft.adapter: gone: there is no such folder; relative paths start at ",
+    ),
+    Case(
+        "adapter without weights",
+        "validate my.yaml",
+        ("my.yaml:3:24: sft.adapter: lora: no adapter_model.safetensors there; an adapter is a folder that",),
+        {"my.yaml": GOOD + "sft: {source: adapter, adapter: lora}\n", "lora/adapter_config.json": "{}"},
+    ),
+    _setting(
+        "nothing before ppo",
+        "stages: [ppo, evaluate]\n",
+        "my.yaml:3:1: stages: ppo needs adapters/sft, which stage sft makes, and runs/a has none; add sft to the",
+        "my.yaml:3:1: stages: evaluate needs adapters/sft, which stage sft makes, and runs/a has none; add sft",
+    ),
+    _setting(
+        "several things not there",
+        "stages: [sft, sample, rank, ppo]\ndata: {prompts: gone.csv}\nrank: {judge: robot}\n",
+        "my.yaml:3:1: stages: ppo needs adapters/reward, which stage reward makes, and runs/a has none; add reward to",
+        "my.yaml:4:8: data.prompts: gone.csv: there is no such file",
+        "my.yaml:5:8: rank.judge: no judge is called 'robot'",
+    ),
+]
+
 _OVERRIDES = [
     _override("no equals sign", "ppo.steps", 'override "ppo.steps": must be key=value'),
     _override("unknown key", "ppo.stepps=1", 'Did you mean "steps"?'),
@@ -164,13 +200,13 @@ _PROMPT_FILES = [
     Case(
         "no such data",
         "run my.yaml",
-        ("gone.jsonl: there is no such file",),
+        ("my.yaml:3:8: data.prompts: gone.jsonl: there is no such file; relative paths start at /",),
         {"my.yaml": GOOD + "data: {prompts: gone.jsonl}\n"},
     ),
     Case(
         "no such set",
         "run my.yaml",
-        ("no built-in set", "everyday"),
+        ("my.yaml:3:8: data.prompts: no built-in set is called 'daily'; there is: everyday\n",),
         {"my.yaml": GOOD + "data: {prompts: 'builtin:daily'}\n"},
     ),
     _prompts("empty data", "", "my.jsonl"),
@@ -215,6 +251,7 @@ CASES = [
     *_KEYS,
     *_VALUES,
     *_CROSS_FIELD,
+    *_THINGS_THAT_ARE_NOT_THERE,
     *_OVERRIDES,
     *_COMMAND_LINE,
     *_PROMPT_FILES,

@@ -74,7 +74,26 @@ def a_run(folder: Path = Path("runs/a")) -> RunDir:
 class TestValidate:
     def test_good(self, command) -> None:
         assert command("validate", "good.yaml") == (0, "ok: sft, sample, rank, reward, ppo, evaluate\n", "")
-        assert command("validate", "quickstart", "stages=[sft, ppo]")[1] == "ok: sft, ppo\n"
+        assert command("validate", "quickstart", "stages=[sft, sample]")[1] == "ok: sft, sample\n"
+
+    def test_what_the_run_has_done_already_is_there(self, command) -> None:
+        a_run()
+        assert command("validate", "good.yaml", "stages=[sample]") == (0, "ok: sample\n", "")
+        assert command("validate", "good.yaml", "stages=[sample]", "--runs", "other")[0] == 2
+        assert command("validate", "good.yaml", "stages=[sample]", "name=b")[2] == (
+            'override "stages=[sample]": stages: sample needs adapters/sft, which stage sft makes, and runs/b has '
+            "none; add sft to the stages\n"
+        )
+        folder = Path("runs/a/adapters/sft")
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (folder / name).write_text("")
+        assert command("validate", "good.yaml", "name=b", "sft.source=adapter", f"sft.adapter={folder}")[0] == 0
+        Path("pairs.jsonl").write_text("")
+        given = ("rank.source=dataset", "rank.dataset=pairs.jsonl", "sft.source=base")
+        assert command("validate", "good.yaml", "name=b", *given)[:2] == (0, "ok: sft, rank, reward, ppo, evaluate\n")
+        Path("runs/a/adapters/reward").mkdir()
+        assert command("validate", "good.yaml", "stages=[ppo]")[0] == 0
+        assert "needs answers.jsonl" in command("validate", "good.yaml", "stages=[ppo]", "ppo.contrastive=true")[2]
 
     def test_bad(self, command) -> None:
         code, out, err = command("validate", "bad.yaml", "seed=-1")

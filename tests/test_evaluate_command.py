@@ -336,7 +336,10 @@ class TestErrors:
             (("--judge", "endpoint"), "needs a section rank.endpoint"),
             (("--prompts", "nowhere.jsonl"), "nowhere.jsonl"),
             (("--comparisons", "nowhere.jsonl"), "nowhere.jsonl"),
-            (("seed=3",), '"seed=3": only settings of model, sample, rank.endpoint, evaluate, and data.skip_bad_rows, can'),
+            (
+                ("seed=3",),
+                '"seed=3": only settings of model, sample, rank.endpoint, evaluate, and data.skip_bad_rows, can',
+            ),
             (("data.held_out=9",), "only settings of"),
             (("sample.temprature=2",), 'Did you mean "temperature"?'),
             (("--out", "result.txt"), "name a file that ends in .json"),

@@ -1,13 +1,18 @@
 """What the commands share: arguments with one meaning everywhere, printing, and finding a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from lowrank_rlhf.artifacts import RunDir
+from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preflight import problems
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a preset's name.")]
 OverridesArgument = Annotated[
@@ -22,6 +27,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def echo(text: str) -> None:
     """Print a text as it is, without markup and without folding long lines."""
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def checked_config(config: str, overrides: Sequence[str] | None, runs: Path) -> Config:
+    """The config of a run in the folder `runs`. Raises `UserError` with all that is wrong with it here."""
+    return load_config(Path(config), overrides or (), lambda valid: problems(valid, RunDir(runs / valid.name)))
 
 
 def run_folder(run: str, runs: Path) -> Path:

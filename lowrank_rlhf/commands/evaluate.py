@@ -37,7 +37,10 @@ def evaluate(
     run: RunArgument,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings of model, sample, rank.endpoint or evaluate, or data.skip_bad_rows, to change."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings of model, sample, rank.endpoint or evaluate, or data.skip_bad_rows, to change.",
+        ),
     ] = None,
     runs: RunsOption = Path("runs"),
     left: Annotated[

@@ -17,6 +17,7 @@ from lowrank_rlhf.commands.common import (
     OverridesArgument,
     RunArgument,
     RunsOption,
+    checked_config,
     echo,
     run_folder,
 )
@@ -46,7 +47,7 @@ def run(
       python -m lowrank_rlhf run my.yaml --until reward
       python -m lowrank_rlhf run my.yaml --redo ppo
     """
-    loaded = load_config(Path(config), overrides or [], pipeline.problems)
+    loaded = checked_config(config, overrides, runs)
     try:
         with Progress() as progress:
             run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress)
@@ -57,8 +58,16 @@ def run(
         echo(text)
 
 
-def validate(config: ConfigArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+def validate(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
     """Check a config, and name every mistake in it.
+
+    Also whether its judges, data files and adapters are there, and whether each stage has what it reads, from a stage
+    before it or from what the run has done already. No data is read.
 
     \b
     Examples:
@@ -66,7 +75,7 @@ def validate(config: ConfigArgument, overrides: OverridesArgument = None, as_jso
       python -m lowrank_rlhf validate quickstart ppo.steps=100 --json
     """
     try:
-        loaded = load_config(Path(config), overrides or [], pipeline.problems)
+        loaded = checked_config(config, overrides, runs)
     except UserError as error:
         if not as_json:
             raise

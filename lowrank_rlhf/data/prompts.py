@@ -91,7 +91,7 @@ def resolve(source: str) -> str:
         return source
     names = sorted(path.stem for path in BUILTIN.glob("*.jsonl"))
     if name not in names:
-        raise UserError(f"data.prompts: no built-in set is called {name!r}; there is: {', '.join(names)}")
+        raise UserError(f"no built-in set is called {name!r}; there is: {', '.join(names)}")
     return str(BUILTIN / f"{name}.jsonl")
 
 

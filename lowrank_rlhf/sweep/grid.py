@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowrank_rlhf import pipeline
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preflight import problems as found_by_preflight
 
 _LONGEST_NAME = 64
 _PAIRS = {"[": "]", "{": "}"}
@@ -125,7 +125,7 @@ def _checked(source: str, overrides: Sequence[tuple[str, ...]]) -> list[Config]:
     problems: dict[str, None] = {}
     for given in overrides:
         try:
-            configs.append(load_config(Path(source), given, pipeline.problems))
+            configs.append(load_config(Path(source), given, found_by_preflight))
         except UserError as error:
             problems |= dict.fromkeys(str(error).splitlines())
     if problems:
