@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lowrank_rlhf.artifacts import RunDir
-from lowrank_rlhf.commands.common import RunArgument, RunsOption, echo, run_folder
+from lowrank_rlhf.commands.common import EPILOG, RunArgument, RunsOption, echo, run_folder
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.files import write_atomic
@@ -116,7 +116,7 @@ def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
     return contents, rankings
 
 
-@app.callback()
+@app.callback(epilog=EPILOG)
 def annotations() -> None:
     """Take people's rankings to another program or machine, and back.
 
@@ -127,7 +127,7 @@ def annotations() -> None:
     """
 
 
-@app.command("export")
+@app.command("export", epilog=EPILOG)
 def export(
     run: RunArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The JSONL file to write.")],
@@ -185,7 +185,7 @@ def _beside(contents: Contents, rankings: Sequence[Ranking]) -> list[str]:
     return sentences
 
 
-@app.command("import")
+@app.command("import", epilog=EPILOG)
 def import_(
     run: RunArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An export, bare rankings, or exported comparisons.")],

@@ -11,8 +11,21 @@ from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import ExitCode, UserError
 from lowrank_rlhf.preflight import problems
+
+EXIT_CODES = {
+    ExitCode.OK: "done",
+    ExitCode.FAILED: "a stage failed its own checks, or doctor found something wrong",
+    ExitCode.BAD_INPUT: "config, data or command line is wrong",
+    ExitCode.STALE: "a finished stage was made from another config or other inputs",
+    ExitCode.CANNOT_FIT: "the plan does not fit this machine",
+    ExitCode.WAITING: "people must rank answers before the run can go on",
+    ExitCode.LOCKED: "another process holds the run",
+    ExitCode.STOPPED: "stopped by Ctrl-C or SIGTERM; the work is saved",
+}
+EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
+"""The end of every help."""
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a preset's name.")]
 OverridesArgument = Annotated[
