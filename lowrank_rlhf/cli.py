@@ -8,7 +8,20 @@ from rich.console import Console
 from rich.text import Text
 
 from lowrank_rlhf import __version__
-from lowrank_rlhf.commands import about, annotations, chat, data, evaluate, export, label, plan, presets, run, sweep
+from lowrank_rlhf.commands import (
+    about,
+    annotations,
+    chat,
+    dashboard,
+    data,
+    evaluate,
+    export,
+    label,
+    plan,
+    presets,
+    run,
+    sweep,
+)
 from lowrank_rlhf.commands.common import EPILOG
 from lowrank_rlhf.errors import UserError
 
@@ -58,6 +71,7 @@ _COMMANDS = (
     run.validate,
     run.status,
     sweep.sweep,
+    dashboard.dashboard,
     label.label,
     chat.chat,
     evaluate.evaluate,

@@ -2,25 +2,26 @@
 
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lowrank_rlhf import stages
 from lowrank_rlhf.artifacts import MetricLog, RunDir, read_json, sha256, write_json_atomic
 from lowrank_rlhf.config.loading import dump_config
-from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import StaleRun, UserError
+from lowrank_rlhf.errors import StaleRun
 from lowrank_rlhf.files import now
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.fetch import fetch_model, model_identity
 from lowrank_rlhf.models.shape import find_shape
 from lowrank_rlhf.planner.disk import check_room, smallest_need
 from lowrank_rlhf.planner.pace import stage_work
-from lowrank_rlhf.progress import Progress, StopRequest, duration, peak_memory_bytes
-from lowrank_rlhf.stages import Stage
+from lowrank_rlhf.progress import Later, Progress, StopRequest, duration, forget_peak_memory, peak_memory_bytes
+from lowrank_rlhf.stages import Stage, selection
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.report import write_report
 from lowrank_rlhf.stages.work import seconds_to_go
 
 State = Literal["done", "to do", "half done", "stale"]
@@ -51,15 +52,17 @@ def run(
 ) -> RunDir:
     """Bring the run of that name up to its last stage, or to `until`, and return its folder.
 
-    Raises `UserError` for unknown stage names, `RunLocked`, `StaleRun`, and whatever a stage raises; its work is kept.
+    Raises `UserError` for unknown stage names and for inputs that no stage would make, `RunLocked`, `StaleRun`, and
+    whatever a stage raises; its work is kept.
     """
-    chosen = _chosen(config, until)
-    again = _affected(_named(redo, stages_of(config)))
+    chosen = selection.up_to(until, stages_of(config))
+    again = selection.built_on(selection.named(redo, stages_of(config)))
     run_dir = RunDir(runs_folder / config.name)
     to_do = [stage for stage in chosen if stage in again or run_dir.done(stage.name) is None]
     check_room(run_dir.path, smallest_need(to_do, config, find_shape(config.model)))
     with run_dir.lock(), StopRequest() as stop:
         run_dir.recover()
+        selection.check_inputs(chosen, again, run_dir, _not_made(config))
         kept = [stage for stage in chosen if stage not in again]
         _refuse_stale([_standing(stage, config, run_dir) for stage in kept])
         context = Context(config, run_dir, progress, stop, MetricLog(run_dir.path / "metrics.jsonl"))
@@ -68,13 +71,16 @@ def run(
         if any("model" in stage.settings for stage in to_do):
             fetch_model(config.model, progress)
             _refuse_stale([_standing(stage, config, run_dir) for stage in kept])  # its files are known only now
+            context.check_lengths()
         # Last first: if this is cut short, no stage is left standing on one that is gone.
         for stage in reversed(again):
             run_dir.discard(stage.name, stage.writes)
         run_dir.open(dump_config(config))
         for index, stage in enumerate(chosen, 1):
-            progress.stage(index, len(chosen), stage.name, stage.does, _to_go(chosen, context))
+            to_go, later = _to_go(chosen, stage, context)
+            progress.stage(index, len(chosen), stage.name, stage.does, to_go, later)
             _run_stage(stage, context)
+        _report(run_dir)
     return run_dir
 
 
@@ -83,10 +89,24 @@ def plan(config: Config, run_dir: RunDir) -> list[Standing]:
     return [_standing(stage, config, run_dir) for stage in stages_of(config)]
 
 
+def missing_inputs(config: Config, run_dir: RunDir) -> list[tuple[Key, str]]:
+    """A sentence for each stage that reads what is not in the run and what no stage of the config makes before it."""
+    return [
+        (("stages",), sentence)
+        for sentence in selection.missing_inputs(stages_of(config), (), run_dir, _not_made(config))
+    ]
+
+
 def stages_of(config: Config) -> list[Stage]:
     """The config's stages; comparisons from a data set need no sampling."""
-    sampled = config.rank.source != "dataset"
-    return [stage for stage in stages.STAGES if stage.name in config.stages and (sampled or stage.name != "sample")]
+    return [
+        stage for stage in stages.STAGES if stage.name in config.stages and _not_made(config).isdisjoint(stage.writes)
+    ]
+
+
+def _not_made(config: Config) -> set[str]:
+    """What no stage of this config makes or needs: with comparisons from a data set there are no samples."""
+    return set() if config.rank.source != "dataset" else set(stages.stage("sample").writes)
 
 
 def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerprint:
@@ -158,38 +178,61 @@ def _run_stage(stage: Stage, context: Context) -> None:
     run_dir.event("finished", stage=stage.name, seconds=mark["seconds"])
 
 
+def _report(run_dir: RunDir) -> None:
+    """The report of a run that has no evaluation yet, or never will; the evaluation writes its own."""
+    if not run_dir.done("evaluate"):
+        marks = {stage.name: run_dir.done(stage.name) for stage in stages.STAGES}
+        write_report(run_dir.path, {name: mark["summary"] for name, mark in marks.items() if mark}, [], run_dir.path)
+
+
 def _work(stage: Stage, context: Context, started: dict[str, Any]) -> dict[str, Any]:
-    """Run the stage and return its done-mark; if it stops, the seconds so far stay with its fingerprint."""
+    """Run the stage and return its done-mark; if it stops, seconds and memory so far stay with its fingerprint.
+
+    The peak of memory is the stage's own on Linux, over all attempts; elsewhere it is the process's so far, earlier
+    stages included.
+    """
     path = _started_path(context.run_dir, stage)
     write_json_atomic(path, started)
     context.run_dir.event("started", stage=stage.name)
-    since = time.monotonic()
+    forget_peak_memory()
+    since, loading = time.monotonic(), context.loading_seconds
     try:
         summary = stage.run(context)
     except BaseException as error:
-        seconds = started["seconds"] + time.monotonic() - since
-        write_json_atomic(path, started | {"seconds": round(seconds, 1)})
-        context.run_dir.event("ended early", stage=stage.name, seconds=round(seconds, 1), error=type(error).__name__)
+        used = _used(started, since)
+        write_json_atomic(path, started | used)
+        context.run_dir.event("ended early", stage=stage.name, seconds=used["seconds"], error=type(error).__name__)
         raise
     return {
         "schema": 1,
         "stage": stage.name,
         "fingerprint": started["fingerprint"],
         "summary": summary,
-        "seconds": round(started["seconds"] + time.monotonic() - since, 1),
-        "peak_memory_bytes": peak_memory_bytes(),
+        **_used(started, since),
+        "loading_seconds": round(context.loading_seconds - loading, 1),
         "finished_at": now(),
     }
 
 
-def _to_go(chosen: Sequence[Stage], context: Context) -> float | None:
-    marks = {stage.name: context.run_dir.done(stage.name) for stage in chosen}
-    done = {name: float(mark["seconds"]) for name, mark in marks.items() if mark}
-    shape = find_shape(context.config.model) if done else None
+def _used(started: dict[str, Any], since: float) -> dict[str, Any]:
+    """Seconds of the stage's attempts together, and the highest of their peaks of memory."""
+    return {
+        "seconds": round(started["seconds"] + time.monotonic() - since, 1),
+        "peak_memory_bytes": max(started.get("peak_memory_bytes", 0), peak_memory_bytes()),
+    }
+
+
+def _to_go(chosen: Sequence[Stage], stage: Stage, context: Context) -> tuple[float | None, Later]:
+    """Seconds from the beginning of a stage to the end of the run, and what tells those after it from its own."""
+    marks = {each.name: context.run_dir.done(each.name) for each in chosen}
+    # Loading and converting the model happens once, whatever the stage has to compute.
+    done = {name: float(mark["seconds"]) - mark.get("loading_seconds", 0.0) for name, mark in marks.items() if mark}
+    shape = find_shape(context.config.model)
     if shape is None:
-        return None
-    amount = stage_work(context.config, context.run_dir, shape)
-    return seconds_to_go(done, {name: amount[name] for name in marks})
+        return None, lambda _: None
+    amount = stage_work(context.config, context.run_dir, shape, context.data)
+    amount = {name: amount[name] for name in marks}
+    return seconds_to_go(done, amount), lambda own: seconds_to_go({**done, stage.name: own}, amount)
 
 
 def _refuse_stale(standings: Sequence[Standing]) -> None:
@@ -207,34 +250,6 @@ def _refuse_stale(standings: Sequence[Standing]) -> None:
         + f"Make it again, and with it all that was built on it: {flags}\n"
         + "Or keep it, and give this run another name: name=..."
     )
-
-
-def _chosen(config: Config, until: str | None) -> list[Stage]:
-    wanted = stages_of(config)
-    if until is None:
-        return wanted
-    last = _named([until], wanted)[0]
-    return wanted[: wanted.index(last) + 1]
-
-
-def _named(names: Sequence[str], known: Sequence[Stage]) -> list[Stage]:
-    by_name = {stage.name: stage for stage in known}
-    for name in names:
-        if name not in by_name:
-            raise UserError(
-                f'"{name}" is not a stage of this run; they are {", ".join(by_name)}.{suggestion(name, by_name)}'
-            )
-    return [by_name[name] for name in names]
-
-
-def _affected(first: Collection[Stage]) -> list[Stage]:
-    """Those stages and all that read what they write, directly or not."""
-    affected: list[Stage] = []
-    for stage in stages.STAGES:
-        made = {name for earlier in affected for name in earlier.writes}
-        if stage in first or made.intersection(stage.reads):
-            affected.append(stage)
-    return affected
 
 
 def _started_path(run_dir: RunDir, stage: Stage) -> Path:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -19,11 +20,21 @@ from lowrank_rlhf.errors import Stopped
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class Bar:
-    """Counts one task's units. `advance` also takes the figures to show beside the count."""
+Later = Callable[[float], float | None]
+"""Seconds that the stages after this one will take, from the seconds that this one takes."""
 
-    def __init__(self, name: str, total: int, unit: str, done: int, clock: Callable[[], float]) -> None:
+
+class Bar:
+    """Counts one task's units. `advance` also takes the figures to show beside the count.
+
+    `later` tells the time of what comes after the task, for the whole run's time to go.
+    """
+
+    def __init__(
+        self, name: str, total: int, unit: str, done: int, clock: Callable[[], float], later: Later | None = None
+    ) -> None:
         self.name, self.total, self.unit, self.count = name, total, unit, done
+        self._later = later
         self._before, self._clock, self._started = done, clock, clock()
         self._figures: dict[str, float] = {}
         self.on_change: Callable[[], None] = lambda: None
@@ -35,7 +46,7 @@ class Bar:
         self.on_change()
 
     def details(self) -> str:
-        """Figures, time to go and memory: `340 tokens/s  ETA 0:21  1.2 GiB`."""
+        """Figures, time to go (and the whole run's) and memory: `340 tokens/s  ETA 0:21 (run 3:05)  1.2 GiB`."""
         shown = [figure(name, value) for name, value in self._figures.items()]
         return "  ".join([*shown, *self._eta(), memory(psutil.Process().memory_info().rss)])
 
@@ -50,7 +61,9 @@ class Bar:
         left = self.total - self.count
         if fresh <= 0 or left <= 0:
             return []
-        return [f"ETA {duration((self._clock() - self._started) * left / fresh)}"]
+        pace = (self._clock() - self._started) / fresh
+        later = self._later(pace * self.total) if self._later else None
+        return [f"ETA {duration(pace * left)}" + (f" (run {duration(pace * left + later)})" if later else "")]
 
 
 class Progress:
@@ -60,6 +73,7 @@ class Progress:
         self._console = console or Console()
         self._clock = clock
         self._started = clock()
+        self._later: Later | None = None
         self._live = self._console.is_terminal
 
     @classmethod
@@ -89,8 +103,20 @@ class Progress:
         """Print a line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def stage(self, index: int, count: int, name: str, does: str, eta_seconds: float | None = None) -> None:
-        """Print a stage's heading: `[3/6] rank: rank the answers, best to worst  (1:02 so far)`."""
+    def stage(
+        self,
+        index: int,
+        count: int,
+        name: str,
+        does: str,
+        eta_seconds: float | None = None,
+        later: Later | None = None,
+    ) -> None:
+        """Print a stage's heading: `[3/6] rank: rank the answers, best to worst  (1:02 so far)`.
+
+        `later` is for the bars of this stage.
+        """
+        self._later = later
         times = f"{duration(self._clock() - self._started)} so far"
         if eta_seconds is not None:
             times += f", about {duration(eta_seconds)} to go"
@@ -99,7 +125,7 @@ class Progress:
     @contextmanager
     def track(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
         """Show a task of `total` units, of which `done` were done before; its last state stays as a line."""
-        bar = Bar(name, total, unit, done, self._clock)
+        bar = Bar(name, total, unit, done, self._clock, self._later)
         with self._as_bar(bar) if self._live else self._as_lines(bar):
             yield bar
 
@@ -168,8 +194,24 @@ class StopRequest:
         os.write(2, b"\nStopping where the work can be saved. Once more stops at once.\n")
 
 
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def forget_peak_memory() -> bool:
+    """Let `peak_memory_bytes` begin anew; False where that cannot be: anywhere but on a Linux that permits it."""
+    try:
+        _CLEAR_REFS.write_text("5")  # proc(5): resets the peak resident set size, nothing else
+    except OSError:
+        return False
+    return True
+
+
 def peak_memory_bytes() -> int:
-    """The most resident memory that this process has had."""
+    """The most resident memory that this process has had since `forget_peak_memory`, or since it began."""
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     import resource

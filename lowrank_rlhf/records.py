@@ -74,6 +74,15 @@ class Ranking(Record):
     flags: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     """Sample ids in the order in which they were shown."""
+    partial: bool = False
+    """Only the best were named: the last tier is what was left, below the others and in no order of its own."""
+    written: str | None = None
+    """A better answer, which the annotator wrote."""
+
+    @property
+    def named_tiers(self) -> tuple[tuple[str, ...], ...]:
+        """The tiers in which the annotator put answers: those of one tier are equally good."""
+        return self.tiers[:-1] if self.partial else self.tiers
 
     @model_validator(mode="after")
     def _each_answer_once(self) -> "Ranking":
@@ -82,6 +91,8 @@ class Ranking(Record):
             raise ValueError("a tier is empty")
         if len(ranked) != len(set(ranked)):
             raise ValueError("an answer stands in two places")
+        if self.partial and len(self.tiers) < 2:
+            raise ValueError("a partial ranking needs a tier above the one with what was left")
         return self
 
 

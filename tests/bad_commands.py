@@ -123,7 +123,7 @@ _PEOPLE = [
     Case(
         "label no name",
         "label people --annotator=",
-        ("'' is no name; give --annotator some letters\n",),
+        ("'' is no name: it needs letters, 100 characters at most\n",),
         setup="people",
     ),
     Case(

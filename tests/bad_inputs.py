@@ -132,6 +132,15 @@ _CROSS_FIELD = [
     _setting("adapter unnamed", "sft: {source: adapter}\n", "`adapter` goes with `source: adapter`"),
     _setting("adapter unused", "sft: {adapter: x}\n", "`adapter` goes with `source: adapter`"),
     _setting(
+        "a warm-up to the end",
+        "ppo: {steps: 3, critic_warmup_steps: 3}\n",
+        "my.yaml:3:",
+        "critic_warmup_steps (3) must be below steps (3)",
+    ),
+    _setting(
+        "margin of a list", "reward: {loss: plackett_luce, margin: 0.5}\n", "margin (0.5) goes with `loss: pairwise`"
+    ),
+    _setting(
         "contrast without SFT's answers",
         "rank: {source: dataset, dataset: x}\nppo: {contrastive: true}\n",
         "ppo.contrastive needs ranked answers of SFT",
@@ -162,13 +171,13 @@ _THINGS_THAT_ARE_NOT_THERE = [
     _setting(
         "nothing before ppo",
         "stages: [ppo, evaluate]\n",
-        "my.yaml:3:1: stages: ppo needs adapters/sft, which stage sft makes, and runs/a has none; add sft to the",
-        "my.yaml:3:1: stages: evaluate needs adapters/sft, which stage sft makes, and runs/a has none; add sft",
+        "my.yaml:3:1: stages: ppo reads adapters/sft, which is not in runs/a; stage sft makes it: add sft",
+        "my.yaml:3:1: stages: evaluate reads adapters/sft, which is not in runs/a; stage sft makes it: add sft",
     ),
     _setting(
         "several things not there",
         "stages: [sft, sample, rank, ppo]\ndata: {prompts: gone.csv}\nrank: {judge: robot}\n",
-        "my.yaml:3:1: stages: ppo needs adapters/reward, which stage reward makes, and runs/a has none; add reward to",
+        "my.yaml:3:1: stages: ppo reads adapters/reward, which is not in runs/a; stage reward makes it: add reward to",
         "my.yaml:4:8: data.prompts: gone.csv: there is no such file",
         "my.yaml:5:8: rank.judge: no judge is called 'robot'",
     ),

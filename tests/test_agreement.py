@@ -3,7 +3,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from lowrank_rlhf.ranking.agreement import alpha_in_words, figures, krippendorff_alpha, length_bias, position_bias
+from lowrank_rlhf.ranking.agreement import (
+    alpha_in_words,
+    consistency,
+    figures,
+    krippendorff_alpha,
+    length_bias,
+    position_bias,
+    same_order,
+)
 from lowrank_rlhf.records import Ranking, Sample
 
 
@@ -156,3 +164,31 @@ def test_figures_of_nothing() -> None:
 )
 def test_a_word_for_alpha(alpha: float | None, word: str) -> None:
     assert alpha_in_words(alpha).startswith(f"{word}: ")
+
+
+def test_what_was_left_out_together_is_not_a_tie() -> None:
+    rest = ranking("x", "a", "bc").model_copy(update={"partial": True})
+    whole = ranking("y", "a", "b", "c")
+    # Without the pair bc, ab and ac agree; with it as a tie they would not.
+    assert krippendorff_alpha([rest, whole]) == pytest.approx(1.0)
+    assert krippendorff_alpha([rest.model_copy(update={"partial": False}), whole]) < 1
+    answers = [Sample(id=name, prompt_id="p", text="") for name in "abc"]
+    assert figures([rest], answers).tied_pairs == 0
+    assert figures([ranking("x", "a", "bc")], answers).tied_pairs == pytest.approx(1 / 3)
+
+
+def test_same_order_by_hand() -> None:
+    one, other = ranking("x", "a", "b", "cd"), ranking("y", "b", "a", "c", "d")
+    # Both order ab, ac, ad, bc, bd (x ties cd); they differ in ab only.
+    assert same_order([one, other]) == (4 / 5, 5)
+    assert same_order([one, ranking("x", "d", "c", "b", "a"), other]) == (1 / 6, 6)  # the later one of x counts
+    assert same_order([one, ranking("y", "a", "b", prompt_id="q")]) is None
+    three = [ranking(who, "a", "b") for who in "xy"] + [ranking("z", "b", "a")]
+    assert same_order(three) == (1 / 3, 3)
+
+
+def test_consistency_by_hand() -> None:
+    first, second = ranking("x", "a", "b", "c"), ranking("x", "a", "c", "b")
+    assert consistency([first, second]) == (2 / 3, 3)
+    assert consistency([first, second, second]) == (5 / 6, 6)
+    assert consistency([first, ranking("y", "a", "c", "b")]) is None

@@ -161,7 +161,7 @@ RANKING = {"kind": "ranking", **json.loads(GOOD)}
         ('{"a": 1}', "no kind of row; see docs/annotations.md"),
         ({"kind": "wish"}, "unknown kind of row: 'wish'"),
         ({"kind": ["ranking"]}, "unknown kind of row"),
-        ({"kind": "header", "format": "lowrank_rlhf annotations", "version": 2}, "newer version (format 2); update"),
+        ({"kind": "header", "format": "lowrank_rlhf annotations", "version": 3}, "newer version (format 3); update"),
         ({"kind": "header", "format": "other", "version": 1}, "format: "),
         (b'{"kind": "skip", "annotator": "\xff"}', "not UTF-8 text"),
         (RANKING | {"note": 1}, "note: Extra inputs are not permitted"),
@@ -335,3 +335,20 @@ def test_a_run_elsewhere_and_one_that_has_gone_on(command) -> None:
     run_dir.finish("rank", ["rankings.jsonl"], {})
     _, out, _ = command("annotations", "import", "more runs/people", "x.jsonl")
     assert out.splitlines()[-1] == f"{go_on} --redo rank"
+
+
+def test_written_answers_as_a_file_to_learn_from(command) -> None:
+    store = a_run()
+    assert command("annotations", "export", "people", "w.jsonl", "--demonstrations")[::2] == (
+        2,
+        "people: nobody has written an answer yet: there are no demonstrations to export\n",
+    )
+    store.save(a_ranking(0, "012", written="Better"))
+    code, out, _ = command("annotations", "export", "people", "w.jsonl", "--demonstrations")
+    assert (code, out) == (
+        0,
+        "wrote w.jsonl: 1 demonstration; to learn from them in sft:\n"
+        "  python -m lowrank_rlhf run CONFIG data.prompts=w.jsonl\n",
+    )
+    assert json.loads(Path("w.jsonl").read_text())["completion"] == "Better"
+    assert command("annotations", "export", "people", "x", "--comparisons", "--demonstrations")[0] == 2

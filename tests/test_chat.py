@@ -18,10 +18,10 @@ from lowrank_rlhf.commands import chat_session
 from lowrank_rlhf.commands.chat_session import Session, Settings, talk
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.seeds import derive_seed
-from lowrank_rlhf.models import base as base_module
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.records import Message, Prompt
+from lowrank_rlhf.stages import precision
 from lowrank_rlhf.stages.chat import Answer, Sampling, Speakers
 from lowrank_rlhf.stages.context import Context
 
@@ -237,8 +237,8 @@ def asked(context: Context, text: str) -> list[int]:
 def test_each_voice_is_its_adapter(run, monkeypatch) -> None:
     """Tokens of the stream against `sample_answers` as each role; one base is loaded, and it stays as it was."""
     loaded = []
-    real = base_module.load_base
-    monkeypatch.setattr(base_module, "load_base", lambda *arguments: loaded.append(1) or real(*arguments))
+    real = precision.load_base
+    monkeypatch.setattr(precision, "load_base", lambda *arguments: loaded.append(1) or real(*arguments))
     context = Context(run.config, run.run_dir, run.progress, run.stop, run.metrics)
     speakers, prompt = Speakers(context), asked(run, "what is short")
     checksum, heard = context.base.checksum(), {}

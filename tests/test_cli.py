@@ -86,8 +86,8 @@ class TestValidate:
         assert command("validate", "good.yaml", "stages=[sample]") == (0, "ok: sample\n", "")
         assert command("validate", "good.yaml", "stages=[sample]", "--runs", "other")[0] == 2
         assert command("validate", "good.yaml", "stages=[sample]", "name=b")[2] == (
-            'override "stages=[sample]": stages: sample needs adapters/sft, which stage sft makes, and runs/b has '
-            "none; add sft to the stages\n"
+            'override "stages=[sample]": stages: sample reads adapters/sft, which is not in runs/b; '
+            "stage sft makes it: add sft to `stages`\n"
         )
         folder = Path("runs/a/adapters/sft")
         for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -96,9 +96,6 @@ class TestValidate:
         Path("pairs.jsonl").write_text("")
         given = ("rank.source=dataset", "rank.dataset=pairs.jsonl", "sft.source=base")
         assert command("validate", "good.yaml", "name=b", *given)[:2] == (0, "ok: sft, rank, reward, ppo, evaluate\n")
-        Path("runs/a/adapters/reward").mkdir()
-        assert command("validate", "good.yaml", "stages=[ppo]")[0] == 0
-        assert "needs answers.jsonl" in command("validate", "good.yaml", "stages=[ppo]", "ppo.contrastive=true")[2]
 
     def test_bad(self, command) -> None:
         code, out, err = command("validate", "bad.yaml", "seed=-1")
@@ -289,7 +286,20 @@ def found(words: Sequence[str]) -> Any:
 
 def test_the_walk_finds_every_command() -> None:
     groups = {"presets": ("show", "copy"), "data": ("inspect",), "annotations": ("export", "import")}
-    alone = ["run", "plan", "validate", "status", "sweep", "label", "chat", "evaluate", "export", "doctor", "schema"]
+    alone = [
+        "run",
+        "plan",
+        "validate",
+        "status",
+        "sweep",
+        "label",
+        "chat",
+        "evaluate",
+        "export",
+        "doctor",
+        "schema",
+        "dashboard",
+    ]
     expected = {(), *((name,) for name in (*alone, *groups))}
     expected |= {(group, name) for group, names in groups.items() for name in names}
     assert set(commands()) == expected
@@ -306,8 +316,8 @@ def test_every_help_has_examples_that_parse_and_the_exit_codes(command, words: t
     examples = [line.strip() for line in text.split("Examples:\n")[1].split("\n\n")[0].splitlines()]
     assert examples
     for example in examples:
-        assert example.startswith("python -m lowrank_rlhf")
-        given = shlex.split(example.partition(" > ")[0])[3:]
+        assert "python -m lowrank_rlhf" in example
+        given = shlex.split(example.partition(" > ")[0].partition("python -m lowrank_rlhf")[2])
         entry, rest = found(()), list(given)
         while rest and rest[0] in getattr(entry, "commands", {}):
             entry = entry.commands[rest.pop(0)]

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowrank_rlhf.data.loading import load
+from lowrank_rlhf.ranking.demonstrations import demonstrations_to_jsonl
 from lowrank_rlhf.ranking.exchange import (
     Contents,
     Line,
@@ -55,6 +57,8 @@ def rankings(draw: st.DrawFn, prompts: list[Prompt], answers: list[Sample]) -> R
         seconds=draw(st.none() | st.floats(0, 1e9)),
         flags=tuple(draw(st.lists(TEXT, max_size=2))),
         shown=draw(st.sampled_from([(), tuple(names)])),
+        partial=len(set(levels)) > 1 and draw(st.booleans()),
+        written=draw(st.none() | TEXT),
     )
 
 
@@ -180,12 +184,12 @@ def test_an_export_by_hand() -> None:
         verdicts=(Verdict(ranking=a_ranking("0", seconds=1.5, flags=("unsure",), shown=("p0-0",)), withdrawn=True),),
     )
     assert to_jsonl(contents).splitlines() == [
-        '{"kind": "header", "format": "lowrank_rlhf annotations", "version": 1}',
+        '{"kind": "header", "format": "lowrank_rlhf annotations", "version": 2}',
         '{"kind": "prompt", "id": "p0", "messages": [{"role": "user", "content": "Tell me 0 ☂"}], "held_out": false}',
         '{"kind": "answer", "id": "p0-0", "prompt_id": "p0", "text": "answer 0 to 0", "finished": true, '
         '"tokens": [0, 0]}',
         '{"kind": "ranking", "prompt_id": "p0", "tiers": [["p0-0"]], "annotator": "ann", "seconds": 1.5, '
-        '"flags": ["unsure"], "shown": ["p0-0"], "withdrawn": true}',
+        '"flags": ["unsure"], "shown": ["p0-0"], "partial": false, "written": null, "withdrawn": true}',
     ]
 
 
@@ -210,6 +214,40 @@ def test_comparisons_by_hand() -> None:
     row = json.loads(comparisons_to_jsonl(talk))
     assert row["prompt"] == [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Tell me 0 ☂"}]
     assert row["chosen"] == [{"role": "assistant", "content": "answer 0 to 0"}]
+
+
+def test_written_answers_are_demonstrations(tmp_path: Path) -> None:
+    written = a_ranking("0", written="Ninety ☂")
+    replaced = a_ranking("1", "2", written="old")
+    contents = replace(HERE, replaced, written, a_ranking("0", annotator="bob"))
+    path = tmp_path / "written.jsonl"
+    path.write_text(demonstrations_to_jsonl(contents), encoding="utf-8")
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "prompt": "Tell me 0 ☂",
+        "completion": "Ninety ☂",
+        "prompt_id": "p0",
+        "annotator": "ann",
+    }
+    (example,) = [one.example for one in load(path, "data.format").located]
+    assert (example.prompt[-1].content, example.response) == ("Tell me 0 ☂", "Ninety ☂")
+    system = PROMPTS[0].model_copy(update={"messages": (Message(role="system", content="Hi"), *PROMPTS[0].messages)})
+    talk = Contents(prompts=(system,), answers=HERE.answers, verdicts=(Verdict(ranking=written),))
+    path.write_text(demonstrations_to_jsonl(talk), encoding="utf-8")
+    (example,) = [one.example for one in load(path, "data.format").located]
+    assert ([turn.role for turn in example.prompt], example.response) == (["system", "user"], "Ninety ☂")
+
+
+def test_an_export_of_the_first_version_still_comes_in(tmp_path: Path) -> None:
+    path = tmp_path / "old.jsonl"
+    path.write_text(
+        '{"kind": "header", "format": "lowrank_rlhf annotations", "version": 1}\n'
+        '{"kind": "ranking", "prompt_id": "p0", "tiers": [["p0-0"], ["p0-1"]], "annotator": "ann", "seconds": 1.5, '
+        '"flags": [], "shown": [], "withdrawn": false}\n',
+        encoding="utf-8",
+    )
+    assert merge(HERE, read_lines(path), new_items=False).verdicts == [
+        Verdict(ranking=a_ranking("0", "1", seconds=1.5))
+    ]
 
 
 def test_contents_are_all_there_is(tmp_path: Path) -> None:

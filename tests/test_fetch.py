@@ -24,6 +24,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models import checksums, fetch, hub
 from lowrank_rlhf.models.base import load_base
 from lowrank_rlhf.models.fetch import fetch_model, local_model, model_identity
+from lowrank_rlhf.models.tokenizer import load_tokenizer
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Message, Prompt
 
@@ -451,6 +452,18 @@ def test_a_hub_model_is_downloaded_without_pickles_and_code(local_hub: Hub, mode
     expected = load_tiny(model, "nf4").checksum()
     assert load_base(config("someone/tiny"), Progress.silent()).checksum() == expected
     assert not any("pytorch_model.bin" in line or "modeling.py" in line for line in local_hub.asked)
+
+
+def test_for_a_tokenizer_no_weights_are_downloaded(local_hub: Hub, model) -> None:
+    found = load_tokenizer(config("someone/tiny"), Progress.silent())
+    assert (
+        found.render([Message(role="user", content="hi")]) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert found.end == "<|im_end|>"
+    assert found.answers(["hi"]) == [len(load_tiny(model).encode_response("hi"))]
+    files = {line.rpartition("/")[2] for line in local_hub.asked if "/resolve/" in line}
+    assert files == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert fetched("someone/tiny").joinpath("model.safetensors").is_file(), "the rest comes when it is asked for"
 
 
 def test_a_branch_that_moves_is_another_model_in_the_next_process_only(local_hub: Hub) -> None:

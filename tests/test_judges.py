@@ -7,10 +7,10 @@ import pytest
 
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preflight import problems
 from lowrank_rlhf.ranking.built_in import BUILT_IN, count_syllables, flesch_reading_ease
 from lowrank_rlhf.ranking.judges import load_judge
 from lowrank_rlhf.records import Message, Prompt, Sample
+from lowrank_rlhf.stages.problems import problems
 
 QUESTION = "What should I cook for dinner on a cold Sunday?"
 

@@ -38,12 +38,13 @@ def label(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
 class TestLines:
     def test_from_the_first_ranking_to_the_way_on(self, label) -> None:
         store = a_run(minimum=2)
+        shown = store.item("login", "p0").shown
         code, out, err = label("2 > 1 = 3\n\n1=2=3 f1\ns\ns\n123\n")
         assert (code, err) == (0, "")
         assert tiers_as_shown(store) == [[["2"], ["1", "3"]], [["1", "2", "3"]], [["1"], ["2"], ["3"]]]
         first, second, _ = store.rankings()
         assert (first.annotator, first.flags, second.flags) == ("login", (), ("unsure",))
-        assert first.shown == store.item("login", "p0").shown
+        assert first.shown == shown
         assert 0 <= first.seconds < 60
         assert "ranking as login; --annotator NAME for another name\n" in out
         assert "saved: 2 > 1 = 3\n" in out
@@ -66,10 +67,11 @@ class TestLines:
 
     def test_several_annotators_share_the_need(self, label) -> None:
         store = a_run(minimum=2)
-        label("123\n", "--annotator", "ann")
+        assert label("123\n", "--annotator", "ann")[0] == 5
         code, out, _ = label("123\n", "--annotator", " 安娜 ")
-        assert (code, "ranked so far by" in out) == (5, False)
-        assert [ranking.annotator for ranking in store.rankings()] == ["ann", "安娜"]
+        assert (code, "ranked so far by" in out) == (0, False)
+        by = [(ranking.annotator, ranking.prompt_id) for ranking in store.rankings()]
+        assert by == [("ann", "p0"), ("安娜", "p1")]  # what nobody has ranked comes first
         assert label("s\n123\n", "--annotator", "bob")[0] == 0
         assert "ranked so far by: ann, bob, 安娜\n" in label("")[1]
 
@@ -94,6 +96,7 @@ class TestLines:
             ("hello", "a line is one ranking, such as 2 > 1 = 3, or one command, such as s"),
             ("x", "x does nothing here; h shows the keys"),
             ("f1", "not placed yet: 1, 2, 3"),
+            ("12b", "not placed yet: 3"),
             ("12=", "= waits for the answer that is just as good; u takes it back"),
         ],
     )
@@ -108,9 +111,18 @@ class TestLines:
         assert label("123\nh\n123\n")[2].startswith("stdin:3: u takes the last one back, s brings skipped ones back")
         assert label("u\n123\nu\nu\n")[2].startswith("stdin:4: there is nothing to take back")
 
+    def test_all_bad_and_harmful_without_an_order(self, label) -> None:
+        store = a_run()
+        assert label("b\n!\n123!\n")[0] == 5  # one prompt has an order, and two are needed
+        assert [(ranking.flags, len(ranking.tiers)) for ranking in store.rankings()] == [
+            (("all answers bad",), 0),
+            (("harmful",), 0),
+            (("harmful",), 3),
+        ]
+
     def test_names(self, label, monkeypatch: pytest.MonkeyPatch) -> None:
         a_run()
-        assert label("", "--annotator", " ")[2] == "' ' is no name; give --annotator some letters\n"
+        assert label("", "--annotator", " ")[2] == "' ' is no name: it needs letters, 100 characters at most\n"
         assert label("", "--annotator", "a\x1bb")[0] == 2
 
         def nobody() -> str:

@@ -33,7 +33,14 @@ class Terminal:
         self.settings = termios.tcgetattr(slave)
         self.slave = slave
         self.process = subprocess.Popen(
-            [*PROGRAM, *arguments], stdin=slave, stdout=slave, stderr=slave, env=ENVIRONMENT, start_new_session=True
+            [*PROGRAM, *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=ENVIRONMENT,
+            start_new_session=True,
+            # Where the tests run in the background a shell has Ctrl-C ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.seen = ""
         self._read_to = 0

@@ -41,6 +41,25 @@ def test_reads_values_and_leaves_the_rest_at_its_default(written) -> None:
     assert config.lora == Config(name="a", model={"source": "x"}).lora
 
 
+@pytest.mark.parametrize(
+    ("text", "overrides", "beta"),
+    [
+        ("", (), 0.05),
+        ("ppo: {kl_controller: adaptive}\n", (), 0.15),
+        ("", ("ppo.kl_controller=adaptive",), 0.15),
+        ("ppo: {kl_controller: adaptive, kl_coef: 0.3}\n", (), 0.3),
+        ("ppo: {kl_coef: 0.3}\n", ("ppo.kl_controller=adaptive",), 0.3),
+        ("ppo: {kl_controller: adaptive}\n", ("ppo.kl_controller=fixed",), 0.05),
+    ],
+)
+def test_the_adaptive_controller_starts_from_a_beta_of_its_own(written, tmp_path, text, overrides, beta) -> None:
+    config = load_config(written(HEAD + text), overrides)
+    assert config.ppo.kl_coef == beta
+    dumped = tmp_path / "dumped.yaml"
+    dumped.write_text(dump_config(config))
+    assert load_config(dumped) == config
+
+
 def test_a_section_whose_lines_are_all_comments_keeps_its_defaults(written) -> None:
     assert load_config(written(HEAD + "ppo:\n  # steps: 3\n")).ppo.steps == 50
 

@@ -1,19 +1,24 @@
 """Which stages run, which are skipped, which are refused; with stages that only write a word."""
 
+import io
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lowrank_rlhf import pipeline, stages
 from lowrank_rlhf.artifacts import RunDir, write_json_atomic
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data import loading
 from lowrank_rlhf.errors import RunLocked, StaleRun, Stopped, UserError, WaitingForPeople
+from lowrank_rlhf.models.shape import Shape
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.stages.context import Context
 
@@ -61,6 +66,7 @@ def factory(monkeypatch: pytest.MonkeyPatch) -> Factory:
     return factory
 
 
+SHAPE = Shape("llama", layers=2, hidden=4, mlp=8, query=4, key_value=2, vocabulary=10, tied=True)
 NAMES = ("sft", "sample", "rank", "ppo", "evaluate")
 
 
@@ -89,7 +95,9 @@ def test_a_run_makes_every_stage_once_and_marks_it(tmp_path: Path, factory: Fact
     assert run_dir.artifact("ppo.txt").read_text() == "sft 1;sft 1;sample 1;rank 1;ppo 1;"
     assert states(tmp_path) == ["done"] * 5
     mark = run_dir.done("ppo")
-    assert set(mark) == {"schema", "stage", "fingerprint", "summary", "seconds", "peak_memory_bytes", "finished_at"}
+    assert set(mark) == {
+        "schema", "stage", "fingerprint", "summary", "seconds", "loading_seconds", "peak_memory_bytes", "finished_at",
+    }  # fmt: skip
     assert mark["fingerprint"]["settings"]["ppo.kl_coef"] == 0.05
     assert set(mark["fingerprint"]["inputs"]) == {"sft.txt", "rank.txt"}
     assert mark["summary"] == {"message": "ppo is made", "figure": None}
@@ -114,6 +122,27 @@ def test_comparisons_from_a_data_set_need_no_samples(tmp_path: Path, factory: Fa
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     run(tmp_path, settings(rank={"source": "dataset", "dataset": str(tmp_path / "pairs.jsonl")}))
     assert factory.ran == ["sft", "rank", "ppo", "evaluate"]
+
+
+def test_a_data_set_with_bad_rows_and_a_named_format_is_read_once(
+    tmp_path: Path, factory: Factory, monkeypatch
+) -> None:
+    """The time to go, told at every stage's heading, counts what was read at the beginning, with the same settings."""
+    rows = [{"prompt": f"q{i}", "chosen": "b" if i else "", "rejected": "c", "completion": "d"} for i in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "my.jsonl").write_text("".join(f'{{"prompt": "question {i}", "response": "yes"}}\n' for i in range(5)))
+    asked = {"source": "dataset", "dataset": str(tmp_path / "pairs.jsonl"), "format": "preference"}
+    data = {"prompts": str(tmp_path / "my.jsonl"), "held_out": 1, "skip_bad_rows": 0.25}
+    reads: list[str] = []
+    original = loading.read_rows
+    monkeypatch.setattr(loading, "read_rows", lambda source: reads.append(Path(source).name) or original(source))
+    monkeypatch.setattr(pipeline, "find_shape", lambda _: SHAPE)
+    factory.before = {"sft": lambda _: time.sleep(0.06)}  # a pace, to a tenth of a second
+    console = Console(file=io.StringIO(), width=200)
+    run(tmp_path, settings(rank=asked, data=data), Progress(console))
+    assert "to go" in console.file.getvalue()
+    assert factory.ran == ["sft", "rank", "ppo", "evaluate"]
+    assert sorted(reads) == ["my.jsonl", "pairs.jsonl"]
 
 
 def test_a_changed_setting_is_refused_with_what_differs_and_the_way_out(tmp_path: Path, factory: Factory) -> None:
@@ -218,6 +247,57 @@ def test_unknown_stage_names(tmp_path: Path, option: dict[str, Any]) -> None:
     assert not (tmp_path / "a").exists()
 
 
+class TestMissingInputs:
+    """`stages` may leave out what was made before, and nothing else; the real stages' own reads and writes."""
+
+    @staticmethod
+    def refused(tmp_path: Path, *names: str, **changes: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            run(tmp_path, settings(stages=names, **changes))
+        assert not (tmp_path / "a" / "events.jsonl").exists()  # nothing was begun
+        return str(caught.value)
+
+    @pytest.mark.usefixtures("factory")
+    @pytest.mark.parametrize("names", [("rank",), ("sft", "rank", "ppo")])
+    def test_a_stage_without_its_input_is_refused_before_anything_runs(self, tmp_path: Path, names: Any) -> None:
+        assert self.refused(tmp_path, *names) == (
+            f"stages: rank reads sample.txt, which is not in {tmp_path / 'a'}; stage sample makes it: "
+            "add sample to `stages`"
+        )
+
+    @pytest.mark.parametrize(
+        ("names", "reads", "maker"),
+        [
+            (("sft", "ppo"), "ppo reads adapters/reward", "reward"),
+            (("reward",), "reward reads adapters/sft", "sft"),
+            (("sft", "reward"), "reward reads prompts.jsonl", "rank"),
+            (("sft", "rank"), "rank reads samples.jsonl", "sample"),
+            (("sft", "sample", "rank", "reward", "evaluate"), "evaluate reads adapters/policy", "ppo"),
+        ],
+    )
+    def test_the_real_stages(self, tmp_path: Path, names: Any, reads: str, maker: str) -> None:
+        found = self.refused(tmp_path, *names)
+        assert found.startswith(f"stages: {reads}, which")
+        assert f"stage {maker} makes it" in found
+
+    def test_what_an_earlier_run_made_will_do(self, tmp_path: Path, factory: Factory) -> None:
+        run(tmp_path, until="rank")
+        factory.ran.clear()
+        run(tmp_path, settings(stages=("ppo",)))
+        assert factory.ran == ["ppo"]
+
+    def test_what_redo_would_discard_will_not(self, tmp_path: Path, factory: Factory) -> None:
+        run_dir = run(tmp_path, until="rank")
+        with pytest.raises(UserError, match=r"ppo reads rank\.txt, .* stage rank makes it"):
+            run(tmp_path, settings(stages=("sft", "ppo")), redo=["sft"])
+        assert run_dir.artifact("rank.txt").exists()
+        assert factory.ran == ["sft", "sample", "rank"]
+
+    def test_until_asks_for_no_more_than_it_needs(self, tmp_path: Path, factory: Factory) -> None:
+        run(tmp_path, settings(stages=("sft", "rank")), until="sft")
+        assert factory.ran == ["sft"]
+
+
 class TestHalfDone:
     @staticmethod
     def stop_half_way(context: Context) -> None:
@@ -248,6 +328,25 @@ class TestHalfDone:
                 run(tmp_path, until="sft")
         del factory.before["sft"]
         assert run(tmp_path, until="sft").done("sft")["seconds"] == 30
+
+    def test_the_peak_of_memory_is_the_stages_own_and_the_highest_of_its_attempts(
+        self, tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on Linux, where the kernel's mark can be reset."""
+        mark = [900]
+        monkeypatch.setattr(pipeline, "forget_peak_memory", lambda: mark.__setitem__(0, 10))
+        monkeypatch.setattr(pipeline, "peak_memory_bytes", lambda: mark[0])
+
+        def use(count: int, then: Callable[[], object] = lambda: None) -> Callable[[Context], None]:
+            return lambda _: (mark.__setitem__(0, max(mark[0], count)), then())[0]
+
+        factory.before |= {"sft": use(500, wait_for_people), "sample": use(20)}
+        with pytest.raises(WaitingForPeople):
+            run(tmp_path, until="sft")
+        factory.before["sft"] = use(100)
+        run_dir = run(tmp_path, until="rank")
+        peaks = [run_dir.done(name)["peak_memory_bytes"] for name in ("sft", "sample", "rank")]
+        assert peaks == [500, 20, 10]
 
     def test_half_done_work_of_another_config_is_refused(self, tmp_path: Path, factory: Factory) -> None:
         factory.before["rank"] = self.stop_half_way
@@ -349,6 +448,7 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, factory: 
     fetched: list[str] = []
     monkeypatch.setattr(pipeline, "fetch_model", lambda model, _: fetched.append(model.source))
     monkeypatch.setattr(pipeline, "model_identity", lambda _: held.get("identity"))
+    monkeypatch.setattr(Context, "check_lengths", lambda _: None)  # there is no tokenizer
     run(tmp_path, until="sample")
     held["identity"] = "sha256 2"
     with pytest.raises(StaleRun, match=r'sft was made .*:\n  model files: "sha256 1" -> "sha256 2"'):

@@ -56,7 +56,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder) -> Path:
 
 
 def quickstart(*overrides: str) -> Config:
-    return load_config(Path("quickstart"), overrides)
+    """The preset, at the lengths that the figures below were worked out and measured for."""
+    return load_config(Path("quickstart"), ["sample.max_new_tokens=48", "ppo.batch_size=48", *overrides])
 
 
 class TestShape:
@@ -256,6 +257,26 @@ class TestCommand:
         assert "unknown until the model is here" in out
         out = command("plan", "tiny.yaml", "model.source=somebody/model", "model.revision=v2")[1]
         assert "hf download somebody/model --revision v2" in out
+
+    def test_a_data_set_of_comparisons_is_read_as_the_run_reads_it(self, command) -> None:
+        row = {"prompt": "a", "chosen": "b", "rejected": "c", "completion": "d"}
+        Path("pairs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, row | {"chosen": ""})))
+        arguments = ("plan", "tiny.yaml", "rank.source=dataset", "rank.dataset=pairs.jsonl")
+        assert command(*arguments)[0] == 2
+        assert command(*arguments, "rank.format=preference", "data.skip_bad_rows=0.5")[0] == 0
+
+    @pytest.mark.parametrize("called", ["validate", "plan", "run"])
+    def test_layers_that_the_model_has_not(self, command, called) -> None:
+        code, _, err = command(called, "tiny.yaml", "reward.layers=3", "lora.last_layers=1")
+        assert code == 2
+        assert (
+            "reward.layers: must be from 2, the lowest layer with an adapter, to 2, all that the model has; not 3"
+            in err
+        )
+        code, _, err = command(called, "tiny.yaml", "lora.last_layers=15")
+        assert code == 2
+        assert "lora.last_layers: is 15, and the model has 2; null adapts all of them" in err
+        assert not Path("runs").exists()
 
     def test_mistakes(self, command) -> None:
         assert command("plan", "tiny.yaml", "model.source=./nowhere")[::2] == (

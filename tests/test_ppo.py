@@ -3,13 +3,15 @@
 from dataclasses import replace
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from tiny import make_roles, random_tokens, snapshot
 from tiny_run import limit_tokens
 from torch import Tensor
 
-from lowrank_rlhf.config.schema import PpoConfig, SampleConfig
+from lowrank_rlhf.config.ppo import PpoConfig
+from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.sequences import cut_minibatches
 from lowrank_rlhf.models.roles import Role, Roles
@@ -149,6 +151,28 @@ def test_the_kl_penalty_and_whitening(tiny_base) -> None:
     assert float(real.var()) == pytest.approx(1, abs=1e-5)
     assert torch.equal(whitened.returns, rollout.returns)
     assert rollout.figures["objective/rlhf_reward"] == pytest.approx(float((rollout.scores - 0.3 * rollout.kl).mean()))
+    ratio = (rollout.ref_logprobs - rollout.logprobs).double().numpy()
+    k3 = (np.exp(ratio) - 1 - ratio).sum(-1).mean()
+    assert rollout.figures["objective/kl_k3"] == pytest.approx(k3, rel=1e-4)
+    assert abs(rollout.figures["objective/kl_k3"] - rollout.figures["objective/kl"]) > 0.05
+
+
+def test_the_objective_is_what_is_maximised(tiny_base) -> None:
+    """Scores are clipped, and lowered where answers don't end, before they count; a baseline moves no optimum."""
+    roles = make_roles(tiny_base())
+    config = make_config(kl_coef=0.3, score_clip=0.2, missing_eos="penalty", missing_eos_score=-2.0)
+    first = rollout_of(roles, config)
+    roles.base.__dict__["eos"] = first.responses[0].tokens[2]  # so that some answers end
+    rollout = rollout_of(roles, config)
+    finished = [response.finished for response in rollout.responses]
+    assert 0 < sum(finished) < 8
+    rows = zip(rollout.scores.tolist(), finished, rollout.kl.tolist(), strict=True)
+    expected = [max(-0.2, min(0.2, score)) - (0 if ends else 2) - 0.3 * kl for score, ends, kl in rows]
+    assert rollout.figures["objective/rlhf_reward"] == pytest.approx(sum(expected) / 8, rel=1e-5)
+    raw = float((rollout.scores - 0.3 * rollout.kl).mean())
+    assert abs(rollout.figures["objective/rlhf_reward"] - raw) > 0.1
+    lower = collect(roles, PROMPTS, config, SAMPLING, SCALE, 0.3, 1, torch.linspace(1, 2, 8))
+    assert lower.figures["objective/rlhf_reward"] == rollout.figures["objective/rlhf_reward"]
 
 
 def test_a_baseline_is_taken_from_the_shaped_scores(tiny_base) -> None:
@@ -300,3 +324,85 @@ def test_the_gradient_is_that_of_a_naive_implementation(tiny_base, quantization,
         for name, parameter in roles.named_parameters(Role.POLICY).items():
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5 * max(1.0, largest))
         assert 0.1 < figures["policy/clipfrac"] < 0.9
+
+
+def naive_value_loss(roles: Roles, rollout: Rollout, clip: float) -> tuple[Tensor, float]:
+    """PPO's value loss once more, token by token, and the share of tokens whose clipped error is the larger one.
+
+    transformers' own last hidden states: no trunk, no micro-batches; each token's value is read at the one before.
+    """
+    batch, terms, clipped = rollout.batch, [], 0
+    out = roles.peft(input_ids=batch.ids, attention_mask=batch.attention.long(), output_hidden_states=True)
+    head = roles.heads[Role.CRITIC].weight[0]
+    for row in range(len(batch)):
+        for t in batch.response[row].nonzero().squeeze(-1).tolist():
+            value = (out.hidden_states[-1][row, t - 1].float() * head).sum()
+            old, target = float(rollout.values[row, t]), float(rollout.returns[row, t])
+            near = torch.minimum(torch.maximum(value, torch.tensor(old - clip)), torch.tensor(old + clip))
+            plain, limited = (value - target) ** 2, (near - target) ** 2
+            clipped += bool(limited > plain)
+            terms.append(0.5 * (limited if limited > plain else plain))
+    return torch.stack(terms).mean(), clipped / len(terms)
+
+
+def critic_rollout(roles: Roles, config: PpoConfig) -> Rollout:
+    """A rollout whose old values lie around the critic's, some of them beyond the clipping range, on both sides."""
+    rollout = rollout_of(roles, config)
+    noise = 0.3 * torch.randn(rollout.values.shape, generator=torch.Generator().manual_seed(0))
+    return replace(rollout, values=torch.where(rollout.batch.response, rollout.values + noise, 0.0))
+
+
+@both
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_the_critics_gradient_is_that_of_a_naive_implementation(tiny_base, quantization, checkpointing) -> None:
+    """Weighted by `value_coef`, adapter and head; the size of the micro-batches doesn't change it."""
+    roles = start(make_roles(tiny_base(quantization, checkpointing)))
+    config = make_config(max_grad_norm=1e9, value_coef=0.37, value_clip_range=0.15)
+    rollout = critic_rollout(roles, config)
+    with roles.acting_as(Role.CRITIC, train=True):
+        loss, clipped = naive_value_loss(roles, rollout, 0.15)
+        roles.backward(0.37 * loss)
+    assert 0.1 < clipped < 0.9
+    expected = {name: parameter.grad.clone() for name, parameter in roles.named_parameters(Role.CRITIC).items()}
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    norm = float(torch.cat([gradient.flatten() for gradient in expected.values()]).norm())
+    for tokens in (768, 40, 1):
+        rollout = replace(rollout, cut=cut_minibatches(rollout.batch.lengths(), 1, tokens))
+        optimizer = torch.optim.SGD(roles.parameters(Role.CRITIC), lr=0.0)
+        optimizers = replace(Optimizers.create(roles, config), critic=optimizer)
+        figures = update(roles, optimizers, rollout, config, 0.9, seed=3, train_policy=False)
+        for name, parameter in roles.named_parameters(Role.CRITIC).items():
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5 * max(1.0, largest))
+        assert figures["value/loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert figures["value/grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+@both
+@pytest.mark.parametrize("tokens", [768, 40])
+def test_the_figures_of_a_moved_policy(tiny_base, quantization, tokens) -> None:
+    """The policy has moved since the rollout; its log-probabilities from all logits, the figures from numpy."""
+    roles = start(make_roles(tiny_base(quantization)))
+    config = make_config(clip_range=0.1)
+    rollout = rollout_of(roles, config)
+    rollout = replace(rollout, cut=cut_minibatches(rollout.batch.lengths(), 1, tokens))
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in roles.parameters(Role.POLICY):
+            parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+    batch, real = rollout.batch, rollout.batch.response.numpy()
+    with roles.acting_as(Role.POLICY):
+        logits = roles.peft(input_ids=batch.ids, attention_mask=batch.attention.long()).logits.double() / 0.9
+    found = logits.log_softmax(-1)[:, :-1].gather(-1, batch.ids[:, 1:, None]).squeeze(-1).numpy()
+    difference = (np.pad(found, ((0, 0), (1, 0))) - rollout.logprobs.double().numpy())[real]
+    ratio, advantages = np.exp(difference), rollout.advantages.double().numpy()[real]
+    losses = np.maximum(-advantages * ratio, -advantages * np.clip(ratio, 0.9, 1.1))
+    optimizers = replace(
+        Optimizers.create(roles, config), policy=torch.optim.SGD(roles.parameters(Role.POLICY), lr=0.0)
+    )
+    figures = update(roles, optimizers, rollout, config, 0.9, seed=3)
+    assert 0.1 < np.mean(np.abs(ratio - 1) > 0.1) < 0.9
+    assert figures["policy/clipfrac"] == pytest.approx(np.mean(np.abs(ratio - 1) > 0.1), abs=1e-6)
+    assert figures["policy/ratio"] == pytest.approx(ratio.mean(), rel=1e-5)
+    assert figures["policy/approxkl"] == pytest.approx(np.mean(ratio - 1 - difference), rel=1e-3)
+    assert figures["policy/loss"] == pytest.approx(losses.mean(), rel=1e-3, abs=1e-5)
+    assert figures["policy/first_ratio_error"] == pytest.approx(np.abs(ratio - 1).max(), rel=1e-4)

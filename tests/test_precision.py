@@ -1,12 +1,15 @@
 """The number format is chosen by what the machine can do, and finding out never costs the process."""
 
 import ctypes
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import bfloat16_works
+from tiny_run import make_config, make_context
 
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models import allocator, precision
@@ -48,6 +51,39 @@ def test_auto_on_a_cpu(monkeypatch: pytest.MonkeyPatch, flags: set[str], speedup
     monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
     monkeypatch.setattr(precision, "bfloat16_speedup", lambda: speedup)
     assert choose_dtype("auto", CPU) is expected
+
+
+def test_what_auto_chose_stays_with_the_run(tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each context is as a process of its own: bfloat16 loses the first race, wins the next ones, and is not taken."""
+    config = make_config(tiny_folder(), model__compute_dtype="auto")
+    monkeypatch.setattr(precision, "cpu_flags", lambda: {"avx512_bf16"})
+    for speedup in (0.5, 9.0, 0.0):
+        monkeypatch.setattr(precision, "bfloat16_speedup", lambda speedup=speedup: speedup)
+        assert make_context(config, tmp_path).base.compute_dtype is torch.float32
+    kept = tmp_path / "tiny" / "precision.json"
+    assert json.loads(kept.read_text()) == {"schema": 1, "compute_dtype": "float32"}
+    for nothing in ("{}", '{"compute_dtype": "float16"}', "cut sho"):
+        kept.write_text(nothing)
+        assert make_context(config, tmp_path).base.compute_dtype is torch.float32
+        assert json.loads(kept.read_text())["compute_dtype"] == "float32"
+
+
+def test_a_run_in_bfloat16_stays_so_and_is_refused_where_that_cannot_be(
+    tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = bfloat16_works()  # before it is told lies below
+    config = make_config(tiny_folder(), model__compute_dtype="auto")
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "precision.json").write_text('{"schema": 1, "compute_dtype": "bfloat16"}')
+    monkeypatch.setattr(precision, "cpu_flags", lambda: {"amx_bf16"})
+    monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.0)
+    with pytest.raises(UserError, match=r"auto chose bfloat16 when this run began .*precision\.json.*name=\.\.\."):
+        _ = make_context(config, tmp_path).base
+    named = make_config(tiny_folder(), model__compute_dtype="float32")
+    assert make_context(named, tmp_path).base.compute_dtype is torch.float32  # what is asked for by name is taken
+    if works:
+        monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.5)
+        assert make_context(config, tmp_path).base.compute_dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("offered", [True, False])

@@ -1,15 +1,25 @@
 """Plain lines and bars, stop requests, and memory."""
 
 import io
+import mmap
 import re
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from lowrank_rlhf.errors import ExitCode, Stopped
-from lowrank_rlhf.progress import Progress, StopRequest, duration, figure, memory, peak_memory_bytes
+from lowrank_rlhf.progress import (
+    Progress,
+    StopRequest,
+    duration,
+    figure,
+    forget_peak_memory,
+    memory,
+    peak_memory_bytes,
+)
 
 
 class Clock:
@@ -57,6 +67,23 @@ def test_the_pace_is_of_this_process_alone() -> None:
         clock.time += 10
         bar.advance(1, kl=0.1234)
     assert lines(stream) == ["ppo       90/100 steps   90%", "ppo       91/100 steps   91%  kl 0.123  ETA 1:30"]
+
+
+def test_a_bar_tells_the_whole_runs_time_to_go() -> None:
+    clock = Clock()
+    progress, stream = plain(clock)
+    with progress:
+        progress.stage(1, 6, "sft", "fine-tune", later=lambda own: 2 * own)
+        with progress.track("sft", total=100, unit="steps") as bar:
+            clock.time += 10
+            bar.advance(10)
+        progress.stage(6, 6, "evaluate", "compare", later=lambda _: None)
+        with progress.track("evaluate", total=2, unit="answers") as bar:
+            clock.time += 10
+            bar.advance(1)
+    # A second a step: 90 s of this stage, and twice its 100 s after it.
+    assert "sft       10/100 steps   10%  ETA 1:30 (run 4:50)" in lines(stream)
+    assert "evaluate 1/2 answers   50%  ETA 0:10" in lines(stream)
 
 
 def test_the_last_line_comes_after_an_error_too() -> None:
@@ -165,6 +192,28 @@ class TestStopRequest:
         thread.join()
         assert len(outcome) == 1
         assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
+def test_the_peak_of_memory_can_begin_anew() -> None:
+    size = peak_memory_bytes() + (64 << 20)
+    with mmap.mmap(-1, size) as block:  # goes back to the system at once, whatever the allocator keeps
+        for page in range(0, size, 4096):
+            block[page] = 1
+        high = peak_memory_bytes()
+    assert peak_memory_bytes() == pytest.approx(high, abs=4 << 20)  # the kernel counts a little late
+    if forget_peak_memory():  # some containers forbid it
+        assert high - peak_memory_bytes() > 48 << 20
+    else:
+        assert peak_memory_bytes() == pytest.approx(high, abs=4 << 20)
+
+
+def test_where_the_peak_cannot_begin_anew_it_is_the_process_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("lowrank_rlhf.progress._CLEAR_REFS", tmp_path / "none" / "clear_refs")
+    assert not forget_peak_memory()
+    by_status = peak_memory_bytes()
+    monkeypatch.setattr("lowrank_rlhf.progress._STATUS", tmp_path / "none")
+    assert peak_memory_bytes() == pytest.approx(by_status, rel=0.5)  # getrusage's, which is never reset
 
 
 def test_peak_memory_is_in_bytes_and_rises_with_what_is_used() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from lowrank_rlhf.config.schema import DataConfig
 from lowrank_rlhf.data.formats import FORMATS
-from lowrank_rlhf.data.prompts import BUILTIN, load_demonstrations, load_prompts
+from lowrank_rlhf.data.prompts import BUILTIN, load_prompt_data, load_prompts
 from lowrank_rlhf.errors import UserError
 
 ROWS = [json.loads(line) for line in (BUILTIN / "everyday.jsonl").read_text("utf-8").splitlines()]
@@ -96,7 +96,7 @@ def test_split_covers_everything_once_and_spares_demonstrations() -> None:
     assert {prompt.id for prompt in training}.isdisjoint(prompt.id for prompt in held_out)
     assert all(prompt.held_out for prompt in held_out)
     assert not any(prompt.held_out for prompt in training)
-    demonstrations = load_demonstrations(DataConfig(), seed=1)
+    demonstrations = load_prompt_data(DataConfig(), seed=1).demonstrations
     assert len(demonstrations) == 240
     with_answer = {row["prompt"]: row["response"] for row in ANSWERED}
     assert [(d.prompt, d.response) for d in demonstrations] == [
@@ -117,7 +117,7 @@ def test_demonstrations_are_held_out_only_when_nothing_else_is_left(tmp_path: Pa
     config = DataConfig(prompts=jsonl(tmp_path / "my.jsonl", rows), held_out=5)
     training, held_out = load_prompts(config, seed=3)
     assert sorted(prompt.text[:4] for prompt in held_out) == ["Answ", "Answ", "Bare", "Bare", "Bare"]
-    assert [d.prompt for d in load_demonstrations(config, seed=3)] == training
+    assert [d.prompt for d in load_prompt_data(config, seed=3).demonstrations] == training
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -127,7 +127,7 @@ def test_equal_prompts_never_stand_on_both_sides(tmp_path: Path, seed: int) -> N
     config = DataConfig(prompts=jsonl(tmp_path / "my.jsonl", rows), held_out=3)
     training, held_out = load_prompts(config, seed)
     assert sorted(p.text.strip().casefold() for p in training + held_out) == [f"say {n}" for n in range(6)]
-    assert [(d.prompt.id, d.response) for d in load_demonstrations(config, seed)] == [("p00013", "Zero.")]
+    assert [(d.prompt.id, d.response) for d in load_prompt_data(config, seed).demonstrations] == [("p00013", "Zero.")]
 
 
 def test_conversations_ids_blank_lines_and_byte_order_mark(tmp_path: Path) -> None:
@@ -142,7 +142,9 @@ def test_conversations_ids_blank_lines_and_byte_order_mark(tmp_path: Path) -> No
     by_id = {prompt.id: prompt for prompt in training}
     assert [message.role for message in by_id["greeting"].messages] == ["system", "user"]
     assert by_id["p00003"].text == "Hi\u2028there"
-    assert [(d.prompt.id, d.response) for d in load_demonstrations(config, seed=0)] == [("p00003", "Hello!")]
+    assert [(d.prompt.id, d.response) for d in load_prompt_data(config, seed=0).demonstrations] == [
+        ("p00003", "Hello!")
+    ]
 
 
 # Errors

@@ -30,7 +30,8 @@ def test_every_setting_has_a_sentence_and_its_default_on_the_page() -> None:
             assert row.endswith(" |")
             assert " ".join(setting.description.split())[:20].replace("|", "") in row.replace("\\|", "")
     (row,) = [line for line in page if line.startswith("| `ppo.kl_coef` |")]
-    assert row == "| `ppo.kl_coef` | `0.05` | Weight beta of the KL penalty; with `adaptive` its starting value. |"
+    sentence = "Weight beta of the KL penalty; with `adaptive` its starting value, which is 0.15 unless set."
+    assert row == f"| `ppo.kl_coef` | `0.05` | {sentence} |"
     (row,) = [line for line in page if line.startswith("| `model.source` |")]
     assert row.startswith("| `model.source` | required |")
 

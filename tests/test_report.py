@@ -33,10 +33,11 @@ def ppo_rows() -> list[dict[str, Any]]:
             "policy/clipfrac": 0.05 + 0.05 * noise.random(),
             "policy/approxkl": 0.008 * noise.random(),
             "policy/ratio": 1.0 + (0.002 * noise.random() if step > 1 else 0),
+            "policy/first_ratio_error": 0.0,
             "value/loss": 0.4 / step,
             "value/explained_variance": None if step == 1 else 0.6 * done,
             "response/length_mean": 24 + 3 * done + noise.gauss(0, 0.8),
-            "response/eos_rate": 0.84 + 0.08 * done,
+            "response/eos_rate": 0.99 - 0.02 * done,
         }
         if step % 10 == 0:
             row |= {"eval/score": 1.3 * done, "eval/judge": 0.35 + 0.3 * done, "eval/kl": 4.6 * done}
@@ -183,7 +184,7 @@ def test_full_report_is_one_well_formed_file_that_needs_nothing(full: tuple[str,
     assert "http" not in page
     assert "//" not in page
     assert not {"script", "link", "img", "iframe", "object"} & set(tags.seen)
-    assert tags.seen.count("svg") == 11
+    assert tags.seen.count("svg") == 12
     ids = [value for name, value in tags.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     for name, value in tags.attributes:
@@ -198,9 +199,9 @@ def test_full_report_is_one_well_formed_file_that_needs_nothing(full: tuple[str,
 def test_full_report_draws_every_plot_in_the_page_colours(full: tuple[str, str]) -> None:
     page, _ = full
     titles = (
-        "Fine-tuning: loss", "Reward model: loss", "Reward model: accuracy", "Reward model: calibration",
-        "Reward model: margins", "PPO: score", "PPO: distance from SFT", "PPO: entropy", "PPO: answer length",
-        "PPO: clipped share", "Proxy and gold over distance",
+        "Fine-tuning: loss", "Reward model: loss", "Reward model: training accuracy", "Reward model: accuracy",
+        "Reward model: calibration", "Reward model: margins", "PPO: score", "PPO: distance from SFT", "PPO: entropy",
+        "PPO: answer length", "PPO: clipped share", "Proxy and gold over distance",
     )  # fmt: skip
     for title in titles:
         assert f"<b>{title}</b>" in page
@@ -251,7 +252,7 @@ def test_missing_stages_are_left_out(stages: tuple[str, ...], tmp_path: Path) ->
     assert ("Before and after" in page) == ("evaluate" in stages)
     assert ("PPO: score" in page) == ("ppo" in stages)
     assert "Answers side by side" not in page + markdown
-    assert summary_message(summaries, [], tmp_path / "report.html").endswith("report.html")
+    assert summary_message(tmp_path, summaries, [], tmp_path / "report.html").endswith("report.html")
 
 
 def test_report_without_metrics_has_no_plots(tmp_path: Path) -> None:
@@ -313,12 +314,17 @@ def changed(key: str, values: dict[int, float | None]) -> list[dict[str, Any]]:
 
 ALARMS = [
     ("objective/kl", dict.fromkeys(range(5, 15), -0.01), dict.fromkeys(range(42, 51), -0.01), "negative in ten steps"),
-    ("policy/ratio", {1: 1.05}, {1: 1.005, 2: 1.05}, "first probability ratio"),
+    ("policy/first_ratio_error", {7: 0.0011}, {7: 0.001}, "first probability ratio"),
     ("policy/clipfrac", {30: 0.21}, {30: 0.2}, "clipped share"),
     ("policy/approxkl", {30: 0.03}, {30: 0.02, 31: None}, "approximate KL"),
     ("eval/judge", {30: 0.45, 40: 0.4, 50: 0.35}, {30: 0.45, 40: 0.4, 50: 0.41}, "exploits the reward model"),
     ("response/length_mean", dict.fromkeys(range(46, 51), 40.0), {49: 60.0}, "more than 1.5 times"),
-    ("response/eos_rate", dict.fromkeys(range(46, 51), 0.79), dict.fromkeys(range(46, 51), 0.81), "end by themselves"),
+    (
+        "response/eos_rate",
+        dict.fromkeys(range(46, 51), 0.949),
+        dict.fromkeys(range(46, 51), 0.951),
+        "end by themselves",
+    ),
     ("objective/entropy", dict.fromkeys(range(46, 51), 0.6), dict.fromkeys(range(46, 51), 0.8), "entropy fell"),
     ("objective/kl", {50: 30.5}, {50: 30.0}, "KL per answer in training"),
     ("eval/kl", {50: 31.0}, {50: 29.0}, "KL per answer in evaluation"),
@@ -342,19 +348,43 @@ def test_gold_may_fall_while_proxy_falls_too() -> None:
     assert alarms(rows, {}) == []
 
 
-def test_eos_limit_is_absolute_only_where_sft_was_above_it() -> None:
-    rows = changed("response/eos_rate", {step: 0.99 if step < 26 else 0.945 for step in range(1, 51)})
-    assert len(alarms(rows, {})) == 1  # 95 % of 0.99 would be 0.9405
-    rows = changed("response/eos_rate", {step: 0.94 if step < 26 else 0.90 for step in range(1, 51)})
-    assert alarms(rows, {}) == []
+def test_length_is_compared_with_the_answers_that_sft_gave_to_rank() -> None:
+    rows = changed("response/length_mean", dict.fromkeys(range(1, 51), 30.0))
+    assert alarms(rows, {"sample": {"answers": 100, "tokens": 2000}}) == []  # 1.5 times exactly
+    (found,) = alarms(rows, {"sample": {"answers": 100, "tokens": 1999}})
+    assert "from 20 to 30 tokens" in found
+
+
+@pytest.mark.parametrize(
+    ("figure", "sft", "bad", "fine", "text"),
+    [
+        ("commonest opener's share", 0.02, 0.31, 0.3, "31 % of the aligned model's answers open"),
+        ("distinct-2", 0.8, 0.63, 0.65, "from 0.80 to 0.63"),
+    ],
+)
+def test_degenerate_text_of_the_evaluation(figure: str, sft: float, bad: float, fine: float, text: str) -> None:
+    def table(policy: float) -> dict[str, Any]:
+        return {"evaluate": {"table": [{"figure": figure, "sft": sft, "policy": policy, "note": "“a” / “b”"}]}}
+
+    (found,) = alarms([], table(bad))
+    assert text in found
+    assert alarms([], table(fine)) == []
+
+
+def test_the_terminal_hears_the_alarms_of_the_metrics(tmp_path: Path) -> None:
+    rows = changed("objective/kl", {50: 30.5})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = summary_message(tmp_path, all_summaries(), [], "report.html")
+    assert "WARNING: The KL per answer in training was above 30" in message.replace("\n", " ")
 
 
 def test_alarms_from_summaries() -> None:
     summaries = all_summaries()
-    summaries["reward"]["accuracy_interval"] = [0.49, 0.6]
-    assert "better than chance" in alarms([], summaries)[0]
-    summaries["reward"] |= {"accuracy_interval": [0.66, 0.76], "longer_wins": 0.72}
-    assert "longer answer (72 %)" in alarms([], summaries)[0]
+    summaries["reward"]["weak"] = "the reward model is no better than preferring the shorter answer"
+    assert alarms([], summaries) == [
+        "The reward model is no better than preferring the shorter answer. "
+        "Rank more answers, or answers that differ more."
+    ]
     summaries = all_summaries()
     summaries["ppo"]["claims"][0] |= {"holds": False, "figure": 0.3}
     assert alarms([], summaries) == [
@@ -362,10 +392,10 @@ def test_alarms_from_summaries() -> None:
     ]
 
 
-def test_summary_message_fits_the_terminal_and_is_plain() -> None:
+def test_summary_message_fits_the_terminal_and_is_plain(tmp_path: Path) -> None:
     rows = eval_rows()
     rows[0] |= {"policy": "\x1b[31mred\x07 " + "unbreakable" * 30, "prompt": "Why? " * 60}
-    message = summary_message(all_summaries(), rows, "/runs/my-run/report.html")
+    message = summary_message(tmp_path, all_summaries(), rows, "/runs/my-run/report.html")
     lines = message.splitlines()
     assert max(map(len, lines)) <= 100
     assert "\x1b" not in message
@@ -385,11 +415,11 @@ def cells(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
-def test_summary_message_in_chinese_keeps_its_columns() -> None:
+def test_summary_message_in_chinese_keeps_its_columns(tmp_path: Path) -> None:
     rows = eval_rows()
     mine, theirs = "今天的天气很好，我们可以去公园散步。" * 5, "当然可以！很高兴帮助你，GPT-2 也行。" * 5
     rows[0] |= {"prompt": "请介绍一下你自己，" * 12, "sft": mine, "policy": theirs}
-    lines = summary_message(all_summaries(), rows, "x").splitlines()
+    lines = summary_message(tmp_path, all_summaries(), rows, "x").splitlines()
     assert max(map(cells, lines)) <= 100
     start = next(number for number, line in enumerate(lines) if line.startswith("今天"))
     left, right = "", ""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import bfloat16_works
 from tiny_run import STAGES, WORDS, make_config, make_context, write_prompts
 
 from lowrank_rlhf import pipeline
@@ -105,6 +106,25 @@ def test_stopping_and_going_on_ends_with_the_same_weights(uninterrupted, at, tmp
     assert run_dir.hashes(["samples.jsonl", "eval.jsonl"]) == whole.hashes(["samples.jsonl", "eval.jsonl"])
     summaries = [{**done(at_dir, "ppo")["summary"], "seconds_per_step": 0} for at_dir in (run_dir, whole)]
     assert summaries[0] == summaries[1]
+
+
+def test_in_bfloat16_it_goes_on_alike(tiny_folder, at, tmp_path) -> None:
+    """Stopped in each stage that trains; adapters and optimisers are float32 there too, and come back bit by bit."""
+    if not bfloat16_works():
+        pytest.skip("this machine's CPU announces bfloat16 and dies of it")
+    changes = {"model__compute_dtype": "bfloat16", "stages": ("sft", "sample", "rank", "reward", "ppo")}
+    data = write_prompts(tmp_path / "prompts.jsonl")
+    config = make_config(tiny_folder(), data, **SETTINGS, **changes, ppo__steps=2)
+    whole = go(config, tmp_path / "whole")
+    events = {("sft", 1): "stop", ("reward", 2): "stop", ("ppo", 1): "stop"}
+    at(events)
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            go(config, tmp_path / "parts")
+    parts = go(config, tmp_path / "parts")
+    assert not events
+    assert parts.hashes(ADAPTERS) == whole.hashes(ADAPTERS)
+    assert metrics(parts) == metrics(whole)
 
 
 def done(run_dir: RunDir, stage: str) -> dict[str, Any]:

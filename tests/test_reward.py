@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import limit_tokens, make_config, make_context, save_sft, separable, write_ranked
+from tiny_run import limit_tokens, make_config, make_context, save_sft, separable, write_prompts, write_ranked
 
 from lowrank_rlhf.errors import StageFailed, UserError
+from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.records import Message, Prompt, Ranking, Sample, Score, read_jsonl
 from lowrank_rlhf.stages import ppo, reward
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
-from lowrank_rlhf.stages.reward_figures import held_out_figures, verdict
+from lowrank_rlhf.stages.reward_figures import held_out_figures, in_words, verdict
 
 
 @pytest.fixture
@@ -209,11 +210,21 @@ def test_figures_by_hand() -> None:
         ((0.6, 0.8), 0.7, 0.7, "no better than preferring the longer answer"),
         ((0.6, 0.8), 0.7, 0.75, "no better than preferring the longer answer"),
         ((0.51, 0.8), 0.7, 0.69, None),
+        ((0.51, 0.7), 0.6, 0.25, "no better than preferring the shorter answer"),
+        ((0.51, 0.9), 0.75, 0.25, "no better than preferring the shorter answer"),
+        ((0.51, 0.9), 0.76, 0.25, None),
     ],
 )
 def test_verdicts(interval, accuracy, longer, words) -> None:
-    found = verdict({"accuracy_interval": interval, "accuracy": accuracy, "longer_wins": longer})
+    figures = {"accuracy_interval": interval, "accuracy": accuracy, "longer_wins": longer}
+    figures |= {"longer_wins_interval": (longer - 0.1, longer + 0.2), "pairs_held_out": 9, "prompts_held_out": 3}
+    found = verdict(figures)
     assert found is None if words is None else words in found
+    told = in_words(figures, found)
+    rule = "shorter" if longer < 0.5 else "longer"
+    assert f"preferring the {rule} answer {100 * max(longer, 1 - longer):.1f} % (95 % interval " in told
+    assert ("answer 75.0 % (95 % interval 55.0 to 85.0 %): " in told) == (longer == 0.25)
+    assert told.endswith(words or f"better than chance, and than preferring the {rule} answer") or "chance" in found
 
 
 # --- The whole stage
@@ -240,11 +251,12 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, leas
     assert summary["accuracy"] > least
     assert summary["weak"] is None
     assert summary["prompts_held_out"] == 0.3 * (summary["prompts_train"] + summary["prompts_held_out"])
-    assert [claim["holds"] for claim in summary["claims"]] == [True, True]
+    assert [claim["holds"] for claim in summary["claims"]] == [True, True, True]
     folder = context.work("reward") / "adapters" / "reward"
     about = json.loads((folder / "reward.json").read_text())
     assert about["pooling"] == settings["pooling"]
     assert (about["score_mean"], about["score_std"]) == (summary["score_mean"], summary["score_std"])
+    assert about["scores_of"] == summary["scores_of"] == "SFT answers"
     after = context.roles.named_parameters(Role.REWARD)
     same = [torch.equal(after[name], weight) for name, weight in adapter.items()]
     assert all(same) if settings["epochs"] == 0 else not any(same)
@@ -262,6 +274,57 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, leas
         {name: float(score) for name, score in again.items()}, rel=1e-4, abs=1e-5
     )
     assert {score.prompt_id for score in every if score.held_out} == {group.prompt_id for group in held_out}
+
+
+def compared_by_others(tiny_folder, tmp_path, **changes) -> Context:
+    """Ranked answers that a data set brought: some tokens that the tiny model all but never samples."""
+    data = write_prompts(tmp_path / "prompts.jsonl")
+    changes = {"rank__source": "dataset", "rank__dataset": "pairs.jsonl", "sample__temperature": 0.7} | changes
+    context = make_context(make_config(tiny_folder(), data, **changes), tmp_path)
+    save_sft(context)
+    write_ranked(context, *separable(10))
+    return context
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_the_scale_is_that_of_sfts_answers_where_others_wrote_the_compared_ones(tiny_folder, tmp_path, pooling) -> None:
+    """SFT's answers sampled once more, and read one by one with the head by hand."""
+    context = compared_by_others(tiny_folder, tmp_path, reward__pooling=pooling)
+    summary = reward.run(context)
+    prompts, roles = context.prompts[0], context.roles
+    assert len(prompts) == 15
+    encoded = [context.base.encode_prompt(prompt) for prompt in prompts]
+    seed, sampling = context.seed("reward", "scale"), context.config.sample
+    answers = sample_answers(
+        roles,
+        Role.POLICY,
+        encoded,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=0.7,
+        seed=seed,
+        batch_size=sampling.batch_size,
+    )
+    scores = []
+    for prompt, (response,) in zip(encoded, answers, strict=True):
+        with roles.acting_as(Role.REWARD):
+            ids = torch.tensor([[*prompt, *response.tokens]])
+            states = roles.decoder(input_ids=ids).last_hidden_state[0, len(prompt) :]
+        of_tokens = states @ roles.heads[Role.REWARD].weight[0]
+        scores.append(float(of_tokens[-1] if pooling == "last" else of_tokens.mean()))
+    about = json.loads((context.work("reward") / "adapters" / "reward" / "reward.json").read_text())
+    assert about["score_mean"] == pytest.approx(sum(scores) / 15, abs=1e-4)
+    assert about["score_std"] == pytest.approx(float(torch.tensor(scores).std()), rel=1e-3)
+    assert about["scores_of"] == summary["scores_of"] == "SFT answers"
+    held_out = [s.score for s in read_jsonl(context.work("reward") / "scores.jsonl", Score) if s.held_out]
+    assert abs(sum(held_out) / len(held_out) - about["score_mean"]) > 0.01  # those would not have done
+
+
+def test_where_no_prompt_leaves_sft_room_the_statistics_are_called_what_they_are(tiny_folder, tmp_path) -> None:
+    context = compared_by_others(tiny_folder, tmp_path, sample__max_new_tokens=55)
+    summary = reward.run(context)
+    held_out = [s.score for s in read_jsonl(context.work("reward") / "scores.jsonl", Score) if s.held_out]
+    assert summary["score_mean"] == pytest.approx(sum(held_out) / len(held_out), abs=1e-5)
+    assert summary["scores_of"] == "the compared answers"
 
 
 def test_labels_of_chance_are_called_weak_and_ppo_refuses(tiny_folder, tmp_path) -> None:

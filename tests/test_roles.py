@@ -57,9 +57,10 @@ def test_only_the_acting_role_receives_gradients(tiny_base, quantization, checkp
     assert trainable(roles) == []
 
 
+@each_quantization
 @each_role
-def test_a_read_only_block_builds_no_graph(tiny_base, role) -> None:
-    roles = make_roles(tiny_base())
+def test_a_read_only_block_builds_no_graph(tiny_base, quantization, role) -> None:
+    roles = make_roles(tiny_base(quantization))
     with roles.acting_as(role):
         assert trainable(roles) == []
         assert not role_loss(roles, role, make_batch()).requires_grad
@@ -84,8 +85,9 @@ def test_checkpointing_is_what_the_config_says(tiny_base, checkpointing) -> None
     assert len(calls) == 1 + checkpointing
 
 
-def test_backward_only_in_a_training_block(tiny_base) -> None:
-    roles = make_roles(tiny_base())
+@each_quantization
+def test_backward_only_in_a_training_block(tiny_base, quantization) -> None:
+    roles = make_roles(tiny_base(quantization))
     with roles.acting_as(Role.POLICY, train=True):
         loss = role_loss(roles, Role.POLICY, make_batch())
     with pytest.raises(RuntimeError, match="train=True"):
@@ -129,8 +131,9 @@ def test_gradients_equal_those_of_plain_peft_and_full_log_softmax(tiny_base, qua
 # --- Law 3
 
 
-def test_blocks_do_not_nest(tiny_base) -> None:
-    roles = make_roles(tiny_base())
+@each_quantization
+def test_blocks_do_not_nest(tiny_base, quantization) -> None:
+    roles = make_roles(tiny_base(quantization))
     with roles.acting_as(Role.POLICY, train=True):
         with pytest.raises(RuntimeError, match="already acting as POLICY"), roles.acting_as(Role.REFERENCE):
             pass
@@ -141,9 +144,10 @@ def test_blocks_do_not_nest(tiny_base) -> None:
     assert roles.acting is None
 
 
-def test_no_block_inside_merged_weights(tiny_base) -> None:
+@each_quantization
+def test_no_block_inside_merged_weights(tiny_base, quantization) -> None:
     """There the adapters are out of the model: any role would silently be the merged one."""
-    roles = make_roles(tiny_base())
+    roles = make_roles(tiny_base(quantization))
     with merged(roles, Role.POLICY):
         with pytest.raises(RuntimeError, match="nest"), roles.acting_as(Role.REFERENCE):
             pass
@@ -166,8 +170,9 @@ def test_after_an_error_everything_is_frozen(tiny_base, quantization) -> None:
         assert torch.equal(logits(roles, Role.POLICY, make_batch()), before)
 
 
-def test_a_role_without_an_adapter_cannot_act(tiny_base) -> None:
-    roles = Roles(tiny_base(), LORA)
+@each_quantization
+def test_a_role_without_an_adapter_cannot_act(tiny_base, quantization) -> None:
+    roles = Roles(tiny_base(quantization), LORA)
     assert roles.present == {Role.POLICY}
     with pytest.raises(RuntimeError, match="no adapter for CRITIC"), roles.acting_as(Role.CRITIC):
         pass
@@ -192,8 +197,9 @@ def test_a_copy_is_identical_and_not_the_bare_base(tiny_base, quantization) -> N
     assert (policy - bare).abs().max() > 0.1
 
 
-def test_copies_take_the_head_along(tiny_base) -> None:
-    roles = make_roles(tiny_base())
+@each_quantization
+def test_copies_take_the_head_along(tiny_base, quantization) -> None:
+    roles = make_roles(tiny_base(quantization))
     roles.copy(Role.REWARD, Role.CRITIC)
     assert_same(snapshot(roles, Role.CRITIC), snapshot(roles, Role.REWARD))
     with roles.acting_as(Role.REWARD):
@@ -262,8 +268,9 @@ def test_save_and_load_round_trip(tiny_base, tmp_path, quantization, role) -> No
             assert torch.equal(fresh.scores(make_batch()), roles.scores(make_batch()))
 
 
-def test_missing_and_unexpected_keys_are_errors(tiny_base, tmp_path) -> None:
-    roles = make_roles(tiny_base())
+@each_quantization
+def test_missing_and_unexpected_keys_are_errors(tiny_base, tmp_path, quantization) -> None:
+    roles = make_roles(tiny_base(quantization))
     save_role(roles, Role.POLICY, tmp_path / "policy")
     save_role(roles, Role.REWARD, tmp_path / "reward")
     before = snapshot(roles, Role.CRITIC)
@@ -299,3 +306,31 @@ def test_nf4_weights_are_never_repacked(tiny_base, monkeypatch) -> None:
     quantised = [m for m in tiny_base("nf4").model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     assert len(quantised) == 14
     assert not any(module.support_avx512bf16_for_cpu for module in quantised)
+
+
+# --- The layers that get an adapter
+
+
+@pytest.mark.parametrize(
+    ("architecture", "named", "has", "meant"),
+    [
+        ("llama", "q_prj", "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj", "q_proj"),
+        ("phi3", "gate_proj", "down_proj, gate_up_proj, o_proj, qkv_proj", "gate_up_proj"),
+        ("llama", "lm_head", "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj", None),
+    ],
+)
+def test_a_layer_that_the_model_has_not_is_refused(tiny_base, architecture, named, has, meant) -> None:
+    """PEFT alone would pass over it, for the other name matches."""
+    lora = LORA.model_copy(update={"target_modules": ("o_proj", named)})
+    with pytest.raises(UserError) as caught:
+        Roles(tiny_base(architecture=architecture), lora)
+    assert str(caught.value) == (
+        f'lora.target_modules: this model has no linear layer "{named}"; it has {has}. '
+        "Name some of them, or all-linear." + (f' Did you mean "{meant}"?' if meant else "")
+    )
+
+
+def test_only_the_named_layers_get_an_adapter(tiny_base) -> None:
+    roles = Roles(tiny_base(), LORA.model_copy(update={"target_modules": ("o_proj", "up_proj")}))
+    adapted = {name.split(".")[-3] for name in roles.named_parameters(Role.POLICY)}
+    assert adapted == {"o_proj", "up_proj"}

@@ -13,12 +13,13 @@ from tiny_run import STAGES, make_config, make_context, write_prompts
 
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.prompts import load_demonstrations
+from lowrank_rlhf.data.prompts import load_prompt_data
 from lowrank_rlhf.errors import StaleRun, Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.pipeline import run, stages_of
 from lowrank_rlhf.ppo.rollout import RewardScale
 from lowrank_rlhf.progress import Progress
+from lowrank_rlhf.ranking.overview import accuracies
 from lowrank_rlhf.ranking.store import AnnotationStore
 from lowrank_rlhf.records import Comparison, Ranking, Sample, Score, read_jsonl
 from lowrank_rlhf.stages import ppo, sft, stage
@@ -63,7 +64,10 @@ def test_all_six_stages(config, tmp_path) -> None:
             assert list(path.iterdir()) if path.is_dir() else path.stat().st_size, written
     assert list((run_dir.path / "work").iterdir()) == []
     claims = {c["claim"]: c for mark in marks(run_dir).values() for c in mark["summary"].get("claims", [])}
-    assert len(claims) == 6
+    assert len(claims) == 8
+    assert claims["PPO moved no weight of the roles that it does not train"]["figure"] == "REFERENCE, REWARD"
+    of_reward = claims["the reward stage moved no weight of the roles that it does not train"]
+    assert of_reward["figure"] == "POLICY, REFERENCE"  # the one holds SFT there, the other has sampled
     assert [claim for claim, about in claims.items() if not about["holds"]] == []
     assert claims["KL(policy || SFT) is 0 at step 0"]["figure"] == 0
     checksums = {c["figure"] for claim, c in claims.items() if "checksum" in claim}
@@ -77,7 +81,8 @@ def test_all_six_stages(config, tmp_path) -> None:
     assert steps["ppo"] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if "eval/kl" in row] == [0, 2, 4]
     assert rows[-1]["stage"] == "ppo"
-    assert marks(run_dir)["ppo"]["summary"]["best_step"] in (0, 2, 4)
+    objectives = {row["step"]: row["eval/objective"] for row in rows if "eval/kl" in row and row["step"]}
+    assert marks(run_dir)["ppo"]["summary"]["best_step"] == max(objectives, key=lambda step: objectives[step])
     samples = list(read_jsonl(run_dir.artifact("samples.jsonl"), Sample))
     assert len(samples) == 8 * 3
     assert len(list(read_jsonl(run_dir.artifact("rankings.jsonl"), Ranking))) == 8
@@ -154,6 +159,15 @@ def test_headings_tell_the_time_to_go_once_a_stage_is_done(config, tmp_path) -> 
     assert third.endswith(" so far)")  # ranking by a program takes no time worth telling
 
 
+def test_a_stages_own_time_tells_that_of_the_stages_after_it(config, tmp_path, monkeypatch) -> None:
+    told = {}
+    monkeypatch.setattr(Progress, "stage", lambda _, __, ___, name, *rest: told.update({name: rest[-1]}))
+    go(config, tmp_path, until="sample")
+    assert told["sft"](20.0) == pytest.approx(2 * told["sft"](10.0))  # no other stage is done: its pace is sft's alone
+    assert told["sft"](10.0) > 0
+    assert told["sample"](10.0) is None  # nothing comes after it
+
+
 def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:
     asked = changed(config, "rank", source="human", minimum_rankings=5)
     with pytest.raises(WaitingForPeople, match="0 of 5 prompts"):
@@ -172,6 +186,10 @@ def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:
     summary = marks(run_dir)["rank"]["summary"]
     assert (summary["rankings"], summary["comparisons"], summary["annotators"]) == (5, 10, ["ann"])
     table = marks(run_dir)["evaluate"]["summary"]
+    reward = marks(run_dir)["reward"]["summary"]
+    assert accuracies(run_dir.path) == (
+        (reward["prompts_train"], reward["accuracy"], *reward["accuracy_interval"]),
+    )  # what the ranking page shows
     assert table["judge"] is None  # nobody but the reward model can be asked about new answers
     assert list(marks(run_dir)) == list(STAGES)
 
@@ -193,6 +211,7 @@ def test_a_dataset_of_comparisons_from_the_bare_base(tiny_folder, tmp_path) -> N
     assert list(marks(run_dir)) == ["sft", "rank", "reward"]
     assert marks(run_dir)["sft"]["summary"]["source"] == "base"
     assert marks(run_dir)["rank"]["summary"]["comparisons"] == 9
+    assert "<b>Reward model: accuracy</b>" in run_dir.artifact("report.html").read_text()  # without an evaluation too
     context = make_context(config, tmp_path)
     sft.load_role(context.roles, Role.POLICY, run_dir.artifact("adapters/sft"))
     weights = context.roles.named_parameters(Role.POLICY)
@@ -213,6 +232,18 @@ def test_sft_from_an_adapter(config, tmp_path) -> None:
         go(wrong, tmp_path, until="sft")
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
+def test_an_adapter_for_a_changed_base_is_refused(config, tmp_path, start) -> None:
+    """PEFT's PiSSA and its kin move part of the base into the adapter: on the plain base it would be another model."""
+    made = go(config, tmp_path, until="sft").artifact("adapters/sft")
+    about = json.loads((made / "adapter_config.json").read_text())
+    (made / "adapter_config.json").write_text(json.dumps(about | {"init_lora_weights": start}))
+    taken = changed(config, "sft", source="adapter", adapter=str(made)).model_copy(update={"name": "taken"})
+    with pytest.raises(UserError, match=f"init_lora_weights: '{start}': not supported"):
+        go(taken, tmp_path, until="sft")
+    assert RunDir(tmp_path / "taken").done("sft") is None
+
+
 def test_no_demonstrations_is_said(tiny_folder, tmp_path) -> None:
     data = tmp_path / "bare.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"question {n}"}) + "\n" for n in range(9)))
@@ -224,7 +255,7 @@ def test_training_rows(config, tmp_path) -> None:
     """Every epoch has each demonstration once, in another order; the loss is on the response with its end."""
     context = make_context(config, tmp_path)
     rows, base = sft.training_rows(context), context.base
-    demonstrations = load_demonstrations(config.data, config.seed)
+    demonstrations = load_prompt_data(config.data, config.seed).demonstrations
     expected = {(tuple(base.encode_prompt(d.prompt)), tuple(base.encode_response(d.response))) for d in demonstrations}
     epochs = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
     found = []

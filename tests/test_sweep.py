@@ -73,6 +73,7 @@ class Factory:
 def factory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Factory:
     factory = Factory()
     monkeypatch.setattr(stages, "STAGES", factory.stages)
+    monkeypatch.setattr(pipeline, "write_report", lambda *_: None)  # these stages have no figures to report
     monkeypatch.chdir(tmp_path)
     Path("base.yaml").write_text(BASE + "stages: [sft, reward, ppo]\n")
     return factory

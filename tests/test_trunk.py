@@ -140,7 +140,7 @@ def test_only_the_last_layers_have_adapters(deep_roles) -> None:
     assert roles.first_adapted == 3
 
 
-@pytest.mark.parametrize("last_layers", [None, LAYERS, LAYERS + 5])
+@pytest.mark.parametrize("last_layers", [None, LAYERS])
 def test_no_trunk_where_all_layers_have_adapters(deep_roles, last_layers) -> None:
     roles, batch = deep_roles(last_layers=last_layers), make_batch()
     assert roles.first_adapted == 0
@@ -262,3 +262,8 @@ def test_their_files_hold_their_layers_only(deep_roles, tmp_path) -> None:
 def test_they_need_an_adapter_and_no_more_layers_than_there_are(deep_roles, head_layers) -> None:
     with pytest.raises(UserError, match=rf"reward\.layers: must be from 3, .* to 4, .*; not {head_layers}"):
         deep_roles(head_layers=head_layers)
+
+
+def test_no_more_layers_can_be_adapted_than_there_are(deep_roles) -> None:
+    with pytest.raises(UserError, match=r"lora\.last_layers: is 5, and the model has 4; null adapts all of them"):
+        deep_roles(last_layers=LAYERS + 1)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from tiny_run import make_config, make_context
 
-from lowrank_rlhf.data.prompts import load_demonstrations
+from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.models.shape import Shape
 from lowrank_rlhf.stages.work import Amounts, amounts, seconds_to_go, work
 
@@ -46,7 +46,7 @@ def test_layers_without_adapters_run_once_for_all_roles_and_have_no_backward(tmp
 
 def test_an_adapter_from_elsewhere_costs_no_sft(tmp_path) -> None:
     config = make_config(tmp_path, sft__source="base")
-    counts = amounts(config, make_context(config, tmp_path).run_dir)
+    counts = amounts(config, make_context(config, tmp_path).run_dir, RunData(config))
     assert work("sft", config, counts, SHAPE) == 0
 
 
@@ -55,8 +55,8 @@ class TestAmounts:
         config = make_config(
             tmp_path, data__held_out=20, sample__prompts=10, model__max_length=96, sample__max_new_tokens=48
         )
-        counts = amounts(config, make_context(config, tmp_path).run_dir)
-        shown = load_demonstrations(config.data, 1)
+        counts = amounts(config, make_context(config, tmp_path).run_dir, RunData(config))
+        shown = RunData(config).prompts.demonstrations
         assert (counts.training, counts.held_out, counts.demonstrations) == (600, 20, len(shown))
         assert counts.answers == 10 * 3
         # The quickstart's tokenizer makes 16 tokens of a sampled answer, on average (done/sample.json of seed 26).
@@ -67,18 +67,33 @@ class TestAmounts:
         run_dir = make_context(config, tmp_path).run_dir
         lines = "".join(json.dumps({"id": i}) + "\n" for i in range(7))
         (run_dir.path / "answers.jsonl").write_text(lines)
-        assert amounts(config, run_dir).answers == 7
+        assert amounts(config, run_dir, RunData(config)).answers == 7
 
     def test_answers_of_a_data_set_are_counted_in_its_file(self, tmp_path) -> None:
         path = tmp_path / "pairs.jsonl"
         rows = [{"prompt": f"question {i}", "chosen": "yes", "rejected": "no"} for i in range(3)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = make_config(tmp_path, rank__source="dataset", rank__dataset=str(path))
-        assert amounts(config, make_context(config, tmp_path).run_dir).answers == 6
+        assert amounts(config, make_context(config, tmp_path).run_dir, RunData(config)).answers == 6
+
+    def test_they_are_read_as_the_run_reads_them(self, tmp_path) -> None:
+        """A bad row that may be left out, and a format that must be named: of four rows three count."""
+        path = tmp_path / "pairs.jsonl"
+        rows = [{"prompt": f"question {i}", "chosen": "yes", "rejected": "no", "completion": "yes"} for i in range(3)]
+        rows.append(rows[0] | {"chosen": ""})
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = make_config(
+            tmp_path,
+            rank__source="dataset",
+            rank__dataset=str(path),
+            rank__format="preference",
+            data__skip_bad_rows=0.25,
+        )
+        assert amounts(config, make_context(config, tmp_path).run_dir, RunData(config)).answers == 6
 
     def test_no_token_beyond_the_limits(self, tmp_path) -> None:
         config = make_config(tmp_path, sample__max_new_tokens=6, model__max_length=16)
-        counts = amounts(config, make_context(config, tmp_path).run_dir)
+        counts = amounts(config, make_context(config, tmp_path).run_dir, RunData(config))
         assert counts.answer_tokens == 6
         assert counts.longest_prompt <= 10
         assert replace(counts, answer_tokens=1).tokens == counts.prompt_tokens + 1

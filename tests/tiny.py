@@ -21,6 +21,46 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+GEMMA = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>"
+    "{{ 'model' if message.role == 'assistant' else message.role }}\n{{ message.content | trim }}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+PHI = (
+    "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+)
+LLAMA2 = (
+    "{% for message in messages %}{% if message.role == 'user' %}{{ bos_token }}[INST] {{ message.content }} [/INST]"
+    "{% else %}{{ ' ' + message.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
+    "{{ message.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+# Special tokens, template, and which of the tokens have a name, as the families' tokenizers come.
+STYLES: dict[str, tuple[list[str], str, dict[str, str]]] = {
+    "chatml": (SPECIAL, CHATML, {"pad_token": SPECIAL[0], "eos_token": SPECIAL[2]}),
+    "gemma": (
+        ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"],
+        GEMMA,
+        {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"},
+    ),
+    "phi": (
+        ["<unk>", "<s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"],
+        PHI,
+        {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "bos_token": "<s>", "unk_token": "<unk>"},
+    ),
+    "qwen-base": (SPECIAL, CHATML, {"pad_token": SPECIAL[0], "eos_token": SPECIAL[0]}),
+    "llama2": (["<unk>", "<s>", "</s>"], LLAMA2, {"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}),
+    "llama3": (
+        ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|finetune_right_pad_id|>",
+         "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        LLAMA3,
+        {"eos_token": "<|eot_id|>", "bos_token": "<|begin_of_text|>"},
+    ),
+}  # fmt: skip
 # Weights far larger than usual, so that a random model's distributions are not all but uniform.
 COMMON = {
     "vocab_size": VOCABULARY,
@@ -58,31 +98,32 @@ QUANTISED = {
 }
 
 
-def make_tiny_model(folder: Path, architecture: str = "llama") -> Path:
-    """A model of some 100,000 random weights with a byte-level tokenizer and a ChatML template, as a folder."""
+def make_tiny_model(folder: Path, architecture: str = "llama", style: str = "chatml") -> Path:
+    """A model of some 100,000 random weights with a byte-level tokenizer and that style's template, as a folder."""
     config = AutoConfig.for_model(architecture, **{**COMMON, **ARCHITECTURES[architecture]})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    make_tokenizer(*STYLES[style]).save_pretrained(folder)
     return folder
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(special: list[str], template: str, named: dict[str, str]) -> PreTrainedTokenizerFast:
+    """Byte-level, with those special tokens first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=SPECIAL,
+        special_tokens=special,
         show_progress=False,
     )
     text = "the user asks a question and the assistant gives an answer that is short, kind and to the point"
     tokenizer.train_from_iterator([text], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=SPECIAL[0], eos_token=SPECIAL[2])
-    fast.chat_template = CHATML
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+    fast.chat_template = template
     return fast
 
 

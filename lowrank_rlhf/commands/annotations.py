@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,60 +12,13 @@ from lowrank_rlhf.commands.common import EPILOG, RunArgument, RunsOption, echo, 
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.files import write_atomic
+from lowrank_rlhf.ranking.demonstrations import demonstrations_to_jsonl
 from lowrank_rlhf.ranking.exchange import Contents, Verdict, comparisons_to_jsonl, read_lines, to_jsonl
 from lowrank_rlhf.ranking.merging import Merge
-from lowrank_rlhf.ranking.store import AnnotationStore
+from lowrank_rlhf.ranking.place import COMMAND, STORE, Place, counted, place_of, run_command
 from lowrank_rlhf.records import Prompt, Ranking, Sample, read_jsonl
 
-STORE = "annotations.sqlite"
-COMMAND = "python -m lowrank_rlhf"
-
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
-
-
-@dataclass(frozen=True)
-class Place:
-    """A folder with answers to rank: a run's, or one that holds nothing else (`minimum` is None there)."""
-
-    folder: Path
-    store: AnnotationStore
-    minimum: int | None
-    ranked_already: bool
-    """The run has made its comparisons; new rankings count when that stage is made again."""
-
-    @property
-    def needed(self) -> int:
-        """Prompts that must be ranked, by anyone, before the run can go on; without a run there are none."""
-        return 0 if self.minimum is None else min(self.minimum, self.store.standing("").prompts)
-
-    @property
-    def next_command(self) -> str:
-        """What to do when enough prompts are ranked: go on with the run, or take the rankings back to it."""
-        if self.minimum is None:
-            return f"{COMMAND} annotations export {shlex.quote(str(self.folder))} FILE"
-        return f"{run_command(self.folder)}{' --redo rank' if self.ranked_already else ''}"
-
-    @property
-    def enough(self) -> bool:
-        """True if the run can go on."""
-        return self.store.count() >= self.needed
-
-    def summary(self) -> str:
-        """How many prompts are ranked, and what comes next."""
-        count = self.store.count()
-        if not self.enough:
-            return f"{count} of {_count(self.needed, 'prompt')} ranked, {self.needed - count} more to go."
-        if self.minimum is None:
-            return f"{_count(count, 'prompt')} ranked. To take them to where they came from:\n  {self.next_command}"
-        return f"{_count(count, 'prompt')} ranked, enough to go on ({self.needed} needed):\n  {self.next_command}"
-
-
-def run_command(folder: Path) -> str:
-    """The command that goes on with a run."""
-    words = ["run", str(folder / "config.yaml")]
-    if folder.parent != Path("runs"):
-        words += ["--runs", str(folder.parent)]
-    return f"{COMMAND} {shlex.join(words)}"
 
 
 def _folder(run: str, runs: Path) -> Path:
@@ -78,19 +30,7 @@ def _folder(run: str, runs: Path) -> Path:
 
 def find_place(run: str, runs: Path) -> Place:
     """Where the run of that name, or that folder, keeps its answers to rank. Raises `UserError` if it has none yet."""
-    folder = _folder(run, runs)
-    if not (folder / "config.yaml").is_file():
-        return Place(folder, AnnotationStore(folder / STORE), None, False)
-    config = load_config(folder / "config.yaml")
-    if config.rank.source != "human":
-        raise UserError(f"{folder}: rank.source is {config.rank.source}; a run with rank.source=human asks people")
-    if not (folder / STORE).is_file():
-        raise UserError(
-            f"{folder}: there are no answers to rank yet. This makes them, and stops with exit code 5 when they wait:\n"
-            f"  {run_command(folder)}"
-        )
-    done = RunDir(folder).done("rank") is not None
-    return Place(folder, AnnotationStore(folder / STORE), config.rank.minimum_rankings, done)
+    return place_of(_folder(run, runs))
 
 
 def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
@@ -135,6 +75,9 @@ def export(
     comparisons: Annotated[
         bool, typer.Option("--comparisons", help="One row per comparison, with its texts, as `rank.dataset` takes it.")
     ] = False,
+    demonstrations: Annotated[
+        bool, typer.Option("--demonstrations", help="Only the answers that people wrote, as `data.prompts` takes them.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
     """Write all prompts, answers, rankings and skips of a run to one file, whoever ranked: people, judge or data set.
@@ -145,25 +88,37 @@ def export(
     Examples:
       python -m lowrank_rlhf annotations export people people.jsonl
       python -m lowrank_rlhf annotations export people pairs.jsonl --comparisons
+      python -m lowrank_rlhf annotations export people written.jsonl --demonstrations
     """
+    if comparisons and demonstrations:
+        raise UserError("--comparisons and --demonstrations are two files: give one at a time")
     contents, rankings = _ranked(run, runs)
-    text = comparisons_to_jsonl(contents, rankings) if comparisons else to_jsonl(contents)
+    if comparisons:
+        text = comparisons_to_jsonl(contents, rankings)
+    else:
+        text = demonstrations_to_jsonl(contents) if demonstrations else to_jsonl(contents)
     if comparisons and not text:
         raise UserError(f"{run}: nobody has preferred an answer to another yet: there are no comparisons to export")
+    if demonstrations and not text:
+        raise UserError(f"{run}: nobody has written an answer yet: there are no demonstrations to export")
     if file.exists() and not force:
         raise UserError(f"{file} exists already; name another file, or replace it with --force")
     try:
         write_atomic(file, text)
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror}") from None
+    if demonstrations:
+        echo(f"wrote {file}: {counted(text.count(chr(10)), 'demonstration')}; to learn from them in sft:")
+        echo(f"  {COMMAND} run CONFIG data.prompts={shlex.quote(str(file))}")
+        return
     if comparisons:
-        echo(f"wrote {file}: {_count(text.count(chr(10)), 'comparison')} from {_count(len(rankings), 'ranking')}")
+        echo(f"wrote {file}: {counted(text.count(chr(10)), 'comparison')} from {counted(len(rankings), 'ranking')}")
         return
     annotators = len({ranking.annotator for ranking in rankings})
     echo(
-        f"wrote {file}: {_count(len(contents.prompts), 'prompt')}, {_count(len(contents.answers), 'answer')}, "
-        f"{_count(len(rankings), 'ranking')} by {_count(annotators, 'annotator')}, "
-        f"{_count(len(contents.skips), 'skip')}"
+        f"wrote {file}: {counted(len(contents.prompts), 'prompt')}, {counted(len(contents.answers), 'answer')}, "
+        f"{counted(len(rankings), 'ranking')} by {counted(annotators, 'annotator')}, "
+        f"{counted(len(contents.skips), 'skip')}"
     )
     for sentence in _beside(contents, rankings):
         echo(sentence)
@@ -175,13 +130,13 @@ def _beside(contents: Contents, rankings: Sequence[Ranking]) -> list[str]:
     sentences = []
     if replaced := len(rankings) - current:
         sentences.append(
-            f"{_count(replaced, 'ranking')} by the same annotator as a later one of the same prompt: `import` counts "
+            f"{counted(replaced, 'ranking')} by the same annotator as a later one of the same prompt: `import` counts "
             "the last alone, and --comparisons writes the pairs of all"
         )
     if replaced := len(contents.verdicts) - withdrawn - len(rankings):
-        sentences.append(f"also {_count(replaced, 'ranking')} that a later one of the same annotator replaced")
+        sentences.append(f"also {counted(replaced, 'ranking')} that a later one of the same annotator replaced")
     if withdrawn:
-        sentences.append(f"also {_count(withdrawn, 'ranking')} taken back")
+        sentences.append(f"also {counted(withdrawn, 'ranking')} taken back")
     return sentences
 
 
@@ -207,7 +162,7 @@ def import_(
     lines = read_lines(file)
     place = _new_place(runs / run) if new else find_place(run, runs)
     try:
-        plan = place.store.merge(lines, new_items=place.minimum is None)
+        plan = place.store.merge(lines, new_items=place.settings is None)
     except UserError:
         if new:  # nothing is in it: the next try must find its name free
             for leftover in place.folder.iterdir():
@@ -226,23 +181,19 @@ def _new_place(folder: Path) -> Place:
         raise UserError(f"{folder} exists already; import into it without --new, or choose another name") from None
     except OSError as error:
         raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
-    return Place(folder, AnnotationStore(folder / STORE), None, False)
+    return place_of(folder, new=True)
 
 
 def _report(plan: Merge) -> list[str]:
     new = sum(not verdict.withdrawn for verdict in plan.verdicts)
     taken_back = len(plan.verdicts) - new + len(plan.withdrawn)
-    sentences = [f"{_count(new, 'ranking')} new, {plan.known} already here"]
+    sentences = [f"{counted(new, 'ranking')} new, {plan.known} already here"]
     if plan.prompts:
-        sentences.append(f"{_count(len(plan.prompts), 'prompt')} with {_count(len(plan.answers), 'answer')} new")
+        sentences.append(f"{counted(len(plan.prompts), 'prompt')} with {counted(len(plan.answers), 'answer')} new")
     if plan.replaced:
-        sentences.append(f"{_count(plan.replaced, 'ranking')} here replaced by a later one of the same annotator")
+        sentences.append(f"{counted(plan.replaced, 'ranking')} here replaced by a later one of the same annotator")
     if taken_back:
-        sentences.append(f"{_count(taken_back, 'ranking')} taken back, kept for the record")
+        sentences.append(f"{counted(taken_back, 'ranking')} taken back, kept for the record")
     if plan.skips:
-        sentences.append(f"{_count(len(plan.skips), 'skip')} new")
+        sentences.append(f"{counted(len(plan.skips), 'skip')} new")
     return sentences
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from lowrank_rlhf.artifacts import MetricLog, RunDir
+from lowrank_rlhf.commands.chat_lines import answer_json, serve
 from lowrank_rlhf.commands.chat_session import Session, Settings, talk
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, run_folder
 from lowrank_rlhf.config.loading import load_config
@@ -20,7 +21,7 @@ from lowrank_rlhf.progress import Progress, StopRequest
 from lowrank_rlhf.stages.context import Context
 
 if TYPE_CHECKING:
-    from lowrank_rlhf.stages.chat import Answer
+    from lowrank_rlhf.stages.chat import Answer, Speakers
 
 
 def chat(
@@ -39,6 +40,9 @@ def chat(
     seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling. Default: the run's seed.")] = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Answer this once and exit.")] = None,
     as_json: JsonOption = False,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="JSON lines over stdin and stdout, for programs: see chat_lines.py.")
+    ] = False,
 ) -> None:
     """Talk with the models of a run: bare base, SFT and policy, all from one loaded base.
 
@@ -54,6 +58,8 @@ def chat(
     """
     if as_json and prompt is None:
         raise UserError("--json goes with --prompt")
+    if lines and prompt is not None:
+        raise UserError("--lines: takes its questions from stdin, not from --prompt")
     run_dir = RunDir(run_folder(run, runs))
     config = load_config(run_dir.path / "config.yaml")
     settings = _settings(config, run_dir, speaks, temperature, max_new_tokens, seed)
@@ -61,11 +67,13 @@ def chat(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an answer may hold what the terminal's encoding has not
     try:
-        session = _open(config, run_dir, settings)
-        if prompt is None:
-            talk(session)
+        speakers = _open(config, run_dir)
+        if lines:
+            serve(speakers, settings)
+        elif prompt is None:
+            talk(Session(speakers, settings))
         else:
-            _answer_once(session, prompt, as_json)
+            _answer_once(Session(speakers, settings), prompt, as_json)
     except KeyboardInterrupt:
         raise Stopped("Stopped.") from None
 
@@ -99,12 +107,12 @@ def _settings(
     )
 
 
-def _open(config: Config, run_dir: RunDir, settings: Settings) -> Session:
+def _open(config: Config, run_dir: RunDir) -> "Speakers":
     with Progress(Console(stderr=True)) as progress:
         context = Context(config, run_dir, progress, StopRequest(), MetricLog(run_dir.path / "metrics.jsonl"))
         from lowrank_rlhf.stages.chat import Speakers
 
-        return Session(Speakers(context), settings)
+        return Speakers(context)
 
 
 def _answer_once(session: Session, prompt: str, as_json: bool) -> None:
@@ -121,15 +129,10 @@ def _answer_once(session: Session, prompt: str, as_json: bool) -> None:
 
 def _as_json(session: Session, prompt: str, answers: "list[Answer]") -> dict[str, Any]:
     settings = session.settings
-    said = [
-        {"as": answer.voice, "text": answer.text, "tokens": answer.tokens, "finished": answer.finished}
-        | {"score": answer.score}
-        for answer in answers
-    ]
     return {
         "prompt": prompt,
         "temperature": settings.temperature,
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
-        "answers": said,
+        "answers": [answer_json(answer) for answer in answers],
     }

@@ -128,21 +128,17 @@ class Session:
 
     def _fitting(self, question: Message) -> list[int] | None:
         """Tokens of the conversation with that question; its oldest turns are dropped until it fits."""
-        dropped = 0
-        while True:
-            prompt = self._speakers.encode([*self._messages, question])
-            if len(prompt) <= self.settings.room:
-                break
-            if not self._messages:
-                note(
-                    f"the question alone has {len(prompt)} tokens, and {self.settings.room} fit: model.max_length less "
-                    "the longest answer. Ask something shorter, or set --max-new-tokens lower"
-                )
-                return None
-            del self._messages[:2]
-            dropped += 1
-        if dropped:
-            note(f"dropped the oldest {_counted(dropped)}: the conversation was longer than model.max_length")
+        kept, prompt = fit(self._speakers, [*self._messages, question], self.settings.room)
+        dropped = len(self._messages) + 1 - len(kept)
+        if prompt is None:
+            alone = len(self._speakers.encode([question]))
+            note(
+                f"the question alone has {alone} tokens, and {self.settings.room} fit: model.max_length less "
+                "the longest answer. Ask something shorter, or set --max-new-tokens lower"
+            )
+        self._messages = kept[:-1]
+        if dropped and prompt is not None:
+            note(f"dropped the oldest {_counted(dropped // 2)}: the conversation was longer than model.max_length")
         return prompt
 
     def _switch(self, name: str) -> None:
@@ -164,6 +160,19 @@ class Session:
             return
         self.settings, self._asked = replace(self.settings, seed=int(number)), 0
         note(f"seed {number} from here on")
+
+
+def fit(speakers: "Speakers", messages: Sequence[Message], room: int) -> tuple[list[Message], list[int] | None]:
+    """The conversation without its oldest turns, as many as must go for the rest to fit, and its tokens.
+
+    The last question stays; where it alone has more than `room` tokens there are none.
+    """
+    kept = list(messages)
+    while len(prompt := speakers.encode(kept)) > room:
+        if len(kept) <= 2:
+            return kept[-1:], None
+        del kept[:2]
+    return kept, prompt
 
 
 def talk(session: Session) -> None:

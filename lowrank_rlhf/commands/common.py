@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lowrank_rlhf import pipeline
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.loading import load_config
-from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.config.messages import Key, suggestion
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import ExitCode, UserError
-from lowrank_rlhf.preflight import problems
+from lowrank_rlhf.stages.problems import problems
 
 EXIT_CODES = {
     ExitCode.OK: "done",
@@ -42,9 +43,16 @@ def echo(text: str) -> None:
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def checked_config(config: str, overrides: Sequence[str] | None, runs: Path) -> Config:
-    """The config of a run in the folder `runs`. Raises `UserError` with all that is wrong with it here."""
-    return load_config(Path(config), overrides or (), lambda valid: problems(valid, RunDir(runs / valid.name)))
+def checked_config(config: str, overrides: Sequence[str] | None, runs: Path | None = None) -> Config:
+    """The config. Raises `UserError` with all that is wrong with it here; with the folder that holds the runs, also
+    the stages that read what neither the run has nor another stage makes.
+    """
+
+    def check(valid: Config) -> list[tuple[Key, str]]:
+        before = pipeline.missing_inputs(valid, RunDir(runs / valid.name)) if runs else []
+        return [*before, *problems(valid)]
+
+    return load_config(Path(config), overrides or (), check)
 
 
 def run_folder(run: str, runs: Path) -> Path:

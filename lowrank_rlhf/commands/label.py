@@ -2,6 +2,8 @@
 
 import getpass
 import json
+import os
+import secrets
 import signal
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +13,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lowrank_rlhf.commands.annotations import Place, find_place
+from lowrank_rlhf.commands.annotations import find_place
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo
 from lowrank_rlhf.commands.label_session import Keys, Session, keys_of_this_process
 from lowrank_rlhf.errors import Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.progress import duration
 from lowrank_rlhf.ranking.agreement import Figures, alpha_in_words, figures, krippendorff_alpha
-from lowrank_rlhf.ranking.labelling import visible
+from lowrank_rlhf.ranking.labelling import annotator_name, visible
+from lowrank_rlhf.ranking.place import Place
+
+LOOPBACK = "127.0.0.1"
+PORT = 7861
+PASSWORD_VARIABLE = "LOWRANK_RLHF_PASSWORD"  # noqa: S105 - its name, not its value
 
 
 def label(
@@ -28,12 +35,19 @@ def label(
     runs: RunsOption = Path("runs"),
     stats: Annotated[bool, typer.Option("--stats", help="Show progress, agreement and biases instead.")] = False,
     as_json: JsonOption = False,
+    web: Annotated[bool, typer.Option("--web", help="Serve a page for annotators, with a password, instead.")] = False,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="With --web: where to listen.")] = LOOPBACK,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --web; 0 takes any that is free.")] = PORT,
 ) -> None:
-    """Rank answers in the terminal, with single keys.
+    """Rank answers in the terminal, with single keys, or (--web) in the browser.
 
     For a run with rank.source=human, after it has stopped with exit code 5. Every ranking is saved at once and the
     same command goes on where you left. Type the answers best to worst, such as 2 1 = 3, then Enter; h shows all keys.
     Where stdin is no terminal, each line is a ranking or a command.
+
+    --web serves a page until Ctrl-C, for several people at once, each logging in under a name of their own. The
+    password is that of the environment variable LOWRANK_RLHF_PASSWORD, 12 characters or more, or else a new one that
+    is printed. It listens on this computer only, unless --host says otherwise.
 
     Exit code 0 when enough prompts are ranked for the run to go on, 5 when they are not, 130 after Ctrl-C; what was
     saved stays saved in every case.
@@ -44,10 +58,18 @@ def label(
       python -m lowrank_rlhf label people --annotator anna
       python -m lowrank_rlhf label people --stats
       python -m lowrank_rlhf label people --stats --json
+      python -m lowrank_rlhf label people --web
     """
     if as_json and not stats:
         raise UserError("--json goes with --stats")
+    if not web and (host, port) != (LOOPBACK, PORT):
+        raise UserError("--host and --port go with --web")
+    if web and (stats or annotator is not None):
+        raise UserError("--web shows figures on the page and asks for names there; leave out --stats and --annotator")
     place = find_place(run, runs)
+    if web:
+        _serve(place, host, port)
+        return
     if stats:
         _print_stats(place, as_json)
         return
@@ -61,6 +83,26 @@ def label(
     _say_what_next(place)
 
 
+def _serve(place: Place, host: str, port: int) -> None:
+    from lowrank_rlhf.dashboard.annotators import serve  # gradio takes seconds to import
+
+    given = os.environ.get(PASSWORD_VARIABLE)
+    password = given or secrets.token_urlsafe(12)
+
+    def told(url: str) -> None:
+        whose = f"that of {PASSWORD_VARIABLE}" if given else password
+        echo(f"annotators' page: {url}\npassword: {whose}\nuser name: each annotator's own\nCtrl-C ends it.")
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        serve(place.folder.absolute(), host, port, password, told)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    _say_what_next(place)
+
+
 def _rank(place: Place, given: str | None) -> None:
     console, keys = Console(), keys_of_this_process()
     Session(place, _name(place, given, keys), keys, console).run()
@@ -69,7 +111,7 @@ def _rank(place: Place, given: str | None) -> None:
 def _name(place: Place, given: str | None, keys: Keys) -> str:
     """The annotator: as given, as answered where somebody can be asked, or else as logged in."""
     if given is not None:
-        return _checked(given)
+        return annotator_name(given)
     login = _login()
     known = sorted({ranking.annotator for ranking in place.store.rankings()})
     if known:
@@ -79,7 +121,7 @@ def _name(place: Place, given: str | None, keys: Keys) -> str:
         raise UserError("the login name is not known here; say who ranks with --annotator NAME")
     if not answer:
         echo(f"ranking as {login}; --annotator NAME for another name")
-    return _checked(answer or login)
+    return annotator_name(answer or login)
 
 
 def _login() -> str:
@@ -87,12 +129,6 @@ def _login() -> str:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container's user without a name
         return ""
-
-
-def _checked(name: str) -> str:
-    if not name.strip() or not name.isprintable():
-        raise UserError(f"{name!r} is no name; give --annotator some letters")
-    return name.strip()
 
 
 def _say_what_next(place: Place) -> None:

@@ -14,11 +14,11 @@ from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
-from lowrank_rlhf.commands.annotations import Place
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.progress import duration
 from lowrank_rlhf.ranking.labelling import (
     LABELS,
+    SHORT_FLAGS,
     Command,
     Draft,
     Refusal,
@@ -29,8 +29,9 @@ from lowrank_rlhf.ranking.labelling import (
     ranking_of,
     visible,
 )
+from lowrank_rlhf.ranking.place import Place
 from lowrank_rlhf.ranking.store import Item, Standing
-from lowrank_rlhf.records import Sample
+from lowrank_rlhf.records import Ranking, Sample
 
 HELP = f"""\
 1 2 3 ...   the next best answer; 2 1 3 puts answer 2 first
@@ -40,6 +41,7 @@ u           take the last key back, or the last saved ranking or skip; Backspace
 s           skip this prompt; at the end s brings the skipped ones back
 f           flag the ranking; the same again takes the flag off
             {flag_keys()}
+b !         all answers bad; harmful: the same as f3 and f4. After one of them Enter saves without an order, too
 h q         this help; quit (everything saved stays saved)"""
 _IGNORED = " \t>,"
 _COMMAND_KEYS = "suhq?"
@@ -111,7 +113,7 @@ class LineKeys:
         return self._waiting.pop(0)
 
     def _parsed(self, keys: list[str]) -> list[str]:
-        if not any(key.isdigit() or key in "=f" for key in keys):
+        if not any(key.isdigit() or key in ("=", "f", *SHORT_FLAGS) for key in keys):
             if len(keys) > 1:
                 self.refused("a line is one ranking, such as 2 > 1 = 3, or one command, such as s")
             return keys
@@ -138,11 +140,16 @@ class Session:
         self._place, self._store, self._annotator = place, place.store, annotator
         self._keys, self._console, self._clock = keys, console, clock
         self._seconds: list[float] = []
-        self._skipped: list[str | None] = []  # of this session's saved steps the skipped prompt; None for a ranking
 
     def run(self) -> None:
         """Until the annotator quits, the keys end, or there is nothing left and nothing to take back."""
-        item = self._store.next_item(self._annotator)
+        try:
+            self._rank()
+        finally:
+            self._store.release(self._annotator)
+
+    def _rank(self) -> None:
+        item = self._place.next_item(self._annotator)
         draft = _empty(item)
         while True:
             began = self._clock()
@@ -155,14 +162,12 @@ class Session:
                 continue
             if item is None:
                 self._store.unskip(self._annotator)
-                self._skipped.clear()
             elif command is Command.SAVE:
                 self._save(item, draft, self._clock() - began)
             else:
                 self._store.skip(self._annotator, item.prompt.id)
-                self._skipped.append(item.prompt.id)
                 self._say("skipped")
-            item = self._store.next_item(self._annotator)
+            item = self._place.next_item(self._annotator)
             draft = _empty(item)
 
     def _decide(self, draft: Draft, item: Item | None) -> tuple[Command, Draft]:
@@ -189,27 +194,23 @@ class Session:
         enough_before = self._store.count() >= self._place.needed
         self._store.save(ranking_of(draft, item, self._annotator, round(seconds, 1)))
         self._seconds.append(seconds)
-        self._skipped.append(None)
         self._say(f"saved: {describe(draft)}")
         if not enough_before and self._store.count() >= self._place.needed:
             self._say(f"That is enough: {self._place.needed} prompts are ranked. Rank more, or quit with q.")
 
     def _undo(self, item: Item | None, draft: Draft) -> tuple[Item | None, Draft]:
-        skipped = self._skipped.pop() if self._skipped else None
-        if skipped is not None:
-            self._store.unskip(self._annotator, skipped)
-            self._say("the skip is taken back")
-            back = self._store.item(self._annotator, skipped)
-            return back, _empty(back)
-        ranking = self._store.undo(self._annotator)
-        if ranking is None:
+        step = self._store.undo(self._annotator)
+        if step is None:
             self._say(self._keys.refused("there is nothing to take back"))
             return item, draft
+        back = self._store.item(self._annotator, step.prompt_id)
+        if not isinstance(step, Ranking):
+            self._say("the skip is taken back")
+            return back, _empty(back)
         if self._seconds:
             self._seconds.pop()
         self._say("the last saved ranking is taken back")
-        back = self._store.item(self._annotator, ranking.prompt_id)
-        return back, draft_of(ranking, back) if self._keys.live else _empty(back)
+        return back, draft_of(step, back) if self._keys.live else _empty(back)
 
     def _show(self, item: Item | None) -> None:
         standing = self._store.standing(self._annotator)

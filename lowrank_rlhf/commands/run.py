@@ -47,14 +47,17 @@ def run(
       python -m lowrank_rlhf run my.yaml --until reward
       python -m lowrank_rlhf run my.yaml --redo ppo
     """
-    loaded = checked_config(config, overrides, runs)
+    loaded = checked_config(config, overrides)
     try:
         with Progress() as progress:
             run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress)
     except KeyboardInterrupt:
         raise Stopped("Stopped at once. The same command goes on from the last checkpoint.") from None
     last = run_dir.done(until or pipeline.stages_of(loaded)[-1].name) or {}
-    for text in filter(None, (last.get("summary", {}).get("message"), f"The run is in {run_dir.path}")):
+    message, report = last.get("summary", {}).get("message"), None
+    if not run_dir.done("evaluate") and run_dir.artifact("report.html").exists():  # evaluate's own message names it
+        report = f"The report so far, to open in a browser:\n  {run_dir.artifact('report.html')}"
+    for text in filter(None, (message, report, f"The run is in {run_dir.path}")):
         echo(text)
 
 

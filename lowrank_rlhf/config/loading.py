@@ -76,15 +76,25 @@ def load_config(
     """
     if path.name == str(path) and not path.suffix and not path.is_file():
         path = preset_path(path.name)
-    settings = _read_file(path)
-    for number, text in enumerate(overrides):
-        _override(settings, text, Place(sys.maxsize, number, f'override "{text}"'))
-    for name, value in settings.values.items():
-        if value is None and section_fields((name,)):
-            settings.values[name] = {}  # a section whose every line is commented out
+    return parse_config(_read_text(path), str(path), overrides, check)
+
+
+def parse_config(
+    text: str,
+    name: str,
+    overrides: Sequence[str] = (),
+    check: Callable[[Config], Iterable[tuple[Key, str]]] = lambda _: (),
+) -> Config:
+    """The same from YAML that is in no file; its mistakes begin with `name:line:column`."""
+    settings = _read(text, name)
+    for number, setting in enumerate(overrides):
+        _override(settings, setting, Place(sys.maxsize, number, f'override "{setting}"'))
+    for section, value in settings.values.items():
+        if value is None and section_fields((section,)):
+            settings.values[section] = {}  # a section whose every line is commented out
     config, problems = _validate(settings)
     if config and not problems:
-        problems = [(settings.place(key), f"{dotted(key)}: {text}") for key, text in check(config)]
+        problems = [(settings.place(key), f"{dotted(key)}: {problem}") for key, problem in check(config)]
     if config is None or problems:
         raise UserError("\n".join(f"{place.text}: {problem}" for place, problem in sorted(problems)))
     return config
@@ -114,21 +124,21 @@ def _validate(settings: _Settings) -> tuple[Config | None, list[tuple[Place, str
     return None, settings.problems + located
 
 
-def _read_file(path: Path) -> _Settings:
-    settings = _Settings({(): Place(0, 0, str(path))})
+def _read(text: str, name: str) -> _Settings:
+    settings = _Settings({(): Place(0, 0, name)})
     try:
-        root = _compose(_read_text(path))
+        root = _compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = _file_place(path, mark).text if mark else str(path)
+        where = _text_place(name, mark).text if mark else name
         raise UserError(f"{where}: not valid YAML: {_reason(error)}") from None
     except (YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {_reason(error)}") from None
+        raise UserError(f"{name}: not valid YAML: {_reason(error)}") from None
     if root is None:
-        raise UserError(f"{path}: is empty; a config needs at least `name` and `model: {{source: ...}}`")
+        raise UserError(f"{name}: is empty; a config needs at least `name` and `model: {{source: ...}}`")
     if not isinstance(root, MappingNode):
-        raise UserError(f"{path}: must hold `key: value` lines at its top level")
-    settings.values = _value(root, (), settings, lambda mark: _file_place(path, mark), set())
+        raise UserError(f"{name}: must hold `key: value` lines at its top level")
+    settings.values = _value(root, (), settings, lambda mark: _text_place(name, mark), set())
     return settings
 
 
@@ -158,8 +168,8 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _file_place(path: Path, mark: StreamMark) -> Place:
-    return Place(mark.line + 1, mark.column + 1, f"{path}:{mark.line + 1}:{mark.column + 1}")
+def _text_place(name: str, mark: StreamMark) -> Place:
+    return Place(mark.line + 1, mark.column + 1, f"{name}:{mark.line + 1}:{mark.column + 1}")
 
 
 def _value(node: Node, key: Key, settings: _Settings, place_of: Callable[[StreamMark], Place], seen: set[int]) -> Any:

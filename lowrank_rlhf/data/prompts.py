@@ -26,6 +26,8 @@ class PromptData:
     """The demonstrations are the best of several answers."""
     notes: list[str]
     """What was read and what was dropped, in sentences."""
+    places: dict[str, str]
+    """File and line of each prompt by its id, in the file's order."""
 
     @property
     def training_notes(self) -> list[str]:
@@ -51,11 +53,6 @@ def load_prompts(config: DataConfig, seed: int) -> tuple[list[Prompt], list[Prom
     return data.training, data.held_out
 
 
-def load_demonstrations(config: DataConfig, seed: int) -> list[Demonstration]:
-    """The training prompts that come with a response, in the order of `load_prompts`."""
-    return load_prompt_data(config, seed).demonstrations
-
-
 def load_prompt_data(config: DataConfig, seed: int) -> PromptData:
     """What `data.prompts` names, without duplicates and split. Raises `UserError` that names the row at fault."""
     loaded = load(resolve(config.prompts), "data.format", config.format)
@@ -64,6 +61,7 @@ def load_prompt_data(config: DataConfig, seed: int) -> PromptData:
     entries = _without_duplicates(every)
     _check_ids(entries)
     _check_number(config, len(entries))
+    places = {entry.prompt.id: entry.where for entry in entries}
     random.Random(seed).shuffle(entries)
     # A stable sort: those without a demonstration first, in shuffled order, so demonstrations stay with sft.
     candidates = sorted(entries, key=lambda entry: entry.response is not None)
@@ -81,6 +79,7 @@ def load_prompt_data(config: DataConfig, seed: int) -> PromptData:
         demonstrations,
         loaded.format.ordered,
         notes,
+        places,
     )
 
 

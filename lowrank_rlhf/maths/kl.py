@@ -8,11 +8,6 @@ def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return logprobs - ref_logprobs
 
 
-def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Half the squared log ratio per token: biased, low variance (same source)."""
-    return 0.5 * (logprobs - ref_logprobs) ** 2
-
-
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """r - 1 - log r with r = q/p, per token: unbiased, never negative (same source)."""
     log_ratio = ref_logprobs - logprobs

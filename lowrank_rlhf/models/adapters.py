@@ -68,7 +68,7 @@ def fill_role(roles: Roles, role: Role, folder: Path | None) -> None:
     if folder is None:
         roles.reset(role, torch.Generator().manual_seed(0))
         return
-    shape = _shape(folder, role)
+    shape = plain_shape(folder, role)
     weights = read_tensors(_weights_file(folder))
     _check(folder, _expected(roles, role, shape, folder), weights)
     roles.make_anew(role, shape)
@@ -108,8 +108,11 @@ def _weights_file(folder: Path) -> Path:
     raise UserError(f"{folder}: no {WEIGHTS} there; an adapter is a folder that PEFT wrote, in safetensors")
 
 
-def _shape(folder: Path, role: Role) -> PeftLoraConfig:
-    """The adapter's shape, with nothing of the saved config that is not known to be safe and understood here."""
+def plain_shape(folder: Path, role: Role) -> PeftLoraConfig:
+    """The adapter's shape, with nothing of the saved config that is not known to be safe and understood here.
+
+    Raises `UserError` naming what is not plain LoRA: DoRA, biases, or a start (PiSSA, OLoRA) that changed the base.
+    """
     config = _config(folder)
     kind = config.get("peft_type")
     if kind != "LORA":

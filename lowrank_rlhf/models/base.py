@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,12 +24,13 @@ from transformers import (
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.allocator import keep_freed_memory
+from lowrank_rlhf.models.attention import NAME as SHORT_ATTENTION
 from lowrank_rlhf.models.fetch import fetch_model
 from lowrank_rlhf.models.folder import check_architecture
 from lowrank_rlhf.models.int8 import compute_at_full_precision
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.precision import choose_dtype
-from lowrank_rlhf.models.template import TemplateRefuses, check_template, render
+from lowrank_rlhf.models.template import end_token, prompt_tokens, read_tokenizer, token_id
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Prompt
 
@@ -51,24 +53,17 @@ class Base:
         """A token that never occurs in a response; distinct from the end-of-turn token, or models never stop."""
         return int(self.tokenizer.pad_token_id)
 
-    @property
+    @cached_property
     def eos(self) -> int:
-        """The token that ends an answer."""
-        return int(self.tokenizer.eos_token_id)
+        """The token that ends an answer, by the chat template."""
+        return token_id(self.tokenizer, end_token(self.tokenizer))
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Token ids of the conversation up to where the assistant's answer begins.
 
         Raises `UserError` where the chat template refuses it.
         """
-        try:
-            text = render(self.tokenizer, [message.model_dump() for message in prompt.messages])
-        except TemplateRefuses as error:
-            raise UserError(
-                f"prompt {prompt.id}: the model's chat template refuses it: {error}; change the prompt, or give "
-                "another template as model.chat_template"
-            ) from None
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return prompt_tokens(self.tokenizer, prompt)
 
     def encode_response(self, text: str) -> list[int]:
         """Token ids of a finished answer, with the end-of-turn token."""
@@ -76,7 +71,8 @@ class Base:
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
         """The answer's text, without special tokens."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+        said = [token for token in tokens if token != self.eos]  # which not every tokenizer holds to be special
+        return str(self.tokenizer.decode(said, skip_special_tokens=True)).strip()
 
     def checksum(self) -> str:
         """sha256 of every weight of the base and of the statistics of its quantisation; adapters don't count."""
@@ -98,8 +94,7 @@ def load_base(config: ModelConfig, progress: Progress) -> Base:
     check_architecture(folder, config.source)
     device = _device(config)
     compute_dtype = choose_dtype(config.compute_dtype, device)
-    tokenizer = _tokenizer(folder, config)
-    check_template(tokenizer, config, progress)
+    tokenizer = read_tokenizer(folder, config, progress)
     return freeze(_model(folder, config, device, compute_dtype), tokenizer, config, compute_dtype)
 
 
@@ -112,6 +107,7 @@ def _model(folder: Path, config: ModelConfig, device: torch.device, compute_dtyp
             quantization_config=_quantization(config, compute_dtype),
             device_map={"": str(device)},
             use_safetensors=True,
+            attn_implementation=_attention(folder, device),
             trust_remote_code=False,
             output_loading_info=True,
         )
@@ -125,6 +121,12 @@ def _model(folder: Path, config: ModelConfig, device: torch.device, compute_dtyp
         )
     _check_shapes(model, config)
     return model
+
+
+def _attention(folder: Path, device: torch.device) -> str | None:
+    """Ours on a CPU; transformers' choice on a GPU, and for scores that are capped (Gemma 2)."""
+    capped = getattr(AutoConfig.from_pretrained(folder), "attn_logit_softcapping", None)
+    return SHORT_ATTENTION if device.type == "cpu" and capped is None else None
 
 
 def _check_shapes(model: PreTrainedModel, config: ModelConfig) -> None:
@@ -157,6 +159,8 @@ def freeze(
     """A loaded model as the base that never changes."""
     model.requires_grad_(False)
     _check_decoder(model, config)
+    _without_dropout(model)
+    _check_vocabulary(model, tokenizer, config)
     compute_at_full_precision(model)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -170,6 +174,16 @@ def freeze(
     return Base(model, tokenizer, config, compute_dtype)
 
 
+def _without_dropout(model: nn.Module) -> None:
+    """Some configs name dropout for training; with it old and new log-probabilities would differ by chance alone."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):  # attention keeps a number, and drops out by itself
+                setattr(module, name, 0.0)
+
+
 def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:
     """Roles and their shared trunk take a decoder's `layers` one by one, and put adapters on linear layers in them."""
     layers = getattr(model.get_decoder(), "layers", None)
@@ -178,6 +192,18 @@ def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:
             f"model.source: {config.source}: {type(model).__name__} is built in a way that is not known here; choose a "
             "model of the Llama, Qwen, Gemma, Mistral or Phi-3 family"
         )
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
+    """A token that was added to the tokenizer alone has no embedding."""
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
+    for token in (tokenizer.pad_token, end_token(tokenizer)):
+        if token_id(tokenizer, token) >= rows:
+            raise UserError(
+                f"model.source: {config.source}: the tokenizer's {token} is beyond the model's {rows:,} embeddings; "
+                "tokenizer and weights are of two models: fetch both again"
+            )
 
 
 def _check_logits(model: PreTrainedModel, config: ModelConfig) -> None:
@@ -211,24 +237,3 @@ def _device(config: ModelConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device: no CUDA device here; use `auto` or `cpu`")
     return torch.device(config.device)
-
-
-def _tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model.source: {config.source}: the tokenizer cannot be read ({error})") from None
-    if config.chat_template is not None:
-        tokenizer.chat_template = config.chat_template
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"model.source: {config.source}: the tokenizer has no end-of-turn token")
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        spare = [token for token in ("<|endoftext|>", "<pad>", tokenizer.unk_token) if _is_spare(tokenizer, token)]
-        if not spare:
-            raise UserError(f"model.source: {config.source}: no token to pad with that differs from the end of turn")
-        tokenizer.pad_token = spare[0]
-    return tokenizer
-
-
-def _is_spare(tokenizer: PreTrainedTokenizerBase, token: str | None) -> bool:
-    return token is not None and token in tokenizer.get_vocab() and token != tokenizer.eos_token

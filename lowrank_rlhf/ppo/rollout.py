@@ -1,14 +1,16 @@
 """One rollout: sample answers as the policy, then read them as reference, reward model, critic and policy."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lowrank_rlhf.config.schema import PpoConfig, SampleConfig
+from lowrank_rlhf.config.ppo import PpoConfig
+from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.maths.advantages import gae, token_rewards
-from lowrank_rlhf.maths.kl import k1
+from lowrank_rlhf.maths.kl import k1, k3
 from lowrank_rlhf.maths.masking import masked_mean, masked_sum, pool, whiten
 from lowrank_rlhf.maths.sequences import Sequences, cut_minibatches, pack
 from lowrank_rlhf.models.generation import Response, sample_answers
@@ -79,8 +81,13 @@ def collect(
     The log-probabilities are computed by the training forward, not taken from generation, and on the micro-batches that
     it will see, so that the first ratio is 1. Neighbouring prompts share a minibatch: give them in random order.
     `baseline`, (B,), is taken from the shaped scores before they become rewards.
+
+    Of the figures, `objective/kl` and `objective/kl_k3` estimate the same nats per response, the second one with less
+    noise; `objective/rlhf_reward` is what PPO maximises, the shaped score less the KL penalty.
     """
+    start = time.monotonic()
     responses = _sample(roles, prompts, sampling, seed)
+    sampled = time.monotonic()
     batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)
     batch = roles.with_trunk(batch)
     cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.config.micro_batch_tokens)
@@ -93,9 +100,8 @@ def collect(
     kl = k1(policy.logprobs, reference)
     finished = torch.tensor([response.finished for response in responses], device=scores.device)
     shaped = shape_scores(scores, finished, config)
-    if baseline is not None:
-        shaped = shaped - baseline.to(shaped.device)
-    rewards = token_rewards(shaped, kl, batch.response, kl_coef)
+    learnt = shaped if baseline is None else shaped - baseline.to(shaped.device)
+    rewards = token_rewards(learnt, kl, batch.response, kl_coef)
     if config.whiten_rewards:
         rewards = whiten(rewards, batch.response, shift_mean=False)
     advantages, returns = gae(rewards, values, batch.response, config.gamma, config.gae_lambda)
@@ -117,12 +123,15 @@ def collect(
         kl=kl_per_response,
         figures={
             "objective/kl": float(kl_per_response.mean()),
+            "objective/kl_k3": float(masked_sum(k3(policy.logprobs, reference), batch.response).mean()),
             "objective/scores": float(scores.mean()),
-            "objective/rlhf_reward": float((scores - kl_coef * kl_per_response).mean()),
+            "objective/rlhf_reward": float((shaped - kl_coef * kl_per_response).mean()),
             "objective/entropy": float(masked_mean(policy.entropy, batch.response)),
             "objective/kl_coef": kl_coef,
             "value/explained_variance": float(explained_variance(values, returns, batch.response)),
             **_response_figures(responses),
+            "time/sampling": sampled - start,
+            "time/scoring": time.monotonic() - sampled,
         },
     )
 

@@ -1,16 +1,18 @@
 """Epochs over one rollout: a policy pass and a critic pass for every minibatch."""
 
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lowrank_rlhf.config.schema import PpoConfig
+from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.maths.kl import k3
 from lowrank_rlhf.maths.losses import policy_losses, value_losses
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.stepping import clipped_step
 from lowrank_rlhf.ppo.rollout import Rollout, values_before_tokens
 
 
@@ -45,28 +47,34 @@ def update(
     seed: int,
     train_policy: bool = True,
 ) -> dict[str, float]:
-    """PPO's passes over the rollout (Schulman et al. 2017, algorithm 1); the means of its figures.
+    """PPO's passes over the rollout (Schulman et al. 2017, algorithm 1); the means of its figures, and seconds.
 
     Every pass takes the minibatches in a new order.
 
     `policy/first_ratio_error` is the largest |ratio - 1| on the first minibatch, where the policy has not moved yet.
+    Raises `NotFinite` before a step that a NaN or an infinity would enter.
     """
     figures: dict[str, list[float]] = defaultdict(list)
+    seconds = {"time/policy_update": 0.0, "time/critic_update": 0.0}
     generator = torch.Generator().manual_seed(seed)
     for _ in range(config.epochs):
         for index in torch.randperm(len(rollout.cut), generator=generator).tolist():
             minibatch = rollout.cut[index]
+            start = time.monotonic()
             if train_policy:
                 found = _policy_step(roles, optimizers.policy, rollout, minibatch, config, temperature)
                 if "policy/first_ratio_error" not in figures:
                     figures["policy/first_ratio_error"].append(found["largest_ratio_error"])
                 for name in ("approxkl", "clipfrac", "ratio", "loss", "grad_norm"):
                     figures[f"policy/{name}"].append(found[name])
+            between = time.monotonic()
             for name, value in _critic_step(roles, optimizers.critic, rollout, minibatch, config).items():
                 figures[f"value/{name}"].append(value)
+            seconds["time/policy_update"] += between - start
+            seconds["time/critic_update"] += time.monotonic() - between
         if config.target_kl is not None and train_policy and figures["policy/approxkl"][-1] > config.target_kl:
             break
-    return {name: sum(values) / len(values) for name, values in figures.items()}
+    return {name: sum(values) / len(values) for name, values in figures.items()} | seconds
 
 
 def _policy_step(
@@ -80,7 +88,7 @@ def _policy_step(
     optimizer.zero_grad()
     tokens = _response_tokens(rollout, minibatch)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rollout.values.device))
-    largest = 0.0
+    largest = torch.zeros((), device=rollout.values.device)
     for part in map(rollout.rows, minibatch):
         with roles.acting_as(Role.POLICY, train=True):
             logprobs = roles.logprobs(part.batch, temperature).logprobs
@@ -98,11 +106,10 @@ def _policy_step(
             for name, values in counted.items():
                 sums[name] += masked_sum(values, part.batch.response).sum() / tokens
             sums["loss"] += loss.detach()
-            largest = max(largest, float(off[part.batch.response].max()))
-    norm = torch.nn.utils.clip_grad_norm_(roles.parameters(Role.POLICY), config.max_grad_norm)
-    optimizer.step()
+            largest = torch.maximum(largest, off[part.batch.response].max())  # NaN stays NaN; max() would drop it
     means = {name: float(value) for name, value in sums.items()}
-    return {**means, "grad_norm": float(norm), "largest_ratio_error": largest}
+    norm = clipped_step(optimizer, "policy", means["loss"], config.max_grad_norm)
+    return {**means, "grad_norm": norm, "largest_ratio_error": float(largest)}
 
 
 def _critic_step(
@@ -118,9 +125,7 @@ def _critic_step(
             loss = masked_sum(losses, part.batch.response).sum() / tokens
             roles.backward(config.value_coef * loss)
         total += loss.item()
-    norm = torch.nn.utils.clip_grad_norm_(roles.parameters(Role.CRITIC), config.max_grad_norm)
-    optimizer.step()
-    return {"loss": total, "grad_norm": float(norm)}
+    return {"loss": total, "grad_norm": clipped_step(optimizer, "critic", total, config.max_grad_norm)}
 
 
 def _response_tokens(rollout: Rollout, minibatch: list[list[int]]) -> int:

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 from statistics import median
 from typing import NamedTuple
@@ -18,6 +18,13 @@ class PositionBias(NamedTuple):
     shown_first: float
     expected: float
     rankings: int
+
+
+class SameOrder(NamedTuple):
+    """Share of the pairs of answers that both of two rankings order alike, out of `pairs` that both order."""
+
+    share: float
+    pairs: int
 
 
 class Figures(NamedTuple):
@@ -48,6 +55,8 @@ def krippendorff_alpha(rankings: Iterable[Ranking]) -> float | None:
         tier_of = {answer: index for index, tier in enumerate(ranking.tiers) for answer in tier}
         for first, second in combinations(tier_of, 2):
             verdict = (tier_of[first] < tier_of[second]) - (tier_of[first] > tier_of[second])
+            if ranking.partial and not verdict and tier_of[first] == len(ranking.tiers) - 1:
+                continue  # left out together, and so not compared
             judgements[ranking.prompt_id, first, second][verdict] += 1
             judgements[ranking.prompt_id, second, first][-verdict] += 1
     counts = [[unit[-1], unit[0], unit[1]] for unit in judgements.values() if unit.total() > 1]
@@ -56,6 +65,39 @@ def krippendorff_alpha(rankings: Iterable[Ranking]) -> float | None:
     import krippendorff  # pulls in numpy and takes half a second: only when needed
 
     return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
+
+
+def same_order(rankings: Iterable[Ranking]) -> SameOrder | None:
+    """How far annotators order the same two answers alike; None if no two have ordered the same ones.
+
+    Each two annotators of a prompt count once, and ties are left out (InstructGPT, section 3.4: 72.6 %). Of several
+    rankings of a prompt by one annotator the last counts.
+    """
+    latest = {(ranking.annotator, ranking.prompt_id): ranking for ranking in rankings}
+    by_prompt = defaultdict(list)
+    for ranking in latest.values():
+        by_prompt[ranking.prompt_id].append(ranking)
+    return _same_order(two for group in by_prompt.values() for two in combinations(group, 2))
+
+
+def consistency(rankings: Iterable[Ranking]) -> SameOrder | None:
+    """How far annotators who were given a prompt again order its answers as before; None if nobody was.
+
+    `rankings`: all that were not taken back, oldest first.
+    """
+    history = defaultdict(list)
+    for ranking in rankings:
+        history[ranking.annotator, ranking.prompt_id].append(ranking)
+    return _same_order(two for passes in history.values() for two in pairwise(passes))
+
+
+def _same_order(twos: Iterable[tuple[Ranking, Ranking]]) -> SameOrder | None:
+    same = pairs = 0
+    for first, second in twos:
+        one, other = ({(pair.chosen, pair.rejected) for pair in compare(ranking)} for ranking in (first, second))
+        same += len(one & other)
+        pairs += len(one & (other | {(worse, better) for better, worse in other}))
+    return SameOrder(share=same / pairs, pairs=pairs) if pairs else None
 
 
 def position_bias(rankings: Iterable[Ranking]) -> PositionBias | None:
@@ -80,8 +122,8 @@ def figures(rankings: Iterable[Ranking], samples: Iterable[Sample]) -> Figures:
     """Pace, ties, flags and biases of rankings of these samples."""
     rankings = list(rankings)
     seconds = [ranking.seconds for ranking in rankings if ranking.seconds is not None]
-    pairs = sum(comb(sum(map(len, ranking.tiers)), 2) for ranking in rankings)
-    tied = sum(comb(len(tier), 2) for ranking in rankings for tier in ranking.tiers)
+    tied = sum(comb(len(tier), 2) for ranking in rankings for tier in ranking.named_tiers)
+    pairs = tied + sum(len(compare(ranking)) for ranking in rankings)
     won = _longer_won(rankings, samples)
     return Figures(
         rankings=len(rankings),

@@ -16,7 +16,7 @@ from lowrank_rlhf.records import Message, Prompt, Ranking, Record, Sample
 Text = str | tuple[Message, ...]
 R = TypeVar("R", bound=Record)
 
-VERSION = 1
+VERSION = 2  # 2: `partial` and `written` of a ranking
 ERRORS_SHOWN = 10
 
 
@@ -93,7 +93,7 @@ def to_jsonl(contents: Contents) -> str:
     for verdict in contents.verdicts:
         rows.append(("ranking", verdict.ranking.model_dump(mode="json") | {"withdrawn": verdict.withdrawn}))
     rows += [("skip", skip.model_dump(mode="json")) for skip in contents.skips]
-    return "".join(_json({"kind": kind} | fields) for kind, fields in rows)
+    return "".join(json_line({"kind": kind} | fields) for kind, fields in rows)
 
 
 def comparisons_to_jsonl(contents: Contents, rankings: Sequence[Ranking] | None = None) -> str:
@@ -119,7 +119,7 @@ def comparisons_to_jsonl(contents: Contents, rankings: Sequence[Ranking] | None 
             tier_gap=pair.tier_gap,
         )
         rows.append(row.model_dump(mode="json"))
-    return "".join(map(_json, rows))
+    return "".join(map(json_line, rows))
 
 
 def in_messages(prompts: Iterable[Prompt]) -> bool:
@@ -137,7 +137,8 @@ def answer_field(text: str, talks: bool) -> Text:
     return (Message(role="assistant", content=text),) if talks else text
 
 
-def _json(fields: dict[str, Any]) -> str:
+def json_line(fields: dict[str, Any]) -> str:
+    """A row of a file."""
     return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"
 
 

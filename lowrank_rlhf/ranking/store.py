@@ -2,8 +2,9 @@
 
 import random
 import sqlite3
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -11,22 +12,11 @@ from typing import NamedTuple
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.ranking.exchange import Contents, Line, Skip, Verdict, refuse
 from lowrank_rlhf.ranking.merging import Merge, merge
+from lowrank_rlhf.ranking.queue import Policy, give_back, hold, keep, lease, take_back, times_ranked
+from lowrank_rlhf.ranking.schema import create_or_upgrade
 from lowrank_rlhf.records import Prompt, Ranking, Record, Sample
 
-APPLICATION_ID = 0x4C524C46  # "LRLF" in the file's header tells our databases from others
-SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
-SCHEMA = (
-    "CREATE TABLE prompts (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)",
-    "CREATE TABLE samples (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,"
-    " prompt_id TEXT NOT NULL REFERENCES prompts(id), record TEXT NOT NULL)",
-    "CREATE TABLE rankings (position INTEGER PRIMARY KEY AUTOINCREMENT, prompt_id TEXT NOT NULL REFERENCES prompts(id),"
-    " annotator TEXT NOT NULL, record TEXT NOT NULL, withdrawn INTEGER NOT NULL DEFAULT 0)",
-    "CREATE TABLE skips (annotator TEXT NOT NULL, prompt_id TEXT NOT NULL REFERENCES prompts(id),"
-    " PRIMARY KEY (annotator, prompt_id))",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
 
 
 class Item(Record):
@@ -34,6 +24,8 @@ class Item(Record):
 
     prompt: Prompt
     answers: tuple[Sample, ...]
+    done: int = 0
+    """How often this annotator has ranked it before."""
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -42,7 +34,7 @@ class Item(Record):
 
 
 class Standing(NamedTuple):
-    """Prompts in all, ranked and skipped by one annotator, and ranked by anyone."""
+    """Prompts in all, ranked and skipped by one annotator, and put in order by anyone."""
 
     prompts: int
     ranked: int
@@ -54,14 +46,14 @@ class AnnotationStore:
     """Prompts, answers and rankings in one SQLite file, created if missing.
 
     Holds no open connection, so any thread and any number of processes may use it; each method is one transaction,
-    on disk when it returns. Everybody gets the prompts in the same order, so that annotators overlap from the start.
+    on disk when it returns. An older version's file gets the tables that it lacks. `clock` gives seconds since 1970.
     Raises `UserError` for a file that is not such a database, a newer version's, or one that stays locked.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path, self._clock = path, clock
         with self._transaction(write=True) as database:
-            self._create_or_check(database)
+            create_or_upgrade(database, path)
         self._enable_wal()
 
     def add_items(self, prompts: Iterable[Prompt], samples: Iterable[Sample]) -> None:
@@ -80,35 +72,53 @@ class AnnotationStore:
                 if len(answers[prompt.id]) > 1:
                     self._add_item(database, Item(prompt=prompt, answers=tuple(answers[prompt.id])))
 
-    def next_item(self, annotator: str) -> Item | None:
-        """The first prompt that this annotator has neither ranked nor skipped, its answers shuffled blindly but for
-        this annotator always alike; None if there is none left."""
-        with self._transaction() as database:
-            row = database.execute(
-                "SELECT id FROM prompts"
-                " WHERE id NOT IN (SELECT prompt_id FROM rankings WHERE annotator = :annotator AND NOT withdrawn)"
-                " AND id NOT IN (SELECT prompt_id FROM skips WHERE annotator = :annotator) ORDER BY position LIMIT 1",
-                {"annotator": annotator},
-            ).fetchone()
-            item = self._item(database, row[0]) if row else None
-        return _shuffled(item, annotator) if item else None
+    def next_item(self, annotator: str, policy: Policy | None = None) -> Item | None:
+        """The prompt that this annotator holds or, in the order of `policy`, the next one that this annotator has
+        neither ranked nor skipped; None if there is none left. Nobody else is given it until it is saved, skipped or
+        released, or for `queue.LEASE_SECONDS`. Its answers are shuffled blindly, for this annotator always alike.
+        """
+        with self._transaction(write=True) as database:
+            given = lease(database, annotator, self._clock(), policy or Policy())
+            item = self._item(database, given[0]) if given else None
+        return _shuffled(item, annotator, given[1]) if item and given else None
+
+    def keep(self, annotator: str, prompt_id: str) -> None:
+        """The annotator is still at it: nobody else is given this prompt for some minutes more."""
+        with self._transaction(write=True) as database:
+            self._item(database, prompt_id)
+            keep(database, annotator, prompt_id, self._clock())
+
+    def release(self, annotator: str) -> None:
+        """Lets others have what this annotator holds."""
+        with self._transaction(write=True) as database:
+            give_back(database, annotator)
 
     def item(self, annotator: str, prompt_id: str) -> Item:
         """That prompt as `next_item` shows it to this annotator."""
         with self._transaction() as database:
-            return _shuffled(self._item(database, prompt_id), annotator)
+            done = times_ranked(database, annotator, prompt_id)
+            return _shuffled(self._item(database, prompt_id), annotator, done)
 
-    def save(self, ranking: Ranking) -> None:
-        """Keeps a ranking. It is committed when this returns. Raises `UserError` for ids that are not in the store."""
+    def save(self, ranking: Ranking, done: int | None = None) -> bool:
+        """Keeps a ranking. It is committed when this returns. Raises `UserError` for ids that are not in the store.
+
+        `done`: as in the item that was ranked. If the annotator has ranked it since, in another window or because an
+        answer got lost on the way, nothing is kept and the result is False.
+        """
         with self._transaction(write=True) as database:
             self._check(database, ranking)
+            if done not in (None, times_ranked(database, ranking.annotator, ranking.prompt_id)):
+                return False
             self._insert(database, Verdict(ranking=ranking))
+            give_back(database, ranking.annotator, ranking.prompt_id)
+        return True
 
     def skip(self, annotator: str, prompt_id: str) -> None:
         """Never shows this prompt to this annotator again."""
         with self._transaction(write=True) as database:
             self._item(database, prompt_id)
-            database.execute("INSERT OR IGNORE INTO skips VALUES (?, ?)", (annotator, prompt_id))
+            self._skip(database, Skip(annotator=annotator, prompt_id=prompt_id))
+            give_back(database, annotator, prompt_id)
 
     def unskip(self, annotator: str, prompt_id: str | None = None) -> None:
         """Takes back this annotator's skip of a prompt, or every one."""
@@ -118,15 +128,16 @@ class AnnotationStore:
                 {"annotator": annotator, "prompt_id": prompt_id},
             )
 
-    def undo(self, annotator: str) -> Ranking | None:
-        """Withdraws this annotator's latest ranking and returns it; it stays in the file, marked. None if none."""
+    def undo(self, annotator: str) -> Ranking | Skip | None:
+        """Takes back this annotator's latest step, a ranking or a skip, and returns it; None if there is none.
+
+        A withdrawn ranking stays in the file, marked. The annotator holds its prompt again.
+        """
         with self._transaction(write=True) as database:
-            row = database.execute(
-                "UPDATE rankings SET withdrawn = 1 WHERE position ="
-                " (SELECT MAX(position) FROM rankings WHERE annotator = ? AND NOT withdrawn) RETURNING record",
-                (annotator,),
-            ).fetchone()
-        return Ranking.model_validate_json(row[0]) if row else None
+            step = take_back(database, annotator)
+            if step:
+                hold(database, annotator, step.prompt_id, self._clock())
+        return step
 
     def rankings(self) -> list[Ranking]:
         """The latest ranking of each prompt by each annotator, in the order in which they were saved."""
@@ -134,17 +145,16 @@ class AnnotationStore:
             return self._latest(database)
 
     def count(self) -> int:
-        """Prompts that somebody has ranked."""
-        with self._transaction() as database:
-            query = "SELECT COUNT(DISTINCT prompt_id) FROM rankings WHERE NOT withdrawn"
-            return int(database.execute(query).fetchone()[0])
+        """Prompts whose answers somebody has put in order, or held to be equal."""
+        return self.standing("").ranked_by_anyone
 
     def standing(self, annotator: str) -> Standing:
         """How far this annotator and everybody together have come."""
         with self._transaction() as database:
             row = database.execute(
                 "SELECT (SELECT COUNT(*) FROM prompts),"
-                " COUNT(DISTINCT CASE WHEN annotator = :annotator THEN prompt_id END), COUNT(DISTINCT prompt_id),"
+                " COUNT(DISTINCT CASE WHEN annotator = :annotator THEN prompt_id END),"
+                " COUNT(DISTINCT CASE WHEN json_array_length(record, '$.tiers') > 0 THEN prompt_id END),"
                 " (SELECT COUNT(*) FROM skips WHERE annotator = :annotator) FROM rankings WHERE NOT withdrawn",
                 {"annotator": annotator},
             ).fetchone()
@@ -188,16 +198,6 @@ class AnnotationStore:
         with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as database:
             database.execute("PRAGMA journal_mode = WAL")
 
-    def _create_or_check(self, database: sqlite3.Connection) -> None:
-        if database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0:
-            for statement in SCHEMA:
-                database.execute(statement)
-            return
-        if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise UserError(f"{self.path}: an SQLite database, but not one with annotations")
-        if (version := database.execute("PRAGMA user_version").fetchone()[0]) > SCHEMA_VERSION:
-            raise UserError(f"{self.path}: written by a newer version (schema {version}); update lowrank_rlhf")
-
     def _add_item(self, database: sqlite3.Connection, item: Item) -> None:
         if database.execute("SELECT 1 FROM prompts WHERE id = ?", (item.prompt.id,)).fetchone():
             if self._item(database, item.prompt.id) != item:
@@ -237,6 +237,13 @@ class AnnotationStore:
             (ranking.prompt_id, ranking.annotator, ranking.model_dump_json(), verdict.withdrawn),
         )
 
+    def _skip(self, database: sqlite3.Connection, skip: Skip) -> None:
+        database.execute(
+            "INSERT OR IGNORE INTO skips (annotator, prompt_id, after)"
+            " VALUES (?, ?, (SELECT COALESCE(MAX(position), 0) FROM rankings))",
+            (skip.annotator, skip.prompt_id),
+        )
+
     def _contents(self, database: sqlite3.Connection) -> Contents:
         prompts = database.execute("SELECT record FROM prompts ORDER BY position")
         answers = database.execute("SELECT record FROM samples ORDER BY position")
@@ -266,7 +273,7 @@ class AnnotationStore:
         for verdict in plan.verdicts:
             self._insert(database, verdict)
         for skip in plan.skips:
-            database.execute("INSERT INTO skips VALUES (?, ?)", (skip.annotator, skip.prompt_id))
+            self._skip(database, skip)
 
     def _latest(self, database: sqlite3.Connection) -> list[Ranking]:
         rows = database.execute(
@@ -276,6 +283,8 @@ class AnnotationStore:
         return [Ranking.model_validate_json(record) for (record,) in rows]
 
 
-def _shuffled(item: Item, annotator: str) -> Item:
-    order = random.Random(f"{annotator}\n{item.prompt.id}").sample(item.answers, len(item.answers))
-    return Item(prompt=item.prompt, answers=tuple(order))
+def _shuffled(item: Item, annotator: str, done: int) -> Item:
+    """Another order each time that the prompt comes again: where an answer stood is then no help."""
+    seed = f"{annotator}\n{item.prompt.id}" + (f"\n{done}" if done else "")
+    order = random.Random(seed).sample(item.answers, len(item.answers))
+    return Item(prompt=item.prompt, answers=tuple(order), done=done)

@@ -39,7 +39,11 @@ _SAMPLING = ("sample.max_new_tokens", "sample.temperature")
 _JUDGE = ("rank.source", "rank.judge")
 _MODEL = ("seed", "model", "lora", "data")
 PACE = frozenset(
-    f"rank.endpoint.{name}" for name in ("requests_per_minute", "timeout_seconds", "max_attempts", "api_key_variable")
+    f"rank.{name}"
+    for name in (
+        *("endpoint.requests_per_minute", "endpoint.timeout_seconds", "endpoint.max_attempts"),
+        *("endpoint.api_key_variable", "shared", "repeated"),
+    )
 )
 """Settings that change how results are fetched and not the results: they may change in the middle of a stage."""
 
@@ -56,7 +60,7 @@ STAGES = (
     Stage(
         "reward",
         "train the reward model on the comparisons",
-        (*_MODEL, "reward", "evaluate.bootstrap_samples"),
+        (*_MODEL, *_SAMPLING, "reward", "evaluate.bootstrap_samples"),
         ("adapters/sft", "prompts.jsonl", "answers.jsonl", "rankings.jsonl", "comparisons.jsonl"),
         ("adapters/reward", "scores.jsonl"),
     ),

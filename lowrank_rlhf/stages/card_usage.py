@@ -62,7 +62,7 @@ model = AutoModelForSequenceClassification.from_pretrained({folder}, dtype="auto
 def score(messages, answer):
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-    response = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    response = tokenizer(answer, add_special_tokens=False)["input_ids"] + [model.config.eos_token_id]
     ids = torch.tensor([prompt + response])
     {raw}
     return (raw - {mean!r}) / {std!r}

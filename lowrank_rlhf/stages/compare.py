@@ -14,6 +14,7 @@ from lowrank_rlhf.maths.statistics import win_rate
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_logprobs
 from lowrank_rlhf.ppo.rollout import RewardScale, reward_scores, shape_scores
+from lowrank_rlhf.progress import Bar
 from lowrank_rlhf.ranking.judges import Judge
 from lowrank_rlhf.records import Prompt, Sample
 from lowrank_rlhf.stages.answers import answer, encode_prompts
@@ -34,7 +35,12 @@ class Contest:
 
     @classmethod
     def against_sft(
-        cls, context: Context, most: int | None, scale: RewardScale, judge: Judge | None = None
+        cls,
+        context: Context,
+        most: int | None,
+        scale: RewardScale,
+        judge: Judge | None = None,
+        bar: Bar | None = None,
     ) -> "Contest":
         """SFT's answers to the first held-out prompts, from a seed that the policy's answers share.
 
@@ -42,12 +48,12 @@ class Contest:
         """
         prompts = context.prompts[1][:most]
         follows = judge if judge and judge.absolute else None
-        sft = _one_each(context, Role.REFERENCE, prompts)
+        sft = _one_each(context, Role.REFERENCE, prompts, bar)
         return cls(prompts, scale, sft, follows, _each_alone(follows, prompts, sft) if follows else [])
 
-    def meet(self, context: Context) -> "Answers":
+    def meet(self, context: Context, bar: Bar | None = None) -> "Answers":
         """The policy's answers to these prompts, and what reward model and reference make of them."""
-        samples = _one_each(context, Role.POLICY, self.prompts)
+        samples = _one_each(context, Role.POLICY, self.prompts, bar)
         batch = _packed(context, self.prompts, samples)
         temperature = context.config.sample.temperature
         policy = score_logprobs(context.roles, Role.POLICY, batch, temperature).logprobs
@@ -119,8 +125,8 @@ def scored(context: Context, prompts: Sequence[Prompt], answers: Sequence[Sample
     return found
 
 
-def _one_each(context: Context, role: Role, prompts: Sequence[Prompt]) -> list[Sample]:
-    answers = answer(context, role, prompts, seed=context.seed("held-out answers"))
+def _one_each(context: Context, role: Role, prompts: Sequence[Prompt], bar: Bar | None) -> list[Sample]:
+    answers = answer(context, role, prompts, seed=context.seed("held-out answers"), bar=bar)
     return [samples[0] for samples in answers]
 
 

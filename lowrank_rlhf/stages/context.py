@@ -1,5 +1,6 @@
 """What every stage's `run` receives."""
 
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from lowrank_rlhf.artifacts import MetricLog, RunDir
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons, without_prompts
-from lowrank_rlhf.data.prompts import load_prompt_data
+from lowrank_rlhf.data.prompts import PromptData
+from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.maths.seeds import derive_seed
+from lowrank_rlhf.models.fetch import fetch_model
 from lowrank_rlhf.progress import Progress, StopRequest
 from lowrank_rlhf.records import Prompt
 
@@ -27,15 +29,21 @@ class Context:
     progress: Progress
     stop: StopRequest
     metrics: MetricLog
+    loading_seconds: float = 0.0
+    """Time that loading the base took, conversion included."""
 
     @cached_property
     def roles(self) -> "Roles":
         """The adapters on the base, which is loaded on first use and shared by all stages of the run."""
-        from lowrank_rlhf.models.base import load_base
         from lowrank_rlhf.models.roles import Roles
+        from lowrank_rlhf.stages.precision import load_in_the_runs_format
 
         self.progress.say(f"loading {self.config.model.source}")
-        return Roles(load_base(self.config.model, self.progress), self.config.lora, self.config.reward.layers)
+        start = time.monotonic()
+        base = load_in_the_runs_format(self.config.model, self.run_dir.path, self.progress)
+        roles = Roles(base, self.config.lora, self.config.reward.layers)
+        self.loading_seconds = time.monotonic() - start
+        return roles
 
     @property
     def base(self) -> "Base":
@@ -43,29 +51,43 @@ class Context:
         return self.roles.base
 
     @cached_property
-    def prompts(self) -> tuple[list[Prompt], list[Prompt]]:
-        """Training prompts and held-out prompts, in seeded order. Says what was read, unless it is a built-in set."""
-        data = load_prompt_data(self.config.data, self.config.seed)
-        if not self.config.data.prompts.startswith("builtin:"):
-            for note in (*data.notes, *data.training_notes):
-                self.progress.say(f"  {note}")
-        return data.training, data.held_out
+    def data(self) -> RunData:
+        """What the config names, as it was read."""
+        return RunData(self.config)
 
     @cached_property
-    def comparisons(self) -> ComparisonData:
-        """What `rank.dataset` holds, but for held-out prompts. Says what was read."""
-        rank = self.config.rank
-        data = load_comparisons(str(rank.dataset), rank.format, self.config.data.skip_bad_rows)
-        data = without_prompts(data, self.prompts[1])
-        for note in data.notes:
+    def fitting(self) -> PromptData:
+        """The prompts and demonstrations that the model has room for. Says what was left out.
+
+        Raises `UserError` with those that are too long, unless `data.skip_too_long` leaves them out.
+        """
+        from lowrank_rlhf.models.template import read_tokenizer
+        from lowrank_rlhf.stages.fitting import fitting
+
+        unheard = Progress.silent()  # the model is fetched aloud elsewhere
+        tokenizer = read_tokenizer(fetch_model(self.config.model, unheard), self.config.model, unheard)
+        found = fitting(self.data.prompts, tokenizer, self.config)
+        for note in found.notes[len(self.data.prompts.notes) :]:
             self.progress.say(f"  {note}")
-        return data
+        return found
+
+    @cached_property
+    def prompts(self) -> tuple[list[Prompt], list[Prompt]]:
+        """Training prompts and held-out prompts, in seeded order; without too long ones if they may be left out."""
+        found = self.fitting if self.config.data.skip_too_long else self.data.prompts
+        return found.training, found.held_out
 
     def read_data(self) -> None:
-        """Read what the config names, so that a mistake in it is told before anything takes time."""
-        _ = self.prompts
-        if self.config.rank.source == "dataset":
-            _ = self.comparisons
+        """Read what the config names and say so: a mistake in it is told before anything takes time."""
+        prompts, comparisons = self.data.prompts, self.data.comparisons
+        builtin = self.config.data.prompts.startswith("builtin:")
+        own = [] if builtin else [*prompts.notes, *prompts.training_notes]
+        for note in [*own, *(comparisons.notes if comparisons else [])]:
+            self.progress.say(f"  {note}")
+
+    def check_lengths(self) -> None:
+        """Raise `UserError` if a prompt or demonstration is too long for the model, before anything takes time."""
+        _ = self.fitting
 
     def seed(self, *place: str | int) -> int:
         """A seed of its own for each random choice: `seed("ppo", step)`."""

@@ -19,20 +19,23 @@ from lowrank_rlhf.stages.compare import Answers, Contest, ranking_judge, scored,
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.judging import open_judge
 from lowrank_rlhf.stages.report import summary_message, write_report
+from lowrank_rlhf.stages.report_data import DISTINCT, OPENER
 
 Rows = list[dict[str, Any]]
 
 
 def run(context: Context) -> dict[str, Any]:
     """Make `eval.jsonl`, `report.html` and `report.md`."""
-    roles, artifact, work = context.roles, context.run_dir.artifact, context.work("evaluate")
+    roles, run_dir, work = context.roles, context.run_dir, context.work("evaluate")
+    artifact = run_dir.artifact
     about = read_json(artifact("adapters/reward") / "reward.json") or {}
     load_role(roles, Role.REFERENCE, artifact("adapters/sft"))
     load_role(roles, Role.POLICY, artifact("adapters/policy"))
     load_role(roles, Role.REWARD, artifact("adapters/reward"))
     scale = RewardScale(about["pooling"], about["score_mean"], about["score_std"])
-    contest = Contest.against_sft(context, None, scale)
-    policy = contest.meet(context)
+    with context.progress.track("evaluate", 2 * len(context.prompts[1]), "answers") as bar:
+        contest = Contest.against_sft(context, None, scale, bar=bar)
+        policy = contest.meet(context, bar)
     judges = _judges(context)
     rows = _rows(context, contest, policy, judges)
     eval_path = work / "eval.jsonl"
@@ -40,10 +43,10 @@ def run(context: Context) -> dict[str, Any]:
     for row in rows:
         append_line(eval_path, row)
     summary = _summary(context, contest, policy.samples, rows, judges)
-    marks = {stage.name: context.run_dir.done(stage.name) for stage in STAGES}
+    marks = {stage.name: run_dir.done(stage.name) for stage in STAGES}
     summaries = {name: mark["summary"] for name, mark in marks.items() if mark} | {"evaluate": summary}
-    write_report(context.run_dir.path, summaries, rows, work)
-    return {**summary, "message": summary_message(summaries, rows, context.run_dir.artifact("report.html"))}
+    write_report(run_dir.path, summaries, rows, work)
+    return {**summary, "message": summary_message(run_dir.path, summaries, rows, run_dir.artifact("report.html"))}
 
 
 def _judges(context: Context) -> dict[str, Judge]:
@@ -113,8 +116,8 @@ def _table(judges: Mapping[str, str], sft: Sequence[Sample], policy: Sequence[Sa
     openers = [top_opener(group) for group in texts]
     add("length in tokens", lengths[0], lengths[1])
     add("answers that end by themselves", ended[0], ended[1])
-    add("distinct-2", distinct_n(texts[0], 2), distinct_n(texts[1], 2), "distinct word pairs / word pairs")
-    add("commonest opener's share", openers[0][1], openers[1][1], f"“{openers[0][0]}” / “{openers[1][0]}”")
+    add(DISTINCT, distinct_n(texts[0], 2), distinct_n(texts[1], 2), "distinct word pairs / word pairs")
+    add(OPENER, openers[0][1], openers[1][1], f"“{openers[0][0]}” / “{openers[1][0]}”")
     return table
 
 

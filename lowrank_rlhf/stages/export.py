@@ -96,7 +96,8 @@ def export_reward(context: Context, dtype: str, folder: Path) -> dict[str, Any]:
             ("figure", "value"),
             (("largest difference", f"{gap:.2g}"), ("answers", str(answers))),
         )
-        usage = reward_usage(folder.name, settings | {"eos": context.base.tokenizer.eos_token})
+        eos = context.base.tokenizer.convert_ids_to_tokens(context.base.eos)
+        usage = reward_usage(folder.name, settings | {"eos": eos})
         exported = Exported("reward", folder.name, usage, None, dtype, table)
         summary = {"dtype": dtype, **settings, "layers": context.roles.head_layers, "max_score_difference": gap}
         return _finish(context.run_dir, context.config, out, exported) | summary

@@ -17,17 +17,22 @@ from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.text import distinct_n
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.stepping import check_finite
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
 from lowrank_rlhf.ppo.rollout import RewardScale, Rollout, collect, shape_scores
 from lowrank_rlhf.ppo.update import Optimizers, update
 from lowrank_rlhf.records import Sample, Score, read_jsonl
 from lowrank_rlhf.stages.answers import encode_prompts
-from lowrank_rlhf.stages.claims import base_unchanged, claim
+from lowrank_rlhf.stages.breakdown import explained
+from lowrank_rlhf.stages.claims import base_unchanged, checksums, claim, others_unchanged
 from lowrank_rlhf.stages.compare import Contest, ranking_judge
 from lowrank_rlhf.stages.context import Context
 
 MOST_RATIO_ERROR = 1e-3
 """The same forward on the same micro-batches gives the same bits on a CPU; a GPU's kernels may round otherwise."""
+
+MOST_TOKEN_DIFFERENCE = 1e-4
+"""Nats by which policy and reference may differ at any token while they are the same: for other kernels' rounding."""
 
 
 @dataclass
@@ -46,6 +51,7 @@ def run(context: Context) -> dict[str, Any]:
     config, roles, work = context.config.ppo, context.roles, context.work("ppo")
     before = context.base.checksum()
     scale = _load_roles(context)
+    others = checksums(context, [Role.POLICY, Role.CRITIC])
     contest = Contest.against_sft(context, config.evaluate_prompts, scale, ranking_judge(context))
     optimizers, state = _resume(context, work)
     prompts, baselines = _prompts(context, scale)
@@ -57,7 +63,8 @@ def run(context: Context) -> dict[str, Any]:
         for step in range(state.step, config.steps):
             chosen = order[step * config.batch_size : (step + 1) * config.batch_size]
             baseline = None if baselines is None else baselines[chosen]
-            figures = _step(context, [prompts[i] for i in chosen], baseline, optimizers, state, scale)
+            with explained("ppo", step + 1, "ppo.learning_rate and ppo.critic_learning_rate"):
+                figures = _step(context, [prompts[i] for i in chosen], baseline, optimizers, state, scale)
             context.metrics.append("ppo", step + 1, **figures)
             state.step = step + 1
             if state.step % config.evaluate_every == 0 or state.step == config.steps:
@@ -77,7 +84,11 @@ def run(context: Context) -> dict[str, Any]:
         "steps": config.steps,
         "best_step": state.best_step,
         "seconds_per_step": seconds,
-        "claims": [*state.claims, base_unchanged(context, "PPO", before)],
+        "claims": [
+            *state.claims,
+            base_unchanged(context, "PPO", before),
+            others_unchanged(context, "PPO", others),
+        ],
     }
 
 
@@ -143,7 +154,8 @@ def _step(
     release_freed_memory()  # sampling's tensors and training's don't fit each other's gaps
     collected = time.monotonic()
     if step == 0:
-        _claim(state, "KL(policy || SFT) is 0 at step 0", float(rollout.kl.abs().max()), 1e-4)
+        apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # token by token: in a sum they might cancel
+        _claim(state, "KL(policy || SFT) is 0 at step 0", float(apart), MOST_TOKEN_DIFFERENCE)
     optimizers.schedule(config, step)
     train_policy = step >= config.critic_warmup_steps
     seed = context.seed("ppo", "update", step)
@@ -165,7 +177,7 @@ def _texts(context: Context, rollout: Rollout) -> list[str]:
 def _claim(state: State, text: str, error: float, tolerance: float) -> None:
     """Note what was found, and stop where it is wrong: everything after would be."""
     state.claims.append(claim(text, error, error <= tolerance))
-    if error > tolerance:
+    if not error <= tolerance:  # NaN is wrong too
         raise StageFailed(
             f"ppo: {text}: it is off by {error:.3g}. Sampling, reference and training don't see the same model; "
             "this is a bug here or in a library, please report it with the run's env.json"
@@ -179,6 +191,8 @@ def _evaluate(context: Context, contest: Contest, state: State, work: Path) -> N
     held-out judgement that the report is about.
     """
     figures = contest.figures(context)
+    with explained("ppo", state.step, "ppo.learning_rate"):
+        check_finite("the objective on held-out prompts", figures["objective"])
     context.metrics.append("ppo", state.step, **{f"eval/{name}": value for name, value in figures.items()})
     if state.step == 0:
         return  # the figures of SFT itself: not a policy that PPO made

@@ -19,8 +19,7 @@ def run(context: Context) -> dict[str, Any]:
     """Make `prompts.jsonl`, `answers.jsonl`, `rankings.jsonl` and `comparisons.jsonl`."""
     config = context.config.rank
     judge = open_judge(context, config.judge) if config.source == "judge" else None
-    if config.source == "dataset":
-        data = context.comparisons
+    if data := context.data.comparisons:
         prompts, answers, rankings = list(data.prompts), list(data.answers), list(data.rankings)
     else:
         answers = list(read_jsonl(context.run_dir.artifact("samples.jsonl"), Sample))

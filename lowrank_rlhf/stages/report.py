@@ -9,6 +9,7 @@ from typing import Any
 from rich.cells import cell_len, chop_cells, set_cell_size
 
 from lowrank_rlhf.artifacts import MetricLog
+from lowrank_rlhf.files import write_atomic
 from lowrank_rlhf.maths.text import EAST_ASIAN
 from lowrank_rlhf.stages.report_alarms import alarms
 from lowrank_rlhf.stages.report_data import judge_in_words
@@ -44,7 +45,7 @@ def write_report(
     summaries are those of the finished stages by name (a missing stage is left out of the report), eval_rows the rows
     of eval.jsonl; the run's metrics.jsonl is read where it exists.
     """
-    metrics = list(MetricLog(run_dir_path / "metrics.jsonl").read())
+    metrics = _metrics(run_dir_path)
     judge = judge_in_words(summaries.get("evaluate", {}).get("judge", "held-out"))
     opening = (run_dir_path.name, [headline(summaries), caveat(summaries)], alarms(metrics, summaries))
     first = [table for table in (comparison(summaries),) if table]
@@ -56,8 +57,12 @@ def write_report(
         *map(html_table, rest),
     ]
     samples = [table for table in (samples_table(eval_rows),) if table]
-    (out / "report.html").write_text(html_page(*opening, sections), encoding="utf-8")
-    (out / "report.md").write_text(markdown_page(*opening, [*first, *rest, *samples]), encoding="utf-8")
+    write_atomic(out / "report.html", html_page(*opening, sections))
+    write_atomic(out / "report.md", markdown_page(*opening, [*first, *rest, *samples]))
+
+
+def _metrics(run_dir_path: Path) -> list[dict[str, Any]]:
+    return list(MetricLog(run_dir_path / "metrics.jsonl").read())
 
 
 def _wrap(text: str, width: int) -> list[str]:
@@ -117,13 +122,17 @@ def _sample(row: Mapping[str, Any]) -> list[str]:
 
 
 def summary_message(
-    summaries: Mapping[str, Mapping[str, Any]], eval_rows: Sequence[Mapping[str, Any]], report_path: Path | str
+    run_dir_path: Path,
+    summaries: Mapping[str, Mapping[str, Any]],
+    eval_rows: Sequence[Mapping[str, Any]],
+    report_path: Path | str,
 ) -> str:
     """What the terminal prints at the end of a run, at most 100 wide but for the path, in plain text.
 
     The headline, warnings, the table of figures, three prompts with both answers, and where the report is.
     """
-    paragraphs = (headline(summaries), caveat(summaries), *(f"WARNING: {text}" for text in alarms((), summaries)))
+    warnings = (f"WARNING: {text}" for text in alarms(_metrics(run_dir_path), summaries))
+    paragraphs = (headline(summaries), caveat(summaries), *warnings)
     lines = [line for text in paragraphs if text for line in [*_wrap(text, _WIDTH), ""]]
     lines += _figures(summaries)
     if eval_rows:

@@ -1,10 +1,11 @@
 """Signs that a run went wrong, read from its metrics, each with what to do. Thresholds: FACTS section 5."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
+from typing import Any
 
-from lowrank_rlhf.stages.report_data import Metrics, Summaries, percent, series
+from lowrank_rlhf.stages.report_data import DISTINCT, OPENER, Metrics, Summaries, percent, series
 
 # Drifts compare the mean of the last steps with that of the first: one rollout's mean is too noisy for a limit of 5 %.
 _WINDOW = 5
@@ -48,13 +49,11 @@ def negative_kl(metrics: Metrics) -> str | None:
 
 
 def first_ratio(metrics: Metrics) -> str | None:
-    """Before any update the policy's probabilities are the rollout's."""
-    steps, values = _ppo(metrics, "policy/ratio")
-    if not values or abs(values[0] - 1) <= 0.01:
-        return None
-    return (
-        f"The first probability ratio (step {steps[0]}) was {values[0]:.3g} instead of 1: old and new "
-        "log-probabilities are computed differently. Look for dropout, another number format or another temperature."
+    """Before a step's first update the policy's probabilities are the rollout's."""
+    where = _exceeded(metrics, "policy/first_ratio_error", 0.001)
+    return where and (
+        f"The first probability ratio's distance from 1 was {where}: old and new log-probabilities are computed "
+        "differently. Look for dropout, another number format or another temperature."
     )
 
 
@@ -90,26 +89,59 @@ def overoptimisation(metrics: Metrics) -> str | None:
     return None
 
 
-def longer_answers(metrics: Metrics) -> str | None:
-    """Length is the commonest thing that a reward model rewards by mistake."""
-    ends = _ends(metrics, "response/length_mean")
-    if ends is None or ends[1] <= 1.5 * ends[0]:
+def longer_answers(metrics: Metrics, summaries: Summaries) -> str | None:
+    """Length is the commonest thing that a reward model rewards by mistake.
+
+    SFT's own length is that of the answers to rank; without them PPO's first steps stand for it.
+    """
+    ends, sample = _ends(metrics, "response/length_mean"), summaries.get("sample", {})
+    if ends is None:
+        return None
+    before = sample["tokens"] / sample["answers"] if sample.get("answers") else ends[0]
+    if ends[1] <= 1.5 * before:
         return None
     return (
-        f"Answers grew from {ends[0]:.3g} to {ends[1]:.3g} tokens, more than 1.5 times. Part of the gain may be length "
+        f"Answers grew from {before:.3g} to {ends[1]:.3g} tokens, more than 1.5 times. Part of the gain may be length "
         "alone: compare with how often the longer answer wins, and read the answers below."
     )
 
 
 def unfinished_answers(metrics: Metrics) -> str | None:
-    """The limit is 95 %, or 95 % of the start where SFT itself ended fewer answers."""
+    """Answers that run into the limit instead of ending."""
     ends = _ends(metrics, "response/eos_rate")
-    if ends is None or ends[1] >= (0.95 if ends[0] > 0.95 else 0.95 * ends[0]):
+    if ends is None or ends[1] >= 0.95:
         return None
     return (
-        f"The share of answers that end by themselves fell from {percent(ends[0])} to {percent(ends[1])}. Keep "
+        f"Only {percent(ends[1])} of PPO's last answers end by themselves ({percent(ends[0])} of the first). Keep "
         "`ppo.missing_eos: replace`, lower its score, or allow longer answers."
     )
+
+
+def same_openers(summaries: Summaries) -> str | None:
+    """A policy that found a phrase to please its judge puts it at the start of every answer."""
+    row = _compared(summaries, OPENER)
+    if row is None or row["policy"] <= 0.3:
+        return None
+    return (
+        f"{percent(row['policy'])} of the aligned model's answers open with the same two words ({row['note']}; SFT's "
+        f"commonest opener: {percent(row['sft'])}). It may have found a phrase that pleases: read the answers below."
+    )
+
+
+def repeated_words(summaries: Summaries) -> str | None:
+    """Fewer different word pairs than SFT writes: stock phrases, or answers that go round in circles."""
+    row = _compared(summaries, DISTINCT)
+    if row is None or row["policy"] >= 0.8 * row["sft"]:
+        return None
+    return (
+        f"The share of different word pairs fell from {row['sft']:.2f} to {row['policy']:.2f}, below 0.8 of SFT's: the "
+        "answers repeat themselves or each other. Raise `ppo.kl_coef` or train for fewer steps."
+    )
+
+
+def _compared(summaries: Summaries, figure: str) -> Mapping[str, Any] | None:
+    """A row of the table of before and after."""
+    return next((row for row in summaries.get("evaluate", {}).get("table", ()) if row["figure"] == figure), None)
 
 
 def entropy_collapse(metrics: Metrics) -> str | None:
@@ -136,16 +168,9 @@ def far_from_sft(metrics: Metrics) -> str | None:
 
 
 def weak_reward(summaries: Summaries) -> str | None:
-    """PPO against a reward model that knows nothing, or only length, teaches nothing else."""
-    reward = summaries.get("reward", {})
-    accuracy, interval, longer = (reward.get(key) for key in ("accuracy", "accuracy_interval", "longer_wins"))
-    if interval and interval[0] is not None and interval[0] <= 0.5:
-        problem = "is not clearly better than chance (its interval reaches 50 %)"
-    elif accuracy is not None and longer is not None and accuracy <= longer:
-        problem = f"({percent(accuracy)}) is no better than always picking the longer answer ({percent(longer)})"
-    else:
-        return None
-    return f"The reward model's accuracy {problem}. Rank more answers, or answers that differ more."
+    """PPO against a reward model that knows nothing, or only length, teaches nothing else; the stage itself says so."""
+    weak = summaries.get("reward", {}).get("weak")
+    return weak and f"{weak[0].upper()}{weak[1:]}. Rank more answers, or answers that differ more."
 
 
 def broken_claims(summaries: Summaries) -> list[str]:
@@ -164,17 +189,28 @@ _CHECKS: tuple[Callable[[Metrics], str | None], ...] = (
     clip_fraction,
     approximate_kl,
     overoptimisation,
-    longer_answers,
     unfinished_answers,
     entropy_collapse,
     far_from_sft,
 )
 
 
-def alarms(metrics: Metrics, summaries: Summaries) -> list[str]:
-    """What looks wrong in a run and what to do about it, one text each; empty where nothing does.
+def named_alarms(metrics: Metrics, summaries: Summaries) -> list[tuple[str, str]]:
+    """What looks wrong in a run and what to do about it: the check's name and its text; empty where nothing does.
 
     metrics are the rows of metrics.jsonl, summaries those of the finished stages by name.
     """
-    found = [check(metrics) for check in _CHECKS]
-    return broken_claims(summaries) + [text for text in (weak_reward(summaries), *found) if text]
+    found = [
+        ("weak_reward", weak_reward(summaries)),
+        *((check.__name__, check(metrics)) for check in _CHECKS),
+        ("longer_answers", longer_answers(metrics, summaries)),
+        ("same_openers", same_openers(summaries)),
+        ("repeated_words", repeated_words(summaries)),
+    ]
+    broken = [("broken_claims", text) for text in broken_claims(summaries)]
+    return broken + [(name, text) for name, text in found if text]
+
+
+def alarms(metrics: Metrics, summaries: Summaries) -> list[str]:
+    """The texts of `named_alarms`."""
+    return [text for _, text in named_alarms(metrics, summaries)]

@@ -10,6 +10,8 @@ from lowrank_rlhf.ranking.judges import ENDPOINT
 Metrics = Sequence[Mapping[str, Any]]
 Summaries = Mapping[str, Mapping[str, Any]]
 
+DISTINCT, OPENER = "distinct-2", "commonest opener's share"
+"""Names of rows in the table of before and after that alarms read."""
 ENDPOINT_PREFIX = f"{ENDPOINT}:"
 """Of a judge's name, before the language model's."""
 

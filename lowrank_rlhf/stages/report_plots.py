@@ -96,8 +96,8 @@ _CURVES = (
     _Curve("sft", "loss", "Fine-tuning: loss", "Should fall and then level off.", "loss, nats per token"),
     _Curve("reward", "loss", "Reward model: loss", "0.69 is guessing; lower is better.", "loss, nats"),
     _Curve(
-        "reward", "accuracy", "Reward model: accuracy", "Share of training pairs ordered rightly; 0.5 is guessing.",
-        "accuracy",
+        "reward", "accuracy", "Reward model: training accuracy", "Share of training pairs ordered rightly; 0.5 is "
+        "guessing.", "accuracy",
     ),
     _Curve(
         "ppo", "objective/scores", "PPO: score", "The reward model's score of the sampled answers. Should rise.",
@@ -137,6 +137,20 @@ def _curves(into: list[Plot], metrics: Metrics, stage: str, best: int | None = N
                 axes.axvline(best, color=_INK, linestyle=":", linewidth=1)
                 axes.annotate("best", (best, 1), (2, -8), xycoords=("data", "axes fraction"),
                               textcoords="offset points", fontsize=8)  # fmt: skip
+
+
+def _accuracy(into: list[Plot], reward: Mapping[str, Any]) -> None:
+    """Held-out accuracy beside the length baseline, each with its 95 % interval."""
+    caption = "Share of held-out pairs ordered rightly, with 95 % intervals. The dotted line is guessing."
+    with _drawing(into, "Reward model: accuracy", caption, "", "share of held-out pairs") as axes:
+        for place, (key, colour) in enumerate((("accuracy", _ONE), ("longer_wins", _TWO))):
+            value, interval = reward[key], reward.get(f"{key}_interval")
+            axes.bar(place, value, width=0.5, color=colour, alpha=0.75)
+            if interval and None not in interval:
+                axes.vlines(place, *interval, color=_INK, linewidth=1.6)
+        axes.axhline(0.5, color=_INK, linestyle=":", linewidth=1)
+        axes.set_xticks([0, 1], ["reward model", "the longer one wins"])
+        axes.set(xlim=(-0.6, 1.6), ylim=(0, 1))
 
 
 def _calibration(into: list[Plot], bars: Sequence[Mapping[str, Any]]) -> None:
@@ -190,6 +204,8 @@ def draw(metrics: Metrics, summaries: Summaries, judge: str) -> list[Plot]:
     _frontier(plots, metrics, judge)
     _curves(plots, metrics, "ppo", summaries.get("ppo", {}).get("best_step"))
     _curves(plots, metrics, "reward")
+    if reward.get("accuracy") is not None and reward.get("longer_wins") is not None:
+        _accuracy(plots, reward)
     if reward.get("reliability"):
         _calibration(plots, reward["reliability"])
     if reward.get("margins"):

@@ -47,7 +47,7 @@ def headline(summaries: Summaries) -> str:
     if "examples" in sft:
         return f"The model was fine-tuned on {sft['examples']} example answers in {sft['steps']} steps."
     if sft:
-        begins = "the bare base" if sft["source"] == "base" else "an adapter made elsewhere"
+        begins = "the bare base" if sft.get("source") == "base" else "an adapter made elsewhere"
         return f"This run begins with {begins}; it has trained nothing yet."
     return "No stage of this run has results yet."
 
@@ -87,6 +87,12 @@ def comparison(summaries: Summaries) -> Table | None:
     if summary.get("kl_per_answer") is not None:
         note = f"KL in nats per answer{number_interval(summary.get('kl_mean_interval'))}; 0 is the same model"
         rows.append(("distance from SFT", number(0), number(summary["kl_per_answer"]), note))
+    if reward := summaries.get("reward"):
+        note = (
+            f"of the reward model on held-out pairs{percent_interval(reward['accuracy_interval'])}; "
+            f"“the longer one wins”: {percent(reward['longer_wins'])}{percent_interval(reward['longer_wins_interval'])}"
+        )
+        rows.append(("reward model: accuracy", "", percent(reward["accuracy"]), note))
     lead = f"Answers to {summary['prompts']} prompts that no stage was trained on."
     return Table("Before and after", lead, ("figure", "SFT (before)", "aligned (after)", "what it is"), tuple(rows))
 
@@ -109,7 +115,7 @@ def _reward(summary: Mapping[str, Any]) -> Table | None:
         ("calibration error", percent(summary.get("ece")), "mean gap between how sure it is and how often it is right"),
         ("correlation with length", number(summary.get("length_correlation")), "of score and answer length; -1 to 1"),
         (
-            "score of SFT answers",
+            f"score of {summary.get('scores_of', 'SFT answers')}",
             f"{number(summary.get('score_mean'))} ± {number(summary.get('score_std'))}",
             "mean and standard deviation, raw",
         ),

@@ -7,17 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_rlhf.artifacts import latest_checkpoint, save_checkpoint, write_json_atomic
+from lowrank_rlhf.artifacts import latest_checkpoint, write_json_atomic
 from lowrank_rlhf.maths.logistic import fit_pair_head
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_features, score_tokens
-from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+from lowrank_rlhf.models.stepping import clipped_step
+from lowrank_rlhf.models.storage import load_role, save_role
+from lowrank_rlhf.ppo.rollout import RewardScale
 from lowrank_rlhf.records import Score, write_jsonl
-from lowrank_rlhf.stages.claims import base_unchanged, claim
+from lowrank_rlhf.stages import checkpoints
+from lowrank_rlhf.stages.answers import answer
+from lowrank_rlhf.stages.breakdown import explained
+from lowrank_rlhf.stages.claims import base_unchanged, checksums, claim, others_unchanged
+from lowrank_rlhf.stages.compare import scored
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
-from lowrank_rlhf.stages.reward_figures import GOOD, held_out_figures, in_words, verdict
+from lowrank_rlhf.stages.reward_figures import good, held_out_figures, in_words, verdict
+
+MOST_SCALED = 64
+"""Prompts that SFT answers to find the scores' scale, where the ranked answers are not SFT's."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -31,6 +40,7 @@ def run(context: Context) -> dict[str, Any]:
     load_role(roles, Role.POLICY, context.run_dir.artifact("adapters/sft"))
     roles.copy(Role.POLICY, Role.REWARD)
     roles.new_head(Role.REWARD, torch.Generator().manual_seed(context.seed("reward", "head")))
+    others = checksums(context, [Role.REWARD])
     features = _features(context, [*train, *held_out]) if config.fit_head_first else None
     if features is not None:
         _fit_head(context, train, features[: len(train)])
@@ -45,17 +55,17 @@ def run(context: Context) -> dict[str, Any]:
     weak = verdict(figures)
     message = in_words(figures, weak)
     context.progress.say(f"  {message}")
-    statistics = {"score_mean": float(torch.cat(scores).mean()), "score_std": max(float(torch.cat(scores).std()), 1e-6)}
+    context.run_dir.event(  # kept when the stage is made again, so that accuracy can be seen to grow with the rankings
+        "measured",
+        stage="reward",
+        prompts=len(train),
+        accuracy=figures["accuracy"],
+        interval=figures["accuracy_interval"],
+    )
+    statistics = _score_statistics(context, torch.cat(scores))
     folder = context.work("reward") / "adapters" / "reward"
     save_role(roles, Role.REWARD, folder)
-    write_jsonl(
-        context.work("reward") / "scores.jsonl",
-        (
-            Score(sample_id=sample, prompt_id=group.prompt_id, score=score, held_out=index >= len(train))
-            for index, (group, of_group) in enumerate(zip([*train, *held_out], every, strict=True))
-            for sample, score in zip(group.samples, of_group.tolist(), strict=True)
-        ),
-    )
+    _write_scores(context, [*train, *held_out], every, len(train))
     write_json_atomic(
         folder / "reward.json",
         {"schema": 1, "pooling": config.pooling, "layers": roles.head_layers, **statistics, "weak": weak},
@@ -66,9 +76,13 @@ def run(context: Context) -> dict[str, Any]:
         **figures,
         **statistics,
         "weak": weak,
-        "verdict": weak or GOOD,
+        "verdict": weak or good(figures),
         "message": message,
-        "claims": [_reload_claim(context, folder, held_out[:4]), base_unchanged(context, "the reward stage", before)],
+        "claims": [
+            _reload_claim(context, folder, held_out[:4]),
+            base_unchanged(context, "the reward stage", before),
+            others_unchanged(context, "the reward stage", others),
+        ],
     }
 
 
@@ -78,6 +92,37 @@ def _score(context: Context, groups: Sequence[Group]) -> list[Tensor]:
     rows = rows_of(groups, base)
     pooled = pool(score_tokens(context.roles, Role.REWARD, rows), rows.response, context.config.reward.pooling)
     return split_scores(pooled.cpu(), groups)
+
+
+def _write_scores(context: Context, groups: Sequence[Group], scores: Sequence[Tensor], trained: int) -> None:
+    """`scores.jsonl`; the model was trained on the first so many groups."""
+    write_jsonl(
+        context.work("reward") / "scores.jsonl",
+        (
+            Score(sample_id=sample, prompt_id=group.prompt_id, score=score, held_out=index >= trained)
+            for index, (group, of_group) in enumerate(zip(groups, scores, strict=True))
+            for sample, score in zip(group.samples, of_group.tolist(), strict=True)
+        ),
+    )
+
+
+def _score_statistics(context: Context, compared: Tensor) -> dict[str, Any]:
+    """Mean and deviation of the scores of SFT's answers, and `scores_of`: whose answers these really were.
+
+    `compared` are the scores of the held-out ranked answers. A data set's answers are not SFT's, and their scale would
+    shift and clip PPO's scores wrongly: SFT answers some training prompts then, where two or more leave it the room.
+    """
+    scores, whose = compared, "SFT answers"
+    if context.config.rank.source == "dataset":
+        room = context.config.model.max_length - context.config.sample.max_new_tokens
+        prompts = [p for p in context.prompts[0] if len(context.base.encode_prompt(p)) <= room][:MOST_SCALED]
+        whose = "SFT answers" if len(prompts) > 1 else "the compared answers"
+        if len(prompts) > 1:
+            context.progress.say(f"  the scale of the scores: SFT answers {len(prompts)} prompts")
+            answers = answer(context, Role.POLICY, prompts, seed=context.seed("reward", "scale"))
+            raw = RewardScale(context.config.reward.pooling, 0.0, 1.0)
+            scores = torch.tensor(scored(context, prompts, [samples[0] for samples in answers], raw))
+    return {"score_mean": float(scores.mean()), "score_std": max(float(scores.std()), 1e-6), "scores_of": whose}
 
 
 def _features(context: Context, groups: Sequence[Group]) -> list[Tensor] | None:
@@ -107,33 +152,24 @@ def _fit_head(context: Context, groups: Sequence[Group], features: Sequence[Tens
 
 def _train(context: Context, groups: Sequence[Group]) -> None:
     """Epochs over the prompts in seeded order, from the last checkpoint where there is one."""
-    config, roles, work = context.config.reward, context.roles, context.work("reward")
+    config, roles = context.config.reward, context.roles
     order: list[int] = []
     for epoch in range(config.epochs):
         generator = torch.Generator().manual_seed(context.seed("reward", "order", epoch))
         order += torch.randperm(len(groups), generator=generator).tolist()
     batches = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
     optimizer = torch.optim.AdamW(roles.parameters(Role.REWARD), lr=config.learning_rate, weight_decay=0.0)
-    done = 0
-    if found := latest_checkpoint(work):
-        done, folder = found
-        load_role(roles, Role.REWARD, folder / "reward")
-        load_optimizer(optimizer, folder / "optimizer.safetensors")
-    context.metrics.truncate("reward", done)
-
-    def write(folder: Path) -> None:
-        save_role(roles, Role.REWARD, folder / "reward")
-        save_optimizer(optimizer, folder / "optimizer.safetensors")
-
+    done = checkpoints.resume(context, "reward", Role.REWARD, optimizer)
     with context.progress.track("reward", len(batches), "steps", done) as bar:
         for step, batch in enumerate(batches[done:], done):
             optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / len(batches))
-            loss, accuracy = _step(context, [groups[i] for i in batch], optimizer)
+            with explained("reward", step + 1, "reward.learning_rate"):
+                loss, accuracy = _step(context, [groups[i] for i in batch], optimizer)
             context.metrics.append("reward", step + 1, loss=loss, accuracy=accuracy)
             bar.advance(1, loss=loss)
             stopping = context.stop.requested
             if stopping or (step + 1) % config.save_every == 0:
-                save_checkpoint(work, step + 1, write)
+                checkpoints.save(context, "reward", step + 1, Role.REWARD, optimizer)
             if stopping:
                 context.stop.check(f"reward is saved at step {step + 1}")
 
@@ -154,8 +190,7 @@ def _step(context: Context, groups: Sequence[Group], optimizer: torch.optim.Opti
         for found, group in zip(scores, part, strict=True):
             right += sum(bool(found[better] > found[worse]) for better, worse, _ in group.pairs)
             pairs += len(group.pairs)
-    torch.nn.utils.clip_grad_norm_(roles.parameters(Role.REWARD), config.max_grad_norm)
-    optimizer.step()
+    clipped_step(optimizer, "reward model", total, config.max_grad_norm)
     return total, right / pairs
 
 

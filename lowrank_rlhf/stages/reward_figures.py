@@ -10,8 +10,6 @@ from torch import Tensor
 from lowrank_rlhf.maths.statistics import clustered_bootstrap, expected_calibration_error, pearson, reliability
 from lowrank_rlhf.stages.reward_data import Group
 
-GOOD = "better than chance, and than preferring the longer answer"
-
 
 def held_out_figures(groups: Sequence[Group], scores: Sequence[Tensor], samples: int, seed: int) -> dict[str, Any]:
     """Accuracy with its interval over prompts, the length baseline, calibration, margins and length correlation."""
@@ -38,25 +36,39 @@ def held_out_figures(groups: Sequence[Group], scores: Sequence[Tensor], samples:
     }
 
 
+def length_rule(figures: dict[str, Any]) -> tuple[str, float, tuple[float, float]]:
+    """The better of the two rules that look at length only, `longer` or `shorter`, its accuracy, and the interval."""
+    share, (low, high) = figures["longer_wins"], figures["longer_wins_interval"]
+    return ("longer", share, (low, high)) if share >= 0.5 else ("shorter", 1 - share, (1 - high, 1 - low))
+
+
 def verdict(figures: dict[str, Any]) -> str | None:
     """Why this reward model is not worth optimising against, or None."""
     if figures["accuracy_interval"][0] <= 0.5:
         return "the reward model is not shown to be better than chance on held-out comparisons"
-    if figures["accuracy"] <= figures["longer_wins"]:
-        return "the reward model is no better than preferring the longer answer"
+    rule, by_length, _ = length_rule(figures)
+    if figures["accuracy"] <= by_length:
+        return f"the reward model is no better than preferring the {rule} answer"
     return None
 
 
+def good(figures: dict[str, Any]) -> str:
+    """What is said of a reward model that has no other verdict."""
+    return f"better than chance, and than preferring the {length_rule(figures)[0]} answer"
+
+
 def in_words(figures: dict[str, Any], weak: str | None) -> str:
-    """The held-out accuracy beside the length baseline, for the terminal."""
+    """The held-out accuracy beside the better rule by length, for the terminal."""
 
-    def share(name: str) -> str:
-        low, high = figures[f"{name}_interval"]
-        return f"{100 * figures[name]:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+    def percent(share: float, interval: tuple[float, float]) -> str:
+        low, high = interval
+        return f"{100 * share:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
 
+    rule, by_length, interval = length_rule(figures)
     return (
         f"of {figures['pairs_held_out']} held-out pairs of {figures['prompts_held_out']} prompts the reward model gets "
-        f"{share('accuracy')} right, and preferring the longer answer {share('longer_wins')}: {weak or GOOD}"
+        f"{percent(figures['accuracy'], figures['accuracy_interval'])} right, and preferring the {rule} answer "
+        f"{percent(by_length, interval)}: {weak or good(figures)}"
     )
 
 

@@ -12,13 +12,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from lowrank_rlhf.artifacts import latest_checkpoint, save_checkpoint
-from lowrank_rlhf.data.prompts import load_demonstrations
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.adapters import plain_shape
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+from lowrank_rlhf.models.stepping import check_finite
+from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.progress import Bar
-from lowrank_rlhf.stages.claims import base_unchanged
+from lowrank_rlhf.stages import checkpoints
+from lowrank_rlhf.stages.breakdown import explained
+from lowrank_rlhf.stages.claims import base_unchanged, checksums, others_unchanged
 from lowrank_rlhf.stages.context import Context
 
 Row = dict[str, list[int]]
@@ -28,31 +30,30 @@ def run(context: Context) -> dict[str, Any]:
     """Make `adapters/sft`."""
     config, roles = context.config.sft, context.roles
     before = context.base.checksum()
+    others = checksums(context, [Role.POLICY])
     roles.reset(Role.POLICY, torch.Generator().manual_seed(context.seed("sft", "init")))
     figures: dict[str, Any] = {"source": config.source}
     if config.source == "adapter":
+        plain_shape(Path(str(config.adapter)), Role.POLICY)  # shapes alone don't show that it needs another base
         load_role(roles, Role.POLICY, Path(str(config.adapter)))
     elif config.source == "train":
         figures |= _train(context)
     save_role(roles, Role.POLICY, context.work("sft") / "adapters" / "sft")
-    return {**figures, "claims": [base_unchanged(context, "the sft stage", before)]}
+    claims = [base_unchanged(context, "the sft stage", before)]
+    if others:  # a run begins with none
+        claims.append(others_unchanged(context, "the sft stage", others))
+    return {**figures, "claims": claims}
 
 
 def training_rows(context: Context) -> list[Row]:
     """Tokens and labels of the demonstrations, one after another for all epochs, each epoch in an order of its own."""
     config, base = context.config.sft, context.base
-    demonstrations = load_demonstrations(context.config.data, context.config.seed)[: config.examples]
-    if not demonstrations:
+    if not context.fitting.demonstrations:
         raise UserError("data.prompts: no prompt outside the held-out ones has a `response`; or set sft.source: base")
     rows = []
-    for demonstration in demonstrations:
+    for demonstration in context.fitting.demonstrations:
         prompt = base.encode_prompt(demonstration.prompt)
         response = base.encode_response(demonstration.response)
-        if len(prompt) + len(response) > base.config.max_length:
-            raise UserError(
-                f"data.prompts: {demonstration.prompt.id} has {len(prompt) + len(response)} tokens with its response, "
-                f"model.max_length is {base.config.max_length}"
-            )
         rows.append({"input_ids": prompt + response, "labels": [-100] * len(prompt) + response})
     ordered = []
     for epoch in range(config.epochs):
@@ -62,16 +63,11 @@ def training_rows(context: Context) -> list[Row]:
 
 
 def _train(context: Context) -> dict[str, Any]:
-    config, roles, work = context.config.sft, context.roles, context.work("sft")
+    config, roles = context.config.sft, context.roles
     rows = training_rows(context)
     steps = math.ceil(len(rows) / config.batch_size)
     optimizer = torch.optim.AdamW(roles.parameters(Role.POLICY), lr=config.learning_rate, weight_decay=0.0)
-    done = 0
-    if found := latest_checkpoint(work):
-        done, folder = found
-        load_role(roles, Role.POLICY, folder / "policy")
-        load_optimizer(optimizer, folder / "optimizer.safetensors")
-    context.metrics.truncate("sft", done)
+    done = checkpoints.resume(context, "sft", Role.POLICY, optimizer)
     schedule = LambdaLR(optimizer, lambda step: _rate(step + done, steps, config.warmup_fraction))
     with context.progress.track("sft", steps, "steps", done) as bar:
         watcher = _Watcher(context, optimizer, bar, done)
@@ -126,12 +122,13 @@ def _trainer(
         max_steps=steps,
         max_grad_norm=config.max_grad_norm,
         train_sampling_strategy="sequential",
-        bf16=base.compute_dtype == torch.bfloat16,
+        bf16=False,  # the base is in its number format already, and its layers cast the adapters
         gradient_checkpointing=False,  # where wanted it is on already, without reentrance
         use_cpu=base.device.type == "cpu",
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would log earlier steps' mean in place of a NaN
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -162,6 +159,17 @@ class _Watcher(TrainerCallback):
     def __init__(self, context: Context, optimizer: torch.optim.Optimizer, bar: Bar, done: int):
         self.context, self.optimizer, self.bar, self.done = context, optimizer, bar, done
 
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - transformers' signature
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        with explained("sft", self.done + state.global_step + 1, "sft.learning_rate"):
+            check_finite("the gradient's norm", float(torch.nn.utils.get_total_norm(gradients)))
+
     def on_log(
         self,
         args: TrainingArguments,  # noqa: ARG002 - transformers' signature
@@ -172,16 +180,15 @@ class _Watcher(TrainerCallback):
     ) -> None:
         if logs and "loss" in logs:
             figures = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
-            self.context.metrics.append("sft", self.done + state.global_step, **figures)
+            step = self.done + state.global_step
+            with explained("sft", step, "sft.learning_rate"):
+                check_finite("the loss", logs["loss"])
+            self.context.metrics.append("sft", step, **figures)
             self.bar.advance(0, loss=logs["loss"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         self.bar.advance(1)
         stopping = self.context.stop.requested
         if stopping or self.bar.count % self.context.config.sft.save_every == 0:
-            save_checkpoint(self.context.work("sft"), self.bar.count, self._write)
+            checkpoints.save(self.context, "sft", self.bar.count, Role.POLICY, self.optimizer)
         control.should_training_stop |= stopping
-
-    def _write(self, folder: Path) -> None:
-        save_role(self.context.roles, Role.POLICY, folder / "policy")
-        save_optimizer(self.optimizer, folder / "optimizer.safetensors")

@@ -6,14 +6,11 @@ theirs; by how much was measured once (docs/planning.md) and holds to a factor o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.comparisons import load_comparisons
-from lowrank_rlhf.data.prompts import load_demonstrations, load_prompts
+from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.models.shape import Shape
-from lowrank_rlhf.records import Prompt
 
 TRAINING = 3.0
 """Time of an operation of a forward and backward, in those of a forward alone."""
@@ -44,10 +41,9 @@ class Amounts:
         return self.prompt_tokens + self.answer_tokens
 
 
-def amounts(config: Config, run_dir: RunDir) -> Amounts:
+def amounts(config: Config, run_dir: RunDir, data: RunData) -> Amounts:
     """Count what the config's data and the run's folder hold. Raises `UserError` where the data is bad."""
-    training, held_out = load_prompts(config.data, config.seed)
-    shown = load_demonstrations(config.data, config.seed)
+    training, held_out, shown = data.prompts.training, data.prompts.held_out, data.prompts.demonstrations
     most, room = float(config.sample.max_new_tokens), config.model.max_length - config.sample.max_new_tokens
     lengths = [_tokens([message.content for message in prompt.messages]) for prompt in training]
     answer = _mean([_tokens([row.response]) for row in shown], _ANSWER_SHARE * most)
@@ -55,7 +51,7 @@ def amounts(config: Config, run_dir: RunDir) -> Amounts:
         training=len(training),
         held_out=len(held_out),
         demonstrations=len(shown[: config.sft.examples]) if config.sft.source == "train" else 0,
-        answers=_answers(config, run_dir, training),
+        answers=_answers(config, run_dir, data),
         prompt_tokens=min(room, _mean(lengths, 0)),
         longest_prompt=min(room, max(lengths)),
         answer_tokens=min(most, answer),
@@ -110,14 +106,14 @@ def seconds_to_go(done: dict[str, float], amount: dict[str, float]) -> float | N
     return remaining * sum(finished.values()) / sum(amount[name] for name in finished)
 
 
-def _answers(config: Config, run_dir: RunDir, training: Sequence[Prompt]) -> int:
+def _answers(config: Config, run_dir: RunDir, data: RunData) -> int:
     path = run_dir.artifact("answers.jsonl")
     if path.exists():
         with path.open(encoding="utf-8") as lines:
             return sum(1 for _ in lines)
-    if config.rank.dataset is not None:
-        return len(load_comparisons(Path(config.rank.dataset)).answers)
-    return len(training[: config.sample.prompts]) * config.sample.answers_per_prompt
+    if data.comparisons is not None:
+        return len(data.comparisons.answers)
+    return len(data.prompts.training[: config.sample.prompts]) * config.sample.answers_per_prompt
 
 
 def _tokens(texts: Sequence[str]) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preflight import problems as found_by_preflight
+from lowrank_rlhf.stages.problems import problems
 
 _LONGEST_NAME = 64
 _PAIRS = {"[": "]", "{": "}"}
@@ -122,14 +122,14 @@ def _choices(arguments: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def _checked(source: str, overrides: Sequence[tuple[str, ...]]) -> list[Config]:
     """The config of each combination; what is wrong with any of them, each mistake once."""
     configs: list[Config] = []
-    problems: dict[str, None] = {}
+    mistakes: dict[str, None] = {}
     for given in overrides:
         try:
-            configs.append(load_config(Path(source), given, found_by_preflight))
+            configs.append(load_config(Path(source), given, problems))
         except UserError as error:
-            problems |= dict.fromkeys(str(error).splitlines())
-    if problems:
-        raise UserError("\n".join(problems))
+            mistakes |= dict.fromkeys(str(error).splitlines())
+    if mistakes:
+        raise UserError("\n".join(mistakes))
     return configs
 
 

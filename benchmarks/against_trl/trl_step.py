@@ -1,0 +1,102 @@
+"""Seconds and memory of one update of TRL 1.12's PPOTrainer. Runs in the environment of requirements.txt beside it.
+
+The policy is the 4-bit base with LoRA r 16 on all linear layers; reward and value model are bfloat16 models of their
+own, as its examples have them. The prompts come from the other side of the comparison, as token ids.
+"""
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    TrainerCallback,
+)
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+
+class _Clock(TrainerCallback):
+    """When each update ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def main() -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("model", "prompts", "output"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    for name in ("batch", "micro-batch", "new-tokens", "epochs", "updates"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    given = parser.parse_args()
+    prompts = json.loads(given.prompts.read_text())
+    tokenizer = AutoTokenizer.from_pretrained(given.model, padding_side="left")
+    tokenizer.pad_token_id = 0
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    policy = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.bfloat16, quantization_config=quantization)
+    for module in policy.modules():  # without this its gradients are wrong on CPUs with AVX512-BF16
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    reward, value = (
+        AutoModelForSequenceClassification.from_pretrained(given.model, num_labels=1, dtype=torch.bfloat16)
+        for _ in range(2)
+    )
+    clock = _Clock()
+    trainer = PPOTrainer(
+        args=PPOConfig(
+            output_dir=str(given.output),
+            per_device_train_batch_size=given.micro_batch,
+            gradient_accumulation_steps=given.batch // given.micro_batch,
+            local_rollout_forward_batch_size=given.batch,
+            num_mini_batches=1,
+            num_ppo_epochs=given.epochs,
+            total_episodes=given.batch * (given.updates + 1),
+            response_length=given.new_tokens,
+            temperature=0.7,
+            stop_token=None,
+            num_sample_generations=0,
+            learning_rate=1e-5,
+            gradient_checkpointing=False,
+            bf16=True,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+        ),
+        processing_class=tokenizer,
+        model=policy,
+        ref_model=None,
+        reward_model=reward,
+        value_model=value,
+        train_dataset=Dataset.from_list([{"input_ids": row} for row in prompts]),
+        eval_dataset=Dataset.from_list([{"input_ids": row} for row in prompts[: given.batch]]),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+        callbacks=[clock],
+    )
+    trainer.train()
+    seconds = [later - earlier for earlier, later in zip(clock.ends, clock.ends[1:], strict=False)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps({"seconds_per_update": seconds, "median": median(seconds), "peak_rss_mb": peak}))
+
+
+if __name__ == "__main__":
+    main()

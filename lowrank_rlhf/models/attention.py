@@ -1,0 +1,84 @@
+"""Attention for short sequences on a CPU, where PyTorch's own backward takes a fifth of a training step.
+
+Registered with transformers under a name of its own, with the masks of `sdpa`. As with flash attention only queries,
+keys and values are kept for the backward, which makes the probabilities again. Everything is computed in float32: at
+these lengths the products are small, and the number format of the model then rounds the result only.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "short_sequences"
+LONGEST = 256
+"""Tokens up to which whole rows of scores are made; beyond, their square outgrows what it saves."""
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(scale q k^T where mask) v for grouped queries: (N, G T, d), (N, S, d), (N, S, d) -> (N, G T, d) float32.
+
+    N are rows times key heads, G the query heads that share one. `mask`, (N, G T, S), is True where a query may look.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        ctx.scale = scale
+        return torch.bmm(_probabilities(q.float(), k.float(), mask, scale), v.float())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        saved_q, saved_k, saved_v, mask = ctx.saved_tensors
+        q, k, v = saved_q.float(), saved_k.float(), saved_v.float()
+        probabilities = _probabilities(q, k, mask, ctx.scale)
+        toward_v = torch.bmm(probabilities.transpose(1, 2), grad)
+        toward = torch.bmm(grad, v.transpose(1, 2))
+        # The derivative of softmax: p (g - sum p g).
+        toward.sub_((toward * probabilities).sum(-1, keepdim=True)).mul_(probabilities).mul_(ctx.scale)
+        toward_q, toward_k = torch.bmm(toward, k), torch.bmm(toward.transpose(1, 2), q)
+        return toward_q.to(saved_q.dtype), toward_k.to(saved_k.dtype), toward_v.to(saved_v.dtype), None, None
+
+
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
+    scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+    return scores.masked_fill_(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """As transformers calls it: query (B, H, T, d), key and value (B, H / G, S, d), mask (B, 1, T, S), None if causal.
+
+    Returns (B, T, H, d). Long sequences, single tokens and dropout go to `sdpa`.
+    """
+    (rows, heads, tokens, size), (_, key_heads, length, _) = query.shape, key.shape
+    if tokens == 1 or length > LONGEST or dropout:
+        found: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest
+        )
+        return found
+    if attention_mask is None:
+        causal = torch.ones(tokens, length, dtype=torch.bool, device=query.device).tril(length - tokens)
+        attention_mask = causal[None, None].expand(rows, 1, tokens, length)
+    groups = heads // key_heads
+    mask = attention_mask[:, :, None].expand(rows, key_heads, groups, tokens, length)
+    mask = mask.reshape(rows * key_heads, groups * tokens, length)
+    q = query.reshape(rows * key_heads, groups * tokens, size)
+    k, v = (tensor.reshape(rows * key_heads, length, size) for tensor in (key, value))
+    output = _Attention.apply(q, k, v, mask, size**-0.5 if scaling is None else scaling)
+    return output.view(rows, heads, tokens, size).transpose(1, 2).to(query.dtype).contiguous(), None
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,53 @@
+"""The tables of a store, and how an older version's become ours."""
+
+import sqlite3
+from pathlib import Path
+
+from lowrank_rlhf.errors import UserError
+
+APPLICATION_ID = 0x4C524C46  # "LRLF" in the file's header tells our databases from others
+VERSION = 2
+
+_FIRST = (
+    "CREATE TABLE prompts (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)",
+    "CREATE TABLE samples (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,"
+    " prompt_id TEXT NOT NULL REFERENCES prompts(id), record TEXT NOT NULL)",
+    "CREATE TABLE rankings (position INTEGER PRIMARY KEY AUTOINCREMENT, prompt_id TEXT NOT NULL REFERENCES prompts(id),"
+    " annotator TEXT NOT NULL, record TEXT NOT NULL, withdrawn INTEGER NOT NULL DEFAULT 0)",
+    "CREATE TABLE skips (annotator TEXT NOT NULL, prompt_id TEXT NOT NULL REFERENCES prompts(id),"
+    " PRIMARY KEY (annotator, prompt_id))",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+)
+# What each version added, from the second on.
+_LATER = {
+    2: (
+        # `after`: the newest ranking at that moment, by anyone. It says whether the skip or a ranking came later.
+        "ALTER TABLE skips ADD COLUMN after INTEGER NOT NULL DEFAULT 0",
+        # `done`: how often this annotator had ranked the prompt when it was given out; `until`: seconds since 1970.
+        "CREATE TABLE leases (annotator TEXT PRIMARY KEY, prompt_id TEXT NOT NULL REFERENCES prompts(id),"
+        " done INTEGER NOT NULL, until REAL NOT NULL)",
+        "CREATE INDEX rankings_of_a_prompt ON rankings (prompt_id, annotator)",
+    ),
+}
+
+
+def create_or_upgrade(database: sqlite3.Connection, path: Path) -> None:
+    """Makes the tables in an empty file, and those that are missing in an older version's; keeps every row.
+
+    Raises `UserError` for another program's database and for a newer version's.
+    """
+    if database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0:
+        for statement in _FIRST:
+            database.execute(statement)
+        version = 1
+    else:
+        if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise UserError(f"{path}: an SQLite database, but not one with annotations")
+        version = int(database.execute("PRAGMA user_version").fetchone()[0])
+        if version > VERSION:
+            raise UserError(f"{path}: written by a newer version (schema {version}); update lowrank_rlhf")
+    for number in range(version + 1, VERSION + 1):
+        for statement in _LATER[number]:
+            database.execute(statement)
+    if version < VERSION:
+        database.execute(f"PRAGMA user_version = {VERSION}")

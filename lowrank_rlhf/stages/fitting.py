@@ -1,0 +1,84 @@
+"""Prompts and demonstrations for which the model has room: told before anything is computed."""
+
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.prompts import PromptData
+from lowrank_rlhf.data.rows import counted
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.template import prompt_tokens
+from lowrank_rlhf.records import Demonstration
+
+_SHOWN = 5
+_MEND = "Raise model.max_length, or shorten them; or leave them out: data.skip_too_long=true"
+
+
+def fitting(data: PromptData, tokenizer: PreTrainedTokenizerBase, config: Config) -> PromptData:
+    """The data without what is too long, with a note on it; demonstrations as many as SFT takes.
+
+    Only what the run's stages use is looked at. Raises `UserError` that names the too long ones, unless
+    `data.skip_too_long` is set; and where none would be left.
+    """
+    prompts = _long_prompts(data, tokenizer, config)
+    demonstrations, responses = _demonstrations(data, tokenizer, config, prompts)
+    kept = replace(
+        data,
+        training=[prompt for prompt in data.training if prompt.id not in prompts],
+        held_out=[prompt for prompt in data.held_out if prompt.id not in prompts],
+        demonstrations=demonstrations,
+    )
+    if not prompts and not responses:
+        return kept
+    found = ((len(prompts), "prompt"), (len(responses), "response"))
+    limit = f"{' and '.join(counted(*pair) for pair in found if pair[0])} too long for model.max_length"
+    if not config.data.skip_too_long:
+        raise UserError(_refusal(f"{limit} {config.model.max_length}", prompts | responses, data))
+    if not kept.training or (data.held_out and not kept.held_out):
+        whose = "held-out" if kept.training else "training"
+        raise UserError(f"data.skip_too_long: leaves no {whose} prompt: {limit} {config.model.max_length}; raise it")
+    left = f"{counted(len(kept.training), 'training prompt')} and {len(kept.held_out):,} held out"
+    return replace(kept, notes=[*data.notes, f"Left out {limit} {config.model.max_length}; {left} are left."])
+
+
+def _long_prompts(data: PromptData, tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, str]:
+    """Ids of the prompts that leave no room for an answer, and why; none where no stage samples."""
+    sampling = {"ppo", "evaluate"} if config.rank.source == "dataset" else {"sample", "ppo", "evaluate"}
+    if not sampling & set(config.stages):
+        return {}
+    room, long = config.model.max_length - config.sample.max_new_tokens, {}
+    for prompt in [*data.training, *data.held_out]:
+        tokens = len(prompt_tokens(tokenizer, prompt))
+        if tokens > room:
+            long[prompt.id] = f"{tokens} tokens, and sample.max_new_tokens leaves {room}"
+    return long
+
+
+def _demonstrations(
+    data: PromptData, tokenizer: PreTrainedTokenizerBase, config: Config, long_prompts: dict[str, str]
+) -> tuple[list[Demonstration], dict[str, str]]:
+    """Those that SFT takes, and the prompts' ids of those with too long a response, and why."""
+    readable = [entry for entry in data.demonstrations if entry.prompt.id not in long_prompts]
+    if "sft" not in config.stages or config.sft.source != "train":
+        return readable, {}
+    taken: list[Demonstration] = []
+    long: dict[str, str] = {}
+    for entry in readable:
+        if len(taken) == config.sft.examples:
+            break
+        response = tokenizer(entry.response, add_special_tokens=False)["input_ids"]
+        tokens = len(prompt_tokens(tokenizer, entry.prompt)) + len(response) + 1  # and what ends it
+        if tokens <= config.model.max_length:
+            taken.append(entry)
+        else:
+            long[entry.prompt.id] = f"{tokens} tokens with its response"
+    return taken, long
+
+
+def _refusal(limit: str, long: dict[str, str], data: PromptData) -> str:
+    names = [name for name in data.places if name in long]
+    lines = [f"{data.places[name]} ({name}): {long[name]}" for name in names[:_SHOWN]]
+    if len(names) > _SHOWN:
+        lines.append(f"and {len(names) - _SHOWN:,} more")
+    return "\n".join([f"data.prompts: {limit}:", *(f"  {line}" for line in lines), _MEND])

@@ -1,0 +1,186 @@
+"""The ppo stage's own guards: it stops where policy and SFT, or old and new, differ; and it keeps the best policy."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import snapshot
+from tiny_finished import finished_run
+from torch import Tensor
+
+from lowrank_rlhf.errors import StageFailed, Stopped
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.storage import read_tensors
+from lowrank_rlhf.ppo.rollout import Rollout
+from lowrank_rlhf.stages import ppo
+from lowrank_rlhf.stages.compare import Contest
+from lowrank_rlhf.stages.context import Context
+
+KL_IS_0 = "KL(policy || SFT) is 0 at step 0"
+RATIO_IS_1 = "the first minibatch's probability ratio is 1"
+
+
+@pytest.fixture
+def make(tiny_folder, tmp_path) -> Callable[..., Context]:
+    """A context in which ppo can begin, with changes to its settings."""
+    return lambda **changes: finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"), **changes)
+
+
+def change_rollouts(monkeypatch: pytest.MonkeyPatch, change: Callable[[Rollout], Rollout]) -> None:
+    collect = ppo.collect
+    monkeypatch.setattr(ppo, "collect", lambda *args: change(collect(*args)))
+
+
+def refused(context: Context, claim: str) -> str:
+    """The message of the refusal; nothing has been learnt and nothing is kept."""
+    with pytest.raises(StageFailed) as caught:
+        ppo.run(context)
+    assert str(caught.value).startswith(f"ppo: {claim}: it is off by ")
+    assert "env.json" in str(caught.value)
+    assert not [row for row in context.metrics.read("ppo") if row["step"]]
+    assert not (context.work("ppo") / "best").exists()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_reference_that_is_not_sft_stops_it(make, monkeypatch, quantization) -> None:
+    """One number of the reference's adapter is another than SFT's."""
+    copy = Roles.copy
+
+    def careless(roles: Roles, source: Role, target: Role) -> None:
+        copy(roles, source, target)
+        if target is Role.REFERENCE:
+            with torch.no_grad():
+                roles.parameters(target)[-1][0, 0] += 1.0
+
+    context = make(quantization=quantization)
+    monkeypatch.setattr(Roles, "copy", careless)
+    refused(context, KL_IS_0)
+
+
+def test_differences_that_cancel_within_an_answer_are_seen(make, monkeypatch) -> None:
+    """A token likelier by a tenth of a nat and the next as much less likely: the answer's own KL is 0."""
+
+    def shift(rollout: Rollout) -> Rollout:
+        reference = rollout.ref_logprobs.clone()
+        row = int(rollout.batch.response.sum(-1).argmax())
+        first, second = rollout.batch.response[row].nonzero().squeeze(-1)[:2].tolist()
+        reference[row, first] += 0.1
+        reference[row, second] -= 0.1
+        return replace(rollout, ref_logprobs=reference)
+
+    change_rollouts(monkeypatch, shift)
+    assert "it is off by 0.1. " in refused(make(), KL_IS_0)
+
+
+def test_old_log_probabilities_of_another_model_stop_it(make, monkeypatch) -> None:
+    """As from generation in another number format: a hundredth of a nat too low at one token."""
+
+    def shift(rollout: Rollout) -> Rollout:
+        old = rollout.logprobs.clone()
+        old[tuple(rollout.batch.response.nonzero()[0])] -= 0.01
+        return replace(rollout, logprobs=old, ref_logprobs=old)
+
+    change_rollouts(monkeypatch, shift)
+    assert "it is off by 0.0101. " in refused(make(), RATIO_IS_1)  # exp(0.01) - 1
+
+
+def test_the_ratio_is_looked_at_when_the_policy_first_learns(make, monkeypatch) -> None:
+    """After two steps of warm-up for the critic; the reference is another model by then, and that is no fault."""
+    steps: list[int] = []
+
+    def shift(rollout: Rollout) -> Rollout:
+        steps.append(1)
+        lower = 0.01 * rollout.batch.response if len(steps) > 2 else 0.0
+        return replace(rollout, logprobs=rollout.logprobs - lower)
+
+    change_rollouts(monkeypatch, shift)
+    context = make(ppo__critic_warmup_steps=2)
+    with pytest.raises(StageFailed, match=r"probability ratio is 1: it is off by 0\.01"):
+        ppo.run(context)
+    assert [row["step"] for row in context.metrics.read("ppo") if row["step"] and "eval/kl" not in row] == [1, 2]
+
+
+def test_both_claims_hold_in_an_honest_run(make) -> None:
+    claims = {claim["claim"]: claim for claim in ppo.run(make(ppo__steps=1))["claims"]}
+    for text in (KL_IS_0, RATIO_IS_1):
+        assert (claims[text]["figure"], claims[text]["holds"]) == (0, True)
+
+
+def test_a_weight_of_another_role_that_moves_is_told(make, monkeypatch) -> None:
+    update = ppo.update
+
+    def careless(roles: Roles, *args: Any) -> dict[str, float]:
+        with torch.no_grad():
+            roles.parameters(Role.REWARD)[0][0, 0] += 1e-6
+        return update(roles, *args)
+
+    monkeypatch.setattr(ppo, "update", careless)
+    told = ppo.run(make(ppo__steps=1))["claims"][-1]
+    assert (told["holds"], told["figure"]) == (False, "REWARD")
+
+
+# --- The policy that is kept
+
+
+def script(monkeypatch: pytest.MonkeyPatch, objectives: dict[int, float]) -> dict[int, dict[str, Tensor]]:
+    """Evaluations come out as written, in order of steps; the dictionary holds the policy's weights at each of them."""
+    seen: dict[int, dict[str, Tensor]] = {}
+
+    def figures(_: Contest, context: Context) -> dict[str, float]:
+        step = sorted(objectives)[len(seen)]
+        seen[step] = snapshot(context.roles, Role.POLICY)
+        return {"score": -objectives[step], "kl": 0.0, "objective": objectives[step], "judge": -objectives[step]}
+
+    monkeypatch.setattr(Contest, "figures", figures)
+    return seen
+
+
+def weights(context: Context, name: str) -> dict[str, Tensor]:
+    return read_tensors(context.work("ppo") / "adapters" / name / "adapter_model.safetensors")
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "best"),
+    [
+        ({0: 9.0, 1: 0.1, 2: 0.5, 3: 0.3, 4: 0.4}, 2),
+        ({0: 9.0, 1: -0.1, 2: -0.5, 3: -0.3, 4: -0.4}, 1),  # the first is the best, though below 0 and below SFT
+        ({0: -9.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}, 4),
+        ({0: 0.0, 2: 0.7, 4: 0.7}, 2),  # of two equal ones the earlier, nearer to SFT
+    ],
+)
+def test_the_policy_of_the_best_objective_is_kept(make, monkeypatch, objectives, best) -> None:
+    """By the objective, and by neither score nor judge; SFT itself, step 0, is no candidate."""
+    context = make(ppo__evaluate_every=max(1, 4 // (len(objectives) - 1)))
+    seen = script(monkeypatch, objectives)
+    summary = ppo.run(context)
+    assert summary["best_step"] == best
+    assert same(weights(context, "policy"), seen[best])
+    assert same(weights(context, "policy-last"), seen[4])
+    assert not any(same(seen[best], seen[step]) for step in seen if step != best)
+
+
+def test_the_best_so_far_survives_a_stop(make, monkeypatch) -> None:
+    context = make(ppo__evaluate_every=1)
+    seen = script(monkeypatch, {0: 0.0, 1: 0.1, 2: 0.5, 3: 0.3, 4: 0.4})
+    append = context.metrics.append
+
+    def append_and_stop(stage: str, step: int, **figures: float) -> None:
+        append(stage, step, **figures)
+        context.stop.requested = step == 3
+
+    monkeypatch.setattr(context.metrics, "append", append_and_stop)
+    with pytest.raises(Stopped):
+        ppo.run(context)
+    saved = json.loads((context.work("ppo") / "step-000003" / "state.json").read_text())
+    assert (saved["best_step"], saved["best_objective"]) == (2, 0.5)
+    context.stop.requested = False
+    assert ppo.run(context)["best_step"] == 2
+    assert same(weights(context, "policy"), seen[2])
