@@ -235,6 +235,10 @@ _SWEEPS = [
 
 _OPTIONS = [
     Case(
+        "schema of nothing", "schema ppo.kl", ('no setting is called "ppo.kl".', "`schema --markdown` has all of them")
+    ),
+    Case("schema twice", "schema ppo --markdown", ("--markdown prints all settings: leave it out, or KEY\n",)),
+    Case(
         "unknown option of run", "run my.yaml --untill ppo", ("No such option: --untill", "--until"), {"my.yaml": GOOD}
     ),
     Case("unknown option of plan", "plan my.yaml --al", ("No such option",), {"my.yaml": GOOD}),

@@ -39,6 +39,7 @@ def run(
     """Run the pipeline, or go on with it.
 
     The same command skips what is done and resumes what is not; a Ctrl-C stops it where the work can be saved.
+    `schema KEY` explains a setting, `schema ppo` all of a section.
 
     \b
     Examples:
