@@ -22,19 +22,8 @@ from lowrank_rlhf.commands import (
     run,
     sweep,
 )
-from lowrank_rlhf.errors import ExitCode, UserError
-
-EXIT_CODES = {
-    ExitCode.OK: "done",
-    ExitCode.FAILED: "a stage failed its own checks, or doctor found something wrong",
-    ExitCode.BAD_INPUT: "config, data or command line is wrong",
-    ExitCode.STALE: "a finished stage was made from another config or other inputs",
-    ExitCode.CANNOT_FIT: "the plan does not fit this machine",
-    ExitCode.WAITING: "people must rank answers before the run can go on",
-    ExitCode.LOCKED: "another process holds the run",
-    ExitCode.STOPPED: "stopped by Ctrl-C or SIGTERM; the work is saved",
-}
-_EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
+from lowrank_rlhf.commands.common import EPILOG
+from lowrank_rlhf.errors import UserError
 
 app = typer.Typer(
     add_completion=False,
@@ -60,7 +49,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog=_EPILOG)
+@app.callback(epilog=EPILOG)
 def _root(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
@@ -91,7 +80,6 @@ _COMMANDS = (
     about.schema,
 )
 for command in _COMMANDS:
-    app.command(epilog=_EPILOG)(command)
-presets.app.callback(invoke_without_command=True, epilog=_EPILOG)(presets.presets)
+    app.command(epilog=EPILOG)(command)
 for name, group in {"presets": presets.app, "data": data.app, "annotations": annotations.app}.items():
     app.add_typer(group, name=name)

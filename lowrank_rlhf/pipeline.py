@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from lowrank_rlhf import stages
 from lowrank_rlhf.artifacts import MetricLog, RunDir, read_json, sha256, write_json_atomic
 from lowrank_rlhf.config.loading import dump_config
+from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StaleRun
 from lowrank_rlhf.files import now
@@ -86,6 +87,14 @@ def run(
 def plan(config: Config, run_dir: RunDir) -> list[Standing]:
     """Where each of the config's stages stands in the run."""
     return [_standing(stage, config, run_dir) for stage in stages_of(config)]
+
+
+def missing_inputs(config: Config, run_dir: RunDir) -> list[tuple[Key, str]]:
+    """A sentence for each stage that reads what is not in the run and what no stage of the config makes before it."""
+    return [
+        (("stages",), sentence)
+        for sentence in selection.missing_inputs(stages_of(config), (), run_dir, _not_made(config))
+    ]
 
 
 def stages_of(config: Config) -> list[Stage]:

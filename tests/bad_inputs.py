@@ -13,13 +13,18 @@ BOMB = "a: &a [x, x]\n" + "".join(
 
 
 class Case(NamedTuple):
-    """`says` must stand in the message on stderr, each of them."""
+    """`says` must stand in the message on stderr, each of them; `shows` on stdout."""
 
     name: str
     command: str
     says: tuple[str, ...]
     files: dict[str, str | bytes] = {}  # noqa: RUF012 - never changed
     code: int = 2
+    shows: tuple[str, ...] = ()
+    setup: str = ""
+    """`people`: the run `people` waits for rankings. `locked`: somebody holds the run `a`."""
+    environment: dict[str, str] = {}  # noqa: RUF012
+    stdin: str = ""
 
 
 def _config(name: str, text: str | bytes, *says: str) -> Case:
@@ -49,8 +54,10 @@ _CONFIG_FILES = [
     Case("no such file", "validate my.yaml", ("my.yaml: no such file",)),
     Case("a folder", "validate folder/x.yaml", ("is a folder",), {"folder/x.yaml/keep": ""}),
     Case("no such preset", "run quickstrat", ("no preset is called", 'Did you mean "quickstart"?')),
-    _config("empty", "", "my.yaml: is empty", "name"),
-    _config("comments only", "# nothing\n", "my.yaml: is empty"),
+    _config("empty", "", "my.yaml: is empty; a config needs at least `name` and `model: {source: ...}`\n"),
+    _config(
+        "comments only", "# nothing\n", "my.yaml: is empty; a config needs at least `name` and `model: {source: ...}`\n"
+    ),
     _config("a list", "- name: a\n", "key: value"),
     _config("one word", "quickstart\n", "key: value"),
     _config("two documents", GOOD + "---\n" + GOOD, "my.yaml:3:1", "not valid YAML"),
@@ -140,6 +147,42 @@ _CROSS_FIELD = [
     ),
 ]
 
+_THINGS_THAT_ARE_NOT_THERE = [
+    _setting(
+        "data missing", "data: {prompts: gone.csv}\n", "my.yaml:3:8: data.prompts: gone.csv: there is no such file; rel"
+    ),
+    _setting("data is a folder", "data: {prompts: .}\n", "my.yaml:3:8: data.prompts: .: this is a folder; name a file"),
+    _setting(
+        "comparisons missing",
+        "rank: {source: dataset, dataset: gone.jsonl}\n",
+        "my.yaml:3:25: rank.dataset: gone.jsonl: there is no such file; relative paths start at ",
+    ),
+    _setting(
+        "adapter missing",
+        "sft: {source: adapter, adapter: gone}\n",
+        "my.yaml:3:24: sft.adapter: gone: there is no such folder; relative paths start at ",
+    ),
+    Case(
+        "adapter without weights",
+        "validate my.yaml",
+        ("my.yaml:3:24: sft.adapter: lora: no adapter_model.safetensors there; an adapter is a folder that",),
+        {"my.yaml": GOOD + "sft: {source: adapter, adapter: lora}\n", "lora/adapter_config.json": "{}"},
+    ),
+    _setting(
+        "nothing before ppo",
+        "stages: [ppo, evaluate]\n",
+        "my.yaml:3:1: stages: ppo reads adapters/sft, which is not in runs/a; stage sft makes it: add sft",
+        "my.yaml:3:1: stages: evaluate reads adapters/sft, which is not in runs/a; stage sft makes it: add sft",
+    ),
+    _setting(
+        "several things not there",
+        "stages: [sft, sample, rank, ppo]\ndata: {prompts: gone.csv}\nrank: {judge: robot}\n",
+        "my.yaml:3:1: stages: ppo reads adapters/reward, which is not in runs/a; stage reward makes it: add reward to",
+        "my.yaml:4:8: data.prompts: gone.csv: there is no such file",
+        "my.yaml:5:8: rank.judge: no judge is called 'robot'",
+    ),
+]
+
 _OVERRIDES = [
     _override("no equals sign", "ppo.steps", 'override "ppo.steps": must be key=value'),
     _override("unknown key", "ppo.stepps=1", 'Did you mean "steps"?'),
@@ -173,19 +216,23 @@ _PROMPT_FILES = [
     Case(
         "no such data",
         "run my.yaml",
-        ("gone.jsonl: there is no such file",),
+        ("my.yaml:3:8: data.prompts: gone.jsonl: there is no such file; relative paths start at /",),
         {"my.yaml": GOOD + "data: {prompts: gone.jsonl}\n"},
     ),
     Case(
         "no such set",
         "run my.yaml",
-        ("no built-in set", "everyday"),
+        ("my.yaml:3:8: data.prompts: no built-in set is called 'daily'; there is: everyday\n",),
         {"my.yaml": GOOD + "data: {prompts: 'builtin:daily'}\n"},
     ),
-    _prompts("empty data", "", "my.jsonl"),
+    _prompts("empty data", "", 'my.jsonl: no rows in it; write one object like {"prompt": "..."} on each line\n'),
     _prompts("broken line", ROWS + '{"prompt": "x"\n', "my.jsonl:9: broken JSON"),
     _prompts("list line", ROWS + "[1]\n", "my.jsonl:9: a list instead of an object"),
-    _prompts("no prompt", ROWS + '{"response": "x"}\n', "my.jsonl:9"),
+    _prompts(
+        "no prompt",
+        ROWS + '{"response": "x"}\n',
+        "my.jsonl:9: no prompt, which prompt-completion needs. Keys found: response\n",
+    ),
     _prompts("empty prompt", ROWS + '{"prompt": "  ", "response": "x"}\n', 'my.jsonl:9: "prompt" is empty'),
     _prompts(
         "number as prompt",
@@ -203,8 +250,14 @@ _PROMPT_FILES = [
 ]
 
 _COMPARISON_FILES = [
-    _comparisons("no such keys", '{"question": "a", "good": "b"}\n', "prefs.jsonl"),
-    _comparisons("empty file", "\n", "prefs.jsonl"),
+    _comparisons(
+        "no such keys",
+        '{"question": "a", "good": "b"}\n',
+        "prefs.jsonl:1: unknown format. Keys found: question, good. What can be read (docs/data-formats.md): ",
+    ),
+    _comparisons(
+        "empty file", "\n", 'prefs.jsonl: no rows in it; write one object like {"prompt": "..."} on each line\n'
+    ),
     _comparisons(
         "number as answer",
         '{"prompt": "a", "chosen": 1, "rejected": "c"}\n',
@@ -219,13 +272,62 @@ _COMPARISON_FILES = [
     ),
 ]
 
+_ENDPOINT = """\
+name: a
+model: {source: x}
+rank:
+  judge: endpoint
+  endpoint: {url: 'http://127.0.0.1:9/v1', model: m}
+"""
+
+_ENDPOINTS = [
+    _setting(
+        "endpoint undescribed",
+        "rank: {judge: endpoint}\n",
+        "my.yaml:3:8: rank.judge is endpoint, which needs a section",
+    ),
+    _setting(
+        "endpoint unused",
+        "rank: {endpoint: {url: 'http://x/v1', model: m}}\n",
+        "my.yaml:3:8: rank.endpoint goes with rank.judge: endpoint or evaluate.second_judge: endpoint\n",
+    ),
+    _config(
+        "url without http", _ENDPOINT.replace("http://", ""), "my.yaml:5:14: rank.endpoint.url: must be an http:// or"
+    ),
+    _config(
+        "url with a password", _ENDPOINT.replace("127", "me:secret@127"), "rank.endpoint.url: must be an http:// or"
+    ),
+    _config(
+        "endpoint without a model", _ENDPOINT.replace(", model: m", ""), "my.yaml:5:3: rank.endpoint.model: missing"
+    ),
+    _config(
+        "a key for its variable",
+        _ENDPOINT.replace("m}", "m, api_key_variable: sk-123}"),
+        "rank.endpoint.api_key_variable: must be the name of an environment variable, never the key itself\n",
+    ),
+    _config(
+        "a template without answers",
+        _ENDPOINT.replace("m}", "m, template: Hi}"),
+        "rank.endpoint.template: must be english,",
+    ),
+    Case(
+        "a key with a line end in it",
+        "evaluate a",
+        ("the environment variable OPENAI_API_KEY holds characters that no key has; copy the key again\n",),
+        {"runs/a/config.yaml": _ENDPOINT, "runs/a/adapters/sft/x": "", "runs/a/adapters/policy/x": ""},
+        environment={"OPENAI_API_KEY": "sk-1\nsk-2"},
+    ),
+]
+
 CASES = [
     *_CONFIG_FILES,
     *_KEYS,
     *_VALUES,
     *_CROSS_FIELD,
+    *_THINGS_THAT_ARE_NOT_THERE,
     *_OVERRIDES,
     *_COMMAND_LINE,
     *_PROMPT_FILES,
     *_COMPARISON_FILES,
+    *_ENDPOINTS,
 ]

@@ -14,7 +14,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import load_comparisons
 from lowrank_rlhf.ranking.expand import compare
 from lowrank_rlhf.ranking.store import AnnotationStore
-from lowrank_rlhf.records import Ranking
+from lowrank_rlhf.records import Ranking, write_jsonl
 
 FILE = Path("x.jsonl")
 
@@ -247,9 +247,79 @@ def test_places_that_are_none(command) -> None:
         "  python -m lowrank_rlhf run runs/abc/config.yaml\n",
     )
     RunDir(Path("runs/judged")).open(dump_config(Config(name="judged", model={"source": "x"})))
-    assert command("annotations", "export", "judged", "y.jsonl")[2] == (
+    assert command("annotations", "import", "judged", "x.jsonl")[2] == (
         "runs/judged: rank.source is judge; a run with rank.source=human asks people\n"
     )
+    assert command("annotations", "export", "judged", "y.jsonl") == (
+        2,
+        "",
+        "runs/judged: its answers are not ranked yet. This does it:\n"
+        "  python -m lowrank_rlhf run runs/judged/config.yaml --until rank\n",
+    )
+
+
+def a_ranked_run(name: str, rankings: list[Ranking], **rank: object) -> None:
+    """A run whose stage rank was done by a program."""
+    made = a_run("items").contents()
+    run_dir = RunDir(Path("runs") / name)
+    run_dir.open(dump_config(Config(name=name, model={"source": "x"}, rank=rank)))
+    write_jsonl(run_dir.work("rank") / "prompts.jsonl", made.prompts)
+    write_jsonl(run_dir.work("rank") / "answers.jsonl", made.answers)
+    write_jsonl(run_dir.work("rank") / "rankings.jsonl", rankings)
+    run_dir.finish("rank", ["prompts.jsonl", "answers.jsonl", "rankings.jsonl"], {})
+
+
+def pairs_of(path: Path) -> list[tuple[str, str]]:
+    """Chosen and rejected texts that `rank.dataset` would learn from."""
+    data = load_comparisons(path)
+    text = {answer.id: answer.text for answer in data.answers}
+    return [(text[pair.chosen], text[pair.rejected]) for ranking in data.rankings for pair in compare(ranking)]
+
+
+def test_a_run_that_a_judge_ranked_is_exported(command) -> None:
+    rankings = [a_ranking(0, "201", "simulated-annotator"), a_ranking(1, "01", "simulated-annotator")]
+    a_ranked_run("judged", rankings)
+    assert command("annotations", "export", "judged", "x.jsonl") == (
+        0,
+        "wrote x.jsonl: 3 prompts, 9 answers, 2 rankings by 1 annotator, 0 skips\n",
+        "",
+    )
+    people = a_run()
+    assert command("annotations", "import", "people", "x.jsonl")[1].startswith("2 rankings new, 0 already here\n")
+    assert people.rankings() == rankings
+    assert command("annotations", "export", "judged", "y.jsonl", "--comparisons") == (
+        0,
+        "wrote y.jsonl: 4 comparisons from 2 rankings\n",
+        "",
+    )
+    texts = [f"answer {k}" * (k + 1) for k in range(3)]
+    assert pairs_of(Path("y.jsonl")) == [(texts[a], texts[b]) for a, b in ((2, 0), (2, 1), (0, 1), (0, 1))]
+
+
+def test_no_ranking_of_a_data_set_is_lost(command) -> None:
+    """Its rows may speak of one prompt several times, all by the same annotator."""
+    rankings = [a_ranking(0, order, "dataset") for order in ("20", "01", "12")]
+    a_ranked_run("learnt", rankings, source="dataset", dataset="gone.jsonl")
+    code, out, _ = command("annotations", "export", "learnt", "x.jsonl")
+    assert (code, out.splitlines()) == (
+        0,
+        [
+            "wrote x.jsonl: 3 prompts, 9 answers, 3 rankings by 1 annotator, 0 skips",
+            "2 rankings by the same annotator as a later one of the same prompt: `import` counts the last alone, and "
+            "--comparisons writes the pairs of all",
+        ],
+    )
+    written = [json.loads(line) for line in FILE.read_text().splitlines()]
+    assert [row["tiers"] for row in written if row["kind"] == "ranking"] == [
+        [["p0-2"], ["p0-0"]],
+        [["p0-0"], ["p0-1"]],
+        [["p0-1"], ["p0-2"]],
+    ]
+    assert command("annotations", "export", "learnt", "y.jsonl", "--comparisons")[1] == (
+        "wrote y.jsonl: 3 comparisons from 3 rankings\n"
+    )
+    texts = [f"answer {k}" * (k + 1) for k in range(3)]
+    assert pairs_of(Path("y.jsonl")) == [(texts[a], texts[b]) for a, b in ((2, 0), (0, 1), (1, 2))]
 
 
 def test_a_run_elsewhere_and_one_that_has_gone_on(command) -> None:

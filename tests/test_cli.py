@@ -2,17 +2,22 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from lowrank_rlhf import __version__, cli, pipeline
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.commands import presets
+from lowrank_rlhf.commands.common import EXIT_CODES
 from lowrank_rlhf.config import loading
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config
@@ -74,7 +79,23 @@ def a_run(folder: Path = Path("runs/a")) -> RunDir:
 class TestValidate:
     def test_good(self, command) -> None:
         assert command("validate", "good.yaml") == (0, "ok: sft, sample, rank, reward, ppo, evaluate\n", "")
-        assert command("validate", "quickstart", "stages=[sft, ppo]")[1] == "ok: sft, ppo\n"
+        assert command("validate", "quickstart", "stages=[sft, sample]")[1] == "ok: sft, sample\n"
+
+    def test_what_the_run_has_done_already_is_there(self, command) -> None:
+        a_run()
+        assert command("validate", "good.yaml", "stages=[sample]") == (0, "ok: sample\n", "")
+        assert command("validate", "good.yaml", "stages=[sample]", "--runs", "other")[0] == 2
+        assert command("validate", "good.yaml", "stages=[sample]", "name=b")[2] == (
+            'override "stages=[sample]": stages: sample reads adapters/sft, which is not in runs/b; '
+            "stage sft makes it: add sft to `stages`\n"
+        )
+        folder = Path("runs/a/adapters/sft")
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (folder / name).write_text("")
+        assert command("validate", "good.yaml", "name=b", "sft.source=adapter", f"sft.adapter={folder}")[0] == 0
+        Path("pairs.jsonl").write_text("")
+        given = ("rank.source=dataset", "rank.dataset=pairs.jsonl", "sft.source=base")
+        assert command("validate", "good.yaml", "name=b", *given)[:2] == (0, "ok: sft, rank, reward, ppo, evaluate\n")
 
     def test_bad(self, command) -> None:
         code, out, err = command("validate", "bad.yaml", "seed=-1")
@@ -246,31 +267,62 @@ def test_help_is_quick_and_says_what_it_should() -> None:
     assert spent < 2  # CPU seconds: a busy machine is not this command's fault
     assert done.returncode == 0
     for code in ExitCode:
-        assert f"{int(code):>3}  {cli.EXIT_CODES[code]}" in done.stdout
+        assert f"{int(code):>3}  {EXIT_CODES[code]}" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["run"],
-        ["validate"],
-        ["status"],
-        ["presets"],
-        ["presets", "show"],
-        ["presets", "copy"],
-        ["doctor"],
-        ["schema"],
-        ["plan"],
-        ["sweep"],
-    ],
-)
-def test_every_help_has_examples_that_are_commands(command, arguments: list[str]) -> None:
-    code, out, _ = command(*arguments, "--help")
+def commands(words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The words of every command and group under one, itself first."""
+    inner = getattr(found(words), "commands", {})
+    return [words, *(deeper for name in inner for deeper in commands((*words, name)))]
+
+
+def found(words: Sequence[str]) -> Any:
+    """The command or group of those words."""
+    entry: Any = typer.main.get_command(cli.app)
+    for word in words:
+        entry = entry.commands[word]
+    return entry
+
+
+def test_the_walk_finds_every_command() -> None:
+    groups = {"presets": ("show", "copy"), "data": ("inspect",), "annotations": ("export", "import")}
+    alone = [
+        "run",
+        "plan",
+        "validate",
+        "status",
+        "sweep",
+        "label",
+        "chat",
+        "evaluate",
+        "export",
+        "doctor",
+        "schema",
+        "dashboard",
+    ]
+    expected = {(), *((name,) for name in (*alone, *groups))}
+    expected |= {(group, name) for group, names in groups.items() for name in names}
+    assert set(commands()) == expected
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_help_has_examples_that_parse_and_the_exit_codes(command, words: tuple[str, ...]) -> None:
+    code, out, _ = command(*words, "--help")
     assert code == 0
-    examples = [line for line in out.split("Examples:")[1].splitlines()[1:] if "python -m" in line]
+    text, codes = out.split("Exit codes:\n")
+    assert [line.split(None, 1) for line in codes.splitlines() if line] == [
+        [str(int(code)), meaning] for code, meaning in EXIT_CODES.items()
+    ]
+    examples = [line.strip() for line in text.split("Examples:\n")[1].split("\n\n")[0].splitlines()]
     assert examples
-    assert all(line.startswith("    python -m lowrank_rlhf") for line in examples)
+    for example in examples:
+        assert "python -m lowrank_rlhf" in example
+        given = shlex.split(example.partition(" > ")[0].partition("python -m lowrank_rlhf")[2])
+        entry, rest = found(()), list(given)
+        while rest and rest[0] in getattr(entry, "commands", {}):
+            entry = entry.commands[rest.pop(0)]
+        assert tuple(given[: len(words)]) == words
+        entry.make_context("x", rest)  # raises for an option, a choice or an argument that does not exist
 
 
 def test_usage_errors_and_version(command) -> None:

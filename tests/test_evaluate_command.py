@@ -173,6 +173,39 @@ class TestAMatch:
         assert [row["left"] for row in other["answers"]] != [row["left"] for row in match["answers"]]
         assert {row["prompt"] for row in other["answers"]} == {row["prompt"] for row in match["answers"]}
 
+    def test_says_when_the_run_trained_on_the_prompts(self, finished, figures, tmp_path) -> None:
+        rows = [json.loads(line) for line in (finished.parents[1] / "prompts.jsonl").read_text().splitlines()]
+        held_out = {row["prompt_id"] for row in eval_rows(finished)}
+        trained = [row["prompt"] for row in rows if row["id"] not in held_out][:3]
+        new = [row["prompt"] for row in rows if row["id"] in held_out][:2]
+        file = write_rows(tmp_path / "mixed.jsonl", [{"prompt": text} for text in (*trained, *new, "is that kind")])
+        note = "the run trained on 3 of these 6 prompts; new ones may fare worse"
+        assert note in figures(finished, "--prompts", file)["match"]["notes"]
+        others = write_rows(tmp_path / "new.jsonl", [{"prompt": text} for text in new])
+        assert "trained on" not in str(figures(finished, "--prompts", others)["match"]["notes"])
+        run = copied(finished, tmp_path / "run")
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace("prompts: /", "prompts: /gone/"))
+        (note, *_) = figures(run, "--prompts", file)["match"]["notes"]
+        assert note.startswith("whether the run trained on these prompts is not known: /gone/")
+
+    def test_bad_rows_are_skipped_as_the_run_skips_them(self, finished, evaluate, tmp_path) -> None:
+        prompts = write_rows(tmp_path / "mine.jsonl", [{"prompt": "is point"}, {"prompt": ""}, {"prompt": "is it"}])
+        pairs = write_rows(tmp_path / "pairs.jsonl", [*PAIRS, {"prompt": "a", "chosen": "", "rejected": "b"}])
+        for option, file in (("--prompts", prompts), ("--comparisons", pairs)):
+            code, _, err = evaluate(finished, option, file)
+            assert (code, " is empty" in err) == (2, True)
+            code, _, err = evaluate(finished, option, file, "data.skip_bad_rows=0.1")
+            assert (code, "more than data.skip_bad_rows=0.1 allows" in err) == (2, True)
+        code, out, err = evaluate(finished, "--prompts", prompts, "data.skip_bad_rows=0.5", "--json")
+        assert (code, json.loads(out)["match"]["prompts"]) == (0, 2)
+        assert "Left out 1 bad row; the first: " in err
+        run = copied(finished, tmp_path / "run")
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace("skip_bad_rows: 0.0", "skip_bad_rows: 0.5"))
+        code, out, _ = evaluate(run, "--comparisons", pairs)
+        assert (code, "Left out 1 bad row; the first: " in out.replace("\n", " ")) == (0, True)
+
     def test_settings_of_sampling_can_change(self, finished, figures) -> None:
         match = figures(finished, "sample.max_new_tokens=2")["match"]
         assert max(row[f"tokens_{side}"] for row in match["answers"] for side in ("left", "right")) == 2
@@ -303,7 +336,10 @@ class TestErrors:
             (("--judge", "endpoint"), "needs a section rank.endpoint"),
             (("--prompts", "nowhere.jsonl"), "nowhere.jsonl"),
             (("--comparisons", "nowhere.jsonl"), "nowhere.jsonl"),
-            (("seed=3",), '"seed=3": only settings of model, sample, rank.endpoint, evaluate can change here'),
+            (
+                ("seed=3",),
+                '"seed=3": only settings of model, sample, rank.endpoint, evaluate, and data.skip_bad_rows, can',
+            ),
             (("data.held_out=9",), "only settings of"),
             (("sample.temprature=2",), 'Did you mean "temperature"?'),
             (("--out", "result.txt"), "name a file that ends in .json"),

@@ -321,8 +321,9 @@ def test_the_card_holds_figures_hashes_and_command(tiny_folder, tmp_path) -> Non
     assert "base_model" not in front
 
 
-def test_the_cards_config_is_the_runs(tiny_folder, tmp_path, command) -> None:
-    """Saved as the card says, it validates, and is the run's own but for the folders of its files."""
+def test_the_cards_config_is_the_runs(tiny_folder, tmp_path, command, monkeypatch) -> None:
+    """Saved as the card says, beside its files, it validates, and is the run's own but for their folders."""
+    monkeypatch.chdir(tmp_path)
     context = finished_run(tiny_folder(), tmp_path, adapters=("sft",))
     export_adapters(context.run_dir, context.config, tmp_path / "out")
     found = re.search(r"```yaml\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)

@@ -245,8 +245,8 @@ def test_prompts_of_preferences(tmp_path: Path) -> None:
     data = load_prompt_data(DataConfig(prompts=str(path), held_out=4), seed=1)
     assert (len(data.training), len(data.held_out)) == (6, 4)
     assert all(d.response == f"good {2 * int(d.prompt.text.split()[1])}" for d in data.demonstrations)
-    assert data.notes[1:] == [
-        "Left out 10 rows whose prompt another row has too.",
+    assert data.notes[1:] == ["Left out 10 rows whose prompt another row has too."]
+    assert data.training_notes == [
         "The demonstrations are the preferred answers.",
         "6 training prompts, 6 of them with a response.",
     ]

@@ -228,10 +228,8 @@ def test_missing_file_folder_and_unknown_set(tmp_path: Path) -> None:
     expected = {
         "nowhere.jsonl": f"nowhere.jsonl: there is no such file; relative paths start at {Path.cwd()}",
         str(tmp_path): f"{tmp_path}: this is a folder; name a file in it",
-        "builtin:evryday": "data.prompts: no built-in set is called 'evryday'; there is: everyday",
-        "builtin:../builtin/everyday": (
-            "data.prompts: no built-in set is called '../builtin/everyday'; there is: everyday"
-        ),
+        "builtin:evryday": "no built-in set is called 'evryday'; there is: everyday",
+        "builtin:../builtin/everyday": "no built-in set is called '../builtin/everyday'; there is: everyday",
     }
     for source, message in expected.items():
         with pytest.raises(UserError) as caught:

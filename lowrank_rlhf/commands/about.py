@@ -9,7 +9,7 @@ import typer
 from lowrank_rlhf.commands.common import JsonOption, RunsOption, echo
 from lowrank_rlhf.config import reference
 from lowrank_rlhf.doctor import examine
-from lowrank_rlhf.errors import ExitCode
+from lowrank_rlhf.errors import ExitCode, UserError
 
 
 def doctor(runs: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
@@ -36,13 +36,23 @@ def doctor(runs: RunsOption = Path("runs"), as_json: JsonOption = False) -> None
 
 
 def schema(
+    key: Annotated[
+        str | None, typer.Argument(metavar="KEY", help="Explain this setting, or this section with all in it.")
+    ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="A page to read instead of a JSON schema.")] = False,
 ) -> None:
-    """Print every setting: as a JSON schema for editors, or as a page.
+    """Explain a setting, or print all of them: as a JSON schema for editors, or as a page.
 
     \b
     Examples:
+      python -m lowrank_rlhf schema ppo.kl_coef
+      python -m lowrank_rlhf schema ppo
       python -m lowrank_rlhf schema > config.schema.json
       python -m lowrank_rlhf schema --markdown
     """
+    if key and as_markdown:
+        raise UserError("--markdown prints all settings: leave it out, or KEY")
+    if key:
+        print(reference.explanation(key), end="")
+        return
     print(reference.markdown() if as_markdown else reference.json_schema(), end="")

@@ -1,31 +1,62 @@
 """`annotations`: people's rankings as files, and where a run keeps them."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lowrank_rlhf.commands.common import RunArgument, RunsOption, echo, run_folder
+from lowrank_rlhf.artifacts import RunDir
+from lowrank_rlhf.commands.common import EPILOG, RunArgument, RunsOption, echo, run_folder
+from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.files import write_atomic
 from lowrank_rlhf.ranking.demonstrations import demonstrations_to_jsonl
-from lowrank_rlhf.ranking.exchange import comparisons_to_jsonl, read_lines, to_jsonl
+from lowrank_rlhf.ranking.exchange import Contents, Verdict, comparisons_to_jsonl, read_lines, to_jsonl
 from lowrank_rlhf.ranking.merging import Merge
-from lowrank_rlhf.ranking.place import COMMAND, STORE, Place, counted, place_of
+from lowrank_rlhf.ranking.place import COMMAND, STORE, Place, counted, place_of, run_command
+from lowrank_rlhf.records import Prompt, Ranking, Sample, read_jsonl
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 
-def find_place(run: str, runs: Path) -> Place:
-    """Where the run of that name, or that folder, keeps its answers to rank. Raises `UserError` if it has none yet."""
+def _folder(run: str, runs: Path) -> Path:
     known = [
         path for path in (runs / run, Path(run)) if any((path / name).is_file() for name in ("config.yaml", STORE))
     ]
-    return place_of(known[0] if known else run_folder(run, runs))
+    return known[0] if known else run_folder(run, runs)
 
 
-@app.callback()
+def find_place(run: str, runs: Path) -> Place:
+    """Where the run of that name, or that folder, keeps its answers to rank. Raises `UserError` if it has none yet."""
+    return place_of(_folder(run, runs))
+
+
+def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
+    """All that people did so far and the rankings of theirs that count; of a run that a judge or a data set ranks, what
+    its stage rank made, where every ranking counts. Raises `UserError` where there is nothing yet.
+    """
+    folder = _folder(run, runs)
+    config = folder / "config.yaml"
+    if not config.is_file() or load_config(config).rank.source == "human":
+        contents = find_place(run, runs).store.contents()
+        return contents, contents.current()
+    run_dir = RunDir(folder)
+    if run_dir.done("rank") is None:
+        raise UserError(
+            f"{folder}: its answers are not ranked yet. This does it:\n  {run_command(folder)} --until rank"
+        )
+    rankings = list(read_jsonl(run_dir.artifact("rankings.jsonl"), Ranking))
+    contents = Contents(
+        prompts=tuple(read_jsonl(run_dir.artifact("prompts.jsonl"), Prompt)),
+        answers=tuple(read_jsonl(run_dir.artifact("answers.jsonl"), Sample)),
+        verdicts=tuple(Verdict(ranking=ranking) for ranking in rankings),
+    )
+    return contents, rankings
+
+
+@app.callback(epilog=EPILOG)
 def annotations() -> None:
     """Take people's rankings to another program or machine, and back.
 
@@ -36,7 +67,7 @@ def annotations() -> None:
     """
 
 
-@app.command("export")
+@app.command("export", epilog=EPILOG)
 def export(
     run: RunArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The JSONL file to write.")],
@@ -49,7 +80,7 @@ def export(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
-    """Write all prompts, answers, rankings and skips of a run to one file.
+    """Write all prompts, answers, rankings and skips of a run to one file, whoever ranked: people, judge or data set.
 
     The file is all that `annotations import` needs, here or on another machine. docs/annotations.md explains its rows.
 
@@ -61,8 +92,11 @@ def export(
     """
     if comparisons and demonstrations:
         raise UserError("--comparisons and --demonstrations are two files: give one at a time")
-    contents = find_place(run, runs).store.contents()
-    text = (comparisons_to_jsonl if comparisons else demonstrations_to_jsonl if demonstrations else to_jsonl)(contents)
+    contents, rankings = _ranked(run, runs)
+    if comparisons:
+        text = comparisons_to_jsonl(contents, rankings)
+    else:
+        text = demonstrations_to_jsonl(contents) if demonstrations else to_jsonl(contents)
     if comparisons and not text:
         raise UserError(f"{run}: nobody has preferred an answer to another yet: there are no comparisons to export")
     if demonstrations and not text:
@@ -73,28 +107,40 @@ def export(
         write_atomic(file, text)
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror}") from None
-    current = contents.current()
-    withdrawn = sum(verdict.withdrawn for verdict in contents.verdicts)
-    replaced = len(contents.verdicts) - withdrawn - len(current)
-    people = len({ranking.annotator for ranking in current})
     if demonstrations:
         echo(f"wrote {file}: {counted(text.count(chr(10)), 'demonstration')}; to learn from them in sft:")
         echo(f"  {COMMAND} run CONFIG data.prompts={shlex.quote(str(file))}")
         return
     if comparisons:
-        echo(f"wrote {file}: {counted(text.count(chr(10)), 'comparison')} from {counted(len(current), 'ranking')}")
+        echo(f"wrote {file}: {counted(text.count(chr(10)), 'comparison')} from {counted(len(rankings), 'ranking')}")
         return
+    annotators = len({ranking.annotator for ranking in rankings})
     echo(
         f"wrote {file}: {counted(len(contents.prompts), 'prompt')}, {counted(len(contents.answers), 'answer')}, "
-        f"{counted(len(current), 'ranking')} by {counted(people, 'annotator')}, {counted(len(contents.skips), 'skip')}"
+        f"{counted(len(rankings), 'ranking')} by {counted(annotators, 'annotator')}, "
+        f"{counted(len(contents.skips), 'skip')}"
     )
-    if replaced:
-        echo(f"also {counted(replaced, 'ranking')} that a later one of the same annotator replaced")
+    for sentence in _beside(contents, rankings):
+        echo(sentence)
+
+
+def _beside(contents: Contents, rankings: Sequence[Ranking]) -> list[str]:
+    """What to know of the verdicts that are no current rankings."""
+    current, withdrawn = len(contents.current()), sum(verdict.withdrawn for verdict in contents.verdicts)
+    sentences = []
+    if replaced := len(rankings) - current:
+        sentences.append(
+            f"{counted(replaced, 'ranking')} by the same annotator as a later one of the same prompt: `import` counts "
+            "the last alone, and --comparisons writes the pairs of all"
+        )
+    if replaced := len(contents.verdicts) - withdrawn - len(rankings):
+        sentences.append(f"also {counted(replaced, 'ranking')} that a later one of the same annotator replaced")
     if withdrawn:
-        echo(f"also {counted(withdrawn, 'ranking')} taken back")
+        sentences.append(f"also {counted(withdrawn, 'ranking')} taken back")
+    return sentences
 
 
-@app.command("import")
+@app.command("import", epilog=EPILOG)
 def import_(
     run: RunArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An export, bare rankings, or exported comparisons.")],

@@ -1,13 +1,32 @@
 """What the commands share: arguments with one meaning everywhere, printing, and finding a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from lowrank_rlhf.config.messages import suggestion
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf import pipeline
+from lowrank_rlhf.artifacts import RunDir
+from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.config.messages import Key, suggestion
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.errors import ExitCode, UserError
+from lowrank_rlhf.stages.problems import problems
+
+EXIT_CODES = {
+    ExitCode.OK: "done",
+    ExitCode.FAILED: "a stage failed its own checks, or doctor found something wrong",
+    ExitCode.BAD_INPUT: "config, data or command line is wrong",
+    ExitCode.STALE: "a finished stage was made from another config or other inputs",
+    ExitCode.CANNOT_FIT: "the plan does not fit this machine",
+    ExitCode.WAITING: "people must rank answers before the run can go on",
+    ExitCode.LOCKED: "another process holds the run",
+    ExitCode.STOPPED: "stopped by Ctrl-C or SIGTERM; the work is saved",
+}
+EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
+"""The end of every help."""
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a preset's name.")]
 OverridesArgument = Annotated[
@@ -22,6 +41,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def echo(text: str) -> None:
     """Print a text as it is, without markup and without folding long lines."""
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def checked_config(config: str, overrides: Sequence[str] | None, runs: Path | None = None) -> Config:
+    """The config. Raises `UserError` with all that is wrong with it here; with the folder that holds the runs, also
+    the stages that read what neither the run has nor another stage makes.
+    """
+
+    def check(valid: Config) -> list[tuple[Key, str]]:
+        before = pipeline.missing_inputs(valid, RunDir(runs / valid.name)) if runs else []
+        return [*before, *problems(valid)]
+
+    return load_config(Path(config), overrides or (), check)
 
 
 def run_folder(run: str, runs: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lowrank_rlhf.commands.common import JsonOption
+from lowrank_rlhf.commands.common import EPILOG, JsonOption
 from lowrank_rlhf.commands.data_page import Page, print_page, rendered_examples
 from lowrank_rlhf.config.loading import load_config, preset_names, preset_path
 from lowrank_rlhf.config.schema import FormatName, ModelConfig
@@ -27,10 +27,21 @@ from lowrank_rlhf.progress import Progress
 _MANY_TEXTS = 5_000
 _DEFAULT_MAX_LENGTH: int = ModelConfig.model_fields["max_length"].default
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at a data set before a run.")
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 
-@app.command()
+@app.callback(epilog=EPILOG)
+def _data() -> None:
+    """Look at a data set before a run.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf data inspect prefs.jsonl
+      python -m lowrank_rlhf data inspect hub:Anthropic/hh-rlhf:test --format hh-rlhf
+    """
+
+
+@app.command(epilog=EPILOG)
 def inspect(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A data file, hub:OWNER/NAME or builtin:NAME.")],
     format: Annotated[

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,19 +15,21 @@ from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, ec
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import DataConfig, FormatName
 from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons
-from lowrank_rlhf.data.prompts import load_prompts
+from lowrank_rlhf.data.prompts import load_prompt_data
+from lowrank_rlhf.data.rows import counted
+from lowrank_rlhf.data.turns import prompt_key
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.files import json_text, sha256, write_atomic, write_json_atomic
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.progress import Progress, StopRequest
 from lowrank_rlhf.ranking.judges import ENDPOINT, Judge
-from lowrank_rlhf.records import Prompt
+from lowrank_rlhf.records import Prompt, read_jsonl
 from lowrank_rlhf.stages.contestants import Match, contestant, run_adapter
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.judging import open_judge
 from lowrank_rlhf.stages.versus_text import evaluation_text
 
-MAY_CHANGE = ("model.", "sample.", "rank.endpoint.", "evaluate.")
+MAY_CHANGE = ("model.", "sample.", "rank.endpoint.", "evaluate.", "data.skip_bad_rows=")
 """Settings that neither decide which prompts are held out nor what the run's adapters are."""
 
 
@@ -34,7 +37,10 @@ def evaluate(
     run: RunArgument,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings of model, sample, rank.endpoint or evaluate to change."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings of model, sample, rank.endpoint or evaluate, or data.skip_bad_rows, to change.",
+        ),
     ] = None,
     runs: RunsOption = Path("runs"),
     left: Annotated[
@@ -92,7 +98,8 @@ def evaluate(
             if not only_accuracy:
                 chosen = _prompts(context, prompts, format_name)[:limit]
                 sides = contestant(run_dir, left or "sft"), contestant(run_dir, right or "policy")
-                match = Match(*sides, chosen, samples or 1, seed, _judge(context, judge))
+                known = _known(context, chosen) if prompts else ()
+                match = Match(*sides, chosen, samples or 1, seed, _judge(context, judge), known)
             result = {"schema": 1, "run": str(run_dir.path), "base": config.model.source, "seed": seed}
             result |= _measured(context, match, prompts, data, comparisons)
     except KeyboardInterrupt:
@@ -104,7 +111,8 @@ def _allowed(overrides: list[str], judge: str | None) -> list[str]:
     """The settings to change; those that would change which prompts are held out are refused."""
     wrong = [override for override in overrides if not override.startswith(MAY_CHANGE)]
     if wrong:
-        raise UserError(f'"{wrong[0]}": only settings of {", ".join(key[:-1] for key in MAY_CHANGE)} can change here')
+        *sections, last = (key[:-1] for key in MAY_CHANGE)
+        raise UserError(f'"{wrong[0]}": only settings of {", ".join(sections)}, and {last}, can change here')
     return [*overrides, f"evaluate.second_judge={ENDPOINT}"] if judge == ENDPOINT else overrides
 
 
@@ -140,8 +148,26 @@ def _prompts(context: Context, source: str | None, format_name: FormatName | Non
             raise UserError("this run holds no prompts out (data.held_out is 0); name some with --prompts FILE")
         return held_out
     skipped = context.config.data.skip_bad_rows
-    asked = DataConfig(prompts=source, format=format_name, skip_bad_rows=skipped, held_out=0)
-    return load_prompts(asked, context.config.seed)[0]
+    data = load_prompt_data(
+        DataConfig(prompts=source, format=format_name, held_out=0, skip_bad_rows=skipped), context.config.seed
+    )
+    for note in data.notes:
+        context.progress.say(f"  {note}")
+    return data.training
+
+
+def _known(context: Context, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """A note where the run trained on some of these prompts, or where that cannot be told."""
+    ranked = context.run_dir.artifact("prompts.jsonl")
+    try:
+        training = [*context.prompts[0], *(read_jsonl(ranked, Prompt) if ranked.is_file() else ())]
+    except UserError as error:
+        return (f"whether the run trained on these prompts is not known: {str(error).splitlines()[0]}",)
+    keys = {prompt_key(prompt.messages) for prompt in training}
+    count = sum(prompt_key(prompt.messages) in keys for prompt in prompts)
+    if not count:
+        return ()
+    return (f"the run trained on {count} of these {counted(len(prompts), 'prompt')}; new ones may fare worse",)
 
 
 def _judge(context: Context, name: str | None) -> Judge | None:

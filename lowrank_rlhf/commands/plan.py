@@ -11,8 +11,8 @@ from rich.table import Table
 
 from lowrank_rlhf import pipeline
 from lowrank_rlhf.artifacts import RunDir
-from lowrank_rlhf.commands.common import ConfigArgument, JsonOption, OverridesArgument, RunsOption, echo
-from lowrank_rlhf.config.loading import dump_config, load_config
+from lowrank_rlhf.commands.common import ConfigArgument, JsonOption, OverridesArgument, RunsOption, checked_config, echo
+from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import ExitCode
 from lowrank_rlhf.planner.forecast import File, Forecast, Help, StageForecast, forecast
@@ -20,7 +20,6 @@ from lowrank_rlhf.planner.machine import Machine
 from lowrank_rlhf.planner.memory import Need
 from lowrank_rlhf.planner.pace import Span
 from lowrank_rlhf.progress import duration, memory
-from lowrank_rlhf.stages.problems import problems
 
 
 def plan(
@@ -41,7 +40,7 @@ def plan(
       python -m lowrank_rlhf plan my.yaml model.micro_batch_tokens=256 --all
       python -m lowrank_rlhf plan my.yaml --runs /data/runs --json
     """
-    loaded = load_config(Path(config), overrides or [], problems)
+    loaded = checked_config(config, overrides, runs)
     run_dir = RunDir(runs / loaded.name)
     standings = pipeline.plan(loaded, run_dir)
     left = [standing.stage.name for standing in standings if standing.state != "done"]

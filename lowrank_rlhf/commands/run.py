@@ -17,13 +17,13 @@ from lowrank_rlhf.commands.common import (
     OverridesArgument,
     RunArgument,
     RunsOption,
+    checked_config,
     echo,
     run_folder,
 )
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.progress import Progress, duration, figure, memory
-from lowrank_rlhf.stages.problems import problems
 
 
 def run(
@@ -39,6 +39,7 @@ def run(
     """Run the pipeline, or go on with it.
 
     The same command skips what is done and resumes what is not; a Ctrl-C stops it where the work can be saved.
+    `schema KEY` explains a setting, `schema ppo` all of a section.
 
     \b
     Examples:
@@ -47,7 +48,7 @@ def run(
       python -m lowrank_rlhf run my.yaml --until reward
       python -m lowrank_rlhf run my.yaml --redo ppo
     """
-    loaded = load_config(Path(config), overrides or [], problems)
+    loaded = checked_config(config, overrides)
     try:
         with Progress() as progress:
             run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress)
@@ -61,8 +62,16 @@ def run(
         echo(text)
 
 
-def validate(config: ConfigArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+def validate(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
     """Check a config, and name every mistake in it.
+
+    Also whether its judges, data files and adapters are there, and whether each stage has what it reads, from a stage
+    before it or from what the run has done already. No data is read.
 
     \b
     Examples:
@@ -70,7 +79,7 @@ def validate(config: ConfigArgument, overrides: OverridesArgument = None, as_jso
       python -m lowrank_rlhf validate quickstart ppo.steps=100 --json
     """
     try:
-        loaded = load_config(Path(config), overrides or [], problems)
+        loaded = checked_config(config, overrides, runs)
     except UserError as error:
         if not as_json:
             raise

@@ -1,12 +1,41 @@
-"""The settings as a JSON schema for editors and as a page to read, both made from `schema.py`."""
+"""The settings as a JSON schema for editors, as a page to read, and one by one, all made from `schema.py`."""
 
 import json
-from typing import Any, TypeGuard, get_args
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeGuard, get_args
 
 from pydantic_core import PydanticUndefined
 
+from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.config.section import Section
+from lowrank_rlhf.errors import UserError
+
+_WIDTH = 100
+_KINDS = {
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+}
+_LIMITS = {
+    "minimum": "at least {:g}",
+    "exclusiveMinimum": "above {:g}",
+    "maximum": "at most {:g}",
+    "exclusiveMaximum": "below {:g}",
+}
+
+
+class _Entry(NamedTuple):
+    """A setting, or a section with settings of its own."""
+
+    key: str
+    field: Any
+    schema: Mapping[str, Any]
+    """Its part of the JSON schema."""
+    section: type[Section] | None
 
 
 def json_schema() -> str:
@@ -33,6 +62,60 @@ def markdown() -> str:
                 lines += [f"### {name}.{key}", "", str(inner.__doc__), ""]
                 lines += _table(f"{name}.{key}.", inner.model_fields)
     return "\n".join(lines)
+
+
+def explanation(key: str) -> str:
+    """A setting's type, default and sentence; of a section its own words and all that for each setting in it.
+
+    Raises `UserError` for a key that is none.
+    """
+    known = {entry.key: entry for entry in _entries(Config)}
+    if key not in known:
+        raise UserError(f'no setting is called "{key}".{suggestion(key, known)} `schema --markdown` has all of them')
+    of, section = known[key], known[key].section
+    own = [_explained(of) if of.field.description else key]
+    lead = [_indented(str(section.__doc__))] if section else []
+    inner = [entry for name, entry in known.items() if name.startswith(f"{key}.") and entry.field.description]
+    return "\n".join([*own, *lead, *(f"\n{_explained(entry)}" for entry in inner)]) + "\n"
+
+
+def _explained(entry: _Entry) -> str:
+    default, sentence = _default(entry.field).strip("`"), _indented(entry.field.description)
+    return f"{entry.key}\n  type:    {_type(entry.schema)}\n  default: {default}\n{sentence}"
+
+
+def _indented(text: str) -> str:
+    return textwrap.fill(
+        " ".join(text.split()),
+        _WIDTH,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def _entries(section: type[Section], prefix: str = "") -> Iterator[_Entry]:
+    properties = section.model_json_schema()["properties"]
+    for name, field in section.model_fields.items():
+        inner = next(filter(_is_section, (field.annotation, *get_args(field.annotation))), None)
+        yield _Entry(f"{prefix}{name}", field, properties[name], inner)
+        if inner:
+            yield from _entries(inner, f"{prefix}{name}.")
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    """`a number, above 0`, `nf4 | int8 | none`, `a list of text`, and so on."""
+    if "anyOf" in schema:
+        return " or ".join(map(_type, schema["anyOf"]))
+    if "$ref" in schema:
+        return "a section"
+    if "items" in schema:
+        return f"a list of {_type(schema['items'])}"
+    if choices := schema.get("enum") or [schema[name] for name in ("const",) if name in schema]:
+        return " | ".join(choices)
+    limits = [words.format(schema[name]) for name, words in _LIMITS.items() if name in schema]
+    return ", ".join([_KINDS[schema["type"]], *limits])
 
 
 def _is_section(annotation: Any) -> TypeGuard[type[Section]]:

@@ -16,15 +16,25 @@ BUILTIN = Path(__file__).parent / "builtin"
 
 @dataclass(frozen=True)
 class PromptData:
-    """Prompts split once; `notes` says in sentences what was read and what was dropped."""
+    """Prompts split once."""
 
     training: list[Prompt]
     held_out: list[Prompt]
     demonstrations: list[Demonstration]
     """Of training prompts, in their order."""
+    preferred: bool
+    """The demonstrations are the best of several answers."""
     notes: list[str]
+    """What was read and what was dropped, in sentences."""
     places: dict[str, str]
     """File and line of each prompt by its id, in the file's order."""
+
+    @property
+    def training_notes(self) -> list[str]:
+        """What there is to train on, in sentences."""
+        prompts, shown = counted(len(self.training), "training prompt"), f"{len(self.demonstrations):,}"
+        preferred = ["The demonstrations are the preferred answers."] if self.preferred and self.demonstrations else []
+        return [*preferred, f"{prompts}, {shown} of them with a response."]
 
 
 @dataclass(frozen=True)
@@ -63,13 +73,11 @@ def load_prompt_data(config: DataConfig, seed: int) -> PromptData:
     notes = list(loaded.notes)
     if len(entries) < len(every):
         notes.append(f"Left out {counted(len(every) - len(entries), 'row')} whose prompt another row has too.")
-    if demonstrations and loaded.format.ordered:
-        notes.append("The demonstrations are the preferred answers.")
-    notes.append(f"{counted(len(training), 'training prompt')}, {len(demonstrations):,} of them with a response.")
     return PromptData(
         [entry.prompt for entry in training],
         [entry.prompt.model_copy(update={"held_out": True}) for entry in entries if entry.prompt.id in chosen],
         demonstrations,
+        loaded.format.ordered,
         notes,
         places,
     )
@@ -82,7 +90,7 @@ def resolve(source: str) -> str:
         return source
     names = sorted(path.stem for path in BUILTIN.glob("*.jsonl"))
     if name not in names:
-        raise UserError(f"data.prompts: no built-in set is called {name!r}; there is: {', '.join(names)}")
+        raise UserError(f"no built-in set is called {name!r}; there is: {', '.join(names)}")
     return str(BUILTIN / f"{name}.jsonl")
 
 

@@ -46,13 +46,21 @@ def _by_content(content: bytes) -> Reader | None:
     return json_rows if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[", b"") else None
 
 
+def check_source(source: str) -> None:
+    """Raises `UserError` where a local file is not there. Nothing is read, and the hub is not asked."""
+    path = Path(source)
+    if source.startswith(SCHEME):
+        return
+    if path.is_dir():
+        raise UserError(f"{path}: this is a folder; name a file in it")
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file; relative paths start at {Path.cwd()}")
+
+
 def _content(path: Path) -> bytes:
+    check_source(str(path))
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; relative paths start at {Path.cwd()}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: this is a folder; name a file in it") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if not content.startswith(b"\x1f\x8b"):

@@ -96,16 +96,18 @@ def to_jsonl(contents: Contents) -> str:
     return "".join(json_line({"kind": kind} | fields) for kind, fields in rows)
 
 
-def comparisons_to_jsonl(contents: Contents) -> str:
-    """Every comparison of the rankings that count, with its texts: prompt, chosen, rejected, and where they are from.
+def comparisons_to_jsonl(contents: Contents, rankings: Sequence[Ranking] | None = None) -> str:
+    """Every comparison of these rankings, or of those that count, with its texts: prompt, chosen, rejected, and where
+    they are from.
 
     If one prompt has several turns or a system message, all rows hold messages instead of text.
     """
     prompts = {prompt.id: prompt for prompt in contents.prompts}
     answers = {answer.id: answer.text for answer in contents.answers}
     talks = in_messages(contents.prompts)
+    counted = contents.current() if rankings is None else rankings
     rows = []
-    for pair in (pair for ranking in contents.current() for pair in compare(ranking)):
+    for pair in (pair for ranking in counted for pair in compare(ranking)):
         row = Pair(
             prompt=prompt_field(prompts[pair.prompt_id], talks),
             chosen=answer_field(answers[pair.chosen], talks),

@@ -37,6 +37,8 @@ class Match:
     seed: int
     judge: Judge | None
     """None where only the reward model decides."""
+    notes: tuple[str, ...] = ()
+    """What to know of the prompts."""
 
 
 def contestant(run_dir: RunDir, name: str) -> Contestant:

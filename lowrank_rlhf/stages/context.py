@@ -79,9 +79,10 @@ class Context:
 
     def read_data(self) -> None:
         """Read what the config names and say so: a mistake in it is told before anything takes time."""
-        builtin = self.config.data.prompts.startswith("builtin:")
         prompts, comparisons = self.data.prompts, self.data.comparisons
-        for note in [*([] if builtin else prompts.notes), *(comparisons.notes if comparisons else [])]:
+        builtin = self.config.data.prompts.startswith("builtin:")
+        own = [] if builtin else [*prompts.notes, *prompts.training_notes]
+        for note in [*own, *(comparisons.notes if comparisons else [])]:
             self.progress.say(f"  {note}")
 
     def check_lengths(self) -> None:

@@ -1,20 +1,53 @@
 """What is wrong with a valid config on this machine, told before a run. Imports no torch of its own."""
 
 import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 
 from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.prompts import resolve
+from lowrank_rlhf.data.sources import check_source
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.shape import find_shape, layer_problems
 from lowrank_rlhf.ranking.judges import ENDPOINT, load_judge
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
 
 def problems(config: Config) -> list[tuple[Key, str]]:
-    """Keys and sentences: judges that cannot be loaded, and layers that the model has not, if it is here.
+    """Keys and sentences: data and adapters that are not there, judges that cannot be loaded, and layers that the model
+    has not, if it is here.
 
-    A user's judge is imported for that, as the run would.
+    A user's judge is imported for that, as the run would; no data is read.
     """
-    return [*_judge_problems(config), *_layer_problems(config)]
+    return [*_data_problems(config), *_adapter_problems(config), *_judge_problems(config), *_layer_problems(config)]
+
+
+def _data_problems(config: Config) -> Iterator[tuple[Key, str]]:
+    sources: dict[Key, str | None] = {
+        ("data", "prompts"): config.data.prompts,
+        ("rank", "dataset"): config.rank.dataset,
+    }
+    for key, source in sources.items():
+        try:
+            if source:
+                check_source(resolve(source) if key == ("data", "prompts") else source)
+        except UserError as error:
+            yield key, str(error)
+
+
+def _adapter_problems(config: Config) -> Iterator[tuple[Key, str]]:
+    if config.sft.adapter is None or "sft" not in config.stages:
+        return
+    folder = Path(config.sft.adapter)
+    if not folder.is_dir():
+        yield ("sft", "adapter"), f"{folder}: there is no such folder; relative paths start at {Path.cwd()}"
+    elif missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
+        yield (
+            ("sft", "adapter"),
+            f"{folder}: no {missing[0]} there; an adapter is a folder that PEFT wrote, in safetensors",
+        )
 
 
 def _judge_problems(config: Config) -> list[tuple[Key, str]]:

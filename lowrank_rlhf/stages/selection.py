@@ -1,6 +1,6 @@
 """Which stages a command is about, and whether everything that they read is there or will be."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from lowrank_rlhf import stages
 from lowrank_rlhf.artifacts import RunDir
@@ -40,7 +40,15 @@ def built_on(first: Collection[Stage]) -> list[Stage]:
 def check_inputs(
     chosen: Sequence[Stage], again: Collection[Stage], run_dir: RunDir, not_needed: Collection[str] = ()
 ) -> None:
-    """Raises `UserError` naming the first stage with an input that neither lies in the run nor will be made before it.
+    """Raises `UserError` with what `missing_inputs` finds first."""
+    for sentence in missing_inputs(chosen, again, run_dir, not_needed):
+        raise UserError(f"stages: {sentence}")
+
+
+def missing_inputs(
+    chosen: Sequence[Stage], again: Collection[Stage], run_dir: RunDir, not_needed: Collection[str] = ()
+) -> Iterator[str]:
+    """A sentence for each stage with an input that neither lies in the run nor will be made before it.
 
     `again` are the stages whose outputs will be discarded first; nothing is said of the files `not_needed`.
     """
@@ -48,10 +56,15 @@ def check_inputs(
     discarded = {name for stage in again for name in stage.writes}
     made = set(not_needed)
     for stage in chosen:
-        for name in stage.reads:
-            if name not in made and (name in discarded or not run_dir.artifact(name).exists()):
-                raise UserError(
-                    f"stages: {stage.name} reads {name}, which is not in {run_dir.path}; "
-                    f"stage {makers[name]} makes it: add {makers[name]} to `stages`"
-                )
+        absent = [
+            name
+            for name in stage.reads
+            if name not in made and (name in discarded or not run_dir.artifact(name).exists())
+        ]
+        if absent:
+            maker = makers[absent[0]]
+            yield (
+                f"{stage.name} reads {absent[0]}, which is not in {run_dir.path}; "
+                f"stage {maker} makes it: add {maker} to `stages`"
+            )
         made.update(stage.writes)

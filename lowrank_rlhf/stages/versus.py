@@ -34,7 +34,7 @@ def evaluate_match(context: Context, match: Match) -> dict[str, Any]:
     judge = match.judge.name if match.judge else None
     samples, seed = context.config.evaluate.bootstrap_samples, derive_seed(match.seed, "bootstrap")
     figures = match_figures(rows, match.answers_per_prompt, judge, samples, seed)
-    notes = [*_other_bases(context, match), *filter(None, [length_note(figures)])]
+    notes = [*match.notes, *_other_bases(context, match), *filter(None, [length_note(figures)])]
     sides = {"left": match.left.name, "right": match.right.name}
     return {**sides, **figures, "notes": notes, "answers": rows}
 
