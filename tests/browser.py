@@ -93,6 +93,13 @@ def wait_for(condition: Any, seconds: float, explain: Any = lambda: "") -> None:
         time.sleep(0.1)
 
 
+def shows(page: Any, selector: str, expected: str | Sequence[str]) -> None:
+    """Waits until the elements have these texts, spaces aside; the page redraws part by part."""
+    import playwright.sync_api
+
+    playwright.sync_api.expect(page.locator(selector)).to_have_text(expected, timeout=20_000)
+
+
 def go_to(page: Any, name: str) -> None:
     """Open the tab of that name, whatever its label is now."""
     page.locator(f"#tab-{name}-button").click()

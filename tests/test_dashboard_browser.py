@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import browser, go_to, page_server, texts, wait_for
+from browser import browser, go_to, page_server, shows, texts, wait_for
 from test_dashboard import NASTY, finish, make_run
 
 from lowrank_rlhf.dashboard import jobs, runs
@@ -96,7 +96,7 @@ def test_a_run_from_start_to_end(tmp_path, tiny_folder, open_page) -> None:
         page.wait_for_selector("#stop:not([disabled])")
         page.click("#stop")
         page.wait_for_selector('[data-run="tiny"] .badge.stopped')
-        assert "saved at step" in page.inner_text("#run-about")
+        page.wait_for_function("document.querySelector('#run-about').innerText.includes('saved at step')")
         assert jobs.working(run) is None
         assert runs.look(folder, "tiny").stage == "ppo"
 
@@ -107,7 +107,7 @@ def test_a_run_from_start_to_end(tmp_path, tiny_folder, open_page) -> None:
         assert steps == list(range(1, STEPS + 1))
         go_to(page, "watch")
         page.wait_for_selector("#watch-curves svg polyline")
-        assert len(texts(page, "#watch-samples tbody tr")) == 5
+        wait_for(lambda: len(texts(page, "#watch-samples tbody tr")) == 5, 20)
         go_to(page, "result")
         frame = page.frame_locator("iframe.report")
         assert "Report of run" in frame.locator("h1").inner_text()
@@ -214,32 +214,30 @@ def test_what_a_model_wrote_is_text(nasty, open_page) -> None:
 def test_the_language_switches_everything(nasty, open_page) -> None:
     page = open_page(nasty)
     english, chinese = table("en"), table("zh")
-    tabs = [f"#tab-{name}-button" for name in ("runs", "watch", "talk", "result")]
-    names = ["tab.runs", "tab.watch", "tab.talk", "tab.result"]
-    assert [page.inner_text(tab).strip() for tab in tabs] == [english[name] for name in names]
+    names = ("runs", "rank", "watch", "talk", "result")
+    for name in names:
+        shows(page, f"#tab-{name}-button", english[f"tab.{name}"])
     page.get_by_text("中文").click()
-    page.wait_for_function(f"document.querySelector('{tabs[0]}').innerText.includes('{chinese['tab.runs']}')")
-    assert [page.inner_text(tab).strip() for tab in tabs] == [chinese[name] for name in names]
+    for name in names:
+        shows(page, f"#tab-{name}-button", chinese[f"tab.{name}"])
     page.wait_for_function(f"document.querySelector('#run-list').innerText.includes('{chinese['state.failed']}')")
     go_to(page, "watch")
     page.wait_for_function(f"document.querySelector('#watch-curves').innerText.includes('{chinese['curve.scores']}')")
     page.reload()  # it is remembered
-    page.wait_for_function(f"document.querySelector('{tabs[0]}')?.innerText.includes('{chinese['tab.runs']}')")
+    shows(page, "#tab-runs-button", chinese["tab.runs"])
     assert page.evaluate("document.documentElement.lang") == "zh"
 
 
 def test_a_chinese_browser_gets_chinese(nasty, open_page) -> None:
     page = open_page(nasty, locale="zh-CN")
-    page.wait_for_function(
-        f"document.querySelector('#tab-talk-button').innerText.includes('{table('zh')['tab.talk']}')"
-    )
-    assert page.inner_text("#stop").strip() == table("zh")["runs.stop"]
+    shows(page, "#tab-talk-button", table("zh")["tab.talk"])
+    shows(page, "#stop", table("zh")["runs.stop"])
 
 
 def test_a_phone_can_use_it(nasty, open_page) -> None:
     """390 px wide: nothing sticks out, and every button can be reached."""
     page = open_page(nasty, viewport={"width": 390, "height": 844})
-    for name in ("runs", "watch", "talk", "result"):
+    for name in ("runs", "rank", "watch", "talk", "result"):
         if not page.locator(f"#tab-{name}-button").is_visible():
             page.locator(".overflow-menu button").first.click()
         go_to(page, name)

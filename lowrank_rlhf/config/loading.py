@@ -1,19 +1,18 @@
 """YAML and command line to `Config`, with every mistake reported at once and where it stands; and back to YAML."""
 
 import io
-import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, StreamMark, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from lowrank_rlhf.config.messages import Key, dotted, section_fields, sentences, suggestion
+from lowrank_rlhf.config.checking import Check, find_problems
+from lowrank_rlhf.config.messages import Key, dotted, section_fields, suggestion
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
 
@@ -67,11 +66,12 @@ def preset_path(name: str) -> Path:
 def load_config(
     path: Path,
     overrides: Sequence[str] = (),
-    check: Callable[[Config], Iterable[tuple[Key, str]]] = lambda _: (),
+    check: Check = lambda _: (),
 ) -> Config:
     """The config in a YAML file, or in the preset of that bare name, changed by `key=value` overrides.
 
-    `check` sees the config once all of it is valid, and returns the keys and sentences of what is wrong all the same.
+    `check` returns the keys and sentences of what is wrong with a valid config; it sees one even where settings are
+    wrong, with their defaults in their place.
     Raises `UserError` with one line per mistake, each beginning with `file:line:column` or the override.
     """
     if path.name == str(path) and not path.suffix and not path.is_file():
@@ -83,7 +83,7 @@ def parse_config(
     text: str,
     name: str,
     overrides: Sequence[str] = (),
-    check: Callable[[Config], Iterable[tuple[Key, str]]] = lambda _: (),
+    check: Check = lambda _: (),
 ) -> Config:
     """The same from YAML that is in no file; its mistakes begin with `name:line:column`."""
     settings = _read(text, name)
@@ -92,9 +92,8 @@ def parse_config(
     for section, value in settings.values.items():
         if value is None and section_fields((section,)):
             settings.values[section] = {}  # a section whose every line is commented out
-    config, problems = _validate(settings)
-    if config and not problems:
-        problems = [(settings.place(key), f"{dotted(key)}: {problem}") for key, problem in check(config)]
+    config, found = find_problems(settings.values, check)
+    problems = [*settings.problems, *_located(found, settings)]
     if config is None or problems:
         raise UserError("\n".join(f"{place.text}: {problem}" for place, problem in sorted(problems)))
     return config
@@ -110,18 +109,15 @@ def dump_config(config: Config, changed_only: bool = False) -> str:
     return stream.getvalue()
 
 
-def _validate(settings: _Settings) -> tuple[Config | None, list[tuple[Place, str]]]:
-    """Strict, so that `true` is no number and "3" no count; JSON's rules, so that a list may fill a tuple."""
-    try:
-        return Config.model_validate_json(json.dumps(settings.values), strict=True), settings.problems
-    except ValidationError as error:
-        found = sentences(error)
-    # A rule over several keys names the one that it is about first, so point there and not at the section.
-    about = [(key, text.removeprefix(f"{dotted(key)}: ").split()[0].strip("`")) for key, text in found]
-    places = [settings.place((*key, *name.split("."))) for key, name in about]
-    refused = {place for place, _ in settings.problems}  # what was not even read needs no second complaint
-    located = [(place, text) for place, (_, text) in zip(places, found, strict=True) if place not in refused]
-    return None, settings.problems + located
+def _located(found: Iterable[tuple[Key, str]], settings: _Settings) -> Iterator[tuple[Place, str]]:
+    """Mistakes with their places, but for those in what was not even read."""
+    refused = {place for place, _ in settings.problems}
+    for key, text in found:
+        # A rule over several keys names the one that it is about first, so point there and not at the section.
+        about = text.removeprefix(f"{dotted(key)}: ").split()[0].strip("`")
+        place = settings.place((*key, *about.split(".")))
+        if place not in refused:
+            yield place, text
 
 
 def _read(text: str, name: str) -> _Settings:

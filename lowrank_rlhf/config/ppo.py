@@ -1,5 +1,6 @@
 """The settings of stage 3."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -84,13 +85,12 @@ class PpoConfig(Section):
             return {"kl_coef": 0.15, **settings}
         return settings
 
-    @model_validator(mode="after")
-    def _steps_fit(self) -> "PpoConfig":
+    def conflicts(self) -> Iterator[str]:
+        """Mini-batches that do not divide, and steps of which none is left for the policy."""
         if self.batch_size % self.minibatches:
-            raise ValueError(f"minibatches ({self.minibatches}) must divide batch_size ({self.batch_size})")
+            yield f"minibatches ({self.minibatches}) must divide batch_size ({self.batch_size})"
         if self.critic_warmup_steps >= self.steps:
-            raise ValueError(
+            yield (
                 f"critic_warmup_steps ({self.critic_warmup_steps}) must be below steps ({self.steps}), "
                 "or no step trains the policy"
             )
-        return self

@@ -1,8 +1,9 @@
 """Every setting of a run, its default and one sentence on it: the one source of help, schema and docs."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lowrank_rlhf.config.endpoint import EndpointConfig
 from lowrank_rlhf.config.ppo import PpoConfig
@@ -106,11 +107,10 @@ class SftConfig(Section):
     save_every: Count = 50
     """Steps between checkpoints."""
 
-    @model_validator(mode="after")
-    def _adapter_named(self) -> "SftConfig":
+    def conflicts(self) -> Iterator[str]:
+        """An adapter without its source, or the other way round."""
         if (self.source == "adapter") != (self.adapter is not None):
-            raise ValueError("`adapter` goes with `source: adapter`, and only with it")
-        return self
+            yield "`adapter` goes with `source: adapter`, and only with it"
 
 
 class SampleConfig(Section):
@@ -151,11 +151,10 @@ class RankConfig(Section):
     repeated: Fraction = 0.05
     """Share of prompts that a person is given again later: how far people agree with themselves."""
 
-    @model_validator(mode="after")
-    def _dataset_named(self) -> "RankConfig":
+    def conflicts(self) -> Iterator[str]:
+        """A data set without its source, or the other way round."""
         if (self.source == "dataset") != (self.dataset is not None):
-            raise ValueError("`dataset` goes with `source: dataset`, and only with it")
-        return self
+            yield "`dataset` goes with `source: dataset`, and only with it"
 
 
 class RewardConfig(Section):
@@ -187,11 +186,10 @@ class RewardConfig(Section):
     save_every: Count = 20
     """Steps between checkpoints."""
 
-    @model_validator(mode="after")
-    def _margin_between_pairs(self) -> "RewardConfig":
+    def conflicts(self) -> Iterator[str]:
+        """A margin that no loss asks for."""
         if self.margin and self.loss != "pairwise":
-            raise ValueError(f"margin ({self.margin:g}) goes with `loss: pairwise`; {self.loss} would ignore it")
-        return self
+            yield f"margin ({self.margin:g}) goes with `loss: pairwise`; {self.loss} would ignore it"
 
 
 class EvaluateConfig(Section):
@@ -222,35 +220,22 @@ class Config(Section):
     ppo: PpoConfig = PpoConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
-    @model_validator(mode="after")
-    def _stages_in_order(self) -> "Config":
+    def conflicts(self) -> Iterator[str]:
+        """What sections contradict each other in."""
         if [stage for stage in STAGES if stage in self.stages] != list(self.stages):
-            raise ValueError(f"stages must be some of {', '.join(STAGES)}, each once and in this order")
-        return self
-
-    @model_validator(mode="after")
-    def _contrast_to_sft(self) -> "Config":
+            yield f"stages must be some of {', '.join(STAGES)}, each once and in this order"
         if self.ppo.contrastive and self.rank.source == "dataset":
-            raise ValueError("ppo.contrastive needs ranked answers of SFT; with rank.source: dataset there are none")
-        return self
-
-    @model_validator(mode="after")
-    def _endpoint_described(self) -> "Config":
+            yield "ppo.contrastive needs ranked answers of SFT; with rank.source: dataset there are none"
         judges = {"rank.judge": self.rank.judge, "evaluate.second_judge": self.evaluate.second_judge}
         asked = [key for key, judge in judges.items() if judge == "endpoint"]
         if asked and not self.rank.endpoint:
-            raise ValueError(f"{asked[0]} is endpoint, which needs a section rank.endpoint with url and model")
+            yield f"{asked[0]} is endpoint, which needs a section rank.endpoint with url and model"
         if self.rank.endpoint and not asked:
-            raise ValueError("rank.endpoint goes with rank.judge: endpoint or evaluate.second_judge: endpoint")
-        return self
-
-    @model_validator(mode="after")
-    def _something_to_compare_on(self) -> "Config":
+            yield "rank.endpoint goes with rank.judge: endpoint or evaluate.second_judge: endpoint"
         if not self.data.held_out and {"ppo", "evaluate"} & set(self.stages):
-            raise ValueError("data.held_out is 0, and the stages ppo and evaluate compare on held-out prompts")
+            yield "data.held_out is 0, and the stages ppo and evaluate compare on held-out prompts"
         if self.sample.max_new_tokens >= self.model.max_length:
-            raise ValueError(
+            yield (
                 f"sample.max_new_tokens ({self.sample.max_new_tokens}) leaves no room for a prompt "
                 f"in model.max_length ({self.model.max_length})"
             )
-        return self
