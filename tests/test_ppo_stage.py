@@ -126,14 +126,19 @@ def test_a_weight_of_another_role_that_moves_is_told(make, monkeypatch) -> None:
 # --- The policy that is kept
 
 
-def script(monkeypatch: pytest.MonkeyPatch, objectives: dict[int, float]) -> dict[int, dict[str, Tensor]]:
-    """Evaluations come out as written, in order of steps; the dictionary holds the policy's weights at each of them."""
+def script(
+    monkeypatch: pytest.MonkeyPatch, objectives: dict[int, float], ended: dict[int, float] | None = None
+) -> dict[int, dict[str, Tensor]]:
+    """Evaluations come out as written, in order of steps; the dictionary holds the policy's weights at each of them.
+
+    `ended` gives the share of answers that end by themselves where that isn't all."""
     seen: dict[int, dict[str, Tensor]] = {}
 
     def figures(_: Contest, context: Context) -> dict[str, float]:
         step = sorted(objectives)[len(seen)]
         seen[step] = snapshot(context.roles, Role.POLICY)
-        return {"score": -objectives[step], "kl": 0.0, "objective": objectives[step], "judge": -objectives[step]}
+        figures = {"score": -objectives[step], "kl": 0.0, "objective": objectives[step], "judge": -objectives[step]}
+        return {**figures, "eos_rate": (ended or {}).get(step, 1.0)}
 
     monkeypatch.setattr(Contest, "figures", figures)
     return seen
@@ -165,6 +170,21 @@ def test_the_policy_of_the_best_objective_is_kept(make, monkeypatch, objectives,
     assert same(weights(context, "policy"), seen[best])
     assert same(weights(context, "policy-last"), seen[4])
     assert not any(same(seen[best], seen[step]) for step in seen if step != best)
+
+
+@pytest.mark.parametrize(
+    ("ended", "best"),
+    [
+        ({2: 0.99, 4: 0.5}, 1),  # two answers of many run on without end: the best of the others
+        ({0: 0.9, 2: 0.9, 4: 0.8}, 2),  # no worse than SFT
+        ({1: 0.9, 2: 0.8, 3: 0.7, 4: 0.6}, 4),  # none is as good as SFT
+    ],
+)
+def test_answers_that_end_come_first(make, monkeypatch, ended, best) -> None:
+    seen = script(monkeypatch, {0: 0.0, 1: 0.2, 2: 0.5, 3: 0.1, 4: 0.6}, ended)
+    context = make(ppo__evaluate_every=1)
+    assert ppo.run(context)["best_step"] == best
+    assert same(weights(context, "policy"), seen[best])
 
 
 def test_the_best_so_far_survives_a_stop(make, monkeypatch) -> None:

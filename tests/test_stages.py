@@ -81,8 +81,10 @@ def test_all_six_stages(config, tmp_path) -> None:
     assert steps["ppo"] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if "eval/kl" in row] == [0, 2, 4]
     assert rows[-1]["stage"] == "ppo"
-    objectives = {row["step"]: row["eval/objective"] for row in rows if "eval/kl" in row and row["step"]}
-    assert marks(run_dir)["ppo"]["summary"]["best_step"] == max(objectives, key=lambda step: objectives[step])
+    held_out = {row["step"]: row for row in rows if "eval/kl" in row}
+    sft = held_out.pop(0)["eval/eos_rate"]
+    orders = {step: (row["eval/eos_rate"] >= sft, row["eval/objective"]) for step, row in held_out.items()}
+    assert marks(run_dir)["ppo"]["summary"]["best_step"] == max(orders, key=lambda step: orders[step])
     samples = list(read_jsonl(run_dir.artifact("samples.jsonl"), Sample))
     assert len(samples) == 8 * 3
     assert len(list(read_jsonl(run_dir.artifact("rankings.jsonl"), Ranking))) == 8

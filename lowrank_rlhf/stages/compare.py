@@ -72,6 +72,7 @@ class Contest:
         figures = {
             "score": float(answers.scores.mean()),
             "kl": float(answers.kl.mean()),
+            "eos_rate": float(finished.float().mean()),
             "objective": float((shaped - config.kl_coef * answers.kl).mean()),
         }
         if self.judge:

@@ -41,8 +41,10 @@ class State:
 
     step: int = 0
     kl_coef: float = 0.0
+    sft_eos_rate: float = 0.0
     best_step: int = 0
     best_objective: float | None = None
+    best_ends: bool = False
     claims: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -187,17 +189,20 @@ def _claim(state: State, text: str, error: float, tolerance: float) -> None:
 def _evaluate(context: Context, contest: Contest, state: State, work: Path) -> None:
     """Figures on held-out prompts; the policy is kept if its objective there is the best so far.
 
-    The objective is PPO's own, the reward model's score less the KL penalty: choosing by the judge would spend the
-    held-out judgement that the report is about.
+    Before that, one whose answers end by themselves as often as SFT's goes before one whose don't: a few answers that
+    run on without end hardly show in a mean. The objective is PPO's own, the reward model's score less the KL penalty:
+    choosing by the judge would spend the held-out judgement that the report is about.
     """
     figures = contest.figures(context)
     with explained("ppo", state.step, "ppo.learning_rate"):
         check_finite("the objective on held-out prompts", figures["objective"])
     context.metrics.append("ppo", state.step, **{f"eval/{name}": value for name, value in figures.items()})
     if state.step == 0:
+        state.sft_eos_rate = figures["eos_rate"]
         return  # the figures of SFT itself: not a policy that PPO made
-    if state.best_objective is None or figures["objective"] > state.best_objective:
-        state.best_step, state.best_objective = state.step, figures["objective"]
+    ends, objective = figures["eos_rate"] >= state.sft_eos_rate, figures["objective"]
+    if state.best_objective is None or (ends, objective) > (state.best_ends, state.best_objective):
+        state.best_step, state.best_objective, state.best_ends = state.step, objective, ends
         save_role(context.roles, Role.POLICY, work / "best")
 
 
