@@ -21,7 +21,7 @@ test: $(VENV)/.installed-dev  ## Install the test tools too, then ruff, mypy, im
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 $(VENV)/.created:
 	@command -v "$(PYTHON)" >/dev/null || { \
