@@ -15,7 +15,7 @@ from browser import ROOT, wait_for
 from lowrank_rlhf.commands import chat_lines
 from lowrank_rlhf.commands.chat_session import Settings, fit
 from lowrank_rlhf.config.loading import load_config, parse_config, preset_path
-from lowrank_rlhf.dashboard import drawing, exports, jobs, runs, runs_view, talk_view
+from lowrank_rlhf.dashboard import drawing, exports, jobs, runs, runs_view, talk_view, watch_view
 from lowrank_rlhf.dashboard.curves import figures
 from lowrank_rlhf.dashboard.runs_html import run_list
 from lowrank_rlhf.dashboard.samples import samples
@@ -197,6 +197,22 @@ class TestStanding:
         assert left("score 1  ETA 2:01  2.1 GiB") == 121
         assert left("ETA 1:02:03") == 3723
         assert left("score 1  2.1 GiB") is None
+
+    def test_a_terminals_run_at_work_tells_its_pace(self, tmp_path) -> None:
+        """The last that the stage at work noted; what another stage noted says nothing about it."""
+        run = make_run(tmp_path)
+        event(run, "started")
+        for stage, step, pace in (("sft", 1, 100.0), ("sft", 2, 340.4), ("reward", 1, 900.0)):
+            append_line(run / "metrics.jsonl", {"stage": stage, "step": step, "tokens_per_second": pace})
+        append_line(run / "metrics.jsonl", {"stage": "sft", "step": 3, "loss": 1.0})
+        with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline()
+            since = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 1))
+            write_json_atomic(run / "run.lock.json", {"pid": process.pid, "since": since})
+            shown = watch_view._state(runs.look(tmp_path, "one"), "en")
+            process.kill()
+        assert re.search(r"340 tokens/s  [\d.]+ [GM]iB</p>", shown)
+        assert "tokens/s" not in watch_view._state(runs.look(tmp_path, "one"), "en")
 
 
 class TestJobs:

@@ -71,7 +71,8 @@ def run(context: Context) -> dict[str, Any]:
             state.step = step + 1
             if state.step % config.evaluate_every == 0 or state.step == config.steps:
                 _evaluate(context, contest, state, work)
-            bar.advance(1, score=figures["objective/scores"], kl=figures["objective/kl"])
+            shown = {"score": "objective/scores", "kl": "objective/kl", "tokens_per_second": "tokens_per_second"}
+            bar.advance(1, **{name: figures[key] for name, key in shown.items()})
             stopping = context.stop.requested
             if stopping or state.step % config.save_every == 0:
                 save_checkpoint(work, state.step, lambda folder: _save(context, folder, optimizers, state))
