@@ -340,6 +340,12 @@ class TestDrawing:
             drawn = figures(rows, language)
             assert drawn.count("<figure>") == 3
             assert title in drawn
+            assert t("curve.gold", language) in drawn
+
+    def test_gold_of_a_second_judge_is_called_so(self) -> None:
+        rows = [{"stage": "ppo", "step": n, "eval/kl": n, "eval/score": n, "eval/second_judge": -n} for n in (0, 2)]
+        for language, name in (("en", "second judge (gold)"), ("zh", "第二评判（真值）")):
+            assert name in figures(rows, language)
 
 
 def test_what_others_wrote_is_shown_as_text(tmp_path) -> None:

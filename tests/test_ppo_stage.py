@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import snapshot
 from tiny_finished import finished_run
+from tiny_run import make_config, make_context
 from torch import Tensor
 
 from lowrank_rlhf.errors import StageFailed, Stopped
@@ -16,7 +17,7 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors
 from lowrank_rlhf.ppo.rollout import Rollout
 from lowrank_rlhf.stages import ppo
-from lowrank_rlhf.stages.compare import Contest
+from lowrank_rlhf.stages.compare import Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
 
 KL_IS_0 = "KL(policy || SFT) is 0 at step 0"
@@ -102,6 +103,22 @@ def test_the_ratio_is_looked_at_when_the_policy_first_learns(make, monkeypatch) 
     with pytest.raises(StageFailed, match=r"probability ratio is 1: it is off by 0\.01"):
         ppo.run(context)
     assert [row["step"] for row in context.metrics.read("ppo") if row["step"] and "eval/kl" not in row] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("source", "second", "expected"),
+    [
+        ("judge", "sentiment", ("judge", "simulated-annotator")),
+        ("human", "sentiment", ("second_judge", "sentiment")),
+        ("human", None, ("second_judge", None)),
+        ("human", "endpoint", ("second_judge", None)),  # it costs requests
+    ],
+)
+def test_the_judge_that_ppo_is_followed_with(tmp_path, source, second, expected) -> None:
+    endpoint = {"url": "http://localhost:9", "model": "judge-1"} if second == "endpoint" else None
+    config = make_config(tmp_path, rank__source=source, rank__endpoint=endpoint, evaluate__second_judge=second)
+    figure, judge = gold_judge(make_context(config, tmp_path))
+    assert (figure, judge and judge.name) == expected
 
 
 def test_both_claims_hold_in_an_honest_run(make) -> None:

@@ -25,7 +25,7 @@ from lowrank_rlhf.records import Sample, Score, read_jsonl
 from lowrank_rlhf.stages.answers import encode_prompts
 from lowrank_rlhf.stages.breakdown import explained
 from lowrank_rlhf.stages.claims import base_unchanged, checksums, claim, others_unchanged
-from lowrank_rlhf.stages.compare import Contest, ranking_judge
+from lowrank_rlhf.stages.compare import Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
 
 MOST_RATIO_ERROR = 1e-3
@@ -54,7 +54,8 @@ def run(context: Context) -> dict[str, Any]:
     before = context.base.checksum()
     scale = _load_roles(context)
     others = checksums(context, [Role.POLICY, Role.CRITIC])
-    contest = Contest.against_sft(context, config.evaluate_prompts, scale, ranking_judge(context))
+    figure, judge = gold_judge(context)
+    contest = Contest.against_sft(context, config.evaluate_prompts, scale, judge, figure=figure)
     optimizers, state = _resume(context, work)
     prompts, baselines = _prompts(context, scale)
     order = _prompt_order(context, len(prompts))
@@ -87,6 +88,7 @@ def run(context: Context) -> dict[str, Any]:
         "steps": config.steps,
         "best_step": state.best_step,
         "seconds_per_step": seconds,
+        "gold": contest.judge and contest.judge.name,
         "claims": [
             *state.claims,
             base_unchanged(context, "PPO", before),
