@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -217,6 +217,18 @@ def _save(context: Context, folder: Path, optimizers: Optimizers, state: State) 
     write_json_atomic(folder / "state.json", {"schema": 1, **vars(state)})
 
 
+def _read_state(path: Path) -> State:
+    """What `_save` wrote. Raises `StageFailed` with what is missing: another version of this package wrote it."""
+    saved = read_json(path) or {}
+    names = [entry.name for entry in fields(State)]
+    if missing := [name for name in names if name not in saved]:
+        raise StageFailed(
+            f"ppo: {path} has no {', '.join(missing)}: another version of this package wrote it, and PPO cannot go on "
+            "from there. Go on with that version, or make the stage again: --redo ppo"
+        )
+    return State(**{name: saved[name] for name in names})
+
+
 def _resume(context: Context, work: Path) -> tuple[Optimizers, State]:
     """From the last checkpoint, or from the beginning."""
     optimizers = Optimizers.create(context.roles, context.config.ppo)
@@ -227,7 +239,6 @@ def _resume(context: Context, work: Path) -> tuple[Optimizers, State]:
         load_role(context.roles, Role.CRITIC, folder / "critic")
         load_optimizer(optimizers.policy, folder / "policy-optimizer.safetensors")
         load_optimizer(optimizers.critic, folder / "critic-optimizer.safetensors")
-        saved = read_json(folder / "state.json") or {}
-        state = State(**{name: saved[name] for name in vars(state)})
+        state = _read_state(folder / "state.json")
     context.metrics.truncate("ppo", state.step if state.step else -1)
     return optimizers, state
