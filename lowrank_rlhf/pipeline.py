@@ -126,13 +126,15 @@ def current_fingerprint(stage: Stage, config: Config, run_dir: RunDir) -> Finger
 
 
 def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
-    """One line for each setting and input in which two fingerprints differ."""
-    before, after = old["settings"], new["settings"]
+    """One line for each setting and input in which two fingerprints differ.
+
+    A setting that the old one lacks, made by a version that did not know it, had the value that is its default now.
+    """
+    before, after, defaults = old["settings"], new["settings"], Config.defaults()
     lines = [
         f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
         for key in _union(before, after)
-        # As numbers, so that 32 is 32.0; and null says no more than a setting that an older version did not know.
-        if before.get(key) != after.get(key)
+        if before.get(key, defaults.get(key)) != after.get(key)  # as numbers, so that 32 is 32.0
         and not (key == _MODEL_FILES and None in (before.get(key), after.get(key)))  # not known is not different
     ]
     before, after = old["inputs"], new["inputs"]

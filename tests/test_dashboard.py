@@ -15,7 +15,7 @@ from browser import ROOT, wait_for
 from lowrank_rlhf.commands import chat_lines
 from lowrank_rlhf.commands.chat_session import Settings, fit
 from lowrank_rlhf.config.loading import load_config, parse_config, preset_path
-from lowrank_rlhf.dashboard import drawing, exports, jobs, runs, runs_view, talk_view
+from lowrank_rlhf.dashboard import drawing, exports, jobs, runs, runs_view, talk_view, watch_view
 from lowrank_rlhf.dashboard.curves import figures
 from lowrank_rlhf.dashboard.runs_html import run_list
 from lowrank_rlhf.dashboard.samples import samples
@@ -198,6 +198,22 @@ class TestStanding:
         assert left("ETA 1:02:03") == 3723
         assert left("score 1  2.1 GiB") is None
 
+    def test_a_terminals_run_at_work_tells_its_pace(self, tmp_path) -> None:
+        """The last that the stage at work noted; what another stage noted says nothing about it."""
+        run = make_run(tmp_path)
+        event(run, "started")
+        for stage, step, pace in (("sft", 1, 100.0), ("sft", 2, 340.4), ("reward", 1, 900.0)):
+            append_line(run / "metrics.jsonl", {"stage": stage, "step": step, "tokens_per_second": pace})
+        append_line(run / "metrics.jsonl", {"stage": "sft", "step": 3, "loss": 1.0})
+        with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline()
+            since = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 1))
+            write_json_atomic(run / "run.lock.json", {"pid": process.pid, "since": since})
+            shown = watch_view._state(runs.look(tmp_path, "one"), "en")
+            process.kill()
+        assert re.search(r"340 tokens/s  [\d.]+ [GM]iB</p>", shown)
+        assert "tokens/s" not in watch_view._state(runs.look(tmp_path, "one"), "en")
+
 
 class TestJobs:
     def test_a_job_is_found_stopped_and_its_end_noted(self, tmp_path) -> None:
@@ -324,6 +340,12 @@ class TestDrawing:
             drawn = figures(rows, language)
             assert drawn.count("<figure>") == 3
             assert title in drawn
+            assert t("curve.gold", language) in drawn
+
+    def test_gold_of_a_second_judge_is_called_so(self) -> None:
+        rows = [{"stage": "ppo", "step": n, "eval/kl": n, "eval/score": n, "eval/second_judge": -n} for n in (0, 2)]
+        for language, name in (("en", "second judge (gold)"), ("zh", "第二评判（真值）")):
+            assert name in figures(rows, language)
 
 
 def test_what_others_wrote_is_shown_as_text(tmp_path) -> None:

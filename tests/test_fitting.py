@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny import load_tiny
+from tiny import STYLES, load_tiny, make_tiny_model
 from tiny_run import make_config, make_context
 
 from lowrank_rlhf.config.schema import Config
@@ -14,6 +14,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline import run
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Message, Prompt, Sample, read_jsonl
+from lowrank_rlhf.stages.fitting import check_lengths
 
 LONG = "short and kind to the point "
 MEND = "Raise model.max_length, or shorten them; or leave them out: data.skip_too_long=true"
@@ -93,6 +94,27 @@ def test_the_limit_is_exact(make, tmp_path) -> None:
     make_context(make({"a": ("question", LONG)}, model__max_length=whole), tmp_path).check_lengths()
     with pytest.raises(UserError, match=rf"1 response too long .*\n.*\(a\): {whole} tokens with its response"):
         make_context(make({"a": ("question", LONG)}, model__max_length=whole - 1), tmp_path).check_lengths()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_without_the_model_the_same_is_told(tmp_path, style) -> None:
+    """By the tokenizer's own files, at every limit: the counts agree to the token, and so do the sentences."""
+    data = write(tmp_path, one=(4 * LONG, None), two=(3 * LONG, "kind"), three=("question", 4 * LONG))
+    folder, told = make_tiny_model(tmp_path / "model", style=style), set()
+    for limit in range(16, 80, 3):
+        config = make_config(folder, data, data__held_out=2, model__max_length=limit)
+        context = make_context(config, tmp_path)
+        found = []
+        for check in (context.check_lengths, lambda: check_lengths(context.data, config)):  # noqa: B023
+            try:
+                check()
+                found.append("")
+            except UserError as error:
+                found.append(str(error))
+        assert found[0] == found[1]
+        told.add(found[0])
+    assert "" in told
+    assert len(told) > 5
 
 
 @pytest.mark.parametrize(

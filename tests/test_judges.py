@@ -271,5 +271,8 @@ class TestValidate:
         assert self.complaint("sentimental", "sentimental", "stages=[sft, sample]") == ""
         assert self.complaint("sentiment", "sentimental", "stages=[sft, sample, rank]") == ""
         assert "rank.judge" in self.complaint("sentimental", "null", "stages=[ppo]")
+        assert self.complaint("sentiment", "sentimental", "stages=[ppo]") == ""
+        followed = self.complaint("sentiment", "sentimental", "stages=[ppo]", "rank.source=human")
+        assert "evaluate.second_judge" in followed
         endpoint = "rank.endpoint={url: 'http://127.0.0.1:1/v1', model: m}"
         assert self.complaint("endpoint", "endpoint", endpoint) == ""  # asked for a verdict only when one is needed

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lowrank_rlhf import pipeline, stages
 from lowrank_rlhf.artifacts import RunDir, write_json_atomic
-from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.config.schema import STAGES, Config
 from lowrank_rlhf.data import loading
 from lowrank_rlhf.errors import RunLocked, StaleRun, Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.models.shape import Shape
@@ -183,6 +183,39 @@ def test_32_is_32_point_0(tmp_path: Path) -> None:
     mark["fingerprint"]["settings"]["sample.temperature"] = 1
     write_json_atomic(tmp_path / "a" / "done" / "sample.json", mark)
     assert states(tmp_path) == ["done"] * 5
+
+
+@pytest.mark.usefixtures("factory")
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("kl_coef", 0.05, None),  # the default, which is not null
+        ("kl_coef", 0.1, "ppo.kl_coef: (not set) -> 0.1"),
+        ("target_kl", None, None),
+        ("target_kl", 1, "ppo.target_kl: (not set) -> 1.0"),
+        ("score_clip", None, "ppo.score_clip: (not set) -> null"),  # null is no default here
+    ],
+)
+def test_a_setting_that_the_runs_version_did_not_know_had_its_default(tmp_path: Path, key, value, line) -> None:
+    mark = run(tmp_path).done("ppo")
+    del mark["fingerprint"]["settings"][f"ppo.{key}"]
+    write_json_atomic(tmp_path / "a" / "done" / "ppo.json", mark)
+    found = pipeline.plan(settings(ppo={key: value}), RunDir(tmp_path / "a"))
+    assert {entry.stage.name: entry.why for entry in found if entry.why} == ({"ppo": (line,)} if line else {})
+
+
+def test_defaults_are_those_of_a_config_that_sets_nothing() -> None:
+    fingerprint = pipeline.fingerprint(FakeStage("x", tuple(Config.model_fields), (), (), lambda _: {}), settings(), {})
+    required = {"name", "model.source"}
+    changed = {"stages"}  # in `settings` here
+    defaults = Config.defaults()
+    of_endpoint = {key for key in defaults if key.startswith("rank.endpoint.")}
+    found = {key: value for key, value in fingerprint["settings"].items() if key not in required | changed}
+    assert found == {key: value for key, value in defaults.items() if key in found}
+    assert set(defaults) - of_endpoint - stages.PACE - changed == set(found)
+    assert defaults["stages"] == list(STAGES)
+    assert defaults["rank.endpoint.max_tokens"] > 0
+    assert "rank.endpoint.url" not in defaults
 
 
 @pytest.mark.usefixtures("factory")

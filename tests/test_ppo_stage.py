@@ -3,20 +3,24 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import snapshot
 from tiny_finished import finished_run
+from tiny_run import make_config, make_context
 from torch import Tensor
 
+from lowrank_rlhf.artifacts import save_checkpoint, write_json_atomic
 from lowrank_rlhf.errors import StageFailed, Stopped
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.storage import read_tensors
+from lowrank_rlhf.models.storage import read_tensors, save_role
 from lowrank_rlhf.ppo.rollout import Rollout
 from lowrank_rlhf.stages import ppo
-from lowrank_rlhf.stages.compare import Contest
+from lowrank_rlhf.stages.compare import Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
 
 KL_IS_0 = "KL(policy || SFT) is 0 at step 0"
@@ -104,6 +108,22 @@ def test_the_ratio_is_looked_at_when_the_policy_first_learns(make, monkeypatch) 
     assert [row["step"] for row in context.metrics.read("ppo") if row["step"] and "eval/kl" not in row] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("source", "second", "expected"),
+    [
+        ("judge", "sentiment", ("judge", "simulated-annotator")),
+        ("human", "sentiment", ("second_judge", "sentiment")),
+        ("human", None, ("second_judge", None)),
+        ("human", "endpoint", ("second_judge", None)),  # it costs requests
+    ],
+)
+def test_the_judge_that_ppo_is_followed_with(tmp_path, source, second, expected) -> None:
+    endpoint = {"url": "http://localhost:9", "model": "judge-1"} if second == "endpoint" else None
+    config = make_config(tmp_path, rank__source=source, rank__endpoint=endpoint, evaluate__second_judge=second)
+    figure, judge = gold_judge(make_context(config, tmp_path))
+    assert (figure, judge and judge.name) == expected
+
+
 def test_both_claims_hold_in_an_honest_run(make) -> None:
     claims = {claim["claim"]: claim for claim in ppo.run(make(ppo__steps=1))["claims"]}
     for text in (KL_IS_0, RATIO_IS_1):
@@ -185,6 +205,32 @@ def test_answers_that_end_come_first(make, monkeypatch, ended, best) -> None:
     context = make(ppo__evaluate_every=1)
     assert ppo.run(context)["best_step"] == best
     assert same(weights(context, "policy"), seen[best])
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) -> None:
+    """As one from before `best_ends` and `sft_eos_rate` were kept; a piece that is unknown here does no harm."""
+    context = make(ppo__steps=1)
+    ppo.run(context)
+    state = {"schema": 1, **vars(ppo.State(step=1)), "unknown": 2}
+    for missing in ([], ["sft_eos_rate", "best_ends"]):
+
+        def write(folder: Path, missing: list[str] = missing) -> None:
+            save_role(context.roles, Role.POLICY, folder / "policy")
+            save_role(context.roles, Role.CRITIC, folder / "critic")
+            for role in ("policy", "critic"):
+                save_file({}, folder / f"{role}-optimizer.safetensors")
+            write_json_atomic(folder / "state.json", {key: state[key] for key in state.keys() - missing})
+
+        save_checkpoint(context.work("ppo"), 1, write)
+        if not missing:
+            assert ppo._resume(context, context.work("ppo"))[1] == ppo.State(step=1)
+    rows = list(context.metrics.read("ppo"))
+    with pytest.raises(StageFailed) as caught:
+        ppo.run(context)
+    path = context.work("ppo") / "step-000001" / "state.json"
+    assert str(caught.value).startswith(f"ppo: {path} has no sft_eos_rate, best_ends: ")
+    assert str(caught.value).endswith(": --redo ppo")
+    assert list(context.metrics.read("ppo")) == rows  # nothing was forgotten
 
 
 def test_the_best_so_far_survives_a_stop(make, monkeypatch) -> None:

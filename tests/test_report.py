@@ -340,6 +340,13 @@ def test_each_alarm_goes_off_alone_and_only_past_its_limit(
     assert alarms(changed(key, fine), {}) == []
 
 
+def test_the_second_judges_fall_is_told_as_the_second_judges() -> None:
+    rows = changed("eval/judge", {30: 0.45, 40: 0.4, 50: 0.35})
+    rows = [{key.replace("eval/judge", "eval/second_judge"): value for key, value in row.items()} for row in rows]
+    (found,) = alarms(rows, {})
+    assert "From step 20 to 50 the second judge's score fell three times running" in found
+
+
 def test_gold_may_fall_while_proxy_falls_too() -> None:
     rows = changed("eval/judge", {20: 0.5, 30: 0.45, 40: 0.4, 50: 0.35})
     for row in rows:

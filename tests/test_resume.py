@@ -63,9 +63,9 @@ def go(config: Config, runs: Path) -> RunDir:
 
 
 def metrics(run_dir: RunDir) -> list[dict[str, Any]]:
-    """The metrics without the times, in order within each stage."""
+    """The metrics without times and pace, in order within each stage."""
     found = MetricLog(run_dir.path / "metrics.jsonl").read()
-    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in found]
+    return [{key: value for key, value in row.items() if not key.startswith(("time/", "tokens_per"))} for row in found]
 
 
 @pytest.fixture(scope="session")

@@ -193,6 +193,16 @@ def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:
         (reward["prompts_train"], reward["accuracy"], *reward["accuracy_interval"]),
     )  # what the ranking page shows
     assert table["judge"] is None  # nobody but the reward model can be asked about new answers
+    assert marks(run_dir)["ppo"]["summary"]["gold"] == table["second_judge"] == "plain-language"
+    rows = [json.loads(line) for line in (run_dir.path / "metrics.jsonl").read_text().splitlines()]
+    judged = {row["step"]: row["eval/second_judge"] for row in rows if "eval/kl" in row}
+    assert list(judged) == [0, 2, 4]
+    assert not [row for row in rows if "eval/judge" in row]
+    of_sft = [json.loads(line)["second_sft"] for line in run_dir.artifact("eval.jsonl").read_text().splitlines()]
+    assert judged[0] == pytest.approx(sum(of_sft[:3]) / 3)  # SFT's answers to the same prompts
+    page = run_dir.artifact("report.html").read_text()
+    assert "■ second judge (gold)" in page
+    assert "the judge “plain-language” (gold)" in page
     assert list(marks(run_dir)) == list(STAGES)
 
 

@@ -362,6 +362,9 @@ class TestPlot:
     def test_points_are_distance_and_gold(self, tmp_path: Path) -> None:
         folder = self.evaluations(tmp_path / "a", [(0, -0.01, 0.3), (2, 4.0, 0.5), (4, None, 0.6), (6, 9.0, None)])
         assert points(folder) == {0: (0.0, 0.3), 2: (2.0, 0.5)}
+        metrics = folder / "metrics.jsonl"  # where people ranked there is only the second one
+        metrics.write_text(metrics.read_text().replace("eval/judge", "eval/second_judge"))
+        assert points(folder) == {0: (0.0, 0.3), 2: (2.0, 0.5)}
 
     def test_seeds_are_averaged_where_all_have_a_point(self) -> None:
         assert mean_points([{0: (0.0, 0.2), 2: (2.0, 0.4), 4: (3.0, 0.5)}, {0: (0.0, 0.4), 2: (4.0, 0.8)}]) == {

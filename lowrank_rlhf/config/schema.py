@@ -196,7 +196,8 @@ class EvaluateConfig(Section):
     """SFT against the policy on held-out prompts."""
 
     second_judge: str | None = "plain-language"
-    """A judge that nothing was tuned on, reported beside the first; any that `rank.judge` can be."""
+    """A judge that nothing was tuned on, reported beside the first; any that `rank.judge` can be. Where no program
+    ranked, PPO's evaluations follow it, unless it is `endpoint`."""
     bootstrap_samples: Annotated[int, Field(ge=100)] = 10_000
     """Resamples of the prompts behind each 95 % interval."""
 

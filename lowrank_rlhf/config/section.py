@@ -1,9 +1,10 @@
 """What every part of the config is made of."""
 
 from collections.abc import Iterator
-from typing import Annotated, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic_core import to_jsonable_python
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -31,6 +32,18 @@ class Section(BaseModel):
             inner = getattr(self, name)
             if isinstance(inner, Section):
                 yield from (((name, *key), section) for key, section in inner.sections())
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Default of each setting by its dotted key, as JSON has it; of those in a section that may be null, too."""
+        found: dict[str, Any] = {}
+        for name, field in cls.model_fields.items():
+            kinds = (field.annotation, *get_args(field.annotation))
+            for inner in (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)):
+                found |= {f"{name}.{key}": default for key, default in inner.defaults().items()}
+            if not field.is_required() and not isinstance(field.default, Section):
+                found[name] = to_jsonable_python(field.default)
+        return found
 
     @model_validator(mode="after")
     def _no_conflicts(self, info: ValidationInfo) -> Self:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lowrank_rlhf.dashboard.drawing import Line, chart
 from lowrank_rlhf.dashboard.text import html, t
-from lowrank_rlhf.stages.report_data import series
+from lowrank_rlhf.stages.report_data import gold, series
 
 Rows = Sequence[dict[str, Any]]
 
@@ -42,7 +42,9 @@ def figures(rows: Rows, language: str) -> str:
 
 def frontier(rows: Rows, language: str) -> str:
     """Proxy (the reward model's score) and gold (the judge's) over the distance from SFT (Gao et al. 2022, fig. 1)."""
-    found = [_finite(rows, "ppo", key) for key in ("eval/kl", "eval/score", "eval/judge")]
+    of_judge, _ = gold(rows)
+    name = "curve.gold" if of_judge == "eval/judge" else "curve.gold_second"
+    found = [_finite(rows, "ppo", key) for key in ("eval/kl", "eval/score", of_judge)]
     steps = [step for step in found[0] if step in found[1]]
     if len(steps) < 2:
         return ""
@@ -53,7 +55,7 @@ def frontier(rows: Rows, language: str) -> str:
 
     lines = [
         Line(t("curve.proxy", language), over_distance(found[1])),
-        Line(t("curve.gold", language), over_distance(found[2]), colour="two", right=True),
+        Line(t(name, language), over_distance(found[2]), colour="two", right=True),
     ]
     return _figure("frontier", chart(lines, t("curve.distance", language), t("curve.frontier", language)), language)
 

@@ -14,7 +14,7 @@ from lowrank_rlhf.dashboard.samples import samples
 from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.dashboard.text import html, t, table
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.progress import duration, memory
+from lowrank_rlhf.progress import duration, figure, memory
 from lowrank_rlhf.stages.report_alarms import named_alarms
 
 _SECONDS = 2.0
@@ -78,16 +78,22 @@ def _state(run: Run, language: str) -> str:
         else:
             kind, below = "todo", ""
         cells.append(f'<li class="{kind}"><b>{html(stage)}</b><span>{html(below)}</span></li>')
-    figures = [text for text in (last_figure(run, language), run.bar.details if run.bar else _memory(run)) if text]
+    figures = [text for text in (last_figure(run, language), run.bar.details if run.bar else _pace(run)) if text]
     return (
         f'<p class="lead"><span class="badge {run.kind}">{html(run.name)}</span> {html(state_line(run, language))}</p>'
         f'<ol class="pipeline">{"".join(cells)}</ol><p class="soft">{html("  ·  ".join(figures))}</p>'
     )
 
 
-def _memory(run: Run) -> str:
+def _pace(run: Run) -> str:
+    """What a bar would show of a run at work that a terminal shows the bar of: `340 tokens/s  1.2 GiB`."""
     used = runs.memory_bytes(run)
-    return memory(used) if used else ""
+    if not used:
+        return ""
+    rows, _ = TAILS.look(run.path / "metrics.jsonl")
+    paces = (row.get("tokens_per_second") for row in reversed(rows) if row.get("stage") == run.stage)
+    pace = next((pace for pace in paces if pace), None)
+    return "  ".join([figure("tokens_per_second", pace), memory(used)] if pace else [memory(used)])
 
 
 def _alarms(rows: Sequence[dict[str, Any]], run: Run, language: str) -> str:

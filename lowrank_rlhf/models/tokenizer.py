@@ -40,7 +40,11 @@ class ChatTokenizer:
     def _tokenizer(self) -> Any:
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        path = self.folder / "tokenizer.json"
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise UserError(f"{path}: the tokenizer cannot be read ({error})") from None
 
     @cached_property
     def _config(self) -> dict[str, Any]:
@@ -114,6 +118,14 @@ class ChatTokenizer:
         return counts
 
 
+def local_tokenizer(config: ModelConfig) -> ChatTokenizer | None:
+    """The tokenizer of a model, if it is on this machine already, with a `tokenizer.json`; nothing is fetched."""
+    local = local_model(config)
+    if local is None or not (local / "tokenizer.json").is_file():
+        return None
+    return ChatTokenizer(_name(config), local, config.chat_template)
+
+
 def load_tokenizer(config: ModelConfig, progress: Progress) -> ChatTokenizer:
     """The tokenizer of a model, fetched if need be. Raises `UserError` where it has no `tokenizer.json`."""
     local = local_model(config)
@@ -123,5 +135,8 @@ def load_tokenizer(config: ModelConfig, progress: Progress) -> ChatTokenizer:
         local = hub_folder(config, TOKENIZER)
     if not (local and (local / "tokenizer.json").is_file()):
         raise UserError(f"{config.source}: no tokenizer.json in {local}; save the tokenizer there in the fast format")
-    name = config.source.rstrip("/").rpartition("/")[2].removesuffix(".gguf")
-    return ChatTokenizer(name, local, config.chat_template)
+    return ChatTokenizer(_name(config), local, config.chat_template)
+
+
+def _name(config: ModelConfig) -> str:
+    return config.source.rstrip("/").rpartition("/")[2].removesuffix(".gguf")

@@ -15,6 +15,7 @@ from lowrank_rlhf.planner.machine import Machine, look
 from lowrank_rlhf.planner.memory import Need, need
 from lowrank_rlhf.planner.pace import Span, find_pace, whole
 from lowrank_rlhf.stages import Stage
+from lowrank_rlhf.stages.fitting import check_lengths
 from lowrank_rlhf.stages.work import Amounts, amounts, work
 
 
@@ -72,9 +73,14 @@ class Forecast:
 
 
 def forecast(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[Stage], left: Sequence[str]) -> Forecast:
-    """What the run's stages need; `left` names those that are still to do. Raises `UserError` where the data is bad."""
-    shape, machine = find_shape(config.model), look(config.model)
-    counts = amounts(config, run_dir, RunData(config))
+    """What the run's stages need; `left` names those that are still to do.
+
+    Raises `UserError` where the data is bad, or too long for the model as far as its tokenizer is here.
+    """
+    shape, machine, data = find_shape(config.model), look(config.model), RunData(config)
+    if any(stage.name in left and "model" in stage.settings for stage in stages):
+        check_lengths(data, config)
+    counts = amounts(config, run_dir, data)
     pace = find_pace(run_dir, runs)
     told = [_stage(stage, config, run_dir, shape, counts, machine, pace.span) for stage in stages]
     waiting = [entry for entry in told if entry.stage.name in left]

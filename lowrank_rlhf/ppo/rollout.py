@@ -83,7 +83,8 @@ def collect(
     `baseline`, (B,), is taken from the shaped scores before they become rewards.
 
     Of the figures, `objective/kl` and `objective/kl_k3` estimate the same nats per response, the second one with less
-    noise; `objective/rlhf_reward` is what PPO maximises, the shaped score less the KL penalty.
+    noise; `objective/rlhf_reward` is what PPO maximises, the shaped score less the KL penalty. `tokens_per_second` is
+    the pace of sampling alone: generated tokens over the time that generating them took.
     """
     start = time.monotonic()
     responses = _sample(roles, prompts, sampling, seed)
@@ -130,6 +131,7 @@ def collect(
             "objective/kl_coef": kl_coef,
             "value/explained_variance": float(explained_variance(values, returns, batch.response)),
             **_response_figures(responses),
+            "tokens_per_second": sum(len(response.tokens) for response in responses) / (sampled - start),
             "time/sampling": sampled - start,
             "time/scoring": time.monotonic() - sampled,
         },

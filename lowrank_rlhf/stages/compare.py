@@ -15,7 +15,7 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_logprobs
 from lowrank_rlhf.ppo.rollout import RewardScale, reward_scores, shape_scores
 from lowrank_rlhf.progress import Bar
-from lowrank_rlhf.ranking.judges import Judge
+from lowrank_rlhf.ranking.judges import ENDPOINT, Judge
 from lowrank_rlhf.records import Prompt, Sample
 from lowrank_rlhf.stages.answers import answer, encode_prompts
 from lowrank_rlhf.stages.context import Context
@@ -30,8 +30,10 @@ class Contest:
     scale: RewardScale
     sft: list[Sample]
     judge: Judge | None
-    """None where the reward model is the only one to ask: no program ranked the answers, or it costs requests."""
+    """None where the reward model is the only one to ask: there is no program that judges, or it costs requests."""
     sft_judged: list[float]
+    figure: str = "judge"
+    """What the judge's mean score is called among the figures."""
 
     @classmethod
     def against_sft(
@@ -41,6 +43,7 @@ class Contest:
         scale: RewardScale,
         judge: Judge | None = None,
         bar: Bar | None = None,
+        figure: str = "judge",
     ) -> "Contest":
         """SFT's answers to the first held-out prompts, from a seed that the policy's answers share.
 
@@ -49,7 +52,7 @@ class Contest:
         prompts = context.prompts[1][:most]
         follows = judge if judge and judge.absolute else None
         sft = _one_each(context, Role.REFERENCE, prompts, bar)
-        return cls(prompts, scale, sft, follows, _each_alone(follows, prompts, sft) if follows else [])
+        return cls(prompts, scale, sft, follows, _each_alone(follows, prompts, sft) if follows else [], figure)
 
     def meet(self, context: Context, bar: Bar | None = None) -> "Answers":
         """The policy's answers to these prompts, and what reward model and reference make of them."""
@@ -77,7 +80,7 @@ class Contest:
         }
         if self.judge:
             judged = _each_alone(self.judge, self.prompts, answers.samples)
-            figures["judge"] = sum(judged) / len(judged)
+            figures[self.figure] = sum(judged) / len(judged)
             figures["win_rate"] = win_rate(judged, self.sft_judged)
         return figures
 
@@ -97,6 +100,19 @@ def ranking_judge(context: Context) -> Judge | None:
     """The judge that ranked the answers; None where a data set or people did."""
     config = context.config.rank
     return open_judge(context, config.judge) if config.source == "judge" else None
+
+
+def gold_judge(context: Context) -> tuple[str, Judge | None]:
+    """The judge to follow PPO with, and what its score is called among the figures: `judge` is the one that ranked.
+
+    Where people or a data set ranked, it is `second_judge` in its place, so that over-optimisation shows there too. An
+    `endpoint` never is: its scores compare within one call only, so no curve can be drawn from them, and nobody expects
+    training to ask (and pay for) one question more at every evaluation of PPO; the evaluate stage asks it once.
+    """
+    second = context.config.evaluate.second_judge
+    if context.config.rank.source == "judge":
+        return "judge", ranking_judge(context)
+    return "second_judge", open_judge(context, second) if second and second != ENDPOINT else None
 
 
 def verdicts(

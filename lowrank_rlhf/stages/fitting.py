@@ -1,28 +1,49 @@
-"""Prompts and demonstrations for which the model has room: told before anything is computed."""
+"""Prompts and demonstrations for which the model has room: told before anything is computed. Imports no torch."""
 
-from dataclasses import replace
-
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.rows import counted
+from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.models.template import prompt_tokens
-from lowrank_rlhf.records import Demonstration
+from lowrank_rlhf.models.tokenizer import local_tokenizer
+from lowrank_rlhf.records import Demonstration, Prompt
 
 _SHOWN = 5
 _MEND = "Raise model.max_length, or shorten them; or leave them out: data.skip_too_long=true"
 
 
-def fitting(data: PromptData, tokenizer: PreTrainedTokenizerBase, config: Config) -> PromptData:
+@dataclass(frozen=True)
+class Counter:
+    """How many tokens the model reads."""
+
+    prompt: Callable[[Prompt], int]
+    """Of a prompt, up to where the answer begins."""
+    response: Callable[[str], int]
+    """Of a response, with the token that ends it."""
+
+
+def check_lengths(data: RunData, config: Config) -> None:
+    """Raise `UserError` as the run will, if the tokenizer is on this machine already; nothing is fetched or loaded."""
+    tokenizer = local_tokenizer(config.model)
+    if tokenizer:
+        count = Counter(
+            prompt=lambda prompt: tokenizer.prompts([prompt.messages])[0],
+            response=lambda text: tokenizer.answers([text])[0],
+        )
+        fitting(data.prompts, count, config)
+
+
+def fitting(data: PromptData, count: Counter, config: Config) -> PromptData:
     """The data without what is too long, with a note on it; demonstrations as many as SFT takes.
 
     Only what the run's stages use is looked at. Raises `UserError` that names the too long ones, unless
     `data.skip_too_long` is set; and where none would be left.
     """
-    prompts = _long_prompts(data, tokenizer, config)
-    demonstrations, responses = _demonstrations(data, tokenizer, config, prompts)
+    prompts = _long_prompts(data, count, config)
+    demonstrations, responses = _demonstrations(data, count, config, prompts)
     kept = replace(
         data,
         training=[prompt for prompt in data.training if prompt.id not in prompts],
@@ -42,21 +63,21 @@ def fitting(data: PromptData, tokenizer: PreTrainedTokenizerBase, config: Config
     return replace(kept, notes=[*data.notes, f"Left out {limit} {config.model.max_length}; {left} are left."])
 
 
-def _long_prompts(data: PromptData, tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, str]:
+def _long_prompts(data: PromptData, count: Counter, config: Config) -> dict[str, str]:
     """Ids of the prompts that leave no room for an answer, and why; none where no stage samples."""
     sampling = {"ppo", "evaluate"} if config.rank.source == "dataset" else {"sample", "ppo", "evaluate"}
     if not sampling & set(config.stages):
         return {}
     room, long = config.model.max_length - config.sample.max_new_tokens, {}
     for prompt in [*data.training, *data.held_out]:
-        tokens = len(prompt_tokens(tokenizer, prompt))
+        tokens = count.prompt(prompt)
         if tokens > room:
             long[prompt.id] = f"{tokens} tokens, and sample.max_new_tokens leaves {room}"
     return long
 
 
 def _demonstrations(
-    data: PromptData, tokenizer: PreTrainedTokenizerBase, config: Config, long_prompts: dict[str, str]
+    data: PromptData, count: Counter, config: Config, long_prompts: dict[str, str]
 ) -> tuple[list[Demonstration], dict[str, str]]:
     """Those that SFT takes, and the prompts' ids of those with too long a response, and why."""
     readable = [entry for entry in data.demonstrations if entry.prompt.id not in long_prompts]
@@ -67,8 +88,7 @@ def _demonstrations(
     for entry in readable:
         if len(taken) == config.sft.examples:
             break
-        response = tokenizer(entry.response, add_special_tokens=False)["input_ids"]
-        tokens = len(prompt_tokens(tokenizer, entry.prompt)) + len(response) + 1  # and what ends it
+        tokens = count.prompt(entry.prompt) + count.response(entry.response)
         if tokens <= config.model.max_length:
             taken.append(entry)
         else:

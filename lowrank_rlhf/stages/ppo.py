@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,7 +25,7 @@ from lowrank_rlhf.records import Sample, Score, read_jsonl
 from lowrank_rlhf.stages.answers import encode_prompts
 from lowrank_rlhf.stages.breakdown import explained
 from lowrank_rlhf.stages.claims import base_unchanged, checksums, claim, others_unchanged
-from lowrank_rlhf.stages.compare import Contest, ranking_judge
+from lowrank_rlhf.stages.compare import Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
 
 MOST_RATIO_ERROR = 1e-3
@@ -54,7 +54,8 @@ def run(context: Context) -> dict[str, Any]:
     before = context.base.checksum()
     scale = _load_roles(context)
     others = checksums(context, [Role.POLICY, Role.CRITIC])
-    contest = Contest.against_sft(context, config.evaluate_prompts, scale, ranking_judge(context))
+    figure, judge = gold_judge(context)
+    contest = Contest.against_sft(context, config.evaluate_prompts, scale, judge, figure=figure)
     optimizers, state = _resume(context, work)
     prompts, baselines = _prompts(context, scale)
     order = _prompt_order(context, len(prompts))
@@ -71,7 +72,8 @@ def run(context: Context) -> dict[str, Any]:
             state.step = step + 1
             if state.step % config.evaluate_every == 0 or state.step == config.steps:
                 _evaluate(context, contest, state, work)
-            bar.advance(1, score=figures["objective/scores"], kl=figures["objective/kl"])
+            shown = {"score": "objective/scores", "kl": "objective/kl", "tokens_per_second": "tokens_per_second"}
+            bar.advance(1, **{name: figures[key] for name, key in shown.items()})
             stopping = context.stop.requested
             if stopping or state.step % config.save_every == 0:
                 save_checkpoint(work, state.step, lambda folder: _save(context, folder, optimizers, state))
@@ -86,6 +88,7 @@ def run(context: Context) -> dict[str, Any]:
         "steps": config.steps,
         "best_step": state.best_step,
         "seconds_per_step": seconds,
+        "gold": contest.judge and contest.judge.name,
         "claims": [
             *state.claims,
             base_unchanged(context, "PPO", before),
@@ -214,6 +217,18 @@ def _save(context: Context, folder: Path, optimizers: Optimizers, state: State) 
     write_json_atomic(folder / "state.json", {"schema": 1, **vars(state)})
 
 
+def _read_state(path: Path) -> State:
+    """What `_save` wrote. Raises `StageFailed` with what is missing: another version of this package wrote it."""
+    saved = read_json(path) or {}
+    names = [entry.name for entry in fields(State)]
+    if missing := [name for name in names if name not in saved]:
+        raise StageFailed(
+            f"ppo: {path} has no {', '.join(missing)}: another version of this package wrote it, and PPO cannot go on "
+            "from there. Go on with that version, or make the stage again: --redo ppo"
+        )
+    return State(**{name: saved[name] for name in names})
+
+
 def _resume(context: Context, work: Path) -> tuple[Optimizers, State]:
     """From the last checkpoint, or from the beginning."""
     optimizers = Optimizers.create(context.roles, context.config.ppo)
@@ -224,7 +239,6 @@ def _resume(context: Context, work: Path) -> tuple[Optimizers, State]:
         load_role(context.roles, Role.CRITIC, folder / "critic")
         load_optimizer(optimizers.policy, folder / "policy-optimizer.safetensors")
         load_optimizer(optimizers.critic, folder / "critic-optimizer.safetensors")
-        saved = read_json(folder / "state.json") or {}
-        state = State(**{name: saved[name] for name in vars(state)})
+        state = _read_state(folder / "state.json")
     context.metrics.truncate("ppo", state.step if state.step else -1)
     return optimizers, state

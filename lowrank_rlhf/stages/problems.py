@@ -54,7 +54,7 @@ def _judge_problems(config: Config) -> list[tuple[Key, str]]:
     judges: dict[Key, str | None] = {}
     if config.rank.source == "judge" and {"rank", "ppo", "evaluate"} & set(config.stages):
         judges["rank", "judge"] = config.rank.judge
-    if "evaluate" in config.stages:
+    if "evaluate" in config.stages or (config.rank.source != "judge" and "ppo" in config.stages):
         judges["evaluate", "second_judge"] = config.evaluate.second_judge
     found = []
     for key, judge in judges.items():

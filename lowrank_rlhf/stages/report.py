@@ -46,14 +46,14 @@ def write_report(
     of eval.jsonl; the run's metrics.jsonl is read where it exists.
     """
     metrics = _metrics(run_dir_path)
-    judge = judge_in_words(summaries.get("evaluate", {}).get("judge", "held-out"))
+    named = summaries.get("ppo", {}).get("gold") or summaries.get("evaluate", {}).get("judge", "held-out")
     opening = (run_dir_path.name, [headline(summaries), caveat(summaries)], alarms(metrics, summaries))
     first = [table for table in (comparison(summaries),) if table]
     rest = details(summaries)
     sections = [
         *map(html_table, first),
         html_samples(eval_rows),
-        html_plots(draw(metrics, summaries, judge)),
+        html_plots(draw(metrics, summaries, judge_in_words(named))),
         *map(html_table, rest),
     ]
     samples = [table for table in (samples_table(eval_rows),) if table]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from lowrank_rlhf.stages.report_data import DISTINCT, OPENER, Metrics, Summaries, percent, series
+from lowrank_rlhf.stages.report_data import DISTINCT, OPENER, Metrics, Summaries, gold, percent, series
 
 # Drifts compare the mean of the last steps with that of the first: one rollout's mean is too noisy for a limit of 5 %.
 _WINDOW = 5
@@ -76,13 +76,14 @@ def approximate_kl(metrics: Metrics) -> str | None:
 
 def overoptimisation(metrics: Metrics) -> str | None:
     """Goodhart: the judge falls in three evaluations running while the reward model's score rises."""
-    proxy, gold = (dict(zip(*_ppo(metrics, key), strict=True)) for key in ("eval/score", "eval/judge"))
-    steps = [step for step in gold if step in proxy]
+    key, judge = gold(metrics)
+    proxy, judged = (dict(zip(*_ppo(metrics, name), strict=True)) for name in ("eval/score", key))
+    steps = [step for step in judged if step in proxy]
     for window in zip(steps, steps[1:], steps[2:], steps[3:], strict=False):
-        falls = all(gold[later] < gold[earlier] for earlier, later in pairwise(window))
+        falls = all(judged[later] < judged[earlier] for earlier, later in pairwise(window))
         if falls and proxy[window[-1]] > proxy[window[0]]:
             return (
-                f"From step {window[0]} to {window[-1]} the judge's score fell three times running while the reward "
+                f"From step {window[0]} to {window[-1]} the {judge}'s score fell three times running while the reward "
                 f"model's rose: the policy exploits the reward model. Stop near step {window[0]}, raise `ppo.kl_coef`, "
                 "or rank more answers, the policy's among them."
             )

@@ -33,6 +33,18 @@ def series(metrics: Metrics, stage: str, key: str) -> tuple[list[int], list[floa
     return steps, [float("nan") if points[step] is None else float(points[step]) for step in steps]
 
 
+_GOLD = {"judge": "judge", "second_judge": "second judge"}
+
+
+def gold(metrics: Metrics) -> tuple[str, str]:
+    """The metric that holds the judge's score in PPO's evaluations, and what that judge is called in the run.
+
+    It is the second judge where no program ranked the answers.
+    """
+    found = next((name for name in _GOLD if any(f"eval/{name}" in row for row in metrics)), "judge")
+    return f"eval/{found}", _GOLD[found]
+
+
 def number(value: object) -> str:
     """A figure for people: three digits or so, a dash for what is missing, text as it is."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowrank_rlhf.stages.report_data import Metrics, Summaries, series
+from lowrank_rlhf.stages.report_data import Metrics, Summaries, gold, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,7 +175,8 @@ def _margins(into: list[Plot], margins: Sequence[float]) -> None:
 
 def _frontier(into: list[Plot], metrics: Metrics, judge: str) -> None:
     """Proxy and gold over sqrt(KL) (Gao et al. 2022, fig. 1); two axes, since their units differ."""
-    found = [dict(zip(*series(metrics, "ppo", key), strict=True)) for key in ("eval/kl", "eval/score", "eval/judge")]
+    of_judge, role = gold(metrics)
+    found = [dict(zip(*series(metrics, "ppo", key), strict=True)) for key in ("eval/kl", "eval/score", of_judge)]
     steps = [step for step in found[0] if all(math.isfinite(metric.get(step, math.nan)) for metric in found)]
     if not steps:
         return
@@ -192,7 +193,7 @@ def _frontier(into: list[Plot], metrics: Metrics, judge: str) -> None:
             axes.plot(distance, [metric[step] for step in steps], color=colour, marker=marker)
             axes.tick_params(axis="y", colors=colour)
             axes.yaxis.label.set_color(colour)
-        right.set_ylabel("■ judge (gold)")
+        right.set_ylabel(f"■ {role} (gold)")
         right.grid(False)
         right.spines["right"].set_visible(True)
 

@@ -1,5 +1,6 @@
 """Stage 2c: the reward adapter and its head, from SFT, on the comparisons."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -163,10 +164,12 @@ def _train(context: Context, groups: Sequence[Group]) -> None:
     with context.progress.track("reward", len(batches), "steps", done) as bar:
         for step, batch in enumerate(batches[done:], done):
             optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / len(batches))
+            chosen, since = [groups[i] for i in batch], time.monotonic()
             with explained("reward", step + 1, "reward.learning_rate"):
-                loss, accuracy = _step(context, [groups[i] for i in batch], optimizer)
-            context.metrics.append("reward", step + 1, loss=loss, accuracy=accuracy)
-            bar.advance(1, loss=loss)
+                loss, accuracy = _step(context, chosen, optimizer)
+            pace = sum(group.tokens for group in chosen) / (time.monotonic() - since)
+            context.metrics.append("reward", step + 1, loss=loss, accuracy=accuracy, tokens_per_second=pace)
+            bar.advance(1, loss=loss, tokens_per_second=pace)
             stopping = context.stop.requested
             if stopping or (step + 1) % config.save_every == 0:
                 checkpoints.save(context, "reward", step + 1, Role.REWARD, optimizer)

@@ -37,6 +37,11 @@ class Group:
         """Tokens of the longest row."""
         return len(self.prompt) + max(map(len, self.answers))
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that are read to score every answer, each with the prompt before it, without padding."""
+        return sum(len(self.prompt) + len(answer) for answer in self.answers)
+
 
 def read_groups(context: Context) -> list[Group]:
     """The run's comparisons, prompt by prompt. Says how many answers were too long and were cut."""

@@ -1,7 +1,8 @@
 """Stage 1: the SFT adapter, trained with TRL on demonstrations, or taken from elsewhere."""
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def _train(context: Context) -> dict[str, Any]:
     done = checkpoints.resume(context, "sft", Role.POLICY, optimizer)
     schedule = LambdaLR(optimizer, lambda step: _rate(step + done, steps, config.warmup_fraction))
     with context.progress.track("sft", steps, "steps", done) as bar:
-        watcher = _Watcher(context, optimizer, bar, done)
+        watcher = _Watcher(context, optimizer, bar, done, step_tokens(rows, config.batch_size))
         if done < steps:
             per_device = _rows_per_pass(context, rows)
             left = rows[done * config.batch_size :]
@@ -81,6 +82,12 @@ def _train(context: Context) -> dict[str, Any]:
     losses = [row["loss"] for row in context.metrics.read("sft")]
     tail = losses[-max(1, len(losses) // 5) :]
     return {"examples": len(rows) // config.epochs, "steps": steps, "loss": sum(tail) / len(tail)}
+
+
+def step_tokens(rows: Sequence[Row], batch_size: int) -> list[int]:
+    """Tokens that each step learns from, its prompts with their responses, without padding."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    return [sum(lengths[start : start + batch_size]) for start in range(0, len(lengths), batch_size)]
 
 
 def _rate(step: int, steps: int, warmup_fraction: float) -> float:
@@ -156,8 +163,20 @@ def _trainer(
 class _Watcher(TrainerCallback):
     """Progress, metrics, checkpoints and stopping for TRL's loop."""
 
-    def __init__(self, context: Context, optimizer: torch.optim.Optimizer, bar: Bar, done: int):
-        self.context, self.optimizer, self.bar, self.done = context, optimizer, bar, done
+    def __init__(
+        self, context: Context, optimizer: torch.optim.Optimizer, bar: Bar, done: int, tokens: Sequence[int]
+    ) -> None:
+        self.context, self.optimizer, self.bar, self.done, self.tokens = context, optimizer, bar, done, tokens
+        self.since, self.tokens_per_second = time.monotonic(), 0.0
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - transformers' signature
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        self.since = time.monotonic()
 
     def on_pre_optimizer_step(
         self,
@@ -183,11 +202,12 @@ class _Watcher(TrainerCallback):
             step = self.done + state.global_step
             with explained("sft", step, "sft.learning_rate"):
                 check_finite("the loss", logs["loss"])
-            self.context.metrics.append("sft", step, **figures)
+            self.context.metrics.append("sft", step, **figures, tokens_per_second=self.tokens_per_second)
             self.bar.advance(0, loss=logs["loss"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        self.bar.advance(1)
+        self.tokens_per_second = self.tokens[self.bar.count] / (time.monotonic() - self.since)
+        self.bar.advance(1, tokens_per_second=self.tokens_per_second)
         stopping = self.context.stop.requested
         if stopping or self.bar.count % self.context.config.sft.save_every == 0:
             checkpoints.save(self.context, "sft", self.bar.count, Role.POLICY, self.optimizer)

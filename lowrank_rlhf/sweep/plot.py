@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_rlhf.artifacts import MetricLog
-from lowrank_rlhf.stages.report_data import series
+from lowrank_rlhf.stages.report_data import gold, series
 
 Points = dict[int, tuple[float, float]]
 """PPO step -> distance and gold."""
@@ -31,11 +31,12 @@ _STYLE: dict[Any, Any] = {
 def points(run: Path) -> Points:
     """The evaluations of one run in which KL and judge are known."""
     metrics = list(MetricLog(run / "metrics.jsonl").read("ppo"))
-    kl, gold = (dict(zip(*series(metrics, "ppo", key), strict=True)) for key in ("eval/kl", "eval/judge"))
+    of_judge, _ = gold(metrics)
+    kl, judged = (dict(zip(*series(metrics, "ppo", key), strict=True)) for key in ("eval/kl", of_judge))
     return {
-        step: (math.sqrt(max(kl[step], 0.0)), gold[step])  # noise can put an estimate of a tiny KL below 0
+        step: (math.sqrt(max(kl[step], 0.0)), judged[step])  # noise can put an estimate of a tiny KL below 0
         for step in kl
-        if step in gold and math.isfinite(kl[step]) and math.isfinite(gold[step])
+        if step in judged and math.isfinite(kl[step]) and math.isfinite(judged[step])
     }
 
 
