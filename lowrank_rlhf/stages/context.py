@@ -62,11 +62,11 @@ class Context:
         Raises `UserError` with those that are too long, unless `data.skip_too_long` leaves them out.
         """
         from lowrank_rlhf.models.template import prompt_tokens, read_tokenizer
-        from lowrank_rlhf.stages.fitting import Counter, fitting
+        from lowrank_rlhf.stages.fitting import TokenCounter, fitting
 
         unheard = Progress.silent()  # the model is fetched aloud elsewhere
         tokenizer = read_tokenizer(fetch_model(self.config.model, unheard), self.config.model, unheard)
-        count = Counter(
+        count = TokenCounter(
             prompt=lambda prompt: len(prompt_tokens(tokenizer, prompt)),
             response=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1,
         )

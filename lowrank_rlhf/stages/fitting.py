@@ -16,7 +16,7 @@ _MEND = "Raise model.max_length, or shorten them; or leave them out: data.skip_t
 
 
 @dataclass(frozen=True)
-class Counter:
+class TokenCounter:
     """How many tokens the model reads."""
 
     prompt: Callable[[Prompt], int]
@@ -29,14 +29,14 @@ def check_lengths(data: RunData, config: Config) -> None:
     """Raise `UserError` as the run will, if the tokenizer is on this machine already; nothing is fetched or loaded."""
     tokenizer = local_tokenizer(config.model)
     if tokenizer:
-        count = Counter(
+        count = TokenCounter(
             prompt=lambda prompt: tokenizer.prompts([prompt.messages])[0],
             response=lambda text: tokenizer.answers([text])[0],
         )
         fitting(data.prompts, count, config)
 
 
-def fitting(data: PromptData, count: Counter, config: Config) -> PromptData:
+def fitting(data: PromptData, count: TokenCounter, config: Config) -> PromptData:
     """The data without what is too long, with a note on it; demonstrations as many as SFT takes.
 
     Only what the run's stages use is looked at. Raises `UserError` that names the too long ones, unless
@@ -63,7 +63,7 @@ def fitting(data: PromptData, count: Counter, config: Config) -> PromptData:
     return replace(kept, notes=[*data.notes, f"Left out {limit} {config.model.max_length}; {left} are left."])
 
 
-def _long_prompts(data: PromptData, count: Counter, config: Config) -> dict[str, str]:
+def _long_prompts(data: PromptData, count: TokenCounter, config: Config) -> dict[str, str]:
     """Ids of the prompts that leave no room for an answer, and why; none where no stage samples."""
     sampling = {"ppo", "evaluate"} if config.rank.source == "dataset" else {"sample", "ppo", "evaluate"}
     if not sampling & set(config.stages):
@@ -77,7 +77,7 @@ def _long_prompts(data: PromptData, count: Counter, config: Config) -> dict[str,
 
 
 def _demonstrations(
-    data: PromptData, count: Counter, config: Config, long_prompts: dict[str, str]
+    data: PromptData, count: TokenCounter, config: Config, long_prompts: dict[str, str]
 ) -> tuple[list[Demonstration], dict[str, str]]:
     """Those that SFT takes, and the prompts' ids of those with too long a response, and why."""
     readable = [entry for entry in data.demonstrations if entry.prompt.id not in long_prompts]
