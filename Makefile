@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test
+.PHONY: help run test bench
 .NOTPARALLEL:
 
 help:  ## Show this list.
@@ -22,6 +22,12 @@ test: $(VENV)/.installed-dev  ## Install the test tools too, then ruff, mypy, im
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+bench: $(VENV)/.installed-run  ## Measure time and memory, also against TRL (an environment of its own): an hour or so.
+	$(BIN)/python benchmarks/ppo_step.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/against_trl/compare.py
 
 $(VENV)/.created:
 	@command -v "$(PYTHON)" >/dev/null || { \

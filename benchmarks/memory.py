@@ -1,0 +1,97 @@
+"""Peak memory of every stage, measured beside what `plan` said, for SFT and PPO at equal rows and length.
+
+    python benchmarks/memory.py --output docs/performance
+
+Runs the quickstart's model through the stages in processes of their own, each setting with little to learn, and writes
+`memory.json` and `memory.md` (a table) into that folder. The last setting has ten times the prompts of the first: its
+peaks must be the same.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+EQUAL_ROWS = (
+    "model.micro_batch_tokens=1536", "model.max_length=96", "sft.batch_size=16", "sft.epochs=1", "data.held_out=32",
+    "sample.max_new_tokens=48", "sample.prompts=32", "sample.batch_size=16", "reward.layers=null", "reward.epochs=1",
+    "ppo.batch_size=16", "ppo.steps=12", "ppo.contrastive=false", "ppo.evaluate_prompts=16", "ppo.evaluate_every=100",
+    "ppo.accept_weak_reward=true",
+)  # fmt: skip
+"""16 rows of up to 96 tokens in one pass, in SFT as in PPO; reward model and critic have all layers."""
+ALL_LINEAR = ("lora.last_layers=null", "lora.target_modules=all-linear")
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "nf4": EQUAL_ROWS,
+    "nf4, adapters everywhere": (*EQUAL_ROWS, *ALL_LINEAR),
+    "nf4, checkpointed": (*EQUAL_ROWS, *ALL_LINEAR, "model.gradient_checkpointing=true"),
+    "no quantisation": (*EQUAL_ROWS, "model.quantization=none"),
+    "nf4, ten times the prompts": (*EQUAL_ROWS, "sample.prompts=320", "ppo.steps=120"),
+}
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run every setting and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="quickstart", help="a preset, or a YAML file with another model")
+    parser.add_argument("--only", choices=list(SETTINGS), action="append", help="one setting; may be repeated")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "performance")
+    given = parser.parse_args()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as runs:
+        for number, setting in enumerate(given.only or SETTINGS):
+            rows += _measure(given.preset, setting, Path(runs), f"memory-{number}")
+    given.output.mkdir(parents=True, exist_ok=True)
+    (given.output / "memory.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (given.output / "memory.md").write_text(_table(rows))
+    print(_table(rows))
+
+
+def _measure(preset: str, setting: str, runs: Path, name: str) -> list[Row]:
+    """The stages of one run: what was predicted before it and what its done-marks say after it."""
+    arguments = [preset, "--runs", str(runs), f"name={name}", *SETTINGS[setting]]
+    plan = json.loads(_command("plan", *arguments, "--json"))
+    predicted = {stage["stage"]: stage["memory"] for stage in plan["stages"] if stage["memory"]}
+    _command("run", *arguments, "--until", "ppo")
+    rows = []
+    for stage, memory in predicted.items():
+        mark = runs / name / "done" / f"{stage}.json"
+        if mark.exists():
+            measured = json.loads(mark.read_text())["peak_memory_bytes"]
+            # What the system can take back counts where it was there: the measured peak includes it.
+            told = memory["needed_bytes"] + memory["mapped_bytes"]
+            rows.append({"setting": setting, "stage": stage, "measured": measured, "predicted": told})
+            print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def _command(*arguments: str) -> str:
+    """The standard output of one command of the toolkit."""
+    command = [sys.executable, "-m", "lowrank_rlhf", *arguments]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if run.returncode:
+        sys.exit(f"{' '.join(command)} ended with {run.returncode}:\n{run.stderr[-3000:]}")
+    return run.stdout
+
+
+def _table(rows: list[Row]) -> str:
+    lines = [
+        "| setting | stage | measured, MiB | plan said | measured / said | over sft |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        sft = next(one["measured"] for one in rows if one["setting"] == row["setting"] and one["stage"] == "sft")
+        mib = (row["measured"] / 2**20, row["predicted"] / 2**20)
+        ratios = (row["measured"] / row["predicted"], row["measured"] / sft)
+        cells = (row["setting"], row["stage"], *(f"{value:,.0f}" for value in mib), *(f"{r:.2f}" for r in ratios))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The benchmarks, on tiny models: the measuring programs run and give the figures that they promise."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_ppo_step_prints_one_json_object(tiny_folder: Callable[..., Path]) -> None:
+    """The figures of issue 4, from the command's last line."""
+    work = {"batch": 4, "prompt-tokens": 8, "new-tokens": 6, "epochs": 2, "updates": 2, "threads": 1}
+    command = [sys.executable, ROOT / "benchmarks" / "ppo_step.py", "--json", f"--model={tiny_folder()}"]
+    command += ["--dtype=float32", *(f"--{name}={value}" for name, value in work.items())]
+    run = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout.splitlines()[-1])
+    assert len(result["seconds_per_update"]) == 2
+    assert set(result["phases"]) == {"rollout", "scoring", "policy_update", "critic_update"}
+    assert sum(result["phases"].values()) > result["arithmetic_floor_seconds"] > 0
+    # Answers go on to their full length: 4 answers of 6 tokens in the time of the rollout (rounded).
+    tokens = result["rollout_tokens_per_second"] * result["phases"]["rollout"]
+    assert abs(tokens - 24) < 3
+    assert result["peak_rss_mb"] > 100
+
+
+def test_memory_table_compares_with_sft_of_the_same_setting() -> None:
+    """Hand values: 3 GiB measured where 2 were told, and 1.5 times what SFT took."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.memory import _table
+
+    gib = 2**30
+    rows = [
+        {"setting": "a", "stage": "sft", "measured": 2 * gib, "predicted": 2 * gib},
+        {"setting": "a", "stage": "ppo", "measured": 3 * gib, "predicted": 2 * gib},
+        {"setting": "b", "stage": "sft", "measured": gib, "predicted": 2 * gib},
+    ]
+    assert _table(rows).splitlines()[2:] == [
+        "| a | sft | 2,048 | 2,048 | 1.00 | 1.00 |",
+        "| a | ppo | 3,072 | 2,048 | 1.50 | 1.50 |",
+        "| b | sft | 1,024 | 2,048 | 0.50 | 1.00 |",
+    ]
