@@ -59,8 +59,9 @@ def test_only_the_acting_role_receives_gradients(tiny_base, quantization, checkp
 
 @each_quantization
 @each_role
-def test_a_read_only_block_builds_no_graph(tiny_base, quantization, role) -> None:
-    roles = make_roles(tiny_base(quantization))
+@each_way
+def test_a_read_only_block_builds_no_graph(tiny_base, quantization, checkpointing, role) -> None:
+    roles = make_roles(tiny_base(quantization, checkpointing))
     with roles.acting_as(role):
         assert trainable(roles) == []
         assert not role_loss(roles, role, make_batch()).requires_grad
@@ -86,8 +87,9 @@ def test_checkpointing_is_what_the_config_says(tiny_base, checkpointing) -> None
 
 
 @each_quantization
-def test_backward_only_in_a_training_block(tiny_base, quantization) -> None:
-    roles = make_roles(tiny_base(quantization))
+@each_way
+def test_backward_only_in_a_training_block(tiny_base, quantization, checkpointing) -> None:
+    roles = make_roles(tiny_base(quantization, checkpointing))
     with roles.acting_as(Role.POLICY, train=True):
         loss = role_loss(roles, Role.POLICY, make_batch())
     with pytest.raises(RuntimeError, match="train=True"):
@@ -132,8 +134,9 @@ def test_gradients_equal_those_of_plain_peft_and_full_log_softmax(tiny_base, qua
 
 
 @each_quantization
-def test_blocks_do_not_nest(tiny_base, quantization) -> None:
-    roles = make_roles(tiny_base(quantization))
+@each_way
+def test_blocks_do_not_nest(tiny_base, quantization, checkpointing) -> None:
+    roles = make_roles(tiny_base(quantization, checkpointing))
     with roles.acting_as(Role.POLICY, train=True):
         with pytest.raises(RuntimeError, match="already acting as POLICY"), roles.acting_as(Role.REFERENCE):
             pass
@@ -145,9 +148,10 @@ def test_blocks_do_not_nest(tiny_base, quantization) -> None:
 
 
 @each_quantization
-def test_no_block_inside_merged_weights(tiny_base, quantization) -> None:
+@each_way
+def test_no_block_inside_merged_weights(tiny_base, quantization, checkpointing) -> None:
     """There the adapters are out of the model: any role would silently be the merged one."""
-    roles = make_roles(tiny_base(quantization))
+    roles = make_roles(tiny_base(quantization, checkpointing))
     with merged(roles, Role.POLICY):
         with pytest.raises(RuntimeError, match="nest"), roles.acting_as(Role.REFERENCE):
             pass
@@ -158,8 +162,9 @@ def test_no_block_inside_merged_weights(tiny_base, quantization) -> None:
 
 
 @each_quantization
-def test_after_an_error_everything_is_frozen(tiny_base, quantization) -> None:
-    roles = make_roles(tiny_base(quantization, True))
+@each_way
+def test_after_an_error_everything_is_frozen(tiny_base, quantization, checkpointing) -> None:
+    roles = make_roles(tiny_base(quantization, checkpointing))
     before = logits(roles, Role.POLICY, make_batch())
     for block in (lambda: roles.acting_as(Role.CRITIC, train=True), lambda: merged(roles, Role.REWARD)):
         with pytest.raises(ZeroDivisionError), block():
@@ -182,13 +187,15 @@ def test_a_role_without_an_adapter_cannot_act(tiny_base, quantization) -> None:
 
 
 @each_quantization
-def test_a_copy_is_identical_and_not_the_bare_base(tiny_base, quantization) -> None:
-    roles, batch = Roles(tiny_base(quantization), LORA), make_batch()
+@each_way
+def test_a_copy_is_identical_and_not_the_bare_base(tiny_base, quantization, checkpointing) -> None:
+    roles, batch = Roles(tiny_base(quantization, checkpointing), LORA), make_batch()
     roles.reset(Role.POLICY, torch.Generator().manual_seed(0))
     bare = logits(roles, Role.POLICY, batch)  # B is 0: the base itself
     with torch.no_grad():
         mask = batch.attention
-        alone = tiny_base(quantization).model(input_ids=batch.ids, attention_mask=mask.long()).logits[mask]
+        untouched = tiny_base(quantization, checkpointing).model
+        alone = untouched(input_ids=batch.ids, attention_mask=mask.long()).logits[mask]
     assert torch.equal(bare, alone)
     randomise(roles, Role.POLICY, 5)
     roles.copy(Role.POLICY, Role.REFERENCE)
@@ -198,8 +205,9 @@ def test_a_copy_is_identical_and_not_the_bare_base(tiny_base, quantization) -> N
 
 
 @each_quantization
-def test_copies_take_the_head_along(tiny_base, quantization) -> None:
-    roles = make_roles(tiny_base(quantization))
+@each_way
+def test_copies_take_the_head_along(tiny_base, quantization, checkpointing) -> None:
+    roles = make_roles(tiny_base(quantization, checkpointing))
     roles.copy(Role.REWARD, Role.CRITIC)
     assert_same(snapshot(roles, Role.CRITIC), snapshot(roles, Role.REWARD))
     with roles.acting_as(Role.REWARD):
@@ -213,8 +221,9 @@ def test_copies_take_the_head_along(tiny_base, quantization) -> None:
 
 @each_quantization
 @each_role
-def test_training_one_role_leaves_all_else_bit_identical(tiny_base, quantization, role) -> None:
-    roles = make_roles(tiny_base(quantization, True))
+@each_way
+def test_training_one_role_leaves_all_else_bit_identical(tiny_base, quantization, checkpointing, role) -> None:
+    roles = make_roles(tiny_base(quantization, checkpointing))
     before, checksum = {each: snapshot(roles, each) for each in Role}, roles.base.checksum()
     optimizer = torch.optim.Adam(roles.parameters(role), lr=1e-2)
     for _ in range(2):
@@ -229,10 +238,11 @@ def test_training_one_role_leaves_all_else_bit_identical(tiny_base, quantization
 
 
 @each_quantization
-def test_checksum_is_of_the_base_alone_and_sees_every_weight(tiny_base, quantization) -> None:
-    base = tiny_base(quantization)
+@each_way
+def test_checksum_is_of_the_base_alone_and_sees_every_weight(tiny_base, quantization, checkpointing) -> None:
+    base = tiny_base(quantization, checkpointing)
     checksum = base.checksum()
-    assert tiny_base(quantization).checksum() == checksum
+    assert tiny_base(quantization, checkpointing).checksum() == checksum
     roles = make_roles(base)
     assert base.checksum() == checksum
     with merged(roles, Role.POLICY), torch.no_grad():
@@ -256,11 +266,12 @@ def test_checksum_is_of_the_base_alone_and_sees_every_weight(tiny_base, quantiza
 
 @each_quantization
 @each_role
-def test_save_and_load_round_trip(tiny_base, tmp_path, quantization, role) -> None:
-    roles = make_roles(tiny_base(quantization))
+@each_way
+def test_save_and_load_round_trip(tiny_base, tmp_path, quantization, checkpointing, role) -> None:
+    roles = make_roles(tiny_base(quantization, checkpointing))
     saved = snapshot(roles, role)
     save_role(roles, role, tmp_path)
-    fresh = Roles(tiny_base(quantization), LORA)
+    fresh = Roles(tiny_base(quantization, checkpointing), LORA)
     load_role(fresh, role, tmp_path)
     assert_same(snapshot(fresh, role), saved)
     if role.has_head:
@@ -269,8 +280,9 @@ def test_save_and_load_round_trip(tiny_base, tmp_path, quantization, role) -> No
 
 
 @each_quantization
-def test_missing_and_unexpected_keys_are_errors(tiny_base, tmp_path, quantization) -> None:
-    roles = make_roles(tiny_base(quantization))
+@each_way
+def test_missing_and_unexpected_keys_are_errors(tiny_base, tmp_path, quantization, checkpointing) -> None:
+    roles = make_roles(tiny_base(quantization, checkpointing))
     save_role(roles, Role.POLICY, tmp_path / "policy")
     save_role(roles, Role.REWARD, tmp_path / "reward")
     before = snapshot(roles, Role.CRITIC)

@@ -11,12 +11,14 @@ from lowrank_rlhf.models.scoring import score_features, score_logprobs, score_to
 
 each_quantization = pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 each_role = pytest.mark.parametrize("role", Role)
+each_way = pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 
 
 @each_quantization
 @each_role
-def test_padding_order_and_micro_batches_change_nothing(tiny_base, quantization, role) -> None:
-    roles, batch = make_roles(tiny_base(quantization)), make_batch()
+@each_way
+def test_padding_order_and_micro_batches_change_nothing(tiny_base, quantization, checkpointing, role) -> None:
+    roles, batch = make_roles(tiny_base(quantization, checkpointing)), make_batch()
     score = score_tokens if role.has_head else lambda *args: score_logprobs(*args, 0.8).logprobs
     whole = score(roles, role, batch)
     order = [3, 1, 4, 0, 2]
@@ -33,8 +35,9 @@ def test_padding_order_and_micro_batches_change_nothing(tiny_base, quantization,
 
 @each_quantization
 @each_role
-def test_gradients_of_micro_batches_add_up(tiny_base, quantization, role) -> None:
-    roles, batch = make_roles(tiny_base(quantization)), make_batch()
+@each_way
+def test_gradients_of_micro_batches_add_up(tiny_base, quantization, checkpointing, role) -> None:
+    roles, batch = make_roles(tiny_base(quantization, checkpointing)), make_batch()
     whole = gradients(roles, role, batch)
     parts = [gradients(roles, role, batch.rows(index)) for index in micro_batches(batch.lengths(), 20)]
     for name, gradient in whole.items():
