@@ -18,9 +18,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from lowrank_rlhf.commands import dashboard
-from lowrank_rlhf.dashboard import app as dashboard_app
 from lowrank_rlhf.dashboard import guard
-from lowrank_rlhf.dashboard.guard import Guard
+from lowrank_rlhf.dashboard.guard import Guard, Password
 from lowrank_rlhf.errors import UserError
 
 PASSWORD = "correct horse battery"
@@ -184,7 +183,7 @@ def test_the_whole_page_behind_a_password(tmp_path) -> None:
         assert ask(url, "/login", "POST", b"password=x", **form)[0] == 403
 
 
-def guarded(**settings) -> TestClient:
+def guarded(password: str | None = None) -> TestClient:
     async def page(_):
         return PlainTextResponse("the page")
 
@@ -192,7 +191,9 @@ def guarded(**settings) -> TestClient:
         return PlainTextResponse(str(len(await request.body())))
 
     routes = [Route("/", page), Route("/config", page), Route("/gradio_api/upload", taken, methods=["POST"])]
-    stack = [Middleware(Guard, hosts=["testserver"], **settings)]
+    stack = [Middleware(Guard, hosts=["testserver"], also={"/login"})]
+    if password:
+        stack.append(Middleware(Password, password=password))
     return TestClient(Starlette(routes=routes, middleware=stack), follow_redirects=False)
 
 
@@ -258,7 +259,7 @@ class TestPasswordRule:
 
 
 def test_host_names_of_a_page_that_listens_everywhere() -> None:
-    everywhere = dashboard_app.hosts("0.0.0.0")  # noqa: S104
+    everywhere = guard.hosts("0.0.0.0")  # noqa: S104
     assert {"127.0.0.1", "localhost"} <= everywhere
     assert "0.0.0.0" not in everywhere  # noqa: S104
-    assert dashboard_app.hosts("10.0.0.7") == {"10.0.0.7", "127.0.0.1", "localhost", "::1"}
+    assert guard.hosts("10.0.0.7") == {"10.0.0.7", "127.0.0.1", "localhost", "::1"}

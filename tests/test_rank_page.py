@@ -209,10 +209,8 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
 def test_nothing_without_the_password(tmp_path: Path) -> None:
     a_run_with_answers(tmp_path, 1)
     with served(tmp_path) as (server, browser):
-        for path in ("/config", "/gradio_api/component_server/", "/gradio_api/info"):
-            with pytest.raises(urllib.error.HTTPError) as caught:
-                urllib.request.urlopen(server.url + path, data=b"{}" if "component" in path else None)  # noqa: S310
-            assert caught.value.code == 401
+        for path, code in (("/config", 401), ("/gradio_api/component_server/", 401), ("/gradio_api/info", 404)):
+            assert refused(server.url + path, b"{}" if "component" in path else None) == code
         page = browser.new_page()
         page.goto(server.url)
         page.locator("input[type=password]").fill(PASSWORD[:-1])
@@ -221,6 +219,27 @@ def test_nothing_without_the_password(tmp_path: Path) -> None:
         page.get_by_text("Incorrect Credentials").wait_for()
         assert page.locator(".rk").count() == 0
         assert "Tell me" not in page.content()
+
+
+def test_another_site_reaches_nothing(tmp_path: Path) -> None:
+    """DNS rebinding and cross-site posts are refused before anybody is asked for a password."""
+    a_run_with_answers(tmp_path, 1)
+    server = Server(tmp_path)
+    try:
+        assert refused(server.url, Host="evil.example") == 403
+        assert refused(server.url + "/login", b"username=ann&password=x", Origin="http://evil.example") == 403
+        assert refused(server.url + "/login", b"username=ann&password=x", Origin=server.url) == 400
+        with urllib.request.urlopen(server.url) as answer:  # noqa: S310
+            assert "default-src 'self'" in answer.headers["content-security-policy"]
+    finally:
+        server.kill()
+
+
+def refused(url: str, data: bytes | None = None, **headers: str) -> int:
+    """The status of an answer that must be an error."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(url, data, headers))  # noqa: S310
+    return caught.value.code
 
 
 def test_clicks_and_drags(tmp_path: Path) -> None:

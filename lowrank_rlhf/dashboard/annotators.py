@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from lowrank_rlhf.dashboard import rank_view
+from lowrank_rlhf.dashboard.guard import Guard, hosts
 from lowrank_rlhf.dashboard.ranking_text import LANGUAGES, language_of, say
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.ranking.labelling import annotator_name
@@ -24,6 +26,8 @@ _CSS = """
 """
 SHORTEST_PASSWORD = 12
 _WRONG_COSTS = 1.0  # seconds
+_LOGIN = {"/login", "/login_check", "/logout"}
+"""Gradio's own addresses for names and passwords."""
 
 
 def build(folder: Path) -> gr.Blocks:
@@ -81,7 +85,11 @@ def serve(folder: Path, host: str, port: int, password: str, told: Callable[[str
         inbrowser=False,
         prevent_thread_lock=True,
         footer_links=[],
-        app_kwargs={"docs_url": None, "redoc_url": None},
+        app_kwargs={
+            "middleware": [Middleware(Guard, hosts=hosts(host), also=_LOGIN)],
+            "docs_url": None,
+            "redoc_url": None,
+        },
         theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS),
         css=_CSS,
     )

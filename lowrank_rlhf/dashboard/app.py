@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import psutil
 from starlette.middleware import Middleware
 
 from lowrank_rlhf.dashboard import rank_view, result_view, runs, runs_view, talk_view, watch_view
-from lowrank_rlhf.dashboard.guard import Guard
+from lowrank_rlhf.dashboard.guard import guards
 from lowrank_rlhf.dashboard.page import QUIET, Page
 from lowrank_rlhf.dashboard.routes import routes
 from lowrank_rlhf.dashboard.text import LANGUAGES, Texts
 
 _CSS = Path(__file__).parent / "page.css"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MONO = ["ui-monospace", "Noto Sans Mono", "monospace"]
 _FONTS = ["system-ui", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
 # The language that was chosen here before, or else the browser's.
@@ -112,8 +110,7 @@ def serve(
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))
     blocks = build(folder)
-    guard = Middleware(Guard, hosts=hosts(host), password=password)
-    launch(blocks, host, port, [guard], folder)
+    launch(blocks, host, port, guards(host, password), folder)
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     say(f"The page is at {url}\nCtrl-C closes it; runs that it started go on.")
     if open_browser and _desktop():
@@ -145,11 +142,3 @@ def launch(blocks: gr.Blocks, host: str, port: int, middleware: list[Middleware]
         theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONO),
         css=_CSS.read_text(encoding="utf-8"),
     )
-
-
-def hosts(host: str) -> frozenset[str]:
-    """Names under which a page that listens there may be asked for."""
-    if host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not listened on
-        return frozenset({host, *_LOOPBACK})
-    own = {address.address.partition("%")[0] for addresses in psutil.net_if_addrs().values() for address in addresses}
-    return frozenset({*own, *_LOOPBACK, socket.gethostname().lower()})

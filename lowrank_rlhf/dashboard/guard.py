@@ -1,18 +1,22 @@
-"""Who may speak to the page: the right host, the page itself, and with a password whoever knows it.
+"""Who may speak to a page: the right host and the page itself (`Guard`), and whoever knows the password (`Password`).
 
-Wraps the whole application, so it holds for Gradio's own addresses too. A browser that is led to another site must not
-be able to read or steer this one: the Host header stops DNS rebinding, Origin and Sec-Fetch-Site cross-site requests.
+Both wrap the whole application, so they hold for Gradio's own addresses too. A browser that is led to another site
+must not be able to read or steer this one: the Host header stops DNS rebinding, Origin and Sec-Fetch-Site cross-site
+requests.
 """
 
 import asyncio
 import hmac
 import secrets
+import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
 
+import psutil
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.requests import Request, cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,11 +25,12 @@ SESSION_SECONDS = 12 * 3600
 MOST_BYTES = 64 * 2**20
 """Of one request's body: an upload of annotations is the largest."""
 COOKIE = "lowrank-session"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _OPEN = (
     "/assets/", "/static/", "/svelte/", "/runs/", "/gradio_api/heartbeat/", "/gradio_api/file=/",
 )  # fmt: skip
 _EXACT = {
-    "/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/login", "/gradio_api/startup-events",
+    "/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/gradio_api/startup-events",
     "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel", "/gradio_api/reset",
     "/gradio_api/app_id", "/gradio_api/component_server", "/gradio_api/component_server/",
     "/gradio_api/upload", "/gradio_api/upload_progress",
@@ -56,26 +61,23 @@ class _TooLarge(Exception):
 
 @dataclass
 class Guard:
-    """ASGI middleware. `hosts` are the names and addresses under which the page may be asked for, without ports."""
+    """ASGI middleware. `hosts` are the names and addresses under which the page may be asked for, without ports.
+
+    `also` are paths that this page needs beside those of every page of ours.
+    """
 
     app: ASGIApp
-    hosts: Iterable[str]
-    password: str | None = None
-    sessions: dict[str, float] = field(default_factory=dict)
-    """Of those who gave the password: when each ends."""
+    hosts: Collection[str]
+    also: Collection[str] = ()
 
     def __post_init__(self) -> None:
         self.hosts = frozenset(host.lower() for host in self.hosts)
-        self._trying = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            return  # no WebSocket is used: leaving unanswered closes it
-        answer = self._refusal(scope) or await self._login(scope, receive)
-        await self._pass_on(answer or self.app, scope, receive, send)
+        elif scope["type"] == "http":  # no WebSocket is used: leaving one unanswered closes it
+            await self._pass_on(self._refusal(scope) or self.app, scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers, method = Headers(scope=scope), scope["method"]
@@ -89,42 +91,9 @@ class Guard:
         if cross and not (method == "GET" and headers.get("sec-fetch-mode") == "navigate"):
             return PlainTextResponse("Requests from other sites are refused.\n", 403)
         path = scope["path"]
-        if path not in _EXACT and not path.startswith(_OPEN):
+        if path not in _EXACT and path not in self.also and not path.startswith(_OPEN):
             return PlainTextResponse("There is nothing here.\n", 404)
         return None
-
-    async def _login(self, scope: Scope, receive: Receive) -> Response | None:
-        """What to answer instead of the page to whoever has not given the password; None where the page may answer."""
-        path = scope["path"]
-        if self.password is None:
-            return RedirectResponse("/", 303) if path == "/login" else None
-        if path == "/login" and scope["method"] == "POST":
-            return await self._try(Request(scope, receive))
-        if path == "/login":
-            return HTMLResponse(_LOGIN.format(message=""))
-        if path == _STARTUP or self._known(scope):
-            return None
-        return RedirectResponse("/login", 303) if path == "/" else PlainTextResponse("Log in first.\n", 401)
-
-    async def _try(self, request: Request) -> Response:
-        if int(request.headers.get("content-length", "0")) > 4096:
-            return PlainTextResponse("Too large.\n", 413)
-        given = parse_qs((await request.body()).decode(errors="replace")).get("password", [""])[0]
-        async with self._trying:  # one attempt at a time, and a second for each wrong one
-            if not hmac.compare_digest(given.encode(), (self.password or "").encode()):
-                await asyncio.sleep(1)
-                return HTMLResponse(_LOGIN.format(message="That is not the password. / 密码不对。"), 401)
-        now = time.monotonic()
-        self.sessions = {key: end for key, end in self.sessions.items() if end > now}
-        key = secrets.token_urlsafe(32)
-        self.sessions[key] = now + SESSION_SECONDS
-        answer = RedirectResponse("/", 303)
-        answer.set_cookie(COOKIE, key, max_age=SESSION_SECONDS, httponly=True, samesite="strict")
-        return answer
-
-    def _known(self, scope: Scope) -> bool:
-        key = cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE, "")
-        return self.sessions.get(key, 0.0) > time.monotonic()
 
     async def _pass_on(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Let it answer, with a bound on what it reads and with the headers that all answers have."""
@@ -154,9 +123,72 @@ class Guard:
                 await PlainTextResponse("Too large.\n", 413)(scope, receive, send)
 
 
+@dataclass
+class Password:
+    """ASGI middleware for inside a `Guard`: answers with a form until the password was given, then for hours."""
+
+    app: ASGIApp
+    password: str
+    sessions: dict[str, float] = field(default_factory=dict)
+    """Of those who gave the password: when each ends."""
+
+    def __post_init__(self) -> None:
+        self._trying = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = await self._login(scope, receive) if scope["type"] == "http" else None
+        await (answer or self.app)(scope, receive, send)
+
+    async def _login(self, scope: Scope, receive: Receive) -> Response | None:
+        """What to answer instead of the page to whoever has not given the password; None where the page may answer."""
+        path = scope["path"]
+        if path == "/login" and scope["method"] == "POST":
+            return await self._try(Request(scope, receive))
+        if path == "/login":
+            return HTMLResponse(_LOGIN.format(message=""))
+        if path == _STARTUP or self._known(scope):
+            return None
+        return RedirectResponse("/login", 303) if path == "/" else PlainTextResponse("Log in first.\n", 401)
+
+    async def _try(self, request: Request) -> Response:
+        if int(request.headers.get("content-length", "0")) > 4096:
+            return PlainTextResponse("Too large.\n", 413)
+        given = parse_qs((await request.body()).decode(errors="replace")).get("password", [""])[0]
+        async with self._trying:  # one attempt at a time, and a second for each wrong one
+            if not hmac.compare_digest(given.encode(), self.password.encode()):
+                await asyncio.sleep(1)
+                return HTMLResponse(_LOGIN.format(message="That is not the password. / 密码不对。"), 401)
+        now = time.monotonic()
+        self.sessions = {key: end for key, end in self.sessions.items() if end > now}
+        key = secrets.token_urlsafe(32)
+        self.sessions[key] = now + SESSION_SECONDS
+        answer = RedirectResponse("/", 303)
+        answer.set_cookie(COOKIE, key, max_age=SESSION_SECONDS, httponly=True, samesite="strict")
+        return answer
+
+    def _known(self, scope: Scope) -> bool:
+        key = cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE, "")
+        return self.sessions.get(key, 0.0) > time.monotonic()
+
+
 def _name(host: str) -> str:
     """The name in a Host header, without the port: `[::1]:7860` -> `::1`."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
         return ""
+
+
+def guards(host: str, password: str | None) -> list[Middleware]:
+    """What stands before a page that listens there."""
+    if password is None:
+        return [Middleware(Guard, hosts=hosts(host))]
+    return [Middleware(Guard, hosts=hosts(host), also={"/login"}), Middleware(Password, password=password)]
+
+
+def hosts(host: str) -> frozenset[str]:
+    """Names under which a page that listens there may be asked for."""
+    if host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not listened on
+        return frozenset({host, *_LOOPBACK})
+    own = {address.address.partition("%")[0] for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return frozenset({*own, *_LOOPBACK, socket.gethostname().lower()})
