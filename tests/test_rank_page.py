@@ -202,8 +202,8 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
             assert not ann.page.locator(".rk-item").is_visible()
         finally:
             server.kill()
-    # The first prompt is still with the login name, under which the page had opened.
-    assert [row[:2] for row in rows(store, "ann 1")] == [("p1", "1>2=3=4"), ("p2", "1>2=3=4")]
+    # The first prompt did not stay with the login name, under which the page had opened.
+    assert [row[:2] for row in rows(store, "ann 1")] == [("p0", "1>2=3=4"), ("p1", "1>2=3=4")]
 
 
 def test_nothing_without_the_password(tmp_path: Path) -> None:

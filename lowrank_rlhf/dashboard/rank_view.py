@@ -3,6 +3,7 @@
 import getpass
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,15 @@ def build(
         return box, value | {"badge": sign(secret, run_name or "", person)}
 
     gr.on(None, open_page, [run, language, who], [name, page], **_QUIET)
-    gr.on([name.submit, name.blur], lambda given: given, name, who, **_QUIET)
+
+    def rename(run_name: str | None, before: str, given: str, request: gr.Request) -> str:
+        """The item that was opened under the name before waits for nobody any more."""
+        if given != before and not request.username:
+            with suppress(UserError):
+                place_of(run_folder(runs, run_name or "")).store.release(annotator_name(before))
+        return given
+
+    gr.on([name.submit, name.blur], rename, [run, who, name], who, **_QUIET)
     if go_on is not None:
         _continue_by(page, run, go_on)
     return page
