@@ -147,7 +147,7 @@ def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
 
 def _standing(stage: Stage, config: Config, run_dir: RunDir) -> Standing:
     mark = run_dir.done(stage.name)
-    started = mark or read_json(_started_path(run_dir, stage))
+    started = mark or _begun(run_dir, stage)
     if started is None:
         return Standing(stage, "to do")
     why = differences(started["fingerprint"], current_fingerprint(stage, config, run_dir))
@@ -166,7 +166,7 @@ def _run_stage(stage: Stage, context: Context) -> None:
         progress.say("  done before, skipped")
         return
     context.stop.check("everything finished so far is saved")
-    started = read_json(_started_path(run_dir, stage)) or {
+    started = _begun(run_dir, stage) or {
         "schema": 1,
         "fingerprint": current_fingerprint(stage, context.config, run_dir),
         "seconds": 0.0,
@@ -252,6 +252,16 @@ def _refuse_stale(standings: Sequence[Standing]) -> None:
         + f"Make it again, and with it all that was built on it: {flags}\n"
         + "Or keep it, and give this run another name: name=..."
     )
+
+
+def _begun(run_dir: RunDir, stage: Stage) -> dict[str, Any] | None:
+    """What was noted when the stage began, if it left something to go on from.
+
+    One that was stopped or refused before that is still to do, with other settings too.
+    """
+    path = _started_path(run_dir, stage)
+    left = path.parent.exists() and any(file != path for file in path.parent.iterdir())
+    return read_json(path) if left else None
 
 
 def _started_path(run_dir: RunDir, stage: Stage) -> Path:

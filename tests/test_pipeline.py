@@ -339,6 +339,11 @@ class TestHalfDone:
         signal.raise_signal(signal.SIGINT)
         context.stop.check("half of it is saved")
 
+    @staticmethod
+    def wait_half_way(context: Context) -> None:
+        (context.work("sft") / "half").write_text("x")
+        wait_for_people()
+
     def test_a_stop_keeps_the_work_and_the_same_command_goes_on(self, tmp_path: Path, factory: Factory) -> None:
         factory.before["rank"] = self.stop_half_way
         with pytest.raises(Stopped, match="half of it is saved"):
@@ -356,12 +361,23 @@ class TestHalfDone:
     ) -> None:
         clock = iter(range(0, 1000, 10))
         monkeypatch.setattr(pipeline.time, "monotonic", lambda: next(clock))
-        factory.before["sft"] = lambda _: wait_for_people()
+        factory.before["sft"] = self.wait_half_way
         for _ in range(2):
             with pytest.raises(WaitingForPeople):
                 run(tmp_path, until="sft")
         del factory.before["sft"]
         assert run(tmp_path, until="sft").done("sft")["seconds"] == 30
+
+    def test_a_stage_that_left_nothing_is_to_do_with_other_settings_too(self, tmp_path: Path, factory: Factory) -> None:
+        """PPO refuses a weak reward model before its first step, and says which setting would let it."""
+        factory.before["ppo"] = lambda _: wait_for_people()
+        with pytest.raises(WaitingForPeople):
+            run(tmp_path)
+        assert states(tmp_path) == ["done", "done", "done", "to do", "to do"]
+        del factory.before["ppo"]
+        changed = settings(ppo={"accept_weak_reward": True})
+        mark = run(tmp_path, changed).done("ppo")
+        assert mark["fingerprint"]["settings"]["ppo.accept_weak_reward"] is True
 
     def test_the_peak_of_memory_is_the_stages_own_and_the_highest_of_its_attempts(
         self, tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch
@@ -371,10 +387,10 @@ class TestHalfDone:
         monkeypatch.setattr(pipeline, "forget_peak_memory", lambda: mark.__setitem__(0, 10))
         monkeypatch.setattr(pipeline, "peak_memory_bytes", lambda: mark[0])
 
-        def use(count: int, then: Callable[[], object] = lambda: None) -> Callable[[Context], None]:
-            return lambda _: (mark.__setitem__(0, max(mark[0], count)), then())[0]
+        def use(count: int, then: Callable[[Context], None] = lambda _: None) -> Callable[[Context], None]:
+            return lambda context: (mark.__setitem__(0, max(mark[0], count)), then(context))[0]
 
-        factory.before |= {"sft": use(500, wait_for_people), "sample": use(20)}
+        factory.before |= {"sft": use(500, self.wait_half_way), "sample": use(20)}
         with pytest.raises(WaitingForPeople):
             run(tmp_path, until="sft")
         factory.before["sft"] = use(100)
