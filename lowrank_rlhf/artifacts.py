@@ -32,6 +32,10 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.metrics = StepLog(path / "metrics.jsonl")
+        """Figures over the steps of all stages."""
+        self.watched = StepLog(path / "watched.jsonl")
+        """The policy's answers to a few held-out prompts at each evaluation of PPO."""
 
     def open(self, config_text: str) -> None:
         """Create the folder and record the config and the software it runs on."""
@@ -100,11 +104,12 @@ class RunDir:
         return list(plans)
 
     def discard(self, stage: str, writes: Sequence[str]) -> None:
-        """Forget the stage: its mark, its outputs, its work and its rows in the metrics."""
+        """Forget the stage: its mark, its outputs, its work and its rows in the logs."""
         self._mark(stage).unlink(missing_ok=True)  # first: outputs without a mark count for nothing
         for path in (self.work_path(stage), *map(self.artifact, writes)):
             self._put_away(path)
-        MetricLog(self.path / "metrics.jsonl").truncate(stage, -1)
+        for log in (self.metrics, self.watched):
+            log.truncate(stage, -1)
         self._empty_trash()
 
     def hashes(self, names: Iterable[str]) -> dict[str, str]:
@@ -139,15 +144,15 @@ class RunDir:
         shutil.rmtree(self.work_path(".trash"), ignore_errors=True)
 
 
-class MetricLog:
-    """Figures over the steps of all stages: one JSON object per line, readable while it grows."""
+class StepLog:
+    """What belongs to a step of a stage: one JSON object per line, readable while it grows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def append(self, stage: str, step: int, **figures: Any) -> None:
+    def append(self, stage: str, step: int, **row: Any) -> None:
         """Add a row; NaN and infinities become null."""
-        append_line(self.path, {"stage": stage, "step": step, **figures})
+        append_line(self.path, {"stage": stage, "step": step, **row})
 
     def read(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
         """The rows, of one stage or of all; a line that a crash cut short is passed over."""

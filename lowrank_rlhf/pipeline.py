@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lowrank_rlhf import stages
-from lowrank_rlhf.artifacts import MetricLog, RunDir, read_json, sha256, write_json_atomic
+from lowrank_rlhf.artifacts import RunDir, read_json, sha256, write_json_atomic
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
@@ -65,7 +65,7 @@ def run(
         selection.check_inputs(chosen, again, run_dir, _not_made(config))
         kept = [stage for stage in chosen if stage not in again]
         _refuse_stale([_standing(stage, config, run_dir) for stage in kept])
-        context = Context(config, run_dir, progress, stop, MetricLog(run_dir.path / "metrics.jsonl"))
+        context = Context(config, run_dir, progress, stop)
         if to_do:
             context.read_data()
         if any("model" in stage.settings for stage in to_do):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lowrank_rlhf import artifacts
-from lowrank_rlhf.artifacts import MetricLog, RunDir, latest_checkpoint, save_checkpoint, sha256, write_json_atomic
+from lowrank_rlhf.artifacts import RunDir, StepLog, latest_checkpoint, save_checkpoint, sha256, write_json_atomic
 from lowrank_rlhf.errors import RunLocked, UserError
 
 WRITES = ("adapters/sft", "report.md")
@@ -135,7 +135,7 @@ def test_discard_forgets_a_stage_and_only_that(tmp_path: Path) -> None:
     run.finish("sft", WRITES, MARK)
     run.work("sft")
     other = run.work("ppo")
-    log = MetricLog(tmp_path / "metrics.jsonl")
+    log = StepLog(tmp_path / "metrics.jsonl")
     log.append("sft", 0, loss=1)
     log.append("ppo", 0, loss=2)
     run.discard("sft", WRITES)
@@ -246,9 +246,9 @@ class TestHashes:
         assert len({first, folder(a="2", b="1"), folder(a="1"), folder(a="1", c="2"), folder(a="1", d__b="2")}) == 5
 
 
-class TestMetricLog:
+class TestStepLog:
     def test_rows_come_back_by_stage_and_nan_as_null(self, tmp_path: Path) -> None:
-        log = MetricLog(tmp_path / "metrics.jsonl")
+        log = StepLog(tmp_path / "metrics.jsonl")
         assert list(log.read()) == []
         log.append("sft", 1, loss=2.5)
         log.append("ppo", 1, kl=math.nan, ratio=[math.inf, 1.0])
@@ -256,7 +256,7 @@ class TestMetricLog:
         assert list(log.read())[1] == {"stage": "ppo", "step": 1, "kl": None, "ratio": [None, 1.0]}
 
     def test_a_torn_line_costs_only_itself(self, tmp_path: Path) -> None:
-        log = MetricLog(tmp_path / "metrics.jsonl")
+        log = StepLog(tmp_path / "metrics.jsonl")
         log.append("sft", 1)
         with log.path.open("ab") as file:
             file.write('{"stage": "sft", "step": 2, "x": "ü'.encode()[:-1])
@@ -264,7 +264,7 @@ class TestMetricLog:
         assert [row["step"] for row in log.read()] == [1, 2]
 
     def test_truncate_drops_only_later_rows_of_that_stage(self, tmp_path: Path) -> None:
-        log = MetricLog(tmp_path / "metrics.jsonl")
+        log = StepLog(tmp_path / "metrics.jsonl")
         log.truncate("sft", 0)  # no file yet
         for step in (1, 2, 3):
             log.append("sft", step)

@@ -239,7 +239,7 @@ def test_each_voice_is_its_adapter(run, monkeypatch) -> None:
     loaded = []
     real = precision.load_base
     monkeypatch.setattr(precision, "load_base", lambda *arguments: loaded.append(1) or real(*arguments))
-    context = Context(run.config, run.run_dir, run.progress, run.stop, run.metrics)
+    context = Context(run.config, run.run_dir, run.progress, run.stop)
     speakers, prompt = Speakers(context), asked(run, "what is short")
     checksum, heard = context.base.checksum(), {}
     for voice in ("policy", "base", "sft", "policy", "base"):

@@ -351,13 +351,27 @@ class TestDrawing:
 def test_what_others_wrote_is_shown_as_text(tmp_path) -> None:
     run = make_run(tmp_path)
     (run / "samples.jsonl").write_text(json.dumps({"id": "a", "prompt_id": "<b>", "text": NASTY}) + "\n")
-    table = samples(run, [], "en")
-    compared = samples(run, [{"prompt": NASTY, "sft": NASTY, "policy": NASTY, "score_sft": 1.0}], "en")
-    for shown in (html(NASTY), table, compared):
+    table = samples(run, [], [], "en")
+    compared = samples(run, [], [{"prompt": NASTY, "sft": NASTY, "policy": NASTY, "score_sft": 1.0}], "en")
+    watched = samples(run, [{"step": 0, "prompt_id": "a", "prompt": NASTY, "answer": NASTY, "score": 1.0}], [], "en")
+    for shown in (html(NASTY), table, compared, watched):
         assert "<script" not in shown
         assert "&lt;script&gt;" in shown
         assert "\u202e" not in shown
         assert "**bold**" in shown
+
+
+def test_answers_by_step_show_sft_and_the_last_evaluations(tmp_path) -> None:
+    rows = [
+        {"step": step, "prompt_id": name, "prompt": f"ask {name}", "answer": f"{name}{step}", "score": step / 10}
+        for step in range(0, 14, 2)
+        for name in "ab"
+    ]
+    shown = samples(make_run(tmp_path), rows, [], "en")
+    assert re.findall("<th>(.*?)</th>", shown) == ["Prompt", "SFT (before)", "Step 6", "Step 8", "Step 10", "Step 12"]
+    first = re.findall(r'<div dir="auto">(.*?)</div>', shown.partition("<tbody>")[2].partition("</tr><tr>")[0])
+    assert first == ["ask a", "a0", "a6", "a8", "a10", "a12"]
+    assert "reward 1.2" in shown
 
 
 class TestNewRun:

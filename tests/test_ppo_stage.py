@@ -20,7 +20,7 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors, save_role
 from lowrank_rlhf.ppo.rollout import Rollout
 from lowrank_rlhf.stages import ppo
-from lowrank_rlhf.stages.compare import Contest, gold_judge
+from lowrank_rlhf.stages.compare import Answers, Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
 
 KL_IS_0 = "KL(policy || SFT) is 0 at step 0"
@@ -143,7 +143,26 @@ def test_a_weight_of_another_role_that_moves_is_told(make, monkeypatch) -> None:
     assert (told["holds"], told["figure"]) == (False, "REWARD")
 
 
-# --- The policy that is kept
+# --- What is kept: answers to watch, and the best policy
+
+
+def test_answers_at_each_evaluation_are_kept(make, monkeypatch) -> None:
+    """Three prompts before the first step and after the second and the last; before it they are SFT's."""
+    met, meet = [], Contest.meet
+    monkeypatch.setattr(Contest, "meet", lambda contest, context: met.append(meet(contest, context)) or met[-1])
+    monkeypatch.setattr(ppo, "WATCHED_PROMPTS", 2)
+    context = make(ppo__steps=3, ppo__learning_rate=0.1)
+    ppo.run(context)
+    rows = list(context.run_dir.watched.read("ppo"))
+    held_out = context.prompts[1]
+    assert len(held_out) > 2
+    assert [(row["step"], row["prompt_id"]) for row in rows] == [(n, p.id) for n in (0, 2, 3) for p in held_out[:2]]
+    assert [row["prompt"] for row in rows[:2]] == [prompt.text for prompt in held_out[:2]]
+    assert [row["answer"] for row in rows] == [sample.text for answers in met for sample in answers.samples[:2]]
+    assert [row["kl"] for row in rows[:2]] == [0, 0]
+    assert [row["score"] for row in rows] == [score for answers in met for score in answers.scores.tolist()[:2]]
+    assert [row["judge"] for row in rows] == [score for answers in met for score in answers.judged[:2]]
+    assert any(row["kl"] for row in rows[2:])
 
 
 def script(
@@ -154,12 +173,18 @@ def script(
     `ended` gives the share of answers that end by themselves where that isn't all."""
     seen: dict[int, dict[str, Tensor]] = {}
 
-    def figures(_: Contest, context: Context) -> dict[str, float]:
-        step = sorted(objectives)[len(seen)]
-        seen[step] = snapshot(context.roles, Role.POLICY)
+    meet = Contest.meet
+
+    def look(contest: Contest, context: Context) -> Answers:
+        seen[sorted(objectives)[len(seen)]] = snapshot(context.roles, Role.POLICY)
+        return meet(contest, context)
+
+    def figures(*_: Any) -> dict[str, float]:
+        step = list(seen)[-1]
         figures = {"score": -objectives[step], "kl": 0.0, "objective": objectives[step], "judge": -objectives[step]}
         return {**figures, "eos_rate": (ended or {}).get(step, 1.0)}
 
+    monkeypatch.setattr(Contest, "meet", look)
     monkeypatch.setattr(Contest, "figures", figures)
     return seen
 

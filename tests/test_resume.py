@@ -10,13 +10,14 @@ from conftest import bfloat16_works
 from tiny_run import STAGES, WORDS, make_config, make_context, write_prompts
 
 from lowrank_rlhf import pipeline
-from lowrank_rlhf.artifacts import MetricLog, RunDir
+from lowrank_rlhf.artifacts import RunDir, StepLog
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.progress import Progress, StopRequest
 from lowrank_rlhf.stages.sft import training_rows
 
 ADAPTERS = ("adapters/sft", "adapters/reward", "adapters/policy", "adapters/policy-last", "adapters/critic")
+ANSWERS = ("samples.jsonl", "eval.jsonl", "watched.jsonl")
 # Several optimiser steps, a moving KL weight, everything that a checkpoint must carry.
 SETTINGS = {
     "reward__fit_head_first": True,
@@ -37,14 +38,14 @@ class Killed(BaseException):
 def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[tuple[str, int], Any]], None]:
     """`at({("sft", 2): "stop"})`: when that step is logged, ask for a stop, or die; once for each."""
     requests: list[StopRequest] = []
-    append = MetricLog.append
+    append = StepLog.append
 
     def new() -> StopRequest:
         requests.append(StopRequest())
         return requests[-1]
 
     def plan(events: dict[tuple[str, int], str]) -> None:
-        def append_and_act(log: MetricLog, stage: str, step: int, **figures: Any) -> None:
+        def append_and_act(log: StepLog, stage: str, step: int, **figures: Any) -> None:
             append(log, stage, step, **figures)
             what = events.pop((stage, step), None)
             if what == "kill":
@@ -52,7 +53,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[tuple[str, int], Any]]
             if what == "stop":
                 requests[-1].requested = True
 
-        monkeypatch.setattr(MetricLog, "append", append_and_act)
+        monkeypatch.setattr(StepLog, "append", append_and_act)
 
     monkeypatch.setattr(pipeline, "StopRequest", new)
     return plan
@@ -64,7 +65,7 @@ def go(config: Config, runs: Path) -> RunDir:
 
 def metrics(run_dir: RunDir) -> list[dict[str, Any]]:
     """The metrics without times and pace, in order within each stage."""
-    found = MetricLog(run_dir.path / "metrics.jsonl").read()
+    found = StepLog(run_dir.path / "metrics.jsonl").read()
     return [{key: value for key, value in row.items() if not key.startswith(("time/", "tokens_per"))} for row in found]
 
 
@@ -81,7 +82,7 @@ def test_ending_after_each_stage_changes_nothing(uninterrupted, tmp_path) -> Non
         run_dir = pipeline.run(config, tmp_path, until=name, progress=Progress.silent())
         assert [stage for stage in STAGES if run_dir.done(stage)][-1] == name
     assert run_dir.hashes(ADAPTERS) == whole.hashes(ADAPTERS)
-    assert run_dir.hashes(["samples.jsonl", "eval.jsonl"]) == whole.hashes(["samples.jsonl", "eval.jsonl"])
+    assert run_dir.hashes(ANSWERS) == whole.hashes(ANSWERS)
     assert metrics(run_dir) == metrics(whole)
 
 
@@ -103,7 +104,7 @@ def test_stopping_and_going_on_ends_with_the_same_weights(uninterrupted, at, tmp
     assert [words in text for words, text in zip(expected, stops, strict=True)] == [True] * 5
     assert run_dir.hashes(ADAPTERS) == whole.hashes(ADAPTERS)
     assert metrics(run_dir) == metrics(whole)
-    assert run_dir.hashes(["samples.jsonl", "eval.jsonl"]) == whole.hashes(["samples.jsonl", "eval.jsonl"])
+    assert run_dir.hashes(ANSWERS) == whole.hashes(ANSWERS)
     summaries = [{**done(at_dir, "ppo")["summary"], "seconds_per_step": 0} for at_dir in (run_dir, whole)]
     assert summaries[0] == summaries[1]
 

@@ -15,7 +15,7 @@ import pytest
 from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf import cli, pipeline, stages
-from lowrank_rlhf.artifacts import MetricLog, RunDir
+from lowrank_rlhf.artifacts import RunDir, StepLog
 from lowrank_rlhf.config.loading import dump_config, load_config
 from lowrank_rlhf.errors import StageFailed, Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.progress import Progress, StopRequest
@@ -182,7 +182,7 @@ class TestSharing:
         assert record["runs"][3]["taken_from"] == {"sft": donor, "reward": donor}
         run_dir = RunDir(Path("runs/a-kl_coef-0.2-seed-2"))
         assert run_dir.artifact("ppo.txt").read_text() == "ppo 2 1 0.2"
-        assert [row["stage"] for row in MetricLog(run_dir.path / "metrics.jsonl").read()] == ["sft", "reward", "ppo"]
+        assert [row["stage"] for row in StepLog(run_dir.path / "metrics.jsonl").read()] == ["sft", "reward", "ppo"]
         assert [s.state for s in pipeline.plan(sweep.combinations[3].config, run_dir)] == ["done"] * 3
 
     def test_the_dry_run_tells_what_then_happens(self, factory: Factory) -> None:
@@ -352,7 +352,7 @@ open({str(tmp_path / "signals")!r}, "w").write(str(len(seen)))
 
 class TestPlot:
     def evaluations(self, folder: Path, rows: list[tuple[int, float | None, float | None]]) -> Path:
-        log = MetricLog(folder / "metrics.jsonl")
+        log = StepLog(folder / "metrics.jsonl")
         folder.mkdir(parents=True)
         for step, kl, judge in rows:
             log.append("ppo", step, **{"eval/kl": kl, "eval/judge": judge})

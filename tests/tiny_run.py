@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tiny import random_tokens
 
-from lowrank_rlhf.artifacts import MetricLog, RunDir
+from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.roles import Role
@@ -81,7 +81,7 @@ def make_context(config: Config, runs: Path) -> Context:
     """What the pipeline would hand to a stage."""
     run_dir = RunDir(runs / config.name)
     run_dir.path.mkdir(parents=True, exist_ok=True)
-    return Context(config, run_dir, Progress.silent(), StopRequest(), MetricLog(run_dir.path / "metrics.jsonl"))
+    return Context(config, run_dir, Progress.silent(), StopRequest())
 
 
 def limit_tokens(base: Base, tokens: int) -> None:

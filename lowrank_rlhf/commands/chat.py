@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from lowrank_rlhf.artifacts import MetricLog, RunDir
+from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.commands.chat_lines import answer_json, serve
 from lowrank_rlhf.commands.chat_session import Session, Settings, talk
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, run_folder
@@ -109,7 +109,7 @@ def _settings(
 
 def _open(config: Config, run_dir: RunDir) -> "Speakers":
     with Progress(Console(stderr=True)) as progress:
-        context = Context(config, run_dir, progress, StopRequest(), MetricLog(run_dir.path / "metrics.jsonl"))
+        context = Context(config, run_dir, progress, StopRequest())
         from lowrank_rlhf.stages.chat import Speakers
 
         return Speakers(context)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lowrank_rlhf.artifacts import MetricLog, RunDir
+from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo, run_folder
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import DataConfig, FormatName
@@ -92,7 +92,7 @@ def evaluate(
     try:
         with Progress(Console(stderr=True)) as progress:
             # The stop request is never armed: there is no work to save, and the first Ctrl-C ends it at once.
-            context = Context(config, run_dir, progress, StopRequest(), MetricLog(run_dir.path / "metrics.jsonl"))
+            context = Context(config, run_dir, progress, StopRequest())
             data = _comparisons(context, comparisons, format_name) if comparisons else None
             match = None
             if not only_accuracy:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from lowrank_rlhf.artifacts import MetricLog, RunDir
+from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo, run_folder
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
@@ -49,7 +49,7 @@ def export(
     run_dir = RunDir(run_folder(run, runs))
     config = load_config(run_dir.path / "config.yaml")
     with StopRequest() as stop, Progress(Console(stderr=True)) as progress:
-        context = Context(config, run_dir, progress, stop, MetricLog(run_dir.path / "metrics.jsonl"))
+        context = Context(config, run_dir, progress, stop)
         summary = _export(context, what, role or "policy", dtype or "bfloat16", folder)
     if as_json:
         print(json.dumps({"folder": str(folder)} | summary, indent=2))

@@ -1,4 +1,4 @@
-"""Answers as a table: SFT's beside the policy's once the run has compared them, before that SFT's own."""
+"""Answers as tables: the policy's from step to step, and beside SFT's once they were compared."""
 
 import json
 from collections.abc import Sequence
@@ -11,27 +11,55 @@ from lowrank_rlhf.records import Sample
 from lowrank_rlhf.stages.report_data import number
 
 _MOST_ROWS = 24
+_MOST_STEPS = 4
 _LINES_READ = 96
+Rows = Sequence[dict[str, Any]]
 
 
-def samples(run: Path, evaluated: Sequence[dict[str, Any]], language: str) -> str:
-    """A table in HTML; empty where the run has sampled nothing yet."""
+def samples(run: Path, watched: Rows, evaluated: Rows, language: str) -> str:
+    """Tables in HTML; empty where the run has sampled nothing yet.
+
+    `watched` are the rows of the run's watched.jsonl, `evaluated` those of its eval.jsonl.
+    """
+    tables = []
     if evaluated:
+        lead = t("samples.compared", language, shown=min(_MOST_ROWS, len(evaluated)), all=len(evaluated))
         rows = [_compared(row, language) for row in evaluated[:_MOST_ROWS]]
-        head = [t(f"samples.{name}", language) for name in ("prompt", "sft", "policy")]
-        lead = t("samples.compared", language, shown=len(rows), all=len(evaluated))
-    else:
-        rows = _sampled(run)
-        head = [t(f"samples.{name}", language) for name in ("prompt", "sft")]
-        lead = t("samples.sampled", language)
-    if not rows:
-        return ""
+        tables.append(_table(lead, [t(f"samples.{name}", language) for name in ("prompt", "sft", "policy")], rows))
+    if watched:
+        tables.append(_by_step(watched, language))
+    if not tables and (rows := _sampled(run)):
+        tables.append(
+            _table(t("samples.sampled", language), [t(f"samples.{name}", language) for name in ("prompt", "sft")], rows)
+        )
+    return f"<h3>{html(t('samples.title', language))}</h3>{''.join(tables)}" if tables else ""
+
+
+def _table(lead: str, head: Sequence[str], rows: Sequence[str]) -> str:
     cells = "".join(f"<th>{html(name)}</th>" for name in head)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return (
-        f'<h3>{html(t("samples.title", language))}</h3><p class="soft">{html(lead)}</p>'
+        f'<p class="soft">{html(lead)}</p>'
         f'<table class="samples"><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>'
     )
+
+
+def _by_step(watched: Rows, language: str) -> str:
+    """A row for each prompt: SFT's answer, and the policy's at the last evaluations of PPO."""
+    found = {(row["prompt_id"], row["step"]): row for row in watched}
+    steps = sorted({step for _, step in found})
+    steps = [*steps[:1], *steps[1:][-_MOST_STEPS:]]
+    names = [t("samples.sft" if step == 0 else "samples.step", language, step=step) for step in steps]
+    rows = []
+    for prompt in dict.fromkeys(row["prompt_id"] for row in watched):
+        shown = [found.get((prompt, step), {}) for step in steps]
+        asked = next(row["prompt"] for row in shown if row)
+        cells = (
+            _cell(name, row.get("answer"), f"{t('samples.score', language)} {number(row.get('score'))}")
+            for name, row in zip(names, shown, strict=True)
+        )
+        rows.append(_cell(t("samples.prompt", language), asked, "") + "".join(cells))
+    return _table(t("samples.by_step", language), [t("samples.prompt", language), *names], rows)
 
 
 def _compared(row: dict[str, Any], language: str) -> str:

@@ -48,18 +48,19 @@ def _refresh(page: Page, chosen: str | None, language: str, before: dict[str, An
     rows, version = TAILS.look(run.path / "metrics.jsonl")
     events, _ = TAILS.look(run.path / "events.jsonl")
     evaluated, second = TAILS.look(run.path / "eval.jsonl")
+    watched, third = TAILS.look(run.path / "watched.jsonl")
     made_from = {
         "state": _state(run, language),
         "alarms": (run.name, version, run.done, language),
         "curves": (run.name, version, language),
-        "samples": (run.name, second, "sample" in run.done, language),
+        "samples": (run.name, second, third, "sample" in run.done, language),
         "log": _log(run, events, language),
     }
     made = {
         "state": lambda: made_from["state"],
         "alarms": lambda: _alarms(rows, run, language),
         "curves": lambda: _curves(rows, language),
-        "samples": lambda: samples(run.path, evaluated, language),
+        "samples": lambda: samples(run.path, watched, evaluated, language),
         "log": lambda: made_from["log"],
     }
     changed = [made[name]() if made_from[name] != before.get(name) else gr.skip() for name in made]

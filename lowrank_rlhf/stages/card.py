@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
 from yaml import YAMLError
 
 from lowrank_rlhf import __version__
-from lowrank_rlhf.artifacts import MetricLog, RunDir, read_json, sha256
+from lowrank_rlhf.artifacts import RunDir, read_json, sha256
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config, ModelConfig
 from lowrank_rlhf.data.prompts import BUILTIN
@@ -147,7 +147,7 @@ def _rounding(exported: Exported) -> list[str]:
 
 
 def _figures(run_dir: RunDir, summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    warnings = alarms(list(MetricLog(run_dir.path / "metrics.jsonl").read()), summaries)
+    warnings = alarms(list(run_dir.metrics.read()), summaries)
     tables = [table for table in (comparison(summaries), *details(summaries)) if table]
     listed = "".join(f"- {text}\n" for text in warnings)
     return [f"## Alarms of the run\n\n{listed}" if listed else "", *map(markdown_table, tables)]

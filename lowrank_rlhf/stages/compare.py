@@ -1,12 +1,13 @@
 """Policy against SFT on held-out prompts: what ppo watches and evaluate reports."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.maths.kl import k1
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.maths.sequences import Sequences, pack
@@ -65,11 +66,11 @@ class Contest:
             samples=samples,
             scores=reward_scores(context.roles, batch, self.scale),
             kl=masked_sum(k1(policy, reference), batch.response),
+            judged=_each_alone(self.judge, self.prompts, samples) if self.judge else [],
         )
 
-    def figures(self, context: Context) -> dict[str, float]:
+    def figures(self, answers: "Answers", config: PpoConfig) -> dict[str, float]:
         """Means of the policy's answers; `objective` is what PPO maximises, the shaped score less the KL penalty."""
-        config, answers = context.config.ppo, self.meet(context)
         finished = torch.tensor([sample.finished for sample in answers.samples], device=answers.scores.device)
         shaped = shape_scores(answers.scores, finished, config)
         figures = {
@@ -78,11 +79,24 @@ class Contest:
             "eos_rate": float(finished.float().mean()),
             "objective": float((shaped - config.kl_coef * answers.kl).mean()),
         }
-        if self.judge:
-            judged = _each_alone(self.judge, self.prompts, answers.samples)
-            figures[self.figure] = sum(judged) / len(judged)
-            figures["win_rate"] = win_rate(judged, self.sft_judged)
+        if answers.judged:
+            figures[self.figure] = sum(answers.judged) / len(answers.judged)
+            figures["win_rate"] = win_rate(answers.judged, self.sft_judged)
         return figures
+
+    def rows(self, answers: "Answers", most: int) -> Iterator[dict[str, Any]]:
+        """The answers to the first prompts with what was found about each, to be read by people."""
+        for i, (prompt, sample) in enumerate(zip(self.prompts[:most], answers.samples, strict=False)):
+            judged = {self.figure: answers.judged[i]} if answers.judged else {}
+            yield {
+                "prompt_id": prompt.id,
+                "prompt": prompt.conversation,
+                "answer": sample.text,
+                "finished": sample.finished,
+                "score": float(answers.scores[i]),
+                "kl": float(answers.kl[i]),
+                **judged,
+            }
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,8 @@ class Answers:
     """(N,), the reward model's, 0 on average over SFT's answers."""
     kl: Tensor
     """(N,), nats of each answer: log policy - log SFT, summed over its tokens."""
+    judged: list[float]
+    """The judge's score of each; none where no judge follows."""
 
 
 def ranking_judge(context: Context) -> Judge | None:

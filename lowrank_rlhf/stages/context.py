@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_rlhf.artifacts import MetricLog, RunDir
+from lowrank_rlhf.artifacts import RunDir, StepLog
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.run_data import RunData
@@ -28,9 +28,13 @@ class Context:
     run_dir: RunDir
     progress: Progress
     stop: StopRequest
-    metrics: MetricLog
     loading_seconds: float = 0.0
     """Time that loading the base took, conversion included."""
+
+    @property
+    def metrics(self) -> StepLog:
+        """Where every stage notes its figures."""
+        return self.run_dir.metrics
 
     @cached_property
     def roles(self) -> "Roles":

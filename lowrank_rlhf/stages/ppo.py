@@ -35,6 +35,10 @@ MOST_TOKEN_DIFFERENCE = 1e-4
 """Nats by which policy and reference may differ at any token while they are the same: for other kernels' rounding."""
 
 
+WATCHED_PROMPTS = 8
+"""Held-out prompts whose answers are kept at each evaluation, for people to read how they change."""
+
+
 @dataclass
 class State:
     """What PPO carries from step to step besides weights and optimisers; saved with every checkpoint."""
@@ -196,10 +200,13 @@ def _evaluate(context: Context, contest: Contest, state: State, work: Path) -> N
     run on without end hardly show in a mean. The objective is PPO's own, the reward model's score less the KL penalty:
     choosing by the judge would spend the held-out judgement that the report is about.
     """
-    figures = contest.figures(context)
+    answers = contest.meet(context)
+    figures = contest.figures(answers, context.config.ppo)
     with explained("ppo", state.step, "ppo.learning_rate"):
         check_finite("the objective on held-out prompts", figures["objective"])
     context.metrics.append("ppo", state.step, **{f"eval/{name}": value for name, value in figures.items()})
+    for row in contest.rows(answers, WATCHED_PROMPTS):
+        context.run_dir.watched.append("ppo", state.step, **row)
     if state.step == 0:
         state.sft_eos_rate = figures["eos_rate"]
         return  # the figures of SFT itself: not a policy that PPO made
@@ -240,5 +247,6 @@ def _resume(context: Context, work: Path) -> tuple[Optimizers, State]:
         load_optimizer(optimizers.policy, folder / "policy-optimizer.safetensors")
         load_optimizer(optimizers.critic, folder / "critic-optimizer.safetensors")
         state = _read_state(folder / "state.json")
-    context.metrics.truncate("ppo", state.step if state.step else -1)
+    for log in (context.run_dir.metrics, context.run_dir.watched):
+        log.truncate("ppo", state.step if state.step else -1)
     return optimizers, state

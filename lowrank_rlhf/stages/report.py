@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.cells import cell_len, chop_cells, set_cell_size
 
-from lowrank_rlhf.artifacts import MetricLog
+from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.files import write_atomic
 from lowrank_rlhf.maths.text import EAST_ASIAN
 from lowrank_rlhf.stages.report_alarms import alarms
@@ -62,7 +62,7 @@ def write_report(
 
 
 def _metrics(run_dir_path: Path) -> list[dict[str, Any]]:
-    return list(MetricLog(run_dir_path / "metrics.jsonl").read())
+    return list(RunDir(run_dir_path).metrics.read())
 
 
 def _wrap(text: str, width: int) -> list[str]:

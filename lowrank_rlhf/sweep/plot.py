@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lowrank_rlhf.artifacts import MetricLog
+from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.stages.report_data import gold, series
 
 Points = dict[int, tuple[float, float]]
@@ -30,7 +30,7 @@ _STYLE: dict[Any, Any] = {
 
 def points(run: Path) -> Points:
     """The evaluations of one run in which KL and judge are known."""
-    metrics = list(MetricLog(run / "metrics.jsonl").read("ppo"))
+    metrics = list(RunDir(run).metrics.read("ppo"))
     of_judge, _ = gold(metrics)
     kl, judged = (dict(zip(*series(metrics, "ppo", key), strict=True)) for key in ("eval/kl", of_judge))
     return {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_rlhf import pipeline
-from lowrank_rlhf.artifacts import MetricLog, RunDir
+from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StageFailed
 from lowrank_rlhf.files import sha256
@@ -95,11 +95,10 @@ def _copy(stage: Stage, donor: RunDir, run_dir: RunDir) -> None:
             shutil.copy2(source, target)
         if sha256(source) != sha256(target):
             raise StageFailed(f"{target}: the copy differs from {source}; is it in use?")
-    metrics = MetricLog(run_dir.path / "metrics.jsonl")
-    metrics.truncate(stage.name, -1)
-    for row in MetricLog(donor.path / "metrics.jsonl").read(stage.name):
-        figures = {name: value for name, value in row.items() if name not in ("stage", "step")}
-        metrics.append(stage.name, row["step"], **figures)
+    for theirs, own in ((donor.metrics, run_dir.metrics), (donor.watched, run_dir.watched)):
+        own.truncate(stage.name, -1)
+        for row in theirs.read(stage.name):
+            own.append(**row)
     mark: dict[str, Any] = donor.done(stage.name) or {}
     run_dir.finish(stage.name, stage.writes, {**mark, "taken_from": mark.get("taken_from", donor.path.name)})
     run_dir.event("taken over", stage=stage.name, donor=donor.path.name)
