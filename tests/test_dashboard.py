@@ -375,6 +375,17 @@ def test_answers_by_step_show_sft_and_the_last_evaluations(tmp_path) -> None:
 
 
 class TestNewRun:
+    def test_the_chosen_runs_settings_come_into_the_form(self, tmp_path) -> None:
+        run = make_run(tmp_path)
+        text, name, told, start = runs_view._own_settings(tmp_path, run.name, "en")
+        assert (text, name, told, start["interactive"]) == ((run / "config.yaml").read_text(), run.name, "", False)
+        for chosen, expected in ((None, "runs.choose"), ("nothing", "runs.no_config")):
+            skipped, _, told, start = runs_view._own_settings(tmp_path, chosen, "en")
+            assert html(t(expected, "en")) in told
+            assert not isinstance(skipped, str)  # what was typed stays
+            assert start["interactive"] is False
+        assert "is not a run&#x27;s name" in runs_view._own_settings(tmp_path, "../x", "en")[2]
+
     def test_mistakes_have_their_line_as_in_the_cli(self) -> None:
         text = "name: x\nmodel:\n  source: y\nppo:\n  stepz: 3\n"
         shown, locked = runs_view._check(text, "", "en")

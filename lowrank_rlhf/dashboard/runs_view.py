@@ -141,6 +141,7 @@ def _new_run(page: Page, refresh: Any, inputs: list[Any], shown: list[Any]) -> N
         with gr.Row():
             preset = texts.add(gr.Dropdown(preset_names(), value=None, elem_id="preset"), label="new.preset")
             name = texts.add(gr.Textbox(max_length=64, elem_id="name"), label="new.name", info="new.name_info")
+            own = texts.add(gr.Button(min_width=120, scale=0, elem_id="own"), value="new.own")
         source = texts.add(
             gr.Code(language="yaml", lines=12, max_lines=24, interactive=True, elem_id="yaml"), label="new.yaml"
         )
@@ -157,7 +158,11 @@ def _new_run(page: Page, refresh: Any, inputs: list[Any], shown: list[Any]) -> N
     def plan_it(text: str, name: str, preset: str | None, language: str) -> tuple[str, Any, Any]:
         return _plan(page.runs, text, name, preset, language)
 
+    def own_settings(chosen: str | None, language: str) -> tuple[Any, Any, str, Any]:
+        return _own_settings(page.runs, chosen, language)
+
     preset.change(_preset, preset, [source, planned, start], **QUIET)
+    own.click(own_settings, [page.run, page.language], [source, name, planned, start], **EVENT)
     for field in (source, name):
         field.change(_check, [source, name, page.language], [verdict, start], trigger_mode="always_last", **QUIET)
     plan.click(plan_it, [source, name, preset, page.language], [planned, start, agreed], **EVENT)
@@ -169,6 +174,20 @@ def _new_run(page: Page, refresh: Any, inputs: list[Any], shown: list[Any]) -> N
 def _preset(name: str | None) -> tuple[str, str, Any]:
     text = preset_path(name).read_text(encoding="utf-8") if name else ""
     return text, "", gr.update(interactive=False)
+
+
+def _own_settings(folder: Path, chosen: str | None, language: str) -> tuple[Any, Any, str, Any]:
+    """The chosen run's settings and name into the form, to go on with one of them changed."""
+    locked = gr.update(interactive=False)
+    if not chosen:
+        return gr.skip(), gr.skip(), note(t("runs.choose", language)), locked
+    try:
+        text = (runs.run_path(folder, chosen) / "config.yaml").read_text(encoding="utf-8")
+    except UserError as error:
+        return gr.skip(), gr.skip(), note(str(error), "bad"), locked
+    except OSError:
+        return gr.skip(), gr.skip(), note(t("runs.no_config", language), "bad"), locked
+    return text, chosen, "", locked
 
 
 def _check(text: str, name: str, language: str) -> tuple[str, Any]:
