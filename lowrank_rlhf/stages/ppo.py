@@ -201,6 +201,7 @@ def _evaluate(context: Context, contest: Contest, state: State, work: Path) -> N
     choosing by the judge would spend the held-out judgement that the report is about.
     """
     answers = contest.meet(context)
+    release_freed_memory()
     figures = contest.figures(answers, context.config.ppo)
     with explained("ppo", state.step, "ppo.learning_rate"):
         check_finite("the objective on held-out prompts", figures["objective"])
