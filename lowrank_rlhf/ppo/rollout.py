@@ -111,6 +111,19 @@ def collect(
 
     kl_per_response = masked_sum(kl, batch.response)
     assert policy.entropy is not None  # noqa: S101 - asked for above
+    figures = {
+        "objective/kl": float(kl_per_response.mean()),
+        "objective/kl_k3": float(masked_sum(k3(policy.logprobs, reference), batch.response).mean()),
+        "objective/scores": float(scores.mean()),
+        "objective/rlhf_reward": float((shaped - kl_coef * kl_per_response).mean()),
+        "objective/entropy": float(masked_mean(policy.entropy, batch.response)),
+        "objective/kl_coef": kl_coef,
+        "value/explained_variance": float(explained_variance(values, returns, batch.response)),
+        **_response_figures(responses),
+        "tokens_per_second": sum(len(response.tokens) for response in responses) / (sampled - start),
+        "time/sampling": sampled - start,
+        "time/scoring": time.monotonic() - sampled,
+    }
     return Rollout(
         batch=batch,
         cut=cut,
@@ -122,19 +135,7 @@ def collect(
         advantages=advantages,
         returns=returns,
         kl=kl_per_response,
-        figures={
-            "objective/kl": float(kl_per_response.mean()),
-            "objective/kl_k3": float(masked_sum(k3(policy.logprobs, reference), batch.response).mean()),
-            "objective/scores": float(scores.mean()),
-            "objective/rlhf_reward": float((shaped - kl_coef * kl_per_response).mean()),
-            "objective/entropy": float(masked_mean(policy.entropy, batch.response)),
-            "objective/kl_coef": kl_coef,
-            "value/explained_variance": float(explained_variance(values, returns, batch.response)),
-            **_response_figures(responses),
-            "tokens_per_second": sum(len(response.tokens) for response in responses) / (sampled - start),
-            "time/sampling": sampled - start,
-            "time/scoring": time.monotonic() - sampled,
-        },
+        figures=figures,
     )
 
 
