@@ -169,6 +169,7 @@ def _step(
     train_policy = step >= config.critic_warmup_steps
     seed = context.seed("ppo", "update", step)
     figures = update(context.roles, optimizers, rollout, config, sampling.temperature, seed, train_policy)
+    release_freed_memory()
     if step == config.critic_warmup_steps:
         found = figures["policy/first_ratio_error"]
         _claim(state, "the first minibatch's probability ratio is 1", found, MOST_RATIO_ERROR)
