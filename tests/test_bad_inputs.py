@@ -121,6 +121,18 @@ def test_all_mistakes_at_once(tmp_path, monkeypatch, capsys) -> None:
     assert [line[: len(words)] for line, words in zip(found, expected, strict=True)] == expected
 
 
+def test_a_wrong_setting_hides_no_contradiction_of_others_beside_it(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "name: a\nmodel: {source: x, sorce: y}\nppo: {batch_size: 8, minibatches: 3, learning_rate: fast, step: 3}\n"
+    found = complaints(text, "validate my.yaml", monkeypatch, capsys)
+    assert [line.partition(",")[0] for line in found] == [
+        'my.yaml:2:20: model.sorce: unknown key. Did you mean "source"?',
+        "my.yaml:3:22: ppo: minibatches (3) must divide batch_size (8)",
+        "my.yaml:3:38: ppo.learning_rate: must be a number",
+        'my.yaml:3:59: ppo.step: unknown key. Did you mean "steps"?',
+    ]
+
+
 @pytest.mark.parametrize("text", NOTHING_ELSE, ids=lambda text: text[:40])
 def test_a_mistake_breeds_no_others(text, tmp_path, monkeypatch, capsys) -> None:
     """What follows from a setting's default in the place of a wrong one is not said."""
