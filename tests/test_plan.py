@@ -140,8 +140,8 @@ class TestMemory:
 
     def test_every_term_of_sampling_by_hand(self) -> None:
         terms = self.terms("sample")
-        assert terms["KV cache"] == 2 * 30 * 192 * 2 * 128 * (18 + 48)
-        assert terms["logits"] == 18 * 128 * 49_152
+        assert terms["KV cache"] == 2 * 30 * 192 * 2 * 72 * (18 + 48)
+        assert terms["logits"] == 18 * 72 * 49_152
         assert terms["merged copy"] == 2 * 106_168_320
         assert "merged copy" not in self.terms("sample", "model.merged_rollouts=false")
         assert self.terms("sample", width=4)["merged copy"] == 4 * 106_168_320
@@ -161,8 +161,8 @@ class TestMemory:
             ("ppo", [], 2, 496e6),
             ("ppo", ["model.micro_batch_tokens=1024"], 2, 913e6),
             ("ppo", ["model.micro_batch_tokens=1024"], 4, 1177e6),
-            ("sample", [], 2, 621e6),
-            ("sample", [], 4, 970e6),
+            ("sample", ["sample.batch_size=128"], 2, 621e6),
+            ("sample", ["sample.batch_size=128"], 4, 970e6),
             ("sample", ["sample.batch_size=32"], 2, 374e6),
         ],
     )
