@@ -34,7 +34,6 @@ MOST_RATIO_ERROR = 1e-3
 MOST_TOKEN_DIFFERENCE = 1e-4
 """Nats by which policy and reference may differ at any token while they are the same: for other kernels' rounding."""
 
-
 WATCHED_PROMPTS = 8
 """Held-out prompts whose answers are kept at each evaluation, for people to read how they change."""
 
@@ -160,7 +159,7 @@ def _step(
     start = time.monotonic()
     seed = context.seed("ppo", "rollout", step)
     rollout = collect(context.roles, prompts, config, sampling, scale, state.kl_coef, seed, baseline)
-    release_freed_memory()  # sampling's tensors and training's don't fit each other's gaps
+    release_freed_memory()  # here and below: sampling's tensors and training's don't fit each other's gaps
     collected = time.monotonic()
     if step == 0:
         apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # token by token: in a sum they might cancel
