@@ -17,10 +17,10 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 EQUAL_ROWS = (
-    "model.micro_batch_tokens=1536", "model.max_length=96", "sft.batch_size=16", "sft.epochs=1", "data.held_out=32",
-    "sample.max_new_tokens=48", "sample.prompts=32", "sample.batch_size=16", "reward.layers=null", "reward.epochs=1",
-    "ppo.batch_size=16", "ppo.steps=12", "ppo.contrastive=false", "ppo.evaluate_prompts=16", "ppo.evaluate_every=100",
-    "ppo.accept_weak_reward=true",
+    "model.micro_batch_tokens=1536", "model.max_length=96", "sft.batch_size=16", "sft.epochs=1", "sft.examples=160",
+    "data.held_out=32", "sample.max_new_tokens=48", "sample.prompts=32", "sample.batch_size=16", "reward.layers=null",
+    "reward.epochs=1", "ppo.batch_size=16", "ppo.steps=8", "ppo.contrastive=false", "ppo.evaluate_prompts=16",
+    "ppo.evaluate_every=100", "ppo.accept_weak_reward=true",
 )  # fmt: skip
 """16 rows of up to 96 tokens in one pass, in SFT as in PPO; reward model and critic have all layers."""
 ALL_LINEAR = ("lora.last_layers=null", "lora.target_modules=all-linear")
@@ -28,8 +28,15 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "nf4": EQUAL_ROWS,
     "nf4, adapters everywhere": (*EQUAL_ROWS, *ALL_LINEAR),
     "nf4, checkpointed": (*EQUAL_ROWS, *ALL_LINEAR, "model.gradient_checkpointing=true"),
+    "nf4, float32": (*EQUAL_ROWS, "model.compute_dtype=float32"),
+    "nf4, rank 64 everywhere": (*EQUAL_ROWS, *ALL_LINEAR, "lora.rank=64"),
+    "nf4, half the tokens in a pass": (*EQUAL_ROWS, "model.micro_batch_tokens=768"),
+    "nf4, twice the length": (*EQUAL_ROWS, "model.max_length=192", "sample.max_new_tokens=96"),
+    "nf4, 64 rows": (*EQUAL_ROWS, "sft.batch_size=64", "ppo.batch_size=64", "sample.batch_size=64"),
+    "nf4, sampling through the adapter": (*EQUAL_ROWS, "model.merged_rollouts=false"),
+    "int8": (*EQUAL_ROWS, "model.quantization=int8"),
     "no quantisation": (*EQUAL_ROWS, "model.quantization=none"),
-    "nf4, ten times the prompts": (*EQUAL_ROWS, "sample.prompts=320", "ppo.steps=120"),
+    "nf4, ten times the prompts": (*EQUAL_ROWS, "sample.prompts=320", "ppo.steps=80"),
 }
 
 Row = dict[str, Any]

@@ -97,7 +97,7 @@ def _plain_generate(roles: Roles, repeats: int) -> Row:
 
     def once(step: int) -> None:
         torch.manual_seed(step)
-        with roles.acting_as(Role.POLICY), roles.mixed_precision():
+        with roles.acting_as(Role.POLICY), torch.autocast("cpu", roles.base.compute_dtype):
             roles.base.model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=48, min_new_tokens=48,
                 do_sample=True, top_k=0, top_p=1.0, temperature=0.7,
