@@ -413,7 +413,7 @@ class TestNewRun:
     def test_nothing_starts_without_its_plan(self, tmp_path) -> None:
         text = preset_path("quickstart").read_text(encoding="utf-8")
         for agreed in (None, ["other", ""], [text, "other"]):
-            _, said = runs_view._start_new(tmp_path, text, "", "quickstart", "en", agreed)
+            _, said, *_ = runs_view._start_new(tmp_path, text, "", "quickstart", "en", agreed)
             assert "check them again" in said
         assert list(tmp_path.iterdir()) == []
 

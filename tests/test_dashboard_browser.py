@@ -86,6 +86,7 @@ def test_a_run_from_start_to_end(tmp_path, tiny_folder, open_page) -> None:
         assert not run.exists()
 
         page.click("#start")
+        page.wait_for_selector("#start[disabled]")
         wait_for(lambda: jobs.holder(run), 60)
         page.reload()
         page.wait_for_selector('[data-run="tiny"] .badge.running')
@@ -94,6 +95,7 @@ def test_a_run_from_start_to_end(tmp_path, tiny_folder, open_page) -> None:
             lambda: metrics.exists() and '"ppo"' in metrics.read_text(), 120, lambda: jobs.log_path(run).read_text()
         )
         page.wait_for_selector("#stop:not([disabled])")
+        answers_at_once(url)  # while it trains
         page.click("#stop")
         page.wait_for_selector('[data-run="tiny"] .badge.stopped')
         page.wait_for_function("document.querySelector('#run-about').innerText.includes('saved at step')")
@@ -251,13 +253,17 @@ def test_a_phone_can_use_it(nasty, open_page) -> None:
 
 
 def test_a_page_answers_at_once_while_others_look(nasty, open_page) -> None:
-    """100 ms for the page and for its settings; the best of five, for this machine has other work too."""
     open_page(nasty)
+    answers_at_once(nasty)
+
+
+def answers_at_once(url: str) -> None:
+    """100 ms for the page and for its settings; the best of ten, for this machine has other work too."""
     for path in ("/", "/config"):
         took = []
-        for _ in range(5):
+        for _ in range(10):
             start = time.perf_counter()
-            with urllib.request.urlopen(nasty + path) as answer:  # noqa: S310
+            with urllib.request.urlopen(url + path) as answer:  # noqa: S310
                 answer.read()
             took.append(time.perf_counter() - start)
         assert min(took) < 0.1, (path, took)

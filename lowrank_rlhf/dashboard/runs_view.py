@@ -152,7 +152,7 @@ def _new_run(page: Page, refresh: Any, inputs: list[Any], shown: list[Any]) -> N
         planned = gr.HTML("", elem_id="planned")
         agreed = gr.State(None)
 
-    def start_it(text: str, name: str, preset: str | None, language: str, agreed: Any) -> tuple[Any, str]:
+    def start_it(text: str, name: str, preset: str | None, language: str, agreed: Any) -> list[Any]:
         return _start_new(page.runs, text, name, preset, language, agreed)
 
     def plan_it(text: str, name: str, preset: str | None, language: str) -> tuple[str, Any, Any]:
@@ -166,7 +166,7 @@ def _new_run(page: Page, refresh: Any, inputs: list[Any], shown: list[Any]) -> N
     for field in (source, name):
         field.change(_check, [source, name, page.language], [verdict, start], trigger_mode="always_last", **QUIET)
     plan.click(plan_it, [source, name, preset, page.language], [planned, start, agreed], **EVENT)
-    start.click(start_it, [source, name, preset, page.language, agreed], [page.run, planned], **EVENT).then(
+    start.click(start_it, [source, name, preset, page.language, agreed], [page.run, planned, start, agreed], **EVENT).then(
         refresh, inputs, shown, **QUIET
     )
 
@@ -254,10 +254,10 @@ def _config_name(text: str, preset: str | None, path: Path) -> str:
     return str(path / "logs" / "start.yaml")
 
 
-def _start_new(folder: Path, text: str, name: str, preset: str | None, language: str, agreed: Any) -> tuple[Any, str]:
-    """Start what was planned, and choose it."""
+def _start_new(folder: Path, text: str, name: str, preset: str | None, language: str, agreed: Any) -> list[Any]:
+    """Start what was planned, and choose it; a second press starts nothing, for it takes another plan."""
     if agreed != [text, name]:
-        return gr.skip(), note(t("new.plan_first", language), "bad")
+        return [gr.skip(), note(t("new.plan_first", language), "bad"), gr.skip(), gr.skip()]
     try:
         path = runs.run_path(folder, _parse(text, name).name)
         source = _config_name(text, preset, path)
@@ -265,5 +265,5 @@ def _start_new(folder: Path, text: str, name: str, preset: str | None, language:
             write_atomic(Path(source), text)
         said = _start(path, jobs.run_command(source, folder, *_overrides(name)), language)
     except UserError as error:
-        return gr.skip(), note(str(error), "bad")
-    return gr.update(choices=runs.names(folder), value=path.name), said
+        return [gr.skip(), note(str(error), "bad"), gr.skip(), gr.skip()]
+    return [gr.update(choices=runs.names(folder), value=path.name), said, gr.update(interactive=False), None]
