@@ -88,7 +88,7 @@ def refused(tiny_base, folder: Path) -> str:
 
 def test_another_rank_is_refused(tiny_base, tmp_path) -> None:
     text = refused(tiny_base, saved(tiny_base, tmp_path, LoraConfig(rank=2, alpha=8)))
-    assert "does not fit lora.rank, lora.alpha and lora.target_modules of this run" in text
+    assert "does not fit this run's section lora" in text
     assert "layers.0.mlp.down_proj.lora_A.weight is (2, 128), not (4, 128)" in text
     assert text.endswith("; and 25 more")
 

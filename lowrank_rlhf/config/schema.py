@@ -64,6 +64,9 @@ class LoraConfig(Section):
     """Rank of the low-rank update."""
     alpha: Annotated[float, Field(gt=0)] = 32
     """The update is scaled by alpha / rank."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, so that the step does not shrink with the rank (Kalajdzievski 2023): for large
+    ranks."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Which linear layers get an adapter."""
     last_layers: Count | None = None

@@ -58,6 +58,7 @@ class Roles:
         self.shape = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT takes fractions too
+            use_rslora=lora.use_rslora,
             target_modules=_targets(lora, self.decoder.layers),
             layers_to_transform=list(range(self.first_adapted, depth)) if self.first_adapted else None,
             lora_dropout=0.0,

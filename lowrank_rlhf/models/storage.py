@@ -55,7 +55,7 @@ def load_role(roles: Roles, role: Role, folder: Path) -> None:
         if added:
             roles.peft.delete_adapter(role.value)
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise UserError(f"{path}: does not fit lora.rank, lora.alpha and lora.target_modules of this run: {shown}")
+        raise UserError(f"{path}: does not fit this run's section lora: {shown}")
     with torch.no_grad():
         for name, parameter in expected.items():
             parameter.copy_(weights[name])
