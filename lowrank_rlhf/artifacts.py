@@ -149,10 +149,14 @@ class StepLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.also: Callable[[str, int, dict[str, Any]], None] | None = None
+        """Told of each row that was added, if set."""
 
     def append(self, stage: str, step: int, **row: Any) -> None:
         """Add a row; NaN and infinities become null."""
         append_line(self.path, {"stage": stage, "step": step, **row})
+        if self.also:
+            self.also(stage, step, row)
 
     def read(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
         """The rows, of one stage or of all; a line that a crash cut short is passed over."""

@@ -23,6 +23,7 @@ from lowrank_rlhf.stages import Stage, selection
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.report import write_report
 from lowrank_rlhf.stages.work import seconds_to_go
+from lowrank_rlhf.tracking import tracked
 
 State = Literal["done", "to do", "half done", "stale"]
 Fingerprint = dict[str, dict[str, Any]]
@@ -76,10 +77,11 @@ def run(
         for stage in reversed(again):
             run_dir.discard(stage.name, stage.writes)
         run_dir.open(dump_config(config))
-        for index, stage in enumerate(chosen, 1):
-            to_go, later = _to_go(chosen, stage, context)
-            progress.stage(index, len(chosen), stage.name, stage.does, to_go, later)
-            _run_stage(stage, context)
+        with tracked(config, run_dir.metrics, run_dir.path):
+            for index, stage in enumerate(chosen, 1):
+                to_go, later = _to_go(chosen, stage, context)
+                progress.stage(index, len(chosen), stage.name, stage.does, to_go, later)
+                _run_stage(stage, context)
         _report(run_dir)
     return run_dir
 

@@ -76,7 +76,10 @@ IN_THE_FILE = [
     ("ppo:\n  kl_coeff: 1\n", 'my.yaml:4:3: ppo.kl_coeff: unknown key. Did you mean "kl_coef"?'),
     ("lora:\n  kl_coef: 1\n", 'my.yaml:4:3: lora.kl_coef: unknown key. Did you mean "ppo.kl_coef"?'),
     ("lora:\n  sft: 1\n", 'my.yaml:4:3: lora.sft: unknown key. Did you mean "sft", at the top level?'),
-    ("lora: {zz: 1}\n", "my.yaml:3:8: lora.zz: unknown key. Known here: rank, alpha, target_modules, last_layers"),
+    (
+        "lora: {zz: 1}\n",
+        "my.yaml:3:8: lora.zz: unknown key. Known here: rank, alpha, use_rslora, target_modules, last_layers",
+    ),
     ("pppo: {}\n", 'my.yaml:3:1: pppo: unknown key. Did you mean "ppo"?'),
     ("ppo: {steps: 0}\n", "my.yaml:3:7: ppo.steps: must be at least 1, not 0"),
     ("ppo: {clip_range: 0}\n", "my.yaml:3:7: ppo.clip_range: must be above 0, not 0"),

@@ -215,6 +215,9 @@ class Config(Section):
     """Every random choice follows from this."""
     stages: tuple[StageName, ...] = STAGES
     """The stages to run, in their fixed order."""
+    tracking: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Send the figures of `metrics.jsonl` to a tracker as well: a package that you install, with an account of yours where it
+    wants one. TensorBoard's files lie in the run's folder."""
     model: ModelConfig
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()

@@ -11,17 +11,25 @@ from lowrank_rlhf.data.sources import check_source
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.shape import find_shape, layer_problems
 from lowrank_rlhf.ranking.judges import ENDPOINT, load_judge
+from lowrank_rlhf.tracking import tracking_problem
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def problems(config: Config) -> list[tuple[Key, str]]:
-    """Keys and sentences: data and adapters that are not there, judges that cannot be loaded, and layers that the model
-    has not, if it is here.
+    """Keys and sentences: data, adapters and a tracker that are not there, judges that cannot be loaded, and layers that
+    the model has not, if it is here.
 
     A user's judge is imported for that, as the run would; no data is read.
     """
-    return [*_data_problems(config), *_adapter_problems(config), *_judge_problems(config), *_layer_problems(config)]
+    tracker = tracking_problem(config)
+    return [
+        *_data_problems(config),
+        *_adapter_problems(config),
+        *_judge_problems(config),
+        *_layer_problems(config),
+        *([(("tracking",), tracker)] if tracker else []),
+    ]
 
 
 def _data_problems(config: Config) -> Iterator[tuple[Key, str]]:
