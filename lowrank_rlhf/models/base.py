@@ -23,7 +23,7 @@ from transformers import (
 
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.models.allocator import keep_freed_memory
+from lowrank_rlhf.models.allocator import keep_freed_memory, release_freed_memory
 from lowrank_rlhf.models.attention import NAME as SHORT_ATTENTION
 from lowrank_rlhf.models.fetch import fetch_model
 from lowrank_rlhf.models.folder import check_architecture
@@ -95,7 +95,9 @@ def load_base(config: ModelConfig, progress: Progress) -> Base:
     device = _device(config)
     compute_dtype = choose_dtype(config.compute_dtype, device)
     tokenizer = read_tokenizer(folder, config, progress)
-    return freeze(_model(folder, config, device, compute_dtype), tokenizer, config, compute_dtype)
+    base = freeze(_model(folder, config, device, compute_dtype), tokenizer, config, compute_dtype)
+    release_freed_memory()  # the unquantised weights: 0.28 GB for 135M
+    return base
 
 
 def _model(folder: Path, config: ModelConfig, device: torch.device, compute_dtype: torch.dtype) -> PreTrainedModel:

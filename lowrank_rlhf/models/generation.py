@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from lowrank_rlhf.models.cache import growing_cache
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
@@ -116,7 +117,7 @@ def _draws(
     base = roles.base
     ids, attention = _left_padded(prompts, base.pad)
     ids, attention = ids.to(base.device), attention.to(base.device)
-    cache = DynamicCache(config=base.model.config)
+    cache = growing_cache(base.model.config)
     positions = (attention.cumsum(-1) - 1).clamp(min=0)
     states = _step(base.model, ids, attention, positions, cache)
     repeats = uniforms.shape[1]

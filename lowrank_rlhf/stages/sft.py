@@ -23,6 +23,7 @@ from lowrank_rlhf.stages import checkpoints
 from lowrank_rlhf.stages.breakdown import explained
 from lowrank_rlhf.stages.claims import base_unchanged, checksums, others_unchanged
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.work import rows_per_pass
 
 Row = dict[str, list[int]]
 
@@ -100,10 +101,8 @@ def _rate(step: int, steps: int, warmup_fraction: float) -> float:
 
 def _rows_per_pass(context: Context, rows: list[Row]) -> int:
     """Rows in one forward and backward, from all rows: from those left, a resumed run would round differently."""
-    batch_size = context.config.sft.batch_size
     width = max(len(row["input_ids"]) for row in rows)
-    fitting = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
-    return max((d for d in fitting if d * width <= context.base.config.micro_batch_tokens), default=1)
+    return rows_per_pass(context.config.sft.batch_size, width, context.base.config.micro_batch_tokens)
 
 
 @contextmanager
