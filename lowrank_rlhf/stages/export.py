@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_rlhf.artifacts import RunDir, read_json, write_json_atomic
+from lowrank_rlhf.artifacts import RunDir, read_record, write_json_atomic
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import CannotFit, Stopped, UserError
 from lowrank_rlhf.files import new_folder
@@ -39,7 +39,7 @@ def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, 
         for source in sources:
             shutil.copytree(source, out / source.name, copy_function=shutil.copyfile)
             _name_base_without_folders(out / source.name / "adapter_config.json")
-        layers = (read_json(out / "reward" / "reward.json") or {}).get("layers")
+        layers = (read_record(out / "reward" / "reward.json") or {}).get("layers")
         usage = adapters_usage(folder.name, found, config.model, layers)
         return _finish(run_dir, config, out, Exported("adapters", folder.name, usage)) | {"adapters": found}
 
@@ -80,7 +80,7 @@ def export_reward(context: Context, dtype: str, folder: Path) -> dict[str, Any]:
     from lowrank_rlhf.models.storage import load_role
 
     adapter = _adapter(context.run_dir, "reward")
-    about = read_json(adapter / "reward.json")
+    about = read_record(adapter / "reward.json")
     if about is None:
         raise UserError(f"{adapter / 'reward.json'}: missing or cut short; make the stage again: --redo reward")
     _check_target(folder)
