@@ -1,5 +1,6 @@
 """What the commands share: arguments with one meaning everywhere, printing, and finding a run."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -61,7 +62,7 @@ def run_folder(run: str, runs: Path) -> Path:
     Raises `UserError` with the runs that exist, and for one of a newer version.
     """
     for folder in (runs / run, Path(run)):
-        if (folder / "config.yaml").is_file():
+        if os.path.isfile(folder / "config.yaml"):
             RunDir(folder).check_version()
             return folder
     names = sorted(path.parent.name for path in runs.glob("*/config.yaml"))

@@ -76,7 +76,10 @@ def _weight_files(folder: Path, where: str) -> list[str]:
         shards = (read_json(folder / INDEX) or {}).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise UserError(f"{where}: {folder / INDEX} is damaged; fetch the model again")
-        return sorted(set(map(str, shards.values())))
+        names = sorted(set(map(str, shards.values())))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise UserError(f"{where}: {folder / INDEX} names {outside[0]}, which is not in the folder; fetch it again")
+        return names
     if not (folder / WEIGHTS).is_file():
         pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         if pickled:
