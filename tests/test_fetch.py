@@ -481,6 +481,14 @@ def test_a_hub_model_is_downloaded_without_pickles_and_code(local_hub: Hub, mode
     assert not any("pytorch_model.bin" in line or "modeling.py" in line for line in local_hub.asked)
 
 
+def test_a_hub_model_of_pickles_alone_is_refused_and_not_downloaded(local_hub: Hub, model) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    text = refused("someone/tiny")
+    assert "no model.safetensors in " in text
+    assert text.endswith("pickles (.bin), which can run code when they are read, are never fetched")
+    assert not [asked for asked in local_hub.asked if "pytorch_model.bin" in asked]
+
+
 def test_for_a_tokenizer_no_weights_are_downloaded(local_hub: Hub, model) -> None:
     found = load_tokenizer(config("someone/tiny"), Progress.silent())
     assert (

@@ -97,6 +97,9 @@ def _check_weights(folder: Path, name: str, where: str) -> None:
         with safe_open(folder / name, framework="numpy"):
             pass  # opening compares the header with the file's size
     except FileNotFoundError:
-        raise UserError(f"{where}: no {name} in {folder}; fetch the model again") from None
+        raise UserError(
+            f"{where}: no {name} in {folder}; fetch the model again, or take one whose weights are in safetensors: "
+            "pickles (.bin), which can run code when they are read, are never fetched"
+        ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{where}: {folder / name} is damaged or cut short ({error}); fetch the model again") from None
