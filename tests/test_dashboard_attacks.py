@@ -86,9 +86,10 @@ MULTIPART = {"Content_Type": "multipart/form-data; boundary=b"}
 FILE = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jsonl"\r\n\r\n'
 
 
-def test_an_upload_is_bounded_on_the_running_page(served: str) -> None:
+def test_a_body_is_bounded_on_the_running_page(served: str) -> None:
     endless = [FILE, *[b"x" * 2**20] * 65]
     assert stream(served, "/gradio_api/upload", endless, Origin=served, **MULTIPART) == 413
+    assert stream(served, "/gradio_api/queue/join", [b"[" * 2**20] * 65, Origin=served) == 413
     assert ask(served, "/gradio_api/upload", "POST", FILE + b"{}\r\n--b--\r\n", Origin=served, **MULTIPART)[0] == 200
 
 

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -227,8 +228,9 @@ def _source(node: Node) -> str:
 
 
 def _scalar(node: Node, key: Key, settings: _Settings) -> Any:
-    if node.tag in _TEXT and is_whole(node.value):
-        return node.value
+    if node.tag in _TEXT:
+        with suppress(UnicodeDecodeError):  # JSON, which is YAML, spells an emoji as two halves of a character
+            return str(node.value).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     problem = HALF_A_CHARACTER if node.tag in _TEXT else f"the tag {node.tag} is not allowed"
     if node.tag in _CONVERTED:
         try:
