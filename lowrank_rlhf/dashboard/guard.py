@@ -111,6 +111,8 @@ class Guard:
         async def guarded(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
+                if taken > MOST_BYTES:  # FastAPI made a plain 400 of it
+                    raise _TooLarge
                 started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
