@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test bench
+.PHONY: help run test fuzz bench
 .NOTPARALLEL:
 
 help:  ## Show this list.
@@ -22,6 +22,9 @@ test: $(VENV)/.installed-dev  ## Install the test tools too, then ruff, mypy, im
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+fuzz: $(VENV)/.installed-dev  ## Damage configs, data files and annotations for three minutes; what breaks a reader is kept.
+	$(BIN)/python tests/fuzz.py
 
 bench: $(VENV)/.installed-run  ## Measure time and memory, also against TRL (an environment of its own): an hour or so.
 	$(BIN)/python benchmarks/ppo_step.py

@@ -23,6 +23,7 @@ from lowrank_rlhf.files import append_line, file_names, now, read_json, sha256, 
 from lowrank_rlhf.files import write_json_atomic as write_json_atomic
 
 SCHEMA = 1
+"""Of a run's folder as a whole, in its env.json, and of each JSON file in it (decision 0014)."""
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 _STEP = re.compile(r"step-(\d{6,})")
 
@@ -42,6 +43,10 @@ class RunDir:
         write_atomic(self.path / "config.yaml", config_text)
         write_json_atomic(self.path / "env.json", _environment())
 
+    def check_version(self) -> None:
+        """Raise `UserError` for a run of a newer version of this package, whose files may mean something else."""
+        read_record(self.path / "env.json")
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run. Raises `RunLocked` if another process does; a dead one's lock is gone with it."""
@@ -56,7 +61,7 @@ class RunDir:
         except Timeout:
             raise RunLocked(_held(self.path, holder)) from None
         try:
-            write_json_atomic(holder, {"pid": os.getpid(), "since": now()})
+            write_json_atomic(holder, {"schema": SCHEMA, "pid": os.getpid(), "since": now()})
             yield
         finally:
             holder.unlink(missing_ok=True)
@@ -77,8 +82,8 @@ class RunDir:
         return path
 
     def done(self, stage: str) -> dict[str, Any] | None:
-        """The stage's done-mark, if it is done."""
-        return read_json(self._mark(stage))
+        """The stage's done-mark, if it is done. Raises `UserError` for a newer version's."""
+        return read_record(self._mark(stage))
 
     def finish(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
         """Move the outputs from the work folder into the run and mark the stage done.
@@ -96,7 +101,7 @@ class RunDir:
 
     def recover(self) -> list[str]:
         """Complete what a killed `finish` or `discard` left half done; the stages that it finished."""
-        plans = {path.parent.name: read_json(path) for path in sorted(self.path.glob("work/*/finish.json"))}
+        plans = {path.parent.name: read_record(path) for path in sorted(self.path.glob("work/*/finish.json"))}
         for stage, plan in plans.items():
             if plan:
                 self._complete(stage, plan["writes"], plan["mark"])
@@ -142,6 +147,18 @@ class RunDir:
 
     def _empty_trash(self) -> None:
         shutil.rmtree(self.work_path(".trash"), ignore_errors=True)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What a run keeps in a JSON file; None if it is missing or was cut short.
+
+    Raises `UserError` for a newer version's. Those without a `schema` are of the first.
+    """
+    found = read_json(path)
+    schema = found.get("schema", SCHEMA) if found else SCHEMA
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise UserError(f"{path}: written by a newer version of lowrank_rlhf (schema {schema}); update lowrank_rlhf")
+    return found
 
 
 class StepLog:
@@ -209,7 +226,7 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _whole(checkpoint: Path) -> bool:
-    manifest = read_json(checkpoint / "manifest.json")
+    manifest = read_record(checkpoint / "manifest.json")
     return manifest is not None and manifest.get("files") == _hashes(checkpoint)
 
 

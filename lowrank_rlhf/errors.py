@@ -1,6 +1,9 @@
 """What a person can be told, and the exit code that goes with it. Anything else that escapes is a bug."""
 
+import re
 from enum import IntEnum
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class ExitCode(IntEnum):
@@ -16,10 +19,30 @@ class ExitCode(IntEnum):
     STOPPED = 130  # Ctrl-C or SIGTERM; the work so far is saved
 
 
+HALF_A_CHARACTER = "holds half a character (a lone surrogate); delete it"
+
+
 class UserError(Exception):
-    """Something a person can mend: the message says what, where and what to do; no traceback is shown."""
+    """Something a person can mend: the message says what, where and what to do; no traceback is shown.
+
+    It can always be printed, and steers no terminal: control characters and halves of characters, which JSON, YAML and
+    command lines may hold, are spelt out.
+    """
 
     exit_code = ExitCode.BAD_INPUT
+
+    def __init__(self, message: str):
+        whole = message.encode(errors="backslashreplace").decode()
+        super().__init__(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", whole))
+
+
+def is_whole(text: str) -> bool:
+    """False for text with half of a surrogate pair in it, which nothing can write, show or tokenise."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class StageFailed(UserError):

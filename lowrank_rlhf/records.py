@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
 
 from lowrank_rlhf.errors import UserError
 
@@ -70,7 +70,7 @@ class Ranking(Record):
     prompt_id: str
     tiers: tuple[tuple[str, ...], ...]
     annotator: str
-    seconds: float | None = None
+    seconds: FiniteFloat | None = None
     flags: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     """Sample ids in the order in which they were shown."""

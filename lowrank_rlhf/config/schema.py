@@ -42,7 +42,7 @@ class ModelConfig(Section):
     """Number format of the matrix products; `auto` takes the one that is faster where the run begins, and keeps it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where there is one."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads; 0 leaves PyTorch's choice."""
     chat_template: str | None = None
     """A Jinja chat template that replaces the model's own."""

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.origin import as_metadata, check_origin
 from lowrank_rlhf.models.roles import Role, Roles
 
 WEIGHTS = "adapter_model.safetensors"
@@ -18,7 +19,7 @@ CONFIG = "adapter_config.json"
 
 
 def save_role(roles: Roles, role: Role, folder: Path) -> None:
-    """Write the role as a PEFT folder that loads on the plain base without this package.
+    """Write the role as a PEFT folder that loads on the plain base without this package, and says what it learnt on.
 
     Roles with a head become sequence classifiers with one label, whose `score` layer is the head.
     """
@@ -31,15 +32,19 @@ def save_role(roles: Roles, role: Role, folder: Path) -> None:
         config.modules_to_save = ["score"]
     config.save_pretrained(str(folder))
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in roles.named_parameters(role).items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt", **as_metadata(roles.base.origin)})
 
 
 def load_role(roles: Roles, role: Role, folder: Path) -> None:
-    """Read a PEFT folder into the role. Raises `UserError` naming what is missing, unexpected or of another shape."""
+    """Read a PEFT folder into the role.
+
+    Raises `UserError` naming what is missing, unexpected or of another shape, or that it was trained on another base.
+    """
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"{folder}: no {WEIGHTS} there; an adapter is a folder that PEFT wrote, in safetensors")
     weights = read_tensors(path)
+    check_origin(path, roles.base.origin)
     added = role not in roles.present
     roles.prepare(role)
     expected = roles.named_parameters(role)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_rlhf.artifacts import latest_checkpoint, read_json, save_checkpoint, write_json_atomic
+from lowrank_rlhf.artifacts import latest_checkpoint, read_record, save_checkpoint, write_json_atomic
 from lowrank_rlhf.errors import StageFailed
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.text import distinct_n
@@ -103,7 +103,7 @@ def run(context: Context) -> dict[str, Any]:
 def _load_roles(context: Context) -> RewardScale:
     """The four roles from the finished stages; refuses a reward model that is not worth optimising against."""
     roles, artifact = context.roles, context.run_dir.artifact
-    about = read_json(artifact("adapters/reward") / "reward.json") or {}
+    about = read_record(artifact("adapters/reward") / "reward.json") or {}
     if about["weak"] and not context.config.ppo.accept_weak_reward:
         raise StageFailed(
             f"ppo: {about['weak']}. PPO would only learn to please its mistakes: rank more answers, "
@@ -227,7 +227,7 @@ def _save(context: Context, folder: Path, optimizers: Optimizers, state: State) 
 
 def _read_state(path: Path) -> State:
     """What `_save` wrote. Raises `StageFailed` with what is missing: another version of this package wrote it."""
-    saved = read_json(path) or {}
+    saved = read_record(path) or {}
     names = [entry.name for entry in fields(State)]
     if missing := [name for name in names if name not in saved]:
         raise StageFailed(

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
-from lowrank_rlhf.artifacts import read_json, write_json_atomic
+from lowrank_rlhf.artifacts import read_record, write_json_atomic
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.base import Base, load_base
@@ -21,7 +21,7 @@ def load_in_the_runs_format(config: ModelConfig, run: Path, progress: Progress) 
     """
     if config.compute_dtype != "auto":
         return load_base(config, progress)
-    kept = (read_json(run / FILE) or {}).get("compute_dtype")
+    kept = (read_record(run / FILE) or {}).get("compute_dtype")
     if kept not in ("float32", "bfloat16"):
         base = load_base(config, progress)
         with suppress(OSError):  # a run on a read-only disk can still be looked at

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lowrank_rlhf.artifacts import read_json
+from lowrank_rlhf.artifacts import read_record
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.kl import k1
 from lowrank_rlhf.maths.masking import masked_sum
@@ -70,7 +70,7 @@ def play(context: Context, match: Match) -> Rows:
 def load_reward_model(context: Context) -> RewardScale:
     """Put the run's reward model into its role; how its numbers become scores. Raises `UserError` without one."""
     folder = run_adapter(context.run_dir, "reward")
-    about = read_json(folder / "reward.json")
+    about = read_record(folder / "reward.json")
     if about is None:
         raise UserError(f"{folder / 'reward.json'}: missing or damaged; `run ... --redo reward` makes it again")
     load_role(context.roles, Role.REWARD, folder)
