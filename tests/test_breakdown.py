@@ -21,6 +21,7 @@ from lowrank_rlhf.ppo.update import Optimizers, update
 from lowrank_rlhf.stages import ppo, reward, sft
 from lowrank_rlhf.stages.compare import Contest
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.ppo_state import State
 
 ADVICE = r"Lower [^;]*learning_rate.*compute_dtype: float32.*--redo "
 bad = pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -138,7 +139,7 @@ def test_a_nan_ratio_is_no_ratio_of_one(tiny_base) -> None:
 
 
 def test_a_claim_does_not_hold_for_nan() -> None:
-    state = ppo.State()
+    state = State()
     with pytest.raises(StageFailed, match="it is off by nan"):
         ppo._claim(state, "KL(policy || SFT) is 0 at step 0", math.nan, 1e-4)
     assert [claim["holds"] for claim in state.claims] == [False]

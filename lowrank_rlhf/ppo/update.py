@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,6 +38,25 @@ class Optimizers:
         self.critic.param_groups[0]["lr"] = config.critic_learning_rate * share
 
 
+@dataclass
+class Turns:
+    """How far an update has come. A turn is one optimiser step, of the policy or of the critic."""
+
+    done: int = 0
+    figures: dict[str, list[float]] = field(default_factory=dict)
+    """Each turn's figures so far, in order."""
+
+    def note(self, found: dict[str, float]) -> None:
+        """One more turn is done, with these figures."""
+        for name, value in found.items():
+            self.figures.setdefault(name, []).append(value)
+        self.done += 1
+
+    def summary(self) -> dict[str, float]:
+        """The figures' means, and the sums of seconds."""
+        return {name: sum(v) / (1 if name.startswith("time/") else len(v)) for name, v in self.figures.items()}
+
+
 def update(
     roles: Roles,
     optimizers: Optimizers,
@@ -46,35 +65,41 @@ def update(
     temperature: float,
     seed: int,
     train_policy: bool = True,
+    turns: Turns | None = None,
 ) -> dict[str, float]:
     """PPO's passes over the rollout (Schulman et al. 2017, algorithm 1); the means of its figures, and seconds.
 
-    Every pass takes the minibatches in a new order.
+    Every pass takes the minibatches in a new order. An exception leaves `turns` at the turn that it broke off, before
+    any weight moved in it: with these turns the next call goes on from there and ends as if nothing had happened.
 
     `policy/first_ratio_error` is the largest |ratio - 1| on the first minibatch, where the policy has not moved yet.
     Raises `NotFinite` before a step that a NaN or an infinity would enter.
     """
-    figures: dict[str, list[float]] = defaultdict(list)
-    seconds = {"time/policy_update": 0.0, "time/critic_update": 0.0}
+    turns = Turns() if turns is None else turns
+    learners = (Role.POLICY, Role.CRITIC) if train_policy else (Role.CRITIC,)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(config.epochs):
-        for index in torch.randperm(len(rollout.cut), generator=generator).tolist():
-            minibatch = rollout.cut[index]
-            start = time.monotonic()
-            if train_policy:
-                found = _policy_step(roles, optimizers.policy, rollout, minibatch, config, temperature)
-                if "policy/first_ratio_error" not in figures:
-                    figures["policy/first_ratio_error"].append(found["largest_ratio_error"])
-                for name in ("approxkl", "clipfrac", "ratio", "loss", "grad_norm"):
-                    figures[f"policy/{name}"].append(found[name])
-            between = time.monotonic()
-            for name, value in _critic_step(roles, optimizers.critic, rollout, minibatch, config).items():
-                figures[f"value/{name}"].append(value)
-            seconds["time/policy_update"] += between - start
-            seconds["time/critic_update"] += time.monotonic() - between
-        if config.target_kl is not None and train_policy and figures["policy/approxkl"][-1] > config.target_kl:
+    order = [torch.randperm(len(rollout.cut), generator=generator).tolist() for _ in range(config.epochs)]
+    plan = [(role, index) for epoch in order for index in epoch for role in learners]
+    while turns.done < len(plan):
+        if turns.done % (len(plan) // config.epochs) == 0 and _far_enough(turns, config):
             break
-    return {name: sum(values) / len(values) for name, values in figures.items()} | seconds
+        role, index = plan[turns.done]
+        start = time.monotonic()
+        if role is Role.POLICY:
+            found = _policy_step(roles, optimizers.policy, rollout, rollout.cut[index], config, temperature)
+            first = found.pop("policy/largest_ratio_error")
+            if "policy/first_ratio_error" not in turns.figures:
+                found["policy/first_ratio_error"] = first
+        else:
+            found = _critic_step(roles, optimizers.critic, rollout, rollout.cut[index], config)
+        turns.note(found | {f"time/{role.name.lower()}_update": time.monotonic() - start})
+    return {"time/policy_update": 0.0} | turns.summary()
+
+
+def _far_enough(turns: Turns, config: PpoConfig) -> bool:
+    """True where the last policy turn found it too far from the policy that sampled."""
+    found = turns.figures.get("policy/approxkl")
+    return config.target_kl is not None and found is not None and found[-1] > config.target_kl
 
 
 def _policy_step(
@@ -109,7 +134,8 @@ def _policy_step(
             largest = torch.maximum(largest, off[part.batch.response].max())  # NaN stays NaN; max() would drop it
     means = {name: float(value) for name, value in sums.items()}
     norm = clipped_step(optimizer, "policy", means["loss"], config.max_grad_norm)
-    return {**means, "grad_norm": norm, "largest_ratio_error": float(largest)}
+    found = {**means, "grad_norm": norm, "largest_ratio_error": float(largest)}
+    return {f"policy/{name}": value for name, value in found.items()}
 
 
 def _critic_step(
@@ -125,7 +151,8 @@ def _critic_step(
             loss = masked_sum(losses, part.batch.response).sum() / tokens
             roles.backward(config.value_coef * loss)
         total += loss.item()
-    return {"loss": total, "grad_norm": clipped_step(optimizer, "critic", total, config.max_grad_norm)}
+    norm = clipped_step(optimizer, "critic", total, config.max_grad_norm)
+    return {"value/loss": total, "value/grad_norm": norm}
 
 
 def _response_tokens(rollout: Rollout, minibatch: list[list[int]]) -> int:

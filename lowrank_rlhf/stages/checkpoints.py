@@ -1,12 +1,16 @@
 """Checkpoints of a stage that trains one role: its weights and its optimiser."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from lowrank_rlhf.artifacts import latest_checkpoint, save_checkpoint
+from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+from lowrank_rlhf.progress import Bar
 from lowrank_rlhf.stages.context import Context
 
 _OPTIMIZER = "optimizer.safetensors"
@@ -31,3 +35,19 @@ def save(context: Context, stage: str, step: int, role: Role, optimizer: torch.o
         save_optimizer(optimizer, folder / _OPTIMIZER)
 
     save_checkpoint(context.work(stage), step, write)
+
+
+@contextmanager
+def saved_if_stopped(
+    context: Context, stage: str, bar: Bar, role: Role, optimizer: torch.optim.Optimizer
+) -> Iterator[None]:
+    """Around a training loop whose bar counts the steps: a stop inside a step saves what the steps before it made.
+
+    No weight moves before a step's last forward and backward; what the step has accumulated is dropped.
+    """
+    try:
+        yield
+    except Stopped:
+        save(context, stage, bar.count, role, optimizer)
+        context.stop.check(f"{stage} is saved at step {bar.count}")
+        raise

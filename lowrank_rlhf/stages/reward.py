@@ -161,7 +161,10 @@ def _train(context: Context, groups: Sequence[Group]) -> None:
     batches = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
     optimizer = torch.optim.AdamW(roles.parameters(Role.REWARD), lr=config.learning_rate, weight_decay=0.0)
     done = checkpoints.resume(context, "reward", Role.REWARD, optimizer)
-    with context.progress.track("reward", len(batches), "steps", done) as bar:
+    with (
+        context.progress.track("reward", len(batches), "steps", done) as bar,
+        checkpoints.saved_if_stopped(context, "reward", bar, Role.REWARD, optimizer),
+    ):
         for step, batch in enumerate(batches[done:], done):
             optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / len(batches))
             chosen, since = [groups[i] for i in batch], time.monotonic()
@@ -170,11 +173,8 @@ def _train(context: Context, groups: Sequence[Group]) -> None:
             pace = sum(group.tokens for group in chosen) / (time.monotonic() - since)
             context.metrics.append("reward", step + 1, loss=loss, accuracy=accuracy, tokens_per_second=pace)
             bar.advance(1, loss=loss, tokens_per_second=pace)
-            stopping = context.stop.requested
-            if stopping or (step + 1) % config.save_every == 0:
+            if (step + 1) % config.save_every == 0 or step + 1 == len(batches):
                 checkpoints.save(context, "reward", step + 1, Role.REWARD, optimizer)
-            if stopping:
-                context.stop.check(f"reward is saved at step {step + 1}")
 
 
 def _step(context: Context, groups: Sequence[Group], optimizer: torch.optim.Optimizer) -> tuple[float, float]:

@@ -70,15 +70,16 @@ def _train(context: Context) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(roles.parameters(Role.POLICY), lr=config.learning_rate, weight_decay=0.0)
     done = checkpoints.resume(context, "sft", Role.POLICY, optimizer)
     schedule = LambdaLR(optimizer, lambda step: _rate(step + done, steps, config.warmup_fraction))
-    with context.progress.track("sft", steps, "steps", done) as bar:
+    with (
+        context.progress.track("sft", steps, "steps", done) as bar,
+        checkpoints.saved_if_stopped(context, "sft", bar, Role.POLICY, optimizer),
+    ):
         watcher = _Watcher(context, optimizer, bar, done, step_tokens(rows, config.batch_size))
         if done < steps:
             per_device = _rows_per_pass(context, rows)
             left = rows[done * config.batch_size :]
             with _trainer(context, left, per_device, steps - done, optimizer, schedule, watcher) as trainer:
                 trainer.train()
-        if bar.count < steps:
-            context.stop.check(f"sft is saved at step {bar.count}")
     losses = [row["loss"] for row in context.metrics.read("sft")]
     tail = losses[-max(1, len(losses) // 5) :]
     return {"examples": len(rows) // config.epochs, "steps": steps, "loss": sum(tail) / len(tail)}
@@ -161,7 +162,7 @@ def _trainer(
 
 
 class _Watcher(TrainerCallback):
-    """Progress, metrics, checkpoints and stopping for TRL's loop."""
+    """Progress, metrics and checkpoints for TRL's loop."""
 
     def __init__(
         self, context: Context, optimizer: torch.optim.Optimizer, bar: Bar, done: int, tokens: Sequence[int]
@@ -208,7 +209,5 @@ class _Watcher(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         self.tokens_per_second = self.tokens[self.bar.count] / (time.monotonic() - self.since)
         self.bar.advance(1, tokens_per_second=self.tokens_per_second)
-        stopping = self.context.stop.requested
-        if stopping or self.bar.count % self.context.config.sft.save_every == 0:
+        if self.bar.count % self.context.config.sft.save_every == 0:
             checkpoints.save(self.context, "sft", self.bar.count, Role.POLICY, self.optimizer)
-        control.should_training_stop |= stopping
