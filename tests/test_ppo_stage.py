@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lowrank_rlhf.errors import StageFailed, Stopped
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors, save_role
 from lowrank_rlhf.ppo.rollout import Rollout
+from lowrank_rlhf.ppo.update import Optimizers
 from lowrank_rlhf.stages import ppo, ppo_state
 from lowrank_rlhf.stages.compare import Answers, Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
@@ -238,7 +239,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) 
     """As one from before `best_ends` and `sft_eos_rate` were kept; a piece that is unknown here does no harm."""
     context = make(ppo__steps=1)
     ppo.run(context)
-    state = {"schema": 1, **vars(State(step=1)), "unknown": 2}
+    state = {"schema": 1, **asdict(State(step=1)), "unknown": 2}
     for missing in ([], ["sft_eos_rate", "best_ends"]):
 
         def write(folder: Path, missing: list[str] = missing) -> None:
@@ -250,7 +251,8 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) 
 
         save_checkpoint(context.work("ppo"), 1, write)
         if not missing:
-            assert ppo_state.resume(context)[1] == State(step=1)
+            optimizers = Optimizers.create(context.roles, context.config.ppo)
+            assert ppo_state.resume(context, optimizers)[0] == State(step=1)
     rows = list(context.metrics.read("ppo"))
     with pytest.raises(StageFailed) as caught:
         ppo.run(context)

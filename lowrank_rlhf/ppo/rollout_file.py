@@ -13,12 +13,11 @@ from lowrank_rlhf.ppo.rollout import Rollout
 
 _TENSORS, _REST = "rollout.safetensors", "rollout.json"
 _BATCH = ("ids", "attention", "response")
-_READ = ("scores", "logprobs", "ref_logprobs", "values", "advantages", "returns", "kl")
 
 
 def save_rollout(rollout: Rollout, folder: Path) -> None:
     """Write tensors as safetensors and the rest as JSON; the states below the adapters are left out."""
-    tensors = {name: getattr(rollout.batch, name) for name in _BATCH} | {name: getattr(rollout, name) for name in _READ}
+    tensors = {name: getattr(rollout.batch, name) for name in _BATCH} | rollout.tensors()
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
     responses = [[list(response.tokens), response.finished] for response in rollout.responses]
     rest = {"schema": 1, "cut": rollout.cut, "responses": responses, "figures": rollout.figures}
@@ -36,5 +35,5 @@ def load_rollout(roles: Roles, folder: Path) -> Rollout | None:
         cut=rest["cut"],
         responses=[Response(tuple(tokens), finished) for tokens, finished in rest["responses"]],
         figures=rest["figures"],
-        **{name: tensors[name] for name in _READ},
+        **{name: tensor for name, tensor in tensors.items() if name not in _BATCH},
     )

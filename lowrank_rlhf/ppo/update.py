@@ -12,7 +12,7 @@ from lowrank_rlhf.maths.kl import k3
 from lowrank_rlhf.maths.losses import policy_losses, value_losses
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.stepping import clipped_step
+from lowrank_rlhf.models.stepping import NotFinite, clipped_step
 from lowrank_rlhf.ppo.rollout import Rollout, values_before_tokens
 
 
@@ -31,9 +31,12 @@ class Optimizers:
             torch.optim.Adam(roles.parameters(Role.CRITIC), lr=config.critic_learning_rate, eps=config.adam_epsilon),
         )
 
-    def schedule(self, config: PpoConfig, step: int) -> None:
-        """Set the rates of this step: a linear warm-up times a linear decay that ends at 0 after the last step."""
-        share = min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 - step / config.steps)
+    def schedule(self, config: PpoConfig, step: int, rate: float = 1.0) -> None:
+        """Set the rates of this step: a linear warm-up times a linear decay that ends at 0 after the last step.
+
+        `rate` is the share of the configured rates that is used.
+        """
+        share = rate * min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 - step / config.steps)
         self.policy.param_groups[0]["lr"] = config.learning_rate * share
         self.critic.param_groups[0]["lr"] = config.critic_learning_rate * share
 
@@ -45,6 +48,8 @@ class Turns:
     done: int = 0
     figures: dict[str, list[float]] = field(default_factory=dict)
     """Each turn's figures so far, in order."""
+    problem: str | None = None
+    """What was not finite in the last turn that was skipped."""
 
     def note(self, found: dict[str, float]) -> None:
         """One more turn is done, with these figures."""
@@ -53,8 +58,9 @@ class Turns:
         self.done += 1
 
     def summary(self) -> dict[str, float]:
-        """The figures' means, and the sums of seconds."""
-        return {name: sum(v) / (1 if name.startswith("time/") else len(v)) for name, v in self.figures.items()}
+        """The figures' means, the sums of seconds, and how many turns were `skipped`."""
+        summed = ("time/", "skipped")
+        return {name: sum(v) / (1 if name.startswith(summed) else len(v)) for name, v in self.figures.items()}
 
 
 def update(
@@ -73,7 +79,7 @@ def update(
     any weight moved in it: with these turns the next call goes on from there and ends as if nothing had happened.
 
     `policy/first_ratio_error` is the largest |ratio - 1| on the first minibatch, where the policy has not moved yet.
-    Raises `NotFinite` before a step that a NaN or an infinity would enter.
+    A turn that a NaN or an infinity would enter is skipped: it moves no weight, and `turns.problem` says what it was.
     """
     turns = Turns() if turns is None else turns
     learners = (Role.POLICY, Role.CRITIC) if train_policy else (Role.CRITIC,)
@@ -85,14 +91,18 @@ def update(
             break
         role, index = plan[turns.done]
         start = time.monotonic()
-        if role is Role.POLICY:
-            found = _policy_step(roles, optimizers.policy, rollout, rollout.cut[index], config, temperature)
-            first = found.pop("policy/largest_ratio_error")
-            if "policy/first_ratio_error" not in turns.figures:
-                found["policy/first_ratio_error"] = first
-        else:
-            found = _critic_step(roles, optimizers.critic, rollout, rollout.cut[index], config)
-        turns.note(found | {f"time/{role.name.lower()}_update": time.monotonic() - start})
+        try:
+            if role is Role.POLICY:
+                found = _policy_step(roles, optimizers.policy, rollout, rollout.cut[index], config, temperature)
+            else:
+                found = _critic_step(roles, optimizers.critic, rollout, rollout.cut[index], config)
+        except NotFinite as error:
+            found, turns.problem = {}, str(error)
+        first = found.pop("policy/largest_ratio_error", None)
+        if first is not None and "policy/first_ratio_error" not in turns.figures:
+            found["policy/first_ratio_error"] = first
+        seconds = {f"time/{role.name.lower()}_update": time.monotonic() - start}
+        turns.note({**found, **seconds, "skipped": float(not found)})
     return {"time/policy_update": 0.0} | turns.summary()
 
 

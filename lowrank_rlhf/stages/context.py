@@ -47,7 +47,7 @@ class Context:
         base = load_in_the_runs_format(self.config.model, self.run_dir.path, self.progress)
         roles = Roles(base, self.config.lora, self.config.reward.layers)
         # Every forward passes here, TRL's and generation's too: a stop waits for no step's or evaluation's end.
-        roles.decoder.register_forward_pre_hook(lambda *_: self.stop.check("everything finished so far is saved"))
+        roles.decoder.register_forward_pre_hook(lambda *_: self.stop.check("everything before this stage is saved"))
         self.loading_seconds = time.monotonic() - start
         return roles
 

@@ -1,6 +1,7 @@
 """Stage 3: PPO against the reward model with a KL penalty towards SFT."""
 
 import copy
+import math
 import shutil
 import time
 from collections import defaultdict
@@ -17,14 +18,13 @@ from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.text import distinct_n
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.stepping import check_finite
 from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.ppo.rollout import RewardScale, Rollout, collect, shape_scores
-from lowrank_rlhf.ppo.update import Optimizers, update
+from lowrank_rlhf.ppo.update import Optimizers, Turns, update
 from lowrank_rlhf.records import Sample, Score, read_jsonl
 from lowrank_rlhf.stages import ppo_state
 from lowrank_rlhf.stages.answers import encode_prompts
-from lowrank_rlhf.stages.breakdown import explained
+from lowrank_rlhf.stages.breakdown import RollBack, diverged
 from lowrank_rlhf.stages.claims import base_unchanged, checksums, claim, others_unchanged
 from lowrank_rlhf.stages.compare import Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
@@ -38,6 +38,10 @@ MOST_TOKEN_DIFFERENCE = 1e-4
 
 WATCHED_PROMPTS = 8
 """Held-out prompts whose answers are kept at each evaluation, for people to read how they change."""
+
+
+_KL_IS_0 = "KL(policy || SFT) is 0 at step 0"
+_RATIO_IS_1 = "the first minibatch's probability ratio is 1"
 
 
 @dataclass(frozen=True)
@@ -62,19 +66,27 @@ def run(context: Context) -> dict[str, Any]:
     others = checksums(context, [Role.POLICY, Role.CRITIC])
     figure, judge = gold_judge(context)
     contest = Contest.against_sft(context, config.evaluate_prompts, scale, judge, figure=figure)
-    optimizers, state, begun = ppo_state.resume(context)
+    optimizers = Optimizers.create(roles, config)
+    state, begun = ppo_state.resume(context, optimizers)
     prompts, baselines = _prompts(context, scale)
     setting = _Setting(context, prompts, baselines, _prompt_order(context, len(prompts)), scale, contest, optimizers)
     start, first = time.monotonic(), state.step
     with context.progress.track("ppo", config.steps, "steps", state.step) as bar:
         if state.sft_eos_rate is None:
             _evaluate(context, contest, state)
+            ppo_state.save(context, optimizers, state)
         while state.step < config.steps:
-            state, figures = _save_if_stopped(setting, state, begun)
-            begun = Begun()
+            try:
+                state, figures = _save_if_stopped(setting, state, begun)
+                begun = Begun()
+            except RollBack:
+                state, begun = ppo_state.roll_back(context, optimizers, state)
+                bar.advance(state.step - bar.count)
+                continue
             shown = {"score": "objective/scores", "kl": "objective/kl", "tokens_per_second": "tokens_per_second"}
-            bar.advance(1, **{name: figures[key] for name, key in shown.items()})
-            if state.step % config.save_every == 0 or state.step == config.steps:
+            bar.advance(1, **{name: figures[key] for name, key in shown.items() if key in figures})
+            due = state.step % config.save_every == 0 or state.step == config.steps
+            if due and not state.breakdowns.in_a_row:  # else there would be no good one left
                 ppo_state.save(context, optimizers, state)
     seconds = (time.monotonic() - start) / max(1, config.steps - first)
     save_role(roles, Role.POLICY, work / "adapters" / "policy-last")
@@ -145,8 +157,7 @@ def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[Sta
     """The next step; a stop inside of it is obeyed at once, and what the step has done is kept."""
     context = setting.context
     try:
-        with explained("ppo", state.step + 1, "ppo.learning_rate and ppo.critic_learning_rate"):
-            return _step(setting, copy.deepcopy(state), begun)
+        return _step(setting, copy.deepcopy(state), begun)
     except Stopped:
         ppo_state.save(context, setting.optimizers, state, begun)
         context.stop.check(
@@ -160,29 +171,41 @@ def _step(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[st
 
     What it writes into logs and state follows from the arguments alone, so that it may break off at any forward.
     """
-    context, step = setting.context, state.step
-    config, temperature = context.config.ppo, context.config.sample.temperature
+    context, config = setting.context, setting.context.config.ppo
     rollout = begun.rollout = begun.rollout or _collect(setting, state)
     release_freed_memory()  # here and below: sampling's tensors and training's don't fit each other's gaps
-    if step == 0:
-        apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # token by token: in a sum they might cancel
-        _claim(state, "KL(policy || SFT) is 0 at step 0", float(apart), MOST_TOKEN_DIFFERENCE)
-    setting.optimizers.schedule(config, step)
-    train_policy, seed = step >= config.critic_warmup_steps, context.seed("ppo", "update", step)
-    figures = update(context.roles, setting.optimizers, rollout, config, temperature, seed, train_policy, begun.turns)
+    problem, figures = rollout.problem(), {"skipped": 1.0}
+    if problem is None:
+        figures = _learn(setting, state, rollout, begun.turns)
+        problem = begun.turns.problem
     release_freed_memory()
-    if step == config.critic_warmup_steps:
-        found = figures["policy/first_ratio_error"]
-        _claim(state, "the first minibatch's probability ratio is 1", found, MOST_RATIO_ERROR)
-    if config.kl_controller == "adaptive":
-        kl = rollout.figures["objective/kl"]
-        state.kl_coef = adapt_kl_coef(state.kl_coef, kl, config.kl_target, config.kl_horizon, len(rollout.batch))
-    figures = {**rollout.figures, **figures, "response/distinct_2": distinct_n(_texts(context, rollout), 2)}
-    context.metrics.append("ppo", step + 1, **figures)
-    state.step = step + 1
+    state.step += 1
+    context.metrics.append("ppo", state.step, **figures)
+    if problem is None:
+        state.breakdowns.made()
+    else:
+        state.breakdowns.skipped(context, "ppo", state.step, problem, rollout.batch, **rollout.tensors())
     if state.step % config.evaluate_every == 0 or state.step == config.steps:
         _evaluate(context, setting.contest, state)
     return state, figures
+
+
+def _learn(setting: _Setting, state: State, rollout: Rollout, turns: Turns) -> dict[str, float]:
+    """The update of the step after `state.step`, the claims about it, and the KL weight of the next one."""
+    context, step = setting.context, state.step
+    config, temperature = context.config.ppo, context.config.sample.temperature
+    if _KL_IS_0 not in _claimed(state):
+        apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # token by token: in a sum they might cancel
+        _claim(state, _KL_IS_0, float(apart), MOST_TOKEN_DIFFERENCE)
+    setting.optimizers.schedule(config, step, state.breakdowns.rate)
+    train_policy, seed = step >= config.critic_warmup_steps, context.seed("ppo", "update", step)
+    figures = update(context.roles, setting.optimizers, rollout, config, temperature, seed, train_policy, turns)
+    if "policy/first_ratio_error" in figures and _RATIO_IS_1 not in _claimed(state):
+        _claim(state, _RATIO_IS_1, figures["policy/first_ratio_error"], MOST_RATIO_ERROR)
+    if config.kl_controller == "adaptive":
+        kl = rollout.figures["objective/kl"]
+        state.kl_coef = adapt_kl_coef(state.kl_coef, kl, config.kl_target, config.kl_horizon, len(rollout.batch))
+    return {**rollout.figures, **figures, "response/distinct_2": distinct_n(_texts(context, rollout), 2)}
 
 
 def _collect(setting: _Setting, state: State) -> Rollout:
@@ -197,6 +220,10 @@ def _collect(setting: _Setting, state: State) -> Rollout:
 
 def _texts(context: Context, rollout: Rollout) -> list[str]:
     return [context.base.decode(response.tokens) for response in rollout.responses]
+
+
+def _claimed(state: State) -> list[str]:
+    return [claim["claim"] for claim in state.claims]
 
 
 def _claim(state: State, text: str, error: float, tolerance: float) -> None:
@@ -219,8 +246,9 @@ def _evaluate(context: Context, contest: Contest, state: State) -> None:
     answers = contest.meet(context)
     release_freed_memory()
     figures = contest.figures(answers, context.config.ppo)
-    with explained("ppo", state.step, "ppo.learning_rate"):
-        check_finite("the objective on held-out prompts", figures["objective"])
+    if not math.isfinite(figures["objective"]):
+        why = f"step {state.step}: the objective on held-out prompts is {figures['objective']}"
+        raise diverged(context, "ppo", why, answers.batch, {"scores": answers.scores, "kl": answers.kl})
     context.metrics.append("ppo", state.step, **{f"eval/{name}": value for name, value in figures.items()})
     for row in contest.rows(answers, WATCHED_PROMPTS):
         context.run_dir.watched.append("ppo", state.step, **row)

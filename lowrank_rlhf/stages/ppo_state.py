@@ -1,6 +1,6 @@
 """What PPO carries from step to step, and its checkpoints: at a step's beginning, or anywhere inside one."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimize
 from lowrank_rlhf.ppo.rollout import Rollout
 from lowrank_rlhf.ppo.rollout_file import load_rollout, save_rollout
 from lowrank_rlhf.ppo.update import Optimizers, Turns
+from lowrank_rlhf.stages.breakdown import Breakdowns
 from lowrank_rlhf.stages.context import Context
 
 
@@ -26,6 +27,7 @@ class State:
     best_objective: float | None = None
     best_ends: bool = False
     claims: list[dict[str, Any]] = field(default_factory=list)
+    breakdowns: Breakdowns = field(default_factory=Breakdowns)
 
 
 @dataclass
@@ -47,14 +49,13 @@ def save(context: Context, optimizers: Optimizers, state: State, begun: Begun | 
         if begun and begun.rollout:
             save_rollout(begun.rollout, folder)
             write_json_atomic(folder / "turns.json", vars(begun.turns))
-        write_json_atomic(folder / "state.json", {"schema": 1, **vars(state)})
+        write_json_atomic(folder / "state.json", {"schema": 1, **asdict(state)})
 
     save_checkpoint(context.work("ppo"), state.step, write)
 
 
-def resume(context: Context) -> tuple[Optimizers, State, Begun]:
+def resume(context: Context, optimizers: Optimizers) -> tuple[State, Begun]:
     """From the last checkpoint, or from the beginning; rows of the logs that will be written again are dropped."""
-    optimizers = Optimizers.create(context.roles, context.config.ppo)
     state, begun = State(kl_coef=context.config.ppo.kl_coef), Begun()
     if found := latest_checkpoint(context.work("ppo")):
         folder = found[1]
@@ -66,7 +67,16 @@ def resume(context: Context) -> tuple[Optimizers, State, Begun]:
         begun = Begun(load_rollout(context.roles, folder), Turns(**(read_json(folder / "turns.json") or {})))
     for log in (context.run_dir.metrics, context.run_dir.watched):
         log.truncate("ppo", -1 if state.sft_eos_rate is None else state.step)
-    return optimizers, state, begun
+    return state, begun
+
+
+def roll_back(context: Context, optimizers: Optimizers, state: State) -> tuple[State, Begun]:
+    """From the last checkpoint, at half the rate."""
+    lowered = state.breakdowns.lowered()
+    state, begun = resume(context, optimizers)
+    state.breakdowns = lowered
+    save(context, optimizers, state, begun)
+    return state, begun
 
 
 def _read_state(path: Path) -> State:
@@ -78,4 +88,5 @@ def _read_state(path: Path) -> State:
             f"ppo: {path} has no {', '.join(missing)}: another version of this package wrote it, and PPO cannot go on "
             "from there. Go on with that version, or make the stage again: --redo ppo"
         )
-    return State(**{name: saved[name] for name in names})
+    found = {name: saved[name] for name in names}
+    return State(**found | {"breakdowns": Breakdowns(**found["breakdowns"])})
