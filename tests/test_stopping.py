@@ -14,7 +14,7 @@ import torch
 from test_ppo import make_config as make_ppo_config
 from test_ppo import rollout_of, start
 from tiny import make_roles, snapshot
-from tiny_run import make_config, write_prompts
+from tiny_run import limit_tokens, make_config, write_prompts
 
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.errors import Stopped
@@ -27,7 +27,7 @@ from lowrank_rlhf.ppo.update import Optimizers, Turns, update
 def test_an_update_broken_off_at_any_forward_goes_on_alike(tiny_base, tmp_path) -> None:
     """Rollout and turns go through their files; gradients that were half accumulated are dropped."""
     roles, config = start(make_roles(tiny_base())), make_ppo_config(epochs=2, minibatches=2)
-    object.__setattr__(roles.base, "config", roles.base.config.model_copy(update={"micro_batch_tokens": 50}))
+    limit_tokens(roles.base, 50)
     rollout = rollout_of(roles, config)
     before = {role: snapshot(roles, role) for role in Role}
     forwards, stop_at = [0], [-1]

@@ -101,7 +101,7 @@ def collect(
     sampled = time.monotonic()
     batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)
     batch = roles.with_trunk(batch)
-    cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.config.micro_batch_tokens)
+    cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.room.tokens)
     parts = [part for minibatch in cut for part in minibatch]
     policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True, parts=parts)
     reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature, parts=parts).logprobs

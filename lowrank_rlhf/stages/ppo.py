@@ -155,9 +155,15 @@ def _prompt_order(context: Context, count: int) -> list[int]:
 
 def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[str, float]]:
     """The next step; a stop inside of it is obeyed at once, and what the step has done is kept."""
-    context = setting.context
-    try:
+    context, tokens = setting.context, setting.context.base.room.tokens
+
+    def attempt() -> tuple[State, dict[str, float]]:
+        if context.base.room.tokens != tokens:
+            begun.cut_again(context.config.ppo, context.base.room.tokens)
         return _step(setting, copy.deepcopy(state), begun)
+
+    try:
+        return context.base.room.retry(attempt, max(map(len, setting.prompts)) + context.config.sample.max_new_tokens)
     except Stopped:
         ppo_state.save(context, setting.optimizers, state, begun)
         context.stop.check(

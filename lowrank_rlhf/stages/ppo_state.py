@@ -1,11 +1,13 @@
 """What PPO carries from step to step, and its checkpoints: at a step's beginning, or anywhere inside one."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from lowrank_rlhf.artifacts import latest_checkpoint, read_json, save_checkpoint, write_json_atomic
+from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.errors import StageFailed
+from lowrank_rlhf.maths.sequences import cut_minibatches
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
 from lowrank_rlhf.ppo.rollout import Rollout
@@ -36,6 +38,17 @@ class Begun:
 
     rollout: Rollout | None = None
     turns: Turns = field(default_factory=Turns)
+
+    def cut_again(self, config: PpoConfig, tokens: int) -> None:
+        """Micro-batches of so many tokens from here on.
+
+        As long as no weight has moved the rollout is made anew: the first ratio is 1 only on the same micro-batches.
+        """
+        if self.rollout and self.turns.done:
+            cut = cut_minibatches(self.rollout.batch.lengths(), config.minibatches, tokens)
+            self.rollout = replace(self.rollout, cut=cut)
+        else:
+            self.rollout = None
 
 
 def save(context: Context, optimizers: Optimizers, state: State, begun: Begun | None = None) -> None:

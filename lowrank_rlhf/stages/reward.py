@@ -132,9 +132,12 @@ def _features(context: Context, groups: Sequence[Group]) -> list[Tensor] | None:
     if latest_checkpoint(context.work("reward")):
         return None
     rows = rows_of(groups, context.base)
-    with context.progress.track("reward", len(rows), "answers read") as bar:
-        found = score_features(context.roles, Role.REWARD, rows, context.config.reward.pooling, bar.advance)
-    return split_scores(found.cpu(), groups)
+
+    def read() -> Tensor:
+        with context.progress.track("reward", len(rows), "answers read") as bar:
+            return score_features(context.roles, Role.REWARD, rows, context.config.reward.pooling, bar.advance)
+
+    return split_scores(context.base.room.retry(read, max(rows.lengths())).cpu(), groups)
 
 
 def _fit_head(context: Context, groups: Sequence[Group], features: Sequence[Tensor]) -> None:
@@ -182,7 +185,8 @@ def _advance(checkpoints: Checkpoints, done: int, groups: Sequence[Group], steps
     optimizer.param_groups[0]["lr"] = breakdowns.rate * context.config.reward.learning_rate * (1 - done / steps)
     since, problem, figures = time.monotonic(), None, {"skipped": 1.0}
     try:
-        loss, accuracy = _step(context, groups, optimizer)
+        widest = max(group.width * len(group.answers) for group in groups)  # a group is never cut
+        loss, accuracy = context.base.room.retry(lambda: _step(context, groups, optimizer), widest)
         pace = sum(group.tokens for group in groups) / (time.monotonic() - since)
         figures = {"loss": loss, "accuracy": accuracy, "tokens_per_second": pace, "skipped": 0.0}
     except NotFinite as error:
@@ -200,7 +204,7 @@ def _step(context: Context, groups: Sequence[Group], optimizer: torch.optim.Opti
     config, roles, base = context.config.reward, context.roles, context.base
     optimizer.zero_grad()
     total, right, pairs = 0.0, 0, 0
-    for part in _micro_batches(groups, base.config.micro_batch_tokens):
+    for part in _micro_batches(groups, base.room.tokens):
         rows = rows_of(part, base)
         with roles.acting_as(Role.REWARD, train=True):
             scores = split_scores(pool(roles.scores(rows), rows.response, config.pooling), part)

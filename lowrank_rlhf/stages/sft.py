@@ -75,13 +75,19 @@ def _train(context: Context) -> dict[str, Any]:
     with context.progress.track("sft", steps, "steps", done) as bar, checkpoints.saved_if_stopped(bar):
         while bar.count < steps:
             try:
-                with _trainer(checkpoints, rows, steps, bar) as trainer:
-                    trainer.train()
+                widest = max(len(row["input_ids"]) for row in rows)
+                context.base.room.retry(lambda: _go_on(checkpoints, rows, steps, bar), widest)
             except RollBack:
                 bar.advance(checkpoints.roll_back() - bar.count)
     losses = [row["loss"] for row in context.metrics.read("sft") if "loss" in row]
     tail = losses[-max(1, len(losses) // 5) :]
     return {"examples": len(rows) // config.epochs, "steps": steps, "loss": sum(tail) / max(1, len(tail))}
+
+
+def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> None:
+    """The steps that the bar leaves; called again it goes on with the step that was broken off."""
+    with _trainer(checkpoints, rows, steps, bar) as trainer:
+        trainer.train()
 
 
 def step_tokens(rows: Sequence[Row], batch_size: int) -> list[int]:
@@ -103,7 +109,7 @@ def _rows_per_pass(context: Context, rows: list[Row]) -> int:
     batch_size = context.config.sft.batch_size
     width = max(len(row["input_ids"]) for row in rows)
     fitting = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
-    return max((d for d in fitting if d * width <= context.base.config.micro_batch_tokens), default=1)
+    return max((d for d in fitting if d * width <= context.base.room.tokens), default=1)
 
 
 @contextmanager
@@ -114,6 +120,7 @@ def _trainer(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) ->
     the order given: a resumed run drops those already seen, and needs no state of a sampler.
     """
     context, optimizer, done = checkpoints.context, checkpoints.optimizer, bar.count
+    checkpoints.optimizer.zero_grad()  # what a step that was broken off had accumulated
     config, base, per_device = context.config.sft, context.base, _rows_per_pass(context, rows)
     highest = checkpoints.breakdowns.rate * config.learning_rate
     optimizer.param_groups[0].update(lr=highest, initial_lr=highest)  # what the schedule multiplies
