@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test fuzz bench
+.PHONY: help run test fuzz bench soak
 .NOTPARALLEL:
 
 help:  ## Show this list.
@@ -50,3 +50,6 @@ $(VENV)/.installed-run: requirements.txt | $(VENV)/.created
 $(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(VENV)/.created
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $(VENV)/.installed-run $@
+
+soak: $(VENV)/.installed-dev  ## 200 PPO steps on a tiny model: memory must stay constant, and the logs small.
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py

@@ -16,6 +16,7 @@ class ExitCode(IntEnum):
     CANNOT_FIT = 4  # the plan does not fit this machine
     WAITING = 5  # a stage needs people before the run can go on
     LOCKED = 6  # another process holds the run
+    NOT_FINITE = 7  # training gave NaN or infinities again after a roll-back
     STOPPED = 130  # Ctrl-C or SIGTERM; the work so far is saved
 
 
@@ -49,6 +50,12 @@ class StageFailed(UserError):
     """A stage stopped itself: the run's own checks say that going on would be worthless."""
 
     exit_code = ExitCode.FAILED
+
+
+class Diverged(UserError):
+    """Training gives NaN or infinities again and again, after a roll-back and at a lower rate too."""
+
+    exit_code = ExitCode.NOT_FINITE
 
 
 class StaleRun(UserError):

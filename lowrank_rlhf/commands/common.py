@@ -24,6 +24,7 @@ EXIT_CODES = {
     ExitCode.CANNOT_FIT: "the plan does not fit this machine",
     ExitCode.WAITING: "people must rank answers before the run can go on",
     ExitCode.LOCKED: "another process holds the run",
+    ExitCode.NOT_FINITE: "training gave NaN or infinities again after a roll-back; the batch is saved",
     ExitCode.STOPPED: "stopped by Ctrl-C or SIGTERM; the work is saved",
 }
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())

@@ -31,6 +31,7 @@ from lowrank_rlhf.models.int8 import compute_at_full_precision
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.origin import origin
 from lowrank_rlhf.models.precision import choose_dtype
+from lowrank_rlhf.models.room import Room
 from lowrank_rlhf.models.template import end_token, prompt_tokens, read_tokenizer, token_id
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Prompt
@@ -55,6 +56,11 @@ class Base:
     def pad(self) -> int:
         """A token that never occurs in a response; distinct from the end-of-turn token, or models never stop."""
         return int(self.tokenizer.pad_token_id)
+
+    @cached_property
+    def room(self) -> Room:
+        """How much of a batch goes through at once."""
+        return Room(self.config.micro_batch_tokens)
 
     @cached_property
     def eos(self) -> int:
