@@ -98,8 +98,7 @@ def test_stopping_and_going_on_ends_with_the_same_weights(uninterrupted, at, tmp
         except Stopped as stop:
             stops.append(str(stop))
     assert not events
-    # TRL logs a step after its end, so that a stop asked for in its log is seen at the end of the next one.
-    expected = ["sft is saved at step 2", "sft is saved at step 4", "reward is saved at step 2"]
+    expected = ["sft is saved at step 1", "sft is saved at step 3", "reward is saved at step 2"]
     expected += ["ppo is saved at step 1", "ppo is saved at step 3"]
     assert [words in text for words, text in zip(expected, stops, strict=True)] == [True] * 5
     assert run_dir.hashes(ADAPTERS) == whole.hashes(ADAPTERS)
@@ -169,10 +168,9 @@ def test_killed_at_the_end_of_ppo(uninterrupted, monkeypatch, tmp_path) -> None:
     assert go(config, tmp_path).hashes(ADAPTERS) == whole.hashes(ADAPTERS)
 
 
-@pytest.mark.parametrize("step", [4, 5])
-def test_a_stop_in_the_last_step_of_sft_loses_nothing(tiny_folder, at, tmp_path, step) -> None:
+def test_a_stop_in_the_last_step_of_sft_loses_nothing(tiny_folder, at, tmp_path) -> None:
     config = make_config(tiny_folder(), write_prompts(tmp_path / "prompts.jsonl"), stages=("sft",))
-    at({("sft", step): "stop"})
+    at({("sft", 5): "stop"})
     assert go(config, tmp_path).done("sft")
 
 

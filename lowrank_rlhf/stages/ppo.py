@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowrank_rlhf import faults
 from lowrank_rlhf.artifacts import latest_checkpoint, read_json, save_checkpoint, write_json_atomic
 from lowrank_rlhf.errors import StageFailed
 from lowrank_rlhf.maths.kl import adapt_kl_coef
@@ -27,6 +28,7 @@ from lowrank_rlhf.stages.breakdown import explained
 from lowrank_rlhf.stages.claims import base_unchanged, checksums, claim, others_unchanged
 from lowrank_rlhf.stages.compare import Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.reward_data import about_reward
 
 MOST_RATIO_ERROR = 1e-3
 """The same forward on the same micro-batches gives the same bits on a CPU; a GPU's kernels may round otherwise."""
@@ -87,6 +89,7 @@ def run(context: Context) -> dict[str, Any]:
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
     # A copy: killed from here on, the stage comes through this line again.
     shutil.copytree(work / "best", work / "adapters" / "policy", dirs_exist_ok=True)
+    faults.point("policy: the best one copied")
     return {
         "steps": config.steps,
         "best_step": state.best_step,
@@ -103,7 +106,7 @@ def run(context: Context) -> dict[str, Any]:
 def _load_roles(context: Context) -> RewardScale:
     """The four roles from the finished stages; refuses a reward model that is not worth optimising against."""
     roles, artifact = context.roles, context.run_dir.artifact
-    about = read_json(artifact("adapters/reward") / "reward.json") or {}
+    about = about_reward(artifact("adapters/reward"))
     if about["weak"] and not context.config.ppo.accept_weak_reward:
         raise StageFailed(
             f"ppo: {about['weak']}. PPO would only learn to please its mistakes: rank more answers, "
@@ -222,6 +225,8 @@ def _save(context: Context, folder: Path, optimizers: Optimizers, state: State) 
     save_role(context.roles, Role.CRITIC, folder / "critic")
     save_optimizer(optimizers.policy, folder / "policy-optimizer.safetensors")
     save_optimizer(optimizers.critic, folder / "critic-optimizer.safetensors")
+    if state.best_step:
+        shutil.copytree(context.work("ppo") / "best", folder / "best")
     write_json_atomic(folder / "state.json", {"schema": 1, **vars(state)})
 
 
@@ -229,7 +234,10 @@ def _read_state(path: Path) -> State:
     """What `_save` wrote. Raises `StageFailed` with what is missing: another version of this package wrote it."""
     saved = read_json(path) or {}
     names = [entry.name for entry in fields(State)]
-    if missing := [name for name in names if name not in saved]:
+    missing = [name for name in names if name not in saved]
+    if saved.get("best_step") and not (path.parent / "best").is_dir():
+        missing.append("best policy beside it")
+    if missing:
         raise StageFailed(
             f"ppo: {path} has no {', '.join(missing)}: another version of this package wrote it, and PPO cannot go on "
             "from there. Go on with that version, or make the stage again: --redo ppo"
@@ -248,6 +256,8 @@ def _resume(context: Context, work: Path) -> tuple[Optimizers, State]:
         load_optimizer(optimizers.policy, folder / "policy-optimizer.safetensors")
         load_optimizer(optimizers.critic, folder / "critic-optimizer.safetensors")
         state = _read_state(folder / "state.json")
+        if state.best_step:  # as it was then: what stands in the work folder may be later, or cut short
+            shutil.copytree(folder / "best", work / "best", dirs_exist_ok=True)
     for log in (context.run_dir.metrics, context.run_dir.watched):
         log.truncate("ppo", state.step if state.step else -1)
     return optimizers, state

@@ -193,7 +193,7 @@ class _Watcher(TrainerCallback):
         self,
         args: TrainingArguments,  # noqa: ARG002 - transformers' signature
         state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
+        control: TrainerControl,
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
@@ -204,10 +204,14 @@ class _Watcher(TrainerCallback):
                 check_finite("the loss", logs["loss"])
             self.context.metrics.append("sft", step, **figures, tokens_per_second=self.tokens_per_second)
             self.bar.advance(0, loss=logs["loss"])
+            self._save(control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         self.tokens_per_second = self.tokens[self.bar.count] / (time.monotonic() - self.since)
         self.bar.advance(1, tokens_per_second=self.tokens_per_second)
+
+    def _save(self, control: TrainerControl) -> None:
+        """After the step's row: killed between the two, the run would go on from the checkpoint without that row."""
         stopping = self.context.stop.requested
         if stopping or self.bar.count % self.context.config.sft.save_every == 0:
             checkpoints.save(self.context, "sft", self.bar.count, Role.POLICY, self.optimizer)
