@@ -144,9 +144,7 @@ def in_a_process(act: Callable[[], object], place: Path, fault: str | None) -> i
         with (place / "said.txt").open("a", encoding="utf-8") as said, redirect_stdout(said), redirect_stderr(said):
             try:
                 os.environ.pop(faults.VARIABLE, None)
-                os.environ["LOWRANK_RLHF_CACHE"] = str(
-                    place / "cache"
-                )  # a warm one would shift the points
+                os.environ["LOWRANK_RLHF_CACHE"] = str(place / "cache")  # a warm one would shift the points
                 if fault:
                     os.environ[faults.VARIABLE] = fault
                 act()
