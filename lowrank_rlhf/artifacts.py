@@ -63,7 +63,8 @@ class RunDir:
             write_json_atomic(holder, {"pid": os.getpid(), "since": now()})
             yield
         finally:
-            holder.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk become read-only: the name stays, and says nothing without the lock
+                holder.unlink(missing_ok=True)
             lock.release()
 
     def artifact(self, name: str) -> Path:
