@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test fuzz bench soak
+.PHONY: help run test fuzz bench soak faults
 .NOTPARALLEL:
 
 help:  ## Show this list.
@@ -31,6 +31,9 @@ bench: $(VENV)/.installed-run  ## Measure time and memory, also against TRL (an 
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/against_trl/compare.py
+
+faults: $(VENV)/.installed-dev  ## Kill a tiny run at 160 of its write points, go on, and compare: half an hour or so.
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py --points 160
 
 $(VENV)/.created:
 	@command -v "$(PYTHON)" >/dev/null || { \

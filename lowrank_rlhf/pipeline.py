@@ -16,7 +16,7 @@ from lowrank_rlhf.files import now
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.fetch import fetch_model, model_identity
 from lowrank_rlhf.models.shape import find_shape
-from lowrank_rlhf.planner.disk import check_room, smallest_need
+from lowrank_rlhf.planner.disk import check_room, disk_watched, smallest_need
 from lowrank_rlhf.planner.pace import stage_work
 from lowrank_rlhf.progress import Later, Progress, StopRequest, duration, forget_peak_memory, peak_memory_bytes
 from lowrank_rlhf.stages import Stage, selection
@@ -52,8 +52,8 @@ def run(
 ) -> RunDir:
     """Bring the run of that name up to its last stage, or to `until`, and return its folder.
 
-    Raises `UserError` for unknown stage names and for inputs that no stage would make, `RunLocked`, `StaleRun`, and
-    whatever a stage raises; its work is kept.
+    Raises `UserError` for unknown stage names and for inputs that no stage would make, `RunLocked`, `StaleRun`,
+    `CannotFit` where the disk refuses, and whatever a stage raises; its work is kept.
     """
     chosen = selection.up_to(until, stages_of(config))
     again = selection.built_on(selection.named(redo, stages_of(config)))
@@ -61,7 +61,7 @@ def run(
     run_dir.check_version()
     to_do = [stage for stage in chosen if stage in again or run_dir.done(stage.name) is None]
     check_room(run_dir.path, smallest_need(to_do, config, find_shape(config.model)))
-    with run_dir.lock(), StopRequest() as stop:
+    with disk_watched(run_dir.path), run_dir.lock(), StopRequest() as stop:
         run_dir.recover()
         selection.check_inputs(chosen, again, run_dir, _not_made(config))
         kept = [stage for stage in chosen if stage not in again]

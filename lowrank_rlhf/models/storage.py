@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lowrank_rlhf import faults
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.origin import as_metadata, check_origin
 from lowrank_rlhf.models.roles import Role, Roles
@@ -31,8 +35,10 @@ def save_role(roles: Roles, role: Role, folder: Path) -> None:
         config.task_type = "SEQ_CLS"
         config.modules_to_save = ["score"]
     config.save_pretrained(str(folder))
+    faults.point(f"{folder.name}: {CONFIG} written")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in roles.named_parameters(role).items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt", **as_metadata(roles.base.origin)})
+    write_tensors(weights, folder / WEIGHTS, as_metadata(roles.base.origin))
+    faults.point(f"{folder.name}: {WEIGHTS} written")
 
 
 def load_role(roles: Roles, role: Role, folder: Path) -> None:
@@ -66,6 +72,17 @@ def load_role(roles: Roles, role: Role, folder: Path) -> None:
             parameter.copy_(weights[name])
 
 
+def write_tensors(tensors: dict[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, with `about` in its header. Raises OSError where the disk refuses."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt", **(about or {})})
+    except SafetensorError as error:  # its only words for a full disk; the number is in them
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """What a safetensors file holds. Raises `UserError` where it is none."""
     try:
@@ -91,7 +108,8 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     for index, entry in optimizer.state_dict()["state"].items():
         for name, value in entry.items():
             tensors[f"{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    save_file(tensors, path)
+    write_tensors(tensors, path)
+    faults.point(f"{path.name}: written")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
@@ -103,4 +121,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     parameters = sum(len(group["params"]) for group in optimizer.param_groups)
     if state and sorted(state) != list(range(parameters)):
         raise UserError(f"{path}: holds the state of {len(state)} parameters, the optimiser has {parameters}")
+    names = set().union(*state.values())  # every parameter makes its first step with the others
+    if missing := [f"{index}.{name}" for index in state for name in sorted(names) if name not in state[index]]:
+        raise UserError(f"{path}: has no {', '.join(missing[:3])}: the optimiser cannot go on from there")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from lowrank_rlhf.artifacts import read_record, write_json_atomic
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.generation import Response
 from lowrank_rlhf.models.roles import Roles
-from lowrank_rlhf.models.storage import read_tensors
+from lowrank_rlhf.models.storage import read_tensors, write_tensors
 from lowrank_rlhf.ppo.rollout import Rollout
 
 _TENSORS, _REST = "rollout.safetensors", "rollout.json"
@@ -18,7 +16,7 @@ _BATCH = ("ids", "attention", "response")
 def save_rollout(rollout: Rollout, folder: Path) -> None:
     """Write tensors as safetensors and the rest as JSON; the states below the adapters are left out."""
     tensors = {name: getattr(rollout.batch, name) for name in _BATCH} | rollout.tensors()
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
+    write_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
     responses = [[list(response.tokens), response.finished] for response in rollout.responses]
     rest = {"schema": 1, "cut": rollout.cut, "responses": responses, "figures": rollout.figures}
     write_json_atomic(folder / _REST, rest)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowrank_rlhf import faults
 from lowrank_rlhf.artifacts import RunDir, read_record, write_json_atomic
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import CannotFit, Stopped, UserError
@@ -39,6 +40,7 @@ def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, 
         for source in sources:
             _refuse_links(source)
             shutil.copytree(source, out / source.name, copy_function=shutil.copyfile)
+            faults.point(f"export: {source.name} copied")
             _name_base_without_folders(out / source.name / "adapter_config.json")
         layers = (read_record(out / "reward" / "reward.json") or {}).get("layers")
         usage = adapters_usage(folder.name, found, config.model, layers)
@@ -79,11 +81,10 @@ def export_reward(context: Context, dtype: str, folder: Path) -> dict[str, Any]:
     from lowrank_rlhf.models.export import DTYPES, plan_reward
     from lowrank_rlhf.models.roles import Role
     from lowrank_rlhf.models.storage import load_role
+    from lowrank_rlhf.stages.reward_data import about_reward
 
     adapter = _adapter(context.run_dir, "reward")
-    about = read_record(adapter / "reward.json")
-    if about is None:
-        raise UserError(f"{adapter / 'reward.json'}: missing or cut short; make the stage again: --redo reward")
+    about = about_reward(adapter)
     _check_target(folder)
     load_role(context.roles, Role.REWARD, adapter)
     settings = {key: about[key] for key in ("pooling", "score_mean", "score_std")}
@@ -222,6 +223,7 @@ def _difference_table(measured: "Difference | None") -> Table | None:
 def _finish(run_dir: RunDir, config: Config, out: Path, exported: Exported) -> dict[str, Any]:
     """Write the card; what every summary says."""
     (out / "README.md").write_text(model_card(run_dir, config, exported), encoding="utf-8")
+    faults.point("export: card written")
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return {
         "what": exported.what,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_rlhf.artifacts import read_record
+from lowrank_rlhf import faults
 from lowrank_rlhf.errors import StageFailed, Stopped
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.text import distinct_n
@@ -29,6 +29,7 @@ from lowrank_rlhf.stages.claims import base_unchanged, checksums, claim, others_
 from lowrank_rlhf.stages.compare import Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.ppo_state import Begun, State
+from lowrank_rlhf.stages.reward_data import about_reward
 
 MOST_RATIO_ERROR = 1e-3
 """The same forward on the same micro-batches gives the same bits on a CPU; a GPU's kernels may round otherwise."""
@@ -93,6 +94,7 @@ def run(context: Context) -> dict[str, Any]:
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
     # A copy: killed from here on, the stage comes through this line again.
     shutil.copytree(work / "best", work / "adapters" / "policy", dirs_exist_ok=True)
+    faults.point("policy: the best one copied")
     return {
         "steps": config.steps,
         "best_step": state.best_step,
@@ -109,7 +111,7 @@ def run(context: Context) -> dict[str, Any]:
 def _load_roles(context: Context) -> RewardScale:
     """The four roles from the finished stages; refuses a reward model that is not worth optimising against."""
     roles, artifact = context.roles, context.run_dir.artifact
-    about = read_record(artifact("adapters/reward") / "reward.json") or {}
+    about = about_reward(artifact("adapters/reward"))
     if about["weak"] and not context.config.ppo.accept_weak_reward:
         raise StageFailed(
             f"ppo: {about['weak']}. PPO would only learn to please its mistakes: rank more answers, "

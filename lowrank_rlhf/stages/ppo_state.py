@@ -1,5 +1,6 @@
 """What PPO carries from step to step, and its checkpoints: at a step's beginning, or anywhere inside one."""
 
+import shutil
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def save(context: Context, optimizers: Optimizers, state: State, begun: Begun | 
         save_role(context.roles, Role.CRITIC, folder / "critic")
         save_optimizer(optimizers.policy, folder / "policy-optimizer.safetensors")
         save_optimizer(optimizers.critic, folder / "critic-optimizer.safetensors")
+        if state.best_step:
+            shutil.copytree(context.work("ppo") / "best", folder / "best")
         if begun and begun.rollout:
             save_rollout(begun.rollout, folder)
             write_json_atomic(folder / "turns.json", {"schema": 1, **vars(begun.turns)})
@@ -77,6 +80,8 @@ def resume(context: Context, optimizers: Optimizers) -> tuple[State, Begun]:
         load_optimizer(optimizers.policy, folder / "policy-optimizer.safetensors")
         load_optimizer(optimizers.critic, folder / "critic-optimizer.safetensors")
         state = _read_state(folder / "state.json")
+        if state.best_step:  # as it was then: what stands in the work folder may be later, or cut short
+            shutil.copytree(folder / "best", context.work("ppo") / "best", dirs_exist_ok=True)
         turns = read_record(folder / "turns.json") or {}
         turns.pop("schema", None)
         begun = Begun(load_rollout(context.roles, folder), Turns(**turns))
@@ -98,7 +103,10 @@ def _read_state(path: Path) -> State:
     """What `save` wrote. Raises `StageFailed` with what is missing: another version of this package wrote it."""
     saved = read_record(path) or {}
     names = [entry.name for entry in fields(State)]
-    if missing := [name for name in names if name not in saved]:
+    missing = [name for name in names if name not in saved]
+    if saved.get("best_step") and not (path.parent / "best").is_dir():
+        missing.append("best policy beside it")
+    if missing:
         raise StageFailed(
             f"ppo: {path} has no {', '.join(missing)}: another version of this package wrote it, and PPO cannot go on "
             "from there. Go on with that version, or make the stage again: --redo ppo"
