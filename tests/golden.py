@@ -2,7 +2,7 @@
 
 It is made once and kept, for `tests/test_golden.py` to go on from with every later version:
 
-    python tests/golden.py
+    PYTHONPATH=. python tests/golden.py
 """
 
 import os
