@@ -19,6 +19,7 @@ from lowrank_rlhf.commands import (
     label,
     plan,
     presets,
+    push,
     run,
     sweep,
 )
@@ -90,6 +91,7 @@ _COMMANDS = (
     chat.chat,
     evaluate.evaluate,
     export.export,
+    push.push,
     about.doctor,
     about.schema,
 )

@@ -306,6 +306,7 @@ def test_the_walk_finds_every_command() -> None:
         "chat",
         "evaluate",
         "export",
+        "push",
         "doctor",
         "schema",
         "dashboard",

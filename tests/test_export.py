@@ -224,6 +224,11 @@ def test_export_merged(tiny_folder, tmp_path, monkeypatch) -> None:
     other = merged_by_peft(context.roles, "nf4", context.run_dir.artifact("adapters/policy"))
     assert (logits(found) - logits(other)).abs().max() > 0.5
 
+    assert 'TEMPLATE """{{ range .Messages }}' in (folder / "Modelfile").read_text()
+    text = (folder / "README.md").read_text()
+    assert "convert_hf_to_gguf.py my-sft --outfile model.gguf --outtype bf16\n" in text
+    assert "ollama create my-model -f my-sft/Modelfile\n" in text
+
     monkeypatch.chdir(folder.parent)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         exec(usage_code(folder), {})  # noqa: S102 - the card's own lines

@@ -247,7 +247,7 @@ class TestPresets:
         assert complaint(Path("x")).startswith('no preset is called "x". There are no presets in ')
 
 
-def test_the_real_preset_folder_is_beside_the_package() -> None:
+def test_in_a_checkout_the_preset_folder_is_beside_the_package() -> None:
     import lowrank_rlhf
 
     assert loading.preset_folder() == Path(lowrank_rlhf.__file__).parents[1] / "presets"

@@ -11,9 +11,11 @@ import torch
 from conftest import bfloat16_works
 from tiny_run import make_config, make_context
 
+from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models import allocator, precision
 from lowrank_rlhf.models.precision import bfloat16_speedup, choose_dtype, cpu_flags
+from lowrank_rlhf.planner import machine
 from lowrank_rlhf.progress import Progress
 
 CPU = torch.device("cpu")
@@ -172,3 +174,17 @@ def test_elsewhere_than_on_linux_nothing_happens(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(allocator.ctypes, "CDLL", None)
     allocator.keep_freed_memory()
     allocator.release_freed_memory()
+
+
+def test_float16_is_taken_on_a_gpu_and_refused_on_a_cpu_by_run_and_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_dtype("float16", torch.device("cuda")) is torch.float16
+    with pytest.raises(UserError, match=r"model\.compute_dtype: float16 is for GPUs .*use auto, bfloat16 or float32"):
+        choose_dtype("float16", CPU)
+    config = ModelConfig(source="a/b", compute_dtype="float16")
+    monkeypatch.setattr(machine, "_gpu", lambda: (14 * 2**30, 15 * 2**30))
+    found = machine.look(config)
+    assert (found.number_format, found.device.width, found.free) == ("float16", 2, 14 * 2**30)
+    assert machine.look(config.model_copy(update={"compute_dtype": "auto"})).number_format == "bfloat16"
+    monkeypatch.setattr(machine, "_gpu", lambda: None)
+    with pytest.raises(UserError, match="float16 is for GPUs"):
+        machine.look(config)

@@ -48,8 +48,9 @@ class _Settings:
 
 
 def preset_folder() -> Path:
-    """The folder of ready-made configs, beside the package."""
-    return Path(__file__).parents[2] / "presets"
+    """The folder of ready-made configs: inside an installed package, beside it in a checkout."""
+    installed, checkout = (Path(__file__).parents[up] / "presets" for up in (1, 2))
+    return installed if installed.is_dir() else checkout
 
 
 def preset_names() -> list[str]:

@@ -12,7 +12,7 @@ from lowrank_rlhf.config.section import Count, Fraction, NonNegative, Rate, Sect
 StageName = Literal["sft", "sample", "rank", "reward", "ppo", "evaluate"]
 STAGES: tuple[StageName, ...] = ("sft", "sample", "rank", "reward", "ppo", "evaluate")
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 FormatName = Literal[
     "prompt-completion",
     "messages",
@@ -39,7 +39,8 @@ class ModelConfig(Section):
     """`nf4` stores the linear layers in 4 bits with double quantisation, `int8` in 8 bits with one scale an output;
     `none` keeps them as they are."""
     compute_dtype: Precision = "auto"
-    """Number format of the matrix products; `auto` takes the one that is faster where the run begins, and keeps it."""
+    """Number format of the matrix products; `auto` takes float32 or bfloat16, whichever is faster where the run begins,
+    and keeps it. `float16` is for GPUs without bfloat16, such as a T4."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where there is one."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0

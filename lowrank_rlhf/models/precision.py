@@ -35,12 +35,15 @@ class NoBfloat16(UserError):
 def choose_dtype(wanted: Precision, device: "torch.device") -> "torch.dtype":
     """The format that was asked for; with `auto` bfloat16 where the hardware multiplies it faster, else float32.
 
-    Raises `NoBfloat16` where bfloat16 is asked for and this CPU's own is broken.
+    Raises `NoBfloat16` where bfloat16 is asked for and this CPU's own is broken, `UserError` for float16 on a CPU.
     """
     import torch
 
     if wanted == "float32":
         return torch.float32
+    if wanted == "float16":
+        refuse_float16_without_gpu(wanted, gpu=device.type == "cuda")
+        return torch.float16
     if device.type == "cuda":
         fast = wanted == "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
@@ -53,6 +56,15 @@ def choose_dtype(wanted: Precision, device: "torch.device") -> "torch.dtype":
             "use auto or float32"
         )
     return torch.bfloat16
+
+
+def refuse_float16_without_gpu(wanted: Precision, gpu: bool) -> None:
+    """Raises `UserError` for float16 on a CPU, where it is the slowest format and its small range buys nothing."""
+    if wanted == "float16" and not gpu:
+        raise UserError(
+            "model.compute_dtype: float16 is for GPUs without bfloat16 (such as a T4), and this run would be on a CPU; "
+            "use auto, bfloat16 or float32"
+        )
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from lowrank_rlhf.config.schema import ModelConfig
-from lowrank_rlhf.models.precision import BFLOAT16_UNITS, cpu_flags
+from lowrank_rlhf.models.precision import BFLOAT16_UNITS, cpu_flags, refuse_float16_without_gpu
 from lowrank_rlhf.planner.memory import Device
 
 BFLOAT16_GAIN = 1.5
@@ -31,23 +31,25 @@ class Machine:
     total: int
     operations: float
     """Floating-point operations per second of a forward pass, roughly."""
-
-    @property
-    def number_format(self) -> str:
-        """Of the matrix products."""
-        return "bfloat16" if self.device.width == 2 else "float32"
+    number_format: str
+    """Of the matrix products."""
 
 
 def look(config: ModelConfig) -> Machine:
-    """The GPU where the config allows it and torch can use it, else this computer's memory and processor."""
+    """The GPU where the config allows it and torch can use it, else this computer's memory and processor.
+
+    Raises `UserError` for float16 without a GPU, as the run would.
+    """
     gpu = None if config.device == "cpu" else _gpu()
-    bfloat16 = config.compute_dtype == "bfloat16" or (
-        config.compute_dtype == "auto" and (gpu is not None or bool(cpu_flags() & BFLOAT16_UNITS))
-    )
-    device = Device(cuda=gpu is not None, width=2 if bfloat16 else 4)
+    refuse_float16_without_gpu(config.compute_dtype, gpu is not None)
+    number_format: str = config.compute_dtype
+    if number_format == "auto":
+        number_format = "bfloat16" if gpu or cpu_flags() & BFLOAT16_UNITS else "float32"
+    device = Device(cuda=gpu is not None, width=4 if number_format == "float32" else 2)
     if gpu:
-        return Machine(device, *gpu, CUDA_OPERATIONS)
-    return Machine(device, *_memory(), _float32_operations() * (BFLOAT16_GAIN if bfloat16 else 1))
+        return Machine(device, *gpu, CUDA_OPERATIONS, number_format)
+    operations = _float32_operations() * (BFLOAT16_GAIN if device.width == 2 else 1)
+    return Machine(device, *_memory(), operations, number_format)
 
 
 def same_machine(environment: dict[str, object]) -> bool:

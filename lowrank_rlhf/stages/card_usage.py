@@ -1,6 +1,7 @@
 """The code that a model card shows: a few lines that load the export without this package. Tests run them."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,17 @@ answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True))
 ```
 
-`generation_config.json` samples as the run did: temperature alone, no top-k or top-p."""
+`generation_config.json` samples as the run did: temperature alone, no top-k or top-p.
+
+For llama.cpp, as one GGUF file, and in 4 bits; and for Ollama, by the `Modelfile` of this folder, which samples likewise:
+
+```sh
+python llama.cpp/convert_hf_to_gguf.py {path} --outfile model.gguf --outtype {outtype}
+llama.cpp/build/bin/llama-quantize model.gguf model-Q4_K_M.gguf Q4_K_M
+ollama create my-model -f {path}/Modelfile
+```
+
+Where Ollama does not know this architecture as safetensors, put `FROM ./model.gguf` into the `Modelfile`."""
 
 _ADAPTERS = """\
 PEFT folders: {folders}. They were trained on the base quantised as below, and fit best there.
@@ -85,8 +96,9 @@ _MEAN = """states = model.base_model(ids).last_hidden_state[0, len(prompt) :]
 
 
 def merged_usage(folder: str, dtype: str) -> str:
-    """Markdown with the code that loads a merged model."""
-    return _MERGED.format(folder=json.dumps(folder), dtype=dtype)
+    """Markdown with the code that loads a merged model, and the commands that convert it."""
+    outtype = {"bfloat16": "bf16", "float16": "f16"}[dtype]
+    return _MERGED.format(folder=json.dumps(folder), path=shlex.quote(folder), dtype=dtype, outtype=outtype)
 
 
 def reward_usage(folder: str, reward: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +59,13 @@ def export_merged(context: Context, role: str, dtype: str, folder: Path) -> dict
 
     adapter = _adapter(context.run_dir, role)
     _check_target(folder)
-    roles, sampling = context.roles, context.config.sample
+    roles = context.roles
     fill_role(roles, Role.POLICY, adapter)
     plan = plan_merged(roles.base, DTYPES[dtype])
     with _export_to(folder, plan.size) as out:
         _write(context, Role.POLICY, plan, out)
-        write_generation_config(roles.base, sampling, out)
+        write_generation_config(roles.base, context.config.sample, out)
+        (out / "Modelfile").write_text(_modelfile(context), encoding="utf-8")
         measured, unmeasured = _difference(context, plan, out)
         usage, table = merged_usage(folder.name, dtype), _difference_table(measured)
         exported = Exported("merged", folder.name, usage, role, dtype, table, unmeasured)
@@ -103,6 +105,15 @@ def export_reward(context: Context, dtype: str, folder: Path) -> dict[str, Any]:
         exported = Exported("reward", folder.name, usage, None, dtype, table)
         summary = {"dtype": dtype, **settings, "layers": context.roles.head_layers, "max_score_difference": gap}
         return _finish(context.run_dir, context.config, out, exported) | summary
+
+
+def _modelfile(context: Context) -> str:
+    from lowrank_rlhf.models.ollama import modelfile
+    from lowrank_rlhf.models.template import render
+
+    base, tokenizer = context.base, context.base.tokenizer
+    eos = str(tokenizer.convert_ids_to_tokens(base.eos))
+    return modelfile(partial(render, tokenizer), tokenizer.bos_token, eos, context.config)
 
 
 def _adapter(run_dir: RunDir, name: str) -> Path:

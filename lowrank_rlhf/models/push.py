@@ -1,0 +1,105 @@
+"""An exported folder to the Hugging Face hub, or to any mirror of it. Importing this module imports no torch."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from lowrank_rlhf.errors import UserError
+
+ALLOWED = (
+    "README.md",
+    "Modelfile",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "reward.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+"""Names of the files that `export` writes. What else lies in the folder stays here."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What would be sent: names relative to the folder, and those that stay, both sorted."""
+
+    folder: Path
+    files: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of what would be sent."""
+        return sum((self.folder / name).stat().st_size for name in self.files)
+
+
+def pack_parcel(folder: Path) -> Parcel:
+    """Look at an exported folder. Raises `UserError` where it holds no weights or no card."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; `export` writes one from a run")
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    sent: list[str] = []
+    kept: list[str] = []
+    for path in paths:
+        (sent if _may_go(path, folder) else kept).append(path.relative_to(folder).as_posix())
+    if not any(name.endswith(".safetensors") for name in sent) or "README.md" not in sent:
+        raise UserError(f"{folder}: no weights (*.safetensors) with a card (README.md) there; `export` writes both")
+    return Parcel(folder, tuple(sent), tuple(kept))
+
+
+def _may_go(path: Path, folder: Path) -> bool:
+    """Named as an export's file, and really in the folder: a link may lead to anything of this machine."""
+    inside = path.resolve().is_relative_to(folder.resolve()) and not path.is_symlink()
+    return inside and any(fnmatchcase(path.name, pattern) for pattern in ALLOWED)
+
+
+def send(parcel: Parcel, repository: str, public: bool) -> str:
+    """Make the repository if it is not there, send the parcel as one commit, and return the commit's address.
+
+    The token is the hub library's own: its environment variable, or the login that it keeps. Raises `UserError` with
+    the reason, also where the repository exists and is public though `public` is false, or the other way round.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(library_name="lowrank_rlhf")
+    operations = [CommitOperationAdd(name, parcel.folder / name) for name in parcel.files]
+    try:
+        api.create_repo(repository, private=not public, exist_ok=True)
+        _check_visibility(api, repository, public)
+        return str(api.create_commit(repository, operations, commit_message="Made with lowrank_rlhf").commit_url)
+    except UserError:
+        raise
+    except Exception as error:  # whatever its HTTP library raises, which differs between versions
+        raise UserError(_refusal(repository, error)) from None
+
+
+def _check_visibility(api: Any, repository: str, public: bool) -> None:
+    private = bool(api.repo_info(repository).private)
+    if private == public:
+        there, wanted = ("private", "leave out --public") if private else ("public", "add --public if that is meant")
+        raise UserError(f"{repository}: exists already and is {there}; {wanted}, or name another. Nothing was sent")
+
+
+def _refusal(repository: str, error: Exception) -> str:
+    from huggingface_hub import constants, errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.HFValidationError):
+        return f"{repository}: no name that a hub knows; it is OWNER/NAME, of letters, digits, -, _ and ."
+    if isinstance(error, errors.LocalTokenNotFoundError) or status == 401:
+        return f"{repository}: {constants.ENDPOINT} does not know who you are; `hf auth login`, then the same command"
+    if status == 403:
+        return f"{repository}: your login may not write there; use a token with write access, or your own name as OWNER"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"{repository}: offline mode is on (HF_HUB_OFFLINE); nothing can be sent"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{repository}: {constants.ENDPOINT} did not take it ({reason}); the same command may be tried again"
