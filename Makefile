@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test bench
+.PHONY: help run test bench notebooks
 .NOTPARALLEL:
 
 help:  ## Show this list.
@@ -28,6 +28,9 @@ bench: $(VENV)/.installed-run  ## Measure time and memory, also against TRL (an 
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/against_trl/compare.py
+
+notebooks: $(VENV)/.installed-dev  ## Run the notebooks with short settings; what they show comes to build/notebooks.
+	$(BIN)/python -m notebooks.execute
 
 $(VENV)/.created:
 	@command -v "$(PYTHON)" >/dev/null || { \
