@@ -12,6 +12,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from people import a_run, tiers_as_shown
 
 from notebooks.execute import SHORT, execute
 
@@ -85,6 +86,25 @@ def test_where_nobody_types_a_simulated_annotator_ranks_and_is_named(executed, t
         tiers = [{cost[sample] for sample in tier} for tier in row["tiers"]]
         assert all(len(tier) == 1 for tier in tiers)
         assert tiers == sorted(tiers, key=min)
+
+
+def test_what_a_person_types_is_ranked_and_a_wrong_line_is_asked_again(monkeypatch, tmp_path, capsys) -> None:
+    (tmp_path / "lowrank_rlhf").symlink_to(ROOT / "lowrank_rlhf")
+    monkeypatch.chdir(tmp_path)
+    store = a_run("household", minimum=2)
+    typed = iter(["9", "2 1 = 3", "s", "3 2 1"])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    code = cells("2_your_own_data.ipynb", "code")
+    scope: dict[str, Any] = {"Path": Path, "ranked_already": False}
+    for mark in ("from notebooks.helpers import", "INTERACTIVE = True", "place_of(RUN)"):
+        (text,) = [text for text in code if mark in text]
+        exec(text, scope)  # noqa: S102 - our own cell
+    assert tiers_as_shown(store) == [[["2"], ["1", "3"]], [["3"], ["2"], ["1"]]]
+    assert {ranking.annotator for ranking in store.rankings()} == {"me"}
+    printed = capsys.readouterr().out
+    assert "there is no answer 9" in printed
+    assert "SIMULATED" not in printed
+    assert "2 prompts ranked, enough to go on (2 needed)" in printed
 
 
 def test_a_look_inside_finds_what_it_says(executed) -> None:
