@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test fuzz bench soak faults
+.PHONY: help run test fuzz bench soak faults notebooks
 .NOTPARALLEL:
 
 help:  ## Show this list.
@@ -35,6 +35,12 @@ bench: $(VENV)/.installed-run  ## Measure time and memory, also against TRL (an 
 faults: $(VENV)/.installed-dev  ## Kill a tiny run at 160 of its write points, go on, and compare: half an hour or so.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py --points 160
 
+notebooks: $(VENV)/.installed-dev  ## Run the notebooks with short settings; what they show comes to build/notebooks.
+	$(BIN)/python -m notebooks.execute
+
+soak: $(VENV)/.installed-dev  ## 200 PPO steps on a tiny model: memory must stay constant, and the logs small.
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
+
 $(VENV)/.created:
 	@command -v "$(PYTHON)" >/dev/null || { \
 	  echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name it: make run PYTHON=/path/to/python3" >&2; \
@@ -53,6 +59,3 @@ $(VENV)/.installed-run: requirements.txt | $(VENV)/.created
 $(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(VENV)/.created
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $(VENV)/.installed-run $@
-
-soak: $(VENV)/.installed-dev  ## 200 PPO steps on a tiny model: memory must stay constant, and the logs small.
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
