@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test bench
+.PHONY: help run test fuzz bench soak faults notebooks
 .NOTPARALLEL:
 
 help:  ## Show this list.
@@ -23,11 +23,23 @@ test: $(VENV)/.installed-dev  ## Install the test tools too, then ruff, mypy, im
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
+fuzz: $(VENV)/.installed-dev  ## Damage configs, data files and annotations for three minutes; what breaks a reader is kept.
+	$(BIN)/python tests/fuzz.py
+
 bench: $(VENV)/.installed-run  ## Measure time and memory, also against TRL (an environment of its own): an hour or so.
 	$(BIN)/python benchmarks/ppo_step.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/against_trl/compare.py
+
+faults: $(VENV)/.installed-dev  ## Kill a tiny run at 160 of its write points, go on, and compare: half an hour or so.
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py --points 160
+
+notebooks: $(VENV)/.installed-dev  ## Run the notebooks with short settings; what they show comes to build/notebooks.
+	$(BIN)/python -m notebooks.execute
+
+soak: $(VENV)/.installed-dev  ## 200 PPO steps on a tiny model: memory must stay constant, and the logs small.
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
 
 $(VENV)/.created:
 	@command -v "$(PYTHON)" >/dev/null || { \

@@ -17,9 +17,9 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 EQUAL_ROWS = (
-    "model.micro_batch_tokens=1536", "model.max_length=96", "sft.batch_size=16", "sft.epochs=1", "sft.examples=160",
+    "model.micro_batch_tokens=1536", "model.max_length=96", "sft.batch_size=16", "sft.epochs=1", "sft.examples=128",
     "data.held_out=32", "sample.max_new_tokens=48", "sample.prompts=32", "sample.batch_size=16", "reward.layers=null",
-    "reward.epochs=1", "ppo.batch_size=16", "ppo.steps=8", "ppo.contrastive=false", "ppo.evaluate_prompts=16",
+    "reward.epochs=1", "ppo.batch_size=16", "ppo.steps=5", "ppo.contrastive=false", "ppo.evaluate_prompts=16",
     "ppo.evaluate_every=100", "ppo.accept_weak_reward=true",
 )  # fmt: skip
 """16 rows of up to 96 tokens in one pass, in SFT as in PPO; reward model and critic have all layers."""
@@ -36,7 +36,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "nf4, sampling through the adapter": (*EQUAL_ROWS, "model.merged_rollouts=false"),
     "int8": (*EQUAL_ROWS, "model.quantization=int8"),
     "no quantisation": (*EQUAL_ROWS, "model.quantization=none"),
-    "nf4, ten times the prompts": (*EQUAL_ROWS, "sample.prompts=320", "ppo.steps=80"),
+    "nf4, ten times the prompts": (*EQUAL_ROWS, "sample.prompts=320", "ppo.steps=50"),
 }
 
 Row = dict[str, Any]

@@ -18,12 +18,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lowrank_rlhf import faults
 from lowrank_rlhf.errors import RunLocked, UserError
 from lowrank_rlhf.files import append_line, file_names, now, read_json, sha256, sync, sync_folder, write_atomic
 from lowrank_rlhf.files import write_json_atomic as write_json_atomic
 
 SCHEMA = 1
+"""Of a run's folder as a whole, in its env.json, and of each JSON file in it (decision 0014)."""
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+_MANIFEST = "manifest.json"
+_CHECKPOINTS_KEPT = 2
+"""One to go on from, and one for the day on which the disk has damaged that."""
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -42,6 +47,10 @@ class RunDir:
         write_atomic(self.path / "config.yaml", config_text)
         write_json_atomic(self.path / "env.json", _environment())
 
+    def check_version(self) -> None:
+        """Raise `UserError` for a run of a newer version of this package, whose files may mean something else."""
+        read_record(self.path / "env.json")
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run. Raises `RunLocked` if another process does; a dead one's lock is gone with it."""
@@ -56,10 +65,11 @@ class RunDir:
         except Timeout:
             raise RunLocked(_held(self.path, holder)) from None
         try:
-            write_json_atomic(holder, {"pid": os.getpid(), "since": now()})
+            write_json_atomic(holder, {"schema": SCHEMA, "pid": os.getpid(), "since": now()})
             yield
         finally:
-            holder.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk become read-only: the name stays, and says nothing without the lock
+                holder.unlink(missing_ok=True)
             lock.release()
 
     def artifact(self, name: str) -> Path:
@@ -77,8 +87,8 @@ class RunDir:
         return path
 
     def done(self, stage: str) -> dict[str, Any] | None:
-        """The stage's done-mark, if it is done."""
-        return read_json(self._mark(stage))
+        """The stage's done-mark, if it is done. Raises `UserError` for a newer version's."""
+        return read_record(self._mark(stage))
 
     def finish(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
         """Move the outputs from the work folder into the run and mark the stage done.
@@ -91,12 +101,13 @@ class RunDir:
             raise RuntimeError(f"stage {stage} did not write {', '.join(missing)} into {work}")
         for name in writes:
             sync(work / name)
+        faults.point(f"{stage}: outputs on disk")
         write_json_atomic(work / "finish.json", {"schema": SCHEMA, "writes": list(writes), "mark": mark})
         self._complete(stage, writes, mark)
 
     def recover(self) -> list[str]:
         """Complete what a killed `finish` or `discard` left half done; the stages that it finished."""
-        plans = {path.parent.name: read_json(path) for path in sorted(self.path.glob("work/*/finish.json"))}
+        plans = {path.parent.name: read_record(path) for path in sorted(self.path.glob("work/*/finish.json"))}
         for stage, plan in plans.items():
             if plan:
                 self._complete(stage, plan["writes"], plan["mark"])
@@ -106,8 +117,10 @@ class RunDir:
     def discard(self, stage: str, writes: Sequence[str]) -> None:
         """Forget the stage: its mark, its outputs, its work and its rows in the logs."""
         self._mark(stage).unlink(missing_ok=True)  # first: outputs without a mark count for nothing
+        faults.point(f"{stage}: mark removed")
         for path in (self.work_path(stage), *map(self.artifact, writes)):
             self._put_away(path)
+            faults.point(f"{stage}: {path.name} put away")
         for log in (self.metrics, self.watched):
             log.truncate(stage, -1)
         self._empty_trash()
@@ -129,10 +142,13 @@ class RunDir:
             if (work / name).exists():  # otherwise it was moved before the kill
                 self._put_away(self.artifact(name))  # a folder cannot be renamed over another
                 self.artifact(name).parent.mkdir(parents=True, exist_ok=True)
+                faults.point(f"{name}: before it moves")
                 os.replace(work / name, self.artifact(name))
+                faults.point(f"{name}: moved")
                 sync_folder(self.artifact(name).parent)
         write_json_atomic(self._mark(stage), mark)
         self._put_away(work)
+        faults.point(f"{stage}: work put away")
         self._empty_trash()
 
     def _put_away(self, path: Path) -> None:
@@ -142,6 +158,18 @@ class RunDir:
 
     def _empty_trash(self) -> None:
         shutil.rmtree(self.work_path(".trash"), ignore_errors=True)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What a run keeps in a JSON file; None if it is missing or was cut short.
+
+    Raises `UserError` for a newer version's. Those without a `schema` are of the first.
+    """
+    found = read_json(path)
+    schema = found.get("schema", SCHEMA) if found else SCHEMA
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise UserError(f"{path}: written by a newer version of lowrank_rlhf (schema {schema}); update lowrank_rlhf")
+    return found
 
 
 class StepLog:
@@ -178,32 +206,48 @@ class StepLog:
 
 
 def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder, make it `step-000050` of `folder` in one rename, and delete the older ones."""
+    """Let `write` fill a folder, make it `step-000050` of `folder` in one rename, and delete all but the last two."""
     temporary = folder / ".checkpoint"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write(temporary)
+    faults.point("checkpoint: filled")
     sync(temporary)
-    write_json_atomic(temporary / "manifest.json", {"schema": SCHEMA, "step": step, "files": _hashes(temporary)})
+    names = file_names(temporary)
+    write_json_atomic(
+        temporary / _MANIFEST,
+        {
+            "schema": SCHEMA,
+            "step": step,
+            "files": {name: sha256(temporary / name) for name in names},
+            "bytes": {name: (temporary / name).stat().st_size for name in names},
+        },
+    )
     target = folder / f"step-{step:06d}"
     if target.exists():
         shutil.rmtree(target)
     os.replace(temporary, target)
+    faults.point("checkpoint: renamed")
     sync_folder(folder)
-    for other, path in _checkpoints(folder):
-        if other < step:
-            shutil.rmtree(path)
+    for _, path in sorted(_checkpoints(folder))[:-_CHECKPOINTS_KEPT]:
+        shutil.rmtree(path)
+        faults.point("checkpoint: an older one deleted")
 
 
 def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """Step and folder of the newest whole checkpoint; damaged ones are set aside with a warning."""
+    """Step and folder of the newest whole checkpoint; damaged ones are set aside with a warning that says what is."""
     for step, path in sorted(_checkpoints(folder), reverse=True):
-        if _whole(path):
+        damage = _damage(path)
+        if not damage:
             return step, path
         aside = path.with_name(f"{path.name}.damaged")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
-        warnings.warn(f"checkpoint {path} is damaged and was set aside as {aside.name}", stacklevel=2)
+        warnings.warn(
+            f"checkpoint {path} is damaged and was set aside as {aside.name}: {'; '.join(damage)}. "
+            "The stage goes on from the one before it, or from its beginning",
+            stacklevel=2,
+        )
     return None
 
 
@@ -212,13 +256,25 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return [(int(match[1]), path) for path in paths if (match := _STEP.fullmatch(path.name))]
 
 
-def _whole(checkpoint: Path) -> bool:
-    manifest = read_json(checkpoint / "manifest.json")
-    return manifest is not None and manifest.get("files") == _hashes(checkpoint)
+def _damage(checkpoint: Path) -> list[str]:
+    """What of a checkpoint is not as it was written, file by file; nothing if it is whole."""
+    manifest = read_record(checkpoint / _MANIFEST) or {}
+    files, sizes = manifest.get("files"), manifest.get("bytes", {})  # an earlier version noted no sizes
+    if not isinstance(files, dict):
+        return [f"{_MANIFEST} is missing or cut short"]
+    return [fault for name, digest in files.items() if (fault := _fault(checkpoint / name, name, digest, sizes))]
 
 
-def _hashes(checkpoint: Path) -> dict[str, str]:
-    return {name: sha256(checkpoint / name) for name in file_names(checkpoint) if name != "manifest.json"}
+def _fault(path: Path, name: str, digest: str, sizes: dict[str, int]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != sizes.get(name, size):
+            return f"{name} is {size} bytes instead of {sizes[name]}"
+        return None if sha256(path) == digest else f"{name} has another sha256 than when it was written"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
 
 
 def _environment() -> dict[str, Any]:

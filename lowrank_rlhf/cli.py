@@ -1,7 +1,7 @@
 """The command line. The config is parsed before anything heavy is imported."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -26,6 +26,9 @@ from lowrank_rlhf.commands import (
 from lowrank_rlhf.commands.common import EPILOG
 from lowrank_rlhf.errors import UserError
 
+_LONGEST = 200
+"""So much of a file's name is shown: it may be too long for any disk."""
+
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,12 +39,23 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point: runs the command and exits with its code; a `UserError` is a message, not a traceback."""
+    """Entry point: runs the command and exits with its code; a `UserError` is a message, not a traceback.
+
+    So is a file or folder that cannot be used, wherever it is met.
+    """
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
-        sys.exit(int(error.exit_code))
+        _refuse(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(UserError(f"{str(error.filename)[:_LONGEST]}: cannot be used: {error.strerror}"))
+
+
+def _refuse(error: UserError) -> NoReturn:
+    Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
+    sys.exit(int(error.exit_code))
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,6 +1,9 @@
 """What a person can be told, and the exit code that goes with it. Anything else that escapes is a bug."""
 
+import re
 from enum import IntEnum
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class ExitCode(IntEnum):
@@ -13,19 +16,46 @@ class ExitCode(IntEnum):
     CANNOT_FIT = 4  # the plan does not fit this machine
     WAITING = 5  # a stage needs people before the run can go on
     LOCKED = 6  # another process holds the run
+    NOT_FINITE = 7  # training gave NaN or infinities again after a roll-back
     STOPPED = 130  # Ctrl-C or SIGTERM; the work so far is saved
 
 
+HALF_A_CHARACTER = "holds half a character (a lone surrogate); delete it"
+
+
 class UserError(Exception):
-    """Something a person can mend: the message says what, where and what to do; no traceback is shown."""
+    """Something a person can mend: the message says what, where and what to do; no traceback is shown.
+
+    It can always be printed, and steers no terminal: control characters and halves of characters, which JSON, YAML and
+    command lines may hold, are spelt out.
+    """
 
     exit_code = ExitCode.BAD_INPUT
+
+    def __init__(self, message: str):
+        whole = message.encode(errors="backslashreplace").decode()
+        super().__init__(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", whole))
+
+
+def is_whole(text: str) -> bool:
+    """False for text with half of a surrogate pair in it, which nothing can write, show or tokenise."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class StageFailed(UserError):
     """A stage stopped itself: the run's own checks say that going on would be worthless."""
 
     exit_code = ExitCode.FAILED
+
+
+class Diverged(UserError):
+    """Training gives NaN or infinities again and again, after a roll-back and at a lower rate too."""
+
+    exit_code = ExitCode.NOT_FINITE
 
 
 class StaleRun(UserError):

@@ -4,13 +4,17 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+from lowrank_rlhf import faults
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -57,8 +61,10 @@ def write_atomic(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.new")
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+        faults.point(f"{path.name}: temporary written")
         sync(temporary)
         os.replace(temporary, path)
+        faults.point(f"{path.name}: renamed")
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -68,19 +74,31 @@ def write_atomic(path: Path, text: str) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `target` in one step at the end of the block, and vanishes after an error.
 
-    Raises OSError where `target` is a file or holds something.
+    What a killed process left of it goes first. Raises OSError where `target` is a file or holds something.
     """
-    temporary = target.absolute().with_name(f".{target.absolute().name}.{uuid.uuid4().hex[:8]}")
+    _clear_unfinished(target.absolute())
+    temporary = target.absolute().with_name(f".{target.absolute().name}.{os.getpid()}.new")
     temporary.mkdir(parents=True)
     try:
         yield temporary
         sync(temporary)
+        faults.point(f"{target.name}: filled")
         if target.exists():
             target.rmdir()
         os.rename(temporary, target)
+        faults.point(f"{target.name}: renamed")
         sync_folder(temporary.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _clear_unfinished(target: Path) -> None:
+    """Delete the temporary folders that processes which are no more made for this target."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.new")
+    for path in target.parent.iterdir() if target.parent.is_dir() else ():
+        maker = name.fullmatch(path.name)
+        if maker and (int(maker[1]) == os.getpid() or not psutil.pid_exists(int(maker[1]))):
+            shutil.rmtree(path)
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
@@ -91,7 +109,9 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":  # a crash cut the last line short: keep it from swallowing this one
                 line = b"\n" + line
+        faults.point(f"{path.name}: before a line")
         file.write(line)
+    faults.point(f"{path.name}: line added")
 
 
 def sync(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lowrank_rlhf import stages
-from lowrank_rlhf.artifacts import RunDir, read_json, sha256, write_json_atomic
+from lowrank_rlhf.artifacts import RunDir, read_record, sha256, write_json_atomic
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
@@ -16,7 +16,7 @@ from lowrank_rlhf.files import now
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.fetch import fetch_model, model_identity
 from lowrank_rlhf.models.shape import find_shape
-from lowrank_rlhf.planner.disk import check_room, smallest_need
+from lowrank_rlhf.planner.disk import check_room, disk_watched, smallest_need
 from lowrank_rlhf.planner.pace import stage_work
 from lowrank_rlhf.progress import Later, Progress, StopRequest, duration, forget_peak_memory, peak_memory_bytes
 from lowrank_rlhf.stages import Stage, selection
@@ -53,15 +53,16 @@ def run(
 ) -> RunDir:
     """Bring the run of that name up to its last stage, or to `until`, and return its folder.
 
-    Raises `UserError` for unknown stage names and for inputs that no stage would make, `RunLocked`, `StaleRun`, and
-    whatever a stage raises; its work is kept.
+    Raises `UserError` for unknown stage names and for inputs that no stage would make, `RunLocked`, `StaleRun`,
+    `CannotFit` where the disk refuses, and whatever a stage raises; its work is kept.
     """
     chosen = selection.up_to(until, stages_of(config))
     again = selection.built_on(selection.named(redo, stages_of(config)))
     run_dir = RunDir(runs_folder / config.name)
+    run_dir.check_version()
     to_do = [stage for stage in chosen if stage in again or run_dir.done(stage.name) is None]
     check_room(run_dir.path, smallest_need(to_do, config, find_shape(config.model)))
-    with run_dir.lock(), StopRequest() as stop:
+    with disk_watched(run_dir.path), run_dir.lock(), StopRequest() as stop:
         run_dir.recover()
         selection.check_inputs(chosen, again, run_dir, _not_made(config))
         kept = [stage for stage in chosen if stage not in again]
@@ -87,7 +88,8 @@ def run(
 
 
 def plan(config: Config, run_dir: RunDir) -> list[Standing]:
-    """Where each of the config's stages stands in the run."""
+    """Where each of the config's stages stands in the run. Raises `UserError` for a run of a newer version."""
+    run_dir.check_version()
     return [_standing(stage, config, run_dir) for stage in stages_of(config)]
 
 
@@ -135,12 +137,12 @@ def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
     before, after, defaults = old["settings"], new["settings"], Config.defaults()
     lines = [
         f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
-        for key in _union(before, after)
+        for key in before | after
         if before.get(key, defaults.get(key)) != after.get(key)  # as numbers, so that 32 is 32.0
         and not (key == _MODEL_FILES and None in (before.get(key), after.get(key)))  # not known is not different
     ]
     before, after = old["inputs"], new["inputs"]
-    for name in _union(before, after):
+    for name in before | after:
         if before.get(name) != after.get(name):
             how = "is gone" if name not in after else "is new" if name not in before else "has changed"
             lines.append(f"{name} {how}")
@@ -263,7 +265,7 @@ def _begun(run_dir: RunDir, stage: Stage) -> dict[str, Any] | None:
     """
     path = _started_path(run_dir, stage)
     left = path.parent.exists() and any(file != path for file in path.parent.iterdir())
-    return read_json(path) if left else None
+    return read_record(path) if left else None
 
 
 def _started_path(run_dir: RunDir, stage: Stage) -> Path:
@@ -290,10 +292,6 @@ def _flat(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {key: value}
     return {inner: leaf for name, item in value.items() for inner, leaf in _flat(f"{key}.{name}", item).items()}
-
-
-def _union(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    return [*before, *(key for key in after if key not in before)]
 
 
 def _shown(settings: dict[str, Any], key: str) -> str:

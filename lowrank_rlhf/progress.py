@@ -162,7 +162,8 @@ class Progress:
 class StopRequest:
     """Turns the first Ctrl-C or SIGTERM into `requested`, so that work ends where it can be saved.
 
-    The second one raises KeyboardInterrupt at once. Handlers can only be set in the main thread; elsewhere this
+    The second one raises KeyboardInterrupt at once. Every forward of the model polls (`Context.roles`): what is heavier
+    than that must not go on for long. Handlers can only be set in the main thread; elsewhere this
     is a flag that anyone may set.
     """
 

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
 
+from lowrank_rlhf import faults
 from lowrank_rlhf.errors import UserError
 
 
@@ -70,7 +71,7 @@ class Ranking(Record):
     prompt_id: str
     tiers: tuple[tuple[str, ...], ...]
     annotator: str
-    seconds: float | None = None
+    seconds: FiniteFloat | None = None
     flags: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     """Sample ids in the order in which they were shown."""
@@ -122,7 +123,10 @@ R = TypeVar("R", bound=Record)
 def write_jsonl(path: Path, records: Iterable[Record]) -> None:
     """One record per line, UTF-8, replacing the file."""
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(record.model_dump_json() + "\n" for record in records)
+        for record in records:
+            file.write(record.model_dump_json() + "\n")
+        faults.point(f"{path.name}: not all written")
+    faults.point(f"{path.name}: written")
 
 
 def read_jsonl(path: Path, record: type[R]) -> Iterator[R]:

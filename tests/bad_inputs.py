@@ -25,6 +25,7 @@ class Case(NamedTuple):
     """`people`: the run `people` waits for rankings. `locked`: somebody holds the run `a`."""
     environment: dict[str, str] = {}  # noqa: RUF012
     stdin: str = ""
+    links: dict[str, str] = {}  # noqa: RUF012
 
 
 def _config(name: str, text: str | bytes, *says: str) -> Case:

@@ -47,15 +47,24 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def page_server(
-    runs: Path, *options: str, password: str | None = None, folder: Path = ROOT, port: int | None = None
+    runs: Path,
+    *options: str,
+    password: str | None = None,
+    folder: Path = ROOT,
+    port: int | None = None,
+    first: str = "",
 ) -> Iterator[tuple[str, subprocess.Popen]]:
-    """The address of a dashboard for the runs in a folder, and its process; ended afterwards."""
+    """The address of a dashboard for the runs in a folder, and its process; ended afterwards.
+
+    `first` is Python that the process runs before anything else.
+    """
     port = port or free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_ANALYTICS_ENABLED": "False"}
     environment.pop("LOWRANK_RLHF_PASSWORD", None)
     if password:
         environment["LOWRANK_RLHF_PASSWORD"] = password
-    command = [sys.executable, "-m", "lowrank_rlhf", "dashboard", "--no-browser", "--runs", str(runs)]
+    start = ["-c", f"{first}\nfrom lowrank_rlhf import cli\ncli.main()"] if first else ["-m", "lowrank_rlhf"]
+    command = [sys.executable, *start, "dashboard", "--no-browser", "--runs", str(runs)]
     log = runs.parent / f"server-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,12 @@ def bfloat16_works() -> bool:
     from lowrank_rlhf.models.precision import bfloat16_speedup
 
     return bfloat16_speedup() > 0
+
+
+@pytest.fixture(autouse=True)
+def no_collection_of_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`release_freed_memory` collects three times a PPO step, and among pytest's objects that takes longer than it."""
+    monkeypatch.setattr("lowrank_rlhf.models.allocator.gc", SimpleNamespace(collect=lambda: 0))
 
 
 @pytest.fixture(scope="session")

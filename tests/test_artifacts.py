@@ -283,15 +283,16 @@ class TestCheckpoints:
 
         save_checkpoint(folder, step, write)
 
-    def test_only_the_newest_stays(self, tmp_path: Path) -> None:
+    def test_the_last_two_stay(self, tmp_path: Path) -> None:
         assert latest_checkpoint(tmp_path / "none") is None
-        self.save(tmp_path, 50)
-        self.save(tmp_path, 100)
+        for step in (9, 50, 100):
+            self.save(tmp_path, step)
         assert latest_checkpoint(tmp_path) == (100, tmp_path / "step-000100")
-        assert [path.name for path in tmp_path.iterdir()] == ["step-000100"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000050", "step-000100"]
         manifest = json.loads((tmp_path / "step-000100" / "manifest.json").read_text())
         assert (manifest["schema"], manifest["step"]) == (1, 100)
         assert set(manifest["files"]) == {"adapter/weights", "state"}
+        assert manifest["bytes"] == {"adapter/weights": 11, "state": 9}
 
     def test_a_failed_write_leaves_the_one_before(self, tmp_path: Path) -> None:
         self.save(tmp_path, 50)
@@ -306,23 +307,46 @@ class TestCheckpoints:
         (path / "state").write_text("half")
         raise OSError("disk full")
 
-    @pytest.mark.parametrize("damage", ["flip", "lose", "cut manifest", "no manifest", "empty manifest"])
-    def test_a_damaged_one_is_set_aside_and_the_one_before_taken(self, tmp_path: Path, damage: str) -> None:
-        self.save(tmp_path / "other", 50)
+    @pytest.mark.parametrize(
+        ("damage", "told"),
+        [
+            ("flip", "state has another sha256 than when it was written"),
+            ("truncate", "state is 3 bytes instead of 9"),
+            ("lose", "adapter/weights is missing"),
+            ("both", "adapter/weights is missing; state is 0 bytes instead of 9"),
+            ("cut manifest", "manifest.json is missing or cut short"),
+            ("no manifest", "manifest.json is missing or cut short"),
+            ("empty manifest", "manifest.json is missing or cut short"),
+        ],
+    )
+    def test_a_damaged_one_is_set_aside_by_name_and_the_one_before_taken(
+        self, tmp_path: Path, damage: str, told: str
+    ) -> None:
+        self.save(tmp_path, 50)
         self.save(tmp_path, 100)
-        os.replace(tmp_path / "other" / "step-000050", tmp_path / "step-000050")
         newest = tmp_path / "step-000100"
         manifest = newest / "manifest.json"
         {
             "flip": lambda: (newest / "state").write_text("state 101"),
+            "truncate": lambda: os.truncate(newest / "state", 3),
+            "both": lambda: ((newest / "adapter" / "weights").unlink(), os.truncate(newest / "state", 0)),
             "lose": lambda: (newest / "adapter" / "weights").unlink(),
             "cut manifest": lambda: manifest.write_text(manifest.read_text()[:-20]),
             "no manifest": manifest.unlink,
             "empty manifest": lambda: manifest.write_text("{}"),
         }[damage]()
-        with pytest.warns(UserWarning, match=r"step-000100 is damaged and was set aside as step-000100\.damaged"):
+        with pytest.warns(UserWarning, match="step-000100 is damaged") as warned:
             assert latest_checkpoint(tmp_path) == (50, tmp_path / "step-000050")
+        assert f"was set aside as step-000100.damaged: {told}. The stage goes on" in str(warned[0].message)
         assert (tmp_path / "step-000100.damaged").is_dir()
+
+    def test_one_of_an_earlier_version_without_sizes_is_taken(self, tmp_path: Path) -> None:
+        self.save(tmp_path, 50)
+        path = tmp_path / "step-000050" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        del manifest["bytes"]
+        path.write_text(json.dumps(manifest))
+        assert latest_checkpoint(tmp_path) == (50, tmp_path / "step-000050")
 
     def test_saving_may_be_killed_at_any_point(self, tmp_path: Path) -> None:
         seen = set()

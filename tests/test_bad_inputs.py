@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import bad_commands
+import bad_contents
 import bad_inputs
 import pytest
 from bad_inputs import Case
@@ -16,13 +17,16 @@ from lowrank_rlhf import cli
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.errors import ExitCode
 
-CASES = [*bad_inputs.CASES, *bad_commands.CASES]
+CASES = [*bad_inputs.CASES, *bad_commands.CASES, *bad_contents.CASES]
 
 
-def lay_out(files: dict[str, str | bytes]) -> None:
+def lay_out(files: dict[str, str | bytes], links: dict[str, str]) -> None:
     for name, content in files.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+    for name, target in links.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).symlink_to(target)
 
 
 def contents() -> dict[str, bytes]:
@@ -38,7 +42,7 @@ def set_up(what: str) -> Iterator[None]:
 
 
 def test_the_corpus_is_as_large_as_it_is_meant_to_be() -> None:
-    assert len({case.name for case in CASES}) == len(CASES) >= 160
+    assert len({case.name for case in CASES}) == len(CASES) >= 224
     assert {case.code for case in CASES} == set(ExitCode) - {ExitCode.OK, ExitCode.FAILED, ExitCode.STOPPED}
     assert all(case.says or case.shows for case in CASES)
 
@@ -48,7 +52,7 @@ def test_bad_input(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     for name, value in case.environment.items():
         monkeypatch.setenv(name, value)
-    lay_out(case.files)
+    lay_out(case.files, case.links)
     with set_up(case.setup):
         before = contents()
         monkeypatch.setattr(sys, "stdin", io.StringIO(case.stdin))

@@ -42,3 +42,14 @@ def test_memory_table_compares_with_sft_of_the_same_setting() -> None:
         "| a | ppo | 3,072 | 2,048 | 1.50 | 1.50 |",
         "| b | sft | 1,024 | 2,048 | 0.50 | 1.00 |",
     ]
+
+
+def test_a_short_soak_measures_memory_and_logs(tmp_path: Path) -> None:
+    """Eight steps are too few to judge the memory; what a step logs shows in them already."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.soak import MOST_LOGGED_BYTES, soak
+
+    figures = soak(tmp_path, 8)
+    assert 100 < figures["warm_mib"] < 20_000
+    assert abs(figures["growth"]) < 0.5
+    assert 100 < figures["logged_bytes_per_step"] < MOST_LOGGED_BYTES

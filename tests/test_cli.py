@@ -242,6 +242,16 @@ def test_ctrl_c_ends_a_real_run_with_its_code_and_the_way_on() -> None:
     assert "Traceback" not in err
 
 
+def test_a_run_whose_process_was_killed_is_free_for_the_next() -> None:
+    for _ in range(2):  # the second is not refused with exit code 6
+        with subprocess.Popen(
+            [sys.executable, "-c", SLOW_STAGE], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        ) as running:
+            assert running.stdout.readline().startswith("[1/1] sft: sleep")
+            running.kill()
+        assert running.returncode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["validate", "good.yaml"], ["status", "a"], ["presets"], ["doctor"], ["schema"]]
 )

@@ -4,8 +4,10 @@ import contextlib
 import copy
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -482,6 +484,17 @@ def test_new_folder_is_whole_or_not_there(tmp_path) -> None:
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
     assert (tmp_path / "good" / "inner" / "file").read_text() == "x"
+
+
+def test_what_a_killed_process_left_of_a_new_folder_goes_and_a_living_ones_stays(tmp_path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    living = tmp_path / f".good.{os.getppid()}.new"
+    for left in (tmp_path / f".good.{dead.pid}.new", living):
+        left.mkdir()
+    with new_folder(tmp_path / "good"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, "good"]
 
 
 # --- The command

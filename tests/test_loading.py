@@ -68,6 +68,11 @@ def test_a_date_is_text(written) -> None:
     assert load_config(written("name: 2026-07-30\nmodel: {source: x}\n")).name == "2026-07-30"
 
 
+def test_an_emoji_may_be_spelt_as_json_spells_it(written) -> None:
+    text = 'name: a\nmodel: {source: x, chat_template: "\\ud83d\\ude00 \\U0001F600 \U0001f600"}\n'
+    assert load_config(written(text)).model.chat_template == "\U0001f600 \U0001f600 \U0001f600"
+
+
 def test_a_byte_order_mark_is_no_key(written) -> None:
     assert load_config(written(b"\xef\xbb\xbf" + HEAD.encode())).name == "a"
 

@@ -25,14 +25,14 @@ GEMMA = (
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 LLAMA_3 = (
-    "{% for m in messages %}{% set said = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim"
-    " + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set said = '<|begin_of_text|>' + said %}{% endif %}{{ said }}{% endfor %}"
+    "{% for m in messages %}{% set said = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim"  # noqa: E501 - a model's own
+    " + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set said = '<|begin_of_text|>' + said %}{% endif %}{{ said }}{% endfor %}"  # noqa: E501 - a model's own
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 BOS = {GEMMA: "<bos>", LLAMA_3: "<|begin_of_text|>"}
 SYSTEM_IN_QUESTION = (
     "{% for m in messages if m['role'] != 'system' %}{% if m['role'] == 'user' %}[INST] "
-    "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n{% endif %}{{ m['content'] }} [/INST]"
+    "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n{% endif %}{{ m['content'] }} [/INST]"  # noqa: E501 - a model's own
     "{% else %}{{ m['content'] }}</s>{% endif %}{% endfor %}"
 )
 CONVERSATION = [

@@ -24,14 +24,21 @@ from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.stages.work import Amounts
 
 GB = 10**9
+KNOWN_TO_BE_OFF = {
+    ("nf4, checkpointed", "reward"): 1.27,
+    ("nf4, 64 rows", "ppo"): 1.21,
+    ("no quantisation", "sft"): 0.79,
+}
+"""Of what was measured, and by how much; docs/planning.md says why as far as it is known."""
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "mistral", "phi3")
 SMOLLM = Shape(
     "llama", layers=30, hidden=576, mlp=1536, query=576, key_value=192, vocabulary=49_152, tied=True,
     file_bytes=269_060_552,
 )  # fmt: skip
 COUNTS = Amounts(
-    training=492, held_out=128, demonstrations=240, answers=1280, prompt_tokens=14, longest_prompt=18, answer_tokens=20
-)
+    training=492, held_out=128, demonstrations=240, answers=1280, prompt_tokens=14, longest_prompt=18, answer_tokens=20,
+    longest_demonstration=40,
+)  # fmt: skip
 CPU = machine.Machine(Device(cuda=False, width=2), 20 * GB, 24 * GB, 1e12, "bfloat16")
 
 
@@ -133,10 +140,15 @@ class TestMemory:
         assert need("ppo", quickstart(), SMOLLM, COUNTS, Device(False, 4)).mapped == 0  # converted, not viewed
         assert terms["adapters"] == 4 * 4 * 1_428_480
         assert terms["optimiser"] == 12 * (1_428_480 + 285_696)
-        assert terms["activations"] == 15 * 512 * (34 * 576 + 14 * 1536)
+        assert terms["activations"] == 15 * 512 * (22 * 576 + 9 * 1536)
         assert terms["logits"] == pytest.approx((14 * 256 + 8 * (512 * 20 / 34 - 256)) * 49_152)
-        sampled = 2 * 106_168_320 + 2 * 30 * 192 * 2 * 48 * (18 + 48) + 18 * 48 * 49_152
-        assert terms["gaps"] == pytest.approx(terms["activations"] + terms["logits"] + sampled)
+        assert terms["gaps"] == 330e6
+        few = need("ppo", quickstart("ppo.batch_size=4"), SMOLLM, COUNTS, Device(False, 2))
+        assert few.turns["training"][0].size == 15 * 4 * (18 + 48) * (
+            22 * 576 + 9 * 1536
+        )  # no more rows than there are
+        on_a_card = need("ppo", quickstart(), SMOLLM, COUNTS, Device(True, 2))
+        assert on_a_card.gaps == pytest.approx(0.2 * (terms["activations"] + terms["logits"]))
 
     def test_every_term_of_sampling_by_hand(self) -> None:
         terms = self.terms("sample")
@@ -147,33 +159,37 @@ class TestMemory:
         assert self.terms("sample", width=4)["merged copy"] == 4 * 106_168_320
 
     def test_checkpointing_keeps_the_inputs_of_layers_only(self) -> None:
-        layer = 34 * 576 + 14 * 1536
+        layer, tokens = 22 * 576 + 9 * 1536, 8 * 40  # 16 rows of 40 would not fit into 512
         terms = self.terms("sft", "model.gradient_checkpointing=true")
-        assert terms["activations"] == 512 * (15 * 576 * 2 + 2 * layer)
+        assert terms["activations"] == tokens * (15 * 576 * 2 + 2 * layer)
+        assert terms["logits"] == 44 * tokens * 32_768
+
+    def test_a_pass_holds_whole_groups_of_answers(self) -> None:
+        trained = ("reward.epochs=1", "reward.layers=null", "reward.batch_size=1")
+        layers = 15 * (22 * 576 + 9 * 1536)
+        assert self.terms("reward", *trained)["activations"] == layers * 4 * (18 + 48)
+        assert self.terms("reward", *trained, "model.micro_batch_tokens=64")["activations"] == layers * 4 * (18 + 48)
 
     def test_a_stage_without_a_model_needs_nothing(self) -> None:
         assert need("rank", quickstart(), SMOLLM, COUNTS, Device(False, 2)) is None
 
-    # Deltas over what was resident before, on a two-core Xeon with AMX (docs/planning.md): right within a fifth.
-    @pytest.mark.parametrize(
-        ("stage", "overrides", "width", "measured"),
-        [
-            ("ppo", [], 2, 496e6),
-            ("ppo", ["model.micro_batch_tokens=1024"], 2, 913e6),
-            ("ppo", ["model.micro_batch_tokens=1024"], 4, 1177e6),
-            ("sample", ["sample.batch_size=128"], 2, 621e6),
-            ("sample", ["sample.batch_size=128"], 4, 970e6),
-            ("sample", ["sample.batch_size=32"], 2, 374e6),
-        ],
-    )
-    def test_against_what_was_measured(self, stage: str, overrides: list[str], width: int, measured: float) -> None:
-        counts = replace(COUNTS, prompt_tokens=16, longest_prompt=16, answer_tokens=48)
-        found = need(stage, quickstart(*overrides), SMOLLM, counts, Device(False, width))
-        passing = found.turns[found.largest]
-        if stage == "ppo":
-            passing = passing[-2:]  # one training step in a fresh heap: no sampling, no gaps
-        told = sum(term.size for term in passing) * (1 if stage == "ppo" else 1.2)
-        assert told == pytest.approx(measured, rel=0.2)
+    def test_against_what_was_measured(self) -> None:
+        """Peaks of whole stages of the real model (docs/performance/memory.json), told within 15 %."""
+        from benchmarks.memory import SETTINGS
+
+        counts = replace(
+            COUNTS, training=588, held_out=32, demonstrations=128, answers=128, prompt_tokens=17.3, longest_prompt=21,
+            answer_tokens=17, longest_demonstration=41,
+        )  # fmt: skip
+        rows = json.loads((Path(__file__).parent.parent / "docs/performance/memory.json").read_text())
+        off = {}
+        for row in rows:
+            config = load_config(Path("quickstart"), list(SETTINGS[row["setting"]]))
+            width = 4 if config.model.compute_dtype == "float32" else 2
+            found = need(row["stage"], config, SMOLLM, counts, Device(False, width))
+            off[row["setting"], row["stage"]] = row["measured"] / (found.peak + found.mapped)
+        assert len({setting for setting, _ in off}) >= 7
+        assert {key: round(ratio, 2) for key, ratio in off.items() if not 0.85 < ratio < 1.15} == KNOWN_TO_BE_OFF
 
 
 @pytest.mark.usefixtures("here")
@@ -217,16 +233,17 @@ class TestCommand:
 
     def test_memory_that_is_too_small(self, command, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(forecast, "look", lambda _: replace(CPU, free=1 * 10**8))
-        code, out, _ = command("plan", "tiny.yaml", "model.micro_batch_tokens=100000", "model.max_length=2000")
+        code, out, _ = command("plan", "tiny.yaml", "model.micro_batch_tokens=1000000", "ppo.batch_size=40000")
         assert code == 4
         assert "does not fit" in out
         first = out.split("What would help:\n")[1].splitlines()[0]
-        assert first.startswith("  model.micro_batch_tokens=50000")
+        assert first.startswith("  lora.last_layers=1")
         assert "instead of" in first
+        assert "  model.micro_batch_tokens=500000" in out
         assert "None of it is enough" in out
 
     def test_a_help_that_suffices_says_so_and_is_true(self, command, monkeypatch) -> None:
-        arguments = ("tiny.yaml", "model.micro_batch_tokens=100000", "model.max_length=2000")
+        arguments = ("tiny.yaml", "model.micro_batch_tokens=1000000", "ppo.batch_size=40000")
         told = json.loads(command("plan", *arguments, "--json")[1])
         enough = told["helps"][0]
         monkeypatch.setattr(forecast, "look", lambda _: replace(CPU, free=enough["needed_bytes"] + 1))

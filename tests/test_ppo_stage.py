@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from lowrank_rlhf.errors import StageFailed, Stopped
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors, save_role
 from lowrank_rlhf.ppo.rollout import Rollout
-from lowrank_rlhf.stages import ppo
+from lowrank_rlhf.ppo.update import Optimizers
+from lowrank_rlhf.stages import ppo, ppo_state
 from lowrank_rlhf.stages.compare import Answers, Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.ppo_state import State
 
 KL_IS_0 = "KL(policy || SFT) is 0 at step 0"
 RATIO_IS_1 = "the first minibatch's probability ratio is 1"
@@ -176,8 +178,9 @@ def script(
     meet = Contest.meet
 
     def look(contest: Contest, context: Context) -> Answers:
+        answers = meet(contest, context)  # one that a stop breaks off does not count
         seen[sorted(objectives)[len(seen)]] = snapshot(context.roles, Role.POLICY)
-        return meet(contest, context)
+        return answers
 
     def figures(*_: Any) -> dict[str, float]:
         step = list(seen)[-1]
@@ -236,7 +239,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) 
     """As one from before `best_ends` and `sft_eos_rate` were kept; a piece that is unknown here does no harm."""
     context = make(ppo__steps=1)
     ppo.run(context)
-    state = {"schema": 1, **vars(ppo.State(step=1)), "unknown": 2}
+    state = {"schema": 1, **asdict(State(step=1)), "unknown": 2}
     for missing in ([], ["sft_eos_rate", "best_ends"]):
 
         def write(folder: Path, missing: list[str] = missing) -> None:
@@ -248,7 +251,8 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) 
 
         save_checkpoint(context.work("ppo"), 1, write)
         if not missing:
-            assert ppo._resume(context, context.work("ppo"))[1] == ppo.State(step=1)
+            optimizers = Optimizers.create(context.roles, context.config.ppo)
+            assert ppo_state.resume(context, optimizers)[0] == State(step=1)
     rows = list(context.metrics.read("ppo"))
     with pytest.raises(StageFailed) as caught:
         ppo.run(context)
@@ -261,16 +265,17 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) 
 def test_the_best_so_far_survives_a_stop(make, monkeypatch) -> None:
     context = make(ppo__evaluate_every=1)
     seen = script(monkeypatch, {0: 0.0, 1: 0.1, 2: 0.5, 3: 0.3, 4: 0.4})
-    append = context.metrics.append
+    append, steps = context.metrics.append, []
 
     def append_and_stop(stage: str, step: int, **figures: float) -> None:
         append(stage, step, **figures)
-        context.stop.requested = step == 3
+        steps.append(step)
+        context.stop.requested = step == 3 and steps.count(3) == 1
 
     monkeypatch.setattr(context.metrics, "append", append_and_stop)
     with pytest.raises(Stopped):
         ppo.run(context)
-    saved = json.loads((context.work("ppo") / "step-000003" / "state.json").read_text())
+    saved = json.loads((context.work("ppo") / "step-000002" / "state.json").read_text())  # stopped as 3 was evaluated
     assert (saved["best_step"], saved["best_objective"]) == (2, 0.5)
     context.stop.requested = False
     assert ppo.run(context)["best_step"] == 2

@@ -16,6 +16,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models import allocator, precision
 from lowrank_rlhf.models.precision import bfloat16_speedup, choose_dtype, cpu_flags
 from lowrank_rlhf.planner import machine
+from lowrank_rlhf.progress import Progress
 
 CPU = torch.device("cpu")
 
@@ -63,7 +64,7 @@ def test_what_auto_chose_stays_with_the_run(tiny_folder, tmp_path: Path, monkeyp
         monkeypatch.setattr(precision, "bfloat16_speedup", lambda speedup=speedup: speedup)
         assert make_context(config, tmp_path).base.compute_dtype is torch.float32
     kept = tmp_path / "tiny" / "precision.json"
-    assert json.loads(kept.read_text()) == {"schema": 1, "compute_dtype": "float32"}
+    assert json.loads(kept.read_text()) == {"schema": 1, "compute_dtype": "float32", "threads": 1}
     for nothing in ("{}", '{"compute_dtype": "float16"}', "cut sho"):
         kept.write_text(nothing)
         assert make_context(config, tmp_path).base.compute_dtype is torch.float32
@@ -86,6 +87,24 @@ def test_a_run_in_bfloat16_stays_so_and_is_refused_where_that_cannot_be(
     if works:
         monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.5)
         assert make_context(config, tmp_path).base.compute_dtype is torch.bfloat16
+
+
+def test_a_run_that_goes_on_with_other_threads_says_so(tiny_folder, tmp_path: Path, capsys) -> None:
+    """They add in another order, so that the last bits differ (model.threads itself cannot change: it is a setting)."""
+    config = make_config(tiny_folder(), model__threads=0)
+    kept, before = tmp_path / "tiny" / "precision.json", torch.get_num_threads()
+    try:
+        for threads, said in ((2, ""), (2, ""), (1, "began on 2 CPU threads"), (1, "began on 2 CPU threads")):
+            torch.set_num_threads(threads)
+            context = make_context(config, tmp_path)
+            context.progress = Progress()
+            assert context.base.compute_dtype is torch.float32
+            out = capsys.readouterr().out
+            assert ("NOTE" in out, said in out) == (bool(said), True)
+            assert ("OMP_NUM_THREADS=2" in out) == bool(said)
+            assert json.loads(kept.read_text())["threads"] == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("offered", [True, False])

@@ -60,6 +60,7 @@ def longest(config: Config) -> Amounts:
     return Amounts(
         training=4000, held_out=config.data.held_out, demonstrations=4000, answers=16_000,
         prompt_tokens=prompt, longest_prompt=prompt, answer_tokens=answer,
+        longest_demonstration=config.model.max_length,
     )  # fmt: skip
 
 

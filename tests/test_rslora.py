@@ -61,7 +61,7 @@ def test_a_saved_adapter_does_the_same_on_plain_peft_and_fits_no_run_without_it(
     with roles.acting_as(Role.POLICY):
         torch.testing.assert_close(roles.peft(input_ids=TOKENS).logits, theirs, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"does not fit this run's section lora: use_rslora is True, not False"):
-        load_role(roles_of(LORA, tiny_base, monkeypatch), Role.POLICY, tmp_path)
+        load_role(roles_of(LORA, tiny_base, monkeypatch, "none"), Role.POLICY, tmp_path)
 
 
 @pytest.mark.parametrize("role", Role)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lowrank_rlhf.data import sources
 from lowrank_rlhf.data.comparisons import load_comparisons
 from lowrank_rlhf.data.hub import HubSource, parse_source
 from lowrank_rlhf.data.loading import load
@@ -116,6 +117,24 @@ def test_bad_files(tmp_path: Path, name: str, number: int) -> None:
         assert parts[name] in message
     else:
         assert message == f"FILE{expected}"
+
+
+def test_a_gzip_file_is_not_unpacked_beyond_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MOST_UNPACKED", 2 * 2**20)
+    path = tmp_path / "bomb.jsonl.gz"
+    row = b'{"prompt": "Hi"}\n'
+    path.write_bytes(gzip.compress(row + b" " * (2 * 2**20 - len(row))))
+    assert len(read_rows(path)) == 1
+    path.write_bytes(gzip.compress(b" " * (2 * 2**20 + 1)))
+    assert failure(path) == "FILE: holds more than 2 MiB; unpack it yourself, or split it"
+
+
+def test_a_cell_that_is_not_text_spoils_a_parquet_file_without_a_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"prompt": ["Why do cats purr?"]})
+    pyarrow.parquet.write_table(table, path, compression="none", use_dictionary=False)
+    path.write_bytes(path.read_bytes().replace(b"Why do", b"Wh\xff do"))
+    assert failure(path).startswith("FILE: cannot be read as Parquet (")
 
 
 def test_columns_of_parquet_that_are_empty_say_nothing(tmp_path: Path) -> None:

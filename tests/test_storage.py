@@ -13,7 +13,14 @@ from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+from lowrank_rlhf.models.storage import (
+    load_optimizer,
+    load_role,
+    read_tensors,
+    save_optimizer,
+    save_role,
+    write_tensors,
+)
 
 CHOICES = [("none", "llama"), ("nf4", "llama"), *(("none", name) for name in ARCHITECTURES if name != "llama")]
 everywhere = pytest.mark.parametrize(("quantization", "architecture"), CHOICES)
@@ -164,6 +171,19 @@ def test_another_optimisers_state_is_refused(tmp_path) -> None:
     save_optimizer(stepped(2, 3), path)
     with pytest.raises(UserError, match="holds the state of 2 parameters, the optimiser has 3"):
         load_optimizer(stepped(2, 3, 4), path)
+
+
+def test_a_missing_piece_of_an_optimiser_is_named(tmp_path) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    optimizer = torch.optim.Adam(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    path = tmp_path / "optimizer.safetensors"
+    save_optimizer(optimizer, path)
+    write_tensors({name: tensor for name, tensor in read_tensors(path).items() if name != "1.exp_avg_sq"}, path)
+    with pytest.raises(UserError, match=r"optimizer\.safetensors: has no 1\.exp_avg_sq: the optimiser cannot go on"):
+        load_optimizer(optimizer, path)
 
 
 def test_a_refused_adapter_leaves_no_trace(tiny_base, tmp_path) -> None:

@@ -4,17 +4,19 @@ import json
 from dataclasses import replace
 
 import pytest
-from tiny_run import make_config, make_context
+from tiny_run import make_config, make_context, write_prompts
 
 from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.models.shape import Shape
-from lowrank_rlhf.stages.work import Amounts, amounts, seconds_to_go, work
+from lowrank_rlhf.models.tokenizer import local_tokenizer
+from lowrank_rlhf.stages.work import Amounts, amounts, rows_per_pass, seconds_to_go, work
 
 # 2 x 4 x (4 + 2) + 3 x 4 x 8 = 144 weights a layer; 2 x 10 x 4 = 80 operations to project a token.
 SHAPE = Shape("llama", layers=2, hidden=4, mlp=8, query=4, key_value=2, vocabulary=10, tied=True)
 COUNTS = Amounts(
-    training=10, held_out=5, demonstrations=20, answers=30, prompt_tokens=6, longest_prompt=9, answer_tokens=4
-)
+    training=10, held_out=5, demonstrations=20, answers=30, prompt_tokens=6, longest_prompt=9, answer_tokens=4,
+    longest_demonstration=14,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -92,12 +94,31 @@ class TestAmounts:
         )
         assert amounts(config, make_context(config, tmp_path).run_dir, RunData(config)).answers == 6
 
+    def test_a_tokenizer_tells_lengths_better_than_bytes_do(self, tiny_folder, tmp_path) -> None:
+        config = make_config(tiny_folder(), write_prompts(tmp_path / "prompts.jsonl", 6), sft__examples=2)
+        context = make_context(config, tmp_path)
+        run_dir, data = context.run_dir, RunData(config)
+        counts = amounts(config, run_dir, data, local_tokenizer(config.model))
+        shown = data.prompts.demonstrations
+        prompts = [len(context.base.encode_prompt(prompt)) for prompt in data.prompts.training]
+        answers = [len(context.base.encode_response(row.response)) for row in shown]
+        whole = [len(context.base.encode_prompt(row.prompt)) + n for row, n in zip(shown[:2], answers, strict=False)]
+        assert counts.longest_prompt == max(prompts)
+        assert counts.answer_tokens == min(6, sum(answers) / len(answers))
+        assert counts.longest_demonstration == max(whole)
+        assert amounts(config, run_dir, data).longest_demonstration != max(whole)
+
     def test_no_token_beyond_the_limits(self, tmp_path) -> None:
         config = make_config(tmp_path, sample__max_new_tokens=6, model__max_length=16)
         counts = amounts(config, make_context(config, tmp_path).run_dir, RunData(config))
         assert counts.answer_tokens == 6
         assert counts.longest_prompt <= 10
         assert replace(counts, answer_tokens=1).tokens == counts.prompt_tokens + 1
+
+
+@pytest.mark.parametrize(("width", "rows"), [(10, 12), (14, 6), (25, 4), (40, 3), (60, 2), (61, 1), (500, 1)])
+def test_rows_of_a_pass_divide_the_batch_and_fit(width: int, rows: int) -> None:
+    assert rows_per_pass(12, width, 120) == rows
 
 
 def test_seconds_to_go() -> None:

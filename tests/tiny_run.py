@@ -86,7 +86,7 @@ def make_context(config: Config, runs: Path) -> Context:
 
 def limit_tokens(base: Base, tokens: int) -> None:
     """Another `model.micro_batch_tokens` for a base that is loaded already."""
-    object.__setattr__(base, "config", base.config.model_copy(update={"micro_batch_tokens": tokens}))
+    base.room.tokens = tokens
 
 
 def write_prompts(path: Path, count: int = 20) -> Path:

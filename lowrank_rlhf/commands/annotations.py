@@ -1,5 +1,6 @@
 """`annotations`: people's rankings as files, and where a run keeps them."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 def _folder(run: str, runs: Path) -> Path:
     known = [
-        path for path in (runs / run, Path(run)) if any((path / name).is_file() for name in ("config.yaml", STORE))
+        path for path in (runs / run, Path(run)) if any(os.path.isfile(path / name) for name in ("config.yaml", STORE))
     ]
     return known[0] if known else run_folder(run, runs)
 

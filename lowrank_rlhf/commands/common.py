@@ -1,5 +1,6 @@
 """What the commands share: arguments with one meaning everywhere, printing, and finding a run."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,7 @@ EXIT_CODES = {
     ExitCode.CANNOT_FIT: "the plan does not fit this machine",
     ExitCode.WAITING: "people must rank answers before the run can go on",
     ExitCode.LOCKED: "another process holds the run",
+    ExitCode.NOT_FINITE: "training gave NaN or infinities again after a roll-back; the batch is saved",
     ExitCode.STOPPED: "stopped by Ctrl-C or SIGTERM; the work is saved",
 }
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
@@ -56,9 +58,13 @@ def checked_config(config: str, overrides: Sequence[str] | None, runs: Path | No
 
 
 def run_folder(run: str, runs: Path) -> Path:
-    """The folder of the run of that name, or the folder itself. Raises `UserError` with the runs that exist."""
+    """The folder of the run of that name, or the folder itself.
+
+    Raises `UserError` with the runs that exist, and for one of a newer version.
+    """
     for folder in (runs / run, Path(run)):
-        if (folder / "config.yaml").is_file():
+        if os.path.isfile(folder / "config.yaml"):
+            RunDir(folder).check_version()
             return folder
     names = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
     listing = f"The runs are: {', '.join(names)}." if names else "There are none yet."

@@ -1,8 +1,10 @@
 """YAML and command line to `Config`, with every mistake reported at once and where it stands; and back to YAML."""
 
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +16,13 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from lowrank_rlhf.config.checking import Check, find_problems
 from lowrank_rlhf.config.messages import Key, dotted, section_fields, suggestion
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import HALF_A_CHARACTER, UserError, is_whole
 
 _TAG = "tag:yaml.org,2002:"
 _CONVERTED = (f"{_TAG}null", f"{_TAG}bool", f"{_TAG}int", f"{_TAG}float")
 _TEXT = (f"{_TAG}str", f"{_TAG}timestamp")  # a date is text here: no setting is one
 _PLAIN = (f"{_TAG}seq", f"{_TAG}map")
+_MOST_BYTES = 2**20
 _DEEPEST = 5  # no setting is nested more than three deep
 
 
@@ -75,7 +78,7 @@ def load_config(
     wrong, with their defaults in their place.
     Raises `UserError` with one line per mistake, each beginning with `file:line:column` or the override.
     """
-    if path.name == str(path) and not path.suffix and not path.is_file():
+    if path.name == str(path) and not path.suffix and not os.path.isfile(path):
         path = preset_path(path.name)
     return parse_config(_read_text(path), str(path), overrides, check)
 
@@ -140,10 +143,14 @@ def _read(text: str, name: str) -> _Settings:
 
 
 def _read_text(path: Path) -> str:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path}: is a folder, not a YAML file")
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise UserError(f"{path}: is longer than a MiB; a config has some lines of YAML")
+        return content.decode()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -203,6 +210,9 @@ def _mapping(
             inside = f" in {dotted(key)}" if key else ""
             settings.problems.append((place, f"a key{inside} must be text, not {_source(name_node)}"))
             continue
+        if not is_whole(name_node.value):
+            settings.problems.append((place, f"a key {HALF_A_CHARACTER}"))
+            continue
         inner = (*key, name_node.value)
         if name_node.value in values:
             first = settings.places[inner].line
@@ -220,8 +230,9 @@ def _source(node: Node) -> str:
 
 def _scalar(node: Node, key: Key, settings: _Settings) -> Any:
     if node.tag in _TEXT:
-        return node.value
-    problem = f"the tag {node.tag} is not allowed"
+        with suppress(UnicodeDecodeError):  # JSON, which is YAML, spells an emoji as two halves of a character
+            return str(node.value).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    problem = HALF_A_CHARACTER if node.tag in _TEXT else f"the tag {node.tag} is not allowed"
     if node.tag in _CONVERTED:
         try:
             value = YAML(typ="safe", pure=True).constructor.construct_object(node)

@@ -43,7 +43,7 @@ class ModelConfig(Section):
     and keeps it. `float16` is for GPUs without bfloat16, such as a T4."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where there is one."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads; 0 leaves PyTorch's choice."""
     chat_template: str | None = None
     """A Jinja chat template that replaces the model's own."""
@@ -65,8 +65,8 @@ class LoraConfig(Section):
     alpha: Annotated[float, Field(gt=0)] = 32
     """The update is scaled by alpha / rank."""
     use_rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead, so that the step does not shrink with the rank (Kalajdzievski 2023): for large
-    ranks."""
+    """Scale by alpha / sqrt(rank) instead, so that the step does not shrink with the rank (Kalajdzievski 2023): for
+    large ranks."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Which linear layers get an adapter."""
     last_layers: Count | None = None
@@ -216,8 +216,8 @@ class Config(Section):
     stages: tuple[StageName, ...] = STAGES
     """The stages to run, in their fixed order."""
     tracking: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """Send the figures of `metrics.jsonl` to a tracker as well: a package that you install, with an account of yours where it
-    wants one. TensorBoard's files lie in the run's folder."""
+    """Send the figures of `metrics.jsonl` to a tracker as well: a package that you install, with an account of yours
+    where it wants one. TensorBoard's files lie in the run's folder."""
     model: ModelConfig
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()

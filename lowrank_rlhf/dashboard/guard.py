@@ -25,6 +25,7 @@ SESSION_SECONDS = 12 * 3600
 MOST_BYTES = 64 * 2**20
 """Of one request's body: an upload of annotations is the largest."""
 COOKIE = "lowrank-session"
+_LONGEST_FORM = 4096
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _OPEN = (
     "/assets/", "/static/", "/svelte/", "/runs/", "/gradio_api/heartbeat/", "/gradio_api/file=/",
@@ -110,6 +111,8 @@ class Guard:
         async def guarded(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
+                if taken > MOST_BYTES:  # FastAPI made a plain 400 of it
+                    raise _TooLarge
                 started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
@@ -151,9 +154,12 @@ class Password:
         return RedirectResponse("/login", 303) if path == "/" else PlainTextResponse("Log in first.\n", 401)
 
     async def _try(self, request: Request) -> Response:
-        if int(request.headers.get("content-length", "0")) > 4096:
-            return PlainTextResponse("Too large.\n", 413)
-        given = parse_qs((await request.body()).decode(errors="replace")).get("password", [""])[0]
+        form = b""
+        async for piece in request.stream():  # whatever Content-Length says: nobody has given a password yet
+            form += piece
+            if len(form) > _LONGEST_FORM:
+                return PlainTextResponse("Too large.\n", 413)
+        given = parse_qs(form.decode(errors="replace")).get("password", [""])[0]
         async with self._trying:  # one attempt at a time, and a second for each wrong one
             if not hmac.compare_digest(given.encode(), self.password.encode()):
                 await asyncio.sleep(1)

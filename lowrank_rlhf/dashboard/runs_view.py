@@ -166,9 +166,10 @@ def _new_run(page: Page, refresh: Any, inputs: list[Any], shown: list[Any]) -> N
     for field in (source, name):
         field.change(_check, [source, name, page.language], [verdict, start], trigger_mode="always_last", **QUIET)
     plan.click(plan_it, [source, name, preset, page.language], [planned, start, agreed], **EVENT)
-    start.click(start_it, [source, name, preset, page.language, agreed], [page.run, planned, start, agreed], **EVENT).then(
-        refresh, inputs, shown, **QUIET
+    began = start.click(
+        start_it, [source, name, preset, page.language, agreed], [page.run, planned, start, agreed], **EVENT
     )
+    began.then(refresh, inputs, shown, **QUIET)
 
 
 def _preset(name: str | None) -> tuple[str, str, Any]:

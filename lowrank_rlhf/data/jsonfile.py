@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from lowrank_rlhf.data.rows import EXAMPLE, BadRow, Row, make_row
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import UserError, is_whole
 
 
 def json_rows(content: bytes, name: str) -> list[Row | BadRow]:
@@ -53,5 +53,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the key "{twice}" stands there twice')
+        raise ValueError(f"the key {json.dumps(twice, ensure_ascii=not is_whole(twice))} stands there twice")
     return made

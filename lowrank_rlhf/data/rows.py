@@ -3,7 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import HALF_A_CHARACTER, UserError, is_whole
 
 EXAMPLE = '{"prompt": "..."}'
 
@@ -27,6 +27,8 @@ def make_row(number: int, where: str, value: object) -> Row | BadRow:
     """A row from what was parsed there; NaN, pandas' sign for a missing cell, becomes None."""
     if not isinstance(value, dict):
         return BadRow(number, f"{where}: {kind(value)} instead of an object like {EXAMPLE}")
+    if not all(map(is_whole, map(str, value))):
+        return BadRow(number, f"{where}: a key {HALF_A_CHARACTER}")
     return Row(number, where, {str(key): None if item != item else item for key, item in value.items()})
 
 
@@ -44,10 +46,8 @@ def any_text_field(row: Row, name: str, value: object) -> str:
     """`value` if it is text, even an empty one."""
     if not isinstance(value, str):
         raise UserError(f"{row.where}: {name} must be a string, not {kind(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON may spell half of a surrogate pair, which nothing can write or tokenise
-        raise UserError(f"{row.where}: {name} holds half a character (a lone surrogate); delete it") from None
+    if not is_whole(value):
+        raise UserError(f"{row.where}: {name} {HALF_A_CHARACTER}")
     return value
 
 

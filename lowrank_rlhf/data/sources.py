@@ -1,6 +1,8 @@
 """From what a person names to rows: a local file of any kind that is read here, or a data set of the hub."""
 
 import gzip
+import io
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,8 @@ from lowrank_rlhf.data.rows import BadRow, Row
 from lowrank_rlhf.data.tables import csv_rows, parquet_rows
 from lowrank_rlhf.errors import UserError
 
+MOST_UNPACKED = 2**30
+"""Bytes; a few kilobytes of gzip can hold more than any memory."""
 Reader = Callable[[bytes, str], list[Row | BadRow]]
 
 READERS: dict[str, Reader] = {
@@ -51,9 +55,10 @@ def check_source(source: str) -> None:
     path = Path(source)
     if source.startswith(SCHEME):
         return
-    if path.is_dir():
+    # Of os.path, for Path's own raise OSError for a name that is too long and for a folder that may not be entered.
+    if os.path.isdir(path):
         raise UserError(f"{path}: this is a folder; name a file in it")
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{path}: there is no such file; relative paths start at {Path.cwd()}")
 
 
@@ -66,6 +71,10 @@ def _content(path: Path) -> bytes:
     if not content.startswith(b"\x1f\x8b"):
         return content
     try:
-        return gzip.decompress(content)
+        with gzip.open(io.BytesIO(content)) as packed:
+            content = packed.read(MOST_UNPACKED + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: the gzip file is damaged or cut short ({error})") from None
+    if len(content) > MOST_UNPACKED:
+        raise UserError(f"{path}: holds more than {MOST_UNPACKED >> 20:,} MiB; unpack it yourself, or split it")
+    return content

@@ -47,10 +47,10 @@ def parquet_rows(content: bytes, name: str) -> list[Row | BadRow]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
-    except (pyarrow.ArrowException, OSError) as error:
+        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # damage may show in a cell alone
         raise UserError(f"{name}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
-    return without_empty_columns(numbered(table.to_pylist(), name))
+    return without_empty_columns(numbered(rows, name))
 
 
 def numbered(values: Sequence[dict[str, Any]], name: str) -> list[Row | BadRow]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.files import read_json
+from lowrank_rlhf.models.origin import check_origin
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import CONFIG, WEIGHTS, read_tensors
 
@@ -63,13 +64,16 @@ def fill_role(roles: Roles, role: Role, folder: Path | None) -> None:
     """Give the role the adapter in a PEFT folder; None is the bare base: a fresh adapter that changes nothing.
 
     Rank, alpha and layers are the folder's own and may differ from the run's: the role's slot is made anew, the other
-    roles keep theirs. Raises `UserError`, with all roles as they were, where the adapter cannot serve on this base.
+    roles keep theirs. Raises `UserError`, with all roles as they were, where the adapter cannot serve on this base, or
+    says that it was trained on another.
     """
     if folder is None:
         roles.reset(role, torch.Generator().manual_seed(0))
         return
     shape = plain_shape(folder, role)
-    weights = read_tensors(_weights_file(folder))
+    path = _weights_file(folder)
+    weights = read_tensors(path)
+    check_origin(path, roles.base.origin)
     _check(folder, _expected(roles, role, shape, folder), weights)
     roles.make_anew(role, shape)
     with torch.no_grad():

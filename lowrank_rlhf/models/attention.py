@@ -60,10 +60,10 @@ def attention(
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query (B, H, T, d), key and value (B, H / G, S, d), mask (B, 1, T, S), None if causal.
 
-    Returns (B, T, H, d). Long sequences, single tokens and dropout go to `sdpa`.
+    Returns (B, T, H, d). Long sequences and dropout go to `sdpa`.
     """
     (rows, heads, tokens, size), (_, key_heads, length, _) = query.shape, key.shape
-    if tokens == 1 or length > LONGEST or dropout:
+    if length > LONGEST or dropout:
         found: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest
         )

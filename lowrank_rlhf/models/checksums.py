@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def file_checksum(path: Path, progress: Progress | None = None) -> str:
 def folder_checksum(folder: Path, progress: Progress | None = None) -> str:
     """sha256 over names and checksums of the files that transformers reads; a README or a licence may change."""
     files = sorted(path for path in folder.iterdir() if path.suffix in _READ_BY_TRANSFORMERS and path.is_file())
+    return files_checksum(files, progress)
+
+
+def files_checksum(files: Iterable[Path], progress: Progress | None = None) -> str:
+    """sha256 over names and checksums of files, in their order."""
     listing = "".join(f"{path.name}\0{file_checksum(path, progress)}\n" for path in files)
     return hashlib.sha256(listing.encode()).hexdigest()
 

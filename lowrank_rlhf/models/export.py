@@ -14,11 +14,10 @@ import psutil
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
+from lowrank_rlhf import faults
 from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.masking import pool
@@ -28,6 +27,7 @@ from lowrank_rlhf.models.generation import Response
 from lowrank_rlhf.models.logprobs import CHUNK, vocabulary_logits
 from lowrank_rlhf.models.merging import merged_weight
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.storage import write_tensors
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_BYTES = 2 * 2**30
@@ -95,10 +95,8 @@ def write_model(roles: Roles, role: Role, plan: Plan, folder: Path, on_tensor: C
         for name in names:
             shard[name] = _weight(roles, role, name, plan.tensors[name])
             on_tensor()
-        try:
-            save_file(shard, folder / file, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, most likely
-            raise UserError(f"{folder / file}: cannot be written: {error}") from None
+        write_tensors(shard, folder / file)
+        faults.point(f"{file}: written")
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

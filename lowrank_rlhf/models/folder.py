@@ -76,7 +76,10 @@ def _weight_files(folder: Path, where: str) -> list[str]:
         shards = (read_json(folder / INDEX) or {}).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise UserError(f"{where}: {folder / INDEX} is damaged; fetch the model again")
-        return sorted(set(map(str, shards.values())))
+        names = sorted(set(map(str, shards.values())))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise UserError(f"{where}: {folder / INDEX} names {outside[0]}, which is not in the folder; fetch it again")
+        return names
     if not (folder / WEIGHTS).is_file():
         pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         if pickled:
@@ -94,6 +97,9 @@ def _check_weights(folder: Path, name: str, where: str) -> None:
         with safe_open(folder / name, framework="numpy"):
             pass  # opening compares the header with the file's size
     except FileNotFoundError:
-        raise UserError(f"{where}: no {name} in {folder}; fetch the model again") from None
+        raise UserError(
+            f"{where}: no {name} in {folder}; fetch the model again, or take one whose weights are in safetensors: "
+            "pickles (.bin), which can run code when they are read, are never fetched"
+        ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{where}: {folder / name} is damaged or cut short ({error}); fetch the model again") from None

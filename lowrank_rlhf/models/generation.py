@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from lowrank_rlhf.models.cache import growing_cache
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.room import ran_out
 
 DROP_BELOW = 0.75
 """Finished rows leave the cache when no more than this share goes on: dropping copies the whole cache."""
@@ -54,15 +56,25 @@ def sample_answers(
     the other prompts change it beyond rounding. `on_batch(answers, tokens_per_second=...)` hears of each batch.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    per_batch = max(1, batch_size // answers_per_prompt)
+    room, start = roles.base.room, 0
     generator = torch.Generator().manual_seed(seed)
     uniforms = torch.rand(len(prompts), answers_per_prompt, max_new_tokens, generator=generator)
     answers: list[list[Response]] = [[] for _ in prompts]
     with generating_as(roles, role):
-        for start in range(0, len(order), per_batch):
-            chosen = order[start : start + per_batch]
-            since = time.monotonic()
-            responses = _decode(roles, [prompts[i] for i in chosen], uniforms[chosen], temperature)
+        while start < len(order):
+            most = min(batch_size, room.rows or batch_size)
+            chosen = order[start : start + max(1, most // answers_per_prompt)]
+            since, why = time.monotonic(), ""
+            try:
+                responses = _decode(roles, [prompts[i] for i in chosen], uniforms[chosen], temperature)
+            except (MemoryError, RuntimeError) as error:
+                if not ran_out(error):
+                    raise
+                why = str(error).partition("\n")[0] or type(error).__name__
+            if why:  # outside of `except`, whose traceback holds the tensors
+                room.halve_rows(len(chosen), why, answers_per_prompt)
+                continue
+            start += len(chosen)
             for place, index in enumerate(chosen):
                 answers[index] = responses[place * answers_per_prompt : (place + 1) * answers_per_prompt]
             if on_batch:
@@ -116,7 +128,7 @@ def _draws(
     base = roles.base
     ids, attention = _left_padded(prompts, base.pad)
     ids, attention = ids.to(base.device), attention.to(base.device)
-    cache = DynamicCache(config=base.model.config)
+    cache = growing_cache(base.model.config)
     positions = (attention.cumsum(-1) - 1).clamp(min=0)
     states = _step(base.model, ids, attention, positions, cache)
     repeats = uniforms.shape[1]

@@ -50,7 +50,7 @@ class _Irregular(ValueError):
 def modelfile(render: Render, bos: str | None, eos: str, config: Config) -> str:
     """The text of a `Modelfile` for the folder it lies in.
 
-    Without a TEMPLATE where the chat template cannot be put into Go's language: Ollama then looks for one that it knows.
+    Without a TEMPLATE where the chat template cannot be put into Go's language: Ollama then looks for one it knows.
     `bos` is left out of it, for Ollama's tokenizer writes it.
     """
     template = _go_template(render, bos or "")

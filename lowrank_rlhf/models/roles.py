@@ -127,8 +127,11 @@ class Roles:
         """
         if not self.first_adapted:
             return batch
+        return self.base.room.retry(lambda: self._with_trunk(batch), max(batch.lengths()))
+
+    def _with_trunk(self, batch: Sequences) -> Sequences:
         trunk = torch.zeros(0)
-        for index in micro_batches(batch.lengths(), self.base.config.micro_batch_tokens):
+        for index in micro_batches(batch.lengths(), self.base.room.tokens):
             rows = batch.rows(index)
             states = trunk_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
             if not len(trunk):

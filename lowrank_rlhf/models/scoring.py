@@ -45,9 +45,12 @@ def _forward(
     function: Callable[[Sequences], tuple[Tensor, ...]],
     parts: Sequence[list[int]] | None = None,
 ) -> list[Tensor]:
+    if parts is None:
+        widest, room = max(batch.lengths()), roles.base.room
+        return room.retry(lambda: _forward(roles, role, batch, function, _parts(roles, batch)), widest)
     outputs: list[Tensor] = []
     with roles.acting_as(role):
-        for index in parts or micro_batches(batch.lengths(), roles.base.config.micro_batch_tokens):
+        for index in parts:
             rows = batch.rows(index)
             found = function(rows)
             if not outputs:
@@ -57,11 +60,15 @@ def _forward(
     return outputs
 
 
+def _parts(roles: Roles, batch: Sequences) -> list[list[int]]:
+    return micro_batches(batch.lengths(), roles.base.room.tokens)
+
+
 def score_features(roles: Roles, role: Role, batch: Sequences, pooling: str, on_rows: Callable[[int], None]) -> Tensor:
     """The pooled last hidden states that the role's head would read: (B, h) float32."""
     features = torch.zeros(len(batch), roles.heads[role].in_features, device=batch.ids.device)
     with roles.acting_as(role):
-        for index in micro_batches(batch.lengths(), roles.base.config.micro_batch_tokens):
+        for index in _parts(roles, batch):
             rows = batch.rows(index)
             features[torch.as_tensor(index, device=features.device)] = pool(
                 roles.hidden(rows).float(), rows.response, pooling

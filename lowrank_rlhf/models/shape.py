@@ -102,7 +102,7 @@ def _folder_shape(folder: Path) -> Shape | None:
     outer = read_json(folder / "config.json") or {}
     about = {**outer, **(outer.get("text_config") or {})}
     needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    if not all(type(about.get(name)) is int for name in needed):
+    if not all(type(about.get(name)) is int and about[name] > 0 for name in needed):
         return None
     heads = about["num_attention_heads"]
     width = about.get("head_dim") or about["hidden_size"] // heads

@@ -1,8 +1,13 @@
 """One step of an optimiser, made only where the loss and its gradient are finite."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from lowrank_rlhf.errors import CannotFit
+from lowrank_rlhf.models.room import ran_out
 
 
 class NotFinite(ArithmeticError):
@@ -15,6 +20,23 @@ def check_finite(what: str, value: float) -> None:
         raise NotFinite(f"{what} is {value}")
 
 
+@contextmanager
+def whole_step() -> Iterator[None]:
+    """Around an optimiser's step, which cannot be tried again: out of memory in it some weights may have moved.
+
+    Raises `CannotFit` then.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise CannotFit(
+            f"out of memory in the optimiser's step ({error}). Lower lora.rank or lora.last_layers; the same command "
+            "goes on from the last checkpoint"
+        ) from None
+
+
 def clipped_step(optimizer: torch.optim.Optimizer, whose: str, loss: float, max_norm: float) -> float:
     """Clip the gradients of all its parameters together to that norm, step, and return the norm before clipping.
 
@@ -24,5 +46,6 @@ def clipped_step(optimizer: torch.optim.Optimizer, whose: str, loss: float, max_
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
     check_finite(f"the {whose}'s loss", loss)
     check_finite(f"the {whose}'s gradient norm", norm)
-    optimizer.step()
+    with whole_step():
+        optimizer.step()
     return norm

@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lowrank_rlhf import faults
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.origin import as_metadata, check_origin
 from lowrank_rlhf.models.roles import Role, Roles
 
 WEIGHTS = "adapter_model.safetensors"
@@ -18,7 +23,7 @@ CONFIG = "adapter_config.json"
 
 
 def save_role(roles: Roles, role: Role, folder: Path) -> None:
-    """Write the role as a PEFT folder that loads on the plain base without this package.
+    """Write the role as a PEFT folder that loads on the plain base without this package, and says what it learnt on.
 
     Roles with a head become sequence classifiers with one label, whose `score` layer is the head.
     """
@@ -30,16 +35,22 @@ def save_role(roles: Roles, role: Role, folder: Path) -> None:
         config.task_type = "SEQ_CLS"
         config.modules_to_save = ["score"]
     config.save_pretrained(str(folder))
+    faults.point(f"{folder.name}: {CONFIG} written")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in roles.named_parameters(role).items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(weights, folder / WEIGHTS, as_metadata(roles.base.origin))
+    faults.point(f"{folder.name}: {WEIGHTS} written")
 
 
 def load_role(roles: Roles, role: Role, folder: Path) -> None:
-    """Read a PEFT folder into the role. Raises `UserError` naming what is missing, unexpected or of another shape."""
+    """Read a PEFT folder into the role.
+
+    Raises `UserError` naming what is missing, unexpected or of another shape, or that it was trained on another base.
+    """
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"{folder}: no {WEIGHTS} there; an adapter is a folder that PEFT wrote, in safetensors")
     weights = read_tensors(path)
+    check_origin(path, roles.base.origin)
     added = role not in roles.present
     roles.prepare(role)
     expected = roles.named_parameters(role)
@@ -59,6 +70,17 @@ def load_role(roles: Roles, role: Role, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in expected.items():
             parameter.copy_(weights[name])
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, with `about` in its header. Raises OSError where the disk refuses."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt", **(about or {})})
+    except SafetensorError as error:  # its only words for a full disk; the number is in them
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -86,7 +108,8 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     for index, entry in optimizer.state_dict()["state"].items():
         for name, value in entry.items():
             tensors[f"{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    save_file(tensors, path)
+    write_tensors(tensors, path)
+    faults.point(f"{path.name}: written")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
@@ -98,4 +121,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     parameters = sum(len(group["params"]) for group in optimizer.param_groups)
     if state and sorted(state) != list(range(parameters)):
         raise UserError(f"{path}: holds the state of {len(state)} parameters, the optimiser has {parameters}")
+    names = set().union(*state.values())  # every parameter makes its first step with the others
+    if missing := [f"{index}.{name}" for index in state for name in sorted(names) if name not in state[index]]:
+        raise UserError(f"{path}: has no {', '.join(missing[:3])}: the optimiser cannot go on from there")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

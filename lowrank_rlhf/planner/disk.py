@@ -1,7 +1,10 @@
 """What a run writes, and whether the file system of its folder can take it."""
 
+import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +17,11 @@ from lowrank_rlhf.stages.work import Amounts
 
 SMALL_FILES = 20 * 10**6
 """Logs, figures and the report of a run."""
+_REFUSALS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on that disk"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "let this user write there"),
+    errno.EIO: "see to that disk, which may be breaking",
+}
 _ROW = {"samples.jsonl": 150, "answers.jsonl": 150, "scores.jsonl": 80, "rankings.jsonl": 50, "comparisons.jsonl": 100,
         "prompts.jsonl": 30}  # fmt: skip
 """Bytes per answer, beside its text."""
@@ -47,6 +55,20 @@ def check_room(folder: Path, needed: float) -> None:
         )
 
 
+@contextmanager
+def disk_watched(run: Path) -> Iterator[None]:
+    """Around the work on a run: where the disk refuses, `CannotFit` says at which file, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        raise CannotFit(
+            f"{error.filename or run}: {error.strerror}. The run stopped, and what it had saved in {run} is as it was: "
+            f"{_REFUSALS[error.errno]}, then the same command goes on from there"
+        ) from None
+
+
 def output_size(name: str, config: Config, shape: Shape, counts: Amounts) -> float | None:
     """Bytes of one of a stage's outputs, about; None where nothing tells."""
     if name.startswith("adapters/"):
@@ -63,11 +85,14 @@ def output_size(name: str, config: Config, shape: Shape, counts: Amounts) -> flo
 
 
 def working_size(stage: Stage, config: Config, shape: Shape) -> float:
-    """Bytes of a stage's checkpoints: adapters with Adam's two moments; while one replaces the other there are two."""
+    """Bytes of a stage's checkpoints: adapters with Adam's two moments; two are kept while a third is written.
+
+    Beside them stands PPO's best policy, which each of its checkpoints holds too.
+    """
     policy, headed = shape.adapter(config.lora), shape.adapter(config.lora, config.reward.layers)
     trained = {"sft": policy, "reward": headed, "ppo": policy + headed}.get(stage.name, 0)
     best = 4 * policy if stage.name == "ppo" else 0
-    return 2 * 12 * trained + best
+    return 3 * (12 * trained + best) + best
 
 
 def smallest_need(stages: list[Stage], config: Config, shape: Shape | None) -> float:

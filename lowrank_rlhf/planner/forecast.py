@@ -10,6 +10,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.files import file_names
 from lowrank_rlhf.models.shape import Shape, find_shape
+from lowrank_rlhf.models.tokenizer import local_tokenizer
 from lowrank_rlhf.planner import disk
 from lowrank_rlhf.planner.machine import Machine, look
 from lowrank_rlhf.planner.memory import Need, need
@@ -80,7 +81,7 @@ def forecast(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[Stage
     shape, machine, data = find_shape(config.model), look(config.model), RunData(config)
     if any(stage.name in left and "model" in stage.settings for stage in stages):
         check_lengths(data, config)
-    counts = amounts(config, run_dir, data)
+    counts = amounts(config, run_dir, data, local_tokenizer(config.model))
     pace = find_pace(run_dir, runs)
     told = [_stage(stage, config, run_dir, shape, counts, machine, pace.span) for stage in stages]
     waiting = [entry for entry in told if entry.stage.name in left]

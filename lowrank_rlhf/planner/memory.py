@@ -3,21 +3,24 @@
 The formulas are those of FACTS 7 in docs/planning.md, the constants were measured there; so was how far off they are.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.models.shape import NF4_BITS, Shape
-from lowrank_rlhf.stages.work import Amounts
+from lowrank_rlhf.stages.work import Amounts, rows_per_pass
 
-LIBRARIES = 470 * 10**6
+LIBRARIES = 550 * 10**6
 """Python with torch, transformers, peft and bitsandbytes, loaded and used once on a CPU."""
 TRAINER = 100 * 10**6
 """What importing TRL and datasets adds."""
 CUDA_CONTEXT = 700 * 2**20
 GAPS = 0.2
-"""Idle memory between blocks in use, as a share of what passes: the heap is never packed perfectly."""
-GAPS_OF_PPO = 1.0
-"""The same where sampling and training take turns in one heap on a CPU: it grows over the first dozen of steps."""
+"""Idle memory between blocks in use on a GPU, as a share of what passes; nowhere measured yet."""
+HEAP = 140 * 10**6
+"""The same on a CPU, where it hardly grows with what passes: for sampling and reading."""
+HEAP_OF_TRAINING = 330 * 10**6
+"""And for a stage that trains."""
 CHUNK = 256
 """Tokens whose logits exist at once (models/logprobs.py)."""
 TRL_COLUMNS = 32_768
@@ -44,7 +47,8 @@ class Need:
     stage: str
     stays: tuple[Term, ...]
     turns: Turns
-    gaps: float = GAPS
+    gaps: float = 0.0
+    """Bytes that lie idle between blocks in use."""
     mapped: float = 0.0
     """Bytes of the weights file that stay mapped while there is room; the system takes them back when it needs to."""
 
@@ -56,16 +60,12 @@ class Need:
     @property
     def peak(self) -> float:
         """Bytes at the worst moment, without what the system can take back."""
-        return _total(self.stays) + (1 + self.gaps) * _total(self.turns[self.largest])
+        return _total(self.terms())
 
     def terms(self) -> list[Term]:
         """Those whose sum is the peak."""
-        turn = self.turns[self.largest]
-        return [
-            *self.stays,
-            *turn,
-            Term("gaps", self.gaps * _total(turn), f"{self.gaps:.0%} of what passes ({self.largest})"),
-        ]
+        gaps = Term("gaps", self.gaps, f"idle between what passes ({self.largest})")
+        return [*self.stays, *self.turns[self.largest], gaps]
 
 
 @dataclass(frozen=True)
@@ -91,39 +91,48 @@ def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Devi
     ]
     if trained:
         stays.append(Term("optimiser", 12 * trained, f"gradient and Adam of {trained:,} weights, 12 bytes each"))
-    gaps = GAPS_OF_PPO if stage == "ppo" and not device.cuda else GAPS
+    gaps: float = HEAP_OF_TRAINING if trained else HEAP
+    if device.cuda:
+        gaps = GAPS * max(map(_total, turns.values()))
     return Need(stage, tuple(stays), turns, gaps, _mapped(config, shape, device))
 
 
 def _turns(stage: str, config: Config, shape: Shape, counts: Amounts, width: int) -> Turns:
     """What a stage does one after another, each with the memory that is free again afterwards."""
-    sampling, below = config.sample, shape.first_adapted(config.lora)
+    sampling, below, most = config.sample, shape.first_adapted(config.lora), config.model.micro_batch_tokens
     heads = config.reward.layers or shape.layers
     row = min(config.model.max_length, counts.longest_prompt + sampling.max_new_tokens)
     if config.rank.source == "dataset" and stage == "reward":
         row = config.model.max_length
-    tokens = max(row, config.model.micro_batch_tokens)
+
+    def passed(rows: int, together: int = 1) -> float:
+        """Tokens of one pass over so many rows, of which some cannot be parted."""
+        return max(together * row, min(most, rows * row))
 
     def sampled(rows: int) -> tuple[Term, ...]:
         return _sampling(config, shape, min(rows, sampling.batch_size), row, width)
 
     if stage == "sft" and config.sft.source == "train":
-        whole = Term("logits", 20 * tokens * min(shape.vocabulary, TRL_COLUMNS), f"TRL's, of {tokens:.0f} tokens")
+        longest = counts.longest_demonstration
+        tokens = rows_per_pass(config.sft.batch_size, longest, most) * longest
+        whole = Term("logits", 44 * tokens * min(shape.vocabulary, TRL_COLUMNS), f"TRL's, of {tokens:.0f} tokens")
         return {"training": (_activations(config, shape, below, shape.layers, tokens, width), whole)}
     if stage == "sample":
         return {"sampling": sampled(counts.answers)}
     if stage == "reward":
-        together = max(tokens, row * sampling.answers_per_prompt) if config.rank.source != "dataset" else tokens
-        turns: Turns = {"reading": (_reading(shape, tokens, width),)}
+        together = 1 if config.rank.source == "dataset" else sampling.answers_per_prompt
+        turns: Turns = {"reading": (_reading(shape, passed(counts.answers), width),)}
         if config.reward.epochs:
-            turns["training"] = (_activations(config, shape, below, heads, together, width),)
+            tokens = passed(config.reward.batch_size * together, together)
+            turns["training"] = (_activations(config, shape, below, heads, tokens, width),)
         return turns
     if stage == "ppo":
+        tokens = passed(config.ppo.batch_size // config.ppo.minibatches)
         trained = _activations(config, shape, below, shape.layers, tokens, width)
         logits = _logits(shape, tokens * counts.answer_tokens / counts.tokens)
-        # Neither fits into the gaps that the other leaves, so both count (measured, docs/planning.md).
-        return {"sampling and training": (*sampled(config.ppo.batch_size), trained, logits)}
+        return {"sampling": sampled(config.ppo.batch_size), "training": (trained, logits)}
     if stage == "evaluate":
+        tokens = passed(counts.held_out)
         read = (_reading(shape, tokens, width), _logits(shape, tokens))
         return {"sampling": sampled(counts.held_out), "reading": read}
     return {}
@@ -162,7 +171,7 @@ def _mapped(config: Config, shape: Shape, device: Device) -> float:
 
 def _activations(config: Config, shape: Shape, first: int, last: int, tokens: float, width: int) -> Term:
     """What a forward keeps for its backward, of the layers with adapters."""
-    layer = (34 * shape.hidden + 14 * shape.mlp) * (1.0 if width == 2 else 1.5)
+    layer = (22 * shape.hidden + 9 * shape.mlp) * (1.0 if width == 2 else 1.5)
     count = last - first
     if config.model.gradient_checkpointing:
         kept = count * shape.hidden * width + 2 * layer
@@ -191,5 +200,5 @@ def _sampling(config: Config, shape: Shape, rows: int, length: float, width: int
     return (Term("merged copy", shape.linear_weights * width, "the policy's weights in the compute format"), *terms)
 
 
-def _total(terms: tuple[Term, ...]) -> float:
+def _total(terms: Sequence[Term]) -> float:
     return sum(term.size for term in terms)

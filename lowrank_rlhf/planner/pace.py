@@ -81,12 +81,13 @@ def _taken(run_dir: RunDir) -> dict[str, tuple[float, float]]:
     if not same_machine(read_json(run_dir.path / "env.json") or {}):
         return {}
     try:
+        run_dir.check_version()
         config = load_config(run_dir.path / "config.yaml")
         shape = find_shape(config.model)
         operations = stage_work(config, run_dir, shape, RunData(config)) if shape else {}
+        marks = {name: mark for name, amount in operations.items() if amount and (mark := run_dir.done(name))}
     except UserError:  # made by another version, or its data is gone
         return {}
-    marks = {name: mark for name, amount in operations.items() if amount and (mark := run_dir.done(name))}
     own = {name: mark for name, mark in marks.items() if "taken_from" not in mark}
     return {name: (float(mark["seconds"]), operations[name]) for name, mark in own.items()}
 

@@ -46,6 +46,16 @@ class Rollout:
     """(B,), nats per response: sum of log policy - log reference over its tokens."""
     figures: dict[str, float]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What was read and worked out about the batch, by the fields' names."""
+        names = ("scores", "logprobs", "ref_logprobs", "values", "advantages", "returns", "kl")
+        return {name: getattr(self, name) for name in names}
+
+    def problem(self) -> str | None:
+        """Which of the tensors is the first with a NaN or an infinity, in words."""
+        wrong = (name for name, tensor in self.tensors().items() if not tensor.isfinite().all())
+        return next((f"the rollout's {name} are not all finite" for name in wrong), None)
+
     def rows(self, index: Sequence[int]) -> "RolloutRows":
         """What the losses need of those rows, cut to their longest."""
         batch = self.batch.rows(index)
@@ -91,7 +101,7 @@ def collect(
     sampled = time.monotonic()
     batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)
     batch = roles.with_trunk(batch)
-    cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.config.micro_batch_tokens)
+    cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.room.tokens)
     parts = [part for minibatch in cut for part in minibatch]
     policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True, parts=parts)
     reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature, parts=parts).logprobs

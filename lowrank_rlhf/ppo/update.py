@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from lowrank_rlhf.maths.kl import k3
 from lowrank_rlhf.maths.losses import policy_losses, value_losses
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.stepping import clipped_step
+from lowrank_rlhf.models.stepping import NotFinite, clipped_step
 from lowrank_rlhf.ppo.rollout import Rollout, values_before_tokens
 
 
@@ -31,11 +31,36 @@ class Optimizers:
             torch.optim.Adam(roles.parameters(Role.CRITIC), lr=config.critic_learning_rate, eps=config.adam_epsilon),
         )
 
-    def schedule(self, config: PpoConfig, step: int) -> None:
-        """Set the rates of this step: a linear warm-up times a linear decay that ends at 0 after the last step."""
-        share = min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 - step / config.steps)
+    def schedule(self, config: PpoConfig, step: int, rate: float = 1.0) -> None:
+        """Set the rates of this step: a linear warm-up times a linear decay that ends at 0 after the last step.
+
+        `rate` is the share of the configured rates that is used.
+        """
+        share = rate * min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 - step / config.steps)
         self.policy.param_groups[0]["lr"] = config.learning_rate * share
         self.critic.param_groups[0]["lr"] = config.critic_learning_rate * share
+
+
+@dataclass
+class Turns:
+    """How far an update has come. A turn is one optimiser step, of the policy or of the critic."""
+
+    done: int = 0
+    figures: dict[str, list[float]] = field(default_factory=dict)
+    """Each turn's figures so far, in order."""
+    problem: str | None = None
+    """What was not finite in the last turn that was skipped."""
+
+    def note(self, found: dict[str, float]) -> None:
+        """One more turn is done, with these figures."""
+        for name, value in found.items():
+            self.figures.setdefault(name, []).append(value)
+        self.done += 1
+
+    def summary(self) -> dict[str, float]:
+        """The figures' means, the sums of seconds, and how many turns were `skipped`."""
+        summed = ("time/", "skipped")
+        return {name: sum(v) / (1 if name.startswith(summed) else len(v)) for name, v in self.figures.items()}
 
 
 def update(
@@ -46,35 +71,45 @@ def update(
     temperature: float,
     seed: int,
     train_policy: bool = True,
+    turns: Turns | None = None,
 ) -> dict[str, float]:
     """PPO's passes over the rollout (Schulman et al. 2017, algorithm 1); the means of its figures, and seconds.
 
-    Every pass takes the minibatches in a new order.
+    Every pass takes the minibatches in a new order. An exception leaves `turns` at the turn that it broke off, before
+    any weight moved in it: with these turns the next call goes on from there and ends as if nothing had happened.
 
     `policy/first_ratio_error` is the largest |ratio - 1| on the first minibatch, where the policy has not moved yet.
-    Raises `NotFinite` before a step that a NaN or an infinity would enter.
+    A turn that a NaN or an infinity would enter is skipped: it moves no weight, and `turns.problem` says what it was.
     """
-    figures: dict[str, list[float]] = defaultdict(list)
-    seconds = {"time/policy_update": 0.0, "time/critic_update": 0.0}
+    turns = Turns() if turns is None else turns
+    learners = (Role.POLICY, Role.CRITIC) if train_policy else (Role.CRITIC,)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(config.epochs):
-        for index in torch.randperm(len(rollout.cut), generator=generator).tolist():
-            minibatch = rollout.cut[index]
-            start = time.monotonic()
-            if train_policy:
-                found = _policy_step(roles, optimizers.policy, rollout, minibatch, config, temperature)
-                if "policy/first_ratio_error" not in figures:
-                    figures["policy/first_ratio_error"].append(found["largest_ratio_error"])
-                for name in ("approxkl", "clipfrac", "ratio", "loss", "grad_norm"):
-                    figures[f"policy/{name}"].append(found[name])
-            between = time.monotonic()
-            for name, value in _critic_step(roles, optimizers.critic, rollout, minibatch, config).items():
-                figures[f"value/{name}"].append(value)
-            seconds["time/policy_update"] += between - start
-            seconds["time/critic_update"] += time.monotonic() - between
-        if config.target_kl is not None and train_policy and figures["policy/approxkl"][-1] > config.target_kl:
+    order = [torch.randperm(len(rollout.cut), generator=generator).tolist() for _ in range(config.epochs)]
+    plan = [(role, index) for epoch in order for index in epoch for role in learners]
+    while turns.done < len(plan):
+        if turns.done % (len(plan) // config.epochs) == 0 and _far_enough(turns, config):
             break
-    return {name: sum(values) / len(values) for name, values in figures.items()} | seconds
+        role, index = plan[turns.done]
+        start = time.monotonic()
+        try:
+            if role is Role.POLICY:
+                found = _policy_step(roles, optimizers.policy, rollout, rollout.cut[index], config, temperature)
+            else:
+                found = _critic_step(roles, optimizers.critic, rollout, rollout.cut[index], config)
+        except NotFinite as error:
+            found, turns.problem = {}, str(error)
+        first = found.pop("policy/largest_ratio_error", None)
+        if first is not None and "policy/first_ratio_error" not in turns.figures:
+            found["policy/first_ratio_error"] = first
+        seconds = {f"time/{role.name.lower()}_update": time.monotonic() - start}
+        turns.note({**found, **seconds, "skipped": float(not found)})
+    return {"time/policy_update": 0.0} | turns.summary()
+
+
+def _far_enough(turns: Turns, config: PpoConfig) -> bool:
+    """True where the last policy turn found it too far from the policy that sampled."""
+    found = turns.figures.get("policy/approxkl")
+    return config.target_kl is not None and found is not None and found[-1] > config.target_kl
 
 
 def _policy_step(
@@ -109,7 +144,8 @@ def _policy_step(
             largest = torch.maximum(largest, off[part.batch.response].max())  # NaN stays NaN; max() would drop it
     means = {name: float(value) for name, value in sums.items()}
     norm = clipped_step(optimizer, "policy", means["loss"], config.max_grad_norm)
-    return {**means, "grad_norm": norm, "largest_ratio_error": float(largest)}
+    found = {**means, "grad_norm": norm, "largest_ratio_error": float(largest)}
+    return {f"policy/{name}": value for name, value in found.items()}
 
 
 def _critic_step(
@@ -125,7 +161,8 @@ def _critic_step(
             loss = masked_sum(losses, part.batch.response).sum() / tokens
             roles.backward(config.value_coef * loss)
         total += loss.item()
-    return {"loss": total, "grad_norm": clipped_step(optimizer, "critic", total, config.max_grad_norm)}
+    norm = clipped_step(optimizer, "critic", total, config.max_grad_norm)
+    return {"value/loss": total, "value/grad_norm": norm}
 
 
 def _response_tokens(rollout: Rollout, minibatch: list[list[int]]) -> int:

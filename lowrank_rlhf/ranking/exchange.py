@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import HALF_A_CHARACTER, UserError, is_whole
 from lowrank_rlhf.ranking.expand import compare
 from lowrank_rlhf.records import Message, Prompt, Ranking, Record, Sample
 
@@ -205,15 +205,15 @@ def _record(content: bytes) -> Header | Prompt | Sample | Verdict | Skip | Pair:
 def _fields(content: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(content.decode(), parse_constant=_not_json)
-        json.dumps(fields, ensure_ascii=False).encode()
+        whole = is_whole(json.dumps(fields, ensure_ascii=False))
     except UnicodeDecodeError:
         raise ValueError("not UTF-8 text; save the file as UTF-8") from None
-    except UnicodeEncodeError:  # JSON may spell half of a surrogate pair, which nothing can write or show
-        raise ValueError("holds half a character (a lone surrogate); delete it") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"broken JSON ({error.msg})") from None
     except RecursionError:
         raise ValueError("broken JSON (nested too deeply)") from None
+    if not whole:
+        raise ValueError(HALF_A_CHARACTER)
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object")
     return fields

@@ -9,7 +9,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf import faults
+from lowrank_rlhf.errors import CannotFit, UserError
 from lowrank_rlhf.ranking.exchange import Contents, Line, Skip, Verdict, refuse
 from lowrank_rlhf.ranking.merging import Merge, merge
 from lowrank_rlhf.ranking.queue import Policy, give_back, hold, keep, lease, take_back, times_ranked
@@ -17,6 +18,8 @@ from lowrank_rlhf.ranking.schema import create_or_upgrade
 from lowrank_rlhf.records import Prompt, Ranking, Record, Sample
 
 BUSY_SECONDS = 30.0
+_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
+_WHAT_NOW = "Make room on its disk, or let this user write there, then try again"
 
 
 class Item(Record):
@@ -186,10 +189,14 @@ class AnnotationStore:
                 # A write lock from the start: SQLite refuses at once, without waiting, to turn a reader into a writer.
                 database.execute("BEGIN IMMEDIATE" if write else "BEGIN")
                 yield database
+                faults.point("annotations: before the commit")
                 database.execute("COMMIT")  # closing without it rolls back
+                faults.point("annotations: committed")
         except sqlite3.IntegrityError:
             raise  # our own mistake
         except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF in _DISK:
+                raise CannotFit(f"{self.path}: {error}; all saved before is safe. {_WHAT_NOW}") from error
             raise UserError(f"{self.path}: {error}") from error
 
     def _enable_wal(self) -> None:

@@ -1,22 +1,86 @@
-"""What a stage says when its training breaks down."""
+"""Steps whose numbers are NaN or infinite: skipped, and where they don't end, rolled back once and then given up."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
-from lowrank_rlhf.errors import StageFailed
-from lowrank_rlhf.models.stepping import NotFinite
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lowrank_rlhf.artifacts import write_json_atomic
+from lowrank_rlhf.errors import Diverged
+from lowrank_rlhf.files import new_folder
+from lowrank_rlhf.maths.sequences import Sequences
+from lowrank_rlhf.stages.context import Context
+
+MOST_IN_A_ROW = 3
+"""One bad batch says nothing; so many steps in a row say that the weights are bad, or the rate."""
 
 
-@contextmanager
-def explained(stage: str, step: int, rate: str) -> Iterator[None]:
-    """Around one step: `NotFinite` becomes a `StageFailed` that says where, what, and what to try.
+class RollBack(Exception):
+    """Training goes on from its last good checkpoint, at half the rate."""
 
-    `rate` is the setting that most often mends it.
-    """
-    try:
-        yield
-    except NotFinite as error:
-        raise StageFailed(
-            f"{stage}: step {step}: {error}. Training stopped before that could spoil a weight. Lower {rate}, or set "
-            f"model.compute_dtype: float32 where it is not; then make the stage again with --redo {stage}"
-        ) from None
+
+@dataclass
+class Breakdowns:
+    """What a stage remembers of its skipped steps; saved with its checkpoints."""
+
+    in_a_row: int = 0
+    """Skipped steps up to now with none between them that was made."""
+    rate: float = 1.0
+    """Share of the configured learning rates that is used; below 1 the stage was rolled back before."""
+
+    def lowered(self) -> "Breakdowns":
+        """As it is after a roll-back."""
+        return Breakdowns(rate=self.rate / 2)
+
+    def made(self) -> None:
+        """A step was made."""
+        self.in_a_row = 0
+
+    def skipped(self, context: Context, stage: str, step: int, problem: str, batch: Sequences, **more: Tensor) -> None:
+        """A step was skipped, for the problem that it names; no weight has moved in it.
+
+        Raises `RollBack` at the third one in a row. The next time it raises `Diverged` instead, and keeps what the step
+        was computed from: the batch, and `more` of the tensors.
+        """
+        self.in_a_row += 1
+        context.progress.say(f"  {stage}: step {step}: {problem}; the step is skipped")
+        context.run_dir.event("skipped", stage=stage, step=step, problem=problem)
+        if self.in_a_row < MOST_IN_A_ROW:
+            return
+        if self.rate < 1:
+            why = f"step {step}: {problem}. So had the {MOST_IN_A_ROW - 1} steps before it, at half the rate too"
+            raise diverged(context, stage, why, batch, more)
+        context.progress.say(f"  {stage}: {self.in_a_row} in a row: back to the last good checkpoint, at half the rate")
+        context.run_dir.event("rolled back", stage=stage, step=step)
+        raise RollBack
+
+
+def diverged(context: Context, stage: str, why: str, batch: Sequences, more: Mapping[str, Tensor]) -> Diverged:
+    """The error that ends the stage, with its last batch kept for inspection."""
+    folder = _keep(context, stage, batch, more)
+    rate = {"ppo": "ppo.learning_rate and ppo.critic_learning_rate"}.get(stage, f"{stage}.learning_rate")
+    return Diverged(
+        f"{stage}: {why}. Training stopped before that could spoil a weight; the batch is in {folder}. Lower {rate}, "
+        f"or set model.compute_dtype: float32 where it is not; then make the stage again with --redo {stage}"
+    )
+
+
+def _keep(context: Context, stage: str, batch: Sequences, more: Mapping[str, Tensor]) -> Path:
+    """Write the batch's tensors and texts; into the run's folder, so that `--redo` leaves them there."""
+    folder = context.run_dir.path / "not-finite" / stage
+    tensors = {"ids": batch.ids, "attention": batch.attention, "response": batch.response, **more}
+    rows = zip(batch.ids, batch.attention, batch.response, strict=True)
+    decode = context.base.tokenizer.decode
+    texts = [
+        {"prompt": str(decode(ids[kept & ~response])), "response": str(decode(ids[response]))}
+        for ids, kept, response in rows
+    ]
+    shutil.rmtree(folder, ignore_errors=True)
+    with new_folder(folder) as new:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, new / "batch.safetensors")
+        write_json_atomic(new / "texts.json", {"schema": 1, "rows": texts})
+    return folder

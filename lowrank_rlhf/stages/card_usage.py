@@ -23,7 +23,7 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
 
 `generation_config.json` samples as the run did: temperature alone, no top-k or top-p.
 
-For llama.cpp, as one GGUF file, and in 4 bits; and for Ollama, by the `Modelfile` of this folder, which samples likewise:
+For llama.cpp, as one GGUF file, and in 4 bits; and for Ollama, by the `Modelfile` here, which samples likewise:
 
 ```sh
 python llama.cpp/convert_hf_to_gguf.py {path} --outfile model.gguf --outtype {outtype}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowrank_rlhf.artifacts import RunDir, read_json
+from lowrank_rlhf.artifacts import RunDir, read_record
 from lowrank_rlhf.maths.sequences import pack
 from lowrank_rlhf.models.adapters import fill_role
 from lowrank_rlhf.models.generation import generating_as, stream_answer, stream_text
@@ -48,7 +48,7 @@ class Speakers:
         self._folders = {name: _adapter(context.run_dir, name) for name in ("sft", "policy")}
         self._scale: RewardScale | None = None
         reward = _adapter(context.run_dir, "reward")
-        about = read_json(reward / "reward.json") if reward else None
+        about = read_record(reward / "reward.json") if reward else None
         self.about_scores = "no scores: the run has no reward model yet"
         """What a score means here, in a sentence."""
         if reward and about:

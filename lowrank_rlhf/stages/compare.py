@@ -64,6 +64,7 @@ class Contest:
         reference = score_logprobs(context.roles, Role.REFERENCE, batch, temperature).logprobs
         return Answers(
             samples=samples,
+            batch=batch,
             scores=reward_scores(context.roles, batch, self.scale),
             kl=masked_sum(k1(policy, reference), batch.response),
             judged=_each_alone(self.judge, self.prompts, samples) if self.judge else [],
@@ -104,6 +105,8 @@ class Answers:
     """One answer of the policy to each held-out prompt."""
 
     samples: list[Sample]
+    batch: Sequences
+    """The same with their prompts."""
     scores: Tensor
     """(N,), the reward model's, 0 on average over SFT's answers."""
     kl: Tensor

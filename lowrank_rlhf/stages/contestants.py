@@ -1,5 +1,6 @@
 """Who can take part in an evaluation: the bare base, a run's adapters by name, or any adapter's folder. No torch."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def contestant(run_dir: RunDir, name: str) -> Contestant:
     if name in OF_RUN:
         return Contestant(name, run_adapter(run_dir, name))
     folder = Path(name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(
             f'"{name}" is neither {", ".join(NAMES[:-1])} nor {NAMES[-1]}, and no folder either.'
             f"{suggestion(name, NAMES)}"

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_rlhf.artifacts import RunDir, StepLog
+from lowrank_rlhf.artifacts import RunDir, StepLog, read_json, write_json_atomic
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.run_data import RunData
@@ -18,6 +18,7 @@ from lowrank_rlhf.records import Prompt
 if TYPE_CHECKING:
     from lowrank_rlhf.models.base import Base
     from lowrank_rlhf.models.roles import Roles
+    from lowrank_rlhf.models.room import Room
 
 
 @dataclass
@@ -46,8 +47,24 @@ class Context:
         start = time.monotonic()
         base = load_in_the_runs_format(self.config.model, self.run_dir.path, self.progress)
         roles = Roles(base, self.config.lora, self.config.reward.layers)
+        # Every forward passes here, TRL's and generation's too: a stop waits for no step's or evaluation's end.
+        roles.decoder.register_forward_pre_hook(lambda *_: self.stop.check("everything before this stage is saved"))
+        self._remember_room(base.room)
         self.loading_seconds = time.monotonic() - start
         return roles
+
+    def _remember_room(self, room: "Room") -> None:
+        """Where memory ran out once, the run goes on with what was halved then, in a new process too."""
+        path = self.run_dir.path / "room.json"
+
+        def halved(what: str) -> None:
+            self.progress.say(f"  {what}")
+            self.run_dir.event("halved", what=what)
+            write_json_atomic(path, {"schema": 1, "tokens": room.tokens, "rows": room.rows})
+
+        found = read_json(path) or {}
+        room.tokens, room.rows = min(room.tokens, found.get("tokens", room.tokens)), found.get("rows")
+        room.on_halved = halved
 
     @property
     def base(self) -> "Base":

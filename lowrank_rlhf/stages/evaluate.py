@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_rlhf.artifacts import read_json
 from lowrank_rlhf.files import append_line
 from lowrank_rlhf.maths.statistics import Floats, bootstrap_interval, mean_shift, wins
 from lowrank_rlhf.maths.text import distinct_n, top_opener
@@ -20,6 +19,7 @@ from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.judging import open_judge
 from lowrank_rlhf.stages.report import summary_message, write_report
 from lowrank_rlhf.stages.report_data import DISTINCT, OPENER
+from lowrank_rlhf.stages.reward_data import about_reward
 
 Rows = list[dict[str, Any]]
 
@@ -28,7 +28,7 @@ def run(context: Context) -> dict[str, Any]:
     """Make `eval.jsonl`, `report.html` and `report.md`."""
     roles, run_dir, work = context.roles, context.run_dir, context.work("evaluate")
     artifact = run_dir.artifact
-    about = read_json(artifact("adapters/reward") / "reward.json") or {}
+    about = about_reward(artifact("adapters/reward"))
     load_role(roles, Role.REFERENCE, artifact("adapters/sft"))
     load_role(roles, Role.POLICY, artifact("adapters/policy"))
     load_role(roles, Role.REWARD, artifact("adapters/reward"))

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_rlhf.artifacts import RunDir, read_json, write_json_atomic
+from lowrank_rlhf import faults
+from lowrank_rlhf.artifacts import RunDir, read_record, write_json_atomic
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import CannotFit, Stopped, UserError
 from lowrank_rlhf.files import new_folder
@@ -38,9 +39,11 @@ def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, 
     sources = [run_dir.artifact(f"adapters/{name}") for name in found]
     with _export_to(folder, sum(path.stat().st_size for source in sources for path in source.rglob("*"))) as out:
         for source in sources:
+            _refuse_links(source)
             shutil.copytree(source, out / source.name, copy_function=shutil.copyfile)
+            faults.point(f"export: {source.name} copied")
             _name_base_without_folders(out / source.name / "adapter_config.json")
-        layers = (read_json(out / "reward" / "reward.json") or {}).get("layers")
+        layers = (read_record(out / "reward" / "reward.json") or {}).get("layers")
         usage = adapters_usage(folder.name, found, config.model, layers)
         return _finish(run_dir, config, out, Exported("adapters", folder.name, usage)) | {"adapters": found}
 
@@ -80,11 +83,10 @@ def export_reward(context: Context, dtype: str, folder: Path) -> dict[str, Any]:
     from lowrank_rlhf.models.export import DTYPES, plan_reward
     from lowrank_rlhf.models.roles import Role
     from lowrank_rlhf.models.storage import load_role
+    from lowrank_rlhf.stages.reward_data import about_reward
 
     adapter = _adapter(context.run_dir, "reward")
-    about = read_json(adapter / "reward.json")
-    if about is None:
-        raise UserError(f"{adapter / 'reward.json'}: missing or cut short; make the stage again: --redo reward")
+    about = about_reward(adapter)
     _check_target(folder)
     load_role(context.roles, Role.REWARD, adapter)
     settings = {key: about[key] for key in ("pooling", "score_mean", "score_std")}
@@ -120,6 +122,13 @@ def _adapter(run_dir: RunDir, name: str) -> Path:
         return path
     there = [other for other in ADAPTERS if run_dir.artifact(f"adapters/{other}").is_dir()]
     raise UserError(f"{run_dir.path}: no adapter `{name}` yet; it has {', '.join(there) or 'none'}. `run` goes on")
+
+
+def _refuse_links(folder: Path) -> None:
+    """An export is given away: a link in somebody else's run could put any file of this machine into it."""
+    links = [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]
+    if links:
+        raise UserError(f"{links[0]}: is a link, and only the run's own files are exported; put a copy in its place")
 
 
 def _check_target(folder: Path) -> None:
@@ -225,6 +234,7 @@ def _difference_table(measured: "Difference | None") -> Table | None:
 def _finish(run_dir: RunDir, config: Config, out: Path, exported: Exported) -> dict[str, Any]:
     """Write the card; what every summary says."""
     (out / "README.md").write_text(model_card(run_dir, config, exported), encoding="utf-8")
+    faults.point("export: card written")
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return {
         "what": exported.what,

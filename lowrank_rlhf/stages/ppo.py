@@ -1,32 +1,35 @@
 """Stage 3: PPO against the reward model with a KL penalty towards SFT."""
 
+import copy
+import math
 import shutil
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowrank_rlhf.artifacts import latest_checkpoint, read_json, save_checkpoint, write_json_atomic
-from lowrank_rlhf.errors import StageFailed
+from lowrank_rlhf import faults
+from lowrank_rlhf.errors import StageFailed, Stopped
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.text import distinct_n
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.stepping import check_finite
-from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.ppo.rollout import RewardScale, Rollout, collect, shape_scores
-from lowrank_rlhf.ppo.update import Optimizers, update
+from lowrank_rlhf.ppo.update import Optimizers, Turns, update
 from lowrank_rlhf.records import Sample, Score, read_jsonl
+from lowrank_rlhf.stages import ppo_state
 from lowrank_rlhf.stages.answers import encode_prompts
-from lowrank_rlhf.stages.breakdown import explained
+from lowrank_rlhf.stages.breakdown import RollBack, diverged
 from lowrank_rlhf.stages.claims import base_unchanged, checksums, claim, others_unchanged
 from lowrank_rlhf.stages.compare import Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.ppo_state import Begun, State
+from lowrank_rlhf.stages.reward_data import about_reward
 
 MOST_RATIO_ERROR = 1e-3
 """The same forward on the same micro-batches gives the same bits on a CPU; a GPU's kernels may round otherwise."""
@@ -38,17 +41,22 @@ WATCHED_PROMPTS = 8
 """Held-out prompts whose answers are kept at each evaluation, for people to read how they change."""
 
 
-@dataclass
-class State:
-    """What PPO carries from step to step besides weights and optimisers; saved with every checkpoint."""
+_KL_IS_0 = "KL(policy || SFT) is 0 at step 0"
+_RATIO_IS_1 = "the first minibatch's probability ratio is 1"
 
-    step: int = 0
-    kl_coef: float = 0.0
-    sft_eos_rate: float = 0.0
-    best_step: int = 0
-    best_objective: float | None = None
-    best_ends: bool = False
-    claims: list[dict[str, Any]] = field(default_factory=list)
+
+@dataclass(frozen=True)
+class _Setting:
+    """What stays the same from step to step."""
+
+    context: Context
+    prompts: list[list[int]]
+    baselines: Tensor | None
+    order: list[int]
+    """Indices of the prompts of all steps, one step after another."""
+    scale: RewardScale
+    contest: Contest
+    optimizers: Optimizers
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -59,34 +67,34 @@ def run(context: Context) -> dict[str, Any]:
     others = checksums(context, [Role.POLICY, Role.CRITIC])
     figure, judge = gold_judge(context)
     contest = Contest.against_sft(context, config.evaluate_prompts, scale, judge, figure=figure)
-    optimizers, state = _resume(context, work)
+    optimizers = Optimizers.create(roles, config)
+    state, begun = ppo_state.resume(context, optimizers)
     prompts, baselines = _prompts(context, scale)
-    order = _prompt_order(context, len(prompts))
+    setting = _Setting(context, prompts, baselines, _prompt_order(context, len(prompts)), scale, contest, optimizers)
     start, first = time.monotonic(), state.step
     with context.progress.track("ppo", config.steps, "steps", state.step) as bar:
-        if state.step == 0:
-            _evaluate(context, contest, state, work)
-        for step in range(state.step, config.steps):
-            chosen = order[step * config.batch_size : (step + 1) * config.batch_size]
-            baseline = None if baselines is None else baselines[chosen]
-            with explained("ppo", step + 1, "ppo.learning_rate and ppo.critic_learning_rate"):
-                figures = _step(context, [prompts[i] for i in chosen], baseline, optimizers, state, scale)
-            context.metrics.append("ppo", step + 1, **figures)
-            state.step = step + 1
-            if state.step % config.evaluate_every == 0 or state.step == config.steps:
-                _evaluate(context, contest, state, work)
+        if state.sft_eos_rate is None:
+            _evaluate(context, contest, state)
+            ppo_state.save(context, optimizers, state)
+        while state.step < config.steps:
+            try:
+                state, figures = _save_if_stopped(setting, state, begun)
+                begun = Begun()
+            except RollBack:
+                state, begun = ppo_state.roll_back(context, optimizers, state)
+                bar.advance(state.step - bar.count)
+                continue
             shown = {"score": "objective/scores", "kl": "objective/kl", "tokens_per_second": "tokens_per_second"}
-            bar.advance(1, **{name: figures[key] for name, key in shown.items()})
-            stopping = context.stop.requested
-            if stopping or state.step % config.save_every == 0:
-                save_checkpoint(work, state.step, lambda folder: _save(context, folder, optimizers, state))
-            if stopping:
-                context.stop.check(f"ppo is saved at step {state.step}")
+            bar.advance(1, **{name: figures[key] for name, key in shown.items() if key in figures})
+            due = state.step % config.save_every == 0 or state.step == config.steps
+            if due and not state.breakdowns.in_a_row:  # else there would be no good one left
+                ppo_state.save(context, optimizers, state)
     seconds = (time.monotonic() - start) / max(1, config.steps - first)
     save_role(roles, Role.POLICY, work / "adapters" / "policy-last")
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
     # A copy: killed from here on, the stage comes through this line again.
     shutil.copytree(work / "best", work / "adapters" / "policy", dirs_exist_ok=True)
+    faults.point("policy: the best one copied")
     return {
         "steps": config.steps,
         "best_step": state.best_step,
@@ -103,7 +111,7 @@ def run(context: Context) -> dict[str, Any]:
 def _load_roles(context: Context) -> RewardScale:
     """The four roles from the finished stages; refuses a reward model that is not worth optimising against."""
     roles, artifact = context.roles, context.run_dir.artifact
-    about = read_json(artifact("adapters/reward") / "reward.json") or {}
+    about = about_reward(artifact("adapters/reward"))
     if about["weak"] and not context.config.ppo.accept_weak_reward:
         raise StageFailed(
             f"ppo: {about['weak']}. PPO would only learn to please its mistakes: rank more answers, "
@@ -147,40 +155,83 @@ def _prompt_order(context: Context, count: int) -> list[int]:
     return order
 
 
-def _step(
-    context: Context,
-    prompts: list[list[int]],
-    baseline: Tensor | None,
-    optimizers: Optimizers,
-    state: State,
-    scale: RewardScale,
-) -> dict[str, float]:
-    config, sampling, step = context.config.ppo, context.config.sample, state.step
-    start = time.monotonic()
-    seed = context.seed("ppo", "rollout", step)
-    rollout = collect(context.roles, prompts, config, sampling, scale, state.kl_coef, seed, baseline)
+def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[str, float]]:
+    """The next step; a stop inside of it is obeyed at once, and what the step has done is kept."""
+    context, tokens = setting.context, setting.context.base.room.tokens
+
+    def attempt() -> tuple[State, dict[str, float]]:
+        if context.base.room.tokens != tokens:
+            begun.cut_again(context.config.ppo, context.base.room.tokens)
+        return _step(setting, copy.deepcopy(state), begun)
+
+    try:
+        return context.base.room.retry(attempt, max(map(len, setting.prompts)) + context.config.sample.max_new_tokens)
+    except Stopped:
+        ppo_state.save(context, setting.optimizers, state, begun)
+        context.stop.check(
+            f"ppo is saved {f'inside step {state.step + 1}' if begun.rollout else f'at step {state.step}'}"
+        )
+        raise
+
+
+def _step(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[str, float]]:
+    """The step after `state.step`, from where `begun` says, with its evaluation: the state after it, and figures.
+
+    What it writes into logs and state follows from the arguments alone, so that it may break off at any forward.
+    """
+    context, config = setting.context, setting.context.config.ppo
+    rollout = begun.rollout = begun.rollout or _collect(setting, state)
     release_freed_memory()  # here and below: sampling's tensors and training's don't fit each other's gaps
-    collected = time.monotonic()
-    if step == 0:
-        apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # token by token: in a sum they might cancel
-        _claim(state, "KL(policy || SFT) is 0 at step 0", float(apart), MOST_TOKEN_DIFFERENCE)
-    optimizers.schedule(config, step)
-    train_policy = step >= config.critic_warmup_steps
-    seed = context.seed("ppo", "update", step)
-    figures = update(context.roles, optimizers, rollout, config, sampling.temperature, seed, train_policy)
+    problem, figures = rollout.problem(), {"skipped": 1.0}
+    if problem is None:
+        figures = _learn(setting, state, rollout, begun.turns)
+        problem = begun.turns.problem
     release_freed_memory()
-    if step == config.critic_warmup_steps:
-        found = figures["policy/first_ratio_error"]
-        _claim(state, "the first minibatch's probability ratio is 1", found, MOST_RATIO_ERROR)
+    state.step += 1
+    context.metrics.append("ppo", state.step, **figures)
+    if problem is None:
+        state.breakdowns.made()
+    else:
+        state.breakdowns.skipped(context, "ppo", state.step, problem, rollout.batch, **rollout.tensors())
+    if state.step % config.evaluate_every == 0 or state.step == config.steps:
+        _evaluate(context, setting.contest, state)
+    return state, figures
+
+
+def _learn(setting: _Setting, state: State, rollout: Rollout, turns: Turns) -> dict[str, float]:
+    """The update of the step after `state.step`, the claims about it, and the KL weight of the next one."""
+    context, step = setting.context, state.step
+    config, temperature = context.config.ppo, context.config.sample.temperature
+    if _KL_IS_0 not in _claimed(state):
+        apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # token by token: in a sum they might cancel
+        _claim(state, _KL_IS_0, float(apart), MOST_TOKEN_DIFFERENCE)
+    setting.optimizers.schedule(config, step, state.breakdowns.rate)
+    train_policy, seed = step >= config.critic_warmup_steps, context.seed("ppo", "update", step)
+    figures = update(context.roles, setting.optimizers, rollout, config, temperature, seed, train_policy, turns)
+    if "policy/first_ratio_error" in figures and _RATIO_IS_1 not in _claimed(state):
+        _claim(state, _RATIO_IS_1, figures["policy/first_ratio_error"], MOST_RATIO_ERROR)
     if config.kl_controller == "adaptive":
         kl = rollout.figures["objective/kl"]
         state.kl_coef = adapt_kl_coef(state.kl_coef, kl, config.kl_target, config.kl_horizon, len(rollout.batch))
-    times = {"time/rollout": collected - start, "time/update": time.monotonic() - collected}
-    return {**rollout.figures, **figures, **times, "response/distinct_2": distinct_n(_texts(context, rollout), 2)}
+    return {**rollout.figures, **figures, "response/distinct_2": distinct_n(_texts(context, rollout), 2)}
+
+
+def _collect(setting: _Setting, state: State) -> Rollout:
+    """The rollout of the step after `state.step`."""
+    context, config = setting.context, setting.context.config
+    size = config.ppo.batch_size
+    chosen = setting.order[state.step * size : (state.step + 1) * size]
+    baseline = None if setting.baselines is None else setting.baselines[chosen]
+    prompts, seed = [setting.prompts[i] for i in chosen], context.seed("ppo", "rollout", state.step)
+    return collect(context.roles, prompts, config.ppo, config.sample, setting.scale, state.kl_coef, seed, baseline)
 
 
 def _texts(context: Context, rollout: Rollout) -> list[str]:
     return [context.base.decode(response.tokens) for response in rollout.responses]
+
+
+def _claimed(state: State) -> list[str]:
+    return [claim["claim"] for claim in state.claims]
 
 
 def _claim(state: State, text: str, error: float, tolerance: float) -> None:
@@ -193,7 +244,7 @@ def _claim(state: State, text: str, error: float, tolerance: float) -> None:
         )
 
 
-def _evaluate(context: Context, contest: Contest, state: State, work: Path) -> None:
+def _evaluate(context: Context, contest: Contest, state: State) -> None:
     """Figures on held-out prompts; the policy is kept if its objective there is the best so far.
 
     Before that, one whose answers end by themselves as often as SFT's goes before one whose don't: a few answers that
@@ -203,51 +254,16 @@ def _evaluate(context: Context, contest: Contest, state: State, work: Path) -> N
     answers = contest.meet(context)
     release_freed_memory()
     figures = contest.figures(answers, context.config.ppo)
-    with explained("ppo", state.step, "ppo.learning_rate"):
-        check_finite("the objective on held-out prompts", figures["objective"])
+    if not math.isfinite(figures["objective"]):
+        why = f"step {state.step}: the objective on held-out prompts is {figures['objective']}"
+        raise diverged(context, "ppo", why, answers.batch, {"scores": answers.scores, "kl": answers.kl})
     context.metrics.append("ppo", state.step, **{f"eval/{name}": value for name, value in figures.items()})
     for row in contest.rows(answers, WATCHED_PROMPTS):
         context.run_dir.watched.append("ppo", state.step, **row)
-    if state.step == 0:
+    if state.sft_eos_rate is None:
         state.sft_eos_rate = figures["eos_rate"]
         return  # the figures of SFT itself: not a policy that PPO made
     ends, objective = figures["eos_rate"] >= state.sft_eos_rate, figures["objective"]
     if state.best_objective is None or (ends, objective) > (state.best_ends, state.best_objective):
         state.best_step, state.best_objective, state.best_ends = state.step, objective, ends
-        save_role(context.roles, Role.POLICY, work / "best")
-
-
-def _save(context: Context, folder: Path, optimizers: Optimizers, state: State) -> None:
-    save_role(context.roles, Role.POLICY, folder / "policy")
-    save_role(context.roles, Role.CRITIC, folder / "critic")
-    save_optimizer(optimizers.policy, folder / "policy-optimizer.safetensors")
-    save_optimizer(optimizers.critic, folder / "critic-optimizer.safetensors")
-    write_json_atomic(folder / "state.json", {"schema": 1, **vars(state)})
-
-
-def _read_state(path: Path) -> State:
-    """What `_save` wrote. Raises `StageFailed` with what is missing: another version of this package wrote it."""
-    saved = read_json(path) or {}
-    names = [entry.name for entry in fields(State)]
-    if missing := [name for name in names if name not in saved]:
-        raise StageFailed(
-            f"ppo: {path} has no {', '.join(missing)}: another version of this package wrote it, and PPO cannot go on "
-            "from there. Go on with that version, or make the stage again: --redo ppo"
-        )
-    return State(**{name: saved[name] for name in names})
-
-
-def _resume(context: Context, work: Path) -> tuple[Optimizers, State]:
-    """From the last checkpoint, or from the beginning."""
-    optimizers = Optimizers.create(context.roles, context.config.ppo)
-    state = State(kl_coef=context.config.ppo.kl_coef)
-    if found := latest_checkpoint(work):
-        folder = found[1]
-        load_role(context.roles, Role.POLICY, folder / "policy")
-        load_role(context.roles, Role.CRITIC, folder / "critic")
-        load_optimizer(optimizers.policy, folder / "policy-optimizer.safetensors")
-        load_optimizer(optimizers.critic, folder / "critic-optimizer.safetensors")
-        state = _read_state(folder / "state.json")
-    for log in (context.run_dir.metrics, context.run_dir.watched):
-        log.truncate("ppo", state.step if state.step else -1)
-    return optimizers, state
+        save_role(context.roles, Role.POLICY, context.work("ppo") / "best")

@@ -1,6 +1,7 @@
 """What is wrong with a valid config on this machine, told before a run. Imports no torch of its own."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def problems(config: Config) -> list[tuple[Key, str]]:
-    """Keys and sentences: data, adapters and a tracker that are not there, judges that cannot be loaded, and layers that
-    the model has not, if it is here.
+    """Keys and sentences: data, adapters and a tracker that are not there, judges that cannot be loaded, and layers
+    that the model has not, if it is here.
 
     A user's judge is imported for that, as the run would; no data is read.
     """
@@ -49,9 +50,9 @@ def _adapter_problems(config: Config) -> Iterator[tuple[Key, str]]:
     if config.sft.adapter is None or "sft" not in config.stages:
         return
     folder = Path(config.sft.adapter)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         yield ("sft", "adapter"), f"{folder}: there is no such folder; relative paths start at {Path.cwd()}"
-    elif missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
+    elif missing := [name for name in ADAPTER_FILES if not os.path.isfile(folder / name)]:
         yield (
             ("sft", "adapter"),
             f"{folder}: no {missing[0]} there; an adapter is a folder that PEFT wrote, in safetensors",

@@ -13,13 +13,13 @@ from lowrank_rlhf.maths.logistic import fit_pair_head
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_features, score_tokens
-from lowrank_rlhf.models.stepping import clipped_step
+from lowrank_rlhf.models.stepping import NotFinite, clipped_step
 from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.ppo.rollout import RewardScale
 from lowrank_rlhf.records import Score, write_jsonl
-from lowrank_rlhf.stages import checkpoints
 from lowrank_rlhf.stages.answers import answer
-from lowrank_rlhf.stages.breakdown import explained
+from lowrank_rlhf.stages.breakdown import RollBack
+from lowrank_rlhf.stages.checkpoints import Checkpoints
 from lowrank_rlhf.stages.claims import base_unchanged, checksums, claim, others_unchanged
 from lowrank_rlhf.stages.compare import scored
 from lowrank_rlhf.stages.context import Context
@@ -45,7 +45,8 @@ def run(context: Context) -> dict[str, Any]:
     features = _features(context, [*train, *held_out]) if config.fit_head_first else None
     if features is not None:
         _fit_head(context, train, features[: len(train)])
-    _train(context, train)
+    if config.epochs:
+        _train(context, train)
 
     if features is not None and not config.epochs:  # the adapter is as it was when they were read
         every = [of_group @ roles.heads[Role.REWARD].weight[0].cpu() for of_group in features]
@@ -131,9 +132,12 @@ def _features(context: Context, groups: Sequence[Group]) -> list[Tensor] | None:
     if latest_checkpoint(context.work("reward")):
         return None
     rows = rows_of(groups, context.base)
-    with context.progress.track("reward", len(rows), "answers read") as bar:
-        found = score_features(context.roles, Role.REWARD, rows, context.config.reward.pooling, bar.advance)
-    return split_scores(found.cpu(), groups)
+
+    def read() -> Tensor:
+        with context.progress.track("reward", len(rows), "answers read") as bar:
+            return score_features(context.roles, Role.REWARD, rows, context.config.reward.pooling, bar.advance)
+
+    return split_scores(context.base.room.retry(read, max(rows.lengths())).cpu(), groups)
 
 
 def _fit_head(context: Context, groups: Sequence[Group], features: Sequence[Tensor]) -> None:
@@ -160,21 +164,39 @@ def _train(context: Context, groups: Sequence[Group]) -> None:
         order += torch.randperm(len(groups), generator=generator).tolist()
     batches = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
     optimizer = torch.optim.AdamW(roles.parameters(Role.REWARD), lr=config.learning_rate, weight_decay=0.0)
-    done = checkpoints.resume(context, "reward", Role.REWARD, optimizer)
-    with context.progress.track("reward", len(batches), "steps", done) as bar:
-        for step, batch in enumerate(batches[done:], done):
-            optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / len(batches))
-            chosen, since = [groups[i] for i in batch], time.monotonic()
-            with explained("reward", step + 1, "reward.learning_rate"):
-                loss, accuracy = _step(context, chosen, optimizer)
-            pace = sum(group.tokens for group in chosen) / (time.monotonic() - since)
-            context.metrics.append("reward", step + 1, loss=loss, accuracy=accuracy, tokens_per_second=pace)
-            bar.advance(1, loss=loss, tokens_per_second=pace)
-            stopping = context.stop.requested
-            if stopping or (step + 1) % config.save_every == 0:
-                checkpoints.save(context, "reward", step + 1, Role.REWARD, optimizer)
-            if stopping:
-                context.stop.check(f"reward is saved at step {step + 1}")
+    checkpoints = Checkpoints(context, "reward", Role.REWARD, optimizer)
+    done = checkpoints.resume()
+    with context.progress.track("reward", len(batches), "steps", done) as bar, checkpoints.saved_if_stopped(bar):
+        while bar.count < len(batches):
+            try:
+                figures = _advance(checkpoints, bar.count, [groups[i] for i in batches[bar.count]], len(batches))
+            except RollBack:
+                bar.advance(checkpoints.roll_back() - bar.count)
+                continue
+            bar.advance(1, **{name: figures[name] for name in ("loss", "tokens_per_second") if name in figures})
+            due = bar.count % config.save_every == 0 or bar.count == len(batches)
+            if due and not checkpoints.breakdowns.in_a_row:  # else there would be no good one left
+                checkpoints.save(bar.count)
+
+
+def _advance(checkpoints: Checkpoints, done: int, groups: Sequence[Group], steps: int) -> dict[str, float]:
+    """The step after `done` of them, or note that it is skipped: its figures."""
+    context, optimizer, breakdowns = checkpoints.context, checkpoints.optimizer, checkpoints.breakdowns
+    optimizer.param_groups[0]["lr"] = breakdowns.rate * context.config.reward.learning_rate * (1 - done / steps)
+    since, problem, figures = time.monotonic(), None, {"skipped": 1.0}
+    try:
+        widest = max(group.width * len(group.answers) for group in groups)  # a group is never cut
+        loss, accuracy = context.base.room.retry(lambda: _step(context, groups, optimizer), widest)
+        pace = sum(group.tokens for group in groups) / (time.monotonic() - since)
+        figures = {"loss": loss, "accuracy": accuracy, "tokens_per_second": pace, "skipped": 0.0}
+    except NotFinite as error:
+        problem = str(error)
+    context.metrics.append("reward", done + 1, **figures)
+    if problem is None:
+        breakdowns.made()
+    else:
+        breakdowns.skipped(context, "reward", done + 1, problem, rows_of(groups, context.base))
+    return figures
 
 
 def _step(context: Context, groups: Sequence[Group], optimizer: torch.optim.Optimizer) -> tuple[float, float]:
@@ -182,7 +204,7 @@ def _step(context: Context, groups: Sequence[Group], optimizer: torch.optim.Opti
     config, roles, base = context.config.reward, context.roles, context.base
     optimizer.zero_grad()
     total, right, pairs = 0.0, 0, 0
-    for part in _micro_batches(groups, base.config.micro_batch_tokens):
+    for part in _micro_batches(groups, base.room.tokens):
         rows = rows_of(part, base)
         with roles.acting_as(Role.REWARD, train=True):
             scores = split_scores(pool(roles.scores(rows), rows.response, config.pooling), part)

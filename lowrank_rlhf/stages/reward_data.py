@@ -4,10 +4,13 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowrank_rlhf.artifacts import read_record
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.losses import pairwise_loss, plackett_luce_loss
 from lowrank_rlhf.maths.sequences import Sequences, pack
@@ -41,6 +44,17 @@ class Group:
     def tokens(self) -> int:
         """Tokens that are read to score every answer, each with the prompt before it, without padding."""
         return sum(len(self.prompt) + len(answer) for answer in self.answers)
+
+
+def about_reward(adapter: Path) -> dict[str, Any]:
+    """What the reward stage noted beside its adapter: pooling, layers, mean and deviation of the scores, weakness.
+
+    Raises `UserError` where it is missing or cut short.
+    """
+    about = read_record(adapter / "reward.json")
+    if about is None:
+        raise UserError(f"{adapter / 'reward.json'}: missing or cut short; make the stage again: --redo reward")
+    return about
 
 
 def read_groups(context: Context) -> list[Group]:

@@ -14,15 +14,18 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from trl import SFTConfig, SFTTrainer
 
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.adapters import plain_shape
+from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.stepping import check_finite
+from lowrank_rlhf.models.stepping import NotFinite, check_finite
 from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.progress import Bar
-from lowrank_rlhf.stages import checkpoints
-from lowrank_rlhf.stages.breakdown import explained
+from lowrank_rlhf.stages.breakdown import RollBack
+from lowrank_rlhf.stages.checkpoints import Checkpoints
 from lowrank_rlhf.stages.claims import base_unchanged, checksums, others_unchanged
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.work import rows_per_pass
 
 Row = dict[str, list[int]]
 
@@ -68,20 +71,24 @@ def _train(context: Context) -> dict[str, Any]:
     rows = training_rows(context)
     steps = math.ceil(len(rows) / config.batch_size)
     optimizer = torch.optim.AdamW(roles.parameters(Role.POLICY), lr=config.learning_rate, weight_decay=0.0)
-    done = checkpoints.resume(context, "sft", Role.POLICY, optimizer)
-    schedule = LambdaLR(optimizer, lambda step: _rate(step + done, steps, config.warmup_fraction))
-    with context.progress.track("sft", steps, "steps", done) as bar:
-        watcher = _Watcher(context, optimizer, bar, done, step_tokens(rows, config.batch_size))
-        if done < steps:
-            per_device = _rows_per_pass(context, rows)
-            left = rows[done * config.batch_size :]
-            with _trainer(context, left, per_device, steps - done, optimizer, schedule, watcher) as trainer:
-                trainer.train()
-        if bar.count < steps:
-            context.stop.check(f"sft is saved at step {bar.count}")
-    losses = [row["loss"] for row in context.metrics.read("sft")]
+    checkpoints = Checkpoints(context, "sft", Role.POLICY, optimizer)
+    done = checkpoints.resume()
+    with context.progress.track("sft", steps, "steps", done) as bar, checkpoints.saved_if_stopped(bar):
+        while bar.count < steps:
+            try:
+                widest = max(len(row["input_ids"]) for row in rows)
+                context.base.room.retry(lambda: _go_on(checkpoints, rows, steps, bar), widest)
+            except RollBack:
+                bar.advance(checkpoints.roll_back() - bar.count)
+    losses = [row["loss"] for row in context.metrics.read("sft") if "loss" in row]
     tail = losses[-max(1, len(losses) // 5) :]
-    return {"examples": len(rows) // config.epochs, "steps": steps, "loss": sum(tail) / len(tail)}
+    return {"examples": len(rows) // config.epochs, "steps": steps, "loss": sum(tail) / max(1, len(tail))}
+
+
+def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> None:
+    """The steps that the bar leaves; called again it goes on with the step that was broken off."""
+    with _trainer(checkpoints, rows, steps, bar) as trainer:
+        trainer.train()
 
 
 def step_tokens(rows: Sequence[Row], batch_size: int) -> list[int]:
@@ -100,33 +107,29 @@ def _rate(step: int, steps: int, warmup_fraction: float) -> float:
 
 def _rows_per_pass(context: Context, rows: list[Row]) -> int:
     """Rows in one forward and backward, from all rows: from those left, a resumed run would round differently."""
-    batch_size = context.config.sft.batch_size
     width = max(len(row["input_ids"]) for row in rows)
-    fitting = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
-    return max((d for d in fitting if d * width <= context.base.config.micro_batch_tokens), default=1)
+    return rows_per_pass(context.config.sft.batch_size, width, context.base.room.tokens)
 
 
 @contextmanager
-def _trainer(
-    context: Context,
-    rows: list[Row],
-    per_device: int,
-    steps: int,
-    optimizer: torch.optim.Optimizer,
-    schedule: LambdaLR,
-    watcher: "_Watcher",
-) -> Iterator[SFTTrainer]:
-    """TRL's trainer on the shared base, and the base as it was before when the block ends.
+def _trainer(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> Iterator[SFTTrainer]:
+    """TRL's trainer for the steps that the bar leaves, on the shared base, which the block's end leaves as it was.
 
     It is built while everything is frozen, so that TRL does not cast the adapter to bfloat16 in place. Rows come in
     the order given: a resumed run drops those already seen, and needs no state of a sampler.
     """
-    config, base = context.config.sft, context.base
+    context, optimizer, done = checkpoints.context, checkpoints.optimizer, bar.count
+    checkpoints.optimizer.zero_grad()  # what a step that was broken off had accumulated
+    config, base, per_device = context.config.sft, context.base, _rows_per_pass(context, rows)
+    highest = checkpoints.breakdowns.rate * config.learning_rate
+    optimizer.param_groups[0].update(lr=highest, initial_lr=highest)  # what the schedule multiplies
+    schedule = LambdaLR(optimizer, lambda step: _rate(step + done, steps, config.warmup_fraction))
+    watcher = _Watcher(checkpoints, bar, rows)
     arguments = SFTConfig(
         output_dir=str(context.work("sft") / "trl"),
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=config.batch_size // per_device,
-        max_steps=steps,
+        max_steps=steps - done,
         max_grad_norm=config.max_grad_norm,
         train_sampling_strategy="sequential",
         bf16=False,  # the base is in its number format already, and its layers cast the adapters
@@ -135,7 +138,7 @@ def _trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         logging_steps=1,
-        logging_nan_inf_filter=False,  # it would log earlier steps' mean in place of a NaN
+        logging_nan_inf_filter=True,  # a NaN would stay in every later step's loss; `_Watcher` sees it before
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -147,27 +150,36 @@ def _trainer(
         trainer = SFTTrainer(
             model=context.roles.peft,
             args=arguments,
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=Dataset.from_list(rows[done * config.batch_size :]),
             processing_class=base.tokenizer,
             optimizers=(optimizer, schedule),
             callbacks=[watcher],
         )
         trainer.remove_callback(PrinterCallback)
-        with context.roles.acting_as(Role.POLICY, train=True):
-            yield trainer
+        losses = context.roles.peft.register_forward_hook(watcher.on_forward)
+        try:
+            with context.roles.acting_as(Role.POLICY, train=True):
+                yield trainer
+        finally:
+            losses.remove()
     finally:
         model.__dict__.pop("forward", None)  # TRL's fused head
         model.config.use_cache = use_cache
 
 
 class _Watcher(TrainerCallback):
-    """Progress, metrics, checkpoints and stopping for TRL's loop."""
+    """Progress, metrics, checkpoints and skipped steps for TRL's loop."""
 
-    def __init__(
-        self, context: Context, optimizer: torch.optim.Optimizer, bar: Bar, done: int, tokens: Sequence[int]
-    ) -> None:
-        self.context, self.optimizer, self.bar, self.done, self.tokens = context, optimizer, bar, done, tokens
+    def __init__(self, checkpoints: Checkpoints, bar: Bar, rows: list[Row]) -> None:
+        self.checkpoints, self.bar, self.rows = checkpoints, bar, rows
+        self.tokens = step_tokens(rows, checkpoints.context.config.sft.batch_size)
         self.since, self.tokens_per_second = time.monotonic(), 0.0
+        self.losses: list[torch.Tensor] = []
+        self.problem: str | None = None
+
+    def on_forward(self, _: Any, __: Any, output: Any) -> None:
+        """A hook on the model: TRL's own log would hide a loss that is not finite, or keep it for ever."""
+        self.losses.append(output.loss.detach())
 
     def on_step_begin(
         self,
@@ -176,39 +188,56 @@ class _Watcher(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        self.since = time.monotonic()
+        self.since, self.problem = time.monotonic(), None
+        self.losses.clear()
 
     def on_pre_optimizer_step(
         self,
         args: TrainingArguments,  # noqa: ARG002 - transformers' signature
-        state: TrainerState,
+        state: TrainerState,  # noqa: ARG002
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        with explained("sft", self.done + state.global_step + 1, "sft.learning_rate"):
-            check_finite("the gradient's norm", float(torch.nn.utils.get_total_norm(gradients)))
-
-    def on_log(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 - transformers' signature
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if logs and "loss" in logs:
-            figures = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
-            step = self.done + state.global_step
-            with explained("sft", step, "sft.learning_rate"):
-                check_finite("the loss", logs["loss"])
-            self.context.metrics.append("sft", step, **figures, tokens_per_second=self.tokens_per_second)
-            self.bar.advance(0, loss=logs["loss"])
+        parameters = [p for group in self.checkpoints.optimizer.param_groups for p in group["params"]]
+        try:
+            check_finite("the loss", float(torch.stack(self.losses).sum()))
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            check_finite("the gradient's norm", float(norm))
+        except NotFinite as error:
+            self.problem = str(error)
+            for parameter in parameters:
+                parameter.grad = None  # the optimiser passes over those that have none
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         self.tokens_per_second = self.tokens[self.bar.count] / (time.monotonic() - self.since)
         self.bar.advance(1, tokens_per_second=self.tokens_per_second)
-        stopping = self.context.stop.requested
-        if stopping or self.bar.count % self.context.config.sft.save_every == 0:
-            checkpoints.save(self.context, "sft", self.bar.count, Role.POLICY, self.optimizer)
-        control.should_training_stop |= stopping
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - transformers' signature
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        context, breakdowns, step = self.checkpoints.context, self.checkpoints.breakdowns, self.bar.count
+        if self.problem is not None:
+            context.metrics.append("sft", step, skipped=1.0)
+            size = context.config.sft.batch_size
+            batch = _packed(self.rows[(step - 1) * size : step * size], context.base)
+            breakdowns.skipped(context, "sft", step, self.problem, batch)
+            return
+        breakdowns.made()
+        figures = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+        context.metrics.append("sft", step, **figures, skipped=0.0, tokens_per_second=self.tokens_per_second)
+        self.bar.advance(0, loss=logs["loss"])
+        if step % context.config.sft.save_every == 0:
+            self.checkpoints.save(step)
+
+
+def _packed(rows: Sequence[Row], base: Base) -> Sequences:
+    begins = [row["labels"].count(-100) for row in rows]
+    prompts = [row["input_ids"][:begin] for row, begin in zip(rows, begins, strict=True)]
+    return pack(prompts, [row["input_ids"][begin:] for row, begin in zip(rows, begins, strict=True)], base.pad)

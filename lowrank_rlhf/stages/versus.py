@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lowrank_rlhf.artifacts import read_json
-from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.kl import k1
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.maths.seeds import derive_seed
@@ -20,6 +18,7 @@ from lowrank_rlhf.stages.answers import answer, encode_prompts
 from lowrank_rlhf.stages.contestants import Match, run_adapter
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.judging import judge_all
+from lowrank_rlhf.stages.reward_data import about_reward
 from lowrank_rlhf.stages.versus_figures import length_note, match_figures
 
 Rows = list[dict[str, Any]]
@@ -70,9 +69,7 @@ def play(context: Context, match: Match) -> Rows:
 def load_reward_model(context: Context) -> RewardScale:
     """Put the run's reward model into its role; how its numbers become scores. Raises `UserError` without one."""
     folder = run_adapter(context.run_dir, "reward")
-    about = read_json(folder / "reward.json")
-    if about is None:
-        raise UserError(f"{folder / 'reward.json'}: missing or damaged; `run ... --redo reward` makes it again")
+    about = about_reward(folder)
     load_role(context.roles, Role.REWARD, folder)
     return RewardScale(about["pooling"], about["score_mean"], about["score_std"])
 

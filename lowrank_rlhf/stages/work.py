@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.lengths import Measure
 from lowrank_rlhf.data.run_data import RunData
+from lowrank_rlhf.data.turns import Turns
 from lowrank_rlhf.models.shape import Shape
 
 TRAINING = 3.0
@@ -23,7 +25,7 @@ _ANSWER_SHARE = 0.6  # of sample.max_new_tokens, where no demonstration shows ho
 
 @dataclass(frozen=True)
 class Amounts:
-    """Counts and mean lengths of what a run reads and writes; tokens are told from bytes, to a fifth or so."""
+    """Counts and lengths in tokens of what a run reads and writes."""
 
     training: int
     held_out: int
@@ -34,6 +36,8 @@ class Amounts:
     prompt_tokens: float
     longest_prompt: float
     answer_tokens: float
+    longest_demonstration: float
+    """Of those that SFT trains on, with its prompt."""
 
     @property
     def tokens(self) -> float:
@@ -41,21 +45,46 @@ class Amounts:
         return self.prompt_tokens + self.answer_tokens
 
 
-def amounts(config: Config, run_dir: RunDir, data: RunData) -> Amounts:
+class Bytes:
+    """Lengths in tokens, told from bytes to a fifth or so: for want of a tokenizer, or to save its time."""
+
+    unit = "tokens, about"
+
+    def prompts(self, prompts: Sequence[Turns]) -> list[int]:
+        """Of all turns, each with what a template puts around it."""
+        return [sum(self.answers([turn.content for turn in prompt])) for prompt in prompts]
+
+    def answers(self, texts: Sequence[str]) -> list[int]:
+        """Of each text with what ends it."""
+        return [round(len(text.encode()) / _BYTES_PER_TOKEN + _TEMPLATE_TOKENS) for text in texts]
+
+
+def amounts(config: Config, run_dir: RunDir, data: RunData, measure: Measure | None = None) -> Amounts:
     """Count what the config's data and the run's folder hold. Raises `UserError` where the data is bad."""
+    measure = measure or Bytes()
     training, held_out, shown = data.prompts.training, data.prompts.held_out, data.prompts.demonstrations
     most, room = float(config.sample.max_new_tokens), config.model.max_length - config.sample.max_new_tokens
-    lengths = [_tokens([message.content for message in prompt.messages]) for prompt in training]
-    answer = _mean([_tokens([row.response]) for row in shown], _ANSWER_SHARE * most)
+    lengths = measure.prompts([prompt.messages for prompt in training])
+    demonstrated = measure.answers([row.response for row in shown])
+    taken = shown[: config.sft.examples] if config.sft.source == "train" else []
+    asked = measure.prompts([row.prompt.messages for row in taken])
+    whole = [prompt + answer for prompt, answer in zip(asked, demonstrated[: len(taken)], strict=True)]
     return Amounts(
         training=len(training),
         held_out=len(held_out),
-        demonstrations=len(shown[: config.sft.examples]) if config.sft.source == "train" else 0,
+        demonstrations=len(taken),
         answers=_answers(config, run_dir, data),
         prompt_tokens=min(room, _mean(lengths, 0)),
         longest_prompt=min(room, max(lengths)),
-        answer_tokens=min(most, answer),
+        answer_tokens=min(most, _mean(demonstrated, _ANSWER_SHARE * most)),
+        longest_demonstration=min(config.model.max_length, max(whole, default=0)),
     )
+
+
+def rows_per_pass(batch_size: int, width: float, max_tokens: int) -> int:
+    """Rows in one forward and backward of SFT: the most that divide the batch and whose padded tokens fit, or one."""
+    fitting = [rows for rows in range(1, batch_size + 1) if batch_size % rows == 0]
+    return max((rows for rows in fitting if rows * width <= max_tokens), default=1)
 
 
 def work(stage: str, config: Config, counts: Amounts, shape: Shape) -> float:
@@ -114,10 +143,6 @@ def _answers(config: Config, run_dir: RunDir, data: RunData) -> int:
     if data.comparisons is not None:
         return len(data.comparisons.answers)
     return len(data.prompts.training[: config.sample.prompts]) * config.sample.answers_per_prompt
-
-
-def _tokens(texts: Sequence[str]) -> float:
-    return sum(len(text.encode()) / _BYTES_PER_TOKEN + _TEMPLATE_TOKENS for text in texts)
 
 
 def _mean(values: Sequence[float], otherwise: float) -> float:

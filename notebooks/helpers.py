@@ -1,0 +1,74 @@
+"""What the notebooks share: the command line from a cell, a run's figures, and tables."""
+
+import html
+import json
+import os
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from IPython.display import HTML
+
+SETTINGS = shlex.split(os.environ.get("LOWRANK_RLHF_NOTEBOOK_SETTINGS", ""))
+"""Settings that `notebooks/execute.py` changes to make the runs shorter; in your hands there are none."""
+
+# Jupyter tells its children to print as to a terminal; progress is to come as plain lines.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
+_TEXT: Any = {"text": True, "encoding": "utf-8", "env": _ENVIRONMENT}
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's bars need no widget here
+
+
+def cli(*words: str, expect: int = 0) -> None:
+    """Run `python -m lowrank_rlhf WORDS` and show what it prints as it comes.
+
+    Raises RuntimeError where it does not end with the exit code `expect`. Interrupt the cell to stop a run; it saves
+    its work, and the same cell goes on from there.
+    """
+    print("$ python -m lowrank_rlhf", shlex.join(words), flush=True)
+    with subprocess.Popen(_command(words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **_TEXT) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+    if process.returncode != expect:
+        raise RuntimeError(f"the command ended with exit code {process.returncode}, not {expect}: see its last lines")
+
+
+def output_of(*words: str, typed: str = "", expect: Sequence[int] = (0,)) -> str:
+    """What `python -m lowrank_rlhf WORDS` prints, given these lines to read.
+
+    Raises RuntimeError with what it says about its error where the exit code is not one of `expect`.
+    """
+    ended = subprocess.run(_command(words), input=typed, capture_output=True, check=False, **_TEXT)
+    if ended.returncode not in expect:
+        raise RuntimeError(ended.stderr.strip())
+    return str(ended.stdout)
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "lowrank_rlhf", *words]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def series(run: Path, key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one of PPO's figures, from the run's `metrics.jsonl`."""
+    rows = [row for row in rows_of(run / "metrics.jsonl") if row["stage"] == "ppo" and key in row]
+    return [row["step"] for row in rows], [row[key] for row in rows]
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> HTML:
+    """An HTML table; numbers are rounded, and texts of models and people are shown as text."""
+    lines = [_line("th", headings), *(_line("td", row) for row in rows)]
+    return HTML(f"<table>{''.join(lines)}</table>")
+
+
+def _line(tag: str, cells: Sequence[object]) -> str:
+    texts = [f"{cell:z.3g}" if isinstance(cell, float) else str(cell) for cell in cells]
+    return f"<tr>{''.join(f'<{tag} align=left>{html.escape(text)}</{tag}>' for text in texts)}</tr>"

@@ -1,0 +1,122 @@
+"""More attacks on the running page: sessions that are over, bodies without end, every address that Gradio has."""
+
+import contextlib
+import http.client
+import re
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import gradio as gr
+import pytest
+from browser import ROOT, page_server
+from test_dashboard_guard import PASSWORD, SECRET, ask
+
+from lowrank_rlhf.dashboard import app, guard
+
+FORM = {"Content_Type": "application/x-www-form-urlencoded"}
+NEEDED = {
+    *("/", "/config", "/favicon.ico", "/manifest.json", "/theme.css", "/assets/{path:path}", "/static/{path:path}"),
+    *("/svelte/{path:path}", "/gradio_api/theme.css", "/gradio_api/startup-events", "/gradio_api/app_id"),
+    *("/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel", "/gradio_api/reset"),
+    *("/gradio_api/heartbeat/{session_hash}", "/gradio_api/component_server", "/gradio_api/component_server/"),
+    *("/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/file={path_or_url:path}"),
+}
+"""Of Gradio's addresses those that the page in the browser asks for, and its style."""
+
+
+def log_in(url: str) -> str:
+    """A session's cookie."""
+    status, _, headers = ask(
+        url, "/login", "POST", f"password={PASSWORD.replace(' ', '+')}".encode(), **FORM, Origin=url
+    )
+    assert status == 303
+    return headers["set-cookie"].partition(";")[0]
+
+
+def stream(url: str, path: str, pieces: Iterable[bytes], **headers: str) -> int:
+    """The status after a body that does not say how long it is; the server may hang up before its end."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    with contextlib.closing(connection):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.request("POST", path, iter(pieces), sent)
+        return connection.getresponse().status
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A page for a run whose config and samples nobody may fetch."""
+    run = tmp_path_factory.mktemp("attacks") / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("name: one\nmodel: {source: x}\n")
+    (run / "samples.jsonl").write_text(SECRET)
+    with page_server(run.parent) as (url, _):
+        yield url
+
+
+def test_a_session_ends_on_the_running_page(tmp_path: Path) -> None:
+    first = "from lowrank_rlhf.dashboard import guard; guard.SESSION_SECONDS = 3"
+    with page_server(tmp_path / "runs", password=PASSWORD, first=first) as (url, _):
+        cookie = log_in(url)
+        began = time.monotonic()
+        assert ask(url, "/config", Cookie=cookie)[0] == 200
+        time.sleep(max(0.0, 3.1 - (time.monotonic() - began)))
+        assert ask(url, "/config", Cookie=cookie)[0] == 401
+        assert ask(url, "/", Cookie=cookie)[0] == 303
+        assert ask(url, "/config", Cookie=log_in(url))[0] == 200
+        assert ask(url, "/config", Cookie=cookie)[0] == 401  # another's login does not bring it back
+        assert ask(url, "/config", Cookie=f"{guard.COOKIE}=")[0] == 401
+
+
+def test_without_the_password_no_body_is_read_and_no_try_is_quick(tmp_path: Path) -> None:
+    with page_server(tmp_path / "runs", password=PASSWORD) as (url, _):
+        for path in ("/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/component_server/"):
+            assert ask(url, path, "POST", b"{}", Origin=url)[0] == 401
+        assert stream(url, "/login", [b"x" * 1024] * 64, Origin=url, **FORM) == 413
+        assert ask(url, "/login", "POST", b"password=" + b"x" * 5000, Origin=url, **FORM)[0] == 413
+        began = time.monotonic()
+        assert ask(url, "/login", "POST", b"password=wrong", Origin=url, **FORM)[0] == 401
+        assert time.monotonic() - began >= 1
+
+
+MULTIPART = {"Content_Type": "multipart/form-data; boundary=b"}
+FILE = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jsonl"\r\n\r\n'
+
+
+def test_a_body_is_bounded_on_the_running_page(served: str) -> None:
+    endless = [FILE, *[b"x" * 2**20] * 65]
+    assert stream(served, "/gradio_api/upload", endless, Origin=served, **MULTIPART) == 413
+    assert stream(served, "/gradio_api/queue/join", [b"[" * 2**20] * 65, Origin=served) == 413
+    assert ask(served, "/gradio_api/upload", "POST", FILE + b"{}\r\n--b--\r\n", Origin=served, **MULTIPART)[0] == 200
+
+
+def addresses(routes: Iterable[Any]) -> Iterator[str]:
+    """Paths of all routes, those of routers inside too."""
+    for route in routes:
+        router = getattr(route, "original_router", None)
+        yield from addresses(router.routes) if router else [route.path]
+
+
+def test_every_other_address_of_gradios_is_closed(served: str, tmp_path: Path) -> None:
+    """All that this version of Gradio has, and not a list of those that somebody thought of."""
+    found = set(addresses(gr.routes.App.create_app(app.build(tmp_path)).routes))
+    assert len(found) > 60
+    assert "/gradio_api/queue/join" in found
+    for path in sorted(found - NEEDED):
+        real = re.sub(r"{[^}]*}", "x", path)
+        for method in ("GET", "POST"):
+            status = ask(served, real, method, b"{}" if method == "POST" else None, Origin=served)[0]
+            assert status in (403, 404), f"{method} {path}"
+
+
+@pytest.mark.parametrize("file", ["runs/one/samples.jsonl", "runs/one/config.yaml", "pyproject.toml", ".env"])
+def test_no_file_of_a_run_or_of_the_servers_own_folder_is_served(served: str, file: str, tmp_path_factory) -> None:
+    folders = [ROOT, *tmp_path_factory.getbasetemp().glob("attacks*")]
+    for folder in folders:
+        for path in (f"/gradio_api/file={folder / file}", f"/static/{folder / file}", f"/assets/..%2f..%2f{file}"):
+            status, content, _ = ask(served, path)
+            assert status in (400, 403, 404), path
+            assert SECRET.encode() not in content
