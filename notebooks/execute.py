@@ -1,4 +1,4 @@
-"""Runs the notebooks from top to bottom with short settings: `python notebooks/execute.py`, or `make notebooks`.
+"""Runs the notebooks from top to bottom with short settings: `make notebooks`.
 
 Each runs in a new folder that holds links to this repository, so that it starts from nothing and touches no run of
 yours. The executed copies, with all that they show, come to `build/notebooks`.
