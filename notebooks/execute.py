@@ -1,4 +1,4 @@
-"""Runs the notebooks from top to bottom with short settings: `python notebooks/execute.py`, or `make notebooks`.
+"""Runs the notebooks from top to bottom with short settings: `make notebooks`.
 
 Each runs in a new folder that holds links to this repository, so that it starts from nothing and touches no run of
 yours. The executed copies, with all that they show, come to `build/notebooks`.
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 SHORT = {
     "1_quickstart_tour.ipynb": ("sample.prompts=240", "ppo.steps=6", "ppo.warmup_steps=2", "data.held_out=64"),
     "2_your_own_data.ipynb": (),
-    "3_look_inside.ipynb": (),
+    "3_look_inside.ipynb": ("sample.prompts=160", "ppo.steps=10"),
 }
 """The notebooks, and the settings that make their runs shorter here."""
 

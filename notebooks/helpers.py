@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,20 @@ _TEXT: Any = {"text": True, "encoding": "utf-8", "env": _ENVIRONMENT}
 warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's bars need no widget here
 
 
-def cli(*words: str, expect: int = 0) -> None:
+def cli(*words: str, expect: Sequence[int] = (0,)) -> None:
     """Run `python -m lowrank_rlhf WORDS` and show what it prints as it comes.
 
-    Raises RuntimeError where it does not end with the exit code `expect`. Interrupt the cell to stop a run; it saves
-    its work, and the same cell goes on from there.
+    Raises RuntimeError where the exit code is not one of `expect`. Interrupt the cell to stop a run; it saves its work,
+    and the same cell goes on from there.
     """
     print("$ python -m lowrank_rlhf", shlex.join(words), flush=True)
     with subprocess.Popen(_command(words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **_TEXT) as process:
-        for line in process.stdout or ():
-            print(line, end="", flush=True)
-    if process.returncode != expect:
-        raise RuntimeError(f"the command ended with exit code {process.returncode}, not {expect}: see its last lines")
+        try:
+            _show(process.stdout)
+        except KeyboardInterrupt:  # the command was interrupted too, and has last words while it saves its work
+            _show(process.stdout)
+    if process.returncode not in expect:
+        raise RuntimeError(f"the command ended with exit code {process.returncode}: its last lines say why")
 
 
 def output_of(*words: str, typed: str = "", expect: Sequence[int] = (0,)) -> str:
@@ -46,6 +48,11 @@ def output_of(*words: str, typed: str = "", expect: Sequence[int] = (0,)) -> str
     if ended.returncode not in expect:
         raise RuntimeError(ended.stderr.strip())
     return str(ended.stdout)
+
+
+def _show(lines: Iterable[str] | None) -> None:
+    for line in lines or ():
+        print(line, end="", flush=True)
 
 
 def _command(words: Sequence[str]) -> list[str]:
@@ -71,4 +78,5 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> HTML:
 
 def _line(tag: str, cells: Sequence[object]) -> str:
     texts = [f"{cell:z.3g}" if isinstance(cell, float) else str(cell) for cell in cells]
-    return f"<tr>{''.join(f'<{tag} align=left>{html.escape(text)}</{tag}>' for text in texts)}</tr>"
+    cell = f'<{tag} style="text-align:left">{{}}</{tag}>'
+    return f"<tr>{''.join(cell.format(html.escape(text)) for text in texts)}</tr>"
