@@ -177,8 +177,7 @@ class StepLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.also: Callable[[str, int, dict[str, Any]], None] | None = None
-        """Told of each row that was added, if set."""
+        self.also: Callable[[str, int, dict[str, Any]], None] | None = None  # told of each row that was added
 
     def append(self, stage: str, step: int, **row: Any) -> None:
         """Add a row; NaN and infinities become null."""

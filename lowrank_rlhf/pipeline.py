@@ -28,7 +28,6 @@ from lowrank_rlhf.tracking import tracked
 State = Literal["done", "to do", "half done", "stale"]
 Fingerprint = dict[str, dict[str, Any]]
 
-_NOT_SET = "(not set)"
 # Settings that name files outside the run: what these hold counts as much as their names.
 _OUTSIDE = ("data.prompts", "sft.adapter", "rank.dataset")
 # Beside the settings of the model: what its files hold, as far as they are on this machine.
@@ -80,8 +79,7 @@ def run(
         run_dir.open(dump_config(config))
         with tracked(config, run_dir.metrics, run_dir.path):
             for index, stage in enumerate(chosen, 1):
-                to_go, later = _to_go(chosen, stage, context)
-                progress.stage(index, len(chosen), stage.name, stage.does, to_go, later)
+                progress.stage(index, len(chosen), stage.name, stage.does, *_to_go(chosen, stage, context))
                 _run_stage(stage, context)
         _report(run_dir)
     return run_dir
@@ -296,6 +294,6 @@ def _flat(key: str, value: Any) -> dict[str, Any]:
 
 def _shown(settings: dict[str, Any], key: str) -> str:
     if key not in settings:
-        return _NOT_SET
+        return "(not set)"
     text = json.dumps(settings[key], ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
