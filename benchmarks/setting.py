@@ -29,7 +29,7 @@ def make_roles(**model: object) -> Roles:
     No token ends an answer.
     """
     base = load_base(ModelConfig.model_validate(model), Progress.silent())
-    roles = Roles(_Endless(base.model, base.tokenizer, base.config, base.compute_dtype), LORA)
+    roles = Roles(_Endless(base.model, base.tokenizer, base.config, base.compute_dtype, base.folder), LORA)
     generator = torch.Generator().manual_seed(0)
     for role in Role:
         roles.reset(role, generator)

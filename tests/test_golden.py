@@ -15,7 +15,7 @@ from lowrank_rlhf.files import sha256
 
 RUN = Path("runs/golden")
 CONFIG = str(RUN / "config.yaml")
-CHECKPOINT = "work/ppo/step-000002"
+CHECKPOINT = "work/ppo/step-000001"
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -68,7 +68,7 @@ def test_it_goes_on_where_it_was_stopped(command) -> None:
     assert "<html" in (RUN / "report.html").read_text()
     assert (RUN / "adapters/policy/adapter_model.safetensors").is_file()
     written = [path for path in RUN.rglob("*.json") if path.name != "adapter_config.json"]  # that one is PEFT's
-    assert len(written) == 8  # env, six marks, reward
+    assert len(written) == 9  # env, precision, six marks, reward
     assert {json.loads(path.read_text())["schema"] for path in written} == {SCHEMA}
 
 
@@ -81,6 +81,7 @@ def newer(name: str) -> str:
     listed = json.loads(manifest.read_text())
     if path.parent == manifest.parent and path != manifest:
         listed["files"][path.name] = sha256(path)
+        listed["bytes"][path.name] = path.stat().st_size
         manifest.write_text(json.dumps(listed))
     return f"{path}: written by a newer version of lowrank_rlhf (schema {SCHEMA + 1}); update lowrank_rlhf"
 

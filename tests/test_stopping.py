@@ -35,7 +35,7 @@ def test_an_update_broken_off_at_any_forward_goes_on_alike(tiny_base, tmp_path) 
     def poll(*_: Any) -> None:
         forwards[0] += 1
         if forwards[0] == stop_at[0]:
-            raise Stopped
+            raise Stopped("asked")
 
     roles.decoder.register_forward_pre_hook(poll)
 

@@ -436,7 +436,8 @@ class TestCommand:
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
         ) as running:
             deadline = time.monotonic() + 200
-            while not (tiny / "runs/tiny-seed-1/work/ppo/fingerprint.json").exists() and time.monotonic() < deadline:
+            begun = tiny / "runs/tiny-seed-1/work/ppo/step-000000/manifest.json"
+            while not begun.exists() and time.monotonic() < deadline:
                 time.sleep(0.1)
             running.send_signal(signal.SIGINT)
             _, err = running.communicate(timeout=200)

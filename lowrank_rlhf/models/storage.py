@@ -76,11 +76,26 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, about: Mapping[str, st
     """A safetensors file, with `about` in its header. Raises OSError where the disk refuses."""
     try:
         save_file(tensors, path, metadata={"format": "pt", **(about or {})})
+        if about:
+            _sort_metadata(path)
     except SafetensorError as error:  # its only words for a full disk; the number is in them
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+def _sort_metadata(path: Path) -> None:
+    """In place: safetensors writes its header in an order of chance, and equal weights are to be equal files."""
+    with path.open("rb+") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(text) != size:
+            raise RuntimeError(f"{path}: its header has {size} bytes, and {len(text)} when sorted")
+        file.seek(8)
+        file.write(text)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
