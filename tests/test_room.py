@@ -132,3 +132,23 @@ def test_sampling_takes_half_the_prompts_at_once(tiny_folder, tmp_path) -> None:
     assert context.base.room.rows == 6
     assert max(steps) > 6
     assert sum(rows > 6 for rows in steps) == 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_out_of_memory_inside_an_optimisers_step_is_not_tried_again(tiny_folder, tmp_path, monkeypatch, stage) -> None:
+    """Some weights may have moved by then."""
+    monkeypatch.setattr(ppo, "release_freed_memory", lambda: None)
+    make, run, _, limit = STAGES[stage]
+    context = make(tiny_folder(), tmp_path, 5 * limit)
+    steps: list[int] = []
+
+    def step(*_: Any, **__: Any) -> None:
+        steps.append(1)
+        raise MemoryError
+
+    for kind in (torch.optim.Adam, torch.optim.AdamW):
+        monkeypatch.setattr(kind, "step", step)
+    with pytest.raises(CannotFit, match="out of memory in the optimiser's step"):
+        run(context)
+    assert len(steps) == 1
+    assert not (context.run_dir.path / "room.json").exists()

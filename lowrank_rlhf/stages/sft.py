@@ -18,7 +18,7 @@ from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.adapters import plain_shape
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.stepping import NotFinite, check_finite
+from lowrank_rlhf.models.stepping import NotFinite, check_finite, whole_step
 from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.progress import Bar
 from lowrank_rlhf.stages.breakdown import RollBack
@@ -70,7 +70,7 @@ def _train(context: Context) -> dict[str, Any]:
     config, roles = context.config.sft, context.roles
     rows = training_rows(context)
     steps = math.ceil(len(rows) / config.batch_size)
-    optimizer = torch.optim.AdamW(roles.parameters(Role.POLICY), lr=config.learning_rate, weight_decay=0.0)
+    optimizer = _WholeSteps(roles.parameters(Role.POLICY), lr=config.learning_rate, weight_decay=0.0)
     checkpoints = Checkpoints(context, "sft", Role.POLICY, optimizer)
     done = checkpoints.resume()
     with context.progress.track("sft", steps, "steps", done) as bar, checkpoints.saved_if_stopped(bar):
@@ -165,6 +165,15 @@ def _trainer(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) ->
     finally:
         model.__dict__.pop("forward", None)  # TRL's fused head
         model.config.use_cache = use_cache
+
+
+class _WholeSteps(torch.optim.AdamW):
+    """Out of memory inside a step ends the stage: TRL's loop would be tried again with weights that had moved."""
+
+    def step(self, closure: Any = None) -> Any:
+        """As AdamW's; raises `CannotFit` where memory runs out."""
+        with whole_step():
+            return super().step(closure)
 
 
 class _Watcher(TrainerCallback):
