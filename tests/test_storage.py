@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from tiny import ARCHITECTURES, LORA, load_plain, make_batch, make_roles, randomise, role_loss, snapshot
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -200,3 +201,17 @@ def test_a_damaged_optimiser_file_is_named(tmp_path, content) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"optimizer\.safetensors: not a readable safetensors file"):
         load_optimizer(torch.optim.Adam([torch.zeros(1, requires_grad=True)]), path)
+
+
+def test_equal_weights_are_equal_files(tmp_path) -> None:
+    """safetensors orders its header's entries by chance, anew in each file."""
+    tensors = {"b": torch.ones(2, 3), "a.lora": torch.zeros(1)}
+    about = {"lowrank_rlhf": '{"base": "naïve 你好 \\"x\\""}'}
+    files = [tmp_path / f"{number}.safetensors" for number in range(12)]
+    for path in files:
+        write_tensors(tensors, path, about)
+    assert len({path.read_bytes() for path in files}) == 1
+    with safe_open(files[0], framework="pt") as file:
+        assert file.metadata() == {"format": "pt", **about}
+    assert read_tensors(files[0]).keys() == tensors.keys()
+    assert torch.equal(read_tensors(files[0])["b"], tensors["b"])

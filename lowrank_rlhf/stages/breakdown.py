@@ -5,17 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lowrank_rlhf.artifacts import write_json_atomic
 from lowrank_rlhf.errors import Diverged
 from lowrank_rlhf.files import new_folder
 from lowrank_rlhf.maths.sequences import Sequences
+from lowrank_rlhf.models.storage import write_tensors
 from lowrank_rlhf.stages.context import Context
 
 MOST_IN_A_ROW = 3
 """One bad batch says nothing; so many steps in a row say that the weights are bad, or the rate."""
+_BATCH = "batch.safetensors"
 
 
 class RollBack(Exception):
@@ -80,7 +81,6 @@ def _keep(context: Context, stage: str, batch: Sequences, more: Mapping[str, Ten
     ]
     shutil.rmtree(folder, ignore_errors=True)
     with new_folder(folder) as new:
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, new / "batch.safetensors")
+        write_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, new / _BATCH)
         write_json_atomic(new / "texts.json", {"schema": 1, "rows": texts})
     return folder

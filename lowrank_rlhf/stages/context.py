@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_rlhf.artifacts import RunDir, StepLog, read_json, write_json_atomic
+from lowrank_rlhf.artifacts import RunDir, StepLog, read_record, write_json_atomic
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.run_data import RunData
@@ -62,7 +62,7 @@ class Context:
             self.run_dir.event("halved", what=what)
             write_json_atomic(path, {"schema": 1, "tokens": room.tokens, "rows": room.rows})
 
-        found = read_json(path) or {}
+        found = read_record(path) or {}
         room.tokens, room.rows = min(room.tokens, found.get("tokens", room.tokens)), found.get("rows")
         room.on_halved = halved
 
