@@ -23,7 +23,7 @@ from lowrank_rlhf.config.schema import PpoConfig, SampleConfig
 from lowrank_rlhf.models.roles import Roles
 from lowrank_rlhf.ppo.rollout import RewardScale, collect
 from lowrank_rlhf.ppo.update import Optimizers, update
-from lowrank_rlhf.progress import peak_memory_bytes
+from lowrank_rlhf.usage import peak_memory_bytes
 
 PHASES = ("rollout", "scoring", "policy_update", "critic_update")
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, make_roles, random_tokens
+from tiny import ARCHITECTURES, DEVICE, make_roles, random_tokens
 from torch import Tensor
 
 from lowrank_rlhf.models import generation
@@ -44,7 +44,7 @@ def naive(roles: Roles, prompt: list[int], uniforms: list[float], temperature: f
     """One answer by whole forwards through the adapter, and a Python loop that inverts the cumulative sum."""
     tokens: list[int] = []
     for uniform in uniforms:
-        ids = torch.tensor([[*prompt, *tokens]])
+        ids = torch.tensor([[*prompt, *tokens]], device=DEVICE)
         with roles.acting_as(Role.POLICY):
             logits = roles.peft(input_ids=ids, use_cache=False).logits[0, -1].double()
         logits[2] += bonus
@@ -120,7 +120,7 @@ def test_nearly_greedy_at_a_low_temperature(tiny_base) -> None:
     roles = make_roles(tiny_base())
     (answers,) = sample(roles, PROMPTS[:1], temperature=1e-6, answers_per_prompt=3)
     assert len(set(answers)) == 1
-    ids = torch.tensor([[*PROMPTS[0], *answers[0].tokens]])
+    ids = torch.tensor([[*PROMPTS[0], *answers[0].tokens]], device=DEVICE)
     with roles.acting_as(Role.POLICY):
         best = roles.peft(input_ids=ids).logits[0].argmax(-1)
     assert tuple(best[len(PROMPTS[0]) - 1 : -1].tolist()) == answers[0].tokens
@@ -221,7 +221,7 @@ def test_temperature_0_takes_the_most_probable(tiny_base) -> None:
     roles = make_roles(tiny_base())
     tokens = streamed(roles, PROMPTS[1], temperature=0.0, seed=1)
     with roles.acting_as(Role.POLICY):
-        best = roles.peft(input_ids=torch.tensor([[*PROMPTS[1], *tokens]])).logits[0].argmax(-1)
+        best = roles.peft(input_ids=torch.tensor([[*PROMPTS[1], *tokens]], device=DEVICE)).logits[0].argmax(-1)
     assert tuple(best[len(PROMPTS[1]) - 1 : -1].tolist()) == tokens
 
 
@@ -251,7 +251,10 @@ def test_half_a_character_at_the_end_is_shown_as_such(tiny_base) -> None:
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_merged_weights_are_the_role(tiny_base, quantization, architecture) -> None:
-    roles, ids = make_roles(tiny_base(quantization, architecture=architecture)), torch.tensor([PROMPTS[1]])
+    roles, ids = (
+        make_roles(tiny_base(quantization, architecture=architecture)),
+        torch.tensor([PROMPTS[1]], device=DEVICE),
+    )
     layers = dict(roles.base.model.named_modules())
     for role in (Role.POLICY, Role.REFERENCE):
         with roles.acting_as(role):
