@@ -177,7 +177,7 @@ def test_the_objective_is_what_is_maximised(tiny_base) -> None:
 
 def test_a_baseline_is_taken_from_the_shaped_scores(tiny_base) -> None:
     roles, config = start(make_roles(tiny_base())), make_config(gae_lambda=1.0, whiten_advantages=False, score_clip=0.5)
-    baseline = torch.linspace(-1, 1, 8)
+    baseline = torch.linspace(-1, 1, 8, device=DEVICE)
     plain = rollout_of(roles, config)
     found = collect(roles, PROMPTS, config, SAMPLING, SCALE, config.kl_coef, 1, baseline)
     assert found.responses == plain.responses
