@@ -1,5 +1,6 @@
 """The fused product against PEFT's own layers, and the layers that it leaves to PEFT."""
 
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -20,6 +21,18 @@ def test_gradients_are_those_of_pefts_layers(tiny_base, quantization, architectu
     monkeypatch.setattr(roles_module, "fused", lambda *_: nullcontext())
     for name, gradient in gradients(roles, Role.POLICY, batch).items():
         torch.testing.assert_close(ours[name], gradient, rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_checkpointing_keeps_no_input_of_a_layer(tiny_base) -> None:
+    """Between forward and backward only what enters a decoder layer is kept: all else is computed again."""
+    roles, inputs = make_roles(tiny_base("nf4", True)), []
+    with roles.acting_as(Role.POLICY, train=True):
+        for layer in roles.decoder.layers:
+            layer.mlp.down_proj.register_forward_pre_hook(lambda _, given: inputs.append(weakref.ref(given[0])))
+        logprobs = roles.logprobs(make_batch(), 0.8).logprobs
+        assert [found() for found in inputs] == [None, None]
+        roles.backward(logprobs.sum())
+    assert len(inputs) == 4
 
 
 def test_layers_stand_where_they_were_and_parameters_keep_their_names(tiny_base) -> None:

@@ -96,8 +96,9 @@ class RecordedSteps:
         self.place = torch.tensor([held], device=attention.device)
         self.mask = torch.zeros(len(attention), 1, 1, held + more, dtype=torch.bool, device=attention.device)
         self.mask[..., :held] = attention[:, None, None].bool()
-        self.cache = DynamicCache(config=model.config)
-        self.cache.layers = [_FixedLayer(layer, held + more, self.place) for layer in cache.layers]
+        for index, layer in enumerate(cache.layers):  # one after another, so that both never stand side by side
+            cache.layers[index] = _FixedLayer(layer, held + more, self.place)
+        self.cache = cache
         self.ids = torch.zeros_like(position)
         self.graph: Any = None
 

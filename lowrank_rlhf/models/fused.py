@@ -47,9 +47,9 @@ class _FusedLinear(nn.Module):
         self.adapter, self.scale = adapter, float(layer.scaling[adapter])
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows, dtype = x.reshape(-1, x.shape[-1]), x.dtype  # `weight` is kept for the backward, and must not keep x
         base, a, b = self.base_layer, self.lora_A[self.adapter].weight, self.lora_B[self.adapter].weight
-        product = _Product.apply(rows, a, b, lambda: dequantised(base).to(x.dtype), base.bias, self.scale)
+        product = _Product.apply(rows, a, b, lambda: dequantised(base).to(dtype), base.bias, self.scale)
         return product.view(*x.shape[:-1], -1)
 
 

@@ -103,16 +103,23 @@ class Roles:
         """
         self.check_free(role)
         self._acting, self._training = role, train
+        learning = self.parameters(role) if train else []
         try:
-            self.peft.set_adapter(role.value, inference_mode=True)
-            for parameter in self.parameters(role):
-                parameter.requires_grad_(train)
-            self.peft.train(train)
+            # Each of these walks through thousands of modules, and every micro-batch of a step may come here.
+            if self.peft.active_adapter != role.value:
+                self.peft.set_adapter(role.value, inference_mode=True)
+            if train:
+                self.peft.train()
+            for parameter in learning:
+                parameter.requires_grad_(True)
             with fused(self.peft, role.value), torch.enable_grad() if train else torch.no_grad():
                 yield
         finally:
             self._acting, self._training = None, False
-            self._freeze()
+            for parameter in learning:
+                parameter.requires_grad_(False)
+            if train:
+                self.peft.eval()
 
     def hidden(self, batch: Sequences) -> Tensor:
         """The decoder's last hidden states as the acting role, (B, T, h)."""
@@ -230,6 +237,7 @@ class Roles:
                 warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted")
                 self.peft.delete_adapter(role.value)
         self.peft.add_adapter(role.value, shape)
+        self.peft.set_adapter(role.value, inference_mode=True)  # of its layers some may not have been adapted before
         self.prepare(role)
         mark = f".{role.value}."
         adapted = [_layer(name) for name, _ in self.peft.named_parameters() if mark in name and ".lora_" in name]
