@@ -5,13 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test fuzz bench soak faults notebooks
+.PHONY: help run test fuzz bench soak faults notebooks gpu-check
 .NOTPARALLEL:
 
 help:  ## Show this list.
 	@echo "make TARGET [PYTHON=python3.12]"
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1	\2/p' Makefile
 
 run: $(VENV)/.installed-run  ## Install what is needed into .venv, then run the quickstart; run again, it goes on.
 	$(BIN)/python -m lowrank_rlhf run presets/quickstart.yaml
@@ -34,6 +34,9 @@ bench: $(VENV)/.installed-run  ## Measure time and memory, also against TRL (an 
 
 faults: $(VENV)/.installed-dev  ## Kill a tiny run at 160 of its write points, go on, and compare: half an hour or so.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py --points 160
+
+gpu-check: $(VENV)/.installed-dev  ## On a graphics card: the LAW tests, all stages, PPO updates timed, memory beside plan; some minutes.
+	$(BIN)/python benchmarks/gpu_check.py
 
 notebooks: $(VENV)/.installed-dev  ## Run the notebooks with short settings; what they show comes to build/notebooks.
 	$(BIN)/python -m notebooks.execute

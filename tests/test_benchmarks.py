@@ -53,3 +53,44 @@ def test_a_short_soak_measures_memory_and_logs(tmp_path: Path) -> None:
     assert 100 < figures["warm_mib"] < 20_000
     assert abs(figures["growth"]) < 0.5
     assert 100 < figures["logged_bytes_per_step"] < MOST_LOGGED_BYTES
+
+
+def test_gpu_check_reads_pytests_own_file_and_tells_what_failed(tmp_path: Path) -> None:
+    """One test of each kind, run by pytest itself; and the line for README's table."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.gpu_check import read_junit, table_line
+
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\ndef test_good(): pass\ndef test_bad(): assert 0\n"
+        "@pytest.mark.skip\ndef test_left_out(): pass\n"
+        "@pytest.fixture\ndef broken(): 1 / 0\ndef test_error(broken): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=out.xml", "test_it.py"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    found = read_junit(tmp_path / "out.xml")
+    assert found == {"passed": 1, "skipped": 1, "failed": ["test_it::test_bad", "test_it::test_error"]}
+    machine = {"date": "2026-11-27", "card": "T4", "versions": {"torch": "2.13.0", "bitsandbytes": "0.50.2"}}
+    run = {"stages": {"sft": {"seconds": 10.4}, "ppo": {"seconds": 20.0}}, "claims": 8, "failed": []}
+    report = {"machine": machine, "tests": found, "run": run, "update": {"seconds_per_update": [3.0, 1.0, 2.0]}}
+    cells = (
+        "2026-11-27",
+        "T4",
+        "torch 2.13.0, bitsandbytes 0.50.2",
+        "1 passed, 2 failed",
+        "2 stages in 30 s, 8 claims hold",
+    )
+    assert table_line(report) == f"| {' | '.join(cells)} | 2.00 s |"
+
+
+def test_a_preset_for_a_card_is_measured_with_rows_that_fill_it(tiny_folder: Callable[..., Path]) -> None:
+    """Prompt and response together stay below `max_length`, and near it."""
+    sys.path.insert(0, str(ROOT))
+    from transformers import AutoTokenizer
+
+    from benchmarks.cards import full_rows
+    from lowrank_rlhf.config.loading import load_config, preset_folder
+
+    config, tokenizer = load_config(preset_folder() / "gpu_8gb.yaml"), AutoTokenizer.from_pretrained(tiny_folder())
+    lengths = [len(tokenizer(row["prompt"] + row["response"])["input_ids"]) for row in full_rows(config, tokenizer)]
+    assert len(lengths) == 40
+    assert 0.88 * config.model.max_length < min(lengths) <= max(lengths) < config.model.max_length - 20

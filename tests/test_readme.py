@@ -121,9 +121,9 @@ def test_the_configs_of_the_commands_are_valid(name) -> None:
 @both
 def test_make_targets_exist(name) -> None:
     text = read(name)
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    used = set(re.findall(r"(?:^|`|cpu )make (\w+)", text, re.M))
-    assert used == {"run", "test", "notebooks"}
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    used = set(re.findall(r"(?:^|`|cpu )make ([\w-]+)", text, re.M))
+    assert used == {"run", "test", "notebooks", "gpu-check"}
     assert used <= targets
 
 
