@@ -20,7 +20,6 @@ from lowrank_rlhf.artifacts import StepLog
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StaleRun, UserError
-from lowrank_rlhf.files import file_names
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.stages.problems import problems
 
