@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby
@@ -72,7 +72,9 @@ def started() -> int:
 
 def is_main() -> bool:
     """True in the one process that writes into the run's folder and speaks."""
-    return (_team.rank if _team else _from_environment()["RANK"]) == 0
+    if _team:
+        return _team.rank == 0
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def count() -> int:
@@ -186,7 +188,8 @@ def joined() -> Iterator[None]:
         yield
     except BaseException as error:
         if not is_main() and not isinstance(error, Left):
-            _team.notes.set(_ERROR, f"process {_team.rank}: {error or type(error).__name__}")
+            with suppress(RuntimeError):  # the main process is gone already
+                _team.notes.set(_ERROR, f"process {_team.rank}: {str(error) or type(error).__name__}")
         raise
     finally:
         _team = None

@@ -190,7 +190,6 @@ def test_the_main_process_alone_wrote(run, single) -> None:
 
 
 SCRIPT = """
-import sys
 import torch
 from lowrank_rlhf import processes
 from lowrank_rlhf.errors import UserError
@@ -200,6 +199,7 @@ with processes.joined():
     main = processes.is_main()
     mine = processes.share(range(5))
     parts = [torch.tensor([1.0, 2.0]) * len(mine), torch.tensor(len(mine), dtype=torch.int64)]
+    parts.append(torch.tensor([[float(main)]], dtype=torch.bfloat16))
     processes.add(parts)
     print(f"share {mine} sum {[part.tolist() for part in parts]} met {processes.meet(2 + main)}", flush=True)
     with processes.alone():
@@ -228,8 +228,8 @@ def test_what_two_processes_share_sum_halve_and_tell(tmp_path) -> None:
     launched = Launched(tmp_path, "-c", SCRIPT)
     assert launched.wait() == [0, 1], launched.said
     lines = set(launched.said.splitlines())
-    assert "share [0, 2, 4] sum [[5.0, 10.0], 5] met 5" in lines
-    assert "share [1, 3] sum [[5.0, 10.0], 5] met 5" in lines
+    assert "share [0, 2, 4] sum [[5.0, 10.0], 5, [[1.0]]] met 5" in lines
+    assert "share [1, 3] sum [[5.0, 10.0], 5, [[1.0]]] met 5" in lines
     assert launched.said.count("tried [64, 32]\n") == 2
     assert "told: process 1: broken here" in lines
 
@@ -241,38 +241,46 @@ def test_a_mistake_is_told_once(tmp_path) -> None:
 
 
 @pytest.fixture
-def as_second(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def as_one_of_three(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     return monkeypatch
 
 
 @pytest.mark.parametrize("command", ["status", "plan", "dashboard", "sweep", "export"])
-def test_only_run_can_be_launched(as_second, capsys, command) -> None:
-    as_second.setattr(sys, "argv", ["lowrank_rlhf", command, "x", "y"])
+def test_only_run_can_be_launched(as_one_of_three, capsys, command) -> None:
+    as_one_of_three.setattr(sys, "argv", ["lowrank_rlhf", command, "x", "y"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
     assert f"{command}: was launched in 3 processes" in capsys.readouterr().err
 
 
-def test_what_the_launcher_says_must_make_sense(as_second) -> None:
-    as_second.setenv("LOCAL_WORLD_SIZE", "1")
+def test_what_the_launcher_says_must_make_sense(as_one_of_three) -> None:
+    as_one_of_three.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(UserError, match="several machines"):
         processes.started()
-    as_second.setenv("LOCAL_WORLD_SIZE", "3")
+    as_one_of_three.setenv("LOCAL_WORLD_SIZE", "3")
     assert processes.started() == 3
-    as_second.setenv("WORLD_SIZE", "many")
+    as_one_of_three.setenv("WORLD_SIZE", "many")
     with pytest.raises(UserError, match="WORLD_SIZE: 'many'"):
         processes.started()
 
 
-def test_a_batch_of_sft_must_be_dealt_out_evenly(as_second, tiny_folder) -> None:
+def test_an_unclear_launch_is_a_sentence(as_one_of_three, capsys) -> None:
+    as_one_of_three.setenv("WORLD_SIZE", "many")
+    as_one_of_three.setattr(sys, "argv", ["lowrank_rlhf", "status", "x"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == "WORLD_SIZE: 'many' in the environment is not a number\n"
+
+
+def test_a_batch_of_sft_must_be_dealt_out_evenly(as_one_of_three, tiny_folder) -> None:
     config: Config = make_config(tiny_folder(), sft__batch_size=4)
     assert (("sft", "batch_size"), "4 rows cannot be dealt out evenly to 3 processes; take a multiple") in problems(
         config
     )
-    as_second.setenv("WORLD_SIZE", "2")
+    as_one_of_three.setenv("WORLD_SIZE", "2")
     assert problems(config) == []
 
 
