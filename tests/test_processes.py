@@ -32,13 +32,13 @@ SETTINGS = {
     "stages": SHARED,
     "lora__last_layers": 1,
     "sft__epochs": 1,
+    "sft__examples": 9,
     "reward__fit_head_first": True,
     "ppo__epochs": 2,
     "ppo__minibatches": 2,
     "ppo__kl_controller": "adaptive",
     "ppo__kl_horizon": 8,
     "rank__judge": "plain-language",
-    "data__held_out": 6,
 }
 LIMIT = 120
 """Seconds after which a launch hangs."""
