@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from lowrank_rlhf import __version__
+from lowrank_rlhf import __version__, processes
 from lowrank_rlhf.commands import (
     about,
     annotations,
@@ -41,10 +41,12 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: runs the command and exits with its code; a `UserError` is a message, not a traceback.
 
-    So is a file or folder that cannot be used, wherever it is met.
+    So is a file or folder that cannot be used, wherever it is met. Of several processes that the launcher started only
+    the main one speaks.
     """
     try:
-        app()
+        with processes.silent_beside_main():
+            app()
     except UserError as error:
         _refuse(error)
     except OSError as error:
@@ -54,7 +56,8 @@ def main() -> None:
 
 
 def _refuse(error: UserError) -> NoReturn:
-    Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
+    with processes.silent_beside_main():
+        Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
     sys.exit(int(error.exit_code))
 
 
@@ -66,7 +69,8 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback(epilog=EPILOG)
 def _root(
-    version: Annotated[
+    context: typer.Context,
+    _version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
 ) -> None:
@@ -78,6 +82,11 @@ def _root(
       python -m lowrank_rlhf run quickstart
       python -m lowrank_rlhf status quickstart
     """
+    if processes.started() > 1 and context.invoked_subcommand != "run":
+        raise UserError(
+            f"{context.invoked_subcommand}: was launched in {processes.started()} processes, and only `run` shares its "
+            "work out; start it without the launcher"
+        )
 
 
 _COMMANDS = (

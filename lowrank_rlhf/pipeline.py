@@ -19,7 +19,7 @@ from lowrank_rlhf.models.shape import find_shape
 from lowrank_rlhf.planner.disk import check_room, disk_watched, smallest_need
 from lowrank_rlhf.planner.pace import stage_work
 from lowrank_rlhf.progress import Later, Progress, StopRequest, duration
-from lowrank_rlhf.stages import Stage, selection
+from lowrank_rlhf.stages import Stage, selection, together
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.report import write_report
 from lowrank_rlhf.stages.work import seconds_to_go
@@ -169,11 +169,8 @@ def _run_stage(stage: Stage, context: Context) -> None:
         progress.say("  done before, skipped")
         return
     context.stop.check("everything finished so far is saved")
-    started = _begun(run_dir, stage) or {
-        "schema": 1,
-        "fingerprint": current_fingerprint(stage, context.config, run_dir),
-        "seconds": 0.0,
-    }
+    fresh = {"schema": 1, "fingerprint": current_fingerprint(stage, context.config, run_dir), "seconds": 0.0}
+    started = together.noted(stage, _begun(run_dir, stage), fresh)
     if standing.state == "half done":
         progress.say(f"  goes on after {duration(started['seconds'])} of work")
     run_dir.work(stage.name)
@@ -202,7 +199,7 @@ def _work(stage: Stage, context: Context, started: dict[str, Any]) -> dict[str, 
     forget_peak_memory()
     since, loading = time.monotonic(), context.loading_seconds
     try:
-        summary = stage.run(context)
+        summary = together.run_stage(stage, context)
     except BaseException as error:
         used = _used(started, since)
         write_json_atomic(path, started | used)
@@ -213,6 +210,7 @@ def _work(stage: Stage, context: Context, started: dict[str, Any]) -> dict[str, 
         "stage": stage.name,
         "fingerprint": started["fingerprint"],
         "summary": summary,
+        "processes": started["processes"],
         **_used(started, since),
         "loading_seconds": round(context.loading_seconds - loading, 1),
         "finished_at": now(),

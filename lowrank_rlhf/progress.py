@@ -12,10 +12,12 @@ from typing import Any, Self
 import rich.progress
 from rich.console import Console
 
+from lowrank_rlhf import processes
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.usage import memory_in_use_bytes
 
 _SECONDS_BETWEEN_LINES = 5.0
+_ONCE_MORE = b" Once more stops at once."
 
 
 Later = Callable[[float], float | None]
@@ -162,7 +164,7 @@ class StopRequest:
 
     The second one raises KeyboardInterrupt at once. Every forward of the model polls (`Context.roles`): what is heavier
     than that must not go on for long. Handlers can only be set in the main thread; elsewhere this
-    is a flag that anyone may set.
+    is a flag that anyone may set. Where several processes share the work they end together, at their next meeting.
     """
 
     def __init__(self) -> None:
@@ -182,15 +184,17 @@ class StopRequest:
 
     def check(self, saved: str) -> None:
         """Raises `Stopped` if a stop was requested; `saved` says what is safe: "step 50 is saved"."""
-        if self.requested:
+        if self.requested and processes.free_to_stop():
             raise Stopped(f"Stopped as asked; {saved}. The same command goes on from there.")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's signature
-        if self.requested:
+        several = processes.started() > 1  # the launcher sends a second signal by itself
+        if self.requested and not several:
             raise KeyboardInterrupt
-        self.requested = True
         # A print here could break into another print; a write to the descriptor cannot.
-        os.write(2, b"\nStopping where the work can be saved. Once more stops at once.\n")
+        if not self.requested and processes.is_main():
+            os.write(2, b"\nStopping where the work can be saved." + (b"" if several else _ONCE_MORE) + b"\n")
+        self.requested = True
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
+import pyarrow.parquet
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from test_report import all_summaries
 from tiny import ARCHITECTURES, CHATML, load_plain, make_roles, make_tiny_model, random_tokens
 from tiny_finished import finished_run
-from tiny_run import make_config, write_prompts
+from tiny_run import make_config, make_context, write_prompts
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -32,6 +33,7 @@ from transformers import (
 )
 
 from lowrank_rlhf import cli, pipeline
+from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config, ModelConfig, SampleConfig
 from lowrank_rlhf.errors import CannotFit, Stopped, UserError
 from lowrank_rlhf.files import new_folder, sha256
@@ -522,6 +524,27 @@ def test_command(tiny_folder, tmp_path, command, monkeypatch) -> None:
     assert load_file("reward/model.safetensors")["score.weight"].shape == (1, 64)
 
 
+def test_prompts_as_parquet(tiny_folder, tmp_path, command, monkeypatch) -> None:
+    """What pyarrow reads is what the run learns from; and the project reads its own export as conversations."""
+    context = make_context(make_config(tiny_folder(), write_prompts(tmp_path / "prompts.jsonl")), tmp_path / "runs")
+    context.run_dir.open(dump_config(context.config))
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = command("export", "tiny", "out", "--what", "prompts", "--json")
+    assert (code, json.loads(out)["prompts"]) == (0, {"train": 15, "held-out": 5})
+    assert sorted(json.loads(out)["files"]) == ["held-out.parquet", "train.parquet"]
+    for name, prompts in zip(("train", "held-out"), context.prompts, strict=True):
+        rows = pyarrow.parquet.read_table(f"out/{name}.parquet").to_pylist()
+        told = [[message.model_dump() for message in prompt.messages] for prompt in prompts]
+        assert [row["prompt"] for row in rows] == told
+        assert [row["extra_info"] for row in rows] == [
+            {"split": name, "index": index, "id": prompt.id} for index, prompt in enumerate(prompts)
+        ]
+        assert {row["data_source"] for row in rows} == {"prompts.jsonl"}
+        assert rows[0]["reward_model"] == {"style": "model", "ground_truth": ""}
+    again = make_context(make_config(tiny_folder(), tmp_path / "out" / "train.parquet"), tmp_path / "again").prompts
+    assert {prompt.messages for split in again for prompt in split} == {p.messages for p in context.prompts[0]}
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
@@ -556,6 +579,7 @@ def test_command_refuses(tiny_folder, tmp_path, command, monkeypatch) -> None:
         (("tiny", "out", "--what", "reward"), "no adapter `reward` yet; it has sft."),
         (("tiny", "out", "--what", "reward", "--role", "sft"), "--role: goes with --what merged only, not with reward"),
         (("tiny", "out", "--what", "adapters", "--dtype", "float16"), "--dtype: adapters are copied as they are"),
+        (("tiny", "out", "--what", "prompts", "--dtype", "float16"), "--dtype: prompts are copied as they are"),
     ):
         code, out, err = command("export", *arguments)
         assert (code, out) == (2, "")

@@ -237,6 +237,17 @@ def test_minibatches_are_neighbouring_rows_and_each_has_its_micro_batches() -> N
     assert cut_minibatches([5], 1, 1) == [[[0]]]
 
 
+def test_there_is_a_micro_batch_for_each_process() -> None:
+    assert micro_batches([5, 7, 7, 5], 1000, at_least=2) == [[1, 2], [0, 3]]
+    assert micro_batches([5, 7, 7, 5], 1000, at_least=3) == [[1], [2], [0], [3]]
+    assert micro_batches([5, 7], 1000, at_least=3) == [[1], [0]]
+    assert micro_batches([5, 7, 7, 5], 7, at_least=2) == [[1], [2], [0], [3]]
+    assert all(
+        len(micro_batches([3] * rows, 10**6, parts)) >= parts for parts in range(1, 9) for rows in range(parts, 30)
+    )
+    assert cut_minibatches([3, 9, 4, 2], 2, 1000, at_least=2) == [[[1], [0]], [[2], [3]]]
+
+
 def test_seeds_depend_on_every_part_of_the_place() -> None:
     places = [(), ("ppo",), ("ppo", 0), ("ppo", 1), ("ppo", "1"), ("ppo1",), ("sample", 1), (1, "ppo")]
     seeds = [derive_seed(seed, *place) for place in places for seed in (0, 1)]

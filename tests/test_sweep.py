@@ -39,6 +39,7 @@ class FakeStage:
     writes: tuple[str, ...]
     run: Callable[[Context], dict[str, Any]]
     does: str = "pretend"
+    shared: bool = True
 
 
 def nothing(_: str, __: Context) -> None:

@@ -20,9 +20,10 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; must be new, or empty.")],
     runs: RunsOption = Path("runs"),
     what: Annotated[
-        Literal["merged", "adapters", "reward"],
+        Literal["merged", "adapters", "reward", "prompts"],
         typer.Option(
-            help="`merged`: one plain 16-bit model. `adapters`: the PEFT folders. `reward`: a sequence classifier."
+            help="`merged`: one plain 16-bit model. `adapters`: the PEFT folders. `reward`: a sequence classifier. "
+            "`prompts`: the prompts as Parquet."
         ),
     ] = "merged",
     role: Annotated[
@@ -44,6 +45,7 @@ def export(
       python -m lowrank_rlhf export quickstart my-sft --role sft --dtype float16
       python -m lowrank_rlhf export quickstart my-adapters --what adapters
       python -m lowrank_rlhf export quickstart my-reward --what reward --json
+      python -m lowrank_rlhf export quickstart my-prompts --what prompts
     """
     _check_options(what, role, dtype)
     run_dir = RunDir(run_folder(run, runs))
@@ -61,8 +63,8 @@ def export(
 def _check_options(what: str, role: str | None, dtype: str | None) -> None:
     if role and what != "merged":
         raise UserError(f"--role: goes with --what merged only, not with {what}")
-    if dtype and what == "adapters":
-        raise UserError("--dtype: adapters are copied as they are; it goes with --what merged and reward")
+    if dtype and what in ("adapters", "prompts"):
+        raise UserError(f"--dtype: {what} are copied as they are; it goes with --what merged and reward")
 
 
 def _export(context: Context, what: str, role: str, dtype: str, folder: Path) -> dict[str, Any]:
@@ -72,11 +74,14 @@ def _export(context: Context, what: str, role: str, dtype: str, folder: Path) ->
         return exports.export_adapters(context.run_dir, context.config, folder)
     if what == "reward":
         return exports.export_reward(context, dtype, folder)
+    if what == "prompts":
+        return exports.export_prompts(context, folder)
     return exports.export_merged(context, role, dtype, folder)
 
 
 def _in_words(summary: dict[str, Any], folder: Path) -> list[str]:
-    lines = [f"wrote {folder}: {memory(summary['bytes'])} in {len(summary['files'])} files; README.md is its card"]
+    card = "; README.md is its card" if "README.md" in summary["files"] else ""
+    lines = [f"wrote {folder}: {memory(summary['bytes'])} in {len(summary['files'])} files{card}"]
     if found := summary.get("difference"):
         lines.append(
             f"against the run's own output, on {found['tokens']} tokens of answers to {found['prompts']} prompts: "

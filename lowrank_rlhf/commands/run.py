@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lowrank_rlhf import pipeline
+from lowrank_rlhf import pipeline, processes
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.commands.common import (
     ConfigArgument,
@@ -24,6 +24,7 @@ from lowrank_rlhf.commands.common import (
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.progress import Progress, duration, figure, memory
+from lowrank_rlhf.stages import together
 
 
 def run(
@@ -39,7 +40,8 @@ def run(
     """Run the pipeline, or go on with it.
 
     The same command skips what is done and resumes what is not; a Ctrl-C stops it where the work can be saved.
-    `schema KEY` explains a setting, `schema ppo` all of a section.
+    `schema KEY` explains a setting, `schema ppo` all of a section. With several GPUs,
+    `accelerate launch -m lowrank_rlhf run ...` shares the work out (docs/more_than_one_gpu.md).
 
     \b
     Examples:
@@ -50,8 +52,12 @@ def run(
     """
     loaded = checked_config(config, overrides)
     try:
-        with Progress() as progress:
+        with processes.joined(), Progress() as progress:
+            if not processes.is_main():
+                together.follow(loaded, RunDir(runs / loaded.name))
+                return
             run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress)
+            together.dismiss()
     except KeyboardInterrupt:
         raise Stopped("Stopped at once. The same command goes on from the last checkpoint.") from None
     last = run_dir.done(until or pipeline.stages_of(loaded)[-1].name) or {}

@@ -53,26 +53,33 @@ def pack(
     return Sequences(ids.to(device), attention.to(device), response_mask.to(device))
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def micro_batches(lengths: Sequence[int], max_tokens: int, at_least: int = 1) -> list[list[int]]:
     """Row indices in groups of at most `max_tokens` padded tokens (one row at least), longest rows first.
 
-    Sorting by length keeps the padding small; the first group is the largest, so memory peaks at once.
+    Sorting by length keeps the padding small; the first group is the largest, so memory peaks at once. There are
+    `at_least` so many groups where there are as many rows.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    most = max(1, len(lengths) // at_least)
     groups: list[list[int]] = []
     for row in order:
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_tokens:
+        if groups and len(groups[-1]) < most and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_tokens:
             groups[-1].append(row)
         else:
             groups.append([row])
     return groups
 
 
-def cut_minibatches(lengths: Sequence[int], minibatches: int, max_tokens: int) -> list[list[list[int]]]:
-    """The micro-batches of each minibatch: neighbouring rows, in as many equal parts as there are minibatches."""
+def cut_minibatches(
+    lengths: Sequence[int], minibatches: int, max_tokens: int, at_least: int = 1
+) -> list[list[list[int]]]:
+    """The micro-batches of each minibatch: neighbouring rows, in as many equal parts as there are minibatches.
+
+    `at_least` so many micro-batches each, as in `micro_batches`.
+    """
     size = len(lengths) // minibatches
     starts = range(0, size * minibatches, size)
     return [
-        [[start + row for row in part] for part in micro_batches(lengths[start : start + size], max_tokens)]
+        [[start + row for row in part] for part in micro_batches(lengths[start : start + size], max_tokens, at_least)]
         for start in starts
     ]

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowrank_rlhf import processes
 from lowrank_rlhf.models.decoding import begin
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.room import ran_out
+from lowrank_rlhf.models.room import ran_out, told
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def sample_answers(
     """Answers to each prompt, in the prompts' order.
 
     Every answer draws from a stream of its own that follows from `seed` and its place, so neither the batch size nor
-    the other prompts change it beyond rounding. `on_batch(answers, tokens_per_second=...)` hears of each batch.
+    the other prompts change it beyond rounding. `on_batch(answers, tokens_per_second=...)` hears of each batch; where
+    several processes share the prompts, of the batches that they decode at once.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     room, start = roles.base.room, 0
@@ -59,14 +61,14 @@ def sample_answers(
     with generating_as(roles, role):
         while start < len(order):
             most = min(batch_size, room.rows or batch_size)
-            chosen = order[start : start + max(1, most // answers_per_prompt)]
+            chosen = order[start : start + max(1, most // answers_per_prompt) * processes.count()]
             since, why = time.monotonic(), ""
             try:
-                responses = _decode(roles, [prompts[i] for i in chosen], uniforms[chosen], temperature)
+                responses = _decode_together(roles, [prompts[i] for i in chosen], uniforms[chosen], temperature)
             except (MemoryError, RuntimeError) as error:
                 if not ran_out(error):
                     raise
-                why = str(error).partition("\n")[0] or type(error).__name__
+                why = told(error)
             if why:  # outside of `except`, whose traceback holds the tensors
                 room.halve_rows(len(chosen), why, answers_per_prompt)
                 continue
@@ -109,12 +111,23 @@ def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> It
     yield whole[len(shown) :]
 
 
-def _decode(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> list[Response]:
+def _decode_together(
+    roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float
+) -> list[Response]:
     """P prompts and (P, K, L) uniforms -> P x K responses of at most L tokens, prompt by prompt."""
+    tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=roles.base.device)
+    if own := processes.share(range(len(prompts))):
+        tokens[own] = _decode(roles, [prompts[i] for i in own], uniforms[own], temperature)
+    processes.add([tokens])
+    return [_response(row, roles.base.eos) for row in tokens.flatten(0, 1).tolist()]
+
+
+def _decode(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> Tensor:
+    """P prompts and (P, K, L) uniforms -> the tokens of their responses, (P, K, L), padded after the end of each."""
     tokens = torch.full(uniforms.flatten(0, 1).shape, roles.base.pad, device=roles.base.device)
     for t, (rows, drawn) in enumerate(_draws(roles, prompts, uniforms, temperature)):
         tokens[rows, t] = drawn
-    return [_response(row, roles.base.eos) for row in tokens.tolist()]
+    return tokens.view(uniforms.shape)
 
 
 def _draws(

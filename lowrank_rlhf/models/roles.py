@@ -14,6 +14,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
+from lowrank_rlhf import processes
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.errors import UserError
@@ -140,13 +141,14 @@ class Roles:
         return self.base.room.retry(lambda: self._with_trunk(batch), max(batch.lengths()))
 
     def _with_trunk(self, batch: Sequences) -> Sequences:
-        trunk = torch.zeros(0)
-        for index in micro_batches(batch.lengths(), self.base.room.tokens):
+        embeddings: Any = self.base.model.get_input_embeddings()
+        trunk = embeddings.weight.new_zeros(*batch.ids.shape, embeddings.weight.shape[1])
+        parts = micro_batches(batch.lengths(), self.base.room.tokens, processes.count())
+        for index in processes.share(parts):
             rows = batch.rows(index)
             states = trunk_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
-            if not len(trunk):
-                trunk = states.new_zeros(*batch.ids.shape, states.shape[-1])
             trunk[torch.as_tensor(index, device=trunk.device), : states.shape[1]] = states
+        processes.add([trunk])
         return replace(batch, trunk=trunk)
 
     def logprobs(self, batch: Sequences, temperature: float, entropy: bool = False) -> TokenLogprobs:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 
+from lowrank_rlhf import processes
 from lowrank_rlhf.errors import CannotFit
 from lowrank_rlhf.models.allocator import release_freed_memory
 
@@ -21,9 +22,16 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID_BY_CPU)
 
 
+def told(error: BaseException) -> str:
+    """What an error says of the lack of memory. Other processes that share the work hear of it, to halve as well."""
+    if not isinstance(error, processes.RanOut):
+        processes.meet(ran_out=True)
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 @dataclass
 class Room:
-    """Limits that every cut into micro-batches obeys; they only ever shrink."""
+    """Limits that every cut into micro-batches obeys; they only ever shrink, in all processes that share the work."""
 
     tokens: int
     """Padded tokens of one micro-batch."""
@@ -44,7 +52,7 @@ class Room:
             except (MemoryError, RuntimeError) as error:
                 if not ran_out(error):
                     raise
-                why = str(error).partition("\n")[0] or type(error).__name__
+                why = told(error)
             self.halve(widest, why)  # outside of `except`, whose traceback holds the tensors
 
     def halve(self, widest: int, why: str) -> None:

@@ -1,10 +1,11 @@
-"""Whole batches through a role, micro-batch by micro-batch, without gradients."""
+"""Whole batches through a role, micro-batch by micro-batch, without gradients. Several processes share the parts."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from lowrank_rlhf import processes
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.logprobs import TokenLogprobs
@@ -13,7 +14,8 @@ from lowrank_rlhf.models.roles import Role, Roles
 
 def score_tokens(roles: Roles, role: Role, batch: Sequences) -> Tensor:
     """The role's head at every position of every row: (B, T) float32, 0 on padding."""
-    return torch.where(batch.attention, _forward(roles, role, batch, lambda rows: (roles.scores(rows),))[0], 0.0)
+    scores = _forward(roles, role, batch, lambda rows: (roles.scores(rows),), 1)[0]
+    return torch.where(batch.attention, scores, 0.0)
 
 
 def score_logprobs(
@@ -34,7 +36,7 @@ def score_logprobs(
         found = roles.logprobs(rows, temperature, entropy)
         return (found.logprobs,) if found.entropy is None else (found.logprobs, found.entropy)
 
-    logprobs, *rest = _forward(roles, role, batch, both, parts)
+    logprobs, *rest = _forward(roles, role, batch, both, 1 + entropy, parts)
     return TokenLogprobs(logprobs, rest[0] if rest else None)
 
 
@@ -43,35 +45,36 @@ def _forward(
     role: Role,
     batch: Sequences,
     function: Callable[[Sequences], tuple[Tensor, ...]],
+    returns: int,
     parts: Sequence[list[int]] | None = None,
 ) -> list[Tensor]:
+    """So many (B, T) tensors as `function` returns, 0 outside of the rows that it was given."""
     if parts is None:
         widest, room = max(batch.lengths()), roles.base.room
-        return room.retry(lambda: _forward(roles, role, batch, function, _parts(roles, batch)), widest)
-    outputs: list[Tensor] = []
+        return room.retry(lambda: _forward(roles, role, batch, function, returns, _parts(roles, batch)), widest)
+    outputs = [torch.zeros(batch.ids.shape, device=batch.ids.device) for _ in range(returns)]
     with roles.acting_as(role):
-        for index in parts:
-            rows = batch.rows(index)
-            found = function(rows)
-            if not outputs:
-                outputs = [torch.zeros(batch.ids.shape, device=batch.ids.device) for _ in found]
-            for output, part in zip(outputs, found, strict=True):
+        for index in processes.share(parts):
+            for output, part in zip(outputs, function(batch.rows(index)), strict=True):
                 output[torch.as_tensor(index, device=output.device), : part.shape[1]] = part
+    processes.add(outputs)
     return outputs
 
 
 def _parts(roles: Roles, batch: Sequences) -> list[list[int]]:
-    return micro_batches(batch.lengths(), roles.base.room.tokens)
+    return micro_batches(batch.lengths(), roles.base.room.tokens, processes.count())
 
 
 def score_features(roles: Roles, role: Role, batch: Sequences, pooling: str, on_rows: Callable[[int], None]) -> Tensor:
     """The pooled last hidden states that the role's head would read: (B, h) float32."""
     features = torch.zeros(len(batch), roles.heads[role].in_features, device=batch.ids.device)
+    parts, together = _parts(roles, batch), processes.count()
     with roles.acting_as(role):
-        for index in _parts(roles, batch):
-            rows = batch.rows(index)
-            features[torch.as_tensor(index, device=features.device)] = pool(
-                roles.hidden(rows).float(), rows.response, pooling
-            )
-            on_rows(len(index))
+        for turn in (parts[start : start + together] for start in range(0, len(parts), together)):
+            for index in processes.share(turn):
+                rows = batch.rows(index)
+                found = pool(roles.hidden(rows).float(), rows.response, pooling)
+                features[torch.as_tensor(index, device=features.device)] = found
+            on_rows(sum(map(len, turn)))
+    processes.add([features])
     return features

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
+from lowrank_rlhf import processes
 from lowrank_rlhf.errors import CannotFit
 from lowrank_rlhf.models.room import ran_out
 
@@ -35,6 +37,19 @@ def whole_step() -> Iterator[None]:
             f"out of memory in the optimiser's step ({error}). Lower lora.rank or lora.last_layers; the same command "
             "goes on from the last checkpoint"
         ) from None
+
+
+def add_up(optimizer: torch.optim.Optimizer, *figures: Tensor) -> None:
+    """Where several processes share the micro-batches: gradients and figures become their sums over all of them.
+
+    For the losses of all parts to add up, each must be divided by the number of tokens (or of groups) of all together.
+    """
+    if processes.count() > 1:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for parameter in parameters:
+            if parameter.grad is None:  # this process had no part to compute
+                parameter.grad = torch.zeros_like(parameter)
+        processes.add([*(parameter.grad for parameter in parameters), *figures])
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, whose: str, loss: float, max_norm: float) -> float:

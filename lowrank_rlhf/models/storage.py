@@ -30,6 +30,8 @@ def save_role(roles: Roles, role: Role, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = copy.copy(roles.peft.peft_config[role.value])
     config.inference_mode = True
+    if not isinstance(config.target_modules, str):
+        config.target_modules = sorted(config.target_modules)  # a set: equal adapters are to be equal files
     config.base_model_name_or_path = roles.base.config.source
     if role.has_head:
         config.task_type = "SEQ_CLS"

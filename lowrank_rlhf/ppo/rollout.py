@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowrank_rlhf import processes
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.maths.advantages import gae, token_rewards
@@ -101,7 +102,7 @@ def collect(
     sampled = time.monotonic()
     batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)
     batch = roles.with_trunk(batch)
-    cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.room.tokens)
+    cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.room.tokens, processes.count())
     parts = [part for minibatch in cut for part in minibatch]
     policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True, parts=parts)
     reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature, parts=parts).logprobs

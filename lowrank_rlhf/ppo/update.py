@@ -1,19 +1,20 @@
 """Epochs over one rollout: a policy pass and a critic pass for every minibatch."""
 
 import time
-from collections import defaultdict
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
+from lowrank_rlhf import processes
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.maths.kl import k3
 from lowrank_rlhf.maths.losses import policy_losses, value_losses
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.stepping import NotFinite, clipped_step
+from lowrank_rlhf.models.stepping import NotFinite, add_up, clipped_step
 from lowrank_rlhf.ppo.rollout import Rollout, values_before_tokens
+
+_POLICY_FIGURES = ("approxkl", "clipfrac", "ratio", "loss")
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,11 @@ def _policy_step(
 ) -> dict[str, float]:
     optimizer.zero_grad()
     tokens = _response_tokens(rollout, minibatch)
-    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rollout.values.device))
-    largest = torch.zeros((), device=rollout.values.device)
+    sums = torch.zeros(len(_POLICY_FIGURES), device=rollout.values.device)
+    largest = torch.zeros(processes.count(), device=rollout.values.device)
+    (own,) = processes.share(range(processes.count()))
     with roles.acting_as(Role.POLICY, train=True):
-        for part in map(rollout.rows, minibatch):
+        for part in map(rollout.rows, processes.share(minibatch)):
             logprobs = roles.logprobs(part.batch, temperature).logprobs
             losses = policy_losses(logprobs, part.logprobs, part.advantages, config.clip_range)
             loss = masked_sum(losses, part.batch.response).sum() / tokens
@@ -133,18 +135,14 @@ def _policy_step(
             with torch.no_grad():
                 ratio = (logprobs - part.logprobs).exp()
                 off = (ratio - 1).abs()
-                counted = {
-                    "approxkl": k3(part.logprobs, logprobs),
-                    "clipfrac": (off > config.clip_range).float(),
-                    "ratio": ratio,
-                }
-                for name, values in counted.items():
-                    sums[name] += masked_sum(values, part.batch.response).sum() / tokens
-                sums["loss"] += loss.detach()
-                largest = torch.maximum(largest, off[part.batch.response].max())  # NaN stays NaN; max() would drop it
-    means = {name: float(value) for name, value in sums.items()}
+                counted = (k3(part.logprobs, logprobs), (off > config.clip_range).float(), ratio, losses)
+                sums += torch.stack([masked_sum(values, part.batch.response).sum() / tokens for values in counted])
+                # NaN stays NaN; max() would drop it
+                largest[own] = torch.maximum(largest[own], off[part.batch.response].max())
+    add_up(optimizer, sums, largest)
+    means = dict(zip(_POLICY_FIGURES, sums.tolist(), strict=True))
     norm = clipped_step(optimizer, "policy", means["loss"], config.max_grad_norm)
-    found = {**means, "grad_norm": norm, "largest_ratio_error": float(largest)}
+    found = {**means, "grad_norm": norm, "largest_ratio_error": float(largest.max())}
     return {f"policy/{name}": value for name, value in found.items()}
 
 
@@ -153,17 +151,17 @@ def _critic_step(
 ) -> dict[str, float]:
     optimizer.zero_grad()
     tokens = _response_tokens(rollout, minibatch)
-    total = torch.zeros((), device=rollout.values.device)
+    total = torch.zeros((), dtype=torch.float64, device=rollout.values.device)
     with roles.acting_as(Role.CRITIC, train=True):
-        for part in map(rollout.rows, minibatch):
+        for part in map(rollout.rows, processes.share(minibatch)):
             values = values_before_tokens(roles.scores(part.batch), part.batch.response)
             losses = value_losses(values, part.values, part.returns, config.value_clip_range)
             loss = masked_sum(losses, part.batch.response).sum() / tokens
             roles.backward(config.value_coef * loss)
             total += loss.detach()
-    found = float(total)
-    norm = clipped_step(optimizer, "critic", found, config.max_grad_norm)
-    return {"value/loss": found, "value/grad_norm": norm}
+    add_up(optimizer, total)
+    norm = clipped_step(optimizer, "critic", float(total), config.max_grad_norm)
+    return {"value/loss": float(total), "value/grad_norm": norm}
 
 
 def _response_tokens(rollout: Rollout, minibatch: list[list[int]]) -> int:

@@ -27,6 +27,9 @@ class Stage:
     """Files and folders of the run that it reads, where they exist."""
     writes: tuple[str, ...]
     """Files and folders of the run that it makes."""
+    shared: bool = True
+    """Where there are several processes they share the work; otherwise it is the main one's alone, for it asks people
+    or judges, who answer (and are paid) once."""
 
     @property
     def run(self) -> "Callable[[Context], dict[str, Any]]":
@@ -56,6 +59,7 @@ STAGES = (
         ("seed", "data", "rank"),
         ("samples.jsonl",),
         ("prompts.jsonl", "answers.jsonl", "rankings.jsonl", "comparisons.jsonl"),
+        shared=False,
     ),
     Stage(
         "reward",
@@ -77,6 +81,7 @@ STAGES = (
         (*_MODEL, *_SAMPLING, *_JUDGE, "rank.endpoint", "ppo", "evaluate"),
         ("adapters/sft", "adapters/reward", "adapters/policy"),
         ("eval.jsonl", "report.html", "report.md"),
+        shared=False,
     ),
 )
 

@@ -107,6 +107,34 @@ def export_reward(context: Context, dtype: str, folder: Path) -> dict[str, Any]:
         return _finish(context.run_dir, context.config, out, exported) | summary
 
 
+def export_prompts(context: Context, folder: Path) -> dict[str, Any]:
+    """The run's prompts as `train.parquet` and `held-out.parquet`, in the columns that verl asks for; no card.
+
+    OpenRLHF reads `prompt` alone. Nothing says which answer is right: a reward model does.
+    """
+    import pyarrow.parquet
+
+    data = without_folders(context.config.data.prompts)
+    splits = dict(zip(("train", "held-out"), context.prompts, strict=True))
+    with _export_to(folder, 0) as out:
+        for split, prompts in splits.items():
+            if not prompts:  # `data.held_out` may be 0
+                continue
+            rows = [
+                {
+                    "data_source": data,
+                    "prompt": [message.model_dump() for message in prompt.messages],
+                    "ability": "chat",
+                    "reward_model": {"style": "model", "ground_truth": ""},
+                    "extra_info": {"split": split, "index": index, "id": prompt.id},
+                }
+                for index, prompt in enumerate(prompts)
+            ]
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out / f"{split}.parquet")
+            faults.point(f"export: {split}.parquet written")
+        return _written(out, "prompts") | {"prompts": {split: len(prompts) for split, prompts in splits.items()}}
+
+
 def _modelfile(context: Context) -> str:
     from lowrank_rlhf.models.ollama import modelfile
     from lowrank_rlhf.models.template import render
@@ -235,9 +263,13 @@ def _finish(run_dir: RunDir, config: Config, out: Path, exported: Exported) -> d
     """Write the card; what every summary says."""
     (out / "README.md").write_text(model_card(run_dir, config, exported), encoding="utf-8")
     faults.point("export: card written")
+    return _written(out, exported.what)
+
+
+def _written(out: Path, what: str) -> dict[str, Any]:
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return {
-        "what": exported.what,
+        "what": what,
         "bytes": sum(path.stat().st_size for path in files),
         "files": [path.relative_to(out).as_posix() for path in files],
     }

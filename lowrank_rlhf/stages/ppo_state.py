@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from lowrank_rlhf import processes
 from lowrank_rlhf.artifacts import latest_checkpoint, read_record, save_checkpoint, write_json_atomic
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.errors import StageFailed
@@ -46,7 +47,7 @@ class Begun:
         As long as no weight has moved the rollout is made anew: the first ratio is 1 only on the same micro-batches.
         """
         if self.rollout and self.turns.done:
-            cut = cut_minibatches(self.rollout.batch.lengths(), config.minibatches, tokens)
+            cut = cut_minibatches(self.rollout.batch.lengths(), config.minibatches, tokens, processes.count())
             self.rollout = replace(self.rollout, cut=cut)
         else:
             self.rollout = None

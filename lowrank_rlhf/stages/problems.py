@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from lowrank_rlhf import processes
 from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.prompts import resolve
@@ -29,6 +30,7 @@ def problems(config: Config) -> list[tuple[Key, str]]:
         *_adapter_problems(config),
         *_judge_problems(config),
         *_layer_problems(config),
+        *_sharing_problems(config),
         *([(("tracking",), tracker)] if tracker else []),
     ]
 
@@ -73,6 +75,12 @@ def _judge_problems(config: Config) -> list[tuple[Key, str]]:
             except UserError as error:
                 found.append((key, str(error)))
     return found
+
+
+def _sharing_problems(config: Config) -> Iterator[tuple[Key, str]]:
+    count, size = processes.started(), config.sft.batch_size
+    if size % count and "sft" in config.stages and config.sft.source == "train":
+        yield ("sft", "batch_size"), f"{size} rows cannot be dealt out evenly to {count} processes; take a multiple"
 
 
 def _layer_problems(config: Config) -> list[tuple[Key, str]]:

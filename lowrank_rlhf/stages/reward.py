@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowrank_rlhf import processes
 from lowrank_rlhf.artifacts import latest_checkpoint, write_json_atomic
 from lowrank_rlhf.maths.logistic import fit_pair_head
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_features, score_tokens
-from lowrank_rlhf.models.stepping import NotFinite, clipped_step
+from lowrank_rlhf.models.stepping import NotFinite, add_up, clipped_step
 from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.ppo.rollout import RewardScale
 from lowrank_rlhf.records import Score, write_jsonl
@@ -203,28 +204,34 @@ def _step(context: Context, groups: Sequence[Group], optimizer: torch.optim.Opti
     """One optimiser step; the mean loss and the pair accuracy before it."""
     config, roles, base = context.config.reward, context.roles, context.base
     optimizer.zero_grad()
-    total, right, pairs = 0.0, 0, 0
+    total, right = torch.zeros(2, dtype=torch.float64, device=base.device)
     with roles.acting_as(Role.REWARD, train=True):
-        for part in _micro_batches(groups, base.room.tokens):
+        for part in processes.share(_micro_batches(groups, base.room.tokens, processes.count())):
             rows = rows_of(part, base)
             scores = split_scores(pool(roles.scores(rows), rows.response, config.pooling), part)
             losses = [group_loss(s, group, config.loss, config.margin) for s, group in zip(scores, part, strict=True)]
             loss = torch.stack(losses).sum() / len(groups)
             roles.backward(loss)
-            total += loss.item()
+            total += loss.detach()
             for found, group in zip(scores, part, strict=True):
                 right += sum(bool(found[better] > found[worse]) for better, worse, _ in group.pairs)
-                pairs += len(group.pairs)
-    clipped_step(optimizer, "reward model", total, config.max_grad_norm)
-    return total, right / pairs
+    add_up(optimizer, total, right)
+    clipped_step(optimizer, "reward model", float(total), config.max_grad_norm)
+    return float(total), float(right) / sum(len(group.pairs) for group in groups)
 
 
-def _micro_batches(groups: Sequence[Group], max_tokens: int) -> list[list[Group]]:
-    """Whole groups together while their padded rows fit; a group is never cut, for its loss needs all its scores."""
+def _micro_batches(groups: Sequence[Group], max_tokens: int, at_least: int = 1) -> list[list[Group]]:
+    """Whole groups together while their padded rows fit; a group is never cut, for its loss needs all its scores.
+
+    There are `at_least` so many parts where there are as many groups.
+    """
     parts: list[list[Group]] = []
+    most = max(1, len(groups) // at_least)
     for group in sorted(groups, key=lambda group: -group.width):
         fits = (
-            parts and parts[-1][0].width * (sum(len(g.answers) for g in parts[-1]) + len(group.answers)) <= max_tokens
+            parts
+            and len(parts[-1]) < most
+            and parts[-1][0].width * (sum(len(g.answers) for g in parts[-1]) + len(group.answers)) <= max_tokens
         )
         if fits:
             parts[-1].append(group)

@@ -13,12 +13,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
+from lowrank_rlhf import processes
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.adapters import plain_shape
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.stepping import NotFinite, check_finite, whole_step
+from lowrank_rlhf.models.stepping import NotFinite, add_up, check_finite, whole_step
 from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.progress import Bar
 from lowrank_rlhf.stages.breakdown import RollBack
@@ -108,7 +109,19 @@ def _rate(step: int, steps: int, warmup_fraction: float) -> float:
 def _rows_per_pass(context: Context, rows: list[Row]) -> int:
     """Rows in one forward and backward, from all rows: from those left, a resumed run would round differently."""
     width = max(len(row["input_ids"]) for row in rows)
-    return rows_per_pass(context.config.sft.batch_size, width, context.base.room.tokens)
+    return rows_per_pass(context.config.sft.batch_size // processes.count(), width, context.base.room.tokens)
+
+
+def _own_rows(rows: Sequence[Row], batch_size: int) -> list[Row]:
+    """This process's rows of each step. Where the last one has none for it, a row that will weigh nothing is there."""
+    steps = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+    return [row for step in steps for row in processes.share(step) or step[:1]]
+
+
+def _weight(rows: Sequence[Row]) -> float:
+    """This process's part of a step's tokens to learn from: what the mean loss over its own ones counts for."""
+    tokens = [sum(label != -100 for label in row["labels"]) for row in rows]
+    return sum(processes.share(tokens)) / sum(tokens)
 
 
 @contextmanager
@@ -128,9 +141,9 @@ def _trainer(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) ->
     arguments = SFTConfig(
         output_dir=str(context.work("sft") / "trl"),
         per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=config.batch_size // per_device,
+        gradient_accumulation_steps=config.batch_size // processes.count() // per_device,
         max_steps=steps - done,
-        max_grad_norm=config.max_grad_norm,
+        max_grad_norm=0.0,  # `_Watcher` clips, when the gradient is whole
         train_sampling_strategy="sequential",
         bf16=False,  # the base is in its number format already, and its layers cast the adapters
         gradient_checkpointing=False,  # where wanted it is on already, without reentrance
@@ -150,7 +163,7 @@ def _trainer(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) ->
         trainer = SFTTrainer(
             model=context.roles.peft,
             args=arguments,
-            train_dataset=Dataset.from_list(rows[done * config.batch_size :]),
+            train_dataset=Dataset.from_list(_own_rows(rows[done * config.batch_size :], config.batch_size)),
             processing_class=base.tokenizer,
             optimizers=(optimizer, schedule),
             callbacks=[watcher],
@@ -177,13 +190,14 @@ class _WholeSteps(torch.optim.AdamW):
 
 
 class _Watcher(TrainerCallback):
-    """Progress, metrics, checkpoints and skipped steps for TRL's loop."""
+    """Progress, metrics, checkpoints, skipped steps, and the sum of the processes' gradients for TRL's loop."""
 
     def __init__(self, checkpoints: Checkpoints, bar: Bar, rows: list[Row]) -> None:
         self.checkpoints, self.bar, self.rows = checkpoints, bar, rows
         self.tokens = step_tokens(rows, checkpoints.context.config.sft.batch_size)
         self.since, self.tokens_per_second = time.monotonic(), 0.0
         self.losses: list[torch.Tensor] = []
+        self.weight, self.norm = 1.0, 0.0
         self.problem: str | None = None
 
     def on_forward(self, _: Any, __: Any, output: Any) -> None:
@@ -207,11 +221,17 @@ class _Watcher(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        parameters = [p for group in self.checkpoints.optimizer.param_groups for p in group["params"]]
+        optimizer, config = self.checkpoints.optimizer, self.checkpoints.context.config.sft
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.weight = _weight(self.rows[self.bar.count * config.batch_size :][: config.batch_size])
+        for gradient in (p.grad for p in parameters if p.grad is not None and self.weight != 1):
+            gradient.mul_(self.weight)
+        losses = torch.stack(self.losses).sum()
+        add_up(optimizer, losses)
+        self.norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
         try:
-            check_finite("the loss", float(torch.stack(self.losses).sum()))
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            check_finite("the gradient's norm", float(norm))
+            check_finite("the loss", float(losses))
+            check_finite("the gradient's norm", self.norm)
         except NotFinite as error:
             self.problem = str(error)
             for parameter in parameters:
@@ -239,9 +259,11 @@ class _Watcher(TrainerCallback):
             breakdowns.skipped(context, "sft", step, self.problem, batch)
             return
         breakdowns.made()
-        figures = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+        loss = torch.tensor(self.weight * logs["loss"], dtype=torch.float64)
+        processes.add([loss], may_stop=False)  # the step is made
+        figures = {"loss": float(loss), "learning_rate": logs["learning_rate"], "grad_norm": self.norm}
         context.metrics.append("sft", step, **figures, skipped=0.0, tokens_per_second=self.tokens_per_second)
-        self.bar.advance(0, loss=logs["loss"])
+        self.bar.advance(0, loss=float(loss))
         if step % context.config.sft.save_every == 0:
             self.checkpoints.save(step)
 

@@ -1,0 +1,295 @@
+"""Two real processes on the tiny model: what one process makes, within rounding; stopped, killed, refused and told."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny_run import make_config, write_prompts
+
+from lowrank_rlhf import cli, pipeline, processes
+from lowrank_rlhf.artifacts import StepLog
+from lowrank_rlhf.config.loading import dump_config
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.errors import StaleRun, UserError
+from lowrank_rlhf.progress import Progress
+from lowrank_rlhf.stages.problems import problems
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and SIGTERM")
+ADAPTERS = ("sft", "reward", "policy", "policy-last", "critic")
+SHARED = ("sft", "sample", "rank", "reward", "ppo")
+# Two minibatches of two rows, several epochs, a moving KL weight, shared lower layers: all that they must agree on.
+# SFT's last step has a single row: one process has none.
+SETTINGS = {
+    "stages": SHARED,
+    "lora__last_layers": 1,
+    "sft__epochs": 1,
+    "sft__examples": 9,
+    "reward__fit_head_first": True,
+    "ppo__epochs": 2,
+    "ppo__minibatches": 2,
+    "ppo__kl_controller": "adaptive",
+    "ppo__kl_horizon": 8,
+    "rank__judge": "plain-language",
+}
+LIMIT = 120
+"""Seconds after which a launch hangs."""
+
+
+class Launched:
+    """Processes with the environment that a launcher gives them; `said` is what all of them said."""
+
+    def __init__(self, folder: Path, *command: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        (folder / "tmp").mkdir(exist_ok=True)
+        self.log = folder / "said.txt"
+        with self.log.open("wb") as said:
+            self.all = [
+                subprocess.Popen(
+                    [sys.executable, *command],
+                    env={**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank, "TMPDIR": str(folder / "tmp")},
+                    stdout=said,
+                    stderr=said,
+                )
+                for rank in ("0", "1")
+            ]
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def wait(self) -> list[int]:
+        """Their exit codes."""
+        try:
+            return [process.wait(LIMIT) for process in self.all]
+        finally:
+            for process in self.all:
+                process.kill()
+
+    def wait_for(self, found: Callable[[], bool]) -> None:
+        since = time.monotonic()
+        while not found():
+            assert all(process.poll() is None for process in self.all), self.said
+            assert time.monotonic() - since < LIMIT
+            time.sleep(0.01)
+
+
+def rows(run: Path, stage: str) -> list[dict[str, Any]]:
+    return list(StepLog(run / "metrics.jsonl").read(stage))
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder, tmp_path_factory) -> SimpleNamespace:
+    """A run in two processes: stopped in sft by a signal to one, killed in ppo, refused to one process, ended."""
+    folder = tmp_path_factory.mktemp("two")
+    config = make_config(tiny_folder(), write_prompts(folder / "prompts.jsonl"), **SETTINGS)
+    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    path = folder / "runs" / config.name
+
+    def launch() -> Launched:
+        return Launched(
+            folder, "-m", "lowrank_rlhf", "run", str(folder / "config.yaml"), "--runs", str(folder / "runs")
+        )
+
+    def until(stage: str, number: int) -> tuple[list[int], str]:
+        launched = launch()
+        launched.wait_for(lambda: bool(rows(path, stage)))
+        launched.all[1].send_signal(number)
+        return launched.wait(), launched.said
+
+    stopped, killed = until("sft", signal.SIGTERM), until("ppo", signal.SIGKILL)
+    with pytest.raises(StaleRun) as refused:
+        pipeline.run(config, folder / "runs", progress=Progress.silent())
+    left = sorted((folder / "tmp").iterdir())
+    last = launch()
+    return SimpleNamespace(
+        config=config,
+        path=path,
+        folder=folder,
+        stopped=stopped,
+        killed=killed,
+        refused=str(refused.value),
+        ended=(last.wait(), last.said),
+        left=left,
+    )
+
+
+@pytest.fixture(scope="module")
+def single(run: SimpleNamespace) -> Path:
+    """The same in one process."""
+    return pipeline.run(run.config, run.folder / "single", progress=Progress.silent()).path
+
+
+def test_a_stop_in_one_process_stops_both_where_it_is_saved(run) -> None:
+    codes, said = run.stopped
+    assert codes == [130, 130], said
+    assert said.count("sft is saved at step") == 1
+    assert "Traceback" not in said
+
+
+def test_one_killed_ends_the_other_with_a_sentence(run) -> None:
+    codes, said = run.killed
+    assert codes == [1, -signal.SIGKILL], said
+    assert said.count("a process of this run was killed or broke down") == 1
+    assert "Traceback" not in said
+
+
+def test_a_half_done_stage_goes_on_in_as_many_processes_only(run) -> None:
+    assert "Stage ppo was begun in 2 processes" in run.refused
+    assert "--redo ppo" in run.refused
+    codes, said = run.ended
+    assert codes == [0, 0], said
+    assert said.count("goes on after") == 1
+    done = {stage: json.loads((run.path / "done" / f"{stage}.json").read_text()) for stage in SHARED}
+    assert {stage: mark["processes"] for stage, mark in done.items()} == {**dict.fromkeys(SHARED, 2), "rank": 1}
+
+
+def test_adapters_are_those_of_one_process(run, single) -> None:
+    """Adam divides by each gradient's size, so that rounding shows most where a gradient is all but 0."""
+    from lowrank_rlhf.models.storage import WEIGHTS, read_tensors
+
+    for name in ADAPTERS:
+        ours, theirs = (read_tensors(path / "adapters" / name / WEIGHTS) for path in (run.path, single))
+        assert ours.keys() == theirs.keys()
+        apart = sum(float((ours[key] - theirs[key]).square().sum()) for key in ours) ** 0.5
+        size = sum(float(tensor.square().sum()) for tensor in theirs.values()) ** 0.5
+        assert apart < 1e-5 * size, name
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_metrics_are_those_of_one_process_and_written_once(run, single, stage) -> None:
+    ours, theirs = rows(run.path, stage), rows(single, stage)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for name in one.keys() - {"stage", "tokens_per_second"}:
+            if not name.startswith("time/"):
+                assert one[name] == pytest.approx(other[name], rel=2e-5, abs=2e-5), (one["step"], name)
+
+
+def test_the_main_process_alone_wrote(run, single) -> None:
+    for name in ("samples.jsonl", "rankings.jsonl"):
+        assert (run.path / name).read_bytes() == (single / name).read_bytes()
+    files = [
+        sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()) for path in (run.path, single)
+    ]
+    assert files[0] == files[1]
+    assert len(run.left) == 1  # of the process that was killed
+    assert sorted((run.folder / "tmp").iterdir()) == run.left
+
+
+SCRIPT = """
+import torch
+from lowrank_rlhf import processes
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.room import Room
+
+with processes.joined():
+    main = processes.is_main()
+    mine = processes.share(range(5))
+    parts = [torch.tensor([1.0, 2.0]) * len(mine), torch.tensor(len(mine), dtype=torch.int64)]
+    parts.append(torch.tensor([[float(main)]], dtype=torch.bfloat16))
+    processes.add(parts)
+    print(f"share {mine} sum {[part.tolist() for part in parts]} met {processes.meet(2 + main)}", flush=True)
+    with processes.alone():
+        assert processes.share("ab") == ["a", "b"] and processes.meet(7) == 7
+    room, tried = Room(tokens=64), []
+
+    def attempt():
+        tried.append(room.tokens)
+        if not main and len(tried) == 1:
+            raise MemoryError("none left")
+        processes.add([torch.zeros(1)])
+
+    room.retry(attempt, 8)
+    print(f"tried {tried}", flush=True)
+    processes.meet()
+    if not main:
+        raise UserError("broken here")
+    try:
+        processes.meet()
+    except processes.Left as error:
+        print(f"told: {error}", flush=True)
+"""
+
+
+def test_what_two_processes_share_sum_halve_and_tell(tmp_path) -> None:
+    launched = Launched(tmp_path, "-c", SCRIPT)
+    assert launched.wait() == [0, 1], launched.said
+    lines = set(launched.said.splitlines())
+    assert "share [0, 2, 4] sum [[5.0, 10.0], 5, [[1.0]]] met 5" in lines
+    assert "share [1, 3] sum [[5.0, 10.0], 5, [[1.0]]] met 5" in lines
+    assert launched.said.count("tried [64, 32]\n") == 2
+    assert "told: process 1: broken here" in lines
+
+
+def test_a_mistake_is_told_once(tmp_path) -> None:
+    launched = Launched(tmp_path, "-m", "lowrank_rlhf", "run", "quickstart", "ppo.stepz=3")
+    assert launched.wait() == [2, 2]
+    assert launched.said.count("unknown key") == 1
+
+
+@pytest.fixture
+def as_one_of_three(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("command", ["status", "plan", "dashboard", "sweep", "export"])
+def test_only_run_can_be_launched(as_one_of_three, capsys, command) -> None:
+    as_one_of_three.setattr(sys, "argv", ["lowrank_rlhf", command, "x", "y"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert f"{command}: was launched in 3 processes" in capsys.readouterr().err
+
+
+def test_what_the_launcher_says_must_make_sense(as_one_of_three) -> None:
+    as_one_of_three.setenv("LOCAL_WORLD_SIZE", "1")
+    with pytest.raises(UserError, match="several machines"):
+        processes.started()
+    as_one_of_three.setenv("LOCAL_WORLD_SIZE", "3")
+    assert processes.started() == 3
+    as_one_of_three.setenv("WORLD_SIZE", "many")
+    with pytest.raises(UserError, match="WORLD_SIZE: 'many'"):
+        processes.started()
+
+
+def test_an_unclear_launch_is_a_sentence(as_one_of_three, capsys) -> None:
+    as_one_of_three.setenv("WORLD_SIZE", "many")
+    as_one_of_three.setattr(sys, "argv", ["lowrank_rlhf", "status", "x"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == "WORLD_SIZE: 'many' in the environment is not a number\n"
+
+
+def test_a_batch_of_sft_must_be_dealt_out_evenly(as_one_of_three, tiny_folder) -> None:
+    config: Config = make_config(tiny_folder(), sft__batch_size=4)
+    assert (("sft", "batch_size"), "4 rows cannot be dealt out evenly to 3 processes; take a multiple") in problems(
+        config
+    )
+    as_one_of_three.setenv("WORLD_SIZE", "2")
+    assert problems(config) == []
+
+
+def test_in_one_process_nothing_is_shared_or_begun() -> None:
+    code = (
+        "import sys, torch; from lowrank_rlhf import processes\n"
+        "with processes.joined():\n"
+        "    assert processes.share('abc') == ['a', 'b', 'c'] and processes.count() == 1 and processes.is_main()\n"
+        "    processes.add([torch.ones(1)]); assert processes.meet(4) == 4 and processes.free_to_stop()\n"
+        "assert not torch.distributed.is_initialized()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
