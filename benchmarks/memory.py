@@ -71,10 +71,8 @@ def measure(preset: str, setting: str, changes: Sequence[str], runs: Path, name:
         mark = runs / name / "done" / f"{stage}.json"
         if mark.exists():
             measured = json.loads(mark.read_text())["peak_memory_bytes"]
-            # What the system can take back counts where it was there: the measured peak includes it. A CUDA context is
-            # outside of what PyTorch holds.
-            told = memory["needed_bytes"] + memory["mapped_bytes"] - memory["terms"].get("CUDA context", 0)
-            rows.append({"setting": setting, "stage": stage, "measured": measured, "predicted": told})
+            row = {"setting": setting, "stage": stage, "measured": measured, "predicted": memory["shown_bytes"]}
+            rows.append(row)
             print(rows[-1], file=sys.stderr, flush=True)
     return rows
 

@@ -17,8 +17,9 @@ from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.fetch import fetch_model, model_identity
 from lowrank_rlhf.models.shape import find_shape
 from lowrank_rlhf.planner.disk import check_room, disk_watched, smallest_need
+from lowrank_rlhf.planner.forecast import shown_peaks
 from lowrank_rlhf.planner.pace import stage_work
-from lowrank_rlhf.progress import Later, Progress, StopRequest, duration
+from lowrank_rlhf.progress import Later, Progress, StopRequest, duration, memory
 from lowrank_rlhf.stages import Stage, selection, together
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.report import write_report
@@ -74,6 +75,7 @@ def run(
             fetch_model(config.model, progress)
             _refuse_stale([_standing(stage, config, run_dir) for stage in kept])  # its files are known only now
             context.check_lengths()
+        told = shown_peaks(config, run_dir, context.data) if to_do else {}
         # Last first: if this is cut short, no stage is left standing on one that is gone.
         for stage in reversed(again):
             run_dir.discard(stage.name, stage.writes)
@@ -81,7 +83,7 @@ def run(
         with tracked(config, run_dir.metrics, run_dir.path):
             for index, stage in enumerate(chosen, 1):
                 progress.stage(index, len(chosen), stage.name, stage.does, *_to_go(chosen, stage, context))
-                _run_stage(stage, context)
+                _run_stage(stage, context, told.get(stage.name))
         _report(run_dir)
     return run_dir
 
@@ -94,10 +96,8 @@ def plan(config: Config, run_dir: RunDir) -> list[Standing]:
 
 def missing_inputs(config: Config, run_dir: RunDir) -> list[tuple[Key, str]]:
     """A sentence for each stage that reads what is not in the run and what no stage of the config makes before it."""
-    return [
-        (("stages",), sentence)
-        for sentence in selection.missing_inputs(stages_of(config), (), run_dir, _not_made(config))
-    ]
+    sentences = selection.missing_inputs(stages_of(config), (), run_dir, _not_made(config))
+    return [(("stages",), sentence) for sentence in sentences]
 
 
 def stages_of(config: Config) -> list[Stage]:
@@ -161,7 +161,7 @@ def _standing(stage: Stage, config: Config, run_dir: RunDir) -> Standing:
     return Standing(stage, "done" if mark else "half done")
 
 
-def _run_stage(stage: Stage, context: Context) -> None:
+def _run_stage(stage: Stage, context: Context, told: float | None) -> None:
     run_dir, progress = context.run_dir, context.progress
     standing = _standing(stage, context.config, run_dir)
     _refuse_stale([standing])  # again, for the stages before it may have changed its inputs
@@ -176,7 +176,9 @@ def _run_stage(stage: Stage, context: Context) -> None:
     run_dir.work(stage.name)
     mark = _work(stage, context, started)
     release_freed_memory()
-    run_dir.finish(stage.name, stage.writes, mark)
+    run_dir.finish(stage.name, stage.writes, mark | {"planned_memory_bytes": told and round(told)})
+    if told:
+        progress.say(f"  peak memory {memory(mark['peak_memory_bytes'])}; plan said {memory(told)}")
     run_dir.event("finished", stage=stage.name, seconds=mark["seconds"])
 
 

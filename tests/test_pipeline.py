@@ -98,7 +98,7 @@ def test_a_run_makes_every_stage_once_and_marks_it(tmp_path: Path, factory: Fact
     mark = run_dir.done("ppo")
     assert set(mark) == {
         "schema", "stage", "fingerprint", "summary", "seconds", "loading_seconds", "peak_memory_bytes", "finished_at",
-        "processes",
+        "processes", "planned_memory_bytes",
     }  # fmt: skip
     assert mark["fingerprint"]["settings"]["ppo.kl_coef"] == 0.05
     assert set(mark["fingerprint"]["inputs"]) == {"sft.txt", "rank.txt"}

@@ -56,7 +56,13 @@ def changed(config: Config, section: str, **fields) -> Config:
 
 
 def test_all_six_stages(config, tmp_path) -> None:
-    run_dir = go(config, tmp_path)
+    said = io.StringIO()
+    with Progress(Console(file=said, width=200)) as progress:
+        run_dir = run(config, tmp_path, progress=progress)
+    told = {name: mark["planned_memory_bytes"] for name, mark in marks(run_dir).items()}
+    assert [name for name in STAGES if told[name] is None] == ["rank"]  # which has no model
+    assert all(size > 1e6 for size in told.values() if size)
+    assert len(re.findall(r"peak memory \d.*iB; plan said \d.*iB", said.getvalue())) == 5
     assert list(marks(run_dir)) == list(STAGES)
     for name in STAGES:
         for written in stage(name).writes:

@@ -221,6 +221,7 @@ def _need_json(need: Need) -> dict[str, Any]:
     return {
         "needed_bytes": _whole(need.peak),
         "mapped_bytes": _whole(need.mapped),
+        "shown_bytes": _whole(need.shown),
         "terms": {term.name: _whole(term.size) for term in need.terms()},
     }
 

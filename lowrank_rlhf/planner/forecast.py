@@ -99,6 +99,16 @@ def forecast(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[Stage
     )
 
 
+def shown_peaks(config: Config, run_dir: RunDir, data: RunData) -> dict[str, float]:
+    """Bytes that each stage's done-mark will show, by its name; nothing where the model's shape is not known."""
+    shape, machine = find_shape(config.model), look(config.model)
+    if shape is None:
+        return {}
+    counts = amounts(config, run_dir, data, local_tokenizer(config.model))
+    needs = {stage: need(stage, config, shape, counts, machine.device) for stage in config.stages}
+    return {stage: found.shown for stage, found in needs.items() if found}
+
+
 def peak(config: Config, shape: Shape, counts: Amounts, machine: Machine, stages: Sequence[str]) -> float:
     """The most memory that any of those stages needs, in bytes."""
     needs = [need(stage, config, shape, counts, machine.device) for stage in stages]

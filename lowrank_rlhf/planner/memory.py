@@ -14,7 +14,7 @@ LIBRARIES = 550 * 10**6
 """Python with torch, transformers, peft and bitsandbytes, loaded and used once on a CPU."""
 TRAINER = 100 * 10**6
 """What importing TRL and datasets adds."""
-CUDA_CONTEXT = 700 * 2**20
+CUDA_CONTEXT, CONTEXT = 700 * 2**20, "CUDA context"
 GAPS = 0.2
 """Idle memory between blocks in use on a GPU, as a share of what passes; nowhere measured yet."""
 HEAP = 140 * 10**6
@@ -61,6 +61,11 @@ class Need:
     def peak(self) -> float:
         """Bytes at the worst moment, without what the system can take back."""
         return _total(self.terms())
+
+    @property
+    def shown(self) -> float:
+        """What done-marks show of it: what the system could take back too, but no CUDA context (`usage.py`)."""
+        return self.peak + self.mapped - sum(term.size for term in self.stays if term.name == CONTEXT)
 
     def terms(self) -> list[Term]:
         """Those whose sum is the peak."""
@@ -148,7 +153,7 @@ def _trained(stage: str, config: Config, shape: Shape) -> int:
 
 def _runtime(device: Device) -> Term:
     if device.cuda:
-        return Term("CUDA context", CUDA_CONTEXT, "libraries and kernels on the device")
+        return Term(CONTEXT, CUDA_CONTEXT, "libraries and kernels on the device")
     # TRL stays loaded after the sft stage, for a run is one process.
     return Term("libraries", LIBRARIES + TRAINER, "Python, torch, transformers, peft, bitsandbytes, TRL, datasets")
 
