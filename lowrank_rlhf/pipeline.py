@@ -72,6 +72,7 @@ def run(
         if any("model" in stage.settings for stage in to_do):
             fetch_model(config.model, progress)
             _refuse_stale([_standing(stage, config, run_dir) for stage in kept])  # its files are known only now
+            context.take_backend()  # before anything imports transformers
             context.check_lengths()
         # Last first: if this is cut short, no stage is left standing on one that is gone.
         for stage in reversed(again):
@@ -93,10 +94,8 @@ def plan(config: Config, run_dir: RunDir) -> list[Standing]:
 
 def missing_inputs(config: Config, run_dir: RunDir) -> list[tuple[Key, str]]:
     """A sentence for each stage that reads what is not in the run and what no stage of the config makes before it."""
-    return [
-        (("stages",), sentence)
-        for sentence in selection.missing_inputs(stages_of(config), (), run_dir, _not_made(config))
-    ]
+    sentences = selection.missing_inputs(stages_of(config), (), run_dir, _not_made(config))
+    return [(("stages",), sentence) for sentence in sentences]
 
 
 def stages_of(config: Config) -> list[Stage]:

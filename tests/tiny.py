@@ -1,5 +1,6 @@
 """Tiny random models of real architectures, made in code, and what the tests of the models share."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,7 @@ def load_tiny(
     config = ModelConfig.model_validate(
         {
             "source": str(folder),
+            "backend": os.environ.get("LOWRANK_RLHF_TEST_BACKEND", "transformers"),
             "quantization": quantization,
             "gradient_checkpointing": checkpointing,
             "compute_dtype": compute_dtype,

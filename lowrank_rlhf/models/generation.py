@@ -14,6 +14,7 @@ from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.room import ran_out
+from lowrank_rlhf.models.unsloth_backend import generate, sampling
 
 DROP_BELOW = 0.75
 """Finished rows leave the cache when no more than this share goes on: dropping copies the whole cache."""
@@ -30,7 +31,10 @@ class Response:
 @contextmanager
 def generating_as(roles: Roles, role: Role) -> Iterator[None]:
     """The base model generates as that role: on merged weights where the config says so, else through the adapter."""
-    if roles.base.config.merged_rollouts:
+    if roles.base.by_unsloth:
+        with roles.acting_as(role), sampling(roles.peft):
+            yield
+    elif roles.base.config.merged_rollouts:
         with merged(roles, role), torch.no_grad():
             yield
     else:
@@ -115,10 +119,33 @@ def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> It
 
 def _decode(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> list[Response]:
     """P prompts and (P, K, L) uniforms -> P x K responses of at most L tokens, prompt by prompt."""
-    tokens = torch.full(uniforms.flatten(0, 1).shape, roles.base.pad, device=roles.base.device)
-    for t, (rows, drawn) in enumerate(_draws(roles, prompts, uniforms, temperature)):
-        tokens[rows, t] = drawn
+    if roles.base.by_unsloth:
+        tokens = _by_unsloth(roles, prompts, uniforms, temperature)
+    else:
+        tokens = torch.full(uniforms.flatten(0, 1).shape, roles.base.pad, device=roles.base.device)
+        for t, (rows, drawn) in enumerate(_draws(roles, prompts, uniforms, temperature)):
+            tokens[rows, t] = drawn
     return [_response(row, roles.base.eos) for row in tokens.tolist()]
+
+
+def _by_unsloth(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> Tensor:
+    """The same draws through unsloth's decoder, each prompt as often as it has answers: (P K, up to L) tokens."""
+    base = roles.base
+    ids, attention = _left_padded([prompt for prompt in prompts for _ in range(uniforms.shape[1])], base.pad)
+    streams = uniforms.flatten(0, 1).to(base.device)
+    return generate(
+        roles.peft,
+        ids.to(base.device),
+        attention.to(base.device),
+        lambda logits, step: _next(logits, temperature, streams[:, step]),
+        longest=streams.shape[1],
+        eos=base.eos,
+        pad=base.pad,
+    )
+
+
+def _next(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
+    return draw(logits / temperature, uniforms) if temperature else logits.argmax(-1)
 
 
 def _draws(
@@ -141,7 +168,7 @@ def _draws(
     going = torch.ones_like(rows, dtype=torch.bool)  # which of them have not ended
     for t in range(streams.shape[1]):
         logits = vocabulary_logits(states, base.model)
-        drawn = draw(logits / temperature, streams[rows, t]) if temperature else logits.argmax(-1)
+        drawn = _next(logits, temperature, streams[rows, t])
         yield rows[going], drawn[going]
         going &= drawn != base.eos
         if t + 1 == streams.shape[1] or not going.any():
