@@ -5,13 +5,16 @@ pytest does not collect it by itself: unsloth has to be imported first, and woul
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from test_generation import LENGTH, PROMPTS, naive, sample
 from tiny import LORA, load_tiny, make_batch, make_roles
 from tiny_run import STAGES, make_config, write_prompts
 from torch import Tensor
+from unsloth import FastLanguageModel
 
 from lowrank_rlhf import pipeline
 from lowrank_rlhf.config.schema import LoraConfig
@@ -100,14 +103,36 @@ def test_a_checkpoints_own_penalties_stay_out_of_rollouts(tiny_folder, tmp_path:
     assert with_them == without
 
 
-def test_after_sampling_training_is_what_it_was(tiny_base) -> None:
-    """unsloth's switch for sampling turns checkpointing off; and everything is frozen and in eval mode afterwards."""
+def test_sampling_is_between_its_two_switches(tiny_base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One turns checkpointing off and its decoder on, the other back; everything is frozen and reading afterwards."""
     roles = make_roles(tiny_base("nf4", True))
-    assert roles.base.model.is_gradient_checkpointing
-    sample(roles)
+    seen: list[str] = []
+
+    def spied(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: (seen.append(name), real(*args, **kwargs))[1])
+
+    spied(FastLanguageModel, "for_inference")
+    spied(roles.peft, "generate")
+    spied(FastLanguageModel, "for_training")
+    sample(roles, batch_size=3)
+    assert seen == ["for_inference", *["generate"] * 2, "for_training"]
     assert roles.base.model.is_gradient_checkpointing
     assert not any(module.training for module in roles.peft.modules())
     assert not any(parameter.requires_grad for parameter in roles.peft.parameters())
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_unsloth_finds_its_own_layers_and_no_mask(tiny_base, train: bool) -> None:
+    """Its kernels read PEFT's layers; its training forward drops the mask, and reading has to be the same."""
+    roles = make_roles(tiny_base("nf4"))
+    seen: list[Any] = []
+    hook = roles.decoder.register_forward_pre_hook(lambda *call: seen.append(call[2]), with_kwargs=True)
+    with roles.acting_as(Role.POLICY, train=train):
+        roles.logprobs(make_batch(), 0.8)
+        assert isinstance(roles.decoder.layers[0].self_attn.q_proj, LoraLayer)
+    hook.remove()
+    assert [call["attention_mask"] for call in seen] == [None]
 
 
 def test_a_whole_run(tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
