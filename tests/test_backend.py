@@ -132,11 +132,15 @@ def test_auto_keeps_to_what_a_run_began_with(tiny_folder, tmp_path: Path, machin
             assert kept == {"schema": 1, "backend": expected[0][0].split()[0]}
 
 
-def test_by_name_nothing_is_kept_and_transformers_is_not_worth_a_word(tmp_path: Path, machine, capsys) -> None:
-    machine.setattr(backend, "find_shape", None)
-    assert take_backend(config("transformers"), tmp_path, Progress()) == "transformers"
-    assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr().out == ""
+def test_by_name_nothing_is_kept_and_transformers_is_not_worth_a_word(
+    tiny_folder, tmp_path: Path, machine, capsys
+) -> None:
+    machine.setattr(backend, "_start_unsloth", lambda: "2026.1.1")
+    for name, said in (("transformers", ""), ("unsloth", "model.backend: unsloth 2026.1.1: asked for\n")):
+        by_name = make_config(tiny_folder(), model__backend=name, model__device="auto")
+        assert take_backend(by_name, tmp_path, Progress()) == name
+        assert list(tmp_path.iterdir()) == []
+        assert capsys.readouterr().out == said
 
 
 def test_one_that_does_not_start_is_an_error_with_its_words(tiny_folder, tmp_path: Path, machine) -> None:

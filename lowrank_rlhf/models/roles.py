@@ -123,8 +123,8 @@ class Roles:
         if self._acting is None:
             raise RuntimeError("no role is acting: use `with roles.acting_as(...)`")
         stop = self.head_layers if self._acting.has_head else len(self.decoder.layers)
-        # Rows are padded on the right, where a causal model needs no mask. unsloth drops it in training: without it,
-        # reading and training are one computation, and PPO's first ratio is 1.
+        # Rows are padded on the right, where a causal model needs no mask. unsloth drops it in training, and would read
+        # by other kernels than it trains by: PPO's first ratio has to be 1.
         mask = None if self.base.by_unsloth else batch.attention.long()
         with part_of(self.decoder, self.first_adapted, batch.trunk, stop):
             output = self.decoder(input_ids=batch.ids, attention_mask=mask, use_cache=False)
