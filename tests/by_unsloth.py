@@ -80,9 +80,10 @@ def test_sampling_against_a_naive_loop(tiny_base, quantization: str, monkeypatch
 
     monkeypatch.setattr(generation, "_next", biased)
     roles = make_roles(tiny_base(quantization, True))
-    uniforms = torch.rand(len(PROMPTS), 2, LENGTH, generator=torch.Generator().manual_seed(3)).tolist()
-    found = sample(roles, answers_per_prompt=2)
-    expected = [[naive(roles, p, u, 0.9, bonus=BONUS) for u in us] for p, us in zip(PROMPTS, uniforms, strict=True)]
+    prompts = [*PROMPTS, [5, roles.base.pad, 9]]  # whose second token is no padding
+    uniforms = torch.rand(len(prompts), 2, LENGTH, generator=torch.Generator().manual_seed(3)).tolist()
+    found = sample(roles, prompts, answers_per_prompt=2)
+    expected = [[naive(roles, p, u, 0.9, bonus=BONUS) for u in us] for p, us in zip(prompts, uniforms, strict=True)]
     assert found == expected
     assert {answer.finished for answers in found for answer in answers} == {True, False}
 
