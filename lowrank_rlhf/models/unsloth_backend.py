@@ -37,7 +37,7 @@ def load_model(folder: Path, config: ModelConfig, device: torch.device, compute_
         fix_tokenizer=False,  # ours is read elsewhere
         trust_remote_code=False,
     )
-    model.generation_config = GenerationConfig()  # none of the checkpoint's penalties and cuts in rollouts
+    model.generation_config = GenerationConfig.from_model_config(model.config)  # no penalties of the checkpoint's own
     return model
 
 
