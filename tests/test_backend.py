@@ -62,7 +62,7 @@ def import_too_early(machine: pytest.MonkeyPatch) -> None:
     [
         (take_away_package, NO_UNSLOTH),
         (take_away_cuda, "PyTorch sees no CUDA device here"),
-        (import_too_early, "it has to be imported before peft, which this process has imported already"),
+        (import_too_early, "unsloth has to be imported before peft, which this process has imported already"),
     ],
 )
 def test_what_a_machine_lacks_is_said_by_auto_and_refused_by_name(machine, change, reason: str) -> None:
@@ -164,7 +164,7 @@ def test_a_run_without_cuda_says_so_and_goes_on_as_ever(tiny_folder, tmp_path: P
     data = write_prompts(tmp_path / "prompts.jsonl")
     auto = make_config(tiny_folder(), data, model__backend="auto", stages=["sft"])
     run_dir = pipeline.run(auto, tmp_path, progress=Progress())
-    assert "model.backend: transformers: model.device is cpu, and it needs CUDA" in capsys.readouterr().out
+    assert "model.backend: transformers: model.device is cpu, and unsloth needs CUDA" in capsys.readouterr().out
     assert run_dir.done("sft")
     other = make_config(tiny_folder(), data, model__backend="transformers", stages=["sft"])
     with pytest.raises(StaleRun, match=r'model\.backend: "auto" -> "transformers"'):

@@ -235,12 +235,12 @@ class Config(Section):
     def unsloth_obstacles(self) -> Iterator[str]:
         """Why unsloth cannot run this config, whatever the machine; each begins with the key."""
         if self.model.device == "cpu":
-            yield "model.device is cpu, and it needs CUDA"
+            yield "model.device is cpu, and unsloth needs CUDA"
         if self.model.quantization == "int8":
-            yield "model.quantization is int8, which its kernels would misread; nf4 and none go"
+            yield "model.quantization is int8, which unsloth would misread; nf4 and none go"
         for key, layers in {"lora.last_layers": self.lora.last_layers, "reward.layers": self.reward.layers}.items():
             if layers is not None:
-                yield f"{key} is {layers}, and it runs all layers for every role; null goes"
+                yield f"{key} is {layers}, and unsloth runs all layers for every role; null goes"
 
     def conflicts(self) -> Iterator[str]:
         """What sections contradict each other in."""

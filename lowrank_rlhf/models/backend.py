@@ -79,12 +79,12 @@ def _obstacles(config: Config, architecture: str | None) -> Iterator[str]:
     if find_spec("unsloth") is None:
         yield "the package unsloth is not installed (python -m pip install -r requirements-unsloth.txt)"
     if architecture not in FAMILIES:
-        yield f"it is used for {', '.join(FAMILIES)}, and the model's type is {architecture or 'not known'}"
+        yield f"unsloth is used for {', '.join(FAMILIES)}, and the model's type is {architecture or 'not known'}"
     early = [name for name in _PATCHED if name in sys.modules]
     if early and "unsloth" not in sys.modules:
         yield (
-            f"it has to be imported before {early[0]}, which this process has imported already (converting a model "
-            "does, once): give the same command again"
+            f"unsloth has to be imported before {early[0]}, which this process has imported already (converting a "
+            "model does, once): give the same command again"
         )
     if not _cuda():
         yield "PyTorch sees no CUDA device here"
