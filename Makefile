@@ -4,8 +4,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+UNSLOTH := .venv-unsloth
 
-.PHONY: help run test fuzz bench soak faults notebooks gpu-check
+.PHONY: help run test test-unsloth fuzz bench soak faults notebooks gpu-check
 .NOTPARALLEL:
 
 help:  ## Show this list.
@@ -22,6 +23,11 @@ test: $(VENV)/.installed-dev  ## Install the test tools too, then ruff, mypy, im
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+test-unsloth: $(UNSLOTH)/.installed  ## The tests on the versions that unsloth wants (.venv-unsloth), and on what it loads.
+	OMP_NUM_THREADS=1 $(UNSLOTH)/bin/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 LOWRANK_RLHF_TEST_BACKEND=unsloth $(UNSLOTH)/bin/python -m pytest -k "not int8" \
+	  tests/by_unsloth.py tests/test_roles.py tests/test_scoring.py
 
 fuzz: $(VENV)/.installed-dev  ## Damage configs, data files and annotations for three minutes; what breaks a reader is kept.
 	$(BIN)/python tests/fuzz.py
@@ -44,7 +50,7 @@ notebooks: $(VENV)/.installed-dev  ## Run the notebooks with short settings; wha
 soak: $(VENV)/.installed-dev  ## 200 PPO steps on a tiny model: memory must stay constant, and the logs small.
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
 
-$(VENV)/.created:
+$(VENV)/.created $(UNSLOTH)/.created:
 	@command -v "$(PYTHON)" >/dev/null || { \
 	  echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name it: make run PYTHON=/path/to/python3" >&2; \
 	  exit 1; }
@@ -52,7 +58,7 @@ $(VENV)/.created:
 	  echo "Python 3.11 or newer is needed; $(PYTHON) is `"$(PYTHON)" --version 2>&1`." >&2; \
 	  echo "Name another one: make run PYTHON=python3.12" >&2; \
 	  exit 1; }
-	"$(PYTHON)" -m venv $(VENV)
+	"$(PYTHON)" -m venv $(@D)
 	@touch $@
 
 $(VENV)/.installed-run: requirements.txt | $(VENV)/.created
@@ -62,3 +68,11 @@ $(VENV)/.installed-run: requirements.txt | $(VENV)/.created
 $(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(VENV)/.created
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $(VENV)/.installed-run $@
+
+# PyPI's torchvision is made for CUDA. Beside a PyTorch for CPUs it does not load, and unsloth does not start then; models of
+# text need none.
+$(UNSLOTH)/.installed: requirements-unsloth.txt requirements-dev.txt | $(UNSLOTH)/.created
+	sed '/^-r/d' requirements-dev.txt > $(UNSLOTH)/tools.txt
+	$(UNSLOTH)/bin/python -m pip install --disable-pip-version-check -r requirements-unsloth.txt -r $(UNSLOTH)/tools.txt
+	$(UNSLOTH)/bin/python -c 'import torchvision' 2>/dev/null || $(UNSLOTH)/bin/python -m pip uninstall --yes torchvision
+	@touch $@

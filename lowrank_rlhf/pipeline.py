@@ -74,6 +74,7 @@ def run(
         if any("model" in stage.settings for stage in to_do):
             fetch_model(config.model, progress)
             _refuse_stale([_standing(stage, config, run_dir) for stage in kept])  # its files are known only now
+            context.take_backend()  # before anything imports transformers
             context.check_lengths()
         told = shown_peaks(config, run_dir, context.data) if to_do else {}
         # Last first: if this is cut short, no stage is left standing on one that is gone.

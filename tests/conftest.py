@@ -5,6 +5,7 @@ Imports that bring torch stay inside the fixtures: most tests need none of it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,11 @@ import pytest
 
 if TYPE_CHECKING:
     from lowrank_rlhf.models.base import Base
+
+
+if os.environ.get("LOWRANK_RLHF_TEST_BACKEND") == "unsloth":
+    # `make test-unsloth`: the same tests of the roles on models that unsloth loads; it has to come before transformers.
+    import unsloth  # noqa: F401
 
 
 @cache

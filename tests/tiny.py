@@ -141,6 +141,7 @@ def load_tiny(
     config = ModelConfig.model_validate(
         {
             "source": str(folder),
+            "backend": os.environ.get("LOWRANK_RLHF_TEST_BACKEND", "transformers"),
             "quantization": quantization,
             "gradient_checkpointing": checkpointing,
             "compute_dtype": compute_dtype,

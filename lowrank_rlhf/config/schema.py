@@ -35,6 +35,9 @@ class ModelConfig(Section):
     """Checksum of the GGUF file, here or in the package; a mismatch is an error."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    backend: Literal["auto", "transformers", "unsloth"] = "transformers"
+    """What runs the model: `unsloth`, a package for CUDA that is installed besides, or `transformers`; `auto` takes
+    unsloth where it can serve and else transformers, says which and why, and keeps to it."""
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     """`nf4` stores the linear layers in 4 bits with double quantisation, `int8` in 8 bits with one scale an output;
     `none` keeps them as they are."""
@@ -54,7 +57,8 @@ class ModelConfig(Section):
     micro_batch_tokens: Count = 768
     """Padded tokens in one forward and backward; a smaller number saves memory and changes results only by rounding."""
     merged_rollouts: bool = True
-    """Sample from a temporary copy of the model with the adapter merged in: faster, costs its size in memory."""
+    """Sample from a temporary copy of the model with the adapter merged in: faster, costs its size in memory. unsloth
+    makes none: it samples through the adapter."""
     cuda_graphs: bool = True
     """On a GPU record a decoding step and replay it, where the model's architecture permits: several times faster."""
 
@@ -230,8 +234,20 @@ class Config(Section):
     ppo: PpoConfig = PpoConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    def unsloth_obstacles(self) -> Iterator[str]:
+        """Why unsloth cannot run this config, whatever the machine; each begins with the key."""
+        if self.model.device == "cpu":
+            yield "model.device is cpu, and unsloth needs CUDA"
+        if self.model.quantization == "int8":
+            yield "model.quantization is int8, which unsloth would misread; nf4 and none go"
+        for key, layers in {"lora.last_layers": self.lora.last_layers, "reward.layers": self.reward.layers}.items():
+            if layers is not None:
+                yield f"{key} is {layers}, and unsloth runs all layers for every role; null goes"
+
     def conflicts(self) -> Iterator[str]:
         """What sections contradict each other in."""
+        if self.model.backend == "unsloth":
+            yield from (f"model.backend is unsloth, but {obstacle}" for obstacle in self.unsloth_obstacles())
         if [stage for stage in STAGES if stage in self.stages] != list(self.stages):
             yield f"stages must be some of {', '.join(STAGES)}, each once and in this order"
         if self.ppo.contrastive and self.rank.source == "dataset":

@@ -33,6 +33,7 @@ from lowrank_rlhf.models.origin import origin
 from lowrank_rlhf.models.precision import choose_dtype
 from lowrank_rlhf.models.room import Room
 from lowrank_rlhf.models.template import end_token, prompt_tokens, read_tokenizer, token_id
+from lowrank_rlhf.models.unsloth_backend import load_model
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.records import Prompt
 
@@ -47,6 +48,11 @@ class Base:
     compute_dtype: torch.dtype
     folder: Path
     """The files that it was loaded from."""
+
+    @property
+    def by_unsloth(self) -> bool:
+        """Whether unsloth loaded it and runs it."""
+        return self.config.backend == "unsloth"
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +104,10 @@ class Base:
 
 
 def load_base(config: ModelConfig, progress: Progress) -> Base:
-    """Fetch, quantise and freeze the base. Raises `UserError` where the model or its tokenizer cannot serve."""
+    """Fetch, quantise and freeze the base, with transformers unless `config.backend` is unsloth: see `take_backend`.
+
+    Raises `UserError` where the model or its tokenizer cannot serve.
+    """
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -115,27 +124,32 @@ def load_base(config: ModelConfig, progress: Progress) -> Base:
 
 
 def _model(folder: Path, config: ModelConfig, device: torch.device, compute_dtype: torch.dtype) -> PreTrainedModel:
-    loaded: Any
+    load = load_model if config.backend == "unsloth" else _load
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=compute_dtype,
-            quantization_config=_quantization(config, compute_dtype),
-            device_map={"": str(device)},
-            use_safetensors=True,
-            attn_implementation=_attention(folder, device),
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        model = load(folder, config, device, compute_dtype)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.source: {config.source}: {error}") from None
+    _check_shapes(model, config)
+    return model
+
+
+def _load(folder: Path, config: ModelConfig, device: torch.device, compute_dtype: torch.dtype) -> PreTrainedModel:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=compute_dtype,
+        quantization_config=_quantization(config, compute_dtype),
+        device_map={"": str(device)},
+        use_safetensors=True,
+        attn_implementation=_attention(folder, device),
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
     model: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         raise UserError(
             f"model.source: {config.source}: {len(missing)} weights of {type(model).__name__} are not in the files "
             f"({missing[0]} ...); they would be random: fetch the model again"
         )
-    _check_shapes(model, config)
     return model
 
 
@@ -187,7 +201,7 @@ def freeze(
             # On CPUs with AVX512-BF16 an eval forward would repack the weights in place, and every later gradient
             # through them would be wrong, silently (bitsandbytes 0.50.2).
             module.support_avx512bf16_for_cpu = False
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing and config.backend != "unsloth":  # which has a way of its own, set up already
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.pad_token_id = tokenizer.pad_token_id
     _check_logits(model, config)

@@ -37,7 +37,7 @@ def begin(
 
     `graphs` records the step, where the device and the model allow it.
     """
-    ids, attention = _left_padded(prompts, pad)
+    ids, attention = left_padded(prompts, pad)
     ids, attention = ids.to(model.device), attention.to(model.device)
     cache = growing_cache(model.config)
     position = (attention.cumsum(-1) - 1).clamp(min=0)
@@ -181,7 +181,8 @@ def _forward(model: PreTrainedModel, ids: Tensor, attention: Tensor, positions: 
     return states
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask of N prompts, (N, T) each, so that all end in the last column."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

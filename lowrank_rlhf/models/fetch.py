@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -152,7 +153,7 @@ def _make(scratch: Path, get_gguf: Callable[[Path], Path], config: ModelConfig, 
     made = scratch / "converted"
     try:
         _convert(gguf, made)
-    except (ValueError, KeyError, NotImplementedError) as error:
+    except (ValueError, KeyError, NotImplementedError, AttributeError) as error:  # the last: no first token, up to 5.17
         raise UserError(
             f"model.source: {config.source}: transformers cannot convert this GGUF file ({error}); "
             "take the model's safetensors folder instead"
@@ -238,4 +239,16 @@ def _convert(gguf: Path, folder: Path) -> None:
         )
     model.bfloat16().save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    tokenizer.add_special_tokens(_named_tokens(gguf))  # transformers 5.17 takes the first token for the last one, too
     tokenizer.save_pretrained(folder)
+
+
+def _named_tokens(gguf: Path) -> dict[str, Any]:
+    """The tokens that a GGUF file's header has names for, as tokenizers call them: {"eos_token": "<|im_end|>", ...}."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(gguf)
+    tokens = reader.get_field("tokenizer.ggml.tokens")
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: reader.get_field(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+    return {name: str(tokens.contents(int(found.contents()))) for name, found in ids.items() if tokens and found}

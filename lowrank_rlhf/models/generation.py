@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lowrank_rlhf import processes
-from lowrank_rlhf.models.decoding import begin
+from lowrank_rlhf.models.decoding import begin, left_padded
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.room import ran_out, told
+from lowrank_rlhf.models.unsloth_backend import generate, sampling
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,10 @@ class Response:
 @contextmanager
 def generating_as(roles: Roles, role: Role) -> Iterator[None]:
     """The base model generates as that role: on merged weights where the config says so, else through the adapter."""
-    if roles.base.config.merged_rollouts:
+    if roles.base.by_unsloth:
+        with roles.acting_as(role), sampling(roles.peft):
+            yield
+    elif roles.base.config.merged_rollouts:
         with merged(roles, role), torch.no_grad():
             yield
     else:
@@ -117,7 +122,8 @@ def _decode_together(
     """P prompts and (P, K, L) uniforms -> P x K responses of at most L tokens, prompt by prompt."""
     tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=roles.base.device)
     if own := processes.share(range(len(prompts))):
-        tokens[own] = _decode(roles, [prompts[i] for i in own], uniforms[own], temperature)
+        decode = _by_unsloth if roles.base.by_unsloth else _decode
+        tokens[own] = decode(roles, [prompts[i] for i in own], uniforms[own], temperature)
     processes.add([tokens])
     return [_response(row, roles.base.eos) for row in tokens.flatten(0, 1).tolist()]
 
@@ -128,6 +134,32 @@ def _decode(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temper
     for t, (rows, drawn) in enumerate(_draws(roles, prompts, uniforms, temperature)):
         tokens[rows, t] = drawn
     return tokens.view(uniforms.shape)
+
+
+def _by_unsloth(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> Tensor:
+    """The same as `_decode` through unsloth's decoder, each prompt as often as it has answers."""
+    base, (_, repeats, longest) = roles.base, uniforms.shape
+    ids, attention = left_padded([prompt for prompt in prompts for _ in range(repeats)], base.pad)
+    streams = uniforms.flatten(0, 1).to(base.device)
+
+    def pick(logits: Tensor, step: int) -> Tensor:
+        roles.poll()
+        return _next(logits, temperature, streams[:, step])
+
+    tokens = generate(
+        roles.peft,
+        ids.to(base.device),
+        attention.to(base.device),
+        pick,
+        longest=longest,
+        eos=base.eos,
+        pad=base.pad,
+    )
+    return pad(tokens, (0, longest - tokens.shape[1]), value=base.pad).view(uniforms.shape)
+
+
+def _next(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
+    return draw(logits / temperature, uniforms) if temperature else logits.argmax(-1)
 
 
 def _draws(
@@ -142,7 +174,7 @@ def _draws(
     for t in range(length):
         roles.poll()
         logits = vocabulary_logits(states, base.model)
-        drawn = draw(logits / temperature, streams[rows, t]) if temperature else logits.argmax(-1)
+        drawn = _next(logits, temperature, streams[rows, t])
         yield rows[going], drawn[going]
         going &= drawn != base.eos
         left = int(going.sum())

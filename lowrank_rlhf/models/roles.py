@@ -4,7 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from enum import Enum
 from typing import Any
@@ -24,6 +24,7 @@ from lowrank_rlhf.models.fused import fused
 from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
 from lowrank_rlhf.models.shape import layer_problems
 from lowrank_rlhf.models.trunk import part_of, trunk_states
+from lowrank_rlhf.models.unsloth_backend import first_adapter
 
 
 class Role(Enum):
@@ -67,7 +68,11 @@ class Roles:
             task_type="CAUSAL_LM",
         )
         """What the config makes of an adapter: every role's shape, unless `make_anew` gives it another."""
-        self.peft: PeftModel = get_peft_model(base.model, copy.copy(self.shape), adapter_name=Role.POLICY.value)
+        self.peft: PeftModel = (
+            first_adapter(base.model, self.shape, base.config)
+            if base.by_unsloth
+            else get_peft_model(base.model, copy.copy(self.shape), adapter_name=Role.POLICY.value)
+        )
         self.heads: dict[Role, nn.Linear] = {}
         self.merged: Role | None = None  # set by `merging.merged` while the adapters are out of the model
         self.poll: Callable[[], None] = lambda: None
@@ -106,20 +111,22 @@ class Roles:
         self._acting, self._training = role, train
         learning = self.parameters(role) if train else []
         try:
-            # Each of these walks through thousands of modules, and every micro-batch of a step may come here.
+            # Each of these walks through thousands of modules, and every minibatch comes here.
             if self.peft.active_adapter != role.value:
                 self.peft.set_adapter(role.value, inference_mode=True)
-            if train:
-                self.peft.train()
+            if self.peft.training != train:
+                self.peft.train(train)
             for parameter in learning:
                 parameter.requires_grad_(True)
-            with fused(self.peft, role.value), torch.enable_grad() if train else torch.no_grad():
+            # unsloth has fused layers of its own, and would read ours as layers without an adapter.
+            products = nullcontext() if self.base.by_unsloth else fused(self.peft, role.value)
+            with products, torch.enable_grad() if train else torch.no_grad():
                 yield
         finally:
             self._acting, self._training = None, False
             for parameter in learning:
                 parameter.requires_grad_(False)
-            if train:
+            if self.peft.training:
                 self.peft.eval()
 
     def hidden(self, batch: Sequences) -> Tensor:
@@ -127,8 +134,11 @@ class Roles:
         if self._acting is None:
             raise RuntimeError("no role is acting: use `with roles.acting_as(...)`")
         stop = self.head_layers if self._acting.has_head else len(self.decoder.layers)
+        # Rows are padded on the right, where a causal model needs no mask. unsloth drops it in training, and would read
+        # by other kernels than it trains by: PPO's first ratio has to be 1.
+        mask = None if self.base.by_unsloth else batch.attention.long()
         with part_of(self.decoder, self.first_adapted, batch.trunk, stop):
-            output = self.decoder(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
+            output = self.decoder(input_ids=batch.ids, attention_mask=mask, use_cache=False)
         return output.last_hidden_state
 
     def with_trunk(self, batch: Sequences) -> Sequences:

@@ -11,6 +11,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.maths.seeds import derive_seed
+from lowrank_rlhf.models.backend import Backend, take_backend
 from lowrank_rlhf.models.fetch import fetch_model
 from lowrank_rlhf.progress import Progress, StopRequest
 from lowrank_rlhf.records import Prompt
@@ -29,6 +30,9 @@ class Context:
     run_dir: RunDir
     progress: Progress
     stop: StopRequest
+    backend: Backend = "transformers"
+    """What runs the model. Only the pipeline takes another one: whoever merges, streams or fills roles with adapters of
+    any shape works on plain layers."""
     loading_seconds: float = 0.0
     """Time that loading the base took, conversion included."""
 
@@ -36,6 +40,10 @@ class Context:
     def metrics(self) -> StepLog:
         """Where every stage notes its figures."""
         return self.run_dir.metrics
+
+    def take_backend(self) -> None:
+        """Decide what runs the model. Call it when that is fetched and before anything imports transformers."""
+        self.backend = take_backend(self.config, self.run_dir.path, self.progress)
 
     @cached_property
     def roles(self) -> "Roles":
@@ -45,7 +53,8 @@ class Context:
 
         self.progress.say(f"loading {self.config.model.source}")
         start = time.monotonic()
-        base = load_in_the_runs_format(self.config.model, self.run_dir.path, self.progress)
+        model = self.config.model.model_copy(update={"backend": self.backend})
+        base = load_in_the_runs_format(model, self.run_dir.path, self.progress)
         roles = Roles(base, self.config.lora, self.config.reward.layers)
         # Every forward polls, TRL's and generation's too: a stop waits for no step's or evaluation's end.
         roles.poll = lambda: self.stop.check("everything before this stage is saved")
