@@ -155,6 +155,8 @@ class TestMemory:
         assert terms["logits"] == 18 * 72 * 49_152
         assert terms["merged copy"] == 2 * 106_168_320
         assert "merged copy" not in self.terms("sample", "model.merged_rollouts=false")
+        by_unsloth = ("model.backend=unsloth", "lora.last_layers=null", "reward.layers=null")
+        assert "merged copy" not in self.terms("sample", *by_unsloth)
         assert self.terms("sample", width=4)["merged copy"] == 4 * 106_168_320
 
     def test_checkpointing_keeps_the_inputs_of_layers_only(self) -> None:

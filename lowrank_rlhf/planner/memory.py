@@ -200,7 +200,7 @@ def _sampling(config: Config, shape: Shape, rows: int, length: float, width: int
         Term("KV cache", cache, f"{rows} answers of {length:.0f} tokens with their prompts"),
         Term("logits", 18 * rows * shape.vocabulary, f"{rows} answers x {shape.vocabulary:,} entries, several copies"),
     )
-    if not config.model.merged_rollouts:
+    if not config.model.merged_rollouts or config.model.backend == "unsloth":
         return terms
     return (Term("merged copy", shape.linear_weights * width, "the policy's weights in the compute format"), *terms)
 
