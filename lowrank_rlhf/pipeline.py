@@ -93,16 +93,16 @@ def plan(config: Config, run_dir: RunDir) -> list[Standing]:
 
 def missing_inputs(config: Config, run_dir: RunDir) -> list[tuple[Key, str]]:
     """A sentence for each stage that reads what is not in the run and what no stage of the config makes before it."""
-    return [
-        (("stages",), sentence)
-        for sentence in selection.missing_inputs(stages_of(config), (), run_dir, _not_made(config))
-    ]
+    sentences = selection.missing_inputs(stages_of(config), (), run_dir, _not_made(config))
+    return [(("stages",), sentence) for sentence in sentences]
 
 
 def stages_of(config: Config) -> list[Stage]:
     """The config's stages; comparisons from a data set need no sampling."""
     return [
-        stage for stage in stages.STAGES if stage.name in config.stages and _not_made(config).isdisjoint(stage.writes)
+        stages.made_by(stage, config.align.algorithm)
+        for stage in stages.STAGES
+        if stage.name in config.stages and _not_made(config).isdisjoint(stage.writes)
     ]
 
 
