@@ -1,8 +1,8 @@
 """The roles' model as TRL's trainers are given it: what they do by an adapter's name becomes a role's turn.
 
-TRL's trainers reach SFT's distribution by `set_adapter("ref")` on the model, and answers by `generate`; before that they
-make `ref` themselves. All of these are public methods of a PEFT model. While the model is lent, they are the roles' own:
-a switch made past `acting_as` would not reach the fused layers, so that the reference would silently be the policy.
+TRL's trainers reach SFT's distribution by `set_adapter("ref")` on the model, and answers by `generate`; before that
+they make `ref` themselves. All of these are public methods of a PEFT model. While the model is lent, they are the
+roles' own: a switch past `acting_as` would not reach the fused layers, and the reference would silently be the policy.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -32,7 +32,9 @@ class Stage:
     @property
     def run(self) -> "Callable[[Context], dict[str, Any]]":
         """The stage's function; its imports (torch among them) happen here."""
-        function: Callable[[Context], dict[str, Any]] = import_module(f"lowrank_rlhf.stages.{self.module or self.name}").run
+        function: Callable[[Context], dict[str, Any]] = import_module(
+            f"lowrank_rlhf.stages.{self.module or self.name}"
+        ).run
         return function
 
 

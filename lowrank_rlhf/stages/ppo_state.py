@@ -20,7 +20,6 @@ from lowrank_rlhf.ppo.update import Turns
 from lowrank_rlhf.stages.breakdown import Breakdowns
 from lowrank_rlhf.stages.context import Context
 
-
 Learners = Mapping[Role, Optimizer]
 """The roles that are trained, each with its optimiser."""
 
