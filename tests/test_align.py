@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_the_loss_of_dpo_is_the_formula_s_against_sft(make, monkeypatch) -> None
     losses = {row["step"]: row["policy/loss"] for row in context.metrics.read("ppo") if "policy/loss" in row}
     assert losses[1] == pytest.approx(math.log(2), abs=1e-6)
     found = []
-    for step, (batch, weights) in expected.items():
+    for batch, weights in expected.values():
         with torch.no_grad():
             for name, parameter in context.roles.named_parameters(Role.POLICY).items():
                 parameter.copy_(weights[name])
@@ -209,7 +210,7 @@ def test_a_score_that_is_nan_skips_the_step(make, monkeypatch, algorithm) -> Non
     align.run(context)
     skipped = {row["step"]: row["skipped"] for row in context.metrics.read("ppo") if "skipped" in row}
     assert skipped == {1: 0.0, 2: 1.0, 3: 0.0, 4: 0.0, 5: 0.0}
-    same = [all(old[name].equal(new[name]) for name in old) for old, new in zip(weights, weights[1:], strict=False)]
+    same = [all(old[name].equal(new[name]) for name in old) for old, new in pairwise(weights)]
     assert same == [False, True, False, False]
     assert "the reward model's scores are not all finite" in (context.run_dir.path / "events.jsonl").read_text()
 
@@ -224,20 +225,19 @@ def test_another_algorithm_is_another_stage(ready, tmp_path) -> None:
     mark["fingerprint"]["settings"] = {key: settings[key] for key in settings if not key.startswith("align.")}
     (run_dir.path / "done" / "ppo.json").write_text(json.dumps(mark))  # as a version without the section wrote it
     assert go(ready.config("ppo", ppo__steps=1), runs).done("ppo") == mark
-    with pytest.raises(StaleRun, match='align.algorithm: .* -> "dpo"'):
+    with pytest.raises(StaleRun, match=r'align\.algorithm: .* -> "dpo"'):
         go(ready.config("dpo", ppo__steps=1), runs)
     go(ready.config("dpo", ppo__steps=1), runs, redo=["ppo"])
     assert not run_dir.artifact("adapters/critic").exists()
-    with pytest.raises(StaleRun, match='align.algorithm: "dpo" -> "ppo"'):
+    with pytest.raises(StaleRun, match=r'align\.algorithm: "dpo" -> "ppo"'):
         go(ready.config("ppo", ppo__steps=1), runs)
 
 
 def test_it_is_named_where_the_stage_is_told(ready, tmp_path) -> None:
-    names = {
-        algorithm: pipeline.plan(ready.config(algorithm), RunDir(tmp_path))[4].stage.does for algorithm in SETTINGS
-    }
-    assert names == {name: f"train the policy with {name.upper()}" for name in SETTINGS}
-    assert pipeline.plan(ready.config("ppo"), RunDir(tmp_path))[4].stage.does == "train the policy with PPO"
+    for algorithm in ("ppo", *SETTINGS):
+        standing = pipeline.plan(ready.config(algorithm), RunDir(tmp_path))[4]
+        assert standing.stage.name == "ppo"
+        assert standing.stage.does == f"train the policy with {algorithm.upper()}"
 
 
 def test_the_reference_is_not_the_bare_base(make) -> None:

@@ -200,8 +200,8 @@ def test_full_report_draws_every_plot_in_the_page_colours(full: tuple[str, str])
     page, _ = full
     titles = (
         "Fine-tuning: loss", "Reward model: loss", "Reward model: training accuracy", "Reward model: accuracy",
-        "Reward model: calibration", "Reward model: margins", "Policy: score", "Policy: distance from SFT", "Policy: entropy",
-        "Policy: answer length", "Policy: clipped share", "Proxy and gold over distance",
+        "Reward model: calibration", "Reward model: margins", "Policy: score", "Policy: distance from SFT",
+        "Policy: entropy", "Policy: answer length", "Policy: clipped share", "Proxy and gold over distance",
     )  # fmt: skip
     for title in titles:
         assert f"<b>{title}</b>" in page

@@ -32,9 +32,8 @@ class Stage:
     @property
     def run(self) -> "Callable[[Context], dict[str, Any]]":
         """The stage's function; its imports (torch among them) happen here."""
-        function: Callable[[Context], dict[str, Any]] = import_module(
-            f"lowrank_rlhf.stages.{self.module or self.name}"
-        ).run
+        module = import_module(f"lowrank_rlhf.stages.{self.module or self.name}")
+        function: Callable[[Context], dict[str, Any]] = module.run
         return function
 
 

@@ -126,7 +126,7 @@ def _evaluate_if_due(setting: _Setting) -> None:
 
 
 def _go_on(setting: _Setting, bar: Bar) -> None:
-    """TRL's steps up to the next evaluation or checkpoint; called again it goes on with the step that was broken off."""
+    """TRL's steps up to the next evaluation or checkpoint; called again it goes on with the step that broke off."""
     context, task, state = setting.context, setting.task, setting.state
     config, roles, done = context.config, context.roles, state.step
     stops = [(done // every + 1) * every for every in (config.ppo.evaluate_every, config.ppo.save_every)]

@@ -52,7 +52,7 @@ class Comparing:
         steps: range,
         **rest: Any,
     ) -> DPOTrainer:
-        """TRL wants texts and tokenises them itself; the pairs travel beside them, with the tokens that were sampled."""
+        """TRL wants texts, to tokenise them itself; the pairs travel beside them, with the tokens that were sampled."""
         context, size = self.context, self.context.config.align.batch_size
         pairs = self.pairs[steps.start * size : steps.stop * size]
         disable_progress_bars()

@@ -29,7 +29,7 @@ class Sampling:
         self.steps, self.prompts_per_step = config.steps, config.batch_size // config.answers_per_prompt
         self.claim = f"TRL's KL is 0 in the first step: {config.algorithm.upper()}'s reference is SFT"
         tokens = encode_prompts(context, prompts)
-        self.rows = [
+        self.rows: list[dict[str, Any]] = [
             {"prompt": [message.model_dump() for message in prompts[i].messages], "tokens": tokens[i]}
             for i in shuffled(context, len(prompts), self.steps * self.prompts_per_step)
         ]
@@ -64,7 +64,7 @@ class Sampling:
     def trainer(
         self, loan: Loan, finite: FiniteSteps, settings: dict[str, Any], steps: range, **rest: Any
     ) -> RLOOTrainer | GRPOTrainer:
-        """With the reward adapter as the reward function; one optimiser step for each rollout, so that the ratio is 1."""
+        """With the reward adapter as the reward function; one optimiser step for each rollout, so the ratio is 1."""
 
         def reward(completion_ids: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], **_: Any) -> list[float]:
             with loan.aside():

@@ -109,8 +109,8 @@ _CURVES = (
         "KL, nats per answer", also="eval/kl",
     ),
     _Curve(
-        "ppo", "objective/entropy", "Policy: entropy", "How varied the choice of words is. A collapse means repetition.",
-        "entropy, nats per token",
+        "ppo", "objective/entropy", "Policy: entropy",
+        "How varied the choice of words is. A collapse means repetition.", "entropy, nats per token",
     ),
     _Curve(
         "ppo", "response/length_mean", "Policy: answer length", "A steep rise means that length alone is rewarded.",
