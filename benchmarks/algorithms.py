@@ -1,7 +1,7 @@
 """PPO, RLOO, GRPO and DPO from the same SFT, rankings and reward model: at equal generated tokens, and in equal time.
 
     python benchmarks/algorithms.py                     # three seeds: hours on two cores
-    python benchmarks/algorithms.py --seeds 1 --steps 2 sample.prompts=24 data.held_out=16   # a look, in minutes
+    python benchmarks/algorithms.py --seeds 1 --steps 2 --batch 8 sample.prompts=24 data.held_out=8    # a look
 
 For each seed the preset runs up to the reward stage once; copies of that run go on, each in a process of its own. PPO
 sets both measures: the others make as many steps with as many answers each, and once more as many as fit into PPO's
@@ -26,16 +26,12 @@ from benchmarks.memory import command
 
 PAGE = ROOT / "docs" / "algorithms.md"
 BEGIN, END = "<!-- table: benchmarks/algorithms.py writes it -->", "<!-- end of the table -->"
-ANSWERS = 72
-"""To a rollout, as in the quickstart."""
-PAIRS = 64
-"""Comparisons to a step of DPO."""
 ALIGN: dict[str, tuple[str, ...]] = {
     "rloo": ("align.learning_rate=6e-4", "align.warmup_steps=4", "align.beta=0.15"),
     "grpo": ("align.learning_rate=6e-4", "align.warmup_steps=4", "align.beta=0.04"),
-    "dpo": ("align.learning_rate=2e-4", "align.warmup_steps=4", "align.beta=0.1", f"align.batch_size={PAIRS}"),
+    "dpo": ("align.learning_rate=2e-4", "align.warmup_steps=4", "align.beta=0.1"),
 }
-"""Found on the quickstart with one seed that is none of the table's (docs/log.md)."""
+"""The quickstart's rate and weight for RLOO, the paper's weight for GRPO, usual ones for DPO: PPO's alone were tuned."""
 EVALUATIONS = 8
 
 Row = dict[str, Any]
@@ -47,6 +43,7 @@ def main() -> None:
     parser.add_argument("--preset", default="quickstart", help="a preset, or a YAML file")
     parser.add_argument("--seeds", default="1,2,3", help="numbers with commas between them")
     parser.add_argument("--steps", type=int, default=16, help="PPO's, and in the first measure RLOO's and GRPO's")
+    parser.add_argument("--batch", type=int, default=72, help="answers to a step; with DPO comparisons")
     parser.add_argument("--runs", type=Path, default=ROOT / "build" / "algorithms")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "performance")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page whose table is replaced")
@@ -54,18 +51,18 @@ def main() -> None:
     given = parser.parse_args()
     rows = []
     for seed in given.seeds.split(","):
-        rows += compare(given.preset, int(seed), given.steps, given.runs, given.changes)
+        rows += compare(given, int(seed))
         given.output.mkdir(parents=True, exist_ok=True)
         (given.output / "algorithms.json").write_text(json.dumps(rows, indent=1) + "\n")
         given.page.write_text(with_table(given.page.read_text(encoding="utf-8"), table(rows)), encoding="utf-8")
     print(table(rows))
 
 
-def compare(preset: str, seed: int, steps: int, runs: Path, changes: Sequence[str]) -> list[Row]:
+def compare(given: argparse.Namespace, seed: int) -> list[Row]:
     """All algorithms with one seed, by both measures."""
-    common = [*changes, f"seed={seed}"]
-    ready = f"ready-{seed}"
-    command("run", preset, "--runs", str(runs), f"name={ready}", *common, "--until", "reward")
+    runs, ready = given.runs, f"ready-{seed}"
+    common = [given.preset, "--runs", str(runs), *given.changes, f"seed={seed}"]
+    command("run", *common, f"name={ready}", "--until", "reward")
 
     comparisons = len((runs / ready / "comparisons.jsonl").read_text(encoding="utf-8").splitlines())
 
@@ -73,35 +70,32 @@ def compare(preset: str, seed: int, steps: int, runs: Path, changes: Sequence[st
         name = f"{algorithm}-{measure}-{seed}"
         if not (runs / name).exists():
             shutil.copytree(runs / ready, runs / name)
-        command("run", preset, "--runs", str(runs), f"name={name}", *common, *settings(algorithm, amount, comparisons))
-        found = {"algorithm": algorithm, "measure": measure, "seed": seed, "amount": amount, **figures(runs / name)}
+        command("run", *common, f"name={name}", *settings(algorithm, amount, given.batch, comparisons))
+        found = {"algorithm": algorithm, "measure": measure, "seed": seed, **figures(runs / name, given.batch)}
         print(found, file=sys.stderr, flush=True)
         return found
 
-    ppo = row("ppo", "tokens", steps)
+    ppo = row("ppo", "tokens", given.steps)
     rows = [ppo, {**ppo, "measure": "time"}]
     for algorithm in ALIGN:
-        amount = 1 if algorithm == "dpo" else steps
+        amount = 1 if algorithm == "dpo" else given.steps
         first = row(algorithm, "tokens", amount)
         rows += [first, row(algorithm, "time", max(1, round(amount * ppo["seconds"] / first["seconds"])))]
     return rows
 
 
-def settings(algorithm: str, amount: int, comparisons: int) -> list[str]:
+def settings(algorithm: str, amount: int, batch: int, comparisons: int) -> list[str]:
     """So many steps, or of DPO epochs over so many comparisons; as many evaluations for all, as far as steps divide."""
+    steps = amount * comparisons // batch if algorithm == "dpo" else amount
+    evaluate = f"ppo.evaluate_every={max(1, steps // EVALUATIONS)}"
     if algorithm == "ppo":
-        return [f"ppo.steps={amount}", f"ppo.batch_size={ANSWERS}", f"ppo.evaluate_every={_every(amount)}"]
-    chosen = [f"align.algorithm={algorithm}", "ppo.contrastive=false", *ALIGN[algorithm]]
-    if algorithm == "dpo":
-        return [*chosen, f"align.epochs={amount}", f"ppo.evaluate_every={_every(amount * comparisons // PAIRS)}"]
-    return [*chosen, f"align.steps={amount}", f"align.batch_size={ANSWERS}", f"ppo.evaluate_every={_every(amount)}"]
+        return [evaluate, f"ppo.steps={amount}", f"ppo.batch_size={batch}"]
+    count = f"align.epochs={amount}" if algorithm == "dpo" else f"align.steps={amount}"
+    common = (f"align.algorithm={algorithm}", f"align.batch_size={batch}", "ppo.contrastive=false")
+    return [evaluate, count, *common, *ALIGN[algorithm]]
 
 
-def _every(steps: int) -> int:
-    return max(1, steps // EVALUATIONS)
-
-
-def figures(run: Path) -> Row:
+def figures(run: Path, batch: int) -> Row:
     """What a finished run says of itself: of its held-out comparison, and of the stage that made the policy."""
     marks = {name: json.loads((run / "done" / f"{name}.json").read_text()) for name in ("ppo", "evaluate")}
     made, judged = marks["ppo"], marks["evaluate"]["summary"]
@@ -117,7 +111,7 @@ def figures(run: Path) -> Row:
         "length": table["length in tokens"],
         "ends": table["answers that end by themselves"],
         "distinct_2": table["distinct-2"],
-        "tokens": round(ANSWERS * sum(sampled)),
+        "tokens": round(batch * sum(sampled)),
         "seconds": made["seconds"] - made["loading_seconds"],
         "peak_mib": made["peak_memory_bytes"] / 2**20,
         "claims_hold": all(claim["holds"] for claim in made["summary"]["claims"]),

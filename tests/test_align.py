@@ -154,6 +154,17 @@ def test_the_kl_is_that_of_the_answers_against_sft(make, monkeypatch, algorithm)
     assert max(map(abs, found)) > 0.01
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_where_evaluations_part_the_training_it_stays_the_same(ready, tmp_path, algorithm) -> None:
+    """Of Adam's moments and the rate nothing is lost between one trainer and the next."""
+    weights = []
+    for every in (2, 100):
+        context = ready.context(tmp_path / str(every), algorithm, ppo__evaluate_every=every)
+        align.run(context)
+        weights.append(snapshot(context.roles, Role.POLICY))
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
 def test_the_scores_are_ppo_s_own(make, monkeypatch) -> None:
     """Normalised, clipped, and replaced where an answer does not end."""
     context = make("rloo", ppo__missing_eos="replace", ppo__missing_eos_score=-3.0, ppo__score_clip=0.4)

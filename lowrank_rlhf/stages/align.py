@@ -3,7 +3,6 @@
 TRL trains from one evaluation or checkpoint to the next; everything that lasts longer is kept here, as for PPO.
 """
 
-import shutil
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lowrank_rlhf import faults
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.lending import lent
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.storage import load_role, save_role
+from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.ppo.rollout import RewardScale
 from lowrank_rlhf.progress import Bar
 from lowrank_rlhf.stages import policy, ppo_state
@@ -30,9 +28,6 @@ from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.ppo_state import Learners, State
 from lowrank_rlhf.stages.trl_training import FiniteSteps, WholeSteps, loop_settings, schedule, train
 from lowrank_rlhf.stages.work import rows_per_pass
-
-MOST_AT_FIRST = 1e-4
-"""By how much TRL's first figure may be off where policy and SFT are the same."""
 
 
 @dataclass
@@ -52,7 +47,7 @@ class _Setting:
 
 def run(context: Context) -> dict[str, Any]:
     """Make `adapters/policy` (the best on held-out prompts) and `adapters/policy-last`."""
-    config, roles, work = context.config, context.roles, context.work("ppo")
+    config, roles = context.config, context.roles
     name = config.align.algorithm.upper()
     before, scale = context.base.checksum(), policy.load_roles(context)
     others = checksums(context, [Role.POLICY])
@@ -65,10 +60,7 @@ def run(context: Context) -> dict[str, Any]:
     with context.progress.track("ppo", task.steps, "steps", first) as bar:
         _train(setting, bar)
     state, seconds = setting.state, (time.monotonic() - start) / max(1, task.steps - first)
-    save_role(roles, Role.POLICY, work / "adapters" / "policy-last")
-    # A copy: killed from here on, the stage comes through this line again.
-    shutil.copytree(work / "best", work / "adapters" / "policy", dirs_exist_ok=True)
-    faults.point("policy: the best one copied")
+    policy.save_policies(context)
     return {
         "algorithm": config.align.algorithm,
         "steps": task.steps,
@@ -190,7 +182,7 @@ class _Watcher(TrainerCallback):
         ours.breakdowns.made()
         off = task.first(logs)
         if task.claim not in policy.claimed(ours) and off is not None:
-            policy.check_claim(ours, task.claim, off, MOST_AT_FIRST)
+            policy.check_claim(ours, task.claim, off, task.tolerance)
         figures = task.figures(logs)
         before = sum(seconds for name, seconds in figures.items() if name.startswith("time/"))
         figures["time/policy_update"] = time.monotonic() - self.since - before

@@ -25,6 +25,7 @@ class Comparing:
 
     generate = None
     claim = "DPO's loss is ln 2 in the first step: its reference is SFT"
+    tolerance = 1e-4
 
     def __init__(self, context: Context) -> None:
         self.context, self.step = context, 0

@@ -19,6 +19,8 @@ class Task(Protocol):
     """Padded tokens of the longest row of a batch: an answer with its prompt, or a pair of them."""
     claim: str
     """What `first` shows, in words."""
+    tolerance: float
+    """How large `first` may be: for rounding."""
 
     def begin(self, step: int) -> None:
         """The step after that many is about to begin."""

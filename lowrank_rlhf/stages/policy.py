@@ -1,10 +1,12 @@
 """What all algorithms that make the policy share: the roles they begin with, evaluations, and the best policy."""
 
 import math
+import shutil
 from collections.abc import Sequence
 
 import torch
 
+from lowrank_rlhf import faults
 from lowrank_rlhf.errors import StageFailed
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role
@@ -41,6 +43,15 @@ def load_roles(context: Context) -> RewardScale:
     if not config.ppo.normalize_score:
         return RewardScale(about["pooling"], 0.0, 1.0)
     return RewardScale(about["pooling"], about["score_mean"], about["score_std"])
+
+
+def save_policies(context: Context) -> None:
+    """The stage's outputs: `adapters/policy-last` as the role is now, and `adapters/policy`, the best."""
+    work = context.work("ppo")
+    save_role(context.roles, Role.POLICY, work / "adapters" / "policy-last")
+    # A copy: killed from here on, the stage comes through this line again.
+    shutil.copytree(work / "best", work / "adapters" / "policy", dirs_exist_ok=True)
+    faults.point("policy: the best one copied")
 
 
 def shuffled(context: Context, count: int, needed: int) -> list[int]:

@@ -1,7 +1,6 @@
 """Stage 3: PPO against the reward model with a KL penalty towards SFT."""
 
 import copy
-import shutil
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_rlhf import faults
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.text import distinct_n
@@ -81,11 +79,8 @@ def run(context: Context) -> dict[str, Any]:
             if due and not state.breakdowns.in_a_row:  # else there would be no good one left
                 ppo_state.save(context, optimizers.of_roles, state)
     seconds = (time.monotonic() - start) / max(1, config.steps - first)
-    save_role(roles, Role.POLICY, work / "adapters" / "policy-last")
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
-    # A copy: killed from here on, the stage comes through this line again.
-    shutil.copytree(work / "best", work / "adapters" / "policy", dirs_exist_ok=True)
-    faults.point("policy: the best one copied")
+    policy.save_policies(context)
     return {
         "steps": config.steps,
         "best_step": state.best_step,
