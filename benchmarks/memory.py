@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,41 +53,43 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as runs:
         for number, setting in enumerate(given.only or SETTINGS):
-            rows += _measure(given.preset, setting, Path(runs), f"memory-{number}")
+            rows += measure(given.preset, setting, SETTINGS[setting], Path(runs), f"memory-{number}")
     given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "memory.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (given.output / "memory.md").write_text(_table(rows))
-    print(_table(rows))
+    (given.output / "memory.md").write_text(table(rows))
+    print(table(rows))
 
 
-def _measure(preset: str, setting: str, runs: Path, name: str) -> list[Row]:
-    """The stages of one run: what was predicted before it and what its done-marks say after it."""
-    arguments = [preset, "--runs", str(runs), f"name={name}", *SETTINGS[setting]]
-    plan = json.loads(_command("plan", *arguments, "--json"))
+def measure(preset: str, setting: str, changes: Sequence[str], runs: Path, name: str) -> list[Row]:
+    """The stages of one run up to PPO: what was predicted before it and what its done-marks say after it."""
+    arguments = [preset, "--runs", str(runs), f"name={name}", *changes]
+    plan = json.loads(command("plan", *arguments, "--json"))
     predicted = {stage["stage"]: stage["memory"] for stage in plan["stages"] if stage["memory"]}
-    _command("run", *arguments, "--until", "ppo")
+    command("run", *arguments, "--until", "ppo")
     rows = []
     for stage, memory in predicted.items():
         mark = runs / name / "done" / f"{stage}.json"
         if mark.exists():
             measured = json.loads(mark.read_text())["peak_memory_bytes"]
-            # What the system can take back counts where it was there: the measured peak includes it.
-            told = memory["needed_bytes"] + memory["mapped_bytes"]
+            # What the system can take back counts where it was there: the measured peak includes it. A CUDA context is
+            # outside of what PyTorch holds.
+            told = memory["needed_bytes"] + memory["mapped_bytes"] - memory["terms"].get("CUDA context", 0)
             rows.append({"setting": setting, "stage": stage, "measured": measured, "predicted": told})
             print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
 
-def _command(*arguments: str) -> str:
-    """The standard output of one command of the toolkit."""
-    command = [sys.executable, "-m", "lowrank_rlhf", *arguments]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def command(*arguments: str) -> str:
+    """The standard output of one command of the toolkit; ends the program where it fails."""
+    whole = [sys.executable, "-m", "lowrank_rlhf", *arguments]
+    run = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode:
-        sys.exit(f"{' '.join(command)} ended with {run.returncode}:\n{run.stderr[-3000:]}")
+        sys.exit(f"{' '.join(whole)} ended with {run.returncode}:\n{run.stderr[-3000:]}")
     return run.stdout
 
 
-def _table(rows: list[Row]) -> str:
+def table(rows: list[Row]) -> str:
+    """Markdown: a line for each stage of each setting."""
     lines = [
         "| setting | stage | measured, MiB | plan said | measured / said | over sft |",
         "|---|---|---|---|---|---|",

@@ -23,7 +23,7 @@ from lowrank_rlhf.config.schema import PpoConfig, SampleConfig
 from lowrank_rlhf.models.roles import Roles
 from lowrank_rlhf.ppo.rollout import RewardScale, collect
 from lowrank_rlhf.ppo.update import Optimizers, update
-from lowrank_rlhf.progress import peak_memory_bytes
+from lowrank_rlhf.usage import peak_memory_bytes
 
 PHASES = ("rollout", "scoring", "policy_update", "critic_update")
 
@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(given.threads or torch.get_num_threads())
     roles = make_roles(
         source=given.model,
+        device=given.device,
         quantization=given.quantization,
         compute_dtype=given.dtype,
         micro_batch_tokens=given.micro_batch_tokens,
@@ -88,7 +89,7 @@ def _floor(roles: Roles, given: argparse.Namespace) -> float:
     trained = given.epochs * (2 * 4 * linear * tokens + 4 * vocabulary * new)
     prefill = 2 * linear * given.batch * given.prompt_tokens
     decoded = given.new_tokens * (linear + vocabulary) * dtype.itemsize
-    return (read + trained + prefill) / product_rate(dtype) + decoded / read_rate()
+    return (read + trained + prefill) / product_rate(dtype, roles.base.device) + decoded / read_rate(roles.base.device)
 
 
 def _is_adapter(layer: torch.nn.Linear) -> bool:
@@ -107,6 +108,7 @@ def _words(result: dict[str, Any]) -> str:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=SMOLLM2, help="a folder, a GGUF file, pypi:... or a hub id")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--batch", type=int, default=16, help="answers in a rollout")
     parser.add_argument("--prompt-tokens", type=int, default=40)
     parser.add_argument("--new-tokens", type=int, default=48)

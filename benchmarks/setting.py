@@ -48,23 +48,31 @@ def make_prompts(base: Base, count: int, tokens: int) -> list[list[int]]:
     return [list(islice(stream, tokens)) for _ in range(count)]
 
 
-def product_rate(dtype: torch.dtype, rows: int = 768, seconds: float = 1.0) -> float:
+def product_rate(dtype: torch.dtype, device: torch.device, rows: int = 768, seconds: float = 1.0) -> float:
     """Floating-point operations per second of the matrix products of a small model's MLP, the best of many."""
-    left, right = torch.randn(rows, 576, dtype=dtype), torch.randn(1536, 576, dtype=dtype)
+    left, right = (torch.randn(n, 576, dtype=dtype, device=device) for n in (rows, 1536))
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
         torch.nn.functional.linear(left, right)
+        _wait(device)
         best = min(best, time.perf_counter() - start)
     return 2 * rows * 576 * 1536 / best
 
 
-def read_rate(seconds: float = 1.0) -> float:
+def read_rate(device: torch.device, seconds: float = 1.0) -> float:
     """Bytes per second that this machine reads from memory, the best of many sums over 256 MB."""
-    block = torch.ones(64 * 2**20)
+    block = torch.ones(64 * 2**20, device=device)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
         block.sum()
+        _wait(device)
         best = min(best, time.perf_counter() - start)
     return block.nbytes / best
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was given; a CPU has when the call returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()

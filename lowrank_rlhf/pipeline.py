@@ -18,12 +18,13 @@ from lowrank_rlhf.models.fetch import fetch_model, model_identity
 from lowrank_rlhf.models.shape import find_shape
 from lowrank_rlhf.planner.disk import check_room, disk_watched, smallest_need
 from lowrank_rlhf.planner.pace import stage_work
-from lowrank_rlhf.progress import Later, Progress, StopRequest, duration, forget_peak_memory, peak_memory_bytes
+from lowrank_rlhf.progress import Later, Progress, StopRequest, duration
 from lowrank_rlhf.stages import Stage, selection
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.report import write_report
 from lowrank_rlhf.stages.work import seconds_to_go
 from lowrank_rlhf.tracking import tracked
+from lowrank_rlhf.usage import forget_peak_memory, peak_memory_bytes
 
 State = Literal["done", "to do", "half done", "stale"]
 Fingerprint = dict[str, dict[str, Any]]

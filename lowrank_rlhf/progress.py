@@ -1,21 +1,19 @@
-"""What a person watching a run sees, how much memory it takes, and how they stop it."""
+"""What a person watching a run sees, and how they stop it."""
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import psutil
 import rich.progress
 from rich.console import Console
 
 from lowrank_rlhf.errors import Stopped
+from lowrank_rlhf.usage import memory_in_use_bytes
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -48,7 +46,7 @@ class Bar:
     def details(self) -> str:
         """Figures, time to go (and the whole run's) and memory: `340 tokens/s  ETA 0:21 (run 3:05)  1.2 GiB`."""
         shown = [figure(name, value) for name, value in self._figures.items()]
-        return "  ".join([*shown, *self._eta(), memory(psutil.Process().memory_info().rss)])
+        return "  ".join([*shown, *self._eta(), memory(memory_in_use_bytes())])
 
     def line(self) -> str:
         """The whole state in one line of text."""
@@ -193,32 +191,6 @@ class StopRequest:
         self.requested = True
         # A print here could break into another print; a write to the descriptor cannot.
         os.write(2, b"\nStopping where the work can be saved. Once more stops at once.\n")
-
-
-_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def forget_peak_memory() -> bool:
-    """Let `peak_memory_bytes` begin anew; False where that cannot be: anywhere but on a Linux that permits it."""
-    try:
-        _CLEAR_REFS.write_text("5")  # proc(5): resets the peak resident set size, nothing else
-    except OSError:
-        return False
-    return True
-
-
-def peak_memory_bytes() -> int:
-    """The most resident memory that this process has had since `forget_peak_memory`, or since it began."""
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def duration(seconds: float) -> str:

@@ -29,7 +29,7 @@ def test_ppo_step_prints_one_json_object(tiny_folder: Callable[..., Path]) -> No
 def test_memory_table_compares_with_sft_of_the_same_setting() -> None:
     """Hand values: 3 GiB measured where 2 were told, and 1.5 times what SFT took."""
     sys.path.insert(0, str(ROOT))
-    from benchmarks.memory import _table
+    from benchmarks.memory import table
 
     gib = 2**30
     rows = [
@@ -37,7 +37,7 @@ def test_memory_table_compares_with_sft_of_the_same_setting() -> None:
         {"setting": "a", "stage": "ppo", "measured": 3 * gib, "predicted": 2 * gib},
         {"setting": "b", "stage": "sft", "measured": gib, "predicted": 2 * gib},
     ]
-    assert _table(rows).splitlines()[2:] == [
+    assert table(rows).splitlines()[2:] == [
         "| a | sft | 2,048 | 2,048 | 1.00 | 1.00 |",
         "| a | ppo | 3,072 | 2,048 | 1.50 | 1.50 |",
         "| b | sft | 1,024 | 2,048 | 0.50 | 1.00 |",

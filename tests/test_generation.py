@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, make_roles, random_tokens
+from tiny import ARCHITECTURES, DEVICE, make_roles, random_tokens
 from torch import Tensor
 
-from lowrank_rlhf.models import generation
+from lowrank_rlhf.models import decoding, generation
+from lowrank_rlhf.models.decoding import GrowingSteps, RecordedSteps
 from lowrank_rlhf.models.generation import (
     Response,
     draw,
@@ -20,6 +21,17 @@ from lowrank_rlhf.models.roles import Role, Roles
 PROMPTS = random_tokens(7, [3, 11, 1, 6, 6])
 LENGTH = 12
 BONUS = 3.0
+
+
+@pytest.fixture
+def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
+    """The kind of decoding steps that the test runs on. On a CPU no graph is recorded, but all else is the same."""
+    monkeypatch.setattr(decoding, "GrowingSteps", request.param)
+    monkeypatch.setattr(decoding, "RecordedSteps", request.param)
+    return request.param
+
+
+each_kind = pytest.mark.parametrize("steps", [GrowingSteps, RecordedSteps], indirect=True)
 
 
 def sample(roles: Roles, prompts: list[list[int]] = PROMPTS, **settings) -> list[list[Response]]:
@@ -44,7 +56,7 @@ def naive(roles: Roles, prompt: list[int], uniforms: list[float], temperature: f
     """One answer by whole forwards through the adapter, and a Python loop that inverts the cumulative sum."""
     tokens: list[int] = []
     for uniform in uniforms:
-        ids = torch.tensor([[*prompt, *tokens]])
+        ids = torch.tensor([[*prompt, *tokens]], device=DEVICE)
         with roles.acting_as(Role.POLICY):
             logits = roles.peft(input_ids=ids, use_cache=False).logits[0, -1].double()
         logits[2] += bonus
@@ -97,7 +109,8 @@ def test_draw_takes_each_rows_own_uniform() -> None:
 @pytest.mark.usefixtures("likely_end")
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("is_merged", [True, False], ids=["merged", "adapter"])
-def test_against_a_naive_loop(tiny_base, quantization, is_merged) -> None:
+@each_kind
+def test_against_a_naive_loop(tiny_base, quantization, is_merged, steps) -> None:  # noqa: ARG001 - a fixture
     roles = make_roles(tiny_base(quantization, True, merged=is_merged))
     uniforms = torch.rand(len(PROMPTS), 2, LENGTH, generator=torch.Generator().manual_seed(3)).tolist()
     found = sample(roles, answers_per_prompt=2)
@@ -120,7 +133,7 @@ def test_nearly_greedy_at_a_low_temperature(tiny_base) -> None:
     roles = make_roles(tiny_base())
     (answers,) = sample(roles, PROMPTS[:1], temperature=1e-6, answers_per_prompt=3)
     assert len(set(answers)) == 1
-    ids = torch.tensor([[*PROMPTS[0], *answers[0].tokens]])
+    ids = torch.tensor([[*PROMPTS[0], *answers[0].tokens]], device=DEVICE)
     with roles.acting_as(Role.POLICY):
         best = roles.peft(input_ids=ids).logits[0].argmax(-1)
     assert tuple(best[len(PROMPTS[0]) - 1 : -1].tolist()) == answers[0].tokens
@@ -162,13 +175,13 @@ def test_an_answer_ends_with_its_first_end_of_turn(tiny_base) -> None:
 
 
 @pytest.mark.usefixtures("likely_end")
-def test_rows_that_end_are_dropped(tiny_base, monkeypatch) -> None:
+@each_kind
+def test_rows_that_end_are_dropped(tiny_base, monkeypatch, steps) -> None:
     """Each step runs only the rows that go on."""
     roles, rows = make_roles(tiny_base()), []
-    real = generation._step
     lazy = sample(roles, answers_per_prompt=4)
-    monkeypatch.setattr(generation, "DROP_BELOW", 0.99)
-    monkeypatch.setattr(generation, "_step", lambda model, ids, *rest: rows.append(len(ids)) or real(model, ids, *rest))
+    monkeypatch.setattr(steps, "drop_below", 0.99)
+    roles.decoder.register_forward_pre_hook(lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True)
     eager = sample(roles, answers_per_prompt=4)
     assert eager == lazy
     answers = [answer for group in eager for answer in group]
@@ -205,11 +218,10 @@ def test_a_streamed_answer_is_the_sampled_one(tiny_base, is_merged) -> None:
     assert len(lengths) > 2
 
 
-def test_a_streamed_token_needs_no_later_one(tiny_base, monkeypatch) -> None:
+def test_a_streamed_token_needs_no_later_one(tiny_base) -> None:
     """The first token is there after one forward, the second after two."""
     roles, forwards = make_roles(tiny_base()), []
-    real = generation._step
-    monkeypatch.setattr(generation, "_step", lambda *arguments: forwards.append(1) or real(*arguments))
+    roles.decoder.register_forward_pre_hook(lambda *_: forwards.append(1))
     with generating_as(roles, Role.POLICY):
         tokens = stream_answer(roles, PROMPTS[1], max_new_tokens=LENGTH, temperature=1.0, seed=0)
         for count in (1, 2, 3):
@@ -221,7 +233,7 @@ def test_temperature_0_takes_the_most_probable(tiny_base) -> None:
     roles = make_roles(tiny_base())
     tokens = streamed(roles, PROMPTS[1], temperature=0.0, seed=1)
     with roles.acting_as(Role.POLICY):
-        best = roles.peft(input_ids=torch.tensor([[*PROMPTS[1], *tokens]])).logits[0].argmax(-1)
+        best = roles.peft(input_ids=torch.tensor([[*PROMPTS[1], *tokens]], device=DEVICE)).logits[0].argmax(-1)
     assert tuple(best[len(PROMPTS[1]) - 1 : -1].tolist()) == tokens
 
 
@@ -251,7 +263,10 @@ def test_half_a_character_at_the_end_is_shown_as_such(tiny_base) -> None:
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_merged_weights_are_the_role(tiny_base, quantization, architecture) -> None:
-    roles, ids = make_roles(tiny_base(quantization, architecture=architecture)), torch.tensor([PROMPTS[1]])
+    roles, ids = (
+        make_roles(tiny_base(quantization, architecture=architecture)),
+        torch.tensor([PROMPTS[1]], device=DEVICE),
+    )
     layers = dict(roles.base.model.named_modules())
     for role in (Role.POLICY, Role.REFERENCE):
         with roles.acting_as(role):

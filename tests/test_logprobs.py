@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import gradients, make_batch, make_roles, random_tokens
+from tiny import DEVICE, gradients, make_batch, make_roles, random_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,7 +16,7 @@ def oracle(roles: Roles, batch: Sequences, temperature: float) -> tuple[Tensor, 
     with roles.acting_as(Role.POLICY):
         logits = roles.peft(input_ids=batch.ids, attention_mask=batch.attention.long()).logits
     table = (logits.double() / temperature).log_softmax(-1)
-    found, entropy = torch.zeros(2, *batch.ids.shape, dtype=torch.float64)
+    found, entropy = torch.zeros(2, *batch.ids.shape, dtype=torch.float64, device=DEVICE)
     for row, position in batch.response.nonzero().tolist():
         distribution = table[row, position - 1]  # the token at t is predicted at t - 1
         found[row, position] = distribution[batch.ids[row, position]]
@@ -43,7 +43,9 @@ def test_against_log_softmax_of_all_logits(tiny_base, architecture, temperature)
 def test_capped_logits_stay_below_the_cap(tiny_base) -> None:
     base = tiny_base(architecture="gemma2")
     with torch.no_grad():
-        logits = logprobs.vocabulary_logits(100 * torch.randn(4, 64, generator=torch.Generator()), base.model)
+        logits = logprobs.vocabulary_logits(
+            100 * torch.randn(4, 64, generator=torch.Generator()).to(DEVICE), base.model
+        )
     assert 2.9 < logits.abs().max() <= 3.0
 
 
@@ -98,7 +100,7 @@ def test_the_two_ways_in_agree_bit_for_bit(tiny_base) -> None:
 
 def test_a_long_row_beside_a_short_one(tiny_base) -> None:
     """The last token of a full row and the first of a response right after a one-token prompt."""
-    roles, batch = make_roles(tiny_base()), pack([[5], random_tokens(1, [30])[0]], [[9], [8, 2]], pad=0)
+    roles, batch = make_roles(tiny_base()), pack([[5], random_tokens(1, [30])[0]], [[9], [8, 2]], 0, DEVICE)
     expected, _ = oracle(roles, batch, 1.0)
     with roles.acting_as(Role.POLICY):
         found = roles.logprobs(batch, 1.0).logprobs

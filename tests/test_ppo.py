@@ -6,7 +6,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from tiny import make_roles, random_tokens, snapshot
+from tiny import DEVICE, make_roles, random_tokens, snapshot
 from tiny_run import limit_tokens
 from torch import Tensor
 
@@ -115,7 +115,7 @@ def test_a_rollout(tiny_base, quantization) -> None:
     assert torch.equal(rollout.logprobs, rollout.ref_logprobs)
     assert rollout.kl.tolist() == [0.0] * 8
     assert rollout.figures["objective/kl"] == 0
-    shaped = shape_scores(rollout.scores, torch.tensor([r.finished for r in rollout.responses]), config)
+    shaped = shape_scores(rollout.scores, torch.tensor([r.finished for r in rollout.responses], device=DEVICE), config)
     for row in range(8):
         values = rollout.values[row][batch.response[row]].tolist()
         running, expected = 0.0, []
@@ -124,7 +124,7 @@ def test_a_rollout(tiny_base, quantization) -> None:
             reward = float(shaped[row]) if t + 1 == len(values) else 0.0
             running = reward + 0.9 * following - values[t] + 0.9 * config.gae_lambda * running
             expected.insert(0, running)
-        torch.testing.assert_close(rollout.advantages[row][batch.response[row]], torch.tensor(expected))
+        torch.testing.assert_close(rollout.advantages[row][batch.response[row]], torch.tensor(expected, device=DEVICE))
     torch.testing.assert_close(rollout.returns, rollout.advantages + rollout.values)
     assert rollout.figures["objective/scores"] == pytest.approx(float(rollout.scores.mean()))
     with roles.acting_as(Role.REWARD):
@@ -143,7 +143,7 @@ def test_the_kl_penalty_and_whitening(tiny_base) -> None:
     torch.testing.assert_close(rollout.kl, kl.sum(-1))
     first = rollout.batch.response.int().argmax(-1)
     # With lambda = gamma = 1 the return of the first token is everything that is still to come.
-    expected = shape_scores(rollout.scores, torch.ones(8, dtype=torch.bool), config) - 0.3 * rollout.kl
+    expected = shape_scores(rollout.scores, torch.ones(8, dtype=torch.bool, device=DEVICE), config) - 0.3 * rollout.kl
     torch.testing.assert_close(rollout.returns[torch.arange(8), first], expected)
     whitened = rollout_of(roles, make_config(kl_coef=0.3, gae_lambda=1.0, missing_eos="keep"))
     real = whitened.advantages[whitened.batch.response]
@@ -151,7 +151,7 @@ def test_the_kl_penalty_and_whitening(tiny_base) -> None:
     assert float(real.var()) == pytest.approx(1, abs=1e-5)
     assert torch.equal(whitened.returns, rollout.returns)
     assert rollout.figures["objective/rlhf_reward"] == pytest.approx(float((rollout.scores - 0.3 * rollout.kl).mean()))
-    ratio = (rollout.ref_logprobs - rollout.logprobs).double().numpy()
+    ratio = (rollout.ref_logprobs - rollout.logprobs).double().cpu().numpy()
     k3 = (np.exp(ratio) - 1 - ratio).sum(-1).mean()
     assert rollout.figures["objective/kl_k3"] == pytest.approx(k3, rel=1e-4)
     assert abs(rollout.figures["objective/kl_k3"] - rollout.figures["objective/kl"]) > 0.05
@@ -177,7 +177,7 @@ def test_the_objective_is_what_is_maximised(tiny_base) -> None:
 
 def test_a_baseline_is_taken_from_the_shaped_scores(tiny_base) -> None:
     roles, config = start(make_roles(tiny_base())), make_config(gae_lambda=1.0, whiten_advantages=False, score_clip=0.5)
-    baseline = torch.linspace(-1, 1, 8)
+    baseline = torch.linspace(-1, 1, 8, device=DEVICE)
     plain = rollout_of(roles, config)
     found = collect(roles, PROMPTS, config, SAMPLING, SCALE, config.kl_coef, 1, baseline)
     assert found.responses == plain.responses
@@ -310,7 +310,7 @@ def test_the_gradient_is_that_of_a_naive_implementation(tiny_base, quantization,
     roles = start(make_roles(tiny_base(quantization, checkpointing)))
     config = make_config(max_grad_norm=1e9)
     rollout = rollout_of(roles, config)
-    noise = 0.3 * torch.randn(rollout.logprobs.shape, generator=torch.Generator().manual_seed(0))
+    noise = 0.3 * torch.randn(rollout.logprobs.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     rollout = replace(rollout, logprobs=torch.where(rollout.batch.response, rollout.logprobs + noise, 0.0))
     with roles.acting_as(Role.POLICY, train=True):
         roles.backward(naive_policy_loss(roles, rollout, 0.9, config.clip_range))
@@ -338,7 +338,7 @@ def naive_value_loss(roles: Roles, rollout: Rollout, clip: float) -> tuple[Tenso
         for t in batch.response[row].nonzero().squeeze(-1).tolist():
             value = (out.hidden_states[-1][row, t - 1].float() * head).sum()
             old, target = float(rollout.values[row, t]), float(rollout.returns[row, t])
-            near = torch.minimum(torch.maximum(value, torch.tensor(old - clip)), torch.tensor(old + clip))
+            near = value.clamp(old - clip, old + clip)
             plain, limited = (value - target) ** 2, (near - target) ** 2
             clipped += bool(limited > plain)
             terms.append(0.5 * (limited if limited > plain else plain))
@@ -348,7 +348,7 @@ def naive_value_loss(roles: Roles, rollout: Rollout, clip: float) -> tuple[Tenso
 def critic_rollout(roles: Roles, config: PpoConfig) -> Rollout:
     """A rollout whose old values lie around the critic's, some of them beyond the clipping range, on both sides."""
     rollout = rollout_of(roles, config)
-    noise = 0.3 * torch.randn(rollout.values.shape, generator=torch.Generator().manual_seed(0))
+    noise = 0.3 * torch.randn(rollout.values.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     return replace(rollout, values=torch.where(rollout.batch.response, rollout.values + noise, 0.0))
 
 
@@ -388,13 +388,13 @@ def test_the_figures_of_a_moved_policy(tiny_base, quantization, tokens) -> None:
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in roles.parameters(Role.POLICY):
-            parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
-    batch, real = rollout.batch, rollout.batch.response.numpy()
+            parameter += 0.01 * torch.randn(parameter.shape, generator=generator).to(DEVICE)
+    batch, real = rollout.batch, rollout.batch.response.cpu().numpy()
     with roles.acting_as(Role.POLICY):
         logits = roles.peft(input_ids=batch.ids, attention_mask=batch.attention.long()).logits.double() / 0.9
-    found = logits.log_softmax(-1)[:, :-1].gather(-1, batch.ids[:, 1:, None]).squeeze(-1).numpy()
-    difference = (np.pad(found, ((0, 0), (1, 0))) - rollout.logprobs.double().numpy())[real]
-    ratio, advantages = np.exp(difference), rollout.advantages.double().numpy()[real]
+    found = logits.log_softmax(-1)[:, :-1].gather(-1, batch.ids[:, 1:, None]).squeeze(-1).cpu().numpy()
+    difference = (np.pad(found, ((0, 0), (1, 0))) - rollout.logprobs.double().cpu().numpy())[real]
+    ratio, advantages = np.exp(difference), rollout.advantages.double().cpu().numpy()[real]
     losses = np.maximum(-advantages * ratio, -advantages * np.clip(ratio, 0.9, 1.1))
     optimizers = replace(
         Optimizers.create(roles, config), policy=torch.optim.SGD(roles.parameters(Role.POLICY), lr=0.0)

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from test_ppo import PROMPTS, SAMPLING, SCALE, make_config, start
-from tiny import make_roles
+from tiny import DEVICE, make_roles
 from torch import Tensor
 
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.ppo.rollout import collect
 from lowrank_rlhf.ppo.update import Optimizers, update
 
-GOOD = torch.arange(3, 150)
+GOOD = torch.arange(3, 150, device=DEVICE)
 """Half of the ordinary tokens: a policy that knows nothing scores about 0."""
 
 

@@ -1,11 +1,9 @@
-"""Plain lines and bars, stop requests, and memory."""
+"""Plain lines and bars, and stop requests."""
 
 import io
-import mmap
 import re
 import signal
 import threading
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -16,9 +14,7 @@ from lowrank_rlhf.progress import (
     StopRequest,
     duration,
     figure,
-    forget_peak_memory,
     memory,
-    peak_memory_bytes,
 )
 
 
@@ -192,34 +188,3 @@ class TestStopRequest:
         thread.join()
         assert len(outcome) == 1
         assert signal.getsignal(signal.SIGINT) is before
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
-def test_the_peak_of_memory_can_begin_anew() -> None:
-    size = peak_memory_bytes() + (64 << 20)
-    with mmap.mmap(-1, size) as block:  # goes back to the system at once, whatever the allocator keeps
-        for page in range(0, size, 4096):
-            block[page] = 1
-        high = peak_memory_bytes()
-    assert peak_memory_bytes() == pytest.approx(high, abs=4 << 20)  # the kernel counts a little late
-    if forget_peak_memory():  # some containers forbid it
-        assert high - peak_memory_bytes() > 48 << 20
-    else:
-        assert peak_memory_bytes() == pytest.approx(high, abs=4 << 20)
-
-
-def test_where_the_peak_cannot_begin_anew_it_is_the_process_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("lowrank_rlhf.progress._CLEAR_REFS", tmp_path / "none" / "clear_refs")
-    assert not forget_peak_memory()
-    by_status = peak_memory_bytes()
-    monkeypatch.setattr("lowrank_rlhf.progress._STATUS", tmp_path / "none")
-    assert peak_memory_bytes() == pytest.approx(by_status, rel=0.5)  # getrusage's, which is never reset
-
-
-def test_peak_memory_is_in_bytes_and_rises_with_what_is_used() -> None:
-    before = peak_memory_bytes()
-    block = bytearray(before + (64 << 20))  # more than has ever been in use
-    for page in range(0, len(block), 4096):
-        block[page] = 1
-    assert peak_memory_bytes() - before > 48 << 20
-    assert before > 10 << 20

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import DEVICE
 from tiny_run import limit_tokens, make_config, make_context, save_sft, separable, write_prompts, write_ranked
 
 from lowrank_rlhf.errors import StageFailed, UserError
@@ -307,7 +308,7 @@ def test_the_scale_is_that_of_sfts_answers_where_others_wrote_the_compared_ones(
     scores = []
     for prompt, (response,) in zip(encoded, answers, strict=True):
         with roles.acting_as(Role.REWARD):
-            ids = torch.tensor([[*prompt, *response.tokens]])
+            ids = torch.tensor([[*prompt, *response.tokens]], device=DEVICE)
             states = roles.decoder(input_ids=ids).last_hidden_state[0, len(prompt) :]
         of_tokens = states @ roles.heads[Role.REWARD].weight[0]
         scores.append(float(of_tokens[-1] if pooling == "last" else of_tokens.mean()))

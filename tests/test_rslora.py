@@ -7,7 +7,7 @@ import test_roles as laws
 import tiny
 import torch
 from peft import PeftModel
-from tiny import LORA, gradients, make_batch, make_roles, random_tokens
+from tiny import DEVICE, LORA, gradients, make_batch, make_roles, random_tokens
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -18,7 +18,7 @@ from lowrank_rlhf.models.storage import load_role, save_role
 
 RSLORA = LORA.model_copy(update={"use_rslora": True})
 EQUAL = LORA.model_copy(update={"alpha": LORA.alpha * 2})  # the rank is 4
-TOKENS = torch.tensor(random_tokens(3, [9]))
+TOKENS = torch.tensor(random_tokens(3, [9]), device=DEVICE)
 
 
 def roles_of(lora, tiny_base, monkeypatch: pytest.MonkeyPatch, quantization: str = "nf4") -> Roles:
@@ -55,7 +55,7 @@ def test_a_saved_adapter_does_the_same_on_plain_peft_and_fits_no_run_without_it(
 ) -> None:
     roles = roles_of(RSLORA, tiny_base, monkeypatch, "none")
     save_role(roles, Role.POLICY, tmp_path)
-    plain = AutoModelForCausalLM.from_pretrained(roles.base.config.source, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(roles.base.config.source, dtype=torch.float32).to(DEVICE)
     with torch.no_grad():
         theirs = PeftModel.from_pretrained(plain, tmp_path).eval()(input_ids=TOKENS).logits
     with roles.acting_as(Role.POLICY):

@@ -72,7 +72,8 @@ def test_all_six_stages(config, tmp_path) -> None:
     assert claims["KL(policy || SFT) is 0 at step 0"]["figure"] == 0
     checksums = {c["figure"] for claim, c in claims.items() if "checksum" in claim}
     assert len(checksums) == 1
-    assert json.loads((run_dir.path / "env.json").read_text())["packages"]["torch"] == torch.__version__
+    noted = json.loads((run_dir.path / "env.json").read_text())["packages"]["torch"]
+    assert noted.partition("+")[0] == torch.__version__.partition("+")[0]  # +cpu and the like: not everywhere in both
     assert len((run_dir.path / "report.html").read_text()) > 10_000
     assert len((run_dir.path / "report.md").read_text()) > 500
     rows = [json.loads(line) for line in (run_dir.path / "metrics.jsonl").read_text().splitlines()]

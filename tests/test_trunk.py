@@ -9,7 +9,17 @@ import pytest
 import tiny
 import torch
 from peft import PeftModel
-from tiny import ARCHITECTURES, gradients, load_plain, load_tiny, make_batch, make_tiny_model, randomise, snapshot
+from tiny import (
+    ARCHITECTURES,
+    DEVICE,
+    gradients,
+    load_plain,
+    load_tiny,
+    make_batch,
+    make_tiny_model,
+    randomise,
+    snapshot,
+)
 from tiny_run import limit_tokens
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -187,7 +197,7 @@ def test_a_saved_adapter_loads_in_plain_peft(deep_roles, tmp_path) -> None:
     roles, batch = deep_roles(), make_batch()
     save_role(roles, Role.POLICY, tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["layers_to_transform"] == [2, 3]
-    plain = AutoModelForCausalLM.from_pretrained(roles.base.config.source, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(roles.base.config.source, dtype=torch.float32).to(DEVICE)
     model = PeftModel.from_pretrained(plain, tmp_path).eval()
     inputs = {"input_ids": batch.ids, "attention_mask": batch.attention.long()}
     with roles.acting_as(Role.POLICY):

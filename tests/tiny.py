@@ -1,5 +1,6 @@
 """Tiny random models of real architectures, made in code, and what the tests of the models share."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from lowrank_rlhf.models.base import Base, load_base
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.progress import Progress
 
+DEVICE = os.environ.get("LOWRANK_RLHF_TEST_DEVICE", "cpu")
+"""Where the tests' models live: `cuda` in `make gpu-check`."""
 VOCABULARY = 300
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHATML = (
@@ -141,7 +144,7 @@ def load_tiny(
             "quantization": quantization,
             "gradient_checkpointing": checkpointing,
             "compute_dtype": compute_dtype,
-            "device": "cpu",
+            "device": DEVICE,
             "threads": 1,
             "merged_rollouts": merged,
         }
@@ -165,7 +168,7 @@ def load_plain(auto: Any, roles: Roles, quantization: str, **settings: Any) -> A
         roles.base.config.source,
         dtype=torch.float32,
         quantization_config=QUANTISED[quantization],
-        device_map="cpu",
+        device_map={"": DEVICE},
         **settings,
     )
     for module in model.modules():
@@ -190,7 +193,7 @@ def random_tokens(seed: int, lengths: list[int]) -> list[list[int]]:
 
 def make_batch(seed: int = 0) -> Sequences:
     """Five rows of unequal prompts and responses."""
-    return pack(random_tokens(seed, [3, 7, 5, 4, 12]), random_tokens(seed + 1, [6, 2, 9, 1, 5]), pad=0)
+    return pack(random_tokens(seed, [3, 7, 5, 4, 12]), random_tokens(seed + 1, [6, 2, 9, 1, 5]), pad=0, device=DEVICE)
 
 
 def snapshot(roles: Roles, role: Role) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import random_tokens
+from tiny import DEVICE, random_tokens
 
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
@@ -43,7 +43,7 @@ def make_config(folder: Path, data: Path | None = None, quantization: str = "nf4
             "source": str(folder),
             "quantization": quantization,
             "compute_dtype": "float32",
-            "device": "cpu",
+            "device": DEVICE,
             "threads": 1,
             "max_length": 60,
             "micro_batch_tokens": 240,

@@ -56,6 +56,8 @@ class ModelConfig(Section):
     """Padded tokens in one forward and backward; a smaller number saves memory and changes results only by rounding."""
     merged_rollouts: bool = True
     """Sample from a temporary copy of the model with the adapter merged in: faster, costs its size in memory."""
+    cuda_graphs: bool = True
+    """On a GPU record a decoding step and replay it, where the model's architecture permits: several times faster."""
 
 
 class LoraConfig(Section):

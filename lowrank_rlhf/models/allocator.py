@@ -1,4 +1,4 @@
-"""How the C library hands memory to large tensors on a CPU."""
+"""How the C library hands memory to large tensors on a CPU, and PyTorch on a GPU."""
 
 import ctypes
 import gc
@@ -22,8 +22,11 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give what is free back to the kernel: between stages, for the next one's tensors may not fit the gaps."""
+    """Give what is free back to the system: between stages, for the next one's tensors may not fit the gaps."""
     gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     malloc_trim = _glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)

@@ -9,7 +9,7 @@ ROOM = 32
 they held several times what the cache itself takes."""
 
 
-class _RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):
     """`keys` and `values` are the filled part of larger tensors, (rows, heads, tokens, d)."""
 
     def __init__(self) -> None:
@@ -57,5 +57,5 @@ def _roomy(held: Tensor | None, new: Tensor, filled: int) -> Tensor:
 def growing_cache(config: PreTrainedConfig) -> DynamicCache:
     """An empty cache for a model of that config; layers with a sliding window stay transformers' own."""
     cache = DynamicCache(config=config)
-    cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

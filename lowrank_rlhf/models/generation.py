@@ -7,16 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
 
-from lowrank_rlhf.models.cache import growing_cache
+from lowrank_rlhf.models.decoding import begin
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.room import ran_out
-
-DROP_BELOW = 0.75
-"""Finished rows leave the cache when no more than this share goes on: dropping copies the whole cache."""
 
 
 @dataclass(frozen=True)
@@ -125,41 +121,25 @@ def _draws(
     roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Step by step, which of the P x K answers still went on, and the token that each of them drew: (N,), (N,)."""
-    base = roles.base
-    ids, attention = _left_padded(prompts, base.pad)
-    ids, attention = ids.to(base.device), attention.to(base.device)
-    cache = growing_cache(base.model.config)
-    positions = (attention.cumsum(-1) - 1).clamp(min=0)
-    states = _step(base.model, ids, attention, positions, cache)
-    repeats = uniforms.shape[1]
-    cache.batch_repeat_interleave(repeats)
-    states, attention = (tensor.repeat_interleave(repeats, 0) for tensor in (states, attention))
-    position = positions[:, -1:].repeat_interleave(repeats, 0)
+    base, (_, repeats, length) = roles.base, uniforms.shape
+    states, steps = begin(base.model, prompts, base.pad, repeats, length - 1, base.config.cuda_graphs)
     streams = uniforms.flatten(0, 1).to(base.device)
-
     rows = torch.arange(len(streams), device=base.device)  # which answers the cache holds
     going = torch.ones_like(rows, dtype=torch.bool)  # which of them have not ended
-    for t in range(streams.shape[1]):
+    for t in range(length):
+        roles.poll()
         logits = vocabulary_logits(states, base.model)
         drawn = draw(logits / temperature, streams[rows, t]) if temperature else logits.argmax(-1)
         yield rows[going], drawn[going]
         going &= drawn != base.eos
-        if t + 1 == streams.shape[1] or not going.any():
+        left = int(going.sum())
+        if t + 1 == length or not left:
             break
-        if going.float().mean() <= DROP_BELOW:
+        if left <= steps.drop_below * len(rows):
             kept = going.nonzero().squeeze(-1)
-            cache.batch_select_indices(kept)
-            rows, going, drawn, attention, position = (x[kept] for x in (rows, going, drawn, attention, position))
-        attention = torch.cat([attention, attention.new_ones(len(rows), 1)], -1)
-        position = position + 1
-        states = _step(base.model, drawn[:, None], attention, position, cache)
-
-
-def _step(model: PreTrainedModel, ids: Tensor, attention: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-    output = model.get_decoder()(
-        input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
-    )
-    return output.last_hidden_state[:, -1]
+            steps.keep(kept)
+            rows, going, drawn = (x[kept] for x in (rows, going, drawn))
+        states = steps(drawn)
 
 
 def _response(row: list[int], eos: int) -> Response:
@@ -177,10 +157,3 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     cumulative = logits.softmax(-1).cumsum(-1)
     threshold = uniforms[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, attention

@@ -3,7 +3,7 @@
 import copy
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
@@ -69,6 +69,9 @@ class Roles:
         self.peft: PeftModel = get_peft_model(base.model, copy.copy(self.shape), adapter_name=Role.POLICY.value)
         self.heads: dict[Role, nn.Linear] = {}
         self.merged: Role | None = None  # set by `merging.merged` while the adapters are out of the model
+        self.poll: Callable[[], None] = lambda: None
+        """Called before every forward and every token drawn: it may raise, to end the work there."""
+        self.decoder.register_forward_pre_hook(lambda *_: self.poll())
         self._acting: Role | None = None
         self._training = False
         self._freeze()

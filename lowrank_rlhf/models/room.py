@@ -49,7 +49,7 @@ class Room:
 
     def halve(self, widest: int, why: str) -> None:
         """Half the tokens from now on. Raises `CannotFit` where a micro-batch is a single row already."""
-        _give_back()
+        release_freed_memory()
         if self.tokens <= widest:
             raise CannotFit(
                 f"out of memory with a single row of {widest} tokens in a micro-batch ({why}). Shorten the rows "
@@ -61,7 +61,7 @@ class Room:
 
     def halve_rows(self, prompts: int, why: str, answers_per_prompt: int) -> None:
         """The answers to half as many prompts at once from now on. Raises `CannotFit` where it is one already."""
-        _give_back()
+        release_freed_memory()
         if prompts == 1:
             raise CannotFit(
                 f"out of memory with a single prompt's answers ({why}). Lower sample.max_new_tokens or "
@@ -69,9 +69,3 @@ class Room:
             )
         self.rows = prompts // 2 * answers_per_prompt
         self.on_halved(f"out of memory ({why}): {self.rows} answers at once from here on")
-
-
-def _give_back() -> None:
-    release_freed_memory()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -129,24 +129,24 @@ def _policy_step(
     tokens = _response_tokens(rollout, minibatch)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rollout.values.device))
     largest = torch.zeros((), device=rollout.values.device)
-    for part in map(rollout.rows, minibatch):
-        with roles.acting_as(Role.POLICY, train=True):
+    with roles.acting_as(Role.POLICY, train=True):
+        for part in map(rollout.rows, minibatch):
             logprobs = roles.logprobs(part.batch, temperature).logprobs
             losses = policy_losses(logprobs, part.logprobs, part.advantages, config.clip_range)
             loss = masked_sum(losses, part.batch.response).sum() / tokens
             roles.backward(loss)
-        with torch.no_grad():
-            ratio = (logprobs - part.logprobs).exp()
-            off = (ratio - 1).abs()
-            counted = {
-                "approxkl": k3(part.logprobs, logprobs),
-                "clipfrac": (off > config.clip_range).float(),
-                "ratio": ratio,
-            }
-            for name, values in counted.items():
-                sums[name] += masked_sum(values, part.batch.response).sum() / tokens
-            sums["loss"] += loss.detach()
-            largest = torch.maximum(largest, off[part.batch.response].max())  # NaN stays NaN; max() would drop it
+            with torch.no_grad():
+                ratio = (logprobs - part.logprobs).exp()
+                off = (ratio - 1).abs()
+                counted = {
+                    "approxkl": k3(part.logprobs, logprobs),
+                    "clipfrac": (off > config.clip_range).float(),
+                    "ratio": ratio,
+                }
+                for name, values in counted.items():
+                    sums[name] += masked_sum(values, part.batch.response).sum() / tokens
+                sums["loss"] += loss.detach()
+                largest = torch.maximum(largest, off[part.batch.response].max())  # NaN stays NaN; max() would drop it
     means = {name: float(value) for name, value in sums.items()}
     norm = clipped_step(optimizer, "policy", means["loss"], config.max_grad_norm)
     found = {**means, "grad_norm": norm, "largest_ratio_error": float(largest)}
@@ -158,16 +158,17 @@ def _critic_step(
 ) -> dict[str, float]:
     optimizer.zero_grad()
     tokens = _response_tokens(rollout, minibatch)
-    total = 0.0
-    for part in map(rollout.rows, minibatch):
-        with roles.acting_as(Role.CRITIC, train=True):
+    total = torch.zeros((), device=rollout.values.device)
+    with roles.acting_as(Role.CRITIC, train=True):
+        for part in map(rollout.rows, minibatch):
             values = values_before_tokens(roles.scores(part.batch), part.batch.response)
             losses = value_losses(values, part.values, part.returns, config.value_clip_range)
             loss = masked_sum(losses, part.batch.response).sum() / tokens
             roles.backward(config.value_coef * loss)
-        total += loss.item()
-    norm = clipped_step(optimizer, "critic", total, config.max_grad_norm)
-    return {"value/loss": total, "value/grad_norm": norm}
+            total += loss.detach()
+    found = float(total)
+    norm = clipped_step(optimizer, "critic", found, config.max_grad_norm)
+    return {"value/loss": found, "value/grad_norm": norm}
 
 
 def _response_tokens(rollout: Rollout, minibatch: list[list[int]]) -> int:

@@ -47,8 +47,8 @@ class Context:
         start = time.monotonic()
         base = load_in_the_runs_format(self.config.model, self.run_dir.path, self.progress)
         roles = Roles(base, self.config.lora, self.config.reward.layers)
-        # Every forward passes here, TRL's and generation's too: a stop waits for no step's or evaluation's end.
-        roles.decoder.register_forward_pre_hook(lambda *_: self.stop.check("everything before this stage is saved"))
+        # Every forward polls, TRL's and generation's too: a stop waits for no step's or evaluation's end.
+        roles.poll = lambda: self.stop.check("everything before this stage is saved")
         self._remember_room(base.room)
         self.loading_seconds = time.monotonic() - start
         return roles

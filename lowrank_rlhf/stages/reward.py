@@ -204,17 +204,17 @@ def _step(context: Context, groups: Sequence[Group], optimizer: torch.optim.Opti
     config, roles, base = context.config.reward, context.roles, context.base
     optimizer.zero_grad()
     total, right, pairs = 0.0, 0, 0
-    for part in _micro_batches(groups, base.room.tokens):
-        rows = rows_of(part, base)
-        with roles.acting_as(Role.REWARD, train=True):
+    with roles.acting_as(Role.REWARD, train=True):
+        for part in _micro_batches(groups, base.room.tokens):
+            rows = rows_of(part, base)
             scores = split_scores(pool(roles.scores(rows), rows.response, config.pooling), part)
             losses = [group_loss(s, group, config.loss, config.margin) for s, group in zip(scores, part, strict=True)]
             loss = torch.stack(losses).sum() / len(groups)
             roles.backward(loss)
-        total += loss.item()
-        for found, group in zip(scores, part, strict=True):
-            right += sum(bool(found[better] > found[worse]) for better, worse, _ in group.pairs)
-            pairs += len(group.pairs)
+            total += loss.item()
+            for found, group in zip(scores, part, strict=True):
+                right += sum(bool(found[better] > found[worse]) for better, worse, _ in group.pairs)
+                pairs += len(group.pairs)
     clipped_step(optimizer, "reward model", total, config.max_grad_norm)
     return total, right / pairs
 

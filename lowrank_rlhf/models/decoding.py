@@ -1,0 +1,187 @@
+"""Decoding steps: on a cache that grows, or on a GPU as one recorded graph that is replayed.
+
+A small model's step is a thousand short kernels, and starting them from Python takes far longer than running them. A
+CUDA graph starts them all at once; for that nothing may change between steps but the contents of the same tensors:
+the cache has its full length from the beginning, and the mask says how far it is filled.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.cache import RoomyLayer, growing_cache
+
+
+class Steps(Protocol):
+    """The rows of a batch that go on, after their prompts."""
+
+    drop_below: float
+    """Finished rows are to leave when no more than this share goes on: it costs a copy of the cache, or a recording."""
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """The next token of each row, (N,) -> the last hidden states after it, (N, h), until the next call."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with those rows only, (M,) indices."""
+
+
+def begin(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int, repeats: int, more: int, graphs: bool
+) -> tuple[Tensor, Steps]:
+    """Read the prompts, once each: the states after them, (P x repeats, h), and what gives the states of `more` steps.
+
+    `graphs` records the step, where the device and the model allow it.
+    """
+    ids, attention = _left_padded(prompts, pad)
+    ids, attention = ids.to(model.device), attention.to(model.device)
+    cache = growing_cache(model.config)
+    position = (attention.cumsum(-1) - 1).clamp(min=0)
+    states = _forward(model, ids, attention, position, cache)
+    cache.batch_repeat_interleave(repeats)
+    states, attention = (tensor.repeat_interleave(repeats, 0) for tensor in (states, attention))
+    position = position[:, -1:].repeat_interleave(repeats, 0)
+    recorded = graphs and model.device.type == "cuda" and of_fixed_shape(model, cache)
+    kind = RecordedSteps if recorded else GrowingSteps
+    return states, kind(model, cache, attention, position, more)
+
+
+def of_fixed_shape(model: PreTrainedModel, cache: DynamicCache) -> bool:
+    """Whether a step does the same whatever it reads: no sliding window, no positions scaled by the length so far."""
+    text = model.config.get_text_config()
+    rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
+    capped = getattr(text, "attn_logit_softcapping", None) is not None  # its attention adds the mask, ours is bool
+    return not capped and rope not in ("dynamic", "longrope") and all(type(la) is RoomyLayer for la in cache.layers)
+
+
+class GrowingSteps:
+    """Every step is a forward of its own, on a cache one token longer."""
+
+    drop_below = 0.75
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: DynamicCache,
+        attention: Tensor,
+        position: Tensor,
+        more: int,  # noqa: ARG002 - as RecordedSteps
+    ):
+        self.model, self.cache, self.attention, self.position = model, cache, attention, position
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """See `Steps`."""
+        self.attention = torch.cat([self.attention, self.attention.new_ones(len(tokens), 1)], -1)
+        self.position = self.position + 1
+        return _forward(self.model, tokens[:, None], self.attention, self.position, self.cache)
+
+    def keep(self, rows: Tensor) -> None:
+        """See `Steps`."""
+        self.cache.batch_select_indices(rows)
+        self.attention, self.position = self.attention[rows], self.position[rows]
+
+
+class RecordedSteps:
+    """One step on a cache of full length, recorded at the first call and after every `keep`; on a CPU run as it is."""
+
+    drop_below = 0.5
+
+    def __init__(self, model: PreTrainedModel, cache: DynamicCache, attention: Tensor, position: Tensor, more: int):
+        held = attention.shape[-1]
+        self.model, self.more, self.position = model, more, position
+        self.place = torch.tensor([held], device=attention.device)
+        self.mask = torch.zeros(len(attention), 1, 1, held + more, dtype=torch.bool, device=attention.device)
+        self.mask[..., :held] = attention[:, None, None].bool()
+        self.cache = DynamicCache(config=model.config)
+        self.cache.layers = [_FixedLayer(layer, held + more, self.place) for layer in cache.layers]
+        self.ids = torch.zeros_like(position)
+        self.graph: Any = None
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """See `Steps`."""
+        self.ids.copy_(tokens[:, None])
+        self.position.add_(1)
+        self.mask.index_fill_(-1, self.place, value=True)
+        if self.graph is None:
+            self._record()
+        if self.graph is not None:
+            self.graph.replay()
+        self.place.add_(1)
+        return self.states
+
+    def keep(self, rows: Tensor) -> None:
+        """See `Steps`."""
+        self.graph = None
+        self.cache.batch_select_indices(rows)
+        self.mask, self.position, self.ids = (tensor[rows] for tensor in (self.mask, self.position, self.ids))
+
+    def _record(self) -> None:
+        self.states = self._forward()
+        if self.model.device.type != "cuda":
+            return
+        self._forward()  # twice before the recording, as PyTorch asks: kernels choose their workspaces
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.states = self._forward()
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise UserError(
+                f"model.cuda_graphs: a decoding step of {type(self.model).__name__} cannot be recorded "
+                f"({str(error).partition(chr(10))[0]}); set it to false"
+            ) from None
+        self.graph = graph
+
+    def _forward(self) -> Tensor:
+        """The same step as often as one likes: each writes the same keys and values at the same place."""
+        return _forward(self.model, self.ids, self.mask, self.position, self.cache)
+
+
+class _FixedLayer(DynamicLayer):
+    """Keys and values of full length, (rows, heads, total, d); new ones are written where `place` says, (1,)."""
+
+    def __init__(self, filled: Any, total: int, place: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(filled.keys, filled.values)
+        self.keys, self.values = _lengthened(filled.keys, total), _lengthened(filled.values, total)
+        self.place = place
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        *args: object,  # noqa: ARG002 - transformers' signature
+        **kwargs: object,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """Write one token of every row; all keys and values, those beyond it too."""
+        whole: Any = (self.keys, self.values)
+        for held, new in zip(whole, (key_states, value_states), strict=True):
+            held.index_copy_(2, self.place, new)
+        return whole
+
+
+def _lengthened(held: Tensor, total: int) -> Tensor:
+    whole = held.new_zeros(*held.shape[:-2], total, held.shape[-1])
+    whole[:, :, : held.shape[-2]] = held
+    return whole
+
+
+def _forward(model: PreTrainedModel, ids: Tensor, attention: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    output = model.get_decoder()(
+        input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    states: Tensor = output.last_hidden_state[:, -1]
+    return states
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, attention
