@@ -31,7 +31,7 @@ ALIGN: dict[str, tuple[str, ...]] = {
     "grpo": ("align.learning_rate=6e-4", "align.warmup_steps=4", "align.beta=0.04"),
     "dpo": ("align.learning_rate=2e-4", "align.warmup_steps=4", "align.beta=0.1"),
 }
-"""The quickstart's rate and weight for RLOO, the paper's weight for GRPO, usual ones for DPO: PPO's alone were tuned."""
+"""The quickstart's rate and weight for RLOO, the paper's weight for GRPO, usual ones for DPO: only PPO is tuned."""
 EVALUATIONS = 8
 
 Row = dict[str, Any]
