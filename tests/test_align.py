@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import bfloat16_works
 from tiny import snapshot
 from tiny_aligned import SETTINGS, Ready, with_sft
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.nn.functional import logsigmoid
 from lowrank_rlhf import pipeline
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import StaleRun
+from lowrank_rlhf.errors import Diverged, StaleRun
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.roles import Role
@@ -224,6 +225,28 @@ def test_a_score_that_is_nan_skips_the_step(make, monkeypatch, algorithm) -> Non
     same = [all(old[name].equal(new[name]) for name in old) for old, new in pairwise(weights)]
     assert same == [False, True, False, False]
     assert "the reward model's scores are not all finite" in (context.run_dir.path / "events.jsonl").read_text()
+
+
+def test_scores_that_stay_nan_end_the_stage(make, monkeypatch) -> None:
+    """Three in a row roll it back, three more end it, and the batch is kept."""
+    context = make("grpo")
+    monkeypatch.setattr(align_sampling, "reward_scores", lambda _, batch, __: torch.full((len(batch),), math.nan))
+    with pytest.raises(Diverged, match=r"at half the rate too.*Lower align\.learning_rate, or"):
+        align.run(context)
+    assert (context.run_dir.path / "not-finite" / "ppo" / "batch.safetensors").is_file()
+    sft = read_tensors(context.run_dir.artifact("adapters/sft/adapter_model.safetensors"))
+    assert all(sft[name].equal(weight) for name, weight in snapshot(context.roles, Role.POLICY).items())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_in_bfloat16_its_claims_hold_too(make, algorithm) -> None:
+    """Of GRPO's first figure, where forwards of unlike micro-batches meet, only within rounding."""
+    if not bfloat16_works():
+        pytest.skip("this machine's CPU announces bfloat16 and dies of it")
+    context = make(algorithm, model__compute_dtype="bfloat16")
+    claims = align.run(context)["claims"]
+    assert [claim["holds"] for claim in claims] == [True] * 4
+    assert {weight.dtype for weight in context.roles.parameters(Role.POLICY)} == {torch.float32}
 
 
 def test_another_algorithm_is_another_stage(ready, tmp_path) -> None:
