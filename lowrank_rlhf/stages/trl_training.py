@@ -33,7 +33,8 @@ class FiniteSteps(TrainerCallback):
 
     def on_forward(self, _: Any, __: Any, output: Any) -> None:
         """A hook on the model: TRL's own log would hide a loss that is not finite, or keep it for ever."""
-        self.losses.append(output.loss.detach())
+        if output.loss is not None:  # up to TRL 1.15 RLOO and GRPO read logits: then their gradient has to tell
+            self.losses.append(output.loss.detach())
 
     def on_step_begin(
         self,
@@ -54,7 +55,7 @@ class FiniteSteps(TrainerCallback):
     ) -> None:
         parameters = self.roles.parameters(Role.POLICY)
         try:
-            check_finite("the loss", float(torch.stack(self.losses).sum()))
+            check_finite("the loss", float(sum(self.losses)))
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             check_finite("the gradient's norm", float(norm))
         except NotFinite as error:
