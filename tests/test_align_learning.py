@@ -68,22 +68,22 @@ def test_with_trl_given_the_opposite_it_falls(make, monkeypatch, algorithm) -> N
 
 @pytest.mark.parametrize(("flipped", "quantization"), [(False, "none"), (False, "nf4"), (True, "none")])
 def test_dpo_learns_the_rule_behind_the_comparisons(make, flipped, quantization) -> None:
-    """That answers with a certain token are better, from 24 prompts; asked about 12 others."""
+    """That answers with a certain token are better, from 72 prompts, seen once; asked about 12 others."""
     context = make(
-        align__algorithm="dpo", align__epochs=4, align__batch_size=16, align__learning_rate=0.01, align__beta=0.1,
+        align__algorithm="dpo", align__batch_size=16, align__learning_rate=0.01, align__beta=0.1,
         quantization=quantization,
     )  # fmt: skip
-    prompts, samples, rankings = separable(36)
-    write_ranked(context, prompts[:24], samples[: 4 * 24], rankings[:24])
+    prompts, samples, rankings = separable(84)
+    write_ranked(context, prompts[:72], samples[: 4 * 72], rankings[:72])
     path = context.run_dir.artifact("comparisons.jsonl")
     pairs = list(read_jsonl(path, Comparison))
-    assert len(pairs) == 24 * 4
+    assert len(pairs) == 72 * 4
     if flipped:
         turned = [pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen}) for pair in pairs]
         write_jsonl(path, turned)
     align.run(context)
-    answers = [list(sample.tokens or ()) for sample in samples[4 * 24 :]]
-    asked = [context.base.encode_prompt(prompt) for prompt in prompts[24:] for _ in range(4)]
+    answers = [list(sample.tokens or ()) for sample in samples[4 * 72 :]]
+    asked = [context.base.encode_prompt(prompt) for prompt in prompts[72:] for _ in range(4)]
     batch = pack(asked, answers, context.base.pad)
     policy, sft = (
         masked_sum(score_logprobs(context.roles, role, batch, 1.0).logprobs, batch.response)
