@@ -103,9 +103,9 @@ def missing_inputs(config: Config, run_dir: RunDir) -> list[tuple[Key, str]]:
 
 def stages_of(config: Config) -> list[Stage]:
     """The config's stages; comparisons from a data set need no sampling."""
-    return [
-        stage for stage in stages.STAGES if stage.name in config.stages and _not_made(config).isdisjoint(stage.writes)
-    ]
+    not_made, algorithm = _not_made(config), config.align.algorithm
+    wanted = [stage for stage in stages.STAGES if stage.name in config.stages and not_made.isdisjoint(stage.writes)]
+    return [stages.made_by(stage, algorithm) for stage in wanted]
 
 
 def _not_made(config: Config) -> set[str]:

@@ -94,3 +94,44 @@ def test_a_preset_for_a_card_is_measured_with_rows_that_fill_it(tiny_folder: Cal
     lengths = [len(tokenizer(row["prompt"] + row["response"])["input_ids"]) for row in full_rows(config, tokenizer)]
     assert len(lengths) == 40
     assert 0.88 * config.model.max_length < min(lengths) <= max(lengths) < config.model.max_length - 20
+
+
+def test_the_table_of_algorithms() -> None:
+    """Means with the lowest and highest over two seeds; the page keeps what stands around the table."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.algorithms import BEGIN, END, PAGE, settings, table, with_table
+
+    figures = {"kl": 2.0, "length": 20, "ends": 1.0, "steps": 16, "tokens": 12_345, "seconds": 60, "peak_mib": 2000}
+    rows = [
+        {
+            "algorithm": name,
+            "measure": measure,
+            "seed": seed,
+            "second_win_rate": None,
+            "win_rate": 0.5 + seed / 10,
+            **figures,
+        }
+        for name in ("ppo", "rloo", "grpo", "dpo")
+        for measure in ("tokens", "time")
+        for seed in (1, 2)
+    ]
+    lines = table(rows).splitlines()
+    assert len(lines) == 2 + 8 + 2
+    assert lines[2] == "| equal tokens | PPO | 0.65 [0.60, 0.70] | – | 2.0 | 20 | 1.00 | 16 | 12,345 | 60 | 2,000 |"
+    page = PAGE.read_text(encoding="utf-8")
+    replaced = with_table(page, "a table")
+    assert (
+        replaced.replace(f"{BEGIN}\n\na table\n\n{END}", "")
+        == page[: page.index(BEGIN)] + page[page.index(END) + len(END) :]
+    )
+    assert settings("dpo", 2, 64, 640)[:2] == ["ppo.evaluate_every=2", "align.epochs=2"]
+    assert settings("ppo", 16, 72, 640) == ["ppo.evaluate_every=2", "ppo.steps=16", "ppo.batch_size=72"]
+
+
+def test_the_settings_of_the_algorithms_are_valid() -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.algorithms import ALIGN, settings
+    from lowrank_rlhf.config.loading import load_config
+
+    for name in ("ppo", *ALIGN):
+        assert load_config(Path("quickstart"), settings(name, 16, 72, 2000)).align.algorithm == name

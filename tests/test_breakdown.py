@@ -23,10 +23,11 @@ from lowrank_rlhf.models.stepping import NotFinite, clipped_step
 from lowrank_rlhf.models.storage import read_tensors
 from lowrank_rlhf.ppo.rollout import Rollout
 from lowrank_rlhf.ppo.update import Optimizers, Turns, update
-from lowrank_rlhf.stages import ppo, reward, sft
+from lowrank_rlhf.stages import policy, ppo, reward, sft
 from lowrank_rlhf.stages.compare import Contest
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.ppo_state import State
+from lowrank_rlhf.stages.trl_training import FiniteSteps
 
 ADVICE = r"Lower [^;]*learning_rate.*compute_dtype: float32.*--redo "
 bad = pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -62,16 +63,16 @@ def spoil_sft(monkeypatch: pytest.MonkeyPatch) -> Callable[[Container[int]], lis
 
     def plan(numbers: Container[int]) -> list[dict[str, Tensor]]:
         seen: list[dict[str, Tensor]] = []
-        real = sft._Watcher.on_pre_optimizer_step
+        real = FiniteSteps.on_pre_optimizer_step
 
-        def spoilt(watcher: Any, *args: Any, **rest: Any) -> None:
-            roles = watcher.checkpoints.context.roles
+        def spoilt(finite: FiniteSteps, *args: Any, **rest: Any) -> None:
+            roles = finite.roles
             seen.append(snapshot(roles, Role.POLICY))
             if len(seen) in numbers:
                 roles.parameters(Role.POLICY)[-1].grad[0, 0] = math.nan
-            real(watcher, *args, **rest)
+            real(finite, *args, **rest)
 
-        monkeypatch.setattr(sft._Watcher, "on_pre_optimizer_step", spoilt)
+        monkeypatch.setattr(FiniteSteps, "on_pre_optimizer_step", spoilt)
         return seen
 
     return plan
@@ -210,7 +211,7 @@ def test_a_nan_ratio_is_no_ratio_of_one(tiny_base) -> None:
 def test_a_claim_does_not_hold_for_nan() -> None:
     state = State()
     with pytest.raises(StageFailed, match="it is off by nan"):
-        ppo._claim(state, "KL(policy || SFT) is 0 at step 0", math.nan, 1e-4)
+        policy.check_claim(state, "KL(policy || SFT) is 0 at step 0", math.nan, 1e-4)
     assert [claim["holds"] for claim in state.claims] == [False]
 
 

@@ -20,7 +20,7 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors, save_role
 from lowrank_rlhf.ppo.rollout import Rollout
 from lowrank_rlhf.ppo.update import Optimizers
-from lowrank_rlhf.stages import ppo, ppo_state
+from lowrank_rlhf.stages import policy, ppo, ppo_state
 from lowrank_rlhf.stages.compare import Answers, Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.ppo_state import State
@@ -152,7 +152,7 @@ def test_answers_at_each_evaluation_are_kept(make, monkeypatch) -> None:
     """Three prompts before the first step and after the second and the last; before it they are SFT's."""
     met, meet = [], Contest.meet
     monkeypatch.setattr(Contest, "meet", lambda contest, context: met.append(meet(contest, context)) or met[-1])
-    monkeypatch.setattr(ppo, "WATCHED_PROMPTS", 2)
+    monkeypatch.setattr(policy, "WATCHED_PROMPTS", 2)
     context = make(ppo__steps=3, ppo__learning_rate=0.1)
     ppo.run(context)
     rows = list(context.run_dir.watched.read("ppo"))
@@ -252,7 +252,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) 
         save_checkpoint(context.work("ppo"), 1, write)
         if not missing:
             optimizers = Optimizers.create(context.roles, context.config.ppo)
-            assert ppo_state.resume(context, optimizers)[0] == State(step=1)
+            assert ppo_state.resume(context, optimizers.of_roles)[0] == State(step=1)
     rows = list(context.metrics.read("ppo"))
     with pytest.raises(StageFailed) as caught:
         ppo.run(context)

@@ -200,8 +200,8 @@ def test_full_report_draws_every_plot_in_the_page_colours(full: tuple[str, str])
     page, _ = full
     titles = (
         "Fine-tuning: loss", "Reward model: loss", "Reward model: training accuracy", "Reward model: accuracy",
-        "Reward model: calibration", "Reward model: margins", "PPO: score", "PPO: distance from SFT", "PPO: entropy",
-        "PPO: answer length", "PPO: clipped share", "Proxy and gold over distance",
+        "Reward model: calibration", "Reward model: margins", "Policy: score", "Policy: distance from SFT",
+        "Policy: entropy", "Policy: answer length", "Policy: clipped share", "Proxy and gold over distance",
     )  # fmt: skip
     for title in titles:
         assert f"<b>{title}</b>" in page
@@ -250,7 +250,7 @@ def test_missing_stages_are_left_out(stages: tuple[str, ...], tmp_path: Path) ->
     page, markdown = build(tmp_path, metrics, summaries, [])
     parse(page)
     assert ("Before and after" in page) == ("evaluate" in stages)
-    assert ("PPO: score" in page) == ("ppo" in stages)
+    assert ("Policy: score" in page) == ("ppo" in stages)
     assert "Answers side by side" not in page + markdown
     assert summary_message(tmp_path, summaries, [], tmp_path / "report.html").endswith("report.html")
 

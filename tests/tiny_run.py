@@ -65,6 +65,7 @@ def make_config(folder: Path, data: Path | None = None, quantization: str = "nf4
             "missing_eos": "keep",
             "accept_weak_reward": True,
         },
+        "align": {},
         "evaluate": {"bootstrap_samples": 100},
     }
     top: dict[str, Any] = {"name": "tiny", "seed": 1}

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from lowrank_rlhf.config.align import AlignConfig
 from lowrank_rlhf.config.endpoint import EndpointConfig
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.config.section import Count, Fraction, NonNegative, Rate, Section
@@ -232,6 +233,7 @@ class Config(Section):
     rank: RankConfig = RankConfig()
     reward: RewardConfig = RewardConfig()
     ppo: PpoConfig = PpoConfig()
+    align: AlignConfig = AlignConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def unsloth_obstacles(self) -> Iterator[str]:
@@ -252,6 +254,11 @@ class Config(Section):
             yield f"stages must be some of {', '.join(STAGES)}, each once and in this order"
         if self.ppo.contrastive and self.rank.source == "dataset":
             yield "ppo.contrastive needs ranked answers of SFT; with rank.source: dataset there are none"
+        if self.ppo.contrastive and self.align.algorithm != "ppo":
+            yield (
+                f"ppo.contrastive is PPO's baseline; align.algorithm: {self.align.algorithm} has its own: "
+                "set ppo.contrastive: false"
+            )
         judges = {"rank.judge": self.rank.judge, "evaluate.second_judge": self.evaluate.second_judge}
         asked = [key for key, judge in judges.items() if judge == "endpoint"]
         if asked and not self.rank.endpoint:

@@ -87,10 +87,11 @@ def output_size(name: str, config: Config, shape: Shape, counts: Amounts) -> flo
 def working_size(stage: Stage, config: Config, shape: Shape) -> float:
     """Bytes of a stage's checkpoints: adapters with Adam's two moments; two are kept while a third is written.
 
-    Beside them stands PPO's best policy, which each of its checkpoints holds too.
+    Beside them stands the best policy, which each checkpoint of its stage holds too.
     """
     policy, headed = shape.adapter(config.lora), shape.adapter(config.lora, config.reward.layers)
-    trained = {"sft": policy, "reward": headed, "ppo": policy + headed}.get(stage.name, 0)
+    critic = headed if "adapters/critic" in stage.writes else 0
+    trained = {"sft": policy, "reward": headed, "ppo": policy + critic}.get(stage.name, 0)
     best = 4 * policy if stage.name == "ppo" else 0
     return 3 * (12 * trained + best) + best
 

@@ -87,7 +87,8 @@ def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Devi
     if not turns:
         return None
     trained = _trained(stage, config, shape)
-    roles = {"sft": 1, "sample": 2, "reward": 3}.get(stage, 4)
+    critic = config.align.algorithm == "ppo"
+    roles = {"sft": 1, "sample": 2, "reward": 3}.get(stage, 4 if critic else 3)
     each = shape.adapter(config.lora)
     stays = [
         _runtime(device),
@@ -117,11 +118,13 @@ def _turns(stage: str, config: Config, shape: Shape, counts: Amounts, width: int
     def sampled(rows: int) -> tuple[Term, ...]:
         return _sampling(config, shape, min(rows, sampling.batch_size), row, width)
 
-    if stage == "sft" and config.sft.source == "train":
-        longest = counts.longest_demonstration
-        tokens = rows_per_pass(config.sft.batch_size, longest, most) * longest
+    def by_trl(batch_size: int, longest: float) -> tuple[Term, ...]:
+        tokens = rows_per_pass(batch_size, longest, most) * longest
         whole = Term("logits", 44 * tokens * min(shape.vocabulary, TRL_COLUMNS), f"TRL's, of {tokens:.0f} tokens")
-        return {"training": (_activations(config, shape, below, shape.layers, tokens, width), whole)}
+        return (_activations(config, shape, below, shape.layers, tokens, width), whole)
+
+    if stage == "sft" and config.sft.source == "train":
+        return {"training": by_trl(config.sft.batch_size, counts.longest_demonstration)}
     if stage == "sample":
         return {"sampling": sampled(counts.answers)}
     if stage == "reward":
@@ -131,6 +134,10 @@ def _turns(stage: str, config: Config, shape: Shape, counts: Amounts, width: int
             tokens = passed(config.reward.batch_size * together, together)
             turns["training"] = (_activations(config, shape, below, heads, tokens, width),)
         return turns
+    if stage == "ppo" and config.align.algorithm == "dpo":
+        return {"sampling": sampled(config.ppo.evaluate_prompts), "training": by_trl(config.align.batch_size, 2 * row)}
+    if stage == "ppo" and config.align.algorithm != "ppo":
+        return {"sampling": sampled(config.align.batch_size), "training": by_trl(config.align.batch_size, row)}
     if stage == "ppo":
         tokens = passed(config.ppo.batch_size // config.ppo.minibatches)
         trained = _activations(config, shape, below, shape.layers, tokens, width)
@@ -148,7 +155,8 @@ def _trained(stage: str, config: Config, shape: Shape) -> int:
     policy, headed = shape.adapter(config.lora), shape.adapter(config.lora, config.reward.layers)
     if stage == "sft":
         return policy if config.sft.source == "train" else 0
-    return {"reward": headed if config.reward.epochs else 0, "ppo": policy + headed}.get(stage, 0)
+    critic = headed if config.align.algorithm == "ppo" else 0
+    return {"reward": headed if config.reward.epochs else 0, "ppo": policy + critic}.get(stage, 0)
 
 
 def _runtime(device: Device) -> Term:

@@ -130,7 +130,7 @@ def collect(
         "objective/entropy": float(masked_mean(policy.entropy, batch.response)),
         "objective/kl_coef": kl_coef,
         "value/explained_variance": float(explained_variance(values, returns, batch.response)),
-        **_response_figures(responses),
+        **response_figures(responses),
         "tokens_per_second": sum(len(response.tokens) for response in responses) / (sampled - start),
         "time/sampling": sampled - start,
         "time/scoring": time.monotonic() - sampled,
@@ -163,7 +163,8 @@ def _sample(roles: Roles, prompts: Sequence[Sequence[int]], sampling: SampleConf
     return [response for (response,) in answers]
 
 
-def _response_figures(responses: Sequence[Response]) -> dict[str, float]:
+def response_figures(responses: Sequence[Response]) -> dict[str, float]:
+    """Lengths in tokens, and the share of answers that end by themselves."""
     lengths = torch.tensor([len(response.tokens) for response in responses], dtype=torch.float32)
     finished = sum(response.finished for response in responses)
     return {

@@ -32,6 +32,11 @@ class Optimizers:
             torch.optim.Adam(roles.parameters(Role.CRITIC), lr=config.critic_learning_rate, eps=config.adam_epsilon),
         )
 
+    @property
+    def of_roles(self) -> dict[Role, torch.optim.Optimizer]:
+        """Each with the role that it trains."""
+        return {Role.POLICY: self.policy, Role.CRITIC: self.critic}
+
     def schedule(self, config: PpoConfig, step: int, rate: float = 1.0) -> None:
         """Set the rates of this step: a linear warm-up times a linear decay that ends at 0 after the last step.
 

@@ -4,7 +4,7 @@ sft -> sample -> rank -> reward -> ppo -> evaluate
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,27 +14,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the pipeline. `run` in module `lowrank_rlhf.stages.<name>` does the work.
+    """A step of the pipeline. `run` in module `lowrank_rlhf.stages.<module>` does the work, or else in `<name>`.
 
     It writes its outputs into the context's work folder and returns its summary, a JSON object.
     """
 
     name: str
-    does: str
+    does: str = field(compare=False)
     settings: tuple[str, ...]
     """Dotted config keys (sections or fields) that its result depends on."""
-    reads: tuple[str, ...]
+    reads: tuple[str, ...] = field(compare=False)
     """Files and folders of the run that it reads, where they exist."""
-    writes: tuple[str, ...]
+    writes: tuple[str, ...] = field(compare=False)
     """Files and folders of the run that it makes."""
     shared: bool = True
     """Where there are several processes they share the work; otherwise it is the main one's alone, for it asks people
     or judges, who answer (and are paid) once."""
+    module: str = field(default="", compare=False)
 
     @property
     def run(self) -> "Callable[[Context], dict[str, Any]]":
         """The stage's function; its imports (torch among them) happen here."""
-        function: Callable[[Context], dict[str, Any]] = import_module(f"lowrank_rlhf.stages.{self.name}").run
+        module = import_module(f"lowrank_rlhf.stages.{self.module or self.name}")
+        function: Callable[[Context], dict[str, Any]] = module.run
         return function
 
 
@@ -71,7 +73,7 @@ STAGES = (
     Stage(
         "ppo",
         "train the policy with PPO",
-        (*_MODEL, *_SAMPLING, *_JUDGE, "ppo"),
+        (*_MODEL, *_SAMPLING, *_JUDGE, "ppo", "align"),
         ("adapters/sft", "adapters/reward", "answers.jsonl", "scores.jsonl"),
         ("adapters/policy", "adapters/policy-last", "adapters/critic"),
     ),
@@ -84,6 +86,24 @@ STAGES = (
         shared=False,
     ),
 )
+
+
+def made_by(entry: Stage, algorithm: str) -> Stage:
+    """The stage as it is with that `align.algorithm`: it keeps its name, and without PPO there is no critic.
+
+    TRL's trainers would share their work out in a way of their own: the main process runs them alone.
+    """
+    if entry.name != "ppo" or algorithm == "ppo":
+        return entry
+    compared = ("prompts.jsonl", "rankings.jsonl", "comparisons.jsonl") if algorithm == "dpo" else ()
+    return replace(
+        entry,
+        does=f"train the policy with {algorithm.upper()}",
+        reads=(*entry.reads, *compared),
+        writes=("adapters/policy", "adapters/policy-last"),
+        shared=False,
+        module="align",
+    )
 
 
 def stage(name: str) -> Stage:

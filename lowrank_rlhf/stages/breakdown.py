@@ -62,7 +62,10 @@ class Breakdowns:
 def diverged(context: Context, stage: str, why: str, batch: Sequences, more: Mapping[str, Tensor]) -> Diverged:
     """The error that ends the stage, with its last batch kept for inspection."""
     folder = _keep(context, stage, batch, more)
-    rate = {"ppo": "ppo.learning_rate and ppo.critic_learning_rate"}.get(stage, f"{stage}.learning_rate")
+    rate = f"{stage}.learning_rate"
+    if stage == "ppo":
+        ours = context.config.align.algorithm == "ppo"
+        rate = "ppo.learning_rate and ppo.critic_learning_rate" if ours else "align.learning_rate"
     return Diverged(
         f"{stage}: {why}. Training stopped before that could spoil a weight; the batch is in {folder}. Lower {rate}, "
         f"or set model.compute_dtype: float32 where it is not; then make the stage again with --redo {stage}"

@@ -18,7 +18,7 @@ from lowrank_rlhf.config.schema import Config, ModelConfig
 from lowrank_rlhf.data.prompts import BUILTIN
 from lowrank_rlhf.stages import STAGES
 from lowrank_rlhf.stages.report_alarms import alarms
-from lowrank_rlhf.stages.report_data import Table
+from lowrank_rlhf.stages.report_data import Table, algorithm
 from lowrank_rlhf.stages.report_page import markdown_table
 from lowrank_rlhf.stages.report_tables import caveat, comparison, details, headline
 
@@ -30,7 +30,7 @@ _TITLES = {
     "reward": "reward model of run “{run}”",
 }
 _PIPELINE_TAGS = {"merged": "text-generation", "reward": "text-classification"}
-_ROLES = {"policy": "aligned (PPO)", "sft": "fine-tuned (SFT)"}
+_ROLES = {"policy": "aligned ({})", "sft": "fine-tuned (SFT)"}
 _COLUMNS = {
     "policy": "This is the model called “aligned (after)” in the figures below.",
     "sft": "This is the model called “SFT (before)” in the figures below, not the aligned one.",
@@ -61,11 +61,14 @@ def model_card(run_dir: RunDir, config: Config, exported: Exported) -> str:
     marks = {stage.name: mark for stage in STAGES if (mark := run_dir.done(stage.name))}
     summaries = {name: mark["summary"] for name, mark in marks.items()}
     licence = base_licence(config.model)
-    title = _TITLES[exported.what].format(role=_ROLES.get(exported.role or ""), run=config.name)
+    made_by = algorithm(summaries)
+    role = _ROLES.get(exported.role or "", "").format(made_by)
+    title = _TITLES[exported.what].format(role=role, run=config.name)
+    front = _front_matter(config.model, exported, licence, made_by.lower())
     parts = [
-        f"---\n{_front_matter(config.model, exported, licence)}\n---\n\n# {title[0].upper()}{title[1:]}",
-        f"Made with `lowrank_rlhf` {__version__}: supervised fine-tuning, a reward model and PPO, as LoRA adapters on "
-        f"one {_quantisation(config.model)} base.",
+        f"---\n{front}\n---\n\n# {title[0].upper()}{title[1:]}",
+        f"Made with `lowrank_rlhf` {__version__}: supervised fine-tuning, a reward model and {made_by}, as LoRA "
+        f"adapters on one {_quantisation(config.model)} base.",
         _COLUMNS.get(exported.role or "", "") if comparison(summaries) else "",
         headline(summaries),
         caveat(summaries),
@@ -113,14 +116,14 @@ def base_licence(model: ModelConfig) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _front_matter(model: ModelConfig, exported: Exported, licence: str | None) -> str:
+def _front_matter(model: ModelConfig, exported: Exported, licence: str | None, made_by: str) -> str:
     on_hub = "/" in model.source and without_folders(model.source) == model.source and not _SCHEME.match(model.source)
     data = ModelCardData(
         base_model=model.source if on_hub else None,
         license=licence,
         library_name="peft" if exported.what == "adapters" else "transformers",
         pipeline_tag=_PIPELINE_TAGS.get(exported.what),
-        tags=["rlhf", "lora", *(["reward-model"] if exported.what == "reward" else ["ppo"])],
+        tags=["rlhf", "lora", *(["reward-model"] if exported.what == "reward" else [made_by])],
     )
     return data.to_yaml().strip()
 

@@ -62,11 +62,13 @@ class Contest:
         temperature = context.config.sample.temperature
         policy = score_logprobs(context.roles, Role.POLICY, batch, temperature).logprobs
         reference = score_logprobs(context.roles, Role.REFERENCE, batch, temperature).logprobs
+        per_token = k1(policy, reference)
         return Answers(
             samples=samples,
             batch=batch,
             scores=reward_scores(context.roles, batch, self.scale),
-            kl=masked_sum(k1(policy, reference), batch.response),
+            kl=masked_sum(per_token, batch.response),
+            apart=float(per_token.abs().max()),
             judged=_each_alone(self.judge, self.prompts, samples) if self.judge else [],
         )
 
@@ -111,6 +113,8 @@ class Answers:
     """(N,), the reward model's, 0 on average over SFT's answers."""
     kl: Tensor
     """(N,), nats of each answer: log policy - log SFT, summed over its tokens."""
+    apart: float
+    """The largest difference at any token, which cannot cancel as in a sum: nats."""
     judged: list[float]
     """The judge's score of each; none where no judge follows."""
 

@@ -1,8 +1,6 @@
 """Stage 3: PPO against the reward model with a KL penalty towards SFT."""
 
 import copy
-import math
-import shutil
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,36 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_rlhf import faults
-from lowrank_rlhf.errors import StageFailed, Stopped
+from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.text import distinct_n
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.storage import load_role, save_role
+from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.ppo.rollout import RewardScale, Rollout, collect, shape_scores
 from lowrank_rlhf.ppo.update import Optimizers, Turns, update
 from lowrank_rlhf.records import Sample, Score, read_jsonl
-from lowrank_rlhf.stages import ppo_state
+from lowrank_rlhf.stages import policy, ppo_state
 from lowrank_rlhf.stages.answers import encode_prompts
-from lowrank_rlhf.stages.breakdown import RollBack, diverged
-from lowrank_rlhf.stages.claims import base_unchanged, checksums, claim, others_unchanged
+from lowrank_rlhf.stages.breakdown import RollBack
+from lowrank_rlhf.stages.claims import base_unchanged, checksums, others_unchanged
 from lowrank_rlhf.stages.compare import Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.ppo_state import Begun, State
-from lowrank_rlhf.stages.reward_data import about_reward
 
 MOST_RATIO_ERROR = 1e-3
 """The same forward on the same micro-batches gives the same bits on a CPU; a GPU's kernels may round otherwise."""
 
-MOST_TOKEN_DIFFERENCE = 1e-4
-"""Nats by which policy and reference may differ at any token while they are the same: for other kernels' rounding."""
-
-WATCHED_PROMPTS = 8
-"""Held-out prompts whose answers are kept at each evaluation, for people to read how they change."""
-
-
-_KL_IS_0 = "KL(policy || SFT) is 0 at step 0"
 _RATIO_IS_1 = "the first minibatch's probability ratio is 1"
 
 
@@ -68,33 +56,31 @@ def run(context: Context) -> dict[str, Any]:
     figure, judge = gold_judge(context)
     contest = Contest.against_sft(context, config.evaluate_prompts, scale, judge, figure=figure)
     optimizers = Optimizers.create(roles, config)
-    state, begun = ppo_state.resume(context, optimizers)
+    state, begun = ppo_state.resume(context, optimizers.of_roles)
     prompts, baselines = _prompts(context, scale)
-    setting = _Setting(context, prompts, baselines, _prompt_order(context, len(prompts)), scale, contest, optimizers)
+    order = policy.shuffled(context, len(prompts), config.steps * config.batch_size)
+    setting = _Setting(context, prompts, baselines, order, scale, contest, optimizers)
     start, first = time.monotonic(), state.step
     with context.progress.track("ppo", config.steps, "steps", state.step) as bar:
         if state.sft_eos_rate is None:
             _evaluate(context, contest, state)
-            ppo_state.save(context, optimizers, state)
+            ppo_state.save(context, optimizers.of_roles, state)
         while state.step < config.steps:
             try:
                 state, figures = _save_if_stopped(setting, state, begun)
                 begun = Begun()
             except RollBack:
-                state, begun = ppo_state.roll_back(context, optimizers, state)
+                state, begun = ppo_state.roll_back(context, optimizers.of_roles, state)
                 bar.advance(state.step - bar.count)
                 continue
             shown = {"score": "objective/scores", "kl": "objective/kl", "tokens_per_second": "tokens_per_second"}
             bar.advance(1, **{name: figures[key] for name, key in shown.items() if key in figures})
             due = state.step % config.save_every == 0 or state.step == config.steps
             if due and not state.breakdowns.in_a_row:  # else there would be no good one left
-                ppo_state.save(context, optimizers, state)
+                ppo_state.save(context, optimizers.of_roles, state)
     seconds = (time.monotonic() - start) / max(1, config.steps - first)
-    save_role(roles, Role.POLICY, work / "adapters" / "policy-last")
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
-    # A copy: killed from here on, the stage comes through this line again.
-    shutil.copytree(work / "best", work / "adapters" / "policy", dirs_exist_ok=True)
-    faults.point("policy: the best one copied")
+    policy.save_policies(context)
     return {
         "steps": config.steps,
         "best_step": state.best_step,
@@ -109,23 +95,12 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _load_roles(context: Context) -> RewardScale:
-    """The four roles from the finished stages; refuses a reward model that is not worth optimising against."""
-    roles, artifact = context.roles, context.run_dir.artifact
-    about = about_reward(artifact("adapters/reward"))
-    if about["weak"] and not context.config.ppo.accept_weak_reward:
-        raise StageFailed(
-            f"ppo: {about['weak']}. PPO would only learn to please its mistakes: rank more answers, "
-            "or set ppo.accept_weak_reward: true"
-        )
-    load_role(roles, Role.POLICY, artifact("adapters/sft"))
-    roles.copy(Role.POLICY, Role.REFERENCE)
-    load_role(roles, Role.REWARD, artifact("adapters/reward"))
-    roles.copy(Role.REWARD, Role.CRITIC)
+    """The four roles from the finished stages."""
+    scale = policy.load_roles(context)
+    context.roles.copy(Role.REWARD, Role.CRITIC)
     if context.config.ppo.critic_head == "zero":
-        roles.new_head(Role.CRITIC, None)
-    if not context.config.ppo.normalize_score:
-        return RewardScale(about["pooling"], 0.0, 1.0)
-    return RewardScale(about["pooling"], about["score_mean"], about["score_std"])
+        context.roles.new_head(Role.CRITIC, None)
+    return scale
 
 
 def _prompts(context: Context, scale: RewardScale) -> tuple[list[list[int]], Tensor | None]:
@@ -145,16 +120,6 @@ def _prompts(context: Context, scale: RewardScale) -> tuple[list[list[int]], Ten
     return encode_prompts(context, ranked), torch.tensor([fmean(of_prompt[prompt.id]) for prompt in ranked])
 
 
-def _prompt_order(context: Context, count: int) -> list[int]:
-    """Indices of the prompts of all steps: one seeded permutation after another."""
-    needed = context.config.ppo.steps * context.config.ppo.batch_size
-    order: list[int] = []
-    while len(order) < needed:
-        generator = torch.Generator().manual_seed(context.seed("ppo", "prompts", len(order)))
-        order += torch.randperm(count, generator=generator).tolist()
-    return order
-
-
 def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[str, float]]:
     """The next step; a stop inside of it is obeyed at once, and what the step has done is kept."""
     context, tokens = setting.context, setting.context.base.room.tokens
@@ -167,7 +132,7 @@ def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[Sta
     try:
         return context.base.room.retry(attempt, max(map(len, setting.prompts)) + context.config.sample.max_new_tokens)
     except Stopped:
-        ppo_state.save(context, setting.optimizers, state, begun)
+        ppo_state.save(context, setting.optimizers.of_roles, state, begun)
         context.stop.check(
             f"ppo is saved {f'inside step {state.step + 1}' if begun.rollout else f'at step {state.step}'}"
         )
@@ -202,14 +167,14 @@ def _learn(setting: _Setting, state: State, rollout: Rollout, turns: Turns) -> d
     """The update of the step after `state.step`, the claims about it, and the KL weight of the next one."""
     context, step = setting.context, state.step
     config, temperature = context.config.ppo, context.config.sample.temperature
-    if _KL_IS_0 not in _claimed(state):
+    if policy.KL_IS_0 not in policy.claimed(state):
         apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # token by token: in a sum they might cancel
-        _claim(state, _KL_IS_0, float(apart), MOST_TOKEN_DIFFERENCE)
+        policy.check_claim(state, policy.KL_IS_0, float(apart), policy.MOST_TOKEN_DIFFERENCE)
     setting.optimizers.schedule(config, step, state.breakdowns.rate)
     train_policy, seed = step >= config.critic_warmup_steps, context.seed("ppo", "update", step)
     figures = update(context.roles, setting.optimizers, rollout, config, temperature, seed, train_policy, turns)
-    if "policy/first_ratio_error" in figures and _RATIO_IS_1 not in _claimed(state):
-        _claim(state, _RATIO_IS_1, figures["policy/first_ratio_error"], MOST_RATIO_ERROR)
+    if "policy/first_ratio_error" in figures and _RATIO_IS_1 not in policy.claimed(state):
+        policy.check_claim(state, _RATIO_IS_1, figures["policy/first_ratio_error"], MOST_RATIO_ERROR)
     if config.kl_controller == "adaptive":
         kl = rollout.figures["objective/kl"]
         state.kl_coef = adapt_kl_coef(state.kl_coef, kl, config.kl_target, config.kl_horizon, len(rollout.batch))
@@ -230,40 +195,7 @@ def _texts(context: Context, rollout: Rollout) -> list[str]:
     return [context.base.decode(response.tokens) for response in rollout.responses]
 
 
-def _claimed(state: State) -> list[str]:
-    return [claim["claim"] for claim in state.claims]
-
-
-def _claim(state: State, text: str, error: float, tolerance: float) -> None:
-    """Note what was found, and stop where it is wrong: everything after would be."""
-    state.claims.append(claim(text, error, error <= tolerance))
-    if not error <= tolerance:  # NaN is wrong too
-        raise StageFailed(
-            f"ppo: {text}: it is off by {error:.3g}. Sampling, reference and training don't see the same model; "
-            "this is a bug here or in a library, please report it with the run's env.json"
-        )
-
-
 def _evaluate(context: Context, contest: Contest, state: State) -> None:
-    """Figures on held-out prompts; the policy is kept if its objective there is the best so far.
-
-    Before that, one whose answers end by themselves as often as SFT's goes before one whose don't: a few answers that
-    run on without end hardly show in a mean. The objective is PPO's own, the reward model's score less the KL penalty:
-    choosing by the judge would spend the held-out judgement that the report is about.
-    """
-    answers = contest.meet(context)
-    release_freed_memory()
-    figures = contest.figures(answers, context.config.ppo)
-    if not math.isfinite(figures["objective"]):
-        why = f"step {state.step}: the objective on held-out prompts is {figures['objective']}"
-        raise diverged(context, "ppo", why, answers.batch, {"scores": answers.scores, "kl": answers.kl})
-    context.metrics.append("ppo", state.step, **{f"eval/{name}": value for name, value in figures.items()})
-    for row in contest.rows(answers, WATCHED_PROMPTS):
-        context.run_dir.watched.append("ppo", state.step, **row)
-    if state.sft_eos_rate is None:
-        state.sft_eos_rate = figures["eos_rate"]
-        return  # the figures of SFT itself: not a policy that PPO made
-    ends, objective = figures["eos_rate"] >= state.sft_eos_rate, figures["objective"]
-    if state.best_objective is None or (ends, objective) > (state.best_ends, state.best_objective):
-        state.best_step, state.best_objective, state.best_ends = state.step, objective, ends
-        save_role(context.roles, Role.POLICY, context.work("ppo") / "best")
+    answers, figures = policy.meet(context, contest, state.step)
+    policy.log_evaluation(context, contest, state.step, answers, figures)
+    policy.keep_if_best(context, state, figures)

@@ -1,9 +1,12 @@
-"""What PPO carries from step to step, and its checkpoints: at a step's beginning, or anywhere inside one."""
+"""What making the policy carries from step to step, and its checkpoints: PPO's anywhere inside a step, too."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+from torch.optim import Optimizer
 
 from lowrank_rlhf import processes
 from lowrank_rlhf.artifacts import latest_checkpoint, read_record, save_checkpoint, write_json_atomic
@@ -14,17 +17,21 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
 from lowrank_rlhf.ppo.rollout import Rollout
 from lowrank_rlhf.ppo.rollout_file import load_rollout, save_rollout
-from lowrank_rlhf.ppo.update import Optimizers, Turns
+from lowrank_rlhf.ppo.update import Turns
 from lowrank_rlhf.stages.breakdown import Breakdowns
 from lowrank_rlhf.stages.context import Context
+
+Learners = Mapping[Role, Optimizer]
+"""The roles that are trained, each with its optimiser."""
 
 
 @dataclass
 class State:
-    """What PPO carries from step to step besides weights and optimisers; saved with every checkpoint."""
+    """What is carried from step to step besides weights and optimisers; saved with every checkpoint."""
 
     step: int = 0
     kl_coef: float = 0.0
+    """PPO's weight of the KL penalty, which may move."""
     sft_eos_rate: float | None = None
     """None until SFT was evaluated, before the first step."""
     best_step: int = 0
@@ -53,14 +60,13 @@ class Begun:
             self.rollout = None
 
 
-def save(context: Context, optimizers: Optimizers, state: State, begun: Begun | None = None) -> None:
+def save(context: Context, learners: Learners, state: State, begun: Begun | None = None) -> None:
     """Keep weights, optimisers and state, and of a step that was begun how far it came."""
 
     def write(folder: Path) -> None:
-        save_role(context.roles, Role.POLICY, folder / "policy")
-        save_role(context.roles, Role.CRITIC, folder / "critic")
-        save_optimizer(optimizers.policy, folder / "policy-optimizer.safetensors")
-        save_optimizer(optimizers.critic, folder / "critic-optimizer.safetensors")
+        for role, optimizer in learners.items():
+            save_role(context.roles, role, folder / _name(role))
+            save_optimizer(optimizer, folder / f"{_name(role)}-optimizer.safetensors")
         if state.best_step:
             shutil.copytree(context.work("ppo") / "best", folder / "best")
         if begun and begun.rollout:
@@ -71,15 +77,14 @@ def save(context: Context, optimizers: Optimizers, state: State, begun: Begun | 
     save_checkpoint(context.work("ppo"), state.step, write)
 
 
-def resume(context: Context, optimizers: Optimizers) -> tuple[State, Begun]:
+def resume(context: Context, learners: Learners) -> tuple[State, Begun]:
     """From the last checkpoint, or from the beginning; rows of the logs that will be written again are dropped."""
     state, begun = State(kl_coef=context.config.ppo.kl_coef), Begun()
     if found := latest_checkpoint(context.work("ppo")):
         folder = found[1]
-        load_role(context.roles, Role.POLICY, folder / "policy")
-        load_role(context.roles, Role.CRITIC, folder / "critic")
-        load_optimizer(optimizers.policy, folder / "policy-optimizer.safetensors")
-        load_optimizer(optimizers.critic, folder / "critic-optimizer.safetensors")
+        for role, optimizer in learners.items():
+            load_role(context.roles, role, folder / _name(role))
+            load_optimizer(optimizer, folder / f"{_name(role)}-optimizer.safetensors")
         state = _read_state(folder / "state.json")
         if state.best_step:  # as it was then: what stands in the work folder may be later, or cut short
             shutil.copytree(folder / "best", context.work("ppo") / "best", dirs_exist_ok=True)
@@ -91,13 +96,17 @@ def resume(context: Context, optimizers: Optimizers) -> tuple[State, Begun]:
     return state, begun
 
 
-def roll_back(context: Context, optimizers: Optimizers, state: State) -> tuple[State, Begun]:
+def roll_back(context: Context, learners: Learners, state: State) -> tuple[State, Begun]:
     """From the last checkpoint, at half the rate."""
     lowered = state.breakdowns.lowered()
-    state, begun = resume(context, optimizers)
+    state, begun = resume(context, learners)
     state.breakdowns = lowered
-    save(context, optimizers, state, begun)
+    save(context, learners, state, begun)
     return state, begun
+
+
+def _name(role: Role) -> str:
+    return role.name.lower()
 
 
 def _read_state(path: Path) -> State:
@@ -109,7 +118,7 @@ def _read_state(path: Path) -> State:
         missing.append("best policy beside it")
     if missing:
         raise StageFailed(
-            f"ppo: {path} has no {', '.join(missing)}: another version of this package wrote it, and PPO cannot go on "
+            f"ppo: {path} has no {', '.join(missing)}: another version of this package wrote it, and it cannot go on "
             "from there. Go on with that version, or make the stage again: --redo ppo"
         )
     found = {name: saved[name] for name in names}

@@ -33,6 +33,11 @@ def series(metrics: Metrics, stage: str, key: str) -> tuple[list[int], list[floa
     return steps, [float("nan") if points[step] is None else float(points[step]) for step in steps]
 
 
+def algorithm(summaries: Summaries) -> str:
+    """What made the policy, in capitals; runs from before there was a choice were made by PPO."""
+    return str(summaries.get("ppo", {}).get("algorithm", "ppo")).upper()
+
+
 _GOLD = {"judge": "judge", "second_judge": "second judge"}
 
 

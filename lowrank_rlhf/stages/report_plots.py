@@ -100,24 +100,29 @@ _CURVES = (
         "guessing.", "accuracy",
     ),
     _Curve(
-        "ppo", "objective/scores", "PPO: score", "The reward model's score of the sampled answers. Should rise.",
+        "ppo", "objective/scores", "Policy: score", "The reward model's score of the sampled answers. Should rise.",
         "score",
     ),
     _Curve(
-        "ppo", "objective/kl", "PPO: distance from SFT",
+        "ppo", "objective/kl", "Policy: distance from SFT",
         "KL per answer: line in training, dots on held-out prompts. Should rise slowly and never stay below 0.",
         "KL, nats per answer", also="eval/kl",
     ),
     _Curve(
-        "ppo", "objective/entropy", "PPO: entropy", "How varied the choice of words is. A collapse means repetition.",
-        "entropy, nats per token",
+        "ppo", "objective/entropy", "Policy: entropy",
+        "How varied the choice of words is. A collapse means repetition.", "entropy, nats per token",
     ),
     _Curve(
-        "ppo", "response/length_mean", "PPO: answer length", "A steep rise means that length alone is rewarded.",
+        "ppo", "response/length_mean", "Policy: answer length", "A steep rise means that length alone is rewarded.",
         "tokens",
     ),
     _Curve(
-        "ppo", "policy/clipfrac", "PPO: clipped share", "Tokens outside the trust region. Should stay below 0.2.",
+        "ppo", "dpo/accuracy", "Policy: comparisons in order",
+        "Share of the step's comparisons whose better answer it has come to prefer more than SFT does. Should rise.",
+        "share of comparisons",
+    ),
+    _Curve(
+        "ppo", "policy/clipfrac", "Policy: clipped share", "Tokens outside the trust region. Should stay below 0.2.",
         "share of tokens",
     ),
 )  # fmt: skip

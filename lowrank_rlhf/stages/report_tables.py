@@ -7,6 +7,7 @@ from lowrank_rlhf.stages.report_data import (
     ENDPOINT_PREFIX,
     Summaries,
     Table,
+    algorithm,
     judge_in_words,
     number,
     number_interval,
@@ -14,7 +15,7 @@ from lowrank_rlhf.stages.report_data import (
     percent_interval,
 )
 
-STAGE_WORDS = {"sft": "fine-tuning", "reward": "reward model", "ppo": "PPO", "evaluate": "evaluation"}
+_STAGE_WORDS = {"sft": "fine-tuning", "reward": "reward model", "evaluate": "evaluation"}
 
 
 def _verdict(interval: Sequence[float | None] | None) -> str:
@@ -125,16 +126,16 @@ def _reward(summary: Mapping[str, Any]) -> Table | None:
 
 
 def _training(summaries: Summaries) -> Table | None:
-    sft, ppo = summaries.get("sft", {}), summaries.get("ppo", {})
+    sft, ppo, aligned = summaries.get("sft", {}), summaries.get("ppo", {}), algorithm(summaries)
     rows = [
         (f"{name}: {label}", number(summary[key]))
         for name, summary, key, label in (
             ("fine-tuning", sft, "examples", "examples"),
             ("fine-tuning", sft, "steps", "steps"),
             ("fine-tuning", sft, "loss", "final loss, nats per token"),
-            ("PPO", ppo, "steps", "steps"),
-            ("PPO", ppo, "best_step", "best step, the one kept"),
-            ("PPO", ppo, "seconds_per_step", "seconds per step"),
+            (aligned, ppo, "steps", "steps"),
+            (aligned, ppo, "best_step", "best step, the one kept"),
+            (aligned, ppo, "seconds_per_step", "seconds per step"),
         )
         if key in summary
     ]
@@ -143,8 +144,9 @@ def _training(summaries: Summaries) -> Table | None:
 
 def claims(summaries: Summaries) -> Table | None:
     """Every stage's claims about itself and whether they held."""
+    words = _STAGE_WORDS | {"ppo": algorithm(summaries)}
     rows = [
-        (STAGE_WORDS.get(stage, stage), str(claim["claim"]), number(claim["figure"]), "yes" if claim["holds"] else "NO")
+        (words.get(stage, stage), str(claim["claim"]), number(claim["figure"]), "yes" if claim["holds"] else "NO")
         for stage, summary in summaries.items()
         for claim in summary.get("claims", ())
     ]

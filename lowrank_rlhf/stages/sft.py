@@ -2,15 +2,13 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from lowrank_rlhf import processes
@@ -18,14 +16,16 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.adapters import plain_shape
 from lowrank_rlhf.models.base import Base
+from lowrank_rlhf.models.lending import lent
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.stepping import NotFinite, add_up, check_finite, whole_step
+from lowrank_rlhf.models.stepping import add_up
 from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.progress import Bar
 from lowrank_rlhf.stages.breakdown import RollBack
 from lowrank_rlhf.stages.checkpoints import Checkpoints
 from lowrank_rlhf.stages.claims import base_unchanged, checksums, others_unchanged
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.trl_training import FiniteSteps, WholeSteps, loop_settings, schedule, train
 from lowrank_rlhf.stages.work import rows_per_pass
 
 Row = dict[str, list[int]]
@@ -71,7 +71,7 @@ def _train(context: Context) -> dict[str, Any]:
     config, roles = context.config.sft, context.roles
     rows = training_rows(context)
     steps = math.ceil(len(rows) / config.batch_size)
-    optimizer = _WholeSteps(roles.parameters(Role.POLICY), lr=config.learning_rate, weight_decay=0.0)
+    optimizer = WholeSteps(roles.parameters(Role.POLICY), lr=config.learning_rate, weight_decay=0.0)
     checkpoints = Checkpoints(context, "sft", Role.POLICY, optimizer)
     done = checkpoints.resume()
     with context.progress.track("sft", steps, "steps", done) as bar, checkpoints.saved_if_stopped(bar):
@@ -84,12 +84,6 @@ def _train(context: Context) -> dict[str, Any]:
     losses = [row["loss"] for row in context.metrics.read("sft") if "loss" in row]
     tail = losses[-max(1, len(losses) // 5) :]
     return {"examples": len(rows) // config.epochs, "steps": steps, "loss": sum(tail) / max(1, len(tail))}
-
-
-def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> None:
-    """The steps that the bar leaves; called again it goes on with the step that was broken off."""
-    with _trainer(checkpoints, rows, steps, bar) as trainer:
-        trainer.train()
 
 
 def step_tokens(rows: Sequence[Row], batch_size: int) -> list[int]:
@@ -124,85 +118,43 @@ def _weight(rows: Sequence[Row]) -> float:
     return sum(processes.share(tokens)) / sum(tokens)
 
 
-@contextmanager
-def _trainer(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> Iterator[SFTTrainer]:
-    """TRL's trainer for the steps that the bar leaves, on the shared base, which the block's end leaves as it was.
-
-    It is built while everything is frozen, so that TRL does not cast the adapter to bfloat16 in place. Rows come in
-    the order given: a resumed run drops those already seen, and needs no state of a sampler.
-    """
+def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> None:
+    """The steps that the bar leaves; called again it goes on with the step that was broken off."""
     context, optimizer, done = checkpoints.context, checkpoints.optimizer, bar.count
-    checkpoints.optimizer.zero_grad()  # what a step that was broken off had accumulated
-    config, base, per_device = context.config.sft, context.base, _rows_per_pass(context, rows)
-    highest = checkpoints.breakdowns.rate * config.learning_rate
-    optimizer.param_groups[0].update(lr=highest, initial_lr=highest)  # what the schedule multiplies
-    schedule = LambdaLR(optimizer, lambda step: _rate(step + done, steps, config.warmup_fraction))
-    watcher = _Watcher(checkpoints, bar, rows)
-    arguments = SFTConfig(
-        output_dir=str(context.work("sft") / "trl"),
-        per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=config.batch_size // processes.count() // per_device,
-        max_steps=steps - done,
-        max_grad_norm=0.0,  # `_Watcher` clips, when the gradient is whole
-        train_sampling_strategy="sequential",
-        bf16=False,  # the base is in its number format already, and its layers cast the adapters
-        gradient_checkpointing=False,  # where wanted it is on already, without reentrance
-        use_cpu=base.device.type == "cpu",
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        logging_steps=1,
-        logging_nan_inf_filter=True,  # a NaN would stay in every later step's loss; `_Watcher` sees it before
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=context.seed("sft") % 2**32,
+    config, roles = context.config.sft, context.roles
+    finite = FiniteSteps(roles)
+    rates = schedule(
+        optimizer,
+        checkpoints.breakdowns.rate * config.learning_rate,
+        lambda step: _rate(step + done, steps, config.warmup_fraction),
     )
-    model = base.model
-    use_cache = model.config.use_cache
-    try:
+    own = config.batch_size // processes.count()
+    settings = loop_settings(context, "sft", own, _rows_per_pass(context, rows), steps - done)
+    with lent(roles) as loan:
         trainer = SFTTrainer(
-            model=context.roles.peft,
-            args=arguments,
+            model=roles.peft,
+            args=SFTConfig(
+                **settings,
+                max_grad_norm=0.0,  # `_Watcher` clips, when the gradient is whole
+                dataset_kwargs={"skip_prepare_dataset": True},
+                max_length=None,
+            ),
             train_dataset=Dataset.from_list(_own_rows(rows[done * config.batch_size :], config.batch_size)),
-            processing_class=base.tokenizer,
-            optimizers=(optimizer, schedule),
-            callbacks=[watcher],
+            processing_class=context.base.tokenizer,
+            optimizers=(optimizer, rates),
+            callbacks=[_Watcher(checkpoints, bar, rows, finite), finite],  # what the one has summed the other looks at
         )
-        trainer.remove_callback(PrinterCallback)
-        losses = context.roles.peft.register_forward_hook(watcher.on_forward)
-        try:
-            with context.roles.acting_as(Role.POLICY, train=True):
-                yield trainer
-        finally:
-            losses.remove()
-    finally:
-        model.__dict__.pop("forward", None)  # TRL's fused head
-        model.config.use_cache = use_cache
-
-
-class _WholeSteps(torch.optim.AdamW):
-    """Out of memory inside a step ends the stage: TRL's loop would be tried again with weights that had moved."""
-
-    def step(self, closure: Any = None) -> Any:
-        """As AdamW's; raises `CannotFit` where memory runs out."""
-        with whole_step():
-            return super().step(closure)
+        train(roles, loan, trainer, finite)
 
 
 class _Watcher(TrainerCallback):
     """Progress, metrics, checkpoints, skipped steps, and the sum of the processes' gradients for TRL's loop."""
 
-    def __init__(self, checkpoints: Checkpoints, bar: Bar, rows: list[Row]) -> None:
-        self.checkpoints, self.bar, self.rows = checkpoints, bar, rows
+    def __init__(self, checkpoints: Checkpoints, bar: Bar, rows: list[Row], finite: FiniteSteps) -> None:
+        self.checkpoints, self.bar, self.rows, self.finite = checkpoints, bar, rows, finite
         self.tokens = step_tokens(rows, checkpoints.context.config.sft.batch_size)
         self.since, self.tokens_per_second = time.monotonic(), 0.0
-        self.losses: list[torch.Tensor] = []
         self.weight, self.norm = 1.0, 0.0
-        self.problem: str | None = None
-
-    def on_forward(self, _: Any, __: Any, output: Any) -> None:
-        """A hook on the model: TRL's own log would hide a loss that is not finite, or keep it for ever."""
-        self.losses.append(output.loss.detach())
 
     def on_step_begin(
         self,
@@ -211,8 +163,7 @@ class _Watcher(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        self.since, self.problem = time.monotonic(), None
-        self.losses.clear()
+        self.since = time.monotonic()
 
     def on_pre_optimizer_step(
         self,
@@ -226,16 +177,10 @@ class _Watcher(TrainerCallback):
         self.weight = _weight(self.rows[self.bar.count * config.batch_size :][: config.batch_size])
         for gradient in (p.grad for p in parameters if p.grad is not None and self.weight != 1):
             gradient.mul_(self.weight)
-        losses = torch.stack(self.losses).sum()
+        losses = torch.stack(self.finite.losses).sum()
         add_up(optimizer, losses)
+        self.finite.losses = [losses]
         self.norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-        try:
-            check_finite("the loss", float(losses))
-            check_finite("the gradient's norm", self.norm)
-        except NotFinite as error:
-            self.problem = str(error)
-            for parameter in parameters:
-                parameter.grad = None  # the optimiser passes over those that have none
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         self.tokens_per_second = self.tokens[self.bar.count] / (time.monotonic() - self.since)
@@ -252,11 +197,11 @@ class _Watcher(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         context, breakdowns, step = self.checkpoints.context, self.checkpoints.breakdowns, self.bar.count
-        if self.problem is not None:
+        if self.finite.problem is not None:
             context.metrics.append("sft", step, skipped=1.0)
             size = context.config.sft.batch_size
             batch = _packed(self.rows[(step - 1) * size : step * size], context.base)
-            breakdowns.skipped(context, "sft", step, self.problem, batch)
+            breakdowns.skipped(context, "sft", step, self.finite.problem, batch)
             return
         breakdowns.made()
         loss = torch.tensor(self.weight * logs["loss"], dtype=torch.float64)

@@ -4,6 +4,7 @@ The unit is one floating-point operation of a forward pass over many tokens. Tra
 theirs; by how much was measured once (docs/planning.md) and holds to a factor of about two.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -114,13 +115,32 @@ def work(stage: str, config: Config, counts: Amounts, shape: Shape) -> float:
     if stage == "reward":
         return counts.answers * (forward(0, heads) + config.reward.epochs * trained(0, heads))
     if stage == "ppo":
-        ppo = config.ppo
-        learnt = ppo.epochs * (trained(below, shape.layers, answer) + trained(below, heads))
-        evaluated = (1 + ppo.steps // ppo.evaluate_every) * min(ppo.evaluate_prompts, counts.held_out)
-        return ppo.steps * ppo.batch_size * (met + learnt) + evaluated * met
+        ppo, algorithm, steps = config.ppo, config.align.algorithm, policy_steps(config, counts)
+        evaluated = (1 + steps // ppo.evaluate_every) * min(ppo.evaluate_prompts, counts.held_out) * met
+        if algorithm == "ppo":
+            learnt = ppo.epochs * (trained(below, shape.layers, answer) + trained(below, heads))
+            return steps * ppo.batch_size * (met + learnt) + evaluated
+        # TRL runs all layers for every role, RLOO once more for the probabilities before the step.
+        learnt = trained(0, shape.layers, answer) + forward(0, shape.layers, answer)
+        if algorithm == "dpo":
+            return steps * config.align.batch_size * 2 * learnt + evaluated
+        again = forward(0, shape.layers, answer) if algorithm == "rloo" else 0.0
+        return steps * config.align.batch_size * (sampled + forward(0, heads) + again + learnt) + evaluated
     if stage == "evaluate":
         return counts.held_out * (met + sampled)
     return 0.0
+
+
+def policy_steps(config: Config, counts: Amounts) -> int:
+    """Optimiser steps of the stage that makes the policy; DPO's as if every answer were ranked, none of them tied."""
+    align = config.align
+    if align.algorithm == "ppo":
+        return config.ppo.steps
+    if align.algorithm != "dpo":
+        return align.steps
+    ranked_together = 2 if config.rank.source == "dataset" else config.sample.answers_per_prompt
+    comparisons = counts.answers * (ranked_together - 1) / 2
+    return max(1, math.ceil(comparisons * align.epochs / align.batch_size))
 
 
 def seconds_to_go(done: dict[str, float], amount: dict[str, float]) -> float | None:

@@ -1,0 +1,191 @@
+"""Stage 3 with `align.algorithm` rloo, grpo or dpo: the policy by one of TRL's trainers, on the run's own adapters.
+
+TRL trains from one evaluation or checkpoint to the next; everything that lasts longer is kept here, as for PPO.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lowrank_rlhf.errors import Stopped
+from lowrank_rlhf.models.allocator import release_freed_memory
+from lowrank_rlhf.models.lending import lent
+from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.storage import load_role
+from lowrank_rlhf.ppo.rollout import RewardScale
+from lowrank_rlhf.progress import Bar
+from lowrank_rlhf.stages import policy, ppo_state
+from lowrank_rlhf.stages.align_dpo import Comparing
+from lowrank_rlhf.stages.align_sampling import Sampling
+from lowrank_rlhf.stages.align_task import Task
+from lowrank_rlhf.stages.breakdown import RollBack
+from lowrank_rlhf.stages.claims import base_unchanged, checksums, others_unchanged
+from lowrank_rlhf.stages.compare import Contest, gold_judge
+from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.ppo_state import Learners, State
+from lowrank_rlhf.stages.trl_training import FiniteSteps, WholeSteps, loop_settings, schedule, train
+from lowrank_rlhf.stages.work import rows_per_pass
+
+
+@dataclass
+class _Setting:
+    """What the stage's parts share; only `state` and the task's notes change."""
+
+    context: Context
+    contest: Contest
+    task: Task
+    learners: Learners
+    state: State
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.learners[Role.POLICY]
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Make `adapters/policy` (the best on held-out prompts) and `adapters/policy-last`."""
+    config, roles = context.config, context.roles
+    name = config.align.algorithm.upper()
+    before, scale = context.base.checksum(), policy.load_roles(context)
+    others = checksums(context, [Role.POLICY])
+    task = _task(context, scale)
+    figure, judge = gold_judge(context)
+    contest = Contest.against_sft(context, config.ppo.evaluate_prompts, scale, judge, figure=figure)
+    learners = {Role.POLICY: WholeSteps(roles.parameters(Role.POLICY), lr=config.align.learning_rate, weight_decay=0.0)}
+    setting = _Setting(context, contest, task, learners, ppo_state.resume(context, learners)[0])
+    start, first = time.monotonic(), setting.state.step
+    with context.progress.track("ppo", task.steps, "steps", first) as bar:
+        _train(setting, bar)
+    state, seconds = setting.state, (time.monotonic() - start) / max(1, task.steps - first)
+    policy.save_policies(context)
+    return {
+        "algorithm": config.align.algorithm,
+        "steps": task.steps,
+        "best_step": state.best_step,
+        "seconds_per_step": seconds,
+        "gold": contest.judge and contest.judge.name,
+        "claims": [*state.claims, base_unchanged(context, name, before), others_unchanged(context, name, others)],
+    }
+
+
+def _task(context: Context, scale: RewardScale) -> Task:
+    return Comparing(context) if context.config.align.algorithm == "dpo" else Sampling(context, scale)
+
+
+def _train(setting: _Setting, bar: Bar) -> None:
+    """All steps that are left, each evaluation and each checkpoint at its step."""
+    context, task = setting.context, setting.task
+    while True:
+        try:
+            _evaluate_if_due(setting)
+            if setting.state.step == task.steps:
+                return
+            context.base.room.retry(lambda: _go_on(setting, bar), task.width)
+        except RollBack:
+            setting.state, _ = ppo_state.roll_back(context, setting.learners, setting.state)
+            bar.advance(setting.state.step - bar.count)
+        except Stopped:
+            step = setting.state.step
+            ppo_state.save(context, setting.learners, setting.state)
+            context.stop.check(f"ppo is saved at step {step}")
+            raise
+
+
+def _evaluate_if_due(setting: _Setting) -> None:
+    """An evaluation, unless this step had it before a stop, and a checkpoint.
+
+    The row in the metrics comes last: from then on the evaluation counts as made.
+    """
+    context, state, config = setting.context, setting.state, setting.context.config.ppo
+    last = state.step == setting.task.steps
+    due, save = (last or state.step % every == 0 for every in (config.evaluate_every, config.save_every))
+    rows = context.metrics.read("ppo") if due else ()
+    if not due or any(row["step"] == state.step and "eval/kl" in row for row in rows):
+        if save and not state.breakdowns.in_a_row:  # else there would be no good one left
+            ppo_state.save(context, setting.learners, state)
+        return
+    answers, figures = policy.meet(context, setting.contest, state.step)
+    if policy.KL_IS_0 not in policy.claimed(state):
+        policy.check_claim(state, policy.KL_IS_0, answers.apart, policy.MOST_TOKEN_DIFFERENCE)
+    policy.keep_if_best(context, state, figures)
+    if not state.breakdowns.in_a_row:
+        ppo_state.save(context, setting.learners, state)
+    context.run_dir.watched.truncate("ppo", state.step - 1)  # a kill may have left some of this step's
+    policy.log_evaluation(context, setting.contest, state.step, answers, figures)
+
+
+def _go_on(setting: _Setting, bar: Bar) -> None:
+    """TRL's steps up to the next evaluation or checkpoint; called again it goes on with the step that broke off."""
+    context, task, state = setting.context, setting.task, setting.state
+    config, roles, done = context.config, context.roles, state.step
+    stops = [(done // every + 1) * every for every in (config.ppo.evaluate_every, config.ppo.save_every)]
+    until = min(task.steps, *stops)
+    finite = FiniteSteps(roles)
+
+    def share(step: int) -> float:
+        return min(1.0, (step + done + 1) / (config.align.warmup_steps + 1)) * (1 - (step + done) / task.steps)
+
+    rates = schedule(setting.optimizer, state.breakdowns.rate * config.align.learning_rate, share)
+    per_pass = rows_per_pass(config.align.batch_size, task.width, context.base.room.tokens)
+    settings = loop_settings(context, "ppo", config.align.batch_size, per_pass, until - done)
+    with lent(roles, task.generate) as loan:
+        trainer = task.trainer(
+            loan,
+            finite,
+            settings | {"max_grad_norm": config.align.max_grad_norm},
+            range(done, until),
+            optimizers=(setting.optimizer, rates),
+            callbacks=[finite, _Watcher(setting, finite, bar)],
+        )
+        load_role(roles, Role.REFERENCE, context.run_dir.artifact("adapters/sft"))  # TRL copied the policy onto it
+        train(roles, loan, trainer, finite)
+    release_freed_memory()
+
+
+class _Watcher(TrainerCallback):
+    """State, metrics, progress, the first step's claim and skipped steps for TRL's loop."""
+
+    def __init__(self, setting: _Setting, finite: FiniteSteps, bar: Bar) -> None:
+        self.setting, self.finite, self.bar = setting, finite, bar
+        self.since = time.monotonic()
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - transformers' signature
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        self.since = time.monotonic()
+        self.setting.task.begin(self.setting.state.step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - transformers' signature
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        context, task, ours = self.setting.context, self.setting.task, self.setting.state
+        ours.step += 1
+        if self.finite.problem is not None:
+            context.metrics.append("ppo", ours.step, skipped=1.0)
+            self.bar.advance(1)
+            ours.breakdowns.skipped(context, "ppo", ours.step, self.finite.problem, task.batch())
+            return
+        ours.breakdowns.made()
+        off = task.first(logs)
+        if task.claim not in policy.claimed(ours) and off is not None:
+            policy.check_claim(ours, task.claim, off, task.tolerance)
+        figures = task.figures(logs)
+        before = sum(seconds for name, seconds in figures.items() if name.startswith("time/"))
+        figures["time/policy_update"] = time.monotonic() - self.since - before
+        context.metrics.append("ppo", ours.step, **figures, skipped=0.0)
+        shown = {"score": "objective/scores", "kl": "objective/kl", "loss": "policy/loss"}
+        self.bar.advance(1, **{name: figures[key] for name, key in shown.items() if key in figures})
