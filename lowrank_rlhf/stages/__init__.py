@@ -27,7 +27,7 @@ class Stage:
     """Files and folders of the run that it reads, where they exist."""
     writes: tuple[str, ...] = field(compare=False)
     """Files and folders of the run that it makes."""
-    shared: bool = True
+    shared: bool = field(default=True, compare=False)
     """Where there are several processes they share the work; otherwise it is the main one's alone, for it asks people
     or judges, who answer (and are paid) once."""
     module: str = field(default="", compare=False)
