@@ -1,20 +1,19 @@
 """Runs the stages in order: skips what is done, goes on with what is half done, refuses what is stale."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lowrank_rlhf import stages
-from lowrank_rlhf.artifacts import RunDir, read_record, sha256, write_json_atomic
+from lowrank_rlhf.artifacts import RunDir, read_record, write_json_atomic
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StaleRun
 from lowrank_rlhf.files import now
 from lowrank_rlhf.models.allocator import release_freed_memory
-from lowrank_rlhf.models.fetch import fetch_model, model_identity
+from lowrank_rlhf.models.fetch import fetch_model
 from lowrank_rlhf.models.shape import find_shape
 from lowrank_rlhf.planner.disk import check_room, disk_watched, smallest_need
 from lowrank_rlhf.planner.forecast import shown_peaks
@@ -22,18 +21,13 @@ from lowrank_rlhf.planner.pace import stage_work
 from lowrank_rlhf.progress import Later, Progress, StopRequest, duration, memory
 from lowrank_rlhf.stages import Stage, selection, together
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.fingerprint import current_fingerprint, differences
 from lowrank_rlhf.stages.report import write_report
 from lowrank_rlhf.stages.work import seconds_to_go
 from lowrank_rlhf.tracking import tracked
 from lowrank_rlhf.usage import forget_peak_memory, peak_memory_bytes
 
 State = Literal["done", "to do", "half done", "stale"]
-Fingerprint = dict[str, dict[str, Any]]
-
-# Settings that name files outside the run: what these hold counts as much as their names.
-_OUTSIDE = ("data.prompts", "sft.adapter", "rank.dataset")
-# Beside the settings of the model: what its files hold, as far as they are on this machine.
-_MODEL_FILES = "model files"
 
 
 class Standing(NamedTuple):
@@ -111,42 +105,6 @@ def stages_of(config: Config) -> list[Stage]:
 def _not_made(config: Config) -> set[str]:
     """What no stage of this config makes or needs: with comparisons from a data set there are no samples."""
     return set() if config.rank.source != "dataset" else set(stages.stage("sample").writes)
-
-
-def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerprint:
-    """What the stage's result depends on: its settings under dotted keys, and its inputs' hashes."""
-    settings: dict[str, Any] = {}
-    for key in stage.settings:
-        settings |= _flat(key, _setting(config, key))
-    return {"settings": {key: settings[key] for key in settings if key not in stages.PACE}, "inputs": inputs}
-
-
-def current_fingerprint(stage: Stage, config: Config, run_dir: RunDir) -> Fingerprint:
-    """The fingerprint that the stage would have if it were made now, from what lies in the run's folder."""
-    found = fingerprint(stage, config, _inputs(stage, config, run_dir))
-    if "model" in stage.settings:
-        found["settings"][_MODEL_FILES] = model_identity(config.model)
-    return found
-
-
-def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
-    """One line for each setting and input in which two fingerprints differ.
-
-    A setting that the old one lacks, made by a version that did not know it, had the value that is its default now.
-    """
-    before, after, defaults = old["settings"], new["settings"], Config.defaults()
-    lines = [
-        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
-        for key in before | after
-        if before.get(key, defaults.get(key)) != after.get(key)  # as numbers, so that 32 is 32.0
-        and not (key == _MODEL_FILES and None in (before.get(key), after.get(key)))  # not known is not different
-    ]
-    before, after = old["inputs"], new["inputs"]
-    for name in before | after:
-        if before.get(name) != after.get(name):
-            how = "is gone" if name not in after else "is new" if name not in before else "has changed"
-            lines.append(f"{name} {how}")
-    return tuple(lines)
 
 
 def _standing(stage: Stage, config: Config, run_dir: RunDir) -> Standing:
@@ -270,32 +228,3 @@ def _begun(run_dir: RunDir, stage: Stage) -> dict[str, Any] | None:
 
 def _started_path(run_dir: RunDir, stage: Stage) -> Path:
     return run_dir.work_path(stage.name) / "fingerprint.json"
-
-
-def _inputs(stage: Stage, config: Config, run_dir: RunDir) -> dict[str, str]:
-    outside = {}
-    for key in _OUTSIDE:
-        named = _setting(config, key)
-        if named and Path(named).exists() and any(key == own or key.startswith(f"{own}.") for own in stage.settings):
-            outside[named] = sha256(Path(named))
-    return run_dir.hashes(stage.reads) | outside
-
-
-def _setting(config: Config, key: str) -> Any:
-    value: Any = config.model_dump(mode="json")
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
-def _flat(key: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {key: value}
-    return {inner: leaf for name, item in value.items() for inner, leaf in _flat(f"{key}.{name}", item).items()}
-
-
-def _shown(settings: dict[str, Any], key: str) -> str:
-    if key not in settings:
-        return "(not set)"
-    text = json.dumps(settings[key], ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

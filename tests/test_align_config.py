@@ -9,8 +9,8 @@ from lowrank_rlhf.config.align import AlignConfig
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.pipeline import differences
 from lowrank_rlhf.planner.memory import Device, need
+from lowrank_rlhf.stages.fingerprint import differences
 from lowrank_rlhf.stages.work import policy_steps, work
 
 

@@ -17,6 +17,7 @@ from lowrank_rlhf.errors import StaleRun, UserError
 from lowrank_rlhf.models import backend
 from lowrank_rlhf.models.backend import FAMILIES, choose, take_backend
 from lowrank_rlhf.progress import Progress
+from lowrank_rlhf.stages.fingerprint import differences, fingerprint
 
 ROOT = Path(__file__).parents[1]
 NO_UNSLOTH = "the package unsloth is not installed (python -m pip install -r requirements-unsloth.txt)"
@@ -173,11 +174,11 @@ def test_a_run_without_cuda_says_so_and_goes_on_as_ever(tiny_folder, tmp_path: P
 
 def test_runs_of_versions_without_the_setting_are_transformers_own() -> None:
     stage = pipeline.stages.stage("sft")
-    now = pipeline.fingerprint(stage, config("transformers"), {})
+    now = fingerprint(stage, config("transformers"), {})
     before = {"settings": {k: v for k, v in now["settings"].items() if k != "model.backend"}, "inputs": {}}
-    assert pipeline.differences(before, now) == ()
-    asked = pipeline.fingerprint(stage, config("auto"), {})
-    assert pipeline.differences(before, asked) == ('model.backend: (not set) -> "auto"',)
+    assert differences(before, now) == ()
+    asked = fingerprint(stage, config("auto"), {})
+    assert differences(before, asked) == ('model.backend: (not set) -> "auto"',)
 
 
 def test_nothing_of_unsloth_is_imported_unless_asked_for() -> None:

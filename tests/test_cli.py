@@ -22,6 +22,7 @@ from lowrank_rlhf.config import loading
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import ExitCode, StaleRun
+from lowrank_rlhf.stages.fingerprint import fingerprint
 
 GOOD = "name: a\nmodel: {source: x}\n"
 HEAVY = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "matplotlib")
@@ -67,7 +68,7 @@ def a_run(folder: Path = Path("runs/a")) -> RunDir:
     (run_dir.work("sft") / "adapters" / "sft").mkdir(parents=True)
     summary = {"loss": 1.2345, "tokens_per_second": 340, "finished": True, "note": "[b]", "message": "sft [red] done"}
     mark = {
-        "fingerprint": pipeline.fingerprint(stage, config, {}),
+        "fingerprint": fingerprint(stage, config, {}),
         "summary": summary,
         "seconds": 62.0,
         "peak_memory_bytes": 3 * 2**29,

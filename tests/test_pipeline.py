@@ -21,6 +21,7 @@ from lowrank_rlhf.errors import RunLocked, StaleRun, Stopped, UserError, Waiting
 from lowrank_rlhf.models.shape import Shape
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.fingerprint import differences, fingerprint
 
 
 @dataclass(frozen=True)
@@ -207,12 +208,12 @@ def test_a_setting_that_the_runs_version_did_not_know_had_its_default(tmp_path: 
 
 
 def test_defaults_are_those_of_a_config_that_sets_nothing() -> None:
-    fingerprint = pipeline.fingerprint(FakeStage("x", tuple(Config.model_fields), (), (), lambda _: {}), settings(), {})
+    made = fingerprint(FakeStage("x", tuple(Config.model_fields), (), (), lambda _: {}), settings(), {})
     required = {"name", "model.source"}
     changed = {"stages"}  # in `settings` here
     defaults = Config.defaults()
     of_endpoint = {key for key in defaults if key.startswith("rank.endpoint.")}
-    found = {key: value for key, value in fingerprint["settings"].items() if key not in required | changed}
+    found = {key: value for key, value in made["settings"].items() if key not in required | changed}
     assert found == {key: value for key, value in defaults.items() if key in found}
     assert set(defaults) - of_endpoint - stages.PACE - changed == set(found)
     assert defaults["stages"] == list(STAGES)
@@ -470,7 +471,7 @@ def test_two_runs_of_one_name_do_not_mix(tmp_path: Path, factory: Factory) -> No
 def test_differences_name_what_is_new_and_what_is_gone() -> None:
     old = {"settings": {"a": 1, "b": "x" * 99, "old": True}, "inputs": {"same": "1", "lost": "2", "other": "3"}}
     new = {"settings": {"a": 1, "b": None, "new": 2}, "inputs": {"same": "1", "other": "4", "found": "5"}}
-    assert pipeline.differences(old, new) == (
+    assert differences(old, new) == (
         f'b: "{"x" * 56}... -> null',
         "old: true -> (not set)",
         "new: (not set) -> 2",
@@ -478,15 +479,15 @@ def test_differences_name_what_is_new_and_what_is_gone() -> None:
         "other has changed",
         "found is new",
     )
-    assert pipeline.differences(old, old) == ()
+    assert differences(old, old) == ()
     newer = {**old, "settings": {**old["settings"], "unknown to the older version": None}}
-    assert pipeline.differences(old, newer) == pipeline.differences(newer, old) == ()
+    assert differences(old, newer) == differences(newer, old) == ()
 
 
 def test_the_real_stages_settings_exist_and_what_they_read_is_written_before() -> None:
     made: set[str] = set()
     for stage in stages.STAGES:
-        assert pipeline.fingerprint(stage, settings(), {})["settings"]
+        assert fingerprint(stage, settings(), {})["settings"]
         assert made.issuperset(stage.reads)
         assert made.isdisjoint(stage.writes)
         made |= set(stage.writes)
@@ -499,7 +500,7 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, factory: 
     held = {"identity": "sha256 1"}
     fetched: list[str] = []
     monkeypatch.setattr(pipeline, "fetch_model", lambda model, _: fetched.append(model.source))
-    monkeypatch.setattr(pipeline, "model_identity", lambda _: held.get("identity"))
+    monkeypatch.setattr("lowrank_rlhf.stages.fingerprint.model_identity", lambda _: held.get("identity"))
     monkeypatch.setattr(Context, "check_lengths", lambda _: None)  # there is no tokenizer
     run(tmp_path, until="sample")
     held["identity"] = "sha256 2"

@@ -15,6 +15,7 @@ from lowrank_rlhf.files import sha256
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.stages.fingerprint import fingerprint
 
 ABOUT_REWARD = {"schema": 1, "pooling": "last", "layers": 2, "score_mean": 0.4, "score_std": 1.7, "weak": None}
 ROLES = {"sft": Role.REFERENCE, "policy": Role.POLICY, "reward": Role.REWARD, "critic": Role.CRITIC}
@@ -47,5 +48,5 @@ def _mark_done(context: Context, config: Config, outside: dict[str, str]) -> Non
         summary = all_summaries().get(stage.name)
         if summary:
             inputs = context.run_dir.hashes(stage.reads) | (outside if stage.name == "sft" else {})
-            mark = {"fingerprint": pipeline.fingerprint(stage, config, inputs), "summary": summary, "seconds": 1.0}
+            mark = {"fingerprint": fingerprint(stage, config, inputs), "summary": summary, "seconds": 1.0}
             write_json_atomic(context.run_dir.path / "done" / f"{stage.name}.json", mark)

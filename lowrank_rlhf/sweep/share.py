@@ -11,6 +11,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StageFailed
 from lowrank_rlhf.files import sha256
 from lowrank_rlhf.stages import STAGES, Stage
+from lowrank_rlhf.stages.fingerprint import current_fingerprint, differences, fingerprint
 
 
 def shared_stages(configs: Sequence[Config]) -> list[dict[str, str]]:
@@ -24,7 +25,7 @@ def shared_stages(configs: Sequence[Config]) -> list[dict[str, str]]:
         signatures: dict[str, str] = {}
         shared = {}
         for stage in pipeline.stages_of(config):
-            settings = pipeline.fingerprint(stage, config, {})["settings"]
+            settings = fingerprint(stage, config, {})["settings"]
             read = [signatures[name] for name in stage.reads if name in signatures]
             signature = repr((stage.name, sorted(settings.items()), read))
             signatures |= dict.fromkeys(stage.writes, signature)
@@ -64,10 +65,10 @@ def take_over(config: Config, runs: Path, donors: Sequence[str]) -> dict[str, st
 
 def _donor(stage: Stage, config: Config, run_dir: RunDir, donors: Sequence[RunDir]) -> RunDir | None:
     """The first run in which this stage was made from the same settings and inputs and still lies as it was made."""
-    wanted = pipeline.current_fingerprint(stage, config, run_dir)
+    wanted = current_fingerprint(stage, config, run_dir)
     for donor in donors:
         mark = donor.done(stage.name)
-        if mark is None or pipeline.differences(mark["fingerprint"], wanted):
+        if mark is None or differences(mark["fingerprint"], wanted):
             continue
         if _as_made(stage, donor):
             return donor

@@ -1,0 +1,83 @@
+"""What the result of a stage depends on, and in what two of these differ. Imports no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lowrank_rlhf import stages
+from lowrank_rlhf.artifacts import RunDir, sha256
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.models.fetch import model_identity
+from lowrank_rlhf.stages import Stage
+
+Fingerprint = dict[str, dict[str, Any]]
+
+# Settings that name files outside the run: what these hold counts as much as their names.
+_OUTSIDE = ("data.prompts", "sft.adapter", "rank.dataset")
+# Beside the settings of the model: what its files hold, as far as they are on this machine.
+_MODEL_FILES = "model files"
+
+
+def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerprint:
+    """What the stage's result depends on: its settings under dotted keys, and its inputs' hashes."""
+    settings: dict[str, Any] = {}
+    for key in stage.settings:
+        settings |= _flat(key, _setting(config, key))
+    return {"settings": {key: settings[key] for key in settings if key not in stages.PACE}, "inputs": inputs}
+
+
+def current_fingerprint(stage: Stage, config: Config, run_dir: RunDir) -> Fingerprint:
+    """The fingerprint that the stage would have if it were made now, from what lies in the run's folder."""
+    found = fingerprint(stage, config, _inputs(stage, config, run_dir))
+    if "model" in stage.settings:
+        found["settings"][_MODEL_FILES] = model_identity(config.model)
+    return found
+
+
+def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
+    """One line for each setting and input in which two fingerprints differ.
+
+    A setting that the old one lacks, made by a version that did not know it, had the value that is its default now.
+    """
+    before, after, defaults = old["settings"], new["settings"], Config.defaults()
+    lines = [
+        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
+        for key in before | after
+        if before.get(key, defaults.get(key)) != after.get(key)  # as numbers, so that 32 is 32.0
+        and not (key == _MODEL_FILES and None in (before.get(key), after.get(key)))  # not known is not different
+    ]
+    before, after = old["inputs"], new["inputs"]
+    for name in before | after:
+        if before.get(name) != after.get(name):
+            how = "is gone" if name not in after else "is new" if name not in before else "has changed"
+            lines.append(f"{name} {how}")
+    return tuple(lines)
+
+
+def _inputs(stage: Stage, config: Config, run_dir: RunDir) -> dict[str, str]:
+    outside = {}
+    for key in _OUTSIDE:
+        named = _setting(config, key)
+        if named and Path(named).exists() and any(key == own or key.startswith(f"{own}.") for own in stage.settings):
+            outside[named] = sha256(Path(named))
+    return run_dir.hashes(stage.reads) | outside
+
+
+def _setting(config: Config, key: str) -> Any:
+    value: Any = config.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _flat(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    return {inner: leaf for name, item in value.items() for inner, leaf in _flat(f"{key}.{name}", item).items()}
+
+
+def _shown(settings: dict[str, Any], key: str) -> str:
+    if key not in settings:
+        return "(not set)"
+    text = json.dumps(settings[key], ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
