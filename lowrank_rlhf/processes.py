@@ -177,31 +177,41 @@ def joined() -> Iterator[None]:
     """
     global _team
     place = _from_environment()
-    if place["WORLD_SIZE"] == 1:
-        yield
-        return
-    import torch.distributed as dist
+    with _one_gpu(place["LOCAL_RANK"]):
+        if place["WORLD_SIZE"] == 1:
+            yield
+            return
+        import torch.distributed as dist
 
-    _team = _begin(place["RANK"], place["WORLD_SIZE"], place["LOCAL_RANK"])
-    hidden = {name: os.environ.pop(name) for name in _LAUNCHER if name in os.environ}
+        _team = _begin(place["RANK"], place["WORLD_SIZE"])
+        hidden = {name: os.environ.pop(name) for name in _LAUNCHER if name in os.environ}
+        try:
+            yield
+        except BaseException as error:
+            if not is_main() and not isinstance(error, Left):
+                with suppress(RuntimeError):  # the main process is gone already
+                    _team.notes.set(_ERROR, f"process {_team.rank}: {str(error) or type(error).__name__}")
+            raise
+        finally:
+            _team = None
+            os.environ.update(hidden)
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _one_gpu(place: int) -> Iterator[None]:
+    """Inside, the process sees that one of its GPUs only, if CUDA starts there: trl's trainer would spread over all."""
+    visible = os.environ.get(_DEVICES)
+    os.environ[_DEVICES] = str(place) if visible is None else dict(enumerate(visible.split(","))).get(place, "")
     try:
         yield
-    except BaseException as error:
-        if not is_main() and not isinstance(error, Left):
-            with suppress(RuntimeError):  # the main process is gone already
-                _team.notes.set(_ERROR, f"process {_team.rank}: {str(error) or type(error).__name__}")
-        raise
     finally:
-        _team = None
-        os.environ.update(hidden)
-        dist.destroy_process_group()
+        os.environ.pop(_DEVICES)
+        if visible is not None:
+            os.environ[_DEVICES] = visible
 
 
-def _begin(rank: int, count: int, local_rank: int) -> _Team:
-    # Before CUDA starts: trl's trainer would spread over all GPUs that it sees.
-    visible = os.environ.get(_DEVICES)
-    own = str(local_rank) if visible is None else dict(enumerate(visible.split(","))).get(local_rank, "")
-    os.environ[_DEVICES] = own
+def _begin(rank: int, count: int) -> _Team:
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: nobody else need reach these sockets
     import torch

@@ -293,3 +293,19 @@ def test_in_one_process_nothing_is_shared_or_begun() -> None:
         "assert not torch.distributed.is_initialized()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+@pytest.mark.parametrize(
+    ("visible", "place", "own"),
+    [(None, None, "0"), ("3,1", None, "3"), ("3,1", "1", "1"), ("3", "1", ""), ("", None, "")],
+)
+def test_a_process_sees_one_gpu(monkeypatch: pytest.MonkeyPatch, visible, place, own) -> None:
+    """Also where it is the only one: transformers' trainer would take all that it sees."""
+    for name, value in {"CUDA_VISIBLE_DEVICES": visible, "RANK": place and "0", "LOCAL_RANK": place}.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with processes.joined():
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
