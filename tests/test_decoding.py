@@ -42,17 +42,19 @@ def test_answers_against_a_naive_loop(tiny_base, architecture, steps) -> None:  
 def test_states_are_those_of_steps_on_a_growing_cache(tiny_base) -> None:
     """Also after rows have left, up to the last token that there is room for."""
     roles = make_roles(tiny_base("nf4"))
+    polls: list[int] = []
     tokens = torch.tensor([[9, 30, 7, 41], [11, 8, 90, 3], [5, 6, 7, 8]], device=DEVICE).t()
     with generating_as(roles, Role.POLICY):
-        growing, fixed = (begin(roles.base.model, [[5, 6, 7], [8]], 0, 2, 3, graphs=False)[1] for _ in range(2))
+        growing, fixed = (begin(roles.base.model, [[5, 6, 7], [8]], 0, 2, 3)[1] for _ in range(2))
         assert isinstance(growing, GrowingSteps)
-        fixed = RecordedSteps(fixed.model, fixed.cache, fixed.attention, fixed.position, 3)
+        fixed = RecordedSteps(fixed.model, fixed.cache, fixed.attention, fixed.position, 3, lambda: polls.append(1))
         for t in range(3):
             rows = torch.arange(4, device=DEVICE) if t < 2 else torch.tensor([0, 3], device=DEVICE)
             if t == 2:
                 for either in (growing, fixed):
                     either.keep(rows)
             torch.testing.assert_close(fixed(tokens[rows, t]), growing(tokens[rows, t]), rtol=1e-5, atol=1e-5)
+            assert len(polls) == t + 1
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="only a GPU records")

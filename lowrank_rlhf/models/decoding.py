@@ -5,7 +5,7 @@ CUDA graph starts them all at once; for that nothing may change between steps bu
 the cache has its full length from the beginning, and the mask says how far it is filled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -31,11 +31,17 @@ class Steps(Protocol):
 
 
 def begin(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int, repeats: int, more: int, graphs: bool
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    pad: int,
+    repeats: int,
+    more: int,
+    poll: Callable[[], None] | None = None,
 ) -> tuple[Tensor, Steps]:
     """Read the prompts, once each: the states after them, (P x repeats, h), and what gives the states of `more` steps.
 
-    `graphs` records the step, where the device and the model allow it.
+    With `poll` the step is recorded where the device and the model allow it; then no forward runs that others could
+    hook into, and `poll` is called at every step instead.
     """
     ids, attention = left_padded(prompts, pad)
     ids, attention = ids.to(model.device), attention.to(model.device)
@@ -45,9 +51,9 @@ def begin(
     cache.batch_repeat_interleave(repeats)
     states, attention = (tensor.repeat_interleave(repeats, 0) for tensor in (states, attention))
     position = position[:, -1:].repeat_interleave(repeats, 0)
-    recorded = graphs and model.device.type == "cuda" and of_fixed_shape(model, cache)
-    kind = RecordedSteps if recorded else GrowingSteps
-    return states, kind(model, cache, attention, position, more)
+    if poll is not None and model.device.type == "cuda" and of_fixed_shape(model, cache):
+        return states, RecordedSteps(model, cache, attention, position, more, poll)
+    return states, GrowingSteps(model, cache, attention, position)
 
 
 def of_fixed_shape(model: PreTrainedModel, cache: DynamicCache) -> bool:
@@ -63,14 +69,7 @@ class GrowingSteps:
 
     drop_below = 0.75
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        cache: DynamicCache,
-        attention: Tensor,
-        position: Tensor,
-        more: int,  # noqa: ARG002 - as RecordedSteps
-    ):
+    def __init__(self, model: PreTrainedModel, cache: DynamicCache, attention: Tensor, position: Tensor):
         self.model, self.cache, self.attention, self.position = model, cache, attention, position
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -90,9 +89,17 @@ class RecordedSteps:
 
     drop_below = 0.5
 
-    def __init__(self, model: PreTrainedModel, cache: DynamicCache, attention: Tensor, position: Tensor, more: int):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: DynamicCache,
+        attention: Tensor,
+        position: Tensor,
+        more: int,
+        poll: Callable[[], None],
+    ):
         held = attention.shape[-1]
-        self.model, self.more, self.position = model, more, position
+        self.model, self.position, self.poll = model, position, poll
         self.place = torch.tensor([held], device=attention.device)
         self.mask = torch.zeros(len(attention), 1, 1, held + more, dtype=torch.bool, device=attention.device)
         self.mask[..., :held] = attention[:, None, None].bool()
@@ -104,6 +111,7 @@ class RecordedSteps:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """See `Steps`."""
+        self.poll()
         self.ids.copy_(tokens[:, None])
         self.position.add_(1)
         self.mask.index_fill_(-1, self.place, value=True)

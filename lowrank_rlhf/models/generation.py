@@ -167,12 +167,12 @@ def _draws(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Step by step, which of the P x K answers still went on, and the token that each of them drew: (N,), (N,)."""
     base, (_, repeats, length) = roles.base, uniforms.shape
-    states, steps = begin(base.model, prompts, base.pad, repeats, length - 1, base.config.cuda_graphs)
+    poll = roles.poll if base.config.cuda_graphs else None
+    states, steps = begin(base.model, prompts, base.pad, repeats, length - 1, poll)
     streams = uniforms.flatten(0, 1).to(base.device)
     rows = torch.arange(len(streams), device=base.device)  # which answers the cache holds
     going = torch.ones_like(rows, dtype=torch.bool)  # which of them have not ended
     for t in range(length):
-        roles.poll()
         logits = vocabulary_logits(states, base.model)
         drawn = _next(logits, temperature, streams[rows, t])
         yield rows[going], drawn[going]

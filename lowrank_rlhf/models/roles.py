@@ -76,7 +76,7 @@ class Roles:
         self.heads: dict[Role, nn.Linear] = {}
         self.merged: Role | None = None  # set by `merging.merged` while the adapters are out of the model
         self.poll: Callable[[], None] = lambda: None
-        """Called before every forward and every token drawn: it may raise, to end the work there."""
+        """Called before every forward, and every decoding step that is none: it may raise, to end the work there."""
         self.decoder.register_forward_pre_hook(lambda *_: self.poll())
         self._acting: Role | None = None
         self._training = False
