@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,35 @@ print(kept - psutil.Process().memory_info().rss)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 15 * (1 << 24)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="oneDNN as PyTorch has it on Linux")
+def test_few_kernels_are_kept() -> None:
+    """Memory that bfloat16 products of 200 shapes leave behind; the environment has the last word."""
+    script = """
+import psutil, torch
+from lowrank_rlhf.models.allocator import keep_few_kernels, release_freed_memory
+KEEP
+weight, rows = torch.ones(1024, 576, dtype=torch.bfloat16), torch.ones(500, 576, dtype=torch.bfloat16)
+torch.nn.functional.linear(rows, weight)
+before = psutil.Process().memory_info().rss
+for count in range(200, 400):
+    torch.nn.functional.linear(rows[:count], weight)
+release_freed_memory()
+print(psutil.Process().memory_info().rss - before)
+"""
+
+    def left(keep: str, **environment: str) -> int:
+        command = [sys.executable, "-c", script.replace("KEEP", keep)]
+        clean = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")}
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, env=clean | environment).stdout)
+
+    everything = left("")
+    if everything < 40 << 20:
+        pytest.skip("this CPU multiplies bfloat16 without making kernels")
+    assert left("keep_few_kernels()") < everything / 2
+    asked = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"}
+    assert left("keep_few_kernels()", **asked) > everything / 2
 
 
 def test_elsewhere_than_on_linux_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from transformers import (
 
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.models.allocator import keep_freed_memory, release_freed_memory
+from lowrank_rlhf.models.allocator import keep_few_kernels, keep_freed_memory, release_freed_memory
 from lowrank_rlhf.models.attention import NAME as SHORT_ATTENTION
 from lowrank_rlhf.models.fetch import fetch_model
 from lowrank_rlhf.models.folder import check_architecture
@@ -109,6 +109,7 @@ def load_base(config: ModelConfig, progress: Progress) -> Base:
     Raises `UserError` where the model or its tokenizer cannot serve.
     """
     keep_freed_memory()
+    keep_few_kernels()
     if config.threads:
         torch.set_num_threads(config.threads)
     transformers.utils.logging.disable_progress_bar()
