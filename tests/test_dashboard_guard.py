@@ -9,8 +9,10 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import gradio as gr
 import pytest
 from browser import page_server
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -19,7 +21,7 @@ from starlette.testclient import TestClient
 
 from lowrank_rlhf.commands import dashboard
 from lowrank_rlhf.dashboard import guard
-from lowrank_rlhf.dashboard.guard import Guard, Password
+from lowrank_rlhf.dashboard.guard import GradioSessions, Guard, Password
 from lowrank_rlhf.errors import UserError
 
 PASSWORD = "correct horse battery"
@@ -229,6 +231,44 @@ class TestPassword:
 
     def test_a_long_form_is_not_read(self) -> None:
         assert guarded(password=PASSWORD).post("/login", data={"password": "x" * 5000}).status_code == 413
+
+
+class TestGradioSessions:
+    """With Gradio's own login, as the annotators' page has it."""
+
+    @pytest.fixture
+    def client(self) -> TestClient:
+        with gr.Blocks() as blocks:
+            gr.HTML("ranking")
+        app = FastAPI()
+        app.add_middleware(GradioSessions)
+        login = lambda name, given: name == "ann" and given == PASSWORD  # noqa: E731
+        gr.mount_gradio_app(app, blocks, path="/", auth=login, ssr_mode=False)
+        return TestClient(app)
+
+    def test_who_is_let_in_is_a_stranger_again_after_hours(self, client, monkeypatch) -> None:
+        assert client.get("/config").status_code == 401
+        assert client.post("/login", data={"username": "ann", "password": PASSWORD}).status_code == 200
+        assert any(name.startswith("access-token") for name in client.cookies)
+        assert client.get("/config").status_code == 200
+        now = time.monotonic()
+        monkeypatch.setattr(guard.time, "monotonic", lambda: now + guard.SESSION_SECONDS - 10)
+        assert client.get("/config").status_code == 200
+        monkeypatch.setattr(guard.time, "monotonic", lambda: now + guard.SESSION_SECONDS + 1)
+        assert client.get("/config").status_code == 401
+        assert client.post("/login", data={"username": "ann", "password": PASSWORD}).status_code == 200
+        assert client.get("/config").status_code == 200
+
+    def test_other_cookies_pass(self) -> None:
+        app = Starlette(
+            routes=[Route("/", lambda request: PlainTextResponse(request.headers.get("cookie", "none")))],
+            middleware=[Middleware(GradioSessions)],
+        )
+        client = TestClient(app)
+        client.cookies.update({"a": "1", "access-token-x": "made up", "b": "2"})
+        assert client.get("/").text == "a=1; b=2"
+        client.cookies.clear()
+        assert client.get("/").text == "none"
 
 
 def test_a_body_is_bounded(monkeypatch) -> None:

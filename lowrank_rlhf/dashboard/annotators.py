@@ -10,7 +10,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from lowrank_rlhf.dashboard import rank_view
-from lowrank_rlhf.dashboard.guard import Guard, hosts
+from lowrank_rlhf.dashboard.guard import GradioSessions, Guard, hosts
 from lowrank_rlhf.dashboard.ranking_text import LANGUAGES, language_of, say
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.ranking.labelling import annotator_name
@@ -86,7 +86,7 @@ def serve(folder: Path, host: str, port: int, password: str, told: Callable[[str
         prevent_thread_lock=True,
         footer_links=[],
         app_kwargs={
-            "middleware": [Middleware(Guard, hosts=hosts(host), also=_LOGIN)],
+            "middleware": [Middleware(Guard, hosts=hosts(host), also=_LOGIN), Middleware(GradioSessions)],
             "docs_url": None,
             "redoc_url": None,
         },

@@ -25,6 +25,7 @@ SESSION_SECONDS = 12 * 3600
 MOST_BYTES = 64 * 2**20
 """Of one request's body: an upload of annotations is the largest."""
 COOKIE = "lowrank-session"
+_TOKEN = "access-token"  # noqa: S105 - of a cookie, the beginning of its name
 _LONGEST_FORM = 4096
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _OPEN = (
@@ -173,8 +174,49 @@ class Password:
         return answer
 
     def _known(self, scope: Scope) -> bool:
-        key = cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE, "")
-        return self.sessions.get(key, 0.0) > time.monotonic()
+        return self.sessions.get(_cookies(scope).get(COOKIE, ""), 0.0) > time.monotonic()
+
+
+@dataclass
+class GradioSessions:
+    """ASGI middleware for inside a `Guard`: whom Gradio's own login let in is unknown to it again after hours.
+
+    Gradio marks them by cookies whose names begin with `access-token`, and never forgets one.
+    """
+
+    app: ASGIApp
+    ends: dict[str, float] = field(default_factory=dict)
+    """Of each token that was given out: when it ends."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        now = time.monotonic()
+        known = {name: value for name, value in _cookies(scope).items() if not self._ended(name, value, now)}
+        cookie = "; ".join(f"{name}={value}" for name, value in known.items())
+        others = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
+        headers = [*others, (b"cookie", cookie.encode("latin-1"))] if cookie else others
+
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._note(Headers(raw=message["headers"]).getlist("set-cookie"), now)
+            await send(message)
+
+        await self.app({**scope, "headers": headers}, receive, noting)
+
+    def _ended(self, name: str, value: str, now: float) -> bool:
+        return name.startswith(_TOKEN) and self.ends.get(value, 0.0) <= now
+
+    def _note(self, given: Collection[str], now: float) -> None:
+        tokens = [value for one in given for name, value in cookie_parser(one).items() if name.startswith(_TOKEN)]
+        if tokens:
+            self.ends = {token: end for token, end in self.ends.items() if end > now}
+            self.ends |= dict.fromkeys(filter(None, tokens), now + SESSION_SECONDS)
+
+
+def _cookies(scope: Scope) -> dict[str, str]:
+    return cookie_parser(Headers(scope=scope).get("cookie", ""))
 
 
 def _name(host: str) -> str:
