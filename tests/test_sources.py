@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_rlhf.data import sources
+from lowrank_rlhf.data import sources, tables
 from lowrank_rlhf.data.comparisons import load_comparisons
 from lowrank_rlhf.data.hub import HubSource, parse_source
 from lowrank_rlhf.data.loading import load
@@ -127,6 +127,20 @@ def test_a_gzip_file_is_not_unpacked_beyond_its_bound(tmp_path: Path, monkeypatc
     assert len(read_rows(path)) == 1
     path.write_bytes(gzip.compress(b" " * (2 * 2**20 + 1)))
     assert failure(path) == "FILE: holds more than 2 MiB; unpack it yourself, or split it"
+
+
+@pytest.mark.parametrize(
+    "column",
+    [["x" * 2**20] * 3, list(map(str, range(200_000))), [None] * 50_000],
+    ids=["a repeated value", "many values", "many rows"],
+)
+def test_nor_is_a_parquet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: list[str | None]) -> None:
+    path = tmp_path / "bomb.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["Hi"], "n": [1]}), path, compression="zstd")
+    monkeypatch.setattr(tables, "MOST_UNPACKED", 2 * 2**20)
+    assert len(read_rows(path)) == 1
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": column}), path, compression="zstd")
+    assert failure(path) == "FILE: holds more than 2 MiB unpacked; split it"
 
 
 def test_a_cell_that_is_not_text_spoils_a_parquet_file_without_a_traceback(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 from lowrank_rlhf.errors import HALF_A_CHARACTER, UserError, is_whole
 
+MOST_UNPACKED = 2**30
+"""Bytes of one file; a few packed kilobytes can hold more than any memory."""
+
 EXAMPLE = '{"prompt": "..."}'
 
 

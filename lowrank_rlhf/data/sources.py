@@ -9,12 +9,10 @@ from pathlib import Path
 
 from lowrank_rlhf.data.hub import SCHEME, hub_rows
 from lowrank_rlhf.data.jsonfile import json_rows
-from lowrank_rlhf.data.rows import BadRow, Row
+from lowrank_rlhf.data.rows import MOST_UNPACKED, BadRow, Row
 from lowrank_rlhf.data.tables import csv_rows, parquet_rows
 from lowrank_rlhf.errors import UserError
 
-MOST_UNPACKED = 2**30
-"""Bytes; a few kilobytes of gzip can hold more than any memory."""
 Reader = Callable[[bytes, str], list[Row | BadRow]]
 
 READERS: dict[str, Reader] = {

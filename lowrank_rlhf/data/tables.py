@@ -6,8 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lowrank_rlhf.data.rows import BadRow, Row, make_row
+from lowrank_rlhf.data.rows import MOST_UNPACKED, BadRow, Row, make_row
 from lowrank_rlhf.errors import UserError
+
+BATCH = 1024
+"""Rows of a Parquet file that are unpacked at once."""
+BYTES_OF_A_ROW = 100
+"""What an empty row takes in Python at least."""
 
 
 def csv_rows(content: bytes, name: str) -> list[Row | BadRow]:
@@ -46,10 +51,19 @@ def parquet_rows(content: bytes, name: str) -> list[Row | BadRow]:
     import pyarrow
     import pyarrow.parquet
 
+    rows: list[dict[str, Any]] = []
     try:
-        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        held = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        for batch in file.iter_batches(BATCH) if held <= MOST_UNPACKED else ():
+            held += batch.nbytes + BYTES_OF_A_ROW * batch.num_rows  # one repeated value takes no room before
+            if held > MOST_UNPACKED:
+                break
+            rows += batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # damage may show in a cell alone
         raise UserError(f"{name}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+    if held > MOST_UNPACKED:
+        raise UserError(f"{name}: holds more than {MOST_UNPACKED >> 20:,} MiB unpacked; split it")
     return without_empty_columns(numbered(rows, name))
 
 
