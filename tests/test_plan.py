@@ -24,10 +24,7 @@ from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.stages.work import Amounts
 
 GB = 10**9
-KNOWN_TO_BE_OFF = {
-    ("nf4, 64 rows", "ppo"): 1.21,
-    ("no quantisation", "sft"): 0.79,
-}
+KNOWN_TO_BE_OFF = {("no quantisation", "sample"): 0.8}
 """Of what was measured, and by how much; docs/planning.md says why as far as it is known."""
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "mistral", "phi3")
 SMOLLM = Shape(
@@ -141,7 +138,7 @@ class TestMemory:
         assert terms["optimiser"] == 12 * (1_428_480 + 285_696)
         assert terms["activations"] == 15 * 512 * (22 * 576 + 9 * 1536)
         assert terms["logits"] == pytest.approx((14 * 256 + 8 * (512 * 20 / 34 - 256)) * 49_152)
-        assert terms["gaps"] == 330e6
+        assert terms["gaps"] == 210e6
         few = need("ppo", quickstart("ppo.batch_size=4"), SMOLLM, COUNTS, Device(False, 2))
         assert few.turns["training"][0].size == 15 * 4 * (18 + 48) * (
             22 * 576 + 9 * 1536

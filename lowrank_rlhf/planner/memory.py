@@ -19,7 +19,7 @@ GAPS = 0.2
 """Idle memory between blocks in use on a GPU, as a share of what passes; nowhere measured yet."""
 HEAP = 140 * 10**6
 """The same on a CPU, where it hardly grows with what passes: for sampling and reading."""
-HEAP_OF_TRAINING = 330 * 10**6
+HEAP_OF_TRAINING = 210 * 10**6
 """And for a stage that trains."""
 CHUNK = 256
 """Tokens whose logits exist at once (models/logprobs.py)."""
