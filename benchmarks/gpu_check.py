@@ -26,7 +26,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 LAW_TESTS = (
     "roles", "scoring", "architectures", "trunk", "fused", "generation", "decoding", "logprobs", "storage",
-    "adapters", "rslora", "int8", "dropout", "ppo", "ppo_learning", "ppo_stage", "reward", "stages", "room", "breakdown",
+    "adapters", "rslora", "int8", "dropout", "ppo", "ppo_learning", "ppo_stage", "reward", "stages", "room",
+    "breakdown",
 )  # fmt: skip
 """Test files of the eight LAWS (DESIGN 3) and of the stages that rest on them."""
 SHORT = ("ppo.steps=4", "ppo.warmup_steps=1", "ppo.evaluate_every=4", "sample.prompts=120")
