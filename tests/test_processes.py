@@ -45,7 +45,7 @@ LIMIT = 120
 
 
 class Launched:
-    """Processes with the environment that a launcher gives them; `said` is what all of them said."""
+    """Processes with the environment that a launcher gives them; `said` is what the first said, then the second."""
 
     def __init__(self, folder: Path, *command: str) -> None:
         with socket.socket() as free:
@@ -53,21 +53,20 @@ class Launched:
             port = free.getsockname()[1]
         place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         (folder / "tmp").mkdir(exist_ok=True)
-        self.log = folder / "said.txt"
-        with self.log.open("wb") as said:
-            self.all = [
-                subprocess.Popen(
-                    [sys.executable, *command],
-                    env={**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank, "TMPDIR": str(folder / "tmp")},
-                    stdout=said,
-                    stderr=said,
+        self.logs = [folder / "said-0.txt", folder / "said-1.txt"]  # two writers of one file may cut each other's lines
+        self.all = []
+        for rank, log in enumerate(self.logs):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "TMPDIR": str(folder / "tmp")}
+            with log.open("wb") as said:
+                self.all.append(
+                    subprocess.Popen(
+                        [sys.executable, *command], env={**os.environ, **place, **own}, stdout=said, stderr=said
+                    )
                 )
-                for rank in ("0", "1")
-            ]
 
     @property
     def said(self) -> str:
-        return self.log.read_text(encoding="utf-8")
+        return "".join(log.read_text(encoding="utf-8") for log in self.logs)
 
     def wait(self) -> list[int]:
         """Their exit codes."""
