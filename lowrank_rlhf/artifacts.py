@@ -1,4 +1,4 @@
-"""A run's folder on disk: outputs that appear whole or not at all, done-marks, logs and checkpoints.
+"""A run's folder on disk: outputs that appear whole or not at all, done-marks and logs.
 
 Every step here may be killed at any instant: what is declared finished is on disk, and the rest is made again.
 """
@@ -6,10 +6,8 @@ Every step here may be killed at any instant: what is declared finished is on di
 import json
 import os
 import platform
-import re
 import shutil
 import uuid
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -17,19 +15,41 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from lowrank_rlhf import faults
 from lowrank_rlhf.errors import RunLocked, UserError
-from lowrank_rlhf.files import append_line, file_names, now, read_json, sha256, sync, sync_folder, write_atomic
+from lowrank_rlhf.files import append_line, now, read_json, sha256, sync, sync_folder, write_atomic
 from lowrank_rlhf.files import write_json_atomic as write_json_atomic
 
 SCHEMA = 1
 """Of a run's folder as a whole, in its env.json, and of each JSON file in it (decision 0014)."""
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
-_MANIFEST = "manifest.json"
-_CHECKPOINTS_KEPT = 2
-"""One to go on from, and one for the day on which the disk has damaged that."""
-_STEP = re.compile(r"step-(\d{6,})")
+
+
+class Fingerprint(BaseModel):
+    """What a stage's result depends on."""
+
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+
+class Begun(BaseModel):
+    """What is noted when a stage begins; a mark says more."""
+
+    fingerprint: Fingerprint
+    seconds: FiniteFloat
+
+
+class Mark(Begun):
+    """What every done-mark says, beside more."""
+
+    summary: dict[str, Any]
+
+
+class _Plan(BaseModel):
+    writes: list[str]
+    mark: Mark
 
 
 class RunDir:
@@ -87,8 +107,8 @@ class RunDir:
         return path
 
     def done(self, stage: str) -> dict[str, Any] | None:
-        """The stage's done-mark, if it is done. Raises `UserError` for a newer version's."""
-        return read_record(self._mark(stage))
+        """The stage's done-mark, if it is done. Raises `UserError` for a newer version's and for a damaged one."""
+        return read_record(self._mark(stage), Mark)
 
     def finish(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
         """Move the outputs from the work folder into the run and mark the stage done.
@@ -107,7 +127,7 @@ class RunDir:
 
     def recover(self) -> list[str]:
         """Complete what a killed `finish` or `discard` left half done; the stages that it finished."""
-        plans = {path.parent.name: read_record(path) for path in sorted(self.path.glob("work/*/finish.json"))}
+        plans = {path.parent.name: read_record(path, _Plan) for path in sorted(self.path.glob("work/*/finish.json"))}
         for stage, plan in plans.items():
             if plan:
                 self._complete(stage, plan["writes"], plan["mark"])
@@ -160,15 +180,25 @@ class RunDir:
         shutil.rmtree(self.work_path(".trash"), ignore_errors=True)
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path, form: type[BaseModel] | None = None) -> dict[str, Any] | None:
     """What a run keeps in a JSON file; None if it is missing or was cut short.
 
-    Raises `UserError` for a newer version's. Those without a `schema` are of the first.
+    Raises `UserError` for a newer version's, and for one that has not the `form`. Those without a `schema` are of the
+    first.
     """
     found = read_json(path)
-    schema = found.get("schema", SCHEMA) if found else SCHEMA
+    schema = (found or {}).get("schema", SCHEMA)
     if not isinstance(schema, int) or schema > SCHEMA:
         raise UserError(f"{path}: written by a newer version of lowrank_rlhf (schema {schema}); update lowrank_rlhf")
+    if found is not None and form:
+        try:
+            form.model_validate(found)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise UserError(
+                f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}. It was changed by hand or damaged; put "
+                "it back as it was, or delete it: what it tells of is made again"
+            ) from None
     return found
 
 
@@ -186,7 +216,7 @@ class StepLog:
             self.also(stage, step, row)
 
     def read(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
-        """The rows, of one stage or of all; a line that a crash cut short is passed over."""
+        """The rows, of one stage or of all; a line that is none, as a crash leaves it, is passed over."""
         for _, row in self._lines():
             if stage is None or row["stage"] == stage:
                 yield row
@@ -201,79 +231,9 @@ class StepLog:
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
         for line in text.split("\n"):
             with suppress(json.JSONDecodeError):
-                yield line, json.loads(line)
-
-
-def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder, make it `step-000050` of `folder` in one rename, and delete all but the last two."""
-    temporary = folder / ".checkpoint"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    faults.point("checkpoint: filled")
-    sync(temporary)
-    names = file_names(temporary)
-    write_json_atomic(
-        temporary / _MANIFEST,
-        {
-            "schema": SCHEMA,
-            "step": step,
-            "files": {name: sha256(temporary / name) for name in names},
-            "bytes": {name: (temporary / name).stat().st_size for name in names},
-        },
-    )
-    target = folder / f"step-{step:06d}"
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(temporary, target)
-    faults.point("checkpoint: renamed")
-    sync_folder(folder)
-    for _, path in sorted(_checkpoints(folder))[:-_CHECKPOINTS_KEPT]:
-        shutil.rmtree(path)
-        faults.point("checkpoint: an older one deleted")
-
-
-def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """Step and folder of the newest whole checkpoint; damaged ones are set aside with a warning that says what is."""
-    for step, path in sorted(_checkpoints(folder), reverse=True):
-        damage = _damage(path)
-        if not damage:
-            return step, path
-        aside = path.with_name(f"{path.name}.damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(path, aside)
-        warnings.warn(
-            f"checkpoint {path} is damaged and was set aside as {aside.name}: {'; '.join(damage)}. "
-            "The stage goes on from the one before it, or from its beginning",
-            stacklevel=2,
-        )
-    return None
-
-
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    paths = folder.iterdir() if folder.is_dir() else ()
-    return [(int(match[1]), path) for path in paths if (match := _STEP.fullmatch(path.name))]
-
-
-def _damage(checkpoint: Path) -> list[str]:
-    """What of a checkpoint is not as it was written, file by file; nothing if it is whole."""
-    manifest = read_record(checkpoint / _MANIFEST) or {}
-    files, sizes = manifest.get("files"), manifest.get("bytes", {})  # an earlier version noted no sizes
-    if not isinstance(files, dict):
-        return [f"{_MANIFEST} is missing or cut short"]
-    return [fault for name, digest in files.items() if (fault := _fault(checkpoint / name, name, digest, sizes))]
-
-
-def _fault(path: Path, name: str, digest: str, sizes: dict[str, int]) -> str | None:
-    try:
-        size = path.stat().st_size
-        if size != sizes.get(name, size):
-            return f"{name} is {size} bytes instead of {sizes[name]}"
-        return None if sha256(path) == digest else f"{name} has another sha256 than when it was written"
-    except FileNotFoundError:
-        return f"{name} is missing"
-    except OSError as error:
-        return f"{name} cannot be read: {error.strerror}"
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int) and "stage" in row:
+                    yield line, row
 
 
 def _environment() -> dict[str, Any]:
@@ -295,5 +255,5 @@ def _version(package: str) -> str | None:
 
 def _held(run: Path, holder: Path) -> str:
     by = read_json(holder)
-    who = f"process {by['pid']} holds it since {by['since']}" if by else "another process holds it"
+    who = f"process {by.get('pid')} holds it since {by.get('since')}" if by else "another process holds it"
     return f"{run} is in use: {who}. Wait until it ends, or stop it; it saves its work on SIGTERM."

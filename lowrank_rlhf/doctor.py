@@ -19,7 +19,7 @@ from lowrank_rlhf.progress import memory
 
 OLDEST_PYTHON = (3, 11)
 INSTALL = "python -m pip install -r requirements.txt"
-FREE_MEMORY, FREE_DISK = 3 * 10**9, 4 * 10**9
+FREE_MEMORY, FREE_DISK = 2 * 10**9, 4 * 10**9
 """Bytes that the quickstart wants: its peak memory, and room for a model and a run."""
 
 
@@ -83,7 +83,7 @@ def _memory() -> Finding:
     state = psutil.virtual_memory()
     found = f"{memory(state.available)} of {memory(state.total)} available"
     return Finding(
-        "memory", found, "" if state.available >= FREE_MEMORY else "the quickstart takes 3 GB; close something"
+        "memory", found, "" if state.available >= FREE_MEMORY else "the quickstart takes 2 GB; close something"
     )
 
 

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lowrank_rlhf import stages
-from lowrank_rlhf.artifacts import RunDir, read_record, write_json_atomic
+from lowrank_rlhf.artifacts import Begun, RunDir, read_record, write_json_atomic
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import StaleRun
+from lowrank_rlhf.errors import StaleRun, UserError
 from lowrank_rlhf.files import now
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.fetch import fetch_model
 from lowrank_rlhf.models.shape import find_shape
 from lowrank_rlhf.planner.disk import check_room, disk_watched, smallest_need
+from lowrank_rlhf.planner.fit import fitted
 from lowrank_rlhf.planner.forecast import shown_peaks
 from lowrank_rlhf.planner.pace import stage_work
 from lowrank_rlhf.progress import Later, Progress, StopRequest, duration, memory
@@ -55,6 +56,7 @@ def run(
     again = selection.built_on(selection.named(redo, stages_of(config)))
     run_dir = RunDir(runs_folder / config.name)
     run_dir.check_version()
+    config = _fitted(config, run_dir, progress)
     to_do = [stage for stage in chosen if stage in again or run_dir.done(stage.name) is None]
     check_room(run_dir.path, smallest_need(to_do, config, find_shape(config.model)))
     with disk_watched(run_dir.path), run_dir.lock(), StopRequest() as stop:
@@ -100,6 +102,21 @@ def stages_of(config: Config) -> list[Stage]:
     not_made, algorithm = _not_made(config), config.align.algorithm
     wanted = [stage for stage in stages.STAGES if stage.name in config.stages and not_made.isdisjoint(stage.writes)]
     return [stages.made_by(stage, algorithm) for stage in wanted]
+
+
+def _fitted(config: Config, run_dir: RunDir, progress: Progress) -> Config:
+    """The config with numbers in the place of `model.memory: auto`. Says which."""
+    if config.model.memory == "auto" and not run_dir.artifact("config.yaml").exists():
+        fetch_model(config.model, progress)  # its shape tells what fits
+    config, said = fitted(config, run_dir)
+    if config.model.memory == "auto":
+        raise UserError(
+            f"model.memory: auto cannot tell what {config.model.source} needs: its config.json is not of a known form. "
+            "Take as_set, with numbers of your own in model.micro_batch_tokens and model.gradient_checkpointing"
+        )
+    if said:
+        progress.say(said)
+    return config
 
 
 def _not_made(config: Config) -> set[str]:
@@ -223,7 +240,7 @@ def _begun(run_dir: RunDir, stage: Stage) -> dict[str, Any] | None:
     """
     path = _started_path(run_dir, stage)
     left = path.parent.exists() and any(file != path for file in path.parent.iterdir())
-    return read_record(path) if left else None
+    return read_record(path, Begun) if left else None
 
 
 def _started_path(run_dir: RunDir, stage: Stage) -> Path:

@@ -37,7 +37,7 @@ _EXIT_CODES = [
         {
             "my.yaml": GOOD,
             "runs/a/done/sft.json": json.dumps(
-                {"fingerprint": {"settings": SFT_MADE_WITH, "inputs": {}}, "seconds": 1}
+                {"fingerprint": {"settings": SFT_MADE_WITH, "inputs": {}}, "seconds": 1, "summary": {}}
             ),
         },
         code=3,

@@ -44,6 +44,46 @@ def _tiny(name: str, more: str, files: dict[str, str | bytes], *says: str) -> Ca
     return Case(name, "run my.yaml --until sft", says, {"my.yaml": text, **_MODEL, **files})
 
 
+_MARK = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 1.0, "summary": {}}
+
+
+def _mark(name: str, *says: str, **changed: object) -> Case:
+    """A done-mark that somebody changed."""
+    mark = json.dumps({**_MARK, **changed})
+    return Case(name, "status a", says, {"runs/a/config.yaml": GOOD, "runs/a/done/sft.json": mark})
+
+
+_MARKS = [
+    _mark(
+        "a mark's seconds", "runs/a/done/sft.json: seconds: Input should be a valid number", "delete it", seconds="x"
+    ),
+    _mark("a mark's endless seconds", "runs/a/done/sft.json: seconds: Input should be a finite", seconds=float("inf")),
+    _mark("a mark's figures", "runs/a/done/sft.json: summary: Input should be a valid dict", summary=[1]),
+    _mark("a mark of nothing", "runs/a/done/sft.json: fingerprint.settings: Field required", fingerprint={}),
+    _mark("a mark's hashes", "runs/a/done/sft.json: fingerprint.inputs", fingerprint={"settings": {}, "inputs": [1]}),
+    Case(
+        "a half done stage's note",
+        "status a",
+        ("runs/a/work/sft/fingerprint.json: seconds: Input should be", "put it back as it was, or delete it"),
+        {
+            "runs/a/config.yaml": GOOD,
+            "runs/a/work/sft/fingerprint.json": json.dumps({**_MARK, "seconds": None}),
+            "runs/a/work/sft/x": "",
+        },
+    ),
+    _tiny(
+        "a finished stage's plan",
+        "",
+        {"runs/a/work/sft/finish.json": json.dumps({"writes": "x", "mark": _MARK})},
+        "runs/a/work/sft/finish.json: writes: Input should be a valid list",
+    ),
+    _tiny(
+        "a note of what was halved",
+        "data: {prompts: x.jsonl, held_out: 1}\n",
+        {"x.jsonl": ROWS, "runs/a/room.json": '{"tokens": 0, "rows": null}'},
+        "runs/a/room.json: tokens: ",
+    ),
+]
 _CONFIGS = [
     Case("BOM before a mistake", "validate my.yaml", ("my.yaml:1:1: nam: unknown",), {"my.yaml": "\ufeffnam: a\n"}),
     _config("an include", "sft: !include my.yaml\n", "my.yaml:3:1: sft: the tag !include is not allowed\n"),
@@ -173,4 +213,4 @@ _MODELS = [
     ),
 ]
 
-CASES = [*_CONFIGS, *_NAMES, *_TABLES, *_ANNOTATIONS, *_MODELS]
+CASES = [*_CONFIGS, *_MARKS, *_NAMES, *_TABLES, *_ANNOTATIONS, *_MODELS]

@@ -17,6 +17,7 @@ from lowrank_rlhf.ranking.store import AnnotationStore
 from lowrank_rlhf.records import Ranking, write_jsonl
 
 FILE = Path("x.jsonl")
+MARK = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 1.0, "summary": {}}
 
 
 @pytest.fixture(autouse=True)
@@ -266,7 +267,7 @@ def a_ranked_run(name: str, rankings: list[Ranking], **rank: object) -> None:
     write_jsonl(run_dir.work("rank") / "prompts.jsonl", made.prompts)
     write_jsonl(run_dir.work("rank") / "answers.jsonl", made.answers)
     write_jsonl(run_dir.work("rank") / "rankings.jsonl", rankings)
-    run_dir.finish("rank", ["prompts.jsonl", "answers.jsonl", "rankings.jsonl"], {})
+    run_dir.finish("rank", ["prompts.jsonl", "answers.jsonl", "rankings.jsonl"], MARK)
 
 
 def pairs_of(path: Path) -> list[tuple[str, str]]:
@@ -332,7 +333,7 @@ def test_a_run_elsewhere_and_one_that_has_gone_on(command) -> None:
     go_on = "  python -m lowrank_rlhf run 'more runs/people/config.yaml' --runs 'more runs'"
     assert out.splitlines()[-1] == go_on
     (run_dir.work("rank") / "rankings.jsonl").write_text("")
-    run_dir.finish("rank", ["rankings.jsonl"], {})
+    run_dir.finish("rank", ["rankings.jsonl"], MARK)
     _, out, _ = command("annotations", "import", "more runs/people", "x.jsonl")
     assert out.splitlines()[-1] == f"{go_on} --redo rank"
 

@@ -12,11 +12,18 @@ from pathlib import Path
 import pytest
 
 from lowrank_rlhf import artifacts
-from lowrank_rlhf.artifacts import RunDir, StepLog, latest_checkpoint, save_checkpoint, sha256, write_json_atomic
+from lowrank_rlhf.artifacts import RunDir, StepLog, sha256, write_json_atomic
+from lowrank_rlhf.checkpoints import latest_checkpoint, save_checkpoint
 from lowrank_rlhf.errors import RunLocked, UserError
 
 WRITES = ("adapters/sft", "report.md")
-MARK = {"schema": 1, "stage": "sft"}
+MARK = {
+    "schema": 1,
+    "stage": "sft",
+    "fingerprint": {"settings": {}, "inputs": {}},
+    "seconds": 1.0,
+    "summary": {},
+}
 KILLED = 9
 
 
@@ -259,7 +266,7 @@ class TestStepLog:
         log = StepLog(tmp_path / "metrics.jsonl")
         log.append("sft", 1)
         with log.path.open("ab") as file:
-            file.write('{"stage": "sft", "step": 2, "x": "ü'.encode()[:-1])
+            file.write('5\n{"step": 3}\n{"stage": "sft"}\n{"stage": "sft", "step": 2, "x": "ü'.encode()[:-1])
         log.append("sft", 2)
         assert [row["step"] for row in log.read()] == [1, 2]
 

@@ -11,7 +11,8 @@ from test_store import prompts, samples
 from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf import pipeline
-from lowrank_rlhf.artifacts import RunDir, StepLog, latest_checkpoint
+from lowrank_rlhf.artifacts import RunDir, StepLog
+from lowrank_rlhf.checkpoints import latest_checkpoint
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import CannotFit, ExitCode

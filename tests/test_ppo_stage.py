@@ -14,7 +14,8 @@ from tiny_finished import finished_run
 from tiny_run import make_config, make_context
 from torch import Tensor
 
-from lowrank_rlhf.artifacts import save_checkpoint, write_json_atomic
+from lowrank_rlhf.artifacts import write_json_atomic
+from lowrank_rlhf.checkpoints import save_checkpoint
 from lowrank_rlhf.errors import StageFailed, Stopped
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors, save_role
@@ -223,12 +224,14 @@ def test_the_policy_of_the_best_objective_is_kept(make, monkeypatch, objectives,
 @pytest.mark.parametrize(
     ("ended", "best"),
     [
-        ({2: 0.99, 4: 0.5}, 1),  # two answers of many run on without end: the best of the others
+        ({4: 0.99}, 2),  # worth .4, and the second .5: one that ends, and is nearly as good
+        ({2: 0.98, 4: 0.5}, 1),  # worth .1 and -9.4, and the first .2
+        ({2: 0.99, 4: 0.99}, 4),  # worth .3 and .4: so much better that one endless answer of a hundred does not matter
         ({0: 0.9, 2: 0.9, 4: 0.8}, 2),  # no worse than SFT
-        ({1: 0.9, 2: 0.8, 3: 0.7, 4: 0.6}, 4),  # none is as good as SFT
+        ({1: 0.9, 2: 0.8, 3: 0.7, 4: 0.6}, 1),  # none is as good as SFT: worth -1.8, -3.5, -5.9 and -7.4
     ],
 )
-def test_answers_that_end_come_first(make, monkeypatch, ended, best) -> None:
+def test_answers_without_end_count_against_a_policy(make, monkeypatch, ended, best) -> None:
     seen = script(monkeypatch, {0: 0.0, 1: 0.2, 2: 0.5, 3: 0.1, 4: 0.6}, ended)
     context = make(ppo__evaluate_every=1)
     assert ppo.run(context)["best_step"] == best
@@ -236,11 +239,11 @@ def test_answers_that_end_come_first(make, monkeypatch, ended, best) -> None:
 
 
 def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) -> None:
-    """As one from before `best_ends` and `sft_eos_rate` were kept; a piece that is unknown here does no harm."""
+    """As one from before `best_step` and `sft_eos_rate` were kept; a piece that is unknown here does no harm."""
     context = make(ppo__steps=1)
     ppo.run(context)
     state = {"schema": 1, **asdict(State(step=1)), "unknown": 2}
-    for missing in ([], ["sft_eos_rate", "best_ends"]):
+    for missing in ([], ["sft_eos_rate", "best_step"]):
 
         def write(folder: Path, missing: list[str] = missing) -> None:
             save_role(context.roles, Role.POLICY, folder / "policy")
@@ -257,7 +260,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) 
     with pytest.raises(StageFailed) as caught:
         ppo.run(context)
     path = context.work("ppo") / "step-000001" / "state.json"
-    assert str(caught.value).startswith(f"ppo: {path} has no sft_eos_rate, best_ends: ")
+    assert str(caught.value).startswith(f"ppo: {path} has no sft_eos_rate, best_step: ")
     assert str(caught.value).endswith(": --redo ppo")
     assert list(context.metrics.read("ppo")) == rows  # nothing was forgotten
 

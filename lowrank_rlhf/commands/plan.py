@@ -15,6 +15,7 @@ from lowrank_rlhf.commands.common import ConfigArgument, JsonOption, OverridesAr
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import ExitCode
+from lowrank_rlhf.planner.fit import fitted
 from lowrank_rlhf.planner.forecast import File, Forecast, Help, StageForecast, forecast
 from lowrank_rlhf.planner.machine import Machine
 from lowrank_rlhf.planner.memory import Need
@@ -42,12 +43,15 @@ def plan(
     """
     loaded = checked_config(config, overrides, runs)
     run_dir = RunDir(runs / loaded.name)
+    loaded, chosen = fitted(loaded, run_dir)
     standings = pipeline.plan(loaded, run_dir)
     left = [standing.stage.name for standing in standings if standing.state != "done"]
     told = forecast(loaded, run_dir, runs, [standing.stage for standing in standings], left)
     if as_json:
         print(json.dumps(_json(loaded, run_dir, standings, told), indent=2))
     else:
+        if chosen:
+            echo(f"{chosen}\n")
         _print(config, loaded, run_dir, standings, told, everything)
     if not (told.memory_fits and told.disk_fits):
         raise typer.Exit(int(ExitCode.CANNOT_FIT))

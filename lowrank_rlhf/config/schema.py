@@ -57,6 +57,9 @@ class ModelConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time, the same gradients."""
     micro_batch_tokens: Count = 768
     """Padded tokens in one forward and backward; a smaller number saves memory and changes results only by rounding."""
+    memory: Literal["as_set", "auto"] = "as_set"
+    """`auto` lowers `micro_batch_tokens` and turns `gradient_checkpointing` on as far as the run needs it to fit the
+    free memory where it begins. The run keeps the numbers, in its config.yaml."""
     merged_rollouts: bool = True
     """Sample from a temporary copy of the model with the adapter merged in: faster, costs its size in memory. unsloth
     makes none: it samples through the adapter."""

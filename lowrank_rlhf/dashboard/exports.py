@@ -1,5 +1,6 @@
 """What a run learnt, made ready to take home by the command `export`, and as one zip."""
 
+import os
 import shutil
 import sys
 import zipfile
@@ -31,7 +32,10 @@ def start(run: Path, what: str) -> list[str]:
     if jobs.working(job):
         raise UserError(f"{run.name}: this export is being made already")
     if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
+        old = target.with_name(f".{what}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)  # half an export is never under its name
+        shutil.rmtree(old)
     command = [sys.executable, "-m", "lowrank_rlhf", "export", run.name, str(target), "--what", what]
     command += ["--runs", str(run.parent)]
     jobs.start(job, command)

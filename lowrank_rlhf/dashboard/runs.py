@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -16,7 +17,6 @@ from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.tail import Tails, last_lines
 from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import ExitCode, UserError
-from lowrank_rlhf.files import read_json
 from lowrank_rlhf.models.shape import find_shape
 from lowrank_rlhf.planner.pace import stage_work
 from lowrank_rlhf.stages import STAGES
@@ -103,7 +103,7 @@ def look(runs: Path, name: str) -> Run:
     """The run as it stands now. Raises `UserError` for a name that is none."""
     path = run_path(runs, name)
     config = _config(path)
-    marks = {stage.name: mark for stage in STAGES if (mark := read_json(path / "done" / f"{stage.name}.json"))}
+    marks = _marks(RunDir(path))
     stages = [stage.name for stage in pipeline.stages_of(config)] if config else list(marks)
     done = [stage for stage in stages if stage in marks]
     events, _ = TAILS.look(path / "events.jsonl")
@@ -130,6 +130,16 @@ def look(runs: Path, name: str) -> Run:
 def training(runs: Path) -> str | None:
     """The name of a run that a process works on now."""
     return next((name for name in names(runs) if jobs.working(runs / name)), None)
+
+
+def _marks(run_dir: RunDir) -> dict[str, dict[str, Any]]:
+    """Of the stages that are done; one that is damaged is not: `status` says what is wrong with it."""
+    found = {}
+    for stage in STAGES:
+        with suppress(UserError):
+            if mark := run_dir.done(stage.name):
+                found[stage.name] = mark
+    return found
 
 
 def _changed(path: Path) -> float:

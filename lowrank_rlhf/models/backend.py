@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pydantic import BaseModel
+
 from lowrank_rlhf.artifacts import read_record, write_json_atomic
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
@@ -26,6 +28,10 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 FILE = "backend.json"
 """In a run's folder: what `auto` took when the run began."""
 _PATCHED = ("transformers", "peft", "trl")
+
+
+class _Taken(BaseModel):
+    backend: Backend
 
 
 class Choice(NamedTuple):
@@ -43,7 +49,7 @@ def take_backend(config: Config, run: Path, progress: Progress) -> Backend:
     """
     if config.model.backend == "transformers":
         return "transformers"
-    kept = (read_record(run / FILE) or {}).get("backend") if config.model.backend == "auto" else None
+    kept = (read_record(run / FILE, _Taken) or {}).get("backend") if config.model.backend == "auto" else None
     shape = find_shape(config.model)
     backend, why = choose(config, shape.architecture if shape else None, began_with=kept)
     version = f" {_start_unsloth()}" if backend == "unsloth" else ""

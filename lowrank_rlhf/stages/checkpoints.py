@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from lowrank_rlhf.artifacts import latest_checkpoint, read_record, save_checkpoint, write_json_atomic
+from lowrank_rlhf.artifacts import read_record, write_json_atomic
+from lowrank_rlhf.checkpoints import latest_checkpoint, save_checkpoint
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role

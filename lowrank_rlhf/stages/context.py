@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, PositiveInt
+
 from lowrank_rlhf.artifacts import RunDir, StepLog, read_record, write_json_atomic
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.prompts import PromptData
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
     from lowrank_rlhf.models.base import Base
     from lowrank_rlhf.models.roles import Roles
     from lowrank_rlhf.models.room import Room
+
+
+class _Halved(BaseModel):
+    tokens: PositiveInt
+    rows: PositiveInt | None
 
 
 @dataclass
@@ -71,8 +78,8 @@ class Context:
             self.run_dir.event("halved", what=what)
             write_json_atomic(path, {"schema": 1, "tokens": room.tokens, "rows": room.rows})
 
-        found = read_record(path) or {}
-        room.tokens, room.rows = min(room.tokens, found.get("tokens", room.tokens)), found.get("rows")
+        if found := read_record(path, _Halved):
+            room.tokens, room.rows = min(room.tokens, found["tokens"]), found["rows"]
         room.on_halved = halved
 
     @property

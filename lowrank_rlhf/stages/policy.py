@@ -24,6 +24,10 @@ KL_IS_0 = "KL(policy || SFT) is 0 at step 0"
 MOST_TOKEN_DIFFERENCE = 1e-4
 """Nats by which policy and reference may differ at any token while they are the same: for other kernels' rounding."""
 
+ENDLESS = 20.0
+"""What a policy loses in the choice of the best if all its answers run on and SFT's don't: .16 for one of 128, a good
+part of what two evaluations differ by, and much less than what training gains (decision 0007)."""
+
 WATCHED_PROMPTS = 8
 """Held-out prompts whose answers are kept at each evaluation, for people to read how they change."""
 
@@ -97,17 +101,17 @@ def log_evaluation(context: Context, contest: Contest, step: int, answers: Answe
 
 
 def keep_if_best(context: Context, state: State, figures: dict[str, float]) -> None:
-    """Keep the policy as `best` in the work folder if its objective on held-out prompts is the best so far.
+    """Keep the policy as `best` in the work folder if it is worth the most so far, on held-out prompts.
 
-    Before that, one whose answers end by themselves as often as SFT's goes before one whose don't: a few answers that
-    run on without end hardly show in a mean. The objective is PPO's own, the reward model's score less the KL penalty:
-    choosing by the judge would spend the held-out judgement that the report is about.
+    Its worth is PPO's own objective, the reward model's score less the KL penalty, and less `ENDLESS` for the share of
+    answers that run on where SFT's end by themselves: a few of those hardly show in a mean. Choosing by the judge would
+    spend the held-out judgement that the report is about.
     """
     if state.step == 0:
         state.sft_eos_rate = figures["eos_rate"]
         return  # the figures of SFT itself: not a policy that training made
     assert state.sft_eos_rate is not None  # noqa: S101 - from step 0
-    ends, objective = figures["eos_rate"] >= state.sft_eos_rate, figures["objective"]
-    if state.best_objective is None or (ends, objective) > (state.best_ends, state.best_objective):
-        state.best_step, state.best_objective, state.best_ends = state.step, objective, ends
+    worth = figures["objective"] - ENDLESS * max(0.0, state.sft_eos_rate - figures["eos_rate"])
+    if state.best_objective is None or worth > state.best_objective:
+        state.best_step, state.best_objective = state.step, worth
         save_role(context.roles, Role.POLICY, context.work("ppo") / "best")

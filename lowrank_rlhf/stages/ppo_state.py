@@ -9,7 +9,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lowrank_rlhf import processes
-from lowrank_rlhf.artifacts import latest_checkpoint, read_record, save_checkpoint, write_json_atomic
+from lowrank_rlhf.artifacts import read_record, write_json_atomic
+from lowrank_rlhf.checkpoints import latest_checkpoint, save_checkpoint
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.errors import StageFailed
 from lowrank_rlhf.maths.sequences import cut_minibatches
@@ -36,7 +37,7 @@ class State:
     """None until SFT was evaluated, before the first step."""
     best_step: int = 0
     best_objective: float | None = None
-    best_ends: bool = False
+    """With what endless answers took from it."""
     claims: list[dict[str, Any]] = field(default_factory=list)
     breakdowns: Breakdowns = field(default_factory=Breakdowns)
 

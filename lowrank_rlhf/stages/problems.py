@@ -81,6 +81,8 @@ def _sharing_problems(config: Config) -> Iterator[tuple[Key, str]]:
     count, size = processes.started(), config.sft.batch_size
     if size % count and "sft" in config.stages and config.sft.source == "train":
         yield ("sft", "batch_size"), f"{size} rows cannot be dealt out evenly to {count} processes; take a multiple"
+    if count > 1 and config.model.memory == "auto":
+        yield ("model", "memory"), "auto chooses for one process; take as_set and the numbers that `plan` tells"
 
 
 def _layer_problems(config: Config) -> list[tuple[Key, str]]:

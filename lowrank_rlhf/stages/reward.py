@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lowrank_rlhf import processes
-from lowrank_rlhf.artifacts import latest_checkpoint, write_json_atomic
+from lowrank_rlhf.artifacts import write_json_atomic
+from lowrank_rlhf.checkpoints import latest_checkpoint
 from lowrank_rlhf.maths.logistic import fit_pair_head
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.roles import Role

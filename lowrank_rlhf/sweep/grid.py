@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.stages.problems import problems as problems_here
@@ -125,12 +126,18 @@ def _checked(source: str, overrides: Sequence[tuple[str, ...]]) -> list[Config]:
     mistakes: dict[str, None] = {}
     for given in overrides:
         try:
-            configs.append(load_config(Path(source), given, problems_here))
+            configs.append(load_config(Path(source), given, _problems))
         except UserError as error:
             mistakes |= dict.fromkeys(str(error).splitlines())
     if mistakes:
         raise UserError("\n".join(mistakes))
     return configs
+
+
+def _problems(config: Config) -> list[tuple[Key, str]]:
+    """What is wrong for a run here, and for one that is compared with others."""
+    chosen = "auto might choose other numbers for each run; a sweep needs as_set, and the numbers that `plan` tells"
+    return [*problems_here(config), *([(("model", "memory"), chosen)] if config.model.memory == "auto" else [])]
 
 
 def _without_name(overrides: tuple[str, ...]) -> list[str]:
