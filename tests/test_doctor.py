@@ -52,7 +52,7 @@ def test_threads_memory_and_disk(monkeypatch, tmp_path) -> None:
     assert doctor._processor().mend == ""
     monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 30, total=1 << 33))
     assert doctor._memory().found == "1.0 GiB of 8.0 GiB available"
-    assert "3 GB" in doctor._memory().mend
+    assert "2 GB" in doctor._memory().mend
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     assert "--runs" in doctor._disk(tmp_path).mend
 
