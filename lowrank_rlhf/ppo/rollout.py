@@ -113,13 +113,7 @@ def collect(
     finished = torch.tensor([response.finished for response in responses], device=scores.device)
     shaped = shape_scores(scores, finished, config)
     learnt = shaped if baseline is None else shaped - baseline.to(shaped.device)
-    rewards = token_rewards(learnt, kl, batch.response, kl_coef)
-    if config.whiten_rewards:
-        rewards = whiten(rewards, batch.response, shift_mean=False)
-    advantages, returns = gae(rewards, values, batch.response, config.gamma, config.gae_lambda)
-    if config.whiten_advantages:
-        advantages = whiten(advantages, batch.response)
-
+    advantages, returns = credit(learnt, kl, values, batch.response, config, kl_coef)
     kl_per_response = masked_sum(kl, batch.response)
     assert policy.entropy is not None  # noqa: S101 - asked for above
     figures = {
@@ -148,6 +142,20 @@ def collect(
         kl=kl_per_response,
         figures=figures,
     )
+
+
+def credit(
+    scores: Tensor, kl: Tensor, values: Tensor, response: Tensor, config: PpoConfig, kl_coef: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns of each token, (B, T), from a score of each answer, (B,), and KL and value of each token.
+
+    Rewards and advantages are whitened over the response where the config says so (arXiv 2403.17031, detail 18).
+    """
+    rewards = token_rewards(scores, kl, response, kl_coef)
+    if config.whiten_rewards:
+        rewards = whiten(rewards, response, shift_mean=False)
+    advantages, returns = gae(rewards, values, response, config.gamma, config.gae_lambda)
+    return whiten(advantages, response) if config.whiten_advantages else advantages, returns
 
 
 def _sample(roles: Roles, prompts: Sequence[Sequence[int]], sampling: SampleConfig, seed: int) -> list[Response]:
