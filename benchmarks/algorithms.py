@@ -6,8 +6,8 @@
 For each seed the preset runs up to the reward stage once; copies of that run go on, each in a process of its own. PPO
 sets both measures: the others make as many steps with as many answers each, and once more as many as fit into PPO's
 time by their own pace. DPO samples nothing: it passes once over the comparisons, which all have in common, and then as
-often as the time allows. Finished runs stay in the runs folder, and the same command goes on after them.
-Writes `algorithms.json` into the output folder, and the table into docs/algorithms.md, between its marks.
+often as the time allows, but at least once. Finished runs stay in the runs folder, and the same command goes on after
+them. Writes `algorithms.json` into the output folder, and the table into docs/algorithms.md, between its marks.
 """
 
 import argparse
@@ -80,7 +80,8 @@ def compare(given: argparse.Namespace, seed: int) -> list[Row]:
     for algorithm in ALIGN:
         amount = 1 if algorithm == "dpo" else given.steps
         first = row(algorithm, "tokens", amount)
-        rows += [first, row(algorithm, "time", max(1, round(amount * ppo["seconds"] / first["seconds"])))]
+        fitting = max(1, round(amount * ppo["seconds"] / first["seconds"]))
+        rows += [first, {**first, "measure": "time"} if fitting == amount else row(algorithm, "time", fitting)]
     return rows
 
 

@@ -163,11 +163,26 @@ def test_answers_of_one_prefill_equal_separate_ones(tiny_base) -> None:
     assert len({answer for answers in together for answer in answers}) == 15
 
 
+def test_what_was_sampled_before_is_taken_over(tiny_base) -> None:
+    """Shortest prompts first, two at once: after one batch of five prompts three are left."""
+    roles, heard, rest = make_roles(tiny_base()), [], []
+    whole = sample(roles, answers_per_prompt=2, batch_size=4, on_batch=lambda groups, **_: heard.append(groups))
+    again = sample(
+        roles, answers_per_prompt=2, batch_size=4, done=heard[0], on_batch=lambda groups, **_: rest.append(groups)
+    )
+    assert again == whole
+    assert rest == heard[1:]
+    assert len(heard) == 3
+
+
 @pytest.mark.usefixtures("likely_end")
 def test_an_answer_ends_with_its_first_end_of_turn(tiny_base) -> None:
     roles, heard = make_roles(tiny_base()), []
     answers = sample(
-        roles, answers_per_prompt=8, batch_size=16, on_batch=lambda count, **figures: heard.append((count, figures))
+        roles,
+        answers_per_prompt=8,
+        batch_size=16,
+        on_batch=lambda groups, **figures: heard.append((sum(map(len, groups)), figures)),
     )
     flat = [answer for group in answers for answer in group]
     for answer in flat:

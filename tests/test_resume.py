@@ -14,6 +14,7 @@ from lowrank_rlhf import pipeline
 from lowrank_rlhf.artifacts import RunDir, StepLog
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Stopped
+from lowrank_rlhf.models import generation
 from lowrank_rlhf.progress import Progress, StopRequest
 from lowrank_rlhf.stages.sft import training_rows
 
@@ -90,7 +91,8 @@ def test_ending_after_each_stage_changes_nothing(uninterrupted, tmp_path) -> Non
 
 def test_stopping_and_going_on_ends_with_the_same_weights(uninterrupted, at, tmp_path) -> None:
     config, whole = uninterrupted
-    events = {("sft", 1): "stop", ("sft", 3): "stop", ("reward", 2): "stop", ("ppo", 1): "stop", ("ppo", 3): "stop"}
+    stopped_at = [("sft", 1), ("sft", 3), ("sample", 0), ("reward", 2), ("ppo", 1), ("ppo", 3)]
+    events = dict.fromkeys(stopped_at, "stop")
     at(events)
     stops = []
     while True:
@@ -100,9 +102,9 @@ def test_stopping_and_going_on_ends_with_the_same_weights(uninterrupted, at, tmp
         except Stopped as stop:
             stops.append(str(stop))
     assert not events
-    expected = ["sft is saved at step 1", "sft is saved at step 3", "reward is saved at step 2"]
-    expected += ["ppo is saved at step 1", "ppo is saved at step 3"]
-    assert [words in text for words, text in zip(expected, stops, strict=True)] == [True] * 5
+    expected = ["sft is saved at step 1", "sft is saved at step 3", "12 of 24 answers are saved"]
+    expected += ["reward is saved at step 2", "ppo is saved at step 1", "ppo is saved at step 3"]
+    assert [words in text for words, text in zip(expected, stops, strict=True)] == [True] * 6
     assert run_dir.hashes(ADAPTERS) == whole.hashes(ADAPTERS)
     assert metrics(run_dir) == metrics(whole)
     assert run_dir.hashes(ANSWERS) == whole.hashes(ANSWERS)
@@ -111,7 +113,7 @@ def test_stopping_and_going_on_ends_with_the_same_weights(uninterrupted, at, tmp
 
 
 def test_stopped_at_any_forward_it_goes_on_to_the_same_weights(uninterrupted, monkeypatch, tmp_path) -> None:
-    """Each attempt is stopped, five polls later than the one before: in every stage, anywhere in it."""
+    """Each attempt is stopped, four polls later than the one before: in every stage, anywhere in it."""
     config, whole = uninterrupted
     polls, said, stages = [0], [], set()
 
@@ -124,7 +126,7 @@ def test_stopped_at_any_forward_it_goes_on_to_the_same_weights(uninterrupted, mo
     monkeypatch.setattr(pipeline, "StopRequest", AfterSomePolls)
     monkeypatch.setattr(RunDir, "event", lambda _, kind, **more: stages.add((kind, more.get("stage"))))
     for attempt in range(1, 60):
-        polls[0] = 4 + 5 * attempt
+        polls[0] = 5 + 4 * attempt
         try:
             run_dir = go(config, tmp_path)
             break
@@ -171,15 +173,39 @@ def test_killed_it_goes_on_from_the_last_checkpoint(uninterrupted, at, tmp_path)
     often = config.model_copy(
         update={name: getattr(config, name).model_copy(update={"save_every": 2}) for name in sections}
     )
-    events = {("sft", 3): "kill", ("reward", 3): "kill", ("ppo", 0): "kill", ("ppo", 3): "kill"}
+    events = dict.fromkeys([("sft", 3), ("sample", 0), ("reward", 3), ("ppo", 0), ("ppo", 3)], "kill")
     at(events)
-    for _ in range(4):
+    for _ in range(5):
         with pytest.raises(Killed):
             go(often, tmp_path)
     run_dir = go(often, tmp_path)
     assert not events
     assert run_dir.hashes(ADAPTERS) == whole.hashes(ADAPTERS)
+    assert run_dir.hashes(ANSWERS) == whole.hashes(ANSWERS)
     assert metrics(run_dir) == metrics(whole)
+
+
+def test_batches_of_answers_are_sampled_once_and_a_torn_one_again(uninterrupted, monkeypatch, at, tmp_path) -> None:
+    config, whole = uninterrupted
+    at({("sample", 4): "kill"})  # both batches are on disk
+    with pytest.raises(Killed):
+        go(config, tmp_path)
+    kept = tmp_path / config.name / "work" / "sample" / "batches.jsonl"
+    first, second = kept.read_bytes().splitlines(keepends=True)
+    kept.write_bytes(first + second[:40])
+    asked: list[int] = []
+    decode = generation._decode_together
+
+    def counted(roles: Any, prompts: list[Any], *rest: Any) -> Any:
+        asked.append(len(prompts))
+        return decode(roles, prompts, *rest)
+
+    monkeypatch.setattr(generation, "_decode_together", counted)
+    run_dir = pipeline.run(config, tmp_path, until="sample", progress=Progress.silent())
+    assert asked == [4]
+    assert run_dir.hashes(["samples.jsonl"]) == whole.hashes(["samples.jsonl"])
+    figures = [done(one, "sample")["summary"] for one in (run_dir, whole)]
+    assert figures[0] | {"tokens_per_second": 0} == figures[1] | {"tokens_per_second": 0}
 
 
 def test_killed_at_the_end_of_ppo(uninterrupted, monkeypatch, tmp_path) -> None:

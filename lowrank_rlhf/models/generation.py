@@ -50,19 +50,23 @@ def sample_answers(
     temperature: float,
     seed: int,
     batch_size: int,
+    done: Sequence[list[Response]] = (),
     on_batch: Callable[..., None] | None = None,
 ) -> list[list[Response]]:
     """Answers to each prompt, in the prompts' order.
 
     Every answer draws from a stream of its own that follows from `seed` and its place, so neither the batch size nor
-    the other prompts change it beyond rounding. `on_batch(answers, tokens_per_second=...)` hears of each batch; where
-    several processes share the prompts, of the batches that they decode at once.
+    the other prompts change it beyond rounding. `on_batch(answers, tokens_per_second=...)` gets those to the prompts of
+    each batch; where several processes share the prompts, of the batches that they decode at once. `done` holds what it
+    got in an earlier call with the same arguments: the prompts after those are sampled.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    room, start = roles.base.room, 0
+    room, start = roles.base.room, len(done)
     generator = torch.Generator().manual_seed(seed)
     uniforms = torch.rand(len(prompts), answers_per_prompt, max_new_tokens, generator=generator)
     answers: list[list[Response]] = [[] for _ in prompts]
+    for index, group in zip(order, done, strict=False):
+        answers[index] = group
     with generating_as(roles, role):
         while start < len(order):
             most = min(batch_size, room.rows or batch_size)
@@ -78,11 +82,12 @@ def sample_answers(
                 room.halve_rows(len(chosen), why, answers_per_prompt)
                 continue
             start += len(chosen)
-            for place, index in enumerate(chosen):
-                answers[index] = responses[place * answers_per_prompt : (place + 1) * answers_per_prompt]
+            groups = [responses[at : at + answers_per_prompt] for at in range(0, len(responses), answers_per_prompt)]
+            for index, group in zip(chosen, groups, strict=True):
+                answers[index] = group
             if on_batch:
                 tokens = sum(len(response.tokens) for response in responses)
-                on_batch(len(responses), tokens_per_second=tokens / (time.monotonic() - since))
+                on_batch(groups, tokens_per_second=tokens / (time.monotonic() - since))
     return answers
 
 

@@ -3,30 +3,40 @@
 import time
 from typing import Any
 
+from lowrank_rlhf.artifacts import StepLog
+from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.records import write_jsonl
-from lowrank_rlhf.stages.answers import answer
+from lowrank_rlhf.stages.answers import KeptAnswers, answer
 from lowrank_rlhf.stages.context import Context
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Make `samples.jsonl`. It is not checkpointed: stopped in the middle, it starts again."""
+    """Make `samples.jsonl`. Each batch is kept when it is sampled, and a stage that was stopped goes on after it."""
     config = context.config.sample
     prompts = context.prompts[0][: config.prompts]
     load_role(context.roles, Role.REFERENCE, context.run_dir.artifact("adapters/sft"))
-    start = time.monotonic()
-    with context.progress.track("sample", len(prompts) * config.answers_per_prompt, "answers") as bar:
-        answers = answer(
-            context, Role.REFERENCE, prompts, count=config.answers_per_prompt, seed=context.seed("sample"), bar=bar
-        )
+    kept = KeptAnswers(StepLog(context.work("sample") / "batches.jsonl"), "sample", context.base.eos)
+    start, count = time.monotonic(), config.answers_per_prompt
+    before, seed = _tokens(kept), context.seed("sample")
+    with context.progress.track("sample", len(prompts) * count, "answers", len(kept.groups) * count) as bar:
+        try:
+            answers = answer(context, Role.REFERENCE, prompts, count=count, seed=seed, bar=bar, kept=kept)
+        except Stopped:
+            if bar.count:
+                context.stop.check(f"{bar.count} of {bar.total} answers are saved")
+            raise
     samples = [sample for group in answers for sample in group]
-    tokens = sum(len(sample.tokens or ()) for sample in samples)
     write_jsonl(context.work("sample") / "samples.jsonl", samples)
     return {
         "prompts": len(prompts),
         "answers": len(samples),
-        "tokens": tokens,
-        "tokens_per_second": tokens / (time.monotonic() - start),
+        "tokens": _tokens(kept),
+        "tokens_per_second": (_tokens(kept) - before) / (time.monotonic() - start),
         "eos_rate": sum(sample.finished for sample in samples) / len(samples),
     }
+
+
+def _tokens(kept: KeptAnswers) -> int:
+    return sum(len(response.tokens) for group in kept.groups for response in group)
