@@ -7,7 +7,8 @@ For each seed the preset runs up to the reward stage once; copies of that run go
 sets both measures: the others make as many steps with as many answers each, and once more as many as fit into PPO's
 time by their own pace. DPO samples nothing: it passes once over the comparisons, which all have in common, and then as
 often as the time allows, but at least once. Finished runs stay in the runs folder, and the same command goes on after
-them. Writes `algorithms.json` into the output folder, and the table into docs/algorithms.md, between its marks.
+them. Writes `algorithms.json` into the output folder, and the table into docs/algorithms.md, between its marks; rows of
+other seeds that the file has of the same setting stay.
 """
 
 import argparse
@@ -49,13 +50,21 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE, help="the page whose table is replaced")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="settings of all runs")
     given = parser.parse_args()
-    rows = []
-    for seed in given.seeds.split(","):
-        rows += compare(given, int(seed))
+    seeds, file = [int(seed) for seed in given.seeds.split(",")], given.output / "algorithms.json"
+    of = {"preset": given.preset, "steps": given.steps, "batch": given.batch, "changes": given.changes}
+    rows = others(file, of, seeds)
+    for seed in seeds:
+        rows += compare(given, seed)
         given.output.mkdir(parents=True, exist_ok=True)
-        (given.output / "algorithms.json").write_text(json.dumps(rows, indent=1) + "\n")
+        file.write_text(json.dumps({"of": of, "rows": rows}, indent=1) + "\n")
         given.page.write_text(with_table(given.page.read_text(encoding="utf-8"), table(rows)), encoding="utf-8")
     print(table(rows))
+
+
+def others(file: Path, of: dict[str, Any], seeds: Sequence[int]) -> list[Row]:
+    """The rows of other seeds that were measured before with the same preset, amounts and changes."""
+    before = json.loads(file.read_text()) if file.exists() else {}
+    return [row for row in before["rows"] if row["seed"] not in seeds] if before.get("of") == of else []
 
 
 def compare(given: argparse.Namespace, seed: int) -> list[Row]:

@@ -128,6 +128,17 @@ def test_the_table_of_algorithms() -> None:
     assert settings("ppo", 16, 72, 640) == ["ppo.evaluate_every=2", "ppo.steps=16", "ppo.batch_size=72"]
 
 
+def test_rows_of_other_seeds_stay_if_their_setting_is_the_same(tmp_path) -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.algorithms import others
+
+    of, file = {"preset": "quickstart", "steps": 16}, tmp_path / "algorithms.json"
+    assert others(file, of, [3]) == []
+    file.write_text(json.dumps({"of": of, "rows": [{"seed": 1}, {"seed": 2}, {"seed": 3}]}))
+    assert others(file, of, [3, 2]) == [{"seed": 1}]
+    assert others(file, of | {"steps": 2}, [3]) == []
+
+
 def test_the_settings_of_the_algorithms_are_valid() -> None:
     sys.path.insert(0, str(ROOT))
     from benchmarks.algorithms import ALIGN, settings
