@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer
@@ -80,8 +81,10 @@ class Comparing:
         return {ours: logs[theirs] for theirs, ours in names.items()}
 
     def first(self, logs: Mapping[str, float]) -> float:
-        """From -log sigmoid(0)."""
-        return abs(logs["loss"] - math.log(2))
+        """From -log sigmoid(0), which TRL before 1.15 computes in the model's number format: in bfloat16 .6914."""
+        exact = torch.tensor(math.log(2), dtype=torch.float64)
+        rounded = exact.to(self.context.base.compute_dtype)
+        return min(abs(logs["loss"] - float(ln2)) for ln2 in (exact, rounded))
 
     def batch(self) -> Sequences:
         """The step's pairs, better answers first."""
