@@ -52,7 +52,7 @@ def answer(
     count: int = 1,
     seed: int,
     bar: Bar | None = None,
-    kept: "KeptAnswers | None" = None,
+    kept: KeptAnswers | None = None,
 ) -> list[list[Sample]]:
     """`count` answers of that role to each prompt, with the run's sampling settings.
 
