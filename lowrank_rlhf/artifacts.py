@@ -27,9 +27,7 @@ SCHEMA = 1
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 
 
-class Fingerprint(BaseModel):
-    """What a stage's result depends on."""
-
+class _Fingerprint(BaseModel):
     settings: dict[str, Any]
     inputs: dict[str, str]
 
@@ -37,19 +35,17 @@ class Fingerprint(BaseModel):
 class Begun(BaseModel):
     """What is noted when a stage begins; a mark says more."""
 
-    fingerprint: Fingerprint
+    fingerprint: _Fingerprint
     seconds: FiniteFloat
 
 
-class Mark(Begun):
-    """What every done-mark says, beside more."""
-
+class _Mark(Begun):
     summary: dict[str, Any]
 
 
 class _Plan(BaseModel):
     writes: list[str]
-    mark: Mark
+    mark: _Mark
 
 
 class RunDir:
@@ -108,7 +104,7 @@ class RunDir:
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """The stage's done-mark, if it is done. Raises `UserError` for a newer version's and for a damaged one."""
-        return read_record(self._mark(stage), Mark)
+        return read_record(self._mark(stage), _Mark)
 
     def finish(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
         """Move the outputs from the work folder into the run and mark the stage done.

@@ -48,7 +48,7 @@ def test_the_order_of_choices() -> None:
 
 
 @pytest.mark.usefixtures("known")
-@pytest.mark.parametrize("numbers", [(768, False), (384, False), (384, True), (192, True)])
+@pytest.mark.parametrize("numbers", [(768, False), (384, False), (384, True)])
 def test_the_first_whose_forecast_is_within_four_fifths_of_what_is_free(monkeypatch, tmp_path, numbers) -> None:
     auto = quickstart("model.memory=auto", "model.micro_batch_tokens=768", "sample.batch_size=8")
     written = {"model.micro_batch_tokens": numbers[0], "model.gradient_checkpointing": numbers[1]}
@@ -62,10 +62,10 @@ def test_the_first_whose_forecast_is_within_four_fifths_of_what_is_free(monkeypa
 
 
 @pytest.mark.usefixtures("known")
-def test_where_nothing_fits_it_is_the_smallest(monkeypatch, tmp_path) -> None:
+def test_where_nothing_fits_it_is_what_needs_least(monkeypatch, tmp_path) -> None:
     free(monkeypatch, 1e6)
     taken, said = fit.fitted(quickstart("model.memory=auto"), RunDir(tmp_path / "new"))
-    assert chosen(taken) == (64, True)
+    assert chosen(taken) == (256, False)  # with checkpointing and 64 tokens sampling would need as much
     assert said.endswith("of 1 MiB free")
 
 

@@ -23,8 +23,8 @@ def fitted(config: Config, run_dir: RunDir) -> tuple[Config, str]:
     """The config with numbers where it said `auto`, and what to tell about them.
 
     A run that has begun keeps its numbers, which are in its config.yaml. For a new one the first choice of `choices`
-    is taken whose forecast is within four fifths of the free memory, or else the last. Without `auto`, and while the
-    model's shape is not known, the config comes back as it is, with nothing to tell.
+    is taken whose forecast is within four fifths of the free memory, or else the one that needs least. Without `auto`,
+    and while the model's shape is not known, the config comes back as it is, with nothing to tell.
 
     Raises `UserError` for bad data, and where the run's own config cannot be read.
     """
@@ -40,10 +40,9 @@ def fitted(config: Config, run_dir: RunDir) -> tuple[Config, str]:
         return config, ""
     machine = look(config.model)
     counts = amounts(config, run_dir, RunData(config), local_tokenizer(config.model))
-    for taken in choices(config):
-        needed = peak(taken, shape, counts, machine, taken.stages)
-        if needed <= SHARE * machine.free:
-            break
+    needs = [(peak(choice, shape, counts, machine, choice.stages), choice) for choice in choices(config)]
+    fitting = (entry for entry in needs if entry[0] <= SHARE * machine.free)
+    needed, taken = next(fitting, min(needs, key=lambda entry: entry[0]))
     return taken, f"{_said(taken)}, which need about {memory(needed)} of {memory(machine.free)} free"
 
 
