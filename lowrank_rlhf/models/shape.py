@@ -37,20 +37,18 @@ class Shape:
     """Bytes of a number in them."""
 
     @property
-    def linears(self) -> dict[str, int]:
-        """Inputs plus outputs of each linear layer of a decoder layer: a LoRA of rank r on it has r times as many."""
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of each linear layer of a decoder layer."""
         h, f, q, kv = self.hidden, self.mlp, self.query, self.key_value
         ends = {"o_proj": (q, h), "down_proj": (f, h)}
         if self.architecture == "phi3":
-            ends |= {"qkv_proj": (h, q + 2 * kv), "gate_up_proj": (h, 2 * f)}
-        else:
-            ends |= {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "gate_proj": (h, f), "up_proj": (h, f)}
-        return {name: sum(pair) for name, pair in ends.items()}
+            return ends | {"qkv_proj": (h, q + 2 * kv), "gate_up_proj": (h, 2 * f)}
+        return ends | {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "gate_proj": (h, f), "up_proj": (h, f)}
 
     @property
     def per_layer(self) -> int:
         """Weights of the linear layers of one decoder layer."""
-        return 2 * self.hidden * (self.query + self.key_value) + 3 * self.hidden * self.mlp
+        return sum(inputs * outputs for inputs, outputs in self.linears.values())
 
     @property
     def linear_weights(self) -> int:
@@ -64,9 +62,17 @@ class Shape:
 
     def adapter(self, lora: LoraConfig, below: int | None = None) -> int:
         """Weights of one adapter; with `below` only those of the decoder layers under that one."""
-        names = self.linears if lora.target_modules == "all-linear" else lora.target_modules
-        per_layer = lora.rank * sum(self.linears.get(name, 0) for name in names)
+        per_layer = lora.rank * sum(inputs + outputs for inputs, outputs in self._adapted(lora))
         return max(0, (below or self.layers) - self.first_adapted(lora)) * per_layer
+
+    def under_adapter(self, lora: LoraConfig) -> int:
+        """Weights of the linear layers that an adapter is on."""
+        per_layer = sum(inputs * outputs for inputs, outputs in self._adapted(lora))
+        return (self.layers - self.first_adapted(lora)) * per_layer
+
+    def _adapted(self, lora: LoraConfig) -> list[tuple[int, int]]:
+        names = self.linears if lora.target_modules == "all-linear" else lora.target_modules
+        return [self.linears[name] for name in names if name in self.linears]
 
     def first_adapted(self, lora: LoraConfig) -> int:
         """Index of the lowest decoder layer with an adapter."""

@@ -210,7 +210,9 @@ def _sampling(config: Config, shape: Shape, rows: int, length: float, width: int
     )
     if not config.model.merged_rollouts or config.model.backend == "unsloth":
         return terms
-    return (Term("merged copy", shape.linear_weights * width, "the policy's weights in the compute format"), *terms)
+    plain = config.model.quantization == "none"  # then a layer without an adapter is used as it is
+    weights = shape.under_adapter(config.lora) if plain else shape.linear_weights
+    return (Term("merged copy", weights * width, "the policy's weights in the compute format"), *terms)
 
 
 def _total(terms: Sequence[Term]) -> float:
