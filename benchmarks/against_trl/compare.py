@@ -1,6 +1,9 @@
 """One PPO update here and with TRL 1.12's PPOTrainer, in turn, on the same model, prompts and settings.
 
     python benchmarks/against_trl/compare.py --rounds 3
+    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/against_trl/compare.py --dtype float32
+
+The second measures both as on an older machine, without bfloat16 units and AVX512.
 
 Makes an environment of its own for TRL beside this file (`.venv`), once. The last line is one JSON object with every
 figure and the ratios of the medians.
@@ -36,6 +39,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--updates", type=int, default=3)
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="float32: as without bfloat16 units"
+    )
     given = parser.parse_args()
     python = _environment()
     config = ModelConfig(source=given.model)
@@ -48,7 +54,7 @@ def main() -> None:
         )
         prompts.write_text(json.dumps(rows))
         shared = [f"--{name}={getattr(given, name)}" for name in ("batch", "epochs", "updates")]
-        shared += [f"--new-tokens={given.new_tokens}", f"--model={folder}"]
+        shared += [f"--new-tokens={given.new_tokens}", f"--model={folder}", f"--dtype={given.dtype}"]
         ours = [sys.executable, ROOT / "benchmarks" / "ppo_step.py", "--json", *shared]
         ours += [f"--prompt-tokens={given.prompt_tokens}"]
         theirs = [python, HERE / "trl_step.py", *shared, f"--prompts={prompts}", f"--output={scratch}/trl"]

@@ -1,7 +1,8 @@
 """Seconds and memory of one update of TRL 1.12's PPOTrainer. Runs in the environment of requirements.txt beside it.
 
 The policy is the 4-bit base with LoRA r 16 on all linear layers; reward and value model are bfloat16 models of their
-own, as its examples have them. The prompts come from the other side of the comparison, as token ids.
+own, as its examples have them (float32 where asked for). The prompts come from the other side of the comparison, as
+token ids.
 """
 
 import argparse
@@ -41,7 +42,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     for name in ("batch", "micro-batch", "new-tokens", "epochs", "updates"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), required=True)
     given = parser.parse_args()
+    dtype = getattr(torch, given.dtype)
     prompts = json.loads(given.prompts.read_text())
     tokenizer = AutoTokenizer.from_pretrained(given.model, padding_side="left")
     tokenizer.pad_token_id = 0
@@ -49,15 +52,14 @@ def main() -> None:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
-    policy = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.bfloat16, quantization_config=quantization)
+    policy = AutoModelForCausalLM.from_pretrained(given.model, dtype=dtype, quantization_config=quantization)
     for module in policy.modules():  # without this its gradients are wrong on CPUs with AVX512-BF16
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     reward, value = (
-        AutoModelForSequenceClassification.from_pretrained(given.model, num_labels=1, dtype=torch.bfloat16)
-        for _ in range(2)
+        AutoModelForSequenceClassification.from_pretrained(given.model, num_labels=1, dtype=dtype) for _ in range(2)
     )
     clock = _Clock()
     trainer = PPOTrainer(
@@ -75,7 +77,7 @@ def main() -> None:
             num_sample_generations=0,
             learning_rate=1e-5,
             gradient_checkpointing=False,
-            bf16=True,
+            bf16=dtype == torch.bfloat16,
             use_cpu=True,
             report_to="none",
             save_strategy="no",
@@ -93,7 +95,7 @@ def main() -> None:
         callbacks=[clock],
     )
     # It makes the norms of a 4-bit policy float32, and outside of autocast its generation then ends in an error.
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         trainer.train()
     seconds = [later - earlier for earlier, later in zip(clock.ends, clock.ends[1:], strict=False)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
