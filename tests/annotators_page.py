@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,11 +62,14 @@ def a_run_with_answers(folder: Path, prompts: int, texts: tuple[str, ...] = (), 
 class Server:
     """`label people --web` for the run in a folder, or another program that takes a port and prints an address."""
 
-    def __init__(self, folder: Path, port: int = 0, command: list[str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, port: int = 0, command: list[str] | None = None, options: Sequence[str] = ()
+    ) -> None:
         if command:
             command = [*command, str(free_port())]
         else:
-            command = [sys.executable, "-u", "-m", "lowrank_rlhf", "label", "people", "--web", "--port", str(port)]
+            words = f"-u -m lowrank_rlhf label people --web --port {port}".split()
+            command = [sys.executable, *words, *options]
         self.log = folder / "server.log"
         with self.log.open("w") as output:
             self.process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=output, stderr=output)

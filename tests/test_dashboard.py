@@ -159,9 +159,10 @@ class TestStanding:
         assert "win rate 70 %" in run_list([found], "one", "en")
         assert "胜率 70 %" in run_list([found], "one", "zh")
 
-    def test_a_live_process_holds_it_and_a_dead_ones_lock_does_not_count(self, tmp_path) -> None:
+    @pytest.mark.parametrize("name", ["lowrank_rlhf", "lowrank-rlhf"])  # python -m, and the installed command
+    def test_a_live_process_holds_it_and_a_dead_ones_lock_does_not_count(self, tmp_path, name) -> None:
         run = make_run(tmp_path)
-        command = [sys.executable, "-c", SLEEPER]
+        command = [sys.executable, "-c", SLEEPER.replace("lowrank_rlhf", name)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout.readline()
             since = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 1))

@@ -292,6 +292,11 @@ class TestPasswordRule:
         monkeypatch.setenv("LOWRANK_RLHF_PASSWORD", PASSWORD)
         assert dashboard.checked_password(host) == PASSWORD
 
+    def test_behind_a_proxy_too(self, monkeypatch) -> None:
+        monkeypatch.delenv("LOWRANK_RLHF_PASSWORD", raising=False)
+        with pytest.raises(UserError, match="--served-as: others could start programs"):
+            dashboard.checked_password("127.0.0.1", by_proxy=True)
+
     def test_a_short_one_is_refused_everywhere(self, monkeypatch) -> None:
         monkeypatch.setenv("LOWRANK_RLHF_PASSWORD", "x" * 11)
         with pytest.raises(UserError, match="12 characters"):

@@ -82,12 +82,23 @@ class TestLeases:
         store.next_item("ann")
         for _ in range(3):
             clock.now += LEASE_SECONDS - 1
-            store.keep("ann", "p0")
+            store.keep("ann", "p0", 0)
         assert store.next_item("bob") is None
         clock.now += LEASE_SECONDS + 1
         assert name(store.next_item("bob")) == "p0"
-        store.keep("ann", "p0")  # too late
+        store.keep("ann", "p0", 0)  # too late
         assert store.next_item("ann") is None
+
+    def test_a_second_window_does_not_bring_back_what_was_ranked_or_skipped(self, tmp_path: Path) -> None:
+        store = a_store(tmp_path / "a.sqlite", 3)
+        store.save(rank(store.next_item("ann"), "ann"))
+        assert name(store.next_item("ann")) == "p1"
+        store.keep("ann", "p0", 0)  # from a window that still shows it
+        assert (name(store.next_item("ann")), name(store.next_item("bob"))) == ("p1", "p2")
+        store.skip("ann", "p1")
+        store.keep("ann", "p1", 0)
+        assert name(store.next_item("bob")) == "p2"
+        assert store.next_item("ann") is None or name(store.next_item("ann")) != "p1"
 
     def test_what_is_taken_back_is_held_again(self, tmp_path: Path) -> None:
         store = a_store(tmp_path / "a.sqlite", 3)

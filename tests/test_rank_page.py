@@ -3,6 +3,8 @@
 import random
 import sqlite3
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -159,6 +161,12 @@ def test_the_browsers_language_and_the_switch(tmp_path: Path) -> None:
         assert "中" not in ann.text(".rk")
         ann.press("Enter")
         assert ann.prompt() == "Tell me 1"
+        ann.press("3")
+        ann.page.locator(".rk-write textarea").fill("a better one")
+        ann.page.get_by_text("中文").click()
+        ann.page.get_by_text("保存，下一个").wait_for()
+        ann.wait()
+        assert (ann.order(), ann.page.locator(".rk-write textarea").input_value()) == ("3", "a better one")
 
 
 # The page as the dashboard has it: nobody logs in, and a button goes on with the run.
@@ -191,6 +199,16 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
             ann.page.get_by_text("ranking as ann 1").wait_for()
             ann.page.locator(".rk-prompt").click()  # leaves the field
             button = ann.page.get_by_role("button", name="Continue the run")
+            name.fill("")
+            ann.page.keyboard.press("Enter")
+            ann.page.get_by_text("is no name").wait_for()
+            ann.page.get_by_role("button", name="Try again").click()
+            ann.press("1", "Enter")
+            assert (ann.page.locator(".rk-item").is_visible(), store.rankings()) == (False, [])
+            name.fill("ann 1")
+            ann.page.keyboard.press("Enter")
+            ann.page.get_by_text("ranking as ann 1").wait_for()
+            ann.page.locator(".rk-prompt").click()
             ann.press("1", "Enter")
             assert not button.is_visible()
             ann.press("1", "Enter")
@@ -198,7 +216,7 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
             ann.page.get_by_text("The run goes on.").wait_for()
             assert (tmp_path / "went on").read_text() == "people"
             ann.page.locator("#run textarea, #run input").fill("nowhere")
-            ann.page.get_by_text("there is no such run").wait_for()
+            ann.page.get_by_text("There is no such run.").wait_for()
             assert not ann.page.locator(".rk-item").is_visible()
         finally:
             server.kill()
@@ -224,13 +242,33 @@ def test_nothing_without_the_password(tmp_path: Path) -> None:
 def test_another_site_reaches_nothing(tmp_path: Path) -> None:
     """DNS rebinding and cross-site posts are refused before anybody is asked for a password."""
     a_run_with_answers(tmp_path, 1)
-    server = Server(tmp_path)
+    server = Server(tmp_path, options=["--served-as", "rank.example.org"])
     try:
         assert refused(server.url, Host="evil.example") == 403
+        proxy = {"Host": "rank.example.org", "Origin": "https://rank.example.org"}
+        assert refused(server.url + "/config", **proxy) == 401
+        assert refused(server.url + "/config", **(proxy | {"Origin": "https://example.org"})) == 403
         assert refused(server.url + "/login", b"username=ann&password=x", Origin="http://evil.example") == 403
         assert refused(server.url + "/login", b"username=ann&password=x", Origin=server.url) == 400
         with urllib.request.urlopen(server.url) as answer:  # noqa: S310
             assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert refused(server.url + "/login", b"username=ann&password=" + b"x" * 5000) == 413
+    finally:
+        server.kill()
+
+
+def test_a_wrong_password_holds_nobody_else_up(tmp_path: Path) -> None:
+    a_run_with_answers(tmp_path, 1)
+    server = Server(tmp_path)
+    try:
+        wrong = threading.Thread(target=refused, args=(server.url + "/login", b"username=ann&password=x"))
+        begun = time.monotonic()
+        wrong.start()
+        time.sleep(0.2)
+        assert refused(server.url + "/config") == 401
+        assert time.monotonic() - begun < 0.9
+        wrong.join()
+        assert time.monotonic() - begun >= 1.0
     finally:
         server.kill()
 

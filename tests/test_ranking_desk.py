@@ -10,11 +10,13 @@ from string import Formatter
 import pytest
 from annotators_page import a_run_with_answers
 
+from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.dashboard.ranking_desk import make_desk, sign
 from lowrank_rlhf.dashboard.ranking_text import LANGUAGES, language_of, texts
+from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.ranking.overview import GENERAL, accuracies, overview, progress
 from lowrank_rlhf.ranking.place import place_of
-from lowrank_rlhf.records import Ranking
+from lowrank_rlhf.records import Ranking, write_jsonl
 
 SECRET = b"s" * 32
 FOLDER = Path(__file__).parents[1] / "lowrank_rlhf" / "dashboard"
@@ -46,6 +48,72 @@ def test_a_lost_answer_saves_nothing_twice(ask, store) -> None:
     )
     (ranking,) = store.rankings()
     assert (ranking.seconds, ranking.partial, len(store.contents().verdicts)) == (2.0, True, 1)
+
+
+def test_what_is_half_made_stays_on_the_screen(ask, store) -> None:
+    """Whoever comes back late to a prompt that somebody else has been given since goes on with it."""
+    written = {"prompt_id": "p0", "done": 0, "written": "a better one"}
+    ask("open")
+    store.release("ann")
+    assert store.next_item("bob").prompt.id == "p0"
+    for half in (written, {"prompt_id": "p0", "done": 0, "keys": ["2"]}, {"prompt_id": "p0", "flags": ["unsure"]}):
+        back = ask("open", **half)
+        assert back["item"]["prompt_id"] == "p0"
+        assert (back["keys"], back["written"]) == (half.get("keys", []), half.get("written", ""))
+    assert ask("open", prompt_id="p0", done=0)["item"]["prompt_id"] == "p1"  # nothing is lost there
+    assert ask("key", **written, key="\r")["said"] == "saved"
+    assert ask("open", **written)["item"]["prompt_id"] == "p1"  # saved meanwhile: the next one
+
+
+def test_taking_back_does_not_lose_what_was_written(ask, store) -> None:
+    ask("key", prompt_id="p0", keys=["1"], key="\r")
+    refused = ask("key", prompt_id="p1", written="a better one", key="u")
+    assert "empty its box" in refused["refused"]
+    assert len(store.rankings()) == 1
+    assert ask("key", prompt_id="p1", written="a better one", keys=["1"], key="u")["keys"] == []
+    assert ask("key", prompt_id="p1", key="u")["item"]["prompt_id"] == "p0"
+
+
+def test_a_name_that_is_none_ranks_nothing(ask, store) -> None:
+    unsigned = {"run": "people", "annotator": "", "signature": ""}
+    assert list(ask("open", unsigned)) == ["error"]
+    assert list(ask("key", unsigned, prompt_id="p0", keys=["1"], key="\r")) == ["error"]
+    assert store.rankings() == []
+
+
+def test_comparisons_of_other_rankings_are_made_again(ask, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "people"
+    ask("key", prompt_id="p0", keys=["1"], key="\r")
+    place = place_of(folder)
+    assert not place.behind
+    work = RunDir(folder).work("rank")
+    prompts = place.store.contents().prompts
+    write_jsonl(work / "prompts.jsonl", prompts[:2])
+    write_jsonl(work / "rankings.jsonl", place.store.rankings())
+    mark = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 0.0, "summary": {}}
+    RunDir(folder).finish("rank", ["prompts.jsonl", "rankings.jsonl"], mark)
+    assert not place.behind
+    ask("key", prompt_id="p2", keys=["1"], key="\r")  # one that the run does not sample any more
+    assert not place.behind
+    ask("key", prompt_id="p1", keys=["1"], key="\r")
+    assert place.behind
+    assert place.next_command.endswith(" --redo rank")
+
+
+def test_why_there_is_nothing_to_rank_in_the_pages_language(tmp_path: Path) -> None:
+    a_run_with_answers(tmp_path, 1, source="judge")
+    desk, badge = make_desk(tmp_path / "runs", SECRET), sign(SECRET, "people", "ann")
+    assert desk({"do": "open", "badge": badge, "language": "zh"})["error"].startswith("这个运行的回答不由人来排序")
+    assert "rank.source=human" in desk({"do": "open", "badge": badge, "language": "en"})["error"]
+    gone = sign(SECRET, "gone", "ann")
+    assert desk({"do": "open", "badge": gone, "language": "zh"}) == {"error": "没有这个运行。"}
+
+
+def test_nothing_is_made_where_there_is_nothing_to_rank(tmp_path: Path) -> None:
+    (tmp_path / "started").mkdir()
+    with pytest.raises(UserError, match="there are no answers to rank here"):
+        place_of(tmp_path / "started")
+    assert list((tmp_path / "started").iterdir()) == []
 
 
 def test_nobody_speaks_for_another(ask, store) -> None:
@@ -141,7 +209,7 @@ def test_both_languages_say_the_same() -> None:
     }
     assert fields["en"] == fields["zh"]
     source = "".join(path.read_text(encoding="utf-8") for path in [*FOLDER.glob("*.py"), *FOLDER.glob("*.js")])
-    put_together = ("help", "flag", "refused", "role", "button")  # and the figures' rows, of which each has a figure
+    put_together = ("help", "flag", "nothing", "refused", "role", "button")  # and the figures' rows, of which each has a figure
     rows = {key.removesuffix(".figure") for key in texts("en") if key.endswith(".figure")}
     unused = [key for key in texts("en") if key not in source and f"texts.{key}" not in source]
     assert [key for key in unused if key.partition(".")[0] not in {*put_together, *rows}] == []

@@ -37,6 +37,10 @@ OverridesArgument = Annotated[
 ]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder.")]
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="The folder that holds the runs.")]
+ServedAsOption = Annotated[
+    list[str] | None,
+    typer.Option("--served-as", metavar="NAME", help="A name that a proxy has for the page; may be repeated."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lowrank_rlhf.commands.common import RunsOption, echo
+from lowrank_rlhf.commands.common import RunsOption, ServedAsOption, echo
 from lowrank_rlhf.dashboard.jobs import PASSWORD_VARIABLE
 from lowrank_rlhf.errors import UserError
 
@@ -20,6 +20,7 @@ def dashboard(
         str, typer.Option(metavar="ADDRESS", help=f"Where to listen. Another than this needs {PASSWORD_VARIABLE}.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    served_as: ServedAsOption = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Don't open the page in a browser.")] = False,
 ) -> None:
     """Open the page: start runs, watch them learn, rank answers, talk to the result, take it home.
@@ -33,24 +34,26 @@ def dashboard(
       python -m lowrank_rlhf dashboard
       python -m lowrank_rlhf dashboard --runs /data/runs --port 8000
       LOWRANK_RLHF_PASSWORD=... python -m lowrank_rlhf dashboard --host 192.168.1.5
+      LOWRANK_RLHF_PASSWORD=... python -m lowrank_rlhf dashboard --served-as rlhf.example.org
     """
-    password = checked_password(host)
+    password = checked_password(host, bool(served_as))
     from lowrank_rlhf.dashboard.app import serve
 
     try:
-        serve(runs, host, port, password, open_browser=not no_browser, say=echo)
+        serve(runs, host, port, password, open_browser=not no_browser, say=echo, names=served_as or ())
     except OSError as error:
         raise UserError(f"{host}:{port}: cannot be listened on: {error}; take another --port") from None
 
 
-def checked_password(host: str) -> str | None:
+def checked_password(host: str, by_proxy: bool = False) -> str | None:
     """The password from the environment, if there is one. Raises `UserError` where there must be one, or a longer."""
     password = os.environ.get(PASSWORD_VARIABLE) or None
     if password is not None and len(password) < SHORTEST_PASSWORD:
         raise UserError(f"{PASSWORD_VARIABLE}: shorter than {SHORTEST_PASSWORD} characters; take a longer one")
-    if password is None and host not in LOOPBACK:
+    if password is None and (by_proxy or host not in LOOPBACK):
+        option = "--served-as" if by_proxy else f"--host {host}"
         raise UserError(
-            f"--host {host}: others could start programs on this computer through the page. Set {PASSWORD_VARIABLE} "
-            f"to a password of {SHORTEST_PASSWORD} characters or more, or leave --host out and use an SSH tunnel"
+            f"{option}: others could start programs on this computer through the page. Set {PASSWORD_VARIABLE} "
+            f"to a password of {SHORTEST_PASSWORD} characters or more, or leave the option out and use an SSH tunnel"
         )
     return password

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowrank_rlhf.commands.annotations import find_place
-from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo
+from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, ServedAsOption, echo
 from lowrank_rlhf.commands.label_session import Keys, Session, keys_of_this_process
 from lowrank_rlhf.errors import Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.progress import duration
@@ -38,6 +38,7 @@ def label(
     web: Annotated[bool, typer.Option("--web", help="Serve a page for annotators, with a password, instead.")] = False,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="With --web: where to listen.")] = LOOPBACK,
     port: Annotated[int, typer.Option(min=0, max=65535, help="With --web; 0 takes any that is free.")] = PORT,
+    served_as: ServedAsOption = None,
 ) -> None:
     """Rank answers in the terminal, with single keys, or (--web) in the browser.
 
@@ -62,13 +63,13 @@ def label(
     """
     if as_json and not stats:
         raise UserError("--json goes with --stats")
-    if not web and (host, port) != (LOOPBACK, PORT):
-        raise UserError("--host and --port go with --web")
+    if not web and (host, port, served_as) != (LOOPBACK, PORT, None):
+        raise UserError("--host, --port and --served-as go with --web")
     if web and (stats or annotator is not None):
         raise UserError("--web shows figures on the page and asks for names there; leave out --stats and --annotator")
     place = find_place(run, runs)
     if web:
-        _serve(place, host, port)
+        _serve(place, host, port, served_as or [])
         return
     if stats:
         _print_stats(place, as_json)
@@ -83,7 +84,7 @@ def label(
     _say_what_next(place)
 
 
-def _serve(place: Place, host: str, port: int) -> None:
+def _serve(place: Place, host: str, port: int, names: list[str]) -> None:
     from lowrank_rlhf.dashboard.annotators import serve  # gradio takes seconds to import
 
     given = os.environ.get(PASSWORD_VARIABLE)
@@ -95,7 +96,7 @@ def _serve(place: Place, host: str, port: int) -> None:
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve(place.folder.absolute(), host, port, password, told)
+        serve(place.folder.absolute(), host, port, password, told, names)
     except KeyboardInterrupt:
         pass
     finally:

@@ -1,10 +1,11 @@
 """The page for annotators alone: one run's answers to rank, behind a password, and nothing else of this machine."""
 
+import asyncio
 import hmac
 import socket
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -58,8 +59,10 @@ def _title(language: str) -> str:
     return f"<h1>{say('page.title', language)}</h1>"
 
 
-def serve(folder: Path, host: str, port: int, password: str, told: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C. `told` gets its address once it can be opened.
+def serve(
+    folder: Path, host: str, port: int, password: str, told: Callable[[str], None], names: Collection[str] = ()
+) -> None:
+    """Serve the page until Ctrl-C. `told` gets its address once it can be opened; `names` are a proxy's for it.
 
     Raises `UserError` for a password that is too short and where nothing can listen at that address.
     """
@@ -73,8 +76,9 @@ def serve(folder: Path, host: str, port: int, password: str, told: Callable[[str
     except OSError as error:
         raise UserError(f"{host}:{port}: cannot listen there: {error.strerror}; choose another --port") from None
     blocks = build(folder)
+    login: Any = _login(password)  # Gradio awaits it, and its types do not say so
     blocks.launch(
-        auth=_login(password),
+        auth=login,
         auth_message=say("login.title", LANGUAGES[0]),
         server_name=host,
         server_port=port,
@@ -86,7 +90,7 @@ def serve(folder: Path, host: str, port: int, password: str, told: Callable[[str
         prevent_thread_lock=True,
         footer_links=[],
         app_kwargs={
-            "middleware": [Middleware(Guard, hosts=hosts(host), also=_LOGIN), Middleware(GradioSessions)],
+            "middleware": [Middleware(Guard, hosts=hosts(host, names), also=_LOGIN), Middleware(GradioSessions)],
             "docs_url": None,
             "redoc_url": None,
         },
@@ -97,17 +101,19 @@ def serve(folder: Path, host: str, port: int, password: str, told: Callable[[str
     blocks.block_thread()
 
 
-def _login(password: str) -> Callable[[str, str], bool]:
+def _login(password: str) -> Callable[[str, str], Awaitable[bool]]:
     """Anybody who knows the password comes in, under a name of their own."""
+    trying = asyncio.Lock()
 
-    def check(name: str, given: str) -> bool:
+    async def check(name: str, given: str) -> bool:
         try:
             annotator_name(name)
         except UserError:
             return False
-        if hmac.compare_digest(given.encode(), password.encode()):
-            return True
-        time.sleep(_WRONG_COSTS)
-        return False
+        async with trying:  # one attempt at a time; those who are in go on meanwhile
+            if hmac.compare_digest(given.encode(), password.encode()):
+                return True
+            await asyncio.sleep(_WRONG_COSTS)
+            return False
 
     return check

@@ -4,7 +4,7 @@ import os
 import socket
 import sys
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def _tabs() -> dict[str, Tab]:
 
 
 def _rank(page: Page) -> None:
-    rank_view.build(page.runs, page.run, page.language, go_on=lambda run: runs_view.resume(page.runs, run))
+    rank_view.build(page.runs, page.run, page.language, go_on=lambda run: runs_view.go_on_with_rankings(page.runs, run))
 
 
 def _behave(blocks: gr.Blocks, page: Page, light: gr.Button) -> None:
@@ -103,14 +103,21 @@ def _behave(blocks: gr.Blocks, page: Page, light: gr.Button) -> None:
 
 
 def serve(
-    folder: Path, host: str, port: int, password: str | None, *, open_browser: bool, say: Callable[[str], None]
+    folder: Path,
+    host: str,
+    port: int,
+    password: str | None,
+    *,
+    open_browser: bool,
+    say: Callable[[str], None],
+    names: Collection[str] = (),
 ) -> None:
-    """Serve the page until Ctrl-C. Raises OSError where the port is taken."""
+    """Serve the page until Ctrl-C; `names` are a proxy's for it. Raises OSError where the port is taken."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))
     blocks = build(folder)
-    launch(blocks, host, port, guards(host, password), folder)
+    launch(blocks, host, port, guards(host, password, names), folder)
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     say(f"The page is at {url}\nCtrl-C closes it; runs that it started go on.")
     if open_browser and _desktop():

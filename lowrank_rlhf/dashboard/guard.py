@@ -24,9 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 SESSION_SECONDS = 12 * 3600
 MOST_BYTES = 64 * 2**20
 """Of one request's body: an upload of annotations is the largest."""
+MOST_BYTES_OF_A_LOGIN = 4096
 COOKIE = "lowrank-session"
 _TOKEN = "access-token"  # noqa: S105 - of a cookie, the beginning of its name
-_LONGEST_FORM = 4096
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _OPEN = (
     "/assets/", "/static/", "/svelte/", "/runs/", "/gradio_api/heartbeat/", "/gradio_api/file=/",
@@ -65,7 +65,7 @@ class _TooLarge(Exception):
 class Guard:
     """ASGI middleware. `hosts` are the names and addresses under which the page may be asked for, without ports.
 
-    `also` are paths that this page needs beside those of every page of ours.
+    `also` are paths that this page needs beside those of every page of ours, for logging in.
     """
 
     app: ASGIApp
@@ -99,20 +99,21 @@ class Guard:
 
     async def _pass_on(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Let it answer, with a bound on what it reads and with the headers that all answers have."""
+        most = MOST_BYTES_OF_A_LOGIN if scope["path"] in self.also else MOST_BYTES
         taken, started = 0, False
 
         async def bounded() -> Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > MOST_BYTES:
+            if taken > most:
                 raise _TooLarge
             return message
 
         async def guarded(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
-                if taken > MOST_BYTES:  # FastAPI made a plain 400 of it
+                if taken > most:  # FastAPI made a plain 400 of it
                     raise _TooLarge
                 started = True
                 headers = MutableHeaders(scope=message)
@@ -155,11 +156,7 @@ class Password:
         return RedirectResponse("/login", 303) if path == "/" else PlainTextResponse("Log in first.\n", 401)
 
     async def _try(self, request: Request) -> Response:
-        form = b""
-        async for piece in request.stream():  # whatever Content-Length says: nobody has given a password yet
-            form += piece
-            if len(form) > _LONGEST_FORM:
-                return PlainTextResponse("Too large.\n", 413)
+        form = await request.body()  # `Guard` lets little through: nobody has given a password yet
         given = parse_qs(form.decode(errors="replace")).get("password", [""])[0]
         async with self._trying:  # one attempt at a time, and a second for each wrong one
             if not hmac.compare_digest(given.encode(), self.password.encode()):
@@ -227,16 +224,16 @@ def _name(host: str) -> str:
         return ""
 
 
-def guards(host: str, password: str | None) -> list[Middleware]:
-    """What stands before a page that listens there."""
+def guards(host: str, password: str | None, names: Collection[str] = ()) -> list[Middleware]:
+    """What stands before a page that listens there; `names` are those under which a proxy serves it."""
     if password is None:
-        return [Middleware(Guard, hosts=hosts(host))]
-    return [Middleware(Guard, hosts=hosts(host), also={"/login"}), Middleware(Password, password=password)]
+        return [Middleware(Guard, hosts=hosts(host, names))]
+    return [Middleware(Guard, hosts=hosts(host, names), also={"/login"}), Middleware(Password, password=password)]
 
 
-def hosts(host: str) -> frozenset[str]:
-    """Names under which a page that listens there may be asked for."""
+def hosts(host: str, names: Collection[str] = ()) -> frozenset[str]:
+    """Names under which a page that listens there may be asked for, with those that a proxy has for it."""
     if host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not listened on
-        return frozenset({host, *_LOOPBACK})
+        return frozenset({host, *_LOOPBACK, *names})
     own = {address.address.partition("%")[0] for addresses in psutil.net_if_addrs().values() for address in addresses}
-    return frozenset({*own, *_LOOPBACK, socket.gethostname().lower()})
+    return frozenset({*own, *_LOOPBACK, *names, socket.gethostname().lower()})

@@ -116,7 +116,8 @@ def _alive(written: dict[str, Any] | None) -> psutil.Process | None:
         process = psutil.Process(int((written or {})["pid"]))
         began = datetime.fromisoformat(str((written or {})["since"])).timestamp()
         with process.oneshot():
-            ours = "lowrank_rlhf" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
+            started = " ".join(process.cmdline()).replace("lowrank-rlhf", "lowrank_rlhf")  # by either of its names
+            ours = "lowrank_rlhf" in started and process.status() != psutil.STATUS_ZOMBIE
             same = process.create_time() <= began + _SLACK_SECONDS
     except (KeyError, TypeError, ValueError, psutil.Error):
         return None

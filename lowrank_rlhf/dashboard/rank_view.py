@@ -10,10 +10,10 @@ from typing import Any
 import gradio as gr
 
 from lowrank_rlhf.dashboard.ranking_desk import make_desk, run_folder, sign
-from lowrank_rlhf.dashboard.ranking_text import LANGUAGES, say, texts
+from lowrank_rlhf.dashboard.ranking_text import LANGUAGES, say, texts, why_nothing
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.ranking.labelling import annotator_name
-from lowrank_rlhf.ranking.place import place_of
+from lowrank_rlhf.ranking.place import NothingToRank, place_of
 
 _HERE = Path(__file__).parent
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
@@ -64,7 +64,8 @@ def build(
             person = annotator_name(annotator or request.username or given)
             place_of(run_folder(runs, run_name or ""))
         except UserError as error:
-            return box, value | {"badge": sign(secret, run_name or "", ""), "problem": str(error)}
+            problem = why_nothing(error, shown) if isinstance(error, NothingToRank) else str(error)
+            return box, value | {"badge": {"run": "", "annotator": "", "signature": ""}, "problem": problem}
         return box, value | {"badge": sign(secret, run_name or "", person)}
 
     gr.on(None, open_page, [run, language, who], [name, page], **_QUIET)

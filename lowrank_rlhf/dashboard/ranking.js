@@ -22,6 +22,7 @@ function send(what) {
   chain = chain.then(async () => {
     if (meant !== epoch || ended) return;
     const reply = await server.rank(request(what));
+    if (meant !== epoch) return; // the page was given to somebody else, or another language, meanwhile
     if (!reply || reply.error) { complain(reply ? reply.error : texts['error.gone']); return; }
     find('.rk-error').hidden = true;
     take(reply);
@@ -96,7 +97,7 @@ function onClick(event) {
 
 function act(what) {
   if (what === 'go on') trigger('go_on', {});
-  else { find('.rk-error').hidden = true; send({ do: 'open' }); }
+  else { find('.rk-error').hidden = true; start(); }
 }
 
 let dragged = null;
@@ -177,10 +178,12 @@ function start() {
   texts = props.value.texts;
   drawTexts();
   unclip();
-  if (props.value.problem) { complain(props.value.problem); find('.rk-item').hidden = true; return; }
   epoch += 1;
-  if (screen && screen.whose !== props.value.badge.signature) screen = null;
-  send({ do: 'open' }).then(() => { if (screen) screen.whose = props.value.badge.signature; });
+  if (whose !== props.value.badge.signature) screen = null;
+  whose = props.value.badge.signature;
+  find('.rk-error').hidden = true;
+  if (props.value.problem) { complain(props.value.problem); find('.rk-item').hidden = true; return; }
+  send({ do: 'open' });
 }
 
 watch('value', start);

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lowrank_rlhf.dashboard.ranking_screen import Reply, draft_words, figures_words, item_words, progress_words
-from lowrank_rlhf.dashboard.ranking_text import say
+from lowrank_rlhf.dashboard.ranking_text import say, why_nothing
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.ranking.labelling import (
     LABELS,
@@ -29,7 +29,7 @@ from lowrank_rlhf.ranking.labelling import (
     type_all,
 )
 from lowrank_rlhf.ranking.overview import overview
-from lowrank_rlhf.ranking.place import Place, place_of
+from lowrank_rlhf.ranking.place import NothingToRank, Place, place_of
 from lowrank_rlhf.ranking.store import Item
 from lowrank_rlhf.records import Ranking
 
@@ -85,6 +85,8 @@ def make_desk(runs: Path, secret: bytes) -> Callable[[Any], Reply]:
             return {"error": say("error.badge", request.language)}
         try:
             return Desk(place_of(run_folder(runs, badge.run)), request).answer()
+        except NothingToRank as error:
+            return {"error": why_nothing(error, request.language)}
         except UserError as error:
             return {"error": str(error)}
 
@@ -96,7 +98,7 @@ def run_folder(runs: Path, name: str) -> Path:
     if not name or name in (".", "..") or Path(name).name != name:
         raise UserError(f"{name!r} is no run's name")
     if not (runs / name).is_dir():
-        raise UserError(f"{runs / name}: there is no such run")
+        raise NothingToRank(f"{runs / name}: there is no such run", "no run")
     return runs / name
 
 
@@ -114,7 +116,7 @@ class Desk:
             return {"figures": figures_words(overview(self._place), self._place, self._language)}
         if request.do == "keep":
             if request.prompt_id is not None:
-                self._store.keep(self._who, request.prompt_id)
+                self._store.keep(self._who, request.prompt_id, request.done)
             return {}
         if request.do == "open":
             return self._open()
@@ -129,11 +131,15 @@ class Desk:
         return self._pressed(item, draft)
 
     def _open(self) -> Reply:
-        """The item that waits for this annotator; the half-made order stays if it is the one on the screen."""
-        item = self._place.next_item(self._who)
-        if item is None or (item.prompt.id, item.done) != (self._request.prompt_id, self._request.done):
-            return self._screen(item)
-        return self._screen(item, self._draft(item), self._request.keys)
+        """The item on the screen with its half-made order or better answer, or else the one that waits."""
+        request = self._request
+        begun = request.prompt_id is not None and (request.keys or request.flags or request.written.strip())
+        if request.prompt_id is not None and begun:
+            item = self._store.item(self._who, request.prompt_id)
+            if item.done == request.done:  # if somebody else has been given it meanwhile, both rankings count
+                self._store.keep(self._who, request.prompt_id, request.done)
+                return self._screen(item, self._draft(item), request.keys)
+        return self._screen(self._place.next_item(self._who))
 
     def _draft(self, item: Item) -> Draft:
         request = self._request
@@ -170,6 +176,8 @@ class Desk:
             case Command.SKIP:
                 self._store.skip(self._who, item.prompt.id)
                 return self._next(say("said.skipped", self._language))
+            case Command.UNDO_SAVED if draft.written.strip():
+                return self._drawn(draft, self._request.keys) | {"refused": say("refused.written", self._language)}
             case Command.UNDO_SAVED:
                 return self._undo(draft)
         return self._drawn(draft, self._request.keys)

@@ -4,6 +4,8 @@ import json
 from functools import cache
 from pathlib import Path
 
+from lowrank_rlhf.ranking.place import NothingToRank
+
 LANGUAGES = ("en", "zh")
 _LOCALES = Path(__file__).parent / "locales"
 
@@ -20,6 +22,11 @@ def texts(language: str) -> dict[str, str]:
 def say(key: str, language: str, **values: object) -> str:
     """The text under that key, its `{names}` filled in. Raises KeyError where there is none."""
     return texts(language)[key].format(**values)
+
+
+def why_nothing(error: NothingToRank, language: str) -> str:
+    """Why there is nothing to rank."""
+    return say(f"nothing.{error.kind}", language, command=error.command)
 
 
 def language_of(accepted: str) -> str:

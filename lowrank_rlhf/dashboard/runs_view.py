@@ -17,6 +17,7 @@ from lowrank_rlhf.dashboard.talker import TALKER
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.files import write_atomic
+from lowrank_rlhf.ranking.place import place_of
 from lowrank_rlhf.stages import STAGES
 
 _SECONDS = 2.0
@@ -119,10 +120,11 @@ def _act(folder: Path, what: str, chosen: str | None, language: str, stage: str 
         return note(str(error), "bad")
 
 
-def resume(folder: Path, name: str) -> str:
+def go_on_with_rankings(folder: Path, name: str) -> str:
     """Start the run's command again in the background, and say it. Raises `UserError` where it cannot."""
     path = runs.run_path(folder, name)
-    command = jobs.run_command(str(path / "config.yaml"), folder)
+    redo = ["--redo", "rank"] if place_of(path).behind else []
+    command = jobs.run_command(str(path / "config.yaml"), folder, *redo)
     TALKER.close()  # its model's memory is for the training
     jobs.start(path, command)
     return jobs.as_typed(command)

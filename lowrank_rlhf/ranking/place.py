@@ -10,10 +10,18 @@ from lowrank_rlhf.config.schema import RankConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.ranking.queue import Policy, uncertainties
 from lowrank_rlhf.ranking.store import AnnotationStore, Item
-from lowrank_rlhf.records import Score, read_jsonl
+from lowrank_rlhf.records import Prompt, Ranking, Score, read_jsonl
 
 STORE = "annotations.sqlite"
 COMMAND = "python -m lowrank_rlhf"
+
+
+class NothingToRank(UserError):
+    """A folder has no answers for people to rank. `kind` and `command` are for those who say it in another language."""
+
+    def __init__(self, message: str, kind: str, command: str = "") -> None:
+        super().__init__(message)
+        self.kind, self.command = kind, command
 
 
 @dataclass(frozen=True)
@@ -25,9 +33,14 @@ class Place:
     settings: RankConfig | None
 
     @property
-    def ranked_already(self) -> bool:
-        """The run has made its comparisons; new rankings count when that stage is made again."""
-        return RunDir(self.folder).done("rank") is not None
+    def behind(self) -> bool:
+        """The run's comparisons are of other rankings than there are now, which count once that stage is made again."""
+        run_dir = RunDir(self.folder)
+        if run_dir.done("rank") is None:
+            return False
+        asked = {prompt.id for prompt in read_jsonl(run_dir.artifact("prompts.jsonl"), Prompt)}
+        now = [ranking for ranking in self.store.rankings() if ranking.prompt_id in asked]
+        return now != list(read_jsonl(run_dir.artifact("rankings.jsonl"), Ranking))
 
     @property
     def needed(self) -> int:
@@ -39,7 +52,7 @@ class Place:
         """What to do when enough prompts are ranked: go on with the run, or take the rankings back to it."""
         if self.settings is None:
             return f"{COMMAND} annotations export {shlex.quote(str(self.folder))} FILE"
-        return f"{run_command(self.folder)}{' --redo rank' if self.ranked_already else ''}"
+        return f"{run_command(self.folder)}{' --redo rank' if self.behind else ''}"
 
     @property
     def enough(self) -> bool:
@@ -71,16 +84,23 @@ def run_command(folder: Path) -> str:
 
 
 def place_of(folder: Path, new: bool = False) -> Place:
-    """The place in this folder; with `new`, an empty one without a run. Raises `UserError` if there is none yet."""
+    """The place in this folder; with `new`, an empty one without a run. Raises `NothingToRank` if there is none yet."""
+    if not new and not any((folder / name).is_file() for name in ("config.yaml", STORE)):
+        raise NothingToRank(f"{folder}: there are no answers to rank here", "here")
     if new or not (folder / "config.yaml").is_file():
         return Place(folder, AnnotationStore(folder / STORE), None)
     config = load_config(folder / "config.yaml")
     if config.rank.source != "human":
-        raise UserError(f"{folder}: rank.source is {config.rank.source}; a run with rank.source=human asks people")
+        raise NothingToRank(
+            f"{folder}: rank.source is {config.rank.source}; a run with rank.source=human asks people", "for people"
+        )
     if not (folder / STORE).is_file():
-        raise UserError(
+        command = run_command(folder)
+        raise NothingToRank(
             f"{folder}: there are no answers to rank yet. This makes them, and stops with exit code 5 when they wait:\n"
-            f"  {run_command(folder)}"
+            f"  {command}",
+            "yet",
+            command,
         )
     return Place(folder, AnnotationStore(folder / STORE), config.rank)
 

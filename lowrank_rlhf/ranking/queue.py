@@ -102,10 +102,16 @@ def hold(database: sqlite3.Connection, annotator: str, prompt_id: str, now: floa
     )
 
 
-def keep(database: sqlite3.Connection, annotator: str, prompt_id: str, now: float) -> None:
-    """Holds this prompt for some minutes more, unless somebody else has been given it since."""
-    query = "SELECT 1 FROM leases WHERE prompt_id = ? AND annotator != ? AND until > ?"
-    if not database.execute(query, (prompt_id, annotator, now)).fetchone():
+def keep(database: sqlite3.Connection, annotator: str, prompt_id: str, done: int, now: float) -> None:
+    """Holds this prompt for some minutes more, unless somebody else has been given it since, or this annotator has
+    ranked it (other than `done` times) or skipped it in another window."""
+    given = "SELECT 1 FROM leases WHERE prompt_id = ? AND annotator != ? AND until > ?"
+    skipped = "SELECT 1 FROM skips WHERE prompt_id = ? AND annotator = ?"
+    if times_ranked(database, annotator, prompt_id) != done:
+        return
+    if database.execute(given, (prompt_id, annotator, now)).fetchone():
+        return
+    if not database.execute(skipped, (prompt_id, annotator)).fetchone():
         hold(database, annotator, prompt_id, now)
 
 

@@ -85,11 +85,14 @@ class AnnotationStore:
             item = self._item(database, given[0]) if given else None
         return _shuffled(item, annotator, given[1]) if item and given else None
 
-    def keep(self, annotator: str, prompt_id: str) -> None:
-        """The annotator is still at it: nobody else is given this prompt for some minutes more."""
+    def keep(self, annotator: str, prompt_id: str, done: int) -> None:
+        """The annotator is still at it: nobody else is given this prompt for some minutes more.
+
+        `done`: as in the item on the screen; one that was ranked since, in another window, is not held again.
+        """
         with self._transaction(write=True) as database:
             self._item(database, prompt_id)
-            keep(database, annotator, prompt_id, self._clock())
+            keep(database, annotator, prompt_id, done, self._clock())
 
     def release(self, annotator: str) -> None:
         """Lets others have what this annotator holds."""
