@@ -209,7 +209,7 @@ def test_both_languages_say_the_same() -> None:
     }
     assert fields["en"] == fields["zh"]
     source = "".join(path.read_text(encoding="utf-8") for path in [*FOLDER.glob("*.py"), *FOLDER.glob("*.js")])
-    put_together = ("help", "flag", "nothing", "refused", "role", "button")  # and the figures' rows, of which each has a figure
+    put_together = ("help", "flag", "nothing", "refused", "role", "button")  # and rows, each of which has a figure
     rows = {key.removesuffix(".figure") for key in texts("en") if key.endswith(".figure")}
     unused = [key for key in texts("en") if key not in source and f"texts.{key}" not in source]
     assert [key for key in unused if key.partition(".")[0] not in {*put_together, *rows}] == []
