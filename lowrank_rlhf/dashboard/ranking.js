@@ -182,7 +182,12 @@ function start() {
   if (whose !== props.value.badge.signature) screen = null;
   whose = props.value.badge.signature;
   find('.rk-error').hidden = true;
-  if (props.value.problem) { complain(props.value.problem); find('.rk-item').hidden = true; return; }
+  if (props.value.problem) {
+    complain(props.value.problem);
+    find('.rk-item').hidden = true;
+    find('.rk-line').replaceChildren(); // it names who ranks
+    return;
+  }
   send({ do: 'open' });
 }
 
