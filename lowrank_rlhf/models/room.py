@@ -26,6 +26,11 @@ def told(error: BaseException) -> str:
     """What an error says of the lack of memory. Other processes that share the work hear of it, to halve as well."""
     if not isinstance(error, processes.RanOut):
         processes.meet(ran_out=True)
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's own words, short enough to stand inside of a sentence; its kind where it says nothing."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
