@@ -17,7 +17,8 @@ from tiny_finished import finished_run
 from tiny_run import make_config, make_context, save_sft, separable, write_prompts, write_ranked
 from torch import Tensor
 
-from lowrank_rlhf.errors import Diverged, StageFailed
+from lowrank_rlhf.checkpoints import latest_checkpoint
+from lowrank_rlhf.errors import Diverged, StageFailed, Stopped
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.stepping import NotFinite, clipped_step
 from lowrank_rlhf.models.storage import read_tensors
@@ -308,6 +309,44 @@ def test_the_second_time_it_is_given_up_and_the_batch_kept(request, spoil, spoil
     with pytest.raises(Diverged):
         module.run(context)
     assert len(before) == count + 3
+
+
+# --- A stop between them
+
+
+def stop_once_after(context: Context, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop is asked for when that step is logged."""
+    append, asked = context.metrics.append, list[int]()
+
+    def append_and_stop(stage: str, step: int, **figures: float) -> None:
+        append(stage, step, **figures)
+        if step == last and not asked:
+            asked.append(step)
+            context.stop.requested = True
+
+    monkeypatch.setattr(context.metrics, "append", append_and_stop)
+
+
+@pytest.mark.parametrize("stage", LEARNS)
+def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(request, monkeypatch, spoil, spoil_sft, stage) -> None:
+    """Steps 2 and 3 are bad, and so is the 4th after going on: back to after step 1, where weights were good."""
+    context, module = request.getfixturevalue(f"{stage}_context"), {"sft": sft, "reward": reward, "ppo": ppo}[stage]
+    before = spoil_sft(range(2, 7)) if stage == "sft" else spoil(LEARNS[stage], range(2, 7))
+    stop_once_after(context, 3, monkeypatch)
+    with pytest.raises(Stopped, match=f"{stage} keeps its last checkpoint, from before what was just skipped"):
+        module.run(context)
+    found = latest_checkpoint(context.work(stage))
+    assert found
+    assert found[0] == 1
+    context.stop.requested = False
+    module.run(context)
+    events = [json.loads(line) for line in (context.run_dir.path / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["kind"] == "skipped"] == [2, 3, 2, 3, 4]
+    assert [event["step"] for event in events if event["kind"] == "rolled back"] == [4]
+    assert not any(skipped for _, skipped in skips(context, stage))
+    seen = before[1:6] if stage == "sft" else before
+    assert len(seen) == 5
+    assert all(same(seen[0], weights) for weights in seen[1:])
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -1,7 +1,7 @@
 """Steps whose numbers are NaN or infinite: skipped, and where they don't end, rolled back once and then given up."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,18 @@ class Breakdowns:
         context.progress.say(f"  {stage}: {self.in_a_row} in a row: back to the last good checkpoint, at half the rate")
         context.run_dir.event("rolled back", stage=stage, step=step)
         raise RollBack
+
+    def stopped(self, context: Context, stage: str, save: Callable[[], None], where: str) -> None:
+        """Obey a stop: save everything and say where that is, unless the last steps were skipped.
+
+        Those would become what a roll-back goes to. The last checkpoint is kept instead: each step follows from the
+        weights and its seed, so that going on from there comes to the same steps. Raises `Stopped`.
+        """
+        if self.in_a_row:
+            context.stop.check(f"{stage} keeps its last checkpoint, from before what was just skipped")
+        else:
+            save()
+            context.stop.check(f"{stage} is saved {where}")
 
 
 def diverged(context: Context, stage: str, why: str, batch: Sequences, more: Mapping[str, Tensor]) -> Diverged:

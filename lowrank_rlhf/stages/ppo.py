@@ -4,6 +4,7 @@ import copy
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -121,7 +122,7 @@ def _prompts(context: Context, scale: RewardScale) -> tuple[list[list[int]], Ten
 
 
 def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[str, float]]:
-    """The next step; a stop inside of it is obeyed at once, and what the step has done is kept."""
+    """The next step; a stop inside of it is obeyed at once, and what it has done is kept (`Breakdowns.stopped`)."""
     context, tokens = setting.context, setting.context.base.room.tokens
 
     def attempt() -> tuple[State, dict[str, float]]:
@@ -132,10 +133,9 @@ def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[Sta
     try:
         return context.base.room.retry(attempt, max(map(len, setting.prompts)) + context.config.sample.max_new_tokens)
     except Stopped:
-        ppo_state.save(context, setting.optimizers.of_roles, state, begun)
-        context.stop.check(
-            f"ppo is saved {f'inside step {state.step + 1}' if begun.rollout else f'at step {state.step}'}"
-        )
+        save = partial(ppo_state.save, context, setting.optimizers.of_roles, state, begun)
+        where = f"inside step {state.step + 1}" if begun.rollout else f"at step {state.step}"
+        state.breakdowns.stopped(context, "ppo", save, where)
         raise
 
 
