@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 from lowrank_rlhf import pipeline
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import Diverged, StaleRun
+from lowrank_rlhf.errors import Diverged, StaleRun, Stopped
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.roles import Role
@@ -225,6 +225,27 @@ def test_a_score_that_is_nan_skips_the_step(make, monkeypatch, algorithm) -> Non
     same = [all(old[name].equal(new[name]) for name in old) for old, new in pairwise(weights)]
     assert same == [False, True, False, False]
     assert "the reward model's scores are not all finite" in (context.run_dir.path / "events.jsonl").read_text()
+
+
+def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(make, monkeypatch) -> None:
+    """Step 3 is skipped, a stop comes in the 4th; 3 to 5 are skipped after going on: back to the checkpoint at 2."""
+    context, scores, weights = make("rloo"), align_sampling.reward_scores, []
+
+    def spoilt(*args: Any) -> Tensor:
+        weights.append(snapshot(context.roles, Role.POLICY))
+        context.stop.requested = len(weights) == 4
+        found = scores(*args)
+        return found * math.nan if 3 <= len(weights) <= 7 else found
+
+    monkeypatch.setattr(align_sampling, "reward_scores", spoilt)
+    with pytest.raises(Stopped, match="ppo keeps its last checkpoint, from before what was just skipped"):
+        align.run(context)
+    context.stop.requested = False
+    align.run(context)
+    assert not any(row.get("skipped") for row in context.metrics.read("ppo"))
+    events = [json.loads(line) for line in (context.run_dir.path / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["kind"] == "rolled back"] == [5]
+    assert all(weights[2][name].equal(later[name]) for later in weights[3:8] for name in later)
 
 
 def test_scores_that_stay_nan_end_the_stage(make, monkeypatch) -> None:

@@ -17,7 +17,8 @@ from tiny_finished import finished_run
 from tiny_run import make_config, make_context, save_sft, separable, write_prompts, write_ranked
 from torch import Tensor
 
-from lowrank_rlhf.errors import Diverged, StageFailed
+from lowrank_rlhf.checkpoints import latest_checkpoint
+from lowrank_rlhf.errors import Diverged, StageFailed, Stopped
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.stepping import NotFinite, clipped_step
 from lowrank_rlhf.models.storage import read_tensors
@@ -136,12 +137,18 @@ def reward_context(tiny_folder, tmp_path) -> Context:
 
 
 @pytest.fixture
-def ppo_context(tiny_folder, tmp_path, monkeypatch) -> Context:
-    """Four steps, one backward of each role in each."""
+def make_ppo(tiny_folder, tmp_path, monkeypatch) -> Callable[..., Context]:
+    """Four steps, one backward of each role in each epoch."""
     monkeypatch.setattr(ppo, "release_freed_memory", lambda: None)  # slow where there are many objects
-    changes = {"quantization": "none", "model__micro_batch_tokens": 10_000, "ppo__save_every": 1}
-    changes |= {"ppo__evaluate_every": 10, "ppo__evaluate_prompts": 1}
-    return finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"), **changes)
+    settings = {"quantization": "none", "model__micro_batch_tokens": 10_000, "ppo__save_every": 1}
+    settings |= {"ppo__evaluate_every": 10, "ppo__evaluate_prompts": 1}
+    return lambda **changes: finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"), **settings, **changes)
+
+
+@pytest.fixture
+def ppo_context(make_ppo) -> Context:
+    """One epoch."""
+    return make_ppo()
 
 
 def test_sft_skips_a_step_whose_gradient_is_nan(sft_context, spoil_sft) -> None:
@@ -189,9 +196,25 @@ def test_an_update_skips_a_turn(tiny_base, spoil, role, value) -> None:
     figures = update(roles, Optimizers.create(roles, config), rollout, config, 0.9, 3, True, turns)
     assert same(*before)
     assert unmoved(roles, role, before[1])
-    assert (figures["skipped"], turns.done) == (2, 6)
+    assert (figures["skipped"], turns.skipped, turns.done) == (2, 2, 6)
+    assert not turns.lost
     assert re.fullmatch(rf"the {role.name.lower()}'s gradient norm is (nan|inf)", turns.problem or "")
     assert all(math.isfinite(figure) for figure in figures.values())
+
+
+@pytest.mark.parametrize("role", [Role.POLICY, Role.CRITIC])
+def test_an_update_is_lost_where_a_role_makes_no_turn(tiny_base, spoil, role) -> None:
+    roles, config, turns = start(make_roles(tiny_base())), make_ppo_config(epochs=2), Turns()
+    rollout = rollout_of(roles, config)
+    spoil(role, {1, 2})
+    update(roles, Optimizers.create(roles, config), rollout, config, 0.9, 3, True, turns)
+    assert (turns.skipped, turns.done, turns.lost) == (2, 4, True)
+
+
+def test_an_update_of_the_critic_alone_is_not_lost(tiny_base) -> None:
+    roles, config, turns = start(make_roles(tiny_base())), make_ppo_config(), Turns()
+    update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, 3, False, turns)
+    assert (turns.skipped, turns.done, turns.lost) == (0, 1, False)
 
 
 def test_a_nan_ratio_is_no_ratio_of_one(tiny_base) -> None:
@@ -242,6 +265,34 @@ def test_ppo_skips_a_step_whose_rollout_is_not_finite(ppo_context, monkeypatch) 
     assert "the rollout's scores are not all finite" in events
 
 
+def events_of(context: Context, kind: str) -> list[dict[str, Any]]:
+    lines = (context.run_dir.path / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+def test_a_step_of_ppo_that_lost_some_turns_is_made(make_ppo, spoil, monkeypatch) -> None:
+    """One of the critic's two turns in each of the first three steps: no roll-back, and each step is kept."""
+    context = make_ppo(ppo__epochs=2)
+    said = list[str]()
+    monkeypatch.setattr(context.progress, "say", said.append)
+    spoil(Role.CRITIC, {1, 4, 5})
+    ppo.run(context)
+    assert skips(context, "ppo") == [(1, 1), (2, 1), (3, 1), (4, 0)]
+    assert [event["what"] for event in events_of(context, "skipped")] == ["1 of 4 turns are skipped"] * 3
+    assert events_of(context, "rolled back") == []
+    assert "  ppo: step 2: the critic's gradient norm is nan; 1 of 4 turns are skipped" in said
+    assert not [line for line in said if "the step is skipped" in line or "in a row" in line]
+
+
+def test_what_a_lost_step_of_ppo_left_out_is_told_truly(make_ppo, spoil) -> None:
+    """The policy's turns were made."""
+    context = make_ppo(ppo__epochs=2)
+    spoil(Role.CRITIC, {3, 4})
+    ppo.run(context)
+    (event,) = events_of(context, "skipped")
+    assert (event["step"], event["what"]) == (2, "2 of 4 turns are skipped")
+
+
 def test_a_policy_whose_objective_is_nan_is_not_kept(ppo_context, monkeypatch) -> None:
     monkeypatch.setattr(Contest, "figures", lambda *_: {"score": math.nan, "kl": 0.0, "objective": math.nan})
     with pytest.raises(Diverged, match="ppo: step 0: the objective on held-out prompts is nan"):
@@ -270,9 +321,8 @@ def test_the_reward_stage_is_rolled_back_once(reward_context, spoil) -> None:
     assert [skipped for _, skipped in skips(reward_context, "reward")] == [0] * 7
     assert same(before[0], before[2])
     assert json.loads((reward_context.work("reward") / "step-000007/breakdowns.json").read_text())["rate"] == 0.5
-    events = [json.loads(line) for line in (reward_context.run_dir.path / "events.jsonl").read_text().splitlines()]
-    assert [event["step"] for event in events if event["kind"] == "skipped"] == [3, 4, 5]
-    assert [event["step"] for event in events if event["kind"] == "rolled back"] == [5]
+    assert [event["step"] for event in events_of(reward_context, "skipped")] == [3, 4, 5]
+    assert [event["step"] for event in events_of(reward_context, "rolled back")] == [5]
 
 
 def test_ppo_is_rolled_back_once(ppo_context, spoil) -> None:
@@ -308,6 +358,43 @@ def test_the_second_time_it_is_given_up_and_the_batch_kept(request, spoil, spoil
     with pytest.raises(Diverged):
         module.run(context)
     assert len(before) == count + 3
+
+
+# --- A stop between them
+
+
+def stop_once_after(context: Context, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop is asked for when that step is logged."""
+    append, asked = context.metrics.append, list[int]()
+
+    def append_and_stop(stage: str, step: int, **figures: float) -> None:
+        append(stage, step, **figures)
+        if step == last and not asked:
+            asked.append(step)
+            context.stop.requested = True
+
+    monkeypatch.setattr(context.metrics, "append", append_and_stop)
+
+
+@pytest.mark.parametrize("stage", LEARNS)
+def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(request, monkeypatch, spoil, spoil_sft, stage) -> None:
+    """Steps 2 and 3 are bad, and so is the 4th after going on: back to after step 1, where weights were good."""
+    context, module = request.getfixturevalue(f"{stage}_context"), {"sft": sft, "reward": reward, "ppo": ppo}[stage]
+    before = spoil_sft(range(2, 7)) if stage == "sft" else spoil(LEARNS[stage], range(2, 7))
+    stop_once_after(context, 3, monkeypatch)
+    with pytest.raises(Stopped, match=f"{stage} keeps its last checkpoint, from before what was just skipped"):
+        module.run(context)
+    found = latest_checkpoint(context.work(stage))
+    assert found
+    assert found[0] == 1
+    context.stop.requested = False
+    module.run(context)
+    assert [event["step"] for event in events_of(context, "skipped")] == [2, 3, 2, 3, 4]
+    assert [event["step"] for event in events_of(context, "rolled back")] == [4]
+    assert not any(skipped for _, skipped in skips(context, stage))
+    seen = before[1:6] if stage == "sft" else before
+    assert len(seen) == 5
+    assert all(same(seen[0], weights) for weights in seen[1:])
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

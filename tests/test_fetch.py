@@ -152,6 +152,8 @@ def test_weights_of_another_shape(model) -> None:
 
 
 def test_no_tokenizer(model) -> None:
+    edit(model / "tokenizer.json", version="9.0")
+    assert f"model.source: {model}: the tokenizer cannot be read (Unknown tokenizer version '9.0'" in refused(model)
     (model / "tokenizer.json").unlink()
     assert "no tokenizer there (tokenizer.json, tokenizer.model, vocab.json, vocab.txt)" in refused(model)
     (model / "tokenizer.json").write_text("{")

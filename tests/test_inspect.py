@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -172,11 +173,19 @@ def test_what_a_tokenizer_needs(tmp_path: Path, tiny_folder) -> None:
     bare = load_tokenizer(ModelConfig(source=str(tmp_path / "bare")), Progress.silent())
     with pytest.raises(UserError, match="bare brings no chat template"):
         bare.render([Message(**HI)])
-    strict = load_tokenizer(
-        ModelConfig(source=str(tiny_folder()), chat_template="{{ raise_exception('no system text here') }}"),
-        Progress.silent(),
-    )
-    with pytest.raises(UserError, match="refuses a prompt: no system text here"):
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ raise_exception('no system text here') }}", "no system text here"),
+        ("{{ messages[0].content + 1 }}", 'can only concatenate str (not "int") to str'),  # a TypeError
+        ("{{ messages[0].content.index('?') }}", "substring not found"),  # a ValueError
+    ],
+)
+def test_a_template_that_fails_on_a_prompt(tiny_folder, template, why) -> None:
+    strict = load_tokenizer(ModelConfig(source=str(tiny_folder()), chat_template=template), Progress.silent())
+    with pytest.raises(UserError, match=re.escape(f"refuses a prompt: {why}")):
         strict.render([Message(**HI)])
 
 

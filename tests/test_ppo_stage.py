@@ -238,6 +238,21 @@ def test_answers_without_end_count_against_a_policy(make, monkeypatch, ended, be
     assert same(weights(context, "policy"), seen[best])
 
 
+def test_while_the_critic_warms_up_the_policy_is_sft_and_no_candidate(make, monkeypatch) -> None:
+    context = make(ppo__evaluate_every=1, ppo__critic_warmup_steps=2)
+    seen = script(monkeypatch, {0: 9.0, 1: 0.9, 2: 0.8, 3: 0.2, 4: 0.1})
+    assert ppo.run(context)["best_step"] == 3
+    assert same(seen[0], seen[2])
+    assert same(weights(context, "policy"), seen[3])
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "rloo", "grpo"])
+def test_only_ppo_has_a_critic_to_warm_up(make, algorithm) -> None:
+    context, state = make(align__algorithm=algorithm, ppo__critic_warmup_steps=2), State(step=1, sft_eos_rate=1.0)
+    policy.keep_if_best(context, state, {"objective": 0.5, "eos_rate": 1.0})
+    assert state.best_step == 1
+
+
 def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) -> None:
     """As one from before `best_step` and `sft_eos_rate` were kept; a piece that is unknown here does no harm."""
     context = make(ppo__steps=1)

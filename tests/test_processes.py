@@ -233,6 +233,52 @@ def test_what_two_processes_share_sum_halve_and_tell(tmp_path) -> None:
     assert "told: process 1: broken here" in lines
 
 
+SAMPLING = """
+import sys
+from pathlib import Path
+
+sys.path.append(sys.argv[2])
+from tiny import load_tiny, make_roles, random_tokens
+
+from lowrank_rlhf import processes
+from lowrank_rlhf.errors import CannotFit
+from lowrank_rlhf.models.generation import sample_answers
+from lowrank_rlhf.models.roles import Role
+
+with processes.joined():
+    roles = make_roles(load_tiny(Path(sys.argv[1])))
+    room, most, halved = roles.base.room, 0, []
+
+    def no_memory(_, args, kwargs):
+        if len(kwargs["input_ids"]) > most:
+            raise MemoryError
+
+    def hear(why):
+        halved.append(room.rows)
+        assert len(halved) < 9, "for ever"
+
+    roles.decoder.register_forward_pre_hook(no_memory, with_kwargs=True)
+    room.on_halved = hear
+    settings = {"max_new_tokens": 3, "temperature": 1.0, "seed": 0, "batch_size": 8}
+    for most in (2, 1):
+        room.rows = None
+        halved.clear()
+        try:
+            answers = sample_answers(roles, Role.POLICY, random_tokens(1, [4] * 10), answers_per_prompt=2, **settings)
+            print(f"{most} rows at most: {halved}, answers to {len(answers)} prompts", flush=True)
+        except CannotFit as error:
+            print(f"{most} rows at most: {halved}, {error}", flush=True)
+"""
+
+
+def test_sampling_halves_what_each_process_takes_until_a_single_prompt_is_too_much(tiny_folder, tmp_path) -> None:
+    """Of 10 prompts with two answers to each they take four each at first."""
+    launched = Launched(tmp_path, "-c", SAMPLING, str(tiny_folder()), str(Path(__file__).parent))
+    assert launched.wait() == [0, 0], launched.said
+    assert launched.said.count("2 rows at most: [4, 2], answers to 10 prompts\n") == 2, launched.said
+    assert launched.said.count("1 rows at most: [4, 2], out of memory with a single prompt's answers") == 2
+
+
 def test_a_mistake_is_told_once(tmp_path) -> None:
     launched = Launched(tmp_path, "-m", "lowrank_rlhf", "run", "quickstart", "ppo.stepz=3")
     assert launched.wait() == [2, 2]

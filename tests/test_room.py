@@ -11,6 +11,7 @@ from tiny_run import make_config, make_context, save_sft, separable, write_promp
 from torch import Tensor
 
 from lowrank_rlhf.errors import CannotFit
+from lowrank_rlhf.models import merging
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.room import Room, ran_out
 from lowrank_rlhf.stages import ppo, reward, sample, sft
@@ -133,6 +134,40 @@ def test_sampling_takes_half_the_prompts_at_once(tiny_folder, tmp_path) -> None:
     assert context.base.room.rows == 6
     assert max(steps) > 6
     assert sum(rows > 6 for rows in steps) == 1
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("stage", ["sample", "ppo"])
+def test_out_of_memory_while_weights_are_merged_is_not_tried_again(
+    tiny_folder, tmp_path, monkeypatch, stage, error
+) -> None:
+    """In a rollout of PPO too, where everything else is: smaller micro-batches make no smaller copy."""
+    context = (make_ppo if stage == "ppo" else make_sft)(tiny_folder(), tmp_path, 240)
+    save_sft(context)
+    layers, calls = dict(context.base.model.named_modules()), list[Any]()
+    merge, collect = merging.merged_weight, ppo.collect
+
+    def fail_from_the_third_on(layer: Any, role: Role) -> Tensor:
+        calls.append(layer)
+        if len(calls) >= 3:
+            raise error
+        return merge(layer, role)
+
+    def fail_from_here_on(*args: Any) -> Any:
+        monkeypatch.setattr(merging, "merged_weight", fail_from_the_third_on)
+        return collect(*args)
+
+    monkeypatch.setattr(ppo, "collect", fail_from_here_on)
+    monkeypatch.setattr(ppo, "release_freed_memory", lambda: None)
+    if stage == "sample":
+        monkeypatch.setattr(merging, "merged_weight", fail_from_the_third_on)
+    with pytest.raises(CannotFit, match=r"out of memory while .* merged .*model\.merged_rollouts: false"):
+        (ppo if stage == "ppo" else sample).run(context)
+    assert len(calls) == 3
+    assert context.base.room.tokens == 240
+    assert context.roles.merged is None
+    after = dict(context.base.model.named_modules())
+    assert {name: after.get(name) for name in layers} == layers
 
 
 @pytest.mark.parametrize("stage", STAGES)

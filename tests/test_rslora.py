@@ -1,12 +1,13 @@
 """Rank-stabilised LoRA: the laws hold, and alpha / sqrt(rank) is exactly plain LoRA with alpha times sqrt(rank)."""
 
+import json
 from pathlib import Path
 
 import pytest
 import test_roles as laws
 import tiny
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from tiny import DEVICE, LORA, gradients, make_batch, make_roles, random_tokens
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -62,6 +63,19 @@ def test_a_saved_adapter_does_the_same_on_plain_peft_and_fits_no_run_without_it(
         torch.testing.assert_close(roles.peft(input_ids=TOKENS).logits, theirs, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"does not fit this run's section lora: use_rslora is True, not False"):
         load_role(roles_of(LORA, tiny_base, monkeypatch, "none"), Role.POLICY, tmp_path)
+
+
+def test_what_a_saved_config_leaves_out_is_as_in_peft(tiny_base, monkeypatch, tmp_path: Path) -> None:
+    """As older versions of PEFT wrote it: rsLoRA off, alpha 8."""
+    save_role(roles_of(LORA, tiny_base, monkeypatch, "none"), Role.POLICY, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({key: config[key] for key in ("peft_type", "r", "target_modules")}))
+    assert LORA.alpha == PeftConfig.from_pretrained(tmp_path).lora_alpha == 8
+    load_role(roles_of(LORA, tiny_base, monkeypatch, "none"), Role.POLICY, tmp_path)
+    for lora, difference in ((RSLORA, "use_rslora is False, not True"), (EQUAL, r"lora_alpha is 8, not 16\.0")):
+        with pytest.raises(UserError, match=f"does not fit this run's section lora: {difference}"):
+            load_role(roles_of(lora, tiny_base, monkeypatch, "none"), Role.POLICY, tmp_path)
 
 
 @pytest.mark.parametrize("role", Role)

@@ -118,8 +118,9 @@ def test_what_is_no_adapter_is_refused(tiny_base, tmp_path) -> None:
     weights.write_bytes(weights.read_bytes()[:-8])
     assert refused(tiny_base, folder).startswith(f"{weights}: not a readable safetensors file (")
     saved(tiny_base, tmp_path)
-    (folder / "adapter_config.json").write_text("{")
-    assert refused(tiny_base, folder).startswith(f"{folder / 'adapter_config.json'}: not readable (")
+    for text in ("{", "[]", "7"):
+        (folder / "adapter_config.json").write_text(text)
+        assert refused(tiny_base, folder).startswith(f"{folder / 'adapter_config.json'}: not readable (")
 
 
 # --- the optimiser

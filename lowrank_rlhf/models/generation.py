@@ -79,7 +79,7 @@ def sample_answers(
                     raise
                 why = told(error)
             if why:  # outside of `except`, whose traceback holds the tensors
-                room.halve_rows(len(chosen), why, answers_per_prompt)
+                room.halve_rows(-(-len(chosen) // processes.count()), why, answers_per_prompt)
                 continue
             start += len(chosen)
             groups = [responses[at : at + answers_per_prompt] for at in range(0, len(responses), answers_per_prompt)]

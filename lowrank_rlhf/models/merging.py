@@ -10,8 +10,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from lowrank_rlhf.errors import CannotFit
 from lowrank_rlhf.models.int8 import Int8Linear
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.room import first_line, ran_out
 from lowrank_rlhf.models.weights import dequantised
 
 FEW_ROWS = 96
@@ -26,6 +28,8 @@ def merged(roles: Roles, role: Role) -> Iterator[None]:
     Each wrapped or quantised layer is replaced by a linear map with weight dequantised(W) + scale B A, which spares the
     dequantisation and the adapter's small products in every decoding step. Its numbers differ from the adapter's by
     rounding, so log-probabilities for training are always computed again by the adapter's own forward.
+
+    Raises `CannotFit`, with every layer back in its place, where memory runs out while they are replaced.
     """
     roles.check_free(role)
     model = roles.base.model
@@ -36,7 +40,7 @@ def merged(roles: Roles, role: Role) -> Iterator[None]:
     ]
     roles.merged = role
     try:
-        with torch.no_grad():
+        with _whole_copy(), torch.no_grad():
             for name, layer in layers:
                 model.set_submodule(name, _merge(layer, role, roles.base.compute_dtype))
         yield
@@ -44,6 +48,21 @@ def merged(roles: Roles, role: Role) -> Iterator[None]:
         roles.merged = None
         for name, layer in layers:
             model.set_submodule(name, layer)
+
+
+@contextmanager
+def _whole_copy() -> Iterator[None]:
+    """Out of memory inside, nothing is left to halve: the copy is as large as the model whatever goes through it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise CannotFit(
+            f"out of memory while the adapter was merged into a copy of the weights ({first_line(error)}). Set "
+            "model.merged_rollouts: false: sampling is slower, and no copy is made. Finished stages depend on it: the "
+            "next start says which to make again"
+        ) from None
 
 
 class _MergedLinear(nn.Module):

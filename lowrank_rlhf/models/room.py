@@ -26,6 +26,11 @@ def told(error: BaseException) -> str:
     """What an error says of the lack of memory. Other processes that share the work hear of it, to halve as well."""
     if not isinstance(error, processes.RanOut):
         processes.meet(ran_out=True)
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's own words, short enough to stand inside of a sentence; its kind where it says nothing."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
@@ -36,7 +41,7 @@ class Room:
     tokens: int
     """Padded tokens of one micro-batch."""
     rows: int | None = None
-    """The most answers sampled at once; None where nothing limits them but the config."""
+    """The most answers that a process samples at once; None where nothing limits them but the config."""
     on_halved: Callable[[str], None] = lambda _: None
     """Hears what was halved, in words."""
 
@@ -68,7 +73,7 @@ class Room:
         self.on_halved(f"out of memory ({why}): micro-batches of {self.tokens} tokens from here on")
 
     def halve_rows(self, prompts: int, why: str, answers_per_prompt: int) -> None:
-        """The answers to half as many prompts at once from now on. Raises `CannotFit` where it is one already."""
+        """Each process takes half as many prompts at once from now on. Raises `CannotFit` where it is one already."""
         release_freed_memory()
         if prompts == 1:
             raise CannotFit(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -109,14 +110,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _other_scaling(roles: Roles, role: Role, folder: Path) -> list[str]:
-    """What of the saved config gives the same weights another effect than they have here; shapes don't show it."""
+    """What of the saved config gives the same weights another effect than they have here; shapes don't show it.
+
+    A key that it lacks is PEFT's default, as for PEFT itself.
+    """
     try:
-        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        saved = LoraConfig().to_dict() | json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:  # TypeError: JSON, but no object
         raise UserError(f"{folder / CONFIG}: not readable ({error})") from None
     ours = roles.peft.peft_config[role.value].to_dict()
     keys = ("lora_alpha", "alpha_pattern", "use_rslora", "use_dora")
-    return [f"{key} is {saved[key]}, not {ours[key]}" for key in keys if key in saved and saved[key] != ours[key]]
+    return [f"{key} is {saved[key]}, not {ours[key]}" for key in keys if saved[key] != ours[key]]
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:

@@ -95,7 +95,7 @@ def read_tokenizer(folder: Path, config: ModelConfig, progress: Progress) -> Pre
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # tokenizers raises nothing narrower
         raise UserError(f"model.source: {config.source}: the tokenizer cannot be read ({error})") from None
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template

@@ -97,8 +97,9 @@ class ChatTokenizer:
                 add_generation_prompt=not answered,
                 **special,
             )
-        except TemplateError as error:
-            raise UserError(f"the chat template of {self.name} refuses a prompt: {error}") from None
+        except (TemplateError, TypeError, ValueError) as error:
+            why = str(error) or type(error).__name__
+            raise UserError(f"the chat template of {self.name} refuses a prompt: {why}") from None
         return str(rendered[0][0])
 
     def prompts(self, prompts: Sequence[Sequence[Message]]) -> list[int]:

@@ -63,6 +63,17 @@ class Turns:
             self.figures.setdefault(name, []).append(value)
         self.done += 1
 
+    @property
+    def skipped(self) -> int:
+        """How many turns moved no weight."""
+        return int(sum(self.figures.get("skipped", ())))
+
+    @property
+    def lost(self) -> bool:
+        """True where a role had turns and all of them were skipped."""
+        losses = {"time/policy_update": "policy/loss", "time/critic_update": "value/loss"}
+        return any(turn in self.figures and loss not in self.figures for turn, loss in losses.items())
+
     def summary(self) -> dict[str, float]:
         """The figures' means, the sums of seconds, and how many turns were `skipped`."""
         summed = ("time/", "skipped")

@@ -5,6 +5,7 @@ TRL trains from one evaluation or checkpoint to the next; everything that lasts 
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,9 +89,9 @@ def _train(setting: _Setting, bar: Bar) -> None:
             setting.state, _ = ppo_state.roll_back(context, setting.learners, setting.state)
             bar.advance(setting.state.step - bar.count)
         except Stopped:
-            step = setting.state.step
-            ppo_state.save(context, setting.learners, setting.state)
-            context.stop.check(f"ppo is saved at step {step}")
+            state = setting.state
+            save = partial(ppo_state.save, context, setting.learners, state)
+            state.breakdowns.stopped(context, "ppo", save, f"at step {state.step}")
             raise
 
 

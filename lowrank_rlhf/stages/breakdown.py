@@ -1,7 +1,7 @@
 """Steps whose numbers are NaN or infinite: skipped, and where they don't end, rolled back once and then given up."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Breakdowns:
     """What a stage remembers of its skipped steps; saved with its checkpoints."""
 
     in_a_row: int = 0
-    """Skipped steps up to now with none between them that was made."""
+    """Steps up to now that do not count as made, with none between them that does."""
     rate: float = 1.0
     """Share of the configured learning rates that is used; below 1 the stage was rolled back before."""
 
@@ -40,15 +40,24 @@ class Breakdowns:
         """A step was made."""
         self.in_a_row = 0
 
-    def skipped(self, context: Context, stage: str, step: int, problem: str, batch: Sequences, **more: Tensor) -> None:
-        """A step was skipped, for the problem that it names; no weight has moved in it.
+    def skipped(
+        self,
+        context: Context,
+        stage: str,
+        step: int,
+        problem: str,
+        batch: Sequences,
+        what: str = "the step is skipped",
+        **more: Tensor,
+    ) -> None:
+        """A step does not count as made, for the problem that it names.
 
+        No weight has moved in it, unless `what` says that only some of PPO's turns were skipped: all those of a role.
         Raises `RollBack` at the third one in a row. The next time it raises `Diverged` instead, and keeps what the step
         was computed from: the batch, and `more` of the tensors.
         """
         self.in_a_row += 1
-        context.progress.say(f"  {stage}: step {step}: {problem}; the step is skipped")
-        context.run_dir.event("skipped", stage=stage, step=step, problem=problem)
+        tell_skipped(context, stage, step, problem, what)
         if self.in_a_row < MOST_IN_A_ROW:
             return
         if self.rate < 1:
@@ -57,6 +66,24 @@ class Breakdowns:
         context.progress.say(f"  {stage}: {self.in_a_row} in a row: back to the last good checkpoint, at half the rate")
         context.run_dir.event("rolled back", stage=stage, step=step)
         raise RollBack
+
+    def stopped(self, context: Context, stage: str, save: Callable[[], None], where: str) -> None:
+        """Obey a stop: save everything and say where that is, unless the last steps were skipped.
+
+        Those would become what a roll-back goes to. The last checkpoint is kept instead: each step follows from the
+        weights and its seed, so that going on from there comes to the same steps. Raises `Stopped`.
+        """
+        if self.in_a_row:
+            context.stop.check(f"{stage} keeps its last checkpoint, from before what was just skipped")
+        else:
+            save()
+            context.stop.check(f"{stage} is saved {where}")
+
+
+def tell_skipped(context: Context, stage: str, step: int, problem: str, what: str) -> None:
+    """Say and note what of a step was skipped, and why."""
+    context.progress.say(f"  {stage}: step {step}: {problem}; {what}")
+    context.run_dir.event("skipped", stage=stage, step=step, problem=problem, what=what)
 
 
 def diverged(context: Context, stage: str, why: str, batch: Sequences, more: Mapping[str, Tensor]) -> Diverged:

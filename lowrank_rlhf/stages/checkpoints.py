@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,13 +61,14 @@ class Checkpoints:
     def saved_if_stopped(self, bar: Bar) -> Iterator[None]:
         """Around a training loop whose bar counts the steps: a stop inside a step saves what those before it made.
 
-        No weight moves before a step's last forward and backward; what the step has accumulated is dropped.
+        (`Breakdowns.stopped` says when not.) No weight moves before a step's last forward and backward; what the step
+        has accumulated is dropped.
         """
         try:
             yield
         except Stopped:
-            self.save(bar.count)
-            self.context.stop.check(f"{self.stage} is saved at step {bar.count}")
+            where = f"at step {bar.count}"
+            self.breakdowns.stopped(self.context, self.stage, partial(self.save, bar.count), where)
             raise
 
     def _load(self, done: int, folder: Path) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from lowrank_rlhf import faults
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StageFailed
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role
@@ -100,6 +101,11 @@ def log_evaluation(context: Context, contest: Contest, step: int, answers: Answe
     context.metrics.append("ppo", step, **{f"eval/{name}": value for name, value in figures.items()})
 
 
+def _steps_as_sft(config: Config) -> int:
+    """How many steps leave the policy as it begins. The last step is none of them (`PpoConfig.conflicts`)."""
+    return config.ppo.critic_warmup_steps if config.align.algorithm == "ppo" else 0
+
+
 def keep_if_best(context: Context, state: State, figures: dict[str, float]) -> None:
     """Keep the policy as `best` in the work folder if it is worth the most so far, on held-out prompts.
 
@@ -109,6 +115,7 @@ def keep_if_best(context: Context, state: State, figures: dict[str, float]) -> N
     """
     if state.step == 0:
         state.sft_eos_rate = figures["eos_rate"]
+    if state.step <= _steps_as_sft(context.config):
         return  # the figures of SFT itself: not a policy that training made
     assert state.sft_eos_rate is not None  # noqa: S101 - from step 0
     worth = figures["objective"] - ENDLESS * max(0.0, state.sft_eos_rate - figures["eos_rate"])

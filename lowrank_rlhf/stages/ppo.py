@@ -4,6 +4,7 @@ import copy
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -21,7 +22,7 @@ from lowrank_rlhf.ppo.update import Optimizers, Turns, update
 from lowrank_rlhf.records import Sample, Score, read_jsonl
 from lowrank_rlhf.stages import policy, ppo_state
 from lowrank_rlhf.stages.answers import encode_prompts
-from lowrank_rlhf.stages.breakdown import RollBack
+from lowrank_rlhf.stages.breakdown import RollBack, tell_skipped
 from lowrank_rlhf.stages.claims import base_unchanged, checksums, others_unchanged
 from lowrank_rlhf.stages.compare import Contest, gold_judge
 from lowrank_rlhf.stages.context import Context
@@ -121,7 +122,7 @@ def _prompts(context: Context, scale: RewardScale) -> tuple[list[list[int]], Ten
 
 
 def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[str, float]]:
-    """The next step; a stop inside of it is obeyed at once, and what the step has done is kept."""
+    """The next step; a stop inside of it is obeyed at once, and what it has done is kept (`Breakdowns.stopped`)."""
     context, tokens = setting.context, setting.context.base.room.tokens
 
     def attempt() -> tuple[State, dict[str, float]]:
@@ -132,10 +133,9 @@ def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[Sta
     try:
         return context.base.room.retry(attempt, max(map(len, setting.prompts)) + context.config.sample.max_new_tokens)
     except Stopped:
-        ppo_state.save(context, setting.optimizers.of_roles, state, begun)
-        context.stop.check(
-            f"ppo is saved {f'inside step {state.step + 1}' if begun.rollout else f'at step {state.step}'}"
-        )
+        save = partial(ppo_state.save, context, setting.optimizers.of_roles, state, begun)
+        where = f"inside step {state.step + 1}" if begun.rollout else f"at step {state.step}"
+        state.breakdowns.stopped(context, "ppo", save, where)
         raise
 
 
@@ -147,20 +147,34 @@ def _step(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[st
     context, config = setting.context, setting.context.config.ppo
     rollout = begun.rollout = begun.rollout or _collect(setting, state)
     release_freed_memory()  # here and below: sampling's tensors and training's don't fit each other's gaps
-    problem, figures = rollout.problem(), {"skipped": 1.0}
-    if problem is None:
+    figures = {"skipped": 1.0}
+    if rollout.problem() is None:
         figures = _learn(setting, state, rollout, begun.turns)
-        problem = begun.turns.problem
     release_freed_memory()
     state.step += 1
     context.metrics.append("ppo", state.step, **figures)
-    if problem is None:
-        state.breakdowns.made()
-    else:
-        state.breakdowns.skipped(context, "ppo", state.step, problem, rollout.batch, **rollout.tensors())
+    _count(context, state, rollout, begun.turns)
     if state.step % config.evaluate_every == 0 or state.step == config.steps:
         _evaluate(context, setting.contest, state)
     return state, figures
+
+
+def _count(context: Context, state: State, rollout: Rollout, turns: Turns) -> None:
+    """Count the step `state.step` as made or as skipped, and tell how many of its turns were left out.
+
+    It is skipped where its rollout is not finite or a role made none of its turns; that raises what
+    `Breakdowns.skipped` does.
+    """
+    problem, what = rollout.problem(), "the step is skipped"
+    if problem is None:
+        problem, what = turns.problem, f"{turns.skipped} of {turns.done} turns are skipped"
+    if problem is None:
+        state.breakdowns.made()
+    elif turns.done and not turns.lost:
+        state.breakdowns.made()
+        tell_skipped(context, "ppo", state.step, problem, what)
+    else:
+        state.breakdowns.skipped(context, "ppo", state.step, problem, rollout.batch, what, **rollout.tensors())
 
 
 def _learn(setting: _Setting, state: State, rollout: Rollout, turns: Turns) -> dict[str, float]:
