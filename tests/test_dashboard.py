@@ -342,7 +342,7 @@ class TestDrawing:
     def test_all_curves_of_a_run(self) -> None:
         rows = [{"stage": "ppo", "step": n, "objective/scores": n, "objective/kl": n} for n in range(3)]
         rows += [{"stage": "ppo", "step": n, "eval/kl": n, "eval/score": n, "eval/judge": -n} for n in (0, 2)]
-        for language, title in (("en", "Proxy and gold over distance"), ("zh", "代理分与真值分随距离变化")):
+        for language, title in (("en", "Proxy and gold over distance"), ("zh", "代理分与金标准分随距离变化")):
             drawn = figures(rows, language)
             assert drawn.count("<figure>") == 3
             assert title in drawn
@@ -350,7 +350,7 @@ class TestDrawing:
 
     def test_gold_of_a_second_judge_is_called_so(self) -> None:
         rows = [{"stage": "ppo", "step": n, "eval/kl": n, "eval/score": n, "eval/second_judge": -n} for n in (0, 2)]
-        for language, name in (("en", "second judge (gold)"), ("zh", "第二评判（真值）")):
+        for language, name in (("en", "second judge (gold)"), ("zh", "第二评判（金标准）")):
             assert name in figures(rows, language)
 
 
