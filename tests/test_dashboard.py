@@ -15,7 +15,7 @@ from browser import ROOT, wait_for
 from lowrank_rlhf.commands import chat_lines
 from lowrank_rlhf.commands.chat_session import Settings, fit
 from lowrank_rlhf.config.loading import load_config, parse_config, preset_path
-from lowrank_rlhf.dashboard import drawing, exports, jobs, runs, runs_view, talk_view, watch_view
+from lowrank_rlhf.dashboard import drawing, exports, jobs, result_view, runs, runs_view, talk_view, watch_view
 from lowrank_rlhf.dashboard.curves import figures
 from lowrank_rlhf.dashboard.runs_html import run_list
 from lowrank_rlhf.dashboard.samples import samples
@@ -343,7 +343,7 @@ class TestDrawing:
     def test_all_curves_of_a_run(self) -> None:
         rows = [{"stage": "ppo", "step": n, "objective/scores": n, "objective/kl": n} for n in range(3)]
         rows += [{"stage": "ppo", "step": n, "eval/kl": n, "eval/score": n, "eval/judge": -n} for n in (0, 2)]
-        for language, title in (("en", "Proxy and gold over distance"), ("zh", "代理分与真值分随距离变化")):
+        for language, title in (("en", "Proxy and gold over distance"), ("zh", "代理分与金标准分随距离变化")):
             drawn = figures(rows, language)
             assert drawn.count("<figure>") == 3
             assert title in drawn
@@ -351,7 +351,7 @@ class TestDrawing:
 
     def test_gold_of_a_second_judge_is_called_so(self) -> None:
         rows = [{"stage": "ppo", "step": n, "eval/kl": n, "eval/score": n, "eval/second_judge": -n} for n in (0, 2)]
-        for language, name in (("en", "second judge (gold)"), ("zh", "第二评判（真值）")):
+        for language, name in (("en", "second judge (gold)"), ("zh", "第二评判（金标准）")):
             assert name in figures(rows, language)
 
 
@@ -462,6 +462,20 @@ class TestVotes:
             assert word not in shown
         orders = {talk_view._voices(("base", "sft", "policy"), True) for _ in range(60)}
         assert orders == {("sft", "policy"), ("policy", "sft")}
+
+    @pytest.mark.parametrize(
+        ("error", "key"), [(None, "talk.alone"), (UserError("busy"), "talk.busy"), (UserError("gone"), "talk.gone")]
+    )
+    def test_why_nobody_answers_is_said_in_the_page_s_language(self, tmp_path, monkeypatch, error, key) -> None:
+        def models(_run: Path) -> dict:
+            if error:
+                raise error
+            return {"voices": ["sft"]}
+
+        make_run(tmp_path)
+        monkeypatch.setattr(talk_view.TALKER, "open", models)
+        last = list(talk_view._ask(tmp_path, "why?", talk_view.Talk(), "one", "zh", 0.7, 0, 1, True))[-1]
+        assert html(table("zh")[key]) in last[0]
 
 
 class Letters:
@@ -575,6 +589,13 @@ class TestExports:
         for what in ("", "..", "../..", "policy"):
             with pytest.raises(UserError):
                 exports.folder(tmp_path, what)
+
+    def test_one_at_a_time_in_the_page_s_language(self, tmp_path, monkeypatch) -> None:
+        make_run(tmp_path)
+        monkeypatch.setattr(jobs, "working", lambda _: True)
+        monkeypatch.setattr(runs, "training", lambda _: None)
+        said = result_view._export(tmp_path, "one", "zh", "merged")
+        assert t("result.working", "zh", what=t("result.merged", "zh")) in said
 
     def test_too_large_is_refused(self, tmp_path, monkeypatch) -> None:
         run = make_run(tmp_path)

@@ -208,6 +208,14 @@ class TestStats:
         )
         assert "Krippendorff's alpha: 0.39, weak: tastes differ" in out
 
+    def test_a_prompt_without_an_order_does_not_count_as_ranked(self, label) -> None:
+        a_run(minimum=2, prompts=2)
+        assert label("123\nb\n")[0] == 5
+        code, out, _ = label("", "--stats", "--json")
+        found = json.loads(out)
+        assert (code, found["prompts_ranked"], found["prompts_needed"]) == (0, 1, 2)
+        assert found["all"]["flagged"] == 1
+
     def test_of_nothing(self, label) -> None:
         a_run()
         code, out, _ = label("", "--stats")

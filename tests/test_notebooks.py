@@ -38,6 +38,12 @@ def cells(name: str, kind: str) -> list[str]:
     return [cell.source for cell in read(name).cells if cell.cell_type == kind]
 
 
+def cell_with(mark: str) -> str:
+    """The one code cell of the second notebook that holds these words."""
+    (text,) = [text for text in cells("2_your_own_data.ipynb", "code") if mark in text]
+    return text
+
+
 def shown(notebook: Any) -> tuple[str, int]:
     """All text that the cells' outputs show, tables included, and the number of pictures."""
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
@@ -88,23 +94,58 @@ def test_where_nobody_types_a_simulated_annotator_ranks_and_is_named(executed, t
         assert tiers == sorted(tiers, key=min)
 
 
-def test_what_a_person_types_is_ranked_and_a_wrong_line_is_asked_again(monkeypatch, tmp_path, capsys) -> None:
+@pytest.fixture
+def rank_here(monkeypatch, tmp_path) -> Callable[..., tuple[Any, list[str]]]:
+    """Types these lines into the second notebook: the store of its run, and the lines that nothing asked for."""
     (tmp_path / "lowrank_rlhf").symlink_to(ROOT / "lowrank_rlhf")
     monkeypatch.chdir(tmp_path)
-    store = a_run("household", minimum=2)
-    typed = iter(["9", "2 1 = 3", "s", "3 2 1"])
-    monkeypatch.setattr("builtins.input", lambda _: next(typed))
-    code = cells("2_your_own_data.ipynb", "code")
-    scope: dict[str, Any] = {"Path": Path, "ranked_already": False}
-    for mark in ("from notebooks.helpers import", "INTERACTIVE = True", "place_of(RUN)"):
-        (text,) = [text for text in code if mark in text]
-        exec(text, scope)  # noqa: S102 - our own cell
+
+    def rank(*lines: str, **settings: int) -> tuple[Any, list[str]]:
+        store, typed = a_run("household", **settings), iter(lines)
+        monkeypatch.setattr("builtins.input", lambda _: next(typed))
+        scope: dict[str, Any] = {"Path": Path, "ranked_already": False}
+        for mark in ("from notebooks.helpers import", "INTERACTIVE = True", "place_of(RUN)"):
+            exec(cell_with(mark), scope)  # noqa: S102 - our own cell
+        return store, list(typed)
+
+    return rank
+
+
+def test_what_a_person_types_is_ranked_and_a_wrong_line_is_asked_again(rank_here, capsys) -> None:
+    store, unasked = rank_here("9", "2 1 = 3", "s", "3 2 1", minimum=2)
+    assert unasked == []
     assert tiers_as_shown(store) == [[["2"], ["1", "3"]], [["3"], ["2"], ["1"]]]
     assert {ranking.annotator for ranking in store.rankings()} == {"me"}
     printed = capsys.readouterr().out
     assert "there is no answer 9" in printed
     assert "SIMULATED" not in printed
     assert "2 prompts ranked, enough to go on (2 needed)" in printed
+
+
+def test_skipped_prompts_come_back_while_rankings_are_wanting(rank_here, capsys) -> None:
+    store, unasked = rank_here("s", "2 1 = 3", "s", "3 2 1", minimum=2, prompts=2)
+    assert unasked == []
+    assert tiers_as_shown(store) == [[["2"], ["1", "3"]], [["3"], ["2"], ["1"]]]
+    printed = capsys.readouterr().out
+    assert printed.count("Only skipped prompts are left") == 2
+    assert "2 prompts ranked, enough to go on (2 needed)" in printed
+
+
+def test_where_no_prompt_got_an_order_it_ends_and_says_how_to_go_on(rank_here, capsys) -> None:
+    rank_here("b", minimum=1, prompts=1)
+    assert "  python -m lowrank_rlhf label runs/household --annotator me\n" in capsys.readouterr().out
+
+
+def test_run_from_the_top_after_ranking_the_run_may_go_through(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected: list[set[int]] = []
+    scope = {
+        "RUN": Path("runs/household"),
+        "RUN_COMMAND": ("run",),
+        "cli": lambda *_, expect=(0,): expected.append(set(expect)),
+    }
+    exec(cell_with("ranked_already = "), scope)  # noqa: S102 - our own cell
+    assert expected == [{0, 5}]
 
 
 def test_a_look_inside_finds_what_it_says(executed) -> None:

@@ -93,6 +93,13 @@ def test_its_hub_sources_are_written_as_the_hub_reader_wants_them(name) -> None:
         assert BY_NAME[config.rank.format].ordered
 
 
+@each
+def test_its_files_lie_where_it_is_started(name) -> None:
+    config = preset(name)
+    paths = [Path(source) for source in (config.data.prompts, config.rank.dataset) if source and ":" not in source]
+    assert [path for path in paths if path.is_absolute() or ".." in path.parts] == []
+
+
 def test_the_shapes_have_as_many_weights_as_published() -> None:
     for name, shape in SHAPES.items():
         assert (shape.linear_weights + shape.embeddings) / 1e9 == pytest.approx(PUBLISHED[name], rel=0.005)

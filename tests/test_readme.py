@@ -1,5 +1,6 @@
 """What both READMEs say about files, commands, stages and exit codes is so."""
 
+import json
 import re
 from pathlib import Path
 
@@ -72,10 +73,17 @@ def test_every_path_in_the_tree_exists(name) -> None:
 
 
 @both
-def test_every_python_file_and_every_preset_is_in_the_tree(name) -> None:
-    files = [*ROOT.glob("lowrank_rlhf/**/*.py"), *ROOT.glob("presets/*.yaml")]
-    missing = {path.relative_to(ROOT).as_posix() for path in files} - set(tree(read(name)))
+def test_every_python_file_every_preset_and_every_page_is_in_the_tree(name) -> None:
+    files = [*ROOT.glob("lowrank_rlhf/**/*.py"), *ROOT.glob("presets/*.yaml"), *ROOT.glob("docs/*")]
+    missing = {path.relative_to(ROOT).as_posix() for path in files} - {path.rstrip("/") for path in tree(read(name))}
     assert missing == set()
+
+
+@pytest.mark.parametrize(("name", "language"), zip(NAMES, ("en", "zh"), strict=True))
+def test_every_tab_of_the_dashboard_is_told_in_order(name, language) -> None:
+    texts = json.loads((ROOT / f"lowrank_rlhf/dashboard/locales/{language}.json").read_text(encoding="utf-8"))
+    told = re.findall(r"^- \*\*(\w+)\*\*[:：]", read(name), re.M)
+    assert told == [text for key, text in texts.items() if key.startswith("tab.")]
 
 
 @both

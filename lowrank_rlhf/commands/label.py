@@ -50,8 +50,8 @@ def label(
     password is that of the environment variable LOWRANK_RLHF_PASSWORD, 12 characters or more, or else a new one that
     is printed. It listens on this computer only, unless --host says otherwise.
 
-    Exit code 0 when enough prompts are ranked for the run to go on, 5 when they are not, 130 after Ctrl-C; what was
-    saved stays saved in every case.
+    Exit code 0 when enough prompts are ranked for the run to go on, 5 when they are not, 130 after Ctrl-C (with --web,
+    which it ends, 0 or 5); what was saved stays saved in every case.
 
     \b
     Examples:
@@ -155,7 +155,7 @@ def _print_stats(place: Place, as_json: bool) -> None:
     ]
     result: dict[str, Any] = {
         "prompts": len(contents.prompts),
-        "prompts_ranked": len({ranking.prompt_id for ranking in current}),
+        "prompts_ranked": place.store.count(),
         "prompts_needed": place.needed,
         "krippendorff_alpha": alpha,
         "alpha_means": alpha_in_words(alpha),

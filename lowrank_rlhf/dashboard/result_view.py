@@ -53,6 +53,8 @@ def _export(folder: Path, chosen: str | None, language: str, what: str) -> str:
         run = runs.run_path(folder, chosen)
         if busy := runs.training(folder):
             return note(t("result.training", language, run=busy), "bad")
+        if exports.state(run, what)[0] == "working":
+            return note(t("result.working", language, what=t(f"result.{what}", language)))
         TALKER.close()
         command = exports.start(run, what)
     except UserError as error:

@@ -19,6 +19,8 @@ from lowrank_rlhf.errors import UserError
 
 _LONGEST_QUESTION = 8000
 _VOICES = ("base", "sft", "policy")
+_KNOWN = ("alone", "busy", "gone")
+"""Why nobody answers, where the page has words for it."""
 
 
 @dataclass
@@ -120,7 +122,7 @@ def _ask(
             yield ["", _cards(talk, language), "", no_votes, talk]
     except UserError as error:
         talk.turns = [turn for turn in talk.turns if turn[1] is not said]  # what was not answered was not asked
-        text = t("talk.busy", language) if str(error) == "busy" else str(error)
+        text = t(f"talk.{error}", language) if str(error) in _KNOWN else str(error)
         yield [note(text, "bad"), _cards(talk, language), gr.skip(), no_votes, talk]
         return
     complete = blind and len(said) == 2 and all("tokens" in answer for answer in said.values())
@@ -143,7 +145,7 @@ def _voices(there: Sequence[str], blind: bool) -> tuple[str, ...]:
     if not blind:
         return tuple(there)
     if len(there) < 2:
-        raise UserError("this run has no second model to compare with yet")
+        raise UserError("alone")
     return tuple(random.SystemRandom().sample(list(there[-2:]), 2))
 
 

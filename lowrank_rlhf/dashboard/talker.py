@@ -33,7 +33,7 @@ class Talker:
     def ask(self, run: Path, requests: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Each request's answers, piece by piece, with its place among them; after a stop the rest are not asked.
 
-        Raises `UserError` while somebody else asks, and where the models cannot be loaded.
+        Raises `UserError` while somebody else asks (`busy`), and where the models cannot be loaded.
         """
         if not self._asking.acquire(blocking=False):
             raise UserError("busy")
@@ -128,11 +128,11 @@ class Talker:
                 return
 
     def _last_words(self) -> str:
-        """The end of what the process wrote to stderr."""
+        """The end of what the process wrote to stderr; `gone` where there is nothing."""
         if self._complaints is None or self._complaints.closed:
-            return "the models are gone"
+            return "gone"
         self._complaints.seek(0)
-        return self._complaints.read().decode(errors="replace")[-2000:].strip() or "the models are gone"
+        return self._complaints.read().decode(errors="replace")[-2000:].strip() or "gone"
 
     def _rest(self) -> None:
         if self._timer:
