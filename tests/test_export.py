@@ -45,7 +45,7 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_tokens
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.progress import Progress
-from lowrank_rlhf.records import Message, Prompt, Sample, read_jsonl
+from lowrank_rlhf.records import Message, Prompt, Sample, read_jsonl, write_jsonl
 from lowrank_rlhf.stages import card
 from lowrank_rlhf.stages.card import base_licence, without_folders
 from lowrank_rlhf.stages.export import export_adapters, export_merged, export_reward
@@ -303,6 +303,27 @@ def test_no_memory_to_measure_is_said(tiny_folder, tmp_path, monkeypatch) -> Non
     assert summary["difference"] is None
     assert "loading the model again takes" in summary["unmeasured"]
     assert f"Not measured: {summary['unmeasured']}" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("export", ["merged", "reward"])
+def test_prompts_without_room_for_an_answer_are_left_out_of_the_measurement(tiny_folder, tmp_path, export) -> None:
+    """A data set of comparisons may have them, and SFT alone never samples: what was trained can be exported."""
+    context = finished_run(tiny_folder(), tmp_path)
+    path = context.run_dir.artifact("prompts.jsonl")
+    prompts = list(read_jsonl(path, Prompt))
+    long = [prompt.model_copy(update={"messages": (Message(role="user", content="the " * 200),)}) for prompt in prompts]
+    make = {
+        "merged": lambda folder: export_merged(context, "policy", "bfloat16", folder),
+        "reward": lambda folder: export_reward(context, "bfloat16", folder),
+    }[export]
+    write_jsonl(path, [*long[:3], prompts[3]])
+    make(tmp_path / "one")
+    card_text = (tmp_path / "one" / "README.md").read_text()
+    assert ("answers to 1 prompts" if export == "merged" else "| answers | 1 |") in card_text
+    write_jsonl(path, long)
+    summary = make(tmp_path / "none")
+    assert "no prompt leaves room for an answer" in summary["unmeasured"]
+    assert f"Not measured: {summary['unmeasured']}" in (tmp_path / "none" / "README.md").read_text()
 
 
 # --- The card

@@ -16,7 +16,7 @@ from lowrank_rlhf.errors import CannotFit, Stopped, UserError
 from lowrank_rlhf.files import new_folder
 from lowrank_rlhf.progress import Bar, memory
 from lowrank_rlhf.records import Prompt, Sample, read_jsonl
-from lowrank_rlhf.stages.answers import encode_prompts
+from lowrank_rlhf.stages.answers import encode_prompts, with_room
 from lowrank_rlhf.stages.card import Exported, model_card, without_folders
 from lowrank_rlhf.stages.card_usage import adapters_usage, merged_usage, reward_usage
 from lowrank_rlhf.stages.context import Context
@@ -29,6 +29,7 @@ ADAPTERS = ("policy", "sft", "reward", "critic")
 PROMPTS, TOKENS = 16, 32
 """The difference to the run's own output is measured on so many of the run's prompts, answers cut to so many tokens."""
 _ROOM = 64 * 2**20  # for tokenizer and card
+_NO_PROMPT = "no prompt leaves room for an answer of sample.max_new_tokens in model.max_length"
 
 
 def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, Any]:
@@ -93,17 +94,13 @@ def export_reward(context: Context, dtype: str, folder: Path) -> dict[str, Any]:
     plan = plan_reward(context.roles, DTYPES[dtype], settings)
     with _export_to(folder, plan.size) as out:
         _write(context, Role.REWARD, plan, out)
-        gap, answers = _score_difference(context, settings, out)
-        table = Table(
-            "Against the run's own scores",
-            "What rounding to 16 bits changed, in deviations of the run's scores.",
-            ("figure", "value"),
-            (("largest difference", f"{gap:.2g}"), ("answers", str(answers))),
-        )
+        measured = _score_difference(context, settings, out)
+        table, unmeasured = (_score_table(*measured), None) if measured else (None, _NO_PROMPT)
         eos = context.base.tokenizer.convert_ids_to_tokens(context.base.eos)
         usage = reward_usage(folder.name, settings | {"eos": eos})
-        exported = Exported("reward", folder.name, usage, None, dtype, table)
-        summary = {"dtype": dtype, **settings, "layers": context.roles.head_layers, "max_score_difference": gap}
+        exported = Exported("reward", folder.name, usage, None, dtype, table, unmeasured)
+        summary = {"dtype": dtype, **settings, "layers": context.roles.head_layers}
+        summary |= {"max_score_difference": measured[0] if measured else None, "unmeasured": unmeasured}
         return _finish(context.run_dir, context.config, out, exported) | summary
 
 
@@ -202,8 +199,10 @@ def _difference(context: Context, plan: "Plan", out: Path) -> tuple["Difference 
     needed, free = plan.size * base.compute_dtype.itemsize // 2, free_memory(base.device)
     if needed > free:
         return None, f"loading the model again takes {memory(needed)} of memory, and {memory(free)} are free here"
+    if not (chosen := _prompts(context)):
+        return None, _NO_PROMPT
     context.progress.say("measuring the difference to the run's own output")
-    prompts = encode_prompts(context, _prompts(context))
+    prompts = encode_prompts(context, chosen)
     answers = sample_answers(
         context.roles,
         Role.POLICY,
@@ -219,19 +218,27 @@ def _difference(context: Context, plan: "Plan", out: Path) -> tuple["Difference 
 
 
 def _prompts(context: Context) -> Sequence[Prompt]:
-    """Real prompts: those that the run ranked answers to, else the first of its data."""
+    """Real prompts, with room for an answer: of those that the run ranked answers to, else of its data.
+
+    Those of a data set of comparisons may have none: its answers are read and not sampled.
+    """
     path = context.run_dir.artifact("prompts.jsonl")
-    return (list(read_jsonl(path, Prompt)) if path.is_file() else context.prompts[0])[:PROMPTS]
+    return with_room(context, read_jsonl(path, Prompt) if path.is_file() else context.prompts[0], PROMPTS)
 
 
-def _score_difference(context: Context, settings: Mapping[str, Any], out: Path) -> tuple[float, int]:
-    """Largest absolute difference of normalised scores between folder and run, and on how many ranked answers."""
+def _score_difference(context: Context, settings: Mapping[str, Any], out: Path) -> tuple[float, int] | None:
+    """Largest absolute difference of normalised scores between folder and run, and on how many ranked answers.
+
+    None where no prompt leaves room for an answer.
+    """
     from lowrank_rlhf.models.export import classifier_scores
     from lowrank_rlhf.ppo.rollout import RewardScale
     from lowrank_rlhf.stages.compare import scored
 
     scale = RewardScale(settings["pooling"], settings["score_mean"], settings["score_std"])
     prompts = _prompts(context)
+    if not prompts:
+        return None
     samples = {sample.prompt_id: sample for sample in read_jsonl(context.run_dir.artifact("answers.jsonl"), Sample)}
     answers = [samples[prompt.id] for prompt in prompts]
     tokens = [sample.tokens or tuple(context.base.encode_response(sample.text)) for sample in answers]
@@ -239,6 +246,15 @@ def _score_difference(context: Context, settings: Mapping[str, Any], out: Path) 
     ours = scored(context, prompts, answers, scale)
     theirs = classifier_scores(out, encode_prompts(context, prompts), tokens, scale.pooling, context.base)
     return max(abs(a - (b - scale.mean) / scale.std) for a, b in zip(ours, theirs, strict=True)), len(answers)
+
+
+def _score_table(gap: float, answers: int) -> Table:
+    return Table(
+        "Against the run's own scores",
+        "What rounding to 16 bits changed, in deviations of the run's scores.",
+        ("figure", "value"),
+        (("largest difference", f"{gap:.2g}"), ("answers", str(answers))),
+    )
 
 
 def _difference_table(measured: "Difference | None") -> Table | None:
