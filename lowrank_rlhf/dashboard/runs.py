@@ -15,7 +15,7 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.tail import Tails, last_lines
-from lowrank_rlhf.data.run_data import RunData
+from lowrank_rlhf.data.run_data import RunData, read_commits
 from lowrank_rlhf.errors import ExitCode, UserError
 from lowrank_rlhf.models.shape import find_shape
 from lowrank_rlhf.planner.pace import stage_work
@@ -239,7 +239,7 @@ def _amounts(path: Path, _: int, done: tuple[str, ...]) -> dict[str, float] | No
     try:
         config = load_config(path / "config.yaml")
         shape = find_shape(config.model)
-        return stage_work(config, RunDir(path), shape, RunData(config)) if shape else None
+        return stage_work(config, RunDir(path), shape, RunData(config, read_commits(RunDir(path)))) if shape else None
     except UserError:
         return None
 

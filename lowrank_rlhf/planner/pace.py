@@ -7,7 +7,7 @@ from pathlib import Path
 from lowrank_rlhf.artifacts import RunDir, read_json
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.run_data import RunData
+from lowrank_rlhf.data.run_data import RunData, read_commits
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.shape import Shape, find_shape
 from lowrank_rlhf.planner.machine import Machine, same_machine
@@ -84,7 +84,7 @@ def _taken(run_dir: RunDir) -> dict[str, tuple[float, float]]:
         run_dir.check_version()
         config = load_config(run_dir.path / "config.yaml")
         shape = find_shape(config.model)
-        operations = stage_work(config, run_dir, shape, RunData(config)) if shape else {}
+        operations = stage_work(config, run_dir, shape, RunData(config, read_commits(run_dir))) if shape else {}
         marks = {name: mark for name, amount in operations.items() if amount and (mark := run_dir.done(name))}
     except UserError:  # made by another version, or its data is gone
         return {}

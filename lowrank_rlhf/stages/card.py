@@ -157,7 +157,7 @@ def _figures(run_dir: RunDir, summaries: Mapping[str, Mapping[str, Any]]) -> lis
 
 
 def _data(config: Config, marks: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Every file that a stage read, with its hash at that time."""
+    """Every file that a stage read, with its hash at that time; of a data set of the hub the commit."""
     readers: dict[tuple[str, str], list[str]] = {}
     scheme, _, name = config.data.prompts.partition(":")
     if scheme == "builtin" and (builtin := BUILTIN / f"{name}.jsonl").is_file():
@@ -169,7 +169,9 @@ def _data(config: Config, marks: Mapping[str, Mapping[str, Any]]) -> Table:
             if not file.startswith("adapters/"):
                 readers.setdefault((without_folders(file), digest), []).append(stage)
     rows = tuple((file, digest, ", ".join(stages)) for (file, digest), stages in readers.items())
-    return Table("Data", "What the stages read.", ("file", "sha256", "read by"), rows)
+    return Table(
+        "Data", "What the stages read; of a data set of the hub its commit.", ("file", "sha256", "read by"), rows
+    )
 
 
 def _limits(config: Config, exported: Exported) -> str:

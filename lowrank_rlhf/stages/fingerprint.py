@@ -7,6 +7,8 @@ from typing import Any
 from lowrank_rlhf import stages
 from lowrank_rlhf.artifacts import RunDir, sha256
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.hub import SCHEME
+from lowrank_rlhf.data.run_data import read_commits
 from lowrank_rlhf.models.fetch import model_identity
 from lowrank_rlhf.stages import Stage
 
@@ -19,7 +21,7 @@ _MODEL_FILES = "model files"
 
 
 def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerprint:
-    """What the stage's result depends on: its settings under dotted keys, and its inputs' hashes."""
+    """What the stage's result depends on: its settings under dotted keys, and its inputs' hashes or commits."""
     settings: dict[str, Any] = {}
     for key in stage.settings:
         settings |= _flat(key, _setting(config, key))
@@ -38,6 +40,7 @@ def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
     """One line for each setting and input in which two fingerprints differ.
 
     A setting that the old one lacks, made by a version that did not know it, had the value that is its default now.
+    A data set of the hub whose commit one of them does not know is no difference.
     """
     before, after, defaults = old["settings"], new["settings"], Config.defaults()
     lines = [
@@ -48,17 +51,22 @@ def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
     ]
     before, after = old["inputs"], new["inputs"]
     for name in before | after:
-        if before.get(name) != after.get(name):
+        not_known = name.startswith(SCHEME) and not (name in before and name in after)
+        if before.get(name) != after.get(name) and not not_known:
             how = "is gone" if name not in after else "is new" if name not in before else "has changed"
             lines.append(f"{name} {how}")
     return tuple(lines)
 
 
 def _inputs(stage: Stage, config: Config, run_dir: RunDir) -> dict[str, str]:
-    outside = {}
+    outside, commits = {}, read_commits(run_dir)
     for key in _OUTSIDE:
         named = _setting(config, key)
-        if named and Path(named).exists() and any(key == own or key.startswith(f"{own}.") for own in stage.settings):
+        if not named or not any(key == own or key.startswith(f"{own}.") for own in stage.settings):
+            continue
+        if named in commits:
+            outside[named] = commits[named]
+        elif Path(named).exists():
             outside[named] = sha256(Path(named))
     return run_dir.hashes(stage.reads) | outside
 
