@@ -69,6 +69,8 @@ class Run:
     pid: int | None = None
     marks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The done-marks by stage."""
+    algorithm: str = "PPO"
+    """What makes the policy, in capitals, as its config says."""
 
     @property
     def busy(self) -> bool:
@@ -124,6 +126,7 @@ def look(runs: Path, name: str) -> Run:
         message="" if busy or kind == "finished" else _message(path),
         pid=process.pid if process else None,
         marks=marks,
+        algorithm=config.align.algorithm.upper() if config else "PPO",
     )
 
 
