@@ -551,6 +551,31 @@ def test_a_run_whose_data_sets_commit_is_not_known_goes_on(
     assert json.loads((run_dir.path / "datasets.json").read_text())["commits"] == {"hub:a/b": hub.commit}
 
 
+LONG = {"skip_too_long": True}
+PEOPLE = {"source": "human"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "after", "says"),
+    [
+        ("sft", {"data": LONG}, {"data": LONG, "sample": {"max_new_tokens": 64}}, "room for a prompt"),
+        ("sft", {"data": LONG}, {"data": LONG, "stages": ("sft",)}, "room for a prompt"),
+        ("sft", {}, {"sample": {"max_new_tokens": 64}}, None),  # nothing is left out
+        ("sft", {"data": LONG}, {"data": LONG, "stages": ("sft", "ppo")}, None),  # answers follow all the same
+        ("ppo", {"rank": PEOPLE}, {"rank": PEOPLE, "evaluate": {"second_judge": "sentiment"}}, "second_judge"),
+        ("ppo", {"rank": PEOPLE}, {"rank": PEOPLE, "evaluate": {"bootstrap_samples": 100}}, None),
+        ("ppo", {}, {"evaluate": {"second_judge": "sentiment"}}, None),  # the judge that ranked is followed
+    ],
+)
+def test_what_a_stage_reads_of_other_sections_counts(stage: str, before: Any, after: Any, says: str | None) -> None:
+    made, now = (fingerprint(stages.stage(stage), settings(**changes), {}) for changes in (before, after))
+    found = differences(made, now)
+    assert len(found) == (says is not None)
+    assert says is None or says in found[0]
+    older = {**made, "settings": {key: made["settings"][key] for key in made["settings"] if " " not in key}}
+    assert differences(older, now) == ()  # a mark that lacks it makes no finished run stale
+
+
 def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, factory: Factory, monkeypatch: Any) -> None:
     """Adapters are made for one base: with another of the same shape they would load, and mean nothing."""
     for entry in factory.stages:

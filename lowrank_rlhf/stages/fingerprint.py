@@ -11,6 +11,8 @@ from lowrank_rlhf.data.hub import SCHEME
 from lowrank_rlhf.data.run_data import read_commits
 from lowrank_rlhf.models.fetch import model_identity
 from lowrank_rlhf.stages import Stage
+from lowrank_rlhf.stages.fitting import room_for_prompts
+from lowrank_rlhf.stages.judging import followed_judge
 
 Fingerprint = dict[str, dict[str, Any]]
 
@@ -18,6 +20,11 @@ Fingerprint = dict[str, dict[str, Any]]
 _OUTSIDE = ("data.prompts", "sft.adapter", "rank.dataset")
 # Beside the settings of the model: what its files hold, as far as they are on this machine.
 _MODEL_FILES = "model files"
+# What a stage reads of other sections, under some settings only.
+_ROOM = "room for a prompt (model.max_length less sample.max_new_tokens)"
+_FOLLOWED = "evaluate.second_judge, which ppo follows"
+# Marks of older versions lack these: what is not known is not different.
+_NOT_ALWAYS_KNOWN = (_MODEL_FILES, _ROOM, _FOLLOWED)
 
 
 def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerprint:
@@ -25,6 +32,7 @@ def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerp
     settings: dict[str, Any] = {}
     for key in stage.settings:
         settings |= _flat(key, _setting(config, key))
+    settings |= _of_other_sections(stage, config)
     return {"settings": {key: settings[key] for key in settings if key not in stages.PACE}, "inputs": inputs}
 
 
@@ -47,7 +55,7 @@ def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
         f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
         for key in before | after
         if before.get(key, defaults.get(key)) != after.get(key)  # as numbers, so that 32 is 32.0
-        and not (key == _MODEL_FILES and None in (before.get(key), after.get(key)))  # not known is not different
+        and not (key in _NOT_ALWAYS_KNOWN and None in (before.get(key), after.get(key)))
     ]
     before, after = old["inputs"], new["inputs"]
     for name in before | after:
@@ -56,6 +64,17 @@ def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
             how = "is gone" if name not in after else "is new" if name not in before else "has changed"
             lines.append(f"{name} {how}")
     return tuple(lines)
+
+
+def _of_other_sections(stage: Stage, config: Config) -> dict[str, Any]:
+    """Which demonstrations are too long follows from the answers' length; and without a judge that ranked, PPO's
+    evaluations follow the second one."""
+    found: dict[str, Any] = {}
+    if stage.name == "sft" and config.sft.source == "train" and config.data.skip_too_long:
+        found[_ROOM] = room_for_prompts(config)
+    if stage.name == "ppo" and config.rank.source != "judge":
+        found[_FOLLOWED] = followed_judge(config) or "none"
+    return found
 
 
 def _inputs(stage: Stage, config: Config, run_dir: RunDir) -> dict[str, str]:
