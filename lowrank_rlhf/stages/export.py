@@ -18,7 +18,7 @@ from lowrank_rlhf.progress import Bar, memory
 from lowrank_rlhf.records import Prompt, Sample, read_jsonl
 from lowrank_rlhf.stages.answers import encode_prompts, with_room
 from lowrank_rlhf.stages.card import Exported, model_card, without_folders
-from lowrank_rlhf.stages.card_usage import adapters_usage, merged_usage, reward_usage
+from lowrank_rlhf.stages.card_usage import adapters_usage, merged_usage, reward_usage, scale_of
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.report_data import Table
 
@@ -46,7 +46,7 @@ def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, 
             _name_base_without_folders(out / source.name / "adapter_config.json")
         layers = (read_record(out / "reward" / "reward.json") or {}).get("layers")
         usage = adapters_usage(folder.name, found, config.model, layers)
-        return _finish(run_dir, config, out, Exported("adapters", folder.name, usage)) | {"adapters": found}
+        return _finish(run_dir, config, out, Exported("adapters", folder.name, usage, found)) | {"adapters": found}
 
 
 def export_merged(context: Context, role: str, dtype: str, folder: Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def export_merged(context: Context, role: str, dtype: str, folder: Path) -> dict
         (out / "Modelfile").write_text(_modelfile(context), encoding="utf-8")
         measured, unmeasured = _difference(context, plan, out)
         usage, table = merged_usage(folder.name, dtype), _difference_table(measured)
-        exported = Exported("merged", folder.name, usage, role, dtype, table, unmeasured)
+        exported = Exported("merged", folder.name, usage, (role,), role, dtype, table, unmeasured)
         summary = {"role": role, "dtype": dtype, "difference": asdict(measured) if measured else None}
         return _finish(context.run_dir, context.config, out, exported) | summary | {"unmeasured": unmeasured}
 
@@ -97,8 +97,8 @@ def export_reward(context: Context, dtype: str, folder: Path) -> dict[str, Any]:
         measured = _score_difference(context, settings, out)
         table, unmeasured = (_score_table(*measured), None) if measured else (None, _NO_PROMPT)
         eos = context.base.tokenizer.convert_ids_to_tokens(context.base.eos)
-        usage = reward_usage(folder.name, settings | {"eos": eos})
-        exported = Exported("reward", folder.name, usage, None, dtype, table, unmeasured)
+        usage = reward_usage(folder.name, settings | {"eos": eos, "scale_of": scale_of(context.config, about)})
+        exported = Exported("reward", folder.name, usage, ("reward",), None, dtype, table, unmeasured)
         summary = {"dtype": dtype, **settings, "layers": context.roles.head_layers}
         summary |= {"max_score_difference": measured[0] if measured else None, "unmeasured": unmeasured}
         return _finish(context.run_dir, context.config, out, exported) | summary
