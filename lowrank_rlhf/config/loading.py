@@ -109,7 +109,10 @@ def dump_config(config: Config, changed_only: bool = False) -> str:
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     stream = io.StringIO()
-    yaml.dump(config.model_dump(mode="json", exclude_defaults=changed_only), stream)
+    values = config.model_dump(mode="json", exclude_defaults=changed_only)
+    if config.ppo.kl_controller == "adaptive":
+        values["ppo"]["kl_coef"] = config.ppo.kl_coef  # its default depends on the controller
+    yaml.dump(values, stream)
     return stream.getvalue()
 
 
