@@ -329,6 +329,24 @@ def test_prompts_without_room_for_an_answer_are_left_out_of_the_measurement(tiny
     assert f"Not measured: {summary['unmeasured']}" in (tmp_path / "none" / "README.md").read_text()
 
 
+def test_answers_too_long_for_the_model_are_measured_cut_as_they_were_trained_on(
+    tiny_folder, tmp_path, monkeypatch
+) -> None:
+    """Those of a data set; a model with so many learnt positions cannot read further."""
+    context = finished_run(tiny_folder(), tmp_path)
+    path, measured, score = context.run_dir.artifact("answers.jsonl"), [], writing.classifier_scores
+    long = {"text": "the " * 200, "tokens": None}
+    write_jsonl(path, [answer.model_copy(update=long) for answer in list(read_jsonl(path, Sample))])
+
+    def noted(out: Path, prompts: list[list[int]], answers: list[tuple[int, ...]], *more: Any) -> Any:
+        measured.extend(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+        return score(out, prompts, answers, *more)
+
+    monkeypatch.setattr(writing, "classifier_scores", noted)
+    assert export_reward(context, "bfloat16", tmp_path / "out")["max_score_difference"] < 0.05
+    assert set(measured) == {context.config.model.max_length}
+
+
 # --- The card
 
 

@@ -227,24 +227,22 @@ def _prompts(context: Context) -> Sequence[Prompt]:
 
 
 def _score_difference(context: Context, settings: Mapping[str, Any], out: Path) -> tuple[float, int] | None:
-    """Largest absolute difference of normalised scores between folder and run, and on how many ranked answers.
-
-    None where no prompt leaves room for an answer.
-    """
+    """Largest absolute gap of normalised scores between folder and run, and on how many ranked answers, if any."""
     from lowrank_rlhf.models.export import classifier_scores
     from lowrank_rlhf.ppo.rollout import RewardScale
     from lowrank_rlhf.stages.compare import scored
 
     scale = RewardScale(settings["pooling"], settings["score_mean"], settings["score_std"])
-    prompts = _prompts(context)
-    if not prompts:
+    if not (prompts := _prompts(context)):
         return None
+    encoded, most = encode_prompts(context, prompts), context.config.model.max_length
     samples = {sample.prompt_id: sample for sample in read_jsonl(context.run_dir.artifact("answers.jsonl"), Sample)}
     answers = [samples[prompt.id] for prompt in prompts]
     tokens = [sample.tokens or tuple(context.base.encode_response(sample.text)) for sample in answers]
+    tokens = [of[: most - len(before)] for of, before in zip(tokens, encoded, strict=True)]  # as the reward stage does
     answers = [sample.model_copy(update={"tokens": of}) for sample, of in zip(answers, tokens, strict=True)]
     ours = scored(context, prompts, answers, scale)
-    theirs = classifier_scores(out, encode_prompts(context, prompts), tokens, scale.pooling, context.base)
+    theirs = classifier_scores(out, encoded, tokens, scale.pooling, context.base)
     return max(abs(a - (b - scale.mean) / scale.std) for a, b in zip(ours, theirs, strict=True)), len(answers)
 
 
