@@ -1,9 +1,9 @@
 """What a person can be told, and the exit code that goes with it. Anything else that escapes is a bug."""
 
-import re
+import unicodedata
 from enum import IntEnum
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_JOINERS = "\u200c\u200d"  # invisible, but scripts and emoji need them
 
 
 class ExitCode(IntEnum):
@@ -26,15 +26,28 @@ HALF_A_CHARACTER = "holds half a character (a lone surrogate); delete it"
 class UserError(Exception):
     """Something a person can mend: the message says what, where and what to do; no traceback is shown.
 
-    It can always be printed, and steers no terminal: control characters and halves of characters, which JSON, YAML and
-    command lines may hold, are spelt out.
+    It can always be printed, and steers no terminal: it is `visible`.
     """
 
     exit_code = ExitCode.BAD_INPUT
 
     def __init__(self, message: str):
-        whole = message.encode(errors="backslashreplace").decode()
-        super().__init__(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", whole))
+        super().__init__(visible(message))
+
+
+def visible(text: str) -> str:
+    """A text that is safe to print: line ends and tabs stay, every other control character is spelt out.
+
+    Among them escape sequences, which could rewrite the screen, marks that turn the direction of the text, and halves
+    of characters. JSON, YAML and command lines may hold them all.
+    """
+    return "".join(character if _harmless(character) else repr(character)[1:-1] for character in text)
+
+
+def _harmless(character: str) -> bool:
+    if character in "\n\t" or character in _JOINERS:
+        return True
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def is_whole(text: str) -> bool:

@@ -10,6 +10,7 @@ from lowrank_rlhf.artifacts import Begun, RunDir, read_record, write_json_atomic
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.run_data import look_up_commits
 from lowrank_rlhf.errors import StaleRun, UserError
 from lowrank_rlhf.files import now
 from lowrank_rlhf.models.allocator import release_freed_memory
@@ -62,6 +63,7 @@ def run(
     with disk_watched(run_dir.path), run_dir.lock(), StopRequest() as stop:
         run_dir.recover()
         selection.check_inputs(chosen, again, run_dir, _not_made(config))
+        look_up_commits(run_dir, config)
         kept = [stage for stage in chosen if stage not in again]
         _refuse_stale([_standing(stage, config, run_dir) for stage in kept])
         context = Context(config, run_dir, progress, stop)

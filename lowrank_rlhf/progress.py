@@ -13,7 +13,7 @@ import rich.progress
 from rich.console import Console
 
 from lowrank_rlhf import processes
-from lowrank_rlhf.errors import Stopped
+from lowrank_rlhf.errors import Stopped, visible
 from lowrank_rlhf.usage import memory_in_use_bytes
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -100,8 +100,8 @@ class Progress:
         self._bars.stop()
 
     def say(self, text: str) -> None:
-        """Print a line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print a line. Text of data files may be in it: it steers no terminal."""
+        self._console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
     def stage(
         self,

@@ -53,7 +53,7 @@ def tracked(config: Config, log: StepLog, folder: Path) -> Iterator[None]:
         yield
     finally:
         log.also = None
-        end()
+        _ended(end)
 
 
 def _sent(send: Send, log: StepLog, stage: str, step: int, row: dict[str, Any]) -> None:
@@ -67,6 +67,13 @@ def _sent(send: Send, log: StepLog, stage: str, step: int, row: dict[str, Any]) 
     except Exception as error:  # as above
         log.also = None
         warnings.warn(f"the tracker failed and is left alone from here on: {error}", stacklevel=2)
+
+
+def _ended(end: Callable[[], None]) -> None:
+    try:
+        end()
+    except Exception as error:  # as above
+        warnings.warn(f"the tracker failed at its end, and may lack the last figures: {error}", stacklevel=2)
 
 
 def _tensorboard(_config: Config, folder: Path) -> tuple[Send, Callable[[], None]]:

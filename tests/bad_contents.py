@@ -88,6 +88,8 @@ _CONFIGS = [
     Case("BOM before a mistake", "validate my.yaml", ("my.yaml:1:1: nam: unknown",), {"my.yaml": "\ufeffnam: a\n"}),
     _config("an include", "sft: !include my.yaml\n", "my.yaml:3:1: sft: the tag !include is not allowed\n"),
     _config("an alias of itself", "sft: &a {epochs: *a}\n", "my.yaml:3:10: sft.epochs: aliases (*name) are not"),
+    Case("a tag on it all", "validate my.yaml", ("my.yaml:1:1: the tag !x is not",), {"my.yaml": "!x {name: a}\n"}),
+    _config("a number of nothing", 'seed: !!int ""\n', "my.yaml:3:1: seed: nothing cannot be read as int\n"),
     _config("a merge key", "sft: {<<: {epochs: 1}}\n", "my.yaml:3:7: a key in sft must be text, not <<\n"),
     _config(
         "half a character as value", 'data: {prompts: "\\uD800"}\n', "my.yaml:3:8: data.prompts: holds half a character"

@@ -117,6 +117,14 @@ _VALUES = [
 
 _CROSS_FIELD = [
     _setting("stages out of order", "stages: [ppo, sft]\n", "stages must be some of sft, sample"),
+    _setting(
+        "no stage", "stages: []\n", "my.yaml:3:1: stages names no stage that is needed; leave it out for all, or add"
+    ),
+    _setting(
+        "a stage that is not needed",
+        "stages: [sample]\nrank: {source: dataset, dataset: my.yaml}\n",
+        "my.yaml:3:1: stages names no stage that is needed: with rank.source: dataset there is nothing to sample",
+    ),
     _setting("stage twice", "stages: [sft, sft]\n", "each once"),
     _setting(
         "minibatches",

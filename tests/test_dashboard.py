@@ -90,7 +90,7 @@ class TestLanguages:
     def test_every_alarm_has_its_words(self) -> None:
         from lowrank_rlhf.stages import report_alarms
 
-        names = {check.__name__ for check in report_alarms._CHECKS}
+        names = {check.__name__ for check in (*report_alarms._CHECKS, *report_alarms._TOO_FAR)}
         names |= {"weak_reward", "broken_claims", "longer_answers", "same_openers", "repeated_words"}
         assert {key.removeprefix("alarm.") for key in table("zh") if key.startswith("alarm.")} == names
 

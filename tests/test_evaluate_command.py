@@ -19,6 +19,7 @@ from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.data.comparisons import load_comparisons
+from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.files import sha256
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.roles import Role, Roles
@@ -26,7 +27,7 @@ from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.stages import versus
 from lowrank_rlhf.stages.answers import answer
-from lowrank_rlhf.stages.contestants import Contestant, Match
+from lowrank_rlhf.stages.contestants import Contestant, Match, run_adapter
 
 PAIRS = [
     {"prompt": "question one", "chosen": "the answer is kind", "rejected": "no"},
@@ -323,6 +324,16 @@ class TestErrors:
         assert (code, out) == (2, "")
         assert says in err
         assert "Traceback" not in err
+        assert "leaves out" not in err
+
+    def test_a_stage_that_the_run_leaves_out_is_to_be_added_first(self, tmp_path) -> None:
+        run_dir = RunDir(tmp_path / "a")
+        run_dir.open("name: a\nmodel: {source: x}\nstages: [sft]\n")
+        with pytest.raises(UserError) as caught:
+            run_adapter(run_dir, "policy")
+        assert f"stage ppo makes it, which the run leaves out; add ppo to `stages` in {run_dir.path}" in str(
+            caught.value
+        )
 
     @pytest.mark.parametrize(
         ("arguments", "says"),

@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from lowrank_rlhf import cli, pipeline
+from lowrank_rlhf.artifacts import write_json_atomic
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config, ModelConfig, SampleConfig
 from lowrank_rlhf.errors import CannotFit, Stopped, UserError
@@ -45,9 +46,11 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_tokens
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.progress import Progress
-from lowrank_rlhf.records import Message, Prompt, Sample, read_jsonl
+from lowrank_rlhf.records import Message, Prompt, Sample, read_jsonl, write_jsonl
 from lowrank_rlhf.stages import card
 from lowrank_rlhf.stages.card import base_licence, without_folders
+from lowrank_rlhf.stages.card_usage import adapters_usage
+from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.export import export_adapters, export_merged, export_reward
 
 PROMPTS = random_tokens(7, [3, 11, 1])
@@ -305,6 +308,45 @@ def test_no_memory_to_measure_is_said(tiny_folder, tmp_path, monkeypatch) -> Non
     assert f"Not measured: {summary['unmeasured']}" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("export", ["merged", "reward"])
+def test_prompts_without_room_for_an_answer_are_left_out_of_the_measurement(tiny_folder, tmp_path, export) -> None:
+    """A data set of comparisons may have them, and SFT alone never samples: what was trained can be exported."""
+    context = finished_run(tiny_folder(), tmp_path)
+    path = context.run_dir.artifact("prompts.jsonl")
+    prompts = list(read_jsonl(path, Prompt))
+    long = [prompt.model_copy(update={"messages": (Message(role="user", content="the " * 200),)}) for prompt in prompts]
+    make = {
+        "merged": lambda folder: export_merged(context, "policy", "bfloat16", folder),
+        "reward": lambda folder: export_reward(context, "bfloat16", folder),
+    }[export]
+    write_jsonl(path, [*long[:3], prompts[3]])
+    make(tmp_path / "one")
+    card_text = (tmp_path / "one" / "README.md").read_text()
+    assert ("answers to 1 prompts" if export == "merged" else "| answers | 1 |") in card_text
+    write_jsonl(path, long)
+    summary = make(tmp_path / "none")
+    assert "no prompt leaves room for an answer" in summary["unmeasured"]
+    assert f"Not measured: {summary['unmeasured']}" in (tmp_path / "none" / "README.md").read_text()
+
+
+def test_answers_too_long_for_the_model_are_measured_cut_as_they_were_trained_on(
+    tiny_folder, tmp_path, monkeypatch
+) -> None:
+    """Those of a data set; a model with so many learnt positions cannot read further."""
+    context = finished_run(tiny_folder(), tmp_path)
+    path, measured, score = context.run_dir.artifact("answers.jsonl"), [], writing.classifier_scores
+    long = {"text": "the " * 200, "tokens": None}
+    write_jsonl(path, [answer.model_copy(update=long) for answer in list(read_jsonl(path, Sample))])
+
+    def noted(out: Path, prompts: list[list[int]], answers: list[tuple[int, ...]], *more: Any) -> Any:
+        measured.extend(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+        return score(out, prompts, answers, *more)
+
+    monkeypatch.setattr(writing, "classifier_scores", noted)
+    assert export_reward(context, "bfloat16", tmp_path / "out")["max_score_difference"] < 0.05
+    assert set(measured) == {context.config.model.max_length}
+
+
 # --- The card
 
 
@@ -404,6 +446,66 @@ def test_licence_of_the_base(tmp_path, monkeypatch) -> None:
     assert base_licence(ModelConfig(source="org/name")) == "mit"
     monkeypatch.setattr(card, "try_to_load_from_cache", lambda *_, **__: None)
     assert base_licence(ModelConfig(source="org/name")) is None
+
+
+def keep_stages(context: Context, *names: str) -> None:
+    for mark in (context.run_dir.path / "done").iterdir():
+        if mark.stem not in names:
+            mark.unlink()
+
+
+@pytest.mark.parametrize(
+    ("done", "role", "says", "tags"),
+    [
+        (("sft",), "sft", "supervised fine-tuning", ["sft"]),
+        (("sft", "reward", "ppo"), "sft", "supervised fine-tuning", ["sft"]),
+        (("sft", "reward", "ppo"), "policy", "supervised fine-tuning, a reward model and PPO", ["ppo"]),
+        (("sft", "ppo"), "policy", "supervised fine-tuning and PPO", ["ppo"]),
+        ((), "sft", None, ["sft"]),
+    ],
+)
+def test_the_card_names_what_was_done_for_the_export(tiny_folder, tmp_path, done, role, says, tags) -> None:
+    context = finished_run(tiny_folder(), tmp_path, adapters=("sft", "policy"))
+    keep_stages(context, *done)
+    export_merged(context, role, "bfloat16", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    made = re.search(r"Made with `lowrank_rlhf` [\d.]+(: .*)?, as LoRA adapters on one 4-bit \(NF4\) base\.", text)
+    assert made
+    assert made[1] == (says and f": {says}")
+    assert ModelCard(text).data.tags == ["rlhf", "lora", *tags]
+    assert ("Its preferences are those of a program" in text) == (role == "policy")
+
+
+@pytest.mark.parametrize("names", [("sft",), ("sft", "policy"), ("sft", "reward")])
+def test_the_algorithm_is_a_tag_of_adapters_only_with_the_policy_among_them(tiny_folder, tmp_path, names) -> None:
+    context = finished_run(tiny_folder(), tmp_path, adapters=names)
+    export_adapters(context.run_dir, context.config, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert ModelCard(text).data.tags[2:] == (["ppo"] if "policy" in names else ["sft"])
+    assert (" PPO, as LoRA" in text, "a reward model" in text) == ("policy" in names, names != ("sft",))
+
+
+@pytest.mark.parametrize(
+    ("quantization", "says"),
+    [("nf4", "on the base quantised as below"), ("int8", "on the base in 8 bits"), ("none", "as it is, unquantised")],
+)
+def test_the_card_says_on_what_adapters_were_trained(quantization, says) -> None:
+    text = adapters_usage("out", ["sft"], ModelConfig(source="x", quantization=quantization), None)
+    assert says in text
+    assert ("load_in_4bit" in text) == (quantization == "nf4")
+
+
+def test_the_reward_card_says_whose_scores_are_0_on_average(tiny_folder, tmp_path) -> None:
+    context = finished_run(tiny_folder(), tmp_path)
+    adapter = context.run_dir.artifact("adapters/reward") / "reward.json"
+    write_json_atomic(adapter, json.loads(adapter.read_text()) | {"scores_of": "SFT answers"})
+    export_reward(context, "bfloat16", tmp_path / "judged")
+    assert "deviation 1 over the run's held-out answers;" in (tmp_path / "judged" / "README.md").read_text()
+    rank = context.config.rank.model_copy(update={"source": "dataset", "dataset": "x"})
+    context.config = context.config.model_copy(update={"rank": rank})
+    export_reward(context, "bfloat16", tmp_path / "of-a-data-set")
+    text = (tmp_path / "of-a-data-set" / "README.md").read_text()
+    assert "deviation 1 over SFT's answers to some of the run's prompts;" in text
 
 
 def test_a_hub_base_is_named_in_the_front_matter(tiny_folder, tmp_path) -> None:

@@ -124,7 +124,7 @@ def test_without_the_model_the_same_is_told(tmp_path, style) -> None:
         ({"stages": ["sft"], "sft__source": "base"}, None),
         ({"stages": ["sft"], "sft__examples": 1}, None),
         ({"stages": ["sample"]}, "1 prompt"),
-        ({"stages": ["sample"], "rank__source": "dataset", "rank__dataset": "pairs.jsonl"}, None),
+        ({"stages": ["sample", "rank"], "rank__source": "dataset", "rank__dataset": "pairs.jsonl"}, None),
         ({"sft__source": "base"}, "1 prompt"),
     ],
 )

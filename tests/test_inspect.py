@@ -212,7 +212,7 @@ def test_the_page(command, tiny_folder) -> None:
         "demonstrations      2 (the preferred answers)",
         "comparisons         2 from 2 rankings",
         "longer answer wins  100.0%, 95 % interval 100.0% to 100.0%, of 2 comparisons of unequal length",
-        "  chosen: [[Hello \\u001b[31m!<|im_end|>]]",
+        "  chosen: [[Hello \\x1b[31m!<|im_end|>]]",
         "<|im_start|>user\nAnd you?<|im_end|>\n<|im_start|>assistant\n\n  chosen: [[Fine.<|im_end|>]]",
         '  prefs.jsonl:3: "chosen" is empty; write something or delete the row',
     ):

@@ -48,6 +48,7 @@ def test_reads_values_and_leaves_the_rest_at_its_default(written) -> None:
         ("ppo: {kl_controller: adaptive}\n", (), 0.15),
         ("", ("ppo.kl_controller=adaptive",), 0.15),
         ("ppo: {kl_controller: adaptive, kl_coef: 0.3}\n", (), 0.3),
+        ("ppo: {kl_controller: adaptive, kl_coef: 0.05}\n", (), 0.05),
         ("ppo: {kl_coef: 0.3}\n", ("ppo.kl_controller=adaptive",), 0.3),
         ("ppo: {kl_controller: adaptive}\n", ("ppo.kl_controller=fixed",), 0.05),
     ],
@@ -56,8 +57,9 @@ def test_the_adaptive_controller_starts_from_a_beta_of_its_own(written, tmp_path
     config = load_config(written(HEAD + text), overrides)
     assert config.ppo.kl_coef == beta
     dumped = tmp_path / "dumped.yaml"
-    dumped.write_text(dump_config(config))
-    assert load_config(dumped) == config
+    for changed_only in (False, True):
+        dumped.write_text(dump_config(config, changed_only))
+        assert load_config(dumped) == config
 
 
 def test_a_section_whose_lines_are_all_comments_keeps_its_defaults(written) -> None:

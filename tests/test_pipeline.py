@@ -8,8 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import datasets
+import huggingface_hub
 import pytest
 from rich.console import Console
 
@@ -491,6 +494,86 @@ def test_the_real_stages_settings_exist_and_what_they_read_is_written_before() -
         assert made.issuperset(stage.reads)
         assert made.isdisjoint(stage.writes)
         made |= set(stage.writes)
+
+
+class Hub:
+    """A data set of one prompt more at each push; `commit` is its newest."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.commit, self.reachable, self.read = "a" * 40, True, []
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
+        monkeypatch.setattr(datasets, "load_dataset", self.load)
+
+    def dataset_info(self, _name: str, *, revision: str | None) -> SimpleNamespace:
+        if not self.reachable:
+            raise ConnectionError("no network")
+        return SimpleNamespace(sha=revision or self.commit)
+
+    def load(self, _name: str, _config: str | None, *, revision: str | None, split: str) -> datasets.Dataset:
+        self.read.append(revision)
+        rows = 2 + ((revision or self.commit) == "b" * 40)
+        return datasets.Dataset.from_list([{"prompt": f"{split} {number}"} for number in range(rows)])
+
+
+def test_a_run_keeps_to_the_commit_of_a_data_set_that_it_read_first(
+    tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner pushes between two commands: rows, ids and the split under finished stages stay what they were."""
+    hub, config = Hub(monkeypatch), settings(data={"prompts": "hub:a/b", "held_out": 1})
+    seen: list[int] = []
+    factory.before = dict.fromkeys(NAMES, lambda context: seen.append(len(context.prompts[0])))
+    run_dir = run(tmp_path, config, until="sample")
+    assert run_dir.done("sft")["fingerprint"]["inputs"]["hub:a/b"] == hub.commit
+    hub.commit = "b" * 40
+    assert states(tmp_path, config)[:2] == ["done", "done"]
+    run(tmp_path, config)
+    assert seen == [1] * 5
+    assert set(hub.read) == {"a" * 40}
+    (run_dir.path / "datasets.json").unlink()
+    with pytest.raises(StaleRun, match="hub:a/b has changed"):
+        run(tmp_path, config)
+    run(tmp_path, config, redo=["sft"])
+    assert seen[5:] == [2] * 5
+
+
+def test_a_run_whose_data_sets_commit_is_not_known_goes_on(
+    tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One made by an older version, or without a network from the library's cache."""
+    hub, config = Hub(monkeypatch), settings(data={"prompts": "hub:a/b", "held_out": 1})
+    hub.reachable = False
+    run_dir = run(tmp_path, config, until="sft")
+    assert hub.read == [None]
+    assert not (run_dir.path / "datasets.json").exists()
+    hub.reachable = True
+    run(tmp_path, config)
+    assert factory.ran == list(NAMES)
+    assert json.loads((run_dir.path / "datasets.json").read_text())["commits"] == {"hub:a/b": hub.commit}
+
+
+LONG = {"skip_too_long": True}
+PEOPLE = {"source": "human"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "after", "says"),
+    [
+        ("sft", {"data": LONG}, {"data": LONG, "sample": {"max_new_tokens": 64}}, "room for a prompt"),
+        ("sft", {"data": LONG}, {"data": LONG, "stages": ("sft",)}, "room for a prompt"),
+        ("sft", {}, {"sample": {"max_new_tokens": 64}}, None),  # nothing is left out
+        ("sft", {"data": LONG}, {"data": LONG, "stages": ("sft", "ppo")}, None),  # answers follow all the same
+        ("ppo", {"rank": PEOPLE}, {"rank": PEOPLE, "evaluate": {"second_judge": "sentiment"}}, "second_judge"),
+        ("ppo", {"rank": PEOPLE}, {"rank": PEOPLE, "evaluate": {"bootstrap_samples": 100}}, None),
+        ("ppo", {}, {"evaluate": {"second_judge": "sentiment"}}, None),  # the judge that ranked is followed
+    ],
+)
+def test_what_a_stage_reads_of_other_sections_counts(stage: str, before: Any, after: Any, says: str | None) -> None:
+    made, now = (fingerprint(stages.stage(stage), settings(**changes), {}) for changes in (before, after))
+    found = differences(made, now)
+    assert len(found) == (says is not None)
+    assert says is None or says in found[0]
+    older = {**made, "settings": {key: made["settings"][key] for key in made["settings"] if " " not in key}}
+    assert differences(older, now) == ()  # a mark that lacks it makes no finished run stale
 
 
 def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, factory: Factory, monkeypatch: Any) -> None:

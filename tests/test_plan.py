@@ -387,6 +387,20 @@ class TestPace:
         (run_dir.path / "env.json").write_text('{"platform": "another"}')
         assert pace.find_pace(elsewhere, Path("runs")).stages == {}
 
+    @pytest.mark.usefixtures("here")
+    def test_other_runs_data_is_not_fetched_from_the_hub_for_their_pace(self, monkeypatch) -> None:
+        config = load_config(Path("tiny.yaml"))
+        with Progress.silent() as progress:
+            run_dir = pipeline.run(config, Path("runs"), until="sft", progress=progress)
+        on_hub = config.data.model_copy(update={"prompts": "hub:a/b"})
+        (run_dir.path / "config.yaml").write_text(dump_config(config.model_copy(update={"data": on_hub})))
+        read: list[str] = []
+        monkeypatch.setattr("lowrank_rlhf.data.sources.hub_rows", lambda source: read.append(source) or [])
+        assert pace.find_pace(RunDir(Path("runs/other")), Path("runs")).stages == {}
+        assert read == []
+        pace.find_pace(run_dir, Path("runs"))
+        assert read == ["hub:a/b"]
+
 
 def test_room_looks_at_the_nearest_folder_that_exists(tmp_path: Path) -> None:
     found = disk.room(tmp_path / "not" / "yet")

@@ -8,6 +8,8 @@ import threading
 import pytest
 from rich.console import Console
 
+from lowrank_rlhf.data.formats import FORMATS
+from lowrank_rlhf.data.loading import Loaded
 from lowrank_rlhf.errors import ExitCode, Stopped
 from lowrank_rlhf.progress import (
     Progress,
@@ -127,6 +129,14 @@ def test_stage_headings_count_and_tell_the_time() -> None:
         "[3/6] rank: rank the answers, best to worst  (1:02 so far)",
         "[4/6] reward: train [it]  (1:02 so far, about 1:01:40 to go)",
     ]
+
+
+def test_what_a_data_file_holds_steers_no_terminal() -> None:
+    loaded = Loaded("x", FORMATS[0], "so", 1, [], [], ["\x1b[2J", "\u202e\x9b31m", "a\u200db"])
+    progress, stream = plain(Clock())
+    with progress:
+        progress.say(loaded.notes[1])
+    assert stream.getvalue() == "Ignored the keys \\x1b[2J, \\u202e\\x9b31m, a\u200db.\n"
 
 
 def test_silence(capfd: pytest.CaptureFixture) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lowrank_rlhf.stages.report import alarms, summary_message, write_report
+from lowrank_rlhf.stages.report_alarms import named_alarms
 from lowrank_rlhf.stages.report_data import number, percent_interval, series
 from lowrank_rlhf.stages.report_tables import headline
 
@@ -330,6 +331,8 @@ ALARMS = [
     ("eval/kl", {50: 31.0}, {50: 29.0}, "KL per answer in evaluation"),
 ]
 
+TOO_FAR = {"exploits the reward model", "entropy fell", "KL per answer in training", "KL per answer in evaluation"}
+
 
 @pytest.mark.parametrize(("key", "bad", "fine", "text"), ALARMS, ids=[entry[3] for entry in ALARMS])
 def test_each_alarm_goes_off_alone_and_only_past_its_limit(
@@ -338,6 +341,19 @@ def test_each_alarm_goes_off_alone_and_only_past_its_limit(
     (found,) = alarms(changed(key, bad), {})
     assert text in found
     assert alarms(changed(key, fine), {}) == []
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo", "grpo", "dpo"])
+def test_the_key_that_keeps_the_policy_near_sft_is_the_algorithms(algorithm: str) -> None:
+    far = [changed(key, bad) for key, bad, _, text in ALARMS if text in TOO_FAR]
+    repeats = {"figure": "distinct-2", "sft": 0.8, "policy": 0.6, "note": ""}
+    done = {"ppo": {"algorithm": algorithm}}
+    texts = [text for rows in far for text in alarms(rows, done)]
+    texts += alarms([], done | {"evaluate": {"table": [repeats]}})
+    texts += [text for _, text in named_alarms(far[0], {}, algorithm.upper())]  # while it trains
+    assert len(texts) == len(TOO_FAR) + 2
+    for text in texts:
+        assert ("`ppo.kl_coef`" in text, "`align.beta`" in text) == (algorithm == "ppo", algorithm != "ppo")
 
 
 def test_the_second_judges_fall_is_told_as_the_second_judges() -> None:

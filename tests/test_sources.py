@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from lowrank_rlhf.data import sources, tables
 from lowrank_rlhf.data.comparisons import load_comparisons
-from lowrank_rlhf.data.hub import HubSource, parse_source
+from lowrank_rlhf.data.hub import HubSource, at_commit, hub_commit, parse_source
 from lowrank_rlhf.data.loading import load
 from lowrank_rlhf.data.rows import Row
 from lowrank_rlhf.data.sources import read_rows
@@ -167,6 +168,21 @@ def test_sources_of_the_hub() -> None:
     for bad in ("hub:a", "hub:a/b:", "hub:../x/y/z", "hub:a/b@"):
         with pytest.raises(UserError, match="the form is hub:OWNER/NAME"):
             parse_source(bad)
+
+
+def test_the_commit_of_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = {("a/b", None): "c" * 40, ("a/b", "v1.0"): "d" * 40}
+
+    def dataset_info(_self, name, *, revision=None):
+        return SimpleNamespace(sha=commits[name, revision])  # a KeyError stands for whatever the hub's client raises
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", type("HfApi", (), {"dataset_info": dataset_info}))
+    assert hub_commit("hub:a/b") == hub_commit("hub:a/b/conf:test") == "c" * 40
+    assert hub_commit("hub:a/b@v1.0:test") == "d" * 40
+    assert hub_commit("hub:a/gone") is None
+    assert at_commit("hub:a/b", "c" * 40) == f"hub:a/b@{'c' * 40}:train"
+    for source in ("hub:a/b/conf@v1.0:test[:10%]", "hub:a/b/conf:test[:10%]"):
+        assert parse_source(at_commit(source, "d" * 40)) == HubSource("a/b", "conf", "d" * 40, "test[:10%]")
 
 
 def test_rows_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

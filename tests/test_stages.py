@@ -21,8 +21,8 @@ from lowrank_rlhf.ppo.rollout import RewardScale
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.ranking.overview import accuracies
 from lowrank_rlhf.ranking.store import AnnotationStore
-from lowrank_rlhf.records import Comparison, Ranking, Sample, Score, read_jsonl
-from lowrank_rlhf.stages import ppo, sft, stage
+from lowrank_rlhf.records import Comparison, Ranking, Sample, Score, read_jsonl, write_jsonl
+from lowrank_rlhf.stages import ppo, rank, sft, stage
 
 JUDGE = "tiny_run_judge:count_e"
 
@@ -211,6 +211,31 @@ def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:
     assert "■ second judge (gold)" in page
     assert "the judge “plain-language” (gold)" in page
     assert list(marks(run_dir)) == list(STAGES)
+
+
+def test_rankings_of_prompts_that_the_run_samples_no_more_do_not_count(tmp_path) -> None:
+    """They stay in the store, where other prompts were sampled before a setting changed."""
+    config = make_config(
+        tmp_path, write_prompts(tmp_path / "prompts.jsonl"), rank__source="human", rank__minimum_rankings=2
+    )
+    context = make_context(config, tmp_path / "runs")
+    names = [prompt.id for prompt in context.prompts[0][:3]]
+    samples = [Sample(id=f"{name}-{k}", prompt_id=name, text="x" * (k + 1)) for name in names for k in range(2)]
+    store = AnnotationStore(context.run_dir.artifact("annotations.sqlite"))
+    store.add_items(context.prompts[0][:3], samples)
+    write_jsonl(context.run_dir.artifact("samples.jsonl"), samples[2:])
+
+    def rank_all(*names: str) -> None:
+        for name in names:
+            store.save(Ranking(prompt_id=name, tiers=((f"{name}-0",), (f"{name}-1",)), annotator="ann"))
+
+    rank_all(*names[:2])
+    with pytest.raises(WaitingForPeople, match="1 of 2 prompts"):
+        rank.run(context)
+    rank_all(names[2])
+    assert rank.run(context)["rankings"] == 2
+    made = read_jsonl(context.work("rank") / "rankings.jsonl", Ranking)
+    assert [ranking.prompt_id for ranking in made] == names[1:]
 
 
 def test_a_dataset_of_comparisons_from_the_bare_base(tiny_folder, tmp_path) -> None:

@@ -17,6 +17,7 @@ from tiny_run import make_config, write_prompts
 from lowrank_rlhf import cli, pipeline, stages
 from lowrank_rlhf.artifacts import RunDir, StepLog
 from lowrank_rlhf.config.loading import dump_config, load_config
+from lowrank_rlhf.data.run_data import keep_commits, read_commits
 from lowrank_rlhf.errors import StageFailed, Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.progress import Progress, StopRequest
 from lowrank_rlhf.stages.context import Context
@@ -202,6 +203,16 @@ class TestSharing:
         states = [s.state for s in pipeline.plan(sweep.combinations[1].config, RunDir(Path("runs/a-kl_coef-0.2")))]
         assert states == ["done"] * 3
         assert len(factory.ran) == 4
+
+    def test_a_copy_goes_with_the_commits_of_the_data_it_was_made_from(self, factory: Factory) -> None:
+        """Else the data set's owner could push in between, and what follows would read other rows."""
+        sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2"])
+        first = RunDir(Path("runs") / sweep.combinations[0].config.name)
+        factory.before = lambda *_: keep_commits(first, {"hub:a/b": "a" * 40})
+        run(sweep)
+        second = RunDir(Path("runs") / sweep.combinations[1].config.name)
+        assert second.done("sft")["taken_from"] == first.path.name
+        assert read_commits(second) == {"hub:a/b": "a" * 40}
 
     @pytest.mark.usefixtures("factory")
     def test_what_was_changed_by_hand_in_the_donor_is_not_built_on(self) -> None:

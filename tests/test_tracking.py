@@ -16,7 +16,7 @@ from lowrank_rlhf import cli, pipeline, tracking
 from lowrank_rlhf.artifacts import StepLog
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config, ModelConfig
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.progress import Progress
 from lowrank_rlhf.tracking import tracked
 
@@ -52,6 +52,8 @@ class FakeTracker(types.ModuleType):
 
     def finish(self) -> None:
         self.finished += 1
+        if self.fails:
+            raise self.fails
 
 
 @pytest.fixture(params=["wandb", "trackio"])
@@ -98,7 +100,24 @@ def test_one_that_does_not_begin_is_an_error_and_one_that_fails_later_a_warning(
             log.append("sft", 1, loss=2.0)
         with warnings.catch_warnings(action="error"):
             log.append("sft", 2, loss=1.0)
+        tracker.fails = None
     assert [row["loss"] for row in log.read()] == [2.0, 1.0]
+
+
+def test_one_that_fails_at_its_end_costs_neither_the_run_nor_its_exit_code(tracker, tmp_path: Path) -> None:
+    log = StepLog(tmp_path / "metrics.jsonl")
+
+    def stopped() -> None:
+        with tracked(config(tracker.__name__), log, tmp_path):
+            tracker.fails = RuntimeError("no network")
+            raise Stopped("as asked")
+
+    with (
+        pytest.warns(UserWarning, match="at its end, and may lack the last figures: no network"),
+        pytest.raises(Stopped),
+    ):
+        stopped()
+    assert tracker.finished == 1
 
 
 def test_tensorboard_writes_into_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.messages import Key, suggestion
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import ExitCode, UserError
+from lowrank_rlhf.errors import ExitCode, UserError, visible
 from lowrank_rlhf.stages.problems import problems
 
 EXIT_CODES = {
@@ -45,8 +45,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def echo(text: str) -> None:
-    """Print a text as it is, without markup and without folding long lines."""
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print a text as it is, without markup and without folding long lines; it steers no terminal."""
+    Console().print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def checked_config(config: str, overrides: Sequence[str] | None, runs: Path | None = None) -> Config:

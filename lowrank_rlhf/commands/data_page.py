@@ -1,6 +1,5 @@
 """How `data inspect` shows what it found."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,14 +10,13 @@ from lowrank_rlhf.data.inspection import Figures, Leakage, shown_examples
 from lowrank_rlhf.data.lengths import Bin, Lengths, OverContext
 from lowrank_rlhf.data.loading import Loaded
 from lowrank_rlhf.data.rows import counted
+from lowrank_rlhf.errors import visible
 from lowrank_rlhf.models.tokenizer import ChatTokenizer
 from lowrank_rlhf.records import Message
 
 _BAR = 40
 _SHOWN_PROBLEMS = 10
 _SHOWN_CHARACTERS = 600
-# Whoever wrote the data must not move the cursor, colour the terminal or turn the direction of the text.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,6 @@ def print_page(page: Page) -> None:
         say(f"{counted(len(page.problems), 'bad row')}:")
         for problem in page.problems[:_SHOWN_PROBLEMS]:
             say(f"  {problem}")
-
-
-def visible(text: str) -> str:
-    """Control characters spelt out, line breaks and tabs kept."""
-    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _rows(page: Page) -> Iterator[tuple[str, str]]:

@@ -91,8 +91,8 @@ def _in_words(summary: dict[str, Any], folder: Path) -> list[str]:
         )
     if summary.get("unmeasured"):
         lines.append(f"the difference to the run's own output was not measured: {summary['unmeasured']}")
-    if "max_score_difference" in summary:
-        lines.append(f"scores differ from the run's by {summary['max_score_difference']:.2g} deviations at most")
+    if (gap := summary.get("max_score_difference")) is not None:
+        lines.append(f"scores differ from the run's by {gap:.2g} deviations at most")
     if summary.get("pooling") == "mean":
         lines.append(
             "NOTE: this reward model's score is a mean over the answer's tokens, which the class's own output is not; "

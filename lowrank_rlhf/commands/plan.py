@@ -32,8 +32,9 @@ def plan(
 ) -> None:
     """Say what a run will do and need, without starting it: stages, files, disk, memory and time.
 
-    Nothing is fetched, written or loaded. Exit code 4 if memory or disk cannot hold the run, with the settings that
-    help. Memory is good to about a third, time to a factor of three until a run has been made here.
+    Nothing is written or loaded, and nothing fetched but a data set of the hub, whose rows it counts. Exit code 4 if
+    memory or disk cannot hold the run, with the settings that help. Memory is good to about a third, time to a factor
+    of three until a run has been made here.
 
     \b
     Examples:

@@ -109,7 +109,10 @@ def dump_config(config: Config, changed_only: bool = False) -> str:
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     stream = io.StringIO()
-    yaml.dump(config.model_dump(mode="json", exclude_defaults=changed_only), stream)
+    values = config.model_dump(mode="json", exclude_defaults=changed_only)
+    if config.ppo.kl_controller == "adaptive":
+        values["ppo"]["kl_coef"] = config.ppo.kl_coef  # its default depends on the controller
+    yaml.dump(values, stream)
     return stream.getvalue()
 
 
@@ -138,6 +141,8 @@ def _read(text: str, name: str) -> _Settings:
         raise UserError(f"{name}: is empty; a config needs at least `name` and `model: {{source: ...}}`")
     if not isinstance(root, MappingNode):
         raise UserError(f"{name}: must hold `key: value` lines at its top level")
+    if root.tag not in _PLAIN:
+        raise UserError(f"{_text_place(name, root.start_mark).text}: the tag {root.tag} is not allowed")
     settings.values = _value(root, (), settings, lambda mark: _text_place(name, mark), set())
     return settings
 
@@ -236,8 +241,9 @@ def _scalar(node: Node, key: Key, settings: _Settings) -> Any:
     if node.tag in _CONVERTED:
         try:
             value = YAML(typ="safe", pure=True).constructor.construct_object(node)
-        except (ValueError, KeyError):  # an explicit `!!int abc`, or a number of thousands of digits
-            problem = f"{node.value[:40]} cannot be read as {node.tag.removeprefix(_TAG)}"
+        except (ValueError, LookupError):  # an explicit `!!int abc` or `!!int ""`, or a number of thousands of digits
+            text = node.value[:40] or "nothing"
+            problem = f"{text} cannot be read as {node.tag.removeprefix(_TAG)}"
         else:
             # 1e4 is a whole number to a person; every field that takes 10000.0 takes 10000.
             return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -255,6 +255,10 @@ class Config(Section):
             yield from (f"model.backend is unsloth, but {obstacle}" for obstacle in self.unsloth_obstacles())
         if [stage for stage in STAGES if stage in self.stages] != list(self.stages):
             yield f"stages must be some of {', '.join(STAGES)}, each once and in this order"
+        needed = set(self.stages) - ({"sample"} if self.rank.source == "dataset" else set())
+        if not needed:
+            why = ": with rank.source: dataset there is nothing to sample" if self.stages else ""
+            yield f"stages names no stage that is needed{why}; leave it out for all, or add some"
         if self.ppo.contrastive and self.rank.source == "dataset":
             yield "ppo.contrastive needs ranked answers of SFT; with rank.source: dataset there are none"
         if self.ppo.contrastive and self.align.algorithm != "ppo":

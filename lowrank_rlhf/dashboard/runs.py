@@ -15,7 +15,7 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.tail import Tails, last_lines
-from lowrank_rlhf.data.run_data import RunData
+from lowrank_rlhf.data.run_data import RunData, read_commits
 from lowrank_rlhf.errors import ExitCode, UserError
 from lowrank_rlhf.models.shape import find_shape
 from lowrank_rlhf.planner.pace import stage_work
@@ -69,6 +69,8 @@ class Run:
     pid: int | None = None
     marks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The done-marks by stage."""
+    algorithm: str = "PPO"
+    """What makes the policy, in capitals, as its config says."""
 
     @property
     def busy(self) -> bool:
@@ -124,6 +126,7 @@ def look(runs: Path, name: str) -> Run:
         message="" if busy or kind == "finished" else _message(path),
         pid=process.pid if process else None,
         marks=marks,
+        algorithm=config.align.algorithm.upper() if config else "PPO",
     )
 
 
@@ -239,7 +242,7 @@ def _amounts(path: Path, _: int, done: tuple[str, ...]) -> dict[str, float] | No
     try:
         config = load_config(path / "config.yaml")
         shape = find_shape(config.model)
-        return stage_work(config, RunDir(path), shape, RunData(config)) if shape else None
+        return stage_work(config, RunDir(path), shape, RunData(config, read_commits(RunDir(path)))) if shape else None
     except UserError:
         return None
 

@@ -99,7 +99,7 @@ def _pace(run: Run) -> str:
 
 def _alarms(rows: Sequence[dict[str, Any]], run: Run, language: str) -> str:
     """Each alarm in the reader's words, what to do, and the figures behind it."""
-    found = named_alarms(rows, run.summaries)
+    found = named_alarms(rows, run.summaries, run.algorithm)
     if not found:
         quiet = t("watch.quiet", language) if rows else ""
         return f'<p class="soft">{html(quiet)}</p>' if quiet else ""

@@ -31,6 +31,24 @@ def parse_source(source: str) -> HubSource:
     return HubSource(match["name"], match["config"], match["revision"], match["split"] or "train")
 
 
+def hub_commit(source: str) -> str | None:
+    """The commit that the source's revision means now; None where the hub does not tell: reading it says why."""
+    wanted = parse_source(source)
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(wanted.name, revision=wanted.revision).sha
+    except Exception:  # whatever its HTTP library raises, which differs between versions
+        return None
+
+
+def at_commit(source: str, commit: str) -> str:
+    """The same source at that commit."""
+    wanted = parse_source(source)
+    config = f"/{wanted.config}" if wanted.config else ""
+    return f"{SCHEME}{wanted.name}{config}@{commit}:{wanted.split}"
+
+
 def hub_rows(source: str) -> list[Row | BadRow]:
     """The rows of one split, counted from 1. Raises `UserError` where the hub or the data set cannot be read."""
     wanted = parse_source(source)

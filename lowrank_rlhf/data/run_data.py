@@ -1,22 +1,62 @@
-"""All data that a config names, each file read once."""
+"""All data that a config names, each file read once; a data set of the hub at the commit that the run read first."""
 
+from collections.abc import Mapping
 from functools import cached_property
 
+from pydantic import BaseModel
+
+from lowrank_rlhf.artifacts import SCHEMA, RunDir, read_record, write_json_atomic
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons, without_prompts
+from lowrank_rlhf.data.hub import SCHEME, at_commit, hub_commit
 from lowrank_rlhf.data.prompts import PromptData, load_prompt_data
+
+_COMMITS = "datasets.json"
+
+
+class _Commits(BaseModel):
+    commits: dict[str, str]
+
+
+def hub_sources(config: Config) -> list[str]:
+    """What of the config's data is on the hub."""
+    return [source for source in (config.data.prompts, config.rank.dataset) if source and source.startswith(SCHEME)]
+
+
+def read_commits(run_dir: RunDir) -> dict[str, str]:
+    """The commit of each source on the hub that the run keeps to."""
+    found = read_record(run_dir.path / _COMMITS, _Commits)
+    return found["commits"] if found else {}
+
+
+def keep_commits(run_dir: RunDir, commits: Mapping[str, str]) -> None:
+    """From now on the run keeps to these; to others that it had already, it keeps."""
+    known = read_commits(run_dir)
+    if not commits.keys() <= known.keys():
+        write_json_atomic(run_dir.path / _COMMITS, {"schema": SCHEMA, "commits": {**commits, **known}})
+
+
+def look_up_commits(run_dir: RunDir, config: Config) -> None:
+    """Keep to what the config's sources on the hub are now. Where the hub cannot be reached nothing is kept to."""
+    known = read_commits(run_dir)
+    new = {source: hub_commit(source) for source in hub_sources(config) if source not in known}
+    keep_commits(run_dir, {source: commit for source, commit in new.items() if commit})
 
 
 class RunData:
-    """What `data.prompts` and `rank.dataset` hold, read when it is first asked for and kept."""
+    """What `data.prompts` and `rank.dataset` hold, read when it is first asked for and kept.
 
-    def __init__(self, config: Config):
-        self._config = config
+    Sources on the hub are read at their commit among `commits`, or else as they are now.
+    """
+
+    def __init__(self, config: Config, commits: Mapping[str, str] | None = None):
+        self._config, self._commits = config, commits or {}
 
     @cached_property
     def prompts(self) -> PromptData:
         """Prompts and demonstrations, split. Raises `UserError` that names the row at fault."""
-        return load_prompt_data(self._config.data, self._config.seed)
+        data = self._config.data
+        return load_prompt_data(data.model_copy(update={"prompts": self._kept_to(data.prompts)}), self._config.seed)
 
     @cached_property
     def comparisons(self) -> ComparisonData | None:
@@ -24,5 +64,8 @@ class RunData:
         rank = self._config.rank
         if rank.dataset is None:
             return None
-        found = load_comparisons(rank.dataset, rank.format, self._config.data.skip_bad_rows)
+        found = load_comparisons(self._kept_to(rank.dataset), rank.format, self._config.data.skip_bad_rows)
         return without_prompts(found, self.prompts.held_out)
+
+    def _kept_to(self, source: str) -> str:
+        return at_commit(source, self._commits[source]) if source in self._commits else source

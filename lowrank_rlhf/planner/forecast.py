@@ -7,7 +7,7 @@ from typing import Any
 
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.run_data import RunData
+from lowrank_rlhf.data.run_data import RunData, read_commits
 from lowrank_rlhf.files import file_names
 from lowrank_rlhf.models.shape import Shape, find_shape
 from lowrank_rlhf.models.tokenizer import local_tokenizer
@@ -78,7 +78,8 @@ def forecast(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[Stage
 
     Raises `UserError` where the data is bad, or too long for the model as far as its tokenizer is here.
     """
-    shape, machine, data = find_shape(config.model), look(config.model), RunData(config)
+    shape, machine = find_shape(config.model), look(config.model)
+    data = RunData(config, read_commits(run_dir))
     if any(stage.name in left and "model" in stage.settings for stage in stages):
         check_lengths(data, config)
     counts = amounts(config, run_dir, data, local_tokenizer(config.model))

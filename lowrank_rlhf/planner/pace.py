@@ -7,7 +7,7 @@ from pathlib import Path
 from lowrank_rlhf.artifacts import RunDir, read_json
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.run_data import RunData
+from lowrank_rlhf.data.run_data import RunData, hub_sources, read_commits
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.shape import Shape, find_shape
 from lowrank_rlhf.planner.machine import Machine, same_machine
@@ -55,14 +55,17 @@ def whole(spans: list[Span]) -> Span:
 
 
 def find_pace(run_dir: RunDir, runs: Path) -> Pace:
-    """From the done-marks of this run and of the newest others in the runs folder that were made on this machine."""
+    """From the done-marks of this run and of the newest others in the runs folder that were made on this machine.
+
+    Others whose data is on the hub are passed over: to count it, it would be fetched.
+    """
     folders = [path.parent for path in runs.glob("*/done")]
     newest = sorted(folders, key=lambda folder: (folder / "done").stat().st_mtime, reverse=True)[:_RUNS_ASKED]
     own = [run_dir.path] if (run_dir.path / "done").is_dir() else []
     seconds: dict[str, float] = defaultdict(float)
     operations: dict[str, float] = defaultdict(float)
     for folder in dict.fromkeys([*own, *newest]):
-        for stage, (took, amount) in _taken(RunDir(folder)).items():
+        for stage, (took, amount) in _taken(RunDir(folder), may_fetch=folder in own).items():
             seconds[stage] += took
             operations[stage] += amount
     total = sum(operations.values())
@@ -76,15 +79,17 @@ def stage_work(config: Config, run_dir: RunDir, shape: Shape, data: RunData) -> 
     return {stage.name: work(stage.name, config, counts, shape) for stage in STAGES}
 
 
-def _taken(run_dir: RunDir) -> dict[str, tuple[float, float]]:
+def _taken(run_dir: RunDir, may_fetch: bool) -> dict[str, tuple[float, float]]:
     """Seconds and work of the run's finished stages; nothing if it is not from here, or cannot be read any more."""
     if not same_machine(read_json(run_dir.path / "env.json") or {}):
         return {}
     try:
         run_dir.check_version()
         config = load_config(run_dir.path / "config.yaml")
+        if hub_sources(config) and not may_fetch:
+            return {}
         shape = find_shape(config.model)
-        operations = stage_work(config, run_dir, shape, RunData(config)) if shape else {}
+        operations = stage_work(config, run_dir, shape, RunData(config, read_commits(run_dir))) if shape else {}
         marks = {name: mark for name, amount in operations.items() if amount and (mark := run_dir.done(name))}
     except UserError:  # made by another version, or its data is gone
         return {}

@@ -1,6 +1,7 @@
 """Sampled answers as records: what sample, ppo and evaluate share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from lowrank_rlhf.artifacts import StepLog
 from lowrank_rlhf.errors import UserError
@@ -31,9 +32,20 @@ class KeptAnswers:
         self.groups += groups
 
 
+def room_for_prompt(context: Context) -> int:
+    """Tokens that a prompt may have if the longest answer is to follow it."""
+    return context.config.model.max_length - context.config.sample.max_new_tokens
+
+
+def with_room(context: Context, prompts: Iterable[Prompt], most: int) -> list[Prompt]:
+    """The first so many that leave room for an answer."""
+    room = room_for_prompt(context)
+    return list(islice((prompt for prompt in prompts if len(context.base.encode_prompt(prompt)) <= room), most))
+
+
 def encode_prompts(context: Context, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Token ids of the prompts. Raises `UserError` naming one that leaves no room for an answer."""
-    room = context.config.model.max_length - context.config.sample.max_new_tokens
+    room = room_for_prompt(context)
     encoded = [context.base.encode_prompt(prompt) for prompt in prompts]
     for prompt, tokens in zip(prompts, encoded, strict=True):
         if len(tokens) > room:

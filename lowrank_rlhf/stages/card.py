@@ -31,6 +31,7 @@ _TITLES = {
 }
 _PIPELINE_TAGS = {"merged": "text-generation", "reward": "text-classification"}
 _ROLES = {"policy": "aligned ({})", "sft": "fine-tuned (SFT)"}
+_SFT = {"train": "supervised fine-tuning", "adapter": "an adapter made elsewhere", "base": "the bare base"}
 _COLUMNS = {
     "policy": "This is the model called “aligned (after)” in the figures below.",
     "sft": "This is the model called “SFT (before)” in the figures below, not the aligned one.",
@@ -47,6 +48,8 @@ class Exported:
     """The folder's."""
     usage: str
     """Markdown: how to load it."""
+    holds: Sequence[str]
+    """The adapters that are in it, merged or not."""
     role: str | None = None
     """`policy` or `sft`, of a merged model."""
     dtype: str | None = None
@@ -61,14 +64,13 @@ def model_card(run_dir: RunDir, config: Config, exported: Exported) -> str:
     marks = {stage.name: mark for stage in STAGES if (mark := run_dir.done(stage.name))}
     summaries = {name: mark["summary"] for name, mark in marks.items()}
     licence = base_licence(config.model)
-    made_by = algorithm(summaries)
-    role = _ROLES.get(exported.role or "", "").format(made_by)
+    role = _ROLES.get(exported.role or "", "").format(algorithm(summaries))
     title = _TITLES[exported.what].format(role=role, run=config.name)
-    front = _front_matter(config.model, exported, licence, made_by.lower())
+    made_by = _made_by(summaries, exported.holds)
+    front = _front_matter(config.model, exported, licence, algorithm(summaries).lower())
     parts = [
         f"---\n{front}\n---\n\n# {title[0].upper()}{title[1:]}",
-        f"Made with `lowrank_rlhf` {__version__}: supervised fine-tuning, a reward model and {made_by}, as LoRA "
-        f"adapters on one {_quantisation(config.model)} base.",
+        f"Made with `lowrank_rlhf` {__version__}{made_by}, as LoRA adapters on one {_quantisation(config.model)} base.",
         _COLUMNS.get(exported.role or "", "") if comparison(summaries) else "",
         headline(summaries),
         caveat(summaries),
@@ -116,14 +118,26 @@ def base_licence(model: ModelConfig) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def _made_by(summaries: Mapping[str, Mapping[str, Any]], holds: Sequence[str]) -> str:
+    """`: ` and what the run has done for these adapters, or nothing."""
+    words = {
+        "sft": _SFT[summaries.get("sft", {}).get("source", "train")],
+        "reward": "a reward model" if set(holds) - {"sft"} else None,
+        "ppo": algorithm(summaries) if {"policy", "critic"} & set(holds) else None,
+    }
+    done = [text for stage, text in words.items() if text and stage in summaries]
+    return f": {' and '.join(filter(None, (', '.join(done[:-1]), done[-1])))}" if done else ""
+
+
 def _front_matter(model: ModelConfig, exported: Exported, licence: str | None, made_by: str) -> str:
+    kind = ["reward-model"] if exported.what == "reward" else [made_by] if "policy" in exported.holds else ["sft"]
     on_hub = "/" in model.source and without_folders(model.source) == model.source and not _SCHEME.match(model.source)
     data = ModelCardData(
         base_model=model.source if on_hub else None,
         license=licence,
         library_name="peft" if exported.what == "adapters" else "transformers",
         pipeline_tag=_PIPELINE_TAGS.get(exported.what),
-        tags=["rlhf", "lora", *(["reward-model"] if exported.what == "reward" else [made_by])],
+        tags=["rlhf", "lora", *kind],
     )
     return data.to_yaml().strip()
 
@@ -157,7 +171,7 @@ def _figures(run_dir: RunDir, summaries: Mapping[str, Mapping[str, Any]]) -> lis
 
 
 def _data(config: Config, marks: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Every file that a stage read, with its hash at that time."""
+    """Every file that a stage read, with its hash at that time; of a data set of the hub the commit."""
     readers: dict[tuple[str, str], list[str]] = {}
     scheme, _, name = config.data.prompts.partition(":")
     if scheme == "builtin" and (builtin := BUILTIN / f"{name}.jsonl").is_file():
@@ -169,7 +183,9 @@ def _data(config: Config, marks: Mapping[str, Mapping[str, Any]]) -> Table:
             if not file.startswith("adapters/"):
                 readers.setdefault((without_folders(file), digest), []).append(stage)
     rows = tuple((file, digest, ", ".join(stages)) for (file, digest), stages in readers.items())
-    return Table("Data", "What the stages read.", ("file", "sha256", "read by"), rows)
+    return Table(
+        "Data", "What the stages read; of a data set of the hub its commit.", ("file", "sha256", "read by"), rows
+    )
 
 
 def _limits(config: Config, exported: Exported) -> str:
@@ -179,7 +195,7 @@ def _limits(config: Config, exported: Exported) -> str:
         "Nobody tested it for safety, bias or truth. It has its base's faults, and what its training data teach.",
         "The figures come from one run with one seed, and from prompts of the same kind as those it learnt from.",
     ]
-    if config.rank.source == "judge":
+    if config.rank.source == "judge" and set(exported.holds) - {"sft"}:
         points.append(
             f"Its preferences are those of a program (`{config.rank.judge}`), not of people: it has learnt what that "
             "program rewards."

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lowrank_rlhf.config.schema import ModelConfig
+from lowrank_rlhf.config.schema import Config, ModelConfig
 
 _MERGED = """\
 A plain transformers model in {dtype}, the adapter merged in; no other package is needed.
@@ -34,7 +34,7 @@ ollama create my-model -f {path}/Modelfile
 Where Ollama does not know this architecture as safetensors, put `FROM ./model.gguf` into the `Modelfile`."""
 
 _ADAPTERS = """\
-PEFT folders: {folders}. They were trained on the base quantised as below, and fit best there.
+PEFT folders: {folders}. {trained_on}
 
 ```python
 from peft import PeftModel
@@ -53,6 +53,12 @@ _SAYS = {
     "policy": "`policy` the aligned one",
     "reward": "`reward` the reward model",
     "critic": "`critic` PPO's value model",
+}
+_TRAINED_ON = {
+    "nf4": "They were trained on the base quantised as below, and fit best there.",
+    "int8": "They were trained on the base in 8 bits, and fit best there; the lines below load it unquantised, which "
+    "is close to it and not the same.",
+    "none": "They were trained on the base as it is, unquantised, and fit best there.",
 }
 _NF4 = """, quantization_config=BitsAndBytesConfig(
     load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
@@ -82,7 +88,7 @@ def score(messages, answer):
 print(score([{{"role": "user", "content": "How do I boil an egg?"}}], "Ten minutes in boiling water."))
 ```
 
-A score is shifted and scaled to mean 0 and deviation 1 over the run's held-out answers; `lowrank_rlhf` in `config.json`
+A score is shifted and scaled to mean 0 and deviation 1 over {scale_of}; `lowrank_rlhf` in `config.json`
 holds these numbers. The prompt must end where the answer begins and the answer with `{eos}`, as above: a chat template
 may put a newline after it."""
 _LAST_SAYS = "A standard sequence classifier with one label: its output is the raw score, read at the last token."
@@ -102,7 +108,10 @@ def merged_usage(folder: str, dtype: str) -> str:
 
 
 def reward_usage(folder: str, reward: Mapping[str, Any]) -> str:
-    """The same of a reward model with these pooling, `score_mean`, `score_std` and end-of-turn token (`eos`)."""
+    """The same of a reward model with these pooling, `score_mean`, `score_std` and end-of-turn token (`eos`).
+
+    `scale_of` says whose scores have that mean.
+    """
     last = reward["pooling"] == "last"
     return _REWARD.format(
         folder=json.dumps(folder),
@@ -111,7 +120,15 @@ def reward_usage(folder: str, reward: Mapping[str, Any]) -> str:
         mean=reward["score_mean"],
         std=reward["score_std"],
         eos=reward["eos"],
+        scale_of=reward["scale_of"],
     )
+
+
+def scale_of(config: Config, about: Mapping[str, Any]) -> str:
+    """Whose scores the mean and deviation in `reward.json` are of."""
+    if config.rank.source == "dataset" and about.get("scores_of") == "SFT answers":  # the ranked ones are not SFT's
+        return "SFT's answers to some of the run's prompts"
+    return "the run's held-out answers"
 
 
 def adapters_usage(folder: str, names: Sequence[str], model: ModelConfig, layers: int | None) -> str:
@@ -119,6 +136,7 @@ def adapters_usage(folder: str, names: Sequence[str], model: ModelConfig, layers
     quantised = model.quantization == "nf4"
     return _ADAPTERS.format(
         folders=", ".join(words for name, words in _SAYS.items() if name in names),
+        trained_on=_TRAINED_ON[model.quantization],
         best=json.dumps(f"{folder}/{'policy' if 'policy' in names else 'sft'}"),
         more=", BitsAndBytesConfig" if quantised else "",
         quantised=_NF4 if quantised else "",

@@ -16,11 +16,11 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_logprobs
 from lowrank_rlhf.ppo.rollout import RewardScale, reward_scores, shape_scores
 from lowrank_rlhf.progress import Bar
-from lowrank_rlhf.ranking.judges import ENDPOINT, Judge
+from lowrank_rlhf.ranking.judges import Judge
 from lowrank_rlhf.records import Prompt, Sample
 from lowrank_rlhf.stages.answers import answer, encode_prompts
 from lowrank_rlhf.stages.context import Context
-from lowrank_rlhf.stages.judging import judge_all, open_judge
+from lowrank_rlhf.stages.judging import followed_judge, judge_all, open_judge
 
 
 @dataclass(frozen=True)
@@ -126,16 +126,10 @@ def ranking_judge(context: Context) -> Judge | None:
 
 
 def gold_judge(context: Context) -> tuple[str, Judge | None]:
-    """The judge to follow PPO with, and what its score is called among the figures: `judge` is the one that ranked.
-
-    Where people or a data set ranked, it is `second_judge` in its place, so that over-optimisation shows there too. An
-    `endpoint` never is: its scores compare within one call only, so no curve can be drawn from them, and nobody expects
-    training to ask (and pay for) one question more at every evaluation of PPO; the evaluate stage asks it once.
-    """
-    second = context.config.evaluate.second_judge
-    if context.config.rank.source == "judge":
-        return "judge", ranking_judge(context)
-    return "second_judge", open_judge(context, second) if second and second != ENDPOINT else None
+    """The judge to follow PPO with, and what its score is called among the figures: `judge` is the one that ranked."""
+    name = followed_judge(context.config)
+    figure = "judge" if context.config.rank.source == "judge" else "second_judge"
+    return figure, open_judge(context, name) if name else None
 
 
 def verdicts(

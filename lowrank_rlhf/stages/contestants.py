@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowrank_rlhf.artifacts import RunDir
+from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.ranking.judges import Judge
@@ -67,8 +68,10 @@ def run_adapter(run_dir: RunDir, name: str) -> Path:
     if folder.is_dir():
         return folder
     stage = next(stage.name for stage in STAGES if output in stage.writes)
-    run = run_dir.path
+    run, config = run_dir.path, run_dir.path / "config.yaml"
+    left_out = stage not in load_config(config).stages
+    first = f", which the run leaves out; add {stage} to `stages` in {config}, then" if left_out else ""
     raise UserError(
-        f"{run}: no {output} there yet; stage {stage} makes it:\n"
-        f"  python -m lowrank_rlhf run {run / 'config.yaml'} --runs {run.parent} --until {stage}"
+        f"{run}: no {output} there yet; stage {stage} makes it{first}:\n"
+        f"  python -m lowrank_rlhf run {config} --runs {run.parent} --until {stage}"
     )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, PositiveInt
 from lowrank_rlhf.artifacts import RunDir, StepLog, read_record, write_json_atomic
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.prompts import PromptData
-from lowrank_rlhf.data.run_data import RunData
+from lowrank_rlhf.data.run_data import RunData, read_commits
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.backend import Backend, take_backend
 from lowrank_rlhf.models.fetch import fetch_model
@@ -90,7 +90,7 @@ class Context:
     @cached_property
     def data(self) -> RunData:
         """What the config names, as it was read."""
-        return RunData(self.config)
+        return RunData(self.config, read_commits(self.run_dir))
 
     @cached_property
     def fitting(self) -> PromptData:

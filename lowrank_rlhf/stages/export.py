@@ -16,9 +16,9 @@ from lowrank_rlhf.errors import CannotFit, Stopped, UserError
 from lowrank_rlhf.files import new_folder
 from lowrank_rlhf.progress import Bar, memory
 from lowrank_rlhf.records import Prompt, Sample, read_jsonl
-from lowrank_rlhf.stages.answers import encode_prompts
+from lowrank_rlhf.stages.answers import encode_prompts, with_room
 from lowrank_rlhf.stages.card import Exported, model_card, without_folders
-from lowrank_rlhf.stages.card_usage import adapters_usage, merged_usage, reward_usage
+from lowrank_rlhf.stages.card_usage import adapters_usage, merged_usage, reward_usage, scale_of
 from lowrank_rlhf.stages.context import Context
 from lowrank_rlhf.stages.report_data import Table
 
@@ -29,6 +29,7 @@ ADAPTERS = ("policy", "sft", "reward", "critic")
 PROMPTS, TOKENS = 16, 32
 """The difference to the run's own output is measured on so many of the run's prompts, answers cut to so many tokens."""
 _ROOM = 64 * 2**20  # for tokenizer and card
+_NO_PROMPT = "no prompt leaves room for an answer of sample.max_new_tokens in model.max_length"
 
 
 def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, 
             _name_base_without_folders(out / source.name / "adapter_config.json")
         layers = (read_record(out / "reward" / "reward.json") or {}).get("layers")
         usage = adapters_usage(folder.name, found, config.model, layers)
-        return _finish(run_dir, config, out, Exported("adapters", folder.name, usage)) | {"adapters": found}
+        return _finish(run_dir, config, out, Exported("adapters", folder.name, usage, found)) | {"adapters": found}
 
 
 def export_merged(context: Context, role: str, dtype: str, folder: Path) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def export_merged(context: Context, role: str, dtype: str, folder: Path) -> dict
         (out / "Modelfile").write_text(_modelfile(context), encoding="utf-8")
         measured, unmeasured = _difference(context, plan, out)
         usage, table = merged_usage(folder.name, dtype), _difference_table(measured)
-        exported = Exported("merged", folder.name, usage, role, dtype, table, unmeasured)
+        exported = Exported("merged", folder.name, usage, (role,), role, dtype, table, unmeasured)
         summary = {"role": role, "dtype": dtype, "difference": asdict(measured) if measured else None}
         return _finish(context.run_dir, context.config, out, exported) | summary | {"unmeasured": unmeasured}
 
@@ -93,17 +94,13 @@ def export_reward(context: Context, dtype: str, folder: Path) -> dict[str, Any]:
     plan = plan_reward(context.roles, DTYPES[dtype], settings)
     with _export_to(folder, plan.size) as out:
         _write(context, Role.REWARD, plan, out)
-        gap, answers = _score_difference(context, settings, out)
-        table = Table(
-            "Against the run's own scores",
-            "What rounding to 16 bits changed, in deviations of the run's scores.",
-            ("figure", "value"),
-            (("largest difference", f"{gap:.2g}"), ("answers", str(answers))),
-        )
+        measured = _score_difference(context, settings, out)
+        table, unmeasured = (_score_table(*measured), None) if measured else (None, _NO_PROMPT)
         eos = context.base.tokenizer.convert_ids_to_tokens(context.base.eos)
-        usage = reward_usage(folder.name, settings | {"eos": eos})
-        exported = Exported("reward", folder.name, usage, None, dtype, table)
-        summary = {"dtype": dtype, **settings, "layers": context.roles.head_layers, "max_score_difference": gap}
+        usage = reward_usage(folder.name, settings | {"eos": eos, "scale_of": scale_of(context.config, about)})
+        exported = Exported("reward", folder.name, usage, ("reward",), None, dtype, table, unmeasured)
+        summary = {"dtype": dtype, **settings, "layers": context.roles.head_layers}
+        summary |= {"max_score_difference": measured[0] if measured else None, "unmeasured": unmeasured}
         return _finish(context.run_dir, context.config, out, exported) | summary
 
 
@@ -202,8 +199,10 @@ def _difference(context: Context, plan: "Plan", out: Path) -> tuple["Difference 
     needed, free = plan.size * base.compute_dtype.itemsize // 2, free_memory(base.device)
     if needed > free:
         return None, f"loading the model again takes {memory(needed)} of memory, and {memory(free)} are free here"
+    if not (chosen := _prompts(context)):
+        return None, _NO_PROMPT
     context.progress.say("measuring the difference to the run's own output")
-    prompts = encode_prompts(context, _prompts(context))
+    prompts = encode_prompts(context, chosen)
     answers = sample_answers(
         context.roles,
         Role.POLICY,
@@ -219,26 +218,41 @@ def _difference(context: Context, plan: "Plan", out: Path) -> tuple["Difference 
 
 
 def _prompts(context: Context) -> Sequence[Prompt]:
-    """Real prompts: those that the run ranked answers to, else the first of its data."""
+    """Real prompts, with room for an answer: of those that the run ranked answers to, else of its data.
+
+    Those of a data set of comparisons may have none: its answers are read and not sampled.
+    """
     path = context.run_dir.artifact("prompts.jsonl")
-    return (list(read_jsonl(path, Prompt)) if path.is_file() else context.prompts[0])[:PROMPTS]
+    return with_room(context, read_jsonl(path, Prompt) if path.is_file() else context.prompts[0], PROMPTS)
 
 
-def _score_difference(context: Context, settings: Mapping[str, Any], out: Path) -> tuple[float, int]:
-    """Largest absolute difference of normalised scores between folder and run, and on how many ranked answers."""
+def _score_difference(context: Context, settings: Mapping[str, Any], out: Path) -> tuple[float, int] | None:
+    """Largest absolute gap of normalised scores between folder and run, and on how many ranked answers, if any."""
     from lowrank_rlhf.models.export import classifier_scores
     from lowrank_rlhf.ppo.rollout import RewardScale
     from lowrank_rlhf.stages.compare import scored
 
     scale = RewardScale(settings["pooling"], settings["score_mean"], settings["score_std"])
-    prompts = _prompts(context)
+    if not (prompts := _prompts(context)):
+        return None
+    encoded, most = encode_prompts(context, prompts), context.config.model.max_length
     samples = {sample.prompt_id: sample for sample in read_jsonl(context.run_dir.artifact("answers.jsonl"), Sample)}
     answers = [samples[prompt.id] for prompt in prompts]
     tokens = [sample.tokens or tuple(context.base.encode_response(sample.text)) for sample in answers]
+    tokens = [of[: most - len(before)] for of, before in zip(tokens, encoded, strict=True)]  # as the reward stage does
     answers = [sample.model_copy(update={"tokens": of}) for sample, of in zip(answers, tokens, strict=True)]
     ours = scored(context, prompts, answers, scale)
-    theirs = classifier_scores(out, encode_prompts(context, prompts), tokens, scale.pooling, context.base)
+    theirs = classifier_scores(out, encoded, tokens, scale.pooling, context.base)
     return max(abs(a - (b - scale.mean) / scale.std) for a, b in zip(ours, theirs, strict=True)), len(answers)
+
+
+def _score_table(gap: float, answers: int) -> Table:
+    return Table(
+        "Against the run's own scores",
+        "What rounding to 16 bits changed, in deviations of the run's scores.",
+        ("figure", "value"),
+        (("largest difference", f"{gap:.2g}"), ("answers", str(answers))),
+    )
 
 
 def _difference_table(measured: "Difference | None") -> Table | None:

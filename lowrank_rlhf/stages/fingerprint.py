@@ -7,8 +7,12 @@ from typing import Any
 from lowrank_rlhf import stages
 from lowrank_rlhf.artifacts import RunDir, sha256
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.hub import SCHEME
+from lowrank_rlhf.data.run_data import read_commits
 from lowrank_rlhf.models.fetch import model_identity
 from lowrank_rlhf.stages import Stage
+from lowrank_rlhf.stages.fitting import room_for_prompts
+from lowrank_rlhf.stages.judging import followed_judge
 
 Fingerprint = dict[str, dict[str, Any]]
 
@@ -16,13 +20,19 @@ Fingerprint = dict[str, dict[str, Any]]
 _OUTSIDE = ("data.prompts", "sft.adapter", "rank.dataset")
 # Beside the settings of the model: what its files hold, as far as they are on this machine.
 _MODEL_FILES = "model files"
+# What a stage reads of other sections, under some settings only.
+_ROOM = "room for a prompt (model.max_length less sample.max_new_tokens)"
+_FOLLOWED = "evaluate.second_judge, which ppo follows"
+# Marks of older versions lack these: what is not known is not different.
+_NOT_ALWAYS_KNOWN = (_MODEL_FILES, _ROOM, _FOLLOWED)
 
 
 def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerprint:
-    """What the stage's result depends on: its settings under dotted keys, and its inputs' hashes."""
+    """What the stage's result depends on: its settings under dotted keys, and its inputs' hashes or commits."""
     settings: dict[str, Any] = {}
     for key in stage.settings:
         settings |= _flat(key, _setting(config, key))
+    settings |= _of_other_sections(stage, config)
     return {"settings": {key: settings[key] for key in settings if key not in stages.PACE}, "inputs": inputs}
 
 
@@ -38,27 +48,44 @@ def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
     """One line for each setting and input in which two fingerprints differ.
 
     A setting that the old one lacks, made by a version that did not know it, had the value that is its default now.
+    A data set of the hub whose commit one of them does not know is no difference.
     """
     before, after, defaults = old["settings"], new["settings"], Config.defaults()
     lines = [
         f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
         for key in before | after
         if before.get(key, defaults.get(key)) != after.get(key)  # as numbers, so that 32 is 32.0
-        and not (key == _MODEL_FILES and None in (before.get(key), after.get(key)))  # not known is not different
+        and not (key in _NOT_ALWAYS_KNOWN and None in (before.get(key), after.get(key)))
     ]
     before, after = old["inputs"], new["inputs"]
     for name in before | after:
-        if before.get(name) != after.get(name):
+        not_known = name.startswith(SCHEME) and not (name in before and name in after)
+        if before.get(name) != after.get(name) and not not_known:
             how = "is gone" if name not in after else "is new" if name not in before else "has changed"
             lines.append(f"{name} {how}")
     return tuple(lines)
 
 
+def _of_other_sections(stage: Stage, config: Config) -> dict[str, Any]:
+    """Which demonstrations are too long follows from the answers' length; and without a judge that ranked, PPO's
+    evaluations follow the second one."""
+    found: dict[str, Any] = {}
+    if stage.name == "sft" and config.sft.source == "train" and config.data.skip_too_long:
+        found[_ROOM] = room_for_prompts(config)
+    if stage.name == "ppo" and config.rank.source != "judge":
+        found[_FOLLOWED] = followed_judge(config) or "none"
+    return found
+
+
 def _inputs(stage: Stage, config: Config, run_dir: RunDir) -> dict[str, str]:
-    outside = {}
+    outside, commits = {}, read_commits(run_dir)
     for key in _OUTSIDE:
         named = _setting(config, key)
-        if named and Path(named).exists() and any(key == own or key.startswith(f"{own}.") for own in stage.settings):
+        if not named or not any(key == own or key.startswith(f"{own}.") for own in stage.settings):
+            continue
+        if named in commits:
+            outside[named] = commits[named]
+        elif Path(named).exists():
             outside[named] = sha256(Path(named))
     return run_dir.hashes(stage.reads) | outside
 

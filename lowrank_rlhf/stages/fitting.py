@@ -63,12 +63,19 @@ def fitting(data: PromptData, count: TokenCounter, config: Config) -> PromptData
     return replace(kept, notes=[*data.notes, f"Left out {limit} {config.model.max_length}; {left} are left."])
 
 
+def room_for_prompts(config: Config) -> int:
+    """Tokens that a prompt may have: the longest answer is to fit after it, where any stage samples answers."""
+    sampling = {"ppo", "evaluate"} if config.rank.source == "dataset" else {"sample", "ppo", "evaluate"}
+    answers = config.sample.max_new_tokens if sampling & set(config.stages) else 0
+    return config.model.max_length - answers
+
+
 def _long_prompts(data: PromptData, count: TokenCounter, config: Config) -> dict[str, str]:
     """Ids of the prompts that leave no room for an answer, and why; none where no stage samples."""
-    sampling = {"ppo", "evaluate"} if config.rank.source == "dataset" else {"sample", "ppo", "evaluate"}
-    if not sampling & set(config.stages):
-        return {}
-    room, long = config.model.max_length - config.sample.max_new_tokens, {}
+    room = room_for_prompts(config)
+    long: dict[str, str] = {}
+    if room == config.model.max_length:
+        return long
     for prompt in [*data.training, *data.held_out]:
         tokens = count.prompt(prompt)
         if tokens > room:

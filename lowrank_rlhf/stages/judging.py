@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.progress import figure
 from lowrank_rlhf.ranking.judges import ENDPOINT, Judge, load_judge
 from lowrank_rlhf.records import Prompt, Sample
@@ -20,6 +21,19 @@ def open_judge(context: Context, name: str) -> Judge:
     from lowrank_rlhf.ranking.endpoint import EndpointJudge
 
     return EndpointJudge(ChatClient(settings, context.stop, context.progress.say), context.run_dir.path / VERDICTS)
+
+
+def followed_judge(config: Config) -> str | None:
+    """The judge that PPO's evaluations follow beside the reward model: the one that ranked the answers.
+
+    Where people or a data set ranked, it is `second_judge` in its place, so that over-optimisation shows there too. An
+    `endpoint` never is: its scores compare within one call only, so no curve can be drawn from them, and nobody expects
+    training to ask (and pay for) one question more at every evaluation of PPO; the evaluate stage asks it once.
+    """
+    if config.rank.source == "judge":
+        return config.rank.judge
+    second = config.evaluate.second_judge
+    return None if second == ENDPOINT else second
 
 
 def judge_all(

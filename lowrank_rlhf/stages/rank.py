@@ -63,13 +63,17 @@ def _rank_by_judge(context: Context, judge: Judge, prompts: list[Prompt], answer
 
 
 def _rankings_of_people(context: Context, prompts: list[Prompt], answers: list[Sample]) -> list[Ranking]:
+    """Those of the run's prompts; the store may hold more, of prompts that were sampled before a setting changed."""
     store = AnnotationStore(context.run_dir.path / STORE)
     store.add_items(prompts, answers)
+    asked = {prompt.id for prompt in prompts}
+    rankings = [ranking for ranking in store.rankings() if ranking.prompt_id in asked]
+    ranked = len({ranking.prompt_id for ranking in rankings if ranking.tiers})
     enough = min(context.config.rank.minimum_rankings, len(prompts))
-    if store.count() < enough:
+    if ranked < enough:
         raise WaitingForPeople(
-            f"Waiting for people: {store.count()} of {enough} prompts are ranked in {context.run_dir.path / STORE}. "
+            f"Waiting for people: {ranked} of {enough} prompts are ranked in {context.run_dir.path / STORE}. "
             f"Rank with `python -m lowrank_rlhf label {context.run_dir.path}`, or import rankings "
             "(docs/annotations.md); then give the same command again to go on."
         )
-    return store.rankings()
+    return rankings

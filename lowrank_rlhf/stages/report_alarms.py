@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from lowrank_rlhf.stages.report_data import DISTINCT, OPENER, Metrics, Summaries, gold, percent, series
+from lowrank_rlhf.stages.report_data import DISTINCT, OPENER, Metrics, Summaries, algorithm, gold, percent, series
 
 # Drifts compare the mean of the last steps with that of the first: one rollout's mean is too noisy for a limit of 5 %.
 _WINDOW = 5
@@ -74,7 +74,7 @@ def approximate_kl(metrics: Metrics) -> str | None:
     )
 
 
-def overoptimisation(metrics: Metrics) -> str | None:
+def overoptimisation(metrics: Metrics, weight: str) -> str | None:
     """Goodhart: the judge falls in three evaluations running while the reward model's score rises."""
     key, judge = gold(metrics)
     proxy, judged = (dict(zip(*_ppo(metrics, name), strict=True)) for name in ("eval/score", key))
@@ -84,7 +84,7 @@ def overoptimisation(metrics: Metrics) -> str | None:
         if falls and proxy[window[-1]] > proxy[window[0]]:
             return (
                 f"From step {window[0]} to {window[-1]} the {judge}'s score fell three times running while the reward "
-                f"model's rose: the policy exploits the reward model. Stop near step {window[0]}, raise `ppo.kl_coef`, "
+                f"model's rose: the policy exploits the reward model. Stop near step {window[0]}, raise `{weight}`, "
                 "or rank more answers, the policy's among them."
             )
     return None
@@ -113,7 +113,7 @@ def unfinished_answers(metrics: Metrics) -> str | None:
     if ends is None or ends[1] >= 0.95:
         return None
     return (
-        f"Only {percent(ends[1])} of PPO's last answers end by themselves ({percent(ends[0])} of the first). Keep "
+        f"Only {percent(ends[1])} of the last answers end by themselves ({percent(ends[0])} of the first). Keep "
         "`ppo.missing_eos: replace`, lower its score, or allow longer answers."
     )
 
@@ -129,14 +129,14 @@ def same_openers(summaries: Summaries) -> str | None:
     )
 
 
-def repeated_words(summaries: Summaries) -> str | None:
+def repeated_words(summaries: Summaries, weight: str) -> str | None:
     """Fewer different word pairs than SFT writes: stock phrases, or answers that go round in circles."""
     row = _compared(summaries, DISTINCT)
     if row is None or row["policy"] >= 0.8 * row["sft"]:
         return None
     return (
         f"The share of different word pairs fell from {row['sft']:.2f} to {row['policy']:.2f}, below 0.8 of SFT's: the "
-        "answers repeat themselves or each other. Raise `ppo.kl_coef` or train for fewer steps."
+        f"answers repeat themselves or each other. Raise `{weight}` or train for fewer steps."
     )
 
 
@@ -145,25 +145,25 @@ def _compared(summaries: Summaries, figure: str) -> Mapping[str, Any] | None:
     return next((row for row in summaries.get("evaluate", {}).get("table", ()) if row["figure"] == figure), None)
 
 
-def entropy_collapse(metrics: Metrics) -> str | None:
+def entropy_collapse(metrics: Metrics, weight: str) -> str | None:
     """The policy says the same thing over and over."""
     ends = _ends(metrics, "objective/entropy")
     if ends is None or ends[1] >= 0.3 * ends[0]:
         return None
     return (
         f"The entropy fell from {ends[0]:.3g} to {ends[1]:.3g} nats per token, below 30 %: answers become alike. Raise "
-        "`ppo.kl_coef` or take an earlier checkpoint."
+        f"`{weight}` or take an earlier checkpoint."
     )
 
 
-def far_from_sft(metrics: Metrics) -> str | None:
+def far_from_sft(metrics: Metrics, weight: str) -> str | None:
     """Small reward models are exploited at 13 to 45 nats (Gao et al. 2022)."""
     for key, name in (("objective/kl", "training"), ("eval/kl", "evaluation")):
         where = _exceeded(metrics, key, 30)
         if where:
             return (
                 f"The KL per answer in {name} was {where}. So far from SFT the reward model's score means little: "
-                "raise `ppo.kl_coef` or train for fewer steps."
+                f"raise `{weight}` or train for fewer steps."
             )
     return None
 
@@ -189,24 +189,26 @@ _CHECKS: tuple[Callable[[Metrics], str | None], ...] = (
     first_ratio,
     clip_fraction,
     approximate_kl,
-    overoptimisation,
     unfinished_answers,
-    entropy_collapse,
-    far_from_sft,
 )
+_TOO_FAR: tuple[Callable[[Metrics, str], str | None], ...] = (overoptimisation, entropy_collapse, far_from_sft)
+"""What more weight on staying near SFT mends; they are told the key that sets it."""
 
 
-def named_alarms(metrics: Metrics, summaries: Summaries) -> list[tuple[str, str]]:
+def named_alarms(metrics: Metrics, summaries: Summaries, made_by: str | None = None) -> list[tuple[str, str]]:
     """What looks wrong in a run and what to do about it: the check's name and its text; empty where nothing does.
 
-    metrics are the rows of metrics.jsonl, summaries those of the finished stages by name.
+    metrics are the rows of metrics.jsonl, summaries those of the finished stages by name. `made_by` is the algorithm
+    in capitals, where the stage that names it may not be finished.
     """
+    weight = "ppo.kl_coef" if (made_by or algorithm(summaries)) == "PPO" else "align.beta"
     found = [
         ("weak_reward", weak_reward(summaries)),
         *((check.__name__, check(metrics)) for check in _CHECKS),
+        *((check.__name__, check(metrics, weight)) for check in _TOO_FAR),
         ("longer_answers", longer_answers(metrics, summaries)),
         ("same_openers", same_openers(summaries)),
-        ("repeated_words", repeated_words(summaries)),
+        ("repeated_words", repeated_words(summaries, weight)),
     ]
     broken = [("broken_claims", text) for text in broken_claims(summaries)]
     return broken + [(name, text) for name, text in found if text]

@@ -19,7 +19,7 @@ from lowrank_rlhf.models.stepping import NotFinite, add_up, clipped_step
 from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.ppo.rollout import RewardScale
 from lowrank_rlhf.records import Score, write_jsonl
-from lowrank_rlhf.stages.answers import answer
+from lowrank_rlhf.stages.answers import answer, with_room
 from lowrank_rlhf.stages.breakdown import RollBack
 from lowrank_rlhf.stages.checkpoints import Checkpoints
 from lowrank_rlhf.stages.claims import base_unchanged, checksums, claim, others_unchanged
@@ -118,8 +118,7 @@ def _score_statistics(context: Context, compared: Tensor) -> dict[str, Any]:
     """
     scores, whose = compared, "SFT answers"
     if context.config.rank.source == "dataset":
-        room = context.config.model.max_length - context.config.sample.max_new_tokens
-        prompts = [p for p in context.prompts[0] if len(context.base.encode_prompt(p)) <= room][:MOST_SCALED]
+        prompts = with_room(context, context.prompts[0], MOST_SCALED)
         whose = "SFT answers" if len(prompts) > 1 else "the compared answers"
         if len(prompts) > 1:
             context.progress.say(f"  the scale of the scores: SFT answers {len(prompts)} prompts")

@@ -8,6 +8,7 @@ from typing import Any
 from lowrank_rlhf import pipeline
 from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.run_data import keep_commits, read_commits
 from lowrank_rlhf.errors import StageFailed
 from lowrank_rlhf.files import sha256
 from lowrank_rlhf.stages import STAGES, Stage
@@ -100,6 +101,7 @@ def _copy(stage: Stage, donor: RunDir, run_dir: RunDir) -> None:
         own.truncate(stage.name, -1)
         for row in theirs.read(stage.name):
             own.append(**row)
+    keep_commits(run_dir, read_commits(donor))
     mark: dict[str, Any] = donor.done(stage.name) or {}
     run_dir.finish(stage.name, stage.writes, {**mark, "taken_from": mark.get("taken_from", donor.path.name)})
     run_dir.event("taken over", stage=stage.name, donor=donor.path.name)
