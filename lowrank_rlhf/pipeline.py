@@ -131,7 +131,7 @@ def _standing(stage: Stage, config: Config, run_dir: RunDir) -> Standing:
     started = mark or _begun(run_dir, stage)
     if started is None:
         return Standing(stage, "to do")
-    why = differences(started["fingerprint"], current_fingerprint(stage, config, run_dir))
+    why = differences(started["fingerprint"], current_fingerprint(stage, config, run_dir), finished=bool(mark))
     if mark:
         why += tuple(f"{name} is gone" for name in stage.writes if not run_dir.artifact(name).exists())
     if why:

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from lowrank_rlhf.config.messages import suggestion
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import UserError, visible
 from lowrank_rlhf.maths.seeds import derive_seed
-from lowrank_rlhf.ranking.labelling import visible
 from lowrank_rlhf.records import Message
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ import math
 from typing import Any
 
 from lowrank_rlhf.dashboard.ranking_text import say
+from lowrank_rlhf.errors import visible
 from lowrank_rlhf.progress import duration
-from lowrank_rlhf.ranking.labelling import FLAGS, Draft, Refusal, press, visible
+from lowrank_rlhf.ranking.labelling import FLAGS, Draft, Refusal, press
 from lowrank_rlhf.ranking.overview import GENERAL, Overview, Progress, progress
 from lowrank_rlhf.ranking.place import Place
 from lowrank_rlhf.ranking.store import Item

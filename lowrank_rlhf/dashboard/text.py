@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from lowrank_rlhf.ranking.labelling import visible
+from lowrank_rlhf.errors import visible
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 """Those that there are, by code; the first is the one to fall back on."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import UserError, visible
 from lowrank_rlhf.ranking.store import Item
 from lowrank_rlhf.records import Ranking
 
@@ -22,7 +22,6 @@ LONGEST_NAME = 100
 
 _TAKE_BACK = ("u", "\b", "\x7f")
 _ENTER = ("\r", "\n")
-_JOINERS = "\u200c\u200d"  # invisible, but scripts and emoji need them
 
 
 class Command(Enum):
@@ -214,17 +213,3 @@ def annotator_name(name: str) -> str:
     if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
         raise UserError(f"{visible(name)!r} is no name: it needs letters, {LONGEST_NAME} characters at most")
     return name.strip()
-
-
-def visible(text: str) -> str:
-    """A text that is safe to print: line ends and tabs stay, every other control character is spelt out.
-
-    Among them escape sequences, which could rewrite the screen, and marks that turn the direction of the text.
-    """
-    return "".join(character if _harmless(character) else repr(character)[1:-1] for character in text)
-
-
-def _harmless(character: str) -> bool:
-    if character in "\n\t" or character in _JOINERS:
-        return True
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

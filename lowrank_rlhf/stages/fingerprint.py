@@ -44,8 +44,10 @@ def current_fingerprint(stage: Stage, config: Config, run_dir: RunDir) -> Finger
     return found
 
 
-def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
+def differences(old: Fingerprint, new: Fingerprint, finished: bool = False) -> tuple[str, ...]:
     """One line for each setting and input in which two fingerprints differ.
+
+    For a `finished` stage the judge that PPO's curves follow is none: no weight depends on it.
 
     A setting that the old one lacks, made by a version that did not know it, had the value that is its default now.
     A data set of the hub whose commit one of them does not know is no difference.
@@ -56,6 +58,7 @@ def differences(old: Fingerprint, new: Fingerprint) -> tuple[str, ...]:
         for key in before | after
         if before.get(key, defaults.get(key)) != after.get(key)  # as numbers, so that 32 is 32.0
         and not (key in _NOT_ALWAYS_KNOWN and None in (before.get(key), after.get(key)))
+        and not (key == _FOLLOWED and finished)
     ]
     before, after = old["inputs"], new["inputs"]
     for name in before | after:
