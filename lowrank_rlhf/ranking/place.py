@@ -36,11 +36,14 @@ class Place:
     def behind(self) -> bool:
         """The run's comparisons are of other rankings than there are now, which count once that stage is made again."""
         run_dir = RunDir(self.folder)
+        prompts, rankings = run_dir.artifact("prompts.jsonl"), run_dir.artifact("rankings.jsonl")
         if run_dir.done("rank") is None:
             return False
-        asked = {prompt.id for prompt in read_jsonl(run_dir.artifact("prompts.jsonl"), Prompt)}
+        if not (prompts.is_file() and rankings.is_file()):
+            return True
+        asked = {prompt.id for prompt in read_jsonl(prompts, Prompt)}
         now = [ranking for ranking in self.store.rankings() if ranking.prompt_id in asked]
-        return now != list(read_jsonl(run_dir.artifact("rankings.jsonl"), Ranking))
+        return now != list(read_jsonl(rankings, Ranking))
 
     @property
     def needed(self) -> int:
