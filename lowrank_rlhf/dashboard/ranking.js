@@ -182,12 +182,8 @@ function start() {
   if (whose !== props.value.badge.signature) screen = null;
   whose = props.value.badge.signature;
   find('.rk-error').hidden = true;
-  if (props.value.problem) {
-    complain(props.value.problem);
-    find('.rk-item').hidden = true;
-    find('.rk-line').replaceChildren(); // it names who ranks
-    return;
-  }
+  root.classList.toggle('rk-nothing', !!props.value.problem);
+  if (props.value.problem) { complain(props.value.problem); return; }
   send({ do: 'open' });
 }
 
