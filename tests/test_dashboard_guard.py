@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from lowrank_rlhf import cli
 from lowrank_rlhf.commands import dashboard
 from lowrank_rlhf.dashboard import guard
 from lowrank_rlhf.dashboard.guard import GradioSessions, Guard, Password
@@ -296,6 +297,13 @@ class TestPasswordRule:
         monkeypatch.delenv("LOWRANK_RLHF_PASSWORD", raising=False)
         with pytest.raises(UserError, match="--served-as: others could start programs"):
             dashboard.checked_password("127.0.0.1", by_proxy=True)
+
+    @pytest.mark.parametrize("name", ["https://rlhf.example.org", "rlhf.example.org:8443", ""])
+    def test_a_proxys_name_is_a_host_name_alone(self, monkeypatch, capsys, name) -> None:
+        monkeypatch.setattr("sys.argv", ["lowrank-rlhf", "dashboard", "--served-as", name])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert (caught.value.code, "a host name alone" in capsys.readouterr().err) == (2, True)
 
     def test_a_short_one_is_refused_everywhere(self, monkeypatch) -> None:
         monkeypatch.setenv("LOWRANK_RLHF_PASSWORD", "x" * 11)

@@ -1,6 +1,7 @@
 """What the commands share: arguments with one meaning everywhere, printing, and finding a run."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -37,9 +38,25 @@ OverridesArgument = Annotated[
 ]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder.")]
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="The folder that holds the runs.")]
+
+
+def _host_names(names: list[str] | None) -> list[str] | None:
+    for name in names or ():
+        if not re.fullmatch(r"[A-Za-z0-9.-]+", name):
+            raise UserError(
+                f"--served-as {name}: a host name alone, such as rank.example.org, without https:// or a port"
+            )
+    return names
+
+
 ServedAsOption = Annotated[
     list[str] | None,
-    typer.Option("--served-as", metavar="NAME", help="A name that a proxy has for the page; may be repeated."),
+    typer.Option(
+        "--served-as",
+        metavar="NAME",
+        callback=_host_names,
+        help="A host name that a proxy has for the page; may be repeated.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -133,7 +133,7 @@ class Desk:
     def _open(self) -> Reply:
         """The item on the screen with its half-made order or better answer, or else the one that waits."""
         request = self._request
-        begun = request.prompt_id is not None and (request.keys or request.flags or request.written.strip())
+        begun = request.keys or request.flags or request.written.strip()
         if request.prompt_id is not None and begun:
             item = self._store.item(self._who, request.prompt_id)
             if item.done == request.done:  # if somebody else has been given it meanwhile, both rankings count

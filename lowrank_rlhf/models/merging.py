@@ -10,15 +10,19 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lowrank_rlhf.errors import CannotFit
 from lowrank_rlhf.models.int8 import Int8Linear
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.room import first_line, ran_out
+from lowrank_rlhf.models.room import nothing_to_halve
 from lowrank_rlhf.models.weights import dequantised
 
 FEW_ROWS = 96
 """Up to so many rows W x^T is faster than x W^T in float32: 0.69 against 1.15 ms at 32 x 576 x 1536 (MKL on two AVX2
 cores), 0.09 against 0.31 ms at 4 rows (two Zen 4 cores). In bfloat16 it is slower: 0.13 against 0.07 ms there."""
+
+_INSTEAD = (
+    "Set model.merged_rollouts: false: sampling is slower, and no copy is made. Finished stages depend on it: the next "
+    "start says which to make again"
+)
 
 
 @contextmanager
@@ -40,7 +44,7 @@ def merged(roles: Roles, role: Role) -> Iterator[None]:
     ]
     roles.merged = role
     try:
-        with _whole_copy(), torch.no_grad():
+        with nothing_to_halve("while the adapter was merged into a copy of the weights", _INSTEAD), torch.no_grad():
             for name, layer in layers:
                 model.set_submodule(name, _merge(layer, role, roles.base.compute_dtype))
         yield
@@ -48,21 +52,6 @@ def merged(roles: Roles, role: Role) -> Iterator[None]:
         roles.merged = None
         for name, layer in layers:
             model.set_submodule(name, layer)
-
-
-@contextmanager
-def _whole_copy() -> Iterator[None]:
-    """Out of memory inside, nothing is left to halve: the copy is as large as the model whatever goes through it."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
-            raise
-        raise CannotFit(
-            f"out of memory while the adapter was merged into a copy of the weights ({first_line(error)}). Set "
-            "model.merged_rollouts: false: sampling is slower, and no copy is made. Finished stages depend on it: the "
-            "next start says which to make again"
-        ) from None
 
 
 class _MergedLinear(nn.Module):

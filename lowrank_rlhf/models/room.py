@@ -1,6 +1,7 @@
 """How much goes through the model at once: as configured, or halved where memory ran out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,6 +33,17 @@ def told(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """An error's own words, short enough to stand inside of a sentence; its kind where it says nothing."""
     return str(error).partition("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def nothing_to_halve(doing: str, what_helps: str) -> Iterator[None]:
+    """Around what needs the same memory however little goes through the model. Raises `CannotFit` where it runs out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise CannotFit(f"out of memory {doing} ({first_line(error)}). {what_helps}") from None
 
 
 @dataclass

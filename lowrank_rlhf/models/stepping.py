@@ -1,15 +1,13 @@
 """One step of an optimiser, made only where the loss and its gradient are finite."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from lowrank_rlhf import processes
-from lowrank_rlhf.errors import CannotFit
-from lowrank_rlhf.models.room import ran_out
+from lowrank_rlhf.models.room import nothing_to_halve
 
 
 class NotFinite(ArithmeticError):
@@ -22,21 +20,13 @@ def check_finite(what: str, value: float) -> None:
         raise NotFinite(f"{what} is {value}")
 
 
-@contextmanager
-def whole_step() -> Iterator[None]:
+def whole_step() -> AbstractContextManager[None]:
     """Around an optimiser's step, which cannot be tried again: out of memory in it some weights may have moved.
 
     Raises `CannotFit` then.
     """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
-            raise
-        raise CannotFit(
-            f"out of memory in the optimiser's step ({error}). Lower lora.rank or lora.last_layers; the same command "
-            "goes on from the last checkpoint"
-        ) from None
+    helps = "Lower lora.rank or lora.last_layers; the same command goes on from the last checkpoint"
+    return nothing_to_halve("in the optimiser's step", helps)
 
 
 def add_up(optimizer: torch.optim.Optimizer, *figures: Tensor) -> None:
