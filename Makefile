@@ -27,10 +27,10 @@ test: $(VENV)/.installed-dev  ## Install the test tools too, then ruff, mypy, im
 test-unsloth: $(UNSLOTH)/.installed  ## The tests on the versions that unsloth wants (.venv-unsloth), and on what it loads.
 	OMP_NUM_THREADS=1 $(UNSLOTH)/bin/python -m pytest -n auto --dist loadfile
 	OMP_NUM_THREADS=1 LOWRANK_RLHF_TEST_BACKEND=unsloth $(UNSLOTH)/bin/python -m pytest -k "not int8" \
-	  tests/by_unsloth.py tests/test_roles.py tests/test_scoring.py
+	  tests/models/by_unsloth.py tests/models/test_roles.py tests/models/test_scoring.py
 
 fuzz: $(VENV)/.installed-dev  ## Damage configs, data files and annotations for three minutes; what breaks a reader is kept.
-	$(BIN)/python tests/fuzz.py
+	$(BIN)/python tools/fuzz.py
 
 bench: $(VENV)/.installed-run  ## Measure time and memory, also against TRL (an environment of its own): an hour or so.
 	$(BIN)/python benchmarks/ppo_step.py
@@ -39,7 +39,7 @@ bench: $(VENV)/.installed-run  ## Measure time and memory, also against TRL (an 
 	$(BIN)/python benchmarks/against_trl/compare.py
 
 faults: $(VENV)/.installed-dev  ## Kill a tiny run at 160 of its write points, go on, and compare: half an hour or so.
-	OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py --points 160
+	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py --points 160
 
 gpu-check: $(VENV)/.installed-dev  ## On a graphics card: the LAW tests, all stages, PPO updates timed, memory beside plan; some minutes.
 	$(BIN)/python benchmarks/gpu_check.py

@@ -21,9 +21,9 @@ import torch
 from benchmarks.setting import LORA, SMOLLM2, make_prompts, make_roles, product_rate, read_rate
 from lowrank_rlhf.config.schema import PpoConfig, SampleConfig
 from lowrank_rlhf.models.roles import Roles
-from lowrank_rlhf.ppo.rollout import RewardScale, collect
-from lowrank_rlhf.ppo.update import Optimizers, update
-from lowrank_rlhf.usage import peak_memory_bytes
+from lowrank_rlhf.run.memory_usage import peak_memory_bytes
+from lowrank_rlhf.training.ppo_update import Optimizers, update
+from lowrank_rlhf.training.rollout import RewardScale, collect
 
 PHASES = ("rollout", "scoring", "policy_update", "critic_update")
 

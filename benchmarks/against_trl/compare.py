@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.setting import SMOLLM2, make_prompts
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.models.base import load_base
-from lowrank_rlhf.models.fetch import fetch_model
-from lowrank_rlhf.progress import Progress
+from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.sources.fetch import fetch_model
 
 
 def main() -> None:

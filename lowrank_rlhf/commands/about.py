@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from lowrank_rlhf.commands.common import JsonOption, RunsOption, echo
+from lowrank_rlhf.commands.diagnostics import examine
 from lowrank_rlhf.config import reference
-from lowrank_rlhf.doctor import examine
 from lowrank_rlhf.errors import ExitCode, UserError
 
 

@@ -8,16 +8,16 @@ from typing import Annotated
 
 import typer
 
-from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.commands.common import EPILOG, RunArgument, RunsOption, echo, run_folder
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.files import write_atomic
-from lowrank_rlhf.ranking.demonstrations import demonstrations_to_jsonl
-from lowrank_rlhf.ranking.exchange import Contents, Verdict, comparisons_to_jsonl, read_lines, to_jsonl
-from lowrank_rlhf.ranking.merging import Merge
-from lowrank_rlhf.ranking.place import COMMAND, STORE, Place, counted, place_of, run_command
-from lowrank_rlhf.records import Prompt, Ranking, Sample, read_jsonl
+from lowrank_rlhf.preferences.demonstrations import demonstrations_to_jsonl
+from lowrank_rlhf.preferences.exchange import Contents, Verdict, comparisons_to_jsonl, read_lines, to_jsonl
+from lowrank_rlhf.preferences.import_plan import Merge
+from lowrank_rlhf.preferences.project import COMMAND, STORE, Place, counted, place_of, run_command
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import write_atomic
+from lowrank_rlhf.run.records import Prompt, Ranking, Sample, read_jsonl
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from lowrank_rlhf.artifacts import RunDir
-from lowrank_rlhf.commands.chat_lines import answer_json, serve
-from lowrank_rlhf.commands.chat_session import Session, Settings, talk
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, run_folder
+from lowrank_rlhf.commands.terminal.chat_lines import answer_json, serve
+from lowrank_rlhf.commands.terminal.chat_loop import Session, Settings, talk
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Stopped, UserError
-from lowrank_rlhf.progress import Progress, StopRequest
-from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress import Progress, StopRequest
+from lowrank_rlhf.session import Context
 
 if TYPE_CHECKING:
-    from lowrank_rlhf.stages.chat import Answer, Speakers
+    from lowrank_rlhf.evaluation.chat import Answer, Speakers
 
 
 def chat(
@@ -110,7 +110,7 @@ def _settings(
 def _open(config: Config, run_dir: RunDir) -> "Speakers":
     with Progress(Console(stderr=True)) as progress:
         context = Context(config, run_dir, progress, StopRequest())
-        from lowrank_rlhf.stages.chat import Speakers
+        from lowrank_rlhf.evaluation.chat import Speakers
 
         return Speakers(context)
 

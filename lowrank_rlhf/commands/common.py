@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lowrank_rlhf import pipeline
-from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.messages import Key, suggestion
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import ExitCode, UserError, visible
-from lowrank_rlhf.stages.problems import problems
+from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.pipeline.preflight import problems
+from lowrank_rlhf.run.directory import RunDir
 
 EXIT_CODES = {
     ExitCode.OK: "done",

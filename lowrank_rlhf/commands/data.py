@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from lowrank_rlhf.commands.common import EPILOG, JsonOption
-from lowrank_rlhf.commands.data_page import Page, print_page, rendered_examples
+from lowrank_rlhf.commands.terminal.data_page import Page, print_page, rendered_examples
 from lowrank_rlhf.config.loading import load_config, preset_names, preset_path
 from lowrank_rlhf.config.schema import FormatName, ModelConfig
 from lowrank_rlhf.data.inspection import figures, leakage
@@ -19,9 +19,9 @@ from lowrank_rlhf.data.lengths import Measure, Words, lengths_of
 from lowrank_rlhf.data.loading import Loaded, load
 from lowrank_rlhf.data.prompts import resolve
 from lowrank_rlhf.errors import ExitCode
-from lowrank_rlhf.models.fetch import local_model
-from lowrank_rlhf.models.tokenizer import ChatTokenizer, load_tokenizer
-from lowrank_rlhf.progress import Progress
+from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.sources.fetch import local_model
+from lowrank_rlhf.sources.tokenizer import ChatTokenizer, load_tokenizer
 
 # Counting the tokens of fewer texts takes less than about a second.
 _MANY_TEXTS = 5_000

@@ -10,24 +10,24 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo, run_folder
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import DataConfig, FormatName
 from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons
 from lowrank_rlhf.data.prompts import load_prompt_data
-from lowrank_rlhf.data.rows import counted
+from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.data.turns import prompt_key
 from lowrank_rlhf.errors import Stopped, UserError
-from lowrank_rlhf.files import json_text, sha256, write_atomic, write_json_atomic
+from lowrank_rlhf.evaluation.contestants import Match, contestant, run_adapter
+from lowrank_rlhf.evaluation.run_judges import open_judge
 from lowrank_rlhf.maths.seeds import derive_seed
-from lowrank_rlhf.progress import Progress, StopRequest
-from lowrank_rlhf.ranking.judges import ENDPOINT, Judge
-from lowrank_rlhf.records import Prompt, read_jsonl
-from lowrank_rlhf.stages.contestants import Match, contestant, run_adapter
-from lowrank_rlhf.stages.context import Context
-from lowrank_rlhf.stages.judging import open_judge
-from lowrank_rlhf.stages.versus_text import evaluation_text
+from lowrank_rlhf.preferences.judges.loading import ENDPOINT, Judge
+from lowrank_rlhf.reports.evaluation_text import evaluation_text
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import json_text, sha256, write_atomic, write_json_atomic
+from lowrank_rlhf.run.progress import Progress, StopRequest
+from lowrank_rlhf.run.records import Prompt, read_jsonl
+from lowrank_rlhf.session import Context
 
 MAY_CHANGE = ("model.", "sample.", "rank.endpoint.", "evaluate.", "data.skip_bad_rows=")
 """Settings that neither decide which prompts are held out nor what the run's adapters are."""
@@ -185,12 +185,12 @@ def _measured(
     context: Context, match: Match | None, prompts: str | None, data: ComparisonData | None, file: str | None
 ) -> dict[str, Any]:
     """The parts of the result, in the order in which they are shown."""
-    from lowrank_rlhf.stages import versus
-    from lowrank_rlhf.stages.pair_accuracy import pair_accuracy
+    from lowrank_rlhf.evaluation import match_play
+    from lowrank_rlhf.evaluation.pair_accuracy import pair_accuracy
 
     found: dict[str, Any] = {"match": None, "accuracy": None}
     if match:
-        found["match"] = {"prompts_from": prompts or "held out by the run", **versus.evaluate_match(context, match)}
+        found["match"] = {"prompts_from": prompts or "held out by the run", **match_play.evaluate_match(context, match)}
     if data:
         seed = derive_seed(match.seed if match else context.config.seed, "bootstrap")
         found["accuracy"] = {"file": file, **pair_accuracy(context, data, seed)}

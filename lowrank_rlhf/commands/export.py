@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo, run_folder
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.progress import Progress, StopRequest, memory
-from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress import Progress, StopRequest, memory
+from lowrank_rlhf.session import Context
 
 
 def export(
@@ -68,7 +68,7 @@ def _check_options(what: str, role: str | None, dtype: str | None) -> None:
 
 
 def _export(context: Context, what: str, role: str, dtype: str, folder: Path) -> dict[str, Any]:
-    from lowrank_rlhf.stages import export as exports
+    from lowrank_rlhf.export import export as exports
 
     if what == "adapters":
         return exports.export_adapters(context.run_dir, context.config, folder)

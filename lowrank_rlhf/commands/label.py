@@ -15,12 +15,12 @@ from rich.text import Text
 
 from lowrank_rlhf.commands.annotations import find_place
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, ServedAsOption, echo
-from lowrank_rlhf.commands.label_session import Keys, Session, keys_of_this_process
+from lowrank_rlhf.commands.terminal.ranking_loop import Keys, Session, keys_of_this_process
 from lowrank_rlhf.errors import Stopped, UserError, WaitingForPeople, visible
-from lowrank_rlhf.progress import duration
-from lowrank_rlhf.ranking.agreement import Figures, alpha_in_words, figures, krippendorff_alpha
-from lowrank_rlhf.ranking.labelling import annotator_name
-from lowrank_rlhf.ranking.place import Place
+from lowrank_rlhf.preferences.agreement import Figures, alpha_in_words, figures, krippendorff_alpha
+from lowrank_rlhf.preferences.labelling import annotator_name
+from lowrank_rlhf.preferences.project import Place
+from lowrank_rlhf.run.progress import duration
 
 LOOPBACK = "127.0.0.1"
 PORT = 7861

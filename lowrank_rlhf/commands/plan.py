@@ -9,18 +9,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lowrank_rlhf import pipeline
-from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.commands.common import ConfigArgument, JsonOption, OverridesArgument, RunsOption, checked_config, echo
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import ExitCode
+from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.planner.fit import fitted
 from lowrank_rlhf.planner.forecast import File, Forecast, Help, StageForecast, forecast
 from lowrank_rlhf.planner.machine import Machine
 from lowrank_rlhf.planner.memory import Need
 from lowrank_rlhf.planner.pace import Span
-from lowrank_rlhf.progress import duration, memory
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress import duration, memory
 
 
 def plan(

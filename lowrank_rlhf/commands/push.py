@@ -7,8 +7,8 @@ import typer
 
 from lowrank_rlhf.commands.common import echo
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.models.push import pack_parcel, send
-from lowrank_rlhf.progress import memory
+from lowrank_rlhf.export.push import pack_parcel, send
+from lowrank_rlhf.run.progress import memory
 
 
 def push(

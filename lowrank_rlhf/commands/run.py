@@ -9,8 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lowrank_rlhf import pipeline, processes
-from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.commands.common import (
     ConfigArgument,
     JsonOption,
@@ -23,8 +21,10 @@ from lowrank_rlhf.commands.common import (
 )
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import Stopped, UserError
-from lowrank_rlhf.progress import Progress, duration, figure, memory
-from lowrank_rlhf.stages import together
+from lowrank_rlhf.pipeline import multi_process, pipeline
+from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress import Progress, duration, figure, memory
 
 
 def run(
@@ -52,12 +52,12 @@ def run(
     """
     loaded = checked_config(config, overrides)
     try:
-        with processes.joined(), Progress() as progress:
-            if not processes.is_main():
-                together.follow(loaded, RunDir(runs / loaded.name))
+        with distributed.joined(), Progress() as progress:
+            if not distributed.is_main():
+                multi_process.follow(loaded, RunDir(runs / loaded.name))
                 return
             run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress)
-            together.dismiss()
+            multi_process.dismiss()
     except KeyboardInterrupt:
         raise Stopped("Stopped at once. The same command goes on from the last checkpoint.") from None
     last = run_dir.done(until or pipeline.stages_of(loaded)[-1].name) or {}

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lowrank_rlhf.commands.common import ConfigArgument, JsonOption, RunsOption, echo
 from lowrank_rlhf.errors import Stopped
-from lowrank_rlhf.progress import StopRequest
+from lowrank_rlhf.run.progress import StopRequest
 from lowrank_rlhf.sweep.grid import Combination, Sweep, make_sweep
 from lowrank_rlhf.sweep.launch import Outcome, command_of, launch
 from lowrank_rlhf.sweep.results import cells, header

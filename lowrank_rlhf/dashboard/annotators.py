@@ -10,11 +10,11 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from lowrank_rlhf.dashboard import rank_view
 from lowrank_rlhf.dashboard.guard import GradioSessions, Guard, hosts
-from lowrank_rlhf.dashboard.ranking_text import LANGUAGES, language_of, say
+from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, say
+from lowrank_rlhf.dashboard.tabs import rank
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.ranking.labelling import annotator_name
+from lowrank_rlhf.preferences.labelling import annotator_name
 
 _NAMES = {"en": "English", "zh": "中文"}
 _FONTS = ["system-ui", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
@@ -45,7 +45,7 @@ def build(folder: Path) -> gr.Blocks:
                 scale=0,
                 elem_id="ranking-language",
             )
-        rank_view.build(folder.parent, gr.State(folder.name), language)
+        rank.build(folder.parent, gr.State(folder.name), language)
 
         def browsers_language(request: gr.Request) -> str:
             return language_of(request.headers.get("accept-language", ""))

@@ -11,13 +11,14 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from lowrank_rlhf.dashboard import rank_view, result_view, runs, runs_view, talk_view, watch_view
+from lowrank_rlhf.dashboard import run_status
 from lowrank_rlhf.dashboard.guard import guards
 from lowrank_rlhf.dashboard.page import QUIET, Page
 from lowrank_rlhf.dashboard.routes import routes
+from lowrank_rlhf.dashboard.tabs import rank, result, runs, talk, watch
 from lowrank_rlhf.dashboard.text import LANGUAGES, Texts
 
-_CSS = Path(__file__).parent / "page.css"
+_CSS = Path(__file__).parent / "static" / "page.css"
 _MONO = ["ui-monospace", "Noto Sans Mono", "monospace"]
 _FONTS = ["system-ui", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
 # The language that was chosen here before, or else the browser's.
@@ -48,7 +49,7 @@ def build(folder: Path) -> gr.Blocks:
     with gr.Blocks(title="lowrank_rlhf", analytics_enabled=False, fill_width=True) as blocks:
         with gr.Row(elem_id="top"):
             gr.HTML("<h1>lowrank_rlhf</h1>", elem_id="title", min_width=140)
-            names = runs.names(folder)
+            names = run_status.names(folder)
             run = texts.add(
                 gr.Dropdown(names, value=next(iter(names), None), elem_id="run", scale=2, min_width=180),
                 label="page.run",
@@ -74,23 +75,23 @@ def build(folder: Path) -> gr.Blocks:
 
 def _tabs() -> dict[str, Tab]:
     return {
-        "runs": runs_view.build,
+        "runs": runs.build,
         "rank": _rank,
-        "watch": watch_view.build,
-        "talk": talk_view.build,
-        "result": result_view.build,
+        "watch": watch.build,
+        "talk": talk.build,
+        "result": result.build,
     }
 
 
 def _rank(page: Page) -> None:
-    rank_view.build(page.runs, page.run, page.language, go_on=lambda run: runs_view.go_on_with_rankings(page.runs, run))
+    rank.build(page.runs, page.run, page.language, go_on=lambda run: runs.go_on_with_rankings(page.runs, run))
 
 
 def _behave(blocks: gr.Blocks, page: Page, light: gr.Button) -> None:
     """What holds for all tabs: the language, and light or dark."""
 
     def chosen(run: str | None) -> Any:
-        names = runs.names(page.runs)
+        names = run_status.names(page.runs)
         return gr.update(choices=names, value=run if run in names else next(iter(names), None))
 
     blocks.load(None, None, page.language, js=_CHOOSE_LANGUAGE, **QUIET).then(

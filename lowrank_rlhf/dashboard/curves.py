@@ -7,7 +7,7 @@ from typing import Any
 
 from lowrank_rlhf.dashboard.drawing import Line, chart
 from lowrank_rlhf.dashboard.text import html, t
-from lowrank_rlhf.stages.report_data import gold, series
+from lowrank_rlhf.reports.format import gold, series
 
 Rows = Sequence[dict[str, Any]]
 

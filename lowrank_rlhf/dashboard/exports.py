@@ -11,7 +11,7 @@ from typing import Literal
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.files import file_names
+from lowrank_rlhf.run.files import file_names
 
 WHATS = ("adapters", "merged", "reward")
 MOST_BYTES = 64 * 2**30

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.files import now, read_json, write_json_atomic
+from lowrank_rlhf.run.files import now, read_json, write_json_atomic
 
 PASSWORD_VARIABLE = "LOWRANK_RLHF_PASSWORD"  # noqa: S105 - its name, not its value
 _LOGS_KEPT = 10

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from lowrank_rlhf.dashboard import exports, runs
+from lowrank_rlhf.dashboard import exports, run_status
 from lowrank_rlhf.errors import UserError
 
 REPORTS = {"report.html": "text/html; charset=utf-8", "report.md": "text/markdown; charset=utf-8"}
@@ -21,13 +21,13 @@ def routes(folder: Path) -> list[BaseRoute]:
 
     def report(request: Request) -> Response:
         name = request.path_params["file"]
-        path = runs.run_path(folder, request.path_params["run"]) / name
+        path = run_status.run_path(folder, request.path_params["run"]) / name
         if name not in REPORTS or path.is_symlink() or not path.is_file():
             return _missing()
         return FileResponse(path, media_type=REPORTS[name], headers={"Content-Security-Policy": _HARMLESS})
 
     def archive(request: Request) -> Response:
-        run, what = runs.run_path(folder, request.path_params["run"]), request.path_params["what"]
+        run, what = run_status.run_path(folder, request.path_params["run"]), request.path_params["what"]
         name = f"{run.name}-{what}.zip"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         pieces = iterate_in_threadpool(exports.zipped(run, what))

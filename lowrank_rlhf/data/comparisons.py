@@ -10,10 +10,10 @@ from lowrank_rlhf.config.schema import FormatName
 from lowrank_rlhf.data.examples import UNDECIDED, Example, Undecided
 from lowrank_rlhf.data.formats import FORMATS
 from lowrank_rlhf.data.loading import Loaded, load
-from lowrank_rlhf.data.rows import counted
+from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.data.turns import prompt_key
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.records import Prompt, Ranking, Sample
+from lowrank_rlhf.run.records import Prompt, Ranking, Sample
 
 COMPARISON_FORMATS = tuple(entry for entry in FORMATS if entry.ordered)
 

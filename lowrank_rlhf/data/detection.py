@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.data.examples import Example
 from lowrank_rlhf.data.formats import FORMATS, Format
-from lowrank_rlhf.data.rows import EXAMPLE, Row, counted, listed
+from lowrank_rlhf.data.readers.rows import EXAMPLE, Row, counted, listed
 from lowrank_rlhf.errors import UserError
 
 # Fewer rows of the commonest format than this share, and the file is a mixture rather than one format with mistakes.

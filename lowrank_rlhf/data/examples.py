@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lowrank_rlhf.records import Message
+from lowrank_rlhf.run.records import Message
 
 Undecided = Literal["no majority", "tie", "not text", "same answer"]
 UNDECIDED: dict[Undecided, str] = {

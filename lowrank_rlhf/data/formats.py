@@ -7,7 +7,7 @@ from typing import Any
 from lowrank_rlhf.config.schema import FormatName
 from lowrank_rlhf.data import preferences
 from lowrank_rlhf.data.examples import Example
-from lowrank_rlhf.data.rows import Row, listed, text_field
+from lowrank_rlhf.data.readers.rows import Row, listed, text_field
 from lowrank_rlhf.data.turns import conversation, ends_with_user, is_transcript, prompt_turns, split_answer
 from lowrank_rlhf.errors import UserError
 

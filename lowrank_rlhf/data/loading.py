@@ -11,8 +11,8 @@ from lowrank_rlhf.config.schema import FormatName
 from lowrank_rlhf.data.detection import Found, detect
 from lowrank_rlhf.data.examples import Example
 from lowrank_rlhf.data.formats import BY_NAME, FORMATS, Format
-from lowrank_rlhf.data.rows import EXAMPLE, Row, counted
-from lowrank_rlhf.data.sources import read_rows
+from lowrank_rlhf.data.readers.rows import EXAMPLE, Row, counted
+from lowrank_rlhf.data.readers.sources import read_rows
 from lowrank_rlhf.errors import UserError
 
 _SHOWN_PROBLEMS = 5

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lowrank_rlhf.data.examples import Example, Undecided
-from lowrank_rlhf.data.rows import Row, any_text_field, kind, list_field, listed, text_field
+from lowrank_rlhf.data.readers.rows import Row, any_text_field, kind, list_field, listed, text_field
 from lowrank_rlhf.data.turns import (
     Turns,
     check_same_prompt,

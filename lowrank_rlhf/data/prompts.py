@@ -6,10 +6,10 @@ from pathlib import Path
 
 from lowrank_rlhf.config.schema import DataConfig
 from lowrank_rlhf.data.loading import Located, load
-from lowrank_rlhf.data.rows import counted
+from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.data.turns import prompt_key
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.records import Demonstration, Prompt
+from lowrank_rlhf.run.records import Demonstration, Prompt
 
 BUILTIN = Path(__file__).parent / "builtin"
 

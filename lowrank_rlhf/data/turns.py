@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from lowrank_rlhf.data.rows import Row, any_text_field, kind, list_field, same_text_key, text_field
+from lowrank_rlhf.data.readers.rows import Row, any_text_field, kind, list_field, same_text_key, text_field
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.records import Message
+from lowrank_rlhf.run.records import Message
 
 Role = Literal["system", "user", "assistant"]
 Turns = tuple[Message, ...]

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.files import read_json
-from lowrank_rlhf.models.origin import check_origin
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import CONFIG, WEIGHTS, read_tensors
+from lowrank_rlhf.run.files import read_json
+from lowrank_rlhf.sources.provenance import check_origin
 
 _PREFIX = "base_model.model."
 _HEAD = "score"

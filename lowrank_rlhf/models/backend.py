@@ -14,12 +14,12 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from lowrank_rlhf.artifacts import read_record, write_json_atomic
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.models.checksums import cache_folder
-from lowrank_rlhf.models.shape import find_shape
-from lowrank_rlhf.progress import Progress
+from lowrank_rlhf.run.directory import read_record, write_json_atomic
+from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.sources.checksums import cache_folder
+from lowrank_rlhf.sources.model_shape import find_shape
 
 Backend = Literal["transformers", "unsloth"]
 

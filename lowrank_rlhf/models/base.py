@@ -24,18 +24,18 @@ from transformers import (
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.allocator import keep_few_kernels, keep_freed_memory, release_freed_memory
-from lowrank_rlhf.models.attention import NAME as SHORT_ATTENTION
-from lowrank_rlhf.models.fetch import fetch_model
-from lowrank_rlhf.models.folder import check_architecture
-from lowrank_rlhf.models.int8 import compute_at_full_precision
+from lowrank_rlhf.models.batch_limits import Room
+from lowrank_rlhf.models.layers.attention import NAME as SHORT_ATTENTION
+from lowrank_rlhf.models.layers.int8 import compute_at_full_precision
 from lowrank_rlhf.models.logprobs import vocabulary_logits
-from lowrank_rlhf.models.origin import origin
 from lowrank_rlhf.models.precision import choose_dtype
-from lowrank_rlhf.models.room import Room
-from lowrank_rlhf.models.template import end_token, prompt_tokens, read_tokenizer, token_id
-from lowrank_rlhf.models.unsloth_backend import load_model
-from lowrank_rlhf.progress import Progress
-from lowrank_rlhf.records import Prompt
+from lowrank_rlhf.models.unsloth import load_model
+from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.run.records import Prompt
+from lowrank_rlhf.sources.chat_template import end_token, prompt_tokens, read_tokenizer, token_id
+from lowrank_rlhf.sources.checks import check_architecture
+from lowrank_rlhf.sources.fetch import fetch_model
+from lowrank_rlhf.sources.provenance import origin
 
 
 @dataclass(frozen=True)

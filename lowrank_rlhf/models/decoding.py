@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.models.cache import RoomyLayer, growing_cache
+from lowrank_rlhf.models.layers.kv_cache import RoomyLayer, growing_cache
 
 
 class Steps(Protocol):

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lowrank_rlhf import processes
+from lowrank_rlhf.models.batch_limits import ran_out, told
 from lowrank_rlhf.models.decoding import begin, left_padded
+from lowrank_rlhf.models.layers.merging import merged
 from lowrank_rlhf.models.logprobs import vocabulary_logits
-from lowrank_rlhf.models.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.room import ran_out, told
-from lowrank_rlhf.models.unsloth_backend import generate, sampling
+from lowrank_rlhf.models.unsloth import generate, sampling
+from lowrank_rlhf.run import distributed
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def sample_answers(
     with generating_as(roles, role):
         while start < len(order):
             most = min(batch_size, room.rows or batch_size)
-            chosen = order[start : start + max(1, most // answers_per_prompt) * processes.count()]
+            chosen = order[start : start + max(1, most // answers_per_prompt) * distributed.count()]
             since, why = time.monotonic(), ""
             try:
                 responses = _decode_together(roles, [prompts[i] for i in chosen], uniforms[chosen], temperature)
@@ -79,7 +79,7 @@ def sample_answers(
                     raise
                 why = told(error)
             if why:  # outside of `except`, whose traceback holds the tensors
-                room.halve_rows(-(-len(chosen) // processes.count()), why, answers_per_prompt)
+                room.halve_rows(-(-len(chosen) // distributed.count()), why, answers_per_prompt)
                 continue
             start += len(chosen)
             groups = [responses[at : at + answers_per_prompt] for at in range(0, len(responses), answers_per_prompt)]
@@ -126,10 +126,10 @@ def _decode_together(
 ) -> list[Response]:
     """P prompts and (P, K, L) uniforms -> P x K responses of at most L tokens, prompt by prompt."""
     tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=roles.base.device)
-    if own := processes.share(range(len(prompts))):
+    if own := distributed.share(range(len(prompts))):
         decode = _by_unsloth if roles.base.by_unsloth else _decode
         tokens[own] = decode(roles, [prompts[i] for i in own], uniforms[own], temperature)
-    processes.add([tokens])
+    distributed.add([tokens])
     return [_response(row, roles.base.eos) for row in tokens.flatten(0, 1).tolist()]
 
 

@@ -14,17 +14,17 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from lowrank_rlhf import processes
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.base import Base
-from lowrank_rlhf.models.fused import fused
+from lowrank_rlhf.models.layers.lora_linear import fused
+from lowrank_rlhf.models.layers.partial_forward import part_of, trunk_states
 from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
-from lowrank_rlhf.models.shape import layer_problems
-from lowrank_rlhf.models.trunk import part_of, trunk_states
-from lowrank_rlhf.models.unsloth_backend import first_adapter
+from lowrank_rlhf.models.unsloth import first_adapter
+from lowrank_rlhf.run import distributed
+from lowrank_rlhf.sources.model_shape import layer_problems
 
 
 class Role(Enum):
@@ -153,12 +153,12 @@ class Roles:
     def _with_trunk(self, batch: Sequences) -> Sequences:
         embeddings: Any = self.base.model.get_input_embeddings()
         trunk = embeddings.weight.new_zeros(*batch.ids.shape, embeddings.weight.shape[1])
-        parts = micro_batches(batch.lengths(), self.base.room.tokens, processes.count())
-        for index in processes.share(parts):
+        parts = micro_batches(batch.lengths(), self.base.room.tokens, distributed.count())
+        for index in distributed.share(parts):
             rows = batch.rows(index)
             states = trunk_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
             trunk[torch.as_tensor(index, device=trunk.device), : states.shape[1]] = states
-        processes.add([trunk])
+        distributed.add([trunk])
         return replace(batch, trunk=trunk)
 
     def logprobs(self, batch: Sequences, temperature: float, entropy: bool = False) -> TokenLogprobs:

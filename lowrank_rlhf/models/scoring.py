@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lowrank_rlhf import processes
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.logprobs import TokenLogprobs
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.run import distributed
 
 
 def score_tokens(roles: Roles, role: Role, batch: Sequences) -> Tensor:
@@ -54,27 +54,27 @@ def _forward(
         return room.retry(lambda: _forward(roles, role, batch, function, returns, _parts(roles, batch)), widest)
     outputs = [torch.zeros(batch.ids.shape, device=batch.ids.device) for _ in range(returns)]
     with roles.acting_as(role):
-        for index in processes.share(parts):
+        for index in distributed.share(parts):
             for output, part in zip(outputs, function(batch.rows(index)), strict=True):
                 output[torch.as_tensor(index, device=output.device), : part.shape[1]] = part
-    processes.add(outputs)
+    distributed.add(outputs)
     return outputs
 
 
 def _parts(roles: Roles, batch: Sequences) -> list[list[int]]:
-    return micro_batches(batch.lengths(), roles.base.room.tokens, processes.count())
+    return micro_batches(batch.lengths(), roles.base.room.tokens, distributed.count())
 
 
 def score_features(roles: Roles, role: Role, batch: Sequences, pooling: str, on_rows: Callable[[int], None]) -> Tensor:
     """The pooled last hidden states that the role's head would read: (B, h) float32."""
     features = torch.zeros(len(batch), roles.heads[role].in_features, device=batch.ids.device)
-    parts, together = _parts(roles, batch), processes.count()
+    parts, together = _parts(roles, batch), distributed.count()
     with roles.acting_as(role):
         for turn in (parts[start : start + together] for start in range(0, len(parts), together)):
-            for index in processes.share(turn):
+            for index in distributed.share(turn):
                 rows = batch.rows(index)
                 found = pool(roles.hidden(rows).float(), rows.response, pooling)
                 features[torch.as_tensor(index, device=features.device)] = found
             on_rows(sum(map(len, turn)))
-    processes.add([features])
+    distributed.add([features])
     return features

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lowrank_rlhf import faults
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.models.origin import as_metadata, check_origin
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.run import fault_points
+from lowrank_rlhf.sources.provenance import as_metadata, check_origin
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -38,10 +38,10 @@ def save_role(roles: Roles, role: Role, folder: Path) -> None:
         config.task_type = "SEQ_CLS"
         config.modules_to_save = ["score"]
     config.save_pretrained(str(folder))
-    faults.point(f"{folder.name}: {CONFIG} written")
+    fault_points.point(f"{folder.name}: {CONFIG} written")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in roles.named_parameters(role).items()}
     write_tensors(weights, folder / WEIGHTS, as_metadata(roles.base.origin))
-    faults.point(f"{folder.name}: {WEIGHTS} written")
+    fault_points.point(f"{folder.name}: {WEIGHTS} written")
 
 
 def load_role(roles: Roles, role: Role, folder: Path) -> None:
@@ -130,7 +130,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
         for name, value in entry.items():
             tensors[f"{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
     write_tensors(tensors, path)
-    faults.point(f"{path.name}: written")
+    fault_points.point(f"{path.name}: written")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import CannotFit, UserError
-from lowrank_rlhf.models.shape import Shape
-from lowrank_rlhf.progress import memory
+from lowrank_rlhf.planner.compute_cost import Amounts
+from lowrank_rlhf.run.progress import memory
+from lowrank_rlhf.sources.model_shape import Shape
 from lowrank_rlhf.stages import Stage
-from lowrank_rlhf.stages.work import Amounts
 
 SMALL_FILES = 20 * 10**6
 """Logs, figures and the report of a run."""

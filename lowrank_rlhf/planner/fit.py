@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 
-from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.run_data import RunData
-from lowrank_rlhf.models.shape import find_shape
-from lowrank_rlhf.models.tokenizer import local_tokenizer
+from lowrank_rlhf.planner.compute_cost import amounts
 from lowrank_rlhf.planner.forecast import changed, peak
 from lowrank_rlhf.planner.machine import look
-from lowrank_rlhf.progress import memory
-from lowrank_rlhf.stages.work import amounts
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress import memory
+from lowrank_rlhf.sources.model_shape import find_shape
+from lowrank_rlhf.sources.tokenizer import local_tokenizer
 
 SHARE = 0.8
 """Of the free memory: the rest is for what the forecast does not know, and for other programs."""

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.length_filter import check_lengths
 from lowrank_rlhf.data.run_data import RunData, read_commits
-from lowrank_rlhf.files import file_names
-from lowrank_rlhf.models.shape import Shape, find_shape
-from lowrank_rlhf.models.tokenizer import local_tokenizer
 from lowrank_rlhf.planner import disk
+from lowrank_rlhf.planner.compute_cost import Amounts, amounts, work
 from lowrank_rlhf.planner.machine import Machine, look
 from lowrank_rlhf.planner.memory import Need, need
 from lowrank_rlhf.planner.pace import Span, find_pace, whole
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import file_names
+from lowrank_rlhf.sources.model_shape import Shape, find_shape
+from lowrank_rlhf.sources.tokenizer import local_tokenizer
 from lowrank_rlhf.stages import Stage
-from lowrank_rlhf.stages.fitting import check_lengths
-from lowrank_rlhf.stages.work import Amounts, amounts, work
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.models.shape import NF4_BITS, Shape
-from lowrank_rlhf.stages.work import Amounts, rows_per_pass
+from lowrank_rlhf.planner.compute_cost import Amounts, rows_per_pass
+from lowrank_rlhf.sources.model_shape import NF4_BITS, Shape
 
 LIBRARIES = 550 * 10**6
 """Python with torch, transformers, peft and bitsandbytes, loaded and used once on a CPU."""

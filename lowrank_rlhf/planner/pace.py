@@ -4,15 +4,15 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowrank_rlhf.artifacts import RunDir, read_json
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.run_data import RunData, hub_sources, read_commits
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.models.shape import Shape, find_shape
+from lowrank_rlhf.planner.compute_cost import amounts, work
 from lowrank_rlhf.planner.machine import Machine, same_machine
+from lowrank_rlhf.run.directory import RunDir, read_json
+from lowrank_rlhf.sources.model_shape import Shape, find_shape
 from lowrank_rlhf.stages import STAGES
-from lowrank_rlhf.stages.work import amounts, work
 
 LOADING_SECONDS = 10.0
 """Importing torch and its friends, and quantising a small base: once per command."""

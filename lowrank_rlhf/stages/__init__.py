@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lowrank_rlhf.stages.context import Context
+    from lowrank_rlhf.session import Context
 
 
 @dataclass(frozen=True)

@@ -12,23 +12,24 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lowrank_rlhf.errors import Stopped
+from lowrank_rlhf.evaluation import policy_selection
+from lowrank_rlhf.evaluation.compare import Contest, gold_judge
 from lowrank_rlhf.models.allocator import release_freed_memory
-from lowrank_rlhf.models.lending import lent
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
-from lowrank_rlhf.ppo.rollout import RewardScale
-from lowrank_rlhf.progress import Bar
-from lowrank_rlhf.stages import policy, ppo_state
-from lowrank_rlhf.stages.align_dpo import Comparing
-from lowrank_rlhf.stages.align_sampling import Sampling
-from lowrank_rlhf.stages.align_task import Task
-from lowrank_rlhf.stages.breakdown import RollBack
-from lowrank_rlhf.stages.claims import base_unchanged, checksums, others_unchanged
-from lowrank_rlhf.stages.compare import Contest, gold_judge
-from lowrank_rlhf.stages.context import Context
-from lowrank_rlhf.stages.ppo_state import Learners, State
-from lowrank_rlhf.stages.trl_training import FiniteSteps, WholeSteps, loop_settings, schedule, train
-from lowrank_rlhf.stages.work import rows_per_pass
+from lowrank_rlhf.planner.compute_cost import rows_per_pass
+from lowrank_rlhf.run.progress import Bar
+from lowrank_rlhf.session import Context
+from lowrank_rlhf.training import policy_checkpoints
+from lowrank_rlhf.training.dpo import Comparing
+from lowrank_rlhf.training.nan_recovery import RollBack
+from lowrank_rlhf.training.policy_checkpoints import Learners, State
+from lowrank_rlhf.training.rloo_grpo import Sampling
+from lowrank_rlhf.training.rollout import RewardScale
+from lowrank_rlhf.training.self_checks import base_unchanged, checksums, others_unchanged
+from lowrank_rlhf.training.trl_bridge import lent
+from lowrank_rlhf.training.trl_loop import FiniteSteps, WholeSteps, loop_settings, schedule, train
+from lowrank_rlhf.training.trl_task import Task
 
 
 @dataclass
@@ -50,18 +51,18 @@ def run(context: Context) -> dict[str, Any]:
     """Make `adapters/policy` (the best on held-out prompts) and `adapters/policy-last`."""
     config, roles = context.config, context.roles
     name = config.align.algorithm.upper()
-    before, scale = context.base.checksum(), policy.load_roles(context)
+    before, scale = context.base.checksum(), policy_selection.load_roles(context)
     others = checksums(context, [Role.POLICY])
     task = _task(context, scale)
     figure, judge = gold_judge(context)
     contest = Contest.against_sft(context, config.ppo.evaluate_prompts, scale, judge, figure=figure)
     learners = {Role.POLICY: WholeSteps(roles.parameters(Role.POLICY), lr=config.align.learning_rate, weight_decay=0.0)}
-    setting = _Setting(context, contest, task, learners, ppo_state.resume(context, learners)[0])
+    setting = _Setting(context, contest, task, learners, policy_checkpoints.resume(context, learners)[0])
     start, first = time.monotonic(), setting.state.step
     with context.progress.track("ppo", task.steps, "steps", first) as bar:
         _train(setting, bar)
     state, seconds = setting.state, (time.monotonic() - start) / max(1, task.steps - first)
-    policy.save_policies(context)
+    policy_selection.save_policies(context)
     return {
         "algorithm": config.align.algorithm,
         "steps": task.steps,
@@ -86,11 +87,11 @@ def _train(setting: _Setting, bar: Bar) -> None:
                 return
             context.base.room.retry(lambda: _go_on(setting, bar), task.width)
         except RollBack:
-            setting.state, _ = ppo_state.roll_back(context, setting.learners, setting.state)
+            setting.state, _ = policy_checkpoints.roll_back(context, setting.learners, setting.state)
             bar.advance(setting.state.step - bar.count)
         except Stopped:
             state = setting.state
-            save = partial(ppo_state.save, context, setting.learners, state)
+            save = partial(policy_checkpoints.save, context, setting.learners, state)
             state.breakdowns.stopped(context, "ppo", save, f"at step {state.step}")
             raise
 
@@ -106,16 +107,18 @@ def _evaluate_if_due(setting: _Setting) -> None:
     rows = context.metrics.read("ppo") if due else ()
     if not due or any(row["step"] == state.step and "eval/kl" in row for row in rows):
         if save and not state.breakdowns.in_a_row:  # else there would be no good one left
-            ppo_state.save(context, setting.learners, state)
+            policy_checkpoints.save(context, setting.learners, state)
         return
-    answers, figures = policy.meet(context, setting.contest, state.step)
-    if policy.KL_IS_0 not in policy.claimed(state):
-        policy.check_claim(state, policy.KL_IS_0, answers.apart, policy.MOST_TOKEN_DIFFERENCE)
-    policy.keep_if_best(context, state, figures)
+    answers, figures = policy_selection.meet(context, setting.contest, state.step)
+    if policy_selection.KL_IS_0 not in policy_selection.claimed(state):
+        policy_selection.check_claim(
+            state, policy_selection.KL_IS_0, answers.apart, policy_selection.MOST_TOKEN_DIFFERENCE
+        )
+    policy_selection.keep_if_best(context, state, figures)
     if not state.breakdowns.in_a_row:
-        ppo_state.save(context, setting.learners, state)
+        policy_checkpoints.save(context, setting.learners, state)
     context.run_dir.watched.truncate("ppo", state.step - 1)  # a kill may have left some of this step's
-    policy.log_evaluation(context, setting.contest, state.step, answers, figures)
+    policy_selection.log_evaluation(context, setting.contest, state.step, answers, figures)
 
 
 def _go_on(setting: _Setting, bar: Bar) -> None:
@@ -182,8 +185,8 @@ class _Watcher(TrainerCallback):
             return
         ours.breakdowns.made()
         off = task.first(logs)
-        if task.claim not in policy.claimed(ours) and off is not None:
-            policy.check_claim(ours, task.claim, off, task.tolerance)
+        if task.claim not in policy_selection.claimed(ours) and off is not None:
+            policy_selection.check_claim(ours, task.claim, off, task.tolerance)
         figures = task.figures(logs)
         before = sum(seconds for name, seconds in figures.items() if name.startswith("time/"))
         figures["time/policy_update"] = time.monotonic() - self.since - before

@@ -5,21 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_rlhf.files import append_line
+from lowrank_rlhf.evaluation.compare import Answers, Contest, ranking_judge, scored, verdicts
+from lowrank_rlhf.evaluation.run_judges import open_judge
 from lowrank_rlhf.maths.statistics import Floats, bootstrap_interval, mean_shift, wins
 from lowrank_rlhf.maths.text import distinct_n, top_opener
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
-from lowrank_rlhf.ppo.rollout import RewardScale
-from lowrank_rlhf.ranking.judges import Judge
-from lowrank_rlhf.records import Sample
+from lowrank_rlhf.preferences.judges.loading import Judge
+from lowrank_rlhf.reports.format import DISTINCT, OPENER
+from lowrank_rlhf.reports.render import summary_message, write_report
+from lowrank_rlhf.run.files import append_line
+from lowrank_rlhf.run.records import Sample
+from lowrank_rlhf.session import Context
 from lowrank_rlhf.stages import STAGES
-from lowrank_rlhf.stages.compare import Answers, Contest, ranking_judge, scored, verdicts
-from lowrank_rlhf.stages.context import Context
-from lowrank_rlhf.stages.judging import open_judge
-from lowrank_rlhf.stages.report import summary_message, write_report
-from lowrank_rlhf.stages.report_data import DISTINCT, OPENER
-from lowrank_rlhf.stages.reward_data import about_reward
+from lowrank_rlhf.training.reward_data import about_reward
+from lowrank_rlhf.training.rollout import RewardScale
 
 Rows = list[dict[str, Any]]
 

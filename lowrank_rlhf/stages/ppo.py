@@ -12,21 +12,22 @@ import torch
 from torch import Tensor
 
 from lowrank_rlhf.errors import Stopped
+from lowrank_rlhf.evaluation import policy_selection
+from lowrank_rlhf.evaluation.compare import Contest, gold_judge
+from lowrank_rlhf.evaluation.sampling import encode_prompts
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.text import distinct_n
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import save_role
-from lowrank_rlhf.ppo.rollout import RewardScale, Rollout, collect, shape_scores
-from lowrank_rlhf.ppo.update import Optimizers, Turns, update
-from lowrank_rlhf.records import Sample, Score, read_jsonl
-from lowrank_rlhf.stages import policy, ppo_state
-from lowrank_rlhf.stages.answers import encode_prompts
-from lowrank_rlhf.stages.breakdown import RollBack, tell_skipped
-from lowrank_rlhf.stages.claims import base_unchanged, checksums, others_unchanged
-from lowrank_rlhf.stages.compare import Contest, gold_judge
-from lowrank_rlhf.stages.context import Context
-from lowrank_rlhf.stages.ppo_state import Begun, State
+from lowrank_rlhf.run.records import Sample, Score, read_jsonl
+from lowrank_rlhf.session import Context
+from lowrank_rlhf.training import policy_checkpoints
+from lowrank_rlhf.training.nan_recovery import RollBack, tell_skipped
+from lowrank_rlhf.training.policy_checkpoints import Begun, State
+from lowrank_rlhf.training.ppo_update import Optimizers, Turns, update
+from lowrank_rlhf.training.rollout import RewardScale, Rollout, collect, shape_scores
+from lowrank_rlhf.training.self_checks import base_unchanged, checksums, others_unchanged
 
 MOST_RATIO_ERROR = 1e-3
 """The same forward on the same micro-batches gives the same bits on a CPU; a GPU's kernels may round otherwise."""
@@ -57,31 +58,31 @@ def run(context: Context) -> dict[str, Any]:
     figure, judge = gold_judge(context)
     contest = Contest.against_sft(context, config.evaluate_prompts, scale, judge, figure=figure)
     optimizers = Optimizers.create(roles, config)
-    state, begun = ppo_state.resume(context, optimizers.of_roles)
+    state, begun = policy_checkpoints.resume(context, optimizers.of_roles)
     prompts, baselines = _prompts(context, scale)
-    order = policy.shuffled(context, len(prompts), config.steps * config.batch_size)
+    order = policy_selection.shuffled(context, len(prompts), config.steps * config.batch_size)
     setting = _Setting(context, prompts, baselines, order, scale, contest, optimizers)
     start, first = time.monotonic(), state.step
     with context.progress.track("ppo", config.steps, "steps", state.step) as bar:
         if state.sft_eos_rate is None:
             _evaluate(context, contest, state)
-            ppo_state.save(context, optimizers.of_roles, state)
+            policy_checkpoints.save(context, optimizers.of_roles, state)
         while state.step < config.steps:
             try:
                 state, figures = _save_if_stopped(setting, state, begun)
                 begun = Begun()
             except RollBack:
-                state, begun = ppo_state.roll_back(context, optimizers.of_roles, state)
+                state, begun = policy_checkpoints.roll_back(context, optimizers.of_roles, state)
                 bar.advance(state.step - bar.count)
                 continue
             shown = {"score": "objective/scores", "kl": "objective/kl", "tokens_per_second": "tokens_per_second"}
             bar.advance(1, **{name: figures[key] for name, key in shown.items() if key in figures})
             due = state.step % config.save_every == 0 or state.step == config.steps
             if due and not state.breakdowns.in_a_row:  # else there would be no good one left
-                ppo_state.save(context, optimizers.of_roles, state)
+                policy_checkpoints.save(context, optimizers.of_roles, state)
     seconds = (time.monotonic() - start) / max(1, config.steps - first)
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
-    policy.save_policies(context)
+    policy_selection.save_policies(context)
     return {
         "steps": config.steps,
         "best_step": state.best_step,
@@ -97,7 +98,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def _load_roles(context: Context) -> RewardScale:
     """The four roles from the finished stages."""
-    scale = policy.load_roles(context)
+    scale = policy_selection.load_roles(context)
     context.roles.copy(Role.REWARD, Role.CRITIC)
     if context.config.ppo.critic_head == "zero":
         context.roles.new_head(Role.CRITIC, None)
@@ -133,7 +134,7 @@ def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[Sta
     try:
         return context.base.room.retry(attempt, max(map(len, setting.prompts)) + context.config.sample.max_new_tokens)
     except Stopped:
-        save = partial(ppo_state.save, context, setting.optimizers.of_roles, state, begun)
+        save = partial(policy_checkpoints.save, context, setting.optimizers.of_roles, state, begun)
         where = f"inside step {state.step + 1}" if begun.rollout else f"at step {state.step}"
         state.breakdowns.stopped(context, "ppo", save, where)
         raise
@@ -181,14 +182,16 @@ def _learn(setting: _Setting, state: State, rollout: Rollout, turns: Turns) -> d
     """The update of the step after `state.step`, the claims about it, and the KL weight of the next one."""
     context, step = setting.context, state.step
     config, temperature = context.config.ppo, context.config.sample.temperature
-    if policy.KL_IS_0 not in policy.claimed(state):
+    if policy_selection.KL_IS_0 not in policy_selection.claimed(state):
         apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # token by token: in a sum they might cancel
-        policy.check_claim(state, policy.KL_IS_0, float(apart), policy.MOST_TOKEN_DIFFERENCE)
+        policy_selection.check_claim(
+            state, policy_selection.KL_IS_0, float(apart), policy_selection.MOST_TOKEN_DIFFERENCE
+        )
     setting.optimizers.schedule(config, step, state.breakdowns.rate)
     train_policy, seed = step >= config.critic_warmup_steps, context.seed("ppo", "update", step)
     figures = update(context.roles, setting.optimizers, rollout, config, temperature, seed, train_policy, turns)
-    if "policy/first_ratio_error" in figures and _RATIO_IS_1 not in policy.claimed(state):
-        policy.check_claim(state, _RATIO_IS_1, figures["policy/first_ratio_error"], MOST_RATIO_ERROR)
+    if "policy/first_ratio_error" in figures and _RATIO_IS_1 not in policy_selection.claimed(state):
+        policy_selection.check_claim(state, _RATIO_IS_1, figures["policy/first_ratio_error"], MOST_RATIO_ERROR)
     if config.kl_controller == "adaptive":
         kl = rollout.figures["objective/kl"]
         state.kl_coef = adapt_kl_coef(state.kl_coef, kl, config.kl_target, config.kl_horizon, len(rollout.batch))
@@ -210,6 +213,6 @@ def _texts(context: Context, rollout: Rollout) -> list[str]:
 
 
 def _evaluate(context: Context, contest: Contest, state: State) -> None:
-    answers, figures = policy.meet(context, contest, state.step)
-    policy.log_evaluation(context, contest, state.step, answers, figures)
-    policy.keep_if_best(context, state, figures)
+    answers, figures = policy_selection.meet(context, contest, state.step)
+    policy_selection.log_evaluation(context, contest, state.step, answers, figures)
+    policy_selection.keep_if_best(context, state, figures)

@@ -4,13 +4,13 @@ from collections import defaultdict
 from typing import Any
 
 from lowrank_rlhf.errors import UserError, WaitingForPeople
-from lowrank_rlhf.ranking.agreement import krippendorff_alpha, length_bias
-from lowrank_rlhf.ranking.expand import compare, ranking_from_scores
-from lowrank_rlhf.ranking.judges import Judge
-from lowrank_rlhf.ranking.store import AnnotationStore
-from lowrank_rlhf.records import Prompt, Ranking, Sample, read_jsonl, write_jsonl
-from lowrank_rlhf.stages.context import Context
-from lowrank_rlhf.stages.judging import judge_all, open_judge
+from lowrank_rlhf.evaluation.run_judges import judge_all, open_judge
+from lowrank_rlhf.preferences.agreement import krippendorff_alpha, length_bias
+from lowrank_rlhf.preferences.expand import compare, ranking_from_scores
+from lowrank_rlhf.preferences.judges.loading import Judge
+from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.run.records import Prompt, Ranking, Sample, read_jsonl, write_jsonl
+from lowrank_rlhf.session import Context
 
 STORE = "annotations.sqlite"
 

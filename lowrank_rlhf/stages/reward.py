@@ -8,25 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_rlhf import processes
-from lowrank_rlhf.artifacts import write_json_atomic
-from lowrank_rlhf.checkpoints import latest_checkpoint
+from lowrank_rlhf.evaluation.compare import scored
+from lowrank_rlhf.evaluation.reward_metrics import good, held_out_figures, in_words, verdict
+from lowrank_rlhf.evaluation.sampling import answer, with_room
 from lowrank_rlhf.maths.logistic import fit_pair_head
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_features, score_tokens
-from lowrank_rlhf.models.stepping import NotFinite, add_up, clipped_step
 from lowrank_rlhf.models.storage import load_role, save_role
-from lowrank_rlhf.ppo.rollout import RewardScale
-from lowrank_rlhf.records import Score, write_jsonl
-from lowrank_rlhf.stages.answers import answer, with_room
-from lowrank_rlhf.stages.breakdown import RollBack
-from lowrank_rlhf.stages.checkpoints import Checkpoints
-from lowrank_rlhf.stages.claims import base_unchanged, checksums, claim, others_unchanged
-from lowrank_rlhf.stages.compare import scored
-from lowrank_rlhf.stages.context import Context
-from lowrank_rlhf.stages.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
-from lowrank_rlhf.stages.reward_figures import good, held_out_figures, in_words, verdict
+from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run.checkpoints import latest_checkpoint
+from lowrank_rlhf.run.directory import write_json_atomic
+from lowrank_rlhf.run.records import Score, write_jsonl
+from lowrank_rlhf.session import Context
+from lowrank_rlhf.training.nan_recovery import RollBack
+from lowrank_rlhf.training.optimizer_step import NotFinite, add_up, clipped_step
+from lowrank_rlhf.training.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
+from lowrank_rlhf.training.role_checkpoints import Checkpoints
+from lowrank_rlhf.training.rollout import RewardScale
+from lowrank_rlhf.training.self_checks import base_unchanged, checksums, claim, others_unchanged
 
 MOST_SCALED = 64
 """Prompts that SFT answers to find the scores' scale, where the ranked answers are not SFT's."""
@@ -206,7 +206,7 @@ def _step(context: Context, groups: Sequence[Group], optimizer: torch.optim.Opti
     optimizer.zero_grad()
     total, right = torch.zeros(2, dtype=torch.float64, device=base.device)
     with roles.acting_as(Role.REWARD, train=True):
-        for part in processes.share(_micro_batches(groups, base.room.tokens, processes.count())):
+        for part in distributed.share(_micro_batches(groups, base.room.tokens, distributed.count())):
             rows = rows_of(part, base)
             scores = split_scores(pool(roles.scores(rows), rows.response, config.pooling), part)
             losses = [group_loss(s, group, config.loss, config.margin) for s, group in zip(scores, part, strict=True)]

@@ -3,13 +3,13 @@
 import time
 from typing import Any
 
-from lowrank_rlhf.artifacts import StepLog
 from lowrank_rlhf.errors import Stopped
+from lowrank_rlhf.evaluation.sampling import KeptAnswers, answer
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
-from lowrank_rlhf.records import write_jsonl
-from lowrank_rlhf.stages.answers import KeptAnswers, answer
-from lowrank_rlhf.stages.context import Context
+from lowrank_rlhf.run.directory import StepLog
+from lowrank_rlhf.run.records import write_jsonl
+from lowrank_rlhf.session import Context
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -11,22 +11,22 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from lowrank_rlhf import processes
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.adapters import plain_shape
 from lowrank_rlhf.models.base import Base
-from lowrank_rlhf.models.lending import lent
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.stepping import add_up
 from lowrank_rlhf.models.storage import load_role, save_role
-from lowrank_rlhf.progress import Bar
-from lowrank_rlhf.stages.breakdown import RollBack
-from lowrank_rlhf.stages.checkpoints import Checkpoints
-from lowrank_rlhf.stages.claims import base_unchanged, checksums, others_unchanged
-from lowrank_rlhf.stages.context import Context
-from lowrank_rlhf.stages.trl_training import FiniteSteps, WholeSteps, loop_settings, schedule, train
-from lowrank_rlhf.stages.work import rows_per_pass
+from lowrank_rlhf.planner.compute_cost import rows_per_pass
+from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run.progress import Bar
+from lowrank_rlhf.session import Context
+from lowrank_rlhf.training.nan_recovery import RollBack
+from lowrank_rlhf.training.optimizer_step import add_up
+from lowrank_rlhf.training.role_checkpoints import Checkpoints
+from lowrank_rlhf.training.self_checks import base_unchanged, checksums, others_unchanged
+from lowrank_rlhf.training.trl_bridge import lent
+from lowrank_rlhf.training.trl_loop import FiniteSteps, WholeSteps, loop_settings, schedule, train
 
 Row = dict[str, list[int]]
 
@@ -103,19 +103,19 @@ def _rate(step: int, steps: int, warmup_fraction: float) -> float:
 def _rows_per_pass(context: Context, rows: list[Row]) -> int:
     """Rows in one forward and backward, from all rows: from those left, a resumed run would round differently."""
     width = max(len(row["input_ids"]) for row in rows)
-    return rows_per_pass(context.config.sft.batch_size // processes.count(), width, context.base.room.tokens)
+    return rows_per_pass(context.config.sft.batch_size // distributed.count(), width, context.base.room.tokens)
 
 
 def _own_rows(rows: Sequence[Row], batch_size: int) -> list[Row]:
     """This process's rows of each step. Where the last one has none for it, a row that will weigh nothing is there."""
     steps = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-    return [row for step in steps for row in processes.share(step) or step[:1]]
+    return [row for step in steps for row in distributed.share(step) or step[:1]]
 
 
 def _weight(rows: Sequence[Row]) -> float:
     """This process's part of a step's tokens to learn from: what the mean loss over its own ones counts for."""
     tokens = [sum(label != -100 for label in row["labels"]) for row in rows]
-    return sum(processes.share(tokens)) / sum(tokens)
+    return sum(distributed.share(tokens)) / sum(tokens)
 
 
 def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> None:
@@ -128,7 +128,7 @@ def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> N
         checkpoints.breakdowns.rate * config.learning_rate,
         lambda step: _rate(step + done, steps, config.warmup_fraction),
     )
-    own = config.batch_size // processes.count()
+    own = config.batch_size // distributed.count()
     settings = loop_settings(context, "sft", own, _rows_per_pass(context, rows), steps - done)
     with lent(roles) as loan:
         trainer = SFTTrainer(
@@ -205,7 +205,7 @@ class _Watcher(TrainerCallback):
             return
         breakdowns.made()
         loss = torch.tensor(self.weight * logs["loss"], dtype=torch.float64)
-        processes.add([loss], may_stop=False)  # the step is made
+        distributed.add([loss], may_stop=False)  # the step is made
         figures = {"loss": float(loss), "learning_rate": logs["learning_rate"], "grad_norm": self.norm}
         context.metrics.append("sft", step, **figures, skipped=0.0, tokens_per_second=self.tokens_per_second)
         self.bar.advance(0, loss=float(loss))

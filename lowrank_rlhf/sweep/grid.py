@@ -12,7 +12,7 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.stages.problems import problems as problems_here
+from lowrank_rlhf.pipeline.preflight import problems as problems_here
 
 _LONGEST_NAME = 64
 _PAIRS = {"[": "]", "{": "}"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from lowrank_rlhf.errors import Stopped
-from lowrank_rlhf.progress import StopRequest
+from lowrank_rlhf.run.progress import StopRequest
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 _LINES_KEPT = 3

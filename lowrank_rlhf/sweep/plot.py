@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lowrank_rlhf.artifacts import RunDir
-from lowrank_rlhf.stages.report_data import gold, series
+from lowrank_rlhf.reports.format import gold, series
+from lowrank_rlhf.run.directory import RunDir
 
 Points = dict[int, tuple[float, float]]
 """PPO step -> distance and gold."""

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lowrank_rlhf.artifacts import RunDir
-from lowrank_rlhf.files import write_atomic, write_json_atomic
-from lowrank_rlhf.progress import duration, memory
+from lowrank_rlhf.reports.format import number, percent
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import write_atomic, write_json_atomic
+from lowrank_rlhf.run.progress import duration, memory
 from lowrank_rlhf.stages import STAGES
-from lowrank_rlhf.stages.report_data import number, percent
 from lowrank_rlhf.sweep.grid import Combination, Sweep
 
 PLOT = "sweep.png"

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.errors import ExitCode, UserError
-from lowrank_rlhf.pipeline import plan
+from lowrank_rlhf.pipeline.pipeline import plan
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.sweep.grid import Combination, Sweep
 from lowrank_rlhf.sweep.launch import Outcome
 from lowrank_rlhf.sweep.plot import draw

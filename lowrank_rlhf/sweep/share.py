@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lowrank_rlhf import pipeline
-from lowrank_rlhf.artifacts import RunDir
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.run_data import keep_commits, read_commits
 from lowrank_rlhf.errors import StageFailed
-from lowrank_rlhf.files import sha256
+from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.pipeline.fingerprint import current_fingerprint, differences, fingerprint
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import sha256
 from lowrank_rlhf.stages import STAGES, Stage
-from lowrank_rlhf.stages.fingerprint import current_fingerprint, differences, fingerprint
 
 
 def shared_stages(configs: Sequence[Config]) -> list[dict[str, str]]:

@@ -1,0 +1,114 @@
+"""`chat --lines`: a run's models for another program, as JSON lines over stdin and stdout.
+
+First comes `{"ready": true, "voices": [...], ...}`. A request is one line:
+
+    {"as": "policy", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_new_tokens": 9, "seed": 1}
+
+All but `messages` may be left out. Then come `{"piece": "Hel"}` as the text grows and, at the end,
+`{"answer": {"as", "text", "tokens", "finished", "stopped", "score"}, "dropped": 0}`, where `dropped` counts the oldest
+turns that did not fit; or `{"error": "..."}`. `{"stop": true}` ends the answer that is being written. The end of stdin
+ends the program after the last answer.
+"""
+
+import json
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lowrank_rlhf.commands.terminal.chat_loop import Settings, fit
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.records import Message
+
+if TYPE_CHECKING:
+    from lowrank_rlhf.evaluation.chat import Answer, Speakers
+
+
+class Request(BaseModel):
+    """One line of stdin."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    speaks: Literal["base", "sft", "policy"] | None = Field(None, alias="as")
+    messages: list[Message] = Field(min_length=1)
+    temperature: float | None = Field(None, ge=0, le=100)
+    max_new_tokens: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=0)
+
+
+def serve(speakers: "Speakers", settings: Settings) -> None:
+    """Answer requests until the end of stdin."""
+    stop, requests = threading.Event(), queue.Queue[str | None]()
+    threading.Thread(target=_listen, args=(sys.stdin, requests, stop), daemon=True).start()
+    about = {key: getattr(settings, key) for key in ("temperature", "max_new_tokens", "seed")}
+    _say(ready=True, voices=list(settings.voices), about_scores=speakers.about_scores, **about)
+    for line in iter(requests.get, None):
+        stop.clear()
+        try:
+            request = Request.model_validate_json(line)
+            answer, dropped = _answer(speakers, settings, request, stop)
+        except ValidationError as error:
+            first = error.errors()[0]
+            _say(error=f"{'.'.join(map(str, first['loc'])) or 'the line'}: {first['msg']}")
+        except UserError as error:
+            _say(error=str(error))
+        else:
+            _say(answer=answer_json(answer) | {"stopped": answer.stopped}, dropped=dropped)
+
+
+def answer_json(answer: "Answer") -> dict[str, Any]:
+    """An answer as `--json` tells it, and with `stopped` `--lines`."""
+    return {
+        "as": answer.voice,
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "finished": answer.finished,
+        "score": answer.score,
+    }
+
+
+def _answer(speakers: "Speakers", settings: Settings, request: Request, stop: threading.Event) -> "tuple[Answer, int]":
+    from lowrank_rlhf.evaluation.chat import Sampling
+
+    voice = request.speaks or settings.speaks
+    if voice not in settings.voices:
+        raise UserError(f"as: this run has no {voice} yet; it has {', '.join(settings.voices)}")
+    most = request.max_new_tokens or settings.max_new_tokens
+    room = settings.room + settings.max_new_tokens - most
+    kept, prompt = fit(speakers, request.messages, room)
+    if prompt is None:
+        raise UserError(f"messages: too long; {max(room, 0)} tokens fit beside an answer of {most}")
+
+    def on_text(piece: str) -> None:
+        _say(piece=piece)
+        if stop.is_set():
+            raise KeyboardInterrupt  # what ends an answer at the terminal, too
+
+    temperature = settings.temperature if request.temperature is None else request.temperature
+    seed = settings.seed if request.seed is None else request.seed
+    answer = speakers.answer(voice, prompt, Sampling(most, temperature, seed), on_text)
+    return answer, len(request.messages) - len(kept)
+
+
+def _listen(lines: IO[str], requests: "queue.Queue[str | None]", stop: threading.Event) -> None:
+    for line in _lines(lines):
+        if line.strip() == '{"stop": true}':
+            stop.set()
+        elif line.strip():
+            requests.put(line)
+    requests.put(None)
+
+
+def _lines(lines: IO[str]) -> Iterator[str]:
+    try:
+        yield from lines
+    except (UnicodeError, ValueError):
+        return
+
+
+def _say(**what: Any) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,165 @@
+"""How `data inspect` shows what it found."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.text import Text
+
+from lowrank_rlhf.data.inspection import Figures, Leakage, shown_examples
+from lowrank_rlhf.data.lengths import Bin, Lengths, OverContext
+from lowrank_rlhf.data.loading import Loaded
+from lowrank_rlhf.data.readers.rows import counted
+from lowrank_rlhf.errors import visible
+from lowrank_rlhf.run.records import Message
+from lowrank_rlhf.sources.tokenizer import ChatTokenizer
+
+_BAR = 40
+_SHOWN_PROBLEMS = 10
+_SHOWN_CHARACTERS = 600
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One example as the model reads it: the prompt, and each text with trained tokens under what it is."""
+
+    where: str
+    prompt: str
+    trained: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that `data inspect` tells, in the order of its JSON."""
+
+    source: str
+    format: str
+    why: str
+    ignored: list[str]
+    figures: Figures
+    held_out: Leakage | None
+    unit: str
+    prompt_lengths: Lengths | None
+    answer_lengths: Lengths | None
+    over_context: OverContext
+    problems: list[str]
+    examples: list[Shown]
+
+
+def rendered_examples(loaded: Loaded, model: ChatTokenizer | None) -> list[Shown]:
+    """Two examples through the chat template; without a model the turns stand under their roles."""
+    shown = []
+    for row, example in shown_examples(loaded):
+        prompt = model.render(example.prompt) if model else _plain(example.prompt)
+        texts = {"response": example.response} if example.response is not None else {}
+        if example.pairs:
+            texts |= dict(zip(("chosen", "rejected"), example.pairs[0], strict=True))
+        end = model.end if model else ""
+        shown.append(Shown(row.where, prompt, {name: text + end for name, text in texts.items() if text is not None}))
+    return shown
+
+
+def print_page(page: Page) -> None:
+    """Print it all, for people."""
+    console = Console(highlight=False)
+
+    def say(line: str | Text = "") -> None:
+        console.print(visible(line) if isinstance(line, str) else line, markup=False, soft_wrap=True)
+
+    say(f"{page.source}: {page.format}, because {page.why}")
+    if page.ignored:
+        say(f"ignored: {', '.join(page.ignored)}")
+    say()
+    rows = list(_rows(page))
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        say(f"{name:<{width}}  {text}")
+    for title, lengths in (("prompts", page.prompt_lengths), ("responses and answers", page.answer_lengths)):
+        if lengths:
+            say()
+            for line in _histogram(title, page.unit, lengths):
+                say(line)
+    for shown in page.examples:
+        say()
+        say(f"{shown.where}, {'trained tokens between [[ and ]]' if shown.trained else 'a prompt without a response'}:")
+        say(_marked(shown))
+    if page.problems:
+        say()
+        say(f"{counted(len(page.problems), 'bad row')}:")
+        for problem in page.problems[:_SHOWN_PROBLEMS]:
+            say(f"  {problem}")
+
+
+def _rows(page: Page) -> Iterator[tuple[str, str]]:
+    found, total = page.figures, max(1, page.figures.rows - page.figures.bad_rows)
+    yield "rows", f"{found.rows:,}" + (f", {found.bad_rows:,} of them bad (below)" if found.bad_rows else "")
+    yield "prompts", f"{found.prompts:,} different"
+    yield "multi-turn", f"{found.multi_turn:,} ({found.multi_turn / total:.0%})"
+    yield "duplicates", f"{counted(found.repeated_prompts, 'row')} repeat a prompt, {found.repeated_rows:,} a whole row"
+    if page.held_out:
+        places = f": {'; '.join(page.held_out.places)}" if page.held_out.places else ""
+        yield "held out", f"{counted(page.held_out.prompts, 'prompt')} in both files{places}"
+    preferred = " (the preferred answers)" if found.comparisons and found.demonstrations else ""
+    yield "demonstrations", f"{found.demonstrations:,}{preferred}"
+    undecided = ", ".join(f"{reason}: {count:,}" for reason, count in found.undecided.items())
+    ordered = f" from {counted(found.rankings, 'ranking')}" if found.rankings else ""
+    yield "comparisons", f"{found.comparisons:,}{ordered}" + (f" (left out: {undecided})" if undecided else "")
+    if found.balance:
+        yield (
+            "first answer wins",
+            f"{found.balance.first_wins:.1%} (by chance {found.balance.expected:.1%}), ties {found.balance.ties:.1%}",
+        )
+    if found.longer_wins:
+        low, high = found.longer_wins.interval
+        yield (
+            "longer answer wins",
+            f"{found.longer_wins.share:.1%}, 95 % interval {low:.1%} to {high:.1%}, "
+            f"of {counted(found.longer_wins.comparisons, 'comparison')} of unequal length",
+        )
+    over = page.over_context
+    what = page.unit.split()[0]
+    yield (
+        f"over {over.max_length:,} {what}",
+        f"{counted(over.prompts, 'prompt')}, {counted(over.with_answer, 'row')} with the longest answer",
+    )
+
+
+def _histogram(title: str, unit: str, lengths: Lengths) -> Iterator[str]:
+    yield (
+        f"{title}, in {unit}: {lengths.smallest:,} to {lengths.largest:,}, median {lengths.median:,.0f}, "
+        f"95 % up to {lengths.p95:,.0f}"
+    )
+    names = [f"{each.low:,}{_up_to(each)}" for each in lengths.bins]
+    most = max(each.count for each in lengths.bins)
+    for name, each in zip(names, lengths.bins, strict=True):
+        bar = "#" * -(-each.count * _BAR // most)
+        yield f"  {name:>{max(map(len, names))}}  {bar:<{_BAR}}  {each.count:,}"
+
+
+def _up_to(each: Bin) -> str:
+    if each.high is None:
+        return "+"
+    return f"-{each.high:,}" if each.high > each.low else ""
+
+
+def _marked(shown: Shown) -> Text:
+    text = Text(visible(_cut(shown.prompt)), style="dim")
+    if len(shown.trained) == 1:
+        text.append(f"[[{visible(_cut(*shown.trained.values()))}]]", style="not dim bold green")
+        return text
+    for name, answer in shown.trained.items():
+        text.append(f"\n  {name}: ", style="not dim")
+        text.append(f"[[{visible(_cut(answer))}]]", style=f"not dim bold {'red' if name == 'rejected' else 'green'}")
+    return text
+
+
+def _cut(text: str) -> str:
+    """A long text without its middle."""
+    if len(text) <= _SHOWN_CHARACTERS:
+        return text
+    half = _SHOWN_CHARACTERS // 2
+    return f"{text[:half]} (... {len(text) - 2 * half:,} characters ...) {text[-half:]}"
+
+
+def _plain(prompt: tuple[Message, ...]) -> str:
+    return "".join(f"{message.role}: {message.content}\n" for message in prompt) + "assistant: "

@@ -1,0 +1,162 @@
+"""What the ranking page shows, as plain data in the annotator's language. The page puts it into text nodes only."""
+
+import math
+from typing import Any
+
+from lowrank_rlhf.dashboard.ranking.text import say
+from lowrank_rlhf.errors import visible
+from lowrank_rlhf.preferences.labelling import FLAGS, Draft, Refusal, press
+from lowrank_rlhf.preferences.overview import GENERAL, Overview, Progress, progress
+from lowrank_rlhf.preferences.project import Place
+from lowrank_rlhf.preferences.store import Item
+from lowrank_rlhf.run.progress import duration
+
+Reply = dict[str, Any]
+
+
+def item_words(item: Item) -> Reply:
+    """A prompt and its answers in the order to show them: no ids of answers, and no model's name."""
+    return {
+        "prompt_id": item.prompt.id,
+        "done": item.done,
+        "turns": [{"role": turn.role, "text": shown(turn.content)} for turn in item.prompt.messages],
+        "answers": [{"text": shown(answer.text), "finished": answer.finished} for answer in item.answers],
+    }
+
+
+def shown(text: str) -> str:
+    """A text as the page shows it: line ends of Windows as plain ones, other control characters spelt out."""
+    return visible(text.replace("\r\n", "\n"))
+
+
+def draft_words(draft: Draft, language: str) -> Reply:
+    """A half-made order: tiers and what is left by place on the screen, flags by number, and what Enter would do."""
+    numbers = {flag: number for number, flag in FLAGS.items()}
+    enter = press(draft, "\r") if draft.answers else Refusal("", "nothing")
+    return {
+        "tiers": [list(tier) for tier in draft.tiers],
+        "left": draft.left,
+        "tied": draft.tied,
+        "flagging": draft.flagging,
+        "flags": [numbers[flag] for flag in draft.flags if flag in numbers],
+        "own_flags": [visible(flag) for flag in draft.flags if flag not in numbers],
+        "ready": not isinstance(enter, Refusal),
+        "enter": _enter(draft, enter, language),
+    }
+
+
+def _enter(draft: Draft, enter: object, language: str) -> str:
+    if isinstance(enter, Refusal):
+        return say(f"refused.{enter.kind}", language, names=enter.names)
+    if not draft.tiers:
+        return say("enter.no order", language)
+    if len(draft.left) > 1:
+        return say("enter.best only" if len(draft.left) == draft.answers - 1 else "enter.partial", language)
+    return say("enter.whole", language)
+
+
+def progress_words(place: Place, annotator: str, language: str) -> Reply:
+    """The line that is always on the screen, and how full the bar is."""
+    now = progress(place, annotator)
+    goal = now.needed or now.prompts
+    parts = [say("progress.all", language, count=now.ranked_by_anyone, goal=goal)]
+    parts.append(say("progress.own", language, ranked=now.ranked, skipped=now.skipped))
+    if now.seconds_each is not None and now.seconds_left is not None:
+        each, left = duration(now.seconds_each), duration(now.seconds_left)
+        parts.append(say("progress.pace", language, each=each, left=left))
+    enough = now.needed > 0 and now.ranked_by_anyone >= now.needed
+    return {
+        "line": parts,
+        "share": min(1.0, now.ranked_by_anyone / goal) if goal else 0.0,
+        "enough": enough,
+        "left": now.prompts - now.ranked - now.skipped,
+        "skipped": now.skipped,
+        "next": _what_next(place, now, enough, language),
+    }
+
+
+def _what_next(place: Place, now: Progress, enough: bool, language: str) -> str:
+    if place.settings is None:
+        return ""
+    if not enough:
+        return say("next.more", language, more=now.needed - now.ranked_by_anyone)
+    return say("next.enough", language, command=place.next_command)
+
+
+def figures_words(found: Overview, place: Place, language: str) -> list[Reply]:
+    """Rows of what is known about the rankings: a name, a figure, what it means."""
+    return [
+        _enough(found, place, language),
+        _agreement(found, language),
+        *_own_agreement(found, language),
+        _position(found, language),
+        _length(found, language),
+        _row("flags", language, say("flags.figure", language, flagged=found.flagged, written=found.written)),
+        _accuracy(found, language),
+    ]
+
+
+def _row(key: str, language: str, figure: str, **values: object) -> Reply:
+    return {"name": say(f"{key}.name", language), "figure": figure, "means": say(f"{key}.means", language, **values)}
+
+
+def _enough(found: Overview, place: Place, language: str) -> Reply:
+    per_prompt = found.comparisons_per_prompt
+    more = math.ceil(max(0, GENERAL - found.comparisons) / per_prompt) if per_prompt else None
+    far = say("enough.far", language, more=more) if more else ""
+    reached = say("enough.reached", language) if found.comparisons >= GENERAL else far
+    figure = say("enough.figure", language, comparisons=found.comparisons, rankings=found.rankings)
+    return _row("enough", language, figure, needed=place.needed, general=GENERAL, far=reached)
+
+
+def _agreement(found: Overview, language: str) -> Reply:
+    if found.agreement is None:
+        return _row("agreement", language, "-")
+    alpha = "-" if found.alpha is None else f"{found.alpha:.2f}"
+    share = _percent(found.agreement.share)
+    return _row(
+        "agreement", language, say("agreement.figure", language, share=share, pairs=found.agreement.pairs, alpha=alpha)
+    )
+
+
+def _own_agreement(found: Overview, language: str) -> list[Reply]:
+    if found.consistency is None:
+        return []
+    share = _percent(found.consistency.share)
+    figure = say("consistency.figure", language, share=share, pairs=found.consistency.pairs)
+    return [_row("consistency", language, figure)]
+
+
+def _position(found: Overview, language: str) -> Reply:
+    if found.position is None:
+        return _row("position", language, "-", chance="-")
+    figure = say(
+        "position.figure", language, share=_percent(found.position.shown_first), rankings=found.position.rankings
+    )
+    return _row("position", language, figure, chance=_percent(found.position.expected))
+
+
+def _length(found: Overview, language: str) -> Reply:
+    if found.longer_preferred is None:
+        return _row("length", language, "-")
+    share = _percent(found.longer_preferred)
+    return _row("length", language, say("length.figure", language, share=share, pairs=found.uneven_comparisons))
+
+
+def _accuracy(found: Overview, language: str) -> Reply:
+    rows = [
+        say(
+            "accuracy.figure",
+            language,
+            prompts=one.prompts,
+            share=_percent(one.share),
+            low=_percent(one.low),
+            high=_percent(one.high),
+        )
+        for one in found.accuracies
+    ]
+    return _row("accuracy", language, "\n".join(rows) or "-")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

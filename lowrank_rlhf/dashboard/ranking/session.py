@@ -1,0 +1,225 @@
+"""What the ranking page asks and what it is told. The page draws; what a key does and what is kept is decided here.
+
+A half-made order lives in the browser alone, as the keys that made it, and comes along with every request: the server
+keeps nothing between two of them, so it may be killed and started again at any moment.
+"""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lowrank_rlhf.dashboard.ranking.screen import Reply, draft_words, figures_words, item_words, progress_words
+from lowrank_rlhf.dashboard.ranking.text import say, why_nothing
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preferences.labelling import (
+    LABELS,
+    Command,
+    Draft,
+    Refusal,
+    draft_of,
+    keys_of,
+    press,
+    ranking_of,
+    type_all,
+)
+from lowrank_rlhf.preferences.overview import overview
+from lowrank_rlhf.preferences.project import NothingToRank, Place, place_of
+from lowrank_rlhf.preferences.store import Item
+from lowrank_rlhf.run.records import Ranking
+
+Short = Annotated[str, Field(max_length=200)]
+
+
+class Badge(BaseModel):
+    """Who ranks in which run, signed when the page was opened, so that no request can speak for somebody else."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    run: Short
+    annotator: Short
+    signature: Short
+
+
+class Request(BaseModel):
+    """One step of an annotator, and what was on the screen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    do: Literal["open", "key", "arrange", "keep", "figures"]
+    badge: Badge
+    language: Literal["en", "zh"]
+    prompt_id: str | None = None
+    done: int = 0
+    keys: Annotated[list[Short], Field(max_length=1000)] = []
+    flags: Annotated[list[str], Field(max_length=50)] = []
+    """Flags that the ranking had when it was taken back."""
+    written: Annotated[str, Field(max_length=50_000)] = ""
+    key: Short = ""
+    tiers: list[list[int]] = []
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+def sign(secret: bytes, run: str, annotator: str) -> dict[str, str]:
+    """A badge for the page of this annotator."""
+    return {"run": run, "annotator": annotator, "signature": _signature(secret, run, annotator)}
+
+
+def _signature(secret: bytes, run: str, annotator: str) -> str:
+    return hmac.new(secret, json.dumps([run, annotator]).encode(), hashlib.sha256).hexdigest()
+
+
+def make_desk(runs: Path, secret: bytes) -> Callable[[Any], Reply]:
+    """The function that the page calls with each step."""
+
+    def rank(sent: Any) -> Reply:
+        try:
+            request = Request.model_validate(sent)
+        except ValidationError:
+            return {"error": "the page sent something that cannot be read; reload it"}
+        badge = request.badge
+        if not hmac.compare_digest(badge.signature, _signature(secret, badge.run, badge.annotator)):
+            return {"error": say("error.badge", request.language)}
+        try:
+            return Desk(place_of(run_folder(runs, badge.run)), request).answer()
+        except NothingToRank as error:
+            return {"error": why_nothing(error, request.language)}
+        except UserError as error:
+            return {"error": str(error)}
+
+    return rank
+
+
+def run_folder(runs: Path, name: str) -> Path:
+    """The folder of the run of that name. Raises `UserError` for a name that leads out of the runs' folder."""
+    if not name or name in (".", "..") or Path(name).name != name:
+        raise UserError(f"{name!r} is no run's name")
+    if not (runs / name).is_dir():
+        raise NothingToRank(f"{runs / name}: there is no such run", "no run")
+    return runs / name
+
+
+class Desk:
+    """One request at work."""
+
+    def __init__(self, place: Place, request: Request) -> None:
+        self._place, self._store, self._request = place, place.store, request
+        self._who, self._language = request.badge.annotator, request.language
+
+    def answer(self) -> Reply:
+        """What the page draws now."""
+        request = self._request
+        if request.do == "figures":
+            return {"figures": figures_words(overview(self._place), self._place, self._language)}
+        if request.do == "keep":
+            if request.prompt_id is not None:
+                self._store.keep(self._who, request.prompt_id, request.done)
+            return {}
+        if request.do == "open":
+            return self._open()
+        if request.prompt_id is None:
+            return self._nothing_on_the_screen()
+        item = self._store.item(self._who, request.prompt_id)
+        if item.done != request.done:  # ranked in another window meanwhile
+            return self._next(say("said.elsewhere", self._language))
+        draft = self._draft(item)
+        if request.do == "arrange":
+            return self._arranged(item)
+        return self._pressed(item, draft)
+
+    def _open(self) -> Reply:
+        """The item on the screen with its half-made order or better answer, or else the one that waits."""
+        request = self._request
+        begun = request.keys or request.flags or request.written.strip()
+        if request.prompt_id is not None and begun:
+            item = self._store.item(self._who, request.prompt_id)
+            if item.done == request.done:  # if somebody else has been given it meanwhile, both rankings count
+                self._store.keep(self._who, request.prompt_id, request.done)
+                return self._screen(item, self._draft(item), request.keys)
+        return self._screen(self._place.next_item(self._who))
+
+    def _draft(self, item: Item) -> Draft:
+        request = self._request
+        start = Draft(len(item.answers), flags=tuple(request.flags), may_stop=True, written=request.written)
+        try:
+            return type_all(start, request.keys)
+        except ValueError:
+            raise UserError(say("error.keys", self._language)) from None
+
+    def _arranged(self, item: Item) -> Reply:
+        """After cards were moved or clicked: the keys that would have made this order, after those that flag."""
+        request = self._request
+        named = [answer for tier in request.tiers for answer in tier]
+        if len(set(named)) != len(named) or not all(0 <= answer < len(item.answers) for answer in named):
+            raise UserError(say("error.keys", self._language))
+        flags = self._draft(item).flags
+        start = Draft(len(item.answers), flags=flags, may_stop=True, written=request.written)
+        keys = keys_of(tier for tier in request.tiers if tier)
+        return {"flags": list(flags)} | self._drawn(type_all(start, keys), keys)
+
+    def _pressed(self, item: Item, draft: Draft) -> Reply:
+        result = press(draft, self._request.key)
+        if isinstance(result, Refusal):
+            return self._drawn(draft, self._request.keys) | {"refused": self._why(result)}
+        if isinstance(result, Draft):
+            went_back = result == draft.before and len(self._request.keys) > 0 and self._request.key not in LABELS
+            keys = self._request.keys[:-1] if went_back else [*self._request.keys, self._request.key]
+            return self._drawn(result, keys)
+        match result:
+            case Command.SAVE:
+                ranking = ranking_of(draft, item, self._who, round(self._request.seconds, 1))
+                kept = self._store.save(ranking, item.done)
+                return self._next(say("said.saved" if kept else "said.elsewhere", self._language))
+            case Command.SKIP:
+                self._store.skip(self._who, item.prompt.id)
+                return self._next(say("said.skipped", self._language))
+            case Command.UNDO_SAVED if draft.written.strip():
+                return self._drawn(draft, self._request.keys) | {"refused": say("refused.written", self._language)}
+            case Command.UNDO_SAVED:
+                return self._undo(draft)
+        return self._drawn(draft, self._request.keys)
+
+    def _undo(self, draft: Draft | None) -> Reply:
+        step = self._store.undo(self._who)
+        if step is None:
+            refused = {"refused": say("refused.nothing to take back", self._language)}
+            return (self._drawn(draft, self._request.keys) if draft else self._screen(None)) | refused
+        back = self._store.item(self._who, step.prompt_id)
+        if not isinstance(step, Ranking):
+            return self._screen(back) | {"said": say("said.unskipped", self._language)}
+        old = draft_of(step, back, may_stop=True)
+        keys = keys_of(old.tiers)
+        return self._screen(back, old, keys) | {"said": say("said.taken back", self._language)}
+
+    def _nothing_on_the_screen(self) -> Reply:
+        if self._request.key.lower() in ("u", "\b"):
+            return self._undo(None)
+        if self._request.key.lower() == "s":
+            self._store.unskip(self._who)
+            return self._next(say("said.all unskipped", self._language))
+        return self._screen(None)
+
+    def _next(self, said: str) -> Reply:
+        return self._screen(self._place.next_item(self._who)) | {"said": said}
+
+    def _screen(self, item: Item | None, draft: Draft | None = None, keys: list[str] | None = None) -> Reply:
+        """A whole new screen: an item with its draft, and how far one is."""
+        if item and len(item.answers) > len(LABELS):
+            raise UserError(f"prompt {item.prompt.id!r} has {len(item.answers)} answers; keys are for {len(LABELS)}")
+        draft = draft or replace(Draft(len(item.answers) if item else 0), may_stop=True)
+        return {
+            "item": item_words(item) if item else None,
+            "flags": list(draft.flags) if not keys or keys is not self._request.keys else self._request.flags,
+            "written": draft.written,
+            "progress": progress_words(self._place, self._who, self._language),
+            **self._drawn(draft, keys or []),
+        }
+
+    def _drawn(self, draft: Draft, keys: list[str]) -> Reply:
+        return {"keys": keys, "draft": draft_words(draft, self._language)}
+
+    def _why(self, refusal: Refusal) -> str:
+        return say(f"refused.{refusal.kind}", self._language, names=refusal.names)

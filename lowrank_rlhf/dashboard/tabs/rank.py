@@ -1,0 +1,102 @@
+"""The ranking page as a Gradio component: people order a run's answers in the browser."""
+
+import getpass
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lowrank_rlhf.dashboard.ranking.session import make_desk, run_folder, sign
+from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, say, texts, why_nothing
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preferences.labelling import annotator_name
+from lowrank_rlhf.preferences.project import NothingToRank, place_of
+
+_STATIC = Path(__file__).parents[1] / "static"
+_QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+
+
+def build(
+    runs: Path,
+    run: Any,
+    language: Any,
+    annotator: str | None = None,
+    go_on: Callable[[str], str] | None = None,
+) -> gr.HTML:
+    """Puts the ranking page where it is called, inside a `gr.Blocks`.
+
+    Args:
+        runs: the folder that holds the runs.
+        run, language: components or states that hold a run's name and `en` or `zh`.
+        annotator: who ranks. Otherwise whoever has logged in or, where nobody logs in, a name that is asked for.
+        go_on: continues the run of that name and returns what to say; without it the page shows the command instead.
+    """
+    secret = secrets.token_bytes(32)
+    name = gr.Textbox(
+        value=annotator or _login(),
+        label=say("page.name", LANGUAGES[0]),
+        info=say("page.name.info", LANGUAGES[0]),
+        max_lines=1,
+        max_length=100,
+        visible=False,
+        elem_id="ranking-name",
+    )
+    who = gr.State(annotator or _login())
+    page = gr.HTML(
+        value=None,
+        html_template=(_STATIC / "ranking.html").read_text(encoding="utf-8"),
+        css_template=(_STATIC / "ranking.css").read_text(encoding="utf-8"),
+        js_on_load="\n".join(
+            (_STATIC / name).read_text(encoding="utf-8") for name in ("ranking_draw.js", "ranking.js")
+        ),
+        apply_default_css=False,
+        server_functions=[make_desk(runs, secret)],
+        elem_id="ranking",
+    )
+
+    def open_page(run_name: str | None, chosen: str, given: str, request: gr.Request) -> tuple[Any, Any]:
+        shown = chosen if chosen in LANGUAGES else LANGUAGES[0]
+        asked = annotator is None and not request.username
+        box = gr.update(label=say("page.name", shown), info=say("page.name.info", shown), visible=asked)
+        value = {"language": shown, "texts": texts(shown), "may_go_on": go_on is not None}
+        try:
+            person = annotator_name(annotator or request.username or given)
+            place_of(run_folder(runs, run_name or ""))
+        except UserError as error:
+            problem = why_nothing(error, shown) if isinstance(error, NothingToRank) else str(error)
+            return box, value | {"badge": {"run": "", "annotator": "", "signature": ""}, "problem": problem}
+        return box, value | {"badge": sign(secret, run_name or "", person)}
+
+    gr.on(None, open_page, [run, language, who], [name, page], **_QUIET)
+
+    def rename(run_name: str | None, before: str, given: str, request: gr.Request) -> str:
+        """The item that was opened under the name before waits for nobody any more."""
+        if given != before and not request.username:
+            with suppress(UserError):
+                place_of(run_folder(runs, run_name or "")).store.release(annotator_name(before))
+        return given
+
+    gr.on([name.submit, name.blur], rename, [run, who, name], who, **_QUIET)
+    if go_on is not None:
+        _continue_by(page, run, go_on)
+    return page
+
+
+def _continue_by(page: gr.HTML, run: Any, go_on: Callable[[str], str]) -> None:
+    def continue_run(name: str) -> None:
+        try:
+            gr.Info(go_on(name))
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    page.go_on(continue_run, run, None, **_QUIET)
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user without a name
+        return ""

@@ -1,0 +1,99 @@
+"""Answers as tables: the policy's from step to step, and beside SFT's once they were compared."""
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lowrank_rlhf.dashboard.text import html, t
+from lowrank_rlhf.reports.format import number
+from lowrank_rlhf.run.records import Sample
+
+_MOST_ROWS = 24
+_MOST_STEPS = 4
+_LINES_READ = 96
+Rows = Sequence[dict[str, Any]]
+
+
+def samples(run: Path, watched: Rows, evaluated: Rows, language: str) -> str:
+    """Tables in HTML; empty where the run has sampled nothing yet.
+
+    `watched` are the rows of the run's watched.jsonl, `evaluated` those of its eval.jsonl.
+    """
+    tables = []
+    if evaluated:
+        lead = t("samples.compared", language, shown=min(_MOST_ROWS, len(evaluated)), all=len(evaluated))
+        rows = [_compared(row, language) for row in evaluated[:_MOST_ROWS]]
+        tables.append(_table(lead, [t(f"samples.{name}", language) for name in ("prompt", "sft", "policy")], rows))
+    if watched:
+        tables.append(_by_step(watched, language))
+    if not tables and (rows := _sampled(run)):
+        tables.append(
+            _table(t("samples.sampled", language), [t(f"samples.{name}", language) for name in ("prompt", "sft")], rows)
+        )
+    return f"<h3>{html(t('samples.title', language))}</h3>{''.join(tables)}" if tables else ""
+
+
+def _table(lead: str, head: Sequence[str], rows: Sequence[str]) -> str:
+    cells = "".join(f"<th>{html(name)}</th>" for name in head)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f'<p class="soft">{html(lead)}</p>'
+        f'<table class="samples"><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>'
+    )
+
+
+def _by_step(watched: Rows, language: str) -> str:
+    """A row for each prompt: SFT's answer, and the policy's at the last evaluations of PPO."""
+    found = {(row["prompt_id"], row["step"]): row for row in watched}
+    steps = sorted({step for _, step in found})
+    steps = [*steps[:1], *steps[1:][-_MOST_STEPS:]]
+    names = [t("samples.sft" if step == 0 else "samples.step", language, step=step) for step in steps]
+    rows = []
+    for prompt in dict.fromkeys(row["prompt_id"] for row in watched):
+        shown = [found.get((prompt, step), {}) for step in steps]
+        asked = next(row["prompt"] for row in shown if row)
+        cells = (
+            _cell(name, row.get("answer"), f"{t('samples.score', language)} {number(row.get('score'))}")
+            for name, row in zip(names, shown, strict=True)
+        )
+        rows.append(_cell(t("samples.prompt", language), asked, "") + "".join(cells))
+    return _table(t("samples.by_step", language), [t("samples.prompt", language), *names], rows)
+
+
+def _compared(row: dict[str, Any], language: str) -> str:
+    cells = [_cell(t("samples.prompt", language), row.get("prompt"), "")]
+    for side in ("sft", "policy"):
+        score = number(row.get(f"score_{side}"))
+        judged = f" · {t('samples.judge', language)} {number(row[f'judge_{side}'])}" if f"judge_{side}" in row else ""
+        below = f"{t('samples.score', language)} {score}{judged}"
+        cells.append(_cell(t(f"samples.{side}", language), row.get(side), below))
+    return "".join(cells)
+
+
+def _cell(name: str, text: object, below: str) -> str:
+    under = f'<div class="soft">{html(below)}</div>' if below else ""
+    return f'<td data-name="{html(name)}"><div dir="auto">{html(text)}</div>{under}</td>'
+
+
+def _sampled(run: Path) -> list[str]:
+    """The first prompts' answers, from what the stages sample and rank left."""
+    prompts = {row["id"]: row["messages"][-1]["content"] for row in _rows(run / "prompts.jsonl")}
+    groups: dict[str, list[str]] = {}
+    for row in _rows(run / "samples.jsonl"):
+        sample = Sample.model_validate(row)
+        groups.setdefault(sample.prompt_id, []).append(sample.text)
+    return [
+        _cell("", prompts.get(prompt, prompt), "") + _cell("", "\n———\n".join(texts), "")
+        for prompt, texts in list(groups.items())[:_MOST_ROWS]
+    ]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The first rows of a file of the run; none where it is not there or not whole."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line in islice(file, _LINES_READ)]
+    except (OSError, ValueError):
+        return []

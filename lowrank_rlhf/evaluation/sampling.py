@@ -1,0 +1,107 @@
+"""Sampled answers as records: what sample, ppo and evaluate share."""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.generation import Response, sample_answers
+from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.run.directory import StepLog
+from lowrank_rlhf.run.progress import Bar
+from lowrank_rlhf.run.records import Prompt, Sample
+from lowrank_rlhf.session import Context
+
+
+class KeptAnswers:
+    """The answers of a stage that samples for long, on disk batch by batch, in the order in which they were sampled."""
+
+    def __init__(self, log: StepLog, stage: str, eos: int) -> None:
+        self._log, self._stage = log, stage
+        self.groups: list[list[Response]] = []
+        """To each prompt, those that have been sampled."""
+        for row in log.read(stage):
+            if row["step"] == len(self.groups):  # a line cut short by a kill was sampled again, and stands further on
+                self.groups += [
+                    [Response(tuple(tokens), tokens[-1] == eos) for tokens in group] for group in row["new"]
+                ]
+
+    def add(self, groups: list[list[Response]]) -> None:
+        """Keep a batch."""
+        new = [[list(response.tokens) for response in group] for group in groups]
+        self._log.append(self._stage, len(self.groups), new=new)
+        self.groups += groups
+
+
+def room_for_prompt(context: Context) -> int:
+    """Tokens that a prompt may have if the longest answer is to follow it."""
+    return context.config.model.max_length - context.config.sample.max_new_tokens
+
+
+def with_room(context: Context, prompts: Iterable[Prompt], most: int) -> list[Prompt]:
+    """The first so many that leave room for an answer."""
+    room = room_for_prompt(context)
+    return list(islice((prompt for prompt in prompts if len(context.base.encode_prompt(prompt)) <= room), most))
+
+
+def encode_prompts(context: Context, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of the prompts. Raises `UserError` naming one that leaves no room for an answer."""
+    room = room_for_prompt(context)
+    encoded = [context.base.encode_prompt(prompt) for prompt in prompts]
+    for prompt, tokens in zip(prompts, encoded, strict=True):
+        if len(tokens) > room:
+            raise UserError(
+                f"prompt {prompt.id} has {len(tokens)} tokens; "
+                f"model.max_length less sample.max_new_tokens leaves {room}"
+            )
+    return encoded
+
+
+def answer(
+    context: Context,
+    role: Role,
+    prompts: Sequence[Prompt],
+    *,
+    count: int = 1,
+    seed: int,
+    bar: Bar | None = None,
+    kept: KeptAnswers | None = None,
+) -> list[list[Sample]]:
+    """`count` answers of that role to each prompt, with the run's sampling settings.
+
+    With a `bar` it is shown, and a stop that was asked for is obeyed between batches. `kept` has what a call before
+    this one sampled, and gets what this one does.
+    """
+    config = context.config.sample
+
+    def on_batch(groups: list[list[Response]], **figures: float) -> None:
+        if kept:
+            kept.add(groups)
+        if bar:
+            bar.advance(count * len(groups), **figures)
+            context.stop.check("everything before this stage is saved")
+
+    responses = sample_answers(
+        context.roles,
+        role,
+        encode_prompts(context, prompts),
+        answers_per_prompt=count,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=seed,
+        batch_size=config.batch_size,
+        done=kept.groups if kept else (),
+        on_batch=on_batch,
+    )
+    return [
+        [
+            Sample(
+                id=f"{prompt.id}-{k}",
+                prompt_id=prompt.id,
+                text=context.base.decode(response.tokens),
+                finished=response.finished,
+                tokens=response.tokens,
+            )
+            for k, response in enumerate(answers)
+        ]
+        for prompt, answers in zip(prompts, responses, strict=True)
+    ]

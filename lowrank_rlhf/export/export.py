@@ -1,0 +1,297 @@
+"""What a run learnt, as folders that others load: adapters, a merged 16-bit model, or the reward model."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.errors import CannotFit, Stopped, UserError
+from lowrank_rlhf.evaluation.sampling import encode_prompts, with_room
+from lowrank_rlhf.export.model_card import Exported, model_card, without_folders
+from lowrank_rlhf.export.usage_snippets import adapters_usage, merged_usage, reward_usage, scale_of
+from lowrank_rlhf.reports.format import Table
+from lowrank_rlhf.run import fault_points
+from lowrank_rlhf.run.directory import RunDir, read_record, write_json_atomic
+from lowrank_rlhf.run.files import new_folder
+from lowrank_rlhf.run.progress import Bar, memory
+from lowrank_rlhf.run.records import Prompt, Sample, read_jsonl
+from lowrank_rlhf.session import Context
+
+if TYPE_CHECKING:
+    from lowrank_rlhf.export.merged_model import Difference, Plan
+
+ADAPTERS = ("policy", "sft", "reward", "critic")
+PROMPTS, TOKENS = 16, 32
+"""The difference to the run's own output is measured on so many of the run's prompts, answers cut to so many tokens."""
+_ROOM = 64 * 2**20  # for tokenizer and card
+_NO_PROMPT = "no prompt leaves room for an answer of sample.max_new_tokens in model.max_length"
+
+
+def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, Any]:
+    """Copy the PEFT folders that the run has, with a card. Raises `UserError` where it has none."""
+    found = [name for name in ADAPTERS if run_dir.artifact(f"adapters/{name}").is_dir()]
+    if not found:
+        raise UserError(f"{run_dir.path}: no adapters yet; `run` makes the first in stage sft")
+    sources = [run_dir.artifact(f"adapters/{name}") for name in found]
+    with _export_to(folder, sum(path.stat().st_size for source in sources for path in source.rglob("*"))) as out:
+        for source in sources:
+            _refuse_links(source)
+            shutil.copytree(source, out / source.name, copy_function=shutil.copyfile)
+            fault_points.point(f"export: {source.name} copied")
+            _name_base_without_folders(out / source.name / "adapter_config.json")
+        layers = (read_record(out / "reward" / "reward.json") or {}).get("layers")
+        usage = adapters_usage(folder.name, found, config.model, layers)
+        return _finish(run_dir, config, out, Exported("adapters", folder.name, usage, found)) | {"adapters": found}
+
+
+def export_merged(context: Context, role: str, dtype: str, folder: Path) -> dict[str, Any]:
+    """The base with that role's adapter (`policy` or `sft`) merged in, as a transformers folder with a card.
+
+    Raises `UserError` where the run has no such adapter, `CannotFit` where the disk is too small.
+    """
+    from lowrank_rlhf.export.merged_model import DTYPES, plan_merged, write_generation_config
+    from lowrank_rlhf.models.adapters import fill_role
+    from lowrank_rlhf.models.roles import Role
+
+    adapter = _adapter(context.run_dir, role)
+    _check_target(folder)
+    roles = context.roles
+    fill_role(roles, Role.POLICY, adapter)
+    plan = plan_merged(roles.base, DTYPES[dtype])
+    with _export_to(folder, plan.size) as out:
+        _write(context, Role.POLICY, plan, out)
+        write_generation_config(roles.base, context.config.sample, out)
+        (out / "Modelfile").write_text(_modelfile(context), encoding="utf-8")
+        measured, unmeasured = _difference(context, plan, out)
+        usage, table = merged_usage(folder.name, dtype), _difference_table(measured)
+        exported = Exported("merged", folder.name, usage, (role,), role, dtype, table, unmeasured)
+        summary = {"role": role, "dtype": dtype, "difference": asdict(measured) if measured else None}
+        return _finish(context.run_dir, context.config, out, exported) | summary | {"unmeasured": unmeasured}
+
+
+def export_reward(context: Context, dtype: str, folder: Path) -> dict[str, Any]:
+    """The reward model as a sequence classifier with one label, with a card.
+
+    With pooling `mean` the weights are right and the class's own output is not the score: it can read the last token
+    only. It is exported all the same, for the card holds the few lines that read it right, and a refusal would leave
+    the weights in a form that only this package reads.
+    """
+    from lowrank_rlhf.export.merged_model import DTYPES, plan_reward
+    from lowrank_rlhf.models.roles import Role
+    from lowrank_rlhf.models.storage import load_role
+    from lowrank_rlhf.training.reward_data import about_reward
+
+    adapter = _adapter(context.run_dir, "reward")
+    about = about_reward(adapter)
+    _check_target(folder)
+    load_role(context.roles, Role.REWARD, adapter)
+    settings = {key: about[key] for key in ("pooling", "score_mean", "score_std")}
+    plan = plan_reward(context.roles, DTYPES[dtype], settings)
+    with _export_to(folder, plan.size) as out:
+        _write(context, Role.REWARD, plan, out)
+        measured = _score_difference(context, settings, out)
+        table, unmeasured = (_score_table(*measured), None) if measured else (None, _NO_PROMPT)
+        eos = context.base.tokenizer.convert_ids_to_tokens(context.base.eos)
+        usage = reward_usage(folder.name, settings | {"eos": eos, "scale_of": scale_of(context.config, about)})
+        exported = Exported("reward", folder.name, usage, ("reward",), None, dtype, table, unmeasured)
+        summary = {"dtype": dtype, **settings, "layers": context.roles.head_layers}
+        summary |= {"max_score_difference": measured[0] if measured else None, "unmeasured": unmeasured}
+        return _finish(context.run_dir, context.config, out, exported) | summary
+
+
+def export_prompts(context: Context, folder: Path) -> dict[str, Any]:
+    """The run's prompts as `train.parquet` and `held-out.parquet`, in the columns that verl asks for; no card.
+
+    OpenRLHF reads `prompt` alone. Nothing says which answer is right: a reward model does.
+    """
+    import pyarrow.parquet
+
+    data = without_folders(context.config.data.prompts)
+    splits = dict(zip(("train", "held-out"), context.prompts, strict=True))
+    with _export_to(folder, 0) as out:
+        for split, prompts in splits.items():
+            if not prompts:  # `data.held_out` may be 0
+                continue
+            rows = [
+                {
+                    "data_source": data,
+                    "prompt": [message.model_dump() for message in prompt.messages],
+                    "ability": "chat",
+                    "reward_model": {"style": "model", "ground_truth": ""},
+                    "extra_info": {"split": split, "index": index, "id": prompt.id},
+                }
+                for index, prompt in enumerate(prompts)
+            ]
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out / f"{split}.parquet")
+            fault_points.point(f"export: {split}.parquet written")
+        return _written(out, "prompts") | {"prompts": {split: len(prompts) for split, prompts in splits.items()}}
+
+
+def _modelfile(context: Context) -> str:
+    from lowrank_rlhf.export.ollama import modelfile
+    from lowrank_rlhf.sources.chat_template import render
+
+    base, tokenizer = context.base, context.base.tokenizer
+    eos = str(tokenizer.convert_ids_to_tokens(base.eos))
+    return modelfile(partial(render, tokenizer), tokenizer.bos_token, eos, context.config)
+
+
+def _adapter(run_dir: RunDir, name: str) -> Path:
+    path = run_dir.artifact(f"adapters/{name}")
+    if path.is_dir():
+        return path
+    there = [other for other in ADAPTERS if run_dir.artifact(f"adapters/{other}").is_dir()]
+    raise UserError(f"{run_dir.path}: no adapter `{name}` yet; it has {', '.join(there) or 'none'}. `run` goes on")
+
+
+def _refuse_links(folder: Path) -> None:
+    """An export is given away: a link in somebody else's run could put any file of this machine into it."""
+    links = [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]
+    if links:
+        raise UserError(f"{links[0]}: is a link, and only the run's own files are exported; put a copy in its place")
+
+
+def _check_target(folder: Path) -> None:
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{folder}: exists already and is not empty; nothing is overwritten: name another folder")
+
+
+@contextmanager
+def _export_to(folder: Path, size: int) -> Iterator[Path]:
+    """A new folder for `size` bytes of weights: whole at the end, or not there at all."""
+    _check_target(folder)
+    existing = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < size + _ROOM:
+        raise CannotFit(f"{folder}: needs {memory(size + _ROOM)} of disk, and {memory(free)} are free there")
+    try:
+        with new_folder(folder) as out:
+            yield out
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+
+
+def _write(context: Context, role: Any, plan: "Plan", out: Path) -> None:
+    from lowrank_rlhf.export.merged_model import write_model
+
+    with context.progress.track("export", len(plan.tensors), "tensors") as bar:
+        write_model(context.roles, role, plan, out, lambda: _advance(context, bar))
+
+
+def _advance(context: Context, bar: Bar) -> None:
+    bar.advance()
+    if context.stop.requested:
+        raise Stopped("Stopped as asked; nothing of the export was kept.")
+
+
+def _difference(context: Context, plan: "Plan", out: Path) -> tuple["Difference | None", str | None]:
+    """How far the folder's output is from the run's, or why that was not measured."""
+    from lowrank_rlhf.export.merged_model import difference, free_memory, role_logprobs
+    from lowrank_rlhf.models.generation import sample_answers
+    from lowrank_rlhf.models.roles import Role
+
+    base, sampling = context.base, context.config.sample
+    needed, free = plan.size * base.compute_dtype.itemsize // 2, free_memory(base.device)
+    if needed > free:
+        return None, f"loading the model again takes {memory(needed)} of memory, and {memory(free)} are free here"
+    if not (chosen := _prompts(context)):
+        return None, _NO_PROMPT
+    context.progress.say("measuring the difference to the run's own output")
+    prompts = encode_prompts(context, chosen)
+    answers = sample_answers(
+        context.roles,
+        Role.POLICY,
+        prompts,
+        max_new_tokens=min(TOKENS, sampling.max_new_tokens),
+        temperature=sampling.temperature,
+        seed=context.seed("export"),
+        batch_size=sampling.batch_size,
+    )
+    responses = [response for (response,) in answers]
+    expected = role_logprobs(context.roles, Role.POLICY, prompts, responses)
+    return difference(expected, out, prompts, responses, base), None
+
+
+def _prompts(context: Context) -> Sequence[Prompt]:
+    """Real prompts, with room for an answer: of those that the run ranked answers to, else of its data.
+
+    Those of a data set of comparisons may have none: its answers are read and not sampled.
+    """
+    path = context.run_dir.artifact("prompts.jsonl")
+    return with_room(context, read_jsonl(path, Prompt) if path.is_file() else context.prompts[0], PROMPTS)
+
+
+def _score_difference(context: Context, settings: Mapping[str, Any], out: Path) -> tuple[float, int] | None:
+    """Largest absolute gap of normalised scores between folder and run, and on how many ranked answers, if any."""
+    from lowrank_rlhf.evaluation.compare import scored
+    from lowrank_rlhf.export.merged_model import classifier_scores
+    from lowrank_rlhf.training.rollout import RewardScale
+
+    scale = RewardScale(settings["pooling"], settings["score_mean"], settings["score_std"])
+    if not (prompts := _prompts(context)):
+        return None
+    encoded, most = encode_prompts(context, prompts), context.config.model.max_length
+    samples = {sample.prompt_id: sample for sample in read_jsonl(context.run_dir.artifact("answers.jsonl"), Sample)}
+    answers = [samples[prompt.id] for prompt in prompts]
+    tokens = [sample.tokens or tuple(context.base.encode_response(sample.text)) for sample in answers]
+    tokens = [of[: most - len(before)] for of, before in zip(tokens, encoded, strict=True)]  # as the reward stage does
+    answers = [sample.model_copy(update={"tokens": of}) for sample, of in zip(answers, tokens, strict=True)]
+    ours = scored(context, prompts, answers, scale)
+    theirs = classifier_scores(out, encoded, tokens, scale.pooling, context.base)
+    return max(abs(a - (b - scale.mean) / scale.std) for a, b in zip(ours, theirs, strict=True)), len(answers)
+
+
+def _score_table(gap: float, answers: int) -> Table:
+    return Table(
+        "Against the run's own scores",
+        "What rounding to 16 bits changed, in deviations of the run's scores.",
+        ("figure", "value"),
+        (("largest difference", f"{gap:.2g}"), ("answers", str(answers))),
+    )
+
+
+def _difference_table(measured: "Difference | None") -> Table | None:
+    if measured is None:
+        return None
+    rows = (
+        ("log-probability of a token, largest difference", f"{measured.max_logprob:.3g} nats"),
+        ("log-probability of a token, mean difference", f"{measured.mean_logprob:.3g} nats"),
+        ("KL divergence per token", f"{measured.kl_per_token:.3g} nats"),
+        ("same most probable token", f"{100 * measured.same_best:.1f} %"),
+    )
+    lead = (
+        f"The merged weights are rounded to 16 bits. Against the quantised base with the adapter beside it, on "
+        f"{measured.tokens} sampled tokens of answers to {measured.prompts} prompts, both computed in "
+        f"{measured.computed_in}"
+        + (":" if measured.computed_in == "float32" else ", whose own rounding is in these figures too:")
+    )
+    return Table("Against the run's own output", lead, ("figure", "value"), rows)
+
+
+def _finish(run_dir: RunDir, config: Config, out: Path, exported: Exported) -> dict[str, Any]:
+    """Write the card; what every summary says."""
+    (out / "README.md").write_text(model_card(run_dir, config, exported), encoding="utf-8")
+    fault_points.point("export: card written")
+    return _written(out, exported.what)
+
+
+def _written(out: Path, what: str) -> dict[str, Any]:
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    return {
+        "what": what,
+        "bytes": sum(path.stat().st_size for path in files),
+        "files": [path.relative_to(out).as_posix() for path in files],
+    }
+
+
+def _name_base_without_folders(path: Path) -> None:
+    """A copied adapter names its base; the folders above it are nobody else's business."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    source = config.get("base_model_name_or_path")
+    if isinstance(source, str) and without_folders(source) != source:
+        write_json_atomic(path, config | {"base_model_name_or_path": without_folders(source)})

@@ -1,0 +1,113 @@
+"""What the result of a stage depends on, and in what two of these differ. Imports no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lowrank_rlhf import stages
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.length_filter import room_for_prompts
+from lowrank_rlhf.data.readers.hub import SCHEME
+from lowrank_rlhf.data.run_data import read_commits
+from lowrank_rlhf.evaluation.run_judges import followed_judge
+from lowrank_rlhf.run.directory import RunDir, sha256
+from lowrank_rlhf.sources.fetch import model_identity
+from lowrank_rlhf.stages import Stage
+
+Fingerprint = dict[str, dict[str, Any]]
+
+# Settings that name files outside the run: what these hold counts as much as their names.
+_OUTSIDE = ("data.prompts", "sft.adapter", "rank.dataset")
+# Beside the settings of the model: what its files hold, as far as they are on this machine.
+_MODEL_FILES = "model files"
+# What a stage reads of other sections, under some settings only.
+_ROOM = "room for a prompt (model.max_length less sample.max_new_tokens)"
+_FOLLOWED = "evaluate.second_judge, which ppo follows"
+# Marks of older versions lack these: what is not known is not different.
+_NOT_ALWAYS_KNOWN = (_MODEL_FILES, _ROOM, _FOLLOWED)
+
+
+def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerprint:
+    """What the stage's result depends on: its settings under dotted keys, and its inputs' hashes or commits."""
+    settings: dict[str, Any] = {}
+    for key in stage.settings:
+        settings |= _flat(key, _setting(config, key))
+    settings |= _of_other_sections(stage, config)
+    return {"settings": {key: settings[key] for key in settings if key not in stages.PACE}, "inputs": inputs}
+
+
+def current_fingerprint(stage: Stage, config: Config, run_dir: RunDir) -> Fingerprint:
+    """The fingerprint that the stage would have if it were made now, from what lies in the run's folder."""
+    found = fingerprint(stage, config, _inputs(stage, config, run_dir))
+    if "model" in stage.settings:
+        found["settings"][_MODEL_FILES] = model_identity(config.model)
+    return found
+
+
+def differences(old: Fingerprint, new: Fingerprint, finished: bool = False) -> tuple[str, ...]:
+    """One line for each setting and input in which two fingerprints differ.
+
+    For a `finished` stage the judge that PPO's curves follow is none: no weight depends on it.
+
+    A setting that the old one lacks, made by a version that did not know it, had the value that is its default now.
+    A data set of the hub whose commit one of them does not know is no difference.
+    """
+    before, after, defaults = old["settings"], new["settings"], Config.defaults()
+    lines = [
+        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
+        for key in before | after
+        if before.get(key, defaults.get(key)) != after.get(key)  # as numbers, so that 32 is 32.0
+        and not (key in _NOT_ALWAYS_KNOWN and None in (before.get(key), after.get(key)))
+        and not (key == _FOLLOWED and finished)
+    ]
+    before, after = old["inputs"], new["inputs"]
+    for name in before | after:
+        not_known = name.startswith(SCHEME) and not (name in before and name in after)
+        if before.get(name) != after.get(name) and not not_known:
+            how = "is gone" if name not in after else "is new" if name not in before else "has changed"
+            lines.append(f"{name} {how}")
+    return tuple(lines)
+
+
+def _of_other_sections(stage: Stage, config: Config) -> dict[str, Any]:
+    """Which demonstrations are too long follows from the answers' length; and without a judge that ranked, PPO's
+    evaluations follow the second one."""
+    found: dict[str, Any] = {}
+    if stage.name == "sft" and config.sft.source == "train" and config.data.skip_too_long:
+        found[_ROOM] = room_for_prompts(config)
+    if stage.name == "ppo" and config.rank.source != "judge":
+        found[_FOLLOWED] = followed_judge(config) or "none"
+    return found
+
+
+def _inputs(stage: Stage, config: Config, run_dir: RunDir) -> dict[str, str]:
+    outside, commits = {}, read_commits(run_dir)
+    for key in _OUTSIDE:
+        named = _setting(config, key)
+        if not named or not any(key == own or key.startswith(f"{own}.") for own in stage.settings):
+            continue
+        if named in commits:
+            outside[named] = commits[named]
+        elif Path(named).exists():
+            outside[named] = sha256(Path(named))
+    return run_dir.hashes(stage.reads) | outside
+
+
+def _setting(config: Config, key: str) -> Any:
+    value: Any = config.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _flat(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    return {inner: leaf for name, item in value.items() for inner, leaf in _flat(f"{key}.{name}", item).items()}
+
+
+def _shown(settings: dict[str, Any], key: str) -> str:
+    if key not in settings:
+        return "(not set)"
+    text = json.dumps(settings[key], ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

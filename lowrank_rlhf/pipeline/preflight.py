@@ -1,0 +1,92 @@
+"""What is wrong with a valid config on this machine, told before a run. Imports no torch of its own."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lowrank_rlhf.config.messages import Key
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.prompts import resolve
+from lowrank_rlhf.data.readers.sources import check_source
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preferences.judges.loading import ENDPOINT, load_judge
+from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run.tracking import tracking_problem
+from lowrank_rlhf.sources.model_shape import find_shape, layer_problems
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def problems(config: Config) -> list[tuple[Key, str]]:
+    """Keys and sentences: data, adapters and a tracker that are not there, judges that cannot be loaded, and layers
+    that the model has not, if it is here.
+
+    A user's judge is imported for that, as the run would; no data is read.
+    """
+    tracker = tracking_problem(config)
+    return [
+        *_data_problems(config),
+        *_adapter_problems(config),
+        *_judge_problems(config),
+        *_layer_problems(config),
+        *_sharing_problems(config),
+        *([(("tracking",), tracker)] if tracker else []),
+    ]
+
+
+def _data_problems(config: Config) -> Iterator[tuple[Key, str]]:
+    sources: dict[Key, str | None] = {
+        ("data", "prompts"): config.data.prompts,
+        ("rank", "dataset"): config.rank.dataset,
+    }
+    for key, source in sources.items():
+        try:
+            if source:
+                check_source(resolve(source) if key == ("data", "prompts") else source)
+        except UserError as error:
+            yield key, str(error)
+
+
+def _adapter_problems(config: Config) -> Iterator[tuple[Key, str]]:
+    if config.sft.adapter is None or "sft" not in config.stages:
+        return
+    folder = Path(config.sft.adapter)
+    if not os.path.isdir(folder):
+        yield ("sft", "adapter"), f"{folder}: there is no such folder; relative paths start at {Path.cwd()}"
+    elif missing := [name for name in ADAPTER_FILES if not os.path.isfile(folder / name)]:
+        yield (
+            ("sft", "adapter"),
+            f"{folder}: no {missing[0]} there; an adapter is a folder that PEFT wrote, in safetensors",
+        )
+
+
+def _judge_problems(config: Config) -> list[tuple[Key, str]]:
+    judges: dict[Key, str | None] = {}
+    if config.rank.source == "judge" and {"rank", "ppo", "evaluate"} & set(config.stages):
+        judges["rank", "judge"] = config.rank.judge
+    if "evaluate" in config.stages or (config.rank.source != "judge" and "ppo" in config.stages):
+        judges["evaluate", "second_judge"] = config.evaluate.second_judge
+    found = []
+    for key, judge in judges.items():
+        if judge and judge != ENDPOINT:
+            try:
+                load_judge(judge)
+            except UserError as error:
+                found.append((key, str(error)))
+    return found
+
+
+def _sharing_problems(config: Config) -> Iterator[tuple[Key, str]]:
+    count, size = distributed.started(), config.sft.batch_size
+    if size % count and "sft" in config.stages and config.sft.source == "train":
+        yield ("sft", "batch_size"), f"{size} rows cannot be dealt out evenly to {count} processes; take a multiple"
+    if count > 1 and config.model.memory == "auto":
+        yield ("model", "memory"), "auto chooses for one process; take as_set and the numbers that `plan` tells"
+
+
+def _layer_problems(config: Config) -> list[tuple[Key, str]]:
+    with contextlib.suppress(UserError):  # a source that is not there is told by whatever needs the model
+        if shape := find_shape(config.model):
+            return [*layer_problems(config.lora, config.reward.layers, shape.layers)]
+    return []

@@ -1,0 +1,157 @@
+"""How far annotators agree, whether position or length decided for them, and how they work."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from itertools import combinations, pairwise
+from math import comb
+from statistics import median
+from typing import NamedTuple
+
+from lowrank_rlhf.preferences.expand import compare
+from lowrank_rlhf.run.records import Ranking, Sample
+
+
+class PositionBias(NamedTuple):
+    """Share of rankings whose single best answer had been shown first, the share that chance would give, and how many
+    rankings could tell."""
+
+    shown_first: float
+    expected: float
+    rankings: int
+
+
+class SameOrder(NamedTuple):
+    """Share of the pairs of answers that both of two rankings order alike, out of `pairs` that both order."""
+
+    share: float
+    pairs: int
+
+
+class Figures(NamedTuple):
+    """What some rankings have in common; None where none of them can tell."""
+
+    rankings: int
+    median_seconds: float | None
+    tied_pairs: float | None
+    """Share of the pairs of ranked answers that are tied."""
+    flagged: int
+    position: PositionBias | None
+    longer_preferred: float | None
+    uneven_comparisons: int
+    """Comparisons of answers with different lengths, from which `longer_preferred` is."""
+
+
+def krippendorff_alpha(rankings: Iterable[Ranking]) -> float | None:
+    """Krippendorff's nominal alpha (2011, "Computing Krippendorff's alpha-reliability") of pairwise judgements.
+
+    The units are pairs of answers to one prompt, the values -1, 0 (tie) and 1. Which answer of a pair counts as the
+    first is arbitrary, so each pair is entered both ways round: alpha does not depend on how ids sort. Of several
+    rankings of a prompt by one annotator the last counts. 1 is full agreement, 0 is chance; None if no pair was judged
+    by two annotators or if all of them are ties.
+    """
+    latest = {(ranking.annotator, ranking.prompt_id): ranking for ranking in rankings}
+    judgements: defaultdict[tuple[str, str, str], Counter[int]] = defaultdict(Counter)
+    for ranking in latest.values():
+        tier_of = {answer: index for index, tier in enumerate(ranking.tiers) for answer in tier}
+        for first, second in combinations(tier_of, 2):
+            verdict = (tier_of[first] < tier_of[second]) - (tier_of[first] > tier_of[second])
+            if ranking.partial and not verdict and tier_of[first] == len(ranking.tiers) - 1:
+                continue  # left out together, and so not compared
+            judgements[ranking.prompt_id, first, second][verdict] += 1
+            judgements[ranking.prompt_id, second, first][-verdict] += 1
+    counts = [[unit[-1], unit[0], unit[1]] for unit in judgements.values() if unit.total() > 1]
+    if not any(worse or better for worse, _, better in counts):
+        return None
+    import krippendorff  # pulls in numpy and takes half a second: only when needed
+
+    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
+
+
+def same_order(rankings: Iterable[Ranking]) -> SameOrder | None:
+    """How far annotators order the same two answers alike; None if no two have ordered the same ones.
+
+    Each two annotators of a prompt count once, and ties are left out (InstructGPT, section 3.4: 72.6 %). Of several
+    rankings of a prompt by one annotator the last counts.
+    """
+    latest = {(ranking.annotator, ranking.prompt_id): ranking for ranking in rankings}
+    by_prompt = defaultdict(list)
+    for ranking in latest.values():
+        by_prompt[ranking.prompt_id].append(ranking)
+    return _same_order(two for group in by_prompt.values() for two in combinations(group, 2))
+
+
+def consistency(rankings: Iterable[Ranking]) -> SameOrder | None:
+    """How far annotators who were given a prompt again order its answers as before; None if nobody was.
+
+    `rankings`: all that were not taken back, oldest first.
+    """
+    history = defaultdict(list)
+    for ranking in rankings:
+        history[ranking.annotator, ranking.prompt_id].append(ranking)
+    return _same_order(two for passes in history.values() for two in pairwise(passes))
+
+
+def _same_order(twos: Iterable[tuple[Ranking, Ranking]]) -> SameOrder | None:
+    same = pairs = 0
+    for first, second in twos:
+        one, other = ({(pair.chosen, pair.rejected) for pair in compare(ranking)} for ranking in (first, second))
+        same += len(one & other)
+        pairs += len(one & (other | {(worse, better) for better, worse in other}))
+    return SameOrder(share=same / pairs, pairs=pairs) if pairs else None
+
+
+def position_bias(rankings: Iterable[Ranking]) -> PositionBias | None:
+    """How often the single best answer stood first on the screen, against 1/K; None if no ranking can tell."""
+    clear = [ranking for ranking in rankings if ranking.shown and ranking.tiers and len(ranking.tiers[0]) == 1]
+    if not clear:
+        return None
+    return PositionBias(
+        shown_first=sum(ranking.tiers[0][0] == ranking.shown[0] for ranking in clear) / len(clear),
+        expected=sum(1 / len(ranking.shown) for ranking in clear) / len(clear),
+        rankings=len(clear),
+    )
+
+
+def length_bias(rankings: Iterable[Ranking], samples: Iterable[Sample]) -> float | None:
+    """Share of comparisons won by the answer with more characters, equal lengths left out; None if there are none."""
+    won = _longer_won(rankings, samples)
+    return sum(won) / len(won) if won else None
+
+
+def figures(rankings: Iterable[Ranking], samples: Iterable[Sample]) -> Figures:
+    """Pace, ties, flags and biases of rankings of these samples."""
+    rankings = list(rankings)
+    seconds = [ranking.seconds for ranking in rankings if ranking.seconds is not None]
+    tied = sum(comb(len(tier), 2) for ranking in rankings for tier in ranking.named_tiers)
+    pairs = tied + sum(len(compare(ranking)) for ranking in rankings)
+    won = _longer_won(rankings, samples)
+    return Figures(
+        rankings=len(rankings),
+        median_seconds=median(seconds) if seconds else None,
+        tied_pairs=tied / pairs if pairs else None,
+        flagged=sum(bool(ranking.flags) for ranking in rankings),
+        position=position_bias(rankings),
+        longer_preferred=sum(won) / len(won) if won else None,
+        uneven_comparisons=len(won),
+    )
+
+
+def alpha_in_words(alpha: float | None) -> str:
+    """What an alpha means. The bounds .800 and .667 are Krippendorff's (2004, "Content Analysis", section 11.4)."""
+    if alpha is None:
+        return "not known: no two annotators have judged the same pair of answers, or they only tied them"
+    if alpha >= 0.8:
+        return "good: the annotators are interchangeable"
+    if alpha >= 0.667:
+        return "fair: enough for tentative conclusions"
+    if alpha >= 0.2:
+        return "weak: tastes differ, or the instructions leave room; more annotators per prompt help"
+    if alpha > -0.1:
+        return "none: hardly better than chance"
+    return "opposite: the annotators contradict each other; ask whether one has the order upside down"
+
+
+def _longer_won(rankings: Iterable[Ranking], samples: Iterable[Sample]) -> list[bool]:
+    length = {sample.id: len(sample.text) for sample in samples}
+    pairs = [(length[pair.chosen], length[pair.rejected]) for ranking in rankings for pair in compare(ranking)]
+    return [chosen > rejected for chosen, rejected in pairs if chosen != rejected]

@@ -1,0 +1,46 @@
+"""From scores to a ranking, and from a ranking to pairwise comparisons."""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+from lowrank_rlhf.run.records import Comparison, Ranking, Sample
+
+
+def ranking_from_scores(
+    prompt_id: str,
+    samples: Sequence[Sample],
+    scores: Sequence[float],
+    annotator: str,
+    tie_margin: float = 0.0,
+    shown: Sequence[str] = (),
+) -> Ranking:
+    """Orders the answers by score, highest first; the order in which they are given makes no difference.
+
+    A tier holds all answers within `tie_margin` of its best one (not of each other's neighbours, so that a chain of
+    small steps does not become one big tie). Raises `ValueError` if there is not one score for each sample.
+    """
+    ordered = sorted(zip(scores, samples, strict=True), key=lambda pair: (-pair[0], pair[1].id))
+    tiers: list[list[str]] = []
+    tier_best = float("inf")
+    for score, sample in ordered:
+        if not tiers or tier_best - score > tie_margin:
+            tiers.append([])
+            tier_best = score
+        tiers[-1].append(sample.id)
+    return Ranking(prompt_id=prompt_id, tiers=tuple(map(tuple, tiers)), annotator=annotator, shown=tuple(shown))
+
+
+def compare(ranking: Ranking) -> list[Comparison]:
+    """Every strictly ordered pair of the ranking's answers (InstructGPT, section 3.5); ties give none."""
+    return [
+        Comparison(
+            prompt_id=ranking.prompt_id,
+            chosen=chosen,
+            rejected=rejected,
+            annotator=ranking.annotator,
+            tier_gap=worse - better,
+        )
+        for (better, better_tier), (worse, worse_tier) in combinations(enumerate(ranking.tiers), 2)
+        for chosen in better_tier
+        for rejected in worse_tier
+    ]

@@ -1,0 +1,124 @@
+"""Judges: programs that score the answers to a prompt in a person's place."""
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol
+
+from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preferences.judges.builtin import BUILT_IN, Scores
+from lowrank_rlhf.run.records import Prompt, Sample
+
+ENDPOINT = "endpoint"
+"""The name in a config of the judge in `endpoint.py`; it needs the settings of `rank.endpoint` as well."""
+
+
+class Steps(NamedTuple):
+    """How much work the answers to a prompt are, and how much of it an earlier process left done."""
+
+    total: int
+    done: int
+
+
+def unwatched(_count: int = 1, **_figures: float) -> None:
+    """In the place of a bar's `advance`, where nobody looks."""
+
+
+class Judge(Protocol):
+    """What ranks and evaluates answers."""
+
+    @property
+    def name(self) -> str:
+        """Recorded as the annotator."""
+
+    @property
+    def absolute(self) -> bool:
+        """True if a score means the same in every call; False if only scores from one call compare."""
+
+    @property
+    def unit(self) -> str:
+        """What a step is called in a progress bar."""
+
+    def steps(self, prompt: Prompt, samples: Sequence[Sample]) -> Steps:
+        """The steps that `score` will take."""
+
+    def score(self, prompt: Prompt, samples: Sequence[Sample], advance: Callable[..., None] = unwatched) -> list[float]:
+        """One finite score for each answer, higher is better; `advance` is a bar's. Raises `UserError`."""
+
+    def summary(self) -> dict[str, float]:
+        """Figures about the judge itself, over all its calls so far."""
+
+
+@dataclass(frozen=True)
+class LocalJudge:
+    """A built-in judge or a user's function. Its scores are taken as absolute, and checked."""
+
+    name: str
+    function: Scores
+    absolute: ClassVar[bool] = True
+    unit: ClassVar[str] = "prompts"
+
+    def steps(self, _prompt: Prompt, _samples: Sequence[Sample]) -> Steps:
+        """One for each call."""
+        return Steps(1, 0)
+
+    def score(self, prompt: Prompt, samples: Sequence[Sample], advance: Callable[..., None] = unwatched) -> list[float]:
+        """What the function says. Raises `UserError` that names judge and prompt if these are no scores."""
+        where = f"judge {self.name!r}, prompt {prompt.id!r}"
+        try:
+            scores = [float(score) for score in self.function(prompt, samples)]
+        except Exception as error:  # a user's function may do anything
+            raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+        if len(scores) != len(samples):
+            raise UserError(f"{where}: {len(scores)} scores for {len(samples)} answers")
+        if not all(map(math.isfinite, scores)):
+            raise UserError(f"{where}: a score is not a finite number: {scores}")
+        advance(1)
+        return scores
+
+    def summary(self) -> dict[str, float]:
+        """Nothing: a function has no figures of its own."""
+        return {}
+
+
+def load_judge(name: str) -> LocalJudge:
+    """The built-in judge of that name, or a user's `module:function`.
+
+    A user's function takes the prompt's text (the whole conversation where there are several turns) and a list of
+    answer texts, and returns a number for each answer; its module may lie in the current folder. Raises `UserError` if
+    there is no such judge.
+    """
+    if name in BUILT_IN:
+        return LocalJudge(name, BUILT_IN[name])
+    if ":" not in name:
+        names = (*BUILT_IN, ENDPOINT)
+        raise UserError(
+            f"no judge is called {name!r}; choose {', '.join(names)}, or a function of yours as `module:function`."
+            f"{suggestion(name, names)}"
+        )
+    function = _import_function(name)
+    return LocalJudge(name, lambda prompt, samples: function(prompt.conversation, [sample.text for sample in samples]))
+
+
+def _import_function(name: str) -> Callable[[str, list[str]], list[float]]:
+    module_name, _, function_name = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # at the end: a file named like one of our libraries must not hide it
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise UserError(
+            f"judge {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error})"
+            f"; looked in {here} and among the installed packages"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        problem = "has no function" if function is None else "does not define as a function"
+        raise UserError(f"judge {name!r}: {module_name} {problem} {function_name!r}")
+    return function

@@ -1,0 +1,123 @@
+"""How far the ranking has come: pace, time left, agreement, biases, and what the reward model made of it so far."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from lowrank_rlhf.preferences.agreement import (
+    PositionBias,
+    SameOrder,
+    consistency,
+    figures,
+    krippendorff_alpha,
+    same_order,
+)
+from lowrank_rlhf.preferences.expand import compare
+from lowrank_rlhf.preferences.project import Place
+
+GENERAL = 2000
+"""Comparisons below which a general reward model is near chance (Gao et al. 2022, "Scaling laws for reward model
+overoptimization", arXiv 2210.10760, section 3.4)."""
+PACE_OF = 20
+"""The pace is that of so many latest rankings."""
+
+
+class Progress(NamedTuple):
+    """What one annotator sees all the time. Counts are of prompts, but for `rankings`; `seconds_left` is until there
+    are enough, or until nothing is left; None while there is no pace yet."""
+
+    prompts: int
+    needed: int
+    ranked_by_anyone: int
+    ranked: int
+    skipped: int
+    seconds_each: float | None
+    seconds_left: float | None
+
+
+class Accuracy(NamedTuple):
+    """What a reward model that learnt from so many ranked prompts got right of held-out comparisons."""
+
+    prompts: int
+    share: float
+    low: float
+    high: float
+
+
+class Overview(NamedTuple):
+    """What is known about all rankings together; None where nothing can tell."""
+
+    annotators: int
+    rankings: int
+    comparisons: int
+    comparisons_per_prompt: float | None
+    alpha: float | None
+    agreement: SameOrder | None
+    consistency: SameOrder | None
+    position: PositionBias | None
+    longer_preferred: float | None
+    uneven_comparisons: int
+    tied_pairs: float | None
+    written: int
+    flagged: int
+    accuracies: tuple[Accuracy, ...]
+
+
+def progress(place: Place, annotator: str) -> Progress:
+    """How far this annotator and everybody together have come."""
+    standing, needed = place.store.standing(annotator), place.needed
+    seconds = [one.seconds for one in place.store.rankings() if one.annotator == annotator and one.seconds is not None]
+    each = median(seconds[-PACE_OF:]) if seconds else None
+    left = max(0, needed - standing.ranked_by_anyone) or standing.prompts - standing.ranked - standing.skipped
+    return Progress(
+        prompts=standing.prompts,
+        needed=needed,
+        ranked_by_anyone=standing.ranked_by_anyone,
+        ranked=standing.ranked,
+        skipped=standing.skipped,
+        seconds_each=each,
+        seconds_left=None if each is None else each * left,
+    )
+
+
+def overview(place: Place) -> Overview:
+    """Everything that the rankings of a place say about themselves."""
+    contents = place.store.contents()
+    current = contents.current()
+    found = figures(current, contents.answers)
+    pairs = [(ranking.prompt_id, len(compare(ranking))) for ranking in current]
+    informative = {prompt for prompt, count in pairs if count}
+    total = sum(count for _, count in pairs)
+    return Overview(
+        annotators=len({ranking.annotator for ranking in current}),
+        rankings=len(current),
+        comparisons=total,
+        comparisons_per_prompt=total / len(informative) if informative else None,
+        alpha=krippendorff_alpha(current),
+        agreement=same_order(current),
+        consistency=consistency(verdict.ranking for verdict in contents.verdicts if not verdict.withdrawn),
+        position=found.position,
+        longer_preferred=found.longer_preferred,
+        uneven_comparisons=found.uneven_comparisons,
+        tied_pairs=found.tied_pairs,
+        written=sum(ranking.written is not None for ranking in current),
+        flagged=found.flagged,
+        accuracies=accuracies(place.folder),
+    )
+
+
+def accuracies(run: Path) -> tuple[Accuracy, ...]:
+    """Held-out accuracy of each reward model that this run has trained, in the order in which it did.
+
+    From the run's `events.jsonl`, which keeps them over `--redo`; none where there is no such file.
+    """
+    found = []
+    with suppress(FileNotFoundError):
+        for line in (run / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # a line that a crash cut short, or of another kind
+                row = json.loads(line)
+                if row["kind"] == "measured" and row["stage"] == "reward":
+                    found.append(Accuracy(int(row["prompts"]), float(row["accuracy"]), *map(float, row["interval"])))
+    return tuple(found)

@@ -1,0 +1,89 @@
+"""Checkpoints of a stage: whole or not there, checked by their hashes, the last two kept."""
+
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from lowrank_rlhf.run import fault_points
+from lowrank_rlhf.run.directory import SCHEMA, read_record
+from lowrank_rlhf.run.files import file_names, sha256, sync, sync_folder, write_json_atomic
+
+_MANIFEST = "manifest.json"
+_KEPT = 2
+"""One to go on from, and one for the day on which the disk has damaged that."""
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder, make it `step-000050` of `folder` in one rename, and delete all but the last two."""
+    temporary = folder / ".checkpoint"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    fault_points.point("checkpoint: filled")
+    sync(temporary)
+    names = file_names(temporary)
+    write_json_atomic(
+        temporary / _MANIFEST,
+        {
+            "schema": SCHEMA,
+            "step": step,
+            "files": {name: sha256(temporary / name) for name in names},
+            "bytes": {name: (temporary / name).stat().st_size for name in names},
+        },
+    )
+    target = folder / f"step-{step:06d}"
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(temporary, target)
+    fault_points.point("checkpoint: renamed")
+    sync_folder(folder)
+    for _, path in sorted(_checkpoints(folder))[:-_KEPT]:
+        shutil.rmtree(path)
+        fault_points.point("checkpoint: an older one deleted")
+
+
+def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
+    """Step and folder of the newest whole checkpoint; damaged ones are set aside with a warning that says what is."""
+    for step, path in sorted(_checkpoints(folder), reverse=True):
+        damage = _damage(path)
+        if not damage:
+            return step, path
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+        warnings.warn(
+            f"checkpoint {path} is damaged and was set aside as {aside.name}: {'; '.join(damage)}. "
+            "The stage goes on from the one before it, or from its beginning",
+            stacklevel=2,
+        )
+    return None
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return [(int(match[1]), path) for path in paths if (match := _STEP.fullmatch(path.name))]
+
+
+def _damage(checkpoint: Path) -> list[str]:
+    """What of a checkpoint is not as it was written, file by file; nothing if it is whole."""
+    manifest = read_record(checkpoint / _MANIFEST) or {}
+    files, sizes = manifest.get("files"), manifest.get("bytes", {})  # an earlier version noted no sizes
+    if not isinstance(files, dict):
+        return [f"{_MANIFEST} is missing or cut short"]
+    return [fault for name, digest in files.items() if (fault := _fault(checkpoint / name, name, digest, sizes))]
+
+
+def _fault(path: Path, name: str, digest: str, sizes: dict[str, int]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != sizes.get(name, size):
+            return f"{name} is {size} bytes instead of {sizes[name]}"
+        return None if sha256(path) == digest else f"{name} has another sha256 than when it was written"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"

@@ -1,0 +1,255 @@
+"""A run's folder on disk: outputs that appear whole or not at all, done-marks and logs.
+
+Every step here may be killed at any instant: what is declared finished is on disk, and the rest is made again.
+"""
+
+import json
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, FiniteFloat, ValidationError
+
+from lowrank_rlhf.errors import RunLocked, UserError
+from lowrank_rlhf.run import fault_points
+from lowrank_rlhf.run.files import append_line, now, read_json, sha256, sync, sync_folder, write_atomic
+from lowrank_rlhf.run.files import write_json_atomic as write_json_atomic
+
+SCHEMA = 1
+"""Of a run's folder as a whole, in its env.json, and of each JSON file in it (decision 0014)."""
+_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+
+
+class _Fingerprint(BaseModel):
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+
+class Begun(BaseModel):
+    """What is noted when a stage begins; a mark says more."""
+
+    fingerprint: _Fingerprint
+    seconds: FiniteFloat
+
+
+class _Mark(Begun):
+    summary: dict[str, Any]
+
+
+class _Plan(BaseModel):
+    writes: list[str]
+    mark: _Mark
+
+
+class RunDir:
+    """The folder of one run. Outputs come in through `finish`; a stage is done when its mark is there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = StepLog(path / "metrics.jsonl")
+        """Figures over the steps of all stages."""
+        self.watched = StepLog(path / "watched.jsonl")
+        """The policy's answers to a few held-out prompts at each evaluation of PPO."""
+
+    def open(self, config_text: str) -> None:
+        """Create the folder and record the config and the software it runs on."""
+        write_atomic(self.path / "config.yaml", config_text)
+        write_json_atomic(self.path / "env.json", _environment())
+
+    def check_version(self) -> None:
+        """Raise `UserError` for a run of a newer version of this package, whose files may mean something else."""
+        read_record(self.path / "env.json")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run. Raises `RunLocked` if another process does; a dead one's lock is gone with it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be made a run's folder: {error.strerror}") from None
+        holder = self.path / "run.lock.json"
+        lock = FileLock(self.path / "run.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunLocked(_held(self.path, holder)) from None
+        try:
+            write_json_atomic(holder, {"schema": SCHEMA, "pid": os.getpid(), "since": now()})
+            yield
+        finally:
+            with suppress(OSError):  # a disk become read-only: the name stays, and says nothing without the lock
+                holder.unlink(missing_ok=True)
+            lock.release()
+
+    def artifact(self, name: str) -> Path:
+        """Where the output of that name stands once its stage is done."""
+        return self.path / name
+
+    def work_path(self, stage: str) -> Path:
+        """The stage's work folder, which need not exist."""
+        return self.path / "work" / stage
+
+    def work(self, stage: str) -> Path:
+        """The stage's work folder, created."""
+        path = self.work_path(stage)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        """The stage's done-mark, if it is done. Raises `UserError` for a newer version's and for a damaged one."""
+        return read_record(self._mark(stage), _Mark)
+
+    def finish(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
+        """Move the outputs from the work folder into the run and mark the stage done.
+
+        From the moment that `finish.json` is written the stage counts as made, and `recover` can do the rest.
+        """
+        work = self.work(stage)
+        missing = [name for name in writes if not (work / name).exists()]
+        if missing:
+            raise RuntimeError(f"stage {stage} did not write {', '.join(missing)} into {work}")
+        for name in writes:
+            sync(work / name)
+        fault_points.point(f"{stage}: outputs on disk")
+        write_json_atomic(work / "finish.json", {"schema": SCHEMA, "writes": list(writes), "mark": mark})
+        self._complete(stage, writes, mark)
+
+    def recover(self) -> list[str]:
+        """Complete what a killed `finish` or `discard` left half done; the stages that it finished."""
+        plans = {path.parent.name: read_record(path, _Plan) for path in sorted(self.path.glob("work/*/finish.json"))}
+        for stage, plan in plans.items():
+            if plan:
+                self._complete(stage, plan["writes"], plan["mark"])
+        self._empty_trash()
+        return list(plans)
+
+    def discard(self, stage: str, writes: Sequence[str]) -> None:
+        """Forget the stage: its mark, its outputs, its work and its rows in the logs."""
+        self._mark(stage).unlink(missing_ok=True)  # first: outputs without a mark count for nothing
+        fault_points.point(f"{stage}: mark removed")
+        for path in (self.work_path(stage), *map(self.artifact, writes)):
+            self._put_away(path)
+            fault_points.point(f"{stage}: {path.name} put away")
+        for log in (self.metrics, self.watched):
+            log.truncate(stage, -1)
+        self._empty_trash()
+
+    def hashes(self, names: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of those of the run's files and folders that exist."""
+        return {name: sha256(self.artifact(name)) for name in names if self.artifact(name).exists()}
+
+    def event(self, kind: str, **details: Any) -> None:
+        """Note in events.jsonl that something happened."""
+        append_line(self.path / "events.jsonl", {"time": now(), "kind": kind, **details})
+
+    def _mark(self, stage: str) -> Path:
+        return self.path / "done" / f"{stage}.json"
+
+    def _complete(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
+        work = self.work_path(stage)
+        for name in writes:
+            if (work / name).exists():  # otherwise it was moved before the kill
+                self._put_away(self.artifact(name))  # a folder cannot be renamed over another
+                self.artifact(name).parent.mkdir(parents=True, exist_ok=True)
+                fault_points.point(f"{name}: before it moves")
+                os.replace(work / name, self.artifact(name))
+                fault_points.point(f"{name}: moved")
+                sync_folder(self.artifact(name).parent)
+        write_json_atomic(self._mark(stage), mark)
+        self._put_away(work)
+        fault_points.point(f"{stage}: work put away")
+        self._empty_trash()
+
+    def _put_away(self, path: Path) -> None:
+        """Make a file or folder vanish in one step; `_empty_trash` takes the time to delete it."""
+        if path.exists():
+            os.replace(path, self.work(".trash") / uuid.uuid4().hex)
+
+    def _empty_trash(self) -> None:
+        shutil.rmtree(self.work_path(".trash"), ignore_errors=True)
+
+
+def read_record(path: Path, form: type[BaseModel] | None = None) -> dict[str, Any] | None:
+    """What a run keeps in a JSON file; None if it is missing or was cut short.
+
+    Raises `UserError` for a newer version's, and for one that has not the `form`. Those without a `schema` are of the
+    first.
+    """
+    found = read_json(path)
+    schema = (found or {}).get("schema", SCHEMA)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise UserError(f"{path}: written by a newer version of lowrank_rlhf (schema {schema}); update lowrank_rlhf")
+    if found is not None and form:
+        try:
+            form.model_validate(found)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise UserError(
+                f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}. It was changed by hand or damaged; put "
+                "it back as it was, or delete it: what it tells of is made again"
+            ) from None
+    return found
+
+
+class StepLog:
+    """What belongs to a step of a stage: one JSON object per line, readable while it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.also: Callable[[str, int, dict[str, Any]], None] | None = None  # told of each row that was added
+
+    def append(self, stage: str, step: int, **row: Any) -> None:
+        """Add a row; NaN and infinities become null."""
+        append_line(self.path, {"stage": stage, "step": step, **row})
+        if self.also:
+            self.also(stage, step, row)
+
+    def read(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
+        """The rows, of one stage or of all; a line that is none, as a crash leaves it, is passed over."""
+        for _, row in self._lines():
+            if stage is None or row["stage"] == stage:
+                yield row
+
+    def truncate(self, stage: str, step: int) -> None:
+        """Drop the stage's rows after a step, so that going on from its checkpoint repeats none."""
+        if self.path.exists():
+            kept = [line for line, row in self._lines() if row["stage"] != stage or row["step"] <= step]
+            write_atomic(self.path, "".join(f"{line}\n" for line in kept))
+
+    def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        for line in text.split("\n"):
+            with suppress(json.JSONDecodeError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int) and "stage" in row:
+                    yield line, row
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _held(run: Path, holder: Path) -> str:
+    by = read_json(holder)
+    who = f"process {by.get('pid')} holds it since {by.get('since')}" if by else "another process holds it"
+    return f"{run} is in use: {who}. Wait until it ends, or stop it; it saves its work on SIGTERM."

@@ -1,0 +1,218 @@
+"""What a person watching a run sees, and how they stop it."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import rich.progress
+from rich.console import Console
+
+from lowrank_rlhf.errors import Stopped, visible
+from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run.memory_usage import memory_in_use_bytes
+
+_SECONDS_BETWEEN_LINES = 5.0
+_ONCE_MORE = b" Once more stops at once."
+
+
+Later = Callable[[float], float | None]
+"""Seconds that the stages after this one will take, from the seconds that this one takes."""
+
+
+class Bar:
+    """Counts one task's units. `advance` also takes the figures to show beside the count.
+
+    `later` tells the time of what comes after the task, for the whole run's time to go.
+    """
+
+    def __init__(
+        self, name: str, total: int, unit: str, done: int, clock: Callable[[], float], later: Later | None = None
+    ) -> None:
+        self.name, self.total, self.unit, self.count = name, total, unit, done
+        self._later = later
+        self._before, self._clock, self._started = done, clock, clock()
+        self._figures: dict[str, float] = {}
+        self.on_change: Callable[[], None] = lambda: None
+
+    def advance(self, count: int = 1, **figures: float) -> None:
+        """`count` more units are done; a figure called `tokens_per_second` is shown as `340 tokens/s`."""
+        self.count += count
+        self._figures.update(figures)
+        self.on_change()
+
+    def details(self) -> str:
+        """Figures, time to go (and the whole run's) and memory: `340 tokens/s  ETA 0:21 (run 3:05)  1.2 GiB`."""
+        shown = [figure(name, value) for name, value in self._figures.items()]
+        return "  ".join([*shown, *self._eta(), memory(memory_in_use_bytes())])
+
+    def line(self) -> str:
+        """The whole state in one line of text."""
+        width = len(str(self.total))
+        share = 100 * self.count // max(self.total, 1)
+        return f"{self.name:<8} {self.count:>{width}}/{self.total} {self.unit}  {share:>3}%  {self.details()}"
+
+    def _eta(self) -> list[str]:
+        fresh = self.count - self._before  # what an earlier process did says nothing about this one's pace
+        left = self.total - self.count
+        if fresh <= 0 or left <= 0:
+            return []
+        pace = (self._clock() - self._started) / fresh
+        later = self._later(pace * self.total) if self._later else None
+        return [f"ETA {duration(pace * left)}" + (f" (run {duration(pace * left + later)})" if later else "")]
+
+
+class Progress:
+    """Bars in a terminal; plain lines, few of them, anywhere else."""
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console or Console()
+        self._clock = clock
+        self._started = clock()
+        self._later: Later | None = None
+        self._live = self._console.is_terminal
+
+    @classmethod
+    def silent(cls) -> Self:
+        """Shows nothing: for tests."""
+        return cls(Console(quiet=True, force_terminal=False))
+
+    def __enter__(self) -> Self:
+        self._started = self._clock()
+        self._bars = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}", markup=False),
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[unit]}  {task.fields[details]}", markup=False),
+            console=self._console,
+            disable=not self._live,
+        )
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line. Text of data files may be in it: it steers no terminal."""
+        self._console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+
+    def stage(
+        self,
+        index: int,
+        count: int,
+        name: str,
+        does: str,
+        eta_seconds: float | None = None,
+        later: Later | None = None,
+    ) -> None:
+        """Print a stage's heading: `[3/6] rank: rank the answers, best to worst  (1:02 so far)`.
+
+        `later` is for the bars of this stage.
+        """
+        self._later = later
+        times = f"{duration(self._clock() - self._started)} so far"
+        if eta_seconds is not None:
+            times += f", about {duration(eta_seconds)} to go"
+        self.say(f"[{index}/{count}] {name}: {does}  ({times})")
+
+    @contextmanager
+    def track(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+        """Show a task of `total` units, of which `done` were done before; its last state stays as a line."""
+        bar = Bar(name, total, unit, done, self._clock, self._later)
+        with self._as_bar(bar) if self._live else self._as_lines(bar):
+            yield bar
+
+    @contextmanager
+    def _as_bar(self, bar: Bar) -> Iterator[None]:
+        fields: dict[str, Any] = {"unit": bar.unit, "details": bar.details()}
+        task = self._bars.add_task(bar.name, total=bar.total, completed=bar.count, **fields)
+        bar.on_change = lambda: self._bars.update(task, completed=bar.count, details=bar.details())
+        try:
+            yield
+        finally:
+            self._bars.remove_task(task)
+            self._bars.refresh()
+            self.say(bar.line())
+
+    @contextmanager
+    def _as_lines(self, bar: Bar) -> Iterator[None]:
+        shown_at, shown_count = -_SECONDS_BETWEEN_LINES, -1
+
+        def show(at_least: float) -> None:
+            nonlocal shown_at, shown_count
+            if self._clock() - shown_at >= at_least and bar.count != shown_count:
+                shown_at, shown_count = self._clock(), bar.count
+                self.say(bar.line())
+
+        show(0)
+        bar.on_change = lambda: show(_SECONDS_BETWEEN_LINES)
+        try:
+            yield
+        finally:
+            show(0)
+
+
+class StopRequest:
+    """Turns the first Ctrl-C or SIGTERM into `requested`, so that work ends where it can be saved.
+
+    The second one raises KeyboardInterrupt at once. Every forward of the model polls (`Context.roles`): what is heavier
+    than that must not go on for long. Handlers can only be set in the main thread; elsewhere this
+    is a flag that anyone may set. Where several processes share the work they end together, at their next meeting.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self, saved: str) -> None:
+        """Raises `Stopped` if a stop was requested; `saved` says what is safe: "step 50 is saved"."""
+        if self.requested and distributed.free_to_stop():
+            raise Stopped(f"Stopped as asked; {saved}. The same command goes on from there.")
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's signature
+        several = distributed.started() > 1  # the launcher sends a second signal by itself
+        if self.requested and not several:
+            raise KeyboardInterrupt
+        # A print here could break into another print; a write to the descriptor cannot.
+        if not self.requested and distributed.is_main():
+            os.write(2, b"\nStopping where the work can be saved." + (b"" if several else _ONCE_MORE) + b"\n")
+        self.requested = True
+
+
+def duration(seconds: float) -> str:
+    """`0:21`, `12:05` or `1:02:33`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def memory(count: float) -> str:
+    """`1.2 GiB`, or `86 MiB`."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def figure(name: str, value: float) -> str:
+    """`340 tokens/s` for a rate, `kl 0.31` for anything else; three digits at least where there are as many."""
+    digits = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    label = name.replace("_", " ")
+    if label.endswith(" per second"):
+        return f"{digits} {label.removesuffix(' per second')}/s"
+    return f"{label} {digits}"

@@ -1,0 +1,101 @@
+"""The figures of metrics.jsonl sent on, step by step, to a tracker that the config names; by default to none.
+
+A tracker is a package of the user's own: nothing here imports one unless it is asked for.
+"""
+
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.directory import StepLog
+
+Send = Callable[[str, int, dict[str, float]], None]
+"""Stage, step, and the step's figures by name."""
+
+
+def tracking_problem(config: Config) -> str | None:
+    """What stands in the way of the tracker that the config names: its package is not installed."""
+    if config.tracking == "none":
+        return None
+    try:
+        version(config.tracking)  # not find_spec: wandb leaves a folder `wandb` behind, which would pass for it
+    except PackageNotFoundError:
+        return f"{config.tracking} is not installed: pip install {config.tracking}, or none"
+    return None
+
+
+@contextmanager
+def tracked(config: Config, log: StepLog, folder: Path) -> Iterator[None]:
+    """Inside the block each row of the log goes to the tracker too.
+
+    Raises `UserError` where it is not installed or does not begin. One that fails later is let go with a warning: it
+    must not cost the run, whose figures are in the log all the same.
+    """
+    if config.tracking == "none":
+        yield
+        return
+    if problem := tracking_problem(config):
+        raise UserError(f"tracking: {problem}")
+    begin = _tensorboard if config.tracking == "tensorboard" else _session
+    try:
+        send, end = begin(config, folder)
+    except Exception as error:  # whatever the package raises: no login, no server, a full disk
+        raise UserError(f"tracking: {config.tracking} does not begin ({error}); mend that, or tracking=none") from None
+    log.also = lambda stage, step, row: _sent(send, log, stage, step, row)
+    try:
+        yield
+    finally:
+        log.also = None
+        _ended(end)
+
+
+def _sent(send: Send, log: StepLog, stage: str, step: int, row: dict[str, Any]) -> None:
+    figures = {
+        name: float(value)
+        for name, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+    try:
+        send(stage, step, figures)
+    except Exception as error:  # as above
+        log.also = None
+        warnings.warn(f"the tracker failed and is left alone from here on: {error}", stacklevel=2)
+
+
+def _ended(end: Callable[[], None]) -> None:
+    try:
+        end()
+    except Exception as error:  # as above
+        warnings.warn(f"the tracker failed at its end, and may lack the last figures: {error}", stacklevel=2)
+
+
+def _tensorboard(_config: Config, folder: Path) -> tuple[Send, Callable[[], None]]:
+    """Event files in the run's folder: `tensorboard --logdir runs` shows all runs."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def send(stage: str, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(f"{stage}/{name}", value, step)
+
+    return send, writer.close
+
+
+def _session(config: Config, _folder: Path) -> tuple[Send, Callable[[], None]]:
+    """wandb, and trackio, which has the same calls. Where they send to is their own setting."""
+    tracker = importlib.import_module(config.tracking)
+    tracker.init(project="lowrank_rlhf", name=config.name, config=config.model_dump(mode="json"))
+
+    def send(stage: str, step: int, figures: dict[str, float]) -> None:
+        # The step as a figure: each stage counts from 1, and these packages know one count for a run.
+        tracker.log({f"{stage}/step": step} | {f"{stage}/{name}": value for name, value in figures.items()})
+
+    return send, tracker.finish

@@ -1,0 +1,105 @@
+"""Whether a folder holds a model that can be a base, told from its files before any weight is read."""
+
+from pathlib import Path
+from typing import Any
+
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.files import read_json
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_CONVERT = (
+    "Convert them once, where you trust them: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW), and the "
+    "same with AutoTokenizer, both of transformers; then name the folder NEW"
+)
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def check_folder(folder: Path, source: str) -> None:
+    """Raise `UserError` where config, weights or tokenizer are missing, damaged or pickled."""
+    where = f"model.source: {source}"
+    _config(folder, where)
+    for name in _weight_files(folder, where):
+        _check_weights(folder, name, where)
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise UserError(f"{where}: no tokenizer there ({', '.join(_TOKENIZERS)}); copy the model's own into the folder")
+
+
+def _config(folder: Path, where: str) -> dict[str, Any]:
+    path = folder / "config.json"
+    if path.is_file():
+        config = read_json(path)
+        if config is None:
+            raise UserError(f"{where}: {path} is not a JSON object; fetch the model again")
+        return config
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{where}: that is an adapter; name its base model here, and the adapter as sft.adapter")
+    ggufs = sorted(folder.glob("*.gguf"))
+    if ggufs:
+        raise UserError(f"{where}: a folder of GGUF files; name one of them: {ggufs[0]}")
+    raise UserError(
+        f"{where}: no config.json there; a model is a folder with config.json, weights in safetensors and a tokenizer, "
+        "as save_pretrained of transformers writes it"
+    )
+
+
+def check_architecture(folder: Path, source: str) -> None:
+    """Raise `UserError` where the folder's model is no causal language model, or none that transformers knows."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, __version__
+
+    where = f"model.source: {source}"
+    config = _config(folder, where)
+    kind, named = str(config.get("model_type")), config.get("architectures") or []
+    shown = ", ".join(map(str, named)) or kind
+    if kind not in CONFIG_MAPPING:
+        if "auto_map" in config:
+            raise UserError(
+                f"{where}: {shown} brings Python code of its own, which is never run here (trust_remote_code is off); "
+                "choose a model of a family that transformers knows"
+            )
+        raise UserError(f"{where}: transformers {__version__} knows no model type {kind}; a newer version may")
+    if config.get("is_encoder_decoder"):
+        raise UserError(
+            f"{where}: {shown} is an encoder-decoder; only decoders (causal language models) can serve here"
+        )
+    embedding = (folder / "modules.json").is_file()
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[kind], None)
+    if embedding or causal is None or (named and causal.__name__ not in named):
+        raise UserError(
+            f"{where}: {shown} is {'an embedding model' if embedding else 'no causal language model'}; "
+            "it cannot write answers; choose one whose architecture ends in ForCausalLM"
+        )
+
+
+def _weight_files(folder: Path, where: str) -> list[str]:
+    if (folder / INDEX).is_file():
+        shards = (read_json(folder / INDEX) or {}).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise UserError(f"{where}: {folder / INDEX} is damaged; fetch the model again")
+        names = sorted(set(map(str, shards.values())))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise UserError(f"{where}: {folder / INDEX} names {outside[0]}, which is not in the folder; fetch it again")
+        return names
+    if not (folder / WEIGHTS).is_file():
+        pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        if pickled:
+            raise UserError(
+                f"{where}: holds its weights only as a pickle ({pickled[0]}), which can run code when it is read and "
+                f"is never loaded here. {_CONVERT}"
+            )
+    return [WEIGHTS]
+
+
+def _check_weights(folder: Path, name: str, where: str) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / name, framework="numpy"):
+            pass  # opening compares the header with the file's size
+    except FileNotFoundError:
+        raise UserError(
+            f"{where}: no {name} in {folder}; fetch the model again, or take one whose weights are in safetensors: "
+            "pickles (.bin), which can run code when they are read, are never fetched"
+        ) from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{where}: {folder / name} is damaged or cut short ({error}); fetch the model again") from None

@@ -1,0 +1,60 @@
+"""The package's cache folder, and in it checksums of large files: none is read twice while it stays the same."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+from lowrank_rlhf.run.files import read_json, write_json_atomic
+from lowrank_rlhf.run.progress import Progress
+
+_READ_BY_TRANSFORMERS = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+_CHUNK = 1 << 22
+_LARGE = 1 << 30
+_known: dict[tuple[str, int, int], str] = {}
+
+
+def cache_folder() -> Path:
+    """Where converted models lie: `$LOWRANK_RLHF_CACHE`, or `~/.cache/lowrank_rlhf`."""
+    return Path(os.environ.get("LOWRANK_RLHF_CACHE") or Path.home() / ".cache" / "lowrank_rlhf").expanduser()
+
+
+def file_checksum(path: Path, progress: Progress | None = None) -> str:
+    """sha256 of a file; of one that kept its name, size and time of change since it was last asked for, from memory."""
+    absolute, about = str(path.absolute()), path.stat()
+    key = (absolute, about.st_size, about.st_mtime_ns)
+    if key not in _known:
+        note = cache_folder() / "checksums" / f"{hashlib.sha256(absolute.encode()).hexdigest()[:16]}.json"
+        noted = read_json(note) or {}
+        if (noted.get("path"), noted.get("size"), noted.get("mtime_ns")) == key:
+            _known[key] = str(noted["sha256"])
+        else:
+            _known[key] = _read(path, about.st_size, progress)
+            with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+                values = zip(("path", "size", "mtime_ns"), key, strict=True)
+                write_json_atomic(note, {**dict(values), "sha256": _known[key]})
+    return _known[key]
+
+
+def folder_checksum(folder: Path, progress: Progress | None = None) -> str:
+    """sha256 over names and checksums of the files that transformers reads; a README or a licence may change."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in _READ_BY_TRANSFORMERS and path.is_file())
+    return files_checksum(files, progress)
+
+
+def files_checksum(files: Iterable[Path], progress: Progress | None = None) -> str:
+    """sha256 over names and checksums of files, in their order."""
+    listing = "".join(f"{path.name}\0{file_checksum(path, progress)}\n" for path in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _read(path: Path, size: int, progress: Progress | None) -> str:
+    digest = hashlib.sha256()
+    shown = progress.track("checksum", size >> 20, "MiB") if progress and size > _LARGE else nullcontext()
+    with path.open("rb") as file, shown as bar:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            if bar:
+                bar.advance(len(chunk) >> 20)
+    return digest.hexdigest()

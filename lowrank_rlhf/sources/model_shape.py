@@ -1,0 +1,180 @@
+"""A model's shape, read without loading it: from config.json, or from the header of a GGUF file. Imports no torch."""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowrank_rlhf.config.schema import LoraConfig, ModelConfig
+from lowrank_rlhf.run.files import read_json
+from lowrank_rlhf.sources.fetch import local_model
+
+NF4_BITS = 4 + 0.127
+"""Per weight, with the doubly quantised scale of each 64 of them (QLoRA, Dettmers et al. 2023, section 3)."""
+_BYTES = {"F32": 4, "float32": 4, "BF16": 2, "F16": 2, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory and time follow from; counts of numbers, not of bytes."""
+
+    architecture: str
+    layers: int
+    hidden: int
+    mlp: int
+    query: int
+    """Width of all query heads together."""
+    key_value: int
+    """Width of all key heads together, and of all value heads."""
+    vocabulary: int
+    tied: bool
+    """The vocabulary projection is the embedding matrix."""
+    file_bytes: int | None = None
+    """Size of the safetensors files, where they are here."""
+    file_width: int = 2
+    """Bytes of a number in them."""
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of each linear layer of a decoder layer."""
+        h, f, q, kv = self.hidden, self.mlp, self.query, self.key_value
+        ends = {"o_proj": (q, h), "down_proj": (f, h)}
+        if self.architecture == "phi3":
+            return ends | {"qkv_proj": (h, q + 2 * kv), "gate_up_proj": (h, 2 * f)}
+        return ends | {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "gate_proj": (h, f), "up_proj": (h, f)}
+
+    @property
+    def per_layer(self) -> int:
+        """Weights of the linear layers of one decoder layer."""
+        return sum(inputs * outputs for inputs, outputs in self.linears.values())
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights of all decoder layers."""
+        return self.layers * self.per_layer
+
+    @property
+    def embeddings(self) -> int:
+        """Numbers in the embedding matrix, and in the vocabulary projection where it is another."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def adapter(self, lora: LoraConfig, below: int | None = None) -> int:
+        """Weights of one adapter; with `below` only those of the decoder layers under that one."""
+        per_layer = lora.rank * sum(inputs + outputs for inputs, outputs in self._adapted(lora))
+        return max(0, (below or self.layers) - self.first_adapted(lora)) * per_layer
+
+    def under_adapter(self, lora: LoraConfig) -> int:
+        """Weights of the linear layers that an adapter is on."""
+        per_layer = sum(inputs * outputs for inputs, outputs in self._adapted(lora))
+        return (self.layers - self.first_adapted(lora)) * per_layer
+
+    def _adapted(self, lora: LoraConfig) -> list[tuple[int, int]]:
+        names = self.linears if lora.target_modules == "all-linear" else lora.target_modules
+        return [self.linears[name] for name in names if name in self.linears]
+
+    def first_adapted(self, lora: LoraConfig) -> int:
+        """Index of the lowest decoder layer with an adapter."""
+        return max(0, self.layers - (lora.last_layers or self.layers))
+
+
+def layer_problems(lora: LoraConfig, head_layers: int | None, layers: int) -> list[tuple[tuple[str, str], str]]:
+    """Keys and sentences of what does not fit a model of so many decoder layers."""
+    if (lora.last_layers or 0) > layers:
+        problem = f"is {lora.last_layers}, and the model has {layers}; null adapts all of them"
+        return [(("lora", "last_layers"), problem)]
+    lowest = layers - (lora.last_layers or layers) + 1
+    if head_layers is None or lowest <= head_layers <= layers:
+        return []
+    return [
+        (
+            ("reward", "layers"),
+            f"must be from {lowest}, the lowest layer with an adapter, to {layers}, all that the model has; "
+            f"not {head_layers}",
+        )
+    ]
+
+
+def find_shape(config: ModelConfig) -> Shape | None:
+    """The shape of the model that `model.source` names; None where it is not on this machine yet, or is unknown."""
+    found = local_model(config)
+    if found is None:
+        return None
+    return _gguf_shape(found) if found.suffix == ".gguf" else _folder_shape(found)
+
+
+def _folder_shape(folder: Path) -> Shape | None:
+    outer = read_json(folder / "config.json") or {}
+    about = {**outer, **(outer.get("text_config") or {})}
+    needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    if not all(type(about.get(name)) is int and about[name] > 0 for name in needed):
+        return None
+    heads = about["num_attention_heads"]
+    width = about.get("head_dim") or about["hidden_size"] // heads
+    files = sorted(folder.glob("*.safetensors"))
+    tensors = {name: dtype for file in files for name, dtype in _tensors(file).items()}
+    tied = about.get("tie_word_embeddings", outer.get("tie_word_embeddings"))
+    if tied is None:
+        tied = not any(name.endswith("lm_head.weight") for name in tensors)
+    dtype = next(iter(tensors.values()), outer.get("dtype") or outer.get("torch_dtype"))
+    return Shape(
+        architecture=str(about.get("model_type")),
+        layers=about["num_hidden_layers"],
+        hidden=about["hidden_size"],
+        mlp=about["intermediate_size"],
+        query=heads * width,
+        key_value=(about.get("num_key_value_heads") or heads) * width,
+        vocabulary=about["vocab_size"],
+        tied=bool(tied),
+        file_bytes=sum(file.stat().st_size for file in files) or None,
+        file_width=_BYTES.get(str(dtype), 2),
+    )
+
+
+def _tensors(file: Path) -> dict[str, str]:
+    """Number format of each tensor in a safetensors file, from its header: a length, then JSON."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        if len(start) < 8:
+            return {}
+        try:
+            header: Mapping[str, Any] = json.loads(stream.read(struct.unpack("<Q", start)[0]))
+        except (ValueError, OverflowError, MemoryError):
+            return {}
+    return {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _gguf_shape(file: Path) -> Shape | None:
+    """From the header; the converted model that will be loaded is in bfloat16."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(file)
+    except (ValueError, OSError, IndexError):
+        return None
+
+    def field(name: str) -> Any:
+        entry = reader.get_field(name)
+        return entry.contents() if entry else None
+
+    architecture = field("general.architecture")
+    layers, hidden, mlp, heads, groups, width = (
+        field(f"{architecture}.{name}")
+        for name in ("block_count", "embedding_length", "feed_forward_length", "attention.head_count",
+                     "attention.head_count_kv", "attention.key_length")
+    )  # fmt: skip
+    shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in reader.tensors}
+    if not all(type(value) is int for value in (layers, hidden, mlp, heads)) or "token_embd.weight" not in shapes:
+        return None
+    width = width or hidden // heads
+    return Shape(
+        architecture=str(architecture),
+        layers=layers,
+        hidden=hidden,
+        mlp=mlp,
+        query=heads * width,
+        key_value=(groups or heads) * width,
+        vocabulary=shapes["token_embd.weight"][1],
+        tied="output.weight" not in shapes,
+    )

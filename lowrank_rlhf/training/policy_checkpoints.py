@@ -1,0 +1,126 @@
+"""What making the policy carries from step to step, and its checkpoints: PPO's anywhere inside a step, too."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+
+from lowrank_rlhf.config.ppo import PpoConfig
+from lowrank_rlhf.errors import StageFailed
+from lowrank_rlhf.maths.sequences import cut_minibatches
+from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
+from lowrank_rlhf.run.directory import read_record, write_json_atomic
+from lowrank_rlhf.session import Context
+from lowrank_rlhf.training.nan_recovery import Breakdowns
+from lowrank_rlhf.training.ppo_update import Turns
+from lowrank_rlhf.training.rollout import Rollout
+from lowrank_rlhf.training.rollout_file import load_rollout, save_rollout
+
+Learners = Mapping[Role, Optimizer]
+"""The roles that are trained, each with its optimiser."""
+
+
+@dataclass
+class State:
+    """What is carried from step to step besides weights and optimisers; saved with every checkpoint."""
+
+    step: int = 0
+    kl_coef: float = 0.0
+    """PPO's weight of the KL penalty, which may move."""
+    sft_eos_rate: float | None = None
+    """None until SFT was evaluated, before the first step."""
+    best_step: int = 0
+    best_objective: float | None = None
+    """With what endless answers took from it."""
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    breakdowns: Breakdowns = field(default_factory=Breakdowns)
+
+
+@dataclass
+class Begun:
+    """How far the step after `State.step` has come; what follows depends on this, the weights and the state alone."""
+
+    rollout: Rollout | None = None
+    turns: Turns = field(default_factory=Turns)
+
+    def cut_again(self, config: PpoConfig, tokens: int) -> None:
+        """Micro-batches of so many tokens from here on.
+
+        As long as no weight has moved the rollout is made anew: the first ratio is 1 only on the same micro-batches.
+        """
+        if self.rollout and self.turns.done:
+            cut = cut_minibatches(self.rollout.batch.lengths(), config.minibatches, tokens, distributed.count())
+            self.rollout = replace(self.rollout, cut=cut)
+        else:
+            self.rollout = None
+
+
+def save(context: Context, learners: Learners, state: State, begun: Begun | None = None) -> None:
+    """Keep weights, optimisers and state, and of a step that was begun how far it came."""
+
+    def write(folder: Path) -> None:
+        for role, optimizer in learners.items():
+            save_role(context.roles, role, folder / _name(role))
+            save_optimizer(optimizer, folder / f"{_name(role)}-optimizer.safetensors")
+        if state.best_step:
+            shutil.copytree(context.work("ppo") / "best", folder / "best")
+        if begun and begun.rollout:
+            save_rollout(begun.rollout, folder)
+            write_json_atomic(folder / "turns.json", {"schema": 1, **vars(begun.turns)})
+        write_json_atomic(folder / "state.json", {"schema": 1, **asdict(state)})
+
+    save_checkpoint(context.work("ppo"), state.step, write)
+
+
+def resume(context: Context, learners: Learners) -> tuple[State, Begun]:
+    """From the last checkpoint, or from the beginning; rows of the logs that will be written again are dropped."""
+    state, begun = State(kl_coef=context.config.ppo.kl_coef), Begun()
+    if found := latest_checkpoint(context.work("ppo")):
+        folder = found[1]
+        for role, optimizer in learners.items():
+            load_role(context.roles, role, folder / _name(role))
+            load_optimizer(optimizer, folder / f"{_name(role)}-optimizer.safetensors")
+        state = _read_state(folder / "state.json")
+        if state.best_step:  # as it was then: what stands in the work folder may be later, or cut short
+            shutil.copytree(folder / "best", context.work("ppo") / "best", dirs_exist_ok=True)
+        turns = read_record(folder / "turns.json") or {}
+        turns.pop("schema", None)
+        begun = Begun(load_rollout(context.roles, folder), Turns(**turns))
+    for log in (context.run_dir.metrics, context.run_dir.watched):
+        log.truncate("ppo", -1 if state.sft_eos_rate is None else state.step)
+    return state, begun
+
+
+def roll_back(context: Context, learners: Learners, state: State) -> tuple[State, Begun]:
+    """From the last checkpoint, at half the rate."""
+    lowered = state.breakdowns.lowered()
+    state, begun = resume(context, learners)
+    state.breakdowns = lowered
+    save(context, learners, state, begun)
+    return state, begun
+
+
+def _name(role: Role) -> str:
+    return role.name.lower()
+
+
+def _read_state(path: Path) -> State:
+    """What `save` wrote. Raises `StageFailed` with what is missing: another version of this package wrote it."""
+    saved = read_record(path) or {}
+    names = [entry.name for entry in fields(State)]
+    missing = [name for name in names if name not in saved]
+    if saved.get("best_step") and not (path.parent / "best").is_dir():
+        missing.append("best policy beside it")
+    if missing:
+        raise StageFailed(
+            f"ppo: {path} has no {', '.join(missing)}: another version of this package wrote it, and it cannot go on "
+            "from there. Go on with that version, or make the stage again: --redo ppo"
+        )
+    found = {name: saved[name] for name in names}
+    return State(**found | {"breakdowns": Breakdowns(**found["breakdowns"])})

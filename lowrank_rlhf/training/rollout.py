@@ -1,0 +1,216 @@
+"""One rollout: sample answers as the policy, then read them as reference, reward model, critic and policy."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowrank_rlhf.config.ppo import PpoConfig
+from lowrank_rlhf.config.schema import SampleConfig
+from lowrank_rlhf.maths.advantages import gae, token_rewards
+from lowrank_rlhf.maths.kl import k1, k3
+from lowrank_rlhf.maths.masking import masked_mean, masked_sum, pool, whiten
+from lowrank_rlhf.maths.sequences import Sequences, cut_minibatches, pack
+from lowrank_rlhf.models.generation import Response, sample_answers
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.scoring import score_logprobs, score_tokens
+from lowrank_rlhf.run import distributed
+
+
+@dataclass(frozen=True)
+class RewardScale:
+    """How the reward adapter's head becomes a score: pooling, and mean and deviation on SFT answers."""
+
+    pooling: str
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B answers with all that the update needs. (B, T) float32 tensors are 0 outside the response."""
+
+    batch: Sequences
+    cut: list[list[list[int]]]
+    """The rows of each micro-batch of each minibatch, the same in all passes: in bfloat16 it shows in the numbers."""
+    responses: list[Response]
+    scores: Tensor
+    """(B,), the reward model's, shifted and scaled, before clipping and the rule on unfinished answers."""
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    kl: Tensor
+    """(B,), nats per response: sum of log policy - log reference over its tokens."""
+    figures: dict[str, float]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was read and worked out about the batch, by the fields' names."""
+        names = ("scores", "logprobs", "ref_logprobs", "values", "advantages", "returns", "kl")
+        return {name: getattr(self, name) for name in names}
+
+    def problem(self) -> str | None:
+        """Which of the tensors is the first with a NaN or an infinity, in words."""
+        wrong = (name for name, tensor in self.tensors().items() if not tensor.isfinite().all())
+        return next((f"the rollout's {name} are not all finite" for name in wrong), None)
+
+    def rows(self, index: Sequence[int]) -> "RolloutRows":
+        """What the losses need of those rows, cut to their longest."""
+        batch = self.batch.rows(index)
+        width = batch.ids.shape[1]
+        picked = torch.as_tensor(index, device=self.values.device)
+        tensors = (self.logprobs, self.values, self.advantages, self.returns)
+        return RolloutRows(batch, *(tensor[picked, :width] for tensor in tensors))
+
+
+@dataclass(frozen=True)
+class RolloutRows:
+    """Some rows of a rollout."""
+
+    batch: Sequences
+    logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+def collect(
+    roles: Roles,
+    prompts: Sequence[Sequence[int]],
+    config: PpoConfig,
+    sampling: SampleConfig,
+    scale: RewardScale,
+    kl_coef: float,
+    seed: int,
+    baseline: Tensor | None = None,
+) -> Rollout:
+    """Sample one answer to each prompt and work out advantages and returns (DESIGN 5).
+
+    The log-probabilities are computed by the training forward, not taken from generation, and on the micro-batches that
+    it will see, so that the first ratio is 1. Neighbouring prompts share a minibatch: give them in random order.
+    `baseline`, (B,), is taken from the shaped scores before they become rewards.
+
+    Of the figures, `objective/kl` and `objective/kl_k3` estimate the same nats per response, the second one with less
+    noise; `objective/rlhf_reward` is what PPO maximises, the shaped score less the KL penalty. `tokens_per_second` is
+    the pace of sampling alone: generated tokens over the time that generating them took.
+    """
+    start = time.monotonic()
+    responses = _sample(roles, prompts, sampling, seed)
+    sampled = time.monotonic()
+    batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)
+    batch = roles.with_trunk(batch)
+    cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.room.tokens, distributed.count())
+    parts = [part for minibatch in cut for part in minibatch]
+    policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True, parts=parts)
+    reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature, parts=parts).logprobs
+    scores = reward_scores(roles, batch, scale)
+    values = token_values(roles, batch)
+
+    kl = k1(policy.logprobs, reference)
+    finished = torch.tensor([response.finished for response in responses], device=scores.device)
+    shaped = shape_scores(scores, finished, config)
+    learnt = shaped if baseline is None else shaped - baseline.to(shaped.device)
+    advantages, returns = credit(learnt, kl, values, batch.response, config, kl_coef)
+    kl_per_response = masked_sum(kl, batch.response)
+    assert policy.entropy is not None  # noqa: S101 - asked for above
+    figures = {
+        "objective/kl": float(kl_per_response.mean()),
+        "objective/kl_k3": float(masked_sum(k3(policy.logprobs, reference), batch.response).mean()),
+        "objective/scores": float(scores.mean()),
+        "objective/rlhf_reward": float((shaped - kl_coef * kl_per_response).mean()),
+        "objective/entropy": float(masked_mean(policy.entropy, batch.response)),
+        "objective/kl_coef": kl_coef,
+        "value/explained_variance": float(explained_variance(values, returns, batch.response)),
+        **response_figures(responses),
+        "tokens_per_second": sum(len(response.tokens) for response in responses) / (sampled - start),
+        "time/sampling": sampled - start,
+        "time/scoring": time.monotonic() - sampled,
+    }
+    return Rollout(
+        batch=batch,
+        cut=cut,
+        responses=responses,
+        scores=scores,
+        logprobs=policy.logprobs,
+        ref_logprobs=reference,
+        values=values,
+        advantages=advantages,
+        returns=returns,
+        kl=kl_per_response,
+        figures=figures,
+    )
+
+
+def credit(
+    scores: Tensor, kl: Tensor, values: Tensor, response: Tensor, config: PpoConfig, kl_coef: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns of each token, (B, T), from a score of each answer, (B,), and KL and value of each token.
+
+    Rewards and advantages are whitened over the response where the config says so (arXiv 2403.17031, detail 18).
+    """
+    rewards = token_rewards(scores, kl, response, kl_coef)
+    if config.whiten_rewards:
+        rewards = whiten(rewards, response, shift_mean=False)
+    advantages, returns = gae(rewards, values, response, config.gamma, config.gae_lambda)
+    return whiten(advantages, response) if config.whiten_advantages else advantages, returns
+
+
+def _sample(roles: Roles, prompts: Sequence[Sequence[int]], sampling: SampleConfig, seed: int) -> list[Response]:
+    answers = sample_answers(
+        roles,
+        Role.POLICY,
+        prompts,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        seed=seed,
+        batch_size=sampling.batch_size,
+    )
+    return [response for (response,) in answers]
+
+
+def response_figures(responses: Sequence[Response]) -> dict[str, float]:
+    """Lengths in tokens, and the share of answers that end by themselves."""
+    lengths = torch.tensor([len(response.tokens) for response in responses], dtype=torch.float32)
+    finished = sum(response.finished for response in responses)
+    return {
+        "response/length_mean": float(lengths.mean()),
+        "response/length_p95": float(lengths.quantile(0.95)),
+        "response/eos_rate": finished / len(responses),
+    }
+
+
+def reward_scores(roles: Roles, batch: Sequences, scale: RewardScale) -> Tensor:
+    """The reward model's score of each row, (B,), shifted and scaled as given."""
+    scores = pool(score_tokens(roles, Role.REWARD, batch), batch.response, scale.pooling)
+    return (scores - scale.mean) / scale.std
+
+
+def shape_scores(scores: Tensor, finished: Tensor, config: PpoConfig) -> Tensor:
+    """Clip, and treat answers that don't end as configured: (B,), (B,) bool -> (B,)."""
+    if config.score_clip is not None:
+        scores = scores.clamp(-config.score_clip, config.score_clip)
+    if config.missing_eos == "replace":
+        return torch.where(finished, scores, config.missing_eos_score)
+    if config.missing_eos == "penalty":
+        return torch.where(finished, scores, scores + config.missing_eos_score)
+    return scores
+
+
+def token_values(roles: Roles, batch: Sequences) -> Tensor:
+    """The critic's value of the state before each response token: (B, T), 0 elsewhere."""
+    return values_before_tokens(score_tokens(roles, Role.CRITIC, batch), batch.response)
+
+
+def values_before_tokens(head_output: Tensor, response: Tensor) -> Tensor:
+    """Shift the head's output by one: the state before token t is read at position t - 1. (B, T) -> (B, T)."""
+    shifted = torch.cat([torch.zeros_like(head_output[:, :1]), head_output[:, :-1]], -1)
+    return torch.where(response, shifted, 0.0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, response: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns) over real tokens: 1 is a perfect critic, 0 one that knows the mean."""
+    real = returns[response]
+    return 1 - (real - values[response]).var() / real.var().clamp(min=1e-8)

@@ -1,0 +1,96 @@
+"""Section `align`: what contradicts itself is refused with its key, and configs without the section go on."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from lowrank_rlhf.config.align import AlignConfig
+from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.pipeline.fingerprint import differences
+from lowrank_rlhf.planner.compute_cost import policy_steps, work
+from lowrank_rlhf.planner.memory import Device, need
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"steps": 3}, "steps does nothing with `algorithm: ppo`; its settings are in section ppo"),
+        ({"algorithm": "dpo", "steps": 3}, "steps does nothing with `algorithm: dpo`; leave it out"),
+        ({"algorithm": "dpo", "answers_per_prompt": 8}, "answers_per_prompt does nothing with `algorithm: dpo`"),
+        ({"algorithm": "rloo", "epochs": 2}, "epochs does nothing with `algorithm: rloo`"),
+        ({"algorithm": "grpo", "epochs": 2}, "epochs does nothing with `algorithm: grpo`"),
+        ({"algorithm": "grpo", "batch_size": 30}, r"answers_per_prompt \(4\) must divide batch_size \(30\)"),
+        ({"algorithm": "dpo", "beta": 0}, "beta must be above 0 with `algorithm: dpo`"),
+        ({"algorithm": "reinforce"}, "'ppo', 'rloo', 'grpo' or 'dpo'"),
+        ({"algorithm": "rloo", "answers_per_prompt": 1}, "greater than or equal to 2"),
+        ({"algorithm": "rloo", "kl_coef": 0.1}, "kl_coef"),
+    ],
+)
+def test_it_is_refused_with_its_key(settings, said) -> None:
+    with pytest.raises(ValidationError, match=said):
+        AlignConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"algorithm": "rloo", "beta": 0, "steps": 3},
+        {"algorithm": "grpo", "batch_size": 8, "answers_per_prompt": 2},
+        {"algorithm": "dpo", "epochs": 3, "batch_size": 7},
+    ],
+)
+def test_it_is_accepted(settings) -> None:
+    assert AlignConfig.model_validate(settings).algorithm == settings.get("algorithm", "ppo")
+
+
+def test_a_whole_resolved_config_is_read_again() -> None:
+    """Of a run's config.yaml every setting is set."""
+    config = AlignConfig(algorithm="dpo", epochs=3)
+    assert AlignConfig.model_validate(config.model_dump()) == config
+
+
+def test_the_baseline_of_ppo_is_ppo_s() -> None:
+    with pytest.raises(UserError, match=r"ppo\.contrastive is PPO's baseline; align\.algorithm: rloo has its own"):
+        load_config(Path("quickstart"), ["align.algorithm=rloo"])
+    assert load_config(Path("quickstart"), ["align.algorithm=rloo", "ppo.contrastive=false"]).align.algorithm == "rloo"
+
+
+def test_a_run_from_before_the_section_is_ppo_s() -> None:
+    old = {"settings": {"ppo.steps": 4}, "inputs": {}}
+    assert AlignConfig() == Config.model_validate({"name": "x", "model": {"source": "x"}}).align
+    new = {"settings": {"ppo.steps": 4, "align.algorithm": "ppo", "align.beta": 0.05}, "inputs": {}}
+    assert differences(old, new) == ()
+    new["settings"]["align.algorithm"] = "dpo"
+    assert differences(old, new) == ('align.algorithm: (not set) -> "dpo"',)
+
+
+def quickstart(*changes: str) -> Config:
+    return load_config(Path("quickstart"), ["ppo.contrastive=false", *changes])
+
+
+def test_the_plan_counts_what_the_algorithm_does() -> None:
+    """480 x 4 answers make 480 x 6 comparisons; without a critic there is one adapter less, and none of its Adam."""
+    from test_plan import COUNTS, SMOLLM
+
+    dpo = quickstart("align.algorithm=dpo", "align.batch_size=32", "align.epochs=2")
+    rloo = quickstart("align.algorithm=rloo", "align.batch_size=72", "align.steps=16")
+    grpo = quickstart("align.algorithm=grpo", "align.batch_size=72", "align.steps=16")
+    assert policy_steps(quickstart(), COUNTS) == 16
+    assert policy_steps(rloo, COUNTS) == 16
+    assert policy_steps(dpo, COUNTS) == -(-COUNTS.answers * 3 // 2 * 2 // 32)
+    ppo, first, second = (work("ppo", config, COUNTS, SMOLLM) for config in (quickstart(), rloo, grpo))
+    assert ppo > 0
+    assert first > second > 0
+    assert work("ppo", quickstart("align.algorithm=dpo", "align.epochs=4"), COUNTS, SMOLLM) > work(
+        "ppo", quickstart("align.algorithm=dpo"), COUNTS, SMOLLM
+    )
+    stays = {
+        name: {term.name: term.size for term in need("ppo", config, SMOLLM, COUNTS, Device(False, 2)).stays}
+        for name, config in {"ppo": quickstart(), "dpo": dpo, "rloo": rloo}.items()
+    }
+    assert stays["dpo"]["adapters"] == stays["rloo"]["adapters"] == stays["ppo"]["adapters"] * 3 / 4
+    assert stays["dpo"]["optimiser"] == stays["rloo"]["optimiser"] < stays["ppo"]["optimiser"]

@@ -1,0 +1,279 @@
+"""The page in a real Chromium: a tiny run from start to end, talk, languages, and texts that would like to be code."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import browser, go_to, page_server, shows, texts, wait_for
+from test_dashboard import NASTY, finish, make_run
+
+from lowrank_rlhf.dashboard import jobs, run_status
+from lowrank_rlhf.dashboard.text import table
+from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.run.files import append_line, write_json_atomic
+
+SECONDS = 60_000
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_page(chromium) -> Iterator[Callable[..., Any]]:
+    """`open_page(url, locale=)`: a page that must not meet an error of its own."""
+    contexts, errors = [], []
+
+    def opened(url: str, locale: str = "en-GB", **settings: Any) -> Any:
+        contexts.append(chromium.new_context(locale=locale, **settings))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(SECONDS)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on(
+            "request",
+            lambda request: errors.append(request.url) if not request.url.startswith(("blob:", "data:", url)) else None,
+        )
+        page.goto(url)
+        page.wait_for_selector("#tab-runs-button")
+        page.wait_for_selector("#run-list .runs, #run-list .empty")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def test_a_run_from_start_to_end(tmp_path, tiny_folder, open_page) -> None:
+    """Start, reload, stop, resume, finish: the training is a process that the page only looks at."""
+    from tiny_run import make_config, write_prompts
+
+    prompts = write_prompts(tmp_path / "prompts.jsonl")
+    config = make_config(
+        tiny_folder(), prompts, ppo__steps=STEPS, ppo__evaluate_every=STEPS, evaluate__second_judge=None
+    )
+    folder = tmp_path / "runs"
+    run = folder / "tiny"
+    with page_server(folder) as (url, _):
+        page = open_page(url)
+        assert "There are no runs yet" in page.inner_text("#run-list")
+        page.get_by_role("button", name="New run").click()
+        editor = page.locator("#yaml .cm-content")
+        editor.fill(json.dumps(config.model_dump(mode="json")).replace('"threads": 1', '"threads": "many"'))
+        page.wait_for_selector("#verdict .note.bad")
+        assert re.search(r"editor:1:\d+: model.threads: must be", page.inner_text("#verdict"))
+        editor.fill(json.dumps(config.model_dump(mode="json")))
+        page.wait_for_selector("#verdict .note.good")
+        assert page.is_disabled("#start")
+        page.click("#plan")
+        page.wait_for_selector("#start:not([disabled])")
+        planned = page.inner_text("#planned")
+        assert all(word in planned for word in ("Memory:", "Disk:", "ppo", "to do"))
+        assert f"python -m lowrank_rlhf run {run}/logs/start.yaml --runs {folder}" in planned
+        assert not run.exists()
+
+        page.click("#start")
+        page.wait_for_selector("#start[disabled]")
+        wait_for(lambda: jobs.holder(run), 60)
+        page.reload()
+        page.wait_for_selector('[data-run="tiny"] .badge.running')
+        metrics = run / "metrics.jsonl"
+        wait_for(
+            lambda: metrics.exists() and '"ppo"' in metrics.read_text(), 120, lambda: jobs.log_path(run).read_text()
+        )
+        page.wait_for_selector("#stop:not([disabled])")
+        answers_at_once(url)  # while it trains
+        page.click("#stop")
+        page.wait_for_selector('[data-run="tiny"] .badge.stopped')
+        page.wait_for_function("document.querySelector('#run-about').innerText.includes('ppo is saved')")
+        assert jobs.working(run) is None
+        assert run_status.look(folder, "tiny").stage == "ppo"
+
+        page.wait_for_selector("#resume:not([disabled])")
+        page.click("#resume")
+        page.wait_for_selector('[data-run="tiny"] .badge.finished', timeout=3 * SECONDS)
+        steps = [row["step"] for row in map(json.loads, metrics.read_text().splitlines()) if "policy/ratio" in row]
+        assert steps == list(range(1, STEPS + 1))
+        go_to(page, "watch")
+        page.wait_for_selector("#watch-curves svg polyline")
+        wait_for(lambda: len(texts(page, "#watch-samples table:first-of-type tbody tr")) == 5, 20)
+        go_to(page, "result")
+        frame = page.frame_locator("iframe.report")
+        assert "Report of run" in frame.locator("h1").inner_text()
+        page.click("#export-adapters")
+        with page.expect_download() as download:
+            page.click("#export-ready a")
+        assert download.value.suggested_filename == "tiny-adapters.zip"
+        assert Path(download.value.path()).read_bytes()[:2] == b"PK"
+
+
+def test_the_page_dies_and_the_run_goes_on(tmp_path, open_page) -> None:
+    """kill -9 of the server; a new one finds the run, and stops it."""
+    folder = tmp_path / "runs"
+    run = make_run(folder)
+    with page_server(folder) as (_, server):
+        jobs.start(run, [sys.executable, "-c", "import time; print('lowrank_rlhf'); time.sleep(100)"])
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+    assert jobs.working(run)
+    with page_server(folder) as (url, _):
+        page = open_page(url)
+        page.wait_for_selector('[data-run="one"] .badge.starting')
+        page.click("#stop:not([disabled])")
+        wait_for(lambda: jobs.working(run) is None, 20)
+
+
+def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
+    from tiny_finished import finished_run
+
+    finished_run(tiny_folder(), tmp_path)
+    folder = tmp_path / "runs"
+    with page_server(folder) as (url, _):
+        page = open_page(url)
+        go_to(page, "talk")
+        page.fill("#question textarea", f"question {NASTY[:20]}")
+        page.click("#ask")
+        page.wait_for_function("""() => {
+            const notes = [...document.querySelectorAll('.card .soft')].map((note) => note.innerText);
+            return notes.length == 3 && notes.every((note) => note.includes('reward'));
+        }""")
+        assert texts(page, ".card h3") == ["Base", "SFT", "Policy"]
+        assert all(re.search(r"reward [+-]\d", text) for text in texts(page, ".card .soft"))
+        assert texts(page, ".card .question") == [f"question {NASTY[:20]}"] * 3
+
+        page.check("#blind input")
+        page.fill("#question textarea", "question 2")
+        page.click("#ask")
+        page.click("#vote-first")
+        page.wait_for_selector("#talk-status .note.good")
+        assert re.search(r"A was (SFT|Policy), B was (SFT|Policy)", page.inner_text("#talk-status"))
+        store = AnnotationStore(folder / "tiny" / "talk" / "annotations.sqlite")
+        (ranking,) = store.rankings()
+        assert ranking.tiers == ((ranking.shown[0],), (ranking.shown[1],))
+
+        with training(folder / "tiny"):
+            page.fill("#question textarea", "question 3")
+            page.click("#ask")
+            page.wait_for_selector("#talk-status .note.bad")
+            assert "is training and needs this machine" in page.inner_text("#talk-status")
+
+
+@contextmanager
+def training(run: Path) -> Iterator[None]:
+    """A process that holds the run's lock, as training does."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)  # lowrank_rlhf"]) as process:
+        since = datetime.fromtimestamp(time.time() + 1, UTC).isoformat(timespec="seconds")
+        write_json_atomic(run / "run.lock.json", {"pid": process.pid, "since": since})
+        yield
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A page for a run that is full of texts that would like to be code."""
+    folder = tmp_path_factory.mktemp("nasty") / "runs"
+    run = make_run(folder)
+    finish(run, "sft", "sample")
+    row = {"prompt": NASTY, "sft": NASTY, "policy": f"<img src=x onerror=\"document.title='taken'\">{NASTY}"}
+    append_line(run / "eval.jsonl", row | {"score_sft": 0.5, "score_policy": 1.5})
+    for step in range(5):
+        append_line(run / "metrics.jsonl", {"stage": "ppo", "step": step, "objective/scores": step})
+    append_line(run / "events.jsonl", {"time": "2026-01-01T00:00:00+00:00", "kind": "ended early", "error": NASTY})
+    (run / "logs").mkdir()
+    (run / "logs" / "x.log").write_text(NASTY + "\n")
+    (run / "logs" / "job.json").write_text(json.dumps({"log": "x.log", "exit_code": 1, "since": "2026-02"}))
+    with page_server(folder) as (url, _):
+        yield url
+
+
+def test_what_a_model_wrote_is_text(nasty, open_page) -> None:
+    page = open_page(nasty)
+    page.wait_for_selector("#run-about pre")
+    assert "<script>document.title='taken'</script>" in page.inner_text("#run-about")
+    go_to(page, "watch")
+    page.wait_for_selector("#watch-samples td")
+    shown = page.inner_text("#watch-samples tbody")
+    assert shown.count("<script>document.title='taken'</script> **bold** ${1+1} {{value}} \\u202eabc") == 3
+    assert "<img src=x onerror=" in shown
+    assert "<script>" in page.inner_text("#watch-log")
+    assert page.title() == "lowrank_rlhf"
+    assert page.locator("#watch-samples img, #watch-samples strong").count() == 0
+
+
+def test_the_language_switches_everything(nasty, open_page) -> None:
+    page = open_page(nasty)
+    english, chinese = table("en"), table("zh")
+    names = ("runs", "rank", "watch", "talk", "result")
+    for name in names:
+        shows(page, f"#tab-{name}-button", english[f"tab.{name}"])
+    page.get_by_text("中文").click()
+    for name in names:
+        shows(page, f"#tab-{name}-button", chinese[f"tab.{name}"])
+    page.wait_for_function(f"document.querySelector('#run-list').innerText.includes('{chinese['state.failed']}')")
+    go_to(page, "watch")
+    page.wait_for_function(f"document.querySelector('#watch-curves').innerText.includes('{chinese['curve.scores']}')")
+    page.reload()  # it is remembered
+    shows(page, "#tab-runs-button", chinese["tab.runs"])
+    assert page.evaluate("document.documentElement.lang") == "zh"
+
+
+def test_a_chinese_browser_gets_chinese(nasty, open_page) -> None:
+    page = open_page(nasty, locale="zh-CN")
+    shows(page, "#tab-talk-button", table("zh")["tab.talk"])
+    shows(page, "#stop", table("zh")["runs.stop"])
+
+
+def test_a_phone_can_use_it(nasty, open_page) -> None:
+    """390 px wide: nothing sticks out, and every button can be reached."""
+    page = open_page(nasty, viewport={"width": 390, "height": 844})
+    for name in ("runs", "rank", "watch", "talk", "result"):
+        if not page.locator(f"#tab-{name}-button").is_visible():
+            page.locator(".overflow-menu button").first.click()
+        go_to(page, name)
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+    go_to(page, "runs")
+    for button in ("#stop", "#resume", '[data-run="one"]'):
+        box = page.locator(button).bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+
+
+def test_a_page_answers_at_once_while_others_look(nasty, open_page) -> None:
+    open_page(nasty)
+    answers_at_once(nasty)
+
+
+def answers_at_once(url: str) -> None:
+    """100 ms for the page and for its settings; the best of ten, for this machine has other work too."""
+    for path in ("/", "/config"):
+        took = []
+        for _ in range(10):
+            start = time.perf_counter()
+            with urllib.request.urlopen(url + path) as answer:  # noqa: S310
+                answer.read()
+            took.append(time.perf_counter() - start)
+        assert min(took) < 0.1, (path, took)
+
+
+def test_nothing_is_sent_twice(nasty, open_page) -> None:
+    """Where nothing has changed a tick brings no HTML."""
+    page = open_page(nasty)
+    go_to(page, "watch")
+    page.wait_for_selector("#watch-curves svg")
+    page.evaluate("document.querySelector('#watch-curves svg').dataset.kept = 'yes'")
+    page.wait_for_timeout(5000)
+    assert page.evaluate("document.querySelector('#watch-curves svg').dataset.kept") == "yes"

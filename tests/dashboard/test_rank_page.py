@@ -1,0 +1,332 @@
+"""The ranking page in a real Chromium, against what the store holds afterwards."""
+
+import random
+import sqlite3
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from annotators_page import PASSWORD, Person, Server, a_run_with_answers, chromium, served
+
+from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.run.records import Ranking
+
+Row = tuple[str, str, str, tuple[str, ...], bool, str | None, int]
+
+
+def rows(store: AnnotationStore, annotator: str) -> list[Row]:
+    """Every ranking ever saved, from the file itself: prompt, order by place on the screen, flags, partial, written,
+    withdrawn. The order shown must be the annotator's own, which is found here a second time."""
+    with sqlite3.connect(store.path) as database:
+        found = database.execute("SELECT record, withdrawn FROM rankings WHERE annotator = ?", (annotator,)).fetchall()
+    result = []
+    for record, withdrawn in found:
+        ranking = Ranking.model_validate_json(record)
+        ids = [f"{ranking.prompt_id}-{k}" for k in range(4)]
+        assert list(ranking.shown) == random.Random(f"{annotator}\n{ranking.prompt_id}").sample(ids, 4)
+        assert ranking.seconds is not None
+        assert 0 <= ranking.seconds < 60
+        order = ">".join("=".join(str(ranking.shown.index(name) + 1) for name in tier) for tier in ranking.tiers)
+        result.append((ranking.prompt_id, order, ranking.flags, ranking.partial, ranking.written, withdrawn))
+    return result
+
+
+def test_ten_prompts_by_keyboard(tmp_path: Path) -> None:
+    store = a_run_with_answers(tmp_path, 12)
+    with served(tmp_path) as (server, browser):
+        ann = Person(browser, server.url, "ann")
+        ann.press("2", "1", "=", "3", "Enter")
+        ann.press("4", "Enter")  # the best only
+        ann.press("s")
+        ann.press("1", "2", "u", "3", "=", "2", "4", "Enter")
+        ann.press("b", "Enter")
+        ann.press("3", "2", "1", "4", "!", "Enter")
+        for key in ("Enter", "=", "9", "z"):  # all refused
+            ann.press(key)
+            assert ann.page.locator(".rk-refused").count() == 1
+        assert ann.order() == ""
+        ann.press("1", "2", "3", "4", "Enter")
+        ann.press("w")
+        ann.page.keyboard.type("2 = 1: sub\n")  # keys are off while one types
+        ann.press("Escape", "Enter")
+        ann.press("f", "1", "1", "=", "2", "=", "3", "=", "4", "Enter")
+        ann.press("u")  # takes the saved one back
+        assert (ann.prompt(), ann.order(), ann.text(".rk-flagged")) == ("Tell me 8", "1=2=3=4", "unsure")
+        ann.press(*["Backspace"] * 7, "4", "Enter")
+        ann.press("2", "1", "Enter")
+        ann.press("s", "u")
+        assert ann.prompt() == "Tell me 10"
+        ann.press("3", "1", "4", "2", "Enter")
+        assert ann.prompt() == "Tell me 11"
+        assert "you: 10 ranked, 1 skipped" in ann.text(".rk-line")
+        assert ann.errors == []
+    assert rows(store, "ann") == [
+        ("p0", "2>1=3>4", (), False, None, 0),
+        ("p1", "4>1=2=3", (), True, None, 0),
+        ("p3", "1>3=2>4", (), False, None, 0),
+        ("p4", "", ("all answers bad",), False, None, 0),
+        ("p5", "3>2>1>4", ("harmful",), False, None, 0),
+        ("p6", "1>2>3>4", (), False, None, 0),
+        ("p7", "", (), False, "2 = 1: sub", 0),
+        ("p8", "1=2=3=4", ("unsure",), False, None, 1),
+        ("p8", "4>1=2=3", ("unsure",), True, None, 0),
+        ("p9", "2>1>3=4", (), True, None, 0),
+        ("p10", "3>1>4>2", (), False, None, 0),
+    ]
+    assert [(skip.annotator, skip.prompt_id) for skip in store.contents().skips] == [("ann", "p2")]
+
+
+def test_two_people_at_once(tmp_path: Path) -> None:
+    store = a_run_with_answers(tmp_path, 4)
+    with served(tmp_path) as (server, browser):
+        ann, li = Person(browser, server.url, "ann"), Person(browser, server.url, "李")
+        assert (ann.prompt(), li.prompt()) == ("Tell me 0", "Tell me 1")
+        li.press("1", "Enter")
+        ann.press("2", "Enter")
+        assert (ann.prompt(), li.prompt()) == ("Tell me 3", "Tell me 2")
+        assert "ranking as 李" in li.text(".rk-line")
+        li.press("3", "Enter")
+        assert "3 of 3 prompts ranked" in li.text(".rk-line")
+        assert "Enough for the run to go on: python -m lowrank_rlhf run" in li.text(".rk-next")
+        li.press("s")  # p0, which ann has ranked
+        assert li.page.locator(".rk-end").is_visible()  # ann holds the last one
+        li.press("u")
+        assert li.prompt() == "Tell me 0"
+        assert (ann.errors, li.errors) == ([], [])
+    assert [row[:2] for row in rows(store, "ann")] == [("p0", "2>1=3=4")]
+    assert [row[:2] for row in rows(store, "李")] == [("p1", "1>2=3=4"), ("p2", "3>1=2=4")]
+
+
+def test_kill_9_loses_at_most_what_is_on_the_screen(tmp_path: Path) -> None:
+    store = a_run_with_answers(tmp_path, 5)
+    with served(tmp_path) as (server, browser):
+        ann = Person(browser, server.url, "ann")
+        ann.press("1", "Enter", "2", "Enter", "3", "=", "4")
+        server.kill()
+        assert [row[:2] for row in rows(store, "ann")] == [("p0", "1>2=3=4"), ("p1", "2>1=3=4")]
+        ann.press("Enter")
+        assert "is not saved yet" in ann.text(".rk-error")
+        again = Server(tmp_path, server.port)
+        try:
+            ann.log_in()
+            assert (ann.prompt(), ann.order()) == ("Tell me 2", "")
+            ann.press("3", "Enter")
+        finally:
+            again.kill()
+    assert [row[:2] for row in rows(store, "ann")][2:] == [("p2", "3>1=2=4")]
+
+
+HOSTILE = (
+    "<script>window.pwned = 1; alert(1)</script><img src=x onerror='window.pwned = 2'>",
+    "**bold** # no heading\n- no list\n    indented [link](javascript:alert(1)) ${7*7} {{value}}",
+    "left \u202eesrever\u202c \u2066x\u2069 \u200f right",
+    "before\n```html\n<b>kept</b>\n  as it is\n```\nafter",
+)
+
+
+def test_whatever_an_answer_holds_is_text(tmp_path: Path) -> None:
+    a_run_with_answers(tmp_path, 1, HOSTILE)
+    with served(tmp_path) as (server, browser):
+        ann = Person(browser, server.url, "ann")
+        bodies = {one.text_content() for one in ann.page.locator(".rk-card > .rk-text").all()}
+        assert bodies == {
+            HOSTILE[0],
+            HOSTILE[1],
+            "left \\u202eesrever\\u202c \\u2066x\\u2069 \\u200f right",
+            HOSTILE[3],
+        }
+        assert ann.page.locator(".rk-card script, .rk-card img, .rk-card b, .rk-card a, .rk-card strong").count() == 0
+        assert ann.page.locator(".rk-card code").text_content() == "```html\n<b>kept</b>\n  as it is\n```\n"
+        assert ann.page.evaluate("window.pwned") is None
+        assert ann.errors == []
+
+
+def test_the_browsers_language_and_the_switch(tmp_path: Path) -> None:
+    a_run_with_answers(tmp_path, 2)
+    with served(tmp_path) as (server, browser):
+        ann = Person(browser, server.url, "ann", locale="zh-CN")
+        ann.page.get_by_text("给回答排序").wait_for()
+        ann.page.get_by_text("保存，下一个").wait_for()
+        ann.press("2")
+        assert "最好" in ann.text(".rk-best .rk-place")
+        ann.page.get_by_text("English").click()
+        ann.page.get_by_text("Save, next").wait_for()
+        ann.wait()
+        assert (ann.order(), ann.text(".rk-best .rk-place")) == ("2", "best")
+        assert "中" not in ann.text(".rk")
+        ann.press("Enter")
+        assert ann.prompt() == "Tell me 1"
+        ann.press("3")
+        ann.page.locator(".rk-write textarea").fill("a better one")
+        ann.page.get_by_text("中文").click()
+        ann.page.get_by_text("保存，下一个").wait_for()
+        ann.wait()
+        assert (ann.order(), ann.page.locator(".rk-write textarea").input_value()) == ("3", "a better one")
+
+
+# The page as the dashboard has it: nobody logs in, and a button goes on with the run.
+DASHBOARD = """
+import sys
+from pathlib import Path
+import gradio as gr
+from lowrank_rlhf.dashboard import rank_view
+def go_on(run):
+    Path("went on").write_text(run)
+    return "The run goes on."
+with gr.Blocks(analytics_enabled=False) as blocks:
+    run = gr.Textbox("people", elem_id="run")
+    rank_view.build(Path("runs"), run, gr.State("en"), go_on=go_on)
+_, url, _ = blocks.launch(server_port=int(sys.argv[1]), prevent_thread_lock=True, quiet=True, ssr_mode=False)
+print(url.rstrip("/"), flush=True)
+blocks.block_thread()
+"""
+
+
+def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) -> None:
+    store = a_run_with_answers(tmp_path, 3, minimum_rankings=2)
+    with chromium() as browser:
+        server = Server(tmp_path, command=[sys.executable, "-c", DASHBOARD])
+        try:
+            ann = Person(browser, server.url, None)
+            call_oneself(ann, "ann 1", "ranking as ann 1")
+            ann.page.locator(".rk-prompt").click()  # leaves the field
+            button = ann.page.get_by_role("button", name="Continue the run")
+            call_oneself(ann, "", "is no name")
+            ann.page.get_by_role("button", name="Try again").click()
+            ann.press("1", "Enter")
+            assert (ann.page.locator(".rk-item").is_visible(), store.rankings()) == (False, [])
+            call_oneself(ann, "ann 1", "ranking as ann 1")
+            ann.page.locator(".rk-prompt").click()
+            ann.press("1", "Enter")
+            assert not button.is_visible()
+            ann.press("1", "Enter")
+            button.click()
+            ann.page.get_by_text("The run goes on.").wait_for()
+            assert (tmp_path / "went on").read_text() == "people"
+            ann.page.locator("#run textarea, #run input").fill("nowhere")
+            ann.page.get_by_text("There is no such run.").wait_for()
+            assert not ann.page.locator(".rk-item").is_visible()
+        finally:
+            server.kill()
+    # The first prompt did not stay with the login name, under which the page had opened.
+    assert [row[:2] for row in rows(store, "ann 1")] == [("p0", "1>2=3=4"), ("p1", "1>2=3=4")]
+
+
+def call_oneself(person: Person, name: str, seen: str) -> None:
+    """Give another name, again where Gradio's late answer to leaving the field has put the old one back."""
+    for _ in range(10):
+        person.page.locator("#ranking-name textarea, #ranking-name input").fill(name)
+        person.page.keyboard.press("Enter")
+        for _ in range(30):
+            if person.page.get_by_text(seen).is_visible():
+                return
+            person.page.wait_for_timeout(100)
+    pytest.fail(f"{seen!r} is not seen")
+
+
+def test_nothing_without_the_password(tmp_path: Path) -> None:
+    a_run_with_answers(tmp_path, 1)
+    with served(tmp_path) as (server, browser):
+        for path, code in (("/config", 401), ("/gradio_api/component_server/", 401), ("/gradio_api/info", 404)):
+            assert refused(server.url + path, b"{}" if "component" in path else None) == code
+        page = browser.new_page()
+        page.goto(server.url)
+        page.locator("input[type=password]").fill(PASSWORD[:-1])
+        page.locator("input").first.fill("ann")
+        page.keyboard.press("Enter")
+        page.get_by_text("Incorrect Credentials").wait_for()
+        assert page.locator(".rk").count() == 0
+        assert "Tell me" not in page.content()
+
+
+def test_another_site_reaches_nothing(tmp_path: Path) -> None:
+    """DNS rebinding and cross-site posts are refused before anybody is asked for a password."""
+    a_run_with_answers(tmp_path, 1)
+    server = Server(tmp_path, options=["--served-as", "rank.example.org"])
+    try:
+        assert refused(server.url, Host="evil.example") == 403
+        proxy = {"Host": "rank.example.org", "Origin": "https://rank.example.org"}
+        assert refused(server.url + "/config", **proxy) == 401
+        assert refused(server.url + "/config", **(proxy | {"Origin": "https://example.org"})) == 403
+        assert refused(server.url + "/login", b"username=ann&password=x", Origin="http://evil.example") == 403
+        assert refused(server.url + "/login", b"username=ann&password=x", Origin=server.url) == 400
+        with urllib.request.urlopen(server.url) as answer:  # noqa: S310
+            assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert refused(server.url + "/login", b"username=ann&password=" + b"x" * 5000) == 413
+    finally:
+        server.kill()
+
+
+def test_a_wrong_password_holds_nobody_else_up(tmp_path: Path) -> None:
+    a_run_with_answers(tmp_path, 1)
+    server = Server(tmp_path)
+    try:
+        form = (server.url + "/login", b"username=ann&password=x")
+        wrong = [threading.Thread(target=refused, args=form) for _ in range(3)]
+        begun = time.monotonic()
+        for one in wrong:
+            one.start()
+        time.sleep(0.2)
+        assert refused(server.url + "/config") == 401
+        assert sum(one.is_alive() for one in wrong) >= 2
+        for one in wrong:
+            one.join()
+        assert time.monotonic() - begun >= 3.0  # one after the other
+    finally:
+        server.kill()
+
+
+def refused(url: str, data: bytes | None = None, **headers: str) -> int:
+    """The status of an answer that must be an error."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(url, data, headers))  # noqa: S310
+    return caught.value.code
+
+
+def test_clicks_and_drags(tmp_path: Path) -> None:
+    store = a_run_with_answers(tmp_path, 1)
+    with served(tmp_path) as (server, browser):
+        ann = Person(browser, server.url, "ann")
+        card = [ann.page.locator(f".rk-card[data-answer='{k}']") for k in range(4)]
+
+        def after(act: Any) -> str:
+            act()
+            ann.wait()
+            return ann.order()
+
+        assert after(card[2].click) == "3"
+        assert after(card[0].click) == "3>1"
+        assert after(card[2].click) == "1"  # takes it out again
+        assert after(lambda: card[3].drag_to(ann.page.locator(".rk-gap[data-gap='0']"))) == "4>1"
+        assert after(lambda: card[1].drag_to(ann.page.locator(".rk-tier[data-tier='1']"))) == "4>1=2"
+        assert after(lambda: card[2].drag_to(card[3])) == "4=3>1=2"
+        assert (
+            after(
+                lambda: ann.page.locator(".rk-chip[data-answer='3']").drag_to(
+                    ann.page.locator(".rk-left, .rk-gap").last
+                )
+            )
+            == "3>1=2>4"
+        )
+        after(ann.page.locator(".rk-save").click)
+        assert ann.errors == []
+    assert [row[:2] for row in rows(store, "ann")] == [("p0", "3>1=2>4")]
+
+
+def test_on_a_telephone_prompt_and_tools_stay_in_sight(tmp_path: Path) -> None:
+    a_run_with_answers(tmp_path, 2, tuple(f"{k} " + "a long answer " * 400 for k in range(4)))
+    with served(tmp_path) as (server, browser):
+        ann = Person(browser, server.url, "ann", viewport={"width": 390, "height": 780})
+        assert ann.page.evaluate("document.documentElement.scrollWidth") <= 390
+        body = ann.page.locator(".rk-card > .rk-text").first
+        assert body.evaluate("node => node.scrollHeight > node.clientHeight + 100")
+        for to in (0, 700, 1200):
+            ann.page.evaluate(f"window.scrollTo(0, {to})")
+            for part in (".rk-prompt", ".rk-save"):
+                box = ann.page.locator(part).bounding_box()
+                assert -1 <= box["y"] <= 780 - box["height"] + 1, (to, part, box)

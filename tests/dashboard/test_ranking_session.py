@@ -1,0 +1,230 @@
+"""What the ranking page is told, without a browser; who may speak for whom; and both languages say the same."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from string import Formatter
+
+import pytest
+from annotators_page import a_run_with_answers
+
+from lowrank_rlhf.dashboard.ranking.session import make_desk, sign
+from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, texts
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preferences.overview import GENERAL, accuracies, overview, progress
+from lowrank_rlhf.preferences.project import place_of
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.records import Ranking, write_jsonl
+
+SECRET = b"s" * 32
+FOLDER = Path(__file__).parents[2] / "lowrank_rlhf" / "dashboard"
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    return a_run_with_answers(tmp_path, 3)
+
+
+@pytest.fixture
+def ask(tmp_path: Path, store):  # noqa: ARG001 - the run must be there
+    """Sends a step of ann's, with what a page would have on the screen, and gives the answer."""
+    desk = make_desk(tmp_path / "runs", SECRET)
+
+    def call(do: str, badge: dict | None = None, **fields) -> dict:
+        return desk({"do": do, "badge": badge or sign(SECRET, "people", "ann"), "language": "en", **fields})
+
+    return call
+
+
+def test_a_lost_answer_saves_nothing_twice(ask, store) -> None:
+    step = {"prompt_id": "p0", "done": 0, "keys": ["1"], "key": "\r", "seconds": 2.04}
+    assert ask("key", **step)["item"]["prompt_id"] == "p1"
+    again = ask("key", **step)
+    assert (again["item"]["prompt_id"], again["said"]) == (
+        "p1",
+        "you have ranked that prompt in another window; this is the next one",
+    )
+    (ranking,) = store.rankings()
+    assert (ranking.seconds, ranking.partial, len(store.contents().verdicts)) == (2.0, True, 1)
+
+
+def test_what_is_half_made_stays_on_the_screen(ask, store) -> None:
+    """Whoever comes back late to a prompt that somebody else has been given since goes on with it."""
+    written = {"prompt_id": "p0", "done": 0, "written": "a better one"}
+    ask("open")
+    store.release("ann")
+    assert store.next_item("bob").prompt.id == "p0"
+    for half in (written, {"prompt_id": "p0", "done": 0, "keys": ["2"]}, {"prompt_id": "p0", "flags": ["unsure"]}):
+        back = ask("open", **half)
+        assert back["item"]["prompt_id"] == "p0"
+        assert (back["keys"], back["written"]) == (half.get("keys", []), half.get("written", ""))
+    assert ask("open", prompt_id="p0", done=0)["item"]["prompt_id"] == "p1"  # nothing is lost there
+    assert ask("key", **written, key="\r")["said"] == "saved"
+    assert ask("open", **written)["item"]["prompt_id"] == "p1"  # saved meanwhile: the next one
+
+
+def test_taking_back_does_not_lose_what_was_written(ask, store) -> None:
+    ask("key", prompt_id="p0", keys=["1"], key="\r")
+    refused = ask("key", prompt_id="p1", written="a better one", key="u")
+    assert "empty its box" in refused["refused"]
+    assert len(store.rankings()) == 1
+    assert ask("key", prompt_id="p1", written="a better one", keys=["1"], key="u")["keys"] == []
+    assert ask("key", prompt_id="p1", key="u")["item"]["prompt_id"] == "p0"
+
+
+def test_a_name_that_is_none_ranks_nothing(ask, store) -> None:
+    unsigned = {"run": "people", "annotator": "", "signature": ""}
+    assert list(ask("open", unsigned)) == ["error"]
+    assert list(ask("key", unsigned, prompt_id="p0", keys=["1"], key="\r")) == ["error"]
+    assert store.rankings() == []
+
+
+def test_comparisons_of_other_rankings_are_made_again(ask, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "people"
+    ask("key", prompt_id="p0", keys=["1"], key="\r")
+    place = place_of(folder)
+    assert not place.behind
+    work = RunDir(folder).work("rank")
+    prompts = place.store.contents().prompts
+    write_jsonl(work / "prompts.jsonl", prompts[:2])
+    write_jsonl(work / "rankings.jsonl", place.store.rankings())
+    mark = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 0.0, "summary": {}}
+    RunDir(folder).finish("rank", ["prompts.jsonl", "rankings.jsonl"], mark)
+    assert not place.behind
+    ask("key", prompt_id="p2", keys=["1"], key="\r")  # one that the run does not sample any more
+    assert not place.behind
+    ask("key", prompt_id="p1", keys=["1"], key="\r")
+    assert place.behind
+    assert place.next_command.endswith(" --redo rank")
+
+
+def test_why_there_is_nothing_to_rank_in_the_pages_language(tmp_path: Path) -> None:
+    a_run_with_answers(tmp_path, 1, source="judge")
+    desk, badge = make_desk(tmp_path / "runs", SECRET), sign(SECRET, "people", "ann")
+    assert desk({"do": "open", "badge": badge, "language": "zh"})["error"].startswith("这个运行的回答不由人来排序")
+    assert "rank.source=human" in desk({"do": "open", "badge": badge, "language": "en"})["error"]
+    gone = sign(SECRET, "gone", "ann")
+    assert desk({"do": "open", "badge": gone, "language": "zh"}) == {"error": "没有这个运行。"}
+
+
+def test_nothing_is_made_where_there_is_nothing_to_rank(tmp_path: Path) -> None:
+    (tmp_path / "started").mkdir()
+    with pytest.raises(UserError, match="there are no answers to rank here"):
+        place_of(tmp_path / "started")
+    assert list((tmp_path / "started").iterdir()) == []
+
+
+def test_nobody_speaks_for_another(ask, store) -> None:
+    forged = sign(SECRET, "people", "ann") | {"annotator": "bob"}
+    for badge in (forged, sign(b"other", "people", "ann"), sign(SECRET, "people", "ann") | {"run": "secret"}):
+        assert list(ask("key", badge, prompt_id="p0", keys=["1"], key="\r")) == ["error"]
+    assert store.rankings() == []
+
+
+@pytest.mark.parametrize("run", ["../people", "..", "", "nowhere", "/etc", "people/../people"])
+def test_no_run_outside_the_folder(ask, run: str) -> None:
+    assert list(ask("open", sign(SECRET, run, "ann"))) == ["error"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"keys": ["1", "1"], "key": "2"},
+        {"keys": ["\r"]},
+        {"keys": ["x" * 300]},
+        {"seconds": -1.0},
+        {"seconds": float("nan")},
+        {"unknown": 1},
+        {"written": "x" * 60_000},
+    ],
+)
+def test_what_no_page_sends_is_refused(ask, store, fields: dict) -> None:
+    assert list(ask("key", prompt_id="p0", **({"key": "\r"} | fields))) == ["error"]
+    assert list(ask("arrange", prompt_id="p0", tiers=[[0], [0]])) == ["error"]
+    assert list(ask("arrange", prompt_id="p0", tiers=[[7]])) == ["error"]
+    assert store.rankings() == []
+
+
+def test_a_moved_order_keeps_flags_and_can_be_taken_back(ask) -> None:
+    moved = ask("arrange", prompt_id="p0", keys=["1", "f", "1"], tiers=[[2], [], [0, 1]])
+    assert (moved["keys"], moved["flags"]) == (["3", "1", "=", "2"], ["unsure"])
+    back = ask("key", prompt_id="p0", keys=moved["keys"], flags=moved["flags"], key="u")
+    assert (back["keys"], back["draft"]["tiers"], back["draft"]["flags"]) == (["3", "1", "="], [[2], [0]], ["1"])
+
+
+def test_a_name_never_shows_the_answers_ids(ask) -> None:
+    assert not re.search(r"p0-\d", str(ask("open")))
+
+
+def test_progress_and_overview_by_hand(tmp_path: Path, store) -> None:
+    place = place_of(tmp_path / "runs" / "people")
+    assert progress(place, "ann") == (3, 3, 0, 0, 0, None, None)
+    for name, prompt, order, seconds in (("ann", 0, "0123", 10.0), ("bob", 0, "1023", 30.0), ("ann", 1, "32", 20.0)):
+        tiers = tuple((f"p{prompt}-{k}",) for k in order)
+        store.save(
+            Ranking(
+                prompt_id=f"p{prompt}",
+                tiers=tiers,
+                annotator=name,
+                seconds=seconds,
+                written="w" if seconds == 20 else None,
+            )
+        )
+    store.skip("ann", "p2")
+    assert progress(place, "ann") == (3, 3, 2, 2, 1, 15.0, 15.0)  # one more is needed
+    found = overview(place)
+    assert (found.annotators, found.rankings, found.comparisons, found.written) == (2, 3, 13, 1)
+    assert found.comparisons_per_prompt == 6.5
+    assert found.agreement == (5 / 6, 6)
+    assert found.consistency is None
+    figures = make_desk(tmp_path / "runs", SECRET)(
+        {"do": "figures", "badge": sign(SECRET, "people", "ann"), "language": "en"}
+    )["figures"]
+    assert figures[0]["figure"] == "13 comparisons from 3 rankings"
+    assert f"about {GENERAL} comparisons" in figures[0]["means"]
+    assert "about 306 prompts more" in figures[0]["means"]  # (2000 - 13) / 6.5 = 305.7
+    assert figures[1]["figure"].startswith("83 % of 6 pairs alike; Krippendorff's alpha 0.6")
+
+
+def test_accuracies_from_the_runs_events(tmp_path: Path) -> None:
+    assert accuracies(tmp_path) == ()
+    (tmp_path / "events.jsonl").write_text(
+        '{"kind": "started", "stage": "reward"}\n'
+        '{"kind": "measured", "stage": "reward", "prompts": 19, "accuracy": 0.55, "interval": [0.4, 0.7]}\n'
+        '{"kind": "measured", "stage": "reward", "prompts": 48, "accuracy": 0.63, "interval": [0.5, 0.7]}\n'
+        '{"kind": "meas'
+    )
+    assert accuracies(tmp_path) == ((19, 0.55, 0.4, 0.7), (48, 0.63, 0.5, 0.7))
+
+
+def test_both_languages_say_the_same() -> None:
+    fields = {
+        language: {
+            key: sorted({name for _, name, _, _ in Formatter().parse(text) if name})
+            for key, text in texts(language).items()
+        }
+        for language in LANGUAGES
+    }
+    assert fields["en"] == fields["zh"]
+    source = "".join(path.read_text(encoding="utf-8") for path in [*FOLDER.glob("*.py"), *FOLDER.glob("*.js")])
+    put_together = ("help", "flag", "nothing", "refused", "role", "button")  # and rows, each of which has a figure
+    rows = {key.removesuffix(".figure") for key in texts("en") if key.endswith(".figure")}
+    unused = [key for key in texts("en") if key not in source and f"texts.{key}" not in source]
+    assert [key for key in unused if key.partition(".")[0] not in {*put_together, *rows}] == []
+
+
+def test_the_page_starts_without_torch() -> None:
+    look = "import sys, lowrank_rlhf.dashboard.annotators; print([n for n in ('torch', 'peft') if n in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parents[1])}
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("accepted", "language"),
+    [("zh-CN,zh;q=0.9,en;q=0.8", "zh"), ("en-GB,zh;q=0.5", "en"), ("de,zh-TW;q=0.7", "zh"), ("fr", "en"), ("", "en")],
+)
+def test_the_browsers_language(accepted: str, language: str) -> None:
+    assert language_of(accepted) == language

@@ -1,0 +1,414 @@
+"""The conversation with stand-ins for the models, and the command on a tiny run."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_finished import ROLES, finished_run
+
+from lowrank_rlhf import cli
+from lowrank_rlhf.commands.terminal import chat_loop
+from lowrank_rlhf.commands.terminal.chat_loop import Session, Settings, talk
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.evaluation.chat import Answer, Sampling, Speakers
+from lowrank_rlhf.maths.seeds import derive_seed
+from lowrank_rlhf.models import pinned_precision
+from lowrank_rlhf.models.generation import sample_answers
+from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.run.records import Message, Prompt
+from lowrank_rlhf.session import Context
+
+SETTINGS = Settings(
+    voices=("base", "sft", "policy"), speaks="policy", temperature=0.7, max_new_tokens=8, room=20, seed=3
+)
+
+
+class Parrots:
+    """Each voice says its name and the number of messages that it saw; a token is a character."""
+
+    about_scores = "no scores here"
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, int, Sampling]] = []
+        self.stop_at: str | None = None
+        self.says: str | None = None
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        self._count = len(messages)
+        return [ord(character) for message in messages for character in message.content]
+
+    def answer(self, voice: str, prompt: list[int], sampling: Sampling, on_text: Callable[[str], None]) -> Answer:
+        assert prompt
+        self.heard.append((voice, self._count, sampling))
+        text = self.says if self.says is not None else f"{voice}{self._count}"
+        stopped = voice == self.stop_at
+        text = text[:2] if stopped else text
+        on_text(text)
+        return Answer(voice, text, len(text), finished=not stopped, stopped=stopped, score=None if stopped else 0.5)
+
+
+@pytest.fixture
+def parrots() -> Parrots:
+    return Parrots()
+
+
+def lines_from(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
+    """A person at a terminal who types these lines, or presses Ctrl-C; then Ctrl-D."""
+    left = iter(lines)
+
+    def typed(_: str) -> str:
+        line = next(left, EOFError)
+        if not isinstance(line, str):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", typed)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+
+
+def session_of(parrots: Parrots, **settings) -> Session:
+    return Session(parrots, replace(SETTINGS, **settings))
+
+
+class TestConversation:
+    def test_it_goes_on(self, parrots, capsys, monkeypatch) -> None:
+        lines_from(monkeypatch, "a", "", "b", "/undo", "c", "/reset", "d")
+        talk(session_of(parrots))
+        assert [(voice, count) for voice, count, _ in parrots.heard] == [
+            ("policy", 1),
+            ("policy", 3),
+            ("policy", 3),
+            ("policy", 1),
+        ]
+        out, err = capsys.readouterr()
+        assert out == "policy: policy1\npolicy: policy3\npolicy: policy3\npolicy: policy1\n\n"
+        assert "policy answers: temperature 0.7, up to 8 tokens, seed 3. /help shows the commands." in err
+        assert "no scores here" in err
+        assert "[reward +0.50, 7 tokens]" in err
+
+    def test_all_go_on_with_the_policys_answer(self, parrots, capsys) -> None:
+        session = session_of(parrots, speaks="all", room=99)
+        session.introduce()
+        assert [answer.voice for answer in session.ask("a")] == ["base", "sft", "policy"]
+        session.ask("b")
+        assert [(voice, count) for voice, count, _ in parrots.heard] == [
+            (voice, count) for count in (1, 3) for voice in ("base", "sft", "policy")
+        ]
+        assert [message.content for message in session._messages] == ["a", "policy1", "b", "policy3"]
+        out, err = capsys.readouterr()
+        assert out.splitlines()[:3] == ["base: base1", "sft: sft1", "policy: policy1"]
+        assert "the conversation goes on with the answer of policy" in err
+
+    def test_seeds(self, parrots) -> None:
+        """One stream for all voices of a question, another for the next question; /seed begins anew."""
+        session = session_of(parrots, speaks="all", room=999)
+        for line in ("a", "b"):
+            session.ask(line)
+        session.command("/undo")
+        session.ask("b")
+        session.command("/seed 3")
+        session.ask("a")
+        session.command("/seed 4")
+        session.ask("a")
+        seeds = [sampling.seed for _, _, sampling in parrots.heard]
+        one, two, three, again, other = (seeds[i : i + 3] for i in range(0, 15, 3))
+        assert one == again == [derive_seed(3, "chat", 0)] * 3
+        assert len({*one, *two, *three, *other}) == 4
+        assert {(s.temperature, s.max_new_tokens) for _, _, s in parrots.heard} == {(0.7, 8)}
+
+    def test_the_oldest_turns_go_first(self, parrots, capsys) -> None:
+        session = session_of(parrots)  # 20 characters fit
+        session.ask("aaa")  # and policy1: 10
+        session.ask("bbb")  # 13; with policy3 20
+        assert capsys.readouterr().err.count("dropped") == 0
+        session.ask("ccccc")  # 25: the first turn must go
+        assert [message.content for message in session._messages] == ["bbb", "policy3", "ccccc", "policy3"]
+        assert "dropped the oldest question and its answer" in capsys.readouterr().err
+        session.ask("d" * 20)
+        assert "dropped the oldest 2 questions and their answers" in capsys.readouterr().err
+        assert parrots.heard[-1][1] == 1
+
+    def test_a_question_too_long_is_not_asked(self, parrots, capsys) -> None:
+        session = session_of(parrots)
+        assert session.ask("d" * 21) == []
+        assert parrots.heard == []
+        assert "the question alone has 21 tokens, and 20 fit" in capsys.readouterr().err
+        session.ask("e")
+        assert parrots.heard[0][1] == 1
+
+    def test_control_characters_are_spelt_out(self, parrots, capsys) -> None:
+        parrots.says = "\x1b]0;title\x07\x1b[2J\r\u202e\x9b31m 你好\u3000！\n\tend"
+        session_of(parrots).ask("a")
+        out = capsys.readouterr().out
+        assert out == "policy: \\x1b]0;title\\x07\\x1b[2J\\r\\u202e\\x9b31m 你好\u3000！\n\tend\n"
+
+    @pytest.mark.parametrize(
+        ("line", "says"),
+        [
+            ("/as al", 'nobody here is called "al"; /as takes base, sft, policy, all. Did you mean "all"?'),
+            ("/as \x1b[2J", 'nobody here is called "\\x1b[2J"'),
+            ("/as", 'nobody here is called ""'),
+            ("/as sft", "sft answers now"),
+            ("/as all", "the conversation goes on with the answer of policy"),
+            ("/seed x", "/seed takes a whole number"),
+            ("/seed -1", "/seed takes a whole number"),
+            ("/seed ²", "/seed takes a whole number"),
+            ("/seed 7", "seed 7 from here on"),
+            ("/undo", "there is nothing to take back"),
+            ("/udno", 'no command is called /udno; /help shows them. Did you mean "/undo"?'),
+            ("/help", "/undo      forget the last question and its answer"),
+        ],
+    )
+    def test_commands(self, parrots, capsys, line, says) -> None:
+        session = session_of(parrots)
+        assert session.command(line)
+        out, err = capsys.readouterr()
+        assert says in err
+        assert out == ""
+
+    def test_as_changes_who_answers(self, parrots) -> None:
+        session = session_of(parrots)
+        session.command("/as base")
+        session.ask("a")
+        assert parrots.heard[0][0] == "base"
+
+    def test_quit_and_a_question_that_begins_with_a_slash(self, parrots, monkeypatch) -> None:
+        lines_from(monkeypatch, "//etc", "/quit", "never asked")
+        session = session_of(parrots)
+        talk(session)
+        assert [message.content for message in session._messages] == ["/etc", "policy1"]
+
+
+class TestCtrlC:
+    def test_once_stops_the_answer_and_keeps_what_was_said(self, parrots, monkeypatch, capsys) -> None:
+        parrots.stop_at = "policy"
+        lines_from(monkeypatch, "a", "b")
+        session = session_of(parrots)
+        talk(session)
+        assert [message.content for message in session._messages] == ["a", "po", "b", "po"]
+        out, err = capsys.readouterr()
+        assert out == "policy: po\npolicy: po\n\n"
+        assert "[2 tokens, stopped]" in err
+
+    def test_again_leaves(self, parrots, monkeypatch) -> None:
+        parrots.stop_at = "policy"
+        lines_from(monkeypatch, "a", KeyboardInterrupt, "never asked")
+        with pytest.raises(KeyboardInterrupt):
+            talk(session_of(parrots))
+        assert len(parrots.heard) == 1
+
+    def test_twice_at_the_prompt_leaves_and_once_does_not(self, parrots, monkeypatch, capsys) -> None:
+        lines_from(monkeypatch, KeyboardInterrupt, "a", KeyboardInterrupt, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            talk(session_of(parrots))
+        assert len(parrots.heard) == 1
+        assert capsys.readouterr().err.count("Ctrl-C again leaves, and so does /quit") == 2
+
+    def test_before_the_last_voice_the_question_is_forgotten(self, parrots, capsys) -> None:
+        parrots.stop_at = "sft"
+        session = session_of(parrots, speaks="all")
+        assert [answer.voice for answer in session.ask("a")] == ["base", "sft"]
+        assert session._messages == []
+        assert "this question is not part of the conversation" in capsys.readouterr().err
+
+
+# --- The models themselves
+
+
+@pytest.fixture
+def run(tiny_folder, tmp_path, monkeypatch) -> Context:
+    context = finished_run(tiny_folder(), tmp_path, sample__temperature=0.8)
+    monkeypatch.chdir(tmp_path)
+    return context
+
+
+def asked(context: Context, text: str) -> list[int]:
+    return context.base.encode_prompt(Prompt(id="x", messages=(Message(role="user", content=text),)))
+
+
+def test_each_voice_is_its_adapter(run, monkeypatch) -> None:
+    """Tokens of the stream against `sample_answers` as each role; one base is loaded, and it stays as it was."""
+    loaded = []
+    real = pinned_precision.load_base
+    monkeypatch.setattr(pinned_precision, "load_base", lambda *arguments: loaded.append(1) or real(*arguments))
+    context = Context(run.config, run.run_dir, run.progress, run.stop)
+    speakers, prompt = Speakers(context), asked(run, "what is short")
+    checksum, heard = context.base.checksum(), {}
+    for voice in ("policy", "base", "sft", "policy", "base"):
+        pieces: list[str] = []
+        answer = speakers.answer(voice, prompt, Sampling(24, 0.8, 11), pieces.append)
+        assert "".join(pieces) == answer.text
+        assert heard.setdefault(voice, answer) == answer
+    assert len(loaded) == 1
+    assert context.base.checksum() == checksum
+    for voice, role in (("policy", Role.POLICY), ("sft", Role.REFERENCE)):
+        ((expected,),) = sample_answers(
+            run.roles, role, [prompt], max_new_tokens=24, temperature=0.8, seed=11, batch_size=1
+        )
+        assert heard[voice].text == run.base.decode(expected.tokens)
+        assert (heard[voice].tokens, heard[voice].finished) == (len(expected.tokens), expected.finished)
+    assert len({answer.text for answer in heard.values()}) == 3
+
+
+def test_the_bare_base_speaks_without_an_adapter(run) -> None:
+    """Greedy, against transformers' own forward with all adapters off."""
+    prompt = asked(run, "what is short")
+    speakers = Speakers(run)
+    speakers.answer("policy", prompt, Sampling(4, 0.0, 0), lambda _: None)
+    tokens = list(prompt)
+    for _ in range(6):
+        with run.roles.peft.disable_adapter(), torch.no_grad():
+            tokens.append(int(run.roles.peft(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] == run.base.eos:
+            break
+    answer = speakers.answer("base", prompt, Sampling(6, 0.0, 0), lambda _: None)
+    assert answer.text == run.base.decode(tokens[len(prompt) :])
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_the_score_is_the_normalised_one(tiny_folder, tmp_path, pooling) -> None:
+    run = finished_run(tiny_folder(), tmp_path, pooling=pooling)
+    prompt = asked(run, "what is short")
+    speakers = Speakers(run)
+    answer = speakers.answer("sft", prompt, Sampling(9, 0.8, 2), lambda _: None)
+    ((response,),) = sample_answers(
+        run.roles, Role.REFERENCE, [prompt], max_new_tokens=9, temperature=0.8, seed=2, batch_size=1
+    )
+    with run.roles.acting_as(Role.REWARD):
+        states = run.roles.decoder(input_ids=torch.tensor([[*prompt, *response.tokens]])).last_hidden_state[0]
+        values = (states @ run.roles.heads[Role.REWARD].weight[0])[len(prompt) :]
+    raw = float(values[-1] if pooling == "last" else values.mean())
+    assert answer.score == pytest.approx((raw - 0.4) / 1.7, abs=1e-3)
+
+
+def test_ctrl_c_in_the_middle_leaves_the_models_whole(run) -> None:
+    prompt, speakers = asked(run, "what is short"), Speakers(run)
+    whole = speakers.answer("policy", prompt, Sampling(24, 0.8, 11), lambda _: None)
+    pieces: list[str] = []
+
+    def interrupted(piece: str) -> None:
+        pieces.append(piece)
+        if len(pieces) == 3:
+            raise KeyboardInterrupt
+
+    answer = speakers.answer("policy", prompt, Sampling(24, 0.8, 11), interrupted)
+    assert (answer.stopped, answer.finished, answer.score) == (True, False, None)
+    assert answer.text == "".join(pieces)
+    assert whole.text.startswith(answer.text)
+    assert len(answer.text) < len(whole.text)
+    assert speakers.answer("policy", prompt, Sampling(24, 0.8, 11), lambda _: None) == whole
+
+
+def test_what_a_score_means_is_said(tiny_folder, tmp_path) -> None:
+    run = finished_run(tiny_folder(), tmp_path)
+    assert Speakers(run).about_scores == "reward: 0 is the average answer of SFT, 1 a deviation better"
+    path = run.run_dir.artifact("adapters/reward") / "reward.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weak": "no better than chance"}))
+    assert Speakers(run).about_scores.endswith("this reward model is weak: no better than chance")
+    path.unlink()
+    speakers = Speakers(run)
+    assert speakers.about_scores == "no scores: the run has no reward model yet"
+    assert speakers.answer("sft", asked(run, "a"), Sampling(3, 1.0, 0), lambda _: None).score is None
+
+
+# --- The command
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs a command in this process: its exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def test_prompt_as_json(run, command) -> None:
+    code, out, err = command("chat", "tiny", "--as", "all", "--prompt", "what is short", "--json", "--seed", "5")
+    said = json.loads(out)
+    assert code == 0
+    assert "[reward" not in err
+    assert (said["prompt"], said["temperature"], said["max_new_tokens"], said["seed"]) == ("what is short", 0.8, 6, 5)
+    assert [answer["as"] for answer in said["answers"]] == ["base", "sft", "policy"]
+    for answer, role in zip(said["answers"][1:], (ROLES["sft"], ROLES["policy"]), strict=True):
+        ((expected,),) = sample_answers(
+            run.roles,
+            role,
+            [asked(run, "what is short")],
+            max_new_tokens=6,
+            temperature=0.8,
+            seed=derive_seed(5, "chat", 0),
+            batch_size=1,
+        )
+        assert answer["text"] == run.base.decode(expected.tokens)
+        assert isinstance(answer["score"], float)
+    assert out.isascii()
+
+
+@pytest.mark.usefixtures("run")
+def test_prompt_for_scripts(command) -> None:
+    """stdout is the answer and nothing else; the default is the furthest adapter, seed and settings are the run's."""
+    code, out, err = command("chat", "tiny", "--prompt", "what is short")
+    explicit = ("--as", "policy", "--seed", "1", "--temperature", "0.8", "--max-new-tokens", "6")
+    expected = json.loads(command("chat", "tiny", *explicit, "--prompt", "what is short", "--json")[1])
+    assert (code, out) == (0, chat_loop.visible(expected["answers"][0]["text"]) + "\n")
+    assert "[reward" in err
+    code, out, _ = command("chat", "tiny", "--as", "all", "--prompt", "what is short")
+    assert [line.split(":")[0] for line in out.splitlines() if ": " in line][:1] == ["base"]
+
+
+def test_refusals(tiny_folder, tmp_path, command, monkeypatch) -> None:
+    finished_run(tiny_folder(), tmp_path, adapters=("sft",))
+    monkeypatch.chdir(tmp_path)
+    for arguments, message in (
+        (("nothing",), 'no run "nothing" in runs. The runs are: tiny.'),
+        (("tiny", "--as", "policy"), "--as: runs/tiny has no adapter `policy` yet; it has base, sft"),
+        (("tiny", "--json"), "--json goes with --prompt"),
+        (("tiny", "--max-new-tokens", "60"), "--max-new-tokens: 60 leaves no room for a question"),
+        (("tiny", "--temperature", "inf"), "--temperature: must be a number, 0 or more"),
+        (("tiny", "--prompt", "x" * 90), "tokens, and 54 fit"),
+        (("tiny", "--prompt", " "), "--prompt: is empty"),
+    ):
+        code, out, err = command("chat", *arguments)
+        assert (code, out) == (2, ""), arguments
+        assert message in err
+
+
+def test_lines_from_a_pipe(tiny_folder, tmp_path) -> None:
+    """Chinese in and bytes out through a real process; then bytes that are no text."""
+    finished_run(tiny_folder(), tmp_path, adapters=("sft",))
+    call = [sys.executable, "-m", "lowrank_rlhf", "chat", "tiny"]
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "LC_ALL": "C.UTF-8"}
+
+    def piped(text: bytes) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            call, input=text, capture_output=True, timeout=120, check=False, cwd=tmp_path, env=environment
+        )
+
+    ended = piped("春天好\n\n/as base\nhello".encode())
+    out, err = ended.stdout.decode(), ended.stderr.decode()
+    assert ended.returncode == 0, err
+    assert out.startswith("sft: ")
+    assert "\nbase: " in out
+    assert out.count("you: ") == 0
+    assert "no scores: the run has no reward model yet" in err
+    ended = piped(b"\xff\xfe\n")
+    assert (ended.returncode, b"stdin: not UTF-8 text" in ended.stderr) == (2, True)
+
+
+def test_not_utf8_in_a_terminal(parrots, monkeypatch) -> None:
+    lines_from(monkeypatch, "lone \udcff")
+    with pytest.raises(UserError, match="stdin: not UTF-8 text"):
+        talk(session_of(parrots))

@@ -1,0 +1,411 @@
+"""`evaluate` as people use it, on a tiny run; the evaluate stage, plain PEFT and plain transformers are the oracles."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chat_server import serving
+from peft import PeftModel
+from tiny import load_plain
+from tiny_run import make_config, make_context, write_prompts
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from lowrank_rlhf import cli
+from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.config.schema import LoraConfig
+from lowrank_rlhf.data.comparisons import load_comparisons
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.evaluation import match_play
+from lowrank_rlhf.evaluation.contestants import Contestant, Match, run_adapter
+from lowrank_rlhf.evaluation.sampling import answer
+from lowrank_rlhf.maths.seeds import derive_seed
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.storage import save_role
+from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import sha256
+from lowrank_rlhf.run.progress import Progress
+
+PAIRS = [
+    {"prompt": "question one", "chosen": "the answer is kind", "rejected": "no"},
+    {"prompt": "question one", "chosen": "short", "rejected": "the answer is kind"},
+    {"prompt": "question two", "chosen": "the user asks", "rejected": "that is the point and the question"},
+    {"prompt": "question three", "chosen": "gives", "rejected": "kinds"},
+]
+RANKED = [
+    {"prompt": "question four", "responses": ["kind", "short", "the point"], "scores": [2, 1, 1]},
+    {"prompt": "question five", "responses": ["answer", "user"], "scores": [1, 1]},
+]
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; nobody writes there."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    config = make_config(tiny_folder(), write_prompts(folder / "prompts.jsonl"), "none")
+    return pipeline.run(config, folder / "runs", progress=Progress.silent()).path
+
+
+@pytest.fixture
+def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
+    """Runs the command in a folder of its own: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(run: Path, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", "evaluate", str(run), *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def figures(evaluate):
+    """The command's JSON."""
+
+    def call(*arguments: object) -> dict[str, Any]:
+        code, out, err = evaluate(*arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return call
+
+
+def eval_rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def copied(run: Path, to: Path, *without: str) -> Path:
+    shutil.copytree(run, to)
+    for name in without:
+        shutil.rmtree(to / name)
+    return to
+
+
+def foreign(folder: Path, tiny_base) -> Path:
+    """An adapter of another rank on other layers, with weights that matter."""
+    roles = Roles(tiny_base(), LoraConfig(rank=3, alpha=20, target_modules=("v_proj", "up_proj")))
+    with torch.no_grad():
+        for name, parameter in roles.named_parameters(Role.POLICY).items():
+            generator = torch.Generator().manual_seed(len(name))
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    save_role(roles, Role.POLICY, folder)
+    return folder
+
+
+class TestAMatch:
+    def test_the_run_s_own_pair_is_what_the_evaluate_stage_found(self, finished, figures) -> None:
+        before = sha256(finished)
+        match = figures(finished)["match"]
+        stage, rows = RunDir(finished).done("evaluate")["summary"], eval_rows(finished)
+        assert (match["left"], match["right"], match["prompts"]) == ("sft", "policy", len(rows))
+        for mine, theirs in zip(match["answers"], rows, strict=True):
+            assert (mine["prompt_id"], mine["left"], mine["right"]) == tuple(
+                theirs[key] for key in ("prompt_id", "sft", "policy")
+            )
+            assert (mine["judge_left"], mine["judge_right"]) == (theirs["judge_sft"], theirs["judge_policy"])
+            for key, name in {"kl": "kl", "score_left": "score_sft", "score_right": "score_policy"}.items():
+                assert mine[key] == pytest.approx(theirs[name], abs=1e-4)
+        assert match["win_rate"] == stage["win_rate"]
+        assert match["win_rate_interval"] == stage["win_rate_interval"]
+        assert match["kl_per_answer"] == pytest.approx(stage["kl_per_answer"], abs=1e-4)
+        named = {row["figure"]: row for row in stage["table"]}
+        for row in match["table"]:
+            if row["figure"] in named:
+                theirs = named[row["figure"]]
+                assert (row["left"], row["right"]) == pytest.approx((theirs["sft"], theirs["policy"]), abs=1e-4)
+        assert sha256(finished) == before
+
+    def test_an_adapter_against_itself(self, finished, figures) -> None:
+        match = figures(finished, "--left", "sft", "--right", finished / "adapters" / "sft")["match"]
+        assert all(row["left"] == row["right"] and row["kl"] == 0 for row in match["answers"])
+        assert match["win_rate"] == match["length_controlled_win_rate"] == 0.5
+        assert match["win_rate_interval"] == [0.5, 0.5]
+        assert (match["ties"], match["kl_per_answer"]) == (5, 0)
+
+    def test_kl_of_a_foreign_adapter_against_the_base_as_plain_peft_computes_it(
+        self, finished, tiny_base, tmp_path
+    ) -> None:
+        folder = foreign(tmp_path / "foreign", tiny_base)
+        context = make_context(load_config(finished / "config.yaml"), tmp_path)
+        prompts = context.prompts[1]
+        match = Match(Contestant("base", None), Contestant("foreign", folder), prompts, 2, 7, None)
+        rows = match_play.play(context, match)
+        groups = answer(context, Role.POLICY, prompts, count=2, seed=derive_seed(7, "held-out answers"))
+        tokens = [
+            (prompt, list(sample.tokens)) for prompt, group in zip(prompts, groups, strict=True) for sample in group
+        ]
+        assert len(rows) == len(tokens) == 10
+        bare = load_plain(AutoModelForCausalLM, context.roles, "none")
+        without = [sequence_logprob(bare, context.base.encode_prompt(prompt), row) for prompt, row in tokens]
+        adapted = PeftModel.from_pretrained(bare, folder).eval()
+        found = [sequence_logprob(adapted, context.base.encode_prompt(prompt), row) for prompt, row in tokens]
+        expected = [ours - theirs for ours, theirs in zip(found, without, strict=True)]
+        assert [row["kl"] for row in rows] == pytest.approx(expected, abs=1e-3)
+        assert max(map(abs, expected)) > 0.5
+        assert [row["right"] for row in rows] == [context.base.decode(row) for _, row in tokens]
+
+    def test_other_prompts_several_answers_and_a_base_of_another_name(
+        self, finished, figures, tiny_base, tmp_path
+    ) -> None:
+        folder = foreign(tmp_path / "foreign", tiny_base)
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "another/model"}))
+        turns = [{"messages": [{"role": "user", "content": f"is point {n}"}]} for n in range(4)]
+        file = write_rows(tmp_path / "mine.jsonl", turns)
+        options = ("--right", folder, "--prompts", file, "--samples", 3, "--limit", 2)
+        match = figures(finished, *options)["match"]
+        assert (match["prompts"], match["answers_per_prompt"], len(match["answers"])) == (2, 3, 6)
+        names = [row["prompt_id"] for row in match["answers"]]
+        assert names == [name for name in dict.fromkeys(names) for _ in range(3)]
+        assert {row["prompt"] for row in match["answers"]} < {turn["messages"][0]["content"] for turn in turns}
+        assert any(note.startswith(f"{folder} says that it was trained on another/model") for note in match["notes"])
+        again, other = (figures(finished, *options, "--seed", seed)["match"] for seed in (1, 2))
+        assert again["answers"] == match["answers"]
+        assert [row["left"] for row in other["answers"]] != [row["left"] for row in match["answers"]]
+        assert {row["prompt"] for row in other["answers"]} == {row["prompt"] for row in match["answers"]}
+
+    def test_says_when_the_run_trained_on_the_prompts(self, finished, figures, tmp_path) -> None:
+        rows = [json.loads(line) for line in (finished.parents[1] / "prompts.jsonl").read_text().splitlines()]
+        held_out = {row["prompt_id"] for row in eval_rows(finished)}
+        trained = [row["prompt"] for row in rows if row["id"] not in held_out][:3]
+        new = [row["prompt"] for row in rows if row["id"] in held_out][:2]
+        file = write_rows(tmp_path / "mixed.jsonl", [{"prompt": text} for text in (*trained, *new, "is that kind")])
+        note = "the run trained on 3 of these 6 prompts; new ones may fare worse"
+        assert note in figures(finished, "--prompts", file)["match"]["notes"]
+        others = write_rows(tmp_path / "new.jsonl", [{"prompt": text} for text in new])
+        assert "trained on" not in str(figures(finished, "--prompts", others)["match"]["notes"])
+        run = copied(finished, tmp_path / "run")
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace("prompts: /", "prompts: /gone/"))
+        (note, *_) = figures(run, "--prompts", file)["match"]["notes"]
+        assert note.startswith("whether the run trained on these prompts is not known: /gone/")
+
+    def test_bad_rows_are_skipped_as_the_run_skips_them(self, finished, evaluate, tmp_path) -> None:
+        prompts = write_rows(tmp_path / "mine.jsonl", [{"prompt": "is point"}, {"prompt": ""}, {"prompt": "is it"}])
+        pairs = write_rows(tmp_path / "pairs.jsonl", [*PAIRS, {"prompt": "a", "chosen": "", "rejected": "b"}])
+        for option, file in (("--prompts", prompts), ("--comparisons", pairs)):
+            code, _, err = evaluate(finished, option, file)
+            assert (code, " is empty" in err) == (2, True)
+            code, _, err = evaluate(finished, option, file, "data.skip_bad_rows=0.1")
+            assert (code, "more than data.skip_bad_rows=0.1 allows" in err) == (2, True)
+        code, out, err = evaluate(finished, "--prompts", prompts, "data.skip_bad_rows=0.5", "--json")
+        assert (code, json.loads(out)["match"]["prompts"]) == (0, 2)
+        assert "Left out 1 bad row; the first: " in err
+        run = copied(finished, tmp_path / "run")
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace("skip_bad_rows: 0.0", "skip_bad_rows: 0.5"))
+        code, out, _ = evaluate(run, "--comparisons", pairs)
+        assert (code, "Left out 1 bad row; the first: " in out.replace("\n", " ")) == (0, True)
+
+    def test_settings_of_sampling_can_change(self, finished, figures) -> None:
+        match = figures(finished, "sample.max_new_tokens=2")["match"]
+        assert max(row[f"tokens_{side}"] for row in match["answers"] for side in ("left", "right")) == 2
+
+    def test_a_judge_that_only_compares(self, finished, figures, tmp_path, monkeypatch) -> None:
+        run = copied(finished, tmp_path / "run")
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+        with serving() as server:
+            where = (f"rank.endpoint.url={server.url}", "rank.endpoint.model=judge-1")
+            match = figures(run, *where, "--judge", "endpoint", "--left", "base")["match"]
+        better = {"left": 0.0, "tie": 0.5, "right": 1.0}
+        for row in match["answers"]:  # the server prefers the longer answer
+            length = len(row["right"]) - len(row["left"])
+            assert better[row["judge_prefers"]] == (0.5 if length == 0 else float(length > 0))
+        assert "judge_left" not in match["answers"][0]
+        expected = sum(better[row["judge_prefers"]] for row in match["answers"]) / len(match["answers"])
+        assert match["win_rate"] == expected
+        assert match["decided_by"].endswith("judge-1")
+
+    def test_without_a_judge_the_reward_model_decides(self, finished, figures, tmp_path) -> None:
+        run = copied(finished, tmp_path / "run")
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace("source: judge", "source: human"))
+        match = figures(run)["match"]
+        leads = [row["score_right"] - row["score_left"] for row in match["answers"]]
+        better = [0.5 if abs(lead) < 1e-9 else float(lead > 0) for lead in leads]
+        assert match["decided_by"] == "reward model"
+        assert match["win_rate"] == sum(better) / len(better)
+        shutil.rmtree(run / "adapters" / "reward")
+        assert figures(run, "--judge", "plain-language")["match"]["decided_by"] == "plain-language"
+
+
+def sequence_logprob(model: Any, prompt: list[int], response: list[int]) -> float:
+    """log p(response | prompt) at temperature 1, from a plain forward of this one row."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0].double()
+    steps = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+    return float(steps.gather(-1, torch.tensor(response)[:, None]).sum())
+
+
+class TestRewardModelAccuracy:
+    def test_by_a_plain_classifier_on_a_run_that_has_nothing_else(self, finished, figures, tmp_path) -> None:
+        run = copied(finished, tmp_path / "run", "adapters")
+        shutil.copytree(finished / "adapters" / "reward", run / "adapters" / "reward")
+        result = figures(run, "--comparisons", write_rows(tmp_path / "pairs.jsonl", PAIRS))
+        assert result["match"] is None
+        found = result["accuracy"]
+        context = make_context(load_config(run / "config.yaml"), tmp_path)
+        plain = load_plain(AutoModelForSequenceClassification, context.roles, "none", num_labels=1)
+        model = PeftModel.from_pretrained(plain, run / "adapters" / "reward").eval()
+        model.config.pad_token_id = context.base.pad
+
+        def score(row: dict[str, str], key: str) -> float:
+            prompt = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+            ids = context.base.tokenizer(f"{prompt}{row[key]}<|im_end|>", return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                return float(model(input_ids=ids).logits)
+
+        margins = [score(row, "chosen") - score(row, "rejected") for row in PAIRS]
+        assert min(map(abs, margins)) > 1e-3
+        assert found["accuracy"] == sum(margin > 0 for margin in margins) / 4
+        assert found["longer_wins"] == (1 + 0 + 0 + 0.5) / 4  # "gives" and "kinds" are equally long
+        assert (found["comparisons"], found["prompts"], found["ties"], found["too_long"]) == (4, 3, 0, 0)
+        assert found["accuracy_interval"][0] <= found["accuracy"] <= found["accuracy_interval"][1]
+
+    def test_ties_and_prompts_that_are_too_long_are_counted_and_left_out(self, finished, evaluate, tmp_path) -> None:
+        long = {"prompt": "long " * 60, "responses": ["a", "b"], "scores": [1, 0]}
+        file = write_rows(tmp_path / "ranked.jsonl", [*RANKED, long])
+        code, out, err = evaluate(finished, "--comparisons", file)
+        assert code == 0, err
+        assert "2 comparisons of 1 prompt; 2 ties left out, and 1 comparison too long" in out.replace("\n", " ")
+        assert "model.max_length 60: 1 prompts too long and left out" in out
+        assert load_comparisons(file).ties == 2
+
+    def test_says_that_the_reward_model_learnt_from_them(self, finished, evaluate, tmp_path) -> None:
+        run, file = copied(finished, tmp_path / "run"), write_rows(tmp_path / "pairs.jsonl", PAIRS)
+        shutil.copy(file, tmp_path / "same.jsonl")
+        assert "learnt from" not in evaluate(run, "--comparisons", file)[1]
+        config = run / "config.yaml"
+        text = config.read_text().replace("source: judge", "source: dataset")
+        config.write_text(text.replace("dataset: null", f"dataset: {tmp_path / 'same.jsonl'}"))
+        assert "The run's reward model learnt from most of these" in evaluate(run, "--comparisons", file)[1]
+
+    def test_beside_a_match(self, finished, figures, tmp_path) -> None:
+        file = write_rows(tmp_path / "pairs.jsonl", PAIRS)
+        result = figures(finished, "--left", "base", "--limit", 2, "--comparisons", file)
+        assert (result["match"]["left"], result["match"]["prompts"]) == ("base", 2)
+        assert result["accuracy"]["comparisons"] == 4
+
+
+PANDALM = Path(__file__).parents[3] / "shared" / "data" / "pandalm_testset_v1.json"
+
+
+@pytest.mark.skipif(not PANDALM.exists(), reason="the real comparisons are not here")
+def test_ties_of_real_comparisons() -> None:
+    votes = [[row[f"annotator{n}"] for n in (1, 2, 3)] for row in json.loads(PANDALM.read_text())]
+    same = [row["response1"] == row["response2"] for row in json.loads(PANDALM.read_text())]
+    split = sum(max(vote.count(1), vote.count(2)) < 2 and not alike for vote, alike in zip(votes, same, strict=True))
+    assert load_comparisons(PANDALM).ties == split > 90
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("gone", "arguments", "says"),
+        [
+            ("adapters/policy", (), "no adapters/policy there yet; stage ppo makes it:"),
+            ("adapters/policy-last", ("--right", "policy-last"), "stage ppo makes it"),
+            ("adapters/sft", (), "--until sft"),
+            ("adapters/reward", ("--comparisons", "x.jsonl"), "stage reward makes it"),
+        ],
+    )
+    def test_an_adapter_that_is_not_made_yet(self, finished, evaluate, tmp_path, gone, arguments, says) -> None:
+        run = copied(finished, tmp_path / "run", gone)
+        code, out, err = evaluate(run, *arguments)
+        assert (code, out) == (2, "")
+        assert says in err
+        assert "Traceback" not in err
+        assert "leaves out" not in err
+
+    def test_a_stage_that_the_run_leaves_out_is_to_be_added_first(self, tmp_path) -> None:
+        run_dir = RunDir(tmp_path / "a")
+        run_dir.open("name: a\nmodel: {source: x}\nstages: [sft]\n")
+        with pytest.raises(UserError) as caught:
+            run_adapter(run_dir, "policy")
+        assert f"stage ppo makes it, which the run leaves out; add ppo to `stages` in {run_dir.path}" in str(
+            caught.value
+        )
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (
+                ("--left", "polcy"),
+                '"polcy" is neither base, sft, policy nor policy-last, and no folder either. Did you',
+            ),
+            (("--right", "."), ".: no adapter_config.json there"),
+            (("--judge", "sentimant"), 'Did you mean "sentiment"?'),
+            (("--judge", "endpoint"), "needs a section rank.endpoint"),
+            (("--prompts", "nowhere.jsonl"), "nowhere.jsonl"),
+            (("--comparisons", "nowhere.jsonl"), "nowhere.jsonl"),
+            (
+                ("seed=3",),
+                '"seed=3": only settings of model, sample, rank.endpoint, evaluate, and data.skip_bad_rows, can',
+            ),
+            (("data.held_out=9",), "only settings of"),
+            (("sample.temprature=2",), 'Did you mean "temperature"?'),
+            (("--out", "result.txt"), "name a file that ends in .json"),
+            (("--out", "/proc/nowhere/result.json"), "cannot be written"),
+            (("model.max_length=10",), "leaves"),
+        ],
+    )
+    def test_what_a_person_can_mend(self, finished, evaluate, tmp_path, arguments, says) -> None:
+        code, out, err = evaluate(finished, *arguments)
+        assert (code, out) == (2, "")
+        assert says in err
+        assert "Traceback" not in err
+        assert list(tmp_path.glob("*.json")) == []
+
+    def test_nobody_to_decide_and_nothing_held_out(self, finished, evaluate, tmp_path) -> None:
+        run = copied(finished, tmp_path / "run", "adapters/reward")
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace("source: judge", "source: human"))
+        assert "nobody can say which answer is better" in evaluate(run)[2]
+        stages = "stages: [sft, sample, rank, reward]\n"
+        text = config.read_text().replace("held_out: 5", "held_out: 0")
+        config.write_text(stages + "".join(part for part in _without_stages(text)))
+        assert "this run holds no prompts out" in evaluate(run, "--judge", "sentiment")[2]
+
+    def test_ctrl_c_writes_nothing(self, finished, evaluate, tmp_path, monkeypatch) -> None:
+        def stopped(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(match_play, "play", stopped)
+        code, out, err = evaluate(finished, "--out", "result.json")
+        assert (code, out) == (130, "")
+        assert "Stopped; nothing was written." in err
+        assert list(tmp_path.iterdir()) == []
+
+
+def _without_stages(text: str) -> list[str]:
+    """The lines of a config less its list of stages."""
+    kept, inside = [], False
+    for line in text.splitlines(keepends=True):
+        inside = line.startswith("stages:") or (inside and line.startswith("- "))
+        if not inside:
+            kept.append(line)
+    return kept
+
+
+class TestOutput:
+    def test_json_and_text_are_saved(self, finished, evaluate) -> None:
+        code, out, err = evaluate(finished, "--out", "new/result.json", "--limit", 3)
+        assert code == 0, err
+        saved = json.loads(Path("new/result.json").read_text())
+        assert saved["match"]["prompts"] == 3
+        assert saved["seed"] == 1
+        text = Path("new/result.txt").read_text()
+        assert out.startswith(text)
+        assert out[len(text) :].strip() == "Saved as new/result.json, and this text as new/result.txt"
+        assert sorted(path.name for path in Path("new").iterdir()) == ["result.json", "result.txt"]
+        assert max(map(len, text.splitlines())) <= 100

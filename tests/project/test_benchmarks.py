@@ -1,0 +1,148 @@
+"""The benchmarks, on tiny models: the measuring programs run and give the figures that they promise."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_ppo_step_prints_one_json_object(tiny_folder: Callable[..., Path]) -> None:
+    """The figures of issue 4, from the command's last line."""
+    work = {"batch": 4, "prompt-tokens": 8, "new-tokens": 6, "epochs": 2, "updates": 2, "threads": 1}
+    command = [sys.executable, ROOT / "benchmarks" / "ppo_step.py", "--json", f"--model={tiny_folder()}"]
+    command += ["--dtype=float32", *(f"--{name}={value}" for name, value in work.items())]
+    run = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout.splitlines()[-1])
+    assert len(result["seconds_per_update"]) == 2
+    assert set(result["phases"]) == {"rollout", "scoring", "policy_update", "critic_update"}
+    assert sum(result["phases"].values()) > result["arithmetic_floor_seconds"] > 0
+    # Answers go on to their full length: 4 answers of 6 tokens in the time of the rollout (rounded).
+    tokens = result["rollout_tokens_per_second"] * result["phases"]["rollout"]
+    assert abs(tokens - 24) < 3
+    assert result["peak_rss_mb"] > 100
+
+
+def test_memory_table_compares_with_sft_of_the_same_setting() -> None:
+    """Hand values: 3 GiB measured where 2 were told, and 1.5 times what SFT took."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.memory import table
+
+    gib = 2**30
+    rows = [
+        {"setting": "a", "stage": "sft", "measured": 2 * gib, "predicted": 2 * gib},
+        {"setting": "a", "stage": "ppo", "measured": 3 * gib, "predicted": 2 * gib},
+        {"setting": "b", "stage": "sft", "measured": gib, "predicted": 2 * gib},
+    ]
+    assert table(rows).splitlines()[2:] == [
+        "| a | sft | 2,048 | 2,048 | 1.00 | 1.00 |",
+        "| a | ppo | 3,072 | 2,048 | 1.50 | 1.50 |",
+        "| b | sft | 1,024 | 2,048 | 0.50 | 1.00 |",
+    ]
+
+
+def test_a_short_soak_measures_memory_and_logs(tmp_path: Path) -> None:
+    """Eight steps are too few to judge the memory; what a step logs shows in them already."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.soak import MOST_LOGGED_BYTES, soak
+
+    figures = soak(tmp_path, 8)
+    assert 100 < figures["warm_mib"] < 20_000
+    assert abs(figures["growth"]) < 0.5
+    assert 100 < figures["logged_bytes_per_step"] < MOST_LOGGED_BYTES
+
+
+def test_gpu_check_reads_pytests_own_file_and_tells_what_failed(tmp_path: Path) -> None:
+    """One test of each kind, run by pytest itself; and the line for README's table."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.gpu_check import read_junit, table_line
+
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\ndef test_good(): pass\ndef test_bad(): assert 0\n"
+        "@pytest.mark.skip\ndef test_left_out(): pass\n"
+        "@pytest.fixture\ndef broken(): 1 / 0\ndef test_error(broken): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=out.xml", "test_it.py"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    found = read_junit(tmp_path / "out.xml")
+    assert found == {"passed": 1, "skipped": 1, "failed": ["test_it::test_bad", "test_it::test_error"]}
+    machine = {"date": "2026-11-27", "card": "T4", "versions": {"torch": "2.13.0", "bitsandbytes": "0.50.2"}}
+    run = {"stages": {"sft": {"seconds": 10.4}, "ppo": {"seconds": 20.0}}, "claims": 8, "failed": []}
+    report = {"machine": machine, "tests": found, "run": run, "update": {"seconds_per_update": [3.0, 1.0, 2.0]}}
+    cells = (
+        "2026-11-27",
+        "T4",
+        "torch 2.13.0, bitsandbytes 0.50.2",
+        "1 passed, 2 failed",
+        "2 stages in 30 s, 8 claims hold",
+    )
+    assert table_line(report) == f"| {' | '.join(cells)} | 2.00 s |"
+
+
+def test_a_preset_for_a_card_is_measured_with_rows_that_fill_it(tiny_folder: Callable[..., Path]) -> None:
+    """Prompt and response together stay below `max_length`, and near it."""
+    sys.path.insert(0, str(ROOT))
+    from transformers import AutoTokenizer
+
+    from benchmarks.cards import full_rows
+    from lowrank_rlhf.config.loading import load_config, preset_folder
+
+    config, tokenizer = load_config(preset_folder() / "gpu_8gb.yaml"), AutoTokenizer.from_pretrained(tiny_folder())
+    lengths = [len(tokenizer(row["prompt"] + row["response"])["input_ids"]) for row in full_rows(config, tokenizer)]
+    assert len(lengths) == 40
+    assert 0.88 * config.model.max_length < min(lengths) <= max(lengths) < config.model.max_length - 20
+
+
+def test_the_table_of_algorithms() -> None:
+    """Means with the lowest and highest over two seeds; the page keeps what stands around the table."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.algorithms import BEGIN, END, PAGE, settings, table, with_table
+
+    figures = {"kl": 2.0, "length": 20, "ends": 1.0, "steps": 16, "tokens": 12_345, "seconds": 60, "peak_mib": 2000}
+    rows = [
+        {
+            "algorithm": name,
+            "measure": measure,
+            "seed": seed,
+            "second_win_rate": None,
+            "win_rate": 0.5 + seed / 10,
+            **figures,
+        }
+        for name in ("ppo", "rloo", "grpo", "dpo")
+        for measure in ("tokens", "time")
+        for seed in (1, 2)
+    ]
+    lines = table(rows).splitlines()
+    assert len(lines) == 2 + 8 + 2
+    assert lines[2] == "| equal tokens | PPO | 0.65 [0.60, 0.70] | – | 2.0 | 20 | 1.00 | 16 | 12,345 | 60 | 2,000 |"
+    page = PAGE.read_text(encoding="utf-8")
+    replaced = with_table(page, "a table")
+    assert (
+        replaced.replace(f"{BEGIN}\n\na table\n\n{END}", "")
+        == page[: page.index(BEGIN)] + page[page.index(END) + len(END) :]
+    )
+    assert settings("dpo", 2, 64, 640)[:2] == ["ppo.evaluate_every=2", "align.epochs=2"]
+    assert settings("ppo", 16, 72, 640) == ["ppo.evaluate_every=2", "ppo.steps=16", "ppo.batch_size=72"]
+
+
+def test_rows_of_other_seeds_stay_if_their_setting_is_the_same(tmp_path) -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.algorithms import others
+
+    of, file = {"preset": "quickstart", "steps": 16}, tmp_path / "algorithms.json"
+    assert others(file, of, [3]) == []
+    file.write_text(json.dumps({"of": of, "rows": [{"seed": 1}, {"seed": 2}, {"seed": 3}]}))
+    assert others(file, of, [3, 2]) == [{"seed": 1}]
+    assert others(file, of | {"steps": 2}, [3]) == []
+
+
+def test_the_settings_of_the_algorithms_are_valid() -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.algorithms import ALIGN, settings
+    from lowrank_rlhf.config.loading import load_config
+
+    for name in ("ppo", *ALIGN):
+        assert load_config(Path("quickstart"), settings(name, 16, 72, 2000)).align.algorithm == name

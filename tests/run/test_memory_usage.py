@@ -1,0 +1,57 @@
+"""Peak memory: of the process on a CPU, of the card where one is used."""
+
+import mmap
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lowrank_rlhf.run.memory_usage import forget_peak_memory, peak_memory_bytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
+def test_the_peak_of_memory_can_begin_anew() -> None:
+    size = peak_memory_bytes() + (64 << 20)
+    with mmap.mmap(-1, size) as block:  # goes back to the system at once, whatever the allocator keeps
+        for page in range(0, size, 4096):
+            block[page] = 1
+        high = peak_memory_bytes()
+    assert peak_memory_bytes() == pytest.approx(high, abs=4 << 20)  # the kernel counts a little late
+    if forget_peak_memory():  # some containers forbid it
+        assert high - peak_memory_bytes() > 48 << 20
+    else:
+        assert peak_memory_bytes() == pytest.approx(high, abs=4 << 20)
+
+
+def test_where_the_peak_cannot_begin_anew_it_is_the_process_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("lowrank_rlhf.run.memory_usage._CLEAR_REFS", tmp_path / "none" / "clear_refs")
+    assert not forget_peak_memory()
+    by_status = peak_memory_bytes()
+    monkeypatch.setattr("lowrank_rlhf.run.memory_usage._STATUS", tmp_path / "none")
+    assert peak_memory_bytes() == pytest.approx(by_status, rel=0.5)  # getrusage's, which is never reset
+
+
+def test_peak_memory_is_in_bytes_and_rises_with_what_is_used() -> None:
+    before = peak_memory_bytes()
+    block = bytearray(before + (64 << 20))  # more than has ever been in use
+    for page in range(0, len(block), 4096):
+        block[page] = 1
+    assert peak_memory_bytes() - before > 48 << 20
+    assert before > 10 << 20
+
+
+@pytest.mark.parametrize("used", [True, False], ids=["a GPU in use", "a GPU that is not used"])
+def test_on_a_gpu_it_is_what_pytorch_held_of_the_card(monkeypatch: pytest.MonkeyPatch, used: bool) -> None:
+    held = [5 << 30]
+    cuda = SimpleNamespace(
+        is_initialized=lambda: used,
+        max_memory_reserved=lambda: held[0],
+        reset_peak_memory_stats=lambda: held.__setitem__(0, 3 << 30),
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    before = peak_memory_bytes()
+    assert (before == 5 << 30) == used
+    forget_peak_memory()
+    assert held == [3 << 30 if used else 5 << 30]
+    assert (peak_memory_bytes() == 3 << 30) == used

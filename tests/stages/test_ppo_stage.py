@@ -1,0 +1,302 @@
+"""The ppo stage's own guards: it stops where policy and SFT, or old and new, differ; and it keeps the best policy."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import snapshot
+from tiny_finished import finished_run
+from tiny_run import make_config, make_context
+from torch import Tensor
+
+from lowrank_rlhf.errors import StageFailed, Stopped
+from lowrank_rlhf.evaluation import policy_selection
+from lowrank_rlhf.evaluation.compare import Answers, Contest, gold_judge
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.storage import read_tensors, save_role
+from lowrank_rlhf.run.checkpoints import save_checkpoint
+from lowrank_rlhf.run.directory import write_json_atomic
+from lowrank_rlhf.session import Context
+from lowrank_rlhf.stages import ppo
+from lowrank_rlhf.training import policy_checkpoints
+from lowrank_rlhf.training.policy_checkpoints import State
+from lowrank_rlhf.training.ppo_update import Optimizers
+from lowrank_rlhf.training.rollout import Rollout
+
+KL_IS_0 = "KL(policy || SFT) is 0 at step 0"
+RATIO_IS_1 = "the first minibatch's probability ratio is 1"
+
+
+@pytest.fixture
+def make(tiny_folder, tmp_path) -> Callable[..., Context]:
+    """A context in which ppo can begin, with changes to its settings."""
+    return lambda **changes: finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"), **changes)
+
+
+def change_rollouts(monkeypatch: pytest.MonkeyPatch, change: Callable[[Rollout], Rollout]) -> None:
+    collect = ppo.collect
+    monkeypatch.setattr(ppo, "collect", lambda *args: change(collect(*args)))
+
+
+def refused(context: Context, claim: str) -> str:
+    """The message of the refusal; nothing has been learnt and nothing is kept."""
+    with pytest.raises(StageFailed) as caught:
+        ppo.run(context)
+    assert str(caught.value).startswith(f"ppo: {claim}: it is off by ")
+    assert "env.json" in str(caught.value)
+    assert not [row for row in context.metrics.read("ppo") if row["step"]]
+    assert not (context.work("ppo") / "best").exists()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_reference_that_is_not_sft_stops_it(make, monkeypatch, quantization) -> None:
+    """One number of the reference's adapter is another than SFT's."""
+    copy = Roles.copy
+
+    def careless(roles: Roles, source: Role, target: Role) -> None:
+        copy(roles, source, target)
+        if target is Role.REFERENCE:
+            with torch.no_grad():
+                roles.parameters(target)[-1][0, 0] += 1.0
+
+    context = make(quantization=quantization)
+    monkeypatch.setattr(Roles, "copy", careless)
+    refused(context, KL_IS_0)
+
+
+def test_differences_that_cancel_within_an_answer_are_seen(make, monkeypatch) -> None:
+    """A token likelier by a tenth of a nat and the next as much less likely: the answer's own KL is 0."""
+
+    def shift(rollout: Rollout) -> Rollout:
+        reference = rollout.ref_logprobs.clone()
+        row = int(rollout.batch.response.sum(-1).argmax())
+        first, second = rollout.batch.response[row].nonzero().squeeze(-1)[:2].tolist()
+        reference[row, first] += 0.1
+        reference[row, second] -= 0.1
+        return replace(rollout, ref_logprobs=reference)
+
+    change_rollouts(monkeypatch, shift)
+    assert "it is off by 0.1. " in refused(make(), KL_IS_0)
+
+
+def test_old_log_probabilities_of_another_model_stop_it(make, monkeypatch) -> None:
+    """As from generation in another number format: a hundredth of a nat too low at one token."""
+
+    def shift(rollout: Rollout) -> Rollout:
+        old = rollout.logprobs.clone()
+        old[tuple(rollout.batch.response.nonzero()[0])] -= 0.01
+        return replace(rollout, logprobs=old, ref_logprobs=old)
+
+    change_rollouts(monkeypatch, shift)
+    assert "it is off by 0.0101. " in refused(make(), RATIO_IS_1)  # exp(0.01) - 1
+
+
+def test_the_ratio_is_looked_at_when_the_policy_first_learns(make, monkeypatch) -> None:
+    """After two steps of warm-up for the critic; the reference is another model by then, and that is no fault."""
+    steps: list[int] = []
+
+    def shift(rollout: Rollout) -> Rollout:
+        steps.append(1)
+        lower = 0.01 * rollout.batch.response if len(steps) > 2 else 0.0
+        return replace(rollout, logprobs=rollout.logprobs - lower)
+
+    change_rollouts(monkeypatch, shift)
+    context = make(ppo__critic_warmup_steps=2)
+    with pytest.raises(StageFailed, match=r"probability ratio is 1: it is off by 0\.01"):
+        ppo.run(context)
+    assert [row["step"] for row in context.metrics.read("ppo") if row["step"] and "eval/kl" not in row] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("source", "second", "expected"),
+    [
+        ("judge", "sentiment", ("judge", "simulated-annotator")),
+        ("human", "sentiment", ("second_judge", "sentiment")),
+        ("human", None, ("second_judge", None)),
+        ("human", "endpoint", ("second_judge", None)),  # it costs requests
+    ],
+)
+def test_the_judge_that_ppo_is_followed_with(tmp_path, source, second, expected) -> None:
+    endpoint = {"url": "http://localhost:9", "model": "judge-1"} if second == "endpoint" else None
+    config = make_config(tmp_path, rank__source=source, rank__endpoint=endpoint, evaluate__second_judge=second)
+    figure, judge = gold_judge(make_context(config, tmp_path))
+    assert (figure, judge and judge.name) == expected
+
+
+def test_both_claims_hold_in_an_honest_run(make) -> None:
+    claims = {claim["claim"]: claim for claim in ppo.run(make(ppo__steps=1))["claims"]}
+    for text in (KL_IS_0, RATIO_IS_1):
+        assert (claims[text]["figure"], claims[text]["holds"]) == (0, True)
+
+
+def test_a_weight_of_another_role_that_moves_is_told(make, monkeypatch) -> None:
+    update = ppo.update
+
+    def careless(roles: Roles, *args: Any) -> dict[str, float]:
+        with torch.no_grad():
+            roles.parameters(Role.REWARD)[0][0, 0] += 1e-6
+        return update(roles, *args)
+
+    monkeypatch.setattr(ppo, "update", careless)
+    told = ppo.run(make(ppo__steps=1))["claims"][-1]
+    assert (told["holds"], told["figure"]) == (False, "REWARD")
+
+
+# --- What is kept: answers to watch, and the best policy
+
+
+def test_answers_at_each_evaluation_are_kept(make, monkeypatch) -> None:
+    """Three prompts before the first step and after the second and the last; before it they are SFT's."""
+    met, meet = [], Contest.meet
+    monkeypatch.setattr(Contest, "meet", lambda contest, context: met.append(meet(contest, context)) or met[-1])
+    monkeypatch.setattr(policy_selection, "WATCHED_PROMPTS", 2)
+    context = make(ppo__steps=3, ppo__learning_rate=0.1)
+    ppo.run(context)
+    rows = list(context.run_dir.watched.read("ppo"))
+    held_out = context.prompts[1]
+    assert len(held_out) > 2
+    assert [(row["step"], row["prompt_id"]) for row in rows] == [(n, p.id) for n in (0, 2, 3) for p in held_out[:2]]
+    assert [row["prompt"] for row in rows[:2]] == [prompt.text for prompt in held_out[:2]]
+    assert [row["answer"] for row in rows] == [sample.text for answers in met for sample in answers.samples[:2]]
+    assert [row["kl"] for row in rows[:2]] == [0, 0]
+    assert [row["score"] for row in rows] == [score for answers in met for score in answers.scores.tolist()[:2]]
+    assert [row["judge"] for row in rows] == [score for answers in met for score in answers.judged[:2]]
+    assert any(row["kl"] for row in rows[2:])
+
+
+def script(
+    monkeypatch: pytest.MonkeyPatch, objectives: dict[int, float], ended: dict[int, float] | None = None
+) -> dict[int, dict[str, Tensor]]:
+    """Evaluations come out as written, in order of steps; the dictionary holds the policy's weights at each of them.
+
+    `ended` gives the share of answers that end by themselves where that isn't all."""
+    seen: dict[int, dict[str, Tensor]] = {}
+
+    meet = Contest.meet
+
+    def look(contest: Contest, context: Context) -> Answers:
+        answers = meet(contest, context)  # one that a stop breaks off does not count
+        seen[sorted(objectives)[len(seen)]] = snapshot(context.roles, Role.POLICY)
+        return answers
+
+    def figures(*_: Any) -> dict[str, float]:
+        step = list(seen)[-1]
+        figures = {"score": -objectives[step], "kl": 0.0, "objective": objectives[step], "judge": -objectives[step]}
+        return {**figures, "eos_rate": (ended or {}).get(step, 1.0)}
+
+    monkeypatch.setattr(Contest, "meet", look)
+    monkeypatch.setattr(Contest, "figures", figures)
+    return seen
+
+
+def weights(context: Context, name: str) -> dict[str, Tensor]:
+    return read_tensors(context.work("ppo") / "adapters" / name / "adapter_model.safetensors")
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name].cpu(), other[name].cpu()) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "best"),
+    [
+        ({0: 9.0, 1: 0.1, 2: 0.5, 3: 0.3, 4: 0.4}, 2),
+        ({0: 9.0, 1: -0.1, 2: -0.5, 3: -0.3, 4: -0.4}, 1),  # the first is the best, though below 0 and below SFT
+        ({0: -9.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}, 4),
+        ({0: 0.0, 2: 0.7, 4: 0.7}, 2),  # of two equal ones the earlier, nearer to SFT
+    ],
+)
+def test_the_policy_of_the_best_objective_is_kept(make, monkeypatch, objectives, best) -> None:
+    """By the objective, and by neither score nor judge; SFT itself, step 0, is no candidate."""
+    context = make(ppo__evaluate_every=max(1, 4 // (len(objectives) - 1)))
+    seen = script(monkeypatch, objectives)
+    summary = ppo.run(context)
+    assert summary["best_step"] == best
+    assert same(weights(context, "policy"), seen[best])
+    assert same(weights(context, "policy-last"), seen[4])
+    assert not any(same(seen[best], seen[step]) for step in seen if step != best)
+
+
+@pytest.mark.parametrize(
+    ("ended", "best"),
+    [
+        ({4: 0.99}, 2),  # worth .4, and the second .5: one that ends, and is nearly as good
+        ({2: 0.98, 4: 0.5}, 1),  # worth .1 and -9.4, and the first .2
+        ({2: 0.99, 4: 0.99}, 4),  # worth .3 and .4: so much better that one endless answer of a hundred does not matter
+        ({0: 0.9, 2: 0.9, 4: 0.8}, 2),  # no worse than SFT
+        ({1: 0.9, 2: 0.8, 3: 0.7, 4: 0.6}, 1),  # none is as good as SFT: worth -1.8, -3.5, -5.9 and -7.4
+    ],
+)
+def test_answers_without_end_count_against_a_policy(make, monkeypatch, ended, best) -> None:
+    seen = script(monkeypatch, {0: 0.0, 1: 0.2, 2: 0.5, 3: 0.1, 4: 0.6}, ended)
+    context = make(ppo__evaluate_every=1)
+    assert ppo.run(context)["best_step"] == best
+    assert same(weights(context, "policy"), seen[best])
+
+
+def test_while_the_critic_warms_up_the_policy_is_sft_and_no_candidate(make, monkeypatch) -> None:
+    context = make(ppo__evaluate_every=1, ppo__critic_warmup_steps=2)
+    seen = script(monkeypatch, {0: 9.0, 1: 0.9, 2: 0.8, 3: 0.2, 4: 0.1})
+    assert ppo.run(context)["best_step"] == 3
+    assert same(seen[0], seen[2])
+    assert same(weights(context, "policy"), seen[3])
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "rloo", "grpo"])
+def test_only_ppo_has_a_critic_to_warm_up(make, algorithm) -> None:
+    context, state = make(align__algorithm=algorithm, ppo__critic_warmup_steps=2), State(step=1, sft_eos_rate=1.0)
+    policy_selection.keep_if_best(context, state, {"objective": 0.5, "eos_rate": 1.0})
+    assert state.best_step == 1
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) -> None:
+    """As one from before `best_step` and `sft_eos_rate` were kept; a piece that is unknown here does no harm."""
+    context = make(ppo__steps=1)
+    ppo.run(context)
+    state = {"schema": 1, **asdict(State(step=1)), "unknown": 2}
+    for missing in ([], ["sft_eos_rate", "best_step"]):
+
+        def write(folder: Path, missing: list[str] = missing) -> None:
+            save_role(context.roles, Role.POLICY, folder / "policy")
+            save_role(context.roles, Role.CRITIC, folder / "critic")
+            for role in ("policy", "critic"):
+                save_file({}, folder / f"{role}-optimizer.safetensors")
+            write_json_atomic(folder / "state.json", {key: state[key] for key in state.keys() - missing})
+
+        save_checkpoint(context.work("ppo"), 1, write)
+        if not missing:
+            optimizers = Optimizers.create(context.roles, context.config.ppo)
+            assert policy_checkpoints.resume(context, optimizers.of_roles)[0] == State(step=1)
+    rows = list(context.metrics.read("ppo"))
+    with pytest.raises(StageFailed) as caught:
+        ppo.run(context)
+    path = context.work("ppo") / "step-000001" / "state.json"
+    assert str(caught.value).startswith(f"ppo: {path} has no sft_eos_rate, best_step: ")
+    assert str(caught.value).endswith(": --redo ppo")
+    assert list(context.metrics.read("ppo")) == rows  # nothing was forgotten
+
+
+def test_the_best_so_far_survives_a_stop(make, monkeypatch) -> None:
+    context = make(ppo__evaluate_every=1)
+    seen = script(monkeypatch, {0: 0.0, 1: 0.1, 2: 0.5, 3: 0.3, 4: 0.4})
+    append, steps = context.metrics.append, []
+
+    def append_and_stop(stage: str, step: int, **figures: float) -> None:
+        append(stage, step, **figures)
+        steps.append(step)
+        context.stop.requested = step == 3 and steps.count(3) == 1
+
+    monkeypatch.setattr(context.metrics, "append", append_and_stop)
+    with pytest.raises(Stopped):
+        ppo.run(context)
+    saved = json.loads((context.work("ppo") / "step-000002" / "state.json").read_text())  # stopped as 3 was evaluated
+    assert (saved["best_step"], saved["best_objective"]) == (2, 0.5)
+    context.stop.requested = False
+    assert ppo.run(context)["best_step"] == 2
+    assert same(weights(context, "policy"), seen[2])

@@ -1,0 +1,350 @@
+"""The reward stage's pieces by hand, and the whole of it on pairs that can be told apart."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import DEVICE
+from tiny_run import limit_tokens, make_config, make_context, save_sft, separable, write_prompts, write_ranked
+
+from lowrank_rlhf.errors import StageFailed, UserError
+from lowrank_rlhf.evaluation.reward_metrics import held_out_figures, in_words, verdict
+from lowrank_rlhf.models.generation import sample_answers
+from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.storage import load_role
+from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, Score, read_jsonl
+from lowrank_rlhf.session import Context
+from lowrank_rlhf.stages import ppo, reward
+from lowrank_rlhf.training.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
+
+
+@pytest.fixture
+def context(tiny_folder, tmp_path) -> Context:
+    """No checkpoint, no data yet; the model is loaded only where it is asked for."""
+    return make_context(make_config(tiny_folder()), tmp_path)
+
+
+def group(name: str = "p", answers: int = 3, width: int = 4, **fields) -> Group:
+    plain = {
+        "prompt": [5, 6],
+        "samples": [f"{name}-{k}" for k in range(answers)],
+        "answers": [[7] * (width - 2) for _ in range(answers)],
+        "lengths": [1] * answers,
+        "pairs": [(0, 1, 1)],
+        "rankings": [],
+    }
+    return Group(prompt_id=name, **(plain | fields))
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log1p(math.exp(-x))
+
+
+# --- Data
+
+
+def ask(name: str, text: str = "question") -> Prompt:
+    return Prompt(id=name, messages=(Message(role="user", content=text),))
+
+
+def test_groups_from_records(context) -> None:
+    """Two annotators; an answer that nobody ranked, one without tokens, a prompt without comparisons."""
+    samples = [
+        Sample(id="a-0", prompt_id="a", text="one", tokens=(9, 10, 2)),
+        Sample(id="a-1", prompt_id="a", text="three", tokens=(11,)),
+        Sample(id="a-2", prompt_id="a", text="", tokens=(12, 2)),
+        Sample(id="a-3", prompt_id="a", text="nobody ranked this", tokens=(13,)),
+        Sample(id="b-0", prompt_id="b", text="kind"),
+        Sample(id="b-1", prompt_id="b", text="short"),
+        Sample(id="c-0", prompt_id="c", text="tied"),
+        Sample(id="c-1", prompt_id="c", text="tied too"),
+    ]
+    rankings = [
+        Ranking(prompt_id="a", tiers=(("a-2",), ("a-0",), ("a-1",)), annotator="one"),
+        Ranking(prompt_id="b", tiers=(("b-1",), ("b-0",)), annotator="one"),
+        Ranking(prompt_id="c", tiers=(("c-0", "c-1"),), annotator="one"),
+        Ranking(prompt_id="a", tiers=(("a-0", "a-2"), ("a-1",)), annotator="two"),
+    ]
+    write_ranked(context, [ask("a"), ask("b"), ask("c")], samples, rankings)
+    first, second = read_groups(context)
+    assert (first.prompt_id, second.prompt_id) == ("a", "b")
+    assert first.prompt == context.base.encode_prompt(ask("a"))
+    assert first.answers == [[9, 10, 2], [11], [12, 2]]
+    assert first.lengths == [3, 5, 0]
+    assert first.pairs == [(2, 0, 1), (2, 1, 2), (0, 1, 1), (0, 1, 1), (2, 1, 1)]
+    assert first.rankings == [[[2], [0], [1]], [[0, 2], [1]]]
+    assert second.answers == [context.base.encode_response("kind"), context.base.encode_response("short")]
+    assert second.answers[0][-1] == context.base.eos
+    assert second.pairs == [(1, 0, 1)]
+    assert first.width == len(first.prompt) + 3
+
+
+def test_long_answers_are_cut_and_long_prompts_left_out(tiny_folder, tmp_path) -> None:
+    context = make_context(make_config(tiny_folder(), model__max_length=40), tmp_path)
+    prompts = [ask("a"), ask("b", "zzzz " * 20)]
+    length = len(context.base.encode_prompt(prompts[0]))
+    samples = [
+        Sample(id=f"{name}-{k}", prompt_id=name, text="x", tokens=(9,) * (50 if k else 3))
+        for name in "ab"
+        for k in range(2)
+    ]
+    rankings = [Ranking(prompt_id=name, tiers=((f"{name}-0",), (f"{name}-1",)), annotator="x") for name in "ab"]
+    write_ranked(context, prompts, samples, rankings)
+    (only,) = read_groups(context)
+    assert only.prompt_id == "a"
+    assert [len(answer) for answer in only.answers] == [3, 40 - length]
+    assert only.width == 40
+
+
+def test_the_split_is_by_prompt_and_never_leaks() -> None:
+    groups = [group(f"p{number}") for number in range(20)]
+    splits = [split_groups(groups, 0.3, seed) for seed in range(5)]
+    for train, held_out in splits:
+        assert (len(train), len(held_out)) == (14, 6)
+        assert sorted(g.prompt_id for g in [*train, *held_out]) == sorted(g.prompt_id for g in groups)
+    assert splits[0] == split_groups(groups, 0.3, 0)
+    assert len({tuple(g.prompt_id for g in held_out) for _, held_out in splits}) == 5
+    for count, share, expected in ((2, 0.01, (1, 1)), (2, 0.99, (1, 1)), (10, 0.999, (1, 9))):
+        assert tuple(map(len, split_groups(groups[:count], share, 0))) == expected
+    with pytest.raises(UserError, match="1 prompts have comparisons"):
+        split_groups(groups[:1], 0.5, 0)
+
+
+def test_rows_and_scores_of_groups_fit_together(context) -> None:
+    groups = [group("a", 2, 6), group("b", 3, 4)]
+    rows = rows_of(groups, context.base)
+    assert rows.ids.shape == (5, 6)
+    assert rows.lengths() == [6, 6, 4, 4, 4]
+    parts = split_scores(torch.arange(5.0), groups)
+    assert [part.tolist() for part in parts] == [[0, 1], [2, 3, 4]]
+
+
+def test_micro_batches_keep_groups_whole() -> None:
+    groups = [group(f"p{i}", answers, width) for i, (answers, width) in enumerate([(4, 10), (3, 20), (4, 5), (2, 10)])]
+    for tokens, expected in ((80, "p1 | p0 p3 | p2"), (1, "p1 | p0 | p3 | p2"), (10_000, "p1 p0 p3 p2")):
+        parts = reward._micro_batches(groups, tokens)
+        assert " | ".join(" ".join(g.prompt_id for g in part) for part in parts) == expected
+
+
+# --- Losses
+
+
+def test_pairs_share_one_element_and_margins_count_tiers() -> None:
+    scores, pairs = torch.tensor([2.0, 0.0, 1.0]), [(0, 1, 2), (0, 2, 1), (1, 2, 1)]
+    expected = -(log_sigmoid(2) + log_sigmoid(1) + log_sigmoid(-1)) / 3
+    assert float(group_loss(scores, group(pairs=pairs), "pairwise", 0.0)) == pytest.approx(expected)
+    expected = -(log_sigmoid(2 - 1) + log_sigmoid(1 - 0.5) + log_sigmoid(-1 - 0.5)) / 3
+    assert float(group_loss(scores, group(pairs=pairs), "pairwise", 0.5)) == pytest.approx(expected)
+
+
+def test_several_annotators() -> None:
+    """Each pair of each annotator counts once in `pairwise`; Plackett-Luce is the mean over their rankings."""
+    scores = torch.tensor([2.0, 0.0])
+    disagree = group(answers=2, pairs=[(0, 1, 1), (0, 1, 1), (1, 0, 1)], rankings=[[[0], [1]], [[0], [1]], [[1], [0]]])
+    expected = -(2 * log_sigmoid(2) + log_sigmoid(-2)) / 3
+    for loss in ("pairwise", "plackett_luce"):
+        assert float(group_loss(scores, disagree, loss, 0.0)) == pytest.approx(expected)
+    three = group(rankings=[[[0], [2], [1]]])
+    scores = torch.tensor([2.0, 0.0, 1.0])
+    e = math.exp
+    expected = -math.log(e(2) / (e(2) + e(1) + e(0))) - math.log(e(1) / (e(1) + e(0)))
+    assert float(group_loss(scores, three, "plackett_luce", 0.0)) == pytest.approx(expected)
+
+
+def test_a_step_does_not_depend_on_the_micro_batches(tiny_folder, tmp_path) -> None:
+    context = make_context(make_config(tiny_folder(), reward__max_grad_norm=1e9), tmp_path)
+    save_sft(context)
+    write_ranked(context, *separable(4))
+    groups = read_groups(context)
+    roles = context.roles
+    roles.copy(Role.POLICY, Role.REWARD)
+    roles.new_head(Role.REWARD, torch.Generator().manual_seed(0))
+    optimizer, found = torch.optim.SGD(roles.parameters(Role.REWARD), lr=0.0), []
+    for tokens in (10_000, 200, 1):
+        limit_tokens(context.base, tokens)
+        loss, accuracy = reward._step(context, groups, optimizer)
+        found.append((loss, accuracy, [parameter.grad.clone() for parameter in roles.parameters(Role.REWARD)]))
+    for loss, accuracy, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-5)
+        assert accuracy == found[0][1]
+        for part, whole in zip(gradient, found[0][2], strict=True):
+            torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-5)
+    scores = reward._score(context, groups)
+    assert found[0][0] == pytest.approx(
+        sum(float(group_loss(s, g, "pairwise", 0.0)) for s, g in zip(scores, groups, strict=True)) / 4, rel=1e-5
+    )
+
+
+# --- Figures
+
+
+def test_figures_by_hand() -> None:
+    groups = [
+        group("a", 3, pairs=[(0, 1, 1), (0, 2, 2), (1, 2, 1)], lengths=[30, 20, 20]),
+        group("b", 2, pairs=[(1, 0, 1)], lengths=[5, 2]),
+    ]
+    scores = [torch.tensor([3.0, 1.0, 1.0]), torch.tensor([0.5, 0.0])]
+    figures = held_out_figures(groups, scores, samples=200, seed=0)
+    assert figures["margins"] == [2.0, 2.0, 0.0, -0.5]
+    assert figures["accuracy"] == (1 + 1 + 0.5 + 0) / 4
+    assert figures["longer_wins"] == (1 + 1 + 0.5 + 0) / 4
+    assert (figures["pairs_held_out"], figures["prompts_held_out"]) == (4, 2)
+    sure, unsure = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-0.5))
+    # Bins: 0.5 (a tie, half right), 0.62 (wrong), 0.88 twice (right).
+    assert figures["ece"] == pytest.approx((abs(0.5 - 0.5) + abs(0 - unsure) + 2 * (1 - sure)) / 4)
+    assert [bar["count"] for bar in figures["reliability"]] == [1, 1, 2]
+    x, y = torch.tensor([3, 1, 1, 0.5, 0]), torch.tensor([30.0, 20, 20, 5, 2])
+    assert figures["length_correlation"] == pytest.approx(float(torch.corrcoef(torch.stack([x, y]))[0, 1]), abs=1e-6)
+    low, high = figures["accuracy_interval"]
+    assert low == 0  # both draws are b
+    assert high == pytest.approx(2.5 / 3)  # both are a
+
+
+@pytest.mark.parametrize(
+    ("interval", "accuracy", "longer", "words"),
+    [
+        ((0.5, 0.9), 0.7, 0.4, "not shown to be better than chance"),
+        ((0.3, 0.4), 0.35, 0.2, "not shown to be better than chance"),
+        ((0.6, 0.8), 0.7, 0.7, "no better than preferring the longer answer"),
+        ((0.6, 0.8), 0.7, 0.75, "no better than preferring the longer answer"),
+        ((0.51, 0.8), 0.7, 0.69, None),
+        ((0.51, 0.7), 0.6, 0.25, "no better than preferring the shorter answer"),
+        ((0.51, 0.9), 0.75, 0.25, "no better than preferring the shorter answer"),
+        ((0.51, 0.9), 0.76, 0.25, None),
+    ],
+)
+def test_verdicts(interval, accuracy, longer, words) -> None:
+    figures = {"accuracy_interval": interval, "accuracy": accuracy, "longer_wins": longer}
+    figures |= {"longer_wins_interval": (longer - 0.1, longer + 0.2), "pairs_held_out": 9, "prompts_held_out": 3}
+    found = verdict(figures)
+    assert found is None if words is None else words in found
+    told = in_words(figures, found)
+    rule = "shorter" if longer < 0.5 else "longer"
+    assert f"preferring the {rule} answer {100 * max(longer, 1 - longer):.1f} % (95 % interval " in told
+    assert ("answer 75.0 % (95 % interval 55.0 to 85.0 %): " in told) == (longer == 0.25)
+    assert told.endswith(words or f"better than chance, and than preferring the {rule} answer") or "chance" in found
+
+
+# --- The whole stage
+
+
+@pytest.mark.parametrize(
+    ("settings", "count", "least"),
+    [
+        ({"pooling": "last", "epochs": 4, "learning_rate": 1e-2, "batch_size": 4}, 60, 0.9),
+        ({"pooling": "mean", "epochs": 3, "learning_rate": 1e-2, "loss": "plackett_luce"}, 60, 0.9),
+        ({"pooling": "mean", "epochs": 2, "fit_head_first": True, "learning_rate": 1e-3}, 100, 0.9),
+        ({"pooling": "mean", "epochs": 0, "fit_head_first": True}, 150, 0.75),  # a random model's features at that
+    ],
+    ids=["last", "mean and plackett-luce", "the head first", "the head alone"],
+)
+def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, least) -> None:
+    context = make_context(
+        make_config(tiny_folder(), **{f"reward__{key}": value for key, value in settings.items()}), tmp_path
+    )
+    save_sft(context)
+    write_ranked(context, *separable(count))
+    adapter = {name: p.clone() for name, p in context.roles.named_parameters(Role.POLICY).items()}
+    summary = reward.run(context)
+    assert summary["accuracy"] > least
+    assert summary["weak"] is None
+    assert summary["prompts_held_out"] == 0.3 * (summary["prompts_train"] + summary["prompts_held_out"])
+    assert [claim["holds"] for claim in summary["claims"]] == [True, True, True]
+    folder = context.work("reward") / "adapters" / "reward"
+    about = json.loads((folder / "reward.json").read_text())
+    assert about["pooling"] == settings["pooling"]
+    assert (about["score_mean"], about["score_std"]) == (summary["score_mean"], summary["score_std"])
+    assert about["scores_of"] == summary["scores_of"] == "SFT answers"
+    after = context.roles.named_parameters(Role.REWARD)
+    same = [torch.equal(after[name], weight) for name, weight in adapter.items()]
+    assert all(same) if settings["epochs"] == 0 else not any(same)
+    assert all(torch.equal(p, adapter[name]) for name, p in context.roles.named_parameters(Role.POLICY).items())
+    # The scores' mean and deviation are those of the held-out answers, as the saved adapter gives them.
+    load_role(context.roles, Role.REWARD, folder)
+    held_out = split_groups(read_groups(context), 0.3, context.seed("reward", "split"))[1]
+    scores = torch.cat(reward._score(context, held_out))
+    assert float(scores.mean()) == pytest.approx(about["score_mean"], rel=1e-5)
+    assert float(scores.std()) == pytest.approx(about["score_std"], rel=1e-5)
+    every = list(read_jsonl(context.work("reward") / "scores.jsonl", Score))
+    groups = read_groups(context)
+    again = dict(zip([s for g in groups for s in g.samples], torch.cat(reward._score(context, groups)), strict=True))
+    assert {score.sample_id: score.score for score in every} == pytest.approx(
+        {name: float(score) for name, score in again.items()}, rel=1e-4, abs=1e-5
+    )
+    assert {score.prompt_id for score in every if score.held_out} == {group.prompt_id for group in held_out}
+
+
+def compared_by_others(tiny_folder, tmp_path, **changes) -> Context:
+    """Ranked answers that a data set brought: some tokens that the tiny model all but never samples."""
+    data = write_prompts(tmp_path / "prompts.jsonl")
+    changes = {"rank__source": "dataset", "rank__dataset": "pairs.jsonl", "sample__temperature": 0.7} | changes
+    context = make_context(make_config(tiny_folder(), data, **changes), tmp_path)
+    save_sft(context)
+    write_ranked(context, *separable(10))
+    return context
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_the_scale_is_that_of_sfts_answers_where_others_wrote_the_compared_ones(tiny_folder, tmp_path, pooling) -> None:
+    """SFT's answers sampled once more, and read one by one with the head by hand."""
+    context = compared_by_others(tiny_folder, tmp_path, reward__pooling=pooling)
+    summary = reward.run(context)
+    prompts, roles = context.prompts[0], context.roles
+    assert len(prompts) == 15
+    encoded = [context.base.encode_prompt(prompt) for prompt in prompts]
+    seed, sampling = context.seed("reward", "scale"), context.config.sample
+    answers = sample_answers(
+        roles,
+        Role.POLICY,
+        encoded,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=0.7,
+        seed=seed,
+        batch_size=sampling.batch_size,
+    )
+    scores = []
+    for prompt, (response,) in zip(encoded, answers, strict=True):
+        with roles.acting_as(Role.REWARD):
+            ids = torch.tensor([[*prompt, *response.tokens]], device=DEVICE)
+            states = roles.decoder(input_ids=ids).last_hidden_state[0, len(prompt) :]
+        of_tokens = states @ roles.heads[Role.REWARD].weight[0]
+        scores.append(float(of_tokens[-1] if pooling == "last" else of_tokens.mean()))
+    about = json.loads((context.work("reward") / "adapters" / "reward" / "reward.json").read_text())
+    assert about["score_mean"] == pytest.approx(sum(scores) / 15, abs=1e-4)
+    assert about["score_std"] == pytest.approx(float(torch.tensor(scores).std()), rel=1e-3)
+    assert about["scores_of"] == summary["scores_of"] == "SFT answers"
+    held_out = [s.score for s in read_jsonl(context.work("reward") / "scores.jsonl", Score) if s.held_out]
+    assert abs(sum(held_out) / len(held_out) - about["score_mean"]) > 0.01  # those would not have done
+
+
+def test_where_no_prompt_leaves_sft_room_the_statistics_are_called_what_they_are(tiny_folder, tmp_path) -> None:
+    context = compared_by_others(tiny_folder, tmp_path, sample__max_new_tokens=55)
+    summary = reward.run(context)
+    held_out = [s.score for s in read_jsonl(context.work("reward") / "scores.jsonl", Score) if s.held_out]
+    assert summary["score_mean"] == pytest.approx(sum(held_out) / len(held_out), abs=1e-5)
+    assert summary["scores_of"] == "the compared answers"
+
+
+def test_labels_of_chance_are_called_weak_and_ppo_refuses(tiny_folder, tmp_path) -> None:
+    config = make_config(tiny_folder(), reward__epochs=1, ppo__accept_weak_reward=False)
+    context = make_context(config, tmp_path)
+    save_sft(context)
+    prompts, samples, rankings = separable(30)
+    turned = [
+        ranking.model_copy(update={"tiers": ranking.tiers[::-1]}) if number % 2 else ranking
+        for number, ranking in enumerate(rankings)
+    ]
+    write_ranked(context, prompts, samples, turned)
+    summary = reward.run(context)
+    assert "better than chance" in summary["weak"]
+    made: Path = context.work("reward") / "adapters" / "reward"
+    made.rename(context.run_dir.artifact("adapters/reward"))
+    with pytest.raises(StageFailed, match=r"not shown to be better than chance.*accept_weak_reward: true"):
+        ppo.run(context)
+    ppo_config = config.ppo.model_copy(update={"accept_weak_reward": True})
+    told = replace(context, config=config.model_copy(update={"ppo": ppo_config}))
+    scale = ppo._load_roles(told)
+    assert (scale.mean, scale.std) == (summary["score_mean"], summary["score_std"])

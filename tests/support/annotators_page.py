@@ -1,0 +1,152 @@
+"""The annotators' page as a process of its own, and people in a real Chromium in front of it."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowrank_rlhf import cli
+from lowrank_rlhf.config.loading import dump_config
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.records import Message, Prompt, Sample
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+PASSWORD = "correct horse battery"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "LOWRANK_RLHF_PASSWORD": PASSWORD}
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Debian's Chromium; the test is skipped where it, Playwright or Gradio is missing."""
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium here; on Debian: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield opened
+        opened.close()
+
+
+def a_run_with_answers(folder: Path, prompts: int, texts: tuple[str, ...] = (), **rank: Any) -> AnnotationStore:
+    """A run in `folder/runs/people` that waits for people: four answers a prompt, nothing shared or repeated."""
+    run = RunDir(folder / "runs" / "people")
+    settings = {"source": "human", "minimum_rankings": 3, "shared": 0.0, "repeated": 0.0} | rank
+    run.open(dump_config(Config(name="people", model={"source": "x"}, rank=settings)))
+    store = AnnotationStore(run.path / "annotations.sqlite")
+    asked, answers = [], []
+    for i in range(prompts):
+        asked.append(Prompt(id=f"p{i}", messages=(Message(role="user", content=f"Tell me {i}"),)))
+        for k in range(4):
+            text = texts[k] if texts else f"answer {k} to {i}"
+            answers.append(Sample(id=f"p{i}-{k}", prompt_id=f"p{i}", text=text))
+    store.add_items(asked, answers)
+    return store
+
+
+class Server:
+    """`label people --web` for the run in a folder, or another program that takes a port and prints an address."""
+
+    def __init__(
+        self, folder: Path, port: int = 0, command: list[str] | None = None, options: Sequence[str] = ()
+    ) -> None:
+        if command:
+            command = [*command, str(free_port())]
+        else:
+            words = f"-u -m lowrank_rlhf label people --web --port {port}".split()
+            command = [sys.executable, *words, *options]
+        self.log = folder / "server.log"
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=output, stderr=output)
+        self.url = self._address()
+
+    def _address(self) -> str:
+        until = time.monotonic() + 90
+        while not (found := re.search(r"http://[\d.]+:\d+(?=\n)", self.log.read_text())):
+            assert time.monotonic() < until, self.log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+        return found[0]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Person:
+    """Somebody with a browser window of their own."""
+
+    def __init__(self, browser: Any, url: str, name: str | None, **context: Any) -> None:
+        options = {"viewport": {"width": 1100, "height": 800}, "locale": "en-GB"} | context
+        self.page = browser.new_context(**options).new_page()
+        self.errors: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.errors.append(dialog.message), dialog.dismiss()))
+        self.url, self.name = url, name
+        self.log_in()
+
+    def log_in(self) -> None:
+        self.page.goto(self.url)
+        if self.name is not None:
+            self.page.locator("input[type=password]").fill(PASSWORD)
+            self.page.locator("input").first.fill(self.name)
+            self.page.keyboard.press("Enter")
+        self.page.locator(".rk-line span").first.wait_for()
+        self.wait()
+
+    def wait(self) -> None:
+        """Until the page has drawn the server's last answer."""
+        self.page.wait_for_function("document.querySelector('.rk').ariaBusy === 'false'")
+
+    def press(self, *keys: str) -> None:
+        """Single keys, each after what the one before did is on the screen."""
+        for key in keys:
+            self.page.keyboard.press(key)
+            self.wait()
+
+    def text(self, selector: str) -> str:
+        return self.page.locator(selector).inner_text()
+
+    def prompt(self) -> str:
+        return self.text(".rk-prompt .rk-text")
+
+    def order(self) -> str:
+        """What the order on the screen says, such as `2=1>3`."""
+        tiers = self.page.locator(".rk-tier").all()
+        return ">".join("=".join(tier.locator(".rk-chip").all_inner_texts()) for tier in tiers)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[Server, Any]]:
+    """The page for the run in a folder, and a browser."""
+    with chromium() as browser:
+        server = Server(folder)
+        try:
+            yield server, browser
+        finally:
+            server.kill()

@@ -1,0 +1,221 @@
+"""Tiny random models of real architectures, made in code, and what the tests of the models share."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
+
+from lowrank_rlhf.config.schema import LoraConfig, ModelConfig
+from lowrank_rlhf.maths.sequences import Sequences, pack
+from lowrank_rlhf.models.base import Base, load_base
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.run.progress import Progress
+
+DEVICE = os.environ.get("LOWRANK_RLHF_TEST_DEVICE", "cpu")
+"""Where the tests' models live: `cuda` in `make gpu-check`."""
+VOCABULARY = 300
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>"
+    "{{ 'model' if message.role == 'assistant' else message.role }}\n{{ message.content | trim }}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+PHI = (
+    "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+)
+LLAMA2 = (
+    "{% for message in messages %}{% if message.role == 'user' %}{{ bos_token }}[INST] {{ message.content }} [/INST]"
+    "{% else %}{{ ' ' + message.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
+    "{{ message.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+# Special tokens, template, and which of the tokens have a name, as the families' tokenizers come.
+STYLES: dict[str, tuple[list[str], str, dict[str, str]]] = {
+    "chatml": (SPECIAL, CHATML, {"pad_token": SPECIAL[0], "eos_token": SPECIAL[2]}),
+    "gemma": (
+        ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"],
+        GEMMA,
+        {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"},
+    ),
+    "phi": (
+        ["<unk>", "<s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"],
+        PHI,
+        {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "bos_token": "<s>", "unk_token": "<unk>"},
+    ),
+    "qwen-base": (SPECIAL, CHATML, {"pad_token": SPECIAL[0], "eos_token": SPECIAL[0]}),
+    "llama2": (["<unk>", "<s>", "</s>"], LLAMA2, {"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}),
+    "llama3": (
+        ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|finetune_right_pad_id|>",
+         "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        LLAMA3,
+        {"eos_token": "<|eot_id|>", "bos_token": "<|begin_of_text|>"},
+    ),
+}  # fmt: skip
+# Weights far larger than usual, so that a random model's distributions are not all but uniform.
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.15,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+}
+ARCHITECTURES: dict[str, dict] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "final_logit_softcapping": 3.0},
+    "mistral": {"sliding_window": 8},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "sliding_window_pattern": 2},
+    "phi3": {},
+}
+LORA = LoraConfig(rank=4, alpha=8)
+QUANTISED = {
+    "none": None,
+    "nf4": BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    ),
+    "int8": BitsAndBytesConfig(load_in_8bit=True),
+}
+
+
+def make_tiny_model(folder: Path, architecture: str = "llama", style: str = "chatml") -> Path:
+    """A model of some 100,000 random weights with a byte-level tokenizer and that style's template, as a folder."""
+    config = AutoConfig.for_model(architecture, **{**COMMON, **ARCHITECTURES[architecture]})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
+    make_tokenizer(*STYLES[style]).save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer(special: list[str], template: str, named: dict[str, str]) -> PreTrainedTokenizerFast:
+    """Byte-level, with those special tokens first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=special,
+        show_progress=False,
+    )
+    text = "the user asks a question and the assistant gives an answer that is short, kind and to the point"
+    tokenizer.train_from_iterator([text], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+    fast.chat_template = template
+    return fast
+
+
+def load_tiny(
+    folder: Path,
+    quantization: str = "none",
+    checkpointing: bool = False,
+    merged: bool = True,
+    compute_dtype: str = "float32",
+) -> Base:
+    """The folder through the project's own loader; one thread, for several on busy cores only spin."""
+    config = ModelConfig.model_validate(
+        {
+            "source": str(folder),
+            "backend": os.environ.get("LOWRANK_RLHF_TEST_BACKEND", "transformers"),
+            "quantization": quantization,
+            "gradient_checkpointing": checkpointing,
+            "compute_dtype": compute_dtype,
+            "device": DEVICE,
+            "threads": 1,
+            "merged_rollouts": merged,
+        }
+    )
+    return load_base(config, Progress.silent())
+
+
+def randomise(roles: Roles, role: Role, seed: int) -> None:
+    """Weights as after some training: B is not 0, so the adapter changes the model's output clearly."""
+    generator = torch.Generator().manual_seed(seed)
+    roles.reset(role, generator)
+    with torch.no_grad():
+        for name, parameter in roles.named_parameters(role).items():
+            if ".lora_B." in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def load_plain(auto: Any, roles: Roles, quantization: str, **settings: Any) -> Any:
+    """The roles' base as transformers alone loads it, for PEFT alone to put adapters on."""
+    model = auto.from_pretrained(
+        roles.base.config.source,
+        dtype=torch.float32,
+        quantization_config=QUANTISED[quantization],
+        device_map={"": DEVICE},
+        **settings,
+    )
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # else bitsandbytes computes in bfloat16 on CPUs that have it
+    return model.eval()
+
+
+def make_roles(base: Base) -> Roles:
+    """All four roles, each with random weights of its own."""
+    roles = Roles(base, LORA)
+    for seed, role in enumerate(Role):
+        randomise(roles, role, seed)
+    return roles
+
+
+def random_tokens(seed: int, lengths: list[int]) -> list[list[int]]:
+    """Lists of ordinary tokens, of these lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+
+
+def make_batch(seed: int = 0) -> Sequences:
+    """Five rows of unequal prompts and responses."""
+    return pack(random_tokens(seed, [3, 7, 5, 4, 12]), random_tokens(seed + 1, [6, 2, 9, 1, 5]), pad=0, device=DEVICE)
+
+
+def snapshot(roles: Roles, role: Role) -> dict[str, Tensor]:
+    """The role's weights as they are now."""
+    return {name: parameter.detach().clone() for name, parameter in roles.named_parameters(role).items()}
+
+
+def role_loss(roles: Roles, role: Role, batch: Sequences) -> Tensor:
+    """A loss of the acting role that every response token enters with a weight of its own."""
+    out = roles.scores(batch).tanh() if role.has_head else roles.logprobs(batch, 0.8).logprobs
+    weights = torch.sin(batch.ids.float()) * batch.response
+    return (out * weights).sum()
+
+
+def gradients(roles: Roles, role: Role, batch: Sequences) -> dict[str, Tensor]:
+    """The role's gradients of `role_loss`; afterwards there are none again."""
+    with roles.acting_as(role, train=True):
+        roles.backward(role_loss(roles, role, batch))
+    found = {}
+    for name, parameter in roles.named_parameters(role).items():
+        assert parameter.grad is not None, name
+        found[name] = parameter.grad
+        parameter.grad = None
+    return found

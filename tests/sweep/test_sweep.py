@@ -1,0 +1,470 @@
+"""Sweeps: the grid and its names, what runs share, what a stop or a failure leaves, and the table."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import make_config, write_prompts
+
+from lowrank_rlhf import cli, stages
+from lowrank_rlhf.config.loading import dump_config, load_config
+from lowrank_rlhf.data.run_data import keep_commits, read_commits
+from lowrank_rlhf.errors import StageFailed, Stopped, UserError, WaitingForPeople
+from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.run.directory import RunDir, StepLog
+from lowrank_rlhf.run.progress import Progress, StopRequest
+from lowrank_rlhf.session import Context
+from lowrank_rlhf.sweep import launch as launching
+from lowrank_rlhf.sweep import share
+from lowrank_rlhf.sweep.grid import Combination, Sweep, make_sweep, split_values
+from lowrank_rlhf.sweep.launch import Outcome, command_of, launch
+from lowrank_rlhf.sweep.plot import draw, mean_points, points
+from lowrank_rlhf.sweep.runner import exit_code, run_sweep
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+BASE = "name: a\nmodel: {source: x}\n"
+
+
+@dataclass(frozen=True)
+class FakeStage:
+    name: str
+    settings: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    run: Callable[[Context], dict[str, Any]]
+    does: str = "pretend"
+    shared: bool = True
+
+
+def nothing(_: str, __: Context) -> None:
+    """Nothing special happens in this stage."""
+
+
+class Factory:
+    """Three stages in a chain, and the record of what ran in which run."""
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[str, str]] = []
+        self.before: Callable[[str, Context], None] = nothing
+        self.stages = (
+            self.stage("sft", ("seed", "sft"), ()),
+            self.stage("reward", ("seed", "reward"), ("sft.txt",)),
+            self.stage("ppo", ("seed", "ppo"), ("sft.txt", "reward.txt")),
+        )
+
+    def stage(self, name: str, settings: tuple[str, ...], reads: tuple[str, ...]) -> FakeStage:
+        def run(context: Context) -> dict[str, Any]:
+            self.ran.append((context.config.name, name))
+            self.before(name, context)
+            context.metrics.append(name, 1, loss=context.config.seed)
+            text = f"{name} {context.config.seed} {context.config.reward.epochs} {context.config.ppo.kl_coef}"
+            (context.work(name) / f"{name}.txt").write_text(text)
+            return {"accuracy": 0.75, "accuracy_interval": [0.5, 1.0]}
+
+        return FakeStage(name, settings, reads, (f"{name}.txt",), run)
+
+
+@pytest.fixture
+def factory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Factory:
+    factory = Factory()
+    monkeypatch.setattr(stages, "STAGES", factory.stages)
+    monkeypatch.setattr(pipeline, "write_report", lambda *_: None)  # these stages have no figures to report
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(BASE + "stages: [sft, reward, ppo]\n")
+    return factory
+
+
+def here(combination: Combination) -> Outcome:
+    """The run in this process, with the exit code that its own process would have."""
+    try:
+        with Progress.silent() as progress:
+            pipeline.run(combination.config, Path("runs"), progress=progress)
+    except Stopped:
+        raise
+    except UserError as error:
+        return Outcome(int(error.exit_code), str(error))
+    return Outcome(0, "")
+
+
+def run(sweep: Sweep, start: Callable[[Combination], Outcome] = here) -> tuple[dict[str, Any], str]:
+    said: list[str] = []
+    record = run_sweep(sweep, Path("runs"), start, said.append)
+    return record, "\n".join(said)
+
+
+class TestGrid:
+    @pytest.fixture(autouse=True)
+    def _base(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("base.yaml").write_text(BASE)
+
+    def test_every_combination_the_last_setting_fastest(self) -> None:
+        sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.02,1e-1", "ppo.steps=7", "seed=1,2"])
+        assert sweep.name == "a-sweep"
+        found = [(c.config.ppo.kl_coef, c.config.seed, c.config.ppo.steps) for c in sweep.combinations]
+        assert found == [(0.02, 1, 7), (0.02, 2, 7), (0.1, 1, 7), (0.1, 2, 7)]
+        assert [c.config.name for c in sweep.combinations] == [
+            "a-kl_coef-0.02-seed-1",
+            "a-kl_coef-0.02-seed-2",
+            "a-kl_coef-1e-1-seed-1",
+            "a-kl_coef-1e-1-seed-2",
+        ]
+        assert sweep.combinations[2].settings == {"ppo.kl_coef": "1e-1", "seed": "1"}
+
+    def test_the_command_of_a_run_makes_the_same_config(self) -> None:
+        for combination in make_sweep("base.yaml", ["seed=1,2", "name=mine", "sft.epochs=3"]).combinations:
+            assert load_config(Path("base.yaml"), combination.overrides) == combination.config
+        assert combination.config.name == "mine-seed-2"
+
+    def test_names_are_valid_short_and_distinct(self) -> None:
+        sweep = make_sweep(
+            "base.yaml", ["lora.target_modules=[q_proj, v_proj],[q_proj. v_proj],all-linear", f"name={'n' * 60}"]
+        )
+        names = [combination.config.name for combination in sweep.combinations]
+        assert len(set(names)) == 3
+        for name in names:
+            assert load_config(Path("base.yaml"), [f"name={name}"]).name == name
+        plain = make_sweep("base.yaml", ["ppo.epochs=1,2", "sft.epochs=1,2"]).combinations[1].config.name
+        assert plain == "a-ppo.epochs-1-sft.epochs-2"  # `epochs-1-epochs-2` would not say which is which
+        same = make_sweep("base.yaml", ["model.source=m:f,m-f"])
+        assert len({combination.config.name for combination in same.combinations}) == 2
+
+    @pytest.mark.parametrize(
+        ("text", "parts"),
+        [
+            ("1", ["1"]),
+            ("1, 2", ["1", "2"]),
+            ("[a, b],all", ["[a, b]", "all"]),
+            ("{a: [1, 2]}, 'x, y'", ["{a: [1, 2]}", "'x, y'"]),
+            ("it's.jsonl,b", ["it's.jsonl", "b"]),
+            ("", [""]),
+        ],
+    )
+    def test_commas_separate_only_at_the_top(self, text: str, parts: list[str]) -> None:
+        assert split_values(text) == parts
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["seed=1"], "nothing to sweep: give at least one setting several values, such as ppo.kl_coef=0.02,0.1"),
+            (["seed"], '"seed": must be key=value or key=value,value, such as ppo.kl_coef=0.02,0.1'),
+            (["seed=1,,2"], '"seed=1,,2": a value is missing beside a comma'),
+            (["seed=1,2,1"], '"seed=1,2,1": 1 is given twice'),
+            (["seed=1,2", "seed=3"], '"seed=3": seed is given twice; write all its values after one ='),
+            (["seed=[1, 2"], '"seed=[1, 2": ] is missing; commas inside [a, b] and quotes do not separate values'),
+            (["name=a,b"], "name: a sweep has one name; its runs get theirs from it and their settings"),
+            (["seed=1,x", "ppo.kl_coef=0.1,-1"], 'override "seed=x": seed: must be a whole number, not "x"\n'
+             'override "ppo.kl_coef=-1": ppo.kl_coef: must be at least 0, not -1'),
+            (["ppo.kl_coeff=1,2"], 'override "ppo.kl_coeff=1": ppo.kl_coeff: unknown key. Did you mean "kl_coef"?\n'
+             'override "ppo.kl_coeff=2": ppo.kl_coeff: unknown key. Did you mean "kl_coef"?'),
+        ],
+    )  # fmt: skip
+    def test_mistakes_are_named_before_anything_runs(self, arguments: list[str], message: str) -> None:
+        with pytest.raises(UserError) as caught:
+            make_sweep("base.yaml", arguments)
+        assert sorted(str(caught.value).splitlines()) == sorted(message.splitlines())
+
+
+class TestSharing:
+    def test_a_stage_is_made_once_for_all_that_need_the_same(self, factory: Factory) -> None:
+        sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2", "seed=1,2"])
+        record, said = run(sweep)
+        made = [stage for _, stage in factory.ran]
+        assert (made.count("sft"), made.count("reward"), made.count("ppo")) == (2, 2, 4)
+        assert [entry["state"] for entry in record["runs"]] == ["done"] * 4
+        donor = "a-kl_coef-0.1-seed-2"
+        assert f"  sft: the same as in {donor}; copied, checked by hashes, not made again" in said
+        assert record["runs"][3]["taken_from"] == {"sft": donor, "reward": donor}
+        run_dir = RunDir(Path("runs/a-kl_coef-0.2-seed-2"))
+        assert run_dir.artifact("ppo.txt").read_text() == "ppo 2 1 0.2"
+        assert [row["stage"] for row in StepLog(run_dir.path / "metrics.jsonl").read()] == ["sft", "reward", "ppo"]
+        assert [s.state for s in pipeline.plan(sweep.combinations[3].config, run_dir)] == ["done"] * 3
+
+    def test_the_dry_run_tells_what_then_happens(self, factory: Factory) -> None:
+        sweep = make_sweep("base.yaml", ["reward.epochs=1,2", "ppo.kl_coef=0.1,0.2"])
+        told = share.shared_stages([combination.config for combination in sweep.combinations])
+        record, _ = run(sweep)
+        assert [entry.get("taken_from", {}) for entry in record["runs"]] == told
+        assert told[2] == {"sft": "a-epochs-1-kl_coef-0.1"}
+        assert told[3] == {"sft": "a-epochs-1-kl_coef-0.1", "reward": "a-epochs-2-kl_coef-0.1"}
+        assert len(factory.ran) == 12 - sum(map(len, told))
+
+    def test_a_copy_is_independent_of_its_original(self, factory: Factory) -> None:
+        sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2"])
+        run(sweep)
+        RunDir(Path("runs/a-kl_coef-0.1")).artifact("sft.txt").write_text("by hand")
+        states = [s.state for s in pipeline.plan(sweep.combinations[1].config, RunDir(Path("runs/a-kl_coef-0.2")))]
+        assert states == ["done"] * 3
+        assert len(factory.ran) == 4
+
+    def test_a_copy_goes_with_the_commits_of_the_data_it_was_made_from(self, factory: Factory) -> None:
+        """Else the data set's owner could push in between, and what follows would read other rows."""
+        sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2"])
+        first = RunDir(Path("runs") / sweep.combinations[0].config.name)
+        factory.before = lambda *_: keep_commits(first, {"hub:a/b": "a" * 40})
+        run(sweep)
+        second = RunDir(Path("runs") / sweep.combinations[1].config.name)
+        assert second.done("sft")["taken_from"] == first.path.name
+        assert read_commits(second) == {"hub:a/b": "a" * 40}
+
+    @pytest.mark.usefixtures("factory")
+    def test_what_was_changed_by_hand_in_the_donor_is_not_built_on(self) -> None:
+        sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2"])
+        first, second = sweep.combinations
+        here(first)
+        RunDir(Path("runs/a-kl_coef-0.1")).artifact("sft.txt").write_text("by hand")
+        taken = share.take_over(second.config, Path("runs"), [first.config.name])
+        assert taken == {}
+        assert here(second).code == 0
+        assert RunDir(Path("runs/a-kl_coef-0.2")).artifact("sft.txt").read_text() == "sft 1 1 0.2"
+
+    def test_a_copy_that_differs_is_refused(self, factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+        first, second = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2"]).combinations
+        here(first)
+        monkeypatch.setattr(share.shutil, "copy2", lambda _, target: Path(target).write_text("garbled"))
+        with pytest.raises(StageFailed, match="differs"):
+            share.take_over(second.config, Path("runs"), [first.config.name])
+        assert RunDir(Path("runs/a-kl_coef-0.2")).done("sft") is None
+        assert len(factory.ran) == 3
+
+
+class TestGoingOn:
+    def test_the_same_command_again_runs_nothing(self, factory: Factory) -> None:
+        sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2"])
+        before, _ = run(sweep)
+        factory.ran.clear()
+        after, said = run(sweep)
+        assert factory.ran == []
+        assert said.count("done before, skipped") == 2
+        assert after == before
+
+    def test_after_a_stop_it_goes_on_where_it_was(self, factory: Factory) -> None:
+        sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2,0.3"])
+
+        def stop(name: str, context: Context) -> None:
+            if (name, context.config.ppo.kl_coef) == ("ppo", 0.2):
+                raise Stopped("saved")
+
+        factory.before = stop
+        with pytest.raises(Stopped):
+            run(sweep)
+        saved = json.loads(Path("runs/a-sweep/sweep.json").read_text())
+        assert [entry["state"] for entry in saved["runs"]] == ["done", "to do", "to do"]
+        factory.ran.clear()
+        factory.before = nothing
+        record, _ = run(sweep)
+        assert factory.ran == [("a-kl_coef-0.2", "ppo"), ("a-kl_coef-0.3", "ppo")]
+        assert exit_code(record) == 0
+
+    def test_a_run_that_fails_is_noted_and_the_others_go_on(self, factory: Factory) -> None:
+        sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2,0.3"])
+
+        def fail(name: str, context: Context) -> None:
+            if (name, context.config.ppo.kl_coef) == ("ppo", 0.2):
+                raise StageFailed("ppo: it is off | by far")
+
+        factory.before = fail
+        record, said = run(sweep)
+        assert [entry["state"] for entry in record["runs"]] == ["done", "failed", "done"]
+        assert record["runs"][1]["message"] == "ppo: it is off | by far"
+        assert record["runs"][1]["reward_accuracy"] == 0.75  # what it did find
+        assert "failed (exit code 1)" in said
+        assert exit_code(record) == 1
+        page = Path("runs/a-sweep/sweep.md").read_text()
+        assert "- a-kl_coef-0.2: ppo: it is off | by far" in page
+        assert "| a-kl_coef-0.2 | 0.2 | 75 % [50, 100] |" in page
+
+    def test_people_who_have_to_rank_are_no_failure(self, factory: Factory) -> None:
+        def wait(name: str, context: Context) -> None:
+            if name == "reward":
+                raise WaitingForPeople(f"rank some in {context.config.name}")
+
+        factory.before = wait
+        record, _ = run(make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2"]))
+        assert {entry["state"] for entry in record["runs"]} == {"waiting for people"}
+        assert exit_code(record) == 5
+
+    def test_a_run_of_that_name_is_not_taken_for_a_sweep(self, factory: Factory) -> None:
+        Path("runs/a-sweep").mkdir(parents=True)
+        Path("runs/a-sweep/config.yaml").write_text("")
+        with pytest.raises(UserError, match="another name"):
+            run(make_sweep("base.yaml", ["seed=1,2"]))
+        assert factory.ran == []
+
+
+class TestLaunch:
+    def test_a_command_is_a_list_and_starts_no_shell(self) -> None:
+        command = command_of("my config.yaml", ["name=$(touch x)", "seed=1"], Path("a b"))
+        assert command[1:] == [
+            "-m",
+            "lowrank_rlhf",
+            "run",
+            "my config.yaml",
+            "name=$(touch x)",
+            "seed=1",
+            "--runs",
+            "a b",
+        ]
+
+    def test_exit_code_and_last_words(self, capfd: pytest.CaptureFixture) -> None:
+        code = "import sys; print('figures'); print('why', file=sys.stderr); sys.exit(3)"
+        assert launch([sys.executable, "-c", code], StopRequest(), quiet=True) == Outcome(3, "why")
+        out, err = capfd.readouterr()
+        assert out == ""  # stdout belongs to --json
+        assert "figures" in err
+        assert "why" in err
+        launch([sys.executable, "-c", "print('figures')"], StopRequest(), quiet=False)
+        assert capfd.readouterr().out == "figures\n"
+
+    def test_a_stop_reaches_the_process_once_and_waits_for_it(self, tmp_path: Path) -> None:
+        code = f"""
+import signal, time
+seen = []
+signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+open({str(tmp_path / "ready")!r}, "w")
+while not seen: time.sleep(.01)
+time.sleep(.5)
+open({str(tmp_path / "signals")!r}, "w").write(str(len(seen)))
+"""
+        stop = StopRequest()
+
+        class WhenReady(StopRequest):
+            @property
+            def requested(self) -> bool:
+                return (tmp_path / "ready").exists()
+
+            @requested.setter
+            def requested(self, value: bool) -> None:
+                pass
+
+        stop = WhenReady()
+        with pytest.raises(Stopped, match="The same command goes on"):
+            launch([sys.executable, "-c", code], stop, quiet=True)
+        assert (tmp_path / "signals").read_text() == "1"
+
+    def test_nothing_is_left_behind_when_we_break(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        started: list[subprocess.Popen] = []
+
+        def broken(process: subprocess.Popen, _: StopRequest) -> None:
+            started.append(process)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(launching, "_wait", broken)
+        with pytest.raises(KeyboardInterrupt):
+            launch([sys.executable, "-c", "import time; time.sleep(60)"], StopRequest(), quiet=True)
+        assert started[0].poll() == -signal.SIGTERM
+
+
+class TestPlot:
+    def evaluations(self, folder: Path, rows: list[tuple[int, float | None, float | None]]) -> Path:
+        log = StepLog(folder / "metrics.jsonl")
+        folder.mkdir(parents=True)
+        for step, kl, judge in rows:
+            log.append("ppo", step, **{"eval/kl": kl, "eval/judge": judge})
+        log.append("ppo", 9, **{"objective/kl": 1.0})
+        return folder
+
+    def test_points_are_distance_and_gold(self, tmp_path: Path) -> None:
+        folder = self.evaluations(tmp_path / "a", [(0, -0.01, 0.3), (2, 4.0, 0.5), (4, None, 0.6), (6, 9.0, None)])
+        assert points(folder) == {0: (0.0, 0.3), 2: (2.0, 0.5)}
+        metrics = folder / "metrics.jsonl"  # where people ranked there is only the second one
+        metrics.write_text(metrics.read_text().replace("eval/judge", "eval/second_judge"))
+        assert points(folder) == {0: (0.0, 0.3), 2: (2.0, 0.5)}
+
+    def test_seeds_are_averaged_where_all_have_a_point(self) -> None:
+        assert mean_points([{0: (0.0, 0.2), 2: (2.0, 0.4), 4: (3.0, 0.5)}, {0: (0.0, 0.4), 2: (4.0, 0.8)}]) == {
+            0: (0.0, pytest.approx(0.3)),
+            2: (3.0, pytest.approx(0.6)),
+        }
+        assert mean_points([]) == {}
+
+    def test_a_picture_of_the_runs_that_have_any(self, tmp_path: Path) -> None:
+        entries = [{"run": name, "settings": {"ppo.kl_coef": "0.1", "seed": name}} for name in "abc"]
+        for name in "ab":
+            self.evaluations(tmp_path / name, [(0, 0.0, 0.3), (2, 4.0, 0.5)])
+        (tmp_path / "c").mkdir()
+        assert draw(entries, tmp_path, tmp_path / "s" / "sweep.png")
+        assert (tmp_path / "s" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+        assert not draw(entries[2:], tmp_path, tmp_path / "none.png")
+        assert not (tmp_path / "none.png").exists()
+
+
+def sweep_command(*arguments: str, **options: Any) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "lowrank_rlhf", "sweep", *arguments],
+        capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT, **options,
+    )  # fmt: skip
+
+
+class TestCommand:
+    @pytest.fixture
+    def tiny(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder) -> Path:
+        monkeypatch.chdir(tmp_path)
+        config = make_config(tiny_folder("llama"), write_prompts(tmp_path / "prompts.jsonl"), quantization="none")
+        Path("tiny.yaml").write_text(dump_config(config))
+        return tmp_path
+
+    def test_from_the_first_run_to_the_table_in_real_processes(self, tiny: Path) -> None:
+        settings = ("tiny.yaml", "ppo.kl_coef=0.05,0.2", "ppo.steps=2")
+        listed = sweep_command(*settings, "--dry-run")
+        assert listed.returncode == 0
+        assert "  shares sft, sample, rank, reward with tiny-kl_coef-0.05" in listed.stdout
+        assert not (tiny / "runs").exists()
+        done = sweep_command(*settings, "--json")
+        assert done.returncode == 0, done.stderr
+        record = json.loads(done.stdout)
+        assert [entry["run"] for entry in record["runs"]] == ["tiny-kl_coef-0.05", "tiny-kl_coef-0.2"]
+        assert set(record["runs"][1]["taken_from"]) == {"sft", "sample", "rank", "reward"}
+        for entry in record["runs"]:
+            assert 0 <= entry["win_rate"] <= 1
+            assert entry["win_rate_interval"][0] <= entry["win_rate"] <= entry["win_rate_interval"][1]
+            assert {"reward_accuracy", "mean_shift", "kl_per_answer", "eos_rate", "distinct_2"} <= set(entry)
+        assert json.loads((tiny / "runs/tiny-sweep/sweep.json").read_text()) == record
+        assert (tiny / "runs/tiny-sweep/sweep.png").stat().st_size > 1000
+        again = sweep_command(*settings)
+        assert again.returncode == 0
+        assert again.stdout.count("done before, skipped") == 2
+        assert "dist-2" in again.stdout
+
+    def test_a_run_that_cannot_work_is_told_and_the_code_is_1(self, tiny: Path) -> None:
+        done = sweep_command("tiny.yaml", "rank.judge=sentiment,simulated-annotator", "stages=[sft, sample, rank]")
+        record = json.loads((tiny / "runs/tiny-sweep/sweep.json").read_text())
+        assert [entry["state"] for entry in record["runs"]] == ["failed", "done"]
+        assert done.returncode == 1
+        assert "no answer was preferred to another" in record["runs"][0]["message"]
+        assert "Traceback" not in done.stderr
+        assert "sweep.png" not in (tiny / "runs/tiny-sweep/sweep.md").read_text()  # nothing was judged
+
+    def test_ctrl_c_stops_cleanly(self, tiny: Path) -> None:
+        command = [sys.executable, "-m", "lowrank_rlhf", "sweep", "tiny.yaml", "seed=1,2", "ppo.steps=100000"]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        ) as running:
+            deadline = time.monotonic() + 200
+            begun = tiny / "runs/tiny-seed-1/work/ppo/step-000000/manifest.json"
+            while not begun.exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            running.send_signal(signal.SIGINT)
+            _, err = running.communicate(timeout=200)
+        assert running.returncode == 130
+        assert "is saved" in err
+        assert "The same command goes on" in err
+        assert "Traceback" not in err
+        assert not (tiny / "runs/tiny-seed-2").exists()
+        config = load_config(Path("runs/tiny-seed-1/config.yaml"))
+        standings = pipeline.plan(config, RunDir(Path("runs/tiny-seed-1")))
+        assert [(s.state, s.why) for s in standings[-2:]] == [("half done", ()), ("to do", ())]
+
+    def test_bad_input_starts_nothing(self, tiny: Path) -> None:
+        done = sweep_command("tiny.yaml", "seed=1,x")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == 'override "seed=x": seed: must be a whole number, not "x"\n'
+        assert not (tiny / "runs").exists()

@@ -1,0 +1,305 @@
+"""DPO, RLOO and GRPO by TRL on the run's own roles: only the policy moves, and what it is held against is SFT."""
+
+import json
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import bfloat16_works
+from tiny import snapshot
+from tiny_aligned import SETTINGS, Ready, with_sft
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.errors import Diverged, StaleRun, Stopped
+from lowrank_rlhf.evaluation.policy_selection import load_roles
+from lowrank_rlhf.maths.masking import masked_sum
+from lowrank_rlhf.maths.sequences import Sequences
+from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.scoring import score_logprobs
+from lowrank_rlhf.models.storage import read_tensors
+from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.session import Context
+from lowrank_rlhf.stages import align
+from lowrank_rlhf.training import rloo_grpo
+from lowrank_rlhf.training.dpo import Comparing
+from lowrank_rlhf.training.rloo_grpo import Sampling
+
+ALGORITHMS = tuple(SETTINGS)
+KL_IS_0 = "KL(policy || SFT) is 0 at step 0"
+
+
+@pytest.fixture(scope="session")
+def ready(tiny_folder, tmp_path_factory) -> Ready:
+    return Ready(tiny_folder(), tmp_path_factory.mktemp("ready"))
+
+
+@pytest.fixture
+def make(ready, tmp_path) -> Callable[..., Context]:
+    return lambda algorithm, **changes: ready.context(tmp_path, algorithm, **changes)
+
+
+def go(config: Config, runs: Path, **more: Any) -> RunDir:
+    return pipeline.run(config, runs, progress=Progress.silent(), **more)
+
+
+def answer_sums(context: Context, role: Role, batch: Sequences) -> Tensor:
+    """Our own log-probabilities of whole answers, (B,)."""
+    found = score_logprobs(context.roles, role, batch, context.config.sample.temperature).logprobs
+    return masked_sum(found, batch.response)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_with_it_is_whole(ready, tmp_path, algorithm) -> None:
+    runs, config = ready.runs(tmp_path), ready.config(algorithm)
+    run_dir = go(config, runs)
+    mark = run_dir.done("ppo")
+    assert mark
+    claims = {claim["claim"]: claim for claim in mark["summary"]["claims"]}
+    assert all(claim["holds"] for claim in claims.values()), claims
+    assert len(claims) == 4
+    assert claims[KL_IS_0]["figure"] < 1e-6
+    assert claims[f"{algorithm.upper()} moved no weight of the roles that it does not train"]["figure"] == (
+        "REFERENCE, REWARD"
+    )
+    assert sorted(path.name for path in (run_dir.path / "adapters").iterdir()) == [
+        "policy",
+        "policy-last",
+        "reward",
+        "sft",
+    ]
+    sft, policy = (read_tensors(run_dir.artifact(f"adapters/{name}") / "adapter_model.safetensors") for name in
+                   ("sft", "policy-last"))  # fmt: skip
+    assert {tensor.dtype for tensor in policy.values()} == {torch.float32}  # TRL would have made them bfloat16
+    assert all(not sft[name].equal(policy[name]) for name in sft if "lora_B" in name)
+    rows = list(run_dir.metrics.read("ppo"))
+    evaluated = [row["step"] for row in rows if "eval/kl" in row]
+    steps = mark["summary"]["steps"]
+    assert evaluated == [step for step in range(steps + 1) if step % 2 == 0 or step == steps]
+    assert [row["step"] for row in rows if "policy/loss" in row] == list(range(1, steps + 1))
+    assert algorithm.upper() in (run_dir.path / "report.md").read_text(encoding="utf-8")
+    assert all(standing.state == "done" for standing in pipeline.plan(config, run_dir))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_only_the_policy_moves_and_the_reference_is_sft(make, algorithm) -> None:
+    context = make(algorithm)
+    base = context.base.checksum()
+    align.run(context)
+    assert context.base.checksum() == base
+    path = context.run_dir.artifact("adapters/sft/adapter_model.safetensors")
+    sft = read_tensors(path)
+    reference = snapshot(context.roles, Role.REFERENCE)
+    assert reference.keys() == sft.keys()
+    assert all(reference[name].equal(sft[name]) for name in sft)
+    reward = read_tensors(context.run_dir.artifact("adapters/reward/adapter_model.safetensors"))
+    assert all(tensor.equal(reward[name]) for name, tensor in snapshot(context.roles, Role.REWARD).items())
+    assert not any(parameter.requires_grad for parameter in context.roles.peft.parameters())
+    assert "forward" not in vars(context.base.model)
+    assert not {"set_adapter", "add_adapter", "generate"} & set(vars(context.roles.peft))
+
+
+def test_the_loss_of_dpo_is_the_formula_s_against_sft(make, monkeypatch) -> None:
+    """-log sigmoid(beta ((log p/p_sft)(better) - (log p/p_sft)(worse))), from this package's own log-probabilities."""
+    context = make("dpo", align__beta=0.3)
+    begin, expected = Comparing.begin, {}
+
+    def look(task: Comparing, step: int) -> None:
+        begin(task, step)
+        batch = task.batch()
+        expected[step] = batch, snapshot(context.roles, Role.POLICY)
+
+    monkeypatch.setattr(Comparing, "begin", look)
+    align.run(context)
+    losses = {row["step"]: row["policy/loss"] for row in context.metrics.read("ppo") if "policy/loss" in row}
+    assert losses[1] == pytest.approx(math.log(2), abs=1e-6)
+    found = []
+    for batch, weights in expected.values():
+        with torch.no_grad():
+            for name, parameter in context.roles.named_parameters(Role.POLICY).items():
+                parameter.copy_(weights[name])
+        policy, reference = (answer_sums(context, role, batch) for role in (Role.POLICY, Role.REFERENCE))
+        better, worse = (policy - reference).chunk(2)
+        found.append(float(-logsigmoid(0.3 * (better - worse)).mean()))
+    assert list(losses.values()) == pytest.approx(found, abs=2e-5)
+    assert max(abs(loss - math.log(2)) for loss in found) > 0.05  # the reference is no copy of the moving policy
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_the_kl_is_that_of_the_answers_against_sft(make, monkeypatch, algorithm) -> None:
+    context = make(algorithm, model__micro_batch_tokens=1000)
+    rewards, expected = Sampling._rewards, []
+
+    def look(task: Sampling, *rest: Any) -> list[float]:
+        batch = task.batch()
+        temperature = context.config.sample.temperature
+        policy, reference = (
+            score_logprobs(context.roles, role, batch, temperature).logprobs for role in (Role.POLICY, Role.REFERENCE)
+        )
+        apart = policy - reference
+        kl = apart if algorithm == "rloo" else (-apart).exp() + apart - 1
+        expected.append(float(masked_sum(kl, batch.response).mean()))
+        return rewards(task, *rest)
+
+    monkeypatch.setattr(Sampling, "_rewards", look)
+    align.run(context)
+    found = [row["objective/kl"] for row in context.metrics.read("ppo") if "objective/kl" in row]
+    assert found == pytest.approx(expected, abs=2e-5)
+    assert found[0] == pytest.approx(0, abs=1e-6)
+    assert max(map(abs, found)) > 0.01
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_where_evaluations_part_the_training_it_stays_the_same(ready, tmp_path, algorithm) -> None:
+    """Of Adam's moments and the rate nothing is lost between one trainer and the next."""
+    weights = []
+    for every in (2, 100):
+        context = ready.context(tmp_path / str(every), algorithm, ppo__evaluate_every=every)
+        align.run(context)
+        weights.append(snapshot(context.roles, Role.POLICY))
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+def test_the_scores_are_ppo_s_own(make, monkeypatch) -> None:
+    """Normalised, clipped, and replaced where an answer does not end."""
+    context = make("rloo", ppo__missing_eos="replace", ppo__missing_eos_score=-3.0, ppo__score_clip=0.4)
+    seen: list[list[float]] = []
+    rewards = Sampling._rewards
+    monkeypatch.setattr(Sampling, "_rewards", lambda *args: seen.append(rewards(*args)) or seen[-1])
+    align.run(context)
+    values = [value for step in seen for value in step]
+    assert len(values) == 5 * 6
+    assert -3.0 in values
+    assert all(value == -3.0 or abs(value) <= 0.4001 for value in values)
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_trl_reads_the_prompts_as_we_do(make, monkeypatch, algorithm) -> None:
+    context = make(algorithm)
+    generate, seen = Sampling.generate, []
+    monkeypatch.setattr(Sampling, "generate", lambda task, prompts: seen.append(prompts) or generate(task, prompts))
+    align.run(context)
+    task = Sampling(context, load_roles(context))
+    rows = [row["tokens"] for row in task.rows for _ in range(3)]
+    assert [prompt for step in seen for prompt in step] == rows
+    assert len(rows) == 5 * 6
+
+
+def test_dpo_learns_from_every_ordered_pair_and_no_tie(make) -> None:
+    context = make("dpo")
+    task = Comparing(context)
+    pairs = [json.loads(line) for line in context.run_dir.artifact("comparisons.jsonl").read_text().splitlines()]
+    ranked = [json.loads(line) for line in context.run_dir.artifact("rankings.jsonl").read_text().splitlines()]
+    tiers = [[len(tier) for tier in row["tiers"]] for row in ranked]
+    ordered = sum(first * second for sizes in tiers for i, first in enumerate(sizes) for second in sizes[i + 1 :])
+    assert len(pairs) == ordered
+    assert task.steps == math.ceil(2 * ordered / 6)
+    answers = {row["id"]: row for row in map(json.loads, context.run_dir.artifact("answers.jsonl").open())}
+    expected = {
+        (tuple(answers[pair["chosen"]]["tokens"]), tuple(answers[pair["rejected"]]["tokens"])) for pair in pairs
+    }
+    found = {(tuple(better), tuple(worse)) for _, better, worse in task.pairs}
+    assert found == expected
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_a_score_that_is_nan_skips_the_step(make, monkeypatch, algorithm) -> None:
+    """TRL alone would leave the answer out without a word."""
+    context, scores, weights = make(algorithm), rloo_grpo.reward_scores, []
+
+    def spoilt(*args: Any) -> Tensor:
+        weights.append(snapshot(context.roles, Role.POLICY))
+        found = scores(*args)
+        return torch.where(torch.arange(len(found)) == 2, math.nan, found) if len(weights) == 2 else found
+
+    monkeypatch.setattr(rloo_grpo, "reward_scores", spoilt)
+    align.run(context)
+    skipped = {row["step"]: row["skipped"] for row in context.metrics.read("ppo") if "skipped" in row}
+    assert skipped == {1: 0.0, 2: 1.0, 3: 0.0, 4: 0.0, 5: 0.0}
+    same = [all(old[name].equal(new[name]) for name in old) for old, new in pairwise(weights)]
+    assert same == [False, True, False, False]
+    assert "the reward model's scores are not all finite" in (context.run_dir.path / "events.jsonl").read_text()
+
+
+def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(make, monkeypatch) -> None:
+    """Step 3 is skipped, a stop comes in the 4th; 3 to 5 are skipped after going on: back to the checkpoint at 2."""
+    context, scores, weights = make("rloo"), rloo_grpo.reward_scores, []
+
+    def spoilt(*args: Any) -> Tensor:
+        weights.append(snapshot(context.roles, Role.POLICY))
+        context.stop.requested = len(weights) == 4
+        found = scores(*args)
+        return found * math.nan if 3 <= len(weights) <= 7 else found
+
+    monkeypatch.setattr(rloo_grpo, "reward_scores", spoilt)
+    with pytest.raises(Stopped, match="ppo keeps its last checkpoint, from before what was just skipped"):
+        align.run(context)
+    context.stop.requested = False
+    align.run(context)
+    assert not any(row.get("skipped") for row in context.metrics.read("ppo"))
+    events = [json.loads(line) for line in (context.run_dir.path / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["kind"] == "rolled back"] == [5]
+    assert all(weights[2][name].equal(later[name]) for later in weights[3:8] for name in later)
+
+
+def test_scores_that_stay_nan_end_the_stage(make, monkeypatch) -> None:
+    """Three in a row roll it back, three more end it, and the batch is kept."""
+    context = make("grpo")
+    monkeypatch.setattr(rloo_grpo, "reward_scores", lambda _, batch, __: torch.full((len(batch),), math.nan))
+    with pytest.raises(Diverged, match=r"at half the rate too.*Lower align\.learning_rate, or"):
+        align.run(context)
+    assert (context.run_dir.path / "not-finite" / "ppo" / "batch.safetensors").is_file()
+    sft = read_tensors(context.run_dir.artifact("adapters/sft/adapter_model.safetensors"))
+    assert all(sft[name].equal(weight) for name, weight in snapshot(context.roles, Role.POLICY).items())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_in_bfloat16_its_claims_hold_too(make, algorithm) -> None:
+    """Of GRPO's first figure, where forwards of unlike micro-batches meet, only within rounding."""
+    if not bfloat16_works():
+        pytest.skip("this machine's CPU announces bfloat16 and dies of it")
+    context = make(algorithm, model__compute_dtype="bfloat16")
+    claims = align.run(context)["claims"]
+    assert [claim["holds"] for claim in claims] == [True] * 4
+    assert {weight.dtype for weight in context.roles.parameters(Role.POLICY)} == {torch.float32}
+
+
+def test_another_algorithm_is_another_stage(ready, tmp_path) -> None:
+    """A run made by PPO is refused for DPO by the setting that differs; made again, PPO's critic goes."""
+    runs = ready.runs(tmp_path)
+    run_dir = go(ready.config("ppo", ppo__steps=1), runs)
+    assert run_dir.artifact("adapters/critic").is_dir()
+    mark = json.loads((run_dir.path / "done" / "ppo.json").read_text())
+    settings = mark["fingerprint"]["settings"]
+    mark["fingerprint"]["settings"] = {key: settings[key] for key in settings if not key.startswith("align.")}
+    (run_dir.path / "done" / "ppo.json").write_text(json.dumps(mark))  # as a version without the section wrote it
+    assert go(ready.config("ppo", ppo__steps=1), runs).done("ppo") == mark
+    with pytest.raises(StaleRun, match=r'align\.algorithm: .* -> "dpo"'):
+        go(ready.config("dpo", ppo__steps=1), runs)
+    go(ready.config("dpo", ppo__steps=1), runs, redo=["ppo"])
+    assert not run_dir.artifact("adapters/critic").exists()
+    with pytest.raises(StaleRun, match=r'align\.algorithm: "dpo" -> "ppo"'):
+        go(ready.config("ppo", ppo__steps=1), runs)
+
+
+def test_it_is_named_where_the_stage_is_told(ready, tmp_path) -> None:
+    for algorithm in ("ppo", *SETTINGS):
+        standing = pipeline.plan(ready.config(algorithm), RunDir(tmp_path))[4]
+        assert standing.stage.name == "ppo"
+        assert standing.stage.does == f"train the policy with {algorithm.upper()}"
+
+
+def test_the_reference_is_not_the_bare_base(make) -> None:
+    """The project's first law: what KL is measured against has SFT in it."""
+    context = with_sft(make("dpo"))
+    batch = Comparing(context).batch()
+    reference = answer_sums(context, Role.REFERENCE, batch)
+    context.roles.reset(Role.POLICY, torch.Generator().manual_seed(0))  # a fresh adapter changes nothing
+    assert float((answer_sums(context, Role.POLICY, batch) - reference).abs().max()) > 0.1
