@@ -21,6 +21,7 @@ from lowrank_rlhf.errors import RunLocked, UserError
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.files import append_line, now, read_json, sha256, sync, sync_folder, write_atomic
 from lowrank_rlhf.run.files import write_json_atomic as write_json_atomic
+from lowrank_rlhf.run.results import RESULTS, DoneMark, Results, StageResult
 
 SCHEMA = 1
 """Of a run's folder as a whole, in its env.json, and of each JSON file in it (decision 0014)."""
@@ -105,6 +106,17 @@ class RunDir:
     def done(self, stage: str) -> dict[str, Any] | None:
         """The stage's done-mark, if it is done. Raises `UserError` for a newer version's and for a damaged one."""
         return read_record(self._mark(stage), _Mark)
+
+    def mark(self, stage: str) -> DoneMark[StageResult] | None:
+        """Return the stage's done-mark, or None if it is not done. Raises `UserError` as `read_record` does."""
+        path = self._mark(stage)
+        found = read_record(path, DoneMark[RESULTS[stage]])  # type: ignore[misc]
+        return None if found is None else DoneMark[RESULTS[stage]].model_validate(found)  # type: ignore[misc]
+
+    def results(self) -> Results:
+        """Return the results of the finished stages. Raises `UserError` as `read_record` does."""
+        marks = {stage: self.mark(stage) for stage in RESULTS}
+        return Results.model_validate({stage: mark.result for stage, mark in marks.items() if mark})
 
     def finish(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
         """Move the outputs from the work folder into the run and mark the stage done.

@@ -1,0 +1,217 @@
+"""Typed results of the stages, as each leaves them in its done-mark (`done/<stage>.json`, key `summary`).
+
+Everything that shows a run reads these: report, model card, page, sweep. Fields that older versions did not write have
+defaults, so that their run folders stay readable.
+"""
+
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt
+
+Interval = tuple[FiniteFloat | None, FiniteFloat | None]
+"""95 % bootstrap interval; a bound is None where it cannot be estimated."""
+
+
+class Result(BaseModel):
+    """Base of all results: immutable; unknown keys are kept, so that a rewritten mark loses nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Claim(Result):
+    """One self-check of a run."""
+
+    id: str = ""
+    """Key of the check, such as `kl_is_zero`; empty in runs of version 0.1."""
+    claim: str
+    """The check as a sentence, for people."""
+    figure: float | str | None = None
+    holds: bool
+
+
+class StageResult(Result):
+    """Fields that any stage may have."""
+
+    claims: tuple[Claim, ...] = ()
+    message: str | None = None
+    """Last line for the terminal. For people: no code reads it."""
+
+
+class SftResult(StageResult):
+    """Result of `sft`."""
+
+    source: Literal["train", "base", "adapter"] = "train"
+    examples: NonNegativeInt | None = None
+    """Demonstrations in one epoch; None where nothing was trained."""
+    steps: NonNegativeInt | None = None
+    loss: float | None = None
+    """Mean over the last steps, nats per token."""
+
+
+class SampleResult(StageResult):
+    """Result of `sample`."""
+
+    prompts: NonNegativeInt
+    answers: NonNegativeInt
+    tokens: NonNegativeInt | None = None
+    tokens_per_second: float | None = None
+    eos_rate: float | None = None
+
+
+class RankResult(StageResult):
+    """Result of `rank`."""
+
+    annotators: tuple[str, ...] = ()
+    rankings: NonNegativeInt
+    comparisons: NonNegativeInt
+    longer_preferred: float | None = None
+    """Share of the comparisons in which the longer answer was preferred."""
+    krippendorff_alpha: float | None = None
+    judge: dict[str, Any] | None = None
+    """Cost and consistency of an endpoint judge."""
+
+
+class ReliabilityBin(Result):
+    """Predicted probability and accuracy of the pairs with a confidence between `low` and `high`."""
+
+    low: float
+    high: float
+    count: NonNegativeInt
+    probability: float
+    accuracy: float
+
+
+Weakness = Literal["chance", "length"]
+"""Why a reward model is too weak to optimise against: not shown better than chance, or not better than length."""
+
+
+class RewardResult(StageResult):
+    """Result of `reward`."""
+
+    prompts_train: NonNegativeInt | None = None
+    pairs_train: NonNegativeInt | None = None
+    pairs_held_out: NonNegativeInt | None = None
+    prompts_held_out: NonNegativeInt | None = None
+    accuracy: float | None = None
+    accuracy_interval: Interval | None = None
+    longer_wins: float | None = None
+    """Accuracy of the rule "the longer answer wins" on the same pairs."""
+    longer_wins_interval: Interval | None = None
+    ece: float | None = None
+    """Expected calibration error, 0 to 1."""
+    reliability: tuple[ReliabilityBin, ...] = ()
+    margins: tuple[float, ...] = ()
+    length_correlation: float | None = None
+    score_mean: float | None = None
+    score_std: float | None = None
+    scores_of: str | None = None
+    """Which answers the mean and the deviation are taken over."""
+    weakness: Weakness | None = None
+    weak: str | None = None
+    """The weakness as a sentence, for people; all that version 0.1 wrote."""
+    verdict: str | None = None
+
+
+class PolicyResult(StageResult):
+    """Result of `ppo`, whatever `align.algorithm` made the policy."""
+
+    algorithm: str = "ppo"
+    steps: NonNegativeInt | None = None
+    best_step: NonNegativeInt | None = None
+    seconds_per_step: float | None = None
+    gold: str | None = None
+    """Judge that followed the training beside the reward model."""
+
+
+FigureId = Literal[
+    "mean_score", "win_rate", "length_tokens", "length_characters", "eos_rate", "distinct_2", "top_opener"
+]
+
+
+class FigureRow(Result):
+    """One figure of the two models under comparison."""
+
+    id: FigureId | None = None
+    """None in runs of version 0.1, which have a label only."""
+    judge: str | None = None
+    """Judge (or `reward model`) whose figure it is, for `mean_score` and `win_rate`."""
+    interval: Interval | None = None
+    openers: tuple[str, str] | None = None
+    """The commonest two-word openers of both sides, for `top_opener`."""
+    figure: str = ""
+    """Label in English."""
+    sft: float | None = None
+    policy: float | None = None
+    note: str = ""
+
+
+class EvaluateResult(StageResult):
+    """Result of `evaluate`: SFT against the policy on held-out prompts."""
+
+    prompts: NonNegativeInt
+    judge: str | None = None
+    """Name of the judge that ranked; None where people or a data set did."""
+    second_judge: str | None = None
+    win_rate: float | None = None
+    win_rate_interval: Interval | None = None
+    mean_shift: float | None = None
+    """Rise of the judge's mean score, in standard deviations of SFT's scores."""
+    kl_per_answer: float | None = None
+    kl_mean_interval: Interval | None = None
+    table: tuple[FigureRow, ...] = ()
+
+
+AnyResult = SftResult | SampleResult | RankResult | RewardResult | PolicyResult | EvaluateResult
+RESULTS: dict[str, type[StageResult]] = {
+    "sft": SftResult,
+    "sample": SampleResult,
+    "rank": RankResult,
+    "reward": RewardResult,
+    "ppo": PolicyResult,
+    "evaluate": EvaluateResult,
+}
+
+
+class Results(Result):
+    """The results of a run's finished stages; None for a stage that is not done."""
+
+    sft: SftResult | None = None
+    sample: SampleResult | None = None
+    rank: RankResult | None = None
+    reward: RewardResult | None = None
+    ppo: PolicyResult | None = None
+    evaluate: EvaluateResult | None = None
+
+    def by_stage(self) -> dict[str, StageResult]:
+        """The results that exist, by the stage's name, in the order of the stages."""
+        return {name: result for name in RESULTS if (result := getattr(self, name)) is not None}
+
+
+class Fingerprint(Result):
+    """What the result of a stage depends on (`pipeline.fingerprint`)."""
+
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+
+class Started(Result):
+    """The note that a stage leaves when it begins (`work/<stage>/fingerprint.json`)."""
+
+    fingerprint: Fingerprint
+    seconds: FiniteFloat = 0.0
+    """Seconds of all attempts so far."""
+    peak_memory_bytes: NonNegativeInt = 0
+    processes: NonNegativeInt = 1
+
+
+R = TypeVar("R", bound=StageResult)
+
+
+class DoneMark(Started, Generic[R]):
+    """Done-mark of a stage: the note of its start, its result, and what it took."""
+
+    result: Annotated[R, Field(alias="summary")]
+    loading_seconds: float = 0.0
+    """Seconds of `seconds` that went into loading the model."""
+    planned_memory_bytes: NonNegativeInt | None = None
+    finished_at: str | None = None
