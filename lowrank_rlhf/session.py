@@ -20,7 +20,7 @@ from lowrank_rlhf.sources.fetch import fetch_model
 
 if TYPE_CHECKING:
     from lowrank_rlhf.models.base import Base
-    from lowrank_rlhf.models.batch_limits import Room
+    from lowrank_rlhf.models.batch_limits import BatchLimits
     from lowrank_rlhf.models.roles import Roles
 
 
@@ -30,7 +30,7 @@ class _Halved(BaseModel):
 
 
 @dataclass
-class Context:
+class Session:
     """One run in this process: its settings, its folder, where progress goes, and the base model, loaded once."""
 
     config: Config
@@ -69,7 +69,7 @@ class Context:
         self.loading_seconds = time.monotonic() - start
         return roles
 
-    def _remember_room(self, room: "Room") -> None:
+    def _remember_room(self, room: "BatchLimits") -> None:
         """Where memory ran out once, the run goes on with what was halved then, in a new process too."""
         path = self.run_dir.path / "room.json"
 

@@ -14,7 +14,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.demonstrations import demonstrations_to_jsonl
 from lowrank_rlhf.preferences.exchange import Contents, Verdict, comparisons_to_jsonl, read_lines, to_jsonl
 from lowrank_rlhf.preferences.import_plan import Merge
-from lowrank_rlhf.preferences.project import COMMAND, STORE, Place, counted, place_of, run_command
+from lowrank_rlhf.preferences.project import COMMAND, STORE, Project, counted, place_of, run_command
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_atomic
 from lowrank_rlhf.run.records import Prompt, Ranking, Sample, read_jsonl
@@ -29,7 +29,7 @@ def _folder(run: str, runs: Path) -> Path:
     return known[0] if known else run_folder(run, runs)
 
 
-def find_place(run: str, runs: Path) -> Place:
+def find_place(run: str, runs: Path) -> Project:
     """Where the run of that name, or that folder, keeps its answers to rank. Raises `UserError` if it has none yet."""
     return place_of(_folder(run, runs))
 
@@ -175,7 +175,7 @@ def import_(
     echo(place.summary())
 
 
-def _new_place(folder: Path) -> Place:
+def _new_place(folder: Path) -> Project:
     try:
         folder.mkdir(parents=True)
     except FileExistsError:

@@ -12,13 +12,13 @@ from rich.console import Console
 
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, run_folder
 from lowrank_rlhf.commands.terminal.chat_lines import answer_json, serve
-from lowrank_rlhf.commands.terminal.chat_loop import Session, Settings, talk
+from lowrank_rlhf.commands.terminal.chat_loop import Conversation, Settings, talk
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 if TYPE_CHECKING:
     from lowrank_rlhf.evaluation.chat import Answer, Speakers
@@ -71,9 +71,9 @@ def chat(
         if lines:
             serve(speakers, settings)
         elif prompt is None:
-            talk(Session(speakers, settings))
+            talk(Conversation(speakers, settings))
         else:
-            _answer_once(Session(speakers, settings), prompt, as_json)
+            _answer_once(Conversation(speakers, settings), prompt, as_json)
     except KeyboardInterrupt:
         raise Stopped("Stopped.") from None
 
@@ -109,13 +109,13 @@ def _settings(
 
 def _open(config: Config, run_dir: RunDir) -> "Speakers":
     with Progress(Console(stderr=True)) as progress:
-        context = Context(config, run_dir, progress, StopRequest())
+        session = Session(config, run_dir, progress, StopRequest())
         from lowrank_rlhf.evaluation.chat import Speakers
 
-        return Speakers(context)
+        return Speakers(session)
 
 
-def _answer_once(session: Session, prompt: str, as_json: bool) -> None:
+def _answer_once(session: Conversation, prompt: str, as_json: bool) -> None:
     if not prompt.strip():
         raise UserError("--prompt: is empty")
     answers = session.ask(prompt, show=not as_json, labels=session.settings.speaks == "all")
@@ -127,7 +127,7 @@ def _answer_once(session: Session, prompt: str, as_json: bool) -> None:
         print(json.dumps(_as_json(session, prompt, answers), indent=2))
 
 
-def _as_json(session: Session, prompt: str, answers: "list[Answer]") -> dict[str, Any]:
+def _as_json(session: Conversation, prompt: str, answers: "list[Answer]") -> dict[str, Any]:
     settings = session.settings
     return {
         "prompt": prompt,

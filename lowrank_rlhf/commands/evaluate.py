@@ -27,7 +27,7 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import json_text, sha256, write_atomic, write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt, read_jsonl
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 MAY_CHANGE = ("model.", "sample.", "rank.endpoint.", "evaluate.", "data.skip_bad_rows=")
 """Settings that neither decide which prompts are held out nor what the run's adapters are."""
@@ -92,16 +92,16 @@ def evaluate(
     try:
         with Progress(Console(stderr=True)) as progress:
             # The stop request is never armed: there is no work to save, and the first Ctrl-C ends it at once.
-            context = Context(config, run_dir, progress, StopRequest())
-            data = _comparisons(context, comparisons, format_name) if comparisons else None
+            session = Session(config, run_dir, progress, StopRequest())
+            data = _comparisons(session, comparisons, format_name) if comparisons else None
             match = None
             if not only_accuracy:
-                chosen = _prompts(context, prompts, format_name)[:limit]
+                chosen = _prompts(session, prompts, format_name)[:limit]
                 sides = contestant(run_dir, left or "sft"), contestant(run_dir, right or "policy")
-                known = _known(context, chosen) if prompts else ()
-                match = Match(*sides, chosen, samples or 1, seed, _judge(context, judge), known)
+                known = _known(session, chosen) if prompts else ()
+                match = Match(*sides, chosen, samples or 1, seed, _judge(session, judge), known)
             result = {"schema": 1, "run": str(run_dir.path), "base": config.model.source, "seed": seed}
-            result |= _measured(context, match, prompts, data, comparisons)
+            result |= _measured(session, match, prompts, data, comparisons)
     except KeyboardInterrupt:
         raise Stopped("Stopped; nothing was written.") from None
     _show(result, out, as_json)
@@ -127,10 +127,10 @@ def _check_target(out: Path | None) -> None:
         raise UserError(f"--out {out}: cannot be written")
 
 
-def _comparisons(context: Context, source: str, format_name: FormatName | None) -> ComparisonData:
-    run_adapter(context.run_dir, "reward")
-    data = load_comparisons(source, format_name, context.config.data.skip_bad_rows)
-    learnt = context.config.rank.dataset
+def _comparisons(session: Session, source: str, format_name: FormatName | None) -> ComparisonData:
+    run_adapter(session.run_dir, "reward")
+    data = load_comparisons(source, format_name, session.config.data.skip_bad_rows)
+    learnt = session.config.rank.dataset
     if learnt and (learnt == source or _same_file(Path(learnt), Path(source))):
         note = "The run's reward model learnt from most of these: the accuracy on its held-out ones is in the report."
         return replace(data, notes=[note, *data.notes])
@@ -141,26 +141,26 @@ def _same_file(one: Path, other: Path) -> bool:
     return one.is_file() and other.is_file() and sha256(one) == sha256(other)
 
 
-def _prompts(context: Context, source: str | None, format_name: FormatName | None) -> list[Prompt]:
+def _prompts(session: Session, source: str | None, format_name: FormatName | None) -> list[Prompt]:
     if source is None:
-        held_out = context.prompts[1]
+        held_out = session.prompts[1]
         if not held_out:
             raise UserError("this run holds no prompts out (data.held_out is 0); name some with --prompts FILE")
         return held_out
-    skipped = context.config.data.skip_bad_rows
+    skipped = session.config.data.skip_bad_rows
     data = load_prompt_data(
-        DataConfig(prompts=source, format=format_name, held_out=0, skip_bad_rows=skipped), context.config.seed
+        DataConfig(prompts=source, format=format_name, held_out=0, skip_bad_rows=skipped), session.config.seed
     )
     for note in data.notes:
-        context.progress.say(f"  {note}")
+        session.progress.say(f"  {note}")
     return data.training
 
 
-def _known(context: Context, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+def _known(session: Session, prompts: Sequence[Prompt]) -> tuple[str, ...]:
     """A note where the run trained on some of these prompts, or where that cannot be told."""
-    ranked = context.run_dir.artifact("prompts.jsonl")
+    ranked = session.run_dir.artifact("prompts.jsonl")
     try:
-        training = [*context.prompts[0], *(read_jsonl(ranked, Prompt) if ranked.is_file() else ())]
+        training = [*session.prompts[0], *(read_jsonl(ranked, Prompt) if ranked.is_file() else ())]
     except UserError as error:
         return (f"whether the run trained on these prompts is not known: {str(error).splitlines()[0]}",)
     keys = {prompt_key(prompt.messages) for prompt in training}
@@ -170,19 +170,19 @@ def _known(context: Context, prompts: Sequence[Prompt]) -> tuple[str, ...]:
     return (f"the run trained on {count} of these {counted(len(prompts), 'prompt')}; new ones may fare worse",)
 
 
-def _judge(context: Context, name: str | None) -> Judge | None:
+def _judge(session: Session, name: str | None) -> Judge | None:
     """The one asked for, or the run's; None leaves it to the reward model."""
-    rank = context.config.rank
+    rank = session.config.rank
     name = name or (rank.judge if rank.source == "judge" else None)
     if name:
-        return open_judge(context, name)
-    if not context.run_dir.artifact("adapters/reward").is_dir():
+        return open_judge(session, name)
+    if not session.run_dir.artifact("adapters/reward").is_dir():
         raise UserError("nobody can say which answer is better: this run has no reward model yet; name a --judge")
     return None
 
 
 def _measured(
-    context: Context, match: Match | None, prompts: str | None, data: ComparisonData | None, file: str | None
+    session: Session, match: Match | None, prompts: str | None, data: ComparisonData | None, file: str | None
 ) -> dict[str, Any]:
     """The parts of the result, in the order in which they are shown."""
     from lowrank_rlhf.evaluation import match_play
@@ -190,10 +190,10 @@ def _measured(
 
     found: dict[str, Any] = {"match": None, "accuracy": None}
     if match:
-        found["match"] = {"prompts_from": prompts or "held out by the run", **match_play.evaluate_match(context, match)}
+        found["match"] = {"prompts_from": prompts or "held out by the run", **match_play.evaluate_match(session, match)}
     if data:
-        seed = derive_seed(match.seed if match else context.config.seed, "bootstrap")
-        found["accuracy"] = {"file": file, **pair_accuracy(context, data, seed)}
+        seed = derive_seed(match.seed if match else session.config.seed, "bootstrap")
+        found["accuracy"] = {"file": file, **pair_accuracy(session, data, seed)}
     return found
 
 

@@ -12,7 +12,7 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest, memory
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 
 def export(
@@ -51,8 +51,8 @@ def export(
     run_dir = RunDir(run_folder(run, runs))
     config = load_config(run_dir.path / "config.yaml")
     with StopRequest() as stop, Progress(Console(stderr=True)) as progress:
-        context = Context(config, run_dir, progress, stop)
-        summary = _export(context, what, role or "policy", dtype or "bfloat16", folder)
+        session = Session(config, run_dir, progress, stop)
+        summary = _export(session, what, role or "policy", dtype or "bfloat16", folder)
     if as_json:
         print(json.dumps({"folder": str(folder)} | summary, indent=2))
         return
@@ -67,16 +67,16 @@ def _check_options(what: str, role: str | None, dtype: str | None) -> None:
         raise UserError(f"--dtype: {what} are copied as they are; it goes with --what merged and reward")
 
 
-def _export(context: Context, what: str, role: str, dtype: str, folder: Path) -> dict[str, Any]:
+def _export(session: Session, what: str, role: str, dtype: str, folder: Path) -> dict[str, Any]:
     from lowrank_rlhf.export import export as exports
 
     if what == "adapters":
-        return exports.export_adapters(context.run_dir, context.config, folder)
+        return exports.export_adapters(session.run_dir, session.config, folder)
     if what == "reward":
-        return exports.export_reward(context, dtype, folder)
+        return exports.export_reward(session, dtype, folder)
     if what == "prompts":
-        return exports.export_prompts(context, folder)
-    return exports.export_merged(context, role, dtype, folder)
+        return exports.export_prompts(session, folder)
+    return exports.export_merged(session, role, dtype, folder)
 
 
 def _in_words(summary: dict[str, Any], folder: Path) -> list[str]:

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from lowrank_rlhf.commands.annotations import find_place
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, ServedAsOption, echo
-from lowrank_rlhf.commands.terminal.ranking_loop import Keys, Session, keys_of_this_process
+from lowrank_rlhf.commands.terminal.ranking_loop import Keys, RankingLoop, keys_of_this_process
 from lowrank_rlhf.errors import Stopped, UserError, WaitingForPeople, visible
 from lowrank_rlhf.preferences.agreement import Figures, alpha_in_words, figures, krippendorff_alpha
 from lowrank_rlhf.preferences.labelling import annotator_name
-from lowrank_rlhf.preferences.project import Place
+from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.run.progress import duration
 
 LOOPBACK = "127.0.0.1"
@@ -84,7 +84,7 @@ def label(
     _say_what_next(place)
 
 
-def _serve(place: Place, host: str, port: int, names: list[str]) -> None:
+def _serve(place: Project, host: str, port: int, names: list[str]) -> None:
     from lowrank_rlhf.dashboard.annotators import serve  # gradio takes seconds to import
 
     given = os.environ.get(PASSWORD_VARIABLE)
@@ -104,12 +104,12 @@ def _serve(place: Place, host: str, port: int, names: list[str]) -> None:
     _say_what_next(place)
 
 
-def _rank(place: Place, given: str | None) -> None:
+def _rank(place: Project, given: str | None) -> None:
     console, keys = Console(), keys_of_this_process()
-    Session(place, _name(place, given, keys), keys, console).run()
+    RankingLoop(place, _name(place, given, keys), keys, console).run()
 
 
-def _name(place: Place, given: str | None, keys: Keys) -> str:
+def _name(place: Project, given: str | None, keys: Keys) -> str:
     """The annotator: as given, as answered where somebody can be asked, or else as logged in."""
     if given is not None:
         return annotator_name(given)
@@ -132,13 +132,13 @@ def _login() -> str:
         return ""
 
 
-def _say_what_next(place: Place) -> None:
+def _say_what_next(place: Project) -> None:
     if not place.enough:
         raise WaitingForPeople(f"{place.summary()} The same command goes on from here.")
     echo(place.summary())
 
 
-def _print_stats(place: Place, as_json: bool) -> None:
+def _print_stats(place: Project, as_json: bool) -> None:
     contents = place.store.contents()
     current = contents.current()
     alpha = krippendorff_alpha(current)

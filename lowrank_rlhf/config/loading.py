@@ -26,7 +26,7 @@ _MOST_BYTES = 2**20
 _DEEPEST = 5  # no setting is nested more than three deep
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where something was said; sorts in reading order, overrides last."""
 
     line: int
@@ -38,11 +38,11 @@ class Place(NamedTuple):
 class _Settings:
     """What the file and the overrides say, where they say it, and what is wrong with it."""
 
-    places: dict[Key, Place]
+    places: dict[Key, Position]
     values: Any = None
-    problems: list[tuple[Place, str]] = field(default_factory=list)
+    problems: list[tuple[Position, str]] = field(default_factory=list)
 
-    def place(self, key: Key) -> Place:
+    def place(self, key: Key) -> Position:
         """Of the key, or of the nearest section around it that was written down."""
         return next(self.places[key[:size]] for size in range(len(key), -1, -1) if key[:size] in self.places)
 
@@ -92,7 +92,7 @@ def parse_config(
     """The same from YAML that is in no file; its mistakes begin with `name:line:column`."""
     settings = _read(text, name)
     for number, setting in enumerate(overrides):
-        _override(settings, setting, Place(sys.maxsize, number, f'override "{setting}"'))
+        _override(settings, setting, Position(sys.maxsize, number, f'override "{setting}"'))
     for section, value in settings.values.items():
         if value is None and section_fields((section,)):
             settings.values[section] = {}  # a section whose every line is commented out
@@ -116,7 +116,7 @@ def dump_config(config: Config, changed_only: bool = False) -> str:
     return stream.getvalue()
 
 
-def _located(found: Iterable[tuple[Key, str]], settings: _Settings) -> Iterator[tuple[Place, str]]:
+def _located(found: Iterable[tuple[Key, str]], settings: _Settings) -> Iterator[tuple[Position, str]]:
     """Mistakes with their places, but for those in what was not even read."""
     refused = {place for place, _ in settings.problems}
     for key, text in found:
@@ -128,7 +128,7 @@ def _located(found: Iterable[tuple[Key, str]], settings: _Settings) -> Iterator[
 
 
 def _read(text: str, name: str) -> _Settings:
-    settings = _Settings({(): Place(0, 0, name)})
+    settings = _Settings({(): Position(0, 0, name)})
     try:
         root = _compose(text)
     except MarkedYAMLError as error:
@@ -177,11 +177,13 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _text_place(name: str, mark: StreamMark) -> Place:
-    return Place(mark.line + 1, mark.column + 1, f"{name}:{mark.line + 1}:{mark.column + 1}")
+def _text_place(name: str, mark: StreamMark) -> Position:
+    return Position(mark.line + 1, mark.column + 1, f"{name}:{mark.line + 1}:{mark.column + 1}")
 
 
-def _value(node: Node, key: Key, settings: _Settings, place_of: Callable[[StreamMark], Place], seen: set[int]) -> Any:
+def _value(
+    node: Node, key: Key, settings: _Settings, place_of: Callable[[StreamMark], Position], seen: set[int]
+) -> Any:
     """The node as plain Python; notes in `settings` where its keys stand and what YAML allows but a config doesn't."""
     place = settings.place(key)
     if len(key) > _DEEPEST:
@@ -206,7 +208,7 @@ def _value(node: Node, key: Key, settings: _Settings, place_of: Callable[[Stream
 
 
 def _mapping(
-    node: MappingNode, key: Key, settings: _Settings, place_of: Callable[[StreamMark], Place], seen: set[int]
+    node: MappingNode, key: Key, settings: _Settings, place_of: Callable[[StreamMark], Position], seen: set[int]
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name_node, value_node in node.value:
@@ -251,7 +253,7 @@ def _scalar(node: Node, key: Key, settings: _Settings) -> Any:
     return None
 
 
-def _override(settings: _Settings, text: str, place: Place) -> None:
+def _override(settings: _Settings, text: str, place: Position) -> None:
     """Put the override's value in the file's place, or note what is wrong with it."""
     name, equals, source = text.partition("=")
     key: Key = tuple(name.strip().split("."))

@@ -11,7 +11,7 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.run.directory import RunDir, read_record
 from lowrank_rlhf.run.records import Message, Prompt
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.rollout import RewardScale, reward_scores
 
 
@@ -42,12 +42,12 @@ class Answer:
 class Speakers:
     """The models of a run that can answer: `base`, and `sft` and `policy` as far as the run got."""
 
-    def __init__(self, context: Context):
-        self._context, self._roles = context, context.roles
+    def __init__(self, session: Session):
+        self._context, self._roles = session, session.roles
         self._speaking: str | None = None
-        self._folders = {name: _adapter(context.run_dir, name) for name in ("sft", "policy")}
+        self._folders = {name: _adapter(session.run_dir, name) for name in ("sft", "policy")}
         self._scale: RewardScale | None = None
-        reward = _adapter(context.run_dir, "reward")
+        reward = _adapter(session.run_dir, "reward")
         about = read_record(reward / "reward.json") if reward else None
         self.about_scores = "no scores: the run has no reward model yet"
         """What a score means here, in a sentence."""

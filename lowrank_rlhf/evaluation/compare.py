@@ -19,7 +19,7 @@ from lowrank_rlhf.models.scoring import score_logprobs
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.progress import Bar
 from lowrank_rlhf.run.records import Prompt, Sample
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.rollout import RewardScale, reward_scores, shape_scores
 
 
@@ -39,7 +39,7 @@ class Contest:
     @classmethod
     def against_sft(
         cls,
-        context: Context,
+        session: Session,
         most: int | None,
         scale: RewardScale,
         judge: Judge | None = None,
@@ -50,23 +50,23 @@ class Contest:
 
         A judge whose scores are not absolute is left out: nothing that PPO decides needs it, evaluate asks it once.
         """
-        prompts = context.prompts[1][:most]
+        prompts = session.prompts[1][:most]
         follows = judge if judge and judge.absolute else None
-        sft = _one_each(context, Role.REFERENCE, prompts, bar)
+        sft = _one_each(session, Role.REFERENCE, prompts, bar)
         return cls(prompts, scale, sft, follows, _each_alone(follows, prompts, sft) if follows else [], figure)
 
-    def meet(self, context: Context, bar: Bar | None = None) -> "Answers":
+    def meet(self, session: Session, bar: Bar | None = None) -> "Answers":
         """The policy's answers to these prompts, and what reward model and reference make of them."""
-        samples = _one_each(context, Role.POLICY, self.prompts, bar)
-        batch = _packed(context, self.prompts, samples)
-        temperature = context.config.sample.temperature
-        policy = score_logprobs(context.roles, Role.POLICY, batch, temperature).logprobs
-        reference = score_logprobs(context.roles, Role.REFERENCE, batch, temperature).logprobs
+        samples = _one_each(session, Role.POLICY, self.prompts, bar)
+        batch = _packed(session, self.prompts, samples)
+        temperature = session.config.sample.temperature
+        policy = score_logprobs(session.roles, Role.POLICY, batch, temperature).logprobs
+        reference = score_logprobs(session.roles, Role.REFERENCE, batch, temperature).logprobs
         per_token = k1(policy, reference)
         return Answers(
             samples=samples,
             batch=batch,
-            scores=reward_scores(context.roles, batch, self.scale),
+            scores=reward_scores(session.roles, batch, self.scale),
             kl=masked_sum(per_token, batch.response),
             apart=float(per_token.abs().max()),
             judged=_each_alone(self.judge, self.prompts, samples) if self.judge else [],
@@ -119,21 +119,21 @@ class Answers:
     """The judge's score of each; none where no judge follows."""
 
 
-def ranking_judge(context: Context) -> Judge | None:
+def ranking_judge(session: Session) -> Judge | None:
     """The judge that ranked the answers; None where a data set or people did."""
-    config = context.config.rank
-    return open_judge(context, config.judge) if config.source == "judge" else None
+    config = session.config.rank
+    return open_judge(session, config.judge) if config.source == "judge" else None
 
 
-def gold_judge(context: Context) -> tuple[str, Judge | None]:
+def gold_judge(session: Session) -> tuple[str, Judge | None]:
     """The judge to follow PPO with, and what its score is called among the figures: `judge` is the one that ranked."""
-    name = followed_judge(context.config)
-    figure = "judge" if context.config.rank.source == "judge" else "second_judge"
-    return figure, open_judge(context, name) if name else None
+    name = followed_judge(session.config)
+    figure = "judge" if session.config.rank.source == "judge" else "second_judge"
+    return figure, open_judge(session, name) if name else None
 
 
 def verdicts(
-    context: Context, key: str, judge: Judge, prompts: Sequence[Prompt], sft: Sequence[Sample], policy: Sequence[Sample]
+    session: Session, key: str, judge: Judge, prompts: Sequence[Prompt], sft: Sequence[Sample], policy: Sequence[Sample]
 ) -> dict[str, list[Any]]:
     """What a judge makes of the two answers to each prompt, as columns of eval.jsonl.
 
@@ -143,7 +143,7 @@ def verdicts(
     if judge.absolute:
         return {f"{key}_sft": _each_alone(judge, prompts, sft), f"{key}_policy": _each_alone(judge, prompts, policy)}
     groups = [(prompt, pair) for prompt, *pair in zip(prompts, sft, policy, strict=True)]
-    scores = judge_all(context, judge, "judge", groups)
+    scores = judge_all(session, judge, "judge", groups)
     prefers = ["tie" if ours == theirs else "policy" if ours > theirs else "sft" for theirs, ours in scores]
     return {f"{key}_prefers": prefers}
 
@@ -153,18 +153,18 @@ def _each_alone(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sampl
     return [judge.score(prompt, [sample])[0] for prompt, sample in zip(prompts, answers, strict=True)]
 
 
-def scored(context: Context, prompts: Sequence[Prompt], answers: Sequence[Sample], scale: RewardScale) -> list[float]:
+def scored(session: Session, prompts: Sequence[Prompt], answers: Sequence[Sample], scale: RewardScale) -> list[float]:
     """The reward model's normalised score of one answer to each prompt."""
-    found: list[float] = reward_scores(context.roles, _packed(context, prompts, answers), scale).tolist()
+    found: list[float] = reward_scores(session.roles, _packed(session, prompts, answers), scale).tolist()
     return found
 
 
-def _one_each(context: Context, role: Role, prompts: Sequence[Prompt], bar: Bar | None) -> list[Sample]:
-    answers = answer(context, role, prompts, seed=context.seed("held-out answers"), bar=bar)
+def _one_each(session: Session, role: Role, prompts: Sequence[Prompt], bar: Bar | None) -> list[Sample]:
+    answers = answer(session, role, prompts, seed=session.seed("held-out answers"), bar=bar)
     return [samples[0] for samples in answers]
 
 
-def _packed(context: Context, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> Sequences:
+def _packed(session: Session, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> Sequences:
     tokens = [sample.tokens or () for sample in answers]
-    batch = pack(encode_prompts(context, prompts), tokens, context.base.pad, context.base.device)
-    return context.roles.with_trunk(batch)
+    batch = pack(encode_prompts(session, prompts), tokens, session.base.pad, session.base.device)
+    return session.roles.with_trunk(batch)

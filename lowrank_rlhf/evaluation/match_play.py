@@ -17,7 +17,7 @@ from lowrank_rlhf.models.scoring import score_logprobs
 from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.records import Prompt, Sample
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.reward_data import about_reward
 from lowrank_rlhf.training.rollout import RewardScale, reward_scores
 
@@ -27,28 +27,28 @@ READ_AT_ONCE = 128
 """Answers read between two steps of the progress bar; the states that the roles share exist for these only."""
 
 
-def evaluate_match(context: Context, match: Match) -> dict[str, Any]:
+def evaluate_match(session: Session, match: Match) -> dict[str, Any]:
     """Every figure of the match, notes on what to beware of, and the answers themselves."""
-    rows = play(context, match)
+    rows = play(session, match)
     judge = match.judge.name if match.judge else None
-    samples, seed = context.config.evaluate.bootstrap_samples, derive_seed(match.seed, "bootstrap")
+    samples, seed = session.config.evaluate.bootstrap_samples, derive_seed(match.seed, "bootstrap")
     figures = match_figures(rows, match.answers_per_prompt, judge, samples, seed)
-    notes = [*match.notes, *_other_bases(context, match), *filter(None, [length_note(figures)])]
+    notes = [*match.notes, *_other_bases(session, match), *filter(None, [length_note(figures)])]
     sides = {"left": match.left.name, "right": match.right.name}
     return {**sides, **figures, "notes": notes, "answers": rows}
 
 
-def play(context: Context, match: Match) -> Rows:
+def play(session: Session, match: Match) -> Rows:
     """One row for each pair of answers, prompt by prompt; both sides sample from the same random streams.
 
     `judge_left` and `judge_right` are there with an absolute judge, `judge_prefers` with another one, `score_left` and
     `score_right` where the run has a reward model. `kl` is log right - log left of the right answer, in nats.
     """
-    fill_role(context.roles, Role.REFERENCE, match.left.folder)
-    fill_role(context.roles, Role.POLICY, match.right.folder)
-    scale = load_reward_model(context) if context.run_dir.artifact("adapters/reward").is_dir() else None
-    left = _answers(context, match, Role.REFERENCE, "left")
-    right = _answers(context, match, Role.POLICY, "right")
+    fill_role(session.roles, Role.REFERENCE, match.left.folder)
+    fill_role(session.roles, Role.POLICY, match.right.folder)
+    scale = load_reward_model(session) if session.run_dir.artifact("adapters/reward").is_dir() else None
+    left = _answers(session, match, Role.REFERENCE, "left")
+    right = _answers(session, match, Role.POLICY, "right")
     prompts = [prompt for prompt in match.prompts for _ in range(match.answers_per_prompt)]
     columns: dict[str, Sequence[Any]] = {
         "prompt_id": [prompt.id for prompt in prompts],
@@ -60,23 +60,23 @@ def play(context: Context, match: Match) -> Rows:
             f"tokens_{side}": [len(sample.tokens or ()) for sample in answers],
             f"finished_{side}": [sample.finished for sample in answers],
         }
-    columns |= _read(context, prompts, left, right, scale)
+    columns |= _read(session, prompts, left, right, scale)
     if match.judge:
-        columns |= _judged(context, match.judge, prompts, left, right)
+        columns |= _judged(session, match.judge, prompts, left, right)
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def load_reward_model(context: Context) -> RewardScale:
+def load_reward_model(session: Session) -> RewardScale:
     """Put the run's reward model into its role; how its numbers become scores. Raises `UserError` without one."""
-    folder = run_adapter(context.run_dir, "reward")
+    folder = run_adapter(session.run_dir, "reward")
     about = about_reward(folder)
-    load_role(context.roles, Role.REWARD, folder)
+    load_role(session.roles, Role.REWARD, folder)
     return RewardScale(about["pooling"], about["score_mean"], about["score_std"])
 
 
-def _other_bases(context: Context, match: Match) -> list[str]:
+def _other_bases(session: Session, match: Match) -> list[str]:
     """A note on each adapter that names another base than this one: shapes alone cannot tell."""
-    ours = context.config.model.source
+    ours = session.config.model.source
     named = {side.name: trained_on(side.folder) for side in (match.left, match.right) if side.folder}
     return [
         f"{name} says that it was trained on {theirs}, and here it is used on {ours}"
@@ -85,53 +85,53 @@ def _other_bases(context: Context, match: Match) -> list[str]:
     ]
 
 
-def _answers(context: Context, match: Match, role: Role, side: str) -> list[Sample]:
+def _answers(session: Session, match: Match, role: Role, side: str) -> list[Sample]:
     count = match.answers_per_prompt
     seed = derive_seed(match.seed, "held-out answers")  # as in the evaluate stage: the same answers
-    with context.progress.track(side, len(match.prompts) * count, "answers") as bar:
-        groups = answer(context, role, match.prompts, count=count, seed=seed, bar=bar)
+    with session.progress.track(side, len(match.prompts) * count, "answers") as bar:
+        groups = answer(session, role, match.prompts, count=count, seed=seed, bar=bar)
     return [sample for group in groups for sample in group]
 
 
 def _read(
-    context: Context,
+    session: Session,
     prompts: Sequence[Prompt],
     left: Sequence[Sample],
     right: Sequence[Sample],
     scale: RewardScale | None,
 ) -> dict[str, list[float]]:
     """KL of each right answer, and the reward model's scores of both sides."""
-    roles, temperature = context.roles, context.config.sample.temperature
+    roles, temperature = session.roles, session.config.sample.temperature
     columns: dict[str, list[float]] = {"kl": []}
     if scale:
         columns |= {"score_left": [], "score_right": []}
-    with context.progress.track("read", len(prompts), "pairs") as bar:
+    with session.progress.track("read", len(prompts), "pairs") as bar:
         for start in range(0, len(prompts), READ_AT_ONCE):
             part = slice(start, start + READ_AT_ONCE)
-            batch = _packed(context, prompts[part], right[part])
+            batch = _packed(session, prompts[part], right[part])
             ours = score_logprobs(roles, Role.POLICY, batch, temperature).logprobs
             theirs = score_logprobs(roles, Role.REFERENCE, batch, temperature).logprobs
             columns["kl"] += masked_sum(k1(ours, theirs), batch.response).tolist()
             if scale:
                 columns["score_right"] += reward_scores(roles, batch, scale).tolist()
-                others = _packed(context, prompts[part], left[part])
+                others = _packed(session, prompts[part], left[part])
                 columns["score_left"] += reward_scores(roles, others, scale).tolist()
             bar.advance(len(batch))
     return columns
 
 
-def _packed(context: Context, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> Sequences:
+def _packed(session: Session, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> Sequences:
     tokens = [sample.tokens or () for sample in answers]
-    batch = pack(encode_prompts(context, prompts), tokens, context.base.pad, context.base.device)
-    return context.roles.with_trunk(batch)
+    batch = pack(encode_prompts(session, prompts), tokens, session.base.pad, session.base.device)
+    return session.roles.with_trunk(batch)
 
 
 def _judged(
-    context: Context, judge: Judge, prompts: Sequence[Prompt], left: Sequence[Sample], right: Sequence[Sample]
+    session: Session, judge: Judge, prompts: Sequence[Prompt], left: Sequence[Sample], right: Sequence[Sample]
 ) -> dict[str, list[Any]]:
     """The judge's word on each pair, which it sees in one call: some judges compare, and score nothing by itself."""
     pairs = [(prompt, both) for prompt, *both in zip(prompts, left, right, strict=True)]
-    scores = judge_all(context, judge, "judge", pairs)
+    scores = judge_all(session, judge, "judge", pairs)
     if judge.absolute:
         return {"judge_left": [pair[0] for pair in scores], "judge_right": [pair[1] for pair in scores]}
     return {"judge_prefers": ["tie" if one == other else "left" if one > other else "right" for one, other in scores]}

@@ -13,7 +13,7 @@ from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.run import fault_points
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import diverged
 from lowrank_rlhf.training.policy_checkpoints import State
 from lowrank_rlhf.training.reward_data import about_reward
@@ -33,9 +33,9 @@ WATCHED_PROMPTS = 8
 """Held-out prompts whose answers are kept at each evaluation, for people to read how they change."""
 
 
-def load_roles(context: Context) -> RewardScale:
+def load_roles(session: Session) -> RewardScale:
     """Policy, reference and reward model from the finished stages; refuses a reward model that is known to be weak."""
-    config, roles, artifact = context.config, context.roles, context.run_dir.artifact
+    config, roles, artifact = session.config, session.roles, session.run_dir.artifact
     about = about_reward(artifact("adapters/reward"))
     if about["weak"] and not config.ppo.accept_weak_reward:
         raise StageFailed(
@@ -50,20 +50,20 @@ def load_roles(context: Context) -> RewardScale:
     return RewardScale(about["pooling"], about["score_mean"], about["score_std"])
 
 
-def save_policies(context: Context) -> None:
+def save_policies(session: Session) -> None:
     """The stage's outputs: `adapters/policy-last` as the role is now, and `adapters/policy`, the best."""
-    work = context.work("ppo")
-    save_role(context.roles, Role.POLICY, work / "adapters" / "policy-last")
+    work = session.work("ppo")
+    save_role(session.roles, Role.POLICY, work / "adapters" / "policy-last")
     # A copy: killed from here on, the stage comes through this line again.
     shutil.copytree(work / "best", work / "adapters" / "policy", dirs_exist_ok=True)
     fault_points.point("policy: the best one copied")
 
 
-def shuffled(context: Context, count: int, needed: int) -> list[int]:
+def shuffled(session: Session, count: int, needed: int) -> list[int]:
     """`needed` indices below `count`: one seeded permutation after another."""
     order: list[int] = []
     while len(order) < needed:
-        generator = torch.Generator().manual_seed(context.seed("ppo", "prompts", len(order)))
+        generator = torch.Generator().manual_seed(session.seed("ppo", "prompts", len(order)))
         order += torch.randperm(count, generator=generator).tolist()
     return order[:needed]
 
@@ -83,22 +83,22 @@ def claimed(state: State) -> Sequence[str]:
     return [claim["claim"] for claim in state.claims]
 
 
-def meet(context: Context, contest: Contest, step: int) -> tuple[Answers, dict[str, float]]:
+def meet(session: Session, contest: Contest, step: int) -> tuple[Answers, dict[str, float]]:
     """The policy's answers to the held-out prompts, and figures of them. Raises `Diverged` if the objective is NaN."""
-    answers = contest.meet(context)
+    answers = contest.meet(session)
     release_freed_memory()
-    figures = contest.figures(answers, context.config.ppo)
+    figures = contest.figures(answers, session.config.ppo)
     if not math.isfinite(figures["objective"]):
         why = f"step {step}: the objective on held-out prompts is {figures['objective']}"
-        raise diverged(context, "ppo", why, answers.batch, {"scores": answers.scores, "kl": answers.kl})
+        raise diverged(session, "ppo", why, answers.batch, {"scores": answers.scores, "kl": answers.kl})
     return answers, figures
 
 
-def log_evaluation(context: Context, contest: Contest, step: int, answers: Answers, figures: dict[str, float]) -> None:
+def log_evaluation(session: Session, contest: Contest, step: int, answers: Answers, figures: dict[str, float]) -> None:
     """Figures into the metrics, and answers for people to read."""
     for row in contest.rows(answers, WATCHED_PROMPTS):
-        context.run_dir.watched.append("ppo", step, **row)
-    context.metrics.append("ppo", step, **{f"eval/{name}": value for name, value in figures.items()})
+        session.run_dir.watched.append("ppo", step, **row)
+    session.metrics.append("ppo", step, **{f"eval/{name}": value for name, value in figures.items()})
 
 
 def _steps_as_sft(config: Config) -> int:
@@ -106,7 +106,7 @@ def _steps_as_sft(config: Config) -> int:
     return config.ppo.critic_warmup_steps if config.align.algorithm == "ppo" else 0
 
 
-def keep_if_best(context: Context, state: State, figures: dict[str, float]) -> None:
+def keep_if_best(session: Session, state: State, figures: dict[str, float]) -> None:
     """Keep the policy as `best` in the work folder if it is worth the most so far, on held-out prompts.
 
     Its worth is PPO's own objective, the reward model's score less the KL penalty, and less `ENDLESS` for the share of
@@ -115,10 +115,10 @@ def keep_if_best(context: Context, state: State, figures: dict[str, float]) -> N
     """
     if state.step == 0:
         state.sft_eos_rate = figures["eos_rate"]
-    if state.step <= _steps_as_sft(context.config):
+    if state.step <= _steps_as_sft(session.config):
         return  # the figures of SFT itself: not a policy that training made
     assert state.sft_eos_rate is not None  # noqa: S101 - from step 0
     worth = figures["objective"] - ENDLESS * max(0.0, state.sft_eos_rate - figures["eos_rate"])
     if state.best_objective is None or worth > state.best_objective:
         state.best_step, state.best_objective = state.step, worth
-        save_role(context.roles, Role.POLICY, context.work("ppo") / "best")
+        save_role(session.roles, Role.POLICY, session.work("ppo") / "best")

@@ -9,7 +9,7 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.run.directory import StepLog
 from lowrank_rlhf.run.progress import Bar
 from lowrank_rlhf.run.records import Prompt, Sample
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 
 class KeptAnswers:
@@ -32,21 +32,21 @@ class KeptAnswers:
         self.groups += groups
 
 
-def room_for_prompt(context: Context) -> int:
+def room_for_prompt(session: Session) -> int:
     """Tokens that a prompt may have if the longest answer is to follow it."""
-    return context.config.model.max_length - context.config.sample.max_new_tokens
+    return session.config.model.max_length - session.config.sample.max_new_tokens
 
 
-def with_room(context: Context, prompts: Iterable[Prompt], most: int) -> list[Prompt]:
+def with_room(session: Session, prompts: Iterable[Prompt], most: int) -> list[Prompt]:
     """The first so many that leave room for an answer."""
-    room = room_for_prompt(context)
-    return list(islice((prompt for prompt in prompts if len(context.base.encode_prompt(prompt)) <= room), most))
+    room = room_for_prompt(session)
+    return list(islice((prompt for prompt in prompts if len(session.base.encode_prompt(prompt)) <= room), most))
 
 
-def encode_prompts(context: Context, prompts: Sequence[Prompt]) -> list[list[int]]:
+def encode_prompts(session: Session, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Token ids of the prompts. Raises `UserError` naming one that leaves no room for an answer."""
-    room = room_for_prompt(context)
-    encoded = [context.base.encode_prompt(prompt) for prompt in prompts]
+    room = room_for_prompt(session)
+    encoded = [session.base.encode_prompt(prompt) for prompt in prompts]
     for prompt, tokens in zip(prompts, encoded, strict=True):
         if len(tokens) > room:
             raise UserError(
@@ -57,7 +57,7 @@ def encode_prompts(context: Context, prompts: Sequence[Prompt]) -> list[list[int
 
 
 def answer(
-    context: Context,
+    session: Session,
     role: Role,
     prompts: Sequence[Prompt],
     *,
@@ -71,19 +71,19 @@ def answer(
     With a `bar` it is shown, and a stop that was asked for is obeyed between batches. `kept` has what a call before
     this one sampled, and gets what this one does.
     """
-    config = context.config.sample
+    config = session.config.sample
 
     def on_batch(groups: list[list[Response]], **figures: float) -> None:
         if kept:
             kept.add(groups)
         if bar:
             bar.advance(count * len(groups), **figures)
-            context.stop.check("everything before this stage is saved")
+            session.stop.check("everything before this stage is saved")
 
     responses = sample_answers(
-        context.roles,
+        session.roles,
         role,
-        encode_prompts(context, prompts),
+        encode_prompts(session, prompts),
         answers_per_prompt=count,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
@@ -97,7 +97,7 @@ def answer(
             Sample(
                 id=f"{prompt.id}-{k}",
                 prompt_id=prompt.id,
-                text=context.base.decode(response.tokens),
+                text=session.base.decode(response.tokens),
                 finished=response.finished,
                 tokens=response.tokens,
             )

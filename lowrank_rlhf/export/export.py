@@ -20,7 +20,7 @@ from lowrank_rlhf.run.directory import RunDir, read_record, write_json_atomic
 from lowrank_rlhf.run.files import new_folder
 from lowrank_rlhf.run.progress import Bar, memory
 from lowrank_rlhf.run.records import Prompt, Sample, read_jsonl
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 if TYPE_CHECKING:
     from lowrank_rlhf.export.merged_model import Difference, Plan
@@ -49,7 +49,7 @@ def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, 
         return _finish(run_dir, config, out, Exported("adapters", folder.name, usage, found)) | {"adapters": found}
 
 
-def export_merged(context: Context, role: str, dtype: str, folder: Path) -> dict[str, Any]:
+def export_merged(session: Session, role: str, dtype: str, folder: Path) -> dict[str, Any]:
     """The base with that role's adapter (`policy` or `sft`) merged in, as a transformers folder with a card.
 
     Raises `UserError` where the run has no such adapter, `CannotFit` where the disk is too small.
@@ -58,23 +58,23 @@ def export_merged(context: Context, role: str, dtype: str, folder: Path) -> dict
     from lowrank_rlhf.models.adapters import fill_role
     from lowrank_rlhf.models.roles import Role
 
-    adapter = _adapter(context.run_dir, role)
+    adapter = _adapter(session.run_dir, role)
     _check_target(folder)
-    roles = context.roles
+    roles = session.roles
     fill_role(roles, Role.POLICY, adapter)
     plan = plan_merged(roles.base, DTYPES[dtype])
     with _export_to(folder, plan.size) as out:
-        _write(context, Role.POLICY, plan, out)
-        write_generation_config(roles.base, context.config.sample, out)
-        (out / "Modelfile").write_text(_modelfile(context), encoding="utf-8")
-        measured, unmeasured = _difference(context, plan, out)
+        _write(session, Role.POLICY, plan, out)
+        write_generation_config(roles.base, session.config.sample, out)
+        (out / "Modelfile").write_text(_modelfile(session), encoding="utf-8")
+        measured, unmeasured = _difference(session, plan, out)
         usage, table = merged_usage(folder.name, dtype), _difference_table(measured)
         exported = Exported("merged", folder.name, usage, (role,), role, dtype, table, unmeasured)
         summary = {"role": role, "dtype": dtype, "difference": asdict(measured) if measured else None}
-        return _finish(context.run_dir, context.config, out, exported) | summary | {"unmeasured": unmeasured}
+        return _finish(session.run_dir, session.config, out, exported) | summary | {"unmeasured": unmeasured}
 
 
-def export_reward(context: Context, dtype: str, folder: Path) -> dict[str, Any]:
+def export_reward(session: Session, dtype: str, folder: Path) -> dict[str, Any]:
     """The reward model as a sequence classifier with one label, with a card.
 
     With pooling `mean` the weights are right and the class's own output is not the score: it can read the last token
@@ -86,33 +86,33 @@ def export_reward(context: Context, dtype: str, folder: Path) -> dict[str, Any]:
     from lowrank_rlhf.models.storage import load_role
     from lowrank_rlhf.training.reward_data import about_reward
 
-    adapter = _adapter(context.run_dir, "reward")
+    adapter = _adapter(session.run_dir, "reward")
     about = about_reward(adapter)
     _check_target(folder)
-    load_role(context.roles, Role.REWARD, adapter)
+    load_role(session.roles, Role.REWARD, adapter)
     settings = {key: about[key] for key in ("pooling", "score_mean", "score_std")}
-    plan = plan_reward(context.roles, DTYPES[dtype], settings)
+    plan = plan_reward(session.roles, DTYPES[dtype], settings)
     with _export_to(folder, plan.size) as out:
-        _write(context, Role.REWARD, plan, out)
-        measured = _score_difference(context, settings, out)
+        _write(session, Role.REWARD, plan, out)
+        measured = _score_difference(session, settings, out)
         table, unmeasured = (_score_table(*measured), None) if measured else (None, _NO_PROMPT)
-        eos = context.base.tokenizer.convert_ids_to_tokens(context.base.eos)
-        usage = reward_usage(folder.name, settings | {"eos": eos, "scale_of": scale_of(context.config, about)})
+        eos = session.base.tokenizer.convert_ids_to_tokens(session.base.eos)
+        usage = reward_usage(folder.name, settings | {"eos": eos, "scale_of": scale_of(session.config, about)})
         exported = Exported("reward", folder.name, usage, ("reward",), None, dtype, table, unmeasured)
-        summary = {"dtype": dtype, **settings, "layers": context.roles.head_layers}
+        summary = {"dtype": dtype, **settings, "layers": session.roles.head_layers}
         summary |= {"max_score_difference": measured[0] if measured else None, "unmeasured": unmeasured}
-        return _finish(context.run_dir, context.config, out, exported) | summary
+        return _finish(session.run_dir, session.config, out, exported) | summary
 
 
-def export_prompts(context: Context, folder: Path) -> dict[str, Any]:
+def export_prompts(session: Session, folder: Path) -> dict[str, Any]:
     """The run's prompts as `train.parquet` and `held-out.parquet`, in the columns that verl asks for; no card.
 
     OpenRLHF reads `prompt` alone. Nothing says which answer is right: a reward model does.
     """
     import pyarrow.parquet
 
-    data = without_folders(context.config.data.prompts)
-    splits = dict(zip(("train", "held-out"), context.prompts, strict=True))
+    data = without_folders(session.config.data.prompts)
+    splits = dict(zip(("train", "held-out"), session.prompts, strict=True))
     with _export_to(folder, 0) as out:
         for split, prompts in splits.items():
             if not prompts:  # `data.held_out` may be 0
@@ -132,13 +132,13 @@ def export_prompts(context: Context, folder: Path) -> dict[str, Any]:
         return _written(out, "prompts") | {"prompts": {split: len(prompts) for split, prompts in splits.items()}}
 
 
-def _modelfile(context: Context) -> str:
+def _modelfile(session: Session) -> str:
     from lowrank_rlhf.export.ollama import modelfile
     from lowrank_rlhf.sources.chat_template import render
 
-    base, tokenizer = context.base, context.base.tokenizer
+    base, tokenizer = session.base, session.base.tokenizer
     eos = str(tokenizer.convert_ids_to_tokens(base.eos))
-    return modelfile(partial(render, tokenizer), tokenizer.bos_token, eos, context.config)
+    return modelfile(partial(render, tokenizer), tokenizer.bos_token, eos, session.config)
 
 
 def _adapter(run_dir: RunDir, name: str) -> Path:
@@ -176,73 +176,73 @@ def _export_to(folder: Path, size: int) -> Iterator[Path]:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
-def _write(context: Context, role: Any, plan: "Plan", out: Path) -> None:
+def _write(session: Session, role: Any, plan: "Plan", out: Path) -> None:
     from lowrank_rlhf.export.merged_model import write_model
 
-    with context.progress.track("export", len(plan.tensors), "tensors") as bar:
-        write_model(context.roles, role, plan, out, lambda: _advance(context, bar))
+    with session.progress.track("export", len(plan.tensors), "tensors") as bar:
+        write_model(session.roles, role, plan, out, lambda: _advance(session, bar))
 
 
-def _advance(context: Context, bar: Bar) -> None:
+def _advance(session: Session, bar: Bar) -> None:
     bar.advance()
-    if context.stop.requested:
+    if session.stop.requested:
         raise Stopped("Stopped as asked; nothing of the export was kept.")
 
 
-def _difference(context: Context, plan: "Plan", out: Path) -> tuple["Difference | None", str | None]:
+def _difference(session: Session, plan: "Plan", out: Path) -> tuple["Difference | None", str | None]:
     """How far the folder's output is from the run's, or why that was not measured."""
     from lowrank_rlhf.export.merged_model import difference, free_memory, role_logprobs
     from lowrank_rlhf.models.generation import sample_answers
     from lowrank_rlhf.models.roles import Role
 
-    base, sampling = context.base, context.config.sample
+    base, sampling = session.base, session.config.sample
     needed, free = plan.size * base.compute_dtype.itemsize // 2, free_memory(base.device)
     if needed > free:
         return None, f"loading the model again takes {memory(needed)} of memory, and {memory(free)} are free here"
-    if not (chosen := _prompts(context)):
+    if not (chosen := _prompts(session)):
         return None, _NO_PROMPT
-    context.progress.say("measuring the difference to the run's own output")
-    prompts = encode_prompts(context, chosen)
+    session.progress.say("measuring the difference to the run's own output")
+    prompts = encode_prompts(session, chosen)
     answers = sample_answers(
-        context.roles,
+        session.roles,
         Role.POLICY,
         prompts,
         max_new_tokens=min(TOKENS, sampling.max_new_tokens),
         temperature=sampling.temperature,
-        seed=context.seed("export"),
+        seed=session.seed("export"),
         batch_size=sampling.batch_size,
     )
     responses = [response for (response,) in answers]
-    expected = role_logprobs(context.roles, Role.POLICY, prompts, responses)
+    expected = role_logprobs(session.roles, Role.POLICY, prompts, responses)
     return difference(expected, out, prompts, responses, base), None
 
 
-def _prompts(context: Context) -> Sequence[Prompt]:
+def _prompts(session: Session) -> Sequence[Prompt]:
     """Real prompts, with room for an answer: of those that the run ranked answers to, else of its data.
 
     Those of a data set of comparisons may have none: its answers are read and not sampled.
     """
-    path = context.run_dir.artifact("prompts.jsonl")
-    return with_room(context, read_jsonl(path, Prompt) if path.is_file() else context.prompts[0], PROMPTS)
+    path = session.run_dir.artifact("prompts.jsonl")
+    return with_room(session, read_jsonl(path, Prompt) if path.is_file() else session.prompts[0], PROMPTS)
 
 
-def _score_difference(context: Context, settings: Mapping[str, Any], out: Path) -> tuple[float, int] | None:
+def _score_difference(session: Session, settings: Mapping[str, Any], out: Path) -> tuple[float, int] | None:
     """Largest absolute gap of normalised scores between folder and run, and on how many ranked answers, if any."""
     from lowrank_rlhf.evaluation.compare import scored
     from lowrank_rlhf.export.merged_model import classifier_scores
     from lowrank_rlhf.training.rollout import RewardScale
 
     scale = RewardScale(settings["pooling"], settings["score_mean"], settings["score_std"])
-    if not (prompts := _prompts(context)):
+    if not (prompts := _prompts(session)):
         return None
-    encoded, most = encode_prompts(context, prompts), context.config.model.max_length
-    samples = {sample.prompt_id: sample for sample in read_jsonl(context.run_dir.artifact("answers.jsonl"), Sample)}
+    encoded, most = encode_prompts(session, prompts), session.config.model.max_length
+    samples = {sample.prompt_id: sample for sample in read_jsonl(session.run_dir.artifact("answers.jsonl"), Sample)}
     answers = [samples[prompt.id] for prompt in prompts]
-    tokens = [sample.tokens or tuple(context.base.encode_response(sample.text)) for sample in answers]
+    tokens = [sample.tokens or tuple(session.base.encode_response(sample.text)) for sample in answers]
     tokens = [of[: most - len(before)] for of, before in zip(tokens, encoded, strict=True)]  # as the reward stage does
     answers = [sample.model_copy(update={"tokens": of}) for sample, of in zip(answers, tokens, strict=True)]
-    ours = scored(context, prompts, answers, scale)
-    theirs = classifier_scores(out, encoded, tokens, scale.pooling, context.base)
+    ours = scored(session, prompts, answers, scale)
+    theirs = classifier_scores(out, encoded, tokens, scale.pooling, session.base)
     return max(abs(a - (b - scale.mean) / scale.std) for a, b in zip(ours, theirs, strict=True)), len(answers)
 
 

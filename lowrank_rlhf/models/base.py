@@ -24,7 +24,7 @@ from transformers import (
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.allocator import keep_few_kernels, keep_freed_memory, release_freed_memory
-from lowrank_rlhf.models.batch_limits import Room
+from lowrank_rlhf.models.batch_limits import BatchLimits
 from lowrank_rlhf.models.layers.attention import NAME as SHORT_ATTENTION
 from lowrank_rlhf.models.layers.int8 import compute_at_full_precision
 from lowrank_rlhf.models.logprobs import vocabulary_logits
@@ -64,9 +64,9 @@ class Base:
         return int(self.tokenizer.pad_token_id)
 
     @cached_property
-    def room(self) -> Room:
+    def room(self) -> BatchLimits:
         """How much of a batch goes through at once."""
-        return Room(self.config.micro_batch_tokens)
+        return BatchLimits(self.config.micro_batch_tokens)
 
     @cached_property
     def eos(self) -> int:

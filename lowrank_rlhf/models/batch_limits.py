@@ -47,7 +47,7 @@ def nothing_to_halve(doing: str, what_helps: str) -> Iterator[None]:
 
 
 @dataclass
-class Room:
+class BatchLimits:
     """Limits that every cut into micro-batches obeys; they only ever shrink, in all processes that share the work."""
 
     tokens: int

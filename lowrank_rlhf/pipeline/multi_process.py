@@ -15,7 +15,7 @@ from lowrank_rlhf.run import distributed
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import sha256
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import STAGES, Stage
 
 
@@ -40,28 +40,28 @@ def noted(stage: Stage, begun: dict[str, Any] | None, fresh: dict[str, Any]) -> 
     return (begun or fresh) | {"processes": now}
 
 
-def run_stage(stage: Stage, context: Context) -> dict[str, Any]:
+def run_stage(stage: Stage, session: Session) -> dict[str, Any]:
     """As `stage.run`, in the main process; the others take their part in it if it is shared, or wait."""
     if sharing(stage) == 1:
         with distributed.alone():
-            return stage.run(context)
-    _ = context.roles  # loaded here first: what it finds out about the machine is noted in the run for the others
-    with distributed.listening(context.stop):
+            return stage.run(session)
+    _ = session.roles  # loaded here first: what it finds out about the machine is noted in the run for the others
+    with distributed.listening(session.stop):
         distributed.meet(STAGES.index(stage) + 1)
         distributed.meet()  # the others have their copies
-        return _run_alike(stage, context)
+        return _run_alike(stage, session)
 
 
 def follow(config: Config, run_dir: RunDir) -> None:
     """What a process beside the main one does in a run: its part of each shared stage, until `dismiss`."""
     with TemporaryDirectory(prefix="lowrank_rlhf-") as folder, StopRequest() as stop, distributed.listening(stop):
         own = RunDir(Path(folder) / "run")
-        context = Context(config, own, Progress.silent(), stop)
+        session = Session(config, own, Progress.silent(), stop)
         while number := distributed.meet():
             stage = STAGES[number - 1]
             _copy(stage, run_dir.path, own.path)
             distributed.meet()
-            _run_alike(stage, context)
+            _run_alike(stage, session)
 
 
 def dismiss() -> None:
@@ -69,10 +69,10 @@ def dismiss() -> None:
     distributed.meet(0)
 
 
-def _run_alike(stage: Stage, context: Context) -> dict[str, Any]:
+def _run_alike(stage: Stage, session: Session) -> dict[str, Any]:
     """Run it; raises `StageFailed` where the processes made different things of it."""
-    summary = stage.run(context)
-    made = "".join(sha256(context.work(stage.name) / name) for name in stage.writes)
+    summary = stage.run(session)
+    made = "".join(sha256(session.work(stage.name) / name) for name in stage.writes)
     own = int(hashlib.sha256(made.encode()).hexdigest()[:12], 16)  # short enough for many of them to be added
     if distributed.meet(own) != own * distributed.count():
         raise StageFailed(

@@ -25,7 +25,7 @@ from lowrank_rlhf.run.files import now
 from lowrank_rlhf.run.memory_usage import forget_peak_memory, peak_memory_bytes
 from lowrank_rlhf.run.progress import Later, Progress, StopRequest, duration, memory
 from lowrank_rlhf.run.tracking import tracked
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.sources.fetch import fetch_model
 from lowrank_rlhf.sources.model_shape import find_shape
 from lowrank_rlhf.stages import Stage
@@ -67,23 +67,23 @@ def run(
         look_up_commits(run_dir, config)
         kept = [stage for stage in chosen if stage not in again]
         _refuse_stale([_standing(stage, config, run_dir) for stage in kept])
-        context = Context(config, run_dir, progress, stop)
+        session = Session(config, run_dir, progress, stop)
         if to_do:
-            context.read_data()
+            session.read_data()
         if any("model" in stage.settings for stage in to_do):
             fetch_model(config.model, progress)
             _refuse_stale([_standing(stage, config, run_dir) for stage in kept])  # its files are known only now
-            context.take_backend()  # before anything imports transformers
-            context.check_lengths()
-        told = shown_peaks(config, run_dir, context.data) if to_do else {}
+            session.take_backend()  # before anything imports transformers
+            session.check_lengths()
+        told = shown_peaks(config, run_dir, session.data) if to_do else {}
         # Last first: if this is cut short, no stage is left standing on one that is gone.
         for stage in reversed(again):
             run_dir.discard(stage.name, stage.writes)
         run_dir.open(dump_config(config))
         with tracked(config, run_dir.metrics, run_dir.path):
             for index, stage in enumerate(chosen, 1):
-                progress.stage(index, len(chosen), stage.name, stage.does, *_to_go(chosen, stage, context))
-                _run_stage(stage, context, told.get(stage.name))
+                progress.stage(index, len(chosen), stage.name, stage.does, *_to_go(chosen, stage, session))
+                _run_stage(stage, session, told.get(stage.name))
         _report(run_dir)
     return run_dir
 
@@ -140,20 +140,20 @@ def _standing(stage: Stage, config: Config, run_dir: RunDir) -> Standing:
     return Standing(stage, "done" if mark else "half done")
 
 
-def _run_stage(stage: Stage, context: Context, told: float | None) -> None:
-    run_dir, progress = context.run_dir, context.progress
-    standing = _standing(stage, context.config, run_dir)
+def _run_stage(stage: Stage, session: Session, told: float | None) -> None:
+    run_dir, progress = session.run_dir, session.progress
+    standing = _standing(stage, session.config, run_dir)
     _refuse_stale([standing])  # again, for the stages before it may have changed its inputs
     if standing.state == "done":
         progress.say("  done before, skipped")
         return
-    context.stop.check("everything finished so far is saved")
-    fresh = {"schema": 1, "fingerprint": current_fingerprint(stage, context.config, run_dir), "seconds": 0.0}
+    session.stop.check("everything finished so far is saved")
+    fresh = {"schema": 1, "fingerprint": current_fingerprint(stage, session.config, run_dir), "seconds": 0.0}
     started = multi_process.noted(stage, _begun(run_dir, stage), fresh)
     if standing.state == "half done":
         progress.say(f"  goes on after {duration(started['seconds'])} of work")
     run_dir.work(stage.name)
-    mark = _work(stage, context, started)
+    mark = _work(stage, session, started)
     release_freed_memory()
     run_dir.finish(stage.name, stage.writes, mark | {"planned_memory_bytes": told and round(told)})
     if told:
@@ -168,23 +168,23 @@ def _report(run_dir: RunDir) -> None:
         write_report(run_dir.path, {name: mark["summary"] for name, mark in marks.items() if mark}, [], run_dir.path)
 
 
-def _work(stage: Stage, context: Context, started: dict[str, Any]) -> dict[str, Any]:
+def _work(stage: Stage, session: Session, started: dict[str, Any]) -> dict[str, Any]:
     """Run the stage and return its done-mark; if it stops, seconds and memory so far stay with its fingerprint.
 
     The peak of memory is the stage's own on Linux, over all attempts; elsewhere it is the process's so far, earlier
     stages included.
     """
-    path = _started_path(context.run_dir, stage)
+    path = _started_path(session.run_dir, stage)
     write_json_atomic(path, started)
-    context.run_dir.event("started", stage=stage.name)
+    session.run_dir.event("started", stage=stage.name)
     forget_peak_memory()
-    since, loading = time.monotonic(), context.loading_seconds
+    since, loading = time.monotonic(), session.loading_seconds
     try:
-        summary = multi_process.run_stage(stage, context)
+        summary = multi_process.run_stage(stage, session)
     except BaseException as error:
         used = _used(started, since)
         write_json_atomic(path, started | used)
-        context.run_dir.event("ended early", stage=stage.name, seconds=used["seconds"], error=type(error).__name__)
+        session.run_dir.event("ended early", stage=stage.name, seconds=used["seconds"], error=type(error).__name__)
         raise
     return {
         "schema": 1,
@@ -193,7 +193,7 @@ def _work(stage: Stage, context: Context, started: dict[str, Any]) -> dict[str, 
         "summary": summary,
         "processes": started["processes"],
         **_used(started, since),
-        "loading_seconds": round(context.loading_seconds - loading, 1),
+        "loading_seconds": round(session.loading_seconds - loading, 1),
         "finished_at": now(),
     }
 
@@ -206,15 +206,15 @@ def _used(started: dict[str, Any], since: float) -> dict[str, Any]:
     }
 
 
-def _to_go(chosen: Sequence[Stage], stage: Stage, context: Context) -> tuple[float | None, Later]:
+def _to_go(chosen: Sequence[Stage], stage: Stage, session: Session) -> tuple[float | None, Later]:
     """Seconds from the beginning of a stage to the end of the run, and what tells those after it from its own."""
-    marks = {each.name: context.run_dir.done(each.name) for each in chosen}
+    marks = {each.name: session.run_dir.done(each.name) for each in chosen}
     # Loading and converting the model happens once, whatever the stage has to compute.
     done = {name: float(mark["seconds"]) - mark.get("loading_seconds", 0.0) for name, mark in marks.items() if mark}
-    shape = find_shape(context.config.model)
+    shape = find_shape(session.config.model)
     if shape is None:
         return None, lambda _: None
-    amount = stage_work(context.config, context.run_dir, shape, context.data)
+    amount = stage_work(session.config, session.run_dir, shape, session.data)
     amount = {name: amount[name] for name in marks}
     return seconds_to_go(done, amount), lambda own: seconds_to_go({**done, stage.name: own}, amount)
 

@@ -15,7 +15,7 @@ from lowrank_rlhf.preferences.agreement import (
     same_order,
 )
 from lowrank_rlhf.preferences.expand import compare
-from lowrank_rlhf.preferences.project import Place
+from lowrank_rlhf.preferences.project import Project
 
 GENERAL = 2000
 """Comparisons below which a general reward model is near chance (Gao et al. 2022, "Scaling laws for reward model
@@ -65,7 +65,7 @@ class Overview(NamedTuple):
     accuracies: tuple[Accuracy, ...]
 
 
-def progress(place: Place, annotator: str) -> Progress:
+def progress(place: Project, annotator: str) -> Progress:
     """How far this annotator and everybody together have come."""
     standing, needed = place.store.standing(annotator), place.needed
     seconds = [one.seconds for one in place.store.rankings() if one.annotator == annotator and one.seconds is not None]
@@ -82,7 +82,7 @@ def progress(place: Place, annotator: str) -> Progress:
     )
 
 
-def overview(place: Place) -> Overview:
+def overview(place: Project) -> Overview:
     """Everything that the rankings of a place say about themselves."""
     contents = place.store.contents()
     current = contents.current()

@@ -25,7 +25,7 @@ class NothingToRank(UserError):
 
 
 @dataclass(frozen=True)
-class Place:
+class Project:
     """A folder with answers to rank. `settings` are the run's; None where there is no run."""
 
     folder: Path
@@ -86,12 +86,12 @@ def run_command(folder: Path) -> str:
     return f"{COMMAND} {shlex.join(words)}"
 
 
-def place_of(folder: Path, new: bool = False) -> Place:
+def place_of(folder: Path, new: bool = False) -> Project:
     """The place in this folder; with `new`, an empty one without a run. Raises `NothingToRank` if there is none yet."""
     if not new and not any((folder / name).is_file() for name in ("config.yaml", STORE)):
         raise NothingToRank(f"{folder}: there are no answers to rank here", "here")
     if new or not (folder / "config.yaml").is_file():
-        return Place(folder, AnnotationStore(folder / STORE), None)
+        return Project(folder, AnnotationStore(folder / STORE), None)
     config = load_config(folder / "config.yaml")
     if config.rank.source != "human":
         raise NothingToRank(
@@ -105,7 +105,7 @@ def place_of(folder: Path, new: bool = False) -> Place:
             "yet",
             command,
         )
-    return Place(folder, AnnotationStore(folder / STORE), config.rank)
+    return Project(folder, AnnotationStore(folder / STORE), config.rank)
 
 
 def counted(number: int, noun: str) -> str:

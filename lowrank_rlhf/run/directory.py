@@ -21,7 +21,7 @@ from lowrank_rlhf.errors import RunLocked, UserError
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.files import append_line, now, read_json, sha256, sync, sync_folder, write_atomic
 from lowrank_rlhf.run.files import write_json_atomic as write_json_atomic
-from lowrank_rlhf.run.results import RESULTS, DoneMark, Results, StageResult
+from lowrank_rlhf.run.results import MARKS, DoneMark, Results, StageResult
 
 SCHEMA = 1
 """Of a run's folder as a whole, in its env.json, and of each JSON file in it (decision 0014)."""
@@ -109,13 +109,13 @@ class RunDir:
 
     def mark(self, stage: str) -> DoneMark[StageResult] | None:
         """Return the stage's done-mark, or None if it is not done. Raises `UserError` as `read_record` does."""
-        path = self._mark(stage)
-        found = read_record(path, DoneMark[RESULTS[stage]])  # type: ignore[misc]
-        return None if found is None else DoneMark[RESULTS[stage]].model_validate(found)  # type: ignore[misc]
+        form = MARKS[stage]
+        found = read_record(self._mark(stage), form)
+        return None if found is None else form.model_validate(found)
 
     def results(self) -> Results:
         """Return the results of the finished stages. Raises `UserError` as `read_record` does."""
-        marks = {stage: self.mark(stage) for stage in RESULTS}
+        marks = {stage: self.mark(stage) for stage in MARKS}
         return Results.model_validate({stage: mark.result for stage, mark in marks.items() if mark})
 
     def finish(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:

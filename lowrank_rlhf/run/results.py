@@ -161,17 +161,6 @@ class EvaluateResult(StageResult):
     table: tuple[FigureRow, ...] = ()
 
 
-AnyResult = SftResult | SampleResult | RankResult | RewardResult | PolicyResult | EvaluateResult
-RESULTS: dict[str, type[StageResult]] = {
-    "sft": SftResult,
-    "sample": SampleResult,
-    "rank": RankResult,
-    "reward": RewardResult,
-    "ppo": PolicyResult,
-    "evaluate": EvaluateResult,
-}
-
-
 class Results(Result):
     """The results of a run's finished stages; None for a stage that is not done."""
 
@@ -184,7 +173,7 @@ class Results(Result):
 
     def by_stage(self) -> dict[str, StageResult]:
         """The results that exist, by the stage's name, in the order of the stages."""
-        return {name: result for name in RESULTS if (result := getattr(self, name)) is not None}
+        return {name: result for name in type(self).model_fields if (result := getattr(self, name)) is not None}
 
 
 class Fingerprint(Result):
@@ -215,3 +204,14 @@ class DoneMark(Started, Generic[R]):
     """Seconds of `seconds` that went into loading the model."""
     planned_memory_bytes: NonNegativeInt | None = None
     finished_at: str | None = None
+
+
+MARKS: dict[str, type[DoneMark[Any]]] = {
+    "sft": DoneMark[SftResult],
+    "sample": DoneMark[SampleResult],
+    "rank": DoneMark[RankResult],
+    "reward": DoneMark[RewardResult],
+    "ppo": DoneMark[PolicyResult],
+    "evaluate": DoneMark[EvaluateResult],
+}
+"""Form of each stage's done-mark."""

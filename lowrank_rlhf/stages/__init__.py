@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lowrank_rlhf.session import Context
+    from lowrank_rlhf.session import Session
 
 
 @dataclass(frozen=True)
 class Stage:
     """A step of the pipeline. `run` in module `lowrank_rlhf.stages.<module>` does the work, or else in `<name>`.
 
-    It writes its outputs into the context's work folder and returns its summary, a JSON object.
+    It writes its outputs into the session's work folder and returns its summary, a JSON object.
     """
 
     name: str
@@ -33,10 +33,10 @@ class Stage:
     module: str = field(default="", compare=False)
 
     @property
-    def run(self) -> "Callable[[Context], dict[str, Any]]":
+    def run(self) -> "Callable[[Session], dict[str, Any]]":
         """The stage's function; its imports (torch among them) happen here."""
         module = import_module(f"lowrank_rlhf.stages.{self.module or self.name}")
-        function: Callable[[Context], dict[str, Any]] = module.run
+        function: Callable[[Session], dict[str, Any]] = module.run
         return function
 
 

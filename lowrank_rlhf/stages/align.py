@@ -19,7 +19,7 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.planner.compute_cost import rows_per_pass
 from lowrank_rlhf.run.progress import Bar
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.training import policy_checkpoints
 from lowrank_rlhf.training.dpo import Comparing
 from lowrank_rlhf.training.nan_recovery import RollBack
@@ -36,7 +36,7 @@ from lowrank_rlhf.training.trl_task import Task
 class _Setting:
     """What the stage's parts share; only `state` and the task's notes change."""
 
-    context: Context
+    session: Session
     contest: Contest
     task: Task
     learners: Learners
@@ -47,52 +47,52 @@ class _Setting:
         return self.learners[Role.POLICY]
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(session: Session) -> dict[str, Any]:
     """Make `adapters/policy` (the best on held-out prompts) and `adapters/policy-last`."""
-    config, roles = context.config, context.roles
+    config, roles = session.config, session.roles
     name = config.align.algorithm.upper()
-    before, scale = context.base.checksum(), policy_selection.load_roles(context)
-    others = checksums(context, [Role.POLICY])
-    task = _task(context, scale)
-    figure, judge = gold_judge(context)
-    contest = Contest.against_sft(context, config.ppo.evaluate_prompts, scale, judge, figure=figure)
+    before, scale = session.base.checksum(), policy_selection.load_roles(session)
+    others = checksums(session, [Role.POLICY])
+    task = _task(session, scale)
+    figure, judge = gold_judge(session)
+    contest = Contest.against_sft(session, config.ppo.evaluate_prompts, scale, judge, figure=figure)
     learners = {Role.POLICY: WholeSteps(roles.parameters(Role.POLICY), lr=config.align.learning_rate, weight_decay=0.0)}
-    setting = _Setting(context, contest, task, learners, policy_checkpoints.resume(context, learners)[0])
+    setting = _Setting(session, contest, task, learners, policy_checkpoints.resume(session, learners)[0])
     start, first = time.monotonic(), setting.state.step
-    with context.progress.track("ppo", task.steps, "steps", first) as bar:
+    with session.progress.track("ppo", task.steps, "steps", first) as bar:
         _train(setting, bar)
     state, seconds = setting.state, (time.monotonic() - start) / max(1, task.steps - first)
-    policy_selection.save_policies(context)
+    policy_selection.save_policies(session)
     return {
         "algorithm": config.align.algorithm,
         "steps": task.steps,
         "best_step": state.best_step,
         "seconds_per_step": seconds,
         "gold": contest.judge and contest.judge.name,
-        "claims": [*state.claims, base_unchanged(context, name, before), others_unchanged(context, name, others)],
+        "claims": [*state.claims, base_unchanged(session, name, before), others_unchanged(session, name, others)],
     }
 
 
-def _task(context: Context, scale: RewardScale) -> Task:
-    return Comparing(context) if context.config.align.algorithm == "dpo" else Sampling(context, scale)
+def _task(session: Session, scale: RewardScale) -> Task:
+    return Comparing(session) if session.config.align.algorithm == "dpo" else Sampling(session, scale)
 
 
 def _train(setting: _Setting, bar: Bar) -> None:
     """All steps that are left, each evaluation and each checkpoint at its step."""
-    context, task = setting.context, setting.task
+    session, task = setting.session, setting.task
     while True:
         try:
             _evaluate_if_due(setting)
             if setting.state.step == task.steps:
                 return
-            context.base.room.retry(lambda: _go_on(setting, bar), task.width)
+            session.base.room.retry(lambda: _go_on(setting, bar), task.width)
         except RollBack:
-            setting.state, _ = policy_checkpoints.roll_back(context, setting.learners, setting.state)
+            setting.state, _ = policy_checkpoints.roll_back(session, setting.learners, setting.state)
             bar.advance(setting.state.step - bar.count)
         except Stopped:
             state = setting.state
-            save = partial(policy_checkpoints.save, context, setting.learners, state)
-            state.breakdowns.stopped(context, "ppo", save, f"at step {state.step}")
+            save = partial(policy_checkpoints.save, session, setting.learners, state)
+            state.breakdowns.stopped(session, "ppo", save, f"at step {state.step}")
             raise
 
 
@@ -101,30 +101,30 @@ def _evaluate_if_due(setting: _Setting) -> None:
 
     The row in the metrics comes last: from then on the evaluation counts as made.
     """
-    context, state, config = setting.context, setting.state, setting.context.config.ppo
+    session, state, config = setting.session, setting.state, setting.session.config.ppo
     last = state.step == setting.task.steps
     due, save = (last or state.step % every == 0 for every in (config.evaluate_every, config.save_every))
-    rows = context.metrics.read("ppo") if due else ()
+    rows = session.metrics.read("ppo") if due else ()
     if not due or any(row["step"] == state.step and "eval/kl" in row for row in rows):
         if save and not state.breakdowns.in_a_row:  # else there would be no good one left
-            policy_checkpoints.save(context, setting.learners, state)
+            policy_checkpoints.save(session, setting.learners, state)
         return
-    answers, figures = policy_selection.meet(context, setting.contest, state.step)
+    answers, figures = policy_selection.meet(session, setting.contest, state.step)
     if policy_selection.KL_IS_0 not in policy_selection.claimed(state):
         policy_selection.check_claim(
             state, policy_selection.KL_IS_0, answers.apart, policy_selection.MOST_TOKEN_DIFFERENCE
         )
-    policy_selection.keep_if_best(context, state, figures)
+    policy_selection.keep_if_best(session, state, figures)
     if not state.breakdowns.in_a_row:
-        policy_checkpoints.save(context, setting.learners, state)
-    context.run_dir.watched.truncate("ppo", state.step - 1)  # a kill may have left some of this step's
-    policy_selection.log_evaluation(context, setting.contest, state.step, answers, figures)
+        policy_checkpoints.save(session, setting.learners, state)
+    session.run_dir.watched.truncate("ppo", state.step - 1)  # a kill may have left some of this step's
+    policy_selection.log_evaluation(session, setting.contest, state.step, answers, figures)
 
 
 def _go_on(setting: _Setting, bar: Bar) -> None:
     """TRL's steps up to the next evaluation or checkpoint; called again it goes on with the step that broke off."""
-    context, task, state = setting.context, setting.task, setting.state
-    config, roles, done = context.config, context.roles, state.step
+    session, task, state = setting.session, setting.task, setting.state
+    config, roles, done = session.config, session.roles, state.step
     stops = [(done // every + 1) * every for every in (config.ppo.evaluate_every, config.ppo.save_every)]
     until = min(task.steps, *stops)
     finite = FiniteSteps(roles)
@@ -133,8 +133,8 @@ def _go_on(setting: _Setting, bar: Bar) -> None:
         return min(1.0, (step + done + 1) / (config.align.warmup_steps + 1)) * (1 - (step + done) / task.steps)
 
     rates = schedule(setting.optimizer, state.breakdowns.rate * config.align.learning_rate, share)
-    per_pass = rows_per_pass(config.align.batch_size, task.width, context.base.room.tokens)
-    settings = loop_settings(context, "ppo", config.align.batch_size, per_pass, until - done)
+    per_pass = rows_per_pass(config.align.batch_size, task.width, session.base.room.tokens)
+    settings = loop_settings(session, "ppo", config.align.batch_size, per_pass, until - done)
     with lent(roles, task.generate) as loan:
         trainer = task.trainer(
             loan,
@@ -144,7 +144,7 @@ def _go_on(setting: _Setting, bar: Bar) -> None:
             optimizers=(setting.optimizer, rates),
             callbacks=[finite, _Watcher(setting, finite, bar)],
         )
-        load_role(roles, Role.REFERENCE, context.run_dir.artifact("adapters/sft"))  # TRL copied the policy onto it
+        load_role(roles, Role.REFERENCE, session.run_dir.artifact("adapters/sft"))  # TRL copied the policy onto it
         train(roles, loan, trainer, finite)
     release_freed_memory()
 
@@ -176,12 +176,12 @@ class _Watcher(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        context, task, ours = self.setting.context, self.setting.task, self.setting.state
+        session, task, ours = self.setting.session, self.setting.task, self.setting.state
         ours.step += 1
         if self.finite.problem is not None:
-            context.metrics.append("ppo", ours.step, skipped=1.0)
+            session.metrics.append("ppo", ours.step, skipped=1.0)
             self.bar.advance(1)
-            ours.breakdowns.skipped(context, "ppo", ours.step, self.finite.problem, task.batch())
+            ours.breakdowns.skipped(session, "ppo", ours.step, self.finite.problem, task.batch())
             return
         ours.breakdowns.made()
         off = task.first(logs)
@@ -190,6 +190,6 @@ class _Watcher(TrainerCallback):
         figures = task.figures(logs)
         before = sum(seconds for name, seconds in figures.items() if name.startswith("time/"))
         figures["time/policy_update"] = time.monotonic() - self.since - before
-        context.metrics.append("ppo", ours.step, **figures, skipped=0.0)
+        session.metrics.append("ppo", ours.step, **figures, skipped=0.0)
         shown = {"score": "objective/scores", "kl": "objective/kl", "loss": "policy/loss"}
         self.bar.advance(1, **{name: figures[key] for name, key in shown.items() if key in figures})

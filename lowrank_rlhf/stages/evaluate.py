@@ -16,7 +16,7 @@ from lowrank_rlhf.reports.format import DISTINCT, OPENER
 from lowrank_rlhf.reports.render import summary_message, write_report
 from lowrank_rlhf.run.files import append_line
 from lowrank_rlhf.run.records import Sample
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import STAGES
 from lowrank_rlhf.training.reward_data import about_reward
 from lowrank_rlhf.training.rollout import RewardScale
@@ -24,65 +24,65 @@ from lowrank_rlhf.training.rollout import RewardScale
 Rows = list[dict[str, Any]]
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(session: Session) -> dict[str, Any]:
     """Make `eval.jsonl`, `report.html` and `report.md`."""
-    roles, run_dir, work = context.roles, context.run_dir, context.work("evaluate")
+    roles, run_dir, work = session.roles, session.run_dir, session.work("evaluate")
     artifact = run_dir.artifact
     about = about_reward(artifact("adapters/reward"))
     load_role(roles, Role.REFERENCE, artifact("adapters/sft"))
     load_role(roles, Role.POLICY, artifact("adapters/policy"))
     load_role(roles, Role.REWARD, artifact("adapters/reward"))
     scale = RewardScale(about["pooling"], about["score_mean"], about["score_std"])
-    with context.progress.track("evaluate", 2 * len(context.prompts[1]), "answers") as bar:
-        contest = Contest.against_sft(context, None, scale, bar=bar)
-        policy = contest.meet(context, bar)
-    judges = _judges(context)
-    rows = _rows(context, contest, policy, judges)
+    with session.progress.track("evaluate", 2 * len(session.prompts[1]), "answers") as bar:
+        contest = Contest.against_sft(session, None, scale, bar=bar)
+        policy = contest.meet(session, bar)
+    judges = _judges(session)
+    rows = _rows(session, contest, policy, judges)
     eval_path = work / "eval.jsonl"
     eval_path.unlink(missing_ok=True)
     for row in rows:
         append_line(eval_path, row)
-    summary = _summary(context, contest, policy.samples, rows, judges)
+    summary = _summary(session, contest, policy.samples, rows, judges)
     marks = {stage.name: run_dir.done(stage.name) for stage in STAGES}
     summaries = {name: mark["summary"] for name, mark in marks.items() if mark} | {"evaluate": summary}
     write_report(run_dir.path, summaries, rows, work)
     return {**summary, "message": summary_message(run_dir.path, summaries, rows, run_dir.artifact("report.html"))}
 
 
-def _judges(context: Context) -> dict[str, Judge]:
+def _judges(session: Session) -> dict[str, Judge]:
     """Those there are of `judge`, which ranked the answers, and `second`."""
-    first, name = ranking_judge(context), context.config.evaluate.second_judge
+    first, name = ranking_judge(session), session.config.evaluate.second_judge
     judges = {"judge": first} if first else {}
     if name:  # the same endpoint twice is one judge, so that its verdicts are asked for once
-        judges["second"] = first if first and name == context.config.rank.judge else open_judge(context, name)
+        judges["second"] = first if first and name == session.config.rank.judge else open_judge(session, name)
     return judges
 
 
-def _rows(context: Context, contest: Contest, policy: Answers, judges: Mapping[str, Judge]) -> Rows:
+def _rows(session: Session, contest: Contest, policy: Answers, judges: Mapping[str, Judge]) -> Rows:
     prompts = contest.prompts
     columns: dict[str, Sequence[Any]] = {
         "prompt_id": [prompt.id for prompt in prompts],
         "prompt": [prompt.conversation for prompt in prompts],
         "sft": [sample.text for sample in contest.sft],
         "policy": [sample.text for sample in policy.samples],
-        "score_sft": scored(context, prompts, contest.sft, contest.scale),
+        "score_sft": scored(session, prompts, contest.sft, contest.scale),
         "score_policy": policy.scores.tolist(),
         "kl": policy.kl.tolist(),
     }
     for key, judge in judges.items():
-        columns |= verdicts(context, key, judge, prompts, contest.sft, policy.samples)
+        columns |= verdicts(session, key, judge, prompts, contest.sft, policy.samples)
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _summary(
-    context: Context, contest: Contest, policy: Sequence[Sample], rows: Rows, judges: Mapping[str, Judge]
+    session: Session, contest: Contest, policy: Sequence[Sample], rows: Rows, judges: Mapping[str, Judge]
 ) -> dict[str, Any]:
     """The table of figures, and the win rate by the judge (by the reward model where there is no judge)."""
-    config = context.config
+    config = session.config
     names = {key: judge.name for key, judge in judges.items()}
     decides = "judge" if "judge" in names else "score"
     won = _won(rows, decides)
-    samples, seed = config.evaluate.bootstrap_samples, context.seed("bootstrap")
+    samples, seed = config.evaluate.bootstrap_samples, session.seed("bootstrap")
     kl = _column(rows, "kl")
     return {
         "prompts": len(rows),

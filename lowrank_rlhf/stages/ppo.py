@@ -21,7 +21,7 @@ from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.run.records import Sample, Score, read_jsonl
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.training import policy_checkpoints
 from lowrank_rlhf.training.nan_recovery import RollBack, tell_skipped
 from lowrank_rlhf.training.policy_checkpoints import Begun, State
@@ -39,7 +39,7 @@ _RATIO_IS_1 = "the first minibatch's probability ratio is 1"
 class _Setting:
     """What stays the same from step to step."""
 
-    context: Context
+    session: Session
     prompts: list[list[int]]
     baselines: Tensor | None
     order: list[int]
@@ -49,40 +49,40 @@ class _Setting:
     optimizers: Optimizers
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(session: Session) -> dict[str, Any]:
     """Make `adapters/policy` (the best on held-out prompts), `adapters/policy-last` and `adapters/critic`."""
-    config, roles, work = context.config.ppo, context.roles, context.work("ppo")
-    before = context.base.checksum()
-    scale = _load_roles(context)
-    others = checksums(context, [Role.POLICY, Role.CRITIC])
-    figure, judge = gold_judge(context)
-    contest = Contest.against_sft(context, config.evaluate_prompts, scale, judge, figure=figure)
+    config, roles, work = session.config.ppo, session.roles, session.work("ppo")
+    before = session.base.checksum()
+    scale = _load_roles(session)
+    others = checksums(session, [Role.POLICY, Role.CRITIC])
+    figure, judge = gold_judge(session)
+    contest = Contest.against_sft(session, config.evaluate_prompts, scale, judge, figure=figure)
     optimizers = Optimizers.create(roles, config)
-    state, begun = policy_checkpoints.resume(context, optimizers.of_roles)
-    prompts, baselines = _prompts(context, scale)
-    order = policy_selection.shuffled(context, len(prompts), config.steps * config.batch_size)
-    setting = _Setting(context, prompts, baselines, order, scale, contest, optimizers)
+    state, begun = policy_checkpoints.resume(session, optimizers.of_roles)
+    prompts, baselines = _prompts(session, scale)
+    order = policy_selection.shuffled(session, len(prompts), config.steps * config.batch_size)
+    setting = _Setting(session, prompts, baselines, order, scale, contest, optimizers)
     start, first = time.monotonic(), state.step
-    with context.progress.track("ppo", config.steps, "steps", state.step) as bar:
+    with session.progress.track("ppo", config.steps, "steps", state.step) as bar:
         if state.sft_eos_rate is None:
-            _evaluate(context, contest, state)
-            policy_checkpoints.save(context, optimizers.of_roles, state)
+            _evaluate(session, contest, state)
+            policy_checkpoints.save(session, optimizers.of_roles, state)
         while state.step < config.steps:
             try:
                 state, figures = _save_if_stopped(setting, state, begun)
                 begun = Begun()
             except RollBack:
-                state, begun = policy_checkpoints.roll_back(context, optimizers.of_roles, state)
+                state, begun = policy_checkpoints.roll_back(session, optimizers.of_roles, state)
                 bar.advance(state.step - bar.count)
                 continue
             shown = {"score": "objective/scores", "kl": "objective/kl", "tokens_per_second": "tokens_per_second"}
             bar.advance(1, **{name: figures[key] for name, key in shown.items() if key in figures})
             due = state.step % config.save_every == 0 or state.step == config.steps
             if due and not state.breakdowns.in_a_row:  # else there would be no good one left
-                policy_checkpoints.save(context, optimizers.of_roles, state)
+                policy_checkpoints.save(session, optimizers.of_roles, state)
     seconds = (time.monotonic() - start) / max(1, config.steps - first)
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
-    policy_selection.save_policies(context)
+    policy_selection.save_policies(session)
     return {
         "steps": config.steps,
         "best_step": state.best_step,
@@ -90,53 +90,53 @@ def run(context: Context) -> dict[str, Any]:
         "gold": contest.judge and contest.judge.name,
         "claims": [
             *state.claims,
-            base_unchanged(context, "PPO", before),
-            others_unchanged(context, "PPO", others),
+            base_unchanged(session, "PPO", before),
+            others_unchanged(session, "PPO", others),
         ],
     }
 
 
-def _load_roles(context: Context) -> RewardScale:
+def _load_roles(session: Session) -> RewardScale:
     """The four roles from the finished stages."""
-    scale = policy_selection.load_roles(context)
-    context.roles.copy(Role.REWARD, Role.CRITIC)
-    if context.config.ppo.critic_head == "zero":
-        context.roles.new_head(Role.CRITIC, None)
+    scale = policy_selection.load_roles(session)
+    session.roles.copy(Role.REWARD, Role.CRITIC)
+    if session.config.ppo.critic_head == "zero":
+        session.roles.new_head(Role.CRITIC, None)
     return scale
 
 
-def _prompts(context: Context, scale: RewardScale) -> tuple[list[list[int]], Tensor | None]:
+def _prompts(session: Session, scale: RewardScale) -> tuple[list[list[int]], Tensor | None]:
     """Tokens of the prompts to learn from, and with `contrastive` the mean shaped score of SFT's answers to each."""
-    prompts = context.prompts[0]
-    if not context.config.ppo.contrastive:
-        return encode_prompts(context, prompts), None
-    artifact = context.run_dir.artifact
+    prompts = session.prompts[0]
+    if not session.config.ppo.contrastive:
+        return encode_prompts(session, prompts), None
+    artifact = session.run_dir.artifact
     finished = {sample.id: sample.finished for sample in read_jsonl(artifact("answers.jsonl"), Sample)}
     rows = list(read_jsonl(artifact("scores.jsonl"), Score))
     scores = (torch.tensor([row.score for row in rows]) - scale.mean) / scale.std
-    shaped = shape_scores(scores, torch.tensor([finished[row.sample_id] for row in rows]), context.config.ppo)
+    shaped = shape_scores(scores, torch.tensor([finished[row.sample_id] for row in rows]), session.config.ppo)
     of_prompt = defaultdict(list)
     for row, score in zip(rows, shaped.tolist(), strict=True):
         of_prompt[row.prompt_id].append(score)
     ranked = [prompt for prompt in prompts if prompt.id in of_prompt]
-    return encode_prompts(context, ranked), torch.tensor([fmean(of_prompt[prompt.id]) for prompt in ranked])
+    return encode_prompts(session, ranked), torch.tensor([fmean(of_prompt[prompt.id]) for prompt in ranked])
 
 
 def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[str, float]]:
     """The next step; a stop inside of it is obeyed at once, and what it has done is kept (`Breakdowns.stopped`)."""
-    context, tokens = setting.context, setting.context.base.room.tokens
+    session, tokens = setting.session, setting.session.base.room.tokens
 
     def attempt() -> tuple[State, dict[str, float]]:
-        if context.base.room.tokens != tokens:
-            begun.cut_again(context.config.ppo, context.base.room.tokens)
+        if session.base.room.tokens != tokens:
+            begun.cut_again(session.config.ppo, session.base.room.tokens)
         return _step(setting, copy.deepcopy(state), begun)
 
     try:
-        return context.base.room.retry(attempt, max(map(len, setting.prompts)) + context.config.sample.max_new_tokens)
+        return session.base.room.retry(attempt, max(map(len, setting.prompts)) + session.config.sample.max_new_tokens)
     except Stopped:
-        save = partial(policy_checkpoints.save, context, setting.optimizers.of_roles, state, begun)
+        save = partial(policy_checkpoints.save, session, setting.optimizers.of_roles, state, begun)
         where = f"inside step {state.step + 1}" if begun.rollout else f"at step {state.step}"
-        state.breakdowns.stopped(context, "ppo", save, where)
+        state.breakdowns.stopped(session, "ppo", save, where)
         raise
 
 
@@ -145,7 +145,7 @@ def _step(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[st
 
     What it writes into logs and state follows from the arguments alone, so that it may break off at any forward.
     """
-    context, config = setting.context, setting.context.config.ppo
+    session, config = setting.session, setting.session.config.ppo
     rollout = begun.rollout = begun.rollout or _collect(setting, state)
     release_freed_memory()  # here and below: sampling's tensors and training's don't fit each other's gaps
     figures = {"skipped": 1.0}
@@ -153,14 +153,14 @@ def _step(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[st
         figures = _learn(setting, state, rollout, begun.turns)
     release_freed_memory()
     state.step += 1
-    context.metrics.append("ppo", state.step, **figures)
-    _count(context, state, rollout, begun.turns)
+    session.metrics.append("ppo", state.step, **figures)
+    _count(session, state, rollout, begun.turns)
     if state.step % config.evaluate_every == 0 or state.step == config.steps:
-        _evaluate(context, setting.contest, state)
+        _evaluate(session, setting.contest, state)
     return state, figures
 
 
-def _count(context: Context, state: State, rollout: Rollout, turns: Turns) -> None:
+def _count(session: Session, state: State, rollout: Rollout, turns: Turns) -> None:
     """Count the step `state.step` as made or as skipped, and tell how many of its turns were left out.
 
     It is skipped where its rollout is not finite or a role made none of its turns; that raises what
@@ -173,46 +173,46 @@ def _count(context: Context, state: State, rollout: Rollout, turns: Turns) -> No
         state.breakdowns.made()
     elif turns.done and not turns.lost:
         state.breakdowns.made()
-        tell_skipped(context, "ppo", state.step, problem, what)
+        tell_skipped(session, "ppo", state.step, problem, what)
     else:
-        state.breakdowns.skipped(context, "ppo", state.step, problem, rollout.batch, what, **rollout.tensors())
+        state.breakdowns.skipped(session, "ppo", state.step, problem, rollout.batch, what, **rollout.tensors())
 
 
 def _learn(setting: _Setting, state: State, rollout: Rollout, turns: Turns) -> dict[str, float]:
     """The update of the step after `state.step`, the claims about it, and the KL weight of the next one."""
-    context, step = setting.context, state.step
-    config, temperature = context.config.ppo, context.config.sample.temperature
+    session, step = setting.session, state.step
+    config, temperature = session.config.ppo, session.config.sample.temperature
     if policy_selection.KL_IS_0 not in policy_selection.claimed(state):
         apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # token by token: in a sum they might cancel
         policy_selection.check_claim(
             state, policy_selection.KL_IS_0, float(apart), policy_selection.MOST_TOKEN_DIFFERENCE
         )
     setting.optimizers.schedule(config, step, state.breakdowns.rate)
-    train_policy, seed = step >= config.critic_warmup_steps, context.seed("ppo", "update", step)
-    figures = update(context.roles, setting.optimizers, rollout, config, temperature, seed, train_policy, turns)
+    train_policy, seed = step >= config.critic_warmup_steps, session.seed("ppo", "update", step)
+    figures = update(session.roles, setting.optimizers, rollout, config, temperature, seed, train_policy, turns)
     if "policy/first_ratio_error" in figures and _RATIO_IS_1 not in policy_selection.claimed(state):
         policy_selection.check_claim(state, _RATIO_IS_1, figures["policy/first_ratio_error"], MOST_RATIO_ERROR)
     if config.kl_controller == "adaptive":
         kl = rollout.figures["objective/kl"]
         state.kl_coef = adapt_kl_coef(state.kl_coef, kl, config.kl_target, config.kl_horizon, len(rollout.batch))
-    return {**rollout.figures, **figures, "response/distinct_2": distinct_n(_texts(context, rollout), 2)}
+    return {**rollout.figures, **figures, "response/distinct_2": distinct_n(_texts(session, rollout), 2)}
 
 
 def _collect(setting: _Setting, state: State) -> Rollout:
     """The rollout of the step after `state.step`."""
-    context, config = setting.context, setting.context.config
+    session, config = setting.session, setting.session.config
     size = config.ppo.batch_size
     chosen = setting.order[state.step * size : (state.step + 1) * size]
     baseline = None if setting.baselines is None else setting.baselines[chosen]
-    prompts, seed = [setting.prompts[i] for i in chosen], context.seed("ppo", "rollout", state.step)
-    return collect(context.roles, prompts, config.ppo, config.sample, setting.scale, state.kl_coef, seed, baseline)
+    prompts, seed = [setting.prompts[i] for i in chosen], session.seed("ppo", "rollout", state.step)
+    return collect(session.roles, prompts, config.ppo, config.sample, setting.scale, state.kl_coef, seed, baseline)
 
 
-def _texts(context: Context, rollout: Rollout) -> list[str]:
-    return [context.base.decode(response.tokens) for response in rollout.responses]
+def _texts(session: Session, rollout: Rollout) -> list[str]:
+    return [session.base.decode(response.tokens) for response in rollout.responses]
 
 
-def _evaluate(context: Context, contest: Contest, state: State) -> None:
-    answers, figures = policy_selection.meet(context, contest, state.step)
-    policy_selection.log_evaluation(context, contest, state.step, answers, figures)
-    policy_selection.keep_if_best(context, state, figures)
+def _evaluate(session: Session, contest: Contest, state: State) -> None:
+    answers, figures = policy_selection.meet(session, contest, state.step)
+    policy_selection.log_evaluation(session, contest, state.step, answers, figures)
+    policy_selection.keep_if_best(session, state, figures)

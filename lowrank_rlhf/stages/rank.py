@@ -10,30 +10,30 @@ from lowrank_rlhf.preferences.expand import compare, ranking_from_scores
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run.records import Prompt, Ranking, Sample, read_jsonl, write_jsonl
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 STORE = "annotations.sqlite"
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(session: Session) -> dict[str, Any]:
     """Make `prompts.jsonl`, `answers.jsonl`, `rankings.jsonl` and `comparisons.jsonl`."""
-    config = context.config.rank
-    judge = open_judge(context, config.judge) if config.source == "judge" else None
-    if data := context.data.comparisons:
+    config = session.config.rank
+    judge = open_judge(session, config.judge) if config.source == "judge" else None
+    if data := session.data.comparisons:
         prompts, answers, rankings = list(data.prompts), list(data.answers), list(data.rankings)
     else:
-        answers = list(read_jsonl(context.run_dir.artifact("samples.jsonl"), Sample))
+        answers = list(read_jsonl(session.run_dir.artifact("samples.jsonl"), Sample))
         asked = {sample.prompt_id for sample in answers}
-        prompts = [prompt for prompt in context.prompts[0] if prompt.id in asked]
+        prompts = [prompt for prompt in session.prompts[0] if prompt.id in asked]
         rankings = (
-            _rank_by_judge(context, judge, prompts, answers)
+            _rank_by_judge(session, judge, prompts, answers)
             if judge
-            else _rankings_of_people(context, prompts, answers)
+            else _rankings_of_people(session, prompts, answers)
         )
     comparisons = [comparison for ranking in rankings for comparison in compare(ranking)]
     if not comparisons:
         raise UserError("no answer was preferred to another: nothing for the reward model to learn from")
-    work = context.work("rank")
+    work = session.work("rank")
     write_jsonl(work / "prompts.jsonl", prompts)
     write_jsonl(work / "answers.jsonl", answers)
     write_jsonl(work / "rankings.jsonl", rankings)
@@ -48,12 +48,12 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-def _rank_by_judge(context: Context, judge: Judge, prompts: list[Prompt], answers: list[Sample]) -> list[Ranking]:
+def _rank_by_judge(session: Session, judge: Judge, prompts: list[Prompt], answers: list[Sample]) -> list[Ranking]:
     by_prompt = defaultdict(list)
     for sample in answers:
         by_prompt[sample.prompt_id].append(sample)
-    scores = judge_all(context, judge, "rank", [(prompt, by_prompt[prompt.id]) for prompt in prompts])
-    margin = context.config.rank.tie_margin
+    scores = judge_all(session, judge, "rank", [(prompt, by_prompt[prompt.id]) for prompt in prompts])
+    margin = session.config.rank.tie_margin
     rankings = []
     for prompt, own in zip(prompts, scores, strict=True):
         group = by_prompt[prompt.id]
@@ -62,18 +62,18 @@ def _rank_by_judge(context: Context, judge: Judge, prompts: list[Prompt], answer
     return rankings
 
 
-def _rankings_of_people(context: Context, prompts: list[Prompt], answers: list[Sample]) -> list[Ranking]:
+def _rankings_of_people(session: Session, prompts: list[Prompt], answers: list[Sample]) -> list[Ranking]:
     """Those of the run's prompts; the store may hold more, of prompts that were sampled before a setting changed."""
-    store = AnnotationStore(context.run_dir.path / STORE)
+    store = AnnotationStore(session.run_dir.path / STORE)
     store.add_items(prompts, answers)
     asked = {prompt.id for prompt in prompts}
     rankings = [ranking for ranking in store.rankings() if ranking.prompt_id in asked]
     ranked = len({ranking.prompt_id for ranking in rankings if ranking.tiers})
-    enough = min(context.config.rank.minimum_rankings, len(prompts))
+    enough = min(session.config.rank.minimum_rankings, len(prompts))
     if ranked < enough:
         raise WaitingForPeople(
-            f"Waiting for people: {ranked} of {enough} prompts are ranked in {context.run_dir.path / STORE}. "
-            f"Rank with `python -m lowrank_rlhf label {context.run_dir.path}`, or import rankings "
+            f"Waiting for people: {ranked} of {enough} prompts are ranked in {session.run_dir.path / STORE}. "
+            f"Rank with `python -m lowrank_rlhf label {session.run_dir.path}`, or import rankings "
             "(docs/annotations.md); then give the same command again to go on."
         )
     return rankings

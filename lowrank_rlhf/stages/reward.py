@@ -20,7 +20,7 @@ from lowrank_rlhf.run import distributed
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.run.directory import write_json_atomic
 from lowrank_rlhf.run.records import Score, write_jsonl
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack
 from lowrank_rlhf.training.optimizer_step import NotFinite, add_up, clipped_step
 from lowrank_rlhf.training.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
@@ -32,44 +32,44 @@ MOST_SCALED = 64
 """Prompts that SFT answers to find the scores' scale, where the ranked answers are not SFT's."""
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(session: Session) -> dict[str, Any]:
     """Make `adapters/reward`: a PEFT folder with the head, and `reward.json` with pooling and score statistics.
 
     `scores.jsonl` holds its score of every ranked answer.
     """
-    config, roles = context.config.reward, context.roles
-    before = context.base.checksum()
-    train, held_out = split_groups(read_groups(context), config.held_out, context.seed("reward", "split"))
-    load_role(roles, Role.POLICY, context.run_dir.artifact("adapters/sft"))
+    config, roles = session.config.reward, session.roles
+    before = session.base.checksum()
+    train, held_out = split_groups(read_groups(session), config.held_out, session.seed("reward", "split"))
+    load_role(roles, Role.POLICY, session.run_dir.artifact("adapters/sft"))
     roles.copy(Role.POLICY, Role.REWARD)
-    roles.new_head(Role.REWARD, torch.Generator().manual_seed(context.seed("reward", "head")))
-    others = checksums(context, [Role.REWARD])
-    features = _features(context, [*train, *held_out]) if config.fit_head_first else None
+    roles.new_head(Role.REWARD, torch.Generator().manual_seed(session.seed("reward", "head")))
+    others = checksums(session, [Role.REWARD])
+    features = _features(session, [*train, *held_out]) if config.fit_head_first else None
     if features is not None:
-        _fit_head(context, train, features[: len(train)])
+        _fit_head(session, train, features[: len(train)])
     if config.epochs:
-        _train(context, train)
+        _train(session, train)
 
     if features is not None and not config.epochs:  # the adapter is as it was when they were read
         every = [of_group @ roles.heads[Role.REWARD].weight[0].cpu() for of_group in features]
     else:
-        every = _score(context, [*train, *held_out])
+        every = _score(session, [*train, *held_out])
     scores = every[len(train) :]
-    figures = held_out_figures(held_out, scores, context.config.evaluate.bootstrap_samples, context.seed("bootstrap"))
+    figures = held_out_figures(held_out, scores, session.config.evaluate.bootstrap_samples, session.seed("bootstrap"))
     weak = verdict(figures)
     message = in_words(figures, weak)
-    context.progress.say(f"  {message}")
-    context.run_dir.event(  # kept when the stage is made again, so that accuracy can be seen to grow with the rankings
+    session.progress.say(f"  {message}")
+    session.run_dir.event(  # kept when the stage is made again, so that accuracy can be seen to grow with the rankings
         "measured",
         stage="reward",
         prompts=len(train),
         accuracy=figures["accuracy"],
         interval=figures["accuracy_interval"],
     )
-    statistics = _score_statistics(context, torch.cat(scores))
-    folder = context.work("reward") / "adapters" / "reward"
+    statistics = _score_statistics(session, torch.cat(scores))
+    folder = session.work("reward") / "adapters" / "reward"
     save_role(roles, Role.REWARD, folder)
-    _write_scores(context, [*train, *held_out], every, len(train))
+    _write_scores(session, [*train, *held_out], every, len(train))
     write_json_atomic(
         folder / "reward.json",
         {"schema": 1, "pooling": config.pooling, "layers": roles.head_layers, **statistics, "weak": weak},
@@ -83,25 +83,25 @@ def run(context: Context) -> dict[str, Any]:
         "verdict": weak or good(figures),
         "message": message,
         "claims": [
-            _reload_claim(context, folder, held_out[:4]),
-            base_unchanged(context, "the reward stage", before),
-            others_unchanged(context, "the reward stage", others),
+            _reload_claim(session, folder, held_out[:4]),
+            base_unchanged(session, "the reward stage", before),
+            others_unchanged(session, "the reward stage", others),
         ],
     }
 
 
-def _score(context: Context, groups: Sequence[Group]) -> list[Tensor]:
+def _score(session: Session, groups: Sequence[Group]) -> list[Tensor]:
     """The reward model's scores of each group's answers, (K,) each, on the CPU."""
-    base = context.base
+    base = session.base
     rows = rows_of(groups, base)
-    pooled = pool(score_tokens(context.roles, Role.REWARD, rows), rows.response, context.config.reward.pooling)
+    pooled = pool(score_tokens(session.roles, Role.REWARD, rows), rows.response, session.config.reward.pooling)
     return split_scores(pooled.cpu(), groups)
 
 
-def _write_scores(context: Context, groups: Sequence[Group], scores: Sequence[Tensor], trained: int) -> None:
+def _write_scores(session: Session, groups: Sequence[Group], scores: Sequence[Tensor], trained: int) -> None:
     """`scores.jsonl`; the model was trained on the first so many groups."""
     write_jsonl(
-        context.work("reward") / "scores.jsonl",
+        session.work("reward") / "scores.jsonl",
         (
             Score(sample_id=sample, prompt_id=group.prompt_id, score=score, held_out=index >= trained)
             for index, (group, of_group) in enumerate(zip(groups, scores, strict=True))
@@ -110,38 +110,38 @@ def _write_scores(context: Context, groups: Sequence[Group], scores: Sequence[Te
     )
 
 
-def _score_statistics(context: Context, compared: Tensor) -> dict[str, Any]:
+def _score_statistics(session: Session, compared: Tensor) -> dict[str, Any]:
     """Mean and deviation of the scores of SFT's answers, and `scores_of`: whose answers these really were.
 
     `compared` are the scores of the held-out ranked answers. A data set's answers are not SFT's, and their scale would
     shift and clip PPO's scores wrongly: SFT answers some training prompts then, where two or more leave it the room.
     """
     scores, whose = compared, "SFT answers"
-    if context.config.rank.source == "dataset":
-        prompts = with_room(context, context.prompts[0], MOST_SCALED)
+    if session.config.rank.source == "dataset":
+        prompts = with_room(session, session.prompts[0], MOST_SCALED)
         whose = "SFT answers" if len(prompts) > 1 else "the compared answers"
         if len(prompts) > 1:
-            context.progress.say(f"  the scale of the scores: SFT answers {len(prompts)} prompts")
-            answers = answer(context, Role.POLICY, prompts, seed=context.seed("reward", "scale"))
-            raw = RewardScale(context.config.reward.pooling, 0.0, 1.0)
-            scores = torch.tensor(scored(context, prompts, [samples[0] for samples in answers], raw))
+            session.progress.say(f"  the scale of the scores: SFT answers {len(prompts)} prompts")
+            answers = answer(session, Role.POLICY, prompts, seed=session.seed("reward", "scale"))
+            raw = RewardScale(session.config.reward.pooling, 0.0, 1.0)
+            scores = torch.tensor(scored(session, prompts, [samples[0] for samples in answers], raw))
     return {"score_mean": float(scores.mean()), "score_std": max(float(scores.std()), 1e-6), "scores_of": whose}
 
 
-def _features(context: Context, groups: Sequence[Group]) -> list[Tensor] | None:
+def _features(session: Session, groups: Sequence[Group]) -> list[Tensor] | None:
     """What the head would read of each group's answers, (K, h) each; None where the head has been fitted before."""
-    if latest_checkpoint(context.work("reward")):
+    if latest_checkpoint(session.work("reward")):
         return None
-    rows = rows_of(groups, context.base)
+    rows = rows_of(groups, session.base)
 
     def read() -> Tensor:
-        with context.progress.track("reward", len(rows), "answers read") as bar:
-            return score_features(context.roles, Role.REWARD, rows, context.config.reward.pooling, bar.advance)
+        with session.progress.track("reward", len(rows), "answers read") as bar:
+            return score_features(session.roles, Role.REWARD, rows, session.config.reward.pooling, bar.advance)
 
-    return split_scores(context.base.room.retry(read, max(rows.lengths())).cpu(), groups)
+    return split_scores(session.base.room.retry(read, max(rows.lengths())).cpu(), groups)
 
 
-def _fit_head(context: Context, groups: Sequence[Group], features: Sequence[Tensor]) -> None:
+def _fit_head(session: Session, groups: Sequence[Group], features: Sequence[Tensor]) -> None:
     """Set the head to the best one for the adapter as it is."""
     chosen, rejected, weights = [], [], []
     for group, of_group in zip(groups, features, strict=True):
@@ -150,24 +150,24 @@ def _fit_head(context: Context, groups: Sequence[Group], features: Sequence[Tens
             rejected.append(of_group[worse])
             weights.append(1 / len(group.pairs))
     head = fit_pair_head(
-        torch.stack(chosen), torch.stack(rejected), torch.tensor(weights), context.config.reward.head_l2
+        torch.stack(chosen), torch.stack(rejected), torch.tensor(weights), session.config.reward.head_l2
     )
     with torch.no_grad():
-        context.roles.heads[Role.REWARD].weight.copy_(head[None])
+        session.roles.heads[Role.REWARD].weight.copy_(head[None])
 
 
-def _train(context: Context, groups: Sequence[Group]) -> None:
+def _train(session: Session, groups: Sequence[Group]) -> None:
     """Epochs over the prompts in seeded order, from the last checkpoint where there is one."""
-    config, roles = context.config.reward, context.roles
+    config, roles = session.config.reward, session.roles
     order: list[int] = []
     for epoch in range(config.epochs):
-        generator = torch.Generator().manual_seed(context.seed("reward", "order", epoch))
+        generator = torch.Generator().manual_seed(session.seed("reward", "order", epoch))
         order += torch.randperm(len(groups), generator=generator).tolist()
     batches = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
     optimizer = torch.optim.AdamW(roles.parameters(Role.REWARD), lr=config.learning_rate, weight_decay=0.0)
-    checkpoints = Checkpoints(context, "reward", Role.REWARD, optimizer)
+    checkpoints = Checkpoints(session, "reward", Role.REWARD, optimizer)
     done = checkpoints.resume()
-    with context.progress.track("reward", len(batches), "steps", done) as bar, checkpoints.saved_if_stopped(bar):
+    with session.progress.track("reward", len(batches), "steps", done) as bar, checkpoints.saved_if_stopped(bar):
         while bar.count < len(batches):
             try:
                 figures = _advance(checkpoints, bar.count, [groups[i] for i in batches[bar.count]], len(batches))
@@ -182,27 +182,27 @@ def _train(context: Context, groups: Sequence[Group]) -> None:
 
 def _advance(checkpoints: Checkpoints, done: int, groups: Sequence[Group], steps: int) -> dict[str, float]:
     """The step after `done` of them, or note that it is skipped: its figures."""
-    context, optimizer, breakdowns = checkpoints.context, checkpoints.optimizer, checkpoints.breakdowns
-    optimizer.param_groups[0]["lr"] = breakdowns.rate * context.config.reward.learning_rate * (1 - done / steps)
+    session, optimizer, breakdowns = checkpoints.session, checkpoints.optimizer, checkpoints.breakdowns
+    optimizer.param_groups[0]["lr"] = breakdowns.rate * session.config.reward.learning_rate * (1 - done / steps)
     since, problem, figures = time.monotonic(), None, {"skipped": 1.0}
     try:
         widest = max(group.width * len(group.answers) for group in groups)  # a group is never cut
-        loss, accuracy = context.base.room.retry(lambda: _step(context, groups, optimizer), widest)
+        loss, accuracy = session.base.room.retry(lambda: _step(session, groups, optimizer), widest)
         pace = sum(group.tokens for group in groups) / (time.monotonic() - since)
         figures = {"loss": loss, "accuracy": accuracy, "tokens_per_second": pace, "skipped": 0.0}
     except NotFinite as error:
         problem = str(error)
-    context.metrics.append("reward", done + 1, **figures)
+    session.metrics.append("reward", done + 1, **figures)
     if problem is None:
         breakdowns.made()
     else:
-        breakdowns.skipped(context, "reward", done + 1, problem, rows_of(groups, context.base))
+        breakdowns.skipped(session, "reward", done + 1, problem, rows_of(groups, session.base))
     return figures
 
 
-def _step(context: Context, groups: Sequence[Group], optimizer: torch.optim.Optimizer) -> tuple[float, float]:
+def _step(session: Session, groups: Sequence[Group], optimizer: torch.optim.Optimizer) -> tuple[float, float]:
     """One optimiser step; the mean loss and the pair accuracy before it."""
-    config, roles, base = context.config.reward, context.roles, context.base
+    config, roles, base = session.config.reward, session.roles, session.base
     optimizer.zero_grad()
     total, right = torch.zeros(2, dtype=torch.float64, device=base.device)
     with roles.acting_as(Role.REWARD, train=True):
@@ -240,8 +240,8 @@ def _micro_batches(groups: Sequence[Group], max_tokens: int, at_least: int = 1) 
     return parts
 
 
-def _reload_claim(context: Context, folder: Path, groups: Sequence[Group]) -> dict[str, Any]:
-    before = torch.cat(_score(context, groups))
-    load_role(context.roles, Role.REWARD, folder)
-    difference = float((torch.cat(_score(context, groups)) - before).abs().max())
+def _reload_claim(session: Session, folder: Path, groups: Sequence[Group]) -> dict[str, Any]:
+    before = torch.cat(_score(session, groups))
+    load_role(session.roles, Role.REWARD, folder)
+    difference = float((torch.cat(_score(session, groups)) - before).abs().max())
     return claim("the saved reward model scores as before after a reload", difference, difference == 0)

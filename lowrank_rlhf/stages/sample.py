@@ -9,26 +9,26 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.run.directory import StepLog
 from lowrank_rlhf.run.records import write_jsonl
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(session: Session) -> dict[str, Any]:
     """Make `samples.jsonl`. Each batch is kept when it is sampled, and a stage that was stopped goes on after it."""
-    config = context.config.sample
-    prompts = context.prompts[0][: config.prompts]
-    load_role(context.roles, Role.REFERENCE, context.run_dir.artifact("adapters/sft"))
-    kept = KeptAnswers(StepLog(context.work("sample") / "batches.jsonl"), "sample", context.base.eos)
+    config = session.config.sample
+    prompts = session.prompts[0][: config.prompts]
+    load_role(session.roles, Role.REFERENCE, session.run_dir.artifact("adapters/sft"))
+    kept = KeptAnswers(StepLog(session.work("sample") / "batches.jsonl"), "sample", session.base.eos)
     start, count = time.monotonic(), config.answers_per_prompt
-    before, seed = _tokens(kept), context.seed("sample")
-    with context.progress.track("sample", len(prompts) * count, "answers", len(kept.groups) * count) as bar:
+    before, seed = _tokens(kept), session.seed("sample")
+    with session.progress.track("sample", len(prompts) * count, "answers", len(kept.groups) * count) as bar:
         try:
-            answers = answer(context, Role.REFERENCE, prompts, count=count, seed=seed, bar=bar, kept=kept)
+            answers = answer(session, Role.REFERENCE, prompts, count=count, seed=seed, bar=bar, kept=kept)
         except Stopped:
             if bar.count:
-                context.stop.check(f"{bar.count} of {bar.total} answers are saved")
+                session.stop.check(f"{bar.count} of {bar.total} answers are saved")
             raise
     samples = [sample for group in answers for sample in group]
-    write_jsonl(context.work("sample") / "samples.jsonl", samples)
+    write_jsonl(session.work("sample") / "samples.jsonl", samples)
     return {
         "prompts": len(prompts),
         "answers": len(samples),

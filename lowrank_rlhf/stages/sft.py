@@ -20,7 +20,7 @@ from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.planner.compute_cost import rows_per_pass
 from lowrank_rlhf.run import distributed
 from lowrank_rlhf.run.progress import Bar
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack
 from lowrank_rlhf.training.optimizer_step import add_up
 from lowrank_rlhf.training.role_checkpoints import Checkpoints
@@ -31,57 +31,57 @@ from lowrank_rlhf.training.trl_loop import FiniteSteps, WholeSteps, loop_setting
 Row = dict[str, list[int]]
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(session: Session) -> dict[str, Any]:
     """Make `adapters/sft`."""
-    config, roles = context.config.sft, context.roles
-    before = context.base.checksum()
-    others = checksums(context, [Role.POLICY])
-    roles.reset(Role.POLICY, torch.Generator().manual_seed(context.seed("sft", "init")))
+    config, roles = session.config.sft, session.roles
+    before = session.base.checksum()
+    others = checksums(session, [Role.POLICY])
+    roles.reset(Role.POLICY, torch.Generator().manual_seed(session.seed("sft", "init")))
     figures: dict[str, Any] = {"source": config.source}
     if config.source == "adapter":
         plain_shape(Path(str(config.adapter)), Role.POLICY)  # shapes alone don't show that it needs another base
         load_role(roles, Role.POLICY, Path(str(config.adapter)))
     elif config.source == "train":
-        figures |= _train(context)
-    save_role(roles, Role.POLICY, context.work("sft") / "adapters" / "sft")
-    claims = [base_unchanged(context, "the sft stage", before)]
+        figures |= _train(session)
+    save_role(roles, Role.POLICY, session.work("sft") / "adapters" / "sft")
+    claims = [base_unchanged(session, "the sft stage", before)]
     if others:  # a run begins with none
-        claims.append(others_unchanged(context, "the sft stage", others))
+        claims.append(others_unchanged(session, "the sft stage", others))
     return {**figures, "claims": claims}
 
 
-def training_rows(context: Context) -> list[Row]:
+def training_rows(session: Session) -> list[Row]:
     """Tokens and labels of the demonstrations, one after another for all epochs, each epoch in an order of its own."""
-    config, base = context.config.sft, context.base
-    if not context.fitting.demonstrations:
+    config, base = session.config.sft, session.base
+    if not session.fitting.demonstrations:
         raise UserError("data.prompts: no prompt outside the held-out ones has a `response`; or set sft.source: base")
     rows = []
-    for demonstration in context.fitting.demonstrations:
+    for demonstration in session.fitting.demonstrations:
         prompt = base.encode_prompt(demonstration.prompt)
         response = base.encode_response(demonstration.response)
         rows.append({"input_ids": prompt + response, "labels": [-100] * len(prompt) + response})
     ordered = []
     for epoch in range(config.epochs):
-        generator = torch.Generator().manual_seed(context.seed("sft", "order", epoch))
+        generator = torch.Generator().manual_seed(session.seed("sft", "order", epoch))
         ordered += [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
     return ordered
 
 
-def _train(context: Context) -> dict[str, Any]:
-    config, roles = context.config.sft, context.roles
-    rows = training_rows(context)
+def _train(session: Session) -> dict[str, Any]:
+    config, roles = session.config.sft, session.roles
+    rows = training_rows(session)
     steps = math.ceil(len(rows) / config.batch_size)
     optimizer = WholeSteps(roles.parameters(Role.POLICY), lr=config.learning_rate, weight_decay=0.0)
-    checkpoints = Checkpoints(context, "sft", Role.POLICY, optimizer)
+    checkpoints = Checkpoints(session, "sft", Role.POLICY, optimizer)
     done = checkpoints.resume()
-    with context.progress.track("sft", steps, "steps", done) as bar, checkpoints.saved_if_stopped(bar):
+    with session.progress.track("sft", steps, "steps", done) as bar, checkpoints.saved_if_stopped(bar):
         while bar.count < steps:
             try:
                 widest = max(len(row["input_ids"]) for row in rows)
-                context.base.room.retry(lambda: _go_on(checkpoints, rows, steps, bar), widest)
+                session.base.room.retry(lambda: _go_on(checkpoints, rows, steps, bar), widest)
             except RollBack:
                 bar.advance(checkpoints.roll_back() - bar.count)
-    losses = [row["loss"] for row in context.metrics.read("sft") if "loss" in row]
+    losses = [row["loss"] for row in session.metrics.read("sft") if "loss" in row]
     tail = losses[-max(1, len(losses) // 5) :]
     return {"examples": len(rows) // config.epochs, "steps": steps, "loss": sum(tail) / max(1, len(tail))}
 
@@ -100,10 +100,10 @@ def _rate(step: int, steps: int, warmup_fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
 
 
-def _rows_per_pass(context: Context, rows: list[Row]) -> int:
+def _rows_per_pass(session: Session, rows: list[Row]) -> int:
     """Rows in one forward and backward, from all rows: from those left, a resumed run would round differently."""
     width = max(len(row["input_ids"]) for row in rows)
-    return rows_per_pass(context.config.sft.batch_size // distributed.count(), width, context.base.room.tokens)
+    return rows_per_pass(session.config.sft.batch_size // distributed.count(), width, session.base.room.tokens)
 
 
 def _own_rows(rows: Sequence[Row], batch_size: int) -> list[Row]:
@@ -120,8 +120,8 @@ def _weight(rows: Sequence[Row]) -> float:
 
 def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> None:
     """The steps that the bar leaves; called again it goes on with the step that was broken off."""
-    context, optimizer, done = checkpoints.context, checkpoints.optimizer, bar.count
-    config, roles = context.config.sft, context.roles
+    session, optimizer, done = checkpoints.session, checkpoints.optimizer, bar.count
+    config, roles = session.config.sft, session.roles
     finite = FiniteSteps(roles)
     rates = schedule(
         optimizer,
@@ -129,7 +129,7 @@ def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> N
         lambda step: _rate(step + done, steps, config.warmup_fraction),
     )
     own = config.batch_size // distributed.count()
-    settings = loop_settings(context, "sft", own, _rows_per_pass(context, rows), steps - done)
+    settings = loop_settings(session, "sft", own, _rows_per_pass(session, rows), steps - done)
     with lent(roles) as loan:
         trainer = SFTTrainer(
             model=roles.peft,
@@ -140,7 +140,7 @@ def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> N
                 max_length=None,
             ),
             train_dataset=Dataset.from_list(_own_rows(rows[done * config.batch_size :], config.batch_size)),
-            processing_class=context.base.tokenizer,
+            processing_class=session.base.tokenizer,
             optimizers=(optimizer, rates),
             callbacks=[_Watcher(checkpoints, bar, rows, finite), finite],  # what the one has summed the other looks at
         )
@@ -152,7 +152,7 @@ class _Watcher(TrainerCallback):
 
     def __init__(self, checkpoints: Checkpoints, bar: Bar, rows: list[Row], finite: FiniteSteps) -> None:
         self.checkpoints, self.bar, self.rows, self.finite = checkpoints, bar, rows, finite
-        self.tokens = step_tokens(rows, checkpoints.context.config.sft.batch_size)
+        self.tokens = step_tokens(rows, checkpoints.session.config.sft.batch_size)
         self.since, self.tokens_per_second = time.monotonic(), 0.0
         self.weight, self.norm = 1.0, 0.0
 
@@ -172,7 +172,7 @@ class _Watcher(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        optimizer, config = self.checkpoints.optimizer, self.checkpoints.context.config.sft
+        optimizer, config = self.checkpoints.optimizer, self.checkpoints.session.config.sft
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.weight = _weight(self.rows[self.bar.count * config.batch_size :][: config.batch_size])
         for gradient in (p.grad for p in parameters if p.grad is not None and self.weight != 1):
@@ -196,20 +196,20 @@ class _Watcher(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        context, breakdowns, step = self.checkpoints.context, self.checkpoints.breakdowns, self.bar.count
+        session, breakdowns, step = self.checkpoints.session, self.checkpoints.breakdowns, self.bar.count
         if self.finite.problem is not None:
-            context.metrics.append("sft", step, skipped=1.0)
-            size = context.config.sft.batch_size
-            batch = _packed(self.rows[(step - 1) * size : step * size], context.base)
-            breakdowns.skipped(context, "sft", step, self.finite.problem, batch)
+            session.metrics.append("sft", step, skipped=1.0)
+            size = session.config.sft.batch_size
+            batch = _packed(self.rows[(step - 1) * size : step * size], session.base)
+            breakdowns.skipped(session, "sft", step, self.finite.problem, batch)
             return
         breakdowns.made()
         loss = torch.tensor(self.weight * logs["loss"], dtype=torch.float64)
         distributed.add([loss], may_stop=False)  # the step is made
         figures = {"loss": float(loss), "learning_rate": logs["learning_rate"], "grad_norm": self.norm}
-        context.metrics.append("sft", step, **figures, skipped=0.0, tokens_per_second=self.tokens_per_second)
+        session.metrics.append("sft", step, **figures, skipped=0.0, tokens_per_second=self.tokens_per_second)
         self.bar.advance(0, loss=float(loss))
-        if step % context.config.sft.save_every == 0:
+        if step % session.config.sft.save_every == 0:
             self.checkpoints.save(step)
 
 

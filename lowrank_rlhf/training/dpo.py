@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.evaluation.policy_selection import shuffled
 from lowrank_rlhf.maths.sequences import Sequences, pack
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.reward_data import read_groups
 from lowrank_rlhf.training.trl_bridge import Loan
 from lowrank_rlhf.training.trl_loop import FiniteSteps
@@ -28,18 +28,18 @@ class Comparing:
     claim = "DPO's loss is ln 2 in the first step: its reference is SFT"
     tolerance = 1e-4
 
-    def __init__(self, context: Context) -> None:
-        self.context, self.step = context, 0
-        config = context.config.align
+    def __init__(self, session: Session) -> None:
+        self.session, self.step = session, 0
+        config = session.config.align
         pairs: list[Pair] = [
             (group.prompt, group.answers[better], group.answers[worse])
-            for group in read_groups(context)
+            for group in read_groups(session)
             for better, worse, _ in group.pairs
         ]
         if not pairs:
             raise UserError("comparisons.jsonl: no comparison is left for DPO; rank more answers")
         self.steps = math.ceil(len(pairs) * config.epochs / config.batch_size)
-        self.pairs = [pairs[i] for i in shuffled(context, len(pairs), self.steps * config.batch_size)]
+        self.pairs = [pairs[i] for i in shuffled(session, len(pairs), self.steps * config.batch_size)]
         self.width = 2 * max(len(prompt) + max(len(better), len(worse)) for prompt, better, worse in pairs)
 
     def begin(self, step: int) -> None:
@@ -55,20 +55,20 @@ class Comparing:
         **rest: Any,
     ) -> DPOTrainer:
         """TRL wants texts, to tokenise them itself; the pairs travel beside them, with the tokens that were sampled."""
-        context, size = self.context, self.context.config.align.batch_size
+        session, size = self.session, self.session.config.align.batch_size
         pairs = self.pairs[steps.start * size : steps.stop * size]
         disable_progress_bars()
         try:
             return DPOTrainer(
-                model=context.roles.peft,
+                model=session.roles.peft,
                 args=DPOConfig(
-                    **settings, beta=context.config.align.beta, max_length=None, remove_unused_columns=False
+                    **settings, beta=session.config.align.beta, max_length=None, remove_unused_columns=False
                 ),
                 data_collator=self._collate,
                 train_dataset=Dataset.from_list(
                     [{"prompt": "", "chosen": "", "rejected": "", "pair": list(pair)} for pair in pairs]
                 ),
-                processing_class=context.base.tokenizer,
+                processing_class=session.base.tokenizer,
                 **rest,
             )
         finally:
@@ -83,12 +83,12 @@ class Comparing:
     def first(self, logs: Mapping[str, float]) -> float:
         """From -log sigmoid(0), which TRL before 1.15 computes in the model's number format: in bfloat16 .6914."""
         exact = torch.tensor(math.log(2), dtype=torch.float64)
-        rounded = exact.to(self.context.base.compute_dtype)
+        rounded = exact.to(self.session.base.compute_dtype)
         return min(abs(logs["loss"] - float(ln2)) for ln2 in (exact, rounded))
 
     def batch(self) -> Sequences:
         """The step's pairs, better answers first."""
-        size = self.context.config.align.batch_size
+        size = self.session.config.align.batch_size
         return self._packed(self.pairs[self.step * size : (self.step + 1) * size])
 
     def _collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -101,4 +101,4 @@ class Comparing:
 
     def _packed(self, pairs: Sequence[Sequence[list[int]]]) -> Sequences:
         answers = [pair[side] for side in (1, 2) for pair in pairs]
-        return pack([pair[0] for pair in pairs] * 2, answers, self.context.base.pad)
+        return pack([pair[0] for pair in pairs] * 2, answers, self.session.base.pad)

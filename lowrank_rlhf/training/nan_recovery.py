@@ -12,7 +12,7 @@ from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.storage import write_tensors
 from lowrank_rlhf.run.directory import write_json_atomic
 from lowrank_rlhf.run.files import new_folder
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 MOST_IN_A_ROW = 3
 """One bad batch says nothing; so many steps in a row say that the weights are bad, or the rate."""
@@ -42,7 +42,7 @@ class Breakdowns:
 
     def skipped(
         self,
-        context: Context,
+        session: Session,
         stage: str,
         step: int,
         problem: str,
@@ -57,41 +57,41 @@ class Breakdowns:
         was computed from: the batch, and `more` of the tensors.
         """
         self.in_a_row += 1
-        tell_skipped(context, stage, step, problem, what)
+        tell_skipped(session, stage, step, problem, what)
         if self.in_a_row < MOST_IN_A_ROW:
             return
         if self.rate < 1:
             why = f"step {step}: {problem}. So had the {MOST_IN_A_ROW - 1} steps before it, at half the rate too"
-            raise diverged(context, stage, why, batch, more)
-        context.progress.say(f"  {stage}: {self.in_a_row} in a row: back to the last good checkpoint, at half the rate")
-        context.run_dir.event("rolled back", stage=stage, step=step)
+            raise diverged(session, stage, why, batch, more)
+        session.progress.say(f"  {stage}: {self.in_a_row} in a row: back to the last good checkpoint, at half the rate")
+        session.run_dir.event("rolled back", stage=stage, step=step)
         raise RollBack
 
-    def stopped(self, context: Context, stage: str, save: Callable[[], None], where: str) -> None:
+    def stopped(self, session: Session, stage: str, save: Callable[[], None], where: str) -> None:
         """Obey a stop: save everything and say where that is, unless the last steps were skipped.
 
         Those would become what a roll-back goes to. The last checkpoint is kept instead: each step follows from the
         weights and its seed, so that going on from there comes to the same steps. Raises `Stopped`.
         """
         if self.in_a_row:
-            context.stop.check(f"{stage} keeps its last checkpoint, from before what was just skipped")
+            session.stop.check(f"{stage} keeps its last checkpoint, from before what was just skipped")
         else:
             save()
-            context.stop.check(f"{stage} is saved {where}")
+            session.stop.check(f"{stage} is saved {where}")
 
 
-def tell_skipped(context: Context, stage: str, step: int, problem: str, what: str) -> None:
+def tell_skipped(session: Session, stage: str, step: int, problem: str, what: str) -> None:
     """Say and note what of a step was skipped, and why."""
-    context.progress.say(f"  {stage}: step {step}: {problem}; {what}")
-    context.run_dir.event("skipped", stage=stage, step=step, problem=problem, what=what)
+    session.progress.say(f"  {stage}: step {step}: {problem}; {what}")
+    session.run_dir.event("skipped", stage=stage, step=step, problem=problem, what=what)
 
 
-def diverged(context: Context, stage: str, why: str, batch: Sequences, more: Mapping[str, Tensor]) -> Diverged:
+def diverged(session: Session, stage: str, why: str, batch: Sequences, more: Mapping[str, Tensor]) -> Diverged:
     """The error that ends the stage, with its last batch kept for inspection."""
-    folder = _keep(context, stage, batch, more)
+    folder = _keep(session, stage, batch, more)
     rate = f"{stage}.learning_rate"
     if stage == "ppo":
-        ours = context.config.align.algorithm == "ppo"
+        ours = session.config.align.algorithm == "ppo"
         rate = "ppo.learning_rate and ppo.critic_learning_rate" if ours else "align.learning_rate"
     return Diverged(
         f"{stage}: {why}. Training stopped before that could spoil a weight; the batch is in {folder}. Lower {rate}, "
@@ -99,12 +99,12 @@ def diverged(context: Context, stage: str, why: str, batch: Sequences, more: Map
     )
 
 
-def _keep(context: Context, stage: str, batch: Sequences, more: Mapping[str, Tensor]) -> Path:
+def _keep(session: Session, stage: str, batch: Sequences, more: Mapping[str, Tensor]) -> Path:
     """Write the batch's tensors and texts; into the run's folder, so that `--redo` leaves them there."""
-    folder = context.run_dir.path / "not-finite" / stage
+    folder = session.run_dir.path / "not-finite" / stage
     tensors = {"ids": batch.ids, "attention": batch.attention, "response": batch.response, **more}
     rows = zip(batch.ids, batch.attention, batch.response, strict=True)
-    decode = context.base.tokenizer.decode
+    decode = session.base.tokenizer.decode
     texts = [
         {"prompt": str(decode(ids[kept & ~response])), "response": str(decode(ids[response]))}
         for ids, kept, response in rows

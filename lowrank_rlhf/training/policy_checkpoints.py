@@ -16,7 +16,7 @@ from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimize
 from lowrank_rlhf.run import distributed
 from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
 from lowrank_rlhf.run.directory import read_record, write_json_atomic
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import Breakdowns
 from lowrank_rlhf.training.ppo_update import Turns
 from lowrank_rlhf.training.rollout import Rollout
@@ -61,48 +61,48 @@ class Begun:
             self.rollout = None
 
 
-def save(context: Context, learners: Learners, state: State, begun: Begun | None = None) -> None:
+def save(session: Session, learners: Learners, state: State, begun: Begun | None = None) -> None:
     """Keep weights, optimisers and state, and of a step that was begun how far it came."""
 
     def write(folder: Path) -> None:
         for role, optimizer in learners.items():
-            save_role(context.roles, role, folder / _name(role))
+            save_role(session.roles, role, folder / _name(role))
             save_optimizer(optimizer, folder / f"{_name(role)}-optimizer.safetensors")
         if state.best_step:
-            shutil.copytree(context.work("ppo") / "best", folder / "best")
+            shutil.copytree(session.work("ppo") / "best", folder / "best")
         if begun and begun.rollout:
             save_rollout(begun.rollout, folder)
             write_json_atomic(folder / "turns.json", {"schema": 1, **vars(begun.turns)})
         write_json_atomic(folder / "state.json", {"schema": 1, **asdict(state)})
 
-    save_checkpoint(context.work("ppo"), state.step, write)
+    save_checkpoint(session.work("ppo"), state.step, write)
 
 
-def resume(context: Context, learners: Learners) -> tuple[State, Begun]:
+def resume(session: Session, learners: Learners) -> tuple[State, Begun]:
     """From the last checkpoint, or from the beginning; rows of the logs that will be written again are dropped."""
-    state, begun = State(kl_coef=context.config.ppo.kl_coef), Begun()
-    if found := latest_checkpoint(context.work("ppo")):
+    state, begun = State(kl_coef=session.config.ppo.kl_coef), Begun()
+    if found := latest_checkpoint(session.work("ppo")):
         folder = found[1]
         for role, optimizer in learners.items():
-            load_role(context.roles, role, folder / _name(role))
+            load_role(session.roles, role, folder / _name(role))
             load_optimizer(optimizer, folder / f"{_name(role)}-optimizer.safetensors")
         state = _read_state(folder / "state.json")
         if state.best_step:  # as it was then: what stands in the work folder may be later, or cut short
-            shutil.copytree(folder / "best", context.work("ppo") / "best", dirs_exist_ok=True)
+            shutil.copytree(folder / "best", session.work("ppo") / "best", dirs_exist_ok=True)
         turns = read_record(folder / "turns.json") or {}
         turns.pop("schema", None)
-        begun = Begun(load_rollout(context.roles, folder), Turns(**turns))
-    for log in (context.run_dir.metrics, context.run_dir.watched):
+        begun = Begun(load_rollout(session.roles, folder), Turns(**turns))
+    for log in (session.run_dir.metrics, session.run_dir.watched):
         log.truncate("ppo", -1 if state.sft_eos_rate is None else state.step)
     return state, begun
 
 
-def roll_back(context: Context, learners: Learners, state: State) -> tuple[State, Begun]:
+def roll_back(session: Session, learners: Learners, state: State) -> tuple[State, Begun]:
     """From the last checkpoint, at half the rate."""
     lowered = state.breakdowns.lowered()
-    state, begun = resume(context, learners)
+    state, begun = resume(session, learners)
     state.breakdowns = lowered
-    save(context, learners, state, begun)
+    save(session, learners, state, begun)
     return state, begun
 
 

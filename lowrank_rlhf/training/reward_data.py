@@ -16,7 +16,7 @@ from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.run.directory import read_record
 from lowrank_rlhf.run.records import Comparison, Prompt, Ranking, Sample, read_jsonl
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,23 @@ def about_reward(adapter: Path) -> dict[str, Any]:
     return about
 
 
-def read_groups(context: Context) -> list[Group]:
+def read_groups(session: Session) -> list[Group]:
     """The run's comparisons, prompt by prompt. Says how many answers were too long and were cut."""
-    path = context.run_dir.artifact
+    path = session.run_dir.artifact
     groups, note = make_groups(
-        context,
+        session,
         read_jsonl(path("prompts.jsonl"), Prompt),
         read_jsonl(path("answers.jsonl"), Sample),
         read_jsonl(path("comparisons.jsonl"), Comparison),
         read_jsonl(path("rankings.jsonl"), Ranking),
     )
     if note:
-        context.progress.say(f"  {note}")
+        session.progress.say(f"  {note}")
     return groups
 
 
 def make_groups(
-    context: Context,
+    session: Session,
     prompts: Iterable[Prompt],
     samples: Iterable[Sample],
     pairs: Iterable[Comparison],
@@ -90,21 +90,21 @@ def make_groups(
     for prompt in prompts:
         if not comparisons[prompt.id]:
             continue
-        tokens = context.base.encode_prompt(prompt)
-        room = context.config.model.max_length - len(tokens)
+        tokens = session.base.encode_prompt(prompt)
+        room = session.config.model.max_length - len(tokens)
         if room < 2:
             dropped += 1
             continue
-        group = _group(context, prompt.id, tokens, answers, comparisons[prompt.id], rankings[prompt.id])
+        group = _group(session, prompt.id, tokens, answers, comparisons[prompt.id], rankings[prompt.id])
         cut += sum(len(answer) > room for answer in group.answers)
         groups.append(_cut(group, room))
-    limit = f"model.max_length {context.config.model.max_length}"
+    limit = f"model.max_length {session.config.model.max_length}"
     note = f"{limit}: {dropped} prompts too long and left out, {cut} answers cut"
     return groups, note if dropped or cut else None
 
 
 def _group(
-    context: Context,
+    session: Session,
     prompt_id: str,
     prompt: list[int],
     answers: dict[str, Sample],
@@ -118,7 +118,7 @@ def _group(
         prompt_id=prompt_id,
         prompt=prompt,
         samples=ranked,
-        answers=[list(sample.tokens or context.base.encode_response(sample.text)) for sample in samples],
+        answers=[list(sample.tokens or session.base.encode_response(sample.text)) for sample in samples],
         lengths=[len(sample.text) for sample in samples],
         pairs=[(place[pair.chosen], place[pair.rejected], pair.tier_gap) for pair in comparisons],
         rankings=[[[place[sample] for sample in tier] for tier in ranking.tiers] for ranking in rankings],

@@ -14,7 +14,7 @@ from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimize
 from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
 from lowrank_rlhf.run.directory import read_record, write_json_atomic
 from lowrank_rlhf.run.progress import Bar
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import Breakdowns
 
 _OPTIMIZER, _BREAKDOWNS = "optimizer.safetensors", "breakdowns.json"
@@ -24,7 +24,7 @@ _OPTIMIZER, _BREAKDOWNS = "optimizer.safetensors", "breakdowns.json"
 class Checkpoints:
     """Those of one stage."""
 
-    context: Context
+    session: Session
     stage: str
     role: Role
     optimizer: torch.optim.Optimizer
@@ -32,11 +32,11 @@ class Checkpoints:
 
     def resume(self) -> int:
         """Go to the last checkpoint, or make the first one; forget later metrics. Returns the steps that are done."""
-        found = latest_checkpoint(self.context.work(self.stage))
+        found = latest_checkpoint(self.session.work(self.stage))
         if found is None:
             self.save(0)
         done = self._load(*found) if found else 0
-        self.context.metrics.truncate(self.stage, done)
+        self.session.metrics.truncate(self.stage, done)
         return done
 
     def roll_back(self) -> int:
@@ -51,11 +51,11 @@ class Checkpoints:
         """Keep everything as it is after that many steps."""
 
         def write(folder: Path) -> None:
-            save_role(self.context.roles, self.role, folder / self.role.name.lower())
+            save_role(self.session.roles, self.role, folder / self.role.name.lower())
             save_optimizer(self.optimizer, folder / _OPTIMIZER)
             write_json_atomic(folder / _BREAKDOWNS, {"schema": 1, **vars(self.breakdowns)})
 
-        save_checkpoint(self.context.work(self.stage), step, write)
+        save_checkpoint(self.session.work(self.stage), step, write)
 
     @contextmanager
     def saved_if_stopped(self, bar: Bar) -> Iterator[None]:
@@ -68,11 +68,11 @@ class Checkpoints:
             yield
         except Stopped:
             where = f"at step {bar.count}"
-            self.breakdowns.stopped(self.context, self.stage, partial(self.save, bar.count), where)
+            self.breakdowns.stopped(self.session, self.stage, partial(self.save, bar.count), where)
             raise
 
     def _load(self, done: int, folder: Path) -> int:
-        load_role(self.context.roles, self.role, folder / self.role.name.lower())
+        load_role(self.session.roles, self.role, folder / self.role.name.lower())
         load_optimizer(self.optimizer, folder / _OPTIMIZER)
         saved = read_record(folder / _BREAKDOWNS) or {}
         self.breakdowns = Breakdowns(**{name: saved[name] for name in vars(self.breakdowns) if name in saved})

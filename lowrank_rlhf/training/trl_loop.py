@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.optimizer_step import NotFinite, check_finite, whole_step
 from lowrank_rlhf.training.trl_bridge import Loan
 
@@ -65,26 +65,26 @@ class FiniteSteps(TrainerCallback):
                 parameter.grad = None  # the optimiser passes over those that have none
 
 
-def loop_settings(context: Context, stage: str, rows: int, rows_per_pass: int, steps: int) -> dict[str, Any]:
+def loop_settings(session: Session, stage: str, rows: int, rows_per_pass: int, steps: int) -> dict[str, Any]:
     """Settings of transformers' loop that are the same whatever it trains: `steps` of so many rows each.
 
     Rows come in the order given: a resumed run drops those already seen, and needs no state of a sampler.
     """
     return {
-        "output_dir": str(context.work(stage) / "trl"),
+        "output_dir": str(session.work(stage) / "trl"),
         "per_device_train_batch_size": rows_per_pass,
         "gradient_accumulation_steps": rows // rows_per_pass,
         "max_steps": steps,
         "train_sampling_strategy": "sequential",
         "bf16": False,  # the base is in its number format already, and its layers cast the adapters
         "gradient_checkpointing": False,  # where wanted it is on already, without reentrance
-        "use_cpu": context.base.device.type == "cpu",
+        "use_cpu": session.base.device.type == "cpu",
         "logging_steps": 1,
         "logging_nan_inf_filter": True,  # a NaN would stay in every later step's loss; `FiniteSteps` sees it before
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "seed": context.seed(stage) % 2**32,
+        "seed": session.seed(stage) % 2**32,
     }
 
 

@@ -215,12 +215,12 @@ from lowrank_rlhf import cli, stages
 class Slow(stages.Stage):
     @property
     def run(self):
-        def run(context):
-            with context.progress.track("sft", 1000, "steps") as bar:
+        def run(session):
+            with session.progress.track("sft", 1000, "steps") as bar:
                 for step in range(1000):
                     time.sleep(0.01)
                     bar.advance()
-                    context.stop.check(f"step {step} is saved")
+                    session.stop.check(f"step {step} is saved")
         return run
 stages.STAGES = (Slow("sft", "sleep", ("sft",), (), ("x",)),)
 sys.argv = ["lowrank-rlhf", "run", "good.yaml"]
@@ -335,7 +335,7 @@ def test_every_help_has_examples_that_parse_and_the_exit_codes(command, words: t
         while rest and rest[0] in getattr(entry, "commands", {}):
             entry = entry.commands[rest.pop(0)]
         assert tuple(given[: len(words)]) == words
-        entry.make_context("x", rest)  # raises for an option, a choice or an argument that does not exist
+        entry.make_session("x", rest)  # raises for an option, a choice or an argument that does not exist
 
 
 def test_usage_errors_and_version(command) -> None:

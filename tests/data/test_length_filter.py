@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from tiny import STYLES, load_tiny, make_tiny_model
-from tiny_run import make_config, make_context
+from tiny_run import make_config, make_session
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.length_filter import check_lengths
@@ -71,12 +71,12 @@ def test_all_are_named_before_anything_is_computed(make, tmp_path) -> None:
 def test_held_out_ones_count_and_only_the_first_few_are_shown(make, tmp_path) -> None:
     config = make({f"l{number}": (f"{number} {7 * LONG}", None) for number in range(7)}, data__held_out=13)
     assert all(
-        name in {prompt.id for prompt in make_context(config, tmp_path).data.prompts.held_out} for name in ("l6",)
+        name in {prompt.id for prompt in make_session(config, tmp_path).data.prompts.held_out} for name in ("l6",)
     )
     with pytest.raises(
         UserError, match=r"(?s)7 prompts too long .*:13 \(l0\).*:17 \(l4\)[^(]*  and 2 more\n"
     ) as caught:
-        make_context(config, tmp_path).check_lengths()
+        make_session(config, tmp_path).check_lengths()
     assert "l5" not in str(caught.value)
 
 
@@ -86,14 +86,14 @@ def test_the_limit_is_exact(make, tmp_path) -> None:
     for room, fits in ((longest, True), (longest - 1, False)):
         config = make({"a": (3 * LONG, None)}, model__max_length=room + 6)
         if fits:
-            make_context(config, tmp_path).check_lengths()
+            make_session(config, tmp_path).check_lengths()
             continue
         with pytest.raises(UserError, match=rf"1 prompt too long .*\n.*\(a\): {longest} tokens"):
-            make_context(config, tmp_path).check_lengths()
+            make_session(config, tmp_path).check_lengths()
     whole = tokens(make({}), "question", LONG)
-    make_context(make({"a": ("question", LONG)}, model__max_length=whole), tmp_path).check_lengths()
+    make_session(make({"a": ("question", LONG)}, model__max_length=whole), tmp_path).check_lengths()
     with pytest.raises(UserError, match=rf"1 response too long .*\n.*\(a\): {whole} tokens with its response"):
-        make_context(make({"a": ("question", LONG)}, model__max_length=whole - 1), tmp_path).check_lengths()
+        make_session(make({"a": ("question", LONG)}, model__max_length=whole - 1), tmp_path).check_lengths()
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -103,9 +103,9 @@ def test_without_the_model_the_same_is_told(tmp_path, style) -> None:
     folder, told = make_tiny_model(tmp_path / "model", style=style), set()
     for limit in range(16, 80, 3):
         config = make_config(folder, data, data__held_out=2, model__max_length=limit)
-        context = make_context(config, tmp_path)
+        session = make_session(config, tmp_path)
         found = []
-        for check in (context.check_lengths, lambda: check_lengths(context.data, config)):  # noqa: B023
+        for check in (session.check_lengths, lambda: check_lengths(session.data, config)):  # noqa: B023
             try:
                 check()
                 found.append("")
@@ -130,13 +130,13 @@ def test_without_the_model_the_same_is_told(tmp_path, style) -> None:
 )
 def test_only_what_the_run_uses_is_looked_at(make, tmp_path, changes, refused) -> None:
     config = make({"one": (7 * LONG, None), "three": ("question", 7 * LONG)}, **{"seed": 2, **changes})
-    context = make_context(config, tmp_path)
-    assert context.data.prompts.demonstrations[0].prompt.id != "three"
+    session = make_session(config, tmp_path)
+    assert session.data.prompts.demonstrations[0].prompt.id != "three"
     if refused is None:
-        context.check_lengths()
+        session.check_lengths()
     else:
         with pytest.raises(UserError, match=rf"data\.prompts: {refused} too long"):
-            context.check_lengths()
+            session.check_lengths()
 
 
 def test_they_are_left_out_when_asked_to(make, tmp_path) -> None:
@@ -145,9 +145,9 @@ def test_they_are_left_out_when_asked_to(make, tmp_path) -> None:
     console = Console(file=io.StringIO(), width=200)
     run_dir = run(config, tmp_path, until="sample", progress=Progress(console))
     said = console.file.getvalue()
-    context = make_context(config, tmp_path)
-    training, held_out = context.prompts
-    lost = sum(prompt.id in long for prompt in context.data.prompts.held_out)
+    session = make_session(config, tmp_path)
+    training, held_out = session.prompts
+    lost = sum(prompt.id in long for prompt in session.data.prompts.held_out)
     assert (
         f"Left out 2 prompts and 1 response too long for model.max_length 60; {13 - 2 + lost} training prompts" in said
     )
@@ -156,19 +156,19 @@ def test_they_are_left_out_when_asked_to(make, tmp_path) -> None:
     assert sampled == {prompt.id for prompt in training}
     assert "three" in sampled, "only its response was too long"
     assert not sampled & set(long)
-    assert run_dir.done("sft")["summary"]["examples"] == len(context.fitting.demonstrations)
-    assert not {entry.prompt.id for entry in context.fitting.demonstrations} & {*long, "three"}
+    assert run_dir.done("sft")["summary"]["examples"] == len(session.fitting.demonstrations)
+    assert not {entry.prompt.id for entry in session.fitting.demonstrations} & {*long, "three"}
 
 
 def test_sft_takes_the_next_ones_for_those_left_out(make, tmp_path) -> None:
     long = {f"l{number}": ("question " + str(number), 7 * LONG) for number in range(20)}
-    context = make_context(make(long, data__skip_too_long=True, sft__examples=4), tmp_path)
-    fitting = [entry for entry in context.data.prompts.demonstrations if entry.prompt.id not in long]
-    assert context.data.prompts.demonstrations[:4] != fitting[:4]
-    assert context.fitting.demonstrations == fitting[:4]
+    session = make_session(make(long, data__skip_too_long=True, sft__examples=4), tmp_path)
+    fitting = [entry for entry in session.data.prompts.demonstrations if entry.prompt.id not in long]
+    assert session.data.prompts.demonstrations[:4] != fitting[:4]
+    assert session.fitting.demonstrations == fitting[:4]
 
 
 def test_nothing_left_is_an_error(make, tmp_path) -> None:
     config = make({}, model__max_length=12, data__skip_too_long=True)
     with pytest.raises(UserError, match=r"data\.skip_too_long: leaves no training prompt: 12 prompts too long"):
-        make_context(config, tmp_path).check_lengths()
+        make_session(config, tmp_path).check_lengths()

@@ -15,7 +15,7 @@ from tiny_finished import ROLES, finished_run
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.commands.terminal import chat_loop
-from lowrank_rlhf.commands.terminal.chat_loop import Session, Settings, talk
+from lowrank_rlhf.commands.terminal.chat_loop import Conversation, Settings, talk
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.evaluation.chat import Answer, Sampling, Speakers
 from lowrank_rlhf.maths.seeds import derive_seed
@@ -23,7 +23,7 @@ from lowrank_rlhf.models import pinned_precision
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.run.records import Message, Prompt
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 SETTINGS = Settings(
     voices=("base", "sft", "policy"), speaks="policy", temperature=0.7, max_new_tokens=8, room=20, seed=3
@@ -74,8 +74,8 @@ def lines_from(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
 
 
-def session_of(parrots: Parrots, **settings) -> Session:
-    return Session(parrots, replace(SETTINGS, **settings))
+def session_of(parrots: Parrots, **settings) -> Conversation:
+    return Conversation(parrots, replace(SETTINGS, **settings))
 
 
 class TestConversation:
@@ -224,14 +224,14 @@ class TestCtrlC:
 
 
 @pytest.fixture
-def run(tiny_folder, tmp_path, monkeypatch) -> Context:
-    context = finished_run(tiny_folder(), tmp_path, sample__temperature=0.8)
+def run(tiny_folder, tmp_path, monkeypatch) -> Session:
+    session = finished_run(tiny_folder(), tmp_path, sample__temperature=0.8)
     monkeypatch.chdir(tmp_path)
-    return context
+    return session
 
 
-def asked(context: Context, text: str) -> list[int]:
-    return context.base.encode_prompt(Prompt(id="x", messages=(Message(role="user", content=text),)))
+def asked(session: Session, text: str) -> list[int]:
+    return session.base.encode_prompt(Prompt(id="x", messages=(Message(role="user", content=text),)))
 
 
 def test_each_voice_is_its_adapter(run, monkeypatch) -> None:
@@ -239,16 +239,16 @@ def test_each_voice_is_its_adapter(run, monkeypatch) -> None:
     loaded = []
     real = pinned_precision.load_base
     monkeypatch.setattr(pinned_precision, "load_base", lambda *arguments: loaded.append(1) or real(*arguments))
-    context = Context(run.config, run.run_dir, run.progress, run.stop)
-    speakers, prompt = Speakers(context), asked(run, "what is short")
-    checksum, heard = context.base.checksum(), {}
+    session = Session(run.config, run.run_dir, run.progress, run.stop)
+    speakers, prompt = Speakers(session), asked(run, "what is short")
+    checksum, heard = session.base.checksum(), {}
     for voice in ("policy", "base", "sft", "policy", "base"):
         pieces: list[str] = []
         answer = speakers.answer(voice, prompt, Sampling(24, 0.8, 11), pieces.append)
         assert "".join(pieces) == answer.text
         assert heard.setdefault(voice, answer) == answer
     assert len(loaded) == 1
-    assert context.base.checksum() == checksum
+    assert session.base.checksum() == checksum
     for voice, role in (("policy", Role.POLICY), ("sft", Role.REFERENCE)):
         ((expected,),) = sample_answers(
             run.roles, role, [prompt], max_new_tokens=24, temperature=0.8, seed=11, batch_size=1

@@ -11,7 +11,7 @@ import torch
 from chat_server import serving
 from peft import PeftModel
 from tiny import load_plain
-from tiny_run import make_config, make_context, write_prompts
+from tiny_run import make_config, make_session, write_prompts
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lowrank_rlhf import cli
@@ -137,23 +137,23 @@ class TestAMatch:
         self, finished, tiny_base, tmp_path
     ) -> None:
         folder = foreign(tmp_path / "foreign", tiny_base)
-        context = make_context(load_config(finished / "config.yaml"), tmp_path)
-        prompts = context.prompts[1]
+        session = make_session(load_config(finished / "config.yaml"), tmp_path)
+        prompts = session.prompts[1]
         match = Match(Contestant("base", None), Contestant("foreign", folder), prompts, 2, 7, None)
-        rows = match_play.play(context, match)
-        groups = answer(context, Role.POLICY, prompts, count=2, seed=derive_seed(7, "held-out answers"))
+        rows = match_play.play(session, match)
+        groups = answer(session, Role.POLICY, prompts, count=2, seed=derive_seed(7, "held-out answers"))
         tokens = [
             (prompt, list(sample.tokens)) for prompt, group in zip(prompts, groups, strict=True) for sample in group
         ]
         assert len(rows) == len(tokens) == 10
-        bare = load_plain(AutoModelForCausalLM, context.roles, "none")
-        without = [sequence_logprob(bare, context.base.encode_prompt(prompt), row) for prompt, row in tokens]
+        bare = load_plain(AutoModelForCausalLM, session.roles, "none")
+        without = [sequence_logprob(bare, session.base.encode_prompt(prompt), row) for prompt, row in tokens]
         adapted = PeftModel.from_pretrained(bare, folder).eval()
-        found = [sequence_logprob(adapted, context.base.encode_prompt(prompt), row) for prompt, row in tokens]
+        found = [sequence_logprob(adapted, session.base.encode_prompt(prompt), row) for prompt, row in tokens]
         expected = [ours - theirs for ours, theirs in zip(found, without, strict=True)]
         assert [row["kl"] for row in rows] == pytest.approx(expected, abs=1e-3)
         assert max(map(abs, expected)) > 0.5
-        assert [row["right"] for row in rows] == [context.base.decode(row) for _, row in tokens]
+        assert [row["right"] for row in rows] == [session.base.decode(row) for _, row in tokens]
 
     def test_other_prompts_several_answers_and_a_base_of_another_name(
         self, finished, figures, tiny_base, tmp_path
@@ -255,14 +255,14 @@ class TestRewardModelAccuracy:
         result = figures(run, "--comparisons", write_rows(tmp_path / "pairs.jsonl", PAIRS))
         assert result["match"] is None
         found = result["accuracy"]
-        context = make_context(load_config(run / "config.yaml"), tmp_path)
-        plain = load_plain(AutoModelForSequenceClassification, context.roles, "none", num_labels=1)
+        session = make_session(load_config(run / "config.yaml"), tmp_path)
+        plain = load_plain(AutoModelForSequenceClassification, session.roles, "none", num_labels=1)
         model = PeftModel.from_pretrained(plain, run / "adapters" / "reward").eval()
-        model.config.pad_token_id = context.base.pad
+        model.config.pad_token_id = session.base.pad
 
         def score(row: dict[str, str], key: str) -> float:
             prompt = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
-            ids = context.base.tokenizer(f"{prompt}{row[key]}<|im_end|>", return_tensors="pt")["input_ids"]
+            ids = session.base.tokenizer(f"{prompt}{row[key]}<|im_end|>", return_tensors="pt")["input_ids"]
             with torch.no_grad():
                 return float(model(input_ids=ids).logits)
 

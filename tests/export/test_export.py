@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from test_report import all_summaries
 from tiny import ARCHITECTURES, CHATML, load_plain, make_roles, make_tiny_model, random_tokens
 from tiny_finished import finished_run
-from tiny_run import make_config, make_context, write_prompts
+from tiny_run import make_config, make_session, write_prompts
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -52,7 +52,7 @@ from lowrank_rlhf.run.directory import write_json_atomic
 from lowrank_rlhf.run.files import new_folder, sha256
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Message, Prompt, Sample, read_jsonl, write_jsonl
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 PROMPTS = random_tokens(7, [3, 11, 1])
 ANSWERS = [Response(tuple(tokens), finished=False) for tokens in random_tokens(8, [5, 9, 2])]
@@ -217,17 +217,17 @@ def usage_code(folder: Path) -> str:
 
 
 def test_export_merged(tiny_folder, tmp_path, monkeypatch) -> None:
-    context = finished_run(tiny_folder(), tmp_path)
-    summary = export_merged(context, "sft", "bfloat16", tmp_path / "made" / "my-sft")
+    session = finished_run(tiny_folder(), tmp_path)
+    summary = export_merged(session, "sft", "bfloat16", tmp_path / "made" / "my-sft")
     folder = tmp_path / "made" / "my-sft"
     assert summary["files"] == sorted(path.name for path in folder.iterdir())
     assert summary["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
     assert 0 < summary["difference"]["kl_per_token"] < 1e-3
     assert summary["difference"]["tokens"] > 8
-    expected = merged_by_peft(context.roles, "nf4", context.run_dir.artifact("adapters/sft"))
+    expected = merged_by_peft(session.roles, "nf4", session.run_dir.artifact("adapters/sft"))
     found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     torch.testing.assert_close(logits(found), logits(expected.bfloat16().float()), rtol=1e-3, atol=0.05)
-    other = merged_by_peft(context.roles, "nf4", context.run_dir.artifact("adapters/policy"))
+    other = merged_by_peft(session.roles, "nf4", session.run_dir.artifact("adapters/policy"))
     assert (logits(found) - logits(other)).abs().max() > 0.5
 
     assert 'TEMPLATE """{{ range .Messages }}' in (folder / "Modelfile").read_text()
@@ -246,8 +246,8 @@ def test_export_merged(tiny_folder, tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize("layers", [1, 2])
 def test_export_reward(tiny_folder, tmp_path, monkeypatch, pooling, layers, dtype) -> None:
     """The card's own function gives the run's normalised scores; with pooling `last` so does the bare class."""
-    context = finished_run(tiny_folder(), tmp_path, pooling=pooling, reward__layers=layers)
-    summary = export_reward(context, dtype, tmp_path / "my-reward")
+    session = finished_run(tiny_folder(), tmp_path, pooling=pooling, reward__layers=layers)
+    summary = export_reward(session, dtype, tmp_path / "my-reward")
     assert summary["pooling"] == pooling
     assert summary["max_score_difference"] < 0.05
     monkeypatch.chdir(tmp_path)
@@ -256,11 +256,11 @@ def test_export_reward(tiny_folder, tmp_path, monkeypatch, pooling, layers, dtyp
         exec(usage_code(tmp_path / "my-reward"), names)  # noqa: S102 - the card's own lines
     assert names["model"].config.num_hidden_layers == layers
     assert names["model"].config.lowrank_rlhf == {"pooling": pooling, "score_mean": 0.4, "score_std": 1.7}
-    base, text = context.base, "the answer is short"
+    base, text = session.base, "the answer is short"
     messages = [{"role": "user", "content": "what does the user ask"}]
     prompt = base.encode_prompt(Prompt(id="p", messages=(Message(**messages[0]),)))
     batch = pack([prompt], [base.encode_response(text)], base.pad)
-    raw = float(pool(score_tokens(context.roles, Role.REWARD, batch), batch.response, pooling)[0])
+    raw = float(pool(score_tokens(session.roles, Role.REWARD, batch), batch.response, pooling)[0])
     assert names["score"](messages, text) == pytest.approx((raw - 0.4) / 1.7, abs=0.05)
     card_text = (tmp_path / "my-reward" / "README.md").read_text()
     assert ("is not this model's score" in card_text) == (pooling == "mean")
@@ -284,14 +284,14 @@ def test_a_padded_batch_of_the_classifier(tiny_base, tmp_path, architecture) -> 
 
 
 def test_the_reported_score_difference_is_the_largest(tiny_folder, tmp_path) -> None:
-    context = finished_run(tiny_folder(), tmp_path)
-    summary = export_reward(context, "bfloat16", tmp_path / "out")
-    prompts = list(read_jsonl(context.run_dir.artifact("prompts.jsonl"), Prompt))
-    samples = {s.prompt_id: s for s in read_jsonl(context.run_dir.artifact("answers.jsonl"), Sample)}
+    session = finished_run(tiny_folder(), tmp_path)
+    summary = export_reward(session, "bfloat16", tmp_path / "out")
+    prompts = list(read_jsonl(session.run_dir.artifact("prompts.jsonl"), Prompt))
+    samples = {s.prompt_id: s for s in read_jsonl(session.run_dir.artifact("answers.jsonl"), Sample)}
     tokens = [samples[prompt.id].tokens or () for prompt in prompts]
-    encoded = [context.base.encode_prompt(prompt) for prompt in prompts]
-    batch = pack(encoded, tokens, context.base.pad)
-    ours = pool(score_tokens(context.roles, Role.REWARD, batch), batch.response, "last")
+    encoded = [session.base.encode_prompt(prompt) for prompt in prompts]
+    batch = pack(encoded, tokens, session.base.pad)
+    ours = pool(score_tokens(session.roles, Role.REWARD, batch), batch.response, "last")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     with torch.no_grad():
         theirs = model(input_ids=batch.ids, attention_mask=batch.attention.long()).logits[:, 0]
@@ -301,9 +301,9 @@ def test_the_reported_score_difference_is_the_largest(tiny_folder, tmp_path) -> 
 
 
 def test_no_memory_to_measure_is_said(tiny_folder, tmp_path, monkeypatch) -> None:
-    context = finished_run(tiny_folder(), tmp_path, adapters=("sft", "policy"))
+    session = finished_run(tiny_folder(), tmp_path, adapters=("sft", "policy"))
     monkeypatch.setattr(writing, "free_memory", lambda _: 1000)
-    summary = export_merged(context, "policy", "bfloat16", tmp_path / "out")
+    summary = export_merged(session, "policy", "bfloat16", tmp_path / "out")
     assert summary["difference"] is None
     assert "loading the model again takes" in summary["unmeasured"]
     assert f"Not measured: {summary['unmeasured']}" in (tmp_path / "out" / "README.md").read_text()
@@ -312,13 +312,13 @@ def test_no_memory_to_measure_is_said(tiny_folder, tmp_path, monkeypatch) -> Non
 @pytest.mark.parametrize("export", ["merged", "reward"])
 def test_prompts_without_room_for_an_answer_are_left_out_of_the_measurement(tiny_folder, tmp_path, export) -> None:
     """A data set of comparisons may have them, and SFT alone never samples: what was trained can be exported."""
-    context = finished_run(tiny_folder(), tmp_path)
-    path = context.run_dir.artifact("prompts.jsonl")
+    session = finished_run(tiny_folder(), tmp_path)
+    path = session.run_dir.artifact("prompts.jsonl")
     prompts = list(read_jsonl(path, Prompt))
     long = [prompt.model_copy(update={"messages": (Message(role="user", content="the " * 200),)}) for prompt in prompts]
     make = {
-        "merged": lambda folder: export_merged(context, "policy", "bfloat16", folder),
-        "reward": lambda folder: export_reward(context, "bfloat16", folder),
+        "merged": lambda folder: export_merged(session, "policy", "bfloat16", folder),
+        "reward": lambda folder: export_reward(session, "bfloat16", folder),
     }[export]
     write_jsonl(path, [*long[:3], prompts[3]])
     make(tmp_path / "one")
@@ -334,8 +334,8 @@ def test_answers_too_long_for_the_model_are_measured_cut_as_they_were_trained_on
     tiny_folder, tmp_path, monkeypatch
 ) -> None:
     """Those of a data set; a model with so many learnt positions cannot read further."""
-    context = finished_run(tiny_folder(), tmp_path)
-    path, measured, score = context.run_dir.artifact("answers.jsonl"), [], writing.classifier_scores
+    session = finished_run(tiny_folder(), tmp_path)
+    path, measured, score = session.run_dir.artifact("answers.jsonl"), [], writing.classifier_scores
     long = {"text": "the " * 200, "tokens": None}
     write_jsonl(path, [answer.model_copy(update=long) for answer in list(read_jsonl(path, Sample))])
 
@@ -344,16 +344,16 @@ def test_answers_too_long_for_the_model_are_measured_cut_as_they_were_trained_on
         return score(out, prompts, answers, *more)
 
     monkeypatch.setattr(writing, "classifier_scores", noted)
-    assert export_reward(context, "bfloat16", tmp_path / "out")["max_score_difference"] < 0.05
-    assert set(measured) == {context.config.model.max_length}
+    assert export_reward(session, "bfloat16", tmp_path / "out")["max_score_difference"] < 0.05
+    assert set(measured) == {session.config.model.max_length}
 
 
 # --- The card
 
 
 def test_the_card_holds_figures_hashes_and_command(tiny_folder, tmp_path) -> None:
-    context = finished_run(tiny_folder(), tmp_path)
-    export_merged(context, "policy", "float16", tmp_path / "out")
+    session = finished_run(tiny_folder(), tmp_path)
+    export_merged(session, "policy", "float16", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     evaluate = all_summaries()["evaluate"]
     assert "the simulated annotator preferred the aligned model's answer in" in text
@@ -363,7 +363,7 @@ def test_the_card_holds_figures_hashes_and_command(tiny_folder, tmp_path) -> Non
     assert "Its preferences are those of a program (`simulated-annotator`), not of people" in text
     assert f"| distance from SFT | 0 | {evaluate['kl_per_answer']:.2f} | KL in nats per answer" in text
     assert f"| prompts.jsonl | {sha256(tmp_path / 'prompts.jsonl')} | sft |" in text
-    assert sha256(context.run_dir.artifact("comparisons.jsonl")) in text
+    assert sha256(session.run_dir.artifact("comparisons.jsonl")) in text
     assert 'export tiny "out" --what merged --role policy --dtype float16' in text
     assert f"torch {torch.__version__}" in text
     assert "licence is not recorded here" in text
@@ -376,15 +376,15 @@ def test_the_card_holds_figures_hashes_and_command(tiny_folder, tmp_path) -> Non
 def test_the_cards_config_is_the_runs(tiny_folder, tmp_path, command, monkeypatch) -> None:
     """Saved as the card says, beside its files, it validates, and is the run's own but for their folders."""
     monkeypatch.chdir(tmp_path)
-    context = finished_run(tiny_folder(), tmp_path, adapters=("sft",))
-    export_adapters(context.run_dir, context.config, tmp_path / "out")
+    session = finished_run(tiny_folder(), tmp_path, adapters=("sft",))
+    export_adapters(session.run_dir, session.config, tmp_path / "out")
     found = re.search(r"```yaml\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
     assert found
     (tmp_path / "run.yaml").write_text(found[1])
     assert command("validate", str(tmp_path / "run.yaml"))[0] == 0
     from lowrank_rlhf.config.loading import load_config
 
-    again, ours = load_config(tmp_path / "run.yaml").model_dump(), context.config.model_dump()
+    again, ours = load_config(tmp_path / "run.yaml").model_dump(), session.config.model_dump()
     assert (again["model"].pop("source"), again["data"].pop("prompts")) == (tiny_folder().name, "prompts.jsonl")
     del ours["model"]["source"], ours["data"]["prompts"]
     assert again == ours
@@ -392,13 +392,13 @@ def test_the_cards_config_is_the_runs(tiny_folder, tmp_path, command, monkeypatc
 
 @pytest.mark.parametrize("what", ["merged", "adapters", "reward"])
 def test_no_folder_of_this_machine_in_any_file(tiny_folder, tmp_path, what) -> None:
-    context = finished_run(tiny_folder(), tmp_path)
+    session = finished_run(tiny_folder(), tmp_path)
     if what == "merged":
-        export_merged(context, "policy", "bfloat16", tmp_path / "out")
+        export_merged(session, "policy", "bfloat16", tmp_path / "out")
     elif what == "reward":
-        export_reward(context, "bfloat16", tmp_path / "out")
+        export_reward(session, "bfloat16", tmp_path / "out")
     else:
-        export_adapters(context.run_dir, context.config, tmp_path / "out")
+        export_adapters(session.run_dir, session.config, tmp_path / "out")
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} >= {".md", ".json", ".safetensors"}
     for path in files:
@@ -449,8 +449,8 @@ def test_licence_of_the_base(tmp_path, monkeypatch) -> None:
     assert base_licence(ModelConfig(source="org/name")) is None
 
 
-def keep_stages(context: Context, *names: str) -> None:
-    for mark in (context.run_dir.path / "done").iterdir():
+def keep_stages(session: Session, *names: str) -> None:
+    for mark in (session.run_dir.path / "done").iterdir():
         if mark.stem not in names:
             mark.unlink()
 
@@ -466,9 +466,9 @@ def keep_stages(context: Context, *names: str) -> None:
     ],
 )
 def test_the_card_names_what_was_done_for_the_export(tiny_folder, tmp_path, done, role, says, tags) -> None:
-    context = finished_run(tiny_folder(), tmp_path, adapters=("sft", "policy"))
-    keep_stages(context, *done)
-    export_merged(context, role, "bfloat16", tmp_path / "out")
+    session = finished_run(tiny_folder(), tmp_path, adapters=("sft", "policy"))
+    keep_stages(session, *done)
+    export_merged(session, role, "bfloat16", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     made = re.search(r"Made with `lowrank_rlhf` [\d.]+(: .*)?, as LoRA adapters on one 4-bit \(NF4\) base\.", text)
     assert made
@@ -479,8 +479,8 @@ def test_the_card_names_what_was_done_for_the_export(tiny_folder, tmp_path, done
 
 @pytest.mark.parametrize("names", [("sft",), ("sft", "policy"), ("sft", "reward")])
 def test_the_algorithm_is_a_tag_of_adapters_only_with_the_policy_among_them(tiny_folder, tmp_path, names) -> None:
-    context = finished_run(tiny_folder(), tmp_path, adapters=names)
-    export_adapters(context.run_dir, context.config, tmp_path / "out")
+    session = finished_run(tiny_folder(), tmp_path, adapters=names)
+    export_adapters(session.run_dir, session.config, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert ModelCard(text).data.tags[2:] == (["ppo"] if "policy" in names else ["sft"])
     assert (" PPO, as LoRA" in text, "a reward model" in text) == ("policy" in names, names != ("sft",))
@@ -497,23 +497,23 @@ def test_the_card_says_on_what_adapters_were_trained(quantization, says) -> None
 
 
 def test_the_reward_card_says_whose_scores_are_0_on_average(tiny_folder, tmp_path) -> None:
-    context = finished_run(tiny_folder(), tmp_path)
-    adapter = context.run_dir.artifact("adapters/reward") / "reward.json"
+    session = finished_run(tiny_folder(), tmp_path)
+    adapter = session.run_dir.artifact("adapters/reward") / "reward.json"
     write_json_atomic(adapter, json.loads(adapter.read_text()) | {"scores_of": "SFT answers"})
-    export_reward(context, "bfloat16", tmp_path / "judged")
+    export_reward(session, "bfloat16", tmp_path / "judged")
     assert "deviation 1 over the run's held-out answers;" in (tmp_path / "judged" / "README.md").read_text()
-    rank = context.config.rank.model_copy(update={"source": "dataset", "dataset": "x"})
-    context.config = context.config.model_copy(update={"rank": rank})
-    export_reward(context, "bfloat16", tmp_path / "of-a-data-set")
+    rank = session.config.rank.model_copy(update={"source": "dataset", "dataset": "x"})
+    session.config = session.config.model_copy(update={"rank": rank})
+    export_reward(session, "bfloat16", tmp_path / "of-a-data-set")
     text = (tmp_path / "of-a-data-set" / "README.md").read_text()
     assert "deviation 1 over SFT's answers to some of the run's prompts;" in text
 
 
 def test_a_hub_base_is_named_in_the_front_matter(tiny_folder, tmp_path) -> None:
-    context = finished_run(tiny_folder(), tmp_path, adapters=("sft",))
-    hub = context.config.model.model_copy(update={"source": "org/name", "revision": "v1"})
-    config: Config = context.config.model_copy(update={"model": hub})
-    export_adapters(context.run_dir, config, tmp_path / "out")
+    session = finished_run(tiny_folder(), tmp_path, adapters=("sft",))
+    hub = session.config.model.model_copy(update={"source": "org/name", "revision": "v1"})
+    config: Config = session.config.model_copy(update={"model": hub})
+    export_adapters(session.run_dir, config, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert ModelCard(text).data.base_model == "org/name"
     assert "`org/name`, revision `v1`" in text
@@ -528,7 +528,7 @@ def left_behind(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("at", ["write_tensors", "difference", "write_generation_config"])
 def test_a_failure_midway_leaves_nothing(tiny_folder, tmp_path, monkeypatch, at) -> None:
-    context = finished_run(tiny_folder(), tmp_path, adapters=("sft", "policy"))
+    session = finished_run(tiny_folder(), tmp_path, adapters=("sft", "policy"))
 
     def fail(*_, **__) -> None:
         assert left_behind(tmp_path) != []  # it had begun
@@ -536,44 +536,44 @@ def test_a_failure_midway_leaves_nothing(tiny_folder, tmp_path, monkeypatch, at)
 
     monkeypatch.setattr(writing, at, fail)
     with pytest.raises(UserError, match="out: cannot be written: No space left on device"):
-        export_merged(context, "policy", "bfloat16", tmp_path / "out")
+        export_merged(session, "policy", "bfloat16", tmp_path / "out")
     assert left_behind(tmp_path) == []
 
 
 def test_a_stop_midway_leaves_nothing(tiny_folder, tmp_path) -> None:
-    context = finished_run(tiny_folder(), tmp_path, adapters=("sft", "policy"))
-    context.stop.requested = True
+    session = finished_run(tiny_folder(), tmp_path, adapters=("sft", "policy"))
+    session.stop.requested = True
     with pytest.raises(Stopped, match="nothing of the export was kept"):
-        export_merged(context, "policy", "bfloat16", tmp_path / "out")
+        export_merged(session, "policy", "bfloat16", tmp_path / "out")
     assert left_behind(tmp_path) == []
 
 
 def test_nothing_is_overwritten(tiny_folder, tmp_path) -> None:
-    context = finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"))
+    session = finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name in ("out", "file"):
         for make in (
-            lambda target: export_merged(context, "sft", "bfloat16", target),
-            lambda target: export_reward(context, "bfloat16", target),
-            lambda target: export_adapters(context.run_dir, context.config, target),
+            lambda target: export_merged(session, "sft", "bfloat16", target),
+            lambda target: export_reward(session, "bfloat16", target),
+            lambda target: export_adapters(session.run_dir, session.config, target),
         ):
             with pytest.raises(UserError, match=f"{name}: exists already and is not empty"):
                 make(tmp_path / name)
     assert left_behind(tmp_path) == ["file", "out"]
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
     (tmp_path / "empty").mkdir()
-    export_adapters(context.run_dir, context.config, tmp_path / "empty")
+    export_adapters(session.run_dir, session.config, tmp_path / "empty")
     assert (tmp_path / "empty" / "README.md").is_file()
 
 
 def test_a_full_disk_is_seen_before_anything_is_written(tiny_folder, tmp_path, monkeypatch) -> None:
-    context = finished_run(tiny_folder(), tmp_path, adapters=("sft",))
+    session = finished_run(tiny_folder(), tmp_path, adapters=("sft",))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=64 * 2**20))
     with pytest.raises(CannotFit, match=r"needs 64 MiB of disk, and 64 MiB are free there"):
-        export_merged(context, "sft", "bfloat16", tmp_path / "a" / "b" / "out")
+        export_merged(session, "sft", "bfloat16", tmp_path / "a" / "b" / "out")
     assert left_behind(tmp_path) == []
 
 
@@ -606,7 +606,7 @@ def test_what_a_killed_process_left_of_a_new_folder_goes_and_a_living_ones_stays
 
 
 def test_command(tiny_folder, tmp_path, command, monkeypatch) -> None:
-    context = finished_run(tiny_folder(), tmp_path)
+    session = finished_run(tiny_folder(), tmp_path)
     monkeypatch.chdir(tmp_path)
     code, out, err = command("export", "tiny", "merged", "--json")
     assert (code, json.loads(out)["folder"], json.loads(out)["role"]) == (0, "merged", "policy")
@@ -616,7 +616,7 @@ def test_command(tiny_folder, tmp_path, command, monkeypatch) -> None:
     assert code == 0
     assert re.fullmatch(r"wrote adapters: \d+ MiB in \d+ files; README\.md is its card\n", out)
     for name in ("sft", "policy", "reward", "critic"):
-        source = context.run_dir.artifact(f"adapters/{name}") / "adapter_model.safetensors"
+        source = session.run_dir.artifact(f"adapters/{name}") / "adapter_model.safetensors"
         assert sha256(Path("adapters") / name / source.name) == sha256(source)
     saved = json.loads(Path("adapters/sft/adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == tiny_folder().name
@@ -629,13 +629,13 @@ def test_command(tiny_folder, tmp_path, command, monkeypatch) -> None:
 
 def test_prompts_as_parquet(tiny_folder, tmp_path, command, monkeypatch) -> None:
     """What pyarrow reads is what the run learns from; and the project reads its own export as conversations."""
-    context = make_context(make_config(tiny_folder(), write_prompts(tmp_path / "prompts.jsonl")), tmp_path / "runs")
-    context.run_dir.open(dump_config(context.config))
+    session = make_session(make_config(tiny_folder(), write_prompts(tmp_path / "prompts.jsonl")), tmp_path / "runs")
+    session.run_dir.open(dump_config(session.config))
     monkeypatch.chdir(tmp_path)
     code, out, _ = command("export", "tiny", "out", "--what", "prompts", "--json")
     assert (code, json.loads(out)["prompts"]) == (0, {"train": 15, "held-out": 5})
     assert sorted(json.loads(out)["files"]) == ["held-out.parquet", "train.parquet"]
-    for name, prompts in zip(("train", "held-out"), context.prompts, strict=True):
+    for name, prompts in zip(("train", "held-out"), session.prompts, strict=True):
         rows = pyarrow.parquet.read_table(f"out/{name}.parquet").to_pylist()
         told = [[message.model_dump() for message in prompt.messages] for prompt in prompts]
         assert [row["prompt"] for row in rows] == told
@@ -644,8 +644,8 @@ def test_prompts_as_parquet(tiny_folder, tmp_path, command, monkeypatch) -> None
         ]
         assert {row["data_source"] for row in rows} == {"prompts.jsonl"}
         assert rows[0]["reward_model"] == {"style": "model", "ground_truth": ""}
-    again = make_context(make_config(tiny_folder(), tmp_path / "out" / "train.parquet"), tmp_path / "again").prompts
-    assert {prompt.messages for split in again for prompt in split} == {p.messages for p in context.prompts[0]}
+    again = make_session(make_config(tiny_folder(), tmp_path / "out" / "train.parquet"), tmp_path / "again").prompts
+    assert {prompt.messages for split in again for prompt in split} == {p.messages for p in session.prompts[0]}
 
 
 @pytest.mark.parametrize(
@@ -691,11 +691,11 @@ def test_command_refuses(tiny_folder, tmp_path, command, monkeypatch) -> None:
 
 
 def test_weights_and_settings_that_a_folder_lacks(tiny_folder, tmp_path) -> None:
-    context = finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"))
-    (context.run_dir.artifact("adapters/reward") / "reward.json").unlink()
+    session = finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"))
+    (session.run_dir.artifact("adapters/reward") / "reward.json").unlink()
     with pytest.raises(UserError, match=r"reward\.json: missing or cut short; make the stage again"):
-        export_reward(context, "bfloat16", tmp_path / "out")
-    shutil.rmtree(context.run_dir.artifact("adapters"))
+        export_reward(session, "bfloat16", tmp_path / "out")
+    shutil.rmtree(session.run_dir.artifact("adapters"))
     with pytest.raises(UserError, match="no adapters yet"):
-        export_adapters(context.run_dir, context.config, tmp_path / "out")
+        export_adapters(session.run_dir, session.config, tmp_path / "out")
     assert left_behind(tmp_path) == []

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 from pydantic import ValidationError
-from tiny_run import make_config, make_context, write_prompts
+from tiny_run import make_config, make_session, write_prompts
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StaleRun, UserError
@@ -156,9 +156,9 @@ def test_one_that_does_not_start_is_an_error_with_its_words(tiny_folder, tmp_pat
 
 
 def test_a_run_tells_its_context_and_the_base_is_loaded_by_it(tiny_folder, tmp_path: Path) -> None:
-    context = make_context(make_config(tiny_folder(), model__backend="auto"), tmp_path)
-    assert not context.base.by_unsloth
-    assert context.base.config.backend == "transformers"
+    session = make_session(make_config(tiny_folder(), model__backend="auto"), tmp_path)
+    assert not session.base.by_unsloth
+    assert session.base.config.backend == "transformers"
 
 
 def test_a_run_without_cuda_says_so_and_goes_on_as_ever(tiny_folder, tmp_path: Path, capsys) -> None:

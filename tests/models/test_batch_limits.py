@@ -7,14 +7,14 @@ import pytest
 import torch
 from tiny import snapshot
 from tiny_finished import finished_run
-from tiny_run import make_config, make_context, save_sft, separable, write_prompts, write_ranked
+from tiny_run import make_config, make_session, save_sft, separable, write_prompts, write_ranked
 from torch import Tensor
 
 from lowrank_rlhf.errors import CannotFit
-from lowrank_rlhf.models.batch_limits import Room, ran_out
+from lowrank_rlhf.models.batch_limits import BatchLimits, ran_out
 from lowrank_rlhf.models.layers import merging
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward, sample, sft
 
 CPU_SAYS = (
@@ -30,7 +30,7 @@ def test_a_lack_of_memory_is_known_by_its_kind_or_its_words(error: Exception) ->
 
 
 def test_it_is_tried_with_half_until_a_single_row_is_too_much() -> None:
-    room, said, tried = Room(100), list[str](), list[int]()
+    room, said, tried = BatchLimits(100), list[str](), list[int]()
     room.on_halved = said.append
 
     def attempt() -> None:
@@ -45,7 +45,7 @@ def test_it_is_tried_with_half_until_a_single_row_is_too_much() -> None:
         room.retry(lambda: (_ for _ in ()).throw(RuntimeError("another")), 30)
 
 
-def fail_above(context: Context, tokens: int, error: Exception, training: bool = True) -> list[int]:
+def fail_above(session: Session, tokens: int, error: Exception, training: bool = True) -> list[int]:
     """A forward of more padded tokens than that has no memory; the list holds what was tried in vain."""
     failed: list[int] = []
 
@@ -55,24 +55,24 @@ def fail_above(context: Context, tokens: int, error: Exception, training: bool =
             failed.append(ids.numel())
             raise error
 
-    context.roles.decoder.register_forward_pre_hook(check, with_kwargs=True)
+    session.roles.decoder.register_forward_pre_hook(check, with_kwargs=True)
     return failed
 
 
-def make_sft(folder: Any, tmp_path: Any, tokens: int) -> Context:
+def make_sft(folder: Any, tmp_path: Any, tokens: int) -> Session:
     data = write_prompts(tmp_path / "prompts.jsonl")
-    return make_context(make_config(folder, data, "none", model__micro_batch_tokens=tokens), tmp_path / str(tokens))
+    return make_session(make_config(folder, data, "none", model__micro_batch_tokens=tokens), tmp_path / str(tokens))
 
 
-def make_reward(folder: Any, tmp_path: Any, tokens: int) -> Context:
+def make_reward(folder: Any, tmp_path: Any, tokens: int) -> Session:
     changes = {"model__micro_batch_tokens": tokens, "reward__batch_size": 4}
-    context = make_context(make_config(folder, None, "none", **changes), tmp_path / str(tokens))
-    save_sft(context)
-    write_ranked(context, *separable(10))
-    return context
+    session = make_session(make_config(folder, None, "none", **changes), tmp_path / str(tokens))
+    save_sft(session)
+    write_ranked(session, *separable(10))
+    return session
 
 
-def make_ppo(folder: Any, tmp_path: Any, tokens: int) -> Context:
+def make_ppo(folder: Any, tmp_path: Any, tokens: int) -> Session:
     (tmp_path / str(tokens)).mkdir()
     changes = {"quantization": "none", "model__micro_batch_tokens": tokens, "ppo__steps": 2, "ppo__evaluate_prompts": 1}
     return finished_run(folder, tmp_path / str(tokens), adapters=("sft", "reward"), **changes)
@@ -97,30 +97,30 @@ def test_a_stage_that_runs_out_of_memory_ends_as_with_less_from_the_start(
     monkeypatch.setattr(ppo, "release_freed_memory", lambda: None)
     make, run, role, limit = STAGES[stage]
     found: dict[str, dict[str, Tensor]] = {}
-    context = make(tiny_folder(), tmp_path, 4 * limit)
-    failed = fail_above(context, limit, error)
-    run(context)
+    session = make(tiny_folder(), tmp_path, 4 * limit)
+    failed = fail_above(session, limit, error)
+    run(session)
     assert failed, "the limit was never reached"
-    assert context.roles.acting is None
-    tokens = json.loads((context.run_dir.path / "room.json").read_text())["tokens"]
-    assert tokens == context.base.room.tokens < 4 * limit
-    assert '"kind": "halved"' in (context.run_dir.path / "events.jsonl").read_text()
-    found["halved"] = snapshot(context.roles, role)
+    assert session.roles.acting is None
+    tokens = json.loads((session.run_dir.path / "room.json").read_text())["tokens"]
+    assert tokens == session.base.room.tokens < 4 * limit
+    assert '"kind": "halved"' in (session.run_dir.path / "events.jsonl").read_text()
+    found["halved"] = snapshot(session.roles, role)
     for name, size in (("small", tokens), ("large", 5 * limit)):
         other = make(tiny_folder(), tmp_path, size)
         run(other)
         found[name] = snapshot(other.roles, role)
     assert difference(found["halved"], found["small"]) == 0
     assert 0 <= difference(found["halved"], found["large"]) < 1e-4
-    assert make_context(context.config, context.run_dir.path.parent).base.room.tokens == tokens
+    assert make_session(session.config, session.run_dir.path.parent).base.room.tokens == tokens
 
 
 def test_sampling_takes_half_the_prompts_at_once(tiny_folder, tmp_path) -> None:
-    context = make_sft(tiny_folder(), tmp_path, 240)
-    save_sft(context)
-    sample.run(context)
-    whole = (context.work("sample") / "samples.jsonl").read_text()
-    (context.work("sample") / "batches.jsonl").unlink()  # or nothing were left to sample
+    session = make_sft(tiny_folder(), tmp_path, 240)
+    save_sft(session)
+    sample.run(session)
+    whole = (session.work("sample") / "samples.jsonl").read_text()
+    (session.work("sample") / "batches.jsonl").unlink()  # or nothing were left to sample
     steps: list[int] = []
 
     def check(_: Any, __: Any, kwargs: Any) -> None:
@@ -128,10 +128,10 @@ def test_sampling_takes_half_the_prompts_at_once(tiny_folder, tmp_path) -> None:
         if steps[-1] > 6:
             raise MemoryError
 
-    context.roles.decoder.register_forward_pre_hook(check, with_kwargs=True)
-    sample.run(context)
-    assert (context.work("sample") / "samples.jsonl").read_text() == whole
-    assert context.base.room.rows == 6
+    session.roles.decoder.register_forward_pre_hook(check, with_kwargs=True)
+    sample.run(session)
+    assert (session.work("sample") / "samples.jsonl").read_text() == whole
+    assert session.base.room.rows == 6
     assert max(steps) > 6
     assert sum(rows > 6 for rows in steps) == 1
 
@@ -142,9 +142,9 @@ def test_out_of_memory_while_weights_are_merged_is_not_tried_again(
     tiny_folder, tmp_path, monkeypatch, stage, error
 ) -> None:
     """In a rollout of PPO too, where everything else is: smaller micro-batches make no smaller copy."""
-    context = (make_ppo if stage == "ppo" else make_sft)(tiny_folder(), tmp_path, 240)
-    save_sft(context)
-    layers, calls = dict(context.base.model.named_modules()), list[Any]()
+    session = (make_ppo if stage == "ppo" else make_sft)(tiny_folder(), tmp_path, 240)
+    save_sft(session)
+    layers, calls = dict(session.base.model.named_modules()), list[Any]()
     merge, collect = merging.merged_weight, ppo.collect
 
     def fail_from_the_third_on(layer: Any, role: Role) -> Tensor:
@@ -162,11 +162,11 @@ def test_out_of_memory_while_weights_are_merged_is_not_tried_again(
     if stage == "sample":
         monkeypatch.setattr(merging, "merged_weight", fail_from_the_third_on)
     with pytest.raises(CannotFit, match=r"out of memory while .* merged .*model\.merged_rollouts: false"):
-        (ppo if stage == "ppo" else sample).run(context)
+        (ppo if stage == "ppo" else sample).run(session)
     assert len(calls) == 3
-    assert context.base.room.tokens == 240
-    assert context.roles.merged is None
-    after = dict(context.base.model.named_modules())
+    assert session.base.room.tokens == 240
+    assert session.roles.merged is None
+    after = dict(session.base.model.named_modules())
     assert {name: after.get(name) for name in layers} == layers
 
 
@@ -175,7 +175,7 @@ def test_out_of_memory_inside_an_optimisers_step_is_not_tried_again(tiny_folder,
     """Some weights may have moved by then."""
     monkeypatch.setattr(ppo, "release_freed_memory", lambda: None)
     make, run, _, limit = STAGES[stage]
-    context = make(tiny_folder(), tmp_path, 5 * limit)
+    session = make(tiny_folder(), tmp_path, 5 * limit)
     steps: list[int] = []
 
     def step(*_: Any, **__: Any) -> None:
@@ -185,6 +185,6 @@ def test_out_of_memory_inside_an_optimisers_step_is_not_tried_again(tiny_folder,
     for kind in (torch.optim.Adam, torch.optim.AdamW):
         monkeypatch.setattr(kind, "step", step)
     with pytest.raises(CannotFit, match="out of memory in the optimiser's step"):
-        run(context)
+        run(session)
     assert len(steps) == 1
-    assert not (context.run_dir.path / "room.json").exists()
+    assert not (session.run_dir.path / "room.json").exists()

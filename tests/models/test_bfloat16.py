@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import gradients, make_batch, make_roles, role_loss
-from tiny_run import make_config, make_context, write_prompts
+from tiny_run import make_config, make_session, write_prompts
 
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.roles import Role, Roles
@@ -55,12 +55,12 @@ def test_sft_learns(tiny_base, tiny_folder, tmp_path) -> None:
     """Through TRL's trainer, until it knows ten demonstrations by heart."""
     data = write_prompts(tmp_path / "prompts.jsonl")
     config = make_config(tiny_folder(), data, model__compute_dtype="bfloat16", sft__epochs=30)
-    context = make_context(config, tmp_path)
-    context.__dict__["roles"] = Roles(tiny_base("nf4", compute_dtype="bfloat16"), config.lora)
-    sft.run(context)
-    losses = [row["loss"] for row in context.metrics.read("sft")]
+    session = make_session(config, tmp_path)
+    session.__dict__["roles"] = Roles(tiny_base("nf4", compute_dtype="bfloat16"), config.lora)
+    sft.run(session)
+    losses = [row["loss"] for row in session.metrics.read("sft")]
     assert losses[-1] < 0.7 * losses[0]
-    assert {parameter.dtype for parameter in context.roles.parameters(Role.POLICY)} == {torch.float32}
+    assert {parameter.dtype for parameter in session.roles.parameters(Role.POLICY)} == {torch.float32}
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

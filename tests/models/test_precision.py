@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import bfloat16_works
-from tiny_run import make_config, make_context
+from tiny_run import make_config, make_session
 
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
@@ -58,17 +58,17 @@ def test_auto_on_a_cpu(monkeypatch: pytest.MonkeyPatch, flags: set[str], speedup
 
 
 def test_what_auto_chose_stays_with_the_run(tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each context is as a process of its own: bfloat16 loses the first race, wins the next ones, and is not taken."""
+    """Each session is as a process of its own: bfloat16 loses the first race, wins the next ones, and is not taken."""
     config = make_config(tiny_folder(), model__compute_dtype="auto")
     monkeypatch.setattr(precision, "cpu_flags", lambda: {"avx512_bf16"})
     for speedup in (0.5, 9.0, 0.0):
         monkeypatch.setattr(precision, "bfloat16_speedup", lambda speedup=speedup: speedup)
-        assert make_context(config, tmp_path).base.compute_dtype is torch.float32
+        assert make_session(config, tmp_path).base.compute_dtype is torch.float32
     kept = tmp_path / "tiny" / "precision.json"
     assert json.loads(kept.read_text()) == {"schema": 1, "compute_dtype": "float32", "threads": 1}
     for nothing in ("{}", '{"compute_dtype": "float16"}', "cut sho"):
         kept.write_text(nothing)
-        assert make_context(config, tmp_path).base.compute_dtype is torch.float32
+        assert make_session(config, tmp_path).base.compute_dtype is torch.float32
         assert json.loads(kept.read_text())["compute_dtype"] == "float32"
 
 
@@ -82,12 +82,12 @@ def test_a_run_in_bfloat16_stays_so_and_is_refused_where_that_cannot_be(
     monkeypatch.setattr(precision, "cpu_flags", lambda: {"amx_bf16"})
     monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.0)
     with pytest.raises(UserError, match=r"auto chose bfloat16 when this run began .*precision\.json.*name=\.\.\."):
-        _ = make_context(config, tmp_path).base
+        _ = make_session(config, tmp_path).base
     named = make_config(tiny_folder(), model__compute_dtype="float32")
-    assert make_context(named, tmp_path).base.compute_dtype is torch.float32  # what is asked for by name is taken
+    assert make_session(named, tmp_path).base.compute_dtype is torch.float32  # what is asked for by name is taken
     if works:
         monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.5)
-        assert make_context(config, tmp_path).base.compute_dtype is torch.bfloat16
+        assert make_session(config, tmp_path).base.compute_dtype is torch.bfloat16
 
 
 def test_a_run_that_goes_on_with_other_threads_says_so(tiny_folder, tmp_path: Path, capsys) -> None:
@@ -97,9 +97,9 @@ def test_a_run_that_goes_on_with_other_threads_says_so(tiny_folder, tmp_path: Pa
     try:
         for threads, said in ((2, ""), (2, ""), (1, "began on 2 CPU threads"), (1, "began on 2 CPU threads")):
             torch.set_num_threads(threads)
-            context = make_context(config, tmp_path)
-            context.progress = Progress()
-            assert context.base.compute_dtype is torch.float32
+            session = make_session(config, tmp_path)
+            session.progress = Progress()
+            assert session.base.compute_dtype is torch.float32
             out = capsys.readouterr().out
             assert ("NOTE" in out, said in out) == (bool(said), True)
             assert ("OMP_NUM_THREADS=2" in out) == bool(said)

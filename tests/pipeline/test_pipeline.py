@@ -24,7 +24,7 @@ from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.fingerprint import differences, fingerprint
 from lowrank_rlhf.run.directory import RunDir, write_json_atomic
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.sources.model_shape import Shape
 
 
@@ -34,7 +34,7 @@ class FakeStage:
     settings: tuple[str, ...]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-    run: Callable[[Context], dict[str, Any]]
+    run: Callable[[Session], dict[str, Any]]
     does: str = "pretend"
     shared: bool = True
 
@@ -45,7 +45,7 @@ class Factory:
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.salt = ""
-        self.before: dict[str, Callable[[Context], None]] = {}
+        self.before: dict[str, Callable[[Session], None]] = {}
         self.stages = (
             self.stage("sft", ("seed", "sft", "data"), ()),
             self.stage("sample", ("seed", "sample"), ("sft.txt",)),
@@ -55,11 +55,11 @@ class Factory:
         )
 
     def stage(self, name: str, settings: tuple[str, ...], reads: tuple[str, ...]) -> FakeStage:
-        def run(context: Context) -> dict[str, Any]:
+        def run(session: Session) -> dict[str, Any]:
             self.ran.append(name)
-            self.before.get(name, lambda _: None)(context)
-            text = "".join(path.read_text() for path in map(context.run_dir.artifact, reads) if path.exists())
-            (context.work(name) / f"{name}.txt").write_text(f"{text}{name} {context.config.seed}{self.salt};")
+            self.before.get(name, lambda _: None)(session)
+            text = "".join(path.read_text() for path in map(session.run_dir.artifact, reads) if path.exists())
+            (session.work(name) / f"{name}.txt").write_text(f"{text}{name} {session.config.seed}{self.salt};")
             return {"message": f"{name} is made", "figure": float("nan")}
 
         return FakeStage(name, settings, reads, (f"{name}.txt",), run)
@@ -341,14 +341,14 @@ class TestMissingInputs:
 
 class TestHalfDone:
     @staticmethod
-    def stop_half_way(context: Context) -> None:
-        (context.work("rank") / "half").write_text("x")
+    def stop_half_way(session: Session) -> None:
+        (session.work("rank") / "half").write_text("x")
         signal.raise_signal(signal.SIGINT)
-        context.stop.check("half of it is saved")
+        session.stop.check("half of it is saved")
 
     @staticmethod
-    def wait_half_way(context: Context) -> None:
-        (context.work("sft") / "half").write_text("x")
+    def wait_half_way(session: Session) -> None:
+        (session.work("sft") / "half").write_text("x")
         wait_for_people()
 
     def test_a_stop_keeps_the_work_and_the_same_command_goes_on(self, tmp_path: Path, factory: Factory) -> None:
@@ -357,7 +357,7 @@ class TestHalfDone:
             run(tmp_path)
         assert states(tmp_path) == ["done", "done", "half done", "to do", "to do"]
         found = []
-        factory.before["rank"] = lambda context: found.append((context.work("rank") / "half").read_text())
+        factory.before["rank"] = lambda session: found.append((session.work("rank") / "half").read_text())
         run(tmp_path)
         assert found == ["x"]
         assert factory.ran == ["sft", "sample", "rank", "rank", "ppo", "evaluate"]
@@ -394,8 +394,8 @@ class TestHalfDone:
         monkeypatch.setattr(pipeline, "forget_peak_memory", lambda: mark.__setitem__(0, 10))
         monkeypatch.setattr(pipeline, "peak_memory_bytes", lambda: mark[0])
 
-        def use(count: int, then: Callable[[Context], None] = lambda _: None) -> Callable[[Context], None]:
-            return lambda context: (mark.__setitem__(0, max(mark[0], count)), then(context))[0]
+        def use(count: int, then: Callable[[Session], None] = lambda _: None) -> Callable[[Session], None]:
+            return lambda session: (mark.__setitem__(0, max(mark[0], count)), then(session))[0]
 
         factory.before |= {"sft": use(500, self.wait_half_way), "sample": use(20)}
         with pytest.raises(WaitingForPeople):
@@ -522,7 +522,7 @@ def test_a_run_keeps_to_the_commit_of_a_data_set_that_it_read_first(
     """Its owner pushes between two commands: rows, ids and the split under finished stages stay what they were."""
     hub, config = Hub(monkeypatch), settings(data={"prompts": "hub:a/b", "held_out": 1})
     seen: list[int] = []
-    factory.before = dict.fromkeys(NAMES, lambda context: seen.append(len(context.prompts[0])))
+    factory.before = dict.fromkeys(NAMES, lambda session: seen.append(len(session.prompts[0])))
     run_dir = run(tmp_path, config, until="sample")
     assert run_dir.done("sft")["fingerprint"]["inputs"]["hub:a/b"] == hub.commit
     hub.commit = "b" * 40
@@ -587,7 +587,7 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, factory: 
     fetched: list[str] = []
     monkeypatch.setattr(pipeline, "fetch_model", lambda model, _: fetched.append(model.source))
     monkeypatch.setattr("lowrank_rlhf.pipeline.fingerprint.model_identity", lambda _: held.get("identity"))
-    monkeypatch.setattr(Context, "check_lengths", lambda _: None)  # there is no tokenizer
+    monkeypatch.setattr(Session, "check_lengths", lambda _: None)  # there is no tokenizer
     run(tmp_path, until="sample")
     held["identity"] = "sha256 2"
     with pytest.raises(StaleRun, match=r'sft was made .*:\n  model files: "sha256 1" -> "sha256 2"'):

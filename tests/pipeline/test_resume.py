@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import bfloat16_works
-from tiny_run import STAGES, WORDS, make_config, make_context, write_prompts
+from tiny_run import STAGES, WORDS, make_config, make_session, write_prompts
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Stopped
@@ -250,5 +250,5 @@ def test_uneven_demonstrations_resume_alike(tiny_folder, at, tmp_path) -> None:
 
 
 def _first_batch_has_the_longest(config: Config, runs: Path) -> bool:
-    widths = [len(row["input_ids"]) for row in training_rows(make_context(config, runs))]
+    widths = [len(row["input_ids"]) for row in training_rows(make_session(config, runs))]
     return widths.index(max(widths)) < config.sft.batch_size

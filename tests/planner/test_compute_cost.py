@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from tiny_run import make_config, make_context, write_prompts
+from tiny_run import make_config, make_session, write_prompts
 
 from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.planner.compute_cost import Amounts, amounts, rows_per_pass, seconds_to_go, work
@@ -48,7 +48,7 @@ def test_layers_without_adapters_run_once_for_all_roles_and_have_no_backward(tmp
 
 def test_an_adapter_from_elsewhere_costs_no_sft(tmp_path) -> None:
     config = make_config(tmp_path, sft__source="base")
-    counts = amounts(config, make_context(config, tmp_path).run_dir, RunData(config))
+    counts = amounts(config, make_session(config, tmp_path).run_dir, RunData(config))
     assert work("sft", config, counts, SHAPE) == 0
 
 
@@ -57,7 +57,7 @@ class TestAmounts:
         config = make_config(
             tmp_path, data__held_out=20, sample__prompts=10, model__max_length=96, sample__max_new_tokens=48
         )
-        counts = amounts(config, make_context(config, tmp_path).run_dir, RunData(config))
+        counts = amounts(config, make_session(config, tmp_path).run_dir, RunData(config))
         shown = RunData(config).prompts.demonstrations
         assert (counts.training, counts.held_out, counts.demonstrations) == (600, 20, len(shown))
         assert counts.answers == 10 * 3
@@ -66,7 +66,7 @@ class TestAmounts:
         assert counts.tokens == counts.prompt_tokens + counts.answer_tokens
 
     def test_ranked_answers_are_counted_where_they_are(self, config, tmp_path) -> None:
-        run_dir = make_context(config, tmp_path).run_dir
+        run_dir = make_session(config, tmp_path).run_dir
         lines = "".join(json.dumps({"id": i}) + "\n" for i in range(7))
         (run_dir.path / "answers.jsonl").write_text(lines)
         assert amounts(config, run_dir, RunData(config)).answers == 7
@@ -76,7 +76,7 @@ class TestAmounts:
         rows = [{"prompt": f"question {i}", "chosen": "yes", "rejected": "no"} for i in range(3)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = make_config(tmp_path, rank__source="dataset", rank__dataset=str(path))
-        assert amounts(config, make_context(config, tmp_path).run_dir, RunData(config)).answers == 6
+        assert amounts(config, make_session(config, tmp_path).run_dir, RunData(config)).answers == 6
 
     def test_they_are_read_as_the_run_reads_them(self, tmp_path) -> None:
         """A bad row that may be left out, and a format that must be named: of four rows three count."""
@@ -92,17 +92,17 @@ class TestAmounts:
             rank__format="preference",
             data__skip_bad_rows=0.25,
         )
-        assert amounts(config, make_context(config, tmp_path).run_dir, RunData(config)).answers == 6
+        assert amounts(config, make_session(config, tmp_path).run_dir, RunData(config)).answers == 6
 
     def test_a_tokenizer_tells_lengths_better_than_bytes_do(self, tiny_folder, tmp_path) -> None:
         config = make_config(tiny_folder(), write_prompts(tmp_path / "prompts.jsonl", 6), sft__examples=2)
-        context = make_context(config, tmp_path)
-        run_dir, data = context.run_dir, RunData(config)
+        session = make_session(config, tmp_path)
+        run_dir, data = session.run_dir, RunData(config)
         counts = amounts(config, run_dir, data, local_tokenizer(config.model))
         shown = data.prompts.demonstrations
-        prompts = [len(context.base.encode_prompt(prompt)) for prompt in data.prompts.training]
-        answers = [len(context.base.encode_response(row.response)) for row in shown]
-        whole = [len(context.base.encode_prompt(row.prompt)) + n for row, n in zip(shown[:2], answers, strict=False)]
+        prompts = [len(session.base.encode_prompt(prompt)) for prompt in data.prompts.training]
+        answers = [len(session.base.encode_response(row.response)) for row in shown]
+        whole = [len(session.base.encode_prompt(row.prompt)) + n for row, n in zip(shown[:2], answers, strict=False)]
         assert counts.longest_prompt == max(prompts)
         assert counts.answer_tokens == min(6, sum(answers) / len(answers))
         assert counts.longest_demonstration == max(whole)
@@ -110,7 +110,7 @@ class TestAmounts:
 
     def test_no_token_beyond_the_limits(self, tmp_path) -> None:
         config = make_config(tmp_path, sample__max_new_tokens=6, model__max_length=16)
-        counts = amounts(config, make_context(config, tmp_path).run_dir, RunData(config))
+        counts = amounts(config, make_session(config, tmp_path).run_dir, RunData(config))
         assert counts.answer_tokens == 6
         assert counts.longest_prompt <= 10
         assert replace(counts, answer_tokens=1).tokens == counts.prompt_tokens + 1

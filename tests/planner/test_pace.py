@@ -10,12 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 from tiny_finished import finished_run
-from tiny_run import make_config, make_context, save_sft, separable, write_prompts, write_ranked
+from tiny_run import make_config, make_session, save_sft, separable, write_prompts, write_ranked
 
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.models.roles import Roles
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward, sft
 from lowrank_rlhf.training import rollout
 
@@ -28,25 +28,25 @@ def clock() -> SimpleNamespace:
     return SimpleNamespace(monotonic=lambda: next(ticks))
 
 
-def heard(context: Context) -> io.StringIO:
-    """Where the context's progress prints its lines from here on."""
+def heard(session: Session) -> io.StringIO:
+    """Where the session's progress prints its lines from here on."""
     stream = io.StringIO()
-    context.progress = Progress(Console(file=stream, width=200, force_terminal=False))
+    session.progress = Progress(Console(file=stream, width=200, force_terminal=False))
     return stream
 
 
-def paces(context: Context, stage: str) -> list[float]:
-    return [row["tokens_per_second"] for row in context.metrics.read(stage) if "eval/kl" not in row]
+def paces(session: Session, stage: str) -> list[float]:
+    return [row["tokens_per_second"] for row in session.metrics.read(stage) if "eval/kl" not in row]
 
 
-def read_by(context: Context) -> Iterator[int]:
+def read_by(session: Session) -> Iterator[int]:
     """Counts what the embedding is given, padding left out: since the last time that it was asked."""
     counts = [0]
 
     def count(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        counts[0] += int((given[0] != context.base.pad).sum())
+        counts[0] += int((given[0] != session.base.pad).sum())
 
-    context.base.model.get_input_embeddings().register_forward_pre_hook(count)
+    session.base.model.get_input_embeddings().register_forward_pre_hook(count)
     while True:
         found, counts[0] = counts[0], 0
         yield found
@@ -58,30 +58,30 @@ def test_sft_tells_the_tokens_that_it_reads(tiny_folder, tmp_path, monkeypatch) 
     monkeypatch.setattr(sft, "time", clock())
     read: list[int] = []
     for stop_after in (2, None):
-        context = make_context(config, tmp_path)
-        stream, counter, append = heard(context), read_by(context), context.metrics.append
+        session = make_session(config, tmp_path)
+        stream, counter, append = heard(session), read_by(session), session.metrics.append
         next(counter)
 
         def note(stage: str, step: int, **figures: Any) -> None:
             append(stage, step, **figures)  # noqa: B023
             read.append(next(counter))  # noqa: B023
-            context.stop.requested |= step + 1 == stop_after  # noqa: B023
+            session.stop.requested |= step + 1 == stop_after  # noqa: B023
 
-        monkeypatch.setattr(context.metrics, "append", note)
+        monkeypatch.setattr(session.metrics, "append", note)
         if stop_after:
             with pytest.raises(Stopped):
-                sft.run(context)
+                sft.run(session)
         else:
-            sft.run(context)
+            sft.run(session)
     assert len(set(read)) > 1
-    assert [pace * SECONDS for pace in paces(context, "sft")] == read
+    assert [pace * SECONDS for pace in paces(session, "sft")] == read
     assert f"{read[-1] / SECONDS:.3g} tokens/s" in stream.getvalue().splitlines()[-1]
 
 
 def test_reward_tells_the_tokens_that_it_reads(tiny_folder, tmp_path, monkeypatch) -> None:
-    context = make_context(make_config(tiny_folder(), quantization="none"), tmp_path)
-    save_sft(context)
-    write_ranked(context, *separable(10))
+    session = make_session(make_config(tiny_folder(), quantization="none"), tmp_path)
+    save_sft(session)
+    write_ranked(session, *separable(10))
     read: list[int] = []
     scores, step = Roles.scores, reward._step
 
@@ -91,22 +91,22 @@ def test_reward_tells_the_tokens_that_it_reads(tiny_folder, tmp_path, monkeypatc
 
     def begin(*args: Any) -> tuple[float, float]:
         read.append(0)
-        with monkeypatch.context() as inside:
+        with monkeypatch.session() as inside:
             inside.setattr(Roles, "scores", counted)
             return step(*args)
 
     monkeypatch.setattr(reward, "_step", begin)
     monkeypatch.setattr(reward, "time", clock())
-    stream = heard(context)
-    reward.run(context)
+    stream = heard(session)
+    reward.run(session)
     assert len(set(read)) > 1
-    assert [pace * SECONDS for pace in paces(context, "reward")] == read
+    assert [pace * SECONDS for pace in paces(session, "reward")] == read
     assert f"{read[-1] / SECONDS:.3g} tokens/s" in stream.getvalue()
 
 
 def test_ppo_tells_the_tokens_that_it_samples(tiny_folder, tmp_path, monkeypatch) -> None:
     """Over the time of sampling alone, not of reading and learning."""
-    context = finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"), quantization="none")
+    session = finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"), quantization="none")
     sampled: list[int] = []
     collect = ppo.collect
 
@@ -117,9 +117,9 @@ def test_ppo_tells_the_tokens_that_it_samples(tiny_folder, tmp_path, monkeypatch
 
     monkeypatch.setattr(ppo, "collect", counted)
     monkeypatch.setattr(rollout, "time", clock())
-    stream = heard(context)
-    ppo.run(context)
-    found = [pace * SECONDS for pace in paces(context, "ppo")]
-    assert len(found) == context.config.ppo.steps
+    stream = heard(session)
+    ppo.run(session)
+    found = [pace * SECONDS for pace in paces(session, "ppo")]
+    assert len(found) == session.config.ppo.steps
     assert found == sampled
     assert f"{sampled[-1] / SECONDS:.3g} tokens/s" in stream.getvalue()

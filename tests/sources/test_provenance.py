@@ -183,17 +183,17 @@ def test_sft_from_an_adapter_of_another_base_is_refused(saved, tiny_folder, tmp_
 
 def test_ppo_refuses_a_reward_model_of_another_base(tiny_folder, tmp_path) -> None:
     """Put there by hand: what the run itself makes is stale as soon as its model changes."""
-    from tiny_run import make_context
+    from tiny_run import make_session
 
     from lowrank_rlhf.stages import ppo
 
-    context = finished_run(tiny_folder(), tmp_path)
-    other = make_context(context.config.model_copy(update={"model": other_model(context, tmp_path)}), tmp_path / "runs")
+    session = finished_run(tiny_folder(), tmp_path)
+    other = make_session(session.config.model_copy(update={"model": other_model(session, tmp_path)}), tmp_path / "runs")
     with pytest.raises(UserError, match=r"adapters/sft/adapter_model.safetensors: trained with another base"):
         ppo.run(other)
 
 
-def other_model(context, tmp_path: Path):
-    model = shutil.copytree(context.config.model.source, tmp_path / "other")
+def other_model(session, tmp_path: Path):
+    model = shutil.copytree(session.config.model.source, tmp_path / "other")
     other_weights(model)
-    return context.config.model.model_copy(update={"source": str(model)})
+    return session.config.model.model_copy(update={"source": str(model)})

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import snapshot
 from tiny_finished import finished_run
-from tiny_run import make_config, make_context
+from tiny_run import make_config, make_session
 from torch import Tensor
 
 from lowrank_rlhf.errors import StageFailed, Stopped
@@ -21,7 +21,7 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors, save_role
 from lowrank_rlhf.run.checkpoints import save_checkpoint
 from lowrank_rlhf.run.directory import write_json_atomic
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo
 from lowrank_rlhf.training import policy_checkpoints
 from lowrank_rlhf.training.policy_checkpoints import State
@@ -33,8 +33,8 @@ RATIO_IS_1 = "the first minibatch's probability ratio is 1"
 
 
 @pytest.fixture
-def make(tiny_folder, tmp_path) -> Callable[..., Context]:
-    """A context in which ppo can begin, with changes to its settings."""
+def make(tiny_folder, tmp_path) -> Callable[..., Session]:
+    """A session in which ppo can begin, with changes to its settings."""
     return lambda **changes: finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"), **changes)
 
 
@@ -43,14 +43,14 @@ def change_rollouts(monkeypatch: pytest.MonkeyPatch, change: Callable[[Rollout],
     monkeypatch.setattr(ppo, "collect", lambda *args: change(collect(*args)))
 
 
-def refused(context: Context, claim: str) -> str:
+def refused(session: Session, claim: str) -> str:
     """The message of the refusal; nothing has been learnt and nothing is kept."""
     with pytest.raises(StageFailed) as caught:
-        ppo.run(context)
+        ppo.run(session)
     assert str(caught.value).startswith(f"ppo: {claim}: it is off by ")
     assert "env.json" in str(caught.value)
-    assert not [row for row in context.metrics.read("ppo") if row["step"]]
-    assert not (context.work("ppo") / "best").exists()
+    assert not [row for row in session.metrics.read("ppo") if row["step"]]
+    assert not (session.work("ppo") / "best").exists()
     return str(caught.value)
 
 
@@ -65,9 +65,9 @@ def test_a_reference_that_is_not_sft_stops_it(make, monkeypatch, quantization) -
             with torch.no_grad():
                 roles.parameters(target)[-1][0, 0] += 1.0
 
-    context = make(quantization=quantization)
+    session = make(quantization=quantization)
     monkeypatch.setattr(Roles, "copy", careless)
-    refused(context, KL_IS_0)
+    refused(session, KL_IS_0)
 
 
 def test_differences_that_cancel_within_an_answer_are_seen(make, monkeypatch) -> None:
@@ -107,10 +107,10 @@ def test_the_ratio_is_looked_at_when_the_policy_first_learns(make, monkeypatch) 
         return replace(rollout, logprobs=rollout.logprobs - lower)
 
     change_rollouts(monkeypatch, shift)
-    context = make(ppo__critic_warmup_steps=2)
+    session = make(ppo__critic_warmup_steps=2)
     with pytest.raises(StageFailed, match=r"probability ratio is 1: it is off by 0\.01"):
-        ppo.run(context)
-    assert [row["step"] for row in context.metrics.read("ppo") if row["step"] and "eval/kl" not in row] == [1, 2]
+        ppo.run(session)
+    assert [row["step"] for row in session.metrics.read("ppo") if row["step"] and "eval/kl" not in row] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_the_ratio_is_looked_at_when_the_policy_first_learns(make, monkeypatch) 
 def test_the_judge_that_ppo_is_followed_with(tmp_path, source, second, expected) -> None:
     endpoint = {"url": "http://localhost:9", "model": "judge-1"} if second == "endpoint" else None
     config = make_config(tmp_path, rank__source=source, rank__endpoint=endpoint, evaluate__second_judge=second)
-    figure, judge = gold_judge(make_context(config, tmp_path))
+    figure, judge = gold_judge(make_session(config, tmp_path))
     assert (figure, judge and judge.name) == expected
 
 
@@ -154,12 +154,12 @@ def test_a_weight_of_another_role_that_moves_is_told(make, monkeypatch) -> None:
 def test_answers_at_each_evaluation_are_kept(make, monkeypatch) -> None:
     """Three prompts before the first step and after the second and the last; before it they are SFT's."""
     met, meet = [], Contest.meet
-    monkeypatch.setattr(Contest, "meet", lambda contest, context: met.append(meet(contest, context)) or met[-1])
+    monkeypatch.setattr(Contest, "meet", lambda contest, session: met.append(meet(contest, session)) or met[-1])
     monkeypatch.setattr(policy_selection, "WATCHED_PROMPTS", 2)
-    context = make(ppo__steps=3, ppo__learning_rate=0.1)
-    ppo.run(context)
-    rows = list(context.run_dir.watched.read("ppo"))
-    held_out = context.prompts[1]
+    session = make(ppo__steps=3, ppo__learning_rate=0.1)
+    ppo.run(session)
+    rows = list(session.run_dir.watched.read("ppo"))
+    held_out = session.prompts[1]
     assert len(held_out) > 2
     assert [(row["step"], row["prompt_id"]) for row in rows] == [(n, p.id) for n in (0, 2, 3) for p in held_out[:2]]
     assert [row["prompt"] for row in rows[:2]] == [prompt.text for prompt in held_out[:2]]
@@ -180,9 +180,9 @@ def script(
 
     meet = Contest.meet
 
-    def look(contest: Contest, context: Context) -> Answers:
-        answers = meet(contest, context)  # one that a stop breaks off does not count
-        seen[sorted(objectives)[len(seen)]] = snapshot(context.roles, Role.POLICY)
+    def look(contest: Contest, session: Session) -> Answers:
+        answers = meet(contest, session)  # one that a stop breaks off does not count
+        seen[sorted(objectives)[len(seen)]] = snapshot(session.roles, Role.POLICY)
         return answers
 
     def figures(*_: Any) -> dict[str, float]:
@@ -195,8 +195,8 @@ def script(
     return seen
 
 
-def weights(context: Context, name: str) -> dict[str, Tensor]:
-    return read_tensors(context.work("ppo") / "adapters" / name / "adapter_model.safetensors")
+def weights(session: Session, name: str) -> dict[str, Tensor]:
+    return read_tensors(session.work("ppo") / "adapters" / name / "adapter_model.safetensors")
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -214,12 +214,12 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 )
 def test_the_policy_of_the_best_objective_is_kept(make, monkeypatch, objectives, best) -> None:
     """By the objective, and by neither score nor judge; SFT itself, step 0, is no candidate."""
-    context = make(ppo__evaluate_every=max(1, 4 // (len(objectives) - 1)))
+    session = make(ppo__evaluate_every=max(1, 4 // (len(objectives) - 1)))
     seen = script(monkeypatch, objectives)
-    summary = ppo.run(context)
+    summary = ppo.run(session)
     assert summary["best_step"] == best
-    assert same(weights(context, "policy"), seen[best])
-    assert same(weights(context, "policy-last"), seen[4])
+    assert same(weights(session, "policy"), seen[best])
+    assert same(weights(session, "policy-last"), seen[4])
     assert not any(same(seen[best], seen[step]) for step in seen if step != best)
 
 
@@ -235,68 +235,68 @@ def test_the_policy_of_the_best_objective_is_kept(make, monkeypatch, objectives,
 )
 def test_answers_without_end_count_against_a_policy(make, monkeypatch, ended, best) -> None:
     seen = script(monkeypatch, {0: 0.0, 1: 0.2, 2: 0.5, 3: 0.1, 4: 0.6}, ended)
-    context = make(ppo__evaluate_every=1)
-    assert ppo.run(context)["best_step"] == best
-    assert same(weights(context, "policy"), seen[best])
+    session = make(ppo__evaluate_every=1)
+    assert ppo.run(session)["best_step"] == best
+    assert same(weights(session, "policy"), seen[best])
 
 
 def test_while_the_critic_warms_up_the_policy_is_sft_and_no_candidate(make, monkeypatch) -> None:
-    context = make(ppo__evaluate_every=1, ppo__critic_warmup_steps=2)
+    session = make(ppo__evaluate_every=1, ppo__critic_warmup_steps=2)
     seen = script(monkeypatch, {0: 9.0, 1: 0.9, 2: 0.8, 3: 0.2, 4: 0.1})
-    assert ppo.run(context)["best_step"] == 3
+    assert ppo.run(session)["best_step"] == 3
     assert same(seen[0], seen[2])
-    assert same(weights(context, "policy"), seen[3])
+    assert same(weights(session, "policy"), seen[3])
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "rloo", "grpo"])
 def test_only_ppo_has_a_critic_to_warm_up(make, algorithm) -> None:
-    context, state = make(align__algorithm=algorithm, ppo__critic_warmup_steps=2), State(step=1, sft_eos_rate=1.0)
-    policy_selection.keep_if_best(context, state, {"objective": 0.5, "eos_rate": 1.0})
+    session, state = make(align__algorithm=algorithm, ppo__critic_warmup_steps=2), State(step=1, sft_eos_rate=1.0)
+    policy_selection.keep_if_best(session, state, {"objective": 0.5, "eos_rate": 1.0})
     assert state.best_step == 1
 
 
 def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) -> None:
     """As one from before `best_step` and `sft_eos_rate` were kept; a piece that is unknown here does no harm."""
-    context = make(ppo__steps=1)
-    ppo.run(context)
+    session = make(ppo__steps=1)
+    ppo.run(session)
     state = {"schema": 1, **asdict(State(step=1)), "unknown": 2}
     for missing in ([], ["sft_eos_rate", "best_step"]):
 
         def write(folder: Path, missing: list[str] = missing) -> None:
-            save_role(context.roles, Role.POLICY, folder / "policy")
-            save_role(context.roles, Role.CRITIC, folder / "critic")
+            save_role(session.roles, Role.POLICY, folder / "policy")
+            save_role(session.roles, Role.CRITIC, folder / "critic")
             for role in ("policy", "critic"):
                 save_file({}, folder / f"{role}-optimizer.safetensors")
             write_json_atomic(folder / "state.json", {key: state[key] for key in state.keys() - missing})
 
-        save_checkpoint(context.work("ppo"), 1, write)
+        save_checkpoint(session.work("ppo"), 1, write)
         if not missing:
-            optimizers = Optimizers.create(context.roles, context.config.ppo)
-            assert policy_checkpoints.resume(context, optimizers.of_roles)[0] == State(step=1)
-    rows = list(context.metrics.read("ppo"))
+            optimizers = Optimizers.create(session.roles, session.config.ppo)
+            assert policy_checkpoints.resume(session, optimizers.of_roles)[0] == State(step=1)
+    rows = list(session.metrics.read("ppo"))
     with pytest.raises(StageFailed) as caught:
-        ppo.run(context)
-    path = context.work("ppo") / "step-000001" / "state.json"
+        ppo.run(session)
+    path = session.work("ppo") / "step-000001" / "state.json"
     assert str(caught.value).startswith(f"ppo: {path} has no sft_eos_rate, best_step: ")
     assert str(caught.value).endswith(": --redo ppo")
-    assert list(context.metrics.read("ppo")) == rows  # nothing was forgotten
+    assert list(session.metrics.read("ppo")) == rows  # nothing was forgotten
 
 
 def test_the_best_so_far_survives_a_stop(make, monkeypatch) -> None:
-    context = make(ppo__evaluate_every=1)
+    session = make(ppo__evaluate_every=1)
     seen = script(monkeypatch, {0: 0.0, 1: 0.1, 2: 0.5, 3: 0.3, 4: 0.4})
-    append, steps = context.metrics.append, []
+    append, steps = session.metrics.append, []
 
     def append_and_stop(stage: str, step: int, **figures: float) -> None:
         append(stage, step, **figures)
         steps.append(step)
-        context.stop.requested = step == 3 and steps.count(3) == 1
+        session.stop.requested = step == 3 and steps.count(3) == 1
 
-    monkeypatch.setattr(context.metrics, "append", append_and_stop)
+    monkeypatch.setattr(session.metrics, "append", append_and_stop)
     with pytest.raises(Stopped):
-        ppo.run(context)
-    saved = json.loads((context.work("ppo") / "step-000002" / "state.json").read_text())  # stopped as 3 was evaluated
+        ppo.run(session)
+    saved = json.loads((session.work("ppo") / "step-000002" / "state.json").read_text())  # stopped as 3 was evaluated
     assert (saved["best_step"], saved["best_objective"]) == (2, 0.5)
-    context.stop.requested = False
-    assert ppo.run(context)["best_step"] == 2
-    assert same(weights(context, "policy"), seen[2])
+    session.stop.requested = False
+    assert ppo.run(session)["best_step"] == 2
+    assert same(weights(session, "policy"), seen[2])

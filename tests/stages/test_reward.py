@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import DEVICE
-from tiny_run import limit_tokens, make_config, make_context, save_sft, separable, write_prompts, write_ranked
+from tiny_run import limit_tokens, make_config, make_session, save_sft, separable, write_prompts, write_ranked
 
 from lowrank_rlhf.errors import StageFailed, UserError
 from lowrank_rlhf.evaluation.reward_metrics import held_out_figures, in_words, verdict
@@ -16,15 +16,15 @@ from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, Score, read_jsonl
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward
 from lowrank_rlhf.training.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
 
 
 @pytest.fixture
-def context(tiny_folder, tmp_path) -> Context:
+def session(tiny_folder, tmp_path) -> Session:
     """No checkpoint, no data yet; the model is loaded only where it is asked for."""
-    return make_context(make_config(tiny_folder()), tmp_path)
+    return make_session(make_config(tiny_folder()), tmp_path)
 
 
 def group(name: str = "p", answers: int = 3, width: int = 4, **fields) -> Group:
@@ -50,7 +50,7 @@ def ask(name: str, text: str = "question") -> Prompt:
     return Prompt(id=name, messages=(Message(role="user", content=text),))
 
 
-def test_groups_from_records(context) -> None:
+def test_groups_from_records(session) -> None:
     """Two annotators; an answer that nobody ranked, one without tokens, a prompt without comparisons."""
     samples = [
         Sample(id="a-0", prompt_id="a", text="one", tokens=(9, 10, 2)),
@@ -68,32 +68,32 @@ def test_groups_from_records(context) -> None:
         Ranking(prompt_id="c", tiers=(("c-0", "c-1"),), annotator="one"),
         Ranking(prompt_id="a", tiers=(("a-0", "a-2"), ("a-1",)), annotator="two"),
     ]
-    write_ranked(context, [ask("a"), ask("b"), ask("c")], samples, rankings)
-    first, second = read_groups(context)
+    write_ranked(session, [ask("a"), ask("b"), ask("c")], samples, rankings)
+    first, second = read_groups(session)
     assert (first.prompt_id, second.prompt_id) == ("a", "b")
-    assert first.prompt == context.base.encode_prompt(ask("a"))
+    assert first.prompt == session.base.encode_prompt(ask("a"))
     assert first.answers == [[9, 10, 2], [11], [12, 2]]
     assert first.lengths == [3, 5, 0]
     assert first.pairs == [(2, 0, 1), (2, 1, 2), (0, 1, 1), (0, 1, 1), (2, 1, 1)]
     assert first.rankings == [[[2], [0], [1]], [[0, 2], [1]]]
-    assert second.answers == [context.base.encode_response("kind"), context.base.encode_response("short")]
-    assert second.answers[0][-1] == context.base.eos
+    assert second.answers == [session.base.encode_response("kind"), session.base.encode_response("short")]
+    assert second.answers[0][-1] == session.base.eos
     assert second.pairs == [(1, 0, 1)]
     assert first.width == len(first.prompt) + 3
 
 
 def test_long_answers_are_cut_and_long_prompts_left_out(tiny_folder, tmp_path) -> None:
-    context = make_context(make_config(tiny_folder(), model__max_length=40), tmp_path)
+    session = make_session(make_config(tiny_folder(), model__max_length=40), tmp_path)
     prompts = [ask("a"), ask("b", "zzzz " * 20)]
-    length = len(context.base.encode_prompt(prompts[0]))
+    length = len(session.base.encode_prompt(prompts[0]))
     samples = [
         Sample(id=f"{name}-{k}", prompt_id=name, text="x", tokens=(9,) * (50 if k else 3))
         for name in "ab"
         for k in range(2)
     ]
     rankings = [Ranking(prompt_id=name, tiers=((f"{name}-0",), (f"{name}-1",)), annotator="x") for name in "ab"]
-    write_ranked(context, prompts, samples, rankings)
-    (only,) = read_groups(context)
+    write_ranked(session, prompts, samples, rankings)
+    (only,) = read_groups(session)
     assert only.prompt_id == "a"
     assert [len(answer) for answer in only.answers] == [3, 40 - length]
     assert only.width == 40
@@ -113,9 +113,9 @@ def test_the_split_is_by_prompt_and_never_leaks() -> None:
         split_groups(groups[:1], 0.5, 0)
 
 
-def test_rows_and_scores_of_groups_fit_together(context) -> None:
+def test_rows_and_scores_of_groups_fit_together(session) -> None:
     groups = [group("a", 2, 6), group("b", 3, 4)]
-    rows = rows_of(groups, context.base)
+    rows = rows_of(groups, session.base)
     assert rows.ids.shape == (5, 6)
     assert rows.lengths() == [6, 6, 4, 4, 4]
     parts = split_scores(torch.arange(5.0), groups)
@@ -155,24 +155,24 @@ def test_several_annotators() -> None:
 
 
 def test_a_step_does_not_depend_on_the_micro_batches(tiny_folder, tmp_path) -> None:
-    context = make_context(make_config(tiny_folder(), reward__max_grad_norm=1e9), tmp_path)
-    save_sft(context)
-    write_ranked(context, *separable(4))
-    groups = read_groups(context)
-    roles = context.roles
+    session = make_session(make_config(tiny_folder(), reward__max_grad_norm=1e9), tmp_path)
+    save_sft(session)
+    write_ranked(session, *separable(4))
+    groups = read_groups(session)
+    roles = session.roles
     roles.copy(Role.POLICY, Role.REWARD)
     roles.new_head(Role.REWARD, torch.Generator().manual_seed(0))
     optimizer, found = torch.optim.SGD(roles.parameters(Role.REWARD), lr=0.0), []
     for tokens in (10_000, 200, 1):
-        limit_tokens(context.base, tokens)
-        loss, accuracy = reward._step(context, groups, optimizer)
+        limit_tokens(session.base, tokens)
+        loss, accuracy = reward._step(session, groups, optimizer)
         found.append((loss, accuracy, [parameter.grad.clone() for parameter in roles.parameters(Role.REWARD)]))
     for loss, accuracy, gradient in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
         assert accuracy == found[0][1]
         for part, whole in zip(gradient, found[0][2], strict=True):
             torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-5)
-    scores = reward._score(context, groups)
+    scores = reward._score(session, groups)
     assert found[0][0] == pytest.approx(
         sum(float(group_loss(s, g, "pairwise", 0.0)) for s, g in zip(scores, groups, strict=True)) / 4, rel=1e-5
     )
@@ -242,60 +242,60 @@ def test_verdicts(interval, accuracy, longer, words) -> None:
     ids=["last", "mean and plackett-luce", "the head first", "the head alone"],
 )
 def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, least) -> None:
-    context = make_context(
+    session = make_session(
         make_config(tiny_folder(), **{f"reward__{key}": value for key, value in settings.items()}), tmp_path
     )
-    save_sft(context)
-    write_ranked(context, *separable(count))
-    adapter = {name: p.clone() for name, p in context.roles.named_parameters(Role.POLICY).items()}
-    summary = reward.run(context)
+    save_sft(session)
+    write_ranked(session, *separable(count))
+    adapter = {name: p.clone() for name, p in session.roles.named_parameters(Role.POLICY).items()}
+    summary = reward.run(session)
     assert summary["accuracy"] > least
     assert summary["weak"] is None
     assert summary["prompts_held_out"] == 0.3 * (summary["prompts_train"] + summary["prompts_held_out"])
     assert [claim["holds"] for claim in summary["claims"]] == [True, True, True]
-    folder = context.work("reward") / "adapters" / "reward"
+    folder = session.work("reward") / "adapters" / "reward"
     about = json.loads((folder / "reward.json").read_text())
     assert about["pooling"] == settings["pooling"]
     assert (about["score_mean"], about["score_std"]) == (summary["score_mean"], summary["score_std"])
     assert about["scores_of"] == summary["scores_of"] == "SFT answers"
-    after = context.roles.named_parameters(Role.REWARD)
+    after = session.roles.named_parameters(Role.REWARD)
     same = [torch.equal(after[name], weight) for name, weight in adapter.items()]
     assert all(same) if settings["epochs"] == 0 else not any(same)
-    assert all(torch.equal(p, adapter[name]) for name, p in context.roles.named_parameters(Role.POLICY).items())
+    assert all(torch.equal(p, adapter[name]) for name, p in session.roles.named_parameters(Role.POLICY).items())
     # The scores' mean and deviation are those of the held-out answers, as the saved adapter gives them.
-    load_role(context.roles, Role.REWARD, folder)
-    held_out = split_groups(read_groups(context), 0.3, context.seed("reward", "split"))[1]
-    scores = torch.cat(reward._score(context, held_out))
+    load_role(session.roles, Role.REWARD, folder)
+    held_out = split_groups(read_groups(session), 0.3, session.seed("reward", "split"))[1]
+    scores = torch.cat(reward._score(session, held_out))
     assert float(scores.mean()) == pytest.approx(about["score_mean"], rel=1e-5)
     assert float(scores.std()) == pytest.approx(about["score_std"], rel=1e-5)
-    every = list(read_jsonl(context.work("reward") / "scores.jsonl", Score))
-    groups = read_groups(context)
-    again = dict(zip([s for g in groups for s in g.samples], torch.cat(reward._score(context, groups)), strict=True))
+    every = list(read_jsonl(session.work("reward") / "scores.jsonl", Score))
+    groups = read_groups(session)
+    again = dict(zip([s for g in groups for s in g.samples], torch.cat(reward._score(session, groups)), strict=True))
     assert {score.sample_id: score.score for score in every} == pytest.approx(
         {name: float(score) for name, score in again.items()}, rel=1e-4, abs=1e-5
     )
     assert {score.prompt_id for score in every if score.held_out} == {group.prompt_id for group in held_out}
 
 
-def compared_by_others(tiny_folder, tmp_path, **changes) -> Context:
+def compared_by_others(tiny_folder, tmp_path, **changes) -> Session:
     """Ranked answers that a data set brought: some tokens that the tiny model all but never samples."""
     data = write_prompts(tmp_path / "prompts.jsonl")
     changes = {"rank__source": "dataset", "rank__dataset": "pairs.jsonl", "sample__temperature": 0.7} | changes
-    context = make_context(make_config(tiny_folder(), data, **changes), tmp_path)
-    save_sft(context)
-    write_ranked(context, *separable(10))
-    return context
+    session = make_session(make_config(tiny_folder(), data, **changes), tmp_path)
+    save_sft(session)
+    write_ranked(session, *separable(10))
+    return session
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_the_scale_is_that_of_sfts_answers_where_others_wrote_the_compared_ones(tiny_folder, tmp_path, pooling) -> None:
     """SFT's answers sampled once more, and read one by one with the head by hand."""
-    context = compared_by_others(tiny_folder, tmp_path, reward__pooling=pooling)
-    summary = reward.run(context)
-    prompts, roles = context.prompts[0], context.roles
+    session = compared_by_others(tiny_folder, tmp_path, reward__pooling=pooling)
+    summary = reward.run(session)
+    prompts, roles = session.prompts[0], session.roles
     assert len(prompts) == 15
-    encoded = [context.base.encode_prompt(prompt) for prompt in prompts]
-    seed, sampling = context.seed("reward", "scale"), context.config.sample
+    encoded = [session.base.encode_prompt(prompt) for prompt in prompts]
+    seed, sampling = session.seed("reward", "scale"), session.config.sample
     answers = sample_answers(
         roles,
         Role.POLICY,
@@ -312,39 +312,39 @@ def test_the_scale_is_that_of_sfts_answers_where_others_wrote_the_compared_ones(
             states = roles.decoder(input_ids=ids).last_hidden_state[0, len(prompt) :]
         of_tokens = states @ roles.heads[Role.REWARD].weight[0]
         scores.append(float(of_tokens[-1] if pooling == "last" else of_tokens.mean()))
-    about = json.loads((context.work("reward") / "adapters" / "reward" / "reward.json").read_text())
+    about = json.loads((session.work("reward") / "adapters" / "reward" / "reward.json").read_text())
     assert about["score_mean"] == pytest.approx(sum(scores) / 15, abs=1e-4)
     assert about["score_std"] == pytest.approx(float(torch.tensor(scores).std()), rel=1e-3)
     assert about["scores_of"] == summary["scores_of"] == "SFT answers"
-    held_out = [s.score for s in read_jsonl(context.work("reward") / "scores.jsonl", Score) if s.held_out]
+    held_out = [s.score for s in read_jsonl(session.work("reward") / "scores.jsonl", Score) if s.held_out]
     assert abs(sum(held_out) / len(held_out) - about["score_mean"]) > 0.01  # those would not have done
 
 
 def test_where_no_prompt_leaves_sft_room_the_statistics_are_called_what_they_are(tiny_folder, tmp_path) -> None:
-    context = compared_by_others(tiny_folder, tmp_path, sample__max_new_tokens=55)
-    summary = reward.run(context)
-    held_out = [s.score for s in read_jsonl(context.work("reward") / "scores.jsonl", Score) if s.held_out]
+    session = compared_by_others(tiny_folder, tmp_path, sample__max_new_tokens=55)
+    summary = reward.run(session)
+    held_out = [s.score for s in read_jsonl(session.work("reward") / "scores.jsonl", Score) if s.held_out]
     assert summary["score_mean"] == pytest.approx(sum(held_out) / len(held_out), abs=1e-5)
     assert summary["scores_of"] == "the compared answers"
 
 
 def test_labels_of_chance_are_called_weak_and_ppo_refuses(tiny_folder, tmp_path) -> None:
     config = make_config(tiny_folder(), reward__epochs=1, ppo__accept_weak_reward=False)
-    context = make_context(config, tmp_path)
-    save_sft(context)
+    session = make_session(config, tmp_path)
+    save_sft(session)
     prompts, samples, rankings = separable(30)
     turned = [
         ranking.model_copy(update={"tiers": ranking.tiers[::-1]}) if number % 2 else ranking
         for number, ranking in enumerate(rankings)
     ]
-    write_ranked(context, prompts, samples, turned)
-    summary = reward.run(context)
+    write_ranked(session, prompts, samples, turned)
+    summary = reward.run(session)
     assert "better than chance" in summary["weak"]
-    made: Path = context.work("reward") / "adapters" / "reward"
-    made.rename(context.run_dir.artifact("adapters/reward"))
+    made: Path = session.work("reward") / "adapters" / "reward"
+    made.rename(session.run_dir.artifact("adapters/reward"))
     with pytest.raises(StageFailed, match=r"not shown to be better than chance.*accept_weak_reward: true"):
-        ppo.run(context)
+        ppo.run(session)
     ppo_config = config.ppo.model_copy(update={"accept_weak_reward": True})
-    told = replace(context, config=config.model_copy(update={"ppo": ppo_config}))
+    told = replace(session, config=config.model_copy(update={"ppo": ppo_config}))
     scale = ppo._load_roles(told)
     assert (scale.mean, scale.std) == (summary["score_mean"], summary["score_std"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from rich.console import Console
-from tiny_run import STAGES, make_config, make_context, write_prompts
+from tiny_run import STAGES, make_config, make_session, write_prompts
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.prompts import load_prompt_data
@@ -97,7 +97,7 @@ def test_all_six_stages(config, tmp_path) -> None:
     assert len(list(read_jsonl(run_dir.artifact("rankings.jsonl"), Ranking))) == 8
     assert list(read_jsonl(run_dir.artifact("comparisons.jsonl"), Comparison))
     evaluated = [json.loads(line) for line in run_dir.artifact("eval.jsonl").read_text().splitlines()]
-    held_out = {prompt.id for prompt in make_context(config, tmp_path).prompts[1]}
+    held_out = {prompt.id for prompt in make_session(config, tmp_path).prompts[1]}
     assert {row["prompt_id"] for row in evaluated} == held_out
     assert not held_out & {sample.prompt_id for sample in samples}
 
@@ -121,16 +121,16 @@ def test_all_six_stages(config, tmp_path) -> None:
 def test_ppo_with_contrastive_scores_uses_ranked_prompts_and_their_mean_scores(config, tmp_path) -> None:
     plain = changed(config, "reward", layers=1, pooling="mean", fit_head_first=True)
     run_dir = go(changed(plain, "ppo", contrastive=True, missing_eos="penalty"), tmp_path)
-    context = make_context(changed(config, "ppo", contrastive=True, missing_eos="penalty"), tmp_path)
+    session = make_session(changed(config, "ppo", contrastive=True, missing_eos="penalty"), tmp_path)
     about = json.loads((run_dir.artifact("adapters/reward") / "reward.json").read_text())
     assert (about["layers"], about["pooling"]) == (1, "mean")
     scale = RewardScale("mean", about["score_mean"], about["score_std"])
-    prompts, baselines = ppo._prompts(context, scale)
+    prompts, baselines = ppo._prompts(session, scale)
     samples = list(read_jsonl(run_dir.artifact("answers.jsonl"), Sample))
     scores = {score.sample_id: score for score in read_jsonl(run_dir.artifact("scores.jsonl"), Score)}
-    ranked = [prompt for prompt in context.prompts[0] if prompt.id in {score.prompt_id for score in scores.values()}]
-    assert prompts == [context.base.encode_prompt(prompt) for prompt in ranked]
-    assert 4 < len(ranked) < len(context.prompts[0])
+    ranked = [prompt for prompt in session.prompts[0] if prompt.id in {score.prompt_id for score in scores.values()}]
+    assert prompts == [session.base.encode_prompt(prompt) for prompt in ranked]
+    assert 4 < len(ranked) < len(session.prompts[0])
     for prompt, baseline in zip(ranked, baselines.tolist(), strict=True):
         of_prompt = []
         for sample in samples:
@@ -143,18 +143,18 @@ def test_ppo_with_contrastive_scores_uses_ranked_prompts_and_their_mean_scores(c
     assert sum(held_out) / len(held_out) == pytest.approx(about["score_mean"], abs=1e-5)
     with pytest.raises(ValidationError, match=r"ppo\.contrastive needs ranked answers of SFT"):
         Config.model_validate(
-            context.config.model_dump() | {"rank": {"source": "dataset", "dataset": "x.jsonl"}},
+            session.config.model_dump() | {"rank": {"source": "dataset", "dataset": "x.jsonl"}},
         )
 
 
 @pytest.mark.parametrize(("stopped", "before"), [("sample", "sft"), ("rank", "sample")])
 def test_a_stop_is_obeyed_where_nothing_is_saved_and_costs_only_that_stage(config, tmp_path, stopped, before) -> None:
     go(config, tmp_path, until=before)
-    context = make_context(config, tmp_path)
-    context.stop.requested = True
+    session = make_session(config, tmp_path)
+    session.stop.requested = True
     with pytest.raises(Stopped, match="everything before this stage is saved"):
-        stage(stopped).run(context)
-    assert list(marks(context.run_dir))[-1] == before
+        stage(stopped).run(session)
+    assert list(marks(session.run_dir))[-1] == before
     assert go(config, tmp_path, until=stopped).done(stopped)
 
 
@@ -218,12 +218,12 @@ def test_rankings_of_prompts_that_the_run_samples_no_more_do_not_count(tmp_path)
     config = make_config(
         tmp_path, write_prompts(tmp_path / "prompts.jsonl"), rank__source="human", rank__minimum_rankings=2
     )
-    context = make_context(config, tmp_path / "runs")
-    names = [prompt.id for prompt in context.prompts[0][:3]]
+    session = make_session(config, tmp_path / "runs")
+    names = [prompt.id for prompt in session.prompts[0][:3]]
     samples = [Sample(id=f"{name}-{k}", prompt_id=name, text="x" * (k + 1)) for name in names for k in range(2)]
-    store = AnnotationStore(context.run_dir.artifact("annotations.sqlite"))
-    store.add_items(context.prompts[0][:3], samples)
-    write_jsonl(context.run_dir.artifact("samples.jsonl"), samples[2:])
+    store = AnnotationStore(session.run_dir.artifact("annotations.sqlite"))
+    store.add_items(session.prompts[0][:3], samples)
+    write_jsonl(session.run_dir.artifact("samples.jsonl"), samples[2:])
 
     def rank_all(*names: str) -> None:
         for name in names:
@@ -231,10 +231,10 @@ def test_rankings_of_prompts_that_the_run_samples_no_more_do_not_count(tmp_path)
 
     rank_all(*names[:2])
     with pytest.raises(WaitingForPeople, match="1 of 2 prompts"):
-        rank.run(context)
+        rank.run(session)
     rank_all(names[2])
-    assert rank.run(context)["rankings"] == 2
-    made = read_jsonl(context.work("rank") / "rankings.jsonl", Ranking)
+    assert rank.run(session)["rankings"] == 2
+    made = read_jsonl(session.work("rank") / "rankings.jsonl", Ranking)
     assert [ranking.prompt_id for ranking in made] == names[1:]
 
 
@@ -256,9 +256,9 @@ def test_a_dataset_of_comparisons_from_the_bare_base(tiny_folder, tmp_path) -> N
     assert marks(run_dir)["sft"]["summary"]["source"] == "base"
     assert marks(run_dir)["rank"]["summary"]["comparisons"] == 9
     assert "<b>Reward model: accuracy</b>" in run_dir.artifact("report.html").read_text()  # without an evaluation too
-    context = make_context(config, tmp_path)
-    sft.load_role(context.roles, Role.POLICY, run_dir.artifact("adapters/sft"))
-    weights = context.roles.named_parameters(Role.POLICY)
+    session = make_session(config, tmp_path)
+    sft.load_role(session.roles, Role.POLICY, run_dir.artifact("adapters/sft"))
+    weights = session.roles.named_parameters(Role.POLICY)
     assert all((weight == 0).all() for name, weight in weights.items() if "lora_B" in name)
     data.write_text(data.read_text() + json.dumps(rows[0] | {"prompt": "one more"}))
     with pytest.raises(StaleRun, match=r"pairs\.jsonl has changed"):
@@ -297,8 +297,8 @@ def test_no_demonstrations_is_said(tiny_folder, tmp_path) -> None:
 
 def test_training_rows(config, tmp_path) -> None:
     """Every epoch has each demonstration once, in another order; the loss is on the response with its end."""
-    context = make_context(config, tmp_path)
-    rows, base = sft.training_rows(context), context.base
+    session = make_session(config, tmp_path)
+    rows, base = sft.training_rows(session), session.base
     demonstrations = load_prompt_data(config.data, config.seed).demonstrations
     expected = {(tuple(base.encode_prompt(d.prompt)), tuple(base.encode_response(d.response))) for d in demonstrations}
     epochs = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
@@ -317,13 +317,13 @@ def test_training_rows(config, tmp_path) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_trl_leaves_nothing_behind(config, tmp_path, checkpointing) -> None:
-    context = make_context(changed(config, "model", gradient_checkpointing=checkpointing), tmp_path)
-    roles, model = context.roles, context.base.model
-    before, cache = context.base.checksum(), model.config.use_cache
+    session = make_session(changed(config, "model", gradient_checkpointing=checkpointing), tmp_path)
+    roles, model = session.roles, session.base.model
+    before, cache = session.base.checksum(), model.config.use_cache
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
-    summary = sft.run(context)
+    summary = sft.run(session)
     assert summary["claims"][0]["holds"]
-    assert context.base.checksum() == before
+    assert session.base.checksum() == before
     assert "forward" not in model.__dict__
     assert model.config.use_cache == cache
     assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]

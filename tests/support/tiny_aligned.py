@@ -4,14 +4,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tiny_run import make_config, make_context, write_prompts
+from tiny_run import make_config, make_session, write_prompts
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": {"align__epochs": 2},
@@ -48,12 +48,12 @@ class Ready:
         shutil.copytree(self.whole.path, folder / self.whole.path.name)
         return folder
 
-    def context(self, folder: Path, algorithm: str, **changes: Any) -> Context:
+    def session(self, folder: Path, algorithm: str, **changes: Any) -> Session:
         """What the stage would be given, in a copy of the run."""
-        return make_context(self.config(algorithm, **changes), self.runs(folder))
+        return make_session(self.config(algorithm, **changes), self.runs(folder))
 
 
-def with_sft(context: Context) -> Context:
+def with_sft(session: Session) -> Session:
     """The same, its reference being SFT."""
-    load_role(context.roles, Role.REFERENCE, context.run_dir.artifact("adapters/sft"))
-    return context
+    load_role(session.roles, Role.REFERENCE, session.run_dir.artifact("adapters/sft"))
+    return session

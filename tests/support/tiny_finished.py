@@ -5,7 +5,7 @@ from typing import Any
 
 from test_report import all_summaries
 from tiny import randomise
-from tiny_run import make_config, make_context, separable, write_prompts, write_ranked
+from tiny_run import make_config, make_session, separable, write_prompts, write_ranked
 
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config
@@ -15,7 +15,7 @@ from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.fingerprint import fingerprint
 from lowrank_rlhf.run.directory import write_json_atomic
 from lowrank_rlhf.run.files import sha256
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 ABOUT_REWARD = {"schema": 1, "pooling": "last", "layers": 2, "score_mean": 0.4, "score_std": 1.7, "weak": None}
 ROLES = {"sft": Role.REFERENCE, "policy": Role.POLICY, "reward": Role.REWARD, "critic": Role.CRITIC}
@@ -23,30 +23,30 @@ ROLES = {"sft": Role.REFERENCE, "policy": Role.POLICY, "reward": Role.REWARD, "c
 
 def finished_run(
     model: Path, folder: Path, adapters: tuple[str, ...] = tuple(ROLES), pooling: str = "last", **changes: Any
-) -> Context:
+) -> Session:
     """`folder/runs/tiny` with these adapters, each of its own random weights, and a loaded base that has them too.
 
     `changes` are those of `make_config`.
     """
     prompts = write_prompts(folder / "prompts.jsonl")
     config = make_config(model, prompts, reward__pooling=pooling, **changes)
-    context = make_context(config, folder / "runs")
-    context.run_dir.open(dump_config(config))
+    session = make_session(config, folder / "runs")
+    session.run_dir.open(dump_config(config))
     for seed, name in enumerate(adapters):
-        randomise(context.roles, ROLES[name], seed)
-        save_role(context.roles, ROLES[name], context.run_dir.artifact(f"adapters/{name}"))
+        randomise(session.roles, ROLES[name], seed)
+        save_role(session.roles, ROLES[name], session.run_dir.artifact(f"adapters/{name}"))
     if "reward" in adapters:
-        about = ABOUT_REWARD | {"pooling": pooling, "layers": context.roles.head_layers}
-        write_json_atomic(context.run_dir.artifact("adapters/reward") / "reward.json", about)
-    write_ranked(context, *separable(4))
-    _mark_done(context, config, {str(prompts): sha256(prompts)})
-    return context
+        about = ABOUT_REWARD | {"pooling": pooling, "layers": session.roles.head_layers}
+        write_json_atomic(session.run_dir.artifact("adapters/reward") / "reward.json", about)
+    write_ranked(session, *separable(4))
+    _mark_done(session, config, {str(prompts): sha256(prompts)})
+    return session
 
 
-def _mark_done(context: Context, config: Config, outside: dict[str, str]) -> None:
+def _mark_done(session: Session, config: Config, outside: dict[str, str]) -> None:
     for stage in pipeline.stages_of(config):
         summary = all_summaries().get(stage.name)
         if summary:
-            inputs = context.run_dir.hashes(stage.reads) | (outside if stage.name == "sft" else {})
+            inputs = session.run_dir.hashes(stage.reads) | (outside if stage.name == "sft" else {})
             mark = {"fingerprint": fingerprint(stage, config, inputs), "summary": summary, "seconds": 1.0}
-            write_json_atomic(context.run_dir.path / "done" / f"{stage.name}.json", mark)
+            write_json_atomic(session.run_dir.path / "done" / f"{stage.name}.json", mark)

@@ -1,4 +1,4 @@
-"""Runs on a tiny model: their config, their data, and a stage's context without the pipeline."""
+"""Runs on a tiny model: their config, their data, and a stage's session without the pipeline."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, write_jsonl
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 
 WORDS = (
     "the",
@@ -78,11 +78,11 @@ def make_config(folder: Path, data: Path | None = None, quantization: str = "nf4
     return Config.model_validate(top | sections)
 
 
-def make_context(config: Config, runs: Path) -> Context:
+def make_session(config: Config, runs: Path) -> Session:
     """What the pipeline would hand to a stage."""
     run_dir = RunDir(runs / config.name)
     run_dir.path.mkdir(parents=True, exist_ok=True)
-    return Context(config, run_dir, Progress.silent(), StopRequest())
+    return Session(config, run_dir, Progress.silent(), StopRequest())
 
 
 def limit_tokens(base: Base, tokens: int) -> None:
@@ -103,15 +103,15 @@ def write_prompts(path: Path, count: int = 20) -> Path:
     return path
 
 
-def save_sft(context: Context) -> None:
+def save_sft(session: Session) -> None:
     """An SFT adapter, as the sft stage leaves it."""
-    context.roles.reset(Role.POLICY, torch.Generator().manual_seed(0))
-    save_role(context.roles, Role.POLICY, context.run_dir.artifact("adapters/sft"))
+    session.roles.reset(Role.POLICY, torch.Generator().manual_seed(0))
+    save_role(session.roles, Role.POLICY, session.run_dir.artifact("adapters/sft"))
 
 
-def write_ranked(context: Context, prompts: list[Prompt], samples: list[Sample], rankings: list[Ranking]) -> None:
+def write_ranked(session: Session, prompts: list[Prompt], samples: list[Sample], rankings: list[Ranking]) -> None:
     """What the rank stage leaves."""
-    path = context.run_dir.artifact
+    path = session.run_dir.artifact
     write_jsonl(path("prompts.jsonl"), prompts)
     write_jsonl(path("answers.jsonl"), samples)
     write_jsonl(path("rankings.jsonl"), rankings)

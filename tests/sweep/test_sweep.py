@@ -21,7 +21,7 @@ from lowrank_rlhf.errors import StageFailed, Stopped, UserError, WaitingForPeopl
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.directory import RunDir, StepLog
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.sweep import launch as launching
 from lowrank_rlhf.sweep import share
 from lowrank_rlhf.sweep.grid import Combination, Sweep, make_sweep, split_values
@@ -39,12 +39,12 @@ class FakeStage:
     settings: tuple[str, ...]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-    run: Callable[[Context], dict[str, Any]]
+    run: Callable[[Session], dict[str, Any]]
     does: str = "pretend"
     shared: bool = True
 
 
-def nothing(_: str, __: Context) -> None:
+def nothing(_: str, __: Session) -> None:
     """Nothing special happens in this stage."""
 
 
@@ -53,7 +53,7 @@ class Factory:
 
     def __init__(self) -> None:
         self.ran: list[tuple[str, str]] = []
-        self.before: Callable[[str, Context], None] = nothing
+        self.before: Callable[[str, Session], None] = nothing
         self.stages = (
             self.stage("sft", ("seed", "sft"), ()),
             self.stage("reward", ("seed", "reward"), ("sft.txt",)),
@@ -61,12 +61,12 @@ class Factory:
         )
 
     def stage(self, name: str, settings: tuple[str, ...], reads: tuple[str, ...]) -> FakeStage:
-        def run(context: Context) -> dict[str, Any]:
-            self.ran.append((context.config.name, name))
-            self.before(name, context)
-            context.metrics.append(name, 1, loss=context.config.seed)
-            text = f"{name} {context.config.seed} {context.config.reward.epochs} {context.config.ppo.kl_coef}"
-            (context.work(name) / f"{name}.txt").write_text(text)
+        def run(session: Session) -> dict[str, Any]:
+            self.ran.append((session.config.name, name))
+            self.before(name, session)
+            session.metrics.append(name, 1, loss=session.config.seed)
+            text = f"{name} {session.config.seed} {session.config.reward.epochs} {session.config.ppo.kl_coef}"
+            (session.work(name) / f"{name}.txt").write_text(text)
             return {"accuracy": 0.75, "accuracy_interval": [0.5, 1.0]}
 
         return FakeStage(name, settings, reads, (f"{name}.txt",), run)
@@ -249,8 +249,8 @@ class TestGoingOn:
     def test_after_a_stop_it_goes_on_where_it_was(self, factory: Factory) -> None:
         sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2,0.3"])
 
-        def stop(name: str, context: Context) -> None:
-            if (name, context.config.ppo.kl_coef) == ("ppo", 0.2):
+        def stop(name: str, session: Session) -> None:
+            if (name, session.config.ppo.kl_coef) == ("ppo", 0.2):
                 raise Stopped("saved")
 
         factory.before = stop
@@ -267,8 +267,8 @@ class TestGoingOn:
     def test_a_run_that_fails_is_noted_and_the_others_go_on(self, factory: Factory) -> None:
         sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2,0.3"])
 
-        def fail(name: str, context: Context) -> None:
-            if (name, context.config.ppo.kl_coef) == ("ppo", 0.2):
+        def fail(name: str, session: Session) -> None:
+            if (name, session.config.ppo.kl_coef) == ("ppo", 0.2):
                 raise StageFailed("ppo: it is off | by far")
 
         factory.before = fail
@@ -283,9 +283,9 @@ class TestGoingOn:
         assert "| a-kl_coef-0.2 | 0.2 | 75 % [50, 100] |" in page
 
     def test_people_who_have_to_rank_are_no_failure(self, factory: Factory) -> None:
-        def wait(name: str, context: Context) -> None:
+        def wait(name: str, session: Session) -> None:
             if name == "reward":
-                raise WaitingForPeople(f"rank some in {context.config.name}")
+                raise WaitingForPeople(f"rank some in {session.config.name}")
 
         factory.before = wait
         record, _ = run(make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2"]))

@@ -26,7 +26,7 @@ from lowrank_rlhf.models.storage import read_tensors
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import align
 from lowrank_rlhf.training import rloo_grpo
 from lowrank_rlhf.training.dpo import Comparing
@@ -42,17 +42,17 @@ def ready(tiny_folder, tmp_path_factory) -> Ready:
 
 
 @pytest.fixture
-def make(ready, tmp_path) -> Callable[..., Context]:
-    return lambda algorithm, **changes: ready.context(tmp_path, algorithm, **changes)
+def make(ready, tmp_path) -> Callable[..., Session]:
+    return lambda algorithm, **changes: ready.session(tmp_path, algorithm, **changes)
 
 
 def go(config: Config, runs: Path, **more: Any) -> RunDir:
     return pipeline.run(config, runs, progress=Progress.silent(), **more)
 
 
-def answer_sums(context: Context, role: Role, batch: Sequences) -> Tensor:
+def answer_sums(session: Session, role: Role, batch: Sequences) -> Tensor:
     """Our own log-probabilities of whole answers, (B,)."""
-    found = score_logprobs(context.roles, role, batch, context.config.sample.temperature).logprobs
+    found = score_logprobs(session.roles, role, batch, session.config.sample.temperature).logprobs
     return masked_sum(found, batch.response)
 
 
@@ -90,42 +90,42 @@ def test_a_run_with_it_is_whole(ready, tmp_path, algorithm) -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_only_the_policy_moves_and_the_reference_is_sft(make, algorithm) -> None:
-    context = make(algorithm)
-    base = context.base.checksum()
-    align.run(context)
-    assert context.base.checksum() == base
-    path = context.run_dir.artifact("adapters/sft/adapter_model.safetensors")
+    session = make(algorithm)
+    base = session.base.checksum()
+    align.run(session)
+    assert session.base.checksum() == base
+    path = session.run_dir.artifact("adapters/sft/adapter_model.safetensors")
     sft = read_tensors(path)
-    reference = snapshot(context.roles, Role.REFERENCE)
+    reference = snapshot(session.roles, Role.REFERENCE)
     assert reference.keys() == sft.keys()
     assert all(reference[name].equal(sft[name]) for name in sft)
-    reward = read_tensors(context.run_dir.artifact("adapters/reward/adapter_model.safetensors"))
-    assert all(tensor.equal(reward[name]) for name, tensor in snapshot(context.roles, Role.REWARD).items())
-    assert not any(parameter.requires_grad for parameter in context.roles.peft.parameters())
-    assert "forward" not in vars(context.base.model)
-    assert not {"set_adapter", "add_adapter", "generate"} & set(vars(context.roles.peft))
+    reward = read_tensors(session.run_dir.artifact("adapters/reward/adapter_model.safetensors"))
+    assert all(tensor.equal(reward[name]) for name, tensor in snapshot(session.roles, Role.REWARD).items())
+    assert not any(parameter.requires_grad for parameter in session.roles.peft.parameters())
+    assert "forward" not in vars(session.base.model)
+    assert not {"set_adapter", "add_adapter", "generate"} & set(vars(session.roles.peft))
 
 
 def test_the_loss_of_dpo_is_the_formula_s_against_sft(make, monkeypatch) -> None:
     """-log sigmoid(beta ((log p/p_sft)(better) - (log p/p_sft)(worse))), from this package's own log-probabilities."""
-    context = make("dpo", align__beta=0.3)
+    session = make("dpo", align__beta=0.3)
     begin, expected = Comparing.begin, {}
 
     def look(task: Comparing, step: int) -> None:
         begin(task, step)
         batch = task.batch()
-        expected[step] = batch, snapshot(context.roles, Role.POLICY)
+        expected[step] = batch, snapshot(session.roles, Role.POLICY)
 
     monkeypatch.setattr(Comparing, "begin", look)
-    align.run(context)
-    losses = {row["step"]: row["policy/loss"] for row in context.metrics.read("ppo") if "policy/loss" in row}
+    align.run(session)
+    losses = {row["step"]: row["policy/loss"] for row in session.metrics.read("ppo") if "policy/loss" in row}
     assert losses[1] == pytest.approx(math.log(2), abs=1e-6)
     found = []
     for batch, weights in expected.values():
         with torch.no_grad():
-            for name, parameter in context.roles.named_parameters(Role.POLICY).items():
+            for name, parameter in session.roles.named_parameters(Role.POLICY).items():
                 parameter.copy_(weights[name])
-        policy, reference = (answer_sums(context, role, batch) for role in (Role.POLICY, Role.REFERENCE))
+        policy, reference = (answer_sums(session, role, batch) for role in (Role.POLICY, Role.REFERENCE))
         better, worse = (policy - reference).chunk(2)
         found.append(float(-logsigmoid(0.3 * (better - worse)).mean()))
     assert list(losses.values()) == pytest.approx(found, abs=2e-5)
@@ -134,14 +134,14 @@ def test_the_loss_of_dpo_is_the_formula_s_against_sft(make, monkeypatch) -> None
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_the_kl_is_that_of_the_answers_against_sft(make, monkeypatch, algorithm) -> None:
-    context = make(algorithm, model__micro_batch_tokens=1000)
+    session = make(algorithm, model__micro_batch_tokens=1000)
     rewards, expected = Sampling._rewards, []
 
     def look(task: Sampling, *rest: Any) -> list[float]:
         batch = task.batch()
-        temperature = context.config.sample.temperature
+        temperature = session.config.sample.temperature
         policy, reference = (
-            score_logprobs(context.roles, role, batch, temperature).logprobs for role in (Role.POLICY, Role.REFERENCE)
+            score_logprobs(session.roles, role, batch, temperature).logprobs for role in (Role.POLICY, Role.REFERENCE)
         )
         apart = policy - reference
         kl = apart if algorithm == "rloo" else (-apart).exp() + apart - 1
@@ -149,8 +149,8 @@ def test_the_kl_is_that_of_the_answers_against_sft(make, monkeypatch, algorithm)
         return rewards(task, *rest)
 
     monkeypatch.setattr(Sampling, "_rewards", look)
-    align.run(context)
-    found = [row["objective/kl"] for row in context.metrics.read("ppo") if "objective/kl" in row]
+    align.run(session)
+    found = [row["objective/kl"] for row in session.metrics.read("ppo") if "objective/kl" in row]
     assert found == pytest.approx(expected, abs=2e-5)
     assert found[0] == pytest.approx(0, abs=1e-6)
     assert max(map(abs, found)) > 0.01
@@ -161,19 +161,19 @@ def test_where_evaluations_part_the_training_it_stays_the_same(ready, tmp_path, 
     """Of Adam's moments and the rate nothing is lost between one trainer and the next."""
     weights = []
     for every in (2, 100):
-        context = ready.context(tmp_path / str(every), algorithm, ppo__evaluate_every=every)
-        align.run(context)
-        weights.append(snapshot(context.roles, Role.POLICY))
+        session = ready.session(tmp_path / str(every), algorithm, ppo__evaluate_every=every)
+        align.run(session)
+        weights.append(snapshot(session.roles, Role.POLICY))
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
 
 
 def test_the_scores_are_ppo_s_own(make, monkeypatch) -> None:
     """Normalised, clipped, and replaced where an answer does not end."""
-    context = make("rloo", ppo__missing_eos="replace", ppo__missing_eos_score=-3.0, ppo__score_clip=0.4)
+    session = make("rloo", ppo__missing_eos="replace", ppo__missing_eos_score=-3.0, ppo__score_clip=0.4)
     seen: list[list[float]] = []
     rewards = Sampling._rewards
     monkeypatch.setattr(Sampling, "_rewards", lambda *args: seen.append(rewards(*args)) or seen[-1])
-    align.run(context)
+    align.run(session)
     values = [value for step in seen for value in step]
     assert len(values) == 5 * 6
     assert -3.0 in values
@@ -182,26 +182,26 @@ def test_the_scores_are_ppo_s_own(make, monkeypatch) -> None:
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_trl_reads_the_prompts_as_we_do(make, monkeypatch, algorithm) -> None:
-    context = make(algorithm)
+    session = make(algorithm)
     generate, seen = Sampling.generate, []
     monkeypatch.setattr(Sampling, "generate", lambda task, prompts: seen.append(prompts) or generate(task, prompts))
-    align.run(context)
-    task = Sampling(context, load_roles(context))
+    align.run(session)
+    task = Sampling(session, load_roles(session))
     rows = [row["tokens"] for row in task.rows for _ in range(3)]
     assert [prompt for step in seen for prompt in step] == rows
     assert len(rows) == 5 * 6
 
 
 def test_dpo_learns_from_every_ordered_pair_and_no_tie(make) -> None:
-    context = make("dpo")
-    task = Comparing(context)
-    pairs = [json.loads(line) for line in context.run_dir.artifact("comparisons.jsonl").read_text().splitlines()]
-    ranked = [json.loads(line) for line in context.run_dir.artifact("rankings.jsonl").read_text().splitlines()]
+    session = make("dpo")
+    task = Comparing(session)
+    pairs = [json.loads(line) for line in session.run_dir.artifact("comparisons.jsonl").read_text().splitlines()]
+    ranked = [json.loads(line) for line in session.run_dir.artifact("rankings.jsonl").read_text().splitlines()]
     tiers = [[len(tier) for tier in row["tiers"]] for row in ranked]
     ordered = sum(first * second for sizes in tiers for i, first in enumerate(sizes) for second in sizes[i + 1 :])
     assert len(pairs) == ordered
     assert task.steps == math.ceil(2 * ordered / 6)
-    answers = {row["id"]: row for row in map(json.loads, context.run_dir.artifact("answers.jsonl").open())}
+    answers = {row["id"]: row for row in map(json.loads, session.run_dir.artifact("answers.jsonl").open())}
     expected = {
         (tuple(answers[pair["chosen"]]["tokens"]), tuple(answers[pair["rejected"]]["tokens"])) for pair in pairs
     }
@@ -212,52 +212,52 @@ def test_dpo_learns_from_every_ordered_pair_and_no_tie(make) -> None:
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_a_score_that_is_nan_skips_the_step(make, monkeypatch, algorithm) -> None:
     """TRL alone would leave the answer out without a word."""
-    context, scores, weights = make(algorithm), rloo_grpo.reward_scores, []
+    session, scores, weights = make(algorithm), rloo_grpo.reward_scores, []
 
     def spoilt(*args: Any) -> Tensor:
-        weights.append(snapshot(context.roles, Role.POLICY))
+        weights.append(snapshot(session.roles, Role.POLICY))
         found = scores(*args)
         return torch.where(torch.arange(len(found)) == 2, math.nan, found) if len(weights) == 2 else found
 
     monkeypatch.setattr(rloo_grpo, "reward_scores", spoilt)
-    align.run(context)
-    skipped = {row["step"]: row["skipped"] for row in context.metrics.read("ppo") if "skipped" in row}
+    align.run(session)
+    skipped = {row["step"]: row["skipped"] for row in session.metrics.read("ppo") if "skipped" in row}
     assert skipped == {1: 0.0, 2: 1.0, 3: 0.0, 4: 0.0, 5: 0.0}
     same = [all(old[name].equal(new[name]) for name in old) for old, new in pairwise(weights)]
     assert same == [False, True, False, False]
-    assert "the reward model's scores are not all finite" in (context.run_dir.path / "events.jsonl").read_text()
+    assert "the reward model's scores are not all finite" in (session.run_dir.path / "events.jsonl").read_text()
 
 
 def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(make, monkeypatch) -> None:
     """Step 3 is skipped, a stop comes in the 4th; 3 to 5 are skipped after going on: back to the checkpoint at 2."""
-    context, scores, weights = make("rloo"), rloo_grpo.reward_scores, []
+    session, scores, weights = make("rloo"), rloo_grpo.reward_scores, []
 
     def spoilt(*args: Any) -> Tensor:
-        weights.append(snapshot(context.roles, Role.POLICY))
-        context.stop.requested = len(weights) == 4
+        weights.append(snapshot(session.roles, Role.POLICY))
+        session.stop.requested = len(weights) == 4
         found = scores(*args)
         return found * math.nan if 3 <= len(weights) <= 7 else found
 
     monkeypatch.setattr(rloo_grpo, "reward_scores", spoilt)
     with pytest.raises(Stopped, match="ppo keeps its last checkpoint, from before what was just skipped"):
-        align.run(context)
-    context.stop.requested = False
-    align.run(context)
-    assert not any(row.get("skipped") for row in context.metrics.read("ppo"))
-    events = [json.loads(line) for line in (context.run_dir.path / "events.jsonl").read_text().splitlines()]
+        align.run(session)
+    session.stop.requested = False
+    align.run(session)
+    assert not any(row.get("skipped") for row in session.metrics.read("ppo"))
+    events = [json.loads(line) for line in (session.run_dir.path / "events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["kind"] == "rolled back"] == [5]
     assert all(weights[2][name].equal(later[name]) for later in weights[3:8] for name in later)
 
 
 def test_scores_that_stay_nan_end_the_stage(make, monkeypatch) -> None:
     """Three in a row roll it back, three more end it, and the batch is kept."""
-    context = make("grpo")
+    session = make("grpo")
     monkeypatch.setattr(rloo_grpo, "reward_scores", lambda _, batch, __: torch.full((len(batch),), math.nan))
     with pytest.raises(Diverged, match=r"at half the rate too.*Lower align\.learning_rate, or"):
-        align.run(context)
-    assert (context.run_dir.path / "not-finite" / "ppo" / "batch.safetensors").is_file()
-    sft = read_tensors(context.run_dir.artifact("adapters/sft/adapter_model.safetensors"))
-    assert all(sft[name].equal(weight) for name, weight in snapshot(context.roles, Role.POLICY).items())
+        align.run(session)
+    assert (session.run_dir.path / "not-finite" / "ppo" / "batch.safetensors").is_file()
+    sft = read_tensors(session.run_dir.artifact("adapters/sft/adapter_model.safetensors"))
+    assert all(sft[name].equal(weight) for name, weight in snapshot(session.roles, Role.POLICY).items())
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -265,10 +265,10 @@ def test_in_bfloat16_its_claims_hold_too(make, algorithm) -> None:
     """Of GRPO's first figure, where forwards of unlike micro-batches meet, only within rounding."""
     if not bfloat16_works():
         pytest.skip("this machine's CPU announces bfloat16 and dies of it")
-    context = make(algorithm, model__compute_dtype="bfloat16")
-    claims = align.run(context)["claims"]
+    session = make(algorithm, model__compute_dtype="bfloat16")
+    claims = align.run(session)["claims"]
     assert [claim["holds"] for claim in claims] == [True] * 4
-    assert {weight.dtype for weight in context.roles.parameters(Role.POLICY)} == {torch.float32}
+    assert {weight.dtype for weight in session.roles.parameters(Role.POLICY)} == {torch.float32}
 
 
 def test_another_algorithm_is_another_stage(ready, tmp_path) -> None:
@@ -298,8 +298,8 @@ def test_it_is_named_where_the_stage_is_told(ready, tmp_path) -> None:
 
 def test_the_reference_is_not_the_bare_base(make) -> None:
     """The project's first law: what KL is measured against has SFT in it."""
-    context = with_sft(make("dpo"))
-    batch = Comparing(context).batch()
-    reference = answer_sums(context, Role.REFERENCE, batch)
-    context.roles.reset(Role.POLICY, torch.Generator().manual_seed(0))  # a fresh adapter changes nothing
-    assert float((answer_sums(context, Role.POLICY, batch) - reference).abs().max()) > 0.1
+    session = with_sft(make("dpo"))
+    batch = Comparing(session).batch()
+    reference = answer_sums(session, Role.REFERENCE, batch)
+    session.roles.reset(Role.POLICY, torch.Generator().manual_seed(0))  # a fresh adapter changes nothing
+    assert float((answer_sums(session, Role.POLICY, batch) - reference).abs().max()) > 0.1

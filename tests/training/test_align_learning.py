@@ -13,7 +13,7 @@ from lowrank_rlhf.maths.sequences import pack
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_logprobs
 from lowrank_rlhf.run.records import Comparison, read_jsonl, write_jsonl
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import align
 
 GOOD = torch.arange(3, 150)
@@ -21,8 +21,8 @@ GOOD = torch.arange(3, 150)
 
 
 @pytest.fixture
-def make(tiny_folder, tmp_path) -> Callable[..., Context]:
-    def made(**changes) -> Context:
+def make(tiny_folder, tmp_path) -> Callable[..., Session]:
+    def made(**changes) -> Session:
         changes = {"ppo__evaluate_every": 100, "ppo__save_every": 100, **changes}
         return finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"), **changes)
 
@@ -39,10 +39,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch, sign: float) -> None:
     monkeypatch.setattr("lowrank_rlhf.training.rloo_grpo.reward_scores", scores)
 
 
-def rise(context: Context) -> Tensor:
+def rise(session: Session) -> Tensor:
     """Mean scores over the steps of the stage, (steps,)."""
-    align.run(context)
-    scores = [row["objective/scores"] for row in context.metrics.read("ppo") if "objective/scores" in row]
+    align.run(session)
+    scores = [row["objective/scores"] for row in session.metrics.read("ppo") if "objective/scores" in row]
     print([round(score, 2) for score in scores])
     return torch.tensor(scores)
 
@@ -69,24 +69,24 @@ def test_with_trl_given_the_opposite_it_falls(make, monkeypatch, algorithm) -> N
 @pytest.mark.parametrize(("flipped", "quantization"), [(False, "none"), (False, "nf4"), (True, "none")])
 def test_dpo_learns_the_rule_behind_the_comparisons(make, flipped, quantization) -> None:
     """That answers with a certain token are better, from 72 prompts, seen once; asked about 12 others."""
-    context = make(
+    session = make(
         align__algorithm="dpo", align__batch_size=16, align__learning_rate=0.01, align__beta=0.1,
         quantization=quantization,
     )  # fmt: skip
     prompts, samples, rankings = separable(84)
-    write_ranked(context, prompts[:72], samples[: 4 * 72], rankings[:72])
-    path = context.run_dir.artifact("comparisons.jsonl")
+    write_ranked(session, prompts[:72], samples[: 4 * 72], rankings[:72])
+    path = session.run_dir.artifact("comparisons.jsonl")
     pairs = list(read_jsonl(path, Comparison))
     assert len(pairs) == 72 * 4
     if flipped:
         turned = [pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen}) for pair in pairs]
         write_jsonl(path, turned)
-    align.run(context)
+    align.run(session)
     answers = [list(sample.tokens or ()) for sample in samples[4 * 72 :]]
-    asked = [context.base.encode_prompt(prompt) for prompt in prompts[72:] for _ in range(4)]
-    batch = pack(asked, answers, context.base.pad)
+    asked = [session.base.encode_prompt(prompt) for prompt in prompts[72:] for _ in range(4)]
+    batch = pack(asked, answers, session.base.pad)
     policy, sft = (
-        masked_sum(score_logprobs(context.roles, role, batch, 1.0).logprobs, batch.response)
+        masked_sum(score_logprobs(session.roles, role, batch, 1.0).logprobs, batch.response)
         for role in (Role.POLICY, Role.REFERENCE)
     )
     gain = (policy - sft).view(-1, 4)  # two good answers and two others to each prompt

@@ -14,7 +14,7 @@ from test_ppo_update import make_config as make_ppo_config
 from test_ppo_update import rollout_of, start
 from tiny import make_roles, snapshot
 from tiny_finished import finished_run
-from tiny_run import make_config, make_context, save_sft, separable, write_prompts, write_ranked
+from tiny_run import make_config, make_session, save_sft, separable, write_prompts, write_ranked
 from torch import Tensor
 
 from lowrank_rlhf.errors import Diverged, StageFailed, Stopped
@@ -23,7 +23,7 @@ from lowrank_rlhf.evaluation.compare import Contest
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
-from lowrank_rlhf.session import Context
+from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward, sft
 from lowrank_rlhf.training.optimizer_step import NotFinite, clipped_step
 from lowrank_rlhf.training.policy_checkpoints import State
@@ -111,34 +111,34 @@ def test_gradients_are_clipped_together() -> None:
 # --- The stages: one bad step
 
 
-def skips(context: Context, stage: str) -> list[tuple[int, float]]:
+def skips(session: Session, stage: str) -> list[tuple[int, float]]:
     """(step, skipped) of each step that trains, in the order of the log."""
-    return [(row["step"], row["skipped"]) for row in context.metrics.read(stage) if "skipped" in row]
+    return [(row["step"], row["skipped"]) for row in session.metrics.read(stage) if "skipped" in row]
 
 
-def finite(context: Context, role: Role) -> bool:
-    return all(bool(weight.isfinite().all()) for weight in context.roles.parameters(role))
+def finite(session: Session, role: Role) -> bool:
+    return all(bool(weight.isfinite().all()) for weight in session.roles.parameters(role))
 
 
 @pytest.fixture
-def sft_context(tiny_folder, tmp_path) -> Context:
+def sft_context(tiny_folder, tmp_path) -> Session:
     """Five steps, one forward in each."""
     data = write_prompts(tmp_path / "prompts.jsonl")
-    return make_context(make_config(tiny_folder(), data, "none", sft__save_every=1), tmp_path)
+    return make_session(make_config(tiny_folder(), data, "none", sft__save_every=1), tmp_path)
 
 
 @pytest.fixture
-def reward_context(tiny_folder, tmp_path) -> Context:
+def reward_context(tiny_folder, tmp_path) -> Session:
     """Seven steps, one backward in each."""
     changes = {"model__micro_batch_tokens": 10_000, "reward__save_every": 1}
-    context = make_context(make_config(tiny_folder(), None, "none", **changes), tmp_path)
-    save_sft(context)
-    write_ranked(context, *separable(10))
-    return context
+    session = make_session(make_config(tiny_folder(), None, "none", **changes), tmp_path)
+    save_sft(session)
+    write_ranked(session, *separable(10))
+    return session
 
 
 @pytest.fixture
-def make_ppo(tiny_folder, tmp_path, monkeypatch) -> Callable[..., Context]:
+def make_ppo(tiny_folder, tmp_path, monkeypatch) -> Callable[..., Session]:
     """Four steps, one backward of each role in each epoch."""
     monkeypatch.setattr(ppo, "release_freed_memory", lambda: None)  # slow where there are many objects
     settings = {"quantization": "none", "model__micro_batch_tokens": 10_000, "ppo__save_every": 1}
@@ -147,7 +147,7 @@ def make_ppo(tiny_folder, tmp_path, monkeypatch) -> Callable[..., Context]:
 
 
 @pytest.fixture
-def ppo_context(make_ppo) -> Context:
+def ppo_context(make_ppo) -> Session:
     """One epoch."""
     return make_ppo()
 
@@ -266,31 +266,31 @@ def test_ppo_skips_a_step_whose_rollout_is_not_finite(ppo_context, monkeypatch) 
     assert "the rollout's scores are not all finite" in events
 
 
-def events_of(context: Context, kind: str) -> list[dict[str, Any]]:
-    lines = (context.run_dir.path / "events.jsonl").read_text().splitlines()
+def events_of(session: Session, kind: str) -> list[dict[str, Any]]:
+    lines = (session.run_dir.path / "events.jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
 
 def test_a_step_of_ppo_that_lost_some_turns_is_made(make_ppo, spoil, monkeypatch) -> None:
     """One of the critic's two turns in each of the first three steps: no roll-back, and each step is kept."""
-    context = make_ppo(ppo__epochs=2)
+    session = make_ppo(ppo__epochs=2)
     said = list[str]()
-    monkeypatch.setattr(context.progress, "say", said.append)
+    monkeypatch.setattr(session.progress, "say", said.append)
     spoil(Role.CRITIC, {1, 4, 5})
-    ppo.run(context)
-    assert skips(context, "ppo") == [(1, 1), (2, 1), (3, 1), (4, 0)]
-    assert [event["what"] for event in events_of(context, "skipped")] == ["1 of 4 turns are skipped"] * 3
-    assert events_of(context, "rolled back") == []
+    ppo.run(session)
+    assert skips(session, "ppo") == [(1, 1), (2, 1), (3, 1), (4, 0)]
+    assert [event["what"] for event in events_of(session, "skipped")] == ["1 of 4 turns are skipped"] * 3
+    assert events_of(session, "rolled back") == []
     assert "  ppo: step 2: the critic's gradient norm is nan; 1 of 4 turns are skipped" in said
     assert not [line for line in said if "the step is skipped" in line or "in a row" in line]
 
 
 def test_what_a_lost_step_of_ppo_left_out_is_told_truly(make_ppo, spoil) -> None:
     """The policy's turns were made."""
-    context = make_ppo(ppo__epochs=2)
+    session = make_ppo(ppo__epochs=2)
     spoil(Role.CRITIC, {3, 4})
-    ppo.run(context)
-    (event,) = events_of(context, "skipped")
+    ppo.run(session)
+    (event,) = events_of(session, "skipped")
     assert (event["step"], event["what"]) == (2, "2 of 4 turns are skipped")
 
 
@@ -341,15 +341,15 @@ LEARNS = {"sft": Role.POLICY, "reward": Role.REWARD, "ppo": Role.CRITIC}
 @pytest.mark.parametrize("stage", LEARNS)
 def test_the_second_time_it_is_given_up_and_the_batch_kept(request, spoil, spoil_sft, stage) -> None:
     """Every step from the second on is bad; going on fails in the same way, for the rate is not lowered again."""
-    context, module = request.getfixturevalue(f"{stage}_context"), {"sft": sft, "reward": reward, "ppo": ppo}[stage]
+    session, module = request.getfixturevalue(f"{stage}_context"), {"sft": sft, "reward": reward, "ppo": ppo}[stage]
     before = spoil_sft(range(2, 99)) if stage == "sft" else spoil(LEARNS[stage], range(2, 99))
     with pytest.raises(
         Diverged, match=rf"{stage}: step 4: .* is nan\. .*at half the rate too.*{ADVICE}{stage}"
     ) as told:
-        module.run(context)
+        module.run(session)
     assert told.value.exit_code == 7
-    assert unmoved(context.roles, LEARNS[stage], before[-1])
-    folder = context.run_dir.path / "not-finite" / stage
+    assert unmoved(session.roles, LEARNS[stage], before[-1])
+    folder = session.run_dir.path / "not-finite" / stage
     assert str(folder) in str(told.value)
     texts, tensors = json.loads((folder / "texts.json").read_text())["rows"], read_tensors(folder / "batch.safetensors")
     assert len(texts) == len(tensors["ids"]) == {"sft": 4, "reward": 8, "ppo": 4}[stage]
@@ -357,42 +357,42 @@ def test_the_second_time_it_is_given_up_and_the_batch_kept(request, spoil, spoil
     assert ("advantages" in tensors) is (stage == "ppo")
     count = len(before)
     with pytest.raises(Diverged):
-        module.run(context)
+        module.run(session)
     assert len(before) == count + 3
 
 
 # --- A stop between them
 
 
-def stop_once_after(context: Context, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def stop_once_after(session: Session, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop is asked for when that step is logged."""
-    append, asked = context.metrics.append, list[int]()
+    append, asked = session.metrics.append, list[int]()
 
     def append_and_stop(stage: str, step: int, **figures: float) -> None:
         append(stage, step, **figures)
         if step == last and not asked:
             asked.append(step)
-            context.stop.requested = True
+            session.stop.requested = True
 
-    monkeypatch.setattr(context.metrics, "append", append_and_stop)
+    monkeypatch.setattr(session.metrics, "append", append_and_stop)
 
 
 @pytest.mark.parametrize("stage", LEARNS)
 def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(request, monkeypatch, spoil, spoil_sft, stage) -> None:
     """Steps 2 and 3 are bad, and so is the 4th after going on: back to after step 1, where weights were good."""
-    context, module = request.getfixturevalue(f"{stage}_context"), {"sft": sft, "reward": reward, "ppo": ppo}[stage]
+    session, module = request.getfixturevalue(f"{stage}_context"), {"sft": sft, "reward": reward, "ppo": ppo}[stage]
     before = spoil_sft(range(2, 7)) if stage == "sft" else spoil(LEARNS[stage], range(2, 7))
-    stop_once_after(context, 3, monkeypatch)
+    stop_once_after(session, 3, monkeypatch)
     with pytest.raises(Stopped, match=f"{stage} keeps its last checkpoint, from before what was just skipped"):
-        module.run(context)
-    found = latest_checkpoint(context.work(stage))
+        module.run(session)
+    found = latest_checkpoint(session.work(stage))
     assert found
     assert found[0] == 1
-    context.stop.requested = False
-    module.run(context)
-    assert [event["step"] for event in events_of(context, "skipped")] == [2, 3, 2, 3, 4]
-    assert [event["step"] for event in events_of(context, "rolled back")] == [4]
-    assert not any(skipped for _, skipped in skips(context, stage))
+    session.stop.requested = False
+    module.run(session)
+    assert [event["step"] for event in events_of(session, "skipped")] == [2, 3, 2, 3, 4]
+    assert [event["step"] for event in events_of(session, "rolled back")] == [4]
+    assert not any(skipped for _, skipped in skips(session, stage))
     seen = before[1:6] if stage == "sft" else before
     assert len(seen) == 5
     assert all(same(seen[0], weights) for weights in seen[1:])

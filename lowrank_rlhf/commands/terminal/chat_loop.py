@@ -48,7 +48,7 @@ class Settings:
         return self.voices if self.speaks == "all" else (self.speaks,)
 
 
-class Session:
+class Conversation:
     """The conversation so far. Answers go to stdout, all that is said about them to stderr."""
 
     def __init__(self, speakers: "Speakers", settings: Settings):
@@ -174,7 +174,7 @@ def fit(speakers: "Speakers", messages: Sequence[Message], room: int) -> tuple[l
     return kept, prompt
 
 
-def talk(session: Session) -> None:
+def talk(session: Conversation) -> None:
     """Questions and commands until the end of the input, /quit, or a second Ctrl-C."""
     live = sys.stdin.isatty()
     if live:

@@ -28,7 +28,7 @@ from lowrank_rlhf.preferences.labelling import (
     ranking_of,
     visible,
 )
-from lowrank_rlhf.preferences.project import Place
+from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.store import Item, Standing
 from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.run.records import Ranking, Sample
@@ -126,12 +126,12 @@ class LineKeys:
         raise UserError(f"stdin:{self._number}: {why}. The lines before it are saved, this one and the rest are not.")
 
 
-class Session:
+class RankingLoop:
     """One annotator at work. Each ranking is on disk before the next prompt is shown."""
 
     def __init__(
         self,
-        place: Place,
+        place: Project,
         annotator: str,
         keys: Keys,
         console: Console,

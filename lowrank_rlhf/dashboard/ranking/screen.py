@@ -7,7 +7,7 @@ from lowrank_rlhf.dashboard.ranking.text import say
 from lowrank_rlhf.errors import visible
 from lowrank_rlhf.preferences.labelling import FLAGS, Draft, Refusal, press
 from lowrank_rlhf.preferences.overview import GENERAL, Overview, Progress, progress
-from lowrank_rlhf.preferences.project import Place
+from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.progress import duration
 
@@ -55,7 +55,7 @@ def _enter(draft: Draft, enter: object, language: str) -> str:
     return say("enter.whole", language)
 
 
-def progress_words(place: Place, annotator: str, language: str) -> Reply:
+def progress_words(place: Project, annotator: str, language: str) -> Reply:
     """The line that is always on the screen, and how full the bar is."""
     now = progress(place, annotator)
     goal = now.needed or now.prompts
@@ -75,7 +75,7 @@ def progress_words(place: Place, annotator: str, language: str) -> Reply:
     }
 
 
-def _what_next(place: Place, now: Progress, enough: bool, language: str) -> str:
+def _what_next(place: Project, now: Progress, enough: bool, language: str) -> str:
     if place.settings is None:
         return ""
     if not enough:
@@ -83,7 +83,7 @@ def _what_next(place: Place, now: Progress, enough: bool, language: str) -> str:
     return say("next.enough", language, command=place.next_command)
 
 
-def figures_words(found: Overview, place: Place, language: str) -> list[Reply]:
+def figures_words(found: Overview, place: Project, language: str) -> list[Reply]:
     """Rows of what is known about the rankings: a name, a figure, what it means."""
     return [
         _enough(found, place, language),
@@ -100,7 +100,7 @@ def _row(key: str, language: str, figure: str, **values: object) -> Reply:
     return {"name": say(f"{key}.name", language), "figure": figure, "means": say(f"{key}.means", language, **values)}
 
 
-def _enough(found: Overview, place: Place, language: str) -> Reply:
+def _enough(found: Overview, place: Project, language: str) -> Reply:
     per_prompt = found.comparisons_per_prompt
     more = math.ceil(max(0, GENERAL - found.comparisons) / per_prompt) if per_prompt else None
     far = say("enough.far", language, more=more) if more else ""

@@ -29,7 +29,7 @@ from lowrank_rlhf.preferences.labelling import (
     type_all,
 )
 from lowrank_rlhf.preferences.overview import overview
-from lowrank_rlhf.preferences.project import NothingToRank, Place, place_of
+from lowrank_rlhf.preferences.project import NothingToRank, Project, place_of
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.records import Ranking
 
@@ -105,7 +105,7 @@ def run_folder(runs: Path, name: str) -> Path:
 class Desk:
     """One request at work."""
 
-    def __init__(self, place: Place, request: Request) -> None:
+    def __init__(self, place: Project, request: Request) -> None:
         self._place, self._store, self._request = place, place.store, request
         self._who, self._language = request.badge.annotator, request.language
 
