@@ -46,7 +46,7 @@ def main() -> None:
     the main one speaks.
     """
     try:
-        with distributed.silent_beside_main():
+        with distributed.silence_other_processes():
             app()
     except UserError as error:
         _refuse(error)
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _refuse(error: UserError) -> NoReturn:
-    with distributed.silent_beside_main():
+    with distributed.silence_other_processes():
         Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
     sys.exit(int(error.exit_code))
 
@@ -83,9 +83,9 @@ def _root(
       python -m lowrank_rlhf run quickstart
       python -m lowrank_rlhf status quickstart
     """
-    if distributed.started() > 1 and context.invoked_subcommand != "run":
+    if (launched := distributed.launched_processes()) > 1 and context.invoked_subcommand != "run":
         raise UserError(
-            f"{context.invoked_subcommand}: was launched in {distributed.started()} processes, and only `run` shares "
+            f"{context.invoked_subcommand}: was launched in {launched} processes, and only `run` shares "
             "its work out; start it without the launcher"
         )
 

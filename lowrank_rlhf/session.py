@@ -1,7 +1,7 @@
 """What every stage's `run` receives."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from lowrank_rlhf.data.run_data import RunData, read_commits
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.backend import Backend, take_backend
 from lowrank_rlhf.run.directory import RunDir, StepLog, read_record, write_json_atomic
+from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.sources.fetch import fetch_model
@@ -37,6 +38,8 @@ class Session:
     run_dir: RunDir
     progress: Progress
     stop: StopRequest
+    group: ProcessGroup = field(default_factory=ProcessGroup)
+    """Processes that share the work of the stages."""
     backend: Backend = "transformers"
     """What runs the model. Only the pipeline takes another one: whoever merges, streams or fills roles with adapters of
     any shape works on plain layers."""
@@ -61,26 +64,26 @@ class Session:
         self.progress.say(f"loading {self.config.model.source}")
         start = time.monotonic()
         model = self.config.model.model_copy(update={"backend": self.backend})
-        base = load_in_the_runs_format(model, self.run_dir.path, self.progress)
+        base = load_in_the_runs_format(model, self.run_dir.path, self.progress, self.group)
         roles = Roles(base, self.config.lora, self.config.reward.layers)
         # Every forward polls, TRL's and generation's too: a stop waits for no step's or evaluation's end.
         roles.poll = lambda: self.stop.check("everything before this stage is saved")
-        self._remember_room(base.room)
+        self._remember_limits(base.limits)
         self.loading_seconds = time.monotonic() - start
         return roles
 
-    def _remember_room(self, room: "BatchLimits") -> None:
+    def _remember_limits(self, limits: "BatchLimits") -> None:
         """Where memory ran out once, the run goes on with what was halved then, in a new process too."""
         path = self.run_dir.path / "room.json"
 
         def halved(what: str) -> None:
             self.progress.say(f"  {what}")
             self.run_dir.event("halved", what=what)
-            write_json_atomic(path, {"schema": 1, "tokens": room.tokens, "rows": room.rows})
+            write_json_atomic(path, {"schema": 1, "tokens": limits.tokens, "rows": limits.rows})
 
         if found := read_record(path, _Halved):
-            room.tokens, room.rows = min(room.tokens, found["tokens"]), found["rows"]
-        room.on_halved = halved
+            limits.tokens, limits.rows = min(limits.tokens, found["tokens"]), found["rows"]
+        limits.on_halved = halved
 
     @property
     def base(self) -> "Base":

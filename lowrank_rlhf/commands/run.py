@@ -52,12 +52,12 @@ def run(
     """
     loaded = checked_config(config, overrides)
     try:
-        with distributed.joined(), Progress() as progress:
-            if not distributed.is_main():
-                multi_process.follow(loaded, RunDir(runs / loaded.name))
+        with distributed.join() as group, Progress() as progress:
+            if not group.is_main:
+                multi_process.follow(loaded, RunDir(runs / loaded.name), group)
                 return
-            run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress)
-            multi_process.dismiss()
+            run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress, group=group)
+            multi_process.dismiss(group)
     except KeyboardInterrupt:
         raise Stopped("Stopped at once. The same command goes on from the last checkpoint.") from None
     last = run_dir.done(until or pipeline.stages_of(loaded)[-1].name) or {}

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from lowrank_rlhf.models.layers.int8 import compute_at_full_precision
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.precision import choose_dtype
 from lowrank_rlhf.models.unsloth import load_model
+from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.sources.chat_template import end_token, prompt_tokens, read_tokenizer, token_id
@@ -48,6 +49,8 @@ class Base:
     compute_dtype: torch.dtype
     folder: Path
     """The files that it was loaded from."""
+    group: ProcessGroup = field(default_factory=ProcessGroup)
+    """Processes that share the work, each with a base model."""
 
     @property
     def by_unsloth(self) -> bool:
@@ -64,9 +67,9 @@ class Base:
         return int(self.tokenizer.pad_token_id)
 
     @cached_property
-    def room(self) -> BatchLimits:
-        """How much of a batch goes through at once."""
-        return BatchLimits(self.config.micro_batch_tokens)
+    def limits(self) -> BatchLimits:
+        """Limits on what goes through the model at once."""
+        return BatchLimits(self.config.micro_batch_tokens, group=self.group)
 
     @cached_property
     def eos(self) -> int:
@@ -103,7 +106,7 @@ class Base:
         return digest.hexdigest()
 
 
-def load_base(config: ModelConfig, progress: Progress) -> Base:
+def load_base(config: ModelConfig, progress: Progress, group: ProcessGroup | None = None) -> Base:
     """Fetch, quantise and freeze the base, with transformers unless `config.backend` is unsloth: see `take_backend`.
 
     Raises `UserError` where the model or its tokenizer cannot serve.
@@ -119,7 +122,7 @@ def load_base(config: ModelConfig, progress: Progress) -> Base:
     device = _device(config)
     compute_dtype = choose_dtype(config.compute_dtype, device)
     tokenizer = read_tokenizer(folder, config, progress)
-    base = freeze(_model(folder, config, device, compute_dtype), tokenizer, config, compute_dtype, folder)
+    base = freeze(_model(folder, config, device, compute_dtype), tokenizer, config, compute_dtype, folder, group)
     release_freed_memory()  # the unquantised weights: 0.28 GB for 135M
     return base
 
@@ -190,6 +193,7 @@ def freeze(
     config: ModelConfig,
     compute_dtype: torch.dtype,
     folder: Path,
+    group: ProcessGroup | None = None,
 ) -> Base:
     """A loaded model as the base that never changes."""
     model.requires_grad_(False)
@@ -206,7 +210,7 @@ def freeze(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.pad_token_id = tokenizer.pad_token_id
     _check_logits(model, config)
-    return Base(model, tokenizer, config, compute_dtype, folder)
+    return Base(model, tokenizer, config, compute_dtype, folder, group or ProcessGroup())
 
 
 def _without_dropout(model: nn.Module) -> None:

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 
 from lowrank_rlhf.errors import CannotFit
 from lowrank_rlhf.models.allocator import release_freed_memory
-from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run.distributed import OutOfMemoryElsewhere, ProcessGroup
 
 Result = TypeVar("Result")
 _SAID_BY_CPU = ("can't allocate memory", "not enough memory")
@@ -21,13 +21,6 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID_BY_CPU)
-
-
-def told(error: BaseException) -> str:
-    """What an error says of the lack of memory. Other processes that share the work hear of it, to halve as well."""
-    if not isinstance(error, distributed.RanOut):
-        distributed.meet(ran_out=True)
-    return first_line(error)
 
 
 def first_line(error: BaseException) -> str:
@@ -55,7 +48,8 @@ class BatchLimits:
     rows: int | None = None
     """The most answers that a process samples at once; None where nothing limits them but the config."""
     on_halved: Callable[[str], None] = lambda _: None
-    """Hears what was halved, in words."""
+    """Called with a message when a limit was halved."""
+    group: ProcessGroup = field(default_factory=ProcessGroup)
 
     def retry(self, attempt: Callable[[], Result], widest: int) -> Result:
         """What `attempt` returns; after a lack of memory it is called again, with half the tokens at once.
@@ -69,8 +63,14 @@ class BatchLimits:
             except (MemoryError, RuntimeError) as error:
                 if not ran_out(error):
                     raise
-                why = told(error)
+                why = self.report(error)
             self.halve(widest, why)  # outside of `except`, whose traceback holds the tensors
+
+    def report(self, error: BaseException) -> str:
+        """Report a lack of memory to the other processes, which halve as well; return the error's first line."""
+        if not isinstance(error, OutOfMemoryElsewhere):
+            self.group.report_out_of_memory()
+        return first_line(error)
 
     def halve(self, widest: int, why: str) -> None:
         """Half the tokens from now on. Raises `CannotFit` where a micro-batch is a single row already."""

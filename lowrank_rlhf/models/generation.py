@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lowrank_rlhf.models.batch_limits import ran_out, told
+from lowrank_rlhf.models.batch_limits import ran_out
 from lowrank_rlhf.models.decoding import begin, left_padded
 from lowrank_rlhf.models.layers.merging import merged
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.unsloth import generate, sampling
-from lowrank_rlhf.run import distributed
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def sample_answers(
     got in an earlier call with the same arguments: the prompts after those are sampled.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    room, start = roles.base.room, len(done)
+    limits, world_size, start = roles.base.limits, roles.group.world_size, len(done)
     generator = torch.Generator().manual_seed(seed)
     uniforms = torch.rand(len(prompts), answers_per_prompt, max_new_tokens, generator=generator)
     answers: list[list[Response]] = [[] for _ in prompts]
@@ -69,17 +68,17 @@ def sample_answers(
         answers[index] = group
     with generating_as(roles, role):
         while start < len(order):
-            most = min(batch_size, room.rows or batch_size)
-            chosen = order[start : start + max(1, most // answers_per_prompt) * distributed.count()]
+            most = min(batch_size, limits.rows or batch_size)
+            chosen = order[start : start + max(1, most // answers_per_prompt) * world_size]
             since, why = time.monotonic(), ""
             try:
                 responses = _decode_together(roles, [prompts[i] for i in chosen], uniforms[chosen], temperature)
             except (MemoryError, RuntimeError) as error:
                 if not ran_out(error):
                     raise
-                why = told(error)
+                why = limits.report(error)
             if why:  # outside of `except`, whose traceback holds the tensors
-                room.halve_rows(-(-len(chosen) // distributed.count()), why, answers_per_prompt)
+                limits.halve_rows(-(-len(chosen) // world_size), why, answers_per_prompt)
                 continue
             start += len(chosen)
             groups = [responses[at : at + answers_per_prompt] for at in range(0, len(responses), answers_per_prompt)]
@@ -126,10 +125,10 @@ def _decode_together(
 ) -> list[Response]:
     """P prompts and (P, K, L) uniforms -> P x K responses of at most L tokens, prompt by prompt."""
     tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=roles.base.device)
-    if own := distributed.share(range(len(prompts))):
+    if own := roles.group.shard(range(len(prompts))):
         decode = _by_unsloth if roles.base.by_unsloth else _decode
         tokens[own] = decode(roles, [prompts[i] for i in own], uniforms[own], temperature)
-    distributed.add([tokens])
+    roles.group.all_reduce([tokens])
     return [_response(row, roles.base.eos) for row in tokens.flatten(0, 1).tolist()]
 
 

@@ -11,13 +11,14 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.base import Base, load_base
 from lowrank_rlhf.models.precision import NoBfloat16
 from lowrank_rlhf.run.directory import read_record, write_json_atomic
+from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.progress import Progress
 
 FILE = "precision.json"
 _FORMATS = ("float32", "bfloat16")
 
 
-def load_in_the_runs_format(config: ModelConfig, run: Path, progress: Progress) -> Base:
+def load_in_the_runs_format(config: ModelConfig, run: Path, progress: Progress, group: ProcessGroup) -> Base:
     """The base; with `compute_dtype: auto` in the format in which the run in that folder began, if it has begun.
 
     `auto` is a race on this machine, and another process may find another winner: a run that went on would not end with
@@ -26,7 +27,7 @@ def load_in_the_runs_format(config: ModelConfig, run: Path, progress: Progress) 
     """
     kept = read_record(run / FILE) or {}
     began_as = kept.get("compute_dtype") if kept.get("compute_dtype") in _FORMATS else None
-    base = _load(config, began_as, run, progress)
+    base = _load(config, began_as, run, progress, group)
     threads = torch.get_num_threads()
     began_on = kept.get("threads", threads)
     if began_on != threads:
@@ -43,11 +44,11 @@ def load_in_the_runs_format(config: ModelConfig, run: Path, progress: Progress) 
     return base
 
 
-def _load(config: ModelConfig, began_as: Any, run: Path, progress: Progress) -> Base:
+def _load(config: ModelConfig, began_as: Any, run: Path, progress: Progress, group: ProcessGroup) -> Base:
     if config.compute_dtype != "auto" or began_as is None:
-        return load_base(config, progress)
+        return load_base(config, progress, group)
     try:
-        return load_base(config.model_copy(update={"compute_dtype": began_as}), progress)
+        return load_base(config.model_copy(update={"compute_dtype": began_as}), progress, group)
     except NoBfloat16:
         raise UserError(
             f"model.compute_dtype: auto chose {began_as} when this run began ({run / FILE}), and this machine's CPU "

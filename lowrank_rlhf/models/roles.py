@@ -23,7 +23,7 @@ from lowrank_rlhf.models.layers.lora_linear import fused
 from lowrank_rlhf.models.layers.partial_forward import part_of, trunk_states
 from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
 from lowrank_rlhf.models.unsloth import first_adapter
-from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.sources.model_shape import layer_problems
 
 
@@ -81,6 +81,11 @@ class Roles:
         self._acting: Role | None = None
         self._training = False
         self._freeze()
+
+    @property
+    def group(self) -> ProcessGroup:
+        """Processes that share the work."""
+        return self.base.group
 
     @property
     def acting(self) -> Role | None:
@@ -148,17 +153,17 @@ class Roles:
         """
         if not self.first_adapted:
             return batch
-        return self.base.room.retry(lambda: self._with_trunk(batch), max(batch.lengths()))
+        return self.base.limits.retry(lambda: self._with_trunk(batch), max(batch.lengths()))
 
     def _with_trunk(self, batch: Sequences) -> Sequences:
         embeddings: Any = self.base.model.get_input_embeddings()
         trunk = embeddings.weight.new_zeros(*batch.ids.shape, embeddings.weight.shape[1])
-        parts = micro_batches(batch.lengths(), self.base.room.tokens, distributed.count())
-        for index in distributed.share(parts):
+        parts = micro_batches(batch.lengths(), self.base.limits.tokens, self.group.world_size)
+        for index in self.group.shard(parts):
             rows = batch.rows(index)
             states = trunk_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
             trunk[torch.as_tensor(index, device=trunk.device), : states.shape[1]] = states
-        distributed.add([trunk])
+        self.group.all_reduce([trunk])
         return replace(batch, trunk=trunk)
 
     def logprobs(self, batch: Sequences, temperature: float, entropy: bool = False) -> TokenLogprobs:

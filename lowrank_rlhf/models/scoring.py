@@ -9,7 +9,6 @@ from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.logprobs import TokenLogprobs
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.run import distributed
 
 
 def score_tokens(roles: Roles, role: Role, batch: Sequences) -> Tensor:
@@ -50,31 +49,31 @@ def _forward(
 ) -> list[Tensor]:
     """So many (B, T) tensors as `function` returns, 0 outside of the rows that it was given."""
     if parts is None:
-        widest, room = max(batch.lengths()), roles.base.room
-        return room.retry(lambda: _forward(roles, role, batch, function, returns, _parts(roles, batch)), widest)
+        widest, limits = max(batch.lengths()), roles.base.limits
+        return limits.retry(lambda: _forward(roles, role, batch, function, returns, _parts(roles, batch)), widest)
     outputs = [torch.zeros(batch.ids.shape, device=batch.ids.device) for _ in range(returns)]
     with roles.acting_as(role):
-        for index in distributed.share(parts):
+        for index in roles.group.shard(parts):
             for output, part in zip(outputs, function(batch.rows(index)), strict=True):
                 output[torch.as_tensor(index, device=output.device), : part.shape[1]] = part
-    distributed.add(outputs)
+    roles.group.all_reduce(outputs)
     return outputs
 
 
 def _parts(roles: Roles, batch: Sequences) -> list[list[int]]:
-    return micro_batches(batch.lengths(), roles.base.room.tokens, distributed.count())
+    return micro_batches(batch.lengths(), roles.base.limits.tokens, roles.group.world_size)
 
 
 def score_features(roles: Roles, role: Role, batch: Sequences, pooling: str, on_rows: Callable[[int], None]) -> Tensor:
     """The pooled last hidden states that the role's head would read: (B, h) float32."""
     features = torch.zeros(len(batch), roles.heads[role].in_features, device=batch.ids.device)
-    parts, together = _parts(roles, batch), distributed.count()
+    parts, world_size = _parts(roles, batch), roles.group.world_size
     with roles.acting_as(role):
-        for turn in (parts[start : start + together] for start in range(0, len(parts), together)):
-            for index in distributed.share(turn):
+        for turn in (parts[start : start + world_size] for start in range(0, len(parts), world_size)):
+            for index in roles.group.shard(turn):
                 rows = batch.rows(index)
                 found = pool(roles.hidden(rows).float(), rows.response, pooling)
                 features[torch.as_tensor(index, device=features.device)] = found
             on_rows(sum(map(len, turn)))
-    distributed.add([features])
+    roles.group.all_reduce([features])
     return features

@@ -11,25 +11,25 @@ from typing import Any
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StageFailed, StaleRun
-from lowrank_rlhf.run import distributed
 from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.files import sha256
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import STAGES, Stage
 
 
-def sharing(stage: Stage) -> int:
-    """How many processes share the stage's work."""
-    return distributed.count() if stage.shared else 1
+def sharing(stage: Stage, group: ProcessGroup) -> int:
+    """Return the number of processes that share the stage's work."""
+    return group.world_size if stage.shared else 1
 
 
-def noted(stage: Stage, begun: dict[str, Any] | None, fresh: dict[str, Any]) -> dict[str, Any]:
+def noted(stage: Stage, group: ProcessGroup, begun: dict[str, Any] | None, fresh: dict[str, Any]) -> dict[str, Any]:
     """What is noted of a stage's beginning, with the number of processes: what was, or else `fresh`.
 
     Raises `StaleRun` where it was begun in another number: its work was cut otherwise.
     """
-    now = sharing(stage)
+    now = sharing(stage, group)
     before = begun.get("processes", 1) if begun else now
     if before != now:
         raise StaleRun(
@@ -42,31 +42,31 @@ def noted(stage: Stage, begun: dict[str, Any] | None, fresh: dict[str, Any]) -> 
 
 def run_stage(stage: Stage, session: Session) -> dict[str, Any]:
     """As `stage.run`, in the main process; the others take their part in it if it is shared, or wait."""
-    if sharing(stage) == 1:
-        with distributed.alone():
+    group = session.group
+    if sharing(stage, group) == 1:
+        with group.single_process():
             return stage.run(session)
     _ = session.roles  # loaded here first: what it finds out about the machine is noted in the run for the others
-    with distributed.listening(session.stop):
-        distributed.meet(STAGES.index(stage) + 1)
-        distributed.meet()  # the others have their copies
-        return _run_alike(stage, session)
+    group.sum(STAGES.index(stage) + 1)
+    group.barrier()  # the others have their copies
+    return _run_alike(stage, session)
 
 
-def follow(config: Config, run_dir: RunDir) -> None:
+def follow(config: Config, run_dir: RunDir, group: ProcessGroup) -> None:
     """What a process beside the main one does in a run: its part of each shared stage, until `dismiss`."""
-    with TemporaryDirectory(prefix="lowrank_rlhf-") as folder, StopRequest() as stop, distributed.listening(stop):
+    with TemporaryDirectory(prefix="lowrank_rlhf-") as folder, StopRequest(group) as stop:
         own = RunDir(Path(folder) / "run")
-        session = Session(config, own, Progress.silent(), stop)
-        while number := distributed.meet():
+        session = Session(config, own, Progress.silent(), stop, group)
+        while number := group.sum(0):
             stage = STAGES[number - 1]
             _copy(stage, run_dir.path, own.path)
-            distributed.meet()
+            group.barrier()
             _run_alike(stage, session)
 
 
-def dismiss() -> None:
+def dismiss(group: ProcessGroup) -> None:
     """The other processes are not needed any more."""
-    distributed.meet(0)
+    group.sum(0)
 
 
 def _run_alike(stage: Stage, session: Session) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _run_alike(stage: Stage, session: Session) -> dict[str, Any]:
     summary = stage.run(session)
     made = "".join(sha256(session.work(stage.name) / name) for name in stage.writes)
     own = int(hashlib.sha256(made.encode()).hexdigest()[:12], 16)  # short enough for many of them to be added
-    if distributed.meet(own) != own * distributed.count():
+    if session.group.sum(own) != own * session.group.world_size:
         raise StageFailed(
             f"{stage.name}: the processes came to different results, and none of them can be trusted. They must run on "
             "equal hardware; if they do, this is a bug here or in a library, please report it with the run's env.json"

@@ -21,6 +21,7 @@ from lowrank_rlhf.planner.forecast import shown_peaks
 from lowrank_rlhf.planner.pace import stage_work
 from lowrank_rlhf.reports.render import write_report
 from lowrank_rlhf.run.directory import Begun, RunDir, read_record, write_json_atomic
+from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.files import now
 from lowrank_rlhf.run.memory_usage import forget_peak_memory, peak_memory_bytes
 from lowrank_rlhf.run.progress import Later, Progress, StopRequest, duration, memory
@@ -48,6 +49,7 @@ def run(
     until: str | None = None,
     redo: Sequence[str] = (),
     progress: Progress,
+    group: ProcessGroup | None = None,
 ) -> RunDir:
     """Bring the run of that name up to its last stage, or to `until`, and return its folder.
 
@@ -61,13 +63,13 @@ def run(
     config = _fitted(config, run_dir, progress)
     to_do = [stage for stage in chosen if stage in again or run_dir.done(stage.name) is None]
     check_room(run_dir.path, smallest_need(to_do, config, find_shape(config.model)))
-    with disk_watched(run_dir.path), run_dir.lock(), StopRequest() as stop:
+    with disk_watched(run_dir.path), run_dir.lock(), StopRequest(group) as stop:
         run_dir.recover()
         selection.check_inputs(chosen, again, run_dir, _not_made(config))
         look_up_commits(run_dir, config)
         kept = [stage for stage in chosen if stage not in again]
         _refuse_stale([_standing(stage, config, run_dir) for stage in kept])
-        session = Session(config, run_dir, progress, stop)
+        session = Session(config, run_dir, progress, stop, group or ProcessGroup())
         if to_do:
             session.read_data()
         if any("model" in stage.settings for stage in to_do):
@@ -149,7 +151,7 @@ def _run_stage(stage: Stage, session: Session, told: float | None) -> None:
         return
     session.stop.check("everything finished so far is saved")
     fresh = {"schema": 1, "fingerprint": current_fingerprint(stage, session.config, run_dir), "seconds": 0.0}
-    started = multi_process.noted(stage, _begun(run_dir, stage), fresh)
+    started = multi_process.noted(stage, session.group, _begun(run_dir, stage), fresh)
     if standing.state == "half done":
         progress.say(f"  goes on after {duration(started['seconds'])} of work")
     run_dir.work(stage.name)

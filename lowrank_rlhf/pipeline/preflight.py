@@ -78,7 +78,7 @@ def _judge_problems(config: Config) -> list[tuple[Key, str]]:
 
 
 def _sharing_problems(config: Config) -> Iterator[tuple[Key, str]]:
-    count, size = distributed.started(), config.sft.batch_size
+    count, size = distributed.launched_processes(), config.sft.batch_size
     if size % count and "sft" in config.stages and config.sft.source == "train":
         yield ("sft", "batch_size"), f"{size} rows cannot be dealt out evenly to {count} processes; take a multiple"
     if count > 1 and config.model.memory == "auto":

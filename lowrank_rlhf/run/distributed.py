@@ -1,9 +1,9 @@
-"""Several processes on one machine, each with the whole model: who does which part, and sums over all of them.
+"""Data parallelism over several processes on one machine, each with the whole model.
 
-`accelerate launch` and `torchrun` start them, and say in the environment which is which. All run the same program with
-the same seeds. Work in independent pieces is dealt out by `share`, each process leaves zeros where others compute, and
-`add` makes the results whole again: every process then holds all of them, and takes the same decisions. With one
-process both do nothing, and torch.distributed is not imported.
+`accelerate launch` or `torchrun` starts the processes and passes rank and world size in the environment. All run the
+same program with the same seeds. Independent pieces of work are dealt out by `ProcessGroup.shard`; each process leaves
+zeros where others compute, and `ProcessGroup.all_reduce` sums them up: afterwards every process has the whole result
+and takes the same decisions. A group of one process, the default everywhere, does neither and imports no torch.
 """
 
 import logging
@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -25,143 +24,164 @@ Item = TypeVar("Item")
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _DEVICES = "CUDA_VISIBLE_DEVICES"
-_TO_BEGIN, _TO_MEET = timedelta(minutes=10), timedelta(days=30)
-"""How long a process waits for the others to start, and to come to a meeting: the main one may be asking people. One
-that dies is noticed at once."""
-_ERROR = "error"
+_START_TIMEOUT, _BARRIER_TIMEOUT = timedelta(minutes=10), timedelta(days=30)
+"""The main process may wait for people between two barriers. A process that dies is noticed at once."""
+_ERROR_KEY = "error"
 
 
 class Stop(Protocol):
-    """What knows whether somebody asked for an end."""
+    """Source of stop requests."""
 
     requested: bool
 
     def check(self, saved: str) -> None:
-        """Raises `Stopped` if so."""
+        """Raise `Stopped` if a stop was requested."""
 
 
-class RanOut(MemoryError):
-    """Another process that shares the work ran out of memory."""
+class OutOfMemoryElsewhere(MemoryError):
+    """Another process of the group ran out of memory."""
 
 
-class Left(StageFailed):
-    """Another process of this run has ended, and this one cannot go on without it."""
+class ProcessLost(StageFailed):
+    """Another process of the group has ended, and this one cannot continue without it."""
 
 
-@dataclass
-class _Team:
-    rank: int
-    count: int
-    control: Any
-    """Group for a few numbers on the CPU, whatever the device."""
-    notes: Any
-    """Where a process that fails says why."""
-    stop: Stop | None = None
-    agreed: bool = False
-    """All have heard that a stop was asked for."""
+class ProcessGroup:
+    """Processes that share the work of a run; without arguments a group of this process alone.
 
+    `pipeline.run` hands the group down to the base model, so that `roles.group` reaches everything that computes.
 
-_team: _Team | None = None
-_alone = False
-
-
-def started() -> int:
-    """How many processes the launcher started. Raises `UserError` for several machines, and where it is unclear."""
-    return _team.count if _team else _from_environment()["WORLD_SIZE"]
-
-
-def is_main() -> bool:
-    """True in the one process that writes into the run's folder and speaks."""
-    if _team:
-        return _team.rank == 0
-    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
-
-
-def count() -> int:
-    """How many processes share the work: 1 outside of `joined`, and inside of `alone`."""
-    return _team.count if _team and not _alone else 1
-
-
-def share(items: Sequence[Item]) -> list[Item]:
-    """Those of the items that are this process's; every one belongs to exactly one process, some to none may come."""
-    return list(items[_team.rank :: _team.count]) if _team and not _alone else list(items)
-
-
-def add(tensors: Iterable["Tensor"], may_stop: bool = True) -> None:
-    """Replace each tensor by its sum over all processes, bit by bit the same in all of them.
-
-    Raises what `meet` raises instead, in all of them: call it before anything is changed for good, or else without
-    `may_stop`, and soon after a meeting.
+    Args:
+        rank: number of this process, from 0.
+        processes: number of processes.
+        control: group of torch.distributed for a few numbers on the CPU, whatever the device.
+        errors: key-value store in which a failing process leaves its error for the main one.
     """
-    if count() == 1:
-        return
-    import torch
 
-    with torch.no_grad():
-        alike = [list(group) for _, group in groupby(tensors, lambda tensor: (tensor.device, tensor.dtype))]
-        wholes = [torch.cat([part.reshape(-1) for part in parts]) for parts in alike]
-        if may_stop:
-            meet()  # here: one that finds no memory above tells it there
-        for whole, parts in zip(wholes, alike, strict=True):
-            _reduce(whole, None)
-            for part, total in zip(parts, whole.split([part.numel() for part in parts]), strict=True):
-                part.copy_(total.view_as(part))
+    def __init__(self, rank: int = 0, processes: int = 1, control: Any = None, errors: Any = None) -> None:
+        self._rank, self._control, self._errors = rank, control, errors
+        self.processes = processes
+        """Number of processes, inside of `single_process` too."""
+        self.stop: Stop | None = None
+        """Asked at every barrier: a request to one process stops all. Set by `StopRequest` while it is active."""
+        self._stop_agreed = False
+        self._single = False
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that share the work at the moment; 1 inside of `single_process`."""
+        return 1 if self._single else self.processes
+
+    @property
+    def rank(self) -> int:
+        """Number of this process among those that share the work, from 0."""
+        return 0 if self._single else self._rank
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes to the run folder and to the terminal."""
+        return self._rank == 0
+
+    @property
+    def can_stop(self) -> bool:
+        """True where a stop needs no agreement: no process shares the work, or all know of the request."""
+        return self.world_size == 1 or self._stop_agreed
+
+    def shard(self, items: Sequence[Item]) -> list[Item]:
+        """Return this process's items: each item belongs to one process, and a process may get none."""
+        return list(items[self.rank :: self.world_size])
+
+    def all_reduce(self, tensors: Iterable["Tensor"], barrier: bool = True) -> None:
+        """Replace each tensor by its sum over all processes, bit-identical in all of them.
+
+        With `barrier` it raises in all processes what `barrier` raises; call it before weights change. Without, call it
+        soon after a barrier.
+        """
+        if self.world_size == 1:
+            return
+        import torch
+
+        with torch.no_grad():
+            alike = [list(group) for _, group in groupby(tensors, lambda tensor: (tensor.device, tensor.dtype))]
+            flat = [torch.cat([part.reshape(-1) for part in parts]) for parts in alike]  # one transfer for each dtype
+            if barrier:
+                self.barrier()  # after the allocations above: a process that lacks memory for them reports it here
+            for whole, parts in zip(flat, alike, strict=True):
+                self._sum(whole, None)
+                for part, total in zip(parts, whole.split([part.numel() for part in parts]), strict=True):
+                    part.copy_(total.view_as(part))
+
+    def barrier(self) -> None:
+        """Wait for all processes.
+
+        Raises `Stopped` in all of them where a stop was requested in any, `ProcessLost` where one has ended, and
+        `OutOfMemoryElsewhere` where another came here by `report_out_of_memory`.
+        """
+        self._synchronize()
+
+    def sum(self, number: int) -> int:
+        """Return the sum of the processes' numbers. It is a barrier, and raises what `barrier` raises."""
+        return self._synchronize(number)
+
+    def report_out_of_memory(self) -> None:
+        """Take part in the other processes' next barrier, which raises `OutOfMemoryElsewhere` there."""
+        self._synchronize(out_of_memory=True)
+
+    @contextmanager
+    def single_process(self) -> Iterator[None]:
+        """Make this process work alone inside the block; the others wait at their next barrier."""
+        self._single = True
+        try:
+            yield
+        finally:
+            self._single = False
+
+    def leave_error(self, error: BaseException) -> None:
+        """Store the error for the main process, whose next barrier raises it as `ProcessLost`."""
+        with suppress(RuntimeError):  # the main process has ended already
+            self._errors.set(_ERROR_KEY, f"process {self._rank}: {str(error) or type(error).__name__}")
+
+    def _synchronize(self, number: int = 0, out_of_memory: bool = False) -> int:
+        """Barrier, sum of numbers, stop requests and lack of memory in one reduction, so that any of them can meet."""
+        if self.world_size == 1:
+            return number
+        import torch
+
+        counts = torch.tensor([int(bool(self.stop and self.stop.requested)), int(out_of_memory), number])
+        self._sum(counts, self._control)
+        stop_requests, lacking, total = counts.tolist()
+        if stop_requests and self.stop:
+            self.stop.requested = self._stop_agreed = True
+            self.stop.check("everything before this stage is saved")
+        if lacking and not out_of_memory:
+            raise OutOfMemoryElsewhere("in another process")
+        return int(total)
+
+    def _sum(self, tensor: "Tensor", group: Any) -> None:
+        import torch.distributed as dist
+
+        try:
+            dist.all_reduce(tensor, group=group)
+        except RuntimeError:
+            left = self._errors.get(_ERROR_KEY).decode() if self.is_main and self._errors.check([_ERROR_KEY]) else None
+            raise ProcessLost(
+                left or "a process of this run was killed or crashed; the same command resumes from the last checkpoint"
+            ) from None
 
 
-def meet(number: int = 0, ran_out: bool = False) -> int:
-    """Wait until all processes are here; the sum of the numbers that they bring.
+def launched_processes() -> int:
+    """Return the number of processes that the launcher started, from the environment (outside of `join`).
 
-    Raises `Stopped` in all of them where a stop was asked for in any, `Left` where one has ended, and `RanOut` where
-    another comes because it ran out of memory on the way to where the rest meet.
+    Raises `UserError` for several machines, and for values that are not numbers.
     """
-    if _team is None or count() == 1:
-        return number
-    import torch
-
-    told = torch.tensor([int(bool(_team.stop and _team.stop.requested)), int(ran_out), number])
-    _reduce(told, _team.control)
-    asked, out_of_memory, total = told.tolist()
-    if asked and _team.stop:
-        _team.stop.requested = _team.agreed = True
-        _team.stop.check("everything before this stage is saved")
-    if out_of_memory and not ran_out:
-        raise RanOut("in another process")
-    return int(total)
-
-
-def free_to_stop() -> bool:
-    """True where this process may obey a stop by itself: nobody shares its work, or all have heard of it."""
-    return count() == 1 or bool(_team and _team.agreed)
+    return _from_environment()["WORLD_SIZE"]
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """What happens inside is this process's alone; the others wait at their next meeting."""
-    global _alone
-    _alone = True
-    try:
-        yield
-    finally:
-        _alone = False
-
-
-@contextmanager
-def listening(stop: Stop) -> Iterator[None]:
-    """Inside, a stop that is asked for in one process is told to all at their next meeting."""
-    if _team:
-        _team.stop = stop
-    try:
-        yield
-    finally:
-        if _team:
-            _team.stop = None
-
-
-@contextmanager
-def silent_beside_main() -> Iterator[None]:
-    """Inside, what any process but the main one prints is not seen."""
+def silence_other_processes() -> Iterator[None]:
+    """Discard the output of every process but the main one, by the environment (outside of `join`)."""
     with ExitStack() as stack:
-        if not is_main():
+        if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
@@ -169,40 +189,39 @@ def silent_beside_main() -> Iterator[None]:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Inside, the processes that the launcher started work together.
+def join() -> Iterator[ProcessGroup]:
+    """Connect the processes that the launcher started, for the length of the block.
 
-    Libraries see none of it: each process looks like the only one, with one GPU. An error in a process beside the main
-    one is left for the main one to tell. Raises `UserError` where they don't find each other or some lack a GPU.
+    Libraries see none of it: each process looks like the only one, with one GPU. An error in another process is left
+    for the main one to raise. Raises `UserError` where they cannot connect, or where only some have a GPU.
     """
-    global _team
-    place = _from_environment()
-    with _one_gpu(place["LOCAL_RANK"]):
-        if place["WORLD_SIZE"] == 1:
-            yield
+    given = _from_environment()
+    with _one_gpu(given["LOCAL_RANK"]):
+        if given["WORLD_SIZE"] == 1:
+            yield ProcessGroup()
             return
         import torch.distributed as dist
 
-        _team = _begin(place["RANK"], place["WORLD_SIZE"])
+        group = _connect(given["RANK"], given["WORLD_SIZE"])
         hidden = {name: os.environ.pop(name) for name in _LAUNCHER if name in os.environ}
         try:
-            yield
+            yield group
         except BaseException as error:
-            if not is_main() and not isinstance(error, Left):
-                with suppress(RuntimeError):  # the main process is gone already
-                    _team.notes.set(_ERROR, f"process {_team.rank}: {str(error) or type(error).__name__}")
+            if not group.is_main and not isinstance(error, ProcessLost):
+                group.leave_error(error)
             raise
         finally:
-            _team = None
             os.environ.update(hidden)
             dist.destroy_process_group()
 
 
 @contextmanager
-def _one_gpu(place: int) -> Iterator[None]:
-    """Inside, the process sees that one of its GPUs only, if CUDA starts there: trl's trainer would spread over all."""
+def _one_gpu(local_rank: int) -> Iterator[None]:
+    """Show this process one of its GPUs only, if CUDA starts in the block: TRL's trainer would spread over all."""
     visible = os.environ.get(_DEVICES)
-    os.environ[_DEVICES] = str(place) if visible is None else dict(enumerate(visible.split(","))).get(place, "")
+    os.environ[_DEVICES] = (
+        str(local_rank) if visible is None else dict(enumerate(visible.split(","))).get(local_rank, "")
+    )
     try:
         yield
     finally:
@@ -211,43 +230,35 @@ def _one_gpu(place: int) -> Iterator[None]:
             os.environ[_DEVICES] = visible
 
 
-def _begin(rank: int, count: int) -> _Team:
+def _connect(rank: int, processes: int) -> ProcessGroup:
     if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: nobody else need reach these sockets
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: the sockets need no other interface
     import torch
     import torch.distributed as dist
 
-    logging.getLogger("transformers.training_args").setLevel(logging.ERROR)  # it wonders at processes not its own
+    logging.getLogger("transformers.training_args").setLevel(logging.ERROR)  # it warns about a group it did not make
     gpu = torch.cuda.is_available()
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=_TO_BEGIN))
+        store, _, _ = next(dist.rendezvous("env://", timeout=_START_TIMEOUT))
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=rank, world_size=count, timeout=_TO_BEGIN
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=processes,
+            timeout=_START_TIMEOUT,
         )
-        control = dist.new_group(backend="gloo", timeout=_TO_MEET)
+        control = dist.new_group(backend="gloo", timeout=_BARRIER_TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the {count} processes don't find each other: {str(error).partition(chr(10))[0]}") from None
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the {processes} processes cannot connect to each other: {reason}") from None
     with_gpu = torch.tensor([int(gpu)])
     dist.all_reduce(with_gpu, group=control)
-    if int(with_gpu) not in (0, count):
+    if int(with_gpu) not in (0, processes):
         raise UserError(
-            f"{int(with_gpu)} of {count} processes found a GPU: start as many processes as there are GPUs, or hide "
-            f"these ({_DEVICES}= in front of the command)"
+            f"{int(with_gpu)} of {processes} processes found a GPU. Start as many processes as there are GPUs, or hide "
+            f"the GPUs ({_DEVICES}= in front of the command)"
         )
-    return _Team(rank, count, control, dist.PrefixStore("lowrank_rlhf", store))
-
-
-def _reduce(tensor: "Tensor", group: Any) -> None:
-    import torch.distributed as dist
-
-    try:
-        dist.all_reduce(tensor, group=group)
-    except RuntimeError:
-        assert _team  # noqa: S101 - nothing is reduced alone
-        why = _team.notes.get(_ERROR).decode() if is_main() and _team.notes.check([_ERROR]) else None
-        raise Left(
-            why or "a process of this run was killed or broke down; the same command goes on from the last checkpoint"
-        ) from None
+    return ProcessGroup(rank, processes, control, dist.PrefixStore("lowrank_rlhf", store))
 
 
 def _from_environment() -> dict[str, int]:
@@ -258,10 +269,10 @@ def _from_environment() -> dict[str, int]:
                 try:
                     found[name] = int(os.environ[name])
                 except ValueError:
-                    raise UserError(f"{name}: {os.environ[name]!r} in the environment is not a number") from None
+                    raise UserError(f"{name}: expected a number in the environment, got {os.environ[name]!r}") from None
         if found.get("LOCAL_WORLD_SIZE", found["WORLD_SIZE"]) != found["WORLD_SIZE"]:
             raise UserError(
-                "started on several machines: all processes must be on one; docs/more_than_one_gpu.md says where to "
-                "go beyond"
+                "launched on several machines: all processes must run on one. See docs/more_than_one_gpu.md for "
+                "larger setups"
             )
     return found

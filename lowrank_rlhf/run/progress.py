@@ -13,7 +13,7 @@ import rich.progress
 from rich.console import Console
 
 from lowrank_rlhf.errors import Stopped, visible
-from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.memory_usage import memory_in_use_bytes
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -164,14 +164,16 @@ class StopRequest:
 
     The second one raises KeyboardInterrupt at once. Every forward of the model polls (`Context.roles`): what is heavier
     than that must not go on for long. Handlers can only be set in the main thread; elsewhere this
-    is a flag that anyone may set. Where several processes share the work they end together, at their next meeting.
+    is a flag that anyone may set. Where several processes share the work they end together, at their next barrier.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group: ProcessGroup | None = None) -> None:
         self.requested = False
+        self._group = group or ProcessGroup()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        self._group.stop = self
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -179,20 +181,21 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._group.stop = None
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def check(self, saved: str) -> None:
         """Raises `Stopped` if a stop was requested; `saved` says what is safe: "step 50 is saved"."""
-        if self.requested and distributed.free_to_stop():
+        if self.requested and self._group.can_stop:
             raise Stopped(f"Stopped as asked; {saved}. The same command goes on from there.")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's signature
-        several = distributed.started() > 1  # the launcher sends a second signal by itself
+        several = self._group.processes > 1  # the launcher sends a second signal by itself
         if self.requested and not several:
             raise KeyboardInterrupt
         # A print here could break into another print; a write to the descriptor cannot.
-        if not self.requested and distributed.is_main():
+        if not self.requested and self._group.is_main:
             os.write(2, b"\nStopping where the work can be saved." + (b"" if several else _ONCE_MORE) + b"\n")
         self.requested = True
 

@@ -85,7 +85,7 @@ def _train(setting: _Setting, bar: Bar) -> None:
             _evaluate_if_due(setting)
             if setting.state.step == task.steps:
                 return
-            session.base.room.retry(lambda: _go_on(setting, bar), task.width)
+            session.base.limits.retry(lambda: _go_on(setting, bar), task.width)
         except RollBack:
             setting.state, _ = policy_checkpoints.roll_back(session, setting.learners, setting.state)
             bar.advance(setting.state.step - bar.count)
@@ -133,7 +133,7 @@ def _go_on(setting: _Setting, bar: Bar) -> None:
         return min(1.0, (step + done + 1) / (config.align.warmup_steps + 1)) * (1 - (step + done) / task.steps)
 
     rates = schedule(setting.optimizer, state.breakdowns.rate * config.align.learning_rate, share)
-    per_pass = rows_per_pass(config.align.batch_size, task.width, session.base.room.tokens)
+    per_pass = rows_per_pass(config.align.batch_size, task.width, session.base.limits.tokens)
     settings = loop_settings(session, "ppo", config.align.batch_size, per_pass, until - done)
     with lent(roles, task.generate) as loan:
         trainer = task.trainer(

@@ -124,15 +124,15 @@ def _prompts(session: Session, scale: RewardScale) -> tuple[list[list[int]], Ten
 
 def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[str, float]]:
     """The next step; a stop inside of it is obeyed at once, and what it has done is kept (`Breakdowns.stopped`)."""
-    session, tokens = setting.session, setting.session.base.room.tokens
+    session, tokens = setting.session, setting.session.base.limits.tokens
 
     def attempt() -> tuple[State, dict[str, float]]:
-        if session.base.room.tokens != tokens:
-            begun.cut_again(session.config.ppo, session.base.room.tokens)
+        if session.base.limits.tokens != tokens:
+            begun.cut_again(session.config.ppo, session.base.limits)
         return _step(setting, copy.deepcopy(state), begun)
 
     try:
-        return session.base.room.retry(attempt, max(map(len, setting.prompts)) + session.config.sample.max_new_tokens)
+        return session.base.limits.retry(attempt, max(map(len, setting.prompts)) + session.config.sample.max_new_tokens)
     except Stopped:
         save = partial(policy_checkpoints.save, session, setting.optimizers.of_roles, state, begun)
         where = f"inside step {state.step + 1}" if begun.rollout else f"at step {state.step}"

@@ -16,13 +16,12 @@ from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_features, score_tokens
 from lowrank_rlhf.models.storage import load_role, save_role
-from lowrank_rlhf.run import distributed
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.run.directory import write_json_atomic
 from lowrank_rlhf.run.records import Score, write_jsonl
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack
-from lowrank_rlhf.training.optimizer_step import NotFinite, add_up, clipped_step
+from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clipped_step
 from lowrank_rlhf.training.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
 from lowrank_rlhf.training.role_checkpoints import Checkpoints
 from lowrank_rlhf.training.rollout import RewardScale
@@ -138,7 +137,7 @@ def _features(session: Session, groups: Sequence[Group]) -> list[Tensor] | None:
         with session.progress.track("reward", len(rows), "answers read") as bar:
             return score_features(session.roles, Role.REWARD, rows, session.config.reward.pooling, bar.advance)
 
-    return split_scores(session.base.room.retry(read, max(rows.lengths())).cpu(), groups)
+    return split_scores(session.base.limits.retry(read, max(rows.lengths())).cpu(), groups)
 
 
 def _fit_head(session: Session, groups: Sequence[Group], features: Sequence[Tensor]) -> None:
@@ -187,7 +186,7 @@ def _advance(checkpoints: Checkpoints, done: int, groups: Sequence[Group], steps
     since, problem, figures = time.monotonic(), None, {"skipped": 1.0}
     try:
         widest = max(group.width * len(group.answers) for group in groups)  # a group is never cut
-        loss, accuracy = session.base.room.retry(lambda: _step(session, groups, optimizer), widest)
+        loss, accuracy = session.base.limits.retry(lambda: _step(session, groups, optimizer), widest)
         pace = sum(group.tokens for group in groups) / (time.monotonic() - since)
         figures = {"loss": loss, "accuracy": accuracy, "tokens_per_second": pace, "skipped": 0.0}
     except NotFinite as error:
@@ -206,7 +205,7 @@ def _step(session: Session, groups: Sequence[Group], optimizer: torch.optim.Opti
     optimizer.zero_grad()
     total, right = torch.zeros(2, dtype=torch.float64, device=base.device)
     with roles.acting_as(Role.REWARD, train=True):
-        for part in distributed.share(_micro_batches(groups, base.room.tokens, distributed.count())):
+        for part in roles.group.shard(_micro_batches(groups, base.limits.tokens, roles.group.world_size)):
             rows = rows_of(part, base)
             scores = split_scores(pool(roles.scores(rows), rows.response, config.pooling), part)
             losses = [group_loss(s, group, config.loss, config.margin) for s, group in zip(scores, part, strict=True)]
@@ -215,7 +214,7 @@ def _step(session: Session, groups: Sequence[Group], optimizer: torch.optim.Opti
             total += loss.detach()
             for found, group in zip(scores, part, strict=True):
                 right += sum(bool(found[better] > found[worse]) for better, worse, _ in group.pairs)
-    add_up(optimizer, total, right)
+    all_reduce_gradients(roles.group, optimizer, total, right)
     clipped_step(optimizer, "reward model", float(total), config.max_grad_norm)
     return float(total), float(right) / sum(len(group.pairs) for group in groups)
 

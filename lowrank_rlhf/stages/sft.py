@@ -18,11 +18,11 @@ from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.planner.compute_cost import rows_per_pass
-from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.progress import Bar
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack
-from lowrank_rlhf.training.optimizer_step import add_up
+from lowrank_rlhf.training.optimizer_step import all_reduce_gradients
 from lowrank_rlhf.training.role_checkpoints import Checkpoints
 from lowrank_rlhf.training.self_checks import base_unchanged, checksums, others_unchanged
 from lowrank_rlhf.training.trl_bridge import lent
@@ -78,7 +78,7 @@ def _train(session: Session) -> dict[str, Any]:
         while bar.count < steps:
             try:
                 widest = max(len(row["input_ids"]) for row in rows)
-                session.base.room.retry(lambda: _go_on(checkpoints, rows, steps, bar), widest)
+                session.base.limits.retry(lambda: _go_on(checkpoints, rows, steps, bar), widest)
             except RollBack:
                 bar.advance(checkpoints.roll_back() - bar.count)
     losses = [row["loss"] for row in session.metrics.read("sft") if "loss" in row]
@@ -103,19 +103,19 @@ def _rate(step: int, steps: int, warmup_fraction: float) -> float:
 def _rows_per_pass(session: Session, rows: list[Row]) -> int:
     """Rows in one forward and backward, from all rows: from those left, a resumed run would round differently."""
     width = max(len(row["input_ids"]) for row in rows)
-    return rows_per_pass(session.config.sft.batch_size // distributed.count(), width, session.base.room.tokens)
+    return rows_per_pass(session.config.sft.batch_size // session.group.world_size, width, session.base.limits.tokens)
 
 
-def _own_rows(rows: Sequence[Row], batch_size: int) -> list[Row]:
+def _own_rows(group: ProcessGroup, rows: Sequence[Row], batch_size: int) -> list[Row]:
     """This process's rows of each step. Where the last one has none for it, a row that will weigh nothing is there."""
     steps = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-    return [row for step in steps for row in distributed.share(step) or step[:1]]
+    return [row for step in steps for row in group.shard(step) or step[:1]]
 
 
-def _weight(rows: Sequence[Row]) -> float:
+def _weight(group: ProcessGroup, rows: Sequence[Row]) -> float:
     """This process's part of a step's tokens to learn from: what the mean loss over its own ones counts for."""
     tokens = [sum(label != -100 for label in row["labels"]) for row in rows]
-    return sum(distributed.share(tokens)) / sum(tokens)
+    return sum(group.shard(tokens)) / sum(tokens)
 
 
 def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> None:
@@ -128,7 +128,7 @@ def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> N
         checkpoints.breakdowns.rate * config.learning_rate,
         lambda step: _rate(step + done, steps, config.warmup_fraction),
     )
-    own = config.batch_size // distributed.count()
+    own = config.batch_size // session.group.world_size
     settings = loop_settings(session, "sft", own, _rows_per_pass(session, rows), steps - done)
     with lent(roles) as loan:
         trainer = SFTTrainer(
@@ -139,7 +139,9 @@ def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> N
                 dataset_kwargs={"skip_prepare_dataset": True},
                 max_length=None,
             ),
-            train_dataset=Dataset.from_list(_own_rows(rows[done * config.batch_size :], config.batch_size)),
+            train_dataset=Dataset.from_list(
+                _own_rows(session.group, rows[done * config.batch_size :], config.batch_size)
+            ),
             processing_class=session.base.tokenizer,
             optimizers=(optimizer, rates),
             callbacks=[_Watcher(checkpoints, bar, rows, finite), finite],  # what the one has summed the other looks at
@@ -155,6 +157,7 @@ class _Watcher(TrainerCallback):
         self.tokens = step_tokens(rows, checkpoints.session.config.sft.batch_size)
         self.since, self.tokens_per_second = time.monotonic(), 0.0
         self.weight, self.norm = 1.0, 0.0
+        self.group = checkpoints.session.group
 
     def on_step_begin(
         self,
@@ -174,11 +177,11 @@ class _Watcher(TrainerCallback):
     ) -> None:
         optimizer, config = self.checkpoints.optimizer, self.checkpoints.session.config.sft
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.weight = _weight(self.rows[self.bar.count * config.batch_size :][: config.batch_size])
+        self.weight = _weight(self.group, self.rows[self.bar.count * config.batch_size :][: config.batch_size])
         for gradient in (p.grad for p in parameters if p.grad is not None and self.weight != 1):
             gradient.mul_(self.weight)
         losses = torch.stack(self.finite.losses).sum()
-        add_up(optimizer, losses)
+        all_reduce_gradients(self.group, optimizer, losses)
         self.finite.losses = [losses]
         self.norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
 
@@ -205,7 +208,7 @@ class _Watcher(TrainerCallback):
             return
         breakdowns.made()
         loss = torch.tensor(self.weight * logs["loss"], dtype=torch.float64)
-        distributed.add([loss], may_stop=False)  # the step is made
+        self.group.all_reduce([loss], barrier=False)  # the step is made
         figures = {"loss": float(loss), "learning_rate": logs["learning_rate"], "grad_norm": self.norm}
         session.metrics.append("sft", step, **figures, skipped=0.0, tokens_per_second=self.tokens_per_second)
         self.bar.advance(0, loss=float(loss))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lowrank_rlhf.models.batch_limits import nothing_to_halve
-from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run.distributed import ProcessGroup
 
 
 class NotFinite(ArithmeticError):
@@ -29,17 +29,17 @@ def whole_step() -> AbstractContextManager[None]:
     return nothing_to_halve("in the optimiser's step", helps)
 
 
-def add_up(optimizer: torch.optim.Optimizer, *figures: Tensor) -> None:
+def all_reduce_gradients(group: ProcessGroup, optimizer: torch.optim.Optimizer, *figures: Tensor) -> None:
     """Where several processes share the micro-batches: gradients and figures become their sums over all of them.
 
     For the losses of all parts to add up, each must be divided by the number of tokens (or of groups) of all together.
     """
-    if distributed.count() > 1:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if group.world_size > 1:
+        parameters = [parameter for params in optimizer.param_groups for parameter in params["params"]]
         for parameter in parameters:
             if parameter.grad is None:  # this process had no part to compute
                 parameter.grad = torch.zeros_like(parameter)
-        distributed.add([*(parameter.grad for parameter in parameters), *figures])
+        group.all_reduce([*(parameter.grad for parameter in parameters), *figures])
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, whose: str, loss: float, max_norm: float) -> float:

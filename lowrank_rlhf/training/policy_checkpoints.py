@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.errors import StageFailed
 from lowrank_rlhf.maths.sequences import cut_minibatches
+from lowrank_rlhf.models.batch_limits import BatchLimits
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
-from lowrank_rlhf.run import distributed
 from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
 from lowrank_rlhf.run.directory import read_record, write_json_atomic
 from lowrank_rlhf.session import Session
@@ -49,13 +49,14 @@ class Begun:
     rollout: Rollout | None = None
     turns: Turns = field(default_factory=Turns)
 
-    def cut_again(self, config: PpoConfig, tokens: int) -> None:
-        """Micro-batches of so many tokens from here on.
+    def cut_again(self, config: PpoConfig, limits: BatchLimits) -> None:
+        """Micro-batches of as many tokens as the limits now allow, from here on.
 
         As long as no weight has moved the rollout is made anew: the first ratio is 1 only on the same micro-batches.
         """
         if self.rollout and self.turns.done:
-            cut = cut_minibatches(self.rollout.batch.lengths(), config.minibatches, tokens, distributed.count())
+            lengths = self.rollout.batch.lengths()
+            cut = cut_minibatches(lengths, config.minibatches, limits.tokens, limits.group.world_size)
             self.rollout = replace(self.rollout, cut=cut)
         else:
             self.rollout = None

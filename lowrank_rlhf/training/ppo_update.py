@@ -10,8 +10,7 @@ from lowrank_rlhf.maths.kl import k3
 from lowrank_rlhf.maths.losses import policy_losses, value_losses
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.run import distributed
-from lowrank_rlhf.training.optimizer_step import NotFinite, add_up, clipped_step
+from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clipped_step
 from lowrank_rlhf.training.rollout import Rollout, values_before_tokens
 
 _POLICY_FIGURES = ("approxkl", "clipfrac", "ratio", "loss")
@@ -140,10 +139,10 @@ def _policy_step(
     optimizer.zero_grad()
     tokens = _response_tokens(rollout, minibatch)
     sums = torch.zeros(len(_POLICY_FIGURES), device=rollout.values.device)
-    largest = torch.zeros(distributed.count(), device=rollout.values.device)
-    (own,) = distributed.share(range(distributed.count()))
+    largest = torch.zeros(roles.group.world_size, device=rollout.values.device)
+    rank = roles.group.rank
     with roles.acting_as(Role.POLICY, train=True):
-        for part in map(rollout.rows, distributed.share(minibatch)):
+        for part in map(rollout.rows, roles.group.shard(minibatch)):
             logprobs = roles.logprobs(part.batch, temperature).logprobs
             losses = policy_losses(logprobs, part.logprobs, part.advantages, config.clip_range)
             loss = masked_sum(losses, part.batch.response).sum() / tokens
@@ -154,8 +153,8 @@ def _policy_step(
                 counted = (k3(part.logprobs, logprobs), (off > config.clip_range).float(), ratio, losses)
                 sums += torch.stack([masked_sum(values, part.batch.response).sum() / tokens for values in counted])
                 # NaN stays NaN; max() would drop it
-                largest[own] = torch.maximum(largest[own], off[part.batch.response].max())
-    add_up(optimizer, sums, largest)
+                largest[rank] = torch.maximum(largest[rank], off[part.batch.response].max())
+    all_reduce_gradients(roles.group, optimizer, sums, largest)
     means = dict(zip(_POLICY_FIGURES, sums.tolist(), strict=True))
     norm = clipped_step(optimizer, "policy", means["loss"], config.max_grad_norm)
     found = {**means, "grad_norm": norm, "largest_ratio_error": float(largest.max())}
@@ -169,13 +168,13 @@ def _critic_step(
     tokens = _response_tokens(rollout, minibatch)
     total = torch.zeros((), dtype=torch.float64, device=rollout.values.device)
     with roles.acting_as(Role.CRITIC, train=True):
-        for part in map(rollout.rows, distributed.share(minibatch)):
+        for part in map(rollout.rows, roles.group.shard(minibatch)):
             values = values_before_tokens(roles.scores(part.batch), part.batch.response)
             losses = value_losses(values, part.values, part.returns, config.value_clip_range)
             loss = masked_sum(losses, part.batch.response).sum() / tokens
             roles.backward(config.value_coef * loss)
             total += loss.detach()
-    add_up(optimizer, total)
+    all_reduce_gradients(roles.group, optimizer, total)
     norm = clipped_step(optimizer, "critic", float(total), config.max_grad_norm)
     return {"value/loss": float(total), "value/grad_norm": norm}
 

@@ -16,7 +16,6 @@ from lowrank_rlhf.maths.sequences import Sequences, cut_minibatches, pack
 from lowrank_rlhf.models.generation import Response, sample_answers
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_logprobs, score_tokens
-from lowrank_rlhf.run import distributed
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def collect(
     sampled = time.monotonic()
     batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)
     batch = roles.with_trunk(batch)
-    cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.room.tokens, distributed.count())
+    cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.limits.tokens, roles.group.world_size)
     parts = [part for minibatch in cut for part in minibatch]
     policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True, parts=parts)
     reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature, parts=parts).logprobs

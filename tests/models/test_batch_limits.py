@@ -30,19 +30,19 @@ def test_a_lack_of_memory_is_known_by_its_kind_or_its_words(error: Exception) ->
 
 
 def test_it_is_tried_with_half_until_a_single_row_is_too_much() -> None:
-    room, said, tried = BatchLimits(100), list[str](), list[int]()
-    room.on_halved = said.append
+    limits, said, tried = BatchLimits(100), list[str](), list[int]()
+    limits.on_halved = said.append
 
     def attempt() -> None:
-        tried.append(room.tokens)
+        tried.append(limits.tokens)
         raise MemoryError
 
     with pytest.raises(CannotFit, match="single row of 30 tokens"):
-        room.retry(attempt, 30)
+        limits.retry(attempt, 30)
     assert tried == [100, 50, 25]
     assert len(said) == 2
     with pytest.raises(RuntimeError, match="another"):
-        room.retry(lambda: (_ for _ in ()).throw(RuntimeError("another")), 30)
+        limits.retry(lambda: (_ for _ in ()).throw(RuntimeError("another")), 30)
 
 
 def fail_above(session: Session, tokens: int, error: Exception, training: bool = True) -> list[int]:
@@ -103,7 +103,7 @@ def test_a_stage_that_runs_out_of_memory_ends_as_with_less_from_the_start(
     assert failed, "the limit was never reached"
     assert session.roles.acting is None
     tokens = json.loads((session.run_dir.path / "room.json").read_text())["tokens"]
-    assert tokens == session.base.room.tokens < 4 * limit
+    assert tokens == session.base.limits.tokens < 4 * limit
     assert '"kind": "halved"' in (session.run_dir.path / "events.jsonl").read_text()
     found["halved"] = snapshot(session.roles, role)
     for name, size in (("small", tokens), ("large", 5 * limit)):
@@ -112,7 +112,7 @@ def test_a_stage_that_runs_out_of_memory_ends_as_with_less_from_the_start(
         found[name] = snapshot(other.roles, role)
     assert difference(found["halved"], found["small"]) == 0
     assert 0 <= difference(found["halved"], found["large"]) < 1e-4
-    assert make_session(session.config, session.run_dir.path.parent).base.room.tokens == tokens
+    assert make_session(session.config, session.run_dir.path.parent).base.limits.tokens == tokens
 
 
 def test_sampling_takes_half_the_prompts_at_once(tiny_folder, tmp_path) -> None:
@@ -131,7 +131,7 @@ def test_sampling_takes_half_the_prompts_at_once(tiny_folder, tmp_path) -> None:
     session.roles.decoder.register_forward_pre_hook(check, with_kwargs=True)
     sample.run(session)
     assert (session.work("sample") / "samples.jsonl").read_text() == whole
-    assert session.base.room.rows == 6
+    assert session.base.limits.rows == 6
     assert max(steps) > 6
     assert sum(rows > 6 for rows in steps) == 1
 
@@ -164,7 +164,7 @@ def test_out_of_memory_while_weights_are_merged_is_not_tried_again(
     with pytest.raises(CannotFit, match=r"out of memory while .* merged .*model\.merged_rollouts: false"):
         (ppo if stage == "ppo" else sample).run(session)
     assert len(calls) == 3
-    assert session.base.room.tokens == 240
+    assert session.base.limits.tokens == 240
     assert session.roles.merged is None
     after = dict(session.base.model.named_modules())
     assert {name: after.get(name) for name in layers} == layers

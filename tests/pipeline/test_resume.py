@@ -15,6 +15,7 @@ from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.models import generation
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.directory import RunDir, StepLog
+from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.stages.sft import training_rows
 
@@ -43,8 +44,8 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[tuple[str, int], Any]]
     requests: list[StopRequest] = []
     append = StepLog.append
 
-    def new() -> StopRequest:
-        requests.append(StopRequest())
+    def new(group: ProcessGroup | None) -> StopRequest:
+        requests.append(StopRequest(group))
         return requests[-1]
 
     def plan(events: dict[tuple[str, int], str]) -> None:

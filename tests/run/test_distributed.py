@@ -142,7 +142,7 @@ def test_a_stop_in_one_process_stops_both_where_it_is_saved(run) -> None:
 def test_one_killed_ends_the_other_with_a_sentence(run) -> None:
     codes, said = run.killed
     assert codes == [1, -signal.SIGKILL], said
-    assert said.count("a process of this run was killed or broke down") == 1
+    assert said.count("a process of this run was killed or crashed") == 1
     assert "Traceback" not in said
 
 
@@ -192,78 +192,79 @@ def test_the_main_process_alone_wrote(run, single) -> None:
 
 SCRIPT = """
 import torch
-from lowrank_rlhf import processes
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.models.room import Room
+from lowrank_rlhf.models.batch_limits import BatchLimits
+from lowrank_rlhf.run import distributed
 
-with distributed.joined():
-    main = distributed.is_main()
-    mine = distributed.share(range(5))
+with distributed.join() as group:
+    main = group.is_main
+    mine = group.shard(range(5))
     parts = [torch.tensor([1.0, 2.0]) * len(mine), torch.tensor(len(mine), dtype=torch.int64)]
     parts.append(torch.tensor([[float(main)]], dtype=torch.bfloat16))
-    distributed.add(parts)
-    print(f"share {mine} sum {[part.tolist() for part in parts]} met {distributed.meet(2 + main)}", flush=True)
-    with distributed.alone():
-        assert distributed.share("ab") == ["a", "b"] and distributed.meet(7) == 7
-    room, tried = Room(tokens=64), []
+    group.all_reduce(parts)
+    print(f"shard {mine} sums {[part.tolist() for part in parts]} {group.sum(2 + main)}", flush=True)
+    with group.single_process():
+        assert group.shard("ab") == ["a", "b"] and group.sum(7) == 7 and group.is_main == main
+    limits, tried = BatchLimits(tokens=64, group=group), []
 
     def attempt():
-        tried.append(room.tokens)
+        tried.append(limits.tokens)
         if not main and len(tried) == 1:
             raise MemoryError("none left")
-        distributed.add([torch.zeros(1)])
+        group.all_reduce([torch.zeros(1)])
 
-    room.retry(attempt, 8)
+    limits.retry(attempt, 8)
     print(f"tried {tried}", flush=True)
-    distributed.meet()
+    group.barrier()
     if not main:
         raise UserError("broken here")
     try:
-        distributed.meet()
-    except distributed.Left as error:
-        print(f"told: {error}", flush=True)
+        group.barrier()
+    except distributed.ProcessLost as error:
+        print(f"lost: {error}", flush=True)
 """
 
 
-def test_what_two_processes_share_sum_halve_and_tell(tmp_path) -> None:
+def test_two_processes_shard_reduce_halve_and_report_errors(tmp_path) -> None:
     launched = Launched(tmp_path, "-c", SCRIPT)
     assert launched.wait() == [0, 1], launched.said
     lines = set(launched.said.splitlines())
-    assert "share [0, 2, 4] sum [[5.0, 10.0], 5, [[1.0]]] met 5" in lines
-    assert "share [1, 3] sum [[5.0, 10.0], 5, [[1.0]]] met 5" in lines
+    assert "shard [0, 2, 4] sums [[5.0, 10.0], 5, [[1.0]]] 5" in lines
+    assert "shard [1, 3] sums [[5.0, 10.0], 5, [[1.0]]] 5" in lines
     assert launched.said.count("tried [64, 32]\n") == 2
-    assert "told: process 1: broken here" in lines
+    assert "lost: process 1: broken here" in lines
 
 
 SAMPLING = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.append(sys.argv[2])
 from tiny import load_tiny, make_roles, random_tokens
 
-from lowrank_rlhf import processes
 from lowrank_rlhf.errors import CannotFit
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.run import distributed
 
-with distributed.joined():
-    roles = make_roles(load_tiny(Path(sys.argv[1])))
-    room, most, halved = roles.base.room, 0, []
+with distributed.join() as group:
+    roles = make_roles(replace(load_tiny(Path(sys.argv[1])), group=group))
+    limits, most, halved = roles.base.limits, 0, []
 
     def no_memory(_, args, kwargs):
         if len(kwargs["input_ids"]) > most:
             raise MemoryError
 
     def hear(why):
-        halved.append(room.rows)
+        halved.append(limits.rows)
         assert len(halved) < 9, "for ever"
 
     roles.decoder.register_forward_pre_hook(no_memory, with_kwargs=True)
-    room.on_halved = hear
+    limits.on_halved = hear
     settings = {"max_new_tokens": 3, "temperature": 1.0, "seed": 0, "batch_size": 8}
     for most in (2, 1):
-        room.rows = None
+        limits.rows = None
         halved.clear()
         try:
             answers = sample_answers(roles, Role.POLICY, random_tokens(1, [4] * 10), answers_per_prompt=2, **settings)
@@ -306,12 +307,12 @@ def test_only_run_can_be_launched(as_one_of_three, capsys, command) -> None:
 def test_what_the_launcher_says_must_make_sense(as_one_of_three) -> None:
     as_one_of_three.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(UserError, match="several machines"):
-        distributed.started()
+        distributed.launched_processes()
     as_one_of_three.setenv("LOCAL_WORLD_SIZE", "3")
-    assert distributed.started() == 3
+    assert distributed.launched_processes() == 3
     as_one_of_three.setenv("WORLD_SIZE", "many")
-    with pytest.raises(UserError, match="WORLD_SIZE: 'many'"):
-        distributed.started()
+    with pytest.raises(UserError, match="WORLD_SIZE: expected a number"):
+        distributed.launched_processes()
 
 
 def test_an_unclear_launch_is_a_sentence(as_one_of_three, capsys) -> None:
@@ -319,7 +320,7 @@ def test_an_unclear_launch_is_a_sentence(as_one_of_three, capsys) -> None:
     as_one_of_three.setattr(sys, "argv", ["lowrank_rlhf", "status", "x"])
     with pytest.raises(SystemExit):
         cli.main()
-    assert capsys.readouterr().err == "WORLD_SIZE: 'many' in the environment is not a number\n"
+    assert capsys.readouterr().err == "WORLD_SIZE: expected a number in the environment, got 'many'\n"
 
 
 def test_a_batch_of_sft_must_be_dealt_out_evenly(as_one_of_three, tiny_folder) -> None:
@@ -334,10 +335,10 @@ def test_a_batch_of_sft_must_be_dealt_out_evenly(as_one_of_three, tiny_folder) -
 def test_in_one_process_nothing_is_shared_or_begun() -> None:
     code = (
         "import sys, torch; from lowrank_rlhf.run import distributed\n"
-        "with distributed.joined():\n"
-        "    assert distributed.share('abc') == ['a', 'b', 'c']\n"
-        "    assert distributed.count() == 1 and distributed.is_main()\n"
-        "    distributed.add([torch.ones(1)]); assert distributed.meet(4) == 4 and distributed.free_to_stop()\n"
+        "with distributed.join() as group:\n"
+        "    assert group.shard('abc') == ['a', 'b', 'c']\n"
+        "    assert group.world_size == 1 and group.is_main\n"
+        "    group.all_reduce([torch.ones(1)]); assert group.sum(4) == 4 and group.can_stop\n"
         "assert not torch.distributed.is_initialized()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
@@ -354,6 +355,6 @@ def test_a_process_sees_one_gpu(monkeypatch: pytest.MonkeyPatch, visible, place,
         if value is not None:
             monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with distributed.joined():
+    with distributed.join():
         assert os.environ["CUDA_VISIBLE_DEVICES"] == own
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible

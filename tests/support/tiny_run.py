@@ -87,7 +87,7 @@ def make_session(config: Config, runs: Path) -> Session:
 
 def limit_tokens(base: Base, tokens: int) -> None:
     """Another `model.micro_batch_tokens` for a base that is loaded already."""
-    base.room.tokens = tokens
+    base.limits.tokens = tokens
 
 
 def write_prompts(path: Path, count: int = 20) -> Path:
