@@ -1,4 +1,4 @@
-"""The client of an OpenAI-compatible server: what it sends, what it bears, and what it never tells."""
+"""Client of an OpenAI-compatible server: requests, retries, errors, and the key that never shows."""
 
 import json
 import socket
@@ -64,7 +64,7 @@ def test_what_is_sent(server) -> None:
 
 
 def test_the_key_comes_from_the_variable_that_is_named_and_may_be_absent(server, monkeypatch, tmp_path) -> None:
-    # requests would take a password for the host from here, if it were left to itself.
+    # An HTTP library may take a password for the host from here.
     monkeypatch.setattr(client_module, "_LOOPBACK", ())
     monkeypatch.setenv("NO_PROXY", "*")
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password something\n")
@@ -77,7 +77,7 @@ def test_the_key_comes_from_the_variable_that_is_named_and_may_be_absent(server,
     sent = [headers.get("Authorization") for headers in server.headers]
     assert sent == ["Bearer other-key", None, None]
     monkeypatch.setenv("MINE", "sk-\u2013copied")
-    with pytest.raises(UserError, match="MINE holds characters that no key has") as caught:
+    with pytest.raises(UserError, match="MINE contains characters that no key has") as caught:
         client(server, api_key_variable="MINE")
     assert "copied" not in str(caught.value)
 
@@ -132,10 +132,10 @@ def test_a_long_pause_is_announced_and_a_very_long_one_ends_the_stage(server) ->
     threading.Timer(0.3, lambda: setattr(stop, "requested", True)).start()
     server.script += [Answer(429, '{"error": {"message": "slow down"}}', {"Retry-After": "60"})]
     began = time.monotonic()
-    with pytest.raises(Stopped, match="every verdict so far is saved"):
+    with pytest.raises(Stopped, match="all verdicts so far are saved"):
         client(server, stop, said).ask("?")
     assert time.monotonic() - began < 10
-    assert said == ["  HTTP 429 Too Many Requests: “slow down”; asking again in 60 s"]
+    assert said == ["  HTTP 429 Too Many Requests: “slow down”; retrying in 60 s"]
     server.script += [Answer(429, headers={"Retry-After": "86400"})]
     assert "asks to wait 86400 s" in complaint(server)
 
@@ -156,18 +156,40 @@ def test_the_pace(server) -> None:
     assert 0.5 <= server.times[3] - server.times[0] < 3
 
 
+@pytest.mark.parametrize("url", [f"http://{'a' * 99}.example/v1", "http://[zz]/v1"])
+def test_an_address_that_no_server_can_have(server, url, monkeypatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    server.url = url
+    assert f"no server can have this address: {url}" in complaint(server)
+
+
+def test_a_proxy_that_cannot_be_used(server, monkeypatch) -> None:
+    monkeypatch.setattr(client_module, "_LOOPBACK", ())
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, f"gopher://me:{KEY}@127.0.0.1:1")
+    assert "cannot use the proxy that HTTP_PROXY" in complaint(server)
+
+
+def test_a_broken_connection_is_not_a_wrong_certificate(server) -> None:
+    """A server without TLS under https:// is an error at once."""
+    server.url = server.url.replace("http:", "https:")
+    assert "cannot verify the certificate, or the server does not speak TLS" in complaint(server)
+
+
 def test_giving_up(server) -> None:
     server.script += [Answer(503, "<html>\n<b>down</b>\x1b[2J" + "x" * 999)] * 3
     text = complaint(server, max_attempts=3)
     assert f"{server.url}/chat/completions: HTTP 503 Service Unavailable: “<html> <b>down</b> [2Jxxx" in text
-    assert "in the last of 3 attempts. Is the server up, and `rank.endpoint.url` right?" in text
+    assert "in the last of 3 attempts. Check that the server is running and that `rank.endpoint.url` is right." in text
     assert len(text) < 600
     assert len(server.asked) == 3
 
 
 def test_silence_and_nobody_there(server) -> None:
     server.script += [Answer(seconds=0.5), Answer(seconds=0.5)]
-    assert "no answer within 0.1 s, in the last of 2" in complaint(server, max_attempts=2, timeout_seconds=0.1)
+    assert "no response within 0.1 s, in the last of 2" in complaint(server, max_attempts=2, timeout_seconds=0.1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
         server.url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
@@ -177,11 +199,11 @@ def test_silence_and_nobody_there(server) -> None:
 @pytest.mark.parametrize(
     ("status", "hint"),
     [
-        (400, "Check the model's name, 'judge-1', and what the server says"),
-        (401, "the environment variable OPENAI_API_KEY (it is set; another variable can be named"),
-        (403, "the environment variable OPENAI_API_KEY (it is set;"),
+        (400, "Check the model's name, 'judge-1', and the server's message"),
+        (401, "the environment variable OPENAI_API_KEY (is set; `rank.endpoint.api_key_variable` names another one)"),
+        (403, "the environment variable OPENAI_API_KEY (is set;"),
         (404, "Check `rank.endpoint.url` (it usually ends in /v1) and the model's name, 'judge-1'"),
-        (422, "what the server says about the request"),
+        (422, "and the server's message"),
     ],
 )
 def test_a_refusal_is_not_repeated_and_is_explained(server, status, hint) -> None:
@@ -196,7 +218,7 @@ def test_a_refusal_is_not_repeated_and_is_explained(server, status, hint) -> Non
 def test_a_missing_key_is_named(server, monkeypatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     server.script += [Answer(401, '{"error": "who are you?"}')]
-    assert "“who are you?”. Check the key in the environment variable OPENAI_API_KEY (it is not set;" in complaint(
+    assert "“who are you?”. Check the key in the environment variable OPENAI_API_KEY (is not set;" in complaint(
         server
     )
 
@@ -205,7 +227,7 @@ def test_redirects_are_not_followed(server) -> None:
     with serving(lambda _: "stolen") as other:
         server.script += [Answer(307, headers={"Location": f"{other.url}/chat/completions?key={KEY}"})]
         text = complaint(server)
-        assert f"It redirects to {other.url}/chat/completions?key=***, which is not followed" in text
+        assert f"to the API's own address instead of {other.url}/chat/completions?key=***" in text
         assert other.asked == []
 
 
@@ -215,7 +237,7 @@ def test_redirects_are_not_followed(server) -> None:
 def test_no_chat_completion(server, body) -> None:
     server.script += [Answer(body=body)]
     text = complaint(server)
-    assert f"the answer is no chat completion: “{body}”. Check `rank.endpoint.url`" in text
+    assert f"not a chat completion: “{body}”. Check `rank.endpoint.url`" in text
     assert len(server.asked) == 1
 
 
