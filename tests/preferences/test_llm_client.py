@@ -218,9 +218,7 @@ def test_a_refusal_is_not_repeated_and_is_explained(server, status, hint) -> Non
 def test_a_missing_key_is_named(server, monkeypatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     server.script += [Answer(401, '{"error": "who are you?"}')]
-    assert "“who are you?”. Check the key in the environment variable OPENAI_API_KEY (is not set;" in complaint(
-        server
-    )
+    assert "“who are you?”. Check the key in the environment variable OPENAI_API_KEY (is not set;" in complaint(server)
 
 
 def test_redirects_are_not_followed(server) -> None:

@@ -84,8 +84,9 @@ class ChatClient:
             return self._retrying(self._attempt, body)
         except _Retryable as error:
             raise UserError(
-                f"{self._address}: {error}, in the last of {self.settings.max_attempts} attempts. Check that the server "
-                f"is running and that `rank.endpoint.url` is right. {_SAVED.capitalize()}; rerun the command to resume."
+                f"{self._address}: {error}, in the last of {self.settings.max_attempts} attempts. Check that the "
+                "server is running and that `rank.endpoint.url` is right. "
+                f"{_SAVED.capitalize()}; rerun the command to resume."
             ) from None
 
     def clean(self, text: str, most: int = 300) -> str:
