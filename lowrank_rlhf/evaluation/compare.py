@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.evaluation.run_judges import followed_judge, judge_all, open_judge
-from lowrank_rlhf.evaluation.sampling import answer, encode_prompts
+from lowrank_rlhf.evaluation.sampling import answer
 from lowrank_rlhf.maths.kl import k1
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.maths.sequences import Sequences, pack
@@ -20,6 +20,7 @@ from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.progress import Bar
 from lowrank_rlhf.run.records import Prompt, Sample
 from lowrank_rlhf.session import Session
+from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens
 from lowrank_rlhf.training.rollout import RewardScale, reward_scores, shape_scores
 
 
@@ -166,5 +167,6 @@ def _one_each(session: Session, role: Role, prompts: Sequence[Prompt], bar: Bar 
 
 def _packed(session: Session, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> Sequences:
     tokens = [sample.tokens or () for sample in answers]
-    batch = pack(encode_prompts(session, prompts), tokens, session.base.pad, session.base.device)
+    encoded = encode_prompts(session.base, prompts, max_prompt_tokens(session.config))
+    batch = pack(encoded, tokens, session.base.pad, session.base.device)
     return session.roles.with_trunk(batch)

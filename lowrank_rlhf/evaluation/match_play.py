@@ -6,7 +6,7 @@ from typing import Any
 from lowrank_rlhf.evaluation.contestants import Match, run_adapter
 from lowrank_rlhf.evaluation.match_metrics import length_note, match_figures
 from lowrank_rlhf.evaluation.run_judges import judge_all
-from lowrank_rlhf.evaluation.sampling import answer, encode_prompts
+from lowrank_rlhf.evaluation.sampling import answer
 from lowrank_rlhf.maths.kl import k1
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.maths.seeds import derive_seed
@@ -18,6 +18,7 @@ from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.records import Prompt, Sample
 from lowrank_rlhf.session import Session
+from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens
 from lowrank_rlhf.training.reward_data import about_reward
 from lowrank_rlhf.training.rollout import RewardScale, reward_scores
 
@@ -122,7 +123,8 @@ def _read(
 
 def _packed(session: Session, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> Sequences:
     tokens = [sample.tokens or () for sample in answers]
-    batch = pack(encode_prompts(session, prompts), tokens, session.base.pad, session.base.device)
+    encoded = encode_prompts(session.base, prompts, max_prompt_tokens(session.config))
+    batch = pack(encoded, tokens, session.base.pad, session.base.device)
     return session.roles.with_trunk(batch)
 
 

@@ -1,15 +1,14 @@
 """Sampled answers as records: what sample, ppo and evaluate share."""
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Sequence
 
-from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.generation import Response, sample_answers
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.run.directory import StepLog
 from lowrank_rlhf.run.progress import Bar
 from lowrank_rlhf.run.records import Prompt, Sample
 from lowrank_rlhf.session import Session
+from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens
 
 
 class KeptAnswers:
@@ -30,30 +29,6 @@ class KeptAnswers:
         new = [[list(response.tokens) for response in group] for group in groups]
         self._log.append(self._stage, len(self.groups), new=new)
         self.groups += groups
-
-
-def room_for_prompt(session: Session) -> int:
-    """Tokens that a prompt may have if the longest answer is to follow it."""
-    return session.config.model.max_length - session.config.sample.max_new_tokens
-
-
-def with_room(session: Session, prompts: Iterable[Prompt], most: int) -> list[Prompt]:
-    """The first so many that leave room for an answer."""
-    room = room_for_prompt(session)
-    return list(islice((prompt for prompt in prompts if len(session.base.encode_prompt(prompt)) <= room), most))
-
-
-def encode_prompts(session: Session, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Token ids of the prompts. Raises `UserError` naming one that leaves no room for an answer."""
-    room = room_for_prompt(session)
-    encoded = [session.base.encode_prompt(prompt) for prompt in prompts]
-    for prompt, tokens in zip(prompts, encoded, strict=True):
-        if len(tokens) > room:
-            raise UserError(
-                f"prompt {prompt.id} has {len(tokens)} tokens; "
-                f"model.max_length less sample.max_new_tokens leaves {room}"
-            )
-    return encoded
 
 
 def answer(
@@ -83,7 +58,7 @@ def answer(
     responses = sample_answers(
         session.roles,
         role,
-        encode_prompts(session, prompts),
+        encode_prompts(session.base, prompts, max_prompt_tokens(session.config)),
         answers_per_prompt=count,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import CannotFit, Stopped, UserError
-from lowrank_rlhf.evaluation.sampling import encode_prompts, with_room
 from lowrank_rlhf.export.model_card import Exported, model_card, without_folders
 from lowrank_rlhf.export.usage_snippets import adapters_usage, merged_usage, reward_usage, scale_of
 from lowrank_rlhf.reports.format import Table
@@ -21,6 +20,7 @@ from lowrank_rlhf.run.files import new_folder
 from lowrank_rlhf.run.progress import Bar, memory
 from lowrank_rlhf.run.records import Prompt, Sample, read_jsonl
 from lowrank_rlhf.session import Session
+from lowrank_rlhf.training.prompts import encode_prompts, first_fitting, max_prompt_tokens
 
 if TYPE_CHECKING:
     from lowrank_rlhf.export.merged_model import Difference, Plan
@@ -202,7 +202,7 @@ def _difference(session: Session, plan: "Plan", out: Path) -> tuple["Difference 
     if not (chosen := _prompts(session)):
         return None, _NO_PROMPT
     session.progress.say("measuring the difference to the run's own output")
-    prompts = encode_prompts(session, chosen)
+    prompts = encode_prompts(session.base, chosen, max_prompt_tokens(session.config))
     answers = sample_answers(
         session.roles,
         Role.POLICY,
@@ -223,7 +223,8 @@ def _prompts(session: Session) -> Sequence[Prompt]:
     Those of a data set of comparisons may have none: its answers are read and not sampled.
     """
     path = session.run_dir.artifact("prompts.jsonl")
-    return with_room(session, read_jsonl(path, Prompt) if path.is_file() else session.prompts[0], PROMPTS)
+    prompts = read_jsonl(path, Prompt) if path.is_file() else session.prompts[0]
+    return first_fitting(session.base, prompts, max_prompt_tokens(session.config), PROMPTS)
 
 
 def _score_difference(session: Session, settings: Mapping[str, Any], out: Path) -> tuple[float, int] | None:
@@ -235,7 +236,8 @@ def _score_difference(session: Session, settings: Mapping[str, Any], out: Path) 
     scale = RewardScale(settings["pooling"], settings["score_mean"], settings["score_std"])
     if not (prompts := _prompts(session)):
         return None
-    encoded, most = encode_prompts(session, prompts), session.config.model.max_length
+    most = session.config.model.max_length
+    encoded = encode_prompts(session.base, prompts, max_prompt_tokens(session.config))
     samples = {sample.prompt_id: sample for sample in read_jsonl(session.run_dir.artifact("answers.jsonl"), Sample)}
     answers = [samples[prompt.id] for prompt in prompts]
     tokens = [sample.tokens or tuple(session.base.encode_response(sample.text)) for sample in answers]

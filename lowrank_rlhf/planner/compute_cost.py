@@ -82,12 +82,6 @@ def amounts(config: Config, run_dir: RunDir, data: RunData, measure: Measure | N
     )
 
 
-def rows_per_pass(batch_size: int, width: float, max_tokens: int) -> int:
-    """Rows in one forward and backward of SFT: the most that divide the batch and whose padded tokens fit, or one."""
-    fitting = [rows for rows in range(1, batch_size + 1) if batch_size % rows == 0]
-    return max((rows for rows in fitting if rows * width <= max_tokens), default=1)
-
-
 def work(stage: str, config: Config, counts: Amounts, shape: Shape) -> float:
     """The stage's work in operations of a forward pass; 0 for one that runs no model."""
     below, heads = shape.first_adapted(config.lora), config.reward.layers or shape.layers

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.planner.compute_cost import Amounts, rows_per_pass
+from lowrank_rlhf.maths.batching import rows_per_pass
+from lowrank_rlhf.planner.compute_cost import Amounts
 from lowrank_rlhf.sources.model_shape import NF4_BITS, Shape
 
 LIBRARIES = 550 * 10**6

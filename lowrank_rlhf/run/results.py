@@ -18,11 +18,22 @@ class Result(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
+ClaimId = Literal[
+    "",
+    "kl_is_zero",
+    "first_ratio_is_one",
+    "reference_is_sft",
+    "base_unchanged",
+    "other_roles_unchanged",
+    "reward_reloads",
+]
+
+
 class Claim(Result):
     """One self-check of a run."""
 
-    id: str = ""
-    """Key of the check, such as `kl_is_zero`; empty in runs of version 0.1."""
+    id: ClaimId = ""
+    """Key of the check; empty in runs of version 0.1."""
     claim: str
     """The check as a sentence, for people."""
     figure: float | str | None = None

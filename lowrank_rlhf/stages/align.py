@@ -14,19 +14,28 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.evaluation import policy_selection
 from lowrank_rlhf.evaluation.compare import Contest, gold_judge
+from lowrank_rlhf.maths.batching import rows_per_pass
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
-from lowrank_rlhf.planner.compute_cost import rows_per_pass
 from lowrank_rlhf.run.progress import Bar
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training import policy_checkpoints
 from lowrank_rlhf.training.dpo import Comparing
 from lowrank_rlhf.training.nan_recovery import RollBack
 from lowrank_rlhf.training.policy_checkpoints import Learners, State
+from lowrank_rlhf.training.policy_roles import keep_if_best, load_roles, save_policies
 from lowrank_rlhf.training.rloo_grpo import Sampling
 from lowrank_rlhf.training.rollout import RewardScale
-from lowrank_rlhf.training.self_checks import base_unchanged, checksums, others_unchanged
+from lowrank_rlhf.training.self_checks import (
+    MAX_TOKEN_DIFFERENCE,
+    SENTENCES,
+    base_unchanged,
+    checksums,
+    is_due,
+    others_unchanged,
+    require,
+)
 from lowrank_rlhf.training.trl_bridge import lent
 from lowrank_rlhf.training.trl_loop import FiniteSteps, WholeSteps, loop_settings, schedule, train
 from lowrank_rlhf.training.trl_task import Task
@@ -51,8 +60,9 @@ def run(session: Session) -> dict[str, Any]:
     """Make `adapters/policy` (the best on held-out prompts) and `adapters/policy-last`."""
     config, roles = session.config, session.roles
     name = config.align.algorithm.upper()
-    before, scale = session.base.checksum(), policy_selection.load_roles(session)
-    others = checksums(session, [Role.POLICY])
+    before = session.base.checksum()
+    scale = load_roles(roles, session.run_dir.artifact("adapters"), config)
+    others = checksums(roles, [Role.POLICY])
     task = _task(session, scale)
     figure, judge = gold_judge(session)
     contest = Contest.against_sft(session, config.ppo.evaluate_prompts, scale, judge, figure=figure)
@@ -62,14 +72,21 @@ def run(session: Session) -> dict[str, Any]:
     with session.progress.track("ppo", task.steps, "steps", first) as bar:
         _train(setting, bar)
     state, seconds = setting.state, (time.monotonic() - start) / max(1, task.steps - first)
-    policy_selection.save_policies(session)
+    save_policies(roles, session.work("ppo"))
     return {
         "algorithm": config.align.algorithm,
         "steps": task.steps,
         "best_step": state.best_step,
         "seconds_per_step": seconds,
         "gold": contest.judge and contest.judge.name,
-        "claims": [*state.claims, base_unchanged(session, name, before), others_unchanged(session, name, others)],
+        "claims": [
+            claim.model_dump()
+            for claim in (
+                *state.claims,
+                base_unchanged(session.base, name, before),
+                others_unchanged(roles, name, others),
+            )
+        ],
     }
 
 
@@ -110,11 +127,9 @@ def _evaluate_if_due(setting: _Setting) -> None:
             policy_checkpoints.save(session, setting.learners, state)
         return
     answers, figures = policy_selection.meet(session, setting.contest, state.step)
-    if policy_selection.KL_IS_0 not in policy_selection.claimed(state):
-        policy_selection.check_claim(
-            state, policy_selection.KL_IS_0, answers.apart, policy_selection.MOST_TOKEN_DIFFERENCE
-        )
-    policy_selection.keep_if_best(session, state, figures)
+    if is_due(state.claims, "kl_is_zero"):
+        require(state.claims, "kl_is_zero", SENTENCES["kl_is_zero"], answers.apart, MAX_TOKEN_DIFFERENCE)
+    keep_if_best(session.roles, session.work("ppo"), state, figures, session.config)
     if not state.breakdowns.in_a_row:
         policy_checkpoints.save(session, setting.learners, state)
     session.run_dir.watched.truncate("ppo", state.step - 1)  # a kill may have left some of this step's
@@ -185,8 +200,8 @@ class _Watcher(TrainerCallback):
             return
         ours.breakdowns.made()
         off = task.first(logs)
-        if task.claim not in policy_selection.claimed(ours) and off is not None:
-            policy_selection.check_claim(ours, task.claim, off, task.tolerance)
+        if off is not None and is_due(ours.claims, "reference_is_sft"):
+            require(ours.claims, "reference_is_sft", task.claim, off, task.tolerance)
         figures = task.figures(logs)
         before = sum(seconds for name, seconds in figures.items() if name.startswith("time/"))
         figures["time/policy_update"] = time.monotonic() - self.since - before

@@ -14,7 +14,6 @@ from torch import Tensor
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.evaluation import policy_selection
 from lowrank_rlhf.evaluation.compare import Contest, gold_judge
-from lowrank_rlhf.evaluation.sampling import encode_prompts
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.text import distinct_n
 from lowrank_rlhf.models.allocator import release_freed_memory
@@ -25,14 +24,22 @@ from lowrank_rlhf.session import Session
 from lowrank_rlhf.training import policy_checkpoints
 from lowrank_rlhf.training.nan_recovery import RollBack, tell_skipped
 from lowrank_rlhf.training.policy_checkpoints import Begun, State
+from lowrank_rlhf.training.policy_roles import keep_if_best, load_roles, save_policies
 from lowrank_rlhf.training.ppo_update import Optimizers, Turns, update
+from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens, shuffled_order
 from lowrank_rlhf.training.rollout import RewardScale, Rollout, collect, shape_scores
-from lowrank_rlhf.training.self_checks import base_unchanged, checksums, others_unchanged
+from lowrank_rlhf.training.self_checks import (
+    MAX_TOKEN_DIFFERENCE,
+    SENTENCES,
+    base_unchanged,
+    checksums,
+    is_due,
+    others_unchanged,
+    require,
+)
 
 MOST_RATIO_ERROR = 1e-3
 """The same forward on the same micro-batches gives the same bits on a CPU; a GPU's kernels may round otherwise."""
-
-_RATIO_IS_1 = "the first minibatch's probability ratio is 1"
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,13 @@ def run(session: Session) -> dict[str, Any]:
     config, roles, work = session.config.ppo, session.roles, session.work("ppo")
     before = session.base.checksum()
     scale = _load_roles(session)
-    others = checksums(session, [Role.POLICY, Role.CRITIC])
+    others = checksums(roles, [Role.POLICY, Role.CRITIC])
     figure, judge = gold_judge(session)
     contest = Contest.against_sft(session, config.evaluate_prompts, scale, judge, figure=figure)
     optimizers = Optimizers.create(roles, config)
     state, begun = policy_checkpoints.resume(session, optimizers.of_roles)
     prompts, baselines = _prompts(session, scale)
-    order = policy_selection.shuffled(session, len(prompts), config.steps * config.batch_size)
+    order = shuffled_order(session.config.seed, len(prompts), config.steps * config.batch_size)
     setting = _Setting(session, prompts, baselines, order, scale, contest, optimizers)
     start, first = time.monotonic(), state.step
     with session.progress.track("ppo", config.steps, "steps", state.step) as bar:
@@ -82,23 +89,26 @@ def run(session: Session) -> dict[str, Any]:
                 policy_checkpoints.save(session, optimizers.of_roles, state)
     seconds = (time.monotonic() - start) / max(1, config.steps - first)
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
-    policy_selection.save_policies(session)
+    save_policies(roles, work)
     return {
         "steps": config.steps,
         "best_step": state.best_step,
         "seconds_per_step": seconds,
         "gold": contest.judge and contest.judge.name,
         "claims": [
-            *state.claims,
-            base_unchanged(session, "PPO", before),
-            others_unchanged(session, "PPO", others),
+            claim.model_dump()
+            for claim in (
+                *state.claims,
+                base_unchanged(session.base, "PPO", before),
+                others_unchanged(roles, "PPO", others),
+            )
         ],
     }
 
 
 def _load_roles(session: Session) -> RewardScale:
     """The four roles from the finished stages."""
-    scale = policy_selection.load_roles(session)
+    scale = load_roles(session.roles, session.run_dir.artifact("adapters"), session.config)
     session.roles.copy(Role.REWARD, Role.CRITIC)
     if session.config.ppo.critic_head == "zero":
         session.roles.new_head(Role.CRITIC, None)
@@ -107,9 +117,9 @@ def _load_roles(session: Session) -> RewardScale:
 
 def _prompts(session: Session, scale: RewardScale) -> tuple[list[list[int]], Tensor | None]:
     """Tokens of the prompts to learn from, and with `contrastive` the mean shaped score of SFT's answers to each."""
-    prompts = session.prompts[0]
+    prompts, limit = session.prompts[0], max_prompt_tokens(session.config)
     if not session.config.ppo.contrastive:
-        return encode_prompts(session, prompts), None
+        return encode_prompts(session.base, prompts, limit), None
     artifact = session.run_dir.artifact
     finished = {sample.id: sample.finished for sample in read_jsonl(artifact("answers.jsonl"), Sample)}
     rows = list(read_jsonl(artifact("scores.jsonl"), Score))
@@ -119,7 +129,8 @@ def _prompts(session: Session, scale: RewardScale) -> tuple[list[list[int]], Ten
     for row, score in zip(rows, shaped.tolist(), strict=True):
         of_prompt[row.prompt_id].append(score)
     ranked = [prompt for prompt in prompts if prompt.id in of_prompt]
-    return encode_prompts(session, ranked), torch.tensor([fmean(of_prompt[prompt.id]) for prompt in ranked])
+    baselines = torch.tensor([fmean(of_prompt[prompt.id]) for prompt in ranked])
+    return encode_prompts(session.base, ranked, limit), baselines
 
 
 def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[str, float]]:
@@ -182,16 +193,15 @@ def _learn(setting: _Setting, state: State, rollout: Rollout, turns: Turns) -> d
     """The update of the step after `state.step`, the claims about it, and the KL weight of the next one."""
     session, step = setting.session, state.step
     config, temperature = session.config.ppo, session.config.sample.temperature
-    if policy_selection.KL_IS_0 not in policy_selection.claimed(state):
-        apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # token by token: in a sum they might cancel
-        policy_selection.check_claim(
-            state, policy_selection.KL_IS_0, float(apart), policy_selection.MOST_TOKEN_DIFFERENCE
-        )
+    if is_due(state.claims, "kl_is_zero"):
+        apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # per token: in a sum differences might cancel
+        require(state.claims, "kl_is_zero", SENTENCES["kl_is_zero"], float(apart), MAX_TOKEN_DIFFERENCE)
     setting.optimizers.schedule(config, step, state.breakdowns.rate)
     train_policy, seed = step >= config.critic_warmup_steps, session.seed("ppo", "update", step)
     figures = update(session.roles, setting.optimizers, rollout, config, temperature, seed, train_policy, turns)
-    if "policy/first_ratio_error" in figures and _RATIO_IS_1 not in policy_selection.claimed(state):
-        policy_selection.check_claim(state, _RATIO_IS_1, figures["policy/first_ratio_error"], MOST_RATIO_ERROR)
+    if "policy/first_ratio_error" in figures and is_due(state.claims, "first_ratio_is_one"):
+        error = figures["policy/first_ratio_error"]
+        require(state.claims, "first_ratio_is_one", SENTENCES["first_ratio_is_one"], error, MOST_RATIO_ERROR)
     if config.kl_controller == "adaptive":
         kl = rollout.figures["objective/kl"]
         state.kl_coef = adapt_kl_coef(state.kl_coef, kl, config.kl_target, config.kl_horizon, len(rollout.batch))
@@ -215,4 +225,4 @@ def _texts(session: Session, rollout: Rollout) -> list[str]:
 def _evaluate(session: Session, contest: Contest, state: State) -> None:
     answers, figures = policy_selection.meet(session, contest, state.step)
     policy_selection.log_evaluation(session, contest, state.step, answers, figures)
-    policy_selection.keep_if_best(session, state, figures)
+    keep_if_best(session.roles, session.work("ppo"), state, figures, session.config)

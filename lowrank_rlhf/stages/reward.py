@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank_rlhf.evaluation.compare import scored
 from lowrank_rlhf.evaluation.reward_metrics import good, held_out_figures, in_words, verdict
-from lowrank_rlhf.evaluation.sampling import answer, with_room
+from lowrank_rlhf.evaluation.sampling import answer
 from lowrank_rlhf.maths.logistic import fit_pair_head
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.roles import Role
@@ -19,13 +19,15 @@ from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.run.directory import write_json_atomic
 from lowrank_rlhf.run.records import Score, write_jsonl
+from lowrank_rlhf.run.results import Claim
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack
 from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clipped_step
+from lowrank_rlhf.training.prompts import first_fitting, max_prompt_tokens
 from lowrank_rlhf.training.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
 from lowrank_rlhf.training.role_checkpoints import Checkpoints
 from lowrank_rlhf.training.rollout import RewardScale
-from lowrank_rlhf.training.self_checks import base_unchanged, checksums, claim, others_unchanged
+from lowrank_rlhf.training.self_checks import base_unchanged, checksums, others_unchanged
 
 MOST_SCALED = 64
 """Prompts that SFT answers to find the scores' scale, where the ranked answers are not SFT's."""
@@ -42,7 +44,7 @@ def run(session: Session) -> dict[str, Any]:
     load_role(roles, Role.POLICY, session.run_dir.artifact("adapters/sft"))
     roles.copy(Role.POLICY, Role.REWARD)
     roles.new_head(Role.REWARD, torch.Generator().manual_seed(session.seed("reward", "head")))
-    others = checksums(session, [Role.REWARD])
+    others = checksums(roles, [Role.REWARD])
     features = _features(session, [*train, *held_out]) if config.fit_head_first else None
     if features is not None:
         _fit_head(session, train, features[: len(train)])
@@ -82,9 +84,12 @@ def run(session: Session) -> dict[str, Any]:
         "verdict": weak or good(figures),
         "message": message,
         "claims": [
-            _reload_claim(session, folder, held_out[:4]),
-            base_unchanged(session, "the reward stage", before),
-            others_unchanged(session, "the reward stage", others),
+            claim.model_dump()
+            for claim in (
+                _reload_claim(session, folder, held_out[:4]),
+                base_unchanged(session.base, "the reward stage", before),
+                others_unchanged(roles, "the reward stage", others),
+            )
         ],
     }
 
@@ -117,7 +122,7 @@ def _score_statistics(session: Session, compared: Tensor) -> dict[str, Any]:
     """
     scores, whose = compared, "SFT answers"
     if session.config.rank.source == "dataset":
-        prompts = with_room(session, session.prompts[0], MOST_SCALED)
+        prompts = first_fitting(session.base, session.prompts[0], max_prompt_tokens(session.config), MOST_SCALED)
         whose = "SFT answers" if len(prompts) > 1 else "the compared answers"
         if len(prompts) > 1:
             session.progress.say(f"  the scale of the scores: SFT answers {len(prompts)} prompts")
@@ -239,8 +244,9 @@ def _micro_batches(groups: Sequence[Group], max_tokens: int, at_least: int = 1) 
     return parts
 
 
-def _reload_claim(session: Session, folder: Path, groups: Sequence[Group]) -> dict[str, Any]:
+def _reload_claim(session: Session, folder: Path, groups: Sequence[Group]) -> Claim:
     before = torch.cat(_score(session, groups))
     load_role(session.roles, Role.REWARD, folder)
     difference = float((torch.cat(_score(session, groups)) - before).abs().max())
-    return claim("the saved reward model scores as before after a reload", difference, difference == 0)
+    text = "the saved reward model scores as before after a reload"
+    return Claim(id="reward_reloads", claim=text, figure=difference, holds=difference == 0)

@@ -12,12 +12,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTConfig, SFTTrainer
 
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.maths.batching import rows_per_pass
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.adapters import plain_shape
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role, save_role
-from lowrank_rlhf.planner.compute_cost import rows_per_pass
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.progress import Bar
 from lowrank_rlhf.session import Session
@@ -35,7 +35,7 @@ def run(session: Session) -> dict[str, Any]:
     """Make `adapters/sft`."""
     config, roles = session.config.sft, session.roles
     before = session.base.checksum()
-    others = checksums(session, [Role.POLICY])
+    others = checksums(roles, [Role.POLICY])
     roles.reset(Role.POLICY, torch.Generator().manual_seed(session.seed("sft", "init")))
     figures: dict[str, Any] = {"source": config.source}
     if config.source == "adapter":
@@ -44,10 +44,10 @@ def run(session: Session) -> dict[str, Any]:
     elif config.source == "train":
         figures |= _train(session)
     save_role(roles, Role.POLICY, session.work("sft") / "adapters" / "sft")
-    claims = [base_unchanged(session, "the sft stage", before)]
+    claims = [base_unchanged(session.base, "the sft stage", before)]
     if others:  # a run begins with none
-        claims.append(others_unchanged(session, "the sft stage", others))
-    return {**figures, "claims": claims}
+        claims.append(others_unchanged(roles, "the sft stage", others))
+    return {**figures, "claims": [claim.model_dump() for claim in claims]}
 
 
 def training_rows(session: Session) -> list[Row]:

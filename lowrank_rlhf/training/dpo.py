@@ -10,9 +10,9 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.evaluation.policy_selection import shuffled
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.session import Session
+from lowrank_rlhf.training.prompts import shuffled_order
 from lowrank_rlhf.training.reward_data import read_groups
 from lowrank_rlhf.training.trl_bridge import Loan
 from lowrank_rlhf.training.trl_loop import FiniteSteps
@@ -39,7 +39,8 @@ class Comparing:
         if not pairs:
             raise UserError("comparisons.jsonl: no comparison is left for DPO; rank more answers")
         self.steps = math.ceil(len(pairs) * config.epochs / config.batch_size)
-        self.pairs = [pairs[i] for i in shuffled(session, len(pairs), self.steps * config.batch_size)]
+        order = shuffled_order(session.config.seed, len(pairs), self.steps * config.batch_size)
+        self.pairs = [pairs[i] for i in order]
         self.width = 2 * max(len(prompt) + max(len(better), len(worse)) for prompt, better, worse in pairs)
 
     def begin(self, step: int) -> None:

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 from torch.optim import Optimizer
 
@@ -16,6 +15,7 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
 from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
 from lowrank_rlhf.run.directory import read_record, write_json_atomic
+from lowrank_rlhf.run.results import Claim, ClaimId
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import Breakdowns
 from lowrank_rlhf.training.ppo_update import Turns
@@ -38,7 +38,7 @@ class State:
     best_step: int = 0
     best_objective: float | None = None
     """With what endless answers took from it."""
-    claims: list[dict[str, Any]] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
     breakdowns: Breakdowns = field(default_factory=Breakdowns)
 
 
@@ -74,7 +74,8 @@ def save(session: Session, learners: Learners, state: State, begun: Begun | None
         if begun and begun.rollout:
             save_rollout(begun.rollout, folder)
             write_json_atomic(folder / "turns.json", {"schema": 1, **vars(begun.turns)})
-        write_json_atomic(folder / "state.json", {"schema": 1, **asdict(state)})
+        claims = [claim.model_dump() for claim in state.claims]
+        write_json_atomic(folder / "state.json", {"schema": 1, **asdict(state), "claims": claims})
 
     save_checkpoint(session.work("ppo"), state.step, write)
 
@@ -87,7 +88,7 @@ def resume(session: Session, learners: Learners) -> tuple[State, Begun]:
         for role, optimizer in learners.items():
             load_role(session.roles, role, folder / _name(role))
             load_optimizer(optimizer, folder / f"{_name(role)}-optimizer.safetensors")
-        state = _read_state(folder / "state.json")
+        state = _read_state(folder / "state.json", with_critic=Role.CRITIC in learners)
         if state.best_step:  # as it was then: what stands in the work folder may be later, or cut short
             shutil.copytree(folder / "best", session.work("ppo") / "best", dirs_exist_ok=True)
         turns = read_record(folder / "turns.json") or {}
@@ -111,7 +112,7 @@ def _name(role: Role) -> str:
     return role.name.lower()
 
 
-def _read_state(path: Path) -> State:
+def _read_state(path: Path, with_critic: bool) -> State:
     """What `save` wrote. Raises `StageFailed` with what is missing: another version of this package wrote it."""
     saved = read_record(path) or {}
     names = [entry.name for entry in fields(State)]
@@ -124,4 +125,8 @@ def _read_state(path: Path) -> State:
             "from there. Go on with that version, or make the stage again: --redo ppo"
         )
     found = {name: saved[name] for name in names}
-    return State(**found | {"breakdowns": Breakdowns(**found["breakdowns"])})
+    claims = [Claim.model_validate(claim) for claim in found["claims"]]
+    if any(not claim.id for claim in claims):  # version 0.1 wrote no ids; the checks were always made in this order
+        order: list[ClaimId] = ["kl_is_zero", "first_ratio_is_one" if with_critic else "reference_is_sft"]
+        claims = [claim.model_copy(update={"id": id}) for id, claim in zip(order, claims, strict=False)]
+    return State(**found | {"breakdowns": Breakdowns(**found["breakdowns"]), "claims": claims})

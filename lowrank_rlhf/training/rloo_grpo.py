@@ -9,12 +9,11 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from lowrank_rlhf.evaluation.policy_selection import shuffled
-from lowrank_rlhf.evaluation.sampling import encode_prompts
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.generation import Response, sample_answers
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.session import Session
+from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens, shuffled_order
 from lowrank_rlhf.training.rollout import RewardScale, response_figures, reward_scores, shape_scores
 from lowrank_rlhf.training.trl_bridge import Loan
 from lowrank_rlhf.training.trl_loop import FiniteSteps
@@ -30,10 +29,10 @@ class Sampling:
         self.claim = f"TRL's KL is 0 in the first step: {config.algorithm.upper()}'s reference is SFT"
         # GRPO compares forwards of different micro-batches, whose bfloat16 differs by some percent of a probability.
         self.tolerance = 5e-3 if config.algorithm == "grpo" else 1e-4
-        tokens = encode_prompts(session, prompts)
+        tokens = encode_prompts(session.base, prompts, max_prompt_tokens(session.config))
         self.rows: list[dict[str, Any]] = [
             {"prompt": [message.model_dump() for message in prompts[i].messages], "tokens": tokens[i]}
-            for i in shuffled(session, len(prompts), self.steps * self.prompts_per_step)
+            for i in shuffled_order(session.config.seed, len(prompts), self.steps * self.prompts_per_step)
         ]
         self.width = max(map(len, tokens)) + session.config.sample.max_new_tokens
         self.sampled: list[Response] = []

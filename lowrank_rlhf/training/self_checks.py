@@ -1,40 +1,64 @@
-"""What every run checks about itself, and the report shows: the claims of the README."""
+"""Self-checks that every run makes and its report shows."""
 
 import hashlib
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
-from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.session import Session
+from lowrank_rlhf.errors import StageFailed
+from lowrank_rlhf.models.base import Base
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.run.results import Claim, ClaimId
+
+MAX_TOKEN_DIFFERENCE = 1e-4
+"""Nats by which policy and reference, while the same model, may differ at a token: kernels round differently."""
+
+SENTENCES: dict[ClaimId, str] = {
+    "kl_is_zero": "KL(policy || SFT) is 0 at step 0",
+    "first_ratio_is_one": "the first minibatch's probability ratio is 1",
+}
+"""Checks that are worded the same in every run."""
 
 
-def claim(text: str, figure: float | str, holds: bool) -> dict[str, Any]:
-    """One claim as it stands in a stage's done-mark."""
-    return {"claim": text, "figure": figure, "holds": holds}
+def base_unchanged(base: Base, stage: str, before: str) -> Claim:
+    """Compare the base's checksum with the one from before the stage."""
+    holds = base.checksum() == before
+    return Claim(
+        id="base_unchanged", claim=f"{stage} left the base's checksum unchanged", figure=before[:12], holds=holds
+    )
 
 
-def base_unchanged(session: Session, stage: str, before: str) -> dict[str, Any]:
-    """That the base's weights still have the checksum they had before the stage."""
-    return claim(f"{stage} left the base's checksum unchanged", before[:12], session.base.checksum() == before)
+def checksums(roles: Roles, trained: Collection[Role]) -> dict[Role, str]:
+    """Return the sha256 of the weights, head included, of every present role that the stage does not train."""
+    return {role: _checksum(roles, role) for role in Role if role in roles.present and role not in trained}
 
 
-def checksums(session: Session, trained: Collection[Role]) -> dict[Role, str]:
-    """sha256 of the weights, head included, of every role that there is but those that the stage trains."""
-    return {role: _checksum(session, role) for role in Role if role in session.roles.present and role not in trained}
+def others_unchanged(roles: Roles, stage: str, before: Mapping[Role, str]) -> Claim:
+    """Compare the roles' checksums with those from `checksums`; the figure names the roles."""
+    changed = [role.name for role in before if _checksum(roles, role) != before[role]]
+    names = ", ".join(changed or [role.name for role in before])
+    text = f"{stage} moved no weight of the roles that it does not train"
+    return Claim(id="other_roles_unchanged", claim=text, figure=names, holds=not changed)
 
 
-def others_unchanged(session: Session, stage: str, before: Mapping[Role, str]) -> dict[str, Any]:
-    """That the roles of `checksums` still have them; the figure names the roles."""
-    moved = [role.name for role in before if _checksum(session, role) != before[role]]
-    names = ", ".join(moved or [role.name for role in before])
-    return claim(f"{stage} moved no weight of the roles that it does not train", names, not moved)
+def is_due(claims: Sequence[Claim], check: ClaimId) -> bool:
+    """Return True if the check has not been made yet."""
+    return all(claim.id != check for claim in claims)
 
 
-def _checksum(session: Session, role: Role) -> str:
+def require(claims: list[Claim], check: ClaimId, text: str, error: float, tolerance: float) -> None:
+    """Add a check to the claims. Raises `StageFailed` if the error exceeds the tolerance or is NaN."""
+    claims.append(Claim(id=check, claim=text, figure=error, holds=error <= tolerance))
+    if not error <= tolerance:  # NaN compares False
+        raise StageFailed(
+            f"ppo: self-check failed: {text}; it is off by {error:.3g}. Sampling, reference and training do not see "
+            "the same model. This is a bug here or in a library: please report it with the run's env.json"
+        )
+
+
+def _checksum(roles: Roles, role: Role) -> str:
     digest = hashlib.sha256()
-    for name, weight in sorted(session.roles.named_parameters(role).items()):
+    for name, weight in sorted(roles.named_parameters(role).items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -7,7 +7,8 @@ import pytest
 from tiny_run import make_config, make_session, write_prompts
 
 from lowrank_rlhf.data.run_data import RunData
-from lowrank_rlhf.planner.compute_cost import Amounts, amounts, rows_per_pass, seconds_to_go, work
+from lowrank_rlhf.maths.batching import rows_per_pass
+from lowrank_rlhf.planner.compute_cost import Amounts, amounts, seconds_to_go, work
 from lowrank_rlhf.sources.model_shape import Shape
 from lowrank_rlhf.sources.tokenizer import local_tokenizer
 

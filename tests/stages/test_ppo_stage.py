@@ -25,6 +25,7 @@ from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo
 from lowrank_rlhf.training import policy_checkpoints
 from lowrank_rlhf.training.policy_checkpoints import State
+from lowrank_rlhf.training.policy_roles import keep_if_best
 from lowrank_rlhf.training.ppo_update import Optimizers
 from lowrank_rlhf.training.rollout import Rollout
 
@@ -47,7 +48,7 @@ def refused(session: Session, claim: str) -> str:
     """The message of the refusal; nothing has been learnt and nothing is kept."""
     with pytest.raises(StageFailed) as caught:
         ppo.run(session)
-    assert str(caught.value).startswith(f"ppo: {claim}: it is off by ")
+    assert str(caught.value).startswith(f"ppo: self-check failed: {claim}; it is off by ")
     assert "env.json" in str(caught.value)
     assert not [row for row in session.metrics.read("ppo") if row["step"]]
     assert not (session.work("ppo") / "best").exists()
@@ -108,7 +109,7 @@ def test_the_ratio_is_looked_at_when_the_policy_first_learns(make, monkeypatch) 
 
     change_rollouts(monkeypatch, shift)
     session = make(ppo__critic_warmup_steps=2)
-    with pytest.raises(StageFailed, match=r"probability ratio is 1: it is off by 0\.01"):
+    with pytest.raises(StageFailed, match=r"probability ratio is 1; it is off by 0\.01"):
         ppo.run(session)
     assert [row["step"] for row in session.metrics.read("ppo") if row["step"] and "eval/kl" not in row] == [1, 2]
 
@@ -251,7 +252,7 @@ def test_while_the_critic_warms_up_the_policy_is_sft_and_no_candidate(make, monk
 @pytest.mark.parametrize("algorithm", ["dpo", "rloo", "grpo"])
 def test_only_ppo_has_a_critic_to_warm_up(make, algorithm) -> None:
     session, state = make(align__algorithm=algorithm, ppo__critic_warmup_steps=2), State(step=1, sft_eos_rate=1.0)
-    policy_selection.keep_if_best(session, state, {"objective": 0.5, "eos_rate": 1.0})
+    keep_if_best(session.roles, session.work("ppo"), state, {"objective": 0.5, "eos_rate": 1.0}, session.config)
     assert state.best_step == 1
 
 

@@ -17,7 +17,6 @@ from torch.nn.functional import logsigmoid
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Diverged, StaleRun, Stopped
-from lowrank_rlhf.evaluation.policy_selection import load_roles
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.roles import Role
@@ -30,6 +29,7 @@ from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import align
 from lowrank_rlhf.training import rloo_grpo
 from lowrank_rlhf.training.dpo import Comparing
+from lowrank_rlhf.training.policy_roles import load_roles
 from lowrank_rlhf.training.rloo_grpo import Sampling
 
 ALGORITHMS = tuple(SETTINGS)
@@ -186,7 +186,7 @@ def test_trl_reads_the_prompts_as_we_do(make, monkeypatch, algorithm) -> None:
     generate, seen = Sampling.generate, []
     monkeypatch.setattr(Sampling, "generate", lambda task, prompts: seen.append(prompts) or generate(task, prompts))
     align.run(session)
-    task = Sampling(session, load_roles(session))
+    task = Sampling(session, load_roles(session.roles, session.run_dir.artifact("adapters"), session.config))
     rows = [row["tokens"] for row in task.rows for _ in range(3)]
     assert [prompt for step in seen for prompt in step] == rows
     assert len(rows) == 5 * 6

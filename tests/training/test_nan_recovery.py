@@ -18,7 +18,6 @@ from tiny_run import make_config, make_session, save_sft, separable, write_promp
 from torch import Tensor
 
 from lowrank_rlhf.errors import Diverged, StageFailed, Stopped
-from lowrank_rlhf.evaluation import policy_selection
 from lowrank_rlhf.evaluation.compare import Contest
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors
@@ -29,6 +28,7 @@ from lowrank_rlhf.training.optimizer_step import NotFinite, clipped_step
 from lowrank_rlhf.training.policy_checkpoints import State
 from lowrank_rlhf.training.ppo_update import Optimizers, Turns, update
 from lowrank_rlhf.training.rollout import Rollout
+from lowrank_rlhf.training.self_checks import require
 from lowrank_rlhf.training.trl_loop import FiniteSteps
 
 ADVICE = r"Lower [^;]*learning_rate.*compute_dtype: float32.*--redo "
@@ -235,8 +235,8 @@ def test_a_nan_ratio_is_no_ratio_of_one(tiny_base) -> None:
 def test_a_claim_does_not_hold_for_nan() -> None:
     state = State()
     with pytest.raises(StageFailed, match="it is off by nan"):
-        policy_selection.check_claim(state, "KL(policy || SFT) is 0 at step 0", math.nan, 1e-4)
-    assert [claim["holds"] for claim in state.claims] == [False]
+        require(state.claims, "kl_is_zero", "KL is 0", math.nan, 1e-4)
+    assert [claim.holds for claim in state.claims] == [False]
 
 
 @bad
