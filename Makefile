@@ -26,7 +26,7 @@ test: $(VENV)/.installed-dev  ## Install the test tools too; run ruff, mypy, imp
 
 docs: $(VENV)/.installed-dev  ## Build the documentation into build/docs, with strict links.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "Open build/docs/index.html"
+	@echo "Open build/docs/index.html; for the search: $(BIN)/python -m mkdocs serve"
 
 test-unsloth: $(UNSLOTH)/.installed  ## Run the tests on the versions that unsloth needs (.venv-unsloth), and the laws on models it loads.
 	OMP_NUM_THREADS=1 $(UNSLOTH)/bin/python -m pytest -n auto --dist loadfile
