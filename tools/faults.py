@@ -33,7 +33,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import WaitingForPeople
 from lowrank_rlhf.export.export import export_adapters
 from lowrank_rlhf.pipeline import pipeline
-from lowrank_rlhf.preferences.exchange import to_jsonl
+from lowrank_rlhf.preferences.export_file import to_jsonl
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.directory import RunDir

@@ -31,8 +31,10 @@ from lowrank_rlhf.data.formats import FORMATS
 from lowrank_rlhf.data.prompts import load_prompts
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline.preflight import problems
-from lowrank_rlhf.preferences.exchange import Contents, Header, read_lines
-from lowrank_rlhf.preferences.import_plan import merge
+from lowrank_rlhf.preferences.contents import Contents
+from lowrank_rlhf.preferences.export_file import Header
+from lowrank_rlhf.preferences.import_file import read_rows
+from lowrank_rlhf.preferences.import_plan import plan_import
 
 SLOW_SECONDS = 10.0
 """No reader may take longer for the few kilobytes that there are."""
@@ -71,7 +73,7 @@ def read_prompts(path: Path) -> None:
 
 
 def read_annotations(path: Path) -> None:
-    merge(Contents(), read_lines(path), new_items=True)
+    plan_import(Contents(), read_rows(path), new_items=True)
 
 
 def seeds() -> list[tuple[str, bytes, tuple[Reader, ...]]]:

@@ -11,10 +11,11 @@ import typer
 from lowrank_rlhf.commands.common import EPILOG, RunArgument, RunsOption, echo, run_folder
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preferences.demonstrations import demonstrations_to_jsonl
-from lowrank_rlhf.preferences.exchange import Contents, Verdict, comparisons_to_jsonl, read_lines, to_jsonl
-from lowrank_rlhf.preferences.import_plan import Merge
-from lowrank_rlhf.preferences.project import COMMAND, STORE, Project, counted, place_of, run_command
+from lowrank_rlhf.preferences.contents import Contents, SavedRanking
+from lowrank_rlhf.preferences.export_file import comparisons_to_jsonl, demonstrations_to_jsonl, to_jsonl
+from lowrank_rlhf.preferences.import_file import read_rows
+from lowrank_rlhf.preferences.import_plan import ImportPlan
+from lowrank_rlhf.preferences.project import COMMAND, STORE, Project, counted, open_project, run_command
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_atomic
 from lowrank_rlhf.run.records import Prompt, Ranking, Sample, read_jsonl
@@ -29,9 +30,9 @@ def _folder(run: str, runs: Path) -> Path:
     return known[0] if known else run_folder(run, runs)
 
 
-def find_place(run: str, runs: Path) -> Project:
+def find_project(run: str, runs: Path) -> Project:
     """Where the run of that name, or that folder, keeps its answers to rank. Raises `UserError` if it has none yet."""
-    return place_of(_folder(run, runs))
+    return open_project(_folder(run, runs))
 
 
 def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
@@ -41,7 +42,7 @@ def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
     folder = _folder(run, runs)
     config = folder / "config.yaml"
     if not config.is_file() or load_config(config).rank.source == "human":
-        contents = find_place(run, runs).store.contents()
+        contents = find_project(run, runs).store.contents()
         return contents, contents.current()
     run_dir = RunDir(folder)
     if run_dir.done("rank") is None:
@@ -52,7 +53,7 @@ def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
     contents = Contents(
         prompts=tuple(read_jsonl(run_dir.artifact("prompts.jsonl"), Prompt)),
         answers=tuple(read_jsonl(run_dir.artifact("answers.jsonl"), Sample)),
-        verdicts=tuple(Verdict(ranking=ranking) for ranking in rankings),
+        history=tuple(SavedRanking(ranking=ranking) for ranking in rankings),
     )
     return contents, rankings
 
@@ -127,14 +128,14 @@ def export(
 
 def _beside(contents: Contents, rankings: Sequence[Ranking]) -> list[str]:
     """What to know of the verdicts that are no current rankings."""
-    current, withdrawn = len(contents.current()), sum(verdict.withdrawn for verdict in contents.verdicts)
+    current, withdrawn = len(contents.current()), sum(verdict.withdrawn for verdict in contents.history)
     sentences = []
     if replaced := len(rankings) - current:
         sentences.append(
             f"{counted(replaced, 'ranking')} by the same annotator as a later one of the same prompt: `import` counts "
             "the last alone, and --comparisons writes the pairs of all"
         )
-    if replaced := len(contents.verdicts) - withdrawn - len(rankings):
+    if replaced := len(contents.history) - withdrawn - len(rankings):
         sentences.append(f"also {counted(replaced, 'ranking')} that a later one of the same annotator replaced")
     if withdrawn:
         sentences.append(f"also {counted(withdrawn, 'ranking')} taken back")
@@ -160,34 +161,34 @@ def import_(
       python -m lowrank_rlhf annotations import people from_anna.jsonl
       python -m lowrank_rlhf annotations import for_anna people.jsonl --new
     """
-    lines = read_lines(file)
-    place = _new_place(runs / run) if new else find_place(run, runs)
+    lines = read_rows(file)
+    project = _new_project(runs / run) if new else find_project(run, runs)
     try:
-        plan = place.store.merge(lines, new_items=place.settings is None)
+        plan = project.store.merge(lines, new_items=project.settings is None)
     except UserError:
         if new:  # nothing is in it: the next try must find its name free
-            for leftover in place.folder.iterdir():
+            for leftover in project.folder.iterdir():
                 leftover.unlink()
-            place.folder.rmdir()
+            project.folder.rmdir()
         raise
     for sentence in _report(plan):
         echo(sentence)
-    echo(place.summary())
+    echo(project.summary())
 
 
-def _new_place(folder: Path) -> Project:
+def _new_project(folder: Path) -> Project:
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
         raise UserError(f"{folder} exists already; import into it without --new, or choose another name") from None
     except OSError as error:
         raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
-    return place_of(folder, new=True)
+    return open_project(folder, new=True)
 
 
-def _report(plan: Merge) -> list[str]:
-    new = sum(not verdict.withdrawn for verdict in plan.verdicts)
-    taken_back = len(plan.verdicts) - new + len(plan.withdrawn)
+def _report(plan: ImportPlan) -> list[str]:
+    new = sum(not verdict.withdrawn for verdict in plan.rankings)
+    taken_back = len(plan.rankings) - new + len(plan.withdrawn)
     sentences = [f"{counted(new, 'ranking')} new, {plan.known} already here"]
     if plan.prompts:
         sentences.append(f"{counted(len(plan.prompts), 'prompt')} with {counted(len(plan.answers), 'answer')} new")

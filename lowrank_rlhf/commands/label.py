@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lowrank_rlhf.commands.annotations import find_place
+from lowrank_rlhf.commands.annotations import find_project
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, ServedAsOption, echo
 from lowrank_rlhf.commands.terminal.ranking_loop import Keys, RankingLoop, keys_of_this_process
 from lowrank_rlhf.errors import Stopped, UserError, WaitingForPeople, visible
-from lowrank_rlhf.preferences.agreement import Figures, alpha_in_words, figures, krippendorff_alpha
+from lowrank_rlhf.preferences.agreement import RankingStatistics, alpha_in_words, krippendorff_alpha, ranking_statistics
 from lowrank_rlhf.preferences.labelling import annotator_name
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.run.progress import duration
@@ -67,24 +67,24 @@ def label(
         raise UserError("--host, --port and --served-as go with --web")
     if web and (stats or annotator is not None):
         raise UserError("--web shows figures on the page and asks for names there; leave out --stats and --annotator")
-    place = find_place(run, runs)
+    project = find_project(run, runs)
     if web:
-        _serve(place, host, port, served_as or [])
+        _serve(project, host, port, served_as or [])
         return
     if stats:
-        _print_stats(place, as_json)
+        _print_stats(project, as_json)
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the terminal is put right first
     try:
-        _rank(place, annotator)
+        _rank(project, annotator)
     except KeyboardInterrupt:
         raise Stopped("\nStopped. What was saved stays saved; the same command goes on from there.") from None
     finally:
         signal.signal(signal.SIGTERM, before)
-    _say_what_next(place)
+    _say_what_next(project)
 
 
-def _serve(place: Project, host: str, port: int, names: list[str]) -> None:
+def _serve(project: Project, host: str, port: int, names: list[str]) -> None:
     from lowrank_rlhf.dashboard.annotators import serve  # gradio takes seconds to import
 
     given = os.environ.get(PASSWORD_VARIABLE)
@@ -96,25 +96,25 @@ def _serve(place: Project, host: str, port: int, names: list[str]) -> None:
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve(place.folder.absolute(), host, port, password, told, names)
+        serve(project.folder.absolute(), host, port, password, told, names)
     except KeyboardInterrupt:
         pass
     finally:
         signal.signal(signal.SIGTERM, before)
-    _say_what_next(place)
+    _say_what_next(project)
 
 
-def _rank(place: Project, given: str | None) -> None:
+def _rank(project: Project, given: str | None) -> None:
     console, keys = Console(), keys_of_this_process()
-    RankingLoop(place, _name(place, given, keys), keys, console).run()
+    RankingLoop(project, _name(project, given, keys), keys, console).run()
 
 
-def _name(place: Project, given: str | None, keys: Keys) -> str:
+def _name(project: Project, given: str | None, keys: Keys) -> str:
     """The annotator: as given, as answered where somebody can be asked, or else as logged in."""
     if given is not None:
         return annotator_name(given)
     login = _login()
-    known = sorted({ranking.annotator for ranking in place.store.rankings()})
+    known = sorted({ranking.annotator for ranking in project.store.rankings()})
     if known:
         echo(f"ranked so far by: {', '.join(map(visible, known))}")
     answer = input(f"your name{f' [{login}]' if login else ''}: ").strip() if keys.live else ""
@@ -132,22 +132,24 @@ def _login() -> str:
         return ""
 
 
-def _say_what_next(place: Project) -> None:
-    if not place.enough:
-        raise WaitingForPeople(f"{place.summary()} The same command goes on from here.")
-    echo(place.summary())
+def _say_what_next(project: Project) -> None:
+    if not project.enough:
+        raise WaitingForPeople(f"{project.summary()} The same command goes on from here.")
+    echo(project.summary())
 
 
-def _print_stats(place: Project, as_json: bool) -> None:
-    contents = place.store.contents()
+def _print_stats(project: Project, as_json: bool) -> None:
+    contents = project.store.contents()
     current = contents.current()
     alpha = krippendorff_alpha(current)
-    withdrawn = [verdict.ranking for verdict in contents.verdicts if verdict.withdrawn]
+    withdrawn = [verdict.ranking for verdict in contents.history if verdict.withdrawn]
     names = {one.annotator for one in contents.skips} | {ranking.annotator for ranking in (*current, *withdrawn)}
     rows: list[dict[str, Any]] = [
         {
             "annotator": name,
-            **_fields(figures([ranking for ranking in current if ranking.annotator == name], contents.answers)),
+            **_fields(
+                ranking_statistics([ranking for ranking in current if ranking.annotator == name], contents.answers)
+            ),
             "skipped": sum(one.annotator == name for one in contents.skips),
             "taken_back": sum(ranking.annotator == name for ranking in withdrawn),
         }
@@ -155,11 +157,11 @@ def _print_stats(place: Project, as_json: bool) -> None:
     ]
     result: dict[str, Any] = {
         "prompts": len(contents.prompts),
-        "prompts_ranked": place.store.count(),
-        "prompts_needed": place.needed,
+        "prompts_ranked": project.store.ranked_prompts(),
+        "prompts_needed": project.needed,
         "krippendorff_alpha": alpha,
         "alpha_means": alpha_in_words(alpha),
-        "all": _fields(figures(current, contents.answers)),
+        "all": _fields(ranking_statistics(current, contents.answers)),
         "annotators": rows,
     }
     if as_json:
@@ -168,7 +170,7 @@ def _print_stats(place: Project, as_json: bool) -> None:
     _print_result(result)
 
 
-def _fields(found: Figures) -> dict[str, Any]:
+def _fields(found: RankingStatistics) -> dict[str, Any]:
     position = found.position
     return {
         "rankings": found.rankings,

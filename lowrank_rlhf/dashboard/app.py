@@ -84,7 +84,7 @@ def _tabs() -> dict[str, Tab]:
 
 
 def _rank(page: Page) -> None:
-    rank.build(page.runs, page.run, page.language, go_on=lambda run: runs.go_on_with_rankings(page.runs, run))
+    rank.build(page.runs, page.run, page.language, resume=lambda run: runs.go_on_with_rankings(page.runs, run))
 
 
 def _behave(blocks: gr.Blocks, page: Page, light: gr.Button) -> None:

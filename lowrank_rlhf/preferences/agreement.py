@@ -27,7 +27,7 @@ class SameOrder(NamedTuple):
     pairs: int
 
 
-class Figures(NamedTuple):
+class RankingStatistics(NamedTuple):
     """What some rankings have in common; None where none of them can tell."""
 
     rankings: int
@@ -118,14 +118,14 @@ def length_bias(rankings: Iterable[Ranking], samples: Iterable[Sample]) -> float
     return sum(won) / len(won) if won else None
 
 
-def figures(rankings: Iterable[Ranking], samples: Iterable[Sample]) -> Figures:
+def ranking_statistics(rankings: Iterable[Ranking], samples: Iterable[Sample]) -> RankingStatistics:
     """Pace, ties, flags and biases of rankings of these samples."""
     rankings = list(rankings)
     seconds = [ranking.seconds for ranking in rankings if ranking.seconds is not None]
     tied = sum(comb(len(tier), 2) for ranking in rankings for tier in ranking.named_tiers)
     pairs = tied + sum(len(compare(ranking)) for ranking in rankings)
     won = _longer_won(rankings, samples)
-    return Figures(
+    return RankingStatistics(
         rankings=len(rankings),
         median_seconds=median(seconds) if seconds else None,
         tied_pairs=tied / pairs if pairs else None,

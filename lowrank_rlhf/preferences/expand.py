@@ -1,4 +1,4 @@
-"""From scores to a ranking, and from a ranking to pairwise comparisons."""
+"""Rankings from scores, and pairwise comparisons from rankings."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -14,9 +14,9 @@ def ranking_from_scores(
     tie_margin: float = 0.0,
     shown: Sequence[str] = (),
 ) -> Ranking:
-    """Orders the answers by score, highest first; the order in which they are given makes no difference.
+    """Rank answers by score, highest first, whatever order they come in.
 
-    A tier holds all answers within `tie_margin` of its best one (not of each other's neighbours, so that a chain of
+    A tier has all answers within `tie_margin` of its best one (not of each other's neighbours, so that a chain of
     small steps does not become one big tie). Raises `ValueError` if there is not one score for each sample.
     """
     ordered = sorted(zip(scores, samples, strict=True), key=lambda pair: (-pair[0], pair[1].id))
@@ -31,7 +31,7 @@ def ranking_from_scores(
 
 
 def compare(ranking: Ranking) -> list[Comparison]:
-    """Every strictly ordered pair of the ranking's answers (InstructGPT, section 3.5); ties give none."""
+    """Return every strictly ordered pair of the ranking's answers (InstructGPT, section 3.5); ties give none."""
     return [
         Comparison(
             prompt_id=ranking.prompt_id,

@@ -1,38 +1,37 @@
-"""What a file of annotations adds to a store. Nothing is written here, so all of a file is checked first."""
+"""Plan of an import: checks all rows of a file against a store before anything is written."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from lowrank_rlhf.preferences.exchange import (
+from lowrank_rlhf.preferences.contents import (
     Contents,
-    Line,
     Pair,
+    SavedRanking,
     Skip,
-    Verdict,
     answer_field,
     current_rankings,
     prompt_field,
-    rankings_from_pairs,
 )
 from lowrank_rlhf.preferences.expand import compare
+from lowrank_rlhf.preferences.import_file import FileRow, rankings_from_pairs
 from lowrank_rlhf.run.records import Prompt, Ranking, Record, Sample
 
 R = TypeVar("R", bound=Record)
 
 
 @dataclass
-class Merge:
-    """What to add to a store, what to withdraw in it (places in `Contents.verdicts`), and what is wrong.
+class ImportPlan:
+    """Rows to add to a store, rankings of the store to withdraw (indices into `Contents.history`), and errors.
 
-    `known`: rankings of the file that are in the store already. `replaced`: rankings of the store that no longer
-    count, since the file has a later one by the same annotator.
+    `known`: rankings of the file that the store already has. `replaced`: rankings of the store that stop counting,
+    since the file has a later one by the same annotator.
     """
 
     prompts: list[Prompt] = field(default_factory=list)
     answers: list[Sample] = field(default_factory=list)
-    verdicts: list[Verdict] = field(default_factory=list)
+    rankings: list[SavedRanking] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     withdrawn: list[int] = field(default_factory=list)
     known: int = 0
@@ -40,19 +39,21 @@ class Merge:
     errors: list[str] = field(default_factory=list)
 
 
-def merge(here: Contents, lines: Sequence[Line], new_items: bool) -> Merge:
-    """What rows of a file add to a store. Each ranking stays as often as the file or the store has it, and one that
-    was withdrawn in either is withdrawn; what is new counts as later than what is there.
+def plan_import(store: Contents, rows: Sequence[FileRow], new_items: bool) -> ImportPlan:
+    """Plan the import of a file's rows into a store.
 
-    Without `new_items` prompts and answers must be those of the store. Wrong rows go to `errors`, each with its place.
+    A ranking is kept as often as the file or the store has it; one that was withdrawn in either is withdrawn; new ones
+    count as later than the store's. Without `new_items`, prompts and answers must be those of the store. Wrong rows go
+    to `errors`, each with its position.
     """
-    plan = Merge()
-    prompts = _prompts(here, lines, new_items, plan)
-    answers = _answers(here, lines, prompts, plan)
-    verdicts = _checked_verdicts(lines, prompts, answers, plan)
-    _match(here.verdicts, [*verdicts, *_from_pairs(here, lines, prompts, answers, plan)], plan)
-    skips = set(here.skips)
-    for where, skip in _of(lines, Skip):
+    plan = ImportPlan()
+    prompts = _prompts(store, rows, new_items, plan)
+    answers = _answers(store, rows, prompts, plan)
+    rankings = _checked_rankings(rows, prompts, answers, plan)
+    rankings += _from_pairs(store, rows, prompts, answers, plan)
+    _match(store.history, rankings, plan)
+    skips = set(store.skips)
+    for where, skip in _of(rows, Skip):
         if skip.prompt_id not in prompts:
             plan.errors.append(_unknown_prompt(where, skip.prompt_id))
         elif skip not in skips:
@@ -61,78 +62,80 @@ def merge(here: Contents, lines: Sequence[Line], new_items: bool) -> Merge:
     return plan
 
 
-def _of(lines: Sequence[Line], kind: type[R]) -> list[tuple[str, R]]:
-    return [(where, record) for where, record in lines if isinstance(record, kind)]
+def _of(rows: Sequence[FileRow], kind: type[R]) -> list[tuple[str, R]]:
+    return [(where, record) for where, record in rows if isinstance(record, kind)]
 
 
 def _unknown_prompt(where: str, prompt_id: str) -> str:
-    return f"{where}: there is no prompt {prompt_id!r}"
+    return f"{where}: unknown prompt {prompt_id!r}"
 
 
-def _prompts(here: Contents, lines: Sequence[Line], new_items: bool, plan: Merge) -> dict[str, Prompt]:
-    known = {prompt.id: prompt for prompt in here.prompts}
-    for where, prompt in _of(lines, Prompt):
+def _prompts(store: Contents, rows: Sequence[FileRow], new_items: bool, plan: ImportPlan) -> dict[str, Prompt]:
+    known = {prompt.id: prompt for prompt in store.prompts}
+    for where, prompt in _of(rows, Prompt):
         if prompt.id in known:
             if known[prompt.id] != prompt:
-                plan.errors.append(f"{where}: prompt {prompt.id!r} has another text here")
+                plan.errors.append(f"{where}: prompt {prompt.id!r} has another text in the store")
         elif new_items:
             known[prompt.id] = prompt
             plan.prompts.append(prompt)
         else:
             plan.errors.append(
-                f"{where}: prompt {prompt.id!r} is not one that this run asks people about; "
-                "to learn from another run's rankings, export them with --comparisons and give that as rank.dataset"
+                f"{where}: prompt {prompt.id!r} is not one of this run's; to train on another run's rankings, "
+                "export them with --comparisons and set rank.dataset to that file"
             )
     return known
 
 
-def _answers(here: Contents, lines: Sequence[Line], prompts: dict[str, Prompt], plan: Merge) -> dict[str, Sample]:
-    known = {answer.id: answer for answer in here.answers}
+def _answers(
+    store: Contents, rows: Sequence[FileRow], prompts: dict[str, Prompt], plan: ImportPlan
+) -> dict[str, Sample]:
+    known = {answer.id: answer for answer in store.answers}
     new = {prompt.id for prompt in plan.prompts}
     count = dict.fromkeys(new, 0)
-    for where, answer in _of(lines, Sample):
+    for where, answer in _of(rows, Sample):
         if answer.prompt_id not in prompts:
             plan.errors.append(_unknown_prompt(where, answer.prompt_id))
         elif answer.id in known:
             if known[answer.id] != answer:
-                plan.errors.append(f"{where}: answer {answer.id!r} is another one here")
+                plan.errors.append(f"{where}: answer {answer.id!r} differs from the store's")
         elif answer.prompt_id in new:
             known[answer.id] = answer
             plan.answers.append(answer)
             count[answer.prompt_id] += 1
         else:
-            plan.errors.append(f"{where}: prompt {answer.prompt_id!r} has no answer {answer.id!r} here")
-    for where, prompt in _of(lines, Prompt):
+            plan.errors.append(f"{where}: prompt {answer.prompt_id!r} has no answer {answer.id!r} in the store")
+    for where, prompt in _of(rows, Prompt):
         if count.get(prompt.id, 2) < 2:
-            plan.errors.append(f"{where}: prompt {prompt.id!r} has fewer than two answers in the file: nothing to rank")
+            plan.errors.append(f"{where}: prompt {prompt.id!r} has fewer than two answers in the file")
     return known
 
 
-def _checked_verdicts(
-    lines: Sequence[Line], prompts: dict[str, Prompt], answers: dict[str, Sample], plan: Merge
-) -> list[Verdict]:
+def _checked_rankings(
+    rows: Sequence[FileRow], prompts: dict[str, Prompt], answers: dict[str, Sample], plan: ImportPlan
+) -> list[SavedRanking]:
     good = []
-    for where, verdict in _of(lines, Verdict):
-        ranking = verdict.ranking
+    for where, saved in _of(rows, SavedRanking):
+        ranking = saved.ranking
         named = [*ranking.shown, *(name for tier in ranking.tiers for name in tier)]
-        strange = [name for name in named if name not in answers or answers[name].prompt_id != ranking.prompt_id]
+        unknown = [name for name in named if name not in answers or answers[name].prompt_id != ranking.prompt_id]
         if ranking.prompt_id not in prompts:
             plan.errors.append(_unknown_prompt(where, ranking.prompt_id))
-        elif strange:
-            plan.errors.append(f"{where}: prompt {ranking.prompt_id!r} has no answer {strange[0]!r}")
+        elif unknown:
+            plan.errors.append(f"{where}: prompt {ranking.prompt_id!r} has no answer {unknown[0]!r}")
         else:
-            good.append(verdict)
+            good.append(saved)
     return good
 
 
 def _from_pairs(
-    here: Contents, lines: Sequence[Line], prompts: dict[str, Prompt], answers: dict[str, Sample], plan: Merge
-) -> list[Verdict]:
-    """The rankings behind the file's comparisons, those left out that say the same as what counts in the store."""
-    pairs = _of(lines, Pair)
+    store: Contents, rows: Sequence[FileRow], prompts: dict[str, Prompt], answers: dict[str, Sample], plan: ImportPlan
+) -> list[SavedRanking]:
+    """Return the rankings behind the file's comparisons, except those equal to rankings that count in the store."""
+    pairs = _of(rows, Pair)
     for where, pair in pairs:
-        if complaint := _wrong_text(pair, prompts, answers):
-            plan.errors.append(f"{where}: {complaint}")
+        if mismatch := _mismatch(pair, prompts, answers):
+            plan.errors.append(f"{where}: {mismatch}")
     if plan.errors:
         return []
     try:
@@ -140,52 +143,54 @@ def _from_pairs(
     except ValueError as error:
         plan.errors.append(str(error))
         return []
-    said = {(ranking.annotator, ranking.prompt_id): set(compare(ranking)) for ranking in here.current()}
-    new = [one for one in rankings if said.get((one.annotator, one.prompt_id)) != set(compare(one))]
+    current = {(ranking.annotator, ranking.prompt_id): set(compare(ranking)) for ranking in store.current()}
+    new = [one for one in rankings if current.get((one.annotator, one.prompt_id)) != set(compare(one))]
     plan.known += len(rankings) - len(new)
-    return [Verdict(ranking=ranking) for ranking in new]
+    return [SavedRanking(ranking=ranking) for ranking in new]
 
 
-def _wrong_text(pair: Pair, prompts: dict[str, Prompt], answers: dict[str, Sample]) -> str | None:
-    talks = not isinstance(pair.prompt, str)
+def _mismatch(pair: Pair, prompts: dict[str, Prompt], answers: dict[str, Sample]) -> str | None:
+    as_messages = not isinstance(pair.prompt, str)
     if pair.prompt_id not in prompts:
-        return f"there is no prompt {pair.prompt_id!r}"
-    if prompt_field(prompts[pair.prompt_id], talks) != pair.prompt:
-        return f"prompt {pair.prompt_id!r} has another text here"
+        return f"unknown prompt {pair.prompt_id!r}"
+    if prompt_field(prompts[pair.prompt_id], as_messages) != pair.prompt:
+        return f"prompt {pair.prompt_id!r} has another text in the store"
     for name, text in ((pair.chosen_id, pair.chosen), (pair.rejected_id, pair.rejected)):
         if name not in answers or answers[name].prompt_id != pair.prompt_id:
             return f"prompt {pair.prompt_id!r} has no answer {name!r}"
-        if answer_field(answers[name].text, talks) != text:
-            return f"answer {name!r} has another text here"
+        if answer_field(answers[name].text, as_messages) != text:
+            return f"answer {name!r} has another text in the store"
     return None
 
 
-def _match(here: Sequence[Verdict], incoming: Sequence[Verdict], plan: Merge) -> None:
-    """Pairs each incoming verdict with one of the store's on the same ranking, as long as there are any: equal ones
-    first, then a withdrawn one with one that must be withdrawn, then the other way round. The rest is new."""
-    places: defaultdict[Verdict, list[int]] = defaultdict(list)
-    for place, verdict in enumerate(here):
-        places[verdict].append(place)
-    new = list(enumerate(incoming))
-    for other in (False, True):
+def _match(history: Sequence[SavedRanking], incoming: Sequence[SavedRanking], plan: ImportPlan) -> None:
+    """Pair each incoming ranking with an equal one of the store, as long as there are any; the rest is new.
+
+    First both in the same state; then a withdrawn one with a standing one, which must be withdrawn, or the reverse.
+    """
+    indices: defaultdict[SavedRanking, list[int]] = defaultdict(list)
+    for index, saved in enumerate(history):
+        indices[saved].append(index)
+    new = list(incoming)
+    for opposite in (False, True):
         rest = []
-        for number, verdict in new:
-            partner = places[Verdict(ranking=verdict.ranking, withdrawn=verdict.withdrawn != other)]
-            if not partner:
-                rest.append((number, verdict))
+        for saved in new:
+            partners = indices[SavedRanking(ranking=saved.ranking, withdrawn=saved.withdrawn != opposite)]
+            if not partners:
+                rest.append(saved)
                 continue
-            place = partner.pop(0)
+            index = partners.pop(0)
             plan.known += 1
-            if verdict.withdrawn and other:
-                plan.withdrawn.append(place)
+            if saved.withdrawn and opposite:
+                plan.withdrawn.append(index)
         new = rest
-    plan.verdicts = [verdict for _, verdict in new]
-    plan.replaced = _replaced(here, plan)
+    plan.rankings = new
+    plan.replaced = _replaced(history, plan)
 
 
-def _replaced(here: Sequence[Verdict], plan: Merge) -> int:
+def _replaced(history: Sequence[SavedRanking], plan: ImportPlan) -> int:
     gone = set(plan.withdrawn)
-    kept = [verdict for place, verdict in enumerate(here) if place not in gone]
+    kept = [saved for index, saved in enumerate(history) if index not in gone]
     before = {(ranking.annotator, ranking.prompt_id): ranking for ranking in current_rankings(kept)}
-    added: list[Ranking] = current_rankings(plan.verdicts)
+    added: list[Ranking] = current_rankings(plan.rankings)
     return sum((ranking.annotator, ranking.prompt_id) in before for ranking in added)

@@ -10,8 +10,8 @@ from lowrank_rlhf.preferences.agreement import (
     PositionBias,
     SameOrder,
     consistency,
-    figures,
     krippendorff_alpha,
+    ranking_statistics,
     same_order,
 )
 from lowrank_rlhf.preferences.expand import compare
@@ -24,7 +24,7 @@ PACE_OF = 20
 """The pace is that of so many latest rankings."""
 
 
-class Progress(NamedTuple):
+class RankingProgress(NamedTuple):
     """What one annotator sees all the time. Counts are of prompts, but for `rankings`; `seconds_left` is until there
     are enough, or until nothing is left; None while there is no pace yet."""
 
@@ -65,13 +65,15 @@ class Overview(NamedTuple):
     accuracies: tuple[Accuracy, ...]
 
 
-def progress(place: Project, annotator: str) -> Progress:
+def ranking_progress(project: Project, annotator: str) -> RankingProgress:
     """How far this annotator and everybody together have come."""
-    standing, needed = place.store.standing(annotator), place.needed
-    seconds = [one.seconds for one in place.store.rankings() if one.annotator == annotator and one.seconds is not None]
+    standing, needed = project.store.counts(annotator), project.needed
+    seconds = [
+        one.seconds for one in project.store.rankings() if one.annotator == annotator and one.seconds is not None
+    ]
     each = median(seconds[-PACE_OF:]) if seconds else None
     left = max(0, needed - standing.ranked_by_anyone) or standing.prompts - standing.ranked - standing.skipped
-    return Progress(
+    return RankingProgress(
         prompts=standing.prompts,
         needed=needed,
         ranked_by_anyone=standing.ranked_by_anyone,
@@ -82,11 +84,11 @@ def progress(place: Project, annotator: str) -> Progress:
     )
 
 
-def overview(place: Project) -> Overview:
+def overview(project: Project) -> Overview:
     """Everything that the rankings of a place say about themselves."""
-    contents = place.store.contents()
+    contents = project.store.contents()
     current = contents.current()
-    found = figures(current, contents.answers)
+    found = ranking_statistics(current, contents.answers)
     pairs = [(ranking.prompt_id, len(compare(ranking))) for ranking in current]
     informative = {prompt for prompt, count in pairs if count}
     total = sum(count for _, count in pairs)
@@ -97,14 +99,14 @@ def overview(place: Project) -> Overview:
         comparisons_per_prompt=total / len(informative) if informative else None,
         alpha=krippendorff_alpha(current),
         agreement=same_order(current),
-        consistency=consistency(verdict.ranking for verdict in contents.verdicts if not verdict.withdrawn),
+        consistency=consistency(verdict.ranking for verdict in contents.history if not verdict.withdrawn),
         position=found.position,
         longer_preferred=found.longer_preferred,
         uneven_comparisons=found.uneven_comparisons,
         tied_pairs=found.tied_pairs,
         written=sum(ranking.written is not None for ranking in current),
         flagged=found.flagged,
-        accuracies=accuracies(place.folder),
+        accuracies=accuracies(project.folder),
     )
 
 

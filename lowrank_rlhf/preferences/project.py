@@ -7,7 +7,7 @@ from pathlib import Path
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import RankConfig
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preferences.queue import Policy, uncertainties
+from lowrank_rlhf.preferences.queue import AssignmentRules, uncertainties
 from lowrank_rlhf.preferences.store import AnnotationStore, Item
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Prompt, Ranking, Score, read_jsonl
@@ -33,7 +33,7 @@ class Project:
     settings: RankConfig | None
 
     @property
-    def behind(self) -> bool:
+    def rankings_changed(self) -> bool:
         """The run's comparisons are of other rankings than there are now, which count once that stage is made again."""
         run_dir = RunDir(self.folder)
         prompts, rankings = run_dir.artifact("prompts.jsonl"), run_dir.artifact("rankings.jsonl")
@@ -48,29 +48,29 @@ class Project:
     @property
     def needed(self) -> int:
         """Prompts that must be ranked, by anyone, before the run can go on; without a run there are none."""
-        return min(self.settings.minimum_rankings, self.store.standing("").prompts) if self.settings else 0
+        return min(self.settings.minimum_rankings, self.store.counts("").prompts) if self.settings else 0
 
     @property
     def next_command(self) -> str:
         """What to do when enough prompts are ranked: go on with the run, or take the rankings back to it."""
         if self.settings is None:
             return f"{COMMAND} annotations export {shlex.quote(str(self.folder))} FILE"
-        return f"{run_command(self.folder)}{' --redo rank' if self.behind else ''}"
+        return f"{run_command(self.folder)}{' --redo rank' if self.rankings_changed else ''}"
 
     @property
     def enough(self) -> bool:
         """True if the run can go on."""
-        return self.store.count() >= self.needed
+        return self.store.ranked_prompts() >= self.needed
 
     def next_item(self, annotator: str) -> Item | None:
         """What this annotator ranks next, by the run's settings and, where there is one, its reward model's doubts."""
         settings, scores = self.settings or RankConfig(), self.folder / "scores.jsonl"
         doubts = uncertainties(read_jsonl(scores, Score)) if scores.is_file() else {}
-        return self.store.next_item(annotator, Policy(settings.shared, settings.repeated, doubts))
+        return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated, doubts))
 
     def summary(self) -> str:
         """How many prompts are ranked, and what comes next."""
-        count = self.store.count()
+        count = self.store.ranked_prompts()
         if not self.enough:
             return f"{count} of {counted(self.needed, 'prompt')} ranked, {self.needed - count} more to go."
         if self.settings is None:
@@ -86,7 +86,7 @@ def run_command(folder: Path) -> str:
     return f"{COMMAND} {shlex.join(words)}"
 
 
-def place_of(folder: Path, new: bool = False) -> Project:
+def open_project(folder: Path, new: bool = False) -> Project:
     """The place in this folder; with `new`, an empty one without a run. Raises `NothingToRank` if there is none yet."""
     if not new and not any((folder / name).is_file() for name in ("config.yaml", STORE)):
         raise NothingToRank(f"{folder}: there are no answers to rank here", "here")

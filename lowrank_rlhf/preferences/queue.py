@@ -1,4 +1,4 @@
-"""Which prompt an annotator is given next, and that nobody else is given it meanwhile."""
+"""Queue of prompts: the next one for an annotator, leased so that nobody else ranks it meanwhile."""
 
 import hashlib
 import math
@@ -10,20 +10,23 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import NamedTuple
 
-from lowrank_rlhf.preferences.exchange import Skip
+from lowrank_rlhf.preferences.contents import Skip
 from lowrank_rlhf.run.records import Ranking, Score
 
 LEASE_SECONDS = 600.0
-"""How long a prompt stays with an annotator who does nothing."""
+"""Length of a lease without any sign of the annotator."""
 
 REPEAT_AFTER = 8
-"""So many other prompts lie at least between the two times that one annotator ranks the same prompt."""
+"""Least number of other rankings between the two times that one annotator ranks the same prompt."""
 
 
 @dataclass(frozen=True)
-class Policy:
-    """How prompts are given out. `shared`: the share of prompts that a second annotator ranks too, as soon as one has;
-    `repeated`: the share that the same annotator ranks twice; `uncertainty`: of the reward model, by prompt."""
+class AssignmentRules:
+    """Rules of assigning prompts.
+
+    `shared`: share of prompts that a second annotator ranks too; `repeated`: share that the same annotator ranks twice;
+    `uncertainty`: of the reward model, by prompt.
+    """
 
     shared: float = 0.0
     repeated: float = 0.0
@@ -31,8 +34,11 @@ class Policy:
 
 
 class Candidate(NamedTuple):
-    """A prompt that may be given to an annotator: how often it was ranked by this one and by how many others; `since`:
-    how many rankings this annotator has made after the last one of it."""
+    """A prompt that may be assigned to an annotator.
+
+    `own`: times that this annotator ranked it; `others`: annotators that ranked it; `since`: rankings that this
+    annotator has made after the last one of it.
+    """
 
     prompt_id: str
     own: int
@@ -40,30 +46,35 @@ class Candidate(NamedTuple):
     since: int
 
 
-def choose(candidates: Sequence[Candidate], policy: Policy) -> Candidate | None:
-    """The one to give out: one that is due again, else a shared one that waits for its second annotator, else one that
-    fewest have ranked, of those the one on which the reward model is least certain, of those the first."""
+def choose(candidates: Sequence[Candidate], rules: AssignmentRules) -> Candidate | None:
+    """Choose the prompt to assign.
+
+    A repeated one that is due; else a shared one that waits for its second annotator; else one that the fewest have
+    ranked, of those the one on which the reward model is least certain, of those the first.
+    """
     due = [one for one in candidates if one.own == 1 and one.since >= REPEAT_AFTER]
-    due = [one for one in due if _chance("repeated", one.prompt_id) < policy.repeated]
+    due = [one for one in due if _chance("repeated", one.prompt_id) < rules.repeated]
     if due:
         return max(due, key=lambda one: one.since)
 
     def rank(one: Candidate) -> tuple[bool, int, float]:
-        waits = one.others == 1 and _chance("shared", one.prompt_id) < policy.shared
-        return not waits, one.others, -policy.uncertainty.get(one.prompt_id, 0.0)
+        waits = one.others == 1 and _chance("shared", one.prompt_id) < rules.shared
+        return not waits, one.others, -rules.uncertainty.get(one.prompt_id, 0.0)
 
     return min((one for one in candidates if one.own == 0), key=rank, default=None)
 
 
 def _chance(purpose: str, prompt_id: str) -> float:
-    """A number from 0 to 1 that everybody finds for this prompt, spread evenly over prompts."""
+    """Return a number from 0 to 1, uniform over prompts and the same for every annotator."""
     digest = hashlib.sha256(f"{purpose}\n{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
 
 def uncertainties(scores: Iterable[Score]) -> dict[str, float]:
-    """For each prompt the mean of 4 p (1 - p) over its pairs of answers, p being the Bradley-Terry probability that
-    one is better: 1 where the reward model cannot tell, near 0 where it is sure. Prompts with one score are left out.
+    """Return the reward model's uncertainty of each prompt: the mean of 4 p (1 - p) over its pairs of answers.
+
+    p is the Bradley-Terry probability that one is better: the result is 1 at p = 1/2 and near 0 where the reward model
+    is sure. Prompts with one score are left out.
     """
     by_prompt = defaultdict(list)
     for score in scores:
@@ -76,35 +87,37 @@ def uncertainties(scores: Iterable[Score]) -> dict[str, float]:
 
 
 def _doubt(difference: float) -> float:
-    """4 p (1 - p) for p = sigmoid(difference), written so that nothing overflows."""
+    """Return 4 p (1 - p) for p = sigmoid(difference) without overflow."""
     small = math.exp(-abs(difference))
     return 4 * small / (1 + small) ** 2
 
 
-def lease(database: sqlite3.Connection, annotator: str, now: float, policy: Policy) -> tuple[str, int] | None:
-    """The prompt that this annotator holds, or a newly chosen one, held from now on, and how often this annotator has
-    ranked it; None if there is none left."""
-    if held := _held(database, annotator, now):
-        hold(database, annotator, held, now)
-        return held, times_ranked(database, annotator, held)
-    chosen = choose(_candidates(database, annotator, now), policy)
+def assign(database: sqlite3.Connection, annotator: str, now: float, rules: AssignmentRules) -> tuple[str, int] | None:
+    """Return the annotator's leased prompt, or lease the next one, and the times that the annotator has ranked it.
+
+    None if no prompt is left.
+    """
+    if leased := _leased(database, annotator, now):
+        set_lease(database, annotator, leased, now)
+        return leased, times_ranked(database, annotator, leased)
+    chosen = choose(_candidates(database, annotator, now), rules)
     if chosen is None:
         return None
-    hold(database, annotator, chosen.prompt_id, now)
+    set_lease(database, annotator, chosen.prompt_id, now)
     return chosen.prompt_id, chosen.own
 
 
-def hold(database: sqlite3.Connection, annotator: str, prompt_id: str, now: float) -> None:
-    """Gives this prompt to this annotator, for some minutes, in place of the one that was held."""
+def set_lease(database: sqlite3.Connection, annotator: str, prompt_id: str, now: float) -> None:
+    """Lease a prompt to an annotator, in place of any other one."""
     done = times_ranked(database, annotator, prompt_id)
     database.execute(
         "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)", (annotator, prompt_id, done, now + LEASE_SECONDS)
     )
 
 
-def keep(database: sqlite3.Connection, annotator: str, prompt_id: str, done: int, now: float) -> None:
-    """Holds this prompt for some minutes more, unless somebody else has been given it since, or this annotator has
-    ranked it (other than `done` times) or skipped it in another window."""
+def renew_lease(database: sqlite3.Connection, annotator: str, prompt_id: str, done: int, now: float) -> None:
+    """Renew a lease, unless the prompt has another lease since, or the annotator has ranked it (other than `done`
+    times) or skipped it in another window."""
     given = "SELECT 1 FROM leases WHERE prompt_id = ? AND annotator != ? AND until > ?"
     skipped = "SELECT 1 FROM skips WHERE prompt_id = ? AND annotator = ?"
     if times_ranked(database, annotator, prompt_id) != done:
@@ -112,11 +125,11 @@ def keep(database: sqlite3.Connection, annotator: str, prompt_id: str, done: int
     if database.execute(given, (prompt_id, annotator, now)).fetchone():
         return
     if not database.execute(skipped, (prompt_id, annotator)).fetchone():
-        hold(database, annotator, prompt_id, now)
+        set_lease(database, annotator, prompt_id, now)
 
 
-def give_back(database: sqlite3.Connection, annotator: str, prompt_id: str | None = None) -> None:
-    """This annotator no longer holds that prompt, or any."""
+def end_lease(database: sqlite3.Connection, annotator: str, prompt_id: str | None = None) -> None:
+    """End the annotator's lease of that prompt, or any lease."""
     database.execute(
         "DELETE FROM leases WHERE annotator = :annotator AND prompt_id = COALESCE(:prompt_id, prompt_id)",
         {"annotator": annotator, "prompt_id": prompt_id},
@@ -124,13 +137,13 @@ def give_back(database: sqlite3.Connection, annotator: str, prompt_id: str | Non
 
 
 def times_ranked(database: sqlite3.Connection, annotator: str, prompt_id: str) -> int:
-    """How many rankings of this prompt by this annotator count or were replaced, and were not taken back."""
+    """Return the number of rankings of this prompt by this annotator that were not withdrawn."""
     query = "SELECT COUNT(*) FROM rankings WHERE prompt_id = ? AND annotator = ? AND NOT withdrawn"
     return int(database.execute(query, (prompt_id, annotator)).fetchone()[0])
 
 
-def take_back(database: sqlite3.Connection, annotator: str) -> Ranking | Skip | None:
-    """Withdraws this annotator's latest ranking or deletes the latest skip, whichever is later, and returns it."""
+def undo_latest(database: sqlite3.Connection, annotator: str) -> Ranking | Skip | None:
+    """Withdraw the annotator's latest ranking or delete the latest skip, whichever is later, and return it."""
     ranked = database.execute(
         "SELECT position, record FROM rankings WHERE annotator = ? AND NOT withdrawn ORDER BY position DESC LIMIT 1",
         (annotator,),
@@ -147,7 +160,7 @@ def take_back(database: sqlite3.Connection, annotator: str) -> Ranking | Skip | 
     return None
 
 
-def _held(database: sqlite3.Connection, annotator: str, now: float) -> str | None:
+def _leased(database: sqlite3.Connection, annotator: str, now: float) -> str | None:
     row = database.execute(
         "SELECT prompt_id, done FROM leases WHERE annotator = :annotator AND until > :now"
         " AND prompt_id NOT IN (SELECT prompt_id FROM skips WHERE annotator = :annotator)",
@@ -157,7 +170,7 @@ def _held(database: sqlite3.Connection, annotator: str, now: float) -> str | Non
 
 
 def _candidates(database: sqlite3.Connection, annotator: str, now: float) -> list[Candidate]:
-    """Every prompt that was not skipped and that nobody else holds, in their order."""
+    """Return the prompts that the annotator has not skipped and nobody else has leased, in the store's order."""
     rows = database.execute(
         "SELECT id, COUNT(CASE WHEN annotator = :annotator THEN 1 END),"
         " COUNT(DISTINCT CASE WHEN annotator != :annotator THEN annotator END),"

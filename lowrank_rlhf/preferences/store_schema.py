@@ -1,11 +1,11 @@
-"""The tables of a store, and how an older version's become ours."""
+"""Tables of the annotation store, and the upgrade of older versions."""
 
 import sqlite3
 from pathlib import Path
 
 from lowrank_rlhf.errors import UserError
 
-APPLICATION_ID = 0x4C524C46  # "LRLF" in the file's header tells our databases from others
+APPLICATION_ID = 0x4C524C46  # "LRLF" in the file's header marks our databases
 VERSION = 2
 
 _FIRST = (
@@ -18,12 +18,12 @@ _FIRST = (
     " PRIMARY KEY (annotator, prompt_id))",
     f"PRAGMA application_id = {APPLICATION_ID}",
 )
-# What each version added, from the second on.
+# Additions of each version, from the second on.
 _LATER = {
     2: (
-        # `after`: the newest ranking at that moment, by anyone. It says whether the skip or a ranking came later.
+        # `after`: the newest ranking at that moment, by anyone. Shows whether the skip or a ranking came later.
         "ALTER TABLE skips ADD COLUMN after INTEGER NOT NULL DEFAULT 0",
-        # `done`: how often this annotator had ranked the prompt when it was given out; `until`: seconds since 1970.
+        # `done`: how often this annotator had ranked the prompt when the lease began; `until`: seconds since 1970.
         "CREATE TABLE leases (annotator TEXT PRIMARY KEY, prompt_id TEXT NOT NULL REFERENCES prompts(id),"
         " done INTEGER NOT NULL, until REAL NOT NULL)",
         "CREATE INDEX rankings_of_a_prompt ON rankings (prompt_id, annotator)",
@@ -32,7 +32,7 @@ _LATER = {
 
 
 def create_or_upgrade(database: sqlite3.Connection, path: Path) -> None:
-    """Makes the tables in an empty file, and those that are missing in an older version's; keeps every row.
+    """Create the tables in an empty file, or add those that an older version lacks; every row is kept.
 
     Raises `UserError` for another program's database and for a newer version's.
     """
@@ -42,7 +42,7 @@ def create_or_upgrade(database: sqlite3.Connection, path: Path) -> None:
         version = 1
     else:
         if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise UserError(f"{path}: an SQLite database, but not one with annotations")
+            raise UserError(f"{path}: an SQLite database, but not an annotation store")
         version = int(database.execute("PRAGMA user_version").fetchone()[0])
         if version > VERSION:
             raise UserError(f"{path}: written by a newer version (schema {version}); update lowrank_rlhf")

@@ -174,13 +174,13 @@ DASHBOARD = """
 import sys
 from pathlib import Path
 import gradio as gr
-from lowrank_rlhf.dashboard import rank_view
+from lowrank_rlhf.dashboard.tabs import rank
 def go_on(run):
     Path("went on").write_text(run)
     return "The run goes on."
 with gr.Blocks(analytics_enabled=False) as blocks:
     run = gr.Textbox("people", elem_id="run")
-    rank_view.build(Path("runs"), run, gr.State("en"), go_on=go_on)
+    rank.build(Path("runs"), run, gr.State("en"), resume=go_on)
 _, url, _ = blocks.launch(server_port=int(sys.argv[1]), prevent_thread_lock=True, quiet=True, ssr_mode=False)
 print(url.rstrip("/"), flush=True)
 blocks.block_thread()

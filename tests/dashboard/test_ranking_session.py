@@ -10,11 +10,11 @@ from string import Formatter
 import pytest
 from annotators_page import a_run_with_answers
 
-from lowrank_rlhf.dashboard.ranking.session import make_desk, sign
+from lowrank_rlhf.dashboard.ranking.session import ranking_handler, sign
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, texts
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preferences.overview import GENERAL, accuracies, overview, progress
-from lowrank_rlhf.preferences.project import place_of
+from lowrank_rlhf.preferences.overview import GENERAL, accuracies, overview, ranking_progress
+from lowrank_rlhf.preferences.project import open_project
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Ranking, write_jsonl
 
@@ -30,10 +30,10 @@ def store(tmp_path: Path):
 @pytest.fixture
 def ask(tmp_path: Path, store):  # noqa: ARG001 - the run must be there
     """Sends a step of ann's, with what a page would have on the screen, and gives the answer."""
-    desk = make_desk(tmp_path / "runs", SECRET)
+    handler = ranking_handler(tmp_path / "runs", SECRET)
 
     def call(do: str, badge: dict | None = None, **fields) -> dict:
-        return desk({"do": do, "badge": badge or sign(SECRET, "people", "ann"), "language": "en", **fields})
+        return handler({"do": do, "badge": badge or sign(SECRET, "people", "ann"), "language": "en", **fields})
 
     return call
 
@@ -47,7 +47,7 @@ def test_a_lost_answer_saves_nothing_twice(ask, store) -> None:
         "you have ranked that prompt in another window; this is the next one",
     )
     (ranking,) = store.rankings()
-    assert (ranking.seconds, ranking.partial, len(store.contents().verdicts)) == (2.0, True, 1)
+    assert (ranking.seconds, ranking.partial, len(store.contents().history)) == (2.0, True, 1)
 
 
 def test_what_is_half_made_stays_on_the_screen(ask, store) -> None:
@@ -84,35 +84,35 @@ def test_a_name_that_is_none_ranks_nothing(ask, store) -> None:
 def test_comparisons_of_other_rankings_are_made_again(ask, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "people"
     ask("key", prompt_id="p0", keys=["1"], key="\r")
-    place = place_of(folder)
-    assert not place.behind
+    project = open_project(folder)
+    assert not project.rankings_changed
     work = RunDir(folder).work("rank")
-    prompts = place.store.contents().prompts
+    prompts = project.store.contents().prompts
     write_jsonl(work / "prompts.jsonl", prompts[:2])
-    write_jsonl(work / "rankings.jsonl", place.store.rankings())
+    write_jsonl(work / "rankings.jsonl", project.store.rankings())
     mark = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 0.0, "summary": {}}
     RunDir(folder).finish("rank", ["prompts.jsonl", "rankings.jsonl"], mark)
-    assert not place.behind
+    assert not project.rankings_changed
     ask("key", prompt_id="p2", keys=["1"], key="\r")  # one that the run does not sample any more
-    assert not place.behind
+    assert not project.rankings_changed
     ask("key", prompt_id="p1", keys=["1"], key="\r")
-    assert place.behind
-    assert place.next_command.endswith(" --redo rank")
+    assert project.rankings_changed
+    assert project.next_command.endswith(" --redo rank")
 
 
 def test_why_there_is_nothing_to_rank_in_the_pages_language(tmp_path: Path) -> None:
     a_run_with_answers(tmp_path, 1, source="judge")
-    desk, badge = make_desk(tmp_path / "runs", SECRET), sign(SECRET, "people", "ann")
-    assert desk({"do": "open", "badge": badge, "language": "zh"})["error"].startswith("这个运行的回答不由人来排序")
-    assert "rank.source=human" in desk({"do": "open", "badge": badge, "language": "en"})["error"]
+    handler, badge = ranking_handler(tmp_path / "runs", SECRET), sign(SECRET, "people", "ann")
+    assert handler({"do": "open", "badge": badge, "language": "zh"})["error"].startswith("这个运行的回答不由人来排序")
+    assert "rank.source=human" in handler({"do": "open", "badge": badge, "language": "en"})["error"]
     gone = sign(SECRET, "gone", "ann")
-    assert desk({"do": "open", "badge": gone, "language": "zh"}) == {"error": "没有这个运行。"}
+    assert handler({"do": "open", "badge": gone, "language": "zh"}) == {"error": "没有这个运行。"}
 
 
 def test_nothing_is_made_where_there_is_nothing_to_rank(tmp_path: Path) -> None:
     (tmp_path / "started").mkdir()
     with pytest.raises(UserError, match="there are no answers to rank here"):
-        place_of(tmp_path / "started")
+        open_project(tmp_path / "started")
     assert list((tmp_path / "started").iterdir()) == []
 
 
@@ -159,8 +159,8 @@ def test_a_name_never_shows_the_answers_ids(ask) -> None:
 
 
 def test_progress_and_overview_by_hand(tmp_path: Path, store) -> None:
-    place = place_of(tmp_path / "runs" / "people")
-    assert progress(place, "ann") == (3, 3, 0, 0, 0, None, None)
+    project = open_project(tmp_path / "runs" / "people")
+    assert ranking_progress(project, "ann") == (3, 3, 0, 0, 0, None, None)
     for name, prompt, order, seconds in (("ann", 0, "0123", 10.0), ("bob", 0, "1023", 30.0), ("ann", 1, "32", 20.0)):
         tiers = tuple((f"p{prompt}-{k}",) for k in order)
         store.save(
@@ -173,13 +173,13 @@ def test_progress_and_overview_by_hand(tmp_path: Path, store) -> None:
             )
         )
     store.skip("ann", "p2")
-    assert progress(place, "ann") == (3, 3, 2, 2, 1, 15.0, 15.0)  # one more is needed
-    found = overview(place)
+    assert ranking_progress(project, "ann") == (3, 3, 2, 2, 1, 15.0, 15.0)  # one more is needed
+    found = overview(project)
     assert (found.annotators, found.rankings, found.comparisons, found.written) == (2, 3, 13, 1)
     assert found.comparisons_per_prompt == 6.5
     assert found.agreement == (5 / 6, 6)
     assert found.consistency is None
-    figures = make_desk(tmp_path / "runs", SECRET)(
+    figures = ranking_handler(tmp_path / "runs", SECRET)(
         {"do": "figures", "badge": sign(SECRET, "people", "ann"), "language": "en"}
     )["figures"]
     assert figures[0]["figure"] == "13 comparisons from 3 rankings"
@@ -208,7 +208,7 @@ def test_both_languages_say_the_same() -> None:
         for language in LANGUAGES
     }
     assert fields["en"] == fields["zh"]
-    source = "".join(path.read_text(encoding="utf-8") for path in [*FOLDER.glob("*.py"), *FOLDER.glob("*.js")])
+    source = "".join(path.read_text(encoding="utf-8") for path in [*FOLDER.rglob("*.py"), *FOLDER.rglob("*.js")])
     put_together = ("help", "flag", "nothing", "refused", "role", "button")  # and rows, each of which has a figure
     rows = {key.removesuffix(".figure") for key in texts("en") if key.endswith(".figure")}
     unused = [key for key in texts("en") if key not in source and f"texts.{key}" not in source]

@@ -164,7 +164,7 @@ def test_rankings_on_a_full_disk_are_refused_and_those_before_are_there(small_di
         store.add_items(prompts(400), samples(400))
     os.unlink(small_disk / "filler")
     store.add_items(prompts(400), samples(400))
-    assert store.standing("ann").prompts
+    assert store.counts("ann").prompts
 
 
 @pytest.mark.parametrize("stage", ["sft", "ppo"])

@@ -6,10 +6,10 @@ import pytest
 from lowrank_rlhf.preferences.agreement import (
     alpha_in_words,
     consistency,
-    figures,
     krippendorff_alpha,
     length_bias,
     position_bias,
+    ranking_statistics,
     same_order,
 )
 from lowrank_rlhf.run.records import Ranking, Sample
@@ -132,7 +132,7 @@ def test_figures() -> None:
         ranking("x", "a", "d", shown="da").model_copy(update={"seconds": 4.0}),
         ranking("y", "bcd").model_copy(update={"seconds": 90.0}),
     ]
-    found = figures(rankings, samples)
+    found = ranking_statistics(rankings, samples)
     assert (found.rankings, found.flagged, found.median_seconds) == (3, 1, 4.0)
     assert found.tied_pairs == pytest.approx((1 + 3) / (6 + 1 + 3))
     # The first as in test_length_bias, 3 of 4; in the second the longer wins.
@@ -142,8 +142,8 @@ def test_figures() -> None:
 
 
 def test_figures_of_nothing() -> None:
-    assert figures([], []) == (0, None, None, 0, None, None, 0)
-    alone = figures([ranking("x", "a")], [])
+    assert ranking_statistics([], []) == (0, None, None, 0, None, None, 0)
+    alone = ranking_statistics([ranking("x", "a")], [])
     assert (alone.tied_pairs, alone.median_seconds) == (None, None)
 
 
@@ -173,8 +173,8 @@ def test_what_was_left_out_together_is_not_a_tie() -> None:
     assert krippendorff_alpha([rest, whole]) == pytest.approx(1.0)
     assert krippendorff_alpha([rest.model_copy(update={"partial": False}), whole]) < 1
     answers = [Sample(id=name, prompt_id="p", text="") for name in "abc"]
-    assert figures([rest], answers).tied_pairs == 0
-    assert figures([ranking("x", "a", "bc")], answers).tied_pairs == pytest.approx(1 / 3)
+    assert ranking_statistics([rest], answers).tied_pairs == 0
+    assert ranking_statistics([ranking("x", "a", "bc")], answers).tied_pairs == pytest.approx(1 / 3)
 
 
 def test_same_order_by_hand() -> None:

@@ -9,19 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_rlhf.data.loading import load
-from lowrank_rlhf.preferences.demonstrations import demonstrations_to_jsonl
-from lowrank_rlhf.preferences.exchange import (
-    Contents,
-    Line,
-    Pair,
-    Verdict,
-    comparisons_to_jsonl,
-    rankings_from_pairs,
-    read_lines,
-    to_jsonl,
-)
+from lowrank_rlhf.preferences.contents import Contents, Pair, SavedRanking
 from lowrank_rlhf.preferences.expand import compare
-from lowrank_rlhf.preferences.import_plan import merge
+from lowrank_rlhf.preferences.export_file import comparisons_to_jsonl, demonstrations_to_jsonl, to_jsonl
+from lowrank_rlhf.preferences.import_file import FileRow, rankings_from_pairs, read_rows
+from lowrank_rlhf.preferences.import_plan import plan_import
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample
 
@@ -88,10 +80,10 @@ def replay(folder: Path, pair: tuple[list[Prompt], list[Sample]], done: list[tup
     return store
 
 
-def through_a_file(folder: Path, text: str) -> list[Line]:
+def through_a_file(folder: Path, text: str) -> list[FileRow]:
     path = folder / "annotations.jsonl"
     path.write_text(text, encoding="utf-8", newline="")
-    return read_lines(path)
+    return read_rows(path)
 
 
 @pytest.fixture(scope="module")
@@ -125,21 +117,21 @@ def test_merging_loses_nothing_and_adds_nothing_twice(folder: Path, history: tup
     # As often as the one or the other has it, and taken back as often as in the one or the other.
     for count in (of_rankings, of_withdrawn):
         assert count(after) == count(mine) | count(theirs)
-    assert [verdict.ranking for verdict in after.verdicts[: len(mine.verdicts)]] == [
-        verdict.ranking for verdict in mine.verdicts
+    assert [verdict.ranking for verdict in after.history[: len(mine.history)]] == [
+        verdict.ranking for verdict in mine.history
     ]
-    assert plan.known + len(plan.verdicts) == len(theirs.verdicts)
+    assert plan.known + len(plan.rankings) == len(theirs.history)
     again = store.merge(lines)
-    assert (again.verdicts, again.withdrawn, again.skips, again.known) == ([], [], [], len(theirs.verdicts))
+    assert (again.rankings, again.withdrawn, again.skips, again.known) == ([], [], [], len(theirs.history))
     assert store.contents() == after
 
 
 def of_rankings(contents: Contents) -> Counter:
-    return Counter(verdict.ranking for verdict in contents.verdicts)
+    return Counter(verdict.ranking for verdict in contents.history)
 
 
 def of_withdrawn(contents: Contents) -> Counter:
-    return Counter(verdict.ranking for verdict in contents.verdicts if verdict.withdrawn)
+    return Counter(verdict.ranking for verdict in contents.history if verdict.withdrawn)
 
 
 @settings(max_examples=30, deadline=None)
@@ -158,7 +150,7 @@ def test_comparisons_there_and_back_again(folder: Path, history: tuple) -> None:
     found = [comparison for ranking in other.rankings() for comparison in compare(ranking)]
     assert found == expected
     plan = store.merge(through_a_file(folder, text))
-    assert (plan.verdicts, plan.withdrawn) == ([], [])
+    assert (plan.rankings, plan.withdrawn) == ([], [])
 
 
 PROMPTS = [Prompt(id=f"p{i}", messages=(Message(role="user", content=f"Tell me {i} ☂"),)) for i in range(2)]
@@ -181,7 +173,9 @@ def test_an_export_by_hand() -> None:
     contents = Contents(
         prompts=tuple(PROMPTS[:1]),
         answers=tuple(ANSWERS[:1]),
-        verdicts=(Verdict(ranking=a_ranking("0", seconds=1.5, flags=("unsure",), shown=("p0-0",)), withdrawn=True),),
+        history=(
+            SavedRanking(ranking=a_ranking("0", seconds=1.5, flags=("unsure",), shown=("p0-0",)), withdrawn=True),
+        ),
     )
     assert to_jsonl(contents).splitlines() == [
         '{"kind": "header", "format": "lowrank_rlhf annotations", "version": 2}',
@@ -231,7 +225,7 @@ def test_written_answers_are_demonstrations(tmp_path: Path) -> None:
     (example,) = [one.example for one in load(path, "data.format").located]
     assert (example.prompt[-1].content, example.response) == ("Tell me 0 ☂", "Ninety ☂")
     system = PROMPTS[0].model_copy(update={"messages": (Message(role="system", content="Hi"), *PROMPTS[0].messages)})
-    talk = Contents(prompts=(system,), answers=HERE.answers, verdicts=(Verdict(ranking=written),))
+    talk = Contents(prompts=(system,), answers=HERE.answers, history=(SavedRanking(ranking=written),))
     path.write_text(demonstrations_to_jsonl(talk), encoding="utf-8")
     (example,) = [one.example for one in load(path, "data.format").located]
     assert ([turn.role for turn in example.prompt], example.response) == (["system", "user"], "Ninety ☂")
@@ -245,8 +239,8 @@ def test_an_export_of_the_first_version_still_comes_in(tmp_path: Path) -> None:
         '"flags": [], "shown": [], "withdrawn": false}\n',
         encoding="utf-8",
     )
-    assert merge(HERE, read_lines(path), new_items=False).verdicts == [
-        Verdict(ranking=a_ranking("0", "1", seconds=1.5))
+    assert plan_import(HERE, read_rows(path), new_items=False).rankings == [
+        SavedRanking(ranking=a_ranking("0", "1", seconds=1.5))
     ]
 
 
@@ -256,7 +250,7 @@ def test_contents_are_all_there_is(tmp_path: Path) -> None:
     store = replay(tmp_path, (PROMPTS, ANSWERS), [("save", first), ("undo", "ann"), ("save", second), *skips])
     contents = store.contents()
     assert (contents.prompts, contents.answers) == (HERE.prompts, HERE.answers)
-    assert contents.verdicts == (Verdict(ranking=first, withdrawn=True), Verdict(ranking=second))
+    assert contents.history == (SavedRanking(ranking=first, withdrawn=True), SavedRanking(ranking=second))
     assert [(skip.annotator, skip.prompt_id) for skip in contents.skips] == [
         ("ann", "p1"),
         ("bob", "p0"),
@@ -266,8 +260,8 @@ def test_contents_are_all_there_is(tmp_path: Path) -> None:
 
 
 def replace(contents: Contents, *rankings: Ranking) -> Contents:
-    verdicts = tuple(Verdict(ranking=ranking) for ranking in rankings)
-    return Contents(prompts=contents.prompts, answers=contents.answers, verdicts=verdicts)
+    history = tuple(SavedRanking(ranking=ranking) for ranking in rankings)
+    return Contents(prompts=contents.prompts, answers=contents.answers, history=history)
 
 
 def test_tiers_are_found_again_from_their_gaps() -> None:
@@ -281,23 +275,26 @@ def test_tiers_are_found_again_from_their_gaps() -> None:
 def test_bare_rankings_come_in_too(tmp_path: Path) -> None:
     path = tmp_path / "rankings.jsonl"
     path.write_text(f"\ufeff{a_ranking('0', '12').model_dump_json()}\r\n\n", encoding="utf-8")
-    plan = merge(HERE, read_lines(path), new_items=False)
-    assert (plan.errors, plan.verdicts) == ([], [Verdict(ranking=a_ranking("0", "12"))])
+    plan = plan_import(HERE, read_rows(path), new_items=False)
+    assert (plan.errors, plan.rankings) == ([], [SavedRanking(ranking=a_ranking("0", "12"))])
 
 
 def test_what_is_taken_back_there_is_taken_back_here() -> None:
     first, second = a_ranking("0", "12"), a_ranking("12", "0")
-    lines = [Line("f:1", Verdict(ranking=first, withdrawn=True)), Line("f:2", Verdict(ranking=second))]
-    plan = merge(replace(HERE, first), lines, new_items=False)
-    assert (plan.withdrawn, plan.verdicts, plan.known, plan.replaced) == ([0], [Verdict(ranking=second)], 1, 0)
+    lines = [FileRow("f:1", SavedRanking(ranking=first, withdrawn=True)), FileRow("f:2", SavedRanking(ranking=second))]
+    plan = plan_import(replace(HERE, first), lines, new_items=False)
+    assert (plan.withdrawn, plan.rankings, plan.known, plan.replaced) == ([0], [SavedRanking(ranking=second)], 1, 0)
     # And the other way round: an older file does not bring back what was taken back since.
-    here = Contents(HERE.prompts, HERE.answers, (Verdict(ranking=first, withdrawn=True),))
-    plan = merge(here, [Line("f:1", Verdict(ranking=first))], new_items=False)
-    assert (plan.withdrawn, plan.verdicts, plan.known) == ([], [], 1)
+    here = Contents(HERE.prompts, HERE.answers, (SavedRanking(ranking=first, withdrawn=True),))
+    plan = plan_import(here, [FileRow("f:1", SavedRanking(ranking=first))], new_items=False)
+    assert (plan.withdrawn, plan.rankings, plan.known) == ([], [], 1)
 
 
 def test_what_is_replaced_is_counted() -> None:
-    lines = [Line("f:1", Verdict(ranking=a_ranking("1", "2"))), Line("f:2", Verdict(ranking=a_ranking("2", "1")))]
-    assert merge(replace(HERE, a_ranking("0", "12")), lines, new_items=False).replaced == 1
-    assert merge(replace(HERE, a_ranking("0", "12", annotator="bob")), lines, new_items=False).replaced == 0
-    assert merge(replace(HERE, a_ranking("1", "2")), lines, new_items=False).replaced == 1
+    lines = [
+        FileRow("f:1", SavedRanking(ranking=a_ranking("1", "2"))),
+        FileRow("f:2", SavedRanking(ranking=a_ranking("2", "1"))),
+    ]
+    assert plan_import(replace(HERE, a_ranking("0", "12")), lines, new_items=False).replaced == 1
+    assert plan_import(replace(HERE, a_ranking("0", "12", annotator="bob")), lines, new_items=False).replaced == 0
+    assert plan_import(replace(HERE, a_ranking("1", "2")), lines, new_items=False).replaced == 1

@@ -83,7 +83,7 @@ class TestLines:
         assert tiers_as_shown(store) == [[["1"], ["2"], ["3"]], [["3"], ["2"], ["1"]], [["2"], ["3"], ["1"]]]
         assert "Nothing is left: of 3 prompts you have ranked 2 and skipped 1.\n" in out
         assert "Nothing is left: of 3 prompts you have ranked 3 and skipped 0.\n" in out
-        assert sum(verdict.withdrawn for verdict in store.contents().verdicts) == 1
+        assert sum(verdict.withdrawn for verdict in store.contents().history) == 1
 
     @pytest.mark.parametrize(
         ("line", "why"),

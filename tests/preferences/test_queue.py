@@ -9,8 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_rlhf.preferences import queue
-from lowrank_rlhf.preferences.exchange import Skip
-from lowrank_rlhf.preferences.queue import LEASE_SECONDS, REPEAT_AFTER, Candidate, Policy, choose, uncertainties
+from lowrank_rlhf.preferences.contents import Skip
+from lowrank_rlhf.preferences.queue import (
+    LEASE_SECONDS,
+    REPEAT_AFTER,
+    AssignmentRules,
+    Candidate,
+    choose,
+    uncertainties,
+)
 from lowrank_rlhf.preferences.store import AnnotationStore, Item
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, Score
 
@@ -74,7 +81,7 @@ class TestLeases:
         clock.now += 2
         assert name(store.next_item("bob")) == "p0"
         store.save(rank(store.item("ann", "p0"), "ann"))  # late is not lost
-        assert store.count() == 1
+        assert store.ranked_prompts() == 1
 
     def test_who_is_still_at_it_keeps_it(self, tmp_path: Path) -> None:
         clock = Clock()
@@ -82,21 +89,21 @@ class TestLeases:
         store.next_item("ann")
         for _ in range(3):
             clock.now += LEASE_SECONDS - 1
-            store.keep("ann", "p0", 0)
+            store.renew("ann", "p0", 0)
         assert store.next_item("bob") is None
         clock.now += LEASE_SECONDS + 1
         assert name(store.next_item("bob")) == "p0"
-        store.keep("ann", "p0", 0)  # too late
+        store.renew("ann", "p0", 0)  # too late
         assert store.next_item("ann") is None
 
     def test_a_second_window_does_not_bring_back_what_was_ranked_or_skipped(self, tmp_path: Path) -> None:
         store = a_store(tmp_path / "a.sqlite", 3)
         store.save(rank(store.next_item("ann"), "ann"))
         assert name(store.next_item("ann")) == "p1"
-        store.keep("ann", "p0", 0)  # from a window that still shows it
+        store.renew("ann", "p0", 0)  # from a window that still shows it
         assert (name(store.next_item("ann")), name(store.next_item("bob"))) == ("p1", "p2")
         store.skip("ann", "p1")
-        store.keep("ann", "p1", 0)
+        store.renew("ann", "p1", 0)
         assert name(store.next_item("bob")) == "p2"
         assert store.next_item("ann") is None or name(store.next_item("ann")) != "p1"
 
@@ -125,7 +132,7 @@ class TestLeases:
         for step, who in steps:
             clock.now += 1
             if step == "next":
-                item = store.next_item(who, Policy(shared=0.5, repeated=0.5))
+                item = store.next_item(who, AssignmentRules(shared=0.5, repeated=0.5))
                 looks.pop(who, None)
                 others = [prompt for prompt, until in looks.values() if until > clock.now]
                 if item is not None:
@@ -152,39 +159,41 @@ class TestLeases:
                 store.release(who)
             elif step == "wait":
                 clock.now += LEASE_SECONDS
-        assert [verdict.ranking for verdict in store.contents().verdicts if not verdict.withdrawn] == saved
+        assert [verdict.ranking for verdict in store.contents().history if not verdict.withdrawn] == saved
 
 
 class TestOrder:
     def test_fewest_rankings_then_doubt_then_place(self) -> None:
         candidates = [Candidate(f"p{i}", own, others, 0) for i, (own, others) in enumerate([(1, 0), (0, 1), (0, 1)])]
-        assert choose(candidates, Policy()).prompt_id == "p1"
-        assert choose(candidates, Policy(uncertainty={"p1": 0.2, "p2": 0.3})).prompt_id == "p2"
+        assert choose(candidates, AssignmentRules()).prompt_id == "p1"
+        assert choose(candidates, AssignmentRules(uncertainty={"p1": 0.2, "p2": 0.3})).prompt_id == "p2"
         fresh = Candidate("p3", 0, 0, 0)
-        assert choose([*candidates, fresh], Policy(uncertainty={"p2": 1.0})) is fresh
-        assert choose(candidates[:1], Policy()) is None
+        assert choose([*candidates, fresh], AssignmentRules(uncertainty={"p2": 1.0})) is fresh
+        assert choose(candidates[:1], AssignmentRules()) is None
 
     def test_shares_are_as_large_as_asked_and_the_same_for_all(self) -> None:
         shared = [
-            choose([Candidate("fresh", 0, 0, 0), Candidate(f"p{i}", 0, 1, 0)], Policy(shared=0.2)).prompt_id != "fresh"
+            choose([Candidate("fresh", 0, 0, 0), Candidate(f"p{i}", 0, 1, 0)], AssignmentRules(shared=0.2)).prompt_id
+            != "fresh"
             for i in range(2000)
         ]
         assert sum(shared) / 2000 == pytest.approx(0.2, abs=4 * math.sqrt(0.2 * 0.8 / 2000))
         again = [
-            choose([Candidate(f"p{i}", 1, 0, REPEAT_AFTER)], Policy(repeated=0.05)) is not None for i in range(2000)
+            choose([Candidate(f"p{i}", 1, 0, REPEAT_AFTER)], AssignmentRules(repeated=0.05)) is not None
+            for i in range(2000)
         ]
         assert sum(again) / 2000 == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 2000))
         both = sum(one and other for one, other in zip(shared, again, strict=True)) / 2000
         assert both == pytest.approx(0.01, abs=0.01)  # drawn independently
-        assert not any(choose([Candidate(f"p{i}", 1, 0, 99)], Policy()) for i in range(100))
+        assert not any(choose([Candidate(f"p{i}", 1, 0, 99)], AssignmentRules()) for i in range(100))
 
     def test_two_people_meet_on_shared_prompts_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         chance = {"p1": 0.0, "p4": 0.0}
         monkeypatch.setattr(queue, "_chance", lambda _, prompt: chance.get(prompt, 1.0))
-        store, policy = a_store(tmp_path / "a.sqlite", 6), Policy(shared=0.5)
+        store, rules = a_store(tmp_path / "a.sqlite", 6), AssignmentRules(shared=0.5)
         given = []
         for who in ("ann", "ann", "bob", "ann", "bob", "bob", "bob", "ann", "bob", "ann"):
-            item = store.next_item(who, policy)
+            item = store.next_item(who, rules)
             given.append((who, name(item)))
             store.save(rank(item, who))
         assert given == [
@@ -201,21 +210,21 @@ class TestOrder:
         ]
 
     def test_the_same_person_again_after_a_while_in_another_order(self, tmp_path: Path) -> None:
-        store, policy = a_store(tmp_path / "a.sqlite", 30), Policy(repeated=1.0)
+        store, rules = a_store(tmp_path / "a.sqlite", 30), AssignmentRules(repeated=1.0)
         given, shown = [], {}
         for _ in range(REPEAT_AFTER + 3):
-            item = store.next_item("ann", policy)
+            item = store.next_item("ann", rules)
             given.append((name(item), item.done))
             shown[given[-1]] = item.shown
             assert store.save(rank(item, "ann"), item.done)
         assert given == [(f"p{i}", 0) for i in range(REPEAT_AFTER + 1)] + [("p0", 1), ("p1", 1)]
         assert any(shown[f"p{i}", 0] != shown[f"p{i}", 1] for i in (0, 1))
-        assert store.standing("ann").ranked == REPEAT_AFTER + 1
+        assert store.counts("ann").ranked == REPEAT_AFTER + 1
         assert store.undo("ann").prompt_id == "p1"
-        back = store.next_item("ann", policy)
+        back = store.next_item("ann", rules)
         assert (back.prompt.id, back.done, back.shown) == ("p1", 1, shown["p1", 1])
         assert not store.save(rank(back, "ann"), done=0)  # said in a window that is behind
-        assert store.standing("ann").ranked == REPEAT_AFTER + 1
+        assert store.counts("ann").ranked == REPEAT_AFTER + 1
 
     def test_doubt_by_hand(self) -> None:
         scores = [("p", 0.0), ("p", 0.0), ("q", math.log(3)), ("q", 0.0), ("r", 1e9), ("r", -1e9), ("alone", 1.0)]

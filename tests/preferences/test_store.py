@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preferences.store import AnnotationStore, Item, Standing
+from lowrank_rlhf.preferences.store import AnnotationCounts, AnnotationStore, Item
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample
 
 
@@ -46,7 +46,7 @@ def test_items_come_in_order_until_all_are_ranked(store: AnnotationStore) -> Non
         store.save(seen[-1])
     assert [ranking.prompt_id for ranking in seen] == ["p0", "p1", "p2"]
     assert store.rankings() == seen
-    assert store.count() == 3
+    assert store.ranked_prompts() == 3
 
 
 def test_the_shuffle_is_blind_and_stable(store: AnnotationStore, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def list_items(store: AnnotationStore, annotator: str) -> list[str]:
 
 def test_other_texts_or_answers_under_known_ids_are_refused(store: AnnotationStore) -> None:
     changed = [sample.model_copy(update={"text": "new"}) for sample in samples(1)]
-    with pytest.raises(UserError, match="'p0' is here with another text or other answers"):
+    with pytest.raises(UserError, match="'p0' is in the store with another text or other answers"):
         store.add_items(prompts(1), changed)
     with pytest.raises(UserError, match="other answers"):
         store.add_items(prompts(1), samples(1, answers=5))
@@ -107,7 +107,7 @@ def test_annotators_and_skips_are_independent(store: AnnotationStore) -> None:
     assert store.next_item("bob").prompt.id == "p1"  # nobody has ranked it, and nobody holds it
     store.save(rank(store.item("bob", "p0"), "bob"))
     assert len(store.rankings()) == 2
-    assert store.count() == 1
+    assert store.ranked_prompts() == 1
     with pytest.raises(UserError, match="no prompt 'nowhere'"):
         store.skip("ann", "nowhere")
 
@@ -124,7 +124,7 @@ def test_undo_withdraws_and_keeps(store: AnnotationStore) -> None:
     assert store.undo("ann") == first
     assert store.undo("ann") is None
     assert store.undo("nobody") is None
-    assert store.count() == 1
+    assert store.ranked_prompts() == 1
     assert store.next_item("ann").prompt.id == first.prompt_id
     with sqlite3.connect(store.path) as database:
         assert database.execute("SELECT COUNT(*), SUM(withdrawn) FROM rankings").fetchone() == (3, 2)
@@ -158,12 +158,12 @@ def test_a_skip_is_taken_back(store: AnnotationStore) -> None:
     for annotator in ("ann", "bob"):
         for name in ("p0", "p1"):
             store.skip(annotator, name)
-    assert store.standing("ann") == Standing(prompts=3, ranked=0, skipped=2, ranked_by_anyone=0)
+    assert store.counts("ann") == AnnotationCounts(prompts=3, ranked=0, skipped=2, ranked_by_anyone=0)
     store.unskip("ann", "p1")
     assert store.next_item("ann").prompt.id == "p1"
     store.unskip("bob")
     assert store.next_item("bob").prompt.id == "p0"
-    assert (store.standing("ann").skipped, store.standing("bob").skipped) == (1, 0)
+    assert (store.counts("ann").skipped, store.counts("bob").skipped) == (1, 0)
 
 
 def test_standing_counts_what_counts(store: AnnotationStore) -> None:
@@ -171,14 +171,14 @@ def test_standing_counts_what_counts(store: AnnotationStore) -> None:
         store.save(rank(store.item(name, prompt), name))
     first = store.item("ann", "p0")
     store.save(rank(first).model_copy(update={"seconds": 9.0}))  # replaces one
-    assert store.standing("ann") == Standing(prompts=3, ranked=2, skipped=0, ranked_by_anyone=2)
-    assert store.standing("bob") == Standing(prompts=3, ranked=1, skipped=0, ranked_by_anyone=2)
-    assert store.standing("nobody") == Standing(prompts=3, ranked=0, skipped=0, ranked_by_anyone=2)
+    assert store.counts("ann") == AnnotationCounts(prompts=3, ranked=2, skipped=0, ranked_by_anyone=2)
+    assert store.counts("bob") == AnnotationCounts(prompts=3, ranked=1, skipped=0, ranked_by_anyone=2)
+    assert store.counts("nobody") == AnnotationCounts(prompts=3, ranked=0, skipped=0, ranked_by_anyone=2)
     store.undo("bob")
-    assert store.standing("bob").ranked == 0
+    assert store.counts("bob").ranked == 0
     without = Ranking(prompt_id="p2", tiers=(), annotator="bob", flags=("harmful",))
     store.save(without)  # done with, but nothing was put in order
-    assert store.standing("bob") == Standing(prompts=3, ranked=1, skipped=0, ranked_by_anyone=2)
+    assert store.counts("bob") == AnnotationCounts(prompts=3, ranked=1, skipped=0, ranked_by_anyone=2)
 
 
 def test_an_item_by_its_name_is_shown_as_it_was(store: AnnotationStore) -> None:
@@ -202,7 +202,7 @@ def test_files_that_are_no_such_database(tmp_path: Path) -> None:
         database.execute("CREATE TABLE notes (text TEXT)")
         database.execute("PRAGMA user_version = 1")
     before = foreign.read_bytes()
-    with pytest.raises(UserError, match="not one with annotations"):
+    with pytest.raises(UserError, match="not an annotation store"):
         AnnotationStore(foreign)
     assert foreign.read_bytes() == before
     with pytest.raises(UserError, match="unable to open"):
@@ -230,10 +230,10 @@ def test_a_file_that_stays_locked(store: AnnotationStore, monkeypatch) -> None:
 WORKER = """
 import sys
 from pathlib import Path
-from lowrank_rlhf.ranking.store import AnnotationStore
-from lowrank_rlhf.records import Ranking
+from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.run.records import Ranking
 store, annotator = AnnotationStore(Path(sys.argv[1])), sys.argv[2]
-while store.standing(annotator).ranked < store.standing(annotator).prompts:
+while store.counts(annotator).ranked < store.counts(annotator).prompts:
     item = store.next_item(annotator)
     if item is None:  # the other holds what is left
         continue
@@ -273,7 +273,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
         assert (worker.returncode, err) == (0, "")
         assert sorted(out.split()) == sorted(f"p{i}" for i in range(40))
     assert len(AnnotationStore(path).rankings()) == 80
-    assert AnnotationStore(path).count() == 40
+    assert AnnotationStore(path).ranked_prompts() == 40
 
 
 def test_many_threads_create_and_fill_one_file(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_many_threads_create_and_fill_one_file(tmp_path: Path) -> None:
         try:
             store = AnnotationStore(tmp_path / "a.sqlite")
             store.add_items(prompts(5), samples(5))
-            while store.standing(annotator).ranked < 5:
+            while store.counts(annotator).ranked < 5:
                 if item := store.next_item(annotator):  # none while others hold what is left
                     store.save(rank(item, annotator))
         except Exception as error:

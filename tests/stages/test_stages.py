@@ -185,7 +185,7 @@ def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:
     assert list(marks(run_dir)) == ["sft", "sample"]
     store = AnnotationStore(run_dir.path / "annotations.sqlite")
     for number in range(5):
-        assert number == store.count()
+        assert number == store.ranked_prompts()
         with pytest.raises(WaitingForPeople, match=f"{number} of 5 prompts"):
             go(asked, tmp_path, until="reward")
         item = store.next_item("ann")

@@ -29,7 +29,7 @@ from lowrank_rlhf.preferences.labelling import (
     visible,
 )
 from lowrank_rlhf.preferences.project import Project
-from lowrank_rlhf.preferences.store import Item, Standing
+from lowrank_rlhf.preferences.store import AnnotationCounts, Item
 from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.run.records import Ranking, Sample
 
@@ -131,13 +131,13 @@ class RankingLoop:
 
     def __init__(
         self,
-        place: Project,
+        project: Project,
         annotator: str,
         keys: Keys,
         console: Console,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._place, self._store, self._annotator = place, place.store, annotator
+        self._project, self._store, self._annotator = project, project.store, annotator
         self._keys, self._console, self._clock = keys, console, clock
         self._seconds: list[float] = []
 
@@ -149,7 +149,7 @@ class RankingLoop:
             self._store.release(self._annotator)
 
     def _rank(self) -> None:
-        item = self._place.next_item(self._annotator)
+        item = self._project.next_item(self._annotator)
         draft = _empty(item)
         while True:
             began = self._clock()
@@ -167,7 +167,7 @@ class RankingLoop:
             else:
                 self._store.skip(self._annotator, item.prompt.id)
                 self._say("skipped")
-            item = self._place.next_item(self._annotator)
+            item = self._project.next_item(self._annotator)
             draft = _empty(item)
 
     def _decide(self, draft: Draft, item: Item | None) -> tuple[Command, Draft]:
@@ -191,12 +191,12 @@ class RankingLoop:
             self._status(draft, item)
 
     def _save(self, item: Item, draft: Draft, seconds: float) -> None:
-        enough_before = self._store.count() >= self._place.needed
+        enough_before = self._store.ranked_prompts() >= self._project.needed
         self._store.save(ranking_of(draft, item, self._annotator, round(seconds, 1)))
         self._seconds.append(seconds)
         self._say(f"saved: {describe(draft)}")
-        if not enough_before and self._store.count() >= self._place.needed:
-            self._say(f"That is enough: {self._place.needed} prompts are ranked. Rank more, or quit with q.")
+        if not enough_before and self._store.ranked_prompts() >= self._project.needed:
+            self._say(f"That is enough: {self._project.needed} prompts are ranked. Rank more, or quit with q.")
 
     def _undo(self, item: Item | None, draft: Draft) -> tuple[Item | None, Draft]:
         step = self._store.undo(self._annotator)
@@ -213,7 +213,7 @@ class RankingLoop:
         return back, draft_of(step, back) if self._keys.live else _empty(back)
 
     def _show(self, item: Item | None) -> None:
-        standing = self._store.standing(self._annotator)
+        standing = self._store.counts(self._annotator)
         if item is None:
             self._say(
                 f"\nNothing is left: of {standing.prompts} prompts you have ranked {standing.ranked} "
@@ -242,8 +242,8 @@ class RankingLoop:
             grid.add_row(*row)
         self._console.print(grid)
 
-    def _pace(self, standing: Standing) -> str:
-        missing = max(0, self._place.needed - standing.ranked_by_anyone)
+    def _pace(self, standing: AnnotationCounts) -> str:
+        missing = max(0, self._project.needed - standing.ranked_by_anyone)
         text = f"{standing.ranked_by_anyone} ranked" + (f", {missing} more needed" if missing else "")
         if self._seconds:
             each = median(self._seconds)

@@ -6,7 +6,7 @@ from typing import Any
 from lowrank_rlhf.dashboard.ranking.text import say
 from lowrank_rlhf.errors import visible
 from lowrank_rlhf.preferences.labelling import FLAGS, Draft, Refusal, press
-from lowrank_rlhf.preferences.overview import GENERAL, Overview, Progress, progress
+from lowrank_rlhf.preferences.overview import GENERAL, Overview, RankingProgress, ranking_progress
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.progress import duration
@@ -55,9 +55,9 @@ def _enter(draft: Draft, enter: object, language: str) -> str:
     return say("enter.whole", language)
 
 
-def progress_words(place: Project, annotator: str, language: str) -> Reply:
+def progress_words(project: Project, annotator: str, language: str) -> Reply:
     """The line that is always on the screen, and how full the bar is."""
-    now = progress(place, annotator)
+    now = ranking_progress(project, annotator)
     goal = now.needed or now.prompts
     parts = [say("progress.all", language, count=now.ranked_by_anyone, goal=goal)]
     parts.append(say("progress.own", language, ranked=now.ranked, skipped=now.skipped))
@@ -71,22 +71,22 @@ def progress_words(place: Project, annotator: str, language: str) -> Reply:
         "enough": enough,
         "left": now.prompts - now.ranked - now.skipped,
         "skipped": now.skipped,
-        "next": _what_next(place, now, enough, language),
+        "next": _what_next(project, now, enough, language),
     }
 
 
-def _what_next(place: Project, now: Progress, enough: bool, language: str) -> str:
-    if place.settings is None:
+def _what_next(project: Project, now: RankingProgress, enough: bool, language: str) -> str:
+    if project.settings is None:
         return ""
     if not enough:
         return say("next.more", language, more=now.needed - now.ranked_by_anyone)
-    return say("next.enough", language, command=place.next_command)
+    return say("next.enough", language, command=project.next_command)
 
 
-def figures_words(found: Overview, place: Project, language: str) -> list[Reply]:
+def figures_words(found: Overview, project: Project, language: str) -> list[Reply]:
     """Rows of what is known about the rankings: a name, a figure, what it means."""
     return [
-        _enough(found, place, language),
+        _enough(found, project, language),
         _agreement(found, language),
         *_own_agreement(found, language),
         _position(found, language),
@@ -100,13 +100,13 @@ def _row(key: str, language: str, figure: str, **values: object) -> Reply:
     return {"name": say(f"{key}.name", language), "figure": figure, "means": say(f"{key}.means", language, **values)}
 
 
-def _enough(found: Overview, place: Project, language: str) -> Reply:
+def _enough(found: Overview, project: Project, language: str) -> Reply:
     per_prompt = found.comparisons_per_prompt
     more = math.ceil(max(0, GENERAL - found.comparisons) / per_prompt) if per_prompt else None
     far = say("enough.far", language, more=more) if more else ""
     reached = say("enough.reached", language) if found.comparisons >= GENERAL else far
     figure = say("enough.figure", language, comparisons=found.comparisons, rankings=found.rankings)
-    return _row("enough", language, figure, needed=place.needed, general=GENERAL, far=reached)
+    return _row("enough", language, figure, needed=project.needed, general=GENERAL, far=reached)
 
 
 def _agreement(found: Overview, language: str) -> Reply:

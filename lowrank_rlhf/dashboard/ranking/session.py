@@ -29,7 +29,7 @@ from lowrank_rlhf.preferences.labelling import (
     type_all,
 )
 from lowrank_rlhf.preferences.overview import overview
-from lowrank_rlhf.preferences.project import NothingToRank, Project, place_of
+from lowrank_rlhf.preferences.project import NothingToRank, Project, open_project
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.records import Ranking
 
@@ -45,7 +45,7 @@ class Badge(BaseModel):
     signature: Short
 
 
-class Request(BaseModel):
+class RankingRequest(BaseModel):
     """One step of an annotator, and what was on the screen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,19 +72,19 @@ def _signature(secret: bytes, run: str, annotator: str) -> str:
     return hmac.new(secret, json.dumps([run, annotator]).encode(), hashlib.sha256).hexdigest()
 
 
-def make_desk(runs: Path, secret: bytes) -> Callable[[Any], Reply]:
+def ranking_handler(runs: Path, secret: bytes) -> Callable[[Any], Reply]:
     """The function that the page calls with each step."""
 
     def rank(sent: Any) -> Reply:
         try:
-            request = Request.model_validate(sent)
+            request = RankingRequest.model_validate(sent)
         except ValidationError:
             return {"error": "the page sent something that cannot be read; reload it"}
         badge = request.badge
         if not hmac.compare_digest(badge.signature, _signature(secret, badge.run, badge.annotator)):
             return {"error": say("error.badge", request.language)}
         try:
-            return Desk(place_of(run_folder(runs, badge.run)), request).answer()
+            return RankingSession(open_project(run_folder(runs, badge.run)), request).answer()
         except NothingToRank as error:
             return {"error": why_nothing(error, request.language)}
         except UserError as error:
@@ -102,21 +102,21 @@ def run_folder(runs: Path, name: str) -> Path:
     return runs / name
 
 
-class Desk:
+class RankingSession:
     """One request at work."""
 
-    def __init__(self, place: Project, request: Request) -> None:
-        self._place, self._store, self._request = place, place.store, request
+    def __init__(self, project: Project, request: RankingRequest) -> None:
+        self._project, self._store, self._request = project, project.store, request
         self._who, self._language = request.badge.annotator, request.language
 
     def answer(self) -> Reply:
         """What the page draws now."""
         request = self._request
         if request.do == "figures":
-            return {"figures": figures_words(overview(self._place), self._place, self._language)}
+            return {"figures": figures_words(overview(self._project), self._project, self._language)}
         if request.do == "keep":
             if request.prompt_id is not None:
-                self._store.keep(self._who, request.prompt_id, request.done)
+                self._store.renew(self._who, request.prompt_id, request.done)
             return {}
         if request.do == "open":
             return self._open()
@@ -137,9 +137,9 @@ class Desk:
         if request.prompt_id is not None and begun:
             item = self._store.item(self._who, request.prompt_id)
             if item.done == request.done:  # if somebody else has been given it meanwhile, both rankings count
-                self._store.keep(self._who, request.prompt_id, request.done)
+                self._store.renew(self._who, request.prompt_id, request.done)
                 return self._screen(item, self._draft(item), request.keys)
-        return self._screen(self._place.next_item(self._who))
+        return self._screen(self._project.next_item(self._who))
 
     def _draft(self, item: Item) -> Draft:
         request = self._request
@@ -203,7 +203,7 @@ class Desk:
         return self._screen(None)
 
     def _next(self, said: str) -> Reply:
-        return self._screen(self._place.next_item(self._who)) | {"said": said}
+        return self._screen(self._project.next_item(self._who)) | {"said": said}
 
     def _screen(self, item: Item | None, draft: Draft | None = None, keys: list[str] | None = None) -> Reply:
         """A whole new screen: an item with its draft, and how far one is."""
@@ -214,7 +214,7 @@ class Desk:
             "item": item_words(item) if item else None,
             "flags": list(draft.flags) if not keys or keys is not self._request.keys else self._request.flags,
             "written": draft.written,
-            "progress": progress_words(self._place, self._who, self._language),
+            "progress": progress_words(self._project, self._who, self._language),
             **self._drawn(draft, keys or []),
         }
 

@@ -96,7 +96,7 @@ function onClick(event) {
 }
 
 function act(what) {
-  if (what === 'go on') trigger('go_on', {});
+  if (what === 'resume') trigger('resume', {});
   else { find('.rk-error').hidden = true; start(); }
 }
 

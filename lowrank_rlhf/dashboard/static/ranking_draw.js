@@ -29,7 +29,7 @@ function drawTexts() {
   find('.rk-figures summary').textContent = texts['figures.title'];
   const ends = element.querySelectorAll('.rk-end button');
   label(ends[0], 'end.skipped', 's'); label(ends[1], 'button.undo', 'u'); label(ends[2], 'button.again');
-  find('[data-do="go on"]').textContent = texts['button.go on'];
+  find('[data-do="resume"]').textContent = texts['button.resume'];
   const tools = [['save', 'Enter'], ['tie', '='], ['undo', 'u'], ['skip', 's'], ['bad', 'b'], ['harmful', '!'],
     ['flag', 'f'], ['write', 'w']];
   find('.rk-tools').replaceChildren(...tools.map(([name, key]) => {
@@ -63,7 +63,7 @@ function drawScreen(same) {
   find('.rk-bar').setAttribute('aria-valuenow', Math.round(100 * progress.share));
   find('.rk-bar').classList.toggle('rk-full', progress.enough);
   find('.rk-next span').textContent = progress.next;
-  find('[data-do="go on"]').hidden = !(progress.enough && props.value.may_go_on);
+  find('[data-do="resume"]').hidden = !(progress.enough && props.value.may_resume);
   if (!item || !same) { seconds = 0; shownAt = document.hidden ? 0 : performance.now(); }
   if (item && !(same && drawnIn === props.value.language)) drawItem(item, same);
   drawnIn = props.value.language;

@@ -9,11 +9,11 @@ from typing import Any
 
 import gradio as gr
 
-from lowrank_rlhf.dashboard.ranking.session import make_desk, run_folder, sign
+from lowrank_rlhf.dashboard.ranking.session import ranking_handler, run_folder, sign
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, say, texts, why_nothing
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.labelling import annotator_name
-from lowrank_rlhf.preferences.project import NothingToRank, place_of
+from lowrank_rlhf.preferences.project import NothingToRank, open_project
 
 _STATIC = Path(__file__).parents[1] / "static"
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
@@ -24,7 +24,7 @@ def build(
     run: Any,
     language: Any,
     annotator: str | None = None,
-    go_on: Callable[[str], str] | None = None,
+    resume: Callable[[str], str] | None = None,
 ) -> gr.HTML:
     """Puts the ranking page where it is called, inside a `gr.Blocks`.
 
@@ -32,7 +32,7 @@ def build(
         runs: the folder that holds the runs.
         run, language: components or states that hold a run's name and `en` or `zh`.
         annotator: who ranks. Otherwise whoever has logged in or, where nobody logs in, a name that is asked for.
-        go_on: continues the run of that name and returns what to say; without it the page shows the command instead.
+        resume: continues the run of that name and returns what to say; without it the page shows the command instead.
     """
     secret = secrets.token_bytes(32)
     name = gr.Textbox(
@@ -53,7 +53,7 @@ def build(
             (_STATIC / name).read_text(encoding="utf-8") for name in ("ranking_draw.js", "ranking.js")
         ),
         apply_default_css=False,
-        server_functions=[make_desk(runs, secret)],
+        server_functions=[ranking_handler(runs, secret)],
         elem_id="ranking",
     )
 
@@ -61,10 +61,10 @@ def build(
         shown = chosen if chosen in LANGUAGES else LANGUAGES[0]
         asked = annotator is None and not request.username
         box = gr.update(label=say("page.name", shown), info=say("page.name.info", shown), visible=asked)
-        value = {"language": shown, "texts": texts(shown), "may_go_on": go_on is not None}
+        value = {"language": shown, "texts": texts(shown), "may_resume": resume is not None}
         try:
             person = annotator_name(annotator or request.username or given)
-            place_of(run_folder(runs, run_name or ""))
+            open_project(run_folder(runs, run_name or ""))
         except UserError as error:
             problem = why_nothing(error, shown) if isinstance(error, NothingToRank) else str(error)
             return box, value | {"badge": {"run": "", "annotator": "", "signature": ""}, "problem": problem}
@@ -76,23 +76,23 @@ def build(
         """The item that was opened under the name before waits for nobody any more."""
         if given != before and not request.username:
             with suppress(UserError):
-                place_of(run_folder(runs, run_name or "")).store.release(annotator_name(before))
+                open_project(run_folder(runs, run_name or "")).store.release(annotator_name(before))
         return given
 
     gr.on([name.submit, name.blur], rename, [run, who, name], who, **_QUIET)
-    if go_on is not None:
-        _continue_by(page, run, go_on)
+    if resume is not None:
+        _resume_button(page, run, resume)
     return page
 
 
-def _continue_by(page: gr.HTML, run: Any, go_on: Callable[[str], str]) -> None:
+def _resume_button(page: gr.HTML, run: Any, resume: Callable[[str], str]) -> None:
     def continue_run(name: str) -> None:
         try:
-            gr.Info(go_on(name))
+            gr.Info(resume(name))
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    page.go_on(continue_run, run, None, **_QUIET)
+    page.resume(continue_run, run, None, **_QUIET)
 
 
 def _login() -> str:

@@ -16,7 +16,7 @@ from lowrank_rlhf.dashboard.page import EVENT, QUIET, Page
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, details, note, run_list
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preferences.project import place_of
+from lowrank_rlhf.preferences.project import open_project
 from lowrank_rlhf.run.files import write_atomic
 from lowrank_rlhf.stages import STAGES
 
@@ -123,7 +123,7 @@ def _act(folder: Path, what: str, chosen: str | None, language: str, stage: str 
 def go_on_with_rankings(folder: Path, name: str) -> str:
     """Start the run's command again in the background, and say it. Raises `UserError` where it cannot."""
     path = run_status.run_path(folder, name)
-    redo = ["--redo", "rank"] if place_of(path).behind else []
+    redo = ["--redo", "rank"] if open_project(path).rankings_changed else []
     command = jobs.run_command(str(path / "config.yaml"), folder, *redo)
     TALKER.close()  # its model's memory is for the training
     jobs.start(path, command)

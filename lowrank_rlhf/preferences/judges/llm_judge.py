@@ -16,7 +16,7 @@ from typing import ClassVar
 from lowrank_rlhf.config.endpoint import EndpointConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.judges.llm_client import ChatClient
-from lowrank_rlhf.preferences.judges.loading import ENDPOINT, Steps, unwatched
+from lowrank_rlhf.preferences.judges.loading import ENDPOINT, JudgeSteps, unwatched
 from lowrank_rlhf.run.files import append_line
 from lowrank_rlhf.run.records import Prompt, Sample
 
@@ -98,7 +98,7 @@ class EndpointJudge:
         self._verdicts = Verdicts(verdicts, self._settings.unreadable == "tie")
         self._pairs = self._swayed = self._unreadable = self._cached = 0
 
-    def steps(self, prompt: Prompt, samples: Sequence[Sample]) -> Steps:
+    def steps(self, prompt: Prompt, samples: Sequence[Sample]) -> JudgeSteps:
         """Two verdicts for each pair of different answers."""
         questions = [
             _hash(self._settings, _question(self._settings, prompt, *order))
@@ -106,7 +106,7 @@ class EndpointJudge:
             if one.text != two.text
             for order in ((one.text, two.text), (two.text, one.text))
         ]
-        return Steps(len(questions), sum(question in self._verdicts.before for question in questions))
+        return JudgeSteps(len(questions), sum(question in self._verdicts.before for question in questions))
 
     def score(self, prompt: Prompt, samples: Sequence[Sample], advance: Callable[..., None] = unwatched) -> list[float]:
         """Pairs won plus half of the pairs tied, in 0 to K - 1; equal texts tie unasked.

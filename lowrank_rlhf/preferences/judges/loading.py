@@ -17,7 +17,7 @@ ENDPOINT = "endpoint"
 """The name in a config of the judge in `endpoint.py`; it needs the settings of `rank.endpoint` as well."""
 
 
-class Steps(NamedTuple):
+class JudgeSteps(NamedTuple):
     """How much work the answers to a prompt are, and how much of it an earlier process left done."""
 
     total: int
@@ -43,7 +43,7 @@ class Judge(Protocol):
     def unit(self) -> str:
         """What a step is called in a progress bar."""
 
-    def steps(self, prompt: Prompt, samples: Sequence[Sample]) -> Steps:
+    def steps(self, prompt: Prompt, samples: Sequence[Sample]) -> JudgeSteps:
         """The steps that `score` will take."""
 
     def score(self, prompt: Prompt, samples: Sequence[Sample], advance: Callable[..., None] = unwatched) -> list[float]:
@@ -62,9 +62,9 @@ class LocalJudge:
     absolute: ClassVar[bool] = True
     unit: ClassVar[str] = "prompts"
 
-    def steps(self, _prompt: Prompt, _samples: Sequence[Sample]) -> Steps:
+    def steps(self, _prompt: Prompt, _samples: Sequence[Sample]) -> JudgeSteps:
         """One for each call."""
-        return Steps(1, 0)
+        return JudgeSteps(1, 0)
 
     def score(self, prompt: Prompt, samples: Sequence[Sample], advance: Callable[..., None] = unwatched) -> list[float]:
         """What the function says. Raises `UserError` that names judge and prompt if these are no scores."""

@@ -1,0 +1,75 @@
+"""Records of an annotation store and of its files: prompts, answers, saved rankings, skips."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lowrank_rlhf.run.records import Message, Prompt, Ranking, Record, Sample
+
+Text = str | tuple[Message, ...]
+
+
+class SavedRanking(Record):
+    """A ranking as it was saved. A withdrawn one does not count."""
+
+    ranking: Ranking
+    withdrawn: bool = False
+
+
+class Skip(Record):
+    """An annotator's refusal to rank a prompt."""
+
+    annotator: str
+    prompt_id: str
+
+
+class Pair(Record):
+    """A comparison with its texts, which are messages in files where a prompt has several turns."""
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    prompt_id: str
+    chosen_id: str
+    rejected_id: str
+    annotator: str
+    tier_gap: int = 1
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything in a store, in its order: `history` has all saved rankings, oldest first; `skips` by annotator."""
+
+    prompts: tuple[Prompt, ...] = ()
+    answers: tuple[Sample, ...] = ()
+    history: tuple[SavedRanking, ...] = ()
+    skips: tuple[Skip, ...] = ()
+
+    def current(self) -> list[Ranking]:
+        """Return the rankings that count: the latest of each annotator and prompt, oldest first."""
+        return current_rankings(self.history)
+
+
+def current_rankings(history: Iterable[SavedRanking]) -> list[Ranking]:
+    """Return the latest ranking of each annotator and prompt that was not withdrawn; `history` is oldest first."""
+    latest: dict[tuple[str, str], Ranking] = {}
+    for saved in history:
+        if not saved.withdrawn:
+            key = saved.ranking.annotator, saved.ranking.prompt_id
+            latest.pop(key, None)  # so that it comes last
+            latest[key] = saved.ranking
+    return list(latest.values())
+
+
+def needs_messages(prompts: Iterable[Prompt]) -> bool:
+    """Return True if any of the prompts is more than one message of the user."""
+    return any(len(prompt.messages) > 1 or prompt.messages[0].role != "user" for prompt in prompts)
+
+
+def prompt_field(prompt: Prompt, as_messages: bool) -> Text:
+    """Return a prompt as text or as messages."""
+    return prompt.messages if as_messages else prompt.text
+
+
+def answer_field(text: str, as_messages: bool) -> Text:
+    """Return an answer as text or as one message of the assistant."""
+    return (Message(role="assistant", content=text),) if as_messages else text

@@ -1,0 +1,126 @@
+"""SQL of the annotation store: items, rankings and skips, read and written inside a transaction."""
+
+import sqlite3
+from collections import defaultdict
+
+from lowrank_rlhf.preferences.contents import Contents, SavedRanking, Skip
+from lowrank_rlhf.preferences.import_plan import ImportPlan
+from lowrank_rlhf.run.records import Prompt, Ranking, Record, Sample
+
+
+class RowError(Exception):
+    """A row that contradicts the store; `AnnotationStore` adds the file's path."""
+
+
+class Item(Record):
+    """A prompt to rank, with its answers in the order shown."""
+
+    prompt: Prompt
+    answers: tuple[Sample, ...]
+    done: int = 0
+    """Number of times that this annotator has ranked it before."""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Ids of the answers in the order shown, for `Ranking.shown`."""
+        return tuple(answer.id for answer in self.answers)
+
+
+def read_item(database: sqlite3.Connection, prompt_id: str) -> Item:
+    """Return a prompt with its answers in the store's order. Raises `RowError` for an unknown id."""
+    row = database.execute("SELECT record FROM prompts WHERE id = ?", (prompt_id,)).fetchone()
+    if row is None:
+        raise RowError(f"no prompt {prompt_id!r}")
+    rows = database.execute("SELECT record FROM samples WHERE prompt_id = ? ORDER BY position", (prompt_id,))
+    answers = tuple(Sample.model_validate_json(record) for (record,) in rows)
+    return Item(prompt=Prompt.model_validate_json(row[0]), answers=answers)
+
+
+def add_item(database: sqlite3.Connection, item: Item) -> None:
+    """Add a prompt with its answers, or leave an equal one as it is. Raises `RowError` if the store's differs."""
+    prompt = item.prompt
+    if database.execute("SELECT 1 FROM prompts WHERE id = ?", (prompt.id,)).fetchone():
+        if read_item(database, prompt.id) != item:
+            raise RowError(
+                f"prompt {prompt.id!r} is in the store with another text or other answers; "
+                "export its rankings and start a new file"
+            )
+        return
+    database.execute("INSERT INTO prompts (id, record) VALUES (?, ?)", (prompt.id, prompt.model_dump_json()))
+    for answer in item.answers:
+        if database.execute("SELECT 1 FROM samples WHERE id = ?", (answer.id,)).fetchone():
+            raise RowError(f"two answers have the id {answer.id!r}")
+        database.execute(
+            "INSERT INTO samples (id, prompt_id, record) VALUES (?, ?, ?)",
+            (answer.id, prompt.id, answer.model_dump_json()),
+        )
+
+
+def check_ids(database: sqlite3.Connection, ranking: Ranking) -> None:
+    """Raise `RowError` if a ranking names a prompt or an answer that is not in the store."""
+    known = set(read_item(database, ranking.prompt_id).shown)
+    named = {sample for tier in ranking.tiers for sample in tier} | set(ranking.shown)
+    if unknown := named - known:
+        raise RowError(f"prompt {ranking.prompt_id!r} has no answer {min(unknown)!r}")
+
+
+def insert_ranking(database: sqlite3.Connection, saved: SavedRanking) -> None:
+    """Append a ranking."""
+    ranking = saved.ranking
+    database.execute(
+        "INSERT INTO rankings (prompt_id, annotator, record, withdrawn) VALUES (?, ?, ?, ?)",
+        (ranking.prompt_id, ranking.annotator, ranking.model_dump_json(), saved.withdrawn),
+    )
+
+
+def insert_skip(database: sqlite3.Connection, skip: Skip) -> None:
+    """Add a skip; an existing one keeps its position in the history."""
+    database.execute(
+        "INSERT OR IGNORE INTO skips (annotator, prompt_id, after)"
+        " VALUES (?, ?, (SELECT COALESCE(MAX(position), 0) FROM rankings))",
+        (skip.annotator, skip.prompt_id),
+    )
+
+
+def read_contents(database: sqlite3.Connection) -> Contents:
+    """Return everything in the store."""
+    prompts = database.execute("SELECT record FROM prompts ORDER BY position")
+    answers = database.execute("SELECT record FROM samples ORDER BY position")
+    history = database.execute("SELECT record, withdrawn FROM rankings ORDER BY position")
+    skips = database.execute(
+        "SELECT annotator, prompt_id FROM skips JOIN prompts ON id = prompt_id ORDER BY annotator, position"
+    )
+    return Contents(
+        prompts=tuple(Prompt.model_validate_json(record) for (record,) in prompts),
+        answers=tuple(Sample.model_validate_json(record) for (record,) in answers),
+        history=tuple(
+            SavedRanking(ranking=Ranking.model_validate_json(record), withdrawn=bool(withdrawn))
+            for record, withdrawn in history
+        ),
+        skips=tuple(Skip(annotator=annotator, prompt_id=prompt_id) for annotator, prompt_id in skips),
+    )
+
+
+def latest_rankings(database: sqlite3.Connection) -> list[Ranking]:
+    """Return the latest ranking of each prompt by each annotator that was not withdrawn, oldest first."""
+    rows = database.execute(
+        "SELECT record FROM rankings WHERE position IN (SELECT MAX(position) FROM rankings"
+        " WHERE NOT withdrawn GROUP BY annotator, prompt_id) ORDER BY position"
+    )
+    return [Ranking.model_validate_json(record) for (record,) in rows]
+
+
+def apply_plan(database: sqlite3.Connection, plan: ImportPlan) -> None:
+    """Write a checked import."""
+    answers = defaultdict(list)
+    for answer in plan.answers:
+        answers[answer.prompt_id].append(answer)
+    for prompt in plan.prompts:
+        add_item(database, Item(prompt=prompt, answers=tuple(answers[prompt.id])))
+    positions = [position for (position,) in database.execute("SELECT position FROM rankings ORDER BY position")]
+    for index in plan.withdrawn:
+        database.execute("UPDATE rankings SET withdrawn = 1 WHERE position = ?", (positions[index],))
+    for saved in plan.rankings:
+        insert_ranking(database, saved)
+    for skip in plan.skips:
+        insert_skip(database, skip)
