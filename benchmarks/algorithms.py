@@ -3,12 +3,11 @@
     python benchmarks/algorithms.py                     # three seeds: hours on two cores
     python benchmarks/algorithms.py --seeds 1 --steps 2 --batch 8 sample.prompts=24 data.held_out=8    # a look
 
-For each seed the preset runs up to the reward stage once; copies of that run go on, each in a process of its own. PPO
-sets both measures: the others make as many steps with as many answers each, and once more as many as fit into PPO's
-time by their own pace. DPO samples nothing: it passes once over the comparisons, which all have in common, and then as
-often as the time allows, but at least once. Finished runs stay in the runs folder, and the same command goes on after
-them. Writes `algorithms.json` into the output folder, and the table into docs/algorithms.md, between its marks; rows of
-other seeds that the file has of the same setting stay.
+For each seed the preset runs up to the reward stage once; copies of that run continue, each in its own process. PPO sets
+both measures: the others make as many steps with as many answers each, and then as many as fit into PPO's time at their
+own pace. DPO samples nothing: it makes one pass over the shared comparisons, and then as many as the time allows, at least
+one. Finished runs stay in the runs folder, and the same command resumes. Writes `algorithms.json` to the output folder, and
+the table to docs/algorithms.md, between its marks; rows of other seeds with the same setting are kept.
 """
 
 import argparse
@@ -32,22 +31,22 @@ ALIGN: dict[str, tuple[str, ...]] = {
     "grpo": ("align.learning_rate=6e-4", "align.warmup_steps=4", "align.beta=0.04"),
     "dpo": ("align.learning_rate=2e-4", "align.warmup_steps=4", "align.beta=0.1"),
 }
-"""The quickstart's rate and weight for RLOO, the paper's weight for GRPO, usual ones for DPO: only PPO is tuned."""
+"""The quickstart's rate and KL weight for RLOO, the paper's weight for GRPO, common values for DPO: only PPO is tuned."""
 EVALUATIONS = 8
 
 Row = dict[str, Any]
 
 
 def main() -> None:
-    """Run what is missing, and write the table."""
+    """Run the missing combinations and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="quickstart", help="a preset, or a YAML file")
-    parser.add_argument("--seeds", default="1,2,3", help="numbers with commas between them")
-    parser.add_argument("--steps", type=int, default=16, help="PPO's, and in the first measure RLOO's and GRPO's")
-    parser.add_argument("--batch", type=int, default=72, help="answers to a step; with DPO comparisons")
+    parser.add_argument("--seeds", default="1,2,3", help="comma-separated numbers")
+    parser.add_argument("--steps", type=int, default=16, help="steps of PPO, and of RLOO and GRPO at equal tokens")
+    parser.add_argument("--batch", type=int, default=72, help="answers per step; with DPO comparisons")
     parser.add_argument("--runs", type=Path, default=ROOT / "build" / "algorithms")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "performance")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page whose table is replaced")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page whose table is replaced")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="settings of all runs")
     given = parser.parse_args()
     seeds, file = [int(seed) for seed in given.seeds.split(",")], given.output / "algorithms.json"
@@ -62,13 +61,13 @@ def main() -> None:
 
 
 def others(file: Path, of: dict[str, Any], seeds: Sequence[int]) -> list[Row]:
-    """The rows of other seeds that were measured before with the same preset, amounts and changes."""
+    """Return the rows of other seeds measured earlier with the same preset, amounts and changes."""
     before = json.loads(file.read_text()) if file.exists() else {}
     return [row for row in before["rows"] if row["seed"] not in seeds] if before.get("of") == of else []
 
 
 def compare(given: argparse.Namespace, seed: int) -> list[Row]:
-    """All algorithms with one seed, by both measures."""
+    """Run all algorithms with one seed, by both measures."""
     runs, ready = given.runs, f"ready-{seed}"
     common = [given.preset, "--runs", str(runs), *given.changes, f"seed={seed}"]
     command("run", *common, f"name={ready}", "--until", "reward")
@@ -95,7 +94,7 @@ def compare(given: argparse.Namespace, seed: int) -> list[Row]:
 
 
 def settings(algorithm: str, amount: int, batch: int, comparisons: int) -> list[str]:
-    """So many steps, or of DPO epochs over so many comparisons; as many evaluations for all, as far as steps divide."""
+    """Return settings for `amount` steps (DPO: epochs over `comparisons`), with as equal a number of evaluations as possible."""
     steps = amount * comparisons // batch if algorithm == "dpo" else amount
     evaluate = f"ppo.evaluate_every={max(1, steps // EVALUATIONS)}"
     if algorithm == "ppo":
@@ -106,7 +105,7 @@ def settings(algorithm: str, amount: int, batch: int, comparisons: int) -> list[
 
 
 def figures(run: Path, batch: int) -> Row:
-    """What a finished run says of itself: of its held-out comparison, and of the stage that made the policy."""
+    """Return a finished run's held-out comparison and the figures of the stage that trained its policy."""
     marks = {name: json.loads((run / "done" / f"{name}.json").read_text()) for name in ("ppo", "evaluate")}
     made, judged = marks["ppo"], marks["evaluate"]["summary"]
     table = {entry["figure"]: entry["policy"] for entry in judged["table"]}
@@ -129,7 +128,7 @@ def figures(run: Path, batch: int) -> Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: a line for each algorithm and measure; the mean over the seeds, and the lowest and highest of them."""
+    """Format a Markdown row per algorithm and measure: mean, lowest and highest over the seeds."""
     columns = (
         ("win_rate", "judge's win rate", "{:.2f}"), ("second_win_rate", "second judge's", "{:.2f}"),
         ("kl", "KL, nats", "{:.1f}"), ("length", "tokens an answer", "{:.0f}"), ("ends", "end by themselves", "{:.2f}"),
@@ -158,7 +157,7 @@ def _cell(values: Sequence[float | None], shown: str) -> str:
 
 
 def with_table(page: str, table: str) -> str:
-    """The page with the table between its marks."""
+    """Return the page with the table between its marks."""
     before, after = page.partition(BEGIN)[0], page.partition(END)[2]
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 

@@ -1,8 +1,8 @@
-"""The presets for graphics cards on models of their shape with random weights: peak memory of each stage beside `plan`.
+"""Measure the presets for graphics cards with random weights of the models' shapes: peak memory against `plan`.
 
     python benchmarks/cards.py --preset gpu_8gb --preset gpu_24gb --output build/cards
 
-For a card without a model hub: memory and time of a stage do not depend on what the weights are. Prompts and answers
+For a machine without a model hub: memory and time of a stage do not depend on the weights. Prompts and answers
 fill the preset's `max_length`; steps are few. Writes `cards.json` and `cards.md` (a table) into that folder.
 """
 
@@ -36,7 +36,7 @@ QWEN3 = {
     "8B": {"hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36, "num_attention_heads": 32},
     "14B": {"hidden_size": 5120, "intermediate_size": 17_408, "num_hidden_layers": 40, "num_attention_heads": 40},
 }
-"""The published shapes; all have 8 key heads of 128 and 151,936 tokens, and the small ones tie their embeddings."""
+"""Published shapes; all have 8 key heads of 128 and 151,936 tokens, and the small ones tie their embeddings."""
 FEW_STEPS = (
     "data.held_out=8", "sft.epochs=1", "sft.examples=32", "sample.prompts=16", "rank.tie_margin=0", "reward.epochs=1",
     "ppo.batch_size=32", "ppo.steps=2", "ppo.epochs=1", "ppo.evaluate_every=100", "ppo.evaluate_prompts=8",
@@ -49,7 +49,7 @@ def main() -> None:
     """Measure each preset and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", action="append", help="a preset with a Qwen3 model; may be repeated")
-    parser.add_argument("--tokenizer", default=SMOLLM2, help="a model whose tokenizer serves; any will do")
+    parser.add_argument("--tokenizer", default=SMOLLM2, help="a model whose tokenizer is used; any will do")
     parser.add_argument("--output", type=Path, default=Path("build/cards"))
     parser.add_argument("changes", nargs="*", help="settings such as model.device=cuda")
     given = parser.parse_args()
@@ -78,7 +78,7 @@ def _measure(preset: str, tokenizer: str, changes: list[str], folder: Path) -> l
 
 
 def make_model(size: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A Qwen3 of that size with random weights in bfloat16, made where it is fastest, as a folder."""
+    """Create the folder of a Qwen3 of that size with random weights in bfloat16, on the fastest device."""
     config = Qwen3Config(
         **QWEN3[size],
         vocab_size=151_936,
@@ -94,20 +94,20 @@ def make_model(size: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> N
 
 
 def full_rows(config: Config, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, str]]:
-    """Prompts and responses of the built-in texts one after another, a little below what `max_length` has room for."""
+    """Return prompts and responses joined from the built-in texts, slightly shorter than `max_length` allows."""
     prompts, _ = load_prompts(DataConfig(prompts="builtin:everyday", held_out=0), seed=0)
     words = cycle(word for prompt in prompts for word in prompt.messages[0].content.split())
     answer = config.sample.max_new_tokens
     for number in range(PROMPTS):
         yield {
             "id": f"p{number}",
-            "prompt": _fill(words, config.model.max_length - answer - 40, tokenizer),  # 40 for the template's own
+            "prompt": _fill(words, config.model.max_length - answer - 40, tokenizer),  # 40 tokens for the template
             "response": _fill(words, answer - 4, tokenizer),
         }
 
 
 def _fill(words: Iterator[str], tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A text of at most so many tokens, and nearly as many."""
+    """Return a text of at most that many tokens, and nearly as many."""
     text = " ".join(islice(words, tokens))
     return str(tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]))
 

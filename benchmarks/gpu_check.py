@@ -1,11 +1,11 @@
-"""What a graphics card does: the LAW tests on it, a short run of all stages, PPO updates timed, memory beside `plan`.
+"""Check a graphics card: tests of the laws, a short run of all stages, timed PPO updates, memory against `plan`.
 
     make gpu-check
     python benchmarks/gpu_check.py --only tests --only run
-    python benchmarks/gpu_check.py --device cpu --only run ppo.steps=1      # to try this program itself
+    python benchmarks/gpu_check.py --device cpu --only run ppo.steps=1      # to try this program
 
-Each part is a process of its own, so that one that fails does not hide the others. Writes `gpu_check.json`, and
-`gpu_check.md` with a line for the README's table of what ran where, into build/gpu_check.
+Each part runs in its own process, so that a failure does not hide the others. Writes `gpu_check.json`, and `gpu_check.md`
+with a line for docs/hardware.md, to build/gpu_check.
 """
 
 import argparse
@@ -25,18 +25,18 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 LAW_TESTS = (
-    "roles", "scoring", "architectures", "trunk", "fused", "generation", "decoding", "logprobs", "storage",
-    "adapters", "rslora", "int8", "dropout", "ppo", "ppo_learning", "ppo_stage", "reward", "stages", "room",
-    "breakdown",
+    "roles", "scoring", "architectures", "partial_forward", "lora_linear", "generation", "decoding", "logprobs", "storage",
+    "adapters", "rslora", "int8", "dropout", "ppo_update", "ppo_learning", "ppo_stage", "reward", "stages", "batch_limits",
+    "nan_recovery",
 )  # fmt: skip
-"""Test files of the eight LAWS (DESIGN 3) and of the stages that rest on them."""
+"""Test files of the eight laws (docs/code.md) and of the stages that rely on them."""
 SHORT = ("ppo.steps=4", "ppo.warmup_steps=1", "ppo.evaluate_every=4", "sample.prompts=120")
 
 Report = dict[str, Any]
 
 
 def main() -> None:
-    """Run the parts and write what they found; exit code 1 if a test failed or a part broke."""
+    """Run the parts and write the results; exit code 1 if a test or a part failed."""
     given = _parse()
     given.output.mkdir(parents=True, exist_ok=True)
     report: Report = {"machine": _machine(given.device)}
@@ -53,10 +53,15 @@ def main() -> None:
     sys.exit(any(report[name].get("failed") for name in PARTS if name in report))
 
 
+def law_tests() -> list[Path]:
+    """Return the test files named in `LAW_TESTS`; StopIteration if one does not exist."""
+    return [next(ROOT.glob(f"tests/*/test_{name}.py")) for name in LAW_TESTS]
+
+
 def _tests(given: argparse.Namespace) -> Report:
-    """The LAW tests with their models on the card."""
+    """Run the tests of the laws with their models on the card."""
     found = given.output / "tests.xml"
-    files = [f"tests/test_{name}.py" for name in LAW_TESTS]
+    files = [str(path) for path in law_tests()]
     options = ["-q", "-p", "no:cacheprovider", "-n", str(given.workers), f"--junitxml={found.absolute()}"]
     environment = {"LOWRANK_RLHF_TEST_DEVICE": given.device, "OMP_NUM_THREADS": "1"}
     _command([sys.executable, "-m", "pytest", *options, *files], given.output / "tests.log", environment)
@@ -64,7 +69,7 @@ def _tests(given: argparse.Namespace) -> Report:
 
 
 def read_junit(path: Path) -> Report:
-    """Counts and the names of what failed, from pytest's JUnit file; it was written by our own pytest just now."""
+    """Return the counts and the names of failed tests from pytest's JUnit file, which our own pytest has just written."""
     suite = next(ElementTree.parse(path).getroot().iter("testsuite"))  # noqa: S314
     failed = [
         f"{case.get('classname')}::{case.get('name')}"
@@ -76,7 +81,7 @@ def read_junit(path: Path) -> Report:
 
 
 def _run(given: argparse.Namespace) -> Report:
-    """The quickstart, with fewer steps unless `--whole`: seconds, claims and the report's figures."""
+    """Run the quickstart, with fewer steps unless `--whole`: seconds, self-checks and the report's figures."""
     changes = [f"model.device={given.device}", *(() if given.whole else SHORT), *given.changes]
     with tempfile.TemporaryDirectory() as runs:
         arguments = [given.preset, "--runs", runs, "name=gpu-check", *changes]
@@ -93,7 +98,7 @@ def _run(given: argparse.Namespace) -> Report:
 
 
 def _update(given: argparse.Namespace) -> Report:
-    """benchmarks/ppo_step.py's figures."""
+    """Return the figures of benchmarks/ppo_step.py."""
     log = given.output / "update.log"
     program = [sys.executable, "benchmarks/ppo_step.py", "--json", "--device", given.device, "--model", given.model]
     broke = _command(program, log)
@@ -101,7 +106,7 @@ def _update(given: argparse.Namespace) -> Report:
 
 
 def _cards(given: argparse.Namespace) -> Report:
-    """benchmarks/cards.py's table for the presets that fit."""
+    """Return the table of benchmarks/cards.py for the presets that fit."""
     presets = [part for name in given.cards for part in ("--preset", name)]
     where = ["--tokenizer", given.model, "--output", str(given.output), f"model.device={given.device}"]
     broke = _command([sys.executable, "benchmarks/cards.py", *presets, *where], given.output / "cards.log")
@@ -126,7 +131,7 @@ def _command(command: Sequence[str], log: Path, environment: dict[str, str] | No
             command, cwd=ROOT, env=whole, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process,
     ):
-        assert process.stdout is not None  # noqa: S101 - a pipe, as asked
+        assert process.stdout is not None  # noqa: S101 - a pipe was requested
         for line in process.stdout:
             file.write(line)
             print(line, end="", flush=True)
@@ -147,7 +152,7 @@ def _machine(device: str) -> Report:
 
 
 def table_line(report: Report) -> str:
-    """A line of the README's table: date, card, versions, tests, run, update."""
+    """Format a table row: date, card, versions, tests, run, update."""
     machine, cells = report["machine"], []
     cells.append(machine["date"])
     cells.append(machine.get("card", "CPU"))
@@ -156,7 +161,7 @@ def table_line(report: Report) -> str:
     cells.append(f"{tests['passed']} passed, {len(tests['failed'])} failed" if "passed" in tests else "-")
     stages = run.get("stages", {})
     seconds = sum(stage["seconds"] for stage in stages.values())
-    claims = f"{run.get('claims', 0)} claims hold" if not run.get("failed") else f"failed: {run['failed'][0]}"
+    claims = f"{run.get('claims', 0)} self-checks pass" if not run.get("failed") else f"failed: {run['failed'][0]}"
     cells.append(f"{len(stages)} stages in {seconds:.0f} s, {claims}" if stages else "-")
     each = sorted(update.get("seconds_per_update", []))
     cells.append(f"{each[len(each) // 2]:.2f} s" if each else "-")

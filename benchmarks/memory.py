@@ -1,8 +1,8 @@
-"""Peak memory of every stage, measured beside what `plan` said, for SFT and PPO at equal rows and length.
+"""Measure the peak memory of every stage against the forecast of `plan`, for SFT and PPO at equal rows and length.
 
     python benchmarks/memory.py --output docs/performance
 
-Runs the quickstart's model through the stages in processes of their own, each setting with little to learn, and writes
+Runs the quickstart's model through the stages in separate processes, each setting with few examples, and writes
 `memory.json` and `memory.md` (a table) into that folder. The last setting has ten times the prompts of the first: its
 peaks must be the same.
 """
@@ -23,7 +23,7 @@ EQUAL_ROWS = (
     "reward.epochs=1", "ppo.batch_size=16", "ppo.steps=5", "ppo.contrastive=false", "ppo.evaluate_prompts=16",
     "ppo.evaluate_every=100", "ppo.accept_weak_reward=true",
 )  # fmt: skip
-"""16 rows of up to 96 tokens in one pass, in SFT as in PPO; reward model and critic have all layers."""
+"""16 rows of up to 96 tokens in one pass, in SFT and in PPO; reward model and critic have all layers."""
 ALL_LINEAR = ("lora.last_layers=null", "lora.target_modules=all-linear")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "nf4": EQUAL_ROWS,
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measure(preset: str, setting: str, changes: Sequence[str], runs: Path, name: str) -> list[Row]:
-    """The stages of one run up to PPO: what was predicted before it and what its done-marks say after it."""
+    """Return forecast and measured peak of each stage of one run up to PPO."""
     arguments = [preset, "--runs", str(runs), f"name={name}", *changes]
     plan = json.loads(command("plan", *arguments, "--json"))
     predicted = {stage["stage"]: stage["memory"] for stage in plan["stages"] if stage["memory"]}
@@ -78,7 +78,7 @@ def measure(preset: str, setting: str, changes: Sequence[str], runs: Path, name:
 
 
 def command(*arguments: str) -> str:
-    """The standard output of one command of the toolkit; ends the program where it fails."""
+    """Return the standard output of one command of the package; exit if it fails."""
     whole = [sys.executable, "-m", "lowrank_rlhf", *arguments]
     run = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode:
@@ -87,7 +87,7 @@ def command(*arguments: str) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a line for each stage of each setting."""
+    """Format a Markdown row for each stage of each setting."""
     lines = [
         "| setting | stage | measured, MiB | plan said | measured / said | over sft |",
         "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Seconds and memory of one PPO update, phase by phase, beside what the arithmetic alone would take.
+"""Measure seconds and memory of one PPO update by phase, and the time the arithmetic alone would take.
 
     python benchmarks/ppo_step.py --batch 16 --new-tokens 48 --epochs 4 --updates 5
     python benchmarks/ppo_step.py --json --model path/to/model
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _updates(roles: Roles, given: argparse.Namespace) -> Any:
-    """The seconds of each phase of one update after another."""
+    """Return the seconds of each phase of consecutive updates."""
     ppo = PpoConfig(
         steps=given.updates + 1, batch_size=given.batch, epochs=given.epochs, minibatches=1, missing_eos="keep"
     )
@@ -73,7 +73,7 @@ def _updates(roles: Roles, given: argparse.Namespace) -> Any:
 
 
 def _floor(roles: Roles, given: argparse.Namespace) -> float:
-    """Seconds if only matrix products and reading weights took time, at the best rates measured here.
+    """Return the seconds if only matrix products and reading weights took time, at the best rates of this machine.
 
     A forward costs two operations a weight and token, a backward through a frozen base two more; the reference, the
     reward model, the critic and the policy read each token once, then policy and critic are trained. Every decoding

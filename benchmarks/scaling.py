@@ -1,9 +1,9 @@
-"""How the time of a PPO update and of sampling grows with its work: batch, length, answers to a prompt, model size.
+"""Measure how the time of a PPO update and of sampling grows with batch, length, answers per prompt and model size.
 
     python benchmarks/scaling.py --output docs/performance
 
 Writes `scaling.json`, `scaling.md` (a table) and `scaling.svg` (a plot) into that folder. Plain `generate` on the 4-bit
-model is measured beside our own decoding loop. Each setting is the median of `--repeats` after one that warms up.
+model is measured next to our own decoding loop. Each setting is the median of `--repeats` after a warm-up.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from lowrank_rlhf.training.rollout import RewardScale, collect
 
 PROMPT = 40
 SIZES = {"20M": (256, 8), "60M": (448, 16), "135M": (576, 30)}
-"""Hidden size and layers of random Llamas; how fast they are does not depend on what they know."""
+"""Hidden size and layers of random Llamas; their speed does not depend on their weights."""
 
 Row = dict[str, Any]
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _update(roles: Roles, axis: str, value: str, batch: int, new: int, repeats: int) -> Row:
-    """One epoch: sample, score, train on it; seconds per generated token."""
+    """Measure one epoch (sample, score, train): seconds per generated token."""
     ppo = PpoConfig(steps=repeats + 1, batch_size=batch, epochs=1, minibatches=1, missing_eos="keep")
     sampling = SampleConfig(max_new_tokens=new, temperature=0.7, batch_size=batch)
     optimizers = Optimizers.create(roles, ppo)
@@ -79,7 +79,7 @@ def _update(roles: Roles, axis: str, value: str, batch: int, new: int, repeats: 
 
 
 def _sampling(roles: Roles, axis: str, value: str, prompts: int, answers: int, repeats: int) -> Row:
-    """Rows that share a prefill; always 16 rows in all."""
+    """Measure sampling of rows that share a prefill, 16 rows in total."""
     texts = make_prompts(roles.base, prompts, PROMPT)
 
     def once(step: int) -> None:
@@ -92,7 +92,7 @@ def _sampling(roles: Roles, axis: str, value: str, prompts: int, answers: int, r
 
 
 def _plain_generate(roles: Roles, repeats: int) -> Row:
-    """transformers' `generate` through the adapter on the 4-bit weights, as a script without our loop would call it."""
+    """Measure transformers' `generate` through the adapter on the 4-bit weights, as a plain script would call it."""
     ids = torch.tensor(make_prompts(roles.base, 16, PROMPT))
 
     def once(step: int) -> None:
@@ -120,7 +120,7 @@ def _row(axis: str, value: str, what: str, tokens: int, once: Callable[[int], No
 
 
 def _random_llama(folder: Path, source: str, hidden: int, layers: int) -> Path:
-    """A model folder with random weights and the real model's tokenizer."""
+    """Create a model folder with random weights and the real model's tokenizer."""
     real = fetch_model(ModelConfig(source=source), Progress.silent())
     tokenizer = AutoTokenizer.from_pretrained(real)
     torch.manual_seed(0)
@@ -143,7 +143,7 @@ def _table(rows: list[Row]) -> str:
 
 
 def _plot(rows: list[Row], path: Path) -> None:
-    """Time per token over batch and length: flat is good."""
+    """Plot time per token over batch and length; flat is good."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 

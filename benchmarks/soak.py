@@ -1,4 +1,4 @@
-"""Many PPO steps of the real stage on a tiny random model: memory must stay constant, and the logs small.
+"""Run many PPO steps on a tiny random model: memory must stay constant and the logs small.
 
     python benchmarks/soak.py [--steps 200]
 
@@ -27,7 +27,7 @@ MOST_LOGGED_BYTES = 4096
 
 
 def soak(folder: Path, steps: int) -> dict[str, float]:
-    """Train for so many steps in that folder; memory in MiB before and after, its growth, and the logs' size."""
+    """Train for `steps` steps in `folder`; return memory in MiB before and after, its growth, and the logs' size."""
     changes = {"ppo__steps": steps, "ppo__evaluate_every": 10, "ppo__learning_rate": 1e-4}
     context = finished_run(make_tiny_model(folder / "model"), folder, adapters=("sft", "reward"), **changes)
     resident, append = [], StepLog.append
@@ -56,7 +56,7 @@ def soak(folder: Path, steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the figures, and say what is wrong with them."""
+    """Print the figures; exit with an error if a limit is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
-"""Runs the notebooks from top to bottom with short settings: `make notebooks`.
+"""Run the notebooks from top to bottom with short settings: `make notebooks`.
 
-Each runs in a new folder that holds links to this repository, so that it starts from nothing and touches no run of
-yours. The executed copies, with all that they show, come to `build/notebooks`.
+Each runs in a new folder with links to this repository, so that it starts empty and changes none of your runs. The
+executed copies are written to `build/notebooks`.
 """
 
 import os
@@ -22,13 +22,13 @@ SHORT = {
     "2_your_own_data.ipynb": (),
     "3_look_inside.ipynb": ("sample.prompts=160", "ppo.steps=10"),
 }
-"""The notebooks, and the settings that make their runs shorter here."""
+"""The notebooks, and the settings that shorten their runs."""
 
 
 def execute(notebook: Path, folder: Path, settings: Sequence[str]) -> nbformat.NotebookNode:
-    """The notebook with its outputs, run in `folder` with these settings changed.
+    """Return the notebook with its outputs, run in `folder` with these settings.
 
-    Nobody can type into it. Raises CellExecutionError with the cell and its traceback where one fails.
+    It gets no input. Raises CellExecutionError with the cell and its traceback if a cell fails.
     """
     for name in ("lowrank_rlhf", "notebooks", "presets"):
         (folder / name).symlink_to(ROOT / name)
@@ -39,7 +39,7 @@ def execute(notebook: Path, folder: Path, settings: Sequence[str]) -> nbformat.N
 
 
 def main() -> int:
-    """Run all of them; 1 if one failed."""
+    """Run all notebooks; return 1 if one failed."""
     target = ROOT / "build" / "notebooks"
     target.mkdir(parents=True, exist_ok=True)
     failed = 0
@@ -48,7 +48,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 nbformat.write(execute(ROOT / "notebooks" / name, Path(folder), settings), target / name)
-                print(f"{name}: {time.monotonic() - start:.0f} s, to read in {target / name}", flush=True)
+                print(f"{name}: {time.monotonic() - start:.0f} s, written to {target / name}", flush=True)
             except CellExecutionError as error:
                 failed = 1
                 print(f"{name}: failed after {time.monotonic() - start:.0f} s\n{error}", file=sys.stderr, flush=True)

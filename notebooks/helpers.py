@@ -1,4 +1,4 @@
-"""What the notebooks share: the command line from a cell, a run's figures, and tables."""
+"""Shared parts of the notebooks: the command line from a cell, a run's figures, and tables."""
 
 import html
 import json
@@ -14,9 +14,9 @@ from typing import Any
 from IPython.display import HTML
 
 SETTINGS = shlex.split(os.environ.get("LOWRANK_RLHF_NOTEBOOK_SETTINGS", ""))
-"""Settings that `notebooks/execute.py` changes to make the runs shorter; in your hands there are none."""
+"""Settings by which `notebooks/execute.py` shortens the runs; empty when you run a notebook yourself."""
 
-# Jupyter tells its children to print as to a terminal; progress is to come as plain lines.
+# Jupyter makes its child processes print as to a terminal; progress must be plain lines.
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
 _TEXT: Any = {"text": True, "encoding": "utf-8", "env": _ENVIRONMENT}
 
@@ -24,25 +24,25 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's bars 
 
 
 def cli(*words: str, expect: Sequence[int] = (0,)) -> None:
-    """Run `python -m lowrank_rlhf WORDS` and show what it prints as it comes.
+    """Run `python -m lowrank_rlhf WORDS` and show its output as it is printed.
 
-    Raises RuntimeError where the exit code is not one of `expect`. Interrupt the cell to stop a run; it saves its work,
-    and the same cell goes on from there.
+    Raises RuntimeError if the exit code is not one of `expect`. Interrupt the cell to stop a run; it saves its work, and
+    the same cell resumes it.
     """
     print("$ python -m lowrank_rlhf", shlex.join(words), flush=True)
     with subprocess.Popen(_command(words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **_TEXT) as process:
         try:
             _show(process.stdout)
-        except KeyboardInterrupt:  # the command was interrupted too, and has last words while it saves its work
+        except KeyboardInterrupt:  # the command was interrupted too and prints while it saves its work
             _show(process.stdout)
     if process.returncode not in expect:
-        raise RuntimeError(f"the command ended with exit code {process.returncode}: its last lines say why")
+        raise RuntimeError(f"the command ended with exit code {process.returncode}; see its last lines")
 
 
 def output_of(*words: str, typed: str = "", expect: Sequence[int] = (0,)) -> str:
-    """What `python -m lowrank_rlhf WORDS` prints, given these lines to read.
+    """Return the output of `python -m lowrank_rlhf WORDS` with `typed` as its input.
 
-    Raises RuntimeError with what it says about its error where the exit code is not one of `expect`.
+    Raises RuntimeError with its error message if the exit code is not one of `expect`.
     """
     ended = subprocess.run(_command(words), input=typed, capture_output=True, check=False, **_TEXT)
     if ended.returncode not in expect:
@@ -60,18 +60,18 @@ def _command(words: Sequence[str]) -> list[str]:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file."""
+    """Return the rows of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def series(run: Path, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one of PPO's figures, from the run's `metrics.jsonl`."""
+    """Return steps and values of a PPO metric from the run's `metrics.jsonl`."""
     rows = [row for row in rows_of(run / "metrics.jsonl") if row["stage"] == "ppo" and key in row]
     return [row["step"] for row in rows], [row[key] for row in rows]
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> HTML:
-    """An HTML table; numbers are rounded, and texts of models and people are shown as text."""
+    """Return an HTML table; numbers are rounded, and texts of models and people are escaped."""
     lines = [_line("th", headings), *(_line("td", row) for row in rows)]
     return HTML(f"<table>{''.join(lines)}</table>")
 

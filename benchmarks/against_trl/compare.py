@@ -1,11 +1,11 @@
-"""One PPO update here and with TRL 1.12's PPOTrainer, in turn, on the same model, prompts and settings.
+"""Compare one PPO update of this package with TRL 1.12's PPOTrainer, on the same model, prompts and settings.
 
     python benchmarks/against_trl/compare.py --rounds 3
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/against_trl/compare.py --dtype float32
 
-The second measures both as on an older machine, without bfloat16 units and AVX512.
+The second command measures both as on an older machine, without bfloat16 units and AVX512.
 
-Makes an environment of its own for TRL beside this file (`.venv`), once. The last line is one JSON object with every
+Creates an environment for TRL in this folder (`.venv`), once. The last line is one JSON object with every
 figure and the ratios of the medians.
 """
 
@@ -31,16 +31,19 @@ from lowrank_rlhf.sources.fetch import fetch_model
 
 
 def main() -> None:
-    """Measure both in turn and print the figures."""
+    """Measure both alternately and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=SMOLLM2)
-    parser.add_argument("--rounds", type=int, default=3, help="each side is measured so often, in turn")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each side, alternating")
     for name, default in (("batch", 16), ("micro-batch", 16), ("prompt-tokens", 40), ("new-tokens", 48)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--updates", type=int, default=3)
     parser.add_argument(
-        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="float32: as without bfloat16 units"
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="float32: as on a CPU without bfloat16 units",
     )
     given = parser.parse_args()
     python = _environment()
@@ -78,11 +81,11 @@ def _last_line(command: list[Any]) -> dict[str, Any]:
 
 
 def _environment() -> Path:
-    """TRL's Python; the environment is made the first time."""
+    """Return TRL's Python; create its environment the first time."""
     folder, stamp = HERE / ".venv", HERE / ".venv" / ".installed"
     python = folder / "bin" / "python"
     if not stamp.exists():
-        print("making TRL's environment (once)", flush=True)
+        print("creating TRL's environment (once)", flush=True)
         venv.create(folder, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", HERE / "requirements.txt"], check=True)
         stamp.touch()

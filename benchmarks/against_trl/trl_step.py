@@ -1,8 +1,7 @@
-"""Seconds and memory of one update of TRL 1.12's PPOTrainer. Runs in the environment of requirements.txt beside it.
+"""Measure seconds and memory of one update of TRL 1.12's PPOTrainer, in the environment of the requirements.txt here.
 
-The policy is the 4-bit base with LoRA r 16 on all linear layers; reward and value model are bfloat16 models of their
-own, as its examples have them (float32 where asked for). The prompts come from the other side of the comparison, as
-token ids.
+The policy is the 4-bit base with LoRA r 16 on all linear layers; reward and value model are separate bfloat16
+models, as in its examples (optionally float32). The prompts come from the other side of the comparison, as token ids.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
 class _Clock(TrainerCallback):
-    """When each update ended."""
+    """Record the time at the end of each update."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []

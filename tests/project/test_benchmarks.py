@@ -1,4 +1,4 @@
-"""The benchmarks, on tiny models: the measuring programs run and give the figures that they promise."""
+"""Run the benchmarks on tiny models and check their figures."""
 
 import json
 import subprocess
@@ -10,7 +10,6 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_ppo_step_prints_one_json_object(tiny_folder: Callable[..., Path]) -> None:
-    """The figures of issue 4, from the command's last line."""
     work = {"batch": 4, "prompt-tokens": 8, "new-tokens": 6, "epochs": 2, "updates": 2, "threads": 1}
     command = [sys.executable, ROOT / "benchmarks" / "ppo_step.py", "--json", f"--model={tiny_folder()}"]
     command += ["--dtype=float32", *(f"--{name}={value}" for name, value in work.items())]
@@ -20,14 +19,14 @@ def test_ppo_step_prints_one_json_object(tiny_folder: Callable[..., Path]) -> No
     assert len(result["seconds_per_update"]) == 2
     assert set(result["phases"]) == {"rollout", "scoring", "policy_update", "critic_update"}
     assert sum(result["phases"].values()) > result["arithmetic_floor_seconds"] > 0
-    # Answers go on to their full length: 4 answers of 6 tokens in the time of the rollout (rounded).
+    # No answer ends early: 4 answers of 6 tokens in the (rounded) time of the rollout.
     tokens = result["rollout_tokens_per_second"] * result["phases"]["rollout"]
     assert abs(tokens - 24) < 3
     assert result["peak_rss_mb"] > 100
 
 
 def test_memory_table_compares_with_sft_of_the_same_setting() -> None:
-    """Hand values: 3 GiB measured where 2 were told, and 1.5 times what SFT took."""
+    """Hand values: 3 GiB measured where 2 were forecast, and 1.5 times the peak of SFT."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.memory import table
 
@@ -45,7 +44,7 @@ def test_memory_table_compares_with_sft_of_the_same_setting() -> None:
 
 
 def test_a_short_soak_measures_memory_and_logs(tmp_path: Path) -> None:
-    """Eight steps are too few to judge the memory; what a step logs shows in them already."""
+    """Eight steps are too few to judge the memory, but enough for the log size per step."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.soak import MOST_LOGGED_BYTES, soak
 
@@ -55,8 +54,8 @@ def test_a_short_soak_measures_memory_and_logs(tmp_path: Path) -> None:
     assert 100 < figures["logged_bytes_per_step"] < MOST_LOGGED_BYTES
 
 
-def test_gpu_check_reads_pytests_own_file_and_tells_what_failed(tmp_path: Path) -> None:
-    """One test of each kind, run by pytest itself; and the line for README's table."""
+def test_gpu_check_counts_passed_and_failed_tests(tmp_path: Path) -> None:
+    """One test of each outcome, run by pytest; and the row for docs/hardware.md."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.gpu_check import read_junit, table_line
 
@@ -77,13 +76,20 @@ def test_gpu_check_reads_pytests_own_file_and_tells_what_failed(tmp_path: Path) 
         "T4",
         "torch 2.13.0, bitsandbytes 0.50.2",
         "1 passed, 2 failed",
-        "2 stages in 30 s, 8 claims hold",
+        "2 stages in 30 s, 8 self-checks pass",
     )
     assert table_line(report) == f"| {' | '.join(cells)} | 2.00 s |"
 
 
+def test_gpu_check_finds_every_test_file_of_the_laws() -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.gpu_check import LAW_TESTS, law_tests
+
+    assert len(law_tests()) == len(LAW_TESTS)
+
+
 def test_a_preset_for_a_card_is_measured_with_rows_that_fill_it(tiny_folder: Callable[..., Path]) -> None:
-    """Prompt and response together stay below `max_length`, and near it."""
+    """Prompt and response together are slightly shorter than `max_length`."""
     sys.path.insert(0, str(ROOT))
     from transformers import AutoTokenizer
 
@@ -97,7 +103,7 @@ def test_a_preset_for_a_card_is_measured_with_rows_that_fill_it(tiny_folder: Cal
 
 
 def test_the_table_of_algorithms() -> None:
-    """Means with the lowest and highest over two seeds; the page keeps what stands around the table."""
+    """Means with the lowest and highest over two seeds; the page around the table stays the same."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.algorithms import BEGIN, END, PAGE, settings, table, with_table
 
