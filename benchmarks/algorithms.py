@@ -3,11 +3,11 @@
     python benchmarks/algorithms.py                     # three seeds: hours on two cores
     python benchmarks/algorithms.py --seeds 1 --steps 2 --batch 8 sample.prompts=24 data.held_out=8    # a look
 
-For each seed the preset runs up to the reward stage once; copies of that run continue, each in its own process. PPO sets
-both measures: the others make as many steps with as many answers each, and then as many as fit into PPO's time at their
-own pace. DPO samples nothing: it makes one pass over the shared comparisons, and then as many as the time allows, at least
-one. Finished runs stay in the runs folder, and the same command resumes. Writes `algorithms.json` to the output folder, and
-the table to docs/algorithms.md, between its marks; rows of other seeds with the same setting are kept.
+For each seed the preset runs up to the reward stage once; copies of that run continue, each in its own process. PPO
+sets both measures: the others make as many steps with as many answers each, and then as many as fit into PPO's time at
+their own pace. DPO samples nothing: it makes one pass over the shared comparisons, and then as many as the time allows,
+at least one. Finished runs stay in the runs folder, and the same command resumes. Writes `algorithms.json` to the
+output folder, and the table to docs/algorithms.md, between its marks; rows of other seeds with the same setting stay.
 """
 
 import argparse
@@ -31,7 +31,7 @@ ALIGN: dict[str, tuple[str, ...]] = {
     "grpo": ("align.learning_rate=6e-4", "align.warmup_steps=4", "align.beta=0.04"),
     "dpo": ("align.learning_rate=2e-4", "align.warmup_steps=4", "align.beta=0.1"),
 }
-"""The quickstart's rate and KL weight for RLOO, the paper's weight for GRPO, common values for DPO: only PPO is tuned."""
+"""The quickstart's rate and KL weight for RLOO, the paper's weight for GRPO, common ones for DPO: only PPO is tuned."""
 EVALUATIONS = 8
 
 Row = dict[str, Any]
@@ -94,7 +94,7 @@ def compare(given: argparse.Namespace, seed: int) -> list[Row]:
 
 
 def settings(algorithm: str, amount: int, batch: int, comparisons: int) -> list[str]:
-    """Return settings for `amount` steps (DPO: epochs over `comparisons`), with as equal a number of evaluations as possible."""
+    """Return settings for `amount` steps (DPO: epochs), with about `EVALUATIONS` evaluations."""
     steps = amount * comparisons // batch if algorithm == "dpo" else amount
     evaluate = f"ppo.evaluate_every={max(1, steps // EVALUATIONS)}"
     if algorithm == "ppo":

@@ -4,8 +4,8 @@
     python benchmarks/gpu_check.py --only tests --only run
     python benchmarks/gpu_check.py --device cpu --only run ppo.steps=1      # to try this program
 
-Each part runs in its own process, so that a failure does not hide the others. Writes `gpu_check.json`, and `gpu_check.md`
-with a line for docs/hardware.md, to build/gpu_check.
+Each part runs in its own process, so that a failure does not hide the others. Writes `gpu_check.json`, and
+`gpu_check.md` with a row for docs/hardware.md, to build/gpu_check.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 LAW_TESTS = (
-    "roles", "scoring", "architectures", "partial_forward", "lora_linear", "generation", "decoding", "logprobs", "storage",
-    "adapters", "rslora", "int8", "dropout", "ppo_update", "ppo_learning", "ppo_stage", "reward", "stages", "batch_limits",
-    "nan_recovery",
+    "roles", "scoring", "architectures", "partial_forward", "lora_linear", "generation", "decoding", "logprobs",
+    "storage", "adapters", "rslora", "int8", "dropout", "ppo_update", "ppo_learning", "ppo_stage", "reward", "stages",
+    "batch_limits", "nan_recovery",
 )  # fmt: skip
 """Test files of the eight laws (docs/code.md) and of the stages that rely on them."""
 SHORT = ("ppo.steps=4", "ppo.warmup_steps=1", "ppo.evaluate_every=4", "sample.prompts=120")
@@ -69,7 +69,7 @@ def _tests(given: argparse.Namespace) -> Report:
 
 
 def read_junit(path: Path) -> Report:
-    """Return the counts and the names of failed tests from pytest's JUnit file, which our own pytest has just written."""
+    """Return counts and the names of failed tests from pytest's JUnit file, which we have just written."""
     suite = next(ElementTree.parse(path).getroot().iter("testsuite"))  # noqa: S314
     failed = [
         f"{case.get('classname')}::{case.get('name')}"

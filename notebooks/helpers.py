@@ -26,8 +26,8 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's bars 
 def cli(*words: str, expect: Sequence[int] = (0,)) -> None:
     """Run `python -m lowrank_rlhf WORDS` and show its output as it is printed.
 
-    Raises RuntimeError if the exit code is not one of `expect`. Interrupt the cell to stop a run; it saves its work, and
-    the same cell resumes it.
+    Raises RuntimeError if the exit code is not one of `expect`. Interrupt the cell to stop a run; it saves its work,
+    and the same cell resumes it.
     """
     print("$ python -m lowrank_rlhf", shlex.join(words), flush=True)
     with subprocess.Popen(_command(words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **_TEXT) as process:
