@@ -17,7 +17,7 @@ from lowrank_rlhf.data.run_data import RunData, read_commits
 from lowrank_rlhf.errors import ExitCode, UserError
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.planner.compute_cost import seconds_to_go
-from lowrank_rlhf.planner.pace import stage_work
+from lowrank_rlhf.planner.pace import stage_costs
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.sources.model_shape import find_shape
 from lowrank_rlhf.stages import STAGES
@@ -242,7 +242,7 @@ def _amounts(path: Path, _: int, done: tuple[str, ...]) -> dict[str, float] | No
     try:
         config = load_config(path / "config.yaml")
         shape = find_shape(config.model)
-        return stage_work(config, RunDir(path), shape, RunData(config, read_commits(RunDir(path)))) if shape else None
+        return stage_costs(config, RunDir(path), shape, RunData(config, read_commits(RunDir(path)))) if shape else None
     except UserError:
         return None
 

@@ -15,10 +15,10 @@ from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.pipeline import multi_process, selection
 from lowrank_rlhf.pipeline.fingerprint import current_fingerprint, differences
 from lowrank_rlhf.planner.compute_cost import seconds_to_go
-from lowrank_rlhf.planner.disk import check_room, disk_watched, smallest_need
-from lowrank_rlhf.planner.fit import fitted
+from lowrank_rlhf.planner.disk import check_disk_space, disk_watched, smallest_need
+from lowrank_rlhf.planner.fit import fit_to_memory
 from lowrank_rlhf.planner.forecast import shown_peaks
-from lowrank_rlhf.planner.pace import stage_work
+from lowrank_rlhf.planner.pace import stage_costs
 from lowrank_rlhf.reports.render import write_report
 from lowrank_rlhf.run.directory import Begun, RunDir, read_record, write_json_atomic
 from lowrank_rlhf.run.distributed import ProcessGroup
@@ -62,7 +62,7 @@ def run(
     run_dir.check_version()
     config = _fitted(config, run_dir, progress)
     to_do = [stage for stage in chosen if stage in again or run_dir.done(stage.name) is None]
-    check_room(run_dir.path, smallest_need(to_do, config, find_shape(config.model)))
+    check_disk_space(run_dir.path, smallest_need(to_do, config, find_shape(config.model)))
     with disk_watched(run_dir.path), run_dir.lock(), StopRequest(group) as stop:
         run_dir.recover()
         selection.check_inputs(chosen, again, run_dir, _not_made(config))
@@ -113,14 +113,14 @@ def _fitted(config: Config, run_dir: RunDir, progress: Progress) -> Config:
     """The config with numbers in the place of `model.memory: auto`. Says which."""
     if config.model.memory == "auto" and not run_dir.artifact("config.yaml").exists():
         fetch_model(config.model, progress)  # its shape tells what fits
-    config, said = fitted(config, run_dir)
+    config, choice = fit_to_memory(config, run_dir)
     if config.model.memory == "auto":
         raise UserError(
             f"model.memory: auto cannot tell what {config.model.source} needs: its config.json is not of a known form. "
             "Take as_set, with numbers of your own in model.micro_batch_tokens and model.gradient_checkpointing"
         )
-    if said:
-        progress.say(said)
+    if choice:
+        progress.say(choice.message)
     return config
 
 
@@ -216,7 +216,7 @@ def _to_go(chosen: Sequence[Stage], stage: Stage, session: Session) -> tuple[flo
     shape = find_shape(session.config.model)
     if shape is None:
         return None, lambda _: None
-    amount = stage_work(session.config, session.run_dir, shape, session.data)
+    amount = stage_costs(session.config, session.run_dir, shape, session.data)
     amount = {name: amount[name] for name in marks}
     return seconds_to_go(done, amount), lambda own: seconds_to_go({**done, stage.name: own}, amount)
 

@@ -1,7 +1,7 @@
-"""How much a stage has to compute, so that its time can be told before it runs.
+"""Compute cost of each stage, the basis of the time estimate of `plan`.
 
-The unit is one floating-point operation of a forward pass over many tokens. Training and decoding cost more for each of
-theirs; by how much was measured once (docs/planning.md) and holds to a factor of about two.
+The unit is one floating-point operation of a forward pass over many tokens. An operation of training or decoding costs
+more; the factors were measured once (docs/planning.md) and are good to a factor of about two.
 """
 
 import math
@@ -16,9 +16,9 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.sources.model_shape import Shape
 
 TRAINING = 3.0
-"""Time of an operation of a forward and backward, in those of a forward alone."""
+"""Cost of an operation in training, relative to one in a forward pass."""
 DECODING = 3.0
-"""The same for an operation of sampling, one token of each row at a time."""
+"""Cost of an operation in sampling, which decodes one token per row at a time."""
 _BYTES_PER_TOKEN = 4.0
 _TEMPLATE_TOKENS = 5.0
 _ANSWER_SHARE = 0.6  # of sample.max_new_tokens, where no demonstration shows how long answers are
@@ -26,43 +26,43 @@ _ANSWER_SHARE = 0.6  # of sample.max_new_tokens, where no demonstration shows ho
 
 @dataclass(frozen=True)
 class Amounts:
-    """Counts and lengths in tokens of what a run reads and writes."""
+    """Row counts of a run's data and their lengths in tokens."""
 
     training: int
     held_out: int
     demonstrations: int
     """Demonstrations that SFT trains on."""
     answers: int
-    """Answers to rank: those there are, or those there will be."""
+    """Answers to rank: the existing ones, or else the planned number."""
     prompt_tokens: float
     longest_prompt: float
     answer_tokens: float
     longest_demonstration: float
-    """Of those that SFT trains on, with its prompt."""
+    """Longest demonstration that SFT trains on, prompt included."""
 
     @property
     def tokens(self) -> float:
-        """Of a prompt with its answer."""
+        """Mean tokens of a prompt with its answer."""
         return self.prompt_tokens + self.answer_tokens
 
 
-class Bytes:
-    """Lengths in tokens, told from bytes to a fifth or so: for want of a tokenizer, or to save its time."""
+class ByteLengths:
+    """Estimate lengths in tokens from bytes, good to about 20 %, where no tokenizer is available or worth its time."""
 
     unit = "tokens, about"
 
     def prompts(self, prompts: Sequence[Turns]) -> list[int]:
-        """Of all turns, each with what a template puts around it."""
+        """Return the estimated tokens of each prompt, chat template included."""
         return [sum(self.answers([turn.content for turn in prompt])) for prompt in prompts]
 
     def answers(self, texts: Sequence[str]) -> list[int]:
-        """Of each text with what ends it."""
+        """Return the estimated tokens of each answer, end token included."""
         return [round(len(text.encode()) / _BYTES_PER_TOKEN + _TEMPLATE_TOKENS) for text in texts]
 
 
 def amounts(config: Config, run_dir: RunDir, data: RunData, measure: Measure | None = None) -> Amounts:
-    """Count what the config's data and the run's folder hold. Raises `UserError` where the data is bad."""
-    measure = measure or Bytes()
+    """Count and measure the data that the config names and the run folder has. Raises `UserError` for invalid data."""
+    measure = measure or ByteLengths()
     training, held_out, shown = data.prompts.training, data.prompts.held_out, data.prompts.demonstrations
     most, room = float(config.sample.max_new_tokens), config.model.max_length - config.sample.max_new_tokens
     lengths = measure.prompts([prompt.messages for prompt in training])
@@ -82,51 +82,85 @@ def amounts(config: Config, run_dir: RunDir, data: RunData, measure: Measure | N
     )
 
 
-def work(stage: str, config: Config, counts: Amounts, shape: Shape) -> float:
-    """The stage's work in operations of a forward pass; 0 for one that runs no model."""
-    below, heads = shape.first_adapted(config.lora), config.reward.layers or shape.layers
-    vocabulary = 2 * shape.vocabulary * shape.hidden
+@dataclass(frozen=True)
+class _Passes:
+    """Cost of one answer with its prompt, in operations of a forward pass."""
 
-    def forward(first: int, last: int, projected: float = 0.0) -> float:
-        """One prompt with its answer through some of the layers, `projected` of its tokens on to the vocabulary."""
-        return counts.tokens * 2 * (last - first) * shape.per_layer + projected * vocabulary
+    config: Config
+    counts: Amounts
+    shape: Shape
 
-    def trained(first: int, last: int, projected: float = 0.0) -> float:
-        """Forward from `first`, and backward as far as there are adapters; the frozen base has no weight gradients."""
-        return TRAINING * (forward(first, last, projected) + forward(max(first, below), last, projected))
+    @property
+    def below(self) -> int:
+        """Decoder layers below the lowest adapter."""
+        return self.shape.first_adapted(self.config.lora)
 
-    # The prompt is read once for all its answers; small beside the decoding, it is counted for each.
-    sampled = forward(0, shape.layers) * counts.prompt_tokens / counts.tokens + DECODING * counts.answer_tokens * (
-        2 * shape.linear_weights + vocabulary
-    )
-    answer = counts.answer_tokens
-    # The layers below the adapters run once for all four roles (decision 0006).
-    met = sampled + forward(0, below) + 2 * forward(below, shape.layers, answer) + 2 * forward(below, heads)
+    @property
+    def heads(self) -> int:
+        """Decoder layers of reward model and critic."""
+        return self.config.reward.layers or self.shape.layers
+
+    @property
+    def vocabulary(self) -> int:
+        """Cost of one token's projection to the vocabulary."""
+        return 2 * self.shape.vocabulary * self.shape.hidden
+
+    def forward(self, first: int, last: int, projected: float = 0.0) -> float:
+        """Cost of layers `first` to `last`, with `projected` tokens projected to the vocabulary."""
+        return self.counts.tokens * 2 * (last - first) * self.shape.per_layer + projected * self.vocabulary
+
+    def trained(self, first: int, last: int, projected: float = 0.0) -> float:
+        """Cost of a training pass; the backward ends at the lowest adapter and skips gradients of base weights."""
+        return TRAINING * (self.forward(first, last, projected) + self.forward(max(first, self.below), last, projected))
+
+    def sampled(self) -> float:
+        """Cost of sampling. Several answers share one prompt pass, but it is small and is counted for each."""
+        prompt = self.forward(0, self.shape.layers) * self.counts.prompt_tokens / self.counts.tokens
+        return prompt + DECODING * self.counts.answer_tokens * (2 * self.shape.linear_weights + self.vocabulary)
+
+    def collected(self) -> float:
+        """Cost of a rollout: sampling, then scoring as all four roles, which share the layers below the adapters."""
+        log_probs = 2 * self.forward(self.below, self.shape.layers, self.counts.answer_tokens)
+        return self.sampled() + self.forward(0, self.below) + log_probs + 2 * self.forward(self.below, self.heads)
+
+
+def compute_cost(stage: str, config: Config, counts: Amounts, shape: Shape) -> float:
+    """Return the stage's cost in operations of a forward pass; 0 for a stage that runs no model."""
+    passes = _Passes(config, counts, shape)
     if stage == "sft":
-        return counts.demonstrations * config.sft.epochs * trained(0, shape.layers, counts.tokens)
+        return counts.demonstrations * config.sft.epochs * passes.trained(0, shape.layers, counts.tokens)
     if stage == "sample":
-        return counts.answers * sampled
+        return counts.answers * passes.sampled()
     if stage == "reward":
-        return counts.answers * (forward(0, heads) + config.reward.epochs * trained(0, heads))
+        heads = passes.heads
+        return counts.answers * (passes.forward(0, heads) + config.reward.epochs * passes.trained(0, heads))
     if stage == "ppo":
-        ppo, algorithm, steps = config.ppo, config.align.algorithm, policy_steps(config, counts)
-        evaluated = (1 + steps // ppo.evaluate_every) * min(ppo.evaluate_prompts, counts.held_out) * met
-        if algorithm == "ppo":
-            learnt = ppo.epochs * (trained(below, shape.layers, answer) + trained(below, heads))
-            return steps * ppo.batch_size * (met + learnt) + evaluated
-        # TRL runs all layers for every role, RLOO once more for the probabilities before the step.
-        learnt = trained(0, shape.layers, answer) + forward(0, shape.layers, answer)
-        if algorithm == "dpo":
-            return steps * config.align.batch_size * 2 * learnt + evaluated
-        again = forward(0, shape.layers, answer) if algorithm == "rloo" else 0.0
-        return steps * config.align.batch_size * (sampled + forward(0, heads) + again + learnt) + evaluated
+        return _policy_cost(passes)
     if stage == "evaluate":
-        return counts.held_out * (met + sampled)
+        return counts.held_out * (passes.collected() + passes.sampled())
     return 0.0
 
 
+def _policy_cost(passes: _Passes) -> float:
+    config, counts, answer = passes.config, passes.counts, passes.counts.answer_tokens
+    below, heads, layers = passes.below, passes.heads, passes.shape.layers
+    ppo, algorithm, steps = config.ppo, config.align.algorithm, policy_steps(config, counts)
+    evaluations = 1 + steps // ppo.evaluate_every
+    evaluated = evaluations * min(ppo.evaluate_prompts, counts.held_out) * passes.collected()
+    if algorithm == "ppo":
+        updated = ppo.epochs * (passes.trained(below, layers, answer) + passes.trained(below, heads))
+        return steps * ppo.batch_size * (passes.collected() + updated) + evaluated
+    # TRL runs all layers for every role, and RLOO once more for the probabilities before the step.
+    updated = passes.trained(0, layers, answer) + passes.forward(0, layers, answer)
+    if algorithm == "dpo":
+        return steps * config.align.batch_size * 2 * updated + evaluated
+    before = passes.forward(0, layers, answer) if algorithm == "rloo" else 0.0
+    sampled = passes.sampled() + passes.forward(0, heads)
+    return steps * config.align.batch_size * (sampled + before + updated) + evaluated
+
+
 def policy_steps(config: Config, counts: Amounts) -> int:
-    """Optimiser steps of the stage that makes the policy; DPO's as if every answer were ranked, none of them tied."""
+    """Return the optimiser steps of stage `ppo`; for DPO as if every answer were ranked, without ties."""
     align = config.align
     if align.algorithm == "ppo":
         return config.ppo.steps
@@ -138,9 +172,9 @@ def policy_steps(config: Config, counts: Amounts) -> int:
 
 
 def seconds_to_go(done: dict[str, float], amount: dict[str, float]) -> float | None:
-    """Seconds that the stages not in `done` will take, from those that the others took and the work of each.
+    """Estimate the seconds of the stages not in `done` from the duration of the finished ones and the cost of each.
 
-    None at the beginning, when there is no pace yet, and at the end, when no model has to run any more.
+    None before the first stage has finished, and once no remaining stage runs a model.
     """
     finished = {name: seconds for name, seconds in done.items() if amount.get(name)}
     remaining = sum(units for name, units in amount.items() if name not in done)

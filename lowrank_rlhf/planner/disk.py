@@ -1,4 +1,4 @@
-"""What a run writes, and whether the file system of its folder can take it."""
+"""Disk space that a run needs, and the file system of its folder."""
 
 import errno
 import os
@@ -18,59 +18,63 @@ from lowrank_rlhf.stages import Stage
 SMALL_FILES = 20 * 10**6
 """Logs, figures and the report of a run."""
 _REFUSALS = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on that disk"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "let this user write there"),
-    errno.EIO: "see to that disk, which may be breaking",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space on that disk"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give this user write permission"),
+    errno.EIO: "check that disk, which may be failing",
 }
 _ROW = {"samples.jsonl": 150, "answers.jsonl": 150, "scores.jsonl": 80, "rankings.jsonl": 50, "comparisons.jsonl": 100,
         "prompts.jsonl": 30}  # fmt: skip
-"""Bytes per answer, beside its text."""
+"""Bytes per answer in addition to its text."""
 
 
 @dataclass(frozen=True)
-class Room:
-    """The file system under a folder, which need not exist yet."""
+class DiskSpace:
+    """State of the file system of a folder. Bytes."""
 
     writable: bool
     free: int
 
 
-def room(folder: Path) -> Room:
-    """Look at the nearest folder that exists; raises `UserError` where a file stands in the way."""
+def disk_space(folder: Path) -> DiskSpace:
+    """Return the state of the file system that the folder is or will be on.
+
+    Raises:
+        UserError: A parent of the folder is a file.
+    """
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise UserError(f"{folder}: cannot be made a run's folder: {existing} is a file; name another with --runs")
-    return Room(os.access(existing, os.W_OK | os.X_OK), shutil.disk_usage(existing).free)
+        raise UserError(f"{folder}: cannot create the run folder: {existing} is a file. Choose another with --runs")
+    return DiskSpace(os.access(existing, os.W_OK | os.X_OK), shutil.disk_usage(existing).free)
 
 
-def check_room(folder: Path, needed: float) -> None:
-    """Raises `CannotFit` where the folder cannot be written or the disk under it has no room for so many bytes."""
-    found = room(folder)
+def check_disk_space(folder: Path, needed: float) -> None:
+    """Raise `CannotFit` if the folder is not writable or its disk has fewer than `needed` bytes free."""
+    found = disk_space(folder)
     if not found.writable:
-        raise CannotFit(f"{folder}: this folder cannot be written; choose another with --runs FOLDER")
+        raise CannotFit(f"{folder}: folder is not writable. Choose another with --runs FOLDER")
     if found.free < needed:
         raise CannotFit(
-            f"{folder}: the run needs about {memory(needed)} of disk and {memory(found.free)} are free; "
-            "free some, or choose another disk with --runs FOLDER"
+            f"{folder}: not enough disk space: about {memory(needed)} needed, {memory(found.free)} free. "
+            "Free some, or choose another disk with --runs FOLDER"
         )
 
 
 @contextmanager
 def disk_watched(run: Path) -> Iterator[None]:
-    """Around the work on a run: where the disk refuses, `CannotFit` says at which file, why, and what to do."""
+    """Turn errors of the disk into `CannotFit`, with the file, the reason and the remedy."""
     try:
         yield
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
         raise CannotFit(
-            f"{error.filename or run}: {error.strerror}. The run stopped, and what it had saved in {run} is as it was: "
-            f"{_REFUSALS[error.errno]}, then the same command goes on from there"
+            f"{error.filename or run}: {error.strerror}. The run stopped; the work saved in {run} is intact. "
+            f"To resume, {_REFUSALS[error.errno]} and rerun the same command"
         ) from None
 
 
 def output_size(name: str, config: Config, shape: Shape, counts: Amounts) -> float | None:
-    """Bytes of one of a stage's outputs, about; None where nothing tells."""
+    """Return the approximate bytes of a stage's output; None if unknown."""
     if name.startswith("adapters/"):
         headed = name in ("adapters/reward", "adapters/critic")
         return 4 * shape.adapter(config.lora, config.reward.layers if headed else None) + 30_000
@@ -85,9 +89,10 @@ def output_size(name: str, config: Config, shape: Shape, counts: Amounts) -> flo
 
 
 def working_size(stage: Stage, config: Config, shape: Shape) -> float:
-    """Bytes of a stage's checkpoints: adapters with Adam's two moments; two are kept while a third is written.
+    """Return the bytes of a stage's checkpoints: adapters with Adam's two moments.
 
-    Beside them stands the best policy, which each checkpoint of its stage holds too.
+    Two checkpoints are kept while a third is written. Stage `ppo` also keeps the best policy, once by itself and once
+    in each checkpoint.
     """
     policy, headed = shape.adapter(config.lora), shape.adapter(config.lora, config.reward.layers)
     critic = headed if "adapters/critic" in stage.writes else 0
@@ -97,7 +102,7 @@ def working_size(stage: Stage, config: Config, shape: Shape) -> float:
 
 
 def smallest_need(stages: list[Stage], config: Config, shape: Shape | None) -> float:
-    """Bytes that these stages write at least, from the shape alone: the adapters, and the largest checkpoints."""
+    """Return the least bytes that these stages write, from the shape alone: adapters and the largest checkpoints."""
     if shape is None:
         return SMALL_FILES
     policy, headed = shape.adapter(config.lora), shape.adapter(config.lora, config.reward.layers)

@@ -1,6 +1,7 @@
-"""`model.memory: auto`: micro-batches and checkpointing that fit this machine, as numbers in the place of the word."""
+"""`model.memory: auto`: choose a micro-batch size and checkpointing that fit this machine's free memory."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
@@ -14,42 +15,65 @@ from lowrank_rlhf.sources.model_shape import find_shape
 from lowrank_rlhf.sources.tokenizer import local_tokenizer
 
 SHARE = 0.8
-"""Of the free memory: the rest is for what the forecast does not know, and for other programs."""
+"""Usable share of the free memory; the rest covers errors of the forecast and other programs."""
 ENOUGH, LEAST = 256, 64
-"""Tokens of a micro-batch below which checkpointing is tried first, and below which nothing is tried."""
+"""Micro-batch tokens below which checkpointing is tried first, and below which nothing is tried."""
 
 
-def fitted(config: Config, run_dir: RunDir) -> tuple[Config, str]:
-    """The config with numbers where it said `auto`, and what to tell about them.
+@dataclass(frozen=True)
+class MemoryChoice:
+    """Values that `model.memory: auto` resolved to. Sizes in bytes, None where a run's own config gave the values."""
 
-    A run that has begun keeps its numbers, which are in its config.yaml. For a new one the first choice of `choices`
-    is taken whose forecast is within four fifths of the free memory, or else the one that needs least. Without `auto`,
-    and while the model's shape is not known, the config comes back as it is, with nothing to tell.
+    micro_batch_tokens: int
+    gradient_checkpointing: bool
+    needed: float | None = None
+    free: float | None = None
 
-    Raises `UserError` for bad data, and where the run's own config cannot be read.
+    @property
+    def message(self) -> str:
+        """One line for the terminal."""
+        values = (
+            f"model.memory: auto selected micro_batch_tokens {self.micro_batch_tokens} and gradient_checkpointing "
+            f"{'true' if self.gradient_checkpointing else 'false'}"
+        )
+        if self.needed is None or self.free is None:
+            return f"{values} when the run began"
+        return f"{values}: about {memory(self.needed)} needed, {memory(self.free)} free"
+
+
+def fit_to_memory(config: Config, run_dir: RunDir) -> tuple[Config, MemoryChoice | None]:
+    """Replace `model.memory: auto` by explicit settings, and return them.
+
+    A run that has begun keeps the settings in its config.yaml. A new run gets the first of `choices` whose forecast is
+    at most `SHARE` of the free memory, or the one that needs least. The config is returned unchanged without `auto`,
+    and while the model's shape is unknown.
+
+    Raises:
+        UserError: The data is invalid, or the run's own config cannot be read.
     """
     if config.model.memory != "auto":
-        return config, ""
+        return config, None
     begun = run_dir.path / "config.yaml"
     if begun.is_file():
         kept = load_config(begun).model
-        taken = _with(config, kept.micro_batch_tokens, kept.gradient_checkpointing)
-        return taken, f"{_said(taken)}, as the run began"
+        choice = MemoryChoice(kept.micro_batch_tokens, kept.gradient_checkpointing)
+        return _with(config, choice.micro_batch_tokens, choice.gradient_checkpointing), choice
     shape = find_shape(config.model)
     if shape is None:
-        return config, ""
+        return config, None
     machine = look(config.model)
     counts = amounts(config, run_dir, RunData(config), local_tokenizer(config.model))
     needs = [(peak(choice, shape, counts, machine, choice.stages), choice) for choice in choices(config)]
-    fitting = (entry for entry in needs if entry[0] <= SHARE * machine.free)
-    needed, taken = next(fitting, min(needs, key=lambda entry: entry[0]))
-    return taken, f"{_said(taken)}, which need about {memory(needed)} of {memory(machine.free)} free"
+    within = (entry for entry in needs if entry[0] <= SHARE * machine.free)
+    needed, taken = next(within, min(needs, key=lambda entry: entry[0]))
+    model = taken.model
+    return taken, MemoryChoice(model.micro_batch_tokens, model.gradient_checkpointing, needed, machine.free)
 
 
 def choices(config: Config) -> Iterator[Config]:
-    """What `auto` tries in turn: micro-batches halved down to 256 tokens, then all with checkpointing, halved to 64.
+    """Yield configs to try in order: micro-batches halved down to 256 tokens, then with checkpointing down to 64.
 
-    `micro_batch_tokens` is the most that is tried, and checkpointing that is set stays on.
+    `micro_batch_tokens` of the config is the upper limit, and checkpointing that is set stays on.
     """
     most, checkpointing = config.model.micro_batch_tokens, config.model.gradient_checkpointing
     if not checkpointing:
@@ -67,12 +91,3 @@ def _halves(most: int, least: int) -> Iterator[int]:
 def _with(config: Config, tokens: int, checkpointing: bool) -> Config:
     numbers = {"micro_batch_tokens": tokens, "gradient_checkpointing": checkpointing, "memory": "as_set"}
     return changed(config, {f"model.{name}": value for name, value in numbers.items()})
-
-
-def _said(config: Config) -> str:
-    model = config.model
-    checkpointing = "true" if model.gradient_checkpointing else "false"
-    return (
-        f"model.memory: auto takes micro_batch_tokens {model.micro_batch_tokens} and gradient_checkpointing "
-        f"{checkpointing}"
-    )

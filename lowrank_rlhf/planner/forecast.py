@@ -1,4 +1,4 @@
-"""The whole forecast of a run: stages, files, disk, memory and time, and the settings that would help."""
+"""Forecast of a run: stages, files, disk, memory and time, and settings that reduce its memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.length_filter import check_lengths
 from lowrank_rlhf.data.run_data import RunData, read_commits
 from lowrank_rlhf.planner import disk
-from lowrank_rlhf.planner.compute_cost import Amounts, amounts, work
+from lowrank_rlhf.planner.compute_cost import Amounts, amounts, compute_cost
 from lowrank_rlhf.planner.machine import Machine, look
 from lowrank_rlhf.planner.memory import Need, need
 from lowrank_rlhf.planner.pace import Span, find_pace, whole
@@ -22,7 +22,7 @@ from lowrank_rlhf.stages import Stage
 
 @dataclass(frozen=True)
 class File:
-    """A file or folder of the run; `size` in bytes, None where nothing tells it."""
+    """File or folder of the run; `size` in bytes, None if unknown."""
 
     name: str
     size: float | None
@@ -31,7 +31,7 @@ class File:
 
 @dataclass(frozen=True)
 class StageForecast:
-    """What one stage will read, write and need."""
+    """Inputs, outputs, time and memory of one stage."""
 
     stage: Stage
     reads: list[File]
@@ -42,21 +42,27 @@ class StageForecast:
 
 @dataclass(frozen=True)
 class Help:
-    """A setting that lowers the peak, and the peak with it, in bytes."""
+    """Settings that lower the peak, and the peak with them, in bytes."""
 
-    override: str
+    settings: dict[str, Any]
+    """Values by dotted key; several for all single settings combined."""
     peak: float
+
+    @property
+    def override(self) -> str:
+        """The settings as arguments of the command line."""
+        return " ".join(f"{key}={_yaml(value)}" for key, value in self.settings.items())
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """All stages, and what of them is still to do; sizes in bytes."""
+    """Forecast of all stages, and totals over the unfinished ones; sizes in bytes."""
 
     shape: Shape | None
-    """None while the model is not on this machine: then memory, disk and time are unknown."""
+    """None while the model is not on this machine; memory, disk and time are unknown then."""
     machine: Machine
     stages: list[StageForecast]
-    room: disk.Room
+    disk: disk.DiskSpace
     disk_needed: float | None
     peak: float | None
     time: Span | None
@@ -64,19 +70,20 @@ class Forecast:
 
     @property
     def memory_fits(self) -> bool:
-        """Not known to be too little."""
+        """False if the peak is known to exceed the free memory."""
         return self.peak is None or self.peak <= self.machine.free
 
     @property
     def disk_fits(self) -> bool:
-        """Writable, and not known to be too small."""
-        return self.room.writable and self.room.free >= (self.disk_needed or disk.SMALL_FILES)
+        """False if the folder is read-only or the disk is known to be too small."""
+        return self.disk.writable and self.disk.free >= (self.disk_needed or disk.SMALL_FILES)
 
 
-def forecast(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[Stage], left: Sequence[str]) -> Forecast:
-    """What the run's stages need; `left` names those that are still to do.
+def forecast_run(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[Stage], left: Sequence[str]) -> Forecast:
+    """Forecast the run's stages; `left` names the unfinished ones.
 
-    Raises `UserError` where the data is bad, or too long for the model as far as its tokenizer is here.
+    Raises:
+        UserError: The data is invalid, or too long for the model (checked if its tokenizer is on this machine).
     """
     shape, machine = find_shape(config.model), look(config.model)
     data = RunData(config, read_commits(run_dir))
@@ -84,15 +91,15 @@ def forecast(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[Stage
         check_lengths(data, config)
     counts = amounts(config, run_dir, data, local_tokenizer(config.model))
     pace = find_pace(run_dir, runs)
-    told = [_stage(stage, config, run_dir, shape, counts, machine, pace.span) for stage in stages]
-    waiting = [entry for entry in told if entry.stage.name in left]
+    forecasts = [_stage(stage, config, run_dir, shape, counts, machine, pace.span) for stage in stages]
+    waiting = [entry for entry in forecasts if entry.stage.name in left]
     needs = [entry.need.peak for entry in waiting if entry.need]
     spans = [entry.span for entry in waiting if entry.span]
     return Forecast(
         shape=shape,
         machine=machine,
-        stages=told,
-        room=disk.room(run_dir.path),
+        stages=forecasts,
+        disk=disk.disk_space(run_dir.path),
         disk_needed=_disk_needed(waiting, config, shape) if shape else None,
         peak=max(needs) if needs else None,
         time=whole(spans) if spans else None,
@@ -101,7 +108,7 @@ def forecast(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[Stage
 
 
 def shown_peaks(config: Config, run_dir: RunDir, data: RunData) -> dict[str, float]:
-    """Bytes that each stage's done-mark will show, by its name; nothing where the model's shape is not known."""
+    """Return the bytes that each stage's done mark will show, by stage; empty if the model's shape is unknown."""
     shape, machine = find_shape(config.model), look(config.model)
     if shape is None:
         return {}
@@ -111,7 +118,7 @@ def shown_peaks(config: Config, run_dir: RunDir, data: RunData) -> dict[str, flo
 
 
 def peak(config: Config, shape: Shape, counts: Amounts, machine: Machine, stages: Sequence[str]) -> float:
-    """The most memory that any of those stages needs, in bytes."""
+    """Return the highest peak memory of the given stages, in bytes."""
     needs = [need(stage, config, shape, counts, machine.device) for stage in stages]
     return max((found.peak for found in needs if found), default=0.0)
 
@@ -129,7 +136,7 @@ def _stage(
         stage=stage,
         reads=[file(name) for name in stage.reads],
         writes=[file(name) for name in stage.writes],
-        span=span(stage.name, work(stage.name, config, counts, shape), machine) if shape else None,
+        span=span(stage.name, compute_cost(stage.name, config, counts, shape), machine) if shape else None,
         need=need(stage.name, config, shape, counts, machine.device) if shape else None,
     )
 
@@ -141,7 +148,7 @@ def _disk_needed(waiting: Sequence[StageForecast], config: Config, shape: Shape)
 
 
 def _helps(config: Config, shape: Shape, counts: Amounts, machine: Machine, left: Sequence[str]) -> list[Help]:
-    """Single settings that lower the peak by at least a fiftieth, the most helpful first; then all of them together."""
+    """Return single settings that lower the peak by at least 2 %, the best first, then all of them combined."""
     now = peak(config, shape, counts, machine, left)
     found = []
     for key, value in _candidates(config, shape):
@@ -149,15 +156,15 @@ def _helps(config: Config, shape: Shape, counts: Amounts, machine: Machine, left
         if then < 0.98 * now:
             found.append((then, key, value))
     found.sort(key=lambda entry: entry[0])
-    helps = [Help(f"{key}={_yaml(value)}", then) for then, key, value in found]
+    helps = [Help({key: value}, then) for then, key, value in found]
     if len(found) > 1:
-        together = changed(config, {key: value for _, key, value in found})
-        helps.append(Help(" ".join(entry.override for entry in helps), peak(together, shape, counts, machine, left)))
+        combined = {key: value for _, key, value in found}
+        helps.append(Help(combined, peak(changed(config, combined), shape, counts, machine, left)))
     return helps
 
 
 def _candidates(config: Config, shape: Shape) -> list[tuple[str, Any]]:
-    """Settings that save memory, with values that leave the run what it is, or nearly."""
+    """Return settings that save memory and hardly change the run's results."""
     model, below = config.model, shape.first_adapted(config.lora)
     half = (shape.layers - below) // 2
     fewer = max(shape.layers - half + 1, round(0.6 * shape.layers))  # above the lowest layer with an adapter
@@ -174,7 +181,7 @@ def _candidates(config: Config, shape: Shape) -> list[tuple[str, Any]]:
 
 
 def changed(config: Config, settings: dict[str, Any]) -> Config:
-    """The config with other values at those dotted keys, checked as a whole."""
+    """Return the config with other values at the given dotted keys, validated as a whole."""
     values = config.model_dump(mode="json")
     for key, value in settings.items():
         section, _, name = key.rpartition(".")

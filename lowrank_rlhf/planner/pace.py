@@ -1,63 +1,78 @@
-"""How long stages take: from what they have to compute, and from how fast this machine has been before."""
+"""Stage durations, from the compute that each stage needs and the speed measured in earlier runs."""
 
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.run_data import RunData, hub_sources, read_commits
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.planner.compute_cost import amounts, work
+from lowrank_rlhf.planner.compute_cost import amounts, compute_cost
 from lowrank_rlhf.planner.machine import Machine, same_machine
 from lowrank_rlhf.run.directory import RunDir, read_json
 from lowrank_rlhf.sources.model_shape import Shape, find_shape
 from lowrank_rlhf.stages import STAGES
 
 LOADING_SECONDS = 10.0
-"""Importing torch and its friends, and quantising a small base: once per command."""
+"""Importing torch and the libraries, and quantising a small base: once per command."""
 _RUNS_ASKED = 5
+
+Basis = Literal["same stage", "other stages", "machine speed"]
+"""Measurement that an estimate rests on, the most reliable first."""
+BASIS_TEXTS: dict[Basis, str] = {
+    "same stage": "this stage in earlier runs here",
+    "other stages": "other stages of earlier runs here",
+    "machine speed": "the speed of small matrix products, a rough guess",
+}
 
 
 @dataclass(frozen=True)
 class Span:
-    """About so many seconds, hardly less than `low` or more than `high`; `source` says what tells it."""
+    """Estimated seconds with a plausible range, and the measurements that the estimate rests on."""
 
     about: float
     low: float
     high: float
-    source: str
+    bases: tuple[Basis, ...]
+
+    @property
+    def source(self) -> str:
+        """The measurements in words."""
+        return ", ".join(sorted(BASIS_TEXTS[basis] for basis in self.bases))
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds per operation of each stage that has run here before, and of all of them together."""
+    """Seconds per operation, for each stage that has run here before and for all of them together."""
 
     stages: dict[str, float]
     overall: float | None
 
     def span(self, stage: str, operations: float, machine: Machine) -> Span | None:
-        """The time of a stage with so much work; None for one that runs no model."""
+        """Return the stage's estimated duration; None for a stage that runs no model."""
         if not operations:
             return None
         if stage in self.stages:
-            return _span(operations * self.stages[stage], 1.5, "this stage in earlier runs here")
+            return _span(operations * self.stages[stage], 1.5, "same stage")
         if self.overall is not None:
-            return _span(operations * self.overall, 2, "other stages of earlier runs here")
-        return _span(operations / machine.operations, 3, "the speed of small matrix products, a rough guess")
+            return _span(operations * self.overall, 2, "other stages")
+        return _span(operations / machine.operations, 3, "machine speed")
 
 
 def whole(spans: list[Span]) -> Span:
-    """One after another, with the loading of the model."""
+    """Add up the spans of consecutive stages, with the time to load the model."""
     about, low, high = (sum(getattr(span, end) for span in spans) for end in ("about", "low", "high"))
     extra = LOADING_SECONDS if spans else 0.0
-    return Span(about + extra, low + extra, high + 2 * extra, ", ".join(sorted({span.source for span in spans})))
+    bases = {basis for span in spans for basis in span.bases}
+    return Span(about + extra, low + extra, high + 2 * extra, tuple(basis for basis in BASIS_TEXTS if basis in bases))
 
 
 def find_pace(run_dir: RunDir, runs: Path) -> Pace:
-    """From the done-marks of this run and of the newest others in the runs folder that were made on this machine.
+    """Measure the pace from the done marks of this run and of the newest runs in the folder made on this machine.
 
-    Others whose data is on the hub are passed over: to count it, it would be fetched.
+    Other runs whose data is on the hub are skipped: counting their rows would download them.
     """
     folders = [path.parent for path in runs.glob("*/done")]
     newest = sorted(folders, key=lambda folder: (folder / "done").stat().st_mtime, reverse=True)[:_RUNS_ASKED]
@@ -65,7 +80,7 @@ def find_pace(run_dir: RunDir, runs: Path) -> Pace:
     seconds: dict[str, float] = defaultdict(float)
     operations: dict[str, float] = defaultdict(float)
     for folder in dict.fromkeys([*own, *newest]):
-        for stage, (took, amount) in _taken(RunDir(folder), may_fetch=folder in own).items():
+        for stage, (took, amount) in _measured(RunDir(folder), may_fetch=folder in own).items():
             seconds[stage] += took
             operations[stage] += amount
     total = sum(operations.values())
@@ -73,14 +88,14 @@ def find_pace(run_dir: RunDir, runs: Path) -> Pace:
     return Pace(each, sum(seconds.values()) / total if total else None)
 
 
-def stage_work(config: Config, run_dir: RunDir, shape: Shape, data: RunData) -> dict[str, float]:
-    """The work of every stage of a run."""
+def stage_costs(config: Config, run_dir: RunDir, shape: Shape, data: RunData) -> dict[str, float]:
+    """Return the compute cost of every stage of a run, in forward operations."""
     counts = amounts(config, run_dir, data)
-    return {stage.name: work(stage.name, config, counts, shape) for stage in STAGES}
+    return {stage.name: compute_cost(stage.name, config, counts, shape) for stage in STAGES}
 
 
-def _taken(run_dir: RunDir, may_fetch: bool) -> dict[str, tuple[float, float]]:
-    """Seconds and work of the run's finished stages; nothing if it is not from here, or cannot be read any more."""
+def _measured(run_dir: RunDir, may_fetch: bool) -> dict[str, tuple[float, float]]:
+    """Return seconds and operations of the run's finished stages; empty for a run that is foreign or unreadable."""
     if not same_machine(read_json(run_dir.path / "env.json") or {}):
         return {}
     try:
@@ -89,13 +104,13 @@ def _taken(run_dir: RunDir, may_fetch: bool) -> dict[str, tuple[float, float]]:
         if hub_sources(config) and not may_fetch:
             return {}
         shape = find_shape(config.model)
-        operations = stage_work(config, run_dir, shape, RunData(config, read_commits(run_dir))) if shape else {}
-        marks = {name: mark for name, amount in operations.items() if amount and (mark := run_dir.done(name))}
+        operations = stage_costs(config, run_dir, shape, RunData(config, read_commits(run_dir))) if shape else {}
+        marks = {name: mark for name, amount in operations.items() if amount and (mark := run_dir.mark(name))}
     except UserError:  # made by another version, or its data is gone
         return {}
-    own = {name: mark for name, mark in marks.items() if "taken_from" not in mark}
-    return {name: (float(mark["seconds"]), operations[name]) for name, mark in own.items()}
+    own = {name: mark for name, mark in marks.items() if mark.taken_from is None}
+    return {name: (mark.seconds, operations[name]) for name, mark in own.items()}
 
 
-def _span(seconds: float, factor: float, source: str) -> Span:
-    return Span(seconds, seconds / factor, seconds * factor, source)
+def _span(seconds: float, factor: float, basis: Basis) -> Span:
+    return Span(seconds, seconds / factor, seconds * factor, (basis,))

@@ -215,6 +215,8 @@ class DoneMark(Started, Generic[R]):
     """Seconds of `seconds` that went into loading the model."""
     planned_memory_bytes: NonNegativeInt | None = None
     finished_at: str | None = None
+    taken_from: str | None = None
+    """Name of the run that the outputs were copied from, in a sweep."""
 
 
 MARKS: dict[str, type[DoneMark[Any]]] = {

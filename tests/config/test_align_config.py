@@ -10,7 +10,7 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline.fingerprint import differences
-from lowrank_rlhf.planner.compute_cost import policy_steps, work
+from lowrank_rlhf.planner.compute_cost import compute_cost, policy_steps
 from lowrank_rlhf.planner.memory import Device, need
 
 
@@ -82,10 +82,10 @@ def test_the_plan_counts_what_the_algorithm_does() -> None:
     assert policy_steps(quickstart(), COUNTS) == 16
     assert policy_steps(rloo, COUNTS) == 16
     assert policy_steps(dpo, COUNTS) == -(-COUNTS.answers * 3 // 2 * 2 // 32)
-    ppo, first, second = (work("ppo", config, COUNTS, SMOLLM) for config in (quickstart(), rloo, grpo))
+    ppo, first, second = (compute_cost("ppo", config, COUNTS, SMOLLM) for config in (quickstart(), rloo, grpo))
     assert ppo > 0
     assert first > second > 0
-    assert work("ppo", quickstart("align.algorithm=dpo", "align.epochs=4"), COUNTS, SMOLLM) > work(
+    assert compute_cost("ppo", quickstart("align.algorithm=dpo", "align.epochs=4"), COUNTS, SMOLLM) > compute_cost(
         "ppo", quickstart("align.algorithm=dpo"), COUNTS, SMOLLM
     )
     stays = {

@@ -127,4 +127,4 @@ def test_plan_says_it_in_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         cli.main()
     out = capsys.readouterr().out
     assert caught.value.code in (0, None)
-    assert "GiB (float16); 15.0 GiB of 15.0 GiB GPU are free: fits" in out
+    assert "GiB needed (float16), 15.0 GiB of 15.0 GiB GPU memory free: fits" in out

@@ -8,7 +8,7 @@ from tiny_run import make_config, make_session, write_prompts
 
 from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.maths.batching import rows_per_pass
-from lowrank_rlhf.planner.compute_cost import Amounts, amounts, seconds_to_go, work
+from lowrank_rlhf.planner.compute_cost import Amounts, amounts, compute_cost, seconds_to_go
 from lowrank_rlhf.sources.model_shape import Shape
 from lowrank_rlhf.sources.tokenizer import local_tokenizer
 
@@ -25,17 +25,17 @@ def config(tmp_path):
     return make_config(tmp_path)
 
 
-def test_work_by_hand(config) -> None:
+def test_costs_by_hand(config) -> None:
     read = 10 * 2 * 288  # ten tokens through both layers
     sampled = read * 6 / 10 + 3 * 4 * (2 * 288 + 80)
-    assert work("sft", config, COUNTS, SHAPE) == 20 * 2 * 3 * 2 * (read + 10 * 80)
-    assert work("sample", config, COUNTS, SHAPE) == 30 * sampled == 339_840
-    assert work("rank", config, COUNTS, SHAPE) == 0
-    assert work("reward", config, COUNTS, SHAPE) == 30 * (read + 2 * 3 * 2 * read)
+    assert compute_cost("sft", config, COUNTS, SHAPE) == 20 * 2 * 3 * 2 * (read + 10 * 80)
+    assert compute_cost("sample", config, COUNTS, SHAPE) == 30 * sampled == 339_840
+    assert compute_cost("rank", config, COUNTS, SHAPE) == 0
+    assert compute_cost("reward", config, COUNTS, SHAPE) == 30 * (read + 2 * 3 * 2 * read)
     met = sampled + 2 * (read + 4 * 80) + 2 * read
     learnt = 3 * 2 * (read + 4 * 80) + 3 * 2 * read
-    assert work("ppo", config, COUNTS, SHAPE) == 4 * 4 * (met + learnt) + 3 * 3 * met
-    assert work("evaluate", config, COUNTS, SHAPE) == 5 * (met + sampled) == 231_680
+    assert compute_cost("ppo", config, COUNTS, SHAPE) == 4 * 4 * (met + learnt) + 3 * 3 * met
+    assert compute_cost("evaluate", config, COUNTS, SHAPE) == 5 * (met + sampled) == 231_680
 
 
 def test_layers_without_adapters_run_once_for_all_roles_and_have_no_backward(tmp_path) -> None:
@@ -43,14 +43,14 @@ def test_layers_without_adapters_run_once_for_all_roles_and_have_no_backward(tmp
     half = 10 * 2 * 144
     sampled = 2 * half * 6 / 10 + 3 * 4 * (2 * 288 + 80)
     met = sampled + half + 2 * (half + 4 * 80) + 2 * half
-    assert work("evaluate", config, COUNTS, SHAPE) == 5 * (met + sampled)
-    assert work("sft", config, COUNTS, SHAPE) == 40 * 3 * (2 * half + 800 + half + 800)
+    assert compute_cost("evaluate", config, COUNTS, SHAPE) == 5 * (met + sampled)
+    assert compute_cost("sft", config, COUNTS, SHAPE) == 40 * 3 * (2 * half + 800 + half + 800)
 
 
 def test_an_adapter_from_elsewhere_costs_no_sft(tmp_path) -> None:
     config = make_config(tmp_path, sft__source="base")
     counts = amounts(config, make_session(config, tmp_path).run_dir, RunData(config))
-    assert work("sft", config, counts, SHAPE) == 0
+    assert compute_cost("sft", config, counts, SHAPE) == 0
 
 
 class TestAmounts:

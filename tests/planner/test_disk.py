@@ -102,13 +102,13 @@ def test_a_disk_that_fills_up_stops_the_run_and_with_room_it_goes_on(
     config, whole, small_disk, at, stage, step
 ) -> None:
     at(stage, step, lambda: fill(small_disk))
-    with pytest.raises(CannotFit, match=r"No space left on device\. .* make room on that disk, then the same command"):
+    with pytest.raises(CannotFit, match=r"No space left on device\. .* free space on that disk and rerun"):
         go(config, small_disk)
     work = small_disk / "tiny" / "work" / stage
     last = latest_checkpoint(work)
     assert last
     assert last[0] == step - 1
-    with pytest.raises(CannotFit, match="and 0 MiB are free"):  # the same again is refused before it does anything
+    with pytest.raises(CannotFit, match="0 MiB free"):  # the same again is refused before it does anything
         go(config, small_disk)
     (small_disk / "filler").unlink()
     assert go(config, small_disk).hashes(ADAPTERS) == whole.hashes(ADAPTERS)
@@ -119,9 +119,9 @@ def test_a_disk_that_becomes_read_only_stops_the_run_and_writable_again_it_goes_
 ) -> None:
     run = small_disk / "tiny"
     at("ppo", 2, lambda: make_read_only(run))
-    with pytest.raises(CannotFit, match=r"Read-only file system\. .* let this user write there, then the same command"):
+    with pytest.raises(CannotFit, match=r"Read-only file system\. .* give this user write permission and rerun"):
         go(config, small_disk)
-    with pytest.raises(CannotFit, match="this folder cannot be written"):
+    with pytest.raises(CannotFit, match="folder is not writable"):
         go(config, small_disk)
     make_writable(run)
     assert go(config, small_disk).hashes(ADAPTERS) == whole.hashes(ADAPTERS)
@@ -140,16 +140,16 @@ def test_the_command_says_so_with_its_exit_code_and_no_traceback(config, small_d
     if how == "read-only":
         make_writable(small_disk)
     assert done.returncode == ExitCode.CANNOT_FIT
-    assert {"full": "0 MiB are free", "read-only": "cannot be written"}[how] in done.stderr
+    assert {"full": "0 MiB free", "read-only": "not writable"}[how] in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_room_is_that_of_the_run_folders_own_file_system(small_disk) -> None:
-    below = disk.room(small_disk / "runs" / "not" / "yet")
-    assert 0 < below.free <= 48 * MIB < disk.room(small_disk.parent).free
+def test_disk_space_is_that_of_the_run_folders_own_file_system(small_disk) -> None:
+    below = disk.disk_space(small_disk / "runs" / "not" / "yet")
+    assert 0 < below.free <= 48 * MIB < disk.disk_space(small_disk.parent).free
     link = small_disk.parent / "link"
     link.symlink_to(small_disk)
-    assert disk.room(link / "run").free <= 48 * MIB
+    assert disk.disk_space(link / "run").free <= 48 * MIB
 
 
 def test_what_the_disk_is_not_to_blame_for_is_not_called_a_disk(tmp_path) -> None:

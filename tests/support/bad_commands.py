@@ -23,7 +23,7 @@ _EXIT_CODES = [
         (),
         {"my.yaml": "name: a\nmodel: {source: huge}\n", "huge/config.json": json.dumps(HUGE)},
         code=4,
-        shows=("are free: does not fit\n", "What would help:\n"),
+        shows=("free: does not fit\n", "Settings that reduce memory:\n"),
     ),
     Case(
         "stale",
