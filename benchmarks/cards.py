@@ -26,8 +26,8 @@ from lowrank_rlhf.config.loading import load_config, preset_folder
 from lowrank_rlhf.config.schema import Config, DataConfig, ModelConfig
 from lowrank_rlhf.data.prompts import load_prompts
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.sources.chat_template import read_tokenizer
 from lowrank_rlhf.sources.fetch import fetch_model
+from lowrank_rlhf.sources.tokenizer import read_tokenizer
 
 QWEN3 = {
     "0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},

@@ -102,7 +102,7 @@ class Session:
         Raises `UserError` with those that are too long, unless `data.skip_too_long` leaves them out.
         """
         from lowrank_rlhf.data.length_filter import TokenCounter, fitting
-        from lowrank_rlhf.sources.chat_template import prompt_tokens, read_tokenizer
+        from lowrank_rlhf.sources.tokenizer import prompt_tokens, read_tokenizer
 
         unheard = Progress.silent()  # the model is fetched aloud elsewhere
         tokenizer = read_tokenizer(fetch_model(self.config.model, unheard), self.config.model, unheard)

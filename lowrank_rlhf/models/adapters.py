@@ -15,7 +15,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import CONFIG, WEIGHTS, read_tensors
 from lowrank_rlhf.run.files import read_json
-from lowrank_rlhf.sources.provenance import check_origin
+from lowrank_rlhf.sources.provenance import check_provenance
 
 _PREFIX = "base_model.model."
 _HEAD = "score"
@@ -73,7 +73,7 @@ def fill_role(roles: Roles, role: Role, folder: Path | None) -> None:
     shape = plain_shape(folder, role)
     path = _weights_file(folder)
     weights = read_tensors(path)
-    check_origin(path, roles.base.origin)
+    check_provenance(path, roles.base.provenance)
     _check(folder, _expected(roles, role, shape, folder), weights)
     roles.make_anew(role, shape)
     with torch.no_grad():

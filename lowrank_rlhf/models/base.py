@@ -33,10 +33,11 @@ from lowrank_rlhf.models.unsloth import load_model
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Prompt
-from lowrank_rlhf.sources.chat_template import end_token, prompt_tokens, read_tokenizer, token_id
+from lowrank_rlhf.sources.chat_template import end_token
 from lowrank_rlhf.sources.checks import check_architecture
 from lowrank_rlhf.sources.fetch import fetch_model
-from lowrank_rlhf.sources.provenance import origin
+from lowrank_rlhf.sources.provenance import provenance
+from lowrank_rlhf.sources.tokenizer import prompt_tokens, read_tokenizer, token_id
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ class Base:
         return token_id(self.tokenizer, end_token(self.tokenizer))
 
     @cached_property
-    def origin(self) -> dict[str, str]:
-        """What an adapter that learns here depends on; it is saved with the adapter."""
-        return origin(self.folder, self.config, self.tokenizer)
+    def provenance(self) -> dict[str, str]:
+        """Checksums of the model, saved with every adapter that is trained on it."""
+        return provenance(self.folder, self.config, self.tokenizer)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Token ids of the conversation up to where the assistant's answer begins.

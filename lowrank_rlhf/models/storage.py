@@ -17,7 +17,7 @@ from torch import Tensor
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.run import fault_points
-from lowrank_rlhf.sources.provenance import as_metadata, check_origin
+from lowrank_rlhf.sources.provenance import as_metadata, check_provenance
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -40,7 +40,7 @@ def save_role(roles: Roles, role: Role, folder: Path) -> None:
     config.save_pretrained(str(folder))
     fault_points.point(f"{folder.name}: {CONFIG} written")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in roles.named_parameters(role).items()}
-    write_tensors(weights, folder / WEIGHTS, as_metadata(roles.base.origin))
+    write_tensors(weights, folder / WEIGHTS, as_metadata(roles.base.provenance))
     fault_points.point(f"{folder.name}: {WEIGHTS} written")
 
 
@@ -53,7 +53,7 @@ def load_role(roles: Roles, role: Role, folder: Path) -> None:
     if not path.is_file():
         raise UserError(f"{folder}: no {WEIGHTS} there; an adapter is a folder that PEFT wrote, in safetensors")
     weights = read_tensors(path)
-    check_origin(path, roles.base.origin)
+    check_provenance(path, roles.base.provenance)
     added = role not in roles.present
     roles.prepare(role)
     expected = roles.named_parameters(role)

@@ -1,76 +1,127 @@
-"""A model's tokenizer with its chat template: rendering conversations, what ends an answer, what can pad."""
+"""Chat templates: render conversations, and find the tokens that end an answer and pad a row. Imports no torch.
 
-import contextlib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+`Base` and the commands that only count tokens render by the same class, from a loaded tokenizer or from files.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.run.records import Prompt
-from lowrank_rlhf.sources.special_tokens import ANSWERED, ASKED, choose_padding, end_of_turn
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ASKED = {"role": "user", "content": "What is the capital of France?"}
+_ANSWER = "Paris is the capital of France."
+ANSWERED = (ASKED, {"role": "assistant", "content": _ANSWER})
+"""Conversation that shows what a template writes after an answer."""
 _SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 class TemplateRefuses(ValueError):
-    """A chat template's own words on why it cannot render a conversation."""
+    """Error of a chat template that cannot render a conversation."""
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], answered: bool = False) -> str:
-    """The conversation as text, up to where the assistant's answer begins; or, `answered`, to the end of its last turn.
+@dataclass(frozen=True)
+class ChatTemplate:
+    """Jinja template of a model with its special tokens."""
 
-    Raises `TemplateRefuses`.
-    """
+    text: str
+    named: Mapping[str, str]
+    """Special tokens by name, such as `bos_token`: variables of the template."""
+
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "ChatTemplate":
+        """Return the template of a loaded tokenizer. Raises `TemplateRefuses` where it has none."""
+        try:
+            text = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise TemplateRefuses(str(error)) from None
+        return cls(text, dict(tokenizer.special_tokens_map))
+
+    def render(self, messages: Sequence[Mapping[str, Any]], answered: bool = False) -> str:
+        """Return the conversation as text, up to the beginning of the assistant's answer.
+
+        With `answered` the last message is the answer, and the text ends with it. Raises `TemplateRefuses`.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template  # imports no torch
+
+        variables: dict[str, Any] = dict(self.named)
+        try:
+            rendered: Any = render_jinja_template(  # (texts, spans); its annotation says str
+                conversations=[[dict(message) for message in messages]],
+                chat_template=self.text,
+                add_generation_prompt=not answered,
+                **variables,
+            )
+        except TemplateSyntaxError as error:
+            raise TemplateRefuses(f"line {error.lineno}: {error.message}") from None
+        except (TemplateError, TypeError, ValueError) as error:
+            raise TemplateRefuses(str(error) or type(error).__name__) from None
+        return str(rendered[0][0])
+
+    def end_token(self, tokens: Iterable[str]) -> str | None:
+        """Return the one of the special `tokens` that the template writes after an answer, else the end of text.
+
+        They differ in Gemma (<end_of_turn>, <eos>), Phi-3 (<|end|>, <|endoftext|>) and Qwen's base models.
+        """
+        try:
+            found = end_of_turn(self.render(ANSWERED, answered=True), tokens)
+        except TemplateRefuses:
+            found = None
+        return found or self.named.get("eos_token")
+
+
+def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, Any]], answered: bool = False) -> str:
+    """Render with the template of a loaded tokenizer: see `ChatTemplate.render`."""
+    return ChatTemplate.of(tokenizer).render(messages, answered)
+
+
+def end_token(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Return the token that ends an answer: see `ChatTemplate.end_token`."""
     try:
-        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=not answered, tokenize=False))
-    except TemplateSyntaxError as error:
-        raise TemplateRefuses(f"line {error.lineno}: {error.message}") from None
-    except (TemplateError, TypeError, ValueError) as error:
-        raise TemplateRefuses(str(error) or type(error).__name__) from None
-
-
-def end_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The token that ends an answer: what the chat template puts there, else the tokenizer's own end of text.
-
-    They differ in Gemma (<end_of_turn>, <eos>), Phi-3 (<|end|>, <|endoftext|>) and Qwen's base models.
-    """
-    try:
-        rendered = render(tokenizer, ANSWERED, answered=True)
+        template = ChatTemplate.of(tokenizer)
     except TemplateRefuses:
         return tokenizer.eos_token
-    return end_of_turn(rendered, {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}) or tokenizer.eos_token
+    return template.end_token({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens})
 
 
-def token_id(tokenizer: PreTrainedTokenizerBase, token: object) -> int:
-    """Id of one token, which the tokenizer knows."""
-    return int(tokenizer.get_vocab()[str(token)])
+def end_of_turn(rendered: str, tokens: Iterable[str]) -> str | None:
+    """Return the one of the special `tokens` that follows the answer in `ANSWERED`, as `rendered`; None if none does.
 
-
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Token ids of the conversation up to where the assistant's answer begins.
-
-    Raises `UserError` where the chat template refuses it.
+    White space between the two is the template's own (Llama 2).
     """
-    try:
-        text = render(tokenizer, [message.model_dump() for message in prompt.messages])
-    except TemplateRefuses as error:
-        raise UserError(
-            f"prompt {prompt.id}: the model's chat template refuses it: {error}; change the prompt, or give "
-            "another template as model.chat_template"
-        ) from None
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    _, found, after = rendered.rpartition(_ANSWER)
+    after = after.lstrip()
+    following = [token for token in tokens if token and after.startswith(token)] if found else []
+    return max(following, key=len, default=None)
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase, config: ModelConfig, progress: Progress) -> None:
-    """Raise `UserError` where there is no template or it cannot render a question; say so if it takes no system."""
+def choose_padding(tokens: Collection[str], unknown: str | None, used: str) -> str | None:
+    """Return the special token that fits best for padding; None where all of them occur in the text `used`.
+
+    A token made for padding comes first (Llama 3: <|finetune_right_pad_id|>), then <|endoftext|>, then the unknown
+    token, then a reserved one, then any.
+    """
+
+    def rank(token: str) -> int:
+        name = token.lower()
+        kinds = ("pad" in name, name == "<|endoftext|>", token == unknown, "reserved" in name or "unused" in name)
+        return kinds.index(True) if True in kinds else len(kinds)
+
+    return min((token for token in tokens if token and token not in used), key=rank, default=None)
+
+
+def check_template(tokenizer: "PreTrainedTokenizerBase", config: ModelConfig, progress: Progress) -> None:
+    """Raise `UserError` without a template, or if it cannot render a question; print a note if it takes no system."""
     if not tokenizer.chat_template:
         raise UserError(
-            f"model.chat_template: {config.source} brings no chat template; give one in the config, as "
+            f"model.chat_template: {config.source} has no chat template. Set one in the config, as "
             "presets/quickstart.yaml does"
         )
     whose = "this template" if config.chat_template else f"the template of {config.source}"
@@ -78,47 +129,11 @@ def check_template(tokenizer: PreTrainedTokenizerBase, config: ModelConfig, prog
         text = render(tokenizer, [ASKED])
     except TemplateRefuses as error:
         raise UserError(
-            f"model.chat_template: {whose} cannot render a user's question ({error}); give another in the config"
+            f"model.chat_template: {whose} cannot render a user's question ({error}). Set another in the config"
         ) from None
     if ASKED["content"] not in text:
-        raise UserError(f"model.chat_template: {whose} leaves out what the user says; give another in the config")
+        raise UserError(f"model.chat_template: {whose} leaves out the user's message. Set another in the config")
     try:
         render(tokenizer, [_SYSTEM, ASKED])
     except TemplateRefuses as error:
-        progress.say(f"  {whose} takes no system turn ({error}): a prompt with one will be refused")
-
-
-def read_tokenizer(folder: Path, config: ModelConfig, progress: Progress) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder, with the config's template and a token to pad with.
-
-    Raises `UserError` where it cannot be read, where its template does not work, and for want of a token to pad with.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise UserError(f"model.source: {config.source}: the tokenizer cannot be read ({error})") from None
-    if config.chat_template is not None:
-        tokenizer.chat_template = config.chat_template
-    check_template(tokenizer, config, progress)
-    end = end_token(tokenizer)
-    if end is None:
-        raise UserError(f"model.source: {config.source}: the tokenizer has no end-of-turn token")
-    if tokenizer.pad_token in (None, end):
-        tokenizer.pad_token = _padding(tokenizer, end, config)
-    return tokenizer
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase, end: str, config: ModelConfig) -> str:
-    """A token to pad with, for want of the tokenizer's own: special, and nothing that the template ever writes."""
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    named = [token for token in ("<pad>", "<|endoftext|>", tokenizer.unk_token) if token in tokenizer.get_vocab()]
-    written = [end, tokenizer.eos_token or "", tokenizer.bos_token or ""]
-    with contextlib.suppress(TemplateRefuses):
-        written.append(render(tokenizer, ANSWERED, answered=True))
-    found = choose_padding(dict.fromkeys([*special, *named]), tokenizer.unk_token, " ".join(written))
-    if found is None:
-        raise UserError(
-            f"model.source: {config.source}: its tokenizer has no spare token to pad with, beside {end} that ends an "
-            "answer; set pad_token in the folder's tokenizer_config.json to a special token that no text holds"
-        )
-    return found
+        progress.say(f"  {whose} takes no system message ({error}): prompts with one will be refused")

@@ -1,28 +1,34 @@
-"""What an adapter was trained on, in the header of its weights: on anything else its numbers mean something else."""
+"""Provenance of adapters: checksums of the model they were trained on, in the header of their weights.
+
+On another model the same numbers would mean something else. Imports no torch.
+"""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import safe_open
-from transformers import PreTrainedTokenizerBase
 
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.sources.fetch import weights_identity
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 SCHEMA = 1
 KEY = "lowrank_rlhf"
-"""Of the entry in the safetensors header, which PEFT passes over."""
+"""Key of the entry in the safetensors header; PEFT ignores it."""
 _PROBE = "The café's “quick” fox: 12.5 km, 你好 – naïve?\n\n\tif x == 1:  # TOKENS"
-"""Two tokenizers of one vocabulary may still cut text differently."""
+"""Text to compare tokenizers: two of one vocabulary may still split text differently."""
 
 
-def origin(folder: Path, config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Checksums of weights, tokenizer and chat template, and the quantisation; no names, so nothing of this machine.
+def provenance(folder: Path, config: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+    """Return checksums of weights, tokenizer and chat template, and the quantisation; no paths of this machine.
 
-    Where the weights lie and in which number format products are taken makes no difference.
+    The folder of the weights and the number format of the products do not matter.
     """
     tokens = [sorted(tokenizer.get_vocab().items()), tokenizer(_PROBE)["input_ids"]]
     return {
@@ -34,14 +40,14 @@ def origin(folder: Path, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
 
 
 def as_metadata(found: Mapping[str, str]) -> dict[str, str]:
-    """The entry for the header of an adapter's weights."""
+    """Return the entry for the header of an adapter's weights."""
     return {KEY: json.dumps({"schema": SCHEMA, **found})}
 
 
-def check_origin(path: Path, here: Mapping[str, str]) -> None:
-    """Raise `UserError` where the weights in a safetensors file were trained on something else than there is here.
+def check_provenance(path: Path, here: Mapping[str, str]) -> None:
+    """Raise `UserError` where the weights in a safetensors file were trained on another model than `here`.
 
-    Files without the entry, of older versions or of PEFT alone, say nothing and pass.
+    Files without the entry, from older versions or from PEFT alone, pass.
     """
     with safe_open(path, framework="numpy") as file:
         entry = (file.metadata() or {}).get(KEY)
@@ -51,9 +57,9 @@ def check_origin(path: Path, here: Mapping[str, str]) -> None:
         there = dict(json.loads(entry))
         newer = there.get("schema", 1) > SCHEMA
     except (ValueError, TypeError):
-        raise UserError(f"{path}: the entry {KEY} in its header is damaged; save the adapter again") from None
+        raise UserError(f"{path}: the entry {KEY} in its header is damaged. Save the adapter again") from None
     if newer:
-        raise UserError(f"{path}: written by a newer version (schema {there['schema']}); update lowrank_rlhf")
+        raise UserError(f"{path}: written by a newer version (schema {there['schema']}). Update lowrank_rlhf")
     other = [
         f"{name} ({str(there[name])[:12]} there, {value[:12]} here)"
         for name, value in here.items()
@@ -61,8 +67,8 @@ def check_origin(path: Path, here: Mapping[str, str]) -> None:
     ]
     if other:
         raise UserError(
-            f"{path}: trained with another {', another '.join(other)}, and made for that alone; "
-            "use it with the settings of `model` that it was trained with"
+            f"{path}: trained with another {', another '.join(other)}. "
+            "Use it with the settings of `model` that it was trained with"
         )
 
 

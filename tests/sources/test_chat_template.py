@@ -15,7 +15,7 @@ from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Message, Prompt
-from lowrank_rlhf.sources.special_tokens import ANSWERED, choose_padding, end_of_turn
+from lowrank_rlhf.sources.chat_template import ANSWERED, choose_padding, end_of_turn
 from lowrank_rlhf.sources.tokenizer import load_tokenizer
 
 # By hand, from the templates: what ends an answer, and what is left to pad with.
@@ -124,7 +124,7 @@ def test_the_order_of_what_can_pad() -> None:
 def test_no_token_to_pad_with(tmp_path) -> None:
     folder = make_tiny_model(tmp_path)
     make_tokenizer(SPECIAL[1:], STYLES["chatml"][1], {"eos_token": SPECIAL[2]}).save_pretrained(folder)
-    with pytest.raises(UserError, match=r"has no spare token to pad with, beside <\|im_end\|> .* set pad_token in the"):
+    with pytest.raises(UserError, match=r"has no spare token to pad with: <\|im_end\|> .* Set pad_token in the"):
         load_tiny(folder)
 
 
