@@ -1,23 +1,22 @@
-"""Talk with a run's models: bare base, SFT and policy in turn in one slot of one loaded base, and the reward model."""
+"""Chat with a run's models: base, SFT and policy in turn in one slot of one loaded base, scored by the reward model."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lowrank_rlhf.maths.sequences import pack
 from lowrank_rlhf.models.adapters import fill_role
 from lowrank_rlhf.models.generation import generating_as, stream_answer, stream_text
-from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import load_role
-from lowrank_rlhf.run.directory import RunDir, read_record
+from lowrank_rlhf.run.directory import read_record
 from lowrank_rlhf.run.records import Message, Prompt
-from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.rollout import RewardScale, reward_scores
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How an answer is drawn."""
+class ChatSampling:
+    """Sampling settings of one chat answer."""
 
     max_new_tokens: int
     temperature: float
@@ -25,76 +24,84 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one of the models said."""
+class ChatAnswer:
+    """One model's answer."""
 
-    voice: str
+    model: str
+    """`base`, `sft` or `policy`."""
     text: str
     tokens: int
     finished: bool
     """True if the model ended the answer itself."""
     stopped: bool
-    """True if a person cut it short."""
+    """True if the user stopped it."""
     score: float | None
-    """The reward model's, 0 on average and 1 in deviation over the run's held-out answers; None without one."""
+    """Normalised reward: mean 0 and deviation 1 over SFT answers; None without a reward model."""
 
 
-class Speakers:
-    """The models of a run that can answer: `base`, and `sft` and `policy` as far as the run got."""
+class ChatModels:
+    """Models of a run that can answer: `base`, and `sft` and `policy` if the run has them.
 
-    def __init__(self, session: Session):
-        self._context, self._roles = session, session.roles
-        self._speaking: str | None = None
-        self._folders = {name: _adapter(session.run_dir, name) for name in ("sft", "policy")}
+    Args:
+        roles: adapters on the loaded base; the role POLICY is filled with the model that answers.
+        adapters: the run's folder of adapters.
+    """
+
+    def __init__(self, roles: Roles, adapters: Path):
+        self._roles, self._base = roles, roles.base
+        self._loaded: str | None = None
+        self._folders = {name: _existing(adapters / name) for name in ("sft", "policy")}
         self._scale: RewardScale | None = None
-        reward = _adapter(session.run_dir, "reward")
+        reward = _existing(adapters / "reward")
         about = read_record(reward / "reward.json") if reward else None
         self.about_scores = "no scores: the run has no reward model yet"
-        """What a score means here, in a sentence."""
+        """Meaning of a score, in a sentence."""
         if reward and about:
-            load_role(self._roles, Role.REWARD, reward)
+            load_role(roles, Role.REWARD, reward)
             self._scale = RewardScale(about["pooling"], about["score_mean"], about["score_std"])
-            self.about_scores = "reward: 0 is the average answer of SFT, 1 a deviation better"
+            self.about_scores = "reward: 0 is the average SFT answer, 1 is one standard deviation above it"
             if about.get("weak"):
                 self.about_scores += f"; this reward model is weak: {about['weak']}"
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the conversation up to where the answer begins."""
-        return self._context.base.encode_prompt(Prompt(id="chat", messages=tuple(messages)))
+        """Return the token ids of the conversation, up to where the answer begins."""
+        return self._base.encode_prompt(Prompt(id="chat", messages=tuple(messages)))
 
-    def answer(self, voice: str, prompt: Sequence[int], sampling: Sampling, on_text: Callable[[str], None]) -> Answer:
-        """One answer; `on_text` gets its text piece by piece. Ctrl-C ends it where it is."""
-        base, tokens, pieces = self._context.base, list[int](), list[str]()
+    def answer(
+        self, model: str, prompt: Sequence[int], sampling: ChatSampling, on_text: Callable[[str], None]
+    ) -> ChatAnswer:
+        """Return one answer; `on_text` gets its text piece by piece. KeyboardInterrupt ends it early."""
+        tokens, pieces = list[int](), list[str]()
 
-        def drawn() -> Iterator[int]:
-            for token in stream_answer(self._roles, prompt, **vars(sampling)):
+        def recorded() -> Iterator[int]:
+            for token in stream_answer(self._roles, prompt, **asdict(sampling)):
                 tokens.append(token)
                 yield token
 
         try:
-            self._fill(voice)
+            self._load(model)
             with generating_as(self._roles, Role.POLICY):
-                for piece in stream_text(drawn(), base.decode):
+                for piece in stream_text(recorded(), self._base.decode):
                     pieces.append(piece)
                     on_text(piece)
             score = self._score(prompt, tokens)
         except KeyboardInterrupt:
-            return Answer(voice, "".join(pieces), len(tokens), finished=False, stopped=True, score=None)
-        return Answer(voice, base.decode(tokens), len(tokens), tokens[-1] == base.eos, stopped=False, score=score)
+            return ChatAnswer(model, "".join(pieces), len(tokens), finished=False, stopped=True, score=None)
+        text, finished = self._base.decode(tokens), tokens[-1] == self._base.eos
+        return ChatAnswer(model, text, len(tokens), finished, stopped=False, score=score)
 
-    def _fill(self, voice: str) -> None:
-        if voice != self._speaking:
-            self._speaking = None  # until all of it is in place
-            fill_role(self._roles, Role.POLICY, self._folders.get(voice))
-            self._speaking = voice
+    def _load(self, model: str) -> None:
+        if model != self._loaded:
+            self._loaded = None  # an interrupt may leave the role half filled
+            fill_role(self._roles, Role.POLICY, self._folders.get(model))
+            self._loaded = model
 
     def _score(self, prompt: Sequence[int], tokens: Sequence[int]) -> float | None:
         if self._scale is None:
             return None
-        batch = pack([prompt], [tokens], self._context.base.pad, self._context.base.device)
+        batch = pack([prompt], [tokens], self._base.pad, self._base.device)  # (1, T)
         return float(reward_scores(self._roles, self._roles.with_trunk(batch), self._scale)[0])
 
 
-def _adapter(run_dir: RunDir, name: str) -> Path | None:
-    path = run_dir.artifact(f"adapters/{name}")
-    return path if path.is_dir() else None
+def _existing(folder: Path) -> Path | None:
+    return folder if folder.is_dir() else None

@@ -1,102 +1,209 @@
-"""The figures of an evaluation, from its rows. Numpy only."""
+"""Figures of a match between two models, from its pairs of answers. Numpy only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL, SCORE, AnswerPair, Sides
 from lowrank_rlhf.maths.length_control import length_controlled_win_rate
-from lowrank_rlhf.maths.statistics import Floats, bootstrap_interval, wins
+from lowrank_rlhf.maths.statistics import Floats, Interval, bootstrap_interval, wins
 from lowrank_rlhf.maths.text import distinct_n, top_opener
+from lowrank_rlhf.run.records import Sample
+from lowrank_rlhf.run.results import FigureId
 
-Row = dict[str, Any]
-SIDES = ("left", "right")
-REWARD_MODEL = "reward model"
-_SELDOM = 0.05
+RARE = 0.05
+"""Share of pairs below which the longer answers of one side are too few to control for length."""
+
+_LABELS: dict[FigureId, str] = {
+    "mean_score": "mean score",
+    "win_rate": "win rate",
+    "length_tokens": "length in tokens",
+    "length_characters": "length in characters",
+    "eos_rate": "answers that end by themselves",
+    "distinct_2": "distinct-2",
+    "top_opener": "commonest opener's share",
+}
+_SHARES: frozenset[FigureId] = frozenset(("win_rate", "eos_rate", "top_opener"))
 
 
-def match_figures(rows: Sequence[Row], answers_per_prompt: int, judge: str | None, samples: int, seed: int) -> Row:
-    """Win rates of the right side, KL and the table of both sides, with 95 % bootstrap intervals over prompts.
+@dataclass(frozen=True)
+class Figure:
+    """One figure of both models."""
 
-    The judge decides, or the reward model where there is none; the other one's win rate is in the table. `judge` is its
-    name; rows are in the order of `play`, those of one prompt together.
+    id: FigureId
+    values: tuple[float, float]
+    """Of the baseline and of the candidate."""
+    judge: str | None = None
+    """Judge (or `reward model`) that `mean_score` and `win_rate` are of."""
+    interval: Interval | None = None
+    """95 % interval of the candidate's value."""
+    openers: tuple[str, str] | None = None
+    """Commonest first two words of either side."""
+
+    @property
+    def is_share(self) -> bool:
+        """True for a share of 1, False for a number with a unit of its own."""
+        return self.id in _SHARES
+
+    @property
+    def label(self) -> str:
+        """Name for tables."""
+        return f"{self.judge}: {_LABELS[self.id]}" if self.judge else _LABELS[self.id]
+
+    def note(self, sides: Sides) -> str:
+        """Return the remark beside the figure in tables."""
+        if self.id == "win_rate" and self.interval:
+            low, high = self.interval
+            return f"{sides.candidate}: {100 * low:.0f} to {100 * high:.0f} %; ties count half"
+        if self.id == "distinct_2":
+            return "distinct word pairs / word pairs"
+        return " / ".join(f"“{opener}”" for opener in self.openers or ())
+
+    def row(self, sides: Sides) -> dict[str, Any]:
+        """Return the figure as a row of a JSON file."""
+        values = dict(zip(sides, self.values, strict=True))
+        return {"figure": self.label, **values, "share": self.is_share, "note": self.note(sides)}
+
+
+@dataclass(frozen=True)
+class MatchFigures:
+    """Figures of a match; intervals are 95 % bootstrap intervals over prompts."""
+
+    prompts: int
+    answers_per_prompt: int
+    decided_by: str
+    """Judge, or `reward model`, that the win rate is of."""
+    win_rate: float
+    """Of the candidate; ties count half."""
+    win_rate_interval: Interval
+    ties: int
+    length_controlled_win_rate: float
+    """Win rate if all answers were equally long (Dubois et al. 2024, arXiv 2404.04475)."""
+    length_controlled_interval: Interval
+    length_coefficient: float
+    longer_share: float
+    """Share of the pairs in which the candidate's answer is the longer one."""
+    kl_per_answer: float
+    """KL(candidate || baseline), nats."""
+    kl_interval: Interval
+    table: tuple[Figure, ...]
+
+    def json(self, sides: Sides) -> dict[str, Any]:
+        """Return the figures by name, the table as rows."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"table": [figure.row(sides) for figure in self.table]}
+
+
+def match_figures(
+    pairs: Sequence[AnswerPair], answers_per_prompt: int, judges: Mapping[str, str], samples: int, seed: int
+) -> MatchFigures:
+    """Return win rates of the candidate, KL, and the table of both sides.
+
+    Args:
+        pairs: those of one prompt next to each other.
+        answers_per_prompt: pairs per prompt.
+        judges: names by key. The first one with verdicts decides; the others' win rates are in the table.
+        samples, seed: of the bootstrap.
     """
-    deciders = {
-        key: name
-        for key, name in (("judge", judge), ("score", REWARD_MODEL))
-        if f"{key}_right" in rows[0] or f"{key}_prefers" in rows[0]
-    }
+    deciders = {key: name for key, name in (*judges.items(), (SCORE, REWARD_MODEL)) if key in pairs[0].verdicts}
     first = next(iter(deciders))
-    won = {key: _won(rows, key).reshape(-1, answers_per_prompt) for key in deciders}
-    kl = _column(rows, "kl").reshape(-1, answers_per_prompt).mean(axis=1)
-    lengths = [_lengths(rows, side).reshape(-1, answers_per_prompt) for side in SIDES]
+
+    def grouped(values: Floats) -> Floats:
+        return values.reshape(-1, answers_per_prompt)  # (N K,) -> (N, K)
+
+    won = {key: grouped(win_values(pairs, key)) for key in deciders}
+    kl = grouped(kl_values(pairs)).mean(axis=1)
+    lengths = [grouped(values) for values in both_sides(pairs, lambda sample: len(sample.text))]
     controlled = length_controlled_win_rate(won[first], lengths[1], lengths[0], samples, seed)
-    return {
-        "prompts": len(kl),
-        "answers_per_prompt": answers_per_prompt,
-        "decided_by": deciders[first],
-        "win_rate": float(won[first].mean()),
-        "win_rate_interval": bootstrap_interval(won[first].mean(axis=1), samples, seed),
-        "ties": int((won[first] == 0.5).sum()),
-        "length_controlled_win_rate": controlled.win_rate,
-        "length_controlled_interval": controlled.interval,
-        "length_coefficient": controlled.coefficient,
-        "longer_share": float(wins(lengths[1].ravel(), lengths[0].ravel()).mean()),
-        "kl_per_answer": float(kl.mean()),
-        "kl_interval": bootstrap_interval(kl, samples, seed),
-        "table": _table(rows, deciders, won, samples, seed),
-    }
-
-
-def length_note(figures: Row) -> str | None:
-    """A warning where one side is nearly always the longer one, so that equal length was hardly ever seen."""
-    share = figures["longer_share"]
-    if _SELDOM < share < 1 - _SELDOM:
-        return None
-    longer = "right" if share > 0.5 else "left"
-    return (
-        f"the {longer} answer is the longer one in {max(share, 1 - share):.0%} of the pairs: "
-        "the length-controlled win rate is a guess about lengths that hardly occur"
+    intervals = {key: bootstrap_interval(values.mean(axis=1), samples, seed) for key, values in won.items()}
+    judged = [
+        figure
+        for key, name in deciders.items()
+        for figure in (win_rate_figure(pairs, key, name, intervals[key]), mean_score_figure(pairs, key, name))
+        if figure
+    ]
+    return MatchFigures(
+        prompts=len(kl),
+        answers_per_prompt=answers_per_prompt,
+        decided_by=deciders[first],
+        win_rate=float(won[first].mean()),
+        win_rate_interval=intervals[first],
+        ties=int((won[first] == 0.5).sum()),
+        length_controlled_win_rate=controlled.win_rate,
+        length_controlled_interval=controlled.interval,
+        length_coefficient=controlled.coefficient,
+        longer_share=float(wins(lengths[1].ravel(), lengths[0].ravel()).mean()),
+        kl_per_answer=float(kl.mean()),
+        kl_interval=bootstrap_interval(kl, samples, seed),
+        table=(*judged, *text_figures(pairs)),
     )
 
 
-def _table(rows: Sequence[Row], deciders: dict[str, Any], won: dict[str, Floats], samples: int, seed: int) -> list[Row]:
-    table: list[Row] = []
-
-    def add(figure: str, values: Sequence[float], note: str = "", share: bool = False) -> None:
-        table.append({"figure": figure, "left": values[0], "right": values[1], "share": share, "note": note})
-
-    def means(name: str) -> list[float]:
-        return [float(_column(rows, f"{name}_{side}").mean()) for side in SIDES]
-
-    for key, name in deciders.items():
-        rate = float(won[key].mean())
-        low, high = bootstrap_interval(won[key].mean(axis=1), samples, seed)
-        interval = f"right: {100 * low:.0f} to {100 * high:.0f} %; ties count half"
-        add(f"{name}: win rate", (1 - rate, rate), interval, share=True)
-        if f"{key}_right" in rows[0]:
-            add(f"{name}: mean score", means(key))
-    texts = [[row[side] for row in rows] for side in SIDES]
-    openers = [top_opener(group) for group in texts]
-    quoted = " / ".join(f"“{opener}”" for opener, _ in openers)
-    add("length in tokens", means("tokens"))
-    add("length in characters", [float(_lengths(rows, side).mean()) for side in SIDES])
-    add("answers that end by themselves", means("finished"), share=True)
-    add("distinct-2", [distinct_n(group, 2) for group in texts], "distinct word pairs / word pairs")
-    add("commonest opener's share", [share for _, share in openers], quoted, share=True)
-    return table
+def longer_side(figures: MatchFigures) -> int | None:
+    """Return the side, 0 or 1, whose answers are nearly always the longer ones; None if neither's are."""
+    if RARE < figures.longer_share < 1 - RARE:
+        return None
+    return int(figures.longer_share > 0.5)
 
 
-def _won(rows: Sequence[Row], key: str) -> Floats:
-    """(N K,): 1 where that judge prefers the right answer, 0 where the left one, 0.5 where they tie."""
-    if f"{key}_prefers" in rows[0]:
-        return np.array([{"right": 1.0, "tie": 0.5, "left": 0.0}[row[f"{key}_prefers"]] for row in rows])
-    return wins(_column(rows, f"{key}_right"), _column(rows, f"{key}_left"))
+def longer_side_in_words(side: int, figures: MatchFigures, sides: Sides) -> str:
+    """Return a warning about the length-controlled win rate."""
+    share = max(figures.longer_share, 1 - figures.longer_share)
+    return (
+        f"the {sides[side]} answer is the longer one in {share:.0%} of the pairs: the length-controlled win rate "
+        "extrapolates to lengths that hardly occur"
+    )
 
 
-def _column(rows: Sequence[Row], name: str) -> Floats:
-    return np.array([row[name] for row in rows], dtype=np.float64)
+def win_values(pairs: Sequence[AnswerPair], key: str) -> Floats:
+    """Return (N,): 1 where that judge prefers the candidate's answer, 0 where the baseline's, 0.5 for ties."""
+    return np.array([pair.verdicts[key].win for pair in pairs], dtype=np.float64)
 
 
-def _lengths(rows: Sequence[Row], side: str) -> Floats:
-    return np.array([len(row[side]) for row in rows], dtype=np.float64)
+def kl_values(pairs: Sequence[AnswerPair]) -> Floats:
+    """Return (N,): nats of each candidate answer."""
+    return np.array([pair.kl for pair in pairs], dtype=np.float64)
+
+
+def score_values(pairs: Sequence[AnswerPair], key: str) -> tuple[list[float], list[float]] | None:
+    """Return the scores of the baseline's and of the candidate's answers; None if that judge gives none."""
+    scores = [pair.verdicts[key].scores for pair in pairs]
+    given = [both for both in scores if both is not None]
+    return ([both[0] for both in given], [both[1] for both in given]) if len(given) == len(scores) else None
+
+
+def both_sides(pairs: Sequence[AnswerPair], measure: Callable[[Sample], float]) -> tuple[Floats, Floats]:
+    """Return a measure of each of the baseline's and of the candidate's answers, (N,) each."""
+    baseline = np.array([measure(pair.baseline) for pair in pairs], dtype=np.float64)
+    return baseline, np.array([measure(pair.candidate) for pair in pairs], dtype=np.float64)
+
+
+def win_rate_figure(pairs: Sequence[AnswerPair], key: str, judge: str, interval: Interval) -> Figure:
+    """Return the win rates of both sides by that judge."""
+    rate = float(win_values(pairs, key).mean())
+    return Figure("win_rate", (1 - rate, rate), judge, interval)
+
+
+def mean_score_figure(pairs: Sequence[AnswerPair], key: str, judge: str) -> Figure | None:
+    """Return that judge's mean scores; None if its scores compare within one call only."""
+    scores = score_values(pairs, key)
+    return Figure("mean_score", _means(*scores), judge) if scores else None
+
+
+def text_figures(pairs: Sequence[AnswerPair]) -> list[Figure]:
+    """Return the figures that follow from the answers alone: lengths, ends, variety."""
+    texts = [pair.baseline.text for pair in pairs], [pair.candidate.text for pair in pairs]
+    (opener, share), (other_opener, other_share) = map(top_opener, texts)
+    return [
+        Figure("length_tokens", _means(*both_sides(pairs, lambda sample: len(sample.tokens or ())))),
+        Figure("length_characters", _means(*both_sides(pairs, lambda sample: len(sample.text)))),
+        Figure("eos_rate", _means(*both_sides(pairs, lambda sample: float(sample.finished)))),
+        Figure("distinct_2", (distinct_n(texts[0], 2), distinct_n(texts[1], 2))),
+        Figure("top_opener", (share, other_share), openers=(opener, other_opener)),
+    ]
+
+
+def _means(baseline: Sequence[float] | Floats, candidate: Sequence[float] | Floats) -> tuple[float, float]:
+    return float(np.mean(baseline)), float(np.mean(candidate))

@@ -1,76 +1,148 @@
-"""How good a reward model is on comparisons that it has not seen."""
+"""Accuracy of a reward model on comparisons that it was not trained on."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
-from lowrank_rlhf.maths.statistics import clustered_bootstrap, expected_calibration_error, pearson, reliability
-from lowrank_rlhf.training.reward_data import Group
+from lowrank_rlhf.maths.masking import pool
+from lowrank_rlhf.maths.statistics import (
+    Bin,
+    Interval,
+    clustered_bootstrap,
+    expected_calibration_error,
+    pearson,
+    reliability,
+)
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.scoring import score_tokens
+from lowrank_rlhf.models.storage import load_role
+from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.run.results import Weakness
+from lowrank_rlhf.training.reward_data import Group, about_reward, rows_of, split_scores
+from lowrank_rlhf.training.rollout import RewardScale
+
+GROUPS_PER_BATCH = 32
+"""Prompts, with all their answers, scored between two steps of the progress bar."""
 
 
-def held_out_figures(groups: Sequence[Group], scores: Sequence[Tensor], samples: int, seed: int) -> dict[str, Any]:
-    """Accuracy with its interval over prompts, the length baseline, calibration, margins and length correlation."""
+@dataclass(frozen=True)
+class HeldOutAccuracy:
+    """Accuracy on held-out pairs, compared with rules by length. Intervals are 95 % bootstrap intervals over prompts.
+
+    Two equal scores, or lengths, count half.
+    """
+
+    pairs_held_out: int
+    prompts_held_out: int
+    accuracy: float
+    accuracy_interval: Interval
+    longer_wins: float
+    """Accuracy of the rule "the longer answer wins"."""
+    longer_wins_interval: Interval
+    ece: float
+    """Expected calibration error, 0 to 1."""
+    reliability: tuple[Bin, ...]
+    margins: tuple[float, ...]
+    """Score of the preferred answer less the other one's, for each pair."""
+    length_correlation: float
+
+    @property
+    def length_rule(self) -> tuple[str, float, Interval]:
+        """The better rule by length, `longer` or `shorter`, with its accuracy and interval."""
+        share, (low, high) = self.longer_wins, self.longer_wins_interval
+        if share >= 0.5:
+            return "longer", share, Interval(low, high)
+        return "shorter", 1 - share, Interval(1 - high, 1 - low)
+
+
+def held_out_accuracy(groups: Sequence[Group], scores: Sequence[Tensor], samples: int, seed: int) -> HeldOutAccuracy:
+    """Return the figures for each group's scores, (K,) each; `samples` and `seed` are the bootstrap's."""
     margins, longer, prompts = [], [], []
-    for group, of_group in zip(groups, scores, strict=True):
+    for group, group_scores in zip(groups, scores, strict=True):
         for better, worse, _ in group.pairs:
-            margins.append(float(of_group[better] - of_group[worse]))
-            longer.append(_share(group.lengths[better] - group.lengths[worse]))
+            margins.append(float(group_scores[better] - group_scores[worse]))
+            longer.append(_half_for_ties(group.lengths[better] - group.lengths[worse]))
             prompts.append(group.prompt_id)
-    right = [_share(margin) for margin in margins]
-    confident = [1 / (1 + math.exp(-min(abs(margin), 700))) for margin in margins]
+    correct = [_half_for_ties(margin) for margin in margins]
+    confidence = [1 / (1 + math.exp(-min(abs(margin), 700))) for margin in margins]  # exp(-709) is the last finite one
     lengths = [length for group in groups for length in group.lengths]
-    return {
-        "pairs_held_out": len(margins),
-        "prompts_held_out": len(groups),
-        "accuracy": sum(right) / len(right),
-        "accuracy_interval": clustered_bootstrap(right, prompts, samples, seed),
-        "longer_wins": sum(longer) / len(longer),
-        "longer_wins_interval": clustered_bootstrap(longer, prompts, samples, seed),
-        "ece": expected_calibration_error(confident, right),
-        "reliability": [asdict(bar) for bar in reliability(confident, right)],
-        "margins": margins,
-        "length_correlation": pearson([float(score) for of_group in scores for score in of_group], lengths),
-    }
-
-
-def length_rule(figures: dict[str, Any]) -> tuple[str, float, tuple[float, float]]:
-    """The better of the two rules that look at length only, `longer` or `shorter`, its accuracy, and the interval."""
-    share, (low, high) = figures["longer_wins"], figures["longer_wins_interval"]
-    return ("longer", share, (low, high)) if share >= 0.5 else ("shorter", 1 - share, (1 - high, 1 - low))
-
-
-def verdict(figures: dict[str, Any]) -> str | None:
-    """Why this reward model is not worth optimising against, or None."""
-    if figures["accuracy_interval"][0] <= 0.5:
-        return "the reward model is not shown to be better than chance on held-out comparisons"
-    rule, by_length, _ = length_rule(figures)
-    if figures["accuracy"] <= by_length:
-        return f"the reward model is no better than preferring the {rule} answer"
-    return None
-
-
-def good(figures: dict[str, Any]) -> str:
-    """What is said of a reward model that has no other verdict."""
-    return f"better than chance, and than preferring the {length_rule(figures)[0]} answer"
-
-
-def in_words(figures: dict[str, Any], weak: str | None) -> str:
-    """The held-out accuracy beside the better rule by length, for the terminal."""
-
-    def percent(share: float, interval: tuple[float, float]) -> str:
-        low, high = interval
-        return f"{100 * share:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
-
-    rule, by_length, interval = length_rule(figures)
-    return (
-        f"of {figures['pairs_held_out']} held-out pairs of {figures['prompts_held_out']} prompts the reward model gets "
-        f"{percent(figures['accuracy'], figures['accuracy_interval'])} right, and preferring the {rule} answer "
-        f"{percent(by_length, interval)}: {weak or good(figures)}"
+    return HeldOutAccuracy(
+        pairs_held_out=len(margins),
+        prompts_held_out=len(groups),
+        accuracy=sum(correct) / len(correct),
+        accuracy_interval=clustered_bootstrap(correct, prompts, samples, seed),
+        longer_wins=sum(longer) / len(longer),
+        longer_wins_interval=clustered_bootstrap(longer, prompts, samples, seed),
+        ece=expected_calibration_error(confidence, correct),
+        reliability=tuple(reliability(confidence, correct)),
+        margins=tuple(margins),
+        length_correlation=pearson([float(score) for group_scores in scores for score in group_scores], lengths),
     )
 
 
-def _share(difference: float) -> float:
+def weakness(figures: HeldOutAccuracy) -> Weakness | None:
+    """Return why the reward model should not be optimised against, or None."""
+    if figures.accuracy_interval[0] <= 0.5:
+        return "chance"
+    _, by_length, _ = figures.length_rule
+    return "length" if figures.accuracy <= by_length else None
+
+
+def weakness_in_words(found: Weakness, figures: HeldOutAccuracy) -> str:
+    """Return the weakness as a sentence without a full stop."""
+    if found == "chance":
+        return "the reward model is not shown to be better than chance on held-out comparisons"
+    return f"the reward model is no better than preferring the {figures.length_rule[0]} answer"
+
+
+def verdict_in_words(figures: HeldOutAccuracy) -> str:
+    """Return the weakness, or what the reward model is better than."""
+    if found := weakness(figures):
+        return weakness_in_words(found, figures)
+    return f"better than chance, and than preferring the {figures.length_rule[0]} answer"
+
+
+def accuracy_in_words(figures: HeldOutAccuracy) -> str:
+    """Return accuracy, the better rule by length, and the verdict, for the terminal."""
+
+    def percent(share: float, interval: Interval) -> str:
+        low, high = interval
+        return f"{100 * share:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+
+    rule, by_length, interval = figures.length_rule
+    return (
+        f"of {figures.pairs_held_out} held-out pairs of {figures.prompts_held_out} prompts the reward model gets "
+        f"{percent(figures.accuracy, figures.accuracy_interval)} right, and preferring the {rule} answer "
+        f"{percent(by_length, interval)}: {verdict_in_words(figures)}"
+    )
+
+
+def load_reward_model(roles: Roles, folder: Path) -> RewardScale:
+    """Load the adapter and head of the role REWARD, and return how the head's numbers become scores."""
+    about = about_reward(folder)
+    load_role(roles, Role.REWARD, folder)
+    return RewardScale(about["pooling"], about["score_mean"], about["score_std"])
+
+
+def score_groups(roles: Roles, groups: Sequence[Group], pooling: str, progress: Progress) -> list[Tensor]:
+    """Return the reward model's raw scores of each group's answers, (K,) each, on the CPU."""
+    scores: list[Tensor] = []
+    with progress.track("score", sum(len(group.answers) for group in groups), "answers") as bar:
+        for part in _parts(groups):
+            rows = rows_of(part, roles.base)
+            pooled = pool(score_tokens(roles, Role.REWARD, rows), rows.response, pooling)
+            scores += split_scores(pooled.cpu(), part)
+            bar.advance(len(rows))
+    return scores
+
+
+def _parts(groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
+    for start in range(0, len(groups), GROUPS_PER_BATCH):
+        yield groups[start : start + GROUPS_PER_BATCH]
+
+
+def _half_for_ties(difference: float) -> float:
     return 0.5 if difference == 0 else float(difference > 0)

@@ -1,70 +1,73 @@
-"""Sampled answers as records: what sample, ppo and evaluate share."""
+"""Sampled answers as records, for all stages and commands that sample."""
 
 from collections.abc import Sequence
 
+from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.models.generation import Response, sample_answers
-from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.run.directory import StepLog
-from lowrank_rlhf.run.progress import Bar
+from lowrank_rlhf.run.progress import Bar, StopRequest
 from lowrank_rlhf.run.records import Prompt, Sample
-from lowrank_rlhf.session import Session
-from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens
+from lowrank_rlhf.training.prompts import encode_prompts
 
 
-class KeptAnswers:
-    """The answers of a stage that samples for long, on disk batch by batch, in the order in which they were sampled."""
+class AnswerLog:
+    """Answers sampled so far by a long stage, on disk batch by batch, in the order of sampling."""
 
     def __init__(self, log: StepLog, stage: str, eos: int) -> None:
         self._log, self._stage = log, stage
         self.groups: list[list[Response]] = []
-        """To each prompt, those that have been sampled."""
+        """Responses to each prompt that has some."""
         for row in log.read(stage):
-            if row["step"] == len(self.groups):  # a line cut short by a kill was sampled again, and stands further on
+            if row["step"] == len(self.groups):  # a line cut short by a kill was sampled again, and follows later
                 self.groups += [
                     [Response(tuple(tokens), tokens[-1] == eos) for tokens in group] for group in row["new"]
                 ]
 
     def add(self, groups: list[list[Response]]) -> None:
-        """Keep a batch."""
+        """Append a batch."""
         new = [[list(response.tokens) for response in group] for group in groups]
         self._log.append(self._stage, len(self.groups), new=new)
         self.groups += groups
 
 
-def answer(
-    session: Session,
+def answer_prompts(
+    roles: Roles,
     role: Role,
     prompts: Sequence[Prompt],
-    *,
-    count: int = 1,
+    sampling: SampleConfig,
     seed: int,
+    *,
+    answers_per_prompt: int = 1,
     bar: Bar | None = None,
-    kept: KeptAnswers | None = None,
+    stop: StopRequest | None = None,
+    log: AnswerLog | None = None,
 ) -> list[list[Sample]]:
-    """`count` answers of that role to each prompt, with the run's sampling settings.
+    """Sample answers of a role to each prompt.
 
-    With a `bar` it is shown, and a stop that was asked for is obeyed between batches. `kept` has what a call before
-    this one sampled, and gets what this one does.
+    `bar` advances by answers, and a requested stop is obeyed between batches. With `log`, sampling resumes after the
+    answers in it, and new ones are added to it. Raises `UserError` for a prompt that is too long.
     """
-    config = session.config.sample
+    base = roles.base
 
     def on_batch(groups: list[list[Response]], **figures: float) -> None:
-        if kept:
-            kept.add(groups)
+        if log:
+            log.add(groups)
         if bar:
-            bar.advance(count * len(groups), **figures)
-            session.stop.check("everything before this stage is saved")
+            bar.advance(answers_per_prompt * len(groups), **figures)
+        if stop:
+            stop.check("everything before this stage is saved")
 
     responses = sample_answers(
-        session.roles,
+        roles,
         role,
-        encode_prompts(session.base, prompts, max_prompt_tokens(session.config)),
-        answers_per_prompt=count,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
+        encode_prompts(base, prompts, base.config.max_length - sampling.max_new_tokens),
+        answers_per_prompt=answers_per_prompt,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
         seed=seed,
-        batch_size=config.batch_size,
-        done=kept.groups if kept else (),
+        batch_size=sampling.batch_size,
+        done=log.groups if log else (),
         on_batch=on_batch,
     )
     return [
@@ -72,11 +75,11 @@ def answer(
             Sample(
                 id=f"{prompt.id}-{k}",
                 prompt_id=prompt.id,
-                text=session.base.decode(response.tokens),
+                text=base.decode(response.tokens),
                 finished=response.finished,
                 tokens=response.tokens,
             )
-            for k, response in enumerate(answers)
+            for k, response in enumerate(group)
         ]
-        for prompt, answers in zip(prompts, responses, strict=True)
+        for prompt, group in zip(prompts, responses, strict=True)
     ]

@@ -1,0 +1,59 @@
+"""Models that can be compared: the bare base, a run's adapters by name, or any adapter folder. No torch."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.directory import RunDir
+
+BASE = "base"
+RUN_ADAPTERS = ("sft", "policy", "policy-last")
+NAMES = (BASE, *RUN_ADAPTERS)
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """One of two models under comparison."""
+
+    name: str
+    """As given by the user."""
+    folder: Path | None
+    """Its adapter; None for the bare base."""
+
+
+def compared_model(run_dir: RunDir, name: str, stages: Mapping[str, str]) -> ComparedModel:
+    """Return the base, the run's adapter of that name, or the adapter in the folder of that name.
+
+    `stages` names the stage that writes each adapter. Raises `UserError` for an unknown name and for an adapter that
+    the run does not have yet.
+    """
+    if name == BASE:
+        return ComparedModel(name, None)
+    if name in RUN_ADAPTERS:
+        return ComparedModel(name, run_adapter(run_dir, name, stages[name]))
+    folder = Path(name)
+    if not os.path.isdir(folder):
+        raise UserError(
+            f'unknown model "{name}": expected {", ".join(NAMES)}, or the folder of an adapter.'
+            f"{suggestion(name, NAMES)}"
+        )
+    return ComparedModel(name, folder)
+
+
+def run_adapter(run_dir: RunDir, name: str, stage: str) -> Path:
+    """Return the folder of the run's adapter of that name. Raises `UserError` with the stage that writes it."""
+    folder = run_dir.artifact(f"adapters/{name}")
+    if folder.is_dir():
+        return folder
+    run, config = run_dir.path, run_dir.path / "config.yaml"
+    advice = "Run that stage:"
+    if stage not in load_config(config).stages:
+        advice = f"Add {stage} to `stages` in {config}, then run it:"
+    raise UserError(
+        f"{run}: adapters/{name} not found; stage {stage} writes it. {advice}\n"
+        f"  python -m lowrank_rlhf run {config} --runs {run.parent} --until {stage}"
+    )

@@ -1,0 +1,206 @@
+"""Matches between two models: KL, scores and verdicts of their answers to the same prompts.
+
+The baseline is in the role REFERENCE, the candidate in the role POLICY. The evaluate stage, PPO's evaluations and the
+command `evaluate` all measure answers here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from lowrank_rlhf.config.schema import Config, SampleConfig
+from lowrank_rlhf.evaluation.answer_pair import COMMAND_SIDES, SCORE, AnswerPair, Verdict
+from lowrank_rlhf.evaluation.compared_models import ComparedModel
+from lowrank_rlhf.evaluation.match_metrics import (
+    MatchFigures,
+    longer_side,
+    longer_side_in_words,
+    match_figures,
+)
+from lowrank_rlhf.evaluation.run_judges import judge_all
+from lowrank_rlhf.evaluation.sampling import answer_prompts
+from lowrank_rlhf.maths.kl import k1
+from lowrank_rlhf.maths.masking import masked_sum
+from lowrank_rlhf.maths.seeds import derive_seed
+from lowrank_rlhf.maths.sequences import Sequences, pack
+from lowrank_rlhf.maths.statistics import wins
+from lowrank_rlhf.models.adapters import fill_role, trained_on
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.scoring import score_logprobs
+from lowrank_rlhf.preferences.judges.loading import Judge
+from lowrank_rlhf.run.progress import Bar, Progress, StopRequest
+from lowrank_rlhf.run.records import Prompt, Sample
+from lowrank_rlhf.training.prompts import encode_prompts
+from lowrank_rlhf.training.rollout import RewardScale, reward_scores
+
+ROWS_PER_BATCH = 128
+"""Answers measured between two steps of the progress bar: states of the shared lower layers exist for these only."""
+SEED_PLACE = "held-out answers"
+"""Place of the seed of all answers under comparison: the stage and the command sample the same ones."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Divergence of the policy from the reference on one answer per row."""
+
+    kl: Tensor
+    """(N,), nats of each answer: log policy - log reference, summed over its tokens."""
+    max_token_difference: float
+    """Largest absolute difference at any token, nats: it cannot cancel as in a sum."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two models under comparison, and what they are compared on."""
+
+    left: ComparedModel
+    right: ComparedModel
+    prompts: Sequence[Prompt]
+    answers_per_prompt: int
+    seed: int
+    judge: Judge | None
+    """None if the reward model decides."""
+
+
+@dataclass(frozen=True)
+class MatchResult:
+    """Outcome of a match."""
+
+    pairs: list[AnswerPair]
+    figures: MatchFigures
+    notes: list[str]
+    """Warnings about the figures, in sentences."""
+
+
+def pack_answers(roles: Roles, prompts: Sequence[Prompt], answers: Sequence[Sample], max_new_tokens: int) -> Sequences:
+    """Return one row for each prompt with its answer, (N, T)."""
+    base = roles.base
+    encoded = encode_prompts(base, prompts, base.config.max_length - max_new_tokens)
+    batch = pack(encoded, [sample.tokens or () for sample in answers], base.pad, base.device)
+    return roles.with_trunk(batch)
+
+
+def divergence(roles: Roles, batch: Sequences, temperature: float) -> Divergence:
+    """Measure how far the policy is from the reference on the rows of a batch."""
+    policy = score_logprobs(roles, Role.POLICY, batch, temperature).logprobs  # (N, T)
+    reference = score_logprobs(roles, Role.REFERENCE, batch, temperature).logprobs  # (N, T)
+    per_token = k1(policy, reference)
+    return Divergence(masked_sum(per_token, batch.response), float(per_token.abs().max()))
+
+
+def score_answers(
+    roles: Roles, prompts: Sequence[Prompt], answers: Sequence[Sample], max_new_tokens: int, scale: RewardScale
+) -> list[float]:
+    """Return the reward model's normalised score of one answer to each prompt."""
+    scores: list[float] = reward_scores(roles, pack_answers(roles, prompts, answers, max_new_tokens), scale).tolist()
+    return scores
+
+
+def measure_pairs(
+    roles: Roles,
+    prompts: Sequence[Prompt],
+    baseline: Sequence[Sample],
+    candidate: Sequence[Sample],
+    sampling: SampleConfig,
+    scale: RewardScale | None,
+    *,
+    rows_per_batch: int | None = None,
+    bar: Bar | None = None,
+) -> list[AnswerPair]:
+    """Measure the KL of each candidate answer, and with a `scale` the reward model's scores of both sides."""
+    pairs: list[AnswerPair] = []
+    size = rows_per_batch or len(prompts)
+    for start in range(0, len(prompts), size):
+        part = slice(start, start + size)
+        batch = pack_answers(roles, prompts[part], candidate[part], sampling.max_new_tokens)
+        kl = divergence(roles, batch, sampling.temperature).kl.tolist()
+        verdicts: list[dict[str, Verdict]] = [{} for _ in kl]
+        if scale:
+            scores = reward_scores(roles, batch, scale).tolist()
+            others = score_answers(roles, prompts[part], baseline[part], sampling.max_new_tokens, scale)
+            verdicts = [{SCORE: verdict} for verdict in absolute_verdicts(others, scores)]
+        pairs += map(AnswerPair, prompts[part], baseline[part], candidate[part], kl, verdicts)
+        if bar:
+            bar.advance(len(batch))
+    return pairs
+
+
+def judge_pairs(
+    judges: Mapping[str, Judge], pairs: Sequence[AnswerPair], progress: Progress, stop: StopRequest
+) -> list[AnswerPair]:
+    """Add each judge's verdicts under its key. A judge sees both answers in one call: some only compare."""
+    judged = list(pairs)
+    for key, judge in judges.items():
+        groups = [(pair.prompt, (pair.baseline, pair.candidate)) for pair in judged]
+        scores = judge_all(judge, "judge", groups, progress, stop)
+        verdicts = (
+            absolute_verdicts([pair[0] for pair in scores], [pair[1] for pair in scores])
+            if judge.absolute
+            else [Verdict(0.5 if other == own else float(own > other)) for other, own in scores]
+        )
+        judged = [
+            replace(pair, verdicts={**pair.verdicts, key: verdict})
+            for pair, verdict in zip(judged, verdicts, strict=True)
+        ]
+    return judged
+
+
+def absolute_verdicts(baseline: Sequence[float], candidate: Sequence[float]) -> list[Verdict]:
+    """Return the verdicts that follow from scores of both sides; wins are NaN if a score is not finite."""
+    finite = all(map(math.isfinite, (*baseline, *candidate)))
+    won = wins(candidate, baseline).tolist() if finite else [math.nan] * len(baseline)
+    return [Verdict(*row) for row in zip(won, zip(baseline, candidate, strict=True), strict=True)]
+
+
+def run_match(
+    roles: Roles, match: Match, scale: RewardScale | None, config: Config, progress: Progress, stop: StopRequest
+) -> MatchResult:
+    """Let both models answer, measure the answers, and return figures and warnings.
+
+    Both sides sample from the same random streams. `scale` is the reward model's, if the role has one.
+    """
+    pairs = play_match(roles, match, scale, config.sample, progress, stop)
+    judges = {"judge": match.judge.name} if match.judge else {}
+    seed = derive_seed(match.seed, "bootstrap")
+    figures = match_figures(pairs, match.answers_per_prompt, judges, config.evaluate.bootstrap_samples, seed)
+    notes = _other_bases(match, config.model.source)
+    if (side := longer_side(figures)) is not None:
+        notes.append(longer_side_in_words(side, figures, COMMAND_SIDES))
+    return MatchResult(pairs, figures, notes)
+
+
+def play_match(
+    roles: Roles,
+    match: Match,
+    scale: RewardScale | None,
+    sampling: SampleConfig,
+    progress: Progress,
+    stop: StopRequest,
+) -> list[AnswerPair]:
+    """Return the pairs of answers of a match, those of one prompt next to each other."""
+    fill_role(roles, Role.REFERENCE, match.left.folder)
+    fill_role(roles, Role.POLICY, match.right.folder)
+    count, seed = match.answers_per_prompt, derive_seed(match.seed, SEED_PLACE)
+    answers: list[list[Sample]] = []
+    for side, role in zip(COMMAND_SIDES, (Role.REFERENCE, Role.POLICY), strict=True):
+        with progress.track(side, len(match.prompts) * count, "answers") as bar:
+            groups = answer_prompts(
+                roles, role, match.prompts, sampling, seed, answers_per_prompt=count, bar=bar, stop=stop
+            )
+        answers.append([sample for group in groups for sample in group])
+    prompts = [prompt for prompt in match.prompts for _ in range(count)]
+    with progress.track("read", len(prompts), "pairs") as bar:
+        pairs = measure_pairs(roles, prompts, *answers, sampling, scale, rows_per_batch=ROWS_PER_BATCH, bar=bar)
+    return judge_pairs({"judge": match.judge} if match.judge else {}, pairs, progress, stop)
+
+
+def _other_bases(match: Match, source: str) -> list[str]:
+    """Return a warning for each adapter whose config names another base: shapes alone do not show it."""
+    named = {model.name: trained_on(model.folder) for model in (match.left, match.right) if model.folder}
+    return [
+        f"{name} says that it was trained on {base}, but it runs on {source} here"
+        for name, base in named.items()
+        if base not in (None, source)
+    ]

@@ -1,0 +1,147 @@
+"""Evaluations of the policy against SFT on held-out prompts while it is trained, whatever the algorithm."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_rlhf.config.ppo import PpoConfig
+from lowrank_rlhf.config.schema import Config, SampleConfig
+from lowrank_rlhf.evaluation.match import SEED_PLACE, divergence, pack_answers
+from lowrank_rlhf.evaluation.run_judges import followed_judge, open_judge
+from lowrank_rlhf.evaluation.sampling import answer_prompts
+from lowrank_rlhf.maths.seeds import derive_seed
+from lowrank_rlhf.maths.sequences import Sequences
+from lowrank_rlhf.maths.statistics import win_rate
+from lowrank_rlhf.models.allocator import release_freed_memory
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.preferences.judges.loading import Judge
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress import Progress, StopRequest
+from lowrank_rlhf.run.records import Prompt, Sample
+from lowrank_rlhf.training.rollout import RewardScale, reward_scores, shape_scores
+
+WATCHED_PROMPTS = 8
+"""Held-out prompts whose answers are kept at each evaluation, for people to read how they change."""
+
+
+@dataclass(frozen=True)
+class GoldJudge:
+    """Judge whose scores are followed next to the reward model's (the gold score of Gao et al. 2022)."""
+
+    judge: Judge
+    figure: str
+    """Its name among the figures: `judge` for the one that ranked the answers, else `second_judge`."""
+
+    def scores(self, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> list[float]:
+        """Return the score of one answer to each prompt."""
+        return [self.judge.score(prompt, [sample])[0] for prompt, sample in zip(prompts, answers, strict=True)]
+
+
+@dataclass(frozen=True)
+class PolicyAnswers:
+    """One answer of the policy to each of N held-out prompts."""
+
+    samples: list[Sample]
+    batch: Sequences
+    """(N, T), prompts with answers."""
+    scores: Tensor
+    """(N,), the reward model's: 0 on average over SFT's answers."""
+    kl: Tensor
+    """(N,), nats of each answer: log policy - log SFT, summed over its tokens."""
+    max_token_difference: float
+    """Largest absolute difference of log-probabilities at any token, nats."""
+    judged: list[float]
+    """Gold scores; empty without a gold judge."""
+
+
+@dataclass(frozen=True)
+class PolicyEvaluation:
+    """Held-out prompts and SFT's answers to them, which the policy's are compared with."""
+
+    roles: Roles
+    prompts: Sequence[Prompt]
+    sampling: SampleConfig
+    seed: int
+    scale: RewardScale
+    gold: GoldJudge | None
+    sft: list[Sample]
+    sft_judged: list[float]
+
+    @classmethod
+    def against_sft(
+        cls,
+        roles: Roles,
+        prompts: Sequence[Prompt],
+        config: Config,
+        scale: RewardScale,
+        gold: GoldJudge | None = None,
+    ) -> "PolicyEvaluation":
+        """Sample SFT's answers as the role REFERENCE, from the same random streams as the policy's later."""
+        prompts, seed = prompts[: config.ppo.evaluate_prompts], derive_seed(config.seed, SEED_PLACE)
+        sft = [group[0] for group in answer_prompts(roles, Role.REFERENCE, prompts, config.sample, seed)]
+        judged = gold.scores(prompts, sft) if gold else []
+        return cls(roles, prompts, config.sample, seed, scale, gold, sft, judged)
+
+    def answer(self) -> PolicyAnswers:
+        """Sample the policy's answers and measure them."""
+        groups = answer_prompts(self.roles, Role.POLICY, self.prompts, self.sampling, self.seed)
+        samples = [group[0] for group in groups]
+        batch = pack_answers(self.roles, self.prompts, samples, self.sampling.max_new_tokens)
+        found = divergence(self.roles, batch, self.sampling.temperature)
+        answers = PolicyAnswers(
+            samples=samples,
+            batch=batch,
+            scores=reward_scores(self.roles, batch, self.scale),
+            kl=found.kl,
+            max_token_difference=found.max_token_difference,
+            judged=self.gold.scores(self.prompts, samples) if self.gold else [],
+        )
+        release_freed_memory()
+        return answers
+
+    def figures(self, answers: PolicyAnswers, config: PpoConfig) -> dict[str, float]:
+        """Return means over the answers; `objective` is what PPO maximises, the shaped score less the KL penalty."""
+        finished = torch.tensor([sample.finished for sample in answers.samples], device=answers.scores.device)
+        shaped = shape_scores(answers.scores, finished, config)  # (N,)
+        figures = {
+            "score": float(answers.scores.mean()),
+            "kl": float(answers.kl.mean()),
+            "eos_rate": float(finished.float().mean()),
+            "objective": float((shaped - config.kl_coef * answers.kl).mean()),
+        }
+        if self.gold:
+            figures[self.gold.figure] = sum(answers.judged) / len(answers.judged)
+            figures["win_rate"] = win_rate(answers.judged, self.sft_judged)
+        return figures
+
+    def rows(self, answers: PolicyAnswers, count: int) -> Iterator[dict[str, Any]]:
+        """Yield the answers to the first prompts, with their figures, for people to read."""
+        for i, (prompt, sample) in enumerate(zip(self.prompts[:count], answers.samples, strict=False)):
+            yield {
+                "prompt_id": prompt.id,
+                "prompt": prompt.conversation,
+                "answer": sample.text,
+                "finished": sample.finished,
+                "score": float(answers.scores[i]),
+                "kl": float(answers.kl[i]),
+                **({self.gold.figure: answers.judged[i]} if self.gold else {}),
+            }
+
+    def log(self, run_dir: RunDir, step: int, answers: PolicyAnswers, figures: dict[str, float]) -> None:
+        """Write the figures into the metrics, and answers for people to read into `watched.jsonl`."""
+        for row in self.rows(answers, WATCHED_PROMPTS):
+            run_dir.watched.append("ppo", step, **row)
+        run_dir.metrics.append("ppo", step, **{f"eval/{name}": value for name, value in figures.items()})
+
+
+def open_gold_judge(config: Config, run_folder: Path, progress: Progress, stop: StopRequest) -> GoldJudge | None:
+    """Open the judge to follow training with; None if there is none, or if its scores are not absolute."""
+    name = followed_judge(config)
+    judge = open_judge(name, config.rank, run_folder, progress, stop) if name else None
+    if judge is None or not judge.absolute:
+        return None
+    return GoldJudge(judge, "judge" if config.rank.source == "judge" else "second_judge")
