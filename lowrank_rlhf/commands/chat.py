@@ -21,7 +21,7 @@ from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.session import Session
 
 if TYPE_CHECKING:
-    from lowrank_rlhf.evaluation.chat import Answer, Speakers
+    from lowrank_rlhf.evaluation.chat import ChatAnswer, ChatModels
 
 
 def chat(
@@ -38,7 +38,7 @@ def chat(
         int | None, typer.Option(min=1, help="Longest answer. Default: sample.max_new_tokens.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling. Default: the run's seed.")] = None,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Answer this once and exit.")] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="ChatAnswer this once and exit.")] = None,
     as_json: JsonOption = False,
     lines: Annotated[
         bool, typer.Option("--lines", help="JSON lines over stdin and stdout, for programs: see chat_lines.py.")
@@ -107,12 +107,12 @@ def _settings(
     )
 
 
-def _open(config: Config, run_dir: RunDir) -> "Speakers":
+def _open(config: Config, run_dir: RunDir) -> "ChatModels":
     with Progress(Console(stderr=True)) as progress:
         session = Session(config, run_dir, progress, StopRequest())
-        from lowrank_rlhf.evaluation.chat import Speakers
+        from lowrank_rlhf.evaluation.chat import ChatModels
 
-        return Speakers(session)
+        return ChatModels(session.roles, session.run_dir.artifact("adapters"))
 
 
 def _answer_once(session: Conversation, prompt: str, as_json: bool) -> None:
@@ -127,7 +127,7 @@ def _answer_once(session: Conversation, prompt: str, as_json: bool) -> None:
         print(json.dumps(_as_json(session, prompt, answers), indent=2))
 
 
-def _as_json(session: Conversation, prompt: str, answers: "list[Answer]") -> dict[str, Any]:
+def _as_json(session: Conversation, prompt: str, answers: "list[ChatAnswer]") -> dict[str, Any]:
     settings = session.settings
     return {
         "prompt": prompt,

@@ -18,9 +18,11 @@ from lowrank_rlhf.data.prompts import load_prompt_data
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.data.turns import prompt_key
 from lowrank_rlhf.errors import Stopped, UserError
-from lowrank_rlhf.evaluation.contestants import Match, contestant, run_adapter
+from lowrank_rlhf.evaluation.answer_pair import COMMAND_SIDES
+from lowrank_rlhf.evaluation.compared_models import Match, compared_model, run_adapter
 from lowrank_rlhf.evaluation.run_judges import open_judge
 from lowrank_rlhf.maths.seeds import derive_seed
+from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, Judge
 from lowrank_rlhf.reports.evaluation_text import evaluation_text
 from lowrank_rlhf.run.directory import RunDir
@@ -28,7 +30,23 @@ from lowrank_rlhf.run.files import json_text, sha256, write_atomic, write_json_a
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt, read_jsonl
 from lowrank_rlhf.session import Session
+from lowrank_rlhf.stages import STAGES
 
+ADAPTER_STAGES = {
+    output.removeprefix("adapters/"): stage.name
+    for stage in STAGES
+    for output in stage.writes
+    if output.startswith("adapters/")
+}
+"""Stage that writes each adapter."""
+ACCURACY_FIGURES = (
+    "accuracy",
+    "accuracy_interval",
+    "longer_wins",
+    "longer_wins_interval",
+    "ece",
+    "length_correlation",
+)
 MAY_CHANGE = ("model.", "sample.", "rank.endpoint.", "evaluate.", "data.skip_bad_rows=")
 """Settings that neither decide which prompts are held out nor what the run's adapters are."""
 
@@ -94,14 +112,18 @@ def evaluate(
             # The stop request is never armed: there is no work to save, and the first Ctrl-C ends it at once.
             session = Session(config, run_dir, progress, StopRequest())
             data = _comparisons(session, comparisons, format_name) if comparisons else None
-            match = None
+            result = {"schema": 1, "run": str(run_dir.path), "base": config.model.source, "seed": seed}
+            result |= {"match": None, "accuracy": None}
             if not only_accuracy:
                 chosen = _prompts(session, prompts, format_name)[:limit]
-                sides = contestant(run_dir, left or "sft"), contestant(run_dir, right or "policy")
-                known = _known(session, chosen) if prompts else ()
-                match = Match(*sides, chosen, samples or 1, seed, _judge(session, judge), known)
-            result = {"schema": 1, "run": str(run_dir.path), "base": config.model.source, "seed": seed}
-            result |= _measured(session, match, prompts, data, comparisons)
+                baseline = compared_model(run_dir, left or "sft", ADAPTER_STAGES)
+                candidate = compared_model(run_dir, right or "policy", ADAPTER_STAGES)
+                notes = _known(session, chosen) if prompts else []
+                match = Match(baseline, candidate, chosen, samples or 1, seed, _judge(session, judge))
+                result["match"] = {"prompts_from": prompts or "held out by the run", **_played(session, match, notes)}
+            if data:
+                bootstrap = derive_seed(config.seed if only_accuracy else seed, "bootstrap")
+                result["accuracy"] = {"file": comparisons, **_accuracy(session, data, bootstrap)}
     except KeyboardInterrupt:
         raise Stopped("Stopped; nothing was written.") from None
     _show(result, out, as_json)
@@ -128,7 +150,7 @@ def _check_target(out: Path | None) -> None:
 
 
 def _comparisons(session: Session, source: str, format_name: FormatName | None) -> ComparisonData:
-    run_adapter(session.run_dir, "reward")
+    run_adapter(session.run_dir, "reward", ADAPTER_STAGES["reward"])
     data = load_comparisons(source, format_name, session.config.data.skip_bad_rows)
     learnt = session.config.rank.dataset
     if learnt and (learnt == source or _same_file(Path(learnt), Path(source))):
@@ -156,18 +178,18 @@ def _prompts(session: Session, source: str | None, format_name: FormatName | Non
     return data.training
 
 
-def _known(session: Session, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+def _known(session: Session, prompts: Sequence[Prompt]) -> list[str]:
     """A note where the run trained on some of these prompts, or where that cannot be told."""
     ranked = session.run_dir.artifact("prompts.jsonl")
     try:
         training = [*session.prompts[0], *(read_jsonl(ranked, Prompt) if ranked.is_file() else ())]
     except UserError as error:
-        return (f"whether the run trained on these prompts is not known: {str(error).splitlines()[0]}",)
+        return [f"whether the run trained on these prompts is not known: {str(error).splitlines()[0]}"]
     keys = {prompt_key(prompt.messages) for prompt in training}
     count = sum(prompt_key(prompt.messages) in keys for prompt in prompts)
     if not count:
-        return ()
-    return (f"the run trained on {count} of these {counted(len(prompts), 'prompt')}; new ones may fare worse",)
+        return []
+    return [f"the run trained on {count} of these {counted(len(prompts), 'prompt')}; new ones may fare worse"]
 
 
 def _judge(session: Session, name: str | None) -> Judge | None:
@@ -175,26 +197,55 @@ def _judge(session: Session, name: str | None) -> Judge | None:
     rank = session.config.rank
     name = name or (rank.judge if rank.source == "judge" else None)
     if name:
-        return open_judge(session, name)
+        return open_judge(name, rank, session.run_dir.path, session.progress, session.stop)
     if not session.run_dir.artifact("adapters/reward").is_dir():
         raise UserError("nobody can say which answer is better: this run has no reward model yet; name a --judge")
     return None
 
 
-def _measured(
-    session: Session, match: Match | None, prompts: str | None, data: ComparisonData | None, file: str | None
-) -> dict[str, Any]:
-    """The parts of the result, in the order in which they are shown."""
-    from lowrank_rlhf.evaluation import match_play
-    from lowrank_rlhf.evaluation.pair_accuracy import pair_accuracy
+def _played(session: Session, match: Match, notes: Sequence[str]) -> dict[str, Any]:
+    """Return figures, notes and answers of the match as JSON."""
+    from lowrank_rlhf.evaluation.match import run_match
+    from lowrank_rlhf.evaluation.reward_metrics import load_reward_model
 
-    found: dict[str, Any] = {"match": None, "accuracy": None}
-    if match:
-        found["match"] = {"prompts_from": prompts or "held out by the run", **match_play.evaluate_match(session, match)}
-    if data:
-        seed = derive_seed(match.seed if match else session.config.seed, "bootstrap")
-        found["accuracy"] = {"file": file, **pair_accuracy(session, data, seed)}
-    return found
+    folder = session.run_dir.artifact("adapters/reward")
+    scale = load_reward_model(session.roles, folder) if folder.is_dir() else None
+    result = run_match(session.roles, match, scale, session.config, session.progress, session.stop)
+    return {
+        "left": match.left.name,
+        "right": match.right.name,
+        **result.figures.json(COMMAND_SIDES),
+        "notes": [*notes, *result.notes],
+        "answers": [pair.row(COMMAND_SIDES, lengths=True) for pair in result.pairs],
+    }
+
+
+def _accuracy(session: Session, data: ComparisonData, seed: int) -> dict[str, Any]:
+    """Return the reward model's accuracy on every comparison that fits `model.max_length`, as JSON."""
+    from lowrank_rlhf.evaluation import reward_metrics
+    from lowrank_rlhf.training.reward_data import make_groups
+
+    config = session.config
+    scale = reward_metrics.load_reward_model(session.roles, session.run_dir.artifact("adapters/reward"))
+    pairs = [pair for ranking in data.rankings for pair in compare(ranking)]
+    groups, note = make_groups(session, data.prompts, data.answers, pairs, data.rankings)
+    if not groups:
+        raise UserError(
+            f"no prompt of the comparisons fits model.max_length {config.model.max_length}; "
+            "add model.max_length=... to the command"
+        )
+    scores = reward_metrics.score_groups(session.roles, groups, scale.pooling, session.progress)
+    figures = reward_metrics.held_out_accuracy(groups, scores, config.evaluate.bootstrap_samples, seed)
+    weak = reward_metrics.weakness(figures)
+    return {
+        "comparisons": figures.pairs_held_out,
+        "prompts": figures.prompts_held_out,
+        "ties": data.ties,
+        "too_long": len(pairs) - figures.pairs_held_out,
+        **{name: getattr(figures, name) for name in ACCURACY_FIGURES},
+        "verdict": weak and reward_metrics.weakness_in_words(weak, figures),
+        "notes": [*data.notes, *([note] if note else [])],
+    }
 
 
 def _show(result: dict[str, Any], out: Path | None, as_json: bool) -> None:

@@ -1,14 +1,16 @@
 """Models that can be compared: the bare base, a run's adapters by name, or any adapter folder. No torch."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.records import Prompt
 
 BASE = "base"
 RUN_ADAPTERS = ("sft", "policy", "policy-last")
@@ -23,6 +25,19 @@ class ComparedModel:
     """As given by the user."""
     folder: Path | None
     """Its adapter; None for the bare base."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two models under comparison, and what they are compared on."""
+
+    left: ComparedModel
+    right: ComparedModel
+    prompts: Sequence[Prompt]
+    answers_per_prompt: int
+    seed: int
+    judge: Judge | None
+    """None if the reward model decides."""
 
 
 def compared_model(run_dir: RunDir, name: str, stages: Mapping[str, str]) -> ComparedModel:

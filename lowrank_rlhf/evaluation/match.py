@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowrank_rlhf.config.schema import Config, SampleConfig
 from lowrank_rlhf.evaluation.answer_pair import COMMAND_SIDES, SCORE, AnswerPair, Verdict
-from lowrank_rlhf.evaluation.compared_models import ComparedModel
+from lowrank_rlhf.evaluation.compared_models import Match
 from lowrank_rlhf.evaluation.match_metrics import (
     MatchFigures,
     longer_side,
@@ -49,19 +49,6 @@ class Divergence:
     """(N,), nats of each answer: log policy - log reference, summed over its tokens."""
     max_token_difference: float
     """Largest absolute difference at any token, nats: it cannot cancel as in a sum."""
-
-
-@dataclass(frozen=True)
-class Match:
-    """Two models under comparison, and what they are compared on."""
-
-    left: ComparedModel
-    right: ComparedModel
-    prompts: Sequence[Prompt]
-    answers_per_prompt: int
-    seed: int
-    judge: Judge | None
-    """None if the reward model decides."""
 
 
 @dataclass(frozen=True)
@@ -183,16 +170,17 @@ def play_match(
     fill_role(roles, Role.REFERENCE, match.left.folder)
     fill_role(roles, Role.POLICY, match.right.folder)
     count, seed = match.answers_per_prompt, derive_seed(match.seed, SEED_PLACE)
-    answers: list[list[Sample]] = []
+    answers: dict[Role, list[Sample]] = {}
     for side, role in zip(COMMAND_SIDES, (Role.REFERENCE, Role.POLICY), strict=True):
         with progress.track(side, len(match.prompts) * count, "answers") as bar:
             groups = answer_prompts(
                 roles, role, match.prompts, sampling, seed, answers_per_prompt=count, bar=bar, stop=stop
             )
-        answers.append([sample for group in groups for sample in group])
+        answers[role] = [sample for group in groups for sample in group]
     prompts = [prompt for prompt in match.prompts for _ in range(count)]
+    left, right = answers[Role.REFERENCE], answers[Role.POLICY]
     with progress.track("read", len(prompts), "pairs") as bar:
-        pairs = measure_pairs(roles, prompts, *answers, sampling, scale, rows_per_batch=ROWS_PER_BATCH, bar=bar)
+        pairs = measure_pairs(roles, prompts, left, right, sampling, scale, rows_per_batch=ROWS_PER_BATCH, bar=bar)
     return judge_pairs({"judge": match.judge} if match.judge else {}, pairs, progress, stop)
 
 

@@ -1,6 +1,7 @@
 """Evaluations of the policy against SFT on held-out prompts while it is trained, whatever the algorithm."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt, Sample
 from lowrank_rlhf.training.rollout import RewardScale, reward_scores, shape_scores
+
+OnNotFinite = Callable[[str, Sequences, Mapping[str, Tensor]], Exception]
+"""Makes the exception that ends training from the reason, the batch, and more tensors of it."""
 
 WATCHED_PROMPTS = 8
 """Held-out prompts whose answers are kept at each evaluation, for people to read how they change."""
@@ -85,6 +89,15 @@ class PolicyEvaluation:
         sft = [group[0] for group in answer_prompts(roles, Role.REFERENCE, prompts, config.sample, seed)]
         judged = gold.scores(prompts, sft) if gold else []
         return cls(roles, prompts, config.sample, seed, scale, gold, sft, judged)
+
+    def evaluate(self, step: int, config: PpoConfig, diverged: OnNotFinite) -> tuple[PolicyAnswers, dict[str, float]]:
+        """Return the policy's answers after `step` and their figures. Raises `diverged` if the objective is NaN."""
+        answers = self.answer()
+        figures = self.figures(answers, config)
+        if not math.isfinite(figures["objective"]):
+            reason = f"step {step}: the objective on held-out prompts is {figures['objective']}"
+            raise diverged(reason, answers.batch, {"scores": answers.scores, "kl": answers.kl})
+        return answers, figures
 
     def answer(self) -> PolicyAnswers:
         """Sample the policy's answers and measure them."""

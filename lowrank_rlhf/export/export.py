@@ -229,7 +229,7 @@ def _prompts(session: Session) -> Sequence[Prompt]:
 
 def _score_difference(session: Session, settings: Mapping[str, Any], out: Path) -> tuple[float, int] | None:
     """Largest absolute gap of normalised scores between folder and run, and on how many ranked answers, if any."""
-    from lowrank_rlhf.evaluation.compare import scored
+    from lowrank_rlhf.evaluation.match import score_answers
     from lowrank_rlhf.export.merged_model import classifier_scores
     from lowrank_rlhf.training.rollout import RewardScale
 
@@ -243,7 +243,7 @@ def _score_difference(session: Session, settings: Mapping[str, Any], out: Path) 
     tokens = [sample.tokens or tuple(session.base.encode_response(sample.text)) for sample in answers]
     tokens = [of[: most - len(before)] for of, before in zip(tokens, encoded, strict=True)]  # as the reward stage does
     answers = [sample.model_copy(update={"tokens": of}) for sample, of in zip(answers, tokens, strict=True)]
-    ours = scored(session, prompts, answers, scale)
+    ours = score_answers(session.roles, prompts, answers, session.config.sample.max_new_tokens, scale)
     theirs = classifier_scores(out, encoded, tokens, scale.pooling, session.base)
     return max(abs(a - (b - scale.mean) / scale.std) for a, b in zip(ours, theirs, strict=True)), len(answers)
 

@@ -15,6 +15,7 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.files import sha256
 from lowrank_rlhf.run.progress import Progress, StopRequest
+from lowrank_rlhf.run.results import StageResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import STAGES, Stage
 
@@ -40,7 +41,7 @@ def noted(stage: Stage, group: ProcessGroup, begun: dict[str, Any] | None, fresh
     return (begun or fresh) | {"processes": now}
 
 
-def run_stage(stage: Stage, session: Session) -> dict[str, Any]:
+def run_stage(stage: Stage, session: Session) -> dict[str, Any] | StageResult:
     """As `stage.run`, in the main process; the others take their part in it if it is shared, or wait."""
     group = session.group
     if sharing(stage, group) == 1:
@@ -69,7 +70,7 @@ def dismiss(group: ProcessGroup) -> None:
     group.sum(0)
 
 
-def _run_alike(stage: Stage, session: Session) -> dict[str, Any]:
+def _run_alike(stage: Stage, session: Session) -> dict[str, Any] | StageResult:
     """Run it; raises `StageFailed` where the processes made different things of it."""
     summary = stage.run(session)
     made = "".join(sha256(session.work(stage.name) / name) for name in stage.writes)

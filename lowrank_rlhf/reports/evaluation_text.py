@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowrank_rlhf.data.readers.rows import counted
-from lowrank_rlhf.evaluation.match_metrics import REWARD_MODEL
+from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL
 from lowrank_rlhf.reports.format import judge_in_words, number, number_interval, percent, percent_interval
 
 WIDTH = 100

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lowrank_rlhf.run.results import StageResult
+
 if TYPE_CHECKING:
     from lowrank_rlhf.session import Session
 
@@ -33,10 +35,10 @@ class Stage:
     module: str = field(default="", compare=False)
 
     @property
-    def run(self) -> "Callable[[Session], dict[str, Any]]":
+    def run(self) -> "Callable[[Session], dict[str, Any] | StageResult]":
         """The stage's function; its imports (torch among them) happen here."""
         module = import_module(f"lowrank_rlhf.stages.{self.module or self.name}")
-        function: Callable[[Session], dict[str, Any]] = module.run
+        function: Callable[[Session], dict[str, Any] | StageResult] = module.run
         return function
 
 

@@ -12,8 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lowrank_rlhf.errors import Stopped
-from lowrank_rlhf.evaluation import policy_selection
-from lowrank_rlhf.evaluation.compare import Contest, gold_judge
+from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation, open_gold_judge
 from lowrank_rlhf.maths.batching import rows_per_pass
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role
@@ -22,7 +21,7 @@ from lowrank_rlhf.run.progress import Bar
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training import policy_checkpoints
 from lowrank_rlhf.training.dpo import Comparing
-from lowrank_rlhf.training.nan_recovery import RollBack
+from lowrank_rlhf.training.nan_recovery import RollBack, diverged
 from lowrank_rlhf.training.policy_checkpoints import Learners, State
 from lowrank_rlhf.training.policy_roles import keep_if_best, load_roles, save_policies
 from lowrank_rlhf.training.rloo_grpo import Sampling
@@ -46,7 +45,7 @@ class _Setting:
     """What the stage's parts share; only `state` and the task's notes change."""
 
     session: Session
-    contest: Contest
+    evaluation: PolicyEvaluation
     task: Task
     learners: Learners
     state: State
@@ -64,10 +63,10 @@ def run(session: Session) -> dict[str, Any]:
     scale = load_roles(roles, session.run_dir.artifact("adapters"), config)
     others = checksums(roles, [Role.POLICY])
     task = _task(session, scale)
-    figure, judge = gold_judge(session)
-    contest = Contest.against_sft(session, config.ppo.evaluate_prompts, scale, judge, figure=figure)
+    gold = open_gold_judge(session.config, session.run_dir.path, session.progress, session.stop)
+    evaluation = PolicyEvaluation.against_sft(roles, session.prompts[1], session.config, scale, gold)
     learners = {Role.POLICY: WholeSteps(roles.parameters(Role.POLICY), lr=config.align.learning_rate, weight_decay=0.0)}
-    setting = _Setting(session, contest, task, learners, policy_checkpoints.resume(session, learners)[0])
+    setting = _Setting(session, evaluation, task, learners, policy_checkpoints.resume(session, learners)[0])
     start, first = time.monotonic(), setting.state.step
     with session.progress.track("ppo", task.steps, "steps", first) as bar:
         _train(setting, bar)
@@ -78,7 +77,7 @@ def run(session: Session) -> dict[str, Any]:
         "steps": task.steps,
         "best_step": state.best_step,
         "seconds_per_step": seconds,
-        "gold": contest.judge and contest.judge.name,
+        "gold": gold and gold.judge.name,
         "claims": [
             claim.model_dump()
             for claim in (
@@ -126,14 +125,15 @@ def _evaluate_if_due(setting: _Setting) -> None:
         if save and not state.breakdowns.in_a_row:  # else there would be no good one left
             policy_checkpoints.save(session, setting.learners, state)
         return
-    answers, figures = policy_selection.meet(session, setting.contest, state.step)
+    evaluation = setting.evaluation
+    answers, figures = evaluation.evaluate(state.step, config, partial(diverged, session, "ppo"))
     if is_due(state.claims, "kl_is_zero"):
-        require(state.claims, "kl_is_zero", SENTENCES["kl_is_zero"], answers.apart, MAX_TOKEN_DIFFERENCE)
+        require(state.claims, "kl_is_zero", SENTENCES["kl_is_zero"], answers.max_token_difference, MAX_TOKEN_DIFFERENCE)
     keep_if_best(session.roles, session.work("ppo"), state, figures, session.config)
     if not state.breakdowns.in_a_row:
         policy_checkpoints.save(session, setting.learners, state)
     session.run_dir.watched.truncate("ppo", state.step - 1)  # a kill may have left some of this step's
-    policy_selection.log_evaluation(session, setting.contest, state.step, answers, figures)
+    evaluation.log(session.run_dir, state.step, answers, figures)
 
 
 def _go_on(setting: _Setting, bar: Bar) -> None:

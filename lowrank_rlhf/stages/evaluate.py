@@ -1,137 +1,117 @@
 """The last stage: SFT against the policy on held-out prompts, and the report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lowrank_rlhf.evaluation.compare import Answers, Contest, ranking_judge, scored, verdicts
+from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL, SCORE, STAGE_SIDES, AnswerPair
+from lowrank_rlhf.evaluation.match import SEED_PLACE, judge_pairs, measure_pairs
+from lowrank_rlhf.evaluation.match_metrics import (
+    Figure,
+    kl_values,
+    mean_score_figure,
+    score_values,
+    text_figures,
+    win_rate_figure,
+    win_values,
+)
+from lowrank_rlhf.evaluation.reward_metrics import load_reward_model
 from lowrank_rlhf.evaluation.run_judges import open_judge
-from lowrank_rlhf.maths.statistics import Floats, bootstrap_interval, mean_shift, wins
-from lowrank_rlhf.maths.text import distinct_n, top_opener
+from lowrank_rlhf.evaluation.sampling import answer_prompts
+from lowrank_rlhf.maths.statistics import bootstrap_interval, mean_shift
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.preferences.judges.loading import Judge
-from lowrank_rlhf.reports.format import DISTINCT, OPENER
 from lowrank_rlhf.reports.render import summary_message, write_report
 from lowrank_rlhf.run.files import append_line
-from lowrank_rlhf.run.records import Sample
+from lowrank_rlhf.run.results import EvaluateResult, FigureRow
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import STAGES
-from lowrank_rlhf.training.reward_data import about_reward
-from lowrank_rlhf.training.rollout import RewardScale
-
-Rows = list[dict[str, Any]]
 
 
-def run(session: Session) -> dict[str, Any]:
-    """Make `eval.jsonl`, `report.html` and `report.md`."""
-    roles, run_dir, work = session.roles, session.run_dir, session.work("evaluate")
-    artifact = run_dir.artifact
-    about = about_reward(artifact("adapters/reward"))
-    load_role(roles, Role.REFERENCE, artifact("adapters/sft"))
-    load_role(roles, Role.POLICY, artifact("adapters/policy"))
-    load_role(roles, Role.REWARD, artifact("adapters/reward"))
-    scale = RewardScale(about["pooling"], about["score_mean"], about["score_std"])
-    with session.progress.track("evaluate", 2 * len(session.prompts[1]), "answers") as bar:
-        contest = Contest.against_sft(session, None, scale, bar=bar)
-        policy = contest.meet(session, bar)
+def run(session: Session) -> EvaluateResult:
+    """Write `eval.jsonl`, `report.html` and `report.md`."""
+    run_dir, work = session.run_dir, session.work("evaluate")
     judges = _judges(session)
-    rows = _rows(session, contest, policy, judges)
+    pairs = judge_pairs(judges, _pairs(session), session.progress, session.stop)
+    rows = [pair.row(STAGE_SIDES) for pair in pairs]
     eval_path = work / "eval.jsonl"
     eval_path.unlink(missing_ok=True)
     for row in rows:
         append_line(eval_path, row)
-    summary = _summary(session, contest, policy.samples, rows, judges)
+    result = _result(session, pairs, {key: judge.name for key, judge in judges.items()})
     marks = {stage.name: run_dir.done(stage.name) for stage in STAGES}
-    summaries = {name: mark["summary"] for name, mark in marks.items() if mark} | {"evaluate": summary}
+    summaries: dict[str, dict[str, Any]] = {name: mark["summary"] for name, mark in marks.items() if mark}
+    summaries["evaluate"] = result.model_dump(exclude_unset=True)
     write_report(run_dir.path, summaries, rows, work)
-    return {**summary, "message": summary_message(run_dir.path, summaries, rows, run_dir.artifact("report.html"))}
+    message = summary_message(run_dir.path, summaries, rows, run_dir.artifact("report.html"))
+    return result.model_copy(update={"message": message})
 
 
 def _judges(session: Session) -> dict[str, Judge]:
-    """Those there are of `judge`, which ranked the answers, and `second`."""
-    first, name = ranking_judge(session), session.config.evaluate.second_judge
-    judges = {"judge": first} if first else {}
-    if name:  # the same endpoint twice is one judge, so that its verdicts are asked for once
-        judges["second"] = first if first and name == session.config.rank.judge else open_judge(session, name)
-    return judges
-
-
-def _rows(session: Session, contest: Contest, policy: Answers, judges: Mapping[str, Judge]) -> Rows:
-    prompts = contest.prompts
-    columns: dict[str, Sequence[Any]] = {
-        "prompt_id": [prompt.id for prompt in prompts],
-        "prompt": [prompt.conversation for prompt in prompts],
-        "sft": [sample.text for sample in contest.sft],
-        "policy": [sample.text for sample in policy.samples],
-        "score_sft": scored(session, prompts, contest.sft, contest.scale),
-        "score_policy": policy.scores.tolist(),
-        "kl": policy.kl.tolist(),
+    """Open `judge`, the one that ranked the answers, and `second`, as far as the config names them."""
+    rank, second = session.config.rank, session.config.evaluate.second_judge
+    first = rank.judge if rank.source == "judge" else None
+    names = {key: name for key, name in (("judge", first), ("second", second)) if name}
+    opened = {  # the same endpoint twice is one judge, so that its verdicts are asked for once
+        name: open_judge(name, rank, session.run_dir.path, session.progress, session.stop)
+        for name in dict.fromkeys(names.values())
     }
-    for key, judge in judges.items():
-        columns |= verdicts(session, key, judge, prompts, contest.sft, policy.samples)
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return {key: opened[name] for key, name in names.items()}
 
 
-def _summary(
-    session: Session, contest: Contest, policy: Sequence[Sample], rows: Rows, judges: Mapping[str, Judge]
-) -> dict[str, Any]:
-    """The table of figures, and the win rate by the judge (by the reward model where there is no judge)."""
-    config = session.config
-    names = {key: judge.name for key, judge in judges.items()}
-    decides = "judge" if "judge" in names else "score"
-    won = _won(rows, decides)
-    samples, seed = config.evaluate.bootstrap_samples, session.seed("bootstrap")
-    kl = _column(rows, "kl")
-    return {
-        "prompts": len(rows),
-        "judge": names.get("judge"),
-        "second_judge": names.get("second"),
-        "win_rate": float(won.mean()),
-        "win_rate_interval": bootstrap_interval(won, samples, seed),
-        "mean_shift": mean_shift(*_sides(rows, decides)) if f"{decides}_policy" in rows[0] else None,
-        "kl_per_answer": float(np.mean(kl)),
-        "kl_mean_interval": bootstrap_interval(kl, samples, seed),
-        "table": _table(names, contest.sft, policy, rows),
-    }
+def _pairs(session: Session) -> list[AnswerPair]:
+    """Sample SFT's and the policy's answers to the held-out prompts and measure them."""
+    roles, sampling, artifact, prompts = (
+        session.roles,
+        session.config.sample,
+        session.run_dir.artifact,
+        session.prompts[1],
+    )
+    load_role(roles, Role.REFERENCE, artifact("adapters/sft"))
+    load_role(roles, Role.POLICY, artifact("adapters/policy"))
+    scale = load_reward_model(roles, artifact("adapters/reward"))
+    seed, stop = session.seed(SEED_PLACE), session.stop
+    with session.progress.track("evaluate", 2 * len(prompts), "answers") as bar:
+        sft, policy = (
+            [group[0] for group in answer_prompts(roles, role, prompts, sampling, seed, bar=bar, stop=stop)]
+            for role in (Role.REFERENCE, Role.POLICY)
+        )
+        return measure_pairs(roles, prompts, sft, policy, sampling, scale)
 
 
-def _table(judges: Mapping[str, str], sft: Sequence[Sample], policy: Sequence[Sample], rows: Rows) -> Rows:
-    table = []
+def _result(session: Session, pairs: Sequence[AnswerPair], judges: Mapping[str, str]) -> EvaluateResult:
+    """Return the figures, with the win rate by the judge (by the reward model if there is no judge)."""
+    samples, seed = session.config.evaluate.bootstrap_samples, session.seed("bootstrap")
+    decides = "judge" if "judge" in judges else SCORE
+    won, kl = win_values(pairs, decides), kl_values(pairs)
+    scores = score_values(pairs, decides)
+    return EvaluateResult(
+        prompts=len(pairs),
+        judge=judges.get("judge"),
+        second_judge=judges.get("second"),
+        win_rate=float(won.mean()),
+        win_rate_interval=bootstrap_interval(won, samples, seed),
+        mean_shift=mean_shift(scores[1], scores[0]) if scores else None,
+        kl_per_answer=float(np.mean(kl)),
+        kl_mean_interval=bootstrap_interval(kl, samples, seed),
+        table=tuple(_figure_row(figure) for figure in _figures(pairs, judges, samples, seed)),
+    )
 
-    def add(figure: str, of_sft: float, of_policy: float, note: str = "") -> None:
-        table.append({"figure": figure, "sft": of_sft, "policy": of_policy, "note": note})
 
-    for key, name in {**judges, "score": "reward model"}.items():
-        if f"{key}_policy" in rows[0]:
-            ours, theirs = _sides(rows, key)
-            add(f"{name}: mean score", float(np.mean(theirs)), float(np.mean(ours)))
+def _figures(pairs: Sequence[AnswerPair], judges: Mapping[str, str], samples: int, seed: int) -> Iterator[Figure]:
+    for key, name in (*judges.items(), (SCORE, REWARD_MODEL)):
+        if figure := mean_score_figure(pairs, key, name):
+            yield figure
     if "second" in judges:
-        share = float(_won(rows, "second").mean())
-        add(f"{judges['second']}: win rate", 1 - share, share, "a judge that nothing was tuned on")
-    texts = [[sample.text for sample in answers] for answers in (sft, policy)]
-    lengths = [float(np.mean([len(sample.tokens or ()) for sample in answers])) for answers in (sft, policy)]
-    ended = [float(np.mean([sample.finished for sample in answers])) for answers in (sft, policy)]
-    openers = [top_opener(group) for group in texts]
-    add("length in tokens", lengths[0], lengths[1])
-    add("answers that end by themselves", ended[0], ended[1])
-    add(DISTINCT, distinct_n(texts[0], 2), distinct_n(texts[1], 2), "distinct word pairs / word pairs")
-    add(OPENER, openers[0][1], openers[1][1], f"“{openers[0][0]}” / “{openers[1][0]}”")
-    return table
+        interval = bootstrap_interval(win_values(pairs, "second"), samples, seed)
+        yield win_rate_figure(pairs, "second", judges["second"], interval)
+    yield from (figure for figure in text_figures(pairs) if figure.id != "length_characters")
 
 
-def _won(rows: Rows, key: str) -> Floats:
-    """(N,): 1 where that judge prefers the policy's answer, 0 where SFT's, 0.5 where they tie."""
-    if f"{key}_prefers" in rows[0]:
-        return np.array([{"policy": 1.0, "tie": 0.5, "sft": 0.0}[row[f"{key}_prefers"]] for row in rows])
-    return wins(*_sides(rows, key))
-
-
-def _sides(rows: Rows, key: str) -> tuple[list[float], list[float]]:
-    """A judge's scores of the policy's answers, and of SFT's."""
-    return _column(rows, f"{key}_policy"), _column(rows, f"{key}_sft")
-
-
-def _column(rows: Rows, name: str) -> list[float]:
-    return [row[name] for row in rows]
+def _figure_row(figure: Figure) -> FigureRow:
+    sft, policy = figure.values
+    note = "a judge that nothing was tuned on" if figure.id == "win_rate" else figure.note(STAGE_SIDES)
+    known = {name: value for name in ("judge", "interval", "openers") if (value := getattr(figure, name)) is not None}
+    return FigureRow(id=figure.id, figure=figure.label, sft=sft, policy=policy, note=note, **known)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrank_rlhf.errors import Stopped
-from lowrank_rlhf.evaluation import policy_selection
-from lowrank_rlhf.evaluation.compare import Contest, gold_judge
+from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation, open_gold_judge
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.text import distinct_n
 from lowrank_rlhf.models.allocator import release_freed_memory
@@ -22,7 +21,7 @@ from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.run.records import Sample, Score, read_jsonl
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training import policy_checkpoints
-from lowrank_rlhf.training.nan_recovery import RollBack, tell_skipped
+from lowrank_rlhf.training.nan_recovery import RollBack, diverged, tell_skipped
 from lowrank_rlhf.training.policy_checkpoints import Begun, State
 from lowrank_rlhf.training.policy_roles import keep_if_best, load_roles, save_policies
 from lowrank_rlhf.training.ppo_update import Optimizers, Turns, update
@@ -52,7 +51,7 @@ class _Setting:
     order: list[int]
     """Indices of the prompts of all steps, one step after another."""
     scale: RewardScale
-    contest: Contest
+    evaluation: PolicyEvaluation
     optimizers: Optimizers
 
 
@@ -62,17 +61,17 @@ def run(session: Session) -> dict[str, Any]:
     before = session.base.checksum()
     scale = _load_roles(session)
     others = checksums(roles, [Role.POLICY, Role.CRITIC])
-    figure, judge = gold_judge(session)
-    contest = Contest.against_sft(session, config.evaluate_prompts, scale, judge, figure=figure)
+    gold = open_gold_judge(session.config, session.run_dir.path, session.progress, session.stop)
+    evaluation = PolicyEvaluation.against_sft(roles, session.prompts[1], session.config, scale, gold)
     optimizers = Optimizers.create(roles, config)
     state, begun = policy_checkpoints.resume(session, optimizers.of_roles)
     prompts, baselines = _prompts(session, scale)
     order = shuffled_order(session.config.seed, len(prompts), config.steps * config.batch_size)
-    setting = _Setting(session, prompts, baselines, order, scale, contest, optimizers)
+    setting = _Setting(session, prompts, baselines, order, scale, evaluation, optimizers)
     start, first = time.monotonic(), state.step
     with session.progress.track("ppo", config.steps, "steps", state.step) as bar:
         if state.sft_eos_rate is None:
-            _evaluate(session, contest, state)
+            _evaluate(session, evaluation, state)
             policy_checkpoints.save(session, optimizers.of_roles, state)
         while state.step < config.steps:
             try:
@@ -94,7 +93,7 @@ def run(session: Session) -> dict[str, Any]:
         "steps": config.steps,
         "best_step": state.best_step,
         "seconds_per_step": seconds,
-        "gold": contest.judge and contest.judge.name,
+        "gold": gold and gold.judge.name,
         "claims": [
             claim.model_dump()
             for claim in (
@@ -167,7 +166,7 @@ def _step(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[st
     session.metrics.append("ppo", state.step, **figures)
     _count(session, state, rollout, begun.turns)
     if state.step % config.evaluate_every == 0 or state.step == config.steps:
-        _evaluate(session, setting.contest, state)
+        _evaluate(session, setting.evaluation, state)
     return state, figures
 
 
@@ -222,7 +221,7 @@ def _texts(session: Session, rollout: Rollout) -> list[str]:
     return [session.base.decode(response.tokens) for response in rollout.responses]
 
 
-def _evaluate(session: Session, contest: Contest, state: State) -> None:
-    answers, figures = policy_selection.meet(session, contest, state.step)
-    policy_selection.log_evaluation(session, contest, state.step, answers, figures)
+def _evaluate(session: Session, evaluation: PolicyEvaluation, state: State) -> None:
+    answers, figures = evaluation.evaluate(state.step, session.config.ppo, partial(diverged, session, "ppo"))
+    evaluation.log(session.run_dir, state.step, answers, figures)
     keep_if_best(session.roles, session.work("ppo"), state, figures, session.config)

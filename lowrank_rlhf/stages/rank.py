@@ -18,7 +18,11 @@ STORE = "annotations.sqlite"
 def run(session: Session) -> dict[str, Any]:
     """Make `prompts.jsonl`, `answers.jsonl`, `rankings.jsonl` and `comparisons.jsonl`."""
     config = session.config.rank
-    judge = open_judge(session, config.judge) if config.source == "judge" else None
+    judge = (
+        open_judge(config.judge, config, session.run_dir.path, session.progress, session.stop)
+        if config.source == "judge"
+        else None
+    )
     if data := session.data.comparisons:
         prompts, answers, rankings = list(data.prompts), list(data.answers), list(data.rankings)
     else:
@@ -52,7 +56,9 @@ def _rank_by_judge(session: Session, judge: Judge, prompts: list[Prompt], answer
     by_prompt = defaultdict(list)
     for sample in answers:
         by_prompt[sample.prompt_id].append(sample)
-    scores = judge_all(session, judge, "rank", [(prompt, by_prompt[prompt.id]) for prompt in prompts])
+    scores = judge_all(
+        judge, "rank", [(prompt, by_prompt[prompt.id]) for prompt in prompts], session.progress, session.stop
+    )
     margin = session.config.rank.tie_margin
     rankings = []
     for prompt, own in zip(prompts, scores, strict=True):

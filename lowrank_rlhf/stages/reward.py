@@ -2,15 +2,22 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowrank_rlhf.evaluation.compare import scored
-from lowrank_rlhf.evaluation.reward_metrics import good, held_out_figures, in_words, verdict
-from lowrank_rlhf.evaluation.sampling import answer
+from lowrank_rlhf.evaluation.match import score_answers
+from lowrank_rlhf.evaluation.reward_metrics import (
+    accuracy_in_words,
+    held_out_accuracy,
+    verdict_in_words,
+    weakness,
+    weakness_in_words,
+)
+from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.logistic import fit_pair_head
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.roles import Role
@@ -56,16 +63,16 @@ def run(session: Session) -> dict[str, Any]:
     else:
         every = _score(session, [*train, *held_out])
     scores = every[len(train) :]
-    figures = held_out_figures(held_out, scores, session.config.evaluate.bootstrap_samples, session.seed("bootstrap"))
-    weak = verdict(figures)
-    message = in_words(figures, weak)
+    figures = held_out_accuracy(held_out, scores, session.config.evaluate.bootstrap_samples, session.seed("bootstrap"))
+    found = weakness(figures)
+    weak, message = found and weakness_in_words(found, figures), accuracy_in_words(figures)
     session.progress.say(f"  {message}")
     session.run_dir.event(  # kept when the stage is made again, so that accuracy can be seen to grow with the rankings
         "measured",
         stage="reward",
         prompts=len(train),
-        accuracy=figures["accuracy"],
-        interval=figures["accuracy_interval"],
+        accuracy=figures.accuracy,
+        interval=figures.accuracy_interval,
     )
     statistics = _score_statistics(session, torch.cat(scores))
     folder = session.work("reward") / "adapters" / "reward"
@@ -78,10 +85,11 @@ def run(session: Session) -> dict[str, Any]:
     return {
         "prompts_train": len(train),
         "pairs_train": sum(len(group.pairs) for group in train),
-        **figures,
+        **asdict(figures),
         **statistics,
+        "weakness": found,
         "weak": weak,
-        "verdict": weak or good(figures),
+        "verdict": verdict_in_words(figures),
         "message": message,
         "claims": [
             claim.model_dump()
@@ -126,9 +134,19 @@ def _score_statistics(session: Session, compared: Tensor) -> dict[str, Any]:
         whose = "SFT answers" if len(prompts) > 1 else "the compared answers"
         if len(prompts) > 1:
             session.progress.say(f"  the scale of the scores: SFT answers {len(prompts)} prompts")
-            answers = answer(session, Role.POLICY, prompts, seed=session.seed("reward", "scale"))
+            answers = answer_prompts(
+                session.roles, Role.POLICY, prompts, session.config.sample, session.seed("reward", "scale")
+            )
             raw = RewardScale(session.config.reward.pooling, 0.0, 1.0)
-            scores = torch.tensor(scored(session, prompts, [samples[0] for samples in answers], raw))
+            scores = torch.tensor(
+                score_answers(
+                    session.roles,
+                    prompts,
+                    [samples[0] for samples in answers],
+                    session.config.sample.max_new_tokens,
+                    raw,
+                )
+            )
     return {"score_mean": float(scores.mean()), "score_std": max(float(scores.std()), 1e-6), "scores_of": whose}
 
 

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from lowrank_rlhf.errors import Stopped
-from lowrank_rlhf.evaluation.sampling import KeptAnswers, answer
+from lowrank_rlhf.evaluation.sampling import AnswerLog, answer_prompts
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.run.directory import StepLog
@@ -17,12 +17,22 @@ def run(session: Session) -> dict[str, Any]:
     config = session.config.sample
     prompts = session.prompts[0][: config.prompts]
     load_role(session.roles, Role.REFERENCE, session.run_dir.artifact("adapters/sft"))
-    kept = KeptAnswers(StepLog(session.work("sample") / "batches.jsonl"), "sample", session.base.eos)
+    kept = AnswerLog(StepLog(session.work("sample") / "batches.jsonl"), "sample", session.base.eos)
     start, count = time.monotonic(), config.answers_per_prompt
     before, seed = _tokens(kept), session.seed("sample")
     with session.progress.track("sample", len(prompts) * count, "answers", len(kept.groups) * count) as bar:
         try:
-            answers = answer(session, Role.REFERENCE, prompts, count=count, seed=seed, bar=bar, kept=kept)
+            answers = answer_prompts(
+                session.roles,
+                Role.REFERENCE,
+                prompts,
+                config,
+                seed,
+                answers_per_prompt=count,
+                bar=bar,
+                stop=session.stop,
+                log=kept,
+            )
         except Stopped:
             if bar.count:
                 session.stop.check(f"{bar.count} of {bar.total} answers are saved")
@@ -38,5 +48,5 @@ def run(session: Session) -> dict[str, Any]:
     }
 
 
-def _tokens(kept: KeptAnswers) -> int:
+def _tokens(kept: AnswerLog) -> int:
     return sum(len(response.tokens) for group in kept.groups for response in group)

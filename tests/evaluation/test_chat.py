@@ -17,7 +17,7 @@ from lowrank_rlhf import cli
 from lowrank_rlhf.commands.terminal import chat_loop
 from lowrank_rlhf.commands.terminal.chat_loop import Conversation, Settings, talk
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.evaluation.chat import Answer, Sampling, Speakers
+from lowrank_rlhf.evaluation.chat import ChatAnswer, ChatModels, ChatSampling
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models import pinned_precision
 from lowrank_rlhf.models.generation import sample_answers
@@ -36,7 +36,7 @@ class Parrots:
     about_scores = "no scores here"
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, int, Sampling]] = []
+        self.heard: list[tuple[str, int, ChatSampling]] = []
         self.stop_at: str | None = None
         self.says: str | None = None
 
@@ -44,14 +44,16 @@ class Parrots:
         self._count = len(messages)
         return [ord(character) for message in messages for character in message.content]
 
-    def answer(self, voice: str, prompt: list[int], sampling: Sampling, on_text: Callable[[str], None]) -> Answer:
+    def answer(
+        self, voice: str, prompt: list[int], sampling: ChatSampling, on_text: Callable[[str], None]
+    ) -> ChatAnswer:
         assert prompt
         self.heard.append((voice, self._count, sampling))
         text = self.says if self.says is not None else f"{voice}{self._count}"
         stopped = voice == self.stop_at
         text = text[:2] if stopped else text
         on_text(text)
-        return Answer(voice, text, len(text), finished=not stopped, stopped=stopped, score=None if stopped else 0.5)
+        return ChatAnswer(voice, text, len(text), finished=not stopped, stopped=stopped, score=None if stopped else 0.5)
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ class TestConversation:
     def test_all_go_on_with_the_policys_answer(self, parrots, capsys) -> None:
         session = session_of(parrots, speaks="all", room=99)
         session.introduce()
-        assert [answer.voice for answer in session.ask("a")] == ["base", "sft", "policy"]
+        assert [answer.model for answer in session.ask("a")] == ["base", "sft", "policy"]
         session.ask("b")
         assert [(voice, count) for voice, count, _ in parrots.heard] == [
             (voice, count) for count in (1, 3) for voice in ("base", "sft", "policy")
@@ -215,7 +217,7 @@ class TestCtrlC:
     def test_before_the_last_voice_the_question_is_forgotten(self, parrots, capsys) -> None:
         parrots.stop_at = "sft"
         session = session_of(parrots, speaks="all")
-        assert [answer.voice for answer in session.ask("a")] == ["base", "sft"]
+        assert [answer.model for answer in session.ask("a")] == ["base", "sft"]
         assert session._messages == []
         assert "this question is not part of the conversation" in capsys.readouterr().err
 
@@ -230,6 +232,10 @@ def run(tiny_folder, tmp_path, monkeypatch) -> Session:
     return session
 
 
+def chat_models(session: Session) -> ChatModels:
+    return ChatModels(session.roles, session.run_dir.artifact("adapters"))
+
+
 def asked(session: Session, text: str) -> list[int]:
     return session.base.encode_prompt(Prompt(id="x", messages=(Message(role="user", content=text),)))
 
@@ -240,11 +246,11 @@ def test_each_voice_is_its_adapter(run, monkeypatch) -> None:
     real = pinned_precision.load_base
     monkeypatch.setattr(pinned_precision, "load_base", lambda *arguments: loaded.append(1) or real(*arguments))
     session = Session(run.config, run.run_dir, run.progress, run.stop)
-    speakers, prompt = Speakers(session), asked(run, "what is short")
+    speakers, prompt = chat_models(session), asked(run, "what is short")
     checksum, heard = session.base.checksum(), {}
     for voice in ("policy", "base", "sft", "policy", "base"):
         pieces: list[str] = []
-        answer = speakers.answer(voice, prompt, Sampling(24, 0.8, 11), pieces.append)
+        answer = speakers.answer(voice, prompt, ChatSampling(24, 0.8, 11), pieces.append)
         assert "".join(pieces) == answer.text
         assert heard.setdefault(voice, answer) == answer
     assert len(loaded) == 1
@@ -261,15 +267,15 @@ def test_each_voice_is_its_adapter(run, monkeypatch) -> None:
 def test_the_bare_base_speaks_without_an_adapter(run) -> None:
     """Greedy, against transformers' own forward with all adapters off."""
     prompt = asked(run, "what is short")
-    speakers = Speakers(run)
-    speakers.answer("policy", prompt, Sampling(4, 0.0, 0), lambda _: None)
+    speakers = chat_models(run)
+    speakers.answer("policy", prompt, ChatSampling(4, 0.0, 0), lambda _: None)
     tokens = list(prompt)
     for _ in range(6):
         with run.roles.peft.disable_adapter(), torch.no_grad():
             tokens.append(int(run.roles.peft(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
         if tokens[-1] == run.base.eos:
             break
-    answer = speakers.answer("base", prompt, Sampling(6, 0.0, 0), lambda _: None)
+    answer = speakers.answer("base", prompt, ChatSampling(6, 0.0, 0), lambda _: None)
     assert answer.text == run.base.decode(tokens[len(prompt) :])
 
 
@@ -277,8 +283,8 @@ def test_the_bare_base_speaks_without_an_adapter(run) -> None:
 def test_the_score_is_the_normalised_one(tiny_folder, tmp_path, pooling) -> None:
     run = finished_run(tiny_folder(), tmp_path, pooling=pooling)
     prompt = asked(run, "what is short")
-    speakers = Speakers(run)
-    answer = speakers.answer("sft", prompt, Sampling(9, 0.8, 2), lambda _: None)
+    speakers = chat_models(run)
+    answer = speakers.answer("sft", prompt, ChatSampling(9, 0.8, 2), lambda _: None)
     ((response,),) = sample_answers(
         run.roles, Role.REFERENCE, [prompt], max_new_tokens=9, temperature=0.8, seed=2, batch_size=1
     )
@@ -290,8 +296,8 @@ def test_the_score_is_the_normalised_one(tiny_folder, tmp_path, pooling) -> None
 
 
 def test_ctrl_c_in_the_middle_leaves_the_models_whole(run) -> None:
-    prompt, speakers = asked(run, "what is short"), Speakers(run)
-    whole = speakers.answer("policy", prompt, Sampling(24, 0.8, 11), lambda _: None)
+    prompt, speakers = asked(run, "what is short"), chat_models(run)
+    whole = speakers.answer("policy", prompt, ChatSampling(24, 0.8, 11), lambda _: None)
     pieces: list[str] = []
 
     def interrupted(piece: str) -> None:
@@ -299,24 +305,24 @@ def test_ctrl_c_in_the_middle_leaves_the_models_whole(run) -> None:
         if len(pieces) == 3:
             raise KeyboardInterrupt
 
-    answer = speakers.answer("policy", prompt, Sampling(24, 0.8, 11), interrupted)
+    answer = speakers.answer("policy", prompt, ChatSampling(24, 0.8, 11), interrupted)
     assert (answer.stopped, answer.finished, answer.score) == (True, False, None)
     assert answer.text == "".join(pieces)
     assert whole.text.startswith(answer.text)
     assert len(answer.text) < len(whole.text)
-    assert speakers.answer("policy", prompt, Sampling(24, 0.8, 11), lambda _: None) == whole
+    assert speakers.answer("policy", prompt, ChatSampling(24, 0.8, 11), lambda _: None) == whole
 
 
 def test_what_a_score_means_is_said(tiny_folder, tmp_path) -> None:
     run = finished_run(tiny_folder(), tmp_path)
-    assert Speakers(run).about_scores == "reward: 0 is the average answer of SFT, 1 a deviation better"
+    assert chat_models(run).about_scores == "reward: 0 is the average SFT answer, 1 is one standard deviation above it"
     path = run.run_dir.artifact("adapters/reward") / "reward.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"weak": "no better than chance"}))
-    assert Speakers(run).about_scores.endswith("this reward model is weak: no better than chance")
+    assert chat_models(run).about_scores.endswith("this reward model is weak: no better than chance")
     path.unlink()
-    speakers = Speakers(run)
+    speakers = chat_models(run)
     assert speakers.about_scores == "no scores: the run has no reward model yet"
-    assert speakers.answer("sft", asked(run, "a"), Sampling(3, 1.0, 0), lambda _: None).score is None
+    assert speakers.answer("sft", asked(run, "a"), ChatSampling(3, 1.0, 0), lambda _: None).score is None
 
 
 # --- The command

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from chat_server import serving
+from lowrank_rlhf.evaluation.contestants import Match, run_adapter
 from peft import PeftModel
 from tiny import load_plain
 from tiny_run import make_config, make_session, write_prompts
@@ -19,9 +20,6 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.data.comparisons import load_comparisons
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.evaluation import match_play
-from lowrank_rlhf.evaluation.contestants import Contestant, Match, run_adapter
-from lowrank_rlhf.evaluation.sampling import answer
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
@@ -139,21 +137,23 @@ class TestAMatch:
         folder = foreign(tmp_path / "foreign", tiny_base)
         session = make_session(load_config(finished / "config.yaml"), tmp_path)
         prompts = session.prompts[1]
-        match = Match(Contestant("base", None), Contestant("foreign", folder), prompts, 2, 7, None)
-        rows = match_play.play(session, match)
-        groups = answer(session, Role.POLICY, prompts, count=2, seed=derive_seed(7, "held-out answers"))
+        match = Match(ComparedModel("base", None), ComparedModel("foreign", folder), prompts, 2, 7, None)
+        sampling = session.config.sample
+        pairs = match_module.play_match(session.roles, match, None, sampling, session.progress, session.stop)
+        seed = derive_seed(7, "held-out answers")
+        groups = answer_prompts(session.roles, Role.POLICY, prompts, sampling, seed, answers_per_prompt=2)
         tokens = [
             (prompt, list(sample.tokens)) for prompt, group in zip(prompts, groups, strict=True) for sample in group
         ]
-        assert len(rows) == len(tokens) == 10
+        assert len(pairs) == len(tokens) == 10
         bare = load_plain(AutoModelForCausalLM, session.roles, "none")
         without = [sequence_logprob(bare, session.base.encode_prompt(prompt), row) for prompt, row in tokens]
         adapted = PeftModel.from_pretrained(bare, folder).eval()
         found = [sequence_logprob(adapted, session.base.encode_prompt(prompt), row) for prompt, row in tokens]
         expected = [ours - theirs for ours, theirs in zip(found, without, strict=True)]
-        assert [row["kl"] for row in rows] == pytest.approx(expected, abs=1e-3)
+        assert [pair.kl for pair in pairs] == pytest.approx(expected, abs=1e-3)
         assert max(map(abs, expected)) > 0.5
-        assert [row["right"] for row in rows] == [session.base.decode(row) for _, row in tokens]
+        assert [pair.candidate.text for pair in pairs] == [session.base.decode(row) for _, row in tokens]
 
     def test_other_prompts_several_answers_and_a_base_of_another_name(
         self, finished, figures, tiny_base, tmp_path
@@ -313,10 +313,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("gone", "arguments", "says"),
         [
-            ("adapters/policy", (), "no adapters/policy there yet; stage ppo makes it:"),
-            ("adapters/policy-last", ("--right", "policy-last"), "stage ppo makes it"),
+            ("adapters/policy", (), "adapters/policy not found; stage ppo writes it"),
+            ("adapters/policy-last", ("--right", "policy-last"), "stage ppo writes it"),
             ("adapters/sft", (), "--until sft"),
-            ("adapters/reward", ("--comparisons", "x.jsonl"), "stage reward makes it"),
+            ("adapters/reward", ("--comparisons", "x.jsonl"), "stage reward writes it"),
         ],
     )
     def test_an_adapter_that_is_not_made_yet(self, finished, evaluate, tmp_path, gone, arguments, says) -> None:
@@ -325,23 +325,21 @@ class TestErrors:
         assert (code, out) == (2, "")
         assert says in err
         assert "Traceback" not in err
-        assert "leaves out" not in err
+        assert "Add" not in err
 
     def test_a_stage_that_the_run_leaves_out_is_to_be_added_first(self, tmp_path) -> None:
         run_dir = RunDir(tmp_path / "a")
         run_dir.open("name: a\nmodel: {source: x}\nstages: [sft]\n")
         with pytest.raises(UserError) as caught:
-            run_adapter(run_dir, "policy")
-        assert f"stage ppo makes it, which the run leaves out; add ppo to `stages` in {run_dir.path}" in str(
-            caught.value
-        )
+            run_adapter(run_dir, "policy", "ppo")
+        assert f"stage ppo writes it. Add ppo to `stages` in {run_dir.path}" in str(caught.value)
 
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
             (
                 ("--left", "polcy"),
-                '"polcy" is neither base, sft, policy nor policy-last, and no folder either. Did you',
+                'unknown model "polcy": expected base, sft, policy, policy-last, or the folder of an adapter. Did you',
             ),
             (("--right", "."), ".: no adapter_config.json there"),
             (("--judge", "sentimant"), 'Did you mean "sentiment"?'),
@@ -380,7 +378,7 @@ class TestErrors:
         def stopped(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(match_play, "play", stopped)
+        monkeypatch.setattr(match_module, "play_match", stopped)
         code, out, err = evaluate(finished, "--out", "result.json")
         assert (code, out) == (130, "")
         assert "Stopped; nothing was written." in err

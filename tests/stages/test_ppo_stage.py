@@ -15,8 +15,8 @@ from tiny_run import make_config, make_session
 from torch import Tensor
 
 from lowrank_rlhf.errors import StageFailed, Stopped
-from lowrank_rlhf.evaluation import policy_selection
-from lowrank_rlhf.evaluation.compare import Answers, Contest, gold_judge
+from lowrank_rlhf.evaluation import policy_evaluation
+from lowrank_rlhf.evaluation.policy_evaluation import PolicyAnswers, PolicyEvaluation, open_gold_judge
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors, save_role
 from lowrank_rlhf.run.checkpoints import save_checkpoint
@@ -119,15 +119,16 @@ def test_the_ratio_is_looked_at_when_the_policy_first_learns(make, monkeypatch) 
     [
         ("judge", "sentiment", ("judge", "simulated-annotator")),
         ("human", "sentiment", ("second_judge", "sentiment")),
-        ("human", None, ("second_judge", None)),
-        ("human", "endpoint", ("second_judge", None)),  # it costs requests
+        ("human", None, None),
+        ("human", "endpoint", None),  # it costs requests
     ],
 )
 def test_the_judge_that_ppo_is_followed_with(tmp_path, source, second, expected) -> None:
     endpoint = {"url": "http://localhost:9", "model": "judge-1"} if second == "endpoint" else None
     config = make_config(tmp_path, rank__source=source, rank__endpoint=endpoint, evaluate__second_judge=second)
-    figure, judge = gold_judge(make_session(config, tmp_path))
-    assert (figure, judge and judge.name) == expected
+    session = make_session(config, tmp_path)
+    gold = open_gold_judge(config, session.run_dir.path, session.progress, session.stop)
+    assert (gold and (gold.figure, gold.judge.name)) == expected
 
 
 def test_both_claims_hold_in_an_honest_run(make) -> None:
@@ -154,9 +155,9 @@ def test_a_weight_of_another_role_that_moves_is_told(make, monkeypatch) -> None:
 
 def test_answers_at_each_evaluation_are_kept(make, monkeypatch) -> None:
     """Three prompts before the first step and after the second and the last; before it they are SFT's."""
-    met, meet = [], Contest.meet
-    monkeypatch.setattr(Contest, "meet", lambda contest, session: met.append(meet(contest, session)) or met[-1])
-    monkeypatch.setattr(policy_selection, "WATCHED_PROMPTS", 2)
+    given, answer = [], PolicyEvaluation.answer
+    monkeypatch.setattr(PolicyEvaluation, "answer", lambda self: given.append(answer(self)) or given[-1])
+    monkeypatch.setattr(policy_evaluation, "WATCHED_PROMPTS", 2)
     session = make(ppo__steps=3, ppo__learning_rate=0.1)
     ppo.run(session)
     rows = list(session.run_dir.watched.read("ppo"))
@@ -164,10 +165,10 @@ def test_answers_at_each_evaluation_are_kept(make, monkeypatch) -> None:
     assert len(held_out) > 2
     assert [(row["step"], row["prompt_id"]) for row in rows] == [(n, p.id) for n in (0, 2, 3) for p in held_out[:2]]
     assert [row["prompt"] for row in rows[:2]] == [prompt.text for prompt in held_out[:2]]
-    assert [row["answer"] for row in rows] == [sample.text for answers in met for sample in answers.samples[:2]]
+    assert [row["answer"] for row in rows] == [sample.text for answers in given for sample in answers.samples[:2]]
     assert [row["kl"] for row in rows[:2]] == [0, 0]
-    assert [row["score"] for row in rows] == [score for answers in met for score in answers.scores.tolist()[:2]]
-    assert [row["judge"] for row in rows] == [score for answers in met for score in answers.judged[:2]]
+    assert [row["score"] for row in rows] == [score for answers in given for score in answers.scores.tolist()[:2]]
+    assert [row["judge"] for row in rows] == [score for answers in given for score in answers.judged[:2]]
     assert any(row["kl"] for row in rows[2:])
 
 
@@ -179,11 +180,11 @@ def script(
     `ended` gives the share of answers that end by themselves where that isn't all."""
     seen: dict[int, dict[str, Tensor]] = {}
 
-    meet = Contest.meet
+    answer = PolicyEvaluation.answer
 
-    def look(contest: Contest, session: Session) -> Answers:
-        answers = meet(contest, session)  # one that a stop breaks off does not count
-        seen[sorted(objectives)[len(seen)]] = snapshot(session.roles, Role.POLICY)
+    def look(evaluation: PolicyEvaluation) -> PolicyAnswers:
+        answers = answer(evaluation)  # one that a stop breaks off does not count
+        seen[sorted(objectives)[len(seen)]] = snapshot(evaluation.roles, Role.POLICY)
         return answers
 
     def figures(*_: Any) -> dict[str, float]:
@@ -191,8 +192,8 @@ def script(
         figures = {"score": -objectives[step], "kl": 0.0, "objective": objectives[step], "judge": -objectives[step]}
         return {**figures, "eos_rate": (ended or {}).get(step, 1.0)}
 
-    monkeypatch.setattr(Contest, "meet", look)
-    monkeypatch.setattr(Contest, "figures", figures)
+    monkeypatch.setattr(PolicyEvaluation, "answer", look)
+    monkeypatch.setattr(PolicyEvaluation, "figures", figures)
     return seen
 
 

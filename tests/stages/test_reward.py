@@ -11,7 +11,13 @@ from tiny import DEVICE
 from tiny_run import limit_tokens, make_config, make_session, save_sft, separable, write_prompts, write_ranked
 
 from lowrank_rlhf.errors import StageFailed, UserError
-from lowrank_rlhf.evaluation.reward_metrics import held_out_figures, in_words, verdict
+from lowrank_rlhf.evaluation.reward_metrics import (
+    HeldOutAccuracy,
+    accuracy_in_words,
+    held_out_accuracy,
+    weakness,
+)
+from lowrank_rlhf.maths.statistics import Interval
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
@@ -187,45 +193,52 @@ def test_figures_by_hand() -> None:
         group("b", 2, pairs=[(1, 0, 1)], lengths=[5, 2]),
     ]
     scores = [torch.tensor([3.0, 1.0, 1.0]), torch.tensor([0.5, 0.0])]
-    figures = held_out_figures(groups, scores, samples=200, seed=0)
-    assert figures["margins"] == [2.0, 2.0, 0.0, -0.5]
-    assert figures["accuracy"] == (1 + 1 + 0.5 + 0) / 4
-    assert figures["longer_wins"] == (1 + 1 + 0.5 + 0) / 4
-    assert (figures["pairs_held_out"], figures["prompts_held_out"]) == (4, 2)
+    figures = held_out_accuracy(groups, scores, samples=200, seed=0)
+    assert figures.margins == (2.0, 2.0, 0.0, -0.5)
+    assert figures.accuracy == (1 + 1 + 0.5 + 0) / 4
+    assert figures.longer_wins == (1 + 1 + 0.5 + 0) / 4
+    assert (figures.pairs_held_out, figures.prompts_held_out) == (4, 2)
     sure, unsure = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-0.5))
     # Bins: 0.5 (a tie, half right), 0.62 (wrong), 0.88 twice (right).
-    assert figures["ece"] == pytest.approx((abs(0.5 - 0.5) + abs(0 - unsure) + 2 * (1 - sure)) / 4)
-    assert [bar["count"] for bar in figures["reliability"]] == [1, 1, 2]
+    assert figures.ece == pytest.approx((abs(0.5 - 0.5) + abs(0 - unsure) + 2 * (1 - sure)) / 4)
+    assert [bar.count for bar in figures.reliability] == [1, 1, 2]
     x, y = torch.tensor([3, 1, 1, 0.5, 0]), torch.tensor([30.0, 20, 20, 5, 2])
-    assert figures["length_correlation"] == pytest.approx(float(torch.corrcoef(torch.stack([x, y]))[0, 1]), abs=1e-6)
-    low, high = figures["accuracy_interval"]
+    assert figures.length_correlation == pytest.approx(float(torch.corrcoef(torch.stack([x, y]))[0, 1]), abs=1e-6)
+    low, high = figures.accuracy_interval
     assert low == 0  # both draws are b
     assert high == pytest.approx(2.5 / 3)  # both are a
 
 
 @pytest.mark.parametrize(
-    ("interval", "accuracy", "longer", "words"),
+    ("interval", "accuracy", "longer", "expected"),
     [
-        ((0.5, 0.9), 0.7, 0.4, "not shown to be better than chance"),
-        ((0.3, 0.4), 0.35, 0.2, "not shown to be better than chance"),
-        ((0.6, 0.8), 0.7, 0.7, "no better than preferring the longer answer"),
-        ((0.6, 0.8), 0.7, 0.75, "no better than preferring the longer answer"),
+        ((0.5, 0.9), 0.7, 0.4, "chance"),
+        ((0.3, 0.4), 0.35, 0.2, "chance"),
+        ((0.6, 0.8), 0.7, 0.7, "length"),
+        ((0.6, 0.8), 0.7, 0.75, "length"),
         ((0.51, 0.8), 0.7, 0.69, None),
-        ((0.51, 0.7), 0.6, 0.25, "no better than preferring the shorter answer"),
-        ((0.51, 0.9), 0.75, 0.25, "no better than preferring the shorter answer"),
+        ((0.51, 0.7), 0.6, 0.25, "length"),
+        ((0.51, 0.9), 0.75, 0.25, "length"),
         ((0.51, 0.9), 0.76, 0.25, None),
     ],
 )
-def test_verdicts(interval, accuracy, longer, words) -> None:
-    figures = {"accuracy_interval": interval, "accuracy": accuracy, "longer_wins": longer}
-    figures |= {"longer_wins_interval": (longer - 0.1, longer + 0.2), "pairs_held_out": 9, "prompts_held_out": 3}
-    found = verdict(figures)
-    assert found is None if words is None else words in found
-    told = in_words(figures, found)
-    rule = "shorter" if longer < 0.5 else "longer"
-    assert f"preferring the {rule} answer {100 * max(longer, 1 - longer):.1f} % (95 % interval " in told
-    assert ("answer 75.0 % (95 % interval 55.0 to 85.0 %): " in told) == (longer == 0.25)
-    assert told.endswith(words or f"better than chance, and than preferring the {rule} answer") or "chance" in found
+def test_weakness(interval, accuracy, longer, expected) -> None:
+    figures = HeldOutAccuracy(
+        pairs_held_out=9,
+        prompts_held_out=3,
+        accuracy=accuracy,
+        accuracy_interval=Interval(*interval),
+        longer_wins=longer,
+        longer_wins_interval=Interval(longer - 0.1, longer + 0.2),
+        ece=0.0,
+        reliability=(),
+        margins=(),
+        length_correlation=0.0,
+    )
+    assert weakness(figures) == expected
+    rule, share, _ = figures.length_rule
+    assert (rule, share) == (("shorter", 1 - longer) if longer < 0.5 else ("longer", longer))
+    assert ("answer 75.0 % (95 % interval 55.0 to 85.0 %): " in accuracy_in_words(figures)) == (longer == 0.25)
 
 
 # --- The whole stage

@@ -24,10 +24,10 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.records import Message
 
 if TYPE_CHECKING:
-    from lowrank_rlhf.evaluation.chat import Answer, Speakers
+    from lowrank_rlhf.evaluation.chat import ChatAnswer, ChatModels
 
 
-class Request(BaseModel):
+class ChatRequest(BaseModel):
     """One line of stdin."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -39,8 +39,8 @@ class Request(BaseModel):
     seed: int | None = Field(None, ge=0)
 
 
-def serve(speakers: "Speakers", settings: Settings) -> None:
-    """Answer requests until the end of stdin."""
+def serve(speakers: "ChatModels", settings: Settings) -> None:
+    """ChatAnswer requests until the end of stdin."""
     stop, requests = threading.Event(), queue.Queue[str | None]()
     threading.Thread(target=_listen, args=(sys.stdin, requests, stop), daemon=True).start()
     about = {key: getattr(settings, key) for key in ("temperature", "max_new_tokens", "seed")}
@@ -48,7 +48,7 @@ def serve(speakers: "Speakers", settings: Settings) -> None:
     for line in iter(requests.get, None):
         stop.clear()
         try:
-            request = Request.model_validate_json(line)
+            request = ChatRequest.model_validate_json(line)
             answer, dropped = _answer(speakers, settings, request, stop)
         except ValidationError as error:
             first = error.errors()[0]
@@ -59,10 +59,10 @@ def serve(speakers: "Speakers", settings: Settings) -> None:
             _say(answer=answer_json(answer) | {"stopped": answer.stopped}, dropped=dropped)
 
 
-def answer_json(answer: "Answer") -> dict[str, Any]:
+def answer_json(answer: "ChatAnswer") -> dict[str, Any]:
     """An answer as `--json` tells it, and with `stopped` `--lines`."""
     return {
-        "as": answer.voice,
+        "as": answer.model,
         "text": answer.text,
         "tokens": answer.tokens,
         "finished": answer.finished,
@@ -70,8 +70,10 @@ def answer_json(answer: "Answer") -> dict[str, Any]:
     }
 
 
-def _answer(speakers: "Speakers", settings: Settings, request: Request, stop: threading.Event) -> "tuple[Answer, int]":
-    from lowrank_rlhf.evaluation.chat import Sampling
+def _answer(
+    speakers: "ChatModels", settings: Settings, request: ChatRequest, stop: threading.Event
+) -> "tuple[ChatAnswer, int]":
+    from lowrank_rlhf.evaluation.chat import ChatSampling
 
     voice = request.speaks or settings.speaks
     if voice not in settings.voices:
@@ -89,7 +91,7 @@ def _answer(speakers: "Speakers", settings: Settings, request: Request, stop: th
 
     temperature = settings.temperature if request.temperature is None else request.temperature
     seed = settings.seed if request.seed is None else request.seed
-    answer = speakers.answer(voice, prompt, Sampling(most, temperature, seed), on_text)
+    answer = speakers.answer(voice, prompt, ChatSampling(most, temperature, seed), on_text)
     return answer, len(request.messages) - len(kept)
 
 

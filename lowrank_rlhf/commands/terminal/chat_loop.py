@@ -15,7 +15,7 @@ from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.run.records import Message
 
 if TYPE_CHECKING:
-    from lowrank_rlhf.evaluation.chat import Answer, Speakers
+    from lowrank_rlhf.evaluation.chat import ChatAnswer, ChatModels
 
 HELP = """\
 /as NAME   who answers: policy, sft, base, or all in turn
@@ -51,7 +51,7 @@ class Settings:
 class Conversation:
     """The conversation so far. Answers go to stdout, all that is said about them to stderr."""
 
-    def __init__(self, speakers: "Speakers", settings: Settings):
+    def __init__(self, speakers: "ChatModels", settings: Settings):
         self.settings = settings
         self._speakers = speakers
         self._messages: list[Message] = []
@@ -67,20 +67,20 @@ class Conversation:
         note(self._speakers.about_scores)
         self._say_who_goes_on()
 
-    def ask(self, text: str, *, show: bool = True, labels: bool = True) -> "list[Answer]":
+    def ask(self, text: str, *, show: bool = True, labels: bool = True) -> "list[ChatAnswer]":
         """The answers to a question, which becomes part of the conversation; none where it is too long to be asked."""
         question = Message(role="user", content=text)
         prompt = self._fitting(question)
         if prompt is None:
             return []
-        place, answers = self._asked, list["Answer"]()
+        place, answers = self._asked, list["ChatAnswer"]()
         self._asked += 1
         for voice in self.settings.answering:
             answers.append(self._answer(voice, prompt, place, show, labels))
             if answers[-1].stopped:
                 break
         last = answers[-1]
-        if last.voice == self.settings.answering[-1] and last.text:
+        if last.model == self.settings.answering[-1] and last.text:
             self._messages += [question, Message(role="assistant", content=last.text)]
         elif show:
             note("this question is not part of the conversation: there is no answer to go on with")
@@ -107,8 +107,8 @@ class Conversation:
             note(f"no command is called {visible(name)}; /help shows them.{suggestion(name, COMMANDS)}")
         return True
 
-    def _answer(self, voice: str, prompt: Sequence[int], place: int, show: bool, labels: bool) -> "Answer":
-        from lowrank_rlhf.evaluation.chat import Sampling
+    def _answer(self, voice: str, prompt: Sequence[int], place: int, show: bool, labels: bool) -> "ChatAnswer":
+        from lowrank_rlhf.evaluation.chat import ChatSampling
 
         settings = self.settings
         seed = derive_seed(settings.seed, "chat", place)
@@ -117,7 +117,7 @@ class Conversation:
         answer = self._speakers.answer(
             voice,
             prompt,
-            Sampling(settings.max_new_tokens, settings.temperature, seed),
+            ChatSampling(settings.max_new_tokens, settings.temperature, seed),
             (lambda piece: _write(visible(piece))) if show else (lambda _: None),
         )
         if show:
@@ -161,7 +161,7 @@ class Conversation:
         note(f"seed {number} from here on")
 
 
-def fit(speakers: "Speakers", messages: Sequence[Message], room: int) -> tuple[list[Message], list[int] | None]:
+def fit(speakers: "ChatModels", messages: Sequence[Message], room: int) -> tuple[list[Message], list[int] | None]:
     """The conversation without its oldest turns, as many as must go for the rest to fit, and its tokens.
 
     The last question stays; where it alone has more than `room` tokens there are none.
@@ -230,7 +230,7 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _about(answer: "Answer") -> str:
+def _about(answer: "ChatAnswer") -> str:
     parts = [f"{answer.tokens} tokens"]
     if answer.score is not None:
         parts.insert(0, f"reward {answer.score:+.2f}")
