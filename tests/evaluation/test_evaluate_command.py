@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from chat_server import serving
-from lowrank_rlhf.evaluation.contestants import Match, run_adapter
 from peft import PeftModel
 from tiny import load_plain
 from tiny_run import make_config, make_session, write_prompts
@@ -20,6 +19,9 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.data.comparisons import load_comparisons
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.evaluation import match as match_module
+from lowrank_rlhf.evaluation.compared_models import ComparedModel, Match, run_adapter
+from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
