@@ -356,7 +356,7 @@ class TestErrors:
             (("sample.temprature=2",), 'Did you mean "temperature"?'),
             (("--out", "result.txt"), "name a file that ends in .json"),
             (("--out", "/proc/nowhere/result.json"), "cannot be written"),
-            (("model.max_length=10",), "leaves"),
+            (("model.max_length=10",), "only 4 fit"),
         ],
     )
     def test_what_a_person_can_mend(self, finished, evaluate, tmp_path, arguments, says) -> None:
