@@ -108,18 +108,18 @@ def figures(run: Path, batch: int) -> Row:
     """Return a finished run's held-out comparison and the figures of the stage that trained its policy."""
     marks = {name: json.loads((run / "done" / f"{name}.json").read_text()) for name in ("ppo", "evaluate")}
     made, judged = marks["ppo"], marks["evaluate"]["summary"]
-    table = {entry["figure"]: entry["policy"] for entry in judged["table"]}
+    of_policy = {entry["id"]: entry["policy"] for entry in judged["table"]}
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     sampled = [line["response/length_mean"] for line in lines if "response/length_mean" in line]
     return {
         "steps": made["summary"]["steps"],
         "best_step": made["summary"]["best_step"],
         "win_rate": judged["win_rate"],
-        "second_win_rate": next((table[name] for name in table if name.endswith(": win rate")), None),
+        "second_win_rate": of_policy.get("win_rate"),
         "kl": judged["kl_per_answer"],
-        "length": table["length in tokens"],
-        "ends": table["answers that end by themselves"],
-        "distinct_2": table["distinct-2"],
+        "length": of_policy["length_tokens"],
+        "ends": of_policy["eos_rate"],
+        "distinct_2": of_policy["distinct_2"],
         "tokens": round(batch * sum(sampled)),
         "seconds": made["seconds"] - made["loading_seconds"],
         "peak_mib": made["peak_memory_bytes"] / 2**20,
