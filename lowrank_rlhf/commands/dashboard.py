@@ -1,17 +1,12 @@
 """`dashboard`: the page in the browser."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lowrank_rlhf.commands.common import RunsOption, ServedAsOption, echo
-from lowrank_rlhf.dashboard.jobs import PASSWORD_VARIABLE
-from lowrank_rlhf.errors import UserError
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-SHORTEST_PASSWORD = 12
+from lowrank_rlhf.dashboard.password import PASSWORD_VARIABLE, password_for
 
 
 def dashboard(
@@ -36,24 +31,11 @@ def dashboard(
       LOWRANK_RLHF_PASSWORD=... python -m lowrank_rlhf dashboard --host 192.168.1.5
       LOWRANK_RLHF_PASSWORD=... python -m lowrank_rlhf dashboard --served-as rlhf.example.org
     """
-    password = checked_password(host, bool(served_as))
-    from lowrank_rlhf.dashboard.app import serve
+    password = password_for(host, bool(served_as))
+    from lowrank_rlhf.dashboard.app import serve  # gradio takes seconds to import
+    from lowrank_rlhf.dashboard.server import Address
 
-    try:
-        serve(runs, host, port, password, open_browser=not no_browser, say=echo, names=served_as or ())
-    except OSError as error:
-        raise UserError(f"{host}:{port}: cannot be listened on: {error}; take another --port") from None
+    def on_ready(url: str) -> None:
+        echo(f"Dashboard: {url}\nPress Ctrl-C to close it. Runs continue in the background.")
 
-
-def checked_password(host: str, by_proxy: bool = False) -> str | None:
-    """The password from the environment, if there is one. Raises `UserError` where there must be one, or a longer."""
-    password = os.environ.get(PASSWORD_VARIABLE) or None
-    if password is not None and len(password) < SHORTEST_PASSWORD:
-        raise UserError(f"{PASSWORD_VARIABLE}: shorter than {SHORTEST_PASSWORD} characters; take a longer one")
-    if password is None and (by_proxy or host not in LOOPBACK):
-        option = "--served-as" if by_proxy else f"--host {host}"
-        raise UserError(
-            f"{option}: others could start programs on this computer through the page. Set {PASSWORD_VARIABLE} "
-            f"to a password of {SHORTEST_PASSWORD} characters or more, or leave the option out and use an SSH tunnel"
-        )
-    return password
+    serve(runs, Address(host, port, served_as or ()), password, open_browser=not no_browser, on_ready=on_ready)

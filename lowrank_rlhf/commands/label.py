@@ -16,6 +16,7 @@ from rich.text import Text
 from lowrank_rlhf.commands.annotations import find_project
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, ServedAsOption, echo
 from lowrank_rlhf.commands.terminal.ranking_loop import Keys, RankingLoop, keys_of_this_process
+from lowrank_rlhf.dashboard.password import PASSWORD_VARIABLE
 from lowrank_rlhf.errors import Stopped, UserError, WaitingForPeople, visible
 from lowrank_rlhf.preferences.agreement import RankingStatistics, alpha_in_words, krippendorff_alpha, ranking_statistics
 from lowrank_rlhf.preferences.labelling import annotator_name
@@ -24,7 +25,6 @@ from lowrank_rlhf.run.progress import duration
 
 LOOPBACK = "127.0.0.1"
 PORT = 7861
-PASSWORD_VARIABLE = "LOWRANK_RLHF_PASSWORD"  # noqa: S105 - its name, not its value
 
 
 def label(
@@ -86,17 +86,18 @@ def label(
 
 def _serve(project: Project, host: str, port: int, names: list[str]) -> None:
     from lowrank_rlhf.dashboard.annotators import serve  # gradio takes seconds to import
+    from lowrank_rlhf.dashboard.server import Address
 
     given = os.environ.get(PASSWORD_VARIABLE)
     password = given or secrets.token_urlsafe(12)
 
-    def told(url: str) -> None:
+    def on_ready(url: str) -> None:
         whose = f"that of {PASSWORD_VARIABLE}" if given else password
         echo(f"annotators' page: {url}\npassword: {whose}\nuser name: each annotator's own\nCtrl-C ends it.")
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve(project.folder.absolute(), host, port, password, told, names)
+        serve(project.folder.absolute(), Address(host, port, names), password, on_ready)
     except KeyboardInterrupt:
         pass
     finally:

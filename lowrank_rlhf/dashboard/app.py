@@ -1,27 +1,26 @@
-"""The page as a whole: its tabs, its language, and the server that it is sent from."""
+"""The dashboard: a page with a tab for each activity, in two languages."""
 
 import os
-import socket
 import sys
 import webbrowser
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from starlette.middleware import Middleware
 
-from lowrank_rlhf.dashboard import run_status
-from lowrank_rlhf.dashboard.guard import guards
-from lowrank_rlhf.dashboard.page import QUIET, Page
+from lowrank_rlhf.dashboard import server
+from lowrank_rlhf.dashboard.chat_worker import ChatWorker
+from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 from lowrank_rlhf.dashboard.routes import routes
+from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.server import Address
 from lowrank_rlhf.dashboard.tabs import rank, result, runs, talk, watch
 from lowrank_rlhf.dashboard.text import LANGUAGES, Texts
 
 _CSS = Path(__file__).parent / "static" / "page.css"
-_MONO = ["ui-monospace", "Noto Sans Mono", "monospace"]
-_FONTS = ["system-ui", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
-# The language that was chosen here before, or else the browser's.
+# The language chosen earlier in this browser, else the browser's own.
 _CHOOSE_LANGUAGE = """() => {
   const kept = localStorage.getItem('lowrank-language');
   const own = navigator.language.toLowerCase().startsWith('zh') ? 'zh' : 'en';
@@ -32,121 +31,97 @@ _KEEP_LANGUAGE = """(language) => {
   document.documentElement.lang = language;
   return language;
 }"""
-_SWITCH_LIGHT = """() => {
+_SWITCH_THEME = """() => {
   const dark = document.body.classList.toggle('dark');
   localStorage.setItem('lowrank-light', dark ? 'dark' : 'light');
 }"""
-_SAME_LIGHT = """() => {
+_RESTORE_THEME = """() => {
   const kept = localStorage.getItem('lowrank-light');
   if (kept) document.body.classList.toggle('dark', kept === 'dark');
 }"""
-Tab = Callable[[Page], None]
+Tab = Callable[[DashboardPage], None]
 
 
-def build(folder: Path) -> gr.Blocks:
-    """The page for the runs in a folder."""
+def build(folder: RunsFolder, chat: ChatWorker) -> gr.Blocks:
+    """Return the page for a folder of runs."""
     texts = Texts()
     with gr.Blocks(title="lowrank_rlhf", analytics_enabled=False, fill_width=True) as blocks:
         with gr.Row(elem_id="top"):
             gr.HTML("<h1>lowrank_rlhf</h1>", elem_id="title", min_width=140)
-            names = run_status.names(folder)
+            names = folder.names()
             run = texts.add(
                 gr.Dropdown(names, value=next(iter(names), None), elem_id="run", scale=2, min_width=180),
                 label="page.run",
             )
-            language = gr.Radio(
-                [(name, code) for code, name in LANGUAGES.items()],
-                value="en",
-                show_label=False,
-                container=False,
-                elem_id="language",
-                min_width=190,
-                scale=0,
-            )
-            light = gr.Button("◐", elem_id="light", min_width=44, scale=0)
-        page = Page(folder, run, language, texts)
+            language = _language_switch()
+            theme = gr.Button("◐", elem_id="theme", min_width=44, scale=0)
+        page = DashboardPage(folder, run, language, texts, chat)
         with gr.Tabs(elem_id="tabs"):
-            for name, build_tab in _tabs().items():
+            for name, build_tab in _TABS.items():
                 with texts.add(gr.Tab(id=name, elem_id=f"tab-{name}"), label=f"tab.{name}"):
                     build_tab(page)
-        _behave(blocks, page, light)
+        _connect(blocks, page, theme)
     return blocks
 
 
-def _tabs() -> dict[str, Tab]:
-    return {
-        "runs": runs.build,
-        "rank": _rank,
-        "watch": watch.build,
-        "talk": talk.build,
-        "result": result.build,
-    }
+def _language_switch() -> gr.Radio:
+    return gr.Radio(
+        [(name, code) for code, name in LANGUAGES.items()],
+        value="en",
+        show_label=False,
+        container=False,
+        elem_id="language",
+        min_width=190,
+        scale=0,
+    )
 
 
-def _rank(page: Page) -> None:
-    rank.build(page.runs, page.run, page.language, resume=lambda run: runs.go_on_with_rankings(page.runs, run))
+def _rank(page: DashboardPage) -> None:
+    rank.build(page.runs.folder, page.run, page.language, resume=lambda run: runs.resume_after_ranking(page, run))
 
 
-def _behave(blocks: gr.Blocks, page: Page, light: gr.Button) -> None:
-    """What holds for all tabs: the language, and light or dark."""
+_TABS: dict[str, Tab] = {
+    "runs": runs.build,
+    "rank": _rank,
+    "watch": watch.build,
+    "talk": talk.build,
+    "result": result.build,
+}
+
+
+def _connect(blocks: gr.Blocks, page: DashboardPage, theme: gr.Button) -> None:
+    """Connect the events that concern all tabs: language, theme, and the choice of a run."""
 
     def chosen(run: str | None) -> Any:
-        names = run_status.names(page.runs)
+        names = page.runs.names()
         return gr.update(choices=names, value=run if run in names else next(iter(names), None))
 
     blocks.load(None, None, page.language, js=_CHOOSE_LANGUAGE, **QUIET).then(
         page.texts.updates, page.language, page.texts.components, **QUIET
     ).then(chosen, page.run, page.run, **QUIET)
-    blocks.load(None, None, None, js=_SAME_LIGHT, **QUIET)
+    blocks.load(None, None, None, js=_RESTORE_THEME, **QUIET)
     page.language.change(None, page.language, None, js=_KEEP_LANGUAGE, **QUIET)
     page.language.change(page.texts.updates, page.language, page.texts.components, **QUIET)
-    light.click(None, None, None, js=_SWITCH_LIGHT, **QUIET)
+    theme.click(None, None, None, js=_SWITCH_THEME, **QUIET)
 
 
 def serve(
-    folder: Path,
-    host: str,
-    port: int,
-    password: str | None,
-    *,
-    open_browser: bool,
-    say: Callable[[str], None],
-    names: Collection[str] = (),
+    folder: Path, address: Address, password: str | None, *, open_browser: bool, on_ready: Callable[[str], None]
 ) -> None:
-    """Serve the page until Ctrl-C; `names` are a proxy's for it. Raises OSError where the port is taken."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, port))
-    blocks = build(folder)
-    launch(blocks, host, port, guards(host, password, names), folder)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    say(f"The page is at {url}\nCtrl-C closes it; runs that it started go on.")
-    if open_browser and _desktop():
-        webbrowser.open(url)
-    blocks.block_thread()
+    """Serve the page until Ctrl-C. `on_ready` gets its URL. Raises `UserError` if the address cannot be used."""
+    address = address.checked()
+    runs = RunsFolder(folder)
+
+    def ready() -> None:
+        on_ready(address.url)
+        if open_browser and _has_desktop():
+            webbrowser.open(address.url)
+
+    with closing(ChatWorker()) as chat:
+        css = _CSS.read_text(encoding="utf-8")
+        server.serve(build(runs, chat), address, server.middleware(address, password), css, ready, routes(runs))
 
 
-def _desktop() -> bool:
-    """Whether a browser would be a window: in a plain terminal it could be a program that takes the terminal over."""
+def _has_desktop() -> bool:
+    """Return True if a browser opens a window; without a desktop it might take over the terminal."""
     return sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
-
-
-def launch(blocks: gr.Blocks, host: str, port: int, middleware: list[Middleware], folder: Path) -> None:
-    """Start the server in a thread of its own, with nothing of Gradio's that leads out of this machine."""
-    blocks.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        run_history=False,
-        quiet=True,
-        inbrowser=False,
-        prevent_thread_lock=True,
-        footer_links=[],
-        allowed_paths=[],
-        max_file_size="64mb",
-        state_session_capacity=100,
-        app_kwargs={"middleware": middleware, "routes": routes(folder), "docs_url": None, "redoc_url": None},
-        theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONO),
-        css=_CSS.read_text(encoding="utf-8"),
-    )

@@ -1,6 +1,5 @@
-"""A run's models in a process of their own that answers questions: the page itself holds no model."""
+"""A process with a run's models that answers questions. The page itself loads no model."""
 
-import atexit
 import json
 import subprocess
 import sys
@@ -9,96 +8,109 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from lowrank_rlhf.dashboard.jobs import environment
 from lowrank_rlhf.errors import UserError
 
 _IDLE_SECONDS = 600.0
 _CLOSING_SECONDS = 5.0
+_STDERR_CHARACTERS = 2000
 
 
-class Talker:
-    """At most one run's models, loaded when first asked, gone after ten minutes without a question."""
+class ChatUnavailable(UserError):
+    """No answer can be given now.
+
+    `kind` says why: another visitor is being answered, the process has exited, or it exited with the error of the
+    message.
+    """
+
+    def __init__(self, kind: Literal["busy", "exited", "failed"], message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class ChatWorker:
+    """Process with the models of at most one run, loaded at the first question and closed after ten idle minutes."""
 
     def __init__(self) -> None:
         self.run: Path | None = None
-        self.about: dict[str, Any] = {}
-        """What the models said of themselves: `voices`, `temperature`, ..."""
+        self.ready: dict[str, Any] = {}
+        """First message of the process: `voices`, `temperature`, ..."""
         self._process: subprocess.Popen[str] | None = None
-        self._complaints: IO[bytes] | None = None
+        self._stderr: IO[bytes] | None = None
         self._asking = threading.Lock()
         self._timer: threading.Timer | None = None
 
     def ask(self, run: Path, requests: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Each request's answers, piece by piece, with its place among them; after a stop the rest are not asked.
+        """Yield the messages of each answer as they arrive, with the index of its request. A stop skips the rest.
 
-        Raises `UserError` while somebody else asks (`busy`), and where the models cannot be loaded.
+        Raises `ChatUnavailable` while another visitor is being answered, or if the process fails.
         """
         if not self._asking.acquire(blocking=False):
-            raise UserError("busy")
+            raise ChatUnavailable("busy", "The models are answering another visitor. Retry in a moment.")
         try:
             self._open(run)
-            for place, request in enumerate(requests):
+            for index, request in enumerate(requests):
                 self._send(request)
-                last: dict[str, Any] = {}
-                for last in self._answers():
-                    yield place, last
-                if last.get("answer", {}).get("stopped"):
+                message: dict[str, Any] = {}
+                for message in self._messages():
+                    yield index, message
+                if message.get("answer", {}).get("stopped"):
                     return
-        except GeneratorExit:  # whoever asked has gone: end the answer, and read it to its end
+        except GeneratorExit:  # the visitor has left: stop the answer and drain its messages
             self.stop()
-            for _ in self._answers():
+            for _ in self._messages():
                 pass
             raise
         finally:
             self._asking.release()
-            self._rest()
+            self._start_idle_timer()
 
     def open(self, run: Path) -> dict[str, Any]:
-        """Load the run's models, unless they are, and return what they say of themselves. Raises `UserError`."""
+        """Load the run's models if necessary and return the process's first message. Raises `ChatUnavailable`."""
         with self._asking:
             self._open(run)
-        return self.about
+        return self.ready
 
     def stop(self) -> None:
-        """End the answer that is being written, if one is."""
+        """Stop the answer that is being generated, if any."""
         with suppress(UserError):
             self._send({"stop": True})
 
     def close(self) -> None:
-        """Let the models go."""
+        """End the process and free its memory."""
         self.stop()
         process, self._process, self.run = self._process, None, None
         if process is None:
             return
         with suppress(OSError):
-            process.stdin.close()  # type: ignore[union-attr] # the end of its input ends it
+            process.stdin.close()  # type: ignore[union-attr] # the process exits at the end of its input
         try:
             process.wait(_CLOSING_SECONDS)
         except subprocess.TimeoutExpired:
             process.terminate()
-            process.terminate()  # the second one ends it at once
+            process.terminate()  # the second SIGTERM ends it immediately
             process.wait()
 
     def _open(self, run: Path) -> None:
         if self.run == run and self._process and self._process.poll() is None:
             return
         self.close()
-        if self._complaints:
-            self._complaints.close()
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
+        if self._stderr:
+            self._stderr.close()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "lowrank_rlhf", "chat", run.name, "--lines", "--runs", str(run.parent)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._complaints,
+            stderr=self._stderr,
             text=True,
             encoding="utf-8",
             start_new_session=True,
             env=environment(),
         )
-        self.about = self._read()
+        self.ready = self._read()
         self.run = run
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -107,34 +119,37 @@ class Talker:
             stdin.write(json.dumps(message) + "\n")  # type: ignore[union-attr]
             stdin.flush()  # type: ignore[union-attr]
         except (AttributeError, OSError, ValueError):
-            raise UserError(self._last_words()) from None
+            raise self._failure() from None
 
     def _read(self) -> dict[str, Any]:
         process = self._process
         line = process.stdout.readline() if process and process.stdout else ""
         if not line:
-            words = self._last_words()
+            failure = self._failure()
             self.close()
-            raise UserError(words)
+            raise failure
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def _answers(self) -> Iterator[dict[str, Any]]:
-        """Messages up to the end of an answer."""
+    def _messages(self) -> Iterator[dict[str, Any]]:
+        """Yield messages up to the end of one answer."""
         while True:
             message = self._read()
             yield message
             if "answer" in message or "error" in message:
                 return
 
-    def _last_words(self) -> str:
-        """The end of what the process wrote to stderr; `gone` where there is nothing."""
-        if self._complaints is None or self._complaints.closed:
-            return "gone"
-        self._complaints.seek(0)
-        return self._complaints.read().decode(errors="replace")[-2000:].strip() or "gone"
+    def _failure(self) -> ChatUnavailable:
+        """Return the process's error, as it wrote it to stderr."""
+        if self._stderr is None or self._stderr.closed:
+            return ChatUnavailable("exited", "The process with the models has exited.")
+        self._stderr.seek(0)
+        written = self._stderr.read().decode(errors="replace")[-_STDERR_CHARACTERS:].strip()
+        if not written:
+            return ChatUnavailable("exited", "The process with the models has exited.")
+        return ChatUnavailable("failed", written)
 
-    def _rest(self) -> None:
+    def _start_idle_timer(self) -> None:
         if self._timer:
             self._timer.cancel()
         self._timer = threading.Timer(_IDLE_SECONDS, self._close_if_idle)
@@ -147,8 +162,3 @@ class Talker:
                 self.close()
             finally:
                 self._asking.release()
-
-
-TALKER = Talker()
-"""The page's own: two loaded bases would be one too many for a small machine."""
-atexit.register(TALKER.close)

@@ -1,4 +1,4 @@
-"""What a run learnt, made ready to take home by the command `export`, and as one zip."""
+"""A run's adapters and models, exported by the command `export` and downloaded as one zip."""
 
 import os
 import shutil
@@ -14,27 +14,29 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.files import file_names
 
 WHATS = ("adapters", "merged", "reward")
-MOST_BYTES = 64 * 2**30
+"""Values of `export --what`."""
+MAX_BYTES = 64 * 2**30
 _CHUNK = 2**20
-State = Literal["none", "working", "ready", "failed"]
+_LOG_LINES = 12
+ExportState = Literal["none", "working", "ready", "failed"]
 
 
 def folder(run: Path, what: str) -> Path:
-    """Where that export of the run stands. Raises `UserError` for another word."""
+    """Return the folder of an export. Raises `UserError` for an unknown one."""
     if what not in WHATS:
-        raise UserError(f"{what[:40]!r} cannot be exported; {', '.join(WHATS)} can")
+        raise UserError(f"cannot export {what[:40]!r}: expected one of {', '.join(WHATS)}")
     return run / "exports" / what
 
 
 def start(run: Path, what: str) -> list[str]:
-    """Start the export; one that is there is made again. Returns the command. Raises `UserError` while one works."""
+    """Start an export, which replaces an earlier one. Returns the command. Raises `UserError` while one works."""
     target, job = folder(run, what), _job(run, what)
     if jobs.working(job):
-        raise UserError(f"{run.name}: this export is being made already")
+        raise UserError(f"{run.name}: the export `{what}` is already in progress")
     if target.is_dir() and not target.is_symlink():
         old = target.with_name(f".{what}.old")
         shutil.rmtree(old, ignore_errors=True)
-        os.replace(target, old)  # half an export is never under its name
+        os.replace(target, old)  # so that an export is complete or absent
         shutil.rmtree(old)
     command = [sys.executable, "-m", "lowrank_rlhf", "export", run.name, str(target), "--what", what]
     command += ["--runs", str(run.parent)]
@@ -42,69 +44,74 @@ def start(run: Path, what: str) -> list[str]:
     return command
 
 
-def state(run: Path, what: str) -> tuple[State, str]:
-    """Whether the export is there, and the end of what the command said."""
+def state(run: Path, what: str) -> ExportState:
+    """Return the state of an export."""
     job = _job(run, what)
-    log = jobs.log_path(job)
-    said = "\n".join(last_lines(log, 12)) if log else ""
     if jobs.working(job):
-        return "working", said
+        return "working"
     if folder(run, what).is_dir():
-        return "ready", said
-    return ("failed" if said else "none"), said
+        return "ready"
+    record = jobs.job(job)
+    return "failed" if record and record.get("exit_code") != 0 else "none"
+
+
+def log_end(run: Path, what: str) -> str:
+    """Return the last lines that the command of an export printed."""
+    log = jobs.log_path(_job(run, what))
+    return "\n".join(last_lines(log, _LOG_LINES)) if log else ""
 
 
 def size(run: Path, what: str) -> int:
-    """Bytes of an export that is ready."""
+    """Return the bytes of a finished export."""
     return sum(path.stat().st_size for path in _files(folder(run, what)))
 
 
 def zipped(run: Path, what: str) -> Iterator[bytes]:
-    """The export as a zip, piece by piece; weights don't get smaller by packing, so nothing is packed.
+    """Return the export as the chunks of a zip, uncompressed since weights do not compress.
 
-    Raises `UserError` where it is not there, or too large.
+    Raises `UserError` if the export is missing or too large.
     """
     target = folder(run, what)
     if not target.is_dir() or target.is_symlink():
-        raise UserError(f"{run.name}: this export has not been made")
-    if size(run, what) > MOST_BYTES:
-        raise UserError(f"{target} is too large for a download; copy the folder")
+        raise UserError(f"{run.name}: export not found: {what}")
+    if size(run, what) > MAX_BYTES:
+        raise UserError(f"{target}: too large for a download ({MAX_BYTES // 2**30} GiB at most). Copy the folder.")
     return _zip(target, f"{run.name}-{what}")
 
 
 def _zip(target: Path, name: str) -> Iterator[bytes]:
-    into = _Sink()
-    with zipfile.ZipFile(into, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:  # type: ignore[call-overload]
+    sink = _Sink()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:  # type: ignore[call-overload]
         for path in _files(target):
-            about = zipfile.ZipInfo.from_file(path, f"{name}/{path.relative_to(target).as_posix()}")
-            with path.open("rb") as source, archive.open(about, "w", force_zip64=True) as entry:
-                while piece := source.read(_CHUNK):
-                    entry.write(piece)
-                    yield into.take()
-    yield into.take()
+            info = zipfile.ZipInfo.from_file(path, f"{name}/{path.relative_to(target).as_posix()}")
+            with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as entry:
+                while chunk := source.read(_CHUNK):
+                    entry.write(chunk)
+                    yield sink.take()
+    yield sink.take()
 
 
 class _Sink:
-    """What has been written and not been sent yet; it cannot go back."""
+    """Write-only buffer between the zip and the network; it cannot seek."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
+        self._chunks: list[bytes] = []
 
-    def write(self, piece: bytes) -> int:
-        self._pieces.append(bytes(piece))
-        return len(piece)
+    def write(self, chunk: bytes) -> int:
+        self._chunks.append(bytes(chunk))
+        return len(chunk)
 
     def flush(self) -> None:
-        """Nothing waits anywhere else."""
+        """Do nothing: `take` empties the buffer."""
 
     def take(self) -> bytes:
-        """All of it, once."""
-        taken, self._pieces = b"".join(self._pieces), []
+        """Return and forget the bytes written so far."""
+        taken, self._chunks = b"".join(self._chunks), []
         return taken
 
 
 def _files(target: Path) -> list[Path]:
-    """Only the export's own: no link, which could lead out of it."""
+    """Return the export's own files. A link could lead out of the folder and is left out."""
     return [path for name in file_names(target) if not (path := target / name).is_symlink()]
 
 

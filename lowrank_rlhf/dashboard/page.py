@@ -1,25 +1,27 @@
-"""What the tabs share: the folder of runs, the run chosen, the language, and how their events are declared."""
+"""State that the tabs share, and the settings of their events."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from lowrank_rlhf.dashboard.chat_worker import ChatWorker
+from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.text import Texts
 
 EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "minimal"}
-"""Settings of every event that a person sets off: for the page alone, not for programs."""
+"""Settings of an event that a person triggers: for this page alone, not for API clients."""
 QUIET: dict[str, Any] = EVENT | {"show_progress": "hidden"}
-"""Of every event that comes by itself."""
+"""Settings of an event that occurs by itself, such as a timer's."""
 
 
 @dataclass(frozen=True)
-class Page:
-    """What every tab builds on."""
+class DashboardPage:
+    """Shared state of the tabs of one page."""
 
-    runs: Path
+    runs: RunsFolder
     run: gr.Dropdown
-    """The name of the run that was chosen, or nothing."""
+    """Name of the chosen run, or None."""
     language: gr.Radio
     texts: Texts
+    chat: ChatWorker

@@ -1,4 +1,4 @@
-"""Files that grow while they are read: each look takes in only what is new."""
+"""Files that grow while they are read: each read takes in only the new bytes."""
 
 import json
 import os
@@ -12,70 +12,70 @@ _FILES_KEPT = 16
 _TAIL_BYTES = 16_384
 
 
-class RowTail:
-    """The rows of a JSONL file that another process appends to, and now and then replaces."""
+class JsonlTail:
+    """Rows of a JSONL file that another process appends to and sometimes replaces."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         self.version = 0
-        """Rises with each look that found something new."""
-        self._place: tuple[int, int] = (0, 0)  # which file, and how much of it is read
+        """Rises with every update that changed the rows."""
+        self._position: tuple[int, int] = (0, 0)  # inode, bytes read
         self._lock = Lock()
 
-    def look(self) -> None:
-        """Take in what is new. A line that is not whole yet waits for its end."""
+    def update(self) -> None:
+        """Read the new lines. An incomplete last line waits for its end."""
         with self._lock:
             try:
                 with self.path.open("rb") as file:
-                    about = os.fstat(file.fileno())
-                    number, offset = self._place
-                    if number != about.st_ino or offset > about.st_size:  # replaced, or made anew
+                    status = os.fstat(file.fileno())
+                    inode, offset = self._position
+                    if inode != status.st_ino or offset > status.st_size:  # replaced or truncated
                         offset, self.rows = 0, []
                         self.version += 1
                     file.seek(offset)
                     new = file.read()
             except FileNotFoundError:
                 if self.rows:
-                    self.rows, self._place, self.version = [], (0, 0), self.version + 1
+                    self.rows, self._position, self.version = [], (0, 0), self.version + 1
                 return
-            whole = new[: new.rfind(b"\n") + 1]
-            self._place = (about.st_ino, offset + len(whole))
-            if whole:
-                self.rows = [*self.rows, *_rows(whole)]
+            complete = new[: new.rfind(b"\n") + 1]
+            self._position = (status.st_ino, offset + len(complete))
+            if complete:
+                self.rows = [*self.rows, *_rows(complete)]
                 self.version += 1
 
 
-def _rows(text: bytes) -> list[dict[str, Any]]:
-    found = []
-    for line in text.split(b"\n"):
-        with suppress(ValueError):  # a crash cut it short
+def _rows(lines: bytes) -> list[dict[str, Any]]:
+    rows = []
+    for line in lines.split(b"\n"):
+        with suppress(ValueError):  # cut short by a crash
             row = json.loads(line)
             if isinstance(row, dict):
-                found.append(row)
-    return found
+                rows.append(row)
+    return rows
 
 
-class Tails:
-    """The files that were looked at last, shared by everybody who looks."""
+class JsonlTails:
+    """Tails of the most recently read files, shared by all visitors of a page."""
 
     def __init__(self) -> None:
-        self._tails: OrderedDict[Path, RowTail] = OrderedDict()
+        self._tails: OrderedDict[Path, JsonlTail] = OrderedDict()
         self._lock = Lock()
 
-    def look(self, path: Path) -> tuple[list[dict[str, Any]], int]:
-        """All rows of a file that may not be there, and a number that changes when they do."""
+    def read(self, path: Path) -> tuple[list[dict[str, Any]], int]:
+        """Return all rows of a file, none if it is missing, and a number that changes with them."""
         with self._lock:
-            tail = self._tails.setdefault(path, RowTail(path))
+            tail = self._tails.setdefault(path, JsonlTail(path))
             self._tails.move_to_end(path)
             while len(self._tails) > _FILES_KEPT:
                 self._tails.popitem(last=False)
-        tail.look()
+        tail.update()
         return tail.rows, tail.version
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a log that may not be there; of a long one only the end is read."""
+    """Return the last lines of a log, none if it is missing. Reads only the end of a long file."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

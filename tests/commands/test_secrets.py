@@ -10,8 +10,7 @@ import pytest
 from browser import ROOT, page_server
 from chat_server import serving
 from golden import FOLDER
-from test_dashboard_attacks import log_in
-from test_dashboard_guard import PASSWORD, ask
+from http_requests import PASSWORD, ask, log_in
 from tiny_run import make_config
 
 from lowrank_rlhf import cli

@@ -16,7 +16,6 @@ from test_dashboard_guard import PASSWORD, SECRET, ask
 
 from lowrank_rlhf.dashboard import app, guard
 
-FORM = {"Content_Type": "application/x-www-form-urlencoded"}
 NEEDED = {
     *("/", "/config", "/favicon.ico", "/manifest.json", "/theme.css", "/assets/{path:path}", "/static/{path:path}"),
     *("/svelte/{path:path}", "/gradio_api/theme.css", "/gradio_api/startup-events", "/gradio_api/app_id"),
@@ -25,25 +24,6 @@ NEEDED = {
     *("/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/file={path_or_url:path}"),
 }
 """Of Gradio's addresses those that the page in the browser asks for, and its style."""
-
-
-def log_in(url: str) -> str:
-    """A session's cookie."""
-    status, _, headers = ask(
-        url, "/login", "POST", f"password={PASSWORD.replace(' ', '+')}".encode(), **FORM, Origin=url
-    )
-    assert status == 303
-    return headers["set-cookie"].partition(";")[0]
-
-
-def stream(url: str, path: str, pieces: Iterable[bytes], **headers: str) -> int:
-    """The status after a body that does not say how long it is; the server may hang up before its end."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    with contextlib.closing(connection):
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connection.request("POST", path, iter(pieces), sent)
-        return connection.getresponse().status
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,6 @@ from lowrank_rlhf.dashboard import guard
 from lowrank_rlhf.dashboard.guard import GradioSessions, Guard, Password
 from lowrank_rlhf.errors import UserError
 
-PASSWORD = "correct horse battery"
-SECRET = "this file is nobody's business"
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +45,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     (folder / "report.html").write_text(SECRET)
     with page_server(runs) as (url, _):
         yield url, runs
-
-
-def ask(url: str, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[int, bytes, dict]:
-    """Status, body and headers, from exactly this path: no client tidies it up first."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
-    connection.putrequest(method, path, skip_host="Host" in headers)
-    for name, value in headers.items():
-        connection.putheader(name.replace("_", "-"), value)
-    if body is not None:
-        connection.putheader("Content-Length", str(len(body)))
-    connection.endheaders(body)
-    answer = connection.getresponse()
-    content = answer.read()
-    connection.close()
-    return answer.status, content, {name.lower(): value for name, value in answer.getheaders()}
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[", "", "0"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from lowrank_rlhf.dashboard.login import user_name
 from lowrank_rlhf.dashboard.ranking.session import ranking_handler, run_folder, sign
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, say, texts, why_nothing
 from lowrank_rlhf.errors import UserError
@@ -59,11 +60,11 @@ def build(
 
     def open_page(run_name: str | None, chosen: str, given: str, request: gr.Request) -> tuple[Any, Any]:
         shown = chosen if chosen in LANGUAGES else LANGUAGES[0]
-        asked = annotator is None and not request.username
+        asked = annotator is None and not user_name(request)
         box = gr.update(label=say("page.name", shown), info=say("page.name.info", shown), visible=asked)
         value = {"language": shown, "texts": texts(shown), "may_resume": resume is not None}
         try:
-            person = annotator_name(annotator or request.username or given)
+            person = annotator_name(annotator or user_name(request) or given)
             open_project(run_folder(runs, run_name or ""))
         except UserError as error:
             problem = why_nothing(error, shown) if isinstance(error, NothingToRank) else str(error)
@@ -74,7 +75,7 @@ def build(
 
     def rename(run_name: str | None, before: str, given: str, request: gr.Request) -> str:
         """The item that was opened under the name before waits for nobody any more."""
-        if given != before and not request.username:
+        if given != before and not user_name(request):
             with suppress(UserError):
                 open_project(run_folder(runs, run_name or "")).store.release(annotator_name(before))
         return given

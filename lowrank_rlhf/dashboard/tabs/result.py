@@ -1,13 +1,13 @@
-"""The tab Result: the report, and the models to take home."""
+"""Tab Result: the report, and downloads of the trained models."""
 
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from lowrank_rlhf.dashboard import exports, jobs, run_status
-from lowrank_rlhf.dashboard.chat_worker import TALKER
-from lowrank_rlhf.dashboard.page import EVENT, QUIET, Page
+from lowrank_rlhf.dashboard import exports, jobs
+from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
+from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
@@ -16,78 +16,78 @@ from lowrank_rlhf.run.progress import memory
 _SECONDS = 2.0
 
 
-def build(page: Page) -> None:
-    """Lay the tab out and say what each part does."""
+def build(page: DashboardPage) -> None:
+    """Lay out the tab and connect its events."""
     texts = page.texts
-    texts.add(gr.Markdown(elem_classes="heading"), value="result.take")
+    texts.add(gr.Markdown(elem_classes="heading"), value="result.download_title")
     with gr.Row(elem_classes="actions"):
         buttons = {
             what: texts.add(gr.Button(elem_id=f"export-{what}"), value=f"result.{what}") for what in exports.WHATS
         }
-    said = gr.HTML("", elem_id="export-said")
+    outcome = gr.HTML("", elem_id="export-outcome")
     ready = gr.HTML("", elem_id="export-ready")
     report = gr.HTML("", elem_id="report")
-    seen = gr.State(None)
+    previous = gr.State(None)
 
     def refresh(chosen: str | None, language: str, before: Any) -> list[Any]:
-        now = _made(page.runs, chosen, language)
+        now = _contents(page.runs, chosen, language)
         return [gr.skip()] * 3 if now == before else [*now, now]
 
     def export(what: str) -> Any:
-        return lambda chosen, language: _export(page.runs, chosen, language, what)
+        return lambda chosen, language: _export(page, chosen, language, what)
 
-    inputs, outputs = [page.run, page.language, seen], [ready, report, seen]
+    inputs, outputs = [page.run, page.language, previous], [ready, report, previous]
     gr.Timer(_SECONDS).tick(refresh, inputs, outputs, **QUIET)
     page.run.change(refresh, inputs, outputs, **QUIET)
-    page.run.change(lambda: "", None, said, **QUIET)
+    page.run.change(lambda: "", None, outcome, **QUIET)
     page.language.change(refresh, inputs, outputs, **QUIET)
     for what, button in buttons.items():
-        button.click(export(what), [page.run, page.language], said, **EVENT).then(refresh, inputs, outputs, **QUIET)
+        clicked = button.click(export(what), [page.run, page.language], outcome, **EVENT)
+        clicked.then(refresh, inputs, outputs, **QUIET)
 
 
-def _export(folder: Path, chosen: str | None, language: str, what: str) -> str:
-    """Start an export; what was started, or why it was not, as HTML."""
+def _export(page: DashboardPage, chosen: str | None, language: str, what: str) -> str:
+    """Start an export and return its command, or why it was not started, as HTML."""
     if not chosen:
         return note(t("runs.choose", language))
     try:
-        run = run_status.run_path(folder, chosen)
-        if busy := run_status.training(folder):
+        run = page.runs.path(chosen)
+        if busy := page.runs.training():
             return note(t("result.training", language, run=busy), "bad")
-        if exports.state(run, what)[0] == "working":
+        if exports.state(run, what) == "working":
             return note(t("result.working", language, what=t(f"result.{what}", language)))
-        TALKER.close()
+        page.chat.close()
         command = exports.start(run, what)
     except UserError as error:
         return note(str(error), "bad")
     return command_line(jobs.as_typed(command), language)
 
 
-def _made(folder: Path, chosen: str | None, language: str) -> tuple[str, str]:
-    """The exports and the report of the chosen run, as HTML."""
+def _contents(runs: RunsFolder, chosen: str | None, language: str) -> tuple[str, str]:
+    """Return the exports and the report of the chosen run as HTML."""
     try:
-        path = run_status.run_path(folder, chosen) if chosen else None
+        run = runs.path(chosen) if chosen else None
     except UserError:
-        path = None
-    if path is None:
+        run = None
+    if run is None:
         return "", f'<p class="empty">{html(t("runs.choose", language))}</p>'
-    ready = "".join(_exported(path, what, language) for what in exports.WHATS)
-    return ready, _report(path, language)
+    ready = "".join(_exported(run, what, language) for what in exports.WHATS)
+    return ready, _report(run, language)
 
 
 def _exported(run: Path, what: str, language: str) -> str:
-    state, said = exports.state(run, what)
+    state = exports.state(run, what)
     if state == "none":
         return ""
     title = t(f"result.{what}", language)
     if state == "ready":
         link = f"/runs/{run.name}/exports/{what}.zip"
         text = t("result.download", language, what=title, size=memory(exports.size(run, what)))
-        where = html(str(exports.folder(run, what)))
-        body = f'<a href="{link}" download>{html(text)}</a> <code>{where}</code>'
+        folder = html(str(exports.folder(run, what)))
+        body = f'<a href="{link}" download>{html(text)}</a> <code>{folder}</code>'
     else:
-        kind = "" if state == "working" else "bad"
-        lead = t(f"result.{state}", language, what=title)
-        body = f"{html(lead)}{note(said, kind)}"
+        kind = "info" if state == "working" else "bad"
+        body = html(t(f"result.{state}", language, what=title)) + note(exports.log_end(run, what), kind)
     return f'<div class="export {state}">{body}</div>'
 
 

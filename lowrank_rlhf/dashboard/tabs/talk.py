@@ -1,230 +1,166 @@
-"""The tab Talk: the run's models side by side, and blind votes between two of them."""
+"""Tab Talk: a run's models next to each other, and blind votes between two of them."""
 
-import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import gradio as gr
 
-from lowrank_rlhf.dashboard import run_status
-from lowrank_rlhf.dashboard.chat_worker import TALKER
-from lowrank_rlhf.dashboard.page import EVENT, QUIET, Page
+from lowrank_rlhf.dashboard.chat_worker import ChatUnavailable
+from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
+from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.tabs.chat_session import Answers, ChatSession, blind_pair, complete, take_in
 from lowrank_rlhf.dashboard.tabs.runs_html import note
-from lowrank_rlhf.dashboard.tabs.votes import Said, Verdict, save_vote
-from lowrank_rlhf.dashboard.text import html, t
+from lowrank_rlhf.dashboard.tabs.talk_html import cards
+from lowrank_rlhf.dashboard.tabs.votes import Vote, VotedAnswer, save_vote
+from lowrank_rlhf.dashboard.text import t
 from lowrank_rlhf.errors import UserError
 
-_LONGEST_QUESTION = 8000
-_VOICES = ("base", "sft", "policy")
-_KNOWN = ("alone", "busy", "gone")
-"""Why nobody answers, where the page has words for it."""
+_MAX_CHARACTERS = 8000
+_HIDE: dict[str, Any] = gr.update(visible=False)
 
 
-@dataclass
-class Talk:
-    """One browser's conversations: what each model has been asked and said."""
+class _Question(NamedTuple):
+    """A question with its settings."""
 
-    run: str = ""
-    turns: list[tuple[str, dict[str, dict[str, Any]]]] = field(default_factory=list)
-    """Questions, with the answers to each by voice."""
-    hidden: tuple[str, ...] = ()
-    """The voices behind A and B, while they are not to be known."""
-    asked_at: float = 0.0
+    text: str
+    run: str | None
+    language: str
+    temperature: float
+    max_new_tokens: int | None
+    seed: int
+    blind: bool
 
 
-def build(page: Page) -> None:
-    """Lay the tab out and say what each part does."""
+def build(page: DashboardPage) -> None:
+    """Lay out the tab and connect its events."""
     texts = page.texts
     status = gr.HTML("", elem_id="talk-status")
-    cards = gr.HTML("", elem_id="talk-cards")
+    answers = gr.HTML("", elem_id="talk-cards")
     with gr.Row(visible=False, elem_classes="actions", elem_id="votes") as votes:
         first = texts.add(gr.Button(elem_id="vote-first"), value="talk.first")
         tie = texts.add(gr.Button(elem_id="vote-tie"), value="talk.tie")
         second = texts.add(gr.Button(elem_id="vote-second"), value="talk.second")
     question = texts.add(
-        gr.Textbox(lines=2, max_lines=8, max_length=_LONGEST_QUESTION, submit_btn=False, elem_id="question"),
+        gr.Textbox(lines=2, max_lines=8, max_length=_MAX_CHARACTERS, submit_btn=False, elem_id="question"),
         label="talk.question",
         placeholder="talk.placeholder",
     )
     with gr.Row(elem_classes="actions"):
         ask = texts.add(gr.Button(variant="primary", elem_id="ask"), value="talk.ask")
         stop = texts.add(gr.Button(variant="stop", elem_id="stop-talk"), value="talk.stop")
-        anew = texts.add(gr.Button(elem_id="anew"), value="talk.anew")
+        restart = texts.add(gr.Button(elem_id="restart-talk"), value="talk.restart")
         blind = texts.add(gr.Checkbox(value=False, elem_id="blind"), label="talk.blind")
-    with texts.add(gr.Accordion(open=False), label="talk.settings"), gr.Row():
-        temperature = texts.add(gr.Slider(0, 2, value=0.7, step=0.05), label="talk.temperature")
-        longest = texts.add(gr.Slider(0, 512, value=0, step=8), label="talk.longest")
-        seed = texts.add(gr.Number(value=1, precision=0, minimum=0), label="talk.seed")
-    talk = gr.State(Talk())
+    settings = _sampling_settings(page)
+    session = gr.State(ChatSession())
+    outputs = [status, answers, question, votes, session]
 
-    def asked(*given: Any) -> Iterator[list[Any]]:
-        yield from _ask(page.runs, *given)
+    def asked(text: str, session: ChatSession, *settings: Any) -> Iterator[list[Any]]:
+        yield from _ask(page, session, _question(text, *settings))
 
-    def voted(verdict: Verdict) -> Any:
-        return lambda talk, language: _vote(page.runs, talk, language, verdict)
+    def voted(vote: Vote) -> Any:
+        return lambda session, language: _vote(page.runs, session, language, vote)
 
-    inputs = [question, talk, page.run, page.language, temperature, longest, seed, blind]
-    outputs = [status, cards, question, votes, talk]
+    inputs = [question, session, page.run, page.language, *settings, blind]
     ask.click(asked, inputs, outputs, **EVENT)
     question.submit(asked, inputs, outputs, **EVENT)
-    stop.click(TALKER.stop, None, None, **QUIET)
-    anew.click(_anew, None, outputs, **QUIET)
-    for button, verdict in ((first, "first"), (tie, "tie"), (second, "second")):
-        button.click(voted(verdict), [talk, page.language], [status, cards, votes, talk], **EVENT)  # type: ignore[arg-type]
-    page.language.change(lambda talk, language: _cards(talk, language), [talk, page.language], cards, **QUIET)
-    page.run.change(_anew, None, outputs, **QUIET)
+    stop.click(page.chat.stop, None, None, **QUIET)
+    restart.click(_restart, None, outputs, **QUIET)
+    page.run.change(_restart, None, outputs, **QUIET)
+    page.language.change(cards, [session, page.language], answers, **QUIET)
+    for button, vote in ((first, "first"), (tie, "tie"), (second, "second")):
+        button.click(voted(vote), [session, page.language], [status, answers, votes, session], **EVENT)  # type: ignore[arg-type]
 
 
-def _anew() -> list[Any]:
-    return ["", "", "", gr.update(visible=False), Talk()]
-
-
-def _ask(
-    folder: Path,
-    question: str,
-    talk: Talk,
-    run: str | None,
-    language: str,
-    temperature: float,
-    longest: int,
-    seed: int,
-    blind: bool,
-) -> Iterator[list[Any]]:
-    """The models' answers as they grow."""
-    no_votes = gr.update(visible=False)
-    problem = _problem(folder, run, question, language)
-    if problem:
-        yield [note(problem, "bad"), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
-        return
-    path = run_status.run_path(folder, str(run))
-    yield [note(t("talk.loading", language)), gr.skip(), gr.skip(), no_votes, gr.skip()]
-    said: dict[str, dict[str, Any]] = {}
-    try:
-        voices = _voices(TALKER.open(path)["voices"], blind)
-        talk = _begun(talk, str(run), voices if blind else ())
-        requests = [
-            {
-                "as": voice,
-                "messages": [*_messages(talk, voice), {"role": "user", "content": question}],
-                "temperature": float(temperature),
-                "max_new_tokens": int(longest) or None,
-                "seed": int(seed or 0) + len(talk.turns),
-            }
-            for voice in voices
+def _sampling_settings(page: DashboardPage) -> list[Any]:
+    texts = page.texts
+    with texts.add(gr.Accordion(open=False), label="talk.settings"), gr.Row():
+        return [
+            texts.add(gr.Slider(0, 2, value=0.7, step=0.05), label="talk.temperature"),
+            texts.add(gr.Slider(0, 512, value=0, step=8), label="talk.max_new_tokens"),
+            texts.add(gr.Number(value=1, precision=0, minimum=0), label="talk.seed"),
         ]
-        said = {voice: {"text": ""} for voice in voices}
-        talk.turns.append((question, said))
-        for place, message in TALKER.ask(path, requests):
-            _take_in(said[voices[place]], message)
-            yield ["", _cards(talk, language), "", no_votes, talk]
-    except UserError as error:
-        talk.turns = [turn for turn in talk.turns if turn[1] is not said]  # what was not answered was not asked
-        text = t(f"talk.{error}", language) if str(error) in _KNOWN else str(error)
-        yield [note(text, "bad"), _cards(talk, language), gr.skip(), no_votes, talk]
+
+
+def _question(
+    text: str, run: str | None, language: str, temperature: float, longest: int, seed: int, blind: bool
+) -> _Question:
+    return _Question(text, run, language, float(temperature), int(longest) or None, int(seed or 0), blind)
+
+
+def _restart() -> list[Any]:
+    return ["", "", "", _HIDE, ChatSession()]
+
+
+def _ask(page: DashboardPage, session: ChatSession, question: _Question) -> Iterator[list[Any]]:
+    """Yield the models' answers as they grow."""
+    language = question.language
+    if obstacle := _obstacle(page, question):
+        yield [note(obstacle, "bad"), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
         return
-    complete = blind and len(said) == 2 and all("tokens" in answer for answer in said.values())
-    yield ["", _cards(talk, language), "", gr.update(visible=complete), talk]
-
-
-def _problem(folder: Path, run: str | None, question: str, language: str) -> str:
-    """Why nothing can be asked now; empty where it can."""
-    if not run:
-        return t("runs.choose", language)
-    busy = run_status.training(folder)
-    if busy:
-        TALKER.close()
-        return t("talk.training", language, run=busy)
-    return "" if question.strip() else t("talk.empty", language)
-
-
-def _voices(there: Sequence[str], blind: bool) -> tuple[str, ...]:
-    """All that can speak; of these for a blind vote the last two, in an order that nobody knows."""
-    if not blind:
-        return tuple(there)
-    if len(there) < 2:
-        raise UserError("alone")
-    return tuple(random.SystemRandom().sample(list(there[-2:]), 2))
-
-
-def _begun(talk: Talk, run: str, hidden: tuple[str, ...]) -> Talk:
-    """The conversation to go on with: a new one for another run, and for each blind question."""
-    if hidden or talk.hidden or talk.run != run:
-        talk = Talk(run=run, hidden=hidden)
-    talk.asked_at = time.monotonic()
-    return talk
-
-
-def _messages(talk: Talk, voice: str) -> list[dict[str, str]]:
-    """What this model was asked and said before."""
-    messages = []
-    for question, answers in talk.turns:
-        if text := answers.get(voice, {}).get("text"):
-            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
-    return messages
-
-
-def _take_in(said: dict[str, Any], message: dict[str, Any]) -> None:
-    if "piece" in message:
-        said["text"] += message["piece"]
-    elif "error" in message:
-        said["error"] = message["error"]
-    else:
-        said.update(message["answer"], dropped=message["dropped"])
-
-
-def _cards(talk: Talk, language: str) -> str:
-    """A column for each model with its conversation."""
-    if not talk.turns:
-        return ""
-    voices = talk.hidden or tuple(voice for voice in _VOICES if any(voice in said for _, said in talk.turns))
-    return f'<div class="talk">{"".join(_card(talk, voice, language) for voice in voices)}</div>'
-
-
-def _card(talk: Talk, voice: str, language: str) -> str:
-    letter = "AB"[talk.hidden.index(voice)] if talk.hidden else ""
-    title = t("talk.answer", language, letter=letter) if talk.hidden else t(f"talk.{voice}", language)
-    turns = "".join(
-        f'<div class="question" dir="auto">{html(question)}</div>{_answer(said[voice], bool(talk.hidden), language)}'
-        for question, said in talk.turns
-        if voice in said
-    )
-    name = letter or voice
-    return f'<section class="card" data-voice="{name}"><h3>{html(title)}</h3>{turns}</section>'
-
-
-def _answer(said: dict[str, Any], blind: bool, language: str) -> str:
-    if "error" in said:
-        return note(str(said["error"]), "bad")
-    parts = []
-    if "tokens" in said:
-        if said.get("score") is not None and not blind:
-            parts.append(t("talk.reward", language, score=f"{said['score']:+.2f}"))
-        parts.append(t("talk.tokens", language, count=said["tokens"]))
-        if said.get("stopped"):
-            parts.append(t("talk.stopped", language))
-        elif not said["finished"]:
-            parts.append(t("talk.cut", language))
-        if said.get("dropped"):
-            parts.append(t("talk.dropped", language))
-    text = html(said["text"]) or "&nbsp;"
-    return f'<div class="answer" dir="auto">{text}</div><div class="soft">{html(" · ".join(parts)) or "…"}</div>'
-
-
-def _vote(folder: Path, talk: Talk, language: str, verdict: Verdict) -> list[Any]:
-    """Keep the vote and show who said what."""
-    if not talk.hidden or not talk.turns:
-        return [gr.skip(), gr.skip(), gr.update(visible=False), talk]
-    question, said = talk.turns[-1]
-    answers = [Said(voice, said[voice]["text"], bool(said[voice]["finished"])) for voice in talk.hidden]
+    yield [note(t("talk.loading", language)), gr.skip(), gr.skip(), _HIDE, gr.skip()]
+    path, answers = page.runs.path(str(question.run)), Answers()
     try:
-        seconds = time.monotonic() - talk.asked_at
-        save_vote(run_status.run_path(folder, talk.run), question, answers[0], answers[1], verdict, seconds)
+        voices = tuple(page.chat.open(path)["voices"])
+        if question.blind and len(voices) < 2:
+            yield [note(t("talk.single_model", language), "bad"), gr.skip(), gr.skip(), _HIDE, gr.skip()]
+            return
+        voices = blind_pair(voices) if question.blind else voices
+        session = session.next(path.name, voices if question.blind else ())
+        requests = [_request(session, voice, question) for voice in voices]
+        answers = {voice: {"text": ""} for voice in voices}
+        session.turns.append((question.text, answers))
+        for index, message in page.chat.ask(path, requests):
+            take_in(answers[voices[index]], message)
+            yield ["", cards(session, language), "", _HIDE, session]
     except UserError as error:
-        return [note(str(error), "bad"), gr.skip(), gr.skip(), talk]
-    first, second = (t(f"talk.{voice}", language) for voice in talk.hidden)
-    talk = Talk(run=talk.run, turns=talk.turns)
-    told = note(t("talk.voted", language, first=first, second=second), "good")
-    return [told, _cards(talk, language), gr.update(visible=False), talk]
+        session.turns = [turn for turn in session.turns if turn[1] is not answers]  # unanswered: as if never asked
+        yield [note(_error_text(error, language), "bad"), cards(session, language), gr.skip(), _HIDE, session]
+        return
+    votable = question.blind and complete(answers)
+    yield ["", cards(session, language), "", gr.update(visible=votable), session]
+
+
+def _obstacle(page: DashboardPage, question: _Question) -> str:
+    """Return why nothing can be asked now; empty if it can."""
+    if not question.run:
+        return t("runs.choose", question.language)
+    if busy := page.runs.training():
+        page.chat.close()
+        return t("talk.training", question.language, run=busy)
+    return "" if question.text.strip() else t("talk.empty", question.language)
+
+
+def _request(session: ChatSession, voice: str, question: _Question) -> dict[str, Any]:
+    return {
+        "as": voice,
+        "messages": [*session.messages(voice), {"role": "user", "content": question.text}],
+        "temperature": question.temperature,
+        "max_new_tokens": question.max_new_tokens,
+        "seed": question.seed + len(session.turns),
+    }
+
+
+def _error_text(error: UserError, language: str) -> str:
+    if isinstance(error, ChatUnavailable) and error.kind != "failed":
+        return t(f"talk.{error.kind}", language)
+    return str(error)
+
+
+def _vote(runs: RunsFolder, session: ChatSession, language: str, vote: Vote) -> list[Any]:
+    """Save the vote and reveal the models."""
+    if not session.hidden or not session.turns:
+        return [gr.skip(), gr.skip(), _HIDE, session]
+    question, answers = session.turns[-1]
+    first, second = (
+        VotedAnswer(voice, answers[voice]["text"], bool(answers[voice]["finished"])) for voice in session.hidden
+    )
+    try:
+        seconds = time.monotonic() - session.asked_at
+        save_vote(runs.path(session.run), question, first, second, vote, seconds)
+    except UserError as error:
+        return [note(str(error), "bad"), gr.skip(), gr.skip(), session]
+    names = [t(f"talk.{voice}", language) for voice in session.hidden]
+    session = ChatSession(run=session.run, turns=session.turns)
+    saved = note(t("talk.voted", language, first=names[0], second=names[1]), "good")
+    return [saved, cards(session, language), _HIDE, session]

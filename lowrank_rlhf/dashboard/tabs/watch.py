@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from lowrank_rlhf.dashboard import jobs, run_status
+from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.curves import figures
-from lowrank_rlhf.dashboard.page import QUIET, Page
-from lowrank_rlhf.dashboard.run_status import TAILS, Run
+from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
+from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.tabs.runs_html import last_figure, state_line
 from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.tail import last_lines
@@ -22,7 +22,7 @@ _LOG_LINES = 40
 _EVENTS = 20
 
 
-def build(page: Page) -> None:
+def build(page: DashboardPage) -> None:
     """Lay the tab out: every part is sent to the browser only when it has changed."""
     parts = [gr.HTML("", elem_id=f"watch-{name}") for name in ("state", "alarms", "curves", "samples", "log")]
     seen = gr.State({})
@@ -36,19 +36,19 @@ def build(page: Page) -> None:
     page.language.change(refresh, inputs, outputs, **QUIET)
 
 
-def _refresh(page: Page, chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
+def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
     """Five parts of the tab and what they were made from, each only if that has changed."""
     try:
-        run = run_status.look(page.runs, chosen) if chosen else None
+        run = page.runs.status(chosen) if chosen else None
     except UserError:
         run = None
     if run is None:
         empty = f'<p class="empty">{html(t("runs.choose", language))}</p>'
         return [gr.skip()] * 6 if before == {"none": language} else [empty, "", "", "", "", {"none": language}]
-    rows, version = TAILS.look(run.path / "metrics.jsonl")
-    events, _ = TAILS.look(run.path / "events.jsonl")
-    evaluated, second = TAILS.look(run.path / "eval.jsonl")
-    watched, third = TAILS.look(run.path / "watched.jsonl")
+    rows, version = page.runs.rows(run.path / "metrics.jsonl")
+    events, _ = page.runs.rows(run.path / "events.jsonl")
+    evaluated, second = page.runs.rows(run.path / "eval.jsonl")
+    watched, third = page.runs.rows(run.path / "watched.jsonl")
     made_from = {
         "state": _state(run, language),
         "alarms": (run.name, version, run.done, language),
@@ -67,39 +67,39 @@ def _refresh(page: Page, chosen: str | None, language: str, before: dict[str, An
     return [*changed, made_from]
 
 
-def _state(run: Run, language: str) -> str:
+def _state(run: RunStatus, language: str) -> str:
     """Where the run stands, with its stages, memory and pace."""
     cells = []
     for stage in run.stages:
         mark = run.marks.get(stage)
         if mark:
-            kind, below = "done", f"{duration(float(mark.get('seconds', 0)))} · {memory(mark['peak_memory_bytes'])}"
+            kind, below = "done", f"{duration(mark.seconds)} · {memory(mark.peak_memory_bytes)}"
         elif stage == run.stage and run.busy:
-            kind, below = "now", f"{run.bar.at}/{run.bar.total} {run.bar.unit}" if run.bar else "…"
+            kind, below = (
+                "now",
+                f"{run.progress.done}/{run.progress.total} {run.progress.unit}" if run.progress else "…",
+            )
         else:
             kind, below = "todo", ""
         cells.append(f'<li class="{kind}"><b>{html(stage)}</b><span>{html(below)}</span></li>')
-    figures = [text for text in (last_figure(run, language), run.bar.details if run.bar else _pace(run)) if text]
+    figures = [text for text in (last_figure(run, language), _pace(run)) if text]
     return (
-        f'<p class="lead"><span class="badge {run.kind}">{html(run.name)}</span> {html(state_line(run, language))}</p>'
+        f'<p class="lead"><span class="badge {run.state}">{html(run.name)}</span> {html(state_line(run, language))}</p>'
         f'<ol class="pipeline">{"".join(cells)}</ol><p class="soft">{html("  ·  ".join(figures))}</p>'
     )
 
 
-def _pace(run: Run) -> str:
-    """What a bar would show of a run at work that a terminal shows the bar of: `340 tokens/s  1.2 GiB`."""
-    used = run_status.memory_bytes(run)
-    if not used:
-        return ""
-    rows, _ = TAILS.look(run.path / "metrics.jsonl")
-    paces = (row.get("tokens_per_second") for row in reversed(rows) if row.get("stage") == run.stage)
-    pace = next((pace for pace in paces if pace), None)
-    return "  ".join([figure("tokens_per_second", pace), memory(used)] if pace else [memory(used)])
+def _pace(run: RunStatus) -> str:
+    """Return the latest figures of the stage at work and the memory of its process: `340 tokens/s  1.2 GiB`."""
+    used = run.memory_bytes()
+    figures = run.progress.figures if run.progress else {}
+    return "  ".join([*(figure(name, value) for name, value in figures.items()), *([memory(used)] if used else [])])
 
 
-def _alarms(rows: Sequence[dict[str, Any]], run: Run, language: str) -> str:
+def _alarms(rows: Sequence[dict[str, Any]], run: RunStatus, language: str) -> str:
     """Each alarm in the reader's words, what to do, and the figures behind it."""
-    found = named_alarms(rows, run.summaries, run.algorithm)
+    summaries = {name: result.model_dump(exclude_unset=True) for name, result in run.results.by_stage().items()}
+    found = named_alarms(rows, summaries, run.algorithm.upper())
     if not found:
         quiet = t("watch.quiet", language) if rows else ""
         return f'<p class="soft">{html(quiet)}</p>' if quiet else ""
@@ -117,7 +117,7 @@ def _curves(rows: Sequence[dict[str, Any]], language: str) -> str:
     )
 
 
-def _log(run: Run, events: Sequence[dict[str, Any]], language: str) -> str:
+def _log(run: RunStatus, events: Sequence[dict[str, Any]], language: str) -> str:
     """The end of the log; of a run that was started in a terminal what the folder notes instead."""
     path = jobs.log_path(run.path)
     lines = last_lines(path, _LOG_LINES) if path else []

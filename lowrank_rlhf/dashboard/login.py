@@ -1,0 +1,129 @@
+"""Login for a page: a form for the password, and for annotators their name; sessions end after hours.
+
+Sessions are kept here rather than in Starlette's signed cookies, so that logging out and the end of a session hold on
+the server too.
+"""
+
+import asyncio
+import hmac
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs
+
+from starlette.authentication import SimpleUser
+from starlette.datastructures import Headers
+from starlette.requests import Request, cookie_parser
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lowrank_rlhf.errors import UserError
+
+SESSION_SECONDS = 12 * 3600
+COOKIE = "lowrank-session"
+PATHS = frozenset({"/login", "/logout"})
+_WRONG_PASSWORD_SECONDS = 1.0
+_STARTUP = "/gradio_api/startup-events"  # requested by Gradio's own launch; discloses nothing
+_NAME_FIELD = """<label for="username">Name / 姓名</label>
+<input id="username" name="username" autocomplete="username" maxlength="100" required autofocus>"""
+_FORM = """<!doctype html><html lang="en"><meta charset="utf-8"><title>lowrank_rlhf</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>:root{{color-scheme:light dark}}body{{font:16px system-ui,sans-serif;display:grid;place-items:center;
+min-height:90vh}}form{{display:grid;gap:.8rem;width:min(20rem,85vw)}}input,button{{font:inherit;padding:.5rem}}</style>
+<form method="post" action="/login"><b>lowrank_rlhf</b>{name}<label for="password">Password / 密码</label>
+<input id="password" name="password" type="password" autocomplete="current-password" autofocus>
+<button>Log in / 登录</button><span role="alert">{message}</span></form></html>"""
+
+
+class _Session(NamedTuple):
+    user: str
+    ends_at: float
+
+
+@dataclass
+class Login:
+    """ASGI middleware inside a `RequestGuard`: answers with the login form until the visitor has a session.
+
+    `checked_name` returns the name to use, or raises `UserError`; without it the form asks for the password alone.
+    """
+
+    app: ASGIApp
+    password: str
+    checked_name: Callable[[str], str] | None = None
+    sessions: dict[str, _Session] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._attempt = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with `scope["user"]` set, as Starlette's authentication does, or answer it here."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        session = self._session(scope)
+        response = await self._response(scope, receive, session)
+        if session:
+            scope["user"] = SimpleUser(session.user)
+        await (response or self.app)(scope, receive, send)
+
+    async def _response(self, scope: Scope, receive: Receive, session: _Session | None) -> Response | None:
+        """Return the login's own response; None if the page may answer."""
+        path = scope["path"]
+        if path == "/login":
+            return await self._log_in(Request(scope, receive)) if scope["method"] == "POST" else self._form()
+        if path == "/logout":
+            return self._log_out(scope)
+        if path == _STARTUP or session:
+            return None
+        return RedirectResponse("/login", 303) if path == "/" else PlainTextResponse("Log in first.\n", 401)
+
+    async def _log_in(self, request: Request) -> Response:
+        body = await request.body()  # bounded by `RequestGuard`, since anybody may send it
+        fields = parse_qs(body.decode(errors="replace"))
+        given, user = (fields.get(name, [""])[0] for name in ("password", "username"))
+        async with self._attempt:  # one attempt at a time, and one second for each wrong password
+            if not hmac.compare_digest(given.encode(), self.password.encode()):
+                await asyncio.sleep(_WRONG_PASSWORD_SECONDS)
+                return self._form("Incorrect password. / 密码不对。", 401)
+        try:
+            user = self.checked_name(user) if self.checked_name else ""
+        except UserError as error:
+            return self._form(f"{error} / 请换一个名字。", 401)
+        return self._start_session(user)
+
+    def _start_session(self, user: str) -> Response:
+        now = time.monotonic()
+        self.sessions = {key: session for key, session in self.sessions.items() if session.ends_at > now}
+        key = secrets.token_urlsafe(32)
+        self.sessions[key] = _Session(user, now + SESSION_SECONDS)
+        response = RedirectResponse("/", 303)
+        response.set_cookie(COOKIE, key, max_age=SESSION_SECONDS, httponly=True, samesite="strict")
+        return response
+
+    def _log_out(self, scope: Scope) -> Response:
+        self.sessions.pop(_cookie(scope), None)
+        response = RedirectResponse("/login", 303)
+        response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        return response
+
+    def _session(self, scope: Scope) -> _Session | None:
+        session = self.sessions.get(_cookie(scope))
+        return session if session and session.ends_at > time.monotonic() else None
+
+    def _form(self, message: str = "", status: int = 200) -> Response:
+        return HTMLResponse(
+            _FORM.format(name=_NAME_FIELD if self.checked_name else "", message=escape(message)), status
+        )
+
+
+def user_name(request: Any) -> str:
+    """Return the name that the visitor of a `gr.Request` logged in with; empty if the page asks for none."""
+    user = request.request.scope.get("user") if request.request else None
+    return user.display_name if user else ""
+
+
+def _cookie(scope: Scope) -> str:
+    return cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE, "")

@@ -1,0 +1,101 @@
+"""Server of a page: the same address check, request guard, login and launch for every page."""
+
+import socket
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+import psutil
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
+
+from lowrank_rlhf.dashboard.guard import RequestGuard
+from lowrank_rlhf.dashboard.login import PATHS, Login
+from lowrank_rlhf.dashboard.password import LOOPBACK
+from lowrank_rlhf.errors import UserError
+
+_FONTS = ["system-ui", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
+_MONO = ["ui-monospace", "Noto Sans Mono", "monospace"]
+_EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, not listened on
+
+
+@dataclass(frozen=True)
+class Address:
+    """Address that a page listens on. `proxy_names` are host names under which a proxy serves it."""
+
+    host: str
+    port: int
+    """0 takes a free one."""
+    proxy_names: Collection[str] = ()
+
+    @property
+    def url(self) -> str:
+        """Return the page's URL on this computer."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    def host_names(self) -> frozenset[str]:
+        """Return the names and addresses under which the page may be requested."""
+        own = {self.host}
+        if self.host in _EVERY_ADDRESS:
+            interfaces = psutil.net_if_addrs().values()
+            own = {address.address.partition("%")[0] for addresses in interfaces for address in addresses}
+            own.add(socket.gethostname().lower())
+        return frozenset({*own, *LOOPBACK, *self.proxy_names})
+
+    def checked(self) -> "Address":
+        """Return the address with its actual port. Raises `UserError` if the page cannot listen on it."""
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((self.host, self.port))
+                return Address(self.host, probe.getsockname()[1], self.proxy_names)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{self.host}:{self.port}: cannot listen: {reason}. Choose another --port.") from None
+
+
+def middleware(
+    address: Address, password: str | None, checked_name: Callable[[str], str] | None = None
+) -> list[Middleware]:
+    """Return the guard of a page and, with a password, its login."""
+    hosts = address.host_names()
+    if password is None:
+        return [Middleware(RequestGuard, hosts=hosts)]
+    login = Middleware(Login, password=password, checked_name=checked_name)
+    return [Middleware(RequestGuard, hosts=hosts, login_paths=PATHS), login]
+
+
+def serve(
+    blocks: gr.Blocks,
+    address: Address,
+    protection: Sequence[Middleware],
+    css: str,
+    on_ready: Callable[[], Any],
+    routes: Sequence[BaseRoute] = (),
+) -> None:
+    """Serve a page until Ctrl-C. `on_ready` is called when it can be opened."""
+    blocks.launch(
+        server_name=address.host,
+        server_port=address.port,
+        share=False,
+        ssr_mode=False,
+        run_history=False,
+        quiet=True,
+        inbrowser=False,
+        prevent_thread_lock=True,
+        footer_links=[],
+        allowed_paths=[],
+        max_file_size="64mb",
+        state_session_capacity=100,
+        app_kwargs={
+            "middleware": list(protection),
+            "routes": list(routes),
+            "docs_url": None,
+            "redoc_url": None,
+        },
+        theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONO),
+        css=css,
+    )
+    on_ready()
+    blocks.block_thread()

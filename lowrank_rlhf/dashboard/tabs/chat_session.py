@@ -1,0 +1,55 @@
+"""One browser's conversations with a run's models."""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Answers = dict[str, dict[str, Any]]
+"""Answers to one question by voice, with the fields of `chat --lines`: `text`, `tokens`, ..., or `error`."""
+
+
+@dataclass
+class ChatSession:
+    """Questions to the models of one run and their answers so far."""
+
+    run: str = ""
+    turns: list[tuple[str, Answers]] = field(default_factory=list)
+    hidden: tuple[str, ...] = ()
+    """Voices behind A and B until the vote."""
+    asked_at: float = 0.0
+
+    def next(self, run: str, hidden: tuple[str, ...]) -> "ChatSession":
+        """Return the session for the next question: a new one for another run and for every blind question."""
+        session = ChatSession(run=run, hidden=hidden) if hidden or self.hidden or self.run != run else self
+        session.asked_at = time.monotonic()
+        return session
+
+    def messages(self, voice: str) -> list[dict[str, str]]:
+        """Return the model's own conversation so far."""
+        messages = []
+        for question, answers in self.turns:
+            if text := answers.get(voice, {}).get("text"):
+                messages += [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+        return messages
+
+
+def blind_pair(voices: Sequence[str]) -> tuple[str, ...]:
+    """Return the two models that were trained longest, in random order."""
+    return tuple(random.SystemRandom().sample(list(voices[-2:]), 2))
+
+
+def take_in(answer: dict[str, Any], message: dict[str, Any]) -> None:
+    """Add a message of `chat --lines` to an answer."""
+    if "piece" in message:
+        answer["text"] += message["piece"]
+    elif "error" in message:
+        answer["error"], answer["kind"] = message["error"], message.get("kind")
+    else:
+        answer.update(message["answer"], dropped=message["dropped"])
+
+
+def complete(answers: Answers) -> bool:
+    """Return True if every model has answered to the end."""
+    return all("tokens" in answer for answer in answers.values())

@@ -1,0 +1,186 @@
+"""Form for a new run: a preset, its YAML, the plan, the start."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from lowrank_rlhf.config.loading import parse_config, preset_names, preset_path
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.dashboard import jobs
+from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
+from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.tabs.plan_html import plan_html
+from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note
+from lowrank_rlhf.dashboard.text import t
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.files import write_atomic
+
+_EDITOR = "editor"
+_PLAN_SECONDS = 120
+
+
+class _Form(NamedTuple):
+    """Components of the form."""
+
+    preset: gr.Dropdown
+    name: gr.Textbox
+    copy: gr.Button
+    yaml: gr.Code
+    verdict: gr.HTML
+    plan: gr.Button
+    start: gr.Button
+    planned: gr.HTML
+    agreed: gr.State
+    """YAML and name that the shown plan is for; None without a plan."""
+
+
+def build(page: DashboardPage) -> Any:
+    """Lay out the form, connect its events, and return the event of a start."""
+    form = _lay_out(page)
+
+    def start(text: str, name: str, preset: str | None, language: str, agreed: Any) -> list[Any]:
+        return _start(page, text, name, preset, language, agreed)
+
+    def plan(text: str, name: str, preset: str | None, language: str) -> tuple[str, Any, Any]:
+        return _plan(page.runs, text, name, preset, language)
+
+    def copy_settings(chosen: str | None, language: str) -> tuple[Any, Any, str, Any]:
+        return _copy_settings(page.runs, chosen, language)
+
+    fields = [form.yaml, form.name, form.preset, page.language]
+    form.preset.change(_preset, form.preset, [form.yaml, form.planned, form.start], **QUIET)
+    form.copy.click(copy_settings, [page.run, page.language], [form.yaml, form.name, form.planned, form.start], **EVENT)
+    for field in (form.yaml, form.name):
+        field.change(
+            _check, [form.yaml, form.name, page.language], [form.verdict, form.start],
+            trigger_mode="always_last", **QUIET,
+        )  # fmt: skip
+    form.plan.click(plan, fields, [form.planned, form.start, form.agreed], **EVENT)
+    outputs = [page.run, form.planned, form.start, form.agreed]
+    return form.start.click(start, [*fields, form.agreed], outputs, **EVENT)
+
+
+def _lay_out(page: DashboardPage) -> _Form:
+    texts = page.texts
+    with texts.add(gr.Accordion(open=False, elem_id="new-run"), label="new.title"):
+        with gr.Row():
+            preset = texts.add(gr.Dropdown(preset_names(), value=None, elem_id="preset"), label="new.preset")
+            name = texts.add(gr.Textbox(max_length=64, elem_id="name"), label="new.name", info="new.name_info")
+            copy = texts.add(gr.Button(min_width=120, scale=0, elem_id="copy-settings"), value="new.copy")
+        yaml = texts.add(
+            gr.Code(language="yaml", lines=12, max_lines=24, interactive=True, elem_id="yaml"), label="new.yaml"
+        )
+        verdict = gr.HTML("", elem_id="verdict")
+        with gr.Row(elem_classes="actions"):
+            plan = texts.add(gr.Button(elem_id="plan"), value="new.plan")
+            start = texts.add(gr.Button(variant="primary", interactive=False, elem_id="start"), value="new.start")
+        planned = gr.HTML("", elem_id="planned")
+        agreed = gr.State(None)
+    return _Form(preset, name, copy, yaml, verdict, plan, start, planned, agreed)
+
+
+def _preset(name: str | None) -> tuple[str, str, Any]:
+    text = preset_path(name).read_text(encoding="utf-8") if name else ""
+    return text, "", gr.update(interactive=False)
+
+
+def _copy_settings(runs: RunsFolder, chosen: str | None, language: str) -> tuple[Any, Any, str, Any]:
+    """Return the chosen run's settings and name for the form."""
+    locked = gr.update(interactive=False)
+    if not chosen:
+        return gr.skip(), gr.skip(), note(t("runs.choose", language)), locked
+    try:
+        text = (runs.path(chosen) / "config.yaml").read_text(encoding="utf-8")
+    except UserError as error:
+        return gr.skip(), gr.skip(), note(str(error), "bad"), locked
+    except OSError:
+        return gr.skip(), gr.skip(), note(t("runs.no_config", language), "bad"), locked
+    return text, chosen, "", locked
+
+
+def _check(text: str, name: str, language: str) -> tuple[str, Any]:
+    """Return the config's errors as `validate` reports them. The start stays locked until the next plan."""
+    locked = gr.update(interactive=False)
+    if not text.strip():
+        return "", locked
+    try:
+        _parse(text, name)
+    except UserError as error:
+        return note(str(error), "bad"), locked
+    return note(t("new.valid", language), "good"), locked
+
+
+def _parse(text: str, name: str) -> Config:
+    return parse_config(text, _EDITOR, _overrides(name))
+
+
+def _overrides(name: str) -> list[str]:
+    return [f"name={name.strip()}"] if name.strip() else []
+
+
+def _plan(runs: RunsFolder, text: str, name: str, preset: str | None, language: str) -> tuple[str, Any, Any]:
+    """Return the plan as HTML, and unlock the start if memory and disk suffice."""
+    locked = gr.update(interactive=False)
+    try:
+        path = runs.path(_parse(text, name).name)
+        done = _run_plan(runs.folder, text, name)
+    except UserError as error:
+        return note(str(error), "bad"), locked, None
+    except subprocess.TimeoutExpired:
+        return note(t("new.plan_slow", language), "bad"), locked, None
+    try:
+        plan = json.loads(done.stdout)
+    except ValueError:  # it printed an error instead
+        return note(t("new.refused", language), "bad") + note(done.stderr), locked, None
+    fits = done.returncode == 0
+    command = jobs.run_command(_config_source(text, preset, path), runs.folder, *_overrides(name))
+    shown = (
+        note(t("new.planned" if fits else "new.refused", language), "good" if fits else "bad")
+        + plan_html(plan, language)
+        + command_line(jobs.as_typed(command), language)
+    )
+    return shown, gr.update(interactive=fits), [text, name] if fits else None
+
+
+def _run_plan(folder: Path, text: str, name: str) -> subprocess.CompletedProcess[str]:
+    """Run `plan --json` on the editor's text; in its errors the text's file is called `editor`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "plan.yaml"
+        file.write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "lowrank_rlhf", "plan", str(file), *_overrides(name), "--runs", str(folder)]
+        done = subprocess.run(
+            [*command, "--json"], capture_output=True, text=True, errors="replace", timeout=_PLAN_SECONDS,
+            env=jobs.environment(), check=False,
+        )  # fmt: skip
+        done.stderr = done.stderr.replace(str(file), _EDITOR)
+        return done
+
+
+def _config_source(text: str, preset: str | None, path: Path) -> str:
+    """Return the name of an unchanged preset, else the file that the start writes."""
+    if preset and text.rstrip() == preset_path(preset).read_text(encoding="utf-8").rstrip():  # editors trim the end
+        return preset
+    return str(path / "logs" / "start.yaml")
+
+
+def _start(page: DashboardPage, text: str, name: str, preset: str | None, language: str, agreed: Any) -> list[Any]:
+    """Start the planned run and choose it. A second click starts nothing: it needs another plan."""
+    if agreed != [text, name]:
+        return [gr.skip(), note(t("new.plan_first", language), "bad"), gr.skip(), gr.skip()]
+    try:
+        path = page.runs.path(_parse(text, name).name)
+        source = _config_source(text, preset, path)
+        if source != preset and jobs.working(path) is None:
+            write_atomic(Path(source), text)
+        command = jobs.run_command(source, page.runs.folder, *_overrides(name))
+        page.chat.close()
+        jobs.start(path, command)
+    except UserError as error:
+        return [gr.skip(), note(str(error), "bad"), gr.skip(), gr.skip()]
+    started = note(t("runs.started", language), "good") + command_line(jobs.as_typed(command), language)
+    return [gr.update(choices=page.runs.names(), value=path.name), started, gr.update(interactive=False), None]

@@ -1,0 +1,136 @@
+"""Status of runs, read from their folders."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dashboard_runs import SLEEPER, event, finish, holding, make_run
+
+from lowrank_rlhf.dashboard import jobs
+from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.tabs import watch
+from lowrank_rlhf.dashboard.tabs.runs_html import run_list
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.files import write_json_atomic
+from lowrank_rlhf.stages import STAGES
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        "name", ["..", ".", "", "a/b", "../x", "a\\b", ".hidden", "a\0b", "x" * 65, "ä", "a b", "-x"]
+    )
+    def test_names_that_lead_elsewhere_are_refused(self, tmp_path, name) -> None:
+        with pytest.raises(UserError, match="not a run's name"):
+            RunsFolder(tmp_path).path(name)
+
+    def test_a_link_is_no_run(self, tmp_path) -> None:
+        make_run(tmp_path / "elsewhere")
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "one").symlink_to(tmp_path / "elsewhere" / "one")
+        assert RunsFolder(tmp_path / "runs").names() == []
+        with pytest.raises(UserError):
+            RunsFolder(tmp_path / "runs").status("one")
+
+    def test_only_folders_of_runs_count(self, tmp_path) -> None:
+        make_run(tmp_path)
+        (tmp_path / "notes").mkdir()
+        (tmp_path / "file.txt").write_text("x")
+        assert RunsFolder(tmp_path).names() == ["one"]
+        assert RunsFolder(tmp_path / "nowhere").names() == []
+
+
+class TestStatus:
+    @pytest.mark.parametrize(
+        ("kind", "error", "expected"),
+        [
+            ("ended early", "Stopped", "stopped"),
+            ("ended early", "KeyboardInterrupt", "stopped"),
+            ("ended early", "WaitingForPeople", "waiting"),
+            ("ended early", "StageFailed", "failed"),
+            ("started", None, "killed"),
+            ("finished", None, "stopped"),
+        ],
+    )
+    def test_from_the_last_event(self, tmp_path, kind, error, expected) -> None:
+        run = make_run(tmp_path)
+        assert RunsFolder(tmp_path).status("one").state == "new"
+        event(run, "started")
+        event(run, kind, error=error)
+        assert RunsFolder(tmp_path).status("one").state == expected
+
+    def test_all_done(self, tmp_path) -> None:
+        run = make_run(tmp_path)
+        finish(run, "sft", "sample")
+        event(run, "finished", "sample")
+        found = RunsFolder(tmp_path).status("one")
+        assert (found.state, found.stage, list(found.done)) == ("stopped", "rank", ["sft", "sample"])
+        finish(run, *(stage.name for stage in STAGES))
+        found = RunsFolder(tmp_path).status("one")
+        assert (found.state, found.stage) == ("finished", None)
+        assert "win rate 70 %" in run_list([found], "one", "en")
+        assert "胜率 70 %" in run_list([found], "one", "zh")
+
+    @pytest.mark.parametrize("name", ["lowrank_rlhf", "lowrank-rlhf"])  # python -m, and the installed command
+    def test_a_live_process_holds_it_and_a_dead_ones_lock_does_not_count(self, tmp_path, name) -> None:
+        run = make_run(tmp_path)
+        with holding(run, name) as process:
+            event(run, "started", "sft")
+            found = RunsFolder(tmp_path).status("one")
+            assert (found.state, found.pid, found.busy) == ("running", process.pid, True)
+            assert RunsFolder(tmp_path).training() == "one"
+        assert RunsFolder(tmp_path).status("one").state == "killed"
+        assert RunsFolder(tmp_path).training() is None
+
+    def test_a_number_that_another_process_has_now_is_not_the_run(self, tmp_path) -> None:
+        """A lock older than the process, and a process that is something else."""
+        run = make_run(tmp_path)
+        for since in ("2001-01-01T00:00:00+00:00", "2101-01-01T00:00:00+00:00"):
+            write_json_atomic(run / "run.lock.json", {"pid": 1, "since": since})
+            assert jobs.holder(run) is None
+        with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline()
+            write_json_atomic(run / "run.lock.json", {"pid": process.pid, "since": "2001-01-01T00:00:00+00:00"})
+            assert jobs.holder(run) is None
+            assert not jobs.stop(run)
+            assert process.poll() is None
+            process.kill()
+
+    @pytest.mark.parametrize(
+        "written", ["[1]", "{}", '{"pid": "x", "since": 3}', '{"pid": -1, "since": "now"}', "\x00"]
+    )
+    def test_nonsense_in_the_lock_is_nobody(self, tmp_path, written) -> None:
+        run = make_run(tmp_path)
+        (run / "run.lock.json").write_text(written)
+        assert jobs.holder(run) is None
+
+    def test_progress_comes_from_the_progress_file(self, tmp_path) -> None:
+        """Of the stage and the process at work; a progress bar in the log counts for nothing."""
+        run = make_run(tmp_path)
+        event(run, "started", "sft")
+        (run / "logs").mkdir()
+        (run / "logs" / "x.log").write_text("sft       3/14 steps   21%  loss 2.5  ETA 2:01  2.1 GiB\n")
+        write_json_atomic(run / "logs" / "job.json", {"log": "x.log"})
+        with holding(run):
+            assert RunsFolder(tmp_path).status("one").progress is None
+            write_progress(run, stage="sft")
+            found = RunsFolder(tmp_path).status("one")
+            assert (found.progress.done, found.progress.total, found.seconds_left) == (3, 14, 121)
+            assert "sft 3/14 · about 2:01 left" in run_list([found], "one", "en")
+            assert re.search(r"340 tokens/s  [\d.]+ [GM]iB</p>", watch._state(found, "en"))
+            write_progress(run, stage="sft", run_seconds_left=300)
+            assert RunsFolder(tmp_path).status("one").seconds_left == 300
+            write_progress(run, stage="ppo")
+            assert RunsFolder(tmp_path).status("one").progress is None
+            write_progress(run, stage="sft", updated_at="2001-01-01T00:00:00+00:00")  # an earlier process's
+            assert RunsFolder(tmp_path).status("one").progress is None
+            (run / "progress.json").write_text('{"stage": 3')
+            assert RunsFolder(tmp_path).status("one").progress is None
+        write_progress(run, stage="sft")
+        assert RunsFolder(tmp_path).status("one").progress is None
+
+
+def write_progress(run: Path, **fields: object) -> None:
+    record = {"unit": "steps", "done": 3, "total": 14, "seconds_left": 121.0, "updated_at": "2101-01-01T00:00:00+00:00"}
+    write_json_atomic(run / "progress.json", record | {"figures": {"tokens_per_second": 340.4}} | fields)
