@@ -29,6 +29,4 @@ def password_for(host: str, by_proxy: bool = False) -> str | None:
 def check_length(password: str) -> None:
     """Raise `UserError` if the password is too short."""
     if len(password) < MIN_CHARACTERS:
-        raise UserError(
-            f"{PASSWORD_VARIABLE}: expected at least {MIN_CHARACTERS} characters, got {len(password)}"
-        )
+        raise UserError(f"{PASSWORD_VARIABLE}: expected at least {MIN_CHARACTERS} characters, got {len(password)}")

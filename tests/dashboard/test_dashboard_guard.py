@@ -1,6 +1,5 @@
-"""Attacks on the running page, and the password."""
+"""Attacks on the running pages, and the login."""
 
-import http.client
 import json
 import time
 import zipfile
@@ -9,10 +8,9 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import gradio as gr
 import pytest
 from browser import page_server
-from fastapi import FastAPI
+from http_requests import PAGES, PASSWORD, SECRET, Visitor, ask, visited
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -20,11 +18,12 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from lowrank_rlhf import cli
-from lowrank_rlhf.commands import dashboard
-from lowrank_rlhf.dashboard import guard
-from lowrank_rlhf.dashboard.guard import GradioSessions, Guard, Password
+from lowrank_rlhf.dashboard import guard, login, password
+from lowrank_rlhf.dashboard.guard import RequestGuard
+from lowrank_rlhf.dashboard.login import PATHS, Login
+from lowrank_rlhf.dashboard.server import Address
 from lowrank_rlhf.errors import UserError
-
+from lowrank_rlhf.preferences.labelling import annotator_name
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +46,23 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         yield url, runs
 
 
+@pytest.fixture(scope="module", params=PAGES)
+def visitor(request, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
+    """A visitor of each page."""
+    with visited(request.param, tmp_path_factory.mktemp("pages")) as visitor:
+        yield visitor
+
+
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[", "", "0"])
-def test_another_host_name_is_refused(served, host) -> None:
+def test_another_host_name_is_refused(visitor, host) -> None:
     """DNS rebinding: a name of the attacker's that leads to this computer."""
-    assert ask(served[0], "/", Host=host)[0] == 403
+    assert visitor.ask("/", Host=host)[0] == 403
 
 
-def test_this_computers_own_names_are_served(served) -> None:
-    port = urlsplit(served[0]).port
+def test_this_computers_own_names_are_served(visitor) -> None:
+    port = urlsplit(visitor.url).port
     for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"LOCALHOST:{port}", f"[::1]:{port}", "localhost"):
-        assert ask(served[0], "/", Host=host)[0] == 200
+        assert visitor.ask("/", Host=host)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -70,15 +76,15 @@ def test_this_computers_own_names_are_served(served) -> None:
         {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"},
     ],
 )
-def test_a_post_from_another_site_is_refused(served, headers) -> None:
+def test_a_post_from_another_site_is_refused(visitor, headers) -> None:
     body = json.dumps({"data": [], "fn_index": 0, "session_hash": "x"}).encode()
-    status, _, _ = ask(served[0], "/gradio_api/queue/join", "POST", body, Content_Type="application/json", **headers)
+    status, _, _ = visitor.ask("/gradio_api/queue/join", "POST", body, Content_Type="application/json", **headers)
     assert status == 403
 
 
-def test_a_link_from_another_site_may_lead_here(served) -> None:
-    assert ask(served[0], "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
-    assert ask(served[0], "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors")[0] == 403
+def test_a_link_from_another_site_may_lead_here(visitor) -> None:
+    assert visitor.ask("/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
+    assert visitor.ask("/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors")[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -116,15 +122,15 @@ def test_no_path_leads_to_another_file(served, path) -> None:
 @pytest.mark.parametrize(
     "path", ["info", "openapi.json", "run/predict", "call/predict", "vibe-edit/", "proxy=http://evil.example", "runs"]
 )
-def test_gradios_other_addresses_are_closed(served, path) -> None:
+def test_gradios_other_addresses_are_closed(visitor, path) -> None:
     for method in ("GET", "POST"):
-        assert ask(served[0], f"/gradio_api/{path}", method, b"{}" if method == "POST" else None)[0] == 404
-    assert ask(served[0], "/docs")[0] == 404
+        assert visitor.ask(f"/gradio_api/{path}", method, b"{}" if method == "POST" else None)[0] == 404
+    assert visitor.ask("/docs")[0] == 404
 
 
-def test_no_event_has_a_name_that_programs_could_call(served) -> None:
-    config = json.loads(ask(served[0], "/config")[1])
-    assert len(config["dependencies"]) > 10
+def test_no_event_has_a_name_that_programs_could_call(visitor) -> None:
+    config = json.loads(visitor.ask("/config")[1])
+    assert len(config["dependencies"]) >= 4
     assert {entry["api_visibility"] for entry in config["dependencies"]} == {"private"}
 
 
@@ -137,8 +143,8 @@ def test_a_report_is_served_but_may_do_nothing(served) -> None:
     assert "script-src" not in policy
 
 
-def test_the_page_loads_nothing_from_elsewhere(served) -> None:
-    _, _, headers = ask(served[0], "/")
+def test_the_page_loads_nothing_from_elsewhere(visitor) -> None:
+    _, _, headers = visitor.ask("/")
     assert "default-src 'self'" in headers["content-security-policy"]
     assert "http:" not in headers["content-security-policy"]
     assert headers["x-frame-options"] == "SAMEORIGIN"
@@ -169,94 +175,81 @@ def test_the_whole_page_behind_a_password(tmp_path) -> None:
         assert ask(url, "/login", "POST", b"password=x", **form)[0] == 403
 
 
-def guarded(password: str | None = None) -> TestClient:
-    async def page(_):
-        return PlainTextResponse("the page")
+def guarded(given: str | None = None, named: bool = False) -> TestClient:
+    async def page(request):
+        return PlainTextResponse(f"the page of {request.scope['user'].display_name!r}" if given else "the page")
 
     async def taken(request):
         return PlainTextResponse(str(len(await request.body())))
 
     routes = [Route("/", page), Route("/config", page), Route("/gradio_api/upload", taken, methods=["POST"])]
-    stack = [Middleware(Guard, hosts=["testserver"], also={"/login"})]
-    if password:
-        stack.append(Middleware(Password, password=password))
+    stack = [Middleware(RequestGuard, hosts=["testserver"], login_paths=PATHS)]
+    if given:
+        stack.append(Middleware(Login, password=given, checked_name=annotator_name if named else None))
     return TestClient(Starlette(routes=routes, middleware=stack), follow_redirects=False)
 
 
-class TestPassword:
-    def test_nothing_is_shown_without_it(self) -> None:
-        client = guarded(password=PASSWORD)
+@pytest.mark.parametrize("named", [False, True])
+class TestLogin:
+    def test_nothing_is_shown_without_it(self, named) -> None:
+        client = guarded(PASSWORD, named)
         assert client.get("/").headers["location"] == "/login"
         assert client.get("/config").status_code == 401
         assert client.post("/gradio_api/upload").status_code == 401
-        assert "password" in client.get("/login").text
+        form = client.get("/login").text
+        assert ('name="password"' in form, 'name="username"' in form) == (True, named)
 
-    def test_a_wrong_one_takes_a_second_and_is_refused(self) -> None:
-        client, start = guarded(password=PASSWORD), time.monotonic()
+    def test_a_wrong_password_takes_a_second_and_is_refused(self, named) -> None:
+        client, start = guarded(PASSWORD, named), time.monotonic()
         for wrong in ("", "correct", PASSWORD + " ", "\u00e9" * 20):
-            assert client.post("/login", data={"password": wrong}).status_code == 401
+            assert client.post("/login", data={"username": "ann", "password": wrong}).status_code == 401
         assert time.monotonic() - start >= 4
         assert client.get("/").status_code == 303
 
-    def test_the_right_one_opens_the_page_until_the_session_ends(self, monkeypatch) -> None:
-        client = guarded(password=PASSWORD)
-        answer = client.post("/login", data={"password": PASSWORD})
+    def test_the_right_one_opens_the_page_until_the_session_ends(self, named, monkeypatch) -> None:
+        client = guarded(PASSWORD, named)
+        answer = client.post("/login", data={"username": "ann", "password": PASSWORD})
         assert answer.status_code == 303
         assert all(word in answer.headers["set-cookie"].lower() for word in ("httponly", "samesite=strict"))
-        assert client.get("/").text == "the page"
+        assert client.get("/").text == f"the page of {'ann' if named else ''!r}"
         now = time.monotonic()
-        monkeypatch.setattr(guard.time, "monotonic", lambda: now + guard.SESSION_SECONDS + 1)
+        monkeypatch.setattr(login.time, "monotonic", lambda: now + login.SESSION_SECONDS - 10)
+        assert client.get("/").status_code == 200
+        monkeypatch.setattr(login.time, "monotonic", lambda: now + login.SESSION_SECONDS + 1)
         assert client.get("/").status_code == 303
 
-    def test_another_cookie_does_not_help(self) -> None:
-        client = guarded(password=PASSWORD)
-        client.cookies.set(guard.COOKIE, "x" * 43)
+    def test_another_cookie_does_not_help(self, named) -> None:
+        client = guarded(PASSWORD, named)
+        for cookie in ("x" * 43, ""):
+            client.cookies.set(login.COOKIE, cookie)
+            assert client.get("/").status_code == 303
+
+    def test_logging_out_ends_the_session_on_the_server(self, named) -> None:
+        client = guarded(PASSWORD, named)
+        client.post("/login", data={"username": "ann", "password": PASSWORD})
+        cookie = client.cookies[login.COOKIE]
+        assert client.get("/logout").headers["location"] == "/login"
+        client.cookies.set(login.COOKIE, cookie)
         assert client.get("/").status_code == 303
 
-    def test_a_long_form_is_not_read(self) -> None:
-        assert guarded(password=PASSWORD).post("/login", data={"password": "x" * 5000}).status_code == 413
+    def test_a_long_form_is_not_read(self, named) -> None:
+        assert guarded(PASSWORD, named).post("/login", data={"password": "x" * 5000}).status_code == 413
 
 
-class TestGradioSessions:
-    """With Gradio's own login, as the annotators' page has it."""
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "x" * 101])
+def test_a_name_that_is_none_is_refused(name) -> None:
+    client = guarded(PASSWORD, named=True)
+    assert client.post("/login", data={"username": name, "password": PASSWORD}).status_code == 401
+    assert client.get("/").status_code == 303
 
-    @pytest.fixture
-    def client(self) -> TestClient:
-        with gr.Blocks() as blocks:
-            gr.HTML("ranking")
-        app = FastAPI()
-        app.add_middleware(GradioSessions)
-        login = lambda name, given: name == "ann" and given == PASSWORD  # noqa: E731
-        gr.mount_gradio_app(app, blocks, path="/", auth=login, ssr_mode=False)
-        return TestClient(app)
 
-    def test_who_is_let_in_is_a_stranger_again_after_hours(self, client, monkeypatch) -> None:
-        assert client.get("/config").status_code == 401
-        assert client.post("/login", data={"username": "ann", "password": PASSWORD}).status_code == 200
-        assert any(name.startswith("access-token") for name in client.cookies)
-        assert client.get("/config").status_code == 200
-        now = time.monotonic()
-        monkeypatch.setattr(guard.time, "monotonic", lambda: now + guard.SESSION_SECONDS - 10)
-        assert client.get("/config").status_code == 200
-        monkeypatch.setattr(guard.time, "monotonic", lambda: now + guard.SESSION_SECONDS + 1)
-        assert client.get("/config").status_code == 401
-        assert client.post("/login", data={"username": "ann", "password": PASSWORD}).status_code == 200
-        assert client.get("/config").status_code == 200
-
-    def test_other_cookies_pass(self) -> None:
-        app = Starlette(
-            routes=[Route("/", lambda request: PlainTextResponse(request.headers.get("cookie", "none")))],
-            middleware=[Middleware(GradioSessions)],
-        )
-        client = TestClient(app)
-        client.cookies.update({"a": "1", "access-token-x": "made up", "b": "2"})
-        assert client.get("/").text == "a=1; b=2"
-        client.cookies.clear()
-        assert client.get("/").text == "none"
+def test_the_login_form_shows_a_name_as_text() -> None:
+    answer = guarded(PASSWORD, named=True).post("/login", data={"username": "<b>" * 50, "password": PASSWORD})
+    assert "<b><b>" not in answer.text
 
 
 def test_a_body_is_bounded(monkeypatch) -> None:
-    monkeypatch.setattr(guard, "MOST_BYTES", 1000)
+    monkeypatch.setattr(guard, "MAX_BODY_BYTES", 1000)
     client = guarded()
     assert client.post("/gradio_api/upload", content=b"x" * 1000).text == "1000"
     assert client.post("/gradio_api/upload", content=b"x" * 1001).status_code == 413
@@ -266,20 +259,20 @@ def test_a_body_is_bounded(monkeypatch) -> None:
 class TestPasswordRule:
     def test_this_computer_needs_none(self, monkeypatch) -> None:
         monkeypatch.delenv("LOWRANK_RLHF_PASSWORD", raising=False)
-        assert [dashboard.checked_password(host) for host in dashboard.LOOPBACK] == [None] * 3
+        assert [password.password_for(host) for host in password.LOOPBACK] == [None] * 3
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])  # noqa: S104
     def test_any_other_address_does(self, monkeypatch, host) -> None:
         monkeypatch.delenv("LOWRANK_RLHF_PASSWORD", raising=False)
         with pytest.raises(UserError, match="LOWRANK_RLHF_PASSWORD"):
-            dashboard.checked_password(host)
+            password.password_for(host)
         monkeypatch.setenv("LOWRANK_RLHF_PASSWORD", PASSWORD)
-        assert dashboard.checked_password(host) == PASSWORD
+        assert password.password_for(host) == PASSWORD
 
     def test_behind_a_proxy_too(self, monkeypatch) -> None:
         monkeypatch.delenv("LOWRANK_RLHF_PASSWORD", raising=False)
         with pytest.raises(UserError, match="--served-as: others could start programs"):
-            dashboard.checked_password("127.0.0.1", by_proxy=True)
+            password.password_for("127.0.0.1", by_proxy=True)
 
     @pytest.mark.parametrize("name", ["https://rlhf.example.org", "rlhf.example.org:8443", ""])
     def test_a_proxys_name_is_a_host_name_alone(self, monkeypatch, capsys, name) -> None:
@@ -290,12 +283,12 @@ class TestPasswordRule:
 
     def test_a_short_one_is_refused_everywhere(self, monkeypatch) -> None:
         monkeypatch.setenv("LOWRANK_RLHF_PASSWORD", "x" * 11)
-        with pytest.raises(UserError, match="12 characters"):
-            dashboard.checked_password("127.0.0.1")
+        with pytest.raises(UserError, match="at least 12 characters"):
+            password.password_for("127.0.0.1")
 
 
 def test_host_names_of_a_page_that_listens_everywhere() -> None:
-    everywhere = guard.hosts("0.0.0.0")  # noqa: S104
+    everywhere = Address("0.0.0.0", 1).host_names()  # noqa: S104
     assert {"127.0.0.1", "localhost"} <= everywhere
     assert "0.0.0.0" not in everywhere  # noqa: S104
-    assert guard.hosts("10.0.0.7") == {"10.0.0.7", "127.0.0.1", "localhost", "::1"}
+    assert Address("10.0.0.7", 1).host_names() == {"10.0.0.7", "127.0.0.1", "localhost", "::1"}

@@ -239,7 +239,7 @@ def test_nothing_without_the_password(tmp_path: Path) -> None:
         page.locator("input[type=password]").fill(PASSWORD[:-1])
         page.locator("input").first.fill("ann")
         page.keyboard.press("Enter")
-        page.get_by_text("Incorrect Credentials").wait_for()
+        page.get_by_text("Incorrect password.").wait_for()
         assert page.locator(".rk").count() == 0
         assert "Tell me" not in page.content()
 
@@ -254,7 +254,7 @@ def test_another_site_reaches_nothing(tmp_path: Path) -> None:
         assert refused(server.url + "/config", **proxy) == 401
         assert refused(server.url + "/config", **(proxy | {"Origin": "https://example.org"})) == 403
         assert refused(server.url + "/login", b"username=ann&password=x", Origin="http://evil.example") == 403
-        assert refused(server.url + "/login", b"username=ann&password=x", Origin=server.url) == 400
+        assert refused(server.url + "/login", b"username=ann&password=x", Origin=server.url) == 401
         with urllib.request.urlopen(server.url) as answer:  # noqa: S310
             assert "default-src 'self'" in answer.headers["content-security-policy"]
         assert refused(server.url + "/login", b"username=ann&password=" + b"x" * 5000) == 413

@@ -2,8 +2,13 @@
 
 import contextlib
 import http.client
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote_plus, urlsplit
+
+from annotators_page import Server, a_run_with_answers
+from browser import page_server
 
 PASSWORD = "correct horse battery"
 SECRET = "this file is nobody's business"
@@ -41,3 +46,39 @@ def stream(url: str, path: str, pieces: Iterable[bytes], **headers: str) -> int:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.request("POST", path, iter(pieces), sent)
         return connection.getresponse().status
+
+
+class Visitor(NamedTuple):
+    """Somebody who has logged in to a running page, where it asks for a password."""
+
+    url: str
+    cookie: str = ""
+
+    def ask(self, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[int, bytes, dict]:
+        """Status, body and headers of a response, as `ask`."""
+        return ask(self.url, path, method, body, **({"Cookie": self.cookie} if self.cookie else {}), **headers)
+
+
+PAGES = ("dashboard", "annotators")
+
+
+@contextlib.contextmanager
+def running(page: str, folder: Path, password: str | None = None) -> Iterator[str]:
+    """The URL of a running page: the dashboard for `folder/runs`, or the annotators' page, which needs its password."""
+    if page == "dashboard":
+        with page_server(folder / "runs", password=password) as (url, _):
+            yield url
+        return
+    a_run_with_answers(folder, 1)
+    server = Server(folder)
+    try:
+        yield server.url
+    finally:
+        server.kill()
+
+
+@contextlib.contextmanager
+def visited(page: str, folder: Path) -> Iterator[Visitor]:
+    """A visitor of a running page."""
+    with running(page, folder) as url:
+        yield Visitor(url, log_in(url, "ann") if page == "annotators" else "")

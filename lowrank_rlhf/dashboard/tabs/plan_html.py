@@ -82,4 +82,5 @@ def _helps(plan: Plan, language: str) -> str:
 
 def _settings(plan: Plan, language: str) -> str:
     text = dump_config(Config.model_validate(plan["config"]), changed_only=True)
-    return f"<details><summary>{html(t('new.settings', language))}</summary>{note(text)}</details>"
+    title = html(t("new.settings", language))
+    return f"<details><summary>{title}</summary>{note(text)}</details>"
