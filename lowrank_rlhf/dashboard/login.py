@@ -114,9 +114,9 @@ class Login:
         return session if session and session.ends_at > time.monotonic() else None
 
     def _form(self, message: str = "", status: int = 200) -> Response:
-        return HTMLResponse(
-            _FORM.format(name=_NAME_FIELD if self.checked_name else "", message=escape(message)), status
-        )
+        html = _FORM.format(name=_NAME_FIELD if self.checked_name else "", message=escape(message))
+        # With the page's `no-referrer` a browser posts the form with `Origin: null`, which the guard refuses.
+        return HTMLResponse(html, status, headers={"Referrer-Policy": "same-origin"})
 
 
 def user_name(request: Any) -> str:
