@@ -83,6 +83,8 @@ class TestNewRun:
         assert t("plan.memory_fits", "en", needed="1.0 GiB", free="2.0 GiB", total="4.0 GiB") in shown
         assert t("plan.disk_fits", "en", needed="1 MiB", free="8.0 GiB") in shown
         assert t("plan.duration", "en", about="2:00", low="1:00", high="4:00") in shown
+        assert t("plan.model_missing", "en") in shown
+        assert "not shown" not in shown
         assert (start["interactive"], agreed) == (True, [text, ""])
         done.returncode = 4
         shown, start, agreed = new_run._plan(RunsFolder(tmp_path), text, "", None, "zh")
@@ -101,4 +103,5 @@ PLAN = {
     "disk": {"needed_bytes": 2**20, "free_bytes": 2**33, "writable": True, "fits": True},
     "time": SPAN,
     "helps": [],
+    "notes": [{"id": "model_missing", "level": "info", "text": "not shown", "data": {}}],
 }

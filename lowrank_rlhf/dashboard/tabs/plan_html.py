@@ -11,6 +11,8 @@ from lowrank_rlhf.run.progress import duration, memory
 
 Plan = Mapping[str, Any]
 _STATES = {"done": "plan.done", "to do": "plan.to_do", "half done": "plan.half_done", "stale": "plan.stale"}
+_NOTES = ("memory_selected", "stale_stages", "model_missing", "helps_too_small")
+"""Ids of the notes that the page shows in its own words."""
 
 
 def plan_html(plan: Plan, language: str) -> str:
@@ -28,7 +30,7 @@ def plan_html(plan: Plan, language: str) -> str:
     )
     return (
         f'<table class="plan"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        f'<ul class="plan">{needs}</ul>{_reasons(plan)}{_helps(plan, language)}{_settings(plan, language)}'
+        f'<ul class="plan">{needs}</ul>{_reasons(plan, language)}{_helps(plan, language)}{_settings(plan, language)}'
     )
 
 
@@ -67,9 +69,13 @@ def _time(span: Plan | None, model_is_here: bool, language: str) -> str:
     return t("plan.duration", language, about=about, low=low, high=high)
 
 
-def _reasons(plan: Plan) -> str:
-    """Return why stages are stale, as the command words it."""
-    return note("\n".join(f"{stage['stage']}: {reason}" for stage in plan["stages"] for reason in stage["why"]))
+def _reasons(plan: Plan, language: str) -> str:
+    """Return why stages are stale, as the command words it, and the notes that the lines above do not cover."""
+    reasons = [f"{stage['stage']}: {reason}" for stage in plan["stages"] for reason in stage["why"]]
+    for entry in plan["notes"]:
+        if entry["id"] in _NOTES:
+            reasons.append(t(f"plan.{entry['id']}", language))
+    return note("\n".join(reasons))
 
 
 def _helps(plan: Plan, language: str) -> str:
