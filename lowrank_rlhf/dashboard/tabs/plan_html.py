@@ -72,9 +72,8 @@ def _time(span: Plan | None, model_is_here: bool, language: str) -> str:
 def _reasons(plan: Plan, language: str) -> str:
     """Return why stages are stale, as the command words it, and the notes that the lines above do not cover."""
     reasons = [f"{stage['stage']}: {reason}" for stage in plan["stages"] for reason in stage["why"]]
-    for entry in plan["notes"]:
-        if entry["id"] in _NOTES:
-            reasons.append(t(f"plan.{entry['id']}", language))
+    found = {entry["id"] for entry in plan["notes"]}
+    reasons += [t(f"plan.{name}", language) for name in _NOTES if name in found]
     return note("\n".join(reasons))
 
 
