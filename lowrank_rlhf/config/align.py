@@ -1,11 +1,11 @@
-"""The settings of the alternatives to PPO."""
+"""Settings of the alternatives to PPO."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lowrank_rlhf.config.section import Count, NonNegative, Rate, Section
+from lowrank_rlhf.config.section import Conflict, Count, NonNegative, Rate, Section
 
 Algorithm = Literal["ppo", "rloo", "grpo", "dpo"]
 _SAMPLES = frozenset({"steps", "answers_per_prompt"})
@@ -35,16 +35,19 @@ class AlignConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this norm."""
 
-    def conflicts(self) -> Iterator[str]:
-        """Settings that the algorithm would ignore, groups that don't fill a batch, and DPO without its beta."""
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield settings that the algorithm ignores, a batch size that groups do not divide, and DPO with beta 0."""
         for name in sorted(self._ignored()):
             if getattr(self, name) != type(self).model_fields[name].default:
-                hint = "its settings are in section ppo" if self.algorithm == "ppo" else "leave it out"
-                yield f"{name} does nothing with `algorithm: {self.algorithm}`; {hint}"
+                hint = "set section ppo instead" if self.algorithm == "ppo" else "remove it"
+                text = f"{name} has no effect with `algorithm: {self.algorithm}`; {hint}"
+                yield Conflict((name, "algorithm"), text)
         if self.algorithm in ("rloo", "grpo") and self.batch_size % self.answers_per_prompt:
-            yield f"answers_per_prompt ({self.answers_per_prompt}) must divide batch_size ({self.batch_size})"
+            text = f"answers_per_prompt ({self.answers_per_prompt}) must divide batch_size ({self.batch_size})"
+            yield Conflict(("answers_per_prompt", "batch_size"), text)
         if self.algorithm == "dpo" and not self.beta:
-            yield "beta must be above 0 with `algorithm: dpo`: at 0 its loss is the same whatever the policy does"
+            text = "beta must be above 0 with `algorithm: dpo`: at 0 the loss does not depend on the policy"
+            yield Conflict(("beta", "algorithm"), text)
 
     def _ignored(self) -> frozenset[str]:
         if self.algorithm == "ppo":

@@ -1,7 +1,6 @@
-"""All mistakes of a config at once: a wrong setting hides nothing but what can only be said with its value."""
+"""Find all mistakes of a config at once: a wrong setting hides only the conflicts that involve it."""
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,13 +11,13 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.config.section import UNCHECKED
 
 Check = Callable[[Config], Iterable[tuple[Key, str]]]
-"""Keys and sentences of what is wrong with a valid config."""
+"""Return keys and sentences of the mistakes in a valid config."""
 
-_STAND_IN: dict[str, Any] = {"name": "x", "model": {"source": "x"}}  # where what has no default is wrong or missing
+_STAND_IN: dict[str, Any] = {"name": "x", "model": {"source": "x"}}  # for required settings that are missing or wrong
 
 
 def find_problems(values: dict[str, Any], check: Check) -> tuple[Config | None, list[tuple[Key, str]]]:
-    """The config that the values make, and the mistakes in it, each with its key and as a sentence."""
+    """Return the config, or None and its mistakes, each with the key to change and a sentence."""
     try:
         config, found = _read(values), []
     except ValidationError as error:
@@ -29,7 +28,7 @@ def find_problems(values: dict[str, Any], check: Check) -> tuple[Config | None, 
 
 
 def _without(values: dict[str, Any], wrong: set[Key]) -> dict[str, Any]:
-    """The values with the wrong settings left to their defaults, or to something that stands in."""
+    """Return the values with wrong settings removed, so that defaults or stand-ins take their place."""
     kept: dict[str, Any] = {}
     for name, value in values.items():
         bad = {key[1] for key in wrong if key[0] == name and len(key) > 1}
@@ -41,18 +40,23 @@ def _without(values: dict[str, Any], wrong: set[Key]) -> dict[str, Any]:
 
 
 def _read(values: dict[str, Any]) -> Config:
-    """Strict, so that `true` is no number and "3" no count; JSON's rules, so that a list may fill a tuple."""
+    """Validate strictly, so that `true` is no number and "3" no count, but by JSON's rules: a list may fill a tuple."""
     return Config.model_validate_json(json.dumps(values), strict=True, context=UNCHECKED)
 
 
 def _contradictions(config: Config, check: Check, wrong: set[Key]) -> Iterator[tuple[Key, str]]:
-    """What is wrong with a config whose every setting is fine, but for what speaks of a setting read as a default."""
-    names = {str(part) for key in wrong for part in key[1:] or key}
+    """Yield the mistakes of a config without wrong settings, except those that involve a replaced setting."""
+    for prefix, section in config.sections():
+        for conflict in section.conflicts():
+            keys: list[Key] = [(*prefix, *key.split(".")) for key in conflict.keys]
+            if not any(_overlap(key, bad) for key in keys for bad in wrong):
+                yield keys[0], f"{dotted(prefix)}: {conflict.text}" if prefix else conflict.text
     sections = {key[0] for key in wrong}
-    for of, section in config.sections():
-        for text in section.conflicts():
-            if not names.intersection(re.findall(r"\w+", text)):
-                yield of, f"{dotted(of)}: {text}" if of else text
     for key, text in check(config):
         if key[0] not in sections and not (wrong and key == ("stages",)):  # earlier stages depend on every section
             yield key, f"{dotted(key)}: {text}"
+
+
+def _overlap(key: Key, other: Key) -> bool:
+    """Return True if the keys are equal or one is inside the other."""
+    return all(left == right for left, right in zip(key, other, strict=False))

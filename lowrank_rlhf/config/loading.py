@@ -1,4 +1,4 @@
-"""YAML and command line to `Config`, with every mistake reported at once and where it stands; and back to YAML."""
+"""Read a `Config` from YAML and the command line, reporting every mistake with its position; write it as YAML."""
 
 import io
 import os
@@ -117,12 +117,10 @@ def dump_config(config: Config, changed_only: bool = False) -> str:
 
 
 def _located(found: Iterable[tuple[Key, str]], settings: _Settings) -> Iterator[tuple[Position, str]]:
-    """Mistakes with their places, but for those in what was not even read."""
+    """Yield the mistakes with their positions, except those at values that could not be read."""
     refused = {place for place, _ in settings.problems}
     for key, text in found:
-        # A rule over several keys names the one that it is about first, so point there and not at the section.
-        about = text.removeprefix(f"{dotted(key)}: ").split()[0].strip("`")
-        place = settings.place((*key, *about.split(".")))
+        place = settings.place(key)
         if place not in refused:
             yield place, text
 

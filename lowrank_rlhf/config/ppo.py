@@ -1,11 +1,11 @@
-"""The settings of stage 3."""
+"""Settings of PPO."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from lowrank_rlhf.config.section import Count, Fraction, NonNegative, Rate, Section
+from lowrank_rlhf.config.section import Conflict, Count, Fraction, NonNegative, Rate, Section
 
 
 class PpoConfig(Section):
@@ -80,17 +80,19 @@ class PpoConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _adaptive_starts_higher(cls, settings: Any) -> Any:
-        """A controller that can lower beta begins with more of it (0.15 in the code of Ziegler et al. 2019)."""
+        """Start an adaptive controller, which can lower beta, from 0.15 as the code of Ziegler et al. 2019 does."""
         if isinstance(settings, dict) and settings.get("kl_controller") == "adaptive":
             return {"kl_coef": 0.15, **settings}
         return settings
 
-    def conflicts(self) -> Iterator[str]:
-        """Mini-batches that do not divide, and steps of which none is left for the policy."""
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield minibatches that do not divide the batch, and a warm-up that leaves the policy no step."""
         if self.batch_size % self.minibatches:
-            yield f"minibatches ({self.minibatches}) must divide batch_size ({self.batch_size})"
+            text = f"minibatches ({self.minibatches}) must divide batch_size ({self.batch_size})"
+            yield Conflict(("minibatches", "batch_size"), text)
         if self.critic_warmup_steps >= self.steps:
-            yield (
+            text = (
                 f"critic_warmup_steps ({self.critic_warmup_steps}) must be below steps ({self.steps}), "
                 "or no step trains the policy"
             )
+            yield Conflict(("critic_warmup_steps", "steps"), text)

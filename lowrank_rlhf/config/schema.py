@@ -8,7 +8,7 @@ from pydantic import Field
 from lowrank_rlhf.config.align import AlignConfig
 from lowrank_rlhf.config.endpoint import EndpointConfig
 from lowrank_rlhf.config.ppo import PpoConfig
-from lowrank_rlhf.config.section import Count, Fraction, NonNegative, Rate, Section
+from lowrank_rlhf.config.section import Conflict, Count, Fraction, NonNegative, Rate, Section
 
 StageName = Literal["sft", "sample", "rank", "reward", "ppo", "evaluate"]
 STAGES: tuple[StageName, ...] = ("sft", "sample", "rank", "reward", "ppo", "evaluate")
@@ -121,10 +121,10 @@ class SftConfig(Section):
     save_every: Count = 50
     """Steps between checkpoints."""
 
-    def conflicts(self) -> Iterator[str]:
-        """An adapter without its source, or the other way round."""
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield an adapter without `source: adapter`, or the reverse."""
         if (self.source == "adapter") != (self.adapter is not None):
-            yield "`adapter` goes with `source: adapter`, and only with it"
+            yield Conflict(("adapter", "source"), "`adapter` and `source: adapter` must be set together")
 
 
 class SampleConfig(Section):
@@ -165,10 +165,10 @@ class RankConfig(Section):
     repeated: Fraction = 0.05
     """Share of prompts that a person is given again later: how far people agree with themselves."""
 
-    def conflicts(self) -> Iterator[str]:
-        """A data set without its source, or the other way round."""
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield a data set without `source: dataset`, or the reverse."""
         if (self.source == "dataset") != (self.dataset is not None):
-            yield "`dataset` goes with `source: dataset`, and only with it"
+            yield Conflict(("dataset", "source"), "`dataset` and `source: dataset` must be set together")
 
 
 class RewardConfig(Section):
@@ -200,10 +200,11 @@ class RewardConfig(Section):
     save_every: Count = 20
     """Steps between checkpoints."""
 
-    def conflicts(self) -> Iterator[str]:
-        """A margin that no loss asks for."""
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield a margin that the loss ignores."""
         if self.margin and self.loss != "pairwise":
-            yield f"margin ({self.margin:g}) goes with `loss: pairwise`; {self.loss} would ignore it"
+            text = f"margin ({self.margin:g}) requires `loss: pairwise`; {self.loss} ignores it"
+            yield Conflict(("margin", "loss"), text)
 
 
 class EvaluateConfig(Section):
@@ -239,43 +240,60 @@ class Config(Section):
     align: AlignConfig = AlignConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
-    def unsloth_obstacles(self) -> Iterator[str]:
-        """Why unsloth cannot run this config, whatever the machine; each begins with the key."""
+    def unsloth_obstacles(self) -> Iterator[Conflict]:
+        """Yield the settings with which unsloth cannot run, on any machine."""
         if self.model.device == "cpu":
-            yield "model.device is cpu, and unsloth needs CUDA"
+            yield Conflict(("model.device",), "model.device is cpu, and unsloth requires CUDA")
         if self.model.quantization == "int8":
-            yield "model.quantization is int8, which unsloth would misread; nf4 and none go"
+            text = "model.quantization is int8, which unsloth does not support; set nf4 or none"
+            yield Conflict(("model.quantization",), text)
         for key, layers in {"lora.last_layers": self.lora.last_layers, "reward.layers": self.reward.layers}.items():
             if layers is not None:
-                yield f"{key} is {layers}, and unsloth runs all layers for every role; null goes"
+                text = f"{key} is {layers}, and unsloth runs all layers for every role; set null"
+                yield Conflict((key,), text)
 
-    def conflicts(self) -> Iterator[str]:
-        """What sections contradict each other in."""
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield the contradictions between sections."""
         if self.model.backend == "unsloth":
-            yield from (f"model.backend is unsloth, but {obstacle}" for obstacle in self.unsloth_obstacles())
+            for keys, text in self.unsloth_obstacles():
+                yield Conflict(("model.backend", *keys), f"model.backend is unsloth, but {text}")
+        if self.sample.max_new_tokens >= self.model.max_length:
+            text = (
+                f"sample.max_new_tokens ({self.sample.max_new_tokens}) must be below model.max_length "
+                f"({self.model.max_length}), which includes the prompt"
+            )
+            yield Conflict(("sample.max_new_tokens", "model.max_length"), text)
+        yield from self._stage_conflicts()
+        yield from self._contrastive_conflicts()
+        yield from self._judge_conflicts()
+
+    def _stage_conflicts(self) -> Iterator[Conflict]:
         if [stage for stage in STAGES if stage in self.stages] != list(self.stages):
-            yield f"stages must be some of {', '.join(STAGES)}, each once and in this order"
+            text = f"stages must be some of {', '.join(STAGES)}, each once and in this order"
+            yield Conflict(("stages",), text)
         needed = set(self.stages) - ({"sample"} if self.rank.source == "dataset" else set())
         if not needed:
-            why = ": with rank.source: dataset there is nothing to sample" if self.stages else ""
-            yield f"stages names no stage that is needed{why}; leave it out for all, or add some"
-        if self.ppo.contrastive and self.rank.source == "dataset":
-            yield "ppo.contrastive needs ranked answers of SFT; with rank.source: dataset there are none"
-        if self.ppo.contrastive and self.align.algorithm != "ppo":
-            yield (
-                f"ppo.contrastive is PPO's baseline; align.algorithm: {self.align.algorithm} has its own: "
-                "set ppo.contrastive: false"
-            )
-        judges = {"rank.judge": self.rank.judge, "evaluate.second_judge": self.evaluate.second_judge}
-        asked = [key for key, judge in judges.items() if judge == "endpoint"]
-        if asked and not self.rank.endpoint:
-            yield f"{asked[0]} is endpoint, which needs a section rank.endpoint with url and model"
-        if self.rank.endpoint and not asked:
-            yield "rank.endpoint goes with rank.judge: endpoint or evaluate.second_judge: endpoint"
+            why = "; rank.source: dataset needs no stage sample" if self.stages else ""
+            text = f"stages must name at least one stage that runs{why}. Remove the key to run all stages"
+            yield Conflict(("stages", "rank.source"), text)
         if not self.data.held_out and {"ppo", "evaluate"} & set(self.stages):
-            yield "data.held_out is 0, and the stages ppo and evaluate compare on held-out prompts"
-        if self.sample.max_new_tokens >= self.model.max_length:
-            yield (
-                f"sample.max_new_tokens ({self.sample.max_new_tokens}) leaves no room for a prompt "
-                f"in model.max_length ({self.model.max_length})"
-            )
+            text = "data.held_out must be above 0: stages ppo and evaluate use held-out prompts"
+            yield Conflict(("data.held_out", "stages"), text)
+
+    def _contrastive_conflicts(self) -> Iterator[Conflict]:
+        if self.ppo.contrastive and self.rank.source == "dataset":
+            text = "ppo.contrastive requires ranked SFT answers; rank.source: dataset has none"
+            yield Conflict(("ppo.contrastive", "rank.source"), text)
+        if self.ppo.contrastive and self.align.algorithm != "ppo":
+            text = f"ppo.contrastive must be false with align.algorithm: {self.align.algorithm}"
+            yield Conflict(("ppo.contrastive", "align.algorithm"), text)
+
+    def _judge_conflicts(self) -> Iterator[Conflict]:
+        judges = {"rank.judge": self.rank.judge, "evaluate.second_judge": self.evaluate.second_judge}
+        used = [key for key, judge in judges.items() if judge == "endpoint"]
+        if used and not self.rank.endpoint:
+            text = f"{used[0]} is endpoint, which requires a section rank.endpoint with url and model"
+            yield Conflict((used[0], "rank.endpoint"), text)
+        if self.rank.endpoint and not used:
+            text = "rank.endpoint requires rank.judge: endpoint or evaluate.second_judge: endpoint"
+            yield Conflict(("rank.endpoint", *judges), text)

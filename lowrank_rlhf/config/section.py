@@ -1,7 +1,7 @@
-"""What every part of the config is made of."""
+"""Base class of the config's sections, and the number types that their fields share."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import to_jsonable_python
@@ -12,21 +12,30 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-UNCHECKED = {"conflicts": "not looked for"}
-"""A context for pydantic, in which settings that contradict each other pass."""
+UNCHECKED = {"conflicts": "not checked"}
+"""Validation context for pydantic that skips the check for conflicts."""
+
+
+class Conflict(NamedTuple):
+    """Settings that contradict each other."""
+
+    keys: tuple[str, ...]
+    """Dotted keys of the settings involved, relative to the section; the first one is to be changed."""
+    text: str
+    """The contradiction as a sentence, for people."""
 
 
 class Section(BaseModel):
-    """A frozen part of the config that refuses unknown keys."""
+    """Immutable part of the config; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    def conflicts(self) -> Iterator[str]:
-        """A sentence for each contradiction between this section's settings; it begins with the key it is about."""
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield the contradictions between the section's settings."""
         return iter(())
 
     def sections(self) -> Iterator[tuple[tuple[str, ...], "Section"]]:
-        """This section and all in it, each with its key."""
+        """Yield this section and all sections in it, each with its key."""
         yield (), self
         for name in type(self).model_fields:
             inner = getattr(self, name)
@@ -35,7 +44,7 @@ class Section(BaseModel):
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """Default of each setting by its dotted key, as JSON has it; of those in a section that may be null, too."""
+        """Return the JSON default of each setting by dotted key, including those of sections that may be null."""
         found: dict[str, Any] = {}
         for name, field in cls.model_fields.items():
             kinds = (field.annotation, *get_args(field.annotation))
@@ -48,5 +57,5 @@ class Section(BaseModel):
     @model_validator(mode="after")
     def _no_conflicts(self, info: ValidationInfo) -> Self:
         if info.context != UNCHECKED and (found := list(self.conflicts())):
-            raise ValueError("\n".join(found))
+            raise ValueError("\n".join(conflict.text for conflict in found))
         return self

@@ -81,7 +81,7 @@ def choose(config: Config, architecture: str | None, began_with: str | None = No
 
 def _obstacles(config: Config, architecture: str | None) -> Iterator[str]:
     """Why unsloth cannot serve, what costs least to find out first."""
-    yield from config.unsloth_obstacles()
+    yield from (obstacle.text for obstacle in config.unsloth_obstacles())
     if find_spec("unsloth") is None:
         yield "the package unsloth is not installed (python -m pip install -r requirements-unsloth.txt)"
     if architecture not in FAMILIES:

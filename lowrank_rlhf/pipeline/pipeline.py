@@ -82,7 +82,7 @@ def run(
         for stage in reversed(again):
             run_dir.discard(stage.name, stage.writes)
         run_dir.open(dump_config(config))
-        with tracked(config, run_dir.metrics, run_dir.path):
+        with tracked(config, run_dir.metrics, run_dir.path), progress.recorded_in(run_dir.path):
             for index, stage in enumerate(chosen, 1):
                 progress.stage(index, len(chosen), stage.name, stage.does, *_to_go(chosen, stage, session))
                 _run_stage(stage, session, told.get(stage.name))

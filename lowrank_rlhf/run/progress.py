@@ -1,4 +1,4 @@
-"""What a person watching a run sees, and how they stop it."""
+"""Progress bars and lines, `progress.json`, and stop requests."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -14,20 +15,23 @@ from rich.console import Console
 
 from lowrank_rlhf.errors import Stopped, visible
 from lowrank_rlhf.run.distributed import ProcessGroup
+from lowrank_rlhf.run.files import now
 from lowrank_rlhf.run.memory_usage import memory_in_use_bytes
+from lowrank_rlhf.run.progress_file import StageProgress, remove_progress, write_progress
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_FILES = 1.0
 _ONCE_MORE = b" Once more stops at once."
 
 
 Later = Callable[[float], float | None]
-"""Seconds that the stages after this one will take, from the seconds that this one takes."""
+"""Estimate the seconds of the later stages from the seconds of the running one."""
 
 
 class Bar:
-    """Counts one task's units. `advance` also takes the figures to show beside the count.
+    """Counter of a task's units, with the latest figures.
 
-    `later` tells the time of what comes after the task, for the whole run's time to go.
+    `later` estimates the time of the later stages, for the remaining time of the whole run.
     """
 
     def __init__(
@@ -36,38 +40,45 @@ class Bar:
         self.name, self.total, self.unit, self.count = name, total, unit, done
         self._later = later
         self._before, self._clock, self._started = done, clock, clock()
-        self._figures: dict[str, float] = {}
+        self.figures: dict[str, float] = {}
         self.on_change: Callable[[], None] = lambda: None
 
     def advance(self, count: int = 1, **figures: float) -> None:
-        """`count` more units are done; a figure called `tokens_per_second` is shown as `340 tokens/s`."""
+        """Count finished units and update figures; `tokens_per_second` is shown as `340 tokens/s`."""
         self.count += count
-        self._figures.update(figures)
+        self.figures.update(figures)
         self.on_change()
 
     def details(self) -> str:
-        """Figures, time to go (and the whole run's) and memory: `340 tokens/s  ETA 0:21 (run 3:05)  1.2 GiB`."""
-        shown = [figure(name, value) for name, value in self._figures.items()]
+        """Return figures, remaining time and memory: `340 tokens/s  ETA 0:21 (run 3:05)  1.2 GiB`."""
+        shown = [figure(name, value) for name, value in self.figures.items()]
         return "  ".join([*shown, *self._eta(), memory(memory_in_use_bytes())])
 
     def line(self) -> str:
-        """The whole state in one line of text."""
+        """Return the state as one line of text."""
         width = len(str(self.total))
         share = 100 * self.count // max(self.total, 1)
         return f"{self.name:<8} {self.count:>{width}}/{self.total} {self.unit}  {share:>3}%  {self.details()}"
 
-    def _eta(self) -> list[str]:
-        fresh = self.count - self._before  # what an earlier process did says nothing about this one's pace
+    def seconds_left(self) -> tuple[float | None, float | None]:
+        """Return the estimates for the task and for the run; None until there is a pace, and at the end."""
+        fresh = self.count - self._before  # units of an earlier process do not count for this one's pace
         left = self.total - self.count
         if fresh <= 0 or left <= 0:
-            return []
+            return None, None
         pace = (self._clock() - self._started) / fresh
         later = self._later(pace * self.total) if self._later else None
-        return [f"ETA {duration(pace * left)}" + (f" (run {duration(pace * left + later)})" if later else "")]
+        return pace * left, pace * left + later if later else None
+
+    def _eta(self) -> list[str]:
+        own, run = self.seconds_left()
+        if own is None:
+            return []
+        return [f"ETA {duration(own)}" + (f" (run {duration(run)})" if run is not None else "")]
 
 
 class Progress:
-    """Bars in a terminal; plain lines, few of them, anywhere else."""
+    """Progress display: bars in a terminal, occasional lines elsewhere, and `progress.json` in the run folder."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Console()
@@ -75,10 +86,14 @@ class Progress:
         self._started = clock()
         self._later: Later | None = None
         self._live = self._console.is_terminal
+        self._run: Path | None = None
+        self._stage = ""
+        self._tasks: list[Bar] = []  # outermost first
+        self._written_at: float | None = None
 
     @classmethod
     def silent(cls) -> Self:
-        """Shows nothing: for tests."""
+        """Return a display that prints nothing, for tests."""
         return cls(Console(quiet=True, force_terminal=False))
 
     def __enter__(self) -> Self:
@@ -100,7 +115,7 @@ class Progress:
         self._bars.stop()
 
     def say(self, text: str) -> None:
-        """Print a line. Text of data files may be in it: it steers no terminal."""
+        """Print a line. Control characters are escaped, because the text may come from data files."""
         self._console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
     def stage(
@@ -114,9 +129,10 @@ class Progress:
     ) -> None:
         """Print a stage's heading: `[3/6] rank: rank the answers, best to worst  (1:02 so far)`.
 
-        `later` is for the bars of this stage.
+        `later` is passed to the bars of this stage.
         """
-        self._later = later
+        self._later, self._stage = later, name
+        self._forget()
         times = f"{duration(self._clock() - self._started)} so far"
         if eta_seconds is not None:
             times += f", about {duration(eta_seconds)} to go"
@@ -124,10 +140,50 @@ class Progress:
 
     @contextmanager
     def track(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
-        """Show a task of `total` units, of which `done` were done before; its last state stays as a line."""
+        """Show a task of `total` units, of which `done` were finished earlier. Its last state remains as a line."""
         bar = Bar(name, total, unit, done, self._clock, self._later)
-        with self._as_bar(bar) if self._live else self._as_lines(bar):
-            yield bar
+        self._tasks.append(bar)
+        try:
+            with self._as_bar(bar) if self._live else self._as_lines(bar):
+                shown = bar.on_change
+                bar.on_change = lambda: self._changed(shown)
+                self._record()
+                yield bar
+        finally:
+            self._tasks.remove(bar)
+
+    @contextmanager
+    def recorded_in(self, run: Path) -> Iterator[None]:
+        """Keep `progress.json` in the run folder up to date; remove it after each stage and at the end of the block."""
+        self._run = run
+        self._forget()
+        try:
+            yield
+        finally:
+            self._forget()
+            self._run = None
+
+    def _changed(self, show: Callable[[], None]) -> None:
+        show()
+        self._record()
+
+    def _record(self) -> None:
+        """Write the state of the outermost task, at most once a second."""
+        time = self._clock()
+        if self._run is None or (self._written_at is not None and time - self._written_at < _SECONDS_BETWEEN_FILES):
+            return
+        bar, self._written_at = self._tasks[0], time
+        own, run = bar.seconds_left()
+        state = StageProgress(
+            stage=self._stage or bar.name, unit=bar.unit, done=bar.count, total=bar.total, seconds_left=own,
+            run_seconds_left=run, figures=bar.figures, updated_at=now(),
+        )  # fmt: skip
+        write_progress(self._run, state)
+
+    def _forget(self) -> None:
+        self._written_at = None
+        if self._run is not None:
+            remove_progress(self._run)
 
     @contextmanager
     def _as_bar(self, bar: Bar) -> Iterator[None]:
@@ -160,7 +216,7 @@ class Progress:
 
 
 class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into `requested`, so that work ends where it can be saved.
+    """Turns the first Ctrl-C or SIGTERM into `requested`, so that the run stops where its work can be saved.
 
     The second one raises KeyboardInterrupt at once. Every forward of the model polls (`Context.roles`): what is heavier
     than that must not go on for long. Handlers can only be set in the main thread; elsewhere this

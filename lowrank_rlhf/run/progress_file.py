@@ -1,5 +1,7 @@
-"""`progress.json` of a run: how far the stage at work has come, for anything that watches the run from outside."""
+"""`progress.json` of a run: state of the running stage, for programs that watch the run from outside."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt
@@ -30,3 +32,20 @@ def read_progress(run: Path) -> StageProgress | None:
     """Return the state that the run's process wrote last, or None. A damaged file counts as none."""
     found = read_record(run / NAME)
     return StageProgress.model_validate(found) if found else None
+
+
+def write_progress(run: Path, state: StageProgress) -> None:
+    """Replace the file in one step.
+
+    It is not forced to disk, because it means nothing after a crash, and errors are ignored: they must not stop a run.
+    """
+    temporary = run / f".{NAME}.new"
+    with suppress(OSError):
+        temporary.write_text(state.model_dump_json(), encoding="utf-8")
+        os.replace(temporary, run / NAME)
+
+
+def remove_progress(run: Path) -> None:
+    """Delete the file if it exists."""
+    with suppress(OSError):
+        (run / NAME).unlink(missing_ok=True)

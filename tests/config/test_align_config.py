@@ -17,11 +17,11 @@ from lowrank_rlhf.planner.memory import Device, need
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"steps": 3}, "steps does nothing with `algorithm: ppo`; its settings are in section ppo"),
-        ({"algorithm": "dpo", "steps": 3}, "steps does nothing with `algorithm: dpo`; leave it out"),
-        ({"algorithm": "dpo", "answers_per_prompt": 8}, "answers_per_prompt does nothing with `algorithm: dpo`"),
-        ({"algorithm": "rloo", "epochs": 2}, "epochs does nothing with `algorithm: rloo`"),
-        ({"algorithm": "grpo", "epochs": 2}, "epochs does nothing with `algorithm: grpo`"),
+        ({"steps": 3}, "steps has no effect with `algorithm: ppo`; set section ppo instead"),
+        ({"algorithm": "dpo", "steps": 3}, "steps has no effect with `algorithm: dpo`; remove it"),
+        ({"algorithm": "dpo", "answers_per_prompt": 8}, "answers_per_prompt has no effect with `algorithm: dpo`"),
+        ({"algorithm": "rloo", "epochs": 2}, "epochs has no effect with `algorithm: rloo`"),
+        ({"algorithm": "grpo", "epochs": 2}, "epochs has no effect with `algorithm: grpo`"),
         ({"algorithm": "grpo", "batch_size": 30}, r"answers_per_prompt \(4\) must divide batch_size \(30\)"),
         ({"algorithm": "dpo", "beta": 0}, "beta must be above 0 with `algorithm: dpo`"),
         ({"algorithm": "reinforce"}, "'ppo', 'rloo', 'grpo' or 'dpo'"),
@@ -54,7 +54,7 @@ def test_a_whole_resolved_config_is_read_again() -> None:
 
 
 def test_the_baseline_of_ppo_is_ppo_s() -> None:
-    with pytest.raises(UserError, match=r"ppo\.contrastive is PPO's baseline; align\.algorithm: rloo has its own"):
+    with pytest.raises(UserError, match=r"ppo\.contrastive must be false with align\.algorithm: rloo"):
         load_config(Path("quickstart"), ["align.algorithm=rloo"])
     assert load_config(Path("quickstart"), ["align.algorithm=rloo", "ppo.contrastive=false"]).align.algorithm == "rloo"
 

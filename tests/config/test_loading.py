@@ -107,7 +107,7 @@ IN_THE_FILE = [
     ("reward: {pooling: lst}\n", 'my.yaml:3:10: reward.pooling: must be "last" or "mean", not "lst"'),
     ("rank: {judge: 7}\n", "my.yaml:3:8: rank.judge: must be text, not 7; put it in quotes"),
     (f"rank: {{judge: [{'x' * 70}]}}\n", f'my.yaml:3:8: rank.judge: must be text, not ["{"x" * 55}...'),
-    ("sft: {source: adapter}\n", "my.yaml:3:1: sft: `adapter` goes with `source: adapter`, and only with it"),
+    ("sft: {source: adapter}\n", "my.yaml:3:1: sft: `adapter` and `source: adapter` must be set together"),
     ("lora: {target_modules: 5}\n", 'my.yaml:3:8: lora.target_modules: must be "all-linear" or a list, not 5'),
     (
         "lora:\n  target_modules:\n  - q_proj\n  - 5\n",
@@ -278,3 +278,20 @@ def test_every_pattern_of_the_schema_has_its_sentence() -> None:
         part.pattern for field in Config.model_fields.values() for part in field.metadata if hasattr(part, "pattern")
     ]
     assert patterns == list(messages._PATTERNS)
+
+
+@pytest.mark.parametrize("wrong", ["data.prompts=5", "data.format=5", "ppo.steps=0"])
+def test_a_wrong_setting_hides_only_conflicts_that_involve_it(written, wrong: str) -> None:
+    """A word of the conflict's sentence may be another setting's name (`prompts` here), which must not matter."""
+    found = complaint(written(HEAD), ("data.held_out=0", wrong))
+    assert [line.partition('": ')[0].removeprefix('override "') for line in found.splitlines()] == [
+        "data.held_out=0",
+        wrong,
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["data.held_out=x", "stages=[ppo, walk]", "data=5"], ids=["its key", "an element of it", "its section"]
+)
+def test_a_wrong_setting_hides_the_conflicts_that_involve_it(written, wrong: str) -> None:
+    assert len(complaint(written(HEAD), ("data.held_out=0", wrong)).splitlines()) == 1

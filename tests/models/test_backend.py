@@ -165,7 +165,7 @@ def test_a_run_without_cuda_says_so_and_goes_on_as_ever(tiny_folder, tmp_path: P
     data = write_prompts(tmp_path / "prompts.jsonl")
     auto = make_config(tiny_folder(), data, model__backend="auto", stages=["sft"])
     run_dir = pipeline.run(auto, tmp_path, progress=Progress())
-    assert "model.backend: transformers: model.device is cpu, and unsloth needs CUDA" in capsys.readouterr().out
+    assert "model.backend: transformers: model.device is cpu, and unsloth requires CUDA" in capsys.readouterr().out
     assert run_dir.done("sft")
     other = make_config(tiny_folder(), data, model__backend="transformers", stages=["sft"])
     with pytest.raises(StaleRun, match=r'model\.backend: "auto" -> "transformers"'):

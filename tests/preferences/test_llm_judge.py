@@ -250,15 +250,15 @@ def test_urls_that_are_none_or_hold_a_secret(tmp_path, url) -> None:
         ),
         (
             "rank: {judge: endpoint}",
-            "3:8: rank.judge is endpoint, which needs a section rank.endpoint with url and model",
+            "3:8: rank.judge is endpoint, which requires a section rank.endpoint with url and model",
         ),
         (
             "evaluate: {second_judge: endpoint}",
-            "3:12: evaluate.second_judge is endpoint, which needs a section rank.end",
+            "3:12: evaluate.second_judge is endpoint, which requires a section rank.end",
         ),
         (
             "rank: {endpoint: {url: http://x, model: m}}",
-            "3:8: rank.endpoint goes with rank.judge: endpoint or evaluate.",
+            "3:8: rank.endpoint requires rank.judge: endpoint or evaluate.",
         ),
         (
             "rank: {judge: endpoint, endpoint: {url: http://x, model: ' '}}",

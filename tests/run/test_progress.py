@@ -12,6 +12,7 @@ from lowrank_rlhf.data.formats import FORMATS
 from lowrank_rlhf.data.loading import Loaded
 from lowrank_rlhf.errors import ExitCode, Stopped
 from lowrank_rlhf.run.progress import Progress, StopRequest, duration, figure, memory
+from lowrank_rlhf.run.progress_file import read_progress
 
 
 class Clock:
@@ -157,6 +158,52 @@ def test_silence(capfd: pytest.CaptureFixture) -> None:
 )
 def test_figures_as_text(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+class TestProgressFile:
+    def test_it_has_the_outermost_task_at_most_once_a_second(self, tmp_path) -> None:
+        clock = Clock()
+        progress, _ = plain(clock)
+        with progress, progress.recorded_in(tmp_path):
+            progress.stage(1, 6, "ppo", "train", later=lambda own: 2 * own)
+            with progress.track("ppo", total=100, unit="steps", done=10) as bar:
+                assert read_progress(tmp_path).done == 10
+                bar.advance(1)
+                assert read_progress(tmp_path).done == 10  # too early
+                clock.time += 2
+                with progress.track("sample", total=8, unit="answers") as inner:
+                    inner.advance(1)
+                    assert read_progress(tmp_path).stage == "ppo"
+                    clock.time += 8
+                    inner.advance(7)
+                bar.advance(1, kl=0.5)
+                clock.time += 1
+                bar.advance(0)
+                state = read_progress(tmp_path)
+                assert (state.stage, state.unit, state.done, state.total) == ("ppo", "steps", 12, 100)
+                assert state.figures == {"kl": 0.5}
+                assert state.seconds_left == pytest.approx(11 / 2 * 88)
+                assert state.run_seconds_left == pytest.approx(11 / 2 * 88 + 2 * 11 / 2 * 100)
+            progress.stage(2, 6, "evaluate", "compare")
+            assert read_progress(tmp_path) is None
+
+    def test_it_is_gone_when_the_run_ends_or_fails(self, tmp_path) -> None:
+        progress, _ = plain(Clock())
+
+        def work() -> None:
+            with progress, progress.recorded_in(tmp_path), progress.track("sft", 10, "steps"):
+                assert read_progress(tmp_path) is not None
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            work()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_that_cannot_be_written_stops_nothing(self, tmp_path) -> None:
+        progress, stream = plain(Clock())
+        with progress, progress.recorded_in(tmp_path / "gone"), progress.track("sft", 1, "steps") as bar:
+            bar.advance()
+        assert lines(stream)[-1] == "sft      1/1 steps  100%"
 
 
 class TestStopRequest:

@@ -141,7 +141,7 @@ def test_ppo_with_contrastive_scores_uses_ranked_prompts_and_their_mean_scores(c
     assert {score.held_out for score in scores.values()} == {True, False}
     held_out = [score.score for score in scores.values() if score.held_out]
     assert sum(held_out) / len(held_out) == pytest.approx(about["score_mean"], abs=1e-5)
-    with pytest.raises(ValidationError, match=r"ppo\.contrastive needs ranked answers of SFT"):
+    with pytest.raises(ValidationError, match=r"ppo\.contrastive requires ranked SFT answers"):
         Config.model_validate(
             session.config.model_dump() | {"rank": {"source": "dataset", "dataset": "x.jsonl"}},
         )

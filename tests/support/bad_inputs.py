@@ -118,12 +118,12 @@ _VALUES = [
 _CROSS_FIELD = [
     _setting("stages out of order", "stages: [ppo, sft]\n", "stages must be some of sft, sample"),
     _setting(
-        "no stage", "stages: []\n", "my.yaml:3:1: stages names no stage that is needed; leave it out for all, or add"
+        "no stage", "stages: []\n", "my.yaml:3:1: stages must name at least one stage that runs. Remove the key"
     ),
     _setting(
         "a stage that is not needed",
         "stages: [sample]\nrank: {source: dataset, dataset: my.yaml}\n",
-        "my.yaml:3:1: stages names no stage that is needed: with rank.source: dataset there is nothing to sample",
+        "my.yaml:3:1: stages must name at least one stage that runs; rank.source: dataset needs no stage sample",
     ),
     _setting("stage twice", "stages: [sft, sft]\n", "each once"),
     _setting(
@@ -152,7 +152,7 @@ _CROSS_FIELD = [
     _setting(
         "contrast without SFT's answers",
         "rank: {source: dataset, dataset: x}\nppo: {contrastive: true}\n",
-        "ppo.contrastive needs ranked answers of SFT",
+        "ppo.contrastive requires ranked SFT answers",
     ),
 ]
 
@@ -293,7 +293,7 @@ _ENDPOINTS = [
     _setting(
         "endpoint undescribed",
         "rank: {judge: endpoint}\n",
-        "my.yaml:3:8: rank.judge is endpoint, which needs a section",
+        "my.yaml:3:8: rank.judge is endpoint, which requires a section",
     ),
     _setting(
         "endpoint unused",
