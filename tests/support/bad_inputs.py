@@ -117,9 +117,7 @@ _VALUES = [
 
 _CROSS_FIELD = [
     _setting("stages out of order", "stages: [ppo, sft]\n", "stages must be some of sft, sample"),
-    _setting(
-        "no stage", "stages: []\n", "my.yaml:3:1: stages must name at least one stage that runs. Remove the key"
-    ),
+    _setting("no stage", "stages: []\n", "my.yaml:3:1: stages must name at least one stage that runs. Remove the key"),
     _setting(
         "a stage that is not needed",
         "stages: [sample]\nrank: {source: dataset, dataset: my.yaml}\n",
