@@ -1,4 +1,4 @@
-"""`chat`: talk with a run's models, and see what its reward model makes of their answers."""
+"""`chat`: chat with a run's models, with the reward model's score of each answer."""
 
 import io
 import json
@@ -29,26 +29,26 @@ def chat(
     runs: RunsOption = Path("runs"),
     speaks: Annotated[
         Literal["policy", "sft", "base", "all"] | None,
-        typer.Option("--as", help="Who answers; `all`: each in turn. Default: the furthest that the run got."),
+        typer.Option("--as", help="Model that answers; `all`: each in turn. Default: the last one the run has."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="0 takes the most probable token. Default: sample.temperature.")
+        float | None, typer.Option(min=0, help="0 for the most probable token. Default: sample.temperature.")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer. Default: sample.max_new_tokens.")
+        int | None, typer.Option(min=1, help="Tokens of the longest answer. Default: sample.max_new_tokens.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling. Default: the run's seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling. Default: the run's seed.")] = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="ChatAnswer this once and exit.")] = None,
     as_json: JsonOption = False,
     lines: Annotated[
-        bool, typer.Option("--lines", help="JSON lines over stdin and stdout, for programs: see chat_lines.py.")
+        bool, typer.Option("--lines", help="JSON lines on stdin and stdout, for programs: see chat_lines.py.")
     ] = False,
 ) -> None:
-    """Talk with the models of a run: bare base, SFT and policy, all from one loaded base.
+    """Chat with the models of a run: base, SFT and policy, all from one loaded base.
 
-    After each answer stands the reward model's score: 0 is the average answer of SFT, 1 a deviation above it. Answers
-    go to stdout, all else to stderr. Where stdin is no terminal, each line is a question. Ctrl-C stops an answer,
-    twice leaves; /help shows the commands.
+    Each answer comes with the reward model's score: 0 is the average SFT answer, 1 is one standard deviation above it.
+    Answers go to stdout, everything else to stderr. If stdin is not a terminal, each line is a question. Ctrl-C stops
+    an answer, twice quits; /help lists the commands.
 
     \b
     Examples:
@@ -57,9 +57,9 @@ def chat(
       python -m lowrank_rlhf chat quickstart --prompt "How do I boil an egg?" --json
     """
     if as_json and prompt is None:
-        raise UserError("--json goes with --prompt")
+        raise UserError("--json requires --prompt")
     if lines and prompt is not None:
-        raise UserError("--lines: takes its questions from stdin, not from --prompt")
+        raise UserError("--lines reads questions from stdin; remove --prompt")
     run_dir = RunDir(run_folder(run, runs))
     config = load_config(run_dir.path / "config.yaml")
     settings = _settings(config, run_dir, speaks, temperature, max_new_tokens, seed)
@@ -92,8 +92,8 @@ def _settings(
     tokens = config.sample.max_new_tokens if max_new_tokens is None else max_new_tokens
     if tokens >= config.model.max_length:
         raise UserError(
-            f"--max-new-tokens: {tokens} leaves no room for a question: model.max_length of this run is "
-            f"{config.model.max_length}"
+            f"--max-new-tokens: {tokens} leaves no tokens for a question; it must be less than model.max_length, "
+            f"{config.model.max_length} in this run"
         )
     if temperature is not None and not math.isfinite(temperature):
         raise UserError("--temperature: must be a number, 0 or more")
@@ -117,10 +117,10 @@ def _open(config: Config, run_dir: RunDir) -> "ChatModels":
 
 def _answer_once(session: Conversation, prompt: str, as_json: bool) -> None:
     if not prompt.strip():
-        raise UserError("--prompt: is empty")
+        raise UserError("--prompt: must not be empty")
     answers = session.ask(prompt, show=not as_json, labels=session.settings.speaks == "all")
     if not answers:
-        raise UserError("--prompt: is too long, and was not answered")
+        raise UserError("--prompt: too long; not answered")
     if any(answer.stopped for answer in answers):
         raise Stopped("Stopped.")
     if as_json:

@@ -62,35 +62,35 @@ def evaluate(
     ] = None,
     runs: RunsOption = Path("runs"),
     left: Annotated[
-        str | None, typer.Option(metavar="WHO", help="base, sft, policy, policy-last, or an adapter's folder [sft].")
+        str | None, typer.Option(metavar="MODEL", help="base, sft, policy, policy-last, or an adapter's folder [sft].")
     ] = None,
-    right: Annotated[str | None, typer.Option(metavar="WHO", help="The other side, likewise [policy].")] = None,
+    right: Annotated[str | None, typer.Option(metavar="MODEL", help="Model to compare it with [policy].")] = None,
     prompts: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Prompts in any format that data.prompts reads [held-out ones].")
+        str | None, typer.Option(metavar="FILE", help="Prompts in any format of data.prompts [the held-out ones].")
     ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use only N of the prompts.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use the first N prompts only.")] = None,
     samples: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Answers of each side to each prompt [1].")
+        int | None, typer.Option(metavar="N", min=1, help="Answers of each model to each prompt [1].")
     ] = None,
-    judge: Annotated[
-        str | None, typer.Option(metavar="JUDGE", help="Any that rank.judge can be [the one of the run].")
-    ] = None,
+    judge: Annotated[str | None, typer.Option(metavar="JUDGE", help="Any value of rank.judge [the run's].")] = None,
     comparisons: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The reward model's accuracy on these comparisons.")
+        str | None, typer.Option(metavar="FILE", help="Measure the reward model's accuracy on these comparisons.")
     ] = None,
     format_name: Annotated[
-        FormatName | None, typer.Option("--format", help="The format of FILE, where its rows do not tell it.")
+        FormatName | None, typer.Option("--format", help="Format of FILE, if its rows do not show it.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="S", min=0, help="Of sampling and intervals [the run's].")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="S", min=0, help="Seed of sampling and intervals [the run's].")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Save all figures and answers; the text goes beside it.")
+        Path | None, typer.Option(metavar="FILE.json", help="Save all figures and answers, and the text as FILE.txt.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare any two adapters of a run's base, or test its reward model on comparisons from anywhere.
 
-    Both sides answer the same prompts with the run's sampling settings; the judge says which answer is better, or
-    the reward model where there is no judge. Win rates are the right side's, with 95 % bootstrap intervals over
+    Both models answer the same prompts with the run's sampling settings; the judge decides which answer is better, or
+    the reward model if there is no judge. Win rates are the right model's, with 95 % bootstrap intervals over
     prompts, as judged and as if all answers were equally long (Dubois et al. 2024). With --comparisons alone only the
     reward model is tested. The run itself is not changed.
 
@@ -130,7 +130,7 @@ def evaluate(
 
 
 def _allowed(overrides: list[str], judge: str | None) -> list[str]:
-    """The settings to change; those that would change which prompts are held out are refused."""
+    """Return the settings to change; refuse those that would change which prompts are held out."""
     wrong = [override for override in overrides if not override.startswith(MAY_CHANGE)]
     if wrong:
         *sections, last = (key[:-1] for key in MAY_CHANGE)
@@ -139,7 +139,7 @@ def _allowed(overrides: list[str], judge: str | None) -> list[str]:
 
 
 def _check_target(out: Path | None) -> None:
-    """Before hours of work, that its result can be written."""
+    """Check before hours of work that the result can be written."""
     if out is None:
         return
     if out.suffix != ".json":
@@ -167,7 +167,7 @@ def _prompts(session: Session, source: str | None, format_name: FormatName | Non
     if source is None:
         held_out = session.prompts[1]
         if not held_out:
-            raise UserError("this run holds no prompts out (data.held_out is 0); name some with --prompts FILE")
+            raise UserError("this run has no held-out prompts (data.held_out is 0); set --prompts FILE")
         return held_out
     skipped = session.config.data.skip_bad_rows
     data = load_prompt_data(
@@ -179,7 +179,7 @@ def _prompts(session: Session, source: str | None, format_name: FormatName | Non
 
 
 def _known(session: Session, prompts: Sequence[Prompt]) -> list[str]:
-    """A note where the run trained on some of these prompts, or where that cannot be told."""
+    """Return a note if the run trained on some of these prompts, or if that is unknown."""
     ranked = session.run_dir.artifact("prompts.jsonl")
     try:
         training = [*session.prompts[0], *(read_jsonl(ranked, Prompt) if ranked.is_file() else ())]
@@ -193,13 +193,13 @@ def _known(session: Session, prompts: Sequence[Prompt]) -> list[str]:
 
 
 def _judge(session: Session, name: str | None) -> Judge | None:
-    """The one asked for, or the run's; None leaves it to the reward model."""
+    """Open the given judge, or the run's; None if the reward model decides."""
     rank = session.config.rank
     name = name or (rank.judge if rank.source == "judge" else None)
     if name:
         return open_judge(name, rank, session.run_dir.path, session.progress, session.stop)
     if not session.run_dir.artifact("adapters/reward").is_dir():
-        raise UserError("nobody can say which answer is better: this run has no reward model yet; name a --judge")
+        raise UserError("no judge: this run has no reward model yet; set --judge")
     return None
 
 

@@ -7,7 +7,7 @@ import typer
 
 from lowrank_rlhf.commands.common import echo
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.export.push import pack_parcel, send
+from lowrank_rlhf.export.push import list_upload, send
 from lowrank_rlhf.run.progress import memory
 
 
@@ -30,14 +30,14 @@ def push(
     """
     if repository.count("/") != 1:
         raise UserError(f"{repository}: name the owner too: OWNER/NAME")
-    parcel = pack_parcel(folder)
-    width = max(map(len, parcel.files))
-    for name in parcel.files:
+    upload = list_upload(folder)
+    width = max(map(len, upload.files))
+    for name in upload.files:
         echo(f"  {name:<{width}}  {memory((folder / name).stat().st_size)}")
-    for name in parcel.left_out:
+    for name in upload.left_out:
         echo(f"  {name}: stays here, for it is nothing that `export` writes")
     to = f"{'public' if public else 'private'} repository {repository}"
     if yes:
-        echo(f"sent to the {to}: {send(parcel, repository, public)}")
+        echo(f"sent to the {to}: {send(upload, repository, public)}")
     else:
-        echo(f"{memory(parcel.size)} would go to the {to}. Nothing was sent: read README.md, then add --yes")
+        echo(f"{memory(upload.size)} would go to the {to}. Nothing was sent: read README.md, then add --yes")

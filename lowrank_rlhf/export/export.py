@@ -1,4 +1,4 @@
-"""What a run learnt, as folders that others load: adapters, a merged 16-bit model, or the reward model."""
+"""Exports of a run as folders for other software: adapters, a merged 16-bit model, the reward model, the prompts."""
 
 import json
 import shutil
@@ -19,21 +19,22 @@ from lowrank_rlhf.run.directory import RunDir, read_record, write_json_atomic
 from lowrank_rlhf.run.files import new_folder
 from lowrank_rlhf.run.progress import Bar, memory
 from lowrank_rlhf.run.records import Prompt, Sample, read_jsonl
-from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.prompts import encode_prompts, first_fitting, max_prompt_tokens
 
 if TYPE_CHECKING:
     from lowrank_rlhf.export.merged_model import Difference, Plan
+    from lowrank_rlhf.models.roles import Role
+    from lowrank_rlhf.session import Session
 
 ADAPTERS = ("policy", "sft", "reward", "critic")
 PROMPTS, TOKENS = 16, 32
-"""The difference to the run's own output is measured on so many of the run's prompts, answers cut to so many tokens."""
-_ROOM = 64 * 2**20  # for tokenizer and card
+"""Number of prompts, and of tokens of each answer, on which the difference to the run's own output is measured."""
+_EXTRA_BYTES = 64 * 2**20  # for tokenizer and card
 _NO_PROMPT = "no prompt leaves room for an answer of sample.max_new_tokens in model.max_length"
 
 
 def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, Any]:
-    """Copy the PEFT folders that the run has, with a card. Raises `UserError` where it has none."""
+    """Copy the run's PEFT folders, with a card. Raises `UserError` if there are none."""
     found = [name for name in ADAPTERS if run_dir.artifact(f"adapters/{name}").is_dir()]
     if not found:
         raise UserError(f"{run_dir.path}: no adapters yet; `run` makes the first in stage sft")
@@ -49,10 +50,10 @@ def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, 
         return _finish(run_dir, config, out, Exported("adapters", folder.name, usage, found)) | {"adapters": found}
 
 
-def export_merged(session: Session, role: str, dtype: str, folder: Path) -> dict[str, Any]:
-    """The base with that role's adapter (`policy` or `sft`) merged in, as a transformers folder with a card.
+def export_merged(session: "Session", role: str, dtype: str, folder: Path) -> dict[str, Any]:
+    """Write the base with an adapter (`policy` or `sft`) merged in, as a transformers folder with a card.
 
-    Raises `UserError` where the run has no such adapter, `CannotFit` where the disk is too small.
+    Raises `UserError` if the run has no such adapter, `CannotFit` if the disk is too small.
     """
     from lowrank_rlhf.export.merged_model import DTYPES, plan_merged, write_generation_config
     from lowrank_rlhf.models.adapters import fill_role
@@ -74,12 +75,11 @@ def export_merged(session: Session, role: str, dtype: str, folder: Path) -> dict
         return _finish(session.run_dir, session.config, out, exported) | summary | {"unmeasured": unmeasured}
 
 
-def export_reward(session: Session, dtype: str, folder: Path) -> dict[str, Any]:
-    """The reward model as a sequence classifier with one label, with a card.
+def export_reward(session: "Session", dtype: str, folder: Path) -> dict[str, Any]:
+    """Write the reward model as a sequence classifier with one label, with a card.
 
-    With pooling `mean` the weights are right and the class's own output is not the score: it can read the last token
-    only. It is exported all the same, for the card holds the few lines that read it right, and a refusal would leave
-    the weights in a form that only this package reads.
+    With pooling `mean` the class's own output is not the score, because it reads the last token only. The card has the
+    few lines of code that compute the score from the same weights.
     """
     from lowrank_rlhf.export.merged_model import DTYPES, plan_reward
     from lowrank_rlhf.models.roles import Role
@@ -104,10 +104,10 @@ def export_reward(session: Session, dtype: str, folder: Path) -> dict[str, Any]:
         return _finish(session.run_dir, session.config, out, exported) | summary
 
 
-def export_prompts(session: Session, folder: Path) -> dict[str, Any]:
-    """The run's prompts as `train.parquet` and `held-out.parquet`, in the columns that verl asks for; no card.
+def export_prompts(session: "Session", folder: Path) -> dict[str, Any]:
+    """Write the run's prompts as `train.parquet` and `held-out.parquet`, in verl's columns; without a card.
 
-    OpenRLHF reads `prompt` alone. Nothing says which answer is right: a reward model does.
+    OpenRLHF reads `prompt` alone. `ground_truth` is empty: a reward model scores the answers.
     """
     import pyarrow.parquet
 
@@ -132,7 +132,7 @@ def export_prompts(session: Session, folder: Path) -> dict[str, Any]:
         return _written(out, "prompts") | {"prompts": {split: len(prompts) for split, prompts in splits.items()}}
 
 
-def _modelfile(session: Session) -> str:
+def _modelfile(session: "Session") -> str:
     from lowrank_rlhf.export.ollama import modelfile
     from lowrank_rlhf.sources.chat_template import render
 
@@ -145,12 +145,14 @@ def _adapter(run_dir: RunDir, name: str) -> Path:
     path = run_dir.artifact(f"adapters/{name}")
     if path.is_dir():
         return path
-    there = [other for other in ADAPTERS if run_dir.artifact(f"adapters/{other}").is_dir()]
-    raise UserError(f"{run_dir.path}: no adapter `{name}` yet; it has {', '.join(there) or 'none'}. `run` goes on")
+    existing = [other for other in ADAPTERS if run_dir.artifact(f"adapters/{other}").is_dir()]
+    raise UserError(
+        f"{run_dir.path}: no adapter `{name}` yet; it has {', '.join(existing) or 'none'}. Resume the run to make it"
+    )
 
 
 def _refuse_links(folder: Path) -> None:
-    """An export is given away: a link in somebody else's run could put any file of this machine into it."""
+    """Refuse symbolic links: exports are shared, and a link could copy any file of this machine into one."""
     links = [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]
     if links:
         raise UserError(f"{links[0]}: is a link, and only the run's own files are exported; put a copy in its place")
@@ -163,12 +165,12 @@ def _check_target(folder: Path) -> None:
 
 @contextmanager
 def _export_to(folder: Path, size: int) -> Iterator[Path]:
-    """A new folder for `size` bytes of weights: whole at the end, or not there at all."""
+    """Create a folder for `size` bytes of weights, which appears whole or not at all."""
     _check_target(folder)
     existing = next(parent for parent in folder.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(existing).free
-    if free < size + _ROOM:
-        raise CannotFit(f"{folder}: needs {memory(size + _ROOM)} of disk, and {memory(free)} are free there")
+    if free < size + _EXTRA_BYTES:
+        raise CannotFit(f"{folder}: needs {memory(size + _EXTRA_BYTES)} of disk, and {memory(free)} are free there")
     try:
         with new_folder(folder) as out:
             yield out
@@ -176,21 +178,21 @@ def _export_to(folder: Path, size: int) -> Iterator[Path]:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
-def _write(session: Session, role: Any, plan: "Plan", out: Path) -> None:
+def _write(session: "Session", role: "Role", plan: "Plan", out: Path) -> None:
     from lowrank_rlhf.export.merged_model import write_model
 
     with session.progress.track("export", len(plan.tensors), "tensors") as bar:
         write_model(session.roles, role, plan, out, lambda: _advance(session, bar))
 
 
-def _advance(session: Session, bar: Bar) -> None:
+def _advance(session: "Session", bar: Bar) -> None:
     bar.advance()
     if session.stop.requested:
         raise Stopped("Stopped as asked; nothing of the export was kept.")
 
 
-def _difference(session: Session, plan: "Plan", out: Path) -> tuple["Difference | None", str | None]:
-    """How far the folder's output is from the run's, or why that was not measured."""
+def _difference(session: "Session", plan: "Plan", out: Path) -> tuple["Difference | None", str | None]:
+    """Measure the difference between the folder's output and the run's, or return why it cannot be measured."""
     from lowrank_rlhf.export.merged_model import difference, free_memory, role_logprobs
     from lowrank_rlhf.models.generation import sample_answers
     from lowrank_rlhf.models.roles import Role
@@ -217,18 +219,18 @@ def _difference(session: Session, plan: "Plan", out: Path) -> tuple["Difference 
     return difference(expected, out, prompts, responses, base), None
 
 
-def _prompts(session: Session) -> Sequence[Prompt]:
-    """Real prompts, with room for an answer: of those that the run ranked answers to, else of its data.
+def _prompts(session: "Session") -> Sequence[Prompt]:
+    """Return prompts short enough for an answer to fit: ranked ones if there are any, else training prompts.
 
-    Those of a data set of comparisons may have none: its answers are read and not sampled.
+    A data set of comparisons may have none, because its answers are read and not sampled.
     """
     path = session.run_dir.artifact("prompts.jsonl")
     prompts = read_jsonl(path, Prompt) if path.is_file() else session.prompts[0]
     return first_fitting(session.base, prompts, max_prompt_tokens(session.config), PROMPTS)
 
 
-def _score_difference(session: Session, settings: Mapping[str, Any], out: Path) -> tuple[float, int] | None:
-    """Largest absolute gap of normalised scores between folder and run, and on how many ranked answers, if any."""
+def _score_difference(session: "Session", settings: Mapping[str, Any], out: Path) -> tuple[float, int] | None:
+    """Return the largest difference of normalised scores, and the number of ranked answers; None without any."""
     from lowrank_rlhf.evaluation.match import score_answers
     from lowrank_rlhf.export.merged_model import classifier_scores
     from lowrank_rlhf.training.rollout import RewardScale
@@ -243,9 +245,9 @@ def _score_difference(session: Session, settings: Mapping[str, Any], out: Path) 
     tokens = [sample.tokens or tuple(session.base.encode_response(sample.text)) for sample in answers]
     tokens = [of[: most - len(before)] for of, before in zip(tokens, encoded, strict=True)]  # as the reward stage does
     answers = [sample.model_copy(update={"tokens": of}) for sample, of in zip(answers, tokens, strict=True)]
-    ours = score_answers(session.roles, prompts, answers, session.config.sample.max_new_tokens, scale)
-    theirs = classifier_scores(out, encoded, tokens, scale.pooling, session.base)
-    return max(abs(a - (b - scale.mean) / scale.std) for a, b in zip(ours, theirs, strict=True)), len(answers)
+    own = score_answers(session.roles, prompts, answers, session.config.sample.max_new_tokens, scale)
+    exported = classifier_scores(out, encoded, tokens, scale.pooling, session.base)
+    return max(abs(a - (b - scale.mean) / scale.std) for a, b in zip(own, exported, strict=True)), len(answers)
 
 
 def _score_table(gap: float, answers: int) -> Table:
@@ -276,7 +278,7 @@ def _difference_table(measured: "Difference | None") -> Table | None:
 
 
 def _finish(run_dir: RunDir, config: Config, out: Path, exported: Exported) -> dict[str, Any]:
-    """Write the card; what every summary says."""
+    """Write the card and return the summary that all exports share."""
     (out / "README.md").write_text(model_card(run_dir, config, exported), encoding="utf-8")
     fault_points.point("export: card written")
     return _written(out, exported.what)
@@ -292,7 +294,7 @@ def _written(out: Path, what: str) -> dict[str, Any]:
 
 
 def _name_base_without_folders(path: Path) -> None:
-    """A copied adapter names its base; the folders above it are nobody else's business."""
+    """Strip folders from the base's name in a copied adapter: they would reveal paths of this machine."""
     config = json.loads(path.read_text(encoding="utf-8"))
     source = config.get("base_model_name_or_path")
     if isinstance(source, str) and without_folders(source) != source:

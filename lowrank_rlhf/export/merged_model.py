@@ -1,6 +1,6 @@
-"""A role as a plain transformers folder in 16 bits, written tensor by tensor; and how far its output is from the run's.
+"""A role as a plain transformers folder in 16 bits, written tensor by tensor, and its difference to the run's output.
 
-Nothing here needs a second model in memory: a weight is dequantised and merged when its file is written.
+Writing needs no second model in memory: a weight is dequantised and merged when its file is written.
 """
 
 import copy
@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
@@ -31,18 +30,18 @@ from lowrank_rlhf.run import fault_points
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_BYTES = 2 * 2**30
-"""Weights above this are cut into files of this size: so much of them is in memory at once."""
+"""Largest weights file; one file at a time is in memory."""
 SETTINGS = "lowrank_rlhf"
-"""Key of a reward model's `config.json` that holds its pooling, and mean and deviation of its scores."""
+"""Key of a reward model's `config.json` with its pooling, and mean and deviation of its scores."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A folder to be written: its config, and the names and shapes of its weights, without any of them."""
+    """Config, and names and shapes of the weights, of a folder to be written."""
 
     config: Any
     tensors: dict[str, Tensor]
-    """On the meta device, in the number format of the file; of weights that are one and the same only the first."""
+    """On the meta device, in the file's number format; tied weights once, under their first name."""
 
     @property
     def size(self) -> int:
@@ -51,7 +50,7 @@ class Plan:
 
 
 def plan_merged(base: Base, dtype: torch.dtype) -> Plan:
-    """The base's own architecture with merged weights."""
+    """Plan the base's own architecture with merged weights."""
     config = _plain_config(base, dtype, type(base.model))
     with torch.device("meta"):
         model: nn.Module = type(base.model)(config)
@@ -59,9 +58,9 @@ def plan_merged(base: Base, dtype: torch.dtype) -> Plan:
 
 
 def plan_reward(roles: Roles, dtype: torch.dtype, settings: dict[str, Any]) -> Plan:
-    """The sequence classifier of the base's family, with one label and as many layers as the reward model reads.
+    """Plan the sequence classifier of the base's family, with one label and the reward model's number of layers.
 
-    Raises `UserError` where transformers has no such class.
+    Raises `UserError` if transformers has no such class.
     """
     config = _plain_config(roles.base, dtype, type(roles.base.model))
     config.num_labels = 1
@@ -76,16 +75,16 @@ def plan_reward(roles: Roles, dtype: torch.dtype, settings: dict[str, Any]) -> P
     except ValueError:
         raise UserError(
             f"transformers has no sequence classifier for {config.model_type} models: "
-            "take `--what adapters`, whose folder `reward` PEFT loads"
+            "use `--what adapters`, whose folder `reward` PEFT loads"
         ) from None
     config.architectures = [type(model).__name__]
     return Plan(config, _tensors(model))
 
 
 def write_model(roles: Roles, role: Role, plan: Plan, folder: Path, on_tensor: Callable[[], None]) -> None:
-    """Config, tokenizer and weights; in shards where they are large.
+    """Write config, tokenizer and weights, in shards if they are large.
 
-    Raises `UserError` where a weight is too large for float16.
+    Raises `UserError` if a weight is too large for float16.
     """
     plan.config.save_pretrained(folder)
     roles.base.tokenizer.save_pretrained(folder)
@@ -103,7 +102,7 @@ def write_model(roles: Roles, role: Role, plan: Plan, folder: Path, on_tensor: C
 
 
 def write_generation_config(base: Base, sampling: SampleConfig, folder: Path) -> None:
-    """What makes a plain `generate` sample as the run did: temperature alone, and the same end of turn."""
+    """Write the settings with which a plain `generate` samples as the run did: temperature alone, same end of turn."""
     GenerationConfig(
         eos_token_id=base.eos,
         pad_token_id=base.pad,
@@ -117,7 +116,7 @@ def write_generation_config(base: Base, sampling: SampleConfig, folder: Path) ->
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that the device still has."""
+    """Return the free memory of a device in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
@@ -134,7 +133,7 @@ def _plain_config(base: Base, dtype: torch.dtype, kind: type[PreTrainedModel]) -
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a file of this model holds: tied weights once, under their first name."""
+    """Return the tensors of this model's files: tied weights once, under their first name."""
     seen: set[int] = set()
     kept = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -150,15 +149,16 @@ def _weight(roles: Roles, role: Role, name: str, like: Tensor) -> Tensor:
         found = roles.heads[role].weight
     else:
         module: Any = roles.base.model.get_submodule(path)
-        if leaf == "weight" and isinstance(module, LoraLayer | nn.Linear):
+        adapted = hasattr(module, "get_base_layer")  # a PEFT layer around the base's own
+        if leaf == "weight" and (adapted or isinstance(module, nn.Linear)):
             found = merged_weight(module, role)
         else:
-            found = getattr(module.get_base_layer() if isinstance(module, LoraLayer) else module, leaf)
+            found = getattr(module.get_base_layer() if adapted else module, leaf)
     weight: Tensor = found.detach().to(like.dtype).cpu().contiguous()
     if weight.shape != like.shape:
         raise RuntimeError(f"{name} is {tuple(weight.shape)}, not {tuple(like.shape)}")
     if not weight.isfinite().all():
-        raise UserError(f"{name}: holds numbers too large for {str(like.dtype).removeprefix('torch.')}; take bfloat16")
+        raise UserError(f"{name}: numbers too large for {str(like.dtype).removeprefix('torch.')}; use --dtype bfloat16")
     return weight.clone() if weight.data_ptr() == found.data_ptr() else weight
 
 
@@ -167,7 +167,7 @@ def _weight(roles: Roles, role: Role, name: str, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Difference:
-    """How the exported model differs from the 4-bit base with its adapter, on tokens that the latter sampled."""
+    """Difference between the exported model and the run's own, on answers that the latter sampled."""
 
     prompts: int
     tokens: int
@@ -177,12 +177,12 @@ class Difference:
     kl_per_token: float
     """KL(run || export), over the whole vocabulary, mean over the tokens, nats."""
     same_best: float
-    """Share of positions at which both hold the same token most probable."""
+    """Share of positions at which both have the same most probable token."""
     computed_in: str
 
 
 def role_logprobs(roles: Roles, role: Role, prompts: Sequence[Sequence[int]], answers: Sequence[Response]) -> Tensor:
-    """Log-probabilities of every vocabulary entry at each answer token, as the run computes them: (N, V) float32, CPU.
+    """Return the run's log-probabilities of the whole vocabulary at each answer token: (N, V) float32, on the CPU.
 
     Temperature is 1. Rows follow each other in the prompts' order.
     """
@@ -198,20 +198,20 @@ def role_logprobs(roles: Roles, role: Role, prompts: Sequence[Sequence[int]], an
 def difference(
     expected: Tensor, folder: Path, prompts: Sequence[Sequence[int]], answers: Sequence[Response], base: Base
 ) -> Difference:
-    """The folder, loaded by transformers alone, against the log-probabilities that `role_logprobs` gave."""
+    """Compare the folder, loaded by transformers alone, with the log-probabilities from `role_logprobs`."""
     model = _load(AutoModelForCausalLM, folder, base)
     gaps, kls, same, start = [], [], [], 0
     for prompt, answer in zip(prompts, answers, strict=True):
-        ours = expected[start : start + len(answer.tokens)]
+        own = expected[start : start + len(answer.tokens)]
         start += len(answer.tokens)
         ids = torch.tensor([[*prompt, *answer.tokens]], device=base.device)
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        theirs = logits.float().log_softmax(-1).cpu()
+        exported = logits.float().log_softmax(-1).cpu()
         targets = torch.tensor(answer.tokens)[:, None]
-        gaps.append((ours.gather(-1, targets) - theirs.gather(-1, targets)).abs().squeeze(-1))
-        kls.append((ours.exp() * (ours - theirs)).sum(-1))
-        same.append(ours.argmax(-1) == theirs.argmax(-1))
+        gaps.append((own.gather(-1, targets) - exported.gather(-1, targets)).abs().squeeze(-1))
+        kls.append((own.exp() * (own - exported)).sum(-1))
+        same.append(own.argmax(-1) == exported.argmax(-1))
     gap, kl, best = (torch.cat(parts).double() for parts in (gaps, kls, same))
     return Difference(
         prompts=len(prompts),
@@ -227,7 +227,7 @@ def difference(
 def classifier_scores(
     folder: Path, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pooling: str, base: Base
 ) -> Iterator[float]:
-    """The exported reward model's raw score of each answer, by transformers alone."""
+    """Yield the exported reward model's raw score of each answer, by transformers alone."""
     model = _load(AutoModelForSequenceClassification, folder, base)
     for prompt, answer in zip(prompts, answers, strict=True):
         batch = pack([prompt], [answer], base.pad, base.device)
@@ -240,5 +240,5 @@ def classifier_scores(
 
 
 def _load(kind: Any, folder: Path, base: Base) -> Any:
-    """In the number format that the run computed in: what is left is the rounding of the weights."""
+    """Load in the run's compute format, so that only the rounding of the weights differs."""
     return kind.from_pretrained(folder, dtype=base.compute_dtype, device_map={"": str(base.device)}).eval()

@@ -1,4 +1,4 @@
-"""An exported folder to the Hugging Face hub, or to any mirror of it. Importing this module imports no torch."""
+"""Upload of an exported folder to the Hugging Face hub, or to a mirror of it. Imports no torch."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -25,12 +25,12 @@ ALLOWED = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-"""Names of the files that `export` writes. What else lies in the folder stays here."""
+"""Names of the files that `export` writes. Other files are never uploaded."""
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """What would be sent: names relative to the folder, and those that stay, both sorted."""
+class Upload:
+    """Files to upload and files to leave out: names relative to the folder, sorted."""
 
     folder: Path
     files: tuple[str, ...]
@@ -38,12 +38,12 @@ class Parcel:
 
     @property
     def size(self) -> int:
-        """Bytes of what would be sent."""
+        """Bytes to upload."""
         return sum((self.folder / name).stat().st_size for name in self.files)
 
 
-def pack_parcel(folder: Path) -> Parcel:
-    """Look at an exported folder. Raises `UserError` where it holds no weights or no card."""
+def list_upload(folder: Path) -> Upload:
+    """List an exported folder. Raises `UserError` if weights or card are missing."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; `export` writes one from a run")
     paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
@@ -53,25 +53,25 @@ def pack_parcel(folder: Path) -> Parcel:
         (sent if _may_go(path, folder) else kept).append(path.relative_to(folder).as_posix())
     if not any(name.endswith(".safetensors") for name in sent) or "README.md" not in sent:
         raise UserError(f"{folder}: no weights (*.safetensors) with a card (README.md) there; `export` writes both")
-    return Parcel(folder, tuple(sent), tuple(kept))
+    return Upload(folder, tuple(sent), tuple(kept))
 
 
 def _may_go(path: Path, folder: Path) -> bool:
-    """Named as an export's file, and really in the folder: a link may lead to anything of this machine."""
+    """Return True for a file that `export` writes and that is no link: links may lead anywhere on this machine."""
     inside = path.resolve().is_relative_to(folder.resolve()) and not path.is_symlink()
     return inside and any(fnmatchcase(path.name, pattern) for pattern in ALLOWED)
 
 
-def send(parcel: Parcel, repository: str, public: bool) -> str:
-    """Make the repository if it is not there, send the parcel as one commit, and return the commit's address.
+def send(upload: Upload, repository: str, public: bool) -> str:
+    """Create the repository if needed, upload the files as one commit, and return the commit's address.
 
-    The token is the hub library's own: its environment variable, or the login that it keeps. Raises `UserError` with
-    the reason, also where the repository exists and is public though `public` is false, or the other way round.
+    The token is the hub library's own: its environment variable, or its saved login. Raises `UserError` with the
+    reason, also if the repository exists and its visibility is not `public`.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(library_name="lowrank_rlhf")
-    operations = [CommitOperationAdd(name, parcel.folder / name) for name in parcel.files]
+    operations = [CommitOperationAdd(name, upload.folder / name) for name in upload.files]
     try:
         api.create_repo(repository, private=not public, exist_ok=True)
         _check_visibility(api, repository, public)

@@ -107,10 +107,10 @@ class TestConversation:
         assert [message.content for message in session._messages] == ["a", "policy1", "b", "policy3"]
         out, err = capsys.readouterr()
         assert out.splitlines()[:3] == ["base: base1", "sft: sft1", "policy: policy1"]
-        assert "the conversation goes on with the answer of policy" in err
+        assert "the conversation continues with the answer of policy" in err
 
     def test_seeds(self, parrots) -> None:
-        """One stream for all voices of a question, another for the next question; /seed begins anew."""
+        """One stream for all voices of a question, another for the next question; /seed restarts the streams."""
         session = session_of(parrots, speaks="all", room=999)
         for line in ("a", "b"):
             session.ask(line)
@@ -142,7 +142,7 @@ class TestConversation:
         session = session_of(parrots)
         assert session.ask("d" * 21) == []
         assert parrots.heard == []
-        assert "the question alone has 21 tokens, and 20 fit" in capsys.readouterr().err
+        assert "the question has 21 tokens, but only 20 fit" in capsys.readouterr().err
         session.ask("e")
         assert parrots.heard[0][1] == 1
 
@@ -155,18 +155,18 @@ class TestConversation:
     @pytest.mark.parametrize(
         ("line", "says"),
         [
-            ("/as al", 'nobody here is called "al"; /as takes base, sft, policy, all. Did you mean "all"?'),
-            ("/as \x1b[2J", 'nobody here is called "\\x1b[2J"'),
-            ("/as", 'nobody here is called ""'),
+            ("/as al", 'unknown model "al"; expected base, sft, policy, all. Did you mean "all"?'),
+            ("/as \x1b[2J", 'unknown model "\\x1b[2J"'),
+            ("/as", 'unknown model ""'),
             ("/as sft", "sft answers now"),
-            ("/as all", "the conversation goes on with the answer of policy"),
-            ("/seed x", "/seed takes a whole number"),
-            ("/seed -1", "/seed takes a whole number"),
-            ("/seed ²", "/seed takes a whole number"),
-            ("/seed 7", "seed 7 from here on"),
-            ("/undo", "there is nothing to take back"),
-            ("/udno", 'no command is called /udno; /help shows them. Did you mean "/undo"?'),
-            ("/help", "/undo      forget the last question and its answer"),
+            ("/as all", "the conversation continues with the answer of policy"),
+            ("/seed x", "/seed expects a whole number"),
+            ("/seed -1", "/seed expects a whole number"),
+            ("/seed ²", "/seed expects a whole number"),
+            ("/seed 7", "seed is now 7"),
+            ("/undo", "nothing to undo"),
+            ("/udno", 'unknown command /udno; /help lists the commands. Did you mean "/undo"?'),
+            ("/help", "/undo      remove the last question and its answer"),
         ],
     )
     def test_commands(self, parrots, capsys, line, says) -> None:
@@ -212,7 +212,7 @@ class TestCtrlC:
         with pytest.raises(KeyboardInterrupt):
             talk(session_of(parrots))
         assert len(parrots.heard) == 1
-        assert capsys.readouterr().err.count("Ctrl-C again leaves, and so does /quit") == 2
+        assert capsys.readouterr().err.count("press Ctrl-C again to quit, or type /quit") == 2
 
     def test_before_the_last_voice_the_question_is_forgotten(self, parrots, capsys) -> None:
         parrots.stop_at = "sft"
@@ -381,11 +381,11 @@ def test_refusals(tiny_folder, tmp_path, command, monkeypatch) -> None:
     for arguments, message in (
         (("nothing",), 'no run "nothing" in runs. The runs are: tiny.'),
         (("tiny", "--as", "policy"), "--as: runs/tiny has no adapter `policy` yet; it has base, sft"),
-        (("tiny", "--json"), "--json goes with --prompt"),
-        (("tiny", "--max-new-tokens", "60"), "--max-new-tokens: 60 leaves no room for a question"),
+        (("tiny", "--json"), "--json requires --prompt"),
+        (("tiny", "--max-new-tokens", "60"), "--max-new-tokens: 60 leaves no tokens for a question"),
         (("tiny", "--temperature", "inf"), "--temperature: must be a number, 0 or more"),
-        (("tiny", "--prompt", "x" * 90), "tokens, and 54 fit"),
-        (("tiny", "--prompt", " "), "--prompt: is empty"),
+        (("tiny", "--prompt", "x" * 90), "tokens, but only 54 fit"),
+        (("tiny", "--prompt", " "), "--prompt: must not be empty"),
     ):
         code, out, err = command("chat", *arguments)
         assert (code, out) == (2, ""), arguments

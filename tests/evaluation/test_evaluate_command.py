@@ -370,11 +370,11 @@ class TestErrors:
         run = copied(finished, tmp_path / "run", "adapters/reward")
         config = run / "config.yaml"
         config.write_text(config.read_text().replace("source: judge", "source: human"))
-        assert "nobody can say which answer is better" in evaluate(run)[2]
+        assert "this run has no reward model yet; set --judge" in evaluate(run)[2]
         stages = "stages: [sft, sample, rank, reward]\n"
         text = config.read_text().replace("held_out: 5", "held_out: 0")
         config.write_text(stages + "".join(part for part in _without_stages(text)))
-        assert "this run holds no prompts out" in evaluate(run, "--judge", "sentiment")[2]
+        assert "this run has no held-out prompts" in evaluate(run, "--judge", "sentiment")[2]
 
     def test_ctrl_c_writes_nothing(self, finished, evaluate, tmp_path, monkeypatch) -> None:
         def stopped(*_: object) -> None:

@@ -13,7 +13,7 @@ from tiny_finished import finished_run
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.export.export import export_adapters, export_merged, export_reward
-from lowrank_rlhf.export.push import pack_parcel
+from lowrank_rlhf.export.push import list_upload
 
 TOKEN = "hf_neverShownAnywhere"
 
@@ -180,6 +180,6 @@ def test_all_that_export_writes_is_sent(tiny_folder, tmp_path) -> None:
     export_reward(context, "bfloat16", tmp_path / "reward")
     export_adapters(context.run_dir, context.config, tmp_path / "adapters")
     for name in ("merged", "reward", "adapters"):
-        parcel = pack_parcel(tmp_path / name)
-        assert parcel.left_out == ()
-        assert parcel.size == sum(path.stat().st_size for path in (tmp_path / name).rglob("*") if path.is_file())
+        upload = list_upload(tmp_path / name)
+        assert upload.left_out == ()
+        assert upload.size == sum(path.stat().st_size for path in (tmp_path / name).rglob("*") if path.is_file())

@@ -174,19 +174,25 @@ _PEOPLE = [
 _FINISHED_RUNS = [
     Case("chat no run", "chat nothing", ('no run "nothing" in runs. There are none yet.\n',)),
     Case("chat not made yet", "chat a --as policy", ("--as: runs/a has no adapter `policy` yet; it has base\n",), _RUN),
-    Case("chat no room", "chat a --max-new-tokens 512", ("--max-new-tokens: 512 leaves no room",), _RUN),
-    Case("chat json alone", "chat a --json", ("--json goes with --prompt\n",), _RUN),
+    Case("chat no room", "chat a --max-new-tokens 512", ("--max-new-tokens: 512 leaves no tokens",), _RUN),
+    Case("chat json alone", "chat a --json", ("--json requires --prompt\n",), _RUN),
     Case("evaluate no run", "evaluate nothing", ('no run "nothing" in runs.',)),
-    Case("evaluate not made yet", "evaluate a", ("runs/a: no adapters/sft there yet; stage sft makes it:\n",), _RUN),
-    Case("evaluate nobody", "evaluate a --left plicy", ('"plicy" is neither base, sft, policy nor policy-last',), _RUN),
-    Case("evaluate a fixed setting", "evaluate a ppo.steps=3", ('"ppo.steps=3": only settings of model',), _RUN),
+    Case("evaluate not made yet", "evaluate a", ("runs/a: adapters/sft not found; stage sft writes it. ",), _RUN),
     Case(
-        "evaluate no comparisons", "evaluate a --comparisons x.jsonl", ("runs/a: no adapters/reward there yet",), _RUN
+        "evaluate nobody",
+        "evaluate a --left plicy",
+        ('unknown model "plicy": expected base, sft, policy, policy-last',),
+        _RUN,
     ),
+    Case("evaluate a fixed setting", "evaluate a ppo.steps=3", ('"ppo.steps=3": only settings of model',), _RUN),
+    Case("evaluate no comparisons", "evaluate a --comparisons x.jsonl", ("runs/a: adapters/reward not found",), _RUN),
     Case("evaluate into nothing", "evaluate a --out x.txt", ("--out x.txt: name a file that ends in .json",), _RUN),
     Case("export no run", "export nothing out", ('no run "nothing" in runs.',)),
     Case(
-        "export not made yet", "export a out", ("runs/a: no adapter `policy` yet; it has none. `run` goes on\n",), _RUN
+        "export not made yet",
+        "export a out",
+        ("runs/a: no adapter `policy` yet; it has none. Resume the run to make it\n",),
+        _RUN,
     ),
     Case(
         "export no adapters", "export a out --what adapters", ("runs/a: no adapters yet; `run` makes the first",), _RUN

@@ -1,4 +1,4 @@
-"""`chat --lines`: a run's models for another program, as JSON lines over stdin and stdout.
+"""`chat --lines`: a run's models for another program, as JSON lines on stdin and stdout.
 
 First comes `{"ready": true, "voices": [...], ...}`. A request is one line:
 
@@ -60,7 +60,7 @@ def serve(speakers: "ChatModels", settings: Settings) -> None:
 
 
 def answer_json(answer: "ChatAnswer") -> dict[str, Any]:
-    """An answer as `--json` tells it, and with `stopped` `--lines`."""
+    """Return an answer as JSON."""
     return {
         "as": answer.model,
         "text": answer.text,
@@ -82,12 +82,12 @@ def _answer(
     room = settings.room + settings.max_new_tokens - most
     kept, prompt = fit(speakers, request.messages, room)
     if prompt is None:
-        raise UserError(f"messages: too long; {max(room, 0)} tokens fit beside an answer of {most}")
+        raise UserError(f"messages: too long; {max(room, 0)} tokens fit with an answer of {most}")
 
     def on_text(piece: str) -> None:
         _say(piece=piece)
         if stop.is_set():
-            raise KeyboardInterrupt  # what ends an answer at the terminal, too
+            raise KeyboardInterrupt  # ends the answer, as in the terminal
 
     temperature = settings.temperature if request.temperature is None else request.temperature
     seed = settings.seed if request.seed is None else request.seed

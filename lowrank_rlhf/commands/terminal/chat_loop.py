@@ -1,4 +1,4 @@
-"""A conversation in the terminal: whose turn it is, what of it still fits, and what the commands do."""
+"""Chat in the terminal: the conversation, its length limit, and the commands."""
 
 import sys
 from collections.abc import Sequence
@@ -18,57 +18,57 @@ if TYPE_CHECKING:
     from lowrank_rlhf.evaluation.chat import ChatAnswer, ChatModels
 
 HELP = """\
-/as NAME   who answers: policy, sft, base, or all in turn
-/reset     forget the conversation
-/undo      forget the last question and its answer
-/seed N    sample from this seed on
-/help      this list
-/quit      leave; so do Ctrl-D, and Ctrl-C twice (once stops an answer)
-A question that begins with / is written with //."""
+/as NAME   model that answers: policy, sft, base, or all in turn
+/reset     start a new conversation
+/undo      remove the last question and its answer
+/seed N    set the seed of the next answers
+/help      show this list
+/quit      quit, like Ctrl-D, or Ctrl-C twice (once stops an answer)
+Begin a question that starts with / with //."""
 COMMANDS = ("/as", "/reset", "/undo", "/seed", "/help", "/quit")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Who may answer, who does, and how."""
+    """Models of a chat and their sampling settings."""
 
     voices: Sequence[str]
-    """Who can: `base`, and `sft` and `policy` as far as the run got, in that order."""
+    """Models that can answer: `base`, and `sft` and `policy` if the run has them, in that order."""
     speaks: str
     """One of them, or `all`."""
     temperature: float
     max_new_tokens: int
     room: int
-    """Most tokens of a conversation before its next answer."""
+    """Maximum tokens of a conversation before its next answer."""
     seed: int
 
     @property
     def answering(self) -> Sequence[str]:
-        """Who answers the next question, in order; the conversation goes on with the last one's answer."""
+        """Models that answer the next question, in order; the last one's answer joins the conversation."""
         return self.voices if self.speaks == "all" else (self.speaks,)
 
 
 class Conversation:
-    """The conversation so far. Answers go to stdout, all that is said about them to stderr."""
+    """Conversation so far. Answers go to stdout, notes to stderr."""
 
     def __init__(self, speakers: "ChatModels", settings: Settings):
         self.settings = settings
         self._speakers = speakers
         self._messages: list[Message] = []
-        self._asked = 0  # since the seed was set: each question draws from a stream of its own
+        self._asked = 0  # since the seed was set: each question has its own random stream
 
     def introduce(self) -> None:
-        """Who answers, how, and how to get help."""
+        """Show the model, its settings, and how to get help."""
         settings = self.settings
         note(
             f"{settings.speaks} answers: temperature {settings.temperature:g}, up to {settings.max_new_tokens} tokens, "
             f"seed {settings.seed}. /help shows the commands."
         )
         note(self._speakers.about_scores)
-        self._say_who_goes_on()
+        self._note_continuation()
 
     def ask(self, text: str, *, show: bool = True, labels: bool = True) -> "list[ChatAnswer]":
-        """The answers to a question, which becomes part of the conversation; none where it is too long to be asked."""
+        """Return the answers to a question, which joins the conversation; none if the question is too long."""
         question = Message(role="user", content=text)
         prompt = self._fitting(question)
         if prompt is None:
@@ -83,11 +83,11 @@ class Conversation:
         if last.model == self.settings.answering[-1] and last.text:
             self._messages += [question, Message(role="assistant", content=last.text)]
         elif show:
-            note("this question is not part of the conversation: there is no answer to go on with")
+            note("this question is not part of the conversation: no answer was completed")
         return answers
 
     def command(self, line: str) -> bool:
-        """Obey a line that begins with `/`; False to leave."""
+        """Run a command line that begins with `/`; return False to quit."""
         name, _, rest = line.partition(" ")
         if name == "/quit":
             return False
@@ -95,16 +95,16 @@ class Conversation:
             note(HELP)
         elif name == "/reset":
             self._messages.clear()
-            note("the conversation begins anew")
+            note("new conversation")
         elif name == "/undo":
-            note("forgot the last question and its answer" if self._messages else "there is nothing to take back")
+            note("removed the last question and its answer" if self._messages else "nothing to undo")
             del self._messages[-2:]
         elif name == "/as":
             self._switch(rest.strip())
         elif name == "/seed":
             self._reseed(rest.strip())
         else:
-            note(f"no command is called {visible(name)}; /help shows them.{suggestion(name, COMMANDS)}")
+            note(f"unknown command {visible(name)}; /help lists the commands.{suggestion(name, COMMANDS)}")
         return True
 
     def _answer(self, voice: str, prompt: Sequence[int], place: int, show: bool, labels: bool) -> "ChatAnswer":
@@ -126,14 +126,14 @@ class Conversation:
         return answer
 
     def _fitting(self, question: Message) -> list[int] | None:
-        """Tokens of the conversation with that question; its oldest turns are dropped until it fits."""
+        """Return the tokens of the conversation with that question, its oldest turns dropped until it fits."""
         kept, prompt = fit(self._speakers, [*self._messages, question], self.settings.room)
         dropped = len(self._messages) + 1 - len(kept)
         if prompt is None:
             alone = len(self._speakers.encode([question]))
             note(
-                f"the question alone has {alone} tokens, and {self.settings.room} fit: model.max_length less "
-                "the longest answer. Ask something shorter, or set --max-new-tokens lower"
+                f"the question has {alone} tokens, but only {self.settings.room} fit (model.max_length less "
+                "--max-new-tokens). Shorten the question or lower --max-new-tokens"
             )
         self._messages = kept[:-1]
         if dropped and prompt is not None:
@@ -143,28 +143,28 @@ class Conversation:
     def _switch(self, name: str) -> None:
         names = [*self.settings.voices, "all"]
         if name not in names:
-            note(f'nobody here is called "{visible(name)}"; /as takes {", ".join(names)}.{suggestion(name, names)}')
+            note(f'unknown model "{visible(name)}"; expected {", ".join(names)}.{suggestion(name, names)}')
             return
         self.settings = replace(self.settings, speaks=name)
         note(f"{name} answers now")
-        self._say_who_goes_on()
+        self._note_continuation()
 
-    def _say_who_goes_on(self) -> None:
+    def _note_continuation(self) -> None:
         if self.settings.speaks == "all":
-            note(f"the conversation goes on with the answer of {self.settings.voices[-1]}")
+            note(f"the conversation continues with the answer of {self.settings.voices[-1]}")
 
     def _reseed(self, number: str) -> None:
         if not (number.isascii() and number.isdigit()):
-            note("/seed takes a whole number, such as /seed 7")
+            note("/seed expects a whole number, such as /seed 7")
             return
         self.settings, self._asked = replace(self.settings, seed=int(number)), 0
-        note(f"seed {number} from here on")
+        note(f"seed is now {number}")
 
 
 def fit(speakers: "ChatModels", messages: Sequence[Message], room: int) -> tuple[list[Message], list[int] | None]:
-    """The conversation without its oldest turns, as many as must go for the rest to fit, and its tokens.
+    """Drop the oldest turns until the conversation fits; return it with its tokens.
 
-    The last question stays; where it alone has more than `room` tokens there are none.
+    The last question stays; the tokens are None if it alone has more than `room` tokens.
     """
     kept = list(messages)
     while len(prompt := speakers.encode(kept)) > room:
@@ -175,7 +175,7 @@ def fit(speakers: "ChatModels", messages: Sequence[Message], room: int) -> tuple
 
 
 def talk(session: Conversation) -> None:
-    """Questions and commands until the end of the input, /quit, or a second Ctrl-C."""
+    """Read questions and commands until the end of the input, /quit, or a second Ctrl-C."""
     live = sys.stdin.isatty()
     if live:
         with suppress(ImportError):
@@ -190,7 +190,7 @@ def talk(session: Conversation) -> None:
                 raise
             interrupted = True
             _write("\n")
-            note("Ctrl-C again leaves, and so does /quit")
+            note("press Ctrl-C again to quit, or type /quit")
             continue
         if line is None:
             return
@@ -207,13 +207,13 @@ def talk(session: Conversation) -> None:
 
 
 def note(text: str) -> None:
-    """A line about the conversation, on stderr and dim."""
+    """Print a dim line on stderr."""
     sys.stdout.flush()
     Console(stderr=True).print(Text(text, style="dim"), soft_wrap=True)
 
 
 def _read(live: bool) -> str | None:
-    """The next line; None at the end. Raises `UserError` where it is not text."""
+    """Return the next line; None at the end. Raises `UserError` for input that is not text."""
     try:
         line = f"{input('you: ')}\n" if live else sys.stdin.readline()
         line.encode()
@@ -237,7 +237,7 @@ def _about(answer: "ChatAnswer") -> str:
     if answer.stopped:
         parts.append("stopped")
     elif not answer.finished:
-        parts.append("cut at the longest answer allowed")
+        parts.append("cut off at --max-new-tokens")
     return f"  [{', '.join(parts)}]"
 
 
