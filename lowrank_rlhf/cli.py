@@ -106,6 +106,6 @@ _COMMANDS = (
     about.schema,
 )
 for command in _COMMANDS:
-    app.command(epilog=EPILOG)(command)
+    app.command()(command)
 for name, group in {"presets": presets.app, "data": data.app, "annotations": annotations.app}.items():
     app.add_typer(group, name=name)

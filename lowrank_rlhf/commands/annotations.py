@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lowrank_rlhf.commands.common import EPILOG, RunArgument, RunsOption, echo, run_folder
+from lowrank_rlhf.commands.common import RunArgument, RunsOption, echo, run_folder
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.contents import Contents, SavedRanking
@@ -58,7 +58,7 @@ def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
     return contents, rankings
 
 
-@app.callback(epilog=EPILOG)
+@app.callback()
 def annotations() -> None:
     """Take people's rankings to another program or machine, and back.
 
@@ -69,7 +69,7 @@ def annotations() -> None:
     """
 
 
-@app.command("export", epilog=EPILOG)
+@app.command("export")
 def export(
     run: RunArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The JSONL file to write.")],
@@ -142,7 +142,7 @@ def _beside(contents: Contents, rankings: Sequence[Ranking]) -> list[str]:
     return sentences
 
 
-@app.command("import", epilog=EPILOG)
+@app.command("import")
 def import_(
     run: RunArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An export, bare rankings, or exported comparisons.")],

@@ -29,7 +29,7 @@ EXIT_CODES = {
     ExitCode.STOPPED: "stopped by Ctrl-C or SIGTERM; the work is saved",
 }
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
-"""The end of every help."""
+"""End of the help of the root command."""
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a preset's name.")]
 OverridesArgument = Annotated[

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lowrank_rlhf.commands.common import EPILOG, JsonOption
+from lowrank_rlhf.commands.common import JsonOption
 from lowrank_rlhf.commands.terminal.data_page import Page, print_page, rendered_examples
 from lowrank_rlhf.config.loading import load_config, preset_names, preset_path
 from lowrank_rlhf.config.schema import FormatName, ModelConfig
@@ -30,7 +30,7 @@ _DEFAULT_MAX_LENGTH: int = ModelConfig.model_fields["max_length"].default
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 
-@app.callback(epilog=EPILOG)
+@app.callback()
 def _data() -> None:
     """Look at a data set before a run.
 
@@ -41,7 +41,7 @@ def _data() -> None:
     """
 
 
-@app.command(epilog=EPILOG)
+@app.command()
 def inspect(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A data file, hub:OWNER/NAME or builtin:NAME.")],
     format: Annotated[

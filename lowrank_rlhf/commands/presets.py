@@ -5,14 +5,13 @@ from typing import Annotated
 
 import typer
 
-from lowrank_rlhf.commands.common import EPILOG
 from lowrank_rlhf.config.loading import preset_folder, preset_names, preset_path
 from lowrank_rlhf.errors import UserError
 
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.callback(invoke_without_command=True, epilog=EPILOG)
+@app.callback(invoke_without_command=True)
 def presets(context: typer.Context) -> None:
     """List the ready-made configs.
 
@@ -31,7 +30,7 @@ def presets(context: typer.Context) -> None:
         print(f"{name:<{max(map(len, names))}}  {_first_comment(preset_path(name))}".rstrip())
 
 
-@app.command(epilog=EPILOG)
+@app.command()
 def show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     """Print a preset.
 
@@ -42,7 +41,7 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     print(preset_path(name).read_text(encoding="utf-8"), end="")
 
 
-@app.command(epilog=EPILOG)
+@app.command()
 def copy(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Default: NAME.yaml, here.")] = None,
