@@ -228,7 +228,9 @@ def _accuracy(session: Session, data: ComparisonData, seed: int) -> dict[str, An
     config = session.config
     scale = reward_metrics.load_reward_model(session.roles, session.run_dir.artifact("adapters/reward"))
     pairs = [pair for ranking in data.rankings for pair in compare(ranking)]
-    groups, note = make_groups(session, data.prompts, data.answers, pairs, data.rankings)
+    groups, note = make_groups(
+        session.base, session.config.model.max_length, data.prompts, data.answers, pairs, data.rankings
+    )
     if not groups:
         raise UserError(
             f"no prompt of the comparisons fits model.max_length {config.model.max_length}; "

@@ -20,11 +20,10 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.run.records import Sample, Score, read_jsonl
 from lowrank_rlhf.session import Session
-from lowrank_rlhf.training import policy_checkpoints
-from lowrank_rlhf.training.nan_recovery import RollBack, diverged, tell_skipped
-from lowrank_rlhf.training.policy_checkpoints import Begun, State
+from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
+from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState, StartedStep
 from lowrank_rlhf.training.policy_roles import keep_if_best, load_roles, save_policies
-from lowrank_rlhf.training.ppo_update import Optimizers, Turns, update
+from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
 from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens, shuffled_order
 from lowrank_rlhf.training.rollout import RewardScale, Rollout, collect, shape_scores
 from lowrank_rlhf.training.self_checks import (
@@ -42,8 +41,8 @@ MOST_RATIO_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
-class _Setting:
-    """What stays the same from step to step."""
+class _Training:
+    """PPO training: everything that stays the same from step to step."""
 
     session: Session
     prompts: list[list[int]]
@@ -53,6 +52,8 @@ class _Setting:
     scale: RewardScale
     evaluation: PolicyEvaluation
     optimizers: Optimizers
+    checkpoints: PolicyCheckpoints
+    report: SkipReport
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -64,28 +65,32 @@ def run(session: Session) -> dict[str, Any]:
     gold = open_gold_judge(session.config, session.run_dir.path, session.progress, session.stop)
     evaluation = PolicyEvaluation.against_sft(roles, session.prompts[1], session.config, scale, gold)
     optimizers = Optimizers.create(roles, config)
-    state, begun = policy_checkpoints.resume(session, optimizers.of_roles)
+    logs = (session.metrics, session.run_dir.watched)
+    checkpoints = PolicyCheckpoints(work, roles, optimizers.of_roles, logs, config.kl_coef)
+    rates = "ppo.learning_rate and ppo.critic_learning_rate"
+    report = SkipReport("ppo", rates, session.run_dir, session.progress, session.base)
+    state, started = checkpoints.resume()
     prompts, baselines = _prompts(session, scale)
     order = shuffled_order(session.config.seed, len(prompts), config.steps * config.batch_size)
-    setting = _Setting(session, prompts, baselines, order, scale, evaluation, optimizers)
+    training = _Training(session, prompts, baselines, order, scale, evaluation, optimizers, checkpoints, report)
     start, first = time.monotonic(), state.step
     with session.progress.track("ppo", config.steps, "steps", state.step) as bar:
         if state.sft_eos_rate is None:
-            _evaluate(session, evaluation, state)
-            policy_checkpoints.save(session, optimizers.of_roles, state)
+            _evaluate(training, state)
+            checkpoints.save(state)
         while state.step < config.steps:
             try:
-                state, figures = _save_if_stopped(setting, state, begun)
-                begun = Begun()
+                state, figures = _save_if_stopped(training, state, started)
+                started = StartedStep()
             except RollBack:
-                state, begun = policy_checkpoints.roll_back(session, optimizers.of_roles, state)
+                state, started = checkpoints.roll_back(state)
                 bar.advance(state.step - bar.count)
                 continue
             shown = {"score": "objective/scores", "kl": "objective/kl", "tokens_per_second": "tokens_per_second"}
             bar.advance(1, **{name: figures[key] for name, key in shown.items() if key in figures})
             due = state.step % config.save_every == 0 or state.step == config.steps
-            if due and not state.breakdowns.in_a_row:  # else there would be no good one left
-                policy_checkpoints.save(session, optimizers.of_roles, state)
+            if due and not state.recovery.in_a_row:  # a roll-back must find a checkpoint from before the skipped steps
+                checkpoints.save(state)
     seconds = (time.monotonic() - start) / max(1, config.steps - first)
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
     save_policies(roles, work)
@@ -132,72 +137,76 @@ def _prompts(session: Session, scale: RewardScale) -> tuple[list[list[int]], Ten
     return encode_prompts(session.base, ranked, limit), baselines
 
 
-def _save_if_stopped(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[str, float]]:
-    """The next step; a stop inside of it is obeyed at once, and what it has done is kept (`Breakdowns.stopped`)."""
-    session, tokens = setting.session, setting.session.base.limits.tokens
+def _save_if_stopped(
+    training: _Training, state: PolicyState, started: StartedStep
+) -> tuple[PolicyState, dict[str, float]]:
+    """Run the next step; a stop inside it is obeyed at once and saves its progress."""
+    session, tokens = training.session, training.session.base.limits.tokens
 
-    def attempt() -> tuple[State, dict[str, float]]:
+    def attempt() -> tuple[PolicyState, dict[str, float]]:
         if session.base.limits.tokens != tokens:
-            begun.cut_again(session.config.ppo, session.base.limits)
-        return _step(setting, copy.deepcopy(state), begun)
+            started.cut_again(session.config.ppo, session.base.limits)
+        return _step(training, copy.deepcopy(state), started)
 
     try:
-        return session.base.limits.retry(attempt, max(map(len, setting.prompts)) + session.config.sample.max_new_tokens)
+        return session.base.limits.retry(
+            attempt, max(map(len, training.prompts)) + session.config.sample.max_new_tokens
+        )
     except Stopped:
-        save = partial(policy_checkpoints.save, session, setting.optimizers.of_roles, state, begun)
-        where = f"inside step {state.step + 1}" if begun.rollout else f"at step {state.step}"
-        state.breakdowns.stopped(session, "ppo", save, where)
+        save = partial(training.checkpoints.save, state, started)
+        position = f"inside step {state.step + 1}" if started.rollout else f"at step {state.step}"
+        state.recovery.save_if_stopped(session.stop, "ppo", save, position)
         raise
 
 
-def _step(setting: _Setting, state: State, begun: Begun) -> tuple[State, dict[str, float]]:
-    """The step after `state.step`, from where `begun` says, with its evaluation: the state after it, and figures.
+def _step(training: _Training, state: PolicyState, started: StartedStep) -> tuple[PolicyState, dict[str, float]]:
+    """Run the rest of a started step and its evaluation; return the state after it, and its figures.
 
-    What it writes into logs and state follows from the arguments alone, so that it may break off at any forward.
+    Its log rows and state follow from the arguments alone, so that it may be interrupted at any forward.
     """
-    session, config = setting.session, setting.session.config.ppo
-    rollout = begun.rollout = begun.rollout or _collect(setting, state)
-    release_freed_memory()  # here and below: sampling's tensors and training's don't fit each other's gaps
+    session, config = training.session, training.session.config.ppo
+    rollout = started.rollout = started.rollout or _collect(training, state)
+    release_freed_memory()  # here and below: tensors of sampling and training differ in size, and fragment memory
     figures = {"skipped": 1.0}
     if rollout.problem() is None:
-        figures = _learn(setting, state, rollout, begun.turns)
+        figures = _learn(training, state, rollout, started.steps)
     release_freed_memory()
     state.step += 1
     session.metrics.append("ppo", state.step, **figures)
-    _count(session, state, rollout, begun.turns)
+    _count(training, state, rollout, started.steps)
     if state.step % config.evaluate_every == 0 or state.step == config.steps:
-        _evaluate(session, setting.evaluation, state)
+        _evaluate(training, state)
     return state, figures
 
 
-def _count(session: Session, state: State, rollout: Rollout, turns: Turns) -> None:
-    """Count the step `state.step` as made or as skipped, and tell how many of its turns were left out.
+def _count(training: _Training, state: PolicyState, rollout: Rollout, steps: OptimizerSteps) -> None:
+    """Count the step as completed or skipped, and report skipped optimizer steps.
 
-    It is skipped where its rollout is not finite or a role made none of its turns; that raises what
-    `Breakdowns.skipped` does.
+    A step is skipped if its rollout is not finite or if all optimizer steps of a role were skipped. Raises as
+    `NanRecovery.skip` does.
     """
     problem, what = rollout.problem(), "the step is skipped"
     if problem is None:
-        problem, what = turns.problem, f"{turns.skipped} of {turns.done} turns are skipped"
+        problem, what = steps.problem, f"{steps.skipped} of {steps.done} optimizer steps are skipped"
     if problem is None:
-        state.breakdowns.made()
-    elif turns.done and not turns.lost:
-        state.breakdowns.made()
-        tell_skipped(session, "ppo", state.step, problem, what)
+        state.recovery.complete()
+    elif steps.done and not steps.role_skipped:
+        state.recovery.complete()
+        training.report.skipped(state.step, problem, what)
     else:
-        state.breakdowns.skipped(session, "ppo", state.step, problem, rollout.batch, what, **rollout.tensors())
+        state.recovery.skip(training.report, state.step, problem, rollout.batch, what, **rollout.tensors())
 
 
-def _learn(setting: _Setting, state: State, rollout: Rollout, turns: Turns) -> dict[str, float]:
-    """The update of the step after `state.step`, the claims about it, and the KL weight of the next one."""
-    session, step = setting.session, state.step
+def _learn(training: _Training, state: PolicyState, rollout: Rollout, steps: OptimizerSteps) -> dict[str, float]:
+    """Update policy and critic, make the self-checks of the first step, and adapt the KL weight."""
+    session, step = training.session, state.step
     config, temperature = session.config.ppo, session.config.sample.temperature
     if is_due(state.claims, "kl_is_zero"):
         apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # per token: in a sum differences might cancel
         require(state.claims, "kl_is_zero", SENTENCES["kl_is_zero"], float(apart), MAX_TOKEN_DIFFERENCE)
-    setting.optimizers.schedule(config, step, state.breakdowns.rate)
+    training.optimizers.schedule(config, step, state.recovery.rate)
     train_policy, seed = step >= config.critic_warmup_steps, session.seed("ppo", "update", step)
-    figures = update(session.roles, setting.optimizers, rollout, config, temperature, seed, train_policy, turns)
+    figures = update(session.roles, training.optimizers, rollout, config, temperature, seed, train_policy, steps)
     if "policy/first_ratio_error" in figures and is_due(state.claims, "first_ratio_is_one"):
         error = figures["policy/first_ratio_error"]
         require(state.claims, "first_ratio_is_one", SENTENCES["first_ratio_is_one"], error, MOST_RATIO_ERROR)
@@ -207,21 +216,22 @@ def _learn(setting: _Setting, state: State, rollout: Rollout, turns: Turns) -> d
     return {**rollout.figures, **figures, "response/distinct_2": distinct_n(_texts(session, rollout), 2)}
 
 
-def _collect(setting: _Setting, state: State) -> Rollout:
-    """The rollout of the step after `state.step`."""
-    session, config = setting.session, setting.session.config
+def _collect(training: _Training, state: PolicyState) -> Rollout:
+    """Collect the rollout of the step after `state.step`."""
+    session, config = training.session, training.session.config
     size = config.ppo.batch_size
-    chosen = setting.order[state.step * size : (state.step + 1) * size]
-    baseline = None if setting.baselines is None else setting.baselines[chosen]
-    prompts, seed = [setting.prompts[i] for i in chosen], session.seed("ppo", "rollout", state.step)
-    return collect(session.roles, prompts, config.ppo, config.sample, setting.scale, state.kl_coef, seed, baseline)
+    chosen = training.order[state.step * size : (state.step + 1) * size]
+    baseline = None if training.baselines is None else training.baselines[chosen]
+    prompts, seed = [training.prompts[i] for i in chosen], session.seed("ppo", "rollout", state.step)
+    return collect(session.roles, prompts, config.ppo, config.sample, training.scale, state.kl_coef, seed, baseline)
 
 
 def _texts(session: Session, rollout: Rollout) -> list[str]:
     return [session.base.decode(response.tokens) for response in rollout.responses]
 
 
-def _evaluate(session: Session, evaluation: PolicyEvaluation, state: State) -> None:
-    answers, figures = evaluation.evaluate(state.step, session.config.ppo, partial(diverged, session, "ppo"))
+def _evaluate(training: _Training, state: PolicyState) -> None:
+    session, evaluation = training.session, training.evaluation
+    answers, figures = evaluation.evaluate(state.step, session.config.ppo, training.report.diverged)
     evaluation.log(session.run_dir, state.step, answers, figures)
     keep_if_best(session.roles, session.work("ppo"), state, figures, session.config)

@@ -1,4 +1,4 @@
-"""Stage 2c: the reward adapter and its head, from SFT, on the comparisons."""
+"""Stage 2c: train the reward adapter and its head on the comparisons, starting from SFT."""
 
 import time
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowrank_rlhf.config.schema import RewardConfig
 from lowrank_rlhf.evaluation.match import score_answers
 from lowrank_rlhf.evaluation.reward_metrics import (
     accuracy_in_words,
@@ -20,7 +21,7 @@ from lowrank_rlhf.evaluation.reward_metrics import (
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.logistic import fit_pair_head
 from lowrank_rlhf.maths.masking import pool
-from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_features, score_tokens
 from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
@@ -28,11 +29,11 @@ from lowrank_rlhf.run.directory import write_json_atomic
 from lowrank_rlhf.run.records import Score, write_jsonl
 from lowrank_rlhf.run.results import Claim
 from lowrank_rlhf.session import Session
-from lowrank_rlhf.training.nan_recovery import RollBack
+from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clipped_step
 from lowrank_rlhf.training.prompts import first_fitting, max_prompt_tokens
 from lowrank_rlhf.training.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
-from lowrank_rlhf.training.role_checkpoints import Checkpoints
+from lowrank_rlhf.training.role_checkpoints import RoleCheckpoints
 from lowrank_rlhf.training.rollout import RewardScale
 from lowrank_rlhf.training.self_checks import base_unchanged, checksums, others_unchanged
 
@@ -47,7 +48,10 @@ def run(session: Session) -> dict[str, Any]:
     """
     config, roles = session.config.reward, session.roles
     before = session.base.checksum()
-    train, held_out = split_groups(read_groups(session), config.held_out, session.seed("reward", "split"))
+    groups, note = read_groups(session.base, session.run_dir.path, session.config.model.max_length)
+    if note:
+        session.progress.say(f"  {note}")
+    train, held_out = split_groups(groups, config.held_out, session.seed("reward", "split"))
     load_role(roles, Role.POLICY, session.run_dir.artifact("adapters/sft"))
     roles.copy(Role.POLICY, Role.REWARD)
     roles.new_head(Role.REWARD, torch.Generator().manual_seed(session.seed("reward", "head")))
@@ -103,7 +107,7 @@ def run(session: Session) -> dict[str, Any]:
 
 
 def _score(session: Session, groups: Sequence[Group]) -> list[Tensor]:
-    """The reward model's scores of each group's answers, (K,) each, on the CPU."""
+    """Return the reward model's scores of each group's answers, (K,) each, on the CPU."""
     base = session.base
     rows = rows_of(groups, base)
     pooled = pool(score_tokens(session.roles, Role.REWARD, rows), rows.response, session.config.reward.pooling)
@@ -164,7 +168,7 @@ def _features(session: Session, groups: Sequence[Group]) -> list[Tensor] | None:
 
 
 def _fit_head(session: Session, groups: Sequence[Group], features: Sequence[Tensor]) -> None:
-    """Set the head to the best one for the adapter as it is."""
+    """Set the head to the best one for the current adapter."""
     chosen, rejected, weights = [], [], []
     for group, of_group in zip(groups, features, strict=True):
         for better, worse, _ in group.pairs:
@@ -179,7 +183,7 @@ def _fit_head(session: Session, groups: Sequence[Group], features: Sequence[Tens
 
 
 def _train(session: Session, groups: Sequence[Group]) -> None:
-    """Epochs over the prompts in seeded order, from the last checkpoint where there is one."""
+    """Train epochs over the prompts in seeded order, from the last checkpoint if there is one."""
     config, roles = session.config.reward, session.roles
     order: list[int] = []
     for epoch in range(config.epochs):
@@ -187,52 +191,69 @@ def _train(session: Session, groups: Sequence[Group]) -> None:
         order += torch.randperm(len(groups), generator=generator).tolist()
     batches = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
     optimizer = torch.optim.AdamW(roles.parameters(Role.REWARD), lr=config.learning_rate, weight_decay=0.0)
-    checkpoints = Checkpoints(session, "reward", Role.REWARD, optimizer)
+    checkpoints = RoleCheckpoints(session.work("reward"), "reward", roles, Role.REWARD, optimizer, session.metrics)
+    report = SkipReport("reward", "reward.learning_rate", session.run_dir, session.progress, session.base)
     done = checkpoints.resume()
-    with session.progress.track("reward", len(batches), "steps", done) as bar, checkpoints.saved_if_stopped(bar):
+    with (
+        session.progress.track("reward", len(batches), "steps", done) as bar,
+        checkpoints.saved_if_stopped(bar, session.stop),
+    ):
         while bar.count < len(batches):
             try:
-                figures = _advance(checkpoints, bar.count, [groups[i] for i in batches[bar.count]], len(batches))
+                batch = [groups[i] for i in batches[bar.count]]
+                figures = _advance(checkpoints, report, config, bar.count, batch, len(batches))
             except RollBack:
                 bar.advance(checkpoints.roll_back() - bar.count)
                 continue
             bar.advance(1, **{name: figures[name] for name in ("loss", "tokens_per_second") if name in figures})
             due = bar.count % config.save_every == 0 or bar.count == len(batches)
-            if due and not checkpoints.breakdowns.in_a_row:  # else there would be no good one left
+            if due and not checkpoints.recovery.in_a_row:  # a roll-back needs one from before the skipped steps
                 checkpoints.save(bar.count)
 
 
-def _advance(checkpoints: Checkpoints, done: int, groups: Sequence[Group], steps: int) -> dict[str, float]:
-    """The step after `done` of them, or note that it is skipped: its figures."""
-    session, optimizer, breakdowns = checkpoints.session, checkpoints.optimizer, checkpoints.breakdowns
-    optimizer.param_groups[0]["lr"] = breakdowns.rate * session.config.reward.learning_rate * (1 - done / steps)
+def _advance(
+    checkpoints: RoleCheckpoints,
+    report: SkipReport,
+    config: RewardConfig,
+    done: int,
+    groups: Sequence[Group],
+    steps: int,
+) -> dict[str, float]:
+    """Take the step after `done` completed ones, or count it as skipped; return its figures."""
+    roles, optimizer, recovery = checkpoints.roles, checkpoints.optimizer, checkpoints.recovery
+    optimizer.param_groups[0]["lr"] = recovery.rate * config.learning_rate * (1 - done / steps)
     since, problem, figures = time.monotonic(), None, {"skipped": 1.0}
     try:
         widest = max(group.width * len(group.answers) for group in groups)  # a group is never cut
-        loss, accuracy = session.base.limits.retry(lambda: _step(session, groups, optimizer), widest)
+        loss, accuracy = roles.base.limits.retry(lambda: _step(roles, optimizer, groups, config), widest)
         pace = sum(group.tokens for group in groups) / (time.monotonic() - since)
         figures = {"loss": loss, "accuracy": accuracy, "tokens_per_second": pace, "skipped": 0.0}
     except NotFinite as error:
         problem = str(error)
-    session.metrics.append("reward", done + 1, **figures)
+    checkpoints.metrics.append("reward", done + 1, **figures)
     if problem is None:
-        breakdowns.made()
+        recovery.complete()
     else:
-        breakdowns.skipped(session, "reward", done + 1, problem, rows_of(groups, session.base))
+        recovery.skip(report, done + 1, problem, rows_of(groups, roles.base))
     return figures
 
 
-def _step(session: Session, groups: Sequence[Group], optimizer: torch.optim.Optimizer) -> tuple[float, float]:
-    """One optimiser step; the mean loss and the pair accuracy before it."""
-    config, roles, base = session.config.reward, session.roles, session.base
+def _step(
+    roles: Roles, optimizer: torch.optim.Optimizer, groups: Sequence[Group], config: RewardConfig
+) -> tuple[float, float]:
+    """Take one optimizer step; return the mean loss and the pair accuracy before it."""
+    base = roles.base
     optimizer.zero_grad()
     total, right = torch.zeros(2, dtype=torch.float64, device=base.device)
     with roles.acting_as(Role.REWARD, train=True):
         for part in roles.group.shard(_micro_batches(groups, base.limits.tokens, roles.group.world_size)):
-            rows = rows_of(part, base)
-            scores = split_scores(pool(roles.scores(rows), rows.response, config.pooling), part)
+            rows = rows_of(part, base)  # (N, T), N = all answers of the part's groups
+            pooled = pool(roles.scores(rows), rows.response, config.pooling)  # (N, T) -> (N,)
+            scores = split_scores(pooled, part)  # one (K,) per prompt
+            # All pairs of a prompt are one element, so that a prompt with many answers does not dominate the batch
+            # (Ouyang et al. 2022, section 3.5): K forwards, not K(K-1).
             losses = [group_loss(s, group, config.loss, config.margin) for s, group in zip(scores, part, strict=True)]
-            loss = torch.stack(losses).sum() / len(groups)
+            loss = torch.stack(losses).sum() / len(groups)  # scalar; parts of all processes add up to the mean
             roles.backward(loss)
             total += loss.detach()
             for found, group in zip(scores, part, strict=True):
@@ -243,9 +264,9 @@ def _step(session: Session, groups: Sequence[Group], optimizer: torch.optim.Opti
 
 
 def _micro_batches(groups: Sequence[Group], max_tokens: int, at_least: int = 1) -> list[list[Group]]:
-    """Whole groups together while their padded rows fit; a group is never cut, for its loss needs all its scores.
+    """Put whole groups together while their padded rows fit; a group is never cut, as its loss needs all its scores.
 
-    There are `at_least` so many parts where there are as many groups.
+    Returns at least `at_least` parts if there are as many groups.
     """
     parts: list[list[Group]] = []
     most = max(1, len(groups) // at_least)

@@ -1,4 +1,4 @@
-"""Stage 1: the SFT adapter, trained with TRL on demonstrations, or taken from elsewhere."""
+"""Stage 1: train the SFT adapter with TRL on demonstrations, or load an existing one."""
 
 import math
 import time
@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig as TrlSftConfig
+from trl import SFTTrainer
 
+from lowrank_rlhf.config.schema import SftConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.batching import rows_per_pass
 from lowrank_rlhf.maths.sequences import Sequences, pack
@@ -21,40 +23,40 @@ from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.progress import Bar
 from lowrank_rlhf.session import Session
-from lowrank_rlhf.training.nan_recovery import RollBack
+from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.optimizer_step import all_reduce_gradients
-from lowrank_rlhf.training.role_checkpoints import Checkpoints
+from lowrank_rlhf.training.role_checkpoints import RoleCheckpoints
 from lowrank_rlhf.training.self_checks import base_unchanged, checksums, others_unchanged
-from lowrank_rlhf.training.trl_bridge import lent
-from lowrank_rlhf.training.trl_loop import FiniteSteps, WholeSteps, loop_settings, schedule, train
+from lowrank_rlhf.training.trl_bridge import trl_bridge
+from lowrank_rlhf.training.trl_loop import AtomicAdamW, FiniteGuard, loop_settings, schedule, train
 
 Row = dict[str, list[int]]
 
 
 def run(session: Session) -> dict[str, Any]:
-    """Make `adapters/sft`."""
+    """Write `adapters/sft`."""
     config, roles = session.config.sft, session.roles
     before = session.base.checksum()
     others = checksums(roles, [Role.POLICY])
     roles.reset(Role.POLICY, torch.Generator().manual_seed(session.seed("sft", "init")))
     figures: dict[str, Any] = {"source": config.source}
     if config.source == "adapter":
-        plain_shape(Path(str(config.adapter)), Role.POLICY)  # shapes alone don't show that it needs another base
+        plain_shape(Path(str(config.adapter)), Role.POLICY)  # matching shapes do not prove that this is its base
         load_role(roles, Role.POLICY, Path(str(config.adapter)))
     elif config.source == "train":
         figures |= _train(session)
     save_role(roles, Role.POLICY, session.work("sft") / "adapters" / "sft")
     claims = [base_unchanged(session.base, "the sft stage", before)]
-    if others:  # a run begins with none
+    if others:  # empty in a new process
         claims.append(others_unchanged(roles, "the sft stage", others))
     return {**figures, "claims": [claim.model_dump() for claim in claims]}
 
 
 def training_rows(session: Session) -> list[Row]:
-    """Tokens and labels of the demonstrations, one after another for all epochs, each epoch in an order of its own."""
+    """Return tokens and labels of the demonstrations for all epochs, each in its own seeded order."""
     config, base = session.config.sft, session.base
     if not session.fitting.demonstrations:
-        raise UserError("data.prompts: no prompt outside the held-out ones has a `response`; or set sft.source: base")
+        raise UserError("data.prompts: no training prompt has a `response`. Add responses, or set sft.source: base")
     rows = []
     for demonstration in session.fitting.demonstrations:
         prompt = base.encode_prompt(demonstration.prompt)
@@ -71,14 +73,14 @@ def _train(session: Session) -> dict[str, Any]:
     config, roles = session.config.sft, session.roles
     rows = training_rows(session)
     steps = math.ceil(len(rows) / config.batch_size)
-    optimizer = WholeSteps(roles.parameters(Role.POLICY), lr=config.learning_rate, weight_decay=0.0)
-    checkpoints = Checkpoints(session, "sft", Role.POLICY, optimizer)
+    optimizer = AtomicAdamW(roles.parameters(Role.POLICY), lr=config.learning_rate, weight_decay=0.0)
+    checkpoints = RoleCheckpoints(session.work("sft"), "sft", roles, Role.POLICY, optimizer, session.metrics)
     done = checkpoints.resume()
-    with session.progress.track("sft", steps, "steps", done) as bar, checkpoints.saved_if_stopped(bar):
+    with session.progress.track("sft", steps, "steps", done) as bar, checkpoints.saved_if_stopped(bar, session.stop):
         while bar.count < steps:
             try:
                 widest = max(len(row["input_ids"]) for row in rows)
-                session.base.limits.retry(lambda: _go_on(checkpoints, rows, steps, bar), widest)
+                session.base.limits.retry(lambda: _train_steps(session, checkpoints, rows, steps, bar), widest)
             except RollBack:
                 bar.advance(checkpoints.roll_back() - bar.count)
     losses = [row["loss"] for row in session.metrics.read("sft") if "loss" in row]
@@ -87,13 +89,13 @@ def _train(session: Session) -> dict[str, Any]:
 
 
 def step_tokens(rows: Sequence[Row], batch_size: int) -> list[int]:
-    """Tokens that each step learns from, its prompts with their responses, without padding."""
+    """Return the tokens of each step, prompts with responses, without padding."""
     lengths = [len(row["input_ids"]) for row in rows]
     return [sum(lengths[start : start + batch_size]) for start in range(0, len(lengths), batch_size)]
 
 
 def _rate(step: int, steps: int, warmup_fraction: float) -> float:
-    """Linear warm-up, then a cosine to 0."""
+    """Return the share of the learning rate: linear warm-up, then a cosine to 0."""
     warmup = warmup_fraction * steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -101,41 +103,49 @@ def _rate(step: int, steps: int, warmup_fraction: float) -> float:
 
 
 def _rows_per_pass(session: Session, rows: list[Row]) -> int:
-    """Rows in one forward and backward, from all rows: from those left, a resumed run would round differently."""
+    """Return the rows of one pass, from all rows: from those left, a resumed run would round differently."""
     width = max(len(row["input_ids"]) for row in rows)
     return rows_per_pass(session.config.sft.batch_size // session.group.world_size, width, session.base.limits.tokens)
 
 
 def _own_rows(group: ProcessGroup, rows: Sequence[Row], batch_size: int) -> list[Row]:
-    """This process's rows of each step. Where the last one has none for it, a row that will weigh nothing is there."""
+    """Return this process's rows of each step; a row of weight 0 where the last step has none for it."""
     steps = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
     return [row for step in steps for row in group.shard(step) or step[:1]]
 
 
 def _weight(group: ProcessGroup, rows: Sequence[Row]) -> float:
-    """This process's part of a step's tokens to learn from: what the mean loss over its own ones counts for."""
+    """Return this process's share of a step's labelled tokens, the weight of its mean loss."""
     tokens = [sum(label != -100 for label in row["labels"]) for row in rows]
     return sum(group.shard(tokens)) / sum(tokens)
 
 
-def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> None:
-    """The steps that the bar leaves; called again it goes on with the step that was broken off."""
-    session, optimizer, done = checkpoints.session, checkpoints.optimizer, bar.count
+def _train_steps(session: Session, checkpoints: RoleCheckpoints, rows: list[Row], steps: int, bar: Bar) -> None:
+    """Train the remaining steps; called again it starts with the interrupted one."""
+    optimizer, done = checkpoints.optimizer, bar.count
     config, roles = session.config.sft, session.roles
-    finite = FiniteSteps(roles)
+    guard = FiniteGuard(roles)
+    report = SkipReport("sft", "sft.learning_rate", session.run_dir, session.progress, session.base)
     rates = schedule(
         optimizer,
-        checkpoints.breakdowns.rate * config.learning_rate,
+        checkpoints.recovery.rate * config.learning_rate,
         lambda step: _rate(step + done, steps, config.warmup_fraction),
     )
     own = config.batch_size // session.group.world_size
-    settings = loop_settings(session, "sft", own, _rows_per_pass(session, rows), steps - done)
-    with lent(roles) as loan:
+    settings = loop_settings(
+        session.base,
+        session.work("sft") / "trl",
+        session.seed("sft"),
+        rows=own,
+        rows_per_pass=_rows_per_pass(session, rows),
+        steps=steps - done,
+    )
+    with trl_bridge(roles) as bridge:
         trainer = SFTTrainer(
             model=roles.peft,
-            args=SFTConfig(
+            args=TrlSftConfig(
                 **settings,
-                max_grad_norm=0.0,  # `_Watcher` clips, when the gradient is whole
+                max_grad_norm=0.0,  # `_SftCallback` clips, after the all-reduce
                 dataset_kwargs={"skip_prepare_dataset": True},
                 max_length=None,
             ),
@@ -144,20 +154,30 @@ def _go_on(checkpoints: Checkpoints, rows: list[Row], steps: int, bar: Bar) -> N
             ),
             processing_class=session.base.tokenizer,
             optimizers=(optimizer, rates),
-            callbacks=[_Watcher(checkpoints, bar, rows, finite), finite],  # what the one has summed the other looks at
+            # The guard comes second: it checks the gradients that the first callback has summed.
+            callbacks=[_SftCallback(config, checkpoints, report, bar, rows, guard), guard],
         )
-        train(roles, loan, trainer, finite)
+        train(roles, bridge, trainer, guard)
 
 
-class _Watcher(TrainerCallback):
-    """Progress, metrics, checkpoints, skipped steps, and the sum of the processes' gradients for TRL's loop."""
+class _SftCallback(TrainerCallback):
+    """Callback for progress, metrics, checkpoints, skipped steps, and the all-reduce of the gradients."""
 
-    def __init__(self, checkpoints: Checkpoints, bar: Bar, rows: list[Row], finite: FiniteSteps) -> None:
-        self.checkpoints, self.bar, self.rows, self.finite = checkpoints, bar, rows, finite
-        self.tokens = step_tokens(rows, checkpoints.session.config.sft.batch_size)
+    def __init__(
+        self,
+        config: SftConfig,
+        checkpoints: RoleCheckpoints,
+        report: SkipReport,
+        bar: Bar,
+        rows: list[Row],
+        guard: FiniteGuard,
+    ) -> None:
+        self.config, self.checkpoints, self.report = config, checkpoints, report
+        self.bar, self.rows, self.guard = bar, rows, guard
+        self.group = checkpoints.roles.group
+        self.tokens = step_tokens(rows, config.batch_size)
         self.since, self.tokens_per_second = time.monotonic(), 0.0
         self.weight, self.norm = 1.0, 0.0
-        self.group = checkpoints.session.group
 
     def on_step_begin(
         self,
@@ -175,14 +195,14 @@ class _Watcher(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        optimizer, config = self.checkpoints.optimizer, self.checkpoints.session.config.sft
+        optimizer, config = self.checkpoints.optimizer, self.config
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.weight = _weight(self.group, self.rows[self.bar.count * config.batch_size :][: config.batch_size])
         for gradient in (p.grad for p in parameters if p.grad is not None and self.weight != 1):
             gradient.mul_(self.weight)
-        losses = torch.stack(self.finite.losses).sum()
+        losses = torch.stack(self.guard.losses).sum()
         all_reduce_gradients(self.group, optimizer, losses)
-        self.finite.losses = [losses]
+        self.guard.losses = [losses]
         self.norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
@@ -199,20 +219,20 @@ class _Watcher(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        session, breakdowns, step = self.checkpoints.session, self.checkpoints.breakdowns, self.bar.count
-        if self.finite.problem is not None:
-            session.metrics.append("sft", step, skipped=1.0)
-            size = session.config.sft.batch_size
-            batch = _packed(self.rows[(step - 1) * size : step * size], session.base)
-            breakdowns.skipped(session, "sft", step, self.finite.problem, batch)
+        metrics, recovery, step = self.checkpoints.metrics, self.checkpoints.recovery, self.bar.count
+        if self.guard.problem is not None:
+            metrics.append("sft", step, skipped=1.0)
+            size = self.config.batch_size
+            batch = _packed(self.rows[(step - 1) * size : step * size], self.checkpoints.roles.base)
+            recovery.skip(self.report, step, self.guard.problem, batch)
             return
-        breakdowns.made()
+        recovery.complete()
         loss = torch.tensor(self.weight * logs["loss"], dtype=torch.float64)
         self.group.all_reduce([loss], barrier=False)  # the step is made
         figures = {"loss": float(loss), "learning_rate": logs["learning_rate"], "grad_norm": self.norm}
-        session.metrics.append("sft", step, **figures, skipped=0.0, tokens_per_second=self.tokens_per_second)
+        metrics.append("sft", step, **figures, skipped=0.0, tokens_per_second=self.tokens_per_second)
         self.bar.advance(0, loss=float(loss))
-        if step % session.config.sft.save_every == 0:
+        if step % self.config.save_every == 0:
             self.checkpoints.save(step)
 
 

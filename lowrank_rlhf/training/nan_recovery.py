@@ -1,4 +1,4 @@
-"""Steps whose numbers are NaN or infinite: skipped, and where they don't end, rolled back once and then given up."""
+"""Recovery from NaN and infinity: skip the optimizer step, roll back once after three in a row, then give up."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -9,108 +9,120 @@ from torch import Tensor
 
 from lowrank_rlhf.errors import Diverged
 from lowrank_rlhf.maths.sequences import Sequences
+from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.storage import write_tensors
-from lowrank_rlhf.run.directory import write_json_atomic
+from lowrank_rlhf.run.directory import RunDir, write_json_atomic
 from lowrank_rlhf.run.files import new_folder
-from lowrank_rlhf.session import Session
+from lowrank_rlhf.run.progress import Progress, StopRequest
 
-MOST_IN_A_ROW = 3
-"""One bad batch says nothing; so many steps in a row say that the weights are bad, or the rate."""
+MAX_IN_A_ROW = 3
+"""One skipped step may be a bad batch; this many in a row mean bad weights or too high a learning rate."""
 _BATCH = "batch.safetensors"
 
 
 class RollBack(Exception):
-    """Training goes on from its last good checkpoint, at half the rate."""
+    """Training must resume from its last checkpoint, at half the learning rate."""
+
+
+@dataclass(frozen=True)
+class SkipReport:
+    """Reports of a stage's skipped steps: on the terminal, in events.jsonl, and the batch of the last one."""
+
+    stage: str
+    learning_rates: str
+    """Config keys of the learning rates, for the advice in an error."""
+    run_dir: RunDir
+    progress: Progress
+    base: Base
+
+    def skipped(self, step: int, problem: str, what: str) -> None:
+        """Report what of a step was skipped, and why."""
+        self.progress.say(f"  {self.stage}: step {step}: {problem}; {what}")
+        self.run_dir.event("skipped", stage=self.stage, step=step, problem=problem, what=what)
+
+    def rolled_back(self, step: int) -> None:
+        """Report a return to the last checkpoint."""
+        self.progress.say(
+            f"  {self.stage}: {MAX_IN_A_ROW} skipped steps in a row: resuming from the last good checkpoint, at half "
+            "the learning rate"
+        )
+        self.run_dir.event("rolled back", stage=self.stage, step=step)
+
+    def diverged(self, why: str, batch: Sequences, tensors: Mapping[str, Tensor]) -> Diverged:
+        """Save the batch and what was computed from it for inspection; return the error to raise."""
+        folder = self._save(batch, tensors)
+        return Diverged(
+            f"{self.stage}: {why}. Training stopped with all weights finite; the batch is in {folder}. Lower "
+            f"{self.learning_rates}, or set model.compute_dtype: float32; then rerun with --redo {self.stage}"
+        )
+
+    def _save(self, batch: Sequences, tensors: Mapping[str, Tensor]) -> Path:
+        """Write the batch's tensors and texts to the run folder, where `--redo` does not delete them."""
+        folder = self.run_dir.path / "not-finite" / self.stage
+        tensors = {"ids": batch.ids, "attention": batch.attention, "response": batch.response, **tensors}
+        rows = zip(batch.ids, batch.attention, batch.response, strict=True)
+        decode = self.base.tokenizer.decode
+        texts = [
+            {"prompt": str(decode(ids[kept & ~response])), "response": str(decode(ids[response]))}
+            for ids, kept, response in rows
+        ]
+        shutil.rmtree(folder, ignore_errors=True)
+        with new_folder(folder) as new:
+            write_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, new / _BATCH)
+            write_json_atomic(new / "texts.json", {"schema": 1, "rows": texts})
+        return folder
 
 
 @dataclass
-class Breakdowns:
-    """What a stage remembers of its skipped steps; saved with its checkpoints."""
+class NanRecovery:
+    """Skipped steps of a stage so far; saved with its checkpoints."""
 
     in_a_row: int = 0
-    """Steps up to now that do not count as made, with none between them that does."""
+    """Skipped steps since the last completed one."""
     rate: float = 1.0
-    """Share of the configured learning rates that is used; below 1 the stage was rolled back before."""
+    """Share of the configured learning rates in use; below 1 after a roll-back."""
 
-    def lowered(self) -> "Breakdowns":
-        """As it is after a roll-back."""
-        return Breakdowns(rate=self.rate / 2)
+    def after_roll_back(self) -> "NanRecovery":
+        """Return the state after a roll-back: half the rate, no skipped step."""
+        return NanRecovery(rate=self.rate / 2)
 
-    def made(self) -> None:
-        """A step was made."""
+    def complete(self) -> None:
+        """Count a completed step."""
         self.in_a_row = 0
 
-    def skipped(
+    def skip(
         self,
-        session: Session,
-        stage: str,
+        report: SkipReport,
         step: int,
         problem: str,
         batch: Sequences,
         what: str = "the step is skipped",
-        **more: Tensor,
+        **tensors: Tensor,
     ) -> None:
-        """A step does not count as made, for the problem that it names.
+        """Count and report a skipped step; `what` says if only some of its optimizer steps were skipped.
 
-        No weight has moved in it, unless `what` says that only some of PPO's turns were skipped: all those of a role.
-        Raises `RollBack` at the third one in a row. The next time it raises `Diverged` instead, and keeps what the step
-        was computed from: the batch, and `more` of the tensors.
+        Raises `RollBack` at the third one in a row. After a roll-back it raises `Diverged` instead, and saves the
+        batch and the `tensors` that the step was computed from.
         """
         self.in_a_row += 1
-        tell_skipped(session, stage, step, problem, what)
-        if self.in_a_row < MOST_IN_A_ROW:
+        report.skipped(step, problem, what)
+        if self.in_a_row < MAX_IN_A_ROW:
             return
         if self.rate < 1:
-            why = f"step {step}: {problem}. So had the {MOST_IN_A_ROW - 1} steps before it, at half the rate too"
-            raise diverged(session, stage, why, batch, more)
-        session.progress.say(f"  {stage}: {self.in_a_row} in a row: back to the last good checkpoint, at half the rate")
-        session.run_dir.event("rolled back", stage=stage, step=step)
+            before = MAX_IN_A_ROW - 1
+            why = f"step {step}: {problem}, as in the {before} steps before it, also at half the learning rate"
+            raise report.diverged(why, batch, tensors)
+        report.rolled_back(step)
         raise RollBack
 
-    def stopped(self, session: Session, stage: str, save: Callable[[], None], where: str) -> None:
-        """Obey a stop: save everything and say where that is, unless the last steps were skipped.
+    def save_if_stopped(self, stop: StopRequest, stage: str, save: Callable[[], None], position: str) -> None:
+        """Save before a requested stop, unless the last steps were skipped. Raises `Stopped`.
 
-        Those would become what a roll-back goes to. The last checkpoint is kept instead: each step follows from the
-        weights and its seed, so that going on from there comes to the same steps. Raises `Stopped`.
+        A checkpoint after skipped steps would be the one that a roll-back returns to. The previous one is kept instead:
+        every step follows from weights and seed, so resuming from it repeats the same steps.
         """
         if self.in_a_row:
-            session.stop.check(f"{stage} keeps its last checkpoint, from before what was just skipped")
+            stop.check(f"{stage} keeps its last checkpoint, from before the skipped steps")
         else:
             save()
-            session.stop.check(f"{stage} is saved {where}")
-
-
-def tell_skipped(session: Session, stage: str, step: int, problem: str, what: str) -> None:
-    """Say and note what of a step was skipped, and why."""
-    session.progress.say(f"  {stage}: step {step}: {problem}; {what}")
-    session.run_dir.event("skipped", stage=stage, step=step, problem=problem, what=what)
-
-
-def diverged(session: Session, stage: str, why: str, batch: Sequences, more: Mapping[str, Tensor]) -> Diverged:
-    """The error that ends the stage, with its last batch kept for inspection."""
-    folder = _keep(session, stage, batch, more)
-    rate = f"{stage}.learning_rate"
-    if stage == "ppo":
-        ours = session.config.align.algorithm == "ppo"
-        rate = "ppo.learning_rate and ppo.critic_learning_rate" if ours else "align.learning_rate"
-    return Diverged(
-        f"{stage}: {why}. Training stopped before that could spoil a weight; the batch is in {folder}. Lower {rate}, "
-        f"or set model.compute_dtype: float32 where it is not; then make the stage again with --redo {stage}"
-    )
-
-
-def _keep(session: Session, stage: str, batch: Sequences, more: Mapping[str, Tensor]) -> Path:
-    """Write the batch's tensors and texts; into the run's folder, so that `--redo` leaves them there."""
-    folder = session.run_dir.path / "not-finite" / stage
-    tensors = {"ids": batch.ids, "attention": batch.attention, "response": batch.response, **more}
-    rows = zip(batch.ids, batch.attention, batch.response, strict=True)
-    decode = session.base.tokenizer.decode
-    texts = [
-        {"prompt": str(decode(ids[kept & ~response])), "response": str(decode(ids[response]))}
-        for ids, kept, response in rows
-    ]
-    shutil.rmtree(folder, ignore_errors=True)
-    with new_folder(folder) as new:
-        write_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, new / _BATCH)
-        write_json_atomic(new / "texts.json", {"schema": 1, "rows": texts})
-    return folder
+            stop.check(f"{stage} is saved {position}")

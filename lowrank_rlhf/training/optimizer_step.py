@@ -1,4 +1,4 @@
-"""One step of an optimiser, made only where the loss and its gradient are finite."""
+"""Optimizer steps that are taken only if the loss and its gradient are finite."""
 
 import math
 from contextlib import AbstractContextManager
@@ -11,22 +11,19 @@ from lowrank_rlhf.run.distributed import ProcessGroup
 
 
 class NotFinite(ArithmeticError):
-    """A loss, a gradient or a score is NaN or infinite; the message says which."""
+    """A loss, a gradient or a score is NaN or infinite; the message names it."""
 
 
 def check_finite(what: str, value: float) -> None:
-    """Raises `NotFinite` where the value is NaN or infinite."""
+    """Raise `NotFinite` if the value is NaN or infinite."""
     if not math.isfinite(value):
         raise NotFinite(f"{what} is {value}")
 
 
-def whole_step() -> AbstractContextManager[None]:
-    """Around an optimiser's step, which cannot be tried again: out of memory in it some weights may have moved.
-
-    Raises `CannotFit` then.
-    """
+def atomic_step() -> AbstractContextManager[None]:
+    """Guard an optimizer's step. Raises `CannotFit` if memory runs out: some weights may have moved, so no retry."""
     helps = "Lower lora.rank or lora.last_layers; the same command goes on from the last checkpoint"
-    return nothing_to_halve("in the optimiser's step", helps)
+    return nothing_to_halve("in the optimizer's step", helps)
 
 
 def all_reduce_gradients(group: ProcessGroup, optimizer: torch.optim.Optimizer, *figures: Tensor) -> None:
@@ -43,14 +40,14 @@ def all_reduce_gradients(group: ProcessGroup, optimizer: torch.optim.Optimizer, 
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, whose: str, loss: float, max_norm: float) -> float:
-    """Clip the gradients of all its parameters together to that norm, step, and return the norm before clipping.
+    """Clip the global norm of the gradients, step, and return the norm before clipping.
 
-    Raises `NotFinite`, with every weight as it was, where the loss or the norm is NaN or infinite.
+    Raises `NotFinite`, before any weight moves, if the loss or the norm is NaN or infinite.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
     check_finite(f"the {whose}'s loss", loss)
     check_finite(f"the {whose}'s gradient norm", norm)
-    with whole_step():
+    with atomic_step():
         optimizer.step()
     return norm

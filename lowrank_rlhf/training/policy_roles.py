@@ -8,7 +8,7 @@ from lowrank_rlhf.errors import StageFailed
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import load_role, save_role
 from lowrank_rlhf.run import fault_points
-from lowrank_rlhf.training.policy_checkpoints import State
+from lowrank_rlhf.training.policy_checkpoints import PolicyState
 from lowrank_rlhf.training.reward_data import about_reward
 from lowrank_rlhf.training.rollout import RewardScale
 
@@ -44,7 +44,7 @@ def save_policies(roles: Roles, work: Path) -> None:
     fault_points.point("policy: the best one copied")
 
 
-def keep_if_best(roles: Roles, work: Path, state: State, figures: dict[str, float], config: Config) -> None:
+def keep_if_best(roles: Roles, work: Path, state: PolicyState, figures: dict[str, float], config: Config) -> None:
     """Save the policy as `best` in the work folder if its objective on held-out prompts is the highest so far.
 
     The objective is PPO's own, the reward model's score less the KL penalty, less `TRUNCATION_PENALTY` times the share

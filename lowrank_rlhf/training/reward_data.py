@@ -1,4 +1,4 @@
-"""Ranked answers as the reward model's elements: one prompt with its answers and every pair that was ordered."""
+"""Training data of the reward model: one prompt with its ranked answers and every ordered pair of them."""
 
 import random
 from collections import defaultdict
@@ -16,12 +16,11 @@ from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.run.directory import read_record
 from lowrank_rlhf.run.records import Comparison, Prompt, Ranking, Sample, read_jsonl
-from lowrank_rlhf.session import Session
 
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt's K ranked answers; pairs and tiers hold indices into `answers`."""
+    """One prompt with K ranked answers; pairs and tiers are indices into `answers`."""
 
     prompt_id: str
     prompt: list[int]
@@ -42,44 +41,42 @@ class Group:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are read to score every answer, each with the prompt before it, without padding."""
+        """Tokens in the forward pass over all answers, each after the prompt, without padding."""
         return sum(len(self.prompt) + len(answer) for answer in self.answers)
 
 
 def about_reward(adapter: Path) -> dict[str, Any]:
-    """What the reward stage noted beside its adapter: pooling, layers, mean and deviation of the scores, weakness.
+    """Return the reward stage's notes on its adapter: pooling, layers, mean and deviation of the scores, weakness.
 
-    Raises `UserError` where it is missing or cut short.
+    Raises `UserError` if the file is missing or incomplete.
     """
     about = read_record(adapter / "reward.json")
     if about is None:
-        raise UserError(f"{adapter / 'reward.json'}: missing or cut short; make the stage again: --redo reward")
+        raise UserError(f"{adapter / 'reward.json'}: missing or incomplete. Rerun the stage: --redo reward")
     return about
 
 
-def read_groups(session: Session) -> list[Group]:
-    """The run's comparisons, prompt by prompt. Says how many answers were too long and were cut."""
-    path = session.run_dir.artifact
-    groups, note = make_groups(
-        session,
-        read_jsonl(path("prompts.jsonl"), Prompt),
-        read_jsonl(path("answers.jsonl"), Sample),
-        read_jsonl(path("comparisons.jsonl"), Comparison),
-        read_jsonl(path("rankings.jsonl"), Ranking),
+def read_groups(base: Base, run: Path, max_length: int) -> tuple[list[Group], str | None]:
+    """Return the comparisons in a run folder as `make_groups` does."""
+    return make_groups(
+        base,
+        max_length,
+        read_jsonl(run / "prompts.jsonl", Prompt),
+        read_jsonl(run / "answers.jsonl", Sample),
+        read_jsonl(run / "comparisons.jsonl", Comparison),
+        read_jsonl(run / "rankings.jsonl", Ranking),
     )
-    if note:
-        session.progress.say(f"  {note}")
-    return groups
 
 
 def make_groups(
-    session: Session,
+    base: Base,
+    max_length: int,
     prompts: Iterable[Prompt],
     samples: Iterable[Sample],
     pairs: Iterable[Comparison],
     orders: Iterable[Ranking],
 ) -> tuple[list[Group], str | None]:
-    """Comparisons prompt by prompt, as many as `model.max_length` has room for, and a note if some were too long."""
+    """Return the comparisons by prompt, cut to `model.max_length`, and a note if something was cut or left out."""
     answers = {sample.id: sample for sample in samples}
     comparisons, rankings = defaultdict(list), defaultdict(list)
     for comparison in pairs:
@@ -90,21 +87,20 @@ def make_groups(
     for prompt in prompts:
         if not comparisons[prompt.id]:
             continue
-        tokens = session.base.encode_prompt(prompt)
-        room = session.config.model.max_length - len(tokens)
+        tokens = base.encode_prompt(prompt)
+        room = max_length - len(tokens)
         if room < 2:
             dropped += 1
             continue
-        group = _group(session, prompt.id, tokens, answers, comparisons[prompt.id], rankings[prompt.id])
+        group = _group(base, prompt.id, tokens, answers, comparisons[prompt.id], rankings[prompt.id])
         cut += sum(len(answer) > room for answer in group.answers)
         groups.append(_cut(group, room))
-    limit = f"model.max_length {session.config.model.max_length}"
-    note = f"{limit}: {dropped} prompts too long and left out, {cut} answers cut"
+    note = f"model.max_length {max_length}: {dropped} prompts too long and left out, {cut} answers cut"
     return groups, note if dropped or cut else None
 
 
 def _group(
-    session: Session,
+    base: Base,
     prompt_id: str,
     prompt: list[int],
     answers: dict[str, Sample],
@@ -112,16 +108,16 @@ def _group(
     rankings: Sequence[Ranking],
 ) -> Group:
     ranked = sorted({sample for ranking in rankings for tier in ranking.tiers for sample in tier})
-    place = {sample: i for i, sample in enumerate(ranked)}
+    index = {sample: i for i, sample in enumerate(ranked)}
     samples = [answers[sample] for sample in ranked]
     return Group(
         prompt_id=prompt_id,
         prompt=prompt,
         samples=ranked,
-        answers=[list(sample.tokens or session.base.encode_response(sample.text)) for sample in samples],
+        answers=[list(sample.tokens or base.encode_response(sample.text)) for sample in samples],
         lengths=[len(sample.text) for sample in samples],
-        pairs=[(place[pair.chosen], place[pair.rejected], pair.tier_gap) for pair in comparisons],
-        rankings=[[[place[sample] for sample in tier] for tier in ranking.tiers] for ranking in rankings],
+        pairs=[(index[pair.chosen], index[pair.rejected], pair.tier_gap) for pair in comparisons],
+        rankings=[[[index[sample] for sample in tier] for tier in ranking.tiers] for ranking in rankings],
     )
 
 
@@ -130,16 +126,16 @@ def _cut(group: Group, room: int) -> Group:
 
 
 def split_groups(groups: Sequence[Group], held_out: float, seed: int) -> tuple[list[Group], list[Group]]:
-    """Training and held-out groups, by prompt: comparisons of one prompt never stand on both sides."""
+    """Split the groups into training and held-out ones, so that no prompt is in both."""
     if len(groups) < 2:
-        raise UserError(f"{len(groups)} prompts have comparisons; the reward model needs 2 at least")
+        raise UserError(f"rank: {len(groups)} prompts have comparisons, 2 are required. Rank more prompts")
     shuffled = random.Random(seed).sample(groups, len(groups))
     count = min(max(1, round(held_out * len(groups))), len(groups) - 1)
     return shuffled[count:], shuffled[:count]
 
 
 def rows_of(groups: Sequence[Group], base: Base) -> Sequences:
-    """All answers of the groups, one row each: an answer is read once, however many pairs it is in."""
+    """Pack all answers of the groups, one row each: an answer is read once, however many pairs it is in."""
     return pack(
         [group.prompt for group in groups for _ in group.answers],
         [answer for group in groups for answer in group.answers],
@@ -149,12 +145,12 @@ def rows_of(groups: Sequence[Group], base: Base) -> Sequences:
 
 
 def split_scores(scores: Tensor, groups: Sequence[Group]) -> list[Tensor]:
-    """(N, ...) in the order of `rows_of` -> one (K, ...) for each group."""
+    """Split scores (N, ...) in the order of `rows_of` into one (K, ...) per group."""
     return list(scores.split([len(group.answers) for group in groups]))
 
 
 def group_loss(scores: Tensor, group: Group, loss: str, margin: float) -> Tensor:
-    """The ranking loss of one prompt from its answers' scores (K,): a scalar."""
+    """Return the ranking loss of one prompt, a scalar, from its answers' scores (K,)."""
     if loss == "plackett_luce":
         return torch.stack([plackett_luce_loss(scores, tiers) for tiers in group.rankings]).mean()
     better, worse, gaps = (torch.tensor(column, device=scores.device) for column in zip(*group.pairs, strict=True))

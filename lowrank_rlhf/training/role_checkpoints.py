@@ -1,4 +1,4 @@
-"""Checkpoints of a stage that trains one role: its weights, its optimiser and its skipped steps."""
+"""Checkpoints of a stage that trains one role: weights, optimizer and skipped steps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,71 +9,74 @@ from pathlib import Path
 import torch
 
 from lowrank_rlhf.errors import Stopped
-from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
 from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
-from lowrank_rlhf.run.directory import read_record, write_json_atomic
-from lowrank_rlhf.run.progress import Bar
-from lowrank_rlhf.session import Session
-from lowrank_rlhf.training.nan_recovery import Breakdowns
+from lowrank_rlhf.run.directory import StepLog, read_record, write_json_atomic
+from lowrank_rlhf.run.progress import Bar, StopRequest
+from lowrank_rlhf.training.nan_recovery import NanRecovery
 
-_OPTIMIZER, _BREAKDOWNS = "optimizer.safetensors", "breakdowns.json"
+_OPTIMIZER = "optimizer.safetensors"
+_RECOVERY = "breakdowns.json"
+"""Name that version 0.1 gave the file of `NanRecovery`; it is kept, so that old checkpoints can be resumed."""
 
 
 @dataclass
-class Checkpoints:
-    """Those of one stage."""
+class RoleCheckpoints:
+    """Checkpoints in one stage's work folder."""
 
-    session: Session
+    folder: Path
     stage: str
+    roles: Roles
     role: Role
     optimizer: torch.optim.Optimizer
-    breakdowns: Breakdowns = field(default_factory=Breakdowns)
+    metrics: StepLog
+    recovery: NanRecovery = field(default_factory=NanRecovery)
 
     def resume(self) -> int:
-        """Go to the last checkpoint, or make the first one; forget later metrics. Returns the steps that are done."""
-        found = latest_checkpoint(self.session.work(self.stage))
+        """Load the last checkpoint, or save the first one, and drop later metrics. Returns the completed steps."""
+        found = latest_checkpoint(self.folder)
         if found is None:
             self.save(0)
         done = self._load(*found) if found else 0
-        self.session.metrics.truncate(self.stage, done)
+        self.metrics.truncate(self.stage, done)
         return done
 
     def roll_back(self) -> int:
-        """Go to the last checkpoint, at half the rate. Returns the steps that are done."""
-        lowered = self.breakdowns.lowered()
+        """Load the last checkpoint and halve the learning rate. Returns the completed steps."""
+        recovery = self.recovery.after_roll_back()
         done = self.resume()
-        self.breakdowns = lowered
+        self.recovery = recovery
         self.save(done)
         return done
 
     def save(self, step: int) -> None:
-        """Keep everything as it is after that many steps."""
+        """Save the state after `step` steps."""
 
         def write(folder: Path) -> None:
-            save_role(self.session.roles, self.role, folder / self.role.name.lower())
+            save_role(self.roles, self.role, folder / self.role.name.lower())
             save_optimizer(self.optimizer, folder / _OPTIMIZER)
-            write_json_atomic(folder / _BREAKDOWNS, {"schema": 1, **vars(self.breakdowns)})
+            write_json_atomic(folder / _RECOVERY, {"schema": 1, **vars(self.recovery)})
 
-        save_checkpoint(self.session.work(self.stage), step, write)
+        save_checkpoint(self.folder, step, write)
 
     @contextmanager
-    def saved_if_stopped(self, bar: Bar) -> Iterator[None]:
-        """Around a training loop whose bar counts the steps: a stop inside a step saves what those before it made.
+    def saved_if_stopped(self, bar: Bar, stop: StopRequest) -> Iterator[None]:
+        """Save the completed steps if the training loop in the block is stopped (see `NanRecovery.save_if_stopped`).
 
-        (`Breakdowns.stopped` says when not.) No weight moves before a step's last forward and backward; what the step
-        has accumulated is dropped.
+        `bar` counts the steps. No weight moves before a step's last forward and backward, so an unfinished step leaves
+        nothing to undo: its accumulated gradients are dropped.
         """
         try:
             yield
         except Stopped:
-            where = f"at step {bar.count}"
-            self.breakdowns.stopped(self.session, self.stage, partial(self.save, bar.count), where)
+            position = f"at step {bar.count}"
+            self.recovery.save_if_stopped(stop, self.stage, partial(self.save, bar.count), position)
             raise
 
     def _load(self, done: int, folder: Path) -> int:
-        load_role(self.session.roles, self.role, folder / self.role.name.lower())
+        load_role(self.roles, self.role, folder / self.role.name.lower())
         load_optimizer(self.optimizer, folder / _OPTIMIZER)
-        saved = read_record(folder / _BREAKDOWNS) or {}
-        self.breakdowns = Breakdowns(**{name: saved[name] for name in vars(self.breakdowns) if name in saved})
+        saved = read_record(folder / _RECOVERY) or {}
+        self.recovery = NanRecovery(**{name: saved[name] for name in vars(self.recovery) if name in saved})
         return done

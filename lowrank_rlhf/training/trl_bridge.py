@@ -1,8 +1,9 @@
-"""The roles' model as TRL's trainers are given it: what they do by an adapter's name becomes a role's turn.
+"""Bridge between the roles' model and TRL's trainers: their switches of adapter become switches of the acting role.
 
-TRL's trainers reach SFT's distribution by `set_adapter("ref")` on the model, and answers by `generate`; before that
-they make `ref` themselves. All of these are public methods of a PEFT model. While the model is lent, they are the
-roles' own: a switch past `acting_as` would not reach the fused layers, and the reference would silently be the policy.
+TRL's trainers reach SFT's distribution by `set_adapter("ref")` on the model and sample by `generate`; when they are
+built they also create `ref`. All three are public methods of a PEFT model. While the bridge is open they are replaced,
+because a switch of adapter that bypasses `acting_as` would not reach the fused layers: the reference would silently be
+the policy.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,67 +16,68 @@ from torch import Tensor
 from lowrank_rlhf.models.roles import Role, Roles
 
 Generate = Callable[[list[list[int]]], Sequence[Sequence[int]]]
-"""Prompts, one for each answer -> the tokens of the answers."""
+"""Prompts, one per answer -> the tokens of the answers."""
 
 
-class Loan:
-    """Whose turn it is while TRL holds the model: one role's, as everywhere, or nobody's."""
+class TrlBridge:
+    """The acting role while TRL has the model: one at a time, as everywhere."""
 
     def __init__(self, roles: Roles):
-        self._roles, self._turn = roles, ExitStack()
+        self._roles, self._acting = roles, ExitStack()
 
-    def give(self, role: Role) -> None:
-        """That role's turn until the next change. The policy learns in its turns, every other role only reads.
+    def switch_to(self, role: Role) -> None:
+        """Make a role act until the next switch. The policy trains, every other role only reads.
 
-        It may lie between a forward of the policy and its backward, if the policy has its turn again before that: what
-        the backward needs is kept in the graph (`fused`), and gradients go where they are wanted at that moment.
+        A switch may come between a forward of the policy and its backward, if the policy acts again before that: the
+        graph keeps what the backward needs, and gradients go to whatever requires them at that moment.
         """
-        self._turn.close()
-        self._turn.enter_context(self._roles.acting_as(role, train=role is Role.POLICY))
+        self._acting.close()
+        self._acting.enter_context(self._roles.acting_as(role, train=role is Role.POLICY))
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Nobody's turn inside the block, so that any role may act in it; then the policy's."""
-        self._turn.close()
+    def released(self) -> Iterator[None]:
+        """Let no role act in the block, so that the block may choose one; the policy acts after it."""
+        self._acting.close()
         yield
-        self.give(Role.POLICY)
+        self.switch_to(Role.POLICY)
 
-    def end(self) -> None:
-        """Nobody's turn."""
-        self._turn.close()
+    def close(self) -> None:
+        """Let no role act."""
+        self._acting.close()
 
 
 @contextmanager
-def lent(roles: Roles, generate: Generate | None = None) -> Iterator[Loan]:
-    """The block in which a trainer of TRL is built on `roles.peft` and trains; its end leaves the model as it was.
+def trl_bridge(roles: Roles, generate: Generate | None = None) -> Iterator[TrlBridge]:
+    """Open a bridge: build a trainer on `roles.peft` in the block and train; the model is restored at its end.
 
-    Build the trainer before the first turn, while everything is frozen, or TRL casts the adapter to bfloat16 in place.
-    Where it makes a reference it copies the policy onto REFERENCE: give that its own weights again before training.
+    Build the trainer before the first switch, while everything is frozen, or TRL casts the adapter to bfloat16 in
+    place. If TRL makes a reference, it copies the policy onto REFERENCE: load REFERENCE again before training.
     """
-    model, base, loan = roles.peft, roles.base.model, Loan(roles)
+    model, base, bridge = roles.peft, roles.base.model, TrlBridge(roles)
     switch, use_cache = model.set_adapter, base.config.use_cache
 
     def set_adapter(name: str, **settings: Any) -> None:
-        if settings:  # `acting_as` itself
+        if settings:  # called by `acting_as`
             switch(name, **settings)
         else:
-            loan.give(Role(name))
+            bridge.switch_to(Role(name))
 
     def answers(input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
-        assert generate is not None  # noqa: S101 - else the model keeps its own
-        with loan.aside():
+        assert generate is not None  # noqa: S101 - otherwise the model keeps its own `generate`
+        with bridge.released():
             found = generate([ids[kept.bool()].tolist() for ids, kept in zip(input_ids, attention_mask, strict=True)])
+        # (B, longest answer), padded on the right as TRL expects
         blank = torch.full((len(found), max(map(len, found))), roles.base.pad, device=input_ids.device)
         for row, tokens in zip(blank, found, strict=True):
             row[: len(tokens)] = torch.tensor(tokens)
         return torch.cat([input_ids, blank], 1)
 
-    own: dict[str, Any] = {"set_adapter": set_adapter, "add_adapter": lambda *_: None}
-    vars(model).update(own | ({"generate": answers} if generate else {}))
+    replaced: dict[str, Any] = {"set_adapter": set_adapter, "add_adapter": lambda *_: None}
+    vars(model).update(replaced | ({"generate": answers} if generate else {}))
     try:
-        yield loan
+        yield bridge
     finally:
-        loan.end()
+        bridge.close()
         for name in ("set_adapter", "add_adapter", "generate"):
             vars(model).pop(name, None)
         vars(base).pop("forward", None)  # TRL's fused head

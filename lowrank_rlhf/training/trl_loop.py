@@ -1,39 +1,40 @@
-"""What the stages that train with TRL share: the loop's settings, whole steps, and no step with a NaN in it."""
+"""Training loop of the stages that use TRL: settings, atomic optimizer steps, and the guard against NaN."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.session import Session
-from lowrank_rlhf.training.optimizer_step import NotFinite, check_finite, whole_step
-from lowrank_rlhf.training.trl_bridge import Loan
+from lowrank_rlhf.training.optimizer_step import NotFinite, atomic_step, check_finite
+from lowrank_rlhf.training.trl_bridge import TrlBridge
 
 
-class WholeSteps(torch.optim.AdamW):
-    """Out of memory inside a step ends the stage: TRL's loop would be tried again with weights that had moved."""
+class AtomicAdamW(torch.optim.AdamW):
+    """AdamW that ends the stage if memory runs out inside a step: a retry would start from weights that have moved."""
 
     def step(self, closure: Any = None) -> Any:
-        """As AdamW's; raises `CannotFit` where memory runs out."""
-        with whole_step():
+        """Step as AdamW does. Raises `CannotFit` if memory runs out."""
+        with atomic_step():
             return super().step(closure)
 
 
-class FiniteSteps(TrainerCallback):
-    """Drops the gradients of a step in which something was not finite, so that the optimiser passes over it."""
+class FiniteGuard(TrainerCallback):
+    """Callback that drops the gradients of a step with a NaN or an infinity, so that the optimizer skips it."""
 
     def __init__(self, roles: Roles) -> None:
         self.roles = roles
         self.losses: list[torch.Tensor] = []
         self.problem: str | None = None
-        """What was not finite in the step that runs, or ran last."""
+        """Value that was not finite in the current or last step."""
 
     def on_forward(self, _: Any, __: Any, output: Any) -> None:
-        """A hook on the model: TRL's own log would hide a loss that is not finite, or keep it for ever."""
-        if output.loss is not None:  # up to TRL 1.15 RLOO and GRPO read logits: then their gradient has to tell
+        """Keep a forward's loss (a hook on the model): TRL's own log hides a loss that is not finite, or keeps it."""
+        if output.loss is not None:  # None for RLOO and GRPO up to TRL 1.15, which read logits: see the gradient's norm
             self.losses.append(output.loss.detach())
 
     def on_step_begin(
@@ -62,45 +63,45 @@ class FiniteSteps(TrainerCallback):
             self.problem = self.problem or str(error)
         if self.problem is not None:
             for parameter in parameters:
-                parameter.grad = None  # the optimiser passes over those that have none
+                parameter.grad = None  # the optimizer skips parameters without a gradient
 
 
-def loop_settings(session: Session, stage: str, rows: int, rows_per_pass: int, steps: int) -> dict[str, Any]:
-    """Settings of transformers' loop that are the same whatever it trains: `steps` of so many rows each.
+def loop_settings(base: Base, folder: Path, seed: int, *, rows: int, rows_per_pass: int, steps: int) -> dict[str, Any]:
+    """Return the settings of transformers' training loop that all trainers share: `steps` of `rows` rows each.
 
-    Rows come in the order given: a resumed run drops those already seen, and needs no state of a sampler.
+    Rows are taken in the given order: a resumed run drops the ones already seen, and needs no sampler state.
     """
     return {
-        "output_dir": str(session.work(stage) / "trl"),
+        "output_dir": str(folder),
         "per_device_train_batch_size": rows_per_pass,
         "gradient_accumulation_steps": rows // rows_per_pass,
         "max_steps": steps,
         "train_sampling_strategy": "sequential",
-        "bf16": False,  # the base is in its number format already, and its layers cast the adapters
-        "gradient_checkpointing": False,  # where wanted it is on already, without reentrance
-        "use_cpu": session.base.device.type == "cpu",
+        "bf16": False,  # the base has its number format already, and its layers cast the adapters
+        "gradient_checkpointing": False,  # switched on by `load_base` if configured, non-reentrant
+        "use_cpu": base.device.type == "cpu",
         "logging_steps": 1,
-        "logging_nan_inf_filter": True,  # a NaN would stay in every later step's loss; `FiniteSteps` sees it before
+        "logging_nan_inf_filter": True,  # a NaN would stay in every later step's loss; `FiniteGuard` sees it first
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "seed": session.seed(stage) % 2**32,
+        "seed": seed % 2**32,
     }
 
 
 def schedule(optimizer: torch.optim.Optimizer, highest: float, share: Callable[[int], float]) -> LambdaLR:
-    """`share(step)` of the highest rate, at each step from now on."""
-    optimizer.zero_grad()  # what a step that was broken off had accumulated
-    optimizer.param_groups[0].update(lr=highest, initial_lr=highest)  # what the schedule multiplies
+    """Set the learning rate to `share(step)` of the highest one, counting steps from now."""
+    optimizer.zero_grad()  # drop the gradients of an interrupted step
+    optimizer.param_groups[0].update(lr=highest, initial_lr=highest)  # LambdaLR multiplies initial_lr
     return LambdaLR(optimizer, share)
 
 
-def train(roles: Roles, loan: Loan, trainer: Trainer, finite: FiniteSteps) -> None:
-    """All of the trainer's steps, in the policy's turn."""
+def train(roles: Roles, bridge: TrlBridge, trainer: Trainer, guard: FiniteGuard) -> None:
+    """Run all of the trainer's steps with the policy acting."""
     trainer.remove_callback(PrinterCallback)
-    losses = roles.peft.register_forward_hook(finite.on_forward)
+    losses = roles.peft.register_forward_hook(guard.on_forward)
     try:
-        loan.give(Role.POLICY)
+        bridge.switch_to(Role.POLICY)
         trainer.train()
     finally:
         losses.remove()

@@ -1,4 +1,4 @@
-"""What an alternative to PPO has to bring: its data, TRL's trainer for some of its steps, and what its log means."""
+"""Interface of the alternatives to PPO: their data, TRL's trainer for some of the steps, and the meaning of its log."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -6,40 +6,42 @@ from typing import Any, Protocol
 from transformers import Trainer
 
 from lowrank_rlhf.maths.sequences import Sequences
-from lowrank_rlhf.training.trl_bridge import Generate, Loan
-from lowrank_rlhf.training.trl_loop import FiniteSteps
+from lowrank_rlhf.training.trl_bridge import Generate, TrlBridge
+from lowrank_rlhf.training.trl_loop import FiniteGuard
 
 
 class Task(Protocol):
-    """An algorithm with what it learns from, in the order of all its steps."""
+    """Algorithm with its training data, in the order of its steps."""
 
     steps: int
-    """Optimiser steps of the whole stage."""
+    """Optimizer steps of the stage."""
     width: int
     """Padded tokens of the longest row of a batch: an answer with its prompt, or a pair of them."""
     claim: str
-    """What `first` shows, in words."""
+    """Self-check that `first_error` measures, as a sentence."""
     tolerance: float
-    """How large `first` may be: for rounding."""
+    """Largest `first_error` that rounding explains."""
 
     def begin(self, step: int) -> None:
-        """The step after that many is about to begin."""
+        """Prepare the step after `step` completed ones."""
 
     @property
     def generate(self) -> Generate | None:
-        """The policy's answers to a step's prompts; None where the algorithm samples none."""
+        """Function that samples the policy's answers; None if the algorithm samples none."""
 
-    def trainer(self, loan: Loan, finite: FiniteSteps, settings: dict[str, Any], steps: range, **rest: Any) -> Trainer:
-        """TRL's trainer for those of the steps, with the loop's settings and the `rest` of its arguments."""
+    def trainer(
+        self, bridge: TrlBridge, guard: FiniteGuard, settings: dict[str, Any], steps: range, **rest: Any
+    ) -> Trainer:
+        """Build TRL's trainer for a range of steps, with the loop's settings and the `rest` of its arguments."""
 
     def figures(self, logs: Mapping[str, float]) -> dict[str, float]:
-        """The figures of the step that ran, from TRL's log, under the names that they have in PPO's metrics."""
+        """Return the last step's figures from TRL's log, under the names of PPO's metrics."""
 
-    def first(self, logs: Mapping[str, float]) -> float | None:
-        """By how much the log of the first step is off from what it says if TRL's reference is SFT; None says nothing.
+    def first_error(self, logs: Mapping[str, float]) -> float | None:
+        """Return the first step's error in a figure that is known if TRL's reference is SFT, as the policy still is.
 
-        Until that step the policy is SFT, too.
+        None if the log has no such figure.
         """
 
     def batch(self) -> Sequences:
-        """What the step that ran learnt from."""
+        """Return the last step's training batch."""

@@ -20,12 +20,12 @@ from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import load_optimizer, save_optimizer
-from lowrank_rlhf.training.ppo_update import Optimizers, Turns, update
+from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
 from lowrank_rlhf.training.rollout_file import load_rollout, save_rollout
 
 
 def test_an_update_broken_off_at_any_forward_goes_on_alike(tiny_base, tmp_path) -> None:
-    """Rollout and turns go through their files; gradients that were half accumulated are dropped."""
+    """Rollout and steps go through their files; gradients that were half accumulated are dropped."""
     roles, config = start(make_roles(tiny_base())), make_ppo_config(epochs=2, minibatches=2)
     limit_tokens(roles.base, 50)
     rollout = rollout_of(roles, config)
@@ -43,18 +43,18 @@ def test_an_update_broken_off_at_any_forward_goes_on_alike(tiny_base, tmp_path) 
         for role, weights in before.items():
             for name, parameter in roles.named_parameters(role).items():
                 parameter.data.copy_(weights[name])
-        optimizers, turns, own = Optimizers.create(roles, config), Turns(), rollout
+        optimizers, steps, own = Optimizers.create(roles, config), OptimizerSteps(), rollout
         forwards[0], stop_at[0] = 0, at
         if at:
             with pytest.raises(Stopped):
-                update(roles, optimizers, own, config, 0.9, 3, True, turns)
-            optimizers, turns, own = _through_files(roles, config, optimizers, turns, own, tmp_path)
-        figures = update(roles, optimizers, own, config, 0.9, 3, True, turns)
+                update(roles, optimizers, own, config, 0.9, 3, True, steps)
+            optimizers, steps, own = _through_files(roles, config, optimizers, steps, own, tmp_path)
+        figures = update(roles, optimizers, own, config, 0.9, 3, True, steps)
         return {role: snapshot(roles, role) for role in Role}, _without_times(figures)
 
     expected, figures = outcome(0)
     total = forwards[0]
-    assert total == 16  # two micro-batches in each of eight turns
+    assert total == 16  # two micro-batches in each of eight steps
     for at in range(1, total + 1):
         weights, found = outcome(at)
         assert found == figures, at
@@ -62,13 +62,15 @@ def test_an_update_broken_off_at_any_forward_goes_on_alike(tiny_base, tmp_path) 
             assert all(torch.equal(weights[role][name], value) for name, value in expected[role].items()), (at, role)
 
 
-def _through_files(roles: Roles, config: Any, optimizers: Optimizers, turns: Turns, rollout: Any, folder: Path) -> Any:
+def _through_files(
+    roles: Roles, config: Any, optimizers: Optimizers, steps: OptimizerSteps, rollout: Any, folder: Path
+) -> Any:
     save_rollout(rollout, folder)
     fresh = Optimizers.create(roles, config)
     for one, other in ((optimizers.policy, fresh.policy), (optimizers.critic, fresh.critic)):
         save_optimizer(one, folder / "optimizer.safetensors")
         load_optimizer(other, folder / "optimizer.safetensors")
-    return fresh, Turns(**json.loads(json.dumps(vars(turns)))), load_rollout(roles, folder)
+    return fresh, OptimizerSteps(**json.loads(json.dumps(vars(steps)))), load_rollout(roles, folder)
 
 
 def _without_times(figures: dict[str, float]) -> dict[str, float]:

@@ -23,8 +23,7 @@ from lowrank_rlhf.run.checkpoints import save_checkpoint
 from lowrank_rlhf.run.directory import write_json_atomic
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo
-from lowrank_rlhf.training import policy_checkpoints
-from lowrank_rlhf.training.policy_checkpoints import State
+from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState
 from lowrank_rlhf.training.policy_roles import keep_if_best
 from lowrank_rlhf.training.ppo_update import Optimizers
 from lowrank_rlhf.training.rollout import Rollout
@@ -252,7 +251,7 @@ def test_while_the_critic_warms_up_the_policy_is_sft_and_no_candidate(make, monk
 
 @pytest.mark.parametrize("algorithm", ["dpo", "rloo", "grpo"])
 def test_only_ppo_has_a_critic_to_warm_up(make, algorithm) -> None:
-    session, state = make(align__algorithm=algorithm, ppo__critic_warmup_steps=2), State(step=1, sft_eos_rate=1.0)
+    session, state = make(align__algorithm=algorithm, ppo__critic_warmup_steps=2), PolicyState(step=1, sft_eos_rate=1.0)
     keep_if_best(session.roles, session.work("ppo"), state, {"objective": 0.5, "eos_rate": 1.0}, session.config)
     assert state.best_step == 1
 
@@ -261,7 +260,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) 
     """As one from before `best_step` and `sft_eos_rate` were kept; a piece that is unknown here does no harm."""
     session = make(ppo__steps=1)
     ppo.run(session)
-    state = {"schema": 1, **asdict(State(step=1)), "unknown": 2}
+    state = {"schema": 1, **asdict(PolicyState(step=1)), "unknown": 2}
     for missing in ([], ["sft_eos_rate", "best_step"]):
 
         def write(folder: Path, missing: list[str] = missing) -> None:
@@ -274,7 +273,9 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) 
         save_checkpoint(session.work("ppo"), 1, write)
         if not missing:
             optimizers = Optimizers.create(session.roles, session.config.ppo)
-            assert policy_checkpoints.resume(session, optimizers.of_roles)[0] == State(step=1)
+            folder = session.work("ppo")
+            checkpoints = PolicyCheckpoints(folder, session.roles, optimizers.of_roles, (), kl_coef=0.05)
+            assert checkpoints.resume()[0] == PolicyState(step=1)
     rows = list(session.metrics.read("ppo"))
     with pytest.raises(StageFailed) as caught:
         ppo.run(session)

@@ -27,6 +27,10 @@ from lowrank_rlhf.stages import ppo, reward
 from lowrank_rlhf.training.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
 
 
+def groups_of(session: Session) -> list[Group]:
+    return read_groups(session.base, session.run_dir.path, session.config.model.max_length)[0]
+
+
 @pytest.fixture
 def session(tiny_folder, tmp_path) -> Session:
     """No checkpoint, no data yet; the model is loaded only where it is asked for."""
@@ -75,7 +79,7 @@ def test_groups_from_records(session) -> None:
         Ranking(prompt_id="a", tiers=(("a-0", "a-2"), ("a-1",)), annotator="two"),
     ]
     write_ranked(session, [ask("a"), ask("b"), ask("c")], samples, rankings)
-    first, second = read_groups(session)
+    first, second = groups_of(session)
     assert (first.prompt_id, second.prompt_id) == ("a", "b")
     assert first.prompt == session.base.encode_prompt(ask("a"))
     assert first.answers == [[9, 10, 2], [11], [12, 2]]
@@ -99,7 +103,7 @@ def test_long_answers_are_cut_and_long_prompts_left_out(tiny_folder, tmp_path) -
     ]
     rankings = [Ranking(prompt_id=name, tiers=((f"{name}-0",), (f"{name}-1",)), annotator="x") for name in "ab"]
     write_ranked(session, prompts, samples, rankings)
-    (only,) = read_groups(session)
+    (only,) = groups_of(session)
     assert only.prompt_id == "a"
     assert [len(answer) for answer in only.answers] == [3, 40 - length]
     assert only.width == 40
@@ -164,7 +168,7 @@ def test_a_step_does_not_depend_on_the_micro_batches(tiny_folder, tmp_path) -> N
     session = make_session(make_config(tiny_folder(), reward__max_grad_norm=1e9), tmp_path)
     save_sft(session)
     write_ranked(session, *separable(4))
-    groups = read_groups(session)
+    groups = groups_of(session)
     roles = session.roles
     roles.copy(Role.POLICY, Role.REWARD)
     roles.new_head(Role.REWARD, torch.Generator().manual_seed(0))
@@ -277,12 +281,12 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, leas
     assert all(torch.equal(p, adapter[name]) for name, p in session.roles.named_parameters(Role.POLICY).items())
     # The scores' mean and deviation are those of the held-out answers, as the saved adapter gives them.
     load_role(session.roles, Role.REWARD, folder)
-    held_out = split_groups(read_groups(session), 0.3, session.seed("reward", "split"))[1]
+    held_out = split_groups(groups_of(session), 0.3, session.seed("reward", "split"))[1]
     scores = torch.cat(reward._score(session, held_out))
     assert float(scores.mean()) == pytest.approx(about["score_mean"], rel=1e-5)
     assert float(scores.std()) == pytest.approx(about["score_std"], rel=1e-5)
     every = list(read_jsonl(session.work("reward") / "scores.jsonl", Score))
-    groups = read_groups(session)
+    groups = groups_of(session)
     again = dict(zip([s for g in groups for s in g.samples], torch.cat(reward._score(session, groups)), strict=True))
     assert {score.sample_id: score.score for score in every} == pytest.approx(
         {name: float(score) for name, score in again.items()}, rel=1e-4, abs=1e-5

@@ -28,9 +28,10 @@ from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import align
 from lowrank_rlhf.training import rloo_grpo
-from lowrank_rlhf.training.dpo import Comparing
+from lowrank_rlhf.training.dpo import DpoTask
 from lowrank_rlhf.training.policy_roles import load_roles
-from lowrank_rlhf.training.rloo_grpo import Sampling
+from lowrank_rlhf.training.reward_data import read_groups
+from lowrank_rlhf.training.rloo_grpo import OnlineTask
 
 ALGORITHMS = tuple(SETTINGS)
 KL_IS_0 = "KL(policy || SFT) is 0 at step 0"
@@ -48,6 +49,11 @@ def make(ready, tmp_path) -> Callable[..., Session]:
 
 def go(config: Config, runs: Path, **more: Any) -> RunDir:
     return pipeline.run(config, runs, progress=Progress.silent(), **more)
+
+
+def dpo_task(session: Session) -> DpoTask:
+    groups, _ = read_groups(session.base, session.run_dir.path, session.config.model.max_length)
+    return DpoTask(session.roles, groups, session.config.align, session.config.seed)
 
 
 def answer_sums(session: Session, role: Role, batch: Sequences) -> Tensor:
@@ -109,14 +115,14 @@ def test_only_the_policy_moves_and_the_reference_is_sft(make, algorithm) -> None
 def test_the_loss_of_dpo_is_the_formula_s_against_sft(make, monkeypatch) -> None:
     """-log sigmoid(beta ((log p/p_sft)(better) - (log p/p_sft)(worse))), from this package's own log-probabilities."""
     session = make("dpo", align__beta=0.3)
-    begin, expected = Comparing.begin, {}
+    begin, expected = DpoTask.begin, {}
 
-    def look(task: Comparing, step: int) -> None:
+    def look(task: DpoTask, step: int) -> None:
         begin(task, step)
         batch = task.batch()
         expected[step] = batch, snapshot(session.roles, Role.POLICY)
 
-    monkeypatch.setattr(Comparing, "begin", look)
+    monkeypatch.setattr(DpoTask, "begin", look)
     align.run(session)
     losses = {row["step"]: row["policy/loss"] for row in session.metrics.read("ppo") if "policy/loss" in row}
     assert losses[1] == pytest.approx(math.log(2), abs=1e-6)
@@ -135,9 +141,9 @@ def test_the_loss_of_dpo_is_the_formula_s_against_sft(make, monkeypatch) -> None
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_the_kl_is_that_of_the_answers_against_sft(make, monkeypatch, algorithm) -> None:
     session = make(algorithm, model__micro_batch_tokens=1000)
-    rewards, expected = Sampling._rewards, []
+    rewards, expected = OnlineTask._rewards, []
 
-    def look(task: Sampling, *rest: Any) -> list[float]:
+    def look(task: OnlineTask, *rest: Any) -> list[float]:
         batch = task.batch()
         temperature = session.config.sample.temperature
         policy, reference = (
@@ -148,7 +154,7 @@ def test_the_kl_is_that_of_the_answers_against_sft(make, monkeypatch, algorithm)
         expected.append(float(masked_sum(kl, batch.response).mean()))
         return rewards(task, *rest)
 
-    monkeypatch.setattr(Sampling, "_rewards", look)
+    monkeypatch.setattr(OnlineTask, "_rewards", look)
     align.run(session)
     found = [row["objective/kl"] for row in session.metrics.read("ppo") if "objective/kl" in row]
     assert found == pytest.approx(expected, abs=2e-5)
@@ -171,8 +177,8 @@ def test_the_scores_are_ppo_s_own(make, monkeypatch) -> None:
     """Normalised, clipped, and replaced where an answer does not end."""
     session = make("rloo", ppo__missing_eos="replace", ppo__missing_eos_score=-3.0, ppo__score_clip=0.4)
     seen: list[list[float]] = []
-    rewards = Sampling._rewards
-    monkeypatch.setattr(Sampling, "_rewards", lambda *args: seen.append(rewards(*args)) or seen[-1])
+    rewards = OnlineTask._rewards
+    monkeypatch.setattr(OnlineTask, "_rewards", lambda *args: seen.append(rewards(*args)) or seen[-1])
     align.run(session)
     values = [value for step in seen for value in step]
     assert len(values) == 5 * 6
@@ -183,10 +189,15 @@ def test_the_scores_are_ppo_s_own(make, monkeypatch) -> None:
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_trl_reads_the_prompts_as_we_do(make, monkeypatch, algorithm) -> None:
     session = make(algorithm)
-    generate, seen = Sampling.generate, []
-    monkeypatch.setattr(Sampling, "generate", lambda task, prompts: seen.append(prompts) or generate(task, prompts))
+    generate, seen = OnlineTask.generate, []
+    monkeypatch.setattr(OnlineTask, "generate", lambda task, prompts: seen.append(prompts) or generate(task, prompts))
     align.run(session)
-    task = Sampling(session, load_roles(session.roles, session.run_dir.artifact("adapters"), session.config))
+    task = OnlineTask(
+        session.roles,
+        session.prompts[0],
+        session.config,
+        load_roles(session.roles, session.run_dir.artifact("adapters"), session.config),
+    )
     rows = [row["tokens"] for row in task.rows for _ in range(3)]
     assert [prompt for step in seen for prompt in step] == rows
     assert len(rows) == 5 * 6
@@ -194,7 +205,7 @@ def test_trl_reads_the_prompts_as_we_do(make, monkeypatch, algorithm) -> None:
 
 def test_dpo_learns_from_every_ordered_pair_and_no_tie(make) -> None:
     session = make("dpo")
-    task = Comparing(session)
+    task = dpo_task(session)
     pairs = [json.loads(line) for line in session.run_dir.artifact("comparisons.jsonl").read_text().splitlines()]
     ranked = [json.loads(line) for line in session.run_dir.artifact("rankings.jsonl").read_text().splitlines()]
     tiers = [[len(tier) for tier in row["tiers"]] for row in ranked]
@@ -299,7 +310,7 @@ def test_it_is_named_where_the_stage_is_told(ready, tmp_path) -> None:
 def test_the_reference_is_not_the_bare_base(make) -> None:
     """The project's first law: what KL is measured against has SFT in it."""
     session = with_sft(make("dpo"))
-    batch = Comparing(session).batch()
+    batch = dpo_task(session).batch()
     reference = answer_sums(session, Role.REFERENCE, batch)
     session.roles.reset(Role.POLICY, torch.Generator().manual_seed(0))  # a fresh adapter changes nothing
     assert float((answer_sums(session, Role.POLICY, batch) - reference).abs().max()) > 0.1

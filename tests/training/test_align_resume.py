@@ -12,7 +12,7 @@ from lowrank_rlhf.models import batch_limits
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.directory import RunDir, StepLog
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.training.trl_loop import FiniteSteps, WholeSteps
+from lowrank_rlhf.training.trl_loop import AtomicAdamW, FiniteGuard
 
 ADAPTERS = ("adapters/policy", "adapters/policy-last", "watched.jsonl")
 MORE = {"ppo__save_every": 3, "align__warmup_steps": 1}
@@ -110,15 +110,15 @@ def test_killed_after_any_row(ready, whole, tmp_path, monkeypatch, algorithm) ->
 @pytest.mark.parametrize("algorithm", SETTINGS)
 def test_out_of_memory_it_goes_on_with_smaller_micro_batches(ready, whole, tmp_path, monkeypatch, algorithm) -> None:
     """Once, in the third step: no step is lost, and the steps before it are what they were."""
-    runs, begun, begin = ready.runs(tmp_path), [], FiniteSteps.on_pre_optimizer_step
+    runs, begun, begin = ready.runs(tmp_path), [], FiniteGuard.on_pre_optimizer_step
 
-    def refuse(finite: FiniteSteps, *args: Any, **rest: Any) -> None:
+    def refuse(finite: FiniteGuard, *args: Any, **rest: Any) -> None:
         begun.append(1)
         if len(begun) == 3:
             raise MemoryError("none left")
         begin(finite, *args, **rest)
 
-    monkeypatch.setattr(FiniteSteps, "on_pre_optimizer_step", refuse)
+    monkeypatch.setattr(FiniteGuard, "on_pre_optimizer_step", refuse)
     monkeypatch.setattr(batch_limits, "release_freed_memory", lambda: None)
     run_dir = go(ready.config(algorithm, **MORE), runs)
     assert "micro-batches of 50 tokens" in (run_dir.path / "events.jsonl").read_text()
@@ -132,6 +132,6 @@ def test_a_step_of_the_optimiser_that_has_no_memory_ends_the_stage(ready, tmp_pa
     def step(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(WholeSteps.__mro__[1], "step", step)
+    monkeypatch.setattr(AtomicAdamW.__mro__[1], "step", step)
     with pytest.raises(CannotFit, match="out of memory in the optimiser's step"):
         go(ready.config("dpo", **MORE), ready.runs(tmp_path))

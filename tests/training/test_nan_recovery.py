@@ -25,11 +25,11 @@ from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward, sft
 from lowrank_rlhf.training.optimizer_step import NotFinite, clipped_step
-from lowrank_rlhf.training.policy_checkpoints import State
-from lowrank_rlhf.training.ppo_update import Optimizers, Turns, update
+from lowrank_rlhf.training.policy_checkpoints import PolicyState
+from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
 from lowrank_rlhf.training.rollout import Rollout
 from lowrank_rlhf.training.self_checks import require
-from lowrank_rlhf.training.trl_loop import FiniteSteps
+from lowrank_rlhf.training.trl_loop import FiniteGuard
 
 ADVICE = r"Lower [^;]*learning_rate.*compute_dtype: float32.*--redo "
 bad = pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -65,16 +65,16 @@ def spoil_sft(monkeypatch: pytest.MonkeyPatch) -> Callable[[Container[int]], lis
 
     def plan(numbers: Container[int]) -> list[dict[str, Tensor]]:
         seen: list[dict[str, Tensor]] = []
-        real = FiniteSteps.on_pre_optimizer_step
+        real = FiniteGuard.on_pre_optimizer_step
 
-        def spoilt(finite: FiniteSteps, *args: Any, **rest: Any) -> None:
+        def spoilt(finite: FiniteGuard, *args: Any, **rest: Any) -> None:
             roles = finite.roles
             seen.append(snapshot(roles, Role.POLICY))
             if len(seen) in numbers:
                 roles.parameters(Role.POLICY)[-1].grad[0, 0] = math.nan
             real(finite, *args, **rest)
 
-        monkeypatch.setattr(FiniteSteps, "on_pre_optimizer_step", spoilt)
+        monkeypatch.setattr(FiniteGuard, "on_pre_optimizer_step", spoilt)
         return seen
 
     return plan
@@ -191,49 +191,49 @@ def test_the_reward_stage_skips_a_step(reward_context, spoil, value) -> None:
 @bad
 @pytest.mark.parametrize("role", [Role.POLICY, Role.CRITIC])
 def test_an_update_skips_a_turn(tiny_base, spoil, role, value) -> None:
-    roles, config, turns = start(make_roles(tiny_base())), make_ppo_config(epochs=3), Turns()
+    roles, config, steps = start(make_roles(tiny_base())), make_ppo_config(epochs=3), OptimizerSteps()
     rollout = rollout_of(roles, config)
     before = spoil(role, {2, 3}, value)
-    figures = update(roles, Optimizers.create(roles, config), rollout, config, 0.9, 3, True, turns)
+    figures = update(roles, Optimizers.create(roles, config), rollout, config, 0.9, 3, True, steps)
     assert same(*before)
     assert unmoved(roles, role, before[1])
-    assert (figures["skipped"], turns.skipped, turns.done) == (2, 2, 6)
-    assert not turns.lost
-    assert re.fullmatch(rf"the {role.name.lower()}'s gradient norm is (nan|inf)", turns.problem or "")
+    assert (figures["skipped"], steps.skipped, steps.done) == (2, 2, 6)
+    assert not steps.role_skipped
+    assert re.fullmatch(rf"the {role.name.lower()}'s gradient norm is (nan|inf)", steps.problem or "")
     assert all(math.isfinite(figure) for figure in figures.values())
 
 
 @pytest.mark.parametrize("role", [Role.POLICY, Role.CRITIC])
 def test_an_update_is_lost_where_a_role_makes_no_turn(tiny_base, spoil, role) -> None:
-    roles, config, turns = start(make_roles(tiny_base())), make_ppo_config(epochs=2), Turns()
+    roles, config, steps = start(make_roles(tiny_base())), make_ppo_config(epochs=2), OptimizerSteps()
     rollout = rollout_of(roles, config)
     spoil(role, {1, 2})
-    update(roles, Optimizers.create(roles, config), rollout, config, 0.9, 3, True, turns)
-    assert (turns.skipped, turns.done, turns.lost) == (2, 4, True)
+    update(roles, Optimizers.create(roles, config), rollout, config, 0.9, 3, True, steps)
+    assert (steps.skipped, steps.done, steps.role_skipped) == (2, 4, True)
 
 
 def test_an_update_of_the_critic_alone_is_not_lost(tiny_base) -> None:
-    roles, config, turns = start(make_roles(tiny_base())), make_ppo_config(), Turns()
-    update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, 3, False, turns)
-    assert (turns.skipped, turns.done, turns.lost) == (0, 1, False)
+    roles, config, steps = start(make_roles(tiny_base())), make_ppo_config(), OptimizerSteps()
+    update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, 3, False, steps)
+    assert (steps.skipped, steps.done, steps.role_skipped) == (0, 1, False)
 
 
 def test_a_nan_ratio_is_no_ratio_of_one(tiny_base) -> None:
     """Old log-probabilities of one answer are NaN: neither a maximum nor a comparison may drop it."""
-    roles, config, turns = start(make_roles(tiny_base())), make_ppo_config(), Turns()
+    roles, config, steps = start(make_roles(tiny_base())), make_ppo_config(), OptimizerSteps()
     rollout = rollout_of(roles, config)
     old = rollout.logprobs.clone()
     old[3][rollout.batch.response[3]] = math.nan
     spoilt = replace(rollout, logprobs=old)
     before = snapshot(roles, Role.POLICY)
-    figures = update(roles, Optimizers.create(roles, config), spoilt, config, 0.9, 3, True, turns)
-    assert turns.problem == "the policy's loss is nan"
+    figures = update(roles, Optimizers.create(roles, config), spoilt, config, 0.9, 3, True, steps)
+    assert steps.problem == "the policy's loss is nan"
     assert unmoved(roles, Role.POLICY, before)
     assert "policy/first_ratio_error" not in figures
 
 
 def test_a_claim_does_not_hold_for_nan() -> None:
-    state = State()
+    state = PolicyState()
     with pytest.raises(StageFailed, match="it is off by nan"):
         require(state.claims, "kl_is_zero", "KL is 0", math.nan, 1e-4)
     assert [claim.holds for claim in state.claims] == [False]
@@ -272,26 +272,26 @@ def events_of(session: Session, kind: str) -> list[dict[str, Any]]:
 
 
 def test_a_step_of_ppo_that_lost_some_turns_is_made(make_ppo, spoil, monkeypatch) -> None:
-    """One of the critic's two turns in each of the first three steps: no roll-back, and each step is kept."""
+    """One of the critic's two steps in each of the first three steps: no roll-back, and each step is kept."""
     session = make_ppo(ppo__epochs=2)
     said = list[str]()
     monkeypatch.setattr(session.progress, "say", said.append)
     spoil(Role.CRITIC, {1, 4, 5})
     ppo.run(session)
     assert skips(session, "ppo") == [(1, 1), (2, 1), (3, 1), (4, 0)]
-    assert [event["what"] for event in events_of(session, "skipped")] == ["1 of 4 turns are skipped"] * 3
+    assert [event["what"] for event in events_of(session, "skipped")] == ["1 of 4 optimizer steps are skipped"] * 3
     assert events_of(session, "rolled back") == []
-    assert "  ppo: step 2: the critic's gradient norm is nan; 1 of 4 turns are skipped" in said
+    assert "  ppo: step 2: the critic's gradient norm is nan; 1 of 4 optimizer steps are skipped" in said
     assert not [line for line in said if "the step is skipped" in line or "in a row" in line]
 
 
 def test_what_a_lost_step_of_ppo_left_out_is_told_truly(make_ppo, spoil) -> None:
-    """The policy's turns were made."""
+    """The policy's steps were made."""
     session = make_ppo(ppo__epochs=2)
     spoil(Role.CRITIC, {3, 4})
     ppo.run(session)
     (event,) = events_of(session, "skipped")
-    assert (event["step"], event["what"]) == (2, "2 of 4 turns are skipped")
+    assert (event["step"], event["what"]) == (2, "2 of 4 optimizer steps are skipped")
 
 
 def test_a_policy_whose_objective_is_nan_is_not_kept(ppo_context, monkeypatch) -> None:
@@ -332,7 +332,7 @@ def test_ppo_is_rolled_back_once(ppo_context, spoil) -> None:
     assert skips(ppo_context, "ppo") == [(step, 0) for step in range(1, 5)]
     assert same(before[0], before[2])
     state = json.loads((ppo_context.work("ppo") / "step-000004/state.json").read_text())
-    assert state["breakdowns"] == {"in_a_row": 0, "rate": 0.5}
+    assert state["recovery"] == {"in_a_row": 0, "rate": 0.5}
 
 
 LEARNS = {"sft": Role.POLICY, "reward": Role.REWARD, "ppo": Role.CRITIC}

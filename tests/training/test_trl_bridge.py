@@ -6,7 +6,7 @@ from tiny import gradients, make_batch, make_roles, role_loss, snapshot
 
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_logprobs
-from lowrank_rlhf.training.trl_bridge import lent
+from lowrank_rlhf.training.trl_bridge import trl_bridge
 
 
 def logprobs(roles) -> torch.Tensor:
@@ -19,8 +19,8 @@ def test_a_switch_by_name_is_that_role_s_turn(tiny_base, quantization) -> None:
     roles = make_roles(tiny_base(quantization))
     expected = {role: score_logprobs(roles, role, make_batch(), 1.0).logprobs for role in (Role.POLICY, Role.REFERENCE)}
     assert not expected[Role.POLICY].allclose(expected[Role.REFERENCE], atol=0.1)
-    with lent(roles) as loan:
-        loan.give(Role.POLICY)
+    with trl_bridge(roles) as bridge:
+        bridge.switch_to(Role.POLICY)
         assert roles.acting is Role.POLICY
         assert logprobs(roles).allclose(expected[Role.POLICY], atol=1e-5)
         with torch.no_grad():  # as TRL does it
@@ -44,8 +44,8 @@ def test_the_reference_s_turn_between_forward_and_backward_changes_no_gradient(
     """DPO reads its reference there."""
     roles, batch = make_roles(tiny_base(quantization, checkpointing)), make_batch()
     expected = gradients(roles, Role.POLICY, batch)
-    with lent(roles) as loan:
-        loan.give(Role.POLICY)
+    with trl_bridge(roles) as bridge:
+        bridge.switch_to(Role.POLICY)
         loss = role_loss(roles, Role.POLICY, batch)
         roles.peft.set_adapter("ref")
         logprobs(roles)
@@ -67,8 +67,8 @@ def test_answers_are_the_roles_own(tiny_base) -> None:
         return [[7, 8, 2], [9, 2]]
 
     ids = torch.tensor([[0, 0, 5], [4, 5, 6]])
-    with lent(roles, generate) as loan:
-        loan.give(Role.POLICY)
+    with trl_bridge(roles, generate) as bridge:
+        bridge.switch_to(Role.POLICY)
         found = roles.peft.generate(input_ids=ids, attention_mask=torch.tensor([[0, 0, 1], [1, 1, 1]]), top_k=0)
         assert roles.acting is Role.POLICY
     assert seen == [[5], [4, 5, 6]]
@@ -78,7 +78,7 @@ def test_answers_are_the_roles_own(tiny_base) -> None:
 def test_a_reference_that_trl_wants_to_add_is_there_already(tiny_base) -> None:
     roles = make_roles(tiny_base())
     before = {role: snapshot(roles, role) for role in Role}
-    with lent(roles):
+    with trl_bridge(roles):
         roles.peft.add_adapter("ref", roles.peft.peft_config["default"])
         assert not any(parameter.requires_grad for parameter in roles.peft.parameters())
     assert all(before[role][name].equal(weight) for role in Role for name, weight in snapshot(roles, role).items())
@@ -90,11 +90,11 @@ def test_after_an_error_too_the_model_is_its_own_again(tiny_base) -> None:
     roles = make_roles(tiny_base())
 
     def fails_in_the_middle() -> None:
-        with lent(roles, lambda prompts: prompts) as loan:
-            loan.give(Role.POLICY)
+        with trl_bridge(roles, lambda prompts: prompts) as bridge:
+            bridge.switch_to(Role.POLICY)
             roles.base.model.forward = roles.base.model.forward  # as TRL's fused head
             roles.base.model.config.use_cache = False
-            with loan.aside():
+            with bridge.released():
                 raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
