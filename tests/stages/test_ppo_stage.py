@@ -280,7 +280,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) 
     with pytest.raises(StageFailed) as caught:
         ppo.run(session)
     path = session.work("ppo") / "step-000001" / "state.json"
-    assert str(caught.value).startswith(f"ppo: {path} has no sft_eos_rate, best_step: ")
+    assert str(caught.value).startswith(f"ppo: {path}: sft_eos_rate, best_step not found: ")
     assert str(caught.value).endswith(": --redo ppo")
     assert list(session.metrics.read("ppo")) == rows  # nothing was forgotten
 

@@ -250,7 +250,7 @@ def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(make, monkeypatc
         return found * math.nan if 3 <= len(weights) <= 7 else found
 
     monkeypatch.setattr(rloo_grpo, "reward_scores", spoilt)
-    with pytest.raises(Stopped, match="ppo keeps its last checkpoint, from before what was just skipped"):
+    with pytest.raises(Stopped, match="ppo keeps its last checkpoint, from before the skipped steps"):
         align.run(session)
     session.stop.requested = False
     align.run(session)
@@ -264,7 +264,7 @@ def test_scores_that_stay_nan_end_the_stage(make, monkeypatch) -> None:
     """Three in a row roll it back, three more end it, and the batch is kept."""
     session = make("grpo")
     monkeypatch.setattr(rloo_grpo, "reward_scores", lambda _, batch, __: torch.full((len(batch),), math.nan))
-    with pytest.raises(Diverged, match=r"at half the rate too.*Lower align\.learning_rate, or"):
+    with pytest.raises(Diverged, match=r"also at half the learning rate.*Lower align\.learning_rate, or"):
         align.run(session)
     assert (session.run_dir.path / "not-finite" / "ppo" / "batch.safetensors").is_file()
     sft = read_tensors(session.run_dir.artifact("adapters/sft/adapter_model.safetensors"))

@@ -344,7 +344,7 @@ def test_the_second_time_it_is_given_up_and_the_batch_kept(request, spoil, spoil
     session, module = request.getfixturevalue(f"{stage}_context"), {"sft": sft, "reward": reward, "ppo": ppo}[stage]
     before = spoil_sft(range(2, 99)) if stage == "sft" else spoil(LEARNS[stage], range(2, 99))
     with pytest.raises(
-        Diverged, match=rf"{stage}: step 4: .* is nan\. .*at half the rate too.*{ADVICE}{stage}"
+        Diverged, match=rf"{stage}: step 4: .* is nan\. .*also at half the learning rate.*{ADVICE}{stage}"
     ) as told:
         module.run(session)
     assert told.value.exit_code == 7
@@ -383,7 +383,7 @@ def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(request, monkeyp
     session, module = request.getfixturevalue(f"{stage}_context"), {"sft": sft, "reward": reward, "ppo": ppo}[stage]
     before = spoil_sft(range(2, 7)) if stage == "sft" else spoil(LEARNS[stage], range(2, 7))
     stop_once_after(session, 3, monkeypatch)
-    with pytest.raises(Stopped, match=f"{stage} keeps its last checkpoint, from before what was just skipped"):
+    with pytest.raises(Stopped, match=f"{stage} keeps its last checkpoint, from before the skipped steps"):
         module.run(session)
     found = latest_checkpoint(session.work(stage))
     assert found
