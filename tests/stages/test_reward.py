@@ -175,7 +175,7 @@ def test_a_step_does_not_depend_on_the_micro_batches(tiny_folder, tmp_path) -> N
     optimizer, found = torch.optim.SGD(roles.parameters(Role.REWARD), lr=0.0), []
     for tokens in (10_000, 200, 1):
         limit_tokens(session.base, tokens)
-        loss, accuracy = reward._step(session, groups, optimizer)
+        loss, accuracy = reward._step(session.roles, optimizer, groups, session.config.reward)
         found.append((loss, accuracy, [parameter.grad.clone() for parameter in roles.parameters(Role.REWARD)]))
     for loss, accuracy, gradient in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
