@@ -93,7 +93,7 @@ NOTHING_ELSE = {
     "rank: {judge: endpoint, endpoint: {url: 'ftp:x', model: m}}": "my.yaml:3:36: rank.endpoint.url: must be an http",
     "rank: {judge: endpoint, endpoint: {model: m}}": "my.yaml:3:25: rank.endpoint.url: missing",
     "rank: {judge: endpoint, endpoint: here}": "my.yaml:3:25: rank.endpoint: must be a section",
-    "sample: {max_new_tokens: 600}\nmodel2: 1": "my.yaml:3:10: sample.max_new_tokens (600) leaves no room",
+    "sample: {max_new_tokens: 600}\nmodel2: 1": "my.yaml:3:10: sample.max_new_tokens (600) must be below model.max_length (512)",
     "stages: [sft, pop, ppo]": "my.yaml:3:15: stages[1]: must be",
     "stages: [ppo]\nseed: x": "my.yaml:4:1: seed: must be a whole number",
     "data: {held_out: 0, format: csv}\nstages: 3": "my.yaml:3:21: data.format: must be",
@@ -118,10 +118,10 @@ def test_all_mistakes_at_once(tmp_path, monkeypatch, capsys) -> None:
     expected = [
         "my.yaml:1:1: name: must be up to 64 letters",
         "my.yaml:4:8: data.prompts: gone.jsonl: there is no such file",
-        "my.yaml:5:1: sft: `adapter` goes with `source: adapter`",
-        "my.yaml:6:10: sample.max_new_tokens (600) leaves no room",
+        "my.yaml:5:1: sft: `adapter` and `source: adapter` must be set together",
+        "my.yaml:6:10: sample.max_new_tokens (600) must be below model.max_length (512)",
         "my.yaml:7:8: rank.judge: no judge is called 'robot'",
-        "my.yaml:8:10: reward: margin (1) goes with `loss: pairwise`",
+        "my.yaml:8:10: reward: margin (1) requires `loss: pairwise`",
         "my.yaml:9:17: ppo: minibatches (5) must divide batch_size (32)",
         "my.yaml:9:33: ppo: critic_warmup_steps (9) must be below steps (5)",
         "my.yaml:10:37: evaluate.promts: unknown key",
@@ -158,6 +158,6 @@ def test_without_model_and_name_the_rest_is_checked(tmp_path, monkeypatch, capsy
     assert [line.split(";")[0].removesuffix(", and it has no default") for line in found] == [
         "my.yaml: model: missing",
         "my.yaml: name: missing",
-        "my.yaml:1:1: sft: `adapter` goes with `source: adapter`, and only with it",
+        "my.yaml:1:1: sft: `adapter` and `source: adapter` must be set together",
         "my.yaml:2:8: rank.judge: no judge is called 'robot'",
     ]

@@ -131,13 +131,13 @@ _CROSS_FIELD = [
         "minibatches (5) must divide batch_size (32)",
     ),
     _setting(
-        "answers as long as the context", "sample: {max_new_tokens: 512}\n", "leaves no room", "model.max_length (512)"
+        "answers as long as the context", "sample: {max_new_tokens: 512}\n", "must be below model.max_length (512)"
     ),
-    _setting("nothing held out", "data: {held_out: 0}\n", "data.held_out is 0"),
-    _setting("data set unnamed", "rank: {source: dataset}\n", "`dataset` goes with `source: dataset`"),
-    _setting("data set unused", "rank: {dataset: x.jsonl}\n", "`dataset` goes with `source: dataset`"),
-    _setting("adapter unnamed", "sft: {source: adapter}\n", "`adapter` goes with `source: adapter`"),
-    _setting("adapter unused", "sft: {adapter: x}\n", "`adapter` goes with `source: adapter`"),
+    _setting("nothing held out", "data: {held_out: 0}\n", "data.held_out must be above 0"),
+    _setting("data set unnamed", "rank: {source: dataset}\n", "`dataset` and `source: dataset` must be set together"),
+    _setting("data set unused", "rank: {dataset: x.jsonl}\n", "`dataset` and `source: dataset` must be set together"),
+    _setting("adapter unnamed", "sft: {source: adapter}\n", "`adapter` and `source: adapter` must be set together"),
+    _setting("adapter unused", "sft: {adapter: x}\n", "`adapter` and `source: adapter` must be set together"),
     _setting(
         "a warm-up to the end",
         "ppo: {steps: 3, critic_warmup_steps: 3}\n",
@@ -145,7 +145,7 @@ _CROSS_FIELD = [
         "critic_warmup_steps (3) must be below steps (3)",
     ),
     _setting(
-        "margin of a list", "reward: {loss: plackett_luce, margin: 0.5}\n", "margin (0.5) goes with `loss: pairwise`"
+        "margin of a list", "reward: {loss: plackett_luce, margin: 0.5}\n", "margin (0.5) requires `loss: pairwise`"
     ),
     _setting(
         "contrast without SFT's answers",
@@ -214,7 +214,7 @@ _COMMAND_LINE = [
     Case("damaged run", "status a", ("config.yaml:1:8", "not valid YAML"), {"runs/a/config.yaml": "name: a: b\n"}),
     Case("show no preset", "presets show fast", ("no preset is called",)),
     Case("copy over a file", "presets copy quickstart my.yaml", ("my.yaml exists already",), {"my.yaml": GOOD}),
-    Case("runs is a file", "run my.yaml --runs my.yaml", ("cannot be made a run's folder",), {"my.yaml": GOOD}),
+    Case("runs is a file", "run my.yaml --runs my.yaml", ("cannot create the run folder",), {"my.yaml": GOOD}),
     Case("no such command", "train my.yaml", ("No such command",), {"my.yaml": GOOD}),
     Case("no config", "run", ("Missing argument",)),
 ]
@@ -296,7 +296,7 @@ _ENDPOINTS = [
     _setting(
         "endpoint unused",
         "rank: {endpoint: {url: 'http://x/v1', model: m}}\n",
-        "my.yaml:3:8: rank.endpoint goes with rank.judge: endpoint or evaluate.second_judge: endpoint\n",
+        "my.yaml:3:8: rank.endpoint requires rank.judge: endpoint or evaluate.second_judge: endpoint\n",
     ),
     _config(
         "url without http", _ENDPOINT.replace("http://", ""), "my.yaml:5:14: rank.endpoint.url: must be an http:// or"
