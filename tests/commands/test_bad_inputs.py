@@ -93,7 +93,7 @@ NOTHING_ELSE = {
     "rank: {judge: endpoint, endpoint: {url: 'ftp:x', model: m}}": "my.yaml:3:36: rank.endpoint.url: must be an http",
     "rank: {judge: endpoint, endpoint: {model: m}}": "my.yaml:3:25: rank.endpoint.url: missing",
     "rank: {judge: endpoint, endpoint: here}": "my.yaml:3:25: rank.endpoint: must be a section",
-    "sample: {max_new_tokens: 600}\nmodel2: 1": "my.yaml:3:10: sample.max_new_tokens (600) must be below model.max_length (512)",
+    "sample: {max_new_tokens: 600}\nmodel2: 1": "my.yaml:3:10: sample.max_new_tokens (600) must be below",
     "stages: [sft, pop, ppo]": "my.yaml:3:15: stages[1]: must be",
     "stages: [ppo]\nseed: x": "my.yaml:4:1: seed: must be a whole number",
     "data: {held_out: 0, format: csv}\nstages: 3": "my.yaml:3:21: data.format: must be",
