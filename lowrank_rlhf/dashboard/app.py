@@ -18,6 +18,7 @@ from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.server import Address
 from lowrank_rlhf.dashboard.tabs import rank, result, runs, talk, watch
 from lowrank_rlhf.dashboard.text import LANGUAGES, Texts
+from lowrank_rlhf.reports.drawing import CHART_CSS
 
 _CSS = Path(__file__).parent / "static" / "page.css"
 # The language chosen earlier in this browser, else the browser's own.
@@ -118,7 +119,7 @@ def serve(
             webbrowser.open(address.url)
 
     with closing(ChatWorker()) as chat:
-        css = _CSS.read_text(encoding="utf-8")
+        css = _CSS.read_text(encoding="utf-8") + CHART_CSS
         server.serve(build(runs, chat), address, server.middleware(address, password), css, ready, routes(runs))
 
 

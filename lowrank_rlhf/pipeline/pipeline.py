@@ -166,8 +166,7 @@ def _run_stage(stage: Stage, session: Session, told: float | None) -> None:
 def _report(run_dir: RunDir) -> None:
     """The report of a run that has no evaluation yet, or never will; the evaluation writes its own."""
     if not run_dir.done("evaluate"):
-        marks = {stage.name: run_dir.done(stage.name) for stage in stages.STAGES}
-        write_report(run_dir.path, {name: mark["summary"] for name, mark in marks.items() if mark}, [], run_dir.path)
+        write_report(run_dir, run_dir.results(), [], run_dir.path)
 
 
 def _work(stage: Stage, session: Session, started: dict[str, Any]) -> dict[str, Any]:

@@ -1,219 +1,251 @@
-"""Signs that a run went wrong, read from its metrics, each with what to do. Thresholds: FACTS section 5."""
+"""Signs that a run went wrong, read from its metrics and results: rules with a limit, a source and what to do."""
 
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Literal
 
-from lowrank_rlhf.reports.format import DISTINCT, OPENER, Metrics, Summaries, algorithm, gold, percent, series
+from lowrank_rlhf.reports.format import Metrics, algorithm, finite_series, gold, number, percent, weight_key
+from lowrank_rlhf.reports.locale import ENGLISH, Locale, Phrase, Text
+from lowrank_rlhf.run.results import Claim, FigureId, FigureRow, Results
 
-# Drifts compare the mean of the last steps with that of the first: one rollout's mean is too noisy for a limit of 5 %.
+AlarmId = Literal[
+    "failed_self_check",
+    "weak_reward",
+    "negative_kl",
+    "first_ratio",
+    "clip_fraction",
+    "approximate_kl",
+    "unfinished_answers",
+    "overoptimisation",
+    "entropy_collapse",
+    "far_from_sft",
+    "length_growth",
+    "same_openers",
+    "repeated_words",
+]
+Values = dict[str, Text]
+
+# Drifts compare the means of the first and the last steps: the mean of one rollout is too noisy for a limit of 5 %.
 _WINDOW = 5
 
 
-def _ppo(metrics: Metrics, key: str) -> tuple[list[int], list[float]]:
-    """A PPO metric without its gaps."""
-    steps, values = series(metrics, "ppo", key)
-    known = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
-    return [step for step, _ in known], [value for _, value in known]
+@dataclass(frozen=True)
+class Alarm:
+    """A rule that was broken, and the figures for its text."""
+
+    id: AlarmId
+    values: Mapping[str, Text]
+    source: str = ""
+    """Publication behind the rule; empty where the rule is a definition of this package."""
+
+    def title(self, texts: Locale) -> str:
+        """Return the alarm in one sentence."""
+        return texts(f"alarm.{self.id}.title")
+
+    def text(self, texts: Locale) -> str:
+        """Return what was measured and what to do."""
+        return texts.render(Phrase(f"alarm.{self.id}.text", self.values))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the rules look at."""
+
+    metrics: Metrics
+    results: Results
+    weight: str
+    """Config key of the weight that keeps the policy near SFT."""
+
+    def figure(self, figure: FigureId) -> FigureRow | None:
+        """Return the evaluation's row with that id; rows of runs of version 0.1 have none."""
+        table = self.results.evaluate.table if self.results.evaluate else ()
+        return next((row for row in table if row.id == figure), None)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An alarm's check with its limit: the figures for its text, or None where all is well."""
+
+    id: AlarmId
+    check: Callable[[Evidence, float], Values | None]
+    limit: float = 0.0
+    source: str = ""
+
+
+def find_alarms(metrics: Metrics, results: Results, made_by: str | None = None) -> list[Alarm]:
+    """Return the alarms of a run.
+
+    Args:
+        metrics: the rows of metrics.jsonl.
+        results: the results of the finished stages.
+        made_by: the algorithm that trains the policy, where the stage that records it may not be finished.
+    """
+    evidence = Evidence(metrics, results, weight_key(made_by or algorithm(results)))
+    found = [(rule, rule.check(evidence, rule.limit)) for rule in RULES]
+    return _failed_self_checks(results) + [
+        Alarm(rule.id, values, rule.source) for rule, values in found if values is not None
+    ]
+
+
+def _failed_self_checks(results: Results) -> list[Alarm]:
+    return [
+        Alarm("failed_self_check", {"stage": stage, "check": check_phrase(claim), "figure": number(claim.figure)})
+        for stage, result in results.by_stage().items()
+        for claim in result.claims
+        if not claim.holds
+    ]
+
+
+def check_phrase(claim: Claim) -> Text:
+    """Return the self-check as a sentence; one of version 0.1 has no id and keeps its own."""
+    key = f"check.{claim.id}"
+    return Phrase(key) if key in ENGLISH.texts else claim.claim
+
+
+def _exceeded(metrics: Metrics, key: str, limit: float) -> Values | None:
+    """Return where a PPO metric exceeded its limit: the number of steps, the first one and the peak."""
+    values = finite_series(metrics, "ppo", key)
+    over = {step: value for step, value in values.items() if value > limit}
+    if not over:
+        return None
+    return {
+        "limit": f"{limit:g}",
+        "count": str(len(over)),
+        "all": str(len(values)),
+        "step": str(min(over)),
+        "peak": f"{max(over.values()):.3g}",
+    }
+
+
+def _above(key: str) -> Callable[[Evidence, float], Values | None]:
+    return lambda evidence, limit: _exceeded(evidence.metrics, key, limit)
 
 
 def _ends(metrics: Metrics, key: str) -> tuple[float, float] | None:
-    """Means over the first and the last steps (at most half of all each)."""
-    _, values = _ppo(metrics, key)
+    """Return a PPO metric's means over the first and the last steps, at most half of the steps each."""
+    values = list(finite_series(metrics, "ppo", key).values())
     window = min(_WINDOW, len(values) // 2)
     return (sum(values[:window]) / window, sum(values[-window:]) / window) if window else None
 
 
-def _exceeded(metrics: Metrics, key: str, limit: float) -> str | None:
-    """Where a metric exceeded its limit, in words."""
-    steps, values = _ppo(metrics, key)
-    over = [(step, value) for step, value in zip(steps, values, strict=True) if value > limit]
-    if not over:
+def _weak_reward(evidence: Evidence, _: float) -> Values | None:
+    """Apply the reward stage's own verdict: PPO can only learn what the reward model knows."""
+    reward = evidence.results.reward
+    weakness = reward and reward_weakness(evidence.results)
+    return {"weakness": weakness} if weakness else None
+
+
+def reward_weakness(results: Results) -> Text | None:
+    """Return why the reward model is weak, as a sentence without its full stop; None for a good one or none."""
+    reward = results.reward
+    if reward is None:
         return None
-    return f"above {limit:g} in {len(over)} of {len(steps)} steps, first at step {over[0][0]}, at most " + (
-        f"{max(value for _, value in over):.3g}"
-    )
+    if reward.weakness:
+        return Phrase(f"weakness.{reward.weakness}", {"rule": length_rule(reward.longer_wins)})
+    return f"{reward.weak[0].upper()}{reward.weak[1:]}" if reward.weak else None  # version 0.1 kept the sentence only
 
 
-def negative_kl(metrics: Metrics) -> str | None:
-    """Sampled and scored distributions differ where the mean of log p - log q stays below zero."""
-    steps, values = _ppo(metrics, "objective/kl")
-    for start in range(len(values) - 9):
-        if all(value < 0 for value in values[start : start + 10]):
-            return (
-                f"The KL was negative in ten steps running (from step {steps[start]}). A true KL cannot be: the "
-                "answers were not sampled from the distribution that is scored. Check temperature, top-p and padding."
-            )
+def length_rule(longer_wins: float | None) -> Phrase:
+    """Return the better rule that looks at length only: prefer the longer or the shorter answer."""
+    return Phrase("rule.longer" if longer_wins is None or longer_wins >= 0.5 else "rule.shorter")
+
+
+def _negative_kl(evidence: Evidence, count: float) -> Values | None:
+    """Look for `count` consecutive steps with a negative KL estimate: chance alone makes some."""
+    values, window = list(finite_series(evidence.metrics, "ppo", "objective/kl").items()), round(count)
+    for start in range(len(values) - window + 1):
+        if all(value < 0 for _, value in values[start : start + window]):
+            return {"count": str(window), "step": str(values[start][0])}
     return None
 
 
-def first_ratio(metrics: Metrics) -> str | None:
-    """Before a step's first update the policy's probabilities are the rollout's."""
-    where = _exceeded(metrics, "policy/first_ratio_error", 0.001)
-    return where and (
-        f"The first probability ratio's distance from 1 was {where}: old and new log-probabilities are computed "
-        "differently. Look for dropout, another number format or another temperature."
-    )
-
-
-def clip_fraction(metrics: Metrics) -> str | None:
-    """Too many tokens outside the trust region."""
-    where = _exceeded(metrics, "policy/clipfrac", 0.2)
-    return (
-        where and f"The clipped share of tokens was {where}. Updates are too large: lower the policy's learning rate."
-    )
-
-
-def approximate_kl(metrics: Metrics) -> str | None:
-    """An update moves too far from the policy that sampled."""
-    where = _exceeded(metrics, "policy/approxkl", 0.02)
-    return where and (
-        f"The approximate KL within a step was {where}. Use fewer epochs per rollout, a lower learning rate, or "
-        "`ppo.target_kl`, which ends a rollout's passes early."
-    )
-
-
-def overoptimisation(metrics: Metrics, weight: str) -> str | None:
-    """Goodhart: the judge falls in three evaluations running while the reward model's score rises."""
-    key, judge = gold(metrics)
-    proxy, judged = (dict(zip(*_ppo(metrics, name), strict=True)) for name in ("eval/score", key))
+def _overoptimisation(evidence: Evidence, _: float) -> Values | None:
+    """Look for a judge's score that falls in three consecutive evaluations while the reward model's score rises."""
+    role = gold(evidence.metrics)
+    proxy, judged = (finite_series(evidence.metrics, "ppo", key) for key in ("eval/score", f"eval/{role}"))
     steps = [step for step in judged if step in proxy]
     for window in zip(steps, steps[1:], steps[2:], steps[3:], strict=False):
         falls = all(judged[later] < judged[earlier] for earlier, later in pairwise(window))
         if falls and proxy[window[-1]] > proxy[window[0]]:
-            return (
-                f"From step {window[0]} to {window[-1]} the {judge}'s score fell three times running while the reward "
-                f"model's rose: the policy exploits the reward model. Stop near step {window[0]}, raise `{weight}`, "
-                "or rank more answers, the policy's among them."
-            )
+            first, last = str(window[0]), str(window[-1])
+            return {"first": first, "last": last, "judge": Phrase(f"role.{role}"), "weight": evidence.weight}
     return None
 
 
-def longer_answers(metrics: Metrics, summaries: Summaries) -> str | None:
-    """Length is the commonest thing that a reward model rewards by mistake.
-
-    SFT's own length is that of the answers to rank; without them PPO's first steps stand for it.
-    """
-    ends, sample = _ends(metrics, "response/length_mean"), summaries.get("sample", {})
+def _length_growth(evidence: Evidence, limit: float) -> Values | None:
+    """Compare with the answers that SFT gave to rank; PPO's first steps replace them where there are none."""
+    ends, sample = _ends(evidence.metrics, "response/length_mean"), evidence.results.sample
     if ends is None:
         return None
-    before = sample["tokens"] / sample["answers"] if sample.get("answers") else ends[0]
-    if ends[1] <= 1.5 * before:
+    before = sample.tokens / sample.answers if sample and sample.answers and sample.tokens else ends[0]
+    if ends[1] <= limit * before:
         return None
-    return (
-        f"Answers grew from {before:.3g} to {ends[1]:.3g} tokens, more than 1.5 times. Part of the gain may be length "
-        "alone: compare with how often the longer answer wins, and read the answers below."
-    )
+    return {"before": f"{before:.3g}", "after": f"{ends[1]:.3g}", "limit": f"{limit:g}"}
 
 
-def unfinished_answers(metrics: Metrics) -> str | None:
-    """Answers that run into the limit instead of ending."""
-    ends = _ends(metrics, "response/eos_rate")
-    if ends is None or ends[1] >= 0.95:
+def _unfinished_answers(evidence: Evidence, limit: float) -> Values | None:
+    ends = _ends(evidence.metrics, "response/eos_rate")
+    if ends is None or ends[1] >= limit:
         return None
-    return (
-        f"Only {percent(ends[1])} of the last answers end by themselves ({percent(ends[0])} of the first). Keep "
-        "`ppo.missing_eos: replace`, lower its score, or allow longer answers."
-    )
+    return {"before": percent(ends[0]), "after": percent(ends[1])}
 
 
-def same_openers(summaries: Summaries) -> str | None:
-    """A policy that found a phrase to please its judge puts it at the start of every answer."""
-    row = _compared(summaries, OPENER)
-    if row is None or row["policy"] <= 0.3:
+def _entropy_collapse(evidence: Evidence, limit: float) -> Values | None:
+    ends = _ends(evidence.metrics, "objective/entropy")
+    if ends is None or ends[1] >= limit * ends[0]:
         return None
-    return (
-        f"{percent(row['policy'])} of the aligned model's answers open with the same two words ({row['note']}; SFT's "
-        f"commonest opener: {percent(row['sft'])}). It may have found a phrase that pleases: read the answers below."
-    )
+    return {
+        "before": f"{ends[0]:.3g}",
+        "after": f"{ends[1]:.3g}",
+        "limit": percent(limit),
+        "weight": evidence.weight,
+    }
 
 
-def repeated_words(summaries: Summaries, weight: str) -> str | None:
-    """Fewer different word pairs than SFT writes: stock phrases, or answers that go round in circles."""
-    row = _compared(summaries, DISTINCT)
-    if row is None or row["policy"] >= 0.8 * row["sft"]:
-        return None
-    return (
-        f"The share of different word pairs fell from {row['sft']:.2f} to {row['policy']:.2f}, below 0.8 of SFT's: the "
-        f"answers repeat themselves or each other. Raise `{weight}` or train for fewer steps."
-    )
-
-
-def _compared(summaries: Summaries, figure: str) -> Mapping[str, Any] | None:
-    """A row of the table of before and after."""
-    return next((row for row in summaries.get("evaluate", {}).get("table", ()) if row["figure"] == figure), None)
-
-
-def entropy_collapse(metrics: Metrics, weight: str) -> str | None:
-    """The policy says the same thing over and over."""
-    ends = _ends(metrics, "objective/entropy")
-    if ends is None or ends[1] >= 0.3 * ends[0]:
-        return None
-    return (
-        f"The entropy fell from {ends[0]:.3g} to {ends[1]:.3g} nats per token, below 30 %: answers become alike. Raise "
-        f"`{weight}` or take an earlier checkpoint."
-    )
-
-
-def far_from_sft(metrics: Metrics, weight: str) -> str | None:
-    """Small reward models are exploited at 13 to 45 nats (Gao et al. 2022)."""
-    for key, name in (("objective/kl", "training"), ("eval/kl", "evaluation")):
-        where = _exceeded(metrics, key, 30)
-        if where:
-            return (
-                f"The KL per answer in {name} was {where}. So far from SFT the reward model's score means little: "
-                f"raise `{weight}` or train for fewer steps."
-            )
+def _far_from_sft(evidence: Evidence, limit: float) -> Values | None:
+    for key, where in (("objective/kl", "where.training"), ("eval/kl", "where.evaluation")):
+        if found := _exceeded(evidence.metrics, key, limit):
+            return {**found, "where": Phrase(where), "weight": evidence.weight}
     return None
 
 
-def weak_reward(summaries: Summaries) -> str | None:
-    """PPO against a reward model that knows nothing, or only length, teaches nothing else; the stage itself says so."""
-    weak = summaries.get("reward", {}).get("weak")
-    return weak and f"{weak[0].upper()}{weak[1:]}. Rank more answers, or answers that differ more."
+def _same_openers(evidence: Evidence, limit: float) -> Values | None:
+    row = evidence.figure("top_opener")
+    if row is None or row.policy is None or row.policy <= limit:
+        return None
+    opener = row.openers[1] if row.openers else ""
+    return {"policy": percent(row.policy), "sft": percent(row.sft), "opener": opener}
 
 
-def broken_claims(summaries: Summaries) -> list[str]:
-    """Every claim of a stage that did not hold."""
-    return [
-        f"Stage {stage}: “{claim['claim']}” did not hold ({claim['figure']}). Don't rely on this run: report a bug."
-        for stage, summary in summaries.items()
-        for claim in summary.get("claims", ())
-        if not claim["holds"]
-    ]
+def _repeated_words(evidence: Evidence, limit: float) -> Values | None:
+    row = evidence.figure("distinct_2")
+    if row is None or row.policy is None or row.sft is None or row.policy >= limit * row.sft:
+        return None
+    return {"sft": f"{row.sft:.2f}", "policy": f"{row.policy:.2f}", "limit": f"{limit:g}", "weight": evidence.weight}
 
 
-_CHECKS: tuple[Callable[[Metrics], str | None], ...] = (
-    negative_kl,
-    first_ratio,
-    clip_fraction,
-    approximate_kl,
-    unfinished_answers,
+_PPO_DETAILS = "Huang et al. 2022, The 37 Implementation Details of PPO"
+_RLHF_DETAILS = "Huang et al. 2024, arXiv 2403.17031"
+_OVEROPTIMISATION = "Gao et al. 2022, arXiv 2210.10760"
+_NEGATIVE_KL = "TRL 0.11, Training FAQ: What is the concern with negative KL divergence?"
+_LENGTH = "Singhal et al. 2023, arXiv 2310.03716"
+_DISTINCT = "Li et al. 2016, arXiv 1510.03055"
+_ENTROPY = "Yu et al. 2025, arXiv 2503.14476"
+
+RULES = (
+    Rule("weak_reward", _weak_reward),
+    Rule("negative_kl", _negative_kl, limit=10, source=_NEGATIVE_KL),
+    Rule("first_ratio", _above("policy/first_ratio_error"), limit=0.001, source=_PPO_DETAILS),
+    Rule("clip_fraction", _above("policy/clipfrac"), limit=0.2, source=_PPO_DETAILS),
+    Rule("approximate_kl", _above("policy/approxkl"), limit=0.02, source=_PPO_DETAILS),
+    Rule("unfinished_answers", _unfinished_answers, limit=0.95, source=_RLHF_DETAILS),
+    Rule("overoptimisation", _overoptimisation, source=_OVEROPTIMISATION),
+    Rule("entropy_collapse", _entropy_collapse, limit=0.3, source=_ENTROPY),
+    # Small reward models are exploited from 13 to 45 nats on.
+    Rule("far_from_sft", _far_from_sft, limit=30, source=_OVEROPTIMISATION),
+    Rule("length_growth", _length_growth, limit=1.5, source=_LENGTH),
+    Rule("same_openers", _same_openers, limit=0.3),
+    Rule("repeated_words", _repeated_words, limit=0.8, source=_DISTINCT),
 )
-_TOO_FAR: tuple[Callable[[Metrics, str], str | None], ...] = (overoptimisation, entropy_collapse, far_from_sft)
-"""What more weight on staying near SFT mends; they are told the key that sets it."""
-
-
-def named_alarms(metrics: Metrics, summaries: Summaries, made_by: str | None = None) -> list[tuple[str, str]]:
-    """What looks wrong in a run and what to do about it: the check's name and its text; empty where nothing does.
-
-    metrics are the rows of metrics.jsonl, summaries those of the finished stages by name. `made_by` is the algorithm
-    in capitals, where the stage that names it may not be finished.
-    """
-    weight = "ppo.kl_coef" if (made_by or algorithm(summaries)) == "PPO" else "align.beta"
-    found = [
-        ("weak_reward", weak_reward(summaries)),
-        *((check.__name__, check(metrics)) for check in _CHECKS),
-        *((check.__name__, check(metrics, weight)) for check in _TOO_FAR),
-        ("longer_answers", longer_answers(metrics, summaries)),
-        ("same_openers", same_openers(summaries)),
-        ("repeated_words", repeated_words(summaries, weight)),
-    ]
-    broken = [("broken_claims", text) for text in broken_claims(summaries)]
-    return broken + [(name, text) for name, text in found if text]
-
-
-def alarms(metrics: Metrics, summaries: Summaries) -> list[str]:
-    """The texts of `named_alarms`."""
-    return [text for _, text in named_alarms(metrics, summaries)]
+"""The rules, in the order in which their alarms are shown."""

@@ -1,19 +1,23 @@
-"""What the report is made of: metrics, figures in words, and tables that HTML, Markdown and the terminal share."""
+"""Building blocks of a report: metric series, figures for people, and tables that HTML, Markdown and terminal share."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT
+from lowrank_rlhf.reports.locale import ENGLISH, Locale
+from lowrank_rlhf.run.results import Results
 
 Metrics = Sequence[Mapping[str, Any]]
-Summaries = Mapping[str, Mapping[str, Any]]
+"""Rows of metrics.jsonl."""
 
-DISTINCT, OPENER = "distinct-2", "commonest opener's share"
-"""Names of rows in the table of before and after that alarms read."""
 ENDPOINT_PREFIX = f"{ENDPOINT}:"
-"""Of a judge's name, before the language model's."""
+"""Prefix of the name of a judge that is a language model."""
+SIMULATED = "simulated-annotator"
+MISSING = "–"
+
+ColumnKind = Literal["text", "note", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -24,38 +28,51 @@ class Table:
     lead: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    kinds: tuple[ColumnKind, ...] = ()
+    """Style of each column; empty for text throughout."""
+    failed: frozenset[int] = frozenset()
+    """Rows whose verdict is bad."""
 
 
 def series(metrics: Metrics, stage: str, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric in order of steps; null is nan, and the last row of a repeated step counts."""
+    """Return steps and values of one metric, sorted by step; null becomes nan, and the last row of a step counts."""
     points = {row["step"]: row[key] for row in metrics if row.get("stage") == stage and key in row}
     steps = sorted(points)
     return steps, [float("nan") if points[step] is None else float(points[step]) for step in steps]
 
 
-def algorithm(summaries: Summaries) -> str:
-    """What made the policy, in capitals; runs from before there was a choice were made by PPO."""
-    return str(summaries.get("ppo", {}).get("algorithm", "ppo")).upper()
+def finite_series(metrics: Metrics, stage: str, key: str) -> dict[int, float]:
+    """Return the metric's finite values by step, in order."""
+    steps, values = series(metrics, stage, key)
+    return {step: value for step, value in zip(steps, values, strict=True) if math.isfinite(value)}
 
 
-_GOLD = {"judge": "judge", "second_judge": "second judge"}
+def algorithm(results: Results) -> str:
+    """Return the algorithm that made the policy, in capitals; PPO before version 0.1 had a choice."""
+    return (results.ppo.algorithm if results.ppo else "ppo").upper()
 
 
-def gold(metrics: Metrics) -> tuple[str, str]:
-    """The metric that holds the judge's score in PPO's evaluations, and what that judge is called in the run.
-
-    It is the second judge where no program ranked the answers.
-    """
-    found = next((name for name in _GOLD if any(f"eval/{name}" in row for row in metrics)), "judge")
-    return f"eval/{found}", _GOLD[found]
+def weight_key(algorithm: str) -> str:
+    """Return the config key of the weight that keeps the policy near SFT."""
+    return "ppo.kl_coef" if algorithm.upper() == "PPO" else "align.beta"
 
 
-def number(value: object) -> str:
-    """A figure for people: three digits or so, a dash for what is missing, text as it is."""
+GoldRole = Literal["judge", "second_judge"]
+
+
+def gold(metrics: Metrics) -> GoldRole:
+    """Return whose score followed the training (`eval/<role>`): the second judge's where no program ranked."""
+    known = [role for role in get_args(GoldRole) if any(f"eval/{role}" in row for row in metrics)]
+    role: GoldRole = known[0] if known else "judge"
+    return role
+
+
+def number(value: object, texts: Locale = ENGLISH) -> str:
+    """Format a figure with about three digits; a dash for a missing one, text unchanged."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
+        return MISSING
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return texts("yes" if value else "no")
     if not isinstance(value, float):
         return str(value)
     if 0 < abs(value) < 0.005:
@@ -64,27 +81,37 @@ def number(value: object) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of 1 as whole per cent."""
-    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.0f} %"
+    """Format a share of 1 as whole per cent."""
+    return MISSING if share is None or not math.isfinite(share) else f"{100 * share:.0f} %"
 
 
-def percent_interval(interval: Sequence[float | None] | None) -> str:
-    """`(95 % interval 74 to 91 %)` with a space before it, or nothing where there is no interval."""
-    if not interval or any(end is None or not math.isfinite(end) for end in interval):
+Bounds = Sequence[float | None] | None
+
+
+def percent_interval(interval: Bounds, texts: Locale = ENGLISH) -> str:
+    """Format ` (95 % interval 74 to 91 %)`; empty without an interval."""
+    if (known := _known(interval)) is None:
         return ""
-    low, high = (100 * float(end) for end in interval if end is not None)
-    return f" (95 % interval {low:.0f} to {high:.0f} %)"
+    return texts("interval.percent", low=f"{100 * known[0]:.0f}", high=f"{100 * known[1]:.0f}")
 
 
-def number_interval(interval: Sequence[float | None] | None) -> str:
-    """The same for a figure that is no share."""
-    return f" (95 % interval {number(interval[0])} to {number(interval[1])})" if interval else ""
+def number_interval(interval: Bounds, texts: Locale = ENGLISH) -> str:
+    """Format ` (95 % interval 4.10 to 5.20)`; empty without an interval."""
+    if (known := _known(interval)) is None:
+        return ""
+    return texts("interval.number", low=number(known[0]), high=number(known[1]))
 
 
-def judge_in_words(name: str | None) -> str:
-    """A judge's name in a sentence. That it is a simulation or a language model is never left out."""
+def _known(interval: Bounds) -> tuple[float, float] | None:
+    """Return the bounds where both are finite."""
+    finite = [float(bound) for bound in interval or () if bound is not None and math.isfinite(bound)]
+    return (finite[0], finite[1]) if len(finite) == 2 else None
+
+
+def judge_in_words(name: str | None, texts: Locale = ENGLISH) -> str:
+    """Name a judge in a sentence; a simulated annotator and a language model are always called so."""
     if name is None:
-        return "the reward model"
+        return texts("judge.reward_model")
     if name.startswith(ENDPOINT_PREFIX):
-        return f"the language model “{name.removeprefix(ENDPOINT_PREFIX)}”"
-    return "the simulated annotator" if name == "simulated-annotator" else f"the judge “{name}”"
+        return texts("judge.language_model", name=name.removeprefix(ENDPOINT_PREFIX))
+    return texts("judge.simulated") if name == SIMULATED else texts("judge.named", name=name)

@@ -1,11 +1,13 @@
-"""The report's words: the headline that anyone understands, and the tables of figures."""
+"""Headline, caveat and tables of figures, in the reader's language."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lowrank_rlhf.reports.alarms import check_phrase, length_rule, reward_weakness
 from lowrank_rlhf.reports.format import (
     ENDPOINT_PREFIX,
-    Summaries,
+    SIMULATED,
+    Bounds,
     Table,
     algorithm,
     judge_in_words,
@@ -14,160 +16,194 @@ from lowrank_rlhf.reports.format import (
     percent,
     percent_interval,
 )
+from lowrank_rlhf.reports.locale import Locale
+from lowrank_rlhf.run.results import EvaluateResult, FigureRow, Results, RewardResult
 
-_STAGE_WORDS = {"sft": "fine-tuning", "reward": "reward model", "evaluate": "evaluation"}
+Row = Mapping[str, Any]
+"""A row of eval.jsonl."""
 
 
-def _verdict(interval: Sequence[float | None] | None) -> str:
-    """What the interval of a win rate lets one say."""
+def headline(results: Results, texts: Locale) -> str:
+    """Return the most important result in a sentence or two, from the last stage that has one."""
+    evaluate, reward, sft = results.evaluate, results.reward, results.sft
+    if evaluate and evaluate.win_rate is not None:
+        preferred = texts(
+            "headline.evaluate",
+            prompts=evaluate.prompts,
+            judge=judge_in_words(evaluate.judge, texts),
+            share=percent(evaluate.win_rate),
+            interval=percent_interval(evaluate.win_rate_interval, texts),
+        )
+        return preferred + _verdict(evaluate.win_rate_interval, texts)
+    if reward and reward.accuracy is not None:
+        return texts(
+            "headline.reward",
+            pairs=number(reward.pairs_held_out),
+            share=percent(reward.accuracy),
+            interval=percent_interval(reward.accuracy_interval, texts),
+            longer=percent(reward.longer_wins),
+        )
+    if sft and sft.examples is not None:
+        return texts("headline.sft", examples=sft.examples, steps=number(sft.steps))
+    return texts(f"headline.source.{sft.source}" if sft else "headline.none")
+
+
+def _verdict(interval: Bounds, texts: Locale) -> str:
+    """Return what the interval of a win rate allows to conclude."""
     if not interval or interval[0] is None or interval[1] is None:
         return ""
-    if interval[0] > 0.5:
-        return " That is more than chance explains."
-    if interval[1] < 0.5:
-        return " The alignment made the answers worse in this judge's eyes."
-    return " That is not clearly different from tossing a coin (50 %)."
+    return texts("verdict.better" if interval[0] > 0.5 else "verdict.worse" if interval[1] < 0.5 else "verdict.unclear")
 
 
-def headline(summaries: Summaries) -> str:
-    """The run's most important result in a sentence or two, from the last stage that has one."""
-    evaluate, reward, sft = (summaries.get(stage, {}) for stage in ("evaluate", "reward", "sft"))
-    if evaluate.get("win_rate") is not None:
-        interval = evaluate.get("win_rate_interval")
-        return (
-            f"On {evaluate['prompts']} new prompts {judge_in_words(evaluate['judge'])} preferred the aligned model's "
-            f"answer in {percent(evaluate['win_rate'])} of cases{percent_interval(interval)}.{_verdict(interval)}"
-        )
-    if reward.get("accuracy") is not None:
-        longer, interval = percent(reward.get("longer_wins")), percent_interval(reward.get("accuracy_interval"))
-        return (
-            f"On {reward['pairs_held_out']} pairs of answers that it had not seen, the reward model picked the "
-            f"preferred one in {percent(reward['accuracy'])} of cases{interval}. "
-            f"Always picking the longer answer is right in {longer}, tossing a coin in 50 %."
-        )
-    if "examples" in sft:
-        return f"The model was fine-tuned on {sft['examples']} example answers in {sft['steps']} steps."
-    if sft:
-        begins = "the bare base" if sft.get("source") == "base" else "an adapter made elsewhere"
-        return f"This run begins with {begins}; it has trained nothing yet."
-    return "No stage of this run has results yet."
-
-
-def caveat(summaries: Summaries) -> str:
-    """What the headline does not say, or nothing."""
-    judge = str(summaries.get("evaluate", {}).get("judge"))
-    if judge.startswith(ENDPOINT_PREFIX):
-        return (
-            "A language model judged the answers, each pair in both orders, not people. It may favour long answers, "
-            "and those that sound like its own."
-        )
-    if judge != "simulated-annotator":
+def caveat(results: Results, texts: Locale) -> str:
+    """Return the limits of the headline, or empty text."""
+    judge = results.evaluate and results.evaluate.judge
+    if not judge:
         return ""
-    return (
-        "The simulated annotator is a program with fixed rules, not a person. The figures show how well the training "
-        "reached what the program rewards, not how people would judge the answers."
-    )
+    if judge.startswith(ENDPOINT_PREFIX):
+        return texts("caveat.language_model")
+    return texts("caveat.simulated") if judge == SIMULATED else ""
 
 
-def comparison(summaries: Summaries) -> Table | None:
-    """SFT beside the aligned model, or None without an evaluation."""
-    summary = summaries.get("evaluate", {})
-    if not summary.get("table"):
+def comparison(results: Results, texts: Locale) -> Table | None:
+    """Return the table of SFT against the aligned model; None without an evaluation."""
+    evaluate = results.evaluate
+    if evaluate is None or not evaluate.table:
         return None
-    judge, interval = judge_in_words(summary["judge"]), summary.get("win_rate_interval")
     rows = [
-        (str(row["figure"]), number(row["sft"]), number(row["policy"]), str(row.get("note") or ""))
-        for row in summary["table"]
+        (_label(row, texts), number(row.sft), number(row.policy), _note(row, evaluate, texts)) for row in evaluate.table
     ]
-    if summary.get("win_rate") is not None:
-        note = f"prompts on which {judge} prefers the aligned answer; ties count half{percent_interval(interval)}"
-        rows.append(("preferred (win rate)", percent(1 - summary["win_rate"]), percent(summary["win_rate"]), note))
-    if summary.get("mean_shift") is not None:
-        note = f"rise of {judge}'s mean score, in standard deviations of SFT's scores"
-        rows.append(("shift of the mean", number(0), number(summary["mean_shift"]), note))
-    if summary.get("kl_per_answer") is not None:
-        note = f"KL in nats per answer{number_interval(summary.get('kl_mean_interval'))}; 0 is the same model"
-        rows.append(("distance from SFT", number(0), number(summary["kl_per_answer"]), note))
-    if reward := summaries.get("reward"):
-        note = (
-            f"of the reward model on held-out pairs{percent_interval(reward['accuracy_interval'])}; "
-            f"“the longer one wins”: {percent(reward['longer_wins'])}{percent_interval(reward['longer_wins_interval'])}"
+    rows += _overall(evaluate, texts)
+    if reward := results.reward:
+        note = texts(
+            "note.reward_accuracy",
+            interval=percent_interval(reward.accuracy_interval, texts),
+            longer=percent(reward.longer_wins),
+            longer_interval=percent_interval(reward.longer_wins_interval, texts),
         )
-        rows.append(("reward model: accuracy", "", percent(reward["accuracy"]), note))
-    lead = f"Answers to {summary['prompts']} prompts that no stage was trained on."
-    return Table("Before and after", lead, ("figure", "SFT (before)", "aligned (after)", "what it is"), tuple(rows))
+        rows.append((texts("figure.reward_accuracy"), "", percent(reward.accuracy), note))
+    header = tuple(texts(f"column.{name}") for name in ("figure", "sft", "policy", "meaning"))
+    lead = texts("comparison.lead", prompts=evaluate.prompts)
+    return Table(texts("comparison.title"), lead, header, tuple(rows), ("text", "text", "text", "note"))
 
 
-def _reward(summary: Mapping[str, Any]) -> Table | None:
-    if not summary:
-        return None
-    rows = [
-        (
-            "accuracy",
-            percent(summary.get("accuracy")) + percent_interval(summary.get("accuracy_interval")),
-            f"preferred answer picked, {number(summary.get('pairs_held_out'))} pairs of "
-            f"{number(summary.get('prompts_held_out'))} held-out prompts; 50 % is chance",
-        ),
-        (
-            "longer answer wins",
-            percent(summary.get("longer_wins")) + percent_interval(summary.get("longer_wins_interval")),
-            "what always picking the longer answer would reach",
-        ),
-        ("calibration error", percent(summary.get("ece")), "mean gap between how sure it is and how often it is right"),
-        ("correlation with length", number(summary.get("length_correlation")), "of score and answer length; -1 to 1"),
-        (
-            f"score of {summary.get('scores_of', 'SFT answers')}",
-            f"{number(summary.get('score_mean'))} ± {number(summary.get('score_std'))}",
-            "mean and standard deviation, raw",
-        ),
-        ("training pairs", number(summary.get("pairs_train")), "comparisons that it learnt from"),
-    ]
-    return Table("Reward model", str(summary.get("verdict") or ""), ("figure", "value", "what it is"), tuple(rows))
+def _overall(evaluate: EvaluateResult, texts: Locale) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the rows of win rate, shift and distance."""
+    judge = judge_in_words(evaluate.judge, texts)
+    if (share := evaluate.win_rate) is not None:
+        interval = percent_interval(evaluate.win_rate_interval, texts)
+        note = texts("note.preferred", judge=judge, interval=interval)
+        yield texts("figure.preferred"), percent(1 - share), percent(share), note
+    if (shift := evaluate.mean_shift) is not None:
+        yield texts("figure.mean_shift"), number(0), number(shift), texts("note.mean_shift", judge=judge)
+    if (kl := evaluate.kl_per_answer) is not None:
+        interval = number_interval(evaluate.kl_mean_interval, texts)
+        yield texts("figure.kl"), number(0), number(kl), texts("note.kl", interval=interval)
 
 
-def _training(summaries: Summaries) -> Table | None:
-    sft, ppo, aligned = summaries.get("sft", {}), summaries.get("ppo", {}), algorithm(summaries)
-    rows = [
-        (f"{name}: {label}", number(summary[key]))
-        for name, summary, key, label in (
-            ("fine-tuning", sft, "examples", "examples"),
-            ("fine-tuning", sft, "steps", "steps"),
-            ("fine-tuning", sft, "loss", "final loss, nats per token"),
-            (aligned, ppo, "steps", "steps"),
-            (aligned, ppo, "best_step", "best step, the one kept"),
-            (aligned, ppo, "seconds_per_step", "seconds per step"),
-        )
-        if key in summary
-    ]
-    return Table("Training", "", ("figure", "value"), tuple(rows)) if rows else None
+def _label(row: FigureRow, texts: Locale) -> str:
+    """Return the row's label; rows of version 0.1 have no id and keep the English one."""
+    if row.id is None:
+        return row.figure
+    judge = texts("judge.own") if row.judge in (None, "reward model") else row.judge
+    return texts(f"figure.{row.id}", judge=judge)
 
 
-def claims(summaries: Summaries) -> Table | None:
-    """Every stage's claims about itself and whether they held."""
-    words = _STAGE_WORDS | {"ppo": algorithm(summaries)}
-    rows = [
-        (words.get(stage, stage), str(claim["claim"]), number(claim["figure"]), "yes" if claim["holds"] else "NO")
-        for stage, summary in summaries.items()
-        for claim in summary.get("claims", ())
-    ]
-    if not rows:
-        return None
-    lead = "Checked while it ran; a NO means that its figures are not to be trusted."
-    return Table("What this run proved about itself", lead, ("stage", "claim", "figure", "holds"), tuple(rows))
+def _note(row: FigureRow, evaluate: EvaluateResult, texts: Locale) -> str:
+    if row.id == "top_opener" and row.openers:
+        return texts("note.top_opener", sft=row.openers[0], policy=row.openers[1])
+    if row.id == "distinct_2":
+        return texts("note.distinct_2")
+    if row.id == "win_rate" and row.judge == evaluate.second_judge:
+        return texts("note.second_judge")
+    return row.note
 
 
-def details(summaries: Summaries) -> list[Table]:
-    """Every other table that there are figures for."""
-    found = (_reward(summaries.get("reward", {})), _training(summaries), claims(summaries))
+def details(results: Results, texts: Locale) -> list[Table]:
+    """Return every other table that the run has figures for."""
+    found = (_reward(results, texts), _training(results, texts), self_checks(results, texts))
     return [table for table in found if table]
 
 
-def scores(row: Mapping[str, Any], side: str) -> str:
-    """The scores of one side's answer (`sft` or `policy`) in words, those that there are, and who prefers it."""
+def _reward(results: Results, texts: Locale) -> Table | None:
+    reward = results.reward
+    if reward is None:
+        return None
+    values = {
+        "accuracy": percent(reward.accuracy) + percent_interval(reward.accuracy_interval, texts),
+        "longer_wins": percent(reward.longer_wins) + percent_interval(reward.longer_wins_interval, texts),
+        "ece": percent(reward.ece),
+        "length_correlation": number(reward.length_correlation),
+        "scores": f"{number(reward.score_mean)} ± {number(reward.score_std)}",
+        "pairs_train": number(reward.pairs_train),
+    }
+    held_out = {"pairs": number(reward.pairs_held_out), "prompts": number(reward.prompts_held_out)}
+    rows = tuple(
+        (texts(f"reward.{key}"), value, texts(f"reward.{key}.note", **held_out)) for key, value in values.items()
+    )
+    header = tuple(texts(f"column.{name}") for name in ("figure", "value", "meaning"))
+    return Table(texts("reward.title"), _reward_verdict(reward, results, texts), header, rows, ("text", "text", "note"))
+
+
+def _reward_verdict(reward: RewardResult, results: Results, texts: Locale) -> str:
+    """Return the verdict on the reward model as a sentence; empty without a measurement."""
+    if weakness := reward_weakness(results):
+        return texts("reward.verdict", verdict=texts.render(weakness))
+    if reward.accuracy is None:
+        return ""
+    return texts("reward.good", rule=texts.render(length_rule(reward.longer_wins)))
+
+
+def _training(results: Results, texts: Locale) -> Table | None:
+    made_by = algorithm(results)
+    rows = [
+        (texts("training.row", stage=_stage(stage, made_by, texts), figure=texts(f"training.{key}")), number(value))
+        for stage, key, value in (
+            ("sft", "examples", results.sft and results.sft.examples),
+            ("sft", "steps", results.sft and results.sft.steps),
+            ("sft", "loss", results.sft and results.sft.loss),
+            ("ppo", "steps", results.ppo and results.ppo.steps),
+            ("ppo", "best_step", results.ppo and results.ppo.best_step),
+            ("ppo", "seconds_per_step", results.ppo and results.ppo.seconds_per_step),
+        )
+        if value is not None
+    ]
+    header = (texts("column.figure"), texts("column.value"))
+    return Table(texts("training.title"), "", header, tuple(rows)) if rows else None
+
+
+def self_checks(results: Results, texts: Locale) -> Table | None:
+    """Return the self-checks of all stages with their outcome; None without any."""
+    made_by = algorithm(results)
+    checks = [(stage, claim) for stage, result in results.by_stage().items() for claim in result.claims]
+    if not checks:
+        return None
+    rows = tuple(
+        (
+            _stage(stage, made_by, texts),
+            texts.render(check_phrase(claim)),
+            number(claim.figure, texts),
+            texts("check.passed" if claim.holds else "check.failed"),
+        )
+        for stage, claim in checks
+    )
+    header = tuple(texts(f"column.{name}") for name in ("stage", "check", "measured", "outcome"))
+    failed = frozenset(index for index, (_, claim) in enumerate(checks) if not claim.holds)
+    return Table(texts("checks.title"), texts("checks.lead"), header, rows, ("text", "text", "text", "verdict"), failed)
+
+
+def _stage(stage: str, made_by: str, texts: Locale) -> str:
+    return made_by if stage == "ppo" else texts(f"stage.{stage}")
+
+
+def scores(row: Row, side: str, texts: Locale) -> str:
+    """Return the scores of one side's answer (`sft` or `policy`), and which judges prefer it."""
     parts = []
-    for key, name in {"judge": "judge", "second": "second judge", "score": "reward model"}.items():
-        if row.get(f"{key}_{side}") is not None:
-            parts.append(f"{name} {number(row[f'{key}_{side}'])}")
-        elif row.get(f"{key}_prefers") in (side, "tie"):
-            parts.append(f"{name}: {'tie' if row[f'{key}_prefers'] == 'tie' else 'preferred'}")
+    for key in ("judge", "second", "score"):
+        name, value, preferred = texts(f"scores.{key}"), row.get(f"{key}_{side}"), row.get(f"{key}_prefers")
+        if value is not None:
+            parts.append(texts("scores.value", name=name, value=number(value)))
+        elif preferred in (side, "tie"):
+            outcome = texts("scores.tie" if preferred == "tie" else "scores.preferred")
+            parts.append(texts("scores.outcome", name=name, outcome=outcome))
     return " · ".join(parts)

@@ -23,11 +23,11 @@ from lowrank_rlhf.maths.statistics import bootstrap_interval, mean_shift
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.preferences.judges.loading import Judge
-from lowrank_rlhf.reports.render import summary_message, write_report
+from lowrank_rlhf.reports.render import write_report
+from lowrank_rlhf.reports.terminal import summary_message
 from lowrank_rlhf.run.files import append_line
 from lowrank_rlhf.run.results import EvaluateResult, FigureRow
 from lowrank_rlhf.session import Session
-from lowrank_rlhf.stages import STAGES
 
 
 def run(session: Session) -> EvaluateResult:
@@ -41,11 +41,9 @@ def run(session: Session) -> EvaluateResult:
     for row in rows:
         append_line(eval_path, row)
     result = _result(session, pairs, {key: judge.name for key, judge in judges.items()})
-    marks = {stage.name: run_dir.done(stage.name) for stage in STAGES}
-    summaries: dict[str, dict[str, Any]] = {name: mark["summary"] for name, mark in marks.items() if mark}
-    summaries["evaluate"] = result.model_dump(exclude_unset=True)
-    write_report(run_dir.path, summaries, rows, work)
-    message = summary_message(run_dir.path, summaries, rows, run_dir.artifact("report.html"))
+    results = run_dir.results().model_copy(update={"evaluate": result})
+    write_report(run_dir, results, rows, work)
+    message = summary_message(run_dir, results, rows, run_dir.artifact("report.html"))
     return result.model_copy(update={"message": message})
 
 

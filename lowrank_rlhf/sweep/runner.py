@@ -1,4 +1,4 @@
-"""All runs of a sweep, one after another; the table is on disk after each of them."""
+"""Run the combinations of a sweep one after another; the table on disk is updated after each."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from lowrank_rlhf.pipeline.pipeline import plan
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.sweep.grid import Combination, Sweep
 from lowrank_rlhf.sweep.launch import Outcome
-from lowrank_rlhf.sweep.plot import draw
+from lowrank_rlhf.sweep.plot import write_plot
 from lowrank_rlhf.sweep.results import PLOT, STATES, row, save
 from lowrank_rlhf.sweep.share import take_over
 
@@ -18,38 +18,38 @@ Say = Callable[[str], None]
 
 
 def run_sweep(sweep: Sweep, runs: Path, start: Start, say: Say) -> dict[str, Any]:
-    """Bring every run up to its end with `start`, whatever becomes of the others; what sweep.json holds in the end.
+    """Complete every run with `start`, even if others fail, and return the contents of sweep.json.
 
-    Raises `Stopped` from `start`, with everything up to there saved.
+    Raises `Stopped` from `start`; finished work is saved.
     """
     folder = runs / sweep.name
     if (folder / "config.yaml").exists():
-        raise UserError(f"{folder} is the folder of a run; give the sweep another name: name=...")
+        raise UserError(f"{folder} is the folder of a run. Give the sweep another name: name=...")
     rows = [row(entry, runs, STATES[0] if complete(entry, runs) else "to do") for entry in sweep.combinations]
     save(folder, sweep, rows)
     for index, combination in enumerate(sweep.combinations):
         say(f"\n[{index + 1}/{len(rows)}] {combination.label}: {combination.config.name}")
         if rows[index]["state"] == STATES[0]:
-            say("  done before, skipped")
+            say("  already done, skipped")
             continue
         outcome = _one(sweep, combination, runs, start, say)
         state = STATES.get(outcome.code, "failed")
         rows[index] = row(combination, runs, state, outcome.message if outcome.code else "")
         if outcome.code:
-            say(f"  {state} (exit code {outcome.code}); noted, and the sweep goes on")
+            say(f"  {state} (exit code {outcome.code}); recorded; the sweep continues")
         save(folder, sweep, rows)
-    drawn = draw(rows, runs, folder / PLOT)
+    drawn = write_plot(rows, runs, folder / PLOT)
     return save(folder, sweep, rows, drawn)
 
 
 def complete(combination: Combination, runs: Path) -> bool:
-    """Whether every stage of the run is done, and from these settings."""
+    """Return True if every stage of the run is done and matches these settings."""
     run_dir = RunDir(runs / combination.config.name)
-    return all(standing.state == "done" for standing in plan(combination.config, run_dir))
+    return all(planned.state == "done" for planned in plan(combination.config, run_dir))
 
 
 def exit_code(record: dict[str, Any]) -> ExitCode:
-    """OK if all runs are done; WAITING if people are all that some lack; else FAILED."""
+    """Return OK if all runs are done, WAITING if the others only wait for rankings, else FAILED."""
     states = {entry["state"] for entry in record["runs"]} - {STATES[0]}
     if not states:
         return ExitCode.OK
@@ -57,7 +57,7 @@ def exit_code(record: dict[str, Any]) -> ExitCode:
 
 
 def _one(sweep: Sweep, combination: Combination, runs: Path, start: Start, say: Say) -> Outcome:
-    """What others of the sweep have made the same way is taken over, and the rest is run."""
+    """Copy the stages that other runs of the sweep share, then run the rest."""
     donors = [other.config.name for other in sweep.combinations if other is not combination]
     try:
         taken = take_over(combination.config, runs, donors)
@@ -65,5 +65,5 @@ def _one(sweep: Sweep, combination: Combination, runs: Path, start: Start, say: 
         say(f"  {error}")
         return Outcome(int(error.exit_code), str(error))
     for stage, donor in taken.items():
-        say(f"  {stage}: the same as in {donor}; copied, checked by hashes, not made again")
+        say(f"  {stage}: the same as in {donor}; copied and checked by hashes")
     return start(combination)

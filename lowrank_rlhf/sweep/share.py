@@ -1,9 +1,8 @@
-"""What runs of a sweep have in common: a stage that another run made the same way is copied, not made again."""
+"""Stages shared by runs of a sweep: one that another run made from the same settings and inputs is copied."""
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.run_data import keep_commits, read_commits
@@ -16,9 +15,9 @@ from lowrank_rlhf.stages import STAGES, Stage
 
 
 def shared_stages(configs: Sequence[Config]) -> list[dict[str, str]]:
-    """For each run the stages that an earlier one of the list makes the same way, and that run's name.
+    """Return for each run the stages that it can copy from an earlier run of the list, and that run's name.
 
-    Two runs make a stage the same way if its settings are equal and so is everything made before it that it reads.
+    Two runs share a stage if its settings are equal and so are the stages that made its inputs.
     """
     first: dict[str, str] = {}
     found = []
@@ -37,10 +36,10 @@ def shared_stages(configs: Sequence[Config]) -> list[dict[str, str]]:
 
 
 def take_over(config: Config, runs: Path, donors: Sequence[str]) -> dict[str, str]:
-    """Copy into the run what the donors have finished the same way; the stages copied now, and from which run.
+    """Copy stages that a donor finished from equal settings and inputs; return them with the donor's name.
 
-    A stage is the same if settings and the hashes of all it reads are equal. The copy is compared by hashes, and marked
-    done with the donor's name in `taken_from`. Raises `RunLocked`, and `StageFailed` where it is not equal.
+    Equal means equal settings and equal hashes of all inputs. The copy is checked by hashes, and its done mark has the
+    donor's name in `taken_from`. Raises `RunLocked`, and `StageFailed` for a copy that differs.
     """
     run_dir = RunDir(runs / config.name)
     taken: dict[str, str] = {}
@@ -48,9 +47,9 @@ def take_over(config: Config, runs: Path, donors: Sequence[str]) -> dict[str, st
         return taken
     with run_dir.lock():
         run_dir.recover()
-        for standing in pipeline.plan(config, run_dir):
-            # Looked at one by one: each stage taken over changes what the next one finds.
-            stage = standing.stage
+        for planned in pipeline.plan(config, run_dir):
+            # The plan is made again for each stage: a copied stage changes the state of the next one.
+            stage = planned.stage
             state = next(now.state for now in pipeline.plan(config, run_dir) if now.stage.name == stage.name)
             if state == "done":
                 continue
@@ -58,29 +57,26 @@ def take_over(config: Config, runs: Path, donors: Sequence[str]) -> dict[str, st
                 _donor(stage, config, run_dir, [RunDir(runs / name) for name in donors]) if state == "to do" else None
             )
             if donor is None:
-                break  # what comes after needs this one first
+                break  # the later stages need this one
             _copy(stage, donor, run_dir)
             taken[stage.name] = donor.path.name
     return taken
 
 
 def _donor(stage: Stage, config: Config, run_dir: RunDir, donors: Sequence[RunDir]) -> RunDir | None:
-    """The first run in which this stage was made from the same settings and inputs and still lies as it was made."""
+    """Return the first run that made this stage from the same settings and inputs, its outputs unchanged since."""
     wanted = current_fingerprint(stage, config, run_dir)
     for donor in donors:
-        mark = donor.done(stage.name)
-        if mark is None or differences(mark["fingerprint"], wanted):
-            continue
-        if _as_made(stage, donor):
+        mark = donor.mark(stage.name)
+        if mark and not differences(mark.fingerprint.model_dump(), wanted) and _unchanged(stage, donor):
             return donor
     return None
 
 
-def _as_made(stage: Stage, donor: RunDir) -> bool:
-    """Whether all that the stage wrote is there, and as the donor's later stages read it."""
+def _unchanged(stage: Stage, donor: RunDir) -> bool:
+    """Return True if all outputs of the stage exist, and are the ones that the donor's later stages read."""
     hashes = donor.hashes(stage.writes)
-    marks = [mark for entry in STAGES if (mark := donor.done(entry.name))]
-    read = [mark["fingerprint"]["inputs"] for mark in marks]
+    read = [mark.fingerprint.inputs for entry in STAGES if (mark := donor.mark(entry.name))]
     return len(hashes) == len(stage.writes) and all(
         inputs.get(name, found) == found for inputs in read for name, found in hashes.items()
     )
@@ -96,12 +92,16 @@ def _copy(stage: Stage, donor: RunDir, run_dir: RunDir) -> None:
         else:
             shutil.copy2(source, target)
         if sha256(source) != sha256(target):
-            raise StageFailed(f"{target}: the copy differs from {source}; is it in use?")
-    for theirs, own in ((donor.metrics, run_dir.metrics), (donor.watched, run_dir.watched)):
-        own.truncate(stage.name, -1)
-        for row in theirs.read(stage.name):
-            own.append(**row)
+            raise StageFailed(
+                f"{target}: the copy differs from {source}. Wait until nothing writes to it, then rerun the sweep."
+            )
+    for source_log, target_log in ((donor.metrics, run_dir.metrics), (donor.watched, run_dir.watched)):
+        target_log.truncate(stage.name, -1)
+        for row in source_log.read(stage.name):
+            target_log.append(**row)
     keep_commits(run_dir, read_commits(donor))
-    mark: dict[str, Any] = donor.done(stage.name) or {}
-    run_dir.finish(stage.name, stage.writes, {**mark, "taken_from": mark.get("taken_from", donor.path.name)})
+    mark = donor.mark(stage.name)
+    assert mark is not None  # noqa: S101 - the donor was chosen by its mark
+    copied = mark.model_copy(update={"taken_from": mark.taken_from or donor.path.name})
+    run_dir.finish(stage.name, stage.writes, copied.model_dump(mode="json", by_alias=True, exclude_unset=True))
     run_dir.event("taken over", stage=stage.name, donor=donor.path.name)

@@ -11,13 +11,11 @@ import pytest
 from browser import ROOT
 from dashboard_runs import NASTY, event, finish, make_run
 
-from lowrank_rlhf.dashboard import drawing
-from lowrank_rlhf.dashboard.curves import figures
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import runs
 from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.text import LANGUAGES, html, t, table
-from lowrank_rlhf.reports.alarms import named_alarms
+from lowrank_rlhf.reports.locale import locale
 from lowrank_rlhf.run.files import append_line
 
 
@@ -52,13 +50,6 @@ class TestLanguages:
         unused = {key for key in known - literal if not any(re.fullmatch(pattern, key) for pattern in patterns)}
         assert unused == set()
 
-    def test_every_alarm_has_its_words(self) -> None:
-        from lowrank_rlhf.reports import alarms
-
-        names = {check.__name__ for check in (*alarms._CHECKS, *alarms._TOO_FAR)}
-        names |= {"weak_reward", "broken_claims", "longer_answers", "same_openers", "repeated_words"}
-        assert {key.removeprefix("alarm.") for key in table("zh") if key.startswith("alarm.")} == names
-
     def test_an_unknown_language_or_key_is_an_error(self) -> None:
         for key, language in (("runs.none", "fr"), ("runs.nothing", "en")):
             with pytest.raises(KeyError):
@@ -67,50 +58,6 @@ class TestLanguages:
 
 def _groups(keys: set[str]) -> set[str]:
     return {key.split(".")[0] for key in keys}
-
-
-class TestDrawing:
-    def test_ticks(self) -> None:
-        assert drawing.ticks(0, 1) == pytest.approx([0, 0.5, 1])
-        assert drawing.ticks(0.13, 0.31) == pytest.approx([0.15, 0.2, 0.25, 0.3])
-        assert drawing.ticks(-3, 17) == pytest.approx([0, 5, 10, 15])
-
-    def test_points_stand_where_they_should(self) -> None:
-        """By hand: x from 46 to 348, y with 6 % of room from 174 down to 12."""
-        svg = drawing.chart([drawing.Line("a", [(0, 0), (10, 100)])], "step", "title")
-        points = re.search(r'points="([^"]*)"', svg)[1]
-        low, high = 174 - 162 * 6 / 112, 174 - 162 * 106 / 112
-        assert points == f"46.0,{low:.1f} 348.0,{high:.1f}"
-
-    def test_gaps_and_single_points(self) -> None:
-        nan = float("nan")
-        assert drawing.chart([drawing.Line("a", [(0, nan)])], "step", "title") == ""
-        assert drawing.chart([], "step", "title") == ""
-        assert "<circle" in drawing.chart([drawing.Line("a", [(3, 5.0)])], "step", "title")
-
-    def test_long_series_are_thinned_and_keep_their_end(self) -> None:
-        svg = drawing.chart([drawing.Line("a", [(n, n) for n in range(5001)])], "step", "title")
-        points = re.search(r'points="([^"]*)"', svg)[1].split()
-        assert len(points) <= 402
-        assert points[-1].startswith("348.0,")
-
-    def test_numbers(self) -> None:
-        values = [0.25, 1.5, 0, 12345, 0.00012, -3]
-        assert list(map(drawing.number, values)) == ["0.25", "1.5", "0", "12.3k", "1.2e-4", "-3"]
-
-    def test_all_curves_of_a_run(self) -> None:
-        rows = [{"stage": "ppo", "step": n, "objective/scores": n, "objective/kl": n} for n in range(3)]
-        rows += [{"stage": "ppo", "step": n, "eval/kl": n, "eval/score": n, "eval/judge": -n} for n in (0, 2)]
-        for language, title in (("en", "Proxy and gold over distance"), ("zh", "代理分与金标准分随距离变化")):
-            drawn = figures(rows, language)
-            assert drawn.count("<figure>") == 3
-            assert title in drawn
-            assert t("curve.gold", language) in drawn
-
-    def test_gold_of_a_second_judge_is_called_so(self) -> None:
-        rows = [{"stage": "ppo", "step": n, "eval/kl": n, "eval/score": n, "eval/second_judge": -n} for n in (0, 2)]
-        for language, name in (("en", "second judge (gold)"), ("zh", "第二评判（金标准）")):
-            assert name in figures(rows, language)
 
 
 def test_what_others_wrote_is_shown_as_text(tmp_path) -> None:
@@ -139,9 +86,14 @@ def test_answers_by_step_show_sft_and_the_last_evaluations(tmp_path) -> None:
     assert "reward 1.2" in shown
 
 
-def test_alarms_are_named() -> None:
+def test_alarms_are_shown_in_the_readers_language(tmp_path) -> None:
     rows = [{"stage": "ppo", "step": 0, "policy/first_ratio_error": 0.5}]
-    assert [name for name, _ in named_alarms(rows, {})] == ["first_ratio"]
+    make_run(tmp_path)
+    run = RunsFolder(tmp_path).status("one")
+    for language in LANGUAGES:
+        shown = watch._alarms(rows, run, language)
+        assert html(locale(language)("alarm.first_ratio.title")) in shown
+        assert shown.count("<li>") == 1
 
 
 def test_the_page_imports_no_torch() -> None:

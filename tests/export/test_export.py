@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_report import all_summaries
+from synthetic_run import all_summaries
 from tiny import ARCHITECTURES, CHATML, load_plain, make_roles, make_tiny_model, random_tokens
 from tiny_finished import finished_run
 from tiny_run import make_config, make_session, write_prompts
@@ -48,6 +48,7 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_tokens
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.reports.templating import markdown_text
 from lowrank_rlhf.run.directory import write_json_atomic
 from lowrank_rlhf.run.files import new_folder, sha256
 from lowrank_rlhf.run.progress import Progress
@@ -306,7 +307,7 @@ def test_no_memory_to_measure_is_said(tiny_folder, tmp_path, monkeypatch) -> Non
     summary = export_merged(session, "policy", "bfloat16", tmp_path / "out")
     assert summary["difference"] is None
     assert "loading the model again takes" in summary["unmeasured"]
-    assert f"Not measured: {summary['unmeasured']}" in (tmp_path / "out" / "README.md").read_text()
+    assert f"Not measured: {markdown_text(summary['unmeasured'])}" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("export", ["merged", "reward"])
@@ -327,7 +328,7 @@ def test_prompts_without_room_for_an_answer_are_left_out_of_the_measurement(tiny
     write_jsonl(path, long)
     summary = make(tmp_path / "none")
     assert "no prompt leaves room for an answer" in summary["unmeasured"]
-    assert f"Not measured: {summary['unmeasured']}" in (tmp_path / "none" / "README.md").read_text()
+    assert f"Not measured: {markdown_text(summary['unmeasured'])}" in (tmp_path / "none" / "README.md").read_text()
 
 
 def test_answers_too_long_for_the_model_are_measured_cut_as_they_were_trained_on(
@@ -488,7 +489,7 @@ def test_the_algorithm_is_a_tag_of_adapters_only_with_the_policy_among_them(tiny
 
 @pytest.mark.parametrize(
     ("quantization", "says"),
-    [("nf4", "on the base quantised as below"), ("int8", "on the base in 8 bits"), ("none", "as it is, unquantised")],
+    [("nf4", "on the base quantised as below"), ("int8", "on the base in 8 bits"), ("none", "on the unquantised base")],
 )
 def test_the_card_says_on_what_adapters_were_trained(quantization, says) -> None:
     text = adapters_usage("out", ["sft"], ModelConfig(source="x", quantization=quantization), None)
@@ -651,8 +652,8 @@ def test_prompts_as_parquet(tiny_folder, tmp_path, command, monkeypatch) -> None
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("base", "This run begins with the bare base; it has trained nothing yet."),
-        ("adapter", "This run begins with an adapter made elsewhere; it has trained nothing yet."),
+        ("base", "This run starts from the base model without fine-tuning; nothing is trained yet."),
+        ("adapter", "This run starts from an existing adapter; nothing is trained yet."),
         ("train", "The model was fine-tuned on 10 example answers in 5 steps."),
     ],
 )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from test_report import all_summaries
+from synthetic_run import all_summaries
 from tiny import randomise
 from tiny_run import make_config, make_session, separable, write_prompts, write_ranked
 

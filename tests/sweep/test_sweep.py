@@ -19,6 +19,7 @@ from lowrank_rlhf.config.loading import dump_config, load_config
 from lowrank_rlhf.data.run_data import keep_commits, read_commits
 from lowrank_rlhf.errors import StageFailed, Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.reports.charts import distance_and_gold
 from lowrank_rlhf.run.directory import RunDir, StepLog
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.session import Session
@@ -26,7 +27,7 @@ from lowrank_rlhf.sweep import launch as launching
 from lowrank_rlhf.sweep import share
 from lowrank_rlhf.sweep.grid import Combination, Sweep, make_sweep, split_values
 from lowrank_rlhf.sweep.launch import Outcome, command_of, launch
-from lowrank_rlhf.sweep.plot import draw, mean_points, points
+from lowrank_rlhf.sweep.plot import mean_points, write_plot
 from lowrank_rlhf.sweep.runner import exit_code, run_sweep
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
@@ -181,7 +182,7 @@ class TestSharing:
         assert (made.count("sft"), made.count("reward"), made.count("ppo")) == (2, 2, 4)
         assert [entry["state"] for entry in record["runs"]] == ["done"] * 4
         donor = "a-kl_coef-0.1-seed-2"
-        assert f"  sft: the same as in {donor}; copied, checked by hashes, not made again" in said
+        assert f"  sft: the same as in {donor}; copied and checked by hashes" in said
         assert record["runs"][3]["taken_from"] == {"sft": donor, "reward": donor}
         run_dir = RunDir(Path("runs/a-kl_coef-0.2-seed-2"))
         assert run_dir.artifact("ppo.txt").read_text() == "ppo 2 1 0.2"
@@ -212,7 +213,7 @@ class TestSharing:
         factory.before = lambda *_: keep_commits(first, {"hub:a/b": "a" * 40})
         run(sweep)
         second = RunDir(Path("runs") / sweep.combinations[1].config.name)
-        assert second.done("sft")["taken_from"] == first.path.name
+        assert second.mark("sft").taken_from == first.path.name
         assert read_commits(second) == {"hub:a/b": "a" * 40}
 
     @pytest.mark.usefixtures("factory")
@@ -232,7 +233,7 @@ class TestSharing:
         monkeypatch.setattr(share.shutil, "copy2", lambda _, target: Path(target).write_text("garbled"))
         with pytest.raises(StageFailed, match="differs"):
             share.take_over(second.config, Path("runs"), [first.config.name])
-        assert RunDir(Path("runs/a-kl_coef-0.2")).done("sft") is None
+        assert RunDir(Path("runs/a-kl_coef-0.2")).mark("sft") is None
         assert len(factory.ran) == 3
 
 
@@ -243,7 +244,7 @@ class TestGoingOn:
         factory.ran.clear()
         after, said = run(sweep)
         assert factory.ran == []
-        assert said.count("done before, skipped") == 2
+        assert said.count("already done, skipped") == 2
         assert after == before
 
     def test_after_a_stop_it_goes_on_where_it_was(self, factory: Factory) -> None:
@@ -374,10 +375,10 @@ class TestPlot:
 
     def test_points_are_distance_and_gold(self, tmp_path: Path) -> None:
         folder = self.evaluations(tmp_path / "a", [(0, -0.01, 0.3), (2, 4.0, 0.5), (4, None, 0.6), (6, 9.0, None)])
-        assert points(folder) == {0: (0.0, 0.3), 2: (2.0, 0.5)}
+        assert distance_and_gold(list(RunDir(folder).metrics.read())) == {0: (0.0, 0.3), 2: (2.0, 0.5)}
         metrics = folder / "metrics.jsonl"  # where people ranked there is only the second one
         metrics.write_text(metrics.read_text().replace("eval/judge", "eval/second_judge"))
-        assert points(folder) == {0: (0.0, 0.3), 2: (2.0, 0.5)}
+        assert distance_and_gold(list(RunDir(folder).metrics.read())) == {0: (0.0, 0.3), 2: (2.0, 0.5)}
 
     def test_seeds_are_averaged_where_all_have_a_point(self) -> None:
         assert mean_points([{0: (0.0, 0.2), 2: (2.0, 0.4), 4: (3.0, 0.5)}, {0: (0.0, 0.4), 2: (4.0, 0.8)}]) == {
@@ -391,10 +392,10 @@ class TestPlot:
         for name in "ab":
             self.evaluations(tmp_path / name, [(0, 0.0, 0.3), (2, 4.0, 0.5)])
         (tmp_path / "c").mkdir()
-        assert draw(entries, tmp_path, tmp_path / "s" / "sweep.png")
-        assert (tmp_path / "s" / "sweep.png").read_bytes().startswith(b"\x89PNG")
-        assert not draw(entries[2:], tmp_path, tmp_path / "none.png")
-        assert not (tmp_path / "none.png").exists()
+        assert write_plot(entries, tmp_path, tmp_path / "s" / "sweep.svg")
+        assert (tmp_path / "s" / "sweep.svg").read_text().startswith("<svg ")
+        assert not write_plot(entries[2:], tmp_path, tmp_path / "none.svg")
+        assert not (tmp_path / "none.svg").exists()
 
 
 def sweep_command(*arguments: str, **options: Any) -> subprocess.CompletedProcess:
@@ -428,10 +429,10 @@ class TestCommand:
             assert entry["win_rate_interval"][0] <= entry["win_rate"] <= entry["win_rate_interval"][1]
             assert {"reward_accuracy", "mean_shift", "kl_per_answer", "eos_rate", "distinct_2"} <= set(entry)
         assert json.loads((tiny / "runs/tiny-sweep/sweep.json").read_text()) == record
-        assert (tiny / "runs/tiny-sweep/sweep.png").stat().st_size > 1000
+        assert (tiny / "runs/tiny-sweep/sweep.svg").stat().st_size > 1000
         again = sweep_command(*settings)
         assert again.returncode == 0
-        assert again.stdout.count("done before, skipped") == 2
+        assert again.stdout.count("already done, skipped") == 2
         assert "dist-2" in again.stdout
 
     def test_a_run_that_cannot_work_is_told_and_the_code_is_1(self, tiny: Path) -> None:
@@ -441,7 +442,7 @@ class TestCommand:
         assert done.returncode == 1
         assert "no answer was preferred to another" in record["runs"][0]["message"]
         assert "Traceback" not in done.stderr
-        assert "sweep.png" not in (tiny / "runs/tiny-sweep/sweep.md").read_text()  # nothing was judged
+        assert "sweep.svg" not in (tiny / "runs/tiny-sweep/sweep.md").read_text()  # nothing was judged
 
     def test_ctrl_c_stops_cleanly(self, tiny: Path) -> None:
         command = [sys.executable, "-m", "lowrank_rlhf", "sweep", "tiny.yaml", "seed=1,2", "ppo.steps=100000"]

@@ -1,4 +1,4 @@
-"""Answers as tables: the policy's from step to step, and beside SFT's once they were compared."""
+"""Answers as tables: the policy's at each evaluation, and SFT's next to the policy's after the last stage."""
 
 import json
 from collections.abc import Sequence
@@ -10,21 +10,25 @@ from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.reports.format import number
 from lowrank_rlhf.run.records import Sample
 
-_MOST_ROWS = 24
-_MOST_STEPS = 4
-_LINES_READ = 96
+_MAX_ROWS = 24
+_MAX_STEPS = 4
+_MAX_LINES = 96
 Rows = Sequence[dict[str, Any]]
 
 
 def samples(run: Path, watched: Rows, evaluated: Rows, language: str) -> str:
-    """Tables in HTML; empty where the run has sampled nothing yet.
+    """Return the tables as HTML; empty text for a run without samples.
 
-    `watched` are the rows of the run's watched.jsonl, `evaluated` those of its eval.jsonl.
+    Args:
+        run: the run's folder.
+        watched: the rows of its watched.jsonl.
+        evaluated: the rows of its eval.jsonl.
+        language: of the texts.
     """
     tables = []
     if evaluated:
-        lead = t("samples.compared", language, shown=min(_MOST_ROWS, len(evaluated)), all=len(evaluated))
-        rows = [_compared(row, language) for row in evaluated[:_MOST_ROWS]]
+        lead = t("samples.compared", language, shown=min(_MAX_ROWS, len(evaluated)), all=len(evaluated))
+        rows = [_compared(row, language) for row in evaluated[:_MAX_ROWS]]
         tables.append(_table(lead, [t(f"samples.{name}", language) for name in ("prompt", "sft", "policy")], rows))
     if watched:
         tables.append(_by_step(watched, language))
@@ -45,20 +49,20 @@ def _table(lead: str, head: Sequence[str], rows: Sequence[str]) -> str:
 
 
 def _by_step(watched: Rows, language: str) -> str:
-    """A row for each prompt: SFT's answer, and the policy's at the last evaluations of PPO."""
+    """Return a row for each prompt: SFT's answer and the policy's at the last evaluations of PPO."""
     found = {(row["prompt_id"], row["step"]): row for row in watched}
     steps = sorted({step for _, step in found})
-    steps = [*steps[:1], *steps[1:][-_MOST_STEPS:]]
+    steps = [*steps[:1], *steps[1:][-_MAX_STEPS:]]
     names = [t("samples.sft" if step == 0 else "samples.step", language, step=step) for step in steps]
     rows = []
     for prompt in dict.fromkeys(row["prompt_id"] for row in watched):
         shown = [found.get((prompt, step), {}) for step in steps]
-        asked = next(row["prompt"] for row in shown if row)
+        question = next(row["prompt"] for row in shown if row)
         cells = (
             _cell(name, row.get("answer"), f"{t('samples.score', language)} {number(row.get('score'))}")
             for name, row in zip(names, shown, strict=True)
         )
-        rows.append(_cell(t("samples.prompt", language), asked, "") + "".join(cells))
+        rows.append(_cell(t("samples.prompt", language), question, "") + "".join(cells))
     return _table(t("samples.by_step", language), [t("samples.prompt", language), *names], rows)
 
 
@@ -78,7 +82,7 @@ def _cell(name: str, text: object, below: str) -> str:
 
 
 def _sampled(run: Path) -> list[str]:
-    """The first prompts' answers, from what the stages sample and rank left."""
+    """Return rows of the first prompts with their sampled answers, from the files of the stages sample and rank."""
     prompts = {row["id"]: row["messages"][-1]["content"] for row in _rows(run / "prompts.jsonl")}
     groups: dict[str, list[str]] = {}
     for row in _rows(run / "samples.jsonl"):
@@ -86,14 +90,14 @@ def _sampled(run: Path) -> list[str]:
         groups.setdefault(sample.prompt_id, []).append(sample.text)
     return [
         _cell("", prompts.get(prompt, prompt), "") + _cell("", "\n———\n".join(texts), "")
-        for prompt, texts in list(groups.items())[:_MOST_ROWS]
+        for prompt, texts in list(groups.items())[:_MAX_ROWS]
     ]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The first rows of a file of the run; none where it is not there or not whole."""
+    """Return the first rows of one of the run's files; none where it is missing or incomplete."""
     try:
         with path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in islice(file, _LINES_READ)]
+            return [json.loads(line) for line in islice(file, _MAX_LINES)]
     except (OSError, ValueError):
         return []

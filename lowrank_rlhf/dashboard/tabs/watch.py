@@ -1,4 +1,4 @@
-"""The tab Watch: how a run learns, while it does."""
+"""The tab Watch: curves, alarms, answers and log of a run during training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,15 +6,16 @@ from typing import Any
 import gradio as gr
 
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.curves import figures
 from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.tabs.runs_html import last_figure, state_line
 from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.tail import last_lines
-from lowrank_rlhf.dashboard.text import html, t, table
+from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.reports.alarms import named_alarms
+from lowrank_rlhf.reports.alarms import find_alarms
+from lowrank_rlhf.reports.charts import Figure, curve_figures
+from lowrank_rlhf.reports.locale import locale
 from lowrank_rlhf.run.progress import duration, figure, memory
 
 _SECONDS = 2.0
@@ -23,7 +24,7 @@ _EVENTS = 20
 
 
 def build(page: DashboardPage) -> None:
-    """Lay the tab out: every part is sent to the browser only when it has changed."""
+    """Lay out the tab; a part is sent to the browser only when it has changed."""
     parts = [gr.HTML("", elem_id=f"watch-{name}") for name in ("state", "alarms", "curves", "samples", "log")]
     seen = gr.State({})
 
@@ -37,7 +38,7 @@ def build(page: DashboardPage) -> None:
 
 
 def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
-    """Five parts of the tab and what they were made from, each only if that has changed."""
+    """Return the five parts of the tab and their inputs; a part whose input has not changed is skipped."""
     try:
         run = page.runs.status(chosen) if chosen else None
     except UserError:
@@ -49,7 +50,7 @@ def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dic
     events, _ = page.runs.rows(run.path / "events.jsonl")
     evaluated, second = page.runs.rows(run.path / "eval.jsonl")
     watched, third = page.runs.rows(run.path / "watched.jsonl")
-    made_from = {
+    inputs_of = {
         "state": _state(run, language),
         "alarms": (run.name, version, run.done, language),
         "curves": (run.name, version, language),
@@ -57,18 +58,18 @@ def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dic
         "log": _log(run, events, language),
     }
     made = {
-        "state": lambda: made_from["state"],
+        "state": lambda: inputs_of["state"],
         "alarms": lambda: _alarms(rows, run, language),
         "curves": lambda: _curves(rows, language),
         "samples": lambda: samples(run.path, watched, evaluated, language),
-        "log": lambda: made_from["log"],
+        "log": lambda: inputs_of["log"],
     }
-    changed = [made[name]() if made_from[name] != before.get(name) else gr.skip() for name in made]
-    return [*changed, made_from]
+    changed = [made[name]() if inputs_of[name] != before.get(name) else gr.skip() for name in made]
+    return [*changed, inputs_of]
 
 
 def _state(run: RunStatus, language: str) -> str:
-    """Where the run stands, with its stages, memory and pace."""
+    """Return the run's state, stages, memory and pace."""
     cells = []
     for stage in run.stages:
         mark = run.marks.get(stage)
@@ -97,28 +98,31 @@ def _pace(run: RunStatus) -> str:
 
 
 def _alarms(rows: Sequence[dict[str, Any]], run: RunStatus, language: str) -> str:
-    """Each alarm in the reader's words, what to do, and the figures behind it."""
-    summaries = {name: result.model_dump(exclude_unset=True) for name, result in run.results.by_stage().items()}
-    found = named_alarms(rows, summaries, run.algorithm.upper())
+    """Return each alarm with its figures and what to do."""
+    texts = locale(language)
+    found = find_alarms(rows, run.results, run.algorithm)
     if not found:
         quiet = t("watch.quiet", language) if rows else ""
         return f'<p class="soft">{html(quiet)}</p>' if quiet else ""
-    known = table(language)
     items = "".join(
-        f"<li><b>{html(known.get(f'alarm.{name}', name))}</b><span>{html(text)}</span></li>" for name, text in found
+        f"<li><b>{html(alarm.title(texts))}</b><span>{html(alarm.text(texts))}</span></li>" for alarm in found
     )
     return f'<h3>{html(t("watch.alarms", language))}</h3><ul class="alarms">{items}</ul>'
 
 
 def _curves(rows: Sequence[dict[str, Any]], language: str) -> str:
-    drawn = figures(rows, language)
+    drawn = "".join(map(_figure, curve_figures(rows, locale(language))))
     return (
         f'<div class="plots">{drawn}</div>' if drawn else f'<p class="empty">{html(t("watch.no_rows", language))}</p>'
     )
 
 
+def _figure(figure: Figure) -> str:
+    return f"<figure><b>{html(figure.title)}</b>{figure.svg}<figcaption>{html(figure.hint)}</figcaption></figure>"
+
+
 def _log(run: RunStatus, events: Sequence[dict[str, Any]], language: str) -> str:
-    """The end of the log; of a run that was started in a terminal what the folder notes instead."""
+    """Return the end of the log; for a run started in a terminal the events from its folder instead."""
     path = jobs.log_path(run.path)
     lines = last_lines(path, _LOG_LINES) if path else []
     lead = t("watch.log", language)

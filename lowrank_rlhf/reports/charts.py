@@ -1,0 +1,196 @@
+"""The catalogue of a run's charts, for report, page and sweep; titles and hints by chart id are in `locales/`."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lowrank_rlhf.reports.drawing import Bar, Chart, Guide, Line, Point, draw
+from lowrank_rlhf.reports.format import Metrics, finite_series, gold, series
+from lowrank_rlhf.reports.locale import Locale
+from lowrank_rlhf.run.results import ReliabilityBin, Results, RewardResult
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its texts: `svg` is safe markup, title and hint are plain text."""
+
+    id: str
+    title: str
+    hint: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric over a stage's steps, and the same quantity on held-out prompts, drawn as dots."""
+
+    id: str
+    stage: str
+    metric: str
+    held_out: str | None = None
+
+
+CURVES = (
+    Curve("scores", "ppo", "objective/scores", "eval/score"),
+    Curve("kl", "ppo", "objective/kl", "eval/kl"),
+    Curve("entropy", "ppo", "objective/entropy"),
+    Curve("length", "ppo", "response/length_mean"),
+    Curve("dpo_accuracy", "ppo", "dpo/accuracy"),
+    Curve("clip_fraction", "ppo", "policy/clipfrac"),
+    Curve("reward_loss", "reward", "loss"),
+    Curve("reward_accuracy", "reward", "accuracy"),
+    Curve("sft_loss", "sft", "loss"),
+)
+"""Every curve, in the order in which they are shown."""
+
+
+def run_figures(metrics: Metrics, results: Results, texts: Locale) -> list[Figure]:
+    """Return every chart that a run has data for, the latest stage first."""
+    curves = list(curve_figures(metrics, texts, results.ppo.best_step if results.ppo else None))
+    held_out = list(_reward_figures(results.reward, texts)) if results.reward else []
+    before = [figure for figure in curves if figure.id != "sft_loss"]
+    return [*before, *held_out, *(figure for figure in curves if figure.id == "sft_loss")]
+
+
+def curve_figures(metrics: Metrics, texts: Locale, best_step: int | None = None) -> Iterator[Figure]:
+    """Yield the frontier and the curves that the metrics have points for; `best_step` marks the policy's best step."""
+    yield from _frontier(metrics, texts)
+    for curve in CURVES:
+        lines = [Line(texts("chart.training"), _points(metrics, curve.stage, curve.metric))]
+        if curve.held_out:
+            held_out = _points(metrics, curve.stage, curve.held_out)
+            lines.append(Line(texts("chart.held_out"), held_out, colour=1, dots=True))
+        best = [Guide((best_step, best_step), (None, None), texts("chart.best"))]
+        marked = curve.stage == "ppo" and best_step is not None
+        yield from _figure(
+            curve.id,
+            texts,
+            Chart(
+                texts(f"chart.{curve.id}.title"),
+                texts("chart.step"),
+                texts(f"chart.{curve.id}.unit"),
+                lines=lines,
+                guides=best if marked else (),
+            ),
+        )
+
+
+def distance_and_gold(metrics: Metrics) -> dict[int, Point]:
+    """Return √KL and the judge's mean score of each evaluation of PPO, by step (Gao et al. 2022, figure 1)."""
+    distance = _distance(metrics)
+    judged = finite_series(metrics, "ppo", f"eval/{gold(metrics)}")
+    return {step: (distance[step], judged[step]) for step in distance if step in judged}
+
+
+def sweep_chart(label: str, lines: Sequence[Line], texts: Locale) -> Chart:
+    """Return the gold score over the distance for the runs of a sweep, with a legend."""
+    return Chart(
+        label,
+        texts("chart.distance"),
+        texts("chart.gold_score"),
+        lines=lines,
+        legend=True,
+        size=(720, 420),
+    )
+
+
+def _distance(metrics: Metrics) -> dict[int, float]:
+    # Sampling noise can put an estimate of a tiny KL below 0.
+    return {step: math.sqrt(max(kl, 0.0)) for step, kl in finite_series(metrics, "ppo", "eval/kl").items()}
+
+
+def _points(metrics: Metrics, stage: str, key: str) -> list[Point]:
+    return list(zip(*series(metrics, stage, key), strict=True))
+
+
+def _figure(name: str, texts: Locale, chart: Chart, hint: str | None = None) -> Iterator[Figure]:
+    """Yield the chart with its texts, or nothing where it has no points."""
+    if svg := draw(chart):
+        yield Figure(name, texts(f"chart.{name}.title"), texts(f"chart.{name}.hint") if hint is None else hint, svg)
+
+
+def _frontier(metrics: Metrics, texts: Locale) -> Iterator[Figure]:
+    """Proxy (reward model) and gold (judge) over the distance from SFT, on two scales since their units differ."""
+    distance, proxy = _distance(metrics), finite_series(metrics, "ppo", "eval/score")
+    steps = [step for step in distance if step in proxy]
+    if len(steps) < 2:
+        return
+    role, judged = gold(metrics), distance_and_gold(metrics)
+    lines = [
+        Line(texts("chart.proxy"), [(distance[step], proxy[step]) for step in steps]),
+        Line(texts(f"chart.gold.{role}"), [judged[step] for step in steps if step in judged], colour=1, right=True),
+    ]
+    yield from _figure(
+        "frontier",
+        texts,
+        Chart(
+            texts("chart.frontier.title"),
+            texts("chart.distance"),
+            texts("chart.proxy"),
+            texts(f"chart.gold.{role}"),
+            lines=lines,
+        ),
+    )
+
+
+def _reward_figures(reward: RewardResult, texts: Locale) -> Iterator[Figure]:
+    """Yield the charts of the held-out comparisons."""
+    if reward.accuracy is not None and reward.longer_wins is not None:
+        yield from _figure("held_out_accuracy", texts, _accuracy(reward, texts))
+    if reward.reliability:
+        yield from _figure("calibration", texts, _calibration(reward.reliability, texts))
+    if reward.margins:
+        yield from _figure("margins", texts, _margins(reward.margins, texts))
+
+
+def _accuracy(reward: RewardResult, texts: Locale) -> Chart:
+    """Held-out accuracy and the length baseline, each with its 95 % interval; guessing is dotted."""
+    bars = []
+    for place, (name, value, interval) in enumerate(
+        (
+            ("reward_model", reward.accuracy, reward.accuracy_interval),
+            ("longer_wins", reward.longer_wins, reward.longer_wins_interval),
+        )
+    ):
+        low, high = interval or (None, None)
+        known = (low, high) if low is not None and high is not None else None
+        bars.append(Bar(texts(f"chart.{name}"), place - 0.25, place + 0.25, value or 0.0, place, known))
+    return Chart(
+        texts("chart.held_out_accuracy.title"),
+        "",
+        texts("chart.held_out_accuracy.unit"),
+        bars=bars,
+        guides=[Guide((None, None), (0.5, 0.5))],
+        x_range=(-0.6, 1.6),
+        y_range=(0.0, 1.0),
+        x_names=True,
+    )
+
+
+def _calibration(bins: Sequence[ReliabilityBin], texts: Locale) -> Chart:
+    """Accuracy over predicted probability; a calibrated model is on the diagonal."""
+    points = [(found.probability, found.accuracy) for found in bins]
+    low = min(0.5, *(x for x, _ in points), *(y for _, y in points))
+    return Chart(
+        texts("chart.calibration.title"),
+        texts("chart.calibration.x"),
+        texts("chart.calibration.unit"),
+        lines=[Line(texts("chart.reward_model"), points)],
+        guides=[Guide((low, 1.0), (low, 1.0))],
+        x_range=(low, 1.0),
+        y_range=(low, 1.0),
+    )
+
+
+def _margins(margins: Sequence[float], texts: Locale) -> Chart:
+    """Histogram of the margins: score of the preferred answer minus the other's."""
+    count = min(30, max(5, round(len(margins) ** 0.5)))
+    low, high = min(margins), max(margins)
+    width = (high - low) / count or 1.0
+    heights = [0] * count
+    for margin in margins:
+        heights[min(count - 1, int((margin - low) / width))] += 1
+    name = texts("chart.margins.unit")
+    bars = [Bar(name, low + i * width, low + (i + 0.92) * width, height) for i, height in enumerate(heights)]
+    at_zero = [Guide((0.0, 0.0), (None, None))] if low <= 0 <= high else []
+    return Chart(texts("chart.margins.title"), texts("chart.margins.x"), name, bars=bars, guides=at_zero)

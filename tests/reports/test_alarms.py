@@ -1,0 +1,139 @@
+"""Every alarm set off alone, and silent at its limit."""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import pytest
+from synthetic_run import all_summaries, metrics_rows, ppo_rows, results
+
+from lowrank_rlhf.reports.alarms import RULES, AlarmId, find_alarms
+from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
+from lowrank_rlhf.run.results import Results
+
+NOTHING = Results()
+
+
+def ids(metrics: list[dict[str, Any]], found: Results = NOTHING) -> list[str]:
+    return [alarm.id for alarm in find_alarms(metrics, found)]
+
+
+def changed(key: str, values: Mapping[int, float | None]) -> list[dict[str, Any]]:
+    """The healthy PPO run with one metric replaced in some steps."""
+    rows = ppo_rows()
+    for row in rows:
+        if row["step"] in values:
+            row[key] = values[row["step"]]
+    return rows
+
+
+def last(value: float) -> dict[int, float]:
+    return dict.fromkeys(range(46, 51), value)
+
+
+METRICS = [
+    ("objective/kl", dict.fromkeys(range(5, 15), -0.01), dict.fromkeys(range(42, 51), -0.01), "negative_kl"),
+    ("policy/first_ratio_error", {7: 0.0011}, {7: 0.001}, "first_ratio"),
+    ("policy/clipfrac", {30: 0.21}, {30: 0.2}, "clip_fraction"),
+    ("policy/approxkl", {30: 0.03}, {30: 0.02, 31: None}, "approximate_kl"),
+    ("eval/judge", {30: 0.45, 40: 0.4, 50: 0.35}, {30: 0.45, 40: 0.4, 50: 0.41}, "overoptimisation"),
+    ("response/length_mean", last(40.0), {49: 60.0}, "length_growth"),
+    ("response/eos_rate", last(0.949), last(0.951), "unfinished_answers"),
+    ("objective/entropy", last(0.6), last(0.8), "entropy_collapse"),
+    ("objective/kl", {50: 30.5}, {50: 30.0}, "far_from_sft"),
+    ("eval/kl", {50: 31.0}, {50: 29.0}, "far_from_sft"),
+]
+TOO_FAR = {"overoptimisation", "entropy_collapse", "far_from_sft"}
+
+
+def test_a_healthy_run_sets_off_no_alarm() -> None:
+    assert ids(metrics_rows(), results()) == []
+    assert ids([]) == []
+
+
+def test_every_rule_has_an_id_a_title_and_a_text_in_every_language() -> None:
+    assert {rule.id for rule in RULES} | {"failed_self_check"} == set(get_args(AlarmId))
+    for language in LANGUAGES:
+        keys = {key.split(".")[1] for key in locale(language).texts if key.startswith("alarm.")}
+        assert keys == set(get_args(AlarmId))
+
+
+@pytest.mark.parametrize(("key", "bad", "fine", "name"), METRICS)
+def test_each_alarm_goes_off_alone_and_only_past_its_limit(key, bad, fine, name) -> None:
+    assert ids(changed(key, bad)) == [name]
+    assert ids(changed(key, fine)) == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo", "grpo", "dpo"])
+def test_the_key_that_keeps_the_policy_near_sft_is_the_algorithms(algorithm: str, language: str) -> None:
+    far = [changed(key, bad) for key, bad, _, name in METRICS if name in TOO_FAR]
+    repeats = {"id": "distinct_2", "sft": 0.8, "policy": 0.6}
+    done = {"ppo": {"algorithm": algorithm}}
+    found = [alarm for rows in far for alarm in find_alarms(rows, results(done))]
+    found += find_alarms([], results(done | {"evaluate": {"prompts": 1, "table": [repeats]}}))
+    found += find_alarms(far[0], NOTHING, algorithm.upper())  # during training
+    assert len(found) == len(far) + 2
+    for text in (alarm.text(locale(language)) for alarm in found):
+        assert ("`ppo.kl_coef`" in text, "`align.beta`" in text) == (algorithm == "ppo", algorithm != "ppo")
+
+
+def test_the_second_judges_fall_names_the_second_judge() -> None:
+    rows = changed("eval/judge", {30: 0.45, 40: 0.4, 50: 0.35})
+    rows = [{key.replace("eval/judge", "eval/second_judge"): value for key, value in row.items()} for row in rows]
+    (found,) = find_alarms(rows, NOTHING)
+    assert (found.values["first"], found.values["last"]) == ("20", "50")
+    assert "the second judge's score" in found.text(ENGLISH)
+    assert "第二评判的得分" in found.text(locale("zh"))
+
+
+def test_gold_may_fall_while_proxy_falls_too() -> None:
+    rows = changed("eval/judge", {20: 0.5, 30: 0.45, 40: 0.4, 50: 0.35})
+    for row in rows:
+        if "eval/score" in row:
+            row["eval/score"] = -row["step"]
+    assert ids(rows) == []
+
+
+def test_length_is_compared_with_the_answers_that_sft_gave_to_rank() -> None:
+    rows = changed("response/length_mean", dict.fromkeys(range(1, 51), 30.0))
+    sample = {"prompts": 50, "answers": 100}
+    assert ids(rows, results({"sample": sample | {"tokens": 2000}})) == []  # 1.5 times exactly
+    (found,) = find_alarms(rows, results({"sample": sample | {"tokens": 1999}}))
+    assert (found.id, found.values["before"], found.values["after"]) == ("length_growth", "20", "30")
+
+
+@pytest.mark.parametrize(
+    ("figure", "sft", "bad", "fine", "name"),
+    [("top_opener", 0.02, 0.31, 0.3, "same_openers"), ("distinct_2", 0.8, 0.63, 0.65, "repeated_words")],
+)
+def test_degenerate_text_of_the_evaluation(figure: str, sft: float, bad: float, fine: float, name: str) -> None:
+    def evaluated(policy: float, **row: Any) -> Results:
+        return results({"evaluate": {"prompts": 1, "table": [{"sft": sft, "policy": policy, **row}]}})
+
+    assert ids([], evaluated(bad, id=figure)) == [name]
+    assert ids([], evaluated(fine, id=figure)) == []
+    assert ids([], evaluated(bad, figure="a label of version 0.1")) == []
+
+
+@pytest.mark.parametrize("weakness", ["chance", "length"])
+def test_a_weak_reward_model(weakness: str) -> None:
+    summaries = all_summaries()
+    summaries["reward"]["weakness"] = weakness
+    (found,) = find_alarms([], results(summaries))
+    assert found.id == "weak_reward"
+    assert "奖励模型" in found.text(locale("zh"))
+
+
+def test_a_weak_reward_model_of_version_0_1_keeps_its_sentence() -> None:
+    summaries = all_summaries()
+    summaries["reward"]["weak"] = "the reward model is no better than preferring the shorter answer"
+    (found,) = find_alarms([], results(summaries))
+    assert found.text(ENGLISH).startswith("The reward model is no better than preferring the shorter answer. ")
+
+
+def test_a_failed_self_check() -> None:
+    summaries = all_summaries()
+    summaries["ppo"]["claims"][0] |= {"holds": False, "figure": 0.3}
+    (found,) = find_alarms([], results(summaries))
+    assert (found.id, found.values["stage"], found.values["figure"]) == ("failed_self_check", "ppo", "0.30")
+    assert "KL(策略 || SFT)" in found.text(locale("zh"))

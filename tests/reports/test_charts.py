@@ -1,0 +1,86 @@
+"""Charts: scales, ticks and points by hand, the catalogue, and escaping."""
+
+import re
+
+import pytest
+from synthetic_run import all_summaries, results
+
+from lowrank_rlhf.reports.charts import curve_figures, distance_and_gold, run_figures
+from lowrank_rlhf.reports.drawing import Bar, Chart, Guide, Line, draw, tick_label, ticks
+from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
+
+
+def line_chart(points: list[tuple[float, float]], name: str = "a") -> str:
+    return draw(Chart("title", "step", lines=[Line(name, points)]))
+
+
+def test_ticks() -> None:
+    assert ticks(0, 1) == pytest.approx([0, 0.5, 1])
+    assert ticks(0.13, 0.31) == pytest.approx([0.15, 0.2, 0.25, 0.3])
+    assert ticks(-3, 17) == pytest.approx([0, 5, 10, 15])
+
+
+def test_tick_labels() -> None:
+    values = [0.25, 1.5, 0, 12345, 0.00012, -3]
+    assert list(map(tick_label, values)) == ["0.25", "1.5", "0", "12.3k", "1.2e-4", "-3"]
+
+
+def test_points_are_where_they_should_be() -> None:
+    """By hand: x from 46 to 348, y with a margin of 6 % from 184 up to 22."""
+    points = re.search(r'points="([^"]*)"', line_chart([(0, 0), (10, 100)]))
+    low, high = 184 - 162 * 6 / 112, 184 - 162 * 106 / 112
+    assert points
+    assert points[1] == f"46.0,{low:.1f} 348.0,{high:.1f}"
+
+
+def test_bars_intervals_and_guides_are_where_they_should_be() -> None:
+    chart = Chart(
+        "title", "x", bars=[Bar("a", 1, 3, 0.5, interval=(0.25, 0.75))], guides=[Guide((None, None), (0.5, 0.5))],
+        x_range=(0, 4), y_range=(0, 1),
+    )  # fmt: skip
+    svg = draw(chart)
+    assert '<rect class="c0" x="121.5" y="103.0" width="151.0" height="81.0"/>' in svg
+    assert '<line class="axis" x1="197.0" y1="143.5" x2="197.0" y2="62.5"/>' in svg
+    assert '<line class="guide" x1="46.0" y1="103.0" x2="348.0" y2="103.0"/>' in svg
+
+
+def test_gaps_and_single_points() -> None:
+    assert line_chart([(0, float("nan"))]) == draw(Chart("title", "step")) == ""
+    assert "<circle" in line_chart([(3, 5.0)])
+
+
+def test_long_series_are_thinned_and_keep_their_end() -> None:
+    points = re.search(r'points="([^"]*)"', line_chart([(n, n) for n in range(5001)]))
+    assert points
+    assert len(points[1].split()) <= 402
+    assert points[1].split()[-1].startswith("348.0,")
+
+
+def test_names_are_escaped_and_a_standalone_file_has_its_style() -> None:
+    chart = Chart("<b>", "<i>", lines=[Line("<script>", [(0, 1), (1, 2)])], legend=True)
+    for svg in (draw(chart), draw(chart, standalone=True)):
+        assert not re.search("<(b|i|script)>", svg)
+    assert "prefers-color-scheme: dark" in draw(chart, standalone=True)
+
+
+ROWS = [{"stage": "ppo", "step": n, "objective/scores": n, "objective/kl": n} for n in range(3)]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("role", ["judge", "second_judge"])
+def test_all_curves_of_a_run(language: str, role: str) -> None:
+    texts = locale(language)
+    rows = [*ROWS, *({"stage": "ppo", "step": n, "eval/kl": n, "eval/score": n, f"eval/{role}": -n} for n in (0, 2))]
+    found = list(curve_figures(rows, texts))
+    assert [figure.id for figure in found] == ["frontier", "scores", "kl"]
+    assert texts("chart.frontier.title") == found[0].title
+    assert texts(f"chart.gold.{role}") in found[0].svg
+    assert distance_and_gold(rows) == {0: (0.0, 0.0), 2: (pytest.approx(2**0.5), -2.0)}
+
+
+def test_every_margin_is_in_the_histogram() -> None:
+    summaries = all_summaries()
+    summaries["reward"]["margins"] = [-1.0, 0.0, 0.1, 2.0, 2.0]
+    (margins,) = (figure for figure in run_figures([], results(summaries), ENGLISH) if figure.id == "margins")
+    counts = re.findall(r"<title>pairs: (\d+)</title>", margins.svg)
+    assert list(map(int, counts)) == [1, 2, 0, 0, 2]
