@@ -21,8 +21,7 @@ from lowrank_rlhf.reports.format import Table, algorithm
 from lowrank_rlhf.reports.locale import ENGLISH
 from lowrank_rlhf.reports.tables import caveat, comparison, details, headline
 from lowrank_rlhf.run.directory import RunDir, read_json, sha256
-from lowrank_rlhf.run.results import DoneMark, Results, StageResult
-from lowrank_rlhf.stages import STAGES
+from lowrank_rlhf.run.results import MARKS, DoneMark, Results, StageResult
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 _FILES = {".gguf", ".jsonl", ".json", ".csv", ".parquet", ".gz", ".yaml", ".txt", ".safetensors", ".py"}
@@ -66,7 +65,7 @@ class Exported:
 
 def model_card(run_dir: RunDir, config: Config, exported: Exported) -> str:
     """Return the text of `README.md` with the hub's front matter. It names no folder of this machine."""
-    marks: Marks = {stage.name: mark for stage in STAGES if (mark := run_dir.mark(stage.name))}
+    marks: Marks = {stage: mark for stage in MARKS if (mark := run_dir.mark(stage))}
     results = Results.model_validate({name: mark.result for name, mark in marks.items()})
     licence, made_by = base_licence(config.model), algorithm(results)
     compared = comparison(results, ENGLISH)

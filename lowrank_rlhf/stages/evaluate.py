@@ -1,7 +1,6 @@
 """The last stage: SFT against the policy on held-out prompts, and the report."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 

@@ -12,7 +12,7 @@ from browser import ROOT
 from dashboard_runs import NASTY, event, finish, make_run
 
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import runs
+from lowrank_rlhf.dashboard.tabs import runs, watch
 from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.text import LANGUAGES, html, t, table
 from lowrank_rlhf.reports.locale import locale

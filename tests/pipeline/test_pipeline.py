@@ -60,7 +60,8 @@ class Factory:
             self.before.get(name, lambda _: None)(session)
             text = "".join(path.read_text() for path in map(session.run_dir.artifact, reads) if path.exists())
             (session.work(name) / f"{name}.txt").write_text(f"{text}{name} {session.config.seed}{self.salt};")
-            return {"message": f"{name} is made", "figure": float("nan")}
+            counts = {"sample": {"prompts": 1, "answers": 1}, "rank": {"rankings": 1, "comparisons": 1}}
+            return counts.get(name, {}) | {"message": f"{name} is made", "figure": float("nan")}
 
         return FakeStage(name, settings, reads, (f"{name}.txt",), run)
 

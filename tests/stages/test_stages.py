@@ -208,7 +208,7 @@ def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:
     of_sft = [json.loads(line)["second_sft"] for line in run_dir.artifact("eval.jsonl").read_text().splitlines()]
     assert judged[0] == pytest.approx(sum(of_sft[:3]) / 3)  # SFT's answers to the same prompts
     page = run_dir.artifact("report.html").read_text()
-    assert "■ second judge (gold)" in page
+    assert "second judge (gold)" in page
     assert "the judge “plain-language” (gold)" in page
     assert list(marks(run_dir)) == list(STAGES)
 
@@ -255,7 +255,9 @@ def test_a_dataset_of_comparisons_from_the_bare_base(tiny_folder, tmp_path) -> N
     assert list(marks(run_dir)) == ["sft", "rank", "reward"]
     assert marks(run_dir)["sft"]["summary"]["source"] == "base"
     assert marks(run_dir)["rank"]["summary"]["comparisons"] == 9
-    assert "<b>Reward model: accuracy</b>" in run_dir.artifact("report.html").read_text()  # without an evaluation too
+    assert (
+        "<b>Reward model: held-out accuracy</b>" in run_dir.artifact("report.html").read_text()
+    )  # without an evaluation too
     session = make_session(config, tmp_path)
     sft.load_role(session.roles, Role.POLICY, run_dir.artifact("adapters/sft"))
     weights = session.roles.named_parameters(Role.POLICY)
