@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lowrank_rlhf.reports.drawing import Bar, Chart, Guide, Line, Point, draw
-from lowrank_rlhf.reports.format import Metrics, finite_series, gold, series
+from lowrank_rlhf.reports.format import Metrics, finite_series, gold, judge_in_words, series
 from lowrank_rlhf.reports.locale import Locale
 from lowrank_rlhf.run.results import ReliabilityBin, Results, RewardResult
 
@@ -46,15 +46,25 @@ CURVES = (
 
 def run_figures(metrics: Metrics, results: Results, texts: Locale) -> list[Figure]:
     """Return every chart that a run has data for, the latest stage first."""
-    curves = list(curve_figures(metrics, texts, results.ppo.best_step if results.ppo else None))
+    followed = (results.ppo and results.ppo.gold) or (results.evaluate and results.evaluate.judge)
+    curves = list(curve_figures(metrics, texts, results.ppo.best_step if results.ppo else None, followed or None))
     held_out = list(_reward_figures(results.reward, texts)) if results.reward else []
     before = [figure for figure in curves if figure.id != "sft_loss"]
     return [*before, *held_out, *(figure for figure in curves if figure.id == "sft_loss")]
 
 
-def curve_figures(metrics: Metrics, texts: Locale, best_step: int | None = None) -> Iterator[Figure]:
-    """Yield the frontier and the curves that the metrics have points for; `best_step` marks the policy's best step."""
-    yield from _frontier(metrics, texts)
+def curve_figures(
+    metrics: Metrics, texts: Locale, best_step: int | None = None, judge: str | None = None
+) -> Iterator[Figure]:
+    """Yield the frontier and the curves that the metrics have points for.
+
+    Args:
+        metrics: the rows of metrics.jsonl.
+        texts: of the reader's language.
+        best_step: the policy's best step, to be marked.
+        judge: name of the judge that followed the training.
+    """
+    yield from _frontier(metrics, texts, judge)
     for curve in CURVES:
         lines = [Line(texts("chart.training"), _points(metrics, curve.stage, curve.metric))]
         if curve.held_out:
@@ -109,7 +119,7 @@ def _figure(name: str, texts: Locale, chart: Chart, hint: str | None = None) -> 
         yield Figure(name, texts(f"chart.{name}.title"), texts(f"chart.{name}.hint") if hint is None else hint, svg)
 
 
-def _frontier(metrics: Metrics, texts: Locale) -> Iterator[Figure]:
+def _frontier(metrics: Metrics, texts: Locale, judge: str | None) -> Iterator[Figure]:
     """Proxy (reward model) and gold (judge) over the distance from SFT, on two scales since their units differ."""
     distance, proxy = _distance(metrics), finite_series(metrics, "ppo", "eval/score")
     steps = [step for step in distance if step in proxy]
@@ -130,6 +140,7 @@ def _frontier(metrics: Metrics, texts: Locale) -> Iterator[Figure]:
             texts(f"chart.gold.{role}"),
             lines=lines,
         ),
+        texts("chart.frontier.hint", judge=judge_in_words(judge, texts) if judge else texts("judge.some")),
     )
 
 
