@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lowrank_rlhf.commands.common import RunArgument, RunsOption, echo, run_folder
+from lowrank_rlhf.commands.terminal.ranking_text import project_summary
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.contents import Contents, SavedRanking
@@ -45,7 +46,7 @@ def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
         contents = find_project(run, runs).store.contents()
         return contents, contents.current()
     run_dir = RunDir(folder)
-    if run_dir.done("rank") is None:
+    if run_dir.mark("rank") is None:
         raise UserError(
             f"{folder}: its answers are not ranked yet. This does it:\n  {run_command(folder)} --until rank"
         )
@@ -173,7 +174,7 @@ def import_(
         raise
     for sentence in _report(plan):
         echo(sentence)
-    echo(project.summary())
+    echo(project_summary(project))
 
 
 def _new_project(folder: Path) -> Project:

@@ -15,10 +15,12 @@ from rich.text import Text
 
 from lowrank_rlhf.commands.annotations import find_project
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, ServedAsOption, echo
-from lowrank_rlhf.commands.terminal.ranking_loop import Keys, RankingLoop, keys_of_this_process
+from lowrank_rlhf.commands.terminal.ranking_keys import Keys, keys_of_this_process
+from lowrank_rlhf.commands.terminal.ranking_loop import RankingLoop
+from lowrank_rlhf.commands.terminal.ranking_text import ALPHA, project_summary
 from lowrank_rlhf.dashboard.password import PASSWORD_VARIABLE
 from lowrank_rlhf.errors import Stopped, UserError, WaitingForPeople, visible
-from lowrank_rlhf.preferences.agreement import RankingStatistics, alpha_in_words, krippendorff_alpha, ranking_statistics
+from lowrank_rlhf.preferences.agreement import RankingStatistics, alpha_level, krippendorff_alpha, ranking_statistics
 from lowrank_rlhf.preferences.labelling import annotator_name
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.run.progress import duration
@@ -135,8 +137,8 @@ def _login() -> str:
 
 def _say_what_next(project: Project) -> None:
     if not project.enough:
-        raise WaitingForPeople(f"{project.summary()} The same command goes on from here.")
-    echo(project.summary())
+        raise WaitingForPeople(f"{project_summary(project)} The same command goes on from here.")
+    echo(project_summary(project))
 
 
 def _print_stats(project: Project, as_json: bool) -> None:
@@ -161,7 +163,7 @@ def _print_stats(project: Project, as_json: bool) -> None:
         "prompts_ranked": project.store.ranked_prompts(),
         "prompts_needed": project.needed,
         "krippendorff_alpha": alpha,
-        "alpha_means": alpha_in_words(alpha),
+        "alpha_means": ALPHA[alpha_level(alpha)],
         "all": _fields(ranking_statistics(current, contents.answers)),
         "annotators": rows,
     }

@@ -1,7 +1,8 @@
-"""How far annotators agree, whether position or length decided for them, and how they work."""
+"""Agreement of annotators, their position and length biases, their pace."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from enum import StrEnum
 from itertools import combinations, pairwise
 from math import comb
 from statistics import median
@@ -12,8 +13,8 @@ from lowrank_rlhf.run.records import Ranking, Sample
 
 
 class PositionBias(NamedTuple):
-    """Share of rankings whose single best answer had been shown first, the share that chance would give, and how many
-    rankings could tell."""
+    """Share of rankings whose single best answer was shown first, the share expected by chance, and the number of
+    rankings with a single best answer."""
 
     shown_first: float
     expected: float
@@ -21,14 +22,14 @@ class PositionBias(NamedTuple):
 
 
 class SameOrder(NamedTuple):
-    """Share of the pairs of answers that both of two rankings order alike, out of `pairs` that both order."""
+    """Share of the pairs of answers that two rankings order alike, out of `pairs` that both order."""
 
     share: float
     pairs: int
 
 
 class RankingStatistics(NamedTuple):
-    """What some rankings have in common; None where none of them can tell."""
+    """Statistics of some rankings; None where none of them is informative."""
 
     rankings: int
     median_seconds: float | None
@@ -38,11 +39,11 @@ class RankingStatistics(NamedTuple):
     position: PositionBias | None
     longer_preferred: float | None
     uneven_comparisons: int
-    """Comparisons of answers with different lengths, from which `longer_preferred` is."""
+    """Comparisons of answers with different lengths, the base of `longer_preferred`."""
 
 
 def krippendorff_alpha(rankings: Iterable[Ranking]) -> float | None:
-    """Krippendorff's nominal alpha (2011, "Computing Krippendorff's alpha-reliability") of pairwise judgements.
+    """Return Krippendorff's nominal alpha of pairwise judgements (2011, "Computing Krippendorff's alpha-reliability").
 
     The units are pairs of answers to one prompt, the values -1, 0 (tie) and 1. Which answer of a pair counts as the
     first is arbitrary, so each pair is entered both ways round: alpha does not depend on how ids sort. Of several
@@ -68,7 +69,7 @@ def krippendorff_alpha(rankings: Iterable[Ranking]) -> float | None:
 
 
 def same_order(rankings: Iterable[Ranking]) -> SameOrder | None:
-    """How far annotators order the same two answers alike; None if no two have ordered the same ones.
+    """Return the agreement between annotators on pairs of answers; None if no pair has two annotators.
 
     Each two annotators of a prompt count once, and ties are left out (InstructGPT, section 3.4: 72.6 %). Of several
     rankings of a prompt by one annotator the last counts.
@@ -81,9 +82,9 @@ def same_order(rankings: Iterable[Ranking]) -> SameOrder | None:
 
 
 def consistency(rankings: Iterable[Ranking]) -> SameOrder | None:
-    """How far annotators who were given a prompt again order its answers as before; None if nobody was.
+    """Return the agreement of annotators with themselves on repeated prompts; None without any.
 
-    `rankings`: all that were not taken back, oldest first.
+    `rankings`: all that were not withdrawn, oldest first.
     """
     history = defaultdict(list)
     for ranking in rankings:
@@ -101,7 +102,7 @@ def _same_order(twos: Iterable[tuple[Ranking, Ranking]]) -> SameOrder | None:
 
 
 def position_bias(rankings: Iterable[Ranking]) -> PositionBias | None:
-    """How often the single best answer stood first on the screen, against 1/K; None if no ranking can tell."""
+    """Return how often the single best answer was shown first, against 1/K; None if no ranking has a single best."""
     clear = [ranking for ranking in rankings if ranking.shown and ranking.tiers and len(ranking.tiers[0]) == 1]
     if not clear:
         return None
@@ -113,13 +114,13 @@ def position_bias(rankings: Iterable[Ranking]) -> PositionBias | None:
 
 
 def length_bias(rankings: Iterable[Ranking], samples: Iterable[Sample]) -> float | None:
-    """Share of comparisons won by the answer with more characters, equal lengths left out; None if there are none."""
+    """Return the share of comparisons won by the answer with more characters; None without unequal lengths."""
     won = _longer_won(rankings, samples)
     return sum(won) / len(won) if won else None
 
 
 def ranking_statistics(rankings: Iterable[Ranking], samples: Iterable[Sample]) -> RankingStatistics:
-    """Pace, ties, flags and biases of rankings of these samples."""
+    """Return pace, ties, flags and biases of rankings of these samples."""
     rankings = list(rankings)
     seconds = [ranking.seconds for ranking in rankings if ranking.seconds is not None]
     tied = sum(comb(len(tier), 2) for ranking in rankings for tier in ranking.named_tiers)
@@ -136,19 +137,28 @@ def ranking_statistics(rankings: Iterable[Ranking], samples: Iterable[Sample]) -
     )
 
 
-def alpha_in_words(alpha: float | None) -> str:
-    """What an alpha means. The bounds .800 and .667 are Krippendorff's (2004, "Content Analysis", section 11.4)."""
+class AlphaLevel(StrEnum):
+    """Interpretation of an alpha."""
+
+    UNKNOWN = "unknown"
+    GOOD = "good"
+    FAIR = "fair"
+    WEAK = "weak"
+    NONE = "none"
+    OPPOSITE = "opposite"
+
+
+def alpha_level(alpha: float | None) -> AlphaLevel:
+    """Interpret an alpha. The bounds .800 and .667 are Krippendorff's (2004, "Content Analysis", section 11.4)."""
     if alpha is None:
-        return "not known: no two annotators have judged the same pair of answers, or they only tied them"
+        return AlphaLevel.UNKNOWN
     if alpha >= 0.8:
-        return "good: the annotators are interchangeable"
+        return AlphaLevel.GOOD
     if alpha >= 0.667:
-        return "fair: enough for tentative conclusions"
+        return AlphaLevel.FAIR
     if alpha >= 0.2:
-        return "weak: tastes differ, or the instructions leave room; more annotators per prompt help"
-    if alpha > -0.1:
-        return "none: hardly better than chance"
-    return "opposite: the annotators contradict each other; ask whether one has the order upside down"
+        return AlphaLevel.WEAK
+    return AlphaLevel.NONE if alpha > -0.1 else AlphaLevel.OPPOSITE
 
 
 def _longer_won(rankings: Iterable[Ranking], samples: Iterable[Sample]) -> list[bool]:

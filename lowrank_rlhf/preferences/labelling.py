@@ -1,9 +1,9 @@
-"""Ranking by single keys: what each key does to a half-made order. No terminal in here."""
+"""Ranking by single keys: the effect of each key on a draft. Terminal and page share it; no texts for people."""
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import dataclass, replace
+from enum import Enum, StrEnum
 
 from lowrank_rlhf.errors import UserError, visible
 from lowrank_rlhf.preferences.store import Item
@@ -13,19 +13,19 @@ LABELS = "123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """The keys of the answers in the order in which they are shown."""
 
 FLAGS = {"1": "unsure", "2": "prompt unclear", "3": "all answers bad", "4": "harmful"}
-"""What a ranking can be marked with, under the key that follows `f`."""
+"""Flags of a ranking, as they are stored, under the key that follows `f`."""
 
 SHORT_FLAGS = {"b": "all answers bad", "!": "harmful"}
-"""Those of them that have a key of their own. With one of these there need be no order."""
+"""Flags with a key of their own. A ranking with one of them needs no order."""
 
 LONGEST_NAME = 100
 
-_TAKE_BACK = ("u", "\b", "\x7f")
+_UNDO = ("u", "\b", "\x7f")
 _ENTER = ("\r", "\n")
 
 
 class Command(Enum):
-    """What a key can ask for that is more than a change of the order."""
+    """Request of a key that is more than a change of the order."""
 
     SAVE = "save"
     SKIP = "skip"
@@ -37,22 +37,35 @@ class Command(Enum):
 _COMMANDS = {"s": Command.SKIP, "h": Command.HELP, "?": Command.HELP, "q": Command.QUIT}
 
 
+class RefusalKind(StrEnum):
+    """Why a key has no effect. Terminal and page have a text for each."""
+
+    NOT_PLACED = "not_placed"
+    TIE_OPEN = "tie_open"
+    TIE_FIRST = "tie_first"
+    TIE_TWICE = "tie_twice"
+    ALL_PLACED = "all_placed"
+    NO_ANSWER = "no_answer"
+    UNKNOWN_KEY = "unknown_key"
+    PLACED = "placed"
+    NO_FLAG = "no_flag"
+
+
 @dataclass(frozen=True)
 class Refusal:
-    """A key that does nothing here, and why. `kind` and `names` are for those who say it in another language."""
+    """A key without effect; `names`: the answers or the key that the reason is about."""
 
-    why: str
-    kind: str = field(default="", compare=False)
-    names: str = field(default="", compare=False)
+    kind: RefusalKind
+    names: str = ""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A half-made order of `answers` answers, which are named by their place on the screen, from 0.
+    """A partial order of `answers` answers, which are numbered by their position on the screen, from 0.
 
     `tied`: the next answer joins the last tier. `flagging`: the next key names a flag. `before`: the draft that the
-    last key changed. `may_stop`: answers may be left without a place; they stand below the others. `written`: a better
-    answer by the annotator; with one there need be no order.
+    last key changed. `may_stop`: answers may stay unplaced; they rank below the others. `written`: a better answer by
+    the annotator; a ranking with one needs no order.
     """
 
     answers: int
@@ -66,17 +79,17 @@ class Draft:
 
     @property
     def left(self) -> list[int]:
-        """The answers that have no place yet."""
+        """Answers that are not placed yet."""
         placed = {answer for tier in self.tiers for answer in tier}
         return [answer for answer in range(self.answers) if answer not in placed]
 
 
 def press(draft: Draft, key: str) -> Draft | Command | Refusal:
-    """What a key makes of a draft; never an invalid order. Full-width digits and signs count as the plain ones."""
+    """Apply a key to a draft; never gives an invalid order. Full-width digits and signs count as the plain ones."""
     key = unicodedata.normalize("NFKC", key)
     if not _names_an_answer(draft, key):
         key = key.lower()  # capitals are commands, too
-    if key in _TAKE_BACK:
+    if key in _UNDO:
         return draft.before or Command.UNDO_SAVED
     if key in _COMMANDS:
         return _COMMANDS[key]
@@ -95,7 +108,7 @@ def press(draft: Draft, key: str) -> Draft | Command | Refusal:
 
 def _flag(draft: Draft, key: str) -> Draft | Refusal:
     if key not in FLAGS:
-        return Refusal(f"{flag_keys()}; u takes the f back", "flag")
+        return Refusal(RefusalKind.NO_FLAG)
     return _toggle(draft, FLAGS[key])
 
 
@@ -106,86 +119,64 @@ def _toggle(draft: Draft, flag: str) -> Draft:
 
 def _finish(draft: Draft) -> Command | Refusal:
     if draft.tied:
-        return Refusal("= waits for the answer that is just as good; u takes it back", "tie waits")
+        return Refusal(RefusalKind.TIE_OPEN)
     no_order_needed = draft.written.strip() or set(draft.flags) & set(SHORT_FLAGS.values())
     if draft.left and not (draft.may_stop if draft.tiers else no_order_needed):
-        return Refusal(f"not placed yet: {_names(draft.left)}", "not placed", _names(draft.left))
+        return Refusal(RefusalKind.NOT_PLACED, labels(draft.left))
     return Command.SAVE
 
 
 def _tie(draft: Draft) -> Draft | Refusal:
     if not draft.tiers:
-        return Refusal("= ties an answer to the one before it: place one first", "tie first")
+        return Refusal(RefusalKind.TIE_FIRST)
     if draft.tied:
-        return Refusal("= is there already", "tie twice")
+        return Refusal(RefusalKind.TIE_TWICE)
     if not draft.left:
-        return Refusal("every answer has its place: Enter saves, u takes back", "full")
+        return Refusal(RefusalKind.ALL_PLACED)
     return replace(draft, tied=True, before=draft)
 
 
 def _place(draft: Draft, key: str) -> Draft | Refusal:
     if not _names_an_answer(draft, key):
-        if key.isdigit():
-            last = LABELS[draft.answers - 1]
-            return Refusal(f"there is no answer {key}; they are {LABELS[0]} to {last}", "no answer", key)
-        name = key if len(key) == 1 and key.isprintable() and not key.isspace() else "that key"
-        return Refusal(f"{name} does nothing here; h shows the keys", "no key", key)
+        return Refusal(RefusalKind.NO_ANSWER if key.isdigit() else RefusalKind.UNKNOWN_KEY, key)
     answer = LABELS.index(key)
     if answer not in draft.left:
-        return Refusal(f"{key} has its place already; u takes the last key back", "placed", key)
+        return Refusal(RefusalKind.PLACED, key)
     tiers = (*draft.tiers[:-1], (*draft.tiers[-1], answer)) if draft.tied else (*draft.tiers, (answer,))
     return replace(draft, tiers=tiers, tied=False, before=draft)
 
 
 def type_all(draft: Draft, keys: Iterable[str]) -> Draft:
-    """The draft after these keys. Raises `ValueError` for one that `press` would not take into a draft."""
+    """Return the draft after these keys. Raises `ValueError` for a key that does not give a draft."""
     for key in keys:
         result = press(draft, key)
         if not isinstance(result, Draft):
-            raise ValueError(f"{key!r} is no key for {describe(draft)}")
+            raise ValueError(f"key {key!r} does not change the order {draft.tiers}")
         draft = result
     return draft
 
 
 def keys_of(tiers: Iterable[Iterable[int]]) -> list[str]:
-    """The keys that place answers, named by their place on the screen, in these tiers."""
+    """Return the keys that place answers, numbered by their position on the screen, in these tiers."""
     return [key for tier in tiers for key in "=".join(LABELS[answer] for answer in tier)]
-
-
-def describe(draft: Draft) -> str:
-    """One line: `2 > 1 = 3 > _   left: 4   flags: unsure`."""
-    order = " > ".join(" = ".join(LABELS[answer] for answer in tier) for tier in draft.tiers)
-    open_place = (" = _" if draft.tied else " > _" if draft.tiers else "_") if draft.left else ""
-    parts = [f"{order}{open_place}"]
-    if draft.left:
-        parts.append(f"left: {_names(draft.left)}")
-    if draft.flags:
-        parts.append(f"flags: {', '.join(visible(flag) for flag in draft.flags)}")
-    if draft.flagging:
-        parts.append(flag_keys())
-    return "   ".join(parts)
-
-
-def flag_keys() -> str:
-    """`flag: 1 unsure, 2 prompt unclear, ...`."""
-    return "flag: " + ", ".join(f"{key} {flag}" for key, flag in FLAGS.items())
 
 
 def _names_an_answer(draft: Draft, key: str) -> bool:
     return len(key) == 1 and key in LABELS[: draft.answers]
 
 
-def _names(answers: list[int]) -> str:
+def labels(answers: Iterable[int]) -> str:
+    """Return the keys of some answers: `1, 2, 3`."""
     return ", ".join(LABELS[answer] for answer in answers)
 
 
 def ranking_of(draft: Draft, item: Item, annotator: str, seconds: float | None = None) -> Ranking:
-    """The ranking that a draft stands for. Raises `ValueError` for one that `press` would not let save.
+    """Return the ranking that a draft describes. Raises `ValueError` for one that cannot be saved yet.
 
-    Of several answers without a place the ranking says that they are worse than the others; one alone is simply last.
+    Several unplaced answers are worse than the others and not compared with each other; a single one is simply last.
     """
     if not isinstance(_finish(draft), Command) or draft.answers != len(item.answers):
-        raise ValueError(f"not a finished order of {len(item.answers)} answers: {describe(draft)}")
+        raise ValueError(f"not a finished order of {len(item.answers)} answers: {draft.tiers}")
     tiers = (*draft.tiers, tuple(draft.left)) if draft.tiers and draft.left else draft.tiers
     return Ranking(
         prompt_id=item.prompt.id,
@@ -200,16 +191,16 @@ def ranking_of(draft: Draft, item: Item, annotator: str, seconds: float | None =
 
 
 def draft_of(ranking: Ranking, item: Item, may_stop: bool = False) -> Draft:
-    """A draft that stands for a ranking of this item, ready to be taken back key by key.
+    """Return the draft of a ranking of this item, which can be undone key by key.
 
-    The answers keep the order in which `item` shows them, whatever order the ranking was made in.
+    The answers keep the order in which `item` shows them, whatever order they had before.
     """
     draft = Draft(len(item.answers), flags=ranking.flags, may_stop=may_stop, written=ranking.written or "")
     return type_all(draft, keys_of([[item.shown.index(name) for name in tier] for tier in ranking.named_tiers]))
 
 
 def annotator_name(name: str) -> str:
-    """A name to keep rankings under, without spaces around it. Raises `UserError` for one that is none."""
+    """Return an annotator's name without spaces around it. Raises `UserError` for an invalid name."""
     if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
-        raise UserError(f"{visible(name)!r} is no name: it needs letters, {LONGEST_NAME} characters at most")
+        raise UserError(f"not a valid name: {visible(name)!r}. Use 1 to {LONGEST_NAME} printable characters")
     return name.strip()

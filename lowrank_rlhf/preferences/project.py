@@ -1,7 +1,8 @@
-"""A folder with answers to rank, a run's or one that holds nothing else, and whether there are enough rankings."""
+"""Annotation project: a folder with answers to rank, a run's or a folder for annotation alone."""
 
 import shlex
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from lowrank_rlhf.config.loading import load_config
@@ -16,17 +17,26 @@ STORE = "annotations.sqlite"
 COMMAND = "python -m lowrank_rlhf"
 
 
-class NothingToRank(UserError):
-    """A folder has no answers for people to rank. `kind` and `command` are for those who say it in another language."""
+class NothingToRankReason(StrEnum):
+    """Why a folder has no answers for people to rank. The page has a text for each."""
 
-    def __init__(self, message: str, kind: str, command: str = "") -> None:
+    NO_STORE = "no_store"
+    NOT_HUMAN = "not_human"
+    NOT_SAMPLED = "not_sampled"
+    NO_RUN = "no_run"
+
+
+class NothingToRank(UserError):
+    """A folder has no answers for people to rank; `command` makes them where one can."""
+
+    def __init__(self, message: str, reason: NothingToRankReason, command: str = "") -> None:
         super().__init__(message)
-        self.kind, self.command = kind, command
+        self.reason, self.command = reason, command
 
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with answers to rank. `settings` are the run's; None where there is no run."""
+    """A folder with answers to rank. `settings` are the run's; None without a run."""
 
     folder: Path
     store: AnnotationStore
@@ -34,10 +44,10 @@ class Project:
 
     @property
     def rankings_changed(self) -> bool:
-        """The run's comparisons are of other rankings than there are now, which count once that stage is made again."""
+        """True if the stage rank was done with other rankings than the current ones; `--redo rank` uses these."""
         run_dir = RunDir(self.folder)
         prompts, rankings = run_dir.artifact("prompts.jsonl"), run_dir.artifact("rankings.jsonl")
-        if run_dir.done("rank") is None:
+        if run_dir.mark("rank") is None:
             return False
         if not (prompts.is_file() and rankings.is_file()):
             return True
@@ -47,39 +57,30 @@ class Project:
 
     @property
     def needed(self) -> int:
-        """Prompts that must be ranked, by anyone, before the run can go on; without a run there are none."""
+        """Prompts that must be ranked, by anyone, before the run can resume; 0 without a run."""
         return min(self.settings.minimum_rankings, self.store.counts("").prompts) if self.settings else 0
 
     @property
     def next_command(self) -> str:
-        """What to do when enough prompts are ranked: go on with the run, or take the rankings back to it."""
+        """Command for when enough prompts are ranked: resume the run, or export the rankings."""
         if self.settings is None:
             return f"{COMMAND} annotations export {shlex.quote(str(self.folder))} FILE"
         return f"{run_command(self.folder)}{' --redo rank' if self.rankings_changed else ''}"
 
     @property
     def enough(self) -> bool:
-        """True if the run can go on."""
+        """True if the run can resume."""
         return self.store.ranked_prompts() >= self.needed
 
     def next_item(self, annotator: str) -> Item | None:
-        """What this annotator ranks next, by the run's settings and, where there is one, its reward model's doubts."""
+        """Return this annotator's next item, by the run's settings and its reward model's uncertainty if it has one."""
         settings, scores = self.settings or RankConfig(), self.folder / "scores.jsonl"
-        doubts = uncertainties(read_jsonl(scores, Score)) if scores.is_file() else {}
-        return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated, doubts))
-
-    def summary(self) -> str:
-        """How many prompts are ranked, and what comes next."""
-        count = self.store.ranked_prompts()
-        if not self.enough:
-            return f"{count} of {counted(self.needed, 'prompt')} ranked, {self.needed - count} more to go."
-        if self.settings is None:
-            return f"{counted(count, 'prompt')} ranked. To take them to where they came from:\n  {self.next_command}"
-        return f"{counted(count, 'prompt')} ranked, enough to go on ({self.needed} needed):\n  {self.next_command}"
+        uncertainty = uncertainties(read_jsonl(scores, Score)) if scores.is_file() else {}
+        return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated, uncertainty))
 
 
 def run_command(folder: Path) -> str:
-    """The command that goes on with a run."""
+    """Return the command that resumes a run."""
     words = ["run", str(folder / "config.yaml")]
     if folder.parent != Path("runs"):
         words += ["--runs", str(folder.parent)]
@@ -87,27 +88,28 @@ def run_command(folder: Path) -> str:
 
 
 def open_project(folder: Path, new: bool = False) -> Project:
-    """The place in this folder; with `new`, an empty one without a run. Raises `NothingToRank` if there is none yet."""
+    """Open the project in a folder; with `new`, an empty one without a run. Raises `NothingToRank` if there is none."""
     if not new and not any((folder / name).is_file() for name in ("config.yaml", STORE)):
-        raise NothingToRank(f"{folder}: there are no answers to rank here", "here")
+        raise NothingToRank(f"{folder}: no answers to rank here", NothingToRankReason.NO_STORE)
     if new or not (folder / "config.yaml").is_file():
         return Project(folder, AnnotationStore(folder / STORE), None)
     config = load_config(folder / "config.yaml")
     if config.rank.source != "human":
         raise NothingToRank(
-            f"{folder}: rank.source is {config.rank.source}; a run with rank.source=human asks people", "for people"
+            f"{folder}: people rank runs with rank.source=human; this one has rank.source={config.rank.source}",
+            NothingToRankReason.NOT_HUMAN,
         )
     if not (folder / STORE).is_file():
         command = run_command(folder)
         raise NothingToRank(
-            f"{folder}: there are no answers to rank yet. This makes them, and stops with exit code 5 when they wait:\n"
+            f"{folder}: no answers to rank yet. Sample them; the run stops with exit code 5 when they are ready:\n"
             f"  {command}",
-            "yet",
+            NothingToRankReason.NOT_SAMPLED,
             command,
         )
     return Project(folder, AnnotationStore(folder / STORE), config.rank)
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 prompt`, `2 prompts`."""
+    """Return `1 prompt`, `2 prompts`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -92,7 +92,7 @@ def test_two_people_at_once(tmp_path: Path) -> None:
         assert "ranking as 李" in li.text(".rk-line")
         li.press("3", "Enter")
         assert "3 of 3 prompts ranked" in li.text(".rk-line")
-        assert "Enough for the run to go on: python -m lowrank_rlhf run" in li.text(".rk-next")
+        assert "Enough to resume the run: python -m lowrank_rlhf run" in li.text(".rk-next")
         li.press("s")  # p0, which ann has ranked
         assert li.page.locator(".rk-end").is_visible()  # ann holds the last one
         li.press("u")
@@ -195,9 +195,9 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
             ann = Person(browser, server.url, None)
             call_oneself(ann, "ann 1", "ranking as ann 1")
             ann.page.locator(".rk-prompt").click()  # leaves the field
-            button = ann.page.get_by_role("button", name="Continue the run")
-            call_oneself(ann, "", "is no name")
-            ann.page.get_by_role("button", name="Try again").click()
+            button = ann.page.get_by_role("button", name="Resume the run")
+            call_oneself(ann, "", "not a valid name")
+            ann.page.get_by_role("button", name="Retry").click()
             ann.press("1", "Enter")
             assert (ann.page.locator(".rk-item").is_visible(), store.rankings()) == (False, [])
             call_oneself(ann, "ann 1", "ranking as ann 1")
@@ -209,7 +209,7 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
             ann.page.get_by_text("The run goes on.").wait_for()
             assert (tmp_path / "went on").read_text() == "people"
             ann.page.locator("#run textarea, #run input").fill("nowhere")
-            ann.page.get_by_text("There is no such run.").wait_for()
+            ann.page.get_by_text("Run not found.").wait_for()
             assert not ann.page.locator(".rk-item").is_visible()
         finally:
             server.kill()

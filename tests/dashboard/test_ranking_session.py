@@ -42,9 +42,9 @@ def test_a_lost_answer_saves_nothing_twice(ask, store) -> None:
     step = {"prompt_id": "p0", "done": 0, "keys": ["1"], "key": "\r", "seconds": 2.04}
     assert ask("key", **step)["item"]["prompt_id"] == "p1"
     again = ask("key", **step)
-    assert (again["item"]["prompt_id"], again["said"]) == (
+    assert (again["item"]["prompt_id"], again["notice"]) == (
         "p1",
-        "you have ranked that prompt in another window; this is the next one",
+        "you ranked that prompt in another window; this is the next one",
     )
     (ranking,) = store.rankings()
     assert (ranking.seconds, ranking.partial, len(store.contents().history)) == (2.0, True, 1)
@@ -61,14 +61,14 @@ def test_what_is_half_made_stays_on_the_screen(ask, store) -> None:
         assert back["item"]["prompt_id"] == "p0"
         assert (back["keys"], back["written"]) == (half.get("keys", []), half.get("written", ""))
     assert ask("open", prompt_id="p0", done=0)["item"]["prompt_id"] == "p1"  # nothing is lost there
-    assert ask("key", **written, key="\r")["said"] == "saved"
+    assert ask("key", **written, key="\r")["notice"] == "saved"
     assert ask("open", **written)["item"]["prompt_id"] == "p1"  # saved meanwhile: the next one
 
 
 def test_taking_back_does_not_lose_what_was_written(ask, store) -> None:
     ask("key", prompt_id="p0", keys=["1"], key="\r")
     refused = ask("key", prompt_id="p1", written="a better one", key="u")
-    assert "empty its box" in refused["refused"]
+    assert "empty the box" in refused["refused"]
     assert len(store.rankings()) == 1
     assert ask("key", prompt_id="p1", written="a better one", keys=["1"], key="u")["keys"] == []
     assert ask("key", prompt_id="p1", key="u")["item"]["prompt_id"] == "p0"
@@ -90,7 +90,7 @@ def test_comparisons_of_other_rankings_are_made_again(ask, tmp_path: Path) -> No
     prompts = project.store.contents().prompts
     write_jsonl(work / "prompts.jsonl", prompts[:2])
     write_jsonl(work / "rankings.jsonl", project.store.rankings())
-    mark = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 0.0, "summary": {}}
+    mark = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 0.0, "summary": {"rankings": 1, "comparisons": 1}}
     RunDir(folder).finish("rank", ["prompts.jsonl", "rankings.jsonl"], mark)
     assert not project.rankings_changed
     ask("key", prompt_id="p2", keys=["1"], key="\r")  # one that the run does not sample any more
@@ -111,7 +111,7 @@ def test_why_there_is_nothing_to_rank_in_the_pages_language(tmp_path: Path) -> N
 
 def test_nothing_is_made_where_there_is_nothing_to_rank(tmp_path: Path) -> None:
     (tmp_path / "started").mkdir()
-    with pytest.raises(UserError, match="there are no answers to rank here"):
+    with pytest.raises(UserError, match="no answers to rank here"):
         open_project(tmp_path / "started")
     assert list((tmp_path / "started").iterdir()) == []
 
@@ -184,7 +184,7 @@ def test_progress_and_overview_by_hand(tmp_path: Path, store) -> None:
     )["figures"]
     assert figures[0]["figure"] == "13 comparisons from 3 rankings"
     assert f"about {GENERAL} comparisons" in figures[0]["means"]
-    assert "about 306 prompts more" in figures[0]["means"]  # (2000 - 13) / 6.5 = 305.7
+    assert "about 306 more prompts" in figures[0]["means"]  # (2000 - 13) / 6.5 = 305.7
     assert figures[1]["figure"].startswith("83 % of 6 pairs alike; Krippendorff's alpha 0.6")
 
 

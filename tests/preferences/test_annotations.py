@@ -17,7 +17,7 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Ranking, write_jsonl
 
 FILE = Path("x.jsonl")
-MARK = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 1.0, "summary": {}}
+MARK = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 1.0, "summary": {"rankings": 1, "comparisons": 1}}
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_to_another_machine_and_back(command) -> None:
     assert command("annotations", "import", "bob", "for_bob.jsonl", "--new", "--runs", "elsewhere") == (
         0,
         "1 ranking new, 0 already here\n3 prompts with 9 answers new\n"
-        "1 prompt ranked. To take them to where they came from:\n"
+        "1 prompt ranked. To export them:\n"
         "  python -m lowrank_rlhf annotations export elsewhere/bob FILE\n",
         "",
     )
@@ -62,7 +62,7 @@ def test_to_another_machine_and_back(command) -> None:
     assert "3 rankings by 2 annotators, 1 skip\n" in out
     assert command("annotations", "import", "people", "back.jsonl") == (
         0,
-        "2 rankings new, 1 already here\n1 skip new\n2 prompts ranked, enough to go on (2 needed):\n"
+        "2 rankings new, 1 already here\n1 skip new\n2 prompts ranked (2 needed). To resume the run:\n"
         "  python -m lowrank_rlhf run runs/people/config.yaml\n",
         "",
     )
@@ -244,12 +244,12 @@ def test_places_that_are_none(command) -> None:
     assert command("annotations", "export", "abc", "y.jsonl") == (
         2,
         "",
-        "runs/abc: there are no answers to rank yet. This makes them, and stops with exit code 5 when they wait:\n"
+        "runs/abc: no answers to rank yet. Sample them; the run stops with exit code 5 when they are ready:\n"
         "  python -m lowrank_rlhf run runs/abc/config.yaml\n",
     )
     RunDir(Path("runs/judged")).open(dump_config(Config(name="judged", model={"source": "x"})))
     assert command("annotations", "import", "judged", "x.jsonl")[2] == (
-        "runs/judged: rank.source is judge; a run with rank.source=human asks people\n"
+        "runs/judged: people rank runs with rank.source=human; this one has rank.source=judge\n"
     )
     assert command("annotations", "export", "judged", "y.jsonl") == (
         2,

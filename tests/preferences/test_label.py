@@ -12,6 +12,8 @@ import pytest
 from people import a_ranking, a_run, tiers_as_shown
 
 from lowrank_rlhf import cli
+from lowrank_rlhf.commands.terminal.ranking_text import ALPHA
+from lowrank_rlhf.preferences.agreement import AlphaLevel
 from lowrank_rlhf.run.records import Message, Prompt, Sample
 
 
@@ -49,15 +51,15 @@ class TestLines:
         assert "ranking as login; --annotator NAME for another name\n" in out
         assert "saved: 2 > 1 = 3\n" in out
         assert "saved: 1 = 2 = 3   flags: unsure\n" in out
-        assert out.count("That is enough: 2 prompts are ranked.") == 1
+        assert out.count("2 prompts are ranked: the run can resume.") == 1
         assert out.endswith(
-            "3 prompts ranked, enough to go on (2 needed):\n  python -m lowrank_rlhf run runs/people/config.yaml\n"
+            "3 prompts ranked (2 needed). To resume the run:\n  python -m lowrank_rlhf run runs/people/config.yaml\n"
         )
 
     def test_resumes_and_counts_down(self, label) -> None:
         a_run(minimum=3)
         code, out, err = label("123\n", "--annotator", "ann")
-        assert (code, err) == (5, "1 of 3 prompts ranked, 2 more to go. The same command goes on from here.\n")
+        assert (code, err) == (5, "1 of 3 prompts ranked, 2 more needed. The same command goes on from here.\n")
         assert re.findall(r"-- (\d of \d)   ann --", out) == ["1 of 3", "2 of 3"]
         assert "\n0 ranked, 3 more needed; h shows the keys\n" in out
         assert "\n1 ranked, 2 more needed, 0:00 each, about 0:00 to go; h shows the keys\n" in out
@@ -81,35 +83,35 @@ class TestLines:
         assert code == 0
         assert re.findall(r"Tell me (\d)", out) == list("0101211")
         assert tiers_as_shown(store) == [[["1"], ["2"], ["3"]], [["3"], ["2"], ["1"]], [["2"], ["3"], ["1"]]]
-        assert "Nothing is left: of 3 prompts you have ranked 2 and skipped 1.\n" in out
-        assert "Nothing is left: of 3 prompts you have ranked 3 and skipped 0.\n" in out
+        assert "No prompts left: of 3 prompts you have ranked 2 and skipped 1.\n" in out
+        assert "No prompts left: of 3 prompts you have ranked 3 and skipped 0.\n" in out
         assert sum(verdict.withdrawn for verdict in store.contents().history) == 1
 
     @pytest.mark.parametrize(
         ("line", "why"),
         [
             ("12", "not placed yet: 3"),
-            ("1 2 2 3", "2 has its place already; u takes the last key back"),
-            ("1234", "there is no answer 4; they are 1 to 3"),
-            ("123 s", "a command has a line of its own"),
-            ("su", "a line is one ranking, such as 2 > 1 = 3, or one command, such as s"),
-            ("hello", "a line is one ranking, such as 2 > 1 = 3, or one command, such as s"),
-            ("x", "x does nothing here; h shows the keys"),
+            ("1 2 2 3", "2 is placed already; u undoes the last key"),
+            ("1234", "no answer 4 here"),
+            ("123 s", "a command must be alone on its line"),
+            ("su", "a line must be one ranking, such as 2 > 1 = 3, or one command, such as s"),
+            ("hello", "a line must be one ranking, such as 2 > 1 = 3, or one command, such as s"),
+            ("x", "x has no effect here; h shows the keys"),
             ("f1", "not placed yet: 1, 2, 3"),
             ("12b", "not placed yet: 3"),
-            ("12=", "= waits for the answer that is just as good; u takes it back"),
+            ("12=", "= needs the answer that is as good; u undoes it"),
         ],
     )
     def test_a_wrong_line_ends_it_with_its_number(self, label, line: str, why: str) -> None:
         store = a_run()
         code, _, err = label(f"123\n{line}\n321\n")
-        assert (code, err) == (2, f"stdin:2: {why}. The lines before it are saved, this one and the rest are not.\n")
+        assert (code, err) == (2, f"stdin:2: {why}. The lines before it are saved; this one and the rest are not.\n")
         assert tiers_as_shown(store) == [[["1"], ["2"], ["3"]]]
 
     def test_lines_after_the_end(self, label) -> None:
         a_run(prompts=1)
-        assert label("123\nh\n123\n")[2].startswith("stdin:3: u takes the last one back, s brings skipped ones back")
-        assert label("u\n123\nu\nu\n")[2].startswith("stdin:4: there is nothing to take back")
+        assert label("123\nh\n123\n")[2].startswith("stdin:3: u undoes the last step, s restores skipped prompts")
+        assert label("u\n123\nu\nu\n")[2].startswith("stdin:4: nothing to undo")
 
     def test_all_bad_and_harmful_without_an_order(self, label) -> None:
         store = a_run()
@@ -122,7 +124,7 @@ class TestLines:
 
     def test_names(self, label, monkeypatch: pytest.MonkeyPatch) -> None:
         a_run()
-        assert label("", "--annotator", " ")[2] == "' ' is no name: it needs letters, 100 characters at most\n"
+        assert label("", "--annotator", " ")[2] == "not a valid name: ' '. Use 1 to 100 printable characters\n"
         assert label("", "--annotator", "a\x1bb")[0] == 2
 
         def nobody() -> str:
@@ -153,7 +155,7 @@ class TestLines:
         store = a_run(prompts=0)
         prompt = Prompt(id="x", messages=(Message(role="user", content="Hi"),))
         store.add_items([prompt], [Sample(id=f"x-{k}", prompt_id="x", text="a") for k in range(36)])
-        assert label("")[2] == "prompt 'x' has 36 answers; keys are for 35\n"
+        assert label("")[2] == "prompt 'x' has 36 answers; the maximum is 35\n"
 
 
 class TestStats:
@@ -176,7 +178,7 @@ class TestStats:
         }
         # As in test_agreement.test_by_hand: both ways round, of three pairs two agree.
         assert found["krippendorff_alpha"] == pytest.approx(7 / 18)
-        assert found["alpha_means"].startswith("weak: ")
+        assert found["alpha_means"] == ALPHA[AlphaLevel.WEAK]
         ann, bob, gone = found["annotators"]
         assert ann == {
             "annotator": "ann",

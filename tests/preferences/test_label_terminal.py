@@ -103,9 +103,9 @@ def test_an_evening_of_ranking(terminal) -> None:
         ("left: 1, 2, 3", "2"),
         ("2 > _   left: 1, 3", "="),
         ("2 = _", "2"),
-        ("2 has its place already; u takes the last key back", "7"),
-        ("there is no answer 7; they are 1 to 3", "\x1b[A"),
-        ("that key does nothing here", "３"),  # full-width, as a Chinese keyboard has it
+        ("2 is placed already; u undoes the last key", "7"),
+        ("no answer 7 here", "\x1b[A"),
+        ("that key has no effect here", "３"),  # full-width, as a Chinese keyboard has it
         ("2 = 3 > _   left: 1", "\x7f"),
         ("2 = _", "1f1"),
         ("2 = 1 > _   left: 3   flags: unsure", "\r"),
@@ -117,18 +117,18 @@ def test_an_evening_of_ranking(terminal) -> None:
         ("skipped", ""),
         ("Tell me 2", ""),
         ("left: 1, 2, 3", "u"),
-        ("the skip is taken back", ""),
+        ("skip undone", ""),
         ("Tell me 1", ""),
         ("left: 1, 2, 3", "u"),
-        ("the last saved ranking is taken back", ""),
+        ("last saved ranking undone", ""),
         ("2 = 1 > 3   flags: unsure", "u"),
         ("2 = 1 > _   left: 3   flags: unsure", "uf1"),
         ("2 = _   left: 1, 3", "3 1"),
-        ("that key does nothing here", "1\r"),
+        ("that key has no effect here", "1\r"),
         ("saved: 2 = 3 > 1", ""),
         ("left: 1, 2, 3", "321\r123\r"),  # typed ahead in one go
         ("saved: 3 > 2 > 1", ""),
-        ("That is enough: 2 prompts are ranked.", ""),
+        ("2 prompts are ranked: the run can resume.", ""),
         ("saved: 1 > 2 > 3", ""),
         ("q ends", "q"),
     )
@@ -142,7 +142,7 @@ def test_an_evening_of_ranking(terminal) -> None:
 
 @pytest.mark.parametrize(
     ("stop", "code", "last"),
-    [("\x03", 130, "Stopped. What was saved stays saved"), ("\x04", 5, "1 of 2 prompts ranked, 1 more to go")],
+    [("\x03", 130, "Stopped. What was saved stays saved"), ("\x04", 5, "1 of 2 prompts ranked, 1 more needed")],
 )
 def test_ctrl_c_and_ctrl_d_leave_everything_saved(terminal, stop: str, code: int, last: str) -> None:
     store = a_run()

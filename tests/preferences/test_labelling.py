@@ -6,6 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lowrank_rlhf.commands.terminal.ranking_text import REFUSALS, describe, refusal_text
+from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, texts
+from lowrank_rlhf.errors import visible
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.labelling import (
     FLAGS,
@@ -14,14 +17,14 @@ from lowrank_rlhf.preferences.labelling import (
     Command,
     Draft,
     Refusal,
-    describe,
+    RefusalKind,
     draft_of,
     keys_of,
     press,
     ranking_of,
     type_all,
-    visible,
 )
+from lowrank_rlhf.preferences.project import NothingToRankReason
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample
 
@@ -65,25 +68,37 @@ def test_orders_by_hand(keys: str, tiers: tuple) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "key", "why"),
+    ("keys", "key", "refusal"),
     [
-        ("", "\r", "not placed yet: 1, 2, 3, 4"),
-        ("13", "\r", "not placed yet: 2, 4"),
-        ("1=", "\r", "= waits for the answer that is just as good; u takes it back"),
-        ("", "=", "= ties an answer to the one before it: place one first"),
-        ("1=", "=", "= is there already"),
-        ("1234", "=", "every answer has its place: Enter saves, u takes back"),
-        ("12", "1", "1 has its place already; u takes the last key back"),
-        ("", "5", "there is no answer 5; they are 1 to 4"),
-        ("", "0", "there is no answer 0; they are 1 to 4"),
-        ("", "x", "x does nothing here; h shows the keys"),
-        ("", "\x1b[A", "that key does nothing here; h shows the keys"),
-        ("", "", "that key does nothing here; h shows the keys"),
-        ("f", "9", "flag: 1 unsure, 2 prompt unclear, 3 all answers bad, 4 harmful; u takes the f back"),
+        ("", "\r", Refusal(RefusalKind.NOT_PLACED, "1, 2, 3, 4")),
+        ("13", "\r", Refusal(RefusalKind.NOT_PLACED, "2, 4")),
+        ("1=", "\r", Refusal(RefusalKind.TIE_OPEN)),
+        ("", "=", Refusal(RefusalKind.TIE_FIRST)),
+        ("1=", "=", Refusal(RefusalKind.TIE_TWICE)),
+        ("1234", "=", Refusal(RefusalKind.ALL_PLACED)),
+        ("12", "1", Refusal(RefusalKind.PLACED, "1")),
+        ("", "5", Refusal(RefusalKind.NO_ANSWER, "5")),
+        ("", "0", Refusal(RefusalKind.NO_ANSWER, "0")),
+        ("", "x", Refusal(RefusalKind.UNKNOWN_KEY, "x")),
+        ("", "\x1b[a", Refusal(RefusalKind.UNKNOWN_KEY, "\x1b[a")),
+        ("", "", Refusal(RefusalKind.UNKNOWN_KEY, "")),
+        ("f", "9", Refusal(RefusalKind.NO_FLAG)),
     ],
 )
-def test_refusals_say_what_is_wrong(keys: str, key: str, why: str) -> None:
-    assert press(type_keys(keys), key) == Refusal(why)
+def test_refusals(keys: str, key: str, refusal: Refusal) -> None:
+    assert press(type_keys(keys), key) == refusal
+
+
+def test_every_refusal_has_a_text_in_the_terminal_and_on_the_page() -> None:
+    assert set(REFUSALS) == set(RefusalKind)
+    for language in LANGUAGES:
+        assert {f"refused.{kind}" for kind in RefusalKind} <= set(texts(language))
+        assert {f"nothing.{reason}" for reason in NothingToRankReason} <= set(texts(language))
+
+
+@pytest.mark.parametrize(("key", "name"), [("x", "x"), ("\x1b[A", "that key"), ("", "that key"), (" ", "that key")])
+def test_control_characters_are_not_repeated(key: str, name: str) -> None:
+    assert refusal_text(Refusal(RefusalKind.UNKNOWN_KEY, key)).startswith(f"{name} has no effect")
 
 
 def test_commands() -> None:
@@ -105,8 +120,8 @@ def test_two_flags_have_keys_of_their_own_and_need_no_order() -> None:
     assert type_keys("b!").flags == ("all answers bad", "harmful")
     assert type_keys("b！b").flags == ("harmful",)  # ! as a Chinese keyboard types it
     assert press(type_keys("b"), "\r") is press(type_keys("f4"), "\r") is Command.SAVE
-    assert press(type_keys("f1"), "\r") == Refusal("not placed yet: 1, 2, 3, 4")
-    assert press(type_keys("12!"), "\r") == Refusal("not placed yet: 3, 4")  # half an order is a slip
+    assert press(type_keys("f1"), "\r") == Refusal(RefusalKind.NOT_PLACED, "1, 2, 3, 4")
+    assert press(type_keys("12!"), "\r") == Refusal(RefusalKind.NOT_PLACED, "3, 4")  # half an order is a slip
     assert ranking_of(type_keys("b"), an_item(4), "ann").tiers == ()
 
 
@@ -118,7 +133,7 @@ def test_where_one_may_stop_the_rest_is_worse() -> None:
     assert {(pair.chosen, pair.rejected) for pair in compare(best)} == {("c", "a"), ("c", "b"), ("c", "d")}
     last = ranking_of(type_all(Draft(4, may_stop=True), "3=12"), an_item(4), "ann")
     assert (last.tiers, last.partial) == ((("c", "a"), ("b",), ("d",)), False)
-    assert press(Draft(4, may_stop=True), "\r") == Refusal("not placed yet: 1, 2, 3, 4")
+    assert press(Draft(4, may_stop=True), "\r") == Refusal(RefusalKind.NOT_PLACED, "1, 2, 3, 4")
 
 
 def test_a_written_answer_needs_no_order() -> None:
@@ -133,7 +148,7 @@ def test_a_written_answer_needs_no_order() -> None:
 
 def test_tiers_as_keys() -> None:
     assert "".join(keys_of([[1, 0], [3], [2]])) == "2=143"
-    with pytest.raises(ValueError, match="'5' is no key"):
+    with pytest.raises(ValueError, match="key '5' does not"):
         type_all(Draft(4), "15")
 
 
@@ -170,7 +185,7 @@ def test_every_key_gives_a_valid_draft_a_command_or_a_reason(answers: int, keys:
             draft = result
             continue
         if isinstance(result, Refusal):
-            assert result.why.isprintable()
+            assert refusal_text(result).isprintable()
         placed = [answer for tier in draft.tiers for answer in tier]
         assert sorted(placed + draft.left) == list(range(answers))
         if result is Command.SAVE:
@@ -247,7 +262,7 @@ def test_a_ranking_that_left_answers_out_comes_back_unfinished() -> None:
 
 
 def test_an_unfinished_order_is_no_ranking() -> None:
-    with pytest.raises(ValueError, match="not a finished order of 4 answers: 2 > 1 > _   left: 3, 4"):
+    with pytest.raises(ValueError, match="not a finished order of 4 answers"):
         ranking_of(type_keys("21"), an_item(4), "ann")
     with pytest.raises(ValueError, match="not a finished order of 5"):
         ranking_of(type_keys("2143"), an_item(5), "ann")

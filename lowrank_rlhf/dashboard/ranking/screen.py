@@ -1,11 +1,11 @@
-"""What the ranking page shows, as plain data in the annotator's language. The page puts it into text nodes only."""
+"""Content of the ranking page, as plain data in the annotator's language. The page puts it into text nodes only."""
 
 import math
 from typing import Any
 
 from lowrank_rlhf.dashboard.ranking.text import say
 from lowrank_rlhf.errors import visible
-from lowrank_rlhf.preferences.labelling import FLAGS, Draft, Refusal, press
+from lowrank_rlhf.preferences.labelling import FLAGS, Command, Draft, Refusal, press
 from lowrank_rlhf.preferences.overview import GENERAL, Overview, RankingProgress, ranking_progress
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.store import Item
@@ -15,7 +15,7 @@ Reply = dict[str, Any]
 
 
 def item_words(item: Item) -> Reply:
-    """A prompt and its answers in the order to show them: no ids of answers, and no model's name."""
+    """Return a prompt and its answers in the order to show them, without ids of answers and names of models."""
     return {
         "prompt_id": item.prompt.id,
         "done": item.done,
@@ -25,14 +25,14 @@ def item_words(item: Item) -> Reply:
 
 
 def shown(text: str) -> str:
-    """A text as the page shows it: line ends of Windows as plain ones, other control characters spelt out."""
+    """Return a text as the page shows it: Windows line ends made plain, other control characters escaped."""
     return visible(text.replace("\r\n", "\n"))
 
 
 def draft_words(draft: Draft, language: str) -> Reply:
-    """A half-made order: tiers and what is left by place on the screen, flags by number, and what Enter would do."""
+    """Return a draft: tiers and unplaced answers by position on the screen, flags by number, effect of Enter."""
     numbers = {flag: number for number, flag in FLAGS.items()}
-    enter = press(draft, "\r") if draft.answers else Refusal("", "nothing")
+    enter = press(draft, "\r") if draft.answers else None
     return {
         "tiers": [list(tier) for tier in draft.tiers],
         "left": draft.left,
@@ -40,23 +40,25 @@ def draft_words(draft: Draft, language: str) -> Reply:
         "flagging": draft.flagging,
         "flags": [numbers[flag] for flag in draft.flags if flag in numbers],
         "own_flags": [visible(flag) for flag in draft.flags if flag not in numbers],
-        "ready": not isinstance(enter, Refusal),
+        "ready": enter is Command.SAVE,
         "enter": _enter(draft, enter, language),
     }
 
 
-def _enter(draft: Draft, enter: object, language: str) -> str:
+def _enter(draft: Draft, enter: Command | Draft | Refusal | None, language: str) -> str:
+    if enter is None:
+        return ""
     if isinstance(enter, Refusal):
         return say(f"refused.{enter.kind}", language, names=enter.names)
     if not draft.tiers:
-        return say("enter.no order", language)
+        return say("enter.no_order", language)
     if len(draft.left) > 1:
-        return say("enter.best only" if len(draft.left) == draft.answers - 1 else "enter.partial", language)
+        return say("enter.best_only" if len(draft.left) == draft.answers - 1 else "enter.partial", language)
     return say("enter.whole", language)
 
 
 def progress_words(project: Project, annotator: str, language: str) -> Reply:
-    """The line that is always on the screen, and how full the bar is."""
+    """Return the progress line and the share of the bar."""
     now = ranking_progress(project, annotator)
     goal = now.needed or now.prompts
     parts = [say("progress.all", language, count=now.ranked_by_anyone, goal=goal)]
@@ -84,7 +86,7 @@ def _what_next(project: Project, now: RankingProgress, enough: bool, language: s
 
 
 def figures_words(found: Overview, project: Project, language: str) -> list[Reply]:
-    """Rows of what is known about the rankings: a name, a figure, what it means."""
+    """Return the table of statistics: name, figure and meaning of each."""
     return [
         _enough(found, project, language),
         _agreement(found, language),

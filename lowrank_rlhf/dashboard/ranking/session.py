@@ -1,7 +1,7 @@
-"""What the ranking page asks and what it is told. The page draws; what a key does and what is kept is decided here.
+"""Server side of the ranking page: applies the annotator's steps and returns the next screen; the page only draws.
 
-A half-made order lives in the browser alone, as the keys that made it, and comes along with every request: the server
-keeps nothing between two of them, so it may be killed and started again at any moment.
+A draft is kept in the browser alone, as the keys that made it, and is sent with every request: the server keeps no
+state between requests, so it may be restarted at any moment.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from lowrank_rlhf.preferences.labelling import (
     type_all,
 )
 from lowrank_rlhf.preferences.overview import overview
-from lowrank_rlhf.preferences.project import NothingToRank, Project, open_project
+from lowrank_rlhf.preferences.project import NothingToRank, NothingToRankReason, Project, open_project
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.records import Ranking
 
@@ -37,7 +37,7 @@ Short = Annotated[str, Field(max_length=200)]
 
 
 class Badge(BaseModel):
-    """Who ranks in which run, signed when the page was opened, so that no request can speak for somebody else."""
+    """Annotator and run, signed when the page was opened, so that no request can name another annotator."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     run: Short
@@ -46,17 +46,17 @@ class Badge(BaseModel):
 
 
 class RankingRequest(BaseModel):
-    """One step of an annotator, and what was on the screen."""
+    """One step of an annotator, with the state of the screen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    do: Literal["open", "key", "arrange", "keep", "figures"]
+    do: Literal["open", "key", "arrange", "renew", "figures"]
     badge: Badge
     language: Literal["en", "zh"]
     prompt_id: str | None = None
     done: int = 0
     keys: Annotated[list[Short], Field(max_length=1000)] = []
     flags: Annotated[list[str], Field(max_length=50)] = []
-    """Flags that the ranking had when it was taken back."""
+    """Flags of the ranking that was undone."""
     written: Annotated[str, Field(max_length=50_000)] = ""
     key: Short = ""
     tiers: list[list[int]] = []
@@ -64,7 +64,7 @@ class RankingRequest(BaseModel):
 
 
 def sign(secret: bytes, run: str, annotator: str) -> dict[str, str]:
-    """A badge for the page of this annotator."""
+    """Return a signed badge for an annotator's page."""
     return {"run": run, "annotator": annotator, "signature": _signature(secret, run, annotator)}
 
 
@@ -73,13 +73,13 @@ def _signature(secret: bytes, run: str, annotator: str) -> str:
 
 
 def ranking_handler(runs: Path, secret: bytes) -> Callable[[Any], Reply]:
-    """The function that the page calls with each step."""
+    """Return the function that the page calls with each step."""
 
     def rank(sent: Any) -> Reply:
         try:
             request = RankingRequest.model_validate(sent)
         except ValidationError:
-            return {"error": "the page sent something that cannot be read; reload it"}
+            return {"error": "invalid request; reload the page"}
         badge = request.badge
         if not hmac.compare_digest(badge.signature, _signature(secret, badge.run, badge.annotator)):
             return {"error": say("error.badge", request.language)}
@@ -94,27 +94,27 @@ def ranking_handler(runs: Path, secret: bytes) -> Callable[[Any], Reply]:
 
 
 def run_folder(runs: Path, name: str) -> Path:
-    """The folder of the run of that name. Raises `UserError` for a name that leads out of the runs' folder."""
+    """Return the folder of a run. Raises `UserError` for a name that leads out of the runs' folder."""
     if not name or name in (".", "..") or Path(name).name != name:
-        raise UserError(f"{name!r} is no run's name")
+        raise UserError(f"{name!r} is not a run's name")
     if not (runs / name).is_dir():
-        raise NothingToRank(f"{runs / name}: there is no such run", "no run")
+        raise NothingToRank(f"{runs / name}: run not found", NothingToRankReason.NO_RUN)
     return runs / name
 
 
 class RankingSession:
-    """One request at work."""
+    """State of one request: project, annotator, language."""
 
     def __init__(self, project: Project, request: RankingRequest) -> None:
         self._project, self._store, self._request = project, project.store, request
         self._who, self._language = request.badge.annotator, request.language
 
     def answer(self) -> Reply:
-        """What the page draws now."""
+        """Apply the step and return the content to draw."""
         request = self._request
         if request.do == "figures":
             return {"figures": figures_words(overview(self._project), self._project, self._language)}
-        if request.do == "keep":
+        if request.do == "renew":
             if request.prompt_id is not None:
                 self._store.renew(self._who, request.prompt_id, request.done)
             return {}
@@ -124,19 +124,19 @@ class RankingSession:
             return self._nothing_on_the_screen()
         item = self._store.item(self._who, request.prompt_id)
         if item.done != request.done:  # ranked in another window meanwhile
-            return self._next(say("said.elsewhere", self._language))
+            return self._next(say("notice.elsewhere", self._language))
         draft = self._draft(item)
         if request.do == "arrange":
             return self._arranged(item)
         return self._pressed(item, draft)
 
     def _open(self) -> Reply:
-        """The item on the screen with its half-made order or better answer, or else the one that waits."""
+        """Return the item on the screen if it has a draft or a better answer, else the next one."""
         request = self._request
-        begun = request.keys or request.flags or request.written.strip()
-        if request.prompt_id is not None and begun:
+        has_draft = request.keys or request.flags or request.written.strip()
+        if request.prompt_id is not None and has_draft:
             item = self._store.item(self._who, request.prompt_id)
-            if item.done == request.done:  # if somebody else has been given it meanwhile, both rankings count
+            if item.done == request.done:  # if somebody else has leased it meanwhile, both rankings count
                 self._store.renew(self._who, request.prompt_id, request.done)
                 return self._screen(item, self._draft(item), request.keys)
         return self._screen(self._project.next_item(self._who))
@@ -150,7 +150,7 @@ class RankingSession:
             raise UserError(say("error.keys", self._language)) from None
 
     def _arranged(self, item: Item) -> Reply:
-        """After cards were moved or clicked: the keys that would have made this order, after those that flag."""
+        """Turn moved or clicked cards into the keys that give the same order."""
         request = self._request
         named = [answer for tier in request.tiers for answer in tier]
         if len(set(named)) != len(named) or not all(0 <= answer < len(item.answers) for answer in named):
@@ -165,17 +165,17 @@ class RankingSession:
         if isinstance(result, Refusal):
             return self._drawn(draft, self._request.keys) | {"refused": self._why(result)}
         if isinstance(result, Draft):
-            went_back = result == draft.before and len(self._request.keys) > 0 and self._request.key not in LABELS
-            keys = self._request.keys[:-1] if went_back else [*self._request.keys, self._request.key]
+            undone = result == draft.before and len(self._request.keys) > 0 and self._request.key not in LABELS
+            keys = self._request.keys[:-1] if undone else [*self._request.keys, self._request.key]
             return self._drawn(result, keys)
         match result:
             case Command.SAVE:
                 ranking = ranking_of(draft, item, self._who, round(self._request.seconds, 1))
-                kept = self._store.save(ranking, item.done)
-                return self._next(say("said.saved" if kept else "said.elsewhere", self._language))
+                saved = self._store.save(ranking, item.done)
+                return self._next(say("notice.saved" if saved else "said.elsewhere", self._language))
             case Command.SKIP:
                 self._store.skip(self._who, item.prompt.id)
-                return self._next(say("said.skipped", self._language))
+                return self._next(say("notice.skipped", self._language))
             case Command.UNDO_SAVED if draft.written.strip():
                 return self._drawn(draft, self._request.keys) | {"refused": say("refused.written", self._language)}
             case Command.UNDO_SAVED:
@@ -185,30 +185,30 @@ class RankingSession:
     def _undo(self, draft: Draft | None) -> Reply:
         step = self._store.undo(self._who)
         if step is None:
-            refused = {"refused": say("refused.nothing to take back", self._language)}
+            refused = {"refused": say("refused.nothing_to_undo", self._language)}
             return (self._drawn(draft, self._request.keys) if draft else self._screen(None)) | refused
         back = self._store.item(self._who, step.prompt_id)
         if not isinstance(step, Ranking):
-            return self._screen(back) | {"said": say("said.unskipped", self._language)}
+            return self._screen(back) | {"notice": say("notice.unskipped", self._language)}
         old = draft_of(step, back, may_stop=True)
         keys = keys_of(old.tiers)
-        return self._screen(back, old, keys) | {"said": say("said.taken back", self._language)}
+        return self._screen(back, old, keys) | {"notice": say("notice.undone", self._language)}
 
     def _nothing_on_the_screen(self) -> Reply:
         if self._request.key.lower() in ("u", "\b"):
             return self._undo(None)
         if self._request.key.lower() == "s":
             self._store.unskip(self._who)
-            return self._next(say("said.all unskipped", self._language))
+            return self._next(say("notice.all_unskipped", self._language))
         return self._screen(None)
 
-    def _next(self, said: str) -> Reply:
-        return self._screen(self._project.next_item(self._who)) | {"said": said}
+    def _next(self, notice: str) -> Reply:
+        return self._screen(self._project.next_item(self._who)) | {"notice": notice}
 
     def _screen(self, item: Item | None, draft: Draft | None = None, keys: list[str] | None = None) -> Reply:
-        """A whole new screen: an item with its draft, and how far one is."""
+        """Return a whole screen: an item with its draft, and the progress."""
         if item and len(item.answers) > len(LABELS):
-            raise UserError(f"prompt {item.prompt.id!r} has {len(item.answers)} answers; keys are for {len(LABELS)}")
+            raise UserError(f"prompt {item.prompt.id!r} has {len(item.answers)} answers; the maximum is {len(LABELS)}")
         draft = draft or replace(Draft(len(item.answers) if item else 0), may_stop=True)
         return {
             "item": item_words(item) if item else None,

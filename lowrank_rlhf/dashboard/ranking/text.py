@@ -1,4 +1,4 @@
-"""Everything that the ranking page says, in English and Chinese."""
+"""Texts of the ranking page in English and Chinese."""
 
 import json
 from functools import cache
@@ -12,7 +12,7 @@ _LOCALES = Path(__file__).parents[1] / "locales"
 
 @cache
 def texts(language: str) -> dict[str, str]:
-    """All texts by key. Raises KeyError for a language that is not there."""
+    """Return all texts by key. Raises KeyError for an unknown language."""
     if language not in LANGUAGES:
         raise KeyError(language)
     found: dict[str, str] = json.loads((_LOCALES / f"ranking.{language}.json").read_text(encoding="utf-8"))
@@ -20,16 +20,16 @@ def texts(language: str) -> dict[str, str]:
 
 
 def say(key: str, language: str, **values: object) -> str:
-    """The text under that key, its `{names}` filled in. Raises KeyError where there is none."""
+    """Return the text of a key with its `{names}` filled in. Raises KeyError for an unknown key."""
     return texts(language)[key].format(**values)
 
 
 def why_nothing(error: NothingToRank, language: str) -> str:
-    """Why there is nothing to rank."""
-    return say(f"nothing.{error.kind}", language, command=error.command)
+    """Explain why there is nothing to rank."""
+    return say(f"nothing.{error.reason}", language, command=error.command)
 
 
 def language_of(accepted: str) -> str:
-    """The language for a browser that sends this Accept-Language header: of ours the one that it names first."""
+    """Return the first supported language of an Accept-Language header."""
     named = [part.split(";")[0].strip().lower().partition("-")[0] for part in accepted.split(",")]
     return next((one for one in named if one in LANGUAGES), LANGUAGES[0])

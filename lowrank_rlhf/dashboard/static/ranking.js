@@ -48,7 +48,7 @@ function take(reply) {
     Object.assign(screen, reply);
   }
   if (reply.refused) epoch += 1;
-  if (screen && screen.draft) drawDraft(reply.refused || '', reply.said || '');
+  if (screen && screen.draft) drawDraft(reply.refused || '', reply.notice || '');
   if (reply.figures) drawFigures(reply.figures);
 }
 
@@ -144,7 +144,7 @@ function onBeat() {
   if (!element.isConnected) { stop(); return; }
   if (document.hidden || !screen || !root.getClientRects().length) return;
   if (!screen.item) send({ do: 'open' });
-  else if (active) { active = false; server.rank(request({ do: 'keep' })); }
+  else if (active) { active = false; server.rank(request({ do: 'renew' })); }
 }
 
 // The prompt and the tools stay in sight (position: sticky) only if nothing around them scrolls by itself.

@@ -113,9 +113,9 @@ function prose(text) {
   return node;
 }
 
-function drawDraft(refused, said) {
+function drawDraft(refused, notice) {
   const { draft, item } = screen;
-  if (!item) { find('.rk-end p').textContent = refused || said || texts['end.text']; return; }
+  if (!item) { find('.rk-end p').textContent = refused || notice || texts['end.text']; return; }
   const places = new Map();
   let place = 1;
   for (const tier of draft.tiers) {
@@ -133,7 +133,7 @@ function drawDraft(refused, said) {
   }
   drawLane(draft, item);
   const enter = find('.rk-enter');
-  enter.textContent = refused || [said, draft.enter].filter(Boolean).join(' · ');
+  enter.textContent = refused || [notice, draft.enter].filter(Boolean).join(' · ');
   enter.classList.toggle('rk-refused', !!refused);
   find('.rk-flags').hidden = !draft.flagging;
   for (const [name, flag] of [['bad', '3'], ['harmful', '4']])
@@ -178,7 +178,7 @@ function gap(at) {
 function drawTyping() {
   const typing = document.activeElement === writing;
   root.classList.toggle('rk-typing', typing);
-  find('.rk-hint').textContent = typing ? `${texts['write.keys off']}. ${texts['write.hint']}` : '';
+  find('.rk-hint').textContent = typing ? `${texts['write.keys_off']}. ${texts['write.hint']}` : '';
 }
 
 function drawFigures(rows) {

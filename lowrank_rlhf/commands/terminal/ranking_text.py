@@ -1,0 +1,76 @@
+"""English texts of ranking in the terminal: help, refusals, drafts, progress, agreement."""
+
+from lowrank_rlhf.errors import visible
+from lowrank_rlhf.preferences.agreement import AlphaLevel
+from lowrank_rlhf.preferences.labelling import FLAGS, LABELS, Draft, Refusal, RefusalKind, labels
+from lowrank_rlhf.preferences.project import Project, counted
+
+
+def describe(draft: Draft) -> str:
+    """Return one line about a draft: `2 > 1 = 3 > _   left: 4   flags: unsure`."""
+    order = " > ".join(" = ".join(LABELS[answer] for answer in tier) for tier in draft.tiers)
+    open_place = (" = _" if draft.tied else " > _" if draft.tiers else "_") if draft.left else ""
+    parts = [f"{order}{open_place}"]
+    if draft.left:
+        parts.append(f"left: {labels(draft.left)}")
+    if draft.flags:
+        parts.append(f"flags: {', '.join(visible(flag) for flag in draft.flags)}")
+    if draft.flagging:
+        parts.append(flag_keys())
+    return "   ".join(parts)
+
+
+def flag_keys() -> str:
+    """Return `flag: 1 unsure, 2 prompt unclear, ...`."""
+    return "flag: " + ", ".join(f"{key} {flag}" for key, flag in FLAGS.items())
+
+
+HELP = f"""\
+1 2 3 ...   the next best answer; 2 1 3 puts answer 2 first
+=           the next answer is as good as the one before: 2 = 1 3
+Enter       save; every answer must be placed
+u           undo the last key, or the last saved ranking or skip; Backspace does the same
+s           skip this prompt; at the end, restore the skipped ones
+f           flag the ranking; the same again removes the flag
+            {flag_keys()}
+b !         all answers bad; harmful: the same as f3 and f4. After either, Enter also saves without an order
+h q         this help; quit (everything saved stays saved)"""
+
+REFUSALS = {
+    RefusalKind.NOT_PLACED: "not placed yet: {names}",
+    RefusalKind.TIE_OPEN: "= needs the answer that is as good; u undoes it",
+    RefusalKind.TIE_FIRST: "= ties an answer to the one before it: place one first",
+    RefusalKind.TIE_TWICE: "= was pressed already",
+    RefusalKind.ALL_PLACED: "every answer is placed: Enter saves, u undoes",
+    RefusalKind.NO_ANSWER: "no answer {names} here",
+    RefusalKind.UNKNOWN_KEY: "{names} has no effect here; h shows the keys",
+    RefusalKind.PLACED: "{names} is placed already; u undoes the last key",
+    RefusalKind.NO_FLAG: f"{flag_keys()}; u undoes the f",
+}
+
+ALPHA = {
+    AlphaLevel.UNKNOWN: "not known: no two annotators have judged the same pair of answers, or they only tied them",
+    AlphaLevel.GOOD: "good: the annotators are interchangeable",
+    AlphaLevel.FAIR: "fair: enough for tentative conclusions",
+    AlphaLevel.WEAK: "weak: tastes differ, or the instructions are vague; more annotators per prompt help",
+    AlphaLevel.NONE: "none: hardly better than chance",
+    AlphaLevel.OPPOSITE: "opposite: the annotators contradict each other; check whether one ranks worst first",
+}
+
+
+def refusal_text(refusal: Refusal) -> str:
+    """Explain why a key has no effect."""
+    names = refusal.names
+    if refusal.kind is RefusalKind.UNKNOWN_KEY and not (len(names) == 1 and names.isprintable() and names.strip()):
+        names = "that key"
+    return REFUSALS[refusal.kind].format(names=names)
+
+
+def project_summary(project: Project) -> str:
+    """Return the number of ranked prompts and the next command."""
+    count = project.store.ranked_prompts()
+    if not project.enough:
+        return f"{count} of {counted(project.needed, 'prompt')} ranked, {project.needed - count} more needed."
+    if project.settings is None:
+        return f"{counted(count, 'prompt')} ranked. To export them:\n  {project.next_command}"
+    return f"{counted(count, 'prompt')} ranked ({project.needed} needed). To resume the run:\n  {project.next_command}"
