@@ -130,7 +130,7 @@ def test_an_evening_of_ranking(terminal) -> None:
         ("saved: 3 > 2 > 1", ""),
         ("2 prompts are ranked: the run can resume.", ""),
         ("saved: 1 > 2 > 3", ""),
-        ("q ends", "q"),
+        ("q quits", "q"),
     )
     assert person.end() == 0
     assert tiers_as_shown(store) == [[["2", "3"], ["1"]], [["3"], ["2"], ["1"]], [["1"], ["2"], ["3"]]]
