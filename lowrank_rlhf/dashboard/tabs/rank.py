@@ -1,4 +1,4 @@
-"""The ranking page as a Gradio component: people order a run's answers in the browser."""
+"""Ranking page as a Gradio component."""
 
 import getpass
 import secrets
@@ -27,24 +27,16 @@ def build(
     annotator: str | None = None,
     resume: Callable[[str], str] | None = None,
 ) -> gr.HTML:
-    """Puts the ranking page where it is called, inside a `gr.Blocks`.
+    """Add the ranking page to the open `gr.Blocks`.
 
     Args:
-        runs: the folder that holds the runs.
-        run, language: components or states that hold a run's name and `en` or `zh`.
-        annotator: who ranks. Otherwise whoever has logged in or, where nobody logs in, a name that is asked for.
-        resume: continues the run of that name and returns what to say; without it the page shows the command instead.
+        runs: folder of the runs.
+        run, language: components or states with a run's name and `en` or `zh`.
+        annotator: annotator's name. Default: the user who logged in or, without a login, a name that the page asks for.
+        resume: resumes a run by name and returns a message; without it the page shows the command instead.
     """
     secret = secrets.token_bytes(32)
-    name = gr.Textbox(
-        value=annotator or _login(),
-        label=say("page.name", LANGUAGES[0]),
-        info=say("page.name.info", LANGUAGES[0]),
-        max_lines=1,
-        max_length=100,
-        visible=False,
-        elem_id="ranking-name",
-    )
+    name = _name_box(annotator or _login())
     who = gr.State(annotator or _login())
     page = gr.HTML(
         value=None,
@@ -74,7 +66,7 @@ def build(
     gr.on(None, open_page, [run, language, who], [name, page], **_QUIET)
 
     def rename(run_name: str | None, before: str, given: str, request: gr.Request) -> str:
-        """The item that was opened under the name before waits for nobody any more."""
+        """Release the item that was leased under the previous name."""
         if given != before and not user_name(request):
             with suppress(UserError):
                 open_project(run_folder(runs, run_name or "")).store.release(annotator_name(before))
@@ -84,6 +76,18 @@ def build(
     if resume is not None:
         _resume_button(page, run, resume)
     return page
+
+
+def _name_box(value: str) -> gr.Textbox:
+    return gr.Textbox(
+        value=value,
+        label=say("page.name", LANGUAGES[0]),
+        info=say("page.name.info", LANGUAGES[0]),
+        max_lines=1,
+        max_length=100,
+        visible=False,
+        elem_id="ranking-name",
+    )
 
 
 def _resume_button(page: gr.HTML, run: Any, resume: Callable[[str], str]) -> None:
