@@ -18,6 +18,7 @@ from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.text import table
 from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.reports.locale import locale
 from lowrank_rlhf.run.files import append_line
 
 SECONDS = 60_000
@@ -110,7 +111,7 @@ def test_a_run_from_start_to_end(tmp_path, tiny_folder, open_page) -> None:
         wait_for(lambda: len(texts(page, "#watch-samples table:first-of-type tbody tr")) == 5, 20)
         go_to(page, "result")
         frame = page.frame_locator("iframe.report")
-        assert "Report of run" in frame.locator("h1").inner_text()
+        assert "Report of run" in frame.locator("h1:visible").inner_text()
         page.click("#export-adapters")
         with page.expect_download() as download:
             page.click("#export-ready a")
@@ -212,7 +213,9 @@ def test_the_language_switches_everything(nasty, open_page) -> None:
         shows(page, f"#tab-{name}-button", chinese[f"tab.{name}"])
     page.wait_for_function(f"document.querySelector('#run-list').innerText.includes('{chinese['state.failed']}')")
     go_to(page, "watch")
-    page.wait_for_function(f"document.querySelector('#watch-curves').innerText.includes('{chinese['curve.scores']}')")
+    page.wait_for_function(
+        f"document.querySelector('#watch-curves').innerText.includes('{locale('zh')('chart.scores.title')}')"
+    )
     page.reload()  # it is remembered
     shows(page, "#tab-runs-button", chinese["tab.runs"])
     assert page.evaluate("document.documentElement.lang") == "zh"

@@ -99,6 +99,6 @@ def _report(run: Path, language: str) -> str:
     version = path.stat().st_mtime_ns
     title = html(t("result.report", language))
     return (
-        f'<p><a href="{source}" target="_blank" rel="noopener">{html(t("result.open", language))}</a></p>'
-        f'<iframe class="report" sandbox src="{source}?v={version}" title="{title}"></iframe>'
+        f'<p><a href="{source}#{language}" target="_blank" rel="noopener">{html(t("result.open", language))}</a></p>'
+        f'<iframe class="report" sandbox src="{source}?v={version}#{language}" title="{title}"></iframe>'
     )
