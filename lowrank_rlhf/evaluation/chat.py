@@ -100,7 +100,7 @@ class ChatModels:
         if self._scale is None:
             return None
         batch = pack([prompt], [tokens], self._base.pad, self._base.device)  # (1, T)
-        return float(reward_scores(self._roles, self._roles.with_trunk(batch), self._scale)[0])
+        return float(reward_scores(self._roles, self._roles.with_lower_states(batch), self._scale)[0])
 
 
 def _existing(folder: Path) -> Path | None:

@@ -66,7 +66,7 @@ def pack_answers(roles: Roles, prompts: Sequence[Prompt], answers: Sequence[Samp
     base = roles.base
     encoded = encode_prompts(base, prompts, base.config.max_length - max_new_tokens)
     batch = pack(encoded, [sample.tokens or () for sample in answers], base.pad, base.device)
-    return roles.with_trunk(batch)
+    return roles.with_lower_states(batch)
 
 
 def divergence(roles: Roles, batch: Sequences, temperature: float) -> Divergence:

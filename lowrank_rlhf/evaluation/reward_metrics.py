@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.statistics import (
-    Bin,
     Interval,
+    ReliabilityBin,
     clustered_bootstrap,
     expected_calibration_error,
     pearson,
@@ -44,7 +44,7 @@ class HeldOutAccuracy:
     longer_wins_interval: Interval
     ece: float
     """Expected calibration error, 0 to 1."""
-    reliability: tuple[Bin, ...]
+    reliability: tuple[ReliabilityBin, ...]
     margins: tuple[float, ...]
     """Score of the preferred answer less the other one's, for each pair."""
     length_correlation: float

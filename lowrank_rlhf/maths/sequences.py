@@ -17,8 +17,8 @@ class Sequences:
     """(B, T) bool, True on prompt and response."""
     response: Tensor
     """(B, T) bool, True on the response's real tokens, the end-of-turn token included."""
-    trunk: Tensor | None = None
-    """(B, T, h), what enters the first adapted layer, where it was computed ahead."""
+    lower: Tensor | None = None
+    """(B, T, h), output of the shared lower layers, if computed before: no role adapts these."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -28,8 +28,8 @@ class Sequences:
         picked = torch.as_tensor(index, device=self.ids.device)
         attention = self.attention[picked]
         width = int(attention.sum(-1).max())
-        trunk = None if self.trunk is None else self.trunk[picked, :width]
-        return Sequences(self.ids[picked, :width], attention[:, :width], self.response[picked, :width], trunk)
+        lower = None if self.lower is None else self.lower[picked, :width]
+        return Sequences(self.ids[picked, :width], attention[:, :width], self.response[picked, :width], lower)
 
     def lengths(self) -> list[int]:
         """Prompt plus response tokens of each row."""

@@ -21,7 +21,7 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bin:
+class ReliabilityBin:
     """One bar of a reliability diagram: predictions in [low, high), in the last bin high included."""
 
     low: float
@@ -117,7 +117,7 @@ def mean_shift(policy_scores: ArrayLike, sft_scores: ArrayLike) -> float:
     return float(policy.mean() - sft.mean()) / deviation if deviation else float("nan")
 
 
-def reliability(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> list[Bin]:
+def reliability(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> list[ReliabilityBin]:
     """Predicted probabilities (N,) in [0, 1] against outcomes (N,) of 0 or 1, in equal bins (Guo et al. 2017, 2).
 
     Empty bins are left out. For pairs, pass the probability of the answer that the model prefers and whether people
@@ -128,7 +128,7 @@ def reliability(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -
         raise ValueError("probabilities lie in 0 to 1")
     which = np.minimum((probability * bins).astype(int), bins - 1)
     return [
-        Bin(
+        ReliabilityBin(
             low=number / bins,
             high=(number + 1) / bins,
             count=int((which == number).sum()),

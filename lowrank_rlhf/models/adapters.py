@@ -75,7 +75,7 @@ def fill_role(roles: Roles, role: Role, folder: Path | None) -> None:
     weights = read_tensors(path)
     check_provenance(path, roles.base.provenance)
     _check(folder, _expected(roles, role, shape, folder), weights)
-    roles.make_anew(role, shape)
+    roles.replace_adapter(role, shape)
     with torch.no_grad():
         for name, parameter in roles.named_parameters(role).items():
             parameter.copy_(weights[name])

@@ -225,7 +225,7 @@ def _without_dropout(model: nn.Module) -> None:
 
 
 def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:
-    """Roles and their shared trunk take a decoder's `layers` one by one, and put adapters on linear layers in them."""
+    """Raise `UserError` for a decoder without `layers`: adapters and the shared lower layers need them."""
     layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList) or not any(isinstance(module, nn.Linear) for module in layers.modules()):
         raise UserError(

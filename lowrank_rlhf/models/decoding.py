@@ -17,17 +17,17 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.layers.kv_cache import RoomyLayer, growing_cache
 
 
-class Steps(Protocol):
-    """The rows of a batch that go on, after their prompts."""
+class DecodingSteps(Protocol):
+    """Decoding of a batch of rows after their prompts, one token per call."""
 
     drop_below: float
-    """Finished rows are to leave when no more than this share goes on: it costs a copy of the cache, or a recording."""
+    """Share of unfinished rows at which to drop the finished: that costs a copy of the cache, or a new recording."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """The next token of each row, (N,) -> the last hidden states after it, (N, h), until the next call."""
+        """Append a token to each row, (N,); return its last hidden states, (N, h), valid until the next call."""
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with those rows only, (M,) indices."""
+        """Keep only the rows with these indices, (M,)."""
 
 
 def begin(
@@ -37,17 +37,17 @@ def begin(
     repeats: int,
     more: int,
     poll: Callable[[], None] | None = None,
-) -> tuple[Tensor, Steps]:
-    """Read the prompts, once each: the states after them, (P x repeats, h), and what gives the states of `more` steps.
+) -> tuple[Tensor, DecodingSteps]:
+    """Read each of P prompts once; return the states after them, (P x repeats, h), and the steps, at most `more`.
 
-    With `poll` the step is recorded where the device and the model allow it; then no forward runs that others could
-    hook into, and `poll` is called at every step instead.
+    With `poll` the step is recorded where device and model allow it. A replayed graph calls no forward hooks, so every
+    step calls `poll` instead.
     """
     ids, attention = left_padded(prompts, pad)
-    ids, attention = ids.to(model.device), attention.to(model.device)
+    ids, attention = ids.to(model.device), attention.to(model.device)  # (P, T)
     cache = growing_cache(model.config)
     position = (attention.cumsum(-1) - 1).clamp(min=0)
-    states = _forward(model, ids, attention, position, cache)
+    states = _forward(model, ids, attention, position, cache)  # (P, h)
     cache.batch_repeat_interleave(repeats)
     states, attention = (tensor.repeat_interleave(repeats, 0) for tensor in (states, attention))
     position = position[:, -1:].repeat_interleave(repeats, 0)
@@ -57,7 +57,7 @@ def begin(
 
 
 def of_fixed_shape(model: PreTrainedModel, cache: DynamicCache) -> bool:
-    """Whether a step does the same whatever it reads: no sliding window, no positions scaled by the length so far."""
+    """Return True if every step runs the same kernels: no sliding window, no positions scaled by the length."""
     text = model.config.get_text_config()
     rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
     capped = getattr(text, "attn_logit_softcapping", None) is not None  # its attention adds the mask, ours is bool
@@ -65,7 +65,7 @@ def of_fixed_shape(model: PreTrainedModel, cache: DynamicCache) -> bool:
 
 
 class GrowingSteps:
-    """Every step is a forward of its own, on a cache one token longer."""
+    """One forward per step, on a growing cache."""
 
     drop_below = 0.75
 
@@ -73,19 +73,19 @@ class GrowingSteps:
         self.model, self.cache, self.attention, self.position = model, cache, attention, position
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """See `Steps`."""
+        """See `DecodingSteps`."""
         self.attention = torch.cat([self.attention, self.attention.new_ones(len(tokens), 1)], -1)
         self.position = self.position + 1
         return _forward(self.model, tokens[:, None], self.attention, self.position, self.cache)
 
     def keep(self, rows: Tensor) -> None:
-        """See `Steps`."""
+        """See `DecodingSteps`."""
         self.cache.batch_select_indices(rows)
         self.attention, self.position = self.attention[rows], self.position[rows]
 
 
 class RecordedSteps:
-    """One step on a cache of full length, recorded at the first call and after every `keep`; on a CPU run as it is."""
+    """One step on a cache of full length, recorded at the first call and after every `keep`; not recorded on a CPU."""
 
     drop_below = 0.5
 
@@ -103,14 +103,14 @@ class RecordedSteps:
         self.place = torch.tensor([held], device=attention.device)
         self.mask = torch.zeros(len(attention), 1, 1, held + more, dtype=torch.bool, device=attention.device)
         self.mask[..., :held] = attention[:, None, None].bool()
-        for index, layer in enumerate(cache.layers):  # one after another, so that both never stand side by side
+        for index, layer in enumerate(cache.layers):  # one at a time: two full caches need not fit
             cache.layers[index] = _FixedLayer(layer, held + more, self.place)
         self.cache = cache
         self.ids = torch.zeros_like(position)
         self.graph: Any = None
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """See `Steps`."""
+        """See `DecodingSteps`."""
         self.poll()
         self.ids.copy_(tokens[:, None])
         self.position.add_(1)
@@ -123,7 +123,7 @@ class RecordedSteps:
         return self.states
 
     def keep(self, rows: Tensor) -> None:
-        """See `Steps`."""
+        """See `DecodingSteps`."""
         self.graph = None
         self.cache.batch_select_indices(rows)
         self.mask, self.position, self.ids = (tensor[rows] for tensor in (self.mask, self.position, self.ids))
@@ -132,7 +132,7 @@ class RecordedSteps:
         self.states = self._forward()
         if self.model.device.type != "cuda":
             return
-        self._forward()  # twice before the recording, as PyTorch asks: kernels choose their workspaces
+        self._forward()  # a second warm-up before the recording, as PyTorch requires: kernels choose their workspaces
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
@@ -148,7 +148,7 @@ class RecordedSteps:
         self.graph = graph
 
     def _forward(self) -> Tensor:
-        """The same step as often as one likes: each writes the same keys and values at the same place."""
+        """Run the step; repeating it writes the same keys and values to the same position."""
         return _forward(self.model, self.ids, self.mask, self.position, self.cache)
 
 

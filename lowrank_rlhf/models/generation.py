@@ -1,4 +1,4 @@
-"""Sample answers: temperature only, K answers from one prefill, finished rows dropped."""
+"""Sample answers by temperature alone: K answers from one prefill, finished rows dropped."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from lowrank_rlhf.models.unsloth import generate, sampling
 
 @dataclass(frozen=True)
 class Response:
-    """Sampled token ids; the last is the end-of-turn token if the model ended the answer itself."""
+    """Sampled token ids; the last is the end-of-turn token if the response is finished."""
 
     tokens: tuple[int, ...]
     finished: bool
@@ -27,7 +27,7 @@ class Response:
 
 @contextmanager
 def generating_as(roles: Roles, role: Role) -> Iterator[None]:
-    """The base model generates as that role: on merged weights where the config says so, else through the adapter."""
+    """Generate as that role inside the block: on merged weights if the config says so, else through the adapter."""
     if roles.base.by_unsloth:
         with roles.acting_as(role), sampling(roles.peft):
             yield
@@ -52,16 +52,17 @@ def sample_answers(
     done: Sequence[list[Response]] = (),
     on_batch: Callable[..., None] | None = None,
 ) -> list[list[Response]]:
-    """Answers to each prompt, in the prompts' order.
+    """Return the responses to each prompt, in the prompts' order.
 
-    Every answer draws from a stream of its own that follows from `seed` and its place, so neither the batch size nor
-    the other prompts change it beyond rounding. `on_batch(answers, tokens_per_second=...)` gets those to the prompts of
-    each batch; where several processes share the prompts, of the batches that they decode at once. `done` holds what it
-    got in an earlier call with the same arguments: the prompts after those are sampled.
+    Every response has its own random stream, from `seed` and its index: neither the batch size nor the other prompts
+    change it beyond rounding. `on_batch(responses, tokens_per_second=...)` gets the responses of each batch (with
+    several processes, of the batches decoded at once). `done` is what it got in an earlier call with the same
+    arguments; sampling continues with the prompts after those.
     """
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))  # similar lengths: little padding
     limits, world_size, start = roles.base.limits, roles.group.world_size, len(done)
     generator = torch.Generator().manual_seed(seed)
+    # (prompts, K, L), all drawn before any batch is cut: a batch that is halved or resumed draws the same tokens
     uniforms = torch.rand(len(prompts), answers_per_prompt, max_new_tokens, generator=generator)
     answers: list[list[Response]] = [[] for _ in prompts]
     for index, group in zip(order, done, strict=False):
@@ -93,10 +94,9 @@ def sample_answers(
 def stream_answer(
     roles: Roles, prompt: Sequence[int], *, max_new_tokens: int, temperature: float, seed: int
 ) -> Iterator[int]:
-    """The tokens of one answer as they are drawn, inside a `generating_as` block.
+    """Yield the tokens of one response as they are drawn; call it inside a `generating_as` block.
 
-    They are those that `sample_answers` gives to this prompt alone with the same seed. Temperature 0 takes the most
-    probable token every time.
+    They equal those of `sample_answers` for this prompt alone with the same seed. Temperature 0 is greedy.
     """
     generator = torch.Generator().manual_seed(seed)
     uniforms = torch.rand(1, 1, max_new_tokens, generator=generator)
@@ -105,9 +105,9 @@ def stream_answer(
 
 
 def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
-    """The pieces of text that each token adds; half of a character waits for its other half.
+    """Yield the text that each token adds; an incomplete character waits for its other bytes.
 
-    `decode` is the tokenizer's, from all tokens so far: a token's text may depend on those before it.
+    `decode` gets all tokens so far: a token's text may depend on those before it.
     """
     seen: list[int] = []
     whole = shown = ""
@@ -123,7 +123,7 @@ def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> It
 def _decode_together(
     roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float
 ) -> list[Response]:
-    """P prompts and (P, K, L) uniforms -> P x K responses of at most L tokens, prompt by prompt."""
+    """Decode P prompts with (P, K, L) uniforms in all processes; return P x K responses, prompt by prompt."""
     tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=roles.base.device)
     if own := roles.group.shard(range(len(prompts))):
         decode = _by_unsloth if roles.base.by_unsloth else _decode
@@ -133,7 +133,7 @@ def _decode_together(
 
 
 def _decode(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> Tensor:
-    """P prompts and (P, K, L) uniforms -> the tokens of their responses, (P, K, L), padded after the end of each."""
+    """Decode P prompts with (P, K, L) uniforms; return the response tokens, (P, K, L), padded after their end."""
     tokens = torch.full(uniforms.flatten(0, 1).shape, roles.base.pad, device=roles.base.device)
     for t, (rows, drawn) in enumerate(_draws(roles, prompts, uniforms, temperature)):
         tokens[rows, t] = drawn
@@ -141,7 +141,7 @@ def _decode(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temper
 
 
 def _by_unsloth(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> Tensor:
-    """The same as `_decode` through unsloth's decoder, each prompt as often as it has answers."""
+    """Decode as `_decode` does, through unsloth's decoder; a prompt is repeated for each of its responses."""
     base, (_, repeats, longest) = roles.base, uniforms.shape
     ids, attention = left_padded([prompt for prompt in prompts for _ in range(repeats)], base.pad)
     streams = uniforms.flatten(0, 1).to(base.device)
@@ -169,40 +169,41 @@ def _next(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
 def _draws(
     roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Step by step, which of the P x K answers still went on, and the token that each of them drew: (N,), (N,)."""
+    """Yield for each step the indices of the unfinished ones of P x K responses and their tokens: (N,), (N,)."""
     base, (_, repeats, length) = roles.base, uniforms.shape
     poll = roles.poll if base.config.cuda_graphs else None
     states, steps = begin(base.model, prompts, base.pad, repeats, length - 1, poll)
-    streams = uniforms.flatten(0, 1).to(base.device)
-    rows = torch.arange(len(streams), device=base.device)  # which answers the cache holds
-    going = torch.ones_like(rows, dtype=torch.bool)  # which of them have not ended
+    streams = uniforms.flatten(0, 1).to(base.device)  # (P x K, L)
+    rows = torch.arange(len(streams), device=base.device)  # (R,): responses with a row in the cache
+    going = torch.ones_like(rows, dtype=torch.bool)  # (R,): not finished
     for t in range(length):
-        logits = vocabulary_logits(states, base.model)
-        drawn = _next(logits, temperature, streams[rows, t])
+        logits = vocabulary_logits(states, base.model)  # (R, h) -> (R, V)
+        drawn = _next(logits, temperature, streams[rows, t])  # (R,); finished rows draw too, and are discarded
         yield rows[going], drawn[going]
         going &= drawn != base.eos
-        left = int(going.sum())
+        left = int(going.sum())  # on a GPU the only synchronisation of a step
         if t + 1 == length or not left:
             break
         if left <= steps.drop_below * len(rows):
             kept = going.nonzero().squeeze(-1)
-            steps.keep(kept)
+            steps.keep(kept)  # copies the cache, so only when enough rows have finished
             rows, going, drawn = (x[kept] for x in (rows, going, drawn))
         states = steps(drawn)
 
 
 def _response(row: list[int], eos: int) -> Response:
-    """A row of sampled tokens, cut after its first end-of-turn token."""
+    """Cut a row of sampled tokens after its first end-of-turn token."""
     if eos in row:
         return Response(tuple(row[: row.index(eos) + 1]), finished=True)
     return Response(tuple(row), finished=False)
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """One token per row from softmax(logits), by inverting the cumulative distribution: (B, V), (B,) -> (B,).
+    """Draw one token per row from softmax(logits) by inverse transform sampling: (B, V), (B,) -> (B,).
 
-    `torch.multinomial` draws one number per vocabulary entry; this draws one per row.
+    It needs one uniform number per row, which makes a stream per response cheap; `torch.multinomial` draws V of them.
     """
-    cumulative = logits.softmax(-1).cumsum(-1)
-    threshold = uniforms[:, None] * cumulative[:, -1:]
+    cumulative = logits.softmax(-1).cumsum(-1)  # (B, V)
+    threshold = uniforms[:, None] * cumulative[:, -1:]  # (B, 1): by rounding the last sum is not exactly 1
+    # right: a token of probability 0 is never drawn, even by a uniform of 0; clamp: nor one beyond the vocabulary
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

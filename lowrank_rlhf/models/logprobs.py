@@ -1,4 +1,4 @@
-"""Log-probabilities of the response tokens, without ever holding logits of all positions."""
+"""Log-probabilities of the response tokens, computed in chunks: logits of all positions never exist at once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from lowrank_rlhf.maths.sequences import Sequences
 
 CHUNK = 256
-"""Tokens whose logits exist at the same time: 256 x 49,152 float32 are 50 MB."""
+"""Tokens per chunk of logits: 256 x 49,152 float32 are 50 MB."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,19 @@ class TokenLogprobs:
 def token_logprobs(
     hidden: Tensor, batch: Sequences, model: PreTrainedModel, temperature: float, entropy: bool = False
 ) -> TokenLogprobs:
-    """log softmax(logits / temperature) at each response token.
+    """Return log softmax(logits / temperature) at each response token.
 
     Args:
         hidden: (B, T, h), the decoder's last hidden states; the token at t is predicted from position t - 1.
         model: brings the vocabulary projection, which is applied to response positions only, chunk by chunk.
     """
-    predicts = batch.response[:, 1:]
-    states = hidden[:, :-1][predicts]
-    targets = batch.ids[:, 1:][predicts]
+    predicts = batch.response[:, 1:]  # (B, T-1): True where position t predicts a response token at t + 1
+    states = hidden[:, :-1][predicts]  # (N, h), N response tokens of all rows, row by row
+    targets = batch.ids[:, 1:][predicts]  # (N,)
     logprobs, entropies = _Logprobs.apply(states, targets, model, temperature, entropy)
     blank = torch.zeros(batch.response.shape, device=logprobs.device)
     return TokenLogprobs(
-        blank.masked_scatter(batch.response, logprobs),
+        blank.masked_scatter(batch.response, logprobs),  # (N,) -> (B, T), in the same order
         blank.masked_scatter(batch.response, entropies) if entropy else None,
     )
 
@@ -60,20 +60,20 @@ class _Logprobs(torch.autograd.Function):
         weight: Tensor = model.get_output_embeddings().weight
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
-            logits = vocabulary_logits(states[part], model)
-            cap_slope = _cap_slope(logits, model)
-            logits.div_(temperature)
-            logits.sub_(logits.logsumexp(-1, keepdim=True))
+            logits = vocabulary_logits(states[part], model)  # (c, V) float32, c <= CHUNK
+            cap_slope = _cap_slope(logits, model)  # from the logits before they are overwritten
+            logits.div_(temperature)  # in place from here on: (c, V) is the largest tensor of a training step
+            logits.sub_(logits.logsumexp(-1, keepdim=True))  # log-probabilities
             logprobs[part] = logits.gather(-1, targets[part, None]).squeeze(-1)
             if not entropy and slopes is None:
                 continue
             probabilities = logits.exp()
             if entropy:
-                entropies[part] = -torch.einsum("nv,nv->n", probabilities, logits)
+                entropies[part] = -torch.einsum("nv,nv->n", probabilities, logits)  # no (c, V) product
             if slopes is not None:
-                toward = probabilities.neg_()
+                toward = probabilities.neg_()  # (c, V): d logprob / d logits = onehot(target) - p
                 toward[torch.arange(len(toward), device=toward.device), targets[part]] += 1
-                slopes[part] = (toward.mul_(cap_slope / temperature)).to(weight.dtype) @ weight
+                slopes[part] = (toward.mul_(cap_slope / temperature)).to(weight.dtype) @ weight  # (c, V) @ (V, h)
         ctx.save_for_backward(slopes)
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
@@ -85,13 +85,13 @@ class _Logprobs(torch.autograd.Function):
 
 
 def vocabulary_logits(states: Tensor, model: PreTrainedModel) -> Tensor:
-    """Hidden states (N, h) -> float32 logits (N, V), capped where the architecture does so (Gemma 2)."""
+    """Return float32 logits (N, V) of hidden states (N, h), capped where the architecture does so (Gemma 2)."""
     logits: Tensor = model.get_output_embeddings()(states).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def _cap_slope(logits: Tensor, model: PreTrainedModel) -> Tensor | float:
-    """Derivative of the cap: 1 - (logits / cap)^2."""
+    """Return the derivative of the cap, 1 - (logits / cap)^2."""
     cap = getattr(model.config, "final_logit_softcapping", None)
     return 1.0 if cap is None else 1 - (logits / cap) ** 2

@@ -1,4 +1,4 @@
-"""One base model, four jobs: policy, reference, reward and critic by switching LoRA adapters."""
+"""Roles on one base model: policy, reference, reward model and critic by switching LoRA adapters."""
 
 import copy
 import re
@@ -20,7 +20,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.layers.lora_linear import fused
-from lowrank_rlhf.models.layers.partial_forward import part_of, trunk_states
+from lowrank_rlhf.models.layers.partial_forward import lower_states, partial_forward
 from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
 from lowrank_rlhf.models.unsloth import first_adapter
 from lowrank_rlhf.run.distributed import ProcessGroup
@@ -28,7 +28,7 @@ from lowrank_rlhf.sources.model_shape import layer_problems
 
 
 class Role(Enum):
-    """A job of the model; the value is its adapter's name in PEFT (`default` and `ref` are what TRL expects)."""
+    """Role of the model; the value is its adapter's name in PEFT (TRL expects `default` and `ref`)."""
 
     POLICY = "default"
     REFERENCE = "ref"
@@ -42,10 +42,10 @@ class Role(Enum):
 
 
 class Roles:
-    """The adapters and heads on one base. Exactly one role acts at a time, inside an `acting_as` block.
+    """Adapters and heads on one base model. Exactly one role acts at a time, inside an `acting_as` block.
 
-    Wrapping is done once per base: PEFT puts its layers into the base model in place. With `head_layers` the roles with
-    a head read the states after so many decoder layers, and the layers above do nothing for them.
+    Wrap each base once: PEFT replaces its layers in place. With `head_layers` the roles with a head read the states
+    after that many decoder layers and skip the layers above.
     """
 
     def __init__(self, base: Base, lora: LoraConfig, head_layers: int | None = None):
@@ -67,7 +67,7 @@ class Roles:
             bias="none",
             task_type="CAUSAL_LM",
         )
-        """What the config makes of an adapter: every role's shape, unless `make_anew` gives it another."""
+        """PEFT's settings of every role's adapter, except where `replace_adapter` set others."""
         self.peft: PeftModel = (
             first_adapter(base.model, self.shape, base.config)
             if base.by_unsloth
@@ -76,7 +76,7 @@ class Roles:
         self.heads: dict[Role, nn.Linear] = {}
         self.merged: Role | None = None  # set by `merging.merged` while the adapters are out of the model
         self.poll: Callable[[], None] = lambda: None
-        """Called before every forward, and every decoding step that is none: it may raise, to end the work there."""
+        """Called before every forward and every recorded decoding step; it may raise to stop there."""
         self.decoder.register_forward_pre_hook(lambda *_: self.poll())
         self._acting: Role | None = None
         self._training = False
@@ -89,7 +89,7 @@ class Roles:
 
     @property
     def acting(self) -> Role | None:
-        """The role that acts at the moment."""
+        """The role that acts now, if any."""
         return self._acting
 
     @property
@@ -107,23 +107,23 @@ class Roles:
 
     @contextmanager
     def acting_as(self, role: Role, train: bool = False) -> Iterator[None]:
-        """The model does that job until the block ends; then everything is frozen again, after an error too.
+        """Run the model as that role inside the block; all weights are frozen when it ends, after an error too.
 
-        With `train` its adapter and head collect gradients; without, no graph is built. Blocks don't nest: a switch
-        between a forward and its backward gives zero or wrong gradients without an error (PEFT 0.21).
+        With `train` the role's adapter and head collect gradients; without, no graph is built. Blocks do not nest: a
+        switch between a forward and its backward gives zero or wrong gradients without an error (PEFT 0.21).
         """
         self.check_free(role)
         self._acting, self._training = role, train
         learning = self.parameters(role) if train else []
         try:
-            # Each of these walks through thousands of modules, and every minibatch comes here.
+            # Each call below walks through thousands of modules, once for every minibatch: skip what is set already.
             if self.peft.active_adapter != role.value:
                 self.peft.set_adapter(role.value, inference_mode=True)
             if self.peft.training != train:
                 self.peft.train(train)
             for parameter in learning:
                 parameter.requires_grad_(True)
-            # unsloth has fused layers of its own, and would read ours as layers without an adapter.
+            # unsloth fuses layers itself, and takes ours for layers without an adapter.
             products = nullcontext() if self.base.by_unsloth else fused(self.peft, role.value)
             with products, torch.enable_grad() if train else torch.no_grad():
                 yield
@@ -135,50 +135,51 @@ class Roles:
                 self.peft.eval()
 
     def hidden(self, batch: Sequences) -> Tensor:
-        """The decoder's last hidden states as the acting role, (B, T, h)."""
+        """Return the decoder's last hidden states as the acting role: (B, T, h)."""
         if self._acting is None:
             raise RuntimeError("no role is acting: use `with roles.acting_as(...)`")
         stop = self.head_layers if self._acting.has_head else len(self.decoder.layers)
-        # Rows are padded on the right, where a causal model needs no mask. unsloth drops it in training, and would read
-        # by other kernels than it trains by: PPO's first ratio has to be 1.
+        # Rows are padded on the right, where a causal model needs no mask. unsloth drops the mask in training; without
+        # it reading uses the same kernels as training, and PPO's first ratio is 1.
         mask = None if self.base.by_unsloth else batch.attention.long()
-        with part_of(self.decoder, self.first_adapted, batch.trunk, stop):
+        with partial_forward(self.decoder, self.first_adapted, batch.lower, stop):
             output = self.decoder(input_ids=batch.ids, attention_mask=mask, use_cache=False)
         return output.last_hidden_state
 
-    def with_trunk(self, batch: Sequences) -> Sequences:
-        """The batch with the states that enter the first adapted layer, if any layer lies below: no role changes them.
+    def with_lower_states(self, batch: Sequences) -> Sequences:
+        """Return the batch with the output of the layers below the first adapted one, if there are any.
 
-        A later forward of these rows as any role begins there.
+        No role changes these layers: later forwards of these rows, as any role, start from their output.
         """
         if not self.first_adapted:
             return batch
-        return self.base.limits.retry(lambda: self._with_trunk(batch), max(batch.lengths()))
+        return self.base.limits.retry(lambda: self._with_lower_states(batch), max(batch.lengths()))
 
-    def _with_trunk(self, batch: Sequences) -> Sequences:
+    def _with_lower_states(self, batch: Sequences) -> Sequences:
         embeddings: Any = self.base.model.get_input_embeddings()
-        trunk = embeddings.weight.new_zeros(*batch.ids.shape, embeddings.weight.shape[1])
+        lower = embeddings.weight.new_zeros(*batch.ids.shape, embeddings.weight.shape[1])  # (B, T, h)
         parts = micro_batches(batch.lengths(), self.base.limits.tokens, self.group.world_size)
         for index in self.group.shard(parts):
             rows = batch.rows(index)
-            states = trunk_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
-            trunk[torch.as_tensor(index, device=trunk.device), : states.shape[1]] = states
-        self.group.all_reduce([trunk])
-        return replace(batch, trunk=trunk)
+            states = lower_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
+            # (b, t, h) of this micro-batch, t <= T; other processes fill the other rows
+            lower[torch.as_tensor(index, device=lower.device), : states.shape[1]] = states
+        self.group.all_reduce([lower])
+        return replace(batch, lower=lower)
 
     def logprobs(self, batch: Sequences, temperature: float, entropy: bool = False) -> TokenLogprobs:
-        """Log-probability of each response token as the acting role; see `token_logprobs`."""
+        """Return the log-probability of each response token as the acting role: see `token_logprobs`."""
         return token_logprobs(self.hidden(batch), batch, self.base.model, temperature, entropy)
 
     def scores(self, batch: Sequences) -> Tensor:
-        """The acting role's head at every position, (B, T) float32; no logits are made."""
-        hidden = self.hidden(batch)
+        """Return the acting role's head output at every position, (B, T) float32, without computing logits."""
+        hidden = self.hidden(batch)  # (B, T, h)
         if self._acting not in self.heads:
             raise RuntimeError(f"{self._acting} has no head")
-        return self.heads[self._acting](hidden.float()).squeeze(-1)
+        return self.heads[self._acting](hidden.float()).squeeze(-1)  # (B, T, 1) -> (B, T)
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of the acting role; only inside a training block, so that no switch can come between."""
+        """Compute the acting role's gradients; only inside its training block, so that no switch comes in between."""
         if not self._training:
             raise RuntimeError("backward needs `with roles.acting_as(role, train=True)`")
         loss.backward()
@@ -189,7 +190,7 @@ class Roles:
         return self.base.model.get_decoder()
 
     def named_parameters(self, role: Role) -> dict[str, Tensor]:
-        """The role's weights: adapter names as in PEFT's files, and `score.weight` for the head."""
+        """Return the role's weights by their names in PEFT's files; the head is `score.weight`."""
         mark = f".{role.value}."
         named: dict[str, Tensor] = {
             name.replace(mark, "."): parameter
@@ -201,11 +202,11 @@ class Roles:
         return named
 
     def parameters(self, role: Role) -> list[Tensor]:
-        """The role's weights, in a fixed order."""
+        """Return the role's weights in a fixed order."""
         return list(self.named_parameters(role).values())
 
     def reset(self, role: Role, generator: torch.Generator) -> None:
-        """A fresh adapter that changes nothing yet: B is 0, A uniform as in LoRA's code; a head as in `new_head`."""
+        """Reset the adapter to one without effect: B = 0, A uniform as in LoRA's code; the head by `new_head`."""
         self.prepare(role)
         with torch.no_grad():
             for name, parameter in self.named_parameters(role).items():
@@ -218,7 +219,7 @@ class Roles:
             self.new_head(role, generator)
 
     def new_head(self, role: Role, generator: torch.Generator | None) -> None:
-        """A head drawn from N(0, 1/(h+1)) (Stiennon et al. 2020), or zeros without a generator. It has no bias."""
+        """Draw the head from N(0, 1/(h+1)) (Stiennon et al. 2020), or set it to 0 without a generator. No bias."""
         weight = self.heads[role].weight
         with torch.no_grad():
             if generator is None:
@@ -227,7 +228,7 @@ class Roles:
                 weight.copy_(torch.empty(weight.shape).normal_(0, (weight.shape[1] + 1) ** -0.5, generator=generator))
 
     def copy(self, source: Role, target: Role) -> None:
-        """Give `target` the weights of `source`; the head too where both have one."""
+        """Copy the weights of `source` to `target`; the head too where both have one."""
         self.prepare(target)
         weights = self.named_parameters(source)
         with torch.no_grad():
@@ -236,7 +237,7 @@ class Roles:
                     parameter.copy_(weights[name])
 
     def prepare(self, role: Role) -> None:
-        """Make room for the role: its adapter, and its head where it has one."""
+        """Add the role's adapter, and its head where it has one, if missing."""
         if role not in self.present:
             self.peft.add_adapter(role.value, copy.copy(self.shape))
         if role.has_head and role not in self.heads:
@@ -244,17 +245,19 @@ class Roles:
             self.heads[role] = nn.Linear(size, 1, bias=False, device=self.base.device)
         self._freeze()
 
-    def make_anew(self, role: Role, shape: PeftLoraConfig) -> None:
-        """Replace the role's adapter by a fresh one of that shape; the other roles keep theirs.
+    def replace_adapter(self, role: Role, shape: PeftLoraConfig) -> None:
+        """Replace the role's adapter by a new one with those settings; the other roles keep theirs.
 
-        A layer below all adapted ones may become adapted: a batch from `with_trunk` does not outlive this.
+        It may adapt lower layers than before: discard batches from `with_lower_states`.
         """
         if role in self.present:
-            with warnings.catch_warnings():  # PEFT says which adapter is active then; `acting_as` always sets it
+            with (
+                warnings.catch_warnings()
+            ):  # PEFT warns that another adapter becomes active; `acting_as` sets it anyway
                 warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted")
                 self.peft.delete_adapter(role.value)
         self.peft.add_adapter(role.value, shape)
-        self.peft.set_adapter(role.value, inference_mode=True)  # of its layers some may not have been adapted before
+        self.peft.set_adapter(role.value, inference_mode=True)  # some of its layers may not have been adapted before
         self.prepare(role)
         mark = f".{role.value}."
         adapted = [_layer(name) for name, _ in self.peft.named_parameters() if mark in name and ".lora_" in name]

@@ -1,4 +1,4 @@
-"""Whole batches through a role, micro-batch by micro-batch, without gradients. Several processes share the parts."""
+"""Score whole batches as a role without gradients, in micro-batches that the processes share."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ from lowrank_rlhf.models.roles import Role, Roles
 
 
 def score_tokens(roles: Roles, role: Role, batch: Sequences) -> Tensor:
-    """The role's head at every position of every row: (B, T) float32, 0 on padding."""
+    """Return the role's head output at every position: (B, T) float32, 0 on padding."""
     scores = _forward(roles, role, batch, lambda rows: (roles.scores(rows),), 1)[0]
     return torch.where(batch.attention, scores, 0.0)
 
@@ -25,10 +25,10 @@ def score_logprobs(
     entropy: bool = False,
     parts: Sequence[list[int]] | None = None,
 ) -> TokenLogprobs:
-    """Log-probabilities (and entropies) of every response token under the role, (B, T) float32.
+    """Return log-probabilities (and entropies) of every response token under the role: (B, T) float32.
 
-    `parts` are the rows of each micro-batch. In bfloat16 a row's numbers depend on the rows beside it, by some percent
-    of a probability: what is to be equal has to be cut equally.
+    `parts` are the rows of each micro-batch. In bfloat16 a row's probabilities depend on the other rows of its
+    micro-batch, by some percent: numbers that must agree need the same micro-batches.
     """
 
     def both(rows: Sequences) -> tuple[Tensor, ...]:
@@ -47,7 +47,7 @@ def _forward(
     returns: int,
     parts: Sequence[list[int]] | None = None,
 ) -> list[Tensor]:
-    """So many (B, T) tensors as `function` returns, 0 outside of the rows that it was given."""
+    """Return the `returns` outputs of `function`, (B, T) each, gathered over all micro-batches."""
     if parts is None:
         widest, limits = max(batch.lengths()), roles.base.limits
         return limits.retry(lambda: _forward(roles, role, batch, function, returns, _parts(roles, batch)), widest)
@@ -55,8 +55,9 @@ def _forward(
     with roles.acting_as(role):
         for index in roles.group.shard(parts):
             for output, part in zip(outputs, function(batch.rows(index)), strict=True):
+                # part is (b, t): rows of the micro-batch, cut to its longest, t <= T
                 output[torch.as_tensor(index, device=output.device), : part.shape[1]] = part
-    roles.group.all_reduce(outputs)
+    roles.group.all_reduce(outputs)  # each row is non-zero in one process: the sum is exact
     return outputs
 
 
@@ -65,14 +66,14 @@ def _parts(roles: Roles, batch: Sequences) -> list[list[int]]:
 
 
 def score_features(roles: Roles, role: Role, batch: Sequences, pooling: str, on_rows: Callable[[int], None]) -> Tensor:
-    """The pooled last hidden states that the role's head would read: (B, h) float32."""
+    """Return the pooled last hidden states that the role's head reads: (B, h) float32."""
     features = torch.zeros(len(batch), roles.heads[role].in_features, device=batch.ids.device)
     parts, world_size = _parts(roles, batch), roles.group.world_size
     with roles.acting_as(role):
         for turn in (parts[start : start + world_size] for start in range(0, len(parts), world_size)):
             for index in roles.group.shard(turn):
                 rows = batch.rows(index)
-                found = pool(roles.hidden(rows).float(), rows.response, pooling)
+                found = pool(roles.hidden(rows).float(), rows.response, pooling)  # (b, t, h) -> (b, h)
                 features[torch.as_tensor(index, device=features.device)] = found
             on_rows(sum(map(len, turn)))
     roles.group.all_reduce([features])

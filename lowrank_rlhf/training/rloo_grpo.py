@@ -131,7 +131,7 @@ class OnlineTask:
     ) -> list[float]:
         """Return the shaped scores; skip the step if one is not finite, where TRL would drop that answer only."""
         start, roles = time.monotonic(), self.roles
-        scores = reward_scores(roles, roles.with_trunk(self._packed(prompts, answers)), self.scale)
+        scores = reward_scores(roles, roles.with_lower_states(self._packed(prompts, answers)), self.scale)
         finished = torch.tensor([answer[-1] == roles.base.eos for answer in answers], device=scores.device)
         shaped: Tensor = shape_scores(scores, finished, self.config.ppo)
         self.scored = {"mean": float(scores.mean()), "shaped": float(shaped.mean())}

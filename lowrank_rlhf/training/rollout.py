@@ -100,7 +100,7 @@ def collect(
     responses = _sample(roles, prompts, sampling, seed)
     sampled = time.monotonic()
     batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)
-    batch = roles.with_trunk(batch)
+    batch = roles.with_lower_states(batch)
     cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.limits.tokens, roles.group.world_size)
     parts = [part for minibatch in cut for part in minibatch]
     policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True, parts=parts)

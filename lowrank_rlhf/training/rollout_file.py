@@ -29,7 +29,9 @@ def load_rollout(roles: Roles, folder: Path) -> Rollout | None:
         return None
     tensors = {name: tensor.to(roles.base.device) for name, tensor in read_tensors(folder / _TENSORS).items()}
     return Rollout(
-        batch=roles.with_trunk(Sequences(*(tensors[name] for name in _BATCH))),  # no role's training changes these
+        batch=roles.with_lower_states(
+            Sequences(*(tensors[name] for name in _BATCH))
+        ),  # no role's training changes these
         cut=rest["cut"],
         responses=[Response(tuple(tokens), finished) for tokens, finished in rest["responses"]],
         figures=rest["figures"],

@@ -9,8 +9,8 @@ import torch
 
 from lowrank_rlhf.maths.length_control import RIDGE, length_controlled_win_rate
 from lowrank_rlhf.maths.statistics import (
-    Bin,
     Interval,
+    ReliabilityBin,
     bootstrap_interval,
     clustered_bootstrap,
     expected_calibration_error,
@@ -101,10 +101,10 @@ def test_mean_shift_in_standard_deviations_of_sft() -> None:
 def test_reliability_and_calibration_error_by_hand() -> None:
     probabilities, outcomes = [0.0, 0.05, 0.52, 0.58, 1.0], [0, 1, 1, 1, 1]
     first, middle, last = reliability(probabilities, outcomes)
-    assert first == Bin(0.0, 0.1, 2, 0.025, 0.5)
+    assert first == ReliabilityBin(0.0, 0.1, 2, 0.025, 0.5)
     assert (middle.low, middle.count, middle.accuracy) == (0.5, 2, 1.0)
     assert middle.probability == pytest.approx(0.55)
-    assert last == Bin(0.9, 1.0, 1, 1.0, 1.0)  # 1.0 belongs to the last bin
+    assert last == ReliabilityBin(0.9, 1.0, 1, 1.0, 1.0)  # 1.0 belongs to the last bin
     assert expected_calibration_error(probabilities, outcomes) == pytest.approx((2 * 0.475 + 2 * 0.45 + 0) / 5)
     with pytest.raises(ValueError, match="0 to 1"):
         reliability([1.2], [1])

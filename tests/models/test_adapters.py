@@ -133,14 +133,14 @@ def test_a_role_that_comes_later_has_the_run_s_shape(tiny_base, tmp_path) -> Non
 
 
 def test_shared_lower_layers_end_where_the_lowest_adapter_begins(tiny_base, tmp_path) -> None:
-    """The run adapts the top layer only; an adapter of the lower one must not be passed over by the shared trunk."""
+    """The run adapts the top layer only; an adapter of the lower one must not be skipped by the shared lower layers."""
     roles = Roles(tiny_base(), LORA.model_copy(update={"last_layers": 1}))
     assert roles.first_adapted == 1
     randomise(roles, Role.POLICY, 1)
     fill_role(roles, Role.REFERENCE, plain_adapter(roles, "none", tmp_path, SHAPES["a pattern"]))
     assert roles.first_adapted == 0
     batch = make_batch()
-    found = score_logprobs(roles, Role.REFERENCE, roles.with_trunk(batch), 1.0).logprobs
+    found = score_logprobs(roles, Role.REFERENCE, roles.with_lower_states(batch), 1.0).logprobs
     expected = score_logprobs(roles, Role.REFERENCE, batch, 1.0).logprobs
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     whole = PeftModel.from_pretrained(load_plain(AutoModelForCausalLM, roles, "none"), tmp_path).eval()

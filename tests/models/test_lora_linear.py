@@ -47,7 +47,9 @@ def test_layers_stand_where_they_were_and_parameters_keep_their_names(tiny_base)
 
 def test_dora_is_left_to_peft(tiny_base) -> None:
     roles = make_roles(tiny_base())
-    roles.make_anew(Role.POLICY, PeftLoraConfig(r=4, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM"))
+    roles.replace_adapter(
+        Role.POLICY, PeftLoraConfig(r=4, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
+    )
     randomise(roles, Role.POLICY, seed=5)
     with roles.acting_as(Role.POLICY):
         assert not any(isinstance(module, lora_linear._FusedLinear) for module in roles.peft.modules())

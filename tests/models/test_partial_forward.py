@@ -40,7 +40,7 @@ each_role = pytest.mark.parametrize("role", Role)
 
 @pytest.fixture(scope="session")
 def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Like `tiny_folder`, with four layers instead of two: some below the trunk's end, and some above."""
+    """Like `tiny_folder`, with four layers instead of two: some shared below the adapters, and some above."""
 
     @cache
     def make(architecture: str = "llama") -> Path:
@@ -80,11 +80,11 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 @both
 @each_way
 @each_role
-def test_a_trunk_changes_no_output_and_no_gradient(deep_roles, quantization, checkpointing, role) -> None:
+def test_lower_states_change_no_output_and_no_gradient(deep_roles, quantization, checkpointing, role) -> None:
     roles, batch = deep_roles(quantization, checkpointing), make_batch()
-    ahead = roles.with_trunk(batch)
-    assert ahead.trunk is not None
-    assert ahead.trunk.shape == (*batch.ids.shape, roles.base.model.config.hidden_size)
+    ahead = roles.with_lower_states(batch)
+    assert ahead.lower is not None
+    assert ahead.lower.shape == (*batch.ids.shape, roles.base.model.config.hidden_size)
     for found, expected in zip(outputs(roles, role, ahead), outputs(roles, role, batch), strict=True):
         assert_close(found, expected)
     expected = gradients(roles, role, batch)
@@ -98,7 +98,7 @@ def test_a_trunk_changes_no_output_and_no_gradient(deep_roles, quantization, che
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "llama"])
 def test_on_other_architectures(deep_roles, quantization, architecture) -> None:
     roles, batch = deep_roles(quantization, architecture=architecture), make_batch()
-    ahead = roles.with_trunk(batch)
+    ahead = roles.with_lower_states(batch)
     for role in (Role.POLICY, Role.CRITIC):
         for found, expected in zip(outputs(roles, role, ahead), outputs(roles, role, batch), strict=True):
             assert_close(found, expected)
@@ -109,36 +109,36 @@ def test_on_other_architectures(deep_roles, quantization, architecture) -> None:
 
 @pytest.mark.parametrize("last_layers", [1, 3])
 def test_any_depth_and_any_cut(deep_roles, last_layers) -> None:
-    """Row order, micro-batches and padding of the trunk's own forward don't show."""
+    """Row order, micro-batches and padding of the lower layers' forward change nothing."""
     roles, batch = deep_roles(last_layers=last_layers), make_batch()
     limit_tokens(roles.base, 20)
-    ahead = roles.with_trunk(batch)
+    ahead = roles.with_lower_states(batch)
     assert_close(
         score_logprobs(roles, Role.POLICY, ahead, 0.8).logprobs, score_logprobs(roles, Role.POLICY, batch, 0.8).logprobs
     )
     assert_close(score_tokens(roles, Role.REWARD, ahead), score_tokens(roles, Role.REWARD, batch))
     rows = ahead.rows([4, 1])
-    assert rows.trunk is not None
-    assert rows.trunk.shape[:2] == rows.ids.shape
+    assert rows.lower is not None
+    assert rows.lower.shape[:2] == rows.ids.shape
     for found, expected in zip(
         outputs(roles, Role.POLICY, rows), outputs(roles, Role.POLICY, batch.rows([4, 1])), strict=True
     ):
         assert_close(found, expected)
 
 
-def test_the_forward_really_begins_at_the_trunk(deep_roles) -> None:
+def test_the_forward_really_begins_above_the_lower_layers(deep_roles) -> None:
     """Other states in, other results out; and layers below are not run."""
     roles, batch, calls = deep_roles(), make_batch(), []
-    ahead = roles.with_trunk(batch)
+    ahead = roles.with_lower_states(batch)
     for index, layer in enumerate(roles.decoder.layers):
         layer.register_forward_hook(lambda *_, index=index: calls.append(index))
     before = outputs(roles, Role.POLICY, ahead)[0]
     assert calls[:2] == [2, 3]
     assert set(calls) == {2, 3}
-    ahead.trunk.mul_(0.5)
+    ahead.lower.mul_(0.5)
     assert (outputs(roles, Role.POLICY, ahead)[0] - before).abs().max() > 0.01
     calls.clear()
-    roles.with_trunk(batch)
+    roles.with_lower_states(batch)
     assert calls == [0, 1]
 
 
@@ -151,17 +151,17 @@ def test_only_the_last_layers_have_adapters(deep_roles) -> None:
 
 
 @pytest.mark.parametrize("last_layers", [None, LAYERS])
-def test_no_trunk_where_all_layers_have_adapters(deep_roles, last_layers) -> None:
+def test_no_lower_states_where_all_layers_have_adapters(deep_roles, last_layers) -> None:
     roles, batch = deep_roles(last_layers=last_layers), make_batch()
     assert roles.first_adapted == 0
-    assert roles.with_trunk(batch) is batch
+    assert roles.with_lower_states(batch) is batch
     assert len(roles.parameters(Role.POLICY)) == 2 * 7 * LAYERS
 
 
 def test_the_layers_are_back_after_an_error(deep_roles) -> None:
     roles, batch = deep_roles(), make_batch()
     layers = list(roles.decoder.layers)
-    ahead = roles.with_trunk(batch)
+    ahead = roles.with_lower_states(batch)
     expected = outputs(roles, Role.REWARD, batch)
     assert list(roles.decoder.layers) == layers
 
@@ -169,7 +169,7 @@ def test_the_layers_are_back_after_an_error(deep_roles) -> None:
         raise ZeroDivisionError
 
     for layer, call in (
-        (layers[0], lambda: roles.with_trunk(batch)),
+        (layers[0], lambda: roles.with_lower_states(batch)),
         (layers[3], lambda: outputs(roles, Role.POLICY, ahead)),
     ):
         hook = layer.register_forward_pre_hook(fail)
@@ -182,14 +182,14 @@ def test_the_layers_are_back_after_an_error(deep_roles) -> None:
 
 
 @both
-def test_the_trunk_is_the_same_whoever_acted_before(deep_roles, quantization) -> None:
+def test_lower_states_are_the_same_whichever_role_acted_before(deep_roles, quantization) -> None:
     roles, batch = deep_roles(quantization), make_batch()
-    expected = roles.with_trunk(batch).trunk
+    expected = roles.with_lower_states(batch).lower
     for role in Role:
         gradients(roles, role, batch)
-        assert torch.equal(roles.with_trunk(batch).trunk, expected)
+        assert torch.equal(roles.with_lower_states(batch).lower, expected)
         with roles.acting_as(role):
-            assert torch.equal(roles.with_trunk(batch).trunk, expected)
+            assert torch.equal(roles.with_lower_states(batch).lower, expected)
     assert not expected.requires_grad
 
 
@@ -226,7 +226,7 @@ def test_a_reward_model_of_three_layers_is_a_plain_classifier_of_three_layers(
     model = PeftModel.from_pretrained(classifier, tmp_path).eval()
     with torch.no_grad():
         expected = model(input_ids=batch.ids, attention_mask=batch.attention.long()).logits.squeeze(-1)
-    for rows in (batch, roles.with_trunk(batch)):
+    for rows in (batch, roles.with_lower_states(batch)):
         found = pool(score_tokens(roles, Role.REWARD, rows), batch.response, "last")
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert expected.std() > 0.1
@@ -239,7 +239,7 @@ def test_their_upper_layers_do_not_run_and_do_not_learn(deep_roles, checkpointin
     calls: list[int] = []
     for index, layer in enumerate(roles.decoder.layers):
         layer.register_forward_hook(lambda *_, index=index: calls.append(index))
-    ahead = roles.with_trunk(batch)
+    ahead = roles.with_lower_states(batch)
     for role, layers in ((Role.CRITIC, {2}), (Role.REWARD, {2}), (Role.POLICY, {2, 3})):
         calls.clear()
         expected = gradients(roles, role, batch)

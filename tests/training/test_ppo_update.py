@@ -329,7 +329,7 @@ def test_the_gradient_is_that_of_a_naive_implementation(tiny_base, quantization,
 def naive_value_loss(roles: Roles, rollout: Rollout, clip: float) -> tuple[Tensor, float]:
     """PPO's value loss once more, token by token, and the share of tokens whose clipped error is the larger one.
 
-    transformers' own last hidden states: no trunk, no micro-batches; each token's value is read at the one before.
+    transformers' own last hidden states: no lower states, no micro-batches; a token's value is read at the one before.
     """
     batch, terms, clipped = rollout.batch, [], 0
     out = roles.peft(input_ids=batch.ids, attention_mask=batch.attention.long(), output_hidden_states=True)

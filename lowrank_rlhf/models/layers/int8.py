@@ -27,7 +27,7 @@ class Int8Linear(nn.Linear):
         return _dequantised(self.weight, self.scale)
 
     def forward(self, input: Tensor) -> Tensor:
-        product: Tensor = _Product.apply(input, self.weight, self.scale, self.bias)
+        product: Tensor = _Int8Product.apply(input, self.weight, self.scale, self.bias)
         return product
 
 
@@ -42,7 +42,7 @@ def _dequantised(weight: Tensor, scale: Tensor) -> Tensor:
     return weight * scale[:, None]
 
 
-class _Product(torch.autograd.Function):
+class _Int8Product(torch.autograd.Function):
     """x W^T + b. The backward pass dequantises W again: kept for it, the copies would be the unquantised model."""
 
     @staticmethod

@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 from lowrank_rlhf.models.layers.weights import dequantised
 
 
-class _Product(torch.autograd.Function):
+class _LoraProduct(torch.autograd.Function):
     """(N, in) inputs, A (r, in), B (out, r) -> (N, out), in the inputs' number format; A's and B's may be wider."""
 
     @staticmethod
@@ -25,7 +25,7 @@ class _Product(torch.autograd.Function):
         ctx: Any, x: Tensor, a: Tensor, b: Tensor, weight: Callable[[], Tensor], bias: Tensor | None, scale: float
     ) -> Tensor:
         a, b = a.to(x.dtype), b.to(x.dtype)
-        inner = linear(x, a)
+        inner = linear(x, a)  # (N, r)
         ctx.save_for_backward(x, a, b, inner)
         ctx.weight, ctx.scale = weight, scale
         return linear(x, weight(), bias).addmm_(inner, b.t(), alpha=scale)
@@ -33,13 +33,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None, None]:
         x, a, b, inner = ctx.saved_tensors
-        outer = (grad @ b).mul_(ctx.scale)
+        outer = (grad @ b).mul_(ctx.scale)  # (N, out) -> (N, r)
         toward = (grad @ ctx.weight()).addmm_(outer, a) if ctx.needs_input_grad[0] else None
         return toward, (outer.t() @ x).float(), (grad.t() @ inner).mul_(ctx.scale).float(), None, None, None
 
 
 class _FusedLinear(nn.Module):
-    """Stands in for a PEFT layer while one role acts. Its parts have the same names, so parameters keep theirs."""
+    """Replacement of a PEFT layer while one role acts, with the same parameter names."""
 
     def __init__(self, layer: Any, adapter: str):
         super().__init__()
@@ -49,18 +49,18 @@ class _FusedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows, dtype = x.reshape(-1, x.shape[-1]), x.dtype  # `weight` is kept for the backward, and must not keep x
         base, a, b = self.base_layer, self.lora_A[self.adapter].weight, self.lora_B[self.adapter].weight
-        product = _Product.apply(rows, a, b, lambda: dequantised(base).to(dtype), base.bias, self.scale)
+        product = _LoraProduct.apply(rows, a, b, lambda: dequantised(base).to(dtype), base.bias, self.scale)
         return product.view(*x.shape[:-1], -1)
 
 
 def _plain(layer: Any, adapter: str) -> bool:
-    """Whether the layer has that adapter and it is nothing but s B A: not DoRA, no bias."""
+    """Return True if the layer has that adapter and it is plain s B A: no DoRA, no bias."""
     return adapter in layer.lora_A and not layer.use_dora.get(adapter) and layer.lora_B[adapter].bias is None
 
 
 @contextmanager
 def fused(model: nn.Module, adapter: str) -> Iterator[None]:
-    """Inside the block every layer with that adapter computes it together with its frozen weight."""
+    """Compute every layer's adapter together with its frozen weight inside the block."""
     layers: list[tuple[str, Any]] = [
         (name, layer)
         for name, layer in model.named_modules()

@@ -1,4 +1,4 @@
-"""A role's adapter folded into plain weights for as long as it only generates."""
+"""Merge a role's adapter into plain weights while it generates."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ _INSTEAD = (
 
 @contextmanager
 def merged(roles: Roles, role: Role) -> Iterator[None]:
-    """Inside the block the model is the plain base with that role's adapter merged in, in the compute dtype.
+    """Merge that role's adapter into the base inside the block, in the compute dtype.
 
     Each wrapped or quantised layer is replaced by a linear map with weight dequantised(W) + scale B A, which spares the
     dequantisation and the adapter's small products in every decoding step. Its numbers differ from the adapter's by
@@ -67,7 +67,7 @@ class _MergedLinear(nn.Module):
 
 
 def merged_weight(layer: Any, role: Role) -> Tensor:
-    """The weight of a linear layer with the role's adapter in it, if it has one: dequantised(W) + scale B A."""
+    """Return the weight of a linear layer with the role's adapter, if any, merged: dequantised(W) + scale B A."""
     if not isinstance(layer, LoraLayer):
         return dequantised(layer)
     weight = dequantised(layer.get_base_layer())

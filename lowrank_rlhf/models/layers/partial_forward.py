@@ -1,8 +1,8 @@
-"""Forwards through some of the decoder layers.
+"""Forward through some of the decoder layers.
 
-Those below the first adapted one are the same for every role: run once and shared by all. Those above what reward model
-and critic read need not run for them. Layers are switched off by putting stand-ins into the decoder's list for the
-length of one forward; embeddings, masks, rotary positions and the final norm stay the architecture's own.
+Layers below the first adapted one give the same output for every role, which is computed once and shared. Layers above
+those that reward model and critic read are skipped for them. A layer is skipped by a stand-in in the decoder's list for
+one forward; embeddings, masks, rotary positions and final norm remain the architecture's own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 
-class _Pass(nn.Module):
-    """A layer that does nothing."""
+class _Identity(nn.Module):
+    """Identity in the place of a layer."""
 
     def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         return hidden_states
 
 
-class _Tap(_Pass):
-    """Keeps what reaches it."""
+class _Recorder(_Identity):
+    """Identity that records its input."""
 
     seen: Tensor
 
@@ -30,8 +30,8 @@ class _Tap(_Pass):
         return hidden_states
 
 
-class _Source(_Pass):
-    """Gives out states computed before, whatever comes in."""
+class _Constant(_Identity):
+    """Layer that returns states computed before and ignores its input."""
 
     def __init__(self, states: Tensor):
         super().__init__()
@@ -41,32 +41,35 @@ class _Source(_Pass):
         return self.states
 
 
-def trunk_states(decoder: Any, start: int, ids: Tensor, attention: Tensor) -> Tensor:
-    """What enters decoder layer `start`: (B, T) ids and mask -> (B, T, h), without a graph."""
+def lower_states(decoder: Any, start: int, ids: Tensor, attention: Tensor) -> Tensor:
+    """Return the input of decoder layer `start`: (B, T) ids and mask -> (B, T, h), without a graph."""
     layers = list(decoder.layers)
-    tap = _Tap()
-    with _standing_in(decoder, [*layers[:start], tap, *[_Pass() for _ in layers[start + 1 :]]]), torch.no_grad():
+    recorder = _Recorder()
+    with (
+        _replaced_layers(decoder, [*layers[:start], recorder, *[_Identity() for _ in layers[start + 1 :]]]),
+        torch.no_grad(),
+    ):
         decoder(input_ids=ids, attention_mask=attention, use_cache=False)
-    return tap.seen
+    return recorder.seen
 
 
 @contextmanager
-def part_of(decoder: Any, start: int, states: Tensor | None, stop: int) -> Iterator[None]:
-    """Inside the block the decoder's forward ends with layer `stop - 1`, and begins at `start` where states are given.
+def partial_forward(decoder: Any, start: int, states: Tensor | None, stop: int) -> Iterator[None]:
+    """Limit the decoder's forward to layers below `stop`, and to those from `start` where states are given.
 
     Args:
-        states: (B, T, h), what enters layer `start`; None to begin with the embeddings.
+        states: (B, T, h), input of layer `start`; None to begin with the embeddings.
     """
     layers = list(decoder.layers)
-    lower = layers[:start] if states is None else [_Source(states), *[_Pass() for _ in range(1, start)]]
-    with _standing_in(decoder, [*lower, *layers[start:stop], *[_Pass() for _ in layers[stop:]]]):
+    lower = layers[:start] if states is None else [_Constant(states), *[_Identity() for _ in range(1, start)]]
+    with _replaced_layers(decoder, [*lower, *layers[start:stop], *[_Identity() for _ in layers[stop:]]]):
         yield
 
 
 @contextmanager
-def _standing_in(decoder: Any, stand_ins: Sequence[nn.Module]) -> Iterator[None]:
+def _replaced_layers(decoder: Any, replacements: Sequence[nn.Module]) -> Iterator[None]:
     layers = decoder.layers
-    decoder.layers = nn.ModuleList(stand_ins)
+    decoder.layers = nn.ModuleList(replacements)
     try:
         yield
     finally:
