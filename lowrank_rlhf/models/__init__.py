@@ -1,1 +1,1 @@
-"""The one place that knows peft and bitsandbytes: the base, the roles on it, and how it generates."""
+"""Base model, LoRA roles and sampling. The only package that imports peft and bitsandbytes."""

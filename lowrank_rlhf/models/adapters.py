@@ -1,4 +1,4 @@
-"""Any LoRA adapter that PEFT saved for this base, whatever its rank and layers, in the place of a role."""
+"""Load a LoRA adapter saved by PEFT, of any rank and layers, as one of the roles."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ _PREFIX = "base_model.model."
 _HEAD = "score"
 _PICKLED = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
 _PLAIN_INIT = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Ways to begin that leave the base as it is; after PiSSA, OLoRA or LoftQ an adapter fits only a changed base."""
+"""Initialisations that leave the base unchanged; PiSSA, OLoRA and LoftQ adapters fit only a modified base."""
 _WITHOUT_EFFECT = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -40,11 +40,11 @@ _WITHOUT_EFFECT = {
     "runtime_config",
     "task_type",
 }
-"""Settings that change nothing in what a saved adapter computes (dropout acts in training only)."""
+"""Settings without effect on the output of a saved adapter (dropout is active in training only)."""
 
 
 class _Saved(BaseModel):
-    """The part of `adapter_config.json` that decides what the weights do; `model_extra` holds the rest."""
+    """Fields of `adapter_config.json` that determine the adapter's output; the others are in `model_extra`."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
@@ -61,11 +61,11 @@ class _Saved(BaseModel):
 
 
 def fill_role(roles: Roles, role: Role, folder: Path | None) -> None:
-    """Give the role the adapter in a PEFT folder; None is the bare base: a fresh adapter that changes nothing.
+    """Load the adapter in a PEFT folder into the role; None loads a new adapter without effect (the bare base).
 
-    Rank, alpha and layers are the folder's own and may differ from the run's: the role's slot is made anew, the other
-    roles keep theirs. Raises `UserError`, with all roles as they were, where the adapter cannot serve on this base, or
-    says that it was trained on another.
+    Rank, alpha and layers come from the folder and may differ from the run's; the other roles keep their adapters.
+    Raises `UserError`, with all roles unchanged, if the adapter is incompatible with this base or records that it was
+    trained on another.
     """
     if folder is None:
         roles.reset(role, torch.Generator().manual_seed(0))
@@ -82,13 +82,13 @@ def fill_role(roles: Roles, role: Role, folder: Path | None) -> None:
 
 
 def trained_on(folder: Path) -> str | None:
-    """The base that the adapter's own config names, if it names one."""
+    """Return the base model named in the adapter's config, or None."""
     name = _config(folder).get("base_model_name_or_path")
     return name if isinstance(name, str) else None
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """The folder's `adapter_config.json`."""
+    """Return the contents of the folder's `adapter_config.json`."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; an adapter is a folder that PEFT wrote")
     if not (folder / CONFIG).is_file():
@@ -113,9 +113,10 @@ def _weights_file(folder: Path) -> Path:
 
 
 def plain_shape(folder: Path, role: Role) -> PeftLoraConfig:
-    """The adapter's shape, with nothing of the saved config that is not known to be safe and understood here.
+    """Return the adapter's shape; only settings known to be safe are taken from the saved config.
 
-    Raises `UserError` naming what is not plain LoRA: DoRA, biases, or a start (PiSSA, OLoRA) that changed the base.
+    Raises `UserError` for anything but plain LoRA: DoRA, biases, or an initialisation (PiSSA, OLoRA) that modified the
+    base.
     """
     config = _config(folder)
     kind = config.get("peft_type")
@@ -138,7 +139,7 @@ def plain_shape(folder: Path, role: Role) -> PeftLoraConfig:
 
 
 def _harmless(key: str, value: Any, role: Role) -> bool:
-    """False for a setting that would give the same weights another effect: DoRA, biases, retrained layers and so on."""
+    """Return False for a setting that changes the effect of the weights, such as DoRA, biases or retrained layers."""
     if key == "init_lora_weights":
         return value in _PLAIN_INIT
     if key == "bias":
@@ -149,7 +150,7 @@ def _harmless(key: str, value: Any, role: Role) -> bool:
 
 
 def _expected(roles: Roles, role: Role, shape: PeftLoraConfig, folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that an adapter of that shape has on this base."""
+    """Return names and shapes of the tensors of an adapter of that shape on this base."""
     expected: dict[str, tuple[int, ...]] = {}
     ranks = shape.rank_pattern or {}
     for name, layer in _targeted(roles.base.model, shape, folder):
@@ -172,7 +173,7 @@ def _expected(roles: Roles, role: Role, shape: PeftLoraConfig, folder: Path) -> 
 
 
 def _targeted(model: nn.Module, shape: PeftLoraConfig, folder: Path) -> list[tuple[str, Any]]:
-    """The base's own layers, under their own names, that an adapter of that shape changes."""
+    """Return the layers of the base that an adapter of that shape targets, with their names."""
     try:
         return [
             (name, getattr(module, "base_layer", module))

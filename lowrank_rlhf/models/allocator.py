@@ -1,4 +1,4 @@
-"""How the C library hands memory to large tensors on a CPU, and PyTorch on a GPU."""
+"""Memory allocator settings: glibc and oneDNN on a CPU, PyTorch on a GPU."""
 
 import ctypes
 import gc
@@ -13,10 +13,10 @@ _KEPT_KERNELS = "64"
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse the memory of freed tensors, up to 2 GiB, instead of giving each back to the kernel.
+    """Let glibc reuse the memory of freed tensors, up to 2 GiB, instead of returning it to the kernel.
 
-    By default every tensor over 32 MB is mapped afresh, and the kernel clears each of its pages again at the first
-    touch: a product with 640 x 32,768 numbers took 127 ms, most of it that. Elsewhere than on glibc nothing happens.
+    By default every tensor over 32 MB gets a new mapping, and the kernel clears each page at the first access: most of
+    the 127 ms of a product with 640 x 32,768 numbers. No effect without glibc.
     """
     mallopt = _glibc("mallopt")
     if mallopt is not None:
@@ -25,18 +25,18 @@ def keep_freed_memory() -> None:
 
 
 def keep_few_kernels() -> None:
-    """Let oneDNN keep the code of the newest 64 shapes of matrix products, unless the environment says otherwise.
+    """Limit oneDNN's kernel cache to 64 shapes of matrix products, unless the environment sets another limit.
 
-    By default it keeps 1,024, half a megabyte each, and rows are cut to their longest, so that hardly a shape comes
-    again: 630 MB in a long run. All layers of a pass have the same dozen shapes, and making one anew takes 0.4 ms.
-    To be called before the first product.
+    By default it caches 1,024 of half a megabyte each. Batches are cut to their longest row, so shapes rarely recur: it
+    grew to 630 MB in a long run. All layers of a pass share a dozen shapes, and compiling one takes 0.4 ms. Call this
+    before the first product.
     """
     for name in _CACHES:
         os.environ.setdefault(name, _KEPT_KERNELS)
 
 
 def release_freed_memory() -> None:
-    """Give what is free back to the system: between stages, for the next one's tensors may not fit the gaps."""
+    """Return free memory to the system. Call it between stages: the next tensors may not fit the gaps."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -47,5 +47,5 @@ def release_freed_memory() -> None:
 
 
 def _glibc(name: str) -> Any:
-    """That function of the C library, where it is glibc."""
+    """Return the function of that name from glibc, or None with another C library."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

@@ -1,7 +1,7 @@
-"""Which library loads and runs the base: transformers, or unsloth where that is asked for (decision 0020).
+"""Choice of the library that loads and runs the base: transformers or unsloth (decision 0020).
 
-unsloth patches transformers, PEFT and TRL while it is imported, and has to come before them. Here is the one place that
-decides, and that imports it; importing this module imports no torch.
+unsloth patches transformers, PEFT and TRL when it is imported, so it must be imported before them. Only this module
+chooses and imports it; importing this module imports no torch.
 """
 
 import os
@@ -24,9 +24,9 @@ from lowrank_rlhf.sources.model_shape import find_shape
 Backend = Literal["transformers", "unsloth"]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose way through unsloth was read: right-padded rows need no mask, and all linear layers are known."""
+"""Model types checked with unsloth: right-padded rows need no mask, and all linear layers are known."""
 FILE = "backend.json"
-"""In a run's folder: what `auto` took when the run began."""
+"""File in the run folder with the backend that `auto` chose when the run started."""
 _PATCHED = ("transformers", "peft", "trl")
 
 
@@ -35,17 +35,17 @@ class _Taken(BaseModel):
 
 
 class Choice(NamedTuple):
-    """What was taken, and the reason in words."""
+    """Chosen backend with the reason, for people."""
 
     backend: Backend
     why: str
 
 
 def take_backend(config: Config, run: Path, progress: Progress) -> Backend:
-    """Choose, import unsloth if it is to serve, and say what was taken and why; `auto` keeps to what a run began with.
+    """Choose the backend, import unsloth if chosen, and print the choice; `auto` keeps the choice of a resumed run.
 
-    Call it when the model is fetched and before anything imports transformers. Raises `UserError` where unsloth is
-    asked for and cannot serve, or does not start.
+    Call it after fetching the model and before anything imports transformers. Raises `UserError` if unsloth was
+    requested and cannot be used or fails to start.
     """
     if config.model.backend == "transformers":
         return "transformers"
@@ -65,7 +65,7 @@ def take_backend(config: Config, run: Path, progress: Progress) -> Backend:
 
 
 def choose(config: Config, architecture: str | None, began_with: str | None = None) -> Choice:
-    """The backend for a model of that type (None: not known). Raises `UserError` where unsloth by name cannot serve."""
+    """Return the backend for a model type, None if unknown. Raises `UserError` if a requested unsloth is unusable."""
     asked = config.model.backend
     if asked == "transformers":
         return Choice("transformers", "asked for")
@@ -80,7 +80,7 @@ def choose(config: Config, architecture: str | None, began_with: str | None = No
 
 
 def _obstacles(config: Config, architecture: str | None) -> Iterator[str]:
-    """Why unsloth cannot serve, what costs least to find out first."""
+    """Yield the reasons against unsloth, cheapest check first."""
     yield from (obstacle.text for obstacle in config.unsloth_obstacles())
     if find_spec("unsloth") is None:
         yield "the package unsloth is not installed (python -m pip install -r requirements-unsloth.txt)"
@@ -103,7 +103,7 @@ def _cuda() -> bool:
 
 
 def _start_unsloth() -> str:
-    """Import it and return its version. Its banner goes to stderr, what it compiles to our cache, and nothing home."""
+    """Import unsloth and return its version; banner to stderr, compiled code to our cache, telemetry off."""
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth"))
     try:

@@ -1,4 +1,4 @@
-"""Load the base once: quantised, frozen, with its tokenizer, in the number format that is fastest here."""
+"""Load the base model once: quantised, frozen, with its tokenizer, in the fastest number format of this machine."""
 
 import hashlib
 import warnings
@@ -42,64 +42,65 @@ from lowrank_rlhf.sources.tokenizer import prompt_tokens, read_tokenizer, token_
 
 @dataclass(frozen=True)
 class Base:
-    """The frozen base model and what turns conversations into its tokens."""
+    """Frozen base model with its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     config: ModelConfig
     compute_dtype: torch.dtype
     folder: Path
-    """The files that it was loaded from."""
+    """Folder it was loaded from."""
     group: ProcessGroup = field(default_factory=ProcessGroup)
-    """Processes that share the work, each with a base model."""
+    """Processes that share the work, each with its copy of the base."""
 
     @property
     def by_unsloth(self) -> bool:
-        """Whether unsloth loaded it and runs it."""
+        """True if unsloth loaded the model and runs it."""
         return self.config.backend == "unsloth"
 
     @property
     def device(self) -> torch.device:
+        """Device of the model."""
         return self.model.device
 
     @property
     def pad(self) -> int:
-        """A token that never occurs in a response; distinct from the end-of-turn token, or models never stop."""
+        """Padding token. It differs from the end-of-turn token; otherwise models would never learn to stop."""
         return int(self.tokenizer.pad_token_id)
 
     @cached_property
     def limits(self) -> BatchLimits:
-        """Limits on what goes through the model at once."""
+        """Limits on the size of a batch."""
         return BatchLimits(self.config.micro_batch_tokens, group=self.group)
 
     @cached_property
     def eos(self) -> int:
-        """The token that ends an answer, by the chat template."""
+        """Token that ends a response in the chat template."""
         return token_id(self.tokenizer, end_token(self.tokenizer))
 
     @cached_property
     def provenance(self) -> dict[str, str]:
-        """Checksums of the model, saved with every adapter that is trained on it."""
+        """Checksums of the model, saved with every adapter trained on it."""
         return provenance(self.folder, self.config, self.tokenizer)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Token ids of the conversation up to where the assistant's answer begins.
+        """Return the token ids of the conversation up to the beginning of the response.
 
-        Raises `UserError` where the chat template refuses it.
+        Raises `UserError` if the chat template cannot render it.
         """
         return prompt_tokens(self.tokenizer, prompt)
 
     def encode_response(self, text: str) -> list[int]:
-        """Token ids of a finished answer, with the end-of-turn token."""
+        """Return the token ids of a finished response, including the end-of-turn token."""
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.eos]
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
-        """The answer's text, without special tokens."""
-        said = [token for token in tokens if token != self.eos]  # which not every tokenizer holds to be special
+        """Return the text of a response without special tokens."""
+        said = [token for token in tokens if token != self.eos]  # not a special token in every tokenizer
         return str(self.tokenizer.decode(said, skip_special_tokens=True)).strip()
 
     def checksum(self) -> str:
-        """sha256 of every weight of the base and of the statistics of its quantisation; adapters don't count."""
+        """Return the SHA-256 of all weights and quantisation statistics of the base, without adapters."""
         digest = hashlib.sha256()
         for name, tensor in sorted(_base_tensors(self.model), key=lambda item: item[0]):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -110,7 +111,7 @@ class Base:
 def load_base(config: ModelConfig, progress: Progress, group: ProcessGroup | None = None) -> Base:
     """Fetch, quantise and freeze the base, with transformers unless `config.backend` is unsloth: see `take_backend`.
 
-    Raises `UserError` where the model or its tokenizer cannot serve.
+    Raises `UserError` if the model or its tokenizer is not supported.
     """
     keep_freed_memory()
     keep_few_kernels()
@@ -159,13 +160,13 @@ def _load(folder: Path, config: ModelConfig, device: torch.device, compute_dtype
 
 
 def _attention(folder: Path, device: torch.device) -> str | None:
-    """Ours on a CPU; transformers' choice on a GPU, and for scores that are capped (Gemma 2)."""
+    """Return our attention on a CPU; None (transformers' default) on a GPU and for capped scores (Gemma 2)."""
     capped = getattr(AutoConfig.from_pretrained(folder), "attn_logit_softcapping", None)
     return SHORT_ATTENTION if device.type == "cpu" and capped is None else None
 
 
 def _check_shapes(model: PreTrainedModel, config: ModelConfig) -> None:
-    """A quantised weight takes the place of a parameter whatever its shape, and transformers does not look."""
+    """Compare the shapes of quantised weights with the config: transformers does not check them."""
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear):
             state = getattr(layer.weight, "quant_state", None)
@@ -196,7 +197,7 @@ def freeze(
     folder: Path,
     group: ProcessGroup | None = None,
 ) -> Base:
-    """A loaded model as the base that never changes."""
+    """Freeze a loaded model and return it as the base."""
     model.requires_grad_(False)
     _check_decoder(model, config)
     _without_dropout(model)
@@ -207,7 +208,7 @@ def freeze(
             # On CPUs with AVX512-BF16 an eval forward would repack the weights in place, and every later gradient
             # through them would be wrong, silently (bitsandbytes 0.50.2).
             module.support_avx512bf16_for_cpu = False
-    if config.gradient_checkpointing and config.backend != "unsloth":  # which has a way of its own, set up already
+    if config.gradient_checkpointing and config.backend != "unsloth":  # unsloth set up its own already
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.pad_token_id = tokenizer.pad_token_id
     _check_logits(model, config)
@@ -215,17 +216,17 @@ def freeze(
 
 
 def _without_dropout(model: nn.Module) -> None:
-    """Some configs name dropout for training; with it old and new log-probabilities would differ by chance alone."""
+    """Disable the dropout that some configs set: it would make old and new log-probabilities differ at random."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):  # attention keeps a number, and drops out by itself
+            if "dropout" in name and isinstance(value, float):  # attention reads the number itself
                 setattr(module, name, 0.0)
 
 
 def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:
-    """Raise `UserError` for a decoder without `layers`: adapters and the shared lower layers need them."""
+    """Raise `UserError` for a decoder without `layers`, needed by adapters and the shared lower layers."""
     layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList) or not any(isinstance(module, nn.Linear) for module in layers.modules()):
         raise UserError(
@@ -235,7 +236,7 @@ def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
-    """A token that was added to the tokenizer alone has no embedding."""
+    """Raise `UserError` for a token of the tokenizer without an embedding in the model."""
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.weight.shape[0]
     for token in (tokenizer.pad_token, end_token(tokenizer)):
@@ -247,7 +248,7 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def _check_logits(model: PreTrainedModel, config: ModelConfig) -> None:
-    """Log-probabilities skip the model's own `forward`: they would be wrong where it scales its logits (Granite)."""
+    """Raise `UserError` for a model that scales its logits (Granite): log-probabilities skip its `forward`."""
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
     with torch.no_grad():
         whole = model(input_ids=ids, use_cache=False).logits[0].float()

@@ -1,4 +1,4 @@
-"""How much goes through the model at once: as configured, or halved where memory ran out."""
+"""Limits on batch sizes, halved when memory runs out."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,24 +13,24 @@ from lowrank_rlhf.run.distributed import OutOfMemoryElsewhere, ProcessGroup
 
 Result = TypeVar("Result")
 _SAID_BY_CPU = ("can't allocate memory", "not enough memory")
-"""What PyTorch's CPU allocator says in its RuntimeError."""
+"""Part of the message of the RuntimeError of PyTorch's CPU allocator, which has no type of its own."""
 
 
 def ran_out(error: BaseException) -> bool:
-    """True where an exception says that there was no memory left."""
+    """Return True if an exception means out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID_BY_CPU)
 
 
 def first_line(error: BaseException) -> str:
-    """An error's own words, short enough to stand inside of a sentence; its kind where it says nothing."""
+    """Return the first line of an error's message, shortened; its type if it has none."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
 @contextmanager
 def nothing_to_halve(doing: str, what_helps: str) -> Iterator[None]:
-    """Around what needs the same memory however little goes through the model. Raises `CannotFit` where it runs out."""
+    """Raise `CannotFit` if memory runs out inside the block, where smaller batches would not help."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -41,21 +41,21 @@ def nothing_to_halve(doing: str, what_helps: str) -> Iterator[None]:
 
 @dataclass
 class BatchLimits:
-    """Limits that every cut into micro-batches obeys; they only ever shrink, in all processes that share the work."""
+    """Limits for cutting batches into micro-batches. They only shrink, and equally in all processes."""
 
     tokens: int
-    """Padded tokens of one micro-batch."""
+    """Maximum number of tokens of a micro-batch, padding included."""
     rows: int | None = None
-    """The most answers that a process samples at once; None where nothing limits them but the config."""
+    """Maximum number of responses that a process samples at once; None for the config's batch size."""
     on_halved: Callable[[str], None] = lambda _: None
-    """Called with a message when a limit was halved."""
+    """Called with a message after a limit was halved."""
     group: ProcessGroup = field(default_factory=ProcessGroup)
 
     def retry(self, attempt: Callable[[], Result], widest: int) -> Result:
-        """What `attempt` returns; after a lack of memory it is called again, with half the tokens at once.
+        """Call `attempt` and return its result; if memory runs out, halve the tokens per micro-batch and call it again.
 
-        It must leave nothing behind that a second call would add to. `widest` is the longest row (of what cannot be
-        cut) in tokens: raises `CannotFit` where that alone is too much.
+        `attempt` must be repeatable: an interrupted call must leave no partial results. `widest` is the number of
+        tokens of the longest row; raises `CannotFit` if a micro-batch of that row alone does not fit.
         """
         while True:
             try:
@@ -64,16 +64,16 @@ class BatchLimits:
                 if not ran_out(error):
                     raise
                 why = self.report(error)
-            self.halve(widest, why)  # outside of `except`, whose traceback holds the tensors
+            self.halve(widest, why)  # outside of `except`: the traceback keeps the tensors alive
 
     def report(self, error: BaseException) -> str:
-        """Report a lack of memory to the other processes, which halve as well; return the error's first line."""
+        """Report the error to the other processes, which halve their limits too; return its first line."""
         if not isinstance(error, OutOfMemoryElsewhere):
             self.group.report_out_of_memory()
         return first_line(error)
 
     def halve(self, widest: int, why: str) -> None:
-        """Half the tokens from now on. Raises `CannotFit` where a micro-batch is a single row already."""
+        """Halve the tokens per micro-batch. Raises `CannotFit` if a micro-batch is a single row already."""
         release_freed_memory()
         if self.tokens <= widest:
             raise CannotFit(
@@ -85,7 +85,7 @@ class BatchLimits:
         self.on_halved(f"out of memory ({why}): micro-batches of {self.tokens} tokens from here on")
 
     def halve_rows(self, prompts: int, why: str, answers_per_prompt: int) -> None:
-        """Each process takes half as many prompts at once from now on. Raises `CannotFit` where it is one already."""
+        """Halve the prompts that each process samples at once. Raises `CannotFit` if it is one already."""
         release_freed_memory()
         if prompts == 1:
             raise CannotFit(

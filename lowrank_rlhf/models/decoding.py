@@ -1,8 +1,8 @@
-"""Decoding steps: on a cache that grows, or on a GPU as one recorded graph that is replayed.
+"""Decoding steps: on a growing cache, or on a GPU as one recorded graph that is replayed.
 
-A small model's step is a thousand short kernels, and starting them from Python takes far longer than running them. A
-CUDA graph starts them all at once; for that nothing may change between steps but the contents of the same tensors:
-the cache has its full length from the beginning, and the mask says how far it is filled.
+A step of a small model is a thousand short kernels, and launching them from Python takes far longer than running them.
+A CUDA graph launches them all at once, but only the contents of its tensors may change between steps: the cache has its
+full length from the beginning, and the mask covers the unfilled part.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ class DecodingSteps(Protocol):
     """Decoding of a batch of rows after their prompts, one token per call."""
 
     drop_below: float
-    """Share of unfinished rows at which to drop the finished: that costs a copy of the cache, or a new recording."""
+    """Share of unfinished rows at which to drop finished ones, which costs a copy of the cache or a new recording."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Append a token to each row, (N,); return its last hidden states, (N, h), valid until the next call."""
@@ -60,7 +60,7 @@ def of_fixed_shape(model: PreTrainedModel, cache: DynamicCache) -> bool:
     """Return True if every step runs the same kernels: no sliding window, no positions scaled by the length."""
     text = model.config.get_text_config()
     rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
-    capped = getattr(text, "attn_logit_softcapping", None) is not None  # its attention adds the mask, ours is bool
+    capped = getattr(text, "attn_logit_softcapping", None) is not None  # its attention adds the mask; ours is boolean
     return not capped and rope not in ("dynamic", "longrope") and all(type(la) is RoomyLayer for la in cache.layers)
 
 
@@ -153,7 +153,7 @@ class RecordedSteps:
 
 
 class _FixedLayer(DynamicLayer):
-    """Keys and values of full length, (rows, heads, total, d); new ones are written where `place` says, (1,)."""
+    """Keys and values of full length, (rows, heads, total, d); new ones are written at position `place`, (1,)."""
 
     def __init__(self, filled: Any, total: int, place: Tensor) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class _FixedLayer(DynamicLayer):
         *args: object,  # noqa: ARG002 - transformers' signature
         **kwargs: object,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
-        """Write one token of every row; all keys and values, those beyond it too."""
+        """Write one token of every row; return all keys and values, unfilled positions included."""
         whole: Any = (self.keys, self.values)
         for held, new in zip(whole, (key_states, value_states), strict=True):
             held.index_copy_(2, self.place, new)
@@ -190,7 +190,7 @@ def _forward(model: PreTrainedModel, ids: Tensor, attention: Tensor, positions: 
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask of N prompts, (N, T) each, so that all end in the last column."""
+    """Return token ids and attention mask of N prompts, (N, T) each, all ending in the last column."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

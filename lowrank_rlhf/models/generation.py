@@ -78,7 +78,7 @@ def sample_answers(
                 if not ran_out(error):
                     raise
                 why = limits.report(error)
-            if why:  # outside of `except`, whose traceback holds the tensors
+            if why:  # outside of `except`: the traceback keeps the tensors alive
                 limits.halve_rows(-(-len(chosen) // world_size), why, answers_per_prompt)
                 continue
             start += len(chosen)

@@ -15,11 +15,11 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Both (B, T) float32 and 0 outside the response; position t is about the token at t."""
+    """Log-probabilities and entropies, (B, T) float32, 0 outside the response; position t refers to the token at t."""
 
     logprobs: Tensor
     entropy: Tensor | None
-    """Nats; carries no gradient. None unless asked for."""
+    """In nats, without gradient; None unless requested."""
 
 
 def token_logprobs(
@@ -29,7 +29,10 @@ def token_logprobs(
 
     Args:
         hidden: (B, T, h), the decoder's last hidden states; the token at t is predicted from position t - 1.
-        model: brings the vocabulary projection, which is applied to response positions only, chunk by chunk.
+        batch: token ids and response mask, (B, T).
+        model: its vocabulary projection is applied to response positions only, chunk by chunk.
+        temperature: divisor of the logits, as in sampling.
+        entropy: True to return the entropies too.
     """
     predicts = batch.response[:, 1:]  # (B, T-1): True where position t predicts a response token at t + 1
     states = hidden[:, :-1][predicts]  # (N, h), N response tokens of all rows, row by row

@@ -1,4 +1,4 @@
-"""What the last bits of a run depend on beside its config: decided once, and kept with the run."""
+"""Number format and thread count of a run: chosen once, recorded in the run folder, and kept on resume."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -19,11 +19,11 @@ _FORMATS = ("float32", "bfloat16")
 
 
 def load_in_the_runs_format(config: ModelConfig, run: Path, progress: Progress, group: ProcessGroup) -> Base:
-    """The base; with `compute_dtype: auto` in the format in which the run in that folder began, if it has begun.
+    """Load the base; `compute_dtype: auto` keeps the format that a resumed run started with.
 
-    `auto` is a race on this machine, and another process may find another winner: a run that went on would not end with
-    the same weights. Nor would it on another number of threads, which add in another order. That is only said, for the
-    run's own number might be far too many here. Raises `UserError` where this machine cannot compute in its format.
+    `auto` measures speed, so another process may choose another format, and a resumed run would end with other weights.
+    Another number of threads changes the order of summation; that only prints a note, because the run's original number
+    may be far too large for this machine. Raises `UserError` if this machine cannot compute in the run's format.
     """
     kept = read_record(run / FILE) or {}
     began_as = kept.get("compute_dtype") if kept.get("compute_dtype") in _FORMATS else None
@@ -39,7 +39,7 @@ def load_in_the_runs_format(config: ModelConfig, run: Path, progress: Progress, 
     dtype = began_as or str(base.compute_dtype).removeprefix("torch.")
     found = {"schema": 1, "compute_dtype": dtype, "threads": began_on}
     if found != kept:
-        with suppress(OSError):  # a run on a read-only disk can still be looked at
+        with suppress(OSError):  # runs on a read-only disk can still be read
             write_json_atomic(run / FILE, found)
     return base
 

@@ -1,4 +1,4 @@
-"""Which number format the base computes in. Importing this module imports no torch."""
+"""Choice of the compute dtype. Importing this module imports no torch."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 BFLOAT16_UNITS = {"amx_bf16", "avx512_bf16"}
-"""A CPU with one of these multiplies bfloat16 itself."""
+"""Flags of CPUs with bfloat16 matrix products in hardware."""
 
 _RACE = """
 import time, torch
@@ -29,13 +29,13 @@ print(seconds(torch.float32) / seconds(torch.bfloat16))
 
 
 class NoBfloat16(UserError):
-    """bfloat16 is asked for, and this CPU dies of it."""
+    """bfloat16 was requested, and this CPU crashes on it."""
 
 
 def choose_dtype(wanted: Precision, device: "torch.device") -> "torch.dtype":
-    """The format that was asked for; with `auto` bfloat16 where the hardware multiplies it faster, else float32.
+    """Return the requested format; for `auto`, bfloat16 if the hardware multiplies it faster, else float32.
 
-    Raises `NoBfloat16` where bfloat16 is asked for and this CPU's own is broken, `UserError` for float16 on a CPU.
+    Raises `NoBfloat16` if bfloat16 is requested and crashes on this CPU, `UserError` for float16 on a CPU.
     """
     import torch
 
@@ -59,7 +59,7 @@ def choose_dtype(wanted: Precision, device: "torch.device") -> "torch.dtype":
 
 
 def refuse_float16_without_gpu(wanted: Precision, gpu: bool) -> None:
-    """Raises `UserError` for float16 on a CPU, where it is the slowest format and its small range buys nothing."""
+    """Raise `UserError` for float16 on a CPU, where it is the slowest format and has the smallest range."""
     if wanted == "float16" and not gpu:
         raise UserError(
             "model.compute_dtype: float16 is for GPUs without bfloat16 (such as a T4), and this run would be on a CPU; "
@@ -68,7 +68,7 @@ def refuse_float16_without_gpu(wanted: Precision, gpu: bool) -> None:
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """What Linux says this CPU can do; empty on other systems."""
+    """Return the CPU flags that Linux reports; empty on other systems."""
     if not cpuinfo.exists():
         return frozenset()
     lines = cpuinfo.read_text().splitlines()
@@ -76,10 +76,10 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def bfloat16_speedup() -> float:
-    """How many times faster this CPU multiplies in bfloat16 than in float32; 0 where it cannot.
+    """Measure the speed of bfloat16 products on this CPU relative to float32; 0 if they crash.
 
-    Measured in a process of its own: virtual machines are about that announce AMX and hide its tile table (CPUID leaf
-    29), and there oneDNN 3.12's product dies of an illegal instruction.
+    Runs in a subprocess: some virtual machines report AMX but hide its tile table (CPUID leaf 29), and oneDNN 3.12
+    crashes there with an illegal instruction.
     """
     race = subprocess.run([sys.executable, "-c", _RACE], capture_output=True, text=True, check=False)
     return float(race.stdout) if race.returncode == 0 else 0.0

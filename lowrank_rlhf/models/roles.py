@@ -37,7 +37,7 @@ class Role(Enum):
 
     @property
     def has_head(self) -> bool:
-        """True where the output is one number per token instead of a distribution over the vocabulary."""
+        """True if the output is one number per token instead of a distribution over the vocabulary."""
         return self in (Role.REWARD, Role.CRITIC)
 
 
@@ -56,10 +56,10 @@ class Roles:
         self.first_adapted = depth - (lora.last_layers or depth)
         """Index of the lowest decoder layer with an adapter."""
         self.head_layers = head_layers or depth
-        """How many decoder layers the roles with a head have."""
+        """Number of decoder layers that the roles with a head use."""
         self.shape = PeftLoraConfig(
             r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT takes fractions too
+            lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT accepts fractions too
             use_rslora=lora.use_rslora,
             target_modules=_targets(lora, self.decoder.layers),
             layers_to_transform=list(range(self.first_adapted, depth)) if self.first_adapted else None,
@@ -67,7 +67,7 @@ class Roles:
             bias="none",
             task_type="CAUSAL_LM",
         )
-        """PEFT's settings of every role's adapter, except where `replace_adapter` set others."""
+        """PEFT settings of every role's adapter, unless `replace_adapter` set others."""
         self.peft: PeftModel = (
             first_adapter(base.model, self.shape, base.config)
             if base.by_unsloth
@@ -89,16 +89,16 @@ class Roles:
 
     @property
     def acting(self) -> Role | None:
-        """The role that acts now, if any."""
+        """Role that is acting, or None."""
         return self._acting
 
     @property
     def present(self) -> set[Role]:
-        """The roles that have an adapter so far."""
+        """Roles that have an adapter."""
         return {role for role in Role if role.value in self.peft.peft_config}
 
     def check_free(self, role: Role) -> None:
-        """Raises RuntimeError inside a block of any role, merged or not, and where the role has no adapter."""
+        """Raise RuntimeError inside a block of any role, merged or not, and if the role has no adapter."""
         busy = self._acting or self.merged
         if busy is not None:
             raise RuntimeError(f"already acting as {busy.name}; blocks don't nest")
@@ -107,7 +107,7 @@ class Roles:
 
     @contextmanager
     def acting_as(self, role: Role, train: bool = False) -> Iterator[None]:
-        """Run the model as that role inside the block; all weights are frozen when it ends, after an error too.
+        """Run the model as that role inside the block; afterwards, also after an error, all weights are frozen.
 
         With `train` the role's adapter and head collect gradients; without, no graph is built. Blocks do not nest: a
         switch between a forward and its backward gives zero or wrong gradients without an error (PEFT 0.21).
@@ -116,14 +116,14 @@ class Roles:
         self._acting, self._training = role, train
         learning = self.parameters(role) if train else []
         try:
-            # Each call below walks through thousands of modules, once for every minibatch: skip what is set already.
+            # Each call below visits thousands of modules, once per minibatch: skip those without a change.
             if self.peft.active_adapter != role.value:
                 self.peft.set_adapter(role.value, inference_mode=True)
             if self.peft.training != train:
                 self.peft.train(train)
             for parameter in learning:
                 parameter.requires_grad_(True)
-            # unsloth fuses layers itself, and takes ours for layers without an adapter.
+            # unsloth fuses layers itself, and would treat ours as layers without an adapter.
             products = nullcontext() if self.base.by_unsloth else fused(self.peft, role.value)
             with products, torch.enable_grad() if train else torch.no_grad():
                 yield
@@ -140,7 +140,7 @@ class Roles:
             raise RuntimeError("no role is acting: use `with roles.acting_as(...)`")
         stop = self.head_layers if self._acting.has_head else len(self.decoder.layers)
         # Rows are padded on the right, where a causal model needs no mask. unsloth drops the mask in training; without
-        # it reading uses the same kernels as training, and PPO's first ratio is 1.
+        # it scoring uses the same kernels as training, and PPO's first ratio is 1.
         mask = None if self.base.by_unsloth else batch.attention.long()
         with partial_forward(self.decoder, self.first_adapted, batch.lower, stop):
             output = self.decoder(input_ids=batch.ids, attention_mask=mask, use_cache=False)
@@ -186,7 +186,7 @@ class Roles:
 
     @property
     def decoder(self) -> Any:
-        """The base without its vocabulary projection; its `layers` are the decoder layers."""
+        """Base without the vocabulary projection; its `layers` are the decoder layers."""
         return self.base.model.get_decoder()
 
     def named_parameters(self, role: Role) -> dict[str, Tensor]:
@@ -280,7 +280,7 @@ def _layer(name: str) -> int:
 def _targets(lora: LoraConfig, layers: nn.ModuleList) -> list[str]:
     """Names of the linear layers to adapt; never the vocabulary projection or a head.
 
-    Raises `UserError` for a name that the model has not: PEFT would pass over it as long as another matches.
+    Raises `UserError` for an unknown name: PEFT ignores it as long as another name matches.
     """
     linear = {name for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
     known = sorted({name.rpartition(".")[2] for name in linear})

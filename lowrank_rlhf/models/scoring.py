@@ -47,7 +47,7 @@ def _forward(
     returns: int,
     parts: Sequence[list[int]] | None = None,
 ) -> list[Tensor]:
-    """Return the `returns` outputs of `function`, (B, T) each, gathered over all micro-batches."""
+    """Return the `returns` outputs of `function`, (B, T) each, collected from all micro-batches."""
     if parts is None:
         widest, limits = max(batch.lengths()), roles.base.limits
         return limits.retry(lambda: _forward(roles, role, batch, function, returns, _parts(roles, batch)), widest)

@@ -1,4 +1,4 @@
-"""Adapters and optimisers on disk: plain PEFT folders, safetensors and JSON, nothing else."""
+"""Save and load adapters and optimisers: PEFT folders, safetensors and JSON only."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ CONFIG = "adapter_config.json"
 
 
 def save_role(roles: Roles, role: Role, folder: Path) -> None:
-    """Write the role as a PEFT folder that loads on the plain base without this package, and says what it learnt on.
+    """Write the role as a PEFT folder that loads without this package; its header records the base it was trained on.
 
     Roles with a head become sequence classifiers with one label, whose `score` layer is the head.
     """
@@ -32,7 +32,7 @@ def save_role(roles: Roles, role: Role, folder: Path) -> None:
     config: Any = copy.copy(roles.peft.peft_config[role.value])
     config.inference_mode = True
     if not isinstance(config.target_modules, str):
-        config.target_modules = sorted(config.target_modules)  # a set: equal adapters are to be equal files
+        config.target_modules = sorted(config.target_modules)  # a set: sorted, so that equal adapters give equal files
     config.base_model_name_or_path = roles.base.config.source
     if role.has_head:
         config.task_type = "SEQ_CLS"
@@ -47,7 +47,7 @@ def save_role(roles: Roles, role: Role, folder: Path) -> None:
 def load_role(roles: Roles, role: Role, folder: Path) -> None:
     """Read a PEFT folder into the role.
 
-    Raises `UserError` naming what is missing, unexpected or of another shape, or that it was trained on another base.
+    Raises `UserError` for missing, unexpected or misshapen tensors, and for an adapter trained on another base.
     """
     path = folder / WEIGHTS
     if not path.is_file():
@@ -76,12 +76,12 @@ def load_role(roles: Roles, role: Role, folder: Path) -> None:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
-    """A safetensors file, with `about` in its header. Raises OSError where the disk refuses."""
+    """Write a safetensors file, with `about` in its header. Raises OSError if the disk is full or read-only."""
     try:
         save_file(tensors, path, metadata={"format": "pt", **(about or {})})
         if about:
             _sort_metadata(path)
-    except SafetensorError as error:  # its only words for a full disk; the number is in them
+    except SafetensorError as error:  # raised for a full disk too, with errno only in the message
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -89,7 +89,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, about: Mapping[str, st
 
 
 def _sort_metadata(path: Path) -> None:
-    """In place: safetensors writes its header in an order of chance, and equal weights are to be equal files."""
+    """Sort the header in place: safetensors writes it in random order, and equal weights should give equal files."""
     with path.open("rb+") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -102,7 +102,7 @@ def _sort_metadata(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """What a safetensors file holds. Raises `UserError` where it is none."""
+    """Return the tensors of a safetensors file. Raises `UserError` if it is not one."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -110,9 +110,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _other_scaling(roles: Roles, role: Role, folder: Path) -> list[str]:
-    """What of the saved config gives the same weights another effect than they have here; shapes don't show it.
+    """Return the saved settings that would give the same weights another effect; shapes do not reveal them.
 
-    A key that it lacks is PEFT's default, as for PEFT itself.
+    A missing key has PEFT's default, as in PEFT.
     """
     try:
         saved = LoraConfig().to_dict() | json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -124,7 +124,7 @@ def _other_scaling(roles: Roles, role: Role, folder: Path) -> list[str]:
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Adam's state as safetensors; the learning rates are the caller's to set again."""
+    """Write the state of Adam as safetensors, without learning rates: the caller sets them again."""
     tensors: dict[str, Tensor] = {}
     for index, entry in optimizer.state_dict()["state"].items():
         for name, value in entry.items():
@@ -134,7 +134,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """The state that `save_optimizer` wrote, into an optimiser over the same parameters."""
+    """Load a state written by `save_optimizer` into an optimiser over the same parameters."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in read_tensors(path).items():
         index, _, name = key.partition(".")
@@ -142,7 +142,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     parameters = sum(len(group["params"]) for group in optimizer.param_groups)
     if state and sorted(state) != list(range(parameters)):
         raise UserError(f"{path}: holds the state of {len(state)} parameters, the optimiser has {parameters}")
-    names = set().union(*state.values())  # every parameter makes its first step with the others
+    names = set().union(*state.values())  # all parameters take their first step together
     if missing := [f"{index}.{name}" for index in state for name in sorted(names) if name not in state[index]]:
         raise UserError(f"{path}: has no {', '.join(missing[:3])}: the optimiser cannot go on from there")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,7 +1,7 @@
-"""The base, its first adapter and its sampling through unsloth (decision 0020).
+"""Load the base, add its first adapter and sample with unsloth (decision 0020).
 
-unsloth brings kernels for the decoder's layers with their adapters, a checkpointing and a decoder of its own. Every
-function imports it when it is called: `models.backend` has imported it then, before transformers.
+unsloth has its own kernels for decoder layers with adapters, its own gradient checkpointing and its own decoding. Every
+function imports it when called: by then `models.backend` has imported it, before transformers.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,9 +19,9 @@ from lowrank_rlhf.config.schema import ModelConfig
 
 
 def load_model(folder: Path, config: ModelConfig, device: torch.device, compute_dtype: torch.dtype) -> PreTrainedModel:
-    """The model in that folder, in NF4 with double quantisation where the config says so.
+    """Load the model in that folder, in NF4 with double quantisation if configured.
 
-    Rows longer than `config.max_length` would be cut without an error; the data is held to that length before.
+    unsloth truncates rows longer than `config.max_length` without an error; the data is limited to it before.
     """
     from unsloth import FastLanguageModel
 
@@ -33,19 +33,19 @@ def load_model(folder: Path, config: ModelConfig, device: torch.device, compute_
         load_in_4bit=config.quantization == "nf4",
         device_map={"": str(device)},
         use_gradient_checkpointing=_checkpointing(config),
-        use_exact_model_name=True,  # else a name that it knows becomes another repository's
-        fix_tokenizer=False,  # ours is read elsewhere
+        use_exact_model_name=True,  # otherwise unsloth replaces known names by its own repositories
+        fix_tokenizer=False,  # `sources.tokenizer` reads it
         trust_remote_code=False,
     )
-    model.generation_config = GenerationConfig.from_model_config(model.config)  # no penalties of the checkpoint's own
+    model.generation_config = GenerationConfig.from_model_config(model.config)  # without the checkpoint's penalties
     return model
 
 
 def first_adapter(model: PreTrainedModel, shape: PeftLoraConfig, config: ModelConfig) -> PeftModel:
-    """The model with its adapter `default`; further ones are plain PEFT, on the same modules."""
+    """Return the model with its adapter `default`; further ones are plain PEFT, on the same modules."""
     from unsloth import FastLanguageModel
 
-    with torch.random.fork_rng(devices=[]):  # it seeds
+    with torch.random.fork_rng(devices=[]):  # unsloth seeds torch
         wrapped: PeftModel = FastLanguageModel.get_peft_model(
             model,
             r=shape.r,
@@ -61,7 +61,7 @@ def first_adapter(model: PreTrainedModel, shape: PeftLoraConfig, config: ModelCo
 
 @contextmanager
 def sampling(model: PeftModel) -> Iterator[None]:
-    """Inside the block unsloth's decoder may be used; afterwards its checkpointing is again what it was."""
+    """Enable unsloth's decoding inside the block, and restore its gradient checkpointing afterwards."""
     from unsloth import FastLanguageModel
 
     FastLanguageModel.for_inference(model)
@@ -81,9 +81,9 @@ def generate(
     eos: int,
     pad: int,
 ) -> Tensor:
-    """Left-padded prompts (N, T) -> up to `longest` new tokens of each, (N, L), `pad` after `eos`.
+    """Decode up to `longest` new tokens from left-padded prompts: (N, T) -> (N, L), `pad` after `eos`.
 
-    `pick(logits, step)`, (N, V) float32 -> (N,), says which token comes next.
+    `pick(logits, step)`, (N, V) float32 -> (N,), chooses the next tokens.
     """
     tokens: Tensor = model.generate(
         input_ids=ids,
@@ -98,7 +98,7 @@ def generate(
 
 
 class _Picked(LogitsProcessor):
-    """Leaves one token possible in each row, so that taking the most probable one takes it."""
+    """Mask all but the picked token of each row, so that greedy decoding returns it."""
 
     def __init__(self, pick: Callable[[Tensor, int], Tensor], prompt: int):
         self.pick, self.prompt = pick, prompt

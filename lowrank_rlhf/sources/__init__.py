@@ -1,0 +1,1 @@
+"""Find, fetch, convert, check and describe the base model and its tokenizer."""

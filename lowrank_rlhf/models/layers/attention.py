@@ -1,8 +1,8 @@
-"""Attention for short sequences on a CPU, where PyTorch's own backward takes a fifth of a training step.
+"""Attention for short sequences on a CPU, where PyTorch's backward takes a fifth of a training step.
 
-Registered with transformers under a name of its own, with the masks of `sdpa`. As with flash attention only queries,
-keys and values are kept for the backward, which makes the probabilities again. Everything is computed in float32: at
-these lengths the products are small, and the number format of the model then rounds the result only.
+Registered with transformers as `short_sequences`, with the masks of `sdpa`. As in flash attention, only queries, keys
+and values are saved for the backward, which recomputes the probabilities. Everything is computed in float32: the
+products are small at these lengths, and only the result is rounded to the model's number format.
 """
 
 from typing import Any
@@ -15,13 +15,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "short_sequences"
 LONGEST = 256
-"""Tokens up to which whole rows of scores are made; beyond, their square outgrows what it saves."""
+"""Longest sequence computed here; beyond it, the quadratic cost of the full score matrix exceeds the gain."""
 
 
 class _Attention(torch.autograd.Function):
     """softmax(scale q k^T where mask) v for grouped queries: (N, G T, d), (N, S, d), (N, S, d) -> (N, G T, d) float32.
 
-    N are rows times key heads, G the query heads that share one. `mask`, (N, G T, S), is True where a query may look.
+    N is rows times key heads, G the query heads per key head. `mask`, (N, G T, S), is True where a query may attend.
     """
 
     @staticmethod
@@ -37,7 +37,7 @@ class _Attention(torch.autograd.Function):
         probabilities = _probabilities(q, k, mask, ctx.scale)
         toward_v = torch.bmm(probabilities.transpose(1, 2), grad)
         toward = torch.bmm(grad, v.transpose(1, 2))
-        # The derivative of softmax: p (g - sum p g).
+        # Derivative of softmax: p (g - sum p g).
         toward.sub_((toward * probabilities).sum(-1, keepdim=True)).mul_(probabilities).mul_(ctx.scale)
         toward_q, toward_k = torch.bmm(toward, k), torch.bmm(toward.transpose(1, 2), q)
         return toward_q.to(saved_q.dtype), toward_k.to(saved_k.dtype), toward_v.to(saved_v.dtype), None, None
@@ -58,9 +58,10 @@ def attention(
     dropout: float = 0.0,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it: query (B, H, T, d), key and value (B, H / G, S, d), mask (B, 1, T, S), None if causal.
+    """Compute attention with the signature of transformers' attention functions.
 
-    Returns (B, T, H, d). Long sequences and dropout go to `sdpa`.
+    query (B, H, T, d), key and value (B, H / G, S, d), mask (B, 1, T, S), None if causal. Returns (B, T, H, d). Long
+    sequences and dropout use `sdpa`.
     """
     (rows, heads, tokens, size), (_, key_heads, length, _) = query.shape, key.shape
     if length > LONGEST or dropout:

@@ -1,4 +1,4 @@
-"""Linear layers whose frozen weight is kept in 8 bits and multiplied at full precision (decision 0012)."""
+"""Linear layers with a frozen 8-bit weight, multiplied at full precision (decision 0012)."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from torch.nn.functional import linear
 
 
 class Int8Linear(nn.Linear):
-    """A frozen linear layer that holds bitsandbytes' int8 numbers and one scale for each output.
+    """Frozen linear layer with the int8 weight of bitsandbytes and one scale per output.
 
-    bitsandbytes' own forward rounds the activations to 8 bits too, with columns chosen from the whole batch: a row's
-    result then depends on the rows and the padding beside it, and its gradient is not that of what was computed.
+    The forward of bitsandbytes quantises the activations too, with outlier columns chosen from the whole batch: a row's
+    result then depends on the other rows and the padding, and its gradient is not that of the computed function.
     """
 
     def __init__(self, loaded: bnb.nn.Linear8bitLt) -> None:
@@ -23,16 +23,17 @@ class Int8Linear(nn.Linear):
         self.bias = loaded.bias
 
     def dequantised(self) -> Tensor:
-        """The weight as float32, (outputs, inputs)."""
+        """Return the weight as float32, (outputs, inputs)."""
         return _dequantised(self.weight, self.scale)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return x W^T + b in the number format of the input."""
         product: Tensor = _Int8Product.apply(input, self.weight, self.scale, self.bias)
         return product
 
 
 def compute_at_full_precision(model: nn.Module) -> None:
-    """Put an `Int8Linear` in the place of every 8-bit layer of bitsandbytes, before the model's first forward."""
+    """Replace every 8-bit layer of bitsandbytes by an `Int8Linear`. Call it before the model's first forward."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, bnb.nn.Linear8bitLt):
             model.set_submodule(name, Int8Linear(layer))
@@ -43,7 +44,7 @@ def _dequantised(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 class _Int8Product(torch.autograd.Function):
-    """x W^T + b. The backward pass dequantises W again: kept for it, the copies would be the unquantised model."""
+    """x W^T + b. The backward dequantises W again: saved copies would amount to the unquantised model."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,12 +1,12 @@
-"""A key-value cache that has room to grow, so that a new token is written and not everything before it copied."""
+"""Key-value cache with spare capacity: appending a token does not copy those before it."""
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 ROOM = 32
-"""Tokens that are made room for at once. In a heap blocks that grow with every token leave gaps behind them: on a CPU
-they held several times what the cache itself takes."""
+"""Capacity, in tokens, that is added at once. Blocks that grow with every token fragment the heap: on a CPU the gaps
+took several times the memory of the cache."""
 
 
 class RoomyLayer(DynamicLayer):
@@ -23,7 +23,7 @@ class RoomyLayer(DynamicLayer):
         *args: object,  # noqa: ARG002 - transformers' signature
         **kwargs: object,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
-        """Add tokens to every row; all keys and values, old and new."""
+        """Append tokens to every row; return all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         held = self.get_seq_length()
@@ -36,18 +36,18 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row so many times."""
+        """Repeat each row `repeats` times."""
         super().batch_repeat_interleave(repeats)
         self._whole = None
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Only those rows."""
+        """Keep only the rows with these indices."""
         super().batch_select_indices(indices)
         self._whole = None
 
 
 def _roomy(held: Tensor | None, new: Tensor, filled: int) -> Tensor:
-    """A tensor for `filled` tokens and `ROOM` more, like `new`, with what is held already."""
+    """Return a tensor for `filled` + `ROOM` tokens in the format of `new`, with the contents of `held` copied."""
     whole = new.new_empty(*new.shape[:-2], filled + ROOM, new.shape[-1])
     if held is not None and held.numel():
         whole[:, :, : held.shape[-2]] = held
@@ -55,7 +55,7 @@ def _roomy(held: Tensor | None, new: Tensor, filled: int) -> Tensor:
 
 
 def growing_cache(config: PreTrainedConfig) -> DynamicCache:
-    """An empty cache for a model of that config; layers with a sliding window stay transformers' own."""
+    """Return an empty cache for a model; layers with a sliding window keep the implementation of transformers."""
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

@@ -1,8 +1,8 @@
-"""The frozen weight and the acting role's adapter as one product, with one backward.
+"""Frozen weight and adapter of the acting role in one product, with one backward.
 
-PEFT computes them apart and adds: an output-sized product with the scaling, an output-sized sum, and under autocast a
-cast of every adapter weight, in each of hundreds of layers. Here y = x W^T + s (x A^T) B^T is accumulated in place, and
-the backward is written out. The weight is dequantised when it is needed, forward and backward, and never kept.
+PEFT computes them separately and adds them: an output-sized product with the scaling, an output-sized sum, and under
+autocast a cast of every adapter weight, in each of hundreds of layers. Here y = x W^T + s (x A^T) B^T is accumulated in
+place, with an explicit backward. The weight is dequantised in the forward and again in the backward, and not saved.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ class _FusedLinear(nn.Module):
         self.adapter, self.scale = adapter, float(layer.scaling[adapter])
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, dtype = x.reshape(-1, x.shape[-1]), x.dtype  # `weight` is kept for the backward, and must not keep x
+        rows, dtype = x.reshape(-1, x.shape[-1]), x.dtype  # `weight` is saved for the backward and must not keep x
         base, a, b = self.base_layer, self.lora_A[self.adapter].weight, self.lora_B[self.adapter].weight
         product = _LoraProduct.apply(rows, a, b, lambda: dequantised(base).to(dtype), base.bias, self.scale)
         return product.view(*x.shape[:-1], -1)
@@ -60,7 +60,7 @@ def _plain(layer: Any, adapter: str) -> bool:
 
 @contextmanager
 def fused(model: nn.Module, adapter: str) -> Iterator[None]:
-    """Compute every layer's adapter together with its frozen weight inside the block."""
+    """Compute adapter and frozen weight of every adapted layer in one product inside the block."""
     layers: list[tuple[str, Any]] = [
         (name, layer)
         for name, layer in model.named_modules()

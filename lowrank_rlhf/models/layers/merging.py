@@ -1,4 +1,4 @@
-"""Merge a role's adapter into plain weights while it generates."""
+"""Merge a role's adapter into plain weights during generation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +16,8 @@ from lowrank_rlhf.models.layers.weights import dequantised
 from lowrank_rlhf.models.roles import Role, Roles
 
 FEW_ROWS = 96
-"""Up to so many rows W x^T is faster than x W^T in float32: 0.69 against 1.15 ms at 32 x 576 x 1536 (MKL on two AVX2
-cores), 0.09 against 0.31 ms at 4 rows (two Zen 4 cores). In bfloat16 it is slower: 0.13 against 0.07 ms there."""
+"""Number of rows up to which W x^T is faster than x W^T in float32: 0.69 against 1.15 ms at 32 x 576 x 1536 (MKL, two
+AVX2 cores), 0.09 against 0.31 ms at 4 rows (two Zen 4 cores). In bfloat16 it is slower: 0.13 against 0.07 ms there."""
 
 _INSTEAD = (
     "Set model.merged_rollouts: false: sampling is slower, and no copy is made. Finished stages depend on it: the next "
@@ -29,11 +29,11 @@ _INSTEAD = (
 def merged(roles: Roles, role: Role) -> Iterator[None]:
     """Merge that role's adapter into the base inside the block, in the compute dtype.
 
-    Each wrapped or quantised layer is replaced by a linear map with weight dequantised(W) + scale B A, which spares the
-    dequantisation and the adapter's small products in every decoding step. Its numbers differ from the adapter's by
-    rounding, so log-probabilities for training are always computed again by the adapter's own forward.
+    Each adapted or quantised layer is replaced by a linear layer with weight dequantised(W) + scale B A, which saves
+    the dequantisation and the adapter's small products in every decoding step. The results differ from the unmerged
+    adapter's by rounding, so log-probabilities for training are always recomputed with the unmerged adapter.
 
-    Raises `CannotFit`, with every layer back in its place, where memory runs out while they are replaced.
+    Raises `CannotFit`, with all original layers restored, if memory runs out during the replacement.
     """
     roles.check_free(role)
     model = roles.base.model
@@ -71,7 +71,7 @@ def merged_weight(layer: Any, role: Role) -> Tensor:
     if not isinstance(layer, LoraLayer):
         return dequantised(layer)
     weight = dequantised(layer.get_base_layer())
-    if role.value not in layer.lora_A:  # this role's adapter leaves the layer as it is
+    if role.value not in layer.lora_A:  # this role does not adapt the layer
         return weight
     a, b = (getattr(layer, part)[role.value].weight for part in ("lora_A", "lora_B"))
     return torch.addmm(weight.float(), b, a, alpha=layer.scaling[role.value])

@@ -1,8 +1,8 @@
 """Forward through some of the decoder layers.
 
-Layers below the first adapted one give the same output for every role, which is computed once and shared. Layers above
-those that reward model and critic read are skipped for them. A layer is skipped by a stand-in in the decoder's list for
-one forward; embeddings, masks, rotary positions and final norm remain the architecture's own.
+Layers below the first adapted one give the same output for every role, which is computed once and shared. Reward model
+and critic skip the layers above the one that they read. To skip a layer, an identity module replaces it in the
+decoder's list for one forward; embeddings, masks, rotary positions and final norm remain those of the architecture.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class _Identity(nn.Module):
-    """Identity in the place of a layer."""
+    """Identity module that replaces a layer."""
 
     def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         return hidden_states
@@ -31,7 +31,7 @@ class _Recorder(_Identity):
 
 
 class _Constant(_Identity):
-    """Layer that returns states computed before and ignores its input."""
+    """Layer that ignores its input and returns precomputed states."""
 
     def __init__(self, states: Tensor):
         super().__init__()
@@ -58,7 +58,10 @@ def partial_forward(decoder: Any, start: int, states: Tensor | None, stop: int) 
     """Limit the decoder's forward to layers below `stop`, and to those from `start` where states are given.
 
     Args:
+        decoder: decoder with a list of `layers`.
+        start: index of the first layer to run if states are given.
         states: (B, T, h), input of layer `start`; None to begin with the embeddings.
+        stop: index after the last layer to run.
     """
     layers = list(decoder.layers)
     lower = layers[:start] if states is None else [_Constant(states), *[_Identity() for _ in range(1, start)]]

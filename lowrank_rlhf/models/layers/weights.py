@@ -1,4 +1,4 @@
-"""The weight of a frozen linear layer, whatever it is stored in."""
+"""Weights of frozen linear layers, independent of their storage format."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from lowrank_rlhf.models.layers.int8 import Int8Linear
 
 
 def dequantised(layer: Any) -> Tensor:
-    """(outputs, inputs), in the format that the layer computes in; of an unquantised layer the weight itself."""
+    """Return the weight (outputs, inputs) in the compute format; an unquantised layer returns its own tensor."""
     if isinstance(layer, bnb.nn.Linear4bit):
         packed: Any = layer.weight
         return bnb.functional.dequantize_4bit(packed, packed.quant_state)
