@@ -1,4 +1,4 @@
-"""From a response's score to per-token rewards, advantages and returns."""
+"""Per-token rewards, advantages and returns from the score of a response."""
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ def token_rewards(scores: Tensor, kl: Tensor, response: Tensor, kl_coef: float) 
         scores: (B,), the reward model's scalar for each response.
         kl: (B, T), nats per token.
         response: (B, T) bool.
+        kl_coef: weight beta of the KL penalty.
 
     Returns (B, T), 0 outside the response.
     """
@@ -28,6 +29,8 @@ def gae(rewards: Tensor, values: Tensor, response: Tensor, gamma: float, lam: fl
         rewards: (B, T), of emitting the token at each position.
         values: (B, T), of the state before that token.
         response: (B, T) bool; each row's True positions are contiguous, and the episode ends at the last one.
+        gamma: discount factor.
+        lam: lambda, the decay of the eligibility.
 
     Returns (advantages, returns), both (B, T) and 0 outside the response; returns = advantages + values.
     """

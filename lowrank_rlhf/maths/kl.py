@@ -4,18 +4,18 @@ from torch import Tensor
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """log p - log q per token: unbiased, may be negative (Schulman, "Approximating KL divergence", 2020)."""
+    """Return log p - log q per token: unbiased, may be negative (Schulman, "Approximating KL divergence", 2020)."""
     return logprobs - ref_logprobs
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """r - 1 - log r with r = q/p, per token: unbiased, never negative (same source)."""
+    """Return r - 1 - log r with r = q/p, per token: unbiased, never negative (same source)."""
     log_ratio = ref_logprobs - logprobs
     return log_ratio.exp() - 1 - log_ratio
 
 
 def adapt_kl_coef(kl_coef: float, kl: float, target: float, horizon: int, responses: int) -> float:
-    """Next weight of the KL penalty: proportional control clipped to 20 % (Ziegler et al. 2019, section 2.2).
+    """Return the next KL coefficient: proportional control clipped to 20 % (Ziegler et al. 2019, section 2.2).
 
     `kl` and `target` in nats per response; `responses` is the number in the rollout.
     """

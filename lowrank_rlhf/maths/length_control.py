@@ -1,4 +1,4 @@
-"""What a win rate would be if both answers were equally long: judges, and people, prefer longer ones. Numpy only."""
+"""Length-controlled win rate: judges, and people, prefer longer answers. Numpy only."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 from lowrank_rlhf.maths.statistics import Floats, Interval, percentile_interval
 
 RIDGE = 1.0
-"""Penalty on the length's coefficient, a standard normal prior: where the longer answer always wins it has no maximum.
-A weak one, as in AlpacaEval 2, which so keeps answers cut short on purpose from being rewarded."""
+"""Penalty on the length's coefficient, a standard normal prior: the likelihood has no maximum if the longer answer
+always wins. AlpacaEval 2 uses a weak penalty too, against rewarding answers truncated on purpose."""
 _STEPS = 100
 _LONGEST_STEP = 1.0
 _CLOSE = 1e-10
@@ -21,24 +21,26 @@ class LengthControlled(NamedTuple):
     win_rate: float
     interval: Interval
     coefficient: float
-    """Log-odds that the longest lead in length adds (the phi of Dubois et al.): above 0, longer answers win."""
+    """Log-odds from the largest lead in length (phi of Dubois et al.): above 0, longer answers win."""
 
 
 def length_controlled_win_rate(
     won: ArrayLike, length: ArrayLike, against: ArrayLike, samples: int, seed: int
 ) -> LengthControlled:
-    """Length-controlled win rate (Dubois et al. 2024, arXiv 2404.04475, section 3), of one pair of models.
+    """Return the length-controlled win rate (Dubois et al. 2024, arXiv 2404.04475, section 3) of one pair of models.
 
         P(won) = sigmoid(theta + phi tanh((length - against) / std(length - against))),  win rate = sigmoid(theta)
 
     Args:
         won: (N, K), 1 for a win, 0 for a loss, 0.5 for a tie: K pairs of answers to each of N prompts.
-        length, against: (N, K), lengths of the answer that may win and of the other one, in characters say.
-        samples, seed: of the bootstrap over prompts, each with a fit of its own.
+        length: (N, K), lengths of the answers whose wins are counted, such as in characters.
+        against: (N, K), lengths of the other answers.
+        samples: bootstrap samples over prompts, each fitted separately.
+        seed: seed of the bootstrap.
 
     The paper's third term, a prompt's difficulty, takes many models to estimate and is left out. theta is not
-    penalised, so that without differences in length this is the plain win rate. Raises `ValueError` for shapes that
-    differ, for no values, and for one that is not finite.
+    penalised, so that without differences in length this is the plain win rate. Raises `ValueError` for different
+    shapes, no values, or values that are not finite.
     """
     outcomes, longer = (np.asarray(values, dtype=np.float64) for values in (won, np.subtract(length, against)))
     if outcomes.ndim != 2 or outcomes.shape != longer.shape or not outcomes.size:
@@ -57,9 +59,9 @@ def length_controlled_win_rate(
 
 
 def _fit(won: Floats, lead: Floats) -> tuple[Floats, Floats]:
-    """sigmoid(theta) and phi of S fits at once, each to a row of (S, M) outcomes and leads, by Newton's method."""
+    """Fit S rows of (S, M) outcomes and leads at once by Newton's method; return sigmoid(theta) and phi."""
     mean = won.mean(axis=1)
-    decided = (mean == 0) | (mean == 1)  # theta is infinite there, and the rate is the mean
+    decided = (mean == 0) | (mean == 1)  # theta is infinite; the rate is the mean
     won = np.where(decided[:, None], 0.5, won)
     start = np.where(decided, 0.5, mean)
     theta, phi = np.log(start / (1 - start)), np.zeros_like(mean)

@@ -1,4 +1,4 @@
-"""A linear reward head fitted to comparisons by itself: a convex problem with one answer."""
+"""Linear reward head fitted to comparisons: a convex problem with a unique solution."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,12 @@ def fit_pair_head(chosen: Tensor, rejected: Tensor, weights: Tensor, l2: float) 
     """Bradley-Terry regression: minimise sum_p w_p softplus(-v.(z_chosen - z_rejected)) + l2/2 |v|^2 over v.
 
     Args:
-        chosen, rejected: (P, h), features of the two answers of each pair.
-        weights: (P,), say 1 / (pairs of the prompt), so that every prompt counts once.
+        chosen: (P, h), features of the preferred answer of each pair.
+        rejected: (P, h), features of the other answer.
+        weights: (P,), such as 1 / (pairs of the prompt), so that every prompt counts once.
         l2: ridge penalty in units of prompts, on features z scaled to unit variance.
 
-    Returns the head (h,) for the features as they came. L-BFGS in float64; the same numbers every time.
+    Returns the head (h,) for the unscaled features. L-BFGS in float64, deterministic.
     """
     features = torch.cat([chosen, rejected]).double()
     scale = features.std(0).clamp(min=1e-6)

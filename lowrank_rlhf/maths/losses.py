@@ -8,14 +8,14 @@ from torch.nn.functional import logsigmoid
 
 
 def policy_losses(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """PPO's clipped surrogate, negated, per token (Schulman et al. 2017, eq. 7). Any equal shapes."""
+    """Return PPO's clipped surrogate, negated, per token (Schulman et al. 2017, eq. 7). Any equal shapes."""
     ratio = (logprobs - old_logprobs).exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     return torch.maximum(-advantages * ratio, -advantages * clipped)
 
 
 def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
-    """Half the larger squared error of the value and of the value clipped around the rollout's, per token.
+    """Return half the larger squared error of the value and of the value clipped around the rollout's, per token.
 
     Source: "The N implementation details of RLHF with PPO" (2023), after OpenAI's lm-human-preferences.
     """
@@ -24,7 +24,7 @@ def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, clip_range
 
 
 def pairwise_loss(chosen: Tensor, rejected: Tensor, margins: Tensor | float = 0.0) -> Tensor:
-    """-log sigmoid(r_chosen - r_rejected - margin), averaged over the pairs of one prompt: (P,), (P,) -> ().
+    """Return -log sigmoid(r_chosen - r_rejected - margin), the mean over the pairs of a prompt: (P,), (P,) -> ().
 
     Bradley-Terry with all pairs of a prompt as one element, divided by their number (InstructGPT, eq. 1);
     the margin is Llama 2's (arXiv 2307.09288, eq. 2).
@@ -33,7 +33,7 @@ def pairwise_loss(chosen: Tensor, rejected: Tensor, margins: Tensor | float = 0.
 
 
 def plackett_luce_loss(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
-    """Negative log-likelihood of a ranking: -sum_k [r_k - logsumexp over k and all that rank below it].
+    """Return the negative log-likelihood of a ranking: -sum_k [r_k - logsumexp over k and all that rank below it].
 
     Args:
         scores: (K,), of the answers.

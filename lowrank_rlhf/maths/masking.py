@@ -1,16 +1,16 @@
-"""Means and variances over the real response tokens only."""
+"""Means and variances over the response tokens only, without padding."""
 
 import torch
 from torch import Tensor
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum over True positions, per row: (B, T), (B, T) bool -> (B,)."""
+    """Return the sum over True positions, per row: (B, T), (B, T) bool -> (B,)."""
     return torch.where(mask, values, 0.0).sum(-1)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over all True positions of the batch, a scalar. 0 where nothing is True."""
+    """Return the mean over all True positions of the batch, a scalar; 0 if there are none."""
     return masked_sum(values, mask).sum() / mask.sum().clamp(min=1)
 
 
@@ -27,7 +27,7 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 
 def last_true(mask: Tensor) -> Tensor:
-    """Position of each row's last True: (B, T) bool -> (B,) int64. Raises ValueError if a row has none."""
+    """Return the position of each row's last True: (B, T) bool -> (B,) int64. Raises ValueError if a row has none."""
     if not bool(mask.any(-1).all()):
         raise ValueError("a row has no response token")
     positions = torch.arange(mask.shape[-1], device=mask.device)
@@ -35,7 +35,7 @@ def last_true(mask: Tensor) -> Tensor:
 
 
 def pool(values: Tensor, response: Tensor, pooling: str) -> Tensor:
-    """One entry per row from one at every position: (B, T, ...), (B, T) bool -> (B, ...).
+    """Pool the entries of each row into one: (B, T, ...), (B, T) bool -> (B, ...).
 
     `last` reads the last response token, the EOS of a finished answer; `mean` averages over the response.
     """

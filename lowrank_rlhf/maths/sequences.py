@@ -1,4 +1,4 @@
-"""Prompts with their responses as right-padded tensors, and how they are cut into micro-batches."""
+"""Prompts with their responses as right-padded tensors, and their division into micro-batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sequences:
-    """B rows of prompt, response and padding. Position t of every (B, T) quantity is about the token at t."""
+    """B rows of prompt, response and padding. Position t of every (B, T) tensor refers to the token at t."""
 
     ids: Tensor
     """(B, T) int64."""
     attention: Tensor
     """(B, T) bool, True on prompt and response."""
     response: Tensor
-    """(B, T) bool, True on the response's real tokens, the end-of-turn token included."""
+    """(B, T) bool, True on response tokens, the end-of-turn token included."""
     lower: Tensor | None = None
-    """(B, T, h), output of the shared lower layers, if computed before: no role adapts these."""
+    """(B, T, h), precomputed output of the shared lower layers, which no role adapts; None if not computed."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def rows(self, index: Sequence[int]) -> "Sequences":
-        """Those rows, cut to the longest of them."""
+        """Return the rows with these indices, cut to the longest of them."""
         picked = torch.as_tensor(index, device=self.ids.device)
         attention = self.attention[picked]
         width = int(attention.sum(-1).max())
@@ -32,7 +32,7 @@ class Sequences:
         return Sequences(self.ids[picked, :width], attention[:, :width], self.response[picked, :width], lower)
 
     def lengths(self) -> list[int]:
-        """Prompt plus response tokens of each row."""
+        """Number of prompt and response tokens of each row."""
         lengths: list[int] = self.attention.sum(-1).tolist()
         return lengths
 
@@ -40,7 +40,7 @@ class Sequences:
 def pack(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
 ) -> Sequences:
-    """Token ids of B prompts and B non-empty responses -> `Sequences`, padded on the right."""
+    """Pack token ids of B prompts and B non-empty responses into `Sequences`, padded on the right."""
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad)
@@ -54,10 +54,10 @@ def pack(
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int, at_least: int = 1) -> list[list[int]]:
-    """Row indices in groups of at most `max_tokens` padded tokens (one row at least), longest rows first.
+    """Group row indices into at most `max_tokens` padded tokens (at least one row) each, longest rows first.
 
-    Sorting by length keeps the padding small; the first group is the largest, so memory peaks at once. There are
-    `at_least` so many groups where there are as many rows.
+    Sorting by length keeps the padding small; the first group is the largest, so memory peaks at the beginning. There
+    are at least `at_least` groups if there are as many rows.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     most = max(1, len(lengths) // at_least)
@@ -73,9 +73,9 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, at_least: int = 1) ->
 def cut_minibatches(
     lengths: Sequence[int], minibatches: int, max_tokens: int, at_least: int = 1
 ) -> list[list[list[int]]]:
-    """The micro-batches of each minibatch: neighbouring rows, in as many equal parts as there are minibatches.
+    """Return the micro-batches of each minibatch, which are equal parts of consecutive rows.
 
-    `at_least` so many micro-batches each, as in `micro_batches`.
+    `at_least` is the minimum number of micro-batches of each, as in `micro_batches`.
     """
     size = len(lengths) // minibatches
     starts = range(0, size * minibatches, size)

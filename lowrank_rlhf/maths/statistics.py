@@ -1,4 +1,4 @@
-"""Figures of an evaluation and how far to trust them: intervals over prompts, win rate, calibration. Numpy only."""
+"""Statistics of an evaluation: bootstrap intervals over prompts, win rate, calibration. Numpy only."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _BLOCK = 1_000_000
 
 
 class Interval(NamedTuple):
-    """A 95 % interval; a plain pair in JSON."""
+    """95 % interval; a pair in JSON."""
 
     low: float
     high: float
@@ -30,11 +30,11 @@ class ReliabilityBin:
     probability: float
     """Mean predicted probability in the bin."""
     accuracy: float
-    """Share of its outcomes that came true."""
+    """Share of true outcomes in the bin."""
 
 
 def _vector(values: ArrayLike) -> Floats:
-    """At least one finite number, as (N,) float64."""
+    """Return at least one finite number as (N,) float64."""
     vector = np.asarray(values, dtype=np.float64)
     if vector.ndim != 1 or vector.size == 0 or not np.isfinite(vector).all():
         raise ValueError(f"needs a list of at least one finite number, got shape {vector.shape}")
@@ -51,9 +51,9 @@ def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
 def percentile_interval(
     count: int, samples: int, seed: int, resampled: Callable[[NDArray], Floats], width: int = 1
 ) -> Interval:
-    """Percentile 95 % bootstrap interval: draw `count` of `count` items with replacement `samples` times.
+    """Return the percentile 95 % bootstrap interval: draw `count` of `count` items with replacement `samples` times.
 
-    `resampled` maps indices (S, count) to (S,) figures; `width` is how many numbers it handles for each index.
+    `resampled` maps indices (S, count) to (S,) figures; `width` is the amount of numbers it processes per index.
     """
     if samples < 1:
         raise ValueError("samples must be at least 1")
@@ -70,7 +70,7 @@ def percentile_interval(
 def bootstrap_interval(
     values: ArrayLike, samples: int, seed: int, statistic: Callable[..., Floats] = np.mean
 ) -> Interval:
-    """Percentile 95 % bootstrap interval of a statistic over independent prompts (Efron & Tibshirani 1993, ch. 13).
+    """Return the percentile 95 % bootstrap interval of a statistic over prompts (Efron & Tibshirani 1993, ch. 13).
 
     values (N,), one per prompt; statistic(array (S, N), axis=1) -> (S,), such as `np.mean` or `np.median`.
     Raises `ValueError` for no values or one that is not finite.
@@ -80,10 +80,10 @@ def bootstrap_interval(
 
 
 def clustered_bootstrap(values: ArrayLike, groups: Sequence[str] | ArrayLike, samples: int, seed: int) -> Interval:
-    """Percentile 95 % interval of the mean of values (N,) where those of one group (N,) depend on each other.
+    """Return the percentile 95 % interval of the mean of values (N,) that are dependent within groups (N,).
 
-    Whole groups are resampled, as the pairs of one prompt share its answers; the mean runs over all values of the
-    groups drawn. Raises `ValueError` where the lengths differ, or for no values or one that is not finite.
+    Whole groups are resampled: the pairs of one prompt share its answers. The mean is over all values of the groups
+    drawn. Raises `ValueError` where the lengths differ, or for no values or one that is not finite.
     """
     vector = _vector(values)
     _, member = np.unique(np.asarray(groups), return_inverse=True)
@@ -96,21 +96,21 @@ def clustered_bootstrap(values: ArrayLike, groups: Sequence[str] | ArrayLike, sa
 
 
 def wins(policy_scores: ArrayLike, sft_scores: ArrayLike, tie: float = 1e-9) -> Floats:
-    """Per prompt 1 where the policy's score is higher, 0 where SFT's is, 0.5 within `tie`: (N,), (N,) -> (N,)."""
+    """Return 1 per prompt if the policy's score is higher, 0 if SFT's is, 0.5 within `tie`: (N,), (N,) -> (N,)."""
     policy, sft = _pair(policy_scores, sft_scores)
     difference = policy - sft
     return np.where(np.abs(difference) <= tie, 0.5, (difference > 0).astype(np.float64))
 
 
 def win_rate(policy_scores: ArrayLike, sft_scores: ArrayLike, tie: float = 1e-9) -> float:
-    """Share of prompts on which the policy's answer scores higher than SFT's; ties count half."""
+    """Return the share of prompts on which the policy's answer scores higher than SFT's; ties count half."""
     return float(wins(policy_scores, sft_scores, tie).mean())
 
 
 def mean_shift(policy_scores: ArrayLike, sft_scores: ArrayLike) -> float:
-    """Difference of the means in units of the SFT scores' sample standard deviation (Glass's delta).
+    """Return the difference of the means in sample standard deviations of the SFT scores (Glass's delta).
 
-    nan where SFT's scores are all equal. Raises `ValueError` where either list is empty or not finite.
+    nan if all SFT scores are equal. Raises `ValueError` if either list is empty or not finite.
     """
     policy, sft = _vector(policy_scores), _vector(sft_scores)
     deviation = 0.0 if np.ptp(sft) == 0 else float(sft.std(ddof=1))
@@ -118,7 +118,7 @@ def mean_shift(policy_scores: ArrayLike, sft_scores: ArrayLike) -> float:
 
 
 def reliability(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> list[ReliabilityBin]:
-    """Predicted probabilities (N,) in [0, 1] against outcomes (N,) of 0 or 1, in equal bins (Guo et al. 2017, 2).
+    """Bin predicted probabilities (N,) in [0, 1] with their outcomes (N,), 0 or 1 (Guo et al. 2017, section 2).
 
     Empty bins are left out. For pairs, pass the probability of the answer that the model prefers and whether people
     preferred it too: with "chosen" always first every outcome would be 1. Raises `ValueError` outside [0, 1].
@@ -140,13 +140,13 @@ def reliability(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -
 
 
 def expected_calibration_error(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> float:
-    """Mean of |accuracy - probability| over the bins, weighted by their counts (Guo et al. 2017, eq. 3)."""
+    """Return the mean of |accuracy - probability| over the bins, weighted by their counts (Guo et al. 2017, eq. 3)."""
     diagram = reliability(probabilities, outcomes, bins)
     return sum(bar.count * abs(bar.accuracy - bar.probability) for bar in diagram) / sum(bar.count for bar in diagram)
 
 
 def pearson(first: ArrayLike, second: ArrayLike) -> float:
-    """Pearson's correlation of (N,) with (N,), in -1 to 1; nan where either is constant."""
+    """Return Pearson's correlation of (N,) with (N,), in -1 to 1; nan if either is constant."""
     one, two = _pair(first, second)
     if np.ptp(one) == 0 or np.ptp(two) == 0:
         return float("nan")

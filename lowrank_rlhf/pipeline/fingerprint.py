@@ -1,4 +1,4 @@
-"""What the result of a stage depends on, and in what two of these differ. Imports no torch."""
+"""Fingerprints of stages, the settings and inputs of their results, and their differences. Imports no torch."""
 
 import json
 from pathlib import Path
@@ -16,19 +16,19 @@ from lowrank_rlhf.stages import Stage
 
 Fingerprint = dict[str, dict[str, Any]]
 
-# Settings that name files outside the run: what these hold counts as much as their names.
+# Settings that name files outside the run: their contents matter as well as their names.
 _OUTSIDE = ("data.prompts", "sft.adapter", "rank.dataset")
-# Beside the settings of the model: what its files hold, as far as they are on this machine.
+# Checksum of the model's files, if they are on this machine, in addition to its settings.
 _MODEL_FILES = "model files"
-# What a stage reads of other sections, under some settings only.
+# Settings of other sections, which some configurations of a stage depend on.
 _ROOM = "room for a prompt (model.max_length less sample.max_new_tokens)"
 _FOLLOWED = "evaluate.second_judge, which ppo follows"
-# Marks of older versions lack these: what is not known is not different.
+# Missing in done marks of older versions: unknown values are not differences.
 _NOT_ALWAYS_KNOWN = (_MODEL_FILES, _ROOM, _FOLLOWED)
 
 
 def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerprint:
-    """What the stage's result depends on: its settings under dotted keys, and its inputs' hashes or commits."""
+    """Return the stage's fingerprint: settings under dotted keys, and hashes or commits of its inputs."""
     settings: dict[str, Any] = {}
     for key in stage.settings:
         settings |= _flat(key, _setting(config, key))
@@ -37,7 +37,7 @@ def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerp
 
 
 def current_fingerprint(stage: Stage, config: Config, run_dir: RunDir) -> Fingerprint:
-    """The fingerprint that the stage would have if it were made now, from what lies in the run's folder."""
+    """Return the fingerprint that the stage would have if run now, with the current inputs in the run folder."""
     found = fingerprint(stage, config, _inputs(stage, config, run_dir))
     if "model" in stage.settings:
         found["settings"][_MODEL_FILES] = model_identity(config.model)
@@ -45,18 +45,18 @@ def current_fingerprint(stage: Stage, config: Config, run_dir: RunDir) -> Finger
 
 
 def differences(old: Fingerprint, new: Fingerprint, finished: bool = False) -> tuple[str, ...]:
-    """One line for each setting and input in which two fingerprints differ.
+    """Return one line for each setting and input that differs between two fingerprints.
 
-    For a `finished` stage the judge that PPO's curves follow is none: no weight depends on it.
+    For a `finished` stage the judge of PPO's curves is no difference: no weight depends on it.
 
-    A setting that the old one lacks, made by a version that did not know it, had the value that is its default now.
-    A data set of the hub whose commit one of them does not know is no difference.
+    A setting missing in `old`, which an older version wrote, counts as its default. A hub data set without a known
+    commit in one of them is no difference.
     """
     before, after, defaults = old["settings"], new["settings"], Config.defaults()
     lines = [
         f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
         for key in before | after
-        if before.get(key, defaults.get(key)) != after.get(key)  # as numbers, so that 32 is 32.0
+        if before.get(key, defaults.get(key)) != after.get(key)  # compared as numbers: 32 equals 32.0
         and not (key in _NOT_ALWAYS_KNOWN and None in (before.get(key), after.get(key)))
         and not (key == _FOLLOWED and finished)
     ]
@@ -70,8 +70,11 @@ def differences(old: Fingerprint, new: Fingerprint, finished: bool = False) -> t
 
 
 def _of_other_sections(stage: Stage, config: Config) -> dict[str, Any]:
-    """Which demonstrations are too long follows from the answers' length; and without a judge that ranked, PPO's
-    evaluations follow the second one."""
+    """Return the settings of other sections that the stage depends on.
+
+    The length of answers determines which demonstrations are too long; PPO's evaluations use the second judge unless a
+    judge ranked.
+    """
     found: dict[str, Any] = {}
     if stage.name == "sft" and config.sft.source == "train" and config.data.skip_too_long:
         found[_ROOM] = room_for_prompts(config)

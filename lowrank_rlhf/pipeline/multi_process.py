@@ -1,6 +1,6 @@
-"""A stage in several processes: the main one works in the run's folder, each other one on a copy of what it reads.
+"""Run a stage in several processes: the main one in the run folder, each other one on a copy of the stage's inputs.
 
-So one process writes, and no stage has to know which one it is in. Importing this imports no torch.
+Thus one process writes, and stages need not distinguish processes. Importing this module imports no torch.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ def sharing(stage: Stage, group: ProcessGroup) -> int:
 
 
 def noted(stage: Stage, group: ProcessGroup, begun: dict[str, Any] | None, fresh: dict[str, Any]) -> dict[str, Any]:
-    """What is noted of a stage's beginning, with the number of processes: what was, or else `fresh`.
+    """Return the record of the stage's start, `begun` or else `fresh`, with the number of processes.
 
-    Raises `StaleRun` where it was begun in another number: its work was cut otherwise.
+    Raises `StaleRun` if the stage was started with another number of processes, which divides the work differently.
     """
     now = sharing(stage, group)
     before = begun.get("processes", 1) if begun else now
@@ -42,19 +42,19 @@ def noted(stage: Stage, group: ProcessGroup, begun: dict[str, Any] | None, fresh
 
 
 def run_stage(stage: Stage, session: Session) -> dict[str, Any] | StageResult:
-    """As `stage.run`, in the main process; the others take their part in it if it is shared, or wait."""
+    """Run the stage in the main process; the others work on their part of a shared stage, or wait."""
     group = session.group
     if sharing(stage, group) == 1:
         with group.single_process():
             return stage.run(session)
-    _ = session.roles  # loaded here first: what it finds out about the machine is noted in the run for the others
+    _ = session.roles  # loaded in the main process first: it records machine-dependent choices for the others
     group.sum(STAGES.index(stage) + 1)
-    group.barrier()  # the others have their copies
+    group.barrier()  # the others have made their copies
     return _run_alike(stage, session)
 
 
 def follow(config: Config, run_dir: RunDir, group: ProcessGroup) -> None:
-    """What a process beside the main one does in a run: its part of each shared stage, until `dismiss`."""
+    """Work on this process's part of each shared stage until `dismiss`, in all but the main process."""
     with TemporaryDirectory(prefix="lowrank_rlhf-") as folder, StopRequest(group) as stop:
         own = RunDir(Path(folder) / "run")
         session = Session(config, own, Progress.silent(), stop, group)
@@ -66,15 +66,15 @@ def follow(config: Config, run_dir: RunDir, group: ProcessGroup) -> None:
 
 
 def dismiss(group: ProcessGroup) -> None:
-    """The other processes are not needed any more."""
+    """Let the other processes end."""
     group.sum(0)
 
 
 def _run_alike(stage: Stage, session: Session) -> dict[str, Any] | StageResult:
-    """Run it; raises `StageFailed` where the processes made different things of it."""
+    """Run the stage. Raises `StageFailed` if the results of the processes differ."""
     summary = stage.run(session)
     made = "".join(sha256(session.work(stage.name) / name) for name in stage.writes)
-    own = int(hashlib.sha256(made.encode()).hexdigest()[:12], 16)  # short enough for many of them to be added
+    own = int(hashlib.sha256(made.encode()).hexdigest()[:12], 16)  # short: the sum must not overflow
     if session.group.sum(own) != own * session.group.world_size:
         raise StageFailed(
             f"{stage.name}: the processes came to different results, and none of them can be trusted. They must run on "
@@ -84,7 +84,7 @@ def _run_alike(stage: Stage, session: Session) -> dict[str, Any] | StageResult:
 
 
 def _copy(stage: Stage, run: Path, own: Path) -> None:
-    """What the stage reads, what it has done so far, and the run's logs and notes."""
+    """Copy the stage's inputs, its work folder, and the run's logs and records."""
     shutil.rmtree(own, ignore_errors=True)
     notes = [path.name for path in run.glob("*.json*")]
     for name in {*stage.reads, *notes, f"work/{stage.name}"}:

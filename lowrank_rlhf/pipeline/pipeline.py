@@ -1,4 +1,4 @@
-"""Runs the stages in order: skips what is done, goes on with what is half done, refuses what is stale."""
+"""Run the stages in order: skip finished stages, resume unfinished ones, refuse stale ones."""
 
 import time
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ State = Literal["done", "to do", "half done", "stale"]
 
 
 class Standing(NamedTuple):
-    """Where a stage stands in a run, and for a stale one the differences that make it so."""
+    """State of a stage in a run, with the differences that make it stale."""
 
     stage: Stage
     state: State
@@ -51,10 +51,10 @@ def run(
     progress: Progress,
     group: ProcessGroup | None = None,
 ) -> RunDir:
-    """Bring the run of that name up to its last stage, or to `until`, and return its folder.
+    """Run the stages up to the last, or to `until`, and return the run folder.
 
-    Raises `UserError` for unknown stage names and for inputs that no stage would make, `RunLocked`, `StaleRun`,
-    `CannotFit` where the disk refuses, and whatever a stage raises; its work is kept.
+    Raises `UserError` for unknown stage names and for inputs that no stage produces, `RunLocked`, `StaleRun`,
+    `CannotFit` if the disk is full, and any error of a stage, whose work is kept.
     """
     chosen = selection.up_to(until, stages_of(config))
     again = selection.built_on(selection.named(redo, stages_of(config)))
@@ -74,11 +74,11 @@ def run(
             session.read_data()
         if any("model" in stage.settings for stage in to_do):
             fetch_model(config.model, progress)
-            _refuse_stale([_standing(stage, config, run_dir) for stage in kept])  # its files are known only now
+            _refuse_stale([_standing(stage, config, run_dir) for stage in kept])  # the model's checksum is known now
             session.take_backend()  # before anything imports transformers
             session.check_lengths()
         told = shown_peaks(config, run_dir, session.data) if to_do else {}
-        # Last first: if this is cut short, no stage is left standing on one that is gone.
+        # Last stage first: after an interruption no remaining stage depends on a deleted one.
         for stage in reversed(again):
             run_dir.discard(stage.name, stage.writes)
         run_dir.open(dump_config(config))
@@ -91,28 +91,28 @@ def run(
 
 
 def plan(config: Config, run_dir: RunDir) -> list[Standing]:
-    """Where each of the config's stages stands in the run. Raises `UserError` for a run of a newer version."""
+    """Return the state of each of the config's stages. Raises `UserError` for a run of a newer version."""
     run_dir.check_version()
     return [_standing(stage, config, run_dir) for stage in stages_of(config)]
 
 
 def missing_inputs(config: Config, run_dir: RunDir) -> list[tuple[Key, str]]:
-    """A sentence for each stage that reads what is not in the run and what no stage of the config makes before it."""
+    """Return a message for each stage with an input that is neither in the run nor produced by an earlier stage."""
     sentences = selection.missing_inputs(stages_of(config), (), run_dir, _not_made(config))
     return [(("stages",), sentence) for sentence in sentences]
 
 
 def stages_of(config: Config) -> list[Stage]:
-    """The config's stages; comparisons from a data set need no sampling."""
+    """Return the config's stages; comparisons from a data set need no sampling."""
     not_made, algorithm = _not_made(config), config.align.algorithm
     wanted = [stage for stage in stages.STAGES if stage.name in config.stages and not_made.isdisjoint(stage.writes)]
     return [stages.made_by(stage, algorithm) for stage in wanted]
 
 
 def _fitted(config: Config, run_dir: RunDir, progress: Progress) -> Config:
-    """The config with numbers in the place of `model.memory: auto`. Says which."""
+    """Replace `model.memory: auto` by numbers and print them."""
     if config.model.memory == "auto" and not run_dir.artifact("config.yaml").exists():
-        fetch_model(config.model, progress)  # its shape tells what fits
+        fetch_model(config.model, progress)  # the limits follow from its shape
     config, choice = fit_to_memory(config, run_dir)
     if config.model.memory == "auto":
         raise UserError(
@@ -125,7 +125,7 @@ def _fitted(config: Config, run_dir: RunDir, progress: Progress) -> Config:
 
 
 def _not_made(config: Config) -> set[str]:
-    """What no stage of this config makes or needs: with comparisons from a data set there are no samples."""
+    """Return the files that this config does not need: comparisons from a data set need no samples."""
     return set() if config.rank.source != "dataset" else set(stages.stage("sample").writes)
 
 
@@ -145,7 +145,7 @@ def _standing(stage: Stage, config: Config, run_dir: RunDir) -> Standing:
 def _run_stage(stage: Stage, session: Session, told: float | None) -> None:
     run_dir, progress = session.run_dir, session.progress
     standing = _standing(stage, session.config, run_dir)
-    _refuse_stale([standing])  # again, for the stages before it may have changed its inputs
+    _refuse_stale([standing])  # again: earlier stages may have changed its inputs
     if standing.state == "done":
         progress.say("  done before, skipped")
         return
@@ -164,16 +164,16 @@ def _run_stage(stage: Stage, session: Session, told: float | None) -> None:
 
 
 def _report(run_dir: RunDir) -> None:
-    """The report of a run that has no evaluation yet, or never will; the evaluation writes its own."""
+    """Write the report of a run without an evaluation, which would write its own."""
     if not run_dir.done("evaluate"):
         write_report(run_dir, run_dir.results(), [], run_dir.path)
 
 
 def _work(stage: Stage, session: Session, started: dict[str, Any]) -> dict[str, Any]:
-    """Run the stage and return its done-mark; if it stops, seconds and memory so far stay with its fingerprint.
+    """Run the stage and return its done mark; if it stops, its start record keeps seconds and memory.
 
-    The peak of memory is the stage's own on Linux, over all attempts; elsewhere it is the process's so far, earlier
-    stages included.
+    On Linux the peak of memory is that of the stage, over all attempts; elsewhere that of the process, earlier stages
+    included.
     """
     path = _started_path(session.run_dir, stage)
     write_json_atomic(path, started)
@@ -200,7 +200,7 @@ def _work(stage: Stage, session: Session, started: dict[str, Any]) -> dict[str, 
 
 
 def _used(started: dict[str, Any], since: float) -> dict[str, Any]:
-    """Seconds of the stage's attempts together, and the highest of their peaks of memory."""
+    """Return the total seconds of the stage's attempts and the highest of their memory peaks."""
     return {
         "seconds": round(started["seconds"] + time.monotonic() - since, 1),
         "peak_memory_bytes": max(started.get("peak_memory_bytes", 0), peak_memory_bytes()),
@@ -208,9 +208,9 @@ def _used(started: dict[str, Any], since: float) -> dict[str, Any]:
 
 
 def _to_go(chosen: Sequence[Stage], stage: Stage, session: Session) -> tuple[float | None, Later]:
-    """Seconds from the beginning of a stage to the end of the run, and what tells those after it from its own."""
+    """Return the seconds from a stage to the end of the run, and an estimator for the stages after it."""
     marks = {each.name: session.run_dir.done(each.name) for each in chosen}
-    # Loading and converting the model happens once, whatever the stage has to compute.
+    # The model is loaded and converted once, independent of the stage.
     done = {name: float(mark["seconds"]) - mark.get("loading_seconds", 0.0) for name, mark in marks.items() if mark}
     shape = find_shape(session.config.model)
     if shape is None:
@@ -238,9 +238,9 @@ def _refuse_stale(standings: Sequence[Standing]) -> None:
 
 
 def _begun(run_dir: RunDir, stage: Stage) -> dict[str, Any] | None:
-    """What was noted when the stage began, if it left something to go on from.
+    """Return the record of the stage's start if there is work to resume.
 
-    One that was stopped or refused before that is still to do, with other settings too.
+    A stage that stopped before saving any may be started with other settings.
     """
     path = _started_path(run_dir, stage)
     left = path.parent.exists() and any(file != path for file in path.parent.iterdir())

@@ -1,4 +1,4 @@
-"""What is wrong with a valid config on this machine, told before a run. Imports no torch of its own."""
+"""Checks of a valid config against this machine before a run. Imports no torch itself."""
 
 import contextlib
 import os
@@ -19,10 +19,10 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def problems(config: Config) -> list[tuple[Key, str]]:
-    """Keys and sentences: data, adapters and a tracker that are not there, judges that cannot be loaded, and layers
-    that the model has not, if it is here.
+    """Return key and message of each problem found.
 
-    A user's judge is imported for that, as the run would; no data is read.
+    Covers missing data, adapters and trackers, judges that cannot be loaded, and layers missing in a local model. A
+    user's judge is imported, as in the run; no data is read.
     """
     tracker = tracking_problem(config)
     return [

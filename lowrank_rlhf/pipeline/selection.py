@@ -1,4 +1,4 @@
-"""Which stages a command is about, and whether everything that they read is there or will be."""
+"""Select the stages of a command, and check that their inputs exist or will be produced."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -10,14 +10,14 @@ from lowrank_rlhf.stages import Stage
 
 
 def up_to(last: str | None, wanted: Sequence[Stage]) -> list[Stage]:
-    """Those of the wanted stages up to the one of that name; None is all of them."""
+    """Return the stages up to the one named `last`; all of them for None."""
     if last is None:
         return list(wanted)
     return list(wanted[: wanted.index(named([last], wanted)[0]) + 1])
 
 
 def named(names: Sequence[str], known: Sequence[Stage]) -> list[Stage]:
-    """The stages of these names. Raises `UserError` for a name that no stage of the run has."""
+    """Return the stages of these names. Raises `UserError` for an unknown name."""
     by_name = {stage.name: stage for stage in known}
     for name in names:
         if name not in by_name:
@@ -28,7 +28,7 @@ def named(names: Sequence[str], known: Sequence[Stage]) -> list[Stage]:
 
 
 def built_on(first: Collection[Stage]) -> list[Stage]:
-    """Those stages and all that read what they write, directly or not."""
+    """Return the stages and all that depend on their outputs, directly or indirectly."""
     affected: list[Stage] = []
     for stage in stages.STAGES:
         made = {name for earlier in affected for name in earlier.writes}
@@ -40,7 +40,7 @@ def built_on(first: Collection[Stage]) -> list[Stage]:
 def check_inputs(
     chosen: Sequence[Stage], again: Collection[Stage], run_dir: RunDir, not_needed: Collection[str] = ()
 ) -> None:
-    """Raises `UserError` with what `missing_inputs` finds first."""
+    """Raise `UserError` with the first message of `missing_inputs`."""
     for sentence in missing_inputs(chosen, again, run_dir, not_needed):
         raise UserError(f"stages: {sentence}")
 
@@ -48,9 +48,9 @@ def check_inputs(
 def missing_inputs(
     chosen: Sequence[Stage], again: Collection[Stage], run_dir: RunDir, not_needed: Collection[str] = ()
 ) -> Iterator[str]:
-    """A sentence for each stage with an input that neither lies in the run nor will be made before it.
+    """Yield a message for each stage with an input that is neither in the run nor produced before it.
 
-    `again` are the stages whose outputs will be discarded first; nothing is said of the files `not_needed`.
+    `again` are the stages whose outputs will be discarded first; the files `not_needed` are ignored.
     """
     makers = {name: stage.name for stage in stages.STAGES for name in stage.writes}
     discarded = {name for stage in again for name in stage.writes}

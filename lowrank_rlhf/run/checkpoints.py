@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: whole or not there, checked by their hashes, the last two kept."""
+"""Checkpoints of a stage: written atomically, verified by hashes, the last two kept."""
 
 import os
 import re
@@ -13,12 +13,12 @@ from lowrank_rlhf.run.files import file_names, sha256, sync, sync_folder, write_
 
 _MANIFEST = "manifest.json"
 _KEPT = 2
-"""One to go on from, and one for the day on which the disk has damaged that."""
+"""Number of checkpoints kept: the newest, and one in case it is damaged."""
 _STEP = re.compile(r"step-(\d{6,})")
 
 
 def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder, make it `step-000050` of `folder` in one rename, and delete all but the last two."""
+    """Let `write` fill a folder, rename it to `step-000050` in `folder`, and delete all but the last two."""
     temporary = folder / ".checkpoint"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -47,7 +47,7 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> N
 
 
 def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """Step and folder of the newest whole checkpoint; damaged ones are set aside with a warning that says what is."""
+    """Return step and folder of the newest intact checkpoint; rename damaged ones, with a warning."""
     for step, path in sorted(_checkpoints(folder), reverse=True):
         damage = _damage(path)
         if not damage:
@@ -69,9 +69,9 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _damage(checkpoint: Path) -> list[str]:
-    """What of a checkpoint is not as it was written, file by file; nothing if it is whole."""
+    """Return the damage found in each file of a checkpoint; empty if it is intact."""
     manifest = read_record(checkpoint / _MANIFEST) or {}
-    files, sizes = manifest.get("files"), manifest.get("bytes", {})  # an earlier version noted no sizes
+    files, sizes = manifest.get("files"), manifest.get("bytes", {})  # earlier versions recorded no sizes
     if not isinstance(files, dict):
         return [f"{_MANIFEST} is missing or cut short"]
     return [fault for name, digest in files.items() if (fault := _fault(checkpoint / name, name, digest, sizes))]

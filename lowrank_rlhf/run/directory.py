@@ -1,6 +1,6 @@
-"""A run's folder on disk: outputs that appear whole or not at all, done-marks and logs.
+"""Run folder on disk: atomically written outputs, done marks and logs.
 
-Every step here may be killed at any instant: what is declared finished is on disk, and the rest is made again.
+The process may be killed at any instant: everything marked as done is on disk, and the rest is computed again.
 """
 
 import json
@@ -24,7 +24,7 @@ from lowrank_rlhf.run.files import write_json_atomic as write_json_atomic
 from lowrank_rlhf.run.results import MARKS, DoneMark, Results, StageResult
 
 SCHEMA = 1
-"""Of a run's folder as a whole, in its env.json, and of each JSON file in it (decision 0014)."""
+"""Schema version of a run folder, in its env.json, and of each JSON file in it (decision 0014)."""
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 
 
@@ -34,7 +34,7 @@ class _Fingerprint(BaseModel):
 
 
 class Begun(BaseModel):
-    """What is noted when a stage begins; a mark says more."""
+    """Record written when a stage starts; a done mark has more fields."""
 
     fingerprint: _Fingerprint
     seconds: FiniteFloat
@@ -50,14 +50,14 @@ class _Plan(BaseModel):
 
 
 class RunDir:
-    """The folder of one run. Outputs come in through `finish`; a stage is done when its mark is there."""
+    """Folder of one run. `finish` moves outputs into it; a stage is done when its done mark exists."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = StepLog(path / "metrics.jsonl")
         """Figures over the steps of all stages."""
         self.watched = StepLog(path / "watched.jsonl")
-        """The policy's answers to a few held-out prompts at each evaluation of PPO."""
+        """Answers of the policy to a few held-out prompts at each evaluation of PPO."""
 
     def open(self, config_text: str) -> None:
         """Create the folder and record the config and the software it runs on."""
@@ -65,12 +65,12 @@ class RunDir:
         write_json_atomic(self.path / "env.json", _environment())
 
     def check_version(self) -> None:
-        """Raise `UserError` for a run of a newer version of this package, whose files may mean something else."""
+        """Raise `UserError` for a run of a newer version of this package, whose format may differ."""
         read_record(self.path / "env.json")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run. Raises `RunLocked` if another process does; a dead one's lock is gone with it."""
+        """Lock the run inside the block. Raises `RunLocked` if another process has it; a dead process keeps no lock."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -85,30 +85,30 @@ class RunDir:
             write_json_atomic(holder, {"schema": SCHEMA, "pid": os.getpid(), "since": now()})
             yield
         finally:
-            with suppress(OSError):  # a disk become read-only: the name stays, and says nothing without the lock
+            with suppress(OSError):  # read-only disk: the file remains, and has no meaning without the lock
                 holder.unlink(missing_ok=True)
             lock.release()
 
     def artifact(self, name: str) -> Path:
-        """Where the output of that name stands once its stage is done."""
+        """Return the path of an output, which exists when its stage is done."""
         return self.path / name
 
     def work_path(self, stage: str) -> Path:
-        """The stage's work folder, which need not exist."""
+        """Return the path of the stage's work folder, which may not exist."""
         return self.path / "work" / stage
 
     def work(self, stage: str) -> Path:
-        """The stage's work folder, created."""
+        """Create and return the stage's work folder."""
         path = self.work_path(stage)
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def done(self, stage: str) -> dict[str, Any] | None:
-        """The stage's done-mark, if it is done. Raises `UserError` for a newer version's and for a damaged one."""
+        """Return the stage's done mark as JSON, or None. Raises `UserError` for a newer version's or a damaged one."""
         return read_record(self._mark(stage), _Mark)
 
     def mark(self, stage: str) -> DoneMark[StageResult] | None:
-        """Return the stage's done-mark, or None if it is not done. Raises `UserError` as `read_record` does."""
+        """Return the stage's done mark, or None if it is not done. Raises `UserError` as `read_record` does."""
         form = MARKS[stage]
         found = read_record(self._mark(stage), form)
         return None if found is None else form.model_validate(found)
@@ -121,7 +121,7 @@ class RunDir:
     def finish(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
         """Move the outputs from the work folder into the run and mark the stage done.
 
-        From the moment that `finish.json` is written the stage counts as made, and `recover` can do the rest.
+        Once `finish.json` is written, the stage counts as done: `recover` can complete the move.
         """
         work = self.work(stage)
         missing = [name for name in writes if not (work / name).exists()]
@@ -134,7 +134,7 @@ class RunDir:
         self._complete(stage, writes, mark)
 
     def recover(self) -> list[str]:
-        """Complete what a killed `finish` or `discard` left half done; the stages that it finished."""
+        """Complete an interrupted `finish` or `discard`; return the stages that were finished."""
         plans = {path.parent.name: read_record(path, _Plan) for path in sorted(self.path.glob("work/*/finish.json"))}
         for stage, plan in plans.items():
             if plan:
@@ -143,8 +143,8 @@ class RunDir:
         return list(plans)
 
     def discard(self, stage: str, writes: Sequence[str]) -> None:
-        """Forget the stage: its mark, its outputs, its work and its rows in the logs."""
-        self._mark(stage).unlink(missing_ok=True)  # first: outputs without a mark count for nothing
+        """Delete the stage's done mark, outputs, work folder and rows in the logs."""
+        self._mark(stage).unlink(missing_ok=True)  # first: outputs without a done mark are ignored
         fault_points.point(f"{stage}: mark removed")
         for path in (self.work_path(stage), *map(self.artifact, writes)):
             self._put_away(path)
@@ -154,11 +154,11 @@ class RunDir:
         self._empty_trash()
 
     def hashes(self, names: Iterable[str]) -> dict[str, str]:
-        """SHA-256 of those of the run's files and folders that exist."""
+        """Return the SHA-256 of each of the run's files and folders, without missing ones."""
         return {name: sha256(self.artifact(name)) for name in names if self.artifact(name).exists()}
 
     def event(self, kind: str, **details: Any) -> None:
-        """Note in events.jsonl that something happened."""
+        """Append an event to events.jsonl."""
         append_line(self.path / "events.jsonl", {"time": now(), "kind": kind, **details})
 
     def _mark(self, stage: str) -> Path:
@@ -167,7 +167,7 @@ class RunDir:
     def _complete(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
         work = self.work_path(stage)
         for name in writes:
-            if (work / name).exists():  # otherwise it was moved before the kill
+            if (work / name).exists():  # otherwise it was moved before the process was killed
                 self._put_away(self.artifact(name))  # a folder cannot be renamed over another
                 self.artifact(name).parent.mkdir(parents=True, exist_ok=True)
                 fault_points.point(f"{name}: before it moves")
@@ -180,7 +180,7 @@ class RunDir:
         self._empty_trash()
 
     def _put_away(self, path: Path) -> None:
-        """Make a file or folder vanish in one step; `_empty_trash` takes the time to delete it."""
+        """Remove a file or folder atomically by renaming it into the trash; `_empty_trash` deletes it."""
         if path.exists():
             os.replace(path, self.work(".trash") / uuid.uuid4().hex)
 
@@ -189,10 +189,10 @@ class RunDir:
 
 
 def read_record(path: Path, form: type[BaseModel] | None = None) -> dict[str, Any] | None:
-    """What a run keeps in a JSON file; None if it is missing or was cut short.
+    """Return the contents of a JSON file of a run, or None if it is missing or truncated.
 
-    Raises `UserError` for a newer version's, and for one that has not the `form`. Those without a `schema` are of the
-    first.
+    Raises `UserError` for a file of a newer version, and for one that does not match `form`. Without a `schema` it is
+    of version 1.
     """
     found = read_json(path)
     schema = (found or {}).get("schema", SCHEMA)
@@ -211,26 +211,26 @@ def read_record(path: Path, form: type[BaseModel] | None = None) -> dict[str, An
 
 
 class StepLog:
-    """What belongs to a step of a stage: one JSON object per line, readable while it grows."""
+    """Log of the steps of the stages: one JSON object per line, readable while it grows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.also: Callable[[str, int, dict[str, Any]], None] | None = None  # told of each row that was added
+        self.also: Callable[[str, int, dict[str, Any]], None] | None = None  # called with each appended row
 
     def append(self, stage: str, step: int, **row: Any) -> None:
-        """Add a row; NaN and infinities become null."""
+        """Append a row; NaN and infinities become null."""
         append_line(self.path, {"stage": stage, "step": step, **row})
         if self.also:
             self.also(stage, step, row)
 
     def read(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
-        """The rows, of one stage or of all; a line that is none, as a crash leaves it, is passed over."""
+        """Yield the rows of one stage or of all; incomplete lines, as left by a crash, are skipped."""
         for _, row in self._lines():
             if stage is None or row["stage"] == stage:
                 yield row
 
     def truncate(self, stage: str, step: int) -> None:
-        """Drop the stage's rows after a step, so that going on from its checkpoint repeats none."""
+        """Delete the stage's rows after a step, so that resuming from its checkpoint repeats none."""
         if self.path.exists():
             kept = [line for line, row in self._lines() if row["stage"] != stage or row["step"] <= step]
             write_atomic(self.path, "".join(f"{line}\n" for line in kept))

@@ -1,8 +1,8 @@
-"""Named points around every write, at which a test has this process die. Off unless a variable asks for it.
+"""Named points around every write, at which a test can kill this process. Enabled by an environment variable.
 
-`LOWRANK_RLHF_FAULTS=kill:17` sends SIGKILL to this process at the 17th point that it passes; nothing is flushed, saved
-or told. `LOWRANK_RLHF_FAULTS=list:FILE` writes the names of the points that it passes into that file, a line each.
-`tests/faults.py` walks through them.
+`LOWRANK_RLHF_FAULTS=kill:17` sends SIGKILL to this process at the 17th point that it passes; nothing is flushed or
+saved. `LOWRANK_RLHF_FAULTS=list:FILE` writes the names of the points that it passes into that file, one per line.
+`tests/faults.py` tries all of them.
 """
 
 import os
@@ -15,7 +15,7 @@ _passed = count(1)
 
 
 def point(name: str) -> None:
-    """The disk now holds what the name says, such as `adapters/sft: moved`."""
+    """Mark a state of the disk, such as `adapters/sft: moved`; kill this process if the test asks for it."""
     if asked := os.environ.get(VARIABLE):
         what, _, which = asked.partition(":")
         if what == "list":

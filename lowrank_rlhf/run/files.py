@@ -1,4 +1,4 @@
-"""Reading and writing files so that a crash leaves the old or the new, never a piece."""
+"""Atomic reading and writing of files: a crash leaves the old or the new contents, never a part."""
 
 import hashlib
 import json
@@ -23,12 +23,12 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """A JSON document, ended by a newline; NaN and infinities, which JSON does not have, become null."""
+    """Return a JSON document ending in a newline; NaN and infinities, which JSON lacks, become null."""
     return json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if the file is missing or was cut short."""
+    """Return the JSON object in a file, or None if the file is missing or truncated."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes; of a folder's sorted relative paths and its files' hashes."""
+    """Return the SHA-256 of a file, or of the sorted relative paths and hashes of a folder's files."""
     if path.is_dir():
         listing = "".join(f"{name}\0{sha256(path / name)}\n" for name in file_names(path))
         return hashlib.sha256(listing.encode()).hexdigest()
@@ -46,12 +46,12 @@ def sha256(path: Path) -> str:
 
 
 def now() -> str:
-    """UTC, in ISO 8601, to the second."""
+    """Return the current UTC time in ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def file_names(folder: Path) -> list[str]:
-    """Relative paths of all files in a folder and below, sorted."""
+    """Return the sorted relative paths of all files in a folder and its subfolders."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
@@ -72,9 +72,9 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `target` in one step at the end of the block, and vanishes after an error.
+    """Yield a folder to fill; it is renamed to `target` at the end of the block, and deleted after an error.
 
-    What a killed process left of it goes first. Raises OSError where `target` is a file or holds something.
+    Leftovers of killed processes are deleted first. Raises OSError if `target` is a file or not empty.
     """
     _clear_unfinished(target.absolute())
     temporary = target.absolute().with_name(f".{target.absolute().name}.{os.getpid()}.new")
@@ -93,7 +93,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def _clear_unfinished(target: Path) -> None:
-    """Delete the temporary folders that processes which are no more made for this target."""
+    """Delete the temporary folders that ended processes left for this target."""
     name = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.new")
     for path in target.parent.iterdir() if target.parent.is_dir() else ():
         maker = name.fullmatch(path.name)
@@ -102,12 +102,12 @@ def _clear_unfinished(target: Path) -> None:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Add a JSON object to a file as its own line; NaN and infinities become null."""
+    """Append a JSON object to a file as a line; NaN and infinities become null."""
     line = json.dumps(_plain(row), ensure_ascii=False).encode() + b"\n"
     with path.open("ab+") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a crash cut the last line short: keep it from swallowing this one
+            if file.read(1) != b"\n":  # truncated by a crash: begin a new line
                 line = b"\n" + line
         fault_points.point(f"{path.name}: before a line")
         file.write(line)
@@ -115,7 +115,7 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold a file, or everything in a folder, before anything says that it does."""
+    """Flush a file, or everything in a folder, to disk."""
     if path.is_dir():
         for inner in path.iterdir():
             sync(inner)
@@ -126,8 +126,8 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Have the disk hold the names in a folder."""
-    with suppress(OSError):  # Windows and some network disks cannot
+    """Flush the directory entries of a folder to disk."""
+    with suppress(OSError):  # not supported on Windows and some network disks
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -218,9 +218,9 @@ class Progress:
 class StopRequest:
     """Turns the first Ctrl-C or SIGTERM into `requested`, so that the run stops where its work can be saved.
 
-    The second one raises KeyboardInterrupt at once. Every forward of the model polls (`Context.roles`): what is heavier
-    than that must not go on for long. Handlers can only be set in the main thread; elsewhere this
-    is a flag that anyone may set. Where several processes share the work they end together, at their next barrier.
+    The second one raises KeyboardInterrupt at once. Every forward of the model polls (`Session.roles`), so work between
+    two forwards should be short. Handlers can only be set in the main thread; in others this is a flag that any code
+    may set. Several processes that share the work stop together, at their next barrier.
     """
 
     def __init__(self, group: ProcessGroup | None = None) -> None:
@@ -242,7 +242,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def check(self, saved: str) -> None:
-        """Raises `Stopped` if a stop was requested; `saved` says what is safe: "step 50 is saved"."""
+        """Raise `Stopped` if a stop was requested; `saved` describes the saved work, such as "step 50 is saved"."""
         if self.requested and self._group.can_stop:
             raise Stopped(f"Stopped as asked; {saved}. The same command goes on from there.")
 
@@ -257,19 +257,19 @@ class StopRequest:
 
 
 def duration(seconds: float) -> str:
-    """`0:21`, `12:05` or `1:02:33`."""
+    """Format seconds as `0:21`, `12:05` or `1:02:33`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def memory(count: float) -> str:
-    """`1.2 GiB`, or `86 MiB`."""
+    """Format bytes as `1.2 GiB` or `86 MiB`."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def figure(name: str, value: float) -> str:
-    """`340 tokens/s` for a rate, `kl 0.31` for anything else; three digits at least where there are as many."""
+    """Format a figure as `340 tokens/s` for a rate, else as `kl 0.31`, with at least three significant digits."""
     digits = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     label = name.replace("_", " ")
     if label.endswith(" per second"):

@@ -1,4 +1,4 @@
-"""What crosses from one stage to the next, as one JSON object per line."""
+"""Records passed from stage to stage, one JSON object per line."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from lowrank_rlhf.run import fault_points
 
 
 class Record(BaseModel):
-    """Immutable, and an unknown key is an error."""
+    """Base of all records: immutable, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,7 +24,7 @@ class Message(Record):
 
 
 class Prompt(Record):
-    """A conversation that waits for the assistant's next turn."""
+    """Conversation before the assistant's next turn."""
 
     id: str
     messages: tuple[Message, ...]
@@ -32,40 +32,40 @@ class Prompt(Record):
 
     @property
     def text(self) -> str:
-        """The last thing that the user said."""
+        """Text of the last user message."""
         return self.messages[-1].content
 
     @property
     def conversation(self) -> str:
-        """What a judge and a reader see: the one message as it is, or all turns, each after its role and a colon."""
+        """Prompt as text for judges and people: a single message alone, several turns with role and colon."""
         if len(self.messages) == 1:
             return self.text
         return "\n\n".join(f"{message.role}: {message.content}" for message in self.messages)
 
 
 class Demonstration(Record):
-    """A prompt with an answer worth imitating: a training row of the sft stage."""
+    """Prompt with a demonstration answer: a training row of the sft stage."""
 
     prompt: Prompt
     response: str
 
 
 class Sample(Record):
-    """One answer to one prompt. `tokens` is None where the text was not sampled from the model here."""
+    """One answer to one prompt. `tokens` is None if the text was not sampled by this package."""
 
     id: str
     prompt_id: str
     text: str
     finished: bool = True
-    """True if the model ended the answer itself, with its end-of-turn token."""
+    """True if the answer ends with the end-of-turn token."""
     tokens: tuple[int, ...] | None = None
-    """The response's token ids, the end-of-turn token included where there is one."""
+    """Token ids of the response, including the end-of-turn token if there is one."""
 
 
 class Ranking(Record):
-    """One annotator's order of the answers to one prompt: tiers of sample ids, best first; a tier holds ties.
+    """Ranking of the answers to one prompt by one annotator: tiers of sample ids, best first; a tier contains ties.
 
-    Answers that the annotator left out appear in no tier, and yield no comparison.
+    Answers omitted by the annotator are in no tier and yield no comparison.
     """
 
     prompt_id: str
@@ -74,15 +74,15 @@ class Ranking(Record):
     seconds: FiniteFloat | None = None
     flags: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
-    """Sample ids in the order in which they were shown."""
+    """Sample ids in the order shown."""
     partial: bool = False
-    """Only the best were named: the last tier is what was left, below the others and in no order of its own."""
+    """True if only the best answers were chosen: the last tier is the unordered rest."""
     written: str | None = None
-    """A better answer, which the annotator wrote."""
+    """Better answer written by the annotator."""
 
     @property
     def named_tiers(self) -> tuple[tuple[str, ...], ...]:
-        """The tiers in which the annotator put answers: those of one tier are equally good."""
+        """Tiers that the annotator chose; answers of one tier are equally good."""
         return self.tiers[:-1] if self.partial else self.tiers
 
     @model_validator(mode="after")
@@ -98,7 +98,7 @@ class Ranking(Record):
 
 
 class Comparison(Record):
-    """One answer was preferred to another. `tier_gap` counts the tiers between them (1 = neighbours)."""
+    """Pair of answers, one preferred to the other. `tier_gap` is the distance of their tiers (1 = adjacent)."""
 
     prompt_id: str
     chosen: str
@@ -108,20 +108,20 @@ class Comparison(Record):
 
 
 class Score(Record):
-    """What the reward model gives one ranked answer: its head's own number, before any shift or scale."""
+    """Reward of one ranked answer: the raw output of the reward head, before shift and scale."""
 
     sample_id: str
     prompt_id: str
     score: float
     held_out: bool
-    """True if the reward model did not learn from this prompt."""
+    """True if the reward model was not trained on this prompt."""
 
 
 R = TypeVar("R", bound=Record)
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> None:
-    """One record per line, UTF-8, replacing the file."""
+    """Write one record per line, UTF-8, replacing the file."""
     with path.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(record.model_dump_json() + "\n")
@@ -130,7 +130,7 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> None:
 
 
 def read_jsonl(path: Path, record: type[R]) -> Iterator[R]:
-    """Records of a file this package wrote. Raises `UserError` that names the file and the line."""
+    """Yield the records of a file written by this package. Raises `UserError` with file and line."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:

@@ -1,7 +1,7 @@
-"""Typed results of the stages, as each leaves them in its done-mark (`done/<stage>.json`, key `summary`).
+"""Typed results of the stages, stored in their done marks (`done/<stage>.json`, key `summary`).
 
-Everything that shows a run reads these: report, model card, page, sweep. Fields that older versions did not write have
-defaults, so that their run folders stay readable.
+Report, model card, page and sweep read these. Fields that older versions did not write have defaults, so that their run
+folders stay readable.
 """
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -116,7 +116,7 @@ class RewardResult(StageResult):
     score_mean: float | None = None
     score_std: float | None = None
     scores_of: str | None = None
-    """Which answers the mean and the deviation are taken over."""
+    """Answers over which mean and standard deviation are computed."""
     weakness: Weakness | None = None
     weak: str | None = None
     """The weakness as a sentence, for people; all that version 0.1 wrote."""
@@ -131,7 +131,7 @@ class PolicyResult(StageResult):
     best_step: NonNegativeInt | None = None
     seconds_per_step: float | None = None
     gold: str | None = None
-    """Judge that followed the training beside the reward model."""
+    """Judge that scored the training curves in addition to the reward model."""
 
 
 FigureId = Literal[
@@ -145,10 +145,10 @@ class FigureRow(Result):
     id: FigureId | None = None
     """None in runs of version 0.1, which have a label only."""
     judge: str | None = None
-    """Judge (or `reward model`) whose figure it is, for `mean_score` and `win_rate`."""
+    """Judge (or `reward model`) of the figure, for `mean_score` and `win_rate`."""
     interval: Interval | None = None
     openers: tuple[str, str] | None = None
-    """The commonest two-word openers of both sides, for `top_opener`."""
+    """Most common two-word openers of both models, for `top_opener`."""
     figure: str = ""
     """Label in English."""
     sft: float | None = None
@@ -161,7 +161,7 @@ class EvaluateResult(StageResult):
 
     prompts: NonNegativeInt
     judge: str | None = None
-    """Name of the judge that ranked; None where people or a data set did."""
+    """Name of the judge that ranked; None for people or a data set."""
     second_judge: str | None = None
     win_rate: float | None = None
     win_rate_interval: Interval | None = None
@@ -173,7 +173,7 @@ class EvaluateResult(StageResult):
 
 
 class Results(Result):
-    """The results of a run's finished stages; None for a stage that is not done."""
+    """Results of a run's finished stages; None for a stage that is not done."""
 
     sft: SftResult | None = None
     sample: SampleResult | None = None
@@ -183,19 +183,19 @@ class Results(Result):
     evaluate: EvaluateResult | None = None
 
     def by_stage(self) -> dict[str, StageResult]:
-        """The results that exist, by the stage's name, in the order of the stages."""
+        """Return the existing results by stage name, in the order of the stages."""
         return {name: result for name in type(self).model_fields if (result := getattr(self, name)) is not None}
 
 
 class Fingerprint(Result):
-    """What the result of a stage depends on (`pipeline.fingerprint`)."""
+    """Settings and inputs that determine a stage's result (`pipeline.fingerprint`)."""
 
     settings: dict[str, Any]
     inputs: dict[str, str]
 
 
 class Started(Result):
-    """The note that a stage leaves when it begins (`work/<stage>/fingerprint.json`)."""
+    """Record of a started stage (`work/<stage>/fingerprint.json`)."""
 
     fingerprint: Fingerprint
     seconds: FiniteFloat = 0.0
@@ -208,15 +208,15 @@ R = TypeVar("R", bound=StageResult)
 
 
 class DoneMark(Started, Generic[R]):
-    """Done-mark of a stage: the note of its start, its result, and what it took."""
+    """Done mark of a stage: record of its start, its result, time and memory."""
 
     result: Annotated[R, Field(alias="summary")]
     loading_seconds: float = 0.0
-    """Seconds of `seconds` that went into loading the model."""
+    """Part of `seconds` spent loading the model."""
     planned_memory_bytes: NonNegativeInt | None = None
     finished_at: str | None = None
     taken_from: str | None = None
-    """Name of the run that the outputs were copied from, in a sweep."""
+    """Name of the run from which a sweep copied the outputs."""
 
 
 MARKS: dict[str, type[DoneMark[Any]]] = {
@@ -227,4 +227,4 @@ MARKS: dict[str, type[DoneMark[Any]]] = {
     "ppo": DoneMark[PolicyResult],
     "evaluate": DoneMark[EvaluateResult],
 }
-"""Form of each stage's done-mark."""
+"""Type of each stage's done mark."""

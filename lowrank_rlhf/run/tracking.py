@@ -1,6 +1,6 @@
-"""The figures of metrics.jsonl sent on, step by step, to a tracker that the config names; by default to none.
+"""Send the figures of metrics.jsonl, step by step, to the tracker in the config; none by default.
 
-A tracker is a package of the user's own: nothing here imports one unless it is asked for.
+Trackers are optional packages, imported only if configured.
 """
 
 import importlib
@@ -17,15 +17,15 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import StepLog
 
 Send = Callable[[str, int, dict[str, float]], None]
-"""Stage, step, and the step's figures by name."""
+"""Function of stage, step, and the figures of the step by name."""
 
 
 def tracking_problem(config: Config) -> str | None:
-    """What stands in the way of the tracker that the config names: its package is not installed."""
+    """Return a message if the package of the configured tracker is not installed, else None."""
     if config.tracking == "none":
         return None
     try:
-        version(config.tracking)  # not find_spec: wandb leaves a folder `wandb` behind, which would pass for it
+        version(config.tracking)  # not find_spec: a folder `wandb`, as wandb creates, would count
     except PackageNotFoundError:
         return f"{config.tracking} is not installed: pip install {config.tracking}, or none"
     return None
@@ -33,10 +33,10 @@ def tracking_problem(config: Config) -> str | None:
 
 @contextmanager
 def tracked(config: Config, log: StepLog, folder: Path) -> Iterator[None]:
-    """Inside the block each row of the log goes to the tracker too.
+    """Send each row of the log to the tracker inside the block.
 
-    Raises `UserError` where it is not installed or does not begin. One that fails later is let go with a warning: it
-    must not cost the run, whose figures are in the log all the same.
+    Raises `UserError` if the tracker is not installed or fails to start. A later failure disables it with a warning: it
+    must not stop the run, and the log has all figures.
     """
     if config.tracking == "none":
         yield
@@ -77,7 +77,7 @@ def _ended(end: Callable[[], None]) -> None:
 
 
 def _tensorboard(_config: Config, folder: Path) -> tuple[Send, Callable[[], None]]:
-    """Event files in the run's folder: `tensorboard --logdir runs` shows all runs."""
+    """Open TensorBoard event files in the run folder: `tensorboard --logdir runs` shows all runs."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder / "tensorboard"))
@@ -90,12 +90,12 @@ def _tensorboard(_config: Config, folder: Path) -> tuple[Send, Callable[[], None
 
 
 def _session(config: Config, _folder: Path) -> tuple[Send, Callable[[], None]]:
-    """wandb, and trackio, which has the same calls. Where they send to is their own setting."""
+    """Start a session of wandb or trackio, which has the same interface. They configure their destination."""
     tracker = importlib.import_module(config.tracking)
     tracker.init(project="lowrank_rlhf", name=config.name, config=config.model_dump(mode="json"))
 
     def send(stage: str, step: int, figures: dict[str, float]) -> None:
-        # The step as a figure: each stage counts from 1, and these packages know one count for a run.
+        # The step is logged as a figure: each stage counts from 1, and these packages have one counter per run.
         tracker.log({f"{stage}/step": step} | {f"{stage}/{name}": value for name, value in figures.items()})
 
     return send, tracker.finish

@@ -1,4 +1,4 @@
-"""Whether a folder holds a model that can be a base, told from its files before any weight is read."""
+"""Check that a folder contains a supported base model, before any weight is read."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def check_folder(folder: Path, source: str) -> None:
-    """Raise `UserError` where config, weights or tokenizer are missing, damaged or pickled."""
+    """Raise `UserError` if config, weights or tokenizer are missing, damaged or pickled."""
     where = f"model.source: {source}"
     _config(folder, where)
     for name in _weight_files(folder, where):
@@ -44,7 +44,7 @@ def _config(folder: Path, where: str) -> dict[str, Any]:
 
 
 def check_architecture(folder: Path, source: str) -> None:
-    """Raise `UserError` where the folder's model is no causal language model, or none that transformers knows."""
+    """Raise `UserError` if the model is not a causal language model or its type is unknown to transformers."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, __version__
 
     where = f"model.source: {source}"

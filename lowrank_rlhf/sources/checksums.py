@@ -1,4 +1,4 @@
-"""The package's cache folder, and in it checksums of large files: none is read twice while it stays the same."""
+"""Cache folder of the package, with checksums of large files: an unchanged file is read once."""
 
 import hashlib
 import os
@@ -16,12 +16,12 @@ _known: dict[tuple[str, int, int], str] = {}
 
 
 def cache_folder() -> Path:
-    """Where converted models lie: `$LOWRANK_RLHF_CACHE`, or `~/.cache/lowrank_rlhf`."""
+    """Return the folder of converted models: `$LOWRANK_RLHF_CACHE`, or `~/.cache/lowrank_rlhf`."""
     return Path(os.environ.get("LOWRANK_RLHF_CACHE") or Path.home() / ".cache" / "lowrank_rlhf").expanduser()
 
 
 def file_checksum(path: Path, progress: Progress | None = None) -> str:
-    """sha256 of a file; of one that kept its name, size and time of change since it was last asked for, from memory."""
+    """Return the SHA-256 of a file, from the cache if name, size and modification time are unchanged."""
     absolute, about = str(path.absolute()), path.stat()
     key = (absolute, about.st_size, about.st_mtime_ns)
     if key not in _known:
@@ -31,20 +31,20 @@ def file_checksum(path: Path, progress: Progress | None = None) -> str:
             _known[key] = str(noted["sha256"])
         else:
             _known[key] = _read(path, about.st_size, progress)
-            with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            with suppress(OSError):  # a cache that cannot be written only costs time
                 values = zip(("path", "size", "mtime_ns"), key, strict=True)
                 write_json_atomic(note, {**dict(values), "sha256": _known[key]})
     return _known[key]
 
 
 def folder_checksum(folder: Path, progress: Progress | None = None) -> str:
-    """sha256 over names and checksums of the files that transformers reads; a README or a licence may change."""
+    """Return the SHA-256 over names and checksums of the files that transformers reads, not of README or licence."""
     files = sorted(path for path in folder.iterdir() if path.suffix in _READ_BY_TRANSFORMERS and path.is_file())
     return files_checksum(files, progress)
 
 
 def files_checksum(files: Iterable[Path], progress: Progress | None = None) -> str:
-    """sha256 over names and checksums of files, in their order."""
+    """Return the SHA-256 over names and checksums of files, in the given order."""
     listing = "".join(f"{path.name}\0{file_checksum(path, progress)}\n" for path in files)
     return hashlib.sha256(listing.encode()).hexdigest()
 

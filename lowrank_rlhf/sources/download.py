@@ -1,4 +1,4 @@
-"""A model from the Hugging Face hub, or from any mirror of it. Importing this module imports no torch."""
+"""Download a model from the Hugging Face hub or a mirror. Importing this module imports no torch."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -12,9 +12,9 @@ MODEL = ("*.safetensors", "*.json", "*.jinja", *TOKENIZER)
 
 
 def hub_folder(config: ModelConfig, patterns: Sequence[str] = MODEL) -> Path:
-    """The hub cache's folder of that id and revision, downloaded first if need be; never pickles, never code.
+    """Return the hub cache's folder of that id and revision, downloaded if missing; never pickles, never code.
 
-    Where the hub cannot be reached, what was fetched before is taken as it is. Raises `UserError` with the reason.
+    If the hub cannot be reached, files downloaded before are used. Raises `UserError` with the reason.
     """
     from huggingface_hub import constants, errors
 
@@ -44,7 +44,7 @@ def hub_folder(config: ModelConfig, patterns: Sequence[str] = MODEL) -> Path:
 
 @cache
 def _snapshot(source: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    """Asked for once a process: a branch may move on while a run goes on."""
+    """Return the snapshot folder, resolved once per process: a branch may change during a run."""
     from huggingface_hub import snapshot_download
 
     skipped = ["*/*", "consolidated*"]  # copies in other formats

@@ -1,4 +1,4 @@
-"""A model's shape, read without loading it: from config.json, or from the header of a GGUF file. Imports no torch."""
+"""Read a model's shape without loading it, from config.json or the header of a GGUF file. Imports no torch."""
 
 import json
 import struct
@@ -12,29 +12,29 @@ from lowrank_rlhf.run.files import read_json
 from lowrank_rlhf.sources.fetch import local_model
 
 NF4_BITS = 4 + 0.127
-"""Per weight, with the doubly quantised scale of each 64 of them (QLoRA, Dettmers et al. 2023, section 3)."""
+"""Per weight, with a doubly quantised scale per 64 weights (QLoRA, Dettmers et al. 2023, section 3)."""
 _BYTES = {"F32": 4, "float32": 4, "BF16": 2, "F16": 2, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What memory and time follow from; counts of numbers, not of bytes."""
+    """Dimensions of a model for estimates of memory and time, in numbers of elements, not bytes."""
 
     architecture: str
     layers: int
     hidden: int
     mlp: int
     query: int
-    """Width of all query heads together."""
+    """Total width of the query heads."""
     key_value: int
-    """Width of all key heads together, and of all value heads."""
+    """Total width of the key heads, and of the value heads."""
     vocabulary: int
     tied: bool
-    """The vocabulary projection is the embedding matrix."""
+    """True if the vocabulary projection shares the embedding matrix."""
     file_bytes: int | None = None
-    """Size of the safetensors files, where they are here."""
+    """Size of the safetensors files if they are on this machine."""
     file_width: int = 2
-    """Bytes of a number in them."""
+    """Bytes per element in them."""
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -57,16 +57,16 @@ class Shape:
 
     @property
     def embeddings(self) -> int:
-        """Numbers in the embedding matrix, and in the vocabulary projection where it is another."""
+        """Elements of the embedding matrix, and of the vocabulary projection unless it is shared."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def adapter(self, lora: LoraConfig, below: int | None = None) -> int:
-        """Weights of one adapter; with `below` only those of the decoder layers under that one."""
+        """Return the number of weights of one adapter; with `below`, of the decoder layers below that one only."""
         per_layer = lora.rank * sum(inputs + outputs for inputs, outputs in self._adapted(lora))
         return max(0, (below or self.layers) - self.first_adapted(lora)) * per_layer
 
     def under_adapter(self, lora: LoraConfig) -> int:
-        """Weights of the linear layers that an adapter is on."""
+        """Return the number of weights of the adapted linear layers."""
         per_layer = sum(inputs * outputs for inputs, outputs in self._adapted(lora))
         return (self.layers - self.first_adapted(lora)) * per_layer
 
@@ -75,12 +75,12 @@ class Shape:
         return [self.linears[name] for name in names if name in self.linears]
 
     def first_adapted(self, lora: LoraConfig) -> int:
-        """Index of the lowest decoder layer with an adapter."""
+        """Return the index of the lowest decoder layer with an adapter."""
         return max(0, self.layers - (lora.last_layers or self.layers))
 
 
 def layer_problems(lora: LoraConfig, head_layers: int | None, layers: int) -> list[tuple[tuple[str, str], str]]:
-    """Keys and sentences of what does not fit a model of so many decoder layers."""
+    """Return key and message of each setting that does not fit a model with that number of decoder layers."""
     if (lora.last_layers or 0) > layers:
         problem = f"is {lora.last_layers}, and the model has {layers}; null adapts all of them"
         return [(("lora", "last_layers"), problem)]
@@ -97,7 +97,7 @@ def layer_problems(lora: LoraConfig, head_layers: int | None, layers: int) -> li
 
 
 def find_shape(config: ModelConfig) -> Shape | None:
-    """The shape of the model that `model.source` names; None where it is not on this machine yet, or is unknown."""
+    """Return the shape of the model `model.source`, or None if it is not on this machine or not recognised."""
     found = local_model(config)
     if found is None:
         return None
@@ -133,7 +133,7 @@ def _folder_shape(folder: Path) -> Shape | None:
 
 
 def _tensors(file: Path) -> dict[str, str]:
-    """Number format of each tensor in a safetensors file, from its header: a length, then JSON."""
+    """Return the number format of each tensor of a safetensors file from its header: a length, then JSON."""
     with file.open("rb") as stream:
         start = stream.read(8)
         if len(start) < 8:
@@ -146,7 +146,7 @@ def _tensors(file: Path) -> dict[str, str]:
 
 
 def _gguf_shape(file: Path) -> Shape | None:
-    """From the header; the converted model that will be loaded is in bfloat16."""
+    """Read the shape from the header; the converted model will be in bfloat16."""
     from gguf import GGUFReader
 
     try:
