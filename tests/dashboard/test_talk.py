@@ -84,7 +84,7 @@ class Letters:
         return [ord(letter) for message in messages for letter in message.content]
 
     def answer(self, voice, _prompt, sampling, on_text):
-        from lowrank_rlhf.evaluation.chat import Answer
+        from lowrank_rlhf.evaluation.chat import ChatAnswer
 
         said = ""
         try:
@@ -93,8 +93,8 @@ class Letters:
                 on_text(letter)
                 time.sleep(0.02)
         except KeyboardInterrupt:
-            return Answer(voice, said, len(said), finished=False, stopped=True, score=None)
-        return Answer(voice, said, len(said), finished=True, stopped=False, score=0.5)
+            return ChatAnswer(voice, said, len(said), finished=False, stopped=True, score=None)
+        return ChatAnswer(voice, said, len(said), finished=True, stopped=False, score=0.5)
 
 
 class TestLines:
@@ -128,7 +128,7 @@ class TestLines:
             ("nonsense\n", "Invalid JSON"),
             ({"messages": []}, "messages: "),
             ({"messages": [{"role": "user", "content": "hi"}], "as": "policy"}, "has no policy yet"),
-            ({"messages": [{"role": "user", "content": "x" * 21}]}, "too long; 20 tokens fit beside an answer of 3"),
+            ({"messages": [{"role": "user", "content": "x" * 21}]}, "too long; 20 tokens fit with an answer of 3"),
             ({"messages": [{"role": "user", "content": "x"}], "max_new_tokens": 99}, "too long; 0 tokens"),
             ({"messages": [{"role": "user", "content": "x"}], "shell": 1}, "shell: "),
         ],

@@ -345,7 +345,7 @@ class TestErrors:
             ),
             (("--right", "."), ".: no adapter_config.json there"),
             (("--judge", "sentimant"), 'Did you mean "sentiment"?'),
-            (("--judge", "endpoint"), "needs a section rank.endpoint"),
+            (("--judge", "endpoint"), "requires a section rank.endpoint"),
             (("--prompts", "nowhere.jsonl"), "nowhere.jsonl"),
             (("--comparisons", "nowhere.jsonl"), "nowhere.jsonl"),
             (

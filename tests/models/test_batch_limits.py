@@ -184,7 +184,7 @@ def test_out_of_memory_inside_an_optimisers_step_is_not_tried_again(tiny_folder,
 
     for kind in (torch.optim.Adam, torch.optim.AdamW):
         monkeypatch.setattr(kind, "step", step)
-    with pytest.raises(CannotFit, match="out of memory in the optimiser's step"):
+    with pytest.raises(CannotFit, match="out of memory in the optimizer's step"):
         run(session)
     assert len(steps) == 1
     assert not (session.run_dir.path / "room.json").exists()

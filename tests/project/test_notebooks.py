@@ -104,7 +104,7 @@ def rank_here(monkeypatch, tmp_path) -> Callable[..., tuple[Any, list[str]]]:
         store, typed = a_run("household", **settings), iter(lines)
         monkeypatch.setattr("builtins.input", lambda _: next(typed))
         scope: dict[str, Any] = {"Path": Path, "ranked_already": False}
-        for mark in ("from notebooks.helpers import", "INTERACTIVE = True", "place_of(RUN)"):
+        for mark in ("from notebooks.helpers import", "INTERACTIVE = True", "open_project(RUN)"):
             exec(cell_with(mark), scope)  # noqa: S102 - our own cell
         return store, list(typed)
 

@@ -200,7 +200,7 @@ def test_events_carry_their_time(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from lowrank_rlhf.artifacts import RunDir
+from lowrank_rlhf.run.directory import RunDir
 with RunDir(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(60)

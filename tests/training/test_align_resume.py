@@ -133,5 +133,5 @@ def test_a_step_of_the_optimiser_that_has_no_memory_ends_the_stage(ready, tmp_pa
         raise MemoryError
 
     monkeypatch.setattr(AtomicAdamW.__mro__[1], "step", step)
-    with pytest.raises(CannotFit, match="out of memory in the optimiser's step"):
+    with pytest.raises(CannotFit, match="out of memory in the optimizer's step"):
         go(ready.config("dpo", **MORE), ready.runs(tmp_path))
