@@ -90,9 +90,9 @@ def trained_on(folder: Path) -> str | None:
 def _config(folder: Path) -> dict[str, Any]:
     """Return the contents of the folder's `adapter_config.json`."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; an adapter is a folder that PEFT wrote")
+        raise UserError(f"{folder}: no such folder. Set the folder of an adapter saved by PEFT")
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: no {CONFIG} there; an adapter is a folder that PEFT wrote")
+        raise UserError(f"{folder}: {CONFIG} not found. An adapter is a folder saved by PEFT")
     config = read_json(folder / CONFIG)
     if config is None:
         raise UserError(f"{folder / CONFIG}: not a JSON object")
@@ -106,10 +106,10 @@ def _weights_file(folder: Path) -> Path:
     pickled = [name for name in _PICKLED if (folder / name).is_file()]
     if pickled:
         raise UserError(
-            f"{folder}: holds {pickled[0]}, a pickle, which can run code when it is read, and is never loaded here; "
-            f"save the adapter as {WEIGHTS} (PEFT: save_pretrained with safe_serialization=True)"
+            f"{folder}: {pickled[0]} is a pickle, which can run code when loaded, and is refused. "
+            f"Save the adapter as {WEIGHTS} (PEFT: save_pretrained with safe_serialization=True)"
         )
-    raise UserError(f"{folder}: no {WEIGHTS} there; an adapter is a folder that PEFT wrote, in safetensors")
+    raise UserError(f"{folder}: {WEIGHTS} not found. An adapter is a folder saved by PEFT in safetensors")
 
 
 def plain_shape(folder: Path, role: Role) -> PeftLoraConfig:

@@ -111,7 +111,7 @@ def _start_unsloth() -> str:
             import unsloth
     except (ImportError, NotImplementedError, RuntimeError, OSError, AttributeError) as error:
         raise UserError(
-            f"model.backend: unsloth is installed and does not start: {error}. Mend it (python -m pip install -r "
+            f"model.backend: unsloth is installed but does not start: {error}. Reinstall it (python -m pip install -r "
             "requirements-unsloth.txt), or set model.backend=transformers"
         ) from None
     return str(unsloth.__version__)

@@ -154,7 +154,7 @@ def _load(folder: Path, config: ModelConfig, device: torch.device, compute_dtype
     if missing := sorted(loaded[1]["missing_keys"]):
         raise UserError(
             f"model.source: {config.source}: {len(missing)} weights of {type(model).__name__} are not in the files "
-            f"({missing[0]} ...); they would be random: fetch the model again"
+            f"({missing[0]} ...); they would be random. Fetch the model again"
         )
     return model
 
@@ -276,5 +276,5 @@ def _device(config: ModelConfig) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("model.device: no CUDA device here; use `auto` or `cpu`")
+        raise UserError("model.device: CUDA device not found. Set `auto` or `cpu`")
     return torch.device(config.device)

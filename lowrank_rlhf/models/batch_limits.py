@@ -78,8 +78,8 @@ class BatchLimits:
         if self.tokens <= widest:
             raise CannotFit(
                 f"out of memory with a single row of {widest} tokens in a micro-batch ({why}). Shorten the rows "
-                "(model.max_length, sample.max_new_tokens), set model.gradient_checkpointing: true, or take a smaller "
-                "model; the same command goes on from the last checkpoint"
+                "(model.max_length, sample.max_new_tokens), set model.gradient_checkpointing: true, or choose a "
+                "smaller model. The same command resumes from the last checkpoint"
             )
         self.tokens = max(1, self.tokens // 2)
         self.on_halved(f"out of memory ({why}): micro-batches of {self.tokens} tokens from here on")
@@ -90,7 +90,7 @@ class BatchLimits:
         if prompts == 1:
             raise CannotFit(
                 f"out of memory with a single prompt's answers ({why}). Lower sample.max_new_tokens or "
-                "sample.answers_per_prompt, or take a smaller model; the same command goes on from there"
+                "sample.answers_per_prompt, or choose a smaller model. The same command resumes the run"
             )
         self.rows = prompts // 2 * answers_per_prompt
         self.on_halved(f"out of memory ({why}): {self.rows} answers at once from here on")

@@ -32,9 +32,9 @@ def load_in_the_runs_format(config: ModelConfig, run: Path, progress: Progress, 
     began_on = kept.get("threads", threads)
     if began_on != threads:
         progress.say(
-            f"NOTE: this run began on {began_on} CPU threads ({run / FILE}) and goes on with {threads}: its results "
-            "will differ in their last bits from an uninterrupted run's. "
-            f"OMP_NUM_THREADS={began_on} in front of the command avoids that"
+            f"NOTE: this run started with {began_on} CPU threads ({run / FILE}) and resumes with {threads}: its "
+            "results will differ in their last bits from an uninterrupted run's. "
+            f"Set OMP_NUM_THREADS={began_on} before the command to avoid that"
         )
     dtype = began_as or str(base.compute_dtype).removeprefix("torch.")
     found = {"schema": 1, "compute_dtype": dtype, "threads": began_on}
@@ -51,7 +51,7 @@ def _load(config: ModelConfig, began_as: Any, run: Path, progress: Progress, gro
         return load_base(config.model_copy(update={"compute_dtype": began_as}), progress, group)
     except NoBfloat16:
         raise UserError(
-            f"model.compute_dtype: auto chose {began_as} when this run began ({run / FILE}), and this machine's CPU "
-            "dies of it. Go on where it began, or begin again with model.compute_dtype=float32 and another name: "
+            f"model.compute_dtype: auto chose {began_as} when this run started ({run / FILE}), and this machine's CPU "
+            "crashes on it. Resume on the first machine, or set model.compute_dtype=float32 and another name: "
             "name=..."
         ) from None

@@ -52,8 +52,8 @@ def choose_dtype(wanted: Precision, device: "torch.device") -> "torch.dtype":
         return torch.bfloat16 if speedup is not None and speedup > 1 else torch.float32
     if speedup == 0:
         raise NoBfloat16(
-            "model.compute_dtype: this machine's CPU announces bfloat16 and dies of it (some virtual machines do); "
-            "use auto or float32"
+            "model.compute_dtype: this machine's CPU reports bfloat16 but crashes on it (as some virtual machines do). "
+            "Set auto or float32"
         )
     return torch.bfloat16
 
@@ -62,8 +62,8 @@ def refuse_float16_without_gpu(wanted: Precision, gpu: bool) -> None:
     """Raise `UserError` for float16 on a CPU, where it is the slowest format and has the smallest range."""
     if wanted == "float16" and not gpu:
         raise UserError(
-            "model.compute_dtype: float16 is for GPUs without bfloat16 (such as a T4), and this run would be on a CPU; "
-            "use auto, bfloat16 or float32"
+            "model.compute_dtype: float16 is for GPUs without bfloat16 (such as a T4), and this run would use a CPU. "
+            "Set auto, bfloat16 or float32"
         )
 
 

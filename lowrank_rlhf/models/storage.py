@@ -51,7 +51,7 @@ def load_role(roles: Roles, role: Role, folder: Path) -> None:
     """
     path = folder / WEIGHTS
     if not path.is_file():
-        raise UserError(f"{folder}: no {WEIGHTS} there; an adapter is a folder that PEFT wrote, in safetensors")
+        raise UserError(f"{folder}: {WEIGHTS} not found. An adapter is a folder saved by PEFT in safetensors")
     weights = read_tensors(path)
     check_provenance(path, roles.base.provenance)
     added = role not in roles.present
@@ -141,8 +141,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
         state.setdefault(int(index), {})[name] = tensor
     parameters = sum(len(group["params"]) for group in optimizer.param_groups)
     if state and sorted(state) != list(range(parameters)):
-        raise UserError(f"{path}: holds the state of {len(state)} parameters, the optimiser has {parameters}")
+        raise UserError(f"{path}: contains the state of {len(state)} parameters, the optimiser has {parameters}")
     names = set().union(*state.values())  # all parameters take their first step together
     if missing := [f"{index}.{name}" for index in state for name in sorted(names) if name not in state[index]]:
-        raise UserError(f"{path}: has no {', '.join(missing[:3])}: the optimiser cannot go on from there")
+        raise UserError(f"{path}: has no {', '.join(missing[:3])}: the optimiser cannot resume from it")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

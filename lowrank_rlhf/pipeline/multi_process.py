@@ -34,8 +34,8 @@ def noted(stage: Stage, group: ProcessGroup, begun: dict[str, Any] | None, fresh
     before = begun.get("processes", 1) if begun else now
     if before != now:
         raise StaleRun(
-            f"Stage {stage.name} was begun in {before} process{'es' * (before > 1)}, and goes on in as many only; here "
-            f"are {now}.\nStart it in {before} (docs/more_than_one_gpu.md), or make it again in {now}: "
+            f"Stage {stage.name} was started in {before} process{'es' * (before > 1)} and cannot resume in {now}.\n"
+            f"Start {before} (docs/more_than_one_gpu.md), or redo the stage in {now}: "
             f"--redo {stage.name}"
         )
     return (begun or fresh) | {"processes": now}
@@ -77,7 +77,7 @@ def _run_alike(stage: Stage, session: Session) -> dict[str, Any] | StageResult:
     own = int(hashlib.sha256(made.encode()).hexdigest()[:12], 16)  # short: the sum must not overflow
     if session.group.sum(own) != own * session.group.world_size:
         raise StageFailed(
-            f"{stage.name}: the processes came to different results, and none of them can be trusted. They must run on "
+            f"{stage.name}: the results of the processes differ, and none can be trusted. All must run on "
             "equal hardware; if they do, this is a bug here or in a library, please report it with the run's env.json"
         )
     return summary

@@ -153,7 +153,7 @@ def _run_stage(stage: Stage, session: Session, told: float | None) -> None:
     fresh = {"schema": 1, "fingerprint": current_fingerprint(stage, session.config, run_dir), "seconds": 0.0}
     started = multi_process.noted(stage, session.group, _begun(run_dir, stage), fresh)
     if standing.state == "half done":
-        progress.say(f"  goes on after {duration(started['seconds'])} of work")
+        progress.say(f"  resumes after {duration(started['seconds'])} of work")
     run_dir.work(stage.name)
     mark = _work(stage, session, started)
     release_freed_memory()

@@ -57,7 +57,7 @@ def _adapter_problems(config: Config) -> Iterator[tuple[Key, str]]:
     elif missing := [name for name in ADAPTER_FILES if not os.path.isfile(folder / name)]:
         yield (
             ("sft", "adapter"),
-            f"{folder}: no {missing[0]} there; an adapter is a folder that PEFT wrote, in safetensors",
+            f"{folder}: {missing[0]} not found. An adapter is a folder saved by PEFT in safetensors",
         )
 
 
@@ -80,9 +80,9 @@ def _judge_problems(config: Config) -> list[tuple[Key, str]]:
 def _sharing_problems(config: Config) -> Iterator[tuple[Key, str]]:
     count, size = distributed.launched_processes(), config.sft.batch_size
     if size % count and "sft" in config.stages and config.sft.source == "train":
-        yield ("sft", "batch_size"), f"{size} rows cannot be dealt out evenly to {count} processes; take a multiple"
+        yield ("sft", "batch_size"), f"{size} rows cannot be divided evenly among {count} processes. Set a multiple"
     if count > 1 and config.model.memory == "auto":
-        yield ("model", "memory"), "auto chooses for one process; take as_set and the numbers that `plan` tells"
+        yield ("model", "memory"), "auto supports one process only. Set as_set, with the numbers that `plan` prints"
 
 
 def _layer_problems(config: Config) -> list[tuple[Key, str]]:

@@ -57,7 +57,7 @@ def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
         os.replace(path, aside)
         warnings.warn(
             f"checkpoint {path} is damaged and was set aside as {aside.name}: {'; '.join(damage)}. "
-            "The stage goes on from the one before it, or from its beginning",
+            "The stage resumes from the one before it, or from its beginning",
             stacklevel=2,
         )
     return None

@@ -244,7 +244,7 @@ class StopRequest:
     def check(self, saved: str) -> None:
         """Raise `Stopped` if a stop was requested; `saved` describes the saved work, such as "step 50 is saved"."""
         if self.requested and self._group.can_stop:
-            raise Stopped(f"Stopped as asked; {saved}. The same command goes on from there.")
+            raise Stopped(f"Stopped as asked; {saved}. The same command resumes from there.")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's signature
         several = self._group.processes > 1  # the launcher sends a second signal by itself

@@ -47,7 +47,9 @@ def tracked(config: Config, log: StepLog, folder: Path) -> Iterator[None]:
     try:
         send, end = begin(config, folder)
     except Exception as error:  # whatever the package raises: no login, no server, a full disk
-        raise UserError(f"tracking: {config.tracking} does not begin ({error}); mend that, or tracking=none") from None
+        raise UserError(
+            f"tracking: {config.tracking} failed to start ({error}). Fix its setup, or set tracking=none"
+        ) from None
     log.also = lambda stage, step, row: _sent(send, log, stage, step, row)
     try:
         yield
@@ -66,14 +68,14 @@ def _sent(send: Send, log: StepLog, stage: str, step: int, row: dict[str, Any]) 
         send(stage, step, figures)
     except Exception as error:  # as above
         log.also = None
-        warnings.warn(f"the tracker failed and is left alone from here on: {error}", stacklevel=2)
+        warnings.warn(f"the tracker failed and was disabled: {error}", stacklevel=2)
 
 
 def _ended(end: Callable[[], None]) -> None:
     try:
         end()
     except Exception as error:  # as above
-        warnings.warn(f"the tracker failed at its end, and may lack the last figures: {error}", stacklevel=2)
+        warnings.warn(f"the tracker failed to close, and may lack the last figures: {error}", stacklevel=2)
 
 
 def _tensorboard(_config: Config, folder: Path) -> tuple[Send, Callable[[], None]]:

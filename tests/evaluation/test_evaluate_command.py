@@ -343,7 +343,7 @@ class TestErrors:
                 ("--left", "polcy"),
                 'unknown model "polcy": expected base, sft, policy, policy-last, or the folder of an adapter. Did you',
             ),
-            (("--right", "."), ".: no adapter_config.json there"),
+            (("--right", "."), ".: adapter_config.json not found"),
             (("--judge", "sentimant"), 'Did you mean "sentiment"?'),
             (("--judge", "endpoint"), "requires a section rank.endpoint"),
             (("--prompts", "nowhere.jsonl"), "nowhere.jsonl"),

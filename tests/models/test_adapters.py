@@ -250,7 +250,7 @@ def test_files_that_are_missing_or_no_adapter(roles, tmp_path) -> None:
     assert "no adapter_config.json" in refused(roles, tmp_path)
     save_role(roles, Role.POLICY, tmp_path)
     (tmp_path / WEIGHTS).rename(tmp_path / "adapter_model.bin")
-    assert "a pickle, which can run code" in refused(roles, tmp_path)
+    assert "a pickle, which can run code when loaded" in refused(roles, tmp_path)
     (tmp_path / "adapter_model.bin").unlink()
     assert "no adapter_model.safetensors" in refused(roles, tmp_path)
     (tmp_path / WEIGHTS).write_bytes(b"what")

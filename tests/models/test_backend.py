@@ -151,7 +151,7 @@ def test_one_that_does_not_start_is_an_error_with_its_words(tiny_folder, tmp_pat
     machine.syspath_prepend(tmp_path)
     machine.delitem(sys.modules, "unsloth", raising=False)
     by_name = make_config(tiny_folder(), model__backend="unsloth", model__device="auto")
-    with pytest.raises(UserError, match=r"does not start: torchvision claims to match\. Mend it .*=transformers"):
+    with pytest.raises(UserError, match=r"does not start: torchvision claims to match\. Reinstall it .*=transformers"):
         take_backend(by_name, tmp_path, Progress.silent())
 
 
@@ -218,4 +218,4 @@ def test_a_run_asks_before_anything_imports_transformers(tiny_folder, tmp_path: 
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
     assert "BEFORE []" in done.stderr, done.stderr
-    assert "UserError: model.backend: unsloth is installed and does not start: seen enough" in done.stderr
+    assert "UserError: model.backend: unsloth is installed but does not start: seen enough" in done.stderr

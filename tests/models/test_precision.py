@@ -37,7 +37,7 @@ def test_bfloat16_by_name_is_taken_however_slow(monkeypatch: pytest.MonkeyPatch,
 def test_bfloat16_by_name_on_a_cpu_that_dies_of_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "cpu_flags", lambda: {"amx_bf16"})
     monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.0)
-    with pytest.raises(UserError, match=r"model\.compute_dtype: .*use auto or float32"):
+    with pytest.raises(UserError, match=r"model\.compute_dtype: .*Set auto or float32"):
         choose_dtype("bfloat16", CPU)
 
 
@@ -81,7 +81,7 @@ def test_a_run_in_bfloat16_stays_so_and_is_refused_where_that_cannot_be(
     (tmp_path / "tiny" / "precision.json").write_text('{"schema": 1, "compute_dtype": "bfloat16"}')
     monkeypatch.setattr(precision, "cpu_flags", lambda: {"amx_bf16"})
     monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.0)
-    with pytest.raises(UserError, match=r"auto chose bfloat16 when this run began .*precision\.json.*name=\.\.\."):
+    with pytest.raises(UserError, match=r"auto chose bfloat16 when this run started .*precision\.json.*name=\.\.\."):
         _ = make_session(config, tmp_path).base
     named = make_config(tiny_folder(), model__compute_dtype="float32")
     assert make_session(named, tmp_path).base.compute_dtype is torch.float32  # what is asked for by name is taken
@@ -95,7 +95,7 @@ def test_a_run_that_goes_on_with_other_threads_says_so(tiny_folder, tmp_path: Pa
     config = make_config(tiny_folder(), model__threads=0)
     kept, before = tmp_path / "tiny" / "precision.json", torch.get_num_threads()
     try:
-        for threads, said in ((2, ""), (2, ""), (1, "began on 2 CPU threads"), (1, "began on 2 CPU threads")):
+        for threads, said in ((2, ""), (2, ""), (1, "started with 2 CPU threads"), (1, "started with 2 CPU threads")):
             torch.set_num_threads(threads)
             session = make_session(config, tmp_path)
             session.progress = Progress()
@@ -208,7 +208,7 @@ def test_elsewhere_than_on_linux_nothing_happens(monkeypatch: pytest.MonkeyPatch
 
 def test_float16_is_taken_on_a_gpu_and_refused_on_a_cpu_by_run_and_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_dtype("float16", torch.device("cuda")) is torch.float16
-    with pytest.raises(UserError, match=r"model\.compute_dtype: float16 is for GPUs .*use auto, bfloat16 or float32"):
+    with pytest.raises(UserError, match=r"model\.compute_dtype: float16 is for GPUs .*Set auto, bfloat16 or float32"):
         choose_dtype("float16", CPU)
     config = ModelConfig(source="a/b", compute_dtype="float16")
     monkeypatch.setattr(machine, "_gpu", lambda: (14 * 2**30, 15 * 2**30))

@@ -112,7 +112,7 @@ def test_other_modules_are_refused(tiny_base, tmp_path) -> None:
 
 
 def test_what_is_no_adapter_is_refused(tiny_base, tmp_path) -> None:
-    assert refused(tiny_base, tmp_path).startswith(f"{tmp_path}: no adapter_model.safetensors there")
+    assert refused(tiny_base, tmp_path).startswith(f"{tmp_path}: adapter_model.safetensors not found")
     folder = saved(tiny_base, tmp_path)
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
@@ -171,7 +171,7 @@ def test_another_optimisers_state_is_refused(tmp_path) -> None:
 
     path = tmp_path / "optimizer.safetensors"
     save_optimizer(stepped(2, 3), path)
-    with pytest.raises(UserError, match="holds the state of 2 parameters, the optimiser has 3"):
+    with pytest.raises(UserError, match="contains the state of 2 parameters, the optimiser has 3"):
         load_optimizer(stepped(2, 3, 4), path)
 
 

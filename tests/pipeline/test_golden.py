@@ -61,7 +61,7 @@ def test_it_goes_on_where_it_was_stopped(command) -> None:
     code, out, err = command("run", CONFIG)
     assert code == 0, err
     assert out.count("done before, skipped") == 4
-    assert "goes on after" in out
+    assert "resumes after" in out
     after = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
     assert after[: len(before)] == before  # nothing that it had done was done again
     assert {row["step"] for row in after if row["stage"] == "ppo"} == {0, 1, 2, 3, 4}

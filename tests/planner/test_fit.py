@@ -138,4 +138,7 @@ def test_a_sweep_and_several_processes_refuse_it(monkeypatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     found = problems(load_config(Path("tiny.yaml")))
-    assert (("model", "memory"), "auto chooses for one process; take as_set and the numbers that `plan` tells") in found
+    assert (
+        ("model", "memory"),
+        "auto supports one process only. Set as_set, with the numbers that `plan` prints",
+    ) in found

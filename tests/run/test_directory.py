@@ -344,7 +344,7 @@ class TestCheckpoints:
         }[damage]()
         with pytest.warns(UserWarning, match="step-000100 is damaged") as warned:
             assert latest_checkpoint(tmp_path) == (50, tmp_path / "step-000050")
-        assert f"was set aside as step-000100.damaged: {told}. The stage goes on" in str(warned[0].message)
+        assert f"was set aside as step-000100.damaged: {told}. The stage resumes" in str(warned[0].message)
         assert (tmp_path / "step-000100.damaged").is_dir()
 
     def test_one_of_an_earlier_version_without_sizes_is_taken(self, tmp_path: Path) -> None:

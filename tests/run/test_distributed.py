@@ -147,11 +147,11 @@ def test_one_killed_ends_the_other_with_a_sentence(run) -> None:
 
 
 def test_a_half_done_stage_goes_on_in_as_many_processes_only(run) -> None:
-    assert "Stage ppo was begun in 2 processes" in run.refused
+    assert "Stage ppo was started in 2 processes" in run.refused
     assert "--redo ppo" in run.refused
     codes, said = run.ended
     assert codes == [0, 0], said
-    assert said.count("goes on after") == 1
+    assert said.count("resumes after") == 1
     done = {stage: json.loads((run.path / "done" / f"{stage}.json").read_text()) for stage in SHARED}
     assert {stage: mark["processes"] for stage, mark in done.items()} == {**dict.fromkeys(SHARED, 2), "rank": 1}
 
@@ -325,7 +325,7 @@ def test_an_unclear_launch_is_a_sentence(as_one_of_three, capsys) -> None:
 
 def test_a_batch_of_sft_must_be_dealt_out_evenly(as_one_of_three, tiny_folder) -> None:
     config: Config = make_config(tiny_folder(), sft__batch_size=4)
-    assert (("sft", "batch_size"), "4 rows cannot be dealt out evenly to 3 processes; take a multiple") in problems(
+    assert (("sft", "batch_size"), "4 rows cannot be divided evenly among 3 processes. Set a multiple") in problems(
         config
     )
     as_one_of_three.setenv("WORLD_SIZE", "2")

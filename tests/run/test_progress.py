@@ -215,7 +215,7 @@ class TestStopRequest:
             signal.raise_signal(number)
             assert stop.requested
             assert "Once more stops at once" in capfd.readouterr().err
-            with pytest.raises(Stopped, match=r"^Stopped as asked; step 50 is saved\. The same command goes") as caught:
+            with pytest.raises(Stopped, match=r"^Stopped as asked; step 50 is saved\. The same command") as caught:
                 stop.check("step 50 is saved")
             assert caught.value.exit_code == ExitCode.STOPPED
             with pytest.raises(KeyboardInterrupt):

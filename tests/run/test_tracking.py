@@ -91,14 +91,14 @@ def test_one_that_does_not_begin_is_an_error_and_one_that_fails_later_a_warning(
     log = StepLog(tmp_path / "metrics.jsonl")
     tracker.fails = RuntimeError("no login")
     with (
-        pytest.raises(UserError, match=r"tracking: \w+ does not begin \(no login\)"),
+        pytest.raises(UserError, match=r"tracking: \w+ failed to start \(no login\)"),
         tracked(config(tracker.__name__), log, tmp_path),
     ):
         pass
     tracker.fails = None
     with tracked(config(tracker.__name__), log, tmp_path):
         tracker.fails = RuntimeError("server gone")
-        with pytest.warns(UserWarning, match="left alone from here on: server gone"):
+        with pytest.warns(UserWarning, match="was disabled: server gone"):
             log.append("sft", 1, loss=2.0)
         with warnings.catch_warnings(action="error"):
             log.append("sft", 2, loss=1.0)

@@ -172,7 +172,7 @@ _THINGS_THAT_ARE_NOT_THERE = [
     Case(
         "adapter without weights",
         "validate my.yaml",
-        ("my.yaml:3:24: sft.adapter: lora: no adapter_model.safetensors there; an adapter is a folder that",),
+        ("my.yaml:3:24: sft.adapter: lora: adapter_model.safetensors not found. An adapter is a folder saved by PEFT",),
         {"my.yaml": GOOD + "sft: {source: adapter, adapter: lora}\n", "lora/adapter_config.json": "{}"},
     ),
     _setting(
