@@ -247,12 +247,12 @@ def test_a_real_adapter_of_another_kind(roles, tmp_path) -> None:
 
 def test_files_that_are_missing_or_no_adapter(roles, tmp_path) -> None:
     assert "no such folder" in refused(roles, tmp_path / "nowhere")
-    assert "no adapter_config.json" in refused(roles, tmp_path)
+    assert "adapter_config.json not found" in refused(roles, tmp_path)
     save_role(roles, Role.POLICY, tmp_path)
     (tmp_path / WEIGHTS).rename(tmp_path / "adapter_model.bin")
     assert "a pickle, which can run code when loaded" in refused(roles, tmp_path)
     (tmp_path / "adapter_model.bin").unlink()
-    assert "no adapter_model.safetensors" in refused(roles, tmp_path)
+    assert "adapter_model.safetensors not found" in refused(roles, tmp_path)
     (tmp_path / WEIGHTS).write_bytes(b"what")
     assert "not a readable safetensors file" in refused(roles, tmp_path)
     (tmp_path / CONFIG).write_text("[1]")

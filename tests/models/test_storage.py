@@ -184,7 +184,7 @@ def test_a_missing_piece_of_an_optimiser_is_named(tmp_path) -> None:
     path = tmp_path / "optimizer.safetensors"
     save_optimizer(optimizer, path)
     write_tensors({name: tensor for name, tensor in read_tensors(path).items() if name != "1.exp_avg_sq"}, path)
-    with pytest.raises(UserError, match=r"optimizer\.safetensors: has no 1\.exp_avg_sq: the optimiser cannot go on"):
+    with pytest.raises(UserError, match=r"optimizer\.safetensors: has no 1\.exp_avg_sq: the optimiser cannot resume"):
         load_optimizer(optimizer, path)
 
 

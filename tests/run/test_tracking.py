@@ -115,7 +115,7 @@ def test_one_that_fails_at_its_end_costs_neither_the_run_nor_its_exit_code(track
             raise Stopped("as asked")
 
     with (
-        pytest.warns(UserWarning, match="at its end, and may lack the last figures: no network"),
+        pytest.warns(UserWarning, match="to close, and may lack the last figures: no network"),
         pytest.raises(Stopped),
     ):
         stopped()
