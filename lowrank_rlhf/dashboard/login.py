@@ -1,7 +1,7 @@
 """Login for a page: a form for the password, and for annotators their name; sessions end after hours.
 
-Sessions are kept here rather than in Starlette's signed cookies, so that logging out and the end of a session hold on
-the server too.
+Sessions are kept here rather than in Starlette's signed cookies, so that logging out and the end of a session take
+effect on the server too.
 """
 
 import asyncio

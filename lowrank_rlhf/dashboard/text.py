@@ -1,4 +1,4 @@
-"""Everything that the page says, in English and Chinese, and which component says it."""
+"""Texts of the page in English and Chinese, and the components that show them."""
 
 import json
 from functools import cache
@@ -11,7 +11,7 @@ import gradio as gr
 from lowrank_rlhf.errors import visible
 
 LANGUAGES = {"en": "English", "zh": "中文"}
-"""Those that there are, by code; the first is the one to fall back on."""
+"""Language names by code; the first is the fallback."""
 _LOCALES = Path(__file__).parent / "locales"
 
 Block = TypeVar("Block", bound=Any)
@@ -19,7 +19,7 @@ Block = TypeVar("Block", bound=Any)
 
 @cache
 def table(language: str) -> dict[str, str]:
-    """All texts of a language by key. Raises KeyError for a language that is not there."""
+    """Return all texts of a language by key. Raises KeyError for an unknown language."""
     if language not in LANGUAGES:
         raise KeyError(language)
     texts: dict[str, str] = json.loads((_LOCALES / f"{language}.json").read_text(encoding="utf-8"))
@@ -27,23 +27,23 @@ def table(language: str) -> dict[str, str]:
 
 
 def t(key: str, language: str, **values: object) -> str:
-    """The text under that key, its `{names}` filled in. Raises KeyError where there is none."""
+    """Return a text with its `{names}` filled in. Raises KeyError for an unknown key."""
     return table(language)[key].format(**values)
 
 
 def html(text: object) -> str:
-    """What a person or a model wrote, as HTML that shows it: markup escaped, control and direction marks spelt out."""
+    """Return a person's or model's text as HTML: markup escaped, control and direction marks spelt out."""
     return escape(visible(str(text)))
 
 
 class Texts:
-    """Which component shows which texts, so that one switch changes them all."""
+    """Registry of the components that show texts, so that one switch changes them all."""
 
     def __init__(self) -> None:
         self._shown: list[tuple[Any, dict[str, str]]] = []
 
     def add(self, component: Block, **keys: str) -> Block:
-        """Note that these properties of a component are texts: `add(gr.Button(), value="runs.stop")`."""
+        """Register properties of a component as texts: `add(gr.Button(), value="runs.stop")`."""
         for name, key in keys.items():
             setattr(component, name, t(key, next(iter(LANGUAGES))))
         self._shown.append((component, keys))
@@ -51,11 +51,11 @@ class Texts:
 
     @property
     def components(self) -> list[Any]:
-        """All that were noted, in order."""
+        """Registered components, in order."""
         return [component for component, _ in self._shown]
 
     def updates(self, language: str) -> list[dict[str, Any]]:
-        """One update for each of `components`."""
+        """Return one update per component."""
         found: list[dict[str, Any]] = [
             {name: t(key, language) for name, key in keys.items()} for _, keys in self._shown
         ]

@@ -188,7 +188,7 @@ def _other_bases(match: Match, source: str) -> list[str]:
     """Return a warning for each adapter whose config names another base: shapes alone do not show it."""
     named = {model.name: trained_on(model.folder) for model in (match.left, match.right) if model.folder}
     return [
-        f"{name} says that it was trained on {base}, but it runs on {source} here"
+        f"{name} was trained on {base} according to its config, but runs on {source} here"
         for name, base in named.items()
         if base not in (None, source)
     ]

@@ -30,7 +30,7 @@ _SHARES: frozenset[FigureId] = frozenset(("win_rate", "eos_rate", "top_opener"))
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of both models."""
+    """Figure of both models under comparison."""
 
     id: FigureId
     values: tuple[float, float]
@@ -44,7 +44,7 @@ class Figure:
 
     @property
     def is_share(self) -> bool:
-        """True for a share of 1, False for a number with a unit of its own."""
+        """True for a share of 1, False for a number with a unit."""
         return self.id in _SHARES
 
     @property
@@ -53,7 +53,7 @@ class Figure:
         return f"{self.judge}: {_LABELS[self.id]}" if self.judge else _LABELS[self.id]
 
     def note(self, sides: Sides) -> str:
-        """Return the remark beside the figure in tables."""
+        """Return the remark on the figure in tables."""
         if self.id == "win_rate" and self.interval:
             low, high = self.interval
             return f"{sides.candidate}: {100 * low:.0f} to {100 * high:.0f} %; ties count half"
@@ -105,7 +105,8 @@ def match_figures(
         pairs: those of one prompt next to each other.
         answers_per_prompt: pairs per prompt.
         judges: names by key. The first one with verdicts decides; the others' win rates are in the table.
-        samples, seed: of the bootstrap.
+        samples: bootstrap samples.
+        seed: seed of the bootstrap.
     """
     deciders = {key: name for key, name in (*judges.items(), (SCORE, REWARD_MODEL)) if key in pairs[0].verdicts}
     first = next(iter(deciders))

@@ -26,7 +26,7 @@ from lowrank_rlhf.run.records import Prompt, Sample
 from lowrank_rlhf.training.rollout import RewardScale, reward_scores, shape_scores
 
 OnNotFinite = Callable[[str, Sequences, Mapping[str, Tensor]], Exception]
-"""Makes the exception that ends training from the reason, the batch, and more tensors of it."""
+"""Builds the exception that ends training, from the reason, the batch, and further tensors."""
 
 WATCHED_PROMPTS = 8
 """Held-out prompts whose answers are kept at each evaluation, for people to read how they change."""

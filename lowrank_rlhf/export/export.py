@@ -78,8 +78,7 @@ def export_merged(session: "Session", role: str, dtype: str, folder: Path) -> di
 def export_reward(session: "Session", dtype: str, folder: Path) -> dict[str, Any]:
     """Write the reward model as a sequence classifier with one label, with a card.
 
-    With pooling `mean` the class's own output is not the score, because it reads the last token only. The card has the
-    few lines of code that compute the score from the same weights.
+    With pooling `mean` the class's output is not the score: it reads the last token only. The card has code for it.
     """
     from lowrank_rlhf.export.merged_model import DTYPES, plan_reward
     from lowrank_rlhf.models.roles import Role
@@ -269,7 +268,7 @@ def _difference_table(measured: "Difference | None") -> Table | None:
         ("same most probable token", f"{100 * measured.same_best:.1f} %"),
     )
     lead = (
-        f"The merged weights are rounded to 16 bits. Against the quantised base with the adapter beside it, on "
+        f"The merged weights are rounded to 16 bits. Against the quantised base with a separate adapter, on "
         f"{measured.tokens} sampled tokens of answers to {measured.prompts} prompts, both computed in "
         f"{measured.computed_in}"
         + (":" if measured.computed_in == "float32" else ", whose own rounding is in these figures too:")

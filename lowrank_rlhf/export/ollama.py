@@ -27,17 +27,17 @@ _SYSTEM, _ASKED, _ANSWERED, _AGAIN = (
 
 @dataclass(frozen=True)
 class _Pieces:
-    """What a template writes around the turns."""
+    """Fixed texts that a chat template writes around the turns."""
 
     head: str
     """Before a conversation without a system turn."""
     turns: dict[str, tuple[str, str]]
-    """Role to the texts before and after what it says; without `system` where the template takes none."""
+    """Texts before and after a turn's content, by role; no `system` if the template takes none."""
     answer: str
-    """Where the next answer begins."""
+    """Text before the next answer."""
 
     def written(self, messages: Sequence[Turn]) -> str:
-        """The conversation, up to where the next answer begins."""
+        """Render the conversation, up to where the next answer begins."""
         head = "" if messages[0]["role"] == "system" else self.head
         spoken = (self.turns[turn["role"]][0] + turn["content"] + self.turns[turn["role"]][1] for turn in messages)
         return head + "".join(spoken) + self.answer
@@ -48,10 +48,10 @@ class _Irregular(ValueError):
 
 
 def modelfile(render: Render, bos: str | None, eos: str, config: Config) -> str:
-    """The text of a `Modelfile` for the folder it lies in.
+    """Return the text of a `Modelfile` for the folder that it is in.
 
-    Without a TEMPLATE where the chat template cannot be put into Go's language: Ollama then looks for one it knows.
-    `bos` is left out of it, for Ollama's tokenizer writes it.
+    It has no TEMPLATE if the chat template cannot be written in Go's language: Ollama then looks for one it knows.
+    `bos` is left out because Ollama's tokenizer adds it.
     """
     template = _go_template(render, bos or "")
     lines = [
@@ -90,7 +90,7 @@ def _go_template(render: Render, bos: str) -> str | None:
 
 
 def _pieces(render: Render) -> _Pieces:
-    """From a few conversations of known words. Raises `_Irregular`, or what the template itself says."""
+    """Find the pieces by rendering a few known conversations. Raises `_Irregular` or the template's own error."""
     _, after_user = _between(render([_ASKED], True), _ASKED)
     *_, after_answer = _between(render([_ASKED, _ANSWERED], True), _ASKED, _ANSWERED)
     conversation = (_ASKED, _ANSWERED, _AGAIN)
@@ -106,7 +106,7 @@ def _pieces(render: Render) -> _Pieces:
 
 
 def _with_system(pieces: _Pieces, render: Render, conversation: Sequence[Turn]) -> _Pieces:
-    """The same with the system turn, if the template takes one and writes it as a turn of its own."""
+    """Add the system turn, if the template takes one and writes it as a separate turn."""
     messages = [_SYSTEM, *conversation]
     try:
         rendered = render(messages, False)
@@ -119,7 +119,7 @@ def _with_system(pieces: _Pieces, render: Render, conversation: Sequence[Turn]) 
 
 
 def _between(text: str, *turns: Turn) -> list[str]:
-    """What stands before, between and after the words of those turns."""
+    """Return the texts before, between and after the contents of the turns."""
     parts = []
     for turn in turns:
         before, found, text = text.partition(turn["content"])

@@ -94,7 +94,7 @@ def _refusal(repository: str, error: Exception) -> str:
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.HFValidationError):
-        return f"{repository}: no name that a hub knows; it is OWNER/NAME, of letters, digits, -, _ and ."
+        return f"{repository}: not a valid repository name: expected OWNER/NAME of letters, digits, -, _ and ."
     if isinstance(error, errors.LocalTokenNotFoundError) or status == 401:
         return f"{repository}: {constants.ENDPOINT} does not know who you are; `hf auth login`, then the same command"
     if status == 403:

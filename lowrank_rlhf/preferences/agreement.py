@@ -13,8 +13,10 @@ from lowrank_rlhf.run.records import Ranking, Sample
 
 
 class PositionBias(NamedTuple):
-    """Share of rankings whose single best answer was shown first, the share expected by chance, and the number of
-    rankings with a single best answer."""
+    """Preference for the answer shown first, over the rankings with a single best answer.
+
+    `shown_first` is the share of them whose best answer was shown first, `expected` the share expected by chance.
+    """
 
     shown_first: float
     expected: float

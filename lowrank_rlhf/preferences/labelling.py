@@ -38,7 +38,7 @@ _COMMANDS = {"s": Command.SKIP, "h": Command.HELP, "?": Command.HELP, "q": Comma
 
 
 class RefusalKind(StrEnum):
-    """Why a key has no effect. Terminal and page have a text for each."""
+    """Reason for which a key has no effect. Terminal and page have a text for each."""
 
     NOT_PLACED = "not_placed"
     TIE_OPEN = "tie_open"
@@ -79,7 +79,7 @@ class Draft:
 
     @property
     def left(self) -> list[int]:
-        """Answers that are not placed yet."""
+        """Answers not placed yet."""
         placed = {answer for tier in self.tiers for answer in tier}
         return [answer for answer in range(self.answers) if answer not in placed]
 

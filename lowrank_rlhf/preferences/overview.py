@@ -1,4 +1,4 @@
-"""How far the ranking has come: pace, time left, agreement, biases, and what the reward model made of it so far."""
+"""Ranking progress: pace, time left, agreement, biases, and the reward model's accuracy so far."""
 
 import json
 from contextlib import suppress
@@ -21,12 +21,14 @@ GENERAL = 2000
 """Comparisons below which a general reward model is near chance (Gao et al. 2022, "Scaling laws for reward model
 overoptimization", arXiv 2210.10760, section 3.4)."""
 PACE_OF = 20
-"""The pace is that of so many latest rankings."""
+"""Number of latest rankings that the pace is computed from."""
 
 
 class RankingProgress(NamedTuple):
-    """What one annotator sees all the time. Counts are of prompts, but for `rankings`; `seconds_left` is until there
-    are enough, or until nothing is left; None while there is no pace yet."""
+    """Progress shown to one annotator; counts are of prompts.
+
+    `seconds_left` is the time until enough prompts are ranked or none is left; None without a pace yet.
+    """
 
     prompts: int
     needed: int
@@ -38,7 +40,7 @@ class RankingProgress(NamedTuple):
 
 
 class Accuracy(NamedTuple):
-    """What a reward model that learnt from so many ranked prompts got right of held-out comparisons."""
+    """Accuracy on held-out comparisons of a reward model trained on `prompts` ranked prompts."""
 
     prompts: int
     share: float
@@ -47,7 +49,7 @@ class Accuracy(NamedTuple):
 
 
 class Overview(NamedTuple):
-    """What is known about all rankings together; None where nothing can tell."""
+    """Statistics over all rankings; None if there is too little data."""
 
     annotators: int
     rankings: int
@@ -66,7 +68,7 @@ class Overview(NamedTuple):
 
 
 def ranking_progress(project: Project, annotator: str) -> RankingProgress:
-    """How far this annotator and everybody together have come."""
+    """Return the progress of this annotator and of all annotators together."""
     standing, needed = project.store.counts(annotator), project.needed
     seconds = [
         one.seconds for one in project.store.rankings() if one.annotator == annotator and one.seconds is not None

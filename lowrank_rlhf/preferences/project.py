@@ -18,7 +18,7 @@ COMMAND = "python -m lowrank_rlhf"
 
 
 class NothingToRankReason(StrEnum):
-    """Why a folder has no answers for people to rank. The page has a text for each."""
+    """Reason for which a folder has no answers for people to rank. The page has a text for each."""
 
     NO_STORE = "no_store"
     NOT_HUMAN = "not_human"

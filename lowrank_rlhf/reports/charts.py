@@ -11,7 +11,7 @@ from lowrank_rlhf.run.results import ReliabilityBin, Results, RewardResult
 
 
 @dataclass(frozen=True)
-class Figure:
+class ChartFigure:
     """A chart with its texts: `svg` is safe markup, title and hint are plain text."""
 
     id: str
@@ -44,7 +44,7 @@ CURVES = (
 """Every curve, in the order in which they are shown."""
 
 
-def run_figures(metrics: Metrics, results: Results, texts: Locale) -> list[Figure]:
+def run_figures(metrics: Metrics, results: Results, texts: Locale) -> list[ChartFigure]:
     """Return every chart that a run has data for, the latest stage first."""
     followed = (results.ppo and results.ppo.gold) or (results.evaluate and results.evaluate.judge)
     curves = list(curve_figures(metrics, texts, results.ppo.best_step if results.ppo else None, followed or None))
@@ -55,7 +55,7 @@ def run_figures(metrics: Metrics, results: Results, texts: Locale) -> list[Figur
 
 def curve_figures(
     metrics: Metrics, texts: Locale, best_step: int | None = None, judge: str | None = None
-) -> Iterator[Figure]:
+) -> Iterator[ChartFigure]:
     """Yield the frontier and the curves that the metrics have points for.
 
     Args:
@@ -113,13 +113,15 @@ def _points(metrics: Metrics, stage: str, key: str) -> list[Point]:
     return list(zip(*series(metrics, stage, key), strict=True))
 
 
-def _figure(name: str, texts: Locale, chart: Chart, hint: str | None = None) -> Iterator[Figure]:
+def _figure(name: str, texts: Locale, chart: Chart, hint: str | None = None) -> Iterator[ChartFigure]:
     """Yield the chart with its texts, or nothing where it has no points."""
     if svg := draw(chart):
-        yield Figure(name, texts(f"chart.{name}.title"), texts(f"chart.{name}.hint") if hint is None else hint, svg)
+        yield ChartFigure(
+            name, texts(f"chart.{name}.title"), texts(f"chart.{name}.hint") if hint is None else hint, svg
+        )
 
 
-def _frontier(metrics: Metrics, texts: Locale, judge: str | None) -> Iterator[Figure]:
+def _frontier(metrics: Metrics, texts: Locale, judge: str | None) -> Iterator[ChartFigure]:
     """Proxy (reward model) and gold (judge) over the distance from SFT, on two scales since their units differ."""
     distance, proxy = _distance(metrics), finite_series(metrics, "ppo", "eval/score")
     steps = [step for step in distance if step in proxy]
@@ -144,7 +146,7 @@ def _frontier(metrics: Metrics, texts: Locale, judge: str | None) -> Iterator[Fi
     )
 
 
-def _reward_figures(reward: RewardResult, texts: Locale) -> Iterator[Figure]:
+def _reward_figures(reward: RewardResult, texts: Locale) -> Iterator[ChartFigure]:
     """Yield the charts of the held-out comparisons."""
     if reward.accuracy is not None and reward.longer_wins is not None:
         yield from _figure("held_out_accuracy", texts, _accuracy(reward, texts))

@@ -85,7 +85,7 @@ class _Scale(NamedTuple):
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where the axes lie, in pixels, and the scales along them."""
+    """Positions of the axes, in pixels, and the scales along them."""
 
     x: _Scale
     y: _Scale | None
@@ -101,7 +101,7 @@ class _Frame:
 def draw(chart: Chart, standalone: bool = False) -> str:
     """Return an `<svg>` of the finite points; empty text where there is none.
 
-    A standalone one carries its style and is a file of its own.
+    A standalone one includes its style, to be saved as a file.
     """
     lines = [
         (line, _thinned([point for point in line.points if all(map(math.isfinite, point))])) for line in chart.lines

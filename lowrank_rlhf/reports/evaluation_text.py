@@ -14,9 +14,9 @@ from lowrank_rlhf.reports.format import judge_in_words, number, number_interval,
 
 WIDTH = 100
 SHOWN = 4
-"""Pairs of answers to read, from so many prompts."""
+"""Number of prompts whose pairs of answers are printed."""
 LONGEST_NAME = 12
-"""A folder's name would leave the figures no room."""
+"""Longest model name in the table's columns; a longer one would leave no room for the figures."""
 _RULE = "-" * WIDTH
 
 
@@ -66,7 +66,7 @@ def _warnings(notes: Sequence[str]) -> list[str]:
 
 
 def _answers(match: Mapping[str, Any]) -> str:
-    """The first prompts as they come, with one answer of each side."""
+    """Show the first prompts in order, with one answer of each side."""
     rows = match["answers"][:: match["answers_per_prompt"]][:SHOWN]
     lines = ["The first prompts, as they come:"]
     for row in rows:
@@ -113,12 +113,12 @@ def _plain(text: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """In lines of at most `WIDTH`; a number and its % stay together."""
+    """Wrap into lines of at most `WIDTH`; a number and its % stay together."""
     return _drawn(Text(text.replace(" %", "\N{NO-BREAK SPACE}%"))).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _drawn(content: Table | Text) -> str:
-    """What rich would print, `WIDTH` columns wide, as plain text without spaces at the ends of lines."""
+    """Render as rich would print it, `WIDTH` columns wide, as plain text without trailing spaces."""
     console = Console(file=StringIO(), width=WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as captured:
         console.print(content)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lowrank_rlhf.reports.alarms import Alarm, find_alarms
-from lowrank_rlhf.reports.charts import Figure, run_figures
+from lowrank_rlhf.reports.charts import ChartFigure, run_figures
 from lowrank_rlhf.reports.format import Metrics, Table, number
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, Locale, locale
 from lowrank_rlhf.reports.tables import caveat, comparison, details, headline, scores
@@ -48,7 +48,7 @@ class ReportView:
     alarms: Sequence[Alarm]
     comparison: Table | None
     details: Sequence[Table]
-    figures: Sequence[Figure]
+    figures: Sequence[ChartFigure]
     samples: Sequence[ComparedAnswers]
 
     @property

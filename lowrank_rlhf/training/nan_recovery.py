@@ -99,7 +99,7 @@ class NanRecovery:
         what: str = "the step is skipped",
         **tensors: Tensor,
     ) -> None:
-        """Count and report a skipped step; `what` says if only some of its optimizer steps were skipped.
+        """Count and report a skipped step; `what` describes the part that was skipped.
 
         Raises `RollBack` at the third one in a row. After a roll-back it raises `Diverged` instead, and saves the
         batch and the `tensors` that the step was computed from.

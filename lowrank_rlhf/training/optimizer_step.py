@@ -22,14 +22,14 @@ def check_finite(what: str, value: float) -> None:
 
 def atomic_step() -> AbstractContextManager[None]:
     """Guard an optimizer's step. Raises `CannotFit` if memory runs out: some weights may have moved, so no retry."""
-    helps = "Lower lora.rank or lora.last_layers; the same command goes on from the last checkpoint"
+    helps = "Lower lora.rank or lora.last_layers; then rerun the command to resume from the last checkpoint"
     return nothing_to_halve("in the optimizer's step", helps)
 
 
 def all_reduce_gradients(group: ProcessGroup, optimizer: torch.optim.Optimizer, *figures: Tensor) -> None:
-    """Where several processes share the micro-batches: gradients and figures become their sums over all of them.
+    """Sum gradients and figures over all processes, in place, if several share the micro-batches.
 
-    For the losses of all parts to add up, each must be divided by the number of tokens (or of groups) of all together.
+    For the losses to add up, each must be divided by the number of tokens (or of groups) of all processes.
     """
     if group.world_size > 1:
         parameters = [parameter for params in optimizer.param_groups for parameter in params["params"]]

@@ -142,7 +142,7 @@ def _policy_step(
     optimizer.zero_grad()
     tokens = _response_tokens(rollout, minibatch)  # of all processes: micro-batch losses add up to the mean per token
     sums = torch.zeros(len(_POLICY_FIGURES), device=rollout.values.device)
-    # One slot per process: all_reduce adds, so a maximum needs a place of its own.
+    # One slot per process: all_reduce adds, so the maximum takes a separate element per process.
     largest = torch.zeros(roles.group.world_size, device=rollout.values.device)
     rank = roles.group.rank
     with roles.acting_as(Role.POLICY, train=True):

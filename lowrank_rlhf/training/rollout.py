@@ -1,4 +1,4 @@
-"""One rollout: sample answers as the policy, then read them as reference, reward model, critic and policy."""
+"""Rollout: sample responses from the policy, then score them with policy, reference, reward model and critic."""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from lowrank_rlhf.models.scoring import score_logprobs, score_tokens
 
 @dataclass(frozen=True)
 class RewardScale:
-    """How the reward adapter's head becomes a score: pooling, and mean and deviation on SFT answers."""
+    """Scale of the reward head's scores: pooling, and mean and standard deviation on SFT responses."""
 
     pooling: str
     mean: float
@@ -29,11 +29,11 @@ class RewardScale:
 
 @dataclass(frozen=True)
 class Rollout:
-    """B answers with all that the update needs. (B, T) float32 tensors are 0 outside the response."""
+    """B responses with everything that the update needs. (B, T) float32 tensors are 0 outside the response."""
 
     batch: Sequences
     cut: list[list[list[int]]]
-    """The rows of each micro-batch of each minibatch, the same in all passes: in bfloat16 it shows in the numbers."""
+    """The rows of each micro-batch of each minibatch, the same in all passes: in bfloat16 the results depend on it."""
     responses: list[Response]
     scores: Tensor
     """(B,), the reward model's, shifted and scaled, before clipping and the rule on unfinished answers."""
@@ -47,17 +47,17 @@ class Rollout:
     figures: dict[str, float]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was read and worked out about the batch, by the fields' names."""
+        """Return the scores and the tensors computed from them, by field name."""
         names = ("scores", "logprobs", "ref_logprobs", "values", "advantages", "returns", "kl")
         return {name: getattr(self, name) for name in names}
 
     def problem(self) -> str | None:
-        """Which of the tensors is the first with a NaN or an infinity, in words."""
+        """Return a message about the first tensor with a NaN or an infinity, or None."""
         wrong = (name for name, tensor in self.tensors().items() if not tensor.isfinite().all())
         return next((f"the rollout's {name} are not all finite" for name in wrong), None)
 
     def rows(self, index: Sequence[int]) -> "RolloutRows":
-        """What the losses need of those rows, cut to their longest."""
+        """Select the rows that a loss needs, cut to the longest of them."""
         batch = self.batch.rows(index)
         width = batch.ids.shape[1]
         picked = torch.as_tensor(index, device=self.values.device)
@@ -86,7 +86,7 @@ def collect(
     seed: int,
     baseline: Tensor | None = None,
 ) -> Rollout:
-    """Sample one answer to each prompt and work out advantages and returns (DESIGN 5).
+    """Sample one response to each of B prompts and compute advantages and returns.
 
     The log-probabilities are computed by the training forward, not taken from generation, and on the micro-batches that
     it will see, so that the first ratio is 1. Neighbouring prompts share a minibatch: give them in random order.
@@ -103,25 +103,21 @@ def collect(
     batch = roles.with_lower_states(batch)
     cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.limits.tokens, roles.group.world_size)
     parts = [part for minibatch in cut for part in minibatch]
+    # On the update's micro-batches, so that the first ratio is exactly 1: bfloat16 results depend on the batch.
     policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True, parts=parts)
-    reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature, parts=parts).logprobs
-    scores = reward_scores(roles, batch, scale)
-    values = token_values(roles, batch)
+    reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature, parts=parts).logprobs  # (B, T)
+    scores = reward_scores(roles, batch, scale)  # (B,)
+    values = token_values(roles, batch)  # (B, T)
 
-    kl = k1(policy.logprobs, reference)
+    kl = k1(policy.logprobs, reference)  # (B, T)
     finished = torch.tensor([response.finished for response in responses], device=scores.device)
     shaped = shape_scores(scores, finished, config)
-    learnt = shaped if baseline is None else shaped - baseline.to(shaped.device)
-    advantages, returns = credit(learnt, kl, values, batch.response, config, kl_coef)
-    kl_per_response = masked_sum(kl, batch.response)
+    centred = shaped if baseline is None else shaped - baseline.to(shaped.device)
+    advantages, returns = credit(centred, kl, values, batch.response, config, kl_coef)  # (B, T) each
+    kl_per_response = masked_sum(kl, batch.response)  # (B,)
     assert policy.entropy is not None  # noqa: S101 - asked for above
     figures = {
-        "objective/kl": float(kl_per_response.mean()),
-        "objective/kl_k3": float(masked_sum(k3(policy.logprobs, reference), batch.response).mean()),
-        "objective/scores": float(scores.mean()),
-        "objective/rlhf_reward": float((shaped - kl_coef * kl_per_response).mean()),
-        "objective/entropy": float(masked_mean(policy.entropy, batch.response)),
-        "objective/kl_coef": kl_coef,
+        **_objective_figures(policy.logprobs, reference, policy.entropy, batch.response, scores, shaped, kl_coef),
         "value/explained_variance": float(explained_variance(values, returns, batch.response)),
         **response_figures(responses),
         "tokens_per_second": sum(len(response.tokens) for response in responses) / (sampled - start),
@@ -143,10 +139,30 @@ def collect(
     )
 
 
+def _objective_figures(
+    logprobs: Tensor,
+    reference: Tensor,
+    entropy: Tensor,
+    response: Tensor,
+    scores: Tensor,
+    shaped: Tensor,
+    kl_coef: float,
+) -> dict[str, float]:
+    kl_per_response = masked_sum(k1(logprobs, reference), response)  # (B, T) -> (B,)
+    return {
+        "objective/kl": float(kl_per_response.mean()),
+        "objective/kl_k3": float(masked_sum(k3(logprobs, reference), response).mean()),
+        "objective/scores": float(scores.mean()),
+        "objective/rlhf_reward": float((shaped - kl_coef * kl_per_response).mean()),
+        "objective/entropy": float(masked_mean(entropy, response)),
+        "objective/kl_coef": kl_coef,
+    }
+
+
 def credit(
     scores: Tensor, kl: Tensor, values: Tensor, response: Tensor, config: PpoConfig, kl_coef: float
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns of each token, (B, T), from a score of each answer, (B,), and KL and value of each token.
+    """Compute advantages and returns, (B, T), from scores, (B,), and the KL and value of each token, (B, T).
 
     Rewards and advantages are whitened over the response where the config says so (arXiv 2403.17031, detail 18).
     """
@@ -171,7 +187,7 @@ def _sample(roles: Roles, prompts: Sequence[Sequence[int]], sampling: SampleConf
 
 
 def response_figures(responses: Sequence[Response]) -> dict[str, float]:
-    """Lengths in tokens, and the share of answers that end by themselves."""
+    """Return response lengths in tokens, and the share of responses that end with EOS."""
     lengths = torch.tensor([len(response.tokens) for response in responses], dtype=torch.float32)
     finished = sum(response.finished for response in responses)
     return {
@@ -182,13 +198,13 @@ def response_figures(responses: Sequence[Response]) -> dict[str, float]:
 
 
 def reward_scores(roles: Roles, batch: Sequences, scale: RewardScale) -> Tensor:
-    """The reward model's score of each row, (B,), shifted and scaled as given."""
+    """Return the reward model's score of each row, (B,), shifted and scaled as given."""
     scores = pool(score_tokens(roles, Role.REWARD, batch), batch.response, scale.pooling)
     return (scores - scale.mean) / scale.std
 
 
 def shape_scores(scores: Tensor, finished: Tensor, config: PpoConfig) -> Tensor:
-    """Clip, and treat answers that don't end as configured: (B,), (B,) bool -> (B,)."""
+    """Clip scores and apply `missing_eos` to unfinished responses: (B,), (B,) bool -> (B,)."""
     if config.score_clip is not None:
         scores = scores.clamp(-config.score_clip, config.score_clip)
     if config.missing_eos == "replace":
@@ -199,7 +215,7 @@ def shape_scores(scores: Tensor, finished: Tensor, config: PpoConfig) -> Tensor:
 
 
 def token_values(roles: Roles, batch: Sequences) -> Tensor:
-    """The critic's value of the state before each response token: (B, T), 0 elsewhere."""
+    """Return the critic's value of the state before each response token: (B, T), 0 elsewhere."""
     return values_before_tokens(score_tokens(roles, Role.CRITIC, batch), batch.response)
 
 
@@ -210,6 +226,6 @@ def values_before_tokens(head_output: Tensor, response: Tensor) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, response: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over real tokens: 1 is a perfect critic, 0 one that knows the mean."""
+    """Return 1 - Var(returns - values) / Var(returns) over response tokens: 1 is perfect, 0 a constant critic."""
     real = returns[response]
     return 1 - (real - values[response]).var() / real.var().clamp(min=1e-8)

@@ -23,7 +23,7 @@ def save_rollout(rollout: Rollout, folder: Path) -> None:
 
 
 def load_rollout(roles: Roles, folder: Path) -> Rollout | None:
-    """What `save_rollout` wrote there, bit by bit; None if it did not. Raises `UserError` for another file."""
+    """Load a rollout from `save_rollout`, bit-identical; None if there is none. Raises `UserError` for another file."""
     rest = read_record(folder / _REST)
     if rest is None:
         return None

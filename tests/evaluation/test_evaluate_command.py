@@ -171,7 +171,7 @@ class TestAMatch:
         names = [row["prompt_id"] for row in match["answers"]]
         assert names == [name for name in dict.fromkeys(names) for _ in range(3)]
         assert {row["prompt"] for row in match["answers"]} < {turn["messages"][0]["content"] for turn in turns}
-        assert any(note.startswith(f"{folder} says that it was trained on another/model") for note in match["notes"])
+        assert any(note.startswith(f"{folder} was trained on another/model ") for note in match["notes"])
         again, other = (figures(finished, *options, "--seed", seed)["match"] for seed in (1, 2))
         assert again["answers"] == match["answers"]
         assert [row["left"] for row in other["answers"]] != [row["left"] for row in match["answers"]]

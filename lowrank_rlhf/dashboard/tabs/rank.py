@@ -31,7 +31,8 @@ def build(
 
     Args:
         runs: folder of the runs.
-        run, language: components or states with a run's name and `en` or `zh`.
+        run: component or state with a run's name.
+        language: component or state with `en` or `zh`.
         annotator: annotator's name. Default: the user who logged in or, without a login, a name that the page asks for.
         resume: resumes a run by name and returns a message; without it the page shows the command instead.
     """

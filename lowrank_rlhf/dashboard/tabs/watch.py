@@ -14,7 +14,7 @@ from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.reports.alarms import find_alarms
-from lowrank_rlhf.reports.charts import Figure, curve_figures
+from lowrank_rlhf.reports.charts import ChartFigure, curve_figures
 from lowrank_rlhf.reports.locale import locale
 from lowrank_rlhf.run.progress import duration, figure, memory
 
@@ -117,7 +117,7 @@ def _curves(rows: Sequence[dict[str, Any]], language: str) -> str:
     )
 
 
-def _figure(figure: Figure) -> str:
+def _figure(figure: ChartFigure) -> str:
     return f"<figure><b>{html(figure.title)}</b>{figure.svg}<figcaption>{html(figure.hint)}</figcaption></figure>"
 
 

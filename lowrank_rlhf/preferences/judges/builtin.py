@@ -14,7 +14,7 @@ Scores = Callable[[Prompt, Sequence[Sample]], list[float]]
 WARMTH_WEIGHT = 0.85
 TOPIC_WEIGHT = 0.15
 OFF_TOPIC_WARMTH = 0.3  # share of the warmth that still counts where the answer takes up nothing of the prompt
-PARROT_SHARE, PARROT_WORDS = 0.6, 4  # a run both longer than this share of the prompt and no shorter than so many words
+PARROT_SHARE, PARROT_WORDS = 0.6, 4  # a run longer than this share of the prompt and of at least this many words
 ENTHUSIASM_COST = 0.3
 UNFINISHED_COST = 0.3
 REPEAT_COST = 0.6
@@ -61,7 +61,7 @@ def sentiment(_prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
 
 
 def simulated_annotator(prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
-    """Imitates a person who prefers warm, on-topic, finished answers. In [-1, 1]; ours, from no paper.
+    """Imitate a person who prefers warm, on-topic, finished answers. In [-1, 1]; ours, from no paper.
 
         score = 0.85 warmth (0.3 + 0.7 topic if warmth > 0 else 1) + 0.15 (2 topic - 1)
                 - 0.3 enthusiasm - 0.3 unfinished - 0.6 repeats - 0.5 max(0, 1 - words / 5), cut at -1
@@ -70,8 +70,8 @@ def simulated_annotator(prompt: Prompt, samples: Sequence[Sample]) -> list[float
       and without the sentences of generic enthusiasm. It saturates: four warm words earn little more than two.
     - topic: 1 if the answer takes up a content word of the prompt (stop words dropped, compared by their stems' first
       five letters), else 0; 0.5 if the prompt has no content word; 0 if the answer repeats a run of 4 or more words
-      that is over 60 % of the prompt. Where a conversation goes on, its turns together are the prompt, but for system
-      messages, and repeating any one of them is parroting.
+      that is over 60 % of the prompt. In a conversation of several turns, the prompt is all turns
+      except system messages, and repeating any one of them is parroting.
     - enthusiasm: 1 if the answer says "I'm so thrilled", "I'd be happy", "great question" or the like anywhere.
     - unfinished: 1 unless the model ended the answer itself and its last character, quotes aside, is one of . ! ?
     - repeats: mean share of the answer's content words and of its word pairs that occurred in it before.
@@ -118,7 +118,7 @@ def _parrots(turn: list[str], answer: list[str]) -> bool:
 
 
 def _plain(text: str) -> str:
-    """In lower case, with straight quotes and single spaces."""
+    """Return the text in lower case, with straight quotes and single spaces."""
     return " ".join(text.lower().translate(_STRAIGHT_QUOTES).split())
 
 
@@ -131,7 +131,7 @@ def _sentences(text: str) -> list[list[str]]:
 
 
 def _stems(words: list[str]) -> list[str]:
-    """The content words, each without a common ending and cut to five letters."""
+    """Return the content words, each without a common ending and cut to five letters."""
     return [_ENDING.sub("", word.removesuffix("'s"))[:5] for word in words if word not in _STOP_WORDS]
 
 
@@ -151,10 +151,11 @@ def _compound(text: str) -> float:
 
 
 def plain_language(_prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
-    """Flesch reading ease as a share of its highest value (121.22), at least 0, so in [0, 1]; minus 0.2 for each stock
-    phrase of assistants and 0.1 for each shout (a word of four or more capitals, or a run of exclamation marks).
+    """Return the Flesch reading ease, scaled to [0, 1], less penalties for stock phrases and shouting.
 
-    Nothing is tuned on this judge; it can fall below 0.
+    The reading ease is divided by its highest value (121.22) and clipped at 0. Each stock phrase of assistants costs
+    0.2, each shout (a word of four or more capitals, or a run of exclamation marks) 0.1, so the score can be negative.
+    Nothing is tuned on this judge.
     """
     return [_plain_score(sample.text) for sample in samples]
 
@@ -174,7 +175,7 @@ def flesch_reading_ease(text: str) -> float:
 
 
 def count_syllables(word: str) -> int:
-    """Groups of vowels, without a silent final e, es or ed; at least 1. Right for most English words."""
+    """Count groups of vowels, without a silent final e, es or ed; at least 1. Right for most English words."""
     stem = _SILENT_ENDING.sub("", word.lower())
     return max(1, len(re.findall(r"[aeiouy]+", stem)))
 

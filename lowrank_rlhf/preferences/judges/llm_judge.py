@@ -1,6 +1,6 @@
-"""A language model as judge: of every two answers it says which is better, once in each order.
+"""Language model as judge: compares every two answers, once in each order.
 
-Models favour the answer that stands first (Zheng et al. 2023, "Judging LLM-as-a-Judge", section 3.3), so a preference
+Models favour the answer shown first (Zheng et al. 2023, "Judging LLM-as-a-Judge", section 3.3), so a preference
 counts only if it survives the swap. An answer's score is its Copeland score: pairs won plus half of those tied.
 """
 
@@ -77,7 +77,7 @@ class Verdicts:
         """Questions that an earlier process had answered."""
 
     def get(self, question: str) -> str | None:
-        """The verdict on the question of that hash, if it was asked before."""
+        """Return the cached verdict on the question with this hash, or None."""
         return self._known.get(question)
 
     def add(self, question: str, verdict: str) -> None:
@@ -109,7 +109,7 @@ class EndpointJudge:
         return JudgeSteps(len(questions), sum(question in self._verdicts.before for question in questions))
 
     def score(self, prompt: Prompt, samples: Sequence[Sample], advance: Callable[..., None] = unwatched) -> list[float]:
-        """Pairs won plus half of the pairs tied, in 0 to K - 1; equal texts tie unasked.
+        """Return pairs won plus half of the pairs tied, in 0 to K - 1; equal texts tie unasked.
 
         Raises what `ChatClient.ask` does, and `UserError` for a reply without a verdict unless such count as ties.
         """
@@ -121,7 +121,7 @@ class EndpointJudge:
         return points
 
     def summary(self) -> dict[str, float]:
-        """Requests sent, pairs compared, those whose verdict changed with the order, and replies without a verdict."""
+        """Return counts of requests, pairs compared, pairs whose verdict changed with the order, unreadable replies."""
         return {
             "requests": self._client.requests,
             "pairs": self._pairs,
@@ -154,7 +154,7 @@ class EndpointJudge:
         return verdict
 
     def _ask(self, prompt: Prompt, message: str) -> str:
-        """The verdict on a question; a reply that holds none is asked for once more."""
+        """Return the verdict on a question; ask once more if the reply has none."""
         for _ in range(2):
             reply = self._client.ask(message)
             if verdict := read_verdict(reply.text):
@@ -170,9 +170,9 @@ class EndpointJudge:
 
 
 def read_verdict(reply: str) -> str | None:
-    """`A`, `B` or `tie` if the reply's last line says that and nothing else; marks and "Answer:" around it aside.
+    """Return `A`, `B` or `tie` if the reply's last line is only that, apart from marks and "Answer:"; else None.
 
-    Only the last line counts, so that a model may think before it, and a text that it quotes decides nothing.
+    Only the last line counts, so that a model may reason before it, and text that it quotes has no effect.
     """
     lines = reply.strip().splitlines()
     line = lines[-1].strip(_DECORATION).lower() if lines else ""
@@ -180,7 +180,7 @@ def read_verdict(reply: str) -> str | None:
 
 
 def _question(settings: EndpointConfig, prompt: Prompt, first: str, second: str) -> str:
-    """The template filled in. Each text stands in tags whose mark no text can hold, for it is the texts' own hash."""
+    """Fill in the template. The tags' mark is the texts' hash, so that no text can contain a closing tag."""
     asked = prompt.conversation
     mark = _sha256(asked, first, second)[:12]
     texts = {"prompt": asked, "first": first, "second": second}
@@ -189,7 +189,7 @@ def _question(settings: EndpointConfig, prompt: Prompt, first: str, second: str)
 
 
 def _hash(settings: EndpointConfig, message: str) -> str:
-    """Of everything that the verdict depends on."""
+    """Hash everything that the verdict depends on."""
     return _sha256(settings.url, settings.model, settings.max_tokens, message)
 
 

@@ -18,18 +18,18 @@ ENDPOINT = "endpoint"
 
 
 class JudgeSteps(NamedTuple):
-    """How much work the answers to a prompt are, and how much of it an earlier process left done."""
+    """Number of steps that the answers to a prompt take, and of those already done by an earlier process."""
 
     total: int
     done: int
 
 
 def unwatched(_count: int = 1, **_figures: float) -> None:
-    """In the place of a bar's `advance`, where nobody looks."""
+    """Ignore progress: default for a bar's `advance`."""
 
 
 class Judge(Protocol):
-    """What ranks and evaluates answers."""
+    """Program that ranks and evaluates answers."""
 
     @property
     def name(self) -> str:
@@ -37,20 +37,20 @@ class Judge(Protocol):
 
     @property
     def absolute(self) -> bool:
-        """True if a score means the same in every call; False if only scores from one call compare."""
+        """True if scores are comparable between calls, False if only within one call."""
 
     @property
     def unit(self) -> str:
-        """What a step is called in a progress bar."""
+        """Name of a step in a progress bar."""
 
     def steps(self, prompt: Prompt, samples: Sequence[Sample]) -> JudgeSteps:
-        """The steps that `score` will take."""
+        """Return the number of steps of `score`."""
 
     def score(self, prompt: Prompt, samples: Sequence[Sample], advance: Callable[..., None] = unwatched) -> list[float]:
-        """One finite score for each answer, higher is better; `advance` is a bar's. Raises `UserError`."""
+        """Return one finite score per answer, higher is better; `advance` is a bar's. Raises `UserError`."""
 
     def summary(self) -> dict[str, float]:
-        """Figures about the judge itself, over all its calls so far."""
+        """Return figures about the judge itself, over all calls so far."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class LocalJudge:
     unit: ClassVar[str] = "prompts"
 
     def steps(self, _prompt: Prompt, _samples: Sequence[Sample]) -> JudgeSteps:
-        """One for each call."""
+        """Return one step per call."""
         return JudgeSteps(1, 0)
 
     def score(self, prompt: Prompt, samples: Sequence[Sample], advance: Callable[..., None] = unwatched) -> list[float]:
-        """What the function says. Raises `UserError` that names judge and prompt if these are no scores."""
+        """Return the function's scores. Raises `UserError` with judge and prompt if they are not valid scores."""
         where = f"judge {self.name!r}, prompt {prompt.id!r}"
         try:
             scores = [float(score) for score in self.function(prompt, samples)]
@@ -81,15 +81,15 @@ class LocalJudge:
         return scores
 
     def summary(self) -> dict[str, float]:
-        """Nothing: a function has no figures of its own."""
+        """Return no figures."""
         return {}
 
 
 def load_judge(name: str) -> LocalJudge:
-    """The built-in judge of that name, or a user's `module:function`.
+    """Return a built-in judge by name, or a user's `module:function`.
 
     A user's function takes the prompt's text (the whole conversation where there are several turns) and a list of
-    answer texts, and returns a number for each answer; its module may lie in the current folder. Raises `UserError` if
+    answer texts, and returns a number for each answer; its module may be in the current folder. Raises `UserError` if
     there is no such judge.
     """
     if name in BUILT_IN:
