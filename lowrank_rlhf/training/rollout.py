@@ -92,9 +92,7 @@ def collect(
     it will see, so that the first ratio is 1. Neighbouring prompts share a minibatch: give them in random order.
     `baseline`, (B,), is taken from the shaped scores before they become rewards.
 
-    Of the figures, `objective/kl` and `objective/kl_k3` estimate the same nats per response, the second one with less
-    noise; `objective/rlhf_reward` is what PPO maximises, the shaped score less the KL penalty. `tokens_per_second` is
-    the pace of sampling alone: generated tokens over the time that generating them took.
+    `tokens_per_second` is the pace of sampling alone: generated tokens over the time that generating them took.
     """
     start = time.monotonic()
     responses = _sample(roles, prompts, sampling, seed)
@@ -148,6 +146,11 @@ def _objective_figures(
     shaped: Tensor,
     kl_coef: float,
 ) -> dict[str, float]:
+    """Return the figures of PPO's objective.
+
+    `objective/kl` and `objective/kl_k3` estimate the same nats per response, the second one with less noise;
+    `objective/rlhf_reward` is what PPO maximises, the shaped score less the KL penalty.
+    """
     kl_per_response = masked_sum(k1(logprobs, reference), response)  # (B, T) -> (B,)
     return {
         "objective/kl": float(kl_per_response.mean()),
