@@ -116,7 +116,7 @@ def test_an_existing_repository_is_as_visible_as_asked_or_nothing_goes(command, 
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (huggingface_hub.errors.HFValidationError("bad"), "it is OWNER/NAME, of letters"),
+        (huggingface_hub.errors.HFValidationError("bad"), "expected OWNER/NAME of letters"),
         (huggingface_hub.errors.LocalTokenNotFoundError("none"), "hf auth login"),
         (huggingface_hub.errors.OfflineModeIsEnabled("off"), "offline mode is on"),
         (ConnectionError("refused\nmore"), "did not take it (refused); the same command may be tried again"),
