@@ -160,7 +160,7 @@ def test_what_the_disk_is_not_to_blame_for_is_not_called_a_disk(tmp_path) -> Non
 def test_rankings_on_a_full_disk_are_refused_and_those_before_are_there(small_disk) -> None:
     store = AnnotationStore(small_disk / "annotations.sqlite")
     fill(small_disk)
-    with pytest.raises(CannotFit, match=r"annotations\.sqlite: .*disk.*Make room on its disk"):
+    with pytest.raises(CannotFit, match=r"annotations\.sqlite: .*disk.*Free disk space"):
         store.add_items(prompts(400), samples(400))
     os.unlink(small_disk / "filler")
     store.add_items(prompts(400), samples(400))

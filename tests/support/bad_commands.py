@@ -53,7 +53,7 @@ _EXIT_CODES = [
     Case(
         "people are needed",
         "label people --annotator ann",
-        ("1 of 2 prompts ranked, 1 more to go.",),
+        ("1 of 2 prompts ranked, 1 more needed.",),
         code=5,
         setup="people",
         stdin="1 > 2 > 3\n",
@@ -105,17 +105,22 @@ _RANKING = '{"prompt_id": "q", "tiers": [["q-0"], ["q-1"]], "annotator": "ann"}\
 
 _PEOPLE = [
     Case("label no run", "label nothing", ('no run "nothing" in runs. There are none yet.\n',)),
-    Case("label a judge's run", "label a", ("runs/a: rank.source is judge",), _RUN),
+    Case(
+        "label a judge's run",
+        "label a",
+        ("runs/a: people rank runs with rank.source=human; this one has rank.source=judge",),
+        _RUN,
+    ),
     Case(
         "label nothing there",
         "label a",
-        ("runs/a: there are no answers",),
+        ("runs/a: no answers to rank yet",),
         {"runs/a/config.yaml": GOOD + "rank: {source: human}\n"},
     ),
     Case(
         "label wrong line",
         "label people --annotator ann",
-        ("stdin:1: there is no answer 9; they are 1 to 3. The lines before it are saved",),
+        ("stdin:1: no answer 9 here. The lines before it are saved",),
         setup="people",
         stdin="1 > 9\n",
     ),
@@ -123,13 +128,13 @@ _PEOPLE = [
     Case(
         "label no name",
         "label people --annotator=",
-        ("'' is no name: it needs letters, 100 characters at most\n",),
+        ("not a valid name: ''. Use 1 to 100 printable characters\n",),
         setup="people",
     ),
     Case(
         "foreign prompt",
         "annotations import people x.jsonl",
-        ("x.jsonl:1: there is no prompt 'q'",),
+        ("x.jsonl:1: unknown prompt 'q'",),
         {"x.jsonl": _RANKING},
         setup="people",
     ),
@@ -143,14 +148,14 @@ _PEOPLE = [
     Case(
         "import broken line",
         "annotations import people x.jsonl",
-        ("x.jsonl:1: broken JSON",),
+        ("x.jsonl:1: invalid JSON",),
         {"x.jsonl": "{\n"},
         setup="people",
     ),
     Case(
         "import nothing",
         "annotations import people x.jsonl",
-        ("x.jsonl: nothing in it\n",),
+        ("x.jsonl: the file is empty\n",),
         {"x.jsonl": "\n"},
         setup="people",
     ),

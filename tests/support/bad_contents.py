@@ -178,8 +178,8 @@ _ANNOTATIONS = [
     for name, content, says in [
         ("a newer version", '{"kind": "header", "version": 99}\n', "x.jsonl:1: written by a newer version (format 99)"),
         ("Latin-1", b'{"kind": "skip", "annotator": "\xe9", "prompt_id": "p0"}\n', "x.jsonl:1: not UTF-8 text"),
-        ("nested without end", "[" * 100_000, "x.jsonl:1: broken JSON (nested too deeply)"),
-        ("NaN seconds", '{"tiers": [["p0-0"]], "seconds": NaN}\n', "x.jsonl:1: NaN is no JSON number"),
+        ("nested without end", "[" * 100_000, "x.jsonl:1: invalid JSON (nested too deeply)"),
+        ("NaN seconds", '{"tiers": [["p0-0"]], "seconds": NaN}\n', "x.jsonl:1: NaN is not a JSON number"),
         ("long seconds", '{"prompt_id": "p0", "tiers": [["p0-0"]], "annotator": "a", "seconds": 1e999}', "seconds: "),
         ("half a character", '{"kind": "\\ud800"}\n', "x.jsonl:1: holds half a character (a lone surrogate)"),
         ("an unknown kind", '{"kind": "pickle"}\n', "x.jsonl:1: unknown kind of row: 'pickle'; see docs/"),

@@ -320,7 +320,7 @@ _ENDPOINTS = [
     Case(
         "a key with a line end in it",
         "evaluate a",
-        ("the environment variable OPENAI_API_KEY holds characters that no key has; copy the key again\n",),
+        ("the environment variable OPENAI_API_KEY contains characters that no key has; copy the key again\n",),
         {"runs/a/config.yaml": _ENDPOINT, "runs/a/adapters/sft/x": "", "runs/a/adapters/policy/x": ""},
         environment={"OPENAI_API_KEY": "sk-1\nsk-2"},
     ),
