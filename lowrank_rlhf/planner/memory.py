@@ -1,6 +1,6 @@
 """Peak memory of each stage as a sum of named terms, from the model's shape and the config alone.
 
-The formulas are those of FACTS 7 in docs/planning.md, the constants were measured there; so was how far off they are.
+The formulas, the measured constants and the measured errors are in docs/planning.md.
 """
 
 from collections.abc import Sequence

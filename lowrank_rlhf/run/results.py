@@ -82,7 +82,7 @@ class RankResult(StageResult):
     """Cost and consistency of an endpoint judge."""
 
 
-class ReliabilityBin(Result):
+class ReliabilityRow(Result):
     """Predicted probability and accuracy of the pairs with a confidence between `low` and `high`."""
 
     low: float
@@ -110,7 +110,7 @@ class RewardResult(StageResult):
     longer_wins_interval: Interval | None = None
     ece: float | None = None
     """Expected calibration error, 0 to 1."""
-    reliability: tuple[ReliabilityBin, ...] = ()
+    reliability: tuple[ReliabilityRow, ...] = ()
     margins: tuple[float, ...] = ()
     length_correlation: float | None = None
     score_mean: float | None = None

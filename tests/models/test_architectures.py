@@ -1,4 +1,4 @@
-"""The LAWS of DESIGN.md on a tiny random model of each architecture, by the very tests that hold them on Llama."""
+"""Laws of the roles on a tiny random model of each architecture, by the tests that check Llama."""
 
 import inspect
 from functools import partial

@@ -1,4 +1,4 @@
-"""Laws 1 to 7 of DESIGN.md, section 3 (the eighth: test_scoring.py), on float32 and on real NF4 and int8 weights."""
+"""Laws 1 to 7 of the roles (the eighth: test_scoring.py), on float32 and on real NF4 and int8 weights."""
 
 import bitsandbytes as bnb
 import pytest

@@ -1,4 +1,4 @@
-"""Law 8 of DESIGN.md: extra padding, row order and micro-batch size change no result beyond rounding."""
+"""Law 8 of the roles: extra padding, row order and micro-batch size change no result beyond rounding."""
 
 import pytest
 import torch
