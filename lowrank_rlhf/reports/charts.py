@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lowrank_rlhf.reports.drawing import Bar, Chart, Guide, Line, Point, draw
 from lowrank_rlhf.reports.format import Metrics, finite_series, gold, judge_in_words, series
 from lowrank_rlhf.reports.locale import Locale
-from lowrank_rlhf.run.results import ReliabilityBin, Results, RewardResult
+from lowrank_rlhf.run.results import ReliabilityRow, Results, RewardResult
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _accuracy(reward: RewardResult, texts: Locale) -> Chart:
     )
 
 
-def _calibration(bins: Sequence[ReliabilityBin], texts: Locale) -> Chart:
+def _calibration(bins: Sequence[ReliabilityRow], texts: Locale) -> Chart:
     """Accuracy over predicted probability; a calibrated model is on the diagonal."""
     points = [(found.probability, found.accuracy) for found in bins]
     low = min(0.5, *(x for x, _ in points), *(y for _, y in points))
