@@ -1,5 +1,5 @@
 // Sends the server the annotator's keys, clicks and drags, one after the other, and has its answers drawn. What they mean
-// is decided there (ranking/labelling.py). Runs after ranking_draw.js, in one function with it.
+// is decided there (preferences/labelling.py). Runs after ranking_draw.js, in one function with it.
 
 // --- to the server and back ---
 

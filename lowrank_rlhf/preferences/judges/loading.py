@@ -14,7 +14,7 @@ from lowrank_rlhf.preferences.judges.builtin import BUILT_IN, Scores
 from lowrank_rlhf.run.records import Prompt, Sample
 
 ENDPOINT = "endpoint"
-"""The name in a config of the judge in `endpoint.py`; it needs the settings of `rank.endpoint` as well."""
+"""Config name of the judge in `llm_judge.py`, which also requires the settings of `rank.endpoint`."""
 
 
 class JudgeSteps(NamedTuple):
