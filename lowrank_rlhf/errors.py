@@ -7,14 +7,14 @@ _JOINERS = "\u200c\u200d"  # invisible, but scripts and emoji need them
 
 
 class ExitCode(IntEnum):
-    """Exit codes of `python -m lowrank_rlhf`; the README documents them."""
+    """Exit codes of `python -m lowrank_rlhf`; docs/guides/troubleshooting.md documents them."""
 
     OK = 0
     FAILED = 1  # a stage stopped because a check failed or training broke down
     BAD_INPUT = 2  # config, data or command line
     STALE = 3  # a finished stage was made with another config or other inputs
     CANNOT_FIT = 4  # the plan does not fit this machine
-    WAITING = 5  # a stage needs people before the run can go on
+    WAITING = 5  # a stage needs people before the run can resume
     LOCKED = 6  # another process holds the run
     NOT_FINITE = 7  # training gave NaN or infinities again after a roll-back
     STOPPED = 130  # Ctrl-C or SIGTERM; the work so far is saved

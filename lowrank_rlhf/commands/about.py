@@ -13,7 +13,7 @@ from lowrank_rlhf.errors import ExitCode, UserError
 
 
 def doctor(runs: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
-    """Check versions, memory, disk and devices, and say how to mend what is wrong.
+    """Check versions, memory, disk and devices; suggest fixes.
 
     The output names no user, path or key: it is safe to paste into an issue. Exit code 1 if something is wrong.
 
@@ -41,7 +41,7 @@ def schema(
     ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="A page to read instead of a JSON schema.")] = False,
 ) -> None:
-    """Explain a setting, or print all of them: as a JSON schema for editors, or as a page.
+    """Explain a setting, or print all as a JSON schema or a page.
 
     \b
     Examples:

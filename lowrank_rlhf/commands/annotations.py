@@ -61,7 +61,7 @@ def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
 
 @app.callback()
 def annotations() -> None:
-    """Take people's rankings to another program or machine, and back.
+    """Export and import rankings.
 
     \b
     Examples:
@@ -83,7 +83,9 @@ def export(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
-    """Write all prompts, answers, rankings and skips of a run to one file, whoever ranked: people, judge or data set.
+    """Write a run's prompts, answers, rankings and skips to a file.
+
+    Rankings by people, a judge or a data set are exported alike.
 
     The file is all that `annotations import` needs, here or on another machine. docs/annotations.md explains its rows.
 

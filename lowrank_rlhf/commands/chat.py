@@ -44,7 +44,7 @@ def chat(
         bool, typer.Option("--lines", help="JSON lines on stdin and stdout, for programs: see chat_lines.py.")
     ] = False,
 ) -> None:
-    """Chat with the models of a run: base, SFT and policy, all from one loaded base.
+    """Chat with a run's models: base, SFT model and policy.
 
     Each answer comes with the reward model's score: 0 is the average SFT answer, 1 is one standard deviation above it.
     Answers go to stdout, everything else to stderr. If stdin is not a terminal, each line is a question. Ctrl-C stops

@@ -18,7 +18,7 @@ def dashboard(
     served_as: ServedAsOption = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Don't open the page in a browser.")] = False,
 ) -> None:
-    """Open the page: start runs, watch them learn, rank answers, talk to the result, take it home.
+    """Open the dashboard: start and watch runs, rank, chat, export.
 
     Training goes on in processes of its own: closing the page, or this command, stops none. On another address than
     this computer's own the page asks for the password in the environment variable LOWRANK_RLHF_PASSWORD, of 12

@@ -32,7 +32,7 @@ app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 @app.callback()
 def _data() -> None:
-    """Look at a data set before a run.
+    """Inspect a data set before a run.
 
     \b
     Examples:
@@ -63,7 +63,7 @@ def inspect(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the format, counts, lengths, duplicates and biases of a data file, and two examples.
+    """Show format, counts, lengths, duplicates, biases, examples.
 
     Trained tokens stand between [[ and ]]. Exit code 2 if a row is bad, for a run would refuse the file.
 

@@ -87,7 +87,7 @@ def evaluate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare any two adapters of a run's base, or test its reward model on comparisons from anywhere.
+    """Compare two adapters, or test a run's reward model.
 
     Both models answer the same prompts with the run's sampling settings; the judge decides which answer is better, or
     the reward model if there is no judge. Win rates are the right model's, with 95 % bootstrap intervals over

@@ -34,7 +34,7 @@ def export(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write what a run learnt as a folder that others load without this package, with a model card.
+    """Export a trained model as a folder, with a model card.
 
     The folder appears whole or not at all, and nothing is overwritten. After `merged` and `reward` the folder is
     loaded again by transformers alone, and the difference to the run's own output goes into the card.

@@ -42,7 +42,7 @@ def label(
     port: Annotated[int, typer.Option(min=0, max=65535, help="With --web; 0 takes any that is free.")] = PORT,
     served_as: ServedAsOption = None,
 ) -> None:
-    """Rank answers in the terminal, with single keys, or (--web) in the browser.
+    """Rank answers in the terminal, or in the browser (--web).
 
     For a run with rank.source=human, after it has stopped with exit code 5. Every ranking is saved at once and the
     same command goes on where you left. Type the answers best to worst, such as 2 1 = 3, then Enter; h shows all keys.

@@ -17,7 +17,7 @@ def push(
     yes: Annotated[bool, typer.Option("--yes", help="Send it; without this the files are only listed.")] = False,
     public: Annotated[bool, typer.Option("--public", help="For everybody to see; private by default.")] = False,
 ) -> None:
-    """List what would go to the Hugging Face hub; with --yes, send it.
+    """Send an export to the Hugging Face hub (--yes), or list it.
 
     Only files that `export` writes are sent. You must be logged in (`hf auth login`, or the variable HF_TOKEN): the
     token is read by the hub's own library, and never written or shown here. HF_ENDPOINT names a mirror.

@@ -37,11 +37,11 @@ def run(
         typer.Option(metavar="STAGE", help="Make this stage again, and all built on it; may be repeated."),
     ] = None,
 ) -> None:
-    """Run the pipeline, or go on with it.
+    """Run the pipeline, or resume it.
 
-    The same command skips what is done and resumes what is not; a Ctrl-C stops it where the work can be saved.
+    The same command skips finished stages and resumes a stopped one. Ctrl-C saves the work and stops.
     `schema KEY` explains a setting, `schema ppo` all of a section. With several GPUs,
-    `accelerate launch -m lowrank_rlhf run ...` shares the work out (docs/more_than_one_gpu.md).
+    `accelerate launch -m lowrank_rlhf run ...` distributes the work (docs/more_than_one_gpu.md).
 
     \b
     Examples:

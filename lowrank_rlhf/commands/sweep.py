@@ -28,7 +28,7 @@ def sweep(
     as_json: JsonOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs, and what they share.")] = False,
 ) -> None:
-    """Run every combination of several settings' values, one after another.
+    """Run every combination of the given values, one by one.
 
     Commas separate values; inside [a, b] and quotes they don't. Each run has a folder of its own and goes on where it
     was stopped. A stage that another run made from the same settings and inputs is copied instead of made again. A run

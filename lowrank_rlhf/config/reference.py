@@ -28,7 +28,7 @@ _LIMITS = {
 }
 
 
-class _Entry(NamedTuple):
+class _SettingEntry(NamedTuple):
     """A setting, or a section with settings of its own."""
 
     key: str
@@ -79,7 +79,7 @@ def explanation(key: str) -> str:
     return "\n".join([*own, *lead, *(f"\n{_explained(entry)}" for entry in inner)]) + "\n"
 
 
-def _explained(entry: _Entry) -> str:
+def _explained(entry: _SettingEntry) -> str:
     default, sentence = _default(entry.field).strip("`"), _indented(entry.field.description)
     return f"{entry.key}\n  type:    {_type(entry.schema)}\n  default: {default}\n{sentence}"
 
@@ -95,11 +95,11 @@ def _indented(text: str) -> str:
     )
 
 
-def _entries(section: type[Section], prefix: str = "") -> Iterator[_Entry]:
+def _entries(section: type[Section], prefix: str = "") -> Iterator[_SettingEntry]:
     properties = section.model_json_schema()["properties"]
     for name, field in section.model_fields.items():
         inner = next(filter(_is_section, (field.annotation, *get_args(field.annotation))), None)
-        yield _Entry(f"{prefix}{name}", field, properties[name], inner)
+        yield _SettingEntry(f"{prefix}{name}", field, properties[name], inner)
         if inner:
             yield from _entries(inner, f"{prefix}{name}.")
 

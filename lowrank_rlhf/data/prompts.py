@@ -38,7 +38,7 @@ class PromptData:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _PromptEntry:
     where: str
     prompt: Prompt
     response: str | None
@@ -94,15 +94,15 @@ def resolve(source: str) -> str:
     return str(BUILTIN / f"{name}.jsonl")
 
 
-def _entry(located: Located) -> _Entry:
+def _entry(located: Located) -> _PromptEntry:
     row, example = located
     name = f"p{row.number:05d}" if example.id is None else example.id
-    return _Entry(row.where, Prompt(id=name, messages=example.prompt), example.imitated)
+    return _PromptEntry(row.where, Prompt(id=name, messages=example.prompt), example.imitated)
 
 
-def _without_duplicates(entries: list[_Entry]) -> list[_Entry]:
+def _without_duplicates(entries: list[_PromptEntry]) -> list[_PromptEntry]:
     """One entry for each prompt: the first with a response, else the first, in the place of the first."""
-    kept: dict[tuple[tuple[str, str], ...], _Entry] = {}
+    kept: dict[tuple[tuple[str, str], ...], _PromptEntry] = {}
     for entry in entries:
         key = prompt_key(entry.prompt.messages)
         first = kept.setdefault(key, entry)
@@ -111,8 +111,8 @@ def _without_duplicates(entries: list[_Entry]) -> list[_Entry]:
     return list(kept.values())
 
 
-def _check_ids(entries: list[_Entry]) -> None:
-    seen: dict[str, _Entry] = {}
+def _check_ids(entries: list[_PromptEntry]) -> None:
+    seen: dict[str, _PromptEntry] = {}
     for entry in entries:
         other = seen.setdefault(entry.prompt.id, entry)
         if other is not entry:

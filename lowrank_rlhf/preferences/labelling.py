@@ -57,6 +57,8 @@ class Refusal:
 
     kind: RefusalKind
     names: str = ""
+    answers: int = 0
+    """Number of answers on the screen, for a key that names none of them."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,11 @@ def _tie(draft: Draft) -> Draft | Refusal:
 
 def _place(draft: Draft, key: str) -> Draft | Refusal:
     if not _names_an_answer(draft, key):
-        return Refusal(RefusalKind.NO_ANSWER if key.isdigit() else RefusalKind.UNKNOWN_KEY, key)
+        return (
+            Refusal(RefusalKind.NO_ANSWER, key, draft.answers)
+            if key.isdigit()
+            else Refusal(RefusalKind.UNKNOWN_KEY, key)
+        )
     answer = LABELS.index(key)
     if answer not in draft.left:
         return Refusal(RefusalKind.PLACED, key)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lowrank_rlhf.reports.drawing import Bar, Chart, Guide, Line, Point, draw
+from lowrank_rlhf.reports.drawing import Chart, ChartBar, Guide, Line, Point, draw
 from lowrank_rlhf.reports.format import Metrics, finite_series, gold, judge_in_words, series
 from lowrank_rlhf.reports.locale import Locale
 from lowrank_rlhf.run.results import ReliabilityRow, Results, RewardResult
@@ -167,7 +167,7 @@ def _accuracy(reward: RewardResult, texts: Locale) -> Chart:
     ):
         low, high = interval or (None, None)
         known = (low, high) if low is not None and high is not None else None
-        bars.append(Bar(texts(f"chart.{name}"), place - 0.25, place + 0.25, value or 0.0, place, known))
+        bars.append(ChartBar(texts(f"chart.{name}"), place - 0.25, place + 0.25, value or 0.0, place, known))
     return Chart(
         texts("chart.held_out_accuracy.title"),
         "",
@@ -204,6 +204,6 @@ def _margins(margins: Sequence[float], texts: Locale) -> Chart:
     for margin in margins:
         heights[min(count - 1, int((margin - low) / width))] += 1
     name = texts("chart.margins.unit")
-    bars = [Bar(name, low + i * width, low + (i + 0.92) * width, height) for i, height in enumerate(heights)]
+    bars = [ChartBar(name, low + i * width, low + (i + 0.92) * width, height) for i, height in enumerate(heights)]
     at_zero = [Guide((0.0, 0.0), (None, None))] if low <= 0 <= high else []
     return Chart(texts("chart.margins.title"), texts("chart.margins.x"), name, bars=bars, guides=at_zero)

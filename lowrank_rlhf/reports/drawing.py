@@ -35,7 +35,7 @@ class Line:
     thin: bool = False
 
 
-class Bar(NamedTuple):
+class ChartBar(NamedTuple):
     """A bar from 0 to `height`, with an interval around the height where there is one."""
 
     name: str
@@ -63,7 +63,7 @@ class Chart:
     y_label: str = ""
     right_label: str = ""
     lines: Sequence[Line] = ()
-    bars: Sequence[Bar] = ()
+    bars: Sequence[ChartBar] = ()
     guides: Sequence[Guide] = ()
     x_range: Range | None = None
     y_range: Range | None = None
@@ -225,7 +225,7 @@ def _line(line: Line, points: Sequence[Point], frame: _Frame) -> str:
     return f"<g>{title}{joined}{'' if line.thin else dots}</g>"
 
 
-def _bar(bar: Bar, frame: _Frame) -> str:
+def _bar(bar: ChartBar, frame: _Frame) -> str:
     assert frame.y is not None  # noqa: S101 - made from the bars
     left, right, top, bottom = frame.x(bar.start), frame.x(bar.end), frame.y(bar.height), frame.y(max(0.0, frame.y.low))
     title = f"<title>{escape(bar.name)}: {tick_label(bar.height)}</title>"

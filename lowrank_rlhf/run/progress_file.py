@@ -1,10 +1,11 @@
 """`progress.json` of a run: state of the running stage, for programs that watch the run from outside."""
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt
+from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, ValidationError
 
 from lowrank_rlhf.run.directory import read_record
 
@@ -23,15 +24,21 @@ class StageProgress(BaseModel):
     """Estimate for the stage; None until there is a pace."""
     run_seconds_left: NonNegativeFloat | None = None
     """Estimate for the run, later stages included."""
-    figures: dict[str, float] = {}
-    """Latest figures of the stage, such as `kl` or `tokens_per_second`."""
+    figures: Mapping[str, float | None] = {}
+    """Latest figures of the stage, such as `kl` or `tokens_per_second`; None for one that is not finite."""
     updated_at: str
 
 
 def read_progress(run: Path) -> StageProgress | None:
-    """Return the state that the run's process wrote last, or None. A damaged file counts as none."""
+    """Return the state that the run's process wrote last, or None for a missing or damaged file.
+
+    Raises `UserError` for a file of a newer version.
+    """
     found = read_record(run / NAME)
-    return StageProgress.model_validate(found) if found else None
+    try:
+        return StageProgress.model_validate(found) if found else None
+    except ValidationError:
+        return None
 
 
 def write_progress(run: Path, state: StageProgress) -> None:

@@ -41,7 +41,7 @@ from lowrank_rlhf.training.trl_task import Task
 
 
 @dataclass
-class _Training:
+class _AlignTraining:
     """Policy training by a task; only `state` and the task's own notes change."""
 
     session: Session
@@ -70,7 +70,7 @@ def run(session: Session) -> dict[str, Any]:
     )
     report = SkipReport("ppo", "align.learning_rate", session.run_dir, session.progress, session.base)
     state, _ = checkpoints.resume()
-    training = _Training(session, evaluation, task, optimizer, checkpoints, report, state)
+    training = _AlignTraining(session, evaluation, task, optimizer, checkpoints, report, state)
     start, first = time.monotonic(), training.state.step
     with session.progress.track("ppo", task.steps, "steps", first) as bar:
         _train(training, bar)
@@ -103,7 +103,7 @@ def _task(session: Session, scale: RewardScale) -> Task:
     return DpoTask(session.roles, groups, config.align, config.seed)
 
 
-def _train(training: _Training, bar: Bar) -> None:
+def _train(training: _AlignTraining, bar: Bar) -> None:
     """All steps that are left, each evaluation and each checkpoint at its step."""
     session, task = training.session, training.task
     while True:
@@ -122,7 +122,7 @@ def _train(training: _Training, bar: Bar) -> None:
             raise
 
 
-def _evaluate_if_due(training: _Training) -> None:
+def _evaluate_if_due(training: _AlignTraining) -> None:
     """An evaluation, unless this step had it before a stop, and a checkpoint.
 
     The row in the metrics comes last: from then on the evaluation counts as made.
@@ -145,7 +145,7 @@ def _evaluate_if_due(training: _Training) -> None:
     training.evaluation.log(session.run_dir, state.step, answers, figures)
 
 
-def _go_on(training: _Training, bar: Bar) -> None:
+def _go_on(training: _AlignTraining, bar: Bar) -> None:
     """TRL's steps up to the next evaluation or checkpoint; called again it goes on with the step that broke off."""
     session, task, state = training.session, training.task, training.state
     config, roles, done = session.config, session.roles, state.step
@@ -183,7 +183,7 @@ def _go_on(training: _Training, bar: Bar) -> None:
 class _PolicyCallback(TrainerCallback):
     """Callback for state, metrics, progress, the first step's self-check and skipped steps."""
 
-    def __init__(self, training: _Training, guard: FiniteGuard, bar: Bar) -> None:
+    def __init__(self, training: _AlignTraining, guard: FiniteGuard, bar: Bar) -> None:
         self.training, self.guard, self.bar = training, guard, bar
         self.since = time.monotonic()
 

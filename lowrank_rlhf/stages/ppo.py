@@ -41,7 +41,7 @@ MOST_RATIO_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
-class _Training:
+class _PpoTraining:
     """PPO training: everything that stays the same from step to step."""
 
     session: Session
@@ -72,7 +72,7 @@ def run(session: Session) -> dict[str, Any]:
     state, started = checkpoints.resume()
     prompts, baselines = _prompts(session, scale)
     order = shuffled_order(session.config.seed, len(prompts), config.steps * config.batch_size)
-    training = _Training(session, prompts, baselines, order, scale, evaluation, optimizers, checkpoints, report)
+    training = _PpoTraining(session, prompts, baselines, order, scale, evaluation, optimizers, checkpoints, report)
     start, first = time.monotonic(), state.step
     with session.progress.track("ppo", config.steps, "steps", state.step) as bar:
         if state.sft_eos_rate is None:
@@ -138,7 +138,7 @@ def _prompts(session: Session, scale: RewardScale) -> tuple[list[list[int]], Ten
 
 
 def _save_if_stopped(
-    training: _Training, state: PolicyState, started: StartedStep
+    training: _PpoTraining, state: PolicyState, started: StartedStep
 ) -> tuple[PolicyState, dict[str, float]]:
     """Run the next step; a stop inside it is obeyed at once and saves its progress."""
     session, tokens = training.session, training.session.base.limits.tokens
@@ -159,7 +159,7 @@ def _save_if_stopped(
         raise
 
 
-def _step(training: _Training, state: PolicyState, started: StartedStep) -> tuple[PolicyState, dict[str, float]]:
+def _step(training: _PpoTraining, state: PolicyState, started: StartedStep) -> tuple[PolicyState, dict[str, float]]:
     """Run the rest of a started step and its evaluation; return the state after it, and its figures.
 
     Its log rows and state follow from the arguments alone, so that it may be interrupted at any forward.
@@ -179,7 +179,7 @@ def _step(training: _Training, state: PolicyState, started: StartedStep) -> tupl
     return state, figures
 
 
-def _count(training: _Training, state: PolicyState, rollout: Rollout, steps: OptimizerSteps) -> None:
+def _count(training: _PpoTraining, state: PolicyState, rollout: Rollout, steps: OptimizerSteps) -> None:
     """Count the step as completed or skipped, and report skipped optimizer steps.
 
     A step is skipped if its rollout is not finite or if all optimizer steps of a role were skipped. Raises as
@@ -197,7 +197,7 @@ def _count(training: _Training, state: PolicyState, rollout: Rollout, steps: Opt
         state.recovery.skip(training.report, state.step, problem, rollout.batch, what, **rollout.tensors())
 
 
-def _learn(training: _Training, state: PolicyState, rollout: Rollout, steps: OptimizerSteps) -> dict[str, float]:
+def _learn(training: _PpoTraining, state: PolicyState, rollout: Rollout, steps: OptimizerSteps) -> dict[str, float]:
     """Update policy and critic, make the self-checks of the first step, and adapt the KL weight."""
     session, step = training.session, state.step
     config, temperature = session.config.ppo, session.config.sample.temperature
@@ -216,7 +216,7 @@ def _learn(training: _Training, state: PolicyState, rollout: Rollout, steps: Opt
     return {**rollout.figures, **figures, "response/distinct_2": distinct_n(_texts(session, rollout), 2)}
 
 
-def _collect(training: _Training, state: PolicyState) -> Rollout:
+def _collect(training: _PpoTraining, state: PolicyState) -> Rollout:
     """Collect the rollout of the step after `state.step`."""
     session, config = training.session, training.session.config
     size = config.ppo.batch_size
@@ -230,7 +230,7 @@ def _texts(session: Session, rollout: Rollout) -> list[str]:
     return [session.base.decode(response.tokens) for response in rollout.responses]
 
 
-def _evaluate(training: _Training, state: PolicyState) -> None:
+def _evaluate(training: _PpoTraining, state: PolicyState) -> None:
     session, evaluation = training.session, training.evaluation
     answers, figures = evaluation.evaluate(state.step, session.config.ppo, training.report.diverged)
     evaluation.log(session.run_dir, state.step, answers, figures)

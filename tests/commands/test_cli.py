@@ -323,6 +323,8 @@ def test_every_help_has_examples_that_parse_and_only_the_root_exit_codes(command
     code, out, _ = command(*words, "--help")
     assert code == 0
     text, _, codes = out.partition("Exit codes:\n")
+    summaries = text.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert not [line for line in summaries if line.endswith("...")]  # cut off at the terminal's width
     in_root = [] if words else [[str(int(code)), meaning] for code, meaning in EXIT_CODES.items()]
     assert [line.split(None, 1) for line in codes.splitlines() if line] == in_root
     examples = [line.strip() for line in text.split("Examples:\n")[1].split("\n\n")[0].splitlines()]

@@ -12,7 +12,7 @@ MODULES = (
 )
 PARSERS = {
     *("partition", "rpartition", "split", "rsplit", "splitlines", "startswith", "endswith", "removeprefix"),
-    *("removesuffix", "find", "rfind", "index_of", "match", "search", "fullmatch", "findall"),
+    *("removesuffix", "find", "rfind", "match", "search", "fullmatch", "findall"),
 }
 
 
@@ -30,6 +30,9 @@ def parsing(source: str) -> list[str]:
                 compared = [ast.unparse(side) for side in sides]
                 if any("error" in text for text in compared):
                     found.append(f"{node.lineno}: {' ? '.join(compared)}")
+            phrase = node.left.value if isinstance(node.left, ast.Constant) else None
+            if isinstance(node.ops[0], ast.In | ast.NotIn) and isinstance(phrase, str) and " " in phrase:
+                found.append(f"{node.lineno}: a phrase looked for in a text")
     return found
 
 
@@ -40,7 +43,13 @@ def test_no_module_takes_a_text_apart(name) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["import re", "settings, rest = said.partition('Stages, in ')", "str(error) in _KNOWN", "line.split()[2]"],
+    [
+        "import re",
+        "settings, rest = said.partition('Stages, in ')",
+        "str(error) in _KNOWN",
+        "line.split()[2]",
+        "'Stages, in ' in said",
+    ],
 )
 def test_what_the_dashboard_once_did_is_found(line) -> None:
     assert parsing(line)

@@ -92,7 +92,7 @@ class TestLines:
         [
             ("12", "not placed yet: 3"),
             ("1 2 2 3", "2 is placed already; u undoes the last key"),
-            ("1234", "no answer 4 here"),
+            ("1234", "no answer 4 here: they are 1 to 3"),
             ("123 s", "a command must be alone on its line"),
             ("su", "a line must be one ranking, such as 2 > 1 = 3, or one command, such as s"),
             ("hello", "a line must be one ranking, such as 2 > 1 = 3, or one command, such as s"),

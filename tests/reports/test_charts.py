@@ -6,7 +6,7 @@ import pytest
 from synthetic_run import all_summaries, results
 
 from lowrank_rlhf.reports.charts import curve_figures, distance_and_gold, run_figures
-from lowrank_rlhf.reports.drawing import Bar, Chart, Guide, Line, draw, tick_label, ticks
+from lowrank_rlhf.reports.drawing import Chart, ChartBar, Guide, Line, draw, tick_label, ticks
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
 
 
@@ -35,7 +35,7 @@ def test_points_are_where_they_should_be() -> None:
 
 def test_bars_intervals_and_guides_are_where_they_should_be() -> None:
     chart = Chart(
-        "title", "x", bars=[Bar("a", 1, 3, 0.5, interval=(0.25, 0.75))], guides=[Guide((None, None), (0.5, 0.5))],
+        "title", "x", bars=[ChartBar("a", 1, 3, 0.5, interval=(0.25, 0.75))], guides=[Guide((None, None), (0.5, 0.5))],
         x_range=(0, 4), y_range=(0, 1),
     )  # fmt: skip
     svg = draw(chart)

@@ -12,7 +12,7 @@ from lowrank_rlhf.data.formats import FORMATS
 from lowrank_rlhf.data.loading import Loaded
 from lowrank_rlhf.errors import ExitCode, Stopped
 from lowrank_rlhf.run.progress import Progress, StopRequest, duration, figure, memory
-from lowrank_rlhf.run.progress_file import read_progress
+from lowrank_rlhf.run.progress_file import StageProgress, read_progress, write_progress
 
 
 class Clock:
@@ -198,6 +198,17 @@ class TestProgressFile:
         with pytest.raises(ZeroDivisionError):
             work()
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("text", ["", "not json", "[1]", '{"stage": 3}', '{"stage": "ppo", "done": -1}'])
+    def test_a_damaged_file_counts_as_none(self, tmp_path, text) -> None:
+        (tmp_path / "progress.json").write_text(text)
+        assert read_progress(tmp_path) is None
+
+    def test_a_figure_that_is_not_finite_hides_no_bar(self, tmp_path) -> None:
+        figures = {"kl": float("nan")}
+        state = StageProgress(stage="ppo", unit="steps", done=1, total=2, figures=figures, updated_at="now")
+        write_progress(tmp_path, state)
+        assert read_progress(tmp_path).figures == {"kl": None}
 
     def test_a_folder_that_cannot_be_written_stops_nothing(self, tmp_path) -> None:
         progress, stream = plain(Clock())

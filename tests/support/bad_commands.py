@@ -120,7 +120,7 @@ _PEOPLE = [
     Case(
         "label wrong line",
         "label people --annotator ann",
-        ("stdin:1: no answer 9 here. The lines before it are saved",),
+        ("stdin:1: no answer 9 here: they are 1 to 3. The lines before it are saved",),
         setup="people",
         stdin="1 > 9\n",
     ),

@@ -42,7 +42,7 @@ REFUSALS = {
     RefusalKind.TIE_FIRST: "= ties an answer to the one before it: place one first",
     RefusalKind.TIE_TWICE: "= was pressed already",
     RefusalKind.ALL_PLACED: "every answer is placed: Enter saves, u undoes",
-    RefusalKind.NO_ANSWER: "no answer {names} here",
+    RefusalKind.NO_ANSWER: "no answer {names} here: they are 1 to {answers}",
     RefusalKind.UNKNOWN_KEY: "{names} has no effect here; h shows the keys",
     RefusalKind.PLACED: "{names} is placed already; u undoes the last key",
     RefusalKind.NO_FLAG: f"{flag_keys()}; u undoes the f",
@@ -63,7 +63,7 @@ def refusal_text(refusal: Refusal) -> str:
     names = refusal.names
     if refusal.kind is RefusalKind.UNKNOWN_KEY and not (len(names) == 1 and names.isprintable() and names.strip()):
         names = "that key"
-    return REFUSALS[refusal.kind].format(names=names)
+    return REFUSALS[refusal.kind].format(names=names, answers=refusal.answers)
 
 
 def project_summary(project: Project) -> str:

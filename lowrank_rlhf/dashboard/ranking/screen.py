@@ -49,7 +49,7 @@ def _enter(draft: Draft, enter: Command | Draft | Refusal | None, language: str)
     if enter is None:
         return ""
     if isinstance(enter, Refusal):
-        return say(f"refused.{enter.kind}", language, names=enter.names)
+        return say(f"refused.{enter.kind}", language, names=enter.names, answers=enter.answers)
     if not draft.tiers:
         return say("enter.no_order", language)
     if len(draft.left) > 1:

@@ -222,4 +222,4 @@ class RankingSession:
         return {"keys": keys, "draft": draft_words(draft, self._language)}
 
     def _why(self, refusal: Refusal) -> str:
-        return say(f"refused.{refusal.kind}", self._language, names=refusal.names)
+        return say(f"refused.{refusal.kind}", self._language, names=refusal.names, answers=refusal.answers)

@@ -94,7 +94,12 @@ def _pace(run: RunStatus) -> str:
     """Return the latest figures of the stage at work and the memory of its process: `340 tokens/s  1.2 GiB`."""
     used = run.memory_bytes()
     figures = run.progress.figures if run.progress else {}
-    return "  ".join([*(figure(name, value) for name, value in figures.items()), *([memory(used)] if used else [])])
+    return "  ".join(
+        [
+            *(figure(name, value) for name, value in figures.items() if value is not None),
+            *([memory(used)] if used else []),
+        ]
+    )
 
 
 def _alarms(rows: Sequence[dict[str, Any]], run: RunStatus, language: str) -> str:
