@@ -37,8 +37,10 @@ def find_project(run: str, runs: Path) -> Project:
 
 
 def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
-    """All that people did so far and the rankings of theirs that count; of a run that a judge or a data set ranks, what
-    its stage rank made, where every ranking counts. Raises `UserError` where there is nothing yet.
+    """Return the annotations of a run and the rankings that count.
+
+    A run ranked by a judge or a data set has the rankings of its stage rank; all of them count. Raises `UserError`
+    if the run has none yet.
     """
     folder = _folder(run, runs)
     config = folder / "config.yaml"

@@ -67,8 +67,9 @@ def echo(text: str) -> None:
 
 
 def checked_config(config: str, overrides: Sequence[str] | None, runs: Path | None = None) -> Config:
-    """The config. Raises `UserError` with all that is wrong with it here; with the folder that holds the runs, also
-    the stages that read what neither the run has nor another stage makes.
+    """Load the config. Raises `UserError` with every mistake in it.
+
+    With the folder of the runs, it also checks that each stage's inputs are in the run or made by another stage.
     """
 
     def check(valid: Config) -> list[tuple[Key, str]]:

@@ -56,6 +56,7 @@ class RequestGuard:
         self.hosts = frozenset(host.lower() for host in self.hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on to the app or answer it with a refusal."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":  # no WebSocket is in use: an unanswered one is closed

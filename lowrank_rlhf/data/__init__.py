@@ -1,0 +1,1 @@
+"""Examples: reading, detecting the format, checking, splitting and inspecting."""

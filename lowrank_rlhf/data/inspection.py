@@ -103,8 +103,10 @@ def leakage(loaded: Loaded, held_out: Loaded) -> Leakage:
 
 
 def shown_examples(loaded: Loaded) -> list[Located]:
-    """Two rows to look at, with something to train on where there is: the first, and the first with several turns
-    or else the last."""
+    """Return up to two rows to look at: the first, and the first with several turns or else the last.
+
+    Rows with something to train on come first.
+    """
     located = [entry for entry in loaded.located if entry.example.imitated or entry.example.pairs] or loaded.located
     several = [entry for entry in located[1:] if is_multi_turn(entry.example)]
     return [*located[:1], *(several or located[1:][-1:])[:1]]

@@ -53,7 +53,7 @@ def is_transcript(value: object) -> bool:
 
 
 def transcript(row: Row, name: str, value: object) -> list[Message]:
-    """HH-RLHF's "\\n\\nHuman: ... \\n\\nAssistant: ..." as turns. The last turn of the assistant may be empty."""
+    r"""Parse HH-RLHF's "\n\nHuman: ... \n\nAssistant: ..." into turns. The last turn of the assistant may be empty."""
     text = text_field(row, name, value)
     before, *parts = _SPEAKER.split(text)
     if before or not parts:

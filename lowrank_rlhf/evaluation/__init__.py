@@ -1,0 +1,1 @@
+"""Evaluation: held-out answers, matches between models, win rates, reward metrics."""

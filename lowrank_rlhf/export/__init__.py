@@ -1,0 +1,1 @@
+"""Exports: adapters, merged models, GGUF files, model cards, the hub."""

@@ -1,1 +1,1 @@
-"""What a run will need, told before it starts: memory, disk and time. Imports no torch."""
+"""Forecast of a run's memory, disk and time before it starts. Imports no torch."""

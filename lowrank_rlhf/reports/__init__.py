@@ -1,0 +1,1 @@
+"""Reports: tables, alarms and charts, as HTML, Markdown and terminal text."""

@@ -44,6 +44,7 @@ class FiniteGuard(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
+        """Forget the last step's losses."""
         self.problem = None
         self.losses.clear()
 
@@ -54,6 +55,7 @@ class FiniteGuard(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
+        """Drop the gradients if a loss or the gradient norm is not finite."""
         parameters = self.roles.parameters(Role.POLICY)
         try:
             check_finite("the loss", float(sum(self.losses)))

@@ -1,0 +1,1 @@
+"""Ranking screen of the dashboard and of the annotators' page."""

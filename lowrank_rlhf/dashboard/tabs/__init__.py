@@ -1,0 +1,1 @@
+"""Tabs of the dashboard, one module each, with their HTML."""

@@ -1,0 +1,1 @@
+"""Judges: built-in ones, a Python callable, a language model behind an endpoint."""
