@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lowrank_rlhf.maths.sequences import pack
-from lowrank_rlhf.models.adapters import fill_role
+from lowrank_rlhf.models.adapters import fill_role, load_role
 from lowrank_rlhf.models.generation import generating_as, stream_answer, stream_text
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.run.directory import read_record
 from lowrank_rlhf.run.records import Message, Prompt
 from lowrank_rlhf.training.rollout import RewardScale, reward_scores

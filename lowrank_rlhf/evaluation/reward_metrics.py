@@ -16,9 +16,9 @@ from lowrank_rlhf.maths.statistics import (
     pearson,
     reliability,
 )
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_tokens
-from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.results import Weakness
 from lowrank_rlhf.training.reward_data import Group, about_reward, rows_of, split_scores

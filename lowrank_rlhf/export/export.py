@@ -81,8 +81,8 @@ def export_reward(session: "Session", dtype: str, folder: Path) -> dict[str, Any
     With pooling `mean` the class's output is not the score: it reads the last token only. The card has code for it.
     """
     from lowrank_rlhf.export.merged_model import DTYPES, plan_reward
+    from lowrank_rlhf.models.adapters import load_role
     from lowrank_rlhf.models.roles import Role
-    from lowrank_rlhf.models.storage import load_role
     from lowrank_rlhf.training.reward_data import about_reward
 
     adapter = _adapter(session.run_dir, "reward")

@@ -1,4 +1,4 @@
-"""Load a LoRA adapter saved by PEFT, of any rank and layers, as one of the roles."""
+"""Load LoRA adapters saved by PEFT as roles: the run's own, or others of any rank and layers on the same base."""
 
 import re
 from pathlib import Path
@@ -22,6 +22,7 @@ _HEAD = "score"
 _PICKLED = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
 _PLAIN_INIT = (True, False, None, "gaussian", "eva", "orthogonal")
 """Initialisations that leave the base unchanged; PiSSA, OLoRA and LoftQ adapters fit only a modified base."""
+_DEFAULTS = PeftLoraConfig().to_dict()
 _WITHOUT_EFFECT = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -50,7 +51,7 @@ class _Saved(BaseModel):
 
     peft_type: Literal["LORA"]
     r: int = Field(ge=1)
-    lora_alpha: float
+    lora_alpha: float = _DEFAULTS["lora_alpha"]
     target_modules: str | list[str]
     exclude_modules: str | list[str] | None = None
     layers_to_transform: int | list[int] | None = None
@@ -60,8 +61,19 @@ class _Saved(BaseModel):
     use_rslora: bool = False
 
 
+def load_role(roles: Roles, role: Role, folder: Path) -> None:
+    """Load an adapter with the run's own settings (`lora`) from a PEFT folder into the role.
+
+    Raises `UserError`, with all roles unchanged, for other settings and where `fill_role` raises it.
+    """
+    settings: Any = roles.peft.peft_config.get(role.value, roles.shape)
+    _, weights = _read_adapter(roles, role, folder, settings)
+    roles.prepare(role)
+    _copy(weights, roles, role)
+
+
 def fill_role(roles: Roles, role: Role, folder: Path | None) -> None:
-    """Load the adapter in a PEFT folder into the role; None loads a new adapter without effect (the bare base).
+    """Load an adapter with any settings from a PEFT folder into the role; None loads one without effect (the base).
 
     Rank, alpha and layers come from the folder and may differ from the run's; the other roles keep their adapters.
     Raises `UserError`, with all roles unchanged, if the adapter is incompatible with this base or records that it was
@@ -70,15 +82,9 @@ def fill_role(roles: Roles, role: Role, folder: Path | None) -> None:
     if folder is None:
         roles.reset(role, torch.Generator().manual_seed(0))
         return
-    shape = plain_shape(folder, role)
-    path = _weights_file(folder)
-    weights = read_tensors(path)
-    check_provenance(path, roles.base.provenance)
-    _check(folder, _expected(roles, role, shape, folder), weights)
-    roles.replace_adapter(role, shape)
-    with torch.no_grad():
-        for name, parameter in roles.named_parameters(role).items():
-            parameter.copy_(weights[name])
+    settings, weights = _read_adapter(roles, role, folder)
+    roles.replace_adapter(role, settings)
+    _copy(weights, roles, role)
 
 
 def trained_on(folder: Path) -> str | None:
@@ -112,8 +118,35 @@ def _weights_file(folder: Path) -> Path:
     raise UserError(f"{folder}: {WEIGHTS} not found. An adapter is a folder saved by PEFT in safetensors")
 
 
-def plain_shape(folder: Path, role: Role) -> PeftLoraConfig:
-    """Return the adapter's shape; only settings known to be safe are taken from the saved config.
+def _read_adapter(
+    roles: Roles, role: Role, folder: Path, required: PeftLoraConfig | None = None
+) -> tuple[PeftLoraConfig, dict[str, Tensor]]:
+    """Return settings and weights of a saved adapter.
+
+    The weights have exactly the names and shapes that the settings imply on this base: the `required` ones, or else the
+    folder's. Raises `UserError` otherwise, and if the adapter was trained on another base.
+    """
+    settings = _plain_settings(folder, role)
+    path = _weights_file(folder)
+    weights = read_tensors(path)
+    check_provenance(path, roles.base.provenance)
+    differences = _scaling_differences(settings, required) if required else []
+    differences += _tensor_differences(weights, _expected(roles, role, required or settings, folder))
+    if differences:
+        shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
+        other = "this run's section lora" if required else f"this base model or its own {CONFIG}"
+        raise UserError(f"{path}: does not fit {other}: {shown}")
+    return settings, weights
+
+
+def _copy(weights: dict[str, Tensor], roles: Roles, role: Role) -> None:
+    with torch.no_grad():
+        for name, parameter in roles.named_parameters(role).items():
+            parameter.copy_(weights[name])
+
+
+def _plain_settings(folder: Path, role: Role) -> PeftLoraConfig:
+    """Return the adapter's settings; only those known to be safe are taken from the saved config.
 
     Raises `UserError` for anything but plain LoRA: DoRA, biases, or an initialisation (PiSSA, OLoRA) that modified the
     base.
@@ -121,7 +154,7 @@ def plain_shape(folder: Path, role: Role) -> PeftLoraConfig:
     config = _config(folder)
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise UserError(f"{folder}: a PEFT adapter of type {kind}; only LORA can take part here")
+        raise UserError(f"{folder}: PEFT adapters of type {kind} are not supported, only LORA")
     try:
         saved = _Saved.model_validate(config)
     except ValidationError as error:
@@ -130,7 +163,7 @@ def plain_shape(folder: Path, role: Role) -> PeftLoraConfig:
     odd = [key for key, value in (saved.model_extra or {}).items() if not _harmless(key, value, role)]
     if odd:
         shown = ", ".join(f"{key}: {config[key]!r}" for key in sorted(odd))
-        raise UserError(f"{folder / CONFIG}: {shown}: not supported; only plain LoRA can take part here")
+        raise UserError(f"{folder / CONFIG}: {shown}: not supported, only plain LoRA is")
     fields = saved.model_dump(include=set(_Saved.model_fields) - {"peft_type"})
     try:
         return PeftLoraConfig(**fields, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
@@ -146,52 +179,58 @@ def _harmless(key: str, value: Any, role: Role) -> bool:
         return value == "none"
     if key == "modules_to_save":
         return not value or (role.has_head and value == [_HEAD])
-    return key in _WITHOUT_EFFECT or not value
+    return key in _WITHOUT_EFFECT or not value or value == _DEFAULTS.get(key)
 
 
-def _expected(roles: Roles, role: Role, shape: PeftLoraConfig, folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the tensors of an adapter of that shape on this base."""
+def _expected(roles: Roles, role: Role, settings: PeftLoraConfig, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the tensors of an adapter with those settings on this base."""
     expected: dict[str, tuple[int, ...]] = {}
-    ranks = shape.rank_pattern or {}
-    for name, layer in _targeted(roles.base.model, shape, folder):
+    ranks = settings.rank_pattern or {}
+    for name, layer in _targeted(roles.base.model, settings, folder):
         number = re.search(r"\.layers\.(\d+)\.", name)
         if not number or not isinstance(layer, nn.Linear):
             raise UserError(
                 f"{folder / CONFIG}: target_modules: adapts {name}; "
-                "only linear layers inside the decoder's layers can have an adapter here"
+                "only linear layers inside the decoder's layers are supported"
             )
         if role.has_head and int(number[1]) >= roles.head_layers:
             continue
-        rank = ranks.get(get_pattern_key(list(ranks), name), shape.r)
+        rank = ranks.get(get_pattern_key(list(ranks), name), settings.r)
         expected[f"{_PREFIX}{name}.lora_A.weight"] = (rank, layer.in_features)
         expected[f"{_PREFIX}{name}.lora_B.weight"] = (layer.out_features, rank)
     if not expected:
-        raise UserError(f"{folder / CONFIG}: target_modules: the base has no layer of that name; is it another model?")
+        raise UserError(f"{folder / CONFIG}: target_modules: the base has no layer of that name")
     if role.has_head:
         expected[f"{_PREFIX}{_HEAD}.weight"] = (1, roles.base.model.config.get_text_config().hidden_size)
     return expected
 
 
-def _targeted(model: nn.Module, shape: PeftLoraConfig, folder: Path) -> list[tuple[str, Any]]:
-    """Return the layers of the base that an adapter of that shape targets, with their names."""
+def _targeted(model: nn.Module, settings: PeftLoraConfig, folder: Path) -> list[tuple[str, Any]]:
+    """Return the layers of the base that an adapter with those settings targets, with their names."""
     try:
         return [
             (name, getattr(module, "base_layer", module))
             for name, module in model.named_modules()
-            if ".base_layer" not in name and ".lora_" not in name and check_target_module_exists(shape, name)
+            if ".base_layer" not in name and ".lora_" not in name and check_target_module_exists(settings, name)
         ]
     except re.error as error:
         raise UserError(f"{folder / CONFIG}: target_modules: not a regular expression ({error})") from None
 
 
-def _check(folder: Path, expected: dict[str, tuple[int, ...]], weights: dict[str, Tensor]) -> None:
-    problems = [f"missing {name}" for name in sorted(expected.keys() - weights.keys())]
-    problems += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]
-    problems += [
+def _tensor_differences(weights: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> list[str]:
+    """Return a message for each missing, unexpected or wrongly shaped tensor."""
+    differences = [f"missing {name}" for name in sorted(expected.keys() - weights.keys())]
+    differences += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]
+    differences += [
         f"{name} is {tuple(weights[name].shape)}, not {expected[name]}"
         for name in sorted(expected.keys() & weights.keys())
         if tuple(weights[name].shape) != expected[name]
     ]
-    if problems:
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise UserError(f"{folder}: does not fit this base model or its own {CONFIG}: {shown}")
+    return differences
+
+
+def _scaling_differences(saved: PeftLoraConfig, required: PeftLoraConfig) -> list[str]:
+    """Return a message for each setting that scales the same weights otherwise, which their shapes do not reveal."""
+    keys = ("lora_alpha", "alpha_pattern", "use_rslora")
+    pairs = [(key, getattr(saved, key), getattr(required, key)) for key in keys]
+    return [f"{key} is {found}, not {expected}" for key, found, expected in pairs if found != expected]

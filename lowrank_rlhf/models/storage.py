@@ -1,4 +1,4 @@
-"""Save and load adapters and optimisers: PEFT folders, safetensors and JSON only."""
+"""Write adapters as PEFT folders, and read and write tensors and optimizers: safetensors and JSON only."""
 
 import copy
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.run import fault_points
-from lowrank_rlhf.sources.provenance import as_metadata, check_provenance
+from lowrank_rlhf.sources.provenance import as_metadata
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -42,37 +41,6 @@ def save_role(roles: Roles, role: Role, folder: Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in roles.named_parameters(role).items()}
     write_tensors(weights, folder / WEIGHTS, as_metadata(roles.base.provenance))
     fault_points.point(f"{folder.name}: {WEIGHTS} written")
-
-
-def load_role(roles: Roles, role: Role, folder: Path) -> None:
-    """Read a PEFT folder into the role.
-
-    Raises `UserError` for missing, unexpected or misshapen tensors, and for an adapter trained on another base.
-    """
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{folder}: {WEIGHTS} not found. An adapter is a folder saved by PEFT in safetensors")
-    weights = read_tensors(path)
-    check_provenance(path, roles.base.provenance)
-    added = role not in roles.present
-    roles.prepare(role)
-    expected = roles.named_parameters(role)
-    problems = _other_scaling(roles, role, folder)
-    problems += [f"missing {name}" for name in sorted(expected.keys() - weights.keys())]
-    problems += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]
-    problems += [
-        f"{name} is {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & weights.keys())
-        if weights[name].shape != expected[name].shape
-    ]
-    if problems:
-        if added:
-            roles.peft.delete_adapter(role.value)
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise UserError(f"{path}: does not fit this run's section lora: {shown}")
-    with torch.no_grad():
-        for name, parameter in expected.items():
-            parameter.copy_(weights[name])
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
@@ -107,20 +75,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
-
-
-def _other_scaling(roles: Roles, role: Role, folder: Path) -> list[str]:
-    """Return the saved settings that would give the same weights another effect; shapes do not reveal them.
-
-    A missing key has PEFT's default, as in PEFT.
-    """
-    try:
-        saved = LoraConfig().to_dict() | json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError) as error:  # TypeError: JSON, but no object
-        raise UserError(f"{folder / CONFIG}: not readable ({error})") from None
-    ours = roles.peft.peft_config[role.value].to_dict()
-    keys = ("lora_alpha", "alpha_pattern", "use_rslora", "use_dora")
-    return [f"{key} is {saved[key]}, not {ours[key]}" for key in keys if saved[key] != ours[key]]
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:

@@ -14,9 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation, open_gold_judge
 from lowrank_rlhf.maths.batching import rows_per_pass
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.run.progress import Bar
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.dpo import DpoTask

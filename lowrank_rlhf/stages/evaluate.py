@@ -19,8 +19,8 @@ from lowrank_rlhf.evaluation.reward_metrics import load_reward_model
 from lowrank_rlhf.evaluation.run_judges import open_judge
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.statistics import bootstrap_interval, mean_shift
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.reports.render import write_report
 from lowrank_rlhf.reports.terminal import summary_message

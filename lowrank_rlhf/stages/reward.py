@@ -21,9 +21,10 @@ from lowrank_rlhf.evaluation.reward_metrics import (
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.logistic import fit_pair_head
 from lowrank_rlhf.maths.masking import pool
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_features, score_tokens
-from lowrank_rlhf.models.storage import load_role, save_role
+from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.run.directory import write_json_atomic
 from lowrank_rlhf.run.records import Score, write_jsonl

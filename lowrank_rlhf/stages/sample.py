@@ -5,8 +5,8 @@ from typing import Any
 
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.evaluation.sampling import AnswerLog, answer_prompts
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.run.directory import StepLog
 from lowrank_rlhf.run.records import write_jsonl
 from lowrank_rlhf.session import Session

@@ -16,10 +16,10 @@ from lowrank_rlhf.config.schema import SftConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.batching import rows_per_pass
 from lowrank_rlhf.maths.sequences import Sequences, pack
-from lowrank_rlhf.models.adapters import plain_shape
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.storage import load_role, save_role
+from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.progress import Bar
 from lowrank_rlhf.session import Session
@@ -41,7 +41,6 @@ def run(session: Session) -> dict[str, Any]:
     roles.reset(Role.POLICY, torch.Generator().manual_seed(session.seed("sft", "init")))
     figures: dict[str, Any] = {"source": config.source}
     if config.source == "adapter":
-        plain_shape(Path(str(config.adapter)), Role.POLICY)  # matching shapes do not prove that this is its base
         load_role(roles, Role.POLICY, Path(str(config.adapter)))
     elif config.source == "train":
         figures |= _train(session)

@@ -10,9 +10,10 @@ from torch.optim import Optimizer
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.errors import StageFailed
 from lowrank_rlhf.maths.sequences import cut_minibatches
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.batch_limits import BatchLimits
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+from lowrank_rlhf.models.storage import load_optimizer, save_optimizer, save_role
 from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
 from lowrank_rlhf.run.directory import StepLog, read_record, write_json_atomic
 from lowrank_rlhf.run.results import Claim, ClaimId

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from lowrank_rlhf.errors import Stopped
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.storage import load_optimizer, load_role, save_optimizer, save_role
+from lowrank_rlhf.models.storage import load_optimizer, save_optimizer, save_role
 from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
 from lowrank_rlhf.run.directory import StepLog, read_record, write_json_atomic
 from lowrank_rlhf.run.progress import Bar, StopRequest

@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.models.adapters import fill_role, trained_on
+from lowrank_rlhf.models import adapters
+from lowrank_rlhf.models.adapters import fill_role, load_role, trained_on
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.layers.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_logprobs
-from lowrank_rlhf.models.storage import CONFIG, WEIGHTS, load_role, save_role
+from lowrank_rlhf.models.storage import CONFIG, WEIGHTS, save_role
 
 both = pytest.mark.parametrize("quantization", ["none", "nf4"])
 SHAPES: dict[str, dict[str, Any]] = {
@@ -209,7 +210,7 @@ def refused(roles: Roles, folder: Path) -> str:
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: 'pissa_niter_4'"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"a_setting_of_tomorrow": 3}, "a_setting_of_tomorrow: 3"),
-        ({"peft_type": "IA3"}, "of type IA3; only LORA"),
+        ({"peft_type": "IA3"}, "of type IA3 are not supported, only LORA"),
         ({"r": 0}, "r: Input should be greater than or equal to 1"),
         ({"r": "many"}, "r: Input should be a valid integer"),
         ({"lora_alpha": float("nan")}, "lora_alpha: Input should be a finite number"),
@@ -229,6 +230,15 @@ def test_what_would_compute_something_else_is_refused(roles, tmp_path, settings,
     assert says in refused(roles, tmp_path)
 
 
+def test_a_new_setting_of_peft_is_plain_lora_at_its_default(roles, tmp_path, monkeypatch) -> None:
+    save_role(roles, Role.POLICY, tmp_path)
+    change(tmp_path, a_setting_of_tomorrow=3)
+    monkeypatch.setitem(adapters._DEFAULTS, "a_setting_of_tomorrow", 3)
+    fill_role(roles, Role.POLICY, tmp_path)
+    change(tmp_path, a_setting_of_tomorrow=4)
+    assert "a_setting_of_tomorrow: 4" in refused(roles, tmp_path)
+
+
 def test_a_tensor_too_few_or_too_many(roles, tmp_path) -> None:
     save_role(roles, Role.POLICY, tmp_path)
     weights = load_file(tmp_path / WEIGHTS)
@@ -242,7 +252,7 @@ def test_a_tensor_too_few_or_too_many(roles, tmp_path) -> None:
 def test_a_real_adapter_of_another_kind(roles, tmp_path) -> None:
     model = get_peft_model(load_plain(AutoModelForCausalLM, roles, "none"), IA3Config(task_type="CAUSAL_LM"))
     model.save_pretrained(tmp_path)
-    assert "a PEFT adapter of type IA3" in refused(roles, tmp_path)
+    assert "PEFT adapters of type IA3" in refused(roles, tmp_path)
 
 
 def test_files_that_are_missing_or_no_adapter(roles, tmp_path) -> None:

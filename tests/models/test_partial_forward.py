@@ -28,9 +28,10 @@ from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import Sequences
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_logprobs, score_tokens
-from lowrank_rlhf.models.storage import load_role, save_role
+from lowrank_rlhf.models.storage import save_role
 
 LAYERS = 4
 both = pytest.mark.parametrize("quantization", ["none", "nf4"])

@@ -1,5 +1,6 @@
 """Laws 1 to 7 of the roles (the eighth: test_scoring.py), on float32 and on real NF4 and int8 weights."""
 
+import json
 import bitsandbytes as bnb
 import pytest
 import torch
@@ -11,11 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.layers.int8 import Int8Linear
 from lowrank_rlhf.models.layers.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.storage import load_role, save_role
+from lowrank_rlhf.models.storage import CONFIG, save_role
 
 each_quantization = pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 each_way = pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
@@ -290,6 +292,8 @@ def test_missing_and_unexpected_keys_are_errors(tiny_base, tmp_path, quantizatio
     with pytest.raises(UserError, match=r"missing base_model\.model\.score\.weight"):
         load_role(roles, Role.CRITIC, tmp_path / "policy")
     assert_same(snapshot(roles, Role.CRITIC), before)
+    config = tmp_path / "reward" / CONFIG
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"modules_to_save": None}))
     with pytest.raises(UserError, match=r"unexpected base_model\.model\.score\.weight"):
         load_role(roles, Role.REFERENCE, tmp_path / "reward")
 

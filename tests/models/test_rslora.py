@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.layers.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.storage import load_role, save_role
+from lowrank_rlhf.models.storage import save_role
 
 RSLORA = LORA.model_copy(update={"use_rslora": True})
 EQUAL = LORA.model_copy(update={"alpha": LORA.alpha * 2})  # the rank is 4

@@ -13,15 +13,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.masking import pool
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.storage import (
-    load_optimizer,
-    load_role,
-    read_tensors,
-    save_optimizer,
-    save_role,
-    write_tensors,
-)
+from lowrank_rlhf.models.storage import load_optimizer, read_tensors, save_optimizer, save_role, write_tensors
 
 CHOICES = [("none", "llama"), ("nf4", "llama"), *(("none", name) for name in ARCHITECTURES if name != "llama")]
 everywhere = pytest.mark.parametrize(("quantization", "architecture"), CHOICES)
@@ -112,7 +106,7 @@ def test_other_modules_are_refused(tiny_base, tmp_path) -> None:
 
 
 def test_what_is_no_adapter_is_refused(tiny_base, tmp_path) -> None:
-    assert refused(tiny_base, tmp_path).startswith(f"{tmp_path}: adapter_model.safetensors not found")
+    assert refused(tiny_base, tmp_path).startswith(f"{tmp_path}: adapter_config.json not found")
     folder = saved(tiny_base, tmp_path)
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
@@ -120,7 +114,15 @@ def test_what_is_no_adapter_is_refused(tiny_base, tmp_path) -> None:
     saved(tiny_base, tmp_path)
     for text in ("{", "[]", "7"):
         (folder / "adapter_config.json").write_text(text)
-        assert refused(tiny_base, folder).startswith(f"{folder / 'adapter_config.json'}: not readable (")
+        assert refused(tiny_base, folder).startswith(f"{folder / 'adapter_config.json'}: not a JSON object")
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "all"}, {"peft_type": "IA3"}])
+def test_anything_but_plain_lora_is_refused(tiny_base, tmp_path, settings) -> None:
+    """Its tensors have the names and shapes of this run's, and would compute something else."""
+    path = saved(tiny_base, tmp_path) / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    assert "not supported" in refused(tiny_base, tmp_path)
 
 
 # --- the optimiser

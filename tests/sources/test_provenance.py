@@ -16,9 +16,9 @@ from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.models.adapters import fill_role
+from lowrank_rlhf.models.adapters import fill_role, load_role
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.storage import WEIGHTS, load_role, save_role
+from lowrank_rlhf.models.storage import WEIGHTS, save_role
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources.provenance import KEY

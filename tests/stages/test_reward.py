@@ -18,9 +18,9 @@ from lowrank_rlhf.evaluation.reward_metrics import (
     weakness,
 )
 from lowrank_rlhf.maths.statistics import Interval
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, Score, read_jsonl
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward

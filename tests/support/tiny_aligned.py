@@ -7,8 +7,8 @@ from typing import Any
 from tiny_run import make_config, make_session, write_prompts
 
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.storage import load_role
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.session import Session
