@@ -1,6 +1,7 @@
 """Laws 1 to 7 of the roles (the eighth: test_scoring.py), on float32 and on real NF4 and int8 weights."""
 
 import json
+
 import bitsandbytes as bnb
 import pytest
 import torch
