@@ -1,1 +1,1 @@
-"""The run's settings: the schema (`schema`) and how YAML becomes one (`loading`). Imports no torch."""
+"""Settings of a run: their schema and a YAML loader. Imports no torch."""

@@ -13,30 +13,30 @@ _COMPARES = frozenset({"epochs"})
 
 
 class AlignConfig(Section):
-    """Stage 3: which algorithm makes the policy. Scores, evaluations and checkpoints are section `ppo`'s for all."""
+    """Stage 3: the algorithm that trains the policy. Scores, evaluations and checkpoints are set in section `ppo`."""
 
     algorithm: Algorithm = "ppo"
-    """`ppo` is this package's, set in section `ppo`. The others are TRL's: `rloo` and `grpo` sample and ask the reward
-    model, too, but need no critic; `dpo` learns from the comparisons themselves and samples nothing."""
+    """`ppo` is implemented in this package and set in section `ppo`. The others are TRL's: `rloo` and `grpo` sample and
+    use the reward model, without a critic; `dpo` learns from the comparisons and does not sample."""
     steps: Count = 50
-    """With `rloo` and `grpo`: rollouts, each followed by one optimiser step."""
+    """With `rloo` and `grpo`: number of rollouts, each followed by one optimiser step."""
     answers_per_prompt: Annotated[int, Field(ge=2)] = 4
-    """With `rloo` and `grpo`: answers to each prompt, which are each other's baseline."""
+    """With `rloo` and `grpo`: answers per prompt; they serve as each other's baseline."""
     epochs: Count = 1
     """With `dpo`: passes over the comparisons."""
     batch_size: Count = 32
-    """Answers per optimiser step; with `dpo` comparisons."""
+    """Answers per optimiser step; with `dpo`, comparisons."""
     learning_rate: Rate = 5e-5
-    """Of the policy adapter, at its highest; decays linearly."""
+    """Peak learning rate of the policy adapter, with linear decay."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """First steps, in which the rate rises."""
+    """Steps of learning-rate warm-up."""
     beta: NonNegative = 0.05
-    """How much staying near SFT counts: the KL's weight in the reward (`rloo`) or the loss (`grpo`), beta of `dpo`."""
+    """Weight of the KL to the SFT model in the reward (`rloo`) or the loss (`grpo`); with `dpo`, its beta."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this norm."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield settings that the algorithm ignores, a batch size that groups do not divide, and DPO with beta 0."""
+        """Yield ignored settings, a batch size that is no multiple of the group size, and DPO with beta 0."""
         for name in sorted(self._ignored()):
             if getattr(self, name) != type(self).model_fields[name].default:
                 hint = "set section ppo instead" if self.algorithm == "ppo" else "remove it"

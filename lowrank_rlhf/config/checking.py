@@ -40,7 +40,7 @@ def _without(values: dict[str, Any], wrong: set[Key]) -> dict[str, Any]:
 
 
 def _read(values: dict[str, Any]) -> Config:
-    """Validate strictly, so that `true` is no number and "3" no count, but by JSON's rules: a list may fill a tuple."""
+    """Validate strictly (`true` is not a number, "3" is not a count), but by JSON's rules: a list may fill a tuple."""
     return Config.model_validate_json(json.dumps(values), strict=True, context=UNCHECKED)
 
 

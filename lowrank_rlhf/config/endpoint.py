@@ -1,4 +1,4 @@
-"""The settings of a judge behind an OpenAI-compatible server."""
+"""Settings of a judge behind an OpenAI-compatible server."""
 
 import re
 from string import Formatter
@@ -10,41 +10,41 @@ from lowrank_rlhf.config.section import Count, Section
 
 
 class EndpointConfig(Section):
-    """A language model behind an OpenAI-compatible server, which says which of two answers is better."""
+    """Language model behind an OpenAI-compatible server that compares two answers."""
 
     url: str
-    """The server's base URL, such as `http://127.0.0.1:11434/v1` for Ollama; `/chat/completions` is added to it."""
+    """Base URL of the server, such as `http://127.0.0.1:11434/v1` for Ollama; `/chat/completions` is appended."""
     model: str
-    """The model's name, as the server knows it."""
+    """Name of the model on the server."""
     template: str = "english"
-    """`english`, `chinese`, or a question of yours with `{prompt}`, `{first}` and `{second}` that asks for a last line
+    """`english`, `chinese`, or your own question with `{prompt}`, `{first}` and `{second}` that asks for a last line
     with A (the first is better), B or tie."""
     max_tokens: Count = 16
-    """Longest reply; a model that thinks before it answers needs hundreds."""
+    """Maximum length of a reply, in tokens; a model that reasons first needs hundreds."""
     unreadable: Literal["error", "tie"] = "error"
-    """A reply that names no winner, twice, is an `error`, or counts as a `tie` (models may refuse some texts)."""
+    """Two replies in a row without a winner are an `error`, or count as a `tie` (models may refuse some texts)."""
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
-    """Ask no faster than this; as fast as the server answers by default."""
+    """Maximum request rate; unlimited by default."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Longest wait for a reply."""
+    """Maximum wait for a reply."""
     max_attempts: Count = 6
-    """Tries per question while the server is busy, down or silent, with growing pauses."""
+    """Attempts per question while the server is busy, unavailable or silent, with growing pauses."""
     api_key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key, the only place it is read from; a local server may need none."""
+    """Environment variable with the API key, which is read from nowhere else; a local server may need none."""
 
     @field_validator("url")
     @classmethod
     def _plain_url(cls, url: str) -> str:
         if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
-            # Not repeated in the message: what makes it wrong may be a password.
-            raise ValueError("must be an http:// or https:// URL, without a user, a password or anything after ? or #")
+            # The message does not repeat the URL, which may contain a password.
+            raise ValueError("must be an http:// or https:// URL without user, password, query or fragment")
         return url
 
     @field_validator("model")
     @classmethod
     def _model_named(cls, model: str) -> str:
         if not model.strip():
-            raise ValueError("must name a model of the server's")
+            raise ValueError("must be the name of a model on the server")
         return model
 
     @field_validator("api_key_variable")
@@ -65,7 +65,7 @@ class EndpointConfig(Section):
             fields = set()
         if fields != {(name, "", None) for name in ("prompt", "first", "second")}:
             raise ValueError(
-                "must be english, chinese, or a text that holds {prompt}, {first} and {second} and no other "
-                "braces (write {{ for a brace)"
+                "must be english, chinese, or a text with {prompt}, {first} and {second} and no other "
+                "braces (write {{ for a literal brace)"
             )
         return template

@@ -1,4 +1,4 @@
-"""Read a `Config` from YAML and the command line, reporting every mistake with its position; write it as YAML."""
+"""Read a `Config` from YAML and overrides, report every mistake with its position, and write a config as YAML."""
 
 import io
 import os
@@ -27,7 +27,7 @@ _DEEPEST = 5  # no setting is nested more than three deep
 
 
 class Position(NamedTuple):
-    """Where something was said; sorts in reading order, overrides last."""
+    """Position of a setting in the file or among the overrides; sorts in reading order, overrides last."""
 
     line: int
     column: int
@@ -36,34 +36,34 @@ class Position(NamedTuple):
 
 @dataclass
 class _Settings:
-    """What the file and the overrides say, where they say it, and what is wrong with it."""
+    """Settings of the file and the overrides, with their positions and mistakes."""
 
     places: dict[Key, Position]
     values: Any = None
     problems: list[tuple[Position, str]] = field(default_factory=list)
 
     def place(self, key: Key) -> Position:
-        """Of the key, or of the nearest section around it that was written down."""
+        """Return the position of the key, or of the closest enclosing section that is present."""
         return next(self.places[key[:size]] for size in range(len(key), -1, -1) if key[:size] in self.places)
 
 
 def preset_folder() -> Path:
-    """The folder of ready-made configs: inside an installed package, beside it in a checkout."""
+    """Return the folder of the presets: inside an installed package, next to the package in a checkout."""
     installed, checkout = (Path(__file__).parents[up] / "presets" for up in (1, 2))
     return installed if installed.is_dir() else checkout
 
 
 def preset_names() -> list[str]:
-    """Names of the presets that exist."""
+    """Return the names of all presets."""
     return sorted(path.stem for path in preset_folder().glob("*.yaml"))
 
 
 def preset_path(name: str) -> Path:
-    """The preset's file. Raises `UserError` with the names that exist."""
+    """Return the file of a preset. Raises `UserError` with the names of all presets."""
     names = preset_names()
     if name not in names:
-        listing = f"The presets are: {', '.join(names)}." if names else f"There are no presets in {preset_folder()}."
-        raise UserError(f'no preset is called "{name}". {listing}{suggestion(name, names)}')
+        listing = f"The presets are: {', '.join(names)}." if names else f"{preset_folder()} contains no presets."
+        raise UserError(f'preset not found: "{name}". {listing}{suggestion(name, names)}')
     return preset_folder() / f"{name}.yaml"
 
 
@@ -72,10 +72,10 @@ def load_config(
     overrides: Sequence[str] = (),
     check: Check = lambda _: (),
 ) -> Config:
-    """The config in a YAML file, or in the preset of that bare name, changed by `key=value` overrides.
+    """Load the config from a YAML file or a preset, changed by `key=value` overrides.
 
-    `check` returns the keys and sentences of what is wrong with a valid config; it sees one even where settings are
-    wrong, with their defaults in their place.
+    `check` returns the keys and messages of mistakes in a valid config; wrong settings are replaced by their defaults
+    before it is called.
     Raises `UserError` with one line per mistake, each beginning with `file:line:column` or the override.
     """
     if path.name == str(path) and not path.suffix and not os.path.isfile(path):
@@ -89,7 +89,7 @@ def parse_config(
     overrides: Sequence[str] = (),
     check: Check = lambda _: (),
 ) -> Config:
-    """The same from YAML that is in no file; its mistakes begin with `name:line:column`."""
+    """Load the config from a YAML text, like `load_config`; mistakes begin with `name:line:column`."""
     settings = _read(text, name)
     for number, setting in enumerate(overrides):
         _override(settings, setting, Position(sys.maxsize, number, f'override "{setting}"'))
@@ -104,7 +104,7 @@ def parse_config(
 
 
 def dump_config(config: Config, changed_only: bool = False) -> str:
-    """YAML with every setting, or with those that differ from the defaults; `load_config` reads it back as it was."""
+    """Return the config as YAML, with all settings or only the changed ones; `load_config` restores it exactly."""
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
@@ -136,9 +136,9 @@ def _read(text: str, name: str) -> _Settings:
     except (YAMLError, RecursionError) as error:
         raise UserError(f"{name}: not valid YAML: {_reason(error)}") from None
     if root is None:
-        raise UserError(f"{name}: is empty; a config needs at least `name` and `model: {{source: ...}}`")
+        raise UserError(f"{name}: empty file. A config needs at least `name` and `model: {{source: ...}}`")
     if not isinstance(root, MappingNode):
-        raise UserError(f"{name}: must hold `key: value` lines at its top level")
+        raise UserError(f"{name}: expected `key: value` lines at the top level")
     if root.tag not in _PLAIN:
         raise UserError(f"{_text_place(name, root.start_mark).text}: the tag {root.tag} is not allowed")
     settings.values = _value(root, (), settings, lambda mark: _text_place(name, mark), set())
@@ -147,17 +147,17 @@ def _read(text: str, name: str) -> _Settings:
 
 def _read_text(path: Path) -> str:
     if os.path.isdir(path):
-        raise UserError(f"{path}: is a folder, not a YAML file")
+        raise UserError(f"{path}: expected a YAML file, got a folder")
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
-            raise UserError(f"{path}: is longer than a MiB; a config has some lines of YAML")
+            raise UserError(f"{path}: larger than 1 MiB. Expected a config in YAML")
         return content.decode()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: file not found") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}). Save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -182,13 +182,13 @@ def _text_place(name: str, mark: StreamMark) -> Position:
 def _value(
     node: Node, key: Key, settings: _Settings, place_of: Callable[[StreamMark], Position], seen: set[int]
 ) -> Any:
-    """The node as plain Python; notes in `settings` where its keys stand and what YAML allows but a config doesn't."""
+    """Return the node as plain Python; record positions, and YAML that configs do not allow, in `settings`."""
     place = settings.place(key)
     if len(key) > _DEEPEST:
         settings.problems.append((place, f"{dotted(key)}: nested too deeply"))
         return None
-    if id(node) in seen:  # an alias is the anchored node itself: met again, it is not walked again
-        settings.problems.append((place, f"{dotted(key)}: aliases (*name) are not allowed; write the value out"))
+    if id(node) in seen:  # an alias is the anchored node itself: it is not walked twice
+        settings.problems.append((place, f"{dotted(key)}: aliases (*name) are not allowed. Write the value out"))
         return None
     seen.add(id(node))
     if not isinstance(node, ScalarNode) and node.tag not in _PLAIN:
@@ -222,7 +222,7 @@ def _mapping(
         if name_node.value in values:
             first = settings.places[inner].line
             where = f", first on line {first}" if first < place.line else ""
-            settings.problems.append((place, f"{dotted(inner)}: given twice{where}"))
+            settings.problems.append((place, f"{dotted(inner)}: duplicate key{where}"))
             continue
         settings.places[inner] = place
         values[name_node.value] = _value(value_node, inner, settings, place_of, seen)
@@ -235,7 +235,7 @@ def _source(node: Node) -> str:
 
 def _scalar(node: Node, key: Key, settings: _Settings) -> Any:
     if node.tag in _TEXT:
-        with suppress(UnicodeDecodeError):  # JSON, which is YAML, spells an emoji as two halves of a character
+        with suppress(UnicodeDecodeError):  # JSON, a subset of YAML, writes an emoji as two surrogates
             return str(node.value).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     problem = HALF_A_CHARACTER if node.tag in _TEXT else f"the tag {node.tag} is not allowed"
     if node.tag in _CONVERTED:
@@ -252,7 +252,7 @@ def _scalar(node: Node, key: Key, settings: _Settings) -> Any:
 
 
 def _override(settings: _Settings, text: str, place: Position) -> None:
-    """Put the override's value in the file's place, or note what is wrong with it."""
+    """Replace the file's value by the override's, or record the mistake."""
     name, equals, source = text.partition("=")
     key: Key = tuple(name.strip().split("."))
     if not equals or not all(key):

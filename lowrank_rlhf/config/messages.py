@@ -1,4 +1,4 @@
-"""pydantic's complaints as plain sentences that name the key, the value and what is allowed."""
+"""Turn pydantic's errors into sentences with the key, the value and the allowed values."""
 
 import difflib
 import json
@@ -35,18 +35,18 @@ _BRANCH = re.compile(r"(literal|tuple)\[")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """` Did you mean "x"?` for the closest known word, or nothing if none is close."""
+    """Return ` Did you mean "x"?` for the closest known word, or an empty string if none is close."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f' Did you mean "{close[0]}"?' if close else ""
 
 
 def dotted(key: Key) -> str:
-    """`("stages", 1)` -> `stages[1]`."""
+    """Return the key as text: `("stages", 1)` gives `stages[1]`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).removeprefix(".")
 
 
 def section_fields(key: Key) -> Iterable[str]:
-    """Names of the settings under a key of the config; none where the key is no section."""
+    """Return the names of the settings under a key of the config; empty if the key is not a section."""
     model: Any = Config
     for part in key:
         field = model.model_fields.get(part)
@@ -58,7 +58,7 @@ def section_fields(key: Key) -> Iterable[str]:
 
 
 def sentences(error: ValidationError) -> list[tuple[Key, str]]:
-    """One sentence per setting that is wrong, with the setting's key."""
+    """Return the key and one sentence for each wrong setting."""
     by_key: defaultdict[Key, list[tuple[Key, ErrorDetails]]] = defaultdict(list)
     for detail in error.errors():
         key = detail["loc"]
@@ -66,7 +66,7 @@ def sentences(error: ValidationError) -> list[tuple[Key, str]]:
         by_key[key[:branch]].append((key[branch + 1 :], detail))
     found = []
     for key, details in by_key.items():
-        # Where one branch of a union complains about an element, it was the branch that was meant.
+        # If one branch of a union reports an element, that branch was meant.
         inner = [(rest, detail) for rest, detail in details if rest]
         if inner:
             found += [((*key, *rest), _sentence((*key, *rest), [detail])) for rest, detail in inner]
@@ -78,7 +78,7 @@ def sentences(error: ValidationError) -> list[tuple[Key, str]]:
 def _sentence(key: Key, details: list[ErrorDetails]) -> str:
     first = details[0]
     if first["type"] == "missing":
-        text = "missing, and it has no default"
+        text = "missing; it has no default"
     elif first["type"] == "extra_forbidden":
         text = f"unknown key.{_instead(key)}"
     elif first["type"] == "value_error":
@@ -103,11 +103,11 @@ def _shown(detail: ErrorDetails) -> str:
     if len(text) > 60:
         text = text[:57] + "..."
     looks_like_text = detail["type"] == "string_type" and isinstance(value, bool | int | float)
-    return f"{text}; put it in quotes" if looks_like_text else text
+    return f"{text}. Put it in quotes" if looks_like_text else text
 
 
 def _instead(key: Key) -> str:
-    """What an unknown key may have been meant as: a key of its section, or else the same key of another one."""
+    """Suggest a key for an unknown one: a similar key of its section, or the same key of another section."""
     name, siblings = str(key[-1]), section_fields(key[:-1])
     close = suggestion(name, siblings)
     if close:
@@ -117,4 +117,4 @@ def _instead(key: Key) -> str:
         return f' Did you mean "{elsewhere[0]}.{name}"?'
     if name in Config.model_fields:
         return f' Did you mean "{name}", at the top level?'
-    return f" Known here: {', '.join(siblings)}"
+    return f" Valid keys: {', '.join(siblings)}"

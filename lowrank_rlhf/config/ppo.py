@@ -9,10 +9,10 @@ from lowrank_rlhf.config.section import Conflict, Count, Fraction, NonNegative, 
 
 
 class PpoConfig(Section):
-    """Stage 3: PPO against the reward model with a KL penalty towards SFT."""
+    """Stage 3: PPO against the reward model with a KL penalty towards the SFT model."""
 
     steps: Count = 50
-    """Rollouts, each followed by an update."""
+    """Number of rollouts, each followed by an update."""
     batch_size: Count = 32
     """Prompts per rollout."""
     epochs: Count = 4
@@ -20,73 +20,73 @@ class PpoConfig(Section):
     minibatches: Count = 1
     """Optimiser steps per pass; must divide the batch size."""
     learning_rate: Rate = 5e-5
-    """Of the policy adapter, at its highest; decays linearly."""
+    """Peak learning rate of the policy adapter, with linear decay."""
     critic_learning_rate: Rate = 1e-4
-    """Of the critic adapter and its head, at its highest; decays linearly."""
+    """Peak learning rate of the critic adapter and its head, with linear decay."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """First steps, in which both rates rise: Adam's first steps have full length whatever the gradient's noise."""
+    """Warm-up steps of both learning rates. Without them Adam's first steps have full size, however noisy the gradient."""
     critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """First steps in which only the critic learns."""
+    """Initial steps in which only the critic is trained."""
     critic_head: Literal["reward", "zero"] = "zero"
-    """The critic adapter is a copy of the reward adapter; its head is copied too, or starts at zero."""
+    """Initial head of the critic: a copy of the reward head, or zero. The adapter is a copy of the reward adapter."""
     kl_coef: NonNegative = 0.05
-    """Weight beta of the KL penalty; with `adaptive` its starting value, which is 0.15 unless set."""
+    """Weight beta of the KL penalty; with `kl_controller: adaptive` its initial value, by default 0.15."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
-    """`adaptive` moves beta so that the KL per response stays near `kl_target` (Ziegler et al. 2019)."""
+    """`adaptive` adjusts beta to keep the KL per response near `kl_target` (Ziegler et al. 2019)."""
     kl_target: Annotated[float, Field(gt=0)] = 6.0
-    """Nats per response aimed at by the adaptive controller."""
+    """Target KL of the adaptive controller, in nats per response."""
     kl_horizon: Count = 10_000
-    """Responses over which the adaptive controller corrects."""
+    """Horizon of the adaptive controller, in responses."""
     gamma: Fraction = 1.0
     """Discount per token."""
     gae_lambda: Fraction = 0.95
     """Lambda of generalised advantage estimation."""
     whiten_advantages: bool = True
-    """Shift and scale advantages to mean 0 and variance 1 over the rollout's real tokens."""
+    """Shift and scale advantages to mean 0 and variance 1 over the rollout's response tokens."""
     whiten_rewards: bool = False
     """Scale the per-token rewards to variance 1 before GAE, keeping their mean."""
     clip_range: Annotated[float, Field(gt=0)] = 0.2
-    """The probability ratio is clipped to 1 plus or minus this."""
+    """Clip the probability ratio to 1 plus or minus this."""
     value_clip_range: Annotated[float, Field(gt=0)] = 0.2
-    """Values may move this far from the rollout's before their loss is clipped."""
+    """In the value loss, clip values to those of the rollout plus or minus this."""
     value_coef: Annotated[float, Field(gt=0)] = 0.1
     """Weight of the value loss."""
     target_kl: Annotated[float, Field(gt=0)] | None = None
-    """End a rollout's passes early when the approximate KL to the sampling policy exceeds this."""
+    """Stop the passes over a rollout early if the approximate KL to the sampling policy exceeds this."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are clipped to this norm, policy and critic each."""
+    """Gradients are clipped to this norm, separately for policy and critic."""
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-5
     """Adam's epsilon."""
     normalize_score: bool = True
-    """Shift and scale the reward model's scores by their mean and deviation on SFT answers."""
+    """Shift and scale the reward model's scores by their mean and standard deviation on SFT responses."""
     contrastive: bool = False
-    """Take from each score the mean score of the ranked answers to the same prompt (Shen et al. 2024); only these
-    prompts are used. What is left is what makes an answer better than SFT's, with less variance."""
+    """Subtract from each score the mean score of the ranked answers to the same prompt (Shen et al. 2024): the rest is
+    the improvement over the SFT model, with less variance. Only ranked prompts are used."""
     score_clip: Annotated[float, Field(gt=0)] | None = 5.0
     """Clip scores to plus or minus this."""
     missing_eos: Literal["replace", "penalty", "keep"] = "replace"
-    """An unfinished response's score is replaced by, or lowered by, `missing_eos_score`, or kept."""
+    """For an unfinished response: `replace` its score by `missing_eos_score`, add that as a `penalty`, or `keep` it."""
     missing_eos_score: float = -1.0
-    """The score (`replace`) or what is added to it (`penalty`) when a response does not end."""
+    """Score (`replace`), or amount added to the score (`penalty`), of an unfinished response."""
     evaluate_every: Count = 10
     """Steps between evaluations on held-out prompts."""
     evaluate_prompts: Count = 32
-    """Use at most so many held-out prompts in each of them."""
+    """Maximum number of held-out prompts per evaluation."""
     save_every: Count = 10
     """Steps between checkpoints."""
     accept_weak_reward: bool = False
-    """Train even if the reward model was no better than chance, or than preferring longer (or shorter) answers."""
+    """Train even if the reward model is no better than chance, or than preferring longer (or shorter) answers."""
 
     @model_validator(mode="before")
     @classmethod
     def _adaptive_starts_higher(cls, settings: Any) -> Any:
-        """Start an adaptive controller, which can lower beta, from 0.15 as the code of Ziegler et al. 2019 does."""
+        """Default to an initial beta of 0.15 with an adaptive controller, like the code of Ziegler et al. 2019."""
         if isinstance(settings, dict) and settings.get("kl_controller") == "adaptive":
             return {"kl_coef": 0.15, **settings}
         return settings
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield minibatches that do not divide the batch, and a warm-up that leaves the policy no step."""
+        """Yield minibatches that do not divide the batch, and a critic warm-up that never trains the policy."""
         if self.batch_size % self.minibatches:
             text = f"minibatches ({self.minibatches}) must divide batch_size ({self.batch_size})"
             yield Conflict(("minibatches", "batch_size"), text)

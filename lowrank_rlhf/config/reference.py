@@ -1,4 +1,4 @@
-"""The settings as a JSON schema for editors, as a page to read, and one by one, all made from `schema.py`."""
+"""Reference of the settings, generated from `schema.py`: JSON schema, Markdown page, and one setting at a time."""
 
 import json
 import textwrap
@@ -29,27 +29,27 @@ _LIMITS = {
 
 
 class _SettingEntry(NamedTuple):
-    """A setting, or a section with settings of its own."""
+    """Setting or section in the reference."""
 
     key: str
     field: Any
     schema: Mapping[str, Any]
-    """Its part of the JSON schema."""
+    """Part of the JSON schema."""
     section: type[Section] | None
 
 
 def json_schema() -> str:
-    """The JSON schema (2020-12) of a config file: completion, hints and checks in an editor."""
+    """Return the JSON schema (2020-12) of a config file, for completion, hints and checks in an editor."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def markdown() -> str:
-    """Every setting with its default and its sentence, section by section."""
+    """Return a page of all settings with default and description, section by section."""
     lines = [
         "# Configuration",
         "",
-        "Made by `python -m lowrank_rlhf schema --markdown` from `lowrank_rlhf/config/schema.py`; a test keeps it so.",
+        "Generated from `lowrank_rlhf/config/` by `python -m lowrank_rlhf schema --markdown`. Do not edit.",
         "",
     ]
     sections = {name: field.annotation for name, field in Config.model_fields.items() if _is_section(field.annotation)}
@@ -65,13 +65,13 @@ def markdown() -> str:
 
 
 def explanation(key: str) -> str:
-    """A setting's type, default and sentence; of a section its own words and all that for each setting in it.
+    """Return type, default and description of a setting; for a section, those of all its settings.
 
-    Raises `UserError` for a key that is none.
+    Raises `UserError` for an unknown key.
     """
     known = {entry.key: entry for entry in _entries(Config)}
     if key not in known:
-        raise UserError(f'no setting is called "{key}".{suggestion(key, known)} `schema --markdown` has all of them')
+        raise UserError(f'unknown setting "{key}".{suggestion(key, known)} `schema --markdown` lists all settings')
     of, section = known[key], known[key].section
     own = [_explained(of) if of.field.description else key]
     lead = [_indented(str(section.__doc__))] if section else []
@@ -105,7 +105,7 @@ def _entries(section: type[Section], prefix: str = "") -> Iterator[_SettingEntry
 
 
 def _type(schema: Mapping[str, Any]) -> str:
-    """`a number, above 0`, `nf4 | int8 | none`, `a list of text`, and so on."""
+    """Return the type in words, such as `a number, above 0` or `nf4 | int8 | none`."""
     if "anyOf" in schema:
         return " or ".join(map(_type, schema["anyOf"]))
     if "$ref" in schema:
@@ -124,7 +124,7 @@ def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
 
 def _table(prefix: str, fields: dict[str, Any]) -> list[str]:
     rows = [f"| `{prefix}{name}` | {_default(field)} | {_cell(field.description)} |" for name, field in fields.items()]
-    return ["| key | default | what it is |", "|---|---|---|", *rows, ""]
+    return ["| key | default | description |", "|---|---|---|", *rows, ""]
 
 
 def _default(field: Any) -> str:

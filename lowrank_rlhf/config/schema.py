@@ -1,4 +1,4 @@
-"""Every setting of a run, its default and one sentence on it: the one source of help, schema and docs."""
+"""Settings of a run with defaults and descriptions: the single source of help, schema and docs."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -28,86 +28,86 @@ FormatName = Literal[
 
 
 class ModelConfig(Section):
-    """The base model that every role shares."""
+    """Base model shared by all roles."""
 
     source: str
     """`pypi:PACKAGE==VERSION/FILE.gguf`, a local folder (safetensors), a local GGUF file, or a hub id."""
     sha256: str | None = None
-    """Checksum of the GGUF file, here or in the package; a mismatch is an error."""
+    """SHA-256 of the GGUF file, local or in the package; a mismatch is an error."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     backend: Literal["auto", "transformers", "unsloth"] = "transformers"
-    """What runs the model: `unsloth`, a package for CUDA that is installed besides, or `transformers`; `auto` takes
-    unsloth where it can serve and else transformers, says which and why, and keeps to it."""
+    """Library that runs the model. `unsloth` requires CUDA and a separate installation. `auto` uses unsloth if it can,
+    otherwise transformers, prints its choice with the reason, and keeps it for the whole run."""
     quantization: Literal["nf4", "int8", "none"] = "nf4"
-    """`nf4` stores the linear layers in 4 bits with double quantisation, `int8` in 8 bits with one scale an output;
-    `none` keeps them as they are."""
+    """`nf4` stores the linear layers in 4 bits with double quantisation, `int8` in 8 bits with one scale per
+    output; `none` does not quantise them."""
     compute_dtype: Precision = "auto"
-    """Number format of the matrix products; `auto` takes float32 or bfloat16, whichever is faster where the run begins,
-    and keeps it. `float16` is for GPUs without bfloat16, such as a T4."""
+    """Number format of the matrix products. `auto` selects the faster of float32 and bfloat16 when the run starts, and
+    keeps it. `float16` is for GPUs without bfloat16, such as a T4."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes the GPU where there is one."""
+    """`auto` uses the GPU if there is one."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """CPU threads; 0 leaves PyTorch's choice."""
+    """CPU threads; 0 uses PyTorch's default."""
     chat_template: str | None = None
-    """A Jinja chat template that replaces the model's own."""
+    """Jinja chat template that replaces the model's own."""
     max_length: Count = 512
-    """Longest prompt plus response, in tokens."""
+    """Maximum length of prompt plus response, in tokens."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time, the same gradients."""
     micro_batch_tokens: Count = 768
-    """Padded tokens in one forward and backward; a smaller number saves memory and changes results only by rounding."""
+    """Padded tokens per forward and backward pass; a lower value saves memory and changes results only by rounding."""
     memory: Literal["as_set", "auto"] = "as_set"
-    """`auto` lowers `micro_batch_tokens` and turns `gradient_checkpointing` on as far as the run needs it to fit the
-    free memory where it begins. The run keeps the numbers, in its config.yaml."""
+    """`auto` lowers `micro_batch_tokens` and enables `gradient_checkpointing` as far as needed to fit the memory that
+    is free when the run starts. The run keeps the values in its config.yaml."""
     merged_rollouts: bool = True
-    """Sample from a temporary copy of the model with the adapter merged in: faster, costs its size in memory. unsloth
-    makes none: it samples through the adapter."""
+    """Sample from a temporary copy of the model with the adapter merged in: faster, but needs memory for the
+    copy. unsloth ignores this and samples through the adapter."""
     cuda_graphs: bool = True
-    """On a GPU record a decoding step and replay it, where the model's architecture permits: several times faster."""
+    """On a GPU, record a decoding step and replay it if the architecture allows: several times faster."""
 
 
 class LoraConfig(Section):
-    """Shape of every adapter."""
+    """LoRA adapters; all roles use the same shape."""
 
     rank: Count = 16
     """Rank of the low-rank update."""
     alpha: Annotated[float, Field(gt=0)] = 32
-    """The update is scaled by alpha / rank."""
+    """Scale of the update: it is multiplied by alpha / rank."""
     use_rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead, so that the step does not shrink with the rank (Kalajdzievski 2023): for
+    """Multiply by alpha / sqrt(rank) instead, so that updates do not shrink with the rank (Kalajdzievski 2023); for
     large ranks."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Which linear layers get an adapter."""
+    """Linear layers with an adapter: `all-linear`, or a list of names."""
     last_layers: Count | None = None
-    """Adapt only so many decoder layers at the top: those below are the same for all roles and run once for all."""
+    """Number of decoder layers to adapt, from the top; all by default. Those below run once for all roles."""
 
 
 class DataConfig(Section):
-    """Where prompts and demonstrations come from."""
+    """Prompts and demonstrations."""
 
     prompts: str = "builtin:everyday"
     """`builtin:everyday`, a JSONL, JSON, CSV or Parquet file, or `hub:OWNER/NAME` (formats: docs/data-formats.md)."""
     format: FormatName | None = None
-    """The format of `prompts`; found by looking at the rows unless it is set."""
+    """Format of `prompts`; detected from the rows by default."""
     skip_bad_rows: Fraction = 0.0
-    """Leave out up to this share of rows that cannot be read, here and in `rank.dataset`; 0 refuses the first one."""
+    """Maximum share of invalid rows to leave out, here and in `rank.dataset`; at 0, an invalid row is an error."""
     skip_too_long: bool = False
     """Leave out prompts without room for an answer of `sample.max_new_tokens` in `model.max_length`, and responses that
-    do not fit; without it they are named and the run does not start."""
+    do not fit. Otherwise they are listed and the run does not start."""
     held_out: Annotated[int, Field(ge=0)] = 64
-    """Prompts kept out of all training, for the figures."""
+    """Number of prompts kept out of all training, for evaluation."""
 
 
 class SftConfig(Section):
-    """Stage 1: supervised fine-tuning on demonstrations (TRL's SFTTrainer), loss on the response only."""
+    """Stage 1: supervised fine-tuning on demonstrations (TRL's SFTTrainer), with the loss on the response only."""
 
     source: Literal["train", "adapter", "base"] = "train"
-    """`train` on demonstrations, start from an existing PEFT `adapter`, or from the bare `base`."""
+    """`train` on demonstrations, or start from an existing PEFT `adapter` or the bare `base`."""
     adapter: str | None = None
-    """Folder of the PEFT adapter, with `source: adapter`."""
+    """Folder of the PEFT adapter, for `source: adapter`."""
     examples: Count | None = None
-    """Use at most so many demonstrations; all of them by default."""
+    """Maximum number of demonstrations; all by default."""
     epochs: Count = 2
     """Passes over the demonstrations."""
     batch_size: Count = 16
@@ -115,88 +115,90 @@ class SftConfig(Section):
     learning_rate: Rate = 2e-4
     """Peak learning rate."""
     warmup_fraction: Fraction = 0.1
-    """Share of the steps in which the rate rises; then it falls along a cosine."""
+    """Share of the steps for learning-rate warm-up, followed by cosine decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this norm."""
     save_every: Count = 50
     """Steps between checkpoints."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield an adapter without `source: adapter`, or the reverse."""
+        """Yield `adapter` without `source: adapter`, or the reverse."""
         if (self.source == "adapter") != (self.adapter is not None):
             yield Conflict(("adapter", "source"), "`adapter` and `source: adapter` must be set together")
 
 
 class SampleConfig(Section):
-    """Sampling answers; the same settings hold for the answers to rank, for rollouts and for the evaluation."""
+    """Sampling settings, shared by the answers to rank, rollouts and evaluations."""
 
     prompts: Count | None = None
-    """Rank answers to at most so many training prompts; all of them by default."""
+    """Maximum number of training prompts with answers to rank; all by default."""
     answers_per_prompt: Annotated[int, Field(ge=2)] = 4
-    """Answers to each prompt (K)."""
+    """Answers per prompt (K)."""
     max_new_tokens: Count = 32
-    """Longest response, in tokens."""
+    """Maximum length of a response, in tokens."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Divides the logits, in sampling and in every log-probability; no top-k, top-p or penalties."""
+    """Divisor of the logits, in sampling and in every log-probability; no top-k, top-p or penalties."""
     batch_size: Count = 64
     """Answers sampled at once."""
 
 
 class RankConfig(Section):
-    """Stage 2a: who orders the answers."""
+    """Stage 2a: ranking of the answers."""
 
     source: Literal["judge", "dataset", "human"] = "judge"
     """A `judge` program, a `dataset` of comparisons (sampling is skipped), or `human` annotators."""
     judge: str = "simulated-annotator"
-    """`simulated-annotator`, `sentiment`, `plain-language`, `module:function` that scores a prompt's answers, or
-    `endpoint`, a language model that compares them two by two."""
+    """`simulated-annotator`, `sentiment`, `plain-language`, `module:function` that scores the answers to a prompt,
+    or `endpoint`, a language model that compares them in pairs."""
     endpoint: EndpointConfig | None = None
-    """Where that model is, with `judge: endpoint` or `evaluate.second_judge: endpoint`."""
+    """Server of that model, for `judge: endpoint` or `evaluate.second_judge: endpoint`."""
     tie_margin: NonNegative = 0.0
     """Answers whose judge scores differ by at most this much are tied."""
     dataset: str | None = None
-    """File of comparisons (JSONL, JSON, CSV or Parquet) or `hub:OWNER/NAME`, with `source: dataset`."""
+    """File of comparisons (JSONL, JSON, CSV or Parquet) or `hub:OWNER/NAME`, for `source: dataset`."""
     format: FormatName | None = None
-    """The format of `dataset`; found by looking at the rows unless it is set."""
+    """Format of `dataset`; detected from the rows by default."""
     minimum_rankings: Count = 24
-    """With `source: human`, the run goes on when so many prompts are ranked."""
+    """With `source: human`, number of ranked prompts that the run waits for."""
     shared: Fraction = 0.2
-    """Share of prompts that a second person ranks, too, if there is one: what agreement is measured on."""
+    """Share of prompts that a second annotator, if there is one, ranks too, to measure agreement."""
     repeated: Fraction = 0.05
-    """Share of prompts that a person is given again later: how far people agree with themselves."""
+    """Share of prompts shown to the same annotator again later, to measure self-agreement."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield a data set without `source: dataset`, or the reverse."""
+        """Yield `dataset` without `source: dataset`, or the reverse."""
         if (self.source == "dataset") != (self.dataset is not None):
             yield Conflict(("dataset", "source"), "`dataset` and `source: dataset` must be set together")
 
 
 class RewardConfig(Section):
-    """Stage 2b: the reward adapter and its scalar head, trained on the comparisons."""
+    """Stage 2b: training of the reward adapter and its scalar head on the comparisons."""
 
     loss: Literal["pairwise", "plackett_luce"] = "pairwise"
-    """All pairs of a prompt as one element divided by their number (InstructGPT), or listwise Plackett-Luce."""
+    """`pairwise` (InstructGPT: all pairs of a prompt as one element, divided by their number) or listwise
+    `plackett_luce`."""
     margin: NonNegative = 0.0
-    """With `pairwise`: the better answer must lead by this much per tier between the two (Llama 2)."""
+    """With `pairwise`: margin in score per tier between the two answers (Llama 2)."""
     pooling: Literal["last", "mean"] = "last"
-    """Score at the last response token (loads anywhere as a sequence classifier), or the mean over the response."""
+    """`last` scores at the last response token and loads anywhere as a sequence classifier; `mean` averages over the
+    response."""
     layers: Count | None = None
-    """Reward model and critic are the lowest so many decoder layers; all of them by default. Fewer cost less, and
-    middle layers often tell more about a text than the last ones, which know the next word."""
+    """Number of decoder layers of reward model and critic, from the bottom; all by default. Fewer cost less, and middle
+    layers often describe a text better than the last ones, which predict the next token."""
     fit_head_first: bool = False
-    """Fit the head alone by regularised logistic regression before the adapter is trained."""
+    """Fit the head alone by regularised logistic regression before training the adapter."""
     head_l2: Annotated[float, Field(gt=0)] = 1.0
     """Ridge penalty of that fit, on features scaled to unit variance."""
     epochs: Annotated[int, Field(ge=0)] = 1
-    """Passes over the ranked prompts; 0 leaves the adapter as SFT made it and trains only the head."""
+    """Passes over the ranked prompts; 0 keeps the SFT adapter and trains only the head."""
     batch_size: Count = 8
     """Ranked prompts per optimiser step."""
     learning_rate: Rate = 1e-4
-    """Peak learning rate; it decays linearly to 0."""
+    """Peak learning rate, with linear decay to 0."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this norm."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the ranked prompts kept for the accuracy."""
+    """Share of the ranked prompts kept out of training to measure accuracy."""
     save_every: Count = 20
     """Steps between checkpoints."""
 
@@ -208,27 +210,27 @@ class RewardConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """SFT against the policy on held-out prompts."""
+    """Comparison of SFT model and policy on held-out prompts."""
 
     second_judge: str | None = "plain-language"
-    """A judge that nothing was tuned on, reported beside the first; any that `rank.judge` can be. Where no program
-    ranked, PPO's evaluations follow it, unless it is `endpoint`."""
+    """Judge that nothing was tuned on, reported next to the first; same values as `rank.judge`. If no program ranked
+    the answers, PPO's evaluations use it, unless it is `endpoint`."""
     bootstrap_samples: Annotated[int, Field(ge=100)] = 10_000
-    """Resamples of the prompts behind each 95 % interval."""
+    """Bootstrap resamples of the prompts per 95 % interval."""
 
 
 class Config(Section):
-    """One run, from a YAML file."""
+    """Settings of one run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    """The run's name and its folder's."""
+    """Name of the run and its folder."""
     seed: Annotated[int, Field(ge=0)] = 1
-    """Every random choice follows from this."""
+    """Seed of every random choice."""
     stages: tuple[StageName, ...] = STAGES
-    """The stages to run, in their fixed order."""
+    """Stages to run, in their fixed order."""
     tracking: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """Send the figures of `metrics.jsonl` to a tracker as well: a package that you install, with an account of yours
-    where it wants one. TensorBoard's files lie in the run's folder."""
+    """Tracker that also receives the figures of `metrics.jsonl`. Install its package, and log in if it requires an
+    account. TensorBoard's files are written to the run folder."""
     model: ModelConfig
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
@@ -241,7 +243,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def unsloth_obstacles(self) -> Iterator[Conflict]:
-        """Yield the settings with which unsloth cannot run, on any machine."""
+        """Yield the settings that unsloth does not support on any machine."""
         if self.model.device == "cpu":
             yield Conflict(("model.device",), "model.device is cpu, and unsloth requires CUDA")
         if self.model.quantization == "int8":
@@ -249,11 +251,11 @@ class Config(Section):
             yield Conflict(("model.quantization",), text)
         for key, layers in {"lora.last_layers": self.lora.last_layers, "reward.layers": self.reward.layers}.items():
             if layers is not None:
-                text = f"{key} is {layers}, and unsloth runs all layers for every role; set null"
+                text = f"{key} is {layers}, and unsloth runs all layers for every role; set it to null"
                 yield Conflict((key,), text)
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield the contradictions between sections."""
+        """Yield contradictions between sections."""
         if self.model.backend == "unsloth":
             for keys, text in self.unsloth_obstacles():
                 yield Conflict(("model.backend", *keys), f"model.backend is unsloth, but {text}")
@@ -269,7 +271,7 @@ class Config(Section):
 
     def _stage_conflicts(self) -> Iterator[Conflict]:
         if [stage for stage in STAGES if stage in self.stages] != list(self.stages):
-            text = f"stages must be some of {', '.join(STAGES)}, each once and in this order"
+            text = f"stages must be a subset of {', '.join(STAGES)}, in this order"
             yield Conflict(("stages",), text)
         needed = set(self.stages) - ({"sample"} if self.rank.source == "dataset" else set())
         if not needed:

@@ -1,4 +1,4 @@
-"""Base class of the config's sections, and the number types that their fields share."""
+"""Base class of the config's sections, and their number types."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple, Self, get_args
@@ -20,9 +20,9 @@ class Conflict(NamedTuple):
     """Settings that contradict each other."""
 
     keys: tuple[str, ...]
-    """Dotted keys of the settings involved, relative to the section; the first one is to be changed."""
+    """Dotted keys of the settings involved, relative to the section. The error message points at the first."""
     text: str
-    """The contradiction as a sentence, for people."""
+    """Message for the user."""
 
 
 class Section(BaseModel):
@@ -35,7 +35,7 @@ class Section(BaseModel):
         return iter(())
 
     def sections(self) -> Iterator[tuple[tuple[str, ...], "Section"]]:
-        """Yield this section and all sections in it, each with its key."""
+        """Yield this section and all nested sections, each with its key."""
         yield (), self
         for name in type(self).model_fields:
             inner = getattr(self, name)
@@ -44,7 +44,7 @@ class Section(BaseModel):
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """Return the JSON default of each setting by dotted key, including those of sections that may be null."""
+        """Return the JSON default of each setting by dotted key, including those of optional sections."""
         found: dict[str, Any] = {}
         for name, field in cls.model_fields.items():
             kinds = (field.annotation, *get_args(field.annotation))

@@ -1,4 +1,4 @@
-"""YAML and overrides to `Config`: every message word for word, every place exact."""
+"""YAML and overrides to `Config`: every message word for word, every position exact."""
 
 from pathlib import Path
 
@@ -85,7 +85,7 @@ IN_THE_FILE = [
     ("lora:\n  sft: 1\n", 'my.yaml:4:3: lora.sft: unknown key. Did you mean "sft", at the top level?'),
     (
         "lora: {zz: 1}\n",
-        "my.yaml:3:8: lora.zz: unknown key. Known here: rank, alpha, use_rslora, target_modules, last_layers",
+        "my.yaml:3:8: lora.zz: unknown key. Valid keys: rank, alpha, use_rslora, target_modules, last_layers",
     ),
     ("pppo: {}\n", 'my.yaml:3:1: pppo: unknown key. Did you mean "ppo"?'),
     ("ppo: {steps: 0}\n", "my.yaml:3:7: ppo.steps: must be at least 1, not 0"),
@@ -105,24 +105,24 @@ IN_THE_FILE = [
     ("ppo: {batch_size: 8, minibatches: 3}\n", "my.yaml:3:22: ppo: minibatches (3) must divide batch_size (8)"),
     ("ppo: 5\n", "my.yaml:3:1: ppo: must be a section with keys of its own, not 5"),
     ("reward: {pooling: lst}\n", 'my.yaml:3:10: reward.pooling: must be "last" or "mean", not "lst"'),
-    ("rank: {judge: 7}\n", "my.yaml:3:8: rank.judge: must be text, not 7; put it in quotes"),
+    ("rank: {judge: 7}\n", "my.yaml:3:8: rank.judge: must be text, not 7. Put it in quotes"),
     (f"rank: {{judge: [{'x' * 70}]}}\n", f'my.yaml:3:8: rank.judge: must be text, not ["{"x" * 55}...'),
     ("sft: {source: adapter}\n", "my.yaml:3:1: sft: `adapter` and `source: adapter` must be set together"),
     ("lora: {target_modules: 5}\n", 'my.yaml:3:8: lora.target_modules: must be "all-linear" or a list, not 5'),
     (
         "lora:\n  target_modules:\n  - q_proj\n  - 5\n",
-        "my.yaml:6:5: lora.target_modules[1]: must be text, not 5; put it in quotes",
+        "my.yaml:6:5: lora.target_modules[1]: must be text, not 5. Put it in quotes",
     ),
     ("stages: sft\n", 'my.yaml:3:1: stages: must be a list, not "sft"'),
     ("stages: [sft, ppp]\n", f'my.yaml:3:15: stages[1]: must be {STAGES}, not "ppp"'),
     (
         "stages: [ppo, sft]\n",
-        "my.yaml:3:1: stages must be some of sft, sample, rank, reward, ppo, evaluate, each once and in this order",
+        "my.yaml:3:1: stages must be a subset of sft, sample, rank, reward, ppo, evaluate, in this order",
     ),
-    ("ppo:\n  steps: 1\n  steps: 2\n", "my.yaml:5:3: ppo.steps: given twice, first on line 4"),
+    ("ppo:\n  steps: 1\n  steps: 2\n", "my.yaml:5:3: ppo.steps: duplicate key, first on line 4"),
     ("ppo: {3: 1}\n", "my.yaml:3:7: a key in ppo must be text, not 3"),
     ("? [a]\n: 1\n", "my.yaml:3:3: a key must be text, not a list or a mapping"),
-    ("lora: &l {rank: 3}\nppo: *l\n", "my.yaml:4:1: ppo: aliases (*name) are not allowed; write the value out"),
+    ("lora: &l {rank: 3}\nppo: *l\n", "my.yaml:4:1: ppo: aliases (*name) are not allowed. Write the value out"),
     ("ppo:\n  <<: {steps: 3}\n", "my.yaml:4:3: a key in ppo must be text, not <<"),
     ("ppo: {steps: !!python/name:os.system x}\n", None),
     ("ppo: {steps: !!int three}\n", "my.yaml:3:7: ppo.steps: three cannot be read as int"),
@@ -132,24 +132,24 @@ IN_THE_FILE = [
         "my.yaml:3:8: lora.rank: must be a whole number, not [[[[null]]]]\n"
         "my.yaml:3:18: lora.rank[0][0][0][0]: nested too deeply",
     ),
-    ("name: b\n", "my.yaml:3:1: name: given twice, first on line 1"),
+    ("name: b\n", "my.yaml:3:1: name: duplicate key, first on line 1"),
 ]
 
 
 @pytest.mark.parametrize(("text", "message"), IN_THE_FILE)
-def test_names_the_mistake_and_where_it_stands(written, text: str, message: str | None) -> None:
+def test_names_the_mistake_and_its_position(written, text: str, message: str | None) -> None:
     expected = message or "my.yaml:3:7: ppo.steps: the tag tag:yaml.org,2002:python/name:os.system is not allowed"
     assert complaint(written(HEAD + text)) == expected
 
 
 WHOLE_FILES = [
-    ("", "my.yaml: is empty; a config needs at least `name` and `model: {source: ...}`"),
-    ("# nothing\n", "my.yaml: is empty; a config needs at least `name` and `model: {source: ...}`"),
-    ("- a\n", "my.yaml: must hold `key: value` lines at its top level"),
-    ("name:a\n", "my.yaml: must hold `key: value` lines at its top level"),
-    ("name: a\n", "my.yaml: model: missing, and it has no default"),
-    ("name: a\nmodel: {}\n", "my.yaml:2:1: model.source: missing, and it has no default"),
-    ("model: {source: x}\n", "my.yaml: name: missing, and it has no default"),
+    ("", "my.yaml: empty file. A config needs at least `name` and `model: {source: ...}`"),
+    ("# nothing\n", "my.yaml: empty file. A config needs at least `name` and `model: {source: ...}`"),
+    ("- a\n", "my.yaml: expected `key: value` lines at the top level"),
+    ("name:a\n", "my.yaml: expected `key: value` lines at the top level"),
+    ("name: a\n", "my.yaml: model: missing; it has no default"),
+    ("name: a\nmodel: {}\n", "my.yaml:2:1: model.source: missing; it has no default"),
+    ("model: {source: x}\n", "my.yaml: name: missing; it has no default"),
     (
         "name: a b\nmodel: {source: x}\n",
         'my.yaml:1:1: name: must be up to 64 letters, digits, ".", "_" and "-", a letter or digit first, not "a b"',
@@ -160,8 +160,8 @@ WHOLE_FILES = [
     ("a: 1\n---\nb: 1\n", "my.yaml:2:1: not valid YAML: expected a single document in the stream, but found another"),
     ("a: \0\n", "my.yaml: not valid YAML: unacceptable character #x0000: special characters are not allowed"),
     ("a: " + "[" * 1000, "my.yaml: not valid YAML: nested too deeply"),
-    (b"name: caf\xe9\n", "my.yaml: is not UTF-8 text (byte 9); save it as UTF-8"),
-    (HEAD.encode("utf-16"), "my.yaml: is not UTF-8 text (byte 0); save it as UTF-8"),
+    (b"name: caf\xe9\n", "my.yaml: not UTF-8 text (byte 9). Save it as UTF-8"),
+    (HEAD.encode("utf-16"), "my.yaml: not UTF-8 text (byte 0). Save it as UTF-8"),
 ]
 
 
@@ -178,10 +178,10 @@ OVERRIDES = [
     ("ppo..steps=1", "must be key=value, such as ppo.kl_coef=0.1"),
     ("name.first=1", "name.first: name is not a section"),
     ("ppo.steps=[1", "ppo.steps: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<st"),
-    ("ppo={steps: 1, steps: 2}", "ppo.steps: given twice"),
+    ("ppo={steps: 1, steps: 2}", "ppo.steps: duplicate key"),
     ("ppo={batch_size: 8, minibatches: 3}", "ppo: minibatches (3) must divide batch_size (8)"),
-    ("stages=[sft, sft]", "stages must be some of"),
-    ("model=", "model.source: missing, and it has no default"),
+    ("stages=[sft, sft]", "stages must be a subset of"),
+    ("model=", "model.source: missing; it has no default"),
 ]
 
 
@@ -204,16 +204,16 @@ def test_all_mistakes_come_at_once_in_reading_order(written) -> None:
     assert complaint(path, ("sft.epochs=0", "what")).splitlines() == [
         'my.yaml:1:1: seed: must be a whole number, not "x"',
         "my.yaml:3:3: ppo.steps: must be at least 1, not 0",
-        "my.yaml:4:3: ppo.steps: given twice, first on line 3",
+        "my.yaml:4:3: ppo.steps: duplicate key, first on line 3",
         "my.yaml:5:3: a key in ppo must be text, not 3",
-        "my.yaml:7:1: model.source: missing, and it has no default",
+        "my.yaml:7:1: model.source: missing; it has no default",
         'my.yaml:7:9: model.sorce: unknown key. Did you mean "source"?',
         'override "sft.epochs=0": sft.epochs: must be at least 1, not 0',
         'override "what": must be key=value, such as ppo.kl_coef=0.1',
     ]
 
 
-def test_a_billion_laughs_are_refused_before_they_are_told(written) -> None:
+def test_a_billion_laughs_are_refused_before_they_expand(written) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
     assert "aliases (*name) are not allowed" in complaint(written("\n".join(lines)))
@@ -221,8 +221,8 @@ def test_a_billion_laughs_are_refused_before_they_are_told(written) -> None:
 
 def test_missing_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert complaint(Path("none.yaml")) == "none.yaml: no such file"
-    assert complaint(tmp_path) == f"{tmp_path}: is a folder, not a YAML file"
+    assert complaint(Path("none.yaml")) == "none.yaml: file not found"
+    assert complaint(tmp_path) == f"{tmp_path}: expected a YAML file, got a folder"
 
 
 class TestPresets:
@@ -244,15 +244,15 @@ class TestPresets:
         assert load_config(Path("gpu")).name == "mine"
 
     def test_an_unknown_preset(self) -> None:
-        expected = 'no preset is called "quikstart". The presets are: gpu, quickstart. Did you mean "quickstart"?'
+        expected = 'preset not found: "quikstart". The presets are: gpu, quickstart. Did you mean "quickstart"?'
         assert complaint(Path("quikstart")) == expected
 
     def test_no_presets_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loading, "preset_folder", lambda: tmp_path / "none")
-        assert complaint(Path("x")).startswith('no preset is called "x". There are no presets in ')
+        assert complaint(Path("x")).startswith('preset not found: "x". ')
 
 
-def test_in_a_checkout_the_preset_folder_is_beside_the_package() -> None:
+def test_in_a_checkout_the_preset_folder_is_next_to_the_package() -> None:
     import lowrank_rlhf
 
     assert loading.preset_folder() == Path(lowrank_rlhf.__file__).parents[1] / "presets"

@@ -1,4 +1,4 @@
-"""The schema for editors and the page of settings are what `schema.py` says, and every setting has its sentence."""
+"""JSON schema and settings page match `schema.py`, and every setting has a description."""
 
 import ast
 import json
@@ -87,8 +87,10 @@ def test_one_sentence_in_schema_page_and_help(monkeypatch, capsys) -> None:
         name, kind, default, *text = capsys.readouterr().out.split("\n\n")[0].splitlines()
         assert (name, default) == (key, f"  default: {defaults[key]}")
         assert kind.startswith("  type:    ")
-        told = " ".join(" ".join(text).split())
-        assert told == sentence or (key == "rank.endpoint" and told.startswith(f"{sentence} A language model behind"))
+        printed = " ".join(" ".join(text).split())
+        assert printed == sentence or (
+            key == "rank.endpoint" and printed.startswith(f"{sentence} Language model behind")
+        )
 
 
 @pytest.mark.parametrize(
@@ -116,14 +118,14 @@ def test_a_section_explains_all_in_it() -> None:
     assert "\n\nrank.endpoint\n" in reference.explanation("rank")
     assert "\n\nrank.endpoint.url\n" in reference.explanation("rank")
     assert "\n\nrank.endpoint.url\n" in reference.explanation("rank.endpoint")
-    with pytest.raises(UserError, match=r'no setting is called "ppo\.kl_coeff"\. Did you mean "ppo\.kl_coef"\?'):
+    with pytest.raises(UserError, match=r'unknown setting "ppo\.kl_coeff"\. Did you mean "ppo\.kl_coef"\?'):
         reference.explanation("ppo.kl_coeff")
 
 
 def test_rows_of_the_page() -> None:
     page = reference.markdown().splitlines()
     (row,) = [line for line in page if line.startswith("| `ppo.kl_coef` |")]
-    sentence = "Weight beta of the KL penalty; with `adaptive` its starting value, which is 0.15 unless set."
+    sentence = "Weight beta of the KL penalty; with `kl_controller: adaptive` its initial value, by default 0.15."
     assert row == f"| `ppo.kl_coef` | `0.05` | {sentence} |"
     (row,) = [line for line in page if line.startswith("| `model.source` |")]
     assert row.startswith("| `model.source` | required |")

@@ -190,10 +190,10 @@ def test_nothing_is_asked_twice(server, cache) -> None:
     assert a_judge(server, cache, timeout_seconds=1, max_attempts=1).steps(PROMPT, given).done == 6
 
 
-BRACES = "rank.endpoint.template: must be english, chinese, or a text that holds {prompt}, {first} and {second} and no"
-URL = "rank.endpoint.url: must be an http:// or https:// URL, without a user"
+BRACES = "rank.endpoint.template: must be english, chinese, or a text with {prompt}, {first} and {second} and no"
+URL = "rank.endpoint.url: must be an http:// or https:// URL without user"
 MISTAKES = [
-    ("url: http://x/v1", "rank.endpoint.url: given twice"),
+    ("url: http://x/v1", "rank.endpoint.url: duplicate key"),
     ("modell: n", 'rank.endpoint.modell: unknown key. Did you mean "model"?'),
     ("requests_per_minute: 0", "rank.endpoint.requests_per_minute: must be above 0, not 0"),
     ("api_key_variable: sk-abc", "rank.endpoint.api_key_variable: must be the name of an environment variable, never"),
@@ -246,7 +246,7 @@ def test_urls_that_are_none_or_hold_a_secret(tmp_path, url) -> None:
     [
         (
             "rank: {judge: endpoint, endpoint: {url: http://x}}",
-            "3:25: rank.endpoint.model: missing, and it has no default",
+            "3:25: rank.endpoint.model: missing; it has no default",
         ),
         (
             "rank: {judge: endpoint}",
@@ -262,7 +262,7 @@ def test_urls_that_are_none_or_hold_a_secret(tmp_path, url) -> None:
         ),
         (
             "rank: {judge: endpoint, endpoint: {url: http://x, model: ' '}}",
-            "3:51: rank.endpoint.model: must name a model",
+            "3:51: rank.endpoint.model: must be the name of a model",
         ),
     ],
 )

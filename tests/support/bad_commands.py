@@ -96,7 +96,7 @@ _INSPECTED = [
     Case(
         "inspect no tokenizer",
         "data inspect my.jsonl --tokenizer gone.yaml",
-        ("gone.yaml: no such file\n",),
+        ("gone.yaml: file not found\n",),
         {"my.jsonl": ROWS},
     ),
 ]
@@ -241,13 +241,11 @@ _SWEEPS = [
         ('"seed": must be key=value or key=value,value',),
         {"my.yaml": GOOD},
     ),
-    Case("sweep no config", "sweep gone.yaml seed=1,2", ("gone.yaml: no such file\n",)),
+    Case("sweep no config", "sweep gone.yaml seed=1,2", ("gone.yaml: file not found\n",)),
 ]
 
 _OPTIONS = [
-    Case(
-        "schema of nothing", "schema ppo.kl", ('no setting is called "ppo.kl".', "`schema --markdown` has all of them")
-    ),
+    Case("schema of nothing", "schema ppo.kl", ('unknown setting "ppo.kl".', "`schema --markdown` lists all settings")),
     Case("schema twice", "schema ppo --markdown", ("--markdown prints all settings: leave it out, or KEY\n",)),
     Case(
         "unknown option of run", "run my.yaml --untill ppo", ("No such option: --untill", "--until"), {"my.yaml": GOOD}

@@ -96,8 +96,8 @@ _CONFIGS = [
     ),
     _config("half a character as key", '"\\uD800": 1\n', "my.yaml:3:1: a key holds half a character"),
     _config("a screen cleared", 'data: {prompts: "\\e[2J"}\n', "data.prompts: \\x1b[2J: there is no such file"),
-    _config("a long file", "#" * 2**20 + "\n", "my.yaml: is longer than a MiB; a config has some lines of YAML\n"),
-    Case("a file without end", "validate my.yaml", ("my.yaml: is longer than a MiB",), links={"my.yaml": "/dev/zero"}),
+    _config("a long file", "#" * 2**20 + "\n", "my.yaml: larger than 1 MiB. Expected a config in YAML\n"),
+    Case("a file without end", "validate my.yaml", ("my.yaml: larger than 1 MiB",), links={"my.yaml": "/dev/zero"}),
     _config("a count of 5,000 digits", f"ppo: {{steps: {'1' * 5000}}}\n", "my.yaml:3:7: ppo.steps: 1111", "cannot be"),
     Case(
         "more threads than there can be",

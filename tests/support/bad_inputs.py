@@ -52,12 +52,14 @@ def _override(name: str, override: str, *says: str) -> Case:
 
 
 _CONFIG_FILES = [
-    Case("no such file", "validate my.yaml", ("my.yaml: no such file",)),
-    Case("a folder", "validate folder/x.yaml", ("is a folder",), {"folder/x.yaml/keep": ""}),
-    Case("no such preset", "run quickstrat", ("no preset is called", 'Did you mean "quickstart"?')),
-    _config("empty", "", "my.yaml: is empty; a config needs at least `name` and `model: {source: ...}`\n"),
+    Case("no such file", "validate my.yaml", ("my.yaml: file not found",)),
+    Case("a folder", "validate folder/x.yaml", ("expected a YAML file, got a folder",), {"folder/x.yaml/keep": ""}),
+    Case("no such preset", "run quickstrat", ("preset not found", 'Did you mean "quickstart"?')),
+    _config("empty", "", "my.yaml: empty file. A config needs at least `name` and `model: {source: ...}`\n"),
     _config(
-        "comments only", "# nothing\n", "my.yaml: is empty; a config needs at least `name` and `model: {source: ...}`\n"
+        "comments only",
+        "# nothing\n",
+        "my.yaml: empty file. A config needs at least `name` and `model: {source: ...}`\n",
     ),
     _config("a list", "- name: a\n", "key: value"),
     _config("one word", "quickstart\n", "key: value"),
@@ -84,8 +86,8 @@ _KEYS = [
     _setting("misspelt", "ppo: {kl_coeff: 1}\n", "my.yaml:3:7: ppo.kl_coeff: unknown key", 'Did you mean "kl_coef"?'),
     _setting("unknown section", "training: {epochs: 1}\n", "my.yaml:3:1: training: unknown key"),
     _setting("in another section", "sft: {kl_coef: 1}\n", "my.yaml:3:7: sft.kl_coef: unknown key", "ppo"),
-    _setting("twice", "seed: 1\nseed: 2\n", "my.yaml:4:1: seed: given twice", "line 3"),
-    _setting("section twice", "ppo: {steps: 1}\nppo: {epochs: 1}\n", "my.yaml:4:1: ppo: given twice"),
+    _setting("twice", "seed: 1\nseed: 2\n", "my.yaml:4:1: seed: duplicate key", "line 3"),
+    _setting("section twice", "ppo: {steps: 1}\nppo: {epochs: 1}\n", "my.yaml:4:1: ppo: duplicate key"),
     _config("no name", "model: {source: x}\n", "name: missing"),
     _config("no model", "name: a\n", "model: missing"),
     _config("no source", "name: a\nmodel: {}\n", "model.source: missing"),
@@ -109,21 +111,21 @@ _VALUES = [
     _setting("temperature 0", "sample: {temperature: 0}\n", "sample.temperature: must be above 0"),
     _setting("one answer", "sample: {answers_per_prompt: 1}\n", "sample.answers_per_prompt: must be at least 2, not 1"),
     _setting("no such choice", "rank: {source: robot}\n", "rank.source: must be", "judge", "human", "robot"),
-    _setting("number as text", "data: {prompts: 12}\n", "data.prompts: must be text, not 12; put it in quotes"),
+    _setting("number as text", "data: {prompts: 12}\n", "data.prompts: must be text, not 12. Put it in quotes"),
     _setting("no such stage", "stages: [sft, pop]\n", "my.yaml:3:15: stages[1]", "pop"),
     _config("path as name", "name: ../../etc\nmodel: {source: x}\n", "my.yaml:1:1: name", "letters"),
     _config("long name", f"name: {'a' * 65}\nmodel: {{source: x}}\n", "name", "up to 64"),
 ]
 
 _CROSS_FIELD = [
-    _setting("stages out of order", "stages: [ppo, sft]\n", "stages must be some of sft, sample"),
+    _setting("stages out of order", "stages: [ppo, sft]\n", "stages must be a subset of sft, sample"),
     _setting("no stage", "stages: []\n", "my.yaml:3:1: stages must name at least one stage that runs. Remove the key"),
     _setting(
         "a stage that is not needed",
         "stages: [sample]\nrank: {source: dataset, dataset: my.yaml}\n",
         "my.yaml:3:1: stages must name at least one stage that runs; rank.source: dataset needs no stage sample",
     ),
-    _setting("stage twice", "stages: [sft, sft]\n", "each once"),
+    _setting("stage twice", "stages: [sft, sft]\n", "must be a subset of"),
     _setting(
         "minibatches",
         "ppo: {batch_size: 32, minibatches: 5}\n",
@@ -212,7 +214,7 @@ _COMMAND_LINE = [
     ),
     Case("unknown run", "status nothing", ('no run "nothing"', "There are none yet")),
     Case("damaged run", "status a", ("config.yaml:1:8", "not valid YAML"), {"runs/a/config.yaml": "name: a: b\n"}),
-    Case("show no preset", "presets show fast", ("no preset is called",)),
+    Case("show no preset", "presets show fast", ("preset not found",)),
     Case("copy over a file", "presets copy quickstart my.yaml", ("my.yaml exists already",), {"my.yaml": GOOD}),
     Case("runs is a file", "run my.yaml --runs my.yaml", ("cannot create the run folder",), {"my.yaml": GOOD}),
     Case("no such command", "train my.yaml", ("No such command",), {"my.yaml": GOOD}),
