@@ -81,12 +81,10 @@ def _update(roles: Roles, axis: str, value: str, batch: int, new: int, repeats: 
 def _sampling(roles: Roles, axis: str, value: str, prompts: int, answers: int, repeats: int) -> Row:
     """Measure sampling of rows that share a prefill, 16 rows in total."""
     texts = make_prompts(roles.base, prompts, PROMPT)
+    sampling = SampleConfig(max_new_tokens=48, temperature=0.7, batch_size=prompts * answers)
 
     def once(step: int) -> None:
-        sample_answers(
-            roles, Role.POLICY, texts, answers_per_prompt=answers, max_new_tokens=48, temperature=0.7, seed=step,
-            batch_size=prompts * answers,
-        )  # fmt: skip
+        sample_answers(roles, Role.POLICY, texts, sampling, step, answers_per_prompt=answers)
 
     return _row(axis, value, "sampling", prompts * answers * 48, once, repeats)
 

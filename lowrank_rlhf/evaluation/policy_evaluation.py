@@ -14,6 +14,7 @@ from lowrank_rlhf.config.schema import Config, SampleConfig
 from lowrank_rlhf.evaluation.match import SEED_PLACE, divergence, pack_answers
 from lowrank_rlhf.evaluation.run_judges import followed_judge, open_judge
 from lowrank_rlhf.evaluation.sampling import answer_prompts
+from lowrank_rlhf.maths.kl import kl_penalty
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.maths.statistics import win_rate
@@ -124,7 +125,7 @@ class PolicyEvaluation:
             "score": float(answers.scores.mean()),
             "kl": float(answers.kl.mean()),
             "eos_rate": float(finished.float().mean()),
-            "objective": float((shaped - config.kl_coef * answers.kl).mean()),
+            "objective": float((shaped - kl_penalty(answers.kl, config.kl_coef)).mean()),
         }
         if self.gold:
             figures[self.gold.figure] = sum(answers.judged) / len(answers.judged)

@@ -62,11 +62,9 @@ def answer_prompts(
         roles,
         role,
         encode_prompts(base, prompts, base.config.max_length - sampling.max_new_tokens),
+        sampling,
+        seed,
         answers_per_prompt=answers_per_prompt,
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        seed=seed,
-        batch_size=sampling.batch_size,
         done=log.groups if log else (),
         on_batch=on_batch,
     )

@@ -208,10 +208,8 @@ def _difference(session: "Session", plan: "Plan", out: Path) -> tuple["Differenc
         session.roles,
         Role.POLICY,
         prompts,
-        max_new_tokens=min(TOKENS, sampling.max_new_tokens),
-        temperature=sampling.temperature,
-        seed=session.seed("export"),
-        batch_size=sampling.batch_size,
+        sampling.model_copy(update={"max_new_tokens": min(TOKENS, sampling.max_new_tokens)}),
+        session.seed("export"),
     )
     responses = [response for (response,) in answers]
     expected = role_logprobs(session.roles, Role.POLICY, prompts, responses)

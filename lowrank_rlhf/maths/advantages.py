@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from lowrank_rlhf.maths.kl import kl_penalty
 from lowrank_rlhf.maths.masking import last_true
 
 
 def token_rewards(scores: Tensor, kl: Tensor, response: Tensor, kl_coef: float) -> Tensor:
-    """Reward of each token: -beta KL_t everywhere, and the score at the last real token (InstructGPT, eq. 2).
+    """Return each token's reward: minus its KL penalty, plus the score at the last real token (InstructGPT, eq. 2).
 
     Args:
         scores: (B,), the reward model's scalar for each response.
@@ -17,7 +18,7 @@ def token_rewards(scores: Tensor, kl: Tensor, response: Tensor, kl_coef: float) 
 
     Returns (B, T), 0 outside the response.
     """
-    rewards = torch.where(response, -kl_coef * kl, 0.0)
+    rewards = torch.where(response, -kl_penalty(kl, kl_coef), 0.0)
     last = last_true(response)[:, None]
     return rewards.scatter_add(-1, last, scores[:, None].to(rewards.dtype))
 

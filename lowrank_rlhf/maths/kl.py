@@ -1,4 +1,4 @@
-"""Estimators of KL(policy || reference) from samples of the policy, and the controllers of its weight."""
+"""Estimators of KL(policy || reference) from samples of the policy, its penalty, and the controller of its weight."""
 
 from torch import Tensor
 
@@ -12,6 +12,14 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Return r - 1 - log r with r = q/p, per token: unbiased, never negative (same source)."""
     log_ratio = ref_logprobs - logprobs
     return log_ratio.exp() - 1 - log_ratio
+
+
+def kl_penalty(kl: Tensor, kl_coef: float) -> Tensor:
+    """Return the penalty beta KL (InstructGPT, eq. 2), given the KL of each token, or of each response as their sum.
+
+    It is linear, so a response's penalty is the sum of its tokens' ones.
+    """
+    return kl_coef * kl
 
 
 def adapt_kl_coef(kl_coef: float, kl: float, target: float, horizon: int, responses: int) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.models.batch_limits import ran_out
 from lowrank_rlhf.models.decoding import begin, left_padded
 from lowrank_rlhf.models.layers.merging import merged
@@ -43,16 +44,14 @@ def sample_answers(
     roles: Roles,
     role: Role,
     prompts: Sequence[Sequence[int]],
+    sampling: SampleConfig,
+    seed: int,
     *,
     answers_per_prompt: int = 1,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-    batch_size: int,
     done: Sequence[list[Response]] = (),
     on_batch: Callable[..., None] | None = None,
 ) -> list[list[Response]]:
-    """Return the responses to each prompt, in the prompts' order.
+    """Return `answers_per_prompt` responses to each prompt (K; not `sampling.answers_per_prompt`), in their order.
 
     Every response has its own random stream, from `seed` and its index: neither the batch size nor the other prompts
     change it beyond rounding. `on_batch(responses, tokens_per_second=...)` gets the responses of each batch (with
@@ -63,17 +62,19 @@ def sample_answers(
     limits, world_size, start = roles.base.limits, roles.group.world_size, len(done)
     generator = torch.Generator().manual_seed(seed)
     # (prompts, K, L), all drawn before any batch is cut: a batch that is halved or resumed draws the same tokens
-    uniforms = torch.rand(len(prompts), answers_per_prompt, max_new_tokens, generator=generator)
+    uniforms = torch.rand(len(prompts), answers_per_prompt, sampling.max_new_tokens, generator=generator)
     answers: list[list[Response]] = [[] for _ in prompts]
     for index, group in zip(order, done, strict=False):
         answers[index] = group
     with generating_as(roles, role):
         while start < len(order):
-            most = min(batch_size, limits.rows or batch_size)
+            most = min(sampling.batch_size, limits.rows or sampling.batch_size)
             chosen = order[start : start + max(1, most // answers_per_prompt) * world_size]
             since, why = time.monotonic(), ""
             try:
-                responses = _decode_together(roles, [prompts[i] for i in chosen], uniforms[chosen], temperature)
+                responses = _decode_together(
+                    roles, [prompts[i] for i in chosen], uniforms[chosen], sampling.temperature
+                )
             except (MemoryError, RuntimeError) as error:
                 if not ran_out(error):
                     raise

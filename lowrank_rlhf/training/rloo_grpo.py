@@ -48,17 +48,10 @@ class OnlineTask:
 
     def generate(self, prompts: list[list[int]]) -> list[tuple[int, ...]]:
         """Sample with `sample_answers`, 2.5 times as fast as TRL, with one random stream per answer."""
-        start, sampling = time.monotonic(), self.config.sample
-        each = self.config.align.answers_per_prompt
+        start, each = time.monotonic(), self.config.align.answers_per_prompt
+        seed = derive_seed(self.config.seed, "ppo", "rollout", self.step)
         groups = sample_answers(
-            self.roles,
-            Role.POLICY,
-            prompts[::each],
-            answers_per_prompt=each,
-            max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            seed=derive_seed(self.config.seed, "ppo", "rollout", self.step),
-            batch_size=sampling.batch_size,
+            self.roles, Role.POLICY, prompts[::each], self.config.sample, seed, answers_per_prompt=each
         )
         self.sampled = [response for group in groups for response in group]
         self.seconds["time/sampling"] = time.monotonic() - start

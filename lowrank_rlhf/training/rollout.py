@@ -10,10 +10,11 @@ from torch import Tensor
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.maths.advantages import gae, token_rewards
-from lowrank_rlhf.maths.kl import k1, k3
+from lowrank_rlhf.maths.kl import k1, k3, kl_penalty
 from lowrank_rlhf.maths.masking import masked_mean, masked_sum, pool, whiten
 from lowrank_rlhf.maths.sequences import Sequences, cut_minibatches, pack
 from lowrank_rlhf.models.generation import Response, sample_answers
+from lowrank_rlhf.models.logprobs import TokenLogprobs
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_logprobs, score_tokens
 
@@ -95,7 +96,7 @@ def collect(
     `tokens_per_second` is the pace of sampling alone: generated tokens over the time that generating them took.
     """
     start = time.monotonic()
-    responses = _sample(roles, prompts, sampling, seed)
+    responses = [response for (response,) in sample_answers(roles, Role.POLICY, prompts, sampling, seed)]
     sampled = time.monotonic()
     batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)
     batch = roles.with_lower_states(batch)
@@ -108,14 +109,15 @@ def collect(
     values = token_values(roles, batch)  # (B, T)
 
     kl = k1(policy.logprobs, reference)  # (B, T)
+    kl_per_response = masked_sum(kl, batch.response)  # (B,)
     finished = torch.tensor([response.finished for response in responses], device=scores.device)
     shaped = shape_scores(scores, finished, config)
     centred = shaped if baseline is None else shaped - baseline.to(shaped.device)
     advantages, returns = credit(centred, kl, values, batch.response, config, kl_coef)  # (B, T) each
-    kl_per_response = masked_sum(kl, batch.response)  # (B,)
-    assert policy.entropy is not None  # noqa: S101 - asked for above
+    objective = shaped - kl_penalty(kl_per_response, kl_coef)  # (B,)
     figures = {
-        **_objective_figures(policy.logprobs, reference, policy.entropy, batch.response, scores, shaped, kl_coef),
+        **_objective_figures(policy, reference, batch.response, kl_per_response, scores, objective),
+        "objective/kl_coef": kl_coef,
         "value/explained_variance": float(explained_variance(values, returns, batch.response)),
         **response_figures(responses),
         "tokens_per_second": sum(len(response.tokens) for response in responses) / (sampled - start),
@@ -138,27 +140,20 @@ def collect(
 
 
 def _objective_figures(
-    logprobs: Tensor,
-    reference: Tensor,
-    entropy: Tensor,
-    response: Tensor,
-    scores: Tensor,
-    shaped: Tensor,
-    kl_coef: float,
+    policy: TokenLogprobs, reference: Tensor, response: Tensor, kl: Tensor, scores: Tensor, objective: Tensor
 ) -> dict[str, float]:
-    """Return the figures of PPO's objective.
+    """Return means over the responses, given (B, T) tensors of each token and (B,) ones of each response.
 
     `objective/kl` and `objective/kl_k3` estimate the same nats per response, the second one with less noise;
     `objective/rlhf_reward` is what PPO maximises, the shaped score less the KL penalty.
     """
-    kl_per_response = masked_sum(k1(logprobs, reference), response)  # (B, T) -> (B,)
+    assert policy.entropy is not None  # noqa: S101 - requested by `collect`
     return {
-        "objective/kl": float(kl_per_response.mean()),
-        "objective/kl_k3": float(masked_sum(k3(logprobs, reference), response).mean()),
+        "objective/kl": float(kl.mean()),
+        "objective/kl_k3": float(masked_sum(k3(policy.logprobs, reference), response).mean()),
         "objective/scores": float(scores.mean()),
-        "objective/rlhf_reward": float((shaped - kl_coef * kl_per_response).mean()),
-        "objective/entropy": float(masked_mean(entropy, response)),
-        "objective/kl_coef": kl_coef,
+        "objective/rlhf_reward": float(objective.mean()),
+        "objective/entropy": float(masked_mean(policy.entropy, response)),
     }
 
 
@@ -174,19 +169,6 @@ def credit(
         rewards = whiten(rewards, response, shift_mean=False)
     advantages, returns = gae(rewards, values, response, config.gamma, config.gae_lambda)
     return whiten(advantages, response) if config.whiten_advantages else advantages, returns
-
-
-def _sample(roles: Roles, prompts: Sequence[Sequence[int]], sampling: SampleConfig, seed: int) -> list[Response]:
-    answers = sample_answers(
-        roles,
-        Role.POLICY,
-        prompts,
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        seed=seed,
-        batch_size=sampling.batch_size,
-    )
-    return [response for (response,) in answers]
 
 
 def response_figures(responses: Sequence[Response]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from tiny_finished import ROLES, finished_run
 from lowrank_rlhf import cli
 from lowrank_rlhf.commands.terminal import chat_loop
 from lowrank_rlhf.commands.terminal.chat_loop import Conversation, Settings, talk
+from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.evaluation.chat import ChatAnswer, ChatModels, ChatSampling
 from lowrank_rlhf.maths.seeds import derive_seed
@@ -257,7 +258,7 @@ def test_each_voice_is_its_adapter(run, monkeypatch) -> None:
     assert session.base.checksum() == checksum
     for voice, role in (("policy", Role.POLICY), ("sft", Role.REFERENCE)):
         ((expected,),) = sample_answers(
-            run.roles, role, [prompt], max_new_tokens=24, temperature=0.8, seed=11, batch_size=1
+            run.roles, role, [prompt], SampleConfig(max_new_tokens=24, temperature=0.8), seed=11
         )
         assert heard[voice].text == run.base.decode(expected.tokens)
         assert (heard[voice].tokens, heard[voice].finished) == (len(expected.tokens), expected.finished)
@@ -286,7 +287,7 @@ def test_the_score_is_the_normalised_one(tiny_folder, tmp_path, pooling) -> None
     speakers = chat_models(run)
     answer = speakers.answer("sft", prompt, ChatSampling(9, 0.8, 2), lambda _: None)
     ((response,),) = sample_answers(
-        run.roles, Role.REFERENCE, [prompt], max_new_tokens=9, temperature=0.8, seed=2, batch_size=1
+        run.roles, Role.REFERENCE, [prompt], SampleConfig(max_new_tokens=9, temperature=0.8), seed=2
     )
     with run.roles.acting_as(Role.REWARD):
         states = run.roles.decoder(input_ids=torch.tensor([[*prompt, *response.tokens]])).last_hidden_state[0]
@@ -353,10 +354,8 @@ def test_prompt_as_json(run, command) -> None:
             run.roles,
             role,
             [asked(run, "what is short")],
-            max_new_tokens=6,
-            temperature=0.8,
-            seed=derive_seed(5, "chat", 0),
-            batch_size=1,
+            SampleConfig(max_new_tokens=6, temperature=0.8),
+            derive_seed(5, "chat", 0),
         )
         assert answer["text"] == run.base.decode(expected.tokens)
         assert isinstance(answer["score"], float)

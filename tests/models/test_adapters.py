@@ -14,6 +14,7 @@ from tiny import LORA, load_plain, make_batch, make_roles, randomise, snapshot
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models import adapters
 from lowrank_rlhf.models.adapters import fill_role, load_role, trained_on
@@ -158,7 +159,7 @@ def test_sampling_through_an_adapter_of_another_shape(tiny_base, tmp_path, mergi
     fill_role(roles, Role.POLICY, folder)
     fill_role(roles, Role.REFERENCE, folder)
     draw: Callable = lambda role: sample_answers(  # noqa: E731
-        roles, role, prompts, max_new_tokens=8, temperature=1.0, seed=1, batch_size=4
+        roles, role, prompts, SampleConfig(max_new_tokens=8, batch_size=4), seed=1
     )
     assert draw(Role.POLICY) == draw(Role.REFERENCE)
     fill_role(roles, Role.REFERENCE, None)

@@ -9,6 +9,7 @@ import test_scoring as scoring_laws
 import torch
 from tiny import ARCHITECTURES, load_tiny, make_batch, make_roles, make_tiny_model, random_tokens
 
+from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
@@ -90,7 +91,7 @@ def test_answers_do_not_depend_on_their_batch(tiny_base, architecture, quantizat
     roles = make_roles(tiny_base(quantization, architecture=architecture))
     prompts = random_tokens(3, [4, 14, 6])
     alike = [
-        sample_answers(roles, Role.POLICY, prompts, max_new_tokens=12, temperature=1.0, seed=0, batch_size=size)
+        sample_answers(roles, Role.POLICY, prompts, SampleConfig(max_new_tokens=12, batch_size=size), seed=0)
         for size in (3, 1)
     ]
     assert alike[0] == alike[1]

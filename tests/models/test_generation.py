@@ -5,6 +5,7 @@ import torch
 from tiny import ARCHITECTURES, DEVICE, make_roles, random_tokens
 from torch import Tensor
 
+from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.models import decoding, generation
 from lowrank_rlhf.models.decoding import GrowingSteps, RecordedSteps
 from lowrank_rlhf.models.generation import Response, draw, generating_as, sample_answers, stream_answer, stream_text
@@ -34,8 +35,10 @@ each_kind = pytest.mark.parametrize("steps", [GrowingSteps, RecordedSteps], indi
 
 
 def sample(roles: Roles, prompts: list[list[int]] = PROMPTS, **settings) -> list[list[Response]]:
-    chosen = {"max_new_tokens": LENGTH, "temperature": 0.9, "seed": 3, "batch_size": 64, **settings}
-    return sample_answers(roles, chosen.pop("role", Role.POLICY), prompts, **chosen)
+    fields = {"max_new_tokens": LENGTH, "temperature": 0.9, "batch_size": 64}
+    sampling = SampleConfig(**{name: settings.pop(name, value) for name, value in fields.items()})
+    role, seed = settings.pop("role", Role.POLICY), settings.pop("seed", 3)
+    return sample_answers(roles, role, prompts, sampling, seed, **settings)
 
 
 @pytest.fixture

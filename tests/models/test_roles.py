@@ -11,6 +11,7 @@ from tiny import DEVICE, LORA, gradients, make_batch, make_roles, random_tokens,
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.adapters import load_role
@@ -313,7 +314,7 @@ def test_reading_and_generating_change_no_gradient(tiny_base, quantization, chec
         logits(roles, Role.REFERENCE, batch)
         assert_same(gradients(roles, role, batch), before)
         prompts = random_tokens(3, [4, 1, 6])
-        sample_answers(roles, Role.POLICY, prompts, max_new_tokens=3, temperature=1.0, seed=0, batch_size=3)
+        sample_answers(roles, Role.POLICY, prompts, SampleConfig(max_new_tokens=3, batch_size=3), seed=0)
         assert_same(gradients(roles, role, batch), before)
 
 

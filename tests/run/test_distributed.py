@@ -243,6 +243,7 @@ from pathlib import Path
 sys.path.append(sys.argv[2])
 from tiny import load_tiny, make_roles, random_tokens
 
+from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.errors import CannotFit
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
@@ -262,12 +263,12 @@ with distributed.join() as group:
 
     roles.decoder.register_forward_pre_hook(no_memory, with_kwargs=True)
     limits.on_halved = hear
-    settings = {"max_new_tokens": 3, "temperature": 1.0, "seed": 0, "batch_size": 8}
+    sampling = SampleConfig(max_new_tokens=3, batch_size=8)
     for most in (2, 1):
         limits.rows = None
         halved.clear()
         try:
-            answers = sample_answers(roles, Role.POLICY, random_tokens(1, [4] * 10), answers_per_prompt=2, **settings)
+            answers = sample_answers(roles, Role.POLICY, random_tokens(1, [4] * 10), sampling, 0, answers_per_prompt=2)
             print(f"{most} rows at most: {halved}, answers to {len(answers)} prompts", flush=True)
         except CannotFit as error:
             print(f"{most} rows at most: {halved}, {error}", flush=True)

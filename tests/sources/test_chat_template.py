@@ -93,7 +93,7 @@ def test_sampling_stops_at_the_templates_token_and_not_at_the_end_of_text(folder
     names = [ENDS[style][0], STYLES[style][2]["eos_token"]]
     end, text_end = base.tokenizer.convert_tokens_to_ids(names)
     answers = sample_answers(
-        roles, Role.POLICY, [[10, 11, 12]] * 40, max_new_tokens=200, temperature=1.0, seed=0, batch_size=40
+        roles, Role.POLICY, [[10, 11, 12]] * 40, SampleConfig(max_new_tokens=200, batch_size=40), seed=0
     )
     tokens = [response.tokens for [response] in answers]
     assert any(text_end in row[:-1] for row in tokens), "the oracle needs an answer that goes on after it"

@@ -313,15 +313,7 @@ def test_the_scale_is_that_of_sfts_answers_where_others_wrote_the_compared_ones(
     assert len(prompts) == 15
     encoded = [session.base.encode_prompt(prompt) for prompt in prompts]
     seed, sampling = session.seed("reward", "scale"), session.config.sample
-    answers = sample_answers(
-        roles,
-        Role.POLICY,
-        encoded,
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=0.7,
-        seed=seed,
-        batch_size=sampling.batch_size,
-    )
+    answers = sample_answers(roles, Role.POLICY, encoded, sampling.model_copy(update={"temperature": 0.7}), seed)
     scores = []
     for prompt, (response,) in zip(encoded, answers, strict=True):
         with roles.acting_as(Role.REWARD):

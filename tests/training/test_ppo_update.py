@@ -145,12 +145,12 @@ def test_the_kl_penalty_and_whitening(tiny_base) -> None:
     # With lambda = gamma = 1 the return of the first token is everything that is still to come.
     expected = shape_scores(rollout.scores, torch.ones(8, dtype=torch.bool, device=DEVICE), config) - 0.3 * rollout.kl
     torch.testing.assert_close(rollout.returns[torch.arange(8), first], expected)
+    assert rollout.figures["objective/rlhf_reward"] == pytest.approx(float(expected.mean()))
     whitened = rollout_of(roles, make_config(kl_coef=0.3, gae_lambda=1.0, missing_eos="keep"))
     real = whitened.advantages[whitened.batch.response]
     assert float(real.mean()) == pytest.approx(0, abs=1e-6)
     assert float(real.var()) == pytest.approx(1, abs=1e-5)
     assert torch.equal(whitened.returns, rollout.returns)
-    assert rollout.figures["objective/rlhf_reward"] == pytest.approx(float((rollout.scores - 0.3 * rollout.kl).mean()))
     ratio = (rollout.ref_logprobs - rollout.logprobs).double().cpu().numpy()
     k3 = (np.exp(ratio) - 1 - ratio).sum(-1).mean()
     assert rollout.figures["objective/kl_k3"] == pytest.approx(k3, rel=1e-4)
