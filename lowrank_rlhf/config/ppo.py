@@ -24,7 +24,7 @@ class PpoConfig(Section):
     critic_learning_rate: Rate = 1e-4
     """Peak learning rate of the critic adapter and its head, with linear decay."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Warm-up steps of both learning rates; without them, noisy gradients give full-size first steps of Adam."""
+    """Warm-up steps of both learning rates: without them Adam starts with full-size steps on noisy gradients."""
     critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Initial steps in which only the critic is trained."""
     critic_head: Literal["reward", "zero"] = "zero"

@@ -1,4 +1,4 @@
-"""Comparisons that somebody else collected, as prompts, answers and rankings."""
+"""Load comparisons from a data set as prompts, answers and rankings."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ COMPARISON_FORMATS = tuple(entry for entry in FORMATS if entry.ordered)
 
 @dataclass(frozen=True)
 class ComparisonData:
-    """What a file of comparisons holds; `notes` says in sentences what was read and what was dropped."""
+    """Contents of a file of comparisons; `notes` are sentences about rows read and dropped."""
 
     prompts: list[Prompt]
     answers: list[Sample]
     rankings: list[Ranking]
     notes: list[str]
     ties: int
-    """Pairs of answers of which neither is better: they are in no comparison."""
+    """Pairs of answers of which neither is better; they give no comparisons."""
 
 
 @dataclass
@@ -54,19 +54,19 @@ class _Collected:
 def load_comparisons(
     source: str | Path, chosen: FormatName | None = None, skip_bad_rows: float = 0.0
 ) -> ComparisonData:
-    """Reads comparisons from a file or the hub. Rows of one prompt share its id; equal answers to it share theirs."""
+    """Load comparisons from a file or the hub. Equal prompts share an id, and so do equal answers to a prompt."""
     loaded = load(source, "rank.format", chosen, COMPARISON_FORMATS)
     if not loaded.format.ordered:
-        raise UserError(f"rank.format: {loaded.format.name} holds no answers in an order")
+        raise UserError(f"rank.format: {loaded.format.name} contains no ranked answers")
     loaded.refuse_bad(skip_bad_rows)
     data = collect(loaded)
     if not data.rankings:
-        raise UserError(f"{source}: no comparison is left. {' '.join(data.notes)}")
+        raise UserError(f"{source}: no comparisons left. {' '.join(data.notes)}")
     return data
 
 
 def collect(loaded: Loaded) -> ComparisonData:
-    """The rankings of rows that were read, and notes on those that order nothing."""
+    """Return the rankings of loaded rows, with notes on rows without an order."""
     collected = _Collected()
     undecided: dict[Undecided, list[int]] = {}
     empty = 0
@@ -87,7 +87,7 @@ def collect(loaded: Loaded) -> ComparisonData:
 
 
 def without_prompts(data: ComparisonData, prompts: Sequence[Prompt]) -> ComparisonData:
-    """The data less what is about these prompts, with a note that counts it."""
+    """Return the data without these prompts, with a note on the number left out."""
     keys = {prompt_key(prompt.messages) for prompt in prompts}
     gone = {prompt.id for prompt in data.prompts if prompt_key(prompt.messages) in keys}
     if not gone:

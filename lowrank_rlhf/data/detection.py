@@ -1,4 +1,4 @@
-"""Which format a file is in: every row is looked at, and two equal readings are never guessed between."""
+"""Detect the format of a file from all of its rows. An ambiguous file is an error."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -10,23 +10,23 @@ from lowrank_rlhf.data.formats import FORMATS, Format
 from lowrank_rlhf.data.readers.rows import EXAMPLE, Row, counted, listed
 from lowrank_rlhf.errors import UserError
 
-# Fewer rows of the commonest format than this share, and the file is a mixture rather than one format with mistakes.
+# With a smaller share of rows in the most common format, the file is a mixture and not one format with mistakes.
 _ONE_FORMAT = 0.9
-# Rows of the two may stand in one file: both say what the prompt is, and nothing of a row is lost.
+# These two may be mixed in one file: both have a prompt, and no part of a row is lost.
 _MIXABLE = frozenset({"prompt-completion", "messages"})
 
 
 class Found(NamedTuple):
-    """The format of a file, and in a sentence why it is taken for that."""
+    """Detected format of a file, with the reason in words."""
 
     format: Format
     why: str
 
 
 def detect(rows: Sequence[Row], source: str, setting: str, among: Collection[Format] = FORMATS) -> Found:
-    """The one format that the rows can be read in. `setting` is what a person sets to choose, such as `data.format`.
+    """Return the only format that fits the rows. `setting` is the key that selects a format, such as `data.format`.
 
-    Raises `UserError` where no format fits, where two do equally well, or where the rows mix formats.
+    Raises `UserError` if no format fits, if two fit equally well, or if the rows mix formats.
     """
     readings = Counter(_readings(row, among) for row in rows)
     unread = readings.pop(frozenset(), 0)
@@ -37,7 +37,7 @@ def detect(rows: Sequence[Row], source: str, setting: str, among: Collection[For
         names = [entry.name for entry in FORMATS if entry.name in common]
         keys = "; ".join(f"{entry.name} reads {listed(entry.keys)}" for entry in FORMATS if entry.name in common)
         raise UserError(
-            f"{source}: the rows can be read in {len(names)} ways ({keys}); say which: {setting}={' or '.join(names)}"
+            f"{source}: the rows fit {len(names)} formats ({keys}). Choose one: {setting}={' or '.join(names)}"
         )
     used = {name for names in readings for name in names}
     if used == _MIXABLE and all(len(names) == 1 for names in readings):
@@ -45,11 +45,11 @@ def detect(rows: Sequence[Row], source: str, setting: str, among: Collection[For
     if count < _ONE_FORMAT * readings.total():
         raise UserError(_mixed(rows, source, setting, among))
     found = next(entry for entry in FORMATS if entry.name in common)
-    return Found(found, _rows_with(rows, found.keys) + found.besides)
+    return Found(found, _rows_with(rows, found.keys) + found.requirement)
 
 
 def _readings(row: Row, among: Collection[Format]) -> frozenset[str]:
-    """Formats that fit the row. One whose keys are all among another's says less about the row, and yields to it."""
+    """Return the formats that fit the row, except those whose keys are a subset of another's."""
     fitting = [entry for entry in among if entry.reads(row.fields)]
     return frozenset(entry.name for entry in fitting if not any(set(entry.keys) < set(other.keys) for other in fitting))
 
@@ -67,7 +67,7 @@ def _mixture(rows: Sequence[Row]) -> Format:
 def _rows_with(rows: Sequence[Row], keys: Sequence[str]) -> str:
     having = sum(all(key in row.fields for key in keys) for row in rows)
     if having == len(rows):
-        return f"{'its one row has' if having == 1 else f'all {having:,} rows have'} {listed(keys)}"
+        return f"{'its only row has' if having == 1 else f'all {having:,} rows have'} {listed(keys)}"
     return f"{having:,} of {len(rows):,} rows {'has' if having == 1 else 'have'} {listed(keys)}"
 
 
@@ -77,24 +77,25 @@ def _unknown(rows: Sequence[Row], among: Collection[Format]) -> str:
     if other:
         names = ", ".join(sorted(other))
         return (
-            f"{bare.where}: this looks like {names}, which holds no answers in an order; what does: {_described(among)}"
+            f"{bare.where}: this looks like {names}, which contains no ranked answers. "
+            f"Formats that do: {_described(among)}"
         )
     if {"chosen", "rejected"} <= bare.fields.keys():
         return (
             f'{bare.where}: "chosen" and "rejected" without "prompt" must be conversations (lists of role and content) '
-            'or transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ..."): add the prompt, under "prompt"'
+            'or transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ..."). Add the prompt as "prompt"'
         )
     if isinstance(bare.fields.get("label"), bool):
         return (
             f'{bare.where}: "prompt", "completion" and a true-or-false "label" are unpaired preferences, which are not '
-            'supported; keep the rows whose "label" is true and delete that key, and they are demonstrations'
+            'supported. For demonstrations, keep the rows whose "label" is true and remove that key'
         )
     own = {key for entry in FORMATS for key in (*entry.keys, *entry.optional)}
     needed = {key for entry in among for key in entry.keys}.difference(bare.fields)
     hints = [f' "{key}":{guess}' for key in bare.fields if key not in own and (guess := suggestion(key, needed))]
     return (
         f"{bare.where}: unknown format. Keys found: {', '.join(bare.fields) or 'none'}.{''.join(hints)} "
-        f"What can be read (docs/data-formats.md): {_described(among)}"
+        f"Supported formats (docs/data-formats.md): {_described(among)}"
     )
 
 
@@ -110,7 +111,7 @@ def _mixed(rows: Sequence[Row], source: str, setting: str, among: Collection[For
         first.setdefault(names, row)
         counts[names] += 1
     parts = [
-        f"{counted(count, 'row')} as {' or '.join(sorted(names)) or 'nothing known'} (the first: {first[names].where})"
+        f"{counted(count, 'row')} as {' or '.join(sorted(names)) or 'unknown format'} (first: {first[names].where})"
         for names, count in counts.most_common()
     ]
-    return f"{source}: the rows mix formats: {', '.join(parts)}; split the file, or set {setting}"
+    return f"{source}: the rows have different formats: {', '.join(parts)}. Split the file, or set {setting}"

@@ -1,4 +1,4 @@
-"""What one row of any format says, in one shape."""
+"""Common representation of a row of any format."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,29 +16,29 @@ UNDECIDED: dict[Undecided, str] = {
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, perhaps with a response worth imitating, perhaps with answers in an order."""
+    """Prompt with an optional response to imitate and optional ranked answers."""
 
     prompt: tuple[Message, ...]
     response: str | None = None
     id: str | None = None
     answers: tuple[str, ...] = ()
-    """The row's answers, in its own order; a chosen one stands before the rejected one."""
+    """Answers in the row's order; chosen comes before rejected."""
     tiers: tuple[tuple[int, ...], ...] = ()
-    """Indices into `answers`, best first; a tier holds ties. Each text stands there once."""
+    """Indices into `answers`, best first; answers of one tier are tied. Each text occurs once."""
     annotator: str = "dataset"
     undecided: Undecided | None = None
-    """Why the answers have no order."""
+    """Reason for which the answers have no order."""
 
     @property
     def imitated(self) -> str | None:
-        """The response, or the one answer that was preferred to all others."""
+        """The response, or the only answer preferred to all others."""
         if self.response is not None or self.undecided or not self.tiers or len(self.tiers[0]) > 1:
             return self.response
         return self.answers[self.tiers[0][0]] if self.answers[self.tiers[0][0]].strip() else None
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """(better, worse) for every strictly ordered pair of answers."""
+        """Pairs (better, worse) of strictly ordered answers."""
         if self.undecided:
             return []
         return [

@@ -1,4 +1,4 @@
-"""The formats that data sets come in, as data: the keys that tell them, and what turns a row into an example."""
+"""Supported data formats: their keys, and the functions that convert a row to an example."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,29 +17,29 @@ RESPONSES = ("response", "completion")
 
 @dataclass(frozen=True)
 class Format:
-    """One way of writing rows."""
+    """Format of a row."""
 
     name: FormatName
     what: str
-    """For whom reads the documentation."""
+    """Description for the documentation."""
     keys: tuple[str, ...]
-    """A row has all of these."""
+    """Required keys."""
     optional: tuple[str, ...]
-    """And may have these; every other key is ignored, and the notes say so."""
+    """Optional keys; every other key is ignored and listed in the notes."""
     convert: Callable[[Row], Example]
     example: str
-    """A row, as JSON."""
+    """Example row, as JSON."""
     fits: Callable[[Fields], bool] | None = None
-    """What a row with these keys must have besides."""
-    besides: str = ""
-    """That, in words."""
+    """Further condition on a row with these keys."""
+    requirement: str = ""
+    """The condition in words."""
     ordered: bool = False
-    """True if a row holds answers in an order: such files serve as comparisons."""
+    """True if rows contain ranked answers, so that files can be used as comparisons."""
     keeps_positions: bool = False
-    """True if the answers stand in the order in which the annotators saw them."""
+    """True if the answers are in the order in which the annotators saw them."""
 
     def reads(self, fields: Fields) -> bool:
-        """True if a row with these fields looks like this format. Whether it is sound, `convert` finds out."""
+        """Return True if the fields look like this format; `convert` checks their values."""
         return all(key in fields for key in self.keys) and (self.fits is None or self.fits(fields))
 
 
@@ -55,17 +55,17 @@ def _messages(row: Row) -> Example:
     if turns[-1].role != "assistant":
         return Example(prompt=ends_with_user(row, '"messages"', turns), response=response, id=_identifier(row))
     if response is not None:
-        raise UserError(f'{row.where}: "messages" ends with the assistant and "response" is there too; keep one')
+        raise UserError(f'{row.where}: "messages" ends with the assistant and "response" is present too. Keep one')
     prompt, answer = split_answer(row, '"messages"', turns)
     answer = text_field(row, f"messages[{len(turns) - 1}].content", answer)
     return Example(prompt=prompt, response=answer, id=_identifier(row))
 
 
 def _response(row: Row) -> str | None:
-    """What is to be imitated, if there is anything: text, or a list with the assistant's one turn."""
+    """Return the response to imitate, if any: text, or a list with a single turn of the assistant."""
     given = [key for key in RESPONSES if row.fields.get(key) is not None]
     if len(given) > 1:
-        raise UserError(f"{row.where}: {listed(given)} are both there; keep one")
+        raise UserError(f"{row.where}: {listed(given)} are both present. Keep one")
     if not given:
         return None
     name, value = f'"{given[0]}"', row.fields[given[0]]
@@ -99,7 +99,7 @@ def _sharegpt(row: Row) -> Example:
 
 
 def _no_label(fields: Fields) -> bool:
-    """Prompt, completion and a true-or-false label are TRL's unpaired preferences: half of them are bad examples."""
+    """Return False for TRL's unpaired preferences (a true-or-false label): half of them are bad examples."""
     return not isinstance(fields.get("label"), bool)
 
 
@@ -107,7 +107,7 @@ FORMATS = (
     Format(
         "prompt-completion",
         "TRL's prompt-only and prompt-completion: a prompt (text, or turns that end with the user), "
-        "perhaps with a response.",
+        "optionally with a response.",
         keys=("prompt",),
         optional=(*RESPONSES, "id"),
         convert=_prompt_completion,
@@ -125,7 +125,7 @@ FORMATS = (
     Format(
         "preference",
         "TRL's preferences with an explicit prompt; chosen and rejected are text, the assistant's turn, or "
-        "the prompt's turns and then that one.",
+        "the prompt's turns followed by that turn.",
         keys=("prompt", "chosen", "rejected"),
         optional=(),
         convert=preferences.explicit,
@@ -139,7 +139,7 @@ FORMATS = (
         optional=(),
         convert=preferences.implicit,
         fits=lambda fields: isinstance(fields["chosen"], list) and isinstance(fields["rejected"], list),
-        besides=", both lists of turns",
+        requirement=", both lists of turns",
         example='{"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], '
         '"rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "What?"}]}',
         ordered=True,
@@ -151,13 +151,13 @@ FORMATS = (
         optional=(),
         convert=preferences.transcripts,
         fits=lambda fields: is_transcript(fields["chosen"]) and is_transcript(fields["rejected"]),
-        besides=', both transcripts ("Human: ...")',
+        requirement=', both transcripts ("Human: ...")',
         example=r'{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"}',
         ordered=True,
     ),
     Format(
         "alpaca",
-        "Alpaca's demonstrations; an input that is not empty stands under the instruction.",
+        "Alpaca's demonstrations; a non-empty input is appended to the instruction.",
         keys=("instruction", "output"),
         optional=("input",),
         convert=_alpaca,
@@ -173,13 +173,13 @@ FORMATS = (
     ),
     Format(
         "ranked",
-        "K answers to a prompt with one of: `ranking` (places in `responses` counted from 0, best first; a list in "
-        "the list holds ties), `ranks` (one number each, 1 is best) or `scores` (one each, more is better).",
+        "K answers to a prompt with one of: `ranking` (positions in `responses` from 0, best first; a nested list "
+        "for ties), `ranks` (one number each, 1 is best) or `scores` (one each, higher is better).",
         keys=("prompt", "responses"),
         optional=preferences.ORDERS,
         convert=preferences.ranked,
         fits=lambda fields: any(key in fields for key in preferences.ORDERS),
-        besides=f", and one of {listed(preferences.ORDERS)}",
+        requirement=f", and one of {listed(preferences.ORDERS)}",
         example='{"prompt": "Greet me.", "responses": ["No.", "Good morning!", "Hi."], "ranking": [1, 2, 0]}',
         ordered=True,
         keeps_positions=True,

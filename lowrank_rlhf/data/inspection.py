@@ -1,4 +1,4 @@
-"""What is in a data set: counts, duplicates, leakage and biases, as plain figures."""
+"""Count rows, duplicates, leakage and biases of a data set."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ _RESAMPLES = 2_000
 
 @dataclass(frozen=True)
 class Balance:
-    """Where the best answer stood in rows with exactly one; ties are a share of all rows with answers."""
+    """Share of rows whose first answer is best; ties are a share of all rows with answers."""
 
     first_wins: float
     expected: float
-    """The share that chance would give the first answer."""
+    """The same share by chance."""
     ties: float
 
 
 @dataclass(frozen=True)
 class LongerWins:
-    """Share of comparisons that the answer with more characters won, equal lengths left out."""
+    """Share of comparisons won by the answer with more characters, without equal lengths."""
 
     share: float
     interval: Interval
@@ -34,38 +34,38 @@ class LongerWins:
 
 @dataclass(frozen=True)
 class Figures:
-    """Counts over the rows that could be read."""
+    """Counts over the valid rows."""
 
     rows: int
     bad_rows: int
     prompts: int
-    """Different ones."""
+    """Number of different prompts."""
     demonstrations: int
-    """Rows with a response, or with one answer that was preferred to all others."""
+    """Rows with a response, or with one answer preferred to all others."""
     rankings: int
-    """Rows with answers in an order."""
+    """Rows with ranked answers."""
     comparisons: int
     undecided: dict[str, int]
     multi_turn: int
-    """Rows whose prompt holds more than one turn of user and assistant."""
+    """Rows with more than one turn of user and assistant in the prompt."""
     repeated_prompts: int
-    """Rows whose prompt an earlier row has."""
+    """Rows with the prompt of an earlier row."""
     repeated_rows: int
-    """Rows that an earlier row equals, answers included."""
+    """Rows equal to an earlier one, including answers."""
     balance: Balance | None
     longer_wins: LongerWins | None
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """Different prompts that stand in the held-out file too, and the first places where they do."""
+    """Number of prompts that the held-out file contains too, with the first places."""
 
     prompts: int
     places: list[str]
 
 
 def figures(loaded: Loaded) -> Figures:
-    """Everything that can be counted without a tokenizer."""
+    """Return all counts that need no tokenizer."""
     examples = [example for _, example in loaded.located]
     keys = [prompt_key(example.prompt) for example in examples]
     whole = [(key, one.response, one.answers, one.tiers) for key, one in zip(keys, examples, strict=True)]
@@ -87,12 +87,12 @@ def figures(loaded: Loaded) -> Figures:
 
 
 def is_multi_turn(example: Example) -> bool:
-    """True if the prompt is more than one turn of the user, a system text aside."""
+    """Return True if the prompt has more than one turn, not counting a system message."""
     return sum(message.role != "system" for message in example.prompt) > 1
 
 
 def leakage(loaded: Loaded, held_out: Loaded) -> Leakage:
-    """Prompts that both files hold: what is measured on them would be no measure."""
+    """Find prompts that occur in both files; evaluation on them would be invalid."""
     kept = {prompt_key(example.prompt): row.where for row, example in reversed(held_out.located)}
     shared: dict[object, str] = {}
     for row, example in loaded.located:

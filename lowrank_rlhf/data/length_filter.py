@@ -1,4 +1,4 @@
-"""Prompts and demonstrations for which the model has room: told before anything is computed. Imports no torch."""
+"""Find prompts and demonstrations longer than the model's context before a run computes. Imports no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,21 +12,21 @@ from lowrank_rlhf.run.records import Demonstration, Prompt
 from lowrank_rlhf.sources.tokenizer import local_tokenizer
 
 _SHOWN = 5
-_MEND = "Raise model.max_length, or shorten them; or leave them out: data.skip_too_long=true"
+_FIX = "Raise model.max_length, shorten them, or leave them out: data.skip_too_long=true"
 
 
 @dataclass(frozen=True)
 class TokenCounter:
-    """How many tokens the model reads."""
+    """Functions that count tokens as the model reads them."""
 
     prompt: Callable[[Prompt], int]
-    """Of a prompt, up to where the answer begins."""
+    """Tokens of a prompt up to the beginning of the answer."""
     response: Callable[[str], int]
-    """Of a response, with the token that ends it."""
+    """Tokens of a response, with the one that ends it."""
 
 
 def check_lengths(data: RunData, config: Config) -> None:
-    """Raise `UserError` as the run will, if the tokenizer is on this machine already; nothing is fetched or loaded."""
+    """Raise the `UserError` that the run would, if the tokenizer is on this machine; fetch and load nothing."""
     tokenizer = local_tokenizer(config.model)
     if tokenizer:
         count = TokenCounter(
@@ -37,10 +37,10 @@ def check_lengths(data: RunData, config: Config) -> None:
 
 
 def fitting(data: PromptData, count: TokenCounter, config: Config) -> PromptData:
-    """The data without what is too long, with a note on it; demonstrations as many as SFT takes.
+    """Return the data without rows that are too long, with a note, and with the demonstrations that SFT uses.
 
-    Only what the run's stages use is looked at. Raises `UserError` that names the too long ones, unless
-    `data.skip_too_long` is set; and where none would be left.
+    Only rows that the run's stages use are checked. Raises `UserError` with the rows that are too long unless
+    `data.skip_too_long` is set, and if none would be left.
     """
     prompts = _long_prompts(data, count, config)
     demonstrations, responses = _demonstrations(data, count, config, prompts)
@@ -58,20 +58,20 @@ def fitting(data: PromptData, count: TokenCounter, config: Config) -> PromptData
         raise UserError(_refusal(f"{limit} {config.model.max_length}", prompts | responses, data))
     if not kept.training or (data.held_out and not kept.held_out):
         whose = "held-out" if kept.training else "training"
-        raise UserError(f"data.skip_too_long: leaves no {whose} prompt: {limit} {config.model.max_length}; raise it")
+        raise UserError(f"data.skip_too_long: leaves no {whose} prompt: {limit} {config.model.max_length}. Raise it")
     left = f"{counted(len(kept.training), 'training prompt')} and {len(kept.held_out):,} held out"
     return replace(kept, notes=[*data.notes, f"Left out {limit} {config.model.max_length}; {left} are left."])
 
 
 def room_for_prompts(config: Config) -> int:
-    """Tokens that a prompt may have: the longest answer is to fit after it, where any stage samples answers."""
+    """Return the maximum length of a prompt in tokens: if a stage samples, the longest answer must fit after it."""
     sampling = {"ppo", "evaluate"} if config.rank.source == "dataset" else {"sample", "ppo", "evaluate"}
     answers = config.sample.max_new_tokens if sampling & set(config.stages) else 0
     return config.model.max_length - answers
 
 
 def _long_prompts(data: PromptData, count: TokenCounter, config: Config) -> dict[str, str]:
-    """Ids of the prompts that leave no room for an answer, and why; none where no stage samples."""
+    """Return ids of prompts without room for an answer, with the reason; none if no stage samples."""
     room = room_for_prompts(config)
     long: dict[str, str] = {}
     if room == config.model.max_length:
@@ -86,7 +86,7 @@ def _long_prompts(data: PromptData, count: TokenCounter, config: Config) -> dict
 def _demonstrations(
     data: PromptData, count: TokenCounter, config: Config, long_prompts: dict[str, str]
 ) -> tuple[list[Demonstration], dict[str, str]]:
-    """Those that SFT takes, and the prompts' ids of those with too long a response, and why."""
+    """Return the demonstrations that SFT uses, and the prompt ids of those that are too long, with the reason."""
     readable = [entry for entry in data.demonstrations if entry.prompt.id not in long_prompts]
     if "sft" not in config.stages or config.sft.source != "train":
         return readable, {}
@@ -108,4 +108,4 @@ def _refusal(limit: str, long: dict[str, str], data: PromptData) -> str:
     lines = [f"{data.places[name]} ({name}): {long[name]}" for name in names[:_SHOWN]]
     if len(names) > _SHOWN:
         lines.append(f"and {len(names) - _SHOWN:,} more")
-    return "\n".join([f"data.prompts: {limit}:", *(f"  {line}" for line in lines), _MEND])
+    return "\n".join([f"data.prompts: {limit}:", *(f"  {line}" for line in lines), _FIX])

@@ -1,4 +1,4 @@
-"""How long prompts and answers are, in tokens or in words, and what does not fit."""
+"""Lengths of prompts and answers in tokens or words, and rows that do not fit."""
 
 import re
 from collections.abc import Sequence
@@ -17,36 +17,36 @@ _WORD = re.compile(rf"[{EAST_ASIAN}]|[^\s{EAST_ASIAN}]+")
 
 
 class Measure(Protocol):
-    """What lengths are counted in."""
+    """Unit of lengths, with functions that count it."""
 
     @property
     def unit(self) -> str:
-        """Such as `tokens of SmolLM2`."""
+        """Name of the unit, such as `tokens of SmolLM2`."""
 
     def prompts(self, prompts: Sequence[Turns]) -> list[int]:
-        """Length of each prompt as the model reads it."""
+        """Return the length of each prompt as the model reads it."""
 
     def answers(self, texts: Sequence[str]) -> list[int]:
-        """Length of each answer as the model reads it."""
+        """Return the length of each answer as the model reads it."""
 
 
 class Words:
-    """Lengths in words, for want of a tokenizer."""
+    """Lengths in words, used without a tokenizer."""
 
     unit = "words"
 
     def prompts(self, prompts: Sequence[Turns]) -> list[int]:
-        """Words of all turns."""
+        """Return the number of words in all turns of each prompt."""
         return [sum(len(_WORD.findall(turn.content)) for turn in prompt) for prompt in prompts]
 
     def answers(self, texts: Sequence[str]) -> list[int]:
-        """Words of each text."""
+        """Return the number of words of each text."""
         return [len(_WORD.findall(text)) for text in texts]
 
 
 @dataclass(frozen=True)
 class Bin:
-    """How many lengths lie in low to high, both included; the last bin has no high end."""
+    """Number of lengths from low to high, both included; the last bin has no upper end."""
 
     low: int
     high: int | None
@@ -67,7 +67,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class OverContext:
-    """Rows that do not fit into `max_length`; with no room for an answer, or with their longest answer."""
+    """Number of rows longer than `max_length`: prompts without room for an answer, and rows with the longest answer."""
 
     max_length: int
     prompts: int
@@ -75,7 +75,7 @@ class OverContext:
 
 
 def lengths_of(loaded: Loaded, measure: Measure, max_length: int) -> tuple[Lengths | None, Lengths | None, OverContext]:
-    """Lengths of the prompts, one per row, and of all responses and answers; and what exceeds `max_length`."""
+    """Return lengths of prompts (one per row), of all responses and answers, and the rows over `max_length`."""
     examples = [example for _, example in loaded.located]
     prompts = measure.prompts([example.prompt for example in examples])
     texts = [_texts(example) for example in examples]
@@ -108,7 +108,7 @@ def _summary(values: Sequence[int]) -> Lengths | None:
 
 
 def _histogram(values: Sequence[int]) -> list[Bin]:
-    """Bins of one round width up to about the 95th percentile, so that a few outliers do not flatten the rest."""
+    """Return bins of one round width up to about the 95th percentile: outliers would flatten the rest."""
     wanted = max(1.0, (float(np.percentile(values, 95)) - min(values)) / _BINS)
     scale = 10 ** int(np.floor(np.log10(wanted)))
     width = next(step * scale for step in (1, 2, 5, 10) if step * scale >= wanted)

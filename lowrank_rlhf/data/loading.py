@@ -1,4 +1,4 @@
-"""A file's rows as examples: its format is found or given, bad rows are refused or counted, and notes say all of it."""
+"""Load a file as examples: detect its format, convert its rows, and report invalid ones."""
 
 import difflib
 from collections import Counter
@@ -16,13 +16,13 @@ from lowrank_rlhf.data.readers.sources import read_rows
 from lowrank_rlhf.errors import UserError
 
 _SHOWN_PROBLEMS = 5
-# A difference of one letter or two: `respones`, `promt`; but `prompt_id` beside `prompt` is a key of its own.
+# One or two letters differ (`respones`, `promt`); `prompt_id` is not a typo of `prompt`.
 _TYPO = 0.85
 _WORTH_SKIPPING = 0.01
 
 
 class Located(NamedTuple):
-    """An example with the row that it comes from."""
+    """Example with its source row."""
 
     row: Row
     example: Example
@@ -30,7 +30,7 @@ class Located(NamedTuple):
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a file holds. `problems` has a sentence for each bad row; nothing of these is in `located`."""
+    """Contents of a file. `problems` has a sentence for each bad row; `located` has the other rows."""
 
     name: str
     format: Format
@@ -42,7 +42,7 @@ class Loaded:
 
     @property
     def notes(self) -> list[str]:
-        """What was read, and what was left out."""
+        """Sentences about rows read and left out."""
         notes = [f"Read {counted(self.rows, 'row')} of {self.name} in the {self.format.name} format: {self.why}."]
         if self.ignored:
             notes.append(f"Ignored the keys {', '.join(self.ignored)}.")
@@ -51,7 +51,7 @@ class Loaded:
         return notes
 
     def refuse_bad(self, allowed: float) -> None:
-        """Raises `UserError` if more than this share of the rows is bad."""
+        """Raise `UserError` if more than this share of the rows is bad."""
         bad = len(self.problems)
         if bad <= allowed * self.rows:
             return
@@ -63,22 +63,22 @@ class Loaded:
                 f"{bad} of {counted(self.rows, 'row')} are bad, more than data.skip_bad_rows={allowed:g} allows"
             )
         elif bad <= _WORTH_SKIPPING * self.rows:
-            lines.append(f"mend these rows, or leave them out: data.skip_bad_rows={_WORTH_SKIPPING}")
+            lines.append(f"Correct these rows, or leave them out: data.skip_bad_rows={_WORTH_SKIPPING}")
         raise UserError("\n".join(lines))
 
 
 def load(
     source: str | Path, setting: str, chosen: FormatName | None = None, among: Collection[Format] = FORMATS
 ) -> Loaded:
-    """All that can be read of a source. `setting` is the config key that `chosen` comes from.
+    """Load the rows of a source. `setting` is the config key of `chosen`.
 
-    Raises `UserError` for a source that cannot be read, for an unknown format, and where two formats fit.
+    Raises `UserError` if the source cannot be read, if its format is unknown, or if two formats fit.
     """
     everything = read_rows(source)
     rows = [row for row in everything if isinstance(row, Row)]
     problems = [(row.number, row.problem) for row in everything if not isinstance(row, Row)]
     if not rows:
-        found_none = f"{source}: no rows in it; write one object like {EXAMPLE} on each line"
+        found_none = f"{source}: no rows. Expected one object like {EXAMPLE} per line"
         raise UserError("\n".join(problem for _, problem in problems[:_SHOWN_PROBLEMS]) or found_none)
     found = Found(BY_NAME[chosen], f"as {setting} says") if chosen else detect(rows, str(source), setting, among)
     located = []
@@ -101,7 +101,7 @@ def _converted(row: Row, form: Format) -> Example:
 
 
 def _ignored(rows: Sequence[Row], form: Format) -> list[str]:
-    """Keys that the format has no use for. Raises `UserError` for one that looks like a slip for a key it knows."""
+    """Return the keys that the format ignores. Raises `UserError` for one that looks like a typo of a known key."""
     known = [*form.keys, *form.optional]
     counts = Counter(key for row in rows for key in row.fields)
     ignored = sorted(set(counts) - set(known))

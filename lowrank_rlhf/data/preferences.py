@@ -1,4 +1,4 @@
-"""Rows that hold answers in an order, as examples: pairs, transcripts, ranked lists, and PandaLM's votes."""
+"""Convert rows with ranked answers to examples: pairs, transcripts, ranked lists, and PandaLM's votes."""
 
 import math
 from collections import Counter
@@ -23,7 +23,7 @@ VOTES = ("annotator1", "annotator2", "annotator3")
 
 
 def explicit(row: Row) -> Example:
-    """{prompt, chosen, rejected}."""
+    """Convert a row of prompt, chosen and rejected."""
     prompt = prompt_turns(row, '"prompt"', row.fields["prompt"])
     answers = []
     for key in PAIR:
@@ -35,13 +35,13 @@ def explicit(row: Row) -> Example:
 
 
 def implicit(row: Row) -> Example:
-    """{chosen, rejected}, both conversations."""
+    """Convert a row of chosen and rejected, both conversations."""
     chosen, rejected = (split_answer(row, f'"{key}"', conversation(row, f'"{key}"', row.fields[key])) for key in PAIR)
     return _with_shared_prompt(row, chosen, rejected)
 
 
 def transcripts(row: Row) -> Example:
-    """{chosen, rejected}, both texts of HH-RLHF's turns."""
+    """Convert a row of chosen and rejected, both HH-RLHF transcripts."""
     chosen, rejected = (split_answer(row, f'"{key}"', transcript(row, f'"{key}"', row.fields[key])) for key in PAIR)
     return _with_shared_prompt(row, chosen, rejected)
 
@@ -59,13 +59,13 @@ def _pair(prompt: Turns, answers: Sequence[str]) -> Example:
 
 
 def ranked(row: Row) -> Example:
-    """{prompt, responses} with ranking, ranks or scores."""
+    """Convert a row of prompt and responses with ranking, ranks or scores."""
     prompt = prompt_turns(row, '"prompt"', row.fields["prompt"])
     values = list_field(row, '"responses"', row.fields["responses"])
     answers = [any_text_field(row, f"responses[{i}]", value) for i, value in enumerate(values)]
     given = [key for key in ORDERS if row.fields.get(key) is not None]
     if len(given) != 1:
-        raise UserError(f"{row.where}: needs one of {listed(ORDERS)}; this row has {listed(given)}")
+        raise UserError(f"{row.where}: expected one of {listed(ORDERS)}, got {listed(given)}")
     order = list_field(row, f'"{given[0]}"', row.fields[given[0]])
     if given[0] == "ranking":
         tiers = _tiers_of_ranking(row, order, len(answers))
@@ -82,10 +82,10 @@ def _tiers_of_ranking(row: Row, order: Sequence[object], count: int) -> tuple[tu
     for place in places:
         if type(place) is not int or not 0 <= place < count:
             raise UserError(
-                f'{row.where}: "ranking" holds {place!r}; it holds places in "responses", 0 to {count - 1}, best first'
+                f'{row.where}: "ranking" contains {place!r}. Expected positions in "responses", from 0 to {count - 1}'
             )
     if len(set(places)) < len(places):
-        raise UserError(f'{row.where}: "ranking" names a response twice')
+        raise UserError(f'{row.where}: "ranking" contains a response twice')
     return tuple(tuple(tier) for tier in tiers if tier)
 
 
@@ -103,19 +103,19 @@ def _tiers_of_numbers(
 
 
 def _each_text_once(row: Row, answers: Sequence[str], tiers: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """Sampled answers may repeat each other: one of a tier's equal ones counts. In two tiers they contradict."""
+    """Keep one of a tier's equal answers (sampled answers may be equal); in two tiers they are a contradiction."""
     tier_of: dict[str, int] = {}
     kept = []
     for number, tier in enumerate(tiers):
         first = [place for place in tier if tier_of.setdefault(answers[place], number) == number]
         if len(first) < len(tier):
-            raise UserError(f"{row.where}: the same response has two ranks; give equal responses the same one")
+            raise UserError(f"{row.where}: the same response has two ranks. Give equal responses the same rank")
         kept.append(tuple({answers[place]: place for place in reversed(tier)}.values())[::-1])
     return tuple(kept)
 
 
 def instruction(row: Row) -> str:
-    """Instruction, and under it the input where there is one."""
+    """Return the instruction, followed by the input if there is one."""
     parts = [
         any_text_field(row, f'"{name}"', row.fields[name])
         for name in ("instruction", "input")
@@ -125,10 +125,10 @@ def instruction(row: Row) -> str:
 
 
 def pandalm(row: Row) -> Example:
-    """Two answers, of which the one with two of three votes is better."""
+    """Convert two answers with three votes; two equal votes decide."""
     prompt = prompt_turns(row, '"instruction"', instruction(row))
     votes = Counter(_vote(row, name) for name in VOTES)
-    # Six rows of PandaLM's own file hold the boolean true where an answer should be; what it said is not known.
+    # Six rows of PandaLM's own file have the boolean true instead of an answer; the text is lost.
     if any(isinstance(row.fields[name], bool) for name in ("response1", "response2")):
         return Example(prompt=prompt, undecided="not text")
     answers = tuple(any_text_field(row, f'"{name}"', row.fields[name]) for name in ("response1", "response2"))
@@ -146,5 +146,5 @@ def _vote(row: Row, name: str) -> int:
     if value in ("0", "1", "2"):  # a CSV cell
         return int(value)
     if type(value) is not int or value not in (0, 1, 2):
-        raise UserError(f'{row.where}: "{name}" is {value!r}; it must be 1 or 2 for the better answer, or 0 for a tie')
+        raise UserError(f'{row.where}: "{name}" is {value!r}. It must be 1 or 2 for the better answer, or 0 for a tie')
     return value

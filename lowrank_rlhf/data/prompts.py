@@ -1,4 +1,4 @@
-"""Prompts and demonstrations, from the built-in set, a file or the hub, and their split."""
+"""Load prompts and demonstrations from the built-in set, a file or the hub, and split them."""
 
 import random
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ BUILTIN = Path(__file__).parent / "builtin"
 
 @dataclass(frozen=True)
 class PromptData:
-    """Prompts split once."""
+    """Prompts and demonstrations after the split."""
 
     training: list[Prompt]
     held_out: list[Prompt]
     demonstrations: list[Demonstration]
-    """Of training prompts, in their order."""
+    """Demonstrations of training prompts, in the same order."""
     preferred: bool
-    """The demonstrations are the best of several answers."""
+    """True if the demonstrations are the best of several answers."""
     notes: list[str]
-    """What was read and what was dropped, in sentences."""
+    """Sentences about rows read and dropped."""
     places: dict[str, str]
     """File and line of each prompt by its id, in the file's order."""
 
     @property
     def training_notes(self) -> list[str]:
-        """What there is to train on, in sentences."""
+        """Sentences about the training data."""
         prompts, shown = counted(len(self.training), "training prompt"), f"{len(self.demonstrations):,}"
         preferred = ["The demonstrations are the preferred answers."] if self.preferred and self.demonstrations else []
         return [*preferred, f"{prompts}, {shown} of them with a response."]
@@ -45,16 +45,16 @@ class _PromptEntry:
 
 
 def load_prompts(config: DataConfig, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Training prompts and held-out prompts, each in seeded order.
+    """Return training prompts and held-out prompts, each in seeded order.
 
-    Held out are prompts without a demonstration, as long as there are enough of them.
+    Prompts without a demonstration are held out first.
     """
     data = load_prompt_data(config, seed)
     return data.training, data.held_out
 
 
 def load_prompt_data(config: DataConfig, seed: int) -> PromptData:
-    """What `data.prompts` names, without duplicates and split. Raises `UserError` that names the row at fault."""
+    """Load `data.prompts`, remove duplicates and split. Raises `UserError` with the place of an invalid row."""
     loaded = load(resolve(config.prompts), "data.format", config.format)
     loaded.refuse_bad(config.skip_bad_rows)
     every = [_entry(located) for located in loaded.located]
@@ -63,7 +63,7 @@ def load_prompt_data(config: DataConfig, seed: int) -> PromptData:
     _check_number(config, len(entries))
     places = {entry.prompt.id: entry.where for entry in entries}
     random.Random(seed).shuffle(entries)
-    # A stable sort: those without a demonstration first, in shuffled order, so demonstrations stay with sft.
+    # A stable sort: prompts without a demonstration first, in shuffled order, so that sft keeps the demonstrations.
     candidates = sorted(entries, key=lambda entry: entry.response is not None)
     chosen = {entry.prompt.id for entry in candidates[: config.held_out]}
     training = [entry for entry in entries if entry.prompt.id not in chosen]
@@ -84,13 +84,13 @@ def load_prompt_data(config: DataConfig, seed: int) -> PromptData:
 
 
 def resolve(source: str) -> str:
-    """A source with `builtin:NAME` replaced by its file. Raises `UserError` for a built-in set that is not there."""
+    """Return the source, with `builtin:NAME` replaced by its file. Raises `UserError` for an unknown built-in set."""
     scheme, colon, name = source.partition(":")
     if not colon or scheme != "builtin":
         return source
     names = sorted(path.stem for path in BUILTIN.glob("*.jsonl"))
     if name not in names:
-        raise UserError(f"no built-in set is called {name!r}; there is: {', '.join(names)}")
+        raise UserError(f"built-in set not found: {name!r}. Available: {', '.join(names)}")
     return str(BUILTIN / f"{name}.jsonl")
 
 
@@ -101,7 +101,7 @@ def _entry(located: Located) -> _PromptEntry:
 
 
 def _without_duplicates(entries: list[_PromptEntry]) -> list[_PromptEntry]:
-    """One entry for each prompt: the first with a response, else the first, in the place of the first."""
+    """Return one entry per prompt, at the position of its first: the first with a response, else the first."""
     kept: dict[tuple[tuple[str, str], ...], _PromptEntry] = {}
     for entry in entries:
         key = prompt_key(entry.prompt.messages)
@@ -116,17 +116,17 @@ def _check_ids(entries: list[_PromptEntry]) -> None:
     for entry in entries:
         other = seen.setdefault(entry.prompt.id, entry)
         if other is not entry:
-            raise UserError(f"{entry.where}: the id {entry.prompt.id!r} is already that of {other.where}; change one")
+            raise UserError(f"{entry.where}: the id {entry.prompt.id!r} is already used in {other.where}. Change one")
 
 
 def _check_number(config: DataConfig, prompts: int) -> None:
     if prompts < config.held_out:
         raise UserError(
-            f"{config.prompts}: only {prompts} different prompt(s), but data.held_out is {config.held_out}; "
-            "add prompts or lower data.held_out"
+            f"{config.prompts}: only {prompts} different prompt(s), but data.held_out is {config.held_out}. "
+            "Add prompts or lower data.held_out"
         )
     if prompts == config.held_out:
         raise UserError(
-            f"{config.prompts}: all {prompts} prompts are held out and none is left to train on; "
-            "add prompts or lower data.held_out"
+            f"{config.prompts}: all {prompts} prompts are held out and none is left to train on. "
+            "Add prompts or lower data.held_out"
         )

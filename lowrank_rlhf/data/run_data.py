@@ -1,4 +1,4 @@
-"""All data that a config names, each file read once; a data set of the hub at the commit that the run read first."""
+"""Data of a config: each file is read once, and a hub data set at the commit that the run read first."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -19,34 +19,34 @@ class _Commits(BaseModel):
 
 
 def hub_sources(config: Config) -> list[str]:
-    """What of the config's data is on the hub."""
+    """Return the config's data sources on the hub."""
     return [source for source in (config.data.prompts, config.rank.dataset) if source and source.startswith(SCHEME)]
 
 
 def read_commits(run_dir: RunDir) -> dict[str, str]:
-    """The commit of each source on the hub that the run keeps to."""
+    """Return the recorded commit of each hub source."""
     found = read_record(run_dir.path / _COMMITS, _Commits)
     return found["commits"] if found else {}
 
 
 def keep_commits(run_dir: RunDir, commits: Mapping[str, str]) -> None:
-    """From now on the run keeps to these; to others that it had already, it keeps."""
+    """Record commits for the run; those recorded before do not change."""
     known = read_commits(run_dir)
     if not commits.keys() <= known.keys():
         write_json_atomic(run_dir.path / _COMMITS, {"schema": SCHEMA, "commits": {**commits, **known}})
 
 
 def look_up_commits(run_dir: RunDir, config: Config) -> None:
-    """Keep to what the config's sources on the hub are now. Where the hub cannot be reached nothing is kept to."""
+    """Record the current commits of the config's hub sources; none if the hub cannot be reached."""
     known = read_commits(run_dir)
     new = {source: hub_commit(source) for source in hub_sources(config) if source not in known}
     keep_commits(run_dir, {source: commit for source, commit in new.items() if commit})
 
 
 class RunData:
-    """What `data.prompts` and `rank.dataset` hold, read when it is first asked for and kept.
+    """Contents of `data.prompts` and `rank.dataset`, read on first use and cached.
 
-    Sources on the hub are read at their commit among `commits`, or else as they are now.
+    Hub sources are read at their commit in `commits`, otherwise at the current one.
     """
 
     def __init__(self, config: Config, commits: Mapping[str, str] | None = None):
@@ -54,13 +54,13 @@ class RunData:
 
     @cached_property
     def prompts(self) -> PromptData:
-        """Prompts and demonstrations, split. Raises `UserError` that names the row at fault."""
+        """Prompts and demonstrations after the split. Raises `UserError` with the place of an invalid row."""
         data = self._config.data
         return load_prompt_data(data.model_copy(update={"prompts": self._kept_to(data.prompts)}), self._config.seed)
 
     @cached_property
     def comparisons(self) -> ComparisonData | None:
-        """Comparisons but for held-out prompts; None without `rank.source: dataset`. Raises `UserError` likewise."""
+        """Comparisons without held-out prompts; None without `rank.source: dataset`. Raises `UserError` likewise."""
         rank = self._config.rank
         if rank.dataset is None:
             return None

@@ -1,4 +1,4 @@
-"""Conversations as turns: lists of role and content, ShareGPT's from and value, and HH-RLHF's transcripts."""
+"""Parse conversations into turns: role and content, ShareGPT's from and value, and HH-RLHF's transcripts."""
 
 import re
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ Turns = tuple[Message, ...]
 
 ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 SPEAKERS: dict[str, Role] = {**ROLES, "human": "user", "gpt": "assistant"}
-# What data sets keep beside a turn's text; anything else there, such as tool calls, would be lost silently.
+# Keys that may be ignored; others, such as tool calls, would be lost silently.
 _HARMLESS = {"name", "weight", "id", "timestamp"}
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _TRANSCRIPT_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
 def conversation(row: Row, name: str, value: object) -> list[Message]:
-    """A list of turns, each {role, content} or {from, value}. The last turn of the assistant may be empty."""
+    """Parse a list of turns, {role, content} or {from, value}. The last turn of the assistant may be empty."""
     turns = list_field(row, name, value)
     last, bare = len(turns) - 1, name.strip('"')
     return [_turn(row, f"{bare}[{index}]", turn, index == last) for index, turn in enumerate(turns)]
@@ -37,18 +37,18 @@ def _turn(row: Row, name: str, turn: object, last: bool) -> Message:
         raise UserError(f"{row.where}: {name} must have {who} and {what} only, but has {has}")
     role = roles.get(turn[who]) if isinstance(turn[who], str) else None
     if role is None:
-        raise UserError(f"{row.where}: {name}.{who} is {turn[who]!r}; it must be one of {', '.join(roles)}")
+        raise UserError(f"{row.where}: {name}.{who} is {turn[who]!r}. It must be one of {', '.join(roles)}")
     check = any_text_field if last and role == "assistant" else text_field
     return Message(role=role, content=check(row, f"{name}.{what}", turn[what]))
 
 
 def prompt_key(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
-    """Conversations with equal keys count as the same prompt."""
+    """Return a key; conversations with equal keys count as the same prompt."""
     return tuple((message.role, same_text_key(message.content)) for message in messages)
 
 
 def is_transcript(value: object) -> bool:
-    """True for text that begins with a turn of HH-RLHF's: `Human:` or `Assistant:`."""
+    """Return True for text that begins with `Human:` or `Assistant:`, like HH-RLHF's transcripts."""
     return isinstance(value, str) and _SPEAKER.match(value) is not None
 
 
@@ -57,19 +57,19 @@ def transcript(row: Row, name: str, value: object) -> list[Message]:
     text = text_field(row, name, value)
     before, *parts = _SPEAKER.split(text)
     if before or not parts:
-        raise UserError(f'{row.where}: {name} does not begin with a turn such as "Human: ..." of a transcript')
+        raise UserError(f'{row.where}: {name} must be a transcript that begins with "Human: ..." or "Assistant: ..."')
     turns = [
-        Message(role=_TRANSCRIPT_ROLES[speaker], content=said.strip())
-        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+        Message(role=_TRANSCRIPT_ROLES[speaker], content=text.strip())
+        for speaker, text in zip(parts[::2], parts[1::2], strict=True)
     ]
     for number, turn in enumerate(turns, 1):
         if not turn.content and not (number == len(turns) and turn.role == "assistant"):
-            raise UserError(f"{row.where}: turn {number} of {name} ({turn.role}) is empty; mend or delete the row")
+            raise UserError(f"{row.where}: turn {number} of {name} ({turn.role}) is empty. Correct or delete the row")
     return turns
 
 
 def prompt_turns(row: Row, name: str, value: object) -> Turns:
-    """A prompt: text, a conversation that ends with the user, or a transcript that ends with an open `Assistant:`."""
+    """Parse a prompt: text, turns that end with the user, or a transcript that ends with an open `Assistant:`."""
     if isinstance(value, list):
         return ends_with_user(row, name, conversation(row, name, value))
     text = text_field(row, name, value)
@@ -79,39 +79,39 @@ def prompt_turns(row: Row, name: str, value: object) -> Turns:
 
 
 def ends_with_user(row: Row, name: str, turns: Sequence[Message]) -> Turns:
-    """The turns, if it is the assistant's turn next."""
+    """Return the turns. Raises `UserError` unless the last one is the user's."""
     if not turns or turns[-1].role != "user":
         raise UserError(f"{row.where}: {name} must end with the user, or with the user and the assistant's answer")
     return tuple(turns)
 
 
 def split_answer(row: Row, name: str, turns: Sequence[Message]) -> tuple[Turns, str]:
-    """All turns up to the assistant's last one, and what that one says."""
+    """Split turns into those before the assistant's last one and that one's text."""
     if turns[-1].role != "assistant":
         raise UserError(f"{row.where}: {name} must end with the assistant's answer, but ends with the {turns[-1].role}")
     return ends_with_user(row, name, turns[:-1]), turns[-1].content
 
 
 def without_prompt(row: Row, name: str, turns: Sequence[Message], prompt: Turns) -> str:
-    """The answer in turns that may repeat the prompt first."""
+    """Return the answer from turns that may begin with the prompt."""
     first = [(turn.role, turn.content.strip()) for turn in turns[: len(prompt)]]
     rest = turns[len(prompt) :] if first == [(turn.role, turn.content.strip()) for turn in prompt] else turns
     if len(rest) != 1 or rest[0].role != "assistant":
         raise UserError(
-            f"{row.where}: {name} must be one turn of the assistant, or the prompt's turns and then that one; "
+            f"{row.where}: {name} must be one turn of the assistant, or the prompt's turns followed by it; "
             f"it has {len(turns)}: {', '.join(turn.role for turn in turns)}"
         )
     return rest[0].content
 
 
 def check_same_prompt(row: Row, chosen: Turns, rejected: Turns) -> None:
-    """Raises `UserError` naming the first turn in which two prompts differ."""
+    """Raise `UserError` with the first turn in which two prompts differ."""
     if chosen == rejected:
         return
     same = 0
     while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
         same += 1
     raise UserError(
-        f'{row.where}: "chosen" and "rejected" differ from turn {same + 1} on; '
-        "they must have the same prompt, that is all turns up to the assistant's last one"
+        f'{row.where}: "chosen" and "rejected" differ from turn {same + 1} on. '
+        "All turns up to the assistant's last one must be the same"
     )

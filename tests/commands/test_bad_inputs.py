@@ -117,7 +117,7 @@ def test_all_mistakes_at_once(tmp_path, monkeypatch, capsys) -> None:
     found = complaints(EVERYTHING, "validate my.yaml seed=-1", monkeypatch, capsys)
     expected = [
         "my.yaml:1:1: name: must be up to 64 letters",
-        "my.yaml:4:8: data.prompts: gone.jsonl: there is no such file",
+        "my.yaml:4:8: data.prompts: gone.jsonl: file not found",
         "my.yaml:5:1: sft: `adapter` and `source: adapter` must be set together",
         "my.yaml:6:10: sample.max_new_tokens (600) must be below model.max_length (512)",
         "my.yaml:7:8: rank.judge: no judge is called 'robot'",

@@ -10,7 +10,7 @@ from lowrank_rlhf.data.comparisons import COMPARISON_FORMATS, load_comparisons
 from lowrank_rlhf.errors import UserError
 
 PANDALM = Path(__file__).parents[3] / "shared/data/pandalm_testset_v1.json"
-READABLE = "What can be read (docs/data-formats.md): " + "; ".join(
+READABLE = "Supported formats (docs/data-formats.md): " + "; ".join(
     f"{entry.name} ({', '.join(entry.keys)})" for entry in COMPARISON_FORMATS
 )
 PANDA_KEYS = '"instruction", "response1", "response2", "annotator1", "annotator2", "annotator3"'
@@ -84,32 +84,32 @@ def test_prompt_chosen_rejected(tmp_path: Path) -> None:
 
 GOOD = '{"prompt": "Hi", "chosen": "a", "rejected": "b"}'
 BAD_FILES = {
-    "": ': no rows in it; write one object like {"prompt": "..."} on each line',
-    "[]": ': no rows in it; write one object like {"prompt": "..."} on each line',
+    "": ': no rows. Expected one object like {"prompt": "..."} per line',
+    "[]": ': no rows. Expected one object like {"prompt": "..."} per line',
     '{"question": "Hi", "best": "a"}': f":1: unknown format. Keys found: question, best. {READABLE}",
     "[{}]": f": row 1: unknown format. Keys found: none. {READABLE}",
     f'{GOOD}\n{{"prompt": "Hi", "chosen": "a"}}': ":2: no rejected, which preference needs. Keys found: prompt, chosen",
     f"{GOOD}\n{{nonsense": (
-        ':2: broken JSON (Expecting property name enclosed in double quotes); a line looks like {"prompt": "..."}'
+        ':2: invalid JSON (Expecting property name enclosed in double quotes). Expected a line like {"prompt": "..."}'
     ),
-    f"[\n{GOOD}\n{GOOD}]": ":3: broken JSON (Expecting ',' delimiter); mend this line",
-    f"[{GOOD}, 7]": ': row 2: a number instead of an object like {"prompt": "..."}',
+    f"[\n{GOOD}\n{GOOD}]": ":3: invalid JSON (Expecting ',' delimiter). Correct this line",
+    f"[{GOOD}, 7]": ': row 2: expected an object like {"prompt": "..."}, got a number',
     '{"prompt": "Hi", "chosen": ["a"], "rejected": "b"}': (
         ":1: chosen[0] must be an object with role and content, not a string"
     ),
-    '{"prompt": "", "chosen": "a", "rejected": "b"}': ':1: "prompt" is empty; write something or delete the row',
+    '{"prompt": "", "chosen": "a", "rejected": "b"}': ':1: "prompt" is empty. Fill it in or delete the row',
     json.dumps([panda("Hi", "a", "b", (1, 1, 1)), panda("Hi", "a", "b", (1, 3, 1))]): (
-        ': row 2: "annotator2" is 3; it must be 1 or 2 for the better answer, or 0 for a tie'
+        ': row 2: "annotator2" is 3. It must be 1 or 2 for the better answer, or 0 for a tie'
     ),
     json.dumps([panda("Hi", "a", "b", (True, 1, 1))]): (
-        ': row 1: "annotator1" is True; it must be 1 or 2 for the better answer, or 0 for a tie'
+        ': row 1: "annotator1" is True. It must be 1 or 2 for the better answer, or 0 for a tie'
     ),
     json.dumps([panda("Hi", None, "b", (1, 1, 1))]): ': row 1: "response1" must be a string, not null',
     json.dumps([panda("", "a", "b", (1, 1, 1))]): (
-        ': row 1: "instruction" with "input" is empty; write something or delete the row'
+        ': row 1: "instruction" with "input" is empty. Fill it in or delete the row'
     ),
     json.dumps([panda("Hi", "a", "b", (0, 0, 0))]): (
-        f": no comparison is left. Read 1 row of my.json in the pandalm format: its one row has {PANDA_KEYS}. "
+        f": no comparisons left. Read 1 row of my.json in the pandalm format: its only row has {PANDA_KEYS}. "
         "Dropped 1 row in which neither answer had two of the three votes. "
         "Kept 0 comparisons of 0 answers to 0 prompts."
     ),

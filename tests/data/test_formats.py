@@ -1,4 +1,4 @@
-"""Every format: how it is found, what a row of it means, and where a mistake is."""
+"""Every format: detection, conversion of rows, and positions of mistakes."""
 
 import gzip
 import json
@@ -111,34 +111,33 @@ def test_formats_are_those_of_the_config_and_of_the_documentation(tmp_path: Path
 
 
 BAD_ROWS = [
-    ({"prompt": "Hi", "chosen": "", "rejected": "b"}, ':1: "chosen" is empty; write something or delete the row'),
-    ({"prompt": "Hi", "chosen": None, "rejected": "b"}, ':1: "chosen" is empty; write something or delete the row'),
+    ({"prompt": "Hi", "chosen": "", "rejected": "b"}, ':1: "chosen" is empty. Fill it in or delete the row'),
+    ({"prompt": "Hi", "chosen": None, "rejected": "b"}, ':1: "chosen" is empty. Fill it in or delete the row'),
     (
         {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"},
-        ':1: "chosen" and "rejected" differ from turn 1 on; they must have the same prompt, '
-        "that is all turns up to the assistant's last one",
+        ':1: "chosen" and "rejected" differ from turn 1 on. All turns up to the assistant\'s last one must be the same',
     ),
     (
         {"chosen": "\n\nHuman: Hi\n\nHuman: \n\nAssistant: a", "rejected": f"{HH} b"},
-        ':1: turn 2 of "chosen" (user) is empty; mend or delete the row',
+        ':1: turn 2 of "chosen" (user) is empty. Correct or delete the row',
     ),
-    ({"chosen": HH, "rejected": f"{HH} b"}, ':1: "chosen" is empty; write something or delete the row'),
+    ({"chosen": HH, "rejected": f"{HH} b"}, ':1: "chosen" is empty. Fill it in or delete the row'),
     (
         {"chosen": "\n\nHuman: Hi", "rejected": f"{HH} b"},
         ':1: "chosen" must end with the assistant\'s answer, but ends with the user',
     ),
     (
         {"prompt": "Hi", "chosen": [HI, HI, HELLO], "rejected": [GO]},
-        ':1: "chosen" must be one turn of the assistant, or the prompt\'s turns and then that one; '
+        ':1: "chosen" must be one turn of the assistant, or the prompt\'s turns followed by it; '
         "it has 3: user, user, assistant",
     ),
     ({"conversations": [{"from": "tool", "value": "x"}]}, None),
     ({"messages": [{"role": "user", "content": "Hi", "tool_calls": [1]}]}, None),
     (
         {"prompt": "Hi", "responses": ["a", "b"], "ranking": [1, 2]},
-        ':1: "ranking" holds 2; it holds places in "responses", 0 to 1, best first',
+        ':1: "ranking" contains 2. Expected positions in "responses", from 0 to 1',
     ),
-    ({"prompt": "Hi", "responses": ["a", "b"], "ranking": [1, 1]}, ':1: "ranking" names a response twice'),
+    ({"prompt": "Hi", "responses": ["a", "b"], "ranking": [1, 1]}, ':1: "ranking" contains a response twice'),
     ({"prompt": "Hi", "responses": ["a", "b"], "scores": [1]}, ':1: 1 "scores" for 2 responses'),
     (
         {"prompt": "Hi", "responses": ["a", "b"], "scores": [1, float("inf")]},
@@ -146,17 +145,17 @@ BAD_ROWS = [
     ),
     (
         {"prompt": "Hi", "responses": ["a", "b"], "scores": [1, 2], "ranks": [1, 2]},
-        ':1: needs one of "ranking", "ranks", "scores"; this row has "ranks", "scores"',
+        ':1: expected one of "ranking", "ranks", "scores", got "ranks", "scores"',
     ),
     (
         {"prompt": "Hi", "responses": ["a", "a"], "scores": [1, 2]},
-        ":1: the same response has two ranks; give equal responses the same one",
+        ":1: the same response has two ranks. Give equal responses the same rank",
     ),
-    ({"prompt": "Hi", "response": "a", "completion": "b"}, ':1: "response", "completion" are both there; keep one'),
+    ({"prompt": "Hi", "response": "a", "completion": "b"}, ':1: "response", "completion" are both present. Keep one'),
     ({"prompt": "Hi", "completion": "x", "label": False}, None),
     ({"chosen": "a", "rejected": "b"}, None),
 ]
-IN_PART = {7: "conversations[0].from is 'tool'", 8: "tool_calls", 16: "unpaired preferences", 17: "add the prompt"}
+IN_PART = {7: "conversations[0].from is 'tool'", 8: "tool_calls", 16: "unpaired preferences", 17: "Add the prompt"}
 
 
 @pytest.mark.parametrize("number", range(len(BAD_ROWS)))
@@ -173,15 +172,15 @@ def test_bad_rows(tmp_path: Path, number: int) -> None:
 # Detection
 
 
-def test_two_equal_readings_are_asked_about(tmp_path: Path) -> None:
+def test_two_formats_that_fit_are_an_error(tmp_path: Path) -> None:
     row = {"prompt": "Hi", "chosen": [HI, HELLO], "rejected": [HI, GO], "messages": [HI, HELLO]}
     path = jsonl(tmp_path / "ultra.jsonl", row, row)
     assert failure(path) == (
-        'FILE: the rows can be read in 2 ways (messages reads "messages"; preference reads "prompt", "chosen", '
-        '"rejected"); say which: data.format=messages or preference'
+        'FILE: the rows fit 2 formats (messages reads "messages"; preference reads "prompt", "chosen", '
+        '"rejected"). Choose one: data.format=messages or preference'
     )
     assert load(path, "data.format", "messages").located[0].example.response == "Hello!"
-    assert len(load_comparisons(path).rankings) == 2, "only one of the two holds comparisons"
+    assert len(load_comparisons(path).rankings) == 2, "only one of the two contains comparisons"
 
 
 def test_rows_from_all_over_the_file_count(tmp_path: Path) -> None:
@@ -195,39 +194,39 @@ def test_rows_from_all_over_the_file_count(tmp_path: Path) -> None:
     ]
     mixed = jsonl(tmp_path / "mixed.jsonl", *[good] * 6, *[{"messages": [HI, HELLO]}] * 4)
     assert failure(mixed) == (
-        "FILE: the rows mix formats: 6 rows as preference (the first: FILE:1), 4 rows as messages (the first: FILE:7); "
-        "split the file, or set data.format"
+        "FILE: the rows have different formats: 6 rows as preference (first: FILE:1), "
+        "4 rows as messages (first: FILE:7). Split the file, or set data.format"
     )
 
 
-def test_keys_that_are_ignored_and_keys_that_are_slips(tmp_path: Path) -> None:
+def test_ignored_keys_and_typos(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "my.jsonl", {"prompt": "Hi", "prompt_id": 3, "source": "x"})
     assert load(path, "data.format").notes[1] == "Ignored the keys prompt_id, source."
     path = jsonl(tmp_path / "my.jsonl", {"prompt": "Hi"}, {"prompt": "Ho", "compltion": "x"})
     assert failure(path) == 'FILE:2: unknown key "compltion". Did you mean "completion"? Rename it or delete it'
     path = jsonl(tmp_path / "my.jsonl", {"promt": "Hi"})
-    assert failure(path).startswith('FILE:1: unknown format. Keys found: promt. "promt": Did you mean "prompt"? What')
+    assert failure(path).startswith('FILE:1: unknown format. Keys found: promt. "promt": Did you mean "prompt"?')
 
 
 def test_comparisons_need_an_order(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "my.jsonl", {"prompt": "Hi", "completion": "x"})
-    with pytest.raises(UserError, match="this looks like prompt-completion, which holds no answers in an order"):
+    with pytest.raises(UserError, match="this looks like prompt-completion, which contains no ranked answers"):
         load_comparisons(path)
-    with pytest.raises(UserError, match=r"rank\.format: prompt-completion holds no answers in an order"):
+    with pytest.raises(UserError, match=r"rank\.format: prompt-completion contains no ranked answers"):
         load_comparisons(path, "prompt-completion")
 
 
 # Bad rows and what is left out
 
 
-def test_bad_rows_are_skipped_only_when_told_and_only_so_many(tmp_path: Path) -> None:
+def test_bad_rows_are_skipped_only_up_to_the_set_share(tmp_path: Path) -> None:
     rows = [{"prompt": f"Say {n}", "chosen": "a", "rejected": "b"} for n in range(200)]
     rows[136]["chosen"] = ""
     path = jsonl(tmp_path / "prefs.jsonl", *rows)
-    empty = f'{path}:137: "chosen" is empty; write something or delete the row'
+    empty = f'{path}:137: "chosen" is empty. Fill it in or delete the row'
     with pytest.raises(UserError) as caught:
         load_comparisons(path)
-    assert str(caught.value) == f"{empty}\nmend these rows, or leave them out: data.skip_bad_rows=0.01"
+    assert str(caught.value) == f"{empty}\nCorrect these rows, or leave them out: data.skip_bad_rows=0.01"
     data = load_comparisons(path, skip_bad_rows=0.005)
     assert len(data.rankings) == 199
     assert data.notes[1] == f"Left out 1 bad row; the first: {empty}"
@@ -235,7 +234,7 @@ def test_bad_rows_are_skipped_only_when_told_and_only_so_many(tmp_path: Path) ->
         load_comparisons(path, skip_bad_rows=0.004)
     assert str(caught.value) == f"{empty}\n1 of 200 rows are bad, more than data.skip_bad_rows=0.004 allows"
     path.write_text(path.read_text() + "{broken\n" * 9)
-    with pytest.raises(UserError, match=r"(?s):204: broken JSON.*and 5 more bad rows, of 209 rows in all"):
+    with pytest.raises(UserError, match=r"(?s):204: invalid JSON.*and 5 more bad rows, of 209 rows in all"):
         load_comparisons(path)
 
 

@@ -214,7 +214,7 @@ def test_the_page(command, tiny_folder) -> None:
         "longer answer wins  100.0%, 95 % interval 100.0% to 100.0%, of 2 comparisons of unequal length",
         "  chosen: [[Hello \\x1b[31m!<|im_end|>]]",
         "<|im_start|>user\nAnd you?<|im_end|>\n<|im_start|>assistant\n\n  chosen: [[Fine.<|im_end|>]]",
-        '  prefs.jsonl:3: "chosen" is empty; write something or delete the row',
+        '  prefs.jsonl:3: "chosen" is empty. Fill it in or delete the row',
     ):
         assert f"{line}\n" in out
     assert f"prompts, in tokens of {tiny_folder().name}: " in out
@@ -253,9 +253,9 @@ def test_errors(command) -> None:
     jsonl("both.jsonl", {"prompt": "Hi", "messages": [HI]})
     code, out, err = command("both.jsonl")
     assert (code, out) == (2, "")
-    assert "say which: --format=prompt-completion or messages" in err
+    assert "Choose one: --format=prompt-completion or messages" in err
     assert command("both.jsonl", "--format", "messages")[0] == 0
-    assert "there is no such file" in command("nowhere.jsonl")[2]
+    assert "file not found" in command("nowhere.jsonl")[2]
     assert command("both.jsonl", "--format", "csv")[0] == 2
 
 

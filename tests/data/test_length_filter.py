@@ -1,4 +1,4 @@
-"""What is too long for the model is named before anything is computed, or left out when asked to."""
+"""Rows that are too long are listed before anything is computed, or left out with data.skip_too_long."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Message, Prompt, Sample, read_jsonl
 
 LONG = "short and kind to the point "
-MEND = "Raise model.max_length, or shorten them; or leave them out: data.skip_too_long=true"
+FIX = "Raise model.max_length, shorten them, or leave them out: data.skip_too_long=true"
 
 
 def write(folder: Path, **texts: tuple[str, str | None]) -> Path:
@@ -62,7 +62,7 @@ def test_all_are_named_before_anything_is_computed(make, tmp_path) -> None:
         f"  {tmp_path}/my.jsonl:13 (one): {counts[0]} tokens, and sample.max_new_tokens leaves 54\n"
         f"  {tmp_path}/my.jsonl:14 (two): {counts[1]} tokens, and sample.max_new_tokens leaves 54\n"
         f"  {tmp_path}/my.jsonl:15 (three): {counts[2]} tokens with its response\n"
-        f"{MEND}"
+        f"{FIX}"
     )
     assert not list((tmp_path / "runs").rglob("done/*"))
     assert not list((tmp_path / "runs").rglob("work"))
@@ -97,10 +97,10 @@ def test_the_limit_is_exact(make, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_without_the_model_the_same_is_told(tmp_path, style) -> None:
+def test_without_the_model_the_errors_are_the_same(tmp_path, style) -> None:
     """By the tokenizer's own files, at every limit: the counts agree to the token, and so do the sentences."""
     data = write(tmp_path, one=(4 * LONG, None), two=(3 * LONG, "kind"), three=("question", 4 * LONG))
-    folder, told = make_tiny_model(tmp_path / "model", style=style), set()
+    folder, errors = make_tiny_model(tmp_path / "model", style=style), set()
     for limit in range(16, 80, 3):
         config = make_config(folder, data, data__held_out=2, model__max_length=limit)
         session = make_session(config, tmp_path)
@@ -112,9 +112,9 @@ def test_without_the_model_the_same_is_told(tmp_path, style) -> None:
             except UserError as error:
                 found.append(str(error))
         assert found[0] == found[1]
-        told.add(found[0])
-    assert "" in told
-    assert len(told) > 5
+        errors.add(found[0])
+    assert "" in errors
+    assert len(errors) > 5
 
 
 @pytest.mark.parametrize(
@@ -144,13 +144,11 @@ def test_they_are_left_out_when_asked_to(make, tmp_path) -> None:
     config = make({**long, "three": ("question", 7 * LONG)}, data__skip_too_long=True, sample__prompts=None)
     console = Console(file=io.StringIO(), width=200)
     run_dir = run(config, tmp_path, until="sample", progress=Progress(console))
-    said = console.file.getvalue()
+    printed = console.file.getvalue()
     session = make_session(config, tmp_path)
     training, held_out = session.prompts
     lost = sum(prompt.id in long for prompt in session.data.prompts.held_out)
-    assert (
-        f"Left out 2 prompts and 1 response too long for model.max_length 60; {13 - 2 + lost} training prompts" in said
-    )
+    assert f"Left out 2 prompts and 1 response too long for model.max_length 60; {13 - 2 + lost} training" in printed
     assert (len(training), len(held_out)) == (11 + lost, 2 - lost)
     sampled = {sample.prompt_id for sample in read_jsonl(run_dir.artifact("samples.jsonl"), Sample)}
     assert sampled == {prompt.id for prompt in training}

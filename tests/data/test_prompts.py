@@ -121,7 +121,7 @@ def test_demonstrations_are_held_out_only_when_nothing_else_is_left(tmp_path: Pa
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_equal_prompts_never_stand_on_both_sides(tmp_path: Path, seed: int) -> None:
+def test_equal_prompts_are_never_on_both_sides(tmp_path: Path, seed: int) -> None:
     rows = [{"prompt": text} for number in range(6) for text in (f"Say {number}", f"  sAY {number} \n")]
     rows.append({"messages": [{"role": "user", "content": "SAY 0"}], "response": "Zero."})
     config = DataConfig(prompts=jsonl(tmp_path / "my.jsonl", rows), held_out=3)
@@ -151,52 +151,52 @@ def test_conversations_ids_blank_lines_and_byte_order_mark(tmp_path: Path) -> No
 
 USER = '{"role": "user", "content": "Hi"}'
 ASSISTANT = '{"role": "assistant", "content": "Hello"}'
-READABLE = "What can be read (docs/data-formats.md): " + "; ".join(
+READABLE = "Supported formats (docs/data-formats.md): " + "; ".join(
     f"{entry.name} ({', '.join(entry.keys)})" for entry in FORMATS
 )
 BAD_FILES = {
-    '{"prompt": "Hi"}\n{"prompt": " "}': ':2: "prompt" is empty; write something or delete the row',
+    '{"prompt": "Hi"}\n{"prompt": " "}': ':2: "prompt" is empty. Fill it in or delete the row',
     '{"prompt": 3}': ':1: "prompt" must be a string, not a number',
-    '{"prompt": null}': ':1: "prompt" is empty; write something or delete the row',
+    '{"prompt": null}': ':1: "prompt" is empty. Fill it in or delete the row',
     '{"prompt": "Hi", "respones": "Hello"}': (
         ':1: unknown key "respones". Did you mean "response"? Rename it or delete it'
     ),
     '{"response": "Hello"}': f":1: unknown format. Keys found: response. {READABLE}",
     f'{{"prompt": "Hi", "messages": [{USER}]}}': (
-        ': the rows can be read in 2 ways (prompt-completion reads "prompt"; messages reads "messages"); '
-        "say which: data.format=prompt-completion or messages"
+        ': the rows fit 2 formats (prompt-completion reads "prompt"; messages reads "messages"). '
+        "Choose one: data.format=prompt-completion or messages"
     ),
-    '{"prompt": "Hi", "response": ""}': ':1: "response" is empty; write something or delete the row',
+    '{"prompt": "Hi", "response": ""}': ':1: "response" is empty. Fill it in or delete the row',
     '{"prompt": "Hi", "id": 4.5}': ':1: "id" must be a string, not a number',
     '{"messages": "Hi"}': ':1: "messages" must be a list, not a string',
-    '{"messages": []}': ':1: "messages" is empty; write something or delete the row',
+    '{"messages": []}': ':1: "messages" is empty. Fill it in or delete the row',
     '{"messages": ["Hi"]}': ":1: messages[0] must be an object with role and content, not a string",
     '{"messages": [{"role": "user", "text": "Hi"}]}': (
         ":1: messages[0] must have role and content only, but has role, text"
     ),
     f'{{"messages": [{USER}, {{"role": "bot", "content": "Hi"}}]}}': (
-        ":1: messages[1].role is 'bot'; it must be one of system, user, assistant"
+        ":1: messages[1].role is 'bot'. It must be one of system, user, assistant"
     ),
     f'{{"messages": [{ASSISTANT}]}}': (
         ':1: "messages" must end with the user, or with the user and the assistant\'s answer'
     ),
     f'{{"messages": [{USER}, {ASSISTANT}], "response": "Hey"}}': (
-        ':1: "messages" ends with the assistant and "response" is there too; keep one'
+        ':1: "messages" ends with the assistant and "response" is present too. Keep one'
     ),
     '{"prompt": "Hi"}\n\n{"prompt" "Hi"}': (
-        ':3: broken JSON (Expecting \':\' delimiter); a line looks like {"prompt": "..."}'
+        ':3: invalid JSON (Expecting \':\' delimiter). Expected a line like {"prompt": "..."}'
     ),
-    '"Hi"': ':1: a string instead of an object like {"prompt": "..."}',
+    '"Hi"': ':1: expected an object like {"prompt": "..."}, got a string',
     '{"prompt": "Hi \\ud83d"}': ':1: "prompt" holds half a character (a lone surrogate); delete it',
     '{"prompt": "Hi", "id": "a"}\n{"prompt": "Ho", "id": "a"}': (
-        ":2: the id 'a' is already that of {file}:1; change one"
+        ":2: the id 'a' is already used in {file}:1. Change one"
     ),
-    "\n": ': no rows in it; write one object like {"prompt": "..."} on each line',
+    "\n": ': no rows. Expected one object like {"prompt": "..."} per line',
     '{"prompt": "Hi"}\n{"prompt": "hi "}': (
-        ": only 1 different prompt(s), but data.held_out is 2; add prompts or lower data.held_out"
+        ": only 1 different prompt(s), but data.held_out is 2. Add prompts or lower data.held_out"
     ),
     '{"prompt": "Hi"}\n{"prompt": "Ho"}': (
-        ": all 2 prompts are held out and none is left to train on; add prompts or lower data.held_out"
+        ": all 2 prompts are held out and none is left to train on. Add prompts or lower data.held_out"
     ),
 }
 
@@ -213,23 +213,23 @@ def test_bad_files_are_named_with_their_line(tmp_path: Path, content: str) -> No
 def test_text_in_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "my.jsonl"
     path.write_bytes(b'{"prompt": "Hi"}\n{"prompt": "Gr\xfc\xdfe"}\n')
-    with pytest.raises(UserError, match=re.escape(f"{path}:2: not UTF-8 text; save the file as UTF-8")):
+    with pytest.raises(UserError, match=re.escape(f"{path}:2: not UTF-8 text. Save the file as UTF-8")):
         load_prompts(DataConfig(prompts=str(path)), seed=0)
 
 
 def test_deep_nesting_is_an_error_and_no_crash(tmp_path: Path) -> None:
     path = tmp_path / "my.jsonl"
     path.write_text("[" * 200_000, encoding="utf-8")
-    with pytest.raises(UserError, match=re.escape(f"{path}: broken JSON")):
+    with pytest.raises(UserError, match=re.escape(f"{path}: invalid JSON")):
         load_prompts(DataConfig(prompts=str(path)), seed=0)
 
 
 def test_missing_file_folder_and_unknown_set(tmp_path: Path) -> None:
     expected = {
-        "nowhere.jsonl": f"nowhere.jsonl: there is no such file; relative paths start at {Path.cwd()}",
-        str(tmp_path): f"{tmp_path}: this is a folder; name a file in it",
-        "builtin:evryday": "no built-in set is called 'evryday'; there is: everyday",
-        "builtin:../builtin/everyday": "no built-in set is called '../builtin/everyday'; there is: everyday",
+        "nowhere.jsonl": f"nowhere.jsonl: file not found. Relative paths start at {Path.cwd()}",
+        str(tmp_path): f"{tmp_path}: expected a file, got a folder",
+        "builtin:evryday": "built-in set not found: 'evryday'. Available: everyday",
+        "builtin:../builtin/everyday": "built-in set not found: '../builtin/everyday'. Available: everyday",
     }
     for source, message in expected.items():
         with pytest.raises(UserError) as caught:

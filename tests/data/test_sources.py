@@ -1,4 +1,4 @@
-"""Rows from every kind of file and from the hub: what they hold, and the line on which a mistake stands."""
+"""Rows from every kind of file and from the hub: their fields, and the line of each mistake."""
 
 import csv
 import gzip
@@ -75,32 +75,32 @@ def test_lines_of_a_csv_file_with_breaks_in_quotes_and_blank_lines(tmp_path: Pat
     first, second, bad = read_rows(path)
     assert (first.number, first.fields) == (2, {"prompt": "a\nb", "response": None})
     assert (second.where, second.fields) == (f"{path}:5", {"prompt": "Hi", "response": 'Say "yes"'})
-    assert bad.problem == f"{path}:6: 1 cells under a header of 3; quote cells that hold commas"
+    assert bad.problem == f"{path}:6: 1 cells, expected 3. Quote cells that contain commas"
 
 
 BAD_FILES = {
     "a.csv": [
-        (b"prompt;response\na;b\n", ":1: one column only; the cells must be separated by commas"),
-        (b"prompt,prompt\na,b\n", ':1: two columns are called "prompt"; rename one'),
+        (b"prompt;response\na;b\n", ":1: only one column. Cells must be separated by commas"),
+        (b"prompt,prompt\na,b\n", ':1: duplicate column "prompt". Rename one'),
         (
             b'prompt\na\n"b\nc\n',
-            ":3: broken CSV (unexpected end of data); a quote is open, or not doubled, from here on",
+            ":3: invalid CSV (unexpected end of data). From this line on a quote is not closed or not doubled",
         ),
-        (b"prompt\nHi\nGr\xfc\xdfe\n", ":3: not UTF-8 text; save the file as UTF-8"),
-        (b"prompt\n", ': no rows in it; write one object like {"prompt": "..."} on each line'),
+        (b"prompt\nHi\nGr\xfc\xdfe\n", ":3: not UTF-8 text. Save the file as UTF-8"),
+        (b"prompt\n", ': no rows. Expected one object like {"prompt": "..."} per line'),
         (b'messages\n"[{}]"\n', None),
     ],
-    "a.json": [(b'[{"prompt": "a"},\n{"prompt": "\xff"}]', ":2: not UTF-8 text; save the file as UTF-8")],
+    "a.json": [(b'[{"prompt": "a"},\n{"prompt": "\xff"}]', ":2: not UTF-8 text. Save the file as UTF-8")],
     "a.jsonl": [
-        (b'{"prompt": "a", "prompt": "b"}', ':1: broken JSON (the key "prompt" stands there twice)'),
-        (b'{"prompt": NaN}', ':1: "prompt" is empty; write something or delete the row'),
+        (b'{"prompt": "a", "prompt": "b"}', ':1: invalid JSON (duplicate key "prompt")'),
+        (b'{"prompt": NaN}', ':1: "prompt" is empty. Fill it in or delete the row'),
     ],
     "a.jsonl.gz": [(gzip.compress(b'{"prompt": "Hi"}')[:-9], None)],
     "a.parquet": [(b"PAR1 nonsense", None)],
     "a.txt": [
         (
             b"Hi",
-            ": not known how to read this; name it .jsonl, .ndjson, .json, .csv, .parquet, or one of these with .gz",
+            ": unknown file type. Expected .jsonl, .ndjson, .json, .csv, .parquet, or one of these with .gz",
         )
     ],
 }
@@ -127,7 +127,7 @@ def test_a_gzip_file_is_not_unpacked_beyond_its_bound(tmp_path: Path, monkeypatc
     path.write_bytes(gzip.compress(row + b" " * (2 * 2**20 - len(row))))
     assert len(read_rows(path)) == 1
     path.write_bytes(gzip.compress(b" " * (2 * 2**20 + 1)))
-    assert failure(path) == "FILE: holds more than 2 MiB; unpack it yourself, or split it"
+    assert failure(path) == "FILE: unpacks to more than 2 MiB. Unpack it yourself, or split it"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_nor_is_a_parquet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(tables, "MOST_UNPACKED", 2 * 2**20)
     assert len(read_rows(path)) == 1
     pyarrow.parquet.write_table(pyarrow.table({"prompt": column}), path, compression="zstd")
-    assert failure(path) == "FILE: holds more than 2 MiB unpacked; split it"
+    assert failure(path) == "FILE: unpacks to more than 2 MiB. Split it"
 
 
 def test_a_cell_that_is_not_text_spoils_a_parquet_file_without_a_traceback(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_cell_that_is_not_text_spoils_a_parquet_file_without_a_traceback(tmp_p
 def test_columns_of_parquet_that_are_empty_say_nothing(tmp_path: Path) -> None:
     table = pyarrow.table({"prompt": ["Hi", None], "messages": pyarrow.nulls(2), "score": [float("nan"), float("nan")]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    assert failure(tmp_path / "a.parquet") == 'FILE: row 2: "prompt" is empty; write something or delete the row'
+    assert failure(tmp_path / "a.parquet") == 'FILE: row 2: "prompt" is empty. Fill it in or delete the row'
     assert load(tmp_path / "a.parquet", "data.format").ignored == []
 
 
@@ -166,7 +166,7 @@ def test_sources_of_the_hub() -> None:
     assert parse_source("hub:a/b") == HubSource("a/b", None, None, "train")
     assert parse_source("hub:a/b.c/conf@v1.0:test[:10%]") == HubSource("a/b.c", "conf", "v1.0", "test[:10%]")
     for bad in ("hub:a", "hub:a/b:", "hub:../x/y/z", "hub:a/b@"):
-        with pytest.raises(UserError, match="the form is hub:OWNER/NAME"):
+        with pytest.raises(UserError, match="expected hub:OWNER/NAME"):
             parse_source(bad)
 
 
@@ -203,10 +203,10 @@ def test_rows_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             ConnectionError("Couldn't reach it\nmore"),
-            "the hub cannot be reached (Couldn't reach it); download the file",
+            "the hub cannot be reached (Couldn't reach it). Download the file",
         ),
         (ValueError('Unknown split "x".'), 'hub:a/b: Unknown split "x".'),
-        (datasets.exceptions.DatasetNotFoundError("no a/b"), "there is no such data set, or it needs a login (no a/b)"),
+        (datasets.exceptions.DatasetNotFoundError("no a/b"), "data set not found, or it requires a login (no a/b)"),
     ],
 )
 def test_failures_of_the_hub(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:

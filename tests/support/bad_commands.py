@@ -61,30 +61,32 @@ _EXIT_CODES = [
 ]
 
 _INSPECTED = [
-    Case("inspect broken line", "data inspect my.jsonl", (), {"my.jsonl": ROWS + "{\n"}, shows=("my.jsonl:9: broken",)),
+    Case(
+        "inspect broken line", "data inspect my.jsonl", (), {"my.jsonl": ROWS + "{\n"}, shows=("my.jsonl:9: invalid",)
+    ),
     Case(
         "inspect two readings",
         "data inspect my.jsonl",
-        ("my.jsonl: the rows can be read in 2 ways", "say which: --format=prompt-completion or messages\n"),
+        ("my.jsonl: the rows fit 2 formats", "Choose one: --format=prompt-completion or messages\n"),
         {"my.jsonl": '{"prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}]}\n'},
     ),
     Case(
         "inspect empty",
         "data inspect my.jsonl",
-        ('my.jsonl: no rows in it; write one object like {"prompt": "..."} on each line\n',),
+        ('my.jsonl: no rows. Expected one object like {"prompt": "..."} per line\n',),
         {"my.jsonl": "\n\n"},
     ),
-    Case("inspect not known", "data inspect my.txt", ("my.txt: not known how to read this",), {"my.txt": "Hello\n"}),
+    Case("inspect not known", "data inspect my.txt", ("my.txt: unknown file type",), {"my.txt": "Hello\n"}),
     Case(
         "inspect damaged gzip", "data inspect my.jsonl.gz", ("my.jsonl.gz: the gzip",), {"my.jsonl.gz": b"\x1f\x8b\x08"}
     ),
     Case(
         "inspect broken list",
         "data inspect my.json",
-        ("my.json:2: broken JSON (Expecting value); mend this line\n",),
+        ("my.json:2: invalid JSON (Expecting value). Correct this line\n",),
         {"my.json": '[{"prompt": "a"},\n{"prompt": ]'},
     ),
-    Case("inspect nothing", "data inspect gone.jsonl", ("gone.jsonl: there is no such file; relative paths",)),
+    Case("inspect nothing", "data inspect gone.jsonl", ("gone.jsonl: file not found. Relative paths",)),
     Case("inspect wrong format", "data inspect my.jsonl --format csv", ("'csv' is not one of",), {"my.jsonl": ROWS}),
     Case(
         "inspect wrong reading",

@@ -95,7 +95,7 @@ _CONFIGS = [
         "half a character as value", 'data: {prompts: "\\uD800"}\n', "my.yaml:3:8: data.prompts: holds half a character"
     ),
     _config("half a character as key", '"\\uD800": 1\n', "my.yaml:3:1: a key holds half a character"),
-    _config("a screen cleared", 'data: {prompts: "\\e[2J"}\n', "data.prompts: \\x1b[2J: there is no such file"),
+    _config("a screen cleared", 'data: {prompts: "\\e[2J"}\n', "data.prompts: \\x1b[2J: file not found"),
     _config("a long file", "#" * 2**20 + "\n", "my.yaml: larger than 1 MiB. Expected a config in YAML\n"),
     Case("a file without end", "validate my.yaml", ("my.yaml: larger than 1 MiB",), links={"my.yaml": "/dev/zero"}),
     _config("a count of 5,000 digits", f"ppo: {{steps: {'1' * 5000}}}\n", "my.yaml:3:7: ppo.steps: 1111", "cannot be"),
@@ -105,8 +105,8 @@ _CONFIGS = [
         ("my.yaml:2:20: model.threads: must be at most 1024, not 99999999999999999999\n",),
         {"my.yaml": "name: a\nmodel: {source: x, threads: 99999999999999999999}\n"},
     ),
-    _config("a name too long", f"data: {{prompts: {LONG}}}\n", "my.yaml:3:8: data.prompts: xxx", "no such file"),
-    _config("a null in a name", 'data: {prompts: "a\\0b"}\n', "my.yaml:3:8: data.prompts: a\\x00b: there is no such"),
+    _config("a name too long", f"data: {{prompts: {LONG}}}\n", "my.yaml:3:8: data.prompts: xxx", "file not found"),
+    _config("a null in a name", 'data: {prompts: "a\\0b"}\n', "my.yaml:3:8: data.prompts: a\\x00b: file not found"),
     _config("an adapter's long name", f"sft: {{source: adapter, adapter: {LONG}}}\n", "my.yaml:3:24: sft.adapter: xxx"),
     _config("a judge's path", "rank: {judge: '../evil:run'}\n", "my.yaml:3:8: rank.judge: judge '../evil:run'"),
     Case(
@@ -151,20 +151,20 @@ _NAMES = [
 ]
 
 _TABLES = [
-    _data("NaN for a prompt", "x.jsonl", ROWS + '{"prompt": NaN}\n', 'x.jsonl:9: "prompt" is empty; write something'),
+    _data("NaN for a prompt", "x.jsonl", ROWS + '{"prompt": NaN}\n', 'x.jsonl:9: "prompt" is empty. Fill it in'),
     _data("1e999 asked", "x.jsonl", ROWS + '{"prompt": 1e999}\n', 'x.jsonl:9: "prompt" must be a string, not'),
     _data("empty cells", "x.csv", 'prompt,response\nHi,a\n,b\n"","c"\n', 'x.csv:3: "prompt" is empty', "x.csv:4: "),
-    _data("a header alone", "x.csv", "prompt,response\n", "x.csv: no rows in it"),
-    _data("no rows of Parquet", "x.parquet", _no_rows(), "x.parquet: no rows in it"),
-    _data("an empty list", "x.json", "[]", "x.json: no rows in it"),
-    _data("UTF-16 rows", "x.jsonl", ROWS.encode("utf-16"), "x.jsonl:1: not UTF-8 text; save the file as UTF-8"),
+    _data("a header alone", "x.csv", "prompt,response\n", "x.csv: no rows"),
+    _data("no rows of Parquet", "x.parquet", _no_rows(), "x.parquet: no rows"),
+    _data("an empty list", "x.json", "[]", "x.json: no rows"),
+    _data("UTF-16 rows", "x.jsonl", ROWS.encode("utf-16"), "x.jsonl:1: not UTF-8 text. Save the file as UTF-8"),
     _data("UTF-16 cells", "x.csv", "prompt\nHi\n".encode("utf-16"), "x.csv:1: not UTF-8 text"),
     _data("half a character in a key", "x.jsonl", ROWS + '{"\\ud800": 1}\n', "x.jsonl:9: a key holds half a character"),
-    _data("a key twice, by halves", "x.jsonl", '{"\\ud800": 1, "\\ud800": 2}\n', '(the key "\\ud800" stands'),
-    _data("rows without end in a row", "x.jsonl", ROWS + "[" * 100_000, "x.jsonl:9: broken JSON ("),
+    _data("a key twice, by halves", "x.jsonl", '{"\\ud800": 1, "\\ud800": 2}\n', '(duplicate key "\\ud800")'),
+    _data("rows without end in a row", "x.jsonl", ROWS + "[" * 100_000, "x.jsonl:9: invalid JSON ("),
     _data("a role that clears", "x.jsonl", json.dumps({"messages": [{"role": ESCAPE, "content": "x"}]}), "\\x1b[2J"),
-    _data("zipped nothing", "x.jsonl.gz", gzip.compress(b""), "x.jsonl.gz: no rows in it"),
-    Case("NaN inspected", "data inspect x.csv", ("x.csv: no rows in it",), {"x.csv": ",,\n,,\n"}),
+    _data("zipped nothing", "x.jsonl.gz", gzip.compress(b""), "x.jsonl.gz: no rows"),
+    Case("NaN inspected", "data inspect x.csv", ("x.csv: no rows",), {"x.csv": ",,\n,,\n"}),
 ]
 
 _ANNOTATIONS = [

@@ -157,14 +157,12 @@ _CROSS_FIELD = [
 ]
 
 _THINGS_THAT_ARE_NOT_THERE = [
-    _setting(
-        "data missing", "data: {prompts: gone.csv}\n", "my.yaml:3:8: data.prompts: gone.csv: there is no such file; rel"
-    ),
-    _setting("data is a folder", "data: {prompts: .}\n", "my.yaml:3:8: data.prompts: .: this is a folder; name a file"),
+    _setting("data missing", "data: {prompts: gone.csv}\n", "my.yaml:3:8: data.prompts: gone.csv: file not found. Rel"),
+    _setting("data is a folder", "data: {prompts: .}\n", "my.yaml:3:8: data.prompts: .: expected a file, got a folder"),
     _setting(
         "comparisons missing",
         "rank: {source: dataset, dataset: gone.jsonl}\n",
-        "my.yaml:3:25: rank.dataset: gone.jsonl: there is no such file; relative paths start at ",
+        "my.yaml:3:25: rank.dataset: gone.jsonl: file not found. Relative paths start at ",
     ),
     _setting(
         "adapter missing",
@@ -187,7 +185,7 @@ _THINGS_THAT_ARE_NOT_THERE = [
         "several things not there",
         "stages: [sft, sample, rank, ppo]\ndata: {prompts: gone.csv}\nrank: {judge: robot}\n",
         "my.yaml:3:1: stages: ppo reads adapters/reward, which is not in runs/a; stage reward makes it: add reward to",
-        "my.yaml:4:8: data.prompts: gone.csv: there is no such file",
+        "my.yaml:4:8: data.prompts: gone.csv: file not found",
         "my.yaml:5:8: rank.judge: no judge is called 'robot'",
     ),
 ]
@@ -225,18 +223,18 @@ _PROMPT_FILES = [
     Case(
         "no such data",
         "run my.yaml",
-        ("my.yaml:3:8: data.prompts: gone.jsonl: there is no such file; relative paths start at /",),
+        ("my.yaml:3:8: data.prompts: gone.jsonl: file not found. Relative paths start at /",),
         {"my.yaml": GOOD + "data: {prompts: gone.jsonl}\n"},
     ),
     Case(
         "no such set",
         "run my.yaml",
-        ("my.yaml:3:8: data.prompts: no built-in set is called 'daily'; there is: everyday\n",),
+        ("my.yaml:3:8: data.prompts: built-in set not found: 'daily'. Available: everyday\n",),
         {"my.yaml": GOOD + "data: {prompts: 'builtin:daily'}\n"},
     ),
-    _prompts("empty data", "", 'my.jsonl: no rows in it; write one object like {"prompt": "..."} on each line\n'),
-    _prompts("broken line", ROWS + '{"prompt": "x"\n', "my.jsonl:9: broken JSON"),
-    _prompts("list line", ROWS + "[1]\n", "my.jsonl:9: a list instead of an object"),
+    _prompts("empty data", "", 'my.jsonl: no rows. Expected one object like {"prompt": "..."} per line\n'),
+    _prompts("broken line", ROWS + '{"prompt": "x"\n', "my.jsonl:9: invalid JSON"),
+    _prompts("list line", ROWS + "[1]\n", "my.jsonl:9: expected an object like {"),
     _prompts(
         "no prompt",
         ROWS + '{"response": "x"}\n',
@@ -262,17 +260,15 @@ _COMPARISON_FILES = [
     _comparisons(
         "no such keys",
         '{"question": "a", "good": "b"}\n',
-        "prefs.jsonl:1: unknown format. Keys found: question, good. What can be read (docs/data-formats.md): ",
+        "prefs.jsonl:1: unknown format. Keys found: question, good. Supported formats (docs/data-formats.md): ",
     ),
-    _comparisons(
-        "empty file", "\n", 'prefs.jsonl: no rows in it; write one object like {"prompt": "..."} on each line\n'
-    ),
+    _comparisons("empty file", "\n", 'prefs.jsonl: no rows. Expected one object like {"prompt": "..."} per line\n'),
     _comparisons(
         "number as answer",
         '{"prompt": "a", "chosen": 1, "rejected": "c"}\n',
         'prefs.jsonl:1: "chosen" must be a string',
     ),
-    _comparisons("all the same", '{"prompt": "a", "chosen": "b", "rejected": "b"}\n', "no comparison is left"),
+    _comparisons("all the same", '{"prompt": "a", "chosen": "b", "rejected": "b"}\n', "no comparisons left"),
     _comparisons(
         "a vote of 3",
         '{"instruction": "a", "input": "", "response1": "b", "response2": "c", '

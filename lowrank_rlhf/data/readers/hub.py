@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, through the library `datasets`, which is imported only when one is asked for."""
+"""Read data sets of the Hugging Face hub with the library `datasets`, which is imported only when needed."""
 
 import re
 from typing import NamedTuple
@@ -15,7 +15,7 @@ _SOURCE = re.compile(
 
 
 class HubSource(NamedTuple):
-    """What a source such as `hub:OWNER/NAME/CONFIG@REVISION:SPLIT` asks for."""
+    """Parts of a source such as `hub:OWNER/NAME/CONFIG@REVISION:SPLIT`."""
 
     name: str
     config: str | None
@@ -24,15 +24,15 @@ class HubSource(NamedTuple):
 
 
 def parse_source(source: str) -> HubSource:
-    """The parts of the source; the split is `train` unless it is named. Raises `UserError` for another form."""
+    """Parse a source; the default split is `train`. Raises `UserError` for another form."""
     match = _SOURCE.fullmatch(source)
     if not match:
-        raise UserError(f"{source}: the form is {FORM}, such as hub:Anthropic/hh-rlhf:test")
+        raise UserError(f"{source}: expected {FORM}, such as hub:Anthropic/hh-rlhf:test")
     return HubSource(match["name"], match["config"], match["revision"], match["split"] or "train")
 
 
 def hub_commit(source: str) -> str | None:
-    """The commit that the source's revision means now; None where the hub does not tell: reading it says why."""
+    """Return the current commit of the source's revision; None if the hub fails, which reading then reports."""
     wanted = parse_source(source)
     from huggingface_hub import HfApi
 
@@ -43,25 +43,25 @@ def hub_commit(source: str) -> str | None:
 
 
 def at_commit(source: str, commit: str) -> str:
-    """The same source at that commit."""
+    """Return the source at that commit."""
     wanted = parse_source(source)
     config = f"/{wanted.config}" if wanted.config else ""
     return f"{SCHEME}{wanted.name}{config}@{commit}:{wanted.split}"
 
 
 def hub_rows(source: str) -> list[Row | BadRow]:
-    """The rows of one split, counted from 1. Raises `UserError` where the hub or the data set cannot be read."""
+    """Return the rows of one split, counted from 1. Raises `UserError` if hub or data set cannot be read."""
     wanted = parse_source(source)
     import datasets
 
     try:
         found = datasets.load_dataset(wanted.name, wanted.config, revision=wanted.revision, split=wanted.split)
     except datasets.exceptions.DatasetNotFoundError as error:
-        raise UserError(f"{source}: there is no such data set, or it needs a login ({_first_line(error)})") from None
+        raise UserError(f"{source}: data set not found, or it requires a login ({_first_line(error)})") from None
     except ConnectionError as error:
         raise UserError(
-            f"{source}: the hub cannot be reached ({_first_line(error)}); "
-            "download the file elsewhere and name it here (JSONL, JSON, CSV or Parquet)"
+            f"{source}: the hub cannot be reached ({_first_line(error)}). "
+            "Download the file elsewhere and set its path instead (JSONL, JSON, CSV or Parquet)"
         ) from None
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{source}: {_first_line(error)}") from None

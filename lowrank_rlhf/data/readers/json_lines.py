@@ -1,4 +1,4 @@
-"""JSON and JSONL as rows, with the line of each."""
+"""Read JSON and JSONL as rows with their line numbers."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from lowrank_rlhf.errors import UserError, is_whole
 
 
 def json_rows(content: bytes, name: str) -> list[Row | BadRow]:
-    """The objects of a JSONL file, blank lines skipped, or of one JSON list, whose rows count from 1."""
+    """Return the objects of a JSONL file, without blank lines, or of a JSON list, counted from 1."""
     if content.lstrip().startswith(b"["):
         return _list_rows(content, name)
     rows = []
@@ -23,24 +23,24 @@ def _line_row(number: int, where: str, line: bytes) -> Row | BadRow:
     try:
         return make_row(number, where, _parsed(line.decode()))
     except UnicodeDecodeError:
-        return BadRow(number, f"{where}: not UTF-8 text; save the file as UTF-8")
+        return BadRow(number, f"{where}: not UTF-8 text. Save the file as UTF-8")
     except json.JSONDecodeError as error:
-        return BadRow(number, f"{where}: broken JSON ({error.msg}); a line looks like {EXAMPLE}")
+        return BadRow(number, f"{where}: invalid JSON ({error.msg}). Expected a line like {EXAMPLE}")
     except (ValueError, RecursionError) as error:
-        return BadRow(number, f"{where}: broken JSON ({error})")
+        return BadRow(number, f"{where}: invalid JSON ({error})")
 
 
 def _list_rows(content: bytes, name: str) -> list[Row | BadRow]:
-    """A mistake in a list's syntax leaves nothing that could be trusted: it is an error whatever may be skipped."""
+    """Return the rows of a JSON list. A syntax error raises `UserError` even if bad rows may be skipped."""
     try:
         values = _parsed(content.decode())
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{name}:{line}: not UTF-8 text; save the file as UTF-8") from None
+        raise UserError(f"{name}:{line}: not UTF-8 text. Save the file as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{name}:{error.lineno}: broken JSON ({error.msg}); mend this line") from None
+        raise UserError(f"{name}:{error.lineno}: invalid JSON ({error.msg}). Correct this line") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: broken JSON ({error})") from None
+        raise UserError(f"{name}: invalid JSON ({error})") from None
     return [make_row(number, f"{name}: row {number}", value) for number, value in enumerate(values, 1)]
 
 
@@ -53,5 +53,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {json.dumps(twice, ensure_ascii=not is_whole(twice))} stands there twice")
+        raise ValueError(f"duplicate key {json.dumps(twice, ensure_ascii=not is_whole(twice))}")
     return made

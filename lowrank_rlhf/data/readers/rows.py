@@ -1,4 +1,4 @@
-"""Rows that people bring along: each knows its place in the file, and errors name it."""
+"""Rows of users' data files, with their place in the file for error messages."""
 
 import json
 from typing import Any, NamedTuple
@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 from lowrank_rlhf.errors import HALF_A_CHARACTER, UserError, is_whole
 
 MOST_UNPACKED = 2**30
-"""Bytes of one file; a few packed kilobytes can hold more than any memory."""
+"""Maximum bytes of one file: a few compressed kilobytes can expand beyond any memory."""
 
 EXAMPLE = '{"prompt": "..."}'
 
 
 class Row(NamedTuple):
-    """One object of a file. `where` is what an error message starts with, such as `my.jsonl:12`."""
+    """Object of a file. `where` is the beginning of error messages, such as `my.jsonl:12`."""
 
     number: int
     where: str
@@ -20,33 +20,33 @@ class Row(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """A row that cannot be read at all. `problem` begins with its place."""
+    """Unreadable row. `problem` begins with its place."""
 
     number: int
     problem: str
 
 
 def make_row(number: int, where: str, value: object) -> Row | BadRow:
-    """A row from what was parsed there; NaN, pandas' sign for a missing cell, becomes None."""
+    """Return the row of a parsed value; NaN, pandas' mark of a missing cell, becomes None."""
     if not isinstance(value, dict):
-        return BadRow(number, f"{where}: {kind(value)} instead of an object like {EXAMPLE}")
+        return BadRow(number, f"{where}: expected an object like {EXAMPLE}, got {kind(value)}")
     if not all(map(is_whole, map(str, value))):
         return BadRow(number, f"{where}: a key {HALF_A_CHARACTER}")
     return Row(number, where, {str(key): None if item != item else item for key, item in value.items()})
 
 
 def text_field(row: Row, name: str, value: object) -> str:
-    """`value` if it is text with something in it; else an error that calls it `name`."""
+    """Return `value` if it is non-empty text. Raises `UserError` with `name` otherwise."""
     if value is None:
-        raise UserError(f"{row.where}: {name} is empty; write something or delete the row")
+        raise UserError(f"{row.where}: {name} is empty. Fill it in or delete the row")
     text = any_text_field(row, name, value)
     if not text.strip():
-        raise UserError(f"{row.where}: {name} is empty; write something or delete the row")
+        raise UserError(f"{row.where}: {name} is empty. Fill it in or delete the row")
     return text
 
 
 def any_text_field(row: Row, name: str, value: object) -> str:
-    """`value` if it is text, even an empty one."""
+    """Return `value` if it is text, even empty. Raises `UserError` with `name` otherwise."""
     if not isinstance(value, str):
         raise UserError(f"{row.where}: {name} must be a string, not {kind(value)}")
     if not is_whole(value):
@@ -55,20 +55,20 @@ def any_text_field(row: Row, name: str, value: object) -> str:
 
 
 def list_field(row: Row, name: str, value: object) -> list[Any]:
-    """`value` if it is a list with something in it; else an error that calls it `name`."""
+    """Return `value` if it is a non-empty list. Raises `UserError` with `name` otherwise."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         raise UserError(
-            f"{row.where}: {name} is a list spelt as text; keep lists in JSONL or Parquet, not in CSV cells"
+            f"{row.where}: {name} is a list written as text. Store lists in JSONL or Parquet, not in CSV cells"
         )
     if not isinstance(value, list):
         raise UserError(f"{row.where}: {name} must be a list, not {kind(value)}")
     if not value:
-        raise UserError(f"{row.where}: {name} is empty; write something or delete the row")
+        raise UserError(f"{row.where}: {name} is empty. Fill it in or delete the row")
     return value
 
 
 def kind(value: object) -> str:
-    """What JSON calls a value, for error messages."""
+    """Return JSON's name for the type of a value, for error messages."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):
@@ -79,15 +79,15 @@ def kind(value: object) -> str:
 
 
 def same_text_key(text: str) -> str:
-    """Texts with equal keys count as the same prompt."""
+    """Return a key; texts with equal keys count as the same prompt."""
     return text.strip().casefold()
 
 
 def listed(names: object) -> str:
-    """Names in quotation marks: `"prompt", "chosen"`; `none` where there are none."""
+    """Return the names in quotation marks, such as `"prompt", "chosen"`, or `none`."""
     return ", ".join(f'"{name}"' for name in names) or "none"  # type: ignore[attr-defined]
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 row`, `2 rows`."""
+    """Return number and noun, such as `1 row` or `2 rows`."""
     return f"{number:,} {noun}" + ("s" if number != 1 else "")

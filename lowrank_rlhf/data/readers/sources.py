@@ -1,4 +1,4 @@
-"""From what a person names to rows: a local file of any kind that is read here, or a data set of the hub."""
+"""Read the rows of a source: a local file in a supported format, or a data set of the hub."""
 
 import gzip
 import io
@@ -25,9 +25,9 @@ READERS: dict[str, Reader] = {
 
 
 def read_rows(source: str | Path) -> list[Row | BadRow]:
-    """All rows of a file (JSONL, a JSON list, CSV or Parquet, also with .gz) or of `hub:OWNER/NAME`.
+    """Return all rows of a file (JSONL, a JSON list, CSV or Parquet, also with .gz) or of `hub:OWNER/NAME`.
 
-    Raises `UserError` where there is nothing to read, or where nothing after a mistake could be trusted.
+    Raises `UserError` if the source cannot be read, or if an error makes the rest of it unreadable.
     """
     if str(source).startswith(SCHEME):
         return hub_rows(str(source))
@@ -36,7 +36,7 @@ def read_rows(source: str | Path) -> list[Row | BadRow]:
     kind = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
     reader = READERS.get(kind.lower()) or _by_content(content)
     if reader is None:
-        raise UserError(f"{path}: not known how to read this; name it {', '.join(READERS)}, or one of these with .gz")
+        raise UserError(f"{path}: unknown file type. Expected {', '.join(READERS)}, or one of these with .gz")
     if reader is not parquet_rows:
         content = content.removeprefix(b"\xef\xbb\xbf")
     return reader(content, str(path))
@@ -49,15 +49,15 @@ def _by_content(content: bytes) -> Reader | None:
 
 
 def check_source(source: str) -> None:
-    """Raises `UserError` where a local file is not there. Nothing is read, and the hub is not asked."""
+    """Raise `UserError` if a local file does not exist. Nothing is read, and the hub is not contacted."""
     path = Path(source)
     if source.startswith(SCHEME):
         return
-    # Of os.path, for Path's own raise OSError for a name that is too long and for a folder that may not be entered.
+    # Path's own methods raise OSError for a name that is too long and for a folder that may not be entered.
     if os.path.isdir(path):
-        raise UserError(f"{path}: this is a folder; name a file in it")
+        raise UserError(f"{path}: expected a file, got a folder")
     if not os.path.exists(path):
-        raise UserError(f"{path}: there is no such file; relative paths start at {Path.cwd()}")
+        raise UserError(f"{path}: file not found. Relative paths start at {Path.cwd()}")
 
 
 def _content(path: Path) -> bytes:
@@ -74,5 +74,5 @@ def _content(path: Path) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: the gzip file is damaged or cut short ({error})") from None
     if len(content) > MOST_UNPACKED:
-        raise UserError(f"{path}: holds more than {MOST_UNPACKED >> 20:,} MiB; unpack it yourself, or split it")
+        raise UserError(f"{path}: unpacks to more than {MOST_UNPACKED >> 20:,} MiB. Unpack it yourself, or split it")
     return content

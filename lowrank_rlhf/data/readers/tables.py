@@ -1,4 +1,4 @@
-"""CSV and Parquet as rows. An empty cell is None; a column without a single value is left out."""
+"""Read CSV and Parquet as rows. An empty cell is None; a column without values is left out."""
 
 import csv
 import io
@@ -10,13 +10,13 @@ from lowrank_rlhf.data.readers.rows import MOST_UNPACKED, BadRow, Row, make_row
 from lowrank_rlhf.errors import UserError
 
 BATCH = 1024
-"""Rows of a Parquet file that are unpacked at once."""
+"""Rows of a Parquet file unpacked at once."""
 BYTES_OF_A_ROW = 100
-"""What an empty row takes in Python at least."""
+"""Minimum size of an empty row in Python."""
 
 
 def csv_rows(content: bytes, name: str) -> list[Row | BadRow]:
-    """The records under the header; a record's number is the line on which it begins, quoted line breaks counted."""
+    """Return the records below the header; a record's number is the line of the file on which it begins."""
     text = _decoded(content, name)
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default, 131,072 characters, is less than a long answer
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -32,22 +32,22 @@ def csv_rows(content: bytes, name: str) -> list[Row | BadRow]:
             if not header:
                 header = _checked(cells, where)
             elif len(cells) != len(header):
-                problem = f"{where}: {len(cells)} cells under a header of {len(header)}; quote cells that hold commas"
+                problem = f"{where}: {len(cells)} cells, expected {len(header)}. Quote cells that contain commas"
                 rows.append(BadRow(number, problem))
             else:
                 pairs = zip(header, cells, strict=True)
-                # A file of Windows has its line breaks inside quoted cells too.
+                # Files from Windows have \r\n inside quoted cells too.
                 fields = {key: cell.replace("\r\n", "\n") or None for key, cell in pairs if key}
                 rows.append(make_row(number, where, fields))
     except csv.Error as error:
         raise UserError(
-            f"{name}:{begins}: broken CSV ({error}); a quote is open, or not doubled, from here on"
+            f"{name}:{begins}: invalid CSV ({error}). From this line on a quote is not closed or not doubled"
         ) from None
     return without_empty_columns(rows)
 
 
 def parquet_rows(content: bytes, name: str) -> list[Row | BadRow]:
-    """The rows of a Parquet file, counted from 1."""
+    """Return the rows of a Parquet file, counted from 1."""
     import pyarrow
     import pyarrow.parquet
 
@@ -56,24 +56,24 @@ def parquet_rows(content: bytes, name: str) -> list[Row | BadRow]:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
         held = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
         for batch in file.iter_batches(BATCH) if held <= MOST_UNPACKED else ():
-            held += batch.nbytes + BYTES_OF_A_ROW * batch.num_rows  # one repeated value takes no room before
+            held += batch.nbytes + BYTES_OF_A_ROW * batch.num_rows  # a repeated value takes no space in the file
             if held > MOST_UNPACKED:
                 break
             rows += batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # damage may show in a cell alone
         raise UserError(f"{name}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
     if held > MOST_UNPACKED:
-        raise UserError(f"{name}: holds more than {MOST_UNPACKED >> 20:,} MiB unpacked; split it")
+        raise UserError(f"{name}: unpacks to more than {MOST_UNPACKED >> 20:,} MiB. Split it")
     return without_empty_columns(numbered(rows, name))
 
 
 def numbered(values: Sequence[dict[str, Any]], name: str) -> list[Row | BadRow]:
-    """Rows with places such as `prefs.parquet: row 5`."""
+    """Return rows with places such as `prefs.parquet: row 5`."""
     return [make_row(number, f"{name}: row {number}", value) for number, value in enumerate(values, 1)]
 
 
 def without_empty_columns(rows: list[Row | BadRow]) -> list[Row | BadRow]:
-    """A table gives every row all columns: one that is empty throughout says nothing about the format."""
+    """Return the rows without columns that are empty in all of them, which would mislead format detection."""
     used = {key for row in rows if isinstance(row, Row) for key, value in row.fields.items() if value is not None}
     return [
         row._replace(fields={key: value for key, value in row.fields.items() if key in used})
@@ -88,13 +88,13 @@ def _decoded(content: bytes, name: str) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{name}:{line}: not UTF-8 text; save the file as UTF-8") from None
+        raise UserError(f"{name}:{line}: not UTF-8 text. Save the file as UTF-8") from None
 
 
 def _checked(header: list[str], where: str) -> list[str]:
     if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-        raise UserError(f"{where}: one column only; the cells must be separated by commas")
+        raise UserError(f"{where}: only one column. Cells must be separated by commas")
     twice = [name for name in header if name and header.count(name) > 1]
     if twice:
-        raise UserError(f'{where}: two columns are called "{twice[0]}"; rename one')
+        raise UserError(f'{where}: duplicate column "{twice[0]}". Rename one')
     return header
