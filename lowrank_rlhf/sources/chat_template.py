@@ -1,6 +1,6 @@
 """Chat templates: render conversations, and find the tokens that end an answer and pad a row. Imports no torch.
 
-`Base` and the commands that only count tokens render by the same class, from a loaded tokenizer or from files.
+`Base` and commands that only count tokens use the same class, with a loaded tokenizer or with its files.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "ChatTemplate":
-        """Return the template of a loaded tokenizer. Raises `TemplateRefuses` where it has none."""
+        """Return the template of a loaded tokenizer. Raises `TemplateRefuses` if it has none."""
         try:
             text = tokenizer.get_chat_template()
         except ValueError as error:
@@ -66,7 +66,7 @@ class ChatTemplate:
         return str(rendered[0][0])
 
     def end_token(self, tokens: Iterable[str]) -> str | None:
-        """Return the one of the special `tokens` that the template writes after an answer, else the end of text.
+        """Return the special token of `tokens` that the template writes after an answer, else the end of text.
 
         They differ in Gemma (<end_of_turn>, <eos>), Phi-3 (<|end|>, <|endoftext|>) and Qwen's base models.
         """
@@ -92,9 +92,9 @@ def end_token(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 def end_of_turn(rendered: str, tokens: Iterable[str]) -> str | None:
-    """Return the one of the special `tokens` that follows the answer in `ANSWERED`, as `rendered`; None if none does.
+    """Return the special token of `tokens` that follows the answer in the rendered `ANSWERED`, or None.
 
-    White space between the two is the template's own (Llama 2).
+    White space between the two belongs to the template (Llama 2).
     """
     _, found, after = rendered.rpartition(_ANSWER)
     after = after.lstrip()
@@ -103,9 +103,9 @@ def end_of_turn(rendered: str, tokens: Iterable[str]) -> str | None:
 
 
 def choose_padding(tokens: Collection[str], unknown: str | None, used: str) -> str | None:
-    """Return the special token that fits best for padding; None where all of them occur in the text `used`.
+    """Return the most suitable special token for padding; None if all of them occur in the text `used`.
 
-    A token made for padding comes first (Llama 3: <|finetune_right_pad_id|>), then <|endoftext|>, then the unknown
+    A padding token comes first (Llama 3: <|finetune_right_pad_id|>), then <|endoftext|>, then the unknown
     token, then a reserved one, then any.
     """
 
@@ -118,7 +118,7 @@ def choose_padding(tokens: Collection[str], unknown: str | None, used: str) -> s
 
 
 def check_template(tokenizer: "PreTrainedTokenizerBase", config: ModelConfig, progress: Progress) -> None:
-    """Raise `UserError` without a template, or if it cannot render a question; print a note if it takes no system."""
+    """Raise `UserError` if the template is missing or fails; print a note if it rejects system messages."""
     if not tokenizer.chat_template:
         raise UserError(
             f"model.chat_template: {config.source} has no chat template. Set one in the config, as "
@@ -136,4 +136,4 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", config: ModelConfig, pr
     try:
         render(tokenizer, [_SYSTEM, ASKED])
     except TemplateRefuses as error:
-        progress.say(f"  {whose} takes no system message ({error}): prompts with one will be refused")
+        progress.say(f"  {whose} rejects system messages ({error}): prompts with one are an error")

@@ -9,8 +9,8 @@ from lowrank_rlhf.run.files import read_json
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CONVERT = (
-    "Convert them once, where you trust them: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW), and the "
-    "same with AutoTokenizer, both of transformers; then name the folder NEW"
+    "If you trust them, convert them once with transformers: AutoModelForCausalLM.from_pretrained(OLD)."
+    "save_pretrained(NEW), and the same with AutoTokenizer; then set model.source to NEW"
 )
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -22,7 +22,7 @@ def check_folder(folder: Path, source: str) -> None:
     for name in _weight_files(folder, where):
         _check_weights(folder, name, where)
     if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise UserError(f"{where}: no tokenizer there ({', '.join(_TOKENIZERS)}); copy the model's own into the folder")
+        raise UserError(f"{where}: no tokenizer found ({', '.join(_TOKENIZERS)}). Copy it into the folder")
 
 
 def _config(folder: Path, where: str) -> dict[str, Any]:
@@ -30,16 +30,16 @@ def _config(folder: Path, where: str) -> dict[str, Any]:
     if path.is_file():
         config = read_json(path)
         if config is None:
-            raise UserError(f"{where}: {path} is not a JSON object; fetch the model again")
+            raise UserError(f"{where}: {path} is not a JSON object. Fetch the model again")
         return config
     if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{where}: that is an adapter; name its base model here, and the adapter as sft.adapter")
+        raise UserError(f"{where}: this is an adapter. Set model.source to its base model, sft.adapter to this folder")
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs:
-        raise UserError(f"{where}: a folder of GGUF files; name one of them: {ggufs[0]}")
+        raise UserError(f"{where}: a folder of GGUF files. Set one of them: {ggufs[0]}")
     raise UserError(
-        f"{where}: no config.json there; a model is a folder with config.json, weights in safetensors and a tokenizer, "
-        "as save_pretrained of transformers writes it"
+        f"{where}: config.json not found. A model is a folder with config.json, weights in safetensors and a "
+        "tokenizer, as save_pretrained of transformers writes it"
     )
 
 
@@ -54,20 +54,18 @@ def check_architecture(folder: Path, source: str) -> None:
     if kind not in CONFIG_MAPPING:
         if "auto_map" in config:
             raise UserError(
-                f"{where}: {shown} brings Python code of its own, which is never run here (trust_remote_code is off); "
-                "choose a model of a family that transformers knows"
+                f"{where}: {shown} contains Python code, which is never run here (trust_remote_code is off). "
+                "Choose a model of a family that transformers supports"
             )
-        raise UserError(f"{where}: transformers {__version__} knows no model type {kind}; a newer version may")
+        raise UserError(f"{where}: transformers {__version__} does not know the model type {kind}. Try a newer version")
     if config.get("is_encoder_decoder"):
-        raise UserError(
-            f"{where}: {shown} is an encoder-decoder; only decoders (causal language models) can serve here"
-        )
+        raise UserError(f"{where}: {shown} is an encoder-decoder. Only causal language models are supported")
     embedding = (folder / "modules.json").is_file()
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[kind], None)
     if embedding or causal is None or (named and causal.__name__ not in named):
         raise UserError(
-            f"{where}: {shown} is {'an embedding model' if embedding else 'no causal language model'}; "
-            "it cannot write answers; choose one whose architecture ends in ForCausalLM"
+            f"{where}: {shown} is {'an embedding model' if embedding else 'not a causal language model'}. "
+            "Choose one whose architecture ends in ForCausalLM"
         )
 
 
@@ -75,17 +73,17 @@ def _weight_files(folder: Path, where: str) -> list[str]:
     if (folder / INDEX).is_file():
         shards = (read_json(folder / INDEX) or {}).get("weight_map")
         if not isinstance(shards, dict) or not shards:
-            raise UserError(f"{where}: {folder / INDEX} is damaged; fetch the model again")
+            raise UserError(f"{where}: {folder / INDEX} is damaged. Fetch the model again")
         names = sorted(set(map(str, shards.values())))
         if outside := [name for name in names if Path(name).name != name]:
-            raise UserError(f"{where}: {folder / INDEX} names {outside[0]}, which is not in the folder; fetch it again")
+            raise UserError(f"{where}: {folder / INDEX} names {outside[0]}, which is not in the folder. Fetch it again")
         return names
     if not (folder / WEIGHTS).is_file():
         pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         if pickled:
             raise UserError(
-                f"{where}: holds its weights only as a pickle ({pickled[0]}), which can run code when it is read and "
-                f"is never loaded here. {_CONVERT}"
+                f"{where}: contains its weights only as a pickle ({pickled[0]}), which can run code when it is read "
+                f"and is never loaded here. {_CONVERT}"
             )
     return [WEIGHTS]
 
@@ -98,8 +96,8 @@ def _check_weights(folder: Path, name: str, where: str) -> None:
             pass  # opening compares the header with the file's size
     except FileNotFoundError:
         raise UserError(
-            f"{where}: no {name} in {folder}; fetch the model again, or take one whose weights are in safetensors: "
+            f"{where}: no {name} in {folder}. Fetch the model again, or choose one with weights in safetensors: "
             "pickles (.bin), which can run code when they are read, are never fetched"
         ) from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{where}: {folder / name} is damaged or cut short ({error}); fetch the model again") from None
+        raise UserError(f"{where}: {folder / name} is damaged or cut short ({error}). Fetch the model again") from None

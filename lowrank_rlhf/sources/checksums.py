@@ -38,7 +38,7 @@ def file_checksum(path: Path, progress: Progress | None = None) -> str:
 
 
 def folder_checksum(folder: Path, progress: Progress | None = None) -> str:
-    """Return the SHA-256 over names and checksums of the files that transformers reads, not of README or licence."""
+    """Return the SHA-256 over names and checksums of the files that transformers reads (no README, no licence)."""
     files = sorted(path for path in folder.iterdir() if path.suffix in _READ_BY_TRANSFORMERS and path.is_file())
     return files_checksum(files, progress)
 

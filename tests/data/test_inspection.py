@@ -185,7 +185,7 @@ def test_what_a_tokenizer_needs(tmp_path: Path, tiny_folder) -> None:
 )
 def test_a_template_that_fails_on_a_prompt(tiny_folder, template, why) -> None:
     strict = load_tokenizer(ModelConfig(source=str(tiny_folder()), chat_template=template), Progress.silent())
-    with pytest.raises(UserError, match=re.escape(f"refuses a prompt: {why}")):
+    with pytest.raises(UserError, match=re.escape(f"rejects a prompt: {why}")):
         strict.render([Message(**HI)])
 
 

@@ -308,18 +308,17 @@ class TestCommand:
         code, _, err = command(called, "tiny.yaml", "reward.layers=3", "lora.last_layers=1")
         assert code == 2
         assert (
-            "reward.layers: must be from 2, the lowest layer with an adapter, to 2, all that the model has; not 3"
-            in err
+            "reward.layers: must be from 2 (the lowest layer with an adapter) to 2 (the model's layers), not 3" in err
         )
         code, _, err = command(called, "tiny.yaml", "lora.last_layers=15")
         assert code == 2
-        assert "lora.last_layers: is 15, and the model has 2; null adapts all of them" in err
+        assert "lora.last_layers: must be at most 2, the model's layers, not 15. Set null to adapt all" in err
         assert not Path("runs").exists()
 
     def test_mistakes(self, command) -> None:
         assert command("plan", "tiny.yaml", "model.source=./nowhere")[::2] == (
             2,
-            "model.source: ./nowhere: no such folder\n",
+            "model.source: ./nowhere: folder not found\n",
         )
         assert command("plan", "tiny.yaml", "data.prompts=none.jsonl")[0] == 2
 

@@ -124,7 +124,7 @@ def test_the_order_of_what_can_pad() -> None:
 def test_no_token_to_pad_with(tmp_path) -> None:
     folder = make_tiny_model(tmp_path)
     make_tokenizer(SPECIAL[1:], STYLES["chatml"][1], {"eos_token": SPECIAL[2]}).save_pretrained(folder)
-    with pytest.raises(UserError, match=r"has no spare token to pad with: <\|im_end\|> .* Set pad_token in the"):
+    with pytest.raises(UserError, match=r"has no token to pad with: <\|im_end\|> .* Set pad_token in the"):
         load_tiny(folder)
 
 

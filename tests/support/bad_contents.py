@@ -112,7 +112,7 @@ _CONFIGS = [
     Case(
         "a model's long name",
         "plan my.yaml",
-        ("xxx", "no such folder"),
+        ("xxx", "folder not found"),
         {"my.yaml": f"name: a\nmodel: {{source: ./{LONG}}}\n"},
     ),
 ]
