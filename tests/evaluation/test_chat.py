@@ -378,7 +378,7 @@ def test_refusals(tiny_folder, tmp_path, command, monkeypatch) -> None:
     finished_run(tiny_folder(), tmp_path, adapters=("sft",))
     monkeypatch.chdir(tmp_path)
     for arguments, message in (
-        (("nothing",), 'no run "nothing" in runs. The runs are: tiny.'),
+        (("nothing",), 'run "nothing" not found in runs. Existing runs: tiny.'),
         (("tiny", "--as", "policy"), "--as: runs/tiny has no adapter `policy` yet; it has base, sft"),
         (("tiny", "--json"), "--json requires --prompt"),
         (("tiny", "--max-new-tokens", "60"), "--max-new-tokens: 60 leaves no tokens for a question"),

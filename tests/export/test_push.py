@@ -81,8 +81,8 @@ def test_without_yes_it_only_lists(command, api: FakeApi) -> None:
     code, out, err = command("made", "anna/x")
     assert (code, err, api.made, api.sent) == (0, "", {}, [])
     assert "  model.safetensors" in out
-    assert "  .env: stays here" in out
-    assert "would go to the private repository anna/x. Nothing was sent" in out
+    assert "  .env: not uploaded" in out
+    assert "to upload to the private repository anna/x. Nothing was uploaded" in out
 
 
 @pytest.mark.usefixtures("folder")
@@ -132,7 +132,7 @@ def test_what_the_hub_refuses_is_a_sentence(command, api: FakeApi, error: Except
 
 
 def test_mistakes(command, folder: Path) -> None:
-    assert command("made", "x")[::2] == (2, "x: name the owner too: OWNER/NAME\n")
+    assert command("made", "x")[::2] == (2, "x: must be OWNER/NAME\n")
     assert "no such folder" in command("nowhere", "anna/x")[2]
     (folder / "model.safetensors").unlink()
     assert "no weights (*.safetensors) with a card (README.md)" in command("made", "anna/x")[2]

@@ -237,7 +237,7 @@ def test_places_that_are_none(command) -> None:
         "missing.jsonl: cannot be read"
     )
     assert command("annotations", "import", "abd", "x.jsonl")[2] == (
-        'no run "abd" in runs. The runs are: abc. Did you mean "abc"?\n'
+        'run "abd" not found in runs. Existing runs: abc. Did you mean "abc"?\n'
     )
     assert command("annotations", "import", "abc", "x.jsonl", "--new")[2].startswith("runs/abc exists already; ")
     Path("runs/abc/annotations.sqlite").unlink()

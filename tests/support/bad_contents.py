@@ -118,9 +118,9 @@ _CONFIGS = [
 ]
 
 _NAMES = [
-    Case("a run's long name", f"status {LONG}", ("no run", "There are none yet.")),
-    Case("a run elsewhere", "status ../../etc", ('no run "../../etc" in runs.',)),
-    Case("a run that is its own link", "status a", ('no run "a" in runs.',), links={"runs/a": "a"}),
+    Case("a run's long name", f"status {LONG}", ("not found", "There are no runs yet.")),
+    Case("a run elsewhere", "status ../../etc", ('run "../../etc" not found in runs.',)),
+    Case("a run that is its own link", "status a", ('run "a" not found in runs.',), links={"runs/a": "a"}),
     Case("a config's long name", f"validate {LONG}.yaml", ("cannot be read: File name too long",)),
     Case("runs too long", f"run my.yaml --runs {LONG}", ("cannot be used: File name too long",), {"my.yaml": GOOD}),
     Case(

@@ -210,7 +210,7 @@ _COMMAND_LINE = [
     Case(
         "skipped stage", "run my.yaml --redo ppo stages=[sft]", ('"ppo" is not a stage of this run',), {"my.yaml": GOOD}
     ),
-    Case("unknown run", "status nothing", ('no run "nothing"', "There are none yet")),
+    Case("unknown run", "status nothing", ('run "nothing" not found', "There are no runs yet")),
     Case("damaged run", "status a", ("config.yaml:1:8", "not valid YAML"), {"runs/a/config.yaml": "name: a: b\n"}),
     Case("show no preset", "presets show fast", ("preset not found",)),
     Case("copy over a file", "presets copy quickstart my.yaml", ("my.yaml exists already",), {"my.yaml": GOOD}),
