@@ -1,4 +1,4 @@
-"""`plan --json`: all that `plan` prints as data, for the page and for scripts.
+"""`plan --json`: the plan as data, for the page and for scripts.
 
 Keys, documented in docs/planning.md: run, config, changed_settings, fits, model, model_is_here, memory_choice, stages,
 memory, disk, time, helps, notes.
@@ -70,7 +70,7 @@ class PlannedRun:
 
     @property
     def fetch_command(self) -> str | None:
-        """Command that fetches the model; None if it is on this machine."""
+        """Command that downloads the model; None if it is on this machine."""
         if self.forecast.shape is not None:
             return None
         model = self.config.model

@@ -1,4 +1,4 @@
-"""Ranking by single keys: the effect of each key on a draft. Terminal and page share it; no texts for people."""
+"""Ranking by single keys: the effect of each key on a draft, for terminal and page; no texts for people."""
 
 import unicodedata
 from collections.abc import Iterable

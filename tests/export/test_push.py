@@ -91,7 +91,7 @@ def test_with_yes_it_sends_an_exports_files_and_nothing_else_to_a_private_reposi
     assert code == 0
     assert api.made == {"repository": "anna/x", "private": True, "exist_ok": True}
     assert api.sent == ["README.md", "config.json", "model.safetensors", "policy/adapter_config.json"]
-    assert out.endswith("sent to the private repository anna/x: https://hub/anna/x/commit/1\n")
+    assert out.endswith("uploaded to the private repository anna/x: https://hub/anna/x/commit/1\n")
 
 
 @pytest.mark.usefixtures("folder")

@@ -126,7 +126,7 @@ _PEOPLE = [
         setup="people",
         stdin="1 > 9\n",
     ),
-    Case("label json alone", "label people --json", ("--json goes with --stats\n",), setup="people"),
+    Case("label json alone", "label people --json", ("--json requires --stats\n",), setup="people"),
     Case(
         "label no name",
         "label people --annotator=",
@@ -173,11 +173,11 @@ _PEOPLE = [
         ('run "nothing" not found in runs.',),
         {"x.jsonl": _RANKING},
     ),
-    Case("export unranked", "annotations export a x.jsonl", ("runs/a: its answers are not ranked yet.",), _RUN),
+    Case("export unranked", "annotations export a x.jsonl", ("runs/a: answers are not ranked yet.",), _RUN),
     Case(
         "export over a file",
         "annotations export people x.jsonl",
-        ("x.jsonl exists already",),
+        ("x.jsonl already exists",),
         {"x.jsonl": ""},
         setup="people",
     ),
@@ -186,7 +186,12 @@ _PEOPLE = [
 _FINISHED_RUNS = [
     Case("chat no run", "chat nothing", ('run "nothing" not found in runs. There are no runs yet.\n',)),
     Case("chat not made yet", "chat a --as policy", ("--as: runs/a has no adapter `policy` yet; it has base\n",), _RUN),
-    Case("chat no room", "chat a --max-new-tokens 512", ("--max-new-tokens: 512 leaves no tokens",), _RUN),
+    Case(
+        "chat no room",
+        "chat a --max-new-tokens 512",
+        ("--max-new-tokens: must be less than model.max_length, 512",),
+        _RUN,
+    ),
     Case("chat json alone", "chat a --json", ("--json requires --prompt\n",), _RUN),
     Case("evaluate no run", "evaluate nothing", ('run "nothing" not found in runs.',)),
     Case("evaluate not made yet", "evaluate a", ("runs/a: adapters/sft not found; stage sft writes it. ",), _RUN),
@@ -198,7 +203,7 @@ _FINISHED_RUNS = [
     ),
     Case("evaluate a fixed setting", "evaluate a ppo.steps=3", ('"ppo.steps=3": only settings of model',), _RUN),
     Case("evaluate no comparisons", "evaluate a --comparisons x.jsonl", ("runs/a: adapters/reward not found",), _RUN),
-    Case("evaluate into nothing", "evaluate a --out x.txt", ("--out x.txt: name a file that ends in .json",), _RUN),
+    Case("evaluate into nothing", "evaluate a --out x.txt", ("--out x.txt: must end in .json",), _RUN),
     Case("export no run", "export nothing out", ('run "nothing" not found in runs.',)),
     Case(
         "export not made yet",
@@ -237,7 +242,7 @@ _SWEEPS = [
     Case(
         "sweep a missing value",
         "sweep my.yaml seed=1,",
-        ('"seed=1,": a value is missing beside a comma\n',),
+        ('"seed=1,": empty value next to a comma\n',),
         {"my.yaml": GOOD},
     ),
     Case("sweep a value twice", "sweep my.yaml seed=1,1", ('"seed=1,1": 1 is given twice\n',), {"my.yaml": GOOD}),
@@ -253,7 +258,7 @@ _SWEEPS = [
 
 _OPTIONS = [
     Case("schema of nothing", "schema ppo.kl", ('unknown setting "ppo.kl".', "`schema --markdown` lists all settings")),
-    Case("schema twice", "schema ppo --markdown", ("--markdown prints all settings: leave it out, or KEY\n",)),
+    Case("schema twice", "schema ppo --markdown", ("--markdown prints all settings; remove it or KEY\n",)),
     Case(
         "unknown option of run", "run my.yaml --untill ppo", ("No such option: --untill", "--until"), {"my.yaml": GOOD}
     ),

@@ -22,7 +22,7 @@ class Keys(Protocol):
         """Return the next key. Raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
 
     def refused(self, why: str) -> str:
-        """Return the message about a key without effect; raises `UserError` where nobody would read it."""
+        """Return the message for a key without effect. Raises `UserError` if the keys come from a script."""
 
 
 class TerminalKeys:
@@ -34,7 +34,7 @@ class TerminalKeys:
         self._waiting: list[str] = []
 
     def read(self) -> str:
-        """Return the next key; an arrow or function key comes whole."""
+        """Return the next key; an arrow or function key is one key."""
         if not self._waiting:
             try:
                 typed = typer.getchar()
@@ -44,14 +44,14 @@ class TerminalKeys:
         if not self._waiting:
             raise EOFError
         key = self._waiting.pop(0)
-        if key == "\x03":  # in the middle of other keys the library does not see it
+        if key == "\x03":  # typer misses it in the middle of other keys
             raise KeyboardInterrupt
         if key == "\x04":
             raise EOFError
         return key
 
     def refused(self, why: str) -> str:
-        """Return the reason, and drop keys typed ahead: they were meant for another state."""
+        """Return the reason, and discard keys typed ahead: they were meant for another state."""
         self._waiting.clear()
         return why
 
@@ -67,7 +67,7 @@ class LineKeys:
         self._waiting: list[str] = []
 
     def read(self) -> str:
-        """Return the next key of the line; after a ranking comes Enter."""
+        """Return the next key of the line; a ranking is followed by Enter."""
         while not self._waiting:
             line = self._stream.readline()
             if not line:
@@ -86,7 +86,7 @@ class LineKeys:
         return [*keys, "\n"]
 
     def refused(self, why: str) -> str:
-        """Raise `UserError`: the lines that follow were written for a prompt that would not come."""
+        """Raise `UserError`: the next lines were meant for the prompts that would have followed."""
         raise UserError(f"stdin:{self._number}: {why}. The lines before it are saved; this one and the rest are not.")
 
 

@@ -49,7 +49,7 @@ REFUSALS = {
 }
 
 ALPHA = {
-    AlphaLevel.UNKNOWN: "not known: no two annotators have judged the same pair of answers, or they only tied them",
+    AlphaLevel.UNKNOWN: "unknown: no two annotators have judged the same pair of answers, or they only tied them",
     AlphaLevel.GOOD: "good: the annotators are interchangeable",
     AlphaLevel.FAIR: "fair: enough for tentative conclusions",
     AlphaLevel.WEAK: "weak: tastes differ, or the instructions are vague; more annotators per prompt help",
