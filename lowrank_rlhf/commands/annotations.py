@@ -100,33 +100,41 @@ def export(
     contents, rankings = _ranked(run, runs)
     if comparisons:
         text = comparisons_to_jsonl(contents, rankings)
+        rows = counted(text.count("\n"), "comparison")
+        lines = [f"wrote {file}: {rows} from {counted(len(rankings), 'ranking')}"]
+        empty = "no comparisons to export: no ranking prefers one answer to another"
+    elif demonstrations:
+        text = demonstrations_to_jsonl(contents)
+        rows = counted(text.count("\n"), "demonstration")
+        command = f"{COMMAND} run CONFIG data.prompts={shlex.quote(str(file))}"
+        lines = [f"wrote {file}: {rows}; to use them in sft:", f"  {command}"]
+        empty = "no demonstrations to export: no annotator has written an answer"
     else:
-        text = demonstrations_to_jsonl(contents) if demonstrations else to_jsonl(contents)
-    if comparisons and not text:
-        raise UserError(f"{run}: no comparisons to export: no ranking prefers one answer to another")
-    if demonstrations and not text:
-        raise UserError(f"{run}: no demonstrations to export: no annotator has written an answer")
+        text, lines, empty = to_jsonl(contents), [f"wrote {file}: {_counts(contents, rankings)}"], ""
+        lines += _not_current(contents, rankings)
+    if not text:
+        raise UserError(f"{run}: {empty}")
+    _write(file, text, force)
+    for line in lines:
+        echo(line)
+
+
+def _write(file: Path, text: str, force: bool) -> None:
     if file.exists() and not force:
         raise UserError(f"{file} already exists; choose another name or replace it with --force")
     try:
         write_atomic(file, text)
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror}") from None
-    if demonstrations:
-        echo(f"wrote {file}: {counted(text.count(chr(10)), 'demonstration')}; to use them in sft:")
-        echo(f"  {COMMAND} run CONFIG data.prompts={shlex.quote(str(file))}")
-        return
-    if comparisons:
-        echo(f"wrote {file}: {counted(text.count(chr(10)), 'comparison')} from {counted(len(rankings), 'ranking')}")
-        return
+
+
+def _counts(contents: Contents, rankings: Sequence[Ranking]) -> str:
     annotators = len({ranking.annotator for ranking in rankings})
-    echo(
-        f"wrote {file}: {counted(len(contents.prompts), 'prompt')}, {counted(len(contents.answers), 'answer')}, "
+    return (
+        f"{counted(len(contents.prompts), 'prompt')}, {counted(len(contents.answers), 'answer')}, "
         f"{counted(len(rankings), 'ranking')} by {counted(annotators, 'annotator')}, "
         f"{counted(len(contents.skips), 'skip')}"
     )
-    for note in _not_current(contents, rankings):
-        echo(note)
 
 
 def _not_current(contents: Contents, rankings: Sequence[Ranking]) -> list[str]:

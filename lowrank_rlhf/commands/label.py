@@ -193,8 +193,8 @@ def _print_result(result: dict[str, Any]) -> None:
     table = Table("annotator", box=None, pad_edge=False)
     for heading in ("ranked", "skipped", "withdrawn", "median", "ties", "flagged", "first best", "longer best"):
         table.add_column(heading, justify="right")
-    everybody = [{"annotator": "all", "skipped": "", "taken_back": "", **result["all"]}]
-    for row in result["annotators"] + (everybody if len(result["annotators"]) > 1 else []):
+    everyone = [{"annotator": "all", "skipped": "", "taken_back": "", **result["all"]}]
+    for row in result["annotators"] + (everyone if len(result["annotators"]) > 1 else []):
         table.add_row(
             Text(visible(row["annotator"])),
             *(str(row[key]) for key in ("rankings", "skipped", "taken_back")),

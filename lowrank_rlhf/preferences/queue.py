@@ -173,7 +173,7 @@ def _leased(database: sqlite3.Connection, annotator: str, now: float) -> str | N
 
 
 def _candidates(database: sqlite3.Connection, annotator: str, now: float) -> list[Candidate]:
-    """Return the prompts that the annotator has not skipped and nobody else has leased, in the store's order."""
+    """Return the prompts that the annotator has not skipped and no one else has leased, in the store's order."""
     rows = database.execute(
         "SELECT id, COUNT(CASE WHEN annotator = :annotator THEN 1 END),"
         " COUNT(DISTINCT CASE WHEN annotator != :annotator THEN annotator END),"

@@ -36,7 +36,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs of a sweep, in the order of the settings, the last changing fastest."""
+    """Runs of a sweep, in the order of the settings, the last changing fastest."""
 
     name: str
     source: str

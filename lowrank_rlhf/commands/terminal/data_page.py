@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lowrank_rlhf.data.inspection import Figures, Leakage, shown_examples
-from lowrank_rlhf.data.lengths import Bin, Lengths, OverContext
+from lowrank_rlhf.data.lengths import Bin, Lengths, OverContext, Words
 from lowrank_rlhf.data.loading import Loaded
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.errors import visible
@@ -117,9 +117,9 @@ def _rows(page: Page) -> Iterator[tuple[str, str]]:
             f"of {counted(found.longer_wins.comparisons, 'comparison')} of unequal length",
         )
     over = page.over_context
-    what = page.unit.split()[0]
+    unit = page.unit if page.unit == Words.unit else "tokens"
     yield (
-        f"over {over.max_length:,} {what}",
+        f"over {over.max_length:,} {unit}",
         f"{counted(over.prompts, 'prompt')}, {counted(over.with_answer, 'row')} with the longest answer",
     )
 

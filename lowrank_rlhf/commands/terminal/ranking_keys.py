@@ -6,10 +6,13 @@ from typing import Protocol, TextIO
 import typer
 
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preferences.labelling import SHORT_FLAGS
+from lowrank_rlhf.preferences.labelling import KEYS, SHORT_FLAGS, Action
 
 _IGNORED = " \t>,"
-_COMMAND_KEYS = "suhq?"
+_COMMAND_KEYS = [
+    key for action in (Action.SKIP, Action.UNDO, Action.HELP, Action.QUIT) for key in KEYS[action] if key.isprintable()
+]
+_RANKING_KEYS = (*KEYS[Action.TIE], *KEYS[Action.FLAG], *SHORT_FLAGS)
 
 
 class Keys(Protocol):
@@ -77,7 +80,7 @@ class LineKeys:
         return self._waiting.pop(0)
 
     def _parsed(self, keys: list[str]) -> list[str]:
-        if not any(key.isdigit() or key in ("=", "f", *SHORT_FLAGS) for key in keys):
+        if not any(key.isdigit() or key in _RANKING_KEYS for key in keys):
             if len(keys) > 1:
                 self.refused("a line must be one ranking, such as 2 > 1 = 3, or one command, such as s")
             return keys

@@ -18,7 +18,9 @@ from lowrank_rlhf.dashboard.ranking.screen import Reply, draft_words, figures_wo
 from lowrank_rlhf.dashboard.ranking.text import say, why_nothing
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.labelling import (
+    KEYS,
     LABELS,
+    Action,
     Command,
     Draft,
     Refusal,
@@ -195,9 +197,9 @@ class RankingSession:
         return self._screen(back, old, keys) | {"notice": say("notice.undone", self._language)}
 
     def _nothing_on_the_screen(self) -> Reply:
-        if self._request.key.lower() in ("u", "\b"):
+        if self._request.key.lower() in KEYS[Action.UNDO]:
             return self._undo(None)
-        if self._request.key.lower() == "s":
+        if self._request.key.lower() in KEYS[Action.SKIP]:
             self._store.unskip(self._who)
             return self._next(say("notice.all_unskipped", self._language))
         return self._screen(None)
