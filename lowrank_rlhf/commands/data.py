@@ -23,7 +23,7 @@ from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources.fetch import local_model
 from lowrank_rlhf.sources.tokenizer import ChatTokenizer, load_tokenizer
 
-# Counting the tokens of fewer texts takes less than about a second.
+# Texts whose tokens are counted in about a second.
 _MANY_TEXTS = 5_000
 _DEFAULT_MAX_LENGTH: int = ModelConfig.model_fields["max_length"].default
 

@@ -56,24 +56,25 @@ REWARD = "adapters/reward"
 
 OVERRIDES_HELP = "Settings of model, sample, rank.endpoint or evaluate, or data.skip_bad_rows, to change."
 LeftOption = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="base, sft, policy, policy-last, or an adapter's folder [sft].")
+    str | None,
+    typer.Option(metavar="MODEL", help="base, sft, policy, policy-last, or an adapter's folder. Default: sft."),
 ]
-RightOption = Annotated[str | None, typer.Option(metavar="MODEL", help="Model to compare it with [policy].")]
+RightOption = Annotated[str | None, typer.Option(metavar="MODEL", help="Model to compare it with. Default: policy.")]
 PromptsOption = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Prompts in any format of data.prompts [the held-out ones].")
+    str | None, typer.Option(metavar="FILE", help="Prompts in any format of data.prompts. Default: held-out prompts.")
 ]
 LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use the first N prompts only.")]
 SamplesOption = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Answers of each model to each prompt [1].")
+    int | None, typer.Option(metavar="N", min=1, help="Answers of each model to each prompt. Default: 1.")
 ]
-JudgeOption = Annotated[str | None, typer.Option(metavar="JUDGE", help="Any value of rank.judge [the run's].")]
+JudgeOption = Annotated[str | None, typer.Option(metavar="JUDGE", help="Any value of rank.judge. Default: the run's.")]
 ComparisonsOption = Annotated[
     str | None, typer.Option(metavar="FILE", help="Measure the reward model's accuracy on these comparisons.")
 ]
-FormatOption = Annotated[
-    FormatName | None, typer.Option("--format", help="Format of FILE, if its rows do not show it.")
+FormatOption = Annotated[FormatName | None, typer.Option("--format", help="Format of FILE, if it cannot be detected.")]
+SeedOption = Annotated[
+    int | None, typer.Option(metavar="S", min=0, help="Seed of sampling and intervals. Default: the run's.")
 ]
-SeedOption = Annotated[int | None, typer.Option(metavar="S", min=0, help="Seed of sampling and intervals [the run's].")]
 OutOption = Annotated[
     Path | None, typer.Option(metavar="FILE.json", help="Save all figures and answers, and the text as FILE.txt.")
 ]

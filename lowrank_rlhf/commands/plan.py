@@ -32,7 +32,7 @@ def plan(
 
     Starts nothing: no model is loaded and nothing is written. Only a data set on the hub is downloaded, to count its
     rows. Exits with code 4 if memory or disk is too small, and lists settings that help. The memory forecast is within
-    about a third; the time within a factor of three until a run has finished on this machine.
+    about a third, the time within a factor of three until a run has finished on this machine.
 
     \b
     Examples:

@@ -14,7 +14,7 @@ Scores = Callable[[Prompt, Sequence[Sample]], list[float]]
 WARMTH_WEIGHT = 0.85
 TOPIC_WEIGHT = 0.15
 OFF_TOPIC_WARMTH = 0.3  # share of the warmth that counts in an off-topic answer
-PARROT_SHARE, PARROT_WORDS = 0.6, 4  # a run longer than this share of the prompt and of at least this many words
+PARROT_SHARE, PARROT_WORDS = 0.6, 4  # a run of over this share of the prompt and at least this many words
 ENTHUSIASM_COST = 0.3
 UNFINISHED_COST = 0.3
 REPEAT_COST = 0.6
@@ -141,7 +141,7 @@ def _repeated(items: Sequence[Hashable]) -> float:
 
 @cache
 def _compound_function() -> Callable[[str], dict[str, float]]:
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # reads its lexicon: only when needed
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # reads its lexicon, so only when needed
 
     return SentimentIntensityAnalyzer().polarity_scores
 

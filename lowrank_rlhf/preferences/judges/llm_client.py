@@ -142,7 +142,7 @@ class ChatClient:
             # A reasoning model may spend all its tokens on reasoning: then there is no text.
             return Reply(str(choice["message"]["content"] or ""), choice.get("finish_reason") == "length")
         except (LookupError, TypeError, AttributeError):
-            if answer.get("error"):  # some gateways answer 200 and pass on the failure of the server behind them
+            if answer.get("error"):  # some gateways return 200 with the error of the server behind them
                 raise _Retryable(f"the server answered “{self.clean(_server_message(content))}”") from None
             raise UserError(
                 f"{self._address}: not a chat completion: “{self.clean(_text(content), 120)}”. "

@@ -149,7 +149,7 @@ class EndpointJudge:
         else:
             self._cached += 1
         self._unreadable += verdict == UNREADABLE
-        fresh = question not in self._verdicts.before  # the others count as done from the start
+        fresh = question not in self._verdicts.before  # cached ones count as done from the start
         advance(int(fresh), requests=self._client.requests, cached=self._cached)
         return verdict
 
