@@ -80,14 +80,14 @@ def test_what_no_longer_counts_is_kept_and_said(command) -> None:
     store.undo("ann")
     _, out, _ = command("annotations", "export", "people", "x.jsonl")
     assert out.splitlines()[1:] == [
-        "also 1 ranking that a later one of the same annotator replaced",
+        "also 1 ranking replaced by a later one of the same annotator",
         "also 1 ranking withdrawn",
     ]
     other = a_run("other")
     other.save(a_ranking(0, "210"))
     assert command("annotations", "import", "other", "x.jsonl")[1].splitlines()[:3] == [
         "2 rankings added, 0 already present",
-        "1 ranking here replaced by a later one of the same annotator",
+        "1 existing ranking replaced by a later one of the same annotator",
         "1 ranking withdrawn; kept in the history",
     ]
     assert other.rankings() == [a_ranking(0, "021")]
@@ -117,7 +117,7 @@ def test_no_comparisons_no_file(command) -> None:
     a_run().save(Ranking(prompt_id="p0", tiers=(("p0-0", "p0-1"),), annotator="ann"))
     code, out, err = command("annotations", "export", "people", "x.jsonl", "--comparisons")
     assert (code, out) == (2, "")
-    assert "there are no comparisons to export" in err
+    assert "no comparisons to export" in err
     assert not FILE.exists()
 
 
@@ -308,8 +308,8 @@ def test_no_ranking_of_a_data_set_is_lost(command) -> None:
         0,
         [
             "wrote x.jsonl: 3 prompts, 9 answers, 3 rankings by 1 annotator, 0 skips",
-            "2 rankings by the same annotator as a later one of the same prompt: `import` counts the last alone, and "
-            "--comparisons writes the pairs of all",
+            "2 rankings followed by a later one of the same prompt and annotator: `import` counts only the last one, "
+            "--comparisons exports all",
         ],
     )
     written = [json.loads(line) for line in FILE.read_text().splitlines()]

@@ -206,7 +206,8 @@ class TestStats:
         assert rows["gone"] == ["0", "0", "1", "-", "-", "0", "-", "-"]
         assert rows["all"] == ["3", "0:07", "0", "%", "1", "100", "%", "11", "%"]
         assert (
-            "the answer shown first is best in 33 %, the longer of two answers is better in 50 % (9 comparisons)" in out
+            "the answer shown first is best in 33 %, the longer of two answers is better in 50 % (of 9 comparisons)"
+            in out
         )
         assert "Krippendorff's alpha: 0.39, weak: tastes differ" in out
 

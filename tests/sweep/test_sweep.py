@@ -347,7 +347,7 @@ open({str(tmp_path / "signals")!r}, "w").write(str(len(seen)))
                 pass
 
         stop = WhenReady()
-        with pytest.raises(Stopped, match="The same command goes on"):
+        with pytest.raises(Stopped, match="the same command resumes"):
             launch([sys.executable, "-c", code], stop, quiet=True)
         assert (tmp_path / "signals").read_text() == "1"
 
@@ -457,7 +457,7 @@ class TestCommand:
             _, err = running.communicate(timeout=200)
         assert running.returncode == 130
         assert "is saved" in err
-        assert "The same command goes on" in err
+        assert "the same command resumes" in err
         assert "Traceback" not in err
         assert not (tiny / "runs/tiny-seed-2").exists()
         config = load_config(Path("runs/tiny-seed-1/config.yaml"))
