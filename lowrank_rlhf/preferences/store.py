@@ -198,7 +198,7 @@ class AnnotationStore:
             with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)) as database:
                 database.execute("PRAGMA foreign_keys = ON")
                 database.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, too
-                # Take the write lock at the start: SQLite fails at once, without waiting, to upgrade a read transaction.
+                # Take the write lock at once: SQLite cannot upgrade a read transaction while another one writes.
                 database.execute("BEGIN IMMEDIATE" if write else "BEGIN")
                 yield database
                 fault_points.point("annotations: before the commit")
