@@ -107,7 +107,7 @@ def _print_terms(forecasts: Sequence[StageForecast]) -> None:
     table = Table("  stage", "memory", "size", "description", box=None, pad_edge=False)
     for entry in forecasts:
         for term in entry.need.terms() if entry.need else []:
-            table.add_row(f"  {entry.stage.name}", term.name, memory(term.size), term.what)
+            table.add_row(f"  {entry.stage.name}", term.name, memory(term.size), term.detail)
         if entry.need:
             table.add_row("", "total", memory(entry.need.peak), _mapped(entry.need))
     if table.row_count:

@@ -186,7 +186,7 @@ def _need(need: Need) -> dict[str, Any]:
         "mapped_bytes": _whole(need.mapped),
         "shown_bytes": _whole(need.shown),
         "terms": {term.name: _whole(term.size) for term in need.terms()},
-        "term_texts": {term.name: term.what for term in need.terms()},
+        "term_texts": {term.name: term.detail for term in need.terms()},
     }
 
 

@@ -20,7 +20,7 @@ from lowrank_rlhf.planner.fit import fit_to_memory
 from lowrank_rlhf.planner.forecast import shown_peaks
 from lowrank_rlhf.planner.pace import stage_costs
 from lowrank_rlhf.reports.render import write_report
-from lowrank_rlhf.run.directory import Begun, RunDir, read_record, write_json_atomic
+from lowrank_rlhf.run.directory import RunDir, StartRecord, read_record, write_json_atomic
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.files import now
 from lowrank_rlhf.run.memory_usage import forget_peak_memory, peak_memory_bytes
@@ -244,7 +244,7 @@ def _begun(run_dir: RunDir, stage: Stage) -> dict[str, Any] | None:
     """
     path = _started_path(run_dir, stage)
     left = path.parent.exists() and any(file != path for file in path.parent.iterdir())
-    return read_record(path, Begun) if left else None
+    return read_record(path, StartRecord) if left else None
 
 
 def _started_path(run_dir: RunDir, stage: Stage) -> Path:

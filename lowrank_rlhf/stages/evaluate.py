@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL, SCORE, STAGE_SIDES, AnswerPair
-from lowrank_rlhf.evaluation.match import SEED_PLACE, judge_pairs, measure_pairs
+from lowrank_rlhf.evaluation.match import SEED_KEY, judge_pairs, measure_pairs
 from lowrank_rlhf.evaluation.match_metrics import (
     Figure,
     kl_values,
@@ -69,7 +69,7 @@ def _pairs(session: Session) -> list[AnswerPair]:
     load_role(roles, Role.REFERENCE, artifact("adapters/sft"))
     load_role(roles, Role.POLICY, artifact("adapters/policy"))
     scale = load_reward_model(roles, artifact("adapters/reward"))
-    seed, stop = session.seed(SEED_PLACE), session.stop
+    seed, stop = session.seed(SEED_KEY), session.stop
     with session.progress.track("evaluate", 2 * len(prompts), "answers") as bar:
         sft, policy = (
             [group[0] for group in answer_prompts(roles, role, prompts, sampling, seed, bar=bar, stop=stop)]

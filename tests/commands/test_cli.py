@@ -240,7 +240,7 @@ def test_ctrl_c_ends_a_real_run_with_its_code_and_the_way_on() -> None:
         _, err = running.communicate(timeout=30)
     assert (second.returncode, f"process {running.pid} holds it" in second.stderr) == (ExitCode.LOCKED, True)
     assert running.returncode == ExitCode.STOPPED
-    assert "is saved. The same command resumes from there." in err
+    assert "is saved. To resume, rerun the same command." in err
     assert "Traceback" not in err
 
 

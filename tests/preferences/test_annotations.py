@@ -170,7 +170,7 @@ RANKING = {"kind": "ranking", **json.loads(GOOD)}
         (RANKING | {"note": 1}, "note: Extra inputs are not permitted"),
         (RANKING | {"seconds": "3"}, "seconds: "),
         (json.dumps(RANKING | {"seconds": float("nan")}), "NaN is not a JSON number"),
-        (RANKING | {"tiers": [["p0-0"], ["p0-0"]]}, "an answer stands in two places"),
+        (RANKING | {"tiers": [["p0-0"], ["p0-0"]]}, "an answer appears twice"),
         (RANKING | {"tiers": [["p0-0"], []]}, "a tier is empty"),
         (RANKING | {"withdrawn": "no"}, "withdrawn: "),
         (RANKING | {"prompt_id": "p9"}, "unknown prompt 'p9'"),

@@ -45,7 +45,7 @@ _EXIT_CODES = [
     Case(
         "locked",
         "run my.yaml",
-        ("runs/a is in use: process ", "Wait until it ends, or stop it; it saves its work on SIGTERM.\n"),
+        ("runs/a: in use by process ", "Wait until it ends, or stop it: it saves its work on SIGTERM.\n"),
         {"my.yaml": GOOD},
         code=6,
         setup="locked",
