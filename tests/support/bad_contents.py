@@ -64,7 +64,10 @@ _MARKS = [
     Case(
         "a half done stage's note",
         "status a",
-        ("runs/a/work/sft/fingerprint.json: seconds: Input should be", "restore it, or delete it to compute its contents again"),
+        (
+            "runs/a/work/sft/fingerprint.json: seconds: Input should be",
+            "restore it, or delete it to compute its contents again",
+        ),
         {
             "runs/a/config.yaml": GOOD,
             "runs/a/work/sft/fingerprint.json": json.dumps({**_MARK, "seconds": None}),
@@ -92,7 +95,9 @@ _CONFIGS = [
     _config("a number of nothing", 'seed: !!int ""\n', "my.yaml:3:1: seed: nothing cannot be read as int\n"),
     _config("a merge key", "sft: {<<: {epochs: 1}}\n", "my.yaml:3:7: a key in sft must be text, not <<\n"),
     _config(
-        "half a character as value", 'data: {prompts: "\\uD800"}\n', "my.yaml:3:8: data.prompts: contains half a character"
+        "half a character as value",
+        'data: {prompts: "\\uD800"}\n',
+        "my.yaml:3:8: data.prompts: contains half a character",
     ),
     _config("half a character as key", '"\\uD800": 1\n', "my.yaml:3:1: a key contains half a character"),
     _config("a screen cleared", 'data: {prompts: "\\e[2J"}\n', "data.prompts: \\x1b[2J: file not found"),
@@ -159,7 +164,9 @@ _TABLES = [
     _data("an empty list", "x.json", "[]", "x.json: no rows"),
     _data("UTF-16 rows", "x.jsonl", ROWS.encode("utf-16"), "x.jsonl:1: not UTF-8 text. Save the file as UTF-8"),
     _data("UTF-16 cells", "x.csv", "prompt\nHi\n".encode("utf-16"), "x.csv:1: not UTF-8 text"),
-    _data("half a character in a key", "x.jsonl", ROWS + '{"\\ud800": 1}\n', "x.jsonl:9: a key contains half a character"),
+    _data(
+        "half a character in a key", "x.jsonl", ROWS + '{"\\ud800": 1}\n', "x.jsonl:9: a key contains half a character"
+    ),
     _data("a key twice, by halves", "x.jsonl", '{"\\ud800": 1, "\\ud800": 2}\n', '(duplicate key "\\ud800")'),
     _data("rows without end in a row", "x.jsonl", ROWS + "[" * 100_000, "x.jsonl:9: invalid JSON ("),
     _data("a role that clears", "x.jsonl", json.dumps({"messages": [{"role": ESCAPE, "content": "x"}]}), "\\x1b[2J"),
