@@ -25,7 +25,6 @@ FOLDER_FILES = 16
 SESSION_PARAMETERS = 48
 """Parameters annotated `Session`, which the pipeline and the stages' `run` may take. The aim is 10."""
 EXCEPTIONS = {
-    "lowrank_rlhf/commands/evaluate.py: lines of evaluate": "2026-11-28: to be split",
     "lowrank_rlhf/commands/evaluate.py: parameters of evaluate": "2026-11-28: options of one command",
     "lowrank_rlhf/stages/reward.py: lines of run": "2026-11-28: to be split",
 }
