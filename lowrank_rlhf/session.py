@@ -1,4 +1,4 @@
-"""What every stage's `run` receives."""
+"""One run in this process, as every stage's `run` receives it."""
 
 import time
 from dataclasses import dataclass, field
@@ -20,7 +20,6 @@ from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.sources.fetch import fetch_model
 
 if TYPE_CHECKING:
-    from lowrank_rlhf.models.base import Base
     from lowrank_rlhf.models.batch_limits import BatchLimits
     from lowrank_rlhf.models.roles import Roles
 
@@ -32,32 +31,38 @@ class _Halved(BaseModel):
 
 @dataclass
 class Session:
-    """One run in this process: its settings, its folder, where progress goes, and the base model, loaded once."""
+    """Settings, folder, progress and stop request of a run, with its data and its model, each loaded once."""
 
     config: Config
     run_dir: RunDir
     progress: Progress
     stop: StopRequest
     group: ProcessGroup = field(default_factory=ProcessGroup)
-    """Processes that share the work of the stages."""
+    """Processes that share the stages' work."""
     backend: Backend = "transformers"
-    """What runs the model. Only the pipeline takes another one: whoever merges, streams or fills roles with adapters of
-    any shape works on plain layers."""
+    """Library that runs the model. Only the pipeline sets another one: merging, streaming and adapters of any shape
+    need plain layers."""
     loading_seconds: float = 0.0
-    """Time that loading the base took, conversion included."""
+    """Seconds spent loading the base, conversion included."""
+    _roles: "Roles | None" = None
+    _fitting: PromptData | None = None
 
     @property
     def metrics(self) -> StepLog:
-        """Where every stage notes its figures."""
+        """Log of all stages' figures."""
         return self.run_dir.metrics
 
     def take_backend(self) -> None:
-        """Decide what runs the model. Call it when that is fetched and before anything imports transformers."""
+        """Choose the library that runs the model, after the model is fetched and before transformers is imported."""
         self.backend = take_backend(self.config, self.run_dir.path, self.progress)
 
-    @cached_property
-    def roles(self) -> "Roles":
-        """The adapters on the base, which is loaded on first use and shared by all stages of the run."""
+    def load_roles(self) -> "Roles":
+        """Load the base with its adapters on the first call; return the same object afterwards."""
+        if self._roles is None:
+            self._roles = self._load_roles()
+        return self._roles
+
+    def _load_roles(self) -> "Roles":
         from lowrank_rlhf.models.pinned_precision import load_in_the_runs_format
         from lowrank_rlhf.models.roles import Roles
 
@@ -66,14 +71,14 @@ class Session:
         model = self.config.model.model_copy(update={"backend": self.backend})
         base = load_in_the_runs_format(model, self.run_dir.path, self.progress, self.group)
         roles = Roles(base, self.config.lora, self.config.reward.layers)
-        # Every forward polls, TRL's and generation's too: a stop waits for no step's or evaluation's end.
+        # Every forward polls, in TRL and generation too: a stop need not wait for the end of a step or an evaluation.
         roles.poll = lambda: self.stop.check("everything before this stage is saved")
         self._remember_limits(base.limits)
         self.loading_seconds = time.monotonic() - start
         return roles
 
     def _remember_limits(self, limits: "BatchLimits") -> None:
-        """Where memory ran out once, the run goes on with what was halved then, in a new process too."""
+        """Apply the limits that an earlier out-of-memory error halved, and record each further halving."""
         path = self.run_dir.path / "room.json"
 
         def halved(what: str) -> None:
@@ -85,27 +90,26 @@ class Session:
             limits.tokens, limits.rows = min(limits.tokens, found["tokens"]), found["rows"]
         limits.on_halved = halved
 
-    @property
-    def base(self) -> "Base":
-        """The quantised base with its tokenizer."""
-        return self.roles.base
-
     @cached_property
     def data(self) -> RunData:
-        """What the config names, as it was read."""
+        """Prompts and comparisons that the config names."""
         return RunData(self.config, read_commits(self.run_dir))
 
-    @cached_property
-    def fitting(self) -> PromptData:
-        """The prompts and demonstrations that the model has room for. Says what was left out.
+    def filter_lengths(self) -> PromptData:
+        """Return the prompts and demonstrations that fit the model, and print the number of those left out.
 
-        Raises `UserError` with those that are too long, unless `data.skip_too_long` leaves them out.
+        Raises `UserError` that names those too long, unless `data.skip_too_long` is set.
         """
+        if self._fitting is None:
+            self._fitting = self._filter_lengths()
+        return self._fitting
+
+    def _filter_lengths(self) -> PromptData:
         from lowrank_rlhf.data.length_filter import TokenCounter, fitting
         from lowrank_rlhf.sources.tokenizer import prompt_tokens, read_tokenizer
 
-        unheard = Progress.silent()  # the model is fetched aloud elsewhere
-        tokenizer = read_tokenizer(fetch_model(self.config.model, unheard), self.config.model, unheard)
+        silent = Progress.silent()  # fetching the model has shown its progress already
+        tokenizer = read_tokenizer(fetch_model(self.config.model, silent), self.config.model, silent)
         count = TokenCounter(
             prompt=lambda prompt: len(prompt_tokens(tokenizer, prompt)),
             response=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1,
@@ -117,26 +121,22 @@ class Session:
 
     @cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt]]:
-        """Training prompts and held-out prompts, in seeded order; without too long ones if they may be left out."""
-        found = self.fitting if self.config.data.skip_too_long else self.data.prompts
+        """Training prompts and held-out prompts, in seeded order; without those too long if `data.skip_too_long`."""
+        found = self.filter_lengths() if self.config.data.skip_too_long else self.data.prompts
         return found.training, found.held_out
 
     def read_data(self) -> None:
-        """Read what the config names and say so: a mistake in it is told before anything takes time."""
+        """Read the data and print the notes on it: its errors come before any long work."""
         prompts, comparisons = self.data.prompts, self.data.comparisons
         builtin = self.config.data.prompts.startswith("builtin:")
         own = [] if builtin else [*prompts.notes, *prompts.training_notes]
         for note in [*own, *(comparisons.notes if comparisons else [])]:
             self.progress.say(f"  {note}")
 
-    def check_lengths(self) -> None:
-        """Raise `UserError` if a prompt or demonstration is too long for the model, before anything takes time."""
-        _ = self.fitting
-
     def seed(self, *place: str | int) -> int:
-        """A seed of its own for each random choice: `seed("ppo", step)`."""
+        """Return the seed of one random choice: `seed("ppo", step)`."""
         return derive_seed(self.config.seed, *place)
 
     def work(self, stage: str) -> Path:
-        """The stage's work folder; what it writes there under the names it declares becomes the run's at its end."""
+        """Create and return the stage's work folder; its declared outputs are moved into the run when it ends."""
         return self.run_dir.work(stage)

@@ -194,7 +194,7 @@ def differences(place: Path, whole: Path) -> Iterator[str]:
         if rows(getattr(runs[0], log)) != rows(getattr(runs[1], log)):
             yield f"{log}.jsonl differs"
     for stage in STAGES:
-        if untimed(runs[0].done(stage)) != untimed(runs[1].done(stage)):
+        if untimed(runs[0], stage) != untimed(runs[1], stage):
             yield f"the done-mark of {stage} differs"
     stored = [ranking.model_dump(mode="json") for ranking in AnnotationStore(runs[0].path / STORE).rankings()]
     seen = [json.loads(line) for line in (place / "confirmed.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -206,13 +206,12 @@ def rows(log: Any) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in log.read()]
 
 
-def untimed(mark: dict[str, Any] | None) -> dict[str, Any]:
-    """What a done-mark says beside times and memory."""
+def untimed(run_dir: RunDir, stage: str) -> dict[str, Any]:
+    """Return fingerprint and result of a done mark, without times."""
+    mark = run_dir.mark(stage)
     assert mark
-    summary = {
-        k: v for k, v in mark["summary"].items() if k not in ("seconds_per_step", "tokens_per_second", "message")
-    }
-    return {"fingerprint": mark["fingerprint"], "summary": summary}
+    result = mark.result.model_dump(exclude={"seconds_per_step", "tokens_per_second", "message"})
+    return {"fingerprint": mark.fingerprint, "result": result}
 
 
 if __name__ == "__main__":

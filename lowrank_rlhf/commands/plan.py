@@ -30,9 +30,9 @@ def plan(
 ) -> None:
     """Show the stages, files, disk, memory and time of a run.
 
-    Starts nothing: no model is loaded and nothing is written. Only a data set on the hub is downloaded, to count its
-    rows. Exits with code 4 if memory or disk is too small, and lists settings that help. The memory forecast is within
-    about a third, the time within a factor of three until a run has finished on this machine.
+    Starts nothing: no model is loaded and nothing is written. Only a data set of the hub is downloaded, to count its
+    rows. Exits with code 4 if memory or disk is too small, and lists settings that help. The memory forecast is good to
+    about a third; the time to a factor of three until a run has been made on this machine.
 
     \b
     Examples:
@@ -53,10 +53,10 @@ def _make_plan(named: str, overrides: Sequence[str] | None, runs: Path) -> Plann
     loaded = checked_config(named, overrides, runs)
     run_dir = RunDir(runs / loaded.name)
     loaded, choice = fit_to_memory(loaded, run_dir)
-    standings = pipeline.plan(loaded, run_dir)
-    left = [standing.stage.name for standing in standings if standing.state != "done"]
-    forecast = forecast_run(loaded, run_dir, runs, [standing.stage for standing in standings], left)
-    return PlannedRun(named, loaded, run_dir, standings, forecast, choice)
+    statuses = pipeline.plan(loaded, run_dir)
+    left = [status.stage.name for status in statuses if status.state != "done"]
+    forecast = forecast_run(loaded, run_dir, runs, [status.stage for status in statuses], left)
+    return PlannedRun(named, loaded, run_dir, statuses, forecast, choice)
 
 
 def _print(made: PlannedRun, everything: bool) -> None:
@@ -66,10 +66,10 @@ def _print(made: PlannedRun, everything: bool) -> None:
     echo("Settings" + (":" if everything else " that differ from the defaults (show all with --all):"))
     echo("".join(f"  {line}\n" for line in dump_config(made.config, changed_only=not everything).splitlines()))
     echo(f"Stages, in {made.run_dir.path}:")
-    Console().print(_stages(made.standings, forecast.stages))
-    for standing in made.standings:
-        for line in standing.why:
-            echo(f"  {standing.stage.name}: {line}")
+    Console().print(_stages(made.statuses, forecast.stages))
+    for status in made.statuses:
+        for line in status.why:
+            echo(f"  {status.stage.name}: {line}")
     if "stale_stages" in notes:
         echo(f"  {notes['stale_stages']}")
     _print_files(forecast.stages)
@@ -82,13 +82,13 @@ def _print(made: PlannedRun, everything: bool) -> None:
         _print_helps(forecast, notes.get("helps_too_small"))
 
 
-def _stages(standings: Sequence[pipeline.Standing], forecasts: Sequence[StageForecast]) -> Table:
+def _stages(statuses: Sequence[pipeline.StageStatus], forecasts: Sequence[StageForecast]) -> Table:
     table = Table("  stage", "state", "time", "memory", "description", box=None, pad_edge=False)
-    for standing, entry in zip(standings, forecasts, strict=True):
-        done = standing.state == "done"
+    for status, entry in zip(statuses, forecasts, strict=True):
+        done = status.state == "done"
         table.add_row(
             f"  {entry.stage.name}",
-            standing.state,
+            status.state,
             "" if done or not entry.span else f"about {duration(entry.span.about)}",
             "" if done or not entry.need else f"about {memory(entry.need.peak)}",
             entry.stage.does,
@@ -107,7 +107,7 @@ def _print_terms(forecasts: Sequence[StageForecast]) -> None:
     table = Table("  stage", "memory", "size", "description", box=None, pad_edge=False)
     for entry in forecasts:
         for term in entry.need.terms() if entry.need else []:
-            table.add_row(f"  {entry.stage.name}", term.name, memory(term.size), term.detail)
+            table.add_row(f"  {entry.stage.name}", term.name, memory(term.size), term.what)
         if entry.need:
             table.add_row("", "total", memory(entry.need.peak), _mapped(entry.need))
     if table.row_count:

@@ -1,4 +1,4 @@
-"""`plan --json`: the plan as data, for the page and for scripts.
+"""`plan --json`: all that `plan` prints as data, for the page and for scripts.
 
 Keys, documented in docs/planning.md: run, config, changed_settings, fits, model, model_is_here, memory_choice, stages,
 memory, disk, time, helps, notes.
@@ -43,7 +43,7 @@ class PlannedRun:
     """CONFIG argument of the command line."""
     config: Config
     run_dir: RunDir
-    standings: Sequence[pipeline.Standing]
+    statuses: Sequence[pipeline.StageStatus]
     forecast: Forecast
     choice: MemoryChoice | None
 
@@ -70,7 +70,7 @@ class PlannedRun:
 
     @property
     def fetch_command(self) -> str | None:
-        """Command that downloads the model; None if it is on this machine."""
+        """Command that fetches the model; None if it is on this machine."""
         if self.forecast.shape is not None:
             return None
         model = self.config.model
@@ -84,7 +84,7 @@ class PlannedRun:
         forecast, found = self.forecast, []
         if self.choice:
             found.append(PlanNote("memory_selected", "info", self.choice.message, asdict(self.choice)))
-        if stale := [standing.stage.name for standing in self.standings if standing.state == "stale"]:
+        if stale := [status.stage.name for status in self.statuses if status.state == "stale"]:
             text = "Rerun stale stages with --redo STAGE, or keep them and choose another run name: name=..."
             found.append(PlanNote("stale_stages", "warning", text, {"stages": stale}))
         if command := self.fetch_command:
@@ -123,7 +123,7 @@ def as_json(plan: PlannedRun) -> dict[str, Any]:
         },
         "model_is_here": forecast.shape is not None,
         "memory_choice": asdict(plan.choice) if plan.choice else None,
-        "stages": [_stage(*pair) for pair in zip(plan.standings, forecast.stages, strict=True)],
+        "stages": [_stage(*pair) for pair in zip(plan.statuses, forecast.stages, strict=True)],
         "memory": {
             "needed_bytes": _whole(forecast.peak),
             "fits": forecast.memory_fits,
@@ -158,12 +158,12 @@ def changed_settings(config: Config) -> dict[str, Any]:
     return found
 
 
-def _stage(standing: pipeline.Standing, entry: StageForecast) -> dict[str, Any]:
+def _stage(status: pipeline.StageStatus, entry: StageForecast) -> dict[str, Any]:
     return {
         "stage": entry.stage.name,
         "does": entry.stage.does,
-        "state": standing.state,
-        "why": list(standing.why),
+        "state": status.state,
+        "why": list(status.why),
         "reads": [_file(file) for file in entry.reads],
         "writes": [_file(file) for file in entry.writes],
         "time": _span(entry.span),
@@ -186,7 +186,7 @@ def _need(need: Need) -> dict[str, Any]:
         "mapped_bytes": _whole(need.mapped),
         "shown_bytes": _whole(need.shown),
         "terms": {term.name: _whole(term.size) for term in need.terms()},
-        "term_texts": {term.name: term.detail for term in need.terms()},
+        "term_texts": {term.name: term.what for term in need.terms()},
     }
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -13,18 +13,19 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import CannotFit, Stopped, UserError
 from lowrank_rlhf.export.model_card import Exported, model_card, without_folders
 from lowrank_rlhf.export.usage_snippets import adapters_usage, merged_usage, reward_usage, scale_of
+from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.reports.format import Table
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.directory import RunDir, read_record, write_json_atomic
 from lowrank_rlhf.run.files import new_folder
-from lowrank_rlhf.run.progress import Bar, memory
+from lowrank_rlhf.run.progress import Progress, StopRequest, memory
 from lowrank_rlhf.run.records import Prompt, Sample, read_jsonl
 from lowrank_rlhf.training.prompts import encode_prompts, first_fitting, max_prompt_tokens
 
 if TYPE_CHECKING:
     from lowrank_rlhf.export.merged_model import Difference, Plan
-    from lowrank_rlhf.models.roles import Role
-    from lowrank_rlhf.session import Session
+    from lowrank_rlhf.models.base import Base
+    from lowrank_rlhf.models.roles import Role, Roles
 
 ADAPTERS = ("policy", "sft", "reward", "critic")
 PROMPTS, TOKENS = 16, 32
@@ -50,32 +51,51 @@ def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, 
         return _finish(run_dir, config, out, Exported("adapters", folder.name, usage, found)) | {"adapters": found}
 
 
-def export_merged(session: "Session", role: str, dtype: str, folder: Path) -> dict[str, Any]:
+def export_merged(
+    roles: "Roles",
+    run_dir: RunDir,
+    config: Config,
+    prompts: Sequence[Prompt],
+    role: str,
+    dtype: str,
+    folder: Path,
+    progress: Progress,
+    stop: StopRequest,
+) -> dict[str, Any]:
     """Write the base with an adapter (`policy` or `sft`) merged in, as a transformers folder with a card.
 
-    Raises `UserError` if the run has no such adapter, `CannotFit` if the disk is too small.
+    The difference to the run's own output is measured on some of the prompts. Raises `UserError` if the run has no such
+    adapter, `CannotFit` if the disk is too small.
     """
     from lowrank_rlhf.export.merged_model import DTYPES, plan_merged, write_generation_config
     from lowrank_rlhf.models.adapters import fill_role
     from lowrank_rlhf.models.roles import Role
 
-    adapter = _adapter(session.run_dir, role)
+    adapter = _adapter(run_dir, role)
     _check_target(folder)
-    roles = session.roles
     fill_role(roles, Role.POLICY, adapter)
     plan = plan_merged(roles.base, DTYPES[dtype])
     with _export_to(folder, plan.size) as out:
-        _write(session, Role.POLICY, plan, out)
-        write_generation_config(roles.base, session.config.sample, out)
-        (out / "Modelfile").write_text(_modelfile(session), encoding="utf-8")
-        measured, unmeasured = _difference(session, plan, out)
+        _write(roles, Role.POLICY, plan, out, progress, stop)
+        write_generation_config(roles.base, config.sample, out)
+        (out / "Modelfile").write_text(_modelfile(roles.base, config), encoding="utf-8")
+        measured, unmeasured = _difference(roles, config, prompts, plan, out, progress)
         usage, table = merged_usage(folder.name, dtype), _difference_table(measured)
         exported = Exported("merged", folder.name, usage, (role,), role, dtype, table, unmeasured)
         summary = {"role": role, "dtype": dtype, "difference": asdict(measured) if measured else None}
-        return _finish(session.run_dir, session.config, out, exported) | summary | {"unmeasured": unmeasured}
+        return _finish(run_dir, config, out, exported) | summary | {"unmeasured": unmeasured}
 
 
-def export_reward(session: "Session", dtype: str, folder: Path) -> dict[str, Any]:
+def export_reward(
+    roles: "Roles",
+    run_dir: RunDir,
+    config: Config,
+    prompts: Sequence[Prompt],
+    dtype: str,
+    folder: Path,
+    progress: Progress,
+    stop: StopRequest,
+) -> dict[str, Any]:
     """Write the reward model as a sequence classifier with one label, with a card.
 
     With pooling `mean` the class's output is not the score: it reads the last token only. The card has code for it.
@@ -85,33 +105,35 @@ def export_reward(session: "Session", dtype: str, folder: Path) -> dict[str, Any
     from lowrank_rlhf.models.roles import Role
     from lowrank_rlhf.training.reward_data import about_reward
 
-    adapter = _adapter(session.run_dir, "reward")
+    adapter = _adapter(run_dir, "reward")
     about = about_reward(adapter)
     _check_target(folder)
-    load_role(session.roles, Role.REWARD, adapter)
+    load_role(roles, Role.REWARD, adapter)
     settings = {key: about[key] for key in ("pooling", "score_mean", "score_std")}
-    plan = plan_reward(session.roles, DTYPES[dtype], settings)
+    plan = plan_reward(roles, DTYPES[dtype], settings)
     with _export_to(folder, plan.size) as out:
-        _write(session, Role.REWARD, plan, out)
-        measured = _score_difference(session, settings, out)
+        _write(roles, Role.REWARD, plan, out, progress, stop)
+        measured = _score_difference(roles, run_dir, config, prompts, settings, out)
         table, unmeasured = (_score_table(*measured), None) if measured else (None, _NO_PROMPT)
-        eos = session.base.tokenizer.convert_ids_to_tokens(session.base.eos)
-        usage = reward_usage(folder.name, settings | {"eos": eos, "scale_of": scale_of(session.config, about)})
+        eos = roles.base.tokenizer.convert_ids_to_tokens(roles.base.eos)
+        usage = reward_usage(folder.name, settings | {"eos": eos, "scale_of": scale_of(config, about)})
         exported = Exported("reward", folder.name, usage, ("reward",), None, dtype, table, unmeasured)
-        summary = {"dtype": dtype, **settings, "layers": session.roles.head_layers}
+        summary = {"dtype": dtype, **settings, "layers": roles.head_layers}
         summary |= {"max_score_difference": measured[0] if measured else None, "unmeasured": unmeasured}
-        return _finish(session.run_dir, session.config, out, exported) | summary
+        return _finish(run_dir, config, out, exported) | summary
 
 
-def export_prompts(session: "Session", folder: Path) -> dict[str, Any]:
+def export_prompts(
+    config: Config, training: Sequence[Prompt], held_out: Sequence[Prompt], folder: Path
+) -> dict[str, Any]:
     """Write the run's prompts as `train.parquet` and `held-out.parquet`, in verl's columns; without a card.
 
     OpenRLHF reads `prompt` alone. `ground_truth` is empty: a reward model scores the answers.
     """
     import pyarrow.parquet
 
-    data = without_folders(session.config.data.prompts)
-    splits = dict(zip(("train", "held-out"), session.prompts, strict=True))
+    data = without_folders(config.data.prompts)
+    splits = {"train": training, "held-out": held_out}
     with _export_to(folder, 0) as out:
         for split, prompts in splits.items():
             if not prompts:  # `data.held_out` may be 0
@@ -131,13 +153,28 @@ def export_prompts(session: "Session", folder: Path) -> dict[str, Any]:
         return _written(out, "prompts") | {"prompts": {split: len(prompts) for split, prompts in splits.items()}}
 
 
-def _modelfile(session: "Session") -> str:
+def check_export(run_dir: RunDir, adapter: str, folder: Path) -> None:
+    """Raise `UserError` before the model is loaded if the run has no such adapter, or the folder is not empty."""
+    _adapter(run_dir, adapter)
+    _check_target(folder)
+
+
+def first_prompts(run_dir: RunDir, training: Callable[[], Sequence[Prompt]]) -> Sequence[Prompt]:
+    """Return the ranked prompts if there are any, else the training prompts.
+
+    A data set of comparisons may have no training prompts, because its answers are read and not sampled.
+    """
+    path = run_dir.artifact("prompts.jsonl")
+    return list(read_jsonl(path, Prompt)) if path.is_file() else training()
+
+
+def _modelfile(base: "Base", config: Config) -> str:
     from lowrank_rlhf.export.ollama import modelfile
     from lowrank_rlhf.sources.chat_template import render
 
-    base, tokenizer = session.base, session.base.tokenizer
+    tokenizer = base.tokenizer
     eos = str(tokenizer.convert_ids_to_tokens(base.eos))
-    return modelfile(partial(render, tokenizer), tokenizer.bos_token, eos, session.config)
+    return modelfile(partial(render, tokenizer), tokenizer.bos_token, eos, config)
 
 
 def _adapter(run_dir: RunDir, name: str) -> Path:
@@ -177,73 +214,73 @@ def _export_to(folder: Path, size: int) -> Iterator[Path]:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
-def _write(session: "Session", role: "Role", plan: "Plan", out: Path) -> None:
+def _write(roles: "Roles", role: "Role", plan: "Plan", out: Path, progress: Progress, stop: StopRequest) -> None:
     from lowrank_rlhf.export.merged_model import write_model
 
-    with session.progress.track("export", len(plan.tensors), "tensors") as bar:
-        write_model(session.roles, role, plan, out, lambda: _advance(session, bar))
+    with progress.track("export", len(plan.tensors), "tensors") as bar:
+
+        def advance() -> None:
+            bar.advance()
+            if stop.requested:
+                raise Stopped("Stopped; the unfinished export was deleted.")
+
+        write_model(roles, role, plan, out, advance)
 
 
-def _advance(session: "Session", bar: Bar) -> None:
-    bar.advance()
-    if session.stop.requested:
-        raise Stopped("Stopped as asked; nothing of the export was kept.")
-
-
-def _difference(session: "Session", plan: "Plan", out: Path) -> tuple["Difference | None", str | None]:
+def _difference(
+    roles: "Roles", config: Config, prompts: Sequence[Prompt], plan: "Plan", out: Path, progress: Progress
+) -> tuple["Difference | None", str | None]:
     """Measure the difference between the folder's output and the run's, or return why it cannot be measured."""
     from lowrank_rlhf.export.merged_model import difference, free_memory, role_logprobs
     from lowrank_rlhf.models.generation import sample_answers
     from lowrank_rlhf.models.roles import Role
 
-    base, sampling = session.base, session.config.sample
+    base, sampling = roles.base, config.sample
     needed, free = plan.size * base.compute_dtype.itemsize // 2, free_memory(base.device)
     if needed > free:
         return None, f"loading the model again takes {memory(needed)} of memory, and {memory(free)} are free here"
-    if not (chosen := _prompts(session)):
+    limit = max_prompt_tokens(config)
+    if not (chosen := first_fitting(base, prompts, limit, PROMPTS)):
         return None, _NO_PROMPT
-    session.progress.say("measuring the difference to the run's own output")
-    prompts = encode_prompts(session.base, chosen, max_prompt_tokens(session.config))
+    progress.say("measuring the difference to the run's own output")
+    encoded = encode_prompts(base, chosen, limit)
     answers = sample_answers(
-        session.roles,
+        roles,
         Role.POLICY,
-        prompts,
+        encoded,
         sampling.model_copy(update={"max_new_tokens": min(TOKENS, sampling.max_new_tokens)}),
-        session.seed("export"),
+        derive_seed(config.seed, "export"),
     )
     responses = [response for (response,) in answers]
-    expected = role_logprobs(session.roles, Role.POLICY, prompts, responses)
-    return difference(expected, out, prompts, responses, base), None
+    expected = role_logprobs(roles, Role.POLICY, encoded, responses)
+    return difference(expected, out, encoded, responses, base), None
 
 
-def _prompts(session: "Session") -> Sequence[Prompt]:
-    """Return prompts short enough for an answer to fit: ranked ones if there are any, else training prompts.
-
-    A data set of comparisons may have none, because its answers are read and not sampled.
-    """
-    path = session.run_dir.artifact("prompts.jsonl")
-    prompts = read_jsonl(path, Prompt) if path.is_file() else session.prompts[0]
-    return first_fitting(session.base, prompts, max_prompt_tokens(session.config), PROMPTS)
-
-
-def _score_difference(session: "Session", settings: Mapping[str, Any], out: Path) -> tuple[float, int] | None:
+def _score_difference(
+    roles: "Roles",
+    run_dir: RunDir,
+    config: Config,
+    prompts: Sequence[Prompt],
+    settings: Mapping[str, Any],
+    out: Path,
+) -> tuple[float, int] | None:
     """Return the largest difference of normalised scores, and the number of ranked answers; None without any."""
     from lowrank_rlhf.evaluation.match import score_answers
     from lowrank_rlhf.export.merged_model import classifier_scores
     from lowrank_rlhf.training.rollout import RewardScale
 
     scale = RewardScale(settings["pooling"], settings["score_mean"], settings["score_std"])
-    if not (prompts := _prompts(session)):
+    base, most, limit = roles.base, config.model.max_length, max_prompt_tokens(config)
+    if not (chosen := first_fitting(base, prompts, limit, PROMPTS)):
         return None
-    most = session.config.model.max_length
-    encoded = encode_prompts(session.base, prompts, max_prompt_tokens(session.config))
-    samples = {sample.prompt_id: sample for sample in read_jsonl(session.run_dir.artifact("answers.jsonl"), Sample)}
-    answers = [samples[prompt.id] for prompt in prompts]
-    tokens = [sample.tokens or tuple(session.base.encode_response(sample.text)) for sample in answers]
+    encoded = encode_prompts(base, chosen, limit)
+    samples = {sample.prompt_id: sample for sample in read_jsonl(run_dir.artifact("answers.jsonl"), Sample)}
+    answers = [samples[prompt.id] for prompt in chosen]
+    tokens = [sample.tokens or tuple(base.encode_response(sample.text)) for sample in answers]
     tokens = [of[: most - len(before)] for of, before in zip(tokens, encoded, strict=True)]  # as the reward stage does
     answers = [sample.model_copy(update={"tokens": of}) for sample, of in zip(answers, tokens, strict=True)]
-    own = score_answers(session.roles, prompts, answers, session.config.sample.max_new_tokens, scale)
-    exported = classifier_scores(out, encoded, tokens, scale.pooling, session.base)
+    own = score_answers(roles, chosen, answers, config.sample.max_new_tokens, scale)
+    exported = classifier_scores(out, encoded, tokens, scale.pooling, base)
     return max(abs(a - (b - scale.mean) / scale.std) for a, b in zip(own, exported, strict=True)), len(answers)
 
 

@@ -11,10 +11,9 @@ from lowrank_rlhf.data.readers.hub import SCHEME
 from lowrank_rlhf.data.run_data import read_commits
 from lowrank_rlhf.evaluation.run_judges import followed_judge
 from lowrank_rlhf.run.directory import RunDir, sha256
+from lowrank_rlhf.run.results import Fingerprint
 from lowrank_rlhf.sources.fetch import model_identity
 from lowrank_rlhf.stages import Stage
-
-Fingerprint = dict[str, dict[str, Any]]
 
 # Settings that name files outside the run: their contents matter as well as their names.
 _OUTSIDE = ("data.prompts", "sft.adapter", "rank.dataset")
@@ -33,14 +32,15 @@ def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerp
     for key in stage.settings:
         settings |= _flat(key, _setting(config, key))
     settings |= _of_other_sections(stage, config)
-    return {"settings": {key: settings[key] for key in settings if key not in stages.PACE}, "inputs": inputs}
+    kept = {key: value for key, value in settings.items() if key not in stages.PACE}
+    return Fingerprint(settings=kept, inputs=inputs)
 
 
 def current_fingerprint(stage: Stage, config: Config, run_dir: RunDir) -> Fingerprint:
     """Return the fingerprint that the stage would have if run now, with the current inputs in the run folder."""
     found = fingerprint(stage, config, _inputs(stage, config, run_dir))
     if "model" in stage.settings:
-        found["settings"][_MODEL_FILES] = model_identity(config.model)
+        found.settings[_MODEL_FILES] = model_identity(config.model)
     return found
 
 
@@ -52,7 +52,7 @@ def differences(old: Fingerprint, new: Fingerprint, finished: bool = False) -> t
     A setting missing in `old`, which an older version wrote, counts as its default. A hub data set without a known
     commit in one of them is no difference.
     """
-    before, after, defaults = old["settings"], new["settings"], Config.defaults()
+    before, after, defaults = old.settings, new.settings, Config.defaults()
     lines = [
         f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
         for key in before | after
@@ -60,7 +60,7 @@ def differences(old: Fingerprint, new: Fingerprint, finished: bool = False) -> t
         and not (key in _NOT_ALWAYS_KNOWN and None in (before.get(key), after.get(key)))
         and not (key == _FOLLOWED and finished)
     ]
-    before, after = old["inputs"], new["inputs"]
+    before, after = old.inputs, new.inputs
     for name in before | after:
         not_known = name.startswith(SCHEME) and not (name in before and name in after)
         if before.get(name) != after.get(name) and not not_known:

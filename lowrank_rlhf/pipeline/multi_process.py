@@ -7,7 +7,6 @@ import hashlib
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StageFailed, StaleRun
@@ -15,7 +14,7 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.files import sha256
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.run.results import StageResult
+from lowrank_rlhf.run.results import StageResult, Started
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import STAGES, Stage
 
@@ -25,32 +24,29 @@ def sharing(stage: Stage, group: ProcessGroup) -> int:
     return group.world_size if stage.shared else 1
 
 
-def noted(stage: Stage, group: ProcessGroup, begun: dict[str, Any] | None, fresh: dict[str, Any]) -> dict[str, Any]:
-    """Return the record of the stage's start, `begun` or else `fresh`, with the number of processes.
-
-    Raises `StaleRun` if the stage was started with another number of processes, which divides the work differently.
-    """
-    now = sharing(stage, group)
-    before = begun.get("processes", 1) if begun else now
+def check_processes(stage: Stage, group: ProcessGroup, started: Started) -> None:
+    """Raise `StaleRun` if the stage was started in another number of processes, which divides the work differently."""
+    now, before = sharing(stage, group), started.processes
     if before != now:
         raise StaleRun(
             f"Stage {stage.name} was started in {before} process{'es' * (before > 1)} and cannot resume in {now}.\n"
             f"Start {before} (docs/more_than_one_gpu.md), or redo the stage in {now}: "
             f"--redo {stage.name}"
         )
-    return (begun or fresh) | {"processes": now}
 
 
-def run_stage(stage: Stage, session: Session) -> dict[str, Any] | StageResult:
+def run_stage(stage: Stage, session: Session) -> StageResult:
     """Run the stage in the main process; the others work on their part of a shared stage, or wait."""
     group = session.group
     if sharing(stage, group) == 1:
         with group.single_process():
             return stage.run(session)
-    _ = session.roles  # loaded in the main process first: it records machine-dependent choices for the others
+    session.load_roles()  # in the main process first: it records machine-dependent choices for the others
     group.sum(STAGES.index(stage) + 1)
     group.barrier()  # the others have made their copies
-    return _run_alike(stage, session)
+    result = stage.run(session)
+    _check_outputs(stage, session.run_dir, group)
+    return result
 
 
 def follow(config: Config, run_dir: RunDir, group: ProcessGroup) -> None:
@@ -62,7 +58,8 @@ def follow(config: Config, run_dir: RunDir, group: ProcessGroup) -> None:
             stage = STAGES[number - 1]
             _copy(stage, run_dir.path, own.path)
             group.barrier()
-            _run_alike(stage, session)
+            stage.run(session)
+            _check_outputs(stage, own, group)
 
 
 def dismiss(group: ProcessGroup) -> None:
@@ -70,17 +67,15 @@ def dismiss(group: ProcessGroup) -> None:
     group.sum(0)
 
 
-def _run_alike(stage: Stage, session: Session) -> dict[str, Any] | StageResult:
-    """Run the stage. Raises `StageFailed` if the results of the processes differ."""
-    summary = stage.run(session)
-    made = "".join(sha256(session.work(stage.name) / name) for name in stage.writes)
-    own = int(hashlib.sha256(made.encode()).hexdigest()[:12], 16)  # short: the sum must not overflow
-    if session.group.sum(own) != own * session.group.world_size:
+def _check_outputs(stage: Stage, run_dir: RunDir, group: ProcessGroup) -> None:
+    """Raise `StageFailed` if the outputs of the processes differ."""
+    digests = "".join(sha256(run_dir.work(stage.name) / name) for name in stage.writes)
+    own = int(hashlib.sha256(digests.encode()).hexdigest()[:12], 16)  # short: the sum must not overflow
+    if group.sum(own) != own * group.world_size:
         raise StageFailed(
             f"{stage.name}: the results of the processes differ, and none can be trusted. All must run on "
             "equal hardware; if they do, this is a bug here or in a library, please report it with the run's env.json"
         )
-    return summary
 
 
 def _copy(stage: Stage, run: Path, own: Path) -> None:

@@ -9,7 +9,7 @@ from lowrank_rlhf import stages
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.run_data import look_up_commits
+from lowrank_rlhf.data.run_data import RunData, look_up_commits
 from lowrank_rlhf.errors import StaleRun, UserError
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.pipeline import multi_process, selection
@@ -20,11 +20,12 @@ from lowrank_rlhf.planner.fit import fit_to_memory
 from lowrank_rlhf.planner.forecast import shown_peaks
 from lowrank_rlhf.planner.pace import stage_costs
 from lowrank_rlhf.reports.render import write_report
-from lowrank_rlhf.run.directory import RunDir, StartRecord, read_record, write_json_atomic
+from lowrank_rlhf.run.directory import RunDir, read_record, write_json_atomic
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.files import now
 from lowrank_rlhf.run.memory_usage import forget_peak_memory, peak_memory_bytes
 from lowrank_rlhf.run.progress import Later, Progress, StopRequest, duration, memory
+from lowrank_rlhf.run.results import Started
 from lowrank_rlhf.run.tracking import tracked
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.sources.fetch import fetch_model
@@ -34,7 +35,7 @@ from lowrank_rlhf.stages import Stage
 State = Literal["done", "to do", "half done", "stale"]
 
 
-class Standing(NamedTuple):
+class StageStatus(NamedTuple):
     """State of a stage in a run, with the differences that make it stale."""
 
     stage: Stage
@@ -61,39 +62,40 @@ def run(
     run_dir = RunDir(runs_folder / config.name)
     run_dir.check_version()
     config = _fitted(config, run_dir, progress)
-    to_do = [stage for stage in chosen if stage in again or run_dir.done(stage.name) is None]
+    to_do = [stage for stage in chosen if stage in again or run_dir.mark(stage.name) is None]
     check_disk_space(run_dir.path, smallest_need(to_do, config, find_shape(config.model)))
     with disk_watched(run_dir.path), run_dir.lock(), StopRequest(group) as stop:
         run_dir.recover()
         selection.check_inputs(chosen, again, run_dir, _not_made(config))
         look_up_commits(run_dir, config)
         kept = [stage for stage in chosen if stage not in again]
-        _refuse_stale([_standing(stage, config, run_dir) for stage in kept])
+        _refuse_stale([_status(stage, config, run_dir) for stage in kept])
         session = Session(config, run_dir, progress, stop, group or ProcessGroup())
         if to_do:
             session.read_data()
         if any("model" in stage.settings for stage in to_do):
             fetch_model(config.model, progress)
-            _refuse_stale([_standing(stage, config, run_dir) for stage in kept])  # the model's checksum is known now
+            _refuse_stale([_status(stage, config, run_dir) for stage in kept])  # the model's checksum is known now
             session.take_backend()  # before anything imports transformers
-            session.check_lengths()
-        told = shown_peaks(config, run_dir, session.data) if to_do else {}
+            session.filter_lengths()
+        planned = shown_peaks(config, run_dir, session.data) if to_do else {}
         # Last stage first: after an interruption no remaining stage depends on a deleted one.
         for stage in reversed(again):
             run_dir.discard(stage.name, stage.writes)
         run_dir.open(dump_config(config))
         with tracked(config, run_dir.metrics, run_dir.path), progress.recorded_in(run_dir.path):
             for index, stage in enumerate(chosen, 1):
-                progress.stage(index, len(chosen), stage.name, stage.does, *_to_go(chosen, stage, session))
-                _run_stage(stage, session, told.get(stage.name))
+                remaining = _to_go(chosen, stage, config, run_dir, session.data)
+                progress.stage(index, len(chosen), stage.name, stage.does, *remaining)
+                _run_stage(stage, session, planned.get(stage.name))
         _report(run_dir)
     return run_dir
 
 
-def plan(config: Config, run_dir: RunDir) -> list[Standing]:
+def plan(config: Config, run_dir: RunDir) -> list[StageStatus]:
     """Return the state of each of the config's stages. Raises `UserError` for a run of a newer version."""
     run_dir.check_version()
-    return [_standing(stage, config, run_dir) for stage in stages_of(config)]
+    return [_status(stage, config, run_dir) for stage in stages_of(config)]
 
 
 def missing_inputs(config: Config, run_dir: RunDir) -> list[tuple[Key, str]]:
@@ -116,8 +118,8 @@ def _fitted(config: Config, run_dir: RunDir, progress: Progress) -> Config:
     config, choice = fit_to_memory(config, run_dir)
     if config.model.memory == "auto":
         raise UserError(
-            f"model.memory: auto cannot tell what {config.model.source} needs: its config.json is not of a known form. "
-            "Take as_set, with numbers of your own in model.micro_batch_tokens and model.gradient_checkpointing"
+            f"model.memory: auto cannot estimate the memory of {config.model.source}: the form of its config.json is "
+            "not known. Set model.memory: as_set, with model.micro_batch_tokens and model.gradient_checkpointing"
         )
     if choice:
         progress.say(choice.message)
@@ -129,122 +131,131 @@ def _not_made(config: Config) -> set[str]:
     return set() if config.rank.source != "dataset" else set(stages.stage("sample").writes)
 
 
-def _standing(stage: Stage, config: Config, run_dir: RunDir) -> Standing:
-    mark = run_dir.done(stage.name)
-    started = mark or _begun(run_dir, stage)
+def _status(stage: Stage, config: Config, run_dir: RunDir) -> StageStatus:
+    mark = run_dir.mark(stage.name)
+    started = mark or _started(run_dir, stage)
     if started is None:
-        return Standing(stage, "to do")
-    why = differences(started["fingerprint"], current_fingerprint(stage, config, run_dir), finished=bool(mark))
+        return StageStatus(stage, "to do")
+    why = differences(started.fingerprint, current_fingerprint(stage, config, run_dir), finished=bool(mark))
     if mark:
         why += tuple(f"{name} is gone" for name in stage.writes if not run_dir.artifact(name).exists())
     if why:
-        return Standing(stage, "stale", why)
-    return Standing(stage, "done" if mark else "half done")
+        return StageStatus(stage, "stale", why)
+    return StageStatus(stage, "done" if mark else "half done")
 
 
-def _run_stage(stage: Stage, session: Session, told: float | None) -> None:
+def _run_stage(stage: Stage, session: Session, planned: float | None) -> None:
     run_dir, progress = session.run_dir, session.progress
-    standing = _standing(stage, session.config, run_dir)
-    _refuse_stale([standing])  # again: earlier stages may have changed its inputs
-    if standing.state == "done":
+    status = _status(stage, session.config, run_dir)
+    _refuse_stale([status])  # again: earlier stages may have changed its inputs
+    if status.state == "done":
         progress.say("  done before, skipped")
         return
     session.stop.check("everything finished so far is saved")
-    fresh = {"schema": 1, "fingerprint": current_fingerprint(stage, session.config, run_dir), "seconds": 0.0}
-    started = multi_process.noted(stage, session.group, _begun(run_dir, stage), fresh)
-    if standing.state == "half done":
-        progress.say(f"  resumes after {duration(started['seconds'])} of work")
+    processes = multi_process.sharing(stage, session.group)
+    fresh = Started(fingerprint=current_fingerprint(stage, session.config, run_dir), processes=processes)
+    started = _started(run_dir, stage) or fresh
+    multi_process.check_processes(stage, session.group, started)
+    if status.state == "half done":
+        progress.say(f"  resumes after {duration(started.seconds)} of work")
     run_dir.work(stage.name)
-    mark = _work(stage, session, started)
+    mark = _work(stage, session, started, planned)
     release_freed_memory()
-    run_dir.finish(stage.name, stage.writes, mark | {"planned_memory_bytes": told and round(told)})
-    if told:
-        progress.say(f"  peak memory {memory(mark['peak_memory_bytes'])}; plan said {memory(told)}")
+    run_dir.finish(stage.name, stage.writes, mark)
+    if planned:
+        progress.say(f"  peak memory {memory(mark['peak_memory_bytes'])}; plan said {memory(planned)}")
     run_dir.event("finished", stage=stage.name, seconds=mark["seconds"])
 
 
 def _report(run_dir: RunDir) -> None:
     """Write the report of a run without an evaluation, which would write its own."""
-    if not run_dir.done("evaluate"):
+    if run_dir.mark("evaluate") is None:
         write_report(run_dir, run_dir.results(), [], run_dir.path)
 
 
-def _work(stage: Stage, session: Session, started: dict[str, Any]) -> dict[str, Any]:
+def _work(stage: Stage, session: Session, started: Started, planned: float | None) -> dict[str, Any]:
     """Run the stage and return its done mark; if it stops, its start record keeps seconds and memory.
 
     On Linux the peak of memory is that of the stage, over all attempts; elsewhere that of the process, earlier stages
     included.
     """
     path = _started_path(session.run_dir, stage)
-    write_json_atomic(path, started)
+    _write_started(path, started)
     session.run_dir.event("started", stage=stage.name)
     forget_peak_memory()
     since, loading = time.monotonic(), session.loading_seconds
     try:
-        summary = multi_process.run_stage(stage, session)
+        result = multi_process.run_stage(stage, session)
     except BaseException as error:
-        used = _used(started, since)
-        write_json_atomic(path, started | used)
-        session.run_dir.event("ended early", stage=stage.name, seconds=used["seconds"], error=type(error).__name__)
+        used = _with_usage(started, since)
+        _write_started(path, used)
+        session.run_dir.event("ended early", stage=stage.name, seconds=used.seconds, error=type(error).__name__)
         raise
     return {
         "schema": 1,
         "stage": stage.name,
-        "fingerprint": started["fingerprint"],
-        "summary": summary if isinstance(summary, dict) else summary.model_dump(exclude_unset=True),
-        "processes": started["processes"],
-        **_used(started, since),
+        **_with_usage(started, since).model_dump(),
+        "summary": result.model_dump(exclude_unset=True),
         "loading_seconds": round(session.loading_seconds - loading, 1),
+        "planned_memory_bytes": None if planned is None else round(planned),
         "finished_at": now(),
     }
 
 
-def _used(started: dict[str, Any], since: float) -> dict[str, Any]:
-    """Return the total seconds of the stage's attempts and the highest of their memory peaks."""
-    return {
-        "seconds": round(started["seconds"] + time.monotonic() - since, 1),
-        "peak_memory_bytes": max(started.get("peak_memory_bytes", 0), peak_memory_bytes()),
-    }
+def _with_usage(started: Started, since: float) -> Started:
+    """Add this attempt's seconds and memory peak to the record."""
+    return started.model_copy(
+        update={
+            "seconds": round(started.seconds + time.monotonic() - since, 1),
+            "peak_memory_bytes": max(started.peak_memory_bytes, peak_memory_bytes()),
+        }
+    )
 
 
-def _to_go(chosen: Sequence[Stage], stage: Stage, session: Session) -> tuple[float | None, Later]:
+def _write_started(path: Path, started: Started) -> None:
+    write_json_atomic(path, {"schema": 1} | started.model_dump())
+
+
+def _to_go(
+    chosen: Sequence[Stage], stage: Stage, config: Config, run_dir: RunDir, data: RunData
+) -> tuple[float | None, Later]:
     """Return the seconds from a stage to the end of the run, and an estimator for the stages after it."""
-    marks = {each.name: session.run_dir.done(each.name) for each in chosen}
+    marks = {each.name: run_dir.mark(each.name) for each in chosen}
     # The model is loaded and converted once, independent of the stage.
-    done = {name: float(mark["seconds"]) - mark.get("loading_seconds", 0.0) for name, mark in marks.items() if mark}
-    shape = find_shape(session.config.model)
+    done = {name: mark.seconds - mark.loading_seconds for name, mark in marks.items() if mark}
+    shape = find_shape(config.model)
     if shape is None:
         return None, lambda _: None
-    amount = stage_costs(session.config, session.run_dir, shape, session.data)
+    amount = stage_costs(config, run_dir, shape, data)
     amount = {name: amount[name] for name in marks}
     return seconds_to_go(done, amount), lambda own: seconds_to_go({**done, stage.name: own}, amount)
 
 
-def _refuse_stale(standings: Sequence[Standing]) -> None:
-    stale = [standing for standing in standings if standing.state == "stale"]
+def _refuse_stale(statuses: Sequence[StageStatus]) -> None:
+    stale = [status for status in statuses if status.state == "stale"]
     if not stale:
         return
     parts = [
-        f"Stage {stage.name} was made from something else than is asked for now:\n"
-        + "".join(f"  {line}\n" for line in why)
+        f"Stage {stage.name} does not match the current settings and inputs:\n" + "".join(f"  {line}\n" for line in why)
         for stage, _, why in stale
     ]
     flags = " ".join(f"--redo {stage.name}" for stage, _, _ in stale)
     raise StaleRun(
         "".join(parts)
-        + f"Make it again, and with it all that was built on it: {flags}\n"
-        + "Or keep it, and give this run another name: name=..."
+        + f"Redo it, with all stages that depend on it: {flags}\n"
+        + "Or keep it, and start a new run under another name: name=..."
     )
 
 
-def _begun(run_dir: RunDir, stage: Stage) -> dict[str, Any] | None:
+def _started(run_dir: RunDir, stage: Stage) -> Started | None:
     """Return the record of the stage's start if there is work to resume.
 
     A stage that stopped before saving any may be started with other settings.
     """
     path = _started_path(run_dir, stage)
     left = path.parent.exists() and any(file != path for file in path.parent.iterdir())
-    return read_record(path, StartRecord) if left else None
+    found = read_record(path, Started) if left else None
+    return None if found is None else Started.model_validate(found)
 
 
 def _started_path(run_dir: RunDir, stage: Stage) -> Path:

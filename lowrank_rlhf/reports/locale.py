@@ -16,7 +16,7 @@ Text = Union[str, "Phrase"]
 
 @dataclass(frozen=True)
 class Phrase:
-    """Key of a text with the values of its placeholders, to be rendered in a language."""
+    """A text that is not yet in a language: its key and the values of its placeholders."""
 
     key: str
     values: Mapping[str, Text] = field(default_factory=dict)

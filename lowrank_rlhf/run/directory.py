@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, FiniteFloat, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from lowrank_rlhf.errors import RunLocked, UserError
 from lowrank_rlhf.run import fault_points
@@ -28,25 +28,9 @@ SCHEMA = 1
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 
 
-class _Fingerprint(BaseModel):
-    settings: dict[str, Any]
-    inputs: dict[str, str]
-
-
-class StartRecord(BaseModel):
-    """Record written when a stage starts; a done mark has more fields."""
-
-    fingerprint: _Fingerprint
-    seconds: FiniteFloat
-
-
-class _Mark(StartRecord):
-    summary: dict[str, Any]
-
-
 class _Plan(BaseModel):
     writes: list[str]
-    mark: _Mark
+    mark: DoneMark[StageResult]
 
 
 class RunDir:
@@ -74,13 +58,13 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot create the run folder: {error.strerror}") from None
+            raise UserError(f"{self.path}: cannot be made a run's folder: {error.strerror}") from None
         holder = self.path / "run.lock.json"
         lock = FileLock(self.path / "run.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise RunLocked(_in_use(self.path, holder)) from None
+            raise RunLocked(_held(self.path, holder)) from None
         try:
             write_json_atomic(holder, {"schema": SCHEMA, "pid": os.getpid(), "since": now()})
             yield
@@ -102,10 +86,6 @@ class RunDir:
         path = self.work_path(stage)
         path.mkdir(parents=True, exist_ok=True)
         return path
-
-    def done(self, stage: str) -> dict[str, Any] | None:
-        """Return the stage's done mark as JSON, or None. Raises `UserError` for a newer version's or a damaged one."""
-        return read_record(self._mark(stage), _Mark)
 
     def mark(self, stage: str) -> DoneMark[StageResult] | None:
         """Return the stage's done mark, or None if it is not done. Raises `UserError` as `read_record` does."""
@@ -204,8 +184,8 @@ def read_record(path: Path, form: type[BaseModel] | None = None) -> dict[str, An
         except ValidationError as error:
             fault = error.errors()[0]
             raise UserError(
-                f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}. The file was edited or is damaged: "
-                "restore it, or delete it to compute its contents again"
+                f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}. It was changed by hand or damaged; put "
+                "it back as it was, or delete it: what it tells of is made again"
             ) from None
     return found
 
@@ -261,7 +241,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _in_use(run: Path, holder: Path) -> str:
+def _held(run: Path, holder: Path) -> str:
     by = read_json(holder)
-    process = f"process {by.get('pid')} since {by.get('since')}" if by else "another process"
-    return f"{run}: in use by {process}. Wait until it ends, or stop it: it saves its work on SIGTERM."
+    who = f"process {by.get('pid')} holds it since {by.get('since')}" if by else "another process holds it"
+    return f"{run} is in use: {who}. Wait until it ends, or stop it; it saves its work on SIGTERM."

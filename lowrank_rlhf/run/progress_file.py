@@ -13,15 +13,15 @@ NAME = "progress.json"
 
 
 class StageProgress(BaseModel):
-    """State of the running stage."""
+    """State of the stage at work."""
 
     stage: str
     unit: str
-    """Unit of the counts, such as `steps` or `answers`."""
+    """What is counted, such as `steps` or `answers`."""
     done: NonNegativeInt
     total: NonNegativeInt
     seconds_left: NonNegativeFloat | None = None
-    """Estimate for the stage; None before the first unit is done."""
+    """Estimate for the stage; None until there is a pace."""
     run_seconds_left: NonNegativeFloat | None = None
     """Estimate for the run, later stages included."""
     figures: Mapping[str, float | None] = {}

@@ -92,6 +92,18 @@ class ReliabilityRow(Result):
     accuracy: float
 
 
+ScoresOf = Literal["SFT answers", "the compared answers"]
+"""Answers over which the scores' mean and deviation are computed."""
+
+
+class ScoreStatistics(Result):
+    """Mean and deviation of the reward model's raw scores, in `reward.json` and in the result of `reward`."""
+
+    score_mean: float
+    score_std: float
+    scores_of: ScoresOf
+
+
 Weakness = Literal["chance", "length"]
 """Why a reward model is too weak to optimise against: not shown better than chance, or not better than length."""
 
@@ -115,8 +127,7 @@ class RewardResult(StageResult):
     length_correlation: float | None = None
     score_mean: float | None = None
     score_std: float | None = None
-    scores_of: str | None = None
-    """Answers over which mean and standard deviation are computed."""
+    scores_of: ScoresOf | None = None
     weakness: Weakness | None = None
     weak: str | None = None
     """The weakness as a sentence, for people; all that version 0.1 wrote."""
@@ -124,7 +135,7 @@ class RewardResult(StageResult):
 
 
 class PolicyResult(StageResult):
-    """Result of `ppo`, whatever `align.algorithm` made the policy."""
+    """Result of the stage `ppo`, with any `align.algorithm`."""
 
     algorithm: str = "ppo"
     steps: NonNegativeInt | None = None
@@ -188,7 +199,7 @@ class Results(Result):
 
 
 class Fingerprint(Result):
-    """Settings and inputs that determine a stage's result (`pipeline.fingerprint`)."""
+    """Settings under dotted keys, and hashes or commits of the inputs, that determine a stage's result."""
 
     settings: dict[str, Any]
     inputs: dict[str, str]

@@ -6,7 +6,7 @@ sft -> sample -> rank -> reward -> ppo -> evaluate
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lowrank_rlhf.run.results import StageResult
 
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the pipeline. `run` in module `lowrank_rlhf.stages.<module>` does the work, or else in `<name>`.
+    """Step of the pipeline: `run` of `lowrank_rlhf.stages.<module>`, or else of `<name>`.
 
-    It writes its outputs into the session's work folder and returns its summary, a JSON object.
+    It writes its outputs into the stage's work folder and returns its result.
     """
 
     name: str
     does: str = field(compare=False)
     settings: tuple[str, ...]
-    """Dotted config keys (sections or fields) that its result depends on."""
+    """Dotted config keys (sections or fields) that determine its result."""
     reads: tuple[str, ...] = field(compare=False)
-    """Files and folders of the run that it reads, where they exist."""
+    """Files and folders of the run that it reads, if they exist."""
     writes: tuple[str, ...] = field(compare=False)
-    """Files and folders of the run that it makes."""
+    """Files and folders of the run that it writes."""
     shared: bool = field(default=True, compare=False)
-    """Where there are several processes they share the work; otherwise it is the main one's alone, for it asks people
-    or judges, who answer (and are paid) once."""
+    """True if several processes share its work; False if the main process runs it alone, as for stages that ask people
+    or judges, who must answer (and be paid) once."""
     module: str = field(default="", compare=False)
 
     @property
-    def run(self) -> "Callable[[Session], dict[str, Any] | StageResult]":
-        """The stage's function; its imports (torch among them) happen here."""
+    def run(self) -> "Callable[[Session], StageResult]":
+        """Function of the stage; its module, and with it torch, is imported here."""
         module = import_module(f"lowrank_rlhf.stages.{self.module or self.name}")
-        function: Callable[[Session], dict[str, Any] | StageResult] = module.run
+        function: Callable[[Session], StageResult] = module.run
         return function
 
 
@@ -52,7 +52,7 @@ PACE = frozenset(
         *("endpoint.api_key_variable", "shared", "repeated"),
     )
 )
-"""Settings that change how results are fetched and not the results: they may change in the middle of a stage."""
+"""Settings that change how results are fetched, not the results: they may change in the middle of a stage."""
 
 STAGES = (
     Stage("sft", "fine-tune on demonstrations", (*_MODEL, "sft"), (), ("adapters/sft",)),
@@ -91,9 +91,9 @@ STAGES = (
 
 
 def made_by(entry: Stage, algorithm: str) -> Stage:
-    """The stage as it is with that `align.algorithm`: it keeps its name, and without PPO there is no critic.
+    """Return the stage for an `align.algorithm`: the name stays, and without PPO there is no critic.
 
-    TRL's trainers would share their work out in a way of their own: the main process runs them alone.
+    TRL's trainers run in the main process alone: they would divide the work differently.
     """
     if entry.name != "ppo" or algorithm == "ppo":
         return entry
@@ -109,5 +109,5 @@ def made_by(entry: Stage, algorithm: str) -> Stage:
 
 
 def stage(name: str) -> Stage:
-    """The stage of that name."""
+    """Return the stage of that name."""
     return next(entry for entry in STAGES if entry.name == name)

@@ -1,9 +1,10 @@
 """Stage 3 with `align.algorithm` rloo, grpo or dpo: the policy by one of TRL's trainers, on the run's own adapters.
 
-TRL trains from one evaluation or checkpoint to the next; everything that lasts longer is kept here, as for PPO.
+TRL trains from one evaluation or checkpoint to the next; this module keeps everything longer-lived, as for PPO.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,13 +12,18 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation, open_gold_judge
 from lowrank_rlhf.maths.batching import rows_per_pass
+from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.allocator import release_freed_memory
-from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.run.progress import Bar
+from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress import Bar, Progress, StopRequest
+from lowrank_rlhf.run.records import Prompt
+from lowrank_rlhf.run.results import PolicyResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.dpo import DpoTask
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
@@ -44,7 +50,10 @@ from lowrank_rlhf.training.trl_task import Task
 class _AlignTraining:
     """Policy training by a task; only `state` and the task's own notes change."""
 
-    session: Session
+    config: Config
+    roles: Roles
+    run_dir: RunDir
+    stop: StopRequest
     evaluation: PolicyEvaluation
     task: Task
     optimizer: torch.optim.Optimizer
@@ -53,84 +62,84 @@ class _AlignTraining:
     state: PolicyState
 
 
-def run(session: Session) -> dict[str, Any]:
-    """Make `adapters/policy` (the best on held-out prompts) and `adapters/policy-last`."""
-    config, roles = session.config, session.roles
+def run(session: Session) -> PolicyResult:
+    """Write `adapters/policy` (the best on held-out prompts) and `adapters/policy-last`."""
+    config, roles, run_dir = session.config, session.load_roles(), session.run_dir
     name = config.align.algorithm.upper()
-    before = session.base.checksum()
-    scale = load_roles(roles, session.run_dir.artifact("adapters"), config)
+    before = roles.base.checksum()
+    scale = load_roles(roles, run_dir.artifact("adapters"), config)
     others = checksums(roles, [Role.POLICY])
-    task = _task(session, scale)
-    gold = open_gold_judge(session.config, session.run_dir.path, session.progress, session.stop)
-    evaluation = PolicyEvaluation.against_sft(roles, session.prompts[1], session.config, scale, gold)
+    task = _task(roles, session.prompts[0], run_dir, config, scale, session.progress)
+    gold = open_gold_judge(config, run_dir.path, session.progress, session.stop)
+    evaluation = PolicyEvaluation.against_sft(roles, session.prompts[1], config, scale, gold)
     optimizer = AtomicAdamW(roles.parameters(Role.POLICY), lr=config.align.learning_rate, weight_decay=0.0)
-    logs = (session.metrics, session.run_dir.watched)
+    logs = (run_dir.metrics, run_dir.watched)
     checkpoints = PolicyCheckpoints(
         session.work("ppo"), roles, {Role.POLICY: optimizer}, logs, kl_coef=config.ppo.kl_coef
     )
-    report = SkipReport("ppo", "align.learning_rate", session.run_dir, session.progress, session.base)
+    report = SkipReport("ppo", "align.learning_rate", run_dir, session.progress, roles.base)
     state, _ = checkpoints.resume()
-    training = _AlignTraining(session, evaluation, task, optimizer, checkpoints, report, state)
+    training = _AlignTraining(
+        config, roles, run_dir, session.stop, evaluation, task, optimizer, checkpoints, report, state
+    )
     start, first = time.monotonic(), training.state.step
     with session.progress.track("ppo", task.steps, "steps", first) as bar:
         _train(training, bar)
     state, seconds = training.state, (time.monotonic() - start) / max(1, task.steps - first)
     save_policies(roles, session.work("ppo"))
-    return {
-        "algorithm": config.align.algorithm,
-        "steps": task.steps,
-        "best_step": state.best_step,
-        "seconds_per_step": seconds,
-        "gold": gold and gold.judge.name,
-        "claims": [
-            claim.model_dump()
-            for claim in (
-                *state.claims,
-                base_unchanged(session.base, name, before),
-                others_unchanged(roles, name, others),
-            )
-        ],
-    }
+    return PolicyResult(
+        algorithm=config.align.algorithm,
+        steps=task.steps,
+        best_step=state.best_step,
+        seconds_per_step=seconds,
+        gold=gold.judge.name if gold else None,
+        claims=(
+            *state.claims,
+            base_unchanged(roles.base, name, before),
+            others_unchanged(roles, name, others),
+        ),
+    )
 
 
-def _task(session: Session, scale: RewardScale) -> Task:
-    config = session.config
+def _task(
+    roles: Roles, prompts: Sequence[Prompt], run_dir: RunDir, config: Config, scale: RewardScale, progress: Progress
+) -> Task:
     if config.align.algorithm != "dpo":
-        return OnlineTask(session.roles, session.prompts[0], config, scale)
-    groups, note = read_groups(session.base, session.run_dir.path, config.model.max_length)
+        return OnlineTask(roles, prompts, config, scale)
+    groups, note = read_groups(roles.base, run_dir.path, config.model.max_length)
     if note:
-        session.progress.say(f"  {note}")
-    return DpoTask(session.roles, groups, config.align, config.seed)
+        progress.say(f"  {note}")
+    return DpoTask(roles, groups, config.align, config.seed)
 
 
 def _train(training: _AlignTraining, bar: Bar) -> None:
-    """All steps that are left, each evaluation and each checkpoint at its step."""
-    session, task = training.session, training.task
+    """Train the remaining steps, with each evaluation and each checkpoint at its step."""
+    task = training.task
     while True:
         try:
             _evaluate_if_due(training)
             if training.state.step == task.steps:
                 return
-            session.base.limits.retry(lambda: _go_on(training, bar), task.width)
+            training.roles.base.limits.retry(lambda: _train_to_next(training, bar), task.width)
         except RollBack:
             training.state, _ = training.checkpoints.roll_back(training.state)
             bar.advance(training.state.step - bar.count)
         except Stopped:
             state = training.state
             save = partial(training.checkpoints.save, state)
-            state.recovery.save_if_stopped(session.stop, "ppo", save, f"at step {state.step}")
+            state.recovery.save_if_stopped(training.stop, "ppo", save, f"at step {state.step}")
             raise
 
 
 def _evaluate_if_due(training: _AlignTraining) -> None:
-    """An evaluation, unless this step had it before a stop, and a checkpoint.
+    """Evaluate, unless this step was evaluated before a stop, and save a checkpoint.
 
-    The row in the metrics comes last: from then on the evaluation counts as made.
+    The row in the metrics comes last: from then on the evaluation counts as done.
     """
-    session, state, config = training.session, training.state, training.session.config.ppo
+    run_dir, state, config = training.run_dir, training.state, training.config.ppo
     last = state.step == training.task.steps
     due, save = (last or state.step % every == 0 for every in (config.evaluate_every, config.save_every))
-    rows = session.metrics.read("ppo") if due else ()
+    rows = run_dir.metrics.read("ppo") if due else ()
     if not due or any(row["step"] == state.step and "eval/kl" in row for row in rows):
         if save and not state.recovery.in_a_row:  # a roll-back must find a checkpoint from before the skipped steps
             training.checkpoints.save(state)
@@ -138,17 +147,17 @@ def _evaluate_if_due(training: _AlignTraining) -> None:
     answers, figures = training.evaluation.evaluate(state.step, config, training.report.diverged)
     if is_due(state.claims, "kl_is_zero"):
         require(state.claims, "kl_is_zero", SENTENCES["kl_is_zero"], answers.max_token_difference, MAX_TOKEN_DIFFERENCE)
-    keep_if_best(session.roles, session.work("ppo"), state, figures, session.config)
+    keep_if_best(training.roles, run_dir.work("ppo"), state, figures, training.config)
     if not state.recovery.in_a_row:
         training.checkpoints.save(state)
-    session.run_dir.watched.truncate("ppo", state.step - 1)  # a kill may have left some of this step's
-    training.evaluation.log(session.run_dir, state.step, answers, figures)
+    run_dir.watched.truncate("ppo", state.step - 1)  # a kill may have left some of this step's
+    training.evaluation.log(run_dir, state.step, answers, figures)
 
 
-def _go_on(training: _AlignTraining, bar: Bar) -> None:
-    """TRL's steps up to the next evaluation or checkpoint; called again it goes on with the step that broke off."""
-    session, task, state = training.session, training.task, training.state
-    config, roles, done = session.config, session.roles, state.step
+def _train_to_next(training: _AlignTraining, bar: Bar) -> None:
+    """Train with TRL up to the next evaluation or checkpoint; called again it resumes with the interrupted step."""
+    task, state, run_dir = training.task, training.state, training.run_dir
+    config, roles, done = training.config, training.roles, state.step
     stops = [(done // every + 1) * every for every in (config.ppo.evaluate_every, config.ppo.save_every)]
     until = min(task.steps, *stops)
     guard = FiniteGuard(roles)
@@ -157,11 +166,11 @@ def _go_on(training: _AlignTraining, bar: Bar) -> None:
         return min(1.0, (step + done + 1) / (config.align.warmup_steps + 1)) * (1 - (step + done) / task.steps)
 
     rates = schedule(training.optimizer, state.recovery.rate * config.align.learning_rate, share)
-    per_pass = rows_per_pass(config.align.batch_size, task.width, session.base.limits.tokens)
+    per_pass = rows_per_pass(config.align.batch_size, task.width, roles.base.limits.tokens)
     settings = loop_settings(
-        session.base,
-        session.work("ppo") / "trl",
-        session.seed("ppo"),
+        roles.base,
+        run_dir.work("ppo") / "trl",
+        derive_seed(config.seed, "ppo"),
         rows=config.align.batch_size,
         rows_per_pass=per_pass,
         steps=until - done,
@@ -175,7 +184,7 @@ def _go_on(training: _AlignTraining, bar: Bar) -> None:
             optimizers=(training.optimizer, rates),
             callbacks=[guard, _PolicyCallback(training, guard, bar)],
         )
-        load_role(roles, Role.REFERENCE, session.run_dir.artifact("adapters/sft"))  # TRL copied the policy onto it
+        load_role(roles, Role.REFERENCE, run_dir.artifact("adapters/sft"))  # TRL copied the policy onto it
         train(roles, bridge, trainer, guard)
     release_freed_memory()
 
@@ -207,10 +216,10 @@ class _PolicyCallback(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        session, task, current = self.training.session, self.training.task, self.training.state
+        metrics, task, current = self.training.run_dir.metrics, self.training.task, self.training.state
         current.step += 1
         if self.guard.problem is not None:
-            session.metrics.append("ppo", current.step, skipped=1.0)
+            metrics.append("ppo", current.step, skipped=1.0)
             self.bar.advance(1)
             current.recovery.skip(self.training.report, current.step, self.guard.problem, task.batch())
             return
@@ -221,6 +230,6 @@ class _PolicyCallback(TrainerCallback):
         figures = task.figures(logs)
         before = sum(seconds for name, seconds in figures.items() if name.startswith("time/"))
         figures["time/policy_update"] = time.monotonic() - self.since - before
-        session.metrics.append("ppo", current.step, **figures, skipped=0.0)
+        metrics.append("ppo", current.step, **figures, skipped=0.0)
         shown = {"score": "objective/scores", "kl": "objective/kl", "loss": "policy/loss"}
         self.bar.advance(1, **{name: figures[key] for name, key in shown.items() if key in figures})

@@ -1,11 +1,13 @@
 """The last stage: SFT against the policy on held-out prompts, and the report."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL, SCORE, STAGE_SIDES, AnswerPair
-from lowrank_rlhf.evaluation.match import SEED_KEY, judge_pairs, measure_pairs
+from lowrank_rlhf.evaluation.match import SEED_PLACE, judge_pairs, measure_pairs
 from lowrank_rlhf.evaluation.match_metrics import (
     Figure,
     kl_values,
@@ -18,59 +20,64 @@ from lowrank_rlhf.evaluation.match_metrics import (
 from lowrank_rlhf.evaluation.reward_metrics import load_reward_model
 from lowrank_rlhf.evaluation.run_judges import open_judge
 from lowrank_rlhf.evaluation.sampling import answer_prompts
+from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.statistics import bootstrap_interval, mean_shift
 from lowrank_rlhf.models.adapters import load_role
-from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.reports.render import write_report
 from lowrank_rlhf.reports.terminal import summary_message
 from lowrank_rlhf.run.files import append_line
+from lowrank_rlhf.run.progress import Progress, StopRequest
+from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.run.results import EvaluateResult, FigureRow
 from lowrank_rlhf.session import Session
 
 
 def run(session: Session) -> EvaluateResult:
     """Write `eval.jsonl`, `report.html` and `report.md`."""
-    run_dir, work = session.run_dir, session.work("evaluate")
-    judges = _judges(session)
-    pairs = judge_pairs(judges, _pairs(session), session.progress, session.stop)
+    config, run_dir, work = session.config, session.run_dir, session.work("evaluate")
+    progress, stop = session.progress, session.stop
+    judges = _judges(config, run_dir.path, progress, stop)
+    pairs = _pairs(session.load_roles(), config, session.prompts[1], run_dir.artifact("adapters"), progress, stop)
+    pairs = judge_pairs(judges, pairs, progress, stop)
     rows = [pair.row(STAGE_SIDES) for pair in pairs]
     eval_path = work / "eval.jsonl"
     eval_path.unlink(missing_ok=True)
     for row in rows:
         append_line(eval_path, row)
-    result = _result(session, pairs, {key: judge.name for key, judge in judges.items()})
+    result = _result(config, pairs, {key: judge.name for key, judge in judges.items()})
     results = run_dir.results().model_copy(update={"evaluate": result})
     write_report(run_dir, results, rows, work)
     message = summary_message(run_dir, results, rows, run_dir.artifact("report.html"))
     return result.model_copy(update={"message": message})
 
 
-def _judges(session: Session) -> dict[str, Judge]:
+def _judges(config: Config, run_folder: Path, progress: Progress, stop: StopRequest) -> dict[str, Judge]:
     """Open `judge`, the one that ranked the answers, and `second`, as far as the config names them."""
-    rank, second = session.config.rank, session.config.evaluate.second_judge
+    rank, second = config.rank, config.evaluate.second_judge
     first = rank.judge if rank.source == "judge" else None
     names = {key: name for key, name in (("judge", first), ("second", second)) if name}
     opened = {  # the same endpoint twice is one judge, so that its verdicts are asked for once
-        name: open_judge(name, rank, session.run_dir.path, session.progress, session.stop)
-        for name in dict.fromkeys(names.values())
+        name: open_judge(name, rank, run_folder, progress, stop) for name in dict.fromkeys(names.values())
     }
     return {key: opened[name] for key, name in names.items()}
 
 
-def _pairs(session: Session) -> list[AnswerPair]:
+def _pairs(
+    roles: Roles,
+    config: Config,
+    prompts: Sequence[Prompt],
+    adapters: Path,
+    progress: Progress,
+    stop: StopRequest,
+) -> list[AnswerPair]:
     """Sample SFT's and the policy's answers to the held-out prompts and measure them."""
-    roles, sampling, artifact, prompts = (
-        session.roles,
-        session.config.sample,
-        session.run_dir.artifact,
-        session.prompts[1],
-    )
-    load_role(roles, Role.REFERENCE, artifact("adapters/sft"))
-    load_role(roles, Role.POLICY, artifact("adapters/policy"))
-    scale = load_reward_model(roles, artifact("adapters/reward"))
-    seed, stop = session.seed(SEED_KEY), session.stop
-    with session.progress.track("evaluate", 2 * len(prompts), "answers") as bar:
+    load_role(roles, Role.REFERENCE, adapters / "sft")
+    load_role(roles, Role.POLICY, adapters / "policy")
+    scale = load_reward_model(roles, adapters / "reward")
+    seed, sampling = derive_seed(config.seed, SEED_PLACE), config.sample
+    with progress.track("evaluate", 2 * len(prompts), "answers") as bar:
         sft, policy = (
             [group[0] for group in answer_prompts(roles, role, prompts, sampling, seed, bar=bar, stop=stop)]
             for role in (Role.REFERENCE, Role.POLICY)
@@ -78,9 +85,9 @@ def _pairs(session: Session) -> list[AnswerPair]:
         return measure_pairs(roles, prompts, sft, policy, sampling, scale)
 
 
-def _result(session: Session, pairs: Sequence[AnswerPair], judges: Mapping[str, str]) -> EvaluateResult:
+def _result(config: Config, pairs: Sequence[AnswerPair], judges: Mapping[str, str]) -> EvaluateResult:
     """Return the figures, with the win rate by the judge (by the reward model if there is no judge)."""
-    samples, seed = session.config.evaluate.bootstrap_samples, session.seed("bootstrap")
+    samples, seed = config.evaluate.bootstrap_samples, derive_seed(config.seed, "bootstrap")
     decides = "judge" if "judge" in judges else SCORE
     won, kl = win_values(pairs, decides), kl_values(pairs)
     scores = score_values(pairs, decides)

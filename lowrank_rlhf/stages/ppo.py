@@ -3,22 +3,28 @@
 import copy
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation, open_gold_judge
 from lowrank_rlhf.maths.kl import adapt_kl_coef
+from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.text import distinct_n
 from lowrank_rlhf.models.allocator import release_freed_memory
-from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
-from lowrank_rlhf.run.records import Sample, Score, read_jsonl
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress import StopRequest
+from lowrank_rlhf.run.records import Prompt, Sample, Score, read_jsonl
+from lowrank_rlhf.run.results import PolicyResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState, StartedStep
@@ -42,9 +48,12 @@ MOST_RATIO_ERROR = 1e-3
 
 @dataclass(frozen=True)
 class _PpoTraining:
-    """PPO training: everything that stays the same from step to step."""
+    """Everything of PPO training that is the same in every step."""
 
-    session: Session
+    config: Config
+    roles: Roles
+    run_dir: RunDir
+    stop: StopRequest
     prompts: list[list[int]]
     baselines: Tensor | None
     order: list[int]
@@ -56,23 +65,35 @@ class _PpoTraining:
     report: SkipReport
 
 
-def run(session: Session) -> dict[str, Any]:
-    """Make `adapters/policy` (the best on held-out prompts), `adapters/policy-last` and `adapters/critic`."""
-    config, roles, work = session.config.ppo, session.roles, session.work("ppo")
-    before = session.base.checksum()
-    scale = _load_roles(session)
+def run(session: Session) -> PolicyResult:
+    """Write `adapters/policy` (the best on held-out prompts), `adapters/policy-last` and `adapters/critic`."""
+    config, roles, run_dir, work = session.config.ppo, session.load_roles(), session.run_dir, session.work("ppo")
+    before = roles.base.checksum()
+    scale = _load_roles(roles, run_dir.artifact("adapters"), session.config)
     others = checksums(roles, [Role.POLICY, Role.CRITIC])
-    gold = open_gold_judge(session.config, session.run_dir.path, session.progress, session.stop)
+    gold = open_gold_judge(session.config, run_dir.path, session.progress, session.stop)
     evaluation = PolicyEvaluation.against_sft(roles, session.prompts[1], session.config, scale, gold)
     optimizers = Optimizers.create(roles, config)
-    logs = (session.metrics, session.run_dir.watched)
+    logs = (run_dir.metrics, run_dir.watched)
     checkpoints = PolicyCheckpoints(work, roles, optimizers.of_roles, logs, config.kl_coef)
     rates = "ppo.learning_rate and ppo.critic_learning_rate"
-    report = SkipReport("ppo", rates, session.run_dir, session.progress, session.base)
+    report = SkipReport("ppo", rates, run_dir, session.progress, roles.base)
     state, started = checkpoints.resume()
-    prompts, baselines = _prompts(session, scale)
-    order = shuffled_order(session.config.seed, len(prompts), config.steps * config.batch_size)
-    training = _PpoTraining(session, prompts, baselines, order, scale, evaluation, optimizers, checkpoints, report)
+    prompts, baselines = _prompts(roles, session.prompts[0], run_dir, session.config, scale)
+    training = _PpoTraining(
+        session.config,
+        roles,
+        run_dir,
+        session.stop,
+        prompts,
+        baselines,
+        shuffled_order(session.config.seed, len(prompts), config.steps * config.batch_size),
+        scale,
+        evaluation,
+        optimizers,
+        checkpoints,
+        report,
+    )
     start, first = time.monotonic(), state.step
     with session.progress.track("ppo", config.steps, "steps", state.step) as bar:
         if state.sft_eos_rate is None:
@@ -94,68 +115,68 @@ def run(session: Session) -> dict[str, Any]:
     seconds = (time.monotonic() - start) / max(1, config.steps - first)
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
     save_policies(roles, work)
-    return {
-        "steps": config.steps,
-        "best_step": state.best_step,
-        "seconds_per_step": seconds,
-        "gold": gold and gold.judge.name,
-        "claims": [
-            claim.model_dump()
-            for claim in (
-                *state.claims,
-                base_unchanged(session.base, "PPO", before),
-                others_unchanged(roles, "PPO", others),
-            )
-        ],
-    }
+    return PolicyResult(
+        steps=config.steps,
+        best_step=state.best_step,
+        seconds_per_step=seconds,
+        gold=gold.judge.name if gold else None,
+        claims=(
+            *state.claims,
+            base_unchanged(roles.base, "PPO", before),
+            others_unchanged(roles, "PPO", others),
+        ),
+    )
 
 
-def _load_roles(session: Session) -> RewardScale:
-    """The four roles from the finished stages."""
-    scale = load_roles(session.roles, session.run_dir.artifact("adapters"), session.config)
-    session.roles.copy(Role.REWARD, Role.CRITIC)
-    if session.config.ppo.critic_head == "zero":
-        session.roles.new_head(Role.CRITIC, None)
+def _load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale:
+    """Load the four roles from the finished stages' adapters."""
+    scale = load_roles(roles, adapters, config)
+    roles.copy(Role.REWARD, Role.CRITIC)
+    if config.ppo.critic_head == "zero":
+        roles.new_head(Role.CRITIC, None)
     return scale
 
 
-def _prompts(session: Session, scale: RewardScale) -> tuple[list[list[int]], Tensor | None]:
-    """Tokens of the prompts to learn from, and with `contrastive` the mean shaped score of SFT's answers to each."""
-    prompts, limit = session.prompts[0], max_prompt_tokens(session.config)
-    if not session.config.ppo.contrastive:
-        return encode_prompts(session.base, prompts, limit), None
-    artifact = session.run_dir.artifact
-    finished = {sample.id: sample.finished for sample in read_jsonl(artifact("answers.jsonl"), Sample)}
-    rows = list(read_jsonl(artifact("scores.jsonl"), Score))
+def _prompts(
+    roles: Roles, prompts: Sequence[Prompt], run_dir: RunDir, config: Config, scale: RewardScale
+) -> tuple[list[list[int]], Tensor | None]:
+    """Return the tokens of the training prompts, and with `contrastive` the mean shaped score of SFT's answers to each.
+
+    The scores are (P,) for P prompts, which are then the ranked ones only.
+    """
+    limit = max_prompt_tokens(config)
+    if not config.ppo.contrastive:
+        return encode_prompts(roles.base, prompts, limit), None
+    finished = {sample.id: sample.finished for sample in read_jsonl(run_dir.artifact("answers.jsonl"), Sample)}
+    rows = list(read_jsonl(run_dir.artifact("scores.jsonl"), Score))
     scores = (torch.tensor([row.score for row in rows]) - scale.mean) / scale.std
-    shaped = shape_scores(scores, torch.tensor([finished[row.sample_id] for row in rows]), session.config.ppo)
+    shaped = shape_scores(scores, torch.tensor([finished[row.sample_id] for row in rows]), config.ppo)
     of_prompt = defaultdict(list)
     for row, score in zip(rows, shaped.tolist(), strict=True):
         of_prompt[row.prompt_id].append(score)
     ranked = [prompt for prompt in prompts if prompt.id in of_prompt]
     baselines = torch.tensor([fmean(of_prompt[prompt.id]) for prompt in ranked])
-    return encode_prompts(session.base, ranked, limit), baselines
+    return encode_prompts(roles.base, ranked, limit), baselines
 
 
 def _save_if_stopped(
     training: _PpoTraining, state: PolicyState, started: StartedStep
 ) -> tuple[PolicyState, dict[str, float]]:
-    """Run the next step; a stop inside it is obeyed at once and saves its progress."""
-    session, tokens = training.session, training.session.base.limits.tokens
+    """Run the next step; a stop inside it takes effect at once and saves its progress."""
+    config, limits = training.config, training.roles.base.limits
+    tokens, widest = limits.tokens, max(map(len, training.prompts)) + config.sample.max_new_tokens
 
     def attempt() -> tuple[PolicyState, dict[str, float]]:
-        if session.base.limits.tokens != tokens:
-            started.cut_again(session.config.ppo, session.base.limits)
+        if limits.tokens != tokens:
+            started.cut_again(config.ppo, limits)
         return _step(training, copy.deepcopy(state), started)
 
     try:
-        return session.base.limits.retry(
-            attempt, max(map(len, training.prompts)) + session.config.sample.max_new_tokens
-        )
+        return limits.retry(attempt, widest)
     except Stopped:
         save = partial(training.checkpoints.save, state, started)
         position = f"inside step {state.step + 1}" if started.rollout else f"at step {state.step}"
-        state.recovery.save_if_stopped(session.stop, "ppo", save, position)
+        state.recovery.save_if_stopped(training.stop, "ppo", save, position)
         raise
 
 
@@ -164,7 +185,7 @@ def _step(training: _PpoTraining, state: PolicyState, started: StartedStep) -> t
 
     Its log rows and state follow from the arguments alone, so that it may be interrupted at any forward.
     """
-    session, config = training.session, training.session.config.ppo
+    config = training.config.ppo
     rollout = started.rollout = started.rollout or _collect(training, state)
     release_freed_memory()  # here and below: tensors of sampling and training differ in size, and fragment memory
     figures = {"skipped": 1.0}
@@ -172,7 +193,7 @@ def _step(training: _PpoTraining, state: PolicyState, started: StartedStep) -> t
         figures = _learn(training, state, rollout, started.steps)
     release_freed_memory()
     state.step += 1
-    session.metrics.append("ppo", state.step, **figures)
+    training.run_dir.metrics.append("ppo", state.step, **figures)
     _count(training, state, rollout, started.steps)
     if state.step % config.evaluate_every == 0 or state.step == config.steps:
         _evaluate(training, state)
@@ -199,39 +220,34 @@ def _count(training: _PpoTraining, state: PolicyState, rollout: Rollout, steps: 
 
 def _learn(training: _PpoTraining, state: PolicyState, rollout: Rollout, steps: OptimizerSteps) -> dict[str, float]:
     """Update policy and critic, make the self-checks of the first step, and adapt the KL weight."""
-    session, step = training.session, state.step
-    config, temperature = session.config.ppo, session.config.sample.temperature
+    config, temperature, step = training.config.ppo, training.config.sample.temperature, state.step
     if is_due(state.claims, "kl_is_zero"):
         apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # per token: in a sum differences might cancel
         require(state.claims, "kl_is_zero", SENTENCES["kl_is_zero"], float(apart), MAX_TOKEN_DIFFERENCE)
     training.optimizers.schedule(config, step, state.recovery.rate)
-    train_policy, seed = step >= config.critic_warmup_steps, session.seed("ppo", "update", step)
-    figures = update(session.roles, training.optimizers, rollout, config, temperature, seed, train_policy, steps)
+    train_policy, seed = step >= config.critic_warmup_steps, derive_seed(training.config.seed, "ppo", "update", step)
+    figures = update(training.roles, training.optimizers, rollout, config, temperature, seed, train_policy, steps)
     if "policy/first_ratio_error" in figures and is_due(state.claims, "first_ratio_is_one"):
         error = figures["policy/first_ratio_error"]
         require(state.claims, "first_ratio_is_one", SENTENCES["first_ratio_is_one"], error, MOST_RATIO_ERROR)
     if config.kl_controller == "adaptive":
         kl = rollout.figures["objective/kl"]
         state.kl_coef = adapt_kl_coef(state.kl_coef, kl, config.kl_target, config.kl_horizon, len(rollout.batch))
-    return {**rollout.figures, **figures, "response/distinct_2": distinct_n(_texts(session, rollout), 2)}
+    texts = [training.roles.base.decode(response.tokens) for response in rollout.responses]
+    return {**rollout.figures, **figures, "response/distinct_2": distinct_n(texts, 2)}
 
 
 def _collect(training: _PpoTraining, state: PolicyState) -> Rollout:
     """Collect the rollout of the step after `state.step`."""
-    session, config = training.session, training.session.config
-    size = config.ppo.batch_size
+    config, size = training.config, training.config.ppo.batch_size
     chosen = training.order[state.step * size : (state.step + 1) * size]
     baseline = None if training.baselines is None else training.baselines[chosen]
-    prompts, seed = [training.prompts[i] for i in chosen], session.seed("ppo", "rollout", state.step)
-    return collect(session.roles, prompts, config.ppo, config.sample, training.scale, state.kl_coef, seed, baseline)
-
-
-def _texts(session: Session, rollout: Rollout) -> list[str]:
-    return [session.base.decode(response.tokens) for response in rollout.responses]
+    prompts, seed = [training.prompts[i] for i in chosen], derive_seed(config.seed, "ppo", "rollout", state.step)
+    return collect(training.roles, prompts, config.ppo, config.sample, training.scale, state.kl_coef, seed, baseline)
 
 
 def _evaluate(training: _PpoTraining, state: PolicyState) -> None:
-    session, evaluation = training.session, training.evaluation
-    answers, figures = evaluation.evaluate(state.step, session.config.ppo, training.report.diverged)
-    evaluation.log(session.run_dir, state.step, answers, figures)
-    keep_if_best(session.roles, session.work("ppo"), state, figures, session.config)
+    run_dir, config = training.run_dir, training.config
+    answers, figures = training.evaluation.evaluate(state.step, config.ppo, training.report.diverged)
+    training.evaluation.log(run_dir, state.step, answers, figures)
+    keep_if_best(training.roles, run_dir.work("ppo"), state, figures, config)

@@ -4,14 +4,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowrank_rlhf.config.schema import RewardConfig
+from lowrank_rlhf.config.schema import Config, RewardConfig
 from lowrank_rlhf.evaluation.match import score_answers
 from lowrank_rlhf.evaluation.reward_metrics import (
+    HeldOutAccuracy,
     accuracy_in_words,
     held_out_accuracy,
     verdict_in_words,
@@ -21,14 +21,16 @@ from lowrank_rlhf.evaluation.reward_metrics import (
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.logistic import fit_pair_head
 from lowrank_rlhf.maths.masking import pool
+from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_features, score_tokens
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
-from lowrank_rlhf.run.directory import write_json_atomic
-from lowrank_rlhf.run.records import Score, write_jsonl
-from lowrank_rlhf.run.results import Claim
+from lowrank_rlhf.run.directory import RunDir, write_json_atomic
+from lowrank_rlhf.run.progress import Progress, StopRequest
+from lowrank_rlhf.run.records import Prompt, Score, write_jsonl
+from lowrank_rlhf.run.results import Claim, RewardResult, ScoresOf, ScoreStatistics
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clipped_step
@@ -38,167 +40,170 @@ from lowrank_rlhf.training.role_checkpoints import RoleCheckpoints
 from lowrank_rlhf.training.rollout import RewardScale
 from lowrank_rlhf.training.self_checks import base_unchanged, checksums, others_unchanged
 
-MOST_SCALED = 64
-"""Prompts that SFT answers to find the scores' scale, where the ranked answers are not SFT's."""
+SCALE_PROMPTS = 64
+"""Prompts that SFT answers to find the scores' mean and deviation, if the ranked answers are not SFT's."""
 
 
-def run(session: Session) -> dict[str, Any]:
-    """Make `adapters/reward`: a PEFT folder with the head, and `reward.json` with pooling and score statistics.
+def run(session: Session) -> RewardResult:
+    """Write `adapters/reward`, a PEFT folder with the head and `reward.json` (pooling and score statistics).
 
-    `scores.jsonl` holds its score of every ranked answer.
+    `scores.jsonl` contains its score of every ranked answer.
     """
-    config, roles = session.config.reward, session.roles
-    before = session.base.checksum()
-    groups, note = read_groups(session.base, session.run_dir.path, session.config.model.max_length)
+    config, settings, roles, run_dir = session.config, session.config.reward, session.load_roles(), session.run_dir
+    work, before = session.work("reward"), roles.base.checksum()
+    groups, note = read_groups(roles.base, run_dir.path, config.model.max_length)
     if note:
         session.progress.say(f"  {note}")
-    train, held_out = split_groups(groups, config.held_out, session.seed("reward", "split"))
-    load_role(roles, Role.POLICY, session.run_dir.artifact("adapters/sft"))
+    train, held_out = split_groups(groups, settings.held_out, session.seed("reward", "split"))
+    load_role(roles, Role.POLICY, run_dir.artifact("adapters/sft"))
     roles.copy(Role.POLICY, Role.REWARD)
     roles.new_head(Role.REWARD, torch.Generator().manual_seed(session.seed("reward", "head")))
     others = checksums(roles, [Role.REWARD])
-    features = _features(session, [*train, *held_out]) if config.fit_head_first else None
-    if features is not None:
-        _fit_head(session, train, features[: len(train)])
-    if config.epochs:
-        _train(session, train)
-
-    if features is not None and not config.epochs:  # the adapter is as it was when they were read
-        every = [of_group @ roles.heads[Role.REWARD].weight[0].cpu() for of_group in features]
-    else:
-        every = _score(session, [*train, *held_out])
-    scores = every[len(train) :]
-    figures = held_out_accuracy(held_out, scores, session.config.evaluate.bootstrap_samples, session.seed("bootstrap"))
+    scores = _train_and_score(config, roles, train, held_out, run_dir, session.progress, session.stop)
+    of_held_out = scores[len(train) :]
+    figures = held_out_accuracy(held_out, of_held_out, config.evaluate.bootstrap_samples, session.seed("bootstrap"))
+    _report_accuracy(figures, len(train), run_dir, session.progress)
+    statistics = _score_statistics(config, roles, session.prompts[0], torch.cat(of_held_out), session.progress)
     found = weakness(figures)
-    weak, message = found and weakness_in_words(found, figures), accuracy_in_words(figures)
-    session.progress.say(f"  {message}")
-    session.run_dir.event(  # kept when the stage is made again, so that accuracy can be seen to grow with the rankings
-        "measured",
-        stage="reward",
-        prompts=len(train),
-        accuracy=figures.accuracy,
-        interval=figures.accuracy_interval,
-    )
-    statistics = _score_statistics(session, torch.cat(scores))
-    folder = session.work("reward") / "adapters" / "reward"
+    weak = found and weakness_in_words(found, figures)
+    folder = work / "adapters" / "reward"
     save_role(roles, Role.REWARD, folder)
-    _write_scores(session, [*train, *held_out], every, len(train))
-    write_json_atomic(
-        folder / "reward.json",
-        {"schema": 1, "pooling": config.pooling, "layers": roles.head_layers, **statistics, "weak": weak},
-    )
-    return {
-        "prompts_train": len(train),
-        "pairs_train": sum(len(group.pairs) for group in train),
+    _write_scores(work / "scores.jsonl", [*train, *held_out], scores, len(train))
+    about = {"pooling": settings.pooling, "layers": roles.head_layers, **statistics.model_dump(), "weak": weak}
+    write_json_atomic(folder / "reward.json", {"schema": 1, **about})
+    return RewardResult(
+        prompts_train=len(train),
+        pairs_train=sum(len(group.pairs) for group in train),
         **asdict(figures),
-        **statistics,
-        "weakness": found,
-        "weak": weak,
-        "verdict": verdict_in_words(figures),
-        "message": message,
-        "claims": [
-            claim.model_dump()
-            for claim in (
-                _reload_claim(session, folder, held_out[:4]),
-                base_unchanged(session.base, "the reward stage", before),
-                others_unchanged(roles, "the reward stage", others),
-            )
-        ],
-    }
-
-
-def _score(session: Session, groups: Sequence[Group]) -> list[Tensor]:
-    """Return the reward model's scores of each group's answers, (K,) each, on the CPU."""
-    base = session.base
-    rows = rows_of(groups, base)
-    pooled = pool(score_tokens(session.roles, Role.REWARD, rows), rows.response, session.config.reward.pooling)
-    return split_scores(pooled.cpu(), groups)
-
-
-def _write_scores(session: Session, groups: Sequence[Group], scores: Sequence[Tensor], trained: int) -> None:
-    """`scores.jsonl`; the model was trained on the first so many groups."""
-    write_jsonl(
-        session.work("reward") / "scores.jsonl",
-        (
-            Score(sample_id=sample, prompt_id=group.prompt_id, score=score, held_out=index >= trained)
-            for index, (group, of_group) in enumerate(zip(groups, scores, strict=True))
-            for sample, score in zip(group.samples, of_group.tolist(), strict=True)
+        **statistics.model_dump(),
+        weakness=found,
+        weak=weak,
+        verdict=verdict_in_words(figures),
+        message=accuracy_in_words(figures),
+        claims=(
+            _reload_claim(roles, folder, held_out[:4], settings.pooling),
+            base_unchanged(roles.base, "the reward stage", before),
+            others_unchanged(roles, "the reward stage", others),
         ),
     )
 
 
-def _score_statistics(session: Session, compared: Tensor) -> dict[str, Any]:
-    """Mean and deviation of the scores of SFT's answers, and `scores_of`: whose answers these really were.
+def _train_and_score(
+    config: Config,
+    roles: Roles,
+    train: Sequence[Group],
+    held_out: Sequence[Group],
+    run_dir: RunDir,
+    progress: Progress,
+    stop: StopRequest,
+) -> list[Tensor]:
+    """Fit the head, train the adapter, and return the scores of each group's answers, training groups first."""
+    settings, every = config.reward, [*train, *held_out]
+    features = None
+    if settings.fit_head_first and not latest_checkpoint(run_dir.work("reward")):  # otherwise it was fitted before
+        features = _features(roles, every, settings.pooling, progress)
+        _fit_head(roles, train, features[: len(train)], settings.head_l2)
+    if settings.epochs:
+        _train(settings, config.seed, roles, train, run_dir, progress, stop)
+    if features is not None and not settings.epochs:  # the adapter has not changed since they were read
+        return [group_features @ roles.heads[Role.REWARD].weight[0].cpu() for group_features in features]  # (K,) each
+    return _score(roles, every, settings.pooling)
 
-    `compared` are the scores of the held-out ranked answers. A data set's answers are not SFT's, and their scale would
-    shift and clip PPO's scores wrongly: SFT answers some training prompts then, where two or more leave it the room.
+
+def _report_accuracy(figures: HeldOutAccuracy, prompts: int, run_dir: RunDir, progress: Progress) -> None:
+    """Print the accuracy, and record it: events survive a redone stage, so accuracy can be plotted over rankings."""
+    progress.say(f"  {accuracy_in_words(figures)}")
+    accuracy = {"accuracy": figures.accuracy, "interval": figures.accuracy_interval}
+    run_dir.event("measured", stage="reward", prompts=prompts, **accuracy)
+
+
+def _score(roles: Roles, groups: Sequence[Group], pooling: str) -> list[Tensor]:
+    """Return the reward model's scores of each group's answers, (K,) each, on the CPU."""
+    rows = rows_of(groups, roles.base)
+    return split_scores(pool(score_tokens(roles, Role.REWARD, rows), rows.response, pooling).cpu(), groups)
+
+
+def _write_scores(path: Path, groups: Sequence[Group], scores: Sequence[Tensor], trained: int) -> None:
+    """Write a `Score` per answer; the model was trained on the first `trained` groups."""
+    write_jsonl(
+        path,
+        (
+            Score(sample_id=sample, prompt_id=group.prompt_id, score=score, held_out=index >= trained)
+            for index, (group, group_scores) in enumerate(zip(groups, scores, strict=True))
+            for sample, score in zip(group.samples, group_scores.tolist(), strict=True)
+        ),
+    )
+
+
+def _score_statistics(
+    config: Config, roles: Roles, prompts: Sequence[Prompt], ranked: Tensor, progress: Progress
+) -> ScoreStatistics:
+    """Return mean and deviation of the scores of SFT's answers.
+
+    `ranked` are the scores of the held-out ranked answers, SFT's unless they come from a data set. A data set's answers
+    would shift and clip PPO's scores wrongly: SFT then answers some of the training prompts, if two or more fit.
     """
-    scores, whose = compared, "SFT answers"
-    if session.config.rank.source == "dataset":
-        prompts = first_fitting(session.base, session.prompts[0], max_prompt_tokens(session.config), MOST_SCALED)
-        whose = "SFT answers" if len(prompts) > 1 else "the compared answers"
-        if len(prompts) > 1:
-            session.progress.say(f"  the scale of the scores: SFT answers {len(prompts)} prompts")
-            answers = answer_prompts(
-                session.roles, Role.POLICY, prompts, session.config.sample, session.seed("reward", "scale")
-            )
-            raw = RewardScale(session.config.reward.pooling, 0.0, 1.0)
-            scores = torch.tensor(
-                score_answers(
-                    session.roles,
-                    prompts,
-                    [samples[0] for samples in answers],
-                    session.config.sample.max_new_tokens,
-                    raw,
-                )
-            )
-    return {"score_mean": float(scores.mean()), "score_std": max(float(scores.std()), 1e-6), "scores_of": whose}
+    if config.rank.source != "dataset":
+        return _statistics(ranked, "SFT answers")
+    prompts = first_fitting(roles.base, prompts, max_prompt_tokens(config), SCALE_PROMPTS)
+    if len(prompts) < 2:
+        return _statistics(ranked, "the compared answers")
+    progress.say(f"  sampling SFT answers to {len(prompts)} prompts for the scale of the scores")
+    answers = answer_prompts(roles, Role.POLICY, prompts, config.sample, derive_seed(config.seed, "reward", "scale"))
+    raw = RewardScale(config.reward.pooling, 0.0, 1.0)
+    first = [samples[0] for samples in answers]
+    scores = score_answers(roles, prompts, first, config.sample.max_new_tokens, raw)
+    return _statistics(torch.tensor(scores), "SFT answers")
 
 
-def _features(session: Session, groups: Sequence[Group]) -> list[Tensor] | None:
-    """What the head would read of each group's answers, (K, h) each; None where the head has been fitted before."""
-    if latest_checkpoint(session.work("reward")):
-        return None
-    rows = rows_of(groups, session.base)
+def _statistics(scores: Tensor, of: ScoresOf) -> ScoreStatistics:
+    return ScoreStatistics(score_mean=float(scores.mean()), score_std=max(float(scores.std()), 1e-6), scores_of=of)
+
+
+def _features(roles: Roles, groups: Sequence[Group], pooling: str, progress: Progress) -> list[Tensor]:
+    """Return the features of each group's answers that the head reads, (K, h) each, on the CPU."""
+    rows = rows_of(groups, roles.base)
 
     def read() -> Tensor:
-        with session.progress.track("reward", len(rows), "answers read") as bar:
-            return score_features(session.roles, Role.REWARD, rows, session.config.reward.pooling, bar.advance)
+        with progress.track("reward", len(rows), "answers read") as bar:
+            return score_features(roles, Role.REWARD, rows, pooling, bar.advance)
 
-    return split_scores(session.base.limits.retry(read, max(rows.lengths())).cpu(), groups)
+    return split_scores(roles.base.limits.retry(read, max(rows.lengths())).cpu(), groups)
 
 
-def _fit_head(session: Session, groups: Sequence[Group], features: Sequence[Tensor]) -> None:
+def _fit_head(roles: Roles, groups: Sequence[Group], features: Sequence[Tensor], l2: float) -> None:
     """Set the head to the best one for the current adapter."""
     chosen, rejected, weights = [], [], []
-    for group, of_group in zip(groups, features, strict=True):
+    for group, group_features in zip(groups, features, strict=True):
         for better, worse, _ in group.pairs:
-            chosen.append(of_group[better])
-            rejected.append(of_group[worse])
+            chosen.append(group_features[better])
+            rejected.append(group_features[worse])
             weights.append(1 / len(group.pairs))
-    head = fit_pair_head(
-        torch.stack(chosen), torch.stack(rejected), torch.tensor(weights), session.config.reward.head_l2
-    )
+    head = fit_pair_head(torch.stack(chosen), torch.stack(rejected), torch.tensor(weights), l2)
     with torch.no_grad():
-        session.roles.heads[Role.REWARD].weight.copy_(head[None])
+        roles.heads[Role.REWARD].weight.copy_(head[None])
 
 
-def _train(session: Session, groups: Sequence[Group]) -> None:
-    """Train epochs over the prompts in seeded order, from the last checkpoint if there is one."""
-    config, roles = session.config.reward, session.roles
+def _train(
+    config: RewardConfig,
+    seed: int,
+    roles: Roles,
+    groups: Sequence[Group],
+    run_dir: RunDir,
+    progress: Progress,
+    stop: StopRequest,
+) -> None:
+    """Train epochs over the prompts, each in its own order from the run's `seed`, from the last checkpoint if any."""
     order: list[int] = []
     for epoch in range(config.epochs):
-        generator = torch.Generator().manual_seed(session.seed("reward", "order", epoch))
+        generator = torch.Generator().manual_seed(derive_seed(seed, "reward", "order", epoch))
         order += torch.randperm(len(groups), generator=generator).tolist()
     batches = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
     optimizer = torch.optim.AdamW(roles.parameters(Role.REWARD), lr=config.learning_rate, weight_decay=0.0)
-    checkpoints = RoleCheckpoints(session.work("reward"), "reward", roles, Role.REWARD, optimizer, session.metrics)
-    report = SkipReport("reward", "reward.learning_rate", session.run_dir, session.progress, session.base)
+    checkpoints = RoleCheckpoints(run_dir.work("reward"), "reward", roles, Role.REWARD, optimizer, run_dir.metrics)
+    report = SkipReport("reward", "reward.learning_rate", run_dir, progress, roles.base)
     done = checkpoints.resume()
-    with (
-        session.progress.track("reward", len(batches), "steps", done) as bar,
-        checkpoints.saved_if_stopped(bar, session.stop),
-    ):
+    with progress.track("reward", len(batches), "steps", done) as bar, checkpoints.saved_if_stopped(bar, stop):
         while bar.count < len(batches):
             try:
                 batch = [groups[i] for i in batches[bar.count]]
@@ -284,9 +289,9 @@ def _micro_batches(groups: Sequence[Group], max_tokens: int, at_least: int = 1) 
     return parts
 
 
-def _reload_claim(session: Session, folder: Path, groups: Sequence[Group]) -> Claim:
-    before = torch.cat(_score(session, groups))
-    load_role(session.roles, Role.REWARD, folder)
-    difference = float((torch.cat(_score(session, groups)) - before).abs().max())
+def _reload_claim(roles: Roles, folder: Path, groups: Sequence[Group], pooling: str) -> Claim:
+    before = torch.cat(_score(roles, groups, pooling))
+    load_role(roles, Role.REWARD, folder)
+    difference = float((torch.cat(_score(roles, groups, pooling)) - before).abs().max())
     text = "the saved reward model scores as before after a reload"
     return Claim(id="reward_reloads", claim=text, figure=difference, holds=difference == 0)

@@ -12,16 +12,20 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
-from lowrank_rlhf.config.schema import SftConfig
+from lowrank_rlhf.config.schema import Config, SftConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.batching import rows_per_pass
+from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.base import Base
-from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.distributed import ProcessGroup
-from lowrank_rlhf.run.progress import Bar
+from lowrank_rlhf.run.progress import Bar, Progress, StopRequest
+from lowrank_rlhf.run.records import Demonstration
+from lowrank_rlhf.run.results import SftResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.optimizer_step import all_reduce_gradients
@@ -33,56 +37,67 @@ from lowrank_rlhf.training.trl_loop import AtomicAdamW, FiniteGuard, loop_settin
 Row = dict[str, list[int]]
 
 
-def run(session: Session) -> dict[str, Any]:
+def run(session: Session) -> SftResult:
     """Write `adapters/sft`."""
-    config, roles = session.config.sft, session.roles
-    before = session.base.checksum()
+    config, roles = session.config.sft, session.load_roles()
+    before = roles.base.checksum()
     others = checksums(roles, [Role.POLICY])
     roles.reset(Role.POLICY, torch.Generator().manual_seed(session.seed("sft", "init")))
-    figures: dict[str, Any] = {"source": config.source}
+    figures: dict[str, Any] = {}
     if config.source == "adapter":
         load_role(roles, Role.POLICY, Path(str(config.adapter)))
     elif config.source == "train":
-        figures |= _train(session)
+        demonstrations = session.filter_lengths().demonstrations
+        figures = _train(session.config, roles, demonstrations, session.run_dir, session.progress, session.stop)
     save_role(roles, Role.POLICY, session.work("sft") / "adapters" / "sft")
-    claims = [base_unchanged(session.base, "the sft stage", before)]
+    claims = [base_unchanged(roles.base, "the sft stage", before)]
     if others:  # empty in a new process
         claims.append(others_unchanged(roles, "the sft stage", others))
-    return {**figures, "claims": [claim.model_dump() for claim in claims]}
+    return SftResult(source=config.source, **figures, claims=tuple(claims))
 
 
-def training_rows(session: Session) -> list[Row]:
-    """Return tokens and labels of the demonstrations for all epochs, each in its own seeded order."""
-    config, base = session.config.sft, session.base
-    if not session.fitting.demonstrations:
+def training_rows(demonstrations: Sequence[Demonstration], base: Base, epochs: int, seed: int) -> list[Row]:
+    """Return tokens and labels of the demonstrations for all epochs, each in its own order from the run's `seed`."""
+    if not demonstrations:
         raise UserError("data.prompts: no training prompt has a `response`. Add responses, or set sft.source: base")
     rows = []
-    for demonstration in session.fitting.demonstrations:
+    for demonstration in demonstrations:
         prompt = base.encode_prompt(demonstration.prompt)
         response = base.encode_response(demonstration.response)
         rows.append({"input_ids": prompt + response, "labels": [-100] * len(prompt) + response})
     ordered = []
-    for epoch in range(config.epochs):
-        generator = torch.Generator().manual_seed(session.seed("sft", "order", epoch))
+    for epoch in range(epochs):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "sft", "order", epoch))
         ordered += [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
     return ordered
 
 
-def _train(session: Session) -> dict[str, Any]:
-    config, roles = session.config.sft, session.roles
-    rows = training_rows(session)
+def _train(
+    run_config: Config,
+    roles: Roles,
+    demonstrations: Sequence[Demonstration],
+    run_dir: RunDir,
+    progress: Progress,
+    stop: StopRequest,
+) -> dict[str, Any]:
+    """Train to the end, from the last checkpoint if there is one; return the figures of `SftResult`."""
+    config, seed, work = run_config.sft, run_config.seed, run_dir.work("sft")
+    rows = training_rows(demonstrations, roles.base, config.epochs, seed)
     steps = math.ceil(len(rows) / config.batch_size)
     optimizer = AtomicAdamW(roles.parameters(Role.POLICY), lr=config.learning_rate, weight_decay=0.0)
-    checkpoints = RoleCheckpoints(session.work("sft"), "sft", roles, Role.POLICY, optimizer, session.metrics)
+    checkpoints = RoleCheckpoints(work, "sft", roles, Role.POLICY, optimizer, run_dir.metrics)
+    report = SkipReport("sft", "sft.learning_rate", run_dir, progress, roles.base)
     done = checkpoints.resume()
-    with session.progress.track("sft", steps, "steps", done) as bar, checkpoints.saved_if_stopped(bar, session.stop):
+    with progress.track("sft", steps, "steps", done) as bar, checkpoints.saved_if_stopped(bar, stop):
         while bar.count < steps:
             try:
                 widest = max(len(row["input_ids"]) for row in rows)
-                session.base.limits.retry(lambda: _train_steps(session, checkpoints, rows, steps, bar), widest)
+                roles.base.limits.retry(
+                    lambda: _train_steps(config, seed, work / "trl", checkpoints, report, rows, steps, bar), widest
+                )
             except RollBack:
                 bar.advance(checkpoints.roll_back() - bar.count)
-    losses = [row["loss"] for row in session.metrics.read("sft") if "loss" in row]
+    losses = [row["loss"] for row in run_dir.metrics.read("sft") if "loss" in row]
     tail = losses[-max(1, len(losses) // 5) :]
     return {"examples": len(rows) // config.epochs, "steps": steps, "loss": sum(tail) / max(1, len(tail))}
 
@@ -101,12 +116,6 @@ def _rate(step: int, steps: int, warmup_fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
 
 
-def _rows_per_pass(session: Session, rows: list[Row]) -> int:
-    """Return the rows of one pass, from all rows: from those left, a resumed run would round differently."""
-    width = max(len(row["input_ids"]) for row in rows)
-    return rows_per_pass(session.config.sft.batch_size // session.group.world_size, width, session.base.limits.tokens)
-
-
 def _own_rows(group: ProcessGroup, rows: Sequence[Row], batch_size: int) -> list[Row]:
     """Return this process's rows of each step; a row of weight 0 where the last step has none for it."""
     steps = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
@@ -119,24 +128,34 @@ def _weight(group: ProcessGroup, rows: Sequence[Row]) -> float:
     return sum(group.shard(tokens)) / sum(tokens)
 
 
-def _train_steps(session: Session, checkpoints: RoleCheckpoints, rows: list[Row], steps: int, bar: Bar) -> None:
-    """Train the remaining steps; called again it starts with the interrupted one."""
-    optimizer, done = checkpoints.optimizer, bar.count
-    config, roles = session.config.sft, session.roles
-    guard = FiniteGuard(roles)
-    report = SkipReport("sft", "sft.learning_rate", session.run_dir, session.progress, session.base)
+def _train_steps(
+    config: SftConfig,
+    seed: int,
+    folder: Path,
+    checkpoints: RoleCheckpoints,
+    report: SkipReport,
+    rows: list[Row],
+    steps: int,
+    bar: Bar,
+) -> None:
+    """Train the remaining steps with TRL in `folder`; called again it starts with the interrupted one."""
+    optimizer, done, roles = checkpoints.optimizer, bar.count, checkpoints.roles
+    base, group, guard = roles.base, roles.group, FiniteGuard(roles)
     rates = schedule(
         optimizer,
         checkpoints.recovery.rate * config.learning_rate,
         lambda step: _rate(step + done, steps, config.warmup_fraction),
     )
-    own = config.batch_size // session.group.world_size
+    own = config.batch_size // group.world_size
+    width = max(
+        len(row["input_ids"]) for row in rows
+    )  # of all rows: with those left, a resumed run would round differently
     settings = loop_settings(
-        session.base,
-        session.work("sft") / "trl",
-        session.seed("sft"),
+        base,
+        folder,
+        derive_seed(seed, "sft"),
         rows=own,
-        rows_per_pass=_rows_per_pass(session, rows),
+        rows_per_pass=rows_per_pass(own, width, base.limits.tokens),
         steps=steps - done,
     )
     with trl_bridge(roles) as bridge:
@@ -148,10 +167,8 @@ def _train_steps(session: Session, checkpoints: RoleCheckpoints, rows: list[Row]
                 dataset_kwargs={"skip_prepare_dataset": True},
                 max_length=None,
             ),
-            train_dataset=Dataset.from_list(
-                _own_rows(session.group, rows[done * config.batch_size :], config.batch_size)
-            ),
-            processing_class=session.base.tokenizer,
+            train_dataset=Dataset.from_list(_own_rows(group, rows[done * config.batch_size :], config.batch_size)),
+            processing_class=base.tokenizer,
             optimizers=(optimizer, rates),
             # The guard comes second: it checks the gradients that the first callback has summed.
             callbacks=[_SftCallback(config, checkpoints, report, bar, rows, guard), guard],

@@ -1,4 +1,4 @@
-"""Process of one run of a sweep, so that its memory is freed when the run ends."""
+"""One run of a sweep in a process of its own: its memory is gone when it ends."""
 
 import os
 import signal
@@ -18,23 +18,23 @@ _LINES_KEPT = 3
 
 
 class Outcome(NamedTuple):
-    """Exit code of a command; `message`: the last lines it wrote to stderr."""
+    """How a command ended; `message` is the last that it wrote to stderr."""
 
     code: int
     message: str
 
 
 def command_of(source: str, overrides: Sequence[str], runs: Path) -> list[str]:
-    """Return the command of one run as arguments of a process, never of a shell."""
+    """The command of one run, as a list for a process, never for a shell."""
     return [sys.executable, "-m", "lowrank_rlhf", "run", source, *overrides, "--runs", str(runs)]
 
 
 def launch(command: Sequence[str], stop: StopRequest, quiet: bool) -> Outcome:
-    """Run a command to its end. A stop request sends it SIGTERM, a second Ctrl-C ends it at once.
+    """Run a command to its end; a stop that is asked for is passed on to it, once, and then again.
 
-    With `quiet`, its stdout goes to stderr. Raises `Stopped` after a stop request, when the command has ended.
+    With `quiet` what it says goes to stderr. Raises `Stopped` when it has ended because of the stop.
     """
-    # In its own process group the command gets no Ctrl-C from the terminal, only the one SIGTERM sent here.
+    # In a process group of its own Ctrl-C reaches it through us only, and therefore once.
     group = 0 if os.name == "posix" else None
     with subprocess.Popen(
         command,
@@ -44,13 +44,13 @@ def launch(command: Sequence[str], stop: StopRequest, quiet: bool) -> Outcome:
         errors="replace",
         process_group=group,
     ) as process:
-        assert process.stderr is not None  # noqa: S101 - a pipe, see above
+        assert process.stderr is not None  # noqa: S101 - asked for above
         lines: deque[str] = deque(maxlen=_LINES_KEPT)
         reader = threading.Thread(target=_pass_on, args=(process.stderr, lines), daemon=True)
         reader.start()
         try:
             _wait(process, stop)
-        except BaseException:  # a second Ctrl-C, or a bug: leave no process running
+        except BaseException:  # a second Ctrl-C, or a bug here: leave nothing behind that goes on by itself
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGTERM)
             process.wait()
@@ -58,16 +58,16 @@ def launch(command: Sequence[str], stop: StopRequest, quiet: bool) -> Outcome:
         reader.join()
     message = "".join(lines).strip()
     if stop.requested:
-        raise Stopped("Sweep stopped. Finished runs and stages are saved; the same command resumes.")
+        raise Stopped("The sweep stops here; finished runs and stages are saved. The same command goes on.")
     return Outcome(process.returncode, message)
 
 
 def _wait(process: subprocess.Popen, stop: StopRequest) -> None:
-    signalled = False
+    told = False
     while process.poll() is None:
-        if stop.requested and not signalled:
+        if stop.requested and not told:
             process.send_signal(signal.SIGTERM)
-            signalled = True
+            told = True
         try:
             process.wait(_SECONDS_BETWEEN_LOOKS)
         except subprocess.TimeoutExpired:

@@ -25,7 +25,7 @@ def shared_stages(configs: Sequence[Config]) -> list[dict[str, str]]:
         signatures: dict[str, str] = {}
         shared = {}
         for stage in pipeline.stages_of(config):
-            settings = fingerprint(stage, config, {})["settings"]
+            settings = fingerprint(stage, config, {}).settings
             read = [signatures[name] for name in stage.reads if name in signatures]
             signature = repr((stage.name, sorted(settings.items()), read))
             signatures |= dict.fromkeys(stage.writes, signature)
@@ -48,7 +48,7 @@ def take_over(config: Config, runs: Path, donors: Sequence[str]) -> dict[str, st
     with run_dir.lock():
         run_dir.recover()
         for planned in pipeline.plan(config, run_dir):
-            # Plan again for each stage: copying a stage changes the state of the next one.
+            # The plan is made again for each stage: a copied stage changes the state of the next one.
             stage = planned.stage
             state = next(now.state for now in pipeline.plan(config, run_dir) if now.stage.name == stage.name)
             if state == "done":
@@ -68,7 +68,7 @@ def _donor(stage: Stage, config: Config, run_dir: RunDir, donors: Sequence[RunDi
     wanted = current_fingerprint(stage, config, run_dir)
     for donor in donors:
         mark = donor.mark(stage.name)
-        if mark and not differences(mark.fingerprint.model_dump(), wanted) and _unchanged(stage, donor):
+        if mark and not differences(mark.fingerprint, wanted) and _unchanged(stage, donor):
             return donor
     return None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from marks import done
 from tiny_run import STAGES, make_config
 
 from lowrank_rlhf.config.schema import DataConfig, FormatName
@@ -272,7 +273,7 @@ def test_conversations_of_several_turns_in_every_stage(tiny_folder, tmp_path: Pa
     of_rank = {"rank__source": source} | ({"rank__dataset": str(path)} if source == "dataset" else {})
     config = make_config(tiny_folder(), path, model__max_length=110, **of_rank)
     run_dir = run(config, tmp_path, progress=Progress.silent())
-    assert [name for name in STAGES if run_dir.done(name)] == [
+    assert [name for name in STAGES if done(run_dir, name)] == [
         name for name in STAGES if name != "sample" or source == "judge"
     ]
     prompts = [json.loads(line) for line in run_dir.artifact("prompts.jsonl").read_text().splitlines()]

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from marks import done
 from rich.console import Console
 from tiny import STYLES, load_tiny, make_tiny_model
 from tiny_run import make_config, make_session
@@ -76,7 +77,7 @@ def test_held_out_ones_count_and_only_the_first_few_are_shown(make, tmp_path) ->
     with pytest.raises(
         UserError, match=r"(?s)7 prompts too long .*:13 \(l0\).*:17 \(l4\)[^(]*  and 2 more\n"
     ) as caught:
-        make_session(config, tmp_path).check_lengths()
+        make_session(config, tmp_path).filter_lengths()
     assert "l5" not in str(caught.value)
 
 
@@ -86,14 +87,14 @@ def test_the_limit_is_exact(make, tmp_path) -> None:
     for room, fits in ((longest, True), (longest - 1, False)):
         config = make({"a": (3 * LONG, None)}, model__max_length=room + 6)
         if fits:
-            make_session(config, tmp_path).check_lengths()
+            make_session(config, tmp_path).filter_lengths()
             continue
         with pytest.raises(UserError, match=rf"1 prompt too long .*\n.*\(a\): {longest} tokens"):
-            make_session(config, tmp_path).check_lengths()
+            make_session(config, tmp_path).filter_lengths()
     whole = tokens(make({}), "question", LONG)
-    make_session(make({"a": ("question", LONG)}, model__max_length=whole), tmp_path).check_lengths()
+    make_session(make({"a": ("question", LONG)}, model__max_length=whole), tmp_path).filter_lengths()
     with pytest.raises(UserError, match=rf"1 response too long .*\n.*\(a\): {whole} tokens with its response"):
-        make_session(make({"a": ("question", LONG)}, model__max_length=whole - 1), tmp_path).check_lengths()
+        make_session(make({"a": ("question", LONG)}, model__max_length=whole - 1), tmp_path).filter_lengths()
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -105,7 +106,7 @@ def test_without_the_model_the_errors_are_the_same(tmp_path, style) -> None:
         config = make_config(folder, data, data__held_out=2, model__max_length=limit)
         session = make_session(config, tmp_path)
         found = []
-        for check in (session.check_lengths, lambda: check_lengths(session.data, config)):  # noqa: B023
+        for check in (session.filter_lengths, lambda: check_lengths(session.data, config)):  # noqa: B023
             try:
                 check()
                 found.append("")
@@ -133,10 +134,10 @@ def test_only_what_the_run_uses_is_looked_at(make, tmp_path, changes, refused) -
     session = make_session(config, tmp_path)
     assert session.data.prompts.demonstrations[0].prompt.id != "three"
     if refused is None:
-        session.check_lengths()
+        session.filter_lengths()
     else:
         with pytest.raises(UserError, match=rf"data\.prompts: {refused} too long"):
-            session.check_lengths()
+            session.filter_lengths()
 
 
 def test_they_are_left_out_when_asked_to(make, tmp_path) -> None:
@@ -154,8 +155,8 @@ def test_they_are_left_out_when_asked_to(make, tmp_path) -> None:
     assert sampled == {prompt.id for prompt in training}
     assert "three" in sampled, "only its response was too long"
     assert not sampled & set(long)
-    assert run_dir.done("sft")["summary"]["examples"] == len(session.fitting.demonstrations)
-    assert not {entry.prompt.id for entry in session.fitting.demonstrations} & {*long, "three"}
+    assert done(run_dir, "sft")["summary"]["examples"] == len(session.filter_lengths().demonstrations)
+    assert not {entry.prompt.id for entry in session.filter_lengths().demonstrations} & {*long, "three"}
 
 
 def test_sft_takes_the_next_ones_for_those_left_out(make, tmp_path) -> None:
@@ -163,10 +164,10 @@ def test_sft_takes_the_next_ones_for_those_left_out(make, tmp_path) -> None:
     session = make_session(make(long, data__skip_too_long=True, sft__examples=4), tmp_path)
     fitting = [entry for entry in session.data.prompts.demonstrations if entry.prompt.id not in long]
     assert session.data.prompts.demonstrations[:4] != fitting[:4]
-    assert session.fitting.demonstrations == fitting[:4]
+    assert session.filter_lengths().demonstrations == fitting[:4]
 
 
 def test_nothing_left_is_an_error(make, tmp_path) -> None:
     config = make({}, model__max_length=12, data__skip_too_long=True)
     with pytest.raises(UserError, match=r"data\.skip_too_long: leaves no training prompt: 12 prompts too long"):
-        make_session(config, tmp_path).check_lengths()
+        make_session(config, tmp_path).filter_lengths()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from chat_server import serving
+from marks import done
 from peft import PeftModel
 from tiny import load_plain
 from tiny_run import make_config, make_session, write_prompts
@@ -107,7 +108,7 @@ class TestAMatch:
     def test_the_run_s_own_pair_is_what_the_evaluate_stage_found(self, finished, figures) -> None:
         before = sha256(finished)
         match = figures(finished)["match"]
-        stage, rows = RunDir(finished).done("evaluate")["summary"], eval_rows(finished)
+        stage, rows = done(RunDir(finished), "evaluate")["summary"], eval_rows(finished)
         assert (match["left"], match["right"], match["prompts"]) == ("sft", "policy", len(rows))
         for mine, theirs in zip(match["answers"], rows, strict=True):
             assert (mine["prompt_id"], mine["left"], mine["right"]) == tuple(
@@ -141,21 +142,26 @@ class TestAMatch:
         prompts = session.prompts[1]
         match = Match(ComparedModel("base", None), ComparedModel("foreign", folder), prompts, 2, 7, None)
         sampling = session.config.sample
-        pairs = match_module.play_match(session.roles, match, None, sampling, session.progress, session.stop)
+        pairs = match_module.play_match(session.load_roles(), match, None, sampling, session.progress, session.stop)
         seed = derive_seed(7, "held-out answers")
-        groups = answer_prompts(session.roles, Role.POLICY, prompts, sampling, seed, answers_per_prompt=2)
+        groups = answer_prompts(session.load_roles(), Role.POLICY, prompts, sampling, seed, answers_per_prompt=2)
         tokens = [
             (prompt, list(sample.tokens)) for prompt, group in zip(prompts, groups, strict=True) for sample in group
         ]
         assert len(pairs) == len(tokens) == 10
-        bare = load_plain(AutoModelForCausalLM, session.roles, "none")
-        without = [sequence_logprob(bare, session.base.encode_prompt(prompt), row) for prompt, row in tokens]
+        roles = session.load_roles()
+        bare = load_plain(AutoModelForCausalLM, roles, "none")
+        without = [
+            sequence_logprob(bare, session.load_roles().base.encode_prompt(prompt), row) for prompt, row in tokens
+        ]
         adapted = PeftModel.from_pretrained(bare, folder).eval()
-        found = [sequence_logprob(adapted, session.base.encode_prompt(prompt), row) for prompt, row in tokens]
+        found = [
+            sequence_logprob(adapted, session.load_roles().base.encode_prompt(prompt), row) for prompt, row in tokens
+        ]
         expected = [ours - theirs for ours, theirs in zip(found, without, strict=True)]
         assert [pair.kl for pair in pairs] == pytest.approx(expected, abs=1e-3)
         assert max(map(abs, expected)) > 0.5
-        assert [pair.candidate.text for pair in pairs] == [session.base.decode(row) for _, row in tokens]
+        assert [pair.candidate.text for pair in pairs] == [session.load_roles().base.decode(row) for _, row in tokens]
 
     def test_other_prompts_several_answers_and_a_base_of_another_name(
         self, finished, figures, tiny_base, tmp_path
@@ -183,7 +189,7 @@ class TestAMatch:
         trained = [row["prompt"] for row in rows if row["id"] not in held_out][:3]
         new = [row["prompt"] for row in rows if row["id"] in held_out][:2]
         file = write_rows(tmp_path / "mixed.jsonl", [{"prompt": text} for text in (*trained, *new, "is that kind")])
-        note = "the run was trained on 3 of these 6 prompts; others may score lower"
+        note = "the run trained on 3 of these 6 prompts; new ones may fare worse"
         assert note in figures(finished, "--prompts", file)["match"]["notes"]
         others = write_rows(tmp_path / "new.jsonl", [{"prompt": text} for text in new])
         assert "trained on" not in str(figures(finished, "--prompts", others)["match"]["notes"])
@@ -191,7 +197,7 @@ class TestAMatch:
         config = run / "config.yaml"
         config.write_text(config.read_text().replace("prompts: /", "prompts: /gone/"))
         (note, *_) = figures(run, "--prompts", file)["match"]["notes"]
-        assert note.startswith("cannot check whether the run was trained on these prompts: /gone/")
+        assert note.startswith("whether the run trained on these prompts is not known: /gone/")
 
     def test_bad_rows_are_skipped_as_the_run_skips_them(self, finished, evaluate, tmp_path) -> None:
         prompts = write_rows(tmp_path / "mine.jsonl", [{"prompt": "is point"}, {"prompt": ""}, {"prompt": "is it"}])
@@ -258,13 +264,13 @@ class TestRewardModelAccuracy:
         assert result["match"] is None
         found = result["accuracy"]
         session = make_session(load_config(run / "config.yaml"), tmp_path)
-        plain = load_plain(AutoModelForSequenceClassification, session.roles, "none", num_labels=1)
+        plain = load_plain(AutoModelForSequenceClassification, session.load_roles(), "none", num_labels=1)
         model = PeftModel.from_pretrained(plain, run / "adapters" / "reward").eval()
-        model.config.pad_token_id = session.base.pad
+        model.config.pad_token_id = session.load_roles().base.pad
 
         def score(row: dict[str, str], key: str) -> float:
             prompt = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
-            ids = session.base.tokenizer(f"{prompt}{row[key]}<|im_end|>", return_tensors="pt")["input_ids"]
+            ids = session.load_roles().base.tokenizer(f"{prompt}{row[key]}<|im_end|>", return_tensors="pt")["input_ids"]
             with torch.no_grad():
                 return float(model(input_ids=ids).logits)
 
@@ -291,7 +297,7 @@ class TestRewardModelAccuracy:
         config = run / "config.yaml"
         text = config.read_text().replace("source: judge", "source: dataset")
         config.write_text(text.replace("dataset: null", f"dataset: {tmp_path / 'same.jsonl'}"))
-        assert "The run's reward model was trained on most of these" in evaluate(run, "--comparisons", file)[1]
+        assert "The run's reward model learnt from most of these" in evaluate(run, "--comparisons", file)[1]
 
     def test_beside_a_match(self, finished, figures, tmp_path) -> None:
         file = write_rows(tmp_path / "pairs.jsonl", PAIRS)
@@ -350,11 +356,11 @@ class TestErrors:
             (("--comparisons", "nowhere.jsonl"), "nowhere.jsonl"),
             (
                 ("seed=3",),
-                '"seed=3": only settings of model, sample, rank.endpoint, evaluate and data.skip_bad_rows can',
+                '"seed=3": only settings of model, sample, rank.endpoint, evaluate, and data.skip_bad_rows, can',
             ),
             (("data.held_out=9",), "only settings of"),
             (("sample.temprature=2",), 'Did you mean "temperature"?'),
-            (("--out", "result.txt"), "must end in .json"),
+            (("--out", "result.txt"), "name a file that ends in .json"),
             (("--out", "/proc/nowhere/result.json"), "cannot be written"),
             (("model.max_length=10",), "only 4 fit"),
         ],
@@ -406,6 +412,6 @@ class TestOutput:
         assert saved["seed"] == 1
         text = Path("new/result.txt").read_text()
         assert out.startswith(text)
-        assert out[len(text) :].strip() == "Saved as new/result.json; this text as new/result.txt"
+        assert out[len(text) :].strip() == "Saved as new/result.json, and this text as new/result.txt"
         assert sorted(path.name for path in Path("new").iterdir()) == ["result.json", "result.txt"]
         assert max(map(len, text.splitlines())) <= 100

@@ -16,6 +16,7 @@ import bitsandbytes as bnb
 import pyarrow.parquet
 import pytest
 import torch
+from exports import export_merged, export_reward
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -38,7 +39,7 @@ from lowrank_rlhf.config.schema import Config, ModelConfig, SampleConfig
 from lowrank_rlhf.errors import CannotFit, Stopped, UserError
 from lowrank_rlhf.export import merged_model as writing
 from lowrank_rlhf.export import model_card
-from lowrank_rlhf.export.export import export_adapters, export_merged, export_reward
+from lowrank_rlhf.export.export import export_adapters
 from lowrank_rlhf.export.model_card import base_licence, without_folders
 from lowrank_rlhf.export.usage_snippets import adapters_usage
 from lowrank_rlhf.maths.masking import pool
@@ -225,10 +226,10 @@ def test_export_merged(tiny_folder, tmp_path, monkeypatch) -> None:
     assert summary["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
     assert 0 < summary["difference"]["kl_per_token"] < 1e-3
     assert summary["difference"]["tokens"] > 8
-    expected = merged_by_peft(session.roles, "nf4", session.run_dir.artifact("adapters/sft"))
+    expected = merged_by_peft(session.load_roles(), "nf4", session.run_dir.artifact("adapters/sft"))
     found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     torch.testing.assert_close(logits(found), logits(expected.bfloat16().float()), rtol=1e-3, atol=0.05)
-    other = merged_by_peft(session.roles, "nf4", session.run_dir.artifact("adapters/policy"))
+    other = merged_by_peft(session.load_roles(), "nf4", session.run_dir.artifact("adapters/policy"))
     assert (logits(found) - logits(other)).abs().max() > 0.5
 
     assert 'TEMPLATE """{{ range .Messages }}' in (folder / "Modelfile").read_text()
@@ -257,11 +258,11 @@ def test_export_reward(tiny_folder, tmp_path, monkeypatch, pooling, layers, dtyp
         exec(usage_code(tmp_path / "my-reward"), names)  # noqa: S102 - the card's own lines
     assert names["model"].config.num_hidden_layers == layers
     assert names["model"].config.lowrank_rlhf == {"pooling": pooling, "score_mean": 0.4, "score_std": 1.7}
-    base, text = session.base, "the answer is short"
+    base, text = session.load_roles().base, "the answer is short"
     messages = [{"role": "user", "content": "what does the user ask"}]
     prompt = base.encode_prompt(Prompt(id="p", messages=(Message(**messages[0]),)))
     batch = pack([prompt], [base.encode_response(text)], base.pad)
-    raw = float(pool(score_tokens(session.roles, Role.REWARD, batch), batch.response, pooling)[0])
+    raw = float(pool(score_tokens(session.load_roles(), Role.REWARD, batch), batch.response, pooling)[0])
     assert names["score"](messages, text) == pytest.approx((raw - 0.4) / 1.7, abs=0.05)
     card_text = (tmp_path / "my-reward" / "README.md").read_text()
     assert ("is not this model's score" in card_text) == (pooling == "mean")
@@ -290,9 +291,9 @@ def test_the_reported_score_difference_is_the_largest(tiny_folder, tmp_path) -> 
     prompts = list(read_jsonl(session.run_dir.artifact("prompts.jsonl"), Prompt))
     samples = {s.prompt_id: s for s in read_jsonl(session.run_dir.artifact("answers.jsonl"), Sample)}
     tokens = [samples[prompt.id].tokens or () for prompt in prompts]
-    encoded = [session.base.encode_prompt(prompt) for prompt in prompts]
-    batch = pack(encoded, tokens, session.base.pad)
-    ours = pool(score_tokens(session.roles, Role.REWARD, batch), batch.response, "last")
+    encoded = [session.load_roles().base.encode_prompt(prompt) for prompt in prompts]
+    batch = pack(encoded, tokens, session.load_roles().base.pad)
+    ours = pool(score_tokens(session.load_roles(), Role.REWARD, batch), batch.response, "last")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     with torch.no_grad():
         theirs = model(input_ids=batch.ids, attention_mask=batch.attention.long()).logits[:, 0]
@@ -544,7 +545,7 @@ def test_a_failure_midway_leaves_nothing(tiny_folder, tmp_path, monkeypatch, at)
 def test_a_stop_midway_leaves_nothing(tiny_folder, tmp_path) -> None:
     session = finished_run(tiny_folder(), tmp_path, adapters=("sft", "policy"))
     session.stop.requested = True
-    with pytest.raises(Stopped, match="nothing of the export was kept"):
+    with pytest.raises(Stopped, match="the unfinished export was deleted"):
         export_merged(session, "policy", "bfloat16", tmp_path / "out")
     assert left_behind(tmp_path) == []
 
@@ -678,10 +679,10 @@ def test_command_refuses(tiny_folder, tmp_path, command, monkeypatch) -> None:
     finished_run(tiny_folder(), tmp_path, adapters=("sft",))
     monkeypatch.chdir(tmp_path)
     for arguments, message in (
-        (("nothing", "out"), 'run "nothing" not found in runs. Existing runs: tiny.'),
+        (("nothing", "out"), 'no run "nothing" in runs. The runs are: tiny.'),
         (("tiny", "out"), "no adapter `policy` yet; it has sft."),
         (("tiny", "out", "--what", "reward"), "no adapter `reward` yet; it has sft."),
-        (("tiny", "out", "--what", "reward", "--role", "sft"), "--role: requires --what merged, got --what reward"),
+        (("tiny", "out", "--what", "reward", "--role", "sft"), "--role: goes with --what merged only, not with reward"),
         (("tiny", "out", "--what", "adapters", "--dtype", "float16"), "--dtype: adapters are copied as they are"),
         (("tiny", "out", "--what", "prompts", "--dtype", "float16"), "--dtype: prompts are copied as they are"),
     ):

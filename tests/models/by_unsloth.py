@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import done
 from peft.tuners.lora import LoraLayer
 from test_generation import LENGTH, PROMPTS, naive, sample
 from tiny import LORA, load_tiny, make_batch, make_roles
@@ -144,7 +145,7 @@ def test_a_whole_run(tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     run_dir = pipeline.run(config, tmp_path, progress=Progress())
     assert "model.backend: unsloth" in capsys.readouterr().out
     assert json.loads((run_dir.path / "backend.json").read_text())["backend"] == "unsloth"
-    marks = {name: run_dir.done(name) for name in STAGES}
+    marks = {name: done(run_dir, name) for name in STAGES}
     assert all(marks.values())
     claims = [claim for mark in marks.values() for claim in mark["summary"].get("claims", [])]
     assert len(claims) > 5

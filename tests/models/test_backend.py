@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from marks import done
 from pydantic import ValidationError
 from tiny_run import make_config, make_session, write_prompts
 
@@ -18,6 +19,7 @@ from lowrank_rlhf.models.backend import FAMILIES, choose, take_backend
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.fingerprint import differences, fingerprint
 from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.run.results import Fingerprint
 
 ROOT = Path(__file__).parents[2]
 NO_UNSLOTH = "the package unsloth is not installed (python -m pip install -r requirements-unsloth.txt)"
@@ -157,8 +159,8 @@ def test_one_that_does_not_start_is_an_error_with_its_words(tiny_folder, tmp_pat
 
 def test_a_run_tells_its_context_and_the_base_is_loaded_by_it(tiny_folder, tmp_path: Path) -> None:
     session = make_session(make_config(tiny_folder(), model__backend="auto"), tmp_path)
-    assert not session.base.by_unsloth
-    assert session.base.config.backend == "transformers"
+    assert not session.load_roles().base.by_unsloth
+    assert session.load_roles().base.config.backend == "transformers"
 
 
 def test_a_run_without_cuda_says_so_and_goes_on_as_ever(tiny_folder, tmp_path: Path, capsys) -> None:
@@ -166,7 +168,7 @@ def test_a_run_without_cuda_says_so_and_goes_on_as_ever(tiny_folder, tmp_path: P
     auto = make_config(tiny_folder(), data, model__backend="auto", stages=["sft"])
     run_dir = pipeline.run(auto, tmp_path, progress=Progress())
     assert "model.backend: transformers: model.device is cpu, and unsloth requires CUDA" in capsys.readouterr().out
-    assert run_dir.done("sft")
+    assert done(run_dir, "sft")
     other = make_config(tiny_folder(), data, model__backend="transformers", stages=["sft"])
     with pytest.raises(StaleRun, match=r'model\.backend: "auto" -> "transformers"'):
         pipeline.run(other, tmp_path, progress=Progress.silent())
@@ -175,7 +177,8 @@ def test_a_run_without_cuda_says_so_and_goes_on_as_ever(tiny_folder, tmp_path: P
 def test_runs_of_versions_without_the_setting_are_transformers_own() -> None:
     stage = pipeline.stages.stage("sft")
     now = fingerprint(stage, config("transformers"), {})
-    before = {"settings": {k: v for k, v in now["settings"].items() if k != "model.backend"}, "inputs": {}}
+    known = {key: value for key, value in now.settings.items() if key != "model.backend"}
+    before = Fingerprint(settings=known, inputs={})
     assert differences(before, now) == ()
     asked = fingerprint(stage, config("auto"), {})
     assert differences(before, asked) == ('model.backend: (not set) -> "auto"',)

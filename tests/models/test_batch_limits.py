@@ -55,7 +55,7 @@ def fail_above(session: Session, tokens: int, error: Exception, training: bool =
             failed.append(ids.numel())
             raise error
 
-    session.roles.decoder.register_forward_pre_hook(check, with_kwargs=True)
+    session.load_roles().decoder.register_forward_pre_hook(check, with_kwargs=True)
     return failed
 
 
@@ -101,11 +101,11 @@ def test_a_stage_that_runs_out_of_memory_ends_as_with_less_from_the_start(
     failed = fail_above(session, limit, error)
     run(session)
     assert failed, "the limit was never reached"
-    assert session.roles.acting is None
+    assert session.load_roles().acting is None
     tokens = json.loads((session.run_dir.path / "room.json").read_text())["tokens"]
-    assert tokens == session.base.limits.tokens < 4 * limit
+    assert tokens == session.load_roles().base.limits.tokens < 4 * limit
     assert '"kind": "halved"' in (session.run_dir.path / "events.jsonl").read_text()
-    found["halved"] = snapshot(session.roles, role)
+    found["halved"] = snapshot(session.load_roles(), role)
     for name, size in (("small", tokens), ("large", 5 * limit)):
         other = make(tiny_folder(), tmp_path, size)
         run(other)
@@ -128,10 +128,10 @@ def test_sampling_takes_half_the_prompts_at_once(tiny_folder, tmp_path) -> None:
         if steps[-1] > 6:
             raise MemoryError
 
-    session.roles.decoder.register_forward_pre_hook(check, with_kwargs=True)
+    session.load_roles().decoder.register_forward_pre_hook(check, with_kwargs=True)
     sample.run(session)
     assert (session.work("sample") / "samples.jsonl").read_text() == whole
-    assert session.base.limits.rows == 6
+    assert session.load_roles().base.limits.rows == 6
     assert max(steps) > 6
     assert sum(rows > 6 for rows in steps) == 1
 
@@ -144,7 +144,7 @@ def test_out_of_memory_while_weights_are_merged_is_not_tried_again(
     """In a rollout of PPO too, where everything else is: smaller micro-batches make no smaller copy."""
     session = (make_ppo if stage == "ppo" else make_sft)(tiny_folder(), tmp_path, 240)
     save_sft(session)
-    layers, calls = dict(session.base.model.named_modules()), list[Any]()
+    layers, calls = dict(session.load_roles().base.model.named_modules()), list[Any]()
     merge, collect = merging.merged_weight, ppo.collect
 
     def fail_from_the_third_on(layer: Any, role: Role) -> Tensor:
@@ -164,9 +164,9 @@ def test_out_of_memory_while_weights_are_merged_is_not_tried_again(
     with pytest.raises(CannotFit, match=r"out of memory while .* merged .*model\.merged_rollouts: false"):
         (ppo if stage == "ppo" else sample).run(session)
     assert len(calls) == 3
-    assert session.base.limits.tokens == 240
-    assert session.roles.merged is None
-    after = dict(session.base.model.named_modules())
+    assert session.load_roles().base.limits.tokens == 240
+    assert session.load_roles().merged is None
+    after = dict(session.load_roles().base.model.named_modules())
     assert {name: after.get(name) for name in layers} == layers
 
 

@@ -60,7 +60,7 @@ def test_sft_learns(tiny_base, tiny_folder, tmp_path) -> None:
     sft.run(session)
     losses = [row["loss"] for row in session.metrics.read("sft")]
     assert losses[-1] < 0.7 * losses[0]
-    assert {parameter.dtype for parameter in session.roles.parameters(Role.POLICY)} == {torch.float32}
+    assert {parameter.dtype for parameter in session.load_roles().parameters(Role.POLICY)} == {torch.float32}
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

@@ -99,7 +99,7 @@ def test_a_run_that_goes_on_with_other_threads_says_so(tiny_folder, tmp_path: Pa
             torch.set_num_threads(threads)
             session = make_session(config, tmp_path)
             session.progress = Progress()
-            assert session.base.compute_dtype is torch.float32
+            assert session.load_roles().base.compute_dtype is torch.float32
             out = capsys.readouterr().out
             assert ("NOTE" in out, said in out) == (bool(said), True)
             assert ("OMP_NUM_THREADS=2" in out) == bool(said)
@@ -212,9 +212,9 @@ def test_float16_is_taken_on_a_gpu_and_refused_on_a_cpu_by_run_and_plan(monkeypa
         choose_dtype("float16", CPU)
     config = ModelConfig(source="a/b", compute_dtype="float16")
     monkeypatch.setattr(machine, "_gpu", lambda: (14 * 2**30, 15 * 2**30))
-    found = machine.find_machine(config)
+    found = machine.look(config)
     assert (found.number_format, found.device.width, found.free) == ("float16", 2, 14 * 2**30)
-    assert machine.find_machine(config.model_copy(update={"compute_dtype": "auto"})).number_format == "bfloat16"
+    assert machine.look(config.model_copy(update={"compute_dtype": "auto"})).number_format == "bfloat16"
     monkeypatch.setattr(machine, "_gpu", lambda: None)
     with pytest.raises(UserError, match="float16 is for GPUs"):
-        machine.find_machine(config)
+        machine.look(config)

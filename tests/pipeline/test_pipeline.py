@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pytest
+from marks import done
 from rich.console import Console
 
 from lowrank_rlhf import stages
@@ -24,6 +25,7 @@ from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.fingerprint import differences, fingerprint
 from lowrank_rlhf.run.directory import RunDir, write_json_atomic
 from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.run.results import Fingerprint, StageResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.sources.model_shape import Shape
 
@@ -55,13 +57,18 @@ class Factory:
         )
 
     def stage(self, name: str, settings: tuple[str, ...], reads: tuple[str, ...]) -> FakeStage:
-        def run(session: Session) -> dict[str, Any]:
+        def run(session: Session) -> StageResult:
             self.ran.append(name)
             self.before.get(name, lambda _: None)(session)
             text = "".join(path.read_text() for path in map(session.run_dir.artifact, reads) if path.exists())
             (session.work(name) / f"{name}.txt").write_text(f"{text}{name} {session.config.seed}{self.salt};")
-            counts = {"sample": {"prompts": 1, "answers": 1}, "rank": {"rankings": 1, "comparisons": 1}}
-            return counts.get(name, {}) | {"message": f"{name} is made", "figure": float("nan")}
+            counts = {
+                "sample": {"prompts": 1, "answers": 1},
+                "rank": {"rankings": 1, "comparisons": 1},
+                "evaluate": {"prompts": 1},
+            }
+            figures: dict[str, Any] = {**counts.get(name, {}), "figure": float("nan")}
+            return StageResult(message=f"{name} is made", **figures)
 
         return FakeStage(name, settings, reads, (f"{name}.txt",), run)
 
@@ -101,7 +108,7 @@ def test_a_run_makes_every_stage_once_and_marks_it(tmp_path: Path, factory: Fact
     assert factory.ran == list(NAMES)
     assert run_dir.artifact("ppo.txt").read_text() == "sft 1;sft 1;sample 1;rank 1;ppo 1;"
     assert states(tmp_path) == ["done"] * 5
-    mark = run_dir.done("ppo")
+    mark = done(run_dir, "ppo")
     assert set(mark) == {
         "schema", "stage", "fingerprint", "summary", "seconds", "loading_seconds", "peak_memory_bytes", "finished_at",
         "processes", "planned_memory_bytes",
@@ -163,13 +170,13 @@ def test_a_changed_setting_is_refused_with_what_differs_and_the_way_out(tmp_path
     with pytest.raises(StaleRun) as caught:
         run(tmp_path, changed)
     assert str(caught.value) == (
-        "Stage ppo was made from something else than is asked for now:\n"
+        "Stage ppo does not match the current settings and inputs:\n"
         "  ppo.kl_coef: 0.05 -> 0.1\n"
         "  ppo.target_kl: null -> 1.0\n"
-        "Stage evaluate was made from something else than is asked for now:\n"
+        "Stage evaluate does not match the current settings and inputs:\n"
         '  evaluate.second_judge: "plain-language" -> null\n'
-        "Make it again, and with it all that was built on it: --redo ppo --redo evaluate\n"
-        "Or keep it, and give this run another name: name=..."
+        "Redo it, with all stages that depend on it: --redo ppo --redo evaluate\n"
+        "Or keep it, and start a new run under another name: name=..."
     )
     assert factory.ran == []
     assert (run_dir.path / "config.yaml").read_text() == kept
@@ -187,7 +194,7 @@ def test_a_stale_stage_beyond_until_is_nobodys_business(tmp_path: Path, factory:
 @pytest.mark.usefixtures("factory")
 def test_32_is_32_point_0(tmp_path: Path) -> None:
     run(tmp_path, settings(sample={"temperature": 1}))
-    mark = RunDir(tmp_path / "a").done("sample")
+    mark = done(RunDir(tmp_path / "a"), "sample")
     mark["fingerprint"]["settings"]["sample.temperature"] = 1
     write_json_atomic(tmp_path / "a" / "done" / "sample.json", mark)
     assert states(tmp_path) == ["done"] * 5
@@ -205,7 +212,7 @@ def test_32_is_32_point_0(tmp_path: Path) -> None:
     ],
 )
 def test_a_setting_that_the_runs_version_did_not_know_had_its_default(tmp_path: Path, key, value, line) -> None:
-    mark = run(tmp_path).done("ppo")
+    mark = done(run(tmp_path), "ppo")
     del mark["fingerprint"]["settings"][f"ppo.{key}"]
     write_json_atomic(tmp_path / "a" / "done" / "ppo.json", mark)
     found = pipeline.plan(settings(ppo={key: value}), RunDir(tmp_path / "a"))
@@ -213,12 +220,12 @@ def test_a_setting_that_the_runs_version_did_not_know_had_its_default(tmp_path: 
 
 
 def test_defaults_are_those_of_a_config_that_sets_nothing() -> None:
-    made = fingerprint(FakeStage("x", tuple(Config.model_fields), (), (), lambda _: {}), settings(), {})
+    made = fingerprint(FakeStage("x", tuple(Config.model_fields), (), (), lambda _: StageResult()), settings(), {})
     required = {"name", "model.source"}
     changed = {"stages"}  # in `settings` here
     defaults = Config.defaults()
     of_endpoint = {key for key in defaults if key.startswith("rank.endpoint.")}
-    found = {key: value for key, value in made["settings"].items() if key not in required | changed}
+    found = {key: value for key, value in made.settings.items() if key not in required | changed}
     assert found == {key: value for key, value in defaults.items() if key in found}
     assert set(defaults) - of_endpoint - stages.PACE - changed == set(found)
     assert defaults["stages"] == list(STAGES)
@@ -229,14 +236,14 @@ def test_defaults_are_those_of_a_config_that_sets_nothing() -> None:
 @pytest.mark.usefixtures("factory")
 def test_a_changed_input_is_refused(tmp_path: Path) -> None:
     run(tmp_path).artifact("rank.txt").write_text("by hand")
-    with pytest.raises(StaleRun, match=r"Stage ppo was made .*\n  rank\.txt has changed\n.*--redo ppo\n"):
+    with pytest.raises(StaleRun, match=r"Stage ppo does not match .*\n  rank\.txt has changed\n.*--redo ppo\n"):
         run(tmp_path)
 
 
 def test_an_input_that_changes_in_this_very_run_is_refused(tmp_path: Path, factory: Factory) -> None:
     (run(tmp_path).path / "done" / "sft.json").unlink()
     factory.salt = "!"
-    with pytest.raises(StaleRun, match=r"Stage sample was made .*\n  sft\.txt has changed\n"):
+    with pytest.raises(StaleRun, match=r"Stage sample does not match .*\n  sft\.txt has changed\n"):
         run(tmp_path)
     assert factory.ran == [*NAMES, "sft"]
 
@@ -275,7 +282,7 @@ def test_redo_remakes_all_that_was_built_on_it_and_no_more(tmp_path: Path, facto
 def test_redo_discards_what_this_config_would_not_run(tmp_path: Path) -> None:
     run_dir = run(tmp_path)
     run(tmp_path, settings(stages=("sft", "sample")), redo=["sft"])
-    assert run_dir.done("evaluate") is None
+    assert done(run_dir, "evaluate") is None
     assert not run_dir.artifact("ppo.txt").exists()
 
 
@@ -374,7 +381,7 @@ class TestHalfDone:
             with pytest.raises(WaitingForPeople):
                 run(tmp_path, until="sft")
         del factory.before["sft"]
-        assert run(tmp_path, until="sft").done("sft")["seconds"] == 30
+        assert done(run(tmp_path, until="sft"), "sft")["seconds"] == 30
 
     def test_a_stage_that_left_nothing_is_to_do_with_other_settings_too(self, tmp_path: Path, factory: Factory) -> None:
         """PPO refuses a weak reward model before its first step, and says which setting would let it."""
@@ -384,7 +391,7 @@ class TestHalfDone:
         assert states(tmp_path) == ["done", "done", "done", "to do", "to do"]
         del factory.before["ppo"]
         changed = settings(ppo={"accept_weak_reward": True})
-        mark = run(tmp_path, changed).done("ppo")
+        mark = done(run(tmp_path, changed), "ppo")
         assert mark["fingerprint"]["settings"]["ppo.accept_weak_reward"] is True
 
     def test_the_peak_of_memory_is_the_stages_own_and_the_highest_of_its_attempts(
@@ -403,7 +410,7 @@ class TestHalfDone:
             run(tmp_path, until="sft")
         factory.before["sft"] = use(100)
         run_dir = run(tmp_path, until="rank")
-        peaks = [run_dir.done(name)["peak_memory_bytes"] for name in ("sft", "sample", "rank")]
+        peaks = [done(run_dir, name)["peak_memory_bytes"] for name in ("sft", "sample", "rank")]
         assert peaks == [500, 20, 10]
 
     def test_half_done_work_of_another_config_is_refused(self, tmp_path: Path, factory: Factory) -> None:
@@ -474,8 +481,8 @@ def test_two_runs_of_one_name_do_not_mix(tmp_path: Path, factory: Factory) -> No
 
 
 def test_differences_name_what_is_new_and_what_is_gone() -> None:
-    old = {"settings": {"a": 1, "b": "x" * 99, "old": True}, "inputs": {"same": "1", "lost": "2", "other": "3"}}
-    new = {"settings": {"a": 1, "b": None, "new": 2}, "inputs": {"same": "1", "other": "4", "found": "5"}}
+    old = Fingerprint(settings={"a": 1, "b": "x" * 99, "old": True}, inputs={"same": "1", "lost": "2", "other": "3"})
+    new = Fingerprint(settings={"a": 1, "b": None, "new": 2}, inputs={"same": "1", "other": "4", "found": "5"})
     assert differences(old, new) == (
         f'b: "{"x" * 56}... -> null',
         "old: true -> (not set)",
@@ -485,14 +492,14 @@ def test_differences_name_what_is_new_and_what_is_gone() -> None:
         "found is new",
     )
     assert differences(old, old) == ()
-    newer = {**old, "settings": {**old["settings"], "unknown to the older version": None}}
+    newer = Fingerprint(settings={**old.settings, "unknown to the older version": None}, inputs=old.inputs)
     assert differences(old, newer) == differences(newer, old) == ()
 
 
 def test_the_real_stages_settings_exist_and_what_they_read_is_written_before() -> None:
     made: set[str] = set()
     for stage in stages.STAGES:
-        assert fingerprint(stage, settings(), {})["settings"]
+        assert fingerprint(stage, settings(), {}).settings
         assert made.issuperset(stage.reads)
         assert made.isdisjoint(stage.writes)
         made |= set(stage.writes)
@@ -525,7 +532,7 @@ def test_a_run_keeps_to_the_commit_of_a_data_set_that_it_read_first(
     seen: list[int] = []
     factory.before = dict.fromkeys(NAMES, lambda session: seen.append(len(session.prompts[0])))
     run_dir = run(tmp_path, config, until="sample")
-    assert run_dir.done("sft")["fingerprint"]["inputs"]["hub:a/b"] == hub.commit
+    assert done(run_dir, "sft")["fingerprint"]["inputs"]["hub:a/b"] == hub.commit
     hub.commit = "b" * 40
     assert states(tmp_path, config)[:2] == ["done", "done"]
     run(tmp_path, config)
@@ -576,7 +583,8 @@ def test_what_a_stage_reads_of_other_sections_counts(stage: str, before: Any, af
     assert says is None or says in found[0]
     if stage == "ppo":  # its curves alone follow that judge
         assert differences(made, now, finished=True) == ()
-    older = {**made, "settings": {key: made["settings"][key] for key in made["settings"] if " " not in key}}
+    known = {key: value for key, value in made.settings.items() if " " not in key}
+    older = Fingerprint(settings=known, inputs=made.inputs)
     assert differences(older, now) == ()  # a mark that lacks it makes no finished run stale
 
 
@@ -588,10 +596,10 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, factory: 
     fetched: list[str] = []
     monkeypatch.setattr(pipeline, "fetch_model", lambda model, _: fetched.append(model.source))
     monkeypatch.setattr("lowrank_rlhf.pipeline.fingerprint.model_identity", lambda _: held.get("identity"))
-    monkeypatch.setattr(Session, "check_lengths", lambda _: None)  # there is no tokenizer
+    monkeypatch.setattr(Session, "filter_lengths", lambda _: None)  # there is no tokenizer
     run(tmp_path, until="sample")
     held["identity"] = "sha256 2"
-    with pytest.raises(StaleRun, match=r'sft was made .*:\n  model files: "sha256 1" -> "sha256 2"'):
+    with pytest.raises(StaleRun, match=r'sft does not match .*:\n  model files: "sha256 1" -> "sha256 2"'):
         run(tmp_path)
     held.pop("identity")
     assert states(tmp_path) == ["done", "done", "to do", "to do", "to do"]  # not on this machine: nothing is known

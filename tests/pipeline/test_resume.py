@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import bfloat16_works
+from marks import done
 from tiny_run import STAGES, WORDS, make_config, make_session, write_prompts
 
 from lowrank_rlhf.config.schema import Config
@@ -84,7 +85,7 @@ def test_ending_after_each_stage_changes_nothing(uninterrupted, tmp_path) -> Non
     config, whole = uninterrupted
     for name in STAGES:
         run_dir = pipeline.run(config, tmp_path, until=name, progress=Progress.silent())
-        assert [stage for stage in STAGES if run_dir.done(stage)][-1] == name
+        assert [stage for stage in STAGES if done(run_dir, stage)][-1] == name
     assert run_dir.hashes(ADAPTERS) == whole.hashes(ADAPTERS)
     assert run_dir.hashes(ANSWERS) == whole.hashes(ANSWERS)
     assert metrics(run_dir) == metrics(whole)
@@ -161,12 +162,6 @@ def test_in_bfloat16_it_goes_on_alike(tiny_folder, at, tmp_path) -> None:
     assert metrics(parts) == metrics(whole)
 
 
-def done(run_dir: RunDir, stage: str) -> dict[str, Any]:
-    mark = run_dir.done(stage)
-    assert mark
-    return mark
-
-
 def test_killed_it_goes_on_from_the_last_checkpoint(uninterrupted, at, tmp_path) -> None:
     """Steps done since are done again, and come out the same; their rows are not in the metrics twice."""
     config, whole = uninterrupted
@@ -229,7 +224,7 @@ def test_killed_at_the_end_of_ppo(uninterrupted, monkeypatch, tmp_path) -> None:
 def test_a_stop_in_the_last_step_of_sft_loses_nothing(tiny_folder, at, tmp_path) -> None:
     config = make_config(tiny_folder(), write_prompts(tmp_path / "prompts.jsonl"), stages=("sft",))
     at({("sft", 5): "stop"})
-    assert go(config, tmp_path).done("sft")
+    assert done(go(config, tmp_path), "sft")
 
 
 def test_uneven_demonstrations_resume_alike(tiny_folder, at, tmp_path) -> None:
@@ -251,5 +246,8 @@ def test_uneven_demonstrations_resume_alike(tiny_folder, at, tmp_path) -> None:
 
 
 def _first_batch_has_the_longest(config: Config, runs: Path) -> bool:
-    widths = [len(row["input_ids"]) for row in training_rows(make_session(config, runs))]
+    session = make_session(config, runs)
+    demonstrations, base = session.filter_lengths().demonstrations, session.load_roles().base
+    rows = training_rows(demonstrations, base, config.sft.epochs, config.seed)
+    widths = [len(row["input_ids"]) for row in rows]
     return widths.index(max(widths)) < config.sft.batch_size

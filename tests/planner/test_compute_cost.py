@@ -101,9 +101,13 @@ class TestAmounts:
         run_dir, data = session.run_dir, RunData(config)
         counts = amounts(config, run_dir, data, local_tokenizer(config.model))
         shown = data.prompts.demonstrations
-        prompts = [len(session.base.encode_prompt(prompt)) for prompt in data.prompts.training]
-        answers = [len(session.base.encode_response(row.response)) for row in shown]
-        whole = [len(session.base.encode_prompt(row.prompt)) + n for row, n in zip(shown[:2], answers, strict=False)]
+        base = session.load_roles().base
+        prompts = [len(base.encode_prompt(prompt)) for prompt in data.prompts.training]
+        answers = [len(base.encode_response(row.response)) for row in shown]
+        whole = [
+            len(session.load_roles().base.encode_prompt(row.prompt)) + n
+            for row, n in zip(shown[:2], answers, strict=False)
+        ]
         assert counts.longest_prompt == max(prompts)
         assert counts.answer_tokens == min(6, sum(answers) / len(answers))
         assert counts.longest_demonstration == max(whole)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from marks import done
 from test_plan import COUNTS, CPU, SMOLLM, quickstart
 from tiny_run import make_config, write_prompts
 
@@ -29,7 +30,7 @@ def chosen(config: Config) -> tuple[int, bool]:
 
 def free(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     for module in (fit, forecast):
-        monkeypatch.setattr(module, "find_machine", lambda _: replace(CPU, free=round(size)))
+        monkeypatch.setattr(module, "look", lambda _: replace(CPU, free=round(size)))
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_a_run_keeps_its_numbers_whatever_is_free_later(monkeypatch, capsys) -> 
     run_dir = pipeline.run(auto, Path("runs"), until="sft", progress=progress)
     kept = load_config(run_dir.artifact("config.yaml"))
     assert chosen(kept) == chosen(list(fit.choices(auto))[-1])
-    assert run_dir.done("sft")["fingerprint"]["settings"]["model.gradient_checkpointing"] is True
+    assert done(run_dir, "sft")["fingerprint"]["settings"]["model.gradient_checkpointing"] is True
 
     free(monkeypatch, 1e12)
     pipeline.run(auto, Path("runs"), until="sft", progress=progress)

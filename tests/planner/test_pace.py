@@ -44,9 +44,9 @@ def read_by(session: Session) -> Iterator[int]:
     counts = [0]
 
     def count(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        counts[0] += int((given[0] != session.base.pad).sum())
+        counts[0] += int((given[0] != session.load_roles().base.pad).sum())
 
-    session.base.model.get_input_embeddings().register_forward_pre_hook(count)
+    session.load_roles().base.model.get_input_embeddings().register_forward_pre_hook(count)
     while True:
         found, counts[0] = counts[0], 0
         yield found

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from chat_server import Answer, ChatServer, completion, serving, texts
+from marks import done
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.run.directory import RunDir
@@ -82,7 +83,7 @@ class TestARun:
         assert len((self.folder / "comparisons.jsonl").read_text().splitlines()) == 18
         assert "36/36 verdicts  100%  requests 36  cached 0" in done.stdout
         assert "  requests 36, pairs 18, changed with the order 0, unreadable replies 0\n" in done.stdout
-        mark = RunDir(self.folder).done("rank")
+        mark = done(RunDir(self.folder), "rank")
         assert mark["summary"]["judge"]["pairs"] == 18
         self.server.asked.clear()
         assert self.run("--redo", "rank").returncode == 0
@@ -157,7 +158,7 @@ def test_all_six_stages(server, tiny_folder, tmp_path) -> None:
         tuple(sorted((row["sft"], row["policy"]))) for row in rows if row["sft"] != row["policy"]
     }
     assert len(server.asked) - ranked == 2 * sum(row["sft"] != row["policy"] for row in rows)
-    summary = run_dir.done("evaluate")["summary"]
+    summary = done(run_dir, "evaluate")["summary"]
     assert summary["win_rate"] == sum({"policy": 1, "tie": 0.5, "sft": 0}[name] for name in expected) / len(expected)
     assert (summary["judge"], summary["second_judge"]) == ("endpoint:judge-1", "endpoint:judge-1")
     assert summary["mean_shift"] is None

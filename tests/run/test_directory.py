@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from marks import done
 
 from lowrank_rlhf.errors import RunLocked, UserError
 from lowrank_rlhf.run import directory
@@ -70,8 +71,8 @@ def test_finish_moves_the_outputs_marks_the_stage_and_clears_up(tmp_path: Path) 
     fill(run)
     run.finish("sft", WRITES, MARK)
     assert contents(run) == ["new"] * 3
-    assert run.done("sft") == MARK
-    assert run.done("ppo") is None
+    assert done(run, "sft") == MARK
+    assert done(run, "ppo") is None
     assert list((tmp_path / "work").iterdir()) == []
 
 
@@ -102,17 +103,17 @@ def test_finish_may_be_killed_at_any_point(tmp_path: Path) -> None:
         (folder / "done" / "sft.json").unlink()  # as a redo leaves it
         fill(run, "new")
         status = in_a_dying_process(lambda run=run: run.finish("sft", WRITES, MARK | {"made": "new"}), calls)
-        made = run.done("sft")
+        made = done(run, "sft")
         if made:  # a mark is there: so are the outputs
             assert made["made"] == "new"
             assert contents(run) == ["new"] * 3
         recovered = run.recover()
-        if run.done("sft") is None:  # died before the outputs were safe: nothing was touched, and it can finish yet
+        if done(run, "sft") is None:  # died before the outputs were safe: nothing was touched, and it can finish yet
             assert not recovered
             assert contents(run) == ["old"] * 3
             run.finish("sft", WRITES, MARK | {"made": "new"})
         assert contents(run) == ["new"] * 3
-        assert run.done("sft") == MARK | {"made": "new"}
+        assert done(run, "sft") == MARK | {"made": "new"}
         assert list((folder / "work").iterdir()) == []
         states.add((made is not None, bool(recovered)))
         shutil.rmtree(folder)
@@ -131,7 +132,7 @@ def test_recover_may_be_killed_too(tmp_path: Path) -> None:
         status = in_a_dying_process(run.recover, calls)
         run.recover()
         assert contents(run) == ["new"] * 3
-        assert run.done("sft") == MARK
+        assert done(run, "sft") == MARK
         if status == 0:
             break
 
@@ -146,7 +147,7 @@ def test_discard_forgets_a_stage_and_only_that(tmp_path: Path) -> None:
     log.append("sft", 0, loss=1)
     log.append("ppo", 0, loss=2)
     run.discard("sft", WRITES)
-    assert run.done("sft") is None
+    assert done(run, "sft") is None
     assert contents(run) == [None] * 3
     assert not run.work_path("sft").exists()
     assert other.exists()
@@ -160,7 +161,7 @@ def test_a_killed_discard_leaves_no_mark_without_outputs(tmp_path: Path) -> None
         fill(run)
         run.finish("sft", WRITES, MARK)
         status = in_a_dying_process(lambda run=run: run.discard("sft", WRITES), calls)
-        assert run.done("sft") is None or contents(run) == ["new"] * 3
+        assert done(run, "sft") is None or contents(run) == ["new"] * 3
         if status == 0:
             break
 
@@ -213,7 +214,7 @@ def test_a_second_process_is_locked_out_until_the_first_dies(tmp_path: Path) -> 
     command = [sys.executable, "-c", HOLD, run.path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(RunLocked, match=rf"in use by process {holder.pid} since 20..-..-..T"), run.lock():
+        with pytest.raises(RunLocked, match=rf"is in use: process {holder.pid} holds it since 20..-..-..T"), run.lock():
             pass
         holder.kill()
     with run.lock(), pytest.raises(RunLocked, match=f"process {os.getpid()} "), RunDir(run.path).lock():
@@ -225,7 +226,7 @@ def test_a_second_process_is_locked_out_until_the_first_dies(tmp_path: Path) -> 
 
 def test_a_run_folder_that_cannot_be_one(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(UserError, match="cannot create the run folder"), RunDir(tmp_path / "runs" / "a").lock():
+    with pytest.raises(UserError, match="cannot be made a run's folder"), RunDir(tmp_path / "runs" / "a").lock():
         pass
 
 
@@ -315,9 +316,9 @@ class TestCheckpoints:
         raise OSError("disk full")
 
     @pytest.mark.parametrize(
-        ("damage", "description"),
+        ("damage", "told"),
         [
-            ("flip", "state does not match its recorded sha256"),
+            ("flip", "state has another sha256 than when it was written"),
             ("truncate", "state is 3 bytes instead of 9"),
             ("lose", "adapter/weights is missing"),
             ("both", "adapter/weights is missing; state is 0 bytes instead of 9"),
@@ -327,7 +328,7 @@ class TestCheckpoints:
         ],
     )
     def test_a_damaged_one_is_set_aside_by_name_and_the_one_before_taken(
-        self, tmp_path: Path, damage: str, description: str
+        self, tmp_path: Path, damage: str, told: str
     ) -> None:
         self.save(tmp_path, 50)
         self.save(tmp_path, 100)
@@ -342,10 +343,9 @@ class TestCheckpoints:
             "no manifest": manifest.unlink,
             "empty manifest": lambda: manifest.write_text("{}"),
         }[damage]()
-        with pytest.warns(UserWarning, match="step-000100: damaged checkpoint") as warned:
+        with pytest.warns(UserWarning, match="step-000100 is damaged") as warned:
             assert latest_checkpoint(tmp_path) == (50, tmp_path / "step-000050")
-        message = f"damaged checkpoint, renamed to step-000100.damaged: {description}. The stage resumes"
-        assert message in str(warned[0].message)
+        assert f"was set aside as step-000100.damaged: {told}. The stage resumes" in str(warned[0].message)
         assert (tmp_path / "step-000100.damaged").is_dir()
 
     def test_one_of_an_earlier_version_without_sizes_is_taken(self, tmp_path: Path) -> None:

@@ -131,9 +131,9 @@ def test_the_judge_that_ppo_is_followed_with(tmp_path, source, second, expected)
 
 
 def test_both_claims_hold_in_an_honest_run(make) -> None:
-    claims = {claim["claim"]: claim for claim in ppo.run(make(ppo__steps=1))["claims"]}
+    claims = {claim.claim: claim for claim in ppo.run(make(ppo__steps=1)).claims}
     for text in (KL_IS_0, RATIO_IS_1):
-        assert (claims[text]["figure"], claims[text]["holds"]) == (0, True)
+        assert (claims[text].figure, claims[text].holds) == (0, True)
 
 
 def test_a_weight_of_another_role_that_moves_is_told(make, monkeypatch) -> None:
@@ -145,8 +145,8 @@ def test_a_weight_of_another_role_that_moves_is_told(make, monkeypatch) -> None:
         return update(roles, *args)
 
     monkeypatch.setattr(ppo, "update", careless)
-    told = ppo.run(make(ppo__steps=1))["claims"][-1]
-    assert (told["holds"], told["figure"]) == (False, "REWARD")
+    claim = ppo.run(make(ppo__steps=1)).claims[-1]
+    assert (claim.holds, claim.figure) == (False, "REWARD")
 
 
 # --- What is kept: answers to watch, and the best policy
@@ -218,7 +218,7 @@ def test_the_policy_of_the_best_objective_is_kept(make, monkeypatch, objectives,
     session = make(ppo__evaluate_every=max(1, 4 // (len(objectives) - 1)))
     seen = script(monkeypatch, objectives)
     summary = ppo.run(session)
-    assert summary["best_step"] == best
+    assert summary.best_step == best
     assert same(weights(session, "policy"), seen[best])
     assert same(weights(session, "policy-last"), seen[4])
     assert not any(same(seen[best], seen[step]) for step in seen if step != best)
@@ -237,14 +237,14 @@ def test_the_policy_of_the_best_objective_is_kept(make, monkeypatch, objectives,
 def test_answers_without_end_count_against_a_policy(make, monkeypatch, ended, best) -> None:
     seen = script(monkeypatch, {0: 0.0, 1: 0.2, 2: 0.5, 3: 0.1, 4: 0.6}, ended)
     session = make(ppo__evaluate_every=1)
-    assert ppo.run(session)["best_step"] == best
+    assert ppo.run(session).best_step == best
     assert same(weights(session, "policy"), seen[best])
 
 
 def test_while_the_critic_warms_up_the_policy_is_sft_and_no_candidate(make, monkeypatch) -> None:
     session = make(ppo__evaluate_every=1, ppo__critic_warmup_steps=2)
     seen = script(monkeypatch, {0: 9.0, 1: 0.9, 2: 0.8, 3: 0.2, 4: 0.1})
-    assert ppo.run(session)["best_step"] == 3
+    assert ppo.run(session).best_step == 3
     assert same(seen[0], seen[2])
     assert same(weights(session, "policy"), seen[3])
 
@@ -252,7 +252,7 @@ def test_while_the_critic_warms_up_the_policy_is_sft_and_no_candidate(make, monk
 @pytest.mark.parametrize("algorithm", ["dpo", "rloo", "grpo"])
 def test_only_ppo_has_a_critic_to_warm_up(make, algorithm) -> None:
     session, state = make(align__algorithm=algorithm, ppo__critic_warmup_steps=2), PolicyState(step=1, sft_eos_rate=1.0)
-    keep_if_best(session.roles, session.work("ppo"), state, {"objective": 0.5, "eos_rate": 1.0}, session.config)
+    keep_if_best(session.load_roles(), session.work("ppo"), state, {"objective": 0.5, "eos_rate": 1.0}, session.config)
     assert state.best_step == 1
 
 
@@ -264,17 +264,17 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) 
     for missing in ([], ["sft_eos_rate", "best_step"]):
 
         def write(folder: Path, missing: list[str] = missing) -> None:
-            save_role(session.roles, Role.POLICY, folder / "policy")
-            save_role(session.roles, Role.CRITIC, folder / "critic")
+            save_role(session.load_roles(), Role.POLICY, folder / "policy")
+            save_role(session.load_roles(), Role.CRITIC, folder / "critic")
             for role in ("policy", "critic"):
                 save_file({}, folder / f"{role}-optimizer.safetensors")
             write_json_atomic(folder / "state.json", {key: state[key] for key in state.keys() - missing})
 
         save_checkpoint(session.work("ppo"), 1, write)
         if not missing:
-            optimizers = Optimizers.create(session.roles, session.config.ppo)
+            optimizers = Optimizers.create(session.load_roles(), session.config.ppo)
             folder = session.work("ppo")
-            checkpoints = PolicyCheckpoints(folder, session.roles, optimizers.of_roles, (), kl_coef=0.05)
+            checkpoints = PolicyCheckpoints(folder, session.load_roles(), optimizers.of_roles, (), kl_coef=0.05)
             assert checkpoints.resume()[0] == PolicyState(step=1)
     rows = list(session.metrics.read("ppo"))
     with pytest.raises(StageFailed) as caught:
@@ -301,5 +301,5 @@ def test_the_best_so_far_survives_a_stop(make, monkeypatch) -> None:
     saved = json.loads((session.work("ppo") / "step-000002" / "state.json").read_text())  # stopped as 3 was evaluated
     assert (saved["best_step"], saved["best_objective"]) == (2, 0.5)
     session.stop.requested = False
-    assert ppo.run(session)["best_step"] == 2
+    assert ppo.run(session).best_step == 2
     assert same(weights(session, "policy"), seen[2])

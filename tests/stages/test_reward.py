@@ -28,7 +28,7 @@ from lowrank_rlhf.training.reward_data import Group, group_loss, read_groups, ro
 
 
 def groups_of(session: Session) -> list[Group]:
-    return read_groups(session.base, session.run_dir.path, session.config.model.max_length)[0]
+    return read_groups(session.load_roles().base, session.run_dir.path, session.config.model.max_length)[0]
 
 
 @pytest.fixture
@@ -81,13 +81,16 @@ def test_groups_from_records(session) -> None:
     write_ranked(session, [ask("a"), ask("b"), ask("c")], samples, rankings)
     first, second = groups_of(session)
     assert (first.prompt_id, second.prompt_id) == ("a", "b")
-    assert first.prompt == session.base.encode_prompt(ask("a"))
+    assert first.prompt == session.load_roles().base.encode_prompt(ask("a"))
     assert first.answers == [[9, 10, 2], [11], [12, 2]]
     assert first.lengths == [3, 5, 0]
     assert first.pairs == [(2, 0, 1), (2, 1, 2), (0, 1, 1), (0, 1, 1), (2, 1, 1)]
     assert first.rankings == [[[2], [0], [1]], [[0, 2], [1]]]
-    assert second.answers == [session.base.encode_response("kind"), session.base.encode_response("short")]
-    assert second.answers[0][-1] == session.base.eos
+    assert second.answers == [
+        session.load_roles().base.encode_response("kind"),
+        session.load_roles().base.encode_response("short"),
+    ]
+    assert second.answers[0][-1] == session.load_roles().base.eos
     assert second.pairs == [(1, 0, 1)]
     assert first.width == len(first.prompt) + 3
 
@@ -95,7 +98,7 @@ def test_groups_from_records(session) -> None:
 def test_long_answers_are_cut_and_long_prompts_left_out(tiny_folder, tmp_path) -> None:
     session = make_session(make_config(tiny_folder(), model__max_length=40), tmp_path)
     prompts = [ask("a"), ask("b", "zzzz " * 20)]
-    length = len(session.base.encode_prompt(prompts[0]))
+    length = len(session.load_roles().base.encode_prompt(prompts[0]))
     samples = [
         Sample(id=f"{name}-{k}", prompt_id=name, text="x", tokens=(9,) * (50 if k else 3))
         for name in "ab"
@@ -125,7 +128,7 @@ def test_the_split_is_by_prompt_and_never_leaks() -> None:
 
 def test_rows_and_scores_of_groups_fit_together(session) -> None:
     groups = [group("a", 2, 6), group("b", 3, 4)]
-    rows = rows_of(groups, session.base)
+    rows = rows_of(groups, session.load_roles().base)
     assert rows.ids.shape == (5, 6)
     assert rows.lengths() == [6, 6, 4, 4, 4]
     parts = split_scores(torch.arange(5.0), groups)
@@ -169,20 +172,20 @@ def test_a_step_does_not_depend_on_the_micro_batches(tiny_folder, tmp_path) -> N
     save_sft(session)
     write_ranked(session, *separable(4))
     groups = groups_of(session)
-    roles = session.roles
+    roles = session.load_roles()
     roles.copy(Role.POLICY, Role.REWARD)
     roles.new_head(Role.REWARD, torch.Generator().manual_seed(0))
     optimizer, found = torch.optim.SGD(roles.parameters(Role.REWARD), lr=0.0), []
     for tokens in (10_000, 200, 1):
-        limit_tokens(session.base, tokens)
-        loss, accuracy = reward._step(session.roles, optimizer, groups, session.config.reward)
+        limit_tokens(session.load_roles().base, tokens)
+        loss, accuracy = reward._step(session.load_roles(), optimizer, groups, session.config.reward)
         found.append((loss, accuracy, [parameter.grad.clone() for parameter in roles.parameters(Role.REWARD)]))
     for loss, accuracy, gradient in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
         assert accuracy == found[0][1]
         for part, whole in zip(gradient, found[0][2], strict=True):
             torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-5)
-    scores = reward._score(session, groups)
+    scores = reward._score(session.load_roles(), groups, session.config.reward.pooling)
     assert found[0][0] == pytest.approx(
         sum(float(group_loss(s, g, "pairwise", 0.0)) for s, g in zip(scores, groups, strict=True)) / 4, rel=1e-5
     )
@@ -264,30 +267,36 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, leas
     )
     save_sft(session)
     write_ranked(session, *separable(count))
-    adapter = {name: p.clone() for name, p in session.roles.named_parameters(Role.POLICY).items()}
+    adapter = {name: p.clone() for name, p in session.load_roles().named_parameters(Role.POLICY).items()}
     summary = reward.run(session)
-    assert summary["accuracy"] > least
-    assert summary["weak"] is None
-    assert summary["prompts_held_out"] == 0.3 * (summary["prompts_train"] + summary["prompts_held_out"])
-    assert [claim["holds"] for claim in summary["claims"]] == [True, True, True]
+    assert summary.accuracy > least
+    assert summary.weak is None
+    assert summary.prompts_held_out == 0.3 * (summary.prompts_train + summary.prompts_held_out)
+    assert [claim.holds for claim in summary.claims] == [True, True, True]
     folder = session.work("reward") / "adapters" / "reward"
     about = json.loads((folder / "reward.json").read_text())
     assert about["pooling"] == settings["pooling"]
-    assert (about["score_mean"], about["score_std"]) == (summary["score_mean"], summary["score_std"])
-    assert about["scores_of"] == summary["scores_of"] == "SFT answers"
-    after = session.roles.named_parameters(Role.REWARD)
+    assert (about["score_mean"], about["score_std"]) == (summary.score_mean, summary.score_std)
+    assert about["scores_of"] == summary.scores_of == "SFT answers"
+    after = session.load_roles().named_parameters(Role.REWARD)
     same = [torch.equal(after[name], weight) for name, weight in adapter.items()]
     assert all(same) if settings["epochs"] == 0 else not any(same)
-    assert all(torch.equal(p, adapter[name]) for name, p in session.roles.named_parameters(Role.POLICY).items())
+    assert all(torch.equal(p, adapter[name]) for name, p in session.load_roles().named_parameters(Role.POLICY).items())
     # The scores' mean and deviation are those of the held-out answers, as the saved adapter gives them.
-    load_role(session.roles, Role.REWARD, folder)
+    load_role(session.load_roles(), Role.REWARD, folder)
     held_out = split_groups(groups_of(session), 0.3, session.seed("reward", "split"))[1]
-    scores = torch.cat(reward._score(session, held_out))
+    scores = torch.cat(reward._score(session.load_roles(), held_out, session.config.reward.pooling))
     assert float(scores.mean()) == pytest.approx(about["score_mean"], rel=1e-5)
     assert float(scores.std()) == pytest.approx(about["score_std"], rel=1e-5)
     every = list(read_jsonl(session.work("reward") / "scores.jsonl", Score))
     groups = groups_of(session)
-    again = dict(zip([s for g in groups for s in g.samples], torch.cat(reward._score(session, groups)), strict=True))
+    again = dict(
+        zip(
+            [s for g in groups for s in g.samples],
+            torch.cat(reward._score(session.load_roles(), groups, session.config.reward.pooling)),
+            strict=True,
+        )
+    )
     assert {score.sample_id: score.score for score in every} == pytest.approx(
         {name: float(score) for name, score in again.items()}, rel=1e-4, abs=1e-5
     )
@@ -309,9 +318,9 @@ def test_the_scale_is_that_of_sfts_answers_where_others_wrote_the_compared_ones(
     """SFT's answers sampled once more, and read one by one with the head by hand."""
     session = compared_by_others(tiny_folder, tmp_path, reward__pooling=pooling)
     summary = reward.run(session)
-    prompts, roles = session.prompts[0], session.roles
+    prompts, roles = session.prompts[0], session.load_roles()
     assert len(prompts) == 15
-    encoded = [session.base.encode_prompt(prompt) for prompt in prompts]
+    encoded = [session.load_roles().base.encode_prompt(prompt) for prompt in prompts]
     seed, sampling = session.seed("reward", "scale"), session.config.sample
     answers = sample_answers(roles, Role.POLICY, encoded, sampling.model_copy(update={"temperature": 0.7}), seed)
     scores = []
@@ -324,7 +333,7 @@ def test_the_scale_is_that_of_sfts_answers_where_others_wrote_the_compared_ones(
     about = json.loads((session.work("reward") / "adapters" / "reward" / "reward.json").read_text())
     assert about["score_mean"] == pytest.approx(sum(scores) / 15, abs=1e-4)
     assert about["score_std"] == pytest.approx(float(torch.tensor(scores).std()), rel=1e-3)
-    assert about["scores_of"] == summary["scores_of"] == "SFT answers"
+    assert about["scores_of"] == summary.scores_of == "SFT answers"
     held_out = [s.score for s in read_jsonl(session.work("reward") / "scores.jsonl", Score) if s.held_out]
     assert abs(sum(held_out) / len(held_out) - about["score_mean"]) > 0.01  # those would not have done
 
@@ -333,8 +342,8 @@ def test_where_no_prompt_leaves_sft_room_the_statistics_are_called_what_they_are
     session = compared_by_others(tiny_folder, tmp_path, sample__max_new_tokens=55)
     summary = reward.run(session)
     held_out = [s.score for s in read_jsonl(session.work("reward") / "scores.jsonl", Score) if s.held_out]
-    assert summary["score_mean"] == pytest.approx(sum(held_out) / len(held_out), abs=1e-5)
-    assert summary["scores_of"] == "the compared answers"
+    assert summary.score_mean == pytest.approx(sum(held_out) / len(held_out), abs=1e-5)
+    assert summary.scores_of == "the compared answers"
 
 
 def test_labels_of_chance_are_called_weak_and_ppo_refuses(tiny_folder, tmp_path) -> None:
@@ -348,12 +357,12 @@ def test_labels_of_chance_are_called_weak_and_ppo_refuses(tiny_folder, tmp_path)
     ]
     write_ranked(session, prompts, samples, turned)
     summary = reward.run(session)
-    assert "better than chance" in summary["weak"]
+    assert "better than chance" in summary.weak
     made: Path = session.work("reward") / "adapters" / "reward"
     made.rename(session.run_dir.artifact("adapters/reward"))
     with pytest.raises(StageFailed, match=r"not shown to be better than chance.*accept_weak_reward: true"):
         ppo.run(session)
     ppo_config = config.ppo.model_copy(update={"accept_weak_reward": True})
     told = replace(session, config=config.model_copy(update={"ppo": ppo_config}))
-    scale = ppo._load_roles(told)
-    assert (scale.mean, scale.std) == (summary["score_mean"], summary["score_std"])
+    scale = ppo._load_roles(told.load_roles(), told.run_dir.artifact("adapters"), told.config)
+    assert (scale.mean, scale.std) == (summary.score_mean, summary.score_std)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import done
 from pydantic import ValidationError
 from rich.console import Console
 from tiny_run import STAGES, make_config, make_session, write_prompts
@@ -47,7 +48,7 @@ def go(config: Config, runs: Path, **settings) -> RunDir:
 
 
 def marks(run_dir: RunDir) -> dict[str, dict]:
-    found = {name: run_dir.done(name) for name in STAGES}
+    found = {name: done(run_dir, name) for name in STAGES}
     return {name: mark for name, mark in found.items() if mark}
 
 
@@ -112,7 +113,7 @@ def test_all_six_stages(config, tmp_path) -> None:
         ("reward", {"learning_rate": 1e-4}, "reward"),
         ("ppo", {"kl_coef": 0.2}, "ppo"),
     ):
-        with pytest.raises(StaleRun, match=rf"(?s)Stage {first} was made.*{section}\.{next(iter(fields))}: "):
+        with pytest.raises(StaleRun, match=rf"(?s)Stage {first} does not match.*{section}\.{next(iter(fields))}: "):
             go(changed(config, section, **fields), tmp_path)
     again = go(changed(config, "evaluate", second_judge="sentiment"), tmp_path, redo=["evaluate"])
     assert list(marks(again)) == list(STAGES)
@@ -125,11 +126,11 @@ def test_ppo_with_contrastive_scores_uses_ranked_prompts_and_their_mean_scores(c
     about = json.loads((run_dir.artifact("adapters/reward") / "reward.json").read_text())
     assert (about["layers"], about["pooling"]) == (1, "mean")
     scale = RewardScale("mean", about["score_mean"], about["score_std"])
-    prompts, baselines = ppo._prompts(session, scale)
+    prompts, baselines = ppo._prompts(session.load_roles(), session.prompts[0], session.run_dir, session.config, scale)
     samples = list(read_jsonl(run_dir.artifact("answers.jsonl"), Sample))
     scores = {score.sample_id: score for score in read_jsonl(run_dir.artifact("scores.jsonl"), Score)}
     ranked = [prompt for prompt in session.prompts[0] if prompt.id in {score.prompt_id for score in scores.values()}]
-    assert prompts == [session.base.encode_prompt(prompt) for prompt in ranked]
+    assert prompts == [session.load_roles().base.encode_prompt(prompt) for prompt in ranked]
     assert 4 < len(ranked) < len(session.prompts[0])
     for prompt, baseline in zip(ranked, baselines.tolist(), strict=True):
         of_prompt = []
@@ -155,7 +156,7 @@ def test_a_stop_is_obeyed_where_nothing_is_saved_and_costs_only_that_stage(confi
     with pytest.raises(Stopped, match="everything before this stage is saved"):
         stage(stopped).run(session)
     assert list(marks(session.run_dir))[-1] == before
-    assert go(config, tmp_path, until=stopped).done(stopped)
+    assert done(go(config, tmp_path, until=stopped), stopped)
 
 
 def test_headings_tell_the_time_to_go_once_a_stage_is_done(config, tmp_path) -> None:
@@ -233,7 +234,7 @@ def test_rankings_of_prompts_that_the_run_samples_no_more_do_not_count(tmp_path)
     with pytest.raises(WaitingForPeople, match="1 of 2 prompts"):
         rank.run(session)
     rank_all(names[2])
-    assert rank.run(session)["rankings"] == 2
+    assert rank.run(session).rankings == 2
     made = read_jsonl(session.work("rank") / "rankings.jsonl", Ranking)
     assert [ranking.prompt_id for ranking in made] == names[1:]
 
@@ -259,8 +260,8 @@ def test_a_dataset_of_comparisons_from_the_bare_base(tiny_folder, tmp_path) -> N
         "<b>Reward model: held-out accuracy</b>" in run_dir.artifact("report.html").read_text()
     )  # without an evaluation too
     session = make_session(config, tmp_path)
-    sft.load_role(session.roles, Role.POLICY, run_dir.artifact("adapters/sft"))
-    weights = session.roles.named_parameters(Role.POLICY)
+    sft.load_role(session.load_roles(), Role.POLICY, run_dir.artifact("adapters/sft"))
+    weights = session.load_roles().named_parameters(Role.POLICY)
     assert all((weight == 0).all() for name, weight in weights.items() if "lora_B" in name)
     data.write_text(data.read_text() + json.dumps(rows[0] | {"prompt": "one more"}))
     with pytest.raises(StaleRun, match=r"pairs\.jsonl has changed"):
@@ -287,7 +288,7 @@ def test_an_adapter_for_a_changed_base_is_refused(config, tmp_path, start) -> No
     taken = changed(config, "sft", source="adapter", adapter=str(made)).model_copy(update={"name": "taken"})
     with pytest.raises(UserError, match=f"init_lora_weights: '{start}': not supported"):
         go(taken, tmp_path, until="sft")
-    assert RunDir(tmp_path / "taken").done("sft") is None
+    assert done(RunDir(tmp_path / "taken"), "sft") is None
 
 
 def test_no_demonstrations_is_said(tiny_folder, tmp_path) -> None:
@@ -300,7 +301,8 @@ def test_no_demonstrations_is_said(tiny_folder, tmp_path) -> None:
 def test_training_rows(config, tmp_path) -> None:
     """Every epoch has each demonstration once, in another order; the loss is on the response with its end."""
     session = make_session(config, tmp_path)
-    rows, base = sft.training_rows(session), session.base
+    demonstrations, base = session.filter_lengths().demonstrations, session.load_roles().base
+    rows = sft.training_rows(demonstrations, base, session.config.sft.epochs, session.config.seed)
     demonstrations = load_prompt_data(config.data, config.seed).demonstrations
     expected = {(tuple(base.encode_prompt(d.prompt)), tuple(base.encode_response(d.response))) for d in demonstrations}
     epochs = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
@@ -320,12 +322,12 @@ def test_training_rows(config, tmp_path) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_trl_leaves_nothing_behind(config, tmp_path, checkpointing) -> None:
     session = make_session(changed(config, "model", gradient_checkpointing=checkpointing), tmp_path)
-    roles, model = session.roles, session.base.model
-    before, cache = session.base.checksum(), model.config.use_cache
+    roles, model = session.load_roles(), session.load_roles().base.model
+    before, cache = session.load_roles().base.checksum(), model.config.use_cache
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     summary = sft.run(session)
-    assert summary["claims"][0]["holds"]
-    assert session.base.checksum() == before
+    assert summary.claims[0].holds
+    assert session.load_roles().base.checksum() == before
     assert "forward" not in model.__dict__
     assert model.config.use_cache == cache
     assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]

@@ -55,5 +55,5 @@ class Ready:
 
 def with_sft(session: Session) -> Session:
     """The same, its reference being SFT."""
-    load_role(session.roles, Role.REFERENCE, session.run_dir.artifact("adapters/sft"))
+    load_role(session.load_roles(), Role.REFERENCE, session.run_dir.artifact("adapters/sft"))
     return session

@@ -33,10 +33,10 @@ def finished_run(
     session = make_session(config, folder / "runs")
     session.run_dir.open(dump_config(config))
     for seed, name in enumerate(adapters):
-        randomise(session.roles, ROLES[name], seed)
-        save_role(session.roles, ROLES[name], session.run_dir.artifact(f"adapters/{name}"))
+        randomise(session.load_roles(), ROLES[name], seed)
+        save_role(session.load_roles(), ROLES[name], session.run_dir.artifact(f"adapters/{name}"))
     if "reward" in adapters:
-        about = ABOUT_REWARD | {"pooling": pooling, "layers": session.roles.head_layers}
+        about = ABOUT_REWARD | {"pooling": pooling, "layers": session.load_roles().head_layers}
         write_json_atomic(session.run_dir.artifact("adapters/reward") / "reward.json", about)
     write_ranked(session, *separable(4))
     _mark_done(session, config, {str(prompts): sha256(prompts)})
@@ -48,5 +48,5 @@ def _mark_done(session: Session, config: Config, outside: dict[str, str]) -> Non
         summary = all_summaries().get(stage.name)
         if summary:
             inputs = session.run_dir.hashes(stage.reads) | (outside if stage.name == "sft" else {})
-            mark = {"fingerprint": fingerprint(stage, config, inputs), "summary": summary, "seconds": 1.0}
+            mark = {"fingerprint": fingerprint(stage, config, inputs).model_dump(), "summary": summary, "seconds": 1.0}
             write_json_atomic(session.run_dir.path / "done" / f"{stage.name}.json", mark)

@@ -105,8 +105,8 @@ def write_prompts(path: Path, count: int = 20) -> Path:
 
 def save_sft(session: Session) -> None:
     """An SFT adapter, as the sft stage leaves it."""
-    session.roles.reset(Role.POLICY, torch.Generator().manual_seed(0))
-    save_role(session.roles, Role.POLICY, session.run_dir.artifact("adapters/sft"))
+    session.load_roles().reset(Role.POLICY, torch.Generator().manual_seed(0))
+    save_role(session.load_roles(), Role.POLICY, session.run_dir.artifact("adapters/sft"))
 
 
 def write_ranked(session: Session, prompts: list[Prompt], samples: list[Sample], rankings: list[Ranking]) -> None:

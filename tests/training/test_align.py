@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import bfloat16_works
+from marks import done
 from tiny import snapshot
 from tiny_aligned import SETTINGS, Ready, with_sft
 from torch import Tensor
@@ -52,13 +53,13 @@ def go(config: Config, runs: Path, **more: Any) -> RunDir:
 
 
 def dpo_task(session: Session) -> DpoTask:
-    groups, _ = read_groups(session.base, session.run_dir.path, session.config.model.max_length)
-    return DpoTask(session.roles, groups, session.config.align, session.config.seed)
+    groups, _ = read_groups(session.load_roles().base, session.run_dir.path, session.config.model.max_length)
+    return DpoTask(session.load_roles(), groups, session.config.align, session.config.seed)
 
 
 def answer_sums(session: Session, role: Role, batch: Sequences) -> Tensor:
     """Our own log-probabilities of whole answers, (B,)."""
-    found = score_logprobs(session.roles, role, batch, session.config.sample.temperature).logprobs
+    found = score_logprobs(session.load_roles(), role, batch, session.config.sample.temperature).logprobs
     return masked_sum(found, batch.response)
 
 
@@ -66,7 +67,7 @@ def answer_sums(session: Session, role: Role, batch: Sequences) -> Tensor:
 def test_a_run_with_it_is_whole(ready, tmp_path, algorithm) -> None:
     runs, config = ready.runs(tmp_path), ready.config(algorithm)
     run_dir = go(config, runs)
-    mark = run_dir.done("ppo")
+    mark = done(run_dir, "ppo")
     assert mark
     claims = {claim["claim"]: claim for claim in mark["summary"]["claims"]}
     assert all(claim["holds"] for claim in claims.values()), claims
@@ -97,19 +98,19 @@ def test_a_run_with_it_is_whole(ready, tmp_path, algorithm) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_only_the_policy_moves_and_the_reference_is_sft(make, algorithm) -> None:
     session = make(algorithm)
-    base = session.base.checksum()
+    base = session.load_roles().base.checksum()
     align.run(session)
-    assert session.base.checksum() == base
+    assert session.load_roles().base.checksum() == base
     path = session.run_dir.artifact("adapters/sft/adapter_model.safetensors")
     sft = read_tensors(path)
-    reference = snapshot(session.roles, Role.REFERENCE)
+    reference = snapshot(session.load_roles(), Role.REFERENCE)
     assert reference.keys() == sft.keys()
     assert all(reference[name].equal(sft[name]) for name in sft)
     reward = read_tensors(session.run_dir.artifact("adapters/reward/adapter_model.safetensors"))
-    assert all(tensor.equal(reward[name]) for name, tensor in snapshot(session.roles, Role.REWARD).items())
-    assert not any(parameter.requires_grad for parameter in session.roles.peft.parameters())
-    assert "forward" not in vars(session.base.model)
-    assert not {"set_adapter", "add_adapter", "generate"} & set(vars(session.roles.peft))
+    assert all(tensor.equal(reward[name]) for name, tensor in snapshot(session.load_roles(), Role.REWARD).items())
+    assert not any(parameter.requires_grad for parameter in session.load_roles().peft.parameters())
+    assert "forward" not in vars(session.load_roles().base.model)
+    assert not {"set_adapter", "add_adapter", "generate"} & set(vars(session.load_roles().peft))
 
 
 def test_the_loss_of_dpo_is_the_formula_s_against_sft(make, monkeypatch) -> None:
@@ -120,7 +121,7 @@ def test_the_loss_of_dpo_is_the_formula_s_against_sft(make, monkeypatch) -> None
     def look(task: DpoTask, step: int) -> None:
         begin(task, step)
         batch = task.batch()
-        expected[step] = batch, snapshot(session.roles, Role.POLICY)
+        expected[step] = batch, snapshot(session.load_roles(), Role.POLICY)
 
     monkeypatch.setattr(DpoTask, "begin", look)
     align.run(session)
@@ -129,7 +130,7 @@ def test_the_loss_of_dpo_is_the_formula_s_against_sft(make, monkeypatch) -> None
     found = []
     for batch, weights in expected.values():
         with torch.no_grad():
-            for name, parameter in session.roles.named_parameters(Role.POLICY).items():
+            for name, parameter in session.load_roles().named_parameters(Role.POLICY).items():
                 parameter.copy_(weights[name])
         policy, reference = (answer_sums(session, role, batch) for role in (Role.POLICY, Role.REFERENCE))
         better, worse = (policy - reference).chunk(2)
@@ -147,7 +148,8 @@ def test_the_kl_is_that_of_the_answers_against_sft(make, monkeypatch, algorithm)
         batch = task.batch()
         temperature = session.config.sample.temperature
         policy, reference = (
-            score_logprobs(session.roles, role, batch, temperature).logprobs for role in (Role.POLICY, Role.REFERENCE)
+            score_logprobs(session.load_roles(), role, batch, temperature).logprobs
+            for role in (Role.POLICY, Role.REFERENCE)
         )
         apart = policy - reference
         kl = apart if algorithm == "rloo" else (-apart).exp() + apart - 1
@@ -169,7 +171,7 @@ def test_where_evaluations_part_the_training_it_stays_the_same(ready, tmp_path, 
     for every in (2, 100):
         session = ready.session(tmp_path / str(every), algorithm, ppo__evaluate_every=every)
         align.run(session)
-        weights.append(snapshot(session.roles, Role.POLICY))
+        weights.append(snapshot(session.load_roles(), Role.POLICY))
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
 
 
@@ -193,10 +195,10 @@ def test_trl_reads_the_prompts_as_we_do(make, monkeypatch, algorithm) -> None:
     monkeypatch.setattr(OnlineTask, "generate", lambda task, prompts: seen.append(prompts) or generate(task, prompts))
     align.run(session)
     task = OnlineTask(
-        session.roles,
+        session.load_roles(),
         session.prompts[0],
         session.config,
-        load_roles(session.roles, session.run_dir.artifact("adapters"), session.config),
+        load_roles(session.load_roles(), session.run_dir.artifact("adapters"), session.config),
     )
     rows = [row["tokens"] for row in task.rows for _ in range(3)]
     assert [prompt for step in seen for prompt in step] == rows
@@ -226,7 +228,7 @@ def test_a_score_that_is_nan_skips_the_step(make, monkeypatch, algorithm) -> Non
     session, scores, weights = make(algorithm), rloo_grpo.reward_scores, []
 
     def spoilt(*args: Any) -> Tensor:
-        weights.append(snapshot(session.roles, Role.POLICY))
+        weights.append(snapshot(session.load_roles(), Role.POLICY))
         found = scores(*args)
         return torch.where(torch.arange(len(found)) == 2, math.nan, found) if len(weights) == 2 else found
 
@@ -244,7 +246,7 @@ def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(make, monkeypatc
     session, scores, weights = make("rloo"), rloo_grpo.reward_scores, []
 
     def spoilt(*args: Any) -> Tensor:
-        weights.append(snapshot(session.roles, Role.POLICY))
+        weights.append(snapshot(session.load_roles(), Role.POLICY))
         session.stop.requested = len(weights) == 4
         found = scores(*args)
         return found * math.nan if 3 <= len(weights) <= 7 else found
@@ -268,7 +270,7 @@ def test_scores_that_stay_nan_end_the_stage(make, monkeypatch) -> None:
         align.run(session)
     assert (session.run_dir.path / "not-finite" / "ppo" / "batch.safetensors").is_file()
     sft = read_tensors(session.run_dir.artifact("adapters/sft/adapter_model.safetensors"))
-    assert all(sft[name].equal(weight) for name, weight in snapshot(session.roles, Role.POLICY).items())
+    assert all(sft[name].equal(weight) for name, weight in snapshot(session.load_roles(), Role.POLICY).items())
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -279,7 +281,7 @@ def test_in_bfloat16_its_claims_hold_too(make, algorithm) -> None:
     session = make(algorithm, model__compute_dtype="bfloat16")
     claims = align.run(session)["claims"]
     assert [claim["holds"] for claim in claims] == [True] * 4
-    assert {weight.dtype for weight in session.roles.parameters(Role.POLICY)} == {torch.float32}
+    assert {weight.dtype for weight in session.load_roles().parameters(Role.POLICY)} == {torch.float32}
 
 
 def test_another_algorithm_is_another_stage(ready, tmp_path) -> None:
@@ -291,7 +293,7 @@ def test_another_algorithm_is_another_stage(ready, tmp_path) -> None:
     settings = mark["fingerprint"]["settings"]
     mark["fingerprint"]["settings"] = {key: settings[key] for key in settings if not key.startswith("align.")}
     (run_dir.path / "done" / "ppo.json").write_text(json.dumps(mark))  # as a version without the section wrote it
-    assert go(ready.config("ppo", ppo__steps=1), runs).done("ppo") == mark
+    assert done(go(ready.config("ppo", ppo__steps=1), runs), "ppo") == mark
     with pytest.raises(StaleRun, match=r'align\.algorithm: .* -> "dpo"'):
         go(ready.config("dpo", ppo__steps=1), runs)
     go(ready.config("dpo", ppo__steps=1), runs, redo=["ppo"])
@@ -312,5 +314,5 @@ def test_the_reference_is_not_the_bare_base(make) -> None:
     session = with_sft(make("dpo"))
     batch = dpo_task(session).batch()
     reference = answer_sums(session, Role.REFERENCE, batch)
-    session.roles.reset(Role.POLICY, torch.Generator().manual_seed(0))  # a fresh adapter changes nothing
+    session.load_roles().reset(Role.POLICY, torch.Generator().manual_seed(0))  # a fresh adapter changes nothing
     assert float((answer_sums(session, Role.POLICY, batch) - reference).abs().max()) > 0.1

@@ -83,10 +83,10 @@ def test_dpo_learns_the_rule_behind_the_comparisons(make, flipped, quantization)
         write_jsonl(path, turned)
     align.run(session)
     answers = [list(sample.tokens or ()) for sample in samples[4 * 72 :]]
-    asked = [session.base.encode_prompt(prompt) for prompt in prompts[72:] for _ in range(4)]
-    batch = pack(asked, answers, session.base.pad)
+    asked = [session.load_roles().base.encode_prompt(prompt) for prompt in prompts[72:] for _ in range(4)]
+    batch = pack(asked, answers, session.load_roles().base.pad)
     policy, sft = (
-        masked_sum(score_logprobs(session.roles, role, batch, 1.0).logprobs, batch.response)
+        masked_sum(score_logprobs(session.load_roles(), role, batch, 1.0).logprobs, batch.response)
         for role in (Role.POLICY, Role.REFERENCE)
     )
     gain = (policy - sft).view(-1, 4)  # two good answers and two others to each prompt

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from marks import done
 from tiny_aligned import SETTINGS, Ready
 
 from lowrank_rlhf.config.schema import Config
@@ -50,7 +51,7 @@ def rows(run_dir: RunDir) -> list[dict[str, Any]]:
 def assert_alike(run_dir: RunDir, other: RunDir) -> None:
     assert run_dir.hashes(ADAPTERS) == other.hashes(ADAPTERS)
     assert rows(run_dir) == rows(other)
-    summaries = [{**(each.done("ppo") or {})["summary"], "seconds_per_step": 0} for each in (run_dir, other)]
+    summaries = [{**(done(each, "ppo") or {})["summary"], "seconds_per_step": 0} for each in (run_dir, other)]
     assert summaries[0] == summaries[1]
 
 

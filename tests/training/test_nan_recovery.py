@@ -117,7 +117,7 @@ def skips(session: Session, stage: str) -> list[tuple[int, float]]:
 
 
 def finite(session: Session, role: Role) -> bool:
-    return all(bool(weight.isfinite().all()) for weight in session.roles.parameters(role))
+    return all(bool(weight.isfinite().all()) for weight in session.load_roles().parameters(role))
 
 
 @pytest.fixture
@@ -161,8 +161,8 @@ def test_sft_skips_a_step_whose_gradient_is_nan(sft_context, spoil_sft) -> None:
     assert rows[2].keys() == {"stage", "step", "skipped"}
     assert all(row["loss"] > 0.1 for row in rows if not row["skipped"])  # nothing of the NaN stays in TRL's sums
     assert finite(sft_context, Role.POLICY)
-    assert sft_context.roles.acting is None
-    assert "forward" not in sft_context.base.model.__dict__
+    assert sft_context.load_roles().acting is None
+    assert "forward" not in sft_context.load_roles().base.model.__dict__
 
 
 def test_sft_skips_a_step_whose_loss_is_nan_though_its_gradient_is_not(sft_context, spoil_sft) -> None:
@@ -173,7 +173,7 @@ def test_sft_skips_a_step_whose_loss_is_nan_though_its_gradient_is_not(sft_conte
         if len(calls) == 2:
             output.loss = output.loss + math.nan
 
-    sft_context.base.model.register_forward_hook(spoilt)
+    sft_context.load_roles().base.model.register_forward_hook(spoilt)
     sft.run(sft_context)
     assert skips(sft_context, "sft") == [(1, 0), (2, 1), (3, 0), (4, 0), (5, 0)]
     assert [same(*pair) for pair in pairwise(seen)] == [False, True, False, False]
@@ -261,7 +261,7 @@ def test_ppo_skips_a_step_whose_rollout_is_not_finite(ppo_context, monkeypatch) 
     monkeypatch.setattr(ppo, "collect", spoilt)
     summary = ppo.run(ppo_context)
     assert skips(ppo_context, "ppo") == [(1, 1), (2, 0), (3, 0), (4, 0)]
-    assert [claim["holds"] for claim in summary["claims"]] == [True] * 4
+    assert [claim.holds for claim in summary.claims] == [True] * 4
     events = (ppo_context.run_dir.path / "events.jsonl").read_text()
     assert "the rollout's scores are not all finite" in events
 
@@ -348,7 +348,7 @@ def test_the_second_time_it_is_given_up_and_the_batch_kept(request, spoil, spoil
     ) as told:
         module.run(session)
     assert told.value.exit_code == 7
-    assert unmoved(session.roles, LEARNS[stage], before[-1])
+    assert unmoved(session.load_roles(), LEARNS[stage], before[-1])
     folder = session.run_dir.path / "not-finite" / stage
     assert str(folder) in str(told.value)
     texts, tensors = json.loads((folder / "texts.json").read_text())["rows"], read_tensors(folder / "batch.safetensors")

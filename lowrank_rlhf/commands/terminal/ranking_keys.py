@@ -6,13 +6,10 @@ from typing import Protocol, TextIO
 import typer
 
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preferences.labelling import KEYS, SHORT_FLAGS, Action
+from lowrank_rlhf.preferences.labelling import SHORT_FLAGS
 
 _IGNORED = " \t>,"
-_COMMAND_KEYS = [
-    key for action in (Action.SKIP, Action.UNDO, Action.HELP, Action.QUIT) for key in KEYS[action] if key.isprintable()
-]
-_RANKING_KEYS = (*KEYS[Action.TIE], *KEYS[Action.FLAG], *SHORT_FLAGS)
+_COMMAND_KEYS = "suhq?"
 
 
 class Keys(Protocol):
@@ -25,7 +22,7 @@ class Keys(Protocol):
         """Return the next key. Raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
 
     def refused(self, why: str) -> str:
-        """Return the message for a key without effect. Raises `UserError` if the keys come from a script."""
+        """Return the message about a key without effect; raises `UserError` where nobody would read it."""
 
 
 class TerminalKeys:
@@ -37,7 +34,7 @@ class TerminalKeys:
         self._waiting: list[str] = []
 
     def read(self) -> str:
-        """Return the next key; an arrow or function key is one key."""
+        """Return the next key; an arrow or function key comes whole."""
         if not self._waiting:
             try:
                 typed = typer.getchar()
@@ -47,14 +44,14 @@ class TerminalKeys:
         if not self._waiting:
             raise EOFError
         key = self._waiting.pop(0)
-        if key == "\x03":  # typer misses it in the middle of other keys
+        if key == "\x03":  # in the middle of other keys the library does not see it
             raise KeyboardInterrupt
         if key == "\x04":
             raise EOFError
         return key
 
     def refused(self, why: str) -> str:
-        """Return the reason, and discard keys typed ahead: they were meant for another state."""
+        """Return the reason, and drop keys typed ahead: they were meant for another state."""
         self._waiting.clear()
         return why
 
@@ -70,7 +67,7 @@ class LineKeys:
         self._waiting: list[str] = []
 
     def read(self) -> str:
-        """Return the next key of the line; a ranking is followed by Enter."""
+        """Return the next key of the line; after a ranking comes Enter."""
         while not self._waiting:
             line = self._stream.readline()
             if not line:
@@ -80,7 +77,7 @@ class LineKeys:
         return self._waiting.pop(0)
 
     def _parsed(self, keys: list[str]) -> list[str]:
-        if not any(key.isdigit() or key in _RANKING_KEYS for key in keys):
+        if not any(key.isdigit() or key in ("=", "f", *SHORT_FLAGS) for key in keys):
             if len(keys) > 1:
                 self.refused("a line must be one ranking, such as 2 > 1 = 3, or one command, such as s")
             return keys
@@ -89,7 +86,7 @@ class LineKeys:
         return [*keys, "\n"]
 
     def refused(self, why: str) -> str:
-        """Raise `UserError`: the next lines were meant for the prompts that would have followed."""
+        """Raise `UserError`: the lines that follow were written for a prompt that would not come."""
         raise UserError(f"stdin:{self._number}: {why}. The lines before it are saved; this one and the rest are not.")
 
 

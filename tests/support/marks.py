@@ -1,0 +1,9 @@
+"""Done marks as they are on disk."""
+
+from typing import Any
+
+from lowrank_rlhf.run.directory import RunDir, read_record
+
+
+def done(run_dir: RunDir, stage: str) -> dict[str, Any] | None:
+    return read_record(run_dir.path / "done" / f"{stage}.json")
