@@ -63,13 +63,13 @@ class Session:
         return self._roles
 
     def _load_roles(self) -> "Roles":
-        from lowrank_rlhf.models.pinned_precision import load_in_the_runs_format
+        from lowrank_rlhf.models.pinned_precision import load_with_pinned_precision
         from lowrank_rlhf.models.roles import Roles
 
         self.progress.say(f"loading {self.config.model.source}")
         start = time.monotonic()
         model = self.config.model.model_copy(update={"backend": self.backend})
-        base = load_in_the_runs_format(model, self.run_dir.path, self.progress, self.group)
+        base = load_with_pinned_precision(model, self.run_dir.path, self.progress, self.group)
         roles = Roles(base, self.config.lora, self.config.reward.layers)
         # Every forward polls, in TRL and generation too: a stop need not wait for the end of a step or an evaluation.
         roles.poll = lambda: self.stop.check("everything before this stage is saved")

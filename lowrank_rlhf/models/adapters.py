@@ -96,7 +96,7 @@ def trained_on(folder: Path) -> str | None:
 def _config(folder: Path) -> dict[str, Any]:
     """Return the contents of the folder's `adapter_config.json`."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder. Set the folder of an adapter saved by PEFT")
+        raise UserError(f"{folder}: folder not found. Set the folder of an adapter saved by PEFT")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: {CONFIG} not found. An adapter is a folder saved by PEFT")
     config = read_json(folder / CONFIG)
@@ -112,7 +112,7 @@ def _weights_file(folder: Path) -> Path:
     pickled = [name for name in _PICKLED if (folder / name).is_file()]
     if pickled:
         raise UserError(
-            f"{folder}: {pickled[0]} is a pickle, which can run code when loaded, and is refused. "
+            f"{folder}: {pickled[0]} is a pickle, which can run code when loaded. "
             f"Save the adapter as {WEIGHTS} (PEFT: save_pretrained with safe_serialization=True)"
         )
     raise UserError(f"{folder}: {WEIGHTS} not found. An adapter is a folder saved by PEFT in safetensors")
@@ -133,9 +133,9 @@ def _read_adapter(
     differences = _scaling_differences(settings, required) if required else []
     differences += _tensor_differences(weights, _expected(roles, role, required or settings, folder))
     if differences:
-        shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
-        other = "this run's section lora" if required else f"this base model or its own {CONFIG}"
-        raise UserError(f"{path}: does not fit {other}: {shown}")
+        listed = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
+        expected = "this run's section lora" if required else f"this base model or its own {CONFIG}"
+        raise UserError(f"{path}: does not fit {expected}: {listed}")
     return settings, weights
 
 
@@ -160,10 +160,10 @@ def _plain_settings(folder: Path, role: Role) -> PeftLoraConfig:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{folder / CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    odd = [key for key, value in (saved.model_extra or {}).items() if not _harmless(key, value, role)]
-    if odd:
-        shown = ", ".join(f"{key}: {config[key]!r}" for key in sorted(odd))
-        raise UserError(f"{folder / CONFIG}: {shown}: not supported, only plain LoRA is")
+    unsupported = [key for key, value in (saved.model_extra or {}).items() if not _harmless(key, value, role)]
+    if unsupported:
+        listed = ", ".join(f"{key}: {config[key]!r}" for key in sorted(unsupported))
+        raise UserError(f"{folder / CONFIG}: {listed}: not supported, only plain LoRA is")
     fields = saved.model_dump(include=set(_Saved.model_fields) - {"peft_type"})
     try:
         return PeftLoraConfig(**fields, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")

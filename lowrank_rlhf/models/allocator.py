@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
-_KEPT_BYTES = (1 << 31) - 1  # the most that mallopt takes
-_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # oneDNN's, and that of PyTorch's layer above it
+_KEPT_BYTES = (1 << 31) - 1  # the maximum for mallopt
+_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # of oneDNN, and of PyTorch's layer above it
 _KEPT_KERNELS = "64"
 
 

@@ -30,15 +30,15 @@ FILE = "backend.json"
 _PATCHED = ("transformers", "peft", "trl")
 
 
-class _Taken(BaseModel):
+class _BackendRecord(BaseModel):
     backend: Backend
 
 
 class Choice(NamedTuple):
-    """Chosen backend with the reason, for people."""
+    """Chosen backend, with the reason as text."""
 
     backend: Backend
-    why: str
+    reason: str
 
 
 def take_backend(config: Config, run: Path, progress: Progress) -> Backend:
@@ -49,14 +49,14 @@ def take_backend(config: Config, run: Path, progress: Progress) -> Backend:
     """
     if config.model.backend == "transformers":
         return "transformers"
-    kept = (read_record(run / FILE, _Taken) or {}).get("backend") if config.model.backend == "auto" else None
+    kept = (read_record(run / FILE, _BackendRecord) or {}).get("backend") if config.model.backend == "auto" else None
     shape = find_shape(config.model)
-    backend, why = choose(config, shape.architecture if shape else None, began_with=kept)
+    backend, reason = choose(config, shape.architecture if shape else None, started_with=kept)
     version = f" {_start_unsloth()}" if backend == "unsloth" else ""
-    progress.say(f"model.backend: {backend}{version}: {why}")
+    progress.say(f"model.backend: {backend}{version}: {reason}")
     if kept not in (None, backend):
         progress.say(
-            f"NOTE: this run began with {kept} ({run / FILE}): its results will differ in their last bits from an "
+            f"NOTE: this run started with {kept} ({run / FILE}): its results will differ in their last bits from an "
             "uninterrupted run's"
         )
     if kept is None and config.model.backend == "auto":
@@ -64,18 +64,19 @@ def take_backend(config: Config, run: Path, progress: Progress) -> Backend:
     return backend
 
 
-def choose(config: Config, architecture: str | None, began_with: str | None = None) -> Choice:
+def choose(config: Config, architecture: str | None, started_with: str | None = None) -> Choice:
     """Return the backend for a model type, None if unknown. Raises `UserError` if a requested unsloth is unusable."""
-    asked = config.model.backend
-    if asked == "transformers":
-        return Choice("transformers", "asked for")
-    if asked == "auto" and began_with == "transformers":
-        return Choice("transformers", "this run began with it")
+    requested = config.model.backend
+    if requested == "transformers":
+        return Choice("transformers", "set in the config")
+    if requested == "auto" and started_with == "transformers":
+        return Choice("transformers", "this run started with it")
     obstacle = next(_obstacles(config, architecture), None)
     if obstacle is None:
-        return Choice("unsloth", "asked for" if asked == "unsloth" else "CUDA and the package are here")
-    if asked == "unsloth":
-        raise UserError(f"model.backend: unsloth cannot serve: {obstacle}. Or set model.backend=transformers")
+        reason = "set in the config" if requested == "unsloth" else "CUDA and the package are available"
+        return Choice("unsloth", reason)
+    if requested == "unsloth":
+        raise UserError(f"model.backend: unsloth cannot be used: {obstacle}. Or set model.backend=transformers")
     return Choice("transformers", obstacle)
 
 
@@ -85,15 +86,15 @@ def _obstacles(config: Config, architecture: str | None) -> Iterator[str]:
     if find_spec("unsloth") is None:
         yield "the package unsloth is not installed (python -m pip install -r requirements-unsloth.txt)"
     if architecture not in FAMILIES:
-        yield f"unsloth is used for {', '.join(FAMILIES)}, and the model's type is {architecture or 'not known'}"
+        yield f"the model's type is {architecture or 'unknown'}, and unsloth is used for {', '.join(FAMILIES)}"
     early = [name for name in _PATCHED if name in sys.modules]
     if early and "unsloth" not in sys.modules:
         yield (
-            f"unsloth has to be imported before {early[0]}, which this process has imported already (converting a "
-            "model does, once): give the same command again"
+            f"unsloth must be imported before {early[0]}, which this process has already imported (converting a model "
+            "does, once). Rerun the same command"
         )
     if not _cuda():
-        yield "PyTorch sees no CUDA device here"
+        yield "PyTorch finds no CUDA device"
 
 
 def _cuda() -> bool:

@@ -96,8 +96,8 @@ class Base:
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
         """Return the text of a response without special tokens."""
-        said = [token for token in tokens if token != self.eos]  # not a special token in every tokenizer
-        return str(self.tokenizer.decode(said, skip_special_tokens=True)).strip()
+        kept = [token for token in tokens if token != self.eos]  # not a special token in every tokenizer
+        return str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip()
 
     def checksum(self) -> str:
         """Return the SHA-256 of all weights and quantisation statistics of the base, without adapters."""
@@ -154,7 +154,7 @@ def _load(folder: Path, config: ModelConfig, device: torch.device, compute_dtype
     if missing := sorted(loaded[1]["missing_keys"]):
         raise UserError(
             f"model.source: {config.source}: {len(missing)} weights of {type(model).__name__} are not in the files "
-            f"({missing[0]} ...); they would be random. Fetch the model again"
+            f"({missing[0]} ...); these would be random. Fetch the model again"
         )
     return model
 
@@ -173,8 +173,8 @@ def _check_shapes(model: PreTrainedModel, config: ModelConfig) -> None:
             found, expected = tuple((state or layer.weight).shape), (layer.out_features, layer.in_features)
             if found != expected:
                 raise UserError(
-                    f"model.source: {config.source}: {name}.weight is {found}, and by config.json it is {expected}; "
-                    "config and weights are of two models: fetch both again"
+                    f"model.source: {config.source}: {name}.weight has shape {found}, expected {expected} by "
+                    "config.json. Config and weights belong to different models: fetch both again"
                 )
 
 
@@ -226,12 +226,12 @@ def _without_dropout(model: nn.Module) -> None:
 
 
 def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:
-    """Raise `UserError` for a decoder without `layers`, needed by adapters and the shared lower layers."""
+    """Raise `UserError` for a decoder without `layers`, which adapters and the shared lower layers require."""
     layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList) or not any(isinstance(module, nn.Linear) for module in layers.modules()):
         raise UserError(
-            f"model.source: {config.source}: {type(model).__name__} is built in a way that is not known here; choose a "
-            "model of the Llama, Qwen, Gemma, Mistral or Phi-3 family"
+            f"model.source: {config.source}: {type(model).__name__} has an unsupported structure. Choose a model of "
+            "the Llama, Qwen, Gemma, Mistral or Phi-3 family"
         )
 
 
@@ -242,8 +242,8 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     for token in (tokenizer.pad_token, end_token(tokenizer)):
         if token_id(tokenizer, token) >= rows:
             raise UserError(
-                f"model.source: {config.source}: the tokenizer's {token} is beyond the model's {rows:,} embeddings; "
-                "tokenizer and weights are of two models: fetch both again"
+                f"model.source: {config.source}: the tokenizer's {token} is beyond the model's {rows:,} embeddings. "
+                "Tokenizer and weights belong to different models: fetch both again"
             )
 
 
@@ -251,12 +251,12 @@ def _check_logits(model: PreTrainedModel, config: ModelConfig) -> None:
     """Raise `UserError` for a model that scales its logits (Granite): log-probabilities skip its `forward`."""
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
     with torch.no_grad():
-        whole = model(input_ids=ids, use_cache=False).logits[0].float()
-        ours = vocabulary_logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0], model)
-    if not torch.allclose(whole, ours, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
+        expected = model(input_ids=ids, use_cache=False).logits[0].float()
+        found = vocabulary_logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0], model)
+    if not torch.allclose(expected, found, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
         raise UserError(
-            f"model.source: {config.source}: {type(model).__name__} changes its logits after the vocabulary projection "
-            "in a way that is not known here, and every probability would be wrong; choose another model"
+            f"model.source: {config.source}: {type(model).__name__} modifies its logits after the vocabulary "
+            "projection in an unsupported way, so every probability would be wrong. Choose another model"
         )
 
 

@@ -12,15 +12,15 @@ from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.run.distributed import OutOfMemoryElsewhere, ProcessGroup
 
 Result = TypeVar("Result")
-_SAID_BY_CPU = ("can't allocate memory", "not enough memory")
-"""Part of the message of the RuntimeError of PyTorch's CPU allocator, which has no type of its own."""
+_CPU_MESSAGES = ("can't allocate memory", "not enough memory")
+"""Parts of the messages of PyTorch's CPU allocator, which raises a plain RuntimeError."""
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return True if an exception means out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID_BY_CPU)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_MESSAGES)
 
 
 def first_line(error: BaseException) -> str:
@@ -29,14 +29,14 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def nothing_to_halve(doing: str, what_helps: str) -> Iterator[None]:
+def fatal_out_of_memory(activity: str, advice: str) -> Iterator[None]:
     """Raise `CannotFit` if memory runs out inside the block, where smaller batches would not help."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
-        raise CannotFit(f"out of memory {doing} ({first_line(error)}). {what_helps}") from None
+        raise CannotFit(f"out of memory {activity} ({first_line(error)}). {advice}") from None
 
 
 @dataclass
@@ -61,10 +61,10 @@ class BatchLimits:
             try:
                 return attempt()
             except (MemoryError, RuntimeError) as error:
-                if not ran_out(error):
+                if not is_out_of_memory(error):
                     raise
-                why = self.report(error)
-            self.halve(widest, why)  # outside of `except`: the traceback keeps the tensors alive
+                reason = self.report(error)
+            self.halve(widest, reason)  # outside of `except`: the traceback keeps the tensors alive
 
     def report(self, error: BaseException) -> str:
         """Report the error to the other processes, which halve their limits too; return its first line."""
@@ -72,25 +72,25 @@ class BatchLimits:
             self.group.report_out_of_memory()
         return first_line(error)
 
-    def halve(self, widest: int, why: str) -> None:
+    def halve(self, widest: int, reason: str) -> None:
         """Halve the tokens per micro-batch. Raises `CannotFit` if a micro-batch is a single row already."""
         release_freed_memory()
         if self.tokens <= widest:
             raise CannotFit(
-                f"out of memory with a single row of {widest} tokens in a micro-batch ({why}). Shorten the rows "
+                f"out of memory with a single row of {widest} tokens in a micro-batch ({reason}). Shorten the rows "
                 "(model.max_length, sample.max_new_tokens), set model.gradient_checkpointing: true, or choose a "
                 "smaller model. The same command resumes from the last checkpoint"
             )
         self.tokens = max(1, self.tokens // 2)
-        self.on_halved(f"out of memory ({why}): micro-batches of {self.tokens} tokens from here on")
+        self.on_halved(f"out of memory ({reason}): micro-batches of {self.tokens} tokens from now on")
 
-    def halve_rows(self, prompts: int, why: str, answers_per_prompt: int) -> None:
+    def halve_rows(self, prompts: int, reason: str, answers_per_prompt: int) -> None:
         """Halve the prompts that each process samples at once. Raises `CannotFit` if it is one already."""
         release_freed_memory()
         if prompts == 1:
             raise CannotFit(
-                f"out of memory with a single prompt's answers ({why}). Lower sample.max_new_tokens or "
+                f"out of memory with a single prompt's answers ({reason}). Lower sample.max_new_tokens or "
                 "sample.answers_per_prompt, or choose a smaller model. The same command resumes the run"
             )
         self.rows = prompts // 2 * answers_per_prompt
-        self.on_halved(f"out of memory ({why}): {self.rows} answers at once from here on")
+        self.on_halved(f"out of memory ({reason}): {self.rows} answers at once from now on")

@@ -14,7 +14,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.models.layers.kv_cache import RoomyLayer, growing_cache
+from lowrank_rlhf.models.batch_limits import first_line
+from lowrank_rlhf.models.layers.kv_cache import GrowingLayer, growing_cache
 
 
 class DecodingSteps(Protocol):
@@ -30,38 +31,38 @@ class DecodingSteps(Protocol):
         """Keep only the rows with these indices, (M,)."""
 
 
-def begin(
+def prefill(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     pad: int,
     repeats: int,
-    more: int,
+    max_steps: int,
     poll: Callable[[], None] | None = None,
 ) -> tuple[Tensor, DecodingSteps]:
-    """Read each of P prompts once; return the states after them, (P x repeats, h), and the steps, at most `more`.
+    """Run P prompts through the model; return their last states, (P x repeats, h), and up to `max_steps` further steps.
 
-    With `poll` the step is recorded where device and model allow it. A replayed graph calls no forward hooks, so every
+    With `poll` the step is recorded if device and model allow it. A replayed graph calls no forward hooks, so every
     step calls `poll` instead.
     """
     ids, attention = left_padded(prompts, pad)
     ids, attention = ids.to(model.device), attention.to(model.device)  # (P, T)
     cache = growing_cache(model.config)
-    position = (attention.cumsum(-1) - 1).clamp(min=0)
+    position = (attention.cumsum(-1) - 1).clamp(min=0)  # (P, T): padding on the left counts for nothing
     states = _forward(model, ids, attention, position, cache)  # (P, h)
-    cache.batch_repeat_interleave(repeats)
+    cache.batch_repeat_interleave(repeats)  # one prefill per prompt, K rows each from here on: P -> P x K
     states, attention = (tensor.repeat_interleave(repeats, 0) for tensor in (states, attention))
-    position = position[:, -1:].repeat_interleave(repeats, 0)
-    if poll is not None and model.device.type == "cuda" and of_fixed_shape(model, cache):
-        return states, RecordedSteps(model, cache, attention, position, more, poll)
+    position = position[:, -1:].repeat_interleave(repeats, 0)  # (P x K, 1)
+    if poll is not None and model.device.type == "cuda" and can_record(model, cache):
+        return states, RecordedSteps(model, cache, attention, position, max_steps, poll)
     return states, GrowingSteps(model, cache, attention, position)
 
 
-def of_fixed_shape(model: PreTrainedModel, cache: DynamicCache) -> bool:
+def can_record(model: PreTrainedModel, cache: DynamicCache) -> bool:
     """Return True if every step runs the same kernels: no sliding window, no positions scaled by the length."""
     text = model.config.get_text_config()
     rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
     capped = getattr(text, "attn_logit_softcapping", None) is not None  # its attention adds the mask; ours is boolean
-    return not capped and rope not in ("dynamic", "longrope") and all(type(la) is RoomyLayer for la in cache.layers)
+    return not capped and rope not in ("dynamic", "longrope") and all(type(la) is GrowingLayer for la in cache.layers)
 
 
 class GrowingSteps:
@@ -95,16 +96,16 @@ class RecordedSteps:
         cache: DynamicCache,
         attention: Tensor,
         position: Tensor,
-        more: int,
+        max_steps: int,
         poll: Callable[[], None],
     ):
-        held = attention.shape[-1]
+        length = attention.shape[-1]
         self.model, self.position, self.poll = model, position, poll
-        self.place = torch.tensor([held], device=attention.device)
-        self.mask = torch.zeros(len(attention), 1, 1, held + more, dtype=torch.bool, device=attention.device)
-        self.mask[..., :held] = attention[:, None, None].bool()
+        self.next_index = torch.tensor([length], device=attention.device)
+        self.mask = torch.zeros(len(attention), 1, 1, length + max_steps, dtype=torch.bool, device=attention.device)
+        self.mask[..., :length] = attention[:, None, None].bool()
         for index, layer in enumerate(cache.layers):  # one at a time: two full caches need not fit
-            cache.layers[index] = _FixedLayer(layer, held + more, self.place)
+            cache.layers[index] = _FixedLayer(layer, length + max_steps, self.next_index)
         self.cache = cache
         self.ids = torch.zeros_like(position)
         self.graph: Any = None
@@ -114,12 +115,12 @@ class RecordedSteps:
         self.poll()
         self.ids.copy_(tokens[:, None])
         self.position.add_(1)
-        self.mask.index_fill_(-1, self.place, value=True)
+        self.mask.index_fill_(-1, self.next_index, value=True)
         if self.graph is None:
             self._record()
         if self.graph is not None:
             self.graph.replay()
-        self.place.add_(1)
+        self.next_index.add_(1)
         return self.states
 
     def keep(self, rows: Tensor) -> None:
@@ -143,7 +144,7 @@ class RecordedSteps:
         except RuntimeError as error:
             raise UserError(
                 f"model.cuda_graphs: a decoding step of {type(self.model).__name__} cannot be recorded "
-                f"({str(error).partition(chr(10))[0]}); set it to false"
+                f"({first_line(error)}). Set it to false"
             ) from None
         self.graph = graph
 
@@ -153,13 +154,13 @@ class RecordedSteps:
 
 
 class _FixedLayer(DynamicLayer):
-    """Keys and values of full length, (rows, heads, total, d); new ones are written at position `place`, (1,)."""
+    """Keys and values of full length, (rows, heads, total, d); new ones are written at `index`, (1,)."""
 
-    def __init__(self, filled: Any, total: int, place: Tensor) -> None:
+    def __init__(self, filled: Any, total: int, index: Tensor) -> None:
         super().__init__()
         self.lazy_initialization(filled.keys, filled.values)
         self.keys, self.values = _lengthened(filled.keys, total), _lengthened(filled.values, total)
-        self.place = place
+        self.index = index
 
     def update(
         self,
@@ -170,14 +171,14 @@ class _FixedLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """Write one token of every row; return all keys and values, unfilled positions included."""
         whole: Any = (self.keys, self.values)
-        for held, new in zip(whole, (key_states, value_states), strict=True):
-            held.index_copy_(2, self.place, new)
+        for tensor, new in zip(whole, (key_states, value_states), strict=True):
+            tensor.index_copy_(2, self.index, new)  # (rows, heads, 1, d)
         return whole
 
 
-def _lengthened(held: Tensor, total: int) -> Tensor:
-    whole = held.new_zeros(*held.shape[:-2], total, held.shape[-1])
-    whole[:, :, : held.shape[-2]] = held
+def _lengthened(filled: Tensor, total: int) -> Tensor:
+    whole = filled.new_zeros(*filled.shape[:-2], total, filled.shape[-1])
+    whole[:, :, : filled.shape[-2]] = filled
     return whole
 
 
@@ -185,7 +186,7 @@ def _forward(model: PreTrainedModel, ids: Tensor, attention: Tensor, positions: 
     output = model.get_decoder()(
         input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
     )
-    states: Tensor = output.last_hidden_state[:, -1]
+    states: Tensor = output.last_hidden_state[:, -1]  # (N, T, h) -> (N, h)
     return states
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lowrank_rlhf.config.schema import SampleConfig
-from lowrank_rlhf.models.batch_limits import ran_out
-from lowrank_rlhf.models.decoding import begin, left_padded
+from lowrank_rlhf.models.batch_limits import is_out_of_memory
+from lowrank_rlhf.models.decoding import left_padded, prefill
 from lowrank_rlhf.models.layers.merging import merged
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.roles import Role, Roles
@@ -70,17 +70,15 @@ def sample_answers(
         while start < len(order):
             most = min(sampling.batch_size, limits.rows or sampling.batch_size)
             chosen = order[start : start + max(1, most // answers_per_prompt) * world_size]
-            since, why = time.monotonic(), ""
+            started, reason = time.monotonic(), ""
             try:
-                responses = _decode_together(
-                    roles, [prompts[i] for i in chosen], uniforms[chosen], sampling.temperature
-                )
+                responses = _decode_sharded(roles, [prompts[i] for i in chosen], uniforms[chosen], sampling.temperature)
             except (MemoryError, RuntimeError) as error:
-                if not ran_out(error):
+                if not is_out_of_memory(error):
                     raise
-                why = limits.report(error)
-            if why:  # outside of `except`: the traceback keeps the tensors alive
-                limits.halve_rows(-(-len(chosen) // world_size), why, answers_per_prompt)
+                reason = limits.report(error)
+            if reason:  # outside of `except`: the traceback keeps the tensors alive
+                limits.halve_rows(-(-len(chosen) // world_size), reason, answers_per_prompt)
                 continue
             start += len(chosen)
             groups = [responses[at : at + answers_per_prompt] for at in range(0, len(responses), answers_per_prompt)]
@@ -88,7 +86,7 @@ def sample_answers(
                 answers[index] = group
             if on_batch:
                 tokens = sum(len(response.tokens) for response in responses)
-                on_batch(groups, tokens_per_second=tokens / (time.monotonic() - since))
+                on_batch(groups, tokens_per_second=tokens / (time.monotonic() - started))
     return answers
 
 
@@ -101,42 +99,40 @@ def stream_answer(
     """
     generator = torch.Generator().manual_seed(seed)
     uniforms = torch.rand(1, 1, max_new_tokens, generator=generator)
-    for _, drawn in _draws(roles, [prompt], uniforms, temperature):
+    for _, drawn in _token_steps(roles, [prompt], uniforms, temperature):
         yield int(drawn[0])
 
 
 def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
-    """Yield the text that each token adds; an incomplete character waits for its other bytes.
+    """Yield the text that each token adds, withholding an incomplete character until its other bytes arrive.
 
-    `decode` gets all tokens so far: a token's text may depend on those before it.
+    `decode` is called with all tokens so far: a token's text may depend on the tokens before it.
     """
-    seen: list[int] = []
-    whole = shown = ""
+    received: list[int] = []
+    whole = yielded = ""
     for token in tokens:
-        seen.append(token)
-        whole = decode(seen)
-        if whole.startswith(shown) and not whole.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield whole[len(shown) :]
-            shown = whole
-    yield whole[len(shown) :]
+        received.append(token)
+        whole = decode(received)
+        if whole.startswith(yielded) and not whole.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield whole[len(yielded) :]
+            yielded = whole
+    yield whole[len(yielded) :]
 
 
-def _decode_together(
-    roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float
-) -> list[Response]:
-    """Decode P prompts with (P, K, L) uniforms in all processes; return P x K responses, prompt by prompt."""
-    tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=roles.base.device)
+def _decode_sharded(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> list[Response]:
+    """Divide P prompts with (P, K, L) uniforms among all processes; return P x K responses, prompt by prompt."""
+    tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=roles.base.device)  # (P, K, L)
     if own := roles.group.shard(range(len(prompts))):
         decode = _by_unsloth if roles.base.by_unsloth else _decode
         tokens[own] = decode(roles, [prompts[i] for i in own], uniforms[own], temperature)
-    roles.group.all_reduce([tokens])
+    roles.group.all_reduce([tokens])  # each prompt is non-zero in one process: the sum is exact
     return [_response(row, roles.base.eos) for row in tokens.flatten(0, 1).tolist()]
 
 
 def _decode(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> Tensor:
     """Decode P prompts with (P, K, L) uniforms; return the response tokens, (P, K, L), padded after their end."""
     tokens = torch.full(uniforms.flatten(0, 1).shape, roles.base.pad, device=roles.base.device)
-    for t, (rows, drawn) in enumerate(_draws(roles, prompts, uniforms, temperature)):
+    for t, (rows, drawn) in enumerate(_token_steps(roles, prompts, uniforms, temperature)):
         tokens[rows, t] = drawn
     return tokens.view(uniforms.shape)
 
@@ -149,7 +145,7 @@ def _by_unsloth(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, te
 
     def pick(logits: Tensor, step: int) -> Tensor:
         roles.poll()
-        return _next(logits, temperature, streams[:, step])
+        return _next_tokens(logits, temperature, streams[:, step])
 
     tokens = generate(
         roles.peft,
@@ -163,33 +159,34 @@ def _by_unsloth(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, te
     return pad(tokens, (0, longest - tokens.shape[1]), value=base.pad).view(uniforms.shape)
 
 
-def _next(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
+def _next_tokens(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
     return draw(logits / temperature, uniforms) if temperature else logits.argmax(-1)
 
 
-def _draws(
+def _token_steps(
     roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield for each step the indices of the unfinished ones of P x K responses and their tokens: (N,), (N,)."""
     base, (_, repeats, length) = roles.base, uniforms.shape
     poll = roles.poll if base.config.cuda_graphs else None
-    states, steps = begin(base.model, prompts, base.pad, repeats, length - 1, poll)
-    streams = uniforms.flatten(0, 1).to(base.device)  # (P x K, L)
+    # length - 1: the first token follows from the prompt's last state, and the last token needs no forward
+    states, steps = prefill(base.model, prompts, base.pad, repeats, length - 1, poll)  # (P x K, h)
+    streams = uniforms.flatten(0, 1).to(base.device)  # (P, K, L) -> (P x K, L)
     rows = torch.arange(len(streams), device=base.device)  # (R,): responses with a row in the cache
-    going = torch.ones_like(rows, dtype=torch.bool)  # (R,): not finished
+    unfinished = torch.ones_like(rows, dtype=torch.bool)  # (R,)
     for t in range(length):
         logits = vocabulary_logits(states, base.model)  # (R, h) -> (R, V)
-        drawn = _next(logits, temperature, streams[rows, t])  # (R,); finished rows draw too, and are discarded
-        yield rows[going], drawn[going]
-        going &= drawn != base.eos
-        left = int(going.sum())  # on a GPU the only synchronisation of a step
+        drawn = _next_tokens(logits, temperature, streams[rows, t])  # (R,); finished rows draw too, and are discarded
+        yield rows[unfinished], drawn[unfinished]  # before the next line: the end-of-turn token is part of the response
+        unfinished &= drawn != base.eos
+        left = int(unfinished.sum())  # on a GPU the only synchronisation of a step
         if t + 1 == length or not left:
             break
         if left <= steps.drop_below * len(rows):
-            kept = going.nonzero().squeeze(-1)
+            kept = unfinished.nonzero().squeeze(-1)  # (left,)
             steps.keep(kept)  # copies the cache, so only when enough rows have finished
-            rows, going, drawn = (x[kept] for x in (rows, going, drawn))
-        states = steps(drawn)
+            rows, unfinished, drawn = (x[kept] for x in (rows, unfinished, drawn))  # R = left from here on
+        states = steps(drawn)  # (R,) -> (R, h)
 
 
 def _response(row: list[int], eos: int) -> Response:
@@ -202,9 +199,9 @@ def _response(row: list[int], eos: int) -> Response:
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Draw one token per row from softmax(logits) by inverse transform sampling: (B, V), (B,) -> (B,).
 
-    It needs one uniform number per row, which makes a stream per response cheap; `torch.multinomial` draws V of them.
+    It needs one uniform number per row, so a random stream per response is cheap; `torch.multinomial` draws V of them.
     """
     cumulative = logits.softmax(-1).cumsum(-1)  # (B, V)
     threshold = uniforms[:, None] * cumulative[:, -1:]  # (B, 1): by rounding the last sum is not exactly 1
-    # right: a token of probability 0 is never drawn, even by a uniform of 0; clamp: nor one beyond the vocabulary
+    # right: a uniform of 0 draws no token of probability 0; clamp: a uniform near 1 none beyond the vocabulary
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

@@ -32,7 +32,7 @@ def token_logprobs(
         batch: token ids and response mask, (B, T).
         model: its vocabulary projection is applied to response positions only, chunk by chunk.
         temperature: divisor of the logits, as in sampling.
-        entropy: True to return the entropies too.
+        entropy: whether to return the entropies too.
     """
     predicts = batch.response[:, 1:]  # (B, T-1): True where position t predicts a response token at t + 1
     states = hidden[:, :-1][predicts]  # (N, h), N response tokens of all rows, row by row
@@ -46,7 +46,7 @@ def token_logprobs(
 
 
 class _Logprobs(torch.autograd.Function):
-    """(N, h) states -> (N,) log-probabilities of (N,) targets, and entropies.
+    """(N, h) states, (N,) targets -> log-probabilities of the targets and entropies, (N,) each.
 
     The gradient of a token's log-probability by its state, (W_target - sum_v p_v W_v) / temperature, is formed in the
     forward while the chunk's probabilities are at hand: the backward needs neither logits nor a second projection.
@@ -59,32 +59,35 @@ class _Logprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(len(targets), device=states.device)
         entropies = torch.zeros_like(logprobs)
-        slopes = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        weight: Tensor = model.get_output_embeddings().weight
+        gradients = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        weight: Tensor = model.get_output_embeddings().weight  # (V, h)
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
             logits = vocabulary_logits(states[part], model)  # (c, V) float32, c <= CHUNK
-            cap_slope = _cap_slope(logits, model)  # from the logits before they are overwritten
+            cap_derivative = _cap_derivative(logits, model)  # from the logits before they are overwritten
             logits.div_(temperature)  # in place from here on: (c, V) is the largest tensor of a training step
             logits.sub_(logits.logsumexp(-1, keepdim=True))  # log-probabilities
-            logprobs[part] = logits.gather(-1, targets[part, None]).squeeze(-1)
-            if not entropy and slopes is None:
+            logprobs[part] = logits.gather(-1, targets[part, None]).squeeze(-1)  # (c, V) -> (c,)
+            if not entropy and gradients is None:
                 continue
-            probabilities = logits.exp()
+            probabilities = logits.exp()  # (c, V)
             if entropy:
-                entropies[part] = -torch.einsum("nv,nv->n", probabilities, logits)  # no (c, V) product
-            if slopes is not None:
-                toward = probabilities.neg_()  # (c, V): d logprob / d logits = onehot(target) - p
-                toward[torch.arange(len(toward), device=toward.device), targets[part]] += 1
-                slopes[part] = (toward.mul_(cap_slope / temperature)).to(weight.dtype) @ weight  # (c, V) @ (V, h)
-        ctx.save_for_backward(slopes)
+                entropies[part] = -torch.einsum("nv,nv->n", probabilities, logits)  # (c,), without a (c, V) product
+            if gradients is not None:
+                grad_logits = probabilities.neg_()  # (c, V): d logprob / d logits = onehot(target) - p
+                grad_logits[torch.arange(len(grad_logits), device=grad_logits.device), targets[part]] += 1
+                gradients[part] = (grad_logits.mul_(cap_derivative / temperature)).to(
+                    weight.dtype
+                ) @ weight  # (c, V) @ (V, h)
+        ctx.save_for_backward(gradients)
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (slopes,) = ctx.saved_tensors
-        return (grad[:, None] * slopes).to(slopes.dtype), None, None, None, None
+        (gradients,) = ctx.saved_tensors
+        # (N, 1) * (N, h): each state affects the log-probability of its own target only
+        return (grad[:, None] * gradients).to(gradients.dtype), None, None, None, None
 
 
 def vocabulary_logits(states: Tensor, model: PreTrainedModel) -> Tensor:
@@ -94,7 +97,7 @@ def vocabulary_logits(states: Tensor, model: PreTrainedModel) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _cap_slope(logits: Tensor, model: PreTrainedModel) -> Tensor | float:
+def _cap_derivative(logits: Tensor, model: PreTrainedModel) -> Tensor | float:
     """Return the derivative of the cap, 1 - (logits / cap)^2."""
     cap = getattr(model.config, "final_logit_softcapping", None)
     return 1.0 if cap is None else 1 - (logits / cap) ** 2

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 BFLOAT16_UNITS = {"amx_bf16", "avx512_bf16"}
 """Flags of CPUs with bfloat16 matrix products in hardware."""
 
-_RACE = """
+_BENCHMARK = """
 import time, torch
 def seconds(dtype):
     left, right = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
@@ -32,23 +32,23 @@ class NoBfloat16(UserError):
     """bfloat16 was requested, and this CPU crashes on it."""
 
 
-def choose_dtype(wanted: Precision, device: "torch.device") -> "torch.dtype":
+def choose_dtype(requested: Precision, device: "torch.device") -> "torch.dtype":
     """Return the requested format; for `auto`, bfloat16 if the hardware multiplies it faster, else float32.
 
     Raises `NoBfloat16` if bfloat16 is requested and crashes on this CPU, `UserError` for float16 on a CPU.
     """
     import torch
 
-    if wanted == "float32":
+    if requested == "float32":
         return torch.float32
-    if wanted == "float16":
-        refuse_float16_without_gpu(wanted, gpu=device.type == "cuda")
+    if requested == "float16":
+        refuse_float16_without_gpu(requested, gpu=device.type == "cuda")
         return torch.float16
     if device.type == "cuda":
-        fast = wanted == "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False)
+        fast = requested == "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     speedup = bfloat16_speedup() if cpu_flags() & BFLOAT16_UNITS else None
-    if wanted == "auto":
+    if requested == "auto":
         return torch.bfloat16 if speedup is not None and speedup > 1 else torch.float32
     if speedup == 0:
         raise NoBfloat16(
@@ -58,11 +58,11 @@ def choose_dtype(wanted: Precision, device: "torch.device") -> "torch.dtype":
     return torch.bfloat16
 
 
-def refuse_float16_without_gpu(wanted: Precision, gpu: bool) -> None:
+def refuse_float16_without_gpu(requested: Precision, gpu: bool) -> None:
     """Raise `UserError` for float16 on a CPU, where it is the slowest format and has the smallest range."""
-    if wanted == "float16" and not gpu:
+    if requested == "float16" and not gpu:
         raise UserError(
-            "model.compute_dtype: float16 is for GPUs without bfloat16 (such as a T4), and this run would use a CPU. "
+            "model.compute_dtype: float16 is for GPUs without bfloat16 (such as a T4), but this run uses a CPU. "
             "Set auto, bfloat16 or float32"
         )
 
@@ -81,5 +81,5 @@ def bfloat16_speedup() -> float:
     Runs in a subprocess: some virtual machines report AMX but hide its tile table (CPUID leaf 29), and oneDNN 3.12
     crashes there with an illegal instruction.
     """
-    race = subprocess.run([sys.executable, "-c", _RACE], capture_output=True, text=True, check=False)
-    return float(race.stdout) if race.returncode == 0 else 0.0
+    benchmark = subprocess.run([sys.executable, "-c", _BENCHMARK], capture_output=True, text=True, check=False)
+    return float(benchmark.stdout) if benchmark.returncode == 0 else 0.0

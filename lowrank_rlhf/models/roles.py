@@ -114,22 +114,22 @@ class Roles:
         """
         self.check_free(role)
         self._acting, self._training = role, train
-        learning = self.parameters(role) if train else []
+        trained = self.parameters(role) if train else []
         try:
             # Each call below visits thousands of modules, once per minibatch: skip those without a change.
             if self.peft.active_adapter != role.value:
                 self.peft.set_adapter(role.value, inference_mode=True)
             if self.peft.training != train:
                 self.peft.train(train)
-            for parameter in learning:
+            for parameter in trained:
                 parameter.requires_grad_(True)
-            # unsloth fuses layers itself, and would treat ours as layers without an adapter.
+            # unsloth fuses layers itself, and would treat `fused` ones as layers without an adapter.
             products = nullcontext() if self.base.by_unsloth else fused(self.peft, role.value)
             with products, torch.enable_grad() if train else torch.no_grad():
                 yield
         finally:
             self._acting, self._training = None, False
-            for parameter in learning:
+            for parameter in trained:
                 parameter.requires_grad_(False)
             if self.peft.training:
                 self.peft.eval()
@@ -251,9 +251,8 @@ class Roles:
         It may adapt lower layers than before: discard batches from `with_lower_states`.
         """
         if role in self.present:
-            with (
-                warnings.catch_warnings()
-            ):  # PEFT warns that another adapter becomes active; `acting_as` sets it anyway
+            # PEFT warns that another adapter becomes active; `acting_as` sets it anyway.
+            with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted")
                 self.peft.delete_adapter(role.value)
         self.peft.add_adapter(role.value, shape)
@@ -271,14 +270,14 @@ class Roles:
 
 
 def _layer(name: str) -> int:
-    """Index of the decoder layer that a parameter belongs to."""
+    """Return the index of the decoder layer that a parameter belongs to."""
     found = re.search(r"\.layers\.(\d+)\.", name)
     assert found, name  # noqa: S101 - adapters are in decoder layers only
     return int(found[1])
 
 
 def _targets(lora: LoraConfig, layers: nn.ModuleList) -> list[str]:
-    """Names of the linear layers to adapt; never the vocabulary projection or a head.
+    """Return the names of the linear layers to adapt; never the vocabulary projection or a head.
 
     Raises `UserError` for an unknown name: PEFT ignores it as long as another name matches.
     """
@@ -289,7 +288,7 @@ def _targets(lora: LoraConfig, layers: nn.ModuleList) -> list[str]:
     for name in lora.target_modules:
         if name not in known:
             raise UserError(
-                f'lora.target_modules: this model has no linear layer "{name}"; it has {", ".join(known)}. '
-                f"Name some of them, or all-linear.{suggestion(name, known)}"
+                f'lora.target_modules: this model has no linear layer "{name}", only {", ".join(known)}. '
+                f"Set some of them, or all-linear.{suggestion(name, known)}"
             )
     return list(lora.target_modules)

@@ -28,14 +28,14 @@ def score_logprobs(
     """Return log-probabilities (and entropies) of every response token under the role: (B, T) float32.
 
     `parts` are the rows of each micro-batch. In bfloat16 a row's probabilities depend on the other rows of its
-    micro-batch, by some percent: numbers that must agree need the same micro-batches.
+    micro-batch, by some percent: numbers that must be equal require the same micro-batches.
     """
 
-    def both(rows: Sequences) -> tuple[Tensor, ...]:
+    def compute(rows: Sequences) -> tuple[Tensor, ...]:
         found = roles.logprobs(rows, temperature, entropy)
         return (found.logprobs,) if found.entropy is None else (found.logprobs, found.entropy)
 
-    logprobs, *rest = _forward(roles, role, batch, both, 1 + entropy, parts)
+    logprobs, *rest = _forward(roles, role, batch, compute, 1 + entropy, parts)
     return TokenLogprobs(logprobs, rest[0] if rest else None)
 
 
@@ -44,14 +44,14 @@ def _forward(
     role: Role,
     batch: Sequences,
     function: Callable[[Sequences], tuple[Tensor, ...]],
-    returns: int,
+    count: int,
     parts: Sequence[list[int]] | None = None,
 ) -> list[Tensor]:
-    """Return the `returns` outputs of `function`, (B, T) each, collected from all micro-batches."""
+    """Return the `count` outputs of `function`, (B, T) each, collected from all micro-batches."""
     if parts is None:
         widest, limits = max(batch.lengths()), roles.base.limits
-        return limits.retry(lambda: _forward(roles, role, batch, function, returns, _parts(roles, batch)), widest)
-    outputs = [torch.zeros(batch.ids.shape, device=batch.ids.device) for _ in range(returns)]
+        return limits.retry(lambda: _forward(roles, role, batch, function, count, _parts(roles, batch)), widest)
+    outputs = [torch.zeros(batch.ids.shape, device=batch.ids.device) for _ in range(count)]
     with roles.acting_as(role):
         for index in roles.group.shard(parts):
             for output, part in zip(outputs, function(batch.rows(index)), strict=True):
@@ -66,15 +66,15 @@ def _parts(roles: Roles, batch: Sequences) -> list[list[int]]:
 
 
 def score_features(roles: Roles, role: Role, batch: Sequences, pooling: str, on_rows: Callable[[int], None]) -> Tensor:
-    """Return the pooled last hidden states that the role's head reads: (B, h) float32."""
+    """Return the pooled hidden states that the role's head reads, (B, h) float32; `on_rows` gets row counts."""
     features = torch.zeros(len(batch), roles.heads[role].in_features, device=batch.ids.device)
     parts, world_size = _parts(roles, batch), roles.group.world_size
     with roles.acting_as(role):
-        for turn in (parts[start : start + world_size] for start in range(0, len(parts), world_size)):
-            for index in roles.group.shard(turn):
+        for at_once in (parts[start : start + world_size] for start in range(0, len(parts), world_size)):
+            for index in roles.group.shard(at_once):
                 rows = batch.rows(index)
                 found = pool(roles.hidden(rows).float(), rows.response, pooling)  # (b, t, h) -> (b, h)
                 features[torch.as_tensor(index, device=features.device)] = found
-            on_rows(sum(map(len, turn)))
+            on_rows(sum(map(len, at_once)))
     roles.group.all_reduce([features])
     return features

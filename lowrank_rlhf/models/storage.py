@@ -43,11 +43,11 @@ def save_role(roles: Roles, role: Role, folder: Path) -> None:
     fault_points.point(f"{folder.name}: {WEIGHTS} written")
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, with `about` in its header. Raises OSError if the disk is full or read-only."""
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, with `metadata` in its header. Raises OSError if the disk is full or read-only."""
     try:
-        save_file(tensors, path, metadata={"format": "pt", **(about or {})})
-        if about:
+        save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
+        if metadata:
             _sort_metadata(path)
     except SafetensorError as error:  # raised for a full disk too, with errno only in the message
         number = re.search(r"os error (\d+)", str(error))
@@ -64,7 +64,7 @@ def _sort_metadata(path: Path) -> None:
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
         if len(text) != size:
-            raise RuntimeError(f"{path}: its header has {size} bytes, and {len(text)} when sorted")
+            raise RuntimeError(f"{path}: the sorted header has {len(text)} bytes, expected {size}")
         file.seek(8)
         file.write(text)
 
@@ -95,8 +95,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
         state.setdefault(int(index), {})[name] = tensor
     parameters = sum(len(group["params"]) for group in optimizer.param_groups)
     if state and sorted(state) != list(range(parameters)):
-        raise UserError(f"{path}: contains the state of {len(state)} parameters, the optimiser has {parameters}")
-    names = set().union(*state.values())  # all parameters take their first step together
+        raise UserError(f"{path}: contains the state of {len(state)} parameters, expected {parameters}")
+    names = set().union(*state.values())  # the same for all parameters: they take their first step together
     if missing := [f"{index}.{name}" for index in state for name in sorted(names) if name not in state[index]]:
-        raise UserError(f"{path}: has no {', '.join(missing[:3])}: the optimiser cannot resume from it")
+        raise UserError(f"{path}: {', '.join(missing[:3])} not found: the optimiser cannot resume from this file")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

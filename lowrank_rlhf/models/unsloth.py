@@ -42,7 +42,7 @@ def load_model(folder: Path, config: ModelConfig, device: torch.device, compute_
 
 
 def first_adapter(model: PreTrainedModel, shape: PeftLoraConfig, config: ModelConfig) -> PeftModel:
-    """Return the model with its adapter `default`; further ones are plain PEFT, on the same modules."""
+    """Return the model with its adapter `default`; PEFT adds the other adapters, to the same modules."""
     from unsloth import FastLanguageModel
 
     with torch.random.fork_rng(devices=[]):  # unsloth seeds torch
@@ -88,7 +88,7 @@ def generate(
     tokens: Tensor = model.generate(
         input_ids=ids,
         attention_mask=attention,
-        logits_processor=LogitsProcessorList([_Picked(pick, ids.shape[1])]),
+        logits_processor=LogitsProcessorList([_ForcedTokens(pick, ids.shape[1])]),
         do_sample=False,
         max_new_tokens=longest,
         eos_token_id=eos,
@@ -97,7 +97,7 @@ def generate(
     return tokens[:, ids.shape[1] :]
 
 
-class _Picked(LogitsProcessor):
+class _ForcedTokens(LogitsProcessor):
     """Mask all but the picked token of each row, so that greedy decoding returns it."""
 
     def __init__(self, pick: Callable[[Tensor, int], Tensor], prompt: int):

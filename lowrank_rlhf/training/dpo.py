@@ -23,7 +23,7 @@ Pair = tuple[list[int], list[int], list[int]]
 
 
 class DpoTask:
-    """DPO on all ordered pairs of the ranked answers, without ties, as for the reward model: a `Task`."""
+    """`Task` of DPO, on the reward model's comparisons: all ordered pairs of the ranked answers, without ties."""
 
     generate = None
     claim = "DPO's loss is ln 2 in the first step: its reference is SFT"
@@ -37,14 +37,14 @@ class DpoTask:
             for better, worse, _ in group.pairs
         ]
         if not pairs:
-            raise UserError("comparisons.jsonl: no comparison for DPO. Rank more answers")
+            raise UserError("comparisons.jsonl: DPO requires at least one comparison, got 0. Rank more answers")
         self.steps = math.ceil(len(pairs) * config.epochs / config.batch_size)
         order = shuffled_order(seed, len(pairs), self.steps * config.batch_size)
         self.pairs = [pairs[i] for i in order]
         self.width = 2 * max(len(prompt) + max(len(better), len(worse)) for prompt, better, worse in pairs)
 
     def begin(self, step: int) -> None:
-        """Set the step, which alone determines the next pairs."""
+        """Set the step, which determines the next pairs."""
         self.step = step
 
     def trainer(
@@ -55,7 +55,7 @@ class DpoTask:
         steps: range,
         **rest: Any,
     ) -> DPOTrainer:
-        """Build TRL's trainer on empty texts, which it would tokenise itself; a column holds the sampled tokens."""
+        """Build TRL's trainer. It tokenises texts, so they are empty, and a column `pair` contains the tokens."""
         size = self.config.batch_size
         pairs = self.pairs[steps.start * size : steps.stop * size]
         disable_progress_bars()

@@ -35,10 +35,10 @@ class SkipReport:
     progress: Progress
     base: Base
 
-    def skipped(self, step: int, problem: str, what: str) -> None:
-        """Report what of a step was skipped, and why."""
-        self.progress.say(f"  {self.stage}: step {step}: {problem}; {what}")
-        self.run_dir.event("skipped", stage=self.stage, step=step, problem=problem, what=what)
+    def skipped(self, step: int, problem: str, consequence: str) -> None:
+        """Report the skipped part of a step and the reason."""
+        self.progress.say(f"  {self.stage}: step {step}: {problem}; {consequence}")
+        self.run_dir.event("skipped", stage=self.stage, step=step, problem=problem, what=consequence)
 
     def rolled_back(self, step: int) -> None:
         """Report a return to the last checkpoint."""
@@ -48,11 +48,11 @@ class SkipReport:
         )
         self.run_dir.event("rolled back", stage=self.stage, step=step)
 
-    def diverged(self, why: str, batch: Sequences, tensors: Mapping[str, Tensor]) -> Diverged:
-        """Save the batch and what was computed from it for inspection; return the error to raise."""
+    def diverged(self, reason: str, batch: Sequences, tensors: Mapping[str, Tensor]) -> Diverged:
+        """Save the batch and the tensors computed from it for inspection; return the error to raise."""
         folder = self._save(batch, tensors)
         return Diverged(
-            f"{self.stage}: {why}. Training stopped with all weights finite; the batch is in {folder}. Lower "
+            f"{self.stage}: {reason}. Training stopped with all weights finite; the batch is in {folder}. Lower "
             f"{self.learning_rates}, or set model.compute_dtype: float32; then rerun with --redo {self.stage}"
         )
 
@@ -96,29 +96,29 @@ class NanRecovery:
         step: int,
         problem: str,
         batch: Sequences,
-        what: str = "the step is skipped",
+        consequence: str = "the step is skipped",
         **tensors: Tensor,
     ) -> None:
-        """Count and report a skipped step; `what` describes the part that was skipped.
+        """Count and report a skipped step; `consequence` names the part that was skipped.
 
         Raises `RollBack` at the third one in a row. After a roll-back it raises `Diverged` instead, and saves the
         batch and the `tensors` that the step was computed from.
         """
         self.in_a_row += 1
-        report.skipped(step, problem, what)
+        report.skipped(step, problem, consequence)
         if self.in_a_row < MAX_IN_A_ROW:
             return
         if self.rate < 1:
             before = MAX_IN_A_ROW - 1
-            why = f"step {step}: {problem}, as in the {before} steps before it, also at half the learning rate"
-            raise report.diverged(why, batch, tensors)
+            reason = f"step {step}: {problem}, as in the {before} steps before it, also at half the learning rate"
+            raise report.diverged(reason, batch, tensors)
         report.rolled_back(step)
         raise RollBack
 
     def save_if_stopped(self, stop: StopRequest, stage: str, save: Callable[[], None], position: str) -> None:
         """Save before a requested stop, unless the last steps were skipped. Raises `Stopped`.
 
-        A checkpoint after skipped steps would be the one that a roll-back returns to. The previous one is kept instead:
+        A roll-back would return to a checkpoint saved after skipped steps, so the previous one is kept instead:
         every step follows from weights and seed, so resuming from it repeats the same steps.
         """
         if self.in_a_row:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from lowrank_rlhf.models.batch_limits import nothing_to_halve
+from lowrank_rlhf.models.batch_limits import fatal_out_of_memory
 from lowrank_rlhf.run.distributed import ProcessGroup
 
 
@@ -14,16 +14,16 @@ class NotFinite(ArithmeticError):
     """A loss, a gradient or a score is NaN or infinite; the message names it."""
 
 
-def check_finite(what: str, value: float) -> None:
+def check_finite(name: str, value: float) -> None:
     """Raise `NotFinite` if the value is NaN or infinite."""
     if not math.isfinite(value):
-        raise NotFinite(f"{what} is {value}")
+        raise NotFinite(f"{name} is {value}")
 
 
 def atomic_step() -> AbstractContextManager[None]:
     """Guard an optimizer's step. Raises `CannotFit` if memory runs out: some weights may have moved, so no retry."""
-    helps = "Lower lora.rank or lora.last_layers; then rerun the command to resume from the last checkpoint"
-    return nothing_to_halve("in the optimizer's step", helps)
+    advice = "Lower lora.rank or lora.last_layers; then rerun the command to resume from the last checkpoint"
+    return fatal_out_of_memory("in the optimizer's step", advice)
 
 
 def all_reduce_gradients(group: ProcessGroup, optimizer: torch.optim.Optimizer, *figures: Tensor) -> None:
@@ -34,20 +34,20 @@ def all_reduce_gradients(group: ProcessGroup, optimizer: torch.optim.Optimizer, 
     if group.world_size > 1:
         parameters = [parameter for params in optimizer.param_groups for parameter in params["params"]]
         for parameter in parameters:
-            if parameter.grad is None:  # this process had no part to compute
+            if parameter.grad is None:  # this process had no micro-batch
                 parameter.grad = torch.zeros_like(parameter)
         group.all_reduce([*(parameter.grad for parameter in parameters), *figures])
 
 
-def clipped_step(optimizer: torch.optim.Optimizer, whose: str, loss: float, max_norm: float) -> float:
-    """Clip the global norm of the gradients, step, and return the norm before clipping.
+def clipped_step(optimizer: torch.optim.Optimizer, model: str, loss: float, max_norm: float) -> float:
+    """Clip the global norm of the gradients, step, and return the norm before clipping; `model` is named in errors.
 
     Raises `NotFinite`, before any weight moves, if the loss or the norm is NaN or infinite.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
-    check_finite(f"the {whose}'s loss", loss)
-    check_finite(f"the {whose}'s gradient norm", norm)
+    check_finite(f"the {model}'s loss", loss)
+    check_finite(f"the {model}'s gradient norm", norm)
     with atomic_step():
         optimizer.step()
     return norm

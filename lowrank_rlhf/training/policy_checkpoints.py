@@ -47,7 +47,7 @@ class PolicyState:
 
 @dataclass
 class StartedStep:
-    """Progress inside the step after `PolicyState.step`; all that follows depends on this, weights and state alone."""
+    """Progress inside the step after `PolicyState.step`; with weights and state it determines the rest of the step."""
 
     rollout: Rollout | None = None
     steps: OptimizerSteps = field(default_factory=OptimizerSteps)

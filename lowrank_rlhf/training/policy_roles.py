@@ -49,8 +49,8 @@ def keep_if_best(roles: Roles, work: Path, state: PolicyState, figures: dict[str
     """Save the policy as `best` in the work folder if its objective on held-out prompts is the highest so far.
 
     The objective is PPO's own, the reward model's score less the KL penalty, less `TRUNCATION_PENALTY` times the share
-    of answers that are cut off where SFT's are not: a few of those hardly change a mean. The judge has no part in the
-    choice, so that its verdict on held-out prompts stays unbiased.
+    of answers that are cut off where SFT's are not: a few of those hardly change a mean. The choice does not use the
+    judge, so that its verdict on held-out prompts stays unbiased.
     """
     if state.step == 0:
         state.sft_eos_rate = figures["eos_rate"]

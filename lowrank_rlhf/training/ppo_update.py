@@ -91,8 +91,8 @@ def update(
 ) -> dict[str, float]:
     """Train policy and critic on a rollout (Schulman et al. 2017, algorithm 1); return the figures' means, and seconds.
 
-    Every epoch takes the minibatches in a new order. An exception leaves `steps` before the optimizer step that it
-    interrupted; called again with them, the update ends as if it had not been interrupted.
+    Every epoch takes the minibatches in a new order. After an exception `steps` contains the completed optimizer steps;
+    called again with it, the update ends as if it had not been interrupted.
 
     `policy/first_ratio_error` is the largest |ratio - 1| on the first minibatch, before the policy has moved. An
     optimizer step with a NaN or an infinity is skipped: it moves no weight, and `steps.problem` names the value.
@@ -105,7 +105,7 @@ def update(
     plan = [(role, index) for epoch in order for index in epoch for role in learners]
     while steps.done < len(plan):
         epoch_starts = steps.done % (len(plan) // config.epochs) == 0
-        if epoch_starts and _far_enough(steps, config):
+        if epoch_starts and _reached_target_kl(steps, config):
             break
         role, index = plan[steps.done]
         start = time.monotonic()
@@ -124,8 +124,8 @@ def update(
     return {"time/policy_update": 0.0} | steps.summary()
 
 
-def _far_enough(steps: OptimizerSteps, config: PpoConfig) -> bool:
-    """Return True if the policy's last optimizer step found it further than `target_kl` from the sampling policy."""
+def _reached_target_kl(steps: OptimizerSteps, config: PpoConfig) -> bool:
+    """Return True if the policy was further than `target_kl` from the sampling policy at its last optimizer step."""
     kl = steps.figures.get("policy/approxkl")
     return config.target_kl is not None and kl is not None and kl[-1] > config.target_kl
 
@@ -139,41 +139,42 @@ def _policy_step(
     temperature: float,
 ) -> dict[str, float]:
     """Take one optimizer step of the policy on a minibatch, given as the rows of each micro-batch."""
-    optimizer.zero_grad()
+    optimizer.zero_grad()  # also drops the gradients of an interrupted step
     tokens = _response_tokens(rollout, minibatch)  # of all processes: micro-batch losses add up to the mean per token
-    sums = torch.zeros(len(_POLICY_FIGURES), device=rollout.values.device)
-    # One slot per process: all_reduce adds, so the maximum takes a separate element per process.
-    largest = torch.zeros(roles.group.world_size, device=rollout.values.device)
+    sums = torch.zeros(len(_POLICY_FIGURES), device=rollout.values.device)  # (4,)
+    # all_reduce only adds, so the maximum has one element per process.
+    largest = torch.zeros(roles.group.world_size, device=rollout.values.device)  # (world_size,)
     rank = roles.group.rank
     with roles.acting_as(Role.POLICY, train=True):
         for part in map(rollout.rows, roles.group.shard(minibatch)):  # b rows, T positions of the longest of them
             logprobs = roles.logprobs(part.batch, temperature).logprobs  # (b, T), 0 outside the response
             losses = policy_losses(logprobs, part.logprobs, part.advantages, config.clip_range)  # (b, T)
             loss = masked_sum(losses, part.batch.response).sum() / tokens  # scalar
-            roles.backward(loss)
+            roles.backward(loss)  # adds to the gradients of the micro-batches before
             with torch.no_grad():
                 ratio = (logprobs - part.logprobs).exp()  # (b, T)
-                off = (ratio - 1).abs()
-                counted = (k3(part.logprobs, logprobs), (off > config.clip_range).float(), ratio, losses)  # 4 x (b, T)
-                sums += torch.stack([masked_sum(values, part.batch.response).sum() / tokens for values in counted])
-                # torch.maximum keeps a NaN; Python's max() would drop it
-                largest[rank] = torch.maximum(largest[rank], off[part.batch.response].max())
+                error = (ratio - 1).abs()  # (b, T)
+                # k3 of sampling policy and policy; in the order of _POLICY_FIGURES, (b, T) each
+                figures = (k3(part.logprobs, logprobs), (error > config.clip_range).float(), ratio, losses)
+                sums += torch.stack([masked_sum(values, part.batch.response).sum() / tokens for values in figures])
+                # (N,) response tokens; torch.maximum keeps a NaN, which Python's max() would drop
+                largest[rank] = torch.maximum(largest[rank], error[part.batch.response].max())
     all_reduce_gradients(roles.group, optimizer, sums, largest)
     means = dict(zip(_POLICY_FIGURES, sums.tolist(), strict=True))
     norm = clipped_step(optimizer, "policy", means["loss"], config.max_grad_norm)
-    figures = {**means, "grad_norm": norm, "largest_ratio_error": float(largest.max())}
-    return {f"policy/{name}": value for name, value in figures.items()}
+    named = {**means, "grad_norm": norm, "largest_ratio_error": float(largest.max())}
+    return {f"policy/{name}": value for name, value in named.items()}
 
 
 def _critic_step(
     roles: Roles, optimizer: torch.optim.Optimizer, rollout: Rollout, minibatch: list[list[int]], config: PpoConfig
 ) -> dict[str, float]:
     """Take one optimizer step of the critic on a minibatch, given as the rows of each micro-batch."""
-    optimizer.zero_grad()
+    optimizer.zero_grad()  # also drops the gradients of an interrupted step
     tokens = _response_tokens(rollout, minibatch)
     total = torch.zeros((), dtype=torch.float64, device=rollout.values.device)
     with roles.acting_as(Role.CRITIC, train=True):
-        for part in map(rollout.rows, roles.group.shard(minibatch)):
+        for part in map(rollout.rows, roles.group.shard(minibatch)):  # b rows, T positions of the longest of them
             scores = roles.scores(part.batch)  # (b, T): head output after each token
             values = values_before_tokens(scores, part.batch.response)  # (b, T): state before each response token
             # part.values are the critic's before the update: the new ones are clipped to a range around them

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def max_prompt_tokens(config: Config) -> int:
-    """Return the tokens that a prompt may have if the longest answer is to fit after it."""
+    """Return the maximum prompt length, in tokens, that leaves space for the longest answer."""
     return config.model.max_length - config.sample.max_new_tokens
 
 

@@ -52,7 +52,7 @@ def about_reward(adapter: Path) -> dict[str, Any]:
     """
     about = read_record(adapter / "reward.json")
     if about is None:
-        raise UserError(f"{adapter / 'reward.json'}: missing or incomplete. Rerun the stage: --redo reward")
+        raise UserError(f"{adapter / 'reward.json'}: not found or incomplete. Rerun the stage: --redo reward")
     return about
 
 
@@ -76,7 +76,7 @@ def make_groups(
     pairs: Iterable[Comparison],
     orders: Iterable[Ranking],
 ) -> tuple[list[Group], str | None]:
-    """Return the comparisons by prompt, cut to `model.max_length`, and a note if something was cut or left out."""
+    """Return the comparisons by prompt, cut to `model.max_length`, and a note if anything was cut or skipped."""
     answers = {sample.id: sample for sample in samples}
     comparisons, rankings = defaultdict(list), defaultdict(list)
     for comparison in pairs:
@@ -88,14 +88,14 @@ def make_groups(
         if not comparisons[prompt.id]:
             continue
         tokens = base.encode_prompt(prompt)
-        room = max_length - len(tokens)
-        if room < 2:
+        longest = max_length - len(tokens)  # of an answer after this prompt
+        if longest < 2:
             dropped += 1
             continue
         group = _group(base, prompt.id, tokens, answers, comparisons[prompt.id], rankings[prompt.id])
-        cut += sum(len(answer) > room for answer in group.answers)
-        groups.append(_cut(group, room))
-    note = f"model.max_length {max_length}: {dropped} prompts too long and left out, {cut} answers cut"
+        cut += sum(len(answer) > longest for answer in group.answers)
+        groups.append(_cut(group, longest))
+    note = f"model.max_length {max_length}: {dropped} prompts skipped as too long, {cut} answers cut"
     return groups, note if dropped or cut else None
 
 
@@ -121,8 +121,8 @@ def _group(
     )
 
 
-def _cut(group: Group, room: int) -> Group:
-    return replace(group, answers=[answer[:room] for answer in group.answers])
+def _cut(group: Group, longest: int) -> Group:
+    return replace(group, answers=[answer[:longest] for answer in group.answers])
 
 
 def split_groups(groups: Sequence[Group], held_out: float, seed: int) -> tuple[list[Group], list[Group]]:
@@ -135,7 +135,7 @@ def split_groups(groups: Sequence[Group], held_out: float, seed: int) -> tuple[l
 
 
 def rows_of(groups: Sequence[Group], base: Base) -> Sequences:
-    """Pack all answers of the groups, one row each: an answer is read once, however many pairs it is in."""
+    """Pack all answers of the groups, one row each: one forward per answer, however many pairs it is in."""
     return pack(
         [group.prompt for group in groups for _ in group.answers],
         [answer for group in groups for answer in group.answers],

@@ -22,7 +22,7 @@ from lowrank_rlhf.training.trl_loop import FiniteGuard
 
 
 class OnlineTask:
-    """RLOO or GRPO: K answers to each prompt of a step, scored by the reward model as PPO's are: a `Task`."""
+    """`Task` of RLOO or GRPO: K answers to each prompt of a step, scored by the reward model like PPO's."""
 
     def __init__(self, roles: Roles, prompts: Sequence[Prompt], config: Config, scale: RewardScale) -> None:
         self.roles, self.config, self.scale, self.step = roles, config, scale, 0
@@ -47,7 +47,7 @@ class OnlineTask:
         torch.manual_seed(derive_seed(self.config.seed, "ppo", "shuffle", step))
 
     def generate(self, prompts: list[list[int]]) -> list[tuple[int, ...]]:
-        """Sample with `sample_answers`, 2.5 times as fast as TRL, with one random stream per answer."""
+        """Sample by `sample_answers`: 2.5 times as fast as TRL, with one random stream per answer."""
         start, each = time.monotonic(), self.config.align.answers_per_prompt
         seed = derive_seed(self.config.seed, "ppo", "rollout", self.step)
         groups = sample_answers(
@@ -60,7 +60,7 @@ class OnlineTask:
     def trainer(
         self, bridge: TrlBridge, guard: FiniteGuard, settings: dict[str, Any], steps: range, **rest: Any
     ) -> RLOOTrainer | GRPOTrainer:
-        """Build the trainer with the reward adapter as reward function; one optimizer step per rollout: ratio 1."""
+        """Build the trainer with the reward adapter as reward function; one optimizer step per rollout (ratio 1)."""
 
         def reward(completion_ids: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], **_: Any) -> list[float]:
             with bridge.released():
@@ -83,7 +83,7 @@ class OnlineTask:
             trainer = RLOOTrainer(model=self.roles.peft, args=RLOOConfig(**settings), **rest)
         else:
             trainer = GRPOTrainer(model=self.roles.peft, args=GRPOConfig(**settings, loss_type="grpo"), **rest)
-        trainer.eos_token_ids = [base.eos]  # the end of an answer here; the tokenizer's eos may differ
+        trainer.eos_token_ids = [base.eos]  # end of turn; the tokenizer's eos token may differ
         return trainer
 
     def figures(self, logs: Mapping[str, float]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from lowrank_rlhf.models.scoring import score_logprobs, score_tokens
 
 @dataclass(frozen=True)
 class RewardScale:
-    """Scale of the reward head's scores: pooling, and mean and standard deviation on SFT responses."""
+    """Pooling of the reward head's outputs, and mean and standard deviation of the scores of SFT responses."""
 
     pooling: str
     mean: float
@@ -30,14 +30,14 @@ class RewardScale:
 
 @dataclass(frozen=True)
 class Rollout:
-    """B responses with everything that the update needs. (B, T) float32 tensors are 0 outside the response."""
+    """B responses with all inputs of the update. (B, T) float32 tensors are 0 outside the response."""
 
     batch: Sequences
     cut: list[list[list[int]]]
-    """The rows of each micro-batch of each minibatch, the same in all passes: in bfloat16 the results depend on it."""
+    """Rows of each micro-batch of each minibatch, the same in all passes: in bfloat16 the results depend on them."""
     responses: list[Response]
     scores: Tensor
-    """(B,), the reward model's, shifted and scaled, before clipping and the rule on unfinished answers."""
+    """(B,), of the reward model, shifted and scaled, before clipping and `missing_eos`."""
     logprobs: Tensor
     ref_logprobs: Tensor
     values: Tensor
@@ -68,7 +68,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RolloutRows:
-    """Some rows of a rollout."""
+    """Selected rows of a rollout, cut to the longest of them."""
 
     batch: Sequences
     logprobs: Tensor
@@ -89,29 +89,28 @@ def collect(
 ) -> Rollout:
     """Sample one response to each of B prompts and compute advantages and returns.
 
-    The log-probabilities are computed by the training forward, not taken from generation, and on the micro-batches that
-    it will see, so that the first ratio is 1. Neighbouring prompts share a minibatch: give them in random order.
-    `baseline`, (B,), is taken from the shaped scores before they become rewards.
-
-    `tokens_per_second` is the pace of sampling alone: generated tokens over the time that generating them took.
+    The log-probabilities are computed by the training forward, not taken from generation. Neighbouring prompts share a
+    minibatch: pass them in random order. `baseline`, (B,), is subtracted from the shaped scores before they become
+    rewards. The figure `tokens_per_second` is the throughput of sampling alone.
     """
     start = time.monotonic()
     responses = [response for (response,) in sample_answers(roles, Role.POLICY, prompts, sampling, seed)]
     sampled = time.monotonic()
-    batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)
-    batch = roles.with_lower_states(batch)
+    batch = pack(prompts, [response.tokens for response in responses], roles.base.pad, roles.base.device)  # (B, T)
+    batch = roles.with_lower_states(batch)  # (B, T, h), once for all passes here and in the update
     cut = cut_minibatches(batch.lengths(), config.minibatches, roles.base.limits.tokens, roles.group.world_size)
     parts = [part for minibatch in cut for part in minibatch]
     # On the update's micro-batches, so that the first ratio is exactly 1: bfloat16 results depend on the batch.
-    policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True, parts=parts)
+    policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True, parts=parts)  # (B, T) each
     reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature, parts=parts).logprobs  # (B, T)
     scores = reward_scores(roles, batch, scale)  # (B,)
-    values = token_values(roles, batch)  # (B, T)
+    values = token_values(roles, batch)  # (B, T): state before each response token
 
     kl = k1(policy.logprobs, reference)  # (B, T)
     kl_per_response = masked_sum(kl, batch.response)  # (B,)
     finished = torch.tensor([response.finished for response in responses], device=scores.device)
-    shaped = shape_scores(scores, finished, config)
+    shaped = shape_scores(scores, finished, config)  # (B,): clipped, unfinished responses penalised
+    # A baseline lowers the variance of the rewards; the reported objective is without it.
     centred = shaped if baseline is None else shaped - baseline.to(shaped.device)
     advantages, returns = credit(centred, kl, values, batch.response, config, kl_coef)  # (B, T) each
     objective = shaped - kl_penalty(kl_per_response, kl_coef)  # (B,)

@@ -1,4 +1,4 @@
-"""A rollout on disk: a stop in the middle of an update keeps it, for what comes after must see the same numbers."""
+"""Save and load a rollout: an update that was stopped midway resumes with bit-identical numbers."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _BATCH = ("ids", "attention", "response")
 
 
 def save_rollout(rollout: Rollout, folder: Path) -> None:
-    """Write tensors as safetensors and the rest as JSON; the states below the adapters are left out."""
+    """Write tensors as safetensors and the rest as JSON, without the states of the shared lower layers."""
     tensors = {name: getattr(rollout.batch, name) for name in _BATCH} | rollout.tensors()
     write_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
     responses = [[list(response.tokens), response.finished] for response in rollout.responses]
@@ -23,15 +23,13 @@ def save_rollout(rollout: Rollout, folder: Path) -> None:
 
 
 def load_rollout(roles: Roles, folder: Path) -> Rollout | None:
-    """Load a rollout from `save_rollout`, bit-identical; None if there is none. Raises `UserError` for another file."""
+    """Load a rollout saved by `save_rollout`; None if not found. Raises `UserError` if its tensors cannot be read."""
     rest = read_record(folder / _REST)
     if rest is None:
         return None
     tensors = {name: tensor.to(roles.base.device) for name, tensor in read_tensors(folder / _TENSORS).items()}
     return Rollout(
-        batch=roles.with_lower_states(
-            Sequences(*(tensors[name] for name in _BATCH))
-        ),  # no role's training changes these
+        batch=roles.with_lower_states(Sequences(*(tensors[name] for name in _BATCH))),  # the same: no role trains these
         cut=rest["cut"],
         responses=[Response(tuple(tokens), finished) for tokens, finished in rest["responses"]],
         figures=rest["figures"],

@@ -1,4 +1,4 @@
-"""Self-checks that every run makes and its report shows."""
+"""Self-checks of every run, shown in its report."""
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
@@ -11,17 +11,17 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.run.results import Claim, ClaimId
 
 MAX_TOKEN_DIFFERENCE = 1e-4
-"""Nats by which policy and reference, while the same model, may differ at a token: kernels round differently."""
+"""Tolerated difference of policy and reference at a token, in nats, while they are equal: kernels round differently."""
 
 SENTENCES: dict[ClaimId, str] = {
     "kl_is_zero": "KL(policy || SFT) is 0 at step 0",
     "first_ratio_is_one": "the first minibatch's probability ratio is 1",
 }
-"""Checks that are worded the same in every run."""
+"""Texts of the checks that are the same in every run."""
 
 
 def base_unchanged(base: Base, stage: str, before: str) -> Claim:
-    """Compare the base's checksum with the one from before the stage."""
+    """Compare the base's checksum with its checksum before the stage."""
     holds = base.checksum() == before
     return Claim(
         id="base_unchanged", claim=f"{stage} left the base's checksum unchanged", figure=before[:12], holds=holds
@@ -51,7 +51,7 @@ def require(claims: list[Claim], check: ClaimId, text: str, error: float, tolera
     claims.append(Claim(id=check, claim=text, figure=error, holds=error <= tolerance))
     if not error <= tolerance:  # NaN compares False
         raise StageFailed(
-            f"ppo: self-check failed: {text}; it is off by {error:.3g}. Sampling, reference and training do not see "
+            f"ppo: self-check failed: {text}; it is off by {error:.3g}. Sampling, reference and training do not use "
             "the same model. This is a bug here or in a library: please report it with the run's env.json"
         )
 

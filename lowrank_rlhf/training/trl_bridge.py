@@ -1,7 +1,7 @@
-"""Bridge between the roles' model and TRL's trainers: their switches of adapter become switches of the acting role.
+"""Bridge between the roles' model and TRL's trainers: switches of the adapter become switches of the acting role.
 
-TRL's trainers reach SFT's distribution by `set_adapter("ref")` on the model and sample by `generate`; when they are
-built they also create `ref`. All three are public methods of a PEFT model. While the bridge is open they are replaced,
+TRL's trainers compute reference log-probabilities after `set_adapter("ref")` on the model, sample by `generate`, and
+create `ref` by `add_adapter`. All three are public methods of a PEFT model. While the bridge is open they are replaced,
 because a switch of adapter that bypasses `acting_as` would not reach the fused layers: the reference would silently be
 the policy.
 """
@@ -20,29 +20,29 @@ Generate = Callable[[list[list[int]]], Sequence[Sequence[int]]]
 
 
 class TrlBridge:
-    """The acting role while TRL has the model: one at a time, as everywhere."""
+    """Switch of the acting role while TRL uses the model; one role acts at a time."""
 
     def __init__(self, roles: Roles):
         self._roles, self._acting = roles, ExitStack()
 
     def switch_to(self, role: Role) -> None:
-        """Make a role act until the next switch. The policy trains, every other role only reads.
+        """Activate a role until the next switch. Only the policy is trained.
 
-        A switch may come between a forward of the policy and its backward, if the policy acts again before that: the
-        graph keeps what the backward needs, and gradients go to whatever requires them at that moment.
+        Roles may switch between a forward of the policy and its backward if the policy acts again before the backward:
+        the graph keeps the tensors it needs, and gradients go to the parameters that require them at that moment.
         """
         self._acting.close()
         self._acting.enter_context(self._roles.acting_as(role, train=role is Role.POLICY))
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """Let no role act in the block, so that the block may choose one; the policy acts after it."""
+        """Deactivate the acting role, so that the block can choose one; the policy acts after the block."""
         self._acting.close()
         yield
         self.switch_to(Role.POLICY)
 
     def close(self) -> None:
-        """Let no role act."""
+        """Deactivate the acting role."""
         self._acting.close()
 
 
@@ -65,12 +65,14 @@ def trl_bridge(roles: Roles, generate: Generate | None = None) -> Iterator[TrlBr
     def answers(input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
         assert generate is not None  # noqa: S101 - otherwise the model keeps its own `generate`
         with bridge.released():
-            found = generate([ids[kept.bool()].tolist() for ids, kept in zip(input_ids, attention_mask, strict=True)])
+            responses = generate(
+                [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, attention_mask, strict=True)]
+            )
         # (B, longest answer), padded on the right as TRL expects
-        blank = torch.full((len(found), max(map(len, found))), roles.base.pad, device=input_ids.device)
-        for row, tokens in zip(blank, found, strict=True):
+        padded = torch.full((len(responses), max(map(len, responses))), roles.base.pad, device=input_ids.device)
+        for row, tokens in zip(padded, responses, strict=True):
             row[: len(tokens)] = torch.tensor(tokens)
-        return torch.cat([input_ids, blank], 1)
+        return torch.cat([input_ids, padded], 1)
 
     replaced: dict[str, Any] = {"set_adapter": set_adapter, "add_adapter": lambda *_: None}
     vars(model).update(replaced | ({"generate": answers} if generate else {}))

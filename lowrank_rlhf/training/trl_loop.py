@@ -33,8 +33,8 @@ class FiniteGuard(TrainerCallback):
         """Value that was not finite in the current or last step."""
 
     def on_forward(self, _: Any, __: Any, output: Any) -> None:
-        """Keep a forward's loss (a hook on the model): TRL's own log hides a loss that is not finite, or keeps it."""
-        if output.loss is not None:  # None for RLOO and GRPO up to TRL 1.15, which read logits: see the gradient's norm
+        """Record a forward's loss, as a hook on the model: TRL's log hides a loss that is not finite, or keeps it."""
+        if output.loss is not None:  # None for RLOO and GRPO up to TRL 1.15: the gradient norm is checked too
             self.losses.append(output.loss.detach())
 
     def on_step_begin(

@@ -287,7 +287,7 @@ class TestRewardModelAccuracy:
         code, out, err = evaluate(finished, "--comparisons", file)
         assert code == 0, err
         assert "2 comparisons of 1 prompt; 2 ties left out, and 1 comparison too long" in out.replace("\n", " ")
-        assert "model.max_length 60: 1 prompts too long and left out" in out
+        assert "model.max_length 60: 1 prompts skipped as too long" in out
         assert load_comparisons(file).ties == 2
 
     def test_says_that_the_reward_model_learnt_from_them(self, finished, evaluate, tmp_path) -> None:

@@ -695,7 +695,7 @@ def test_command_refuses(tiny_folder, tmp_path, command, monkeypatch) -> None:
 def test_weights_and_settings_that_a_folder_lacks(tiny_folder, tmp_path) -> None:
     session = finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"))
     (session.run_dir.artifact("adapters/reward") / "reward.json").unlink()
-    with pytest.raises(UserError, match=r"reward\.json: missing or incomplete"):
+    with pytest.raises(UserError, match=r"reward\.json: not found or incomplete"):
         export_reward(session, "bfloat16", tmp_path / "out")
     shutil.rmtree(session.run_dir.artifact("adapters"))
     with pytest.raises(UserError, match="no adapters yet"):

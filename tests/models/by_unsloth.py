@@ -72,14 +72,14 @@ def test_loading_takes_no_number_from_a_seeded_process(tiny_base) -> None:
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_sampling_against_a_naive_loop(tiny_base, quantization: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers of unequal lengths to left-padded prompts, by the streams that every backend draws from."""
-    real = generation._next
+    real = generation._next_tokens
 
     def biased(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
         logits = logits.clone()
         logits[:, 2] += BONUS
         return real(logits, temperature, uniforms)
 
-    monkeypatch.setattr(generation, "_next", biased)
+    monkeypatch.setattr(generation, "_next_tokens", biased)
     roles = make_roles(tiny_base(quantization, True))
     prompts = [*PROMPTS, [5, roles.base.pad, 9]]  # whose second token is no padding
     uniforms = torch.rand(len(prompts), 2, LENGTH, generator=torch.Generator().manual_seed(3)).tolist()

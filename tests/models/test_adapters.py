@@ -257,7 +257,7 @@ def test_a_real_adapter_of_another_kind(roles, tmp_path) -> None:
 
 
 def test_files_that_are_missing_or_no_adapter(roles, tmp_path) -> None:
-    assert "no such folder" in refused(roles, tmp_path / "nowhere")
+    assert "folder not found" in refused(roles, tmp_path / "nowhere")
     assert "adapter_config.json not found" in refused(roles, tmp_path)
     save_role(roles, Role.POLICY, tmp_path)
     (tmp_path / WEIGHTS).rename(tmp_path / "adapter_model.bin")

@@ -42,9 +42,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_auto_takes_unsloth_where_cuda_and_the_package_are(architecture: str) -> None:
-    assert choose(config("auto"), architecture) == ("unsloth", "CUDA and the package are here")
-    assert choose(config("unsloth"), architecture) == ("unsloth", "asked for")
-    assert choose(config("transformers"), architecture) == ("transformers", "asked for")
+    assert choose(config("auto"), architecture) == ("unsloth", "CUDA and the package are available")
+    assert choose(config("unsloth"), architecture) == ("unsloth", "set in the config")
+    assert choose(config("transformers"), architecture) == ("transformers", "set in the config")
 
 
 def take_away_package(machine: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def import_too_early(machine: pytest.MonkeyPatch) -> None:
     ("change", "reason"),
     [
         (take_away_package, NO_UNSLOTH),
-        (take_away_cuda, "PyTorch sees no CUDA device here"),
+        (take_away_cuda, "PyTorch finds no CUDA device"),
         (import_too_early, "unsloth has to be imported before peft, which this process has imported already"),
     ],
 )
@@ -74,7 +74,7 @@ def test_what_a_machine_lacks_is_said_by_auto_and_refused_by_name(machine, chang
     assert found.backend == "transformers"
     assert found.why.startswith(reason)
     with pytest.raises(
-        UserError, match=r"^model\.backend: unsloth cannot serve: .*set model\.backend=transformers$"
+        UserError, match=r"^model\.backend: unsloth cannot be used: .*set model\.backend=transformers$"
     ) as e:
         choose(config("unsloth"), "llama")
     assert reason in str(e.value)
@@ -90,7 +90,7 @@ def test_once_imported_unsloth_is_not_too_late(machine) -> None:
 @pytest.mark.parametrize("architecture", ["gemma2", "phi3", None])
 def test_other_families_are_left_to_transformers(architecture: str | None) -> None:
     assert choose(config("auto"), architecture).backend == "transformers"
-    with pytest.raises(UserError, match=f"llama, mistral, qwen2, qwen3, .*type is {architecture or 'not known'}"):
+    with pytest.raises(UserError, match=f"type is {architecture or 'unknown'}, .*llama, mistral, qwen2, qwen3"):
         choose(config("unsloth"), architecture)
 
 
@@ -120,8 +120,8 @@ def test_auto_keeps_to_what_a_run_began_with(tiny_folder, tmp_path: Path, machin
     auto = make_config(tiny_folder(), model__backend="auto", model__device="auto")
     machine.setattr(backend, "_start_unsloth", lambda: "2026.1.1")
     for first, second, expected in (
-        (False, True, [("transformers", NO_UNSLOTH), ("transformers", "this run began with it")]),
-        (True, False, [("unsloth 2026.1.1", "CUDA and the package are here"), ("transformers", NO_UNSLOTH)]),
+        (False, True, [("transformers", NO_UNSLOTH), ("transformers", "this run started with it")]),
+        (True, False, [("unsloth 2026.1.1", "CUDA and the package are available"), ("transformers", NO_UNSLOTH)]),
     ):
         run = tmp_path / expected[0][0]
         run.mkdir()
@@ -130,7 +130,7 @@ def test_auto_keeps_to_what_a_run_began_with(tiny_folder, tmp_path: Path, machin
             assert take_backend(auto, run, Progress()) == name.split()[0]
             out = " ".join(capsys.readouterr().out.split())
             assert f"model.backend: {name}: {why}" in out
-            assert ("NOTE: this run began with unsloth" in out) == (name == "transformers" and first)
+            assert ("NOTE: this run started with unsloth" in out) == (name == "transformers" and first)
             kept = json.loads((run / "backend.json").read_text())
             assert kept == {"schema": 1, "backend": expected[0][0].split()[0]}
 
@@ -139,7 +139,7 @@ def test_by_name_nothing_is_kept_and_transformers_is_not_worth_a_word(
     tiny_folder, tmp_path: Path, machine, capsys
 ) -> None:
     machine.setattr(backend, "_start_unsloth", lambda: "2026.1.1")
-    for name, said in (("transformers", ""), ("unsloth", "model.backend: unsloth 2026.1.1: asked for\n")):
+    for name, said in (("transformers", ""), ("unsloth", "model.backend: unsloth 2026.1.1: set in the config\n")):
         by_name = make_config(tiny_folder(), model__backend=name, model__device="auto")
         assert take_backend(by_name, tmp_path, Progress()) == name
         assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from tiny_run import make_config, make_session, save_sft, separable, write_promp
 from torch import Tensor
 
 from lowrank_rlhf.errors import CannotFit
-from lowrank_rlhf.models.batch_limits import BatchLimits, ran_out
+from lowrank_rlhf.models.batch_limits import BatchLimits, is_out_of_memory
 from lowrank_rlhf.models.layers import merging
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.session import Session
@@ -25,8 +25,8 @@ ERRORS = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeEr
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_a_lack_of_memory_is_known_by_its_kind_or_its_words(error: Exception) -> None:
-    assert ran_out(error)
-    assert not ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_it_is_tried_with_half_until_a_single_row_is_too_much() -> None:

@@ -8,7 +8,7 @@ from tiny import ARCHITECTURES, DEVICE, make_roles
 from transformers import LlamaConfig
 
 from lowrank_rlhf.models import decoding
-from lowrank_rlhf.models.decoding import GrowingSteps, RecordedSteps, begin, of_fixed_shape
+from lowrank_rlhf.models.decoding import GrowingSteps, RecordedSteps, can_record, prefill
 from lowrank_rlhf.models.generation import generating_as
 from lowrank_rlhf.models.layers.kv_cache import growing_cache
 from lowrank_rlhf.models.roles import Role
@@ -20,14 +20,14 @@ steps = test_generation.steps  # the fixture
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_sliding_windows_and_capped_scores_are_not_recorded(tiny_base, architecture) -> None:
     model = tiny_base(architecture=architecture).model
-    assert of_fixed_shape(model, growing_cache(model.config)) == (architecture in SERVED)
+    assert can_record(model, growing_cache(model.config)) == (architecture in SERVED)
 
 
 @pytest.mark.parametrize(("rope", "recorded"), [("default", True), ("yarn", True), ("dynamic", False)])
 def test_positions_that_depend_on_the_length_are_not_recorded(tiny_base, rope, recorded) -> None:
     model = tiny_base().model
     model.config.rope_parameters = {**model.config.rope_parameters, "rope_type": rope}
-    assert of_fixed_shape(model, growing_cache(LlamaConfig(num_hidden_layers=2))) == recorded
+    assert can_record(model, growing_cache(LlamaConfig(num_hidden_layers=2))) == recorded
 
 
 @pytest.mark.parametrize("architecture", SERVED)
@@ -45,7 +45,7 @@ def test_states_are_those_of_steps_on_a_growing_cache(tiny_base) -> None:
     polls: list[int] = []
     tokens = torch.tensor([[9, 30, 7, 41], [11, 8, 90, 3], [5, 6, 7, 8]], device=DEVICE).t()
     with generating_as(roles, Role.POLICY):
-        growing, fixed = (begin(roles.base.model, [[5, 6, 7], [8]], 0, 2, 3)[1] for _ in range(2))
+        growing, fixed = (prefill(roles.base.model, [[5, 6, 7], [8]], 0, 2, 3)[1] for _ in range(2))
         assert isinstance(growing, GrowingSteps)
         fixed = RecordedSteps(fixed.model, fixed.cache, fixed.attention, fixed.position, 3, lambda: polls.append(1))
         for t in range(3):

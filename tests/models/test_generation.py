@@ -21,13 +21,13 @@ BONUS = 3.0
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
     """The kind of decoding steps that the test runs on. On a CPU no graph is recorded, but all else is the same."""
     if request.param is RecordedSteps:
-        begin = decoding.begin
+        prefill = decoding.prefill
 
         def recorded(model, prompts, pad, repeats, more, poll):
-            states, steps = begin(model, prompts, pad, repeats, more)
+            states, steps = prefill(model, prompts, pad, repeats, more)
             return states, RecordedSteps(model, steps.cache, steps.attention, steps.position, more, poll)
 
-        monkeypatch.setattr(generation, "begin", recorded)
+        monkeypatch.setattr(generation, "prefill", recorded)
     return request.param
 
 

@@ -3,7 +3,7 @@
 import torch
 from transformers import DynamicCache, Gemma2Config, LlamaConfig
 
-from lowrank_rlhf.models.layers.kv_cache import ROOM, growing_cache
+from lowrank_rlhf.models.layers.kv_cache import SPARE_TOKENS, growing_cache
 
 CONFIG = LlamaConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2, num_key_value_heads=1)
 
@@ -23,7 +23,7 @@ def test_it_holds_what_transformers_own_holds() -> None:
     for cache in (ours, theirs):
         cache.batch_repeat_interleave(3)
     rows = 6
-    for _ in range(ROOM + 2):  # beyond the room that is made at once
+    for _ in range(SPARE_TOKENS + 2):  # beyond the room that is made at once
         add(1)
     kept = torch.tensor([0, 2, 5])
     for cache in (ours, theirs):
@@ -31,13 +31,13 @@ def test_it_holds_what_transformers_own_holds() -> None:
     rows = 3
     for _ in range(3):
         add(1)
-    assert ours.get_seq_length() == theirs.get_seq_length() == 5 + ROOM + 2 + 3
+    assert ours.get_seq_length() == theirs.get_seq_length() == 5 + SPARE_TOKENS + 2 + 3
 
 
 def test_a_new_token_moves_no_old_one() -> None:
     cache = growing_cache(CONFIG)
     new = torch.ones(2, 1, 1, 4)
-    places = [cache.update(new, new, 0)[0].data_ptr() for _ in range(ROOM)]
+    places = [cache.update(new, new, 0)[0].data_ptr() for _ in range(SPARE_TOKENS)]
     assert len(set(places)) == 1
 
 

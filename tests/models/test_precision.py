@@ -117,7 +117,7 @@ def test_auto_on_cuda(monkeypatch: pytest.MonkeyPatch, offered: bool) -> None:
 
 
 def test_an_illegal_instruction_in_the_race_is_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_RACE", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    monkeypatch.setattr(precision, "_BENCHMARK", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
     assert bfloat16_speedup() == 0
 
 

@@ -344,8 +344,8 @@ def test_a_layer_that_the_model_has_not_is_refused(tiny_base, architecture, name
     with pytest.raises(UserError) as caught:
         Roles(tiny_base(architecture=architecture), lora)
     assert str(caught.value) == (
-        f'lora.target_modules: this model has no linear layer "{named}"; it has {has}. '
-        "Name some of them, or all-linear." + (f' Did you mean "{meant}"?' if meant else "")
+        f'lora.target_modules: this model has no linear layer "{named}", only {has}. '
+        "Set some of them, or all-linear." + (f' Did you mean "{meant}"?' if meant else "")
     )
 
 

@@ -173,7 +173,7 @@ def test_another_optimisers_state_is_refused(tmp_path) -> None:
 
     path = tmp_path / "optimizer.safetensors"
     save_optimizer(stepped(2, 3), path)
-    with pytest.raises(UserError, match="contains the state of 2 parameters, the optimiser has 3"):
+    with pytest.raises(UserError, match="contains the state of 2 parameters, expected 3"):
         load_optimizer(stepped(2, 3, 4), path)
 
 
@@ -186,7 +186,7 @@ def test_a_missing_piece_of_an_optimiser_is_named(tmp_path) -> None:
     path = tmp_path / "optimizer.safetensors"
     save_optimizer(optimizer, path)
     write_tensors({name: tensor for name, tensor in read_tensors(path).items() if name != "1.exp_avg_sq"}, path)
-    with pytest.raises(UserError, match=r"optimizer\.safetensors: has no 1\.exp_avg_sq: the optimiser cannot resume"):
+    with pytest.raises(UserError, match=r"optimizer\.safetensors: 1\.exp_avg_sq not found: the optimiser cannot"):
         load_optimizer(optimizer, path)
 
 

@@ -35,12 +35,12 @@ class _Attention(torch.autograd.Function):
         saved_q, saved_k, saved_v, mask = ctx.saved_tensors
         q, k, v = saved_q.float(), saved_k.float(), saved_v.float()
         probabilities = _probabilities(q, k, mask, ctx.scale)
-        toward_v = torch.bmm(probabilities.transpose(1, 2), grad)
-        toward = torch.bmm(grad, v.transpose(1, 2))
+        grad_v = torch.bmm(probabilities.transpose(1, 2), grad)
+        grad_scores = torch.bmm(grad, v.transpose(1, 2))
         # Derivative of softmax: p (g - sum p g).
-        toward.sub_((toward * probabilities).sum(-1, keepdim=True)).mul_(probabilities).mul_(ctx.scale)
-        toward_q, toward_k = torch.bmm(toward, k), torch.bmm(toward.transpose(1, 2), q)
-        return toward_q.to(saved_q.dtype), toward_k.to(saved_k.dtype), toward_v.to(saved_v.dtype), None, None
+        grad_scores.sub_((grad_scores * probabilities).sum(-1, keepdim=True)).mul_(probabilities).mul_(ctx.scale)
+        grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q)
+        return grad_q.to(saved_q.dtype), grad_k.to(saved_k.dtype), grad_v.to(saved_v.dtype), None, None
 
 
 def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:

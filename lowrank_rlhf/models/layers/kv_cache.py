@@ -4,12 +4,12 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 32
-"""Capacity, in tokens, that is added at once. Blocks that grow with every token fragment the heap: on a CPU the gaps
+SPARE_TOKENS = 32
+"""Tokens of capacity that are added at once. Tensors that grow with every token fragment the heap: on a CPU the gaps
 took several times the memory of the cache."""
 
 
-class RoomyLayer(DynamicLayer):
+class GrowingLayer(DynamicLayer):
     """`keys` and `values` are the filled part of larger tensors, (rows, heads, tokens, d)."""
 
     def __init__(self) -> None:
@@ -26,12 +26,12 @@ class RoomyLayer(DynamicLayer):
         """Append tokens to every row; return all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        held = self.get_seq_length()
-        filled = held + key_states.shape[-2]
+        length = self.get_seq_length()
+        filled = length + key_states.shape[-2]
         if self._whole is None or self._whole[0].shape[-2] < filled:
-            self._whole = (_roomy(self.keys, key_states, filled), _roomy(self.values, value_states, filled))
+            self._whole = (_grown(self.keys, key_states, filled), _grown(self.values, value_states, filled))
         for whole, new in zip(self._whole, (key_states, value_states), strict=True):
-            whole[:, :, held:filled] = new
+            whole[:, :, length:filled] = new  # (rows, heads, new tokens, d)
         self.keys, self.values = (whole[:, :, :filled] for whole in self._whole)
         return self.keys, self.values
 
@@ -46,16 +46,16 @@ class RoomyLayer(DynamicLayer):
         self._whole = None
 
 
-def _roomy(held: Tensor | None, new: Tensor, filled: int) -> Tensor:
-    """Return a tensor for `filled` + `ROOM` tokens in the format of `new`, with the contents of `held` copied."""
-    whole = new.new_empty(*new.shape[:-2], filled + ROOM, new.shape[-1])
-    if held is not None and held.numel():
-        whole[:, :, : held.shape[-2]] = held
+def _grown(old: Tensor | None, new: Tensor, filled: int) -> Tensor:
+    """Return a tensor like `new` for `filled` + `SPARE_TOKENS` tokens that starts with the contents of `old`."""
+    whole = new.new_empty(*new.shape[:-2], filled + SPARE_TOKENS, new.shape[-1])
+    if old is not None and old.numel():
+        whole[:, :, : old.shape[-2]] = old
     return whole
 
 
 def growing_cache(config: PreTrainedConfig) -> DynamicCache:
     """Return an empty cache for a model; layers with a sliding window keep the implementation of transformers."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

@@ -34,8 +34,8 @@ class _LoraProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None, None]:
         x, a, b, inner = ctx.saved_tensors
         outer = (grad @ b).mul_(ctx.scale)  # (N, out) -> (N, r)
-        toward = (grad @ ctx.weight()).addmm_(outer, a) if ctx.needs_input_grad[0] else None
-        return toward, (outer.t() @ x).float(), (grad.t() @ inner).mul_(ctx.scale).float(), None, None, None
+        grad_x = (grad @ ctx.weight()).addmm_(outer, a) if ctx.needs_input_grad[0] else None
+        return grad_x, (outer.t() @ x).float(), (grad.t() @ inner).mul_(ctx.scale).float(), None, None, None
 
 
 class _FusedLinear(nn.Module):

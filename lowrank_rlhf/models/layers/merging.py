@@ -10,7 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lowrank_rlhf.models.batch_limits import nothing_to_halve
+from lowrank_rlhf.models.batch_limits import fatal_out_of_memory
 from lowrank_rlhf.models.layers.int8 import Int8Linear
 from lowrank_rlhf.models.layers.weights import dequantised
 from lowrank_rlhf.models.roles import Role, Roles
@@ -19,9 +19,9 @@ FEW_ROWS = 96
 """Number of rows up to which W x^T is faster than x W^T in float32: 0.69 against 1.15 ms at 32 x 576 x 1536 (MKL, two
 AVX2 cores), 0.09 against 0.31 ms at 4 rows (two Zen 4 cores). In bfloat16 it is slower: 0.13 against 0.07 ms there."""
 
-_INSTEAD = (
-    "Set model.merged_rollouts: false: sampling is slower, and no copy is made. Finished stages depend on it: the next "
-    "start says which to make again"
+_ADVICE = (
+    "Set model.merged_rollouts: false: sampling is slower, but needs no copy. Finished stages depend on this setting; "
+    "the next start lists those to redo"
 )
 
 
@@ -44,7 +44,7 @@ def merged(roles: Roles, role: Role) -> Iterator[None]:
     ]
     roles.merged = role
     try:
-        with nothing_to_halve("while the adapter was merged into a copy of the weights", _INSTEAD), torch.no_grad():
+        with fatal_out_of_memory("while the adapter was merged into a copy of the weights", _ADVICE), torch.no_grad():
             for name, layer in layers:
                 model.set_submodule(name, _merge(layer, role, roles.base.compute_dtype))
         yield

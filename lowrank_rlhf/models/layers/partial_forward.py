@@ -23,10 +23,10 @@ class _Identity(nn.Module):
 class _Recorder(_Identity):
     """Identity that records its input."""
 
-    seen: Tensor
+    recorded: Tensor
 
     def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-        self.seen = hidden_states
+        self.recorded = hidden_states
         return hidden_states
 
 
@@ -50,12 +50,12 @@ def lower_states(decoder: Any, start: int, ids: Tensor, attention: Tensor) -> Te
         torch.no_grad(),
     ):
         decoder(input_ids=ids, attention_mask=attention, use_cache=False)
-    return recorder.seen
+    return recorder.recorded
 
 
 @contextmanager
 def partial_forward(decoder: Any, start: int, states: Tensor | None, stop: int) -> Iterator[None]:
-    """Limit the decoder's forward to layers below `stop`, and to those from `start` where states are given.
+    """Limit the decoder's forward to layers below `stop`, and if states are given to layers from `start` on.
 
     Args:
         decoder: decoder with a list of `layers`.
