@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+pytest.register_assert_rewrite("role_laws")
+
 if TYPE_CHECKING:
     from lowrank_rlhf.models.base import Base
 
@@ -21,14 +23,6 @@ if TYPE_CHECKING:
 if os.environ.get("LOWRANK_RLHF_TEST_BACKEND") == "unsloth":
     # `make test-unsloth`: the same tests of the roles on models that unsloth loads; it has to come before transformers.
     import unsloth  # noqa: F401
-
-
-@cache
-def bfloat16_works() -> bool:
-    """Slow counts; only virtual machines with half of AMX fail (decision 0008)."""
-    from lowrank_rlhf.models.precision import bfloat16_speedup
-
-    return bfloat16_speedup() > 0
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +42,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 @pytest.fixture
 def tiny_base(tiny_folder: Callable[..., Path]) -> Callable[..., Base]:
     """`tiny_base(quantization, checkpointing, architecture=, merged=, compute_dtype=)`: a freshly loaded base."""
-    from tiny import load_tiny
+    from tiny import bfloat16_works, load_tiny
 
     def load(
         quantization: str = "none",

@@ -74,7 +74,7 @@ def quickstart(*changes: str) -> Config:
 
 def test_the_plan_counts_what_the_algorithm_does() -> None:
     """480 x 4 answers make 480 x 6 comparisons; without a critic there is one adapter less, and none of its Adam."""
-    from test_plan import COUNTS, SMOLLM
+    from quickstart_plan import COUNTS, SMOLLM
 
     dpo = quickstart("align.algorithm=dpo", "align.batch_size=32", "align.epochs=2")
     rloo = quickstart("align.algorithm=rloo", "align.batch_size=72", "align.steps=16")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from marks import done
 from peft.tuners.lora import LoraLayer
-from test_generation import LENGTH, PROMPTS, naive, sample
 from tiny import LORA, load_tiny, make_batch, make_roles
 from tiny_run import STAGES, make_config, write_prompts
+from tiny_sampling import LENGTH, PROMPTS, naive, sample
 from torch import Tensor
 from unsloth import FastLanguageModel
 

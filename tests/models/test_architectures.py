@@ -1,12 +1,10 @@
-"""Laws of the roles on a tiny random model of each architecture, by the tests that check Llama."""
+"""Laws of the roles on a tiny random model of each architecture."""
 
-import inspect
 from functools import partial
 
 import pytest
-import test_roles as roles_laws
-import test_scoring as scoring_laws
 import torch
+from role_laws import LAWS, check, each_law
 from tiny import ARCHITECTURES, load_tiny, make_batch, make_roles, make_tiny_model, random_tokens
 
 from lowrank_rlhf.config.schema import SampleConfig
@@ -14,39 +12,6 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
 
-LAWS = {
-    1: [
-        roles_laws.test_only_the_acting_role_receives_gradients,
-        roles_laws.test_a_read_only_block_builds_no_graph,
-    ],
-    2: [
-        roles_laws.test_backward_only_in_a_training_block,
-        roles_laws.test_checkpointing_changes_no_gradient,
-        roles_laws.test_gradients_equal_those_of_plain_peft_and_full_log_softmax,
-    ],
-    3: [
-        roles_laws.test_blocks_do_not_nest,
-        roles_laws.test_no_block_inside_merged_weights,
-        roles_laws.test_after_an_error_everything_is_frozen,
-    ],
-    4: [
-        roles_laws.test_a_copy_is_identical_and_not_the_bare_base,
-        roles_laws.test_copies_take_the_head_along,
-    ],
-    5: [
-        roles_laws.test_training_one_role_leaves_all_else_bit_identical,
-        roles_laws.test_checksum_is_of_the_base_alone_and_sees_every_weight,
-    ],
-    6: [
-        roles_laws.test_save_and_load_round_trip,
-        roles_laws.test_missing_and_unexpected_keys_are_errors,
-    ],
-    7: [roles_laws.test_reading_and_generating_change_no_gradient],
-    8: [
-        scoring_laws.test_padding_order_and_micro_batches_change_nothing,
-        scoring_laws.test_gradients_of_micro_batches_add_up,
-    ],
-}
 OTHERS = [name for name in ARCHITECTURES if name != "llama"]
 CHOICES = [(name, quantization) for name in OTHERS for quantization in ("none", "nf4")]
 CHOICES += [("qwen2", "int8"), ("gemma2", "int8")]  # the one has biases, the other the oddest decoder
@@ -58,20 +23,10 @@ def test_all_eight_are_here() -> None:
 
 
 @everywhere
-@pytest.mark.parametrize(
-    "law",
-    [pytest.param(law, id=f"{number}-{law.__name__.removeprefix('test_')}") for number in LAWS for law in LAWS[number]],
-)
+@each_law
 def test_laws(tiny_base, tmp_path, architecture, quantization, law) -> None:
-    given = {
-        "tiny_base": partial(tiny_base, architecture=architecture),
-        "quantization": quantization,
-        "checkpointing": True,
-        "tmp_path": tmp_path,
-    }
-    wanted = inspect.signature(law).parameters
-    for role in Role if "role" in wanted else (Role.POLICY,):
-        law(**{name: value for name, value in {**given, "role": role}.items() if name in wanted})
+    base = partial(tiny_base, architecture=architecture)
+    check(law, tiny_base=base, tmp_path=tmp_path, quantization=quantization, checkpointing=True)
 
 
 @everywhere

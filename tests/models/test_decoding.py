@@ -1,10 +1,9 @@
 """Decoding steps of fixed shape, as a GPU records them: which models they serve, and that they change no answer."""
 
 import pytest
-import test_generation
 import torch
-from test_generation import LENGTH, PROMPTS, naive, sample
 from tiny import ARCHITECTURES, DEVICE, make_roles
+from tiny_sampling import LENGTH, PROMPTS, naive, sample
 from transformers import LlamaConfig
 
 from lowrank_rlhf.models import decoding
@@ -14,7 +13,6 @@ from lowrank_rlhf.models.layers.kv_cache import growing_cache
 from lowrank_rlhf.models.roles import Role
 
 SERVED = ("llama", "qwen2", "qwen3", "phi3")
-steps = test_generation.steps  # the fixture
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

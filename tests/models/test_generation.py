@@ -2,43 +2,20 @@
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, DEVICE, make_roles, random_tokens
+from tiny import ARCHITECTURES, DEVICE, make_roles
+from tiny_sampling import LENGTH, PROMPTS, naive, sample
 from torch import Tensor
 
-from lowrank_rlhf.config.schema import SampleConfig
-from lowrank_rlhf.models import decoding, generation
+from lowrank_rlhf.models import generation
 from lowrank_rlhf.models.decoding import GrowingSteps, RecordedSteps
-from lowrank_rlhf.models.generation import Response, draw, generating_as, sample_answers, stream_answer, stream_text
+from lowrank_rlhf.models.generation import draw, generating_as, stream_answer, stream_text
 from lowrank_rlhf.models.layers.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
 
-PROMPTS = random_tokens(7, [3, 11, 1, 6, 6])
-LENGTH = 12
 BONUS = 3.0
 
 
-@pytest.fixture
-def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
-    """The kind of decoding steps that the test runs on. On a CPU no graph is recorded, but all else is the same."""
-    if request.param is RecordedSteps:
-        prefill = decoding.prefill
-
-        def recorded(model, prompts, pad, repeats, more, poll):
-            states, steps = prefill(model, prompts, pad, repeats, more)
-            return states, RecordedSteps(model, steps.cache, steps.attention, steps.position, more, poll)
-
-        monkeypatch.setattr(generation, "prefill", recorded)
-    return request.param
-
-
 each_kind = pytest.mark.parametrize("steps", [GrowingSteps, RecordedSteps], indirect=True)
-
-
-def sample(roles: Roles, prompts: list[list[int]] = PROMPTS, **settings) -> list[list[Response]]:
-    fields = {"max_new_tokens": LENGTH, "temperature": 0.9, "batch_size": 64}
-    sampling = SampleConfig(**{name: settings.pop(name, value) for name, value in fields.items()})
-    role, seed = settings.pop("role", Role.POLICY), settings.pop("seed", 3)
-    return sample_answers(roles, role, prompts, sampling, seed, **settings)
 
 
 @pytest.fixture
@@ -52,26 +29,6 @@ def likely_end(monkeypatch: pytest.MonkeyPatch) -> None:
         return logits
 
     monkeypatch.setattr(generation, "vocabulary_logits", biased)
-
-
-def naive(roles: Roles, prompt: list[int], uniforms: list[float], temperature: float, bonus: float = 0.0) -> Response:
-    """One answer by whole forwards through the adapter, and a Python loop that inverts the cumulative sum."""
-    tokens: list[int] = []
-    for uniform in uniforms:
-        ids = torch.tensor([[*prompt, *tokens]], device=DEVICE)
-        with roles.acting_as(Role.POLICY):
-            logits = roles.peft(input_ids=ids, use_cache=False).logits[0, -1].double()
-        logits[2] += bonus
-        probabilities = (logits / temperature).softmax(-1).tolist()
-        total = 0.0
-        for token in range(len(logits)):
-            total += probabilities[token]
-            if uniform < total:
-                break
-        tokens.append(token)
-        if token == 2:
-            return Response(tuple(tokens), finished=True)
-    return Response(tuple(tokens), finished=False)
 
 
 # --- draw

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import bfloat16_works
+from tiny import bfloat16_works
 from tiny_run import make_config, make_session
 
 from lowrank_rlhf.config.schema import ModelConfig

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-import test_roles as laws
+import role_laws as laws
 import tiny
 import torch
 from peft import PeftConfig, PeftModel
@@ -83,9 +83,9 @@ def test_what_a_saved_config_leaves_out_is_as_in_peft(tiny_base, monkeypatch, tm
 def test_the_laws_hold(tiny_base, monkeypatch, tmp_path: Path, role: Role) -> None:
     for module in (tiny, laws):
         monkeypatch.setattr(module, "LORA", RSLORA)
-    laws.test_only_the_acting_role_receives_gradients(tiny_base, "nf4", False, role)
-    laws.test_checkpointing_changes_no_gradient(tiny_base, "nf4", role)
-    laws.test_training_one_role_leaves_all_else_bit_identical(tiny_base, "nf4", True, role)
-    laws.test_save_and_load_round_trip(tiny_base, tmp_path, "nf4", False, role)
+    laws.only_the_acting_role_receives_gradients(tiny_base, "nf4", False, role)
+    laws.checkpointing_changes_no_gradient(tiny_base, "nf4", role)
+    laws.training_one_role_leaves_all_else_bit_identical(tiny_base, "nf4", True, role)
+    laws.save_and_load_round_trip(tiny_base, tmp_path, "nf4", False, role)
     if role in (Role.POLICY, Role.CRITIC):
-        laws.test_reading_and_generating_change_no_gradient(tiny_base, "nf4", False, role)
+        laws.reading_and_generating_change_no_gradient(tiny_base, "nf4", False, role)

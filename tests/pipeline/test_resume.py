@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import bfloat16_works
 from marks import done
+from tiny import bfloat16_works
 from tiny_run import STAGES, WORDS, make_config, make_session, write_prompts
 
 from lowrank_rlhf.config.schema import Config

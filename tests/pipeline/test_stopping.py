@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_ppo_update import make_config as make_ppo_config
-from test_ppo_update import rollout_of, start
 from tiny import make_roles, snapshot
+from tiny_ppo import make_ppo_config, rollout_of, start
 from tiny_run import limit_tokens, make_config, write_prompts
 
 from lowrank_rlhf.config.loading import dump_config

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_store import prompts, samples
+from ranking_items import prompts, samples
 from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf.config.loading import dump_config

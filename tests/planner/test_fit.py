@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from marks import done
-from test_plan import COUNTS, CPU, SMOLLM, quickstart
+from quickstart_plan import COUNTS, CPU, SMOLLM, quickstart
 from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf import cli

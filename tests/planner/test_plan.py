@@ -10,31 +10,21 @@ from pathlib import Path
 
 import gguf
 import pytest
+from quickstart_plan import COUNTS, CPU, GB, SMOLLM, quickstart
 from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import dump_config, load_config
-from lowrank_rlhf.config.schema import Config, LoraConfig, ModelConfig
+from lowrank_rlhf.config.schema import LoraConfig, ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline import pipeline
-from lowrank_rlhf.planner import disk, forecast, machine, pace
-from lowrank_rlhf.planner.compute_cost import Amounts
+from lowrank_rlhf.planner import disk, forecast, pace
 from lowrank_rlhf.planner.memory import Device, need
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources.model_shape import Shape, find_shape
 
-GB = 10**9
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "mistral", "phi3")
-SMOLLM = Shape(
-    "llama", layers=30, hidden=576, mlp=1536, query=576, key_value=192, vocabulary=49_152, tied=True,
-    file_bytes=269_060_552,
-)  # fmt: skip
-COUNTS = Amounts(
-    training=492, held_out=128, demonstrations=240, answers=1280, prompt_tokens=14, longest_prompt=18, answer_tokens=20,
-    longest_demonstration=40,
-)  # fmt: skip
-CPU = machine.Machine(Device(cuda=False, width=2), 20 * GB, 24 * GB, 1e12, "bfloat16")
 
 
 @pytest.fixture
@@ -56,11 +46,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder) -> Path:
     Path("tiny.yaml").write_text(dump_config(config))
     monkeypatch.setattr(forecast, "look", lambda _: CPU)
     return tmp_path
-
-
-def quickstart(*overrides: str) -> Config:
-    """The preset, at the lengths that the figures below were worked out and measured for."""
-    return load_config(Path("quickstart"), ["sample.max_new_tokens=48", "ppo.batch_size=48", *overrides])
 
 
 class TestShape:

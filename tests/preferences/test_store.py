@@ -7,22 +7,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from ranking_items import prompts, samples
 
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.store import AnnotationCounts, AnnotationStore, Item
-from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample
-
-
-def prompts(count: int) -> list[Prompt]:
-    return [Prompt(id=f"p{i}", messages=(Message(role="user", content=f"Tell me {i} ☂"),)) for i in range(count)]
-
-
-def samples(count: int, answers: int = 4) -> list[Sample]:
-    return [
-        Sample(id=f"p{i}-{k}", prompt_id=f"p{i}", text=f"answer {k}", tokens=(i, k))
-        for i in range(count)
-        for k in range(answers)
-    ]
+from lowrank_rlhf.run.records import Prompt, Ranking
 
 
 def rank(item: Item | None, annotator: str = "ann", **fields) -> Ranking:

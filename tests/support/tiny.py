@@ -1,6 +1,7 @@
 """Tiny random models of real architectures, made in code, and what the tests of the models share."""
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from lowrank_rlhf.config.schema import LoraConfig, ModelConfig
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.base import Base, load_base
+from lowrank_rlhf.models.precision import bfloat16_speedup
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.run.progress import Progress
 
@@ -151,6 +153,12 @@ def load_tiny(
         }
     )
     return load_base(config, Progress.silent())
+
+
+@cache
+def bfloat16_works() -> bool:
+    """Slow counts; only virtual machines with half of AMX fail (decision 0008)."""
+    return bfloat16_speedup() > 0
 
 
 def randomise(roles: Roles, role: Role, seed: int) -> None:

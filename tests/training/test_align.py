@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bfloat16_works
 from marks import done
-from tiny import snapshot
+from tiny import bfloat16_works, snapshot
 from tiny_aligned import SETTINGS, Ready, with_sft
 from torch import Tensor
 from torch.nn.functional import logsigmoid

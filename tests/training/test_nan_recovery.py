@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_ppo_update import make_config as make_ppo_config
-from test_ppo_update import rollout_of, start
 from tiny import make_roles, snapshot
 from tiny_finished import finished_run
+from tiny_ppo import make_ppo_config, rollout_of, start
 from tiny_run import make_config, make_session, save_sft, separable, write_prompts, write_ranked
 from torch import Tensor
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_ppo_update import PROMPTS, SAMPLING, SCALE, make_config, start
 from tiny import DEVICE, make_roles
+from tiny_ppo import PROMPTS, SAMPLING, SCALE, make_ppo_config, start
 from torch import Tensor
 
 from lowrank_rlhf.models.roles import Role, Roles
@@ -31,7 +31,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 def learn(roles: Roles, seed: int, steps: int, of: Callable[[Tensor], Tensor] = lambda advantages: advantages):
     """Mean scores over the steps of PPO, (steps,)."""
     start(roles).new_head(Role.CRITIC, None)
-    config = make_config(
+    config = make_ppo_config(
         batch_size=32, epochs=4, learning_rate=0.03, critic_learning_rate=0.01, kl_coef=0.01, missing_eos="keep"
     )
     optimizers, scores = Optimizers.create(roles, config), []

@@ -6,12 +6,12 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from tiny import DEVICE, make_roles, random_tokens, snapshot
+from tiny import DEVICE, make_roles, snapshot
+from tiny_ppo import PROMPTS, SAMPLING, SCALE, make_ppo_config, rollout_of, start
 from tiny_run import limit_tokens
 from torch import Tensor
 
 from lowrank_rlhf.config.ppo import PpoConfig
-from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.sequences import cut_minibatches
 from lowrank_rlhf.models.roles import Role, Roles
@@ -28,24 +28,6 @@ from lowrank_rlhf.training.rollout import (
 )
 
 both = pytest.mark.parametrize("quantization", ["none", "nf4"])
-SAMPLING = SampleConfig(max_new_tokens=7, temperature=0.9, batch_size=8)
-SCALE = RewardScale("last", mean=0.3, std=1.7)
-PROMPTS = random_tokens(5, [3, 6, 4, 9, 5, 7, 3, 4])
-
-
-def make_config(**settings) -> PpoConfig:
-    plain = {"batch_size": 8, "epochs": 1, "learning_rate": 1e-3, "critic_learning_rate": 1e-3}
-    return PpoConfig(**(plain | settings))
-
-
-def start(roles: Roles) -> Roles:
-    """As at PPO's first step: the reference is the policy."""
-    roles.copy(Role.POLICY, Role.REFERENCE)
-    return roles
-
-
-def rollout_of(roles: Roles, config: PpoConfig, seed: int = 1) -> Rollout:
-    return collect(roles, PROMPTS, config, SAMPLING, SCALE, config.kl_coef, seed)
 
 
 def moved(roles: Roles, role: Role, before: dict[str, Tensor]) -> bool:
@@ -75,7 +57,7 @@ def test_values_are_read_one_token_earlier() -> None:
 )
 def test_scores_of_unfinished_answers_and_clipping(settings, expected) -> None:
     scores, finished = torch.tensor([7.0, 6.0, -9.0, 0.5]), torch.tensor([True, False, True, False])
-    assert shape_scores(scores, finished, make_config(**settings)).tolist() == expected
+    assert shape_scores(scores, finished, make_ppo_config(**settings)).tolist() == expected
 
 
 def test_explained_variance() -> None:
@@ -99,7 +81,7 @@ def test_adaptive_kl() -> None:
 @both
 def test_a_rollout(tiny_base, quantization) -> None:
     roles = start(make_roles(tiny_base(quantization)))
-    config = make_config(missing_eos="penalty", whiten_advantages=False, gamma=0.9)
+    config = make_ppo_config(missing_eos="penalty", whiten_advantages=False, gamma=0.9)
     rollout = rollout_of(roles, config)
     batch, shape = rollout.batch, rollout.batch.ids.shape
     for row, (prompt, response) in enumerate(zip(PROMPTS, rollout.responses, strict=True)):
@@ -136,7 +118,7 @@ def test_a_rollout(tiny_base, quantization) -> None:
 def test_the_kl_penalty_and_whitening(tiny_base) -> None:
     """With reference and policy apart: the penalty in the rewards, nats per response, advantages of variance 1."""
     roles = make_roles(tiny_base())
-    config = make_config(kl_coef=0.3, gae_lambda=1.0, whiten_advantages=False, missing_eos="keep")
+    config = make_ppo_config(kl_coef=0.3, gae_lambda=1.0, whiten_advantages=False, missing_eos="keep")
     rollout = rollout_of(roles, config)
     kl = rollout.logprobs - rollout.ref_logprobs
     assert kl.abs().max() > 0.1
@@ -146,7 +128,7 @@ def test_the_kl_penalty_and_whitening(tiny_base) -> None:
     expected = shape_scores(rollout.scores, torch.ones(8, dtype=torch.bool, device=DEVICE), config) - 0.3 * rollout.kl
     torch.testing.assert_close(rollout.returns[torch.arange(8), first], expected)
     assert rollout.figures["objective/rlhf_reward"] == pytest.approx(float(expected.mean()))
-    whitened = rollout_of(roles, make_config(kl_coef=0.3, gae_lambda=1.0, missing_eos="keep"))
+    whitened = rollout_of(roles, make_ppo_config(kl_coef=0.3, gae_lambda=1.0, missing_eos="keep"))
     real = whitened.advantages[whitened.batch.response]
     assert float(real.mean()) == pytest.approx(0, abs=1e-6)
     assert float(real.var()) == pytest.approx(1, abs=1e-5)
@@ -160,7 +142,7 @@ def test_the_kl_penalty_and_whitening(tiny_base) -> None:
 def test_the_objective_is_what_is_maximised(tiny_base) -> None:
     """Scores are clipped, and lowered where answers don't end, before they count; a baseline moves no optimum."""
     roles = make_roles(tiny_base())
-    config = make_config(kl_coef=0.3, score_clip=0.2, missing_eos="penalty", missing_eos_score=-2.0)
+    config = make_ppo_config(kl_coef=0.3, score_clip=0.2, missing_eos="penalty", missing_eos_score=-2.0)
     first = rollout_of(roles, config)
     roles.base.__dict__["eos"] = first.responses[0].tokens[2]  # so that some answers end
     rollout = rollout_of(roles, config)
@@ -176,7 +158,10 @@ def test_the_objective_is_what_is_maximised(tiny_base) -> None:
 
 
 def test_a_baseline_is_taken_from_the_shaped_scores(tiny_base) -> None:
-    roles, config = start(make_roles(tiny_base())), make_config(gae_lambda=1.0, whiten_advantages=False, score_clip=0.5)
+    roles, config = (
+        start(make_roles(tiny_base())),
+        make_ppo_config(gae_lambda=1.0, whiten_advantages=False, score_clip=0.5),
+    )
     baseline = torch.linspace(-1, 1, 8, device=DEVICE)
     plain = rollout_of(roles, config)
     found = collect(roles, PROMPTS, config, SAMPLING, SCALE, config.kl_coef, 1, baseline)
@@ -188,7 +173,7 @@ def test_a_baseline_is_taken_from_the_shaped_scores(tiny_base) -> None:
 
 
 def test_a_rollout_follows_from_its_seed(tiny_base) -> None:
-    roles, config = start(make_roles(tiny_base())), make_config()
+    roles, config = start(make_roles(tiny_base())), make_ppo_config()
     one, same, other = (rollout_of(roles, config, seed) for seed in (1, 1, 2))
     assert one.responses == same.responses
     assert torch.equal(one.advantages, same.advantages)
@@ -196,7 +181,7 @@ def test_a_rollout_follows_from_its_seed(tiny_base) -> None:
 
 
 def test_the_reward_model_itself_scores_rollouts(tiny_base) -> None:
-    roles, config = start(make_roles(tiny_base())), make_config()
+    roles, config = start(make_roles(tiny_base())), make_ppo_config()
     rollout = rollout_of(roles, config)
     torch.testing.assert_close(rollout.scores, reward_scores(roles, rollout.batch, SCALE))
     raw = reward_scores(roles, rollout.batch, RewardScale(SCALE.pooling, 0.0, 1.0))
@@ -210,7 +195,7 @@ def test_the_reward_model_itself_scores_rollouts(tiny_base) -> None:
 def test_an_update_moves_policy_and_critic_and_nothing_else(tiny_base, quantization) -> None:
     roles = start(make_roles(tiny_base(quantization)))
     before, base = {role: snapshot(roles, role) for role in Role}, roles.base.checksum()
-    config = make_config(epochs=2, minibatches=2)
+    config = make_ppo_config(epochs=2, minibatches=2)
     figures = update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, seed=3)
     assert {role for role in Role if moved(roles, role, before[role])} == {Role.POLICY, Role.CRITIC}
     assert roles.base.checksum() == base
@@ -226,7 +211,7 @@ def test_the_first_ratio_is_exactly_one(tiny_base, quantization, dtype, minibatc
     """The same forward on the same micro-batches, so the same bits; nothing is clipped."""
     roles = start(make_roles(tiny_base(quantization, compute_dtype=dtype)))
     limit_tokens(roles.base, tokens)
-    config = make_config(minibatches=minibatches, learning_rate=1e-9)
+    config = make_ppo_config(minibatches=minibatches, learning_rate=1e-9)
     figures = update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, seed=3)
     assert figures["policy/first_ratio_error"] == 0
     assert figures["policy/clipfrac"] == 0
@@ -236,13 +221,13 @@ def test_the_first_ratio_is_exactly_one(tiny_base, quantization, dtype, minibatc
 
 
 def test_a_temperature_that_was_not_sampled_with_shows_in_the_first_ratio(tiny_base) -> None:
-    roles, config = start(make_roles(tiny_base())), make_config()
+    roles, config = start(make_roles(tiny_base())), make_ppo_config()
     figures = update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 1.0, seed=3)
     assert figures["policy/first_ratio_error"] > 0.01
 
 
 def test_warming_up_the_critic_leaves_the_policy_alone(tiny_base) -> None:
-    roles, config = start(make_roles(tiny_base())), make_config(epochs=2)
+    roles, config = start(make_roles(tiny_base())), make_ppo_config(epochs=2)
     before = {role: snapshot(roles, role) for role in (Role.POLICY, Role.CRITIC)}
     optimizers = Optimizers.create(roles, config)
     figures = update(roles, optimizers, rollout_of(roles, config), config, 0.9, seed=3, train_policy=False)
@@ -253,7 +238,7 @@ def test_warming_up_the_critic_leaves_the_policy_alone(tiny_base) -> None:
 
 
 def test_minibatches_cover_each_row_once_in_every_epoch(tiny_base, monkeypatch) -> None:
-    roles, config = start(make_roles(tiny_base())), make_config(epochs=3, minibatches=4)
+    roles, config = start(make_roles(tiny_base())), make_ppo_config(epochs=3, minibatches=4)
     seen: dict[str, list[list[int]]] = {"_policy_step": [], "_critic_step": []}
     for name, rows in seen.items():
         real = getattr(update_module, name)
@@ -273,7 +258,7 @@ def test_target_kl_ends_the_passes_early(tiny_base, monkeypatch) -> None:
     real, steps = update_module._policy_step, []
     monkeypatch.setattr(update_module, "_policy_step", lambda *args: steps.append(1) or real(*args))
     for target, expected in ((None, 6), (1e9, 6), (1e-5, 2)):  # the first pass is at KL 0, the second is not
-        roles, config = start(make_roles(tiny_base())), make_config(epochs=6, target_kl=target, learning_rate=0.01)
+        roles, config = start(make_roles(tiny_base())), make_ppo_config(epochs=6, target_kl=target, learning_rate=0.01)
         steps.clear()
         update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, seed=3)
         assert len(steps) == expected
@@ -282,7 +267,7 @@ def test_target_kl_ends_the_passes_early(tiny_base, monkeypatch) -> None:
 @pytest.mark.parametrize(("warmup", "shares"), [(0, (1, 0.75, 0.5, 0.25)), (2, (1 / 3, 0.75 * 2 / 3, 0.5, 0.25))])
 def test_rates_rise_in_the_warmup_and_decay_linearly(tiny_base, warmup, shares) -> None:
     roles = make_roles(tiny_base())
-    config = make_config(steps=4, learning_rate=0.1, critic_learning_rate=0.2, warmup_steps=warmup)
+    config = make_ppo_config(steps=4, learning_rate=0.1, critic_learning_rate=0.2, warmup_steps=warmup)
     optimizers, rates = Optimizers.create(roles, config), []
     for step in range(4):
         optimizers.schedule(config, step)
@@ -308,7 +293,7 @@ def naive_policy_loss(roles: Roles, rollout: Rollout, temperature: float, clip: 
 def test_the_gradient_is_that_of_a_naive_implementation(tiny_base, quantization, checkpointing) -> None:
     """And the size of the micro-batches doesn't change it. Ratios away from 1, so that some are clipped."""
     roles = start(make_roles(tiny_base(quantization, checkpointing)))
-    config = make_config(max_grad_norm=1e9)
+    config = make_ppo_config(max_grad_norm=1e9)
     rollout = rollout_of(roles, config)
     noise = 0.3 * torch.randn(rollout.logprobs.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     rollout = replace(rollout, logprobs=torch.where(rollout.batch.response, rollout.logprobs + noise, 0.0))
@@ -357,7 +342,7 @@ def critic_rollout(roles: Roles, config: PpoConfig) -> Rollout:
 def test_the_critics_gradient_is_that_of_a_naive_implementation(tiny_base, quantization, checkpointing) -> None:
     """Weighted by `value_coef`, adapter and head; the size of the micro-batches doesn't change it."""
     roles = start(make_roles(tiny_base(quantization, checkpointing)))
-    config = make_config(max_grad_norm=1e9, value_coef=0.37, value_clip_range=0.15)
+    config = make_ppo_config(max_grad_norm=1e9, value_coef=0.37, value_clip_range=0.15)
     rollout = critic_rollout(roles, config)
     with roles.acting_as(Role.CRITIC, train=True):
         loss, clipped = naive_value_loss(roles, rollout, 0.15)
@@ -382,7 +367,7 @@ def test_the_critics_gradient_is_that_of_a_naive_implementation(tiny_base, quant
 def test_the_figures_of_a_moved_policy(tiny_base, quantization, tokens) -> None:
     """The policy has moved since the rollout; its log-probabilities from all logits, the figures from numpy."""
     roles = start(make_roles(tiny_base(quantization)))
-    config = make_config(clip_range=0.1)
+    config = make_ppo_config(clip_range=0.1)
     rollout = rollout_of(roles, config)
     rollout = replace(rollout, cut=cut_minibatches(rollout.batch.lengths(), 1, tokens))
     generator = torch.Generator().manual_seed(4)
