@@ -109,7 +109,7 @@ def collect(
     kl = k1(policy.logprobs, reference)  # (B, T)
     kl_per_response = masked_sum(kl, batch.response)  # (B,)
     finished = torch.tensor([response.finished for response in responses], device=scores.device)
-    shaped = shape_scores(scores, finished, config)  # (B,): clipped, unfinished responses penalised
+    shaped = shape_scores(scores, finished, config)  # (B,): `score_clip` and `missing_eos` applied
     # A baseline lowers the variance of the rewards; the reported objective is without it.
     centred = shaped if baseline is None else shaped - baseline.to(shaped.device)
     advantages, returns = credit(centred, kl, values, batch.response, config, kl_coef)  # (B, T) each

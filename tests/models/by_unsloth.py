@@ -1,6 +1,6 @@
-"""What unsloth loads and runs, through its own backend for CPUs: `make test-unsloth` runs it.
+"""Models loaded and run by unsloth, with its backend for CPUs: `make test-unsloth` runs these tests.
 
-pytest does not collect it by itself: unsloth has to be imported first, and would be in every test's way (conftest.py).
+pytest does not collect this file by default: unsloth must be imported first and affects every test (conftest.py).
 """
 
 import json
@@ -71,7 +71,7 @@ def test_loading_takes_no_number_from_a_seeded_process(tiny_base) -> None:
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_sampling_against_a_naive_loop(tiny_base, quantization: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers of unequal lengths to left-padded prompts, by the streams that every backend draws from."""
+    """Answers of unequal lengths to left-padded prompts, from the same random streams as with transformers."""
     real = generation._next_tokens
 
     def biased(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def test_sampling_against_a_naive_loop(tiny_base, quantization: str, monkeypatch
 
 
 def test_a_checkpoints_own_penalties_stay_out_of_rollouts(tiny_folder, tmp_path: Path) -> None:
-    """As Qwen2.5's generation_config.json brings them."""
+    """Like those in Qwen2.5's generation_config.json."""
     for file in tiny_folder().iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     settings = {
@@ -106,7 +106,7 @@ def test_a_checkpoints_own_penalties_stay_out_of_rollouts(tiny_folder, tmp_path:
 
 
 def test_sampling_is_between_its_two_switches(tiny_base, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One turns checkpointing off and its decoder on, the other back; everything is frozen and reading afterwards."""
+    """They disable checkpointing, enable its decoder, and undo both; afterwards all is frozen, in eval mode."""
     roles = make_roles(tiny_base("nf4", True))
     seen: list[str] = []
 
@@ -126,7 +126,7 @@ def test_sampling_is_between_its_two_switches(tiny_base, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("train", [False, True])
 def test_unsloth_finds_its_own_layers_and_no_mask(tiny_base, train: bool) -> None:
-    """Its kernels read PEFT's layers; its training forward drops the mask, and reading has to be the same."""
+    """Its kernels read PEFT's layers; its training forward drops the mask, so the eval forward must have none."""
     roles = make_roles(tiny_base("nf4"))
     seen: list[Any] = []
     hook = roles.decoder.register_forward_pre_hook(lambda *call: seen.append(call[2]), with_kwargs=True)
@@ -138,7 +138,7 @@ def test_unsloth_finds_its_own_layers_and_no_mask(tiny_base, train: bool) -> Non
 
 
 def test_a_whole_run(tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """All stages as on a GPU, but for the GPU; every claim that a run makes about itself holds."""
+    """All stages as on a GPU, but on the CPU; every self-check passes."""
     monkeypatch.setattr(backend, "_cuda", lambda: True)
     data = write_prompts(tmp_path / "prompts.jsonl")
     config = make_config(tiny_folder(), data, model__backend="auto", model__device="auto")

@@ -1,4 +1,4 @@
-"""Adapters from elsewhere in a role's place: plain PEFT is the oracle for what they compute."""
+"""Other adapters loaded into a role: plain PEFT is the oracle for their outputs."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def plain_adapter(roles: Roles, quantization: str, folder: Path, shape: dict[str, Any]) -> Path:
-    """An adapter of that shape with weights that matter, as plain PEFT saves it."""
+    """Save an adapter of that shape with non-zero weights by plain PEFT."""
     model = get_peft_model(
         load_plain(AutoModelForCausalLM, roles, quantization), PeftLoraConfig(task_type="CAUSAL_LM", **shape)
     )
@@ -188,7 +188,7 @@ def roles(tiny_base) -> Roles:
 
 
 def refused(roles: Roles, folder: Path) -> str:
-    """The message, once it is sure that no role was touched."""
+    """Return the error's message, after checking that no role changed."""
     before = {role: snapshot(roles, role) for role in Role}
     with pytest.raises(UserError) as caught:
         fill_role(roles, Role.POLICY, folder)
@@ -271,7 +271,7 @@ def test_files_that_are_missing_or_no_adapter(roles, tmp_path) -> None:
 
 
 def test_no_leftovers_of_the_shape_before(roles, tmp_path) -> None:
-    """From one shape to another and back: the numbers of the first again."""
+    """From one shape to another and back gives the numbers of the first."""
     save_role(roles, Role.POLICY, tmp_path / "mine")
     expected = logits(roles, Role.POLICY)
     fill_role(roles, Role.POLICY, plain_adapter(roles, "none", tmp_path / "other", SHAPES["alphas"]))

@@ -31,7 +31,7 @@ def test_laws(tiny_base, tmp_path, architecture, quantization, law) -> None:
 
 @everywhere
 def test_log_probabilities_are_those_of_the_whole_model(tiny_base, architecture, quantization) -> None:
-    """Logits everywhere, by the model's own forward: soft caps and scales of its own are in it."""
+    """Logits at all positions by the model's own forward, with its soft caps and scales."""
     roles, batch = make_roles(tiny_base(quantization, architecture=architecture)), make_batch()
     with roles.acting_as(Role.POLICY):
         found = roles.logprobs(batch, 0.8).logprobs[:, 1:]

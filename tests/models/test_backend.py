@@ -1,4 +1,4 @@
-"""The choice between transformers and unsloth, on machines that have neither CUDA nor, mostly, the package."""
+"""Choice between transformers and unsloth, on machines without CUDA and mostly without the package."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def config(asked: str, **changes: object) -> Config:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """One with the package and with CUDA, in a process that has imported nothing yet; tests take some of it away."""
+    """A machine with CUDA and the package, in a process that has imported nothing; tests remove some of it."""
     monkeypatch.setattr(backend, "find_spec", lambda name: ModuleSpec(name, None))
     monkeypatch.setattr(backend, "_cuda", lambda: True)
     for name in ("transformers", "peft", "trl"):
@@ -116,7 +116,7 @@ def test_settings_that_it_cannot_run_are_conflicts_by_name_and_reasons_for_auto(
 
 
 def test_auto_keeps_to_what_a_run_began_with(tiny_folder, tmp_path: Path, machine, capsys) -> None:
-    """A machine without the package begins; one with everything goes on; then the other way round, which is said."""
+    """A machine without the package starts, one with it resumes; then the reverse, which prints a note."""
     auto = make_config(tiny_folder(), model__backend="auto", model__device="auto")
     machine.setattr(backend, "_start_unsloth", lambda: "2026.1.1")
     for first, second, expected in (
@@ -185,7 +185,7 @@ def test_runs_of_versions_without_the_setting_are_transformers_own() -> None:
 
 
 def test_nothing_of_unsloth_is_imported_unless_asked_for() -> None:
-    """And what decides imports neither torch nor what unsloth has to come before."""
+    """The choice imports neither torch nor a library that unsloth must precede."""
     script = (
         "import sys, lowrank_rlhf.pipeline.pipeline, lowrank_rlhf.models.backend\n"
         "print(sorted({'torch', 'transformers', 'peft', 'trl'} & set(sys.modules)))\n"
@@ -197,7 +197,7 @@ def test_nothing_of_unsloth_is_imported_unless_asked_for() -> None:
 
 
 def test_a_run_asks_before_anything_imports_transformers(tiny_folder, tmp_path: Path) -> None:
-    """In a fresh process, with a package `unsloth` that notes what was there before it, and nothing else."""
+    """In a new process, with a fake package `unsloth` that records the modules imported before it."""
     package = tmp_path / "unsloth"
     package.mkdir()
     (package / "__init__.py").write_text(

@@ -1,4 +1,4 @@
-"""Memory that runs out: micro-batches are halved, and the result is that of a run that began with the smaller ones."""
+"""Out of memory: micro-batches are halved, and the result equals that of a run with the smaller ones."""
 
 import json
 from typing import Any
@@ -46,7 +46,7 @@ def test_it_is_tried_with_half_until_a_single_row_is_too_much() -> None:
 
 
 def fail_above(session: Session, tokens: int, error: Exception, training: bool = True) -> list[int]:
-    """A forward of more padded tokens than that has no memory; the list holds what was tried in vain."""
+    """A forward of more padded tokens fails with out of memory; the list records the failed sizes."""
     failed: list[int] = []
 
     def check(_: Any, args: Any, kwargs: Any) -> None:
@@ -93,7 +93,7 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 def test_a_stage_that_runs_out_of_memory_ends_as_with_less_from_the_start(
     tiny_folder, tmp_path, monkeypatch, stage, error
 ) -> None:
-    """To the last bit; and as with more memory, to rounding. What was found out is kept for the next process."""
+    """Bit-identical; and equal to the run with more memory up to rounding. The limit is kept for the next process."""
     monkeypatch.setattr(ppo, "release_freed_memory", lambda: None)
     make, run, role, limit = STAGES[stage]
     found: dict[str, dict[str, Tensor]] = {}
@@ -141,7 +141,7 @@ def test_sampling_takes_half_the_prompts_at_once(tiny_folder, tmp_path) -> None:
 def test_out_of_memory_while_weights_are_merged_is_not_tried_again(
     tiny_folder, tmp_path, monkeypatch, stage, error
 ) -> None:
-    """In a rollout of PPO too, where everything else is: smaller micro-batches make no smaller copy."""
+    """In a rollout of PPO too, where other failures are retried: smaller micro-batches make no smaller copy."""
     session = (make_ppo if stage == "ppo" else make_sft)(tiny_folder(), tmp_path, 240)
     save_sft(session)
     layers, calls = dict(session.load_roles().base.model.named_modules()), list[Any]()

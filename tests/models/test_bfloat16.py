@@ -1,4 +1,4 @@
-"""A base that computes in bfloat16: float32 adapters learn there, and gradients differ from float32's by rounding."""
+"""A base in bfloat16: float32 adapters learn on it, and gradients differ from float32 by rounding."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_reading_equals_training_to_the_bit(tiny_base) -> None:
 
 
 def test_sft_learns(tiny_base, tiny_folder, tmp_path) -> None:
-    """Through TRL's trainer, until it knows ten demonstrations by heart."""
+    """With TRL's trainer, until it reproduces ten demonstrations."""
     data = write_prompts(tmp_path / "prompts.jsonl")
     config = make_config(tiny_folder(), data, model__compute_dtype="bfloat16", sft__epochs=30)
     session = make_session(config, tmp_path)
@@ -65,7 +65,7 @@ def test_sft_learns(tiny_base, tiny_folder, tmp_path) -> None:
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_features_scores_and_entropies_are_float32(tiny_base, pooling) -> None:
-    """Only the decoder computes in bfloat16: what is made from its states has more than bfloat16's 8 bits."""
+    """Only the decoder computes in bfloat16: numbers computed from its states have more than 8 bits."""
     roles, batch = make_roles(tiny_base("nf4", compute_dtype="bfloat16")), make_batch()
     features = score_features(roles, Role.REWARD, batch, pooling, lambda _: None)
     scores = score_tokens(roles, Role.REWARD, batch)

@@ -1,4 +1,4 @@
-"""Decoding steps of fixed shape, as a GPU records them: which models they serve, and that they change no answer."""
+"""Decoding steps of fixed shape, as recorded on a GPU: supported models, and unchanged answers."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_answers_against_a_naive_loop(tiny_base, architecture, steps) -> None:  
 
 
 def test_states_are_those_of_steps_on_a_growing_cache(tiny_base) -> None:
-    """Also after rows have left, up to the last token that there is room for."""
+    """Also after rows were dropped, up to the last token of the capacity."""
     roles = make_roles(tiny_base("nf4"))
     polls: list[int] = []
     tokens = torch.tensor([[9, 30, 7, 41], [11, 8, 90, 3], [5, 6, 7, 8]], device=DEVICE).t()

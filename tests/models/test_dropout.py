@@ -1,4 +1,4 @@
-"""Dropout that a base's config names for training is off: a training forward is the same as any other."""
+"""Dropout in a base's config is disabled: a training forward equals an eval forward."""
 
 import json
 import shutil

@@ -20,7 +20,7 @@ each_kind = pytest.mark.parametrize("steps", [GrowingSteps, RecordedSteps], indi
 
 @pytest.fixture
 def likely_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raises the end-of-turn logit, so that answers end at different lengths."""
+    """Raise the end-of-turn logit, so that answers end at different lengths."""
     real = generation.vocabulary_logits
 
     def biased(states: Tensor, model) -> Tensor:
@@ -151,7 +151,7 @@ def test_an_answer_ends_with_its_first_end_of_turn(tiny_base) -> None:
 @pytest.mark.usefixtures("likely_end")
 @each_kind
 def test_rows_that_end_are_dropped(tiny_base, monkeypatch, steps) -> None:
-    """Each step runs only the rows that go on."""
+    """Each step runs only the unfinished rows."""
     roles, rows = make_roles(tiny_base()), []
     lazy = sample(roles, answers_per_prompt=4)
     monkeypatch.setattr(steps, "drop_below", 0.99)
@@ -195,7 +195,7 @@ def test_a_streamed_answer_is_the_sampled_one(tiny_base, is_merged) -> None:
 
 @each_kind
 def test_a_streamed_token_needs_no_later_one(tiny_base, monkeypatch, steps) -> None:
-    """The first token is there after the prompt, the second after one step."""
+    """The first token is available after the prompt, the second after one step."""
     roles, forwards = make_roles(tiny_base()), []
     real = steps.__call__
     monkeypatch.setattr(steps, "__call__", lambda self, tokens: forwards.append(1) or real(self, tokens))
@@ -216,7 +216,7 @@ def test_temperature_0_takes_the_most_probable(tiny_base) -> None:
 
 @pytest.mark.parametrize("text", ["the user asks", "春天来了，你好！", "a 👩‍🔬 b", "naïve\n  indented", "\ufffd kept"])
 def test_text_comes_in_whole_characters(tiny_base, text) -> None:
-    """The tokenizer knows single bytes only: a Chinese character is three tokens, an emoji four."""
+    """The tokenizer has single bytes only: a Chinese character is three tokens, an emoji four."""
     base = tiny_base()
     tokens = base.tokenizer(text, add_special_tokens=False)["input_ids"]
     pieces = list(stream_text([*tokens, base.eos], base.decode))

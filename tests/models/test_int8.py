@@ -1,4 +1,4 @@
-"""8-bit weights, full-precision products: numbers by hand, and why bitsandbytes' own forward does not serve."""
+"""8-bit weights with full-precision products: numbers by hand, and the faults of bitsandbytes' own forward."""
 
 import bitsandbytes as bnb
 import pytest
@@ -83,7 +83,7 @@ def test_merged_weights_answer_as_the_adapter_does(tiny_base) -> None:
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="about bitsandbytes on a CPU; on a GPU it rounds when it trains, too")
 def test_bitsandbytes_own_forward_depends_on_the_mode_and_on_the_batch(tiny_folder) -> None:
-    """Decision 0012 rests on this. If it fails, bitsandbytes has changed, and int8.py may not be needed any more."""
+    """Reason for decision 0012. If this fails, bitsandbytes has changed and int8.py may be unnecessary."""
     ids = torch.arange(3, 27, device=DEVICE).reshape(2, 12)
     theirs = AutoModelForCausalLM.from_pretrained(
         tiny_folder(), dtype=torch.float32, quantization_config=QUANTISED["int8"], device_map={"": DEVICE}

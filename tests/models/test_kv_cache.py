@@ -1,4 +1,4 @@
-"""The cache with room to grow holds what transformers' own holds, through prefill, copies, growth and dropped rows."""
+"""The growing cache equals transformers' cache after prefill, copies, growth and dropped rows."""
 
 import torch
 from transformers import DynamicCache, Gemma2Config, LlamaConfig

@@ -88,7 +88,7 @@ def test_entropy_carries_no_gradient(tiny_base) -> None:
 
 
 def test_the_two_ways_in_agree_bit_for_bit(tiny_base) -> None:
-    """The first minibatch's ratio is 1 only if the training forward and the read-only one are the same."""
+    """The first minibatch's ratio is 1 only if training and eval forward are equal."""
     for quantization in ("none", "nf4"):
         roles, batch = make_roles(tiny_base(quantization, True)), make_batch()
         with roles.acting_as(Role.POLICY):

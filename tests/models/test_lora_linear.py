@@ -24,7 +24,7 @@ def test_gradients_are_those_of_pefts_layers(tiny_base, quantization, architectu
 
 
 def test_checkpointing_keeps_no_input_of_a_layer(tiny_base) -> None:
-    """Between forward and backward only what enters a decoder layer is kept: all else is computed again."""
+    """Between forward and backward only the inputs of decoder layers are stored; the rest is recomputed."""
     roles, inputs = make_roles(tiny_base("nf4", True)), []
     with roles.acting_as(Role.POLICY, train=True):
         for layer in roles.decoder.layers:

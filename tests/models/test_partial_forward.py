@@ -41,7 +41,7 @@ each_role = pytest.mark.parametrize("role", Role)
 
 @pytest.fixture(scope="session")
 def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Like `tiny_folder`, with four layers instead of two: some shared below the adapters, and some above."""
+    """Like `tiny_folder`, with four layers instead of two: some below and some above the adapted ones."""
 
     @cache
     def make(architecture: str = "llama") -> Path:
@@ -67,7 +67,7 @@ def deep_roles(deep_folder) -> Callable[..., Roles]:
 
 
 def outputs(roles: Roles, role: Role, batch: Sequences) -> list[Tensor]:
-    """Hidden states of the real tokens, and what the role makes of them."""
+    """Hidden states of the real tokens, and the role's outputs."""
     with roles.acting_as(role):
         hidden = roles.hidden(batch)[batch.attention]
         out = roles.scores(batch)[batch.attention] if role.has_head else roles.logprobs(batch, 0.8).logprobs
@@ -128,7 +128,7 @@ def test_any_depth_and_any_cut(deep_roles, last_layers) -> None:
 
 
 def test_the_forward_really_begins_above_the_lower_layers(deep_roles) -> None:
-    """Other states in, other results out; and layers below are not run."""
+    """Other states give other results, and the layers below are not run."""
     roles, batch, calls = deep_roles(), make_batch(), []
     ahead = roles.with_lower_states(batch)
     for index, layer in enumerate(roles.decoder.layers):

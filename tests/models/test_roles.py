@@ -38,7 +38,7 @@ def test_a_role_without_an_adapter_cannot_act(tiny_base, quantization) -> None:
 
 
 def test_nf4_weights_are_never_repacked(tiny_base, monkeypatch) -> None:
-    """On CPUs with AVX512-BF16 gradients after an eval forward are wrong otherwise; here we only say it is one."""
+    """On CPUs with AVX512-BF16 gradients after an eval forward would be wrong; this test only simulates one."""
     monkeypatch.setattr(bnb.nn.modules, "has_avx512bf16", lambda: True)
     assert bnb.nn.Linear4bit(4, 4).support_avx512bf16_for_cpu
     quantised = [m for m in tiny_base("nf4").model.modules() if isinstance(m, bnb.nn.Linear4bit)]
@@ -58,7 +58,7 @@ def test_nf4_weights_are_never_repacked(tiny_base, monkeypatch) -> None:
     ],
 )
 def test_a_layer_that_the_model_has_not_is_refused(tiny_base, architecture, named, has, meant) -> None:
-    """PEFT alone would pass over it, for the other name matches."""
+    """PEFT alone would ignore it, because the other name matches."""
     lora = LORA.model_copy(update={"target_modules": ("o_proj", named)})
     with pytest.raises(UserError) as caught:
         Roles(tiny_base(architecture=architecture), lora)

@@ -67,7 +67,7 @@ def test_a_saved_adapter_does_the_same_on_plain_peft_and_fits_no_run_without_it(
 
 
 def test_what_a_saved_config_leaves_out_is_as_in_peft(tiny_base, monkeypatch, tmp_path: Path) -> None:
-    """As older versions of PEFT wrote it: rsLoRA off, alpha 8."""
+    """As in files of older PEFT versions: rsLoRA off, alpha 8."""
     save_role(roles_of(LORA, tiny_base, monkeypatch, "none"), Role.POLICY, tmp_path)
     path = tmp_path / "adapter_config.json"
     config = json.loads(path.read_text())

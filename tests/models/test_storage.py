@@ -1,4 +1,4 @@
-"""What is on disk is plain PEFT: others load it without this package."""
+"""Saved adapters are plain PEFT, which loads without this package."""
 
 import json
 from pathlib import Path
@@ -119,7 +119,7 @@ def test_what_is_no_adapter_is_refused(tiny_base, tmp_path) -> None:
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "all"}, {"peft_type": "IA3"}])
 def test_anything_but_plain_lora_is_refused(tiny_base, tmp_path, settings) -> None:
-    """Its tensors have the names and shapes of this run's, and would compute something else."""
+    """The tensors have the names and shapes of this run's, but the adapter computes another function."""
     path = saved(tiny_base, tmp_path) / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     assert "not supported" in refused(tiny_base, tmp_path)
@@ -207,7 +207,7 @@ def test_a_damaged_optimiser_file_is_named(tmp_path, content) -> None:
 
 
 def test_equal_weights_are_equal_files(tmp_path) -> None:
-    """safetensors orders its header's entries by chance, anew in each file."""
+    """safetensors writes the entries of its header in random order."""
     tensors = {"b": torch.ones(2, 3), "a.lora": torch.zeros(1)}
     about = {"lowrank_rlhf": '{"base": "naïve 你好 \\"x\\""}'}
     files = [tmp_path / f"{number}.safetensors" for number in range(12)]

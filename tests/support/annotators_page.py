@@ -1,4 +1,4 @@
-"""The annotators' page as a process of its own, and people in a real Chromium in front of it."""
+"""The annotators' page in a separate process, and people who use it in a real Chromium."""
 
 import os
 import re
@@ -99,7 +99,7 @@ def free_port() -> int:
 
 
 class Person:
-    """Somebody with a browser window of their own."""
+    """A person with a separate browser window."""
 
     def __init__(self, browser: Any, url: str, name: str | None, **context: Any) -> None:
         options = {"viewport": {"width": 1100, "height": 800}, "locale": "en-GB"} | context
@@ -120,11 +120,11 @@ class Person:
         self.wait()
 
     def wait(self) -> None:
-        """Until the page has drawn the server's last answer."""
+        """Wait until the page has drawn the server's last answer."""
         self.page.wait_for_function("document.querySelector('.rk').ariaBusy === 'false'")
 
     def press(self, *keys: str) -> None:
-        """Single keys, each after what the one before did is on the screen."""
+        """Press single keys, each after the page shows the effect of the previous one."""
         for key in keys:
             self.page.keyboard.press(key)
             self.wait()
@@ -136,7 +136,7 @@ class Person:
         return self.text(".rk-prompt .rk-text")
 
     def order(self) -> str:
-        """What the order on the screen says, such as `2=1>3`."""
+        """The order shown on the page, such as `2=1>3`."""
         tiers = self.page.locator(".rk-tier").all()
         return ">".join("=".join(tier.locator(".rk-chip").all_inner_texts()) for tier in tiers)
 

@@ -1,4 +1,4 @@
-"""More of the corpus of bad inputs: every command, every exit code, options that do not exist."""
+"""More of the corpus of bad inputs: every command, every exit code, unknown options."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""More of the corpus of bad inputs: files that are damaged, enormous, hostile, or lead somewhere else."""
+"""More of the corpus of bad inputs: damaged, enormous and hostile files, and links to other places."""
 
 import gzip
 import io
@@ -38,7 +38,7 @@ def _data(name: str, file: str, content: str | bytes, *says: str) -> Case:
 
 
 def _tiny(name: str, more: str, files: dict[str, str | bytes], *says: str) -> Case:
-    """A run on a real, tiny model, until its sft stage."""
+    """A run on a tiny model, up to its sft stage."""
     model = "model: {source: model, device: cpu, threads: 1, compute_dtype: float32, max_length: 60}"
     text = f"name: a\n{model}\nlora: {{rank: 4, alpha: 8}}\nsample: {{max_new_tokens: 6}}\n{more}"
     return Case(name, "run my.yaml --until sft", says, {"my.yaml": text, **_MODEL, **files})
@@ -48,7 +48,7 @@ _MARK = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 1.0, "summary
 
 
 def _mark(name: str, *says: str, **changed: object) -> Case:
-    """A done-mark that somebody changed."""
+    """A done mark that was edited."""
     mark = json.dumps({**_MARK, **changed})
     return Case(name, "status a", says, {"runs/a/config.yaml": GOOD, "runs/a/done/sft.json": mark})
 

@@ -1,4 +1,4 @@
-"""A corpus of bad inputs: what a person may write, the exit code it ends with, and the words that mend it.
+"""A corpus of bad inputs: each with its exit code and the words of the error that help to correct it.
 
 Each case lays its files into an empty folder and gives one command there.
 """
@@ -13,7 +13,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
 
 
 class Case(NamedTuple):
-    """`says` must stand in the message on stderr, each of them; `shows` on stdout."""
+    """Each of `says` must be in the message on stderr, each of `shows` on stdout."""
 
     name: str
     command: str

@@ -1,4 +1,4 @@
-"""A real Chromium, driven by Playwright, and the page's server as a process of its own."""
+"""A real Chromium, driven by Playwright, and the page's server in a separate process."""
 
 import os
 import re
@@ -95,7 +95,7 @@ def answers(url: str) -> bool:
 
 
 def wait_for(condition: Any, seconds: float, explain: Any = lambda: "") -> None:
-    """Until it is true. Fails with the explanation after so many seconds."""
+    """Wait until the condition is true; fail with the explanation after a number of seconds."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, explain()
@@ -103,14 +103,14 @@ def wait_for(condition: Any, seconds: float, explain: Any = lambda: "") -> None:
 
 
 def shows(page: Any, selector: str, expected: str | Sequence[str]) -> None:
-    """Waits until the elements have these texts, spaces aside; the page redraws part by part."""
+    """Wait until the elements have these texts, ignoring spaces; the page redraws part by part."""
     import playwright.sync_api
 
     playwright.sync_api.expect(page.locator(selector)).to_have_text(expected, timeout=20_000)
 
 
 def go_to(page: Any, name: str) -> None:
-    """Open the tab of that name, whatever its label is now."""
+    """Open the tab of that name, in either language."""
     page.locator(f"#tab-{name}-button").click()
 
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on this machine that says what a test wants, and notes what it was asked."""
+"""An OpenAI-compatible server on this machine that replies as a test requires and records the requests."""
 
 import json
 import re
@@ -14,7 +14,7 @@ _TEXTS = re.compile(r"<text-(\w+)>\n(.*?)\n</text-\1>", re.DOTALL)
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server sends. `status` 0 hangs up without a word."""
+    """Reply of the server. `status` 0 closes the connection without a reply."""
 
     status: int = 200
     body: str = ""
@@ -29,7 +29,7 @@ def completion(text: str | None, finish_reason: str = "stop") -> str:
 
 
 def texts(question: str) -> list[str]:
-    """Prompt, first and second answer as the tags of a question delimit them."""
+    """Prompt, first and second answer, as delimited by the tags of a question."""
     return [text for _, text in _TEXTS.findall(question)]
 
 

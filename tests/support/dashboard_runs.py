@@ -25,7 +25,7 @@ RESULTS = {
 
 
 def make_run(folder: Path, name: str = "one") -> Path:
-    """A run's folder with the quickstart's settings and nothing done."""
+    """A run folder with the quickstart's settings and no finished stage."""
     run = folder / name
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(preset_path("quickstart").read_text(encoding="utf-8"), encoding="utf-8")
@@ -52,7 +52,7 @@ def event(run: Path, kind: str, stage: str = "sft", **more: object) -> None:
 
 @contextmanager
 def holding(run: Path, name: str = "lowrank_rlhf") -> Iterator[subprocess.Popen]:
-    """A live process that holds the run's lock, as training does; killed afterwards."""
+    """A live process with the run's lock, as training has it; killed afterwards."""
     command = [sys.executable, "-c", SLEEPER.replace("lowrank_rlhf", name)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline()

@@ -1,4 +1,4 @@
-"""Makes `tests/golden`: a run as version 0.1 leaves it, stopped in the middle of PPO, with its model and its data.
+"""Make `tests/golden`: a run folder of version 0.1, stopped in the middle of PPO, with model and data.
 
 It is made once and kept, for `tests/test_golden.py` to go on from with every later version:
 
@@ -35,7 +35,7 @@ def make_model(folder: Path) -> None:
 
 
 def stop_once(where: tuple[str, int]) -> None:
-    """Ask for a stop, as Ctrl-C does, when the first row of that step is logged."""
+    """Request a stop, as Ctrl-C does, when the first row of that step is logged."""
     append, pending = StepLog.append, {where}
 
     def append_and_stop(log: StepLog, stage: str, step: int, **row: Any) -> None:

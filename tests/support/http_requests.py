@@ -16,7 +16,7 @@ FORM = {"Content_Type": "application/x-www-form-urlencoded"}
 
 
 def ask(url: str, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[int, bytes, dict]:
-    """Status, body and headers, from exactly this path: no client tidies it up first."""
+    """Status, body and headers, from exactly this path: no client normalises it first."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
     connection.putrequest(method, path, skip_host="Host" in headers)
     for name, value in headers.items():
@@ -39,7 +39,7 @@ def log_in(url: str, name: str = "") -> str:
 
 
 def stream(url: str, path: str, pieces: Iterable[bytes], **headers: str) -> int:
-    """The status after a body that does not say how long it is; the server may hang up before its end."""
+    """The status after a body without a length; the server may close the connection before its end."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     with contextlib.closing(connection):
@@ -49,7 +49,7 @@ def stream(url: str, path: str, pieces: Iterable[bytes], **headers: str) -> int:
 
 
 class Visitor(NamedTuple):
-    """Somebody who has logged in to a running page, where it asks for a password."""
+    """A visitor of a running page, logged in if it requires a password."""
 
     url: str
     cookie: str = ""

@@ -33,7 +33,7 @@ def a_ranking(prompt: int, order: str, annotator: str = "ann", **fields) -> Rank
 
 
 def tiers_as_shown(store: AnnotationStore) -> list[list[list[str]]]:
-    """Each ranking that counts, by the keys of its answers as they were shown."""
+    """Each valid ranking, by the keys of its answers in the order shown."""
     return [
         [[LABELS[ranking.shown.index(name)] for name in tier] for tier in ranking.tiers] for ranking in store.rankings()
     ]

@@ -89,7 +89,7 @@ def checkpointing_changes_no_gradient(tiny_base, quantization, role) -> None:
 
 
 def gradients_equal_those_of_plain_peft_and_full_log_softmax(tiny_base, quantization, checkpointing) -> None:
-    """The oracle shares no code with Roles: float32 weights, dequantised where need be, and logits everywhere."""
+    """The oracle shares no code with Roles: dequantised float32 weights, and logits at all positions."""
     roles, batch = make_roles(tiny_base(quantization, checkpointing)), make_batch()
     plain = AutoModelForCausalLM.from_pretrained(roles.base.config.source, dtype=torch.float32).to(DEVICE)
     layers = dict(plain.named_modules())
@@ -133,7 +133,7 @@ def blocks_do_not_nest(tiny_base, quantization, checkpointing) -> None:
 
 
 def no_block_inside_merged_weights(tiny_base, quantization, checkpointing) -> None:
-    """There the adapters are out of the model: any role would silently be the merged one."""
+    """Merged weights replace the adapters: any role would silently be the merged one."""
     roles = make_roles(tiny_base(quantization, checkpointing))
     with merged(roles, Role.POLICY):
         with pytest.raises(RuntimeError, match="nest"), roles.acting_as(Role.REFERENCE):

@@ -131,5 +131,5 @@ def eval_rows(count: int = 8) -> list[dict[str, Any]]:
 
 
 def results(summaries: dict[str, dict[str, Any]] | None = None) -> Results:
-    """The summaries as typed results; those of the finished run by default."""
+    """The summaries as typed results; by default of the finished run."""
     return Results.model_validate(all_summaries() if summaries is None else summaries)

@@ -1,4 +1,4 @@
-"""Tiny random models of real architectures, made in code, and what the tests of the models share."""
+"""Tiny random models of real architectures, and helpers for tests of the models."""
 
 import os
 from functools import cache
@@ -19,7 +19,7 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.run.progress import Progress
 
 DEVICE = os.environ.get("LOWRANK_RLHF_TEST_DEVICE", "cpu")
-"""Where the tests' models live: `cuda` in `make gpu-check`."""
+"""Device of the tests' models: `cuda` in `make gpu-check`."""
 VOCABULARY = 300
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHATML = (
@@ -104,7 +104,7 @@ QUANTISED = {
 
 
 def make_tiny_model(folder: Path, architecture: str = "llama", style: str = "chatml") -> Path:
-    """A model of some 100,000 random weights with a byte-level tokenizer and that style's template, as a folder."""
+    """Save a model of about 100,000 random weights with a byte-level tokenizer and the style's chat template."""
     config = AutoConfig.for_model(architecture, **{**COMMON, **ARCHITECTURES[architecture]})
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -115,7 +115,7 @@ def make_tiny_model(folder: Path, architecture: str = "llama", style: str = "cha
 
 
 def make_tokenizer(special: list[str], template: str, named: dict[str, str]) -> PreTrainedTokenizerFast:
-    """Byte-level, with those special tokens first."""
+    """Make a byte-level tokenizer whose first tokens are the special ones."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -139,7 +139,7 @@ def load_tiny(
     merged: bool = True,
     compute_dtype: str = "float32",
 ) -> Base:
-    """The folder through the project's own loader; one thread, for several on busy cores only spin."""
+    """Load the folder with `load_base`; with one thread, as several would only spin on busy cores."""
     config = ModelConfig.model_validate(
         {
             "source": str(folder),
@@ -157,12 +157,12 @@ def load_tiny(
 
 @cache
 def bfloat16_works() -> bool:
-    """Slow counts; only virtual machines with half of AMX fail (decision 0008)."""
+    """Return True if bfloat16 products run, however slowly; some virtual machines crash (decision 0008)."""
     return bfloat16_speedup() > 0
 
 
 def randomise(roles: Roles, role: Role, seed: int) -> None:
-    """Weights as after some training: B is not 0, so the adapter changes the model's output clearly."""
+    """Set random weights as after training: B is not 0, so the adapter clearly changes the output."""
     generator = torch.Generator().manual_seed(seed)
     roles.reset(role, generator)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def randomise(roles: Roles, role: Role, seed: int) -> None:
 
 
 def load_plain(auto: Any, roles: Roles, quantization: str, **settings: Any) -> Any:
-    """The roles' base as transformers alone loads it, for PEFT alone to put adapters on."""
+    """Load the roles' base with transformers alone, to add adapters with PEFT alone."""
     model = auto.from_pretrained(
         roles.base.config.source,
         dtype=torch.float32,
@@ -187,7 +187,7 @@ def load_plain(auto: Any, roles: Roles, quantization: str, **settings: Any) -> A
 
 
 def make_roles(base: Base) -> Roles:
-    """All four roles, each with random weights of its own."""
+    """Make all four roles, each with different random weights."""
     roles = Roles(base, LORA)
     for seed, role in enumerate(Role):
         randomise(roles, role, seed)
@@ -195,30 +195,30 @@ def make_roles(base: Base) -> Roles:
 
 
 def random_tokens(seed: int, lengths: list[int]) -> list[list[int]]:
-    """Lists of ordinary tokens, of these lengths."""
+    """Return lists of ordinary tokens, of these lengths."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
 
 
 def make_batch(seed: int = 0) -> Sequences:
-    """Five rows of unequal prompts and responses."""
+    """Return five rows of unequal prompts and responses."""
     return pack(random_tokens(seed, [3, 7, 5, 4, 12]), random_tokens(seed + 1, [6, 2, 9, 1, 5]), pad=0, device=DEVICE)
 
 
 def snapshot(roles: Roles, role: Role) -> dict[str, Tensor]:
-    """The role's weights as they are now."""
+    """Return copies of the role's weights."""
     return {name: parameter.detach().clone() for name, parameter in roles.named_parameters(role).items()}
 
 
 def role_loss(roles: Roles, role: Role, batch: Sequences) -> Tensor:
-    """A loss of the acting role that every response token enters with a weight of its own."""
+    """Return a loss of the acting role in which every response token has a different weight."""
     out = roles.scores(batch).tanh() if role.has_head else roles.logprobs(batch, 0.8).logprobs
     weights = torch.sin(batch.ids.float()) * batch.response
     return (out * weights).sum()
 
 
 def gradients(roles: Roles, role: Role, batch: Sequences) -> dict[str, Tensor]:
-    """The role's gradients of `role_loss`; afterwards there are none again."""
+    """Return the role's gradients of `role_loss`, and clear them."""
     with roles.acting_as(role, train=True):
         roles.backward(role_loss(roles, role, batch))
     found = {}

@@ -1,4 +1,4 @@
-"""Runs on a tiny model whose policy one of TRL's algorithms makes: their settings, and a run that awaits that stage."""
+"""Runs on a tiny model that train the policy with TRL: settings, and a run finished up to that stage."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ READY = ("adapters/sft", "adapters/reward", "prompts.jsonl", "answers.jsonl", "r
 
 
 class Ready:
-    """A run that was made up to the reward stage, and copies of it that go on from there."""
+    """A run finished up to the reward stage, and copies that continue from there."""
 
     def __init__(self, model: Path, folder: Path) -> None:
         self.model, self.folder = model, folder
@@ -49,11 +49,11 @@ class Ready:
         return folder
 
     def session(self, folder: Path, algorithm: str, **changes: Any) -> Session:
-        """What the stage would be given, in a copy of the run."""
+        """The session of the stage, in a copy of the run."""
         return make_session(self.config(algorithm, **changes), self.runs(folder))
 
 
 def with_sft(session: Session) -> Session:
-    """The same, its reference being SFT."""
+    """The same session, with SFT loaded as the reference."""
     load_role(session.load_roles(), Role.REFERENCE, session.run_dir.artifact("adapters/sft"))
     return session

@@ -1,4 +1,4 @@
-"""A run that looks finished, on a tiny model: random adapters, made-up figures, real files."""
+"""A finished run without training, on a tiny model: random adapters, invented figures, real files."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ ROLES = {"sft": Role.REFERENCE, "policy": Role.POLICY, "reward": Role.REWARD, "c
 def finished_run(
     model: Path, folder: Path, adapters: tuple[str, ...] = tuple(ROLES), pooling: str = "last", **changes: Any
 ) -> Session:
-    """`folder/runs/tiny` with these adapters, each of its own random weights, and a loaded base that has them too.
+    """`folder/runs/tiny` with these adapters, each with different random weights, and the roles loaded with them.
 
     `changes` are those of `make_config`.
     """

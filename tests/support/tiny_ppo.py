@@ -18,7 +18,7 @@ def make_ppo_config(**settings) -> PpoConfig:
 
 
 def start(roles: Roles) -> Roles:
-    """As at PPO's first step: the reference is the policy."""
+    """Make the reference a copy of the policy, as at PPO's first step."""
     roles.copy(Role.POLICY, Role.REFERENCE)
     return roles
 

@@ -1,4 +1,4 @@
-"""Runs on a tiny model: their config, their data, and a stage's session without the pipeline."""
+"""Runs on a tiny model: config, data, and a stage's session without the pipeline."""
 
 import json
 import random
@@ -37,7 +37,7 @@ STAGES = ("sft", "sample", "rank", "reward", "ppo", "evaluate")
 
 
 def make_config(folder: Path, data: Path | None = None, quantization: str = "nf4", **changes: Any) -> Config:
-    """Everything small; `changes` are dotted keys with `__` for the dot, such as ppo__steps=3."""
+    """Make a small config; `changes` are dotted keys with `__` for the dot, such as ppo__steps=3."""
     sections: dict[str, dict[str, Any]] = {
         "model": {
             "source": str(folder),
@@ -79,19 +79,19 @@ def make_config(folder: Path, data: Path | None = None, quantization: str = "nf4
 
 
 def make_session(config: Config, runs: Path) -> Session:
-    """What the pipeline would hand to a stage."""
+    """The session that the pipeline would pass to a stage."""
     run_dir = RunDir(runs / config.name)
     run_dir.path.mkdir(parents=True, exist_ok=True)
     return Session(config, run_dir, Progress.silent(), StopRequest())
 
 
 def limit_tokens(base: Base, tokens: int) -> None:
-    """Another `model.micro_batch_tokens` for a base that is loaded already."""
+    """Set `model.micro_batch_tokens` of a loaded base."""
     base.limits.tokens = tokens
 
 
 def write_prompts(path: Path, count: int = 20) -> Path:
-    """Prompts of words that the tiny tokenizer knows; those with an even number have a response."""
+    """Write prompts of words in the tiny tokenizer's vocabulary; every second one has a response."""
     generator = random.Random(0)
     rows = []
     for number in range(count):
@@ -104,13 +104,13 @@ def write_prompts(path: Path, count: int = 20) -> Path:
 
 
 def save_sft(session: Session) -> None:
-    """An SFT adapter, as the sft stage leaves it."""
+    """Write an SFT adapter, as the sft stage does."""
     session.load_roles().reset(Role.POLICY, torch.Generator().manual_seed(0))
     save_role(session.load_roles(), Role.POLICY, session.run_dir.artifact("adapters/sft"))
 
 
 def write_ranked(session: Session, prompts: list[Prompt], samples: list[Sample], rankings: list[Ranking]) -> None:
-    """What the rank stage leaves."""
+    """Write the outputs of the rank stage."""
     path = session.run_dir.artifact
     write_jsonl(path("prompts.jsonl"), prompts)
     write_jsonl(path("answers.jsonl"), samples)
@@ -119,7 +119,7 @@ def write_ranked(session: Session, prompts: list[Prompt], samples: list[Sample],
 
 
 def separable(count: int, good: int = 200) -> tuple[list[Prompt], list[Sample], list[Ranking]]:
-    """Of four random answers to each prompt two hold the token `good`, and these are preferred to the others."""
+    """Four random answers to each prompt; the two that contain the token `good` are preferred."""
     generator = random.Random(1)
     prompts, samples, rankings = [], [], []
     for number in range(count):

@@ -1,4 +1,4 @@
-"""Where models come from, in small: a GGUF file, a wheel that holds one, and a hub on this machine."""
+"""Small sources of models: a GGUF file, a wheel that contains one, and a hub on this machine."""
 
 import hashlib
 import http.server
@@ -32,7 +32,7 @@ _NAMES = {
 
 
 def make_gguf(model: Path, path: Path, architecture: str = "llama") -> Path:
-    """The folder of a tiny Llama as llama.cpp would write it, in float32."""
+    """Write a tiny Llama as a GGUF file in float32, as llama.cpp would."""
     config = json.loads((model / "config.json").read_text())
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     writer = gguf.GGUFWriter(path, architecture)
@@ -77,12 +77,12 @@ def _renamed(name: str) -> str:
 
 
 def _permuted(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rotary halves interleaved, as llama.cpp keeps queries and keys."""
+    """Interleave rotary halves, as llama.cpp stores queries and keys."""
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
 def make_wheel(folder: Path, member: Path, name: str = "tinymodel") -> Path:
-    """`tinymodel==1.0`, a wheel that holds the file under `tinymodel/`."""
+    """Make `tinymodel==1.0`, a wheel that contains the file in `tinymodel/`."""
     info = f"{name}-1.0.dist-info"
     wheel = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -94,7 +94,7 @@ def make_wheel(folder: Path, member: Path, name: str = "tinymodel") -> Path:
 
 
 class Hub:
-    """What the server answers with, and what it was asked for."""
+    """Replies of the server, and the requests it received."""
 
     def __init__(self) -> None:
         self.models: dict[str, Path] = {}

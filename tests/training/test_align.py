@@ -1,4 +1,4 @@
-"""DPO, RLOO and GRPO by TRL on the run's own roles: only the policy moves, and what it is held against is SFT."""
+"""DPO, RLOO and GRPO by TRL on the run's roles: only the policy moves, and its reference is SFT."""
 
 import json
 import math
@@ -57,7 +57,7 @@ def dpo_task(session: Session) -> DpoTask:
 
 
 def answer_sums(session: Session, role: Role, batch: Sequences) -> Tensor:
-    """Our own log-probabilities of whole answers, (B,)."""
+    """Log-probabilities of whole answers by this package, (B,)."""
     found = score_logprobs(session.load_roles(), role, batch, session.config.sample.temperature).logprobs
     return masked_sum(found, batch.response)
 
@@ -165,7 +165,7 @@ def test_the_kl_is_that_of_the_answers_against_sft(make, monkeypatch, algorithm)
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_where_evaluations_part_the_training_it_stays_the_same(ready, tmp_path, algorithm) -> None:
-    """Of Adam's moments and the rate nothing is lost between one trainer and the next."""
+    """Adam's moments and the learning rate carry over from one trainer to the next."""
     weights = []
     for every in (2, 100):
         session = ready.session(tmp_path / str(every), algorithm, ppo__evaluate_every=every)
@@ -223,7 +223,7 @@ def test_dpo_learns_from_every_ordered_pair_and_no_tie(make) -> None:
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_a_score_that_is_nan_skips_the_step(make, monkeypatch, algorithm) -> None:
-    """TRL alone would leave the answer out without a word."""
+    """TRL alone would drop the answer silently."""
     session, scores, weights = make(algorithm), rloo_grpo.reward_scores, []
 
     def spoilt(*args: Any) -> Tensor:
@@ -241,7 +241,7 @@ def test_a_score_that_is_nan_skips_the_step(make, monkeypatch, algorithm) -> Non
 
 
 def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(make, monkeypatch) -> None:
-    """Step 3 is skipped, a stop comes in the 4th; 3 to 5 are skipped after going on: back to the checkpoint at 2."""
+    """Step 3 is skipped, and a stop comes in step 4; after resuming 3 to 5 are skipped: back to the checkpoint at 2."""
     session, scores, weights = make("rloo"), rloo_grpo.reward_scores, []
 
     def spoilt(*args: Any) -> Tensor:
@@ -262,7 +262,7 @@ def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(make, monkeypatc
 
 
 def test_scores_that_stay_nan_end_the_stage(make, monkeypatch) -> None:
-    """Three in a row roll it back, three more end it, and the batch is kept."""
+    """Three in a row roll back, three more end the stage, and the batch is saved."""
     session = make("grpo")
     monkeypatch.setattr(rloo_grpo, "reward_scores", lambda _, batch, __: torch.full((len(batch),), math.nan))
     with pytest.raises(Diverged, match=r"also at half the learning rate.*Lower align\.learning_rate, or"):
@@ -274,7 +274,7 @@ def test_scores_that_stay_nan_end_the_stage(make, monkeypatch) -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_in_bfloat16_its_claims_hold_too(make, algorithm) -> None:
-    """Of GRPO's first figure, where forwards of unlike micro-batches meet, only within rounding."""
+    """GRPO's first figure compares forwards of different micro-batches: only up to rounding."""
     if not bfloat16_works():
         pytest.skip("this machine's CPU announces bfloat16 and dies of it")
     session = make(algorithm, model__compute_dtype="bfloat16")
@@ -284,7 +284,7 @@ def test_in_bfloat16_its_claims_hold_too(make, algorithm) -> None:
 
 
 def test_another_algorithm_is_another_stage(ready, tmp_path) -> None:
-    """A run made by PPO is refused for DPO by the setting that differs; made again, PPO's critic goes."""
+    """A run of PPO is refused for DPO, naming the setting that differs; when redone, PPO's critic is deleted."""
     runs = ready.runs(tmp_path)
     run_dir = go(ready.config("ppo", ppo__steps=1), runs)
     assert run_dir.artifact("adapters/critic").is_dir()
@@ -309,7 +309,7 @@ def test_it_is_named_where_the_stage_is_told(ready, tmp_path) -> None:
 
 
 def test_the_reference_is_not_the_bare_base(make) -> None:
-    """The project's first law: what KL is measured against has SFT in it."""
+    """The project's first law: the KL's reference contains SFT."""
     session = with_sft(make("dpo"))
     batch = dpo_task(session).batch()
     reference = answer_sums(session, Role.REFERENCE, batch)

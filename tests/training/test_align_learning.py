@@ -1,4 +1,4 @@
-"""RLOO and GRPO raise a scripted reward, DPO learns what comparisons have in common, and flipped signs turn both."""
+"""RLOO and GRPO raise a scripted reward, DPO learns the rule of the comparisons, and flipped signs reverse both."""
 
 from collections.abc import Callable
 
@@ -60,7 +60,7 @@ def test_it_raises_a_scripted_reward(make, monkeypatch, algorithm, quantization)
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_with_trl_given_the_opposite_it_falls(make, monkeypatch, algorithm) -> None:
-    """What is logged is the reward that TRL was given: it rises while the share of good tokens falls."""
+    """The logged reward is TRL's: it rises while the share of good tokens falls."""
     scripted(monkeypatch, -1.0)
     scores = rise(make(align__algorithm=algorithm, quantization="none", **SAMPLES))
     assert float(scores[-5:].mean() - scores[:5].mean()) > 0.6
@@ -68,7 +68,7 @@ def test_with_trl_given_the_opposite_it_falls(make, monkeypatch, algorithm) -> N
 
 @pytest.mark.parametrize(("flipped", "quantization"), [(False, "none"), (False, "nf4"), (True, "none")])
 def test_dpo_learns_the_rule_behind_the_comparisons(make, flipped, quantization) -> None:
-    """That answers with a certain token are better, from 72 prompts, seen once; asked about 12 others."""
+    """The rule: answers with a certain token are better. Trained once on 72 prompts, tested on 12 others."""
     session = make(
         align__algorithm="dpo", align__batch_size=16, align__learning_rate=0.01, align__beta=0.1,
         quantization=quantization,

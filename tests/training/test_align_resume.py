@@ -1,4 +1,4 @@
-"""A policy made by DPO, RLOO or GRPO: stopped or killed anywhere and started again, the same to the last bit."""
+"""Policies trained by DPO, RLOO or GRPO: stopped or killed anywhere and resumed, bit-identical."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ MORE = {"ppo__save_every": 3, "align__warmup_steps": 1}
 
 
 class Killed(BaseException):
-    """As SIGKILL: nobody gets to save anything."""
+    """Like SIGKILL: nothing is saved."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def ready(tiny_folder, tmp_path_factory) -> Ready:
 
 @pytest.fixture(scope="module")
 def whole(ready, tmp_path_factory) -> dict[str, RunDir]:
-    """Undisturbed runs of each algorithm."""
+    """Uninterrupted runs of each algorithm."""
     found = {}
     for algorithm in SETTINGS:
         runs = ready.runs(tmp_path_factory.mktemp(algorithm))
@@ -43,7 +43,7 @@ def go(config: Config, runs: Path) -> RunDir:
 
 
 def rows(run_dir: RunDir) -> list[dict[str, Any]]:
-    """Metrics without times and pace."""
+    """Metrics without times and throughput."""
     found = run_dir.metrics.read("ppo")
     return [{key: value for key, value in row.items() if not key.startswith(("time/", "tokens_per"))} for row in found]
 
@@ -86,7 +86,7 @@ def test_stopped_at_any_forward(ready, whole, tmp_path, monkeypatch, algorithm) 
 
 @pytest.mark.parametrize("algorithm", SETTINGS)
 def test_killed_after_any_row(ready, whole, tmp_path, monkeypatch, algorithm) -> None:
-    """After every row of a step, an evaluation or its answers: nothing is there twice, and nothing is missing."""
+    """After every row of a step, an evaluation or its answers: no row is missing or repeated."""
     runs, append, killed = ready.runs(tmp_path), StepLog.append, set()
 
     def append_and_die(log: StepLog, stage: str, step: int, **figures: Any) -> None:
@@ -110,7 +110,7 @@ def test_killed_after_any_row(ready, whole, tmp_path, monkeypatch, algorithm) ->
 
 @pytest.mark.parametrize("algorithm", SETTINGS)
 def test_out_of_memory_it_goes_on_with_smaller_micro_batches(ready, whole, tmp_path, monkeypatch, algorithm) -> None:
-    """Once, in the third step: no step is lost, and the steps before it are what they were."""
+    """Once, in the third step: no step is lost, and the steps before it stay the same."""
     runs, begun, begin = ready.runs(tmp_path), [], FiniteGuard.on_pre_optimizer_step
 
     def refuse(finite: FiniteGuard, *args: Any, **rest: Any) -> None:

@@ -1,4 +1,4 @@
-"""Training that breaks down: NaN and infinities enter no weight; their steps are skipped, rolled back, given up."""
+"""NaN and infinities in training change no weight: their steps are skipped, rolled back, then the stage ends."""
 
 import json
 import math
@@ -36,7 +36,7 @@ bad = pytest.mark.parametrize("value", [math.nan, math.inf])
 
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Tensor]]]:
-    """`spoil(role, {2, 3}, value)`: the second and third time that role learns its loss is multiplied by `value`.
+    """`spoil(role, {2, 3}, value)`: multiply the role's loss by `value` in its second and third backward.
 
     The list then holds the role's weights as they were just before each of them.
     """
@@ -60,7 +60,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Tenso
 
 @pytest.fixture
 def spoil_sft(monkeypatch: pytest.MonkeyPatch) -> Callable[[Container[int]], list[dict[str, Tensor]]]:
-    """The same for sft, in one number of one gradient; the list holds the weights before every step."""
+    """The same for sft, in one number of one gradient; the list contains the weights before every step."""
 
     def plan(numbers: Container[int]) -> list[dict[str, Tensor]]:
         seen: list[dict[str, Tensor]] = []
@@ -249,7 +249,7 @@ def test_one_number_of_a_rollout_that_is_not_finite_is_seen(tiny_base, name, val
 
 
 def test_ppo_skips_a_step_whose_rollout_is_not_finite(ppo_context, monkeypatch) -> None:
-    """The first step's, so that both claims are made by the second."""
+    """In the first step, so that the second makes both self-checks."""
     collect, count = ppo.collect, []
 
     def spoilt(*args: Any) -> Rollout:
@@ -271,7 +271,7 @@ def events_of(session: Session, kind: str) -> list[dict[str, Any]]:
 
 
 def test_a_step_of_ppo_that_lost_some_turns_is_made(make_ppo, spoil, monkeypatch) -> None:
-    """One of the critic's two steps in each of the first three steps: no roll-back, and each step is kept."""
+    """One of the critic's two optimizer steps is skipped in each of the first three steps: no roll-back."""
     session = make_ppo(ppo__epochs=2)
     said = list[str]()
     monkeypatch.setattr(session.progress, "say", said.append)
@@ -285,7 +285,7 @@ def test_a_step_of_ppo_that_lost_some_turns_is_made(make_ppo, spoil, monkeypatch
 
 
 def test_what_a_lost_step_of_ppo_left_out_is_told_truly(make_ppo, spoil) -> None:
-    """The policy's steps were made."""
+    """The policy's optimizer steps were completed."""
     session = make_ppo(ppo__epochs=2)
     spoil(Role.CRITIC, {3, 4})
     ppo.run(session)
@@ -304,7 +304,7 @@ def test_a_policy_whose_objective_is_nan_is_not_kept(ppo_context, monkeypatch) -
 
 
 def test_sft_is_rolled_back_once_and_goes_on_at_half_the_rate(sft_context, spoil_sft) -> None:
-    """Steps 2 to 4 are bad the first time: back to after step 1, the only good checkpoint."""
+    """Steps 2 to 4 fail the first time: back to after step 1, the only good checkpoint."""
     seen = spoil_sft({2, 3, 4})
     sft.run(sft_context)
     assert skips(sft_context, "sft") == [(step, 0) for step in range(1, 6)]
@@ -339,7 +339,7 @@ LEARNS = {"sft": Role.POLICY, "reward": Role.REWARD, "ppo": Role.CRITIC}
 
 @pytest.mark.parametrize("stage", LEARNS)
 def test_the_second_time_it_is_given_up_and_the_batch_kept(request, spoil, spoil_sft, stage) -> None:
-    """Every step from the second on is bad; going on fails in the same way, for the rate is not lowered again."""
+    """Every step from the second on fails; resuming fails too, because the rate is not lowered again."""
     session, module = request.getfixturevalue(f"{stage}_context"), {"sft": sft, "reward": reward, "ppo": ppo}[stage]
     before = spoil_sft(range(2, 99)) if stage == "sft" else spoil(LEARNS[stage], range(2, 99))
     with pytest.raises(
@@ -364,7 +364,7 @@ def test_the_second_time_it_is_given_up_and_the_batch_kept(request, spoil, spoil
 
 
 def stop_once_after(session: Session, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop is asked for when that step is logged."""
+    """Request a stop when that step is logged."""
     append, asked = session.metrics.append, list[int]()
 
     def append_and_stop(stage: str, step: int, **figures: float) -> None:
@@ -378,7 +378,7 @@ def stop_once_after(session: Session, last: int, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("stage", LEARNS)
 def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(request, monkeypatch, spoil, spoil_sft, stage) -> None:
-    """Steps 2 and 3 are bad, and so is the 4th after going on: back to after step 1, where weights were good."""
+    """Steps 2 and 3 fail, and step 4 after resuming: back to after step 1, the last good weights."""
     session, module = request.getfixturevalue(f"{stage}_context"), {"sft": sft, "reward": reward, "ppo": ppo}[stage]
     before = spoil_sft(range(2, 7)) if stage == "sft" else spoil(LEARNS[stage], range(2, 7))
     stop_once_after(session, 3, monkeypatch)

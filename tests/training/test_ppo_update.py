@@ -116,7 +116,7 @@ def test_a_rollout(tiny_base, quantization) -> None:
 
 
 def test_the_kl_penalty_and_whitening(tiny_base) -> None:
-    """With reference and policy apart: the penalty in the rewards, nats per response, advantages of variance 1."""
+    """With different reference and policy: penalty in the rewards, nats per response, advantages of variance 1."""
     roles = make_roles(tiny_base())
     config = make_ppo_config(kl_coef=0.3, gae_lambda=1.0, whiten_advantages=False, missing_eos="keep")
     rollout = rollout_of(roles, config)
@@ -140,7 +140,7 @@ def test_the_kl_penalty_and_whitening(tiny_base) -> None:
 
 
 def test_the_objective_is_what_is_maximised(tiny_base) -> None:
-    """Scores are clipped, and lowered where answers don't end, before they count; a baseline moves no optimum."""
+    """Scores are clipped, and lowered for unfinished answers, before the mean; a baseline changes no optimum."""
     roles = make_roles(tiny_base())
     config = make_ppo_config(kl_coef=0.3, score_clip=0.2, missing_eos="penalty", missing_eos_score=-2.0)
     first = rollout_of(roles, config)
@@ -276,7 +276,7 @@ def test_rates_rise_in_the_warmup_and_decay_linearly(tiny_base, warmup, shares) 
 
 
 def naive_policy_loss(roles: Roles, rollout: Rollout, temperature: float, clip: float) -> Tensor:
-    """PPO's policy loss once more: all logits, no chunks, no micro-batches, the tokens one by one."""
+    """PPO's policy loss by all logits, without chunks or micro-batches, token by token."""
     batch, terms = rollout.batch, []
     logits = roles.peft(input_ids=batch.ids, attention_mask=batch.attention.long()).logits / temperature
     every = logits.log_softmax(-1)
@@ -291,7 +291,7 @@ def naive_policy_loss(roles: Roles, rollout: Rollout, temperature: float, clip: 
 @both
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_the_gradient_is_that_of_a_naive_implementation(tiny_base, quantization, checkpointing) -> None:
-    """And the size of the micro-batches doesn't change it. Ratios away from 1, so that some are clipped."""
+    """The size of the micro-batches does not change it. The ratios differ from 1, so that some are clipped."""
     roles = start(make_roles(tiny_base(quantization, checkpointing)))
     config = make_ppo_config(max_grad_norm=1e9)
     rollout = rollout_of(roles, config)
@@ -312,7 +312,7 @@ def test_the_gradient_is_that_of_a_naive_implementation(tiny_base, quantization,
 
 
 def naive_value_loss(roles: Roles, rollout: Rollout, clip: float) -> tuple[Tensor, float]:
-    """PPO's value loss once more, token by token, and the share of tokens whose clipped error is the larger one.
+    """PPO's value loss token by token, and the share of tokens whose clipped error is the larger one.
 
     transformers' own last hidden states: no lower states, no micro-batches; a token's value is read at the one before.
     """
@@ -331,7 +331,7 @@ def naive_value_loss(roles: Roles, rollout: Rollout, clip: float) -> tuple[Tenso
 
 
 def critic_rollout(roles: Roles, config: PpoConfig) -> Rollout:
-    """A rollout whose old values lie around the critic's, some of them beyond the clipping range, on both sides."""
+    """A rollout with old values around the critic's, some beyond the clipping range on both sides."""
     rollout = rollout_of(roles, config)
     noise = 0.3 * torch.randn(rollout.values.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     return replace(rollout, values=torch.where(rollout.batch.response, rollout.values + noise, 0.0))
@@ -365,7 +365,7 @@ def test_the_critics_gradient_is_that_of_a_naive_implementation(tiny_base, quant
 @both
 @pytest.mark.parametrize("tokens", [768, 40])
 def test_the_figures_of_a_moved_policy(tiny_base, quantization, tokens) -> None:
-    """The policy has moved since the rollout; its log-probabilities from all logits, the figures from numpy."""
+    """The policy has moved since the rollout; log-probabilities from all logits, figures from numpy."""
     roles = start(make_roles(tiny_base(quantization)))
     config = make_ppo_config(clip_range=0.1)
     rollout = rollout_of(roles, config)

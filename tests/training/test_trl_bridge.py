@@ -1,4 +1,4 @@
-"""The model while TRL holds it: its calls by adapters' names become roles' turns, and nothing of that stays behind."""
+"""The model while TRL uses it: switches by adapter name switch the role, and the model is restored afterwards."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from lowrank_rlhf.training.trl_bridge import trl_bridge
 
 
 def logprobs(roles) -> torch.Tensor:
-    """Of whoever's turn it is."""
+    """Log-probabilities of the acting role."""
     return roles.logprobs(make_batch(), 1.0).logprobs.detach()
 
 
@@ -41,7 +41,7 @@ def test_a_switch_by_name_is_that_role_s_turn(tiny_base, quantization) -> None:
 def test_the_reference_s_turn_between_forward_and_backward_changes_no_gradient(
     tiny_base, quantization, checkpointing
 ) -> None:
-    """DPO reads its reference there."""
+    """DPO computes its reference log-probabilities there."""
     roles, batch = make_roles(tiny_base(quantization, checkpointing)), make_batch()
     expected = gradients(roles, Role.POLICY, batch)
     with trl_bridge(roles) as bridge:
