@@ -65,14 +65,14 @@ def import_too_early(machine: pytest.MonkeyPatch) -> None:
     [
         (take_away_package, NO_UNSLOTH),
         (take_away_cuda, "PyTorch finds no CUDA device"),
-        (import_too_early, "unsloth has to be imported before peft, which this process has imported already"),
+        (import_too_early, "unsloth must be imported before peft, which this process has already imported"),
     ],
 )
 def test_what_a_machine_lacks_is_said_by_auto_and_refused_by_name(machine, change, reason: str) -> None:
     change(machine)
     found = choose(config("auto"), "llama")
     assert found.backend == "transformers"
-    assert found.why.startswith(reason)
+    assert found.reason.startswith(reason)
     with pytest.raises(
         UserError, match=r"^model\.backend: unsloth cannot be used: .*set model\.backend=transformers$"
     ) as e:
@@ -96,7 +96,7 @@ def test_other_families_are_left_to_transformers(architecture: str | None) -> No
 
 @pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "reason"),
     [
         ("model__device", "cpu", "model.device is cpu"),
         ("model__quantization", "int8", "model.quantization is int8"),
@@ -104,15 +104,15 @@ def test_other_families_are_left_to_transformers(architecture: str | None) -> No
         ("reward__layers", 2, "reward.layers is 2"),
     ],
 )
-def test_settings_that_it_cannot_run_are_conflicts_by_name_and_reasons_for_auto(key, value, said) -> None:
+def test_settings_that_it_cannot_run_are_conflicts_by_name_and_reasons_for_auto(key, value, reason) -> None:
     changes = {"model__device": "auto", key: value}
     if key == "model__quantization":
         changes["quantization"] = changes.pop(key)
-    with pytest.raises(ValidationError, match=f"model.backend is unsloth, but {said}"):
+    with pytest.raises(ValidationError, match=f"model.backend is unsloth, but {reason}"):
         make_config(Path("somewhere"), model__backend="unsloth", **changes)
     found = choose(make_config(Path("somewhere"), model__backend="auto", **changes), "llama")
     assert found.backend == "transformers"
-    assert found.why.startswith(said)
+    assert found.reason.startswith(reason)
 
 
 def test_auto_keeps_to_what_a_run_began_with(tiny_folder, tmp_path: Path, machine, capsys) -> None:
@@ -139,11 +139,11 @@ def test_by_name_nothing_is_kept_and_transformers_is_not_worth_a_word(
     tiny_folder, tmp_path: Path, machine, capsys
 ) -> None:
     machine.setattr(backend, "_start_unsloth", lambda: "2026.1.1")
-    for name, said in (("transformers", ""), ("unsloth", "model.backend: unsloth 2026.1.1: set in the config\n")):
+    for name, printed in (("transformers", ""), ("unsloth", "model.backend: unsloth 2026.1.1: set in the config\n")):
         by_name = make_config(tiny_folder(), model__backend=name, model__device="auto")
         assert take_backend(by_name, tmp_path, Progress()) == name
         assert list(tmp_path.iterdir()) == []
-        assert capsys.readouterr().out == said
+        assert capsys.readouterr().out == printed
 
 
 def test_one_that_does_not_start_is_an_error_with_its_words(tiny_folder, tmp_path: Path, machine) -> None:
