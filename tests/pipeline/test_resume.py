@@ -190,13 +190,13 @@ def test_batches_of_answers_are_sampled_once_and_a_torn_one_again(uninterrupted,
     first, second = kept.read_bytes().splitlines(keepends=True)
     kept.write_bytes(first + second[:40])
     asked: list[int] = []
-    decode = generation._decode_together
+    decode = generation._decode_sharded
 
     def counted(roles: Any, prompts: list[Any], *rest: Any) -> Any:
         asked.append(len(prompts))
         return decode(roles, prompts, *rest)
 
-    monkeypatch.setattr(generation, "_decode_together", counted)
+    monkeypatch.setattr(generation, "_decode_sharded", counted)
     run_dir = pipeline.run(config, tmp_path, until="sample", progress=Progress.silent())
     assert asked == [4]
     assert run_dir.hashes(["samples.jsonl"]) == whole.hashes(["samples.jsonl"])
