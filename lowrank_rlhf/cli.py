@@ -1,4 +1,4 @@
-"""The command line. The config is parsed before anything heavy is imported."""
+"""Command line. Large libraries are imported only after the config is parsed."""
 
 import sys
 from typing import Annotated, NoReturn
@@ -9,26 +9,23 @@ from rich.text import Text
 
 from lowrank_rlhf import __version__
 from lowrank_rlhf.commands import (
-    about,
     annotations,
     chat,
     dashboard,
     data,
     evaluate,
     export,
+    getting_started,
     label,
     plan,
-    presets,
-    push,
     run,
-    sweep,
 )
 from lowrank_rlhf.commands.common import EPILOG
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run import distributed
 
 _LONGEST = 200
-"""So much of a file's name is shown: it may be too long for any disk."""
+"""Characters shown of a file's name, which may be too long for any disk."""
 
 app = typer.Typer(
     add_completion=False,
@@ -40,23 +37,23 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point: runs the command and exits with its code; a `UserError` is a message, not a traceback.
+    """Run the command and exit with its code.
 
-    So is a file or folder that cannot be used, wherever it is met. Of several processes that the launcher started only
-    the main one speaks.
+    A `UserError`, or an `OSError` about a file, is printed as a message without a traceback. If a launcher started
+    several processes, only the main one prints.
     """
     try:
         with distributed.silence_other_processes():
             app()
     except UserError as error:
-        _refuse(error)
+        _exit_with(error)
     except OSError as error:
         if error.filename is None:
             raise
-        _refuse(UserError(f"{str(error.filename)[:_LONGEST]}: cannot be used: {error.strerror}"))
+        _exit_with(UserError(f"{str(error.filename)[:_LONGEST]}: cannot be used: {error.strerror}"))
 
 
-def _refuse(error: UserError) -> NoReturn:
+def _exit_with(error: UserError) -> NoReturn:
     with distributed.silence_other_processes():
         Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
     sys.exit(int(error.exit_code))
@@ -85,8 +82,8 @@ def _root(
     """
     if (launched := distributed.launched_processes()) > 1 and context.invoked_subcommand != "run":
         raise UserError(
-            f"{context.invoked_subcommand}: was launched in {launched} processes, and only `run` shares "
-            "its work out; start it without the launcher"
+            f"{context.invoked_subcommand}: launched in {launched} processes, but only `run` distributes its work; "
+            "start it without the launcher"
         )
 
 
@@ -95,17 +92,17 @@ _COMMANDS = (
     plan.plan,
     run.validate,
     run.status,
-    sweep.sweep,
+    run.sweep,
     dashboard.dashboard,
     label.label,
     chat.chat,
     evaluate.evaluate,
     export.export,
-    push.push,
-    about.doctor,
-    about.schema,
+    export.push,
+    getting_started.doctor,
+    getting_started.schema,
 )
 for command in _COMMANDS:
     app.command()(command)
-for name, group in {"presets": presets.app, "data": data.app, "annotations": annotations.app}.items():
+for name, group in {"presets": getting_started.presets_app, "data": data.app, "annotations": annotations.app}.items():
     app.add_typer(group, name=name)

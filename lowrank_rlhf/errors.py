@@ -1,4 +1,4 @@
-"""What a person can be told, and the exit code that goes with it. Anything else that escapes is a bug."""
+"""Errors shown to users without a traceback, each with its exit code. Any other uncaught exception is a bug."""
 
 import unicodedata
 from enum import IntEnum
@@ -10,23 +10,23 @@ class ExitCode(IntEnum):
     """Exit codes of `python -m lowrank_rlhf`; docs/guides/troubleshooting.md documents them."""
 
     OK = 0
-    FAILED = 1  # a stage stopped because a check failed or training broke down
+    FAILED = 1  # a check failed, or training failed
     BAD_INPUT = 2  # config, data or command line
-    STALE = 3  # a finished stage was made with another config or other inputs
+    STALE = 3  # a finished stage does not match the config or its inputs
     CANNOT_FIT = 4  # the plan does not fit this machine
     WAITING = 5  # a stage needs people before the run can resume
-    LOCKED = 6  # another process holds the run
+    LOCKED = 6  # another process works on the run
     NOT_FINITE = 7  # training gave NaN or infinities again after a roll-back
     STOPPED = 130  # Ctrl-C or SIGTERM; the work so far is saved
 
 
-HALF_A_CHARACTER = "holds half a character (a lone surrogate); delete it"
+HALF_A_CHARACTER = "contains half a character (a lone surrogate); delete it"
 
 
 class UserError(Exception):
-    """Something a person can mend: the message says what, where and what to do; no traceback is shown.
+    """Error that the user can fix: the message names the place, the fault and the remedy.
 
-    It can always be printed, and steers no terminal: it is `visible`.
+    The message is made `visible`, so that it can be printed anywhere and cannot control the terminal.
     """
 
     exit_code = ExitCode.BAD_INPUT
@@ -36,10 +36,10 @@ class UserError(Exception):
 
 
 def visible(text: str) -> str:
-    """A text that is safe to print: line ends and tabs stay, every other control character is spelt out.
+    """Escape control characters except line ends and tabs, so that the text is safe to print.
 
-    Among them escape sequences, which could rewrite the screen, marks that turn the direction of the text, and halves
-    of characters. JSON, YAML and command lines may hold them all.
+    This includes escape sequences, which could rewrite the screen, direction marks, and lone surrogates: JSON, YAML and
+    command lines can contain all of them.
     """
     return "".join(character if _harmless(character) else repr(character)[1:-1] for character in text)
 
@@ -51,7 +51,7 @@ def _harmless(character: str) -> bool:
 
 
 def is_whole(text: str) -> bool:
-    """False for text with half of a surrogate pair in it, which nothing can write, show or tokenise."""
+    """Return False for text with a lone surrogate, which cannot be encoded, shown or tokenised."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -60,13 +60,13 @@ def is_whole(text: str) -> bool:
 
 
 class StageFailed(UserError):
-    """A stage stopped itself: the run's own checks say that going on would be worthless."""
+    """A stage stopped because a check failed, and continuing would waste time."""
 
     exit_code = ExitCode.FAILED
 
 
 class Diverged(UserError):
-    """Training gives NaN or infinities again and again, after a roll-back and at a lower rate too."""
+    """Training gave NaN or infinities again after a roll-back to a lower learning rate."""
 
     exit_code = ExitCode.NOT_FINITE
 
@@ -78,24 +78,24 @@ class StaleRun(UserError):
 
 
 class CannotFit(UserError):
-    """This machine's memory or disk cannot hold what is asked for."""
+    """The memory or disk of this machine is too small."""
 
     exit_code = ExitCode.CANNOT_FIT
 
 
 class WaitingForPeople(UserError):
-    """The run stands still until people have ranked enough answers."""
+    """The run is waiting for people to rank answers."""
 
     exit_code = ExitCode.WAITING
 
 
 class RunLocked(UserError):
-    """Another process works in this run's folder."""
+    """Another process works on this run."""
 
     exit_code = ExitCode.LOCKED
 
 
 class Stopped(UserError):
-    """Somebody asked the run to stop; its state is saved and the same command goes on from there."""
+    """The run stopped on request; its state is saved and the same command resumes it."""
 
     exit_code = ExitCode.STOPPED

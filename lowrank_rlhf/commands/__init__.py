@@ -1,1 +1,1 @@
-"""One module for each command, or for a few that belong together; `cli.py` makes them one program."""
+"""Commands: one module for each, or for a few related ones; `cli.py` registers them."""

@@ -1,4 +1,4 @@
-"""`annotations`: people's rankings as files, and where a run keeps them."""
+"""`annotations`: export and import of rankings."""
 
 import os
 import shlex
@@ -32,15 +32,15 @@ def _folder(run: str, runs: Path) -> Path:
 
 
 def find_project(run: str, runs: Path) -> Project:
-    """Where the run of that name, or that folder, keeps its answers to rank. Raises `UserError` if it has none yet."""
+    """Open the annotation project of a run. Raises `UserError` if it has no answers to rank yet."""
     return open_project(_folder(run, runs))
 
 
 def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
-    """Return the annotations of a run and the rankings that count.
+    """Return the annotations of a run and its current rankings.
 
-    A run ranked by a judge or a data set has the rankings of its stage rank; all of them count. Raises `UserError`
-    if the run has none yet.
+    If a judge or a data set ranks the run, the rankings are those of its stage rank, and all are current. Raises
+    `UserError` if there are none yet.
     """
     folder = _folder(run, runs)
     config = folder / "config.yaml"
@@ -49,9 +49,7 @@ def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
         return contents, contents.current()
     run_dir = RunDir(folder)
     if run_dir.mark("rank") is None:
-        raise UserError(
-            f"{folder}: its answers are not ranked yet. This does it:\n  {run_command(folder)} --until rank"
-        )
+        raise UserError(f"{folder}: answers are not ranked yet. Rank them:\n  {run_command(folder)} --until rank")
     rankings = list(read_jsonl(run_dir.artifact("rankings.jsonl"), Ranking))
     contents = Contents(
         prompts=tuple(read_jsonl(run_dir.artifact("prompts.jsonl"), Prompt)),
@@ -75,21 +73,21 @@ def annotations() -> None:
 @app.command("export")
 def export(
     run: RunArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The JSONL file to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file to write.")],
     runs: RunsOption = Path("runs"),
     comparisons: Annotated[
-        bool, typer.Option("--comparisons", help="One row per comparison, with its texts, as `rank.dataset` takes it.")
+        bool, typer.Option("--comparisons", help="Write one row per comparison, with its texts, for `rank.dataset`.")
     ] = False,
     demonstrations: Annotated[
-        bool, typer.Option("--demonstrations", help="Only the answers that people wrote, as `data.prompts` takes them.")
+        bool, typer.Option("--demonstrations", help="Write only the answers that annotators wrote, for `data.prompts`.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a run's prompts, answers, rankings and skips to a file.
 
-    Rankings by people, a judge or a data set are exported alike.
+    Exports rankings by people, by a judge or from a data set.
 
-    The file is all that `annotations import` needs, here or on another machine. docs/annotations.md explains its rows.
+    `annotations import` reads the file on this or another machine. docs/annotations.md describes its rows.
 
     \b
     Examples:
@@ -98,68 +96,76 @@ def export(
       python -m lowrank_rlhf annotations export people written.jsonl --demonstrations
     """
     if comparisons and demonstrations:
-        raise UserError("--comparisons and --demonstrations are two files: give one at a time")
+        raise UserError("--comparisons and --demonstrations cannot be combined; export one at a time")
     contents, rankings = _ranked(run, runs)
     if comparisons:
         text = comparisons_to_jsonl(contents, rankings)
+        rows = counted(text.count("\n"), "comparison")
+        lines = [f"wrote {file}: {rows} from {counted(len(rankings), 'ranking')}"]
+        empty = "no comparisons to export: no ranking prefers one answer to another"
+    elif demonstrations:
+        text = demonstrations_to_jsonl(contents)
+        rows = counted(text.count("\n"), "demonstration")
+        command = f"{COMMAND} run CONFIG data.prompts={shlex.quote(str(file))}"
+        lines = [f"wrote {file}: {rows}; to use them in sft:", f"  {command}"]
+        empty = "no demonstrations to export: no annotator has written an answer"
     else:
-        text = demonstrations_to_jsonl(contents) if demonstrations else to_jsonl(contents)
-    if comparisons and not text:
-        raise UserError(f"{run}: nobody has preferred an answer to another yet: there are no comparisons to export")
-    if demonstrations and not text:
-        raise UserError(f"{run}: nobody has written an answer yet: there are no demonstrations to export")
+        text, lines, empty = to_jsonl(contents), [f"wrote {file}: {_counts(contents, rankings)}"], ""
+        lines += _not_current(contents, rankings)
+    if not text:
+        raise UserError(f"{run}: {empty}")
+    _write(file, text, force)
+    for line in lines:
+        echo(line)
+
+
+def _write(file: Path, text: str, force: bool) -> None:
     if file.exists() and not force:
-        raise UserError(f"{file} exists already; name another file, or replace it with --force")
+        raise UserError(f"{file} already exists; choose another name or replace it with --force")
     try:
         write_atomic(file, text)
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror}") from None
-    if demonstrations:
-        echo(f"wrote {file}: {counted(text.count(chr(10)), 'demonstration')}; to learn from them in sft:")
-        echo(f"  {COMMAND} run CONFIG data.prompts={shlex.quote(str(file))}")
-        return
-    if comparisons:
-        echo(f"wrote {file}: {counted(text.count(chr(10)), 'comparison')} from {counted(len(rankings), 'ranking')}")
-        return
+
+
+def _counts(contents: Contents, rankings: Sequence[Ranking]) -> str:
     annotators = len({ranking.annotator for ranking in rankings})
-    echo(
-        f"wrote {file}: {counted(len(contents.prompts), 'prompt')}, {counted(len(contents.answers), 'answer')}, "
+    return (
+        f"{counted(len(contents.prompts), 'prompt')}, {counted(len(contents.answers), 'answer')}, "
         f"{counted(len(rankings), 'ranking')} by {counted(annotators, 'annotator')}, "
         f"{counted(len(contents.skips), 'skip')}"
     )
-    for sentence in _beside(contents, rankings):
-        echo(sentence)
 
 
-def _beside(contents: Contents, rankings: Sequence[Ranking]) -> list[str]:
-    """What to know of the verdicts that are no current rankings."""
-    current, withdrawn = len(contents.current()), sum(verdict.withdrawn for verdict in contents.history)
-    sentences = []
+def _not_current(contents: Contents, rankings: Sequence[Ranking]) -> list[str]:
+    """Return notes on rankings that were replaced or withdrawn."""
+    current, withdrawn = len(contents.current()), sum(saved.withdrawn for saved in contents.history)
+    notes = []
     if replaced := len(rankings) - current:
-        sentences.append(
-            f"{counted(replaced, 'ranking')} by the same annotator as a later one of the same prompt: `import` counts "
-            "the last alone, and --comparisons writes the pairs of all"
+        notes.append(
+            f"{counted(replaced, 'ranking')} followed by a later one of the same prompt and annotator: `import` counts "
+            "only the last one, --comparisons exports all"
         )
     if replaced := len(contents.history) - withdrawn - len(rankings):
-        sentences.append(f"also {counted(replaced, 'ranking')} that a later one of the same annotator replaced")
+        notes.append(f"also {counted(replaced, 'ranking')} replaced by a later one of the same annotator")
     if withdrawn:
-        sentences.append(f"also {counted(withdrawn, 'ranking')} taken back")
-    return sentences
+        notes.append(f"also {counted(withdrawn, 'ranking')} withdrawn")
+    return notes
 
 
 @app.command("import")
 def import_(
     run: RunArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An export, bare rankings, or exported comparisons.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Export, rankings without texts, or exported comparisons.")
+    ],
     runs: RunsOption = Path("runs"),
-    new: Annotated[
-        bool, typer.Option("--new", help="Make a folder of that name for labelling alone, without a run.")
-    ] = False,
+    new: Annotated[bool, typer.Option("--new", help="Create a folder for annotation only, without a run.")] = False,
 ) -> None:
-    """Add rankings from a file: all of them, or none if a line is wrong.
+    """Add rankings from a file: all, or none if a line is invalid.
 
-    What is here already is not added twice. A ranking from the file counts as later than one by the same annotator
-    that is here. With --new the file's prompts and answers come along, to be ranked on this machine.
+    Existing rankings are not added twice. An added ranking counts as later than existing ones of the same annotator.
+    With --new, the file's prompts and answers are imported too, to be ranked on this machine.
 
     \b
     Examples:
@@ -171,13 +177,13 @@ def import_(
     try:
         plan = project.store.merge(lines, new_items=project.settings is None)
     except UserError:
-        if new:  # nothing is in it: the next try must find its name free
+        if new:  # it is still empty; remove it, so that a retry finds the name free
             for leftover in project.folder.iterdir():
                 leftover.unlink()
             project.folder.rmdir()
         raise
-    for sentence in _report(plan):
-        echo(sentence)
+    for line in _report(plan):
+        echo(line)
     echo(project_summary(project))
 
 
@@ -185,22 +191,22 @@ def _new_project(folder: Path) -> Project:
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
-        raise UserError(f"{folder} exists already; import into it without --new, or choose another name") from None
+        raise UserError(f"{folder} already exists; import into it without --new, or choose another name") from None
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
+        raise UserError(f"{folder}: cannot be created: {error.strerror}") from None
     return open_project(folder, new=True)
 
 
 def _report(plan: ImportPlan) -> list[str]:
-    new = sum(not verdict.withdrawn for verdict in plan.rankings)
-    taken_back = len(plan.rankings) - new + len(plan.withdrawn)
-    sentences = [f"{counted(new, 'ranking')} new, {plan.known} already here"]
+    new = sum(not saved.withdrawn for saved in plan.rankings)
+    withdrawn = len(plan.rankings) - new + len(plan.withdrawn)
+    lines = [f"{counted(new, 'ranking')} added, {plan.known} already present"]
     if plan.prompts:
-        sentences.append(f"{counted(len(plan.prompts), 'prompt')} with {counted(len(plan.answers), 'answer')} new")
+        lines.append(f"{counted(len(plan.prompts), 'prompt')} with {counted(len(plan.answers), 'answer')} added")
     if plan.replaced:
-        sentences.append(f"{counted(plan.replaced, 'ranking')} here replaced by a later one of the same annotator")
-    if taken_back:
-        sentences.append(f"{counted(taken_back, 'ranking')} taken back, kept for the record")
+        lines.append(f"{counted(plan.replaced, 'existing ranking')} replaced by a later one of the same annotator")
+    if withdrawn:
+        lines.append(f"{counted(withdrawn, 'ranking')} withdrawn; kept in the history")
     if plan.skips:
-        sentences.append(f"{counted(len(plan.skips), 'skip')} new")
-    return sentences
+        lines.append(f"{counted(len(plan.skips), 'skip')} added")
+    return lines

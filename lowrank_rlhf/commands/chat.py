@@ -1,4 +1,4 @@
-"""`chat`: chat with a run's models, with the reward model's score of each answer."""
+"""`chat`: chat with a run's models and see the reward model's score of each answer."""
 
 import io
 import json
@@ -29,19 +29,19 @@ def chat(
     runs: RunsOption = Path("runs"),
     speaks: Annotated[
         Literal["policy", "sft", "base", "all"] | None,
-        typer.Option("--as", help="Model that answers; `all`: each in turn. Default: the last one the run has."),
+        typer.Option("--as", help="Model that answers; `all`: each in turn. Default: the run's latest."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="0 for the most probable token. Default: sample.temperature.")
+        float | None, typer.Option(min=0, help="0 picks the most probable token. Default: sample.temperature.")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of the longest answer. Default: sample.max_new_tokens.")
+        int | None, typer.Option(min=1, help="Maximum tokens of an answer. Default: sample.max_new_tokens.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling. Default: the run's seed.")] = None,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="ChatAnswer this once and exit.")] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Answer this prompt and exit.")] = None,
     as_json: JsonOption = False,
     lines: Annotated[
-        bool, typer.Option("--lines", help="JSON lines on stdin and stdout, for programs: see chat_lines.py.")
+        bool, typer.Option("--lines", help="Read and write JSON lines, for programs; see chat_lines.py.")
     ] = False,
 ) -> None:
     """Chat with a run's models: base, SFT model and policy.
@@ -65,15 +65,15 @@ def chat(
     settings = _settings(config, run_dir, speaks, temperature, max_new_tokens, seed)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # an answer may hold what the terminal's encoding has not
+            stream.reconfigure(errors="backslashreplace")  # an answer may have characters that the encoding lacks
     try:
-        speakers = _open(config, run_dir)
+        models = _open(config, run_dir)
         if lines:
-            serve(speakers, settings)
+            serve(models, settings)
         elif prompt is None:
-            talk(Conversation(speakers, settings))
+            talk(Conversation(models, settings))
         else:
-            _answer_once(Conversation(speakers, settings), prompt, as_json)
+            _answer_once(Conversation(models, settings), prompt, as_json)
     except KeyboardInterrupt:
         raise Stopped("Stopped.") from None
 
@@ -86,23 +86,23 @@ def _settings(
     max_new_tokens: int | None,
     seed: int | None,
 ) -> Settings:
-    there = ["base", *(name for name in ("sft", "policy") if run_dir.artifact(f"adapters/{name}").is_dir())]
-    if speaks not in (None, "all", *there):
-        raise UserError(f"--as: {run_dir.path} has no adapter `{speaks}` yet; it has {', '.join(there)}")
+    available = ["base", *(name for name in ("sft", "policy") if run_dir.artifact(f"adapters/{name}").is_dir())]
+    if speaks not in (None, "all", *available):
+        raise UserError(f"--as: {run_dir.path} has no adapter `{speaks}` yet; it has {', '.join(available)}")
     tokens = config.sample.max_new_tokens if max_new_tokens is None else max_new_tokens
     if tokens >= config.model.max_length:
         raise UserError(
-            f"--max-new-tokens: {tokens} leaves no tokens for a question; it must be less than model.max_length, "
-            f"{config.model.max_length} in this run"
+            f"--max-new-tokens: must be less than model.max_length, {config.model.max_length} in this run, to leave "
+            f"tokens for the question; got {tokens}"
         )
     if temperature is not None and not math.isfinite(temperature):
-        raise UserError("--temperature: must be a number, 0 or more")
+        raise UserError("--temperature: must be a finite number of at least 0")
     return Settings(
-        voices=there,
-        speaks=speaks or there[-1],
+        voices=available,
+        speaks=speaks or available[-1],
         temperature=config.sample.temperature if temperature is None else temperature,
         max_new_tokens=tokens,
-        room=config.model.max_length - tokens,
+        max_prompt_tokens=config.model.max_length - tokens,
         seed=config.seed if seed is None else seed,
     )
 
@@ -115,20 +115,19 @@ def _open(config: Config, run_dir: RunDir) -> "ChatModels":
         return ChatModels(session.load_roles(), session.run_dir.artifact("adapters"))
 
 
-def _answer_once(session: Conversation, prompt: str, as_json: bool) -> None:
+def _answer_once(conversation: Conversation, prompt: str, as_json: bool) -> None:
     if not prompt.strip():
         raise UserError("--prompt: must not be empty")
-    answers = session.ask(prompt, show=not as_json, labels=session.settings.speaks == "all")
+    answers = conversation.ask(prompt, show=not as_json, labels=conversation.settings.speaks == "all")
     if not answers:
         raise UserError("--prompt: too long; not answered")
     if any(answer.stopped for answer in answers):
         raise Stopped("Stopped.")
     if as_json:
-        print(json.dumps(_as_json(session, prompt, answers), indent=2))
+        print(json.dumps(_as_json(conversation.settings, prompt, answers), indent=2))
 
 
-def _as_json(session: Conversation, prompt: str, answers: "list[ChatAnswer]") -> dict[str, Any]:
-    settings = session.settings
+def _as_json(settings: Settings, prompt: str, answers: "list[ChatAnswer]") -> dict[str, Any]:
     return {
         "prompt": prompt,
         "temperature": settings.temperature,

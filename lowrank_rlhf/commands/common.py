@@ -1,4 +1,4 @@
-"""What the commands share: arguments with one meaning everywhere, printing, and finding a run."""
+"""Shared parts of the commands: arguments and options, exit codes, printing, finding a run."""
 
 import os
 import re
@@ -19,32 +19,32 @@ from lowrank_rlhf.run.directory import RunDir
 
 EXIT_CODES = {
     ExitCode.OK: "done",
-    ExitCode.FAILED: "a stage failed its own checks, or doctor found something wrong",
-    ExitCode.BAD_INPUT: "config, data or command line is wrong",
-    ExitCode.STALE: "a finished stage was made from another config or other inputs",
+    ExitCode.FAILED: "a stage failed its own checks, doctor found a problem, or a run of a sweep failed",
+    ExitCode.BAD_INPUT: "config, data or command line is invalid",
+    ExitCode.STALE: "a finished stage is stale: its config or inputs have changed",
     ExitCode.CANNOT_FIT: "the plan does not fit this machine",
-    ExitCode.WAITING: "people must rank answers before the run can go on",
-    ExitCode.LOCKED: "another process holds the run",
-    ExitCode.NOT_FINITE: "training gave NaN or infinities again after a roll-back; the batch is saved",
+    ExitCode.WAITING: "people must rank answers before the run can resume",
+    ExitCode.LOCKED: "another process is using the run",
+    ExitCode.NOT_FINITE: "training gave NaN or infinity again after a rollback; the batch is saved",
     ExitCode.STOPPED: "stopped by Ctrl-C or SIGTERM; the work is saved",
 }
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
-"""End of the help of the root command."""
+"""Epilog of the root command's help."""
 
-ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a preset's name.")]
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or name of a preset.")]
 OverridesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings that replace the file's, such as ppo.kl_coef=0.1."),
+    typer.Argument(metavar="KEY=VALUE", help="Settings that override the file's, such as ppo.kl_coef=0.1."),
 ]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder.")]
-RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="The folder that holds the runs.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.")]
+RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Folder of all runs.")]
 
 
 def _host_names(names: list[str] | None) -> list[str] | None:
     for name in names or ():
         if not re.fullmatch(r"[A-Za-z0-9.-]+", name):
             raise UserError(
-                f"--served-as {name}: a host name alone, such as rank.example.org, without https:// or a port"
+                f"--served-as {name}: must be a host name, such as rank.example.org, without https:// or a port"
             )
     return names
 
@@ -55,21 +55,21 @@ ServedAsOption = Annotated[
         "--served-as",
         metavar="NAME",
         callback=_host_names,
-        help="A host name that a proxy has for the page; may be repeated.",
+        help="Host name of the page behind a proxy; may be given several times.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def echo(text: str) -> None:
-    """Print a text as it is, without markup and without folding long lines; it steers no terminal."""
+    """Print a text without markup or line wrapping, its control characters escaped."""
     Console().print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def checked_config(config: str, overrides: Sequence[str] | None, runs: Path | None = None) -> Config:
-    """Load the config. Raises `UserError` with every mistake in it.
+    """Load a config and check it on this machine. Raises `UserError` that lists all mistakes.
 
-    With the folder of the runs, it also checks that each stage's inputs are in the run or made by another stage.
+    With `runs`, the folder of all runs, also checks that the inputs of each stage exist or are made by another stage.
     """
 
     def check(valid: Config) -> list[tuple[Key, str]]:
@@ -80,14 +80,14 @@ def checked_config(config: str, overrides: Sequence[str] | None, runs: Path | No
 
 
 def run_folder(run: str, runs: Path) -> Path:
-    """The folder of the run of that name, or the folder itself.
+    """Return the folder of a run, given by name or as a folder.
 
-    Raises `UserError` with the runs that exist, and for one of a newer version.
+    Raises `UserError` with the names of existing runs if there is no such run, and for a run of a newer version.
     """
     for folder in (runs / run, Path(run)):
         if os.path.isfile(folder / "config.yaml"):
             RunDir(folder).check_version()
             return folder
     names = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
-    listing = f"The runs are: {', '.join(names)}." if names else "There are none yet."
-    raise UserError(f'no run "{run}" in {runs}. {listing}{suggestion(run, names)}')
+    listing = f"Existing runs: {', '.join(names)}." if names else "There are no runs yet."
+    raise UserError(f'run "{run}" not found in {runs}. {listing}{suggestion(run, names)}')

@@ -1,4 +1,4 @@
-"""`dashboard`: the page in the browser."""
+"""`dashboard`: the web interface."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,17 +12,20 @@ from lowrank_rlhf.dashboard.password import PASSWORD_VARIABLE, password_for
 def dashboard(
     runs: RunsOption = Path("runs"),
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help=f"Where to listen. Another than this needs {PASSWORD_VARIABLE}.")
+        str,
+        typer.Option(
+            metavar="ADDRESS", help=f"Address to listen on. Any other than the default requires {PASSWORD_VARIABLE}."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     served_as: ServedAsOption = None,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Don't open the page in a browser.")] = False,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page in a browser.")] = False,
 ) -> None:
     """Open the dashboard: start and watch runs, rank, chat, export.
 
-    Training goes on in processes of its own: closing the page, or this command, stops none. On another address than
-    this computer's own the page asks for the password in the environment variable LOWRANK_RLHF_PASSWORD, of 12
-    characters or more; without one it does not start. With one it is asked for on this computer, too.
+    Runs are separate processes: closing the page or stopping this command does not stop them. To listen on any address
+    other than this computer's own, set the environment variable LOWRANK_RLHF_PASSWORD to a password of 12 or more
+    characters, which the page asks for. If the variable is set, the page asks for the password on this computer, too.
 
     \b
     Examples:

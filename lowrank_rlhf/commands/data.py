@@ -1,4 +1,4 @@
-"""`data inspect`: what a file of prompts, demonstrations or comparisons holds, without a config."""
+"""`data inspect`: summarise a file of prompts, demonstrations or comparisons, without a config."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources.fetch import local_model
 from lowrank_rlhf.sources.tokenizer import ChatTokenizer, load_tokenizer
 
-# Counting the tokens of fewer texts takes less than about a second.
+# Texts whose tokens are counted in about a second.
 _MANY_TEXTS = 5_000
 _DEFAULT_MAX_LENGTH: int = ModelConfig.model_fields["max_length"].default
 
@@ -43,29 +43,29 @@ def _data() -> None:
 
 @app.command()
 def inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A data file, hub:OWNER/NAME or builtin:NAME.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Data file, hub:OWNER/NAME or builtin:NAME.")],
     format: Annotated[
-        FormatName | None, typer.Option(metavar="FORMAT", help="Read it as this; docs/data-formats.md has the names.")
+        FormatName | None, typer.Option(metavar="FORMAT", help="Format of FILE; docs/data-formats.md lists them.")
     ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Count tokens of this: a model's folder, a hub id, pypi:..., or a config whose model it is. "
-            "Default: the quickstart's model if it is on this machine, else words are counted.",
+            help="Model whose tokens are counted: a folder, a hub id, pypi:..., or a config. "
+            "Default: the quickstart's if it is on this machine, else words are counted.",
         ),
     ] = None,
     held_out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Report the prompts that stand in this file too.")
+        str | None, typer.Option(metavar="FILE", help="Report prompts that are also in this file.")
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=2, metavar="N", help="Report what is longer. Default: the config's, or 512.")
+        int | None, typer.Option(min=2, metavar="N", help="Report longer rows. Default: the config's, or 512.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show format, counts, lengths, duplicates, biases, examples.
 
-    Trained tokens stand between [[ and ]]. Exit code 2 if a row is bad, for a run would refuse the file.
+    Trained tokens are shown between [[ and ]]. Exit code 2 if a row is bad: a run would refuse the file.
 
     \b
     Examples:
@@ -101,11 +101,11 @@ def inspect(
 
 
 def _model(name: str | None) -> tuple[ChatTokenizer | None, int]:
-    """What counts tokens, None for words, and the longest prompt plus response."""
+    """Return the tokenizer, None to count words, and the maximum tokens of prompt plus response."""
     if name is None:
         config = load_config(preset_path("quickstart")).model
         local = local_model(config)
-        # Its tokenizer only: how long a text may be, the quickstart's own prompts decided there.
+        # Only its tokenizer: the quickstart's max_length was chosen for its own prompts.
         return (load_tokenizer(config, Progress.silent()) if local else None), _DEFAULT_MAX_LENGTH
     if name in preset_names() or Path(name).suffix in (".yaml", ".yml"):
         config = load_config(Path(name)).model
@@ -116,7 +116,7 @@ def _model(name: str | None) -> tuple[ChatTokenizer | None, int]:
 
 @contextmanager
 def _measure(model: ChatTokenizer | None, loaded: Loaded) -> Iterator[Measure]:
-    """The tokenizer, or words for want of one; with a bar where counting takes long."""
+    """Yield the tokenizer, or words without one; show a bar if counting takes long."""
     texts = sum(1 + max(1, len(example.answers)) for _, example in loaded.located)
     if model is None or texts < _MANY_TEXTS:
         yield model or Words()

@@ -1,18 +1,18 @@
-"""`evaluate`: any adapter against any other, and the reward model on any comparisons."""
+"""`evaluate`: compare any two adapters, test the reward model on any comparisons."""
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo, run_folder
 from lowrank_rlhf.config.loading import load_config
-from lowrank_rlhf.config.schema import DataConfig, FormatName
+from lowrank_rlhf.config.schema import Config, DataConfig, FormatName, RankConfig
 from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons
 from lowrank_rlhf.data.prompts import load_prompt_data
 from lowrank_rlhf.data.readers.rows import counted
@@ -32,6 +32,9 @@ from lowrank_rlhf.run.records import Prompt, read_jsonl
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import STAGES
 
+if TYPE_CHECKING:
+    from lowrank_rlhf.models.roles import Roles
+
 ADAPTER_STAGES = {
     output.removeprefix("adapters/"): stage.name
     for stage in STAGES
@@ -48,51 +51,69 @@ ACCURACY_FIGURES = (
     "length_correlation",
 )
 MAY_CHANGE = ("model.", "sample.", "rank.endpoint.", "evaluate.", "data.skip_bad_rows=")
-"""Settings that neither decide which prompts are held out nor what the run's adapters are."""
+"""Settings that affect neither the choice of held-out prompts nor the run's adapters."""
+REWARD = "adapters/reward"
+
+OVERRIDES_HELP = "Settings of model, sample, rank.endpoint or evaluate, or data.skip_bad_rows, to change."
+LeftOption = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="base, sft, policy, policy-last, or an adapter's folder. Default: sft."),
+]
+RightOption = Annotated[str | None, typer.Option(metavar="MODEL", help="Model to compare it with. Default: policy.")]
+PromptsOption = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Prompts in any format of data.prompts. Default: held-out prompts.")
+]
+LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use the first N prompts only.")]
+SamplesOption = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Answers of each model to each prompt. Default: 1.")
+]
+JudgeOption = Annotated[str | None, typer.Option(metavar="JUDGE", help="Any value of rank.judge. Default: the run's.")]
+ComparisonsOption = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Measure the reward model's accuracy on these comparisons.")
+]
+FormatOption = Annotated[FormatName | None, typer.Option("--format", help="Format of FILE, if it cannot be detected.")]
+SeedOption = Annotated[
+    int | None, typer.Option(metavar="S", min=0, help="Seed of sampling and intervals. Default: the run's.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option(metavar="FILE.json", help="Save all figures and answers, and the text as FILE.txt.")
+]
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """Options of a match between two models; None is an option's default."""
+
+    left: str | None = None
+    right: str | None = None
+    prompts: str | None = None
+    limit: int | None = None
+    samples: int | None = None
+    judge: str | None = None
 
 
 def evaluate(
     run: RunArgument,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            help="Settings of model, sample, rank.endpoint or evaluate, or data.skip_bad_rows, to change.",
-        ),
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=OVERRIDES_HELP)] = None,
     runs: RunsOption = Path("runs"),
-    left: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="base, sft, policy, policy-last, or an adapter's folder [sft].")
-    ] = None,
-    right: Annotated[str | None, typer.Option(metavar="MODEL", help="Model to compare it with [policy].")] = None,
-    prompts: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Prompts in any format of data.prompts [the held-out ones].")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use the first N prompts only.")] = None,
-    samples: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Answers of each model to each prompt [1].")
-    ] = None,
-    judge: Annotated[str | None, typer.Option(metavar="JUDGE", help="Any value of rank.judge [the run's].")] = None,
-    comparisons: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Measure the reward model's accuracy on these comparisons.")
-    ] = None,
-    format_name: Annotated[
-        FormatName | None, typer.Option("--format", help="Format of FILE, if its rows do not show it.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="S", min=0, help="Seed of sampling and intervals [the run's].")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Save all figures and answers, and the text as FILE.txt.")
-    ] = None,
+    left: LeftOption = None,
+    right: RightOption = None,
+    prompts: PromptsOption = None,
+    limit: LimitOption = None,
+    samples: SamplesOption = None,
+    judge: JudgeOption = None,
+    comparisons: ComparisonsOption = None,
+    format_name: FormatOption = None,
+    seed: SeedOption = None,
+    out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare two adapters, or test a run's reward model.
 
-    Both models answer the same prompts with the run's sampling settings; the judge decides which answer is better, or
-    the reward model if there is no judge. Win rates are the right model's, with 95 % bootstrap intervals over
-    prompts, as judged and as if all answers were equally long (Dubois et al. 2024). With --comparisons alone only the
-    reward model is tested. The run itself is not changed.
+    Both models answer the same prompts with the run's sampling settings. The judge, or the reward model if there is no
+    judge, decides which answer is better. Win rates are the right model's, with 95 % bootstrap intervals over prompts,
+    as judged and adjusted for length (Dubois et al. 2024). With --comparisons alone only the reward model is tested.
+    The run itself is not changed.
 
     \b
     Examples:
@@ -105,56 +126,71 @@ def evaluate(
     _check_target(out)
     run_dir = RunDir(run_folder(run, runs))
     config = load_config(run_dir.path / "config.yaml", _allowed(overrides or [], judge))
-    only_accuracy = comparisons is not None and {left, right, prompts, limit, samples, judge} == {None}
+    options = MatchOptions(left, right, prompts, limit, samples, judge)
+    only_accuracy = comparisons is not None and options == MatchOptions()
     seed = config.seed if seed is None else seed
+    result: dict[str, Any] = {"schema": 1, "run": str(run_dir.path), "base": config.model.source, "seed": seed}
+    result |= {"match": None, "accuracy": None}
     try:
         with Progress(Console(stderr=True)) as progress:
-            # The stop request is never armed: there is no work to save, and the first Ctrl-C ends it at once.
+            # The stop request is not armed: there is no work to save, so the first Ctrl-C ends the command.
             session = Session(config, run_dir, progress, StopRequest())
-            data = _comparisons(session, comparisons, format_name) if comparisons else None
-            result = {"schema": 1, "run": str(run_dir.path), "base": config.model.source, "seed": seed}
-            result |= {"match": None, "accuracy": None}
+            data = _comparisons(run_dir, config, comparisons, format_name) if comparisons else None
             if not only_accuracy:
-                chosen = _prompts(session, prompts, format_name)[:limit]
-                baseline = compared_model(run_dir, left or "sft", ADAPTER_STAGES)
-                candidate = compared_model(run_dir, right or "policy", ADAPTER_STAGES)
-                notes = _known(session, chosen) if prompts else []
-                match = Match(baseline, candidate, chosen, samples or 1, seed, _judge(session, judge))
-                result["match"] = {"prompts_from": prompts or "held out by the run", **_played(session, match, notes)}
+                result["match"] = _match(session, options, format_name, seed)
             if data:
                 bootstrap = derive_seed(config.seed if only_accuracy else seed, "bootstrap")
-                result["accuracy"] = {"file": comparisons, **_accuracy(session, data, bootstrap)}
+                figures = _accuracy(session.load_roles(), config, data, run_dir.artifact(REWARD), bootstrap, progress)
+                result["accuracy"] = {"file": comparisons, **figures}
     except KeyboardInterrupt:
         raise Stopped("Stopped; nothing was written.") from None
     _show(result, out, as_json)
 
 
+def _match(session: Session, options: MatchOptions, format_name: FormatName | None, seed: int) -> dict[str, Any]:
+    """Compare the two models and return figures, notes and answers as JSON."""
+    config, run_dir, progress, stop = session.config, session.run_dir, session.progress, session.stop
+    if options.prompts:
+        prompts = _read_prompts(config, options.prompts, format_name, progress)
+    elif not (prompts := session.prompts[1]):
+        raise UserError("this run has no held-out prompts (data.held_out is 0); set --prompts FILE")
+    prompts = prompts[: options.limit]
+    left = compared_model(run_dir, options.left or "sft", ADAPTER_STAGES)
+    right = compared_model(run_dir, options.right or "policy", ADAPTER_STAGES)
+    notes = _overlap(lambda: session.prompts[0], run_dir, prompts) if options.prompts else []
+    judge = _judge(options.judge, config.rank, run_dir, progress, stop)
+    match = Match(left, right, prompts, options.samples or 1, seed, judge)
+    played = _played(session.load_roles(), match, config, run_dir.artifact(REWARD), progress, stop)
+    return {"prompts_from": options.prompts or "held out by the run", **played, "notes": [*notes, *played["notes"]]}
+
+
 def _allowed(overrides: list[str], judge: str | None) -> list[str]:
-    """Return the settings to change; refuse those that would change which prompts are held out."""
+    """Return the overrides, with those that --judge implies. Raises `UserError` for any outside `MAY_CHANGE`."""
     wrong = [override for override in overrides if not override.startswith(MAY_CHANGE)]
     if wrong:
         *sections, last = (key[:-1] for key in MAY_CHANGE)
-        raise UserError(f'"{wrong[0]}": only settings of {", ".join(sections)}, and {last}, can change here')
+        raise UserError(f'"{wrong[0]}": only settings of {", ".join(sections)} and {last} can be changed here')
     return [*overrides, f"evaluate.second_judge={ENDPOINT}"] if judge == ENDPOINT else overrides
 
 
 def _check_target(out: Path | None) -> None:
-    """Check before hours of work that the result can be written."""
+    """Check that the result can be written, before hours of work. Raises `UserError`."""
     if out is None:
         return
     if out.suffix != ".json":
-        raise UserError(f"--out {out}: name a file that ends in .json; the text goes beside it, into the same name.txt")
+        raise UserError(f"--out {out}: must end in .json; the text is saved under the same name with .txt")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     if out.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"--out {out}: cannot be written")
 
 
-def _comparisons(session: Session, source: str, format_name: FormatName | None) -> ComparisonData:
-    run_adapter(session.run_dir, "reward", ADAPTER_STAGES["reward"])
-    data = load_comparisons(source, format_name, session.config.data.skip_bad_rows)
-    learnt = session.config.rank.dataset
-    if learnt and (learnt == source or _same_file(Path(learnt), Path(source))):
-        note = "The run's reward model learnt from most of these: the accuracy on its held-out ones is in the report."
+def _comparisons(run_dir: RunDir, config: Config, source: str, format_name: FormatName | None) -> ComparisonData:
+    """Read comparisons for the reward model. Raises `UserError` if the run has none."""
+    run_adapter(run_dir, "reward", ADAPTER_STAGES["reward"])
+    data = load_comparisons(source, format_name, config.data.skip_bad_rows)
+    trained_on = config.rank.dataset
+    if trained_on and (trained_on == source or _same_file(Path(trained_on), Path(source))):
+        note = "The run's reward model was trained on most of these; the report has its accuracy on held-out ones."
         return replace(data, notes=[note, *data.notes])
     return data
 
@@ -163,80 +199,72 @@ def _same_file(one: Path, other: Path) -> bool:
     return one.is_file() and other.is_file() and sha256(one) == sha256(other)
 
 
-def _prompts(session: Session, source: str | None, format_name: FormatName | None) -> list[Prompt]:
-    if source is None:
-        held_out = session.prompts[1]
-        if not held_out:
-            raise UserError("this run has no held-out prompts (data.held_out is 0); set --prompts FILE")
-        return held_out
-    skipped = session.config.data.skip_bad_rows
-    data = load_prompt_data(
-        DataConfig(prompts=source, format=format_name, held_out=0, skip_bad_rows=skipped), session.config.seed
-    )
+def _read_prompts(config: Config, source: str, format_name: FormatName | None, progress: Progress) -> list[Prompt]:
+    settings = DataConfig(prompts=source, format=format_name, held_out=0, skip_bad_rows=config.data.skip_bad_rows)
+    data = load_prompt_data(settings, config.seed)
     for note in data.notes:
-        session.progress.say(f"  {note}")
+        progress.say(f"  {note}")
     return data.training
 
 
-def _known(session: Session, prompts: Sequence[Prompt]) -> list[str]:
-    """Return a note if the run trained on some of these prompts, or if that is unknown."""
-    ranked = session.run_dir.artifact("prompts.jsonl")
+def _overlap(training_prompts: Callable[[], Sequence[Prompt]], run_dir: RunDir, prompts: Sequence[Prompt]) -> list[str]:
+    """Return a note if the run was trained on some of these prompts, or if its training prompts cannot be read."""
+    ranked = run_dir.artifact("prompts.jsonl")
     try:
-        training = [*session.prompts[0], *(read_jsonl(ranked, Prompt) if ranked.is_file() else ())]
+        training = [*training_prompts(), *(read_jsonl(ranked, Prompt) if ranked.is_file() else ())]
     except UserError as error:
-        return [f"whether the run trained on these prompts is not known: {str(error).splitlines()[0]}"]
+        return [f"cannot check whether the run was trained on these prompts: {str(error).splitlines()[0]}"]
     keys = {prompt_key(prompt.messages) for prompt in training}
     count = sum(prompt_key(prompt.messages) in keys for prompt in prompts)
     if not count:
         return []
-    return [f"the run trained on {count} of these {counted(len(prompts), 'prompt')}; new ones may fare worse"]
+    return [f"the run was trained on {count} of these {counted(len(prompts), 'prompt')}; others may score lower"]
 
 
-def _judge(session: Session, name: str | None) -> Judge | None:
+def _judge(name: str | None, rank: RankConfig, run_dir: RunDir, progress: Progress, stop: StopRequest) -> Judge | None:
     """Open the given judge, or the run's; None if the reward model decides."""
-    rank = session.config.rank
     name = name or (rank.judge if rank.source == "judge" else None)
     if name:
-        return open_judge(name, rank, session.run_dir.path, session.progress, session.stop)
-    if not session.run_dir.artifact("adapters/reward").is_dir():
+        return open_judge(name, rank, run_dir.path, progress, stop)
+    if not run_dir.artifact(REWARD).is_dir():
         raise UserError("no judge: this run has no reward model yet; set --judge")
     return None
 
 
-def _played(session: Session, match: Match, notes: Sequence[str]) -> dict[str, Any]:
-    """Return figures, notes and answers of the match as JSON."""
+def _played(
+    roles: "Roles", match: Match, config: Config, reward: Path, progress: Progress, stop: StopRequest
+) -> dict[str, Any]:
+    """Return figures, notes and answers of a match as JSON; `reward` is the reward model's folder, if it exists."""
     from lowrank_rlhf.evaluation.match import run_match
     from lowrank_rlhf.evaluation.reward_metrics import load_reward_model
 
-    folder = session.run_dir.artifact("adapters/reward")
-    scale = load_reward_model(session.load_roles(), folder) if folder.is_dir() else None
-    result = run_match(session.load_roles(), match, scale, session.config, session.progress, session.stop)
+    scale = load_reward_model(roles, reward) if reward.is_dir() else None
+    result = run_match(roles, match, scale, config, progress, stop)
     return {
         "left": match.left.name,
         "right": match.right.name,
         **result.figures.json(COMMAND_SIDES),
-        "notes": [*notes, *result.notes],
+        "notes": list(result.notes),
         "answers": [pair.row(COMMAND_SIDES, lengths=True) for pair in result.pairs],
     }
 
 
-def _accuracy(session: Session, data: ComparisonData, seed: int) -> dict[str, Any]:
+def _accuracy(
+    roles: "Roles", config: Config, data: ComparisonData, reward: Path, seed: int, progress: Progress
+) -> dict[str, Any]:
     """Return the reward model's accuracy on every comparison that fits `model.max_length`, as JSON."""
     from lowrank_rlhf.evaluation import reward_metrics
     from lowrank_rlhf.training.reward_data import make_groups
 
-    config = session.config
-    scale = reward_metrics.load_reward_model(session.load_roles(), session.run_dir.artifact("adapters/reward"))
+    scale = reward_metrics.load_reward_model(roles, reward)
     pairs = [pair for ranking in data.rankings for pair in compare(ranking)]
-    groups, note = make_groups(
-        session.load_roles().base, session.config.model.max_length, data.prompts, data.answers, pairs, data.rankings
-    )
+    groups, note = make_groups(roles.base, config.model.max_length, data.prompts, data.answers, pairs, data.rankings)
     if not groups:
         raise UserError(
-            f"no prompt of the comparisons fits model.max_length {config.model.max_length}; "
-            "add model.max_length=... to the command"
+            f"no prompt of the comparisons fits model.max_length={config.model.max_length}; "
+            "add a larger model.max_length=... to the command"
         )
-    scores = reward_metrics.score_groups(session.load_roles(), groups, scale.pooling, session.progress)
+    scores = reward_metrics.score_groups(roles, groups, scale.pooling, progress)
     figures = reward_metrics.held_out_accuracy(groups, scores, config.evaluate.bootstrap_samples, seed)
     weak = reward_metrics.weakness(figures)
     return {
@@ -251,6 +279,7 @@ def _accuracy(session: Session, data: ComparisonData, seed: int) -> dict[str, An
 
 
 def _show(result: dict[str, Any], out: Path | None, as_json: bool) -> None:
+    """Print the result and save it if asked."""
     text = evaluation_text(result)
     if out:
         try:
@@ -260,4 +289,4 @@ def _show(result: dict[str, Any], out: Path | None, as_json: bool) -> None:
             raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
     sys.stdout.write(json_text(result) if as_json else text)
     if out and not as_json:
-        echo(f"\nSaved as {out}, and this text as {out.with_suffix('.txt')}")
+        echo(f"\nSaved as {out}; this text as {out.with_suffix('.txt')}")

@@ -1,4 +1,4 @@
-"""`export`: a run's models for the world outside."""
+"""`export` and `push`: a run's models as folders for other programs, and on the Hugging Face hub."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, ec
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.export.push import list_upload, send
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest, memory
 from lowrank_rlhf.session import Session
@@ -18,27 +19,25 @@ from lowrank_rlhf.session import Session
 
 def export(
     run: RunArgument,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; must be new, or empty.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write; must be new or empty.")],
     runs: RunsOption = Path("runs"),
     what: Annotated[
         Literal["merged", "adapters", "reward", "prompts"],
         typer.Option(
-            help="`merged`: one plain 16-bit model. `adapters`: the PEFT folders. `reward`: a sequence classifier. "
+            help="`merged`: one 16-bit model. `adapters`: PEFT folders. `reward`: a sequence classifier. "
             "`prompts`: the prompts as Parquet."
         ),
     ] = "merged",
-    role: Annotated[
-        Literal["policy", "sft"] | None, typer.Option(help="Whose adapter is merged; policy by default.")
-    ] = None,
+    role: Annotated[Literal["policy", "sft"] | None, typer.Option(help="Adapter to merge. Default: policy.")] = None,
     dtype: Annotated[
-        Literal["bfloat16", "float16"] | None, typer.Option(help="Number format of the weights; bfloat16 by default.")
+        Literal["bfloat16", "float16"] | None, typer.Option(help="Number format of the weights. Default: bfloat16.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a trained model as a folder, with a model card.
 
-    The folder appears whole or not at all, and nothing is overwritten. After `merged` and `reward` the folder is
-    loaded again by transformers alone, and the difference to the run's own output goes into the card.
+    The folder appears only when it is complete, and nothing is overwritten. `merged` and `reward` are then loaded with
+    transformers alone, and the difference from the run's own output is written into the card.
 
     \b
     Examples:
@@ -56,15 +55,15 @@ def export(
     if as_json:
         print(json.dumps({"folder": str(folder)} | summary, indent=2))
         return
-    for line in _in_words(summary, folder):
+    for line in _describe(summary, folder):
         echo(line)
 
 
 def _check_options(what: str, role: str | None, dtype: str | None) -> None:
     if role and what != "merged":
-        raise UserError(f"--role: goes with --what merged only, not with {what}")
+        raise UserError(f"--role: requires --what merged, got --what {what}")
     if dtype and what in ("adapters", "prompts"):
-        raise UserError(f"--dtype: {what} are copied as they are; it goes with --what merged and reward")
+        raise UserError(f"--dtype: requires --what merged or reward; {what} are copied unchanged")
 
 
 def _export(
@@ -92,23 +91,55 @@ def _export(
     return exports.export_merged(roles, run_dir, config, prompts, role, dtype, folder, progress, stop)
 
 
-def _in_words(summary: dict[str, Any], folder: Path) -> list[str]:
-    card = "; README.md is its card" if "README.md" in summary["files"] else ""
+def _describe(summary: dict[str, Any], folder: Path) -> list[str]:
+    card = "; README.md is the model card" if "README.md" in summary["files"] else ""
     lines = [f"wrote {folder}: {memory(summary['bytes'])} in {len(summary['files'])} files{card}"]
     if found := summary.get("difference"):
         lines.append(
-            f"against the run's own output, on {found['tokens']} tokens of answers to {found['prompts']} prompts: "
-            f"log-probabilities differ by {found['mean_logprob']:.2g} nats on average and {found['max_logprob']:.2g} "
-            f"at most, KL {found['kl_per_token']:.2g} nats per token, "
+            f"difference from the run's own output, on {found['tokens']} tokens of answers to {found['prompts']} "
+            f"prompts: log-probabilities {found['mean_logprob']:.2g} nats on average and {found['max_logprob']:.2g} at "
+            f"most, KL {found['kl_per_token']:.2g} nats per token, "
             f"the most probable token is the same at {100 * found['same_best']:.1f} %"
         )
     if summary.get("unmeasured"):
-        lines.append(f"the difference to the run's own output was not measured: {summary['unmeasured']}")
+        lines.append(f"the difference from the run's own output was not measured: {summary['unmeasured']}")
     if (gap := summary.get("max_score_difference")) is not None:
-        lines.append(f"scores differ from the run's by {gap:.2g} deviations at most")
+        lines.append(f"scores differ from the run's by {gap:.2g} standard deviations at most")
     if summary.get("pooling") == "mean":
         lines.append(
-            "NOTE: this reward model's score is a mean over the answer's tokens, which the class's own output is not; "
-            "the card shows the lines that read it right"
+            "NOTE: this reward model's score is the mean over the answer's tokens, but the class outputs the last "
+            "token's; the card has the code that computes the mean"
         )
     return lines
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder written by `export`.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Created on the hub if it does not exist.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Upload; without it the files are only listed.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make the repository public. Default: private.")] = False,
+) -> None:
+    """Upload an export to the Hugging Face hub (--yes), or list it.
+
+    Only files that `export` writes are uploaded. Log in first (`hf auth login`, or set HF_TOKEN): huggingface_hub reads
+    the token, and it is never printed or saved here. To use a mirror, set HF_ENDPOINT.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf push my-model anna/my-model
+      python -m lowrank_rlhf push my-model anna/my-model --yes
+      python -m lowrank_rlhf push my-model anna/my-model --yes --public
+    """
+    if repository.count("/") != 1:
+        raise UserError(f"{repository}: must be OWNER/NAME")
+    upload = list_upload(folder)
+    width = max(map(len, upload.files))
+    for name in upload.files:
+        echo(f"  {name:<{width}}  {memory((folder / name).stat().st_size)}")
+    for name in upload.left_out:
+        echo(f"  {name}: not uploaded: `export` does not write such a file")
+    to = f"{'public' if public else 'private'} repository {repository}"
+    if yes:
+        echo(f"uploaded to the {to}: {send(upload, repository, public)}")
+    else:
+        echo(f"{memory(upload.size)} to upload to the {to}. Nothing was uploaded. Check README.md, then add --yes")

@@ -1,4 +1,4 @@
-"""`label`: people rank a run's answers in the terminal."""
+"""`label`: people rank a run's answers, in the terminal or in the browser."""
 
 import getpass
 import json
@@ -32,28 +32,28 @@ PORT = 7861
 def label(
     run: RunArgument,
     annotator: Annotated[
-        str | None, typer.Option("--annotator", metavar="NAME", help="Who ranks. Default: asked, or the login name.")
+        str | None, typer.Option("--annotator", metavar="NAME", help="Your name. Default: asked, or the login name.")
     ] = None,
     runs: RunsOption = Path("runs"),
     stats: Annotated[bool, typer.Option("--stats", help="Show progress, agreement and biases instead.")] = False,
     as_json: JsonOption = False,
-    web: Annotated[bool, typer.Option("--web", help="Serve a page for annotators, with a password, instead.")] = False,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="With --web: where to listen.")] = LOOPBACK,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="With --web; 0 takes any that is free.")] = PORT,
+    web: Annotated[bool, typer.Option("--web", help="Serve a page for annotators instead.")] = False,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="With --web: address to listen on.")] = LOOPBACK,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --web: port; 0 for any free one.")] = PORT,
     served_as: ServedAsOption = None,
 ) -> None:
     """Rank answers in the terminal, or in the browser (--web).
 
-    For a run with rank.source=human, after it has stopped with exit code 5. Every ranking is saved at once and the
-    same command goes on where you left. Type the answers best to worst, such as 2 1 = 3, then Enter; h shows all keys.
-    Where stdin is no terminal, each line is a ranking or a command.
+    For a run with rank.source=human that has stopped with exit code 5. Each ranking is saved immediately, and the same
+    command resumes. Type the answers best to worst, such as 2 1 = 3, then Enter; h shows all keys. If stdin is not a
+    terminal, each line is a ranking or a command.
 
-    --web serves a page until Ctrl-C, for several people at once, each logging in under a name of their own. The
-    password is that of the environment variable LOWRANK_RLHF_PASSWORD, 12 characters or more, or else a new one that
-    is printed. It listens on this computer only, unless --host says otherwise.
+    --web serves a page until Ctrl-C, for several annotators at once; each logs in with a name. The password is the
+    value of the environment variable LOWRANK_RLHF_PASSWORD (12 or more characters), or a new one that is printed. The
+    page listens on this computer only, unless --host is set.
 
-    Exit code 0 when enough prompts are ranked for the run to go on, 5 when they are not, 130 after Ctrl-C (with --web,
-    which it ends, 0 or 5); what was saved stays saved in every case.
+    Exit code 0 if enough prompts are ranked for the run to resume, 5 if not, 130 after Ctrl-C without --web. Saved
+    rankings are kept in every case.
 
     \b
     Examples:
@@ -64,11 +64,11 @@ def label(
       python -m lowrank_rlhf label people --web
     """
     if as_json and not stats:
-        raise UserError("--json goes with --stats")
+        raise UserError("--json requires --stats")
     if not web and (host, port, served_as) != (LOOPBACK, PORT, None):
-        raise UserError("--host, --port and --served-as go with --web")
+        raise UserError("--host, --port and --served-as require --web")
     if web and (stats or annotator is not None):
-        raise UserError("--web shows figures on the page and asks for names there; leave out --stats and --annotator")
+        raise UserError("--web cannot be combined with --stats or --annotator: the page has figures and names")
     project = find_project(run, runs)
     if web:
         _serve(project, host, port, served_as or [])
@@ -76,14 +76,14 @@ def label(
     if stats:
         _print_stats(project, as_json)
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the terminal is put right first
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # to restore the terminal first
     try:
         _rank(project, annotator)
     except KeyboardInterrupt:
-        raise Stopped("\nStopped. What was saved stays saved; the same command goes on from there.") from None
+        raise Stopped("\nStopped. Saved rankings are kept; the same command resumes.") from None
     finally:
         signal.signal(signal.SIGTERM, before)
-    _say_what_next(project)
+    _print_next_step(project)
 
 
 def _serve(project: Project, host: str, port: int, names: list[str]) -> None:
@@ -94,8 +94,8 @@ def _serve(project: Project, host: str, port: int, names: list[str]) -> None:
     password = given or secrets.token_urlsafe(12)
 
     def on_ready(url: str) -> None:
-        whose = f"that of {PASSWORD_VARIABLE}" if given else password
-        echo(f"annotators' page: {url}\npassword: {whose}\nuser name: each annotator's own\nCtrl-C ends it.")
+        shown = f"the value of {PASSWORD_VARIABLE}" if given else password
+        echo(f"annotators' page: {url}\npassword: {shown}\nuser name: each annotator's name\nPress Ctrl-C to stop.")
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -104,7 +104,7 @@ def _serve(project: Project, host: str, port: int, names: list[str]) -> None:
         pass
     finally:
         signal.signal(signal.SIGTERM, before)
-    _say_what_next(project)
+    _print_next_step(project)
 
 
 def _rank(project: Project, given: str | None) -> None:
@@ -113,7 +113,7 @@ def _rank(project: Project, given: str | None) -> None:
 
 
 def _name(project: Project, given: str | None, keys: Keys) -> str:
-    """The annotator: as given, as answered where somebody can be asked, or else as logged in."""
+    """Return the annotator's name: given, typed at a prompt, or the login name."""
     if given is not None:
         return annotator_name(given)
     login = _login()
@@ -122,9 +122,9 @@ def _name(project: Project, given: str | None, keys: Keys) -> str:
         echo(f"ranked so far by: {', '.join(map(visible, known))}")
     answer = input(f"your name{f' [{login}]' if login else ''}: ").strip() if keys.live else ""
     if not (answer or login):
-        raise UserError("the login name is not known here; say who ranks with --annotator NAME")
+        raise UserError("login name not found; set --annotator NAME")
     if not answer:
-        echo(f"ranking as {login}; --annotator NAME for another name")
+        echo(f"ranking as {login}; use --annotator NAME for another name")
     return annotator_name(answer or login)
 
 
@@ -135,9 +135,9 @@ def _login() -> str:
         return ""
 
 
-def _say_what_next(project: Project) -> None:
+def _print_next_step(project: Project) -> None:
     if not project.enough:
-        raise WaitingForPeople(f"{project_summary(project)} The same command goes on from here.")
+        raise WaitingForPeople(f"{project_summary(project)} The same command resumes.")
     echo(project_summary(project))
 
 
@@ -145,7 +145,7 @@ def _print_stats(project: Project, as_json: bool) -> None:
     contents = project.store.contents()
     current = contents.current()
     alpha = krippendorff_alpha(current)
-    withdrawn = [verdict.ranking for verdict in contents.history if verdict.withdrawn]
+    withdrawn = [saved.ranking for saved in contents.history if saved.withdrawn]
     names = {one.annotator for one in contents.skips} | {ranking.annotator for ranking in (*current, *withdrawn)}
     rows: list[dict[str, Any]] = [
         {
@@ -189,12 +189,12 @@ def _fields(found: RankingStatistics) -> dict[str, Any]:
 
 
 def _print_result(result: dict[str, Any]) -> None:
-    echo(f"{result['prompts_ranked']} of {result['prompts']} prompts are ranked; needed: {result['prompts_needed']}")
+    echo(f"{result['prompts_ranked']} of {result['prompts']} prompts ranked; needed: {result['prompts_needed']}")
     table = Table("annotator", box=None, pad_edge=False)
-    for heading in ("ranked", "skipped", "taken back", "median", "ties", "flagged", "first best", "longer best"):
+    for heading in ("ranked", "skipped", "withdrawn", "median", "ties", "flagged", "first best", "longer best"):
         table.add_column(heading, justify="right")
-    everybody = [{"annotator": "all", "skipped": "", "taken_back": "", **result["all"]}]
-    for row in result["annotators"] + (everybody if len(result["annotators"]) > 1 else []):
+    everyone = [{"annotator": "all", "skipped": "", "taken_back": "", **result["all"]}]
+    for row in result["annotators"] + (everyone if len(result["annotators"]) > 1 else []):
         table.add_row(
             Text(visible(row["annotator"])),
             *(str(row[key]) for key in ("rankings", "skipped", "taken_back")),
@@ -207,8 +207,8 @@ def _print_result(result: dict[str, Any]) -> None:
     Console().print(table)
     overall = result["all"]
     echo(
-        f"by chance: the best is the answer shown first in {_percent(overall['best_shown_first_by_chance'])}, "
-        f"the longer of two answers is better in 50 % (of {overall['comparisons_of_unequal_length']} here)"
+        f"by chance: the answer shown first is best in {_percent(overall['best_shown_first_by_chance'])}, "
+        f"the longer of two answers is better in 50 % (of {overall['comparisons_of_unequal_length']} comparisons)"
     )
     alpha = result["krippendorff_alpha"]
     echo(f"Krippendorff's alpha: {'-' if alpha is None else f'{alpha:.2f}'}, {result['alpha_means']}")

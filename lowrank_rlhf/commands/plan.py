@@ -30,9 +30,9 @@ def plan(
 ) -> None:
     """Show the stages, files, disk, memory and time of a run.
 
-    Starts nothing: no model is loaded and nothing is written. Only a data set of the hub is downloaded, to count its
-    rows. Exits with code 4 if memory or disk is too small, and lists settings that help. The memory forecast is good to
-    about a third; the time to a factor of three until a run has been made on this machine.
+    Starts nothing: no model is loaded and nothing is written. Only a data set on the hub is downloaded, to count its
+    rows. Exits with code 4 if memory or disk is too small, and lists settings that help. The memory forecast is within
+    about a third, the time within a factor of three until a run has finished on this machine.
 
     \b
     Examples:
@@ -107,7 +107,7 @@ def _print_terms(forecasts: Sequence[StageForecast]) -> None:
     table = Table("  stage", "memory", "size", "description", box=None, pad_edge=False)
     for entry in forecasts:
         for term in entry.need.terms() if entry.need else []:
-            table.add_row(f"  {entry.stage.name}", term.name, memory(term.size), term.what)
+            table.add_row(f"  {entry.stage.name}", term.name, memory(term.size), term.detail)
         if entry.need:
             table.add_row("", "total", memory(entry.need.peak), _mapped(entry.need))
     if table.row_count:

@@ -1,4 +1,4 @@
-"""`plan --json`: all that `plan` prints as data, for the page and for scripts.
+"""`plan --json`: the plan as data, for the page and for scripts.
 
 Keys, documented in docs/planning.md: run, config, changed_settings, fits, model, model_is_here, memory_choice, stages,
 memory, disk, time, helps, notes.
@@ -70,7 +70,7 @@ class PlannedRun:
 
     @property
     def fetch_command(self) -> str | None:
-        """Command that fetches the model; None if it is on this machine."""
+        """Command that downloads the model; None if it is on this machine."""
         if self.forecast.shape is not None:
             return None
         model = self.config.model
@@ -186,7 +186,7 @@ def _need(need: Need) -> dict[str, Any]:
         "mapped_bytes": _whole(need.mapped),
         "shown_bytes": _whole(need.shown),
         "terms": {term.name: _whole(term.size) for term in need.terms()},
-        "term_texts": {term.name: term.what for term in need.terms()},
+        "term_texts": {term.name: term.detail for term in need.terms()},
     }
 
 

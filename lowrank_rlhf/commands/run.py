@@ -1,4 +1,4 @@
-"""`run`, `validate` and `status`: the pipeline from the terminal."""
+"""`run`, `validate`, `status` and `sweep`: the pipeline from the terminal."""
 
 import json
 from pathlib import Path
@@ -24,23 +24,32 @@ from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.pipeline import multi_process, pipeline
 from lowrank_rlhf.run import distributed
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.progress import Progress, duration, figure, memory
+from lowrank_rlhf.run.progress import Progress, StopRequest, duration, figure, memory
+from lowrank_rlhf.sweep.grid import Combination, Sweep, make_sweep
+from lowrank_rlhf.sweep.launch import Outcome, command_of, launch
+from lowrank_rlhf.sweep.results import cells, header
+from lowrank_rlhf.sweep.runner import complete, exit_code, run_sweep
+from lowrank_rlhf.sweep.share import shared_stages
+
+STOPPED_AT_ONCE = "Stopped at once. The same command resumes from the last checkpoint."
 
 
 def run(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     runs: RunsOption = Path("runs"),
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop when this stage is done.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     redo: Annotated[
         list[str] | None,
-        typer.Option(metavar="STAGE", help="Make this stage again, and all built on it; may be repeated."),
+        typer.Option(
+            metavar="STAGE", help="Repeat this stage and those that depend on it; may be given several times."
+        ),
     ] = None,
 ) -> None:
     """Run the pipeline, or resume it.
 
-    The same command skips finished stages and resumes a stopped one. Ctrl-C saves the work and stops.
-    `schema KEY` explains a setting, `schema ppo` all of a section. With several GPUs,
+    The same command skips finished stages and resumes an interrupted one. Ctrl-C saves the work and stops.
+    `schema KEY` explains a setting, `schema ppo` a section. With several GPUs,
     `accelerate launch -m lowrank_rlhf run ...` distributes the work (docs/more_than_one_gpu.md).
 
     \b
@@ -59,12 +68,12 @@ def run(
             run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress, group=group)
             multi_process.dismiss(group)
     except KeyboardInterrupt:
-        raise Stopped("Stopped at once. The same command goes on from the last checkpoint.") from None
+        raise Stopped(STOPPED_AT_ONCE) from None
     last = run_dir.mark(until or pipeline.stages_of(loaded)[-1].name)
     message, report = last.result.message if last else None, None
     if run_dir.mark("evaluate") is None and run_dir.artifact("report.html").exists():  # evaluate's own message names it
         report = f"The report so far, to open in a browser:\n  {run_dir.artifact('report.html')}"
-    for text in filter(None, (message, report, f"The run is in {run_dir.path}")):
+    for text in filter(None, (message, report, f"Run folder: {run_dir.path}")):
         echo(text)
 
 
@@ -74,10 +83,10 @@ def validate(
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Check a config, and name every mistake in it.
+    """Check a config, and list every mistake in it.
 
-    Also whether its judges, data files and adapters are there, and whether each stage has what it reads, from a stage
-    before it or from what the run has done already. No data is read.
+    Also checks that its judges, data files and adapters exist, and that the inputs of each stage come from an earlier
+    stage or exist in the run folder. Data files are not read.
 
     \b
     Examples:
@@ -100,7 +109,7 @@ def status(
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Show where each stage of a run stands.
+    """Show the state of each stage of a run.
 
     \b
     Examples:
@@ -142,3 +151,85 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             Text(", ".join(figure(name, value) for name, value in list(numbers.items())[:4])),
         )
     return table
+
+
+def sweep(
+    config: ConfigArgument,
+    settings: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE,VALUE...", help="Settings, each with one or more values.")
+    ],
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs and the stages they share.")] = False,
+) -> None:
+    """Run every combination of the given values, one by one.
+
+    Commas separate values, except inside [a, b] and quotes. Each run has its own folder and resumes if it was stopped.
+    A stage that another run finished with the same settings and inputs is copied, not repeated. If a run fails, the
+    sweep records it, continues, and exits with code 1. The table and the plot of gold over sqrt(KL) are written to a
+    folder with the sweep's name, next to the runs.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf sweep quickstart ppo.kl_coef=0.02,0.05,0.1 seed=1,2,3
+      python -m lowrank_rlhf sweep my.yaml lora.rank=8,16 ppo.steps=20 name=ranks --dry-run
+      python -m lowrank_rlhf sweep my.yaml "lora.target_modules=[q_proj, v_proj],all-linear" --json
+    """
+    planned = make_sweep(config, settings)
+    if dry_run:
+        _print_plan(planned, runs, as_json)
+        return
+
+    def say(text: str) -> None:
+        Console(stderr=as_json).print(text, markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        with StopRequest() as stop:
+
+            def start(combination: Combination) -> Outcome:
+                stop.check("all finished stages are saved")
+                return launch(command_of(config, combination.overrides, runs), stop, quiet=as_json)
+
+            record = run_sweep(planned, runs, start, say)
+    except KeyboardInterrupt:
+        raise Stopped(STOPPED_AT_ONCE) from None
+    if as_json:
+        print(json.dumps(record, indent=2))
+    else:
+        _print_results(planned, record["runs"])
+        echo(f"The table and the plot are in {runs / planned.name}")
+    if code := exit_code(record):
+        raise typer.Exit(int(code))
+
+
+def _print_plan(planned: Sweep, runs: Path, as_json: bool) -> None:
+    """Print the runs in order, and the stages that each will copy from an earlier one."""
+    shared = shared_stages([combination.config for combination in planned.combinations])
+    entries = [
+        {
+            "run": combination.config.name,
+            "settings": combination.settings,
+            "done": complete(combination, runs),
+            "shares": shares,
+        }
+        for combination, shares in zip(planned.combinations, shared, strict=True)
+    ]
+    if as_json:
+        print(json.dumps({"name": planned.name, "runs": entries}, indent=2))
+        return
+    for combination, entry, shares in zip(planned.combinations, entries, shared, strict=True):
+        echo(f"{combination.config.name}  ({combination.label}){'  done' if entry['done'] else ''}")
+        for donor in dict.fromkeys(shares.values()):
+            stages = ", ".join(stage for stage, of in shares.items() if of == donor)
+            echo(f"  shares {stages} with {donor}")
+    echo(f"{len(entries)} runs; their table and plot will be in {runs / planned.name}")
+
+
+def _print_results(planned: Sweep, rows: list[dict]) -> None:
+    table = Table(*header(planned), box=None, pad_edge=False)
+    for entry in rows:
+        table.add_row(*map(Text, cells(planned, entry)))
+    Console().print(table)
+    for entry in rows:
+        if entry.get("message"):
+            echo(f"{entry['run']}: {entry['message']}")

@@ -12,7 +12,6 @@ from lowrank_rlhf.config.section import Conflict, Count, Fraction, NonNegative, 
 
 StageName = Literal["sft", "sample", "rank", "reward", "ppo", "evaluate"]
 STAGES: tuple[StageName, ...] = ("sft", "sample", "rank", "reward", "ppo", "evaluate")
-
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 FormatName = Literal[
     "prompt-completion",

@@ -1,1 +1,1 @@
-"""The page: start runs, watch them, talk to the result. No torch here: training is the CLI in its own process."""
+"""Dashboard: start and watch runs, rank answers, chat with models. Imports no torch: runs are processes of the CLI."""

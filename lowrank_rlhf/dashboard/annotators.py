@@ -1,4 +1,4 @@
-"""Page for annotators alone: one run's answers to rank, behind a login, and nothing else of this machine."""
+"""Ranking page for annotators: one run's answers, behind a login, without access to anything else."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A process with a run's models that answers questions. The page itself loads no model."""
+"""Process that loads a run's models and answers questions: the page itself loads no model."""
 
 import json
 import subprocess
@@ -19,10 +19,10 @@ _STDERR_CHARACTERS = 2000
 
 
 class ChatUnavailable(UserError):
-    """No answer can be given now.
+    """The models cannot answer now.
 
-    `kind` says why: another visitor is being answered, the process has exited, or it exited with the error of the
-    message.
+    `kind` is `busy` while they answer another visitor, `exited` if the process has exited, and `failed` if it exited
+    with the error in the message.
     """
 
     def __init__(self, kind: Literal["busy", "exited", "failed"], message: str) -> None:

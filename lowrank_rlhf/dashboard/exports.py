@@ -13,70 +13,70 @@ from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.files import file_names
 
-WHATS = ("adapters", "merged", "reward")
-"""Values of `export --what`."""
+KINDS = ("adapters", "merged", "reward")
+"""Kinds of export: the values of `export --what`."""
 MAX_BYTES = 64 * 2**30
 _CHUNK = 2**20
 _LOG_LINES = 12
 ExportState = Literal["none", "working", "ready", "failed"]
 
 
-def folder(run: Path, what: str) -> Path:
+def folder(run: Path, kind: str) -> Path:
     """Return the folder of an export. Raises `UserError` for an unknown one."""
-    if what not in WHATS:
-        raise UserError(f"cannot export {what[:40]!r}: expected one of {', '.join(WHATS)}")
-    return run / "exports" / what
+    if kind not in KINDS:
+        raise UserError(f"cannot export {kind[:40]!r}: expected one of {', '.join(KINDS)}")
+    return run / "exports" / kind
 
 
-def start(run: Path, what: str) -> list[str]:
-    """Start an export, which replaces an earlier one. Returns the command. Raises `UserError` while one works."""
-    target, job = folder(run, what), _job(run, what)
+def start(run: Path, kind: str) -> list[str]:
+    """Start an export, replacing an earlier one, and return the command. Raises `UserError` if it is in progress."""
+    target, job = folder(run, kind), _job(run, kind)
     if jobs.working(job):
-        raise UserError(f"{run.name}: the export `{what}` is already in progress")
+        raise UserError(f"{run.name}: the export `{kind}` is already in progress")
     if target.is_dir() and not target.is_symlink():
-        old = target.with_name(f".{what}.old")
+        old = target.with_name(f".{kind}.old")
         shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)  # so that an export is complete or absent
         shutil.rmtree(old)
-    command = [sys.executable, "-m", "lowrank_rlhf", "export", run.name, str(target), "--what", what]
+    command = [sys.executable, "-m", "lowrank_rlhf", "export", run.name, str(target), "--what", kind]
     command += ["--runs", str(run.parent)]
     jobs.start(job, command)
     return command
 
 
-def state(run: Path, what: str) -> ExportState:
+def state(run: Path, kind: str) -> ExportState:
     """Return the state of an export."""
-    job = _job(run, what)
+    job = _job(run, kind)
     if jobs.working(job):
         return "working"
-    if folder(run, what).is_dir():
+    if folder(run, kind).is_dir():
         return "ready"
     record = jobs.job(job)
     return "failed" if record and record.get("exit_code") != 0 else "none"
 
 
-def log_end(run: Path, what: str) -> str:
+def log_end(run: Path, kind: str) -> str:
     """Return the last lines that the command of an export printed."""
-    log = jobs.log_path(_job(run, what))
+    log = jobs.log_path(_job(run, kind))
     return "\n".join(last_lines(log, _LOG_LINES)) if log else ""
 
 
-def size(run: Path, what: str) -> int:
+def size(run: Path, kind: str) -> int:
     """Return the bytes of a finished export."""
-    return sum(path.stat().st_size for path in _files(folder(run, what)))
+    return sum(path.stat().st_size for path in _files(folder(run, kind)))
 
 
-def zipped(run: Path, what: str) -> Iterator[bytes]:
+def zipped(run: Path, kind: str) -> Iterator[bytes]:
     """Return the export as the chunks of a zip, uncompressed since weights do not compress.
 
     Raises `UserError` if the export is missing or too large.
     """
-    target = folder(run, what)
+    target = folder(run, kind)
     if not target.is_dir() or target.is_symlink():
-        raise UserError(f"{run.name}: export not found: {what}")
-    if size(run, what) > MAX_BYTES:
+        raise UserError(f"{run.name}: export not found: {kind}")
+    if size(run, kind) > MAX_BYTES:
         raise UserError(f"{target}: too large for a download ({MAX_BYTES // 2**30} GiB at most). Copy the folder.")
-    return _zip(target, f"{run.name}-{what}")
+    return _zip(target, f"{run.name}-{kind}")
 
 
 def _zip(target: Path, name: str) -> Iterator[bytes]:
@@ -115,5 +115,5 @@ def _files(target: Path) -> list[Path]:
     return [path for name in file_names(target) if not (path := target / name).is_symlink()]
 
 
-def _job(run: Path, what: str) -> Path:
-    return run / "exports" / f".{what}"
+def _job(run: Path, kind: str) -> Path:
+    return run / "exports" / f".{kind}"

@@ -59,7 +59,7 @@ class RequestGuard:
         """Pass the request on to the app or answer it with a refusal."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif scope["type"] == "http":  # no WebSocket is in use: an unanswered one is closed
+        elif scope["type"] == "http":  # no WebSocket is used: an unanswered one is closed
             await self._answer(self._refusal(scope) or self.app, scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Response | None:

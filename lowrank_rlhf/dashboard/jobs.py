@@ -1,4 +1,4 @@
-"""Commands that outlive the page, as a person would type them: started, found again and stopped."""
+"""Background commands that outlive the page: start, find and stop them."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.files import now, read_json, write_json_atomic
 
 _LOGS_KEPT = 10
-_CLOCK_SLACK_SECONDS = 2.0  # between the kernel's start time of a process and the time that it wrote itself
+_CLOCK_SLACK_SECONDS = 2.0  # between the start time of a process by the kernel and by its own record
 
 
 def run_command(config: str, runs: Path, *more: str) -> list[str]:
@@ -32,7 +32,7 @@ def as_typed(command: Sequence[str]) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of the commands: ours without the page's password, with unbuffered UTF-8 output."""
+    """Return the environment of the commands: this one without the page's password, with unbuffered UTF-8 output."""
     inherited = {name: value for name, value in os.environ.items() if name != PASSWORD_VARIABLE}
     return inherited | {"COLUMNS": "110", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
@@ -120,11 +120,11 @@ def _alive(record: dict[str, Any] | None) -> psutil.Process | None:
         since = datetime.fromisoformat(str((record or {})["since"])).timestamp()
         with process.oneshot():
             command = " ".join(process.cmdline()).replace("lowrank-rlhf", "lowrank_rlhf")  # module or script
-            ours = "lowrank_rlhf" in command and process.status() != psutil.STATUS_ZOMBIE
+            own_program = "lowrank_rlhf" in command and process.status() != psutil.STATUS_ZOMBIE
             same = process.create_time() <= since + _CLOCK_SLACK_SECONDS
     except (KeyError, TypeError, ValueError, psutil.Error):
         return None
-    return process if ours and same else None
+    return process if own_program and same else None
 
 
 def _path(run: Path) -> Path:

@@ -10,9 +10,9 @@ from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.text import Texts
 
 EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "minimal"}
-"""Settings of an event that a person triggers: for this page alone, not for API clients."""
+"""Settings of an event triggered by a person; not offered to API clients."""
 QUIET: dict[str, Any] = EVENT | {"show_progress": "hidden"}
-"""Settings of an event that occurs by itself, such as a timer's."""
+"""Settings of an automatic event, such as a timer's."""
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ def routes(runs: RunsFolder) -> list[BaseRoute]:
         return FileResponse(path, media_type=REPORTS[name], headers={"Content-Security-Policy": _REPORT_POLICY})
 
     def archive(request: Request) -> Response:
-        run, what = runs.path(request.path_params["run"]), request.path_params["what"]
-        name = f"{run.name}-{what}.zip"
+        run, kind = runs.path(request.path_params["run"]), request.path_params["kind"]
+        name = f"{run.name}-{kind}.zip"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        chunks = iterate_in_threadpool(exports.zipped(run, what))
+        chunks = iterate_in_threadpool(exports.zipped(run, kind))
         return StreamingResponse(chunks, media_type="application/zip", headers=headers)
 
     def or_not_found(endpoint: Callable[[Request], Response]) -> Callable[[Request], Response]:
@@ -43,7 +43,7 @@ def routes(runs: RunsFolder) -> list[BaseRoute]:
         return respond
 
     return [
-        Route("/runs/{run}/exports/{what}.zip", or_not_found(archive)),
+        Route("/runs/{run}/exports/{kind}.zip", or_not_found(archive)),
         Route("/runs/{run}/{file}", or_not_found(report)),
     ]
 

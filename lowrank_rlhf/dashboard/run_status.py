@@ -28,12 +28,12 @@ Events = Sequence[dict[str, Any]]
 _BY_CODE: dict[int, State] = {int(ExitCode.WAITING): "waiting", int(ExitCode.STOPPED): "stopped", 0: "stopped"}
 _BY_ERROR: dict[str, State] = {"WaitingForPeople": "waiting", "Stopped": "stopped", "KeyboardInterrupt": "stopped"}
 _METRICS = {"sft": ("loss", "loss"), "reward": ("accuracy", "accuracy"), "ppo": ("objective/scores", "score")}
-"""A stage's most telling metric, and its key in the page's texts."""
+"""Headline metric of each stage, and the key of its text."""
 _LOG_LINES = 12
 
 
 class KeyFigure(NamedTuple):
-    """The most telling number of a run; `key` is `loss`, `accuracy`, `score` or `win_rate`."""
+    """Headline figure of a run; `key` is `loss`, `accuracy`, `score` or `win_rate`."""
 
     key: str
     value: float
@@ -47,19 +47,19 @@ class RunStatus:
     path: Path
     state: State
     stages: Sequence[str]
-    """Stages of its config, in order."""
+    """Stages of the config, in order."""
     stage: str | None
-    """Stage at work, or the one that the run stopped in."""
+    """Running stage, or the one that the run stopped in."""
     marks: dict[str, DoneMark[StageResult]] = field(default_factory=dict)
-    """Done-marks by stage."""
+    """Done marks by stage."""
     progress: StageProgress | None = None
-    """Progress of the stage at work."""
+    """Progress of the running stage."""
     figure: KeyFigure | None = None
     log_end: str = ""
     """Last lines of the log of a run that has ended early. For people: no code reads it."""
     pid: int | None = None
     algorithm: str = "ppo"
-    """`align.algorithm` of its config."""
+    """`align.algorithm` of the config."""
 
     @property
     def busy(self) -> bool:
@@ -68,7 +68,7 @@ class RunStatus:
 
     @property
     def done(self) -> list[str]:
-        """Return the finished stages of its config."""
+        """Return the finished stages of the config."""
         return [stage for stage in self.stages if stage in self.marks]
 
     @property
@@ -78,7 +78,7 @@ class RunStatus:
 
     @property
     def seconds_left(self) -> float | None:
-        """Return the run's own estimate: for the whole run if it has one, else for the stage at work."""
+        """Return the run's own estimate: for the whole run if it has one, else for the running stage."""
         if self.progress is None:
             return None
         whole = self.progress.run_seconds_left
@@ -91,7 +91,7 @@ class RunStatus:
 
 
 class StatusReader:
-    """Reads the status of runs. Configs and the logs' rows are read again only after a change."""
+    """Reader of run statuses. Configs and log rows are read again only after a change."""
 
     def __init__(self, tails: JsonlTails) -> None:
         self._tails = tails
@@ -148,7 +148,7 @@ def _load_config(file: Path, _modified_at: int) -> Config:
 
 
 def _marks(run_dir: RunDir) -> dict[str, DoneMark[StageResult]]:
-    """Return the readable done-marks. A damaged one counts as none here; the command `status` names the damage."""
+    """Return the readable done marks. A damaged one counts as missing; the command `status` reports the damage."""
     marks = {}
     for stage in STAGES:
         with suppress(UserError):
@@ -165,7 +165,7 @@ def _state(path: Path, alive: bool, complete: bool, events: Events) -> State:
     job = jobs.job(path) or {}
     last = events[-1] if events else {}
     code = job.get("exit_code")
-    # A command that ended before it held the lock, as with a refused config, left no event: its exit code is newer.
+    # A command that ended before it took the lock, such as one with an invalid config, leaves no event.
     if code is not None and str(job.get("since", "")) >= str(last.get("time", "")):
         return _by_code(int(code))
     if last.get("kind") == "ended early":
@@ -190,7 +190,7 @@ def _current_stage(stages: Sequence[str], marks: dict[str, DoneMark[StageResult]
 
 
 def _progress(path: Path, stage: str | None) -> StageProgress | None:
-    """Return the stage's progress as written by the process that holds the run now, not by an earlier one."""
+    """Return the stage's progress if the current process wrote it, not an earlier one."""
     try:
         progress = read_progress(path)
         since = datetime.fromisoformat(str((read_json(path / "run.lock.json") or {})["since"]))

@@ -13,7 +13,7 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class RunsFolder:
-    """Runs of a folder, by name. A name never leads out of the folder."""
+    """Runs of a folder, by name. No name leads out of the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -21,10 +21,10 @@ class RunsFolder:
         self._reader = StatusReader(self._tails)
 
     def path(self, name: str) -> Path:
-        """Return the run's folder, which need not exist. Raises `UserError` if it would be elsewhere."""
+        """Return the run's folder, which may not exist. Raises `UserError` for a name that leads elsewhere."""
         path = self.folder / name
         if not _RUN_NAME.fullmatch(name) or path.is_symlink():
-            raise UserError(f"not a run's name: {name[:80]!r}")
+            raise UserError(f"invalid run name: {name[:80]!r}")
         return path
 
     def names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Files that grow while they are read: each read takes in only the new bytes."""
+"""Incremental readers of growing files: each read processes only the new bytes."""
 
 import json
 import os
@@ -19,7 +19,7 @@ class JsonlTail:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         self.version = 0
-        """Rises with every update that changed the rows."""
+        """Incremented by each update that changes the rows."""
         self._position: tuple[int, int] = (0, 0)  # inode, bytes read
         self._lock = Lock()
 

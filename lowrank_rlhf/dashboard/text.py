@@ -32,12 +32,12 @@ def t(key: str, language: str, **values: object) -> str:
 
 
 def html(text: object) -> str:
-    """Return a person's or model's text as HTML: markup escaped, control and direction marks spelt out."""
+    """Return a person's or model's text as HTML: markup, control characters and direction marks escaped."""
     return escape(visible(str(text)))
 
 
 class Texts:
-    """Registry of the components that show texts, so that one switch changes them all."""
+    """Registry of the components that show texts, to switch the language of all of them."""
 
     def __init__(self) -> None:
         self._shown: list[tuple[Any, dict[str, str]]] = []

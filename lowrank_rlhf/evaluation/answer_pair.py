@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lowrank_rlhf.run.records import Prompt, Sample
 
 REWARD_MODEL = "reward model"
-"""Name of the reward model where a judge's name is expected."""
+"""Name of the reward model among the names of judges."""
 SCORE = "score"
 """Key of the reward model's verdicts."""
 

@@ -24,12 +24,12 @@ class ComparedModel:
     name: str
     """As given by the user."""
     folder: Path | None
-    """Its adapter; None for the bare base."""
+    """Folder of the adapter; None for the bare base."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """Two models under comparison, and what they are compared on."""
+    """Two models under comparison, the prompts that they answer, and the judge."""
 
     left: ComparedModel
     right: ComparedModel

@@ -37,8 +37,8 @@ from lowrank_rlhf.training.rollout import RewardScale, reward_scores
 
 ROWS_PER_BATCH = 128
 """Answers measured between two steps of the progress bar: states of the shared lower layers exist for these only."""
-SEED_PLACE = "held-out answers"
-"""Place of the seed of all answers under comparison: the stage and the command sample the same ones."""
+SEED_KEY = "held-out answers"
+"""Seed key of all answers under comparison: the stage and the command sample the same ones."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def play_match(
     """Return the pairs of answers of a match, those of one prompt next to each other."""
     fill_role(roles, Role.REFERENCE, match.left.folder)
     fill_role(roles, Role.POLICY, match.right.folder)
-    count, seed = match.answers_per_prompt, derive_seed(match.seed, SEED_PLACE)
+    count, seed = match.answers_per_prompt, derive_seed(match.seed, SEED_KEY)
     answers: dict[Role, list[Sample]] = {}
     for side, role in zip(COMMAND_SIDES, (Role.REFERENCE, Role.POLICY), strict=True):
         with progress.track(side, len(match.prompts) * count, "answers") as bar:

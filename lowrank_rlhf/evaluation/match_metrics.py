@@ -36,7 +36,7 @@ class Figure:
     values: tuple[float, float]
     """Of the baseline and of the candidate."""
     judge: str | None = None
-    """Judge (or `reward model`) that `mean_score` and `win_rate` are of."""
+    """Judge (or `reward model`) behind `mean_score` and `win_rate`."""
     interval: Interval | None = None
     """95 % interval of the candidate's value."""
     openers: tuple[str, str] | None = None
@@ -74,7 +74,7 @@ class MatchFigures:
     prompts: int
     answers_per_prompt: int
     decided_by: str
-    """Judge, or `reward model`, that the win rate is of."""
+    """Judge, or `reward model`, behind the win rate."""
     win_rate: float
     """Of the candidate; ties count half."""
     win_rate_interval: Interval
@@ -102,7 +102,7 @@ def match_figures(
     """Return win rates of the candidate, KL, and the table of both sides.
 
     Args:
-        pairs: those of one prompt next to each other.
+        pairs: pairs of answers, grouped by prompt.
         answers_per_prompt: pairs per prompt.
         judges: names by key. The first one with verdicts decides; the others' win rates are in the table.
         samples: bootstrap samples.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.config.schema import Config, SampleConfig
-from lowrank_rlhf.evaluation.match import SEED_PLACE, divergence, pack_answers
+from lowrank_rlhf.evaluation.match import SEED_KEY, divergence, pack_answers
 from lowrank_rlhf.evaluation.run_judges import followed_judge, open_judge
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.kl import kl_penalty
@@ -30,7 +30,7 @@ OnNotFinite = Callable[[str, Sequences, Mapping[str, Tensor]], Exception]
 """Builds the exception that ends training, from the reason, the batch, and further tensors."""
 
 WATCHED_PROMPTS = 8
-"""Held-out prompts whose answers are kept at each evaluation, for people to read how they change."""
+"""Number of held-out prompts whose answers are saved at each evaluation, for people to read."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class GoldJudge:
 
     judge: Judge
     figure: str
-    """Its name among the figures: `judge` for the one that ranked the answers, else `second_judge`."""
+    """Name among the figures: `judge` for the judge that ranked the answers, else `second_judge`."""
 
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> list[float]:
         """Return the score of one answer to each prompt."""
@@ -65,7 +65,7 @@ class PolicyAnswers:
 
 @dataclass(frozen=True)
 class PolicyEvaluation:
-    """Held-out prompts and SFT's answers to them, which the policy's are compared with."""
+    """Evaluation of the policy's answers to held-out prompts against SFT's."""
 
     roles: Roles
     prompts: Sequence[Prompt]
@@ -86,7 +86,7 @@ class PolicyEvaluation:
         gold: GoldJudge | None = None,
     ) -> "PolicyEvaluation":
         """Sample SFT's answers as the role REFERENCE, from the same random streams as the policy's later."""
-        prompts, seed = prompts[: config.ppo.evaluate_prompts], derive_seed(config.seed, SEED_PLACE)
+        prompts, seed = prompts[: config.ppo.evaluate_prompts], derive_seed(config.seed, SEED_KEY)
         sft = [group[0] for group in answer_prompts(roles, Role.REFERENCE, prompts, config.sample, seed)]
         judged = gold.scores(prompts, sft) if gold else []
         return cls(roles, prompts, config.sample, seed, scale, gold, sft, judged)

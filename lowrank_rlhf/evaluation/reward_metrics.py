@@ -51,7 +51,7 @@ class HeldOutAccuracy:
 
     @property
     def length_rule(self) -> tuple[str, float, Interval]:
-        """The better rule by length, `longer` or `shorter`, with its accuracy and interval."""
+        """The better of the rules by length, `longer` or `shorter`, with its accuracy and interval."""
         share, (low, high) = self.longer_wins, self.longer_wins_interval
         if share >= 0.5:
             return "longer", share, Interval(low, high)
@@ -99,7 +99,7 @@ def weakness_in_words(found: Weakness, figures: HeldOutAccuracy) -> str:
 
 
 def verdict_in_words(figures: HeldOutAccuracy) -> str:
-    """Return the weakness, or what the reward model is better than."""
+    """Return the verdict on the reward model, without a full stop."""
     if found := weakness(figures):
         return weakness_in_words(found, figures)
     return f"better than chance, and than preferring the {figures.length_rule[0]} answer"

@@ -16,7 +16,7 @@ def open_judge(name: str, rank: RankConfig, run_folder: Path, progress: Progress
     """Open the judge of that name. Raises `UserError` if it does not exist."""
     if name != ENDPOINT or rank.endpoint is None:
         return load_judge(name)
-    from lowrank_rlhf.preferences.judges.llm_client import ChatClient  # its HTTP library is for such runs only
+    from lowrank_rlhf.preferences.judges.llm_client import ChatClient  # only these runs need its HTTP library
     from lowrank_rlhf.preferences.judges.llm_judge import EndpointJudge
 
     return EndpointJudge(ChatClient(rank.endpoint, stop, progress.say), run_folder / VERDICTS)

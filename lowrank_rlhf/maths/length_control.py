@@ -33,7 +33,7 @@ def length_controlled_win_rate(
 
     Args:
         won: (N, K), 1 for a win, 0 for a loss, 0.5 for a tie: K pairs of answers to each of N prompts.
-        length: (N, K), lengths of the answers whose wins are counted, such as in characters.
+        length: (N, K), lengths of the answers whose wins are counted, for example in characters.
         against: (N, K), lengths of the other answers.
         samples: bootstrap samples over prompts, each fitted separately.
         seed: seed of the bootstrap.
@@ -44,9 +44,9 @@ def length_controlled_win_rate(
     """
     outcomes, longer = (np.asarray(values, dtype=np.float64) for values in (won, np.subtract(length, against)))
     if outcomes.ndim != 2 or outcomes.shape != longer.shape or not outcomes.size:
-        raise ValueError(f"needs outcomes and lengths of one shape (N, K), not {outcomes.shape} and {longer.shape}")
+        raise ValueError(f"expected outcomes and lengths of one shape (N, K), got {outcomes.shape} and {longer.shape}")
     if not (np.isfinite(outcomes).all() and np.isfinite(longer).all()):
-        raise ValueError("an outcome or a length is not finite")
+        raise ValueError("outcomes and lengths must be finite")
     lead = np.tanh(longer / deviation) if (deviation := longer.std()) else np.zeros_like(longer)
 
     def rates(index: np.ndarray) -> Floats:

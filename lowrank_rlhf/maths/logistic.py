@@ -6,7 +6,7 @@ from torch.nn.functional import softplus
 
 
 def fit_pair_head(chosen: Tensor, rejected: Tensor, weights: Tensor, l2: float) -> Tensor:
-    """Bradley-Terry regression: minimise sum_p w_p softplus(-v.(z_chosen - z_rejected)) + l2/2 |v|^2 over v.
+    """Fit a Bradley-Terry regression: minimise sum_p w_p softplus(-v.(z_chosen - z_rejected)) + l2/2 |v|^2 over v.
 
     Args:
         chosen: (P, h), features of the preferred answer of each pair.

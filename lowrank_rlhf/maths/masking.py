@@ -15,7 +15,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Scale to variance 1 over True positions, and to mean 0 unless `shift_mean` is False; 0 elsewhere.
+    """Scale values to variance 1 over True positions, and to mean 0 unless `shift_mean` is False; 0 elsewhere.
 
     The variance is the unbiased one, as in InstructGPT's code ("The N+ implementation details", detail 18).
     """

@@ -32,7 +32,7 @@ class Sequences:
         return Sequences(self.ids[picked, :width], attention[:, :width], self.response[picked, :width], lower)
 
     def lengths(self) -> list[int]:
-        """Number of prompt and response tokens of each row."""
+        """Return the number of prompt and response tokens of each row."""
         lengths: list[int] = self.attention.sum(-1).tolist()
         return lengths
 

@@ -37,14 +37,14 @@ def _vector(values: ArrayLike) -> Floats:
     """Return at least one finite number as (N,) float64."""
     vector = np.asarray(values, dtype=np.float64)
     if vector.ndim != 1 or vector.size == 0 or not np.isfinite(vector).all():
-        raise ValueError(f"needs a list of at least one finite number, got shape {vector.shape}")
+        raise ValueError(f"expected a list of at least one number, all finite, got shape {vector.shape}")
     return vector
 
 
 def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
     one, two = _vector(first), _vector(second)
     if one.shape != two.shape:
-        raise ValueError(f"two lists of one length, not {one.size} and {two.size}")
+        raise ValueError(f"expected two lists of equal length, got {one.size} and {two.size}")
     return one, two
 
 
@@ -53,7 +53,7 @@ def percentile_interval(
 ) -> Interval:
     """Return the percentile 95 % bootstrap interval: draw `count` of `count` items with replacement `samples` times.
 
-    `resampled` maps indices (S, count) to (S,) figures; `width` is the amount of numbers it processes per index.
+    `resampled` maps indices (S, count) to (S,) figures; `width` is the number of values it processes per index.
     """
     if samples < 1:
         raise ValueError("samples must be at least 1")
@@ -125,7 +125,7 @@ def reliability(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -
     """
     probability, outcome = _pair(probabilities, outcomes)
     if probability.min() < 0 or probability.max() > 1:
-        raise ValueError("probabilities lie in 0 to 1")
+        raise ValueError("probabilities must be in [0, 1]")
     which = np.minimum((probability * bins).astype(int), bins - 1)
     return [
         ReliabilityBin(

@@ -29,7 +29,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     batches of one size only. Raises `ValueError` for n < 1.
     """
     if n < 1:
-        raise ValueError(f"n-grams have at least one word, not {n}")
+        raise ValueError(f"n must be at least 1, got {n}")
     grams = [
         gram for tokens in map(words, texts) for gram in zip(*(tokens[start:] for start in range(n)), strict=False)
     ]

@@ -21,7 +21,7 @@ DECODING = 3.0
 """Cost of an operation in sampling, which decodes one token per row at a time."""
 _BYTES_PER_TOKEN = 4.0
 _TEMPLATE_TOKENS = 5.0
-_ANSWER_SHARE = 0.6  # of sample.max_new_tokens, where no demonstration shows how long answers are
+_ANSWER_SHARE = 0.6  # of sample.max_new_tokens, without demonstrations to measure
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Amounts:
 
 
 class ByteLengths:
-    """Estimate lengths in tokens from bytes, good to about 20 %, where no tokenizer is available or worth its time."""
+    """Estimate lengths in tokens from bytes, to within about 20 %, where a tokenizer is missing or too slow."""
 
     unit = "tokens, about"
 
@@ -63,22 +63,23 @@ class ByteLengths:
 def amounts(config: Config, run_dir: RunDir, data: RunData, measure: Measure | None = None) -> Amounts:
     """Count and measure the data that the config names and the run folder has. Raises `UserError` for invalid data."""
     measure = measure or ByteLengths()
-    training, held_out, shown = data.prompts.training, data.prompts.held_out, data.prompts.demonstrations
-    most, room = float(config.sample.max_new_tokens), config.model.max_length - config.sample.max_new_tokens
+    training, held_out, demonstrations = data.prompts.training, data.prompts.held_out, data.prompts.demonstrations
+    max_answer = float(config.sample.max_new_tokens)
+    max_prompt = config.model.max_length - config.sample.max_new_tokens
     lengths = measure.prompts([prompt.messages for prompt in training])
-    demonstrated = measure.answers([row.response for row in shown])
-    taken = shown[: config.sft.examples] if config.sft.source == "train" else []
-    asked = measure.prompts([row.prompt.messages for row in taken])
-    whole = [prompt + answer for prompt, answer in zip(asked, demonstrated[: len(taken)], strict=True)]
+    responses = measure.answers([row.response for row in demonstrations])
+    used = demonstrations[: config.sft.examples] if config.sft.source == "train" else []
+    prompts = measure.prompts([row.prompt.messages for row in used])
+    rows = [prompt + response for prompt, response in zip(prompts, responses[: len(used)], strict=True)]
     return Amounts(
         training=len(training),
         held_out=len(held_out),
-        demonstrations=len(taken),
+        demonstrations=len(used),
         answers=_answers(config, run_dir, data),
-        prompt_tokens=min(room, _mean(lengths, 0)),
-        longest_prompt=min(room, max(lengths)),
-        answer_tokens=min(most, _mean(demonstrated, _ANSWER_SHARE * most)),
-        longest_demonstration=min(config.model.max_length, max(whole, default=0)),
+        prompt_tokens=min(max_prompt, _mean(lengths, 0)),
+        longest_prompt=min(max_prompt, max(lengths)),
+        answer_tokens=min(max_answer, _mean(responses, _ANSWER_SHARE * max_answer)),
+        longest_demonstration=min(config.model.max_length, max(rows, default=0)),
     )
 
 
@@ -106,20 +107,20 @@ class _Passes:
         return 2 * self.shape.vocabulary * self.shape.hidden
 
     def forward(self, first: int, last: int, projected: float = 0.0) -> float:
-        """Cost of layers `first` to `last`, with `projected` tokens projected to the vocabulary."""
+        """Return the cost of layers `first` to `last`, with `projected` tokens projected to the vocabulary."""
         return self.counts.tokens * 2 * (last - first) * self.shape.per_layer + projected * self.vocabulary
 
     def trained(self, first: int, last: int, projected: float = 0.0) -> float:
-        """Cost of a training pass; the backward ends at the lowest adapter and skips gradients of base weights."""
+        """Return the cost of a training pass, whose backward ends at the lowest adapter and skips base weights."""
         return TRAINING * (self.forward(first, last, projected) + self.forward(max(first, self.below), last, projected))
 
     def sampled(self) -> float:
-        """Cost of sampling. Several answers share one prompt pass, but it is small and is counted for each."""
+        """Return the cost of sampling. Answers share one prompt pass, but it is small and is counted for each."""
         prompt = self.forward(0, self.shape.layers) * self.counts.prompt_tokens / self.counts.tokens
         return prompt + DECODING * self.counts.answer_tokens * (2 * self.shape.linear_weights + self.vocabulary)
 
     def collected(self) -> float:
-        """Cost of a rollout: sampling, then scoring as all four roles, which share the layers below the adapters."""
+        """Return the cost of a rollout: sampling, then scoring as four roles that share layers below the adapters."""
         log_probs = 2 * self.forward(self.below, self.shape.layers, self.counts.answer_tokens)
         return self.sampled() + self.forward(0, self.below) + log_probs + 2 * self.forward(self.below, self.heads)
 

@@ -8,7 +8,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.planner.compute_cost import amounts
 from lowrank_rlhf.planner.forecast import changed, peak
-from lowrank_rlhf.planner.machine import look
+from lowrank_rlhf.planner.machine import find_machine
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import memory
 from lowrank_rlhf.sources.model_shape import find_shape
@@ -17,7 +17,7 @@ from lowrank_rlhf.sources.tokenizer import local_tokenizer
 SHARE = 0.8
 """Usable share of the free memory; the rest covers errors of the forecast and other programs."""
 ENOUGH, LEAST = 256, 64
-"""Micro-batch tokens below which checkpointing is tried first, and below which nothing is tried."""
+"""Micro-batch tokens below which checkpointing is tried first, and the smallest number tried."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class MemoryChoice:
             f"{'true' if self.gradient_checkpointing else 'false'}"
         )
         if self.needed is None or self.free is None:
-            return f"{values} when the run began"
+            return f"{values} when the run started"
         return f"{values}: about {memory(self.needed)} needed, {memory(self.free)} free"
 
 
 def fit_to_memory(config: Config, run_dir: RunDir) -> tuple[Config, MemoryChoice | None]:
     """Replace `model.memory: auto` by explicit settings, and return them.
 
-    A run that has begun keeps the settings in its config.yaml. A new run gets the first of `choices` whose forecast is
+    A started run keeps the settings in its config.yaml. A new run gets the first of `choices` whose forecast is
     at most `SHARE` of the free memory, or the one that needs least. The config is returned unchanged without `auto`,
     and while the model's shape is unknown.
 
@@ -53,15 +53,15 @@ def fit_to_memory(config: Config, run_dir: RunDir) -> tuple[Config, MemoryChoice
     """
     if config.model.memory != "auto":
         return config, None
-    begun = run_dir.path / "config.yaml"
-    if begun.is_file():
-        kept = load_config(begun).model
+    existing = run_dir.path / "config.yaml"
+    if existing.is_file():
+        kept = load_config(existing).model
         choice = MemoryChoice(kept.micro_batch_tokens, kept.gradient_checkpointing)
         return _with(config, choice.micro_batch_tokens, choice.gradient_checkpointing), choice
     shape = find_shape(config.model)
     if shape is None:
         return config, None
-    machine = look(config.model)
+    machine = find_machine(config.model)
     counts = amounts(config, run_dir, RunData(config), local_tokenizer(config.model))
     needs = [(peak(choice, shape, counts, machine, choice.stages), choice) for choice in choices(config)]
     within = (entry for entry in needs if entry[0] <= SHARE * machine.free)
@@ -73,7 +73,7 @@ def fit_to_memory(config: Config, run_dir: RunDir) -> tuple[Config, MemoryChoice
 def choices(config: Config) -> Iterator[Config]:
     """Yield configs to try in order: micro-batches halved down to 256 tokens, then with checkpointing down to 64.
 
-    `micro_batch_tokens` of the config is the upper limit, and checkpointing that is set stays on.
+    `micro_batch_tokens` of the config is the upper limit, and checkpointing stays on if set.
     """
     most, checkpointing = config.model.micro_batch_tokens, config.model.gradient_checkpointing
     if not checkpointing:

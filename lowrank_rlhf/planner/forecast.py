@@ -10,7 +10,7 @@ from lowrank_rlhf.data.length_filter import check_lengths
 from lowrank_rlhf.data.run_data import RunData, read_commits
 from lowrank_rlhf.planner import disk
 from lowrank_rlhf.planner.compute_cost import Amounts, amounts, compute_cost
-from lowrank_rlhf.planner.machine import Machine, look
+from lowrank_rlhf.planner.machine import Machine, find_machine
 from lowrank_rlhf.planner.memory import Need, need
 from lowrank_rlhf.planner.pace import Span, find_pace, whole
 from lowrank_rlhf.run.directory import RunDir
@@ -50,7 +50,7 @@ class Help:
 
     @property
     def override(self) -> str:
-        """The settings as arguments of the command line."""
+        """Settings as arguments of the command line."""
         return " ".join(f"{key}={_yaml(value)}" for key, value in self.settings.items())
 
 
@@ -85,7 +85,7 @@ def forecast_run(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[S
     Raises:
         UserError: The data is invalid, or too long for the model (checked if its tokenizer is on this machine).
     """
-    shape, machine = find_shape(config.model), look(config.model)
+    shape, machine = find_shape(config.model), find_machine(config.model)
     data = RunData(config, read_commits(run_dir))
     if any(stage.name in left and "model" in stage.settings for stage in stages):
         check_lengths(data, config)
@@ -108,8 +108,8 @@ def forecast_run(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[S
 
 
 def shown_peaks(config: Config, run_dir: RunDir, data: RunData) -> dict[str, float]:
-    """Return the bytes that each stage's done mark will show, by stage; empty if the model's shape is unknown."""
-    shape, machine = find_shape(config.model), look(config.model)
+    """Forecast the peak bytes in each stage's done mark, by stage; empty if the model's shape is unknown."""
+    shape, machine = find_shape(config.model), find_machine(config.model)
     if shape is None:
         return {}
     counts = amounts(config, run_dir, data, local_tokenizer(config.model))

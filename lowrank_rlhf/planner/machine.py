@@ -1,4 +1,4 @@
-"""What this machine has free, and how fast it multiplies: looked up in a moment, without torch."""
+"""Free memory and speed of this machine, found within a second and without torch."""
 
 import os
 import platform
@@ -16,29 +16,29 @@ from lowrank_rlhf.models.precision import BFLOAT16_UNITS, cpu_flags, refuse_floa
 from lowrank_rlhf.planner.memory import Device
 
 BFLOAT16_GAIN = 1.5
-"""How much faster a whole forward is in bfloat16, where the CPU multiplies it itself."""
+"""Speedup of a whole forward pass in bfloat16 on a CPU with bfloat16 instructions."""
 CUDA_OPERATIONS = 2e13
-"""Operations per second of a forward on a middling GPU; nothing is measured there."""
+"""Assumed operations per second of a forward pass on a mid-range GPU; not measured."""
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The device that a run would use. Memory in bytes."""
+    """Device of a run. Memory in bytes."""
 
     device: Device
     free: int
     total: int
     operations: float
-    """Floating-point operations per second of a forward pass, roughly."""
+    """Approximate floating-point operations per second of a forward pass."""
     number_format: str
-    """Of the matrix products."""
+    """Number format of the matrix products."""
 
 
-def look(config: ModelConfig) -> Machine:
-    """The GPU where the config allows it and torch can use it, else this computer's memory and processor.
+def find_machine(config: ModelConfig) -> Machine:
+    """Return the GPU if the config allows it and torch can use it, else the CPU.
 
-    Raises `UserError` for float16 without a GPU, as the run would.
+    Raises `UserError` for float16 without a GPU, as a run does.
     """
     gpu = None if config.device == "cpu" else _gpu()
     refuse_float16_without_gpu(config.compute_dtype, gpu is not None)
@@ -53,12 +53,12 @@ def look(config: ModelConfig) -> Machine:
 
 
 def same_machine(environment: dict[str, object]) -> bool:
-    """Whether a run's env.json was written here, as far as it can tell."""
+    """Return True if a run's env.json was written on this machine, as far as it shows."""
     return environment.get("platform") == platform.platform()
 
 
 def _memory() -> tuple[int, int]:
-    """Free and total, within the limit of a container where there is one."""
+    """Return free and total memory, within the limit of a container if there is one."""
     state = psutil.virtual_memory()
     try:
         limit = int((_CONTROL_GROUP / "memory.max").read_text())
@@ -69,7 +69,7 @@ def _memory() -> tuple[int, int]:
 
 
 def _gpu() -> tuple[int, int] | None:
-    """Free and total memory of the first GPU; None without one, or with a PyTorch that cannot use it."""
+    """Return free and total memory of the first GPU; None without a GPU or with a PyTorch that cannot use it."""
     program = shutil.which("nvidia-smi")
     if program is None or _cpu_build():
         return None
@@ -90,9 +90,9 @@ def _cpu_build() -> bool:
 
 
 def _float32_operations() -> float:
-    """Operations per second of all cores, from the best of many small matrix products on one.
+    """Measure operations per second of all cores, from the fastest of many small matrix products on one.
 
-    Small enough that OpenBLAS takes one thread: two on busy cores wait for each other and would be timed waiting.
+    The products are small, so that OpenBLAS uses one thread: the times of two would include waiting for busy cores.
     """
     import numpy
 
@@ -107,5 +107,5 @@ def _float32_operations() -> float:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Return the number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,145 +14,145 @@ from lowrank_rlhf.sources.model_shape import NF4_BITS, Shape
 LIBRARIES = 550 * 10**6
 """Python with torch, transformers, peft and bitsandbytes, loaded and used once on a CPU."""
 TRAINER = 100 * 10**6
-"""What importing TRL and datasets adds."""
+"""Memory added by importing TRL and datasets."""
 CUDA_CONTEXT, CONTEXT = 700 * 2**20, "CUDA context"
 GAPS = 0.2
-"""Idle memory between blocks in use on a GPU, as a share of what passes; nowhere measured yet."""
+"""Fragmentation on a GPU: idle memory between blocks in use, as a share of the largest phase. Not measured yet."""
 HEAP = 140 * 10**6
-"""The same on a CPU, where it hardly grows with what passes: for sampling and reading."""
+"""Fragmentation on a CPU, where it hardly depends on the phase, in stages that do not train."""
 HEAP_OF_TRAINING = 210 * 10**6
-"""And for a stage that trains."""
+"""Fragmentation on a CPU in stages that train."""
 CHUNK = 256
 """Tokens whose logits exist at once (models/logprobs.py)."""
 TRL_COLUMNS = 32_768
-"""Vocabulary entries whose logits TRL's loss holds at once, for all tokens of a pass."""
+"""Vocabulary entries whose logits TRL's loss materialises at once, for all tokens of a pass."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """A part of the memory, in bytes, and what it is."""
+    """Part of the memory, in bytes."""
 
     name: str
     size: float
-    what: str
+    detail: str
+    """Description for people."""
 
 
-Turns = dict[str, tuple[Term, ...]]
-"""What a stage does by turns, and the memory of each."""
+Phases = dict[str, tuple[Term, ...]]
+"""Memory of each phase of a stage, such as sampling and training, freed before the next one."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """A stage's memory: what stays, and what passes by turns, of which only the largest turn counts."""
+    """Memory of a stage: a fixed part, and the largest of its phases."""
 
     stage: str
-    stays: tuple[Term, ...]
-    turns: Turns
+    fixed: tuple[Term, ...]
+    phases: Phases
     gaps: float = 0.0
-    """Bytes that lie idle between blocks in use."""
+    """Fragmentation: idle bytes between blocks in use."""
     mapped: float = 0.0
-    """Bytes of the weights file that stay mapped while there is room; the system takes them back when it needs to."""
+    """Bytes of the weights file that stay mapped while memory is free; the system can reclaim them."""
 
     @property
-    def largest(self) -> str:
-        """The turn that decides."""
-        return max(self.turns, key=lambda name: _total(self.turns[name]))
+    def largest_phase(self) -> str:
+        """Name of the phase that determines the peak."""
+        return max(self.phases, key=lambda name: _total(self.phases[name]))
 
     @property
     def peak(self) -> float:
-        """Bytes at the worst moment, without what the system can take back."""
+        """Peak bytes, without those that the system can reclaim."""
         return _total(self.terms())
 
     @property
     def shown(self) -> float:
-        """What done-marks show of it: what the system could take back too, but no CUDA context (`usage.py`)."""
-        return self.peak + self.mapped - sum(term.size for term in self.stays if term.name == CONTEXT)
+        """Peak bytes as measured in done marks: with reclaimable ones, without the CUDA context."""
+        return self.peak + self.mapped - sum(term.size for term in self.fixed if term.name == CONTEXT)
 
     def terms(self) -> list[Term]:
-        """Those whose sum is the peak."""
-        gaps = Term("gaps", self.gaps, f"idle between what passes ({self.largest})")
-        return [*self.stays, *self.turns[self.largest], gaps]
+        """Return the terms of the peak."""
+        gaps = Term("gaps", self.gaps, f"fragmentation while {self.largest_phase}")
+        return [*self.fixed, *self.phases[self.largest_phase], gaps]
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where tensors live, and the bytes of a number in the compute format."""
+    """Device of the tensors, and the bytes of a number in the compute format."""
 
     cuda: bool
     width: int
 
 
 def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Device) -> Need | None:
-    """The stage's memory; None for one that loads no model."""
-    turns = _turns(stage, config, shape, counts, device.width)
-    if not turns:
+    """Return the stage's memory; None for a stage that loads no model."""
+    phases = _phases(stage, config, shape, counts, device.width)
+    if not phases:
         return None
     trained = _trained(stage, config, shape)
     critic = config.align.algorithm == "ppo"
     roles = {"sft": 1, "sample": 2, "reward": 3}.get(stage, 4 if critic else 3)
     each = shape.adapter(config.lora)
-    stays = [
+    fixed = [
         _runtime(device),
         _base(config, shape, device.width),
         Term("adapters", 4 * roles * each, f"{roles} x {each:,} weights, 4 bytes each"),
     ]
     if trained:
-        stays.append(Term("optimiser", 12 * trained, f"gradient and Adam of {trained:,} weights, 12 bytes each"))
+        fixed.append(Term("optimiser", 12 * trained, f"gradient and Adam of {trained:,} weights, 12 bytes each"))
     gaps: float = HEAP_OF_TRAINING if trained else HEAP
     if device.cuda:
-        gaps = GAPS * max(map(_total, turns.values()))
-    return Need(stage, tuple(stays), turns, gaps, _mapped(config, shape, device))
+        gaps = GAPS * max(map(_total, phases.values()))
+    return Need(stage, tuple(fixed), phases, gaps, _mapped(config, shape, device))
 
 
-def _turns(stage: str, config: Config, shape: Shape, counts: Amounts, width: int) -> Turns:
-    """What a stage does one after another, each with the memory that is free again afterwards."""
+def _phases(stage: str, config: Config, shape: Shape, counts: Amounts, width: int) -> Phases:
     sampling, below, most = config.sample, shape.first_adapted(config.lora), config.model.micro_batch_tokens
     heads = config.reward.layers or shape.layers
     row = min(config.model.max_length, counts.longest_prompt + sampling.max_new_tokens)
     if config.rank.source == "dataset" and stage == "reward":
         row = config.model.max_length
 
-    def passed(rows: int, together: int = 1) -> float:
-        """Tokens of one pass over so many rows, of which some cannot be parted."""
-        return max(together * row, min(most, rows * row))
+    def tokens_per_pass(rows: int, group: int = 1) -> float:
+        """Return the tokens of one pass over `rows` rows, with at least one whole group in it."""
+        return max(group * row, min(most, rows * row))
 
     def sampled(rows: int) -> tuple[Term, ...]:
         return _sampling(config, shape, min(rows, sampling.batch_size), row, width)
 
     def by_trl(batch_size: int, longest: float) -> tuple[Term, ...]:
         tokens = rows_per_pass(batch_size, longest, most) * longest
-        whole = Term("logits", 44 * tokens * min(shape.vocabulary, TRL_COLUMNS), f"TRL's, of {tokens:.0f} tokens")
-        return (_activations(config, shape, below, shape.layers, tokens, width), whole)
+        logits = Term("logits", 44 * tokens * min(shape.vocabulary, TRL_COLUMNS), f"of TRL, {tokens:.0f} tokens")
+        return (_activations(config, shape, below, shape.layers, tokens, width), logits)
 
     if stage == "sft" and config.sft.source == "train":
         return {"training": by_trl(config.sft.batch_size, counts.longest_demonstration)}
     if stage == "sample":
         return {"sampling": sampled(counts.answers)}
     if stage == "reward":
-        together = 1 if config.rank.source == "dataset" else sampling.answers_per_prompt
-        turns: Turns = {"reading": (_reading(shape, passed(counts.answers), width),)}
+        group = 1 if config.rank.source == "dataset" else sampling.answers_per_prompt
+        phases: Phases = {"reading": (_reading(shape, tokens_per_pass(counts.answers), width),)}
         if config.reward.epochs:
-            tokens = passed(config.reward.batch_size * together, together)
-            turns["training"] = (_activations(config, shape, below, heads, tokens, width),)
-        return turns
+            tokens = tokens_per_pass(config.reward.batch_size * group, group)
+            phases["training"] = (_activations(config, shape, below, heads, tokens, width),)
+        return phases
     if stage == "ppo" and config.align.algorithm == "dpo":
         return {"sampling": sampled(config.ppo.evaluate_prompts), "training": by_trl(config.align.batch_size, 2 * row)}
     if stage == "ppo" and config.align.algorithm != "ppo":
         return {"sampling": sampled(config.align.batch_size), "training": by_trl(config.align.batch_size, row)}
     if stage == "ppo":
-        tokens = passed(config.ppo.batch_size // config.ppo.minibatches)
+        tokens = tokens_per_pass(config.ppo.batch_size // config.ppo.minibatches)
         trained = _activations(config, shape, below, shape.layers, tokens, width)
         logits = _logits(shape, tokens * counts.answer_tokens / counts.tokens)
         return {"sampling": sampled(config.ppo.batch_size), "training": (trained, logits)}
     if stage == "evaluate":
-        tokens = passed(counts.held_out)
+        tokens = tokens_per_pass(counts.held_out)
         read = (_reading(shape, tokens, width), _logits(shape, tokens))
         return {"sampling": sampled(counts.held_out), "reading": read}
     return {}
 
 
 def _trained(stage: str, config: Config, shape: Shape) -> int:
-    """LoRA weights with gradients and an optimiser."""
+    """Return the number of LoRA weights with gradients and optimiser state."""
     policy, headed = shape.adapter(config.lora), shape.adapter(config.lora, config.reward.layers)
     if stage == "sft":
         return policy if config.sft.source == "train" else 0
@@ -163,7 +163,7 @@ def _trained(stage: str, config: Config, shape: Shape) -> int:
 def _runtime(device: Device) -> Term:
     if device.cuda:
         return Term(CONTEXT, CUDA_CONTEXT, "libraries and kernels on the device")
-    # TRL stays loaded after the sft stage, for a run is one process.
+    # A run is one process: TRL stays loaded after the sft stage.
     return Term("libraries", LIBRARIES + TRAINER, "Python, torch, transformers, peft, bitsandbytes, TRL, datasets")
 
 
@@ -177,14 +177,14 @@ def _base(config: Config, shape: Shape, width: int) -> Term:
 
 
 def _mapped(config: Config, shape: Shape, device: Device) -> float:
-    """Weights that need no conversion are views into the mapped file, which then stays as a whole."""
+    """Return the bytes of the mapped file: weights that need no conversion are views into it and keep all of it."""
     if device.cuda or device.width != shape.file_width or config.model.quantization == "none":
         return 0.0
     return shape.linear_weights * device.width
 
 
 def _activations(config: Config, shape: Shape, first: int, last: int, tokens: float, width: int) -> Term:
-    """What a forward keeps for its backward, of the layers with adapters."""
+    """Return the activations that a forward saves for its backward, in the layers with adapters."""
     layer = (22 * shape.hidden + 9 * shape.mlp) * (1.0 if width == 2 else 1.5)
     count = last - first
     if config.model.gradient_checkpointing:
@@ -198,7 +198,7 @@ def _reading(shape: Shape, tokens: float, width: int) -> Term:
 
 
 def _logits(shape: Shape, tokens: float) -> Term:
-    """Of one chunk: in the compute format, in float32, and probabilities; and what is left of the chunk before."""
+    """Return the logits of one chunk (compute format, float32, probabilities), and the remains of the previous one."""
     size = 14 * min(CHUNK, tokens) + 8 * min(CHUNK, max(0, tokens - CHUNK))
     return Term("logits", size * shape.vocabulary, f"{CHUNK} tokens at a time x {shape.vocabulary:,} entries")
 
@@ -211,7 +211,7 @@ def _sampling(config: Config, shape: Shape, rows: int, length: float, width: int
     )
     if not config.model.merged_rollouts or config.model.backend == "unsloth":
         return terms
-    plain = config.model.quantization == "none"  # then a layer without an adapter is used as it is
+    plain = config.model.quantization == "none"  # then a layer without an adapter is not copied
     weights = shape.under_adapter(config.lora) if plain else shape.linear_weights
     return (Term("merged copy", weights * width, "the policy's weights in the compute format"), *terms)
 

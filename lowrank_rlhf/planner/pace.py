@@ -20,7 +20,7 @@ LOADING_SECONDS = 10.0
 _RUNS_ASKED = 5
 
 Basis = Literal["same stage", "other stages", "machine speed"]
-"""Measurement that an estimate rests on, the most reliable first."""
+"""Measurement behind an estimate, the most reliable first."""
 BASIS_TEXTS: dict[Basis, str] = {
     "same stage": "this stage in earlier runs here",
     "other stages": "other stages of earlier runs here",
@@ -30,7 +30,7 @@ BASIS_TEXTS: dict[Basis, str] = {
 
 @dataclass(frozen=True)
 class Span:
-    """Estimated seconds with a plausible range, and the measurements that the estimate rests on."""
+    """Estimated seconds with a plausible range, and the measurements behind them."""
 
     about: float
     low: float
@@ -39,7 +39,7 @@ class Span:
 
     @property
     def source(self) -> str:
-        """The measurements in words."""
+        """Measurements in words."""
         return ", ".join(sorted(BASIS_TEXTS[basis] for basis in self.bases))
 
 

@@ -59,13 +59,13 @@ def krippendorff_alpha(rankings: Iterable[Ranking]) -> float | None:
         for first, second in combinations(tier_of, 2):
             verdict = (tier_of[first] < tier_of[second]) - (tier_of[first] > tier_of[second])
             if ranking.partial and not verdict and tier_of[first] == len(ranking.tiers) - 1:
-                continue  # left out together, and so not compared
+                continue  # both unplaced, so not compared
             judgements[ranking.prompt_id, first, second][verdict] += 1
             judgements[ranking.prompt_id, second, first][-verdict] += 1
     counts = [[unit[-1], unit[0], unit[1]] for unit in judgements.values() if unit.total() > 1]
     if not any(worse or better for worse, _, better in counts):
         return None
-    import krippendorff  # pulls in numpy and takes half a second: only when needed
+    import krippendorff  # imports numpy and takes half a second, so only when needed
 
     return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
 

@@ -37,7 +37,7 @@ class Pair(Record):
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything in a store, in its order: `history` has all saved rankings, oldest first; `skips` by annotator."""
+    """Contents of a store, in its order: `history` has all saved rankings, oldest first; `skips` by annotator."""
 
     prompts: tuple[Prompt, ...] = ()
     answers: tuple[Sample, ...] = ()

@@ -14,10 +14,10 @@ def ranking_from_scores(
     tie_margin: float = 0.0,
     shown: Sequence[str] = (),
 ) -> Ranking:
-    """Rank answers by score, highest first, whatever order they come in.
+    """Rank answers by score, highest first; the order of `samples` does not matter.
 
-    A tier has all answers within `tie_margin` of its best one (not of each other's neighbours, so that a chain of
-    small steps does not become one big tie). Raises `ValueError` if there is not one score for each sample.
+    A tier has all answers within `tie_margin` of its best one (not of its neighbours, so that a chain of small steps
+    does not become one big tie). Raises `ValueError` if there is not one score for each sample.
     """
     ordered = sorted(zip(scores, samples, strict=True), key=lambda pair: (-pair[0], pair[1].id))
     tiers: list[list[str]] = []

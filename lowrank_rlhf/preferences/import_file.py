@@ -59,7 +59,7 @@ def _content(path: Path) -> Iterator[tuple[int, bytes]]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    # Bytes, since of text splitlines would also cut at U+2028, which JSON allows inside a string.
+    # On bytes: str.splitlines also splits at U+2028, which JSON allows inside a string.
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         if line.strip():
             yield number, line

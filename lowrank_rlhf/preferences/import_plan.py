@@ -164,9 +164,10 @@ def _mismatch(pair: Pair, prompts: dict[str, Prompt], answers: dict[str, Sample]
 
 
 def _match(history: Sequence[SavedRanking], incoming: Sequence[SavedRanking], plan: ImportPlan) -> None:
-    """Pair each incoming ranking with an equal one of the store, as long as there are any; the rest is new.
+    """Pair each incoming ranking with an equal one of the store; those left over are new.
 
-    First both in the same state; then a withdrawn one with a standing one, which must be withdrawn, or the reverse.
+    First pairs in the same state; then a withdrawn incoming one with a current one of the store, which is withdrawn
+    too, or the reverse.
     """
     indices: defaultdict[SavedRanking, list[int]] = defaultdict(list)
     for index, saved in enumerate(history):

@@ -1,4 +1,4 @@
-"""Ranking by single keys: the effect of each key on a draft. Terminal and page share it; no texts for people."""
+"""Ranking by single keys: the effect of each key on a draft, for terminal and page; no texts for people."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -16,12 +16,35 @@ FLAGS = {"1": "unsure", "2": "prompt unclear", "3": "all answers bad", "4": "har
 """Flags of a ranking, as they are stored, under the key that follows `f`."""
 
 SHORT_FLAGS = {"b": "all answers bad", "!": "harmful"}
-"""Flags with a key of their own. A ranking with one of them needs no order."""
+"""Flags that have their own key. A ranking with one of them needs no order."""
 
 LONGEST_NAME = 100
 
-_UNDO = ("u", "\b", "\x7f")
-_ENTER = ("\r", "\n")
+
+class Action(StrEnum):
+    """Action of a key that names neither an answer nor a flag."""
+
+    TIE = "tie"
+    SAVE = "save"
+    UNDO = "undo"
+    SKIP = "skip"
+    FLAG = "flag"
+    HELP = "help"
+    QUIT = "quit"
+
+
+KEYS = {
+    Action.TIE: ("=",),
+    Action.SAVE: ("\r", "\n"),
+    Action.UNDO: ("u", "\b", "\x7f"),
+    Action.SKIP: ("s",),
+    Action.FLAG: ("f",),
+    Action.HELP: ("h", "?"),
+    Action.QUIT: ("q",),
+}
+"""Keys of each action, for terminal and page. Help texts name the first one."""
+
+_ACTIONS = {key: action for action, keys in KEYS.items() for key in keys}
 
 
 class Command(Enum):
@@ -34,7 +57,7 @@ class Command(Enum):
     QUIT = "quit"
 
 
-_COMMANDS = {"s": Command.SKIP, "h": Command.HELP, "?": Command.HELP, "q": Command.QUIT}
+_COMMANDS = {Action.SKIP: Command.SKIP, Action.HELP: Command.HELP, Action.QUIT: Command.QUIT}
 
 
 class RefusalKind(StrEnum):
@@ -91,17 +114,18 @@ def press(draft: Draft, key: str) -> Draft | Command | Refusal:
     key = unicodedata.normalize("NFKC", key)
     if not _names_an_answer(draft, key):
         key = key.lower()  # capitals are commands, too
-    if key in _UNDO:
+    action = _ACTIONS.get(key)
+    if action is Action.UNDO:
         return draft.before or Command.UNDO_SAVED
-    if key in _COMMANDS:
-        return _COMMANDS[key]
+    if action in _COMMANDS:
+        return _COMMANDS[action]
     if draft.flagging:
         return _flag(draft, key)
-    if key == "f":
+    if action is Action.FLAG:
         return replace(draft, flagging=True, before=draft)
-    if key in _ENTER:
+    if action is Action.SAVE:
         return _finish(draft)
-    if key == "=":
+    if action is Action.TIE:
         return _tie(draft)
     if key in SHORT_FLAGS:
         return _toggle(draft, SHORT_FLAGS[key])

@@ -69,25 +69,25 @@ class Overview(NamedTuple):
 
 def ranking_progress(project: Project, annotator: str) -> RankingProgress:
     """Return the progress of this annotator and of all annotators together."""
-    standing, needed = project.store.counts(annotator), project.needed
+    counts, needed = project.store.counts(annotator), project.needed
     seconds = [
         one.seconds for one in project.store.rankings() if one.annotator == annotator and one.seconds is not None
     ]
     each = median(seconds[-PACE_OF:]) if seconds else None
-    left = max(0, needed - standing.ranked_by_anyone) or standing.prompts - standing.ranked - standing.skipped
+    left = max(0, needed - counts.ranked_by_anyone) or counts.prompts - counts.ranked - counts.skipped
     return RankingProgress(
-        prompts=standing.prompts,
+        prompts=counts.prompts,
         needed=needed,
-        ranked_by_anyone=standing.ranked_by_anyone,
-        ranked=standing.ranked,
-        skipped=standing.skipped,
+        ranked_by_anyone=counts.ranked_by_anyone,
+        ranked=counts.ranked,
+        skipped=counts.skipped,
         seconds_each=each,
         seconds_left=None if each is None else each * left,
     )
 
 
 def overview(project: Project) -> Overview:
-    """Everything that the rankings of a place say about themselves."""
+    """Return statistics over all rankings of a project."""
     contents = project.store.contents()
     current = contents.current()
     found = ranking_statistics(current, contents.answers)
@@ -101,7 +101,7 @@ def overview(project: Project) -> Overview:
         comparisons_per_prompt=total / len(informative) if informative else None,
         alpha=krippendorff_alpha(current),
         agreement=same_order(current),
-        consistency=consistency(verdict.ranking for verdict in contents.history if not verdict.withdrawn),
+        consistency=consistency(saved.ranking for saved in contents.history if not saved.withdrawn),
         position=found.position,
         longer_preferred=found.longer_preferred,
         uneven_comparisons=found.uneven_comparisons,
@@ -113,14 +113,14 @@ def overview(project: Project) -> Overview:
 
 
 def accuracies(run: Path) -> tuple[Accuracy, ...]:
-    """Held-out accuracy of each reward model that this run has trained, in the order in which it did.
+    """Return the held-out accuracy of each reward model that a run has trained, oldest first.
 
-    From the run's `events.jsonl`, which keeps them over `--redo`; none where there is no such file.
+    Read from `events.jsonl`, which survives `--redo`; empty if there is no such file.
     """
     found = []
     with suppress(FileNotFoundError):
         for line in (run / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a line that a crash cut short, or of another kind
+            with suppress(ValueError, KeyError, TypeError):  # a line truncated by a crash, or of another kind
                 row = json.loads(line)
                 if row["kind"] == "measured" and row["stage"] == "reward":
                     found.append(Accuracy(int(row["prompts"]), float(row["accuracy"]), *map(float, row["interval"])))

@@ -1,4 +1,4 @@
-"""Queue of prompts: the next one for an annotator, leased so that nobody else ranks it meanwhile."""
+"""Queue of prompts: the next one for an annotator, leased so that no one else ranks it meanwhile."""
 
 import hashlib
 import math
@@ -14,7 +14,7 @@ from lowrank_rlhf.preferences.contents import Skip
 from lowrank_rlhf.run.records import Ranking, Score
 
 LEASE_SECONDS = 600.0
-"""Length of a lease without any sign of the annotator."""
+"""Length of a lease without any activity of the annotator."""
 
 REPEAT_AFTER = 8
 """Least number of other rankings between the two times that one annotator ranks the same prompt."""
@@ -173,7 +173,7 @@ def _leased(database: sqlite3.Connection, annotator: str, now: float) -> str | N
 
 
 def _candidates(database: sqlite3.Connection, annotator: str, now: float) -> list[Candidate]:
-    """Return the prompts that the annotator has not skipped and nobody else has leased, in the store's order."""
+    """Return the prompts that the annotator has not skipped and no one else has leased, in the store's order."""
     rows = database.execute(
         "SELECT id, COUNT(CASE WHEN annotator = :annotator THEN 1 END),"
         " COUNT(DISTINCT CASE WHEN annotator != :annotator THEN annotator END),"

@@ -69,7 +69,7 @@ class AnnotationStore:
         """Add prompts with their answers; existing ones stay. Prompts with fewer than two answers are left out.
 
         Raises `UserError` for an answer without its prompt, and if a stored prompt has another text or other answers:
-        its rankings would then refer to texts that nobody saw.
+        its rankings would then refer to texts that no annotator saw.
         """
         answers: defaultdict[str, list[Sample]] = defaultdict(list)
         for sample in samples:
@@ -164,7 +164,7 @@ class AnnotationStore:
         return self.counts("").ranked_by_anyone
 
     def counts(self, annotator: str) -> AnnotationCounts:
-        """Return the progress of this annotator and of everybody together."""
+        """Return the progress of this annotator and of all annotators together."""
         with self._transaction() as database:
             row = database.execute(
                 "SELECT (SELECT COUNT(*) FROM prompts),"
@@ -198,7 +198,7 @@ class AnnotationStore:
             with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)) as database:
                 database.execute("PRAGMA foreign_keys = ON")
                 database.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, too
-                # A write lock from the start: SQLite refuses at once, without waiting, to turn a reader into a writer.
+                # Take the write lock at once: SQLite cannot upgrade a read transaction while another one writes.
                 database.execute("BEGIN IMMEDIATE" if write else "BEGIN")
                 yield database
                 fault_points.point("annotations: before the commit")
@@ -207,7 +207,7 @@ class AnnotationStore:
         except RowError as error:
             raise UserError(f"{self.path}: {error}") from None
         except sqlite3.IntegrityError:
-            raise  # a bug, not the user's mistake
+            raise  # a bug, not a user error
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode & 0xFF in _DISK:
                 raise CannotFit(
@@ -226,7 +226,7 @@ class AnnotationStore:
 
 
 def _shuffled(item: Item, annotator: str, done: int) -> Item:
-    """Shuffle the answers, differently each time that the prompt comes again: positions cannot be remembered."""
+    """Shuffle the answers, differently each time the prompt is repeated, so that positions cannot be remembered."""
     seed = f"{annotator}\n{item.prompt.id}" + (f"\n{done}" if done else "")
     order = random.Random(seed).sample(item.answers, len(item.answers))
     return Item(prompt=item.prompt, answers=tuple(order), done=done)

@@ -37,7 +37,7 @@ def read_item(database: sqlite3.Connection, prompt_id: str) -> Item:
 
 
 def add_item(database: sqlite3.Connection, item: Item) -> None:
-    """Add a prompt with its answers, or leave an equal one as it is. Raises `RowError` if the store's differs."""
+    """Add a prompt with its answers, or leave an equal one unchanged. Raises `RowError` if the store's differs."""
     prompt = item.prompt
     if database.execute("SELECT 1 FROM prompts WHERE id = ?", (prompt.id,)).fetchone():
         if read_item(database, prompt.id) != item:

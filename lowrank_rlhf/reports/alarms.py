@@ -1,4 +1,4 @@
-"""Signs that a run went wrong, read from its metrics and results: rules with a limit, a source and what to do."""
+"""Alarms about a run, from its metrics and results: rules with a limit, a source and advice."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ _WINDOW = 5
 
 @dataclass(frozen=True)
 class Alarm:
-    """A rule that was broken, and the figures for its text."""
+    """Violated rule with the figures for its text."""
 
     id: AlarmId
     values: Mapping[str, Text]
@@ -44,13 +44,13 @@ class Alarm:
         return texts(f"alarm.{self.id}.title")
 
     def text(self, texts: Locale) -> str:
-        """Return what was measured and what to do."""
+        """Return the measurement and the advice."""
         return texts.render(Phrase(f"alarm.{self.id}.text", self.values))
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that the rules look at."""
+    """Data that the rules check."""
 
     metrics: Metrics
     results: Results
@@ -65,7 +65,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Rule:
-    """An alarm's check with its limit: the figures for its text, or None where all is well."""
+    """Check of an alarm with its limit; the check returns the figures for the text, or None if all is well."""
 
     id: AlarmId
     check: Callable[[Evidence, float], Values | None]
@@ -79,7 +79,7 @@ def find_alarms(metrics: Metrics, results: Results, made_by: str | None = None) 
     Args:
         metrics: the rows of metrics.jsonl.
         results: the results of the finished stages.
-        made_by: the algorithm that trains the policy, where the stage that records it may not be finished.
+        made_by: the algorithm that trains the policy, for a run whose stage `ppo` is not finished.
     """
     evidence = Evidence(metrics, results, weight_key(made_by or algorithm(results)))
     found = [(rule, rule.check(evidence, rule.limit)) for rule in RULES]
@@ -147,7 +147,7 @@ def reward_weakness(results: Results) -> Text | None:
 
 
 def length_rule(longer_wins: float | None) -> Phrase:
-    """Return the better rule that looks at length only: prefer the longer or the shorter answer."""
+    """Return the better rule by length alone: prefer the longer or the shorter answer."""
     return Phrase("rule.longer" if longer_wins is None or longer_wins >= 0.5 else "rule.shorter")
 
 

@@ -122,7 +122,7 @@ def _figure(name: str, texts: Locale, chart: Chart, hint: str | None = None) -> 
 
 
 def _frontier(metrics: Metrics, texts: Locale, judge: str | None) -> Iterator[ChartFigure]:
-    """Proxy (reward model) and gold (judge) over the distance from SFT, on two scales since their units differ."""
+    """Yield proxy (reward model) and gold (judge) over the distance from SFT, on two scales."""
     distance, proxy = _distance(metrics), finite_series(metrics, "ppo", "eval/score")
     steps = [step for step in distance if step in proxy]
     if len(steps) < 2:
@@ -157,7 +157,7 @@ def _reward_figures(reward: RewardResult, texts: Locale) -> Iterator[ChartFigure
 
 
 def _accuracy(reward: RewardResult, texts: Locale) -> Chart:
-    """Held-out accuracy and the length baseline, each with its 95 % interval; guessing is dotted."""
+    """Return held-out accuracy and the length baseline with 95 % intervals; chance is dotted."""
     bars = []
     for place, (name, value, interval) in enumerate(
         (
@@ -181,7 +181,7 @@ def _accuracy(reward: RewardResult, texts: Locale) -> Chart:
 
 
 def _calibration(bins: Sequence[ReliabilityRow], texts: Locale) -> Chart:
-    """Accuracy over predicted probability; a calibrated model is on the diagonal."""
+    """Return accuracy over predicted probability; a calibrated model is on the diagonal."""
     points = [(found.probability, found.accuracy) for found in bins]
     low = min(0.5, *(x for x, _ in points), *(y for _, y in points))
     return Chart(
@@ -196,7 +196,7 @@ def _calibration(bins: Sequence[ReliabilityRow], texts: Locale) -> Chart:
 
 
 def _margins(margins: Sequence[float], texts: Locale) -> Chart:
-    """Histogram of the margins: score of the preferred answer minus the other's."""
+    """Return the histogram of the margins: score of the preferred answer minus the other's."""
     count = min(30, max(5, round(len(margins) ** 0.5)))
     low, high = min(margins), max(margins)
     width = (high - low) / count or 1.0

@@ -21,7 +21,7 @@ _RULE = "-" * WIDTH
 
 
 def evaluation_text(result: Mapping[str, Any]) -> str:
-    """Headline, figures and sample answers of a match, and the reward model's accuracy: whichever there is."""
+    """Return a match's headline, figures and sample answers, and the reward model's accuracy, as far as measured."""
     parts = []
     if match := result["match"]:
         parts += [_headline(match), _figures(match), *_warnings(match["notes"]), _answers(match)]
@@ -41,7 +41,7 @@ def _headline(match: Mapping[str, Any]) -> str:
         f"{_plain(match['right'])} against {_plain(match['left'])} on {pairs} ({match['prompts_from']}): "
         f"{who} prefers {_plain(match['right'])} in {percent(match['win_rate'])} of the pairs"
         f"{percent_interval(match['win_rate_interval'])}; "
-        f"were all answers equally long, in {percent(match['length_controlled_win_rate'])}"
+        f"at equal length, in {percent(match['length_controlled_win_rate'])}"
         f"{percent_interval(match['length_controlled_interval'])}. "
         f"{ties}KL(right || left): {number(match['kl_per_answer'])} nats per answer"
         f"{number_interval(match['kl_interval'])}."
@@ -68,7 +68,7 @@ def _warnings(notes: Sequence[str]) -> list[str]:
 def _answers(match: Mapping[str, Any]) -> str:
     """Show the first prompts in order, with one answer of each side."""
     rows = match["answers"][:: match["answers_per_prompt"]][:SHOWN]
-    lines = ["The first prompts, as they come:"]
+    lines = ["The first prompts, in order:"]
     for row in rows:
         table = Table(box=None, pad_edge=False, expand=True)
         for side in ("left", "right"):
@@ -108,7 +108,7 @@ def _accuracy(accuracy: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without control characters, which a terminal would obey."""
+    """Replace control characters, which could control the terminal, by spaces."""
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 

@@ -31,7 +31,7 @@ class Table:
     kinds: tuple[ColumnKind, ...] = ()
     """Style of each column; empty for text throughout."""
     failed: frozenset[int] = frozenset()
-    """Rows whose verdict is bad."""
+    """Indices of rows with a failed verdict."""
 
 
 def series(metrics: Metrics, stage: str, key: str) -> tuple[list[int], list[float]]:
@@ -61,7 +61,7 @@ GoldRole = Literal["judge", "second_judge"]
 
 
 def gold(metrics: Metrics) -> GoldRole:
-    """Return whose score followed the training (`eval/<role>`): the second judge's where no program ranked."""
+    """Return the judge that followed training (`eval/<role>`): the second one if no program ranked."""
     known = [role for role in get_args(GoldRole) if any(f"eval/{role}" in row for row in metrics)]
     role: GoldRole = known[0] if known else "judge"
     return role
@@ -109,7 +109,7 @@ def _known(interval: Bounds) -> tuple[float, float] | None:
 
 
 def judge_in_words(name: str | None, texts: Locale = ENGLISH) -> str:
-    """Name a judge in a sentence; a simulated annotator and a language model are always called so."""
+    """Name a judge in a sentence; a simulated annotator and a language model are always identified as such."""
     if name is None:
         return texts("judge.reward_model")
     if name.startswith(ENDPOINT_PREFIX):

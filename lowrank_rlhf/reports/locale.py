@@ -16,7 +16,7 @@ Text = Union[str, "Phrase"]
 
 @dataclass(frozen=True)
 class Phrase:
-    """A text that is not yet in a language: its key and the values of its placeholders."""
+    """Key of a text with the values of its placeholders, to be rendered in a language."""
 
     key: str
     values: Mapping[str, Text] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file in English and Chinese that needs nothing else, and its Markdown twin."""
+"""Report of a run: one self-contained HTML file in English and Chinese, and a Markdown file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class ReportView:
 
     @property
     def tables(self) -> list[Table]:
-        """Every table, the answers among them."""
+        """All tables, including the answers."""
         found = [self.comparison, *self.details, _samples_table(self.samples, self.texts)]
         return [table for table in found if table]
 

@@ -49,7 +49,7 @@ def headline(results: Results, texts: Locale) -> str:
 
 
 def _verdict(interval: Bounds, texts: Locale) -> str:
-    """Return what the interval of a win rate allows to conclude."""
+    """Return the conclusion from the interval of a win rate."""
     if not interval or interval[0] is None or interval[1] is None:
         return ""
     return texts("verdict.better" if interval[0] > 0.5 else "verdict.worse" if interval[1] < 0.5 else "verdict.unclear")

@@ -23,7 +23,7 @@ def html_environment() -> Environment:
 
 
 def markdown_environment(*folders: Path) -> Environment:
-    """Return the environment of Markdown templates: whatever is printed shows as text, unless it is `Markup`.
+    """Return the environment of Markdown templates, which escapes everything except `Markup`.
 
     Args:
         folders: template folders that come before this package's own.
@@ -46,12 +46,12 @@ def _environment(*folders: Path, autoescape: bool, finalize: Any) -> Environment
 
 
 def _html(value: Any) -> Any:
-    """Spell out control and direction marks; jinja escapes the result, as it is no markup."""
+    """Spell out control and direction marks; jinja escapes the result."""
     return visible(value).replace(" %", _PERCENT) if isinstance(value, str) and not _is_markup(value) else value
 
 
 def _inline_code(text: str) -> Markup:
-    """Mark what is between backticks as code."""
+    """Mark text between backticks as code."""
     return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape_html(_html(text)))))  # noqa: S704 - escaped
 
 

@@ -69,7 +69,7 @@ def _sample(row: Mapping[str, Any]) -> list[str]:
 def _wrap(text: str, width: int) -> list[str]:
     """Return lines of at most `width` cells of a terminal, in which East Asian letters are two wide.
 
-    Control characters, which a terminal would obey, become spaces.
+    Control characters, which could control the terminal, become spaces.
     """
     safe = "".join(character if character.isprintable() or character == "\n" else " " for character in text)
     lines = (line for part in safe.splitlines() for line in _filled(part.replace(" %", "\N{NO-BREAK SPACE}%"), width))

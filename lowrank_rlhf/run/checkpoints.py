@@ -56,8 +56,8 @@ def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
         warnings.warn(
-            f"checkpoint {path} is damaged and was set aside as {aside.name}: {'; '.join(damage)}. "
-            "The stage resumes from the one before it, or from its beginning",
+            f"{path}: damaged checkpoint, renamed to {aside.name}: {'; '.join(damage)}. "
+            "The stage resumes from the previous checkpoint, or from its beginning",
             stacklevel=2,
         )
     return None
@@ -69,7 +69,7 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _damage(checkpoint: Path) -> list[str]:
-    """Return the damage found in each file of a checkpoint; empty if it is intact."""
+    """Return a description of each damaged file; empty if the checkpoint is intact."""
     manifest = read_record(checkpoint / _MANIFEST) or {}
     files, sizes = manifest.get("files"), manifest.get("bytes", {})  # earlier versions recorded no sizes
     if not isinstance(files, dict):
@@ -82,7 +82,7 @@ def _fault(path: Path, name: str, digest: str, sizes: dict[str, int]) -> str | N
         size = path.stat().st_size
         if size != sizes.get(name, size):
             return f"{name} is {size} bytes instead of {sizes[name]}"
-        return None if sha256(path) == digest else f"{name} has another sha256 than when it was written"
+        return None if sha256(path) == digest else f"{name} does not match its recorded sha256"
     except FileNotFoundError:
         return f"{name} is missing"
     except OSError as error:

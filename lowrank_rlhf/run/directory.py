@@ -58,13 +58,13 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be made a run's folder: {error.strerror}") from None
+            raise UserError(f"{self.path}: cannot create the run folder: {error.strerror}") from None
         holder = self.path / "run.lock.json"
         lock = FileLock(self.path / "run.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise RunLocked(_held(self.path, holder)) from None
+            raise RunLocked(_in_use(self.path, holder)) from None
         try:
             write_json_atomic(holder, {"schema": SCHEMA, "pid": os.getpid(), "since": now()})
             yield
@@ -184,8 +184,8 @@ def read_record(path: Path, form: type[BaseModel] | None = None) -> dict[str, An
         except ValidationError as error:
             fault = error.errors()[0]
             raise UserError(
-                f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}. It was changed by hand or damaged; put "
-                "it back as it was, or delete it: what it tells of is made again"
+                f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}. The file was edited or is damaged: "
+                "restore it, or delete it to compute its contents again"
             ) from None
     return found
 
@@ -241,7 +241,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _held(run: Path, holder: Path) -> str:
+def _in_use(run: Path, holder: Path) -> str:
     by = read_json(holder)
-    who = f"process {by.get('pid')} holds it since {by.get('since')}" if by else "another process holds it"
-    return f"{run} is in use: {who}. Wait until it ends, or stop it; it saves its work on SIGTERM."
+    process = f"process {by.get('pid')} since {by.get('since')}" if by else "another process"
+    return f"{run}: in use by {process}. Wait until it ends, or stop it: it saves its work on SIGTERM."

@@ -1,9 +1,9 @@
 """Data parallelism over several processes on one machine, each with the whole model.
 
 `accelerate launch` or `torchrun` starts the processes and passes rank and world size in the environment. All run the
-same program with the same seeds. Independent pieces of work are dealt out by `ProcessGroup.shard`; each process leaves
-zeros where others compute, and `ProcessGroup.all_reduce` sums them up: afterwards every process has the whole result
-and takes the same decisions. A group of one process, the default everywhere, does neither and imports no torch.
+same program with the same seeds. `ProcessGroup.shard` divides independent work; each process leaves zeros for the
+results of the others, and `ProcessGroup.all_reduce` sums them up: afterwards every process has the whole result and
+takes the same decisions. A group of one process, the default everywhere, does neither and imports no torch.
 """
 
 import logging
@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _START_TIMEOUT, _BARRIER_TIMEOUT = timedelta(minutes=10), timedelta(days=30)
-"""The main process may wait for people between two barriers. A process that dies is noticed at once."""
+"""The main process may wait for people between two barriers. A process that dies is noticed immediately."""
 _ERROR_KEY = "error"
 
 
@@ -61,7 +61,7 @@ class ProcessGroup:
     def __init__(self, rank: int = 0, processes: int = 1, control: Any = None, errors: Any = None) -> None:
         self._rank, self._control, self._errors = rank, control, errors
         self.processes = processes
-        """Number of processes, inside of `single_process` too."""
+        """Number of processes, within `single_process` too."""
         self.stop: Stop | None = None
         """Asked at every barrier: a request to one process stops all. Set by `StopRequest` while it is active."""
         self._stop_agreed = False
@@ -69,7 +69,7 @@ class ProcessGroup:
 
     @property
     def world_size(self) -> int:
-        """Number of processes that share the work at the moment; 1 inside of `single_process`."""
+        """Number of processes that share the work at the moment; 1 within `single_process`."""
         return 1 if self._single else self.processes
 
     @property
@@ -84,7 +84,7 @@ class ProcessGroup:
 
     @property
     def can_stop(self) -> bool:
-        """True where a stop needs no agreement: no process shares the work, or all know of the request."""
+        """True if a stop needs no agreement: no other process shares the work, or all know of the request."""
         return self.world_size == 1 or self._stop_agreed
 
     def shard(self, items: Sequence[Item]) -> list[Item]:
@@ -94,8 +94,8 @@ class ProcessGroup:
     def all_reduce(self, tensors: Iterable["Tensor"], barrier: bool = True) -> None:
         """Replace each tensor by its sum over all processes, bit-identical in all of them.
 
-        With `barrier` it raises in all processes what `barrier` raises; call it before weights change. Without, call it
-        soon after a barrier.
+        With `barrier`, raises the exceptions of `barrier` in all processes: call it before weights change. Without,
+        call it soon after a barrier.
         """
         if self.world_size == 1:
             return
@@ -114,13 +114,13 @@ class ProcessGroup:
     def barrier(self) -> None:
         """Wait for all processes.
 
-        Raises `Stopped` in all of them where a stop was requested in any, `ProcessLost` where one has ended, and
-        `OutOfMemoryElsewhere` where another came here by `report_out_of_memory`.
+        Raises `Stopped` in all of them if any received a stop request, `ProcessLost` if one has ended, and
+        `OutOfMemoryElsewhere` if another called `report_out_of_memory`.
         """
         self._synchronize()
 
     def sum(self, number: int) -> int:
-        """Return the sum of the processes' numbers. It is a barrier, and raises what `barrier` raises."""
+        """Return the sum of the processes' numbers. Also a barrier, with its exceptions."""
         return self._synchronize(number)
 
     def report_out_of_memory(self) -> None:
@@ -129,7 +129,7 @@ class ProcessGroup:
 
     @contextmanager
     def single_process(self) -> Iterator[None]:
-        """Make this process work alone inside the block; the others wait at their next barrier."""
+        """Work in this process alone within the block; the others wait at their next barrier."""
         self._single = True
         try:
             yield
@@ -142,7 +142,7 @@ class ProcessGroup:
             self._errors.set(_ERROR_KEY, f"process {self._rank}: {str(error) or type(error).__name__}")
 
     def _synchronize(self, number: int = 0, out_of_memory: bool = False) -> int:
-        """Barrier, sum of numbers, stop requests and lack of memory in one reduction, so that any of them can meet."""
+        """Combine barrier, sum, stop requests and lack of memory in one reduction, so that any two of them match."""
         if self.world_size == 1:
             return number
         import torch
@@ -170,7 +170,7 @@ class ProcessGroup:
 
 
 def launched_processes() -> int:
-    """Return the number of processes that the launcher started, from the environment (outside of `join`).
+    """Return the number of processes that the launcher started, from the environment (outside `join`).
 
     Raises `UserError` for several machines, and for values that are not numbers.
     """
@@ -179,7 +179,7 @@ def launched_processes() -> int:
 
 @contextmanager
 def silence_other_processes() -> Iterator[None]:
-    """Discard the output of every process but the main one, by the environment (outside of `join`)."""
+    """Discard the output of every process except the main one, by the environment (outside `join`)."""
     with ExitStack() as stack:
         if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -190,10 +190,10 @@ def silence_other_processes() -> Iterator[None]:
 
 @contextmanager
 def join() -> Iterator[ProcessGroup]:
-    """Connect the processes that the launcher started, for the length of the block.
+    """Connect the processes that the launcher started, for the duration of the block.
 
-    Libraries see none of it: each process looks like the only one, with one GPU. An error in another process is left
-    for the main one to raise. Raises `UserError` where they cannot connect, or where only some have a GPU.
+    Libraries do not notice: each process looks like the only one, with one GPU. The main process raises the error of
+    another one. Raises `UserError` if they cannot connect, or if only some have a GPU.
     """
     given = _from_environment()
     with _one_gpu(given["LOCAL_RANK"]):
@@ -217,7 +217,7 @@ def join() -> Iterator[ProcessGroup]:
 
 @contextmanager
 def _one_gpu(local_rank: int) -> Iterator[None]:
-    """Show this process one of its GPUs only, if CUDA starts in the block: TRL's trainer would spread over all."""
+    """Make one GPU visible to this process, if CUDA starts in the block: TRL's trainer would use all of them."""
     visible = os.environ.get(_DEVICES)
     os.environ[_DEVICES] = (
         str(local_rank) if visible is None else dict(enumerate(visible.split(","))).get(local_rank, "")
@@ -255,8 +255,8 @@ def _connect(rank: int, processes: int) -> ProcessGroup:
     dist.all_reduce(with_gpu, group=control)
     if int(with_gpu) not in (0, processes):
         raise UserError(
-            f"{int(with_gpu)} of {processes} processes found a GPU. Start as many processes as there are GPUs, or hide "
-            f"the GPUs ({_DEVICES}= in front of the command)"
+            f"GPU found in {int(with_gpu)} of {processes} processes. Start one process per GPU, or hide the GPUs "
+            f"({_DEVICES}= before the command)"
         )
     return ProcessGroup(rank, processes, control, dist.PrefixStore("lowrank_rlhf", store))
 
@@ -272,7 +272,7 @@ def _from_environment() -> dict[str, int]:
                     raise UserError(f"{name}: expected a number in the environment, got {os.environ[name]!r}") from None
         if found.get("LOCAL_WORLD_SIZE", found["WORLD_SIZE"]) != found["WORLD_SIZE"]:
             raise UserError(
-                "launched on several machines: all processes must run on one. See docs/more_than_one_gpu.md for "
-                "larger setups"
+                "launched on several machines: all processes must run on one machine. See "
+                "docs/more_than_one_gpu.md for larger setups"
             )
     return found

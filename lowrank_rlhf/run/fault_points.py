@@ -2,7 +2,7 @@
 
 `LOWRANK_RLHF_FAULTS=kill:17` sends SIGKILL to this process at the 17th point that it passes; nothing is flushed or
 saved. `LOWRANK_RLHF_FAULTS=list:FILE` writes the names of the points that it passes into that file, one per line.
-`tests/faults.py` tries all of them.
+`tools/faults.py` tries all of them.
 """
 
 import os
@@ -17,9 +17,9 @@ _passed = count(1)
 def point(name: str) -> None:
     """Mark a state of the disk, such as `adapters/sft: moved`; kill this process if the test asks for it."""
     if asked := os.environ.get(VARIABLE):
-        what, _, which = asked.partition(":")
-        if what == "list":
-            with Path(which).open("a", encoding="utf-8") as file:
+        action, _, argument = asked.partition(":")
+        if action == "list":
+            with Path(argument).open("a", encoding="utf-8") as file:
                 file.write(f"{name}\n")
-        elif what == "kill" and next(_passed) == int(which):
+        elif action == "kill" and next(_passed) == int(argument):
             os.kill(os.getpid(), signal.SIGKILL)

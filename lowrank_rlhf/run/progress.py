@@ -21,7 +21,7 @@ from lowrank_rlhf.run.progress_file import StageProgress, remove_progress, write
 
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_FILES = 1.0
-_ONCE_MORE = b" Once more stops at once."
+_ONCE_MORE = b" Press Ctrl-C again to stop immediately."
 
 
 Later = Callable[[float], float | None]
@@ -218,9 +218,9 @@ class Progress:
 class StopRequest:
     """Turns the first Ctrl-C or SIGTERM into `requested`, so that the run stops where its work can be saved.
 
-    The second one raises KeyboardInterrupt at once. Every forward of the model polls (`Session.roles`), so work between
-    two forwards should be short. Handlers can only be set in the main thread; in others this is a flag that any code
-    may set. Several processes that share the work stop together, at their next barrier.
+    The second one raises KeyboardInterrupt immediately. Every forward of the model polls (`Session.roles`), so work
+    between two forwards should be short. Handlers can only be set in the main thread; in others this is a flag that any
+    code may set. Several processes that share the work stop together, at their next barrier.
     """
 
     def __init__(self, group: ProcessGroup | None = None) -> None:
@@ -244,7 +244,7 @@ class StopRequest:
     def check(self, saved: str) -> None:
         """Raise `Stopped` if a stop was requested; `saved` describes the saved work, such as "step 50 is saved"."""
         if self.requested and self._group.can_stop:
-            raise Stopped(f"Stopped as asked; {saved}. The same command resumes from there.")
+            raise Stopped(f"Stopped; {saved}. To resume, rerun the same command.")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's signature
         several = self._group.processes > 1  # the launcher sends a second signal by itself

@@ -13,15 +13,15 @@ NAME = "progress.json"
 
 
 class StageProgress(BaseModel):
-    """State of the stage at work."""
+    """State of the running stage."""
 
     stage: str
     unit: str
-    """What is counted, such as `steps` or `answers`."""
+    """Unit of the counts, such as `steps` or `answers`."""
     done: NonNegativeInt
     total: NonNegativeInt
     seconds_left: NonNegativeFloat | None = None
-    """Estimate for the stage; None until there is a pace."""
+    """Estimate for the stage; None before the first unit is done."""
     run_seconds_left: NonNegativeFloat | None = None
     """Estimate for the run, later stages included."""
     figures: Mapping[str, float | None] = {}

@@ -91,9 +91,9 @@ class Ranking(Record):
         if not all(self.tiers):
             raise ValueError("a tier is empty")
         if len(ranked) != len(set(ranked)):
-            raise ValueError("an answer stands in two places")
+            raise ValueError("an answer appears twice")
         if self.partial and len(self.tiers) < 2:
-            raise ValueError("a partial ranking needs a tier above the one with what was left")
+            raise ValueError("a partial ranking needs a tier above the unordered rest")
         return self
 
 

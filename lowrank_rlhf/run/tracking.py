@@ -27,7 +27,7 @@ def tracking_problem(config: Config) -> str | None:
     try:
         version(config.tracking)  # not find_spec: a folder `wandb`, as wandb creates, would count
     except PackageNotFoundError:
-        return f"{config.tracking} is not installed: pip install {config.tracking}, or none"
+        return f"{config.tracking} is not installed. Run `pip install {config.tracking}`, or set tracking=none"
     return None
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL, SCORE, STAGE_SIDES, AnswerPair
-from lowrank_rlhf.evaluation.match import SEED_PLACE, judge_pairs, measure_pairs
+from lowrank_rlhf.evaluation.match import SEED_KEY, judge_pairs, measure_pairs
 from lowrank_rlhf.evaluation.match_metrics import (
     Figure,
     kl_values,
@@ -76,7 +76,7 @@ def _pairs(
     load_role(roles, Role.REFERENCE, adapters / "sft")
     load_role(roles, Role.POLICY, adapters / "policy")
     scale = load_reward_model(roles, adapters / "reward")
-    seed, sampling = derive_seed(config.seed, SEED_PLACE), config.sample
+    seed, sampling = derive_seed(config.seed, SEED_KEY), config.sample
     with progress.track("evaluate", 2 * len(prompts), "answers") as bar:
         sft, policy = (
             [group[0] for group in answer_prompts(roles, role, prompts, sampling, seed, bar=bar, stop=stop)]

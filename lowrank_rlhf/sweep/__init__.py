@@ -1,1 +1,1 @@
-"""Several runs that differ in a few settings: which ones, what they share, and how they compare."""
+"""Sweeps: runs that differ in a few settings, the stages they share, and their comparison."""

@@ -1,4 +1,4 @@
-"""`ppo.kl_coef=0.02,0.1 seed=1,2` -> every combination, each with a name and a checked config."""
+"""Grid of a sweep: every combination of `ppo.kl_coef=0.02,0.1 seed=1,2`, with a name and a checked config."""
 
 import hashlib
 import itertools
@@ -21,22 +21,22 @@ _QUOTES = "\"'"
 
 @dataclass(frozen=True)
 class Combination:
-    """One run of a sweep: `settings` are the values that it does not share with all others, as they were typed."""
+    """One run of a sweep; `settings` has its values of the settings that vary, as typed."""
 
     config: Config
     settings: dict[str, str]
     overrides: tuple[str, ...]
-    """What makes this run from the sweep's config, on the command line of `run`."""
+    """Overrides of the sweep's config, as on the command line of `run`."""
 
     @property
     def label(self) -> str:
-        """`kl_coef=0.05 seed=2`."""
+        """Short description, such as `kl_coef=0.05 seed=2`."""
         return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.settings.items())
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs of a sweep, in the order in which the settings were given, the last changing fastest."""
+    """Runs of a sweep, in the order of the settings, the last changing fastest."""
 
     name: str
     source: str
@@ -45,20 +45,20 @@ class Sweep:
 
     @property
     def short_names(self) -> dict[str, str]:
-        """What each setting that changes is called in a table."""
+        """Column name of each setting that varies."""
         return _short_names(self.axes)
 
 
 def make_sweep(source: str, arguments: Sequence[str]) -> Sweep:
-    """The grid of the settings with several values, on the config named `source`.
+    """Expand the settings with several values into a grid on the config `source`.
 
-    Raises `UserError` with every mistake of every combination, once each, before anything runs.
+    Raises `UserError` that lists each mistake of all combinations once, before anything runs.
     """
     choices = _choices(arguments)
     axes = {key: values for key, values in choices.items() if len(values) > 1}
     fixed = {key: values[0] for key, values in choices.items() if len(values) == 1}
     if "name" in axes:
-        raise UserError("name: a sweep has one name; its runs get theirs from it and their settings")
+        raise UserError("name: must have one value; each run's name is made from it and the run's settings")
     if not axes:
         raise UserError("nothing to sweep: give at least one setting several values, such as ppo.kl_coef=0.02,0.1")
     rows = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
@@ -73,7 +73,10 @@ def make_sweep(source: str, arguments: Sequence[str]) -> Sweep:
 
 
 def split_values(text: str) -> list[str]:
-    """Cut at the commas outside brackets and quotes: `1,[a, b]` -> `1`, `[a, b]`. ValueError if one stays open."""
+    """Split at commas outside brackets and quotes: `1,[a, b]` -> `1`, `[a, b]`.
+
+    Raises `ValueError` with the missing bracket or quote.
+    """
     parts, closing, quote = [""], "", ""
     for character in text:
         if quote:
@@ -109,7 +112,7 @@ def _choices(arguments: Sequence[str]) -> dict[str, tuple[str, ...]]:
             continue
         repeated = [value for value, count in Counter(values).items() if count > 1]
         if len(values) > 1 and not all(values):
-            problems.append(f'"{argument}": a value is missing beside a comma')
+            problems.append(f'"{argument}": empty value next to a comma')
         elif repeated:
             problems.append(f'"{argument}": {repeated[0]} is given twice')
         elif key in choices:
@@ -121,7 +124,7 @@ def _choices(arguments: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _checked(source: str, overrides: Sequence[tuple[str, ...]]) -> list[Config]:
-    """The config of each combination; what is wrong with any of them, each mistake once."""
+    """Load the config of each combination. Raises `UserError` that lists each mistake once."""
     configs: list[Config] = []
     mistakes: dict[str, None] = {}
     for given in overrides:
@@ -135,8 +138,8 @@ def _checked(source: str, overrides: Sequence[tuple[str, ...]]) -> list[Config]:
 
 
 def _problems(config: Config) -> list[tuple[Key, str]]:
-    """What is wrong for a run here, and for one that is compared with others."""
-    chosen = "auto might choose other numbers for each run; a sweep needs as_set, and the numbers that `plan` tells"
+    """Return the mistakes of a config for a run on this machine and for a sweep."""
+    chosen = "auto may choose different numbers for each run; set as_set, with the numbers that `plan` shows"
     return [*problems_here(config), *([(("model", "memory"), chosen)] if config.model.memory == "auto" else [])]
 
 
@@ -145,7 +148,7 @@ def _without_name(overrides: tuple[str, ...]) -> list[str]:
 
 
 def _names(base: str, rows: Sequence[dict[str, str]]) -> list[str]:
-    """`quickstart-kl_coef-0.05-seed-2`; with a few digits of a checksum where that is too long or not unique."""
+    """Return names such as `quickstart-kl_coef-0.05-seed-2`, with a hash if they are too long or not unique."""
     short = _short_names(rows[0])
     plain = []
     for row in rows:
@@ -159,7 +162,7 @@ def _names(base: str, rows: Sequence[dict[str, str]]) -> list[str]:
 
 
 def _short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The last part of each key; the whole key where two would end the same."""
+    """Return the last part of each key, or the whole key if it is not unique."""
     last = {key: key.rpartition(".")[2] for key in keys}
     count = Counter(last.values())
     return {key: short if count[short] == 1 else key for key, short in last.items()}

@@ -1,4 +1,4 @@
-"""One run of a sweep in a process of its own: its memory is gone when it ends."""
+"""Process of one run of a sweep, so that its memory is freed when the run ends."""
 
 import os
 import signal
@@ -18,23 +18,23 @@ _LINES_KEPT = 3
 
 
 class Outcome(NamedTuple):
-    """How a command ended; `message` is the last that it wrote to stderr."""
+    """Exit code of a command; `message`: the last lines it wrote to stderr."""
 
     code: int
     message: str
 
 
 def command_of(source: str, overrides: Sequence[str], runs: Path) -> list[str]:
-    """The command of one run, as a list for a process, never for a shell."""
+    """Return the command of one run as arguments of a process, never of a shell."""
     return [sys.executable, "-m", "lowrank_rlhf", "run", source, *overrides, "--runs", str(runs)]
 
 
 def launch(command: Sequence[str], stop: StopRequest, quiet: bool) -> Outcome:
-    """Run a command to its end; a stop that is asked for is passed on to it, once, and then again.
+    """Run a command to its end. A stop request sends it SIGTERM, a second Ctrl-C ends it at once.
 
-    With `quiet` what it says goes to stderr. Raises `Stopped` when it has ended because of the stop.
+    With `quiet`, its stdout goes to stderr. Raises `Stopped` after a stop request, when the command has ended.
     """
-    # In a process group of its own Ctrl-C reaches it through us only, and therefore once.
+    # In its own process group the command gets no Ctrl-C from the terminal, only the one SIGTERM sent here.
     group = 0 if os.name == "posix" else None
     with subprocess.Popen(
         command,
@@ -44,13 +44,13 @@ def launch(command: Sequence[str], stop: StopRequest, quiet: bool) -> Outcome:
         errors="replace",
         process_group=group,
     ) as process:
-        assert process.stderr is not None  # noqa: S101 - asked for above
+        assert process.stderr is not None  # noqa: S101 - a pipe, see above
         lines: deque[str] = deque(maxlen=_LINES_KEPT)
         reader = threading.Thread(target=_pass_on, args=(process.stderr, lines), daemon=True)
         reader.start()
         try:
             _wait(process, stop)
-        except BaseException:  # a second Ctrl-C, or a bug here: leave nothing behind that goes on by itself
+        except BaseException:  # a second Ctrl-C, or a bug: leave no process running
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGTERM)
             process.wait()
@@ -58,16 +58,16 @@ def launch(command: Sequence[str], stop: StopRequest, quiet: bool) -> Outcome:
         reader.join()
     message = "".join(lines).strip()
     if stop.requested:
-        raise Stopped("The sweep stops here; finished runs and stages are saved. The same command goes on.")
+        raise Stopped("Sweep stopped. Finished runs and stages are saved; the same command resumes.")
     return Outcome(process.returncode, message)
 
 
 def _wait(process: subprocess.Popen, stop: StopRequest) -> None:
-    told = False
+    signalled = False
     while process.poll() is None:
-        if stop.requested and not told:
+        if stop.requested and not signalled:
             process.send_signal(signal.SIGTERM)
-            told = True
+            signalled = True
         try:
             process.wait(_SECONDS_BETWEEN_LOOKS)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Gold score over √KL for the runs of a sweep (Gao et al. 2022, figure 1): a curve per setting, thin ones per seed."""
+"""Plot of the gold score over √KL (Gao et al. 2022, figure 1): a curve per setting, a thin one per seed."""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -83,7 +83,7 @@ def save(folder: Path, sweep: Sweep, rows: Sequence[dict[str, Any]], drawn: bool
 
 
 def markdown(sweep: Sweep, rows: Sequence[dict[str, Any]], drawn: bool) -> str:
-    """Return the table with a sentence on its columns, and the reasons of failures."""
+    """Return the table, an explanation of its columns, and the reasons for failures."""
     lines = [
         f"# {sweep.name}",
         "",

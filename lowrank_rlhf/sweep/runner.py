@@ -65,5 +65,5 @@ def _one(sweep: Sweep, combination: Combination, runs: Path, start: Start, say: 
         say(f"  {error}")
         return Outcome(int(error.exit_code), str(error))
     for stage, donor in taken.items():
-        say(f"  {stage}: the same as in {donor}; copied and checked by hashes")
+        say(f"  {stage}: same as in {donor}; copied and verified by hashes")
     return start(combination)

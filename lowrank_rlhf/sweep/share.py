@@ -48,7 +48,7 @@ def take_over(config: Config, runs: Path, donors: Sequence[str]) -> dict[str, st
     with run_dir.lock():
         run_dir.recover()
         for planned in pipeline.plan(config, run_dir):
-            # The plan is made again for each stage: a copied stage changes the state of the next one.
+            # Plan again for each stage: copying a stage changes the state of the next one.
             stage = planned.stage
             state = next(now.state for now in pipeline.plan(config, run_dir) if now.stage.name == stage.name)
             if state == "done":

@@ -120,7 +120,7 @@ def test_all_mistakes_at_once(tmp_path, monkeypatch, capsys) -> None:
         "my.yaml:4:8: data.prompts: gone.jsonl: file not found",
         "my.yaml:5:1: sft: `adapter` and `source: adapter` must be set together",
         "my.yaml:6:10: sample.max_new_tokens (600) must be below model.max_length (512)",
-        "my.yaml:7:8: rank.judge: no judge is called 'robot'",
+        "my.yaml:7:8: rank.judge: unknown judge 'robot'",
         "my.yaml:8:10: reward: margin (1) requires `loss: pairwise`",
         "my.yaml:9:17: ppo: minibatches (5) must divide batch_size (32)",
         "my.yaml:9:33: ppo: critic_warmup_steps (9) must be below steps (5)",
@@ -159,5 +159,5 @@ def test_without_model_and_name_the_rest_is_checked(tmp_path, monkeypatch, capsy
         "my.yaml: model: missing",
         "my.yaml: name: missing",
         "my.yaml:1:1: sft: `adapter` and `source: adapter` must be set together",
-        "my.yaml:2:8: rank.judge: no judge is called 'robot'",
+        "my.yaml:2:8: rank.judge: unknown judge 'robot'",
     ]

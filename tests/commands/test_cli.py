@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from lowrank_rlhf import __version__, cli
-from lowrank_rlhf.commands import presets
+from lowrank_rlhf.commands import getting_started
 from lowrank_rlhf.commands.common import EXIT_CODES
 from lowrank_rlhf.config import loading
 from lowrank_rlhf.config.loading import dump_config
@@ -133,13 +133,13 @@ class TestPresets:
         assert command("presets", "copy", "quickstart", "gpu.yaml") == (
             2,
             "",
-            "gpu.yaml exists already; name another file\n",
+            "gpu.yaml already exists; choose another name\n",
         )
         assert Path("gpu.yaml").read_text() == GOOD
         assert command("presets", "copy", "gpu", "no/folder.yaml")[0] == 2
 
     def test_none(self, command, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(presets, "preset_names", list)
+        monkeypatch.setattr(getting_started, "preset_names", list)
         assert command("presets")[0] == 2
 
 
@@ -167,9 +167,9 @@ class TestStatus:
         assert "sft: sft.epochs: 2 -> 3" in out.splitlines()
 
     def test_unknown_run(self, command) -> None:
-        assert command("status", "ab") == (2, "", 'no run "ab" in runs. There are none yet.\n')
+        assert command("status", "ab") == (2, "", 'run "ab" not found in runs. There are no runs yet.\n')
         a_run(Path("runs/abc"))
-        assert command("status", "ab")[2] == 'no run "ab" in runs. The runs are: abc. Did you mean "abc"?\n'
+        assert command("status", "ab")[2] == 'run "ab" not found in runs. Existing runs: abc. Did you mean "abc"?\n'
 
 
 class TestRun:
@@ -184,7 +184,7 @@ class TestRun:
         code, out, _ = command(
             "run", "good.yaml", "seed=3", "--runs", "r", "--until", "sft", "--redo", "sft", "--redo", "ppo"
         )
-        assert (code, out) == (0, f"sft [red] done\nThe run is in {Path('runs/a')}\n")
+        assert (code, out) == (0, f"sft [red] done\nRun folder: {Path('runs/a')}\n")
         assert (seen["config"].seed, seen["runs"], seen["until"], seen["redo"]) == (3, Path("r"), "sft", ["sft", "ppo"])
 
     def test_a_bad_config_starts_nothing(self, command) -> None:
@@ -240,7 +240,7 @@ def test_ctrl_c_ends_a_real_run_with_its_code_and_the_way_on() -> None:
         _, err = running.communicate(timeout=30)
     assert (second.returncode, f"process {running.pid} holds it" in second.stderr) == (ExitCode.LOCKED, True)
     assert running.returncode == ExitCode.STOPPED
-    assert "is saved. The same command resumes from there." in err
+    assert "is saved. To resume, rerun the same command." in err
     assert "Traceback" not in err
 
 

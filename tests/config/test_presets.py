@@ -120,7 +120,7 @@ def test_it_fits_its_card_with_a_fifth_to_spare(name) -> None:
 def test_plan_says_it_in_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     config = preset("colab_t4")
-    monkeypatch.setattr(forecast, "look", lambda _: card("colab_t4", config))
+    monkeypatch.setattr(forecast, "find_machine", lambda _: card("colab_t4", config))
     monkeypatch.setattr(forecast, "find_shape", lambda _: shape_of(config))
     monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", "plan", "colab_t4"])
     with pytest.raises(SystemExit) as caught:

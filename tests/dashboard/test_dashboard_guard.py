@@ -279,7 +279,7 @@ class TestPasswordRule:
         monkeypatch.setattr("sys.argv", ["lowrank-rlhf", "dashboard", "--served-as", name])
         with pytest.raises(SystemExit) as caught:
             cli.main()
-        assert (caught.value.code, "a host name alone" in capsys.readouterr().err) == (2, True)
+        assert (caught.value.code, "must be a host name" in capsys.readouterr().err) == (2, True)
 
     def test_a_short_one_is_refused_everywhere(self, monkeypatch) -> None:
         monkeypatch.setenv("LOWRANK_RLHF_PASSWORD", "x" * 11)

@@ -109,16 +109,16 @@ class TestTail:
 
 class TestExports:
     def test_only_three_things_can_be_taken_home(self, tmp_path) -> None:
-        for what in ("", "..", "../..", "policy"):
+        for kind in ("", "..", "../..", "policy"):
             with pytest.raises(UserError):
-                exports.folder(tmp_path, what)
+                exports.folder(tmp_path, kind)
 
     def test_one_at_a_time_in_the_page_s_language(self, tmp_path, monkeypatch) -> None:
         make_run(tmp_path)
         monkeypatch.setattr(jobs, "working", lambda _: True)
         monkeypatch.setattr(RunsFolder, "training", lambda _: None)
         outcome = result._export(page_of(tmp_path), "one", "zh", "merged")
-        assert t("result.working", "zh", what=t("result.merged", "zh")) in outcome
+        assert t("result.working", "zh", kind=t("result.merged", "zh")) in outcome
 
     def test_too_large_is_refused(self, tmp_path, monkeypatch) -> None:
         run = make_run(tmp_path)

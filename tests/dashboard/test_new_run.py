@@ -25,7 +25,7 @@ class TestNewRun:
             assert html(t(expected, "en")) in outcome
             assert not isinstance(skipped, str)  # what was typed stays
             assert start["interactive"] is False
-        assert "not a run&#x27;s name" in new_run._copy_settings(RunsFolder(tmp_path), "../x", "en")[2]
+        assert "invalid run name" in new_run._copy_settings(RunsFolder(tmp_path), "../x", "en")[2]
 
     def test_mistakes_have_their_line_as_in_the_cli(self) -> None:
         text = "name: x\nmodel:\n  source: y\nppo:\n  stepz: 3\n"
@@ -69,7 +69,7 @@ class TestNewRun:
             (run, ["run", config, "--runs", str(tmp_path)]),
             (run, ["run", config, "--redo", "ppo", "--runs", str(tmp_path)]),
         ]
-        assert "not a run" in runs._act(page_of(tmp_path), "resume", "../one", "en", None)
+        assert "invalid run name" in runs._act(page_of(tmp_path), "resume", "../one", "en", None)
 
     def test_the_plan_is_read_from_json(self, tmp_path, monkeypatch) -> None:
         """What `plan` prints for people may be worded in any way."""

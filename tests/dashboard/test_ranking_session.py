@@ -50,6 +50,12 @@ def test_a_lost_answer_saves_nothing_twice(ask, store) -> None:
     assert (ranking.seconds, ranking.partial, len(store.contents().history)) == (2.0, True, 1)
 
 
+def test_a_ranking_saved_elsewhere_in_the_meantime_is_reported(ask, store, monkeypatch) -> None:
+    """The other window may save between this request's look at the item and its own save."""
+    monkeypatch.setattr(type(store), "save", lambda *_: False)
+    assert "in another window" in ask("key", prompt_id="p0", done=0, keys=["1"], key="\r")["notice"]
+
+
 def test_what_is_half_made_stays_on_the_screen(ask, store) -> None:
     """Whoever comes back late to a prompt that somebody else has been given since goes on with it."""
     written = {"prompt_id": "p0", "done": 0, "written": "a better one"}

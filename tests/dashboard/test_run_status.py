@@ -22,7 +22,7 @@ class TestNames:
         "name", ["..", ".", "", "a/b", "../x", "a\\b", ".hidden", "a\0b", "x" * 65, "ä", "a b", "-x"]
     )
     def test_names_that_lead_elsewhere_are_refused(self, tmp_path, name) -> None:
-        with pytest.raises(UserError, match="not a run's name"):
+        with pytest.raises(UserError, match="invalid run name"):
             RunsFolder(tmp_path).path(name)
 
     def test_a_link_is_no_run(self, tmp_path) -> None:

@@ -98,7 +98,9 @@ class Letters:
 
 
 class TestLines:
-    SETTINGS = Settings(voices=("base", "sft"), speaks="sft", temperature=0.7, max_new_tokens=3, room=20, seed=1)
+    SETTINGS = Settings(
+        voices=("base", "sft"), speaks="sft", temperature=0.7, max_new_tokens=3, max_prompt_tokens=20, seed=1
+    )
 
     def talk(self, monkeypatch, capsys, *lines: object) -> list[dict]:
         import io

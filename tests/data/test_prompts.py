@@ -187,7 +187,7 @@ BAD_FILES = {
         ':3: invalid JSON (Expecting \':\' delimiter). Expected a line like {"prompt": "..."}'
     ),
     '"Hi"': ':1: expected an object like {"prompt": "..."}, got a string',
-    '{"prompt": "Hi \\ud83d"}': ':1: "prompt" holds half a character (a lone surrogate); delete it',
+    '{"prompt": "Hi \\ud83d"}': ':1: "prompt" contains half a character (a lone surrogate); delete it',
     '{"prompt": "Hi", "id": "a"}\n{"prompt": "Ho", "id": "a"}': (
         ":2: the id 'a' is already used in {file}:1. Change one"
     ),

@@ -27,7 +27,7 @@ from lowrank_rlhf.run.records import Message, Prompt
 from lowrank_rlhf.session import Session
 
 SETTINGS = Settings(
-    voices=("base", "sft", "policy"), speaks="policy", temperature=0.7, max_new_tokens=8, room=20, seed=3
+    voices=("base", "sft", "policy"), speaks="policy", temperature=0.7, max_new_tokens=8, max_prompt_tokens=20, seed=3
 )
 
 
@@ -98,7 +98,7 @@ class TestConversation:
         assert "[reward +0.50, 7 tokens]" in err
 
     def test_all_go_on_with_the_policys_answer(self, parrots, capsys) -> None:
-        session = session_of(parrots, speaks="all", room=99)
+        session = session_of(parrots, speaks="all", max_prompt_tokens=99)
         session.introduce()
         assert [answer.model for answer in session.ask("a")] == ["base", "sft", "policy"]
         session.ask("b")
@@ -112,7 +112,7 @@ class TestConversation:
 
     def test_seeds(self, parrots) -> None:
         """One stream for all voices of a question, another for the next question; /seed restarts the streams."""
-        session = session_of(parrots, speaks="all", room=999)
+        session = session_of(parrots, speaks="all", max_prompt_tokens=999)
         for line in ("a", "b"):
             session.ask(line)
         session.command("/undo")
@@ -378,11 +378,11 @@ def test_refusals(tiny_folder, tmp_path, command, monkeypatch) -> None:
     finished_run(tiny_folder(), tmp_path, adapters=("sft",))
     monkeypatch.chdir(tmp_path)
     for arguments, message in (
-        (("nothing",), 'no run "nothing" in runs. The runs are: tiny.'),
+        (("nothing",), 'run "nothing" not found in runs. Existing runs: tiny.'),
         (("tiny", "--as", "policy"), "--as: runs/tiny has no adapter `policy` yet; it has base, sft"),
         (("tiny", "--json"), "--json requires --prompt"),
-        (("tiny", "--max-new-tokens", "60"), "--max-new-tokens: 60 leaves no tokens for a question"),
-        (("tiny", "--temperature", "inf"), "--temperature: must be a number, 0 or more"),
+        (("tiny", "--max-new-tokens", "60"), "--max-new-tokens: must be less than model.max_length, 60"),
+        (("tiny", "--temperature", "inf"), "--temperature: must be a finite number of at least 0"),
         (("tiny", "--prompt", "x" * 90), "tokens, but only 54 fit"),
         (("tiny", "--prompt", " "), "--prompt: must not be empty"),
     ):

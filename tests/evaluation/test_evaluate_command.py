@@ -189,7 +189,7 @@ class TestAMatch:
         trained = [row["prompt"] for row in rows if row["id"] not in held_out][:3]
         new = [row["prompt"] for row in rows if row["id"] in held_out][:2]
         file = write_rows(tmp_path / "mixed.jsonl", [{"prompt": text} for text in (*trained, *new, "is that kind")])
-        note = "the run trained on 3 of these 6 prompts; new ones may fare worse"
+        note = "the run was trained on 3 of these 6 prompts; others may score lower"
         assert note in figures(finished, "--prompts", file)["match"]["notes"]
         others = write_rows(tmp_path / "new.jsonl", [{"prompt": text} for text in new])
         assert "trained on" not in str(figures(finished, "--prompts", others)["match"]["notes"])
@@ -197,7 +197,7 @@ class TestAMatch:
         config = run / "config.yaml"
         config.write_text(config.read_text().replace("prompts: /", "prompts: /gone/"))
         (note, *_) = figures(run, "--prompts", file)["match"]["notes"]
-        assert note.startswith("whether the run trained on these prompts is not known: /gone/")
+        assert note.startswith("cannot check whether the run was trained on these prompts: /gone/")
 
     def test_bad_rows_are_skipped_as_the_run_skips_them(self, finished, evaluate, tmp_path) -> None:
         prompts = write_rows(tmp_path / "mine.jsonl", [{"prompt": "is point"}, {"prompt": ""}, {"prompt": "is it"}])
@@ -297,7 +297,7 @@ class TestRewardModelAccuracy:
         config = run / "config.yaml"
         text = config.read_text().replace("source: judge", "source: dataset")
         config.write_text(text.replace("dataset: null", f"dataset: {tmp_path / 'same.jsonl'}"))
-        assert "The run's reward model learnt from most of these" in evaluate(run, "--comparisons", file)[1]
+        assert "The run's reward model was trained on most of these" in evaluate(run, "--comparisons", file)[1]
 
     def test_beside_a_match(self, finished, figures, tmp_path) -> None:
         file = write_rows(tmp_path / "pairs.jsonl", PAIRS)
@@ -356,11 +356,11 @@ class TestErrors:
             (("--comparisons", "nowhere.jsonl"), "nowhere.jsonl"),
             (
                 ("seed=3",),
-                '"seed=3": only settings of model, sample, rank.endpoint, evaluate, and data.skip_bad_rows, can',
+                '"seed=3": only settings of model, sample, rank.endpoint, evaluate and data.skip_bad_rows can',
             ),
             (("data.held_out=9",), "only settings of"),
             (("sample.temprature=2",), 'Did you mean "temperature"?'),
-            (("--out", "result.txt"), "name a file that ends in .json"),
+            (("--out", "result.txt"), "must end in .json"),
             (("--out", "/proc/nowhere/result.json"), "cannot be written"),
             (("model.max_length=10",), "only 4 fit"),
         ],
@@ -412,6 +412,6 @@ class TestOutput:
         assert saved["seed"] == 1
         text = Path("new/result.txt").read_text()
         assert out.startswith(text)
-        assert out[len(text) :].strip() == "Saved as new/result.json, and this text as new/result.txt"
+        assert out[len(text) :].strip() == "Saved as new/result.json; this text as new/result.txt"
         assert sorted(path.name for path in Path("new").iterdir()) == ["result.json", "result.txt"]
         assert max(map(len, text.splitlines())) <= 100

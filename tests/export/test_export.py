@@ -679,10 +679,10 @@ def test_command_refuses(tiny_folder, tmp_path, command, monkeypatch) -> None:
     finished_run(tiny_folder(), tmp_path, adapters=("sft",))
     monkeypatch.chdir(tmp_path)
     for arguments, message in (
-        (("nothing", "out"), 'no run "nothing" in runs. The runs are: tiny.'),
+        (("nothing", "out"), 'run "nothing" not found in runs. Existing runs: tiny.'),
         (("tiny", "out"), "no adapter `policy` yet; it has sft."),
         (("tiny", "out", "--what", "reward"), "no adapter `reward` yet; it has sft."),
-        (("tiny", "out", "--what", "reward", "--role", "sft"), "--role: goes with --what merged only, not with reward"),
+        (("tiny", "out", "--what", "reward", "--role", "sft"), "--role: requires --what merged, got --what reward"),
         (("tiny", "out", "--what", "adapters", "--dtype", "float16"), "--dtype: adapters are copied as they are"),
         (("tiny", "out", "--what", "prompts", "--dtype", "float16"), "--dtype: prompts are copied as they are"),
     ):

@@ -82,8 +82,8 @@ def test_without_yes_it_only_lists(command, api: FakeApi) -> None:
     code, out, err = command("made", "anna/x")
     assert (code, err, api.made, api.sent) == (0, "", {}, [])
     assert "  model.safetensors" in out
-    assert "  .env: stays here" in out
-    assert "would go to the private repository anna/x. Nothing was sent" in out
+    assert "  .env: not uploaded" in out
+    assert "to upload to the private repository anna/x. Nothing was uploaded" in out
 
 
 @pytest.mark.usefixtures("folder")
@@ -92,7 +92,7 @@ def test_with_yes_it_sends_an_exports_files_and_nothing_else_to_a_private_reposi
     assert code == 0
     assert api.made == {"repository": "anna/x", "private": True, "exist_ok": True}
     assert api.sent == ["README.md", "config.json", "model.safetensors", "policy/adapter_config.json"]
-    assert out.endswith("sent to the private repository anna/x: https://hub/anna/x/commit/1\n")
+    assert out.endswith("uploaded to the private repository anna/x: https://hub/anna/x/commit/1\n")
 
 
 @pytest.mark.usefixtures("folder")
@@ -133,7 +133,7 @@ def test_what_the_hub_refuses_is_a_sentence(command, api: FakeApi, error: Except
 
 
 def test_mistakes(command, folder: Path) -> None:
-    assert command("made", "x")[::2] == (2, "x: name the owner too: OWNER/NAME\n")
+    assert command("made", "x")[::2] == (2, "x: must be OWNER/NAME\n")
     assert "no such folder" in command("nowhere", "anna/x")[2]
     (folder / "model.safetensors").unlink()
     assert "no weights (*.safetensors) with a card (README.md)" in command("made", "anna/x")[2]

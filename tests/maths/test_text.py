@@ -42,7 +42,7 @@ def test_distinct_n_counts_repeats_over_the_batch() -> None:
 
 
 def test_distinct_n_needs_a_word() -> None:
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least 1"):
         distinct_n(["a"], 0)
 
 

@@ -212,9 +212,9 @@ def test_float16_is_taken_on_a_gpu_and_refused_on_a_cpu_by_run_and_plan(monkeypa
         choose_dtype("float16", CPU)
     config = ModelConfig(source="a/b", compute_dtype="float16")
     monkeypatch.setattr(machine, "_gpu", lambda: (14 * 2**30, 15 * 2**30))
-    found = machine.look(config)
+    found = machine.find_machine(config)
     assert (found.number_format, found.device.width, found.free) == ("float16", 2, 14 * 2**30)
-    assert machine.look(config.model_copy(update={"compute_dtype": "auto"})).number_format == "bfloat16"
+    assert machine.find_machine(config.model_copy(update={"compute_dtype": "auto"})).number_format == "bfloat16"
     monkeypatch.setattr(machine, "_gpu", lambda: None)
     with pytest.raises(UserError, match="float16 is for GPUs"):
-        machine.look(config)
+        machine.find_machine(config)

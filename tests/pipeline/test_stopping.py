@@ -80,7 +80,7 @@ def _without_times(figures: dict[str, float]) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("signals", "message"),
     [
-        ([signal.SIGTERM], "Stopped as asked; everything before this stage is saved"),
+        ([signal.SIGTERM], "Stopped; everything before this stage is saved"),
         ([signal.SIGTERM, signal.SIGINT], "Stopped at once"),  # two of a kind might arrive as one
     ],
 )

@@ -30,7 +30,7 @@ def chosen(config: Config) -> tuple[int, bool]:
 
 def free(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     for module in (fit, forecast):
-        monkeypatch.setattr(module, "look", lambda _: replace(CPU, free=round(size)))
+        monkeypatch.setattr(module, "find_machine", lambda _: replace(CPU, free=round(size)))
 
 
 @pytest.fixture

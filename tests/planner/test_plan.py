@@ -44,7 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder) -> Path:
     monkeypatch.chdir(tmp_path)
     config = make_config(tiny_folder("llama"), write_prompts(tmp_path / "prompts.jsonl"))
     Path("tiny.yaml").write_text(dump_config(config))
-    monkeypatch.setattr(forecast, "look", lambda _: CPU)
+    monkeypatch.setattr(forecast, "find_machine", lambda _: CPU)
     return tmp_path
 
 
@@ -124,7 +124,7 @@ class TestMemory:
         assert terms["logits"] == pytest.approx((14 * 256 + 8 * (512 * 20 / 34 - 256)) * 49_152)
         assert terms["gaps"] == 210e6
         few = need("ppo", quickstart("ppo.batch_size=4"), SMOLLM, COUNTS, Device(False, 2))
-        assert few.turns["training"][0].size == 15 * 4 * (18 + 48) * (
+        assert few.phases["training"][0].size == 15 * 4 * (18 + 48) * (
             22 * 576 + 9 * 1536
         )  # no more rows than there are
         on_a_card = need("ppo", quickstart(), SMOLLM, COUNTS, Device(True, 2))
@@ -223,7 +223,7 @@ class TestCommand:
         assert [(note["id"], note["data"]) for note in plan["notes"]] == [("stale_stages", {"stages": ["sft"]})]
 
     def test_memory_that_is_too_small(self, command, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(forecast, "look", lambda _: replace(CPU, free=1 * 10**8))
+        monkeypatch.setattr(forecast, "find_machine", lambda _: replace(CPU, free=1 * 10**8))
         large = ("tiny.yaml", "model.micro_batch_tokens=1000000", "ppo.batch_size=40000")
         code, out, _ = command("plan", *large, "--json")
         plan = json.loads(out)
@@ -242,7 +242,7 @@ class TestCommand:
     def test_a_help_that_suffices_says_so_and_is_true(self, command, monkeypatch) -> None:
         arguments = ("tiny.yaml", "model.micro_batch_tokens=1000000", "ppo.batch_size=40000")
         enough = json.loads(command("plan", *arguments, "--json")[1])["helps"][0]
-        monkeypatch.setattr(forecast, "look", lambda _: replace(CPU, free=enough["needed_bytes"] + 1))
+        monkeypatch.setattr(forecast, "find_machine", lambda _: replace(CPU, free=enough["needed_bytes"] + 1))
         code, out, _ = command("plan", *arguments, "--json")
         assert code == 4
         plan = json.loads(out)

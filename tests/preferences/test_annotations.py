@@ -48,7 +48,7 @@ def test_to_another_machine_and_back(command) -> None:
     )
     assert command("annotations", "import", "bob", "for_bob.jsonl", "--new", "--runs", "elsewhere") == (
         0,
-        "1 ranking new, 0 already here\n3 prompts with 9 answers new\n"
+        "1 ranking added, 0 already present\n3 prompts with 9 answers added\n"
         "1 prompt ranked. To export them:\n"
         "  python -m lowrank_rlhf annotations export elsewhere/bob FILE\n",
         "",
@@ -62,12 +62,14 @@ def test_to_another_machine_and_back(command) -> None:
     assert "3 rankings by 2 annotators, 1 skip\n" in out
     assert command("annotations", "import", "people", "back.jsonl") == (
         0,
-        "2 rankings new, 1 already here\n1 skip new\n2 prompts ranked (2 needed). To resume the run:\n"
+        "2 rankings added, 1 already present\n1 skip added\n2 prompts ranked (2 needed). To resume the run:\n"
         "  python -m lowrank_rlhf run runs/people/config.yaml\n",
         "",
     )
     assert store.contents() == other.contents()
-    assert command("annotations", "import", "people", "back.jsonl")[1].startswith("0 rankings new, 3 already here\n2 ")
+    assert command("annotations", "import", "people", "back.jsonl")[1].startswith(
+        "0 rankings added, 3 already present\n2 "
+    )
 
 
 def test_what_no_longer_counts_is_kept_and_said(command) -> None:
@@ -78,15 +80,15 @@ def test_what_no_longer_counts_is_kept_and_said(command) -> None:
     store.undo("ann")
     _, out, _ = command("annotations", "export", "people", "x.jsonl")
     assert out.splitlines()[1:] == [
-        "also 1 ranking that a later one of the same annotator replaced",
-        "also 1 ranking taken back",
+        "also 1 ranking replaced by a later one of the same annotator",
+        "also 1 ranking withdrawn",
     ]
     other = a_run("other")
     other.save(a_ranking(0, "210"))
     assert command("annotations", "import", "other", "x.jsonl")[1].splitlines()[:3] == [
-        "2 rankings new, 0 already here",
-        "1 ranking here replaced by a later one of the same annotator",
-        "1 ranking taken back, kept for the record",
+        "2 rankings added, 0 already present",
+        "1 existing ranking replaced by a later one of the same annotator",
+        "1 ranking withdrawn; kept in the history",
     ]
     assert other.rankings() == [a_ranking(0, "021")]
 
@@ -105,9 +107,9 @@ def test_comparisons_are_a_dataset(command) -> None:
     found = [(text[pair.chosen], text[pair.rejected]) for ranking in data.rankings for pair in compare(ranking)]
     texts = [f"answer {k}" * (k + 1) for k in range(3)]
     assert found == [(texts[a], texts[b]) for a, b in ((2, 0), (2, 1), (0, 1), (0, 1))]
-    assert command("annotations", "import", "people", "x.jsonl")[1].startswith("0 rankings new, 2 already here\n")
+    assert command("annotations", "import", "people", "x.jsonl")[1].startswith("0 rankings added, 2 already present\n")
     other = a_run("other")
-    assert command("annotations", "import", "other", "x.jsonl")[1].startswith("2 rankings new, 0 already here\n")
+    assert command("annotations", "import", "other", "x.jsonl")[1].startswith("2 rankings added, 0 already present\n")
     assert other.rankings() == store.rankings()
 
 
@@ -115,7 +117,7 @@ def test_no_comparisons_no_file(command) -> None:
     a_run().save(Ranking(prompt_id="p0", tiers=(("p0-0", "p0-1"),), annotator="ann"))
     code, out, err = command("annotations", "export", "people", "x.jsonl", "--comparisons")
     assert (code, out) == (2, "")
-    assert "there are no comparisons to export" in err
+    assert "no comparisons to export" in err
     assert not FILE.exists()
 
 
@@ -125,7 +127,7 @@ def test_a_file_that_exists_is_replaced_with_force_only(command) -> None:
     assert command("annotations", "export", "people", "x.jsonl") == (
         2,
         "",
-        "x.jsonl exists already; name another file, or replace it with --force\n",
+        "x.jsonl already exists; choose another name or replace it with --force\n",
     )
     assert FILE.read_text() == "mine"
     assert command("annotations", "export", "people", "x.jsonl", "--force")[0] == 0
@@ -168,7 +170,7 @@ RANKING = {"kind": "ranking", **json.loads(GOOD)}
         (RANKING | {"note": 1}, "note: Extra inputs are not permitted"),
         (RANKING | {"seconds": "3"}, "seconds: "),
         (json.dumps(RANKING | {"seconds": float("nan")}), "NaN is not a JSON number"),
-        (RANKING | {"tiers": [["p0-0"], ["p0-0"]]}, "an answer stands in two places"),
+        (RANKING | {"tiers": [["p0-0"], ["p0-0"]]}, "an answer appears twice"),
         (RANKING | {"tiers": [["p0-0"], []]}, "a tier is empty"),
         (RANKING | {"withdrawn": "no"}, "withdrawn: "),
         (RANKING | {"prompt_id": "p9"}, "unknown prompt 'p9'"),
@@ -237,9 +239,9 @@ def test_places_that_are_none(command) -> None:
         "missing.jsonl: cannot be read"
     )
     assert command("annotations", "import", "abd", "x.jsonl")[2] == (
-        'no run "abd" in runs. The runs are: abc. Did you mean "abc"?\n'
+        'run "abd" not found in runs. Existing runs: abc. Did you mean "abc"?\n'
     )
-    assert command("annotations", "import", "abc", "x.jsonl", "--new")[2].startswith("runs/abc exists already; ")
+    assert command("annotations", "import", "abc", "x.jsonl", "--new")[2].startswith("runs/abc already exists; ")
     Path("runs/abc/annotations.sqlite").unlink()
     assert command("annotations", "export", "abc", "y.jsonl") == (
         2,
@@ -254,7 +256,7 @@ def test_places_that_are_none(command) -> None:
     assert command("annotations", "export", "judged", "y.jsonl") == (
         2,
         "",
-        "runs/judged: its answers are not ranked yet. This does it:\n"
+        "runs/judged: answers are not ranked yet. Rank them:\n"
         "  python -m lowrank_rlhf run runs/judged/config.yaml --until rank\n",
     )
 
@@ -286,7 +288,7 @@ def test_a_run_that_a_judge_ranked_is_exported(command) -> None:
         "",
     )
     people = a_run()
-    assert command("annotations", "import", "people", "x.jsonl")[1].startswith("2 rankings new, 0 already here\n")
+    assert command("annotations", "import", "people", "x.jsonl")[1].startswith("2 rankings added, 0 already present\n")
     assert people.rankings() == rankings
     assert command("annotations", "export", "judged", "y.jsonl", "--comparisons") == (
         0,
@@ -306,8 +308,8 @@ def test_no_ranking_of_a_data_set_is_lost(command) -> None:
         0,
         [
             "wrote x.jsonl: 3 prompts, 9 answers, 3 rankings by 1 annotator, 0 skips",
-            "2 rankings by the same annotator as a later one of the same prompt: `import` counts the last alone, and "
-            "--comparisons writes the pairs of all",
+            "2 rankings followed by a later one of the same prompt and annotator: `import` counts only the last one, "
+            "--comparisons exports all",
         ],
     )
     written = [json.loads(line) for line in FILE.read_text().splitlines()]
@@ -342,13 +344,13 @@ def test_written_answers_as_a_file_to_learn_from(command) -> None:
     store = a_run()
     assert command("annotations", "export", "people", "w.jsonl", "--demonstrations")[::2] == (
         2,
-        "people: nobody has written an answer yet: there are no demonstrations to export\n",
+        "people: no demonstrations to export: no annotator has written an answer\n",
     )
     store.save(a_ranking(0, "012", written="Better"))
     code, out, _ = command("annotations", "export", "people", "w.jsonl", "--demonstrations")
     assert (code, out) == (
         0,
-        "wrote w.jsonl: 1 demonstration; to learn from them in sft:\n"
+        "wrote w.jsonl: 1 demonstration; to use them in sft:\n"
         "  python -m lowrank_rlhf run CONFIG data.prompts=w.jsonl\n",
     )
     assert json.loads(Path("w.jsonl").read_text())["completion"] == "Better"

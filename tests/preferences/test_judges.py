@@ -215,13 +215,13 @@ def test_wrong_scores_name_the_judge_and_the_prompt(user_module: str, function: 
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("sentimental", r"choose simulated-annotator, .* Did you mean \"sentiment\"\?"),
-        ("gpt-4", "plain-language, endpoint, or a function of yours as `module:function`.$"),
+        ("sentimental", r"expected simulated-annotator, .* Did you mean \"sentiment\"\?"),
+        ("gpt-4", "plain-language, endpoint, or your own `module:function`.$"),
         ("no_such_module_here:f", "cannot import 'no_such_module_here'"),
         ("my_broken_judge:judge", "SyntaxError"),
-        ("my_test_judge:missing", "has no function 'missing'"),
-        ("my_test_judge:number", "does not define as a function 'number'"),
-        ("my_test_judge:", "has no function ''"),
+        ("my_test_judge:missing", "my_test_judge.missing is not defined"),
+        ("my_test_judge:number", "my_test_judge.number is not a function"),
+        ("my_test_judge:", "my_test_judge. is not defined"),
         (":f", "cannot import ''"),
     ],
 )
@@ -256,9 +256,7 @@ class TestValidate:
     def test_every_judge_is_looked_for_and_its_line_named(self) -> None:
         assert self.complaint("my_test_judge:longest", "sentiment") == ""
         first, second = self.complaint("sentimental", "no_such_module_here:f").splitlines()
-        assert first.startswith(
-            "my.yaml:4:3: rank.judge: no judge is called 'sentimental'; choose simulated-annotator, "
-        )
+        assert first.startswith("my.yaml:4:3: rank.judge: unknown judge 'sentimental'; expected simulated-annotator, ")
         assert first.endswith('Did you mean "sentiment"?')
         assert second.startswith(
             "my.yaml:6:3: evaluate.second_judge: judge 'no_such_module_here:f': cannot import 'no_such_module_here'"

@@ -48,7 +48,7 @@ class TestLines:
         assert (first.annotator, first.flags, second.flags) == ("login", (), ("unsure",))
         assert first.shown == shown
         assert 0 <= first.seconds < 60
-        assert "ranking as login; --annotator NAME for another name\n" in out
+        assert "ranking as login; use --annotator NAME for another name\n" in out
         assert "saved: 2 > 1 = 3\n" in out
         assert "saved: 1 = 2 = 3   flags: unsure\n" in out
         assert out.count("2 prompts are ranked: the run can resume.") == 1
@@ -59,7 +59,7 @@ class TestLines:
     def test_resumes_and_counts_down(self, label) -> None:
         a_run(minimum=3)
         code, out, err = label("123\n", "--annotator", "ann")
-        assert (code, err) == (5, "1 of 3 prompts ranked, 2 more needed. The same command goes on from here.\n")
+        assert (code, err) == (5, "1 of 3 prompts ranked, 2 more needed. The same command resumes.\n")
         assert re.findall(r"-- (\d of \d)   ann --", out) == ["1 of 3", "2 of 3"]
         assert "\n0 ranked, 3 more needed; h shows the keys\n" in out
         assert "\n1 ranked, 2 more needed, 0:00 each, about 0:00 to go; h shows the keys\n" in out
@@ -131,8 +131,8 @@ class TestLines:
             raise KeyError("getpwuid(): uid not found: 1234")
 
         monkeypatch.setattr("getpass.getuser", nobody)
-        assert label("123\n")[2] == "the login name is not known here; say who ranks with --annotator NAME\n"
-        assert label("", "--json")[2] == "--json goes with --stats\n"
+        assert label("123\n")[2] == "login name not found; set --annotator NAME\n"
+        assert label("", "--json")[2] == "--json requires --stats\n"
 
     def test_a_conversation_is_shown_whole_and_harmless(self, label) -> None:
         store = a_run(prompts=0)
@@ -200,13 +200,14 @@ class TestStats:
 
         out = label("", "--stats")[1]
         rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
-        assert out.startswith("2 of 3 prompts are ranked; needed: 2\n")
+        assert out.startswith("2 of 3 prompts ranked; needed: 2\n")
         assert rows["ann"] == ["2", "1", "0", "0:34", "0", "%", "0", "100", "%", "0", "%"]
         assert rows["b[o]b\\x1b"] == ["1", "0", "0", "0:07", "0", "%", "1", "100", "%", "33", "%"]
         assert rows["gone"] == ["0", "0", "1", "-", "-", "0", "-", "-"]
         assert rows["all"] == ["3", "0:07", "0", "%", "1", "100", "%", "11", "%"]
         assert (
-            "the best is the answer shown first in 33 %, the longer of two answers is better in 50 % (of 9 here)" in out
+            "the answer shown first is best in 33 %, the longer of two answers is better in 50 % (of 9 comparisons)"
+            in out
         )
         assert "Krippendorff's alpha: 0.39, weak: tastes differ" in out
 
@@ -222,8 +223,8 @@ class TestStats:
         a_run()
         code, out, _ = label("", "--stats")
         assert code == 0
-        assert out.startswith("0 of 3 prompts are ranked; needed: 2\n")
-        assert "Krippendorff's alpha: -, not known: " in out
+        assert out.startswith("0 of 3 prompts ranked; needed: 2\n")
+        assert "Krippendorff's alpha: -, unknown: " in out
         assert json.loads(label("", "--stats", "--json")[1])["annotators"] == []
 
 

@@ -142,7 +142,7 @@ def test_an_evening_of_ranking(terminal) -> None:
 
 @pytest.mark.parametrize(
     ("stop", "code", "last"),
-    [("\x03", 130, "Stopped. What was saved stays saved"), ("\x04", 5, "1 of 2 prompts ranked, 1 more needed")],
+    [("\x03", 130, "Stopped. Saved rankings are kept"), ("\x04", 5, "1 of 2 prompts ranked, 1 more needed")],
 )
 def test_ctrl_c_and_ctrl_d_leave_everything_saved(terminal, stop: str, code: int, last: str) -> None:
     store = a_run()

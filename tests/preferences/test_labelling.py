@@ -1,19 +1,22 @@
 """What keys make of an order: by hand, and for every sequence of keys against a second way to read it."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_rlhf.commands.terminal.ranking_text import REFUSALS, describe, refusal_text
+from lowrank_rlhf.commands.terminal.ranking_text import HELP, REFUSALS, describe, refusal_text
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, texts
 from lowrank_rlhf.errors import visible
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.labelling import (
     FLAGS,
+    KEYS,
     LABELS,
     SHORT_FLAGS,
+    Action,
     Command,
     Draft,
     Refusal,
@@ -171,12 +174,12 @@ def test_the_line_about_a_draft() -> None:
 
 
 # Mostly keys that do something, and some that do not.
-KEYS = st.lists(
+TYPED = st.lists(
     st.one_of(st.sampled_from("123456=fb!\r"), st.sampled_from("u\x7f?hsq0xA\t１＝"), st.characters()), max_size=40
 )
 
 
-@given(answers=st.integers(2, 6), keys=KEYS)
+@given(answers=st.integers(2, 6), keys=TYPED)
 def test_every_key_gives_a_valid_draft_a_command_or_a_reason(answers: int, keys: list[str]) -> None:
     draft = Draft(answers)
     for key in keys:
@@ -197,7 +200,7 @@ def test_every_key_gives_a_valid_draft_a_command_or_a_reason(answers: int, keys:
                 ranking_of(draft, an_item(answers), "ann")
 
 
-@given(answers=st.integers(2, 6), keys=KEYS)
+@given(answers=st.integers(2, 6), keys=TYPED)
 def test_undo_is_exact(answers: int, keys: list[str]) -> None:
     history = [Draft(answers)]
     for key in keys:
@@ -288,3 +291,16 @@ def test_no_control_character_is_ever_printed(text: str) -> None:
     steering = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
     assert not re.search(steering, visible(text))
     visible(text).encode()  # half a character would raise
+
+
+@pytest.mark.parametrize("source", ["terminal", *LANGUAGES, "docs/annotations.md"])
+def test_every_help_names_every_key(source: str) -> None:
+    if source == "terminal":
+        text = HELP
+    elif source in LANGUAGES:
+        text = " ".join(value for key, value in texts(source).items() if key.startswith("help."))
+    else:
+        text = " ".join(re.findall(r"`([^`\n]+)`", (Path(__file__).parents[2] / source).read_text(encoding="utf-8")))
+    named = set(re.findall(r"(?<![A-Za-z])[a-z=!](?![A-Za-z])", text))
+    in_words = {Action.SAVE} if source not in LANGUAGES else {Action.SAVE, Action.QUIT}  # Enter; a page is closed
+    assert {KEYS[action][0] for action in set(Action) - in_words} | set(SHORT_FLAGS) <= named

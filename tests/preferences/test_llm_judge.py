@@ -151,7 +151,7 @@ def test_a_reply_without_a_verdict(server, cache) -> None:
     assert (
         "'endpoint:judge-1', prompt 'p1': the last line of its reply is not A, B or tie: “I have the key ***”" in text
     )
-    assert "It was cut short: raise `rank.endpoint.max_tokens`." in text
+    assert "It was truncated: raise `rank.endpoint.max_tokens`." in text
     server.decide = lambda _: "I cannot judge that."
     lenient = a_judge(server, cache, unreadable="tie")
     assert lenient.score(PROMPT, answers("one", "three")) == [0.5, 0.5]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from lowrank_rlhf.commands import diagnostics
+from lowrank_rlhf.commands import getting_started
 
 ROOT = Path(__file__).parents[2]
 SETS = ("requirements.txt", "requirements-unsloth.txt")
@@ -76,4 +76,4 @@ def test_every_dependency_is_imported() -> None:
 def test_doctor_checks_what_pyproject_declares() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = {wanted.name: wanted.specifier for wanted in map(Requirement, project["dependencies"])}
-    assert {each.name: each.specifier for each in diagnostics._requirements()} == wanted
+    assert {each.name: each.specifier for each in getting_started._requirements()} == wanted

@@ -214,7 +214,7 @@ def test_a_second_process_is_locked_out_until_the_first_dies(tmp_path: Path) -> 
     command = [sys.executable, "-c", HOLD, run.path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(RunLocked, match=rf"is in use: process {holder.pid} holds it since 20..-..-..T"), run.lock():
+        with pytest.raises(RunLocked, match=rf"in use by process {holder.pid} since 20..-..-..T"), run.lock():
             pass
         holder.kill()
     with run.lock(), pytest.raises(RunLocked, match=f"process {os.getpid()} "), RunDir(run.path).lock():
@@ -226,7 +226,7 @@ def test_a_second_process_is_locked_out_until_the_first_dies(tmp_path: Path) -> 
 
 def test_a_run_folder_that_cannot_be_one(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(UserError, match="cannot be made a run's folder"), RunDir(tmp_path / "runs" / "a").lock():
+    with pytest.raises(UserError, match="cannot create the run folder"), RunDir(tmp_path / "runs" / "a").lock():
         pass
 
 
@@ -316,9 +316,9 @@ class TestCheckpoints:
         raise OSError("disk full")
 
     @pytest.mark.parametrize(
-        ("damage", "told"),
+        ("damage", "description"),
         [
-            ("flip", "state has another sha256 than when it was written"),
+            ("flip", "state does not match its recorded sha256"),
             ("truncate", "state is 3 bytes instead of 9"),
             ("lose", "adapter/weights is missing"),
             ("both", "adapter/weights is missing; state is 0 bytes instead of 9"),
@@ -328,7 +328,7 @@ class TestCheckpoints:
         ],
     )
     def test_a_damaged_one_is_set_aside_by_name_and_the_one_before_taken(
-        self, tmp_path: Path, damage: str, told: str
+        self, tmp_path: Path, damage: str, description: str
     ) -> None:
         self.save(tmp_path, 50)
         self.save(tmp_path, 100)
@@ -343,9 +343,10 @@ class TestCheckpoints:
             "no manifest": manifest.unlink,
             "empty manifest": lambda: manifest.write_text("{}"),
         }[damage]()
-        with pytest.warns(UserWarning, match="step-000100 is damaged") as warned:
+        with pytest.warns(UserWarning, match="step-000100: damaged checkpoint") as warned:
             assert latest_checkpoint(tmp_path) == (50, tmp_path / "step-000050")
-        assert f"was set aside as step-000100.damaged: {told}. The stage resumes" in str(warned[0].message)
+        message = f"damaged checkpoint, renamed to step-000100.damaged: {description}. The stage resumes"
+        assert message in str(warned[0].message)
         assert (tmp_path / "step-000100.damaged").is_dir()
 
     def test_one_of_an_earlier_version_without_sizes_is_taken(self, tmp_path: Path) -> None:

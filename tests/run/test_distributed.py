@@ -302,7 +302,7 @@ def test_only_run_can_be_launched(as_one_of_three, capsys, command) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert f"{command}: was launched in 3 processes" in capsys.readouterr().err
+    assert f"{command}: launched in 3 processes" in capsys.readouterr().err
 
 
 def test_what_the_launcher_says_must_make_sense(as_one_of_three) -> None:

@@ -225,8 +225,10 @@ class TestStopRequest:
             stop.check("nothing happened yet")
             signal.raise_signal(number)
             assert stop.requested
-            assert "Once more stops at once" in capfd.readouterr().err
-            with pytest.raises(Stopped, match=r"^Stopped as asked; step 50 is saved\. The same command") as caught:
+            assert "Press Ctrl-C again to stop immediately" in capfd.readouterr().err
+            with pytest.raises(
+                Stopped, match=r"^Stopped; step 50 is saved\. To resume, rerun the same command"
+            ) as caught:
                 stop.check("step 50 is saved")
             assert caught.value.exit_code == ExitCode.STOPPED
             with pytest.raises(KeyboardInterrupt):

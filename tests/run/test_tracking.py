@@ -154,7 +154,9 @@ def test_one_that_is_not_installed_is_told_by_validate_and_run(tmp_path, tiny_fo
         with pytest.raises(SystemExit) as caught:
             cli.main()
         assert caught.value.code == 2
-        assert "tracking: wandb is not installed: pip install wandb, or none" in capsys.readouterr().err
+        assert (
+            "tracking: wandb is not installed. Run `pip install wandb`, or set tracking=none" in capsys.readouterr().err
+        )
     assert not Path("runs").exists()
 
 

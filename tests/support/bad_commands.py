@@ -45,7 +45,7 @@ _EXIT_CODES = [
     Case(
         "locked",
         "run my.yaml",
-        ("runs/a is in use: process ", "Wait until it ends, or stop it; it saves its work on SIGTERM.\n"),
+        ("runs/a: in use by process ", "Wait until it ends, or stop it: it saves its work on SIGTERM.\n"),
         {"my.yaml": GOOD},
         code=6,
         setup="locked",
@@ -106,7 +106,7 @@ _INSPECTED = [
 _RANKING = '{"prompt_id": "q", "tiers": [["q-0"], ["q-1"]], "annotator": "ann"}\n'
 
 _PEOPLE = [
-    Case("label no run", "label nothing", ('no run "nothing" in runs. There are none yet.\n',)),
+    Case("label no run", "label nothing", ('run "nothing" not found in runs. There are no runs yet.\n',)),
     Case(
         "label a judge's run",
         "label a",
@@ -126,7 +126,7 @@ _PEOPLE = [
         setup="people",
         stdin="1 > 9\n",
     ),
-    Case("label json alone", "label people --json", ("--json goes with --stats\n",), setup="people"),
+    Case("label json alone", "label people --json", ("--json requires --stats\n",), setup="people"),
     Case(
         "label no name",
         "label people --annotator=",
@@ -167,23 +167,33 @@ _PEOPLE = [
         ("x.jsonl: cannot be read: No such file",),
         setup="people",
     ),
-    Case("import no run", "annotations import nothing x.jsonl", ('no run "nothing" in runs.',), {"x.jsonl": _RANKING}),
-    Case("export unranked", "annotations export a x.jsonl", ("runs/a: its answers are not ranked yet.",), _RUN),
+    Case(
+        "import no run",
+        "annotations import nothing x.jsonl",
+        ('run "nothing" not found in runs.',),
+        {"x.jsonl": _RANKING},
+    ),
+    Case("export unranked", "annotations export a x.jsonl", ("runs/a: answers are not ranked yet.",), _RUN),
     Case(
         "export over a file",
         "annotations export people x.jsonl",
-        ("x.jsonl exists already",),
+        ("x.jsonl already exists",),
         {"x.jsonl": ""},
         setup="people",
     ),
 ]
 
 _FINISHED_RUNS = [
-    Case("chat no run", "chat nothing", ('no run "nothing" in runs. There are none yet.\n',)),
+    Case("chat no run", "chat nothing", ('run "nothing" not found in runs. There are no runs yet.\n',)),
     Case("chat not made yet", "chat a --as policy", ("--as: runs/a has no adapter `policy` yet; it has base\n",), _RUN),
-    Case("chat no room", "chat a --max-new-tokens 512", ("--max-new-tokens: 512 leaves no tokens",), _RUN),
+    Case(
+        "chat no room",
+        "chat a --max-new-tokens 512",
+        ("--max-new-tokens: must be less than model.max_length, 512",),
+        _RUN,
+    ),
     Case("chat json alone", "chat a --json", ("--json requires --prompt\n",), _RUN),
-    Case("evaluate no run", "evaluate nothing", ('no run "nothing" in runs.',)),
+    Case("evaluate no run", "evaluate nothing", ('run "nothing" not found in runs.',)),
     Case("evaluate not made yet", "evaluate a", ("runs/a: adapters/sft not found; stage sft writes it. ",), _RUN),
     Case(
         "evaluate nobody",
@@ -193,8 +203,8 @@ _FINISHED_RUNS = [
     ),
     Case("evaluate a fixed setting", "evaluate a ppo.steps=3", ('"ppo.steps=3": only settings of model',), _RUN),
     Case("evaluate no comparisons", "evaluate a --comparisons x.jsonl", ("runs/a: adapters/reward not found",), _RUN),
-    Case("evaluate into nothing", "evaluate a --out x.txt", ("--out x.txt: name a file that ends in .json",), _RUN),
-    Case("export no run", "export nothing out", ('no run "nothing" in runs.',)),
+    Case("evaluate into nothing", "evaluate a --out x.txt", ("--out x.txt: must end in .json",), _RUN),
+    Case("export no run", "export nothing out", ('run "nothing" not found in runs.',)),
     Case(
         "export not made yet",
         "export a out",
@@ -205,7 +215,7 @@ _FINISHED_RUNS = [
         "export no adapters", "export a out --what adapters", ("runs/a: no adapters yet; `run` makes the first",), _RUN
     ),
     Case(
-        "export role of adapters", "export a out --what adapters --role sft", ("--role: goes with --what merged",), _RUN
+        "export role of adapters", "export a out --what adapters --role sft", ("--role: requires --what merged",), _RUN
     ),
     Case(
         "export into a folder",
@@ -232,7 +242,7 @@ _SWEEPS = [
     Case(
         "sweep a missing value",
         "sweep my.yaml seed=1,",
-        ('"seed=1,": a value is missing beside a comma\n',),
+        ('"seed=1,": empty value next to a comma\n',),
         {"my.yaml": GOOD},
     ),
     Case("sweep a value twice", "sweep my.yaml seed=1,1", ('"seed=1,1": 1 is given twice\n',), {"my.yaml": GOOD}),
@@ -248,7 +258,7 @@ _SWEEPS = [
 
 _OPTIONS = [
     Case("schema of nothing", "schema ppo.kl", ('unknown setting "ppo.kl".', "`schema --markdown` lists all settings")),
-    Case("schema twice", "schema ppo --markdown", ("--markdown prints all settings: leave it out, or KEY\n",)),
+    Case("schema twice", "schema ppo --markdown", ("--markdown prints all settings; remove it or KEY\n",)),
     Case(
         "unknown option of run", "run my.yaml --untill ppo", ("No such option: --untill", "--until"), {"my.yaml": GOOD}
     ),

@@ -64,7 +64,10 @@ _MARKS = [
     Case(
         "a half done stage's note",
         "status a",
-        ("runs/a/work/sft/fingerprint.json: seconds: Input should be", "put it back as it was, or delete it"),
+        (
+            "runs/a/work/sft/fingerprint.json: seconds: Input should be",
+            "restore it, or delete it to compute its contents again",
+        ),
         {
             "runs/a/config.yaml": GOOD,
             "runs/a/work/sft/fingerprint.json": json.dumps({**_MARK, "seconds": None}),
@@ -92,9 +95,11 @@ _CONFIGS = [
     _config("a number of nothing", 'seed: !!int ""\n', "my.yaml:3:1: seed: nothing cannot be read as int\n"),
     _config("a merge key", "sft: {<<: {epochs: 1}}\n", "my.yaml:3:7: a key in sft must be text, not <<\n"),
     _config(
-        "half a character as value", 'data: {prompts: "\\uD800"}\n', "my.yaml:3:8: data.prompts: holds half a character"
+        "half a character as value",
+        'data: {prompts: "\\uD800"}\n',
+        "my.yaml:3:8: data.prompts: contains half a character",
     ),
-    _config("half a character as key", '"\\uD800": 1\n', "my.yaml:3:1: a key holds half a character"),
+    _config("half a character as key", '"\\uD800": 1\n', "my.yaml:3:1: a key contains half a character"),
     _config("a screen cleared", 'data: {prompts: "\\e[2J"}\n', "data.prompts: \\x1b[2J: file not found"),
     _config("a long file", "#" * 2**20 + "\n", "my.yaml: larger than 1 MiB. Expected a config in YAML\n"),
     Case("a file without end", "validate my.yaml", ("my.yaml: larger than 1 MiB",), links={"my.yaml": "/dev/zero"}),
@@ -118,9 +123,9 @@ _CONFIGS = [
 ]
 
 _NAMES = [
-    Case("a run's long name", f"status {LONG}", ("no run", "There are none yet.")),
-    Case("a run elsewhere", "status ../../etc", ('no run "../../etc" in runs.',)),
-    Case("a run that is its own link", "status a", ('no run "a" in runs.',), links={"runs/a": "a"}),
+    Case("a run's long name", f"status {LONG}", ("not found", "There are no runs yet.")),
+    Case("a run elsewhere", "status ../../etc", ('run "../../etc" not found in runs.',)),
+    Case("a run that is its own link", "status a", ('run "a" not found in runs.',), links={"runs/a": "a"}),
     Case("a config's long name", f"validate {LONG}.yaml", ("cannot be read: File name too long",)),
     Case("runs too long", f"run my.yaml --runs {LONG}", ("cannot be used: File name too long",), {"my.yaml": GOOD}),
     Case(
@@ -159,7 +164,9 @@ _TABLES = [
     _data("an empty list", "x.json", "[]", "x.json: no rows"),
     _data("UTF-16 rows", "x.jsonl", ROWS.encode("utf-16"), "x.jsonl:1: not UTF-8 text. Save the file as UTF-8"),
     _data("UTF-16 cells", "x.csv", "prompt\nHi\n".encode("utf-16"), "x.csv:1: not UTF-8 text"),
-    _data("half a character in a key", "x.jsonl", ROWS + '{"\\ud800": 1}\n', "x.jsonl:9: a key holds half a character"),
+    _data(
+        "half a character in a key", "x.jsonl", ROWS + '{"\\ud800": 1}\n', "x.jsonl:9: a key contains half a character"
+    ),
     _data("a key twice, by halves", "x.jsonl", '{"\\ud800": 1, "\\ud800": 2}\n', '(duplicate key "\\ud800")'),
     _data("rows without end in a row", "x.jsonl", ROWS + "[" * 100_000, "x.jsonl:9: invalid JSON ("),
     _data("a role that clears", "x.jsonl", json.dumps({"messages": [{"role": ESCAPE, "content": "x"}]}), "\\x1b[2J"),
@@ -181,7 +188,7 @@ _ANNOTATIONS = [
         ("nested without end", "[" * 100_000, "x.jsonl:1: invalid JSON (nested too deeply)"),
         ("NaN seconds", '{"tiers": [["p0-0"]], "seconds": NaN}\n', "x.jsonl:1: NaN is not a JSON number"),
         ("long seconds", '{"prompt_id": "p0", "tiers": [["p0-0"]], "annotator": "a", "seconds": 1e999}', "seconds: "),
-        ("half a character", '{"kind": "\\ud800"}\n', "x.jsonl:1: holds half a character (a lone surrogate)"),
+        ("half a character", '{"kind": "\\ud800"}\n', "x.jsonl:1: contains half a character (a lone surrogate)"),
         ("an unknown kind", '{"kind": "pickle"}\n', "x.jsonl:1: unknown kind of row: 'pickle'; see docs/"),
         ("an answer twice", '{"prompt_id": "p0", "tiers": [["p0-0", "p0-0"]], "annotator": "a"}\n', "in two places"),
         ("a foreign key", '{"prompt_id": "p0", "tiers": [["p0-0"]], "annotator": "a", "x": 1}\n', "x.jsonl:1: x: "),

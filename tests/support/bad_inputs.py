@@ -186,7 +186,7 @@ _THINGS_THAT_ARE_NOT_THERE = [
         "stages: [sft, sample, rank, ppo]\ndata: {prompts: gone.csv}\nrank: {judge: robot}\n",
         "my.yaml:3:1: stages: ppo reads adapters/reward, which is not in runs/a; stage reward makes it: add reward to",
         "my.yaml:4:8: data.prompts: gone.csv: file not found",
-        "my.yaml:5:8: rank.judge: no judge is called 'robot'",
+        "my.yaml:5:8: rank.judge: unknown judge 'robot'",
     ),
 ]
 
@@ -210,10 +210,10 @@ _COMMAND_LINE = [
     Case(
         "skipped stage", "run my.yaml --redo ppo stages=[sft]", ('"ppo" is not a stage of this run',), {"my.yaml": GOOD}
     ),
-    Case("unknown run", "status nothing", ('no run "nothing"', "There are none yet")),
+    Case("unknown run", "status nothing", ('run "nothing" not found', "There are no runs yet")),
     Case("damaged run", "status a", ("config.yaml:1:8", "not valid YAML"), {"runs/a/config.yaml": "name: a: b\n"}),
     Case("show no preset", "presets show fast", ("preset not found",)),
-    Case("copy over a file", "presets copy quickstart my.yaml", ("my.yaml exists already",), {"my.yaml": GOOD}),
+    Case("copy over a file", "presets copy quickstart my.yaml", ("my.yaml already exists",), {"my.yaml": GOOD}),
     Case("runs is a file", "run my.yaml --runs my.yaml", ("cannot create the run folder",), {"my.yaml": GOOD}),
     Case("no such command", "train my.yaml", ("No such command",), {"my.yaml": GOOD}),
     Case("no config", "run", ("Missing argument",)),
@@ -318,7 +318,7 @@ _ENDPOINTS = [
     Case(
         "a key with a line end in it",
         "evaluate a",
-        ("the environment variable OPENAI_API_KEY contains characters that no key has; copy the key again\n",),
+        ("the environment variable OPENAI_API_KEY contains invalid characters; copy the key again\n",),
         {"runs/a/config.yaml": _ENDPOINT, "runs/a/adapters/sft/x": "", "runs/a/adapters/policy/x": ""},
         environment={"OPENAI_API_KEY": "sk-1\nsk-2"},
     ),

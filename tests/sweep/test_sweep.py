@@ -157,11 +157,11 @@ class TestGrid:
         [
             (["seed=1"], "nothing to sweep: give at least one setting several values, such as ppo.kl_coef=0.02,0.1"),
             (["seed"], '"seed": must be key=value or key=value,value, such as ppo.kl_coef=0.02,0.1'),
-            (["seed=1,,2"], '"seed=1,,2": a value is missing beside a comma'),
+            (["seed=1,,2"], '"seed=1,,2": empty value next to a comma'),
             (["seed=1,2,1"], '"seed=1,2,1": 1 is given twice'),
             (["seed=1,2", "seed=3"], '"seed=3": seed is given twice; write all its values after one ='),
             (["seed=[1, 2"], '"seed=[1, 2": ] is missing; commas inside [a, b] and quotes do not separate values'),
-            (["name=a,b"], "name: a sweep has one name; its runs get theirs from it and their settings"),
+            (["name=a,b"], "name: must have one value; each run's name is made from it and the run's settings"),
             (["seed=1,x", "ppo.kl_coef=0.1,-1"], 'override "seed=x": seed: must be a whole number, not "x"\n'
              'override "ppo.kl_coef=-1": ppo.kl_coef: must be at least 0, not -1'),
             (["ppo.kl_coeff=1,2"], 'override "ppo.kl_coeff=1": ppo.kl_coeff: unknown key. Did you mean "kl_coef"?\n'
@@ -182,7 +182,7 @@ class TestSharing:
         assert (made.count("sft"), made.count("reward"), made.count("ppo")) == (2, 2, 4)
         assert [entry["state"] for entry in record["runs"]] == ["done"] * 4
         donor = "a-kl_coef-0.1-seed-2"
-        assert f"  sft: the same as in {donor}; copied and checked by hashes" in said
+        assert f"  sft: same as in {donor}; copied and verified by hashes" in said
         assert record["runs"][3]["taken_from"] == {"sft": donor, "reward": donor}
         run_dir = RunDir(Path("runs/a-kl_coef-0.2-seed-2"))
         assert run_dir.artifact("ppo.txt").read_text() == "ppo 2 1 0.2"
@@ -347,7 +347,7 @@ open({str(tmp_path / "signals")!r}, "w").write(str(len(seen)))
                 pass
 
         stop = WhenReady()
-        with pytest.raises(Stopped, match="The same command goes on"):
+        with pytest.raises(Stopped, match="the same command resumes"):
             launch([sys.executable, "-c", code], stop, quiet=True)
         assert (tmp_path / "signals").read_text() == "1"
 
@@ -457,7 +457,7 @@ class TestCommand:
             _, err = running.communicate(timeout=200)
         assert running.returncode == 130
         assert "is saved" in err
-        assert "The same command goes on" in err
+        assert "the same command resumes" in err
         assert "Traceback" not in err
         assert not (tiny / "runs/tiny-seed-2").exists()
         config = load_config(Path("runs/tiny-seed-1/config.yaml"))

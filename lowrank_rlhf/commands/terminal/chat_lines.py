@@ -4,10 +4,10 @@ First comes `{"ready": true, "voices": [...], ...}`. A request is one line:
 
     {"as": "policy", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_new_tokens": 9, "seed": 1}
 
-All but `messages` may be left out. Then come `{"piece": "Hel"}` as the text grows and, at the end,
+All keys but `messages` are optional. The reply is `{"piece": "Hel"}` as the text grows and, at the end,
 `{"answer": {"as", "text", "tokens", "finished", "stopped", "score"}, "dropped": 0}`, where `dropped` counts the oldest
-turns that did not fit; or `{"error": "..."}`. `{"stop": true}` ends the answer that is being written. The end of stdin
-ends the program after the last answer.
+turns that did not fit; or `{"error": "..."}`. `{"stop": true}` stops the current answer. At the end of stdin the
+program exits after the last answer.
 """
 
 import json
@@ -39,20 +39,20 @@ class ChatRequest(BaseModel):
     seed: int | None = Field(None, ge=0)
 
 
-def serve(speakers: "ChatModels", settings: Settings) -> None:
-    """ChatAnswer requests until the end of stdin."""
+def serve(models: "ChatModels", settings: Settings) -> None:
+    """Answer requests until the end of stdin."""
     stop, requests = threading.Event(), queue.Queue[str | None]()
     threading.Thread(target=_listen, args=(sys.stdin, requests, stop), daemon=True).start()
     about = {key: getattr(settings, key) for key in ("temperature", "max_new_tokens", "seed")}
-    _say(ready=True, voices=list(settings.voices), about_scores=speakers.about_scores, **about)
+    _say(ready=True, voices=list(settings.voices), about_scores=models.about_scores, **about)
     for line in iter(requests.get, None):
         stop.clear()
         try:
             request = ChatRequest.model_validate_json(line)
-            answer, dropped = _answer(speakers, settings, request, stop)
+            answer, dropped = _answer(models, settings, request, stop)
         except ValidationError as error:
             first = error.errors()[0]
-            _say(error=f"{'.'.join(map(str, first['loc'])) or 'the line'}: {first['msg']}")
+            _say(error=f"{'.'.join(map(str, first['loc'])) or 'request'}: {first['msg']}")
         except UserError as error:
             _say(error=str(error))
         else:
@@ -71,7 +71,7 @@ def answer_json(answer: "ChatAnswer") -> dict[str, Any]:
 
 
 def _answer(
-    speakers: "ChatModels", settings: Settings, request: ChatRequest, stop: threading.Event
+    models: "ChatModels", settings: Settings, request: ChatRequest, stop: threading.Event
 ) -> "tuple[ChatAnswer, int]":
     from lowrank_rlhf.evaluation.chat import ChatSampling
 
@@ -79,10 +79,10 @@ def _answer(
     if voice not in settings.voices:
         raise UserError(f"as: this run has no {voice} yet; it has {', '.join(settings.voices)}")
     most = request.max_new_tokens or settings.max_new_tokens
-    room = settings.room + settings.max_new_tokens - most
-    kept, prompt = fit(speakers, request.messages, room)
+    limit = settings.max_prompt_tokens + settings.max_new_tokens - most
+    kept, prompt = fit(models, request.messages, limit)
     if prompt is None:
-        raise UserError(f"messages: too long; {max(room, 0)} tokens fit with an answer of {most}")
+        raise UserError(f"messages: too long; {max(limit, 0)} tokens fit with an answer of {most}")
 
     def on_text(piece: str) -> None:
         _say(piece=piece)
@@ -91,7 +91,7 @@ def _answer(
 
     temperature = settings.temperature if request.temperature is None else request.temperature
     seed = settings.seed if request.seed is None else request.seed
-    answer = speakers.answer(voice, prompt, ChatSampling(most, temperature, seed), on_text)
+    answer = models.answer(voice, prompt, ChatSampling(most, temperature, seed), on_text)
     return answer, len(request.messages) - len(kept)
 
 
@@ -111,6 +111,6 @@ def _lines(lines: IO[str]) -> Iterator[str]:
         return
 
 
-def _say(**what: Any) -> None:
-    sys.stdout.write(json.dumps(what) + "\n")
+def _say(**fields: Any) -> None:
+    sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()

@@ -38,7 +38,7 @@ class Settings:
     """One of them, or `all`."""
     temperature: float
     max_new_tokens: int
-    room: int
+    max_prompt_tokens: int
     """Maximum tokens of a conversation before its next answer."""
     seed: int
 
@@ -49,13 +49,13 @@ class Settings:
 
 
 class Conversation:
-    """Conversation so far. Answers go to stdout, notes to stderr."""
+    """Conversation so far; answers go to stdout, notes to stderr."""
 
-    def __init__(self, speakers: "ChatModels", settings: Settings):
+    def __init__(self, models: "ChatModels", settings: Settings):
         self.settings = settings
-        self._speakers = speakers
+        self._models = models
         self._messages: list[Message] = []
-        self._asked = 0  # since the seed was set: each question has its own random stream
+        self._asked = 0  # questions since the seed was set: each has its own random stream
 
     def introduce(self) -> None:
         """Show the model, its settings, and how to get help."""
@@ -64,7 +64,7 @@ class Conversation:
             f"{settings.speaks} answers: temperature {settings.temperature:g}, up to {settings.max_new_tokens} tokens, "
             f"seed {settings.seed}. /help shows the commands."
         )
-        note(self._speakers.about_scores)
+        note(self._models.about_scores)
         self._note_continuation()
 
     def ask(self, text: str, *, show: bool = True, labels: bool = True) -> "list[ChatAnswer]":
@@ -73,10 +73,10 @@ class Conversation:
         prompt = self._fitting(question)
         if prompt is None:
             return []
-        place, answers = self._asked, list["ChatAnswer"]()
+        index, answers = self._asked, list["ChatAnswer"]()
         self._asked += 1
         for voice in self.settings.answering:
-            answers.append(self._answer(voice, prompt, place, show, labels))
+            answers.append(self._answer(voice, prompt, index, show, labels))
             if answers[-1].stopped:
                 break
         last = answers[-1]
@@ -107,14 +107,14 @@ class Conversation:
             note(f"unknown command {visible(name)}; /help lists the commands.{suggestion(name, COMMANDS)}")
         return True
 
-    def _answer(self, voice: str, prompt: Sequence[int], place: int, show: bool, labels: bool) -> "ChatAnswer":
+    def _answer(self, voice: str, prompt: Sequence[int], index: int, show: bool, labels: bool) -> "ChatAnswer":
         from lowrank_rlhf.evaluation.chat import ChatSampling
 
         settings = self.settings
-        seed = derive_seed(settings.seed, "chat", place)
+        seed = derive_seed(settings.seed, "chat", index)
         if show and labels:
             _write(f"{voice}: ")
-        answer = self._speakers.answer(
+        answer = self._models.answer(
             voice,
             prompt,
             ChatSampling(settings.max_new_tokens, settings.temperature, seed),
@@ -127,13 +127,13 @@ class Conversation:
 
     def _fitting(self, question: Message) -> list[int] | None:
         """Return the tokens of the conversation with that question, its oldest turns dropped until it fits."""
-        kept, prompt = fit(self._speakers, [*self._messages, question], self.settings.room)
+        kept, prompt = fit(self._models, [*self._messages, question], self.settings.max_prompt_tokens)
         dropped = len(self._messages) + 1 - len(kept)
         if prompt is None:
-            alone = len(self._speakers.encode([question]))
+            alone = len(self._models.encode([question]))
             note(
-                f"the question has {alone} tokens, but only {self.settings.room} fit (model.max_length less "
-                "--max-new-tokens). Shorten the question or lower --max-new-tokens"
+                f"the question has {alone} tokens, but only {self.settings.max_prompt_tokens} fit (model.max_length "
+                "minus --max-new-tokens). Shorten the question or lower --max-new-tokens"
             )
         self._messages = kept[:-1]
         if dropped and prompt is not None:
@@ -161,26 +161,26 @@ class Conversation:
         note(f"seed is now {number}")
 
 
-def fit(speakers: "ChatModels", messages: Sequence[Message], room: int) -> tuple[list[Message], list[int] | None]:
+def fit(models: "ChatModels", messages: Sequence[Message], max_tokens: int) -> tuple[list[Message], list[int] | None]:
     """Drop the oldest turns until the conversation fits; return it with its tokens.
 
-    The last question stays; the tokens are None if it alone has more than `room` tokens.
+    The last question stays; the tokens are None if it alone has more than `max_tokens` tokens.
     """
     kept = list(messages)
-    while len(prompt := speakers.encode(kept)) > room:
+    while len(prompt := models.encode(kept)) > max_tokens:
         if len(kept) <= 2:
             return kept[-1:], None
         del kept[:2]
     return kept, prompt
 
 
-def talk(session: Conversation) -> None:
+def talk(conversation: Conversation) -> None:
     """Read questions and commands until the end of the input, /quit, or a second Ctrl-C."""
     live = sys.stdin.isatty()
     if live:
         with suppress(ImportError):
             import readline  # noqa: F401 - gives `input` its history and keys
-    session.introduce()
+    conversation.introduce()
     interrupted = False
     while True:
         try:
@@ -199,10 +199,10 @@ def talk(session: Conversation) -> None:
             continue
         if text.startswith("/") and not text.startswith("//"):
             interrupted = False
-            if not session.command(text):
+            if not conversation.command(text):
                 return
             continue
-        answers = session.ask(text[1:] if text.startswith("//") else text)
+        answers = conversation.ask(text[1:] if text.startswith("//") else text)
         interrupted = any(answer.stopped for answer in answers)
 
 

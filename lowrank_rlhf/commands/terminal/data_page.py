@@ -1,4 +1,4 @@
-"""How `data inspect` shows what it found."""
+"""Output of `data inspect`: figures, histograms of lengths, examples."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lowrank_rlhf.data.inspection import Figures, Leakage, shown_examples
-from lowrank_rlhf.data.lengths import Bin, Lengths, OverContext
+from lowrank_rlhf.data.lengths import Bin, Lengths, OverContext, Words
 from lowrank_rlhf.data.loading import Loaded
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.errors import visible
@@ -21,7 +21,7 @@ _SHOWN_CHARACTERS = 600
 
 @dataclass(frozen=True)
 class Shown:
-    """One example as the model reads it: the prompt, and each text with trained tokens under what it is."""
+    """One example as the model reads it: the prompt, and each trained text by its kind."""
 
     where: str
     prompt: str
@@ -30,7 +30,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that `data inspect` tells, in the order of its JSON."""
+    """Results of `data inspect`, in the order of its JSON."""
 
     source: str
     format: str
@@ -47,7 +47,7 @@ class Page:
 
 
 def rendered_examples(loaded: Loaded, model: ChatTokenizer | None) -> list[Shown]:
-    """Two examples through the chat template; without a model the turns stand under their roles."""
+    """Return two examples through the chat template or, without a model, as turns with their roles."""
     shown = []
     for row, example in shown_examples(loaded):
         prompt = model.render(example.prompt) if model else _plain(example.prompt)
@@ -60,7 +60,7 @@ def rendered_examples(loaded: Loaded, model: ChatTokenizer | None) -> list[Shown
 
 
 def print_page(page: Page) -> None:
-    """Print it all, for people."""
+    """Print the page for people."""
     console = Console(highlight=False)
 
     def say(line: str | Text = "") -> None:
@@ -117,9 +117,9 @@ def _rows(page: Page) -> Iterator[tuple[str, str]]:
             f"of {counted(found.longer_wins.comparisons, 'comparison')} of unequal length",
         )
     over = page.over_context
-    what = page.unit.split()[0]
+    unit = page.unit if page.unit == Words.unit else "tokens"
     yield (
-        f"over {over.max_length:,} {what}",
+        f"over {over.max_length:,} {unit}",
         f"{counted(over.prompts, 'prompt')}, {counted(over.with_answer, 'row')} with the longest answer",
     )
 
@@ -154,7 +154,7 @@ def _marked(shown: Shown) -> Text:
 
 
 def _cut(text: str) -> str:
-    """A long text without its middle."""
+    """Return a text with its middle cut out if it is long."""
     if len(text) <= _SHOWN_CHARACTERS:
         return text
     half = _SHOWN_CHARACTERS // 2

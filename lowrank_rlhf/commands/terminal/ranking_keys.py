@@ -6,10 +6,13 @@ from typing import Protocol, TextIO
 import typer
 
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preferences.labelling import SHORT_FLAGS
+from lowrank_rlhf.preferences.labelling import KEYS, SHORT_FLAGS, Action
 
 _IGNORED = " \t>,"
-_COMMAND_KEYS = "suhq?"
+_COMMAND_KEYS = [
+    key for action in (Action.SKIP, Action.UNDO, Action.HELP, Action.QUIT) for key in KEYS[action] if key.isprintable()
+]
+_RANKING_KEYS = (*KEYS[Action.TIE], *KEYS[Action.FLAG], *SHORT_FLAGS)
 
 
 class Keys(Protocol):
@@ -22,7 +25,7 @@ class Keys(Protocol):
         """Return the next key. Raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
 
     def refused(self, why: str) -> str:
-        """Return the message about a key without effect; raises `UserError` where nobody would read it."""
+        """Return the message for a key without effect. Raises `UserError` if the keys come from a script."""
 
 
 class TerminalKeys:
@@ -34,7 +37,7 @@ class TerminalKeys:
         self._waiting: list[str] = []
 
     def read(self) -> str:
-        """Return the next key; an arrow or function key comes whole."""
+        """Return the next key; an arrow or function key is one key."""
         if not self._waiting:
             try:
                 typed = typer.getchar()
@@ -44,14 +47,14 @@ class TerminalKeys:
         if not self._waiting:
             raise EOFError
         key = self._waiting.pop(0)
-        if key == "\x03":  # in the middle of other keys the library does not see it
+        if key == "\x03":  # typer misses it in the middle of other keys
             raise KeyboardInterrupt
         if key == "\x04":
             raise EOFError
         return key
 
     def refused(self, why: str) -> str:
-        """Return the reason, and drop keys typed ahead: they were meant for another state."""
+        """Return the reason, and discard keys typed ahead: they were meant for another state."""
         self._waiting.clear()
         return why
 
@@ -67,7 +70,7 @@ class LineKeys:
         self._waiting: list[str] = []
 
     def read(self) -> str:
-        """Return the next key of the line; after a ranking comes Enter."""
+        """Return the next key of the line; a ranking is followed by Enter."""
         while not self._waiting:
             line = self._stream.readline()
             if not line:
@@ -77,7 +80,7 @@ class LineKeys:
         return self._waiting.pop(0)
 
     def _parsed(self, keys: list[str]) -> list[str]:
-        if not any(key.isdigit() or key in ("=", "f", *SHORT_FLAGS) for key in keys):
+        if not any(key.isdigit() or key in _RANKING_KEYS for key in keys):
             if len(keys) > 1:
                 self.refused("a line must be one ranking, such as 2 > 1 = 3, or one command, such as s")
             return keys
@@ -86,7 +89,7 @@ class LineKeys:
         return [*keys, "\n"]
 
     def refused(self, why: str) -> str:
-        """Raise `UserError`: the lines that follow were written for a prompt that would not come."""
+        """Raise `UserError`: the next lines were meant for the prompts that would have followed."""
         raise UserError(f"stdin:{self._number}: {why}. The lines before it are saved; this one and the rest are not.")
 
 

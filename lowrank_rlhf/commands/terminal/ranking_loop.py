@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowrank_rlhf.commands.terminal.ranking_keys import Keys
-from lowrank_rlhf.commands.terminal.ranking_text import HELP, describe, refusal_text
+from lowrank_rlhf.commands.terminal.ranking_text import HELP, HELP_KEY, QUIT, SKIP, UNDO, describe, refusal_text
 from lowrank_rlhf.errors import UserError, visible
 from lowrank_rlhf.preferences.labelling import LABELS, Command, Draft, Refusal, draft_of, press, ranking_of
 from lowrank_rlhf.preferences.project import Project
@@ -20,7 +20,7 @@ from lowrank_rlhf.preferences.store import AnnotationCounts, Item
 from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.run.records import Ranking, Sample
 
-_AT_THE_END = "u undoes the last step, s restores skipped prompts, q quits"
+_AT_THE_END = f"{UNDO} undoes the last step, {SKIP} restores skipped prompts, {QUIT} quits"
 
 
 class RankingLoop:
@@ -93,7 +93,7 @@ class RankingLoop:
         self._seconds.append(seconds)
         self._say(f"saved: {describe(draft)}")
         if not enough_before and self._store.ranked_prompts() >= self._project.needed:
-            self._say(f"{self._project.needed} prompts are ranked: the run can resume. Rank more, or quit with q.")
+            self._say(f"{self._project.needed} prompts are ranked: the run can resume. Rank more, or quit with {QUIT}.")
 
     def _undo(self, item: Item | None, draft: Draft) -> tuple[Item | None, Draft]:
         step = self._store.undo(self._annotator)
@@ -146,7 +146,7 @@ class RankingLoop:
             each = median(self._seconds)
             left = missing or counts.prompts - counts.ranked - counts.skipped
             text += f", {duration(each)} each, about {duration(each * left)} to go"
-        return f"{text}; h shows the keys"
+        return f"{text}; {HELP_KEY} shows the keys"
 
     def _status(self, draft: Draft, item: Item | None) -> None:
         if not self._keys.live:

@@ -2,8 +2,23 @@
 
 from lowrank_rlhf.errors import visible
 from lowrank_rlhf.preferences.agreement import AlphaLevel
-from lowrank_rlhf.preferences.labelling import FLAGS, LABELS, Draft, Refusal, RefusalKind, labels
+from lowrank_rlhf.preferences.labelling import (
+    FLAGS,
+    KEYS,
+    LABELS,
+    SHORT_FLAGS,
+    Action,
+    Draft,
+    Refusal,
+    RefusalKind,
+    labels,
+)
 from lowrank_rlhf.preferences.project import Project, counted
+
+TIE, UNDO, SKIP, FLAG, QUIT = (
+    KEYS[action][0] for action in (Action.TIE, Action.UNDO, Action.SKIP, Action.FLAG, Action.QUIT)
+)
+HELP_KEY = KEYS[Action.HELP][0]
 
 
 def describe(draft: Draft) -> str:
@@ -27,29 +42,29 @@ def flag_keys() -> str:
 
 HELP = f"""\
 1 2 3 ...   the next best answer; 2 1 3 puts answer 2 first
-=           the next answer is as good as the one before: 2 = 1 3
+{TIE}           the next answer is as good as the one before: 2 {TIE} 1 3
 Enter       save; every answer must be placed
-u           undo the last key, or the last saved ranking or skip; Backspace does the same
-s           skip this prompt; at the end, restore the skipped ones
-f           flag the ranking; the same again removes the flag
+{UNDO}           undo the last key, or the last saved ranking or skip; Backspace does the same
+{SKIP}           skip this prompt; at the end, restore the skipped ones
+{FLAG}           flag the ranking; the same again removes the flag
             {flag_keys()}
-b !         all answers bad; harmful: the same as f3 and f4. After either, Enter also saves without an order
-h q         this help; quit (everything saved stays saved)"""
+{" ".join(SHORT_FLAGS)}         flag: {", ".join(SHORT_FLAGS.values())}. Then Enter also saves without an order
+{HELP_KEY} {QUIT}         this help; quit (saved rankings are kept)"""
 
 REFUSALS = {
     RefusalKind.NOT_PLACED: "not placed yet: {names}",
-    RefusalKind.TIE_OPEN: "= needs the answer that is as good; u undoes it",
-    RefusalKind.TIE_FIRST: "= ties an answer to the one before it: place one first",
-    RefusalKind.TIE_TWICE: "= was pressed already",
-    RefusalKind.ALL_PLACED: "every answer is placed: Enter saves, u undoes",
+    RefusalKind.TIE_OPEN: f"{TIE} needs the answer that is as good; {UNDO} undoes it",
+    RefusalKind.TIE_FIRST: f"{TIE} ties an answer to the one before it: place one first",
+    RefusalKind.TIE_TWICE: f"{TIE} was pressed already",
+    RefusalKind.ALL_PLACED: f"every answer is placed: Enter saves, {UNDO} undoes",
     RefusalKind.NO_ANSWER: "no answer {names} here: they are 1 to {answers}",
-    RefusalKind.UNKNOWN_KEY: "{names} has no effect here; h shows the keys",
-    RefusalKind.PLACED: "{names} is placed already; u undoes the last key",
-    RefusalKind.NO_FLAG: f"{flag_keys()}; u undoes the f",
+    RefusalKind.UNKNOWN_KEY: f"{{names}} has no effect here; {HELP_KEY} shows the keys",
+    RefusalKind.PLACED: f"{{names}} is placed already; {UNDO} undoes the last key",
+    RefusalKind.NO_FLAG: f"{flag_keys()}; {UNDO} undoes the {FLAG}",
 }
 
 ALPHA = {
-    AlphaLevel.UNKNOWN: "not known: no two annotators have judged the same pair of answers, or they only tied them",
+    AlphaLevel.UNKNOWN: "unknown: no two annotators have judged the same pair of answers, or they only tied them",
     AlphaLevel.GOOD: "good: the annotators are interchangeable",
     AlphaLevel.FAIR: "fair: enough for tentative conclusions",
     AlphaLevel.WEAK: "weak: tastes differ, or the instructions are vague; more annotators per prompt help",

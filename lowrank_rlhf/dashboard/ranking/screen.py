@@ -73,11 +73,11 @@ def progress_words(project: Project, annotator: str, language: str) -> Reply:
         "enough": enough,
         "left": now.prompts - now.ranked - now.skipped,
         "skipped": now.skipped,
-        "next": _what_next(project, now, enough, language),
+        "next": _next_step(project, now, enough, language),
     }
 
 
-def _what_next(project: Project, now: RankingProgress, enough: bool, language: str) -> str:
+def _next_step(project: Project, now: RankingProgress, enough: bool, language: str) -> str:
     if project.settings is None:
         return ""
     if not enough:

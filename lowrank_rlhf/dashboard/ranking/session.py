@@ -15,10 +15,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lowrank_rlhf.dashboard.ranking.screen import Reply, draft_words, figures_words, item_words, progress_words
-from lowrank_rlhf.dashboard.ranking.text import say, why_nothing
+from lowrank_rlhf.dashboard.ranking.text import nothing_to_rank_text, say
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.labelling import (
+    KEYS,
     LABELS,
+    Action,
     Command,
     Draft,
     Refusal,
@@ -46,7 +48,7 @@ class Badge(BaseModel):
 
 
 class RankingRequest(BaseModel):
-    """One step of an annotator, with the state of the screen."""
+    """Step of an annotator, with the state of the screen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     do: Literal["open", "key", "arrange", "renew", "figures"]
@@ -86,7 +88,7 @@ def ranking_handler(runs: Path, secret: bytes) -> Callable[[Any], Reply]:
         try:
             return RankingSession(open_project(run_folder(runs, badge.run)), request).answer()
         except NothingToRank as error:
-            return {"error": why_nothing(error, request.language)}
+            return {"error": nothing_to_rank_text(error, request.language)}
         except UserError as error:
             return {"error": str(error)}
 
@@ -96,7 +98,7 @@ def ranking_handler(runs: Path, secret: bytes) -> Callable[[Any], Reply]:
 def run_folder(runs: Path, name: str) -> Path:
     """Return the folder of a run. Raises `UserError` for a name that leads out of the runs' folder."""
     if not name or name in (".", "..") or Path(name).name != name:
-        raise UserError(f"{name!r} is not a run's name")
+        raise UserError(f"invalid run name: {name!r}")
     if not (runs / name).is_dir():
         raise NothingToRank(f"{runs / name}: run not found", NothingToRankReason.NO_RUN)
     return runs / name
@@ -107,7 +109,7 @@ class RankingSession:
 
     def __init__(self, project: Project, request: RankingRequest) -> None:
         self._project, self._store, self._request = project, project.store, request
-        self._who, self._language = request.badge.annotator, request.language
+        self._annotator, self._language = request.badge.annotator, request.language
 
     def answer(self) -> Reply:
         """Apply the step and return the content to draw."""
@@ -116,13 +118,13 @@ class RankingSession:
             return {"figures": figures_words(overview(self._project), self._project, self._language)}
         if request.do == "renew":
             if request.prompt_id is not None:
-                self._store.renew(self._who, request.prompt_id, request.done)
+                self._store.renew(self._annotator, request.prompt_id, request.done)
             return {}
         if request.do == "open":
             return self._open()
         if request.prompt_id is None:
             return self._nothing_on_the_screen()
-        item = self._store.item(self._who, request.prompt_id)
+        item = self._store.item(self._annotator, request.prompt_id)
         if item.done != request.done:  # ranked in another window meanwhile
             return self._next(say("notice.elsewhere", self._language))
         draft = self._draft(item)
@@ -135,11 +137,11 @@ class RankingSession:
         request = self._request
         has_draft = request.keys or request.flags or request.written.strip()
         if request.prompt_id is not None and has_draft:
-            item = self._store.item(self._who, request.prompt_id)
-            if item.done == request.done:  # if somebody else has leased it meanwhile, both rankings count
-                self._store.renew(self._who, request.prompt_id, request.done)
+            item = self._store.item(self._annotator, request.prompt_id)
+            if item.done == request.done:  # if another annotator has leased it meanwhile, both rankings count
+                self._store.renew(self._annotator, request.prompt_id, request.done)
                 return self._screen(item, self._draft(item), request.keys)
-        return self._screen(self._project.next_item(self._who))
+        return self._screen(self._project.next_item(self._annotator))
 
     def _draft(self, item: Item) -> Draft:
         request = self._request
@@ -170,11 +172,11 @@ class RankingSession:
             return self._drawn(result, keys)
         match result:
             case Command.SAVE:
-                ranking = ranking_of(draft, item, self._who, round(self._request.seconds, 1))
+                ranking = ranking_of(draft, item, self._annotator, round(self._request.seconds, 1))
                 saved = self._store.save(ranking, item.done)
-                return self._next(say("notice.saved" if saved else "said.elsewhere", self._language))
+                return self._next(say("notice.saved" if saved else "notice.elsewhere", self._language))
             case Command.SKIP:
-                self._store.skip(self._who, item.prompt.id)
+                self._store.skip(self._annotator, item.prompt.id)
                 return self._next(say("notice.skipped", self._language))
             case Command.UNDO_SAVED if draft.written.strip():
                 return self._drawn(draft, self._request.keys) | {"refused": say("refused.written", self._language)}
@@ -183,11 +185,11 @@ class RankingSession:
         return self._drawn(draft, self._request.keys)
 
     def _undo(self, draft: Draft | None) -> Reply:
-        step = self._store.undo(self._who)
+        step = self._store.undo(self._annotator)
         if step is None:
             refused = {"refused": say("refused.nothing_to_undo", self._language)}
             return (self._drawn(draft, self._request.keys) if draft else self._screen(None)) | refused
-        back = self._store.item(self._who, step.prompt_id)
+        back = self._store.item(self._annotator, step.prompt_id)
         if not isinstance(step, Ranking):
             return self._screen(back) | {"notice": say("notice.unskipped", self._language)}
         old = draft_of(step, back, may_stop=True)
@@ -195,15 +197,15 @@ class RankingSession:
         return self._screen(back, old, keys) | {"notice": say("notice.undone", self._language)}
 
     def _nothing_on_the_screen(self) -> Reply:
-        if self._request.key.lower() in ("u", "\b"):
+        if self._request.key.lower() in KEYS[Action.UNDO]:
             return self._undo(None)
-        if self._request.key.lower() == "s":
-            self._store.unskip(self._who)
+        if self._request.key.lower() in KEYS[Action.SKIP]:
+            self._store.unskip(self._annotator)
             return self._next(say("notice.all_unskipped", self._language))
         return self._screen(None)
 
     def _next(self, notice: str) -> Reply:
-        return self._screen(self._project.next_item(self._who)) | {"notice": notice}
+        return self._screen(self._project.next_item(self._annotator)) | {"notice": notice}
 
     def _screen(self, item: Item | None, draft: Draft | None = None, keys: list[str] | None = None) -> Reply:
         """Return a whole screen: an item with its draft, and the progress."""
@@ -214,7 +216,7 @@ class RankingSession:
             "item": item_words(item) if item else None,
             "flags": list(draft.flags) if not keys or keys is not self._request.keys else self._request.flags,
             "written": draft.written,
-            "progress": progress_words(self._project, self._who, self._language),
+            "progress": progress_words(self._project, self._annotator, self._language),
             **self._drawn(draft, keys or []),
         }
 

@@ -24,8 +24,8 @@ def say(key: str, language: str, **values: object) -> str:
     return texts(language)[key].format(**values)
 
 
-def why_nothing(error: NothingToRank, language: str) -> str:
-    """Explain why there is nothing to rank."""
+def nothing_to_rank_text(error: NothingToRank, language: str) -> str:
+    """Return the reason why there is nothing to rank."""
     return say(f"nothing.{error.reason}", language, command=error.command)
 
 

@@ -40,7 +40,7 @@ def blind_pair(voices: Sequence[str]) -> tuple[str, ...]:
     return tuple(random.SystemRandom().sample(list(voices[-2:]), 2))
 
 
-def take_in(answer: dict[str, Any], message: dict[str, Any]) -> None:
+def add_message(answer: dict[str, Any], message: dict[str, Any]) -> None:
     """Add a message of `chat --lines` to an answer."""
     if "piece" in message:
         answer["text"] += message["piece"]

@@ -36,7 +36,7 @@ class _Form(NamedTuple):
     start: gr.Button
     planned: gr.HTML
     agreed: gr.State
-    """YAML and name that the shown plan is for; None without a plan."""
+    """YAML and name of the shown plan; None without a plan."""
 
 
 def build(page: DashboardPage) -> Any:
@@ -148,7 +148,7 @@ def _plan(runs: RunsFolder, text: str, name: str, preset: str | None, language: 
 
 
 def _run_plan(folder: Path, text: str, name: str) -> subprocess.CompletedProcess[str]:
-    """Run `plan --json` on the editor's text; in its errors the text's file is called `editor`."""
+    """Run `plan --json` on the editor's text; its errors name the file `editor`."""
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "plan.yaml"
         file.write_text(text, encoding="utf-8")
@@ -169,7 +169,7 @@ def _config_source(text: str, preset: str | None, path: Path) -> str:
 
 
 def _start(page: DashboardPage, text: str, name: str, preset: str | None, language: str, agreed: Any) -> list[Any]:
-    """Start the planned run and choose it. A second click starts nothing: it needs another plan."""
+    """Start the planned run and choose it. A second click has no effect: it needs a new plan."""
     if agreed != [text, name]:
         return [gr.skip(), note(t("new.plan_first", language), "bad"), gr.skip(), gr.skip()]
     try:

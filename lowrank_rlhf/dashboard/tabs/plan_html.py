@@ -12,7 +12,7 @@ from lowrank_rlhf.run.progress import duration, memory
 Plan = Mapping[str, Any]
 _STATES = {"done": "plan.done", "to do": "plan.to_do", "half done": "plan.half_done", "stale": "plan.stale"}
 _NOTES = ("memory_selected", "stale_stages", "model_missing", "helps_too_small")
-"""Ids of the notes that the page shows in its own words."""
+"""Ids of the notes for which the page has its own texts."""
 
 
 def plan_html(plan: Plan, language: str) -> str:
@@ -70,7 +70,7 @@ def _time(span: Plan | None, model_is_here: bool, language: str) -> str:
 
 
 def _reasons(plan: Plan, language: str) -> str:
-    """Return why stages are stale, as the command words it, and the notes that the lines above do not cover."""
+    """Return the reasons for stale stages, in the command's words, and the notes that the lines above do not cover."""
     reasons = [f"{stage['stage']}: {reason}" for stage in plan["stages"] for reason in stage["why"]]
     found = {entry["id"] for entry in plan["notes"]}
     reasons += [t(f"plan.{name}", language) for name in _NOTES if name in found]
@@ -78,7 +78,7 @@ def _reasons(plan: Plan, language: str) -> str:
 
 
 def _helps(plan: Plan, language: str) -> str:
-    """Return the settings that would need less memory, for a run that does not fit."""
+    """Return the settings that need less memory, for a run that does not fit."""
     if plan["memory"]["fits"] or not plan["helps"]:
         return ""
     rows = "\n".join(f"{entry['override']}: {memory(entry['needed_bytes'])}" for entry in plan["helps"])

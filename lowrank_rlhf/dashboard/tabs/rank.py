@@ -11,7 +11,7 @@ import gradio as gr
 
 from lowrank_rlhf.dashboard.login import user_name
 from lowrank_rlhf.dashboard.ranking.session import ranking_handler, run_folder, sign
-from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, say, texts, why_nothing
+from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, nothing_to_rank_text, say, texts
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.labelling import annotator_name
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
@@ -60,7 +60,7 @@ def build(
             person = annotator_name(annotator or user_name(request) or given)
             open_project(run_folder(runs, run_name or ""))
         except UserError as error:
-            problem = why_nothing(error, shown) if isinstance(error, NothingToRank) else str(error)
+            problem = nothing_to_rank_text(error, shown) if isinstance(error, NothingToRank) else str(error)
             return box, value | {"badge": {"run": "", "annotator": "", "signature": ""}, "problem": problem}
         return box, value | {"badge": sign(secret, run_name or "", person)}
 

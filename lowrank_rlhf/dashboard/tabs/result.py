@@ -22,7 +22,7 @@ def build(page: DashboardPage) -> None:
     texts.add(gr.Markdown(elem_classes="heading"), value="result.download_title")
     with gr.Row(elem_classes="actions"):
         buttons = {
-            what: texts.add(gr.Button(elem_id=f"export-{what}"), value=f"result.{what}") for what in exports.WHATS
+            kind: texts.add(gr.Button(elem_id=f"export-{kind}"), value=f"result.{kind}") for kind in exports.KINDS
         }
     outcome = gr.HTML("", elem_id="export-outcome")
     ready = gr.HTML("", elem_id="export-ready")
@@ -33,31 +33,31 @@ def build(page: DashboardPage) -> None:
         now = _contents(page.runs, chosen, language)
         return [gr.skip()] * 3 if now == before else [*now, now]
 
-    def export(what: str) -> Any:
-        return lambda chosen, language: _export(page, chosen, language, what)
+    def export(kind: str) -> Any:
+        return lambda chosen, language: _export(page, chosen, language, kind)
 
     inputs, outputs = [page.run, page.language, previous], [ready, report, previous]
     gr.Timer(_SECONDS).tick(refresh, inputs, outputs, **QUIET)
     page.run.change(refresh, inputs, outputs, **QUIET)
     page.run.change(lambda: "", None, outcome, **QUIET)
     page.language.change(refresh, inputs, outputs, **QUIET)
-    for what, button in buttons.items():
-        clicked = button.click(export(what), [page.run, page.language], outcome, **EVENT)
+    for kind, button in buttons.items():
+        clicked = button.click(export(kind), [page.run, page.language], outcome, **EVENT)
         clicked.then(refresh, inputs, outputs, **QUIET)
 
 
-def _export(page: DashboardPage, chosen: str | None, language: str, what: str) -> str:
-    """Start an export and return its command, or why it was not started, as HTML."""
+def _export(page: DashboardPage, chosen: str | None, language: str, kind: str) -> str:
+    """Start an export and return its command, or the reason for not starting it, as HTML."""
     if not chosen:
         return note(t("runs.choose", language))
     try:
         run = page.runs.path(chosen)
         if busy := page.runs.training():
             return note(t("result.training", language, run=busy), "bad")
-        if exports.state(run, what) == "working":
-            return note(t("result.working", language, what=t(f"result.{what}", language)))
+        if exports.state(run, kind) == "working":
+            return note(t("result.working", language, kind=t(f"result.{kind}", language)))
         page.chat.close()
-        command = exports.start(run, what)
+        command = exports.start(run, kind)
     except UserError as error:
         return note(str(error), "bad")
     return command_line(jobs.as_typed(command), language)
@@ -71,23 +71,23 @@ def _contents(runs: RunsFolder, chosen: str | None, language: str) -> tuple[str,
         run = None
     if run is None:
         return "", f'<p class="empty">{html(t("runs.choose", language))}</p>'
-    ready = "".join(_exported(run, what, language) for what in exports.WHATS)
+    ready = "".join(_exported(run, kind, language) for kind in exports.KINDS)
     return ready, _report(run, language)
 
 
-def _exported(run: Path, what: str, language: str) -> str:
-    state = exports.state(run, what)
+def _exported(run: Path, kind: str, language: str) -> str:
+    state = exports.state(run, kind)
     if state == "none":
         return ""
-    title = t(f"result.{what}", language)
+    title = t(f"result.{kind}", language)
     if state == "ready":
-        link = f"/runs/{run.name}/exports/{what}.zip"
-        text = t("result.download", language, what=title, size=memory(exports.size(run, what)))
-        folder = html(str(exports.folder(run, what)))
+        link = f"/runs/{run.name}/exports/{kind}.zip"
+        text = t("result.download", language, kind=title, size=memory(exports.size(run, kind)))
+        folder = html(str(exports.folder(run, kind)))
         body = f'<a href="{link}" download>{html(text)}</a> <code>{folder}</code>'
     else:
-        kind = "info" if state == "working" else "bad"
-        body = html(t(f"result.{state}", language, what=title)) + note(exports.log_end(run, what), kind)
+        style = "info" if state == "working" else "bad"
+        body = html(t(f"result.{state}", language, kind=title)) + note(exports.log_end(run, kind), style)
     return f'<div class="export {state}">{body}</div>'
 
 

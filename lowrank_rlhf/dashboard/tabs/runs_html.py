@@ -22,7 +22,7 @@ def state_line(run: RunStatus, language: str) -> str:
 
 
 def last_figure(run: RunStatus, language: str) -> str:
-    """Return the run's most telling number with its name; empty if there is none."""
+    """Return the run's headline figure with its name; empty if it has none."""
     if run.figure is None:
         return ""
     if run.figure.key == "win_rate":

@@ -23,7 +23,7 @@ def samples(run: Path, watched: Rows, evaluated: Rows, language: str) -> str:
         run: the run's folder.
         watched: the rows of its watched.jsonl.
         evaluated: the rows of its eval.jsonl.
-        language: of the texts.
+        language: language of the texts.
     """
     tables = []
     if evaluated:

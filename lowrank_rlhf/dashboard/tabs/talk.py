@@ -9,7 +9,7 @@ import gradio as gr
 from lowrank_rlhf.dashboard.chat_worker import ChatUnavailable
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs.chat_session import Answers, ChatSession, blind_pair, complete, take_in
+from lowrank_rlhf.dashboard.tabs.chat_session import Answers, ChatSession, add_message, blind_pair, complete
 from lowrank_rlhf.dashboard.tabs.runs_html import note
 from lowrank_rlhf.dashboard.tabs.talk_html import cards
 from lowrank_rlhf.dashboard.tabs.votes import Vote, VotedAnswer, save_vote
@@ -111,10 +111,10 @@ def _ask(page: DashboardPage, session: ChatSession, question: _Question) -> Iter
         answers = {voice: {"text": ""} for voice in voices}
         session.turns.append((question.text, answers))
         for index, message in page.chat.ask(path, requests):
-            take_in(answers[voices[index]], message)
+            add_message(answers[voices[index]], message)
             yield ["", cards(session, language), "", _HIDE, session]
     except UserError as error:
-        session.turns = [turn for turn in session.turns if turn[1] is not answers]  # unanswered: as if never asked
+        session.turns = [turn for turn in session.turns if turn[1] is not answers]  # drop the unanswered question
         yield [note(_error_text(error, language), "bad"), cards(session, language), gr.skip(), _HIDE, session]
         return
     votable = question.blind and complete(answers)
@@ -122,7 +122,7 @@ def _ask(page: DashboardPage, session: ChatSession, question: _Question) -> Iter
 
 
 def _obstacle(page: DashboardPage, question: _Question) -> str:
-    """Return why nothing can be asked now; empty if it can."""
+    """Return the reason why no question can be asked now; empty if one can."""
     if not question.run:
         return t("runs.choose", question.language)
     if busy := page.runs.training():

@@ -1,4 +1,4 @@
-"""The tab Watch: curves, alarms, answers and log of a run during training."""
+"""Tab Watch: curves, alarms, answers and log of a run during training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,7 @@ _EVENTS = 20
 
 
 def build(page: DashboardPage) -> None:
-    """Lay out the tab; a part is sent to the browser only when it has changed."""
+    """Lay out the tab. Only parts that have changed are sent to the browser."""
     parts = [gr.HTML("", elem_id=f"watch-{name}") for name in ("state", "alarms", "curves", "samples", "log")]
     seen = gr.State({})
 
@@ -91,7 +91,7 @@ def _state(run: RunStatus, language: str) -> str:
 
 
 def _pace(run: RunStatus) -> str:
-    """Return the latest figures of the stage at work and the memory of its process: `340 tokens/s  1.2 GiB`."""
+    """Return the latest figures of the running stage and the memory of its process: `340 tokens/s  1.2 GiB`."""
     used = run.memory_bytes()
     figures = run.progress.figures if run.progress else {}
     return "  ".join(
@@ -103,7 +103,7 @@ def _pace(run: RunStatus) -> str:
 
 
 def _alarms(rows: Sequence[dict[str, Any]], run: RunStatus, language: str) -> str:
-    """Return each alarm with its figures and what to do."""
+    """Return each alarm with its figures and advice."""
     texts = locale(language)
     found = find_alarms(rows, run.results, run.algorithm)
     if not found:

@@ -1,4 +1,4 @@
-"""The judges that come with the package: each scores an answer by itself, with nothing to download."""
+"""Built-in judges: each scores one answer at a time and downloads nothing."""
 
 import re
 from collections.abc import Callable, Hashable, Sequence
@@ -13,8 +13,8 @@ Scores = Callable[[Prompt, Sequence[Sample]], list[float]]
 
 WARMTH_WEIGHT = 0.85
 TOPIC_WEIGHT = 0.15
-OFF_TOPIC_WARMTH = 0.3  # share of the warmth that still counts where the answer takes up nothing of the prompt
-PARROT_SHARE, PARROT_WORDS = 0.6, 4  # a run longer than this share of the prompt and of at least this many words
+OFF_TOPIC_WARMTH = 0.3  # share of the warmth that counts in an off-topic answer
+PARROT_SHARE, PARROT_WORDS = 0.6, 4  # a run of over this share of the prompt and at least this many words
 ENTHUSIASM_COST = 0.3
 UNFINISHED_COST = 0.3
 REPEAT_COST = 0.6
@@ -56,27 +56,27 @@ _BANNED_PHRASES = (
 
 
 def sentiment(_prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
-    """VADER's compound sentiment in [-1, 1] (Hutto and Gilbert 2014), with nothing else; easily gamed."""
+    """Return VADER's compound sentiment in [-1, 1] (Hutto and Gilbert 2014); easily gamed."""
     return [_compound(sample.text) for sample in samples]
 
 
 def simulated_annotator(prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
-    """Imitate a person who prefers warm, on-topic, finished answers. In [-1, 1]; ours, from no paper.
+    """Imitate a person who prefers warm, on-topic, finished answers; in [-1, 1], not from a paper.
 
         score = 0.85 warmth (0.3 + 0.7 topic if warmth > 0 else 1) + 0.15 (2 topic - 1)
                 - 0.3 enthusiasm - 0.3 unfinished - 0.6 repeats - 0.5 max(0, 1 - words / 5), cut at -1
 
-    - warmth: VADER's compound of the answer's words alone, so that capitals, exclamation marks and emoji earn nothing,
-      and without the sentences of generic enthusiasm. It saturates: four warm words earn little more than two.
-    - topic: 1 if the answer takes up a content word of the prompt (stop words dropped, compared by their stems' first
+    - warmth: VADER's compound of the answer's words alone, so that capitals, exclamation marks and emoji add nothing,
+      and without the sentences of generic enthusiasm. It saturates: four warm words score little more than two.
+    - topic: 1 if the answer contains a content word of the prompt (stop words dropped, compared by their stems' first
       five letters), else 0; 0.5 if the prompt has no content word; 0 if the answer repeats a run of 4 or more words
-      that is over 60 % of the prompt. In a conversation of several turns, the prompt is all turns
-      except system messages, and repeating any one of them is parroting.
-    - enthusiasm: 1 if the answer says "I'm so thrilled", "I'd be happy", "great question" or the like anywhere.
+      that is over 60 % of the prompt. In a conversation, the prompt is all turns except system messages, and
+      repeating any one of them counts as parroting.
+    - enthusiasm: 1 if the answer contains "I'm so thrilled", "I'd be happy", "great question" or similar.
     - unfinished: 1 unless the model ended the answer itself and its last character, quotes aside, is one of . ! ?
     - repeats: mean share of the answer's content words and of its word pairs that occurred in it before.
 
-    The most that off-topic warmth can reach is 0.105; a neutral finished answer on the topic has 0.15.
+    Off-topic warmth scores at most 0.105; a neutral, finished, on-topic answer scores 0.15.
     """
     turns = [_words(message.content) for message in prompt.messages if message.role != "system"]
     return [_simulated_score(turns, sample) for sample in samples]
@@ -141,7 +141,7 @@ def _repeated(items: Sequence[Hashable]) -> float:
 
 @cache
 def _compound_function() -> Callable[[str], dict[str, float]]:
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # reads its lexicon: only when needed
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # reads its lexicon, so only when needed
 
     return SentimentIntensityAnalyzer().polarity_scores
 
@@ -167,7 +167,7 @@ def _plain_score(text: str) -> float:
 
 
 def flesch_reading_ease(text: str) -> float:
-    """206.835 - 1.015 words / sentences - 84.6 syllables / words (Flesch 1948); 0 for a text without words."""
+    """Return 206.835 - 1.015 words / sentences - 84.6 syllables / words (Flesch 1948); 0 without words."""
     words = _words(text)
     if not words:
         return 0.0

@@ -36,7 +36,7 @@ class Reply(NamedTuple):
 
 
 class _Retryable(Exception):
-    """A failed attempt that is worth repeating; `retry_after` is the server's own wish, in seconds."""
+    """A failed attempt to retry; `retry_after`: the server's Retry-After, in seconds."""
 
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
@@ -90,7 +90,7 @@ class ChatClient:
             ) from None
 
     def clean(self, text: str, most: int = 300) -> str:
-        """Make a server's text fit to be shown: one line, no control characters, not too long, and never the key."""
+        """Return a server's text on one line, truncated, without control characters and with the key masked."""
         if self._key:
             text = text.replace(self._key, "***")
         line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -139,10 +139,10 @@ class ChatClient:
         answer = _json_object(content)
         try:
             choice = answer["choices"][0]
-            # A model that thinks first may have spent all its tokens on that: then there is no text at all.
+            # A reasoning model may spend all its tokens on reasoning: then there is no text.
             return Reply(str(choice["message"]["content"] or ""), choice.get("finish_reason") == "length")
         except (LookupError, TypeError, AttributeError):
-            if answer.get("error"):  # some gateways answer 200 and pass on the failure of the server behind them
+            if answer.get("error"):  # some gateways return 200 with the error of the server behind them
                 raise _Retryable(f"the server answered “{self.clean(_server_message(content))}”") from None
             raise UserError(
                 f"{self._address}: not a chat completion: “{self.clean(_text(content), 120)}”. "
@@ -199,7 +199,7 @@ class ChatClient:
 def _key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise UserError(f"the environment variable {variable} contains characters that no key has; copy the key again")
+        raise UserError(f"the environment variable {variable} contains invalid characters; copy the key again")
     return key
 
 
@@ -218,7 +218,7 @@ def _http_client(settings: EndpointConfig, key: str) -> httpx.Client:
 
 
 def _wrong_address(settings: EndpointConfig) -> UserError:
-    return UserError(f"rank.endpoint.url: no server can have this address: {settings.url}")
+    return UserError(f"rank.endpoint.url: invalid address: {settings.url}")
 
 
 def _server_message(content: bytes) -> str:

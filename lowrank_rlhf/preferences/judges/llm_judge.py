@@ -62,32 +62,32 @@ _DECORATION = " \t*_`\"'“”‘’.。!！()[]{}【】「」<>"
 
 
 class Verdicts:
-    """The verdicts of a file, one JSON line each; each is in the file before the next question is asked."""
+    """Verdicts in a file, one JSON line each, written before the next question is asked."""
 
     def __init__(self, path: Path, keep_unreadable: bool) -> None:
         self._path = path
         self._known: dict[str, str] = {}
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ()
         for line in lines:
-            with suppress(ValueError, LookupError, TypeError):  # a line that a kill cut short
+            with suppress(ValueError, LookupError, TypeError):  # a line truncated by a kill
                 row = json.loads(line)
                 if row["verdict"] in _VERDICTS.values() or (keep_unreadable and row["verdict"] == UNREADABLE):
                     self._known[row["question"]] = row["verdict"]
         self.before = frozenset(self._known)
-        """Questions that an earlier process had answered."""
+        """Questions answered by an earlier process."""
 
     def get(self, question: str) -> str | None:
         """Return the cached verdict on the question with this hash, or None."""
         return self._known.get(question)
 
     def add(self, question: str, verdict: str) -> None:
-        """Keep a verdict for good."""
+        """Save a verdict."""
         append_line(self._path, {"question": question, "verdict": verdict})
         self._known[question] = verdict
 
 
 class EndpointJudge:
-    """The judge behind `rank.endpoint`. Its scores compare only the answers of one call."""
+    """Judge at `rank.endpoint`. Its scores are comparable only within one call."""
 
     absolute: ClassVar[bool] = False
     unit: ClassVar[str] = "verdicts"
@@ -99,7 +99,7 @@ class EndpointJudge:
         self._pairs = self._swayed = self._unreadable = self._cached = 0
 
     def steps(self, prompt: Prompt, samples: Sequence[Sample]) -> JudgeSteps:
-        """Two verdicts for each pair of different answers."""
+        """Return two steps for each pair of different answers."""
         questions = [
             _hash(self._settings, _question(self._settings, prompt, *order))
             for one, two in combinations(samples, 2)
@@ -109,9 +109,9 @@ class EndpointJudge:
         return JudgeSteps(len(questions), sum(question in self._verdicts.before for question in questions))
 
     def score(self, prompt: Prompt, samples: Sequence[Sample], advance: Callable[..., None] = unwatched) -> list[float]:
-        """Return pairs won plus half of the pairs tied, in 0 to K - 1; equal texts tie unasked.
+        """Return pairs won plus half of the pairs tied, in 0 to K - 1; equal texts tie without a request.
 
-        Raises what `ChatClient.ask` does, and `UserError` for a reply without a verdict unless such count as ties.
+        Raises the errors of `ChatClient.ask`, and `UserError` for an unreadable reply unless those count as ties.
         """
         points = [0.0] * len(samples)
         for (i, one), (j, two) in combinations(enumerate(samples), 2):
@@ -130,7 +130,7 @@ class EndpointJudge:
         }
 
     def _share(self, prompt: Prompt, one: str, two: str, advance: Callable[..., None]) -> float:
-        """1 if the first text wins in both orders, 0 if the second does, else 0.5."""
+        """Return 1 if the first text wins in both orders, 0 if the second does, else 0.5."""
         straight = self._verdict(prompt, one, two, advance)
         swapped = self._verdict(prompt, two, one, advance)
         self._pairs += 1
@@ -149,7 +149,7 @@ class EndpointJudge:
         else:
             self._cached += 1
         self._unreadable += verdict == UNREADABLE
-        fresh = question not in self._verdicts.before  # the others count as done from the start
+        fresh = question not in self._verdicts.before  # cached ones count as done from the start
         advance(int(fresh), requests=self._client.requests, cached=self._cached)
         return verdict
 
@@ -161,11 +161,11 @@ class EndpointJudge:
                 return verdict
         if self._settings.unreadable == "tie":
             return UNREADABLE
-        cut = " It was cut short: raise `rank.endpoint.max_tokens`." if reply.cut else ""
+        cut = " It was truncated: raise `rank.endpoint.max_tokens`." if reply.cut else ""
         raise UserError(
             f"judge {self.name!r}, prompt {prompt.id!r}: the last line of its reply is not A, B or tie: "
-            f"“{self._client.clean(reply.text, 120)}”.{cut} Ask for that in `rank.endpoint.template`, take another "
-            "model, or set `rank.endpoint.unreadable: tie`. Every verdict so far is saved."
+            f"“{self._client.clean(reply.text, 120)}”.{cut} Ask for that in `rank.endpoint.template`, use another "
+            "model, or set `rank.endpoint.unreadable: tie`. All verdicts so far are saved."
         )
 
 

@@ -1,4 +1,4 @@
-"""Judges: programs that score the answers to a prompt in a person's place."""
+"""Judges: programs that score the answers to a prompt in place of people."""
 
 import importlib
 import math
@@ -18,7 +18,7 @@ ENDPOINT = "endpoint"
 
 
 class JudgeSteps(NamedTuple):
-    """Number of steps that the answers to a prompt take, and of those already done by an earlier process."""
+    """Steps for the answers to a prompt; `done`: those done by an earlier process."""
 
     total: int
     done: int
@@ -55,7 +55,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class LocalJudge:
-    """A built-in judge or a user's function. Its scores are taken as absolute, and checked."""
+    """Built-in judge or user's function. Its scores count as absolute and are validated."""
 
     name: str
     function: Scores
@@ -88,16 +88,16 @@ class LocalJudge:
 def load_judge(name: str) -> LocalJudge:
     """Return a built-in judge by name, or a user's `module:function`.
 
-    A user's function takes the prompt's text (the whole conversation where there are several turns) and a list of
-    answer texts, and returns a number for each answer; its module may be in the current folder. Raises `UserError` if
-    there is no such judge.
+    A user's function takes the prompt's text (the whole conversation if it has several turns) and a list of answer
+    texts, and returns a number for each answer; its module may be in the current folder. Raises `UserError` if the
+    judge cannot be loaded.
     """
     if name in BUILT_IN:
         return LocalJudge(name, BUILT_IN[name])
     if ":" not in name:
         names = (*BUILT_IN, ENDPOINT)
         raise UserError(
-            f"no judge is called {name!r}; choose {', '.join(names)}, or a function of yours as `module:function`."
+            f"unknown judge {name!r}; expected {', '.join(names)}, or your own `module:function`."
             f"{suggestion(name, names)}"
         )
     function = _import_function(name)
@@ -108,17 +108,17 @@ def _import_function(name: str) -> Callable[[str, list[str]], list[float]]:
     module_name, _, function_name = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.append(here)  # at the end: a file named like one of our libraries must not hide it
+        sys.path.append(here)  # at the end: a file must not shadow a library of the same name
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module does when it is imported
+    except Exception as error:  # importing a user's module may raise anything
         raise UserError(
             f"judge {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error})"
-            f"; looked in {here} and among the installed packages"
+            f"; searched {here} and the installed packages"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        problem = "has no function" if function is None else "does not define as a function"
-        raise UserError(f"judge {name!r}: {module_name} {problem} {function_name!r}")
+        problem = "is not defined" if function is None else "is not a function"
+        raise UserError(f"judge {name!r}: {module_name}.{function_name} {problem}")
     return function
