@@ -126,7 +126,7 @@ def test_plan_says_what_auto_takes(monkeypatch, capsys) -> None:
 @pytest.mark.usefixtures("here")
 def test_a_model_of_unknown_shape_needs_numbers(monkeypatch) -> None:
     monkeypatch.setattr(fit, "find_shape", lambda _: None)
-    with pytest.raises(UserError, match=r"auto cannot tell what .* needs"):
+    with pytest.raises(UserError, match=r"auto cannot estimate the memory of .*"):
         pipeline.run(load_config(Path("tiny.yaml")), Path("runs"), progress=Progress.silent())
     assert not Path("runs/tiny/config.yaml").exists()
 

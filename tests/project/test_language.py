@@ -29,7 +29,7 @@ EXCEPTIONS = {
     "lowrank_rlhf/export/export.py: lines": "2026-11-28: to be split",
     "lowrank_rlhf/stages/ppo.py: lines of run": "2026-11-28: to be split",
 }
-"""Files and functions that exceed a limit, with the day they were listed. Remove an entry when it is no longer needed."""
+"""Files and functions over a limit, with the day they were listed. Remove an entry when it is no longer needed."""
 
 
 @pytest.fixture(scope="module")
