@@ -165,7 +165,7 @@ def _state(path: Path, alive: bool, complete: bool, events: Events) -> State:
     job = jobs.job(path) or {}
     last = events[-1] if events else {}
     code = job.get("exit_code")
-    # A command that ended before it took the lock, such as one with an invalid config, leaves no event.
+    # A command that ended before it took the lock leaves no event: its exit code is newer than the last one.
     if code is not None and str(job.get("since", "")) >= str(last.get("time", "")):
         return _by_code(int(code))
     if last.get("kind") == "ended early":

@@ -1,4 +1,4 @@
-"""Chat with a run's models: base, SFT and policy in turn in one slot of one loaded base, scored by the reward model."""
+"""Chat with a run's models: base, SFT and policy share one adapter slot; the reward model scores their answers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass

@@ -70,7 +70,7 @@ def pack_answers(roles: Roles, prompts: Sequence[Prompt], answers: Sequence[Samp
 
 
 def divergence(roles: Roles, batch: Sequences, temperature: float) -> Divergence:
-    """Measure how far the policy is from the reference on the rows of a batch."""
+    """Measure the divergence of the policy from the reference on the rows of a batch."""
     policy = score_logprobs(roles, Role.POLICY, batch, temperature).logprobs  # (N, T)
     reference = score_logprobs(roles, Role.REFERENCE, batch, temperature).logprobs  # (N, T)
     per_token = k1(policy, reference)
@@ -166,7 +166,7 @@ def play_match(
     progress: Progress,
     stop: StopRequest,
 ) -> list[AnswerPair]:
-    """Return the pairs of answers of a match, those of one prompt next to each other."""
+    """Return the pairs of answers of a match, grouped by prompt."""
     fill_role(roles, Role.REFERENCE, match.left.folder)
     fill_role(roles, Role.POLICY, match.right.folder)
     count, seed = match.answers_per_prompt, derive_seed(match.seed, SEED_KEY)

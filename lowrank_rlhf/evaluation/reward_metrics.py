@@ -84,7 +84,7 @@ def held_out_accuracy(groups: Sequence[Group], scores: Sequence[Tensor], samples
 
 
 def weakness(figures: HeldOutAccuracy) -> Weakness | None:
-    """Return why the reward model should not be optimised against, or None."""
+    """Return the weakness of the reward model, or None if it is good enough to optimise against."""
     if figures.accuracy_interval[0] <= 0.5:
         return "chance"
     _, by_length, _ = figures.length_rule
@@ -121,7 +121,7 @@ def accuracy_in_words(figures: HeldOutAccuracy) -> str:
 
 
 def load_reward_model(roles: Roles, folder: Path) -> RewardScale:
-    """Load the adapter and head of the role REWARD, and return how the head's numbers become scores."""
+    """Load the adapter and head of the role REWARD, and return the scale of its scores."""
     about = about_reward(folder)
     load_role(roles, Role.REWARD, folder)
     return RewardScale(about["pooling"], about["score_mean"], about["score_std"])

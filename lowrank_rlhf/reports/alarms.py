@@ -174,7 +174,7 @@ def _overoptimisation(evidence: Evidence, _: float) -> Values | None:
 
 
 def _length_growth(evidence: Evidence, limit: float) -> Values | None:
-    """Compare with the answers that SFT gave to rank; PPO's first steps replace them where there are none."""
+    """Compare with SFT's sampled answers, or with PPO's first steps if there are none."""
     ends, sample = _ends(evidence.metrics, "response/length_mean"), evidence.results.sample
     if ends is None:
         return None

@@ -15,10 +15,11 @@ from lowrank_rlhf.commands.terminal import chat_lines
 from lowrank_rlhf.commands.terminal.chat_loop import Settings, fit
 from lowrank_rlhf.dashboard.chat_worker import ChatUnavailable, ChatWorker
 from lowrank_rlhf.dashboard.tabs import talk
-from lowrank_rlhf.dashboard.tabs.chat_session import ChatSession, blind_pair
+from lowrank_rlhf.dashboard.tabs.chat_session import ChatSession, add_message, blind_pair
 from lowrank_rlhf.dashboard.tabs.talk_html import cards
 from lowrank_rlhf.dashboard.tabs.votes import VotedAnswer, save_vote
 from lowrank_rlhf.dashboard.text import html, table
+from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.store import AnnotationStore
 
 
@@ -125,19 +126,36 @@ class TestLines:
         ]
 
     @pytest.mark.parametrize(
-        ("request_", "error"),
+        ("request_", "kind", "error"),
         [
-            ("nonsense\n", "Invalid JSON"),
-            ({"messages": []}, "messages: "),
-            ({"messages": [{"role": "user", "content": "hi"}], "as": "policy"}, "has no policy yet"),
-            ({"messages": [{"role": "user", "content": "x" * 21}]}, "too long; 20 tokens fit with an answer of 3"),
-            ({"messages": [{"role": "user", "content": "x"}], "max_new_tokens": 99}, "too long; 0 tokens"),
-            ({"messages": [{"role": "user", "content": "x"}], "shell": 1}, "shell: "),
+            ("nonsense\n", "invalid_request", "Invalid JSON"),
+            ({"messages": []}, "invalid_request", "messages: "),
+            ({"messages": [{"role": "user", "content": "hi"}], "as": "policy"}, "no_model", "has no policy yet"),
+            ({"messages": [{"role": "user", "content": "x" * 21}]}, "too_long", "20 tokens fit with an answer of 3"),
+            ({"messages": [{"role": "user", "content": "x"}], "max_new_tokens": 99}, "too_long", "0 tokens"),
+            ({"messages": [{"role": "user", "content": "x"}], "shell": 1}, "invalid_request", "shell: "),
         ],
     )
-    def test_mistakes_are_answered(self, monkeypatch, capsys, request_, error) -> None:
-        said = self.talk(monkeypatch, capsys, request_)
-        assert error in said[1]["error"]
+    def test_mistakes_are_answered(self, monkeypatch, capsys, request_, kind, error) -> None:
+        _, reply = self.talk(monkeypatch, capsys, request_)
+        assert reply["kind"] == kind
+        assert error in reply["error"]
+
+    def test_any_other_error_of_a_model_is_answered_too(self, monkeypatch, capsys) -> None:
+        def fail(*_):
+            raise UserError("broken")
+
+        monkeypatch.setattr(Letters, "answer", fail)
+        _, reply = self.talk(monkeypatch, capsys, {"messages": [{"role": "user", "content": "hi"}]})
+        assert reply == {"error": "broken", "kind": "failed"}
+
+    def test_the_page_words_an_error_by_its_kind(self) -> None:
+        answer = {"text": ""}
+        add_message(answer, {"error": "messages: too long", "kind": "too_long"})
+        session = ChatSession("one", [("why?", {"sft": answer})])
+        assert html(table("zh")["talk.too_long"]) in cards(session, "zh")
+        add_message(answer, {"error": "shell: no such field", "kind": "invalid_request"})
+        assert "shell: no such field" in cards(session, "zh")
 
     def test_a_stop_ends_the_answer_and_the_next_one_is_whole(self) -> None:
         code = (

@@ -6,8 +6,8 @@ First comes `{"ready": true, "voices": [...], ...}`. A request is one line:
 
 All keys but `messages` are optional. The reply is `{"piece": "Hel"}` as the text grows and, at the end,
 `{"answer": {"as", "text", "tokens", "finished", "stopped", "score"}, "dropped": 0}`, where `dropped` counts the oldest
-turns that did not fit; or `{"error": "..."}`. `{"stop": true}` stops the current answer. At the end of stdin the
-program exits after the last answer.
+turns that did not fit; or `{"error": "...", "kind": "too_long"}` with a message for people and a kind for programs
+(`ErrorKind`). `{"stop": true}` stops the current answer. At the end of stdin the program exits after the last answer.
 """
 
 import json
@@ -25,6 +25,17 @@ from lowrank_rlhf.run.records import Message
 
 if TYPE_CHECKING:
     from lowrank_rlhf.evaluation.chat import ChatAnswer, ChatModels
+
+
+ErrorKind = Literal["invalid_request", "no_model", "too_long", "failed"]
+
+
+class ChatRefused(UserError):
+    """Request that cannot be answered."""
+
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ChatRequest(BaseModel):
@@ -52,9 +63,12 @@ def serve(models: "ChatModels", settings: Settings) -> None:
             answer, dropped = _answer(models, settings, request, stop)
         except ValidationError as error:
             first = error.errors()[0]
-            _say(error=f"{'.'.join(map(str, first['loc'])) or 'request'}: {first['msg']}")
+            message = f"{'.'.join(map(str, first['loc'])) or 'request'}: {first['msg']}"
+            _say_error("invalid_request", message)
+        except ChatRefused as error:
+            _say_error(error.kind, str(error))
         except UserError as error:
-            _say(error=str(error))
+            _say_error("failed", str(error))
         else:
             _say(answer=answer_json(answer) | {"stopped": answer.stopped}, dropped=dropped)
 
@@ -77,12 +91,13 @@ def _answer(
 
     voice = request.speaks or settings.speaks
     if voice not in settings.voices:
-        raise UserError(f"as: this run has no {voice} yet; it has {', '.join(settings.voices)}")
+        raise ChatRefused("no_model", f"as: this run has no {voice} yet; it has {', '.join(settings.voices)}")
     most = request.max_new_tokens or settings.max_new_tokens
     limit = settings.max_prompt_tokens + settings.max_new_tokens - most
     kept, prompt = fit(models, request.messages, limit)
     if prompt is None:
-        raise UserError(f"messages: too long; {max(limit, 0)} tokens fit with an answer of {most}")
+        message = f"messages: too long; {max(limit, 0)} tokens fit with an answer of {most}"
+        raise ChatRefused("too_long", message)
 
     def on_text(piece: str) -> None:
         _say(piece=piece)
@@ -109,6 +124,10 @@ def _lines(lines: IO[str]) -> Iterator[str]:
         yield from lines
     except (UnicodeError, ValueError):
         return
+
+
+def _say_error(kind: ErrorKind, message: str) -> None:
+    _say(error=message, kind=kind)
 
 
 def _say(**fields: Any) -> None:

@@ -1,28 +1,28 @@
-// Sends the server the annotator's keys, clicks and drags, one after the other, and has its answers drawn. What they mean
-// is decided there (preferences/labelling.py). Runs after ranking_draw.js, in one function with it.
+// Sends the annotator's keys, clicks and drags to the server one by one and draws its replies. The server interprets
+// them (preferences/labelling.py). Runs after ranking_draw.js, in one function with it.
 
 // --- to the server and back ---
 
-function request(what) {
+function request(step) {
   const item = screen && screen.item;
   return {
     badge: props.value.badge, language: props.value.language,
     prompt_id: item ? item.prompt_id : null, done: item ? item.done : 0,
     keys: screen ? screen.keys : [], flags: screen ? screen.flags : [], written: item ? writing.value : '',
-    seconds: seconds + (shownAt ? (performance.now() - shownAt) / 1000 : 0), ...what,
+    seconds: seconds + (shownAt ? (performance.now() - shownAt) / 1000 : 0), ...step,
   };
 }
 
-// One step at a time. What was typed ahead is dropped with the screen that it was meant for, and after a refusal.
-function send(what) {
+// One step at a time. Keys typed ahead are dropped when the screen changes and after a refusal.
+function send(step) {
   const meant = epoch;
   active = true;
   waiting += 1;
   root.ariaBusy = true;
   chain = chain.then(async () => {
     if (meant !== epoch || ended) return;
-    const reply = await server.rank(request(what));
-    if (meant !== epoch) return; // the page was given to somebody else, or another language, meanwhile
+    const reply = await server.rank(request(step));
+    if (meant !== epoch) return; // the annotator or the language has changed meanwhile
     if (!reply || reply.error) { complain(reply ? reply.error : texts['error.gone']); return; }
     find('.rk-error').hidden = true;
     take(reply);
@@ -33,7 +33,7 @@ function send(what) {
 
 function complain(words) {
   epoch += 1;
-  find('.rk-error span').textContent = words || 'The server does not answer; reload the page.';
+  find('.rk-error span').textContent = words || 'No response from the server. Reload the page.';
   find('.rk-error').hidden = false;
 }
 
@@ -95,8 +95,8 @@ function onClick(event) {
   else send({ do: 'arrange', tiers: without(tiersNow(), answer) });
 }
 
-function act(what) {
-  if (what === 'resume') trigger('resume', {});
+function act(action) {
+  if (action === 'resume') trigger('resume', {});
   else { find('.rk-error').hidden = true; start(); }
 }
 
@@ -122,7 +122,7 @@ function mark(goal) {
   if (goal) goal.classList.add('rk-over');
 }
 
-// On a gap: a place of its own there. On a tier or on a placed card: as good as that. Elsewhere on the lane: last.
+// On a gap: a new place there. On a tier or a placed card: equal to it. Elsewhere on the lane: last.
 function drop(answer, goal) {
   const tiers = without(tiersNow(), answer);
   const card = goal.matches('.rk-card') ? Number(goal.dataset.answer) : null;

@@ -1,5 +1,5 @@
-// Draws what the server says: the prompt, the cards, the order, the figures. Texts of people and models go into text nodes
-// only. Runs before ranking.js, in one function with it.
+// Draws the replies of the server: prompt, cards, order, figures. Texts of people and models go into text nodes only.
+// Runs before ranking.js, in one function with it.
 const LABELS = '123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ';
 const find = (selector) => element.querySelector(selector);
 const root = find('.rk');
@@ -99,7 +99,7 @@ function card(answer, index) {
   return node;
 }
 
-// Line breaks as they are; what stands between ``` fences in a fixed width. Not one character is left out.
+// Keeps line breaks; shows text between ``` fences in a fixed width. No character is left out.
 function prose(text) {
   const node = make('div', 'rk-text', undefined, { dir: 'auto' });
   let code = null;

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Answers = dict[str, dict[str, Any]]
-"""Answers to one question by voice, with the fields of `chat --lines`: `text`, `tokens`, ..., or `error`."""
+"""Answers to one question by voice, with the fields of `chat --lines`: `text`, `tokens`, ..., or `error` and `kind`."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ def add_message(answer: dict[str, Any], message: dict[str, Any]) -> None:
     if "piece" in message:
         answer["text"] += message["piece"]
     elif "error" in message:
-        answer["error"], answer["kind"] = message["error"], message.get("kind")
+        answer["error"], answer["kind"] = message["error"], message["kind"]
     else:
         answer.update(message["answer"], dropped=message["dropped"])
 

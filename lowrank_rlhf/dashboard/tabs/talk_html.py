@@ -7,6 +7,8 @@ from lowrank_rlhf.dashboard.tabs.runs_html import note
 from lowrank_rlhf.dashboard.text import html, t
 
 VOICES = ("base", "sft", "policy")
+_TRANSLATED = ("no_model", "too_long")
+"""Kinds of error for which the page has its own texts."""
 
 
 def cards(session: ChatSession, language: str) -> str:
@@ -31,7 +33,8 @@ def _card(session: ChatSession, voice: str, language: str) -> str:
 
 def _answer(answer: dict[str, Any], blind: bool, language: str) -> str:
     if "error" in answer:
-        return note(str(answer["error"]), "bad")
+        kind = answer.get("kind")
+        return note(t(f"talk.{kind}", language) if kind in _TRANSLATED else str(answer["error"]), "bad")
     parts = []
     if "tokens" in answer:
         if answer.get("score") is not None and not blind:
