@@ -133,7 +133,7 @@ def test_a_model_of_unknown_shape_needs_numbers(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_a_sweep_and_several_processes_refuse_it(monkeypatch) -> None:
-    with pytest.raises(UserError, match=r"model\.memory: auto might choose other numbers"):
+    with pytest.raises(UserError, match=r"model\.memory: auto may choose different numbers"):
         make_sweep("tiny.yaml", ["seed=1,2"])
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
