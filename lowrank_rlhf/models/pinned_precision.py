@@ -52,6 +52,6 @@ def _load(config: ModelConfig, pinned_dtype: Any, run: Path, progress: Progress,
     except NoBfloat16:
         raise UserError(
             f"model.compute_dtype: auto chose {pinned_dtype} when this run started ({run / FILE}), and this machine's "
-            "CPU crashes on it. Resume on the first machine, or start a run of another name with "
-            "model.compute_dtype=float32"
+            "CPU crashes on it. Resume on the first machine, or set model.compute_dtype=float32 "
+            "and another name: name=..."
         ) from None
