@@ -258,9 +258,9 @@ def test_each_voice_is_its_adapter(run, monkeypatch) -> None:
     assert session.load_roles().base.checksum() == checksum
     for voice, role in (("policy", Role.POLICY), ("sft", Role.REFERENCE)):
         ((expected,),) = sample_answers(
-            run.roles, role, [prompt], SampleConfig(max_new_tokens=24, temperature=0.8), seed=11
+            run.load_roles(), role, [prompt], SampleConfig(max_new_tokens=24, temperature=0.8), seed=11
         )
-        assert heard[voice].text == run.base.decode(expected.tokens)
+        assert heard[voice].text == run.load_roles().base.decode(expected.tokens)
         assert (heard[voice].tokens, heard[voice].finished) == (len(expected.tokens), expected.finished)
     assert len({answer.text for answer in heard.values()}) == 3
 
@@ -272,12 +272,12 @@ def test_the_bare_base_speaks_without_an_adapter(run) -> None:
     speakers.answer("policy", prompt, ChatSampling(4, 0.0, 0), lambda _: None)
     tokens = list(prompt)
     for _ in range(6):
-        with run.roles.peft.disable_adapter(), torch.no_grad():
-            tokens.append(int(run.roles.peft(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
-        if tokens[-1] == run.base.eos:
+        with run.load_roles().peft.disable_adapter(), torch.no_grad():
+            tokens.append(int(run.load_roles().peft(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] == run.load_roles().base.eos:
             break
     answer = speakers.answer("base", prompt, ChatSampling(6, 0.0, 0), lambda _: None)
-    assert answer.text == run.base.decode(tokens[len(prompt) :])
+    assert answer.text == run.load_roles().base.decode(tokens[len(prompt) :])
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
@@ -287,11 +287,11 @@ def test_the_score_is_the_normalised_one(tiny_folder, tmp_path, pooling) -> None
     speakers = chat_models(run)
     answer = speakers.answer("sft", prompt, ChatSampling(9, 0.8, 2), lambda _: None)
     ((response,),) = sample_answers(
-        run.roles, Role.REFERENCE, [prompt], SampleConfig(max_new_tokens=9, temperature=0.8), seed=2
+        run.load_roles(), Role.REFERENCE, [prompt], SampleConfig(max_new_tokens=9, temperature=0.8), seed=2
     )
-    with run.roles.acting_as(Role.REWARD):
-        states = run.roles.decoder(input_ids=torch.tensor([[*prompt, *response.tokens]])).last_hidden_state[0]
-        values = (states @ run.roles.heads[Role.REWARD].weight[0])[len(prompt) :]
+    with run.load_roles().acting_as(Role.REWARD):
+        states = run.load_roles().decoder(input_ids=torch.tensor([[*prompt, *response.tokens]])).last_hidden_state[0]
+        values = (states @ run.load_roles().heads[Role.REWARD].weight[0])[len(prompt) :]
     raw = float(values[-1] if pooling == "last" else values.mean())
     assert answer.score == pytest.approx((raw - 0.4) / 1.7, abs=1e-3)
 
@@ -351,13 +351,13 @@ def test_prompt_as_json(run, command) -> None:
     assert [answer["as"] for answer in said["answers"]] == ["base", "sft", "policy"]
     for answer, role in zip(said["answers"][1:], (ROLES["sft"], ROLES["policy"]), strict=True):
         ((expected,),) = sample_answers(
-            run.roles,
+            run.load_roles(),
             role,
             [asked(run, "what is short")],
             SampleConfig(max_new_tokens=6, temperature=0.8),
             derive_seed(5, "chat", 0),
         )
-        assert answer["text"] == run.base.decode(expected.tokens)
+        assert answer["text"] == run.load_roles().base.decode(expected.tokens)
         assert isinstance(answer["score"], float)
     assert out.isascii()
 

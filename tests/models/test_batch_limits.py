@@ -109,10 +109,10 @@ def test_a_stage_that_runs_out_of_memory_ends_as_with_less_from_the_start(
     for name, size in (("small", tokens), ("large", 5 * limit)):
         other = make(tiny_folder(), tmp_path, size)
         run(other)
-        found[name] = snapshot(other.roles, role)
+        found[name] = snapshot(other.load_roles(), role)
     assert difference(found["halved"], found["small"]) == 0
     assert 0 <= difference(found["halved"], found["large"]) < 1e-4
-    assert make_session(session.config, session.run_dir.path.parent).base.limits.tokens == tokens
+    assert make_session(session.config, session.run_dir.path.parent).load_roles().base.limits.tokens == tokens
 
 
 def test_sampling_takes_half_the_prompts_at_once(tiny_folder, tmp_path) -> None:

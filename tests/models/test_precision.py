@@ -63,12 +63,12 @@ def test_what_auto_chose_stays_with_the_run(tiny_folder, tmp_path: Path, monkeyp
     monkeypatch.setattr(precision, "cpu_flags", lambda: {"avx512_bf16"})
     for speedup in (0.5, 9.0, 0.0):
         monkeypatch.setattr(precision, "bfloat16_speedup", lambda speedup=speedup: speedup)
-        assert make_session(config, tmp_path).base.compute_dtype is torch.float32
+        assert make_session(config, tmp_path).load_roles().base.compute_dtype is torch.float32
     kept = tmp_path / "tiny" / "precision.json"
     assert json.loads(kept.read_text()) == {"schema": 1, "compute_dtype": "float32", "threads": 1}
     for nothing in ("{}", '{"compute_dtype": "float16"}', "cut sho"):
         kept.write_text(nothing)
-        assert make_session(config, tmp_path).base.compute_dtype is torch.float32
+        assert make_session(config, tmp_path).load_roles().base.compute_dtype is torch.float32
         assert json.loads(kept.read_text())["compute_dtype"] == "float32"
 
 
@@ -82,12 +82,14 @@ def test_a_run_in_bfloat16_stays_so_and_is_refused_where_that_cannot_be(
     monkeypatch.setattr(precision, "cpu_flags", lambda: {"amx_bf16"})
     monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.0)
     with pytest.raises(UserError, match=r"auto chose bfloat16 when this run started .*precision\.json.*name=\.\.\."):
-        _ = make_session(config, tmp_path).base
+        _ = make_session(config, tmp_path).load_roles().base
     named = make_config(tiny_folder(), model__compute_dtype="float32")
-    assert make_session(named, tmp_path).base.compute_dtype is torch.float32  # what is asked for by name is taken
+    assert (
+        make_session(named, tmp_path).load_roles().base.compute_dtype is torch.float32
+    )  # what is asked for by name is taken
     if works:
         monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.5)
-        assert make_session(config, tmp_path).base.compute_dtype is torch.bfloat16
+        assert make_session(config, tmp_path).load_roles().base.compute_dtype is torch.bfloat16
 
 
 def test_a_run_that_goes_on_with_other_threads_says_so(tiny_folder, tmp_path: Path, capsys) -> None:
