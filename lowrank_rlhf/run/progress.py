@@ -218,9 +218,9 @@ class Progress:
 class StopRequest:
     """Turns the first Ctrl-C or SIGTERM into `requested`, so that the run stops where its work can be saved.
 
-    The second one raises KeyboardInterrupt immediately. Every forward of the model polls it, so work
-    between two forwards should be short. Handlers can only be set in the main thread; in others this is a flag that any
-    code may set. Several processes that share the work stop together, at their next barrier.
+    The second one raises KeyboardInterrupt immediately. Every forward of the model polls it, so work between two
+    forwards should be short. Handlers can only be set in the main thread; in others this is a flag that any code may
+    set. Several processes that share the work stop together, at their next barrier.
     """
 
     def __init__(self, group: ProcessGroup | None = None) -> None:
