@@ -190,7 +190,7 @@ _ANNOTATIONS = [
         ("long seconds", '{"prompt_id": "p0", "tiers": [["p0-0"]], "annotator": "a", "seconds": 1e999}', "seconds: "),
         ("half a character", '{"kind": "\\ud800"}\n', "x.jsonl:1: contains half a character (a lone surrogate)"),
         ("an unknown kind", '{"kind": "pickle"}\n', "x.jsonl:1: unknown kind of row: 'pickle'; see docs/"),
-        ("an answer twice", '{"prompt_id": "p0", "tiers": [["p0-0", "p0-0"]], "annotator": "a"}\n', "in two places"),
+        ("an answer twice", '{"prompt_id": "p0", "tiers": [["p0-0", "p0-0"]], "annotator": "a"}\n', "appears twice"),
         ("a foreign key", '{"prompt_id": "p0", "tiers": [["p0-0"]], "annotator": "a", "x": 1}\n', "x.jsonl:1: x: "),
     ]
 ]  # fmt: skip
