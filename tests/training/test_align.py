@@ -278,8 +278,8 @@ def test_in_bfloat16_its_claims_hold_too(make, algorithm) -> None:
     if not bfloat16_works():
         pytest.skip("this machine's CPU announces bfloat16 and dies of it")
     session = make(algorithm, model__compute_dtype="bfloat16")
-    claims = align.run(session)["claims"]
-    assert [claim["holds"] for claim in claims] == [True] * 4
+    claims = align.run(session).claims
+    assert [claim.holds for claim in claims] == [True] * 4
     assert {weight.dtype for weight in session.load_roles().parameters(Role.POLICY)} == {torch.float32}
 
 
