@@ -47,6 +47,8 @@ ACCURACY_FIGURES = (
     "accuracy_interval",
     "longer_wins",
     "longer_wins_interval",
+    "over_length",
+    "over_length_interval",
     "ece",
     "length_correlation",
 )

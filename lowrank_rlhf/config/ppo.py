@@ -75,7 +75,8 @@ class PpoConfig(Section):
     save_every: Count = 10
     """Steps between checkpoints."""
     accept_weak_reward: bool = False
-    """Train even if the reward model is no better than chance, or than preferring longer (or shorter) answers."""
+    """Train even if the reward model is not shown to be better than chance and than preferring longer (or shorter)
+    answers."""
 
     @model_validator(mode="before")
     @classmethod

@@ -13,6 +13,7 @@ from lowrank_rlhf.maths.statistics import (
     ReliabilityBin,
     clustered_bootstrap,
     expected_calibration_error,
+    paired_difference,
     pearson,
     reliability,
 )
@@ -42,6 +43,9 @@ class HeldOutAccuracy:
     longer_wins: float
     """Accuracy of the rule "the longer answer wins"."""
     longer_wins_interval: Interval
+    over_length: float
+    """Accuracy less that of the better rule by length."""
+    over_length_interval: Interval
     ece: float
     """Expected calibration error, 0 to 1."""
     reliability: tuple[ReliabilityBin, ...]
@@ -67,6 +71,8 @@ def held_out_accuracy(groups: Sequence[Group], scores: Sequence[Tensor], samples
             longer.append(_half_for_ties(group.lengths[better] - group.lengths[worse]))
             prompts.append(group.prompt_id)
     correct = [_half_for_ties(margin) for margin in margins]
+    by_length = longer if sum(longer) >= len(longer) / 2 else [1 - share for share in longer]
+    over_length, over_length_interval = paired_difference(correct, by_length, prompts, samples, seed)
     confidence = [1 / (1 + math.exp(-min(abs(margin), 700))) for margin in margins]  # exp(-709) is the last finite one
     lengths = [length for group in groups for length in group.lengths]
     return HeldOutAccuracy(
@@ -76,6 +82,8 @@ def held_out_accuracy(groups: Sequence[Group], scores: Sequence[Tensor], samples
         accuracy_interval=clustered_bootstrap(correct, prompts, samples, seed),
         longer_wins=sum(longer) / len(longer),
         longer_wins_interval=clustered_bootstrap(longer, prompts, samples, seed),
+        over_length=over_length,
+        over_length_interval=over_length_interval,
         ece=expected_calibration_error(confidence, correct),
         reliability=tuple(reliability(confidence, correct)),
         margins=tuple(margins),
@@ -84,18 +92,24 @@ def held_out_accuracy(groups: Sequence[Group], scores: Sequence[Tensor], samples
 
 
 def weakness(figures: HeldOutAccuracy) -> Weakness | None:
-    """Return the weakness of the reward model, or None if it is good enough to optimise against."""
-    if figures.accuracy_interval[0] <= 0.5:
+    """Return the weakness of the reward model, or None if it is good enough to optimise against.
+
+    Both comparisons are by intervals over prompts, the one with the rule by length paired. Two point estimates would
+    call a model that equals the rule better than it in about half of all cases.
+    """
+    if figures.accuracy_interval.low <= 0.5:
         return "chance"
-    _, by_length, _ = figures.length_rule
-    return "length" if figures.accuracy <= by_length else None
+    if figures.over_length_interval.high <= 0:
+        return "length"
+    return "length_unclear" if figures.over_length_interval.low <= 0 else None
 
 
 def weakness_in_words(found: Weakness, figures: HeldOutAccuracy) -> str:
     """Return the weakness as a sentence without a full stop."""
     if found == "chance":
         return "the reward model is not shown to be better than chance on held-out comparisons"
-    return f"the reward model is no better than preferring the {figures.length_rule[0]} answer"
+    shown = "no better" if found == "length" else "not shown to be better"
+    return f"the reward model is {shown} than preferring the {figures.length_rule[0]} answer"
 
 
 def verdict_in_words(figures: HeldOutAccuracy) -> str:
@@ -112,11 +126,13 @@ def accuracy_in_words(figures: HeldOutAccuracy) -> str:
         low, high = interval
         return f"{100 * share:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
 
+    low, high = figures.over_length_interval
     rule, by_length, interval = figures.length_rule
     return (
         f"of {figures.pairs_held_out} held-out pairs of {figures.prompts_held_out} prompts the reward model gets "
         f"{percent(figures.accuracy, figures.accuracy_interval)} right, and preferring the {rule} answer "
-        f"{percent(by_length, interval)}: {verdict_in_words(figures)}"
+        f"{percent(by_length, interval)}, a difference of {100 * figures.over_length:+.1f} points "
+        f"({100 * low:+.1f} to {100 * high:+.1f}): {verdict_in_words(figures)}"
     )
 
 

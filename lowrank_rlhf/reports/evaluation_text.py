@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL
-from lowrank_rlhf.reports.format import judge_in_words, number, number_interval, percent, percent_interval
+from lowrank_rlhf.reports.format import judge_in_words, number, number_interval, percent, percent_interval, points
 
 WIDTH = 100
 SHOWN = 4
@@ -93,6 +93,8 @@ def _accuracy(accuracy: Mapping[str, Any]) -> str:
     for key, name in (("accuracy", "the reward model"), ("longer_wins", "the longer answer wins")):
         low, high = (f"{100 * end:.1f}" for end in accuracy[f"{key}_interval"])
         table.add_row(name, f"{100 * accuracy[key]:.1f} %", f"{low} to {high} %")
+    low, high = map(points, accuracy["over_length_interval"])
+    table.add_row("difference to the better rule by length", points(accuracy["over_length"]), f"{low} to {high}")
     left_out = f"{counted(accuracy['ties'], 'tie')} left out"
     if accuracy["too_long"]:
         left_out += f", and {counted(accuracy['too_long'], 'comparison')} too long for model.max_length"

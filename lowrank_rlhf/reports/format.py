@@ -95,6 +95,18 @@ def percent_interval(interval: Bounds, texts: Locale = ENGLISH) -> str:
     return texts("interval.percent", low=f"{100 * known[0]:.0f}", high=f"{100 * known[1]:.0f}")
 
 
+def points(difference: float | None) -> str:
+    """Format a difference of two shares as signed percentage points, such as `+8.2`."""
+    return MISSING if difference is None or not math.isfinite(difference) else f"{100 * difference:+.1f}"
+
+
+def points_interval(interval: Bounds, texts: Locale = ENGLISH) -> str:
+    """Format ` (95 % interval -1.2 to +8.2)`; empty without an interval."""
+    if (known := _known(interval)) is None:
+        return ""
+    return texts("interval.number", low=points(known[0]), high=points(known[1]))
+
+
 def number_interval(interval: Bounds, texts: Locale = ENGLISH) -> str:
     """Format ` (95 % interval 4.10 to 5.20)`; empty without an interval."""
     if (known := _known(interval)) is None:

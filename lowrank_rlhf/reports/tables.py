@@ -15,6 +15,8 @@ from lowrank_rlhf.reports.format import (
     number_interval,
     percent,
     percent_interval,
+    points,
+    points_interval,
 )
 from lowrank_rlhf.reports.locale import Locale
 from lowrank_rlhf.run.results import EvaluateResult, FigureRow, Results, RewardResult
@@ -132,12 +134,16 @@ def _reward(results: Results, texts: Locale) -> Table | None:
     values = {
         "accuracy": percent(reward.accuracy) + percent_interval(reward.accuracy_interval, texts),
         "longer_wins": percent(reward.longer_wins) + percent_interval(reward.longer_wins_interval, texts),
+        "over_length": points(reward.over_length) + points_interval(reward.over_length_interval, texts),
         "ece": percent(reward.ece),
         "length_correlation": number(reward.length_correlation),
         "scores": f"{number(reward.score_mean)} ± {number(reward.score_std)}",
         "pairs_train": number(reward.pairs_train),
     }
     held_out = {"pairs": number(reward.pairs_held_out), "prompts": number(reward.prompts_held_out)}
+    held_out["rule"] = texts.render(length_rule(reward.longer_wins))
+    if reward.over_length is None:
+        del values["over_length"]  # version 0.1 did not measure it
     rows = tuple(
         (texts(f"reward.{key}"), value, texts(f"reward.{key}.note", **held_out)) for key, value in values.items()
     )
@@ -149,8 +155,8 @@ def _reward_verdict(reward: RewardResult, results: Results, texts: Locale) -> st
     """Return the verdict on the reward model as a sentence; empty without a measurement."""
     if weakness := reward_weakness(results):
         return texts("reward.verdict", verdict=texts.render(weakness))
-    if reward.accuracy is None:
-        return ""
+    if reward.accuracy is None or reward.over_length is None:
+        return ""  # runs of version 0.1 compared point estimates, which shows nothing
     return texts("reward.good", rule=texts.render(length_rule(reward.longer_wins)))
 
 

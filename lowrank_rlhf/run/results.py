@@ -104,8 +104,9 @@ class ScoreStatistics(Result):
     scores_of: ScoresOf
 
 
-Weakness = Literal["chance", "length"]
-"""Why a reward model is too weak to optimise against: not shown better than chance, or not better than length."""
+Weakness = Literal["chance", "length", "length_unclear"]
+"""Why a reward model is too weak to optimise against: not shown to be better than chance, no better than the rule by
+length, or not shown to be better than that rule. Versions up to 0.1 compared two point estimates for `length`."""
 
 
 class RewardResult(StageResult):
@@ -120,6 +121,9 @@ class RewardResult(StageResult):
     longer_wins: float | None = None
     """Accuracy of the rule "the longer answer wins" on the same pairs."""
     longer_wins_interval: Interval | None = None
+    over_length: float | None = None
+    """Accuracy less that of the better rule by length, longer or shorter; paired by prompt."""
+    over_length_interval: Interval | None = None
     ece: float | None = None
     """Expected calibration error, 0 to 1."""
     reliability: tuple[ReliabilityRow, ...] = ()

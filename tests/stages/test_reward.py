@@ -191,6 +191,32 @@ def test_a_step_does_not_depend_on_the_micro_batches(tiny_folder, tmp_path) -> N
     )
 
 
+def test_every_prompt_counts_once_in_the_fit_of_the_head(tiny_folder, tmp_path) -> None:
+    """One prompt with six pairs, six with one: against Newton's method with a weight of 1 per prompt."""
+    session = make_session(make_config(tiny_folder()), tmp_path)
+    save_sft(session)
+    roles = session.load_roles()
+    roles.copy(Role.POLICY, Role.REWARD)
+    roles.new_head(Role.REWARD, torch.Generator().manual_seed(0))
+    all_pairs = [(better, worse, 1) for better in range(4) for worse in range(better + 1, 4)]
+    groups = [group("many", 4, pairs=all_pairs), *(group(f"p{i}", 2) for i in range(6))]
+    width, generator = roles.heads[Role.REWARD].weight.shape[1], torch.Generator().manual_seed(4)
+    features = [torch.randn(len(g.answers), width, generator=generator) for g in groups]
+    reward._fit_head(roles, groups, features, l2=0.5)
+
+    apart = [f[better] - f[worse] for g, f in zip(groups, features, strict=True) for better, worse, _ in g.pairs]
+    read = [f[i] for g, f in zip(groups, features, strict=True) for pair in g.pairs for i in pair[:2]]
+    scale = torch.stack(read).double().std(0)
+    z = torch.stack(apart).double() / scale
+    weights = torch.tensor([1 / 6] * 6 + [1.0] * 6, dtype=torch.float64)
+    head = torch.zeros(width, dtype=torch.float64)
+    for _ in range(30):
+        p = torch.sigmoid(-(z @ head))
+        slope = -(weights * p) @ z + 0.5 * head
+        head -= torch.linalg.solve((z.T * (weights * p * (1 - p))) @ z + 0.5 * torch.eye(width), slope)
+    torch.testing.assert_close(roles.heads[Role.REWARD].weight[0].double(), head / scale, rtol=1e-4, atol=1e-5)
+
+
 # --- Figures
 
 
@@ -214,29 +240,44 @@ def test_figures_by_hand() -> None:
     low, high = figures.accuracy_interval
     assert low == 0  # both draws are b
     assert high == pytest.approx(2.5 / 3)  # both are a
+    assert (figures.over_length, figures.over_length_interval) == (0, (0, 0))  # right on the same pairs
+
+
+def test_the_difference_to_length_is_paired_and_goes_by_the_better_rule() -> None:
+    """Three prompts, one pair each: the reward model is right on all, the shorter answer on two."""
+    lengths = {"a": [1, 2], "b": [3, 4], "c": [6, 5]}
+    groups = [group(name, 2, pairs=[(0, 1, 1)], lengths=of) for name, of in lengths.items()]
+    figures = held_out_accuracy(groups, [torch.tensor([1.0, 0.0])] * 3, samples=500, seed=0)
+    assert figures.length_rule[0] == "shorter"
+    assert figures.over_length == pytest.approx(1 - 2 / 3)
+    # c is drawn never with probability 8/27 and each time with 1/27: both are beyond 2.5 %.
+    assert figures.over_length_interval == (0.0, 1.0)
+    assert weakness(figures) == "length_unclear"
 
 
 @pytest.mark.parametrize(
-    ("interval", "accuracy", "longer", "expected"),
+    ("interval", "longer", "over_length", "expected"),
     [
-        ((0.5, 0.9), 0.7, 0.4, "chance"),
-        ((0.3, 0.4), 0.35, 0.2, "chance"),
-        ((0.6, 0.8), 0.7, 0.7, "length"),
-        ((0.6, 0.8), 0.7, 0.75, "length"),
-        ((0.51, 0.8), 0.7, 0.69, None),
-        ((0.51, 0.7), 0.6, 0.25, "length"),
-        ((0.51, 0.9), 0.75, 0.25, "length"),
-        ((0.51, 0.9), 0.76, 0.25, None),
+        ((0.5, 0.9), 0.4, (0.01, 0.2), "chance"),
+        ((0.3, 0.4), 0.2, (-0.5, -0.4), "chance"),
+        ((0.6, 0.8), 0.7, (-0.2, 0.0), "length"),
+        ((0.6, 0.8), 0.75, (-0.2, 0.001), "length_unclear"),
+        ((0.51, 0.8), 0.69, (0.0, 0.02), "length_unclear"),
+        ((0.51, 0.7), 0.25, (-0.3, -0.01), "length"),
+        ((0.51, 0.9), 0.25, (-0.01, 0.2), "length_unclear"),
+        ((0.51, 0.9), 0.25, (0.001, 0.02), None),
     ],
 )
-def test_weakness(interval, accuracy, longer, expected) -> None:
+def test_weakness(interval, longer, over_length, expected) -> None:
     figures = HeldOutAccuracy(
         pairs_held_out=9,
         prompts_held_out=3,
-        accuracy=accuracy,
+        accuracy=0.7,
         accuracy_interval=Interval(*interval),
         longer_wins=longer,
         longer_wins_interval=Interval(longer - 0.1, longer + 0.2),
+        over_length=sum(over_length) / 2,
+        over_length_interval=Interval(*over_length),
         ece=0.0,
         reliability=(),
         margins=(),
@@ -245,7 +286,8 @@ def test_weakness(interval, accuracy, longer, expected) -> None:
     assert weakness(figures) == expected
     rule, share, _ = figures.length_rule
     assert (rule, share) == (("shorter", 1 - longer) if longer < 0.5 else ("longer", longer))
-    assert ("answer 75.0 % (95 % interval 55.0 to 85.0 %): " in accuracy_in_words(figures)) == (longer == 0.25)
+    shown = "answer 75.0 % (95 % interval 55.0 to 85.0 %), a difference" in accuracy_in_words(figures)
+    assert shown == (longer == 0.25)
 
 
 # --- The whole stage
