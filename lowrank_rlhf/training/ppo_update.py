@@ -8,12 +8,14 @@ import torch
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.maths.kl import k3
 from lowrank_rlhf.maths.losses import policy_losses, value_losses
-from lowrank_rlhf.maths.masking import masked_sum
+from lowrank_rlhf.maths.masking import masked_mean, masked_sum
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.scoring import score_logprobs
 from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clipped_step
 from lowrank_rlhf.training.rollout import Rollout, values_before_tokens
 
 _POLICY_FIGURES = ("approxkl", "clipfrac", "ratio", "loss")
+_STEPS_TAKEN, _FINAL_KL = "policy/optimizer_steps", "policy/final_approxkl"
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class OptimizerSteps:
         return any(step in self.figures and loss not in self.figures for step, loss in losses.items())
 
     def summary(self) -> dict[str, float]:
-        """Return the figures' means; seconds and `skipped` as sums."""
-        summed = ("time/", "skipped")
+        """Return the figures' means; seconds, `skipped` and the policy's steps as sums."""
+        summed = ("time/", "skipped", _STEPS_TAKEN)
         return {name: sum(v) / (1 if name.startswith(summed) else len(v)) for name, v in self.figures.items()}
 
 
@@ -94,6 +96,10 @@ def update(
     Every epoch takes the minibatches in a new order. After an exception `steps` contains the completed optimizer steps;
     called again with it, the update ends as if it had not been interrupted.
 
+    With `target_kl`, the first minibatch on which the approximate KL to the sampling policy exceeds it ends the policy's
+    steps on this rollout, that minibatch's included; the critic takes all of its own. `policy/optimizer_steps` counts
+    the policy's. `policy/final_approxkl` is the approximate KL after the last of them, over the whole rollout.
+
     `policy/first_ratio_error` is the largest |ratio - 1| on the first minibatch, before the policy has moved. An
     optimizer step with a NaN or an infinity is skipped: it moves no weight, and `steps.problem` names the value.
     """
@@ -104,10 +110,10 @@ def update(
     order = [torch.randperm(len(rollout.cut), generator=generator).tolist() for _ in range(config.epochs)]
     plan = [(role, index) for epoch in order for index in epoch for role in learners]
     while steps.done < len(plan):
-        epoch_starts = steps.done % (len(plan) // config.epochs) == 0
-        if epoch_starts and _reached_target_kl(steps, config):
-            break
         role, index = plan[steps.done]
+        if role is Role.POLICY and _reached_target_kl(steps, config):
+            steps.done += 1
+            continue
         start = time.monotonic()
         try:
             if role is Role.POLICY:
@@ -121,13 +127,28 @@ def update(
             figures["policy/first_ratio_error"] = ratio_error
         seconds = {f"time/{role.name.lower()}_update": time.monotonic() - start}
         steps.add({**figures, **seconds, "skipped": float(not figures)})
+    if any(steps.figures.get(_STEPS_TAKEN, ())) and _FINAL_KL not in steps.figures:
+        start = time.monotonic()
+        steps.figures[_FINAL_KL] = [_approximate_kl(roles, rollout, temperature)]
+        steps.figures["time/policy_update"].append(time.monotonic() - start)
     return {"time/policy_update": 0.0} | steps.summary()
 
 
 def _reached_target_kl(steps: OptimizerSteps, config: PpoConfig) -> bool:
-    """Return True if the policy was further than `target_kl` from the sampling policy at its last optimizer step."""
+    """Return True if the policy's last minibatch found it further than `target_kl` from the sampling policy."""
     kl = steps.figures.get("policy/approxkl")
-    return config.target_kl is not None and kl is not None and kl[-1] > config.target_kl
+    return kl is not None and _beyond_target(kl[-1], config)
+
+
+def _beyond_target(approximate_kl: float, config: PpoConfig) -> bool:
+    return config.target_kl is not None and approximate_kl > config.target_kl
+
+
+def _approximate_kl(roles: Roles, rollout: Rollout, temperature: float) -> float:
+    """Return the mean over the rollout's response tokens of the k3 estimate of KL(sampling policy || policy now)."""
+    parts = [part for minibatch in rollout.cut for part in minibatch]
+    logprobs = score_logprobs(roles, Role.POLICY, rollout.batch, temperature, parts=parts).logprobs  # (B, T)
+    return float(masked_mean(k3(rollout.logprobs, logprobs), rollout.batch.response))
 
 
 def _policy_step(
@@ -138,7 +159,10 @@ def _policy_step(
     config: PpoConfig,
     temperature: float,
 ) -> dict[str, float]:
-    """Take one optimizer step of the policy on a minibatch, given as the rows of each micro-batch."""
+    """Take one optimizer step of the policy on a minibatch, given as the rows of each micro-batch.
+
+    No weight moves if the approximate KL of the minibatch exceeds `target_kl`.
+    """
     optimizer.zero_grad()  # also drops the gradients of an interrupted step
     tokens = _response_tokens(rollout, minibatch)  # of all processes: micro-batch losses add up to the mean per token
     sums = torch.zeros(len(_POLICY_FIGURES), device=rollout.values.device)  # (4,)
@@ -161,8 +185,13 @@ def _policy_step(
                 largest[rank] = torch.maximum(largest[rank], error[part.batch.response].max())
     all_reduce_gradients(roles.group, optimizer, sums, largest)
     means = dict(zip(_POLICY_FIGURES, sums.tolist(), strict=True))
-    norm = clipped_step(optimizer, "policy", means["loss"], config.max_grad_norm)
-    named = {**means, "grad_norm": norm, "largest_ratio_error": float(largest.max())}
+    named = {**means, "largest_ratio_error": float(largest.max())}
+    if _beyond_target(means["approxkl"], config):
+        optimizer.zero_grad()
+        named |= {"optimizer_steps": 0.0}
+    else:
+        norm = clipped_step(optimizer, "policy", means["loss"], config.max_grad_norm)
+        named |= {"grad_norm": norm, "optimizer_steps": 1.0}
     return {f"policy/{name}": value for name, value in named.items()}
 
 

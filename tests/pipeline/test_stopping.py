@@ -23,9 +23,10 @@ from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
 from lowrank_rlhf.training.rollout_file import load_rollout, save_rollout
 
 
-def test_an_update_broken_off_at_any_forward_goes_on_alike(tiny_base, tmp_path) -> None:
+@pytest.mark.parametrize(("target_kl", "expected_forwards"), [(None, 20), (1e-7, 16)])
+def test_an_update_broken_off_at_any_forward_goes_on_alike(tiny_base, tmp_path, target_kl, expected_forwards) -> None:
     """Rollout and steps go through their files; gradients that were half accumulated are dropped."""
-    roles, config = start(make_roles(tiny_base())), make_ppo_config(epochs=2, minibatches=2)
+    roles, config = start(make_roles(tiny_base())), make_ppo_config(epochs=2, minibatches=2, target_kl=target_kl)
     limit_tokens(roles.base, 50)
     rollout = rollout_of(roles, config)
     before = {role: snapshot(roles, role) for role in Role}
@@ -53,7 +54,9 @@ def test_an_update_broken_off_at_any_forward_goes_on_alike(tiny_base, tmp_path) 
 
     expected, figures = outcome(0)
     total = forwards[0]
-    assert total == 16  # two micro-batches in each of eight steps
+    # Two micro-batches in each of four steps of the critic and of four (or one, and one too far) of the policy, and four
+    # for the approximate KL at the end.
+    assert total == expected_forwards
     for at in range(1, total + 1):
         weights, found = outcome(at)
         assert found == figures, at

@@ -16,7 +16,7 @@ from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.sequences import cut_minibatches
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.training import ppo_update as update_module
-from lowrank_rlhf.training.ppo_update import Optimizers, update
+from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
 from lowrank_rlhf.training.rollout import (
     RewardScale,
     Rollout,
@@ -254,14 +254,80 @@ def test_minibatches_cover_each_row_once_in_every_epoch(tiny_base, monkeypatch) 
     assert seen["_policy_step"][:4] != seen["_policy_step"][4:8]
 
 
-def test_target_kl_ends_the_passes_early(tiny_base, monkeypatch) -> None:
-    real, steps = update_module._policy_step, []
-    monkeypatch.setattr(update_module, "_policy_step", lambda *args: steps.append(1) or real(*args))
-    for target, expected in ((None, 6), (1e9, 6), (1e-5, 2)):  # the first pass is at KL 0, the second is not
-        roles, config = start(make_roles(tiny_base())), make_ppo_config(epochs=6, target_kl=target, learning_rate=0.01)
-        steps.clear()
-        update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, seed=3)
-        assert len(steps) == expected
+def update_with(roles: Roles, rollout: Rollout, **settings) -> tuple[dict[str, float], OptimizerSteps]:
+    """Run one update of roles at the weights of `start`; return its figures and the figures of each step."""
+    config, steps = make_ppo_config(learning_rate=0.01, **settings), OptimizerSteps()
+    return update(roles, Optimizers.create(roles, config), rollout, config, 0.9, 3, True, steps), steps
+
+
+@both
+@pytest.mark.parametrize("tokens", [768, 40])
+def test_target_kl_is_compared_before_the_step_and_stops_the_policy_only(tiny_base, quantization, tokens) -> None:
+    """The first pass is at KL 0 and trains; the second is not, and neither it nor a later one moves the policy."""
+    ends: dict[object, dict[Role, dict[str, Tensor]]] = {}
+    for name, settings in {
+        "one pass": {"epochs": 1},
+        "all passes": {"epochs": 6},
+        "never reached": {"epochs": 6, "target_kl": 1e9},
+        "reached": {"epochs": 6, "target_kl": 1e-5},
+    }.items():
+        roles = start(make_roles(tiny_base(quantization)))
+        limit_tokens(roles.base, tokens)
+        figures, steps = update_with(roles, rollout_of(roles, make_ppo_config()), **settings)
+        ends[name] = {role: snapshot(roles, role) for role in (Role.POLICY, Role.CRITIC)}
+        assert figures["policy/optimizer_steps"] == {"one pass": 1, "reached": 1}.get(name, 6)
+        assert len(steps.figures["value/loss"]) == settings["epochs"]
+        assert len(steps.figures["policy/approxkl"]) == {"one pass": 1, "reached": 2}.get(name, 6)
+        assert steps.done == 2 * settings["epochs"]
+        assert steps.skipped == 0
+    assert steps.figures["policy/approxkl"][1] > 1e-5
+    assert figures["policy/final_approxkl"] == pytest.approx(steps.figures["policy/approxkl"][1], rel=1e-4)
+    assert all(parameter.grad is None for parameter in roles.parameters(Role.POLICY))
+    for role, same in ((Role.POLICY, "one pass"), (Role.CRITIC, "all passes")):
+        for key, value in ends[same][role].items():
+            assert torch.equal(ends["reached"][role][key], value), key
+            assert torch.equal(ends["never reached"][role][key], ends["all passes"][role][key]), key
+
+
+def test_target_kl_is_compared_with_each_minibatch(tiny_base) -> None:
+    """Within a pass too: the first of four minibatches that is further than the target is the last one looked at."""
+    roles = start(make_roles(tiny_base()))
+    before, rollout = snapshot(roles, Role.POLICY), rollout_of(roles, make_ppo_config(minibatches=4))
+    _, free = update_with(roles, rollout, minibatches=4)
+    kl = free.figures["policy/approxkl"]
+    assert kl[0] == 0 < kl[1] < kl[2]
+    for name, parameter in roles.named_parameters(Role.POLICY).items():
+        parameter.data.copy_(before[name])
+    figures, steps = update_with(roles, rollout, minibatches=4, target_kl=(kl[1] + kl[2]) / 2)
+    assert steps.figures["policy/approxkl"] == kl[:3]
+    assert steps.figures["policy/optimizer_steps"] == [1, 1, 0]
+    assert len(steps.figures["policy/grad_norm"]) == 2
+    assert figures["policy/optimizer_steps"] == 2
+
+
+def test_the_final_approximate_kl_is_that_of_the_trained_policy(tiny_base) -> None:
+    """Over all rows, by the definition of k3 in numpy on all logits; its time counts as the policy's."""
+    roles = start(make_roles(tiny_base()))
+    rollout = rollout_of(roles, make_ppo_config(minibatches=2))
+    figures, steps = update_with(roles, rollout, minibatches=2)
+    batch = rollout.batch
+    with roles.acting_as(Role.POLICY), torch.no_grad():
+        logits = roles.peft(input_ids=batch.ids, attention_mask=batch.attention.long()).logits.double() / 0.9
+    found = logits.log_softmax(-1)[:, :-1].gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
+    apart = (found - rollout.logprobs[:, 1:].double())[batch.response[:, 1:]].cpu().numpy()
+    assert figures["policy/final_approxkl"] == pytest.approx(np.mean(np.exp(apart) - 1 - apart), rel=1e-3)
+    assert figures["policy/final_approxkl"] > max(steps.figures["policy/approxkl"])
+    assert len(steps.figures["time/policy_update"]) == 3  # two steps and this forward
+
+
+def test_there_is_no_final_approximate_kl_without_a_step_of_the_policy(tiny_base) -> None:
+    roles, config = start(make_roles(tiny_base())), make_ppo_config()
+    rollout = rollout_of(roles, config)
+    alone = update(roles, Optimizers.create(roles, config), rollout, config, 0.9, 3, train_policy=False)
+    apart = replace(rollout, logprobs=torch.where(rollout.batch.response, rollout.logprobs - 1, 0.0))
+    stopped, _ = update_with(roles, apart, target_kl=0.1)
+    assert stopped["policy/optimizer_steps"] == 0
+    assert not any("final" in name for name in [*alone, *stopped])
 
 
 @pytest.mark.parametrize(("warmup", "shares"), [(0, (1, 0.75, 0.5, 0.25)), (2, (1 / 3, 0.75 * 2 / 3, 0.5, 0.25))])
