@@ -58,7 +58,12 @@ def main(arguments: list[str] | None = None) -> None:
 def _updates(roles: Roles, given: argparse.Namespace) -> Any:
     """Return the seconds of each phase of consecutive updates."""
     ppo = PpoConfig(
-        steps=given.updates + 1, batch_size=given.batch, epochs=given.epochs, minibatches=1, missing_eos="keep"
+        steps=given.updates + 1,
+        batch_size=given.batch,
+        epochs=given.epochs,
+        minibatches=1,
+        missing_eos="keep",
+        target_kl=None,
     )
     sampling = SampleConfig(max_new_tokens=given.new_tokens, temperature=0.7, batch_size=given.batch)
     prompts = make_prompts(roles.base, given.batch * (given.updates + 1), given.prompt_tokens)

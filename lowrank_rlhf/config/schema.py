@@ -133,8 +133,8 @@ class SampleConfig(Section):
     """Maximum number of training prompts with answers to rank; all by default."""
     answers_per_prompt: Annotated[int, Field(ge=2)] = 4
     """Answers per prompt (K)."""
-    max_new_tokens: Count = 32
-    """Maximum length of a response, in tokens."""
+    max_new_tokens: Count = 128
+    """Maximum length of a response, in tokens. If it cuts most answers, PPO learns `ppo.missing_eos_score` only."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divisor of the logits, in sampling and in every log-probability; no top-k, top-p or penalties."""
     batch_size: Count = 64

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 from typing import Literal
 
+from lowrank_rlhf.config.ppo import APPROXIMATE_KL_LIMIT
 from lowrank_rlhf.reports.format import Metrics, algorithm, finite_series, gold, number, percent, weight_key
 from lowrank_rlhf.reports.locale import ENGLISH, Locale, Phrase, Text
 from lowrank_rlhf.run.results import Claim, FigureId, FigureRow, Results
@@ -16,6 +18,7 @@ AlarmId = Literal[
     "first_ratio",
     "clip_fraction",
     "approximate_kl",
+    "weak_critic",
     "unfinished_answers",
     "overoptimisation",
     "entropy_collapse",
@@ -160,6 +163,22 @@ def _negative_kl(evidence: Evidence, count: float) -> Values | None:
     return None
 
 
+def _approximate_kl(evidence: Evidence, limit: float) -> Values | None:
+    """Check the KL after the last optimizer step on each rollout; version 0.1 has only the mean before the steps."""
+    key = "policy/final_approxkl"
+    known = finite_series(evidence.metrics, "ppo", key)
+    return _exceeded(evidence.metrics, key if known else "policy/approxkl", limit)
+
+
+def _weak_critic(evidence: Evidence, limit: float) -> Values | None:
+    """Check the median over the second half of the steps: one rollout's explained variance is noisy."""
+    values = list(finite_series(evidence.metrics, "ppo", "value/explained_variance").values())
+    half = values[len(values) // 2 :]
+    if len(half) < _WINDOW or median(half) >= limit:
+        return None
+    return {"explained": f"{median(half):.2f}", "limit": f"{limit:g}"}
+
+
 def _overoptimisation(evidence: Evidence, _: float) -> Values | None:
     """Look for a judge's score that falls in three consecutive evaluations while the reward model's score rises."""
     role = gold(evidence.metrics)
@@ -238,7 +257,8 @@ RULES = (
     Rule("negative_kl", _negative_kl, limit=10, source=_NEGATIVE_KL),
     Rule("first_ratio", _above("policy/first_ratio_error"), limit=0.001, source=_PPO_DETAILS),
     Rule("clip_fraction", _above("policy/clipfrac"), limit=0.2, source=_PPO_DETAILS),
-    Rule("approximate_kl", _above("policy/approxkl"), limit=0.02, source=_PPO_DETAILS),
+    Rule("approximate_kl", _approximate_kl, limit=APPROXIMATE_KL_LIMIT, source=_PPO_DETAILS),
+    Rule("weak_critic", _weak_critic, limit=0.1),
     Rule("unfinished_answers", _unfinished_answers, limit=0.95, source=_RLHF_DETAILS),
     Rule("overoptimisation", _overoptimisation, source=_OVEROPTIMISATION),
     Rule("entropy_collapse", _entropy_collapse, limit=0.3, source=_ENTROPY),

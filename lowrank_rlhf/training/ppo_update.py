@@ -96,9 +96,9 @@ def update(
     Every epoch takes the minibatches in a new order. After an exception `steps` contains the completed optimizer steps;
     called again with it, the update ends as if it had not been interrupted.
 
-    With `target_kl`, the first minibatch on which the approximate KL to the sampling policy exceeds it ends the policy's
-    steps on this rollout, that minibatch's included; the critic takes all of its own. `policy/optimizer_steps` counts
-    the policy's. `policy/final_approxkl` is the approximate KL after the last of them, over the whole rollout.
+    With `target_kl`, the first minibatch on which the approximate KL to the sampling policy exceeds it ends the
+    policy's steps on this rollout, its own step included; the critic takes all of its steps. `policy/optimizer_steps`
+    counts the policy's, and `policy/final_approxkl` is the approximate KL after the last one, over the whole rollout.
 
     `policy/first_ratio_error` is the largest |ratio - 1| on the first minibatch, before the policy has moved. An
     optimizer step with a NaN or an infinity is skipped: it moves no weight, and `steps.problem` names the value.

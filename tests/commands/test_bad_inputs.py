@@ -122,7 +122,7 @@ def test_all_mistakes_at_once(tmp_path, monkeypatch, capsys) -> None:
         "my.yaml:6:10: sample.max_new_tokens (600) must be below model.max_length (512)",
         "my.yaml:7:8: rank.judge: unknown judge 'robot'",
         "my.yaml:8:10: reward: margin (1) requires `loss: pairwise`",
-        "my.yaml:9:17: ppo: minibatches (5) must divide batch_size (32)",
+        "my.yaml:9:17: ppo: minibatches (5) must divide batch_size (64)",
         "my.yaml:9:33: ppo: critic_warmup_steps (9) must be below steps (5)",
         "my.yaml:10:37: evaluate.promts: unknown key",
         'override "seed=-1": seed: must be at least 0, not -1',

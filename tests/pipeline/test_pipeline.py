@@ -172,7 +172,7 @@ def test_a_changed_setting_is_refused_with_what_differs_and_the_way_out(tmp_path
     assert str(caught.value) == (
         "Stage ppo does not match the current settings and inputs:\n"
         "  ppo.kl_coef: 0.05 -> 0.1\n"
-        "  ppo.target_kl: null -> 1.0\n"
+        "  ppo.target_kl: 0.02 -> 1.0\n"
         "Stage evaluate does not match the current settings and inputs:\n"
         '  evaluate.second_judge: "plain-language" -> null\n'
         "Redo it, with all stages that depend on it: --redo ppo --redo evaluate\n"
@@ -206,7 +206,8 @@ def test_32_is_32_point_0(tmp_path: Path) -> None:
     [
         ("kl_coef", 0.05, None),  # the default, which is not null
         ("kl_coef", 0.1, "ppo.kl_coef: (not set) -> 0.1"),
-        ("target_kl", None, None),
+        ("target_kl", 0.02, None),
+        ("target_kl", None, "ppo.target_kl: (not set) -> null"),
         ("target_kl", 1, "ppo.target_kl: (not set) -> 1.0"),
         ("score_clip", None, "ppo.score_clip: (not set) -> null"),  # null is no default here
     ],

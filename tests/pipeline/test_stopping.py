@@ -54,8 +54,8 @@ def test_an_update_broken_off_at_any_forward_goes_on_alike(tiny_base, tmp_path, 
 
     expected, figures = outcome(0)
     total = forwards[0]
-    # Two micro-batches in each of four steps of the critic and of four (or one, and one too far) of the policy, and four
-    # for the approximate KL at the end.
+    # Two micro-batches in each of four steps of the critic and of four (or one, and one too far) of the policy, and
+    # four for the approximate KL at the end.
     assert total == expected_forwards
     for at in range(1, total + 1):
         weights, found = outcome(at)

@@ -34,7 +34,15 @@ METRICS = [
     ("objective/kl", dict.fromkeys(range(5, 15), -0.01), dict.fromkeys(range(42, 51), -0.01), "negative_kl"),
     ("policy/first_ratio_error", {7: 0.0011}, {7: 0.001}, "first_ratio"),
     ("policy/clipfrac", {30: 0.21}, {30: 0.2}, "clip_fraction"),
-    ("policy/approxkl", {30: 0.03}, {30: 0.02, 31: None}, "approximate_kl"),
+    ("policy/final_approxkl", {30: 0.03}, {30: 0.02, 31: None}, "approximate_kl"),
+    ("value/explained_variance", dict.fromkeys(range(26, 51), 0.099), dict.fromkeys(range(26, 51), 0.1), "weak_critic"),
+    # Half of the steps are the second half, and half of those do not make a median.
+    (
+        "value/explained_variance",
+        dict.fromkeys(range(1, 39), -9.0),
+        dict.fromkeys(range(1, 38), -9.0),
+        "weak_critic",
+    ),
     ("eval/judge", {30: 0.45, 40: 0.4, 50: 0.35}, {30: 0.45, 40: 0.4, 50: 0.41}, "overoptimisation"),
     ("response/length_mean", last(40.0), {49: 60.0}, "length_growth"),
     ("response/eos_rate", last(0.949), last(0.951), "unfinished_answers"),
@@ -75,6 +83,19 @@ def test_the_key_that_keeps_the_policy_near_sft_is_the_algorithms(algorithm: str
     assert len(found) == len(far) + 2
     for text in (alarm.text(locale(language)) for alarm in found):
         assert ("`ppo.kl_coef`" in text, "`align.beta`" in text) == (algorithm == "ppo", algorithm != "ppo")
+
+
+def test_the_approximate_kl_of_version_0_1() -> None:
+    """It logged the mean before the optimizer steps only; a newer run may exceed the limit there, and end below it."""
+    rows = changed("policy/approxkl", {30: 0.03})
+    assert ids(rows) == []
+    assert ids([{key: value for key, value in row.items() if "final" not in key} for row in rows]) == ["approximate_kl"]
+
+
+def test_a_critic_is_judged_from_nine_steps_on() -> None:
+    rows = [row | {"value/explained_variance": -1.0} for row in ppo_rows()]
+    assert (ids(rows[:8]), ids(rows[:9])) == ([], ["weak_critic"])
+    assert ids([{key: value for key, value in row.items() if "value/" not in key} for row in rows]) == []
 
 
 def test_the_second_judges_fall_names_the_second_judge() -> None:

@@ -23,6 +23,7 @@ def ppo_rows() -> list[dict[str, Any]]:
             "objective/entropy": 2.3 - 0.7 * done + noise.gauss(0, 0.05),
             "policy/clipfrac": 0.05 + 0.05 * noise.random(),
             "policy/approxkl": 0.008 * noise.random(),
+            "policy/final_approxkl": 0.01 + 0.008 * (step % 2),
             "policy/ratio": 1.0 + (0.002 * noise.random() if step > 1 else 0),
             "policy/first_ratio_error": 0.0,
             "value/loss": 0.4 / step,

@@ -60,6 +60,7 @@ def make_config(folder: Path, data: Path | None = None, quantization: str = "nf4
             "epochs": 1,
             "learning_rate": 1e-3,
             "critic_learning_rate": 1e-3,
+            "target_kl": None,
             "evaluate_every": 2,
             "evaluate_prompts": 3,
             "missing_eos": "keep",
