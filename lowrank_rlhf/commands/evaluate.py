@@ -139,7 +139,16 @@ def evaluate(
             session = Session(config, run_dir, progress, StopRequest())
             data = _comparisons(run_dir, config, comparisons, format_name) if comparisons else None
             if not only_accuracy:
-                result["match"] = _match(session, options, format_name, seed)
+                result["match"] = _match(
+                    session.load_roles,
+                    lambda: session.prompts,
+                    config,
+                    run_dir,
+                    options,
+                    format_name,
+                    seed,
+                    progress,
+                )
             if data:
                 bootstrap = derive_seed(config.seed if only_accuracy else seed, "bootstrap")
                 figures = _accuracy(session.load_roles(), config, data, run_dir.artifact(REWARD), bootstrap, progress)
@@ -149,20 +158,32 @@ def evaluate(
     _show(result, out, as_json)
 
 
-def _match(session: Session, options: MatchOptions, format_name: FormatName | None, seed: int) -> dict[str, Any]:
-    """Compare the two models and return figures, notes and answers as JSON."""
-    config, run_dir, progress, stop = session.config, session.run_dir, session.progress, session.stop
+def _match(
+    load_roles: Callable[[], "Roles"],
+    splits: Callable[[], tuple[list[Prompt], list[Prompt]]],
+    config: Config,
+    run_dir: RunDir,
+    options: MatchOptions,
+    format_name: FormatName | None,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Compare the two models and return figures, notes and answers as JSON.
+
+    The model is loaded, and the run's own prompts are read, only where they are needed.
+    """
+    stop = StopRequest()  # not armed
     if options.prompts:
         prompts = _read_prompts(config, options.prompts, format_name, progress)
-    elif not (prompts := session.prompts[1]):
+    elif not (prompts := splits()[1]):
         raise UserError("this run has no held-out prompts (data.held_out is 0); set --prompts FILE")
     prompts = prompts[: options.limit]
     left = compared_model(run_dir, options.left or "sft", ADAPTER_STAGES)
     right = compared_model(run_dir, options.right or "policy", ADAPTER_STAGES)
-    notes = _overlap(lambda: session.prompts[0], run_dir, prompts) if options.prompts else []
+    notes = _overlap(lambda: splits()[0], run_dir, prompts) if options.prompts else []
     judge = _judge(options.judge, config.rank, run_dir, progress, stop)
     match = Match(left, right, prompts, options.samples or 1, seed, judge)
-    played = _played(session.load_roles(), match, config, run_dir.artifact(REWARD), progress, stop)
+    played = _played(load_roles(), match, config, run_dir.artifact(REWARD), progress, stop)
     return {"prompts_from": options.prompts or "held out by the run", **played, "notes": [*notes, *played["notes"]]}
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -11,27 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import CannotFit, Stopped, UserError
+from lowrank_rlhf.export.measured_difference import (
+    NO_PROMPT,
+    difference_table,
+    output_difference,
+    score_difference,
+    score_table,
+)
 from lowrank_rlhf.export.model_card import Exported, model_card, without_folders
 from lowrank_rlhf.export.usage_snippets import adapters_usage, merged_usage, reward_usage, scale_of
-from lowrank_rlhf.maths.seeds import derive_seed
-from lowrank_rlhf.reports.format import Table
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.directory import RunDir, read_record, write_json_atomic
 from lowrank_rlhf.run.files import new_folder
 from lowrank_rlhf.run.progress import Progress, StopRequest, memory
-from lowrank_rlhf.run.records import Prompt, Sample, read_jsonl
-from lowrank_rlhf.training.prompts import encode_prompts, first_fitting, max_prompt_tokens
+from lowrank_rlhf.run.records import Prompt, read_jsonl
 
 if TYPE_CHECKING:
-    from lowrank_rlhf.export.merged_model import Difference, Plan
+    from lowrank_rlhf.export.merged_model import Plan
     from lowrank_rlhf.models.base import Base
     from lowrank_rlhf.models.roles import Role, Roles
 
 ADAPTERS = ("policy", "sft", "reward", "critic")
-PROMPTS, TOKENS = 16, 32
-"""Number of prompts, and of tokens of each answer, on which the difference to the run's own output is measured."""
 _EXTRA_BYTES = 64 * 2**20  # for tokenizer and card
-_NO_PROMPT = "no prompt leaves room for an answer of sample.max_new_tokens in model.max_length"
 
 
 def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, Any]:
@@ -79,8 +80,8 @@ def export_merged(
         _write(roles, Role.POLICY, plan, out, progress, stop)
         write_generation_config(roles.base, config.sample, out)
         (out / "Modelfile").write_text(_modelfile(roles.base, config), encoding="utf-8")
-        measured, unmeasured = _difference(roles, config, prompts, plan, out, progress)
-        usage, table = merged_usage(folder.name, dtype), _difference_table(measured)
+        measured, unmeasured = output_difference(roles, config, prompts, plan, out, progress)
+        usage, table = merged_usage(folder.name, dtype), difference_table(measured)
         exported = Exported("merged", folder.name, usage, (role,), role, dtype, table, unmeasured)
         summary = {"role": role, "dtype": dtype, "difference": asdict(measured) if measured else None}
         return _finish(run_dir, config, out, exported) | summary | {"unmeasured": unmeasured}
@@ -113,8 +114,8 @@ def export_reward(
     plan = plan_reward(roles, DTYPES[dtype], settings)
     with _export_to(folder, plan.size) as out:
         _write(roles, Role.REWARD, plan, out, progress, stop)
-        measured = _score_difference(roles, run_dir, config, prompts, settings, out)
-        table, unmeasured = (_score_table(*measured), None) if measured else (None, _NO_PROMPT)
+        measured = score_difference(roles, run_dir, config, prompts, settings, out)
+        table, unmeasured = (score_table(*measured), None) if measured else (None, NO_PROMPT)
         eos = roles.base.tokenizer.convert_ids_to_tokens(roles.base.eos)
         usage = reward_usage(folder.name, settings | {"eos": eos, "scale_of": scale_of(config, about)})
         exported = Exported("reward", folder.name, usage, ("reward",), None, dtype, table, unmeasured)
@@ -225,90 +226,6 @@ def _write(roles: "Roles", role: "Role", plan: "Plan", out: Path, progress: Prog
                 raise Stopped("Stopped; the unfinished export was deleted.")
 
         write_model(roles, role, plan, out, advance)
-
-
-def _difference(
-    roles: "Roles", config: Config, prompts: Sequence[Prompt], plan: "Plan", out: Path, progress: Progress
-) -> tuple["Difference | None", str | None]:
-    """Measure the difference between the folder's output and the run's, or return why it cannot be measured."""
-    from lowrank_rlhf.export.merged_model import difference, free_memory, role_logprobs
-    from lowrank_rlhf.models.generation import sample_answers
-    from lowrank_rlhf.models.roles import Role
-
-    base, sampling = roles.base, config.sample
-    needed, free = plan.size * base.compute_dtype.itemsize // 2, free_memory(base.device)
-    if needed > free:
-        return None, f"loading the model again takes {memory(needed)} of memory, and {memory(free)} are free here"
-    limit = max_prompt_tokens(config)
-    if not (chosen := first_fitting(base, prompts, limit, PROMPTS)):
-        return None, _NO_PROMPT
-    progress.say("measuring the difference to the run's own output")
-    encoded = encode_prompts(base, chosen, limit)
-    answers = sample_answers(
-        roles,
-        Role.POLICY,
-        encoded,
-        sampling.model_copy(update={"max_new_tokens": min(TOKENS, sampling.max_new_tokens)}),
-        derive_seed(config.seed, "export"),
-    )
-    responses = [response for (response,) in answers]
-    expected = role_logprobs(roles, Role.POLICY, encoded, responses)
-    return difference(expected, out, encoded, responses, base), None
-
-
-def _score_difference(
-    roles: "Roles",
-    run_dir: RunDir,
-    config: Config,
-    prompts: Sequence[Prompt],
-    settings: Mapping[str, Any],
-    out: Path,
-) -> tuple[float, int] | None:
-    """Return the largest difference of normalised scores, and the number of ranked answers; None without any."""
-    from lowrank_rlhf.evaluation.match import score_answers
-    from lowrank_rlhf.export.merged_model import classifier_scores
-    from lowrank_rlhf.training.rollout import RewardScale
-
-    scale = RewardScale(settings["pooling"], settings["score_mean"], settings["score_std"])
-    base, most, limit = roles.base, config.model.max_length, max_prompt_tokens(config)
-    if not (chosen := first_fitting(base, prompts, limit, PROMPTS)):
-        return None
-    encoded = encode_prompts(base, chosen, limit)
-    samples = {sample.prompt_id: sample for sample in read_jsonl(run_dir.artifact("answers.jsonl"), Sample)}
-    answers = [samples[prompt.id] for prompt in chosen]
-    tokens = [sample.tokens or tuple(base.encode_response(sample.text)) for sample in answers]
-    tokens = [of[: most - len(before)] for of, before in zip(tokens, encoded, strict=True)]  # as the reward stage does
-    answers = [sample.model_copy(update={"tokens": of}) for sample, of in zip(answers, tokens, strict=True)]
-    own = score_answers(roles, chosen, answers, config.sample.max_new_tokens, scale)
-    exported = classifier_scores(out, encoded, tokens, scale.pooling, base)
-    return max(abs(a - (b - scale.mean) / scale.std) for a, b in zip(own, exported, strict=True)), len(answers)
-
-
-def _score_table(gap: float, answers: int) -> Table:
-    return Table(
-        "Against the run's own scores",
-        "What rounding to 16 bits changed, in deviations of the run's scores.",
-        ("figure", "value"),
-        (("largest difference", f"{gap:.2g}"), ("answers", str(answers))),
-    )
-
-
-def _difference_table(measured: "Difference | None") -> Table | None:
-    if measured is None:
-        return None
-    rows = (
-        ("log-probability of a token, largest difference", f"{measured.max_logprob:.3g} nats"),
-        ("log-probability of a token, mean difference", f"{measured.mean_logprob:.3g} nats"),
-        ("KL divergence per token", f"{measured.kl_per_token:.3g} nats"),
-        ("same most probable token", f"{100 * measured.same_best:.1f} %"),
-    )
-    lead = (
-        f"The merged weights are rounded to 16 bits. Against the quantised base with a separate adapter, on "
-        f"{measured.tokens} sampled tokens of answers to {measured.prompts} prompts, both computed in "
-        f"{measured.computed_in}"
-        + (":" if measured.computed_in == "float32" else ", whose own rounding is in these figures too:")
-    )
-    return Table("Against the run's own output", lead, ("figure", "value"), rows)
 
 
 def _finish(run_dir: RunDir, config: Config, out: Path, exported: Exported) -> dict[str, Any]:

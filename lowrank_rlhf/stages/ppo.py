@@ -22,7 +22,7 @@ from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.progress import StopRequest
+from lowrank_rlhf.run.progress import Bar, StopRequest
 from lowrank_rlhf.run.records import Prompt, Sample, Score, read_jsonl
 from lowrank_rlhf.run.results import PolicyResult
 from lowrank_rlhf.session import Session
@@ -96,22 +96,7 @@ def run(session: Session) -> PolicyResult:
     )
     start, first = time.monotonic(), state.step
     with session.progress.track("ppo", config.steps, "steps", state.step) as bar:
-        if state.sft_eos_rate is None:
-            _evaluate(training, state)
-            checkpoints.save(state)
-        while state.step < config.steps:
-            try:
-                state, figures = _save_if_stopped(training, state, started)
-                started = StartedStep()
-            except RollBack:
-                state, started = checkpoints.roll_back(state)
-                bar.advance(state.step - bar.count)
-                continue
-            shown = {"score": "objective/scores", "kl": "objective/kl", "tokens_per_second": "tokens_per_second"}
-            bar.advance(1, **{name: figures[key] for name, key in shown.items() if key in figures})
-            due = state.step % config.save_every == 0 or state.step == config.steps
-            if due and not state.recovery.in_a_row:  # a roll-back must find a checkpoint from before the skipped steps
-                checkpoints.save(state)
+        state = _train(training, state, started, bar)
     seconds = (time.monotonic() - start) / max(1, config.steps - first)
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
     save_policies(roles, work)
@@ -126,6 +111,28 @@ def run(session: Session) -> PolicyResult:
             others_unchanged(roles, "PPO", others),
         ),
     )
+
+
+def _train(training: _PpoTraining, state: PolicyState, started: StartedStep, bar: Bar) -> PolicyState:
+    """Run the remaining steps, with each evaluation and checkpoint at its step; return the last state."""
+    config, checkpoints = training.config.ppo, training.checkpoints
+    if state.sft_eos_rate is None:
+        _evaluate(training, state)
+        checkpoints.save(state)
+    while state.step < config.steps:
+        try:
+            state, figures = _save_if_stopped(training, state, started)
+            started = StartedStep()
+        except RollBack:
+            state, started = checkpoints.roll_back(state)
+            bar.advance(state.step - bar.count)
+            continue
+        shown = {"score": "objective/scores", "kl": "objective/kl", "tokens_per_second": "tokens_per_second"}
+        bar.advance(1, **{name: figures[key] for name, key in shown.items() if key in figures})
+        due = state.step % config.save_every == 0 or state.step == config.steps
+        if due and not state.recovery.in_a_row:  # a roll-back must find a checkpoint from before the skipped steps
+            checkpoints.save(state)
+    return state
 
 
 def _load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale:
