@@ -12,6 +12,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline.fingerprint import differences
 from lowrank_rlhf.planner.compute_cost import compute_cost, policy_steps
 from lowrank_rlhf.planner.memory import Device, need
+from lowrank_rlhf.run.results import Fingerprint
 
 
 @pytest.mark.parametrize(
@@ -60,11 +61,11 @@ def test_the_baseline_of_ppo_is_ppo_s() -> None:
 
 
 def test_a_run_from_before_the_section_is_ppo_s() -> None:
-    old = {"settings": {"ppo.steps": 4}, "inputs": {}}
+    old = Fingerprint(settings={"ppo.steps": 4}, inputs={})
     assert AlignConfig() == Config.model_validate({"name": "x", "model": {"source": "x"}}).align
-    new = {"settings": {"ppo.steps": 4, "align.algorithm": "ppo", "align.beta": 0.05}, "inputs": {}}
+    new = Fingerprint(settings={"ppo.steps": 4, "align.algorithm": "ppo", "align.beta": 0.05}, inputs={})
     assert differences(old, new) == ()
-    new["settings"]["align.algorithm"] = "dpo"
+    new.settings["align.algorithm"] = "dpo"
     assert differences(old, new) == ('align.algorithm: (not set) -> "dpo"',)
 
 

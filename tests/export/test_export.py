@@ -616,7 +616,7 @@ def test_command(tiny_folder, tmp_path, command, monkeypatch) -> None:
     assert "tensors  100%" in err
     code, out, _ = command("export", "tiny", "adapters", "--what", "adapters")
     assert code == 0
-    assert re.fullmatch(r"wrote adapters: \d+ MiB in \d+ files; README\.md is its card\n", out)
+    assert re.fullmatch(r"wrote adapters: \d+ MiB in \d+ files; README\.md is the model card\n", out)
     for name in ("sft", "policy", "reward", "critic"):
         source = session.run_dir.artifact(f"adapters/{name}") / "adapter_model.safetensors"
         assert sha256(Path("adapters") / name / source.name) == sha256(source)
