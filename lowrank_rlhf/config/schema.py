@@ -175,7 +175,7 @@ class RewardConfig(Section):
 
     loss: Literal["pairwise", "plackett_luce"] = "pairwise"
     """`pairwise` (InstructGPT: all pairs of a prompt as one element, divided by their number) or listwise
-    `plackett_luce`."""
+    `plackett_luce`, divided by its number of choices."""
     margin: NonNegative = 0.0
     """With `pairwise`: margin in score per tier between the two answers (Llama 2)."""
     pooling: Literal["last", "mean"] = "last"

@@ -11,7 +11,7 @@ from lowrank_rlhf.maths.length_control import length_controlled_win_rate
 from lowrank_rlhf.maths.statistics import Floats, Interval, bootstrap_interval, wins
 from lowrank_rlhf.maths.text import distinct_n, top_opener
 from lowrank_rlhf.run.records import Sample
-from lowrank_rlhf.run.results import FigureId
+from lowrank_rlhf.run.results import SHARES, FigureId
 
 RARE = 0.05
 """Share of pairs below which the longer answers of one side are too few to control for length."""
@@ -25,7 +25,6 @@ _LABELS: dict[FigureId, str] = {
     "distinct_2": "distinct-2",
     "top_opener": "commonest opener's share",
 }
-_SHARES: frozenset[FigureId] = frozenset(("win_rate", "eos_rate", "top_opener"))
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Figure:
     @property
     def is_share(self) -> bool:
         """True for a share of 1, False for a number with a unit."""
-        return self.id in _SHARES
+        return self.id in SHARES
 
     @property
     def label(self) -> str:

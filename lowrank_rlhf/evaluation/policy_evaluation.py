@@ -149,7 +149,8 @@ class PolicyEvaluation:
         """Write the figures into the metrics, and answers for people to read into `watched.jsonl`."""
         for row in self.rows(answers, WATCHED_PROMPTS):
             run_dir.watched.append("ppo", step, **row)
-        run_dir.metrics.append("ppo", step, **{f"eval/{name}": value for name, value in figures.items()})
+        by_prompt = {f"eval/{self.gold.figure}_scores": answers.judged} if self.gold else {}  # for paired tests
+        run_dir.metrics.append("ppo", step, **{f"eval/{name}": value for name, value in figures.items()}, **by_prompt)
 
 
 def open_gold_judge(config: Config, run_folder: Path, progress: Progress, stop: StopRequest) -> GoldJudge | None:

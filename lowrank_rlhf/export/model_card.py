@@ -69,7 +69,8 @@ def model_card(run_dir: RunDir, config: Config, exported: Exported) -> str:
     results = Results.model_validate({name: mark.result for name, mark in marks.items()})
     licence, made_by = base_licence(config.model), algorithm(results)
     compared = comparison(results, ENGLISH)
-    lines = (_COLUMNS.get(exported.role or "", "") if compared else "", headline(results, ENGLISH))
+    alarms = find_alarms(list(run_dir.metrics.read()), results)
+    lines = (_COLUMNS.get(exported.role or "", "") if compared else "", headline(results, ENGLISH, alarms))
     config_yaml = dump_config(_shareable(config)).rstrip()
     return (
         card_environment()
@@ -88,7 +89,7 @@ def model_card(run_dir: RunDir, config: Config, exported: Exported) -> str:
             licence=licence,
             difference=exported.difference,
             unmeasured=exported.unmeasured,
-            alarms=[alarm.text(ENGLISH) for alarm in find_alarms(list(run_dir.metrics.read()), results)],
+            alarms=[alarm.text(ENGLISH) for alarm in alarms],
             tables=[table for table in (compared, *details(results, ENGLISH), _data(config, marks)) if table],
             max_length=config.model.max_length,
             max_new_tokens=config.sample.max_new_tokens,

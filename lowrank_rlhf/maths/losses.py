@@ -33,18 +33,22 @@ def pairwise_loss(chosen: Tensor, rejected: Tensor, margins: Tensor | float = 0.
 
 
 def plackett_luce_loss(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
-    """Return the negative log-likelihood of a ranking: -sum_k [r_k - logsumexp over k and all that rank below it].
+    """Return the negative log-likelihood of a ranking per choice: -mean_k [r_k - logsumexp over k and all below it].
 
     Args:
         scores: (K,), of the answers.
         tiers: indices into `scores`, best tier first. Answers of one tier don't compete with each other,
             so at K = 2 the loss is the pairwise one, and a single tier costs nothing.
 
+    Divided by the number of choices, which are the answers above the last tier, as the pairwise loss is by its pairs: a
+    prompt with many answers does not dominate a batch, and one learning rate suits both losses.
+
     Source: Plackett 1975; Luce 1959. Returns a scalar.
     """
-    loss = scores.new_zeros(())
+    loss, choices = scores.new_zeros(()), 0
     for position, tier in enumerate(tiers[:-1]):
         below = [index for lower in tiers[position + 1 :] for index in lower]
         for index in tier:
             loss = loss + torch.logsumexp(scores[[index, *below]], 0) - scores[index]
-    return loss
+            choices += 1
+    return loss / max(1, choices)

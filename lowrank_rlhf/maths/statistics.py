@@ -108,6 +108,37 @@ def paired_difference(
     return float((one - two).mean()), clustered_bootstrap(one - two, groups, samples, seed)
 
 
+class Fall(NamedTuple):
+    """Fall of a mean from its peak to the last of several measurements of the same prompts."""
+
+    peak: int
+    """Index of the measurement with the highest mean, the last one left out."""
+    drop: float
+    """Peak's mean less the last one's; negative for a rise."""
+    p: float
+    """One-sided p-value."""
+
+
+def fall_from_peak(scores: ArrayLike, samples: int = 1000, seed: int = 0) -> Fall:
+    """Test if the last of K >= 2 measurements of the same N prompts, (K, N), is below the highest of the earlier ones.
+
+    Paired: the K values of each prompt are permuted `samples` times. If all measurements are of equally good models
+    every order is equally likely, and as the peak is chosen again each time, p accounts for the choice. Raises
+    `ValueError` for fewer than two measurements, no prompts, or values that are not finite.
+    """
+    matrix = np.asarray(scores, dtype=np.float64)
+    if matrix.ndim != 2 or len(matrix) < 2 or not matrix.size or not np.isfinite(matrix).all():
+        raise ValueError(f"needs at least two measurements of the same prompts, finite, not {matrix.shape}")
+    means = matrix.mean(axis=1)
+    peak, drop = int(means[:-1].argmax()), float(means[:-1].max() - means[-1])
+    generator, as_large, rows = np.random.default_rng(seed), 1, max(1, _BLOCK // matrix.size)
+    for start in range(0, samples, rows):
+        block = np.broadcast_to(matrix, (min(rows, samples - start), *matrix.shape))
+        permuted = generator.permuted(block, axis=1).mean(axis=2)  # (S, K)
+        as_large += int((permuted[:, :-1].max(axis=1) - permuted[:, -1] >= drop - 1e-12).sum())
+    return Fall(peak, drop, as_large / (samples + 1))
+
+
 def wins(policy_scores: ArrayLike, sft_scores: ArrayLike, tie: float = 1e-9) -> Floats:
     """Return 1 per prompt if the policy's score is higher, 0 if SFT's is, 0.5 within `tie`: (N,), (N,) -> (N,)."""
     policy, sft = _pair(policy_scores, sft_scores)

@@ -2,14 +2,27 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
 from statistics import median
-from typing import Literal
+from typing import Literal, get_args
 
 from lowrank_rlhf.config.ppo import APPROXIMATE_KL_LIMIT
-from lowrank_rlhf.reports.format import Metrics, algorithm, finite_series, gold, number, percent, weight_key
+from lowrank_rlhf.maths.statistics import Fall, fall_from_peak
+from lowrank_rlhf.reports.evaluation_alarms import (
+    REPEATED,
+    Evidence,
+    Values,
+    falling_variety,
+    favoured_words,
+    length_explains,
+    miscalibrated,
+    repeated_words,
+    same_openers,
+    second_judge,
+)
+from lowrank_rlhf.reports.format import GoldRole, Metrics, algorithm, finite_series, number, percent, weight_key
 from lowrank_rlhf.reports.locale import ENGLISH, Locale, Phrase, Text
-from lowrank_rlhf.run.results import Claim, FigureId, FigureRow, Results
+from lowrank_rlhf.run.results import Claim, Results
 
 AlarmId = Literal[
     "failed_self_check",
@@ -26,8 +39,12 @@ AlarmId = Literal[
     "length_growth",
     "same_openers",
     "repeated_words",
+    "falling_variety",
+    "favoured_words",
+    "second_judge",
+    "length_explains",
+    "miscalibrated",
 ]
-Values = dict[str, Text]
 
 # Drifts compare the means of the first and the last steps: the mean of one rollout is too noisy for a limit of 5 %.
 _WINDOW = 5
@@ -49,21 +66,6 @@ class Alarm:
     def text(self, texts: Locale) -> str:
         """Return the measurement and the advice."""
         return texts.render(Phrase(f"alarm.{self.id}.text", self.values))
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Data that the rules check."""
-
-    metrics: Metrics
-    results: Results
-    weight: str
-    """Config key of the weight that keeps the policy near SFT."""
-
-    def figure(self, figure: FigureId) -> FigureRow | None:
-        """Return the evaluation's row with that id; rows of runs of version 0.1 have none."""
-        table = self.results.evaluate.table if self.results.evaluate else ()
-        return next((row for row in table if row.id == figure), None)
 
 
 @dataclass(frozen=True)
@@ -179,17 +181,35 @@ def _weak_critic(evidence: Evidence, limit: float) -> Values | None:
     return {"explained": f"{median(half):.2f}", "limit": f"{limit:g}"}
 
 
-def _overoptimisation(evidence: Evidence, _: float) -> Values | None:
-    """Look for a judge's score that falls in three consecutive evaluations while the reward model's score rises."""
-    role = gold(evidence.metrics)
-    proxy, judged = (finite_series(evidence.metrics, "ppo", key) for key in ("eval/score", f"eval/{role}"))
-    steps = [step for step in judged if step in proxy]
-    for window in zip(steps, steps[1:], steps[2:], steps[3:], strict=False):
-        falls = all(judged[later] < judged[earlier] for earlier, later in pairwise(window))
-        if falls and proxy[window[-1]] > proxy[window[0]]:
-            first, last = str(window[0]), str(window[-1])
-            return {"first": first, "last": last, "judge": Phrase(f"role.{role}"), "weight": evidence.weight}
+def _overoptimisation(evidence: Evidence, level: float) -> Values | None:
+    """Look for a judge's score that fell from its peak while the reward model's rose, by a paired test over prompts.
+
+    Runs of earlier versions have no scores by prompt, and no alarm.
+    """
+    for role in get_args(GoldRole):
+        proxy = finite_series(evidence.metrics, "ppo", "eval/score")
+        judged = _scores_by_prompt(evidence.metrics, f"eval/{role}_scores")
+        steps = [step for step in sorted(judged) if step in proxy and len(judged[step]) == len(judged[max(judged)])]
+        if len(steps) < 2:
+            continue
+        fall = _fall(tuple(judged[step] for step in steps))
+        first, last = steps[fall.peak], steps[-1]
+        if fall.p <= level and proxy[last] > proxy[first]:
+            values = {"first": str(first), "last": str(last), "drop": number(fall.drop), "p": f"{fall.p:.2g}"}
+            return {**values, "judge": Phrase(f"role.{role}"), "weight": evidence.weight}
     return None
+
+
+def _scores_by_prompt(metrics: Metrics, key: str) -> dict[int, tuple[float, ...]]:
+    """Return the scores of each evaluation by step; one with a score that is not finite is left out."""
+    rows = {row["step"]: row[key] for row in metrics if row.get("stage") == "ppo" and row.get(key)}
+    return {step: tuple(scores) for step, scores in rows.items() if None not in scores}
+
+
+@lru_cache(maxsize=64)
+def _fall(scores: tuple[tuple[float, ...], ...]) -> Fall:
+    """Test for a fall; cached, since the page asks again every few seconds."""
+    return fall_from_peak(scores)
 
 
 def _length_growth(evidence: Evidence, limit: float) -> Values | None:
@@ -229,21 +249,6 @@ def _far_from_sft(evidence: Evidence, limit: float) -> Values | None:
     return None
 
 
-def _same_openers(evidence: Evidence, limit: float) -> Values | None:
-    row = evidence.figure("top_opener")
-    if row is None or row.policy is None or row.policy <= limit:
-        return None
-    opener = row.openers[1] if row.openers else ""
-    return {"policy": percent(row.policy), "sft": percent(row.sft), "opener": opener}
-
-
-def _repeated_words(evidence: Evidence, limit: float) -> Values | None:
-    row = evidence.figure("distinct_2")
-    if row is None or row.policy is None or row.sft is None or row.policy >= limit * row.sft:
-        return None
-    return {"sft": f"{row.sft:.2f}", "policy": f"{row.policy:.2f}", "limit": f"{limit:g}", "weight": evidence.weight}
-
-
 _PPO_DETAILS = "Huang et al. 2022, The 37 Implementation Details of PPO"
 _RLHF_DETAILS = "Huang et al. 2024, arXiv 2403.17031"
 _OVEROPTIMISATION = "Gao et al. 2022, arXiv 2210.10760"
@@ -251,6 +256,10 @@ _NEGATIVE_KL = "TRL 0.11, Training FAQ: What is the concern with negative KL div
 _LENGTH = "Singhal et al. 2023, arXiv 2310.03716"
 _DISTINCT = "Li et al. 2016, arXiv 1510.03055"
 _ENTROPY = "Yu et al. 2025, arXiv 2503.14476"
+_WORDS = "Juzek and Ward 2024, arXiv 2412.11385"
+_HACKING = "Skalse et al. 2022, arXiv 2209.13085"
+_LENGTH_CONTROL = "Dubois et al. 2024, arXiv 2404.04475"
+_CALIBRATION = "Guo et al. 2017, arXiv 1706.04599"
 
 RULES = (
     Rule("weak_reward", _weak_reward),
@@ -260,12 +269,17 @@ RULES = (
     Rule("approximate_kl", _approximate_kl, limit=APPROXIMATE_KL_LIMIT, source=_PPO_DETAILS),
     Rule("weak_critic", _weak_critic, limit=0.1),
     Rule("unfinished_answers", _unfinished_answers, limit=0.95, source=_RLHF_DETAILS),
-    Rule("overoptimisation", _overoptimisation, source=_OVEROPTIMISATION),
+    Rule("second_judge", second_judge, limit=0.5, source=_HACKING),
+    Rule("overoptimisation", _overoptimisation, limit=0.05, source=_OVEROPTIMISATION),
     Rule("entropy_collapse", _entropy_collapse, limit=0.3, source=_ENTROPY),
     # Small reward models are exploited from 13 to 45 nats on.
     Rule("far_from_sft", _far_from_sft, limit=30, source=_OVEROPTIMISATION),
     Rule("length_growth", _length_growth, limit=1.5, source=_LENGTH),
-    Rule("same_openers", _same_openers, limit=0.3),
-    Rule("repeated_words", _repeated_words, limit=0.8, source=_DISTINCT),
+    Rule("length_explains", length_explains, limit=0.5, source=_LENGTH_CONTROL),
+    Rule("favoured_words", favoured_words, limit=0.25, source=_WORDS),
+    Rule("same_openers", same_openers, limit=0.3),
+    Rule("repeated_words", repeated_words, limit=REPEATED, source=_DISTINCT),
+    Rule("falling_variety", falling_variety, limit=0.95, source=_DISTINCT),
+    Rule("miscalibrated", miscalibrated, limit=0.1, source=_CALIBRATION),
 )
 """The rules, in the order in which their alarms are shown."""

@@ -76,10 +76,11 @@ def write_report(run_dir: RunDir, results: Results, eval_rows: Rows, out: Path) 
 
 
 def _view(metrics: Metrics, results: Results, eval_rows: Rows, texts: Locale) -> ReportView:
+    alarms = find_alarms(metrics, results)
     return ReportView(
         texts=texts,
-        lines=tuple(line for line in (headline(results, texts), caveat(results, texts)) if line),
-        alarms=find_alarms(metrics, results),
+        lines=tuple(line for line in (headline(results, texts, alarms), caveat(results, texts)) if line),
+        alarms=alarms,
         comparison=comparison(results, texts),
         details=details(results, texts),
         figures=run_figures(metrics, results, texts),

@@ -1,9 +1,9 @@
 """Headline, caveat and tables of figures, in the reader's language."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lowrank_rlhf.reports.alarms import check_phrase, length_rule, reward_weakness
+from lowrank_rlhf.reports.alarms import Alarm, check_phrase, length_rule, reward_weakness
 from lowrank_rlhf.reports.format import (
     ENDPOINT_PREFIX,
     SIMULATED,
@@ -19,14 +19,20 @@ from lowrank_rlhf.reports.format import (
     points_interval,
 )
 from lowrank_rlhf.reports.locale import Locale
-from lowrank_rlhf.run.results import EvaluateResult, FigureRow, Results, RewardResult
+from lowrank_rlhf.run.results import SHARES, EvaluateResult, FigureRow, Results, RewardResult
+
+_NAMED_ALARMS = 3
+"""Alarms that the headline names; the others are counted."""
 
 Row = Mapping[str, Any]
 """A row of eval.jsonl."""
 
 
-def headline(results: Results, texts: Locale) -> str:
-    """Return the most important result in a sentence or two, from the last stage that has one."""
+def headline(results: Results, texts: Locale, alarms: Sequence[Alarm] = ()) -> str:
+    """Return the most important result in a sentence or two, from the last stage that has one.
+
+    A win rate above chance is qualified by the run's `alarms`.
+    """
     evaluate, reward, sft = results.evaluate, results.reward, results.sft
     if evaluate and evaluate.win_rate is not None:
         preferred = texts(
@@ -35,8 +41,9 @@ def headline(results: Results, texts: Locale) -> str:
             judge=judge_in_words(evaluate.judge, texts),
             share=percent(evaluate.win_rate),
             interval=percent_interval(evaluate.win_rate_interval, texts),
+            equal_length=_equal_length(evaluate, texts),
         )
-        return preferred + _verdict(evaluate.win_rate_interval, texts)
+        return preferred + _verdict(evaluate.win_rate_interval, alarms, texts)
     if reward and reward.accuracy is not None:
         return texts(
             "headline.reward",
@@ -50,11 +57,26 @@ def headline(results: Results, texts: Locale) -> str:
     return texts(f"headline.source.{sft.source}" if sft else "headline.none")
 
 
-def _verdict(interval: Bounds, texts: Locale) -> str:
-    """Return the conclusion from the interval of a win rate."""
+def _equal_length(evaluate: EvaluateResult, texts: Locale) -> str:
+    """Return the length-controlled win rate as a clause; empty if it was not measured."""
+    if evaluate.length_controlled_win_rate is None:
+        return ""
+    share = percent(evaluate.length_controlled_win_rate)
+    interval = percent_interval(evaluate.length_controlled_interval, texts)
+    return texts("headline.equal_length", share=share, interval=interval)
+
+
+def _verdict(interval: Bounds, alarms: Sequence[Alarm], texts: Locale) -> str:
+    """Return the conclusion from the interval of a win rate, qualified by alarms if it is favourable."""
     if not interval or interval[0] is None or interval[1] is None:
         return ""
-    return texts("verdict.better" if interval[0] > 0.5 else "verdict.worse" if interval[1] < 0.5 else "verdict.unclear")
+    if interval[0] <= 0.5:
+        return texts("verdict.worse" if interval[1] < 0.5 else "verdict.unclear")
+    if not alarms:
+        return texts("verdict.better")
+    titles = texts("list.separator").join(alarm.title(texts) for alarm in alarms[:_NAMED_ALARMS])
+    more = len(alarms) - _NAMED_ALARMS
+    return texts("verdict.alarms", titles=titles) + (texts("verdict.more_alarms", count=more) if more > 0 else "")
 
 
 def caveat(results: Results, texts: Locale) -> str:
@@ -73,7 +95,8 @@ def comparison(results: Results, texts: Locale) -> Table | None:
     if evaluate is None or not evaluate.table:
         return None
     rows = [
-        (_label(row, texts), number(row.sft), number(row.policy), _note(row, evaluate, texts)) for row in evaluate.table
+        (_label(row, texts), _value(row, row.sft), _value(row, row.policy), _note(row, evaluate, texts))
+        for row in evaluate.table
     ]
     rows += _overall(evaluate, texts)
     if reward := results.reward:
@@ -90,17 +113,30 @@ def comparison(results: Results, texts: Locale) -> Table | None:
 
 
 def _overall(evaluate: EvaluateResult, texts: Locale) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the rows of win rate, shift and distance."""
+    """Yield the rows of win rates, shift and distances."""
     judge = judge_in_words(evaluate.judge, texts)
     if (share := evaluate.win_rate) is not None:
         interval = percent_interval(evaluate.win_rate_interval, texts)
         note = texts("note.preferred", judge=judge, interval=interval)
         yield texts("figure.preferred"), percent(1 - share), percent(share), note
+    if (share := evaluate.length_controlled_win_rate) is not None:
+        interval = percent_interval(evaluate.length_controlled_interval, texts)
+        note = texts("note.equal_length", interval=interval)
+        yield texts("figure.equal_length"), percent(1 - share), percent(share), note
     if (shift := evaluate.mean_shift) is not None:
         yield texts("figure.mean_shift"), number(0), number(shift), texts("note.mean_shift", judge=judge)
     if (kl := evaluate.kl_per_answer) is not None:
         interval = number_interval(evaluate.kl_mean_interval, texts)
         yield texts("figure.kl"), number(0), number(kl), texts("note.kl", interval=interval)
+    if (kl := evaluate.kl_at_temperature_1) is not None and evaluate.temperature not in (None, 1):
+        interval = number_interval(evaluate.kl_at_temperature_1_interval, texts)
+        note = texts("note.kl_at_temperature_1", interval=interval, temperature=number(evaluate.temperature))
+        yield texts("figure.kl_at_temperature_1"), number(0), number(kl), note
+
+
+def _value(row: FigureRow, value: float | None) -> str:
+    """Format a figure as the same kind of number everywhere: shares in per cent."""
+    return percent(value) if row.id in SHARES else number(value)
 
 
 def _label(row: FigureRow, texts: Locale) -> str:
@@ -137,7 +173,7 @@ def _reward(results: Results, texts: Locale) -> Table | None:
         "over_length": points(reward.over_length) + points_interval(reward.over_length_interval, texts),
         "ece": percent(reward.ece),
         "length_correlation": number(reward.length_correlation),
-        "scores": f"{number(reward.score_mean)} ± {number(reward.score_std)}",
+        "scale": texts("reward.scale.value", mean=number(reward.score_mean), deviation=number(reward.score_std)),
         "pairs_train": number(reward.pairs_train),
     }
     held_out = {"pairs": number(reward.pairs_held_out), "prompts": number(reward.prompts_held_out)}

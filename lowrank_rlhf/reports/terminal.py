@@ -30,7 +30,7 @@ def summary_message(run_dir: RunDir, results: Results, eval_rows: Rows, report_p
     """
     found = find_alarms(list(run_dir.metrics.read()), results)
     warnings = (f"WARNING: {alarm.text(ENGLISH)}" for alarm in found)
-    paragraphs = (headline(results, ENGLISH), caveat(results, ENGLISH), *warnings)
+    paragraphs = (headline(results, ENGLISH, found), caveat(results, ENGLISH), *warnings)
     lines = [line for text in paragraphs if text for line in [*_wrap(text, _WIDTH), ""]]
     lines += _figures(results)
     if eval_rows:

@@ -154,6 +154,10 @@ FigureId = Literal[
 ]
 
 
+SHARES: frozenset[FigureId] = frozenset(("win_rate", "eos_rate", "top_opener"))
+"""Figures that are shares of 1; the others are numbers with a unit."""
+
+
 class FigureRow(Result):
     """One figure of the two models under comparison."""
 
@@ -171,6 +175,26 @@ class FigureRow(Result):
     note: str = ""
 
 
+class WordGrowth(Result):
+    """Content words whose share of answers grows most from SFT to policy (`maths.word_shift`)."""
+
+    words: tuple[str, ...]
+    before: float
+    """Share of SFT's answers with any of the words."""
+    after: float
+    p: float
+    """One-sided p-value at equal length; accounts for the choice among all words."""
+
+
+class VarietyFall(Result):
+    """Distinct-2 of both models' answers, each pair cut to the shorter one's words (`maths.word_shift`)."""
+
+    before: float
+    after: float
+    p: float
+    """One-sided p-value of a fall."""
+
+
 class EvaluateResult(StageResult):
     """Result of `evaluate`: SFT against the policy on held-out prompts."""
 
@@ -184,6 +208,16 @@ class EvaluateResult(StageResult):
     """Rise of the judge's mean score, in standard deviations of SFT's scores."""
     kl_per_answer: float | None = None
     kl_mean_interval: Interval | None = None
+    temperature: float | None = None
+    """Sampling temperature, at which the KL is measured too."""
+    kl_at_temperature_1: float | None = None
+    """KL of the same tokens at temperature 1, as publications report it; nats per answer."""
+    kl_at_temperature_1_interval: Interval | None = None
+    length_controlled_win_rate: float | None = None
+    """Win rate if all answers were equally long (Dubois et al. 2024, arXiv 2404.04475)."""
+    length_controlled_interval: Interval | None = None
+    favoured_words: WordGrowth | None = None
+    variety: VarietyFall | None = None
     table: tuple[FigureRow, ...] = ()
 
 

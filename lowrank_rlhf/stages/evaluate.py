@@ -7,6 +7,7 @@ import numpy as np
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL, SCORE, STAGE_SIDES, AnswerPair
+from lowrank_rlhf.evaluation.final_checks import with_final_checks
 from lowrank_rlhf.evaluation.match import SEED_KEY, judge_pairs, measure_pairs
 from lowrank_rlhf.evaluation.match_metrics import (
     Figure,
@@ -47,6 +48,7 @@ def run(session: Session) -> EvaluateResult:
     for row in rows:
         append_line(eval_path, row)
     result = _result(config, pairs, {key: judge.name for key, judge in judges.items()})
+    result = with_final_checks(result, session.load_roles(), pairs, config)
     results = run_dir.results().model_copy(update={"evaluate": result})
     write_report(run_dir, results, rows, work)
     message = summary_message(run_dir, results, rows, run_dir.artifact("report.html"))

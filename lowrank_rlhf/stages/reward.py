@@ -63,7 +63,7 @@ def run(session: Session) -> RewardResult:
     of_held_out = scores[len(train) :]
     figures = held_out_accuracy(held_out, of_held_out, config.evaluate.bootstrap_samples, session.seed("bootstrap"))
     _report_accuracy(figures, len(train), run_dir, session.progress)
-    statistics = _score_statistics(config, roles, session.prompts[0], torch.cat(of_held_out), session.progress)
+    statistics = _score_statistics(config, roles, session.prompts[0], torch.cat(scores), session.progress)
     found = weakness(figures)
     weak = found and weakness_in_words(found, figures)
     folder = work / "adapters" / "reward"
@@ -140,7 +140,7 @@ def _score_statistics(
 ) -> ScoreStatistics:
     """Return mean and deviation of the scores of SFT's answers.
 
-    `ranked` are the scores of the held-out ranked answers, SFT's unless they come from a data set. A data set's answers
+    `ranked` are the scores of all ranked answers, SFT's unless they come from a data set. A data set's answers
     would shift and clip PPO's scores wrongly: SFT then answers some of the training prompts, if two or more fit.
     """
     if config.rank.source != "dataset":

@@ -11,6 +11,9 @@ from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
 from lowrank_rlhf.run.results import Results
 
 NOTHING = Results()
+FALLEN = [0.3 + 0.01 * (prompt % 5) for prompt in range(32)]
+"""Scores by prompt, on average 0.2 to 0.3 below those of steps 30 and 40."""
+NOISY = [0.55 + 0.2 * (-1) ** prompt for prompt in range(32)]
 
 
 def ids(metrics: list[dict[str, Any]], found: Results = NOTHING) -> list[str]:
@@ -43,7 +46,7 @@ METRICS = [
         dict.fromkeys(range(1, 38), -9.0),
         "weak_critic",
     ),
-    ("eval/judge", {30: 0.45, 40: 0.4, 50: 0.35}, {30: 0.45, 40: 0.4, 50: 0.41}, "overoptimisation"),
+    ("eval/judge_scores", {50: FALLEN}, {50: NOISY}, "overoptimisation"),
     ("response/length_mean", last(40.0), {49: 60.0}, "length_growth"),
     ("response/eos_rate", last(0.949), last(0.951), "unfinished_answers"),
     ("objective/entropy", last(0.6), last(0.8), "entropy_collapse"),
@@ -99,20 +102,30 @@ def test_a_critic_is_judged_from_nine_steps_on() -> None:
 
 
 def test_the_second_judges_fall_names_the_second_judge() -> None:
-    rows = changed("eval/judge", {30: 0.45, 40: 0.4, 50: 0.35})
+    rows = changed("eval/judge_scores", {50: FALLEN})
     rows = [{key.replace("eval/judge", "eval/second_judge"): value for key, value in row.items()} for row in rows]
     (found,) = find_alarms(rows, NOTHING)
-    assert (found.values["first"], found.values["last"]) == ("20", "50")
-    assert "the second judge's score" in found.text(ENGLISH)
-    assert "第二评判的得分" in found.text(locale("zh"))
+    assert (found.values["first"], found.values["last"]) == ("30", "50")
+    assert "the second judge's mean score" in found.text(ENGLISH)
+    assert "第二评判的平均分" in found.text(locale("zh"))
 
 
 def test_gold_may_fall_while_proxy_falls_too() -> None:
-    rows = changed("eval/judge", {20: 0.5, 30: 0.45, 40: 0.4, 50: 0.35})
+    rows = changed("eval/judge_scores", {50: FALLEN})
     for row in rows:
         if "eval/score" in row:
             row["eval/score"] = -row["step"]
     assert ids(rows) == []
+
+
+def test_overoptimisation_without_scores_by_prompt_or_with_others_is_not_tested() -> None:
+    rows = [{key: value for key, value in row.items() if key != "eval/judge_scores"} for row in ppo_rows()]
+    for row in rows:
+        if row["step"] >= 30 and "eval/judge" in row:
+            row["eval/judge"] = 1 - row["step"] / 100  # a run of version 0.1
+    assert ids(rows) == []
+    assert ids(changed("eval/judge_scores", {50: FALLEN[:8]})) == []
+    assert ids(changed("eval/judge_scores", {50: [None, *FALLEN[1:]]})) == []
 
 
 def test_length_is_compared_with_the_answers_that_sft_gave_to_rank() -> None:
@@ -128,15 +141,103 @@ def test_length_is_compared_with_the_answers_that_sft_gave_to_rank() -> None:
     [("top_opener", 0.02, 0.31, 0.3, "same_openers"), ("distinct_2", 0.8, 0.63, 0.65, "repeated_words")],
 )
 def test_degenerate_text_of_the_evaluation(figure: str, sft: float, bad: float, fine: float, name: str) -> None:
-    def evaluated(policy: float, **row: Any) -> Results:
+    def measured(policy: float, **row: Any) -> Results:
         return results({"evaluate": {"prompts": 1, "table": [{"sft": sft, "policy": policy, **row}]}})
 
-    assert ids([], evaluated(bad, id=figure)) == [name]
-    assert ids([], evaluated(fine, id=figure)) == []
-    assert ids([], evaluated(bad, figure="a label of version 0.1")) == []
+    assert ids([], measured(bad, id=figure)) == [name]
+    assert ids([], measured(fine, id=figure)) == []
+    assert ids([], measured(bad, figure="a label of version 0.1")) == []
 
 
-@pytest.mark.parametrize("weakness", ["chance", "length"])
+def evaluated(**changes: Any) -> Results:
+    summaries = all_summaries()
+    summaries["evaluate"] |= changes
+    return results(summaries)
+
+
+WORDING = {"words": ["happy", "beautiful", "wonderful"], "before": 0.21, "after": 0.75, "p": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("bad", "fine", "name", "says"),
+    [
+        (
+            {"length_controlled_interval": [0.5, 0.86]},
+            {"length_controlled_interval": [0.501, 0.86]},
+            "length_explains",
+            "83 %, but at equal length 77 % (95 % interval 50 to 86 %)",
+        ),
+        (
+            {"favoured_words": WORDING},
+            {"favoured_words": WORDING | {"p": 0.011}},
+            "favoured_words",
+            "happy, beautiful, wonderful: 21 % of SFT's answers contain one of these words, 75 %",
+        ),
+        ({"favoured_words": WORDING}, {"favoured_words": WORDING | {"after": 0.459}}, "favoured_words", "75 %"),
+        (
+            {"variety": {"before": 0.8, "after": 0.75, "p": 0.01}},
+            {"variety": {"before": 0.8, "after": 0.75, "p": 0.02}},
+            "falling_variety",
+            "from 0.80 to 0.75",
+        ),
+        (
+            {"variety": {"before": 0.8, "after": 0.75, "p": 0.01}},
+            {"variety": {"before": 0.8, "after": 0.761, "p": 0.01}},
+            "falling_variety",
+            "",
+        ),
+    ],
+)
+def test_alarms_of_the_final_evaluation(bad: Any, fine: Any, name: str, says: str) -> None:
+    (found,) = find_alarms([], evaluated(**bad))
+    assert found.id == name
+    assert says in found.text(ENGLISH)
+    assert found.source
+    assert ids([], evaluated(**fine)) == []
+
+
+@pytest.mark.parametrize(("interval", "raised"), [([0.24, 0.4], True), ([0.3, 0.5], False), ([None, None], False)])
+def test_a_second_judge_that_reverses(interval: list[float | None], raised: bool) -> None:
+    row = {"id": "win_rate", "judge": "plain-language", "sft": 0.68, "policy": 0.32, "interval": interval}
+    found = find_alarms([], evaluated(table=[row]))
+    assert [alarm.id for alarm in found] == (["second_judge"] if raised else [])
+    assert ids([], evaluated(table=[row | {"judge": "another one"}])) == []
+    if raised:
+        assert "“plain-language”, which nothing was tuned on, prefers the aligned answer on only 32 %" in found[0].text(
+            ENGLISH
+        )
+
+
+def test_a_loss_of_the_headline_is_no_length_alarm() -> None:
+    low = {"win_rate": 0.45, "win_rate_interval": [0.4, 0.5], "length_controlled_interval": [0.3, 0.5]}
+    assert ids([], evaluated(**low)) == []
+
+
+def test_repeated_words_cover_falling_variety() -> None:
+    table = [{"id": "distinct_2", "sft": 0.8, "policy": 0.6}]
+    variety = {"before": 0.8, "after": 0.6, "p": 0.005}
+    assert ids([], evaluated(table=table, variety=variety)) == ["repeated_words"]
+
+
+def test_calibration_counts_prompts_and_allows_for_chance() -> None:
+    """Bins by hand: at 0.75 with 400 pairs of 100 prompts chance explains 0.0346 + 1.96 * 0.0261 = 0.0857."""
+    summaries = all_summaries()
+
+    def raised(accuracy: float, prompts: int) -> bool:
+        row = {"low": 0.7, "high": 0.8, "count": 400, "probability": 0.75, "accuracy": accuracy}
+        summaries["reward"] |= {"ece": abs(0.75 - accuracy), "reliability": [row], "pairs_held_out": 400}
+        summaries["reward"]["prompts_held_out"] = prompts
+        return ids([], results(summaries)) == ["miscalibrated"]
+
+    assert raised(0.649, 100)
+    assert not raised(0.651, 100)  # below the limit of 10 %
+    assert not raised(0.649, 50)  # 0.0489 + 1.96 * 0.0369 = 0.121
+    assert raised(0.62, 50)
+    summaries["reward"]["reliability"] = []  # a run of version 0.1
+    assert ids([], results(summaries)) == []
+
+
+@pytest.mark.parametrize("weakness", ["chance", "length", "length_unclear"])
 def test_a_weak_reward_model(weakness: str) -> None:
     summaries = all_summaries()
     summaries["reward"]["weakness"] = weakness

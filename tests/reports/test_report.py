@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from synthetic_run import all_summaries, eval_rows, metrics_rows, results
 
+from lowrank_rlhf.reports.alarms import find_alarms
 from lowrank_rlhf.reports.charts import CURVES
 from lowrank_rlhf.reports.format import number, percent_interval, series
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
 from lowrank_rlhf.reports.render import write_report
-from lowrank_rlhf.reports.tables import headline
+from lowrank_rlhf.reports.tables import comparison, details, headline
 from lowrank_rlhf.reports.templating import code_span, markdown_text
 from lowrank_rlhf.reports.terminal import summary_message
 from lowrank_rlhf.run.directory import RunDir
@@ -184,9 +185,10 @@ def test_headline_and_verdict() -> None:
 
     assert lines() == (
         "On 64 new prompts the simulated annotator preferred the aligned model's answer in 83 % of cases "
-        "(95 % interval 74 to 91 %). That is more than chance explains.",
-        "在 64 个新提示词上，模拟标注者有 83 % 的情况偏好对齐后模型的回答（95 % 区间：74 到 91 %）。"
-        "这超出了偶然所能解释的范围。",
+        "(95 % interval 74 to 91 %), at equal length in 77 % (95 % interval 68 to 86 %). "
+        "That is more than chance explains.",
+        "在 64 个新提示词上，模拟标注者有 83 % 的情况偏好对齐后模型的回答（95 % 区间：74 到 91 %），"
+        "等长时为 77 %（95 % 区间：68 到 86 %）。这超出了偶然所能解释的范围。",
     )
     summaries["evaluate"] |= {"judge": "sentiment", "win_rate": 0.55, "win_rate_interval": [0.43, 0.67]}
     for line, texts in zip(lines(), (ENGLISH, CHINESE), strict=True):
@@ -200,6 +202,55 @@ def test_headline_and_verdict() -> None:
     assert lines()[0] == ENGLISH("headline.sft", examples=506, steps=64)
     summaries = {}
     assert lines()[1] == CHINESE("headline.none")
+
+
+def test_the_headline_follows_the_alarms() -> None:
+    summaries = all_summaries()
+    rows = metrics_rows()
+    rows[-1] |= {"objective/kl": 31.0, "policy/clipfrac": 0.9}
+    summaries["evaluate"] |= {"favoured_words": {"words": ["glad"], "before": 0.1, "after": 0.8, "p": 0.001}}
+    summaries["reward"]["ece"] = 0.3
+    found = results(summaries)
+    alarms = find_alarms(rows, found)
+    assert [alarm.id for alarm in alarms] == ["clip_fraction", "far_from_sft", "favoured_words", "miscalibrated"]
+    assert headline(found, ENGLISH, alarms).endswith(
+        " That is more than chance explains, but read the alarms before you rely on it: Updates are too large. Lower "
+        "the learning rate. The policy is far from SFT: the score means little there. A few words appear in far more "
+        "answers. And 1 more."
+    )
+    assert headline(found, ENGLISH, alarms[:3]).endswith("A few words appear in far more answers.")
+    assert "，但在采信之前请先看警报：更新幅度过大。" in headline(found, CHINESE, alarms)
+    summaries["evaluate"]["win_rate_interval"] = [0.4, 0.9]
+    assert headline(results(summaries), ENGLISH, alarms).endswith(ENGLISH("verdict.unclear"))
+
+
+def test_shares_are_per_cent_and_other_figures_numbers_everywhere() -> None:
+    table = comparison(results(), ENGLISH)
+    assert table is not None
+    values = {row[0]: row[1:3] for row in table.rows}
+    assert values["plain-language: win rate"] == ("48 %", "52 %")
+    assert values["commonest opener's share"] == ("6 %", "14 %")
+    assert values["preferred (win rate)"] == ("17 %", "83 %")
+    assert values["preferred at equal length"] == ("23 %", "77 %")
+    assert values["distinct-2"] == ("0.71", "0.66")
+    assert values["distance from SFT"] == ("0", "4.62")
+    assert values["distance at temperature 1"] == ("0", "3.51")
+    summaries = all_summaries()
+    summaries["evaluate"]["temperature"] = 1.0  # the same figure twice
+    table = comparison(results(summaries), ENGLISH)
+    assert table is not None
+    assert "distance at temperature 1" not in [row[0] for row in table.rows]
+
+
+def test_the_reward_model_s_table_shows_the_paired_difference_and_one_scale() -> None:
+    rows = {row[0]: row[1] for row in details(results(), ENGLISH)[0].rows}
+    assert rows["difference to length"] == "+13.0 (95 % interval +6.0 to +20.0)"
+    assert rows["scale of the scores"] == "(raw - 0.12) / 0.94"
+    summaries = all_summaries()
+    del summaries["reward"]["over_length"]
+    old = details(results(summaries), ENGLISH)[0]
+    assert "difference to length" not in [row[0] for row in old.rows]
+    assert old.lead == ""  # two point estimates show nothing
 
 
 def test_rows_of_version_0_1_keep_their_label(tmp_path: Path) -> None:

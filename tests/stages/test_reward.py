@@ -163,7 +163,7 @@ def test_several_annotators() -> None:
     three = group(rankings=[[[0], [2], [1]]])
     scores = torch.tensor([2.0, 0.0, 1.0])
     e = math.exp
-    expected = -math.log(e(2) / (e(2) + e(1) + e(0))) - math.log(e(1) / (e(1) + e(0)))
+    expected = (-math.log(e(2) / (e(2) + e(1) + e(0))) - math.log(e(1) / (e(1) + e(0)))) / 2  # two choices
     assert float(group_loss(scores, three, "plackett_luce", 0.0)) == pytest.approx(expected)
 
 
@@ -324,11 +324,12 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, leas
     same = [torch.equal(after[name], weight) for name, weight in adapter.items()]
     assert all(same) if settings["epochs"] == 0 else not any(same)
     assert all(torch.equal(p, adapter[name]) for name, p in session.load_roles().named_parameters(Role.POLICY).items())
-    # The scores' mean and deviation are those of the held-out answers, as the saved adapter gives them.
+    # The scores' mean and deviation are those of all ranked answers, as the saved adapter gives them.
     load_role(session.load_roles(), Role.REWARD, folder)
     held_out = split_groups(groups_of(session), 0.3, session.seed("reward", "split"))[1]
-    scores = torch.cat(reward._score(session.load_roles(), held_out, session.config.reward.pooling))
-    assert float(scores.mean()) == pytest.approx(about["score_mean"], rel=1e-5)
+    scores = torch.cat(reward._score(session.load_roles(), groups_of(session), session.config.reward.pooling))
+    assert len(scores) == 4 * count
+    assert float(scores.mean()) == pytest.approx(about["score_mean"], rel=1e-5, abs=1e-6)
     assert float(scores.std()) == pytest.approx(about["score_std"], rel=1e-5)
     every = list(read_jsonl(session.work("reward") / "scores.jsonl", Score))
     groups = groups_of(session)
@@ -376,15 +377,15 @@ def test_the_scale_is_that_of_sfts_answers_where_others_wrote_the_compared_ones(
     assert about["score_mean"] == pytest.approx(sum(scores) / 15, abs=1e-4)
     assert about["score_std"] == pytest.approx(float(torch.tensor(scores).std()), rel=1e-3)
     assert about["scores_of"] == summary.scores_of == "SFT answers"
-    held_out = [s.score for s in read_jsonl(session.work("reward") / "scores.jsonl", Score) if s.held_out]
-    assert abs(sum(held_out) / len(held_out) - about["score_mean"]) > 0.01  # those would not have done
+    ranked = [score.score for score in read_jsonl(session.work("reward") / "scores.jsonl", Score)]
+    assert abs(sum(ranked) / len(ranked) - about["score_mean"]) > 0.01  # those would not have done
 
 
 def test_where_no_prompt_leaves_sft_room_the_statistics_are_called_what_they_are(tiny_folder, tmp_path) -> None:
     session = compared_by_others(tiny_folder, tmp_path, sample__max_new_tokens=55)
     summary = reward.run(session)
-    held_out = [s.score for s in read_jsonl(session.work("reward") / "scores.jsonl", Score) if s.held_out]
-    assert summary.score_mean == pytest.approx(sum(held_out) / len(held_out), abs=1e-5)
+    scores = [score.score for score in read_jsonl(session.work("reward") / "scores.jsonl", Score)]
+    assert summary.score_mean == pytest.approx(sum(scores) / len(scores), abs=1e-5)
     assert summary.scores_of == "the compared answers"
 
 

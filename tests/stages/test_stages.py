@@ -89,6 +89,15 @@ def test_all_six_stages(config, tmp_path) -> None:
     assert steps["ppo"] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if "eval/kl" in row] == [0, 2, 4]
     assert rows[-1]["stage"] == "ppo"
+    for row in rows:
+        if "eval/kl" in row:  # the judge's scores by prompt, for paired tests
+            assert len(row["eval/judge_scores"]) == 3
+            assert sum(row["eval/judge_scores"]) / 3 == pytest.approx(row["eval/judge"])
+    evaluation = marks(run_dir)["evaluate"]["summary"]
+    assert evaluation["temperature"] == 1
+    assert evaluation["kl_at_temperature_1"] == pytest.approx(evaluation["kl_per_answer"], abs=1e-6)
+    assert evaluation["length_controlled_interval"][0] <= evaluation["length_controlled_win_rate"]
+    assert evaluation["variety"]["p"] > 0
     held_out = {row["step"]: row for row in rows if "eval/kl" in row}
     sft = held_out.pop(0)["eval/eos_rate"]
     orders = {step: (row["eval/eos_rate"] >= sft, row["eval/objective"]) for step, row in held_out.items()}
@@ -140,8 +149,8 @@ def test_ppo_with_contrastive_scores_uses_ranked_prompts_and_their_mean_scores(c
                 of_prompt.append(max(-5.0, min(5.0, score)) - (0 if sample.finished else 1))
         assert baseline == pytest.approx(sum(of_prompt) / len(of_prompt), abs=1e-5)
     assert {score.held_out for score in scores.values()} == {True, False}
-    held_out = [score.score for score in scores.values() if score.held_out]
-    assert sum(held_out) / len(held_out) == pytest.approx(about["score_mean"], abs=1e-5)
+    mean = sum(score.score for score in scores.values()) / len(scores)
+    assert mean == pytest.approx(about["score_mean"], abs=1e-5)
     with pytest.raises(ValidationError, match=r"ppo\.contrastive requires ranked SFT answers"):
         Config.model_validate(
             session.config.model_dump() | {"rank": {"source": "dataset", "dataset": "x.jsonl"}},

@@ -32,7 +32,9 @@ def ppo_rows() -> list[dict[str, Any]]:
             "response/eos_rate": 0.99 - 0.02 * done,
         }
         if step % 10 == 0:
-            row |= {"eval/score": 1.3 * done, "eval/judge": 0.35 + 0.3 * done, "eval/kl": 4.6 * done}
+            scores = [0.35 + 0.3 * done + noise.gauss(0, 0.2) for _ in range(32)]
+            row |= {"eval/score": 1.3 * done, "eval/judge": sum(scores) / 32, "eval/kl": 4.6 * done}
+            row |= {"eval/judge_scores": scores}
         rows.append(row)
     return rows
 
@@ -60,6 +62,8 @@ def all_summaries() -> dict[str, dict[str, Any]]:
             "accuracy_interval": [0.66, 0.76],
             "longer_wins": 0.58,
             "longer_wins_interval": [0.53, 0.63],
+            "over_length": 0.13,
+            "over_length_interval": [0.06, 0.2],
             "ece": 0.043,
             "reliability": [
                 {"low": 0.5, "high": 0.6, "count": 190, "probability": 0.55, "accuracy": 0.57},
@@ -96,7 +100,13 @@ def all_summaries() -> dict[str, dict[str, Any]]:
             "second_judge": "plain-language",
             "table": [
                 {"id": "mean_score", "judge": "simulated-annotator", "sft": 0.41, "policy": 0.66},
-                {"id": "win_rate", "judge": "plain-language", "sft": 0.48, "policy": 0.52},
+                {
+                    "id": "win_rate",
+                    "judge": "plain-language",
+                    "sft": 0.48,
+                    "policy": 0.52,
+                    "interval": [0.42, 0.62],
+                },
                 {"id": "length_tokens", "sft": 24.1, "policy": 26.9},
                 {"id": "distinct_2", "sft": 0.71, "policy": 0.66},
                 {"id": "top_opener", "sft": 0.06, "policy": 0.14, "openers": ["you can", "of course"]},
@@ -106,6 +116,13 @@ def all_summaries() -> dict[str, dict[str, Any]]:
             "mean_shift": 1.31,
             "kl_per_answer": 4.62,
             "kl_mean_interval": [4.1, 5.2],
+            "temperature": 0.7,
+            "kl_at_temperature_1": 3.51,
+            "kl_at_temperature_1_interval": [3.1, 3.9],
+            "length_controlled_win_rate": 0.774,
+            "length_controlled_interval": [0.68, 0.86],
+            "favoured_words": {"words": ["glad", "place"], "before": 0.2, "after": 0.3, "p": 0.2},
+            "variety": {"before": 0.72, "after": 0.7, "p": 0.3},
         },
     }
 

@@ -1,0 +1,125 @@
+"""Checks of the alarms about a finished evaluation and the reward model; `alarms.py` has their limits and sources."""
+
+import math
+from dataclasses import dataclass
+
+from lowrank_rlhf.reports.format import Metrics, percent
+from lowrank_rlhf.reports.locale import Text
+from lowrank_rlhf.run.results import FigureId, FigureRow, Interval, Results
+
+Values = dict[str, Text]
+"""Figures for an alarm's text."""
+REPEATED = 0.8
+"""Share of SFT's distinct-2 below which answers repeat themselves at any length."""
+_LEVEL = 0.01
+"""Largest p-value of the tests on wording."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Data that the rules check."""
+
+    metrics: Metrics
+    results: Results
+    weight: str
+    """Config key of the weight that keeps the policy near SFT."""
+
+    def figure(self, figure: FigureId, judge: str | None = None) -> FigureRow | None:
+        """Return the evaluation's row with that id, and of that judge if given; rows of version 0.1 have no id."""
+        table = self.results.evaluate.table if self.results.evaluate else ()
+        return next((row for row in table if row.id == figure and judge in (None, row.judge)), None)
+
+
+def second_judge(evidence: Evidence, limit: float) -> Values | None:
+    """Look for a second judge whose win rate is below the limit with its whole interval."""
+    evaluate = evidence.results.evaluate
+    if evaluate is None or evaluate.second_judge is None:
+        return None
+    row = evidence.figure("win_rate", evaluate.second_judge)
+    if row is None or row.policy is None or not _end(row.interval, 1) < limit:  # nan is no alarm
+        return None
+    return {
+        "judge": evaluate.second_judge,
+        "share": percent(row.policy),
+        "low": f"{100 * _end(row.interval, 0):.0f}",
+        "high": percent(_end(row.interval, 1)),
+    }
+
+
+def length_explains(evidence: Evidence, limit: float) -> Values | None:
+    """Look for a win rate above the limit that is not shown to be above it at equal length."""
+    evaluate = evidence.results.evaluate
+    if evaluate is None or evaluate.length_controlled_win_rate is None:
+        return None
+    if not _end(evaluate.win_rate_interval, 0) > limit >= _end(evaluate.length_controlled_interval, 0):
+        return None
+    return {
+        "share": percent(evaluate.win_rate),
+        "controlled": percent(evaluate.length_controlled_win_rate),
+        "low": f"{100 * _end(evaluate.length_controlled_interval, 0):.0f}",
+        "high": percent(_end(evaluate.length_controlled_interval, 1)),
+    }
+
+
+def favoured_words(evidence: Evidence, limit: float) -> Values | None:
+    """Look for content words that far more of the policy's answers contain than of SFT's."""
+    found = evidence.results.evaluate and evidence.results.evaluate.favoured_words
+    if not found or found.p > _LEVEL or found.after - found.before < limit:
+        return None
+    words = ", ".join(found.words)
+    return {"words": words, "sft": percent(found.before), "policy": percent(found.after), "weight": evidence.weight}
+
+
+def same_openers(evidence: Evidence, limit: float) -> Values | None:
+    """Look for two words that many of the policy's answers begin with."""
+    row = evidence.figure("top_opener")
+    if row is None or row.policy is None or row.policy <= limit:
+        return None
+    opener = row.openers[1] if row.openers else ""
+    return {"policy": percent(row.policy), "sft": percent(row.sft), "opener": opener}
+
+
+def repeated_words(evidence: Evidence, limit: float) -> Values | None:
+    """Look for far fewer distinct word pairs than in SFT's answers."""
+    row = evidence.figure("distinct_2")
+    if row is None or row.policy is None or row.sft is None or row.policy >= limit * row.sft:
+        return None
+    return {"sft": f"{row.sft:.2f}", "policy": f"{row.policy:.2f}", "limit": f"{limit:g}", "weight": evidence.weight}
+
+
+def falling_variety(evidence: Evidence, limit: float) -> Values | None:
+    """Look for a significant fall of distinct-2 at equal length; silent where `repeated_words` is raised."""
+    found = evidence.results.evaluate and evidence.results.evaluate.variety
+    if not found or found.p > _LEVEL or found.after >= limit * found.before:
+        return None
+    if repeated_words(evidence, REPEATED):
+        return None
+    return {"sft": f"{found.before:.2f}", "policy": f"{found.after:.2f}", "weight": evidence.weight}
+
+
+def miscalibrated(evidence: Evidence, limit: float) -> Values | None:
+    """Look for a calibration error above the limit, and above what chance explains in a calibrated model.
+
+    The error of a calibrated model is not 0: its expectation and deviation follow from the bins' counts. Pairs of one
+    prompt share answers, so a prompt counts as one pair.
+    """
+    reward = evidence.results.reward
+    if reward is None or reward.ece is None or not reward.reliability or not reward.pairs_held_out:
+        return None
+    independent = (reward.prompts_held_out or reward.pairs_held_out) / reward.pairs_held_out
+    mean = variance = 0.0
+    for found in reward.reliability:
+        share = found.count / reward.pairs_held_out
+        spread = found.probability * (1 - found.probability) / max(1.0, found.count * independent)
+        mean += share * math.sqrt(2 / math.pi * spread)  # of |x|, x normal with that variance
+        variance += share**2 * (1 - 2 / math.pi) * spread
+    chance = mean + 1.96 * math.sqrt(variance)
+    if reward.ece <= max(limit, chance):
+        return None
+    return {"ece": percent(reward.ece), "limit": percent(limit), "chance": percent(chance)}
+
+
+def _end(interval: Interval | None, end: int) -> float:
+    """Return a bound of an interval; nan, which no comparison holds for, where it is not known."""
+    bound = interval[end] if interval else None
+    return math.nan if bound is None else bound
