@@ -62,6 +62,11 @@ class PolicyAnswers:
     judged: list[float]
     """Gold scores; empty without a gold judge."""
 
+    @property
+    def ended(self) -> list[bool]:
+        """(N,), True for each answer that ended by itself."""
+        return [sample.finished for sample in self.samples]
+
 
 @dataclass(frozen=True)
 class PolicyEvaluation:
@@ -118,19 +123,22 @@ class PolicyEvaluation:
         return answers
 
     def figures(self, answers: PolicyAnswers, config: PpoConfig) -> dict[str, float]:
-        """Return means over the answers; `objective` is what PPO maximises, the shaped score less the KL penalty."""
-        finished = torch.tensor([sample.finished for sample in answers.samples], device=answers.scores.device)
-        shaped = shape_scores(answers.scores, finished, config)  # (N,)
+        """Return means over the answers; `objective` is the mean of `objectives`."""
         figures = {
             "score": float(answers.scores.mean()),
             "kl": float(answers.kl.mean()),
-            "eos_rate": float(finished.float().mean()),
-            "objective": float((shaped - kl_penalty(answers.kl, config.kl_coef)).mean()),
+            "eos_rate": sum(answers.ended) / len(answers.ended),
+            "objective": float(self.objectives(answers, config).mean()),
         }
         if self.gold:
             figures[self.gold.figure] = sum(answers.judged) / len(answers.judged)
             figures["win_rate"] = win_rate(answers.judged, self.sft_judged)
         return figures
+
+    def objectives(self, answers: PolicyAnswers, config: PpoConfig) -> Tensor:
+        """Return what PPO maximises of each answer, the shaped score less the KL penalty: (N,)."""
+        finished = torch.tensor(answers.ended, device=answers.scores.device)
+        return shape_scores(answers.scores, finished, config) - kl_penalty(answers.kl, config.kl_coef)
 
     def rows(self, answers: PolicyAnswers, count: int) -> Iterator[dict[str, Any]]:
         """Yield the answers to the first prompts, with their figures, for people to read."""

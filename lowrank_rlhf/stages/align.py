@@ -28,7 +28,7 @@ from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.dpo import DpoTask
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState
-from lowrank_rlhf.training.policy_roles import keep_if_best, load_roles, save_policies
+from lowrank_rlhf.training.policy_roles import choose_policy, load_roles, save_policies
 from lowrank_rlhf.training.reward_data import read_groups
 from lowrank_rlhf.training.rloo_grpo import OnlineTask
 from lowrank_rlhf.training.rollout import RewardScale
@@ -63,7 +63,7 @@ class _AlignTraining:
 
 
 def run(session: Session) -> PolicyResult:
-    """Write `adapters/policy` (the best on held-out prompts) and `adapters/policy-last`."""
+    """Write `adapters/policy` (the kept one) and `adapters/policy-last`."""
     config, roles, run_dir = session.config, session.load_roles(), session.run_dir
     name = config.align.algorithm.upper()
     before = roles.base.checksum()
@@ -86,11 +86,11 @@ def run(session: Session) -> PolicyResult:
     with session.progress.track("ppo", task.steps, "steps", first) as bar:
         _train(training, bar)
     state, seconds = training.state, (time.monotonic() - start) / max(1, task.steps - first)
-    save_policies(roles, session.work("ppo"))
+    save_policies(roles, session.work("ppo"), state)
     return PolicyResult(
         algorithm=config.align.algorithm,
         steps=task.steps,
-        best_step=state.best_step,
+        best_step=state.kept_step,
         seconds_per_step=seconds,
         gold=gold.judge.name if gold else None,
         claims=(
@@ -147,7 +147,8 @@ def _evaluate_if_due(training: _AlignTraining) -> None:
     answers, figures = training.evaluation.evaluate(state.step, config, training.report.diverged)
     if is_due(state.claims, "kl_is_zero"):
         require(state.claims, "kl_is_zero", SENTENCES["kl_is_zero"], answers.max_token_difference, MAX_TOKEN_DIFFERENCE)
-    keep_if_best(training.roles, run_dir.work("ppo"), state, figures, training.config)
+    objectives = training.evaluation.objectives(answers, config).tolist()
+    choose_policy(training.roles, run_dir.work("ppo"), state, objectives, answers.ended, training.config)
     if not state.recovery.in_a_row:
         training.checkpoints.save(state)
     run_dir.watched.truncate("ppo", state.step - 1)  # a kill may have left some of this step's

@@ -28,7 +28,7 @@ from lowrank_rlhf.run.results import PolicyResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState, StartedStep
-from lowrank_rlhf.training.policy_roles import keep_if_best, load_roles, save_policies
+from lowrank_rlhf.training.policy_roles import choose_policy, load_roles, save_policies
 from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
 from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens, shuffled_order
 from lowrank_rlhf.training.rollout import RewardScale, Rollout, collect, shape_scores
@@ -66,7 +66,7 @@ class _PpoTraining:
 
 
 def run(session: Session) -> PolicyResult:
-    """Write `adapters/policy` (the best on held-out prompts), `adapters/policy-last` and `adapters/critic`."""
+    """Write `adapters/policy` (the kept one), `adapters/policy-last` and `adapters/critic`."""
     config, roles, run_dir, work = session.config.ppo, session.load_roles(), session.run_dir, session.work("ppo")
     before = roles.base.checksum()
     scale = _load_roles(roles, run_dir.artifact("adapters"), session.config)
@@ -99,10 +99,10 @@ def run(session: Session) -> PolicyResult:
         state = _train(training, state, started, bar)
     seconds = (time.monotonic() - start) / max(1, config.steps - first)
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
-    save_policies(roles, work)
+    save_policies(roles, work, state)
     return PolicyResult(
         steps=config.steps,
-        best_step=state.best_step,
+        best_step=state.kept_step,
         seconds_per_step=seconds,
         gold=gold.judge.name if gold else None,
         claims=(
@@ -116,7 +116,7 @@ def run(session: Session) -> PolicyResult:
 def _train(training: _PpoTraining, state: PolicyState, started: StartedStep, bar: Bar) -> PolicyState:
     """Run the remaining steps, with each evaluation and checkpoint at its step; return the last state."""
     config, checkpoints = training.config.ppo, training.checkpoints
-    if state.sft_eos_rate is None:
+    if state.sft_ended is None:
         _evaluate(training, state)
         checkpoints.save(state)
     while state.step < config.steps:
@@ -257,4 +257,5 @@ def _evaluate(training: _PpoTraining, state: PolicyState) -> None:
     run_dir, config = training.run_dir, training.config
     answers, figures = training.evaluation.evaluate(state.step, config.ppo, training.report.diverged)
     training.evaluation.log(run_dir, state.step, answers, figures)
-    keep_if_best(training.roles, run_dir.work("ppo"), state, figures, config)
+    objectives = training.evaluation.objectives(answers, config.ppo).tolist()
+    choose_policy(training.roles, run_dir.work("ppo"), state, objectives, answers.ended, config)

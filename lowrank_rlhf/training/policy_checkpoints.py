@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -18,6 +19,7 @@ from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
 from lowrank_rlhf.run.directory import StepLog, read_record, write_json_atomic
 from lowrank_rlhf.run.results import Claim, ClaimId
 from lowrank_rlhf.training.nan_recovery import NanRecovery
+from lowrank_rlhf.training.policy_choice import Evaluated
 from lowrank_rlhf.training.ppo_update import OptimizerSteps
 from lowrank_rlhf.training.rollout import Rollout
 from lowrank_rlhf.training.rollout_file import load_rollout, save_rollout
@@ -26,7 +28,9 @@ Learners = Mapping[Role, Optimizer]
 """Roles that are trained, each with its optimizer."""
 
 _STATE, _STEPS = "state.json", "optimizer_steps.json"
-_OLD_STEPS, _OLD_RECOVERY = "turns.json", "breakdowns"  # names of version 0.1
+# names of version 0.1
+_OLD_STEPS, _OLD_RECOVERY = "turns.json", "breakdowns"
+_OLD_BEST = {"sft_eos_rate", "best_step", "best_objective"}
 
 
 @dataclass
@@ -36,11 +40,12 @@ class PolicyState:
     step: int = 0
     kl_coef: float = 0.0
     """PPO's weight of the KL penalty; an adaptive controller changes it."""
-    sft_eos_rate: float | None = None
-    """None until SFT is evaluated, before the first step."""
-    best_step: int = 0
-    best_objective: float | None = None
-    """Objective of the best policy, less the truncation penalty."""
+    sft_ended: list[bool] | None = None
+    """True for each held-out answer of SFT that ended by itself; None until SFT is evaluated, before the first step."""
+    best: Evaluated | None = None
+    """Best policy so far (`policy_choice.choose`); its weights are in the folder `best`."""
+    kept_step: int = 0
+    """Step of the policy to keep: the best one's, or the last evaluated one's; 0 before the first evaluation."""
     claims: list[Claim] = field(default_factory=list)
     recovery: NanRecovery = field(default_factory=NanRecovery)
 
@@ -85,7 +90,7 @@ class PolicyCheckpoints:
             for role, optimizer in self.learners.items():
                 save_role(self.roles, role, folder / _name(role))
                 save_optimizer(optimizer, folder / f"{_name(role)}-optimizer.safetensors")
-            if state.best_step:
+            if state.best:
                 shutil.copytree(self.folder / "best", folder / "best")
             if started and started.rollout:
                 save_rollout(started.rollout, folder)
@@ -104,13 +109,13 @@ class PolicyCheckpoints:
                 load_role(self.roles, role, folder / _name(role))
                 load_optimizer(optimizer, folder / f"{_name(role)}-optimizer.safetensors")
             state = _read_state(folder / _STATE, with_critic=Role.CRITIC in self.learners)
-            if state.best_step:  # the checkpoint's: the one in the work folder may be later, or incomplete
+            if state.best:  # the checkpoint's: the one in the work folder may be later, or incomplete
                 shutil.copytree(folder / "best", self.folder / "best", dirs_exist_ok=True)
             steps = read_record(folder / _STEPS) or read_record(folder / _OLD_STEPS) or {}
             steps.pop("schema", None)
             started = StartedStep(load_rollout(self.roles, folder), OptimizerSteps(**steps))
         for log in self.logs:
-            log.truncate("ppo", -1 if state.sft_eos_rate is None else state.step)
+            log.truncate("ppo", -1 if state.sft_ended is None else state.step)
         return state, started
 
     def roll_back(self, state: PolicyState) -> tuple[PolicyState, StartedStep]:
@@ -128,12 +133,10 @@ def _name(role: Role) -> str:
 
 def _read_state(path: Path, with_critic: bool) -> PolicyState:
     """Read a saved state. Raises `StageFailed` with the missing fields, if another version wrote it."""
-    saved = read_record(path) or {}
-    if _OLD_RECOVERY in saved:
-        saved["recovery"] = saved[_OLD_RECOVERY]
+    saved = _with_new_names(read_record(path) or {})
     names = [entry.name for entry in fields(PolicyState)]
     missing = [name for name in names if name not in saved]
-    if saved.get("best_step") and not (path.parent / "best").is_dir():
+    if saved.get("best") and not (path.parent / "best").is_dir():
         missing.append("best (folder)")
     if missing:
         raise StageFailed(
@@ -144,5 +147,18 @@ def _read_state(path: Path, with_critic: bool) -> PolicyState:
     if any(not claim.id for claim in claims):  # version 0.1 wrote no ids; the checks were always made in this order
         order: list[ClaimId] = ["kl_is_zero", "first_ratio_is_one" if with_critic else "reference_is_sft"]
         claims = [claim.model_copy(update={"id": id}) for id, claim in zip(order, claims, strict=False)]
+    best = Evaluated(**saved["best"]) if saved["best"] else None
     values = {name: saved[name] for name in names}
-    return PolicyState(**values | {"recovery": NanRecovery(**saved["recovery"]), "claims": claims})
+    return PolicyState(**values | {"recovery": NanRecovery(**saved["recovery"]), "best": best, "claims": claims})
+
+
+def _with_new_names(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return a saved state of version 0.1 with the present names; it has means over the prompts only."""
+    found = dict(saved)
+    if _OLD_RECOVERY in saved:
+        found["recovery"] = saved[_OLD_RECOVERY]
+    if saved.keys() >= _OLD_BEST:
+        step = found["kept_step"] = saved["best_step"]
+        found["best"] = {"step": step, "objectives": [saved["best_objective"]], "ended": []} if step else None
+        found["sft_ended"] = None if saved["sft_eos_rate"] is None else []
+    return found

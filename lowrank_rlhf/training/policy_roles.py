@@ -1,4 +1,4 @@
-"""Roles at the start and at the end of policy training, and the choice of the best policy between them."""
+"""Roles at the start and at the end of policy training, and the policy that is kept between them."""
 
 import shutil
 from pathlib import Path
@@ -10,12 +10,9 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.training.policy_checkpoints import PolicyState
+from lowrank_rlhf.training.policy_choice import Evaluated, choose
 from lowrank_rlhf.training.reward_data import about_reward
 from lowrank_rlhf.training.rollout import RewardScale
-
-TRUNCATION_PENALTY = 20.0
-"""Deduction from the objective if all answers of a policy are cut off at `sample.max_new_tokens` and none of SFT's are:
-0.16 for one answer in 128, much of the difference between two evaluations, and much less than training gains."""
 
 
 def load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale:
@@ -37,29 +34,33 @@ def load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale:
     return RewardScale(about["pooling"], about["score_mean"], about["score_std"])
 
 
-def save_policies(roles: Roles, work: Path) -> None:
-    """Write the stage's outputs: `adapters/policy-last`, the policy now, and `adapters/policy`, the best one."""
-    save_role(roles, Role.POLICY, work / "adapters" / "policy-last")
+def save_policies(roles: Roles, work: Path, state: PolicyState) -> None:
+    """Write the stage's outputs: `adapters/policy-last`, the policy now, and `adapters/policy`, the kept one."""
+    last = work / "adapters" / "policy-last"
+    save_role(roles, Role.POLICY, last)
+    best_is_kept = state.best is not None and state.best.step == state.kept_step
     # Copied, not moved: a stage killed after this line runs it again.
-    shutil.copytree(work / "best", work / "adapters" / "policy", dirs_exist_ok=True)
-    fault_points.point("policy: the best one copied")
+    shutil.copytree(work / "best" if best_is_kept else last, work / "adapters" / "policy", dirs_exist_ok=True)
+    fault_points.point("policy: the kept one copied")
 
 
-def keep_if_best(roles: Roles, work: Path, state: PolicyState, figures: dict[str, float], config: Config) -> None:
-    """Save the policy as `best` in the work folder if its objective on held-out prompts is the highest so far.
+def choose_policy(
+    roles: Roles, work: Path, state: PolicyState, objectives: list[float], ended: list[bool], config: Config
+) -> None:
+    """Choose between the policy now, evaluated on held-out prompts, and the best one before (`policy_choice.choose`).
 
-    The objective is PPO's own, the reward model's score less the KL penalty, less `TRUNCATION_PENALTY` times the share
-    of answers that are cut off where SFT's are not: a few of those hardly change a mean. The choice does not use the
-    judge, so that its verdict on held-out prompts stays unbiased.
+    The weights of the best one are saved as `best` in the work folder. `objectives`, (N,), are PPO's own: the reward
+    model's shaped score less the KL penalty. The choice does not use the judge, so that its verdict on held-out prompts
+    stays unbiased.
     """
     if state.step == 0:
-        state.sft_eos_rate = figures["eos_rate"]
+        state.sft_ended = ended
     if state.step <= _steps_as_sft(config):
         return  # the figures of SFT itself: training has not moved the policy yet
-    assert state.sft_eos_rate is not None  # noqa: S101 - set at step 0
-    objective = figures["objective"] - TRUNCATION_PENALTY * max(0.0, state.sft_eos_rate - figures["eos_rate"])
-    if state.best_objective is None or objective > state.best_objective:
-        state.best_step, state.best_objective = state.step, objective
+    last = Evaluated(state.step, objectives, ended)
+    kept, best = choose(state.best, last, state.sft_ended or ())
+    state.kept_step, state.best = kept.step, best
+    if best is last:
         save_role(roles, Role.POLICY, work / "best")
 
 

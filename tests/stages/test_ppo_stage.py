@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import snapshot
+from tiny import randomise, snapshot
 from tiny_finished import finished_run
 from tiny_run import make_config, make_session
 from torch import Tensor
@@ -23,8 +23,10 @@ from lowrank_rlhf.run.checkpoints import save_checkpoint
 from lowrank_rlhf.run.directory import write_json_atomic
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo
+from lowrank_rlhf.training.nan_recovery import NanRecovery
 from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState
-from lowrank_rlhf.training.policy_roles import keep_if_best
+from lowrank_rlhf.training.policy_choice import Evaluated
+from lowrank_rlhf.training.policy_roles import choose_policy
 from lowrank_rlhf.training.ppo_update import Optimizers
 from lowrank_rlhf.training.rollout import Rollout
 
@@ -171,12 +173,17 @@ def test_answers_at_each_evaluation_are_kept(make, monkeypatch) -> None:
     assert any(row["kl"] for row in rows[2:])
 
 
-def script(
-    monkeypatch: pytest.MonkeyPatch, objectives: dict[int, float], ended: dict[int, float] | None = None
-) -> dict[int, dict[str, Tensor]]:
-    """Evaluations come out as written, in order of steps; the dictionary holds the policy's weights at each of them.
+Values = float | list[float]
+"""Objective of each of eight answers, or of all."""
 
-    `ended` gives the share of answers that end by themselves where that isn't all."""
+
+def script(
+    monkeypatch: pytest.MonkeyPatch, objectives: dict[int, Values], ended: dict[int, list[bool]] | None = None
+) -> dict[int, dict[str, Tensor]]:
+    """Script the evaluations, in order of steps; the dictionary contains the policy's weights at each of them.
+
+    `ended` says which answers end by themselves where not all do.
+    """
     seen: dict[int, dict[str, Tensor]] = {}
 
     answer = PolicyEvaluation.answer
@@ -186,13 +193,18 @@ def script(
         seen[sorted(objectives)[len(seen)]] = snapshot(evaluation.roles, Role.POLICY)
         return answers
 
+    def of_answers(*_: Any) -> Tensor:
+        found = objectives[list(seen)[-1]]
+        return torch.tensor(found if isinstance(found, list) else [found] * 8, dtype=torch.float64)
+
     def figures(*_: Any) -> dict[str, float]:
-        step = list(seen)[-1]
-        figures = {"score": -objectives[step], "kl": 0.0, "objective": objectives[step], "judge": -objectives[step]}
-        return {**figures, "eos_rate": (ended or {}).get(step, 1.0)}
+        mean = float(of_answers().mean())
+        return {"score": -mean, "kl": 0.0, "objective": mean, "judge": -mean, "eos_rate": 1.0}
 
     monkeypatch.setattr(PolicyEvaluation, "answer", look)
+    monkeypatch.setattr(PolicyEvaluation, "objectives", of_answers)
     monkeypatch.setattr(PolicyEvaluation, "figures", figures)
+    monkeypatch.setattr(PolicyAnswers, "ended", property(lambda _: (ended or {}).get(list(seen)[-1], [True] * 8)))
     return seen
 
 
@@ -204,41 +216,48 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name].cpu(), other[name].cpu()) for name in one)
 
 
+UNSURE: list[float] = [-1.0, 1.0] * 4
+"""A mean of 0 with a standard error of 0.38."""
+HALF_END = [True, False] * 4
+
+
 @pytest.mark.parametrize(
-    ("objectives", "best"),
+    ("objectives", "kept"),
     [
-        ({0: 9.0, 1: 0.1, 2: 0.5, 3: 0.3, 4: 0.4}, 2),
+        ({0: 9.0, 1: 0.1, 2: 0.5, 3: 0.3, 4: 0.4}, 2),  # the difference is the same on all prompts
         ({0: 9.0, 1: -0.1, 2: -0.5, 3: -0.3, 4: -0.4}, 1),  # the first is the best, though below 0 and below SFT
         ({0: -9.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}, 4),
-        ({0: 0.0, 2: 0.7, 4: 0.7}, 2),  # of two equal ones the earlier, nearer to SFT
+        ({0: 0.0, 2: 0.7, 4: 0.7}, 4),  # of two equal ones the last
+        ({0: 0.0, 2: [0.3 + noise for noise in UNSURE], 4: 0.0}, 4),  # less than one standard error better
+        ({0: 0.0, 2: [0.5 + noise for noise in UNSURE], 4: 0.0}, 2),
     ],
 )
-def test_the_policy_of_the_best_objective_is_kept(make, monkeypatch, objectives, best) -> None:
-    """By the objective, and by neither score nor judge; SFT itself, step 0, is no candidate."""
+def test_the_last_policy_is_kept_unless_an_earlier_one_is_better(make, monkeypatch, objectives, kept) -> None:
+    """Compare objectives, and neither score nor judge; SFT itself, step 0, is no candidate."""
     session = make(ppo__evaluate_every=max(1, 4 // (len(objectives) - 1)))
     seen = script(monkeypatch, objectives)
     summary = ppo.run(session)
-    assert summary.best_step == best
-    assert same(weights(session, "policy"), seen[best])
+    assert summary.best_step == kept
+    assert same(weights(session, "policy"), seen[kept])
     assert same(weights(session, "policy-last"), seen[4])
-    assert not any(same(seen[best], seen[step]) for step in seen if step != best)
+    assert not any(same(seen[kept], seen[step]) for step in seen if step != kept)
 
 
 @pytest.mark.parametrize(
-    ("ended", "best"),
+    ("ended", "kept"),
     [
-        ({4: 0.99}, 2),  # worth .4, and the second .5: one that ends, and is nearly as good
-        ({2: 0.98, 4: 0.5}, 1),  # worth .1 and -9.4, and the first .2
-        ({2: 0.99, 4: 0.99}, 4),  # worth .3 and .4: so much better that one endless answer of a hundred does not matter
-        ({0: 0.9, 2: 0.9, 4: 0.8}, 2),  # no worse than SFT
-        ({1: 0.9, 2: 0.8, 3: 0.7, 4: 0.6}, 1),  # none is as good as SFT: worth -1.8, -3.5, -5.9 and -7.4
+        ({4: HALF_END}, 2),
+        ({4: [False] + [True] * 7}, 4),  # one of eight may be chance
+        ({2: HALF_END, 4: HALF_END}, 1),
+        ({0: HALF_END, 2: HALF_END, 4: HALF_END}, 4),  # no fewer than SFT's
+        ({1: HALF_END, 2: HALF_END, 3: HALF_END, 4: HALF_END}, 4),  # all end fewer: the objective decides
     ],
 )
-def test_answers_without_end_count_against_a_policy(make, monkeypatch, ended, best) -> None:
+def test_a_policy_whose_answers_do_not_end_is_kept_only_if_all_are_like_that(make, monkeypatch, ended, kept) -> None:
     seen = script(monkeypatch, {0: 0.0, 1: 0.2, 2: 0.5, 3: 0.1, 4: 0.6}, ended)
     session = make(ppo__evaluate_every=1)
-    assert ppo.run(session).best_step == best
-    assert same(weights(session, "policy"), seen[best])
+    assert ppo.run(session).best_step == kept
+    assert same(weights(session, "policy"), seen[kept])
 
 
 def test_while_the_critic_warms_up_the_policy_is_sft_and_no_candidate(make, monkeypatch) -> None:
@@ -251,17 +270,17 @@ def test_while_the_critic_warms_up_the_policy_is_sft_and_no_candidate(make, monk
 
 @pytest.mark.parametrize("algorithm", ["dpo", "rloo", "grpo"])
 def test_only_ppo_has_a_critic_to_warm_up(make, algorithm) -> None:
-    session, state = make(align__algorithm=algorithm, ppo__critic_warmup_steps=2), PolicyState(step=1, sft_eos_rate=1.0)
-    keep_if_best(session.load_roles(), session.work("ppo"), state, {"objective": 0.5, "eos_rate": 1.0}, session.config)
-    assert state.best_step == 1
+    session, state = make(align__algorithm=algorithm, ppo__critic_warmup_steps=2), PolicyState(step=1, sft_ended=[True])
+    choose_policy(session.load_roles(), session.work("ppo"), state, [0.5], [True], session.config)
+    assert (state.kept_step, state.best) == (1, Evaluated(1, [0.5], [True]))
 
 
 def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) -> None:
-    """As one from before `best_step` and `sft_eos_rate` were kept; a piece that is unknown here does no harm."""
+    """As one from before `best` and `sft_ended` were kept; a piece that is unknown here does no harm."""
     session = make(ppo__steps=1)
     ppo.run(session)
     state = {"schema": 1, **asdict(PolicyState(step=1)), "unknown": 2}
-    for missing in ([], ["sft_eos_rate", "best_step"]):
+    for missing in ([], ["sft_ended", "best"]):
 
         def write(folder: Path, missing: list[str] = missing) -> None:
             save_role(session.load_roles(), Role.POLICY, folder / "policy")
@@ -280,14 +299,39 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_missing_pieces(make) 
     with pytest.raises(StageFailed) as caught:
         ppo.run(session)
     path = session.work("ppo") / "step-000001" / "state.json"
-    assert str(caught.value).startswith(f"ppo: {path}: sft_eos_rate, best_step not found: ")
+    assert str(caught.value).startswith(f"ppo: {path}: sft_ended, best not found: ")
     assert str(caught.value).endswith(": --redo ppo")
     assert list(session.metrics.read("ppo")) == rows  # nothing was forgotten
 
 
-def test_the_best_so_far_survives_a_stop(make, monkeypatch) -> None:
+def test_a_checkpoint_of_version_0_1_has_the_mean_of_its_best_policy(make) -> None:
+    session = make()
+    roles, folder = session.load_roles(), session.work("ppo")
+    for role in (Role.POLICY, Role.CRITIC):
+        randomise(roles, role, 0)
+    optimizers = Optimizers.create(roles, session.config.ppo)
+    recovery = {"in_a_row": 0, "rate": 0.5}
+    old = {"step": 3, "kl_coef": 0.1, "sft_eos_rate": 0.9, "best_step": 2, "best_objective": 0.25, "claims": []}
+
+    def write(to: Path) -> None:
+        for role in (Role.POLICY, Role.CRITIC):
+            save_role(roles, role, to / role.name.lower())
+            save_file({}, to / f"{role.name.lower()}-optimizer.safetensors")
+        save_role(roles, Role.POLICY, to / "best")
+        write_json_atomic(to / "state.json", {"schema": 1, **old, "breakdowns": recovery})
+
+    save_checkpoint(folder, 3, write)
+    state, _ = PolicyCheckpoints(folder, roles, optimizers.of_roles, (), kl_coef=0.05).resume()
+    best, known = Evaluated(2, [0.25], []), NanRecovery(**recovery)
+    assert state == PolicyState(step=3, kl_coef=0.1, sft_ended=[], best=best, kept_step=2, recovery=known)
+    assert (folder / "best" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("second", "kept"), [(0.5, 2), ([0.5 + 2 * noise for noise in UNSURE], 4)])
+def test_the_best_so_far_survives_a_stop(make, monkeypatch, second, kept) -> None:
+    """With its objective on each prompt: 0.1 more than the last is a gain in one case, and noise in the other."""
     session = make(ppo__evaluate_every=1)
-    seen = script(monkeypatch, {0: 0.0, 1: 0.1, 2: 0.5, 3: 0.3, 4: 0.4})
+    seen = script(monkeypatch, {0: 0.0, 1: 0.1, 2: second, 3: 0.3, 4: 0.4})
     append, steps = session.metrics.append, []
 
     def append_and_stop(stage: str, step: int, **figures: float) -> None:
@@ -299,7 +343,9 @@ def test_the_best_so_far_survives_a_stop(make, monkeypatch) -> None:
     with pytest.raises(Stopped):
         ppo.run(session)
     saved = json.loads((session.work("ppo") / "step-000002" / "state.json").read_text())  # stopped as 3 was evaluated
-    assert (saved["best_step"], saved["best_objective"]) == (2, 0.5)
+    objectives = second if isinstance(second, list) else [second] * 8
+    assert saved["best"] == {"step": 2, "objectives": objectives, "ended": [True] * 8}
+    assert (saved["kept_step"], saved["sft_ended"]) == (2, [True] * 8)
     session.stop.requested = False
-    assert ppo.run(session).best_step == 2
-    assert same(weights(session, "policy"), seen[2])
+    assert ppo.run(session).best_step == kept
+    assert same(weights(session, "policy"), seen[kept])
