@@ -129,6 +129,7 @@ def test_fall_from_peak_by_hand() -> None:
     assert (found.peak, found.drop) == (1, 2.0)
     assert found.p == pytest.approx(1 / 3, abs=0.02)
     assert fall_from_peak([[1.0, 1.0], [1.0, 1.0]]).p == 1
+    assert fall_from_peak([[1.0] * 40, [0.0] * 40], samples=99).p == 0.01  # the given order counts as one of 100
     rise = fall_from_peak([[0.0] * 9, [1.0] * 9])
     assert (rise.peak, rise.drop, rise.p) == (0, -1.0, 1.0)
     for wrong in ([[1.0]], [[], []], [[1.0], [math.nan]]):

@@ -31,6 +31,14 @@ def test_words_that_grow_are_named_with_the_share_of_answers_that_contain_any() 
     assert found.p < 0.01
 
 
+def test_a_word_that_falls_is_not_named() -> None:
+    found = favoured_words(["cold rain"] * 20 + ["dry day"] * 10, ["warm rain"] * 20 + ["wet day"] * 10)
+    assert found is not None
+    assert found.words == ("warm", "wet")
+    assert (found.before, found.after) == (0, 1)
+    assert favoured_words(["cold rain"] * 20, ["rain rain"] * 20) is None
+
+
 def test_grammar_and_length_are_no_favourites() -> None:
     source = random.Random(1)
     before = answers(source, 100, 12)

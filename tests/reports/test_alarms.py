@@ -209,8 +209,9 @@ def test_a_second_judge_that_reverses(interval: list[float | None], raised: bool
 
 
 def test_a_loss_of_the_headline_is_no_length_alarm() -> None:
-    low = {"win_rate": 0.45, "win_rate_interval": [0.4, 0.5], "length_controlled_interval": [0.3, 0.5]}
-    assert ids([], evaluated(**low)) == []
+    for interval in ([0.4, 0.5], [0.5, 0.7], [None, None]):
+        unclear = {"win_rate": 0.45, "win_rate_interval": interval, "length_controlled_interval": [0.3, 0.5]}
+        assert ids([], evaluated(**unclear)) == []
 
 
 def test_repeated_words_cover_falling_variety() -> None:
@@ -233,6 +234,12 @@ def test_calibration_counts_prompts_and_allows_for_chance() -> None:
     assert not raised(0.651, 100)  # below the limit of 10 %
     assert not raised(0.649, 50)  # 0.0489 + 1.96 * 0.0369 = 0.121
     assert raised(0.62, 50)
+    # Two such bins of half the pairs: a mean of 0.0489, and a deviation of 0.0261 as the bins are independent; 0.1001.
+    half = {"low": 0.7, "high": 0.8, "count": 200, "probability": 0.75, "accuracy": 0.64}
+    summaries["reward"] |= {"ece": 0.101, "reliability": [half, half], "prompts_held_out": 100}
+    assert ids([], results(summaries)) == ["miscalibrated"]
+    summaries["reward"]["ece"] = 0.1
+    assert ids([], results(summaries)) == []
     summaries["reward"]["reliability"] = []  # a run of version 0.1
     assert ids([], results(summaries)) == []
 
