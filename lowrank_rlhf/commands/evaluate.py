@@ -139,16 +139,9 @@ def evaluate(
             session = Session(config, run_dir, progress, StopRequest())
             data = _comparisons(run_dir, config, comparisons, format_name) if comparisons else None
             if not only_accuracy:
-                result["match"] = _match(
-                    session.load_roles,
-                    lambda: session.prompts,
-                    config,
-                    run_dir,
-                    options,
-                    format_name,
-                    seed,
-                    progress,
-                )
+                match, notes = _match(lambda: session.prompts, config, run_dir, options, format_name, seed, progress)
+                played = _played(session.load_roles(), match, config, run_dir.artifact(REWARD), progress, notes)
+                result["match"] = {"prompts_from": prompts or "held out by the run", **played}
             if data:
                 bootstrap = derive_seed(config.seed if only_accuracy else seed, "bootstrap")
                 figures = _accuracy(session.load_roles(), config, data, run_dir.artifact(REWARD), bootstrap, progress)
@@ -159,7 +152,6 @@ def evaluate(
 
 
 def _match(
-    load_roles: Callable[[], "Roles"],
     splits: Callable[[], tuple[list[Prompt], list[Prompt]]],
     config: Config,
     run_dir: RunDir,
@@ -167,12 +159,8 @@ def _match(
     format_name: FormatName | None,
     seed: int,
     progress: Progress,
-) -> dict[str, Any]:
-    """Compare the two models and return figures, notes and answers as JSON.
-
-    The model is loaded, and the run's own prompts are read, only where they are needed.
-    """
-    stop = StopRequest()  # not armed
+) -> tuple[Match, list[str]]:
+    """Return the match, and notes on its prompts; the run's own prompts are read only where they are needed."""
     if options.prompts:
         prompts = _read_prompts(config, options.prompts, format_name, progress)
     elif not (prompts := splits()[1]):
@@ -181,10 +169,8 @@ def _match(
     left = compared_model(run_dir, options.left or "sft", ADAPTER_STAGES)
     right = compared_model(run_dir, options.right or "policy", ADAPTER_STAGES)
     notes = _overlap(lambda: splits()[0], run_dir, prompts) if options.prompts else []
-    judge = _judge(options.judge, config.rank, run_dir, progress, stop)
-    match = Match(left, right, prompts, options.samples or 1, seed, judge)
-    played = _played(load_roles(), match, config, run_dir.artifact(REWARD), progress, stop)
-    return {"prompts_from": options.prompts or "held out by the run", **played, "notes": [*notes, *played["notes"]]}
+    judge = _judge(options.judge, config.rank, run_dir, progress, StopRequest())
+    return Match(left, right, prompts, options.samples or 1, seed, judge), notes
 
 
 def _allowed(overrides: list[str], judge: str | None) -> list[str]:
@@ -255,19 +241,19 @@ def _judge(name: str | None, rank: RankConfig, run_dir: RunDir, progress: Progre
 
 
 def _played(
-    roles: "Roles", match: Match, config: Config, reward: Path, progress: Progress, stop: StopRequest
+    roles: "Roles", match: Match, config: Config, reward: Path, progress: Progress, notes: Sequence[str]
 ) -> dict[str, Any]:
     """Return figures, notes and answers of a match as JSON; `reward` is the reward model's folder, if it exists."""
     from lowrank_rlhf.evaluation.match import run_match
     from lowrank_rlhf.evaluation.reward_metrics import load_reward_model
 
     scale = load_reward_model(roles, reward) if reward.is_dir() else None
-    result = run_match(roles, match, scale, config, progress, stop)
+    result = run_match(roles, match, scale, config, progress, StopRequest())
     return {
         "left": match.left.name,
         "right": match.right.name,
         **result.figures.json(COMMAND_SIDES),
-        "notes": list(result.notes),
+        "notes": [*notes, *result.notes],
         "answers": [pair.row(COMMAND_SIDES, lengths=True) for pair in result.pairs],
     }
 

@@ -90,7 +90,7 @@ def test_the_plan_counts_what_the_algorithm_does() -> None:
         "ppo", quickstart("align.algorithm=dpo"), COUNTS, SMOLLM
     )
     stays = {
-        name: {term.name: term.size for term in need("ppo", config, SMOLLM, COUNTS, Device(False, 2)).stays}
+        name: {term.name: term.size for term in need("ppo", config, SMOLLM, COUNTS, Device(False, 2)).fixed}
         for name, config in {"ppo": quickstart(), "dpo": dpo, "rloo": rloo}.items()
     }
     assert stays["dpo"]["adapters"] == stays["rloo"]["adapters"] == stays["ppo"]["adapters"] * 3 / 4
