@@ -140,8 +140,10 @@ def evaluate(
             data = _comparisons(run_dir, config, comparisons, format_name) if comparisons else None
             if not only_accuracy:
                 match, notes = _match(lambda: session.prompts, config, run_dir, options, format_name, seed, progress)
-                played = _played(session.load_roles(), match, config, run_dir.artifact(REWARD), progress, notes)
-                result["match"] = {"prompts_from": prompts or "held out by the run", **played}
+                result["match"] = {"prompts_from": prompts or "held out by the run"}
+                result["match"] |= _played(
+                    session.load_roles(), match, config, run_dir.artifact(REWARD), progress, notes
+                )
             if data:
                 bootstrap = derive_seed(config.seed if only_accuracy else seed, "bootstrap")
                 figures = _accuracy(session.load_roles(), config, data, run_dir.artifact(REWARD), bootstrap, progress)
