@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, PositiveInt
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.prompts import PromptData
-from lowrank_rlhf.data.run_data import RunData, read_commits
+from lowrank_rlhf.data.prompts import PromptData, Splits
+from lowrank_rlhf.data.run_data import RunData, divides_held_out, read_commits
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.backend import Backend, take_backend
 from lowrank_rlhf.run.directory import RunDir, StepLog, read_record, write_json_atomic
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.sources.fetch import fetch_model
 
 if TYPE_CHECKING:
@@ -119,11 +118,11 @@ class Session:
             self.progress.say(f"  {note}")
         return found
 
-    @cached_property
-    def prompts(self) -> tuple[list[Prompt], list[Prompt]]:
-        """Training prompts and held-out prompts, in seeded order; without those too long if `data.skip_too_long`."""
+    @property
+    def prompts(self) -> Splits:
+        """Training, validation and test prompts, in seeded order; without those too long if `data.skip_too_long`."""
         found = self.filter_lengths() if self.config.data.skip_too_long else self.data.prompts
-        return found.training, found.held_out
+        return found.splits(divides_held_out(self.run_dir))
 
     def read_data(self) -> None:
         """Read the data and print the notes on it: its errors come before any long work."""

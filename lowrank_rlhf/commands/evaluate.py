@@ -14,12 +14,10 @@ from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, ec
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config, DataConfig, FormatName, RankConfig
 from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons
-from lowrank_rlhf.data.prompts import load_prompt_data
-from lowrank_rlhf.data.readers.rows import counted
-from lowrank_rlhf.data.turns import prompt_key
+from lowrank_rlhf.data.prompts import Splits, load_prompt_data
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.evaluation.answer_pair import COMMAND_SIDES
-from lowrank_rlhf.evaluation.compared_models import Match, compared_model, run_adapter
+from lowrank_rlhf.evaluation.compared_models import Match, compared_model, run_adapter, training_overlap
 from lowrank_rlhf.evaluation.run_judges import open_judge
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.preferences.expand import compare
@@ -28,7 +26,7 @@ from lowrank_rlhf.reports.evaluation_text import evaluation_text
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import json_text, sha256, write_atomic, write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.run.records import Prompt, read_jsonl
+from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import STAGES
 
@@ -63,11 +61,11 @@ LeftOption = Annotated[
 ]
 RightOption = Annotated[str | None, typer.Option(metavar="MODEL", help="Model to compare it with. Default: policy.")]
 PromptsOption = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Prompts in any format of data.prompts. Default: held-out prompts.")
+    str | None, typer.Option(metavar="FILE", help="Prompts in any format of data.prompts. Default: test prompts.")
 ]
 LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use the first N prompts only.")]
 SamplesOption = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Answers of each model to each prompt. Default: 1.")
+    int | None, typer.Option(metavar="N", min=1, help="Answers of each model to each prompt. Default: the run's.")
 ]
 JudgeOption = Annotated[str | None, typer.Option(metavar="JUDGE", help="Any value of rank.judge. Default: the run's.")]
 ComparisonsOption = Annotated[
@@ -140,7 +138,7 @@ def evaluate(
             data = _comparisons(run_dir, config, comparisons, format_name) if comparisons else None
             if not only_accuracy:
                 match, notes = _match(lambda: session.prompts, config, run_dir, options, format_name, seed, progress)
-                result["match"] = {"prompts_from": prompts or "held out by the run"}
+                result["match"] = {"prompts_from": prompts or "the run's test prompts"}
                 result["match"] |= _played(
                     session.load_roles(), match, config, run_dir.artifact(REWARD), progress, notes
                 )
@@ -154,7 +152,7 @@ def evaluate(
 
 
 def _match(
-    splits: Callable[[], tuple[list[Prompt], list[Prompt]]],
+    splits: Callable[[], Splits],
     config: Config,
     run_dir: RunDir,
     options: MatchOptions,
@@ -165,14 +163,18 @@ def _match(
     """Return the match, and notes on its prompts; the run's own prompts are read only where they are needed."""
     if options.prompts:
         prompts = _read_prompts(config, options.prompts, format_name, progress)
-    elif not (prompts := splits()[1]):
+    elif not (prompts := splits().test):
         raise UserError("this run has no held-out prompts (data.held_out is 0); set --prompts FILE")
     prompts = prompts[: options.limit]
     left = compared_model(run_dir, options.left or "sft", ADAPTER_STAGES)
     right = compared_model(run_dir, options.right or "policy", ADAPTER_STAGES)
-    notes = _overlap(lambda: splits()[0], run_dir, prompts) if options.prompts else []
+    notes = []
+    if options.prompts:
+        notes = training_overlap(lambda: splits().training, run_dir, prompts)
+    elif "policy" in (left.name, right.name) and not splits().divided:
+        notes = ["the run's policy was selected on these prompts, which flatters it"]
     judge = _judge(options.judge, config.rank, run_dir, progress, StopRequest())
-    return Match(left, right, prompts, options.samples or 1, seed, judge), notes
+    return Match(left, right, prompts, options.samples or config.evaluate.answers_per_prompt, seed, judge), notes
 
 
 def _allowed(overrides: list[str], judge: str | None) -> list[str]:
@@ -216,20 +218,6 @@ def _read_prompts(config: Config, source: str, format_name: FormatName | None, p
     for note in data.notes:
         progress.say(f"  {note}")
     return data.training
-
-
-def _overlap(training_prompts: Callable[[], Sequence[Prompt]], run_dir: RunDir, prompts: Sequence[Prompt]) -> list[str]:
-    """Return a note if the run was trained on some of these prompts, or if its training prompts cannot be read."""
-    ranked = run_dir.artifact("prompts.jsonl")
-    try:
-        training = [*training_prompts(), *(read_jsonl(ranked, Prompt) if ranked.is_file() else ())]
-    except UserError as error:
-        return [f"cannot check whether the run was trained on these prompts: {str(error).splitlines()[0]}"]
-    keys = {prompt_key(prompt.messages) for prompt in training}
-    count = sum(prompt_key(prompt.messages) in keys for prompt in prompts)
-    if not count:
-        return []
-    return [f"the run was trained on {count} of these {counted(len(prompts), 'prompt')}; others may score lower"]
 
 
 def _judge(name: str | None, rank: RankConfig, run_dir: RunDir, progress: Progress, stop: StopRequest) -> Judge | None:

@@ -82,9 +82,9 @@ def _export(
         return exports.export_adapters(run_dir, config, folder)
     session = Session(config, run_dir, progress, stop)
     if what == "prompts":
-        return exports.export_prompts(config, *session.prompts, folder)
+        return exports.export_prompts(config, session.prompts, folder)
     exports.check_export(run_dir, "reward" if what == "reward" else role, folder)
-    prompts = exports.first_prompts(run_dir, lambda: session.prompts[0])
+    prompts = exports.first_prompts(run_dir, lambda: session.prompts.training)
     roles = session.load_roles()
     if what == "reward":
         return exports.export_reward(roles, run_dir, config, prompts, dtype, folder, progress, stop)

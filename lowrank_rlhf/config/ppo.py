@@ -78,9 +78,9 @@ class PpoConfig(Section):
     the lowest score that `score_clip` leaves, so no endless answer beats one that ends; at -1 (Huang et al. 2024) it
     beats 21 % of the SFT model's own answers, as measured here."""
     evaluate_every: Count = 10
-    """Steps between evaluations on held-out prompts."""
+    """Steps between evaluations on validation prompts."""
     evaluate_prompts: Count = 128
-    """Maximum number of held-out prompts per evaluation. The mean objective's standard error is 0.25 with 32 prompts
+    """Maximum number of validation prompts per evaluation. The mean objective's standard error is 0.25 with 32 prompts
     and 0.125 with 128, as measured here."""
     save_every: Count = 10
     """Steps between checkpoints."""

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from lowrank_rlhf.config.align import AlignConfig
 from lowrank_rlhf.config.endpoint import EndpointConfig
+from lowrank_rlhf.config.evaluate import EvaluateConfig
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.config.section import Conflict, Count, Fraction, NonNegative, Rate, Section
 
@@ -96,6 +97,15 @@ class DataConfig(Section):
     do not fit. Otherwise they are listed and the run does not start."""
     held_out: Annotated[int, Field(ge=0)] = 64
     """Number of prompts kept out of all training, for evaluation."""
+    validation: Annotated[int, Field(ge=0)] | None = None
+    """Number of held-out prompts for the evaluations during training, which select the policy; half by default. The
+    rest are test prompts, for the final evaluation alone. At 0 all serve both, and the report notes it."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield a validation set that leaves no test prompt."""
+        if self.validation and self.validation >= self.held_out:
+            text = f"validation ({self.validation}) must be below held_out ({self.held_out}), which includes it"
+            yield Conflict(("validation", "held_out"), text)
 
 
 class SftConfig(Section):
@@ -206,16 +216,6 @@ class RewardConfig(Section):
         if self.margin and self.loss != "pairwise":
             text = f"margin ({self.margin:g}) requires `loss: pairwise`; {self.loss} ignores it"
             yield Conflict(("margin", "loss"), text)
-
-
-class EvaluateConfig(Section):
-    """Comparison of SFT model and policy on held-out prompts."""
-
-    second_judge: str | None = "plain-language"
-    """Judge that nothing was tuned on, reported next to the first; same values as `rank.judge`. If no program ranked
-    the answers, PPO's evaluations use it, unless it is `endpoint`."""
-    bootstrap_samples: Annotated[int, Field(ge=100)] = 10_000
-    """Bootstrap resamples of the prompts per 95 % interval."""
 
 
 class Config(Section):

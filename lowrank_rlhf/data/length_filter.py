@@ -56,9 +56,10 @@ def fitting(data: PromptData, count: TokenCounter, config: Config) -> PromptData
     limit = f"{' and '.join(counted(*pair) for pair in found if pair[0])} too long for model.max_length"
     if not config.data.skip_too_long:
         raise UserError(_refusal(f"{limit} {config.model.max_length}", prompts | responses, data))
-    if not kept.training or (data.held_out and not kept.held_out):
-        whose = "held-out" if kept.training else "training"
-        raise UserError(f"data.skip_too_long: leaves no {whose} prompt: {limit} {config.model.max_length}. Raise it")
+    uses = ("training", "validation", "test") if data.splits().divided else ("training", "held-out", "held-out")
+    for use, before, after in zip(uses, data.splits(), kept.splits(), strict=True):
+        if before and not after:
+            raise UserError(f"data.skip_too_long: leaves no {use} prompt: {limit} {config.model.max_length}. Raise it")
     left = f"{counted(len(kept.training), 'training prompt')} and {len(kept.held_out):,} held out"
     return replace(kept, notes=[*data.notes, f"Left out {limit} {config.model.max_length}; {left} are left."])
 

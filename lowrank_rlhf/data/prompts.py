@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lowrank_rlhf.config.schema import DataConfig
 from lowrank_rlhf.data.loading import Located, load
@@ -12,6 +13,26 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.records import Demonstration, Prompt
 
 BUILTIN = Path(__file__).parent / "builtin"
+
+
+class Splits(NamedTuple):
+    """Prompts of a run by use, each list in seeded order."""
+
+    training: list[Prompt]
+    validation: list[Prompt]
+    """Held-out prompts for the evaluations during training."""
+    test: list[Prompt]
+    """Held-out prompts for the final evaluation: the validation prompts if held-out prompts are not divided."""
+
+    @property
+    def held_out(self) -> list[Prompt]:
+        """Prompts kept out of all training."""
+        return [*self.validation, *self.test] if self.divided else self.test
+
+    @property
+    def divided(self) -> bool:
+        """True if no prompt is in both validation and test."""
+        return self.validation != self.test
 
 
 @dataclass(frozen=True)
@@ -28,6 +49,17 @@ class PromptData:
     """Sentences about rows read and dropped."""
     places: dict[str, str]
     """File and line of each prompt by its id, in the file's order."""
+    validation: frozenset[str] = frozenset()
+    """Ids of the held-out prompts for validation; empty if held-out prompts are not divided."""
+
+    def splits(self, divided: bool = True) -> Splits:
+        """Return the prompts by use; with `divided=False` all held-out prompts serve validation and test."""
+        if not (divided and self.validation):
+            return Splits(self.training, self.held_out, self.held_out)
+        validation = [prompt for prompt in self.held_out if prompt.id in self.validation]
+        return Splits(
+            self.training, validation, [prompt for prompt in self.held_out if prompt.id not in self.validation]
+        )
 
     @property
     def training_notes(self) -> list[str]:
@@ -70,16 +102,19 @@ def load_prompt_data(config: DataConfig, seed: int) -> PromptData:
     demonstrations = [
         Demonstration(prompt=entry.prompt, response=entry.response) for entry in training if entry.response is not None
     ]
+    held_out = [entry.prompt.model_copy(update={"held_out": True}) for entry in entries if entry.prompt.id in chosen]
+    first = config.held_out // 2 if config.validation is None else config.validation
     notes = list(loaded.notes)
     if len(entries) < len(every):
         notes.append(f"Left out {counted(len(every) - len(entries), 'row')} whose prompt another row has too.")
     return PromptData(
         [entry.prompt for entry in training],
-        [entry.prompt.model_copy(update={"held_out": True}) for entry in entries if entry.prompt.id in chosen],
+        held_out,
         demonstrations,
         loaded.format.ordered,
         notes,
         places,
+        frozenset(prompt.id for prompt in held_out[:first]),
     )
 
 

@@ -11,6 +11,7 @@ from lowrank_rlhf.data.prompts import PromptData, load_prompt_data
 from lowrank_rlhf.data.readers.hub import SCHEME, at_commit, hub_commit
 from lowrank_rlhf.run.directory import SCHEMA, RunDir, read_record, write_json_atomic
 
+VALIDATION = "data.validation"
 _COMMITS = "datasets.json"
 
 
@@ -41,6 +42,12 @@ def look_up_commits(run_dir: RunDir, config: Config) -> None:
     known = read_commits(run_dir)
     new = {source: hub_commit(source) for source in hub_sources(config) if source not in known}
     keep_commits(run_dir, {source: commit for source, commit in new.items() if commit})
+
+
+def divides_held_out(run_dir: RunDir) -> bool:
+    """Return False for a run whose policy an older version trained: it selected on all held-out prompts."""
+    found = run_dir.fingerprint("ppo")
+    return found is None or VALIDATION in found.settings
 
 
 class RunData:

@@ -1,16 +1,18 @@
 """Models that can be compared: the bare base, a run's adapters by name, or any adapter folder. No torch."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.data.readers.rows import counted
+from lowrank_rlhf.data.turns import prompt_key
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.records import Prompt
+from lowrank_rlhf.run.records import Prompt, read_jsonl
 
 BASE = "base"
 RUN_ADAPTERS = ("sft", "policy", "policy-last")
@@ -72,3 +74,19 @@ def run_adapter(run_dir: RunDir, name: str, stage: str) -> Path:
         f"{run}: adapters/{name} not found; stage {stage} writes it. {advice}\n"
         f"  python -m lowrank_rlhf run {config} --runs {run.parent} --until {stage}"
     )
+
+
+def training_overlap(
+    training_prompts: Callable[[], Sequence[Prompt]], run_dir: RunDir, prompts: Sequence[Prompt]
+) -> list[str]:
+    """Return a note if the run was trained on some of these prompts, or if its training prompts cannot be read."""
+    ranked = run_dir.artifact("prompts.jsonl")
+    try:
+        training = [*training_prompts(), *(read_jsonl(ranked, Prompt) if ranked.is_file() else ())]
+    except UserError as error:
+        return [f"cannot check whether the run was trained on these prompts: {str(error).splitlines()[0]}"]
+    keys = {prompt_key(prompt.messages) for prompt in training}
+    count = sum(prompt_key(prompt.messages) in keys for prompt in prompts)
+    if not count:
+        return []
+    return [f"the run was trained on {count} of these {counted(len(prompts), 'prompt')}; others may score lower"]

@@ -37,8 +37,9 @@ from lowrank_rlhf.training.rollout import RewardScale, reward_scores
 
 ROWS_PER_BATCH = 128
 """Answers measured between two steps of the progress bar: states of the shared lower layers exist for these only."""
-SEED_KEY = "held-out answers"
-"""Seed key of all answers under comparison: the stage and the command sample the same ones."""
+SEED_KEY = "test answers"
+"""Seed key of all answers under comparison: the stage and the command sample the same ones. Evaluations during
+training, which select the policy, have another key."""
 
 
 @dataclass(frozen=True)

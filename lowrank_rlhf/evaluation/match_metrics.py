@@ -114,7 +114,7 @@ def match_figures(
         return values.reshape(-1, answers_per_prompt)  # (N K,) -> (N, K)
 
     won = {key: grouped(win_values(pairs, key)) for key in deciders}
-    kl = grouped(kl_values(pairs)).mean(axis=1)
+    kl = mean_per_prompt(kl_values(pairs), answers_per_prompt)
     lengths = [grouped(values) for values in both_sides(pairs, lambda sample: len(sample.text))]
     controlled = length_controlled_win_rate(won[first], lengths[1], lengths[0], samples, seed)
     intervals = {key: bootstrap_interval(values.mean(axis=1), samples, seed) for key, values in won.items()}
@@ -155,6 +155,12 @@ def longer_side_in_words(side: int, figures: MatchFigures, sides: Sides) -> str:
         f"the {sides[side]} answer is the longer one in {share:.0%} of the pairs: the length-controlled win rate "
         "extrapolates to lengths that hardly occur"
     )
+
+
+def mean_per_prompt(values: Floats, answers_per_prompt: int) -> Floats:
+    """Return (N,), the mean of each prompt's K values, from (N K,) with those of one prompt next to each other."""
+    means: Floats = values.reshape(-1, answers_per_prompt).mean(axis=1)
+    return means
 
 
 def win_values(pairs: Sequence[AnswerPair], key: str) -> Floats:

@@ -1,4 +1,4 @@
-"""Evaluations of the policy against SFT on held-out prompts while it is trained, whatever the algorithm."""
+"""Evaluations of the policy against SFT on validation prompts while it is trained, whatever the algorithm."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.config.schema import Config, SampleConfig
-from lowrank_rlhf.evaluation.match import SEED_KEY, divergence, pack_answers
+from lowrank_rlhf.evaluation.match import divergence, pack_answers
 from lowrank_rlhf.evaluation.run_judges import followed_judge, open_judge
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.kl import kl_penalty
@@ -29,8 +29,10 @@ from lowrank_rlhf.training.rollout import RewardScale, reward_scores, shape_scor
 OnNotFinite = Callable[[str, Sequences, Mapping[str, Tensor]], Exception]
 """Builds the exception that ends training, from the reason, the batch, and further tensors."""
 
+SEED_KEY = "held-out answers"
+"""Seed key of the answers, the same at every evaluation; the final evaluation has its own."""
 WATCHED_PROMPTS = 8
-"""Number of held-out prompts whose answers are saved at each evaluation, for people to read."""
+"""Number of validation prompts whose answers are saved at each evaluation, for people to read."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class GoldJudge:
 
 @dataclass(frozen=True)
 class PolicyAnswers:
-    """One answer of the policy to each of N held-out prompts."""
+    """One answer of the policy to each of N validation prompts."""
 
     samples: list[Sample]
     batch: Sequences
@@ -70,7 +72,7 @@ class PolicyAnswers:
 
 @dataclass(frozen=True)
 class PolicyEvaluation:
-    """Evaluation of the policy's answers to held-out prompts against SFT's."""
+    """Evaluation of the policy's answers to validation prompts against SFT's."""
 
     roles: Roles
     prompts: Sequence[Prompt]
@@ -101,7 +103,7 @@ class PolicyEvaluation:
         answers = self.answer()
         figures = self.figures(answers, config)
         if not math.isfinite(figures["objective"]):
-            reason = f"step {step}: the objective on held-out prompts is {figures['objective']}"
+            reason = f"step {step}: the objective on validation prompts is {figures['objective']}"
             raise diverged(reason, answers.batch, {"scores": answers.scores, "kl": answers.kl})
         return answers, figures
 

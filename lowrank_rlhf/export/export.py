@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.prompts import Splits
 from lowrank_rlhf.errors import CannotFit, Stopped, UserError
 from lowrank_rlhf.export.measured_difference import (
     NO_PROMPT,
@@ -124,9 +125,7 @@ def export_reward(
         return _finish(run_dir, config, out, exported) | summary
 
 
-def export_prompts(
-    config: Config, training: Sequence[Prompt], held_out: Sequence[Prompt], folder: Path
-) -> dict[str, Any]:
+def export_prompts(config: Config, prompts: Splits, folder: Path) -> dict[str, Any]:
     """Write the run's prompts as `train.parquet` and `held-out.parquet`, in verl's columns; without a card.
 
     OpenRLHF reads `prompt` alone. `ground_truth` is empty: a reward model scores the answers.
@@ -134,10 +133,10 @@ def export_prompts(
     import pyarrow.parquet
 
     data = without_folders(config.data.prompts)
-    splits = {"train": training, "held-out": held_out}
+    splits = {"train": prompts.training, "held-out": prompts.held_out}
     with _export_to(folder, 0) as out:
-        for split, prompts in splits.items():
-            if not prompts:  # `data.held_out` may be 0
+        for split, chosen in splits.items():
+            if not chosen:  # `data.held_out` may be 0
                 continue
             rows = [
                 {
@@ -147,11 +146,11 @@ def export_prompts(
                     "reward_model": {"style": "model", "ground_truth": ""},
                     "extra_info": {"split": split, "index": index, "id": prompt.id},
                 }
-                for index, prompt in enumerate(prompts)
+                for index, prompt in enumerate(chosen)
             ]
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out / f"{split}.parquet")
             fault_points.point(f"export: {split}.parquet written")
-        return _written(out, "prompts") | {"prompts": {split: len(prompts) for split, prompts in splits.items()}}
+        return _written(out, "prompts") | {"prompts": {split: len(chosen) for split, chosen in splits.items()}}
 
 
 def check_export(run_dir: RunDir, adapter: str, folder: Path) -> None:

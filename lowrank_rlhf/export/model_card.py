@@ -19,7 +19,7 @@ from lowrank_rlhf.export.usage_snippets import card_environment
 from lowrank_rlhf.reports.alarms import find_alarms
 from lowrank_rlhf.reports.format import Table, algorithm
 from lowrank_rlhf.reports.locale import ENGLISH
-from lowrank_rlhf.reports.tables import caveat, comparison, details, headline
+from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
 from lowrank_rlhf.run.directory import RunDir, read_json, sha256
 from lowrank_rlhf.run.results import MARKS, DoneMark, Results, StageResult
 
@@ -83,7 +83,7 @@ def model_card(run_dir: RunDir, config: Config, exported: Exported) -> str:
             version=__version__,
             made_by=_made_by(results, exported.adapters),
             quantization=_QUANTIZATION.get(config.model.quantization, config.model.quantization),
-            lines=[line for line in (*lines, caveat(results, ENGLISH)) if line],
+            lines=[line for line in (*lines, *caveats(results, ENGLISH)) if line],
             usage=exported.usage.strip(),
             base=config.model.model_copy(update={"source": without_folders(config.model.source)}),
             licence=licence,

@@ -8,7 +8,7 @@ from lowrank_rlhf import stages
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.length_filter import room_for_prompts
 from lowrank_rlhf.data.readers.hub import SCHEME
-from lowrank_rlhf.data.run_data import read_commits
+from lowrank_rlhf.data.run_data import VALIDATION, read_commits
 from lowrank_rlhf.evaluation.run_judges import followed_judge
 from lowrank_rlhf.run.directory import RunDir, sha256
 from lowrank_rlhf.run.results import Fingerprint
@@ -24,6 +24,8 @@ _ROOM = "room for a prompt (model.max_length less sample.max_new_tokens)"
 _FOLLOWED = "evaluate.second_judge, which ppo follows"
 # Missing in done marks of older versions: unknown values are not differences.
 _NOT_ALWAYS_KNOWN = (_MODEL_FILES, _ROOM, _FOLLOWED)
+# Only these depend on the division of the held-out prompts.
+_USE_HELD_OUT = ("ppo", "evaluate")
 
 
 def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerprint:
@@ -32,7 +34,8 @@ def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerp
     for key in stage.settings:
         settings |= _flat(key, _setting(config, key))
     settings |= _of_other_sections(stage, config)
-    kept = {key: value for key, value in settings.items() if key not in stages.PACE}
+    ignored = stages.PACE if stage.name in _USE_HELD_OUT else stages.PACE | {VALIDATION}
+    kept = {key: value for key, value in settings.items() if key not in ignored}
     return Fingerprint(settings=kept, inputs=inputs)
 
 
@@ -49,8 +52,8 @@ def differences(old: Fingerprint, new: Fingerprint, finished: bool = False) -> t
 
     For a `finished` stage the judge of PPO's curves is no difference: no weight depends on it.
 
-    A setting missing in `old`, which an older version wrote, counts as its default. A hub data set without a known
-    commit in one of them is no difference.
+    A setting missing in `old`, which an older version wrote, counts as its default; older versions did not divide the
+    held-out prompts, as `data.validation: 0`. A hub data set without a known commit in one of them is no difference.
     """
     before, after, defaults = old.settings, new.settings, Config.defaults()
     lines = [
@@ -59,6 +62,7 @@ def differences(old: Fingerprint, new: Fingerprint, finished: bool = False) -> t
         if before.get(key, defaults.get(key)) != after.get(key)  # compared as numbers: 32 equals 32.0
         and not (key in _NOT_ALWAYS_KNOWN and None in (before.get(key), after.get(key)))
         and not (key == _FOLLOWED and finished)
+        and not (key == VALIDATION and key not in before and after[key] == 0)
     ]
     before, after = old.inputs, new.inputs
     for name in before | after:

@@ -179,7 +179,7 @@ def _work(stage: Stage, session: Session, started: Started, planned: float | Non
     On Linux the peak of memory is that of the stage, over all attempts; elsewhere that of the process, earlier stages
     included.
     """
-    path = _started_path(session.run_dir, stage)
+    path = session.run_dir.start_record(stage.name)
     _write_started(path, started)
     session.run_dir.event("started", stage=stage.name)
     forget_peak_memory()
@@ -252,11 +252,7 @@ def _started(run_dir: RunDir, stage: Stage) -> Started | None:
 
     A stage that stopped before saving any may be started with other settings.
     """
-    path = _started_path(run_dir, stage)
+    path = run_dir.start_record(stage.name)
     left = path.parent.exists() and any(file != path for file in path.parent.iterdir())
     found = read_record(path, Started) if left else None
     return None if found is None else Started.model_validate(found)
-
-
-def _started_path(run_dir: RunDir, stage: Stage) -> Path:
-    return run_dir.work_path(stage.name) / "fingerprint.json"

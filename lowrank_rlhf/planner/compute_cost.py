@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.lengths import Measure
-from lowrank_rlhf.data.run_data import RunData
+from lowrank_rlhf.data.run_data import RunData, divides_held_out
 from lowrank_rlhf.data.turns import Turns
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.sources.model_shape import Shape
@@ -29,7 +29,8 @@ class Amounts:
     """Row counts of a run's data and their lengths in tokens."""
 
     training: int
-    held_out: int
+    validation: int
+    test: int
     demonstrations: int
     """Demonstrations that SFT trains on."""
     answers: int
@@ -63,7 +64,8 @@ class ByteLengths:
 def amounts(config: Config, run_dir: RunDir, data: RunData, measure: Measure | None = None) -> Amounts:
     """Count and measure the data that the config names and the run folder has. Raises `UserError` for invalid data."""
     measure = measure or ByteLengths()
-    training, held_out, demonstrations = data.prompts.training, data.prompts.held_out, data.prompts.demonstrations
+    training, validation, test = data.prompts.splits(divides_held_out(run_dir))
+    demonstrations = data.prompts.demonstrations
     max_answer = float(config.sample.max_new_tokens)
     max_prompt = config.model.max_length - config.sample.max_new_tokens
     lengths = measure.prompts([prompt.messages for prompt in training])
@@ -73,7 +75,8 @@ def amounts(config: Config, run_dir: RunDir, data: RunData, measure: Measure | N
     rows = [prompt + response for prompt, response in zip(prompts, responses[: len(used)], strict=True)]
     return Amounts(
         training=len(training),
-        held_out=len(held_out),
+        validation=len(validation),
+        test=len(test),
         demonstrations=len(used),
         answers=_answers(config, run_dir, data),
         prompt_tokens=min(max_prompt, _mean(lengths, 0)),
@@ -138,7 +141,7 @@ def compute_cost(stage: str, config: Config, counts: Amounts, shape: Shape) -> f
     if stage == "ppo":
         return _policy_cost(passes)
     if stage == "evaluate":
-        return counts.held_out * (passes.collected() + passes.sampled())
+        return counts.test * config.evaluate.answers_per_prompt * (passes.collected() + passes.sampled())
     return 0.0
 
 
@@ -147,7 +150,7 @@ def _policy_cost(passes: _Passes) -> float:
     below, heads, layers = passes.below, passes.heads, passes.shape.layers
     ppo, algorithm, steps = config.ppo, config.align.algorithm, policy_steps(config, counts)
     evaluations = 1 + steps // ppo.evaluate_every
-    evaluated = evaluations * min(ppo.evaluate_prompts, counts.held_out) * passes.collected()
+    evaluated = evaluations * min(ppo.evaluate_prompts, counts.validation) * passes.collected()
     if algorithm == "ppo":
         updated = ppo.epochs * (passes.trained(below, layers, answer) + passes.trained(below, heads))
         return steps * ppo.batch_size * (passes.collected() + updated) + evaluated

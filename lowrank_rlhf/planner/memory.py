@@ -145,9 +145,9 @@ def _phases(stage: str, config: Config, shape: Shape, counts: Amounts, width: in
         logits = _logits(shape, tokens * counts.answer_tokens / counts.tokens)
         return {"sampling": sampled(config.ppo.batch_size), "training": (trained, logits)}
     if stage == "evaluate":
-        tokens = tokens_per_pass(counts.held_out)
+        tokens = tokens_per_pass(counts.test)
         read = (_reading(shape, tokens, width), _logits(shape, tokens))
-        return {"sampling": sampled(counts.held_out), "reading": read}
+        return {"sampling": sampled(counts.test * config.evaluate.answers_per_prompt), "reading": read}
     return {}
 
 

@@ -9,7 +9,7 @@ from lowrank_rlhf.reports.alarms import Alarm, find_alarms
 from lowrank_rlhf.reports.charts import ChartFigure, run_figures
 from lowrank_rlhf.reports.format import Metrics, Table, number
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, Locale, locale
-from lowrank_rlhf.reports.tables import caveat, comparison, details, headline, scores
+from lowrank_rlhf.reports.tables import caveats, comparison, details, first_answers, headline, scores
 from lowrank_rlhf.reports.templating import html_environment, markdown_environment
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_atomic
@@ -44,7 +44,7 @@ class ReportView:
 
     texts: Locale
     lines: tuple[str, ...]
-    """Headline and caveat."""
+    """Headline and caveats."""
     alarms: Sequence[Alarm]
     comparison: Table | None
     details: Sequence[Table]
@@ -79,12 +79,12 @@ def _view(metrics: Metrics, results: Results, eval_rows: Rows, texts: Locale) ->
     alarms = find_alarms(metrics, results)
     return ReportView(
         texts=texts,
-        lines=tuple(line for line in (headline(results, texts, alarms), caveat(results, texts)) if line),
+        lines=(headline(results, texts, alarms), *caveats(results, texts)),
         alarms=alarms,
         comparison=comparison(results, texts),
         details=details(results, texts),
         figures=run_figures(metrics, results, texts),
-        samples=[_answers(row, texts) for row in eval_rows],
+        samples=[_answers(row, texts) for row in first_answers(eval_rows)],
     )
 
 

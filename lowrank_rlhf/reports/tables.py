@@ -79,14 +79,21 @@ def _verdict(interval: Bounds, alarms: Sequence[Alarm], texts: Locale) -> str:
     return texts("verdict.alarms", titles=titles) + (texts("verdict.more_alarms", count=more) if more > 0 else "")
 
 
-def caveat(results: Results, texts: Locale) -> str:
-    """Return the limits of the headline, or empty text."""
-    judge = results.evaluate and results.evaluate.judge
-    if not judge:
-        return ""
-    if judge.startswith(ENDPOINT_PREFIX):
-        return texts("caveat.language_model")
-    return texts("caveat.simulated") if judge == SIMULATED else ""
+def caveats(results: Results, texts: Locale) -> list[str]:
+    """Return the limits of the headline, a line each."""
+    evaluate, found = results.evaluate, []
+    if evaluate and evaluate.judge and evaluate.judge.startswith(ENDPOINT_PREFIX):
+        found.append(texts("caveat.language_model"))
+    if evaluate and evaluate.judge == SIMULATED:
+        found.append(texts("caveat.simulated"))
+    if evaluate and evaluate.selected_on_test:
+        found.append(texts("caveat.selected_on_test"))
+    return found
+
+
+def first_answers(rows: Sequence[Row]) -> list[Row]:
+    """Return the first pair of answers to each prompt."""
+    return list({row["prompt_id"]: row for row in reversed(rows)}.values())[::-1]
 
 
 def comparison(results: Results, texts: Locale) -> Table | None:
@@ -108,7 +115,8 @@ def comparison(results: Results, texts: Locale) -> Table | None:
         )
         rows.append((texts("figure.reward_accuracy"), "", percent(reward.accuracy), note))
     header = tuple(texts(f"column.{name}") for name in ("figure", "sft", "policy", "meaning"))
-    lead = texts("comparison.lead", prompts=evaluate.prompts)
+    several = "" if evaluate.answers_per_prompt == 1 else ".several"
+    lead = texts(f"comparison.lead{several}", prompts=evaluate.prompts, answers=evaluate.answers_per_prompt)
     return Table(texts("comparison.title"), lead, header, tuple(rows), ("text", "text", "text", "note"))
 
 

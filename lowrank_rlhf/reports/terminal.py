@@ -12,7 +12,7 @@ from lowrank_rlhf.maths.text import EAST_ASIAN
 from lowrank_rlhf.reports.alarms import find_alarms
 from lowrank_rlhf.reports.locale import ENGLISH
 from lowrank_rlhf.reports.render import FEATURED, Rows
-from lowrank_rlhf.reports.tables import caveat, comparison, headline, scores
+from lowrank_rlhf.reports.tables import caveats, comparison, first_answers, headline, scores
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.results import Results
 
@@ -30,14 +30,14 @@ def summary_message(run_dir: RunDir, results: Results, eval_rows: Rows, report_p
     """
     found = find_alarms(list(run_dir.metrics.read()), results)
     warnings = (f"WARNING: {alarm.text(ENGLISH)}" for alarm in found)
-    paragraphs = (headline(results, ENGLISH, found), caveat(results, ENGLISH), *warnings)
+    paragraphs = (headline(results, ENGLISH, found), *caveats(results, ENGLISH), *warnings)
     lines = [line for text in paragraphs if text for line in [*_wrap(text, _WIDTH), ""]]
     lines += _figures(results)
     if eval_rows:
         lines += [
             "The first prompts, in their original order:",
             "",
-            *(line for row in eval_rows[:FEATURED] for line in _sample(row)),
+            *(line for row in first_answers(eval_rows)[:FEATURED] for line in _sample(row)),
             "",
         ]
     return "\n".join([*lines, "The full report, to open in a browser:", f"  {report_path}"])

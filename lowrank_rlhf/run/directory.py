@@ -21,7 +21,7 @@ from lowrank_rlhf.errors import RunLocked, UserError
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.files import append_line, now, read_json, sha256, sync, sync_folder, write_atomic
 from lowrank_rlhf.run.files import write_json_atomic as write_json_atomic
-from lowrank_rlhf.run.results import MARKS, DoneMark, Results, StageResult
+from lowrank_rlhf.run.results import MARKS, DoneMark, Fingerprint, Results, StageResult, Started
 
 SCHEMA = 1
 """Schema version of a run folder, in its env.json, and of each JSON file in it (decision 0014)."""
@@ -92,6 +92,17 @@ class RunDir:
         form = MARKS[stage]
         found = read_record(self._mark(stage), form)
         return None if found is None else form.model_validate(found)
+
+    def start_record(self, stage: str) -> Path:
+        """Return the path of the record of the stage's start, which may not exist."""
+        return self.work_path(stage) / "fingerprint.json"
+
+    def fingerprint(self, stage: str) -> Fingerprint | None:
+        """Return the fingerprint of a finished or started stage, or None. Raises `UserError` as `read_record` does."""
+        if mark := self.mark(stage):
+            return mark.fingerprint
+        found = read_record(self.start_record(stage), Started)
+        return None if found is None else Started.model_validate(found).fingerprint
 
     def results(self) -> Results:
         """Return the results of the finished stages. Raises `UserError` as `read_record` does."""

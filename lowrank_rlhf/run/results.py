@@ -6,7 +6,7 @@ folders stay readable.
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt
 
 Interval = tuple[FiniteFloat | None, FiniteFloat | None]
 """95 % bootstrap interval; a bound is None where it cannot be estimated."""
@@ -196,9 +196,12 @@ class VarietyFall(Result):
 
 
 class EvaluateResult(StageResult):
-    """Result of `evaluate`: SFT against the policy on held-out prompts."""
+    """Result of `evaluate`: SFT against the policy on test prompts."""
 
     prompts: NonNegativeInt
+    answers_per_prompt: PositiveInt = 1
+    selected_on_test: bool = True
+    """True if the policy was selected on these prompts, as in all results of versions without this field."""
     judge: str | None = None
     """Name of the judge that ranked; None for people or a data set."""
     second_judge: str | None = None

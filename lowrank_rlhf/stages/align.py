@@ -69,9 +69,9 @@ def run(session: Session) -> PolicyResult:
     before = roles.base.checksum()
     scale = load_roles(roles, run_dir.artifact("adapters"), config)
     others = checksums(roles, [Role.POLICY])
-    task = _task(roles, session.prompts[0], run_dir, config, scale, session.progress)
+    task = _task(roles, session.prompts.training, run_dir, config, scale, session.progress)
     gold = open_gold_judge(config, run_dir.path, session.progress, session.stop)
-    evaluation = PolicyEvaluation.against_sft(roles, session.prompts[1], config, scale, gold)
+    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, config, scale, gold)
     optimizer = AtomicAdamW(roles.parameters(Role.POLICY), lr=config.align.learning_rate, weight_decay=0.0)
     logs = (run_dir.metrics, run_dir.watched)
     checkpoints = PolicyCheckpoints(

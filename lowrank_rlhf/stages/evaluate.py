@@ -1,6 +1,6 @@
-"""The last stage: SFT against the policy on held-out prompts, and the report."""
+"""The last stage: SFT against the policy on test prompts, and the report."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from lowrank_rlhf.evaluation.match import SEED_KEY, judge_pairs, measure_pairs
 from lowrank_rlhf.evaluation.match_metrics import (
     Figure,
     kl_values,
+    mean_per_prompt,
     mean_score_figure,
     score_values,
     text_figures,
@@ -22,7 +23,7 @@ from lowrank_rlhf.evaluation.reward_metrics import load_reward_model
 from lowrank_rlhf.evaluation.run_judges import open_judge
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.seeds import derive_seed
-from lowrank_rlhf.maths.statistics import bootstrap_interval, mean_shift
+from lowrank_rlhf.maths.statistics import Floats, Interval, bootstrap_interval, mean_shift
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.preferences.judges.loading import Judge
@@ -40,14 +41,15 @@ def run(session: Session) -> EvaluateResult:
     config, run_dir, work = session.config, session.run_dir, session.work("evaluate")
     progress, stop = session.progress, session.stop
     judges = _judges(config, run_dir.path, progress, stop)
-    pairs = _pairs(session.load_roles(), config, session.prompts[1], run_dir.artifact("adapters"), progress, stop)
+    prompts = session.prompts
+    pairs = _pairs(session.load_roles(), config, prompts.test, run_dir.artifact("adapters"), progress, stop)
     pairs = judge_pairs(judges, pairs, progress, stop)
     rows = [pair.row(STAGE_SIDES) for pair in pairs]
     eval_path = work / "eval.jsonl"
     eval_path.unlink(missing_ok=True)
     for row in rows:
         append_line(eval_path, row)
-    result = _result(config, pairs, {key: judge.name for key, judge in judges.items()})
+    result = _result(config, pairs, {key: judge.name for key, judge in judges.items()}, not prompts.divided)
     result = with_final_checks(result, session.load_roles(), pairs, config)
     results = run_dir.results().model_copy(update={"evaluate": result})
     write_report(run_dir, results, rows, work)
@@ -74,45 +76,60 @@ def _pairs(
     progress: Progress,
     stop: StopRequest,
 ) -> list[AnswerPair]:
-    """Sample SFT's and the policy's answers to the held-out prompts and measure them."""
+    """Sample SFT's and the policy's answers to the test prompts and measure them; pairs of one prompt are adjacent."""
     load_role(roles, Role.REFERENCE, adapters / "sft")
     load_role(roles, Role.POLICY, adapters / "policy")
     scale = load_reward_model(roles, adapters / "reward")
-    seed, sampling = derive_seed(config.seed, SEED_KEY), config.sample
-    with progress.track("evaluate", 2 * len(prompts), "answers") as bar:
+    seed, sampling, count = derive_seed(config.seed, SEED_KEY), config.sample, config.evaluate.answers_per_prompt
+    with progress.track("evaluate", 2 * len(prompts) * count, "answers") as bar:
         sft, policy = (
-            [group[0] for group in answer_prompts(roles, role, prompts, sampling, seed, bar=bar, stop=stop)]
-            for role in (Role.REFERENCE, Role.POLICY)
+            [sample for group in groups for sample in group]
+            for groups in (
+                answer_prompts(roles, role, prompts, sampling, seed, answers_per_prompt=count, bar=bar, stop=stop)
+                for role in (Role.REFERENCE, Role.POLICY)
+            )
         )
-        return measure_pairs(roles, prompts, sft, policy, sampling, scale)
+        repeated = [prompt for prompt in prompts for _ in range(count)]
+        return measure_pairs(roles, repeated, sft, policy, sampling, scale, rows_per_batch=len(prompts))
 
 
-def _result(config: Config, pairs: Sequence[AnswerPair], judges: Mapping[str, str]) -> EvaluateResult:
+def _result(
+    config: Config, pairs: Sequence[AnswerPair], judges: Mapping[str, str], selected_on_test: bool
+) -> EvaluateResult:
     """Return the figures, with the win rate by the judge (by the reward model if there is no judge)."""
-    samples, seed = config.evaluate.bootstrap_samples, derive_seed(config.seed, "bootstrap")
+    settings, seed = config.evaluate, derive_seed(config.seed, "bootstrap")
+
+    def interval(values: Floats) -> Interval:
+        """Resample prompts, each with all its answers."""
+        means = mean_per_prompt(values, settings.answers_per_prompt)
+        return bootstrap_interval(means, settings.bootstrap_samples, seed)
+
     decides = "judge" if "judge" in judges else SCORE
     won, kl = win_values(pairs, decides), kl_values(pairs)
     scores = score_values(pairs, decides)
     return EvaluateResult(
-        prompts=len(pairs),
+        prompts=len(pairs) // settings.answers_per_prompt,
+        answers_per_prompt=settings.answers_per_prompt,
+        selected_on_test=selected_on_test,
         judge=judges.get("judge"),
         second_judge=judges.get("second"),
         win_rate=float(won.mean()),
-        win_rate_interval=bootstrap_interval(won, samples, seed),
+        win_rate_interval=interval(won),
         mean_shift=mean_shift(scores[1], scores[0]) if scores else None,
         kl_per_answer=float(np.mean(kl)),
-        kl_mean_interval=bootstrap_interval(kl, samples, seed),
-        table=tuple(_figure_row(figure) for figure in _figures(pairs, judges, samples, seed)),
+        kl_mean_interval=interval(kl),
+        table=tuple(_figure_row(figure) for figure in _figures(pairs, judges, interval)),
     )
 
 
-def _figures(pairs: Sequence[AnswerPair], judges: Mapping[str, str], samples: int, seed: int) -> Iterator[Figure]:
+def _figures(
+    pairs: Sequence[AnswerPair], judges: Mapping[str, str], interval: Callable[[Floats], Interval]
+) -> Iterator[Figure]:
     for key, name in (*judges.items(), (SCORE, REWARD_MODEL)):
         if figure := mean_score_figure(pairs, key, name):
             yield figure
     if "second" in judges:
-        interval = bootstrap_interval(win_values(pairs, "second"), samples, seed)
-        yield win_rate_figure(pairs, "second", judges["second"], interval)
+        yield win_rate_figure(pairs, "second", judges["second"], interval(win_values(pairs, "second")))
     yield from (figure for figure in text_figures(pairs) if figure.id != "length_characters")
 
 

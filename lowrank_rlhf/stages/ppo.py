@@ -72,14 +72,14 @@ def run(session: Session) -> PolicyResult:
     scale = _load_roles(roles, run_dir.artifact("adapters"), session.config)
     others = checksums(roles, [Role.POLICY, Role.CRITIC])
     gold = open_gold_judge(session.config, run_dir.path, session.progress, session.stop)
-    evaluation = PolicyEvaluation.against_sft(roles, session.prompts[1], session.config, scale, gold)
+    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, session.config, scale, gold)
     optimizers = Optimizers.create(roles, config)
     logs = (run_dir.metrics, run_dir.watched)
     checkpoints = PolicyCheckpoints(work, roles, optimizers.of_roles, logs, config.kl_coef)
     rates = "ppo.learning_rate and ppo.critic_learning_rate"
     report = SkipReport("ppo", rates, run_dir, session.progress, roles.base)
     state, started = checkpoints.resume()
-    prompts, baselines = _prompts(roles, session.prompts[0], run_dir, session.config, scale)
+    prompts, baselines = _prompts(roles, session.prompts.training, run_dir, session.config, scale)
     training = _PpoTraining(
         session.config,
         roles,

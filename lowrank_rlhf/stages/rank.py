@@ -32,7 +32,7 @@ def run(session: Session) -> RankResult:
     else:
         answers = list(read_jsonl(session.run_dir.artifact("samples.jsonl"), Sample))
         asked = {sample.prompt_id for sample in answers}
-        prompts = [prompt for prompt in session.prompts[0] if prompt.id in asked]
+        prompts = [prompt for prompt in session.prompts.training if prompt.id in asked]
         rankings = (
             _rank_by_judge(judge, config.tie_margin, prompts, answers, session.progress, session.stop)
             if judge

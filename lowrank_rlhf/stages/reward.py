@@ -63,7 +63,7 @@ def run(session: Session) -> RewardResult:
     of_held_out = scores[len(train) :]
     figures = held_out_accuracy(held_out, of_held_out, config.evaluate.bootstrap_samples, session.seed("bootstrap"))
     _report_accuracy(figures, len(train), run_dir, session.progress)
-    statistics = _score_statistics(config, roles, session.prompts[0], torch.cat(scores), session.progress)
+    statistics = _score_statistics(config, roles, session.prompts.training, torch.cat(scores), session.progress)
     found = weakness(figures)
     weak = found and weakness_in_words(found, figures)
     folder = work / "adapters" / "reward"

@@ -15,7 +15,7 @@ from lowrank_rlhf.session import Session
 def run(session: Session) -> SampleResult:
     """Write `samples.jsonl`. Each batch is saved as soon as it is sampled; a stopped stage resumes after the last."""
     config, roles = session.config.sample, session.load_roles()
-    prompts = session.prompts[0][: config.prompts]
+    prompts = session.prompts.training[: config.prompts]
     load_role(roles, Role.REFERENCE, session.run_dir.artifact("adapters/sft"))
     kept = AnswerLog(StepLog(session.work("sample") / "batches.jsonl"), "sample", roles.base.eos)
     start, count = time.monotonic(), config.answers_per_prompt

@@ -58,8 +58,8 @@ def longest(config: Config) -> Amounts:
     answer = config.sample.max_new_tokens
     prompt = config.model.max_length - answer
     return Amounts(
-        training=4000, held_out=config.data.held_out, demonstrations=4000, answers=16_000,
-        prompt_tokens=prompt, longest_prompt=prompt, answer_tokens=answer,
+        training=4000, validation=config.data.held_out // 2, test=config.data.held_out // 2, demonstrations=4000,
+        answers=16_000, prompt_tokens=prompt, longest_prompt=prompt, answer_tokens=answer,
         longest_demonstration=config.model.max_length,
     )  # fmt: skip
 

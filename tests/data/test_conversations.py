@@ -49,7 +49,9 @@ def run_folder(tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "talk_judge", raising=False)
     data = write_talks(tmp_path / "talks.jsonl", range(18), with_answers=True)
-    config = make_config(tiny_folder(), data, "none", model__max_length=120, rank__judge="talk_judge:watched")
+    config = make_config(
+        tiny_folder(), data, "none", model__max_length=120, rank__judge="talk_judge:watched", data__validation=1
+    )
     return pipeline.run(config, tmp_path / "runs", progress=Progress.silent()).path
 
 

@@ -147,7 +147,7 @@ def test_they_are_left_out_when_asked_to(make, tmp_path) -> None:
     run_dir = run(config, tmp_path, until="sample", progress=Progress(console))
     printed = console.file.getvalue()
     session = make_session(config, tmp_path)
-    training, held_out = session.prompts
+    training, held_out = session.prompts.training, session.prompts.held_out
     lost = sum(prompt.id in long for prompt in session.data.prompts.held_out)
     assert f"Left out 2 prompts and 1 response too long for model.max_length 60; {13 - 2 + lost} training" in printed
     assert (len(training), len(held_out)) == (11 + lost, 2 - lost)

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from lowrank_rlhf.config.schema import DataConfig
 from lowrank_rlhf.data.formats import FORMATS
@@ -109,6 +110,36 @@ def test_split_follows_from_the_seed_alone() -> None:
     (first_training, first_held), (second_training, second_held) = (load_prompts(DataConfig(), s) for s in (1, 2))
     assert {p.id for p in first_held} != {p.id for p in second_held}
     assert [p.id for p in first_training][:20] != [p.id for p in second_training][:20]
+
+
+def test_validation_comes_first_and_test_prompts_are_the_rest() -> None:
+    whole = load_prompt_data(DataConfig(), seed=1)
+    training, validation, test = whole.splits()
+    assert (len(training), len(validation), len(test)) == (556, 32, 32)
+    assert validation + test == whole.held_out == whole.splits().held_out
+    assert training == whole.training
+    for count, expected in ((0, 0), (1, 1), (63, 63), (None, 32)):
+        data = load_prompt_data(DataConfig(validation=count), seed=1)
+        assert data.training == whole.training, "the training prompts do not depend on the division"
+        assert data.demonstrations == whole.demonstrations
+        assert data.held_out == whole.held_out
+        divided = data.splits()
+        if expected:
+            assert (divided.validation, divided.test) == (whole.held_out[:expected], whole.held_out[expected:])
+        assert divided.divided is bool(expected)
+        undivided = data.splits(divided=False)
+        assert undivided.validation == undivided.test == undivided.held_out == whole.held_out
+    odd = load_prompt_data(DataConfig(held_out=5), seed=1).splits()
+    assert (len(odd.validation), len(odd.test)) == (2, 3)
+    alone = load_prompt_data(DataConfig(held_out=1), seed=1).splits()
+    assert alone.validation == alone.test
+    assert not alone.divided
+
+
+@pytest.mark.parametrize(("held_out", "validation"), [(4, 4), (4, 5), (0, 1)])
+def test_validation_leaves_test_prompts(held_out: int, validation: int) -> None:
+    with pytest.raises(ValidationError, match=rf"validation \({validation}\) must be below held_out \({held_out}\)"):
+        DataConfig(held_out=held_out, validation=validation)
 
 
 def test_demonstrations_are_held_out_only_when_nothing_else_is_left(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`evaluate` as people use it, on a tiny run; the evaluate stage, plain PEFT and plain transformers are the oracles."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -21,6 +22,7 @@ from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.data.comparisons import load_comparisons
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.evaluation import match as match_module
+from lowrank_rlhf.evaluation import policy_evaluation
 from lowrank_rlhf.evaluation.compared_models import ComparedModel, Match, run_adapter
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.seeds import derive_seed
@@ -37,6 +39,7 @@ PAIRS = [
     {"prompt": "question two", "chosen": "the user asks", "rejected": "that is the point and the question"},
     {"prompt": "question three", "chosen": "gives", "rejected": "kinds"},
 ]
+NOTE = "the run's policy was selected on these prompts, which flatters it"
 RANKED = [
     {"prompt": "question four", "responses": ["kind", "short", "the point"], "scores": [2, 1, 1]},
     {"prompt": "question five", "responses": ["answer", "user"], "scores": [1, 1]},
@@ -47,7 +50,8 @@ RANKED = [
 def finished(tiny_folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; nobody writes there."""
     folder = tmp_path_factory.mktemp("evaluated")
-    config = make_config(tiny_folder(), write_prompts(folder / "prompts.jsonl"), "none")
+    division = {"data__validation": 2, "evaluate__answers_per_prompt": 2}
+    config = make_config(tiny_folder(), write_prompts(folder / "prompts.jsonl"), "none", **division)
     return pipeline.run(config, folder / "runs", progress=Progress.silent()).path
 
 
@@ -75,6 +79,18 @@ def figures(evaluate):
         return json.loads(out)
 
     return call
+
+
+def older(run: Path) -> Path:
+    """The run as a version without `data.validation` leaves it."""
+    for name in ("ppo", "evaluate"):
+        path = run / "done" / f"{name}.json"
+        mark = json.loads(path.read_text())
+        del mark["fingerprint"]["settings"]["data.validation"]
+        path.write_text(json.dumps(mark))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("validation: 2", "validation:"))
+    return run
 
 
 def eval_rows(run: Path) -> list[dict[str, Any]]:
@@ -109,7 +125,10 @@ class TestAMatch:
         before = sha256(finished)
         match = figures(finished)["match"]
         stage, rows = done(RunDir(finished), "evaluate")["summary"], eval_rows(finished)
-        assert (match["left"], match["right"], match["prompts"]) == ("sft", "policy", len(rows))
+        assert (match["left"], match["right"], match["prompts"], len(rows)) == ("sft", "policy", 3, 6)
+        assert (stage["prompts"], stage["answers_per_prompt"], match["answers_per_prompt"]) == (3, 2, 2)
+        assert stage["selected_on_test"] is False
+        assert match["prompts_from"] == "the run's test prompts"
         for mine, theirs in zip(match["answers"], rows, strict=True):
             assert (mine["prompt_id"], mine["left"], mine["right"]) == tuple(
                 theirs[key] for key in ("prompt_id", "sft", "policy")
@@ -119,6 +138,7 @@ class TestAMatch:
                 assert mine[key] == pytest.approx(theirs[name], abs=1e-4)
         assert match["win_rate"] == stage["win_rate"]
         assert match["win_rate_interval"] == stage["win_rate_interval"]
+        assert match["kl_interval"] == pytest.approx(stage["kl_mean_interval"], abs=1e-4)
         assert match["kl_per_answer"] == pytest.approx(stage["kl_per_answer"], abs=1e-4)
         named = {row["figure"]: row for row in stage["table"]}
         for row in match["table"]:
@@ -127,28 +147,62 @@ class TestAMatch:
                 assert (row["left"], row["right"]) == pytest.approx((theirs["sft"], theirs["policy"]), abs=1e-4)
         assert sha256(finished) == before
 
+    def test_the_intervals_of_the_stage_resample_prompts_not_answers(self, finished) -> None:
+        """Both answers to a prompt are drawn together: their means are what the bootstrap resamples."""
+        stage, rows = done(RunDir(finished), "evaluate")["summary"], eval_rows(finished)
+        names = [row["prompt_id"] for row in rows]
+        assert names == [name for name in dict.fromkeys(names) for _ in range(2)]
+        means = [(first["kl"] + second["kl"]) / 2 for first, second in zip(rows[::2], rows[1::2], strict=True)]
+        draws = sorted(sum(three) / 3 for three in itertools.product(means, repeat=3))  # all resamples of three prompts
+        low, high = stage["kl_mean_interval"]
+        assert min(abs(low - value) for value in draws) < 1e-6
+        assert min(abs(high - value) for value in draws) < 1e-6
+        assert stage["kl_per_answer"] == pytest.approx(sum(means) / 3)
+
+    def test_training_s_evaluations_draw_other_numbers(self, finished) -> None:
+        """With the same prompts too: the policy must not be selected on the answers that are reported."""
+        session = make_session(load_config(finished / "config.yaml"), finished.parents[1] / "other")
+        keys = (policy_evaluation.SEED_KEY, match_module.SEED_KEY)
+        assert len({derive_seed(session.config.seed, key) for key in keys}) == 2
+        watched = list(RunDir(finished).watched.read("ppo"))
+        assert {row["prompt_id"] for row in watched} == {prompt.id for prompt in session.prompts.validation}
+        assert not {row["prompt_id"] for row in watched} & {row["prompt_id"] for row in eval_rows(finished)}
+
+    def test_an_undivided_run_samples_other_answers_and_says_what_it_was_selected_on(
+        self, finished, figures, tmp_path
+    ) -> None:
+        """A run of an older version: its ppo knows no division, so the same prompts selected the policy."""
+        run = older(copied(finished, tmp_path / "run"))
+        match = figures(run)["match"]
+        assert (match["prompts"], match["notes"][0]) == (5, NOTE)
+        assert NOTE not in figures(run, "--right", "base")["match"]["notes"]
+        of_training = {row["prompt_id"]: row["answer"] for row in RunDir(run).watched.read("ppo") if row["step"] == 0}
+        answers = {row["prompt_id"]: row["left"] for row in match["answers"][::2]}
+        assert of_training.keys() < answers.keys()
+        assert [of_training[name] for name in of_training] != [answers[name] for name in of_training]
+
     def test_an_adapter_against_itself(self, finished, figures) -> None:
         match = figures(finished, "--left", "sft", "--right", finished / "adapters" / "sft")["match"]
         assert all(row["left"] == row["right"] and row["kl"] == 0 for row in match["answers"])
         assert match["win_rate"] == match["length_controlled_win_rate"] == 0.5
         assert match["win_rate_interval"] == [0.5, 0.5]
-        assert (match["ties"], match["kl_per_answer"]) == (5, 0)
+        assert (match["ties"], match["kl_per_answer"]) == (6, 0)
 
     def test_kl_of_a_foreign_adapter_against_the_base_as_plain_peft_computes_it(
         self, finished, tiny_base, tmp_path
     ) -> None:
         folder = foreign(tmp_path / "foreign", tiny_base)
         session = make_session(load_config(finished / "config.yaml"), tmp_path)
-        prompts = session.prompts[1]
+        prompts = session.prompts.test
         match = Match(ComparedModel("base", None), ComparedModel("foreign", folder), prompts, 2, 7, None)
         sampling = session.config.sample
         pairs = match_module.play_match(session.load_roles(), match, None, sampling, session.progress, session.stop)
-        seed = derive_seed(7, "held-out answers")
+        seed = derive_seed(7, "test answers")
         groups = answer_prompts(session.load_roles(), Role.POLICY, prompts, sampling, seed, answers_per_prompt=2)
         tokens = [
             (prompt, list(sample.tokens)) for prompt, group in zip(prompts, groups, strict=True) for sample in group
         ]
-        assert len(pairs) == len(tokens) == 10
+        assert len(pairs) == len(tokens) == 6
         roles = session.load_roles()
         bare = load_plain(AutoModelForCausalLM, roles, "none")
         without = [
@@ -185,7 +239,8 @@ class TestAMatch:
 
     def test_says_when_the_run_trained_on_the_prompts(self, finished, figures, tmp_path) -> None:
         rows = [json.loads(line) for line in (finished.parents[1] / "prompts.jsonl").read_text().splitlines()]
-        held_out = {row["prompt_id"] for row in eval_rows(finished)}
+        splits = make_session(load_config(finished / "config.yaml"), tmp_path).prompts
+        held_out = {prompt.id for prompt in splits.held_out}
         trained = [row["prompt"] for row in rows if row["id"] not in held_out][:3]
         new = [row["prompt"] for row in rows if row["id"] in held_out][:2]
         file = write_rows(tmp_path / "mixed.jsonl", [{"prompt": text} for text in (*trained, *new, "is that kind")])
@@ -378,7 +433,7 @@ class TestErrors:
         config.write_text(config.read_text().replace("source: judge", "source: human"))
         assert "this run has no reward model yet; set --judge" in evaluate(run)[2]
         stages = "stages: [sft, sample, rank, reward]\n"
-        text = config.read_text().replace("held_out: 5", "held_out: 0")
+        text = config.read_text().replace("held_out: 5", "held_out: 0").replace("validation: 2", "validation: 0")
         config.write_text(stages + "".join(part for part in _without_stages(text)))
         assert "this run has no held-out prompts" in evaluate(run, "--judge", "sentiment")[2]
 

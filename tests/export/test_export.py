@@ -637,7 +637,7 @@ def test_prompts_as_parquet(tiny_folder, tmp_path, command, monkeypatch) -> None
     code, out, _ = command("export", "tiny", "out", "--what", "prompts", "--json")
     assert (code, json.loads(out)["prompts"]) == (0, {"train": 15, "held-out": 5})
     assert sorted(json.loads(out)["files"]) == ["held-out.parquet", "train.parquet"]
-    for name, prompts in zip(("train", "held-out"), session.prompts, strict=True):
+    for name, prompts in zip(("train", "held-out"), (session.prompts.training, session.prompts.held_out), strict=True):
         rows = pyarrow.parquet.read_table(f"out/{name}.parquet").to_pylist()
         told = [[message.model_dump() for message in prompt.messages] for prompt in prompts]
         assert [row["prompt"] for row in rows] == told

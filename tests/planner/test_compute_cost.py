@@ -15,8 +15,8 @@ from lowrank_rlhf.sources.tokenizer import local_tokenizer
 # 2 x 4 x (4 + 2) + 3 x 4 x 8 = 144 weights a layer; 2 x 10 x 4 = 80 operations to project a token.
 SHAPE = Shape("llama", layers=2, hidden=4, mlp=8, query=4, key_value=2, vocabulary=10, tied=True)
 COUNTS = Amounts(
-    training=10, held_out=5, demonstrations=20, answers=30, prompt_tokens=6, longest_prompt=9, answer_tokens=4,
-    longest_demonstration=14,
+    training=10, validation=2, test=5, demonstrations=20, answers=30, prompt_tokens=6, longest_prompt=9,
+    answer_tokens=4, longest_demonstration=14,
 )  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def config(tmp_path):
     return make_config(tmp_path)
 
 
-def test_costs_by_hand(config) -> None:
+def test_costs_by_hand(config, tmp_path) -> None:
     read = 10 * 2 * 288  # ten tokens through both layers
     sampled = read * 6 / 10 + 3 * 4 * (2 * 288 + 80)
     assert compute_cost("sft", config, COUNTS, SHAPE) == 20 * 2 * 3 * 2 * (read + 10 * 80)
@@ -34,8 +34,10 @@ def test_costs_by_hand(config) -> None:
     assert compute_cost("reward", config, COUNTS, SHAPE) == 30 * (read + 2 * 3 * 2 * read)
     met = sampled + 2 * (read + 4 * 80) + 2 * read
     learnt = 3 * 2 * (read + 4 * 80) + 3 * 2 * read
-    assert compute_cost("ppo", config, COUNTS, SHAPE) == 4 * 4 * (met + learnt) + 3 * 3 * met
+    assert compute_cost("ppo", config, COUNTS, SHAPE) == 4 * 4 * (met + learnt) + 3 * 2 * met  # two validation prompts
     assert compute_cost("evaluate", config, COUNTS, SHAPE) == 5 * (met + sampled) == 231_680
+    thrice = make_config(tmp_path, evaluate__answers_per_prompt=3)
+    assert compute_cost("evaluate", thrice, COUNTS, SHAPE) == 3 * 231_680
 
 
 def test_layers_without_adapters_run_once_for_all_roles_and_have_no_backward(tmp_path) -> None:
@@ -60,7 +62,8 @@ class TestAmounts:
         )
         counts = amounts(config, make_session(config, tmp_path).run_dir, RunData(config))
         shown = RunData(config).prompts.demonstrations
-        assert (counts.training, counts.held_out, counts.demonstrations) == (600, 20, len(shown))
+        assert (counts.training, counts.validation, counts.test) == (600, 10, 10)
+        assert counts.demonstrations == len(shown)
         assert counts.answers == 10 * 3
         # The quickstart's tokenizer makes 16 tokens of a sampled answer, on average (done/sample.json of seed 26).
         assert counts.answer_tokens == pytest.approx(16, rel=0.5)

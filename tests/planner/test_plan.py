@@ -167,8 +167,8 @@ class TestMemory:
         from benchmarks.memory import SETTINGS
 
         counts = replace(
-            COUNTS, training=588, held_out=32, demonstrations=128, answers=128, prompt_tokens=17.3, longest_prompt=21,
-            answer_tokens=17, longest_demonstration=41,
+            COUNTS, training=588, validation=16, test=16, demonstrations=128, answers=128, prompt_tokens=17.3,
+            longest_prompt=21, answer_tokens=17, longest_demonstration=41,
         )  # fmt: skip
         rows = json.loads((Path(__file__).parents[2] / "docs/performance/memory.json").read_text())
         off = {}

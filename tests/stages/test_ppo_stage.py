@@ -162,7 +162,7 @@ def test_answers_at_each_evaluation_are_kept(make, monkeypatch) -> None:
     session = make(ppo__steps=3, ppo__learning_rate=0.1)
     ppo.run(session)
     rows = list(session.run_dir.watched.read("ppo"))
-    held_out = session.prompts[1]
+    held_out = session.prompts.validation
     assert len(held_out) > 2
     assert [(row["step"], row["prompt_id"]) for row in rows] == [(n, p.id) for n in (0, 2, 3) for p in held_out[:2]]
     assert [row["prompt"] for row in rows[:2]] == [prompt.text for prompt in held_out[:2]]

@@ -106,8 +106,11 @@ def test_all_six_stages(config, tmp_path) -> None:
     assert len(list(read_jsonl(run_dir.artifact("rankings.jsonl"), Ranking))) == 8
     assert list(read_jsonl(run_dir.artifact("comparisons.jsonl"), Comparison))
     evaluated = [json.loads(line) for line in run_dir.artifact("eval.jsonl").read_text().splitlines()]
-    held_out = {prompt.id for prompt in make_session(config, tmp_path).prompts[1]}
-    assert {row["prompt_id"] for row in evaluated} == held_out
+    prompts = make_session(config, tmp_path).prompts
+    assert [row["prompt_id"] for row in evaluated] == [prompt.id for prompt in prompts.test]
+    watched = {row["prompt_id"] for row in run_dir.watched.read("ppo")}
+    assert watched == {prompt.id for prompt in prompts.validation}
+    held_out = {prompt.id for prompt in prompts.held_out}
     assert not held_out & {sample.prompt_id for sample in samples}
 
     before = {path: path.stat().st_mtime_ns for path in run_dir.path.rglob("*") if path.is_file()}
@@ -214,8 +217,8 @@ def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:
     judged = {row["step"]: row["eval/second_judge"] for row in rows if "eval/kl" in row}
     assert list(judged) == [0, 2, 4]
     assert not [row for row in rows if "eval/judge" in row]
-    of_sft = [json.loads(line)["second_sft"] for line in run_dir.artifact("eval.jsonl").read_text().splitlines()]
-    assert judged[0] == pytest.approx(sum(of_sft[:3]) / 3)  # SFT's answers to the same prompts
+    of_sft = [row["second_judge"] for row in run_dir.watched.read("ppo") if row["step"] == 0]
+    assert judged[0] == pytest.approx(sum(of_sft) / 3)  # SFT's answers to the same prompts
     page = run_dir.artifact("report.html").read_text()
     assert "second judge (gold)" in page
     assert "the judge “plain-language” (gold)" in page

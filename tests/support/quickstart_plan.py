@@ -15,7 +15,8 @@ SMOLLM = Shape(
     file_bytes=269_060_552,
 )  # fmt: skip
 COUNTS = Amounts(
-    training=492, held_out=128, demonstrations=240, answers=1280, prompt_tokens=14, longest_prompt=18, answer_tokens=20,
+    training=492, validation=64, test=64, demonstrations=240, answers=1280, prompt_tokens=14, longest_prompt=18,
+    answer_tokens=20,
     longest_demonstration=40,
 )  # fmt: skip
 CPU = machine.Machine(Device(cuda=False, width=2), 20 * GB, 24 * GB, 1e12, "bfloat16")

@@ -76,6 +76,8 @@ def make_config(folder: Path, data: Path | None = None, quantization: str = "nf4
             sections[section][field] = value
         else:
             top[key] = value
+    if sections["data"].get("held_out") == 5:
+        sections["data"].setdefault("validation", 3)  # as many as `ppo.evaluate_prompts`
     return Config.model_validate(top | sections)
 
 

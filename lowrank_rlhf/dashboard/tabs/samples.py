@@ -8,6 +8,7 @@ from typing import Any
 
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.reports.format import number
+from lowrank_rlhf.reports.tables import Row, first_answers
 from lowrank_rlhf.run.records import Sample
 
 _MAX_ROWS = 24
@@ -26,9 +27,9 @@ def samples(run: Path, watched: Rows, evaluated: Rows, language: str) -> str:
         language: language of the texts.
     """
     tables = []
-    if evaluated:
-        lead = t("samples.compared", language, shown=min(_MAX_ROWS, len(evaluated)), all=len(evaluated))
-        rows = [_compared(row, language) for row in evaluated[:_MAX_ROWS]]
+    if compared := first_answers(evaluated):
+        lead = t("samples.compared", language, shown=min(_MAX_ROWS, len(compared)), all=len(compared))
+        rows = [_compared(row, language) for row in compared[:_MAX_ROWS]]
         tables.append(_table(lead, [t(f"samples.{name}", language) for name in ("prompt", "sft", "policy")], rows))
     if watched:
         tables.append(_by_step(watched, language))
@@ -66,7 +67,7 @@ def _by_step(watched: Rows, language: str) -> str:
     return _table(t("samples.by_step", language), [t("samples.prompt", language), *names], rows)
 
 
-def _compared(row: dict[str, Any], language: str) -> str:
+def _compared(row: Row, language: str) -> str:
     cells = [_cell(t("samples.prompt", language), row.get("prompt"), "")]
     for side in ("sft", "policy"):
         score = number(row.get(f"score_{side}"))
