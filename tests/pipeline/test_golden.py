@@ -65,7 +65,12 @@ def test_it_goes_on_where_it_was_stopped(command) -> None:
     after = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
     assert after[: len(before)] == before  # nothing that it had done was done again
     assert {row["step"] for row in after if row["stage"] == "ppo"} == {0, 1, 2, 3, 4}
-    assert "<html" in (RUN / "report.html").read_text()
+    page = (RUN / "report.html").read_text()
+    assert "<html" in page
+    # It began to select its policy on all held-out prompts, so they stay undivided, and the report says so.
+    assert "The policy was selected on this report" in page
+    evaluated = [json.loads(line) for line in (RUN / "eval.jsonl").read_text().splitlines()]
+    assert len(evaluated) == 5
     assert (RUN / "adapters/policy/adapter_model.safetensors").is_file()
     written = [path for path in RUN.rglob("*.json") if path.name != "adapter_config.json"]  # that one is PEFT's
     assert len(written) == 9  # env, precision, six marks, reward
