@@ -26,7 +26,10 @@ def test_the_committed_file_is_up_to_date(path, make) -> None:
     assert (ROOT / path).read_text(encoding="utf-8") == make(), f"python -m lowrank_rlhf schema > {path}"
 
 
-SOURCES = [ROOT / "lowrank_rlhf" / "config" / name for name in ("schema.py", "ppo.py", "align.py", "endpoint.py")]
+SOURCES = [
+    ROOT / "lowrank_rlhf" / "config" / name
+    for name in ("schema.py", "ppo.py", "align.py", "endpoint.py", "evaluate.py")
+]
 
 
 def sentences() -> dict[str, str]:
