@@ -40,16 +40,8 @@ ADAPTER_STAGES = {
     if output.startswith("adapters/")
 }
 """Stage that writes each adapter."""
-ACCURACY_FIGURES = (
-    "accuracy",
-    "accuracy_interval",
-    "longer_wins",
-    "longer_wins_interval",
-    "over_length",
-    "over_length_interval",
-    "ece",
-    "length_correlation",
-)
+_RATES = ("accuracy", "longer_wins", "over_length")
+ACCURACY_FIGURES = (*_RATES, *(f"{name}_interval" for name in _RATES), "ece", "length_correlation")
 MAY_CHANGE = ("model.", "sample.", "rank.endpoint.", "evaluate.", "data.skip_bad_rows=")
 """Settings that affect neither the choice of held-out prompts nor the run's adapters."""
 REWARD = "adapters/reward"
