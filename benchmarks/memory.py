@@ -89,7 +89,7 @@ def command(*arguments: str) -> str:
 def table(rows: list[Row]) -> str:
     """Format a Markdown row for each stage of each setting."""
     lines = [
-        "| setting | stage | measured, MiB | plan said | measured / said | over sft |",
+        "| setting | stage | measured, MiB | forecast | measured / forecast | over sft |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
