@@ -13,7 +13,7 @@ from lowrank_rlhf.config.section import UNCHECKED
 Check = Callable[[Config], Iterable[tuple[Key, str]]]
 """Return keys and sentences of the mistakes in a valid config."""
 
-_STAND_IN: dict[str, Any] = {"name": "x", "model": {"source": "x"}}  # for required settings that are missing or wrong
+_REQUIRED: dict[str, Any] = {"name": "x", "model": {"source": "x"}}  # placeholders where these are missing or wrong
 
 
 def find_problems(values: dict[str, Any], check: Check) -> tuple[Config | None, list[tuple[Key, str]]]:
@@ -28,7 +28,7 @@ def find_problems(values: dict[str, Any], check: Check) -> tuple[Config | None, 
 
 
 def _without(values: dict[str, Any], wrong: set[Key]) -> dict[str, Any]:
-    """Return the values with wrong settings removed, so that defaults or stand-ins take their place."""
+    """Return the values with wrong settings removed, so that defaults or placeholders take their place."""
     kept: dict[str, Any] = {}
     for name, value in values.items():
         bad = {key[1] for key in wrong if key[0] == name and len(key) > 1}
@@ -36,7 +36,7 @@ def _without(values: dict[str, Any], wrong: set[Key]) -> dict[str, Any]:
             kept[name] = {key: inner for key, inner in value.items() if key not in bad}
         elif not bad and (name,) not in wrong:
             kept[name] = value
-    return _STAND_IN | kept | {"model": _STAND_IN["model"] | kept.get("model", {})}
+    return _REQUIRED | kept | {"model": _REQUIRED["model"] | kept.get("model", {})}
 
 
 def _read(values: dict[str, Any]) -> Config:

@@ -21,7 +21,7 @@ _KINDS = {
     "bool_type": "true or false",
     "finite_number": "a finite number",
     "tuple_type": "a list",
-    "model_type": "a section with keys of its own",
+    "model_type": "a section of settings",
     "greater_than": "above {gt:g}",
     "greater_than_equal": "at least {ge:g}",
     "less_than": "below {lt:g}",

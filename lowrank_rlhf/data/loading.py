@@ -80,7 +80,7 @@ def load(
     if not rows:
         found_none = f"{source}: no rows. Expected one object like {EXAMPLE} per line"
         raise UserError("\n".join(problem for _, problem in problems[:_SHOWN_PROBLEMS]) or found_none)
-    found = Found(BY_NAME[chosen], f"as {setting} says") if chosen else detect(rows, str(source), setting, among)
+    found = Found(BY_NAME[chosen], f"{setting} is set") if chosen else detect(rows, str(source), setting, among)
     located = []
     for row in rows:
         try:

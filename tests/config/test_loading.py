@@ -103,7 +103,7 @@ IN_THE_FILE = [
     ("ppo: {missing_eos_score: .inf}\n", "my.yaml:3:7: ppo.missing_eos_score: must be a finite number, not Infinity"),
     ("ppo: {missing_eos_score: .nan}\n", "my.yaml:3:7: ppo.missing_eos_score: must be a finite number, not NaN"),
     ("ppo: {batch_size: 8, minibatches: 3}\n", "my.yaml:3:22: ppo: minibatches (3) must divide batch_size (8)"),
-    ("ppo: 5\n", "my.yaml:3:1: ppo: must be a section with keys of its own, not 5"),
+    ("ppo: 5\n", "my.yaml:3:1: ppo: must be a section of settings, not 5"),
     ("reward: {pooling: lst}\n", 'my.yaml:3:10: reward.pooling: must be "last" or "mean", not "lst"'),
     ("rank: {judge: 7}\n", "my.yaml:3:8: rank.judge: must be text, not 7. Put it in quotes"),
     (f"rank: {{judge: [{'x' * 70}]}}\n", f'my.yaml:3:8: rank.judge: must be text, not ["{"x" * 55}...'),

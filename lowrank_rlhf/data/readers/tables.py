@@ -54,15 +54,15 @@ def parquet_rows(content: bytes, name: str) -> list[Row | BadRow]:
     rows: list[dict[str, Any]] = []
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
-        held = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-        for batch in file.iter_batches(BATCH) if held <= MOST_UNPACKED else ():
-            held += batch.nbytes + BYTES_OF_A_ROW * batch.num_rows  # a repeated value takes no space in the file
-            if held > MOST_UNPACKED:
+        size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        for batch in file.iter_batches(BATCH) if size <= MOST_UNPACKED else ():
+            size += batch.nbytes + BYTES_OF_A_ROW * batch.num_rows  # a repeated value takes no space in the file
+            if size > MOST_UNPACKED:
                 break
             rows += batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # damage may show in a cell alone
         raise UserError(f"{name}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
-    if held > MOST_UNPACKED:
+    if size > MOST_UNPACKED:
         raise UserError(f"{name}: unpacks to more than {MOST_UNPACKED >> 20:,} MiB. Split it")
     return without_empty_columns(numbered(rows, name))
 
