@@ -241,6 +241,7 @@ def test_the_limit_and_the_template_of_a_config(command, tiny_folder) -> None:
     template = "{% for m in messages %}{{ m.content }}|{% endfor %}"
     Path("my.yaml").write_text(
         f"name: a\nmodel: {{source: '{tiny_folder()}', max_length: 40, chat_template: '{template}'}}\n"
+        "sample: {max_new_tokens: 8}\n"
     )
     jsonl("my.jsonl", {"prompt": "Hi", "completion": "Hello"})
     page = json.loads(command("my.jsonl", "--tokenizer", "my.yaml", "--json")[1])
