@@ -140,7 +140,7 @@ def test_the_loss_of_dpo_is_the_formula_s_against_sft(make, monkeypatch) -> None
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_the_kl_is_that_of_the_answers_against_sft(make, monkeypatch, algorithm) -> None:
-    session = make(algorithm, model__micro_batch_tokens=1000)
+    session = make(algorithm, model__micro_batch_tokens=1000, sample__temperature=0.7)
     rewards, expected = OnlineTask._rewards, []
 
     def look(task: OnlineTask, *rest: Any) -> list[float]:
