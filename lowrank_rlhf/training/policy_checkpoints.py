@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.errors import StageFailed
+from lowrank_rlhf.maths.policy_choice import Evaluated
 from lowrank_rlhf.maths.sequences import cut_minibatches
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.batch_limits import BatchLimits
@@ -19,7 +20,6 @@ from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
 from lowrank_rlhf.run.directory import StepLog, read_record, write_json_atomic
 from lowrank_rlhf.run.results import Claim, ClaimId
 from lowrank_rlhf.training.nan_recovery import NanRecovery
-from lowrank_rlhf.training.policy_choice import Evaluated
 from lowrank_rlhf.training.ppo_update import OptimizerSteps
 from lowrank_rlhf.training.rollout import Rollout
 from lowrank_rlhf.training.rollout_file import load_rollout, save_rollout

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StageFailed
+from lowrank_rlhf.maths.policy_choice import Evaluated, choose
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.training.policy_checkpoints import PolicyState
-from lowrank_rlhf.training.policy_choice import Evaluated, choose
 from lowrank_rlhf.training.reward_data import about_reward
 from lowrank_rlhf.training.rollout import RewardScale
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from lowrank_rlhf.errors import StageFailed, Stopped
 from lowrank_rlhf.evaluation import policy_evaluation
 from lowrank_rlhf.evaluation.policy_evaluation import PolicyAnswers, PolicyEvaluation, open_gold_judge
+from lowrank_rlhf.maths.policy_choice import Evaluated
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors, save_role
 from lowrank_rlhf.run.checkpoints import save_checkpoint
@@ -25,7 +26,6 @@ from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo
 from lowrank_rlhf.training.nan_recovery import NanRecovery
 from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState
-from lowrank_rlhf.training.policy_choice import Evaluated
 from lowrank_rlhf.training.policy_roles import choose_policy
 from lowrank_rlhf.training.ppo_update import Optimizers
 from lowrank_rlhf.training.rollout import Rollout

@@ -1,4 +1,4 @@
-"""Choice of the policy that a run keeps, from its evaluations on the same held-out prompts; imports no torch."""
+"""Choice of the policy that a run keeps, from its evaluations on the same held-out prompts."""
 
 import math
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ from functools import reduce
 import numpy as np
 import pytest
 
-from lowrank_rlhf.training.policy_choice import Evaluated, choose, ends_fewer, standard_error
+from lowrank_rlhf.maths.policy_choice import Evaluated, choose, ends_fewer, standard_error
 
 ALL_END = [True] * 8
 HALF_END = [True, False] * 4
