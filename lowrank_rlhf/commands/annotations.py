@@ -144,7 +144,7 @@ def _not_current(contents: Contents, rankings: Sequence[Ranking]) -> list[str]:
     if replaced := len(rankings) - current:
         notes.append(
             f"{counted(replaced, 'ranking')} followed by a later one of the same prompt and annotator: `import` counts "
-            "only the last one, --comparisons exports all"
+            "only the last one; --comparisons exports all of them"
         )
     if replaced := len(contents.history) - withdrawn - len(rankings):
         notes.append(f"also {counted(replaced, 'ranking')} replaced by a later one of the same annotator")

@@ -35,7 +35,7 @@ def chat(
         float | None, typer.Option(min=0, help="0 picks the most probable token. Default: sample.temperature.")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Maximum tokens of an answer. Default: sample.max_new_tokens.")
+        int | None, typer.Option(min=1, help="Maximum number of tokens per answer. Default: sample.max_new_tokens.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling. Default: the run's seed.")] = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Answer this prompt and exit.")] = None,

@@ -166,8 +166,8 @@ def sweep(
 
     Commas separate values, except inside [a, b] and quotes. Each run has its own folder and resumes if it was stopped.
     A stage that another run finished with the same settings and inputs is copied, not repeated. If a run fails, the
-    sweep records it, continues, and exits with code 1. The table and the plot of gold over sqrt(KL) are written to a
-    folder with the sweep's name, next to the runs.
+    sweep records it, continues, and exits with code 1. The table and the plot of the gold score against sqrt(KL) are
+    written to a folder with the sweep's name, next to the runs.
 
     \b
     Examples:

@@ -13,7 +13,7 @@ _COMPARES = frozenset({"epochs"})
 
 
 class AlignConfig(Section):
-    """Stage 3: the algorithm that trains the policy. Scores, evaluations and checkpoints are set in section `ppo`."""
+    """Stage 3: how the policy is trained. Scores, evaluations and checkpoints are configured in the `ppo` section."""
 
     algorithm: Algorithm = "ppo"
     """`ppo` is implemented in this package and set in section `ppo`. The others are TRL's: `rloo` and `grpo` sample and

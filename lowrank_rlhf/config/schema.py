@@ -43,7 +43,7 @@ class ModelConfig(Section):
     """`nf4` stores the linear layers in 4 bits with double quantisation, `int8` in 8 bits with one scale per
     output; `none` does not quantise them."""
     compute_dtype: Precision = "auto"
-    """Number format of the matrix products. `auto` selects the faster of float32 and bfloat16 when the run starts, and
+    """Data type of matrix multiplications. `auto` selects the faster of float32 and bfloat16 when the run starts, and
     keeps it. `float16` is for GPUs without bfloat16, such as a T4."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` uses the GPU if there is one."""

@@ -42,7 +42,7 @@ class ChatModels:
     """Models of a run that can answer: `base`, and `sft` and `policy` if the run has them.
 
     Args:
-        roles: adapters on the loaded base; the role POLICY is filled with the model that answers.
+        roles: adapters on the loaded base; the role POLICY holds the adapter of the model that answers.
         adapters: the run's folder of adapters.
     """
 

@@ -13,7 +13,7 @@ from lowrank_rlhf.run.distributed import OutOfMemoryElsewhere, ProcessGroup
 
 Result = TypeVar("Result")
 _CPU_MESSAGES = ("can't allocate memory", "not enough memory")
-"""Parts of the messages of PyTorch's CPU allocator, which raises a plain RuntimeError."""
+"""Fragments of error messages from PyTorch's CPU allocator, which raises a plain RuntimeError."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

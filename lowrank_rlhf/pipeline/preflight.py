@@ -82,7 +82,10 @@ def _sharing_problems(config: Config) -> Iterator[tuple[Key, str]]:
     if size % count and "sft" in config.stages and config.sft.source == "train":
         yield ("sft", "batch_size"), f"{size} rows cannot be divided evenly among {count} processes. Set a multiple"
     if count > 1 and config.model.memory == "auto":
-        yield ("model", "memory"), "auto supports one process only. Set as_set, with the numbers that `plan` prints"
+        yield (
+            ("model", "memory"),
+            "auto supports one process only. Set model.memory=as_set and use the numbers that `plan` prints",
+        )
 
 
 def _layer_problems(config: Config) -> list[tuple[Key, str]]:

@@ -114,7 +114,10 @@ class _Passes:
         return self.counts.tokens * 2 * (last - first) * self.shape.per_layer + projected * self.vocabulary
 
     def trained(self, first: int, last: int, projected: float = 0.0) -> float:
-        """Return the cost of a training pass, whose backward ends at the lowest adapter and skips base weights."""
+        """Return the cost of a training pass.
+
+        Its backward pass stops at the lowest adapter and computes no gradients for base weights.
+        """
         return TRAINING * (self.forward(first, last, projected) + self.forward(max(first, self.below), last, projected))
 
     def sampled(self) -> float:

@@ -16,7 +16,7 @@ class SavedRanking(Record):
 
 
 class Skip(Record):
-    """An annotator's refusal to rank a prompt."""
+    """A prompt that an annotator skipped."""
 
     annotator: str
     prompt_id: str

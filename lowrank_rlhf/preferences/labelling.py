@@ -188,7 +188,7 @@ def type_all(draft: Draft, keys: Iterable[str]) -> Draft:
 
 def keys_of(tiers: Iterable[Iterable[int]]) -> list[str]:
     """Return the keys that place answers, numbered by their position on the screen, in these tiers."""
-    return [key for tier in tiers for key in "=".join(LABELS[answer] for answer in tier)]
+    return [key for tier in tiers for key in KEYS[Action.TIE][0].join(LABELS[answer] for answer in tier)]
 
 
 def _names_an_answer(draft: Draft, key: str) -> bool:

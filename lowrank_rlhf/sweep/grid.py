@@ -52,7 +52,7 @@ class Sweep:
 def make_sweep(source: str, arguments: Sequence[str]) -> Sweep:
     """Expand the settings with several values into a grid on the config `source`.
 
-    Raises `UserError` that lists each mistake of all combinations once, before anything runs.
+    Raises a `UserError` that lists each mistake in any combination once, before anything runs.
     """
     choices = _choices(arguments)
     axes = {key: values for key, values in choices.items() if len(values) > 1}

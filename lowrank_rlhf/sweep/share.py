@@ -93,7 +93,7 @@ def _copy(stage: Stage, donor: RunDir, run_dir: RunDir) -> None:
             shutil.copy2(source, target)
         if sha256(source) != sha256(target):
             raise StageFailed(
-                f"{target}: the copy differs from {source}. Wait until nothing writes to it, then rerun the sweep."
+                f"{target}: the copy differs from {source}. Wait until nothing is writing to it, then rerun the sweep."
             )
     for source_log, target_log in ((donor.metrics, run_dir.metrics), (donor.watched, run_dir.watched)):
         target_log.truncate(stage.name, -1)

@@ -141,5 +141,5 @@ def test_a_sweep_and_several_processes_refuse_it(monkeypatch) -> None:
     found = problems(load_config(Path("tiny.yaml")))
     assert (
         ("model", "memory"),
-        "auto supports one process only. Set as_set, with the numbers that `plan` prints",
+        "auto supports one process only. Set model.memory=as_set and use the numbers that `plan` prints",
     ) in found

@@ -308,8 +308,8 @@ def test_no_ranking_of_a_data_set_is_lost(command) -> None:
         0,
         [
             "wrote x.jsonl: 3 prompts, 9 answers, 3 rankings by 1 annotator, 0 skips",
-            "2 rankings followed by a later one of the same prompt and annotator: `import` counts only the last one, "
-            "--comparisons exports all",
+            "2 rankings followed by a later one of the same prompt and annotator: `import` counts only the last one; "
+            "--comparisons exports all of them",
         ],
     )
     written = [json.loads(line) for line in FILE.read_text().splitlines()]
