@@ -11,8 +11,8 @@ class EvaluateConfig(Section):
     """Comparison of SFT model and policy on test prompts."""
 
     second_judge: str | None = "plain-language"
-    """Judge that nothing was tuned on, reported next to the first; same values as `rank.judge`. If no program ranked
-    the answers, PPO's evaluations use it, unless it is `endpoint`."""
+    """Judge that nothing was tuned on, reported next to the first; same values as `rank.judge`. The evaluations during
+    training use it too, unless it is `endpoint`."""
     answers_per_prompt: Count = 1
     """Answers of each model to each test prompt; more narrow the intervals and cost time in proportion."""
     bootstrap_samples: Annotated[int, Field(ge=100)] = 10_000

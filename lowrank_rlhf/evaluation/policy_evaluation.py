@@ -12,7 +12,7 @@ from torch import Tensor
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.config.schema import Config, SampleConfig
 from lowrank_rlhf.evaluation.match import divergence, pack_answers
-from lowrank_rlhf.evaluation.run_judges import followed_judge, open_judge
+from lowrank_rlhf.evaluation.run_judges import JudgeRole, followed_judges, open_judge
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.kl import kl_penalty
 from lowrank_rlhf.maths.seeds import derive_seed
@@ -36,12 +36,12 @@ WATCHED_PROMPTS = 8
 
 
 @dataclass(frozen=True)
-class GoldJudge:
-    """Judge whose scores are followed next to the reward model's (the gold score of Gao et al. 2022)."""
+class FollowedJudge:
+    """Judge whose scores are followed next to the reward model's."""
 
     judge: Judge
-    figure: str
-    """Name among the figures: `judge` for the judge that ranked the answers, else `second_judge`."""
+    role: JudgeRole
+    """Name among the figures."""
 
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> list[float]:
         """Return the score of one answer to each prompt."""
@@ -61,8 +61,8 @@ class PolicyAnswers:
     """(N,), nats of each answer: log policy - log SFT, summed over its tokens."""
     max_token_difference: float
     """Largest absolute difference of log-probabilities at any token, nats."""
-    judged: list[float]
-    """Gold scores; empty without a gold judge."""
+    judged: Mapping[JudgeRole, list[float]]
+    """Scores of each judge that is followed, (N,)."""
 
     @property
     def ended(self) -> list[bool]:
@@ -79,9 +79,10 @@ class PolicyEvaluation:
     sampling: SampleConfig
     seed: int
     scale: RewardScale
-    gold: GoldJudge | None
+    judges: Sequence[FollowedJudge]
+    """The first is the gold judge (Gao et al. 2022)."""
     sft: list[Sample]
-    sft_judged: list[float]
+    sft_judged: Mapping[JudgeRole, list[float]]
 
     @classmethod
     def against_sft(
@@ -90,13 +91,13 @@ class PolicyEvaluation:
         prompts: Sequence[Prompt],
         config: Config,
         scale: RewardScale,
-        gold: GoldJudge | None = None,
+        judges: Sequence[FollowedJudge] = (),
     ) -> "PolicyEvaluation":
         """Sample SFT's answers as the role REFERENCE, from the same random streams as the policy's later."""
         prompts, seed = prompts[: config.ppo.evaluate_prompts], derive_seed(config.seed, SEED_KEY)
         sft = [group[0] for group in answer_prompts(roles, Role.REFERENCE, prompts, config.sample, seed)]
-        judged = gold.scores(prompts, sft) if gold else []
-        return cls(roles, prompts, config.sample, seed, scale, gold, sft, judged)
+        judged = {judge.role: judge.scores(prompts, sft) for judge in judges}
+        return cls(roles, prompts, config.sample, seed, scale, judges, sft, judged)
 
     def evaluate(self, step: int, config: PpoConfig, diverged: OnNotFinite) -> tuple[PolicyAnswers, dict[str, float]]:
         """Return the policy's answers after `step` and their figures. Raises `diverged` if the objective is NaN."""
@@ -119,22 +120,25 @@ class PolicyEvaluation:
             scores=reward_scores(self.roles, batch, self.scale),
             kl=found.kl,
             max_token_difference=found.max_token_difference,
-            judged=self.gold.scores(self.prompts, samples) if self.gold else [],
+            judged={judge.role: judge.scores(self.prompts, samples) for judge in self.judges},
         )
         release_freed_memory()
         return answers
 
     def figures(self, answers: PolicyAnswers, config: PpoConfig) -> dict[str, float]:
-        """Return means over the answers; `objective` is the mean of `objectives`."""
+        """Return means over the answers; `objective` is the mean of `objectives`.
+
+        `win_rate` is by the gold judge, `second_win_rate` by the second one if another is gold.
+        """
         figures = {
             "score": float(answers.scores.mean()),
             "kl": float(answers.kl.mean()),
             "eos_rate": sum(answers.ended) / len(answers.ended),
             "objective": float(self.objectives(answers, config).mean()),
         }
-        if self.gold:
-            figures[self.gold.figure] = sum(answers.judged) / len(answers.judged)
-            figures["win_rate"] = win_rate(answers.judged, self.sft_judged)
+        for key, (role, scores) in zip(("win_rate", "second_win_rate"), answers.judged.items(), strict=False):
+            figures[role] = sum(scores) / len(scores)
+            figures[key] = win_rate(scores, self.sft_judged[role])
         return figures
 
     def objectives(self, answers: PolicyAnswers, config: PpoConfig) -> Tensor:
@@ -152,21 +156,29 @@ class PolicyEvaluation:
                 "finished": sample.finished,
                 "score": float(answers.scores[i]),
                 "kl": float(answers.kl[i]),
-                **({self.gold.figure: answers.judged[i]} if self.gold else {}),
+                **{role: scores[i] for role, scores in answers.judged.items()},
             }
 
     def log(self, run_dir: RunDir, step: int, answers: PolicyAnswers, figures: dict[str, float]) -> None:
         """Write the figures into the metrics, and answers for people to read into `watched.jsonl`."""
         for row in self.rows(answers, WATCHED_PROMPTS):
             run_dir.watched.append("ppo", step, **row)
-        by_prompt = {f"eval/{self.gold.figure}_scores": answers.judged} if self.gold else {}  # for paired tests
+        by_prompt = {f"eval/{role}_scores": scores for role, scores in answers.judged.items()}  # for paired tests
         run_dir.metrics.append("ppo", step, **{f"eval/{name}": value for name, value in figures.items()}, **by_prompt)
 
 
-def open_gold_judge(config: Config, run_folder: Path, progress: Progress, stop: StopRequest) -> GoldJudge | None:
-    """Open the judge to follow training with; None if there is none, or if its scores are not absolute."""
-    name = followed_judge(config)
-    judge = open_judge(name, config.rank, run_folder, progress, stop) if name else None
-    if judge is None or not judge.absolute:
-        return None
-    return GoldJudge(judge, "judge" if config.rank.source == "judge" else "second_judge")
+def open_followed_judges(
+    config: Config, run_folder: Path, progress: Progress, stop: StopRequest
+) -> list[FollowedJudge]:
+    """Open the judges to follow training with, without those whose scores are not absolute."""
+    found = [
+        FollowedJudge(open_judge(name, config.rank, run_folder, progress, stop), role)
+        for role, name in followed_judges(config).items()
+    ]
+    return [followed for followed in found if followed.judge.absolute]
+
+
+def judge_names(judges: Sequence[FollowedJudge]) -> tuple[str | None, str | None]:
+    """Return the names of the gold judge and of the second one beside it, as far as they exist."""
+    first, second, *_ = [*(followed.judge.name for followed in judges), None, None]
+    return first, second

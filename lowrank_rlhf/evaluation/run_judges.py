@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from lowrank_rlhf.config.schema import Config, RankConfig
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, Judge, load_judge
 from lowrank_rlhf.run.progress import Progress, StopRequest, figure
 from lowrank_rlhf.run.records import Prompt, Sample
 
+JudgeRole = Literal["judge", "second_judge"]
+"""Roles of judges, as named among the figures of an evaluation: the one that ranked the answers, and the second."""
 VERDICTS = "verdicts.jsonl"
 """Replies of an endpoint by the question's hash. In the run folder itself, so that `--redo` asks nothing twice."""
 
@@ -22,17 +25,16 @@ def open_judge(name: str, rank: RankConfig, run_folder: Path, progress: Progress
     return EndpointJudge(ChatClient(rank.endpoint, stop, progress.say), run_folder / VERDICTS)
 
 
-def followed_judge(config: Config) -> str | None:
-    """Return the name of the judge whose scores are followed during PPO, next to the reward model's.
+def followed_judges(config: Config) -> dict[JudgeRole, str]:
+    """Return the names of the judges whose scores are followed during training, next to the reward model's.
 
-    It is the judge that ranked the answers; if people or a data set did, it is `second_judge`, so that
-    over-optimisation shows there too. Never an `endpoint`: its scores compare within one call only, so they make no
-    curve, and training must not send (and pay for) requests at every evaluation. The evaluate stage asks it once.
+    They are the judge that ranked the answers, if one did, and `second_judge`, which nothing was tuned on. Never an
+    `endpoint`: its scores compare within one call only, so they make no curve, and training must not send (and pay for)
+    requests at every evaluation. The evaluate stage asks it once.
     """
-    if config.rank.source == "judge":
-        return config.rank.judge
-    second = config.evaluate.second_judge
-    return None if second == ENDPOINT else second
+    first, second = config.rank.judge if config.rank.source == "judge" else None, config.evaluate.second_judge
+    named: dict[JudgeRole, str | None] = {"judge": first, "second_judge": second if second != first else None}
+    return {role: name for role, name in named.items() if name and name != ENDPOINT}
 
 
 def judge_all(

@@ -9,7 +9,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.length_filter import room_for_prompts
 from lowrank_rlhf.data.readers.hub import SCHEME
 from lowrank_rlhf.data.run_data import VALIDATION, read_commits
-from lowrank_rlhf.evaluation.run_judges import followed_judge
+from lowrank_rlhf.evaluation.run_judges import followed_judges
 from lowrank_rlhf.run.directory import RunDir, sha256
 from lowrank_rlhf.run.results import Fingerprint
 from lowrank_rlhf.sources.fetch import model_identity
@@ -76,14 +76,13 @@ def differences(old: Fingerprint, new: Fingerprint, finished: bool = False) -> t
 def _of_other_sections(stage: Stage, config: Config) -> dict[str, Any]:
     """Return the settings of other sections that the stage depends on.
 
-    The length of answers determines which demonstrations are too long; PPO's evaluations use the second judge unless a
-    judge ranked.
+    The length of answers determines which demonstrations are too long; PPO's evaluations use the second judge.
     """
     found: dict[str, Any] = {}
     if stage.name == "sft" and config.sft.source == "train" and config.data.skip_too_long:
         found[_ROOM] = room_for_prompts(config)
-    if stage.name == "ppo" and config.rank.source != "judge":
-        found[_FOLLOWED] = followed_judge(config) or "none"
+    if stage.name == "ppo":
+        found[_FOLLOWED] = followed_judges(config).get("second_judge", "none")
     return found
 
 

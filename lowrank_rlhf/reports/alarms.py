@@ -7,6 +7,7 @@ from statistics import median
 from typing import Literal, get_args
 
 from lowrank_rlhf.config.ppo import APPROXIMATE_KL_LIMIT
+from lowrank_rlhf.evaluation.run_judges import JudgeRole
 from lowrank_rlhf.maths.statistics import Fall, fall_from_peak
 from lowrank_rlhf.reports.evaluation_alarms import (
     REPEATED,
@@ -20,7 +21,7 @@ from lowrank_rlhf.reports.evaluation_alarms import (
     same_openers,
     second_judge,
 )
-from lowrank_rlhf.reports.format import GoldRole, Metrics, algorithm, finite_series, number, percent, weight_key
+from lowrank_rlhf.reports.format import Metrics, algorithm, finite_series, number, percent, weight_key
 from lowrank_rlhf.reports.locale import ENGLISH, Locale, Phrase, Text
 from lowrank_rlhf.run.results import Claim, Results
 
@@ -186,7 +187,7 @@ def _overoptimisation(evidence: Evidence, level: float) -> Values | None:
 
     Runs of earlier versions have no scores by prompt, and no alarm.
     """
-    for role in get_args(GoldRole):
+    for role in get_args(JudgeRole):
         proxy = finite_series(evidence.metrics, "ppo", "eval/score")
         judged = _scores_by_prompt(evidence.metrics, f"eval/{role}_scores")
         steps = [step for step in sorted(judged) if step in proxy and len(judged[step]) == len(judged[max(judged)])]

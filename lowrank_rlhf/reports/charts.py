@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lowrank_rlhf.evaluation.run_judges import JudgeRole
 from lowrank_rlhf.reports.drawing import Chart, ChartBar, Guide, Line, Point, draw
 from lowrank_rlhf.reports.format import Metrics, finite_series, gold, judge_in_words, series
 from lowrank_rlhf.reports.locale import Locale
@@ -47,14 +48,20 @@ CURVES = (
 def run_figures(metrics: Metrics, results: Results, texts: Locale) -> list[ChartFigure]:
     """Return every chart that a run has data for, the latest stage first."""
     followed = (results.ppo and results.ppo.gold) or (results.evaluate and results.evaluate.judge)
-    curves = list(curve_figures(metrics, texts, results.ppo.best_step if results.ppo else None, followed or None))
+    second = results.ppo and results.ppo.second_judge
+    best = results.ppo.best_step if results.ppo else None
+    curves = list(curve_figures(metrics, texts, best, followed or None, second or None))
     held_out = list(_reward_figures(results.reward, texts)) if results.reward else []
     before = [figure for figure in curves if figure.id != "sft_loss"]
     return [*before, *held_out, *(figure for figure in curves if figure.id == "sft_loss")]
 
 
 def curve_figures(
-    metrics: Metrics, texts: Locale, best_step: int | None = None, judge: str | None = None
+    metrics: Metrics,
+    texts: Locale,
+    best_step: int | None = None,
+    judge: str | None = None,
+    second_judge: str | None = None,
 ) -> Iterator[ChartFigure]:
     """Yield the frontier and the curves that the metrics have points for.
 
@@ -62,9 +69,14 @@ def curve_figures(
         metrics: the rows of metrics.jsonl.
         texts: of the reader's language.
         best_step: the policy's best step, to be marked.
-        judge: name of the judge that followed the training.
+        judge: name of the gold judge that followed the training.
+        second_judge: name of the second judge that followed it too.
     """
-    yield from _frontier(metrics, texts, judge)
+    role = gold(metrics)
+    yield from _frontier("frontier", metrics, role, texts, _in_words(judge, texts))
+    if role == "judge":
+        yield from _frontier("frontier_second", metrics, "second_judge", texts, _in_words(second_judge, texts))
+    yield from _win_rates(metrics, texts, _in_words(judge, texts), _in_words(second_judge, texts))
     for curve in CURVES:
         lines = [Line(texts("chart.training"), _points(metrics, curve.stage, curve.metric))]
         if curve.held_out:
@@ -87,8 +99,12 @@ def curve_figures(
 
 def distance_and_gold(metrics: Metrics) -> dict[int, Point]:
     """Return √KL and the judge's mean score of each evaluation of PPO, by step (Gao et al. 2022, figure 1)."""
+    return _distance_and_score(metrics, gold(metrics))
+
+
+def _distance_and_score(metrics: Metrics, role: JudgeRole) -> dict[int, Point]:
     distance = _distance(metrics)
-    judged = finite_series(metrics, "ppo", f"eval/{gold(metrics)}")
+    judged = finite_series(metrics, "ppo", f"eval/{role}")
     return {step: (distance[step], judged[step]) for step in distance if step in judged}
 
 
@@ -121,28 +137,51 @@ def _figure(name: str, texts: Locale, chart: Chart, hint: str | None = None) -> 
         )
 
 
-def _frontier(metrics: Metrics, texts: Locale, judge: str | None) -> Iterator[ChartFigure]:
-    """Yield proxy (reward model) and gold (judge) over the distance from SFT, on two scales."""
+def _in_words(judge: str | None, texts: Locale) -> str:
+    return judge_in_words(judge, texts) if judge else texts("judge.some")
+
+
+def _frontier(name: str, metrics: Metrics, role: JudgeRole, texts: Locale, judge: str) -> Iterator[ChartFigure]:
+    """Yield proxy (reward model) and a judge over the distance from SFT, on two scales since their units differ."""
     distance, proxy = _distance(metrics), finite_series(metrics, "ppo", "eval/score")
     steps = [step for step in distance if step in proxy]
     if len(steps) < 2:
         return
-    role, judged = gold(metrics), distance_and_gold(metrics)
+    judged = _distance_and_score(metrics, role)
+    if name != "frontier" and not judged:
+        return
+    label = texts(f"chart.gold.{role}" if name == "frontier" else "chart.second_judge")
     lines = [
         Line(texts("chart.proxy"), [(distance[step], proxy[step]) for step in steps]),
-        Line(texts(f"chart.gold.{role}"), [judged[step] for step in steps if step in judged], colour=1, right=True),
+        Line(label, [judged[step] for step in steps if step in judged], colour=1, right=True),
     ]
     yield from _figure(
-        "frontier",
+        name,
+        texts,
+        Chart(texts(f"chart.{name}.title"), texts("chart.distance"), texts("chart.proxy"), label, lines=lines),
+        texts(f"chart.{name}.hint", judge=judge),
+    )
+
+
+def _win_rates(metrics: Metrics, texts: Locale, judge: str, second_judge: str) -> Iterator[ChartFigure]:
+    """Yield the win rates of the policy against SFT by the judges that followed the training."""
+    by_gold, by_second = (_points(metrics, "ppo", f"eval/{key}") for key in ("win_rate", "second_win_rate"))
+    hint = "chart.win_rates.hint.both" if by_second else "chart.win_rates.hint"
+    yield from _figure(
+        "win_rates",
         texts,
         Chart(
-            texts("chart.frontier.title"),
-            texts("chart.distance"),
-            texts("chart.proxy"),
-            texts(f"chart.gold.{role}"),
-            lines=lines,
+            texts("chart.win_rates.title"),
+            texts("chart.step"),
+            texts("chart.win_rates.unit"),
+            lines=[
+                Line(texts("chart.win_rates.gold"), by_gold, dots=True),
+                Line(texts("chart.second_judge"), by_second, colour=1, dots=True),
+            ],
+            guides=[Guide((None, None), (0.5, 0.5))],
+            y_range=(0.0, 1.0),
         ),
-        texts("chart.frontier.hint", judge=judge_in_words(judge, texts) if judge else texts("judge.some")),
+        texts(hint, judge=judge, second=second_judge),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from lowrank_rlhf.evaluation.run_judges import JudgeRole
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT
 from lowrank_rlhf.reports.locale import ENGLISH, Locale
 from lowrank_rlhf.run.results import Results
@@ -57,13 +58,10 @@ def weight_key(algorithm: str) -> str:
     return "ppo.kl_coef" if algorithm.upper() == "PPO" else "align.beta"
 
 
-GoldRole = Literal["judge", "second_judge"]
-
-
-def gold(metrics: Metrics) -> GoldRole:
+def gold(metrics: Metrics) -> JudgeRole:
     """Return the judge that followed training (`eval/<role>`): the second one if no program ranked."""
-    known = [role for role in get_args(GoldRole) if any(f"eval/{role}" in row for row in metrics)]
-    role: GoldRole = known[0] if known else "judge"
+    known = [role for role in get_args(JudgeRole) if any(f"eval/{role}" in row for row in metrics)]
+    role: JudgeRole = known[0] if known else "judge"
     return role
 
 

@@ -147,6 +147,8 @@ class PolicyResult(StageResult):
     seconds_per_step: float | None = None
     gold: str | None = None
     """Judge that scored the training curves in addition to the reward model."""
+    second_judge: str | None = None
+    """Another judge that scored them, which nothing was tuned on; None if `gold` is that judge."""
 
 
 FigureId = Literal[

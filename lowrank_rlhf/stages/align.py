@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Stopped
-from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation, open_gold_judge
+from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation, judge_names, open_followed_judges
 from lowrank_rlhf.maths.batching import rows_per_pass
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.adapters import load_role
@@ -70,8 +70,8 @@ def run(session: Session) -> PolicyResult:
     scale = load_roles(roles, run_dir.artifact("adapters"), config)
     others = checksums(roles, [Role.POLICY])
     task = _task(roles, session.prompts.training, run_dir, config, scale, session.progress)
-    gold = open_gold_judge(config, run_dir.path, session.progress, session.stop)
-    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, config, scale, gold)
+    judges = open_followed_judges(config, run_dir.path, session.progress, session.stop)
+    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, config, scale, judges)
     optimizer = AtomicAdamW(roles.parameters(Role.POLICY), lr=config.align.learning_rate, weight_decay=0.0)
     logs = (run_dir.metrics, run_dir.watched)
     checkpoints = PolicyCheckpoints(
@@ -87,12 +87,14 @@ def run(session: Session) -> PolicyResult:
         _train(training, bar)
     state, seconds = training.state, (time.monotonic() - start) / max(1, task.steps - first)
     save_policies(roles, session.work("ppo"), state)
+    gold, second = judge_names(judges)
     return PolicyResult(
         algorithm=config.align.algorithm,
         steps=task.steps,
         best_step=state.kept_step,
         seconds_per_step=seconds,
-        gold=gold.judge.name if gold else None,
+        gold=gold,
+        second_judge=second,
         claims=(
             *state.claims,
             base_unchanged(roles.base, name, before),

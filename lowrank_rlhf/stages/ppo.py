@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Stopped
-from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation, open_gold_judge
+from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation, judge_names, open_followed_judges
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.text import distinct_n
@@ -71,8 +71,8 @@ def run(session: Session) -> PolicyResult:
     before = roles.base.checksum()
     scale = _load_roles(roles, run_dir.artifact("adapters"), session.config)
     others = checksums(roles, [Role.POLICY, Role.CRITIC])
-    gold = open_gold_judge(session.config, run_dir.path, session.progress, session.stop)
-    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, session.config, scale, gold)
+    judges = open_followed_judges(session.config, run_dir.path, session.progress, session.stop)
+    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, session.config, scale, judges)
     optimizers = Optimizers.create(roles, config)
     logs = (run_dir.metrics, run_dir.watched)
     checkpoints = PolicyCheckpoints(work, roles, optimizers.of_roles, logs, config.kl_coef)
@@ -100,11 +100,13 @@ def run(session: Session) -> PolicyResult:
     seconds = (time.monotonic() - start) / max(1, config.steps - first)
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
     save_policies(roles, work, state)
+    gold, second = judge_names(judges)
     return PolicyResult(
         steps=config.steps,
         best_step=state.kept_step,
         seconds_per_step=seconds,
-        gold=gold.judge.name if gold else None,
+        gold=gold,
+        second_judge=second,
         claims=(
             *state.claims,
             base_unchanged(roles.base, "PPO", before),

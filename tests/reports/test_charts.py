@@ -72,10 +72,34 @@ def test_all_curves_of_a_run(language: str, role: str) -> None:
     texts = locale(language)
     rows = [*ROWS, *({"stage": "ppo", "step": n, "eval/kl": n, "eval/score": n, f"eval/{role}": -n} for n in (0, 2))]
     found = list(curve_figures(rows, texts))
-    assert [figure.id for figure in found] == ["frontier", "scores", "kl"]
+    assert [figure.id for figure in found] == ["frontier", "scores", "kl"]  # without win rates
     assert texts("chart.frontier.title") == found[0].title
     assert texts(f"chart.gold.{role}") in found[0].svg
     assert distance_and_gold(rows) == {0: (0.0, 0.0), 2: (pytest.approx(2**0.5), -2.0)}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_second_judge_is_drawn_beside_proxy_and_gold(language: str) -> None:
+    texts = locale(language)
+    followed = {"eval/kl": (0.0, 4.0), "eval/score": (0.0, 1.0), "eval/judge": (0.1, 0.9), "eval/second_judge": (7, 6)}
+    rates = {"eval/win_rate": (0.5, 0.75), "eval/second_win_rate": (0.5, 0.25)}
+    rows = [
+        {"stage": "ppo", "step": step, **{key: values[place] for key, values in (followed | rates).items()}}
+        for place, step in enumerate((0, 2))
+    ]
+    found = {figure.id: figure for figure in curve_figures(rows, texts, None, "simulated-annotator", "plain-language")}
+    assert list(found)[:3] == ["frontier", "frontier_second", "win_rates"]
+    assert "plain-language" in found["frontier_second"].hint
+    assert "plain-language" not in found["frontier"].hint
+    assert texts("chart.second_judge") in found["frontier_second"].svg
+    assert texts("chart.second_judge") not in found["frontier"].svg
+    assert f"{texts('chart.second_judge')}: 0.25" in found["win_rates"].svg or "0.25" in found["win_rates"].svg
+    assert "plain-language" in found["win_rates"].hint
+    assert distance_and_gold(rows) == {0: (0.0, 0.1), 2: (2.0, 0.9)}
+    alone = [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+    found = {figure.id: figure for figure in curve_figures(alone, texts)}
+    assert list(found)[:2] == ["frontier", "win_rates"]
+    assert found["win_rates"].hint == texts("chart.win_rates.hint", judge=texts("judge.some"))
 
 
 def test_every_margin_is_in_the_histogram() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lowrank_rlhf.errors import StageFailed, Stopped
 from lowrank_rlhf.evaluation import policy_evaluation
-from lowrank_rlhf.evaluation.policy_evaluation import PolicyAnswers, PolicyEvaluation, open_gold_judge
+from lowrank_rlhf.evaluation.policy_evaluation import PolicyAnswers, PolicyEvaluation, judge_names, open_followed_judges
 from lowrank_rlhf.maths.policy_choice import Evaluated
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors, save_role
@@ -118,18 +118,22 @@ def test_the_ratio_is_looked_at_when_the_policy_first_learns(make, monkeypatch) 
 @pytest.mark.parametrize(
     ("source", "second", "expected"),
     [
-        ("judge", "sentiment", ("judge", "simulated-annotator")),
-        ("human", "sentiment", ("second_judge", "sentiment")),
-        ("human", None, None),
-        ("human", "endpoint", None),  # it costs requests
+        ("judge", "sentiment", [("judge", "simulated-annotator"), ("second_judge", "sentiment")]),
+        ("judge", "simulated-annotator", [("judge", "simulated-annotator")]),  # one judge, asked once
+        ("judge", None, [("judge", "simulated-annotator")]),
+        ("judge", "endpoint", [("judge", "simulated-annotator")]),  # an endpoint costs requests
+        ("human", "sentiment", [("second_judge", "sentiment")]),
+        ("human", None, []),
+        ("human", "endpoint", []),
     ],
 )
-def test_the_judge_that_ppo_is_followed_with(tmp_path, source, second, expected) -> None:
+def test_the_judges_that_ppo_is_followed_with(tmp_path, source, second, expected) -> None:
     endpoint = {"url": "http://localhost:9", "model": "judge-1"} if second == "endpoint" else None
     config = make_config(tmp_path, rank__source=source, rank__endpoint=endpoint, evaluate__second_judge=second)
     session = make_session(config, tmp_path)
-    gold = open_gold_judge(config, session.run_dir.path, session.progress, session.stop)
-    assert (gold and (gold.figure, gold.judge.name)) == expected
+    judges = open_followed_judges(config, session.run_dir.path, session.progress, session.stop)
+    assert [(followed.role, followed.judge.name) for followed in judges] == expected
+    assert judge_names(judges) == (*(name for _, name in expected), None, None)[:2]
 
 
 def test_both_claims_hold_in_an_honest_run(make) -> None:
@@ -169,7 +173,18 @@ def test_answers_at_each_evaluation_are_kept(make, monkeypatch) -> None:
     assert [row["answer"] for row in rows] == [sample.text for answers in given for sample in answers.samples[:2]]
     assert [row["kl"] for row in rows[:2]] == [0, 0]
     assert [row["score"] for row in rows] == [score for answers in given for score in answers.scores.tolist()[:2]]
-    assert [row["judge"] for row in rows] == [score for answers in given for score in answers.judged[:2]]
+    for role in ("judge", "second_judge"):
+        assert [row[role] for row in rows] == [score for answers in given for score in answers.judged[role][:2]]
+    metrics = {row["step"]: row for row in session.run_dir.metrics.read("ppo") if "eval/kl" in row}
+    sft = given[0].judged  # before the first step the policy is SFT
+    for answers, row in zip(given, metrics.values(), strict=True):
+        for role, key in (("judge", "win_rate"), ("second_judge", "second_win_rate")):
+            scores = answers.judged[role]
+            assert row[f"eval/{role}"] == pytest.approx(sum(scores) / 3)
+            pairs = list(zip(scores, sft[role], strict=True))
+            assert row[f"eval/{key}"] == pytest.approx(sum((a > b) + (a == b) / 2 for a, b in pairs) / 3)
+    assert metrics[0]["eval/win_rate"] == metrics[0]["eval/second_win_rate"] == 0.5
+    assert any(row["eval/second_judge"] != row["eval/judge"] for row in metrics.values())
     assert any(row["kl"] for row in rows[2:])
 
 
