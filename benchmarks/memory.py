@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 EQUAL_ROWS = (
+    "model.quantization=nf4",
     "model.micro_batch_tokens=1536", "model.max_length=96", "sft.batch_size=16", "sft.epochs=1", "sft.examples=128",
     "data.held_out=32", "sample.max_new_tokens=48", "sample.prompts=32", "sample.batch_size=16", "reward.layers=null",
     "reward.epochs=1", "ppo.batch_size=16", "ppo.steps=5", "ppo.contrastive=false", "ppo.evaluate_prompts=16",
@@ -35,6 +36,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "nf4, twice the length": (*EQUAL_ROWS, "model.max_length=192", "sample.max_new_tokens=96"),
     "nf4, 64 rows": (*EQUAL_ROWS, "sft.batch_size=64", "ppo.batch_size=64", "sample.batch_size=64"),
     "nf4, sampling through the adapter": (*EQUAL_ROWS, "model.merged_rollouts=false"),
+    "gguf": (*EQUAL_ROWS, "model.quantization=gguf"),
     "int8": (*EQUAL_ROWS, "model.quantization=int8"),
     "no quantisation": (*EQUAL_ROWS, "model.quantization=none"),
     "nf4, ten times the prompts": (*EQUAL_ROWS, "sample.prompts=320", "ppo.steps=50"),

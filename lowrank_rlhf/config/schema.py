@@ -8,12 +8,12 @@ from pydantic import Field
 from lowrank_rlhf.config.align import AlignConfig
 from lowrank_rlhf.config.endpoint import EndpointConfig
 from lowrank_rlhf.config.evaluate import EvaluateConfig
+from lowrank_rlhf.config.model import ModelConfig
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.config.section import Conflict, Count, Fraction, NonNegative, Rate, Section
 
 StageName = Literal["sft", "sample", "rank", "reward", "ppo", "evaluate"]
 STAGES: tuple[StageName, ...] = ("sft", "sample", "rank", "reward", "ppo", "evaluate")
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 FormatName = Literal[
     "prompt-completion",
     "messages",
@@ -25,46 +25,6 @@ FormatName = Literal[
     "ranked",
     "pandalm",
 ]
-
-
-class ModelConfig(Section):
-    """Base model shared by all roles."""
-
-    source: str
-    """`pypi:PACKAGE==VERSION/FILE.gguf`, a local folder (safetensors), a local GGUF file, or a hub id."""
-    sha256: str | None = None
-    """SHA-256 of the GGUF file, local or in the package; a mismatch is an error."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id."""
-    backend: Literal["auto", "transformers", "unsloth"] = "transformers"
-    """Library that runs the model. `unsloth` requires CUDA and a separate installation. `auto` uses unsloth if it can,
-    otherwise transformers, prints its choice with the reason, and keeps it for the whole run."""
-    quantization: Literal["nf4", "int8", "none"] = "nf4"
-    """`nf4` stores the linear layers in 4 bits with double quantisation, `int8` in 8 bits with one scale per
-    output; `none` does not quantise them."""
-    compute_dtype: Precision = "auto"
-    """Data type of matrix multiplications. `auto` selects the faster of float32 and bfloat16 when the run starts, and
-    keeps it. `float16` is for GPUs without bfloat16, such as a T4."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` uses the GPU if there is one."""
-    threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """CPU threads; 0 uses PyTorch's default."""
-    chat_template: str | None = None
-    """Jinja chat template that replaces the model's own."""
-    max_length: Count = 512
-    """Maximum length of prompt plus response, in tokens."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time, the same gradients."""
-    micro_batch_tokens: Count = 768
-    """Padded tokens per forward and backward pass; a lower value saves memory and changes results only by rounding."""
-    memory: Literal["as_set", "auto"] = "as_set"
-    """`auto` lowers `micro_batch_tokens` and enables `gradient_checkpointing` as far as needed to fit the memory that
-    is free when the run starts. The run keeps the values in its config.yaml."""
-    merged_rollouts: bool = True
-    """Sample from a temporary copy of the model with the adapter merged in: faster, but needs memory for the
-    copy. unsloth ignores this and samples through the adapter."""
-    cuda_graphs: bool = True
-    """On a GPU, record a decoding step and replay it if the architecture allows: several times faster."""
 
 
 class LoraConfig(Section):
@@ -245,8 +205,8 @@ class Config(Section):
         """Yield the settings that unsloth does not support on any machine."""
         if self.model.device == "cpu":
             yield Conflict(("model.device",), "model.device is cpu, and unsloth requires CUDA")
-        if self.model.quantization == "int8":
-            text = "model.quantization is int8, which unsloth does not support; set nf4 or none"
+        if self.model.quantization in ("int8", "gguf"):
+            text = f"model.quantization is {self.model.quantization}, which unsloth does not support; set nf4 or none"
             yield Conflict(("model.quantization",), text)
         for key, layers in {"lora.last_layers": self.lora.last_layers, "reward.layers": self.reward.layers}.items():
             if layers is not None:

@@ -22,6 +22,7 @@ from lowrank_rlhf.reports.locale import ENGLISH
 from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
 from lowrank_rlhf.run.directory import RunDir, read_json, sha256
 from lowrank_rlhf.run.results import MARKS, DoneMark, Results, StageResult
+from lowrank_rlhf.sources.measured_quality import quantization_cost
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 _FILES = {".gguf", ".jsonl", ".json", ".csv", ".parquet", ".gz", ".yaml", ".txt", ".safetensors", ".py"}
@@ -37,7 +38,7 @@ _COLUMNS = {
     "policy": "This is the model in the column “aligned (after)” of the figures below.",
     "sft": "This is the model in the column “SFT (before)” of the figures below, not the aligned one.",
 }
-_QUANTIZATION = {"nf4": "4-bit (NF4)", "none": "unquantised"}
+_QUANTIZATION = {"nf4": "4-bit (NF4)", "int8": "8-bit", "gguf": "GGUF-quantised", "none": "unquantised"}
 
 Marks = Mapping[str, DoneMark[StageResult]]
 
@@ -82,7 +83,8 @@ def model_card(run_dir: RunDir, config: Config, exported: Exported) -> str:
             ),
             version=__version__,
             made_by=_made_by(results, exported.adapters),
-            quantization=_QUANTIZATION.get(config.model.quantization, config.model.quantization),
+            quantization=_QUANTIZATION[config.model.quantization],
+            cost=quantization_cost(config.model),
             lines=[line for line in (*lines, *caveats(results, ENGLISH)) if line],
             usage=exported.usage.strip(),
             base=config.model.model_copy(update={"source": without_folders(config.model.source)}),

@@ -25,7 +25,9 @@ from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.allocator import keep_few_kernels, keep_freed_memory, release_freed_memory
 from lowrank_rlhf.models.batch_limits import BatchLimits
+from lowrank_rlhf.models.gguf_model import load_blocks
 from lowrank_rlhf.models.layers.attention import NAME as SHORT_ATTENTION
+from lowrank_rlhf.models.layers.gguf_linear import GgufLinear
 from lowrank_rlhf.models.layers.int8 import compute_at_full_precision
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.precision import choose_dtype
@@ -130,9 +132,12 @@ def load_base(config: ModelConfig, progress: Progress, group: ProcessGroup | Non
 
 
 def _model(folder: Path, config: ModelConfig, device: torch.device, compute_dtype: torch.dtype) -> PreTrainedModel:
-    load = load_model if config.backend == "unsloth" else _load
     try:
-        model = load(folder, config, device, compute_dtype)
+        if config.quantization == "gguf":
+            model = load_blocks(folder, _attention(folder, device), device, compute_dtype)
+        else:
+            load = load_model if config.backend == "unsloth" else _load
+            model = load(folder, config, device, compute_dtype)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.source: {config.source}: {error}") from None
     _check_shapes(model, config)
@@ -168,7 +173,7 @@ def _attention(folder: Path, device: torch.device) -> str | None:
 def _check_shapes(model: PreTrainedModel, config: ModelConfig) -> None:
     """Compare the shapes of quantised weights with the config: transformers does not check them."""
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear) and not isinstance(layer, GgufLinear):
             state = getattr(layer.weight, "quant_state", None)
             found, expected = tuple((state or layer.weight).shape), (layer.out_features, layer.in_features)
             if found != expected:

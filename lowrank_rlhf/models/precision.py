@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_rlhf.config.schema import Precision
+from lowrank_rlhf.config.model import Precision
 from lowrank_rlhf.errors import UserError
 
 if TYPE_CHECKING:

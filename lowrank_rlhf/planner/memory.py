@@ -171,6 +171,9 @@ def _base(config: Config, shape: Shape, width: int) -> Term:
     embeddings = shape.embeddings * width
     if config.model.quantization == "none":
         return Term("base", shape.linear_weights * width + embeddings, f"all weights, {width} bytes each")
+    if config.model.quantization == "gguf":
+        layers = shape.block_bytes + (shape.linear_weights - shape.block_weights) * width
+        return Term("base", layers + embeddings, f"linear layers in GGUF blocks, embeddings in {width} bytes")
     bits, stored = (8, "one byte") if config.model.quantization == "int8" else (NF4_BITS, "4 bits")
     linear = shape.linear_weights * bits / 8
     return Term("base", linear + embeddings, f"linear layers in {stored}, embeddings in {width} bytes")
@@ -178,7 +181,7 @@ def _base(config: Config, shape: Shape, width: int) -> Term:
 
 def _mapped(config: Config, shape: Shape, device: Device) -> float:
     """Return the bytes of the mapped file: weights that need no conversion are views into it and keep all of it."""
-    if device.cuda or device.width != shape.file_width or config.model.quantization == "none":
+    if device.cuda or device.width != shape.file_width or config.model.quantization in ("none", "gguf"):
         return 0.0
     return shape.linear_weights * device.width
 

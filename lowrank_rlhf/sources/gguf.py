@@ -71,7 +71,7 @@ def download_gguf(source: str, folder: Path) -> Path:
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantise a GGUF file to a bfloat16 safetensors folder: bitsandbytes cannot quantise while GGUF is read."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar writes a line for every tensor
         model = AutoModelForCausalLM.from_pretrained(
@@ -82,6 +82,13 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             trust_remote_code=False,
         )
     model.bfloat16().save_pretrained(folder)
+    write_tokenizer(gguf, folder)
+
+
+def write_tokenizer(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file's tokenizer and chat template to `folder`, as transformers reads them."""
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     tokenizer.add_special_tokens(_named_tokens(gguf))  # transformers 5.17 mixes up the first and the last
     tokenizer.save_pretrained(folder)

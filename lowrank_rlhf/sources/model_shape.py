@@ -10,6 +10,7 @@ from typing import Any
 from lowrank_rlhf.config.schema import LoraConfig, ModelConfig
 from lowrank_rlhf.run.files import read_json
 from lowrank_rlhf.sources.fetch import local_model
+from lowrank_rlhf.sources.gguf_blocks import block_sizes, block_sizes_of_file
 
 NF4_BITS = 4 + 0.127
 """Per weight, with a doubly quantised scale per 64 weights (QLoRA, Dettmers et al. 2023, section 3)."""
@@ -35,6 +36,10 @@ class Shape:
     """Size of the safetensors files if they are on this machine."""
     file_width: int = 2
     """Bytes per element in them."""
+    block_bytes: int = 0
+    """Size of the decoder layers' weights in GGUF blocks."""
+    block_weights: int = 0
+    """Number of these weights."""
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -117,6 +122,7 @@ def _folder_shape(folder: Path) -> Shape | None:
     tied = about.get("tie_word_embeddings", outer.get("tie_word_embeddings"))
     if tied is None:
         tied = not any(name.endswith("lm_head.weight") for name in tensors)
+    block_bytes, block_weights = block_sizes(folder)
     dtype = next(iter(tensors.values()), outer.get("dtype") or outer.get("torch_dtype"))
     return Shape(
         architecture=str(about.get("model_type")),
@@ -129,6 +135,8 @@ def _folder_shape(folder: Path) -> Shape | None:
         tied=bool(tied),
         file_bytes=sum(file.stat().st_size for file in files) or None,
         file_width=_BYTES.get(str(dtype), 2),
+        block_bytes=block_bytes,
+        block_weights=block_weights,
     )
 
 
@@ -168,6 +176,7 @@ def _gguf_shape(file: Path) -> Shape | None:
     if not all(type(value) is int for value in (layers, hidden, mlp, heads)) or "token_embd.weight" not in shapes:
         return None
     width = width or hidden // heads
+    block_bytes, block_weights = block_sizes_of_file(reader)
     return Shape(
         architecture=str(architecture),
         layers=layers,
@@ -177,4 +186,6 @@ def _gguf_shape(file: Path) -> Shape | None:
         key_value=(groups or heads) * width,
         vocabulary=shapes["token_embd.weight"][1],
         tied="output.weight" not in shapes,
+        block_bytes=block_bytes,
+        block_weights=block_weights,
     )

@@ -28,7 +28,7 @@ def test_the_committed_file_is_up_to_date(path, make) -> None:
 
 SOURCES = [
     ROOT / "lowrank_rlhf" / "config" / name
-    for name in ("schema.py", "ppo.py", "align.py", "endpoint.py", "evaluate.py")
+    for name in ("schema.py", "model.py", "ppo.py", "align.py", "endpoint.py", "evaluate.py")
 ]
 
 
@@ -102,7 +102,7 @@ def test_one_sentence_in_schema_page_and_help(monkeypatch, capsys) -> None:
         ("ppo.kl_coef", "a number, at least 0"),
         ("sft.learning_rate", "a number, above 0, below 1"),
         ("seed", "a whole number, at least 0"),
-        ("model.quantization", "nf4 | int8 | none"),
+        ("model.quantization", "nf4 | int8 | gguf | none"),
         ("lora.target_modules", "all-linear or a list of text"),
         ("stages", "a list of sft | sample | rank | reward | ppo | evaluate"),
         ("rank.endpoint", "a section or null"),

@@ -76,7 +76,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
 def merged_by_peft(roles: Roles, quantization: str, adapter: Path) -> Any:
     """PEFT's own merge into a float32 copy of the dequantised base."""
     source = load_plain(AutoModelForCausalLM, roles, quantization)
-    plain = AutoModelForCausalLM.from_pretrained(roles.base.config.source, dtype=torch.float32)
+    plain = load_plain(AutoModelForCausalLM, roles, "none")
     for name, layer in source.named_modules():
         if isinstance(layer, bnb.nn.Linear4bit):
             weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
@@ -99,8 +99,10 @@ def logits(model: Any, tokens: list[int] = PROMPTS[1]) -> Tensor:
 # --- Merged weights
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
-@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+@pytest.mark.parametrize(
+    ("architecture", "quantization"),
+    [("llama", "gguf"), *((name, storage) for name in ARCHITECTURES for storage in ("none", "nf4"))],
+)
 def test_merged_equals_pefts_own_merge(tiny_base, tmp_path, architecture, quantization) -> None:
     roles = make_roles(tiny_base(quantization, architecture=architecture))
     for role in (Role.POLICY, Role.REFERENCE):
@@ -490,10 +492,15 @@ def test_the_algorithm_is_a_tag_of_adapters_only_with_the_policy_among_them(tiny
 
 @pytest.mark.parametrize(
     ("quantization", "says"),
-    [("nf4", "on the base quantised as below"), ("int8", "on the base in 8 bits"), ("none", "on the unquantised base")],
+    [
+        ("nf4", "on the base quantised as below"),
+        ("int8", "on the base in 8 bits"),
+        ("none", "on the unquantised base"),
+        ("gguf", 'gguf_file="FILE"'),
+    ],
 )
 def test_the_card_says_on_what_adapters_were_trained(quantization, says) -> None:
-    text = adapters_usage("out", ["sft"], ModelConfig(source="x", quantization=quantization), None)
+    text = adapters_usage("out", ["sft"], ModelConfig(source="x.gguf", quantization=quantization), None)
     assert says in text
     assert ("load_in_4bit" in text) == (quantization == "nf4")
 

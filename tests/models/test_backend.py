@@ -100,6 +100,7 @@ def test_other_families_are_left_to_transformers(architecture: str | None) -> No
     [
         ("model__device", "cpu", "model.device is cpu"),
         ("model__quantization", "int8", "model.quantization is int8"),
+        ("model__quantization", "gguf", "model.quantization is gguf"),
         ("lora__last_layers", 1, "lora.last_layers is 1"),
         ("reward__layers", 2, "reward.layers is 2"),
     ],
@@ -109,8 +110,8 @@ def test_settings_that_it_cannot_run_are_conflicts_by_name_and_reasons_for_auto(
     if key == "model__quantization":
         changes["quantization"] = changes.pop(key)
     with pytest.raises(ValidationError, match=f"model.backend is unsloth, but {reason}"):
-        make_config(Path("somewhere"), model__backend="unsloth", **changes)
-    found = choose(make_config(Path("somewhere"), model__backend="auto", **changes), "llama")
+        make_config(Path("some.gguf"), model__backend="unsloth", **changes)
+    found = choose(make_config(Path("some.gguf"), model__backend="auto", **changes), "llama")
     assert found.backend == "transformers"
     assert found.reason.startswith(reason)
 

@@ -13,7 +13,7 @@ from lowrank_rlhf.models.layers import lora_linear
 from lowrank_rlhf.models.roles import Role
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8", "gguf"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])  # qwen2 has biases, phi3 packed projections
 def test_gradients_are_those_of_pefts_layers(tiny_base, quantization, architecture, monkeypatch) -> None:
     roles, batch = make_roles(tiny_base(quantization, architecture=architecture)), make_batch()

@@ -1,4 +1,4 @@
-"""Laws of the roles, on float32 and on real NF4 and int8 weights."""
+"""Laws of the roles, on float32 and on real NF4, int8 and GGUF weights."""
 
 import bitsandbytes as bnb
 import pytest
@@ -8,7 +8,7 @@ from tiny import LORA, gradients, make_batch, make_roles
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.roles import Role, Roles
 
-each_quantization = pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+each_quantization = pytest.mark.parametrize("quantization", ["none", "nf4", "int8", "gguf"])
 each_way = pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 each_role = pytest.mark.parametrize("role", Role)
 

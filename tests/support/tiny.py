@@ -1,12 +1,15 @@
 """Tiny random models of real architectures, and helpers for tests of the models."""
 
+import json
 import os
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import bitsandbytes as bnb
 import torch
+from tiny_sources import make_gguf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
@@ -100,6 +103,7 @@ QUANTISED = {
         bnb_4bit_compute_dtype=torch.float32,
     ),
     "int8": BitsAndBytesConfig(load_in_8bit=True),
+    "gguf": None,  # transformers dequantises
 }
 
 
@@ -139,10 +143,14 @@ def load_tiny(
     merged: bool = True,
     compute_dtype: str = "float32",
 ) -> Base:
-    """Load the folder with `load_base`; with one thread, as several would only spin on busy cores."""
+    """Load the folder with `load_base`; with one thread, as several would only spin on busy cores.
+
+    With `gguf`, load a GGUF file made from it.
+    """
+    source = tiny_gguf(folder) if quantization == "gguf" else folder
     config = ModelConfig.model_validate(
         {
-            "source": str(folder),
+            "source": str(source),
             "backend": os.environ.get("LOWRANK_RLHF_TEST_BACKEND", "transformers"),
             "quantization": quantization,
             "gradient_checkpointing": checkpointing,
@@ -152,7 +160,8 @@ def load_tiny(
             "merged_rollouts": merged,
         }
     )
-    return load_base(config, Progress.silent())
+    with patch.dict(os.environ, {"LOWRANK_RLHF_CACHE": str(folder.parent / "cache")} if source != folder else {}):
+        return load_base(config, Progress.silent())
 
 
 @cache
@@ -171,10 +180,22 @@ def randomise(roles: Roles, role: Role, seed: int) -> None:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
+def tiny_gguf(folder: Path) -> Path:
+    """Write the folder's model beside it as a GGUF file of several block types, once."""
+    path = folder.with_suffix(".gguf")
+    if not path.exists():
+        architecture = json.loads((folder / "config.json").read_text())["model_type"].removesuffix("_text")
+        make_gguf(folder, path, architecture, kinds=("Q4_1", "Q8_0", "Q5_0", "Q4_0", "Q5_1", "F16"))
+    return path
+
+
 def load_plain(auto: Any, roles: Roles, quantization: str, **settings: Any) -> Any:
     """Load the roles' base with transformers alone, to add adapters with PEFT alone."""
+    source = Path(roles.base.config.source)
+    if source.suffix == ".gguf":
+        source, settings = source.parent, {**settings, "gguf_file": source.name}
     model = auto.from_pretrained(
-        roles.base.config.source,
+        source,
         dtype=torch.float32,
         quantization_config=QUANTISED[quantization],
         device_map={"": DEVICE},

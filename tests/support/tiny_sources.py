@@ -5,7 +5,7 @@ import http.server
 import json
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,22 @@ _NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
+    "lm_head": "output",
     "model.layers.": "blk.",
+}
+_GEMMA = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
 }
 
 
-def make_gguf(model: Path, path: Path, architecture: str = "llama") -> Path:
-    """Write a tiny Llama as a GGUF file in float32, as llama.cpp would."""
+def make_gguf(model: Path, path: Path, architecture: str = "llama", kinds: Sequence[str] = ()) -> Path:
+    """Write a tiny model as a GGUF file, as llama.cpp would: in float32, or its matrices in turn in these types."""
     config = json.loads((model / "config.json").read_text())
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     writer = gguf.GGUFWriter(path, architecture)
@@ -44,12 +54,26 @@ def make_gguf(model: Path, path: Path, architecture: str = "llama") -> Path:
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     writer.add_vocab_size(config["vocab_size"])
+    if "sliding_window" in config:
+        writer.add_sliding_window(config["sliding_window"] or 0)
+    if "head_dim" in config:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
     _add_tokenizer(writer, tokenizer, (model / "chat_template.jinja").read_text())
+    matrices = 0
     for name, weight in load_file(model / "model.safetensors").items():
         heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
         count = next((heads[part] for part in heads if part in name), None)
-        writer.add_tensor(_renamed(name), _permuted(weight, count) if count else weight)
+        weight = _permuted(weight, count) if count and architecture == "llama" else weight
+        weight = weight + 1 if architecture.startswith("gemma") and name.endswith("norm.weight") else weight
+        if not kinds or weight.ndim == 1:
+            writer.add_tensor(_renamed(name, architecture), weight)
+        else:
+            kind = gguf.GGMLQuantizationType[kinds[matrices % len(kinds)]]
+            writer.add_tensor(_renamed(name, architecture), gguf.quantize(weight, kind), raw_dtype=kind)
+            matrices += 1
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -70,8 +94,9 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict[str, Any], template:
     writer.add_chat_template(template)
 
 
-def _renamed(name: str) -> str:
-    for theirs, ours in _NAMES.items():
+def _renamed(name: str, architecture: str) -> str:
+    names = _NAMES | _GEMMA if architecture.startswith("gemma") else _NAMES
+    for theirs, ours in names.items():
         name = name.replace(theirs, ours)
     return name
 

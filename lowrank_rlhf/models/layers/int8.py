@@ -5,7 +5,8 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+
+from lowrank_rlhf.models.layers.frozen_product import FrozenProduct
 
 
 class Int8Linear(nn.Linear):
@@ -22,13 +23,13 @@ class Int8Linear(nn.Linear):
         self.scale = nn.Parameter(packed.SCB / 127, requires_grad=False)
         self.bias = loaded.bias
 
-    def dequantised(self) -> Tensor:
-        """Return the weight as float32, (outputs, inputs)."""
-        return _dequantised(self.weight, self.scale)
+    def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight, (outputs, inputs), computed in float32 and rounded to `dtype`."""
+        return (self.weight * self.scale[:, None]).to(dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return x W^T + b in the number format of the input."""
-        product: Tensor = _Int8Product.apply(input, self.weight, self.scale, self.bias)
+        product: Tensor = FrozenProduct.apply(input, self.dequantised, self.bias)
         return product
 
 
@@ -37,22 +38,3 @@ def compute_at_full_precision(model: nn.Module) -> None:
     for name, layer in list(model.named_modules()):
         if isinstance(layer, bnb.nn.Linear8bitLt):
             model.set_submodule(name, Int8Linear(layer))
-
-
-def _dequantised(weight: Tensor, scale: Tensor) -> Tensor:
-    return weight * scale[:, None]
-
-
-class _Int8Product(torch.autograd.Function):
-    """x W^T + b. The backward dequantises W again: saved copies would amount to the unquantised model."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight, scale)
-        return linear(x, _dequantised(weight, scale).to(x.dtype), bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = gradients
-        weight, scale = ctx.saved_tensors
-        return linear(gradient, _dequantised(weight, scale).to(gradient.dtype).t()), None, None, None

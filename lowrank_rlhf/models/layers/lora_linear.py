@@ -49,7 +49,7 @@ class _FusedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows, dtype = x.reshape(-1, x.shape[-1]), x.dtype  # `weight` is saved for the backward and must not keep x
         base, a, b = self.base_layer, self.lora_A[self.adapter].weight, self.lora_B[self.adapter].weight
-        product = _LoraProduct.apply(rows, a, b, lambda: dequantised(base).to(dtype), base.bias, self.scale)
+        product = _LoraProduct.apply(rows, a, b, lambda: dequantised(base, dtype), base.bias, self.scale)
         return product.view(*x.shape[:-1], -1)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lowrank_rlhf.models.batch_limits import fatal_out_of_memory
+from lowrank_rlhf.models.layers.gguf_linear import GgufLinear
 from lowrank_rlhf.models.layers.int8 import Int8Linear
 from lowrank_rlhf.models.layers.weights import dequantised
 from lowrank_rlhf.models.roles import Role, Roles
@@ -40,7 +41,8 @@ def merged(roles: Roles, role: Role) -> Iterator[None]:
     layers: list[tuple[str, Any]] = [
         (name, layer)
         for name, layer in model.named_modules()
-        if isinstance(layer, LoraLayer | bnb.nn.Linear4bit | Int8Linear) and not name.endswith(".base_layer")
+        if isinstance(layer, LoraLayer | bnb.nn.Linear4bit | Int8Linear | GgufLinear)
+        and not name.endswith(".base_layer")
     ]
     roles.merged = role
     try:
