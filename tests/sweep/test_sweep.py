@@ -22,6 +22,7 @@ from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.reports.charts import distance_and_gold
 from lowrank_rlhf.run.directory import RunDir, StepLog
 from lowrank_rlhf.run.progress import Progress, StopRequest
+from lowrank_rlhf.run.results import RewardResult, StageResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.sweep import launch as launching
 from lowrank_rlhf.sweep import share
@@ -40,7 +41,7 @@ class FakeStage:
     settings: tuple[str, ...]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-    run: Callable[[Session], dict[str, Any]]
+    run: Callable[[Session], StageResult]
     does: str = "pretend"
     shared: bool = True
 
@@ -62,13 +63,13 @@ class Factory:
         )
 
     def stage(self, name: str, settings: tuple[str, ...], reads: tuple[str, ...]) -> FakeStage:
-        def run(session: Session) -> dict[str, Any]:
+        def run(session: Session) -> StageResult:
             self.ran.append((session.config.name, name))
             self.before(name, session)
             session.metrics.append(name, 1, loss=session.config.seed)
             text = f"{name} {session.config.seed} {session.config.reward.epochs} {session.config.ppo.kl_coef}"
             (session.work(name) / f"{name}.txt").write_text(text)
-            return {"accuracy": 0.75, "accuracy_interval": [0.5, 1.0]}
+            return RewardResult(accuracy=0.75, accuracy_interval=(0.5, 1.0))
 
         return FakeStage(name, settings, reads, (f"{name}.txt",), run)
 
