@@ -56,7 +56,7 @@ class RunStatus:
     """Progress of the running stage."""
     figure: KeyFigure | None = None
     log_end: str = ""
-    """Last lines of the log of a run that has ended early. For people: no code reads it."""
+    """Last lines of the log of a run that ended early, as a message for the user."""
     pid: int | None = None
     algorithm: str = "ppo"
     """`align.algorithm` of the config."""

@@ -53,7 +53,7 @@ def _adapter_problems(config: Config) -> Iterator[tuple[Key, str]]:
         return
     folder = Path(config.sft.adapter)
     if not os.path.isdir(folder):
-        yield ("sft", "adapter"), f"{folder}: there is no such folder; relative paths start at {Path.cwd()}"
+        yield ("sft", "adapter"), f"{folder}: folder not found. Relative paths start at {Path.cwd()}"
     elif missing := [name for name in ADAPTER_FILES if not os.path.isfile(folder / name)]:
         yield (
             ("sft", "adapter"),

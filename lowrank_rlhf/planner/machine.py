@@ -32,7 +32,7 @@ class Machine:
     operations: float
     """Approximate floating-point operations per second of a forward pass."""
     number_format: str
-    """Number format of the matrix products."""
+    """Data type of matrix multiplications."""
 
 
 def find_machine(config: ModelConfig) -> Machine:

@@ -111,5 +111,5 @@ def open_project(folder: Path, new: bool = False) -> Project:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return `1 prompt`, `2 prompts`."""
+    """Return number and noun, such as `1 prompt` or `2 prompts`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")

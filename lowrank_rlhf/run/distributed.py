@@ -129,7 +129,7 @@ class ProcessGroup:
 
     @contextmanager
     def single_process(self) -> Iterator[None]:
-        """Work in this process alone within the block; the others wait at their next barrier."""
+        """Run the block in this process only; the others wait at their next barrier."""
         self._single = True
         try:
             yield

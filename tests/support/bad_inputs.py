@@ -167,7 +167,7 @@ _THINGS_THAT_ARE_NOT_THERE = [
     _setting(
         "adapter missing",
         "sft: {source: adapter, adapter: gone}\n",
-        "my.yaml:3:24: sft.adapter: gone: there is no such folder; relative paths start at ",
+        "my.yaml:3:24: sft.adapter: gone: folder not found. Relative paths start at ",
     ),
     Case(
         "adapter without weights",
@@ -229,7 +229,7 @@ _PROMPT_FILES = [
     Case(
         "no such set",
         "run my.yaml",
-        ("my.yaml:3:8: data.prompts: built-in set not found: 'daily'. Available: everyday\n",),
+        ("my.yaml:3:8: data.prompts: built-in set not found: 'daily'. Available: advice, everyday\n",),
         {"my.yaml": GOOD + "data: {prompts: 'builtin:daily'}\n"},
     ),
     _prompts("empty data", "", 'my.jsonl: no rows. Expected one object like {"prompt": "..."} per line\n'),

@@ -410,7 +410,7 @@ class TestCommand:
     @pytest.fixture
     def tiny(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder) -> Path:
         monkeypatch.chdir(tmp_path)
-        config = make_config(tiny_folder("llama"), write_prompts(tmp_path / "prompts.jsonl"), quantization="none")
+        config = make_config(tiny_folder("llama"), write_prompts(tmp_path / "prompts.jsonl"), "none", data__held_out=8)
         Path("tiny.yaml").write_text(dump_config(config))
         return tmp_path
 

@@ -1,4 +1,4 @@
-"""Language model as judge: compares every two answers, once in each order.
+"""Language model as judge: compares each pair of answers, once in each order.
 
 Models favour the answer shown first (Zheng et al. 2023, "Judging LLM-as-a-Judge", section 3.3), so a preference
 counts only if it survives the swap. An answer's score is its Copeland score: pairs won plus half of those tied.
