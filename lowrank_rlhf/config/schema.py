@@ -47,7 +47,8 @@ class DataConfig(Section):
     """Prompts and demonstrations."""
 
     prompts: str = "builtin:everyday"
-    """`builtin:everyday`, `builtin:advice`, a JSONL, JSON, CSV or Parquet file, or `hub:OWNER/NAME` (formats: docs/data-formats.md)."""
+    """`builtin:everyday`, `builtin:advice`, a JSONL, JSON, CSV or Parquet file, or `hub:OWNER/NAME` (formats:
+    docs/data-formats.md)."""
     format: FormatName | None = None
     """Format of `prompts`; detected from the rows by default."""
     skip_bad_rows: Fraction = 0.0

@@ -16,8 +16,8 @@ def ranking_from_scores(
 ) -> Ranking:
     """Rank answers by score, highest first; the order of `samples` does not matter.
 
-    A tier contains all answers within `tie_margin` of its best one (not of its neighbours, so that a chain of small steps
-    does not become one big tie). Raises `ValueError` if there is not one score for each sample.
+    A tier contains all answers within `tie_margin` of its best one (not of its neighbours, so that a chain of small
+    steps does not become one big tie). Raises `ValueError` if there is not one score for each sample.
     """
     ordered = sorted(zip(scores, samples, strict=True), key=lambda pair: (-pair[0], pair[1].id))
     tiers: list[list[str]] = []

@@ -139,9 +139,7 @@ def _checked(source: str, overrides: Sequence[tuple[str, ...]]) -> list[Config]:
 
 def _problems(config: Config) -> list[tuple[Key, str]]:
     """Return the mistakes of a config for a run on this machine and for a sweep."""
-    chosen = (
-        "auto may choose different numbers for each run; set model.memory=as_set and use the numbers that `plan` prints"
-    )
+    chosen = "auto may choose different numbers for each run; set as_set and use the numbers that `plan` prints"
     return [*problems_here(config), *([(("model", "memory"), chosen)] if config.model.memory == "auto" else [])]
 
 
