@@ -93,7 +93,7 @@ def caveats(results: Results, texts: Locale) -> list[str]:
 
 def first_answers(rows: Sequence[Row]) -> list[Row]:
     """Return the first pair of answers to each prompt."""
-    return list({row["prompt_id"]: row for row in reversed(rows)}.values())[::-1]
+    return list({row.get("prompt_id", row["prompt"]): row for row in reversed(rows)}.values())[::-1]
 
 
 def comparison(results: Results, texts: Locale) -> Table | None:

@@ -690,8 +690,8 @@ def test_command_refuses(tiny_folder, tmp_path, command, monkeypatch) -> None:
         (("tiny", "out"), "no adapter `policy` yet; it has sft."),
         (("tiny", "out", "--what", "reward"), "no adapter `reward` yet; it has sft."),
         (("tiny", "out", "--what", "reward", "--role", "sft"), "--role: requires --what merged, got --what reward"),
-        (("tiny", "out", "--what", "adapters", "--dtype", "float16"), "--dtype: adapters are copied as they are"),
-        (("tiny", "out", "--what", "prompts", "--dtype", "float16"), "--dtype: prompts are copied as they are"),
+        (("tiny", "out", "--what", "adapters", "--dtype", "float16"), "adapters are copied unchanged"),
+        (("tiny", "out", "--what", "prompts", "--dtype", "float16"), "prompts are copied unchanged"),
     ):
         code, out, err = command("export", *arguments)
         assert (code, out) == (2, "")

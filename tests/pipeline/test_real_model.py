@@ -50,7 +50,7 @@ def test_all_six_stages_on_a_real_model(tmp_path: Path) -> None:
     stated = " ".join(claim["claim"] for claim in claims)
     assert all(words in stated for words in ("KL(policy || SFT) is 0", "ratio is 1", "checksum", "after a reload"))
     assert max(mark["peak_memory_bytes"] for mark in marks.values()) < 3e9
-    assert marks["evaluate"]["summary"]["prompts"] == 6
+    assert marks["evaluate"]["summary"]["prompts"] == 3
     report = run / "report.html"
     assert "<svg" in report.read_text() or "data:image" in report.read_text()
     assert (run / "report.md").stat().st_size > 500

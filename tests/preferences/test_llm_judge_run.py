@@ -73,16 +73,16 @@ class TestARun:
         return {ranking.prompt_id: ranking for ranking in read_jsonl(self.folder / "rankings.jsonl", Ranking)}
 
     def test_from_end_to_end(self) -> None:
-        done = self.run()
-        assert done.returncode == 0, done.stderr
+        finished = self.run()
+        assert finished.returncode == 0, finished.stderr
         found = self.rankings()
         assert {name: ranking.tiers for name, ranking in found.items()} == {
             f"p{n}": ((f"p{n}-2",), (f"p{n}-1",), (f"p{n}-0",)) for n in range(6)
         }
         assert {ranking.annotator for ranking in found.values()} == {"endpoint:judge-1"}
         assert len((self.folder / "comparisons.jsonl").read_text().splitlines()) == 18
-        assert "36/36 verdicts  100%  requests 36  cached 0" in done.stdout
-        assert "  requests 36, pairs 18, changed with the order 0, unreadable replies 0\n" in done.stdout
+        assert "36/36 verdicts  100%  requests 36  cached 0" in finished.stdout
+        assert "  requests 36, pairs 18, changed with the order 0, unreadable replies 0\n" in finished.stdout
         mark = done(RunDir(self.folder), "rank")
         assert mark["summary"]["judge"]["pairs"] == 18
         self.server.asked.clear()

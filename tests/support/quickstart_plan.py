@@ -24,4 +24,7 @@ CPU = machine.Machine(Device(cuda=False, width=2), 20 * GB, 24 * GB, 1e12, "bflo
 
 def quickstart(*overrides: str) -> Config:
     """Return the preset, at the lengths for which the tests' figures were computed and measured."""
-    return load_config(Path("quickstart"), ["sample.max_new_tokens=48", "ppo.batch_size=48", *overrides])
+    return load_config(
+        Path("quickstart"),
+        ["model.quantization=nf4", "sample.max_new_tokens=48", "ppo.batch_size=48", *overrides],
+    )

@@ -295,7 +295,7 @@ def test_what_a_lost_step_of_ppo_left_out_is_told_truly(make_ppo, spoil) -> None
 
 def test_a_policy_whose_objective_is_nan_is_not_kept(ppo_context, monkeypatch) -> None:
     monkeypatch.setattr(PolicyEvaluation, "figures", lambda *_: {"score": math.nan, "kl": 0.0, "objective": math.nan})
-    with pytest.raises(Diverged, match="ppo: step 0: the objective on held-out prompts is nan"):
+    with pytest.raises(Diverged, match="ppo: step 0: the objective on validation prompts is nan"):
         ppo.run(ppo_context)
     assert not (ppo_context.work("ppo") / "best").exists()
 
