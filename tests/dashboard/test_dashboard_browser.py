@@ -108,7 +108,7 @@ def test_a_run_from_start_to_end(tmp_path, tiny_folder, open_page) -> None:
         assert steps == list(range(1, STEPS + 1))
         go_to(page, "watch")
         page.wait_for_selector("#watch-curves svg polyline")
-        wait_for(lambda: len(texts(page, "#watch-samples table:first-of-type tbody tr")) == 3, 20)
+        wait_for(lambda: len(texts(page, "#watch-samples table:first-of-type tbody tr")) == 2, 20)
         go_to(page, "result")
         frame = page.frame_locator("iframe.report")
         assert "Report of run" in frame.locator("h1:visible").inner_text()
