@@ -43,8 +43,8 @@ class Session:
     need plain layers."""
     loading_seconds: float = 0.0
     """Seconds spent loading the base, conversion included."""
-    _roles: "Roles | None" = None
-    _fitting: PromptData | None = None
+    _roles: "Roles | None" = field(default=None, init=False, repr=False)
+    _fitting: PromptData | None = field(default=None, init=False, repr=False)
 
     @property
     def metrics(self) -> StepLog:

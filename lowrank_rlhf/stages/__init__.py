@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """Step of the pipeline: `run` of `lowrank_rlhf.stages.<module>`, or else of `<name>`.
+    """Step of the pipeline: `run` in `lowrank_rlhf.stages.<module>`, by default `<name>`.
 
     It writes its outputs into the stage's work folder and returns its result.
     """
