@@ -197,7 +197,8 @@ def _overoptimisation(evidence: Evidence, level: float) -> Values | None:
         first, last = steps[fall.peak], steps[-1]
         if fall.p <= level and proxy[last] > proxy[first]:
             values = {"first": str(first), "last": str(last), "drop": number(fall.drop), "p": f"{fall.p:.2g}"}
-            return {**values, "judge": Phrase(f"role.{role}"), "weight": evidence.weight}
+            advice = Phrase(f"advice.{'stop_earlier' if first else 'keep_sft'}", {**values, "weight": evidence.weight})
+            return {**values, "judge": Phrase(f"role.{role}"), "advice": advice}
     return None
 
 

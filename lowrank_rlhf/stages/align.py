@@ -35,11 +35,10 @@ from lowrank_rlhf.training.rollout import RewardScale
 from lowrank_rlhf.training.self_checks import (
     MAX_TOKEN_DIFFERENCE,
     SENTENCES,
-    base_unchanged,
     checksums,
     is_due,
-    others_unchanged,
     require,
+    weights_unchanged,
 )
 from lowrank_rlhf.training.trl_bridge import trl_bridge
 from lowrank_rlhf.training.trl_loop import AtomicAdamW, FiniteGuard, loop_settings, schedule, train
@@ -95,11 +94,7 @@ def run(session: Session) -> PolicyResult:
         seconds_per_step=seconds,
         gold=gold,
         second_judge=second,
-        claims=(
-            *state.claims,
-            base_unchanged(roles.base, name, before),
-            others_unchanged(roles, name, others),
-        ),
+        claims=(*state.claims, *weights_unchanged(roles, name, before, others)),
     )
 
 

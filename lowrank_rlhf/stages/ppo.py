@@ -35,11 +35,10 @@ from lowrank_rlhf.training.rollout import RewardScale, Rollout, collect, shape_s
 from lowrank_rlhf.training.self_checks import (
     MAX_TOKEN_DIFFERENCE,
     SENTENCES,
-    base_unchanged,
     checksums,
     is_due,
-    others_unchanged,
     require,
+    weights_unchanged,
 )
 
 MOST_RATIO_ERROR = 1e-3
@@ -107,11 +106,7 @@ def run(session: Session) -> PolicyResult:
         seconds_per_step=seconds,
         gold=gold,
         second_judge=second,
-        claims=(
-            *state.claims,
-            base_unchanged(roles.base, "PPO", before),
-            others_unchanged(roles, "PPO", others),
-        ),
+        claims=(*state.claims, *weights_unchanged(roles, "PPO", before, others)),
     )
 
 

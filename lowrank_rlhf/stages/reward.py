@@ -38,7 +38,7 @@ from lowrank_rlhf.training.prompts import first_fitting, max_prompt_tokens
 from lowrank_rlhf.training.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
 from lowrank_rlhf.training.role_checkpoints import RoleCheckpoints
 from lowrank_rlhf.training.rollout import RewardScale
-from lowrank_rlhf.training.self_checks import base_unchanged, checksums, others_unchanged
+from lowrank_rlhf.training.self_checks import checksums, weights_unchanged
 
 SCALE_PROMPTS = 64
 """Prompts that SFT answers to find the scores' mean and deviation, if the ranked answers are not SFT's."""
@@ -82,8 +82,7 @@ def run(session: Session) -> RewardResult:
         message=accuracy_in_words(figures),
         claims=(
             _reload_claim(roles, folder, held_out[:4], settings.pooling),
-            base_unchanged(roles.base, "the reward stage", before),
-            others_unchanged(roles, "the reward stage", others),
+            *weights_unchanged(roles, "the reward stage", before, others),
         ),
     )
 

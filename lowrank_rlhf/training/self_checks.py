@@ -41,6 +41,11 @@ def others_unchanged(roles: Roles, stage: str, before: Mapping[Role, str]) -> Cl
     return Claim(id="other_roles_unchanged", claim=text, figure=names, holds=not changed)
 
 
+def weights_unchanged(roles: Roles, stage: str, base: str, others: Mapping[Role, str]) -> tuple[Claim, Claim]:
+    """Compare the base and the roles that the stage does not train with their checksums before the stage."""
+    return base_unchanged(roles.base, stage, base), others_unchanged(roles, stage, others)
+
+
 def is_due(claims: Sequence[Claim], check: ClaimId) -> bool:
     """Return True if the check has not been made yet."""
     return all(claim.id != check for claim in claims)

@@ -110,6 +110,22 @@ def test_the_second_judges_fall_names_the_second_judge() -> None:
     assert "第二评判的平均分" in found.text(locale("zh"))
 
 
+def test_where_the_sft_model_is_the_peak_no_earlier_step_is_advised() -> None:
+    sft = {"stage": "ppo", "step": 0, "eval/score": 0.0, "eval/judge_scores": [score + 1 for score in NOISY]}
+    (found,) = find_alarms([sft, *ppo_rows()], NOTHING)
+    (later,) = find_alarms(changed("eval/judge_scores", {50: FALLEN}), NOTHING)
+    assert (found.id, found.values["first"], later.values["first"]) == ("overoptimisation", "0", "30")
+    for language, stop, keep in (
+        ("en", "Stop near step", "an earlier stop gains nothing"),
+        ("zh", "步附近停止", "提前停止没有收益"),
+    ):
+        texts = found.text(locale(language)), later.text(locale(language))
+        assert ([stop in text for text in texts], [keep in text for text in texts]) == ([False, True], [True, False])
+        assert all("`ppo.kl_coef`" in text for text in texts)
+    assert "Stop near step 30, raise" in later.text(ENGLISH)
+    assert "`export --role sft`" in found.text(ENGLISH)
+
+
 def test_gold_may_fall_while_proxy_falls_too() -> None:
     rows = changed("eval/judge_scores", {50: FALLEN})
     for row in rows:
