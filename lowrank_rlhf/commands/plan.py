@@ -81,6 +81,8 @@ def _print(made: PlannedRun, everything: bool) -> None:
         echo(text)
     if cost := quantization_cost(made.config.model):
         echo(f"Base:    {cost.text}")
+    if "few_validation_prompts" in notes:
+        echo(f"Note:    {notes['few_validation_prompts']}")
     if not forecast.memory_fits:
         _print_helps(forecast, notes.get("helps_too_small"))
 

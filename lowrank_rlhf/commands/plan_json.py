@@ -23,7 +23,7 @@ from lowrank_rlhf.sources.measured_quality import quantization_cost
 Verdict = Literal["fits", "too small", "unknown", "nothing to do", "not writable"]
 NoteId = Literal[
     "memory_selected", "stale_stages", "model_missing", "memory_too_small", "helps_too_small", "disk_too_small",
-    "disk_not_writable", "quantization_cost",
+    "disk_not_writable", "quantization_cost", "few_validation_prompts",
 ]  # fmt: skip
 
 
@@ -95,6 +95,8 @@ class PlannedRun:
             found.append(PlanNote("model_missing", "info", f"Model not found: {how}: {command}", {"command": command}))
         if cost := quantization_cost(self.config.model):
             found.append(PlanNote("quantization_cost", "info", f"Base: {cost.text}.", asdict(cost)))
+        if (few := self._few_validation_prompts()) is not None:
+            found.append(few)
         if not forecast.memory_fits:
             text = (
                 f"Memory is too small: about {memory(forecast.peak or 0)} needed, {memory(forecast.machine.free)} free."
@@ -110,6 +112,19 @@ class PlannedRun:
             text = "The disk is too small. Free some space, or choose another disk with --runs FOLDER."
             found.append(PlanNote("disk_too_small", "error", text))
         return found
+
+    def _few_validation_prompts(self) -> PlanNote | None:
+        """Compare `ppo.evaluate_prompts` with the validation prompts."""
+        asked, data = self.config.ppo.evaluate_prompts, self.config.data
+        available = data.validation_prompts or data.held_out
+        ahead = any(status.stage.name == "ppo" and status.state != "done" for status in self.statuses)
+        if available >= asked or not ahead:
+            return None
+        text = (
+            f"ppo.evaluate_prompts is {asked}, but there are {available} validation prompts: evaluations during "
+            f"training use these. For less noise set data.held_out to {2 * asked}."
+        )
+        return PlanNote("few_validation_prompts", "info", text, {"asked": asked, "available": available})
 
 
 def as_json(plan: PlannedRun) -> dict[str, Any]:

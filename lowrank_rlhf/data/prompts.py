@@ -103,7 +103,6 @@ def load_prompt_data(config: DataConfig, seed: int) -> PromptData:
         Demonstration(prompt=entry.prompt, response=entry.response) for entry in training if entry.response is not None
     ]
     held_out = [entry.prompt.model_copy(update={"held_out": True}) for entry in entries if entry.prompt.id in chosen]
-    first = config.held_out // 2 if config.validation is None else config.validation
     notes = list(loaded.notes)
     if len(entries) < len(every):
         notes.append(f"Left out {counted(len(every) - len(entries), 'row')} whose prompt another row has too.")
@@ -114,7 +113,7 @@ def load_prompt_data(config: DataConfig, seed: int) -> PromptData:
         loaded.format.ordered,
         notes,
         places,
-        frozenset(prompt.id for prompt in held_out[:first]),
+        frozenset(prompt.id for prompt in held_out[: config.validation_prompts]),
     )
 
 

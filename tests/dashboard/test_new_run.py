@@ -11,6 +11,7 @@ from lowrank_rlhf.config.loading import load_config, parse_config, preset_path
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import new_run, runs
+from lowrank_rlhf.dashboard.tabs.plan_html import plan_html
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 
@@ -105,3 +106,11 @@ PLAN = {
     "helps": [],
     "notes": [{"id": "model_missing", "level": "info", "text": "not shown", "data": {}}],
 }
+
+
+def test_the_page_names_the_numbers_of_too_few_validation_prompts() -> None:
+    few = {"id": "few_validation_prompts", "data": {"asked": 4321, "available": 77}}
+    for language in ("en", "zh"):
+        shown = plan_html(PLAN | {"notes": [few], "config": {"name": "x", "model": {"source": "y"}}}, language)
+        assert "4321" in shown
+        assert "77" in shown

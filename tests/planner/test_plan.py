@@ -223,6 +223,26 @@ class TestCommand:
         plan = json.loads(command("plan", "tiny.yaml", "sft.epochs=3", "--json")[1])
         assert [(note["id"], note["data"]) for note in plan["notes"]] == [("stale_stages", {"stages": ["sft"]})]
 
+    def test_evaluations_on_more_prompts_than_validation_has(self, command) -> None:
+        """Three of five held-out prompts, and three per evaluation; all five serve both with `data.validation: 0`."""
+        assert json.loads(command("plan", "tiny.yaml", "--json")[1])["notes"] == []
+        for changes, available in (
+            (("ppo.evaluate_prompts=4",), 3),
+            (("data.validation=0", "ppo.evaluate_prompts=6"), 5),
+        ):
+            (note,) = json.loads(command("plan", "tiny.yaml", *changes, "--json")[1])["notes"]
+            asked = int(changes[-1][-1])
+            assert (note["id"], note["data"]) == ("few_validation_prompts", {"asked": asked, "available": available})
+            assert f"Note:    {note['text']}\n" in command("plan", "tiny.yaml", *changes)[1]
+        assert (
+            json.loads(command("plan", "tiny.yaml", "data.validation=0", "ppo.evaluate_prompts=5", "--json")[1])[
+                "notes"
+            ]
+            == []
+        )
+        others = json.loads(command("plan", "tiny.yaml", "ppo.evaluate_prompts=4", "stages=[sft, sample]", "--json")[1])
+        assert others["notes"] == []
+
     def test_memory_that_is_too_small(self, command, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(forecast, "find_machine", lambda _: replace(CPU, free=1 * 10**8))
         large = ("tiny.yaml", "model.micro_batch_tokens=1000000", "ppo.batch_size=40000")

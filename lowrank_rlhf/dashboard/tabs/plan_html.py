@@ -11,7 +11,7 @@ from lowrank_rlhf.run.progress import duration, memory
 
 Plan = Mapping[str, Any]
 _STATES = {"done": "plan.done", "to do": "plan.to_do", "half done": "plan.half_done", "stale": "plan.stale"}
-_NOTES = ("memory_selected", "stale_stages", "model_missing", "helps_too_small")
+_NOTES = ("memory_selected", "stale_stages", "model_missing", "helps_too_small", "few_validation_prompts")
 """Ids of the notes for which the page has its own texts."""
 
 
@@ -72,8 +72,8 @@ def _time(span: Plan | None, model_is_here: bool, language: str) -> str:
 def _reasons(plan: Plan, language: str) -> str:
     """Return the reasons for stale stages, in the command's words, and the notes that the lines above do not cover."""
     reasons = [f"{stage['stage']}: {reason}" for stage in plan["stages"] for reason in stage["why"]]
-    found = {entry["id"] for entry in plan["notes"]}
-    reasons += [t(f"plan.{name}", language) for name in _NOTES if name in found]
+    found = {entry["id"]: entry["data"] for entry in plan["notes"]}
+    reasons += [t(f"plan.{name}", language, **found[name]) for name in _NOTES if name in found]
     return note("\n".join(reasons))
 
 
