@@ -32,7 +32,10 @@ def chat(
         typer.Option("--as", help="Model that answers; `all`: each in turn. Default: the run's latest."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="0 picks the most probable token. Default: sample.temperature.")
+        float | None, typer.Option(min=0, help="0 picks the most probable token. Default: chat.temperature.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the most probable tokens of this share. Default: chat.top_p.")
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of tokens per answer. Default: sample.max_new_tokens.")
@@ -62,7 +65,7 @@ def chat(
         raise UserError("--lines reads questions from stdin; remove --prompt")
     run_dir = RunDir(run_folder(run, runs))
     config = load_config(run_dir.path / "config.yaml")
-    settings = _settings(config, run_dir, speaks, temperature, max_new_tokens, seed)
+    settings = _settings(config, run_dir, speaks, temperature, top_p, max_new_tokens, seed)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an answer may have characters that the encoding lacks
@@ -83,6 +86,7 @@ def _settings(
     run_dir: RunDir,
     speaks: str | None,
     temperature: float | None,
+    top_p: float | None,
     max_new_tokens: int | None,
     seed: int | None,
 ) -> Settings:
@@ -97,13 +101,16 @@ def _settings(
         )
     if temperature is not None and not math.isfinite(temperature):
         raise UserError("--temperature: must be a finite number of at least 0")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError("--top-p: must be above 0 and at most 1")
     return Settings(
         voices=available,
         speaks=speaks or available[-1],
-        temperature=config.sample.temperature if temperature is None else temperature,
+        temperature=config.chat_temperature if temperature is None else temperature,
         max_new_tokens=tokens,
         max_prompt_tokens=config.model.max_length - tokens,
         seed=config.seed if seed is None else seed,
+        top_p=config.chat.top_p if top_p is None else top_p,
     )
 
 
@@ -131,6 +138,7 @@ def _as_json(settings: Settings, prompt: str, answers: "list[ChatAnswer]") -> di
     return {
         "prompt": prompt,
         "temperature": settings.temperature,
+        "top_p": settings.top_p,
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
         "answers": [answer_json(answer) for answer in answers],

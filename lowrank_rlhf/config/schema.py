@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from lowrank_rlhf.config.align import AlignConfig
+from lowrank_rlhf.config.chat import ChatConfig
 from lowrank_rlhf.config.endpoint import EndpointConfig
 from lowrank_rlhf.config.evaluate import EvaluateConfig
 from lowrank_rlhf.config.model import ModelConfig
@@ -207,6 +208,12 @@ class Config(Section):
     ppo: PpoConfig = PpoConfig()
     align: AlignConfig = AlignConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    chat: ChatConfig = ChatConfig()
+
+    @property
+    def chat_temperature(self) -> float:
+        """Sampling temperature of `chat` and exports."""
+        return self.sample.temperature if self.chat.temperature is None else self.chat.temperature
 
     def unsloth_obstacles(self) -> Iterator[Conflict]:
         """Yield the settings that unsloth does not support on any machine."""

@@ -20,6 +20,7 @@ class ChatSampling:
     max_new_tokens: int
     temperature: float
     seed: int
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)

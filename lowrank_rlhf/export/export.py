@@ -49,7 +49,7 @@ def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, 
             fault_points.point(f"export: {source.name} copied")
             _name_base_without_folders(out / source.name / "adapter_config.json")
         layers = (read_record(out / "reward" / "reward.json") or {}).get("layers")
-        usage = adapters_usage(folder.name, found, config.model, layers)
+        usage = adapters_usage(folder.name, found, config, layers)
         return _finish(run_dir, config, out, Exported("adapters", folder.name, usage, found)) | {"adapters": found}
 
 
@@ -79,10 +79,10 @@ def export_merged(
     plan = plan_merged(roles.base, DTYPES[dtype])
     with _export_to(folder, plan.size) as out:
         _write(roles, Role.POLICY, plan, out, progress, stop)
-        write_generation_config(roles.base, config.sample, out)
+        write_generation_config(roles.base, config, out)
         (out / "Modelfile").write_text(_modelfile(roles.base, config), encoding="utf-8")
         measured, unmeasured = output_difference(roles, config, prompts, plan, out, progress)
-        usage, table = merged_usage(folder.name, dtype), difference_table(measured)
+        usage, table = merged_usage(folder.name, dtype, config), difference_table(measured)
         exported = Exported("merged", folder.name, usage, (role,), role, dtype, table, unmeasured)
         summary = {"role": role, "dtype": dtype, "difference": asdict(measured) if measured else None}
         return _finish(run_dir, config, out, exported) | summary | {"unmeasured": unmeasured}

@@ -16,7 +16,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
-from lowrank_rlhf.config.schema import SampleConfig
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import pack
@@ -101,17 +101,17 @@ def write_model(roles: Roles, role: Role, plan: Plan, folder: Path, on_tensor: C
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def write_generation_config(base: Base, sampling: SampleConfig, folder: Path) -> None:
-    """Write the settings with which a plain `generate` samples as the run did: temperature alone, same end of turn."""
+def write_generation_config(base: Base, config: Config, folder: Path) -> None:
+    """Write the settings with which a plain `generate` samples as `chat` does: temperature, top-p, end of turn."""
     GenerationConfig(
         eos_token_id=base.eos,
         pad_token_id=base.pad,
         bos_token_id=base.tokenizer.bos_token_id,
         do_sample=True,
-        temperature=sampling.temperature,
+        temperature=config.chat_temperature,
         top_k=0,
-        top_p=1.0,
-        max_new_tokens=sampling.max_new_tokens,
+        top_p=config.chat.top_p,
+        max_new_tokens=config.sample.max_new_tokens,
     ).save_pretrained(folder)
 
 

@@ -1,4 +1,4 @@
-"""An Ollama Modelfile for an exported model: its chat template in Go's language, and the run's way of sampling.
+"""An Ollama Modelfile for an exported model: its chat template in Go's language, and the sampling settings of `chat`.
 
 Jinja cannot be translated in general, so the template is made from what it renders: the text before and after each
 turn. It is used only where it then renders a longer conversation exactly as the original does.
@@ -61,10 +61,10 @@ def modelfile(render: Render, bos: str | None, eos: str, config: Config) -> str:
         f'PARAMETER stop "{eos}"',
         f"PARAMETER num_ctx {config.model.max_length}",
         f"PARAMETER num_predict {config.sample.max_new_tokens}",
-        f"PARAMETER temperature {config.sample.temperature:g}",
-        "# As in the run, temperature alone: the rest is off.",
+        f"PARAMETER temperature {config.chat_temperature:g}",
+        f"PARAMETER top_p {config.chat.top_p:g}",
+        "# The rest is off, as in the run.",
         "PARAMETER top_k 0",
-        "PARAMETER top_p 1",
         "PARAMETER min_p 0",
         "PARAMETER repeat_penalty 1",
     ]

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from lowrank_rlhf.config.schema import Config, ModelConfig
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.reports.templating import markdown_environment
 
 _CONTENTS = {
@@ -28,9 +28,10 @@ def card_environment() -> Environment:
     return environment
 
 
-def merged_usage(folder: str, dtype: str) -> str:
+def merged_usage(folder: str, dtype: str, config: Config) -> str:
     """Return Markdown with the code that loads a merged model, and the commands that convert it."""
-    return _usage("merged", folder=folder, dtype=dtype, outtype={"bfloat16": "bf16", "float16": "f16"}[dtype])
+    outtype = {"bfloat16": "bf16", "float16": "f16"}[dtype]
+    return _usage("merged", folder=folder, dtype=dtype, outtype=outtype, **_sampling(config))
 
 
 def reward_usage(folder: str, reward: Mapping[str, Any]) -> str:
@@ -51,13 +52,13 @@ def scale_of(config: Config, about: Mapping[str, Any]) -> str:
     return "the run's held-out answers"
 
 
-def adapters_usage(folder: str, names: Sequence[str], model: ModelConfig, layers: int | None) -> str:
+def adapters_usage(folder: str, names: Sequence[str], config: Config, layers: int | None) -> str:
     """Return Markdown with the code that loads an adapter.
 
     Args:
         folder: name of the exported folder.
         names: adapters in it.
-        model: settings of the base.
+        config: settings of the run.
         layers: decoder layers that reward model and critic read; None without them.
     """
     best = f"{folder}/{'policy' if 'policy' in names else 'sft'}"
@@ -65,11 +66,19 @@ def adapters_usage(folder: str, names: Sequence[str], model: ModelConfig, layers
         "adapters",
         names=[name for name in _CONTENTS if name in names],
         contents=_CONTENTS,
-        quantization=model.quantization,
+        quantization=config.model.quantization,
         best=best,
-        gguf=model.source.endswith(".gguf"),
+        gguf=config.model.source.endswith(".gguf"),
         layers=layers,
+        **_sampling(config),
     )
+
+
+def _sampling(config: Config) -> dict[str, Any]:
+    """Return the sampling settings of `chat`, and the run's temperature if the figures were measured otherwise."""
+    temperature, top_p, measured = config.chat_temperature, config.chat.top_p, config.sample.temperature
+    same = (temperature, top_p) == (measured, 1)
+    return {"temperature": temperature, "top_p": top_p, "measured_temperature": None if same else measured}
 
 
 def _usage(what: str, **values: Any) -> str:

@@ -91,15 +91,16 @@ def sample_answers(
 
 
 def stream_answer(
-    roles: Roles, prompt: Sequence[int], *, max_new_tokens: int, temperature: float, seed: int
+    roles: Roles, prompt: Sequence[int], *, max_new_tokens: int, temperature: float, seed: int, top_p: float = 1.0
 ) -> Iterator[int]:
     """Yield the tokens of one response as they are drawn; call it inside a `generating_as` block.
 
-    They equal those of `sample_answers` for this prompt alone with the same seed. Temperature 0 is greedy.
+    They equal those of `sample_answers` for this prompt alone with the same seed. Temperature 0 is greedy. With `top_p`
+    below 1 they are drawn from the `nucleus`; rollouts and evaluations never are.
     """
     generator = torch.Generator().manual_seed(seed)
     uniforms = torch.rand(1, 1, max_new_tokens, generator=generator)
-    for _, drawn in _token_steps(roles, [prompt], uniforms, temperature):
+    for _, drawn in _token_steps(roles, [prompt], uniforms, temperature, top_p):
         yield int(drawn[0])
 
 
@@ -164,7 +165,7 @@ def _next_tokens(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor
 
 
 def _token_steps(
-    roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float
+    roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float, top_p: float = 1.0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield for each step the indices of the unfinished ones of P x K responses and their tokens: (N,), (N,)."""
     base, (_, repeats, length) = roles.base, uniforms.shape
@@ -176,6 +177,8 @@ def _token_steps(
     unfinished = torch.ones_like(rows, dtype=torch.bool)  # (R,)
     for t in range(length):
         logits = vocabulary_logits(states, base.model)  # (R, h) -> (R, V)
+        if top_p < 1 and temperature:
+            logits = nucleus(logits, temperature, top_p)
         drawn = _next_tokens(logits, temperature, streams[rows, t])  # (R,); finished rows draw too, and are discarded
         yield rows[unfinished], drawn[unfinished]  # before the next line: the end-of-turn token is part of the response
         unfinished &= drawn != base.eos
@@ -187,6 +190,17 @@ def _token_steps(
             steps.keep(kept)  # copies the cache, so only when enough rows have finished
             rows, unfinished, drawn = (x[kept] for x in (rows, unfinished, drawn))  # R = left from here on
         states = steps(drawn)  # (R,) -> (R, h)
+
+
+def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Set logits to -inf outside the nucleus of softmax(logits / temperature): (B, V) -> (B, V).
+
+    The nucleus is the fewest most probable tokens with a probability of at least `top_p` together (Holtzman et al.
+    2020, arXiv 1904.09751), at least one.
+    """
+    probabilities, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
+    above = probabilities.cumsum(-1) - probabilities  # (B, V): probability of the tokens before this one
+    return logits.masked_fill((above >= top_p).scatter(-1, order, above >= top_p), -torch.inf)
 
 
 def _response(row: list[int], eos: int) -> Response:

@@ -5,6 +5,7 @@ import string
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ class TestVotes:
                 return {"voices": ["sft"]}
 
         make_run(tmp_path)
-        question = talk._question("why?", "one", "zh", 0.7, 0, 1, True)
+        question = talk._question("why?", "one", "zh", 0.7, None, 0, 1, True)
         last = list(talk._ask(page_of(tmp_path, Models()), ChatSession(), question))[-1]
         assert html(table("zh")[key]) in last[0]
 
@@ -114,7 +115,8 @@ class TestLines:
     def test_an_answer_in_pieces(self, monkeypatch, capsys) -> None:
         ask = {"messages": [{"role": "user", "content": "hi"}], "max_new_tokens": 2}
         said = self.talk(monkeypatch, capsys, ask, ask | {"as": "base", "max_new_tokens": 1})
-        about = {"voices": ["base", "sft"], "about_scores": "none", "temperature": 0.7, "max_new_tokens": 3, "seed": 1}
+        about = {"voices": ["base", "sft"], "about_scores": "none", "temperature": 0.7}
+        about |= {"top_p": 1.0, "max_new_tokens": 3, "seed": 1}
         whole = {"finished": True, "stopped": False, "score": 0.5}
         assert said == [
             {"ready": True, **about},
@@ -125,6 +127,17 @@ class TestLines:
             {"answer": {"as": "base", "text": "a", "tokens": 1, **whole}, "dropped": 0},
         ]
 
+    def test_empty_fields_of_the_page_are_the_runs_settings(self, monkeypatch, capsys) -> None:
+        """Temperature and top-p of the tab, as numbers or empty."""
+        heard = []
+        real = Letters.answer
+        monkeypatch.setattr(Letters, "answer", lambda self, *args: heard.append(args[2]) or real(self, *args))
+        monkeypatch.setattr(self, "SETTINGS", replace(self.SETTINGS, top_p=0.9), raising=False)
+        fields = ((None, None), (1.2, 0.4), (0, None))
+        questions = [talk._question("why?", "one", "en", *two, 2, 1, False) for two in fields]
+        self.talk(monkeypatch, capsys, *(talk._request(ChatSession(), "sft", question) for question in questions))
+        assert [(sampling.temperature, sampling.top_p) for sampling in heard] == [(0.7, 0.9), (1.2, 0.4), (0, 0.9)]
+
     @pytest.mark.parametrize(
         ("request_", "kind", "error"),
         [
@@ -133,6 +146,7 @@ class TestLines:
             ({"messages": [{"role": "user", "content": "hi"}], "as": "policy"}, "no_model", "has no policy yet"),
             ({"messages": [{"role": "user", "content": "x" * 21}]}, "too_long", "20 tokens fit with an answer of 3"),
             ({"messages": [{"role": "user", "content": "x"}], "max_new_tokens": 99}, "too_long", "0 tokens"),
+            ({"messages": [{"role": "user", "content": "x"}], "top_p": 0}, "invalid_request", "top_p: "),
             ({"messages": [{"role": "user", "content": "x"}], "shell": 1}, "invalid_request", "shell: "),
         ],
     )

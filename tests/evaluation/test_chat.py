@@ -374,6 +374,31 @@ def test_prompt_for_scripts(command) -> None:
     assert [line.split(":")[0] for line in out.splitlines() if ": " in line][:1] == ["base"]
 
 
+def test_chat_samples_by_the_section_chat_of_the_config(tiny_folder, tmp_path, command, monkeypatch) -> None:
+    """A temperature of its own and a top-p; the options replace them."""
+    run = finished_run(tiny_folder(), tmp_path, sample__temperature=0.8, chat__temperature=1.4, chat__top_p=0.5)
+    monkeypatch.chdir(tmp_path)
+    ask = ("chat", "tiny", "--as", "policy", "--prompt", "what is short", "--json", "--max-new-tokens", "20")
+    said = json.loads(command(*ask)[1])
+    assert (said["temperature"], said["top_p"]) == (1.4, 0.5)
+    options = ("--temperature", "0.8", "--top-p", "1")
+    changed = json.loads(command(*ask, *options)[1])
+    assert (changed["temperature"], changed["top_p"]) == (0.8, 1)
+    for found in (said, changed):
+        sampling = ChatSampling(20, found["temperature"], derive_seed(1, "chat", 0), found["top_p"])
+        expected = chat_models(run).answer("policy", asked(run, "what is short"), sampling, lambda _: None)
+        assert found["answers"][0]["text"] == expected.text
+    assert said["answers"] != changed["answers"]
+
+
+def test_top_p_is_shown_where_it_is_in_use(parrots, capsys) -> None:
+    session_of(parrots, top_p=0.9).introduce()
+    assert "policy answers: temperature 0.7, top-p 0.9, up to 8 tokens" in capsys.readouterr().err
+    session_of(parrots, top_p=0.9).ask("a")
+    session_of(parrots).ask("a")
+    assert [sampling.top_p for _, _, sampling in parrots.heard] == [0.9, 1.0]
+
+
 def test_refusals(tiny_folder, tmp_path, command, monkeypatch) -> None:
     finished_run(tiny_folder(), tmp_path, adapters=("sft",))
     monkeypatch.chdir(tmp_path)
@@ -383,6 +408,9 @@ def test_refusals(tiny_folder, tmp_path, command, monkeypatch) -> None:
         (("tiny", "--json"), "--json requires --prompt"),
         (("tiny", "--max-new-tokens", "60"), "--max-new-tokens: must be less than model.max_length, 60"),
         (("tiny", "--temperature", "inf"), "--temperature: must be a finite number of at least 0"),
+        (("tiny", "--top-p", "0"), "--top-p: must be above 0 and at most 1"),
+        (("tiny", "--top-p", "1.01"), "--top-p: must be above 0 and at most 1"),
+        (("tiny", "--top-p", "nan"), "--top-p: must be above 0 and at most 1"),
         (("tiny", "--prompt", "x" * 90), "tokens, but only 54 fit"),
         (("tiny", "--prompt", " "), "--prompt: must not be empty"),
     ):

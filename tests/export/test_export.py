@@ -35,7 +35,7 @@ from transformers import (
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import dump_config
-from lowrank_rlhf.config.schema import Config, ModelConfig, SampleConfig
+from lowrank_rlhf.config.schema import Config, ModelConfig
 from lowrank_rlhf.errors import CannotFit, Stopped, UserError
 from lowrank_rlhf.export import merged_model as writing
 from lowrank_rlhf.export import model_card
@@ -170,7 +170,9 @@ def test_tokenizer_template_and_generation_config(tiny_base, tmp_path) -> None:
     roles = make_roles(tiny_base())
     roles.base.tokenizer.chat_template = "TEMPLATE " + CHATML
     write(roles, tmp_path / "out")
-    writing.write_generation_config(roles.base, SampleConfig(temperature=0.7, max_new_tokens=9), tmp_path / "out")
+    writing.write_generation_config(
+        roles.base, make_config(tmp_path, sample__temperature=0.7, sample__max_new_tokens=9), tmp_path / "out"
+    )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     messages = [Message(role="user", content="what is short")]
     found = tokenizer.apply_chat_template(
@@ -243,6 +245,46 @@ def test_export_merged(tiny_folder, tmp_path, monkeypatch) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as said:
         exec(usage_code(folder), {})  # noqa: S102 - the card's own lines
     assert said.getvalue().endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "temperature", "top_p"),
+    [
+        ({"sample__temperature": 0.8}, 0.8, 1.0),
+        ({"sample__temperature": 0.8, "chat__top_p": 0.5}, 0.8, 0.5),
+        ({"sample__temperature": 0.8, "chat__temperature": 1.6, "chat__top_p": 0.3}, 1.6, 0.3),
+    ],
+)
+def test_plain_generate_of_an_export_samples_by_the_section_chat(
+    tiny_folder, tmp_path, changes, temperature, top_p
+) -> None:
+    """Scores that transformers samples from, against its raw logits, scaled and cut by a loop in Python."""
+    session, folder = finished_run(tiny_folder(), tmp_path, **changes), tmp_path / "out"
+    export_merged(session, "policy", "bfloat16", folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.tensor([PROMPTS[1]] * 8)
+    torch.manual_seed(0)
+    made = model.generate(ids, return_dict_in_generate=True, output_scores=True, output_logits=True)
+    assert made.sequences.shape[1] - ids.shape[1] <= 6  # the run's sample.max_new_tokens
+    assert len({tuple(row) for row in made.sequences.tolist()}) > 1  # sampled
+    cut = 0
+    for scores, raw in zip(made.scores, made.logits, strict=True):
+        scaled = raw / temperature
+        for row, expected in zip(scores, scaled, strict=True):
+            total, kept = 0.0, set()
+            for token in expected.argsort(descending=True).tolist():
+                if total >= top_p:
+                    break
+                kept.add(token)
+                total += float(expected.softmax(-1)[token])
+            assert set(row.isfinite().nonzero().flatten().tolist()) == kept
+            torch.testing.assert_close(row[list(kept)], expected[list(kept)])
+            cut += len(row) - len(kept)
+    assert (cut > 0) == (top_p < 1)
+    card, modelfile = ((folder / name).read_text() for name in ("README.md", "Modelfile"))
+    assert f"temperature {temperature}, top-p {top_p}, no top-k." in card
+    assert ("measured at temperature 0.8 without top-p." in card) == ((temperature, top_p) != (0.8, 1.0))
+    assert f"PARAMETER temperature {temperature:g}\nPARAMETER top_p {top_p:g}\n" in modelfile
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -500,9 +542,18 @@ def test_the_algorithm_is_a_tag_of_adapters_only_with_the_policy_among_them(tiny
     ],
 )
 def test_the_card_says_on_what_adapters_were_trained(quantization, says) -> None:
-    text = adapters_usage("out", ["sft"], ModelConfig(source="x.gguf", quantization=quantization), None)
+    text = adapters_usage(
+        "out", ["sft"], Config(name="x", model=ModelConfig(source="x.gguf", quantization=quantization)), None
+    )
     assert says in text
     assert ("load_in_4bit" in text) == (quantization == "nf4")
+
+
+def test_the_card_of_adapters_has_the_sampling_settings() -> None:
+    config = make_config(Path("x"), sample__temperature=0.7, chat__top_p=0.9)
+    text = adapters_usage("out", ["sft"], config, None)
+    assert "`model.generate(..., do_sample=True, temperature=0.7, top_p=0.9, top_k=0)`." in text
+    assert "measured at temperature 0.7 without top-p." in text
 
 
 def test_the_reward_card_says_whose_scores_are_0_on_average(tiny_folder, tmp_path) -> None:

@@ -146,6 +146,7 @@ def changes(draw: st.DrawFn) -> dict[str, Any]:
         "ppo.kl_coef": st.floats(0, 10),
         "ppo.accept_weak_reward": st.booleans(),
         "sample.temperature": st.floats(0.01, 3),
+        "chat.temperature": st.none() | st.floats(0.01, 3),
     }
     names = draw(st.lists(st.sampled_from(sorted(kinds)), unique=True))
     return {name: draw(kinds[name]) for name in names}

@@ -5,10 +5,11 @@ import torch
 from tiny import ARCHITECTURES, DEVICE, make_roles
 from tiny_sampling import LENGTH, PROMPTS, naive, sample
 from torch import Tensor
+from transformers import TopPLogitsWarper
 
 from lowrank_rlhf.models import generation
 from lowrank_rlhf.models.decoding import GrowingSteps, RecordedSteps
-from lowrank_rlhf.models.generation import draw, generating_as, stream_answer, stream_text
+from lowrank_rlhf.models.generation import draw, generating_as, nucleus, stream_answer, stream_text
 from lowrank_rlhf.models.layers.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
 
@@ -212,6 +213,44 @@ def test_temperature_0_takes_the_most_probable(tiny_base) -> None:
     with roles.acting_as(Role.POLICY):
         best = roles.peft(input_ids=torch.tensor([[*PROMPTS[1], *tokens]], device=DEVICE)).logits[0].argmax(-1)
     assert tuple(best[len(PROMPTS[1]) - 1 : -1].tolist()) == tokens
+
+
+def test_the_nucleus_by_hand() -> None:
+    """Probabilities .5, .3, .2 in another order: the fewest tokens with at least p together, before and after 1 / T."""
+    logits = torch.tensor([[0.2, 0.5, 0.3], [0.5, 0.3, 0.2]]).log()
+    kept = {p: nucleus(logits, 1.0, p).isfinite().tolist() for p in (0.01, 0.49, 0.51, 0.79, 0.81, 0.999)}
+    one, two, all_three = [[False, True, False]], [[False, True, True]], [[True, True, True]]
+    assert {p: rows[:1] for p, rows in kept.items()} == {
+        0.01: one, 0.49: one, 0.51: two, 0.79: two, 0.81: all_three, 0.999: all_three
+    }  # fmt: skip
+    assert kept[0.51][1] == [True, True, False]
+    assert torch.equal(nucleus(logits, 1.0, 0.51)[0, 1:], logits[0, 1:])
+    squared = nucleus(logits, 0.5, 0.64)  # .25, .09, .04 of .38: .66, .24, .11
+    assert squared.isfinite().tolist() == [[False, True, False], [True, False, False]]
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 1.7])
+def test_the_nucleus_is_that_of_transformers(temperature, top_p) -> None:
+    """So that `chat` and `generate` of an export sample from the same tokens."""
+    logits = 3 * torch.randn(200, 60, generator=torch.Generator().manual_seed(0))
+    expected = TopPLogitsWarper(top_p)(None, logits / temperature).isfinite()
+    assert torch.equal(nucleus(logits, temperature, top_p).isfinite(), expected)
+
+
+def test_a_streamed_answer_stays_in_the_nucleus(tiny_base) -> None:
+    roles, temperature, left_out = make_roles(tiny_base()), 1.3, 0
+    for seed in range(5):
+        tokens = streamed(roles, PROMPTS[1], temperature=temperature, seed=seed, top_p=0.6)
+        with roles.acting_as(Role.POLICY):
+            logits = roles.peft(input_ids=torch.tensor([[*PROMPTS[1], *tokens]], device=DEVICE)).logits[0].double()
+        for row, token in zip((logits / temperature).softmax(-1)[len(PROMPTS[1]) - 1 : -1], tokens, strict=True):
+            assert float(row[row > row[token]].sum()) < 0.6
+        left_out += tokens != streamed(roles, PROMPTS[1], temperature=temperature, seed=seed)
+        nearly_one = streamed(roles, PROMPTS[1], temperature=temperature, seed=seed, top_p=1e-6)
+        assert nearly_one == streamed(roles, PROMPTS[1], temperature=0.0, seed=seed)
+        assert streamed(roles, PROMPTS[1], temperature=0.0, seed=seed, top_p=0.6) == nearly_one
+    assert left_out
 
 
 @pytest.mark.parametrize("text", ["the user asks", "春天来了，你好！", "a 👩‍🔬 b", "naïve\n  indented", "\ufffd kept"])

@@ -18,6 +18,7 @@ from marks import done
 from rich.console import Console
 
 from lowrank_rlhf import stages
+from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import STAGES, Config
 from lowrank_rlhf.data import loading
 from lowrank_rlhf.errors import RunLocked, StaleRun, Stopped, UserError, WaitingForPeople
@@ -183,6 +184,19 @@ def test_a_changed_setting_is_refused_with_what_differs_and_the_way_out(tmp_path
     run(tmp_path, changed, redo=["ppo", "evaluate"])
     assert factory.ran == ["ppo", "evaluate"]
     assert "kl_coef: 0.1" in (run_dir.path / "config.yaml").read_text()
+
+
+def test_chat_settings_change_in_a_finished_run_without_a_stage(tmp_path: Path, factory: Factory) -> None:
+    run(tmp_path)
+    run_dir = run(tmp_path, settings(chat={"top_p": 0.25}))
+    assert factory.ran == list(NAMES)
+    assert load_config(run_dir.path / "config.yaml").chat.top_p == 0.25
+
+
+def test_no_real_stage_depends_on_the_chat_settings() -> None:
+    empty, changed = (settings(**changes) for changes in ({}, {"chat": {"temperature": 0.3, "top_p": 0.25}}))
+    for stage in stages.STAGES:
+        assert fingerprint(stage, empty, {}) == fingerprint(stage, changed, {})
 
 
 def test_a_stale_stage_beyond_until_is_nobodys_business(tmp_path: Path, factory: Factory) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import SPECIAL, STYLES, load_tiny, make_roles, make_tiny_model, make_tokenizer
+from tiny_run import make_config
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from lowrank_rlhf.config.schema import ModelConfig, SampleConfig
@@ -105,7 +106,7 @@ def test_sampling_stops_at_the_templates_token_and_not_at_the_end_of_text(folder
 @pytest.mark.parametrize("style", ["gemma", "phi"])
 def test_an_export_ends_as_the_run_did(folders, tmp_path, style) -> None:
     base = load_tiny(folders[style])
-    write_generation_config(base, SampleConfig(), tmp_path)
+    write_generation_config(base, make_config(tmp_path), tmp_path)
     plan_merged(base, torch.bfloat16).config.save_pretrained(tmp_path)
     end, pad = base.tokenizer.convert_tokens_to_ids(list(ENDS[style]))
     for config in (GenerationConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):

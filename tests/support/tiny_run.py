@@ -68,6 +68,7 @@ def make_config(folder: Path, data: Path | None = None, quantization: str = "nf4
         },
         "align": {},
         "evaluate": {"bootstrap_samples": 100},
+        "chat": {},
     }
     top: dict[str, Any] = {"name": "tiny", "seed": 1}
     for key, value in changes.items():

@@ -4,7 +4,7 @@ First comes `{"ready": true, "voices": [...], ...}`. A request is one line:
 
     {"as": "policy", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_new_tokens": 9, "seed": 1}
 
-All keys but `messages` are optional. The reply is `{"piece": "Hel"}` as the text grows and, at the end,
+All keys but `messages` are optional, `top_p` too. The reply is `{"piece": "Hel"}` as the text grows and, at the end,
 `{"answer": {"as", "text", "tokens", "finished", "stopped", "score"}, "dropped": 0}`, where `dropped` counts the oldest
 turns that did not fit; or `{"error": "...", "kind": "too_long"}` with a message for people and a kind for programs
 (`ErrorKind`). `{"stop": true}` stops the current answer. At the end of stdin the program exits after the last answer.
@@ -46,6 +46,7 @@ class ChatRequest(BaseModel):
     speaks: Literal["base", "sft", "policy"] | None = Field(None, alias="as")
     messages: list[Message] = Field(min_length=1)
     temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
     max_new_tokens: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=0)
 
@@ -54,7 +55,7 @@ def serve(models: "ChatModels", settings: Settings) -> None:
     """Answer requests until the end of stdin."""
     stop, requests = threading.Event(), queue.Queue[str | None]()
     threading.Thread(target=_listen, args=(sys.stdin, requests, stop), daemon=True).start()
-    about = {key: getattr(settings, key) for key in ("temperature", "max_new_tokens", "seed")}
+    about = {key: getattr(settings, key) for key in ("temperature", "top_p", "max_new_tokens", "seed")}
     _say(ready=True, voices=list(settings.voices), about_scores=models.about_scores, **about)
     for line in iter(requests.get, None):
         stop.clear()
@@ -106,7 +107,8 @@ def _answer(
 
     temperature = settings.temperature if request.temperature is None else request.temperature
     seed = settings.seed if request.seed is None else request.seed
-    answer = models.answer(voice, prompt, ChatSampling(most, temperature, seed), on_text)
+    sampling = ChatSampling(most, temperature, seed, request.top_p or settings.top_p)
+    answer = models.answer(voice, prompt, sampling, on_text)
     return answer, len(request.messages) - len(kept)
 
 

@@ -41,6 +41,7 @@ class Settings:
     max_prompt_tokens: int
     """Maximum tokens of a conversation before its next answer."""
     seed: int
+    top_p: float = 1.0
 
     @property
     def answering(self) -> Sequence[str]:
@@ -61,7 +62,8 @@ class Conversation:
         """Show the model, its settings, and how to get help."""
         settings = self.settings
         note(
-            f"{settings.speaks} answers: temperature {settings.temperature:g}, up to {settings.max_new_tokens} tokens, "
+            f"{settings.speaks} answers: temperature {settings.temperature:g}, "
+            f"{f'top-p {settings.top_p:g}, ' if settings.top_p < 1 else ''}up to {settings.max_new_tokens} tokens, "
             f"seed {settings.seed}. /help shows the commands."
         )
         note(self._models.about_scores)
@@ -117,7 +119,7 @@ class Conversation:
         answer = self._models.answer(
             voice,
             prompt,
-            ChatSampling(settings.max_new_tokens, settings.temperature, seed),
+            ChatSampling(settings.max_new_tokens, settings.temperature, seed, settings.top_p),
             (lambda piece: _write(visible(piece))) if show else (lambda _: None),
         )
         if show:

@@ -26,7 +26,9 @@ class _Question(NamedTuple):
     text: str
     run: str | None
     language: str
-    temperature: float
+    temperature: float | None
+    """As in the run if None, like the next two."""
+    top_p: float | None
     max_new_tokens: int | None
     seed: int
     blind: bool
@@ -76,16 +78,24 @@ def _sampling_settings(page: DashboardPage) -> list[Any]:
     texts = page.texts
     with texts.add(gr.Accordion(open=False), label="talk.settings"), gr.Row():
         return [
-            texts.add(gr.Slider(0, 2, value=0.7, step=0.05), label="talk.temperature"),
+            texts.add(gr.Number(value=None, minimum=0, maximum=100, step=0.05), label="talk.temperature"),
+            texts.add(gr.Number(value=None, minimum=0.01, maximum=1, step=0.05), label="talk.top_p"),
             texts.add(gr.Slider(0, 512, value=0, step=8), label="talk.max_new_tokens"),
             texts.add(gr.Number(value=1, precision=0, minimum=0), label="talk.seed"),
         ]
 
 
 def _question(
-    text: str, run: str | None, language: str, temperature: float, longest: int, seed: int, blind: bool
+    text: str,
+    run: str | None,
+    language: str,
+    temperature: float | None,
+    top_p: float | None,
+    longest: int,
+    seed: int,
+    blind: bool,
 ) -> _Question:
-    return _Question(text, run, language, float(temperature), int(longest) or None, int(seed or 0), blind)
+    return _Question(text, run, language, temperature, top_p, int(longest) or None, int(seed or 0), blind)
 
 
 def _restart() -> list[Any]:
@@ -136,6 +146,7 @@ def _request(session: ChatSession, voice: str, question: _Question) -> dict[str,
         "as": voice,
         "messages": [*session.messages(voice), {"role": "user", "content": question.text}],
         "temperature": question.temperature,
+        "top_p": question.top_p,
         "max_new_tokens": question.max_new_tokens,
         "seed": question.seed + len(session.turns),
     }
