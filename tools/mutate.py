@@ -5,7 +5,7 @@ once in it, the text `new` that replaces it, the `tests` to run, and for a mutat
 the reason. Tests run in a copy of the checkout, first without mutations: a selection that fails then shows nothing.
 
     python tools/mutate.py                   all mutations
-    python tools/mutate.py --only maths/gae  those with this text in `area/id` or in the name of the file
+    python tools/mutate.py --only 'maths/*'  those whose id `area/name`, or file, matches the pattern
     python tools/mutate.py --changed         those of files that differ from `main`
     python tools/mutate.py --list            print them without running a test
 
@@ -25,6 +25,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -173,7 +174,7 @@ def summary(mutations: Sequence[Mutation], outcomes: dict[str, str]) -> str:
 def main() -> int:
     """Parse the command line, run, print and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", default="", metavar="TEXT", help="text in the mutation's id or in its file's name")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="pattern of ids (area/name) or of files")
     parser.add_argument("--list", action="store_true", help="print the mutations, run no test")
     parser.add_argument("--changed", action="store_true", help="only files that differ from the branch main")
     given = parser.parse_args()
@@ -181,7 +182,8 @@ def main() -> int:
     chosen = [
         mutation
         for mutation in read_mutations()
-        if given.only in f"{mutation.id} {mutation.file}" and (mutation.file in changed or not given.changed)
+        if (fnmatch(mutation.id, given.only) or fnmatch(mutation.file, given.only))
+        and (mutation.file in changed or not given.changed)
     ]
     if given.list:
         for mutation in chosen:

@@ -146,6 +146,8 @@ def test_value_losses_by_hand() -> None:
     old, returns = torch.zeros(4), torch.tensor([1.0, 1.0, 1.0, -1.0])
     # clipped to .2, .1, -.2, .2: larger errors .8, .9, 2, 1.5
     close(value_losses(values, old, returns, 0.2), [0.32, 0.405, 2.0, 1.125])
+    # The range lies around the old value, not around 0: shifting all three changes nothing.
+    close(value_losses(values + 2, old + 2, returns + 2, 0.2), [0.32, 0.405, 2.0, 1.125])
 
 
 def test_pairwise_loss_hand_values() -> None:

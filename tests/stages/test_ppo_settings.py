@@ -13,6 +13,7 @@ from tiny_ppo import make_ppo_config
 from torch import Tensor
 
 from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation
+from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.run.records import Sample, Score, read_jsonl, write_jsonl
@@ -70,6 +71,9 @@ def test_the_kl_of_evaluations_is_at_the_sampling_temperature(make) -> None:
     scale = RewardScale("last", 0.0, 1.0)
     evaluation = PolicyEvaluation.against_sft(roles, session.prompts[1], session.config, scale)
     answers = evaluation.answer()
+    reference = answer_prompts(roles, Role.REFERENCE, evaluation.prompts, session.config.sample, evaluation.seed)
+    assert evaluation.sft == [sample for (sample,) in reference], "not SFT's own answers"
+    assert evaluation.sft != answers.samples
     assert evaluation.sampling.temperature == TEMPERATURE
     sums = {}
     for temperature in (TEMPERATURE, 1.0):
@@ -142,6 +146,21 @@ def test_every_step_takes_its_minibatches_in_an_order_of_its_own(make, monkeypat
     ppo.run(session)
     assert [sorted(order) for order in orders] == [[0, 1, 2, 3]] * 4
     assert len({tuple(order) for order in orders}) > 2
+
+
+def test_every_step_has_prompts_and_random_numbers_of_its_own(make, monkeypatch) -> None:
+    """Each prompt comes once before any comes again, and in another order then."""
+    session = make(ppo__steps=8, ppo__batch_size=5)
+    roles, seen = session.load_roles(), watch_collect(monkeypatch)
+    ppo.run(session)
+    assert len({args[6] for args, _ in seen}) == 8
+    expected = sorted(tuple(roles.base.encode_prompt(prompt)) for prompt in session.prompts.training)
+    given = [tuple(prompt) for args, _ in seen for prompt in args[1]]
+    count = len(expected)
+    assert len(set(expected)) == count
+    assert 2 * count <= len(given)
+    assert sorted(given[:count]) == sorted(given[count : 2 * count]) == expected
+    assert given[:count] != given[count : 2 * count]
 
 
 def test_whitened_rewards_keep_their_mean() -> None:

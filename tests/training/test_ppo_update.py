@@ -113,6 +113,9 @@ def test_a_rollout(tiny_base, quantization) -> None:
         last = batch.attention.sum(-1) - 1
         raw = roles.scores(batch)[torch.arange(8), last]
     torch.testing.assert_close(rollout.scores, (raw - 0.3) / 1.7)
+    with roles.acting_as(Role.CRITIC):
+        before_tokens = roles.scores(batch)[:, :-1][batch.response[:, 1:]]
+    torch.testing.assert_close(rollout.values[batch.response], before_tokens)
 
 
 def test_the_kl_penalty_and_whitening(tiny_base) -> None:
@@ -148,6 +151,7 @@ def test_the_objective_is_what_is_maximised(tiny_base) -> None:
     rollout = rollout_of(roles, config)
     finished = [response.finished for response in rollout.responses]
     assert 0 < sum(finished) < 8
+    assert rollout.figures["response/eos_rate"] == sum(finished) / 8
     rows = zip(rollout.scores.tolist(), finished, rollout.kl.tolist(), strict=True)
     expected = [max(-0.2, min(0.2, score)) - (0 if ends else 2) - 0.3 * kl for score, ends, kl in rows]
     assert rollout.figures["objective/rlhf_reward"] == pytest.approx(sum(expected) / 8, rel=1e-5)
@@ -155,6 +159,18 @@ def test_the_objective_is_what_is_maximised(tiny_base) -> None:
     assert abs(rollout.figures["objective/rlhf_reward"] - raw) > 0.1
     lower = collect(roles, PROMPTS, config, SAMPLING, SCALE, 0.3, 1, torch.linspace(1, 2, 8))
     assert lower.figures["objective/rlhf_reward"] == rollout.figures["objective/rlhf_reward"]
+
+
+def test_the_entropy_is_that_of_the_response_tokens(tiny_base) -> None:
+    """From all logits; prompts of different lengths leave rows with different padding."""
+    roles = start(make_roles(tiny_base()))
+    rollout = rollout_of(roles, make_ppo_config())
+    batch = rollout.batch
+    with roles.acting_as(Role.POLICY):
+        logits = roles.peft(input_ids=batch.ids, attention_mask=batch.attention.long()).logits.double() / 0.9
+    probabilities = logits.softmax(-1)[:, :-1][batch.response[:, 1:]]  # (N, V)
+    expected = float(-(probabilities * probabilities.log()).sum(-1).mean())
+    assert rollout.figures["objective/entropy"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_baseline_is_taken_from_the_shaped_scores(tiny_base) -> None:
