@@ -189,6 +189,31 @@ def test_a_step_does_not_depend_on_the_micro_batches(tiny_folder, tmp_path) -> N
     assert found[0][0] == pytest.approx(
         sum(float(group_loss(s, g, "pairwise", 0.0)) for s, g in zip(scores, groups, strict=True)) / 4, rel=1e-5
     )
+    right = [bool(s[i] > s[j]) for s, g in zip(scores, groups, strict=True) for i, j, _ in g.pairs]
+    assert found[0][1] == sum(right) / len(right) != 0.5
+
+
+def test_each_epoch_has_an_order_of_its_own_and_the_rate_falls_to_zero_after_the_last_step(
+    tiny_folder, tmp_path, monkeypatch
+) -> None:
+    settings = {"reward__epochs": 3, "reward__batch_size": 2, "reward__learning_rate": 0.006}
+    session = make_session(make_config(tiny_folder(), **settings), tmp_path)
+    save_sft(session)
+    write_ranked(session, *separable(8))
+    seen: list[tuple[float, list[str]]] = []
+    step = reward._step
+
+    def look(roles, optimizer, groups, config) -> tuple[float, float]:
+        seen.append((optimizer.param_groups[0]["lr"], [group.prompt_id for group in groups]))
+        return step(roles, optimizer, groups, config)
+
+    monkeypatch.setattr(reward, "_step", look)
+    reward.run(session)
+    assert len(seen) == 9  # three epochs of six training prompts
+    assert [rate for rate, _ in seen] == pytest.approx([0.006 * (9 - done) / 9 for done in range(9)])
+    epochs = [[prompt for _, batch in seen[start : start + 3] for prompt in batch] for start in (0, 3, 6)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
 def test_every_prompt_counts_once_in_the_fit_of_the_head(tiny_folder, tmp_path) -> None:
