@@ -12,9 +12,11 @@ from browser import ROOT
 from dashboard_runs import NASTY, event, finish, make_run
 
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import runs, watch
+from lowrank_rlhf.dashboard.tabs import runs, runs_html, talk_html, watch
+from lowrank_rlhf.dashboard.tabs.chat_session import ChatSession
 from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.text import LANGUAGES, html, t, table
+from lowrank_rlhf.reports.alarms import Alarm
 from lowrank_rlhf.reports.locale import locale
 from lowrank_rlhf.run.files import append_line
 
@@ -71,6 +73,23 @@ def test_what_others_wrote_is_shown_as_text(tmp_path) -> None:
         assert "&lt;script&gt;" in shown
         assert "\u202e" not in shown
         assert "**bold**" in shown
+
+
+def test_a_log_an_alarm_and_a_question_are_shown_as_text(tmp_path, monkeypatch) -> None:
+    """A log repeats what a judge or a data file holds, an alarm the name of a judge."""
+    run = make_run(tmp_path)
+    (run / "logs").mkdir()
+    (run / "logs" / "a.log").write_text(NASTY)
+    (run / "logs" / "job.json").write_text(json.dumps({"log": "a.log", "pid": 1, "exit_code": 1}))
+    status = RunsFolder(tmp_path).status("one")
+    assert status.log_end
+    alarm = Alarm("second_judge", {"judge": NASTY, "share": "32 %", "low": "24", "high": "40 %"})
+    monkeypatch.setattr(watch, "find_alarms", lambda *_: [alarm])
+    said = ChatSession(run="one", turns=[(NASTY, {"sft": {"text": NASTY}})])
+    for shown in (runs_html.details(status, "en"), watch._alarms([], status, "en"), talk_html.cards(said, "en")):
+        assert "<script" not in shown
+        assert "&lt;script&gt;" in shown
+        assert "\u202e" not in shown
 
 
 def test_answers_by_step_show_sft_and_the_last_evaluations(tmp_path) -> None:

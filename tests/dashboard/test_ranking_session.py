@@ -10,13 +10,15 @@ from string import Formatter
 import pytest
 from annotators_page import a_run_with_answers
 
+from lowrank_rlhf.dashboard.ranking.screen import item_words
 from lowrank_rlhf.dashboard.ranking.session import ranking_handler, sign
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, texts
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.overview import GENERAL, accuracies, overview, ranking_progress
 from lowrank_rlhf.preferences.project import open_project
+from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.records import Ranking, write_jsonl
+from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, write_jsonl
 
 SECRET = b"s" * 32
 FOLDER = Path(__file__).parents[2] / "lowrank_rlhf" / "dashboard"
@@ -48,6 +50,15 @@ def test_a_lost_answer_saves_nothing_twice(ask, store) -> None:
     )
     (ranking,) = store.rankings()
     assert (ranking.seconds, ranking.partial, len(store.contents().history)) == (2.0, True, 1)
+
+
+def test_control_characters_of_prompts_and_answers_are_visible() -> None:
+    """A direction mark could reverse a text, an escape sequence hide a part of it; line ends stay."""
+    nasty = "one\r\ntwo \u202eabc\x1b[2J <b>"
+    prompt = Prompt(id="p", messages=(Message(role="user", content=nasty),))
+    drawn = item_words(Item(prompt=prompt, answers=(Sample(id="a", prompt_id="p", text=nasty),)))
+    for text in (drawn["turns"][0]["text"], drawn["answers"][0]["text"]):
+        assert text == "one\ntwo \\u202eabc\\x1b[2J <b>"
 
 
 def test_a_ranking_saved_elsewhere_in_the_meantime_is_reported(ask, store, monkeypatch) -> None:
