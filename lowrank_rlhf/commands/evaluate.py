@@ -255,7 +255,7 @@ def _accuracy(
             f"no prompt of the comparisons fits model.max_length={config.model.max_length}; "
             "add a larger model.max_length=... to the command"
         )
-    scores = reward_metrics.score_groups(roles, groups, scale.pooling, progress)
+    scores = reward_metrics.score_groups(roles, groups, scale, progress)
     figures = reward_metrics.held_out_accuracy(groups, scores, config.evaluate.bootstrap_samples, seed)
     weak = reward_metrics.weakness(figures)
     return {

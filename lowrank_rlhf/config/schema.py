@@ -156,16 +156,20 @@ class RewardConfig(Section):
     `plackett_luce`, divided by its number of choices."""
     margin: NonNegative = 0.0
     """With `pairwise`: margin in score per tier between the two answers (Llama 2)."""
-    pooling: Literal["last", "mean"] = "last"
-    """`last` scores at the last response token and loads anywhere as a sequence classifier; `mean` averages over the
-    response."""
+    pooling: Literal["last", "mean"] = "mean"
+    """`mean` averages over the response, which is more accurate with few comparisons; `last` scores at the last
+    response token, so that the exported model loads anywhere as a sequence classifier."""
     layers: Count | None = None
     """Number of decoder layers of reward model and critic, from the bottom; all by default. Fewer cost less, and middle
     layers often describe a text better than the last ones, which predict the next token."""
     fit_head_first: bool = False
     """Fit the head alone by regularised logistic regression before training the adapter."""
-    head_l2: Annotated[float, Field(gt=0)] = 1.0
-    """Ridge penalty of that fit, on features scaled to unit variance."""
+    head_l2: Annotated[float, Field(gt=0)] | None = None
+    """Ridge penalty of that fit, on features scaled to unit variance; null chooses it by cross-validation over the
+    training prompts."""
+    length: Literal["ignore", "use", "debias"] = "ignore"
+    """Logarithm of an answer's tokens as one more input of the fitted head. `use` scores with it, and the model cannot
+    be exported; `debias` fits with it and scores with a constant instead, so that length itself earns nothing."""
     epochs: Annotated[int, Field(ge=0)] = 1
     """Passes over the ranked prompts; 0 keeps the SFT adapter and trains only the head."""
     batch_size: Count = 8
@@ -180,10 +184,13 @@ class RewardConfig(Section):
     """Steps between checkpoints."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield a margin that the loss ignores."""
+        """Yield a margin that the loss ignores, and a length input without a fitted head."""
         if self.margin and self.loss != "pairwise":
             text = f"margin ({self.margin:g}) requires `loss: pairwise`; {self.loss} ignores it"
             yield Conflict(("margin", "loss"), text)
+        if self.length != "ignore" and not self.fit_head_first:
+            text = f"`length: {self.length}` is an input of the fitted head and requires `fit_head_first: true`"
+            yield Conflict(("length", "fit_head_first"), text)
 
 
 class Config(Section):

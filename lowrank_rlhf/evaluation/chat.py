@@ -58,7 +58,7 @@ class ChatModels:
         """Meaning of a score, in a sentence."""
         if reward and about:
             load_role(roles, Role.REWARD, reward)
-            self._scale = RewardScale(about["pooling"], about["score_mean"], about["score_std"])
+            self._scale = RewardScale.of(about)
             self.about_scores = "reward: 0 is the average SFT answer, 1 is one standard deviation above it"
             if about.get("weak"):
                 self.about_scores += f"; this reward model is weak: {about['weak']}"

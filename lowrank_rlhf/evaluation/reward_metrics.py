@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.statistics import (
     Interval,
     ReliabilityBin,
@@ -91,6 +90,16 @@ def held_out_accuracy(groups: Sequence[Group], scores: Sequence[Tensor], samples
     )
 
 
+def correct_pairs(groups: Sequence[Group], scores: Sequence[Tensor]) -> tuple[list[float], list[str]]:
+    """Return 1 for each pair in the right order, 0.5 for equal scores, and the pair's prompt."""
+    pairs = [
+        (_half_for_ties(float(own[better] - own[worse])), group.prompt_id)
+        for group, own in zip(groups, scores, strict=True)
+        for better, worse, _ in group.pairs
+    ]
+    return [correct for correct, _ in pairs], [prompt for _, prompt in pairs]
+
+
 def weakness(figures: HeldOutAccuracy) -> Weakness | None:
     """Return the weakness of the reward model, or None if it is good enough to optimise against.
 
@@ -140,17 +149,16 @@ def load_reward_model(roles: Roles, folder: Path) -> RewardScale:
     """Load the adapter and head of the role REWARD, and return the scale of its scores."""
     about = about_reward(folder)
     load_role(roles, Role.REWARD, folder)
-    return RewardScale(about["pooling"], about["score_mean"], about["score_std"])
+    return RewardScale.of(about)
 
 
-def score_groups(roles: Roles, groups: Sequence[Group], pooling: str, progress: Progress) -> list[Tensor]:
+def score_groups(roles: Roles, groups: Sequence[Group], scale: RewardScale, progress: Progress) -> list[Tensor]:
     """Return the reward model's raw scores of each group's answers, (K,) each, on the CPU."""
     scores: list[Tensor] = []
     with progress.track("score", sum(len(group.answers) for group in groups), "answers") as bar:
         for part in _parts(groups):
             rows = rows_of(part, roles.base)
-            pooled = pool(score_tokens(roles, Role.REWARD, rows), rows.response, pooling)
-            scores += split_scores(pooled.cpu(), part)
+            scores += split_scores(scale.raw(score_tokens(roles, Role.REWARD, rows), rows.response).cpu(), part)
             bar.advance(len(rows))
     return scores
 

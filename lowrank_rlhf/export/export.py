@@ -109,6 +109,11 @@ def export_reward(
 
     adapter = _adapter(run_dir, "reward")
     about = about_reward(adapter)
+    if about.get("length_weight"):
+        raise UserError(
+            "export reward: the score of this model has the answer's length as an input (reward.length: use), which a "
+            "sequence classifier cannot carry. Train it with reward.length=debias or ignore: --redo reward"
+        )
     _check_target(folder)
     load_role(roles, Role.REWARD, adapter)
     settings = {key: about[key] for key in ("pooling", "score_mean", "score_std")}

@@ -19,6 +19,7 @@ from lowrank_rlhf.reports.format import (
     points_interval,
 )
 from lowrank_rlhf.reports.locale import Locale
+from lowrank_rlhf.run.result_parts import PromptAudit
 from lowrank_rlhf.run.results import SHARES, EvaluateResult, FigureRow, Results, RewardResult
 
 _NAMED_ALARMS = 3
@@ -191,8 +192,30 @@ def _reward(results: Results, texts: Locale) -> Table | None:
     rows = tuple(
         (texts(f"reward.{key}"), value, texts(f"reward.{key}.note", **held_out)) for key, value in values.items()
     )
+    rows += _audit_rows(reward.prompt_audit, texts)
     header = tuple(texts(f"column.{name}") for name in ("figure", "value", "meaning"))
     return Table(texts("reward.title"), _reward_verdict(reward, results, texts), header, rows, ("text", "text", "note"))
+
+
+def _audit_rows(audit: PromptAudit | None, texts: Locale) -> tuple[tuple[str, str, str], ...]:
+    """Return the accuracies with replaced prompts; none for runs of version 0.1."""
+    if audit is None:
+        return ()
+    measured = {"emptied": audit.emptied, "shuffled": audit.shuffled}
+    return tuple(
+        (
+            texts(f"reward.{key}"),
+            percent(found.accuracy) + percent_interval(found.interval, texts),
+            texts(
+                f"reward.{key}.note",
+                pairs=number(audit.pairs),
+                own=percent(audit.accuracy),
+                lost=points(found.lost) + points_interval(found.lost_interval, texts),
+            ),
+        )
+        for key, found in measured.items()
+        if found
+    )
 
 
 def _reward_verdict(reward: RewardResult, results: Results, texts: Locale) -> str:

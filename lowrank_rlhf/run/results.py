@@ -6,17 +6,9 @@ folders stay readable.
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 
-Interval = tuple[FiniteFloat | None, FiniteFloat | None]
-"""95 % bootstrap interval; a bound is None where it cannot be estimated."""
-
-
-class Result(BaseModel):
-    """Base of all results: immutable; unknown keys are kept, so that a rewritten mark loses nothing."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
+from lowrank_rlhf.run.result_parts import Interval, PromptAudit, ReliabilityRow, Result
 
 ClaimId = Literal[
     "",
@@ -82,16 +74,6 @@ class RankResult(StageResult):
     """Cost and consistency of an endpoint judge."""
 
 
-class ReliabilityRow(Result):
-    """Predicted probability and accuracy of the pairs with a confidence between `low` and `high`."""
-
-    low: float
-    high: float
-    count: NonNegativeInt
-    probability: float
-    accuracy: float
-
-
 ScoresOf = Literal["SFT answers", "the compared answers"]
 """Answers over which the scores' mean and deviation are computed."""
 
@@ -136,6 +118,8 @@ class RewardResult(StageResult):
     weak: str | None = None
     """The weakness as a sentence, for people; all that version 0.1 wrote."""
     verdict: str | None = None
+    prompt_audit: PromptAudit | None = None
+    head_l2: float | None = None
 
 
 class PolicyResult(StageResult):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowrank_rlhf.config.schema import Config, RewardConfig
 from lowrank_rlhf.evaluation.match import score_answers
+from lowrank_rlhf.evaluation.prompt_audit import audit_in_words, audit_prompts
 from lowrank_rlhf.evaluation.reward_metrics import (
     HeldOutAccuracy,
     accuracy_in_words,
@@ -19,8 +20,6 @@ from lowrank_rlhf.evaluation.reward_metrics import (
     weakness_in_words,
 )
 from lowrank_rlhf.evaluation.sampling import answer_prompts
-from lowrank_rlhf.maths.logistic import fit_pair_head
-from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
@@ -35,7 +34,16 @@ from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clipped_step
 from lowrank_rlhf.training.prompts import first_fitting, max_prompt_tokens
-from lowrank_rlhf.training.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
+from lowrank_rlhf.training.reward_data import (
+    Group,
+    group_batches,
+    group_loss,
+    read_groups,
+    rows_of,
+    split_groups,
+    split_scores,
+)
+from lowrank_rlhf.training.reward_head import HeadFit, fit_head, with_length
 from lowrank_rlhf.training.role_checkpoints import RoleCheckpoints
 from lowrank_rlhf.training.rollout import RewardScale
 from lowrank_rlhf.training.self_checks import checksums, weights_unchanged
@@ -59,17 +67,29 @@ def run(session: Session) -> RewardResult:
     roles.copy(Role.POLICY, Role.REWARD)
     roles.new_head(Role.REWARD, torch.Generator().manual_seed(session.seed("reward", "head")))
     others = checksums(roles, [Role.REWARD])
-    scores = _train_and_score(config, roles, train, held_out, run_dir, session.progress, session.stop)
+    scores, fit = _train_and_score(config, roles, train, held_out, run_dir, session.progress, session.stop)
+    scale = fit.scale(settings)
     of_held_out = scores[len(train) :]
     figures = held_out_accuracy(held_out, of_held_out, config.evaluate.bootstrap_samples, session.seed("bootstrap"))
     _report_accuracy(figures, len(train), run_dir, session.progress)
-    statistics = _score_statistics(config, roles, session.prompts.training, torch.cat(scores), session.progress)
+    statistics = _score_statistics(config, roles, session.prompts.training, scale, torch.cat(scores), session.progress)
+    audit = audit_prompts(
+        roles,
+        held_out,
+        of_held_out,
+        scale,
+        config.evaluate.bootstrap_samples,
+        session.seed("bootstrap"),
+        session.progress,
+    )
+    session.progress.say(f"  {audit_in_words(audit)}")
     found = weakness(figures)
     weak = found and weakness_in_words(found, figures)
     folder = work / "adapters" / "reward"
     save_role(roles, Role.REWARD, folder)
     _write_scores(work / "scores.jsonl", [*train, *held_out], scores, len(train))
     about = {"pooling": settings.pooling, "layers": roles.head_layers, **statistics.model_dump(), "weak": weak}
+    about |= {"length_weight": scale.length} if scale.length else {}
     write_json_atomic(folder / "reward.json", {"schema": 1, **about})
     return RewardResult(
         prompts_train=len(train),
@@ -79,9 +99,11 @@ def run(session: Session) -> RewardResult:
         weakness=found,
         weak=weak,
         verdict=verdict_in_words(figures),
+        prompt_audit=audit,
+        head_l2=fit.l2,
         message=accuracy_in_words(figures),
         claims=(
-            _reload_claim(roles, folder, held_out[:4], settings.pooling),
+            _reload_claim(roles, folder, held_out[:4], scale),
             *weights_unchanged(roles, "the reward stage", before, others),
         ),
     )
@@ -95,18 +117,24 @@ def _train_and_score(
     run_dir: RunDir,
     progress: Progress,
     stop: StopRequest,
-) -> list[Tensor]:
-    """Fit the head, train the adapter, and return the scores of each group's answers, training groups first."""
-    settings, every = config.reward, [*train, *held_out]
-    features = None
-    if settings.fit_head_first and not latest_checkpoint(run_dir.work("reward")):  # otherwise it was fitted before
+) -> tuple[list[Tensor], HeadFit]:
+    """Fit the head and train the adapter; return each group's scores, training groups first, and the head's record."""
+    settings, every, work = config.reward, [*train, *held_out], run_dir.work("reward")
+    features, fit = None, HeadFit.saved(work)
+    if settings.fit_head_first and not latest_checkpoint(work):  # otherwise it was fitted before
         features = _features(roles, every, settings.pooling, progress)
-        _fit_head(roles, train, features[: len(train)], settings.head_l2)
+        weight, fit = fit_head(train, features[: len(train)], settings, derive_seed(config.seed, "reward", "folds"))
+        _set_head(roles, weight)
+        fit.save(work)
+        progress.say(f"  {fit.in_words(settings)}")
     if settings.epochs:
-        _train(settings, config.seed, roles, train, run_dir, progress, stop)
-    if features is not None and not settings.epochs:  # the adapter has not changed since they were read
-        return [group_features @ roles.heads[Role.REWARD].weight[0].cpu() for group_features in features]  # (K,) each
-    return _score(roles, every, settings.pooling)
+        _train(settings, config.seed, roles, train, fit.training_scale(settings.pooling), run_dir, progress, stop)
+    scale = fit.scale(settings)
+    if features is None or settings.epochs:
+        return _score(roles, every, scale), fit
+    # The adapter has not changed since the features were read.
+    head = torch.cat([roles.heads[Role.REWARD].weight[0].cpu(), torch.tensor([scale.length])])
+    return [with_length(group, own) @ head for group, own in zip(every, features, strict=True)], fit  # (K,) each
 
 
 def _report_accuracy(figures: HeldOutAccuracy, prompts: int, run_dir: RunDir, progress: Progress) -> None:
@@ -116,10 +144,10 @@ def _report_accuracy(figures: HeldOutAccuracy, prompts: int, run_dir: RunDir, pr
     run_dir.event("measured", stage="reward", prompts=prompts, **accuracy)
 
 
-def _score(roles: Roles, groups: Sequence[Group], pooling: str) -> list[Tensor]:
-    """Return the reward model's scores of each group's answers, (K,) each, on the CPU."""
+def _score(roles: Roles, groups: Sequence[Group], scale: RewardScale) -> list[Tensor]:
+    """Return the reward model's raw scores of each group's answers, (K,) each, on the CPU."""
     rows = rows_of(groups, roles.base)
-    return split_scores(pool(score_tokens(roles, Role.REWARD, rows), rows.response, pooling).cpu(), groups)
+    return split_scores(scale.raw(score_tokens(roles, Role.REWARD, rows), rows.response).cpu(), groups)
 
 
 def _write_scores(path: Path, groups: Sequence[Group], scores: Sequence[Tensor], trained: int) -> None:
@@ -135,7 +163,7 @@ def _write_scores(path: Path, groups: Sequence[Group], scores: Sequence[Tensor],
 
 
 def _score_statistics(
-    config: Config, roles: Roles, prompts: Sequence[Prompt], ranked: Tensor, progress: Progress
+    config: Config, roles: Roles, prompts: Sequence[Prompt], scale: RewardScale, ranked: Tensor, progress: Progress
 ) -> ScoreStatistics:
     """Return mean and deviation of the scores of SFT's answers.
 
@@ -149,9 +177,8 @@ def _score_statistics(
         return _statistics(ranked, "the compared answers")
     progress.say(f"  sampling SFT answers to {len(prompts)} prompts for the scale of the scores")
     answers = answer_prompts(roles, Role.POLICY, prompts, config.sample, derive_seed(config.seed, "reward", "scale"))
-    raw = RewardScale(config.reward.pooling, 0.0, 1.0)
     first = [samples[0] for samples in answers]
-    scores = score_answers(roles, prompts, first, config.sample.max_new_tokens, raw)
+    scores = score_answers(roles, prompts, first, config.sample.max_new_tokens, scale)
     return _statistics(torch.tensor(scores), "SFT answers")
 
 
@@ -170,17 +197,9 @@ def _features(roles: Roles, groups: Sequence[Group], pooling: str, progress: Pro
     return split_scores(roles.base.limits.retry(read, max(rows.lengths())).cpu(), groups)
 
 
-def _fit_head(roles: Roles, groups: Sequence[Group], features: Sequence[Tensor], l2: float) -> None:
-    """Set the head to the best one for the current adapter."""
-    chosen, rejected, weights = [], [], []
-    for group, group_features in zip(groups, features, strict=True):
-        for better, worse, _ in group.pairs:
-            chosen.append(group_features[better])
-            rejected.append(group_features[worse])
-            weights.append(1 / len(group.pairs))
-    head = fit_pair_head(torch.stack(chosen), torch.stack(rejected), torch.tensor(weights), l2)
+def _set_head(roles: Roles, weight: Tensor) -> None:
     with torch.no_grad():
-        roles.heads[Role.REWARD].weight.copy_(head[None])
+        roles.heads[Role.REWARD].weight.copy_(weight[None])
 
 
 def _train(
@@ -188,6 +207,7 @@ def _train(
     seed: int,
     roles: Roles,
     groups: Sequence[Group],
+    scale: RewardScale,
     run_dir: RunDir,
     progress: Progress,
     stop: StopRequest,
@@ -206,7 +226,7 @@ def _train(
         while bar.count < len(batches):
             try:
                 batch = [groups[i] for i in batches[bar.count]]
-                figures = _advance(checkpoints, report, config, bar.count, batch, len(batches))
+                figures = _advance(checkpoints, report, config, scale, bar.count, batch, len(batches))
             except RollBack:
                 bar.advance(checkpoints.roll_back() - bar.count)
                 continue
@@ -220,6 +240,7 @@ def _advance(
     checkpoints: RoleCheckpoints,
     report: SkipReport,
     config: RewardConfig,
+    scale: RewardScale,
     done: int,
     groups: Sequence[Group],
     steps: int,
@@ -230,7 +251,7 @@ def _advance(
     since, problem, figures = time.monotonic(), None, {"skipped": 1.0}
     try:
         widest = max(group.width * len(group.answers) for group in groups)  # a group is never cut
-        loss, accuracy = roles.base.limits.retry(lambda: _step(roles, optimizer, groups, config), widest)
+        loss, accuracy = roles.base.limits.retry(lambda: _step(roles, optimizer, groups, config, scale), widest)
         pace = sum(group.tokens for group in groups) / (time.monotonic() - since)
         figures = {"loss": loss, "accuracy": accuracy, "tokens_per_second": pace, "skipped": 0.0}
     except NotFinite as error:
@@ -244,17 +265,16 @@ def _advance(
 
 
 def _step(
-    roles: Roles, optimizer: torch.optim.Optimizer, groups: Sequence[Group], config: RewardConfig
+    roles: Roles, optimizer: torch.optim.Optimizer, groups: Sequence[Group], config: RewardConfig, scale: RewardScale
 ) -> tuple[float, float]:
     """Take one optimizer step; return the mean loss and the pair accuracy before it."""
     base = roles.base
     optimizer.zero_grad()
     total, right = torch.zeros(2, dtype=torch.float64, device=base.device)
     with roles.acting_as(Role.REWARD, train=True):
-        for part in roles.group.shard(_micro_batches(groups, base.limits.tokens, roles.group.world_size)):
+        for part in roles.group.shard(group_batches(groups, base.limits.tokens, roles.group.world_size)):
             rows = rows_of(part, base)  # (N, T), N = all answers of the part's groups
-            pooled = pool(roles.scores(rows), rows.response, config.pooling)  # (N, T) -> (N,)
-            scores = split_scores(pooled, part)  # one (K,) per prompt
+            scores = split_scores(scale.raw(roles.scores(rows), rows.response), part)  # (N, T) -> one (K,) per prompt
             # All pairs of a prompt are one element, so that a prompt with many answers does not dominate the batch
             # (Ouyang et al. 2022, section 3.5): K forwards, not K(K-1).
             losses = [group_loss(s, group, config.loss, config.margin) for s, group in zip(scores, part, strict=True)]
@@ -268,29 +288,9 @@ def _step(
     return float(total), float(right) / sum(len(group.pairs) for group in groups)
 
 
-def _micro_batches(groups: Sequence[Group], max_tokens: int, at_least: int = 1) -> list[list[Group]]:
-    """Put whole groups together while their padded rows fit; a group is never cut, as its loss needs all its scores.
-
-    Returns at least `at_least` parts if there are as many groups.
-    """
-    parts: list[list[Group]] = []
-    most = max(1, len(groups) // at_least)
-    for group in sorted(groups, key=lambda group: -group.width):
-        fits = (
-            parts
-            and len(parts[-1]) < most
-            and parts[-1][0].width * (sum(len(g.answers) for g in parts[-1]) + len(group.answers)) <= max_tokens
-        )
-        if fits:
-            parts[-1].append(group)
-        else:
-            parts.append([group])
-    return parts
-
-
-def _reload_claim(roles: Roles, folder: Path, groups: Sequence[Group], pooling: str) -> Claim:
-    before = torch.cat(_score(roles, groups, pooling))
+def _reload_claim(roles: Roles, folder: Path, groups: Sequence[Group], scale: RewardScale) -> Claim:
+    before = torch.cat(_score(roles, groups, scale))
     load_role(roles, Role.REWARD, folder)
-    difference = float((torch.cat(_score(roles, groups, pooling)) - before).abs().max())
+    difference = float((torch.cat(_score(roles, groups, scale)) - before).abs().max())
     text = "the saved reward model scores as before after a reload"
     return Claim(id="reward_reloads", claim=text, figure=difference, holds=difference == 0)

@@ -29,9 +29,7 @@ def load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale:
     load_role(roles, Role.POLICY, adapters / "sft")
     roles.copy(Role.POLICY, Role.REFERENCE)
     load_role(roles, Role.REWARD, adapters / "reward")
-    if not config.ppo.normalize_score:
-        return RewardScale(about["pooling"], 0.0, 1.0)
-    return RewardScale(about["pooling"], about["score_mean"], about["score_std"])
+    return RewardScale.of(about, config.ppo.normalize_score)
 
 
 def save_policies(roles: Roles, work: Path, state: PolicyState) -> None:

@@ -48,7 +48,7 @@ class Group:
 def about_reward(adapter: Path) -> dict[str, Any]:
     """Return the reward stage's notes on its adapter: pooling, layers, mean and deviation of the scores, weakness.
 
-    Raises `UserError` if the file is missing or incomplete.
+    With `reward.length: use` they contain the weight of the length. Raises `UserError` if the file is missing or incomplete.
     """
     about = read_record(adapter / "reward.json")
     if about is None:
@@ -94,7 +94,7 @@ def make_groups(
             continue
         group = _group(base, prompt.id, tokens, answers, comparisons[prompt.id], rankings[prompt.id])
         cut += sum(len(answer) > longest for answer in group.answers)
-        groups.append(_cut(group, longest))
+        groups.append(cut_answers(group, longest))
     note = f"model.max_length {max_length}: {dropped} prompts skipped as too long, {cut} answers cut"
     return groups, note if dropped or cut else None
 
@@ -121,7 +121,8 @@ def _group(
     )
 
 
-def _cut(group: Group, longest: int) -> Group:
+def cut_answers(group: Group, longest: int) -> Group:
+    """Return the group with answers of at most `longest` tokens."""
     return replace(group, answers=[answer[:longest] for answer in group.answers])
 
 
@@ -147,6 +148,26 @@ def rows_of(groups: Sequence[Group], base: Base) -> Sequences:
 def split_scores(scores: Tensor, groups: Sequence[Group]) -> list[Tensor]:
     """Split scores (N, ...) in the order of `rows_of` into one (K, ...) per group."""
     return list(scores.split([len(group.answers) for group in groups]))
+
+
+def group_batches(groups: Sequence[Group], max_tokens: int, at_least: int = 1) -> list[list[Group]]:
+    """Put whole groups together while their padded rows fit; a group is never cut, as its loss needs all its scores.
+
+    Returns at least `at_least` parts if there are as many groups.
+    """
+    parts: list[list[Group]] = []
+    most = max(1, len(groups) // at_least)
+    for group in sorted(groups, key=lambda group: -group.width):
+        fits = (
+            parts
+            and len(parts[-1]) < most
+            and parts[-1][0].width * (sum(len(g.answers) for g in parts[-1]) + len(group.answers)) <= max_tokens
+        )
+        if fits:
+            parts[-1].append(group)
+        else:
+            parts.append([group])
+    return parts
 
 
 def group_loss(scores: Tensor, group: Group, loss: str, margin: float) -> Tensor:

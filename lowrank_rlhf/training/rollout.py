@@ -1,8 +1,9 @@
 """Rollout: sample responses from the policy, then score them with policy, reference, reward model and critic."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,22 @@ class RewardScale:
     pooling: str
     mean: float
     std: float
+    length: float = 0.0
+    """Weight of the logarithm of a response's tokens in its score (`reward.length: use`)."""
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any], normalize: bool = True) -> "RewardScale":
+        """Return the scale in the notes on a reward adapter (`about_reward`), without `normalize` that of raw scores.
+
+        Versions before `reward.length` wrote no weight of the length.
+        """
+        mean, std = (about["score_mean"], about["score_std"]) if normalize else (0.0, 1.0)
+        return cls(about["pooling"], mean, std, about.get("length_weight", 0.0))
+
+    def raw(self, values: Tensor, response: Tensor) -> Tensor:
+        """Return the raw score of each row, (B,), from the head's outputs and the response mask, (B, T) each."""
+        scores = pool(values, response, self.pooling)
+        return scores + self.length * response.sum(-1).log() if self.length else scores
 
 
 @dataclass(frozen=True)
@@ -183,7 +200,7 @@ def response_figures(responses: Sequence[Response]) -> dict[str, float]:
 
 def reward_scores(roles: Roles, batch: Sequences, scale: RewardScale) -> Tensor:
     """Return the reward model's score of each row, (B,), shifted and scaled as given."""
-    scores = pool(score_tokens(roles, Role.REWARD, batch), batch.response, scale.pooling)
+    scores = scale.raw(score_tokens(roles, Role.REWARD, batch), batch.response)
     return (scores - scale.mean) / scale.std
 
 

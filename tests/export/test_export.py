@@ -312,6 +312,18 @@ def test_export_reward(tiny_folder, tmp_path, monkeypatch, pooling, layers, dtyp
     assert ("is not this model's score" in card_text) == (pooling == "mean")
 
 
+def test_a_score_with_the_length_as_an_input_is_not_exported(tiny_folder, tmp_path) -> None:
+    session = finished_run(tiny_folder(), tmp_path)
+    notes = session.run_dir.artifact("adapters/reward") / "reward.json"
+    about = json.loads(notes.read_text())
+    notes.write_text(json.dumps(about | {"length_weight": 0.3}))
+    with pytest.raises(UserError, match=r"a sequence classifier cannot carry. Train it with reward.length=debias"):
+        export_reward(session, "bfloat16", tmp_path / "my-reward")
+    assert not (tmp_path / "my-reward").exists()
+    notes.write_text(json.dumps(about))
+    export_reward(session, "bfloat16", tmp_path / "my-reward")
+
+
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_a_padded_batch_of_the_classifier(tiny_base, tmp_path, architecture) -> None:
     """Exact weights, rows of unequal length: the class reads each row's last token, as the run does."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lowrank_rlhf.maths import logistic
 from lowrank_rlhf.maths.logistic import fit_pair_head
 
 
@@ -111,3 +112,73 @@ def test_it_works_where_gradients_are_off() -> None:
     assert torch.equal(found, fit_pair_head(*data, 1.0))
     assert not found.requires_grad
     assert found.dtype == torch.float32
+
+
+def test_a_light_feature_has_its_own_ridge() -> None:
+    """Newton's method with a penalty of 1 on the last feature and 50 on the others."""
+    chosen, rejected, weights = pairs(9, size=4)
+    scale = torch.cat([chosen, rejected]).double().std(0)
+    d = ((chosen - rejected).double() / scale).numpy()
+    expected = newton_standardised(d, weights.numpy(), np.array([50.0, 50.0, 50.0, 1.0])) / scale.numpy()
+    np.testing.assert_allclose(fit_pair_head(chosen, rejected, weights, 50.0, light=1), expected, rtol=1e-4, atol=1e-6)
+
+
+# --- Ridge by cross-validation
+
+
+def test_the_loss_of_a_ridge_is_that_of_newtons_heads_on_the_other_folds(monkeypatch) -> None:
+    """The oracle standardises all pairs together, then fits and measures fold by fold in numpy."""
+    monkeypatch.setattr(logistic, "RIDGES", (0.3, 20.0))
+    chosen, rejected, weights = pairs(0, count=30, size=4)
+    prompts = [f"p{number // 2}" for number in range(30)]
+    scale = torch.cat([chosen, rejected]).double().std(0)
+    z, x, w = (chosen / scale).numpy(), (rejected / scale).numpy(), weights.numpy()
+    fold_of = logistic.folds(prompts, seed=3)
+    member = np.array([fold_of[prompt] for prompt in prompts])
+    assert sorted(np.bincount(member)) == [6] * 5
+    found = logistic.cross_validate(chosen, rejected, weights, prompts, seed=3)
+    for l2, loss in found.items():
+        expected = 0.0
+        for fold in range(5):
+            out = member == fold
+            head = newton_standardised((z - x)[~out], w[~out], l2)
+            expected += float((w[out] * np.log1p(np.exp(-((z - x)[out] @ head)))).sum())
+        assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def newton_standardised(d: np.ndarray, w: np.ndarray, l2: float | np.ndarray) -> np.ndarray:
+    """Newton's method on differences that are scaled already, with one ridge penalty or one for each feature."""
+    v = np.zeros(d.shape[1])
+    for _ in range(100):
+        p = 1 / (1 + np.exp(d @ v))
+        hessian = (d.T * (w * p * (1 - p))) @ d + np.diag(l2 * np.ones(len(v)))
+        v -= np.linalg.solve(hessian, -(d.T @ (w * p)) + l2 * v)
+    return v
+
+
+def test_noise_gets_the_strongest_ridge_and_a_clear_order_a_weak_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 120, 40, generator=generator)
+    prompts, ones = [str(number) for number in range(120)], torch.ones(120)
+    assert logistic.choose_ridge(first, second, ones, prompts, seed=0) >= 300
+    swap = (first[:, :1] < second[:, :1]).expand_as(first)
+    clear = torch.where(swap, second, first), torch.where(swap, first, second)
+    assert logistic.choose_ridge(*clear, ones, prompts, seed=0) <= 10
+
+
+def test_folds_are_of_whole_prompts() -> None:
+    """Ten copies of each noisy pair: by rows a copy would always be in training and the weakest ridge the best."""
+    generator = torch.Generator().manual_seed(1)
+    first, second = (side.repeat(10, 1) for side in torch.randn(2, 30, 60, generator=generator))
+    ones = torch.ones(300)
+    by_prompt = [str(number % 30) for number in range(300)]
+    by_row = [str(number) for number in range(300)]
+    assert logistic.choose_ridge(first, second, ones, by_prompt, seed=0) == max(logistic.RIDGES)
+    assert logistic.choose_ridge(first, second, ones, by_row, seed=0) < max(logistic.RIDGES)
+
+
+def test_a_single_prompt_gets_the_strongest_ridge_and_two_are_validated() -> None:
+    chosen, rejected, weights = pairs(0, count=4)
+    assert logistic.choose_ridge(chosen, rejected, weights, ["p"] * 4, seed=0) == max(logistic.RIDGES)
+    assert logistic.cross_validate(chosen, rejected, weights, ["p"] * 4, seed=0) == {}
+    assert set(logistic.cross_validate(chosen, rejected, weights, [*"ppqq"], seed=0)) == set(logistic.RIDGES)

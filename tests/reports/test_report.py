@@ -253,6 +253,23 @@ def test_the_reward_model_s_table_shows_the_paired_difference_and_one_scale() ->
     assert old.lead == ""  # two point estimates show nothing
 
 
+def test_the_audit_without_prompts_is_in_the_report_in_both_languages(tmp_path: Path) -> None:
+    rows = {row[0]: row[1:] for row in details(results(), ENGLISH)[0].rows}
+    value, note = rows["accuracy, prompt emptied"]
+    assert value == "64 % (95 % interval 60 to 69 %)"
+    assert "on 505 of these pairs" in note
+    assert "own prompt 70 %, a difference of +6.0 (95 % interval +1.0 to +11.0) points" in note
+    assert rows["accuracy, another prompt"][0] == "66 % (95 % interval 60 to 70 %)"
+    page = build(tmp_path, [], all_summaries(), [])[0]
+    assert "准确率：清空提示词" in page
+    assert "accuracy, prompt emptied" in page
+    summaries = all_summaries()
+    summaries["reward"]["prompt_audit"]["shuffled"] = None  # a single held-out prompt has no other
+    assert len(details(results(summaries), ENGLISH)[0].rows) == len(rows) - 1
+    del summaries["reward"]["prompt_audit"]  # runs of earlier versions
+    assert len(details(results(summaries), ENGLISH)[0].rows) == len(rows) - 2
+
+
 def test_rows_of_version_0_1_keep_their_label(tmp_path: Path) -> None:
     summaries = {
         "evaluate": {"prompts": 3, "table": [{"figure": "an old label", "sft": 1.0, "policy": 2.0, "note": ""}]}

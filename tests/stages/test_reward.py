@@ -10,6 +10,7 @@ import torch
 from tiny import DEVICE
 from tiny_run import limit_tokens, make_config, make_session, save_sft, separable, write_prompts, write_ranked
 
+from lowrank_rlhf.config.schema import RewardConfig
 from lowrank_rlhf.errors import StageFailed, UserError
 from lowrank_rlhf.evaluation.reward_metrics import (
     HeldOutAccuracy,
@@ -24,11 +25,25 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, Score, read_jsonl
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward
-from lowrank_rlhf.training.reward_data import Group, group_loss, read_groups, rows_of, split_groups, split_scores
+from lowrank_rlhf.training.reward_data import (
+    Group,
+    group_batches,
+    group_loss,
+    read_groups,
+    rows_of,
+    split_groups,
+    split_scores,
+)
+from lowrank_rlhf.training.reward_head import HeadFit, fit_head
+from lowrank_rlhf.training.rollout import RewardScale
 
 
 def groups_of(session: Session) -> list[Group]:
     return read_groups(session.load_roles().base, session.run_dir.path, session.config.model.max_length)[0]
+
+
+def raw_scale(session: Session) -> RewardScale:
+    return RewardScale(session.config.reward.pooling, 0.0, 1.0)
 
 
 @pytest.fixture
@@ -138,7 +153,7 @@ def test_rows_and_scores_of_groups_fit_together(session) -> None:
 def test_micro_batches_keep_groups_whole() -> None:
     groups = [group(f"p{i}", answers, width) for i, (answers, width) in enumerate([(4, 10), (3, 20), (4, 5), (2, 10)])]
     for tokens, expected in ((80, "p1 | p0 p3 | p2"), (1, "p1 | p0 | p3 | p2"), (10_000, "p1 p0 p3 p2")):
-        parts = reward._micro_batches(groups, tokens)
+        parts = group_batches(groups, tokens)
         assert " | ".join(" ".join(g.prompt_id for g in part) for part in parts) == expected
 
 
@@ -178,14 +193,16 @@ def test_a_step_does_not_depend_on_the_micro_batches(tiny_folder, tmp_path) -> N
     optimizer, found = torch.optim.SGD(roles.parameters(Role.REWARD), lr=0.0), []
     for tokens in (10_000, 200, 1):
         limit_tokens(session.load_roles().base, tokens)
-        loss, accuracy = reward._step(session.load_roles(), optimizer, groups, session.config.reward)
+        loss, accuracy = reward._step(
+            session.load_roles(), optimizer, groups, session.config.reward, raw_scale(session)
+        )
         found.append((loss, accuracy, [parameter.grad.clone() for parameter in roles.parameters(Role.REWARD)]))
     for loss, accuracy, gradient in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
         assert accuracy == found[0][1]
         for part, whole in zip(gradient, found[0][2], strict=True):
             torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-5)
-    scores = reward._score(session.load_roles(), groups, session.config.reward.pooling)
+    scores = reward._score(session.load_roles(), groups, raw_scale(session))
     assert found[0][0] == pytest.approx(
         sum(float(group_loss(s, g, "pairwise", 0.0)) for s, g in zip(scores, groups, strict=True)) / 4, rel=1e-5
     )
@@ -216,18 +233,14 @@ def test_each_epoch_has_an_order_of_its_own_and_the_rate_falls_to_zero_after_the
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_every_prompt_counts_once_in_the_fit_of_the_head(tiny_folder, tmp_path) -> None:
+def test_every_prompt_counts_once_in_the_fit_of_the_head() -> None:
     """One prompt with six pairs, six with one: against Newton's method with a weight of 1 per prompt."""
-    session = make_session(make_config(tiny_folder()), tmp_path)
-    save_sft(session)
-    roles = session.load_roles()
-    roles.copy(Role.POLICY, Role.REWARD)
-    roles.new_head(Role.REWARD, torch.Generator().manual_seed(0))
     all_pairs = [(better, worse, 1) for better in range(4) for worse in range(better + 1, 4)]
     groups = [group("many", 4, pairs=all_pairs), *(group(f"p{i}", 2) for i in range(6))]
-    width, generator = roles.heads[Role.REWARD].weight.shape[1], torch.Generator().manual_seed(4)
+    width, generator = 64, torch.Generator().manual_seed(4)
     features = [torch.randn(len(g.answers), width, generator=generator) for g in groups]
-    reward._fit_head(roles, groups, features, l2=0.5)
+    fitted, fit = fit_head(groups, features, RewardConfig(head_l2=0.5), seed=0)
+    assert fit == HeadFit(0.5, 0.0)
 
     apart = [f[better] - f[worse] for g, f in zip(groups, features, strict=True) for better, worse, _ in g.pairs]
     read = [f[i] for g, f in zip(groups, features, strict=True) for pair in g.pairs for i in pair[:2]]
@@ -239,7 +252,7 @@ def test_every_prompt_counts_once_in_the_fit_of_the_head(tiny_folder, tmp_path) 
         p = torch.sigmoid(-(z @ head))
         slope = -(weights * p) @ z + 0.5 * head
         head -= torch.linalg.solve((z.T * (weights * p * (1 - p))) @ z + 0.5 * torch.eye(width), slope)
-    torch.testing.assert_close(roles.heads[Role.REWARD].weight[0].double(), head / scale, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fitted.double(), head / scale, rtol=1e-4, atol=1e-5)
 
 
 # --- Figures
@@ -325,8 +338,19 @@ def test_weakness(interval, longer, over_length, expected) -> None:
         ({"pooling": "mean", "epochs": 3, "learning_rate": 1e-2, "loss": "plackett_luce"}, 60, 0.9),
         ({"pooling": "mean", "epochs": 2, "fit_head_first": True, "learning_rate": 1e-3}, 100, 0.9),
         ({"pooling": "mean", "epochs": 0, "fit_head_first": True}, 150, 0.75),  # a random model's features at that
+        ({"pooling": "mean", "epochs": 0, "fit_head_first": True, "length": "use", "head_l2": 1}, 150, 0.75),
+        ({"pooling": "last", "epochs": 2, "fit_head_first": True, "learning_rate": 1e-3, "length": "use"}, 100, 0.7),
+        ({"pooling": "mean", "epochs": 1, "fit_head_first": True, "learning_rate": 1e-3, "length": "debias"}, 100, 0.7),
     ],
-    ids=["last", "mean and plackett-luce", "the head first", "the head alone"],
+    ids=[
+        "last",
+        "mean and plackett-luce",
+        "the head first",
+        "the head alone",
+        "the head and the length",
+        "the head and the length first",
+        "the head first, without the length when scoring",
+    ],
 )
 def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, least) -> None:
     session = make_session(
@@ -338,6 +362,11 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, leas
     summary = reward.run(session)
     assert summary.accuracy > least
     assert summary.weak is None
+    audit = summary.prompt_audit
+    assert (audit.prompts, audit.pairs) == (summary.prompts_held_out, summary.pairs_held_out)
+    assert audit.accuracy == summary.accuracy
+    assert min(audit.emptied.accuracy, audit.shuffled.accuracy) > 0.6  # the answers alone decide in this data
+    assert (summary.head_l2 is not None) == settings.get("fit_head_first", False)
     assert summary.prompts_held_out == 0.3 * (summary.prompts_train + summary.prompts_held_out)
     assert [claim.holds for claim in summary.claims] == [True, True, True]
     folder = session.work("reward") / "adapters" / "reward"
@@ -350,9 +379,11 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, leas
     assert all(same) if settings["epochs"] == 0 else not any(same)
     assert all(torch.equal(p, adapter[name]) for name, p in session.load_roles().named_parameters(Role.POLICY).items())
     # The scores' mean and deviation are those of all ranked answers, as the saved adapter gives them.
+    assert ("length_weight" in about) == (settings.get("length") == "use")
+    scale = replace(raw_scale(session), length=about.get("length_weight", 0.0))
     load_role(session.load_roles(), Role.REWARD, folder)
     held_out = split_groups(groups_of(session), 0.3, session.seed("reward", "split"))[1]
-    scores = torch.cat(reward._score(session.load_roles(), groups_of(session), session.config.reward.pooling))
+    scores = torch.cat(reward._score(session.load_roles(), groups_of(session), scale))
     assert len(scores) == 4 * count
     assert float(scores.mean()) == pytest.approx(about["score_mean"], rel=1e-5, abs=1e-6)
     assert float(scores.std()) == pytest.approx(about["score_std"], rel=1e-5)
@@ -361,7 +392,7 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, leas
     again = dict(
         zip(
             [s for g in groups for s in g.samples],
-            torch.cat(reward._score(session.load_roles(), groups, session.config.reward.pooling)),
+            torch.cat(reward._score(session.load_roles(), groups, scale)),
             strict=True,
         )
     )

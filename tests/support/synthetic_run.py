@@ -64,6 +64,13 @@ def all_summaries() -> dict[str, dict[str, Any]]:
             "longer_wins_interval": [0.53, 0.63],
             "over_length": 0.13,
             "over_length_interval": [0.06, 0.2],
+            "prompt_audit": {
+                "prompts": 100,
+                "pairs": 505,
+                "accuracy": 0.7,
+                "emptied": {"accuracy": 0.64, "interval": [0.6, 0.69], "lost": 0.06, "lost_interval": [0.01, 0.11]},
+                "shuffled": {"accuracy": 0.66, "interval": [0.6, 0.7], "lost": 0.04, "lost_interval": [-0.01, 0.09]},
+            },
             "ece": 0.043,
             "reliability": [
                 {"low": 0.5, "high": 0.6, "count": 190, "probability": 0.55, "accuracy": 0.57},

@@ -1,0 +1,41 @@
+"""Parts of the stages' results: the base of all, and the records that describe a reward model's accuracy."""
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
+
+Interval = tuple[FiniteFloat | None, FiniteFloat | None]
+"""95 % bootstrap interval; a bound is None where it cannot be estimated."""
+
+
+class Result(BaseModel):
+    """Base of all results: immutable; unknown keys are kept, so that a rewritten mark loses nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class ReliabilityRow(Result):
+    """Predicted probability and accuracy of the pairs with a confidence between `low` and `high`."""
+
+    low: float
+    high: float
+    count: NonNegativeInt
+    probability: float
+    accuracy: float
+
+
+class WithoutPrompt(Result):
+    """Accuracy on held-out pairs with replaced prompts, and its difference to that with their own; paired by prompt."""
+
+    accuracy: float
+    interval: Interval
+    lost: float
+    lost_interval: Interval
+
+
+class PromptAudit(Result):
+    """Accuracy of the reward model on some held-out pairs: with their own, empty, and exchanged prompts."""
+
+    prompts: NonNegativeInt
+    pairs: NonNegativeInt
+    accuracy: float
+    emptied: WithoutPrompt
+    shuffled: WithoutPrompt | None = None
