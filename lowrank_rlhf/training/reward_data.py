@@ -48,7 +48,8 @@ class Group:
 def about_reward(adapter: Path) -> dict[str, Any]:
     """Return the reward stage's notes on its adapter: pooling, layers, mean and deviation of the scores, weakness.
 
-    With `reward.length: use` they contain the weight of the length. Raises `UserError` if the file is missing or incomplete.
+    With `reward.length: use` they contain the weight of the length. Raises `UserError` if the file is missing or
+    incomplete.
     """
     about = read_record(adapter / "reward.json")
     if about is None:
