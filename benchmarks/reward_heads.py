@@ -33,8 +33,7 @@ from lowrank_rlhf.maths.statistics import clustered_bootstrap, expected_calibrat
 from lowrank_rlhf.models.base import Base, load_base
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.training.reward_data import Group, make_groups, split_groups
-from lowrank_rlhf.training.reward_head import fit_head, with_length
+from lowrank_rlhf.training.reward_data import Group, fit_head, make_groups, split_groups, with_length
 
 LAYERS = (15, 18, 30)
 POOLINGS = ("mean", "last")

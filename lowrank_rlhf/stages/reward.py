@@ -36,14 +36,16 @@ from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients
 from lowrank_rlhf.training.prompts import first_fitting, max_prompt_tokens
 from lowrank_rlhf.training.reward_data import (
     Group,
+    HeadFit,
+    fit_head,
     group_batches,
     group_loss,
     read_groups,
     rows_of,
     split_groups,
     split_scores,
+    with_length,
 )
-from lowrank_rlhf.training.reward_head import HeadFit, fit_head, with_length
 from lowrank_rlhf.training.role_checkpoints import RoleCheckpoints
 from lowrank_rlhf.training.rollout import RewardScale
 from lowrank_rlhf.training.self_checks import checksums, weights_unchanged

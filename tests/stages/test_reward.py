@@ -27,6 +27,8 @@ from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward
 from lowrank_rlhf.training.reward_data import (
     Group,
+    HeadFit,
+    fit_head,
     group_batches,
     group_loss,
     read_groups,
@@ -34,7 +36,6 @@ from lowrank_rlhf.training.reward_data import (
     split_groups,
     split_scores,
 )
-from lowrank_rlhf.training.reward_head import HeadFit, fit_head
 from lowrank_rlhf.training.rollout import RewardScale
 
 
