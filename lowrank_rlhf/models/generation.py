@@ -199,8 +199,8 @@ def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     2020, arXiv 1904.09751), at least one.
     """
     probabilities, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
-    above = probabilities.cumsum(-1) - probabilities  # (B, V): probability of the tokens before this one
-    return logits.masked_fill((above >= top_p).scatter(-1, order, above >= top_p), -torch.inf)
+    outside = probabilities.cumsum(-1) - probabilities >= top_p  # (B, V): the tokens before this one are enough
+    return logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
 
 
 def _response(row: list[int], eos: int) -> Response:
