@@ -103,7 +103,7 @@ def passes(tests: str, root: Path, seconds: float = SECONDS) -> bool:
     """Run a selection of tests in a checkout, in a process of its own that ends at the first failure."""
     child = os.fork()
     if child == 0:
-        os.setsid()
+        os.setpgid(0, 0)  # no session of its own: Linux would schedule that beside this one, whatever its niceness
         os._exit(_run_tests(tests, root))
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -32,7 +32,9 @@ class TestJobs:
         assert not jobs.stop(run)
         assert RunsFolder(tmp_path).status("one").state == "killed"
 
-    @pytest.mark.parametrize(("code", "kind"), [(5, "waiting"), (130, "stopped"), (3, "failed"), (1, "failed")])
+    @pytest.mark.parametrize(
+        ("code", "kind"), [(0, "stopped"), (5, "waiting"), (130, "stopped"), (3, "failed"), (1, "failed")]
+    )
     def test_how_it_ended_where_no_stage_began(self, tmp_path, code, kind) -> None:
         run = make_run(tmp_path)
         jobs.start(run, [sys.executable, "-c", f"print('why lowrank_rlhf ended'); raise SystemExit({code})"])

@@ -1,5 +1,6 @@
 """Status of runs, read from their folders."""
 
+import json
 import re
 import subprocess
 import sys
@@ -58,6 +59,16 @@ class TestStatus:
         assert RunsFolder(tmp_path).status("one").state == "new"
         event(run, "started")
         event(run, kind, error=error)
+        assert RunsFolder(tmp_path).status("one").state == expected
+
+    @pytest.mark.parametrize(("since", "expected"), [("2025-12-31", "stopped"), ("2026-01-02", "failed")])
+    def test_the_newer_one_of_exit_code_and_last_event_counts(self, tmp_path, since, expected) -> None:
+        """The events are of 1 January: a later command that failed before any stage began left an exit code only."""
+        run = make_run(tmp_path)
+        event(run, "started")
+        event(run, "ended early", error="Stopped")
+        (run / "logs").mkdir()
+        (run / "logs" / "job.json").write_text(json.dumps({"since": f"{since}T00:00:00+00:00", "exit_code": 1}))
         assert RunsFolder(tmp_path).status("one").state == expected
 
     def test_all_done(self, tmp_path) -> None:

@@ -3,17 +3,19 @@
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
 from marks import done
 from tiny_run import STAGES, make_config
 
-from lowrank_rlhf.config.schema import DataConfig, FormatName
+from lowrank_rlhf.config.schema import DataConfig, FormatName, RankConfig
 from lowrank_rlhf.data.comparisons import load_comparisons, without_prompts
 from lowrank_rlhf.data.formats import BY_NAME, FORMATS
 from lowrank_rlhf.data.loading import load
 from lowrank_rlhf.data.prompts import load_prompt_data
+from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline.pipeline import run
 from lowrank_rlhf.run.progress import Progress
@@ -256,6 +258,9 @@ def test_prompts_of_preferences(tmp_path: Path) -> None:
     assert len(kept.rankings) == 12
     assert {answer.prompt_id for answer in kept.answers} == {prompt.id for prompt in kept.prompts}
     assert kept.notes[-1] == "Left out 8 rankings of 4 prompts that data.held_out keeps from all training."
+    rank = RankConfig(source="dataset", dataset=str(path))
+    config = SimpleNamespace(data=DataConfig(prompts=str(path), held_out=4), rank=rank, seed=1)
+    assert {prompt.text for prompt in RunData(config).comparisons.prompts} == texts
     assert without_prompts(kept, [Prompt(id="x", messages=(Message(role="user", content="Else"),))]) is kept
 
 
