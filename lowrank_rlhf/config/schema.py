@@ -48,7 +48,7 @@ class DataConfig(Section):
     """Prompts and demonstrations."""
 
     prompts: str = "builtin:everyday"
-    """`builtin:everyday`, `builtin:advice`, a JSONL, JSON, CSV or Parquet file, or `hub:OWNER/NAME` (formats:
+    """`builtin:everyday`, `builtin:advice`, `builtin:replies`, a JSONL, JSON, CSV or Parquet file, or `hub:OWNER/NAME` (formats:
     docs/data-formats.md)."""
     format: FormatName | None = None
     """Format of `prompts`; detected from the rows by default."""
@@ -125,7 +125,7 @@ class RankConfig(Section):
     source: Literal["judge", "dataset", "human"] = "judge"
     """A `judge` program, a `dataset` of comparisons (sampling is skipped), or `human` annotators."""
     judge: str = "simulated-annotator"
-    """`simulated-annotator`, `sentiment`, `plain-language`, `module:function` that scores the answers to a prompt,
+    """`simulated-kind-annotator`, `simulated-annotator`, `sentiment`, `plain-language`, `module:function` that scores the answers to a prompt,
     or `endpoint`, a language model that compares them in pairs."""
     endpoint: EndpointConfig | None = None
     """Server of that model, for `judge: endpoint` or `evaluate.second_judge: endpoint`."""

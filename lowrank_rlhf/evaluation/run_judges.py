@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lowrank_rlhf.config.schema import Config, RankConfig
+from lowrank_rlhf.preferences.judges.annotator import Vectors
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, Judge, load_judge
 from lowrank_rlhf.run.progress import Progress, StopRequest, figure
 from lowrank_rlhf.run.records import Prompt, Sample
@@ -18,11 +19,17 @@ VERDICTS = "verdicts.jsonl"
 def open_judge(name: str, rank: RankConfig, run_folder: Path, progress: Progress, stop: StopRequest) -> Judge:
     """Open the judge of that name. Raises `UserError` if it does not exist."""
     if name != ENDPOINT or rank.endpoint is None:
-        return load_judge(name)
+        return load_judge(name, _embed)
     from lowrank_rlhf.preferences.judges.llm_client import ChatClient  # only these runs need its HTTP library
     from lowrank_rlhf.preferences.judges.llm_judge import EndpointJudge
 
     return EndpointJudge(ChatClient(rank.endpoint, stop, progress.say), run_folder / VERDICTS)
+
+
+def _embed(texts: Sequence[str]) -> Vectors:
+    from lowrank_rlhf.models.sentence_encoder import embed_sentences  # imports torch
+
+    return embed_sentences(texts)
 
 
 def followed_judges(config: Config) -> dict[JudgeRole, str]:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import BertModel
+from transformers.utils import logging
 
 from lowrank_rlhf.sources.encoder import fetch_encoder
 
@@ -19,10 +20,11 @@ _ROWS = 64
 @cache
 def _encoder() -> tuple[Tokenizer, Any]:
     folder = fetch_encoder()
+    logging.disable_progress_bar()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(MAX_TOKENS)
     tokenizer.no_padding()
-    model = BertModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False, local_files_only=True)
+    model = BertModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     return tokenizer, model.eval()
 
 

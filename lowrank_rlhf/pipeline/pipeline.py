@@ -19,6 +19,7 @@ from lowrank_rlhf.planner.disk import check_disk_space, disk_watched, smallest_n
 from lowrank_rlhf.planner.fit import fit_to_memory
 from lowrank_rlhf.planner.forecast import shown_peaks
 from lowrank_rlhf.planner.pace import stage_costs
+from lowrank_rlhf.preferences.judges.loading import KIND_ANNOTATOR
 from lowrank_rlhf.reports.render import write_report
 from lowrank_rlhf.run.directory import RunDir, read_record, write_json_atomic
 from lowrank_rlhf.run.distributed import ProcessGroup
@@ -28,6 +29,7 @@ from lowrank_rlhf.run.progress import Later, Progress, StopRequest, duration, me
 from lowrank_rlhf.run.results import Started
 from lowrank_rlhf.run.tracking import tracked
 from lowrank_rlhf.session import Session
+from lowrank_rlhf.sources.encoder import fetch_encoder
 from lowrank_rlhf.sources.fetch import fetch_model
 from lowrank_rlhf.sources.model_shape import find_shape
 from lowrank_rlhf.stages import Stage
@@ -76,6 +78,7 @@ def run(
         if any("model" in stage.settings for stage in to_do):
             fetch_model(config.model, progress)
             _refuse_stale([_status(stage, config, run_dir) for stage in kept])  # the model's checksum is known now
+            _fetch_encoder(config)
             session.take_backend()  # before anything imports transformers
             session.filter_lengths()
         planned = shown_peaks(config, run_dir, session.data) if to_do else {}
@@ -90,6 +93,12 @@ def run(
                 _run_stage(stage, session, planned.get(stage.name))
         _report(run_dir)
     return run_dir
+
+
+def _fetch_encoder(config: Config) -> None:
+    """Download the sentence encoder, if a judge reads embeddings, before any long work."""
+    if KIND_ANNOTATOR in (config.rank.judge, config.evaluate.second_judge):
+        fetch_encoder()
 
 
 def plan(config: Config, run_dir: RunDir) -> list[StageStatus]:

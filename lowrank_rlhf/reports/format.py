@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lowrank_rlhf.evaluation.run_judges import JudgeRole
-from lowrank_rlhf.preferences.judges.loading import ENDPOINT
+from lowrank_rlhf.preferences.judges.loading import ENDPOINT, SIMULATED
 from lowrank_rlhf.reports.locale import ENGLISH, Locale
 from lowrank_rlhf.run.results import Results
 
@@ -15,7 +15,6 @@ Metrics = Sequence[Mapping[str, Any]]
 
 ENDPOINT_PREFIX = f"{ENDPOINT}:"
 """Prefix of the name of a judge that is a language model."""
-SIMULATED = "simulated-annotator"
 MISSING = "–"
 
 ColumnKind = Literal["text", "note", "verdict"]
@@ -124,4 +123,4 @@ def judge_in_words(name: str | None, texts: Locale = ENGLISH) -> str:
         return texts("judge.reward_model")
     if name.startswith(ENDPOINT_PREFIX):
         return texts("judge.language_model", name=name.removeprefix(ENDPOINT_PREFIX))
-    return texts("judge.simulated") if name == SIMULATED else texts("judge.named", name=name)
+    return texts("judge.simulated") if name in SIMULATED else texts("judge.named", name=name)

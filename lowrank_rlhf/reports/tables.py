@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lowrank_rlhf.preferences.judges.loading import SIMULATED
 from lowrank_rlhf.reports.alarms import Alarm, check_phrase, length_rule, reward_weakness
 from lowrank_rlhf.reports.format import (
     ENDPOINT_PREFIX,
-    SIMULATED,
     Bounds,
     Table,
     algorithm,
@@ -85,7 +85,7 @@ def caveats(results: Results, texts: Locale) -> list[str]:
     evaluate, found = results.evaluate, []
     if evaluate and evaluate.judge and evaluate.judge.startswith(ENDPOINT_PREFIX):
         found.append(texts("caveat.language_model"))
-    if evaluate and evaluate.judge == SIMULATED:
+    if evaluate and evaluate.judge in SIMULATED:
         found.append(texts("caveat.simulated"))
     if evaluate and evaluate.selected_on_test:
         found.append(texts("caveat.selected_on_test"))

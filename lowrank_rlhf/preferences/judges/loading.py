@@ -10,11 +10,18 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preferences.judges.annotator import Embed, SimulatedAnnotator, Vectors
 from lowrank_rlhf.preferences.judges.builtin import BUILT_IN, Scores
 from lowrank_rlhf.run.records import Prompt, Sample
 
 ENDPOINT = "endpoint"
 """Config name of the judge in `llm_judge.py`, which also requires the settings of `rank.endpoint`."""
+
+
+KIND_ANNOTATOR = "simulated-kind-annotator"
+"""Config name of the judge in `annotator.py`, which reads sentence embeddings."""
+SIMULATED = ("simulated-annotator", KIND_ANNOTATOR)
+"""Names of the judges that imitate a person."""
 
 
 class JudgeSteps(NamedTuple):
@@ -85,8 +92,8 @@ class LocalJudge:
         return {}
 
 
-def load_judge(name: str) -> LocalJudge:
-    """Return a built-in judge by name, or a user's `module:function`.
+def load_judge(name: str, embed: Embed | None = None) -> LocalJudge:
+    """Return a built-in judge by name, or a user's `module:function`; `embed` is for those that read embeddings.
 
     A user's function takes the prompt's text (the whole conversation if it has several turns) and a list of answer
     texts, and returns a number for each answer; its module may be in the current folder. Raises `UserError` if the
@@ -94,14 +101,20 @@ def load_judge(name: str) -> LocalJudge:
     """
     if name in BUILT_IN:
         return LocalJudge(name, BUILT_IN[name])
+    if name == KIND_ANNOTATOR:
+        return LocalJudge(name, SimulatedAnnotator(embed or _no_embeddings))
     if ":" not in name:
-        names = (*BUILT_IN, ENDPOINT)
+        names = (KIND_ANNOTATOR, *BUILT_IN, ENDPOINT)
         raise UserError(
             f"unknown judge {name!r}; expected {', '.join(names)}, or your own `module:function`."
             f"{suggestion(name, names)}"
         )
     function = _import_function(name)
     return LocalJudge(name, lambda prompt, samples: function(prompt.conversation, [sample.text for sample in samples]))
+
+
+def _no_embeddings(_texts: Sequence[str]) -> Vectors:
+    raise RuntimeError(f"{KIND_ANNOTATOR}: load_judge needs `embed` for scores")
 
 
 def _import_function(name: str) -> Callable[[str, list[str]], list[float]]:
