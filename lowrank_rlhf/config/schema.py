@@ -48,8 +48,8 @@ class DataConfig(Section):
     """Prompts and demonstrations."""
 
     prompts: str = "builtin:everyday"
-    """`builtin:everyday`, `builtin:advice`, `builtin:replies`, a JSONL, JSON, CSV or Parquet file, or `hub:OWNER/NAME` (formats:
-    docs/data-formats.md)."""
+    """`builtin:everyday`, `builtin:advice`, `builtin:replies`, a JSONL, JSON, CSV or Parquet file, or
+    `hub:OWNER/NAME` (formats: docs/data-formats.md)."""
     format: FormatName | None = None
     """Format of `prompts`; detected from the rows by default."""
     skip_bad_rows: Fraction = 0.0
@@ -125,8 +125,8 @@ class RankConfig(Section):
     source: Literal["judge", "dataset", "human"] = "judge"
     """A `judge` program, a `dataset` of comparisons (sampling is skipped), or `human` annotators."""
     judge: str = "simulated-annotator"
-    """`simulated-kind-annotator`, `simulated-annotator`, `sentiment`, `plain-language`, `module:function` that scores the answers to a prompt,
-    or `endpoint`, a language model that compares them in pairs."""
+    """`simulated-kind-annotator`, `simulated-annotator`, `sentiment`, `plain-language`, `module:function` that scores
+    the answers to a prompt, or `endpoint`, a language model that compares them in pairs."""
     endpoint: EndpointConfig | None = None
     """Server of that model, for `judge: endpoint` or `evaluate.second_judge: endpoint`."""
     tie_margin: NonNegative = 0.0

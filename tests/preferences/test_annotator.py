@@ -132,7 +132,7 @@ def test_attacks_lose_against_the_kind_reply() -> None:
             "copy with a question": f"{reply.prompt} How do you feel about it?",
             "key words": ", ".join(sorted({word for word in words(reply.kind) if len(word) > 3})) + ".",
             "reply to another prompt": other.kind,
-            "any occasion": "That sounds like a lot, and it makes sense to feel that way. What would help you most now?",
+            "any occasion": "That sounds like a lot, and it makes sense to feel so. What would help you most now?",
             "twice": f"{reply.kind} {reply.kind}",
             "cut off": " ".join(reply.kind.split()[:-4]),
             "shuffled": " ".join(shuffled),

@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lowrank_rlhf.maths.text import words
 from lowrank_rlhf.run.records import Prompt, Sample
 
-Vectors = NDArray[np.float32]
+Vectors = NDArray[Any]
 Embed = Callable[[Sequence[str]], Vectors]
 """Embeddings of N texts, (N, d), of unit length."""
 
@@ -73,7 +73,7 @@ class SimulatedAnnotator:
         direction, offset = self._taste
         kindness = 1 / (1 + np.exp(-(vectors @ direction + offset)))  # (K,)
         similar = 2 * np.minimum(vectors @ question, MOST_SIMILAR) + 2 * (vectors @ target)  # (K,)
-        found = similar + 1.5 * kindness - [_faults(asked, sample) for sample in samples]
+        found: Vectors = similar + 1.5 * kindness - [_faults(asked, sample) for sample in samples]
         return [float(score) for score in found]
 
     @cached_property
