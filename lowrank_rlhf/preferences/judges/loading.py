@@ -104,7 +104,7 @@ def load_judge(name: str, embed: Embed | None = None) -> LocalJudge:
     if name == KIND_ANNOTATOR:
         return LocalJudge(name, SimulatedAnnotator(embed or _no_embeddings))
     if ":" not in name:
-        names = (KIND_ANNOTATOR, *BUILT_IN, ENDPOINT)
+        names = (*BUILT_IN, KIND_ANNOTATOR, ENDPOINT)
         raise UserError(
             f"unknown judge {name!r}; expected {', '.join(names)}, or your own `module:function`."
             f"{suggestion(name, names)}"
