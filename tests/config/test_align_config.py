@@ -70,7 +70,7 @@ def test_a_run_from_before_the_section_is_ppo_s() -> None:
 
 
 def quickstart(*changes: str) -> Config:
-    return load_config(Path("quickstart"), ["ppo.contrastive=false", *changes])
+    return load_config(Path("quickstart"), ["ppo.contrastive=false", "ppo.steps=16", *changes])
 
 
 def test_the_plan_counts_what_the_algorithm_does() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gguf
 import pytest
-from quickstart_plan import COUNTS, CPU, GB, SMOLLM, quickstart
+from quickstart_plan import COUNTS, CPU, FORMER, GB, SMOLLM, quickstart
 from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf import cli
@@ -174,7 +174,7 @@ class TestMemory:
         rows = json.loads((Path(__file__).parents[2] / "docs/performance/memory.json").read_text())
         off = {}
         for row in rows:
-            config = load_config(Path("quickstart"), list(SETTINGS[row["setting"]]))
+            config = load_config(Path("quickstart"), [*FORMER, *SETTINGS[row["setting"]]])
             width = 4 if config.model.compute_dtype == "float32" else 2
             found = need(row["stage"], config, SMOLLM, counts, Device(False, width))
             off[row["setting"], row["stage"]] = row["measured"] / found.shown

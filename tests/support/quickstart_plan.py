@@ -21,10 +21,27 @@ COUNTS = Amounts(
 )  # fmt: skip
 CPU = machine.Machine(Device(cuda=False, width=2), 20 * GB, 24 * GB, 1e12, "bfloat16")
 
+FORMER = (
+    "data.prompts=builtin:everyday",
+    "data.held_out=140",
+    "sample.prompts=480",
+    "sample.max_new_tokens=64",
+    "reward.epochs=0",
+    "reward.learning_rate=1e-4",
+    "ppo.steps=16",
+    "ppo.batch_size=72",
+    "ppo.epochs=1",
+    "ppo.minibatches=1",
+    "ppo.evaluate_every=2",
+    "ppo.evaluate_prompts=128",
+    "evaluate.answers_per_prompt=2",
+)
+"""Sizes of the preset when its stages were measured (docs/performance/memory.json)."""
+
 
 def quickstart(*overrides: str) -> Config:
-    """Return the preset, at the lengths for which the tests' figures were computed and measured."""
+    """Return the preset, with the sizes for which the tests' figures were computed and measured."""
     return load_config(
         Path("quickstart"),
-        ["model.quantization=nf4", "sample.max_new_tokens=48", "ppo.batch_size=48", *overrides],
+        [*FORMER, "model.quantization=nf4", "sample.max_new_tokens=48", "ppo.batch_size=48", *overrides],
     )

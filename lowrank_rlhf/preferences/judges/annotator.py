@@ -29,7 +29,7 @@ FEWEST_WORDS, MOST_WORDS = 10, 36
 COPIED_WORDS, COPIED_SHARE = 4, 0.6
 
 
-class Reply(NamedTuple):
+class VoicedReplies(NamedTuple):
     """A prompt with a hand-written reply in each of three voices."""
 
     prompt: str
@@ -39,10 +39,10 @@ class Reply(NamedTuple):
 
 
 @cache
-def read_replies() -> tuple[Reply, ...]:
+def read_replies() -> tuple[VoicedReplies, ...]:
     """Return the hand-written replies."""
     lines = (Path(__file__).parent / "replies.jsonl").read_text(encoding="utf-8").splitlines()
-    return tuple(Reply(**json.loads(line)) for line in lines)
+    return tuple(VoicedReplies(**json.loads(line)) for line in lines)
 
 
 @dataclass(frozen=True)
