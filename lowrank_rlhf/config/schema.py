@@ -57,9 +57,9 @@ class DataConfig(Section):
     skip_too_long: bool = False
     """Leave out prompts without room for an answer of `sample.max_new_tokens` in `model.max_length`, and responses that
     do not fit. Otherwise they are listed and the run does not start."""
-    held_out: Annotated[int, Field(ge=0)] = 256
-    """Number of prompts kept out of all training, for evaluation: by default as many for validation as
-    `ppo.evaluate_prompts`, and as many for the final evaluation. Lower it for fewer than about 500 prompts."""
+    held_out: Annotated[int, Field(ge=0)] = 64
+    """Number of prompts kept out of all training, for evaluation. Hold out twice `ppo.evaluate_prompts` if there are
+    enough: half of them serve validation."""
     validation: Annotated[int, Field(ge=0)] | None = None
     """Number of held-out prompts for the evaluations during training, which select the policy; half by default. The
     rest are test prompts, for the final evaluation alone. At 0 all serve both, and the report notes it."""

@@ -9,8 +9,7 @@ from ruamel.yaml import YAML
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import load_config, preset_folder, preset_names
-from lowrank_rlhf.config.ppo import PpoConfig
-from lowrank_rlhf.config.schema import Config, DataConfig
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.formats import BY_NAME
 from lowrank_rlhf.data.prompts import BUILTIN
 from lowrank_rlhf.data.readers.hub import SCHEME, parse_source
@@ -37,8 +36,6 @@ PUBLISHED = {"0.6B": 0.596, "1.7B": 1.72, "4B": 4.02, "8B": 8.19, "14B": 14.77, 
 CARDS = {"gpu_8gb": 8, "gpu_12gb": 12, "colab_t4": 15, "gpu_24gb": 24, "gpu_48gb": 48, "gpu_80gb": 80}
 """GiB of the card; a T4 tells 15 of its 16 GB."""
 ON_A_CARD = {**CARDS, "chinese": 8, "hub_preferences": 12, "tldr": 24}
-FEWER = {"quickstart"}
-"""Presets with fewer validation prompts than `ppo.evaluate_prompts`: evaluations use all 70 of them."""
 MARGIN = 0.8
 """The planner's third to spare is not there for the big models, but a fifth is: desktops and CUDA take some of it."""
 
@@ -91,17 +88,12 @@ def test_it_has_no_section_of_a_stage_that_it_leaves_out(name) -> None:
 @each
 def test_it_has_as_many_validation_prompts_as_its_evaluations_use(name) -> None:
     config = preset(name)
-    if "ppo" in config.stages and name not in FEWER:
+    if "ppo" in config.stages:
         assert config.ppo.evaluate_prompts <= config.data.validation_prompts
         assert config.ppo.evaluate_prompts <= config.data.held_out - config.data.validation_prompts  # test prompts
         builtin = config.data.prompts.partition("builtin:")[2]
         rows = len((BUILTIN / f"{builtin}.jsonl").read_text(encoding="utf-8").splitlines()) if builtin else math.inf
         assert config.data.held_out < rows / 2  # most prompts are for training
-
-
-def test_the_defaults_fit_each_other_too() -> None:
-    data, ppo = DataConfig(), PpoConfig()
-    assert data.validation_prompts == data.held_out - data.validation_prompts == ppo.evaluate_prompts
 
 
 @each

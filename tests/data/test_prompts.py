@@ -105,7 +105,7 @@ def test_advice_answers_each_prompt_in_up_to_three_sentences() -> None:
 
 def test_split_covers_everything_once_and_spares_demonstrations() -> None:
     training, held_out = load_prompts(DataConfig(), seed=1)
-    assert (len(training), len(held_out)) == (364, 256)
+    assert (len(training), len(held_out)) == (556, 64)
     assert {prompt.text for prompt in training} | {prompt.text for prompt in held_out} == set(PROMPTS)
     assert {prompt.id for prompt in training}.isdisjoint(prompt.id for prompt in held_out)
     assert all(prompt.held_out for prompt in held_out)
@@ -128,10 +128,10 @@ def test_split_follows_from_the_seed_alone() -> None:
 def test_validation_comes_first_and_test_prompts_are_the_rest() -> None:
     whole = load_prompt_data(DataConfig(), seed=1)
     training, validation, test = whole.splits()
-    assert (len(training), len(validation), len(test)) == (364, 128, 128)
+    assert (len(training), len(validation), len(test)) == (556, 32, 32)
     assert validation + test == whole.held_out == whole.splits().held_out
     assert training == whole.training
-    for count, expected in ((0, 0), (1, 1), (255, 255), (None, 128)):
+    for count, expected in ((0, 0), (1, 1), (63, 63), (None, 32)):
         data = load_prompt_data(DataConfig(validation=count), seed=1)
         assert data.training == whole.training, "the training prompts do not depend on the division"
         assert data.demonstrations == whole.demonstrations
