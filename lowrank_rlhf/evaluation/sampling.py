@@ -81,3 +81,20 @@ def answer_prompts(
         ]
         for prompt, group in zip(prompts, responses, strict=True)
     ]
+
+
+def answer_greedily(
+    roles: Roles,
+    role: Role,
+    prompts: Sequence[Prompt],
+    sampling: SampleConfig,
+    *,
+    bar: Bar | None = None,
+    stop: StopRequest | None = None,
+) -> list[Sample]:
+    """Return a role's answer to each prompt with the most likely token at every step, whatever the temperature.
+
+    `bar`, `stop` and errors are those of `answer_prompts`.
+    """
+    greedy = sampling.model_copy(update={"temperature": 0.0})
+    return [group[0] for group in answer_prompts(roles, role, prompts, greedy, 0, bar=bar, stop=stop)]

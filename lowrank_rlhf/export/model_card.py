@@ -20,6 +20,7 @@ from lowrank_rlhf.reports.alarms import find_alarms
 from lowrank_rlhf.reports.format import Table, algorithm
 from lowrank_rlhf.reports.locale import ENGLISH
 from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
+from lowrank_rlhf.reports.yardsticks import yardstick_table
 from lowrank_rlhf.run.directory import RunDir, read_json, sha256
 from lowrank_rlhf.run.results import MARKS, DoneMark, Results, StageResult
 from lowrank_rlhf.sources.measured_quality import quantization_cost
@@ -72,6 +73,7 @@ def model_card(run_dir: RunDir, config: Config, exported: Exported) -> str:
     compared = comparison(results, ENGLISH)
     alarms = find_alarms(list(run_dir.metrics.read()), results)
     lines = (_COLUMNS.get(exported.role or "", "") if compared else "", headline(results, ENGLISH, alarms))
+    tables = (compared, yardstick_table(results, ENGLISH), *details(results, ENGLISH), _data(config, marks))
     config_yaml = dump_config(_shareable(config)).rstrip()
     return (
         card_environment()
@@ -92,7 +94,7 @@ def model_card(run_dir: RunDir, config: Config, exported: Exported) -> str:
             difference=exported.difference,
             unmeasured=exported.unmeasured,
             alarms=[alarm.text(ENGLISH) for alarm in alarms],
-            tables=[table for table in (compared, *details(results, ENGLISH), _data(config, marks)) if table],
+            tables=[table for table in tables if table],
             max_length=config.model.max_length,
             max_new_tokens=config.sample.max_new_tokens,
             judge=config.rank.judge if config.rank.source == "judge" and set(exported.adapters) - {"sft"} else None,

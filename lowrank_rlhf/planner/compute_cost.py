@@ -12,6 +12,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.lengths import Measure
 from lowrank_rlhf.data.run_data import RunData, divides_held_out
 from lowrank_rlhf.data.turns import Turns
+from lowrank_rlhf.maths.best_of_n import MOST
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.sources.model_shape import Shape
 
@@ -144,8 +145,14 @@ def compute_cost(stage: str, config: Config, counts: Amounts, shape: Shape) -> f
     if stage == "ppo":
         return _policy_cost(passes)
     if stage == "evaluate":
-        return counts.test * config.evaluate.answers_per_prompt * (passes.collected() + passes.sampled())
+        compared = counts.test * config.evaluate.answers_per_prompt * (passes.collected() + passes.sampled())
+        return compared + yardstick_answers(config, counts) * (passes.sampled() + passes.forward(0, passes.heads))
     return 0.0
+
+
+def yardstick_answers(config: Config, counts: Amounts) -> int:
+    """Return the most answers that the yardsticks of stage `evaluate` sample: three greedy ones and n per prompt."""
+    return (3 + MOST) * min(config.evaluate.yardstick_prompts, counts.test)
 
 
 def _policy_cost(passes: _Passes) -> float:

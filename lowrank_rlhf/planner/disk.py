@@ -79,7 +79,8 @@ def output_size(name: str, config: Config, shape: Shape, counts: Amounts) -> flo
         headed = name in ("adapters/reward", "adapters/critic")
         return 4 * shape.adapter(config.lora, config.reward.layers if headed else None) + 30_000
     if name == "eval.jsonl":
-        return counts.test * config.evaluate.answers_per_prompt * (300 + 10 * counts.answer_tokens)
+        greedy = 2 * min(config.evaluate.yardstick_prompts, counts.test) * 10 * counts.answer_tokens
+        return counts.test * config.evaluate.answers_per_prompt * (300 + 10 * counts.answer_tokens) + greedy
     if name.startswith("report."):
         return 150_000 + 400 * counts.test
     if name in _ROW:

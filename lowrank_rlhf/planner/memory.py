@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.maths.batching import rows_per_pass
+from lowrank_rlhf.maths.best_of_n import MOST
 from lowrank_rlhf.planner.compute_cost import Amounts
 from lowrank_rlhf.sources.model_shape import NF4_BITS, Shape
 
@@ -147,7 +148,9 @@ def _phases(stage: str, config: Config, shape: Shape, counts: Amounts, width: in
     if stage == "evaluate":
         tokens = tokens_per_pass(counts.test)
         read = (_reading(shape, tokens, width), _logits(shape, tokens))
-        return {"sampling": sampled(counts.test * config.evaluate.answers_per_prompt), "reading": read}
+        best_of_n = MOST * min(config.evaluate.yardstick_prompts, counts.test)
+        rows = max(counts.test * config.evaluate.answers_per_prompt, best_of_n)
+        return {"sampling": sampled(rows), "reading": read}
     return {}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL
 from lowrank_rlhf.evaluation.run_judges import JudgeRole
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, SIMULATED
 from lowrank_rlhf.reports.locale import ENGLISH, Locale
@@ -92,6 +93,12 @@ def percent_interval(interval: Bounds, texts: Locale = ENGLISH) -> str:
     return texts("interval.percent", low=f"{100 * known[0]:.0f}", high=f"{100 * known[1]:.0f}")
 
 
+def percent_bounds(interval: Bounds) -> str:
+    """Format ` [74, 91]` for a table whose heading names the interval; empty without one."""
+    known = _known(interval)
+    return f" [{100 * known[0]:.0f}, {100 * known[1]:.0f}]" if known else ""
+
+
 def points(difference: float | None) -> str:
     """Format a difference of two shares as signed percentage points, such as `+8.2`."""
     return MISSING if difference is None or not math.isfinite(difference) else f"{100 * difference:+.1f}"
@@ -115,6 +122,11 @@ def _known(interval: Bounds) -> tuple[float, float] | None:
     """Return the bounds where both are finite."""
     finite = [float(bound) for bound in interval or () if bound is not None and math.isfinite(bound)]
     return (finite[0], finite[1]) if len(finite) == 2 else None
+
+
+def judge_label(name: str | None, texts: Locale = ENGLISH) -> str:
+    """Name a judge, or the reward model, in a table."""
+    return texts("judge.own") if name in (None, REWARD_MODEL) else str(name)
 
 
 def judge_in_words(name: str | None, texts: Locale = ENGLISH) -> str:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lowrank_rlhf.reports.alarms import Alarm, find_alarms
+from lowrank_rlhf.reports.answers import ShownAnswer, first_answers, has_greedy, shown_answers
 from lowrank_rlhf.reports.charts import ChartFigure, run_figures
 from lowrank_rlhf.reports.format import Metrics, Table, number
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, Locale, locale
-from lowrank_rlhf.reports.tables import caveats, comparison, details, first_answers, headline, scores
+from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
 from lowrank_rlhf.reports.templating import html_environment, markdown_environment
+from lowrank_rlhf.reports.yardsticks import yardstick_table
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_atomic
 from lowrank_rlhf.run.results import Results
@@ -22,11 +24,10 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 class Side(NamedTuple):
-    """One model's answer to a prompt, with its scores in words."""
+    """One model's answers to a prompt, greedy first."""
 
     name: str
-    text: str
-    scores: str
+    answers: Sequence[ShownAnswer]
 
 
 class ComparedAnswers(NamedTuple):
@@ -35,7 +36,7 @@ class ComparedAnswers(NamedTuple):
     prompt: str
     sides: tuple[Side, Side]
     kl: str
-    """KL of the aligned model's answer; empty where it was not measured."""
+    """KL of the aligned model's sampled answer, in words; empty where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,16 @@ class ReportView:
     """Headline and caveats."""
     alarms: Sequence[Alarm]
     comparison: Table | None
+    yardsticks: Table | None
     details: Sequence[Table]
     figures: Sequence[ChartFigure]
     samples: Sequence[ComparedAnswers]
+    samples_lead: str
 
     @property
     def tables(self) -> list[Table]:
         """All tables, including the answers."""
-        found = [self.comparison, *self.details, _samples_table(self.samples, self.texts)]
+        found = [self.comparison, self.yardsticks, *self.details, _samples_table(self.samples, self.texts)]
         return [table for table in found if table]
 
 
@@ -76,29 +79,37 @@ def write_report(run_dir: RunDir, results: Results, eval_rows: Rows, out: Path) 
 
 
 def _view(metrics: Metrics, results: Results, eval_rows: Rows, texts: Locale) -> ReportView:
-    alarms = find_alarms(metrics, results)
+    alarms, rows = find_alarms(metrics, results), first_answers(eval_rows)
+    greedy = sum(map(has_greedy, rows))
     return ReportView(
         texts=texts,
         lines=(headline(results, texts, alarms), *caveats(results, texts)),
         alarms=alarms,
         comparison=comparison(results, texts),
+        yardsticks=yardstick_table(results, texts),
         details=details(results, texts),
         figures=run_figures(metrics, results, texts),
-        samples=[_answers(row, texts) for row in first_answers(eval_rows)],
+        samples=[_answers(row, texts) for row in rows],
+        samples_lead=texts("report.samples.lead") + (texts("report.samples.greedy", count=greedy) if greedy else ""),
     )
 
 
 def _answers(row: Mapping[str, Any], texts: Locale) -> ComparedAnswers:
-    before, after = (
-        Side(texts(f"column.{side}"), str(row[side]), scores(row, side, texts)) for side in ("sft", "policy")
-    )
-    return ComparedAnswers(str(row["prompt"]), (before, after), "" if row.get("kl") is None else number(row["kl"]))
+    before, after = (Side(texts(f"column.{side}"), shown_answers(row, side, texts)) for side in ("sft", "policy"))
+    key = "report.kl.sampled" if has_greedy(row) else "report.kl"
+    kl = "" if row.get("kl") is None else texts(key, kl=number(row["kl"]))
+    return ComparedAnswers(str(row["prompt"]), (before, after), kl)
 
 
 def _samples_table(samples: Sequence[ComparedAnswers], texts: Locale = ENGLISH) -> Table | None:
-    """Return all answers as a table, the scores below each answer."""
+    """Return all answers as a table, how each was decoded above it and its scores below."""
     if not samples:
         return None
-    rows = tuple((row.prompt, *(f"{side.text}\n({side.scores})" for side in row.sides)) for row in samples)
+
+    def cell(answer: ShownAnswer) -> str:
+        above = f"{answer.decoding}:\n" if answer.decoding else ""
+        return f"{above}{answer.text}" + (f"\n({answer.scores})" if answer.scores else "")
+
+    rows = tuple((row.prompt, *("\n".join(map(cell, side.answers)) for side in row.sides)) for row in samples)
     header = tuple(texts(f"column.{name}") for name in ("prompt", "sft", "policy"))
     return Table(texts("report.samples"), "", header, rows)

@@ -1,7 +1,6 @@
 """Headline, caveat and tables of figures, in the reader's language."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from lowrank_rlhf.preferences.judges.loading import SIMULATED
 from lowrank_rlhf.reports.alarms import Alarm, check_phrase, length_rule, reward_weakness
@@ -11,6 +10,7 @@ from lowrank_rlhf.reports.format import (
     Table,
     algorithm,
     judge_in_words,
+    judge_label,
     number,
     number_interval,
     percent,
@@ -24,9 +24,6 @@ from lowrank_rlhf.run.results import SHARES, EvaluateResult, FigureRow, Results,
 
 _NAMED_ALARMS = 3
 """Alarms that the headline names; the others are counted."""
-
-Row = Mapping[str, Any]
-"""A row of eval.jsonl."""
 
 
 def headline(results: Results, texts: Locale, alarms: Sequence[Alarm] = ()) -> str:
@@ -92,11 +89,6 @@ def caveats(results: Results, texts: Locale) -> list[str]:
     return found
 
 
-def first_answers(rows: Sequence[Row]) -> list[Row]:
-    """Return the first pair of answers to each prompt."""
-    return list({row.get("prompt_id", row["prompt"]): row for row in reversed(rows)}.values())[::-1]
-
-
 def comparison(results: Results, texts: Locale) -> Table | None:
     """Return the table of SFT against the aligned model; None without an evaluation."""
     evaluate = results.evaluate
@@ -152,8 +144,7 @@ def _label(row: FigureRow, texts: Locale) -> str:
     """Return the row's label; rows of version 0.1 have no id and keep the English one."""
     if row.id is None:
         return row.figure
-    judge = texts("judge.own") if row.judge in (None, "reward model") else row.judge
-    return texts(f"figure.{row.id}", judge=judge)
+    return texts(f"figure.{row.id}", judge=judge_label(row.judge, texts))
 
 
 def _note(row: FigureRow, evaluate: EvaluateResult, texts: Locale) -> str:
@@ -267,16 +258,3 @@ def self_checks(results: Results, texts: Locale) -> Table | None:
 
 def _stage(stage: str, made_by: str, texts: Locale) -> str:
     return made_by if stage == "ppo" else texts(f"stage.{stage}")
-
-
-def scores(row: Row, side: str, texts: Locale) -> str:
-    """Return the scores of one side's answer (`sft` or `policy`), and which judges prefer it."""
-    parts = []
-    for key in ("judge", "second", "score"):
-        name, value, preferred = texts(f"scores.{key}"), row.get(f"{key}_{side}"), row.get(f"{key}_prefers")
-        if value is not None:
-            parts.append(texts("scores.value", name=name, value=number(value)))
-        elif preferred in (side, "tie"):
-            outcome = texts("scores.tie" if preferred == "tie" else "scores.preferred")
-            parts.append(texts("scores.outcome", name=name, outcome=outcome))
-    return " · ".join(parts)

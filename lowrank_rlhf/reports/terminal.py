@@ -10,9 +10,10 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 
 from lowrank_rlhf.maths.text import EAST_ASIAN
 from lowrank_rlhf.reports.alarms import find_alarms
+from lowrank_rlhf.reports.answers import ShownAnswer, first_answers, shown_answers
 from lowrank_rlhf.reports.locale import ENGLISH
 from lowrank_rlhf.reports.render import FEATURED, Rows
-from lowrank_rlhf.reports.tables import caveats, comparison, first_answers, headline, scores
+from lowrank_rlhf.reports.tables import caveats, comparison, headline
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.results import Results
 
@@ -54,16 +55,22 @@ def _figures(results: Results) -> list[str]:
 
 
 def _sample(row: Mapping[str, Any]) -> list[str]:
-    """Return a prompt with both answers in columns and their scores."""
-    sides = ("sft", "policy")
+    """Return a prompt with both models' answers in columns, greedy first, and their scores."""
+    pairs = zip(*(shown_answers(row, side, ENGLISH) for side in ("sft", "policy")), strict=True)
     return [
         *_wrap(f"Prompt: {row['prompt']}", _WIDTH),
         "",
         *_columns(("BEFORE (SFT)", "AFTER (aligned)"), _SIDE_WIDTHS),
-        *_columns([str(row[side]) for side in sides], _SIDE_WIDTHS),
-        *_columns([f"[{scores(row, side, ENGLISH)}]" for side in sides], _SIDE_WIDTHS),
+        *(line for pair in pairs for line in _pair(pair)),
         "-" * _WIDTH,
     ]
+
+
+def _pair(pair: Sequence[ShownAnswer]) -> list[str]:
+    """Return one answer of each model in columns, below how it was decoded and above its scores."""
+    lines = _columns([f"{answer.decoding}:" for answer in pair], _SIDE_WIDTHS) if pair[0].decoding else []
+    lines += _columns([answer.text for answer in pair], _SIDE_WIDTHS)
+    return lines + _columns([f"[{answer.scores}]" if answer.scores else "" for answer in pair], _SIDE_WIDTHS)
 
 
 def _wrap(text: str, width: int) -> list[str]:

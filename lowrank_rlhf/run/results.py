@@ -9,6 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 
 from lowrank_rlhf.run.result_parts import Interval, PromptAudit, ReliabilityRow, Result
+from lowrank_rlhf.run.yardstick_results import Yardsticks
 
 ClaimId = Literal[
     "",
@@ -208,6 +209,7 @@ class EvaluateResult(StageResult):
     favoured_words: WordGrowth | None = None
     variety: VarietyFall | None = None
     table: tuple[FigureRow, ...] = ()
+    yardsticks: Yardsticks | None = None
 
 
 class Results(Result):

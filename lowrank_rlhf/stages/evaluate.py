@@ -22,6 +22,7 @@ from lowrank_rlhf.evaluation.match_metrics import (
 from lowrank_rlhf.evaluation.reward_metrics import load_reward_model
 from lowrank_rlhf.evaluation.run_judges import open_judge
 from lowrank_rlhf.evaluation.sampling import answer_prompts
+from lowrank_rlhf.evaluation.yardsticks import EvaluatedModels, measure_yardsticks
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.statistics import Floats, Interval, bootstrap_interval, mean_shift
 from lowrank_rlhf.models.adapters import load_role
@@ -42,15 +43,21 @@ def run(session: Session) -> EvaluateResult:
     progress, stop = session.progress, session.stop
     judges = _judges(config, run_dir.path, progress, stop)
     prompts = session.prompts
-    pairs = _pairs(session.load_roles(), config, prompts.test, run_dir.artifact("adapters"), progress, stop)
-    pairs = judge_pairs(judges, pairs, progress, stop)
+    models = _load_models(session.load_roles(), run_dir.artifact("adapters"))
+    pairs = judge_pairs(judges, _pairs(models, config, prompts.test, progress, stop), progress, stop)
     rows = [pair.row(STAGE_SIDES) for pair in pairs]
+    result = _result(config, pairs, {key: judge.name for key, judge in judges.items()}, not prompts.divided)
+    result = with_final_checks(result, models.roles, pairs, config)
+    if config.evaluate.yardstick_prompts:
+        yardsticks = measure_yardsticks(models, pairs, config, judges, progress, stop)
+        result = result.model_copy(update={"yardsticks": yardsticks.figures})
+        first = {row["prompt_id"]: row for row in reversed(rows)}  # the first row of each prompt
+        for prompt, columns in yardsticks.greedy.items():
+            first[prompt].update(columns)
     eval_path = work / "eval.jsonl"
     eval_path.unlink(missing_ok=True)
     for row in rows:
         append_line(eval_path, row)
-    result = _result(config, pairs, {key: judge.name for key, judge in judges.items()}, not prompts.divided)
-    result = with_final_checks(result, session.load_roles(), pairs, config)
     results = run_dir.results().model_copy(update={"evaluate": result})
     write_report(run_dir, results, rows, work)
     message = summary_message(run_dir, results, rows, run_dir.artifact("report.html"))
@@ -68,18 +75,17 @@ def _judges(config: Config, run_folder: Path, progress: Progress, stop: StopRequ
     return {key: opened[name] for key, name in names.items()}
 
 
-def _pairs(
-    roles: Roles,
-    config: Config,
-    prompts: Sequence[Prompt],
-    adapters: Path,
-    progress: Progress,
-    stop: StopRequest,
-) -> list[AnswerPair]:
-    """Sample SFT's and the policy's answers to the test prompts and measure them; pairs of one prompt are adjacent."""
+def _load_models(roles: Roles, adapters: Path) -> EvaluatedModels:
     load_role(roles, Role.REFERENCE, adapters / "sft")
     load_role(roles, Role.POLICY, adapters / "policy")
-    scale = load_reward_model(roles, adapters / "reward")
+    return EvaluatedModels(roles, load_reward_model(roles, adapters / "reward"), adapters / "sft")
+
+
+def _pairs(
+    models: EvaluatedModels, config: Config, prompts: Sequence[Prompt], progress: Progress, stop: StopRequest
+) -> list[AnswerPair]:
+    """Sample SFT's and the policy's answers to the test prompts and measure them; pairs of one prompt are adjacent."""
+    roles, scale = models.roles, models.scale
     seed, sampling, count = derive_seed(config.seed, SEED_KEY), config.sample, config.evaluate.answers_per_prompt
     with progress.track("evaluate", 2 * len(prompts) * count, "answers") as bar:
         sft, policy = (

@@ -90,6 +90,21 @@ def test_a_log_an_alarm_and_a_question_are_shown_as_text(tmp_path, monkeypatch) 
         assert "<script" not in shown
         assert "&lt;script&gt;" in shown
         assert "\u202e" not in shown
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_greedy_answers_come_first(tmp_path, language) -> None:
+    row = {"prompt": "ask", "sft": "one", "policy": "two", "score_sft": 1.0, "score_policy": 2.0, "judge_sft": 0.5}
+    greedy = {"greedy_sft": "three", "greedy_policy": "four", "score_greedy_sft": 3.0, "judge_greedy_policy": 0.7}
+    run = make_run(tmp_path)
+    shown = samples(run, [], [row | greedy], language)
+    parts = re.findall(r"<div[^>]*>(.*?)</div>", shown.partition("<tbody>")[2])
+    reward, judge = t("samples.score", language), t("samples.judge", language)
+    names = t("samples.greedy", language), t("samples.sampled_answer", language)
+    before = [names[0], "three", f"{reward} 3.00", names[1], "one", f"{reward} 1.00 · {judge} 0.50"]
+    after = [names[0], "four", f"{reward} – · {judge} 0.70", names[1], "two", f"{reward} 2.00"]
+    assert parts == ["ask", *before, *after]
+    plain = samples(run, [], [row], language)
+    assert re.findall(r"<div[^>]*>(.*?)</div>", plain.partition("<tbody>")[2])[:2] == ["ask", "one"]
+    assert not any(name in plain for name in names)
 
 
 def test_answers_by_step_show_sft_and_the_last_evaluations(tmp_path) -> None:

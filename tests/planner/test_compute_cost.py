@@ -35,13 +35,18 @@ def test_costs_by_hand(config, tmp_path) -> None:
     met = sampled + 2 * (read + 4 * 80) + 2 * read
     learnt = 3 * 2 * (read + 4 * 80) + 3 * 2 * read
     assert compute_cost("ppo", config, COUNTS, SHAPE) == 4 * 4 * (met + learnt) + 3 * 2 * met  # two validation prompts
-    assert compute_cost("evaluate", config, COUNTS, SHAPE) == 5 * (met + sampled) == 231_680
-    thrice = make_config(tmp_path, evaluate__answers_per_prompt=3)
+    plain = {"evaluate__yardstick_prompts": 0}
+    assert compute_cost("evaluate", make_config(tmp_path, **plain), COUNTS, SHAPE) == 5 * (met + sampled) == 231_680
+    thrice = make_config(tmp_path, evaluate__answers_per_prompt=3, **plain)
     assert compute_cost("evaluate", thrice, COUNTS, SHAPE) == 3 * 231_680
+    yardstick = sampled + read  # best of 8 and three greedy answers, each read by the reward model
+    assert compute_cost("evaluate", config, COUNTS, SHAPE) == 231_680 + 5 * 11 * yardstick
+    few = make_config(tmp_path, evaluate__yardstick_prompts=2)
+    assert compute_cost("evaluate", few, COUNTS, SHAPE) == 231_680 + 2 * 11 * yardstick
 
 
 def test_layers_without_adapters_run_once_for_all_roles_and_have_no_backward(tmp_path) -> None:
-    config = make_config(tmp_path, lora__last_layers=1)
+    config = make_config(tmp_path, lora__last_layers=1, evaluate__yardstick_prompts=0)
     half = 10 * 2 * 144
     sampled = 2 * half * 6 / 10 + 3 * 4 * (2 * 288 + 80)
     met = sampled + half + 2 * (half + 4 * 80) + 2 * half

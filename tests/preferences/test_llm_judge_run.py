@@ -141,6 +141,7 @@ def test_all_six_stages(server, tiny_folder, tmp_path) -> None:
         rank__judge="endpoint",
         rank__endpoint=endpoint,
         evaluate__second_judge="endpoint",
+        evaluate__yardstick_prompts=0,
     )
     run(config, tmp_path, until="rank", progress=Progress.silent())
     ranked = len(server.asked)
@@ -168,6 +169,14 @@ def test_all_six_stages(server, tiny_folder, tmp_path) -> None:
     assert "the language model “judge-1” preferred the aligned model's answer in" in summary["message"].replace(
         "\n", " "
     )
+    compared = len(server.asked)
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"yardstick_prompts": 1})})
+    run_dir = run(config, tmp_path, progress=Progress.silent(), redo=["evaluate"])
+    again = [json.loads(line) for line in run_dir.artifact("eval.jsonl").read_text().splitlines()]
+    assert [{key: row[key] for key in rows[0]} for row in again] == rows
+    asked = [set(texts(question)[1:]) for question in server.asked[compared:]]
+    assert 0 < len(asked) <= 2 * 4  # four yardsticks, both orders; the endpoint remembers the other verdicts
+    assert all(again[0]["sft"] in both for both in asked)
     assert "A language model judged the answers" in summary["message"]
     report = run_dir.artifact("report.md").read_text()
     assert "shift of the mean" not in report

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_run import all_summaries, eval_rows, metrics_rows, results
+from synthetic_run import all_summaries, eval_rows, metrics_rows, results, with_greedy, yardsticks
 
 from lowrank_rlhf.reports.alarms import find_alarms
 from lowrank_rlhf.reports.charts import CURVES
@@ -19,6 +19,7 @@ from lowrank_rlhf.reports.render import write_report
 from lowrank_rlhf.reports.tables import comparison, details, headline
 from lowrank_rlhf.reports.templating import code_span, markdown_text
 from lowrank_rlhf.reports.terminal import summary_message
+from lowrank_rlhf.reports.yardsticks import yardstick_table
 from lowrank_rlhf.run.directory import RunDir
 
 CHINESE = locale("zh")
@@ -313,3 +314,83 @@ def test_series_sorts_keeps_the_last_and_turns_null_into_a_gap() -> None:
     assert steps == [1, 2]
     assert math.isnan(values[0])
     assert values[1] == 5.0
+
+
+class TestYardsticks:
+    @pytest.fixture
+    def measured(self) -> dict[str, dict[str, Any]]:
+        summaries = all_summaries()
+        summaries["evaluate"]["yardsticks"] = yardsticks()
+        return summaries
+
+    def test_each_row_has_score_win_rate_and_note(self, measured) -> None:
+        table = yardstick_table(results(measured), ENGLISH)
+        assert table is not None
+        assert table.header == ("answers", "plain-language", "reward model", "meaning")
+        rows = {row[0]: row[1:] for row in table.rows}
+        assert rows["SFT, sampled"][:2] == ("–", "0.01")
+        assert rows["SFT, greedy"][:2] == ("61 % [51, 71]", "0.22 · 61 % [51, 71]")
+        assert rows["SFT, best of 8"][:2] == ("77 % [67, 87]", "0.93 · 77 % [67, 87]")
+        assert rows["SFT, best of 8"][2].startswith("the highest reward among 8 sampled answers; KL 1.20 nats. ")
+        assert "4.62 nats need a larger n, which is capped at 8" in rows["SFT, best of 8"][2]
+        assert list(rows)[3:] == ["aligned, sampled", "aligned, greedy", "base, greedy"]
+        assert table.lead.startswith("On the first 32 test prompts: ")
+
+    def test_an_n_that_matches_the_policy_is_not_called_capped(self, measured) -> None:
+        measured["evaluate"]["yardsticks"] |= {"n": 4, "best_of_n_kl": 0.636, "capped": False}
+        measured["evaluate"]["kl_per_answer"] = 0.61
+        table = yardstick_table(results(measured), ENGLISH)
+        assert table is not None
+        assert table.rows[2][0] == "SFT, best of 4"
+        assert table.rows[2][3].endswith("KL 0.64 nats, as near to the policy's 0.61 as a whole n gets")
+
+    def test_both_files_have_them_after_the_comparison(self, measured, tmp_path, full) -> None:
+        page, markdown = build(tmp_path, metrics_rows(), measured, eval_rows())
+        parse(page)
+        for text, end, titles in ((page, "</h2>", [ENGLISH, CHINESE]), (markdown, "\n", [ENGLISH])):
+            for texts in titles:
+                order = [text.index(texts(f"{key}.title") + end) for key in ("comparison", "yardsticks", "reward")]
+                assert order == sorted(order)
+            assert "0.93 · 77 % [67, 87]" in text.replace("\\", "")
+        assert CHINESE("yardstick.best_of_n", n=8) in page
+        for text in full:  # a run without yardsticks
+            for texts in (ENGLISH, CHINESE):
+                assert texts("yardsticks.title") not in text
+                assert texts("yardstick.base_greedy") not in text
+
+
+class TestGreedyAnswers:
+    ROWS = (with_greedy(eval_rows(2)[0]), eval_rows(2)[1])
+
+    @pytest.fixture
+    def files(self, tmp_path) -> tuple[str, str]:
+        return build(tmp_path, metrics_rows(), all_summaries(), list(self.ROWS))
+
+    @pytest.mark.parametrize("texts", [ENGLISH, CHINESE], ids=LANGUAGES)
+    def test_come_first_in_the_page(self, files, texts) -> None:
+        article = files[0][files[0].index(f'<article id="{texts.language}"') :].partition("</article>")[0]
+        first, second = article.split('<div class="sample">')[1:3]
+        shown = re.findall(r'<div class="(?:decoding|answer|soft|soft distance)"[^>]*>([^<]*)', first)
+        greedy, sampled = texts("decoding.greedy"), texts("decoding.sampled")
+        assert shown[:2] == [greedy, "Most likely before."]
+        assert shown[3] == sampled
+        assert shown[4].startswith("Put it somewhere")
+        assert shown[6:8] == [greedy, "Most likely after."]
+        assert shown[8].endswith("1.77")
+        assert shown[9] == sampled
+        assert shown[10].startswith("Of course!")
+        assert shown[-1] == texts("report.kl.sampled", kl="4.40")
+        assert 'class="decoding"' not in second  # this prompt has sampled answers only
+        assert texts("report.kl", kl="4.40") in second
+        assert texts("report.samples.greedy", count=1) in article
+
+    def test_come_first_in_markdown(self, files) -> None:
+        cells = files[1].strip().splitlines()[-2].split(" | ")
+        assert cells[1].startswith("greedy:<br>Most likely before.<br>(judge 0.45)<br>sampled:<br>Put it somewhere")
+        assert cells[2].startswith("greedy:<br>Most likely after.<br>(reward model 1.77)<br>sampled:<br>Of course!")
+
+    def test_runs_without_them_name_no_decoding(self, full) -> None:
+        for text in full:
+            assert "decoding" not in text.replace(".decoding", "")
+            assert "Greedy" not in text
+            assert "greedy" not in text

@@ -5,7 +5,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from synthetic_run import eval_rows, ppo_rows, results
+from synthetic_run import eval_rows, ppo_rows, results, with_greedy
 
 from lowrank_rlhf.reports.terminal import summary_message
 from lowrank_rlhf.run.directory import RunDir
@@ -60,3 +60,18 @@ def test_summary_message_in_chinese_keeps_its_columns(tmp_path: Path) -> None:
     assert sum(line.count("GPT-2") for line in lines) == theirs.count("GPT-2")  # no word is cut
     asked = next(number for number, line in enumerate(lines) if line.startswith("Prompt: 请"))
     assert "".join(lines[asked : asked + 3]) == f"Prompt: {'请介绍一下你自己，' * 12}"
+
+
+def test_greedy_answers_come_first(tmp_path: Path) -> None:
+    rows = [with_greedy(row) for row in eval_rows(1)] + eval_rows(2)[1:]
+    lines = summary_message(RunDir(tmp_path), results(), rows, "x").splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("BEFORE (SFT)"))
+    shown = [(line[:49].rstrip(), line[51:]) for line in lines[start + 1 : start + 6]]
+    assert shown[:4] == [
+        ("greedy:", "greedy:"),
+        ("Most likely before.", "Most likely after."),
+        ("[judge 0.45]", "[reward model 1.77]"),
+        ("sampled:", "sampled:"),
+    ]
+    assert [text.split()[0] for text in shown[4]] == ["Put", "Of"]
+    assert sum(line.startswith("greedy:") for line in lines) == 1

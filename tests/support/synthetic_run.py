@@ -155,6 +155,32 @@ def eval_rows(count: int = 8) -> list[dict[str, Any]]:
     ]
 
 
+def yardsticks() -> dict[str, Any]:
+    """Yardsticks for the result of `evaluate`, of a capped best-of-n and two judges."""
+
+    def row(name: str, mean: float, win_rate: float | None) -> dict[str, Any]:
+        interval = None if win_rate is None else [win_rate - 0.1, win_rate + 0.1]
+        judged = {"judge": "plain-language", "win_rate": win_rate, "win_rate_interval": interval}
+        own = {"judge": "reward model", "mean_score": mean, "win_rate": win_rate, "win_rate_interval": interval}
+        return {"id": name, "scores": [judged, own]}
+
+    rows = [
+        row("sft_sampled", 0.01, None),
+        row("sft_greedy", 0.22, 0.61),
+        row("best_of_n", 0.93, 0.77),
+        row("policy_sampled", 1.04, 0.8),
+        row("policy_greedy", 1.15, 0.82),
+        row("base_greedy", -1.26, 0.24),
+    ]
+    return {"prompts": 32, "n": 8, "best_of_n_kl": 1.2044, "capped": True, "rows": rows}
+
+
+def with_greedy(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with greedy answers too."""
+    greedy = {"greedy_sft": "Most likely before.", "greedy_policy": "Most likely after."}
+    return row | greedy | {"judge_greedy_sft": 0.45, "score_greedy_policy": 1.77}
+
+
 def results(summaries: dict[str, dict[str, Any]] | None = None) -> Results:
     """The summaries as typed results; by default of the finished run."""
     return Results.model_validate(all_summaries() if summaries is None else summaries)

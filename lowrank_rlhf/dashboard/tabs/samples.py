@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_rlhf.dashboard.text import html, t
+from lowrank_rlhf.reports.answers import Row, first_answers, has_greedy
 from lowrank_rlhf.reports.format import number
-from lowrank_rlhf.reports.tables import Row, first_answers
 from lowrank_rlhf.run.records import Sample
 
 _MAX_ROWS = 24
@@ -70,16 +70,28 @@ def _by_step(watched: Rows, language: str) -> str:
 def _compared(row: Row, language: str) -> str:
     cells = [_cell(t("samples.prompt", language), row.get("prompt"), "")]
     for side in ("sft", "policy"):
-        score = number(row.get(f"score_{side}"))
-        judged = f" · {t('samples.judge', language)} {number(row[f'judge_{side}'])}" if f"judge_{side}" in row else ""
-        below = f"{t('samples.score', language)} {score}{judged}"
-        cells.append(_cell(t(f"samples.{side}", language), row.get(side), below))
+        decoded = {"greedy": f"greedy_{side}", "sampled_answer": side} if has_greedy(row) else {"": side}
+        shown = "".join(
+            (f'<div class="soft">{html(t(f"samples.{decoding}", language))}</div>' if decoding else "")
+            + _answer(row.get(key), _scores(row, key, language))
+            for decoding, key in decoded.items()
+        )
+        cells.append(f'<td data-name="{html(t(f"samples.{side}", language))}">{shown}</td>')
     return "".join(cells)
 
 
+def _scores(row: Row, key: str, language: str) -> str:
+    judged = f" · {t('samples.judge', language)} {number(row[f'judge_{key}'])}" if f"judge_{key}" in row else ""
+    return f"{t('samples.score', language)} {number(row.get(f'score_{key}'))}{judged}"
+
+
 def _cell(name: str, text: object, below: str) -> str:
+    return f'<td data-name="{html(name)}">{_answer(text, below)}</td>'
+
+
+def _answer(text: object, below: str) -> str:
     under = f'<div class="soft">{html(below)}</div>' if below else ""
-    return f'<td data-name="{html(name)}"><div dir="auto">{html(text)}</div>{under}</td>'
+    return f'<div dir="auto">{html(text)}</div>{under}'
 
 
 def _sampled(run: Path) -> list[str]:

@@ -1,0 +1,42 @@
+"""Table of the yardsticks: best-of-n from SFT, greedy answers and the base's, beside the policy's sampled answers."""
+
+from lowrank_rlhf.reports.format import MISSING, ColumnKind, Table, judge_label, number, percent, percent_bounds
+from lowrank_rlhf.reports.locale import Locale
+from lowrank_rlhf.run.results import EvaluateResult, Results
+from lowrank_rlhf.run.yardstick_results import Yardstick, Yardsticks, YardstickScore
+
+
+def yardstick_table(results: Results, texts: Locale) -> Table | None:
+    """Return mean score and win rate by each judge; None for runs without yardsticks."""
+    evaluate = results.evaluate
+    if evaluate is None or evaluate.yardsticks is None:
+        return None
+    found = evaluate.yardsticks
+    judges = tuple(judge_label(score.judge, texts) for score in found.rows[0].scores)
+    header = (texts("column.answers"), *judges, texts("column.meaning"))
+    rows = tuple(
+        (_label(row, found, texts), *map(_score, row.scores), _note(row, found, evaluate, texts)) for row in found.rows
+    )
+    kinds: list[ColumnKind] = ["text" for _ in header[:-1]]
+    return Table(
+        texts("yardsticks.title"), texts("yardsticks.lead", prompts=found.prompts), header, rows, (*kinds, "note")
+    )
+
+
+def _label(row: Yardstick, found: Yardsticks, texts: Locale) -> str:
+    return texts(f"yardstick.{row.id}", n=found.n)
+
+
+def _score(score: YardstickScore) -> str:
+    """Return such as `0.66 · 78 % [60, 90]`, as far as measured."""
+    parts = [number(score.mean_score)] if score.mean_score is not None else []
+    if score.win_rate is not None:
+        parts.append(percent(score.win_rate) + percent_bounds(score.win_rate_interval))
+    return " · ".join(parts) or MISSING
+
+
+def _note(row: Yardstick, found: Yardsticks, evaluate: EvaluateResult, texts: Locale) -> str:
+    if row.id != "best_of_n":
+        return texts(f"yardstick.{row.id}.note")
+    key = "yardstick.best_of_n.note" + (".capped" if found.capped else "")
+    return texts(key, n=found.n, kl=number(found.best_of_n_kl), policy=number(evaluate.kl_per_answer))
