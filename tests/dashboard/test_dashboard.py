@@ -90,6 +90,8 @@ def test_a_log_an_alarm_and_a_question_are_shown_as_text(tmp_path, monkeypatch) 
         assert "<script" not in shown
         assert "&lt;script&gt;" in shown
         assert "\u202e" not in shown
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_greedy_answers_come_first(tmp_path, language) -> None:
     row = {"prompt": "ask", "sft": "one", "policy": "two", "score_sft": 1.0, "score_policy": 2.0, "judge_sft": 0.5}
