@@ -48,9 +48,9 @@ RANKED = [
 
 @pytest.fixture(scope="session")
 def finished(tiny_folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run; nobody writes there."""
+    """A finished run, whose reward model reads the last token as a classifier does; nobody writes there."""
     folder = tmp_path_factory.mktemp("evaluated")
-    division = {"data__validation": 2, "evaluate__answers_per_prompt": 2}
+    division = {"data__validation": 2, "evaluate__answers_per_prompt": 2, "reward__pooling": "last"}
     config = make_config(tiny_folder(), write_prompts(folder / "prompts.jsonl"), "none", **division)
     return pipeline.run(config, folder / "runs", progress=Progress.silent()).path
 
