@@ -273,7 +273,7 @@ def test_missing_file_folder_and_unknown_set(tmp_path: Path) -> None:
         "nowhere.jsonl": f"nowhere.jsonl: file not found. Relative paths start at {Path.cwd()}",
         str(tmp_path): f"{tmp_path}: expected a file, got a folder",
         "builtin:evryday": "built-in set not found: 'evryday'. Available: advice, everyday, replies",
-        "builtin:../builtin/everyday": "built-in set not found: '../builtin/everyday'. Available: advice, everyday, replies",
+        "builtin:../everyday": "built-in set not found: '../everyday'. Available: advice, everyday, replies",
     }
     for source, message in expected.items():
         with pytest.raises(UserError) as caught:
