@@ -129,6 +129,6 @@ def test_it_samples_as_the_run_does() -> None:
     assert "FROM ." in lines
     settings = dict(line.split()[1:] for line in lines if line.startswith("PARAMETER"))
     assert settings == {
-        "stop": '"<|im_end|>"', "num_ctx": "96", "num_predict": "64", "temperature": "0.7",
+        "stop": '"<|im_end|>"', "num_ctx": "96", "num_predict": "48", "temperature": "0.7",
         "top_k": "0", "top_p": "1", "min_p": "0", "repeat_penalty": "1",
     }  # fmt: skip

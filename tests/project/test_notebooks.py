@@ -75,7 +75,7 @@ def test_the_tour_runs_and_shows_plots_answers_and_report(executed) -> None:
     assert "# Report of run “quickstart”" in text
     assert "## Answers side by side" not in text
     tables = re.findall(r"<table>.*?</table>", text, re.S)
-    assert [one.count("<tr>") for one in tables] == [1 + 8, 1 + 3]
+    assert [one.count("<tr>") for one in tables] == [1 + 4, 1 + 3]
     assert re.findall(r"<td[^>]*>(base|sft|policy)</td>", tables[1]) == ["base", "sft", "policy"]
 
 

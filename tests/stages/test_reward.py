@@ -221,9 +221,9 @@ def test_each_epoch_has_an_order_of_its_own_and_the_rate_falls_to_zero_after_the
     seen: list[tuple[float, list[str]]] = []
     step = reward._step
 
-    def look(roles, optimizer, groups, config) -> tuple[float, float]:
+    def look(roles, optimizer, groups, *rest) -> tuple[float, float]:
         seen.append((optimizer.param_groups[0]["lr"], [group.prompt_id for group in groups]))
-        return step(roles, optimizer, groups, config)
+        return step(roles, optimizer, groups, *rest)
 
     monkeypatch.setattr(reward, "_step", look)
     reward.run(session)
