@@ -4,8 +4,9 @@
     python benchmarks/reward_heads.py testset-v1.json --cache /tmp/features
 
 The base of presets/quickstart.yaml reads every answer once, after its prompt, and once more after an empty prompt and
-after another prompt; the pooled states of all layers and poolings are kept in `--cache`, so that another head costs
-seconds. In each of `--splits` splits by prompt every head is fitted on the training prompts and measured on the others.
+after another prompt; the pooled states of all layers and poolings are kept in `--cache` as safetensors, so that
+another head costs seconds. In each of `--splits` splits by prompt every head is fitted on the training prompts and
+measured on the others.
 Prints a Markdown table. Intervals are 95 % bootstrap intervals over prompts: all splits of a prompt are drawn together.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lowrank_rlhf.config.loading import load_config
@@ -97,17 +99,18 @@ def cached(given: argparse.Namespace) -> tuple[list[Group], Features]:
     """Return the groups and the features of the file, from the cache or read now."""
     folder = Path(given.cache)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{Path(given.file).name.split('.')[0]}-{given.max_length}-{given.characters}-{given.pairs}.pt"
-    if not path.exists():
-        config = load_config(PRESET)
-        base = load_base(config.model, Progress.silent())
-        groups = read_data(base, given.file, given.max_length, given.characters, given.pairs)
-        print(f"{len(groups)} prompts, {sum(len(g.pairs) for g in groups)} pairs", file=sys.stderr)
-        by_prompt = {OWN: groups, "emptied": emptied(base, groups), "shuffled": exchanged(groups)}
-        features = {name: read_features(base, by_prompt[name]) for name in given.prompts.split(",")}
-        torch.save({"groups": groups, "features": features}, path)
-    found = torch.load(path, weights_only=False)  # this script's own file
-    return found["groups"], found["features"]
+    base = load_base(load_config(PRESET).model, Progress.silent())
+    groups = read_data(base, given.file, given.max_length, given.characters, given.pairs)
+    print(f"{len(groups)} prompts, {sum(len(g.pairs) for g in groups)} pairs", file=sys.stderr)
+    by_prompt = {OWN: groups, "emptied": emptied(base, groups), "shuffled": exchanged(groups)}
+    name = f"{Path(given.file).name.split('.')[0]}-{given.max_length}-{given.characters}-{given.pairs}"
+    features: Features = {}
+    for prompts in given.prompts.split(","):
+        path = folder / f"{name}-{prompts.replace(' ', '-')}.safetensors"
+        if not path.exists():
+            save_file(read_features(base, by_prompt[prompts]), path)
+        features[prompts] = load_file(path)
+    return groups, features
 
 
 @dataclass(frozen=True)

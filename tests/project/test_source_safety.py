@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [*(ROOT / "lowrank_rlhf").rglob("*.py"), *(ROOT / "examples").rglob("*.py"), ROOT / "app.py"]
+FOLDERS = ("lowrank_rlhf", "examples", "benchmarks", "tools")
+SOURCES = [*(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")), ROOT / "app.py"]
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 CALLS = {
     *("torch.load", "torch.save", "np.load", "numpy.load", "pd.read_pickle", "pandas.read_pickle"),
