@@ -290,7 +290,8 @@ class TestAMatch:
         assert match["win_rate"] == expected
         assert match["decided_by"].endswith("judge-1")
 
-    def test_without_a_judge_the_reward_model_decides(self, finished, figures, tmp_path) -> None:
+    def test_without_a_judge_the_reward_model_decides(self, finished, figures, tmp_path, monkeypatch) -> None:
+        """With the number of an answer's tokens as its score, each side's score is that of its own answer."""
         run = copied(finished, tmp_path / "run")
         config = run / "config.yaml"
         config.write_text(config.read_text().replace("source: judge", "source: human"))
@@ -299,6 +300,9 @@ class TestAMatch:
         better = [0.5 if abs(lead) < 1e-9 else float(lead > 0) for lead in leads]
         assert match["decided_by"] == "reward model"
         assert match["win_rate"] == sum(better) / len(better)
+        monkeypatch.setattr(match_module, "reward_scores", lambda _, batch, __: batch.response.sum(-1).double())
+        for row in figures(run)["match"]["answers"]:
+            assert (row["score_left"], row["score_right"]) == (row["tokens_left"], row["tokens_right"])
         shutil.rmtree(run / "adapters" / "reward")
         assert figures(run, "--judge", "plain-language")["match"]["decided_by"] == "plain-language"
 

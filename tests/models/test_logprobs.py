@@ -40,6 +40,23 @@ def test_against_log_softmax_of_all_logits(tiny_base, architecture, temperature)
     assert not found.logprobs[~batch.response].any()
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_the_gradient_is_that_of_the_log_softmax_of_all_logits(tiny_base, architecture, temperature) -> None:
+    model, batch = tiny_base(architecture=architecture).model, make_batch()
+    width = model.get_output_embeddings().weight.shape[1]
+    hidden = torch.randn(*batch.ids.shape, width, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    weights = torch.linspace(-1, 1, batch.ids.numel(), device=DEVICE).view(batch.ids.shape)
+    ours, plain = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    (weights * logprobs.token_logprobs(ours, batch, model, temperature).logprobs).sum().backward()
+    table = (logprobs.vocabulary_logits(plain, model) / temperature).log_softmax(-1)[:, :-1]
+    found = table.gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
+    (weights[:, 1:] * found * batch.response[:, 1:]).sum().backward()
+    assert plain.grad is not None
+    assert float(plain.grad.abs().max()) > 0.01
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-5)
+
+
 def test_capped_logits_stay_below_the_cap(tiny_base) -> None:
     base = tiny_base(architecture="gemma2")
     with torch.no_grad():

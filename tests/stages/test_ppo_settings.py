@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,18 @@ def test_the_kl_of_evaluations_is_at_the_sampling_temperature(make) -> None:
     assert (sums[1.0] - sums[TEMPERATURE]).abs().max() > 0.1
 
 
+def test_the_objective_is_the_shaped_score_less_the_weighted_kl(make) -> None:
+    session = make(ppo__missing_eos="penalty", ppo__missing_eos_score=-1.0, ppo__kl_coef=0.5, ppo__score_clip=None)
+    evaluation = PolicyEvaluation.against_sft(
+        session.load_roles(), session.prompts[1][:2], session.config, RewardScale("last", 0.0, 1.0)
+    )
+    samples = [Sample(id=f"{finished}", prompt_id="p", text="x", finished=finished) for finished in (True, False)]
+    scores, kl = torch.tensor([2.0, 3.0], device=DEVICE), torch.tensor([0.4, 1.0], device=DEVICE)
+    answers = replace(evaluation.answer(), samples=samples, scores=scores, kl=kl)
+    assert evaluation.objectives(answers, session.config.ppo).tolist() == pytest.approx([2.0 - 0.2, 3.0 - 1.0 - 0.5])
+    assert evaluation.figures(answers, session.config.ppo)["objective"] == pytest.approx((1.8 + 1.5) / 2)
+
+
 def test_contrastive_baselines_are_those_of_the_rollouts_prompts(make, monkeypatch) -> None:
     """Each prompt of each rollout comes with the mean score of the ranked answers to it, and no other's."""
     session = make(ppo__contrastive=True, ppo__steps=3, ppo__batch_size=2)
@@ -114,6 +127,16 @@ def test_contrastive_baselines_are_those_of_the_rollouts_prompts(make, monkeypat
     assert {tuple(prompt) for prompt, _ in given} == expected.keys()
     for prompt, baseline in given:
         assert baseline == pytest.approx(expected[tuple(prompt)], abs=1e-6)
+
+
+@pytest.mark.parametrize("controller", ["fixed", "adaptive"])
+def test_the_weight_of_the_kl_moves_with_the_adaptive_controller_only(make, controller) -> None:
+    """A KL of 0 in the first step is 20 % too low: 8 answers of a horizon of 16 lower the weight by a tenth."""
+    settings = {"ppo__batch_size": 8, "ppo__kl_horizon": 16, "ppo__kl_target": 1e6}
+    session = make(ppo__kl_controller=controller, ppo__kl_coef=0.5, ppo__steps=3, **settings)
+    ppo.run(session)
+    found = [row["objective/kl_coef"] for row in session.metrics.read("ppo") if "objective/kl_coef" in row]
+    assert found == pytest.approx([0.5, 0.5, 0.5] if controller == "fixed" else [0.5, 0.45, 0.405])
 
 
 @pytest.mark.parametrize("head", ["reward", "zero"])

@@ -179,19 +179,32 @@ def test_the_scores_are_ppo_s_own(make, monkeypatch) -> None:
     session = make("rloo", ppo__missing_eos="replace", ppo__missing_eos_score=-3.0, ppo__score_clip=0.4)
     seen: list[list[float]] = []
     rewards = OnlineTask._rewards
-    monkeypatch.setattr(OnlineTask, "_rewards", lambda *args: seen.append(rewards(*args)) or seen[-1])
+
+    def look(task: OnlineTask, answers: list[list[int]], *rest: Any) -> list[float]:
+        ended = [*answers[0][:-1], session.load_roles().base.eos]  # of a random model no answer ends
+        seen.append(rewards(task, [ended, *answers[1:]], *rest))
+        return seen[-1]
+
+    monkeypatch.setattr(OnlineTask, "_rewards", look)
     align.run(session)
     values = [value for step in seen for value in step]
     assert len(values) == 5 * 6
-    assert -3.0 in values
+    assert [value != -3.0 for value in values] == [True, *[False] * 5] * 5
     assert all(value == -3.0 or abs(value) <= 0.4001 for value in values)
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_trl_reads_the_prompts_as_we_do(make, monkeypatch, algorithm) -> None:
     session = make(algorithm)
-    generate, seen = OnlineTask.generate, []
+    generate, sample, seen, sampled = OnlineTask.generate, rloo_grpo.sample_answers, [], []
     monkeypatch.setattr(OnlineTask, "generate", lambda task, prompts: seen.append(prompts) or generate(task, prompts))
+
+    def look(roles: Any, role: Role, prompts: list[list[int]], *rest: Any, **more: Any) -> Any:
+        if more:  # not an evaluation's
+            sampled.extend(prompts)
+        return sample(roles, role, prompts, *rest, **more)
+
+    monkeypatch.setattr(rloo_grpo, "sample_answers", look)
     align.run(session)
     task = OnlineTask(
         session.load_roles(),
@@ -202,6 +215,7 @@ def test_trl_reads_the_prompts_as_we_do(make, monkeypatch, algorithm) -> None:
     rows = [row["tokens"] for row in task.rows for _ in range(3)]
     assert [prompt for step in seen for prompt in step] == rows
     assert len(rows) == 5 * 6
+    assert sampled == rows[::3]  # each prompt of a step once, for its three answers
 
 
 def test_dpo_learns_from_every_ordered_pair_and_no_tie(make) -> None:
@@ -219,6 +233,11 @@ def test_dpo_learns_from_every_ordered_pair_and_no_tie(make) -> None:
     }
     found = {(tuple(better), tuple(worse)) for _, better, worse in task.pairs}
     assert found == expected
+    rows = task.batch()  # TRL's loss prefers the first half to the second
+    assert rows.ids.shape[0] == 2 * 6
+    for row, (prompt, *_) in enumerate(task.pairs[:6] * 2):
+        assert rows.ids[row][rows.response[row]].tolist() == task.pairs[row % 6][1 + row // 6]
+        assert rows.ids[row].tolist()[: len(prompt)] == prompt
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
