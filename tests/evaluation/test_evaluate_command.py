@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -136,6 +137,8 @@ class TestAMatch:
             assert (mine["judge_left"], mine["judge_right"]) == (theirs["judge_sft"], theirs["judge_policy"])
             for key, name in {"kl": "kl", "score_left": "score_sft", "score_right": "score_policy"}.items():
                 assert mine[key] == pytest.approx(theirs[name], abs=1e-4)
+        sft, policy = ([row[f"judge_{side}"] for row in rows] for side in ("sft", "policy"))
+        assert stage["mean_shift"] == pytest.approx((fmean(policy) - fmean(sft)) / stdev(sft)) != 0
         assert match["win_rate"] == stage["win_rate"]
         assert match["win_rate_interval"] == stage["win_rate_interval"]
         assert match["kl_interval"] == pytest.approx(stage["kl_mean_interval"], abs=1e-4)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny import DEVICE, random_tokens, randomise
+from tiny import DEVICE, random_tokens, randomise, snapshot
+from tiny_finished import finished_run
 from tiny_run import make_config, make_session
 
 from lowrank_rlhf.evaluation.answer_pair import AnswerPair, Verdict
@@ -11,9 +12,11 @@ from lowrank_rlhf.evaluation.match import measure_pairs
 from lowrank_rlhf.maths.length_control import length_controlled_win_rate
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.storage import read_tensors, save_role
 from lowrank_rlhf.run.records import Message, Prompt, Sample
 from lowrank_rlhf.run.results import EvaluateResult
 from lowrank_rlhf.session import Session
+from lowrank_rlhf.stages import evaluate
 
 
 @pytest.fixture
@@ -64,6 +67,18 @@ def test_kl_at_another_temperature_by_plain_forwards(session) -> None:
             assert found == pytest.approx(policy - reference, abs=1e-4)
         assert abs(pair.kl - measured.kl) > 1e-3
         assert measured.verdicts == pair.verdicts
+
+
+def test_the_stage_compares_the_kept_policy_with_sft(tiny_folder, tmp_path) -> None:
+    session = finished_run(tiny_folder(), tmp_path, quantization="none")
+    roles, adapters = session.load_roles(), session.run_dir.artifact("adapters")
+    randomise(roles, Role.POLICY, 9)
+    save_role(roles, Role.POLICY, adapters / "policy-last")
+    evaluate._load_models(roles, adapters)
+    for role, name in ((Role.REFERENCE, "sft"), (Role.POLICY, "policy")):
+        saved, loaded = read_tensors(adapters / name / "adapter_model.safetensors"), snapshot(roles, role)
+        assert saved.keys() == loaded.keys()
+        assert all(loaded[key].equal(weight.to(DEVICE)) for key, weight in saved.items())
 
 
 def test_final_checks_go_by_prompt(session) -> None:

@@ -13,7 +13,9 @@ from tiny_run import STAGES, WORDS, make_config, make_session, write_prompts
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Stopped
+from lowrank_rlhf.evaluation.sampling import AnswerLog
 from lowrank_rlhf.models import generation
+from lowrank_rlhf.models.generation import Response
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.directory import RunDir, StepLog
 from lowrank_rlhf.run.distributed import ProcessGroup
@@ -202,6 +204,18 @@ def test_batches_of_answers_are_sampled_once_and_a_torn_one_again(uninterrupted,
     assert run_dir.hashes(["samples.jsonl"]) == whole.hashes(["samples.jsonl"])
     figures = [done(one, "sample")["summary"] for one in (run_dir, whole)]
     assert figures[0] | {"tokens_per_second": 0} == figures[1] | {"tokens_per_second": 0}
+
+
+def test_a_batch_after_a_lost_one_is_not_taken_for_it(tmp_path) -> None:
+    """Batches of two prompts each, of which the second is lost; then it is sampled again."""
+    log = StepLog(tmp_path / "batches.jsonl")
+    log.append("sample", 0, new=[[[5, 2]], [[6, 9]]])
+    log.append("sample", 4, new=[[[7, 2]], [[8, 2]]])
+    first, second = [[Response((5, 2), True)], [Response((6, 9), False)]], [[Response((3, 2), True)]] * 2
+    answers = AnswerLog(log, "sample", eos=2)
+    assert answers.groups == first
+    answers.add(second)
+    assert AnswerLog(log, "sample", eos=2).groups == first + second
 
 
 def test_killed_at_the_end_of_ppo(uninterrupted, monkeypatch, tmp_path) -> None:

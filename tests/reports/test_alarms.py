@@ -35,6 +35,7 @@ def last(value: float) -> dict[int, float]:
 
 METRICS = [
     ("objective/kl", dict.fromkeys(range(5, 15), -0.01), dict.fromkeys(range(42, 51), -0.01), "negative_kl"),
+    ("objective/kl", dict.fromkeys(range(5, 15), -0.01), dict.fromkeys(range(5, 15), 0.0), "negative_kl"),
     ("policy/first_ratio_error", {7: 0.0011}, {7: 0.001}, "first_ratio"),
     ("policy/clipfrac", {30: 0.21}, {30: 0.2}, "clip_fraction"),
     ("policy/final_approxkl", {30: 0.03}, {30: 0.02, 31: None}, "approximate_kl"),
