@@ -46,6 +46,14 @@ class TestVotes:
         shown = cards(session, "en")
         for word in ("policy", "sft", "SFT", "Policy", "2.5"):
             assert word not in shown
+        open_, blind = ChatSession("one", [("why?", {"sft": dict(said)})]), ("policy", "sft")
+        assert open_.next("one", ()) is open_
+        for other in (
+            open_.next("one", blind),
+            open_.next("two", ()),
+            ChatSession("one", open_.turns, blind).next("one", ()),
+        ):
+            assert other.turns == []  # no answer that shows which model is which
         orders = {blind_pair(("base", "sft", "policy")) for _ in range(60)}
         assert orders == {("sft", "policy"), ("policy", "sft")}
 

@@ -295,6 +295,23 @@ def test_redo_remakes_all_that_was_built_on_it_and_no_more(tmp_path: Path, facto
 
 
 @pytest.mark.usefixtures("factory")
+def test_an_interrupted_redo_leaves_no_stage_that_was_built_on_a_deleted_one(tmp_path: Path, monkeypatch) -> None:
+    run(tmp_path)
+    discard, names = RunDir.discard, []
+
+    def die(run_dir: RunDir, stage: str, writes: Any) -> None:
+        names.append(stage)
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        discard(run_dir, stage, writes)
+
+    monkeypatch.setattr(RunDir, "discard", die)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, redo=["sample"])
+    assert states(tmp_path) == ["done", "done", "done", "to do", "done"]
+
+
+@pytest.mark.usefixtures("factory")
 def test_redo_discards_what_this_config_would_not_run(tmp_path: Path) -> None:
     run_dir = run(tmp_path)
     run(tmp_path, settings(stages=("sft", "sample")), redo=["sft"])
