@@ -27,6 +27,7 @@ from lowrank_rlhf.evaluation import policy_evaluation
 from lowrank_rlhf.evaluation.compared_models import ComparedModel, Match, run_adapter
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.seeds import derive_seed
+from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.pipeline import pipeline
@@ -294,7 +295,7 @@ class TestAMatch:
         assert match["decided_by"].endswith("judge-1")
 
     def test_without_a_judge_the_reward_model_decides(self, finished, figures, tmp_path, monkeypatch) -> None:
-        """With the number of an answer's tokens as its score, each side's score is that of its own answer."""
+        """With the length of an answer as its score, each side's score is that of its own answer."""
         run = copied(finished, tmp_path / "run")
         config = run / "config.yaml"
         config.write_text(config.read_text().replace("source: judge", "source: human"))
@@ -303,9 +304,16 @@ class TestAMatch:
         better = [0.5 if abs(lead) < 1e-9 else float(lead > 0) for lead in leads]
         assert match["decided_by"] == "reward model"
         assert match["win_rate"] == sum(better) / len(better)
-        monkeypatch.setattr(match_module, "reward_scores", lambda _, batch, __: batch.response.sum(-1).double())
-        for row in figures(run)["match"]["answers"]:
-            assert (row["score_left"], row["score_right"]) == (row["tokens_left"], row["tokens_right"])
+
+        def characters(roles: Roles, batch: Sequences, _: Any) -> torch.Tensor:
+            rows = zip(batch.ids, batch.response, strict=True)
+            return torch.tensor([float(len(roles.base.decode(ids[response].tolist()))) for ids, response in rows])
+
+        monkeypatch.setattr(match_module, "reward_scores", characters)
+        answers = figures(run)["match"]["answers"]
+        assert any(len(row["left"]) != len(row["right"]) for row in answers)
+        for row in answers:
+            assert (row["score_left"], row["score_right"]) == (len(row["left"]), len(row["right"]))
         shutil.rmtree(run / "adapters" / "reward")
         assert figures(run, "--judge", "plain-language")["match"]["decided_by"] == "plain-language"
 
