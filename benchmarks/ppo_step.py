@@ -25,6 +25,7 @@ from lowrank_rlhf.run.memory_usage import peak_memory_bytes
 from lowrank_rlhf.training.ppo_update import Optimizers, update
 from lowrank_rlhf.training.rollout import RewardScale, collect
 
+SCALE = RewardScale("last", 0.0, 1.0)
 PHASES = ("rollout", "scoring", "policy_update", "critic_update")
 
 
@@ -70,9 +71,9 @@ def _updates(roles: Roles, given: argparse.Namespace) -> Any:
     optimizers = Optimizers.create(roles, ppo)
     for step in range(given.updates + 1):
         chosen = prompts[step * given.batch : (step + 1) * given.batch]
-        rollout = collect(roles, chosen, ppo, sampling, RewardScale("last", 0.0, 1.0), 0.05, seed=step)
+        rollout = collect(roles, chosen, ppo, sampling, SCALE, 0.05, seed=step)
         optimizers.schedule(ppo, step)
-        found = rollout.figures | update(roles, optimizers, rollout, ppo, sampling.temperature, seed=step)
+        found = rollout.figures | update(roles, optimizers, rollout, ppo, SCALE, sampling.temperature, seed=step)
         names = {"rollout": "sampling"} | {name: name for name in PHASES[1:]}
         yield {phase: found[f"time/{name}"] for phase, name in names.items()}
 

@@ -31,6 +31,7 @@ from lowrank_rlhf.training.ppo_update import Optimizers, update
 from lowrank_rlhf.training.rollout import RewardScale, collect
 
 PROMPT = 40
+SCALE = RewardScale("last", 0.0, 1.0)
 SIZES = {"20M": (256, 8), "60M": (448, 16), "135M": (576, 30)}
 """Hidden size and layers of random Llamas; their speed does not depend on their weights."""
 
@@ -72,8 +73,8 @@ def _update(roles: Roles, axis: str, value: str, batch: int, new: int, repeats: 
     prompts = make_prompts(roles.base, batch, PROMPT)
 
     def once(step: int) -> None:
-        rollout = collect(roles, prompts, ppo, sampling, RewardScale("last", 0.0, 1.0), 0.05, seed=step)
-        update(roles, optimizers, rollout, ppo, sampling.temperature, seed=step)
+        rollout = collect(roles, prompts, ppo, sampling, SCALE, 0.05, seed=step)
+        update(roles, optimizers, rollout, ppo, SCALE, sampling.temperature, seed=step)
 
     return _row(axis, value, "PPO update", batch * new, once, repeats)
 

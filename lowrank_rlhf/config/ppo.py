@@ -32,8 +32,9 @@ class PpoConfig(Section):
     """Warm-up steps of both learning rates: without them Adam starts with full-size steps on noisy gradients."""
     critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Initial steps in which only the critic is trained."""
-    critic_head: Literal["reward", "zero"] = "zero"
-    """Initial head of the critic: a copy of the reward head, or zero. The adapter is a copy of the reward adapter."""
+    critic_head: Literal["reward", "zero"] = "reward"
+    """Initial head of the critic, on a copy of the reward adapter. With `reward` the critic starts as the reward model:
+    the value of an unfinished response is its score so far. With `zero` it starts knowing nothing."""
     kl_coef: NonNegative = 0.05
     """Weight beta of the KL penalty; with `kl_controller: adaptive` its initial value, by default 0.15."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"

@@ -45,3 +45,17 @@ def pool(values: Tensor, response: Tensor, pooling: str) -> Tensor:
         weights = response / response.sum(-1, keepdim=True)
         return torch.einsum("bt...,bt->b...", values, weights.to(values.dtype))
     raise ValueError(f"unknown pooling {pooling!r}")
+
+
+def running_pool(values: Tensor, response: Tensor, pooling: str) -> Tensor:
+    """Pool each row's values over the response up to each token: (B, T), (B, T) bool -> (B, T).
+
+    At the last response token this is `pool`. Outside the response, `last` gives the value itself and `mean` 0.
+    """
+    if pooling == "last":
+        return values
+    if pooling == "mean":
+        return torch.where(
+            response, torch.where(response, values, 0.0).cumsum(-1) / response.cumsum(-1).clamp(min=1), 0.0
+        )
+    raise ValueError(f"unknown pooling {pooling!r}")

@@ -230,7 +230,9 @@ def _learn(training: _PpoTraining, state: PolicyState, rollout: Rollout, steps: 
         require(state.claims, "kl_is_zero", SENTENCES["kl_is_zero"], float(apart), MAX_TOKEN_DIFFERENCE)
     training.optimizers.schedule(config, step, state.recovery.rate)
     train_policy, seed = step >= config.critic_warmup_steps, derive_seed(training.config.seed, "ppo", "update", step)
-    figures = update(training.roles, training.optimizers, rollout, config, temperature, seed, train_policy, steps)
+    figures = update(
+        training.roles, training.optimizers, rollout, config, training.scale, temperature, seed, train_policy, steps
+    )
     if "policy/first_ratio_error" in figures and is_due(state.claims, "first_ratio_is_one"):
         error = figures["policy/first_ratio_error"]
         require(state.claims, "first_ratio_is_one", SENTENCES["first_ratio_is_one"], error, MOST_RATIO_ERROR)

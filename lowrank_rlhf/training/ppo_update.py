@@ -12,7 +12,7 @@ from lowrank_rlhf.maths.masking import masked_mean, masked_sum
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_logprobs
 from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clipped_step
-from lowrank_rlhf.training.rollout import Rollout, values_before_tokens
+from lowrank_rlhf.training.rollout import RewardScale, Rollout, token_values
 
 _POLICY_FIGURES = ("approxkl", "clipfrac", "ratio", "loss")
 _STEPS_TAKEN, _FINAL_KL = "policy/optimizer_steps", "policy/final_approxkl"
@@ -86,6 +86,7 @@ def update(
     optimizers: Optimizers,
     rollout: Rollout,
     config: PpoConfig,
+    scale: RewardScale,
     temperature: float,
     seed: int,
     train_policy: bool = True,
@@ -119,7 +120,7 @@ def update(
             if role is Role.POLICY:
                 figures = _policy_step(roles, optimizers.policy, rollout, rollout.cut[index], config, temperature)
             else:
-                figures = _critic_step(roles, optimizers.critic, rollout, rollout.cut[index], config)
+                figures = _critic_step(roles, optimizers.critic, rollout, rollout.cut[index], config, scale)
         except NotFinite as error:
             figures, steps.problem = {}, str(error)
         ratio_error = figures.pop("policy/largest_ratio_error", None)
@@ -196,7 +197,12 @@ def _policy_step(
 
 
 def _critic_step(
-    roles: Roles, optimizer: torch.optim.Optimizer, rollout: Rollout, minibatch: list[list[int]], config: PpoConfig
+    roles: Roles,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    minibatch: list[list[int]],
+    config: PpoConfig,
+    scale: RewardScale,
 ) -> dict[str, float]:
     """Take one optimizer step of the critic on a minibatch, given as the rows of each micro-batch."""
     optimizer.zero_grad()  # also drops the gradients of an interrupted step
@@ -204,8 +210,9 @@ def _critic_step(
     total = torch.zeros((), dtype=torch.float64, device=rollout.values.device)
     with roles.acting_as(Role.CRITIC, train=True):
         for part in map(rollout.rows, roles.group.shard(minibatch)):  # b rows, T positions of the longest of them
-            scores = roles.scores(part.batch)  # (b, T): head output after each token
-            values = values_before_tokens(scores, part.batch.response)  # (b, T): state before each response token
+            outputs = roles.scores(part.batch)  # (b, T): head output after each token
+            # (b, T): state before each response token
+            values = token_values(outputs, part.batch.response, part.baseline, config, scale)
             # part.values are the critic's before the update: the new ones are clipped to a range around them
             losses = value_losses(values, part.values, part.returns, config.value_clip_range)  # (b, T)
             loss = masked_sum(losses, part.batch.response).sum() / tokens  # scalar

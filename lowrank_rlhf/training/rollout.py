@@ -12,12 +12,15 @@ from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.maths.advantages import gae, token_rewards
 from lowrank_rlhf.maths.kl import k1, k3, kl_penalty
-from lowrank_rlhf.maths.masking import masked_mean, masked_sum, pool, whiten
+from lowrank_rlhf.maths.masking import masked_mean, masked_sum, pool, running_pool, whiten
 from lowrank_rlhf.maths.sequences import Sequences, cut_minibatches, pack
 from lowrank_rlhf.models.generation import Response, sample_answers
 from lowrank_rlhf.models.logprobs import TokenLogprobs
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_logprobs, score_tokens
+
+PRIOR_TOKENS = 4
+"""Tokens that the prompt's baseline weighs in the value of an unfinished response: a mean over few tokens is noisy."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,18 @@ class RewardScale:
         scores = pool(values, response, self.pooling)
         return scores + self.length * response.sum(-1).log() if self.length else scores
 
+    def unfinished(self, values: Tensor, response: Tensor, baseline: Tensor) -> Tensor:
+        """Return the score of the response up to each token less the `baseline`, (B,), of its prompt: (B, T).
+
+        It is shifted and scaled. With `mean`, the baseline counts as the score of `PRIOR_TOKENS` further tokens.
+        """
+        count = response.cumsum(-1)  # (B, T)
+        scores = running_pool(values, response, self.pooling)
+        if self.length:
+            scores = scores + self.length * count.clamp(min=1).log()
+        scores = (scores - self.mean) / self.std - baseline[:, None]
+        return scores * count / (count + PRIOR_TOKENS) if self.pooling == "mean" else scores
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -55,6 +70,8 @@ class Rollout:
     responses: list[Response]
     scores: Tensor
     """(B,), of the reward model, shifted and scaled, before clipping and `missing_eos`."""
+    baseline: Tensor
+    """(B,), subtracted from the shaped scores before they become rewards; 0 without a baseline."""
     logprobs: Tensor
     ref_logprobs: Tensor
     values: Tensor
@@ -66,7 +83,7 @@ class Rollout:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the scores and the tensors computed from them, by field name."""
-        names = ("scores", "logprobs", "ref_logprobs", "values", "advantages", "returns", "kl")
+        names = ("scores", "baseline", "logprobs", "ref_logprobs", "values", "advantages", "returns", "kl")
         return {name: getattr(self, name) for name in names}
 
     def problem(self) -> str | None:
@@ -80,7 +97,7 @@ class Rollout:
         width = batch.ids.shape[1]
         picked = torch.as_tensor(index, device=self.values.device)
         tensors = (self.logprobs, self.values, self.advantages, self.returns)
-        return RolloutRows(batch, *(tensor[picked, :width] for tensor in tensors))
+        return RolloutRows(batch, self.baseline[picked], *(tensor[picked, :width] for tensor in tensors))
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,7 @@ class RolloutRows:
     """Selected rows of a rollout, cut to the longest of them."""
 
     batch: Sequences
+    baseline: Tensor
     logprobs: Tensor
     values: Tensor
     advantages: Tensor
@@ -121,15 +139,16 @@ def collect(
     policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True, parts=parts)  # (B, T) each
     reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature, parts=parts).logprobs  # (B, T)
     scores = reward_scores(roles, batch, scale)  # (B,)
-    values = token_values(roles, batch)  # (B, T): state before each response token
+    # A baseline lowers the variance of the rewards; the reported objective is without it.
+    baseline = torch.zeros_like(scores) if baseline is None else baseline.to(scores.device)  # (B,)
+    outputs = score_tokens(roles, Role.CRITIC, batch)  # (B, T)
+    values = token_values(outputs, batch.response, baseline, config, scale)  # (B, T): state before each response token
 
     kl = k1(policy.logprobs, reference)  # (B, T)
     kl_per_response = masked_sum(kl, batch.response)  # (B,)
     finished = torch.tensor([response.finished for response in responses], device=scores.device)
     shaped = shape_scores(scores, finished, config)  # (B,): `score_clip` and `missing_eos` applied
-    # A baseline lowers the variance of the rewards; the reported objective is without it.
-    centred = shaped if baseline is None else shaped - baseline.to(shaped.device)
-    advantages, returns = credit(centred, kl, values, batch.response, config, kl_coef)  # (B, T) each
+    advantages, returns = credit(shaped - baseline, kl, values, batch.response, config, kl_coef)  # (B, T) each
     objective = shaped - kl_penalty(kl_per_response, kl_coef)  # (B,)
     figures = {
         **_objective_figures(policy, reference, batch.response, kl_per_response, scores, objective),
@@ -145,6 +164,7 @@ def collect(
         cut=cut,
         responses=responses,
         scores=scores,
+        baseline=baseline,
         logprobs=policy.logprobs,
         ref_logprobs=reference,
         values=values,
@@ -215,9 +235,17 @@ def shape_scores(scores: Tensor, finished: Tensor, config: PpoConfig) -> Tensor:
     return scores
 
 
-def token_values(roles: Roles, batch: Sequences) -> Tensor:
-    """Return the critic's value of the state before each response token: (B, T), 0 elsewhere."""
-    return values_before_tokens(score_tokens(roles, Role.CRITIC, batch), batch.response)
+def token_values(
+    head_output: Tensor, response: Tensor, baseline: Tensor, config: PpoConfig, scale: RewardScale
+) -> Tensor:
+    """Return the critic's value of the state before each response token: (B, T), 0 elsewhere.
+
+    A critic that starts as the reward model scores the response so far in the same way: the reward model's pooling and
+    scale, less the `baseline`, (B,). One that starts at zero reads its head's output, (B, T), as the value.
+    """
+    if config.critic_head == "reward":
+        head_output = scale.unfinished(head_output, response, baseline)
+    return values_before_tokens(head_output, response)
 
 
 def values_before_tokens(head_output: Tensor, response: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.generation import Response
 from lowrank_rlhf.models.roles import Roles
@@ -28,6 +30,8 @@ def load_rollout(roles: Roles, folder: Path) -> Rollout | None:
     if rest is None:
         return None
     tensors = {name: tensor.to(roles.base.device) for name, tensor in read_tensors(folder / _TENSORS).items()}
+    # Versions before the baseline was saved read no value with it.
+    tensors.setdefault("baseline", torch.zeros_like(tensors["scores"]))
     return Rollout(
         batch=roles.with_lower_states(Sequences(*(tensors[name] for name in _BATCH))),  # the same: no role trains these
         cut=rest["cut"],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import make_roles, snapshot
-from tiny_ppo import make_ppo_config, rollout_of, start
+from tiny_ppo import SCALE, make_ppo_config, rollout_of, start
 from tiny_run import limit_tokens, make_config, write_prompts
 
 from lowrank_rlhf.config.loading import dump_config
@@ -47,9 +47,9 @@ def test_an_update_broken_off_at_any_forward_goes_on_alike(tiny_base, tmp_path, 
         forwards[0], stop_at[0] = 0, at
         if at:
             with pytest.raises(Stopped):
-                update(roles, optimizers, own, config, 0.9, 3, True, steps)
+                update(roles, optimizers, own, config, SCALE, 0.9, 3, True, steps)
             optimizers, steps, own = _through_files(roles, config, optimizers, steps, own, tmp_path)
-        figures = update(roles, optimizers, own, config, 0.9, 3, True, steps)
+        figures = update(roles, optimizers, own, config, SCALE, 0.9, 3, True, steps)
         return {role: snapshot(roles, role) for role in Role}, _without_times(figures)
 
     expected, figures = outcome(0)

@@ -13,7 +13,14 @@ PROMPTS = random_tokens(5, [3, 6, 4, 9, 5, 7, 3, 4])
 
 
 def make_ppo_config(**settings) -> PpoConfig:
-    plain = {"batch_size": 8, "epochs": 1, "learning_rate": 1e-3, "critic_learning_rate": 1e-3, "target_kl": None}
+    plain = {
+        "batch_size": 8,
+        "epochs": 1,
+        "learning_rate": 1e-3,
+        "critic_learning_rate": 1e-3,
+        "target_kl": None,
+        "critic_head": "zero",
+    }
     return PpoConfig(**(plain | settings))
 
 

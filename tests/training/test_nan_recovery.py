@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import make_roles, snapshot
 from tiny_finished import finished_run
-from tiny_ppo import make_ppo_config, rollout_of, start
+from tiny_ppo import SCALE, make_ppo_config, rollout_of, start
 from tiny_run import make_config, make_session, save_sft, separable, write_prompts, write_ranked
 from torch import Tensor
 
@@ -193,7 +193,7 @@ def test_an_update_skips_a_turn(tiny_base, spoil, role, value) -> None:
     roles, config, steps = start(make_roles(tiny_base())), make_ppo_config(epochs=3), OptimizerSteps()
     rollout = rollout_of(roles, config)
     before = spoil(role, {2, 3}, value)
-    figures = update(roles, Optimizers.create(roles, config), rollout, config, 0.9, 3, True, steps)
+    figures = update(roles, Optimizers.create(roles, config), rollout, config, SCALE, 0.9, 3, True, steps)
     assert same(*before)
     assert unmoved(roles, role, before[1])
     assert (figures["skipped"], steps.skipped, steps.done) == (2, 2, 6)
@@ -207,13 +207,13 @@ def test_an_update_is_lost_where_a_role_makes_no_turn(tiny_base, spoil, role) ->
     roles, config, steps = start(make_roles(tiny_base())), make_ppo_config(epochs=2), OptimizerSteps()
     rollout = rollout_of(roles, config)
     spoil(role, {1, 2})
-    update(roles, Optimizers.create(roles, config), rollout, config, 0.9, 3, True, steps)
+    update(roles, Optimizers.create(roles, config), rollout, config, SCALE, 0.9, 3, True, steps)
     assert (steps.skipped, steps.done, steps.role_skipped) == (2, 4, True)
 
 
 def test_an_update_of_the_critic_alone_is_not_lost(tiny_base) -> None:
     roles, config, steps = start(make_roles(tiny_base())), make_ppo_config(), OptimizerSteps()
-    update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, 3, False, steps)
+    update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, SCALE, 0.9, 3, False, steps)
     assert (steps.skipped, steps.done, steps.role_skipped) == (0, 1, False)
 
 
@@ -225,7 +225,7 @@ def test_a_nan_ratio_is_no_ratio_of_one(tiny_base) -> None:
     old[3][rollout.batch.response[3]] = math.nan
     spoilt = replace(rollout, logprobs=old)
     before = snapshot(roles, Role.POLICY)
-    figures = update(roles, Optimizers.create(roles, config), spoilt, config, 0.9, 3, True, steps)
+    figures = update(roles, Optimizers.create(roles, config), spoilt, config, SCALE, 0.9, 3, True, steps)
     assert steps.problem == "the policy's loss is nan"
     assert unmoved(roles, Role.POLICY, before)
     assert "policy/first_ratio_error" not in figures

@@ -38,7 +38,7 @@ def learn(roles: Roles, seed: int, steps: int, of: Callable[[Tensor], Tensor] = 
     for step in range(steps):
         rollout = collect(roles, PROMPTS * 4, config, SAMPLING, SCALE, config.kl_coef, seed=1000 * seed + step)
         rollout = replace(rollout, advantages=of(rollout.advantages))
-        update(roles, optimizers, rollout, config, SAMPLING.temperature, seed=step)
+        update(roles, optimizers, rollout, config, SCALE, SAMPLING.temperature, seed=step)
         scores.append(rollout.figures["objective/scores"])
     return torch.tensor(scores)
 

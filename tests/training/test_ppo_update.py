@@ -212,7 +212,7 @@ def test_an_update_moves_policy_and_critic_and_nothing_else(tiny_base, quantizat
     roles = start(make_roles(tiny_base(quantization)))
     before, base = {role: snapshot(roles, role) for role in Role}, roles.base.checksum()
     config = make_ppo_config(epochs=2, minibatches=2)
-    figures = update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, seed=3)
+    figures = update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, SCALE, 0.9, seed=3)
     assert {role for role in Role if moved(roles, role, before[role])} == {Role.POLICY, Role.CRITIC}
     assert roles.base.checksum() == base
     assert figures["policy/first_ratio_error"] == 0
@@ -228,7 +228,7 @@ def test_the_first_ratio_is_exactly_one(tiny_base, quantization, dtype, minibatc
     roles = start(make_roles(tiny_base(quantization, compute_dtype=dtype)))
     limit_tokens(roles.base, tokens)
     config = make_ppo_config(minibatches=minibatches, learning_rate=1e-9)
-    figures = update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, seed=3)
+    figures = update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, SCALE, 0.9, seed=3)
     assert figures["policy/first_ratio_error"] == 0
     assert figures["policy/clipfrac"] == 0
     if minibatches == 1:
@@ -238,7 +238,7 @@ def test_the_first_ratio_is_exactly_one(tiny_base, quantization, dtype, minibatc
 
 def test_a_temperature_that_was_not_sampled_with_shows_in_the_first_ratio(tiny_base) -> None:
     roles, config = start(make_roles(tiny_base())), make_ppo_config()
-    figures = update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 1.0, seed=3)
+    figures = update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, SCALE, 1.0, seed=3)
     assert figures["policy/first_ratio_error"] > 0.01
 
 
@@ -246,7 +246,7 @@ def test_warming_up_the_critic_leaves_the_policy_alone(tiny_base) -> None:
     roles, config = start(make_roles(tiny_base())), make_ppo_config(epochs=2)
     before = {role: snapshot(roles, role) for role in (Role.POLICY, Role.CRITIC)}
     optimizers = Optimizers.create(roles, config)
-    figures = update(roles, optimizers, rollout_of(roles, config), config, 0.9, seed=3, train_policy=False)
+    figures = update(roles, optimizers, rollout_of(roles, config), config, SCALE, 0.9, seed=3, train_policy=False)
     assert not moved(roles, Role.POLICY, before[Role.POLICY])
     assert moved(roles, Role.CRITIC, before[Role.CRITIC])
     assert not optimizers.policy.state
@@ -261,7 +261,7 @@ def test_minibatches_cover_each_row_once_in_every_epoch(tiny_base, monkeypatch) 
         monkeypatch.setattr(
             update_module, name, lambda *args, real=real, rows=rows: rows.append([*chain(*args[3])]) or real(*args)
         )
-    update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, 0.9, seed=3)
+    update(roles, Optimizers.create(roles, config), rollout_of(roles, config), config, SCALE, 0.9, seed=3)
     for rows in seen.values():
         assert [len(part) for part in rows] == [2] * 12
         for epoch in range(3):
@@ -273,7 +273,7 @@ def test_minibatches_cover_each_row_once_in_every_epoch(tiny_base, monkeypatch) 
 def update_with(roles: Roles, rollout: Rollout, **settings) -> tuple[dict[str, float], OptimizerSteps]:
     """Run one update of roles at the weights of `start`; return its figures and the figures of each step."""
     config, steps = make_ppo_config(learning_rate=0.01, **settings), OptimizerSteps()
-    return update(roles, Optimizers.create(roles, config), rollout, config, 0.9, 3, True, steps), steps
+    return update(roles, Optimizers.create(roles, config), rollout, config, SCALE, 0.9, 3, True, steps), steps
 
 
 @both
@@ -339,7 +339,7 @@ def test_the_final_approximate_kl_is_that_of_the_trained_policy(tiny_base) -> No
 def test_there_is_no_final_approximate_kl_without_a_step_of_the_policy(tiny_base) -> None:
     roles, config = start(make_roles(tiny_base())), make_ppo_config()
     rollout = rollout_of(roles, config)
-    alone = update(roles, Optimizers.create(roles, config), rollout, config, 0.9, 3, train_policy=False)
+    alone = update(roles, Optimizers.create(roles, config), rollout, config, SCALE, 0.9, 3, train_policy=False)
     apart = replace(rollout, logprobs=torch.where(rollout.batch.response, rollout.logprobs - 1, 0.0))
     stopped, _ = update_with(roles, apart, target_kl=0.1)
     assert stopped["policy/optimizer_steps"] == 0
@@ -387,7 +387,7 @@ def test_the_gradient_is_that_of_a_naive_implementation(tiny_base, quantization,
         rollout = replace(rollout, cut=cut_minibatches(rollout.batch.lengths(), 1, tokens))
         optimizer = torch.optim.SGD(roles.parameters(Role.POLICY), lr=0.0)
         optimizers = replace(Optimizers.create(roles, config), policy=optimizer)
-        figures = update(roles, optimizers, rollout, config, 0.9, seed=3)
+        figures = update(roles, optimizers, rollout, config, SCALE, 0.9, seed=3)
         for name, parameter in roles.named_parameters(Role.POLICY).items():
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5 * max(1.0, largest))
         assert 0.1 < figures["policy/clipfrac"] < 0.9
@@ -437,7 +437,7 @@ def test_the_critics_gradient_is_that_of_a_naive_implementation(tiny_base, quant
         rollout = replace(rollout, cut=cut_minibatches(rollout.batch.lengths(), 1, tokens))
         optimizer = torch.optim.SGD(roles.parameters(Role.CRITIC), lr=0.0)
         optimizers = replace(Optimizers.create(roles, config), critic=optimizer)
-        figures = update(roles, optimizers, rollout, config, 0.9, seed=3, train_policy=False)
+        figures = update(roles, optimizers, rollout, config, SCALE, 0.9, seed=3, train_policy=False)
         for name, parameter in roles.named_parameters(Role.CRITIC).items():
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5 * max(1.0, largest))
         assert figures["value/loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
@@ -466,7 +466,7 @@ def test_the_figures_of_a_moved_policy(tiny_base, quantization, tokens) -> None:
     optimizers = replace(
         Optimizers.create(roles, config), policy=torch.optim.SGD(roles.parameters(Role.POLICY), lr=0.0)
     )
-    figures = update(roles, optimizers, rollout, config, 0.9, seed=3)
+    figures = update(roles, optimizers, rollout, config, SCALE, 0.9, seed=3)
     assert 0.1 < np.mean(np.abs(ratio - 1) > 0.1) < 0.9
     assert figures["policy/clipfrac"] == pytest.approx(np.mean(np.abs(ratio - 1) > 0.1), abs=1e-6)
     assert figures["policy/ratio"] == pytest.approx(ratio.mean(), rel=1e-5)
