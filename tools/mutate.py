@@ -185,7 +185,9 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the mutations, run no test")
     parser.add_argument("--changed", action="store_true", help="only files that differ from the branch main")
     given = parser.parse_args()
-    changed = {*_git("diff", "--name-only", "main"), *_git("ls-files", "--others", "--exclude-standard")}
+    changed: set[str] = set()
+    if given.changed:  # a clone has no branch main
+        changed = {*_git("diff", "--name-only", "main"), *_git("ls-files", "--others", "--exclude-standard")}
     chosen = [
         mutation
         for mutation in read_mutations()
