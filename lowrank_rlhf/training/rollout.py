@@ -139,8 +139,7 @@ def collect(
     policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True, parts=parts)  # (B, T) each
     reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature, parts=parts).logprobs  # (B, T)
     scores = reward_scores(roles, batch, scale)  # (B,)
-    # A baseline lowers the variance of the rewards; the reported objective is without it.
-    baseline = torch.zeros_like(scores) if baseline is None else baseline.to(scores.device)  # (B,)
+    baseline = torch.zeros_like(scores) if baseline is None else baseline.to(scores.device)  # (B,), less variance
     outputs = score_tokens(roles, Role.CRITIC, batch)  # (B, T)
     values = token_values(outputs, batch.response, baseline, config, scale)  # (B, T): state before each response token
 
