@@ -80,7 +80,7 @@ def export_merged(
     with _export_to(folder, plan.size) as out:
         _write(roles, Role.POLICY, plan, out, progress, stop)
         write_generation_config(roles.base, config, out)
-        (out / "Modelfile").write_text(_modelfile(roles.base, config), encoding="utf-8")
+        _write_modelfile(roles.base, config, out)
         measured, unmeasured = output_difference(roles, config, prompts, plan, out, progress)
         usage, table = merged_usage(folder.name, dtype, config), difference_table(measured)
         exported = Exported("merged", folder.name, usage, (role,), role, dtype, table, unmeasured)
@@ -173,13 +173,17 @@ def first_prompts(run_dir: RunDir, training: Callable[[], Sequence[Prompt]]) -> 
     return list(read_jsonl(path, Prompt)) if path.is_file() else training()
 
 
-def _modelfile(base: "Base", config: Config) -> str:
+def _write_modelfile(base: "Base", config: Config, out: Path) -> None:
+    """Write the Modelfile, and into the tokenizer's settings if it adds `bos_token`: without, Ollama guesses."""
     from lowrank_rlhf.export.ollama import modelfile
     from lowrank_rlhf.sources.chat_template import render
+    from lowrank_rlhf.sources.tokenizer import added_first
 
-    tokenizer = base.tokenizer
-    eos = str(tokenizer.convert_ids_to_tokens(base.eos))
-    return modelfile(partial(render, tokenizer), tokenizer.bos_token, eos, config)
+    tokenizer, settings = base.tokenizer, out / "tokenizer_config.json"
+    added, eos = added_first(tokenizer), str(tokenizer.convert_ids_to_tokens(base.eos))
+    (out / "Modelfile").write_text(modelfile(partial(render, tokenizer), added, eos, config), encoding="utf-8")
+    if tokenizer.bos_token and added in ("", tokenizer.bos_token):
+        write_json_atomic(settings, json.loads(settings.read_text("utf-8")) | {"add_bos_token": bool(added)})
 
 
 def _adapter(run_dir: RunDir, name: str) -> Path:

@@ -47,13 +47,13 @@ class _Irregular(ValueError):
     """The template does more than write fixed texts around turns."""
 
 
-def modelfile(render: Render, bos: str | None, eos: str, config: Config) -> str:
+def modelfile(render: Render, added: str, eos: str, config: Config) -> str:
     """Return the text of a `Modelfile` for the folder that it is in.
 
     It has no TEMPLATE if the chat template cannot be written in Go's language: Ollama then looks for one it knows.
-    `bos` is left out because Ollama's tokenizer adds it.
+    `added` is the token that Ollama's tokenizer puts before a text, if any: it is left out once, at the beginning.
     """
-    template = _go_template(render, bos or "")
+    template = _go_template(render, added)
     lines = [
         "# ollama create my-model -f Modelfile",
         "FROM .",
@@ -71,13 +71,12 @@ def modelfile(render: Render, bos: str | None, eos: str, config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _go_template(render: Render, bos: str) -> str | None:
+def _go_template(render: Render, added: str) -> str | None:
     try:
-        pieces = _pieces(render)
+        pieces = _without_first(_pieces(render), added)
     except (TemplateRefuses, _Irregular):
         return None
-    head = pieces.head.removeprefix(bos)
-    turns = {role: (before.removeprefix(bos), after) for role, (before, after) in pieces.turns.items()}
+    head, turns = pieces.head, pieces.turns
     fixed = [head, pieces.answer, *(text for pair in turns.values() for text in pair)]
     if any("{{" in text or '"""' in text for text in fixed):
         return None
@@ -87,6 +86,21 @@ def _go_template(render: Render, bos: str) -> str | None:
     ]
     begin = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{head}{{{{ end }}}}' if head else ""
     return f"{begin}{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{{{{ end }}}}{pieces.answer}"
+
+
+def _without_first(pieces: _Pieces, added: str) -> _Pieces:
+    """Return the pieces without the token that the tokenizer adds, which begins the conversation.
+
+    Only the head and a system turn begin it. Raises `_Irregular` if one of them lacks the token: a conversation would
+    begin with one token too many.
+    """
+    if not added:
+        return pieces
+    turns = dict(pieces.turns)
+    if "system" in turns:
+        before, after = turns["system"]
+        turns["system"] = (_without(added, before), after)
+    return _Pieces(_without(added, pieces.head), turns, pieces.answer)
 
 
 def _pieces(render: Render) -> _Pieces:

@@ -73,6 +73,12 @@ def token_id(tokenizer: "PreTrainedTokenizerBase", token: object) -> int:
     return int(tokenizer.get_vocab()[str(token)])
 
 
+def added_first(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the token that the tokenizer puts before a text, or an empty text: often `bos_token`, but not always."""
+    plain, encoded = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    return str(tokenizer.convert_ids_to_tokens([encoded[0]])[0]) if encoded[0] != plain[0] else ""
+
+
 def _padding(tokenizer: "PreTrainedTokenizerBase", end: str, config: ModelConfig) -> str:
     """Return a special token that the template never writes, to pad with."""
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]

@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tiny import SPECIAL, STYLES, make_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.export.ollama import Turn, modelfile
-from lowrank_rlhf.sources.chat_template import TemplateRefuses
+from lowrank_rlhf.sources.chat_template import TemplateRefuses, render
+from lowrank_rlhf.sources.tokenizer import added_first
 
 QUICKSTART, THOUGHTLESS = (load_config(Path(name)).model.chat_template for name in ("quickstart", "gpu_8gb"))
 WITH_DEFAULT_SYSTEM = (
@@ -59,7 +63,7 @@ def renderer(template: str):
 
 
 def made(template: str) -> str:
-    return modelfile(renderer(template), BOS.get(template), "<|im_end|>", load_config(Path("quickstart")))
+    return modelfile(renderer(template), BOS.get(template, ""), "<|im_end|>", load_config(Path("quickstart")))
 
 
 def go_template(template: str) -> str:
@@ -122,6 +126,32 @@ def test_a_template_that_cannot_be_put_so_is_not_guessed(template) -> None:
     text = made(template)
     assert "TEMPLATE" not in text
     assert "# The chat template cannot be written in Ollama's language.\n" in text
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("style", ["quickstart", "gemma", "llama3"])
+def test_ollama_reads_the_ids_that_the_model_was_trained_on(tmp_path, style, added) -> None:
+    """Oracle: transformers' ids of the conversation. Ollama's tokenizer puts the first token there if the model's does.
+
+    The quickstart's model has <|im_start|> as `bos_token`, begins every turn with it, and does not add it to a text.
+    """
+    quickstart = (SPECIAL, QUICKSTART, {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+    tokenizer = make_tokenizer(*(quickstart if style == "quickstart" else STYLES[style]))
+    if added:
+        bos = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", pair=None, special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
+    assert added_first(tokenizer) == (tokenizer.bos_token if added else "")
+    text = modelfile(partial(render, tokenizer), added_first(tokenizer), "<|im_end|>", load_config(Path("quickstart")))
+    if style == "quickstart" and added:  # one token too many: no template can take it away from a turn
+        assert "TEMPLATE" not in text
+        return
+    (go,) = re.findall(r'^TEMPLATE """(.*)"""$', text, re.M | re.S)
+    for messages in (CONVERSATION[:1], CONVERSATION, [SYSTEM, *CONVERSATION]):
+        expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert tokenizer(rendered_by_go(go, messages))["input_ids"] == expected
+        assert expected.count(tokenizer.bos_token_id) == (len(messages) + 1 if style == "quickstart" else 1)
 
 
 def test_it_samples_as_the_run_does() -> None:
