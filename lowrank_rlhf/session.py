@@ -97,24 +97,27 @@ class Session:
     def filter_lengths(self) -> PromptData:
         """Return the prompts and demonstrations that fit the model, and print the number of those left out.
 
-        Raises `UserError` that names those too long, unless `data.skip_too_long` is set.
+        Raises `UserError` that names prompts with control tokens, unless `data.control_tokens` is `escape`, and those
+        too long, unless `data.skip_too_long` is set.
         """
         if self._fitting is None:
             self._fitting = self._filter_lengths()
         return self._fitting
 
     def _filter_lengths(self) -> PromptData:
+        from lowrank_rlhf.data.control_tokens import check_control_tokens
         from lowrank_rlhf.data.length_filter import TokenCounter, fitting
-        from lowrank_rlhf.sources.tokenizer import prompt_tokens, read_tokenizer
+        from lowrank_rlhf.sources.tokenizer import control_tokens, prompt_tokens, read_tokenizer, response_tokens
 
         silent = Progress.silent()  # fetching the model has shown its progress already
         tokenizer = read_tokenizer(fetch_model(self.config.model, silent), self.config.model, silent)
         count = TokenCounter(
             prompt=lambda prompt: len(prompt_tokens(tokenizer, prompt)),
-            response=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1,
+            response=lambda text: len(response_tokens(tokenizer, text)),
         )
+        notes = check_control_tokens(self.data, control_tokens(tokenizer), self.config)
         found = fitting(self.data.prompts, count, self.config)
-        for note in found.notes[len(self.data.prompts.notes) :]:
+        for note in [*notes, *found.notes[len(self.data.prompts.notes) :]]:
             self.progress.say(f"  {note}")
         return found
 

@@ -57,6 +57,9 @@ class DataConfig(Section):
     skip_too_long: bool = False
     """Leave out prompts without room for an answer of `sample.max_new_tokens` in `model.max_length`, and responses that
     do not fit. Otherwise they are listed and the run does not start."""
+    control_tokens: Literal["refuse", "escape"] = "refuse"
+    """Prompts, here and in `rank.dataset`, that contain a control token of the model, such as `<|im_end|>`: `refuse`
+    lists them and the run does not start, `escape` puts a space after the token's first character."""
     held_out: Annotated[int, Field(ge=0)] = 64
     """Number of prompts kept out of all training, for evaluation. Hold out twice `ppo.evaluate_prompts` if there are
     enough: half of them serve validation."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.control_tokens import check_control_tokens
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.data.run_data import RunData
@@ -29,6 +30,7 @@ def check_lengths(data: RunData, config: Config) -> None:
     """Raise the `UserError` that the run would, if the tokenizer is on this machine; fetch and load nothing."""
     tokenizer = local_tokenizer(config.model)
     if tokenizer:
+        check_control_tokens(data, tokenizer.control_tokens, config)
         count = TokenCounter(
             prompt=lambda prompt: tokenizer.prompts([prompt.messages])[0],
             response=lambda text: tokenizer.answers([text])[0],

@@ -39,7 +39,7 @@ from lowrank_rlhf.sources.chat_template import end_token
 from lowrank_rlhf.sources.checks import check_architecture
 from lowrank_rlhf.sources.fetch import fetch_model
 from lowrank_rlhf.sources.provenance import provenance
-from lowrank_rlhf.sources.tokenizer import prompt_tokens, read_tokenizer, token_id
+from lowrank_rlhf.sources.tokenizer import prompt_tokens, read_tokenizer, response_tokens, token_id
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Base:
         return prompt_tokens(self.tokenizer, prompt)
 
     def encode_response(self, text: str) -> list[int]:
-        """Return the token ids of a finished response, including the end-of-turn token."""
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.eos]
+        """Return the token ids of a finished response, including the end-of-turn token, once."""
+        return response_tokens(self.tokenizer, text)
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
         """Return the text of a response without special tokens."""

@@ -13,7 +13,9 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, load_judge
 from lowrank_rlhf.run import distributed
 from lowrank_rlhf.run.tracking import tracking_problem
+from lowrank_rlhf.sources.local_template import check_local_template
 from lowrank_rlhf.sources.model_shape import find_shape, layer_problems
+from lowrank_rlhf.sources.template_checks import BadTemplate
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -21,8 +23,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 def problems(config: Config) -> list[tuple[Key, str]]:
     """Return key and message of each problem found.
 
-    Covers missing data, adapters and trackers, judges that cannot be loaded, and layers missing in a local model. A
-    user's judge is imported, as in the run; no data is read.
+    Covers missing data, adapters and trackers, judges that cannot be loaded, layers missing in a local model, and chat
+    templates that are missing there or fail. A user's judge is imported, as in the run; no data is read.
     """
     tracker = tracking_problem(config)
     return [
@@ -30,6 +32,7 @@ def problems(config: Config) -> list[tuple[Key, str]]:
         *_adapter_problems(config),
         *_judge_problems(config),
         *_layer_problems(config),
+        *_template_problems(config),
         *_sharing_problems(config),
         *([(("tracking",), tracker)] if tracker else []),
     ]
@@ -98,3 +101,12 @@ def _layer_problems(config: Config) -> list[tuple[Key, str]]:
         if shape := find_shape(config.model):
             return [*layer_problems(config.lora, config.reward.layers, shape.layers)]
     return []
+
+
+def _template_problems(config: Config) -> Iterator[tuple[Key, str]]:
+    try:
+        check_local_template(config.model)
+    except BadTemplate as error:
+        yield ("model", "chat_template"), error.problem
+    except UserError:  # a source that is not there is told by whatever needs the model
+        return

@@ -22,6 +22,7 @@ from lowrank_rlhf.run.progress_file import StageProgress, remove_progress, write
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_FILES = 1.0
 _ONCE_MORE = b" Press Ctrl-C again to stop immediately."
+_STOPPED = "Stopped; {saved}. To resume, rerun the same command."
 
 
 Later = Callable[[float], float | None]
@@ -215,6 +216,24 @@ class Progress:
             show(0)
 
 
+_at_once = False
+"""True while the main thread is in a `stop_at_once` block."""
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Let a stop request raise `Stopped` within the block, which polls nothing and leaves nothing half written."""
+    global _at_once
+    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread only
+        yield
+        return
+    _at_once = True
+    try:
+        yield
+    finally:
+        _at_once = False
+
+
 class StopRequest:
     """Turns the first Ctrl-C or SIGTERM into `requested`, so that the run stops where its work can be saved.
 
@@ -244,7 +263,7 @@ class StopRequest:
     def check(self, saved: str) -> None:
         """Raise `Stopped` if a stop was requested; `saved` describes the saved work, such as "step 50 is saved"."""
         if self.requested and self._group.can_stop:
-            raise Stopped(f"Stopped; {saved}. To resume, rerun the same command.")
+            raise Stopped(_STOPPED.format(saved=saved))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's signature
         several = self._group.processes > 1  # the launcher sends a second signal by itself
@@ -254,6 +273,8 @@ class StopRequest:
         if not self.requested and self._group.is_main:
             os.write(2, b"\nStopping where the work can be saved." + (b"" if several else _ONCE_MORE) + b"\n")
         self.requested = True
+        if _at_once and not several:
+            raise Stopped(_STOPPED.format(saved="everything finished so far is saved"))
 
 
 def duration(seconds: float) -> str:

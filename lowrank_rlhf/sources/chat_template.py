@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from lowrank_rlhf.config.schema import ModelConfig
-from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.errors import Stopped
+from lowrank_rlhf.run.progress import stop_at_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,11 +19,14 @@ ASKED = {"role": "user", "content": "What is the capital of France?"}
 _ANSWER = "Paris is the capital of France."
 ANSWERED = (ASKED, {"role": "assistant", "content": _ANSWER})
 """Conversation that shows what a template writes after an answer."""
-_SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 class TemplateRefuses(ValueError):
     """Error of a chat template that cannot render a conversation."""
+
+
+class LeavesOut(TemplateRefuses):
+    """Error of a chat template that renders a conversation without one of its turns."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +49,30 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, Any]], answered: bool = False) -> str:
         """Return the conversation as text, up to the beginning of the assistant's answer.
 
-        With `answered` the last message is the answer, and the text ends with it. Raises `TemplateRefuses`.
+        With `answered` the last message is the answer, and the text ends with it. Raises `TemplateRefuses`, also for a
+        text that lacks a turn. A stop request ends an endless template.
         """
         from transformers.utils.chat_template_utils import render_jinja_template  # imports no torch
 
         variables: dict[str, Any] = dict(self.named)
         try:
-            rendered: Any = render_jinja_template(  # (texts, spans); its annotation says str
-                conversations=[[dict(message) for message in messages]],
-                chat_template=self.text,
-                add_generation_prompt=not answered,
-                **variables,
-            )
+            with stop_at_once():
+                rendered: Any = render_jinja_template(  # (texts, spans); its annotation says str
+                    conversations=[[dict(message) for message in messages]],
+                    chat_template=self.text,
+                    add_generation_prompt=not answered,
+                    **variables,
+                )
+        except Stopped:
+            raise
         except TemplateSyntaxError as error:
             raise TemplateRefuses(f"line {error.lineno}: {error.message}") from None
-        except (TemplateError, TypeError, ValueError) as error:
-            raise TemplateRefuses(str(error) or type(error).__name__) from None
-        return str(rendered[0][0])
+        except Exception as error:  # a template is a program: it can recurse, divide by zero, fill the memory
+            raise TemplateRefuses(_described(error)) from None
+        text = str(rendered[0][0])
+        if role := _left_out(text, messages):
+            raise LeavesOut(f"leaves out the {role} message")
+        return text
 
     def end_token(self, tokens: Iterable[str]) -> str | None:
         """Return the special token of `tokens` that the template writes after an answer, else the end of text.
@@ -75,6 +84,33 @@ class ChatTemplate:
         except TemplateRefuses:
             found = None
         return found or self.named.get("eos_token")
+
+
+def _described(error: Exception) -> str:
+    known = isinstance(error, TemplateError | TypeError | ValueError) and str(error)
+    return str(error) if known else f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _left_out(text: str, messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the role of the first turn whose text is not in the rendered conversation, or None.
+
+    User and assistant turns keep their order; a system turn may be part of a later one (Mistral). Templates trim white
+    space, and remove the thoughts of earlier answers.
+    """
+    rest = text
+    for message in messages:
+        content = str(message["content"])
+        if message["role"] == "assistant":
+            content = content.rpartition("</think>")[2]
+        if not (content := content.strip()):
+            continue
+        if message["role"] == "system":
+            found: bool | str = content in text
+        else:
+            _, found, rest = rest.partition(content)
+        if not found:
+            return {"user": "user's", "assistant": "assistant's"}.get(message["role"], str(message["role"]))
+    return None
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, Any]], answered: bool = False) -> str:
@@ -115,25 +151,3 @@ def choose_padding(tokens: Collection[str], unknown: str | None, used: str) -> s
         return kinds.index(True) if True in kinds else len(kinds)
 
     return min((token for token in tokens if token and token not in used), key=rank, default=None)
-
-
-def check_template(tokenizer: "PreTrainedTokenizerBase", config: ModelConfig, progress: Progress) -> None:
-    """Raise `UserError` if the template is missing or fails; print a note if it rejects system messages."""
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"model.chat_template: {config.source} has no chat template. Set one in the config, as "
-            "presets/quickstart.yaml does"
-        )
-    whose = "this template" if config.chat_template else f"the template of {config.source}"
-    try:
-        text = render(tokenizer, [ASKED])
-    except TemplateRefuses as error:
-        raise UserError(
-            f"model.chat_template: {whose} cannot render a user's question ({error}). Set another in the config"
-        ) from None
-    if ASKED["content"] not in text:
-        raise UserError(f"model.chat_template: {whose} leaves out the user's message. Set another in the config")
-    try:
-        render(tokenizer, [_SYSTEM, ASKED])
-    except TemplateRefuses as error:
-        progress.say(f"  {whose} rejects system messages ({error}): prompts with one are an error")

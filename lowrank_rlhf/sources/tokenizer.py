@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,20 @@ from lowrank_rlhf.sources.chat_template import (
     ANSWERED,
     ChatTemplate,
     TemplateRefuses,
-    check_template,
     choose_padding,
     end_token,
     render,
 )
+from lowrank_rlhf.sources.control_tokens import ControlTokens
 from lowrank_rlhf.sources.download import TOKENIZER, hub_folder
 from lowrank_rlhf.sources.fetch import fetch_model, local_model
+from lowrank_rlhf.sources.template_checks import (
+    BadTemplate,
+    check_template,
+    first_token,
+    missing_template,
+    named_template,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,9 +49,7 @@ def read_tokenizer(folder: Path, config: ModelConfig, progress: Progress) -> "Pr
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises nothing narrower
         raise UserError(f"model.source: {config.source}: the tokenizer cannot be read ({error})") from None
-    if config.chat_template is not None:
-        tokenizer.chat_template = config.chat_template
-    check_template(tokenizer, config, progress)
+    _take_template(tokenizer, config, progress)
     end = end_token(tokenizer)
     if end is None:
         raise UserError(f"model.source: {config.source}: the tokenizer has no end-of-turn token")
@@ -53,19 +58,59 @@ def read_tokenizer(folder: Path, config: ModelConfig, progress: Progress) -> "Pr
     return tokenizer
 
 
+def _take_template(tokenizer: "PreTrainedTokenizerBase", config: ModelConfig, progress: Progress) -> None:
+    """Set the config's chat template, or complete the model's own; print notes on it. Raises `UserError`."""
+    own = ChatTemplate.of(tokenizer) if tokenizer.chat_template else None
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
+    if not tokenizer.chat_template:
+        raise BadTemplate(missing_template(config))
+    template, bos = ChatTemplate.of(tokenizer), tokenizer.bos_token
+    found, notes = check_template(template, named_template(config), first_token(own, bos, added_first(tokenizer)))
+    if found != template:
+        tokenizer.chat_template = found.text
+    for note in notes:
+        progress.say(f"  {note}")
+
+
+def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> ControlTokens:
+    """Return the tokens that a text of the data must not contain."""
+    return _control_tokens(tokenizer, ChatTemplate.of(tokenizer).text)
+
+
+@lru_cache(maxsize=2)
+def _control_tokens(tokenizer: "PreTrainedTokenizerBase", template: str) -> ControlTokens:
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return ControlTokens.of(
+        ChatTemplate(template, dict(tokenizer.special_tokens_map)),
+        [*special, *tokenizer.all_special_tokens],
+        tokenizer.get_added_vocab(),
+        end_token(tokenizer) or "",
+    )
+
+
 def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
     """Return the token ids of the conversation up to the beginning of the assistant's answer.
 
-    Raises `UserError` if the chat template rejects it.
+    Control tokens in its texts are escaped: no text begins or ends a turn. Raises `UserError` if the chat template
+    rejects it.
     """
+    messages = control_tokens(tokenizer).escaped([message.model_dump() for message in prompt.messages])
     try:
-        text = render(tokenizer, [message.model_dump() for message in prompt.messages])
+        text = render(tokenizer, messages)
     except TemplateRefuses as error:
         raise UserError(
             f"prompt {prompt.id}: the model's chat template rejects it: {error}. Change the prompt, or set another "
             "template as model.chat_template"
         ) from None
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def response_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Return the token ids of a response with the one that ends it, once; other control tokens are read as text."""
+    bare = control_tokens(tokenizer).response(text)
+    ids = tokenizer(bare, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [*ids, token_id(tokenizer, end_token(tokenizer))]
 
 
 def token_id(tokenizer: "PreTrainedTokenizerBase", token: object) -> int:
@@ -146,22 +191,45 @@ class ChatTokenizer:
 
     @cached_property
     def _template(self) -> ChatTemplate:
+        template = self.chat_template or self._own_template
+        if template is None:
+            raise BadTemplate(f"{self.name} has no chat template. Name a config that sets model.chat_template")
+        return self._checked(ChatTemplate(template, self._special))
+
+    def _checked(self, template: ChatTemplate) -> ChatTemplate:
+        own, bos, added = self._own_template, self._special.get("bos_token"), self._tokenizer.encode("a").tokens[0]
+        whose = "this template" if self.chat_template else f"the template of {self.name}"
+        first = first_token(ChatTemplate(own, self._special) if own else None, bos, added)
+        return check_template(template, whose, first)[0]
+
+    @cached_property
+    def _own_template(self) -> str | None:
         path = self.folder / "chat_template.jinja"
-        template = self.chat_template or (path.read_text("utf-8") if path.is_file() else None)
-        template = template or self._config.get("chat_template")
+        template = path.read_text("utf-8") if path.is_file() else self._config.get("chat_template")
         if isinstance(template, list):  # several, by name
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        if not isinstance(template, str):
-            raise UserError(f"{self.name} has no chat template. Name a config that sets model.chat_template")
-        return ChatTemplate(template, self._special)
+        return template if isinstance(template, str) else None
+
+    def check_template(self) -> None:
+        """Raise `UserError` if the chat template is missing or fails."""
+        _ = self._template
+
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        """Tokens that a text of the data must not contain."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        special = [token.content for token in added if token.special]
+        every = [token.content for token in added]
+        return ControlTokens.of(self._template, [*special, *self._special.values()], every, self.end)
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt as the model reads it, up to the beginning of the answer.
 
         Raises `UserError` if the template rejects it.
         """
+        escaped = self.control_tokens.escaped([message.model_dump() for message in messages])
         try:
-            return self._template.render([message.model_dump() for message in messages])
+            return self._template.render(escaped)
         except TemplateRefuses as error:
             raise UserError(f"the chat template of {self.name} rejects a prompt: {error}") from None
 
@@ -171,10 +239,12 @@ class ChatTokenizer:
 
     def answers(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each answer, with the one that ends it."""
-        return [count + 1 for count in self._counts(texts)]
+        bare = [self.control_tokens.response(text) for text in texts]
+        return [count + 1 for count in self._counts(bare, split_special=True)]
 
-    def _counts(self, texts: Sequence[str]) -> list[int]:
+    def _counts(self, texts: Sequence[str], split_special: bool = False) -> list[int]:
         counts: list[int] = []
+        self._tokenizer.encode_special_tokens = split_special
         for start in range(0, len(texts), _BATCH):
             batch = self._tokenizer.encode_batch_fast(list(texts[start : start + _BATCH]), add_special_tokens=False)
             counts += [len(encoding) for encoding in batch]

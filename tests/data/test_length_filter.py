@@ -129,7 +129,9 @@ def test_without_the_model_the_errors_are_the_same(tmp_path, style) -> None:
         ({"sft__source": "base"}, "1 prompt"),
     ],
 )
-def test_only_what_the_run_uses_is_looked_at(make, tmp_path, changes, refused) -> None:
+def test_only_what_the_run_uses_is_looked_at(make, tmp_path, monkeypatch, changes, refused) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.jsonl").write_text(json.dumps({"prompt": "question", "chosen": "kind", "rejected": "short"}) + "\n")
     config = make({"one": (7 * LONG, None), "three": ("question", 7 * LONG)}, **{"seed": 2, **changes})
     session = make_session(config, tmp_path)
     assert session.data.prompts.demonstrations[0].prompt.id != "three"

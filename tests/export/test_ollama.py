@@ -130,7 +130,7 @@ def test_a_template_that_cannot_be_put_so_is_not_guessed(template) -> None:
 
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("style", ["quickstart", "gemma", "llama3"])
-def test_ollama_reads_the_ids_that_the_model_was_trained_on(tmp_path, style, added) -> None:
+def test_ollama_reads_the_ids_that_the_model_was_trained_on(style, added) -> None:
     """Oracle: transformers' ids of the conversation. Ollama's tokenizer puts the first token there if the model's does.
 
     The quickstart's model has <|im_start|> as `bos_token`, begins every turn with it, and does not add it to a text.

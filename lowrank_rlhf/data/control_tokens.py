@@ -1,0 +1,50 @@
+"""Find control tokens of the model in prompts and responses before a run computes. Imports no torch."""
+
+from collections.abc import Iterator
+
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.readers.rows import counted
+from lowrank_rlhf.data.run_data import RunData
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.records import Prompt
+from lowrank_rlhf.sources.control_tokens import ControlTokens
+
+_SHOWN = 5
+_FIX = (
+    "Such a token would begin or end a turn. Remove it, or set data.control_tokens=escape, which puts a space after "
+    "its first character"
+)
+
+
+def check_control_tokens(data: RunData, tokens: ControlTokens, config: Config) -> list[str]:
+    """Return notes on control tokens in prompts and responses.
+
+    Raises `UserError` with the rows of prompts that contain one, unless `data.control_tokens` is `escape`.
+    """
+    found = [
+        f"{where}: {token}"
+        for where, prompt in _prompts(data, config)
+        if (token := tokens.found([message.model_dump() for message in prompt.messages]))
+    ]
+    if found and config.data.control_tokens == "refuse":
+        more = [f"and {len(found) - _SHOWN:,} more"] if len(found) > _SHOWN else []
+        lines = [f"{counted(len(found), 'prompt')} with a control token of the model:", *found[:_SHOWN], *more]
+        raise UserError("\n  ".join(lines) + f"\n{_FIX}")
+    notes = [f"Escaped the control tokens in {counted(len(found), 'prompt')}; the first: {found[0]}."] if found else []
+    answers = [*(row.response for row in data.prompts.demonstrations)]
+    answers += [answer.text for answer in data.comparisons.answers] if data.comparisons else []
+    if ended := sum(tokens.response(answer) != answer for answer in answers):
+        notes.append(f"Removed {tokens.end} from the end of {counted(ended, 'response')}: it is added to each.")
+    inside = sum(tokens.found([{"role": "assistant", "content": answer}]) is not None for answer in answers)
+    if inside:
+        notes.append(f"Control tokens in {counted(inside, 'response')} are read as text.")
+    return notes
+
+
+def _prompts(data: RunData, config: Config) -> Iterator[tuple[str, Prompt]]:
+    """Yield the prompts with their places."""
+    prompts = {prompt.id: prompt for prompt in [*data.prompts.training, *data.prompts.held_out]}
+    for name, where in data.prompts.places.items():  # in the file's order
+        yield f"{where} ({name})", prompts[name]
+    for prompt in data.comparisons.prompts if data.comparisons else []:
+        yield f"{config.rank.dataset}, row {int(prompt.id[1:])}", prompt
