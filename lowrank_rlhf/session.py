@@ -10,6 +10,7 @@ from pydantic import BaseModel, PositiveInt
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.prompts import PromptData, Splits
+from lowrank_rlhf.data.requirements import check_amounts
 from lowrank_rlhf.data.run_data import RunData, divides_held_out, read_commits
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.backend import Backend, take_backend
@@ -106,7 +107,7 @@ class Session:
 
     def _filter_lengths(self) -> PromptData:
         from lowrank_rlhf.data.control_tokens import check_control_tokens
-        from lowrank_rlhf.data.length_filter import TokenCounter, fitting
+        from lowrank_rlhf.data.length_filter import TokenCounter, check_comparisons, fitting
         from lowrank_rlhf.sources.tokenizer import control_tokens, prompt_tokens, read_tokenizer, response_tokens
 
         silent = Progress.silent()  # fetching the model has shown its progress already
@@ -117,6 +118,7 @@ class Session:
         )
         notes = check_control_tokens(self.data, control_tokens(tokenizer), self.config)
         found = fitting(self.data.prompts, count, self.config)
+        check_comparisons(self.data.comparisons, count, self.config)
         for note in [*notes, *found.notes[len(self.data.prompts.notes) :]]:
             self.progress.say(f"  {note}")
         return found
@@ -129,6 +131,7 @@ class Session:
 
     def read_data(self) -> None:
         """Read the data and print the notes on it: its errors come before any long work."""
+        check_amounts(self.data, self.config)
         prompts, comparisons = self.data.prompts, self.data.comparisons
         builtin = self.config.data.prompts.startswith("builtin:")
         own = [] if builtin else [*prompts.notes, *prompts.training_notes]

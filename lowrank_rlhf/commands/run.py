@@ -20,6 +20,8 @@ from lowrank_rlhf.commands.common import (
     run_folder,
 )
 from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.data.requirements import check_data
+from lowrank_rlhf.data.run_data import RunData, hub_sources
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.pipeline import multi_process, pipeline
 from lowrank_rlhf.run import distributed
@@ -86,7 +88,8 @@ def validate(
     """Check a config, and list every mistake in it.
 
     Also checks that its judges, data files and adapters exist, and that the inputs of each stage come from an earlier
-    stage or exist in the run folder. Data files are not read.
+    stage or exist in the run folder. Data files are read as the run would, data sets of the hub are not; lengths are
+    checked if the model's tokenizer is on this machine.
 
     \b
     Examples:
@@ -95,6 +98,8 @@ def validate(
     """
     try:
         loaded = checked_config(config, overrides, runs)
+        if not hub_sources(loaded):
+            check_data(RunData(loaded), loaded)
     except UserError as error:
         if not as_json:
             raise

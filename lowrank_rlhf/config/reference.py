@@ -19,6 +19,7 @@ _KINDS = {
     "number": "a number",
     "boolean": "true or false",
     "null": "null",
+    "object": "a mapping",
 }
 _LIMITS = {
     "minimum": "at least {:g}",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from math import comb
 from pathlib import Path
 
-from lowrank_rlhf.config.schema import FormatName
+from lowrank_rlhf.config.data import Columns, FormatName
 from lowrank_rlhf.data.examples import UNDECIDED, Example, Undecided
 from lowrank_rlhf.data.formats import FORMATS
 from lowrank_rlhf.data.loading import Loaded, load
@@ -52,10 +52,13 @@ class _Collected:
 
 
 def load_comparisons(
-    source: str | Path, chosen: FormatName | None = None, skip_bad_rows: float = 0.0
+    source: str | Path,
+    chosen: FormatName | None = None,
+    skip_bad_rows: float = 0.0,
+    columns: Columns | None = None,
 ) -> ComparisonData:
     """Load comparisons from a file or the hub. Equal prompts share an id, and so do equal answers to a prompt."""
-    loaded = load(source, "rank.format", chosen, COMPARISON_FORMATS)
+    loaded = load(source, "rank.format", chosen, COMPARISON_FORMATS, columns)
     if not loaded.format.ordered:
         raise UserError(f"rank.format: {loaded.format.name} contains no ranked answers")
     loaded.refuse_bad(skip_bad_rows)

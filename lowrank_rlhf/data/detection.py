@@ -1,17 +1,21 @@
 """Detect the format of a file from all of its rows. An ambiguous file is an error."""
 
+import difflib
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.data.columns import TYPO, column_setting
 from lowrank_rlhf.data.examples import Example
-from lowrank_rlhf.data.formats import FORMATS, Format
-from lowrank_rlhf.data.readers.rows import EXAMPLE, Row, counted, listed
+from lowrank_rlhf.data.format_entry import Format
+from lowrank_rlhf.data.formats import FORMATS
+from lowrank_rlhf.data.readers.rows import Row, counted, listed
 from lowrank_rlhf.errors import UserError
 
 # With a smaller share of rows in the most common format, the file is a mixture and not one format with mistakes.
 _ONE_FORMAT = 0.9
+_SHOWN_FORMATS = 4
 # These two may be mixed in one file: both have a prompt, and no part of a row is lost.
 _MIXABLE = frozenset({"prompt-completion", "messages"})
 
@@ -31,7 +35,7 @@ def detect(rows: Sequence[Row], source: str, setting: str, among: Collection[For
     readings = Counter(_readings(row, among) for row in rows)
     unread = readings.pop(frozenset(), 0)
     if unread > len(rows) / 2:
-        raise UserError(_unknown(rows, among))
+        raise UserError(_unknown(rows, setting, among))
     common, count = readings.most_common(1)[0]
     if len(common) > 1:
         names = [entry.name for entry in FORMATS if entry.name in common]
@@ -61,7 +65,7 @@ def _mixture(rows: Sequence[Row]) -> Format:
         return (messages if "messages" in row.fields else prompts).convert(row)
 
     keys = tuple({key: None for row in rows for key in row.fields if key in ("prompt", "messages")})
-    return Format(prompts.name, prompts.what, (), (*keys, *prompts.optional), convert, EXAMPLE)
+    return replace(prompts, keys=(), optional=(*keys, *prompts.optional), convert=convert, fits=None)
 
 
 def _rows_with(rows: Sequence[Row], keys: Sequence[str]) -> str:
@@ -71,32 +75,37 @@ def _rows_with(rows: Sequence[Row], keys: Sequence[str]) -> str:
     return f"{having:,} of {len(rows):,} rows {'has' if having == 1 else 'have'} {listed(keys)}"
 
 
-def _unknown(rows: Sequence[Row], among: Collection[Format]) -> str:
+def _unknown(rows: Sequence[Row], setting: str, among: Collection[Format]) -> str:
     bare = next(row for row in rows if not _readings(row, among))
     other = _readings(bare, FORMATS)
     if other:
         names = ", ".join(sorted(other))
         return (
             f"{bare.where}: this looks like {names}, which contains no ranked answers. "
-            f"Formats that do: {_described(among)}"
+            f"Formats that do (docs/data-formats.md): {_described(_nearest(bare, among))}"
         )
+    columns = column_setting(setting)
     if {"chosen", "rejected"} <= bare.fields.keys():
         return (
-            f'{bare.where}: "chosen" and "rejected" without "prompt" must be conversations (lists of role and content) '
-            'or transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ..."). Add the prompt as "prompt"'
-        )
-    if isinstance(bare.fields.get("label"), bool):
-        return (
-            f'{bare.where}: "prompt", "completion" and a true-or-false "label" are unpaired preferences, which are not '
-            'supported. For demonstrations, keep the rows whose "label" is true and remove that key'
+            f'{bare.where}: "chosen" and "rejected" without a prompt must be conversations (lists of role and content) '
+            f'or transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ..."). Name its column: {columns}prompt=COLUMN'
         )
     own = {key for entry in FORMATS for key in (*entry.keys, *entry.optional)}
     needed = {key for entry in among for key in entry.keys}.difference(bare.fields)
-    hints = [f' "{key}":{guess}' for key in bare.fields if key not in own and (guess := suggestion(key, needed))]
+    close = {key: difflib.get_close_matches(key, needed, n=1, cutoff=TYPO) for key in bare.fields if key not in own}
+    hints = [f' "{key}": Did you mean "{meant[0]}"?' for key, meant in close.items() if meant]
     return (
         f"{bare.where}: unknown format. Keys found: {', '.join(bare.fields) or 'none'}.{''.join(hints)} "
-        f"Supported formats (docs/data-formats.md): {_described(among)}"
+        f"Name the columns, such as {columns}prompt=COLUMN. "
+        f"Formats (docs/data-formats.md): {_described(_nearest(bare, among))}"
     )
+
+
+def _nearest(row: Row, among: Collection[Format]) -> list[Format]:
+    """Return the few formats with the most of the row's keys, those with the fewest missing first; else all."""
+    shared = [entry for entry in among if any(key in row.fields for key in entry.keys)]
+    nearest = sorted(shared, key=lambda entry: sum(key not in row.fields for key in entry.keys))
+    return nearest[:_SHOWN_FORMATS] or list(among)[:_SHOWN_FORMATS]
 
 
 def _described(among: Collection[Format]) -> str:

@@ -1,106 +1,25 @@
-"""Supported data formats: their keys, and the functions that convert a row to an example."""
+"""Supported data formats: one table of their keys and of the functions that convert a row to an example."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-from lowrank_rlhf.config.schema import FormatName
-from lowrank_rlhf.data import preferences
-from lowrank_rlhf.data.examples import Example
-from lowrank_rlhf.data.readers.rows import Row, listed, text_field
-from lowrank_rlhf.data.turns import conversation, ends_with_user, is_transcript, prompt_turns, split_answer
-from lowrank_rlhf.errors import UserError
-
-Fields = dict[str, Any]
-RESPONSES = ("response", "completion")
+from lowrank_rlhf.data.converters import demonstrations, pairs, rankings, verdicts
+from lowrank_rlhf.data.converters.demonstrations import RESPONSES
+from lowrank_rlhf.data.converters.prompts import CONTEXT, SYSTEM
+from lowrank_rlhf.data.format_entry import Fields, Format
+from lowrank_rlhf.data.readers.rows import listed
+from lowrank_rlhf.data.turns import is_transcript
 
 
-@dataclass(frozen=True)
-class Format:
-    """Format of a row."""
-
-    name: FormatName
-    what: str
-    """Description for the documentation."""
-    keys: tuple[str, ...]
-    """Required keys."""
-    optional: tuple[str, ...]
-    """Optional keys; every other key is ignored and listed in the notes."""
-    convert: Callable[[Row], Example]
-    example: str
-    """Example row, as JSON."""
-    fits: Callable[[Fields], bool] | None = None
-    """Further condition on a row with these keys."""
-    requirement: str = ""
-    """The condition in words."""
-    ordered: bool = False
-    """True if rows contain ranked answers, so that files can be used as comparisons."""
-    keeps_positions: bool = False
-    """True if the answers are in the order in which the annotators saw them."""
-
-    def reads(self, fields: Fields) -> bool:
-        """Return True if the fields look like this format; `convert` checks their values."""
-        return all(key in fields for key in self.keys) and (self.fits is None or self.fits(fields))
+def _has_one_of(*keys: str) -> Callable[[Fields], bool]:
+    return lambda fields: any(fields.get(key) is not None for key in keys)
 
 
-def _prompt_completion(row: Row) -> Example:
-    return Example(
-        prompt=prompt_turns(row, '"prompt"', row.fields["prompt"]), response=_response(row), id=_identifier(row)
-    )
+def _is_rated(fields: Fields) -> bool:
+    return _has_one_of(*RESPONSES)(fields) and _has_one_of(*rankings.RATINGS)(fields)
 
 
-def _messages(row: Row) -> Example:
-    turns = conversation(row, '"messages"', row.fields["messages"])
-    response = _response(row)
-    if turns[-1].role != "assistant":
-        return Example(prompt=ends_with_user(row, '"messages"', turns), response=response, id=_identifier(row))
-    if response is not None:
-        raise UserError(f'{row.where}: "messages" ends with the assistant and "response" is present too. Keep one')
-    prompt, answer = split_answer(row, '"messages"', turns)
-    answer = text_field(row, f"messages[{len(turns) - 1}].content", answer)
-    return Example(prompt=prompt, response=answer, id=_identifier(row))
-
-
-def _response(row: Row) -> str | None:
-    """Return the response to imitate, if any: text, or a list with a single turn of the assistant."""
-    given = [key for key in RESPONSES if row.fields.get(key) is not None]
-    if len(given) > 1:
-        raise UserError(f"{row.where}: {listed(given)} are both present. Keep one")
-    if not given:
-        return None
-    name, value = f'"{given[0]}"', row.fields[given[0]]
-    if isinstance(value, list):
-        turns = conversation(row, name, value)
-        if [turn.role for turn in turns] != ["assistant"]:
-            raise UserError(f"{row.where}: {name} must be one turn of the assistant")
-        value = turns[0].content
-    return text_field(row, name, value)
-
-
-def _identifier(row: Row) -> str | None:
-    value = row.fields.get("id")
-    if value is None:
-        return None
-    return str(value) if type(value) is int else text_field(row, '"id"', value)
-
-
-def _alpaca(row: Row) -> Example:
-    instruction = preferences.instruction(row)
-    prompt = prompt_turns(row, '"instruction"', instruction)
-    return Example(prompt=prompt, response=text_field(row, '"output"', row.fields["output"]))
-
-
-def _sharegpt(row: Row) -> Example:
-    turns = conversation(row, '"conversations"', row.fields["conversations"])
-    if turns[-1].role != "assistant":
-        return Example(prompt=ends_with_user(row, '"conversations"', turns))
-    prompt, answer = split_answer(row, '"conversations"', turns)
-    return Example(prompt=prompt, response=text_field(row, f"conversations[{len(turns) - 1}]", answer))
-
-
-def _no_label(fields: Fields) -> bool:
-    """Return False for TRL's unpaired preferences (a true-or-false label): half of them are bad examples."""
-    return not isinstance(fields.get("label"), bool)
+def _are_single_answers(fields: Fields) -> bool:
+    return not any(isinstance(fields[key], list) and len(fields[key]) > 1 for key in ("chosen", "rejected"))
 
 
 FORMATS = (
@@ -109,90 +28,271 @@ FORMATS = (
         "TRL's prompt-only and prompt-completion: a prompt (text, or turns that end with the user), "
         "optionally with a response.",
         keys=("prompt",),
-        optional=(*RESPONSES, "id"),
-        convert=_prompt_completion,
-        fits=_no_label,
+        optional=(*RESPONSES, "id", *CONTEXT),
+        convert=demonstrations.prompt_completion,
+        fits=lambda fields: not _is_rated(fields),
         example='{"prompt": "Why do cats purr?", "completion": "Mostly because they are content."}',
+        ordered=False,
     ),
     Format(
         "messages",
         "TRL's messages: a conversation that ends with the user (a prompt) or with the assistant (a demonstration).",
         keys=("messages",),
-        optional=(*RESPONSES, "id"),
-        convert=_messages,
+        optional=(*RESPONSES, "id", *SYSTEM),
+        convert=demonstrations.messages,
         example='{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}',
+        ordered=False,
     ),
     Format(
         "preference",
         "TRL's preferences with an explicit prompt; chosen and rejected are text, the assistant's turn, or "
         "the prompt's turns followed by that turn.",
         keys=("prompt", "chosen", "rejected"),
-        optional=(),
-        convert=preferences.explicit,
+        optional=CONTEXT,
+        convert=pairs.after("prompt"),
         example='{"prompt": "Greet me.", "chosen": "Good morning!", "rejected": "No."}',
-        ordered=True,
     ),
     Format(
         "implicit-preference",
         "TRL's preferences without a prompt: two conversations that are the same up to their last answers.",
         keys=("chosen", "rejected"),
-        optional=(),
-        convert=preferences.implicit,
+        optional=SYSTEM,
+        convert=pairs.implicit,
         fits=lambda fields: isinstance(fields["chosen"], list) and isinstance(fields["rejected"], list),
         requirement=", both lists of turns",
         example='{"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], '
         '"rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "What?"}]}',
-        ordered=True,
     ),
     Format(
         "hh-rlhf",
         "Anthropic's transcripts: two texts of turns that are the same up to their last answers.",
         keys=("chosen", "rejected"),
-        optional=(),
-        convert=preferences.transcripts,
+        optional=SYSTEM,
+        convert=pairs.transcripts,
         fits=lambda fields: is_transcript(fields["chosen"]) and is_transcript(fields["rejected"]),
         requirement=', both transcripts ("Human: ...")',
         example=r'{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"}',
-        ordered=True,
     ),
     Format(
         "alpaca",
         "Alpaca's demonstrations; a non-empty input is appended to the instruction.",
         keys=("instruction", "output"),
-        optional=("input",),
-        convert=_alpaca,
+        optional=("input", *CONTEXT),
+        convert=demonstrations.alpaca,
+        fits=lambda fields: not isinstance(fields["output"], list),
         example='{"instruction": "Translate into French.", "input": "Good morning", "output": "Bonjour"}',
+        ordered=False,
     ),
     Format(
         "sharegpt",
         "ShareGPT's conversations; `from` is human, gpt or system.",
         keys=("conversations",),
-        optional=(),
-        convert=_sharegpt,
+        optional=SYSTEM,
+        convert=demonstrations.sharegpt,
         example='{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}',
+        ordered=False,
     ),
     Format(
         "ranked",
         "K answers to a prompt with one of: `ranking` (positions in `responses` from 0, best first; a nested list "
         "for ties), `ranks` (one number each, 1 is best) or `scores` (one each, higher is better).",
         keys=("prompt", "responses"),
-        optional=preferences.ORDERS,
-        convert=preferences.ranked,
-        fits=lambda fields: any(key in fields for key in preferences.ORDERS),
-        requirement=f", and one of {listed(preferences.ORDERS)}",
+        optional=(*rankings.ORDERS, *CONTEXT),
+        convert=rankings.ranked,
+        fits=_has_one_of(*rankings.ORDERS),
+        requirement=f", and one of {listed(rankings.ORDERS)}",
         example='{"prompt": "Greet me.", "responses": ["No.", "Good morning!", "Hi."], "ranking": [1, 2, 0]}',
-        ordered=True,
         keeps_positions=True,
     ),
     Format(
         "pandalm",
         "PandaLM's test set: two answers and three votes (1, 2, or 0 for a tie); two equal votes decide.",
-        keys=("instruction", "response1", "response2", *preferences.VOTES),
-        optional=("input",),
-        convert=preferences.pandalm,
+        keys=("instruction", "response1", "response2", *verdicts.VOTES),
+        optional=("input", *CONTEXT),
+        convert=verdicts.pandalm,
         example='{"instruction": "Greet me.", "input": "", "response1": "Hi.", "response2": "No.", "annotator1": 1, '
         '"annotator2": 1, "annotator3": 0}',
-        ordered=True,
+        keeps_positions=True,
+    ),
+    Format(
+        "question",
+        "Orca's and GSM8K's demonstrations: a question with a response or an answer.",
+        keys=("question",),
+        optional=("response", "answer", *CONTEXT),
+        convert=demonstrations.question,
+        fits=_has_one_of("response", "answer"),
+        requirement=', and one of "response", "answer"',
+        example='{"system_prompt": "Be brief.", "question": "Why do cats purr?", "response": "They are content."}',
+        ordered=False,
+    ),
+    Format(
+        "dolly",
+        "Dolly's demonstrations; a non-empty context is appended to the instruction.",
+        keys=("instruction", "response"),
+        optional=("context",),
+        convert=demonstrations.dolly,
+        example='{"instruction": "Who purrs?", "context": "Cats purr.", "response": "Cats."}',
+        ordered=False,
+    ),
+    Format(
+        "alpaca-preference",
+        "LLaMA-Factory's preferences after an instruction, with input, system and history as in alpaca.",
+        keys=("instruction", "chosen", "rejected"),
+        optional=("input", *CONTEXT),
+        convert=pairs.after_instruction(),
+        example='{"instruction": "Greet me.", "input": "", "chosen": "Good morning!", "rejected": "No."}',
+    ),
+    Format(
+        "sharegpt-preference",
+        "LLaMA-Factory's preferences after a conversation; chosen and rejected are turns or text.",
+        keys=("conversations", "chosen", "rejected"),
+        optional=SYSTEM,
+        convert=pairs.after_conversation("conversations"),
+        example='{"conversations": [{"from": "human", "value": "Hi"}], "chosen": {"from": "gpt", "value": "Hello!"}, '
+        '"rejected": {"from": "gpt", "value": "What?"}}',
+    ),
+    Format(
+        "messages-preference",
+        "axolotl's chat_template preferences: turns that end with the user; chosen and rejected are turns or text.",
+        keys=("messages", "chosen", "rejected"),
+        optional=SYSTEM,
+        convert=pairs.after_conversation("messages"),
+        fits=_are_single_answers,
+        requirement=", the last two one turn or text each",
+        example='{"messages": [{"role": "user", "content": "Hi"}], '
+        '"chosen": {"role": "assistant", "content": "Hello!"}, "rejected": {"role": "assistant", "content": "What?"}}',
+    ),
+    Format(
+        "question-preference",
+        "Orca's preferences (axolotl's chatml.intel): a question, and a system message if there is one.",
+        keys=("question", "chosen", "rejected"),
+        optional=CONTEXT,
+        convert=pairs.after("question"),
+        example='{"system": "Be kind.", "question": "Greet me.", "chosen": "Good morning!", "rejected": "No."}',
+    ),
+    Format(
+        "argilla",
+        "axolotl's chatml.argilla: an instruction with two responses.",
+        keys=("instruction", "chosen_response", "rejected_response"),
+        optional=("input", *CONTEXT),
+        convert=pairs.after_instruction(("chosen_response", "rejected_response")),
+        example='{"instruction": "Greet me.", "chosen_response": "Good morning!", "rejected_response": "No."}',
+    ),
+    Format(
+        "ms-swift",
+        "ms-swift's preferences: a conversation, and a worse answer than its last one.",
+        keys=("messages", "rejected_response"),
+        optional=SYSTEM,
+        convert=pairs.answered_conversation,
+        example='{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], '
+        '"rejected_response": "What?"}',
+    ),
+    Format(
+        "openai",
+        "OpenAI's preferences: `input.messages` ends with the user; each output is a list with the assistant's turn.",
+        keys=("input", "preferred_output", "non_preferred_output"),
+        optional=(),
+        convert=pairs.openai,
+        fits=lambda fields: isinstance(fields["input"], dict),
+        example='{"input": {"messages": [{"role": "user", "content": "Hi"}]}, '
+        '"preferred_output": [{"role": "assistant", "content": "Hello!"}], '
+        '"non_preferred_output": [{"role": "assistant", "content": "What?"}]}',
+    ),
+    Format(
+        "alpaca-ranked",
+        "LLaMA-Factory's older rankings: alpaca with a list of outputs, best first.",
+        keys=("instruction", "output"),
+        optional=("input", *CONTEXT),
+        convert=rankings.best_first,
+        fits=lambda fields: isinstance(fields["output"], list),
+        requirement=", a list of outputs",
+        example='{"instruction": "Greet me.", "input": "", "output": ["Good morning!", "Hi.", "No."]}',
+    ),
+    Format(
+        "ultrafeedback",
+        "UltraFeedback's rated completions: `fine-grained_score`, the mean of the ratings, or else `overall_score`.",
+        keys=("instruction", "completions"),
+        optional=(),
+        convert=rankings.ultrafeedback,
+        example='{"instruction": "Greet me.", "completions": [{"response": "No.", "overall_score": 2}, '
+        '{"response": "Good morning!", "overall_score": 9}]}',
+        keeps_positions=True,
+    ),
+    Format(
+        "rated",
+        "HelpSteer's rated answers, one per row; the rows with the same prompt become one ranking.",
+        keys=("prompt",),
+        optional=(*RESPONSES, *rankings.RATINGS, *CONTEXT),
+        convert=rankings.rated,
+        fits=_is_rated,
+        requirement=f", a response and one of {listed(rankings.RATINGS)}",
+        example='{"prompt": "Greet me.", "response": "Good morning!", "helpfulness": 4}',
+    ),
+    Format(
+        "winner",
+        "Two responses and a winner: model_a, model_b or tie.",
+        keys=("prompt", "response_a", "response_b", "winner"),
+        optional=CONTEXT,
+        convert=verdicts.two_answers("prompt", "response_a", "response_b", "winner", verdicts.WINNERS),
+        example='{"prompt": "Greet me.", "response_a": "Hi.", "response_b": "No.", "winner": "model_a"}',
+        keeps_positions=True,
+    ),
+    Format(
+        "arena",
+        "Chatbot Arena's conversations and winner; those that differ before the last answer are left out.",
+        keys=("conversation_a", "conversation_b", "winner"),
+        optional=(),
+        convert=verdicts.arena,
+        example='{"conversation_a": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], '
+        '"conversation_b": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "What?"}], '
+        '"winner": "model_a"}',
+        keeps_positions=True,
+    ),
+    Format(
+        "arena-lists",
+        "Chatbot Arena's human preferences: lists of prompts and answers, as JSON, and one of three winners.",
+        keys=("prompt", "response_a", "response_b", *verdicts.ONE_HOT),
+        optional=(),
+        convert=verdicts.arena_lists,
+        example=r'{"prompt": "[\"Hi\"]", "response_a": "[\"Hello!\"]", "response_b": "[\"What?\"]", '
+        '"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}',
+        keeps_positions=True,
+    ),
+    Format(
+        "auto-j",
+        "Auto-J's pairs: label 0 for the first response, 1 for the second, 2 for a tie.",
+        keys=("prompt", "response 1", "response 2", "label"),
+        optional=CONTEXT,
+        convert=verdicts.two_answers("prompt", "response 1", "response 2", "label", {"0": 1, "1": 2, "2": 0}),
+        example='{"prompt": "Greet me.", "response 1": "Hi.", "response 2": "No.", "label": 0}',
+        keeps_positions=True,
+    ),
+    Format(
+        "pku-saferlhf",
+        "PKU-SafeRLHF's pairs, ordered by `better_response_id` (helpfulness), not by safety.",
+        keys=("prompt", "response_0", "response_1", "better_response_id"),
+        optional=CONTEXT,
+        convert=verdicts.two_answers("prompt", "response_0", "response_1", "better_response_id", {"0": 1, "1": 2}),
+        example='{"prompt": "Greet me.", "response_0": "Hi.", "response_1": "No.", "better_response_id": 0}',
+        keeps_positions=True,
+    ),
+    Format(
+        "shp",
+        "Stanford Human Preferences: labels 1 if the first answer had more votes, else 0.",
+        keys=("history", "human_ref_A", "human_ref_B", "labels"),
+        optional=(),
+        convert=verdicts.two_answers("history", "human_ref_A", "human_ref_B", "labels", {"1": 1, "0": 2}),
+        example='{"history": "Greet me.", "human_ref_A": "Hi.", "human_ref_B": "No.", "labels": 1}',
+        keeps_positions=True,
+    ),
+    Format(
+        "tldr",
+        "OpenAI's comparisons of summaries (TL;DR): choice 0 for the first, 1 for the second.",
+        keys=("info", "summaries", "choice"),
+        optional=(),
+        convert=verdicts.tldr,
+        example='{"info": {"title": "A cat", "post": "It purrs all day."}, '
+        '"summaries": [{"text": "A cat purrs."}, {"text": "Dogs."}], "choice": 0}',
         keeps_positions=True,
     ),
 )

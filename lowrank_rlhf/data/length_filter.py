@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.comparisons import ComparisonData
 from lowrank_rlhf.data.control_tokens import check_control_tokens
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
@@ -13,6 +15,8 @@ from lowrank_rlhf.run.records import Demonstration, Prompt
 from lowrank_rlhf.sources.tokenizer import local_tokenizer
 
 _SHOWN = 5
+_SHORTEST_ANSWER = 2
+"""Tokens of an answer that the reward stage still reads: one, and the one that ends it."""
 _FIX = "Raise model.max_length, shorten them, or leave them out: data.skip_too_long=true"
 
 
@@ -36,6 +40,20 @@ def check_lengths(data: RunData, config: Config) -> None:
             response=lambda text: tokenizer.answers([text])[0],
         )
         fitting(data.prompts, count, config)
+        check_comparisons(data.comparisons, count, config)
+
+
+def check_comparisons(comparisons: ComparisonData | None, count: TokenCounter, config: Config) -> None:
+    """Raise `UserError` if fewer than two compared prompts leave room for an answer: the reward stage needs two."""
+    if comparisons is None or "reward" not in config.stages:
+        return
+    room = config.model.max_length - _SHORTEST_ANSWER
+    fitting = (prompt for prompt in comparisons.prompts if count.prompt(prompt) <= room)
+    if len(list(islice(fitting, 2))) < 2:
+        raise UserError(
+            f"rank.dataset: no two of its {len(comparisons.prompts):,} prompts leave room for an answer within "
+            f"model.max_length {config.model.max_length}. Raise it"
+        )
 
 
 def fitting(data: PromptData, count: TokenCounter, config: Config) -> PromptData:

@@ -1,23 +1,23 @@
 """Load a file as examples: detect its format, convert its rows, and report invalid ones."""
 
-import difflib
-from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lowrank_rlhf.config.schema import FormatName
+from lowrank_rlhf.config.data import Columns, FormatName
+from lowrank_rlhf.data.columns import column_setting, ignored, renamed
+from lowrank_rlhf.data.converters.rankings import merge_rated
 from lowrank_rlhf.data.detection import Found, detect
 from lowrank_rlhf.data.examples import Example
-from lowrank_rlhf.data.formats import BY_NAME, FORMATS, Format
+from lowrank_rlhf.data.format_entry import Format
+from lowrank_rlhf.data.formats import BY_NAME, FORMATS
 from lowrank_rlhf.data.readers.rows import EXAMPLE, Row, counted
 from lowrank_rlhf.data.readers.sources import read_rows
+from lowrank_rlhf.data.turns import prompt_key
 from lowrank_rlhf.errors import UserError
 
 _SHOWN_PROBLEMS = 5
-# One or two letters differ (`respones`, `promt`); `prompt_id` is not a typo of `prompt`.
-_TYPO = 0.85
 _WORTH_SKIPPING = 0.01
 
 
@@ -39,6 +39,8 @@ class Loaded:
     located: list[Located]
     problems: list[str]
     ignored: list[str]
+    repeated_prompts: bool = False
+    """True if every answer began with its prompt, which was split off."""
 
     @property
     def notes(self) -> list[str]:
@@ -46,6 +48,8 @@ class Loaded:
         notes = [f"Read {counted(self.rows, 'row')} of {self.name} in the {self.format.name} format: {self.why}."]
         if self.ignored:
             notes.append(f"Ignored the keys {', '.join(self.ignored)}.")
+        if self.repeated_prompts:
+            notes.append("Every answer began with its prompt, which was split off.")
         if self.problems:
             notes.append(f"Left out {counted(len(self.problems), 'bad row')}; the first: {self.problems[0]}")
         return notes
@@ -68,15 +72,21 @@ class Loaded:
 
 
 def load(
-    source: str | Path, setting: str, chosen: FormatName | None = None, among: Collection[Format] = FORMATS
+    source: str | Path,
+    setting: str,
+    chosen: FormatName | None = None,
+    among: Collection[Format] = FORMATS,
+    columns: Columns | None = None,
 ) -> Loaded:
-    """Load the rows of a source. `setting` is the config key of `chosen`.
+    """Load the rows of a source. `setting` is the config key of `chosen`, such as `data.format`.
 
-    Raises `UserError` if the source cannot be read, if its format is unknown, or if two formats fit.
+    Raises `UserError` if the source cannot be read, if its format is unknown, if two formats fit, or if the format
+    does not read a column that changes the meaning of a row.
     """
+    of_columns = column_setting(setting)
     everything = read_rows(source)
-    rows = [row for row in everything if isinstance(row, Row)]
     problems = [(row.number, row.problem) for row in everything if not isinstance(row, Row)]
+    rows = renamed([row for row in everything if isinstance(row, Row)], columns or {}, of_columns)
     if not rows:
         found_none = f"{source}: no rows. Expected one object like {EXAMPLE} per line"
         raise UserError("\n".join(problem for _, problem in problems[:_SHOWN_PROBLEMS]) or found_none)
@@ -89,7 +99,9 @@ def load(
             problems.append((row.number, str(error)))
     name = str(source) if isinstance(source, str) and ":" in source else Path(source).name
     in_order = [problem for _, problem in sorted(problems)]
-    return Loaded(name, *found[:2], len(everything), located, in_order, _ignored(rows, found.format))
+    unread = ignored(rows, found.format, columns or {}, of_columns)
+    located, repeated = without_repeated_prompts(_merged(located))
+    return Loaded(name, *found[:2], len(everything), located, in_order, unread, repeated)
 
 
 def _converted(row: Row, form: Format) -> Example:
@@ -100,14 +112,38 @@ def _converted(row: Row, form: Format) -> Example:
     return form.convert(row)
 
 
-def _ignored(rows: Sequence[Row], form: Format) -> list[str]:
-    """Return the keys that the format ignores. Raises `UserError` for one that looks like a typo of a known key."""
-    known = [*form.keys, *form.optional]
-    counts = Counter(key for row in rows for key in row.fields)
-    ignored = sorted(set(counts) - set(known))
-    for key in ignored:
-        meant = difflib.get_close_matches(key, [name for name in known if name not in counts], n=1, cutoff=_TYPO)
-        if meant:
-            where = next(row.where for row in rows if key in row.fields)
-            raise UserError(f'{where}: unknown key "{key}". Did you mean "{meant[0]}"? Rename it or delete it')
-    return ignored
+def without_repeated_prompts(located: list[Located]) -> tuple[list[Located], bool]:
+    """Return the rows without the prompt at the beginning of each answer, if all answers of the file repeat it.
+
+    One row would prove nothing: a short prompt may begin an answer by chance.
+    """
+    answered = [entry.example for entry in located if entry.example.texts]
+    if len({example.prompt for example in answered}) < 2 or not all(_repeats_prompt(example) for example in answered):
+        return located, False
+    return [Located(row, _without_prompt(example)) for row, example in located], True
+
+
+def _repeats_prompt(example: Example) -> bool:
+    asked = example.prompt[-1].content.strip()
+    return all(text.lstrip().startswith(asked) and text.strip() != asked for text in example.texts)
+
+
+def _without_prompt(example: Example) -> Example:
+    asked = example.prompt[-1].content.strip()
+    response, *answers = (
+        None if text is None else text.lstrip().removeprefix(asked).lstrip()
+        for text in (example.response, *example.answers)
+    )
+    return replace(example, response=response, answers=tuple(text for text in answers if text is not None))
+
+
+def _merged(located: list[Located]) -> list[Located]:
+    """Return one ranking for the rated answers to each prompt, at the place of its first row."""
+    groups: dict[object, list[Located]] = {}
+    for index, entry in enumerate(located):
+        key = index if entry.example.rating is None else prompt_key(entry.example.prompt)
+        groups.setdefault(key, []).append(entry)
+    return [
+        group[0] if group[0].example.rating is None else Located(group[0].row, merge_rated([e for _, e in group]))
+        for group in groups.values()
+    ]

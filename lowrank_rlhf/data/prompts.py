@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from lowrank_rlhf.config.schema import DataConfig
@@ -11,8 +10,6 @@ from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.data.turns import prompt_key
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.records import Demonstration, Prompt
-
-BUILTIN = Path(__file__).parent / "builtin"
 
 
 class Splits(NamedTuple):
@@ -87,7 +84,7 @@ def load_prompts(config: DataConfig, seed: int) -> tuple[list[Prompt], list[Prom
 
 def load_prompt_data(config: DataConfig, seed: int) -> PromptData:
     """Load `data.prompts`, remove duplicates and split. Raises `UserError` with the place of an invalid row."""
-    loaded = load(resolve(config.prompts), "data.format", config.format)
+    loaded = load(config.prompts, "data.format", config.format, columns=config.columns)
     loaded.refuse_bad(config.skip_bad_rows)
     every = [_entry(located) for located in loaded.located]
     entries = _without_duplicates(every)
@@ -115,17 +112,6 @@ def load_prompt_data(config: DataConfig, seed: int) -> PromptData:
         places,
         frozenset(prompt.id for prompt in held_out[: config.validation_prompts]),
     )
-
-
-def resolve(source: str) -> str:
-    """Return the source, with `builtin:NAME` replaced by its file. Raises `UserError` for an unknown built-in set."""
-    scheme, colon, name = source.partition(":")
-    if not colon or scheme != "builtin":
-        return source
-    names = sorted(path.stem for path in BUILTIN.glob("*.jsonl"))
-    if name not in names:
-        raise UserError(f"built-in set not found: {name!r}. Available: {', '.join(names)}")
-    return str(BUILTIN / f"{name}.jsonl")
 
 
 def _entry(located: Located) -> _PromptEntry:

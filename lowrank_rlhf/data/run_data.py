@@ -71,7 +71,9 @@ class RunData:
         rank = self._config.rank
         if rank.dataset is None:
             return None
-        found = load_comparisons(self._kept_to(rank.dataset), rank.format, self._config.data.skip_bad_rows)
+        found = load_comparisons(
+            self._kept_to(rank.dataset), rank.format, self._config.data.skip_bad_rows, rank.columns
+        )
         return without_prompts(found, self.prompts.held_out)
 
     def _kept_to(self, source: str) -> str:

@@ -4,16 +4,16 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from lowrank_rlhf.data.readers.rows import Row, any_text_field, kind, list_field, same_text_key, text_field
+from lowrank_rlhf.data.readers.rows import Row, any_text_field, is_empty, kind, list_field, same_text_key, text_field
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.records import Message
 
 Role = Literal["system", "user", "assistant"]
 Turns = tuple[Message, ...]
 
-ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 SPEAKERS: dict[str, Role] = {**ROLES, "human": "user", "gpt": "assistant"}
-# Keys that may be ignored; others, such as tool calls, would be lost silently.
+# Keys that may be ignored; others with a value, such as tool calls, would be lost silently.
 _HARMLESS = {"name", "weight", "id", "timestamp"}
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _TRANSCRIPT_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
@@ -31,7 +31,7 @@ def _turn(row: Row, name: str, turn: object, last: bool) -> Message:
         raise UserError(f"{row.where}: {name} must be an object with role and content, not {kind(turn)}")
     used, roles = (("from", "value"), SPEAKERS) if "from" in turn else (("role", "content"), ROLES)
     who, what = used
-    present = {key for key, value in turn.items() if value is not None}
+    present = {key for key, value in turn.items() if key in used or not is_empty(value)}
     if not present >= set(used) or present - {*used, *_HARMLESS}:
         has = ", ".join(key for key in turn if key in present) or "nothing"
         raise UserError(f"{row.where}: {name} must have {who} and {what} only, but has {has}")
@@ -39,7 +39,20 @@ def _turn(row: Row, name: str, turn: object, last: bool) -> Message:
     if role is None:
         raise UserError(f"{row.where}: {name}.{who} is {turn[who]!r}. It must be one of {', '.join(roles)}")
     check = any_text_field if last and role == "assistant" else text_field
-    return Message(role=role, content=check(row, f"{name}.{what}", turn[what]))
+    return Message(role=role, content=check(row, f"{name}.{what}", _joined(row, f"{name}.{what}", turn[what])))
+
+
+def _joined(row: Row, name: str, content: object) -> object:
+    """Return the text of a list of content parts; other content is returned as it is."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for index, part in enumerate(content):
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            what = repr(part["type"]) if isinstance(part, dict) and "type" in part else kind(part)
+            raise UserError(f"{row.where}: {name}[{index}] is {what}. Only text parts are supported")
+        texts.append(part["text"])
+    return "".join(texts)
 
 
 def prompt_key(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
@@ -92,16 +105,33 @@ def split_answer(row: Row, name: str, turns: Sequence[Message]) -> tuple[Turns, 
     return ends_with_user(row, name, turns[:-1]), turns[-1].content
 
 
-def without_prompt(row: Row, name: str, turns: Sequence[Message], prompt: Turns) -> str:
-    """Return the answer from turns that may begin with the prompt."""
-    first = [(turn.role, turn.content.strip()) for turn in turns[: len(prompt)]]
-    rest = turns[len(prompt) :] if first == [(turn.role, turn.content.strip()) for turn in prompt] else turns
-    if len(rest) != 1 or rest[0].role != "assistant":
-        raise UserError(
-            f"{row.where}: {name} must be one turn of the assistant, or the prompt's turns followed by it; "
-            f"it has {len(turns)}: {', '.join(turn.role for turn in turns)}"
-        )
-    return rest[0].content
+def answer_text(row: Row, key: str, prompt: Turns) -> str:
+    """Return an answer: text, one turn of the assistant, or the prompt's turns (or transcript) followed by it."""
+    name, value = f'"{key}"', row.fields[key]
+    if isinstance(value, dict):
+        value = [value]
+    if isinstance(value, list):
+        value = _after_prompt(row, name, conversation(row, name, value), prompt)
+    elif is_transcript(value):
+        turns = transcript(row, name, value)
+        if _continues(turns, prompt) or is_transcript(row.fields.get("prompt")):
+            value = _after_prompt(row, name, turns, prompt)
+    return text_field(row, name, value)
+
+
+def _after_prompt(row: Row, name: str, turns: Sequence[Message], prompt: Turns) -> str:
+    if turns[-1].role == "assistant" and (len(turns) == 1 or _continues(turns, prompt)):
+        return turns[-1].content
+    raise UserError(
+        f"{row.where}: {name} must be one turn of the assistant, or the prompt's turns followed by it; "
+        f"it has {len(turns)}: {', '.join(turn.role for turn in turns)}"
+    )
+
+
+def _continues(turns: Sequence[Message], prompt: Turns) -> bool:
+    """Return True if the turns are one answer after the prompt, whose first turns (such as the system's) may miss."""
+    before, asked = ([(turn.role, turn.content.strip()) for turn in part] for part in (turns[:-1], prompt))
+    return bool(before) and turns[-1].role == "assistant" and asked[-len(before) :] == before
 
 
 def check_same_prompt(row: Row, chosen: Turns, rejected: Turns) -> None:

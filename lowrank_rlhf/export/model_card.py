@@ -14,7 +14,7 @@ from yaml import YAMLError
 from lowrank_rlhf import __version__
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config, ModelConfig
-from lowrank_rlhf.data.prompts import BUILTIN
+from lowrank_rlhf.data.readers.sources import BUILTIN
 from lowrank_rlhf.export.usage_snippets import card_environment
 from lowrank_rlhf.reports.alarms import find_alarms
 from lowrank_rlhf.reports.format import Table, algorithm

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.prompts import resolve
-from lowrank_rlhf.data.readers.sources import check_source
+from lowrank_rlhf.data.readers.sources import resolve
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, load_judge
 from lowrank_rlhf.run import distributed
@@ -46,7 +45,7 @@ def _data_problems(config: Config) -> Iterator[tuple[Key, str]]:
     for key, source in sources.items():
         try:
             if source:
-                check_source(resolve(source) if key == ("data", "prompts") else source)
+                resolve(source)
         except UserError as error:
             yield key, str(error)
 

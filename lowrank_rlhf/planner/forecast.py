@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.length_filter import check_lengths
+from lowrank_rlhf.data.requirements import check_data
 from lowrank_rlhf.data.run_data import RunData, read_commits
 from lowrank_rlhf.planner import disk
 from lowrank_rlhf.planner.compute_cost import Amounts, amounts, compute_cost
@@ -88,7 +88,7 @@ def forecast_run(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[S
     shape, machine = find_shape(config.model), find_machine(config.model)
     data = RunData(config, read_commits(run_dir))
     if any(stage.name in left and "model" in stage.settings for stage in stages):
-        check_lengths(data, config)
+        check_data(data, config)
     counts = amounts(config, run_dir, data, local_tokenizer(config.model))
     pace = find_pace(run_dir, runs)
     forecasts = [_stage(stage, config, run_dir, shape, counts, machine, pace.span) for stage in stages]

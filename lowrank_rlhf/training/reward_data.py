@@ -35,7 +35,7 @@ class Group:
     """Ids of the answers."""
     answers: list[list[int]]
     lengths: list[int]
-    """Characters of each answer's text."""
+    """Characters of each answer's text, up to the cut."""
     pairs: list[tuple[int, int, int]]
     """(better, worse, tiers between them), from every annotator."""
     rankings: list[list[list[int]]]
@@ -84,14 +84,17 @@ def make_groups(
     pairs: Iterable[Comparison],
     orders: Iterable[Ranking],
 ) -> tuple[list[Group], str | None]:
-    """Return the comparisons by prompt, cut to `model.max_length`, and a note if anything was cut or skipped."""
+    """Return the comparisons by prompt, cut to `model.max_length`, and a note if anything was cut or skipped.
+
+    Comparisons of answers that differ only after the cut are left out.
+    """
     answers = {sample.id: sample for sample in samples}
     comparisons, rankings = defaultdict(list), defaultdict(list)
     for comparison in pairs:
         comparisons[comparison.prompt_id].append(comparison)
     for ranking in orders:
         rankings[ranking.prompt_id].append(ranking)
-    groups, dropped, cut = [], 0, 0
+    groups, dropped, cut, same = [], 0, 0, 0
     for prompt in prompts:
         if not comparisons[prompt.id]:
             continue
@@ -102,9 +105,12 @@ def make_groups(
             continue
         group = _group(base, prompt.id, tokens, answers, comparisons[prompt.id], rankings[prompt.id])
         cut += sum(len(answer) > longest for answer in group.answers)
-        groups.append(cut_answers(group, longest))
+        group, equal = without_equal_answers(_cut_with_lengths(base, group, longest))
+        same += equal
+        groups += [group] if group.pairs else []
     note = f"model.max_length {max_length}: {dropped} prompts skipped as too long, {cut} answers cut"
-    return groups, note if dropped or cut else None
+    note += f", {same} comparisons left out whose answers are then equal" if same else ""
+    return groups, note if dropped or cut or same else None
 
 
 def _group(
@@ -134,10 +140,40 @@ def cut_answers(group: Group, longest: int) -> Group:
     return replace(group, answers=[answer[:longest] for answer in group.answers])
 
 
+def _cut_with_lengths(base: Base, group: Group, longest: int) -> Group:
+    """Return the group with answers of at most `longest` tokens, and the characters that are left of each."""
+    cut = cut_answers(group, longest)
+    lengths = [
+        length if read == answer else len(base.tokenizer.decode(read))
+        for read, answer, length in zip(cut.answers, group.answers, group.lengths, strict=True)
+    ]
+    return replace(cut, lengths=lengths)
+
+
+def without_equal_answers(group: Group) -> tuple[Group, int]:
+    """Return the group without pairs of equal answers, and their number. A ranking keeps the better of the two."""
+    pairs = [pair for pair in group.pairs if group.answers[pair[0]] != group.answers[pair[1]]]
+    if len(pairs) == len(group.pairs):
+        return group, 0
+    rankings = []
+    for ranking in group.rankings:
+        above: list[list[int]] = []
+        tiers = []
+        for tier in ranking:
+            tiers.append([index for index in tier if group.answers[index] not in above])
+            above += [group.answers[index] for index in tier]
+        rankings.append([tier for tier in tiers if tier])
+    rankings = [ranking for ranking in rankings if len(ranking) > 1]
+    return replace(group, pairs=pairs, rankings=rankings), len(group.pairs) - len(pairs)
+
+
 def split_groups(groups: Sequence[Group], held_out: float, seed: int) -> tuple[list[Group], list[Group]]:
     """Split the groups into training and held-out ones, so that no prompt is in both."""
     if len(groups) < 2:
-        raise UserError(f"rank: {len(groups)} prompts have comparisons, 2 are required. Rank more prompts")
+        raise UserError(
+            f"rank: {len(groups)} prompts have comparisons that fit model.max_length, 2 are required. "
+            "Rank more prompts, or raise model.max_length"
+        )
     shuffled = random.Random(seed).sample(groups, len(groups))
     count = min(max(1, round(held_out * len(groups))), len(groups) - 1)
     return shuffled[count:], shuffled[:count]

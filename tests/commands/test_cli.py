@@ -95,7 +95,8 @@ class TestValidate:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             (folder / name).write_text("")
         assert command("validate", "good.yaml", "name=b", "sft.source=adapter", f"sft.adapter={folder}")[0] == 0
-        Path("pairs.jsonl").write_text("")
+        rows = [{"prompt": f"p{number}", "chosen": "a", "rejected": "b"} for number in range(2)]
+        Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         given = ("rank.source=dataset", "rank.dataset=pairs.jsonl", "sft.source=base")
         assert command("validate", "good.yaml", "name=b", *given)[:2] == (0, "ok: sft, rank, reward, ppo, evaluate\n")
 

@@ -11,8 +11,8 @@ from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import load_config, preset_folder, preset_names
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.formats import BY_NAME
-from lowrank_rlhf.data.prompts import BUILTIN
 from lowrank_rlhf.data.readers.hub import SCHEME, parse_source
+from lowrank_rlhf.data.readers.sources import BUILTIN
 from lowrank_rlhf.planner import forecast
 from lowrank_rlhf.planner.compute_cost import Amounts
 from lowrank_rlhf.planner.forecast import peak

@@ -28,7 +28,7 @@ def test_the_committed_file_is_up_to_date(path, make) -> None:
 
 SOURCES = [
     ROOT / "lowrank_rlhf" / "config" / name
-    for name in ("schema.py", "model.py", "ppo.py", "align.py", "endpoint.py", "evaluate.py", "chat.py")
+    for name in ("schema.py", "data.py", "model.py", "ppo.py", "align.py", "endpoint.py", "evaluate.py", "chat.py")
 ]
 
 

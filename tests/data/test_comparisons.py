@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_rlhf.data.comparisons import COMPARISON_FORMATS, load_comparisons
+from lowrank_rlhf.data.comparisons import load_comparisons
 from lowrank_rlhf.errors import UserError
 
 PANDALM = Path(__file__).parents[3] / "shared/data/pandalm_testset_v1.json"
-READABLE = "Supported formats (docs/data-formats.md): " + "; ".join(
-    f"{entry.name} ({', '.join(entry.keys)})" for entry in COMPARISON_FORMATS
-)
+NAME_THEM = "Name the columns, such as rank.columns.prompt=COLUMN. Formats (docs/data-formats.md): "
 PANDA_KEYS = '"instruction", "response1", "response2", "annotator1", "annotator2", "annotator3"'
 
 
@@ -86,8 +84,13 @@ GOOD = '{"prompt": "Hi", "chosen": "a", "rejected": "b"}'
 BAD_FILES = {
     "": ': no rows. Expected one object like {"prompt": "..."} per line',
     "[]": ': no rows. Expected one object like {"prompt": "..."} per line',
-    '{"question": "Hi", "best": "a"}': f":1: unknown format. Keys found: question, best. {READABLE}",
-    "[{}]": f": row 1: unknown format. Keys found: none. {READABLE}",
+    '{"question": "Hi", "best": "a"}': (
+        f":1: unknown format. Keys found: question, best. {NAME_THEM}question-preference (question, chosen, rejected)"
+    ),
+    "[{}]": (
+        f": row 1: unknown format. Keys found: none. {NAME_THEM}preference (prompt, chosen, rejected); "
+        "implicit-preference (chosen, rejected); hh-rlhf (chosen, rejected); ranked (prompt, responses)"
+    ),
     f'{GOOD}\n{{"prompt": "Hi", "chosen": "a"}}': ":2: no rejected, which preference needs. Keys found: prompt, chosen",
     f"{GOOD}\n{{nonsense": (
         ':2: invalid JSON (Expecting property name enclosed in double quotes). Expected a line like {"prompt": "..."}'
@@ -99,10 +102,10 @@ BAD_FILES = {
     ),
     '{"prompt": "", "chosen": "a", "rejected": "b"}': ':1: "prompt" is empty. Fill it in or delete the row',
     json.dumps([panda("Hi", "a", "b", (1, 1, 1)), panda("Hi", "a", "b", (1, 3, 1))]): (
-        ': row 2: "annotator2" is 3. It must be 1 or 2 for the better answer, or 0 for a tie'
+        ': row 2: "annotator2" is 3. Expected 1 for the first answer, 2 for the second, 0 for a tie'
     ),
     json.dumps([panda("Hi", "a", "b", (True, 1, 1))]): (
-        ': row 1: "annotator1" is True. It must be 1 or 2 for the better answer, or 0 for a tie'
+        ': row 1: "annotator1" is True. Expected 1 for the first answer, 2 for the second, 0 for a tie'
     ),
     json.dumps([panda("Hi", None, "b", (1, 1, 1))]): ': row 1: "response1" must be a string, not null',
     json.dumps([panda("", "a", "b", (1, 1, 1))]): (

@@ -158,7 +158,12 @@ BAD_ROWS = [
     ({"prompt": "Hi", "completion": "x", "label": False}, None),
     ({"chosen": "a", "rejected": "b"}, None),
 ]
-IN_PART = {7: "conversations[0].from is 'tool'", 8: "tool_calls", 16: "unpaired preferences", 17: "Add the prompt"}
+IN_PART = {
+    7: "conversations[0].from is 'tool'",
+    8: "tool_calls",
+    16: "unpaired preferences",
+    17: "Name its column: data.columns.prompt=COLUMN",
+}
 
 
 @pytest.mark.parametrize("number", range(len(BAD_ROWS)))
@@ -206,7 +211,10 @@ def test_ignored_keys_and_typos(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "my.jsonl", {"prompt": "Hi", "prompt_id": 3, "source": "x"})
     assert load(path, "data.format").notes[1] == "Ignored the keys prompt_id, source."
     path = jsonl(tmp_path / "my.jsonl", {"prompt": "Hi"}, {"prompt": "Ho", "compltion": "x"})
-    assert failure(path) == 'FILE:2: unknown key "compltion". Did you mean "completion"? Rename it or delete it'
+    assert failure(path) == (
+        'FILE:2: unknown key "compltion". Did you mean "completion"? '
+        "Set data.columns.completion=compltion, or data.columns.completion=null to ignore it"
+    )
     path = jsonl(tmp_path / "my.jsonl", {"promt": "Hi"})
     assert failure(path).startswith('FILE:1: unknown format. Keys found: promt. "promt": Did you mean "prompt"?')
 

@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from lowrank_rlhf.config.schema import DataConfig
-from lowrank_rlhf.data.formats import FORMATS
-from lowrank_rlhf.data.prompts import BUILTIN, load_prompt_data, load_prompts
+from lowrank_rlhf.data.prompts import load_prompt_data, load_prompts
+from lowrank_rlhf.data.readers.sources import BUILTIN
 from lowrank_rlhf.errors import UserError
 
 ROWS = [json.loads(line) for line in (BUILTIN / "everyday.jsonl").read_text("utf-8").splitlines()]
@@ -195,17 +195,18 @@ def test_conversations_ids_blank_lines_and_byte_order_mark(tmp_path: Path) -> No
 
 USER = '{"role": "user", "content": "Hi"}'
 ASSISTANT = '{"role": "assistant", "content": "Hello"}'
-READABLE = "Supported formats (docs/data-formats.md): " + "; ".join(
-    f"{entry.name} ({', '.join(entry.keys)})" for entry in FORMATS
-)
 BAD_FILES = {
     '{"prompt": "Hi"}\n{"prompt": " "}': ':2: "prompt" is empty. Fill it in or delete the row',
     '{"prompt": 3}': ':1: "prompt" must be a string, not a number',
     '{"prompt": null}': ':1: "prompt" is empty. Fill it in or delete the row',
     '{"prompt": "Hi", "respones": "Hello"}': (
-        ':1: unknown key "respones". Did you mean "response"? Rename it or delete it'
+        ':1: unknown key "respones". Did you mean "response"? Set data.columns.response=respones, or '
+        "data.columns.response=null to ignore it"
     ),
-    '{"response": "Hello"}': f":1: unknown format. Keys found: response. {READABLE}",
+    '{"response": "Hello"}': (
+        ":1: unknown format. Keys found: response. Name the columns, such as data.columns.prompt=COLUMN. "
+        "Formats (docs/data-formats.md): dolly (instruction, response)"
+    ),
     f'{{"prompt": "Hi", "messages": [{USER}]}}': (
         ': the rows fit 2 formats (prompt-completion reads "prompt"; messages reads "messages"). '
         "Choose one: data.format=prompt-completion or messages"
@@ -219,7 +220,7 @@ BAD_FILES = {
         ":1: messages[0] must have role and content only, but has role, text"
     ),
     f'{{"messages": [{USER}, {{"role": "bot", "content": "Hi"}}]}}': (
-        ":1: messages[1].role is 'bot'. It must be one of system, user, assistant"
+        ":1: messages[1].role is 'bot'. It must be one of system, developer, user, assistant"
     ),
     f'{{"messages": [{ASSISTANT}]}}': (
         ':1: "messages" must end with the user, or with the user and the assistant\'s answer'

@@ -303,7 +303,8 @@ class TestCommand:
 
     def test_a_data_set_of_comparisons_is_read_as_the_run_reads_it(self, command) -> None:
         row = {"prompt": "a", "chosen": "b", "rejected": "c", "responses": ["b", "c"], "scores": [1, 2]}
-        Path("pairs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, row | {"chosen": ""})))
+        rows = (row, row | {"prompt": "d"}, row | {"chosen": ""})
+        Path("pairs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
         arguments = ("plan", "tiny.yaml", "rank.source=dataset", "rank.dataset=pairs.jsonl")
         assert command(*arguments, "data.skip_bad_rows=0.5")[0] == 2
         assert command(*arguments, "rank.format=preference")[0] == 2

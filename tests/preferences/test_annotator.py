@@ -3,12 +3,11 @@
 import json
 import random
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lowrank_rlhf.data.prompts import resolve
+from lowrank_rlhf.data.readers.sources import resolve
 from lowrank_rlhf.maths.text import words
 from lowrank_rlhf.models.sentence_encoder import embed_sentences
 from lowrank_rlhf.preferences.judges import annotator
@@ -98,7 +97,7 @@ def test_replies_are_well_formed() -> None:
 
 def test_demonstrations_take_the_three_voices_in_equal_parts() -> None:
     by_prompt = {reply.prompt: reply for reply in read_replies()}
-    rows = [json.loads(line) for line in Path(resolve("builtin:replies")).read_text().splitlines()]
+    rows = [json.loads(line) for line in resolve("builtin:replies").read_text().splitlines()]
     voices = Counter(by_prompt[row["prompt"]]._asdict()["kind"] == row["response"] for row in rows)
     assert len(rows) == len(by_prompt)
     assert voices[True] == len(rows) / 3

@@ -128,6 +128,32 @@ def test_long_answers_are_cut_and_long_prompts_left_out(tiny_folder, tmp_path) -
     assert only.width == 40
 
 
+def test_answers_that_are_equal_after_the_cut_are_not_compared(tiny_folder, tmp_path) -> None:
+    """All of prompt a, one pair of prompt b; the characters are those of the tokens that are read."""
+    session = make_session(make_config(tiny_folder(), model__max_length=40), tmp_path)
+    base = session.load_roles().base
+    room = 40 - len(base.encode_prompt(ask("a")))
+    texts = {name: f"{'the user asks ' * room}{name}" for name in ("good", "bad")} | {"other": "kind " * 2 * room}
+    samples = [Sample(id=f"{p}-{name}", prompt_id=p, text=text) for p in "ab" for name, text in texts.items()]
+    rankings = [
+        Ranking(prompt_id="a", tiers=(("a-good",), ("a-bad",)), annotator="x"),
+        Ranking(prompt_id="b", tiers=(("b-good",), ("b-bad",), ("b-other",)), annotator="x"),
+    ]
+    write_ranked(session, [ask("a"), ask("b")], samples, rankings)
+    groups, note = read_groups(base, session.run_dir.path, 40)
+    assert note == (
+        "model.max_length 40: 0 prompts skipped as too long, 5 answers cut, "
+        "2 comparisons left out whose answers are then equal"
+    )
+    (only,) = groups
+    assert only.prompt_id == "b"
+    bad, good, other = (only.samples.index(f"b-{name}") for name in ("bad", "good", "other"))
+    assert {pair[:2] for pair in only.pairs} == {(good, other), (bad, other)}
+    assert only.rankings == [[[good], [other]]]
+    assert only.lengths == [len(base.tokenizer.decode(answer)) for answer in only.answers]
+    assert max(only.lengths) < min(len(text) for text in texts.values())
+
+
 def test_the_split_is_by_prompt_and_never_leaks() -> None:
     groups = [group(f"p{number}") for number in range(20)]
     splits = [split_groups(groups, 0.3, seed) for seed in range(5)]

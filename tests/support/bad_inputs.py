@@ -264,7 +264,7 @@ _COMPARISON_FILES = [
     _comparisons(
         "no such keys",
         '{"question": "a", "good": "b"}\n',
-        "prefs.jsonl:1: unknown format. Keys found: question, good. Supported formats (docs/data-formats.md): ",
+        "prefs.jsonl:1: unknown format. Keys found: question, good. Name the columns, such as ",
     ),
     _comparisons("empty file", "\n", 'prefs.jsonl: no rows. Expected one object like {"prompt": "..."} per line\n'),
     _comparisons(

@@ -1,16 +1,25 @@
 """Read JSON and JSONL as rows with their line numbers."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from lowrank_rlhf.data.readers.rows import EXAMPLE, BadRow, Row, make_row
 from lowrank_rlhf.errors import UserError, is_whole
 
+ROWS_UNDER = ("data", "rows", "train", "examples", "instances", "items", "records")
+"""Keys of an object under which its list of rows is found."""
+
 
 def json_rows(content: bytes, name: str) -> list[Row | BadRow]:
-    """Return the objects of a JSONL file, without blank lines, or of a JSON list, counted from 1."""
+    """Return the objects of a JSONL file, without blank lines, or of a JSON list, counted from 1.
+
+    A file of one object may have the rows under one key (`{"data": [...]}`), or be a table of columns.
+    """
     if content.lstrip().startswith(b"["):
-        return _list_rows(content, name)
+        return _list_rows(_whole(content, name), name)
+    if (single := _single_object(content)) is not None:
+        return _object_rows(single, name)
     rows = []
     # Only b"\n" ends a line here: str.splitlines would also cut at U+2028, which JSON allows inside a string.
     for number, line in enumerate(content.split(b"\n"), 1):
@@ -30,10 +39,57 @@ def _line_row(number: int, where: str, line: bytes) -> Row | BadRow:
         return BadRow(number, f"{where}: invalid JSON ({error})")
 
 
-def _list_rows(content: bytes, name: str) -> list[Row | BadRow]:
-    """Return the rows of a JSON list. A syntax error raises `UserError` even if bad rows may be skipped."""
+def _single_object(content: bytes) -> dict[str, Any] | None:
+    """Return the object of a file that has only one, over several lines or on one; None for other files."""
+    first, _, rest = content.strip().partition(b"\n")
+    with suppress(ValueError, RecursionError):
+        if not rest.strip():
+            found = _parsed(first.decode())
+        elif not _is_object(first):
+            found = _parsed(content.decode())
+        else:
+            return None
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def _is_object(line: bytes) -> bool:
+    with suppress(ValueError, RecursionError):
+        return isinstance(json.loads(line), dict)
+    return False
+
+
+def _object_rows(found: dict[str, Any], name: str) -> list[Row | BadRow]:
+    under = [key for key in ROWS_UNDER if isinstance(found.get(key), list)]
+    if under:
+        return _list_rows(found[under[0]], f"{name}: {under[0]}")
+    columns = {key: list(value.values()) if isinstance(value, dict) else value for key, value in found.items()}
+    if _is_table(found, columns):
+        cells = zip(*columns.values(), strict=True)
+        return _list_rows([dict(zip(columns, row, strict=True)) for row in cells], name)
+    return [make_row(1, f"{name}:1", found)]
+
+
+def _is_table(found: dict[str, Any], columns: dict[str, Any]) -> bool:
+    """Return True for an object of equally long columns: lists, or pandas' objects of the same row names.
+
+    A list of turns is a cell of one row, not a column.
+    """
+    if not columns or not all(isinstance(column, list) for column in columns.values()):
+        return False
+    names = {tuple(value) if isinstance(value, dict) else len(value) for value in found.values()}
+    turns = any(isinstance(cell, dict) for column in columns.values() for cell in column)
+    return len(names) == 1 and not turns
+
+
+def _list_rows(values: list[Any], name: str) -> list[Row | BadRow]:
+    return [make_row(number, f"{name}: row {number}", value) for number, value in enumerate(values, 1)]
+
+
+def _whole(content: bytes, name: str) -> list[Any]:
+    """Return a JSON list. A syntax error raises `UserError` even if bad rows may be skipped."""
     try:
-        values = _parsed(content.decode())
+        values: list[Any] = _parsed(content.decode())
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{name}:{line}: not UTF-8 text. Save the file as UTF-8") from None
@@ -41,7 +97,7 @@ def _list_rows(content: bytes, name: str) -> list[Row | BadRow]:
         raise UserError(f"{name}:{error.lineno}: invalid JSON ({error.msg}). Correct this line") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: invalid JSON ({error})") from None
-    return [make_row(number, f"{name}: row {number}", value) for number, value in enumerate(values, 1)]
+    return values
 
 
 def _parsed(text: str) -> Any:

@@ -1,6 +1,9 @@
 """Rows of users' data files, with their place in the file for error messages."""
 
 import json
+import math
+from contextlib import suppress
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from lowrank_rlhf.errors import HALF_A_CHARACTER, UserError, is_whole
@@ -27,12 +30,34 @@ class BadRow(NamedTuple):
 
 
 def make_row(number: int, where: str, value: object) -> Row | BadRow:
-    """Return the row of a parsed value; NaN, pandas' mark of a missing cell, becomes None."""
+    """Return the row of a parsed value, with one kind of line end, decimals as numbers, and NaN as None."""
     if not isinstance(value, dict):
         return BadRow(number, f"{where}: expected an object like {EXAMPLE}, got {kind(value)}")
     if not all(map(is_whole, map(str, value))):
         return BadRow(number, f"{where}: a key {HALF_A_CHARACTER}")
-    return Row(number, where, {str(key): None if item != item else item for key, item in value.items()})
+    try:
+        return Row(number, where, {str(key): _plain(item) for key, item in value.items()})
+    except RecursionError:
+        return BadRow(number, f"{where}: nested too deeply")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\r\n", "\n")
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if value != value:  # NaN, pandas' mark of a missing cell
+        return None
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value
+
+
+def is_empty(value: object) -> bool:
+    """Return True for null, an empty text, an empty list and an empty object."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
 
 
 def text_field(row: Row, name: str, value: object) -> str:
@@ -65,6 +90,17 @@ def list_field(row: Row, name: str, value: object) -> list[Any]:
     if not value:
         raise UserError(f"{row.where}: {name} is empty. Fill it in or delete the row")
     return value
+
+
+def number_field(row: Row, name: str, value: object) -> float:
+    """Return `value` if it is a finite number, or one written as text. Raises `UserError` with `name` otherwise."""
+    number = math.nan
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):  # no number, or one beyond the range of a float
+            number = float(value)
+    if not math.isfinite(number):
+        raise UserError(f"{row.where}: {name} must be a finite number, not {kind(value)}")
+    return number
 
 
 def kind(value: object) -> str:

@@ -3,15 +3,21 @@
 import gzip
 import io
 import os
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from lowrank_rlhf.data.readers.hub import SCHEME, hub_rows
+from lowrank_rlhf.data.readers.hub import SCHEME, hub_rows, parse_source
 from lowrank_rlhf.data.readers.json_lines import json_rows
 from lowrank_rlhf.data.readers.rows import MOST_UNPACKED, BadRow, Row
 from lowrank_rlhf.data.readers.tables import csv_rows, parquet_rows
 from lowrank_rlhf.errors import UserError
+
+BUILTIN = Path(__file__).parents[1] / "builtin"
+_LFS = b"version https://git-lfs.github.com/spec/"
+_HUB_PAGE = re.compile(r"https?://huggingface\.co/datasets/([\w.-]+/[\w.-]+)")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 Reader = Callable[[bytes, str], list[Row | BadRow]]
 
@@ -29,9 +35,9 @@ def read_rows(source: str | Path) -> list[Row | BadRow]:
 
     Raises `UserError` if the source cannot be read, or if an error makes the rest of it unreadable.
     """
-    if str(source).startswith(SCHEME):
+    path = resolve(source)
+    if path is None:
         return hub_rows(str(source))
-    path = Path(source)
     content = _content(path)
     kind = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
     reader = READERS.get(kind.lower()) or _by_content(content)
@@ -48,24 +54,53 @@ def _by_content(content: bytes) -> Reader | None:
     return json_rows if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[", b"") else None
 
 
-def check_source(source: str) -> None:
-    """Raise `UserError` if a local file does not exist. Nothing is read, and the hub is not contacted."""
-    path = Path(source)
-    if source.startswith(SCHEME):
-        return
+def resolve(source: str | Path) -> Path | None:
+    """Return the file of a source, None for a data set of the hub. Nothing is read, and the hub is not contacted.
+
+    Raises `UserError` for an unknown built-in set, for a file that does not exist, and for a URL.
+    """
+    name = str(source)
+    if name.startswith(SCHEME):
+        parse_source(name)
+        return None
+    if name.startswith("builtin:"):
+        return _built_in(name.removeprefix("builtin:"))
+    path = Path(name)
     # Path's own methods raise OSError for a name that is too long and for a folder that may not be entered.
     if os.path.isdir(path):
         raise UserError(f"{path}: expected a file, got a folder")
     if not os.path.exists(path):
-        raise UserError(f"{path}: file not found. Relative paths start at {Path.cwd()}")
+        raise UserError(f"{name}: {_not_found(name)}")
+    return path
+
+
+def _not_found(name: str) -> str:
+    if page := _HUB_PAGE.match(name):
+        return f"URLs are not read. Set {SCHEME}{page[1]}"
+    if "://" in name:
+        return "URLs are not read. Download the file and set its path"
+    if name.startswith("~"):
+        return f"~ is not expanded. Set {os.path.expanduser(name)}"
+    if any(character in name for character in "*?["):
+        return "file not found, and patterns are not expanded. Join the files, and set the path of the result"
+    hub = f". For a data set of the Hugging Face hub set {SCHEME}{name}" if _HUB_NAME.fullmatch(name) else ""
+    return f"file not found. Relative paths start at {Path.cwd()}{hub}"
+
+
+def _built_in(name: str) -> Path:
+    names = sorted(path.stem for path in BUILTIN.glob("*.jsonl"))
+    if name not in names:
+        raise UserError(f"built-in set not found: {name!r}. Available: {', '.join(names)}")
+    return BUILTIN / f"{name}.jsonl"
 
 
 def _content(path: Path) -> bytes:
-    check_source(str(path))
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if content.startswith(_LFS):
+        raise UserError(f"{path}: a Git LFS pointer, not the data. Run `git lfs pull` in its repository")
     if not content.startswith(b"\x1f\x8b"):
         return content
     try:

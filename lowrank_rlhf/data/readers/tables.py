@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,8 +37,7 @@ def csv_rows(content: bytes, name: str) -> list[Row | BadRow]:
                 rows.append(BadRow(number, problem))
             else:
                 pairs = zip(header, cells, strict=True)
-                # Files from Windows have \r\n inside quoted cells too.
-                fields = {key: cell.replace("\r\n", "\n") or None for key, cell in pairs if key}
+                fields = {key: cell or None for key, cell in pairs if key}
                 rows.append(make_row(number, where, fields))
     except csv.Error as error:
         raise UserError(
@@ -54,6 +54,7 @@ def parquet_rows(content: bytes, name: str) -> list[Row | BadRow]:
     rows: list[dict[str, Any]] = []
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        _refuse_duplicates(file.schema_arrow.names, name)  # rows as objects would keep the last one alone
         size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
         for batch in file.iter_batches(BATCH) if size <= MOST_UNPACKED else ():
             size += batch.nbytes + BYTES_OF_A_ROW * batch.num_rows  # a repeated value takes no space in the file
@@ -94,7 +95,11 @@ def _decoded(content: bytes, name: str) -> str:
 def _checked(header: list[str], where: str) -> list[str]:
     if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
         raise UserError(f"{where}: only one column. Cells must be separated by commas")
-    twice = [name for name in header if name and header.count(name) > 1]
+    _refuse_duplicates([name for name in header if name], where)
+    return header
+
+
+def _refuse_duplicates(columns: Sequence[str], where: str) -> None:
+    twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise UserError(f'{where}: duplicate column "{twice[0]}". Rename one')
-    return header

@@ -1,0 +1,1 @@
+"""Functions that convert a row of one format to an example; `data/formats.py` has the table."""

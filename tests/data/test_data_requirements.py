@@ -1,0 +1,76 @@
+"""`validate` reads the data and refuses what the run would refuse before its first stage."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_run import make_config
+
+from lowrank_rlhf import cli
+from lowrank_rlhf.config.loading import dump_config
+from lowrank_rlhf.data.requirements import check_data
+from lowrank_rlhf.data.run_data import RunData
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.pipeline.pipeline import run
+from lowrank_rlhf.run.progress import Progress
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def pair(number: int, prompt: str = "") -> dict[str, str]:
+    return {"prompt": prompt or f"question {number}", "chosen": f"kind {number}", "rejected": "short"}
+
+
+PROMPTS = [{"prompt": f"other question {number}", "response": "kind"} for number in range(8)]
+LONG = "short and kind to the point " * 8
+CASES = {
+    "no comparisons": ([pair(1) | {"rejected": "kind 1"}], "no comparisons left"),
+    "one compared prompt": (
+        [pair(1), pair(2, "question 1")],
+        "rank.dataset: 1 prompt with comparisons, without those that data.held_out keeps; stage reward requires 2. "
+        "Add prompts",
+    ),
+    "no room": (
+        [pair(number, f"{number} {LONG}") for number in range(3)],
+        "rank.dataset: no two of its 3 prompts leave room for an answer within model.max_length 60. Raise it",
+    ),
+    "bad rows": ([{"prompt": "Hi", "chosen": "a", "rejected": 7}], '"rejected" must be a string, not a number'),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_comparisons_are_checked_before_the_first_stage(tiny_folder, tmp_path, capsys, monkeypatch, name) -> None:
+    rows, expected = CASES[name]
+    config = make_config(
+        tiny_folder(),
+        write(tmp_path / "prompts.jsonl", *PROMPTS),
+        rank__source="dataset",
+        rank__dataset=str(write(tmp_path / "pairs.jsonl", *rows)),
+    )
+    with pytest.raises(UserError) as caught:
+        run(config, tmp_path / "runs", progress=Progress.silent())
+    assert expected in str(caught.value)
+    assert not list((tmp_path / "runs").rglob("done/*"))
+    (tmp_path / "my.yaml").write_text(dump_config(config))
+    monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", "validate", str(tmp_path / "my.yaml"), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert json.loads(capsys.readouterr().out) == {"ok": False, "errors": str(caught.value).splitlines()}
+
+
+def test_prompts_are_checked_too(tiny_folder, tmp_path) -> None:
+    bare = write(tmp_path / "bare.jsonl", *({"prompt": row["prompt"]} for row in PROMPTS))
+    config = make_config(tiny_folder(), bare)
+    with pytest.raises(UserError, match=r"data\.prompts: no training prompt has a `response`"):
+        check_data(RunData(config), config)
+    config = make_config(tiny_folder(), bare, sft__source="base")
+    check_data(RunData(config), config)
+    config = make_config(tiny_folder(), bare, sft__source="base", sample__prompts=1)
+    with pytest.raises(UserError, match=r"data\.prompts: 1 training prompt to rank answers to; stage reward requires"):
+        check_data(RunData(config), config)
+    check_data(RunData(config), config.model_copy(update={"stages": ("sft", "sample", "rank")}))
