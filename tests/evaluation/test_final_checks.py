@@ -11,6 +11,7 @@ from lowrank_rlhf.evaluation.final_checks import kl_at_temperature, with_final_c
 from lowrank_rlhf.evaluation.match import measure_pairs
 from lowrank_rlhf.maths.length_control import length_controlled_win_rate
 from lowrank_rlhf.maths.seeds import derive_seed
+from lowrank_rlhf.maths.statistics import bootstrap_interval
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors, save_role
 from lowrank_rlhf.run.records import Message, Prompt, Sample
@@ -88,6 +89,9 @@ def test_final_checks_go_by_prompt(session) -> None:
     at_1 = kl_at_temperature(session.load_roles(), pairs, session.config.sample.max_new_tokens, 1.0)
     assert found.temperature == 0.7
     assert found.kl_at_temperature_1 == pytest.approx(sum(pair.kl for pair in at_1) / 6, abs=1e-5)
+    by_prompt = [(first.kl + second.kl) / 2 for first, second in zip(at_1[::2], at_1[1::2], strict=True)]
+    interval = bootstrap_interval(by_prompt, 100, derive_seed(1, "bootstrap"))
+    assert found.kl_at_temperature_1_interval == pytest.approx(interval, abs=1e-5)
     won = [[1.0, 0.5], [0.0, 1.0], [1.0, 1.0]]
     lengths = [
         [[len(side.text) for side in (getattr(pair, name) for pair in pairs[start : start + 2])] for start in (0, 2, 4)]

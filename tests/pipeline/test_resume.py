@@ -13,9 +13,10 @@ from tiny_run import STAGES, WORDS, make_config, make_session, write_prompts
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Stopped
-from lowrank_rlhf.evaluation.sampling import AnswerLog
+from lowrank_rlhf.evaluation.sampling import AnswerLog, answer_prompts
 from lowrank_rlhf.models import generation
 from lowrank_rlhf.models.generation import Response
+from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.directory import RunDir, StepLog
 from lowrank_rlhf.run.distributed import ProcessGroup
@@ -216,6 +217,16 @@ def test_a_batch_after_a_lost_one_is_not_taken_for_it(tmp_path) -> None:
     assert answers.groups == first
     answers.add(second)
     assert AnswerLog(log, "sample", eos=2).groups == first + second
+
+
+def test_a_stop_between_batches_is_obeyed_by_a_model_that_does_not_poll(tiny_folder, tmp_path) -> None:
+    """A session's model asks at every forward, so that this check decides nothing there."""
+    session = make_session(make_config(tiny_folder(), write_prompts(tmp_path / "prompts.jsonl")), tmp_path)
+    roles, sampling = session.load_roles(), session.config.sample
+    roles.poll = lambda: None
+    session.stop.requested = True
+    with pytest.raises(Stopped, match="everything before this stage is saved"):
+        answer_prompts(roles, Role.POLICY, session.prompts.test, sampling, 0, stop=session.stop)
 
 
 def test_killed_at_the_end_of_ppo(uninterrupted, monkeypatch, tmp_path) -> None:
