@@ -16,7 +16,7 @@ class ExitCode(IntEnum):
     CANNOT_FIT = 4  # the plan does not fit this machine
     WAITING = 5  # a stage needs people before the run can resume
     LOCKED = 6  # another process works on the run
-    NOT_FINITE = 7  # training gave NaN or infinities again after a roll-back
+    NOT_FINITE = 7  # the model gives NaN or infinities, or training gave them again after a roll-back
     STOPPED = 130  # Ctrl-C or SIGTERM; the work so far is saved
 
 
@@ -67,6 +67,12 @@ class StageFailed(UserError):
 
 class Diverged(UserError):
     """Training gave NaN or infinities again after a roll-back to a lower learning rate."""
+
+    exit_code = ExitCode.NOT_FINITE
+
+
+class ModelNotFinite(UserError):
+    """The model computes NaN or infinities."""
 
     exit_code = ExitCode.NOT_FINITE
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -99,8 +98,8 @@ def _settings(
             f"--max-new-tokens: must be less than model.max_length, {config.model.max_length} in this run, to leave "
             f"tokens for the question; got {tokens}"
         )
-    if temperature is not None and not math.isfinite(temperature):
-        raise UserError("--temperature: must be a finite number of at least 0")
+    if temperature is not None and not (temperature == 0 or 1e-6 <= temperature <= 1e6):
+        raise UserError("--temperature: must be 0 (the most probable token), or from 1e-6 to 1e6")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError("--top-p: must be above 0 and at most 1")
     return Settings(

@@ -25,7 +25,7 @@ EXIT_CODES = {
     ExitCode.CANNOT_FIT: "the plan does not fit this machine",
     ExitCode.WAITING: "people must rank answers before the run can resume",
     ExitCode.LOCKED: "another process is using the run",
-    ExitCode.NOT_FINITE: "training gave NaN or infinity again after a rollback; the batch is saved",
+    ExitCode.NOT_FINITE: "NaN or infinity: in the model, or in training again after a rollback (the batch is saved)",
     ExitCode.STOPPED: "stopped by Ctrl-C or SIGTERM; the work is saved",
 }
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())

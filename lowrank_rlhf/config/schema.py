@@ -12,7 +12,7 @@ from lowrank_rlhf.config.endpoint import EndpointConfig
 from lowrank_rlhf.config.evaluate import EvaluateConfig
 from lowrank_rlhf.config.model import ModelConfig
 from lowrank_rlhf.config.ppo import PpoConfig
-from lowrank_rlhf.config.section import Conflict, Count, Fraction, NonNegative, Rate, Section
+from lowrank_rlhf.config.section import Conflict, Count, Fraction, NonNegative, Rate, Section, Temperature
 
 StageName = Literal["sft", "sample", "rank", "reward", "ppo", "evaluate"]
 STAGES: tuple[StageName, ...] = ("sft", "sample", "rank", "reward", "ppo", "evaluate")
@@ -71,7 +71,7 @@ class SampleConfig(Section):
     """Answers per prompt (K)."""
     max_new_tokens: Count = 128
     """Maximum length of a response, in tokens. If it cuts most answers, PPO learns `ppo.missing_eos_score` only."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     """Divisor of the logits, in sampling and in every log-probability; no top-k, top-p or penalties."""
     batch_size: Count = 64
     """Answers sampled at once."""

@@ -10,6 +10,8 @@ Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""Divisor of logits: beyond these bounds the quotient overflows, or says nothing of the logits."""
 
 
 UNCHECKED = {"conflicts": "not checked"}

@@ -26,10 +26,10 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.allocator import keep_few_kernels, keep_freed_memory, release_freed_memory
 from lowrank_rlhf.models.batch_limits import BatchLimits
 from lowrank_rlhf.models.gguf_model import load_blocks
-from lowrank_rlhf.models.layers.attention import NAME as SHORT_ATTENTION
 from lowrank_rlhf.models.layers.gguf_linear import GgufLinear
 from lowrank_rlhf.models.layers.int8 import compute_at_full_precision
-from lowrank_rlhf.models.logprobs import vocabulary_logits
+from lowrank_rlhf.models.loading.library_check import choose_attention
+from lowrank_rlhf.models.loading.structure import check_decoder, unknown_structure
 from lowrank_rlhf.models.precision import choose_dtype
 from lowrank_rlhf.models.unsloth import load_model
 from lowrank_rlhf.run.distributed import ProcessGroup
@@ -127,6 +127,7 @@ def load_base(config: ModelConfig, progress: Progress, group: ProcessGroup | Non
     compute_dtype = choose_dtype(config.compute_dtype, device)
     tokenizer = read_tokenizer(folder, config, progress)
     base = freeze(_model(folder, config, device, compute_dtype), tokenizer, config, compute_dtype, folder, group)
+    choose_attention(base, progress)
     release_freed_memory()  # the unquantised weights: 0.28 GB for 135M
     return base
 
@@ -134,12 +135,15 @@ def load_base(config: ModelConfig, progress: Progress, group: ProcessGroup | Non
 def _model(folder: Path, config: ModelConfig, device: torch.device, compute_dtype: torch.dtype) -> PreTrainedModel:
     try:
         if config.quantization == "gguf":
-            model = load_blocks(folder, _attention(folder, device), device, compute_dtype)
+            model = load_blocks(folder, device, compute_dtype)
         else:
             load = load_model if config.backend == "unsloth" else _load
             model = load(folder, config, device, compute_dtype)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.source: {config.source}: {error}") from None
+    except Exception as error:  # whatever an architecture raises: anything but a sentence would be a traceback
+        kind = str((AutoConfig.from_pretrained(folder).architectures or ["the model"])[0])
+        raise unknown_structure(kind, config.source, "loading it with transformers", error) from None
     _check_shapes(model, config)
     return model
 
@@ -151,7 +155,6 @@ def _load(folder: Path, config: ModelConfig, device: torch.device, compute_dtype
         quantization_config=_quantization(config, compute_dtype),
         device_map={"": str(device)},
         use_safetensors=True,
-        attn_implementation=_attention(folder, device),
         trust_remote_code=False,
         output_loading_info=True,
     )
@@ -162,12 +165,6 @@ def _load(folder: Path, config: ModelConfig, device: torch.device, compute_dtype
             f"({missing[0]} ...); these would be random. Fetch the model again"
         )
     return model
-
-
-def _attention(folder: Path, device: torch.device) -> str | None:
-    """Return our attention on a CPU; None (transformers' default) on a GPU and for capped scores (Gemma 2)."""
-    capped = getattr(AutoConfig.from_pretrained(folder), "attn_logit_softcapping", None)
-    return SHORT_ATTENTION if device.type == "cpu" and capped is None else None
 
 
 def _check_shapes(model: PreTrainedModel, config: ModelConfig) -> None:
@@ -204,7 +201,7 @@ def freeze(
 ) -> Base:
     """Freeze a loaded model and return it as the base."""
     model.requires_grad_(False)
-    _check_decoder(model, config)
+    check_decoder(model, config.source)
     _without_dropout(model)
     _check_vocabulary(model, tokenizer, config)
     compute_at_full_precision(model)
@@ -216,7 +213,6 @@ def freeze(
     if config.gradient_checkpointing and config.backend != "unsloth":  # unsloth set up its own already
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.pad_token_id = tokenizer.pad_token_id
-    _check_logits(model, config)
     return Base(model, tokenizer, config, compute_dtype, folder, group or ProcessGroup())
 
 
@@ -230,16 +226,6 @@ def _without_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _check_decoder(model: PreTrainedModel, config: ModelConfig) -> None:
-    """Raise `UserError` for a decoder without `layers`, which adapters and the shared lower layers require."""
-    layers = getattr(model.get_decoder(), "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not any(isinstance(module, nn.Linear) for module in layers.modules()):
-        raise UserError(
-            f"model.source: {config.source}: {type(model).__name__} has an unsupported structure. Choose a model of "
-            "the Llama, Qwen, Gemma, Mistral or Phi-3 family"
-        )
-
-
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
     """Raise `UserError` for a token of the tokenizer without an embedding in the model."""
     embeddings: Any = model.get_input_embeddings()
@@ -250,19 +236,6 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
                 f"model.source: {config.source}: the tokenizer's {token} is beyond the model's {rows:,} embeddings. "
                 "Tokenizer and weights belong to different models: fetch both again"
             )
-
-
-def _check_logits(model: PreTrainedModel, config: ModelConfig) -> None:
-    """Raise `UserError` for a model that scales its logits (Granite): log-probabilities skip its `forward`."""
-    ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
-    with torch.no_grad():
-        expected = model(input_ids=ids, use_cache=False).logits[0].float()
-        found = vocabulary_logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0], model)
-    if not torch.allclose(expected, found, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
-        raise UserError(
-            f"model.source: {config.source}: {type(model).__name__} modifies its logits after the vocabulary "
-            "projection in an unsupported way, so every probability would be wrong. Choose another model"
-        )
 
 
 def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

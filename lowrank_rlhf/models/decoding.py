@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.batch_limits import first_line
+from lowrank_rlhf.models.layers.attention import NAME as SHORT_ATTENTION
 from lowrank_rlhf.models.layers.kv_cache import GrowingLayer, growing_cache
 
 
@@ -59,10 +60,10 @@ def prefill(
 
 def can_record(model: PreTrainedModel, cache: DynamicCache) -> bool:
     """Return True if every step runs the same kernels: no sliding window, no positions scaled by the length."""
-    text = model.config.get_text_config()
+    text = model.config.get_text_config(decoder=True)
     rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
-    capped = getattr(text, "attn_logit_softcapping", None) is not None  # its attention adds the mask; ours is boolean
-    return not capped and rope not in ("dynamic", "longrope") and all(type(la) is GrowingLayer for la in cache.layers)
+    boolean = text._attn_implementation in ("sdpa", SHORT_ATTENTION)  # others add the mask, which is boolean here
+    return boolean and rope not in ("dynamic", "longrope") and all(type(la) is GrowingLayer for la in cache.layers)
 
 
 class GrowingSteps:

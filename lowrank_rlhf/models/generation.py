@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lowrank_rlhf.config.schema import SampleConfig
+from lowrank_rlhf.errors import ModelNotFinite
 from lowrank_rlhf.models.batch_limits import is_out_of_memory
 from lowrank_rlhf.models.decoding import left_padded, prefill
 from lowrank_rlhf.models.layers.merging import merged
@@ -146,6 +147,7 @@ def _by_unsloth(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, te
 
     def pick(logits: Tensor, step: int) -> Tensor:
         roles.poll()
+        check_logits(logits, temperature)
         return _next_tokens(logits, temperature, streams[:, step])
 
     tokens = generate(
@@ -179,6 +181,7 @@ def _token_steps(
         logits = vocabulary_logits(states, base.model)  # (R, h) -> (R, V)
         if top_p < 1 and temperature:
             logits = nucleus(logits, temperature, top_p)
+        check_logits(logits[unfinished], temperature)
         drawn = _next_tokens(logits, temperature, streams[rows, t])  # (R,); finished rows draw too, and are discarded
         yield rows[unfinished], drawn[unfinished]  # before the next line: the end-of-turn token is part of the response
         unfinished &= drawn != base.eos
@@ -190,6 +193,19 @@ def _token_steps(
             steps.keep(kept)  # copies the cache, so only when enough rows have finished
             rows, unfinished, drawn = (x[kept] for x in (rows, unfinished, drawn))  # R = left from here on
         states = steps(drawn)  # (R,) -> (R, h)
+
+
+def check_logits(logits: Tensor, temperature: float) -> None:
+    """Raise `ModelNotFinite` for a row of logits, (R, V), with a NaN or an infinity: it would draw the last token."""
+    largest = logits.amax(-1)  # (R,): NaN if one is; -inf only if all are
+    if temperature:
+        largest = largest / temperature
+    if not largest.isfinite().all():
+        raise ModelNotFinite(
+            f"sampling: logits of {int((~largest.isfinite()).sum())} of {len(largest)} answers are NaN or infinite, "
+            "so no token can be drawn. Set model.compute_dtype=float32, check the weights of the model and of its "
+            "adapters, or raise sample.temperature if it is far below 1"
+        )
 
 
 def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:

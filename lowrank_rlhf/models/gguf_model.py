@@ -13,9 +13,7 @@ from lowrank_rlhf.models.layers.gguf_linear import GgufLinear, dequantise_rows
 from lowrank_rlhf.sources.gguf_blocks import TYPES
 
 
-def load_blocks(
-    folder: Path, attention: str | None, device: torch.device, compute_dtype: torch.dtype
-) -> PreTrainedModel:
+def load_blocks(folder: Path, device: torch.device, compute_dtype: torch.dtype) -> PreTrainedModel:
     """Load a folder that `sources.gguf_blocks` wrote.
 
     Linear layers in blocks become `GgufLinear`. Embeddings and the vocabulary projection are dequantised once, as they
@@ -25,9 +23,7 @@ def load_blocks(
     """
     config = AutoConfig.from_pretrained(folder)
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=compute_dtype, attn_implementation=attention
-        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=compute_dtype)
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             types = json.loads((file.metadata() or {}).get(TYPES, "{}"))

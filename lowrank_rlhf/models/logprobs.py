@@ -93,11 +93,16 @@ class _Logprobs(torch.autograd.Function):
 def vocabulary_logits(states: Tensor, model: PreTrainedModel) -> Tensor:
     """Return float32 logits (N, V) of hidden states (N, h), capped where the architecture does so (Gemma 2)."""
     logits: Tensor = model.get_output_embeddings()(states).float()
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    cap = _cap(model)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def _cap_derivative(logits: Tensor, model: PreTrainedModel) -> Tensor | float:
     """Return the derivative of the cap, 1 - (logits / cap)^2."""
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    cap = _cap(model)
     return 1.0 if cap is None else 1 - (logits / cap) ** 2
+
+
+def _cap(model: PreTrainedModel) -> float | None:
+    """Return the bound of the logits, from the text config of a composite model."""
+    return getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)

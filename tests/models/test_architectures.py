@@ -55,7 +55,7 @@ def test_answers_do_not_depend_on_their_batch(tiny_base, architecture, quantizat
 def test_an_architecture_that_scales_its_logits_is_refused(monkeypatch, tmp_path) -> None:
     monkeypatch.setitem(ARCHITECTURES, "granite", {"logits_scaling": 4.0})
     folder = make_tiny_model(tmp_path / "granite", "granite")
-    with pytest.raises(UserError, match="GraniteForCausalLM modifies its logits after the vocabulary projection"):
+    with pytest.raises(UserError, match=r"GraniteForCausalLM is built in a way not .* eager: differs by \d"):
         load_tiny(folder)
     monkeypatch.setitem(ARCHITECTURES, "granite", {"logits_scaling": 1.0})
     load_tiny(make_tiny_model(tmp_path / "plain", "granite"))

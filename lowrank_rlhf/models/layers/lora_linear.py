@@ -54,8 +54,10 @@ class _FusedLinear(nn.Module):
 
 
 def _plain(layer: Any, adapter: str) -> bool:
-    """Return True if the layer has that adapter and it is plain s B A: no DoRA, no bias."""
-    return adapter in layer.lora_A and not layer.use_dora.get(adapter) and layer.lora_B[adapter].bias is None
+    """Return True if the layer has that adapter and it is plain s B A of a linear layer: no DoRA, no bias."""
+    if adapter not in layer.lora_A or not isinstance(layer.get_base_layer(), nn.Linear):
+        return False
+    return not layer.use_dora.get(adapter) and layer.lora_B[adapter].bias is None
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Checks of a loaded model, before any stage spends time on it."""

@@ -1,0 +1,177 @@
+"""Comparison of a loaded model with transformers' plain attention, whatever the architecture.
+
+A few tokens are scored and decoded as the stages do: rows padded on either side, a cache whose rows are repeated and
+selected. Their log-probabilities must equal those of one whole forward of the same weights with `eager` attention.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from lowrank_rlhf.errors import ModelNotFinite, UserError
+from lowrank_rlhf.models.batch_limits import first_line, is_out_of_memory
+from lowrank_rlhf.models.decoding import prefill
+from lowrank_rlhf.models.layers.attention import NAME as SHORT_ATTENTION
+from lowrank_rlhf.models.loading.structure import unknown_structure
+from lowrank_rlhf.models.logprobs import vocabulary_logits
+from lowrank_rlhf.run.progress import Progress
+
+if TYPE_CHECKING:
+    from lowrank_rlhf.models.base import Base
+
+TOLERANCE = 0.02
+"""Largest difference of a token's log-probability in float32, nats: kernels round differently."""
+TOLERANCE_16_BITS = 0.5
+"""The same in bfloat16 and float16, whose rounding alone gives some tenths at improbable tokens."""
+_TEXT = (
+    "The café's “quick” fox ran 12.5 km before noon. Why would anybody ask it to be kind and short?\n\n"
+    "Because every answer is read by people, and they rank it.\tif x == 1: return 2"
+)
+_LENGTH = 12
+_PROMPTS = (8, 5)
+"""Tokens of each of the two rows that are a prompt; the next ones are decoded."""
+
+
+def choose_attention(base: "Base", progress: Progress) -> None:
+    """Give the model the fastest attention that agrees with transformers' `eager`; print a note if ours differs.
+
+    Raises `UserError` if none agrees or the model cannot be run, `ModelNotFinite` if the model itself gives NaN.
+    """
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # it warns of models whose attention cannot be exchanged
+    try:
+        with torch.no_grad():
+            _choose(base, progress)
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+        base.model.eval()
+
+
+def _choose(base: "Base", progress: Progress) -> None:
+    rows, source, kind = probe_rows(base), base.config.source, type(base.model).__name__
+    try:
+        expected = _library_logprobs(base, rows)
+    except Exception as error:  # whatever an architecture raises: anything but a sentence would be a traceback
+        raise unknown_structure(base.model, source, "a forward of a few tokens", error) from None
+    if not expected.isfinite().all():
+        raise ModelNotFinite(
+            f"model.source: {source}: {kind} gives NaN or infinite log-probabilities for ordinary text. Its weights "
+            "are damaged or exceed this number format: fetch the model again, or set model.compute_dtype=float32"
+        )
+    failures: list[str] = []
+    for name in _attentions(base):
+        try:
+            if name:
+                base.model.get_decoder().set_attn_implementation(name)
+            gap = _deviation(base, rows, expected)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise unknown_structure(base.model, source, "a few decoding steps", error) from None
+            failures.append(f"{name}: {type(error).__name__}: {first_line(error)}")
+            continue
+        if gap <= (TOLERANCE if base.compute_dtype == torch.float32 else TOLERANCE_16_BITS):
+            return
+        failures.append(f"{name}: differs by {gap:.3g} nats")
+        if name == SHORT_ATTENTION:
+            progress.say(
+                f"NOTE: {kind}: the attention of this package differs from that of transformers by {gap:.3g} nats at a "
+                "token and is not used"
+            )
+    raise UserError(
+        f"model.source: {source}: {kind} is built in a way not known here: log-probabilities of a few tokens, with "
+        f"padding and a cache, do not equal those of transformers ({'; '.join(failures)}). Choose another model"
+    )
+
+
+def _attentions(base: "Base") -> Iterator[str]:
+    """Yield the attentions to try, fastest first; an empty name is the one that the model has."""
+    decoder: Any = base.model.get_decoder()
+    if base.by_unsloth or not hasattr(decoder, "set_attn_implementation"):
+        yield ""
+        return
+    try:
+        decoder.set_attn_implementation("sdpa")
+    except (ValueError, ImportError):  # not supported, then ours is not either: it computes the same
+        yield "eager"
+        return
+    if base.device.type == "cpu":
+        yield SHORT_ATTENTION
+    yield from ("sdpa", "eager")
+
+
+def probe_rows(base: "Base") -> list[list[int]]:
+    """Return two rows of ordinary tokens."""
+    entries = base.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    tokens = [*base.tokenizer(_TEXT, add_special_tokens=False)["input_ids"], *range(2 * _LENGTH)]
+    return [[token % entries for token in tokens[start : start + _LENGTH]] for start in (0, _LENGTH)]
+
+
+def _library_logprobs(base: "Base", rows: list[list[int]]) -> Tensor:
+    """Return the log-probability of each token after the first, (2, T - 1), by the model's own whole forward.
+
+    In training mode, in which TRL calls it: some models require other arguments there.
+    """
+    model = base.model
+    if not base.by_unsloth and hasattr(model.get_decoder(), "set_attn_implementation"):
+        model.get_decoder().set_attn_implementation("eager")
+    ids = torch.tensor(rows, device=base.device)
+    model.train(not base.by_unsloth)
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
+    model.eval()
+    return logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+
+
+def _deviation(base: "Base", rows: list[list[int]], expected: Tensor) -> float:
+    """Return the largest difference of a log-probability from the expected ones, nats; infinite for NaN."""
+    found = [*_scored(base, rows), *(() if base.by_unsloth else _decoded(base, rows))]
+    gaps = torch.stack([logprob - expected[row, index - 1] for (row, index), logprob in found]).abs()
+    return float(gaps.nan_to_num(torch.inf).max())
+
+
+_Found = Iterator[tuple[tuple[int, int], Tensor]]
+"""Row and index of a token, and its log-probability."""
+
+
+def _scored(base: "Base", rows: list[list[int]]) -> _Found:
+    """Yield the log-probabilities of two rows of unequal length, padded on the right, as in `Roles.logprobs`."""
+    lengths = (_LENGTH, _PROMPTS[1])
+    ids = torch.full((2, _LENGTH), base.pad)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = torch.tensor(rows[row][:length])
+    mask = torch.arange(_LENGTH) < torch.tensor(lengths)[:, None]
+    ids, mask = ids.to(base.device), mask.long().to(base.device)
+    states = base.model.get_decoder()(
+        input_ids=ids, attention_mask=None if base.by_unsloth else mask, use_cache=False
+    ).last_hidden_state
+    for row, length in enumerate(lengths):
+        places = [(row, index) for index in range(1, length)]
+        yield from _read(base, states[row, : length - 1], places, rows)
+
+
+def _decoded(base: "Base", rows: list[list[int]]) -> _Found:
+    """Yield log-probabilities of decoding steps: prompts padded on the left, each twice, then two rows reversed."""
+    poll = (lambda: None) if base.config.cuda_graphs else None
+    prompts = [row[:length] for row, length in zip(rows, _PROMPTS, strict=True)]
+    states, steps = prefill(base.model, prompts, base.pad, 2, 3, poll)  # (4, h)
+    places = [(row, length) for row, length in enumerate(_PROMPTS) for _ in range(2)]
+    for t in range(4):
+        yield from _read(base, states, places, rows)
+        if t == 3:
+            return
+        tokens = torch.tensor([rows[row][index] for row, index in places], device=base.device)
+        if t == 1:
+            kept = torch.tensor([3, 0], device=base.device)
+            steps.keep(kept)
+            places, tokens = [places[3], places[0]], tokens[kept]
+        states = steps(tokens)
+        places = [(row, index + 1) for row, index in places]
+
+
+def _read(base: "Base", states: Tensor, places: Sequence[tuple[int, int]], rows: list[list[int]]) -> _Found:
+    """Yield the log-probability of the token at each place, predicted from the states, (N, h)."""
+    logprobs = vocabulary_logits(states, base.model).log_softmax(-1)
+    for (row, index), logprob in zip(places, logprobs, strict=True):
+        yield (row, index), logprob[rows[row][index]]
