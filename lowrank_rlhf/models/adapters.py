@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models.loading.structure import layers_path
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import CONFIG, WEIGHTS, read_tensors
 from lowrank_rlhf.run.files import read_json
@@ -185,9 +186,9 @@ def _harmless(key: str, value: Any, role: Role) -> bool:
 def _expected(roles: Roles, role: Role, settings: PeftLoraConfig, folder: Path) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of the tensors of an adapter with those settings on this base."""
     expected: dict[str, tuple[int, ...]] = {}
-    ranks = settings.rank_pattern or {}
+    ranks, inside = settings.rank_pattern or {}, re.compile(re.escape(layers_path(roles.base.model)) + r"\.(\d+)\.")
     for name, layer in _targeted(roles.base.model, settings, folder):
-        number = re.search(r"\.layers\.(\d+)\.", name)
+        number = inside.match(name)
         if not number or not isinstance(layer, nn.Linear):
             raise UserError(
                 f"{folder / CONFIG}: target_modules: adapts {name}; "

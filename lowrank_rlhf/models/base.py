@@ -29,7 +29,7 @@ from lowrank_rlhf.models.gguf_model import load_blocks
 from lowrank_rlhf.models.layers.gguf_linear import GgufLinear
 from lowrank_rlhf.models.layers.int8 import compute_at_full_precision
 from lowrank_rlhf.models.loading.library_check import choose_attention
-from lowrank_rlhf.models.loading.structure import check_decoder, unknown_structure
+from lowrank_rlhf.models.loading.structure import check_decoder, check_quantised, unknown_structure
 from lowrank_rlhf.models.precision import choose_dtype
 from lowrank_rlhf.models.unsloth import load_model
 from lowrank_rlhf.run.distributed import ProcessGroup
@@ -38,6 +38,7 @@ from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.sources.chat_template import end_token
 from lowrank_rlhf.sources.checks import check_architecture
 from lowrank_rlhf.sources.fetch import fetch_model
+from lowrank_rlhf.sources.model_shape import check_experts, find_shape
 from lowrank_rlhf.sources.provenance import provenance
 from lowrank_rlhf.sources.tokenizer import prompt_tokens, read_tokenizer, response_tokens, token_id
 
@@ -123,10 +124,12 @@ def load_base(config: ModelConfig, progress: Progress, group: ProcessGroup | Non
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
     folder = fetch_model(config, progress)
     check_architecture(folder, config.source)
+    check_experts(config, find_shape(config))
     device = _device(config)
     compute_dtype = choose_dtype(config.compute_dtype, device)
     tokenizer = read_tokenizer(folder, config, progress)
     base = freeze(_model(folder, config, device, compute_dtype), tokenizer, config, compute_dtype, folder, group)
+    check_quantised(base.model, config, progress)
     choose_attention(base, progress)
     release_freed_memory()  # the unquantised weights: 0.28 GB for 135M
     return base

@@ -14,13 +14,14 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.layers.lora_linear import fused
 from lowrank_rlhf.models.layers.partial_forward import lower_states, partial_forward
+from lowrank_rlhf.models.loading.library_check import check_partial_forward
+from lowrank_rlhf.models.loading.structure import target_modules, unknown_structure
 from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
 from lowrank_rlhf.models.unsloth import first_adapter
 from lowrank_rlhf.run.distributed import ProcessGroup
@@ -57,22 +58,22 @@ class Roles:
         """Index of the lowest decoder layer with an adapter."""
         self.head_layers = head_layers or depth
         """Number of decoder layers that the roles with a head use."""
+        if not base.by_unsloth and (self.first_adapted or self.head_layers < depth):
+            check_partial_forward(base, self.first_adapted, self.head_layers)
+        targets = target_modules(lora, base.model, self.first_adapted)
+        by_name = self.first_adapted and not any("." in name for name in targets)  # paths name adapted layers only
         self.shape = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT accepts fractions too
             use_rslora=lora.use_rslora,
-            target_modules=_targets(lora, self.decoder.layers),
-            layers_to_transform=list(range(self.first_adapted, depth)) if self.first_adapted else None,
+            target_modules=targets,
+            layers_to_transform=list(range(self.first_adapted, depth)) if by_name else None,
             lora_dropout=0.0,
             bias="none",
             task_type="CAUSAL_LM",
         )
         """PEFT settings of every role's adapter, unless `replace_adapter` set others."""
-        self.peft: PeftModel = (
-            first_adapter(base.model, self.shape, base.config)
-            if base.by_unsloth
-            else get_peft_model(base.model, copy.copy(self.shape), adapter_name=Role.POLICY.value)
-        )
+        self.peft = _wrapped(base, self.shape)
         self.heads: dict[Role, nn.Linear] = {}
         self.merged: Role | None = None  # set by `merging.merged` while the adapters are out of the model
         self.poll: Callable[[], None] = lambda: None
@@ -276,19 +277,12 @@ def _layer(name: str) -> int:
     return int(found[1])
 
 
-def _targets(lora: LoraConfig, layers: nn.ModuleList) -> list[str]:
-    """Return the names of the linear layers to adapt; never the vocabulary projection or a head.
-
-    Raises `UserError` for an unknown name: PEFT ignores it as long as another name matches.
-    """
-    linear = {name for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
-    known = sorted({name.rpartition(".")[2] for name in linear})
-    if lora.target_modules == "all-linear":
-        return known
-    for name in lora.target_modules:
-        if name not in known:
-            raise UserError(
-                f'lora.target_modules: this model has no linear layer "{name}", only {", ".join(known)}. '
-                f"Set some of them, or all-linear.{suggestion(name, known)}"
-            )
-    return list(lora.target_modules)
+def _wrapped(base: Base, shape: PeftLoraConfig) -> PeftModel:
+    """Return the base's model with the policy's adapter. Raises `UserError` for an architecture that PEFT refuses."""
+    if base.by_unsloth:
+        return first_adapter(base.model, shape, base.config)
+    try:
+        model: PeftModel = get_peft_model(base.model, copy.copy(shape), adapter_name=Role.POLICY.value)
+    except Exception as error:
+        raise unknown_structure(base.model, base.config.source, "adding an adapter with PEFT", error) from None
+    return model

@@ -112,7 +112,10 @@ class _Passes:
 
     def forward(self, first: int, last: int, projected: float = 0.0) -> float:
         """Return the cost of layers `first` to `last`, with `projected` tokens projected to the vocabulary."""
-        return self.counts.tokens * 2 * (last - first) * self.shape.per_layer + projected * self.vocabulary
+        return (
+            self.counts.tokens * 2 * (last - first) * (self.shape.per_layer + self.shape.active_experts)
+            + projected * self.vocabulary
+        )
 
     def trained(self, first: int, last: int, projected: float = 0.0) -> float:
         """Return the cost of a training pass.
@@ -124,7 +127,7 @@ class _Passes:
     def sampled(self) -> float:
         """Return the cost of sampling. Answers share one prompt pass, but it is small and is counted for each."""
         prompt = self.forward(0, self.shape.layers) * self.counts.prompt_tokens / self.counts.tokens
-        return prompt + DECODING * self.counts.answer_tokens * (2 * self.shape.linear_weights + self.vocabulary)
+        return prompt + DECODING * self.counts.answer_tokens * (2 * self.shape.used_weights + self.vocabulary)
 
     def collected(self) -> float:
         """Return the cost of a rollout: sampling, then scoring as four roles that share layers below the adapters."""

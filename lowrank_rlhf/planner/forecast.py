@@ -15,7 +15,7 @@ from lowrank_rlhf.planner.memory import Need, need
 from lowrank_rlhf.planner.pace import Span, find_pace, whole
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import file_names
-from lowrank_rlhf.sources.model_shape import Shape, find_shape
+from lowrank_rlhf.sources.model_shape import Shape, check_experts, find_shape
 from lowrank_rlhf.sources.tokenizer import local_tokenizer
 from lowrank_rlhf.stages import Stage
 
@@ -86,6 +86,7 @@ def forecast_run(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[S
         UserError: The data is invalid, or too long for the model (checked if its tokenizer is on this machine).
     """
     shape, machine = find_shape(config.model), find_machine(config.model)
+    check_experts(config.model, shape)
     data = RunData(config, read_commits(run_dir))
     if any(stage.name in left and "model" in stage.settings for stage in stages):
         check_data(data, config)

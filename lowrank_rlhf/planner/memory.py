@@ -171,7 +171,7 @@ def _runtime(device: Device) -> Term:
 
 
 def _base(config: Config, shape: Shape, width: int) -> Term:
-    embeddings = shape.embeddings * width
+    embeddings = (shape.embeddings + shape.expert_weights) * width
     if config.model.quantization == "none":
         return Term("base", shape.linear_weights * width + embeddings, f"all weights, {width} bytes each")
     if config.model.quantization == "gguf":

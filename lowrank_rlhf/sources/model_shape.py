@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_rlhf.config.schema import LoraConfig, ModelConfig
+from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.files import read_json
 from lowrank_rlhf.sources.fetch import local_model
 from lowrank_rlhf.sources.gguf_blocks import block_sizes, block_sizes_of_file
@@ -40,11 +41,17 @@ class Shape:
     """Size of the decoder layers' weights in GGUF blocks."""
     block_weights: int = 0
     """Number of these weights."""
+    expert_weights: int = 0
+    """Weights of all experts, which bitsandbytes does not quantise: they are not linear layers."""
+    active_experts: int = 0
+    """Weights of the experts of one layer that a token uses."""
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of each linear layer of a decoder layer."""
         h, f, q, kv = self.hidden, self.mlp, self.query, self.key_value
+        if self.expert_weights:  # adapters leave the experts out
+            return {"o_proj": (q, h), "q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv)}
         ends = {"o_proj": (q, h), "down_proj": (f, h)}
         if self.architecture == "phi3":
             return ends | {"qkv_proj": (h, q + 2 * kv), "gate_up_proj": (h, 2 * f)}
@@ -59,6 +66,11 @@ class Shape:
     def linear_weights(self) -> int:
         """Weights of all decoder layers."""
         return self.layers * self.per_layer
+
+    @property
+    def used_weights(self) -> int:
+        """Weights of all decoder layers that a token is multiplied with."""
+        return self.layers * (self.per_layer + self.active_experts)
 
     @property
     def embeddings(self) -> int:
@@ -117,6 +129,7 @@ def _folder_shape(folder: Path) -> Shape | None:
         return None
     heads = about["num_attention_heads"]
     width = about.get("head_dim") or about["hidden_size"] // heads
+    experts, active, expert_mlp = _experts(about)
     files = sorted(folder.glob("*.safetensors"))
     tensors = {name: dtype for file in files for name, dtype in _tensors(file).items()}
     tied = about.get("tie_word_embeddings", outer.get("tie_word_embeddings"))
@@ -128,7 +141,7 @@ def _folder_shape(folder: Path) -> Shape | None:
         architecture=str(about.get("model_type")),
         layers=about["num_hidden_layers"],
         hidden=about["hidden_size"],
-        mlp=about["intermediate_size"],
+        mlp=expert_mlp or about["intermediate_size"],
         query=heads * width,
         key_value=(about.get("num_key_value_heads") or heads) * width,
         vocabulary=about["vocab_size"],
@@ -137,6 +150,37 @@ def _folder_shape(folder: Path) -> Shape | None:
         file_width=_BYTES.get(str(dtype), 2),
         block_bytes=block_bytes,
         block_weights=block_weights,
+        expert_weights=experts,
+        active_experts=active,
+    )
+
+
+def _experts(about: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return the weights of all experts, those that a token uses in a layer, and the width of these; zeros if none."""
+
+    def number(*names: str) -> int:
+        return next((about[name] for name in names if type(about.get(name)) is int), 0)
+
+    count = number("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    if count < 2:
+        return 0, 0, 0
+    width = number("moe_intermediate_size", "intermediate_size")
+    each = 3 * about["hidden_size"] * width
+    step = number("decoder_sparse_step") or 1
+    dense = number("first_k_dense_replace") + len(about.get("mlp_only_layers") or ())
+    layers = max(1, about["num_hidden_layers"] // step - dense)
+    used = number("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_top_k") or 1
+    return layers * count * each, used * each, used * width
+
+
+def check_experts(config: ModelConfig, shape: Shape | None) -> None:
+    """Raise `UserError` for a mixture of experts in a quantisation of bitsandbytes, which leaves the experts out."""
+    if shape is None or not shape.expert_weights or config.quantization not in ("nf4", "int8"):
+        return
+    raise UserError(
+        f"model.quantization: {config.quantization} quantises linear layers only, and {config.source} is a mixture of "
+        f"experts: the {shape.expert_weights:,} weights of its experts would stay in 16 or 32 bits. Set "
+        "model.quantization: none to load all weights in that format, or choose a model without experts"
     )
 
 

@@ -54,7 +54,7 @@ def trl_bridge(roles: Roles, generate: Generate | None = None) -> Iterator[TrlBr
     place. If TRL makes a reference, it copies the policy onto REFERENCE: load REFERENCE again before training.
     """
     model, base, bridge = roles.peft, roles.base.model, TrlBridge(roles)
-    switch, use_cache = model.set_adapter, base.config.use_cache
+    switch, own = model.set_adapter, vars(base.config).copy()  # a composite config has no `use_cache`
 
     def set_adapter(name: str, **settings: Any) -> None:
         if settings:  # called by `acting_as`
@@ -83,4 +83,6 @@ def trl_bridge(roles: Roles, generate: Generate | None = None) -> Iterator[TrlBr
         for name in ("set_adapter", "add_adapter", "generate"):
             vars(model).pop(name, None)
         vars(base).pop("forward", None)  # TRL's fused head
-        base.config.use_cache = use_cache
+        vars(base.config).pop("use_cache", None)
+        if "use_cache" in own:
+            base.config.use_cache = own["use_cache"]

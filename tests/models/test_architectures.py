@@ -1,11 +1,14 @@
 """Laws of the roles on a tiny random model of each architecture."""
 
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from role_laws import LAWS, check, each_law
-from tiny import ARCHITECTURES, load_tiny, make_batch, make_roles, make_tiny_model, random_tokens
+from tiny import ARCHITECTURES, FURTHER, load_tiny, make_batch, make_roles, make_tiny_model, random_tokens
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.errors import UserError
@@ -70,3 +73,11 @@ def test_an_architecture_without_decoder_layers_is_refused(monkeypatch, tmp_path
     folder = make_tiny_model(tmp_path / architecture, architecture)
     with pytest.raises(UserError, match="has an unsupported structure\. Choose a model of the Llama"):
         load_tiny(folder)
+
+
+def test_the_guide_lists_the_families_of_these_tests() -> None:
+    """Class names of transformers: `Gemma3ForConditionalGeneration` is in test_structure.py."""
+    text = (Path(__file__).parents[2] / "docs" / "guides" / "model.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+For(?:CausalLM|ConditionalGeneration))`", text))
+    run = {MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]].__name__ for kind in ARCHITECTURES | FURTHER}
+    assert named == run | {"Gemma3ForConditionalGeneration"}

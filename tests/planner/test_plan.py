@@ -444,3 +444,38 @@ def test_the_measured_cost_of_a_storage_format(tmp_path: Path) -> None:
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
     for source in (str(tmp_path / "other.gguf"), str(tmp_path / "none.gguf"), settings["source"], str(tmp_path)):
         assert quantization_cost(ModelConfig(source=source)) is None
+
+
+QWEN3_30B = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144,
+    "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936,
+    "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "decoder_sparse_step": 1,
+    "mlp_only_layers": [], "tie_word_embeddings": False, "dtype": "bfloat16",
+}  # fmt: skip
+
+
+def test_the_experts_of_a_mixture_are_known_from_its_config(tmp_path) -> None:
+    """54 GiB in bfloat16; the plan said that 8.7 GiB fit."""
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_30B))
+    model = ModelConfig(source=str(tmp_path), quantization="none", compute_dtype="bfloat16")
+    shape = find_shape(model)
+    assert shape is not None
+    assert shape.expert_weights == 48 * 128 * 3 * 2048 * 768
+    assert round(2 * shape.expert_weights / 2**30) == 54
+    assert set(shape.linears) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    whole = shape.expert_weights + shape.linear_weights + shape.embeddings
+    assert 30.4e9 < whole < 30.6e9  # its name says 30.5
+    used = shape.used_weights + shape.embeddings
+    assert 3.2e9 < used < 3.4e9  # 3.3 billion active
+    config = quickstart().model_copy(update={"model": model})
+    base = next(term for term in need("sample", config, shape, COUNTS, Device(False, 2)).fixed if term.name == "base")
+    assert base.size == 2 * whole
+
+
+def test_a_plan_of_a_quantised_mixture_is_refused(here, command) -> None:
+    model = here / "mixture"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(QWEN3_30B))
+    code, _, error = command("plan", "tiny.yaml", "name=mixture", f"model.source={model}", "model.quantization=nf4")
+    assert code == 2
+    assert "is a mixture of experts: the 28,991,029,248 weights of its experts" in " ".join(error.split())

@@ -93,6 +93,19 @@ ARCHITECTURES: dict[str, dict] = {
     "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "sliding_window_pattern": 2},
     "phi3": {},
 }
+# Further families that train and sample as the whole model does; the laws are checked on those above.
+FURTHER: dict[str, dict] = {
+    "apertus": {},
+    "arcee": {},
+    "granite": {},
+    "olmo2": {},
+    "smollm3": {},
+    "gpt_oss": {
+        "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+}  # fmt: skip
 LORA = LoraConfig(rank=4, alpha=8)
 QUANTISED = {
     "none": None,
@@ -109,7 +122,7 @@ QUANTISED = {
 
 def make_tiny_model(folder: Path, architecture: str = "llama", style: str = "chatml") -> Path:
     """Save a model of about 100,000 random weights with a byte-level tokenizer and the style's chat template."""
-    config = AutoConfig.for_model(architecture, **{**COMMON, **ARCHITECTURES[architecture]})
+    config = AutoConfig.for_model(architecture, **{**COMMON, **(ARCHITECTURES | FURTHER)[architecture]})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -15,6 +15,7 @@ from lowrank_rlhf.errors import ModelNotFinite, UserError
 from lowrank_rlhf.models.batch_limits import first_line, is_out_of_memory
 from lowrank_rlhf.models.decoding import prefill
 from lowrank_rlhf.models.layers.attention import NAME as SHORT_ATTENTION
+from lowrank_rlhf.models.layers.partial_forward import lower_states, partial_forward
 from lowrank_rlhf.models.loading.structure import unknown_structure
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.run.progress import Progress
@@ -175,3 +176,28 @@ def _read(base: "Base", states: Tensor, places: Sequence[tuple[int, int]], rows:
     logprobs = vocabulary_logits(states, base.model).log_softmax(-1)
     for (row, index), logprob in zip(places, logprobs, strict=True):
         yield (row, index), logprob[rows[row][index]]
+
+
+def check_partial_forward(base: "Base", start: int, stop: int) -> None:
+    """Compare a forward that begins at layer `start` with a whole one, and try one that ends before layer `stop`.
+
+    Raises `UserError` if they differ: some architectures pass more from layer to layer than the hidden states.
+    """
+    decoder, ids = base.model.get_decoder(), torch.tensor(probe_rows(base)[:1], device=base.device)
+    mask, depth = torch.ones_like(ids), len(decoder.layers)
+    try:
+        with torch.no_grad():
+            whole = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            lower = lower_states(decoder, start, ids, mask) if start else None
+            for end in sorted({stop, depth}):
+                with partial_forward(decoder, start, lower, end):
+                    found = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    except Exception as error:
+        raise unknown_structure(base.model, base.config.source, "a forward of some of its layers", error) from None
+    gap = float((found - whole).abs().max() / whole.abs().max())
+    if not gap <= (1e-3 if base.compute_dtype == torch.float32 else 0.1):
+        raise UserError(
+            f"model.source: {base.config.source}: {type(base.model).__name__} is built in a way not known here: "
+            f"its upper layers alone give other states, by {gap:.2g} of the largest. Set lora.last_layers and "
+            "reward.layers to null"
+        )

@@ -1,12 +1,23 @@
 """Parts of a model that other modules rely on, and the refusal of a model without them."""
 
+from typing import Any
+
+import bitsandbytes as bnb
 from torch import nn
 from transformers import PreTrainedModel
 
+from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.config.schema import LoraConfig, ModelConfig
 from lowrank_rlhf.errors import CannotFit, UserError
 from lowrank_rlhf.models.batch_limits import first_line, is_out_of_memory
+from lowrank_rlhf.models.layers.gguf_linear import GgufLinear
+from lowrank_rlhf.models.layers.int8 import Int8Linear
+from lowrank_rlhf.run.progress import Progress
 
 FAMILIES = "Llama, Qwen, Gemma, Mistral or Phi-3"
+_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Linear layers whose names PEFT turns into adapters of whole tensors of experts, in models that have them."""
+_MOST_UNQUANTISED = 0.1
 
 
 def unknown_structure(model: object, source: str, tried: str, error: BaseException) -> UserError:
@@ -35,3 +46,72 @@ def check_decoder(model: PreTrainedModel, source: str) -> None:
             f"model.source: {source}: {type(model).__name__} has an unsupported structure: no decoder with a list of "
             f"layers. Choose a model of the {FAMILIES} family"
         )
+
+
+def layers_path(model: PreTrainedModel) -> str:
+    """Return the name of the decoder's list of layers in the model, such as `model.language_model.layers`."""
+    layers: Any = model.get_decoder().layers  # type: ignore[operator]
+    return next(name for name, module in model.named_modules() if module is layers)
+
+
+def target_modules(lora: LoraConfig, model: PreTrainedModel, first: int) -> list[str]:
+    """Return the names of the linear layers to adapt: in decoder layers only, without experts.
+
+    They are names such as `q_proj`; where modules outside the decoder have them too (a vision tower), full paths from
+    layer `first` on. Raises `UserError` for an unknown name: PEFT ignores it as long as another name matches.
+    """
+    prefix = layers_path(model)
+    layers = model.get_submodule(prefix)
+    linear = [name for name, module in layers.named_modules() if isinstance(module, nn.Linear)]
+    hidden = set(_EXPERTS) if has_experts(layers) else set()
+    known = sorted({_leaf(name) for name in linear} - hidden)
+    chosen = known if lora.target_modules == "all-linear" else list(lora.target_modules)
+    for name in chosen:
+        if name not in known:
+            raise UserError(
+                f'lora.target_modules: this model has no linear layer "{name}", only {", ".join(known)}. '
+                f"Set some of them, or all-linear.{suggestion(name, known)}"
+            )
+    outside = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    if not any(_leaf(name) in chosen for name in outside if not name.startswith(f"{prefix}.")):
+        return chosen
+    return [f"{prefix}.{name}" for name in linear if _leaf(name) in chosen and int(name.partition(".")[0]) >= first]
+
+
+def has_experts(layers: nn.Module) -> bool:
+    """Return True if a layer keeps the weights of several experts in one tensor."""
+    return any(parameter.dim() == 3 for parameter in layers.parameters())
+
+
+def check_quantised(model: PreTrainedModel, config: ModelConfig, progress: Progress) -> None:
+    """Print the number of weights of the decoder layers that are not quantised, norms and biases aside.
+
+    Raises `UserError` if they are more than a tenth: the memory would be several times the expected one.
+    """
+    if config.quantization == "none":
+        return
+    left, whole = unquantised(model)
+    if not left:
+        return
+    counts = f"{left:,} of {whole:,} weights of the decoder layers of {type(model).__name__}"
+    if config.quantization != "gguf" and left > _MOST_UNQUANTISED * whole:
+        raise UserError(
+            f"model.quantization: {config.quantization} leaves {counts} unquantised: they are not in linear layers, "
+            "but in tensors such as those of several experts. Set model.quantization: none, or choose another model"
+        )
+    progress.say(f"NOTE: model.quantization: {config.quantization} leaves {counts} unquantised")
+
+
+def unquantised(model: PreTrainedModel) -> tuple[int, int]:
+    """Return the number of weights of the decoder layers that are not quantised, and of all; vectors do not count."""
+    left = packed = 0
+    for module in model.get_submodule(layers_path(model)).modules():
+        if isinstance(module, bnb.nn.Linear4bit | Int8Linear | GgufLinear):
+            packed += module.in_features * module.out_features
+        else:
+            left += sum(weight.numel() for weight in module.parameters(recurse=False) if weight.dim() > 1)
+    return left, left + packed
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
