@@ -43,8 +43,8 @@ def check_decoder(model: PreTrainedModel, source: str) -> None:
         raise unknown_structure(model, source, "finding its decoder", error) from None
     if not isinstance(layers, nn.ModuleList) or not any(isinstance(module, nn.Linear) for module in layers.modules()):
         raise UserError(
-            f"model.source: {source}: {type(model).__name__} has an unsupported structure: no decoder with a list of "
-            f"layers. Choose a model of the {FAMILIES} family"
+            f"model.source: {source}: {type(model).__name__} has an unsupported structure. Choose a model of the "
+            f"{FAMILIES} family"
         )
 
 
