@@ -99,7 +99,7 @@ def _settings(
             f"tokens for the question; got {tokens}"
         )
     if temperature is not None and not (temperature == 0 or 1e-6 <= temperature <= 1e6):
-        raise UserError("--temperature: must be 0 (the most probable token), or from 1e-6 to 1e6")
+        raise UserError("--temperature: must be a finite number of at least 0, and from 1e-6 to 1e6 unless it is 0")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError("--top-p: must be above 0 and at most 1")
     return Settings(
