@@ -105,7 +105,8 @@ def _attentions(base: "Base") -> Iterator[str]:
 
 def probe_rows(base: "Base") -> list[list[int]]:
     """Return two rows of ordinary tokens."""
-    entries = base.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    embeddings: Any = base.model.get_input_embeddings()
+    entries = embeddings.weight.shape[0]
     tokens = [*base.tokenizer(_TEXT, add_special_tokens=False)["input_ids"], *range(2 * _LENGTH)]
     return [[token % entries for token in tokens[start : start + _LENGTH]] for start in (0, _LENGTH)]
 

@@ -50,7 +50,7 @@ def check_decoder(model: PreTrainedModel, source: str) -> None:
 
 def layers_path(model: PreTrainedModel) -> str:
     """Return the name of the decoder's list of layers in the model, such as `model.language_model.layers`."""
-    layers: Any = model.get_decoder().layers  # type: ignore[operator]
+    layers: Any = model.get_decoder().layers
     return next(name for name, module in model.named_modules() if module is layers)
 
 
