@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from tiny import make_tiny_model
 from tiny_finished import finished_run
 
-from lowrank_rlhf.run.directory import StepLog
+from lowrank_rlhf.run.step_log import StepLog
 from lowrank_rlhf.stages import ppo
 
 MOST_GROWTH = 0.02

@@ -50,6 +50,7 @@ def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
     run_dir = RunDir(folder)
     if run_dir.mark("rank") is None:
         raise UserError(f"{folder}: answers are not ranked yet. Rank them:\n  {run_command(folder)} --until rank")
+    run_dir.check_outputs("prompts.jsonl", "answers.jsonl", "rankings.jsonl")
     rankings = list(read_jsonl(run_dir.artifact("rankings.jsonl"), Ranking))
     contents = Contents(
         prompts=tuple(read_jsonl(run_dir.artifact("prompts.jsonl"), Prompt)),

@@ -114,6 +114,7 @@ def _settings(
 
 
 def _open(config: Config, run_dir: RunDir) -> "ChatModels":
+    run_dir.check_outputs("adapters/sft", "adapters/policy", "adapters/reward")
     with Progress(Console(stderr=True)) as progress:
         session = Session(config, run_dir, progress, StopRequest())
         from lowrank_rlhf.evaluation.chat import ChatModels

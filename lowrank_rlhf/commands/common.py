@@ -86,7 +86,7 @@ def run_folder(run: str, runs: Path) -> Path:
     """
     for folder in (runs / run, Path(run)):
         if os.path.isfile(folder / "config.yaml"):
-            RunDir(folder).check_version()
+            RunDir(folder).check()
             return folder
     names = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
     listing = f"Existing runs: {', '.join(names)}." if names else "There are no runs yet."

@@ -127,6 +127,7 @@ def evaluate(
         with Progress(Console(stderr=True)) as progress:
             # The stop request is not armed: there is no work to save, so the first Ctrl-C ends the command.
             session = Session(config, run_dir, progress, StopRequest())
+            run_dir.check_outputs(REWARD)
             data = _comparisons(run_dir, config, comparisons, format_name) if comparisons else None
             if not only_accuracy:
                 match, notes = _match(lambda: session.prompts, config, run_dir, options, format_name, seed, progress)

@@ -9,16 +9,26 @@ import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
 from lowrank_rlhf.dashboard.password import PASSWORD_VARIABLE
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.files import now, read_json, write_json_atomic
+from lowrank_rlhf.run.run_lock import LOCK, identity, is_from_here, is_locked, lock_record, process_name
 
 _LOGS_KEPT = 10
 _CLOCK_SLACK_SECONDS = 2.0  # between the start time of a process by the kernel and by its own record
+
+
+class Worker(NamedTuple):
+    """Process that works on a run."""
+
+    process: psutil.Process | None
+    """None if it is on another host or in another container, or wrote no record of itself."""
+    name: str
+    """Name for messages, such as `process 12 on host a`."""
 
 
 def run_command(config: str, runs: Path, *more: str) -> list[str]:
@@ -39,8 +49,8 @@ def environment() -> dict[str, str]:
 
 def start(run: Path, command: Sequence[str]) -> None:
     """Start a command on a run's folder, with a new log there. Raises `UserError` if a process works on the run."""
-    if process := working(run):
-        raise UserError(f"{run.name}: process {process.pid} is already working on this run")
+    if worker := working(run):
+        raise UserError(f"{run.name}: {worker.name} is already working on this run")
     folder = run / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.log"
@@ -60,6 +70,7 @@ def start(run: Path, command: Sequence[str]) -> None:
         "log": log.name,
         "since": now(),
         "exit_code": None,
+        **identity(folder),
     }
     write_json_atomic(_path(run), record)
     threading.Thread(target=_reap, args=(child, run, record), daemon=True).start()
@@ -77,17 +88,19 @@ def _reap(child: subprocess.Popen, run: Path, record: dict[str, Any]) -> None:
 def stop(run: Path) -> bool:
     """Send SIGTERM to the process that works on the run: it saves and ends. Returns False if there is none.
 
-    Raises `UserError` if the process is another user's.
+    Raises `UserError` if the process is another user's, on another host, in another container, or not known.
     """
-    process = working(run)
-    if process is None:
+    worker = working(run)
+    if worker is None:
         return False
+    if worker.process is None:
+        raise UserError(f"{run.name}: {worker.name} cannot be stopped from this page. Stop it where it was started")
     try:
-        process.send_signal(signal.SIGTERM)
+        worker.process.send_signal(signal.SIGTERM)
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
-        raise UserError(f"{run.name}: cannot stop process {process.pid}: it is another user's") from None
+        raise UserError(f"{run.name}: cannot stop {worker.name}: it is another user's") from None
     return True
 
 
@@ -103,21 +116,34 @@ def log_path(run: Path) -> Path | None:
     return run / "logs" / Path(str(name)).name if name else None
 
 
-def holder(run: Path) -> psutil.Process | None:
-    """Return the live process that holds the run's lock, wherever it was started, or None."""
-    return _alive(read_json(run / "run.lock.json"))
+def holder(run: Path) -> Worker | None:
+    """Return the process that has the run's lock, wherever it was started, or None.
+
+    The lock itself answers, not the record of its process: that of a killed process or of a copied folder remains.
+    """
+    locked = is_locked(run)
+    if locked is False:
+        return None
+    record = lock_record(run)
+    process = _alive(record, run / LOCK)
+    return Worker(process, process_name(record)) if locked or process else None
 
 
-def working(run: Path) -> psutil.Process | None:
-    """Return the live process that works on the run: its lock's holder, or a command that is still starting."""
-    return holder(run) or _alive(job(run))
+def working(run: Path) -> Worker | None:
+    """Return the process that works on the run: its lock's holder, or a command that is still starting."""
+    if worker := holder(run):
+        return worker
+    process = _alive(job(run) or {}, run / "logs")
+    return Worker(process, f"process {process.pid}") if process else None
 
 
-def _alive(record: dict[str, Any] | None) -> psutil.Process | None:
-    """Return the process of a record if it is alive, of this program, and no later process with the same pid."""
+def _alive(record: dict[str, Any], path: Path) -> psutil.Process | None:
+    """Return the process of a record, by its identity and the inode of the path, if it is alive and of this program."""
+    if not is_from_here(record, path):
+        return None
     try:
-        process = psutil.Process(int((record or {})["pid"]))
-        since = datetime.fromisoformat(str((record or {})["since"])).timestamp()
+        process = psutil.Process(int(record["pid"]))
+        since = datetime.fromisoformat(str(record["since"])).timestamp()
         with process.oneshot():
             command = " ".join(process.cmdline()).replace("lowrank-rlhf", "lowrank_rlhf")  # module or script
             own_program = "lowrank_rlhf" in command and process.status() != psutil.STATUS_ZOMBIE

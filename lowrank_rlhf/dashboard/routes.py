@@ -10,6 +10,7 @@ from starlette.routing import BaseRoute, Route
 from lowrank_rlhf.dashboard import exports
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.directory import RunDir
 
 REPORTS = {"report.html": "text/html; charset=utf-8", "report.md": "text/markdown; charset=utf-8"}
 # A report contains text by models: it may run no script, load nothing and send nothing.
@@ -24,6 +25,7 @@ def routes(runs: RunsFolder) -> list[BaseRoute]:
         path = runs.path(request.path_params["run"]) / name
         if name not in REPORTS or path.is_symlink() or not path.is_file():
             return _not_found()
+        RunDir(path.parent).check_outputs(name)
         return FileResponse(path, media_type=REPORTS[name], headers={"Content-Security-Policy": _REPORT_POLICY})
 
     def archive(request: Request) -> Response:

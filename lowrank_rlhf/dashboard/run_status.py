@@ -17,9 +17,9 @@ from lowrank_rlhf.dashboard.tail import JsonlTails, last_lines
 from lowrank_rlhf.errors import ExitCode, UserError
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.files import read_json
 from lowrank_rlhf.run.progress_file import StageProgress, read_progress
 from lowrank_rlhf.run.results import DoneMark, EvaluateResult, Results, StageResult
+from lowrank_rlhf.run.run_lock import lock_record
 from lowrank_rlhf.stages import STAGES
 
 State = Literal["running", "starting", "waiting", "finished", "stopped", "failed", "killed", "new"]
@@ -86,8 +86,12 @@ class RunStatus:
 
     def memory_bytes(self) -> int | None:
         """Return the resident memory of the process that works on the run, or None."""
-        process = jobs.working(self.path)
-        return int(process.memory_info().rss) if process else None
+        worker = jobs.working(self.path)
+        return int(worker.process.memory_info().rss) if worker and worker.process else None
+
+    def damage(self) -> list[str]:
+        """Return a message for each damaged done mark, output and log. The first call reads all outputs."""
+        return RunDir(self.path).damage()
 
 
 class StatusReader:
@@ -103,11 +107,11 @@ class StatusReader:
         marks = _marks(RunDir(path))
         stages = [stage.name for stage in pipeline.stages_of(config)] if config else list(marks)
         events, _ = self._tails.read(path / "events.jsonl")
-        process = jobs.working(path)
+        worker = jobs.working(path)
+        busy = worker is not None
         complete = bool(stages) and all(stage in marks for stage in stages)
-        state = _state(path, process is not None, complete, events)
+        state = _state(path, busy, complete, events)
         stage = None if state == "finished" else _current_stage(stages, marks, events)
-        busy = process is not None
         return RunStatus(
             name=path.name,
             path=path,
@@ -118,7 +122,7 @@ class StatusReader:
             progress=_progress(path, stage) if busy else None,
             figure=self._figure(path, state, marks),
             log_end="" if busy or state == "finished" else _log_end(path),
-            pid=process.pid if process else None,
+            pid=worker.process.pid if worker and worker.process else None,
             algorithm=config.align.algorithm if config else "ppo",
         )
 
@@ -148,7 +152,7 @@ def _load_config(file: Path, _modified_at: int) -> Config:
 
 
 def _marks(run_dir: RunDir) -> dict[str, DoneMark[StageResult]]:
-    """Return the readable done marks. A damaged one counts as missing; the command `status` reports the damage."""
+    """Return the readable done marks. A damaged one counts as missing; `RunStatus.damage` reports the damage."""
     marks = {}
     for stage in STAGES:
         with suppress(UserError):
@@ -193,7 +197,7 @@ def _progress(path: Path, stage: str | None) -> StageProgress | None:
     """Return the stage's progress if the current process wrote it, not an earlier one."""
     try:
         progress = read_progress(path)
-        since = datetime.fromisoformat(str((read_json(path / "run.lock.json") or {})["since"]))
+        since = datetime.fromisoformat(str(lock_record(path)["since"]))
         current = progress is not None and datetime.fromisoformat(progress.updated_at) >= since
     except (KeyError, TypeError, ValueError, ValidationError, UserError):
         return None

@@ -11,7 +11,7 @@ from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.data.turns import prompt_key
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.judges.loading import Judge
-from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.directory import RunDir, check_adapter
 from lowrank_rlhf.run.records import Prompt, read_jsonl
 
 BASE = "base"
@@ -58,13 +58,18 @@ def compared_model(run_dir: RunDir, name: str, stages: Mapping[str, str]) -> Com
             f'unknown model "{name}": expected {", ".join(NAMES)}, or the folder of an adapter.'
             f"{suggestion(name, NAMES)}"
         )
+    check_adapter(folder)
     return ComparedModel(name, folder)
 
 
 def run_adapter(run_dir: RunDir, name: str, stage: str) -> Path:
-    """Return the folder of the run's adapter of that name. Raises `UserError` with the stage that writes it."""
+    """Return the folder of the run's adapter of that name.
+
+    Raises `UserError` with the stage that writes it if it is missing or was damaged after the stage finished.
+    """
     folder = run_dir.artifact(f"adapters/{name}")
     if folder.is_dir():
+        run_dir.check_outputs(f"adapters/{name}")
         return folder
     run, config = run_dir.path, run_dir.path / "config.yaml"
     advice = "Run that stage:"

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.models.generation import Response, sample_answers
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.run.directory import StepLog
 from lowrank_rlhf.run.progress import Bar, StopRequest
 from lowrank_rlhf.run.records import Prompt, Sample
+from lowrank_rlhf.run.step_log import StepLog
 from lowrank_rlhf.training.prompts import encode_prompts
 
 

@@ -41,6 +41,7 @@ def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, 
     found = [name for name in ADAPTERS if run_dir.artifact(f"adapters/{name}").is_dir()]
     if not found:
         raise UserError(f"{run_dir.path}: no adapters yet; `run` makes the first in stage sft")
+    run_dir.check_outputs(*(f"adapters/{name}" for name in found))
     sources = [run_dir.artifact(f"adapters/{name}") for name in found]
     with _export_to(folder, sum(path.stat().st_size for source in sources for path in source.rglob("*"))) as out:
         for source in sources:
@@ -170,6 +171,7 @@ def first_prompts(run_dir: RunDir, training: Callable[[], Sequence[Prompt]]) -> 
     A data set of comparisons may have no training prompts, because its answers are read and not sampled.
     """
     path = run_dir.artifact("prompts.jsonl")
+    run_dir.check_outputs("prompts.jsonl", "answers.jsonl")
     return list(read_jsonl(path, Prompt)) if path.is_file() else training()
 
 
@@ -189,6 +191,7 @@ def _write_modelfile(base: "Base", config: Config, out: Path) -> None:
 def _adapter(run_dir: RunDir, name: str) -> Path:
     path = run_dir.artifact(f"adapters/{name}")
     if path.is_dir():
+        run_dir.check_outputs(f"adapters/{name}")
         return path
     existing = [other for other in ADAPTERS if run_dir.artifact(f"adapters/{other}").is_dir()]
     raise UserError(

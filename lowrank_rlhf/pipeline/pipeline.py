@@ -44,6 +44,8 @@ class StageStatus(NamedTuple):
     stage: Stage
     state: State
     why: tuple[str, ...] = ()
+    damage: tuple[str, ...] = ()
+    """Part of `why`: outputs and logs that changed after the stage finished."""
 
 
 def run(
@@ -63,7 +65,7 @@ def run(
     chosen = selection.up_to(until, stages_of(config))
     again = selection.built_on(selection.named(redo, stages_of(config)))
     run_dir = RunDir(runs_folder / config.name)
-    run_dir.check_version()
+    run_dir.check()
     config = _fitted(config, run_dir, progress)
     to_do = [stage for stage in chosen if stage in again or run_dir.mark(stage.name) is None]
     check_disk_space(run_dir.path, smallest_need(to_do, config, find_shape(config.model)))
@@ -99,7 +101,7 @@ def run(
 
 def plan(config: Config, run_dir: RunDir) -> list[StageStatus]:
     """Return the state of each of the config's stages. Raises `UserError` for a run of a newer version."""
-    run_dir.check_version()
+    run_dir.check()
     return [_status(stage, config, run_dir) for stage in stages_of(config)]
 
 
@@ -141,11 +143,15 @@ def _status(stage: Stage, config: Config, run_dir: RunDir) -> StageStatus:
     started = mark or _started(run_dir, stage)
     if started is None:
         return StageStatus(stage, "to do")
+    damage: tuple[str, ...] = ()
     why = differences(started.fingerprint, current_fingerprint(stage, config, run_dir), finished=bool(mark))
     if mark:
-        why += tuple(f"{name} is gone" for name in stage.writes if not run_dir.artifact(name).exists())
-    if why:
-        return StageStatus(stage, "stale", why)
+        gone = [name for name in stage.writes if not run_dir.artifact(name).exists()]
+        why += tuple(f"{name} is gone" for name in gone)
+        there = [name for name in stage.writes if name not in gone]
+        damage = (*run_dir.faults(stage.name, there), *run_dir.log_faults(stage.name))
+    if why or damage:
+        return StageStatus(stage, "stale", why + damage, damage)
     return StageStatus(stage, "done" if mark else "half done")
 
 
@@ -240,16 +246,23 @@ def _refuse_stale(statuses: Sequence[StageStatus]) -> None:
     stale = [status for status in statuses if status.state == "stale"]
     if not stale:
         return
-    parts = [
-        f"Stage {stage.name} does not match the current settings and inputs:\n" + "".join(f"  {line}\n" for line in why)
-        for stage, _, why in stale
-    ]
-    flags = " ".join(f"--redo {stage.name}" for stage, _, _ in stale)
+    flags = " ".join(f"--redo {status.stage.name}" for status in stale)
+    damaged = any(status.damage for status in stale)
     raise StaleRun(
-        "".join(parts)
+        "".join(map(_refusal, stale))
         + f"Redo it, with all stages that depend on it: {flags}\n"
+        + ("Or restore the damaged files from a copy.\n" if damaged else "")
         + "Or keep it, and start a new run under another name: name=..."
     )
+
+
+def _refusal(status: StageStatus) -> str:
+    changed = [line for line in status.why if line not in status.damage]
+    heads = {
+        f"Stage {status.stage.name} does not match the current settings and inputs:\n": changed,
+        f"Outputs of stage {status.stage.name} were changed or damaged after it finished:\n": status.damage,
+    }
+    return "".join(head + "".join(f"  {line}\n" for line in lines) for head, lines in heads.items() if lines)
 
 
 def _started(run_dir: RunDir, stage: Stage) -> Started | None:

@@ -99,7 +99,7 @@ def _measured(run_dir: RunDir, may_fetch: bool) -> dict[str, tuple[float, float]
     if not same_machine(read_json(run_dir.path / "env.json") or {}):
         return {}
     try:
-        run_dir.check_version()
+        run_dir.check()
         config = load_config(run_dir.path / "config.yaml")
         if hub_sources(config) and not may_fetch:
             return {}

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lowrank_rlhf.run import fault_points
-from lowrank_rlhf.run.directory import SCHEMA, read_record
+from lowrank_rlhf.run.directory import SCHEMA, DamagedRecord, read_record
 from lowrank_rlhf.run.files import file_names, sha256, sync, sync_folder, write_json_atomic
+from lowrank_rlhf.run.outputs import file_fault
 
 _MANIFEST = "manifest.json"
 _KEPT = 2
@@ -70,20 +71,12 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def _damage(checkpoint: Path) -> list[str]:
     """Return a description of each damaged file; empty if the checkpoint is intact."""
-    manifest = read_record(checkpoint / _MANIFEST) or {}
+    try:
+        manifest = read_record(checkpoint / _MANIFEST) or {}
+    except DamagedRecord:
+        manifest = {}
     files, sizes = manifest.get("files"), manifest.get("bytes", {})  # earlier versions recorded no sizes
     if not isinstance(files, dict):
         return [f"{_MANIFEST} is missing or cut short"]
-    return [fault for name, digest in files.items() if (fault := _fault(checkpoint / name, name, digest, sizes))]
-
-
-def _fault(path: Path, name: str, digest: str, sizes: dict[str, int]) -> str | None:
-    try:
-        size = path.stat().st_size
-        if size != sizes.get(name, size):
-            return f"{name} is {size} bytes instead of {sizes[name]}"
-        return None if sha256(path) == digest else f"{name} does not match its recorded sha256"
-    except FileNotFoundError:
-        return f"{name} is missing"
-    except OSError as error:
-        return f"{name} cannot be read: {error.strerror}"
+    found = [file_fault(checkpoint / name, name, digest, sizes.get(name)) for name, digest in files.items()]
+    return [fault for fault in found if fault]

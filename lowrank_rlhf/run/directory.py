@@ -3,28 +3,31 @@
 The process may be killed at any instant: everything marked as done is on disk, and the rest is computed again.
 """
 
-import json
 import os
 import platform
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from lowrank_rlhf.errors import RunLocked, UserError
-from lowrank_rlhf.run import fault_points
+from lowrank_rlhf.errors import StaleRun, UserError
+from lowrank_rlhf.run import fault_points, outputs
 from lowrank_rlhf.run.files import append_line, now, read_json, sha256, sync, sync_folder, write_atomic
 from lowrank_rlhf.run.files import write_json_atomic as write_json_atomic
 from lowrank_rlhf.run.results import MARKS, DoneMark, Fingerprint, Results, StageResult, Started
+from lowrank_rlhf.run.run_lock import run_lock
+from lowrank_rlhf.run.step_log import NO_ROWS, StepLog
 
 SCHEMA = 1
 """Schema version of a run folder, in its env.json, and of each JSON file in it (decision 0014)."""
+_DAMAGED = "The file was edited or is damaged: restore it, or delete it to compute its contents again"
+_RESERVED = re.compile(r"((con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.)", re.IGNORECASE)
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 
 
@@ -48,30 +51,14 @@ class RunDir:
         write_atomic(self.path / "config.yaml", config_text)
         write_json_atomic(self.path / "env.json", _environment())
 
-    def check_version(self) -> None:
-        """Raise `UserError` for a run of a newer version of this package, whose format may differ."""
+    def check(self) -> None:
+        """Raise `UserError` for a run of a newer version, whose format may differ, and for a bad name of a new run."""
+        check_new_name(self.path)
         read_record(self.path / "env.json")
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Lock the run inside the block. Raises `RunLocked` if another process has it; a dead process keeps no lock."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot create the run folder: {error.strerror}") from None
-        holder = self.path / "run.lock.json"
-        lock = FileLock(self.path / "run.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunLocked(_in_use(self.path, holder)) from None
-        try:
-            write_json_atomic(holder, {"schema": SCHEMA, "pid": os.getpid(), "since": now()})
-            yield
-        finally:
-            with suppress(OSError):  # read-only disk: the file remains, and has no meaning without the lock
-                holder.unlink(missing_ok=True)
-            lock.release()
+    def lock(self) -> AbstractContextManager[None]:
+        """Lock the run inside a block, as `run_lock` does."""
+        return run_lock(self.path)
 
     def artifact(self, name: str) -> Path:
         """Return the path of an output, which exists when its stage is done."""
@@ -109,6 +96,49 @@ class RunDir:
         marks = {stage: self.mark(stage) for stage in MARKS}
         return Results.model_validate({stage: mark.result for stage, mark in marks.items() if mark})
 
+    def faults(self, stage: str, names: Iterable[str] | None = None) -> list[str]:
+        """Return a message for each output of a finished stage, or each of these, that changed since it finished.
+
+        Empty for a mark of an older version, which has no checksums.
+        """
+        mark = self.mark(stage)
+        sums = (mark and mark.outputs) or {}
+        chosen = None if names is None else tuple(names)
+        wanted = {name: found for name, found in sums.items() if chosen is None or _is_in(name, chosen)}
+        return list(outputs.faults(self.path, wanted))
+
+    def log_faults(self, stage: str) -> list[str]:
+        """Return a message for each log in which the rows of a finished stage changed. A deleted log is no fault."""
+        mark = self.mark(stage)
+        recorded = mark.logs if mark else {}
+        return [
+            f"{log.path.name}: the rows of stage {stage} do not match their recorded sha256 ({found.rows} readable "
+            f"rows, {recorded[log.path.name].rows} recorded). Restore the file, or delete it to go on without its rows"
+            for log in self._logs
+            if log.path.name in recorded
+            and log.path.exists()
+            and (found := log.sums().get(stage, NO_ROWS)) != recorded[log.path.name]
+        ]
+
+    def damage(self) -> list[str]:
+        """Return a message for each damaged done mark, output and log of the finished stages."""
+        found = []
+        for stage in MARKS:
+            try:
+                found += [*self.faults(stage), *self.log_faults(stage)]
+            except UserError as error:
+                found.append(str(error))
+        return found
+
+    def check_outputs(self, *names: str) -> None:
+        """Raise `StaleRun` if one of these outputs, files or folders, changed since its stage finished."""
+        for stage in MARKS:
+            if found := self.faults(stage, names):
+                raise StaleRun(
+                    f"{self.path}: {'; '.join(found)}. Restore the file from a copy, or repeat stage {stage}: "
+                    f"python -m lowrank_rlhf run {self.path / 'config.yaml'} --runs {self.path.parent} --redo {stage}"
+                )
+
     def finish(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
         """Move the outputs from the work folder into the run and mark the stage done.
 
@@ -120,7 +150,11 @@ class RunDir:
             raise RuntimeError(f"stage {stage} did not write {', '.join(missing)} into {work}")
         for name in writes:
             sync(work / name)
+        for log in self._logs:
+            if log.path.exists():
+                sync(log.path)
         fault_points.point(f"{stage}: outputs on disk")
+        mark = mark | self._sums(stage, writes)
         write_json_atomic(work / "finish.json", {"schema": SCHEMA, "writes": list(writes), "mark": mark})
         self._complete(stage, writes, mark)
 
@@ -140,7 +174,7 @@ class RunDir:
         for path in (self.work_path(stage), *map(self.artifact, writes)):
             self._put_away(path)
             fault_points.point(f"{stage}: {path.name} put away")
-        for log in (self.metrics, self.watched):
+        for log in self._logs:
             log.truncate(stage, -1)
         self._empty_trash()
 
@@ -151,6 +185,19 @@ class RunDir:
     def event(self, kind: str, **details: Any) -> None:
         """Append an event to events.jsonl."""
         append_line(self.path / "events.jsonl", {"time": now(), "kind": kind, **details})
+
+    @property
+    def _logs(self) -> tuple[StepLog, StepLog]:
+        return self.metrics, self.watched
+
+    def _sums(self, stage: str, writes: Sequence[str]) -> dict[str, Any]:
+        """Return the keys of a done mark that record its outputs, still in the work folder, and its log rows."""
+        files = outputs.file_sums(self.work(stage), writes)
+        rows = {log.path.name: found for log in self._logs if (found := log.sums().get(stage))}
+        return {
+            "outputs": {name: found.model_dump() for name, found in files.items()},
+            "logs": {name: found.model_dump() for name, found in rows.items()},
+        }
 
     def _mark(self, stage: str) -> Path:
         return self.path / "done" / f"{stage}.json"
@@ -179,60 +226,61 @@ class RunDir:
         shutil.rmtree(self.work_path(".trash"), ignore_errors=True)
 
 
-def read_record(path: Path, form: type[BaseModel] | None = None) -> dict[str, Any] | None:
-    """Return the contents of a JSON file of a run, or None if it is missing or truncated.
+def check_new_name(run: Path) -> None:
+    """Raise `UserError` if the run is new and its folder could not be copied to macOS or Windows beside the others."""
+    try:
+        names = set(os.listdir(run.parent))
+    except OSError:
+        names = set()
+    if run.name in names:
+        return
+    if _RESERVED.fullmatch(run.name):
+        raise UserError(f"name: {run.name}: not a valid folder name on Windows. Choose another name")
+    if twins := [name for name in names if name.casefold() == run.name.casefold()]:
+        raise UserError(
+            f"name: {run.name} differs from the existing run {twins[0]} in upper and lower case only; on macOS and "
+            f"Windows they would be one folder. Write {twins[0]}, or choose another name"
+        )
 
-    Raises `UserError` for a file of a newer version, and for one that does not match `form`. Without a `schema` it is
-    of version 1.
+
+def check_adapter(folder: Path) -> None:
+    """Raise `StaleRun` if the folder is an adapter of a run and was damaged after its stage finished."""
+    folder = folder.absolute()
+    if folder.parent.name == "adapters":
+        RunDir(folder.parents[1]).check_outputs(f"adapters/{folder.name}")
+
+
+class DamagedRecord(UserError):
+    """A JSON file of a run is damaged: not an object, or not in its form."""
+
+
+def read_record(path: Path, form: type[BaseModel] | None = None) -> dict[str, Any] | None:
+    """Return the contents of a JSON file of a run, or None if it is missing.
+
+    Raises `UserError` for a file of a newer version, and `DamagedRecord` for one that is no JSON object or does not
+    match `form`. Without a `schema` it is of version 1.
     """
+    if path.is_dir():
+        raise DamagedRecord(f"{path}: is a folder; a JSON file is expected. Move the folder away")
     found = read_json(path)
-    schema = (found or {}).get("schema", SCHEMA)
+    if found is None:
+        if path.exists():
+            raise DamagedRecord(f"{path}: not a JSON object. {_DAMAGED}")
+        return None
+    schema = found.get("schema", SCHEMA)
     if not isinstance(schema, int) or schema > SCHEMA:
         raise UserError(f"{path}: written by a newer version of lowrank_rlhf (schema {schema}); update lowrank_rlhf")
-    if found is not None and form:
+    if form:
         try:
             form.model_validate(found)
         except ValidationError as error:
             fault = error.errors()[0]
-            raise UserError(
-                f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}. The file was edited or is damaged: "
-                "restore it, or delete it to compute its contents again"
-            ) from None
+            raise DamagedRecord(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}. {_DAMAGED}") from None
     return found
 
 
-class StepLog:
-    """Log of the steps of the stages: one JSON object per line, readable while it grows."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.also: Callable[[str, int, dict[str, Any]], None] | None = None  # called with each appended row
-
-    def append(self, stage: str, step: int, **row: Any) -> None:
-        """Append a row; NaN and infinities become null."""
-        append_line(self.path, {"stage": stage, "step": step, **row})
-        if self.also:
-            self.also(stage, step, row)
-
-    def read(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the rows of one stage or of all; incomplete lines, as left by a crash, are skipped."""
-        for _, row in self._lines():
-            if stage is None or row["stage"] == stage:
-                yield row
-
-    def truncate(self, stage: str, step: int) -> None:
-        """Delete the stage's rows after a step, so that resuming from its checkpoint repeats none."""
-        if self.path.exists():
-            kept = [line for line, row in self._lines() if row["stage"] != stage or row["step"] <= step]
-            write_atomic(self.path, "".join(f"{line}\n" for line in kept))
-
-    def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
-        for line in text.split("\n"):
-            with suppress(json.JSONDecodeError):
-                row = json.loads(line)
-                if isinstance(row, dict) and isinstance(row.get("step"), int) and "stage" in row:
-                    yield line, row
+def _is_in(file: str, names: Iterable[str]) -> bool:
+    return any(file == name or file.startswith(f"{name}/") for name in names)
 
 
 def _environment() -> dict[str, Any]:
@@ -250,9 +298,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _in_use(run: Path, holder: Path) -> str:
-    by = read_json(holder)
-    process = f"process {by.get('pid')} since {by.get('since')}" if by else "another process"
-    return f"{run}: in use by {process}. Wait until it ends, or stop it: it saves its work on SIGTERM."

@@ -1,20 +1,26 @@
 """Atomic reading and writing of files: a crash leaves the old or the new contents, never a part."""
 
+import glob
 import hashlib
 import json
 import math
 import os
-import re
 import shutil
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
+from filelock import FileLock, Timeout
 
 from lowrank_rlhf.run import fault_points
+
+_SETTLED_NANOSECONDS = 2_000_000_000
+"""Age from which a file's times identify its contents: two changes in one tick of the clock have equal times."""
+_digests: dict[tuple[int, ...], str] = {}
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -37,12 +43,26 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the sorted relative paths and hashes of a folder's files."""
+    """Return the SHA-256 of a file, or of the sorted relative paths and hashes of a folder's files.
+
+    A process reads an unchanged file once.
+    """
     if path.is_dir():
         listing = "".join(f"{name}\0{sha256(path / name)}\n" for name in file_names(path))
         return hashlib.sha256(listing.encode()).hexdigest()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        state = file_state(os.fstat(file.fileno()))
+        if state in _digests:
+            return _digests[state]
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time_ns() - max(state[-2:]) > _SETTLED_NANOSECONDS:
+        _digests[state] = digest
+    return digest
+
+
+def file_state(status: os.stat_result) -> tuple[int, ...]:
+    """Return device, inode, size and times of the last changes, which differ after any change of the file."""
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def now() -> str:
@@ -74,31 +94,46 @@ def write_atomic(path: Path, text: str) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a folder to fill; it is renamed to `target` at the end of the block, and deleted after an error.
 
-    Leftovers of killed processes are deleted first. Raises OSError if `target` is a file or not empty.
+    Leftovers of killed processes are deleted first; a folder that a living process fills is locked, on any host that
+    shares the disk. Raises OSError if `target` is a file or not empty.
     """
-    _clear_unfinished(target.absolute())
-    temporary = target.absolute().with_name(f".{target.absolute().name}.{os.getpid()}.new")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        sync(temporary)
-        fault_points.point(f"{target.name}: filled")
-        if target.exists():
-            target.rmdir()
-        os.rename(temporary, target)
-        fault_points.point(f"{target.name}: renamed")
-        sync_folder(temporary.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    target = target.absolute()
+    _clear_unfinished(target)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.new")
+    with _locked(temporary):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            sync(temporary)
+            fault_points.point(f"{target.name}: filled")
+            if target.exists():
+                target.rmdir()
+            os.rename(temporary, target)
+            fault_points.point(f"{target.name}: renamed")
+            sync_folder(temporary.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _locked(temporary: Path) -> Iterator[None]:
+    """Lock a temporary folder, which need not exist, inside the block. Raises `Timeout` if a process has locked it."""
+    lock = temporary.with_name(f"{temporary.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock, timeout=0):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows deletes no open file
+                lock.unlink(missing_ok=True)
 
 
 def _clear_unfinished(target: Path) -> None:
-    """Delete the temporary folders that ended processes left for this target."""
-    name = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.new")
-    for path in target.parent.iterdir() if target.parent.is_dir() else ():
-        maker = name.fullmatch(path.name)
-        if maker and (int(maker[1]) == os.getpid() or not psutil.pid_exists(int(maker[1]))):
-            shutil.rmtree(path)
+    """Delete the temporary folders, and their locks, that ended processes left for this target."""
+    left = [*target.parent.glob(f".{glob.escape(target.name)}.*.new*")] if target.parent.is_dir() else []
+    for temporary in {path.with_suffix("") if path.suffix == ".lock" else path for path in left}:
+        with suppress(Timeout), _locked(temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:

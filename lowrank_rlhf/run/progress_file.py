@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, ValidationError
+from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt
 
-from lowrank_rlhf.run.directory import read_record
+from lowrank_rlhf.run.directory import DamagedRecord, read_record
 
 NAME = "progress.json"
 
@@ -34,11 +34,10 @@ def read_progress(run: Path) -> StageProgress | None:
 
     Raises `UserError` for a file of a newer version.
     """
-    found = read_record(run / NAME)
-    try:
+    with suppress(DamagedRecord):
+        found = read_record(run / NAME, StageProgress)
         return StageProgress.model_validate(found) if found else None
-    except ValidationError:
-        return None
+    return None
 
 
 def write_progress(run: Path, state: StageProgress) -> None:

@@ -12,6 +12,20 @@ class Result(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
+class FileSum(Result):
+    """Size and checksum of a finished file."""
+
+    bytes: NonNegativeInt
+    sha256: str
+
+
+class RowsSum(Result):
+    """Number and checksum of a finished stage's lines in a log."""
+
+    rows: NonNegativeInt
+    sha256: str
+
+
 class ReliabilityRow(Result):
     """Predicted probability and accuracy of the pairs with a confidence between `low` and `high`."""
 

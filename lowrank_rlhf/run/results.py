@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 
-from lowrank_rlhf.run.result_parts import Interval, PromptAudit, ReliabilityRow, Result
+from lowrank_rlhf.run.result_parts import FileSum, Interval, PromptAudit, ReliabilityRow, Result, RowsSum
 from lowrank_rlhf.run.yardstick_results import Yardsticks
 
 ClaimId = Literal[
@@ -255,6 +255,10 @@ class DoneMark(Started, Generic[R]):
     """Part of `seconds` spent loading the model."""
     planned_memory_bytes: NonNegativeInt | None = None
     finished_at: str | None = None
+    outputs: dict[str, FileSum] | None = None
+    """Size and checksum of every output file; None in marks of older versions, whose outputs cannot be checked."""
+    logs: dict[str, RowsSum] = Field(default_factory=dict)
+    """Checksums of the stage's rows in metrics.jsonl and watched.jsonl."""
     taken_from: str | None = None
     """Name of the run from which a sweep copied the outputs."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.run.directory import StepLog
+from lowrank_rlhf.run.step_log import StepLog
 
 Send = Callable[[str, int, dict[str, float]], None]
 """Function of stage, step, and the figures of the step by name."""

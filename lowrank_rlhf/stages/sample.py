@@ -6,9 +6,9 @@ from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.evaluation.sampling import AnswerLog, answer_prompts
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.run.directory import StepLog
 from lowrank_rlhf.run.records import write_jsonl
 from lowrank_rlhf.run.results import SampleResult
+from lowrank_rlhf.run.step_log import StepLog
 from lowrank_rlhf.session import Session
 
 

@@ -21,7 +21,7 @@ from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
-from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.directory import RunDir, check_adapter
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.progress import Bar, Progress, StopRequest
 from lowrank_rlhf.run.records import Demonstration
@@ -45,6 +45,7 @@ def run(session: Session) -> SftResult:
     roles.reset(Role.POLICY, torch.Generator().manual_seed(session.seed("sft", "init")))
     figures: dict[str, Any] = {}
     if config.source == "adapter":
+        check_adapter(Path(str(config.adapter)))
         load_role(roles, Role.POLICY, Path(str(config.adapter)))
     elif config.source == "train":
         demonstrations = session.filter_lengths().demonstrations

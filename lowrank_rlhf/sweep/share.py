@@ -74,11 +74,13 @@ def _donor(stage: Stage, config: Config, run_dir: RunDir, donors: Sequence[RunDi
 
 
 def _unchanged(stage: Stage, donor: RunDir) -> bool:
-    """Return True if all outputs of the stage exist, and are the ones that the donor's later stages read."""
+    """Return True if all outputs of the stage exist, as they were when it finished and as later stages read them."""
     hashes = donor.hashes(stage.writes)
     read = [mark.fingerprint.inputs for entry in STAGES if (mark := donor.mark(entry.name))]
-    return len(hashes) == len(stage.writes) and all(
-        inputs.get(name, found) == found for inputs in read for name, found in hashes.items()
+    return (
+        len(hashes) == len(stage.writes)
+        and not donor.faults(stage.name)
+        and all(inputs.get(name, found) == found for inputs in read for name, found in hashes.items())
     )
 
 

@@ -2,18 +2,20 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from dashboard_runs import SLEEPER, event, finish, holding, make_run
+from dashboard_runs import RESULTS, SLEEPER, event, finish, holding, make_run
 
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import watch
-from lowrank_rlhf.dashboard.tabs.runs_html import run_list
+from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, run_list
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_json_atomic
 from lowrank_rlhf.stages import STAGES
 
@@ -94,6 +96,41 @@ class TestStatus:
         assert RunsFolder(tmp_path).status("one").state == "killed"
         assert RunsFolder(tmp_path).training() is None
 
+    @pytest.mark.parametrize("part", ["host", "boot", "pid_namespace", "inode"])
+    def test_a_process_is_signalled_only_if_its_whole_identity_matches(self, tmp_path, part) -> None:
+        """A copied folder, another host on the same disk, another container: `pid` is another process's there."""
+        run = make_run(tmp_path)
+        with holding(run, **{part: "another", "host": "other"}) as process:
+            found = RunsFolder(tmp_path).status("one")
+            assert (found.state, found.pid, found.memory_bytes()) == ("running", None, None)
+            with pytest.raises(
+                UserError, match=rf"process {process.pid} on host other cannot be stopped from this page"
+            ):
+                jobs.stop(run)
+            with pytest.raises(UserError, match="is already working on this run"):
+                jobs.start(run, [sys.executable, "-c", "pass"])
+            assert process.poll() is None
+
+    def test_a_lock_of_an_older_version_without_identity_is_not_signalled(self, tmp_path) -> None:
+        run = make_run(tmp_path)
+        with holding(run) as process:
+            since = "2101-01-01T00:00:00+00:00"
+            write_json_atomic(run / "run.lock.json", {"schema": 1, "pid": process.pid, "since": since})
+            with pytest.raises(UserError, match=rf"process {process.pid} cannot be stopped"):
+                jobs.stop(run)
+            assert process.poll() is None
+
+    def test_stop_in_a_copied_folder_leaves_the_original_run_alone(self, tmp_path) -> None:
+        run = make_run(tmp_path)
+        with holding(run) as process:
+            write_json_atomic(run / "logs" / "job.json", json.loads((run / "run.lock.json").read_text()))
+            shutil.copytree(run, tmp_path / "copy")
+            assert RunsFolder(tmp_path).status("copy").state == "new"
+            assert not jobs.stop(tmp_path / "copy")
+            assert process.poll() is None
+            assert jobs.stop(run)
+            process.wait(10)
+
     def test_a_number_that_another_process_has_now_is_not_the_run(self, tmp_path) -> None:
         """A lock older than the process, and a process that is something else."""
         run = make_run(tmp_path)
@@ -115,6 +152,21 @@ class TestStatus:
         run = make_run(tmp_path)
         (run / "run.lock.json").write_text(written)
         assert jobs.holder(run) is None
+
+    def test_a_damaged_output_or_mark_is_shown_by_name(self, tmp_path) -> None:
+        run = make_run(tmp_path)
+        (RunDir(run).work("sample") / "samples.jsonl").write_text("{}\n")
+        mark = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 1.0, "summary": RESULTS["sample"]}
+        RunDir(run).finish("sample", ["samples.jsonl"], mark)
+        finish(run, "sft")
+        assert damage_note(RunsFolder(tmp_path).status("one"), "en") == ""
+        (run / "samples.jsonl").write_text("[]\n")
+        (run / "done" / "sft.json").write_text('{"summary": {')
+        for language, lead in (("en", "changed or damaged"), ("zh", "被改动或损坏")):
+            shown = damage_note(RunsFolder(tmp_path).status("one"), language)
+            assert lead in shown
+            assert "samples.jsonl does not match its recorded sha256" in shown
+            assert "done/sft.json: not a JSON object" in shown
 
     def test_progress_comes_from_the_progress_file(self, tmp_path) -> None:
         """Of the stage and the process at work; a progress bar in the log counts for nothing."""

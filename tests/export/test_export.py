@@ -22,7 +22,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from synthetic_run import all_summaries
 from tiny import ARCHITECTURES, CHATML, load_plain, make_roles, make_tiny_model, random_tokens
-from tiny_finished import finished_run
+from tiny_finished import damage, finished_run
 from tiny_run import make_config, make_session, write_prompts
 from torch import Tensor, nn
 from transformers import (
@@ -36,7 +36,7 @@ from transformers import (
 from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config, ModelConfig
-from lowrank_rlhf.errors import CannotFit, Stopped, UserError
+from lowrank_rlhf.errors import CannotFit, ExitCode, Stopped, UserError
 from lowrank_rlhf.export import merged_model as writing
 from lowrank_rlhf.export import model_card
 from lowrank_rlhf.export.export import export_adapters
@@ -663,15 +663,61 @@ def test_new_folder_is_whole_or_not_there(tmp_path) -> None:
     assert (tmp_path / "good" / "inner" / "file").read_text() == "x"
 
 
-def test_what_a_killed_process_left_of_a_new_folder_goes_and_a_living_ones_stays(tmp_path) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
-        pass
-    living = tmp_path / f".good.{os.getppid()}.new"
-    for left in (tmp_path / f".good.{dead.pid}.new", living):
-        left.mkdir()
+FILL = """
+import sys, time
+from pathlib import Path
+from lowrank_rlhf.run.files import new_folder
+with new_folder(Path(sys.argv[1])) as folder:
+    (folder / "file").write_text("of the other process")
+    print(folder.name, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_unfinished_folders_for_one_target_do_not_delete_each_other(tmp_path, monkeypatch) -> None:
+    """Also where both processes have one number, as in two containers."""
+    command = [sys.executable, "-c", FILL, tmp_path / "good"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        name = other.stdout.readline().strip()
+        monkeypatch.setattr(os, "getpid", lambda: other.pid)
+        with new_folder(tmp_path / "good") as folder:
+            assert (tmp_path / name / "file").read_text() == "of the other process"
+            (folder / "file").write_text("own")
+        assert (tmp_path / name / "file").is_file()
+        other.kill()
+    shutil.rmtree(tmp_path / "good")
+    (tmp_path / ".good.123.new").mkdir()  # as an older version left it
     with new_folder(tmp_path / "good"):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, "good"]
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("policy", ["export", "tiny", "out", "--what", "adapters"]),
+        ("policy", ["export", "tiny", "out"]),
+        ("reward", ["export", "tiny", "out", "--what", "reward"]),
+        ("sft", ["chat", "tiny", "--prompt", "Hello"]),
+        ("reward", ["chat", "tiny", "--prompt", "Hello"]),
+        ("policy", ["evaluate", "tiny"]),
+        ("reward", ["evaluate", "tiny"]),
+        ("policy", ["evaluate", "tiny", "--left", "base", "--right", "runs/tiny/adapters/policy"]),
+    ],
+)
+def test_a_damaged_adapter_is_refused_by_name(tiny_folder, tmp_path, command, monkeypatch, name, arguments) -> None:
+    session = finished_run(tiny_folder(), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    damage(session.run_dir, f"adapters/{name}/{WEIGHTS}")
+    code, _, err = command(*arguments)
+    stage = "ppo" if name == "policy" else name
+    assert code == ExitCode.STALE
+    assert f"adapters/{name}/{WEIGHTS} does not match its recorded sha256" in err
+    assert f"--redo {stage}" in err
+    assert not (tmp_path / "out").exists()
 
 
 # --- The command

@@ -112,7 +112,7 @@ def test_a_run_makes_every_stage_once_and_marks_it(tmp_path: Path, factory: Fact
     mark = done(run_dir, "ppo")
     assert set(mark) == {
         "schema", "stage", "fingerprint", "summary", "seconds", "loading_seconds", "peak_memory_bytes", "finished_at",
-        "processes", "planned_memory_bytes",
+        "processes", "planned_memory_bytes", "outputs", "logs",
     }  # fmt: skip
     assert mark["fingerprint"]["settings"]["ppo.kl_coef"] == 0.05
     assert set(mark["fingerprint"]["inputs"]) == {"sft.txt", "rank.txt"}
@@ -274,6 +274,96 @@ def test_an_output_that_is_gone_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("factory")
+def test_a_damaged_output_is_refused_by_name_until_it_is_restored_or_made_again(tmp_path: Path) -> None:
+    run_dir = run(tmp_path, until="rank")
+    path = run_dir.artifact("rank.txt")
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])  # one bit; ppo, which reads it, has not begun
+    with pytest.raises(StaleRun) as caught:
+        run(tmp_path)
+    assert str(caught.value) == (
+        "Outputs of stage rank were changed or damaged after it finished:\n"
+        "  rank.txt does not match its recorded sha256\n"
+        "Redo it, with all stages that depend on it: --redo rank\n"
+        "Or restore the damaged files from a copy.\n"
+        "Or keep it, and start a new run under another name: name=..."
+    )
+    assert states(tmp_path) == ["done", "done", "stale", "to do", "to do"]
+    path.write_bytes(whole)
+    assert states(tmp_path)[2] == "done"
+    path.write_bytes(whole[:-1])
+    with pytest.raises(StaleRun, match=r"rank\.txt is 21 bytes instead of 22"):
+        run(tmp_path)
+    run(tmp_path, redo=["rank"])
+    assert states(tmp_path) == ["done"] * 5
+
+
+@pytest.mark.usefixtures("factory")
+def test_a_mark_of_an_older_version_has_no_checksums_and_says_nothing(tmp_path: Path) -> None:
+    run_dir = run(tmp_path, until="rank")
+    mark = done(run_dir, "rank")
+    write_json_atomic(
+        run_dir.path / "done" / "rank.json", {k: v for k, v in mark.items() if k not in ("outputs", "logs")}
+    )
+    run_dir.artifact("rank.txt").write_text("other")
+    assert states(tmp_path)[2] == "done"
+    assert run_dir.damage() == []
+    run(tmp_path)
+
+
+@pytest.mark.usefixtures("factory")
+@pytest.mark.parametrize("contents", ["", '{"schema": 1, "stage": "ra', "[]", "\0\0\0\0"])
+def test_a_damaged_mark_is_an_error_by_name_and_no_silent_redo(tmp_path: Path, factory: Factory, contents: str) -> None:
+    run_dir = run(tmp_path)
+    path = run_dir.path / "done" / "rank.json"
+    path.write_text(contents)
+    factory.ran.clear()
+    for command in (states, run):
+        with pytest.raises(UserError, match=r"done/rank\.json: not a JSON object\. The file was edited or is damaged"):
+            command(tmp_path)
+    assert factory.ran == []
+    run(tmp_path, redo=["rank"])
+    assert factory.ran == ["rank", "ppo"]
+
+
+def test_rows_of_a_finished_stage_that_changed_are_an_error_by_name(tmp_path: Path, factory: Factory) -> None:
+    factory.before = {"sft": lambda session: [session.metrics.append("sft", step, loss=0.5) for step in range(3)]}
+    run_dir = run(tmp_path)
+    whole = run_dir.metrics.path.read_text()
+    assert done(run_dir, "sft")["logs"]["metrics.jsonl"]["rows"] == 3
+    for damaged, rows in ((whole.replace("0.5", "0.7", 1), 3), (whole[10:], 2), (whole + whole, 6)):
+        run_dir.metrics.path.write_text(damaged)
+        with pytest.raises(
+            StaleRun, match=rf"metrics\.jsonl: the rows of stage sft .* \({rows} readable rows, 3 recorded\)"
+        ):
+            run(tmp_path)
+    run_dir.metrics.path.unlink()
+    assert states(tmp_path) == ["done"] * 5
+    run_dir.metrics.path.write_text(whole)
+    run_dir.metrics.append("other", 1, loss=1.0)
+    run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["con", "NUL.txt", "com1", "run."])
+def test_a_new_run_with_a_reserved_name_is_refused(tmp_path: Path, factory: Factory, name: str) -> None:
+    with pytest.raises(UserError, match="not a valid folder name on Windows"):
+        run(tmp_path, settings(name=name))
+    assert not (tmp_path / name).exists()
+    (tmp_path / name).mkdir()  # as an older version left it
+    run(tmp_path, settings(name=name))
+    assert factory.ran == list(NAMES)
+
+
+@pytest.mark.usefixtures("factory")
+def test_a_new_run_whose_name_differs_in_case_only_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(UserError, match="name: A differs from the existing run a in upper and lower case only"):
+        run(tmp_path, settings(name="A"))
+    run(tmp_path)
+    run(tmp_path, settings(name="console"))
+
+
+@pytest.mark.usefixtures("factory")
 def test_data_files_outside_the_run_count_by_their_contents(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "One?"}\n{"prompt": "Two?"}\n')
@@ -287,11 +377,11 @@ def test_data_files_outside_the_run_count_by_their_contents(tmp_path: Path) -> N
 
 def test_redo_remakes_all_that_was_built_on_it_and_no_more(tmp_path: Path, factory: Factory) -> None:
     run_dir = run(tmp_path)
-    run_dir.artifact("evaluate.txt").write_text("kept")
+    made = run_dir.artifact("evaluate.txt").stat()
     factory.ran.clear()
     run(tmp_path, redo=["sample"])
     assert factory.ran == ["sample", "rank", "ppo"]
-    assert run_dir.artifact("evaluate.txt").read_text() == "kept"
+    assert run_dir.artifact("evaluate.txt").stat() == made
 
 
 @pytest.mark.usefixtures("factory")

@@ -18,9 +18,10 @@ from lowrank_rlhf.models import generation
 from lowrank_rlhf.models.generation import Response
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.pipeline import pipeline
-from lowrank_rlhf.run.directory import RunDir, StepLog
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.progress import Progress, StopRequest
+from lowrank_rlhf.run.step_log import StepLog
 from lowrank_rlhf.stages.sft import training_rows
 
 ADAPTERS = ("adapters/sft", "adapters/reward", "adapters/policy", "adapters/policy-last", "adapters/critic")

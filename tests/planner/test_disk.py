@@ -17,8 +17,9 @@ from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.planner import disk
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
-from lowrank_rlhf.run.directory import RunDir, StepLog
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.run.step_log import StepLog
 
 ADAPTERS = ("adapters/sft", "adapters/reward", "adapters/policy", "adapters/policy-last", "adapters/critic")
 MIB = 2**20

@@ -15,7 +15,8 @@ from marks import done
 from lowrank_rlhf.errors import RunLocked, UserError
 from lowrank_rlhf.run import directory
 from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
-from lowrank_rlhf.run.directory import RunDir, StepLog, sha256, write_json_atomic
+from lowrank_rlhf.run.directory import RunDir, sha256, write_json_atomic
+from lowrank_rlhf.run.step_log import StepLog
 
 WRITES = ("adapters/sft", "report.md")
 MARK = {
@@ -25,6 +26,7 @@ MARK = {
     "seconds": 1.0,
     "summary": {},
 }
+NEW = "11507a0e2f5e69d5dfa40a62a1bd7b6ee57e6bcd85c67c9b8431b36fff21c437"  # printf new | sha256sum
 KILLED = 9
 
 
@@ -71,7 +73,10 @@ def test_finish_moves_the_outputs_marks_the_stage_and_clears_up(tmp_path: Path) 
     fill(run)
     run.finish("sft", WRITES, MARK)
     assert contents(run) == ["new"] * 3
-    assert done(run, "sft") == MARK
+    sums = {
+        name: {"bytes": 3, "sha256": NEW} for name in ("adapters/sft/a.bin", "adapters/sft/deep/b.bin", "report.md")
+    }
+    assert done(run, "sft") == MARK | {"outputs": sums, "logs": {}}
     assert done(run, "ppo") is None
     assert list((tmp_path / "work").iterdir()) == []
 
@@ -113,7 +118,7 @@ def test_finish_may_be_killed_at_any_point(tmp_path: Path) -> None:
             assert contents(run) == ["old"] * 3
             run.finish("sft", WRITES, MARK | {"made": "new"})
         assert contents(run) == ["new"] * 3
-        assert done(run, "sft") == MARK | {"made": "new"}
+        assert done(run, "sft").items() >= (MARK | {"made": "new"}).items()
         assert list((folder / "work").iterdir()) == []
         states.add((made is not None, bool(recovered)))
         shutil.rmtree(folder)

@@ -22,8 +22,8 @@ from lowrank_rlhf.errors import StaleRun, UserError
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.preflight import problems
 from lowrank_rlhf.run import distributed
-from lowrank_rlhf.run.directory import StepLog
 from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.run.step_log import StepLog
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and SIGTERM")
 ADAPTERS = ("sft", "reward", "policy", "policy-last", "critic")

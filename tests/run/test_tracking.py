@@ -18,8 +18,8 @@ from lowrank_rlhf.config.schema import Config, ModelConfig
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run import tracking
-from lowrank_rlhf.run.directory import StepLog
 from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.run.step_log import StepLog
 from lowrank_rlhf.run.tracking import tracked
 
 

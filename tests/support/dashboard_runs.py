@@ -13,9 +13,16 @@ from lowrank_rlhf.config.loading import preset_path
 from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.run.files import append_line, write_json_atomic
+from lowrank_rlhf.run.run_lock import identity
 
 NASTY = "<script>document.title='taken'</script> **bold** ${1+1} {{value}} \u202eabc"
 SLEEPER = "import time, sys; print('lowrank_rlhf'); sys.stdout.flush(); time.sleep(60)"
+HOLDER = """
+import sys, time, filelock
+with filelock.FileLock(sys.argv[1]):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
 RESULTS = {
     "sample": {"prompts": 2, "answers": 8},
     "rank": {"source": "judge", "rankings": 2, "comparisons": 3},
@@ -51,13 +58,13 @@ def event(run: Path, kind: str, stage: str = "sft", **more: object) -> None:
 
 
 @contextmanager
-def holding(run: Path, name: str = "lowrank_rlhf") -> Iterator[subprocess.Popen]:
-    """A live process with the run's lock, as training has it; killed afterwards."""
-    command = [sys.executable, "-c", SLEEPER.replace("lowrank_rlhf", name)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+def holding(run: Path, name: str = "lowrank_rlhf", **changes: Any) -> Iterator[subprocess.Popen]:
+    """A live process with the run's lock, as training has it; killed afterwards. `changes` are of its record."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER, run / "run.lock", name], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline()
         since = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 1))
-        write_json_atomic(run / "run.lock.json", {"pid": process.pid, "since": since})
+        record = {"pid": process.pid, "since": since, **identity(run / "run.lock")} | changes
+        write_json_atomic(run / "run.lock.json", record)
         yield process
         process.kill()
 

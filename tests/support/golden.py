@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lowrank_rlhf.errors import Stopped
 from lowrank_rlhf.pipeline import pipeline
-from lowrank_rlhf.run.directory import StepLog
 from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.run.step_log import StepLog
 
 FOLDER = Path(__file__).parents[1] / "golden"
 STOPPED_AT = ("ppo", 2)

@@ -20,9 +20,10 @@ from lowrank_rlhf.data.run_data import keep_commits, read_commits
 from lowrank_rlhf.errors import StageFailed, Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.reports.charts import distance_and_gold
-from lowrank_rlhf.run.directory import RunDir, StepLog
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.results import RewardResult, StageResult
+from lowrank_rlhf.run.step_log import StepLog
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.sweep import launch as launching
 from lowrank_rlhf.sweep import share

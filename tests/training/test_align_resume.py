@@ -11,8 +11,9 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import CannotFit, Stopped
 from lowrank_rlhf.models import batch_limits
 from lowrank_rlhf.pipeline import pipeline
-from lowrank_rlhf.run.directory import RunDir, StepLog
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
+from lowrank_rlhf.run.step_log import StepLog
 from lowrank_rlhf.training.trl_loop import AtomicAdamW, FiniteGuard
 
 ADAPTERS = ("adapters/policy", "adapters/policy-last", "watched.jsonl")

@@ -11,6 +11,7 @@ from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import memory
 
 _SECONDS = 2.0
@@ -95,6 +96,10 @@ def _report(run: Path, language: str) -> str:
     path = run / "report.html"
     if not path.is_file():
         return f'<p class="empty">{html(t("result.no_report", language))}</p>'
+    try:
+        RunDir(run).check_outputs(path.name)
+    except UserError as error:
+        return note(str(error), "bad")
     source = f"/runs/{run.name}/report.html"
     version = path.stat().st_mtime_ns
     title = html(t("result.report", language))

@@ -38,7 +38,13 @@ def details(run: RunStatus | None, language: str) -> str:
     if run.state == "waiting":
         lead += " " + t("runs.waiting", language)
     log = f"<pre>{html(run.log_end)}</pre>" if run.log_end else ""
-    return f'<p class="lead">{_badge(run, language)} {html(lead)}</p>{log}'
+    return f'<p class="lead">{_badge(run, language)} {html(lead)}</p>{damage_note(run, language)}{log}'
+
+
+def damage_note(run: RunStatus, language: str) -> str:
+    """Return a message box with the damaged files of the run's finished stages; empty if there are none."""
+    found = run.damage()
+    return note("\n".join([t("runs.damaged", language), *found]), "bad") if found else ""
 
 
 def command_line(command: str, language: str) -> str:

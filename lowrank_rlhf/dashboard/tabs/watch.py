@@ -8,7 +8,7 @@ import gradio as gr
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 from lowrank_rlhf.dashboard.run_status import RunStatus
-from lowrank_rlhf.dashboard.tabs.runs_html import last_figure, state_line
+from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, last_figure, state_line
 from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.dashboard.text import html, t
@@ -86,6 +86,7 @@ def _state(run: RunStatus, language: str) -> str:
     figures = [text for text in (last_figure(run, language), _pace(run)) if text]
     return (
         f'<p class="lead"><span class="badge {run.state}">{html(run.name)}</span> {html(state_line(run, language))}</p>'
+        f"{damage_note(run, language)}"
         f'<ol class="pipeline">{"".join(cells)}</ol><p class="soft">{html("  ·  ".join(figures))}</p>'
     )
 
