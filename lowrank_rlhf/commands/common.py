@@ -88,6 +88,8 @@ def run_folder(run: str, runs: Path) -> Path:
         if os.path.isfile(folder / "config.yaml"):
             RunDir(folder).check()
             return folder
+        if os.path.isdir(folder / "config.yaml"):
+            raise UserError(f"{folder / 'config.yaml'}: expected a YAML file, got a folder")
     names = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
     listing = f"Existing runs: {', '.join(names)}." if names else "There are no runs yet."
     raise UserError(f'run "{run}" not found in {runs}. {listing}{suggestion(run, names)}')

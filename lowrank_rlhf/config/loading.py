@@ -78,7 +78,8 @@ def load_config(
     before it is called.
     Raises `UserError` with one line per mistake, each beginning with `file:line:column` or the override.
     """
-    if path.name == str(path) and not path.suffix and not os.path.isfile(path):
+    named = path.name == str(path) and not path.suffix and not os.path.isfile(path)
+    if named and (path.name in preset_names() or not os.path.isdir(path)):
         path = preset_path(path.name)
     return parse_config(_read_text(path), str(path), overrides, check)
 
@@ -155,7 +156,9 @@ def _read(text: str, name: str) -> _Settings:
 
 def _read_text(path: Path) -> str:
     if os.path.isdir(path):
-        raise UserError(f"{path}: expected a YAML file, got a folder")
+        inside = path / "config.yaml"
+        hint = f". Write {inside}" if os.path.isfile(inside) else ""
+        raise UserError(f"{path}: expected a YAML file, got a folder{hint}")
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)

@@ -1,6 +1,7 @@
 """Exports of a run as folders for other software: adapters, a merged 16-bit model, the reward model, the prompts."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -223,7 +224,15 @@ def _export_to(folder: Path, size: int) -> Iterator[Path]:
         with new_folder(folder) as out:
             yield out
     except OSError as error:
+        if error.filename and not _is_of(folder.absolute(), Path(error.filename).absolute()):
+            raise  # a file of the run
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+
+
+def _is_of(folder: Path, path: Path) -> bool:
+    """Return True for the folder, its unfinished form, what is in them, and the folders above."""
+    unfinished = folder.with_name(f".{folder.name}.")
+    return path in (folder, *folder.parents) or str(path).startswith((f"{folder}{os.sep}", str(unfinished)))
 
 
 def _write(roles: "Roles", role: "Role", plan: "Plan", out: Path, progress: Progress, stop: StopRequest) -> None:

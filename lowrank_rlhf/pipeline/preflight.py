@@ -55,7 +55,8 @@ def _adapter_problems(config: Config) -> Iterator[tuple[Key, str]]:
         return
     folder = Path(config.sft.adapter)
     if not os.path.isdir(folder):
-        yield ("sft", "adapter"), f"{folder}: folder not found. Relative paths start at {Path.cwd()}"
+        fault = "expected a folder, got a file" if os.path.isfile(folder) else "folder not found"
+        yield ("sft", "adapter"), f"{folder}: {fault}. Relative paths start at {Path.cwd()}"
     elif missing := [name for name in ADAPTER_FILES if not os.path.isfile(folder / name)]:
         yield (
             ("sft", "adapter"),

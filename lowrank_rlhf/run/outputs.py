@@ -23,6 +23,8 @@ def faults(folder: Path, sums: Mapping[str, FileSum]) -> Iterator[str]:
 def file_fault(path: Path, name: str, digest: str, size: int | None = None) -> str | None:
     """Compare a file with its recorded SHA-256 and, if known, size; return a message if it differs."""
     try:
+        if path.is_dir():
+            return f"{name} is a folder instead of a file"
         found = path.stat().st_size
         if size is not None and found != size:
             return f"{name} is {found} bytes instead of {size}"

@@ -295,3 +295,13 @@ def test_a_wrong_setting_hides_only_conflicts_that_involve_it(written, wrong: st
 )
 def test_a_wrong_setting_hides_the_conflicts_that_involve_it(written, wrong: str) -> None:
     assert len(complaint(written(HEAD), ("data.held_out=0", wrong)).splitlines()) == 1
+
+
+def test_a_run_folder_instead_of_its_config_is_named_with_the_file(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/config.yaml").write_text("name: mine\n")
+    with pytest.raises(UserError, match="^mine: expected a YAML file, got a folder. Write mine/config.yaml$"):
+        load_config(Path("mine"))
+    Path("quickstart").mkdir()
+    assert load_config(Path("quickstart")).name == "quickstart"  # the preset

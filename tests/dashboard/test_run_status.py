@@ -3,12 +3,11 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from dashboard_runs import RESULTS, SLEEPER, event, finish, holding, make_run
+from dashboard_runs import RESULTS, event, finish, holding, make_run
 
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
@@ -132,18 +131,16 @@ class TestStatus:
             process.wait(10)
 
     def test_a_number_that_another_process_has_now_is_not_the_run(self, tmp_path) -> None:
-        """A lock older than the process, and a process that is something else."""
+        """A lock's record older than the process, and a record that a killed process left."""
         run = make_run(tmp_path)
-        for since in ("2001-01-01T00:00:00+00:00", "2101-01-01T00:00:00+00:00"):
-            write_json_atomic(run / "run.lock.json", {"pid": 1, "since": since})
-            assert jobs.holder(run) is None
-        with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE) as process:
-            assert process.stdout.readline()
-            write_json_atomic(run / "run.lock.json", {"pid": process.pid, "since": "2001-01-01T00:00:00+00:00"})
-            assert jobs.holder(run) is None
-            assert not jobs.stop(run)
+        with holding(run, since="2001-01-01T00:00:00+00:00") as process:
+            assert jobs.holder(run).process is None
+            with pytest.raises(UserError, match="cannot be stopped"):
+                jobs.stop(run)
             assert process.poll() is None
-            process.kill()
+        write_json_atomic(run / "run.lock.json", {"pid": 1, "since": "2101-01-01T00:00:00+00:00"})
+        assert jobs.holder(run) is None
+        assert not jobs.stop(run)
 
     @pytest.mark.parametrize(
         "written", ["[1]", "{}", '{"pid": "x", "since": 3}', '{"pid": -1, "since": "now"}', "\x00"]

@@ -692,6 +692,19 @@ def test_two_unfinished_folders_for_one_target_do_not_delete_each_other(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
 
 
+def test_a_folder_instead_of_a_file_of_the_run_is_named_as_such(tiny_folder, tmp_path, command, monkeypatch) -> None:
+    session = finished_run(tiny_folder(), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    session.run_dir.metrics.path.mkdir()
+    code, _, err = command("export", "tiny", "out", "--what", "adapters")
+    assert (code, err) == (ExitCode.BAD_INPUT, "runs/tiny/metrics.jsonl: cannot be used: Is a directory\n")
+    config = session.run_dir.path / "config.yaml"
+    config.unlink()
+    config.mkdir()
+    code, _, err = command("export", "tiny", "out", "--what", "adapters")
+    assert (code, err) == (ExitCode.BAD_INPUT, "runs/tiny/config.yaml: expected a YAML file, got a folder\n")
+
+
 WEIGHTS = "adapter_model.safetensors"
 
 
