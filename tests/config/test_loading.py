@@ -301,7 +301,7 @@ def test_a_run_folder_instead_of_its_config_is_named_with_the_file(tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
     Path("mine/config.yaml").write_text("name: mine\n")
-    with pytest.raises(UserError, match="^mine: expected a YAML file, got a folder. Write mine/config.yaml$"):
+    with pytest.raises(UserError, match=r"^mine: expected a YAML file, got a folder\. Write mine/config\.yaml$"):
         load_config(Path("mine"))
     Path("quickstart").mkdir()
     assert load_config(Path("quickstart")).name == "quickstart"  # the preset
