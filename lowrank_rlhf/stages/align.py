@@ -67,7 +67,7 @@ def run(session: Session) -> PolicyResult:
     name = config.align.algorithm.upper()
     before = roles.base.checksum()
     scale = load_roles(roles, run_dir.artifact("adapters"), config)
-    others = checksums(roles, [Role.POLICY])
+    others = checksums(roles, [Role.REFERENCE, Role.REWARD])
     task = _task(roles, session.prompts.training, run_dir, config, scale, session.progress)
     judges = open_followed_judges(config, run_dir.path, session.progress, session.stop)
     evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, config, scale, judges)

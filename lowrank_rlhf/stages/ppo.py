@@ -69,7 +69,7 @@ def run(session: Session) -> PolicyResult:
     config, roles, run_dir, work = session.config.ppo, session.load_roles(), session.run_dir, session.work("ppo")
     before = roles.base.checksum()
     scale = _load_roles(roles, run_dir.artifact("adapters"), session.config)
-    others = checksums(roles, [Role.POLICY, Role.CRITIC])
+    others = checksums(roles, [Role.REFERENCE, Role.REWARD])
     judges = open_followed_judges(session.config, run_dir.path, session.progress, session.stop)
     evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, session.config, scale, judges)
     optimizers = Optimizers.create(roles, config)

@@ -66,9 +66,10 @@ def run(session: Session) -> RewardResult:
         session.progress.say(f"  {note}")
     train, held_out = split_groups(groups, settings.held_out, session.seed("reward", "split"))
     load_role(roles, Role.POLICY, run_dir.artifact("adapters/sft"))
+    roles.copy(Role.POLICY, Role.REFERENCE)
     roles.copy(Role.POLICY, Role.REWARD)
     roles.new_head(Role.REWARD, torch.Generator().manual_seed(session.seed("reward", "head")))
-    others = checksums(roles, [Role.REWARD])
+    others = checksums(roles, [Role.POLICY, Role.REFERENCE])
     scores, fit = _train_and_score(config, roles, train, held_out, run_dir, session.progress, session.stop)
     scale = fit.scale(settings)
     of_held_out = scores[len(train) :]

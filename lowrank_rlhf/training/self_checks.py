@@ -28,9 +28,12 @@ def base_unchanged(base: Base, stage: str, before: str) -> Claim:
     )
 
 
-def checksums(roles: Roles, trained: Collection[Role]) -> dict[Role, str]:
-    """Return the sha256 of the weights, head included, of every present role that the stage does not train."""
-    return {role: _checksum(roles, role) for role in Role if role in roles.present and role not in trained}
+def checksums(roles: Roles, untrained: Collection[Role]) -> dict[Role, str]:
+    """Return the sha256 of the weights, head included, of the roles that the stage loads but does not train.
+
+    Not of every role in memory: that depends on where the run was resumed.
+    """
+    return {role: _checksum(roles, role) for role in untrained}
 
 
 def others_unchanged(roles: Roles, stage: str, before: Mapping[Role, str]) -> Claim:
