@@ -122,7 +122,7 @@ QUANTISED = {
 
 def make_tiny_model(folder: Path, architecture: str = "llama", style: str = "chatml") -> Path:
     """Save a model of about 100,000 random weights with a byte-level tokenizer and the style's chat template."""
-    config = AutoConfig.for_model(architecture, **{**COMMON, **(ARCHITECTURES | FURTHER)[architecture]})
+    config = AutoConfig.for_model(architecture, **{**COMMON, **(FURTHER | ARCHITECTURES)[architecture]})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

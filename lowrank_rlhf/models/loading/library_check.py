@@ -157,11 +157,11 @@ def _decoded(base: "Base", rows: list[list[int]]) -> _Found:
     """Yield log-probabilities of decoding steps: prompts padded on the left, each twice, then two rows reversed."""
     poll = (lambda: None) if base.config.cuda_graphs else None
     prompts = [row[:length] for row, length in zip(rows, _PROMPTS, strict=True)]
-    states, steps = prefill(base.model, prompts, base.pad, 2, 3, poll)  # (4, h)
+    states, steps = prefill(base.model, prompts, base.pad, 2, 2, poll)  # (4, h)
     places = [(row, length) for row, length in enumerate(_PROMPTS) for _ in range(2)]
-    for t in range(4):
+    for t in range(3):
         yield from _read(base, states, places, rows)
-        if t == 3:
+        if t == 2:
             return
         tokens = torch.tensor([rows[row][index] for row, index in places], device=base.device)
         if t == 1:
