@@ -73,9 +73,9 @@ def _object_rows(found: dict[str, Any], name: str) -> list[Row | BadRow]:
 def _is_table(found: dict[str, Any], columns: dict[str, Any]) -> bool:
     """Return True for an object of equally long columns: lists, or pandas' objects of the same row names.
 
-    A list of turns is a cell of one row, not a column.
+    A list of turns is a cell of one row, not a column, and so is a list of one element or none.
     """
-    if not columns or not all(isinstance(column, list) for column in columns.values()):
+    if not columns or not all(isinstance(column, list) and len(column) > 1 for column in columns.values()):
         return False
     names = {tuple(value) if isinstance(value, dict) else len(value) for value in found.values()}
     turns = any(isinstance(cell, dict) for column in columns.values() for cell in column)
