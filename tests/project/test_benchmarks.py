@@ -43,6 +43,21 @@ def test_memory_table_compares_with_sft_of_the_same_setting() -> None:
     ]
 
 
+def test_flattery_is_the_mean_difference_over_seeds_with_its_standard_error() -> None:
+    """Differences .10 and .20 in the win rate, .3 and -.1 in the objective."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.seeds import flattery
+
+    rows = [
+        {"seed": 1, "old_win_rate": 0.8, "win_rate": 0.7, "old_objective": 0.5, "test_objective": 0.2},
+        {"seed": 2, "old_win_rate": 0.8, "win_rate": 0.6, "old_objective": 0.3, "test_objective": 0.4},
+    ]
+    lines = flattery(rows).splitlines()
+    assert lines[2:4] == ["| 1 | 80 % | 70 % | 0.50 | 0.20 |", "| 2 | 80 % | 60 % | 0.30 | 0.40 |"]
+    assert "win_rate, old less new: +0.150, standard error 0.050" in lines
+    assert "objective, old less new: +0.100, standard error 0.200" in lines
+
+
 def test_a_short_soak_measures_memory_and_logs(tmp_path: Path) -> None:
     """Eight steps are too few to judge the memory, but enough for the log size per step."""
     sys.path.insert(0, str(ROOT))
