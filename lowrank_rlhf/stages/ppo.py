@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import Stopped
+from lowrank_rlhf.errors import ModelNotFinite, Stopped
 from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation, judge_names, open_followed_judges
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.seeds import derive_seed
@@ -244,12 +244,23 @@ def _learn(training: _PpoTraining, state: PolicyState, rollout: Rollout, steps: 
 
 
 def _collect(training: _PpoTraining, state: PolicyState) -> Rollout:
-    """Collect the rollout of the step after `state.step`."""
+    """Collect the rollout of the step after `state.step`.
+
+    Raises `RollBack` if the policy computes NaN or infinities, and after a roll-back `ModelNotFinite`.
+    """
     config, size = training.config, training.config.ppo.batch_size
     chosen = training.order[state.step * size : (state.step + 1) * size]
     baseline = None if training.baselines is None else training.baselines[chosen]
     prompts, seed = [training.prompts[i] for i in chosen], derive_seed(config.seed, "ppo", "rollout", state.step)
-    return collect(training.roles, prompts, config.ppo, config.sample, training.scale, state.kl_coef, seed, baseline)
+    try:
+        return collect(
+            training.roles, prompts, config.ppo, config.sample, training.scale, state.kl_coef, seed, baseline
+        )
+    except ModelNotFinite:
+        if state.recovery.rate < 1:
+            raise
+        training.report.rolled_back(state.step + 1, "the policy computes NaN or infinities while it samples")
+        raise RollBack from None
 
 
 def _evaluate(training: _PpoTraining, state: PolicyState) -> None:

@@ -40,11 +40,10 @@ class SkipReport:
         self.progress.say(f"  {self.stage}: step {step}: {problem}; {consequence}")
         self.run_dir.event("skipped", stage=self.stage, step=step, problem=problem, what=consequence)
 
-    def rolled_back(self, step: int) -> None:
+    def rolled_back(self, step: int, reason: str) -> None:
         """Report a return to the last checkpoint."""
         self.progress.say(
-            f"  {self.stage}: {MAX_IN_A_ROW} skipped steps in a row: resuming from the last good checkpoint, at half "
-            "the learning rate"
+            f"  {self.stage}: {reason}: resuming from the last good checkpoint, at half the learning rate"
         )
         self.run_dir.event("rolled back", stage=self.stage, step=step)
 
@@ -112,7 +111,7 @@ class NanRecovery:
             before = MAX_IN_A_ROW - 1
             reason = f"step {step}: {problem}, as in the {before} steps before it, also at half the learning rate"
             raise report.diverged(reason, batch, tensors)
-        report.rolled_back(step)
+        report.rolled_back(step, f"{MAX_IN_A_ROW} skipped steps in a row")
         raise RollBack
 
     def save_if_stopped(self, stop: StopRequest, stage: str, save: Callable[[], None], position: str) -> None:

@@ -16,7 +16,7 @@ from tiny_ppo import SCALE, make_ppo_config, rollout_of, start
 from tiny_run import make_config, make_session, save_sft, separable, write_prompts, write_ranked
 from torch import Tensor
 
-from lowrank_rlhf.errors import Diverged, StageFailed, Stopped
+from lowrank_rlhf.errors import Diverged, ModelNotFinite, StageFailed, Stopped
 from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors
@@ -332,6 +332,28 @@ def test_ppo_is_rolled_back_once(ppo_context, spoil) -> None:
     assert same(before[0], before[2])
     state = json.loads((ppo_context.work("ppo") / "step-000004/state.json").read_text())
     assert state["recovery"] == {"in_a_row": 0, "rate": 0.5}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ppo_is_rolled_back_once_if_the_policy_cannot_sample(ppo_context, monkeypatch, times) -> None:
+    """In the third step; at half the learning rate it may be able to. The second time the error is raised."""
+    collect, count = ppo.collect, []
+
+    def broken(*args: Any) -> Rollout:
+        count.append(1)
+        if 3 <= len(count) < 3 + times:
+            raise ModelNotFinite("sampling: logits of 1 of 8 answers are NaN or infinite")
+        return collect(*args)
+
+    monkeypatch.setattr(ppo, "collect", broken)
+    if times == 2:
+        with pytest.raises(ModelNotFinite, match="sampling"):
+            ppo.run(ppo_context)
+    else:
+        ppo.run(ppo_context)
+        state = json.loads((ppo_context.work("ppo") / "step-000004/state.json").read_text())
+        assert state["recovery"] == {"in_a_row": 0, "rate": 0.5}
+    assert [event["step"] for event in events_of(ppo_context, "rolled back")] == [3]
 
 
 LEARNS = {"sft": Role.POLICY, "reward": Role.REWARD, "ppo": Role.CRITIC}
