@@ -42,8 +42,9 @@ bench: $(VENV)/.installed-run  ## Measure time and memory, also against TRL in a
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/against_trl/compare.py
 
-faults: $(VENV)/.installed-dev  ## Kill a tiny run at 160 write points, resume and compare: about half an hour.
-	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py --points 160
+faults: $(VENV)/.installed-dev  ## Kill a tiny run at 160 write points and 30 random moments, resume and compare: about 40 minutes.
+	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py --points 160 --random 15
+	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py --source judge --points 0 --random 15
 
 gpu-check: $(VENV)/.installed-dev  ## On a graphics card: run the tests of the laws and all stages, time PPO updates, compare memory with plan.
 	$(BIN)/python benchmarks/gpu_check.py

@@ -1,10 +1,12 @@
 """Kills a tiny run of all stages at many of its write points, goes on, and compares with a run that nothing disturbed.
 
     make faults                                  # or: python tools/faults.py --points 20 --keep /tmp/faults
+    python tools/faults.py --source judge --points 0 --random 20
 
 A run here is what a person does: `run` up to where it waits for people, rank all answers, `run` to its end, make the
-evaluation again, export the adapters, export the annotations. For each point a process does that and dies of SIGKILL on
-the way; another one does the same again. Adapters, samples, evaluation, watched answers and figures must then be equal
+evaluation again, export the adapters, export the annotations; with `--source judge` nobody ranks. For each point, and
+at `--random` moments besides the points, a process does that and dies of SIGKILL on the way; another one does the same
+again. Adapters, samples, evaluation, watched answers and figures must then be equal
 to the last bit, the list of files too, and no ranking that a person saw confirmed may be missing. Every kind of point
 is taken before any twice.
 """
@@ -12,6 +14,7 @@ is taken before any twice.
 import argparse
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -43,9 +46,11 @@ from lowrank_rlhf.run.records import Ranking
 from lowrank_rlhf.stages import evaluate, ppo, reward, sft  # noqa: F401 - before the forks, once for all of them
 from lowrank_rlhf.stages.rank import STORE
 
+SOURCES: dict[str, dict[str, object]] = {
+    "human": {"rank__source": "human", "rank__minimum_rankings": 6},
+    "judge": {"rank__source": "judge", "rank__judge": "faults:prefer_short"},
+}
 SETTINGS = {
-    "rank__source": "human",
-    "rank__minimum_rankings": 6,
     "sample__prompts": 6,
     "sft__save_every": 2,
     "reward__fit_head_first": True,
@@ -69,39 +74,46 @@ def main() -> None:
     """Exit code 0 only if every kill point was survived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=80, help="how many kill points, spread over all (default 80)")
+    parser.add_argument("--source", choices=SOURCES, default="human", help="who ranks (default human)")
+    parser.add_argument("--random", type=int, default=0, help="how many kills at random moments in addition")
+    parser.add_argument("--seed", type=int, default=0, help="seed of these moments")
     parser.add_argument("--keep", type=Path, help="do it in this folder, and leave what failed there")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         config = make_config(
-            make_tiny_model(folder / "model"), write_prompts(folder / "data.jsonl"), quantization="none", **SETTINGS
-        )
-        survived, tried = walk(config, folder, options.points)
+            make_tiny_model(folder / "model"), write_prompts(folder / "data.jsonl"), quantization="none",
+            **SETTINGS, **SOURCES[options.source],
+        )  # fmt: skip
+        survived, tried = walk(config, folder, options.points, options.random, random.Random(options.seed))
     print(f"{survived} of {tried} kill points survived")
     sys.exit(0 if survived == tried > 0 else 1)
 
 
-def walk(config: Config, folder: Path, wanted: int) -> tuple[int, int]:
-    """Kill at that many points; how many were survived, and how many were tried."""
-    whole, names = folder / "whole", folder / "points.txt"
+def walk(config: Config, folder: Path, wanted: int, moments: int, generator: random.Random) -> tuple[int, int]:
+    """Kill at that many points and moments; how many were survived, and how many were tried."""
+    whole, names, start = folder / "whole", folder / "points.txt", time.monotonic()
     names.unlink(missing_ok=True)
     status = in_a_process(lambda: everything(config, whole), whole, f"list:{names}")
     if status != 0:
         sys.exit(f"the undisturbed run ended with {status}: see {whole / 'said.txt'}")
+    seconds = time.monotonic() - start
     points = names.read_text(encoding="utf-8").splitlines()
     numbers = chosen(points, wanted)
     print(f"{len(points)} write points of {len({kind(point) for point in points})} kinds; {len(numbers)} are tried")
+    kills: list[tuple[str, int | float]] = [(f"{number:>4} {points[number - 1]}", number) for number in numbers]
+    kills += [(f"after {after:.2f} s", after) for after in (generator.uniform(0, seconds) for _ in range(moments))]
     survived = 0
-    for number in numbers:
-        place, start = folder / f"killed-{number}", time.monotonic()
-        problems = list(killed_at(number, config, place, whole))
+    for name, kill in kills:
+        place, start = folder / f"killed-{kill}", time.monotonic()
+        problems = list(killed_at(kill, config, place, whole))
         survived += not problems
         verdict = "survived" if not problems else f"NOT SURVIVED: {'; '.join(problems)}"
-        print(f"{number:>4} {points[number - 1]}: {verdict} ({time.monotonic() - start:.1f} s)", flush=True)
+        print(f"{name}: {verdict} ({time.monotonic() - start:.1f} s)", flush=True)
         if not problems:
             shutil.rmtree(place)
-    return survived, len(numbers)
+    return survived, len(kills)
 
 
 def chosen(points: list[str], wanted: int) -> list[int]:
@@ -124,10 +136,13 @@ def kind(name: str) -> str:
     return re.sub(r"[0-9a-f]{16,}|\d+", "N", name)
 
 
-def killed_at(number: int, config: Config, place: Path, whole: Path) -> Iterator[str]:
-    """What is wrong after a kill at that point and another go: nothing, if all is well."""
-    status = in_a_process(lambda: everything(config, place), place, f"kill:{number}")
-    if status != -signal.SIGKILL:
+def killed_at(kill: int | float, config: Config, place: Path, whole: Path) -> Iterator[str]:
+    """What is wrong after a kill at that point, or after those seconds, and another go: nothing, if all is well."""
+    if isinstance(kill, int):
+        status = in_a_process(lambda: everything(config, place), place, f"kill:{kill}")
+    else:
+        status = in_a_process(lambda: everything(config, place), place, None, kill)
+    if status != -signal.SIGKILL and not (status == 0 and isinstance(kill, float)):  # the machine may be faster now
         yield f"the process ended with {status}, not of SIGKILL"
     status = in_a_process(lambda: everything(config, place), place, None)
     if status != 0:
@@ -136,8 +151,11 @@ def killed_at(number: int, config: Config, place: Path, whole: Path) -> Iterator
         yield from differences(place, whole)
 
 
-def in_a_process(act: Callable[[], object], place: Path, fault: str | None) -> int:
-    """Fork and do it there, with what it says in `said.txt`; the exit status, or less a signal's number."""
+def in_a_process(act: Callable[[], object], place: Path, fault: str | None, seconds: float | None = None) -> int:
+    """Fork and do it there, with what it says in `said.txt`; the exit status, or less a signal's number.
+
+    With `seconds` the process is killed after them.
+    """
     place.mkdir(parents=True, exist_ok=True)
     child = os.fork()
     if child == 0:
@@ -153,7 +171,15 @@ def in_a_process(act: Callable[[], object], place: Path, fault: str | None) -> i
             except BaseException:  # whatever it is, the child must not go on as if it were the parent
                 traceback.print_exc()
         os._exit(status)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)  # ours until it is waited for, also if it has ended
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def prefer_short(_prompt: str, answers: list[str]) -> list[float]:
+    """Judge of `--source judge`, imported by its name: the shorter, the better."""
+    return [-float(len(answer)) for answer in answers]
 
 
 def everything(config: Config, place: Path) -> None:
@@ -167,7 +193,8 @@ def everything(config: Config, place: Path) -> None:
     pipeline.run(config, place / "runs", redo=("evaluate",), progress=Progress.silent())
     if not (place / "export").exists():
         export_adapters(run_dir, config, place / "export")
-    write_atomic(place / "people.jsonl", to_jsonl(AnnotationStore(run_dir.path / STORE).contents()))
+    if config.rank.source == "human":
+        write_atomic(place / "people.jsonl", to_jsonl(AnnotationStore(run_dir.path / STORE).contents()))
 
 
 def rank_all(store: AnnotationStore, confirmed: Path) -> None:
@@ -196,9 +223,11 @@ def differences(place: Path, whole: Path) -> Iterator[str]:
     for stage in STAGES:
         if untimed(runs[0], stage) != untimed(runs[1], stage):
             yield f"the done-mark of {stage} differs"
-    stored = [ranking.model_dump(mode="json") for ranking in AnnotationStore(runs[0].path / STORE).rankings()]
-    seen = [json.loads(line) for line in (place / "confirmed.jsonl").read_text(encoding="utf-8").splitlines()]
-    yield from (f"the confirmed ranking of {row['prompt_id']} is lost" for row in seen if row not in stored)
+    yield from runs[0].damage()
+    if (place / "confirmed.jsonl").exists():
+        stored = [ranking.model_dump(mode="json") for ranking in AnnotationStore(runs[0].path / STORE).rankings()]
+        seen = [json.loads(line) for line in (place / "confirmed.jsonl").read_text(encoding="utf-8").splitlines()]
+        yield from (f"the confirmed ranking of {row['prompt_id']} is lost" for row in seen if row not in stored)
 
 
 def rows(log: Any) -> list[dict[str, Any]]:
