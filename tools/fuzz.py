@@ -81,6 +81,8 @@ def seeds() -> list[tuple[str, bytes, tuple[Reader, ...]]]:
     found = [(".yaml", path.read_bytes(), (read_config,)) for path in sorted(preset_folder().glob("*.yaml"))]
     for form in FORMATS:
         rows = [json.loads(form.example)] * 3
+        if "helpfulness" in rows[0]:  # one row per answer: equal ratings alone make no comparison
+            rows = [row | {"response": f"{row['response']} {n}", "helpfulness": n} for n, row in enumerate(rows)]
         content = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
         readers: tuple[Reader, ...] = (read_prompts, load_comparisons) if form.ordered else (read_prompts,)
         found.append((".jsonl", content, readers))

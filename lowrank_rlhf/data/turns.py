@@ -107,7 +107,7 @@ def split_answer(row: Row, name: str, turns: Sequence[Message]) -> tuple[Turns, 
 
 def answer_text(row: Row, key: str, prompt: Turns) -> str:
     """Return an answer: text, one turn of the assistant, or the prompt's turns (or transcript) followed by it."""
-    name, value = f'"{key}"', row.fields[key]
+    name, value = f'"{key}"', row.fields.get(key)
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, list):

@@ -66,10 +66,13 @@ def test_what_auto_chose_stays_with_the_run(tiny_folder, tmp_path: Path, monkeyp
         assert make_session(config, tmp_path).load_roles().base.compute_dtype is torch.float32
     kept = tmp_path / "tiny" / "precision.json"
     assert json.loads(kept.read_text()) == {"schema": 1, "compute_dtype": "float32", "threads": 1}
-    for nothing in ("{}", '{"compute_dtype": "float16"}', "cut sho"):
+    for nothing in ("{}", '{"compute_dtype": "float16"}'):
         kept.write_text(nothing)
         assert make_session(config, tmp_path).load_roles().base.compute_dtype is torch.float32
         assert json.loads(kept.read_text())["compute_dtype"] == "float32"
+    kept.write_text("cut sho")
+    with pytest.raises(UserError, match="not a JSON object"):
+        make_session(config, tmp_path).load_roles()
 
 
 def test_a_run_in_bfloat16_stays_so_and_is_refused_where_that_cannot_be(

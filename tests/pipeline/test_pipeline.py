@@ -242,7 +242,7 @@ def test_defaults_are_those_of_a_config_that_sets_nothing() -> None:
     of_endpoint = {key for key in defaults if key.startswith("rank.endpoint.")}
     found = {key: value for key, value in made.settings.items() if key not in required | changed}
     assert found == {key: value for key, value in defaults.items() if key in found}
-    of_others = {"data.validation"}  # ppo's and evaluate's alone
+    of_others = {"data.validation", "data.columns", "rank.columns"}  # ppo's and evaluate's alone; left out unless set
     assert set(defaults) - of_endpoint - stages.PACE - changed - of_others == set(found)
     assert defaults["stages"] == list(STAGES)
     assert defaults["rank.endpoint.max_tokens"] > 0
@@ -366,10 +366,10 @@ def test_a_new_run_whose_name_differs_in_case_only_is_refused(tmp_path: Path) ->
 @pytest.mark.usefixtures("factory")
 def test_data_files_outside_the_run_count_by_their_contents(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "One?"}\n{"prompt": "Two?"}\n')
+    prompts.write_text('{"prompt": "One?", "response": "1"}\n{"prompt": "Two?", "response": "2"}\n')
     config = settings(data={"prompts": str(prompts), "held_out": 1})
     run(tmp_path, config)
-    prompts.write_text('{"prompt": "One?"}\n{"prompt": "Three?"}\n')
+    prompts.write_text('{"prompt": "One?", "response": "1"}\n{"prompt": "Three?", "response": "3"}\n')
     assert states(tmp_path, config) == ["stale", "done", "done", "done", "done"]
     with pytest.raises(StaleRun, match=r"prompts\.jsonl has changed"):
         run(tmp_path, config)
@@ -644,7 +644,9 @@ class Hub:
     def load(self, _name: str, _config: str | None, *, revision: str | None, split: str) -> datasets.Dataset:
         self.read.append(revision)
         rows = 2 + ((revision or self.commit) == "b" * 40)
-        return datasets.Dataset.from_list([{"prompt": f"{split} {number}"} for number in range(rows)])
+        return datasets.Dataset.from_list(
+            [{"prompt": f"{split} {number}", "response": "Yes."} for number in range(rows)]
+        )
 
 
 def test_a_run_keeps_to_the_commit_of_a_data_set_that_it_read_first(

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -293,7 +294,8 @@ def test_sft_from_an_adapter(config, tmp_path) -> None:
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
 def test_an_adapter_for_a_changed_base_is_refused(config, tmp_path, start) -> None:
     """PEFT's PiSSA and its kin move part of the base into the adapter: on the plain base it would be another model."""
-    made = go(config, tmp_path, until="sft").artifact("adapters/sft")
+    written = go(config, tmp_path, until="sft").artifact("adapters/sft")
+    made = Path(shutil.copytree(written, tmp_path / "outside"))  # in a run folder a change would be damage
     about = json.loads((made / "adapter_config.json").read_text())
     (made / "adapter_config.json").write_text(json.dumps(about | {"init_lora_weights": start}))
     taken = changed(config, "sft", source="adapter", adapter=str(made)).model_copy(update={"name": "taken"})

@@ -19,7 +19,8 @@ def json_rows(content: bytes, name: str) -> list[Row | BadRow]:
     if content.lstrip().startswith(b"["):
         return _list_rows(_whole(content, name), name)
     if (single := _single_object(content)) is not None:
-        return _object_rows(single, name)
+        first_line = content[: len(content) - len(content.lstrip())].count(b"\n") + 1
+        return _object_rows(single, name, first_line)
     rows = []
     # Only b"\n" ends a line here: str.splitlines would also cut at U+2028, which JSON allows inside a string.
     for number, line in enumerate(content.split(b"\n"), 1):
@@ -59,7 +60,7 @@ def _is_object(line: bytes) -> bool:
     return False
 
 
-def _object_rows(found: dict[str, Any], name: str) -> list[Row | BadRow]:
+def _object_rows(found: dict[str, Any], name: str, line: int) -> list[Row | BadRow]:
     under = [key for key in ROWS_UNDER if isinstance(found.get(key), list)]
     if under:
         return _list_rows(found[under[0]], f"{name}: {under[0]}")
@@ -67,7 +68,7 @@ def _object_rows(found: dict[str, Any], name: str) -> list[Row | BadRow]:
     if _is_table(found, columns):
         cells = zip(*columns.values(), strict=True)
         return _list_rows([dict(zip(columns, row, strict=True)) for row in cells], name)
-    return [make_row(1, f"{name}:1", found)]
+    return [make_row(line, f"{name}:{line}", found)]
 
 
 def _is_table(found: dict[str, Any], columns: dict[str, Any]) -> bool:
