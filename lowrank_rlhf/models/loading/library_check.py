@@ -4,8 +4,8 @@ A few tokens are scored and decoded as the stages do: rows padded on either side
 selected. Their log-probabilities must equal those of one whole forward of the same weights with `eager` attention.
 """
 
-from contextlib import suppress
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
