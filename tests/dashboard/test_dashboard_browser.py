@@ -103,7 +103,7 @@ def test_a_run_from_start_to_end(tmp_path, tiny_folder, open_page) -> None:
 
         page.wait_for_selector("#resume:not([disabled])")
         page.click("#resume")
-        page.wait_for_selector('[data-run="tiny"] .badge.finished', timeout=3 * SECONDS)
+        page.wait_for_selector('[data-run="tiny"] .badge.finished', timeout=6 * SECONDS)
         steps = [row["step"] for row in map(json.loads, metrics.read_text().splitlines()) if "policy/ratio" in row]
         assert steps == list(range(1, STEPS + 1))
         go_to(page, "watch")
