@@ -31,7 +31,7 @@ def check_control_tokens(data: RunData, tokens: ControlTokens, config: Config) -
         lines = [f"{counted(len(found), 'prompt')} with a control token of the model:", *found[:_SHOWN], *more]
         raise UserError("\n  ".join(lines) + f"\n{_FIX}")
     notes = [f"Escaped the control tokens in {counted(len(found), 'prompt')}; the first: {found[0]}."] if found else []
-    answers = [*(row.response for row in data.prompts.demonstrations)]
+    answers = [row.response for row in data.prompts.demonstrations]
     answers += [answer.text for answer in data.comparisons.answers] if data.comparisons else []
     if ended := sum(tokens.response(answer) != answer for answer in answers):
         notes.append(f"Removed {tokens.end} from the end of {counted(ended, 'response')}: it is added to each.")

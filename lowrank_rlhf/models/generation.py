@@ -147,8 +147,9 @@ def _by_unsloth(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, te
 
     def pick(logits: Tensor, step: int) -> Tensor:
         roles.poll()
-        check_logits(logits, temperature)
-        return _next_tokens(logits, temperature, streams[:, step])
+        drawn = _next_tokens(logits, temperature, streams[:, step])
+        _check_drawn(int((drawn < 0).sum()), len(drawn))
+        return drawn
 
     tokens = generate(
         roles.peft,
@@ -163,7 +164,11 @@ def _by_unsloth(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, te
 
 
 def _next_tokens(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
-    return draw(logits / temperature, uniforms) if temperature else logits.argmax(-1)
+    """Return the next token of each row of logits, (R, V), or -1 for a row with a NaN or an infinity: (R,)."""
+    if temperature:
+        return draw(logits / temperature, uniforms)
+    tokens = logits.argmax(-1)  # of a NaN if there is one
+    return torch.where(logits.gather(-1, tokens[:, None]).squeeze(-1).isfinite(), tokens, -1)
 
 
 def _token_steps(
@@ -181,30 +186,29 @@ def _token_steps(
         logits = vocabulary_logits(states, base.model)  # (R, h) -> (R, V)
         if top_p < 1 and temperature:
             logits = nucleus(logits, temperature, top_p)
-        check_logits(logits[unfinished], temperature)
         drawn = _next_tokens(logits, temperature, streams[rows, t])  # (R,); finished rows draw too, and are discarded
+        going = unfinished & (drawn != base.eos)
+        counts = torch.stack([going.sum(), (unfinished & (drawn < 0)).sum(), unfinished.sum()])
+        left, broken, all_rows = counts.tolist()
+        _check_drawn(broken, all_rows)
         yield rows[unfinished], drawn[unfinished]  # before the next line: the end-of-turn token is part of the response
-        unfinished &= drawn != base.eos
-        left = int(unfinished.sum())  # on a GPU the only synchronisation of a step
+        unfinished = going
         if t + 1 == length or not left:
             break
         if left <= steps.drop_below * len(rows):
             kept = unfinished.nonzero().squeeze(-1)  # (left,)
             steps.keep(kept)  # copies the cache, so only when enough rows have finished
             rows, unfinished, drawn = (x[kept] for x in (rows, unfinished, drawn))  # R = left from here on
-        states = steps(drawn)  # (R,) -> (R, h)
+        states = steps(drawn.clamp(min=0))  # (R,) -> (R, h); a finished row may be without a token
 
 
-def check_logits(logits: Tensor, temperature: float) -> None:
-    """Raise `ModelNotFinite` for a row of logits, (R, V), with a NaN or an infinity: it would draw the last token."""
-    largest = logits.amax(-1)  # (R,): NaN if one is; -inf only if all are
-    if temperature:
-        largest = largest / temperature
-    if not largest.isfinite().all():
+def _check_drawn(broken: int, rows: int) -> None:
+    """Raise `ModelNotFinite` if some rows have no token."""
+    if broken:
         raise ModelNotFinite(
-            f"sampling: logits of {int((~largest.isfinite()).sum())} of {len(largest)} answers are NaN or infinite, "
-            "so no token can be drawn. Set model.compute_dtype=float32, check the weights of the model and of its "
-            "adapters, or raise sample.temperature if it is far below 1"
+            f"sampling: logits of {broken} of {rows} answers are NaN or infinite, so no token can be drawn. Set "
+            "model.compute_dtype=float32, check the weights of the model and of its adapters, or raise "
+            "sample.temperature if it is far below 1"
         )
 
 
@@ -229,9 +233,11 @@ def _response(row: list[int], eos: int) -> Response:
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Draw one token per row from softmax(logits) by inverse transform sampling: (B, V), (B,) -> (B,).
 
+    A row with a NaN, an infinity or -inf alone has the token -1: its probabilities and their sum are NaN.
     It needs one uniform number per row, so a random stream per response is cheap; `torch.multinomial` draws V of them.
     """
     cumulative = logits.softmax(-1).cumsum(-1)  # (B, V)
     threshold = uniforms[:, None] * cumulative[:, -1:]  # (B, 1): by rounding the last sum is not exactly 1
     # right: a uniform of 0 draws no token of probability 0; clamp: a uniform near 1 none beyond the vocabulary
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    return torch.where(cumulative[:, -1].isfinite(), drawn, -1)

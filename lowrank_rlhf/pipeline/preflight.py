@@ -108,5 +108,5 @@ def _template_problems(config: Config) -> Iterator[tuple[Key, str]]:
         check_local_template(config.model)
     except BadTemplate as error:
         yield ("model", "chat_template"), error.problem
-    except UserError:  # a source that is not there is told by whatever needs the model
+    except UserError:  # a missing source is reported by the code that needs the model
         return

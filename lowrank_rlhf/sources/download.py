@@ -1,7 +1,7 @@
 """Download a model from the Hugging Face hub or a mirror. Importing this module imports no torch."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -52,13 +52,19 @@ def check_download(folder: Path, source: str) -> None:
     """
     for path in sorted(folder.iterdir()):
         named = path.resolve()
-        size = len(named.name) if set(named.name) <= set("0123456789abcdef") else 0
-        found = {64: file_checksum, 40: _git_checksum}.get(size, lambda path: path.name)(named)
-        if found != named.name:
+        checksum = _checksum_in(named.name)
+        if checksum and checksum(named) != named.name:
             raise UserError(
                 f"model.source: {source}: {path.name} is damaged: its checksum is not that of the download. "
                 f"Delete {named} and rerun to fetch it again"
             )
+
+
+def _checksum_in(name: str) -> Callable[[Path], str] | None:
+    """Return the function that gave the hub cache's file its name; None for a file named otherwise."""
+    if not set(name) <= set("0123456789abcdef"):
+        return None
+    return {64: file_checksum, 40: _git_checksum}.get(len(name))
 
 
 def _git_checksum(path: Path) -> str:

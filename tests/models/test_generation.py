@@ -54,7 +54,9 @@ def test_not_a_number_is_no_token(tiny_base, monkeypatch, value, temperature) ->
     assert raised.value.exit_code == ExitCode.NOT_FINITE
     with pytest.raises(ModelNotFinite, match="logits of 1 of"):
         sample(roles, PROMPTS[:3])
-    generation.check_logits(torch.tensor([[0.0, -torch.inf]]), temperature)  # a token that is never drawn
+    rows = torch.tensor([[0.0, -torch.inf], [value, 0.0], [-torch.inf, -torch.inf]])
+    found = generation._next_tokens(rows, temperature, torch.full((3,), 0.5))
+    assert found.tolist() == [0, -1, -1]  # -inf is a token that is never drawn
 
 
 # --- draw

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lowrank_rlhf.data.converters.demonstrations import RESPONSES
 from lowrank_rlhf.data.converters.prompts import instruction_of, prompt_of
 from lowrank_rlhf.data.examples import Example, Undecided
 from lowrank_rlhf.data.readers.rows import Row, any_text_field, list_field, listed, number_field, text_field
@@ -53,7 +54,7 @@ def ultrafeedback(row: Row) -> Example:
 def rated(row: Row) -> Example:
     """Convert one answer with its rating; `merge_rated` makes rankings of the rows of one prompt."""
     prompt = prompt_of(row, "prompt")
-    answer = next((key for key in ("response", "completion") if row.fields.get(key) is not None), "response")
+    answer = next((key for key in RESPONSES if row.fields.get(key) is not None), RESPONSES[0])
     given = [key for key in RATINGS if row.fields.get(key) is not None]
     if len(given) != 1:
         raise UserError(f"{row.where}: expected one of {listed(RATINGS)}, got {listed(given)}")

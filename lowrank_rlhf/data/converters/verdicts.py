@@ -82,11 +82,7 @@ def tldr(row: Row) -> Example:
     if not isinstance(info, dict) or not isinstance(summaries, list) or len(summaries) != 2:
         raise UserError(f'{row.where}: "info" must be an object and "summaries" a list of two')
     text = text_field(row, "info.post or info.article", info.get("post") or info.get("article"))
-    lines = [
-        f"{name.upper()}: {info[key]}"
-        for name, key in (("subreddit", "subreddit"), ("title", "title"))
-        if info.get(key)
-    ]
+    lines = [f"{key.upper()}: {info[key]}" for key in ("subreddit", "title") if info.get(key)]
     prompt = (Message(role="user", content="\n".join([*lines, f"POST: {text}", "TL;DR:"])),)
     answers = []
     for index, summary in enumerate(summaries):
