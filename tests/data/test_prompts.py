@@ -87,19 +87,6 @@ def test_every_slice_is_representative() -> None:
     assert all(20 <= share <= 28 for share in shares), shares
 
 
-def test_advice_answers_each_prompt_in_up_to_three_sentences() -> None:
-    rows = [json.loads(line) for line in (BUILTIN / "advice.jsonl").read_text("utf-8").splitlines()]
-    assert {tuple(row) for row in rows} == {("prompt", "response")}
-    assert len(rows) == len({row["prompt"] for row in rows}) == len({row["response"] for row in rows}) == 860
-    for row in rows:
-        assert all(text.isascii() and text == text.strip() for text in row.values()), row
-        assert 15 <= len(row["response"].split()) <= 45, row
-        assert row["response"][-1] in ".!?", row
-        assert len(re.findall(r"[.!?](?:\s|$)", row["response"])) <= 3, row
-    openers = Counter(" ".join(words(row["response"])[:2]) for row in rows)
-    assert max(openers.values()) <= 0.03 * len(rows)
-
-
 # The split
 
 
@@ -273,8 +260,8 @@ def test_missing_file_folder_and_unknown_set(tmp_path: Path) -> None:
     expected = {
         "nowhere.jsonl": f"nowhere.jsonl: file not found. Relative paths start at {Path.cwd()}",
         str(tmp_path): f"{tmp_path}: expected a file, got a folder",
-        "builtin:evryday": "built-in set not found: 'evryday'. Available: advice, everyday, replies",
-        "builtin:../everyday": "built-in set not found: '../everyday'. Available: advice, everyday, replies",
+        "builtin:evryday": "built-in set not found: 'evryday'. Available: everyday, replies",
+        "builtin:../everyday": "built-in set not found: '../everyday'. Available: everyday, replies",
     }
     for source, message in expected.items():
         with pytest.raises(UserError) as caught:
