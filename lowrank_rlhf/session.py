@@ -117,7 +117,7 @@ class Session:
             prompt=lambda prompt: len(prompt_tokens(tokenizer, prompt)),
             response=lambda text: len(response_tokens(tokenizer, text)),
         )
-        notes = check_control_tokens(self.data, control_tokens(tokenizer), self.config)
+        notes = check_control_tokens(self.data.prompts, self.data.comparisons, control_tokens(tokenizer), self.config)
         found = fitting(self.data.prompts, count, self.config)
         check_comparisons(self.data.comparisons, count, self.config)
         for note in [*notes, *found.notes[len(self.data.prompts.notes) :]]:
@@ -132,8 +132,8 @@ class Session:
 
     def read_data(self) -> None:
         """Read the data and print the notes on it: its errors come before any long work."""
-        check_amounts(self.data, self.config)
         prompts, comparisons = self.data.prompts, self.data.comparisons
+        check_amounts(prompts, comparisons, self.config)
         builtin = self.config.data.prompts.startswith("builtin:")
         own = [] if builtin else [*prompts.notes, *prompts.training_notes]
         for note in [*own, *(comparisons.notes if comparisons else [])]:

@@ -95,6 +95,7 @@ def inspect(
         format=loaded.format.name,
         why=loaded.why,
         ignored=loaded.ignored,
+        prompts_split_off=loaded.repeated_prompts,
         figures=figures(loaded),
         held_out=leakage(loaded, other) if other else None,
         unit=measure.unit,

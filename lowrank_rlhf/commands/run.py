@@ -20,8 +20,7 @@ from lowrank_rlhf.commands.common import (
     run_folder,
 )
 from lowrank_rlhf.config.loading import load_config
-from lowrank_rlhf.data.requirements import check_data
-from lowrank_rlhf.data.run_data import RunData, hub_sources
+from lowrank_rlhf.data.requirements import check_local_data
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.pipeline import multi_process, pipeline
 from lowrank_rlhf.run import distributed
@@ -88,8 +87,8 @@ def validate(
     """Check a config, and list every mistake in it.
 
     Also checks that its judges, data files and adapters exist, and that the inputs of each stage come from an earlier
-    stage or exist in the run folder. Data files are read as the run would, data sets of the hub are not; lengths are
-    checked if the model's tokenizer is on this machine.
+    stage or exist in the run folder. Data files are read as the run would, data sets of the hub are not, and are
+    named; lengths are checked if the model's tokenizer is on this machine.
 
     \b
     Examples:
@@ -98,15 +97,19 @@ def validate(
     """
     try:
         loaded = checked_config(config, overrides, runs)
-        if not hub_sources(loaded):
-            check_data(RunData(loaded), loaded)
+        not_read = check_local_data(loaded)
     except UserError as error:
         if not as_json:
             raise
         print(json.dumps({"ok": False, "errors": str(error).splitlines()}))
         raise typer.Exit(int(error.exit_code)) from None
     names = [stage.name for stage in pipeline.stages_of(loaded)]
-    print(json.dumps({"ok": True, "name": loaded.name, "stages": names}) if as_json else f"ok: {', '.join(names)}")
+    if as_json:
+        print(json.dumps({"ok": True, "name": loaded.name, "stages": names, "not_read": not_read}))
+        return
+    print(f"ok: {', '.join(names)}")
+    if not_read:
+        print(f"not read: {', '.join(not_read)}. `plan` and `run` read data sets of the hub")
 
 
 def status(

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.comparisons import ComparisonData
+from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
-from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.sources.control_tokens import ControlTokens
@@ -16,14 +17,16 @@ _FIX = (
 )
 
 
-def check_control_tokens(data: RunData, tokens: ControlTokens, config: Config) -> list[str]:
+def check_control_tokens(
+    prompts: PromptData | None, comparisons: ComparisonData | None, tokens: ControlTokens, config: Config
+) -> list[str]:
     """Return notes on control tokens in prompts and responses.
 
     Raises `UserError` with the rows of prompts that contain one, unless `data.control_tokens` is `escape`.
     """
     found = [
         f"{where}: {token}"
-        for where, prompt in _prompts(data, config)
+        for where, prompt in _prompts(prompts, comparisons, config)
         if (token := tokens.found([message.model_dump() for message in prompt.messages]))
     ]
     if found and config.data.control_tokens == "refuse":
@@ -31,8 +34,8 @@ def check_control_tokens(data: RunData, tokens: ControlTokens, config: Config) -
         lines = [f"{counted(len(found), 'prompt')} with a control token of the model:", *found[:_SHOWN], *more]
         raise UserError("\n  ".join(lines) + f"\n{_FIX}")
     notes = [f"Escaped the control tokens in {counted(len(found), 'prompt')}; the first: {found[0]}."] if found else []
-    answers = [row.response for row in data.prompts.demonstrations]
-    answers += [answer.text for answer in data.comparisons.answers] if data.comparisons else []
+    answers = [row.response for row in prompts.demonstrations] if prompts else []
+    answers += [answer.text for answer in comparisons.answers] if comparisons else []
     if ended := sum(tokens.response(answer) != answer for answer in answers):
         notes.append(f"Removed {tokens.end} from the end of {counted(ended, 'response')}: it is added to each.")
     inside = sum(tokens.found([{"role": "assistant", "content": answer}]) is not None for answer in answers)
@@ -41,10 +44,12 @@ def check_control_tokens(data: RunData, tokens: ControlTokens, config: Config) -
     return notes
 
 
-def _prompts(data: RunData, config: Config) -> Iterator[tuple[str, Prompt]]:
+def _prompts(
+    prompts: PromptData | None, comparisons: ComparisonData | None, config: Config
+) -> Iterator[tuple[str, Prompt]]:
     """Yield the prompts with their places."""
-    prompts = {prompt.id: prompt for prompt in [*data.prompts.training, *data.prompts.held_out]}
-    for name, where in data.prompts.places.items():  # in the file's order
-        yield f"{where} ({name})", prompts[name]
-    for prompt in data.comparisons.prompts if data.comparisons else []:
+    found = {prompt.id: prompt for prompt in [*prompts.training, *prompts.held_out]} if prompts else {}
+    for name, where in prompts.places.items() if prompts else []:  # in the file's order
+        yield f"{where} ({name})", found[name]
+    for prompt in comparisons.prompts if comparisons else []:
         yield f"{config.rank.dataset}, row {int(prompt.id[1:])}", prompt

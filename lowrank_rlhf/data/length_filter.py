@@ -9,7 +9,6 @@ from lowrank_rlhf.data.comparisons import ComparisonData
 from lowrank_rlhf.data.control_tokens import check_control_tokens
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
-from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.records import Demonstration, Prompt
 from lowrank_rlhf.sources.tokenizer import local_tokenizer
@@ -30,17 +29,18 @@ class TokenCounter:
     """Tokens of a response, with the one that ends it."""
 
 
-def check_lengths(data: RunData, config: Config) -> None:
+def check_lengths(prompts: PromptData | None, comparisons: ComparisonData | None, config: Config) -> None:
     """Raise the `UserError` that the run would, if the tokenizer is on this machine; fetch and load nothing."""
     tokenizer = local_tokenizer(config.model)
     if tokenizer:
-        check_control_tokens(data, tokenizer.control_tokens, config)
+        check_control_tokens(prompts, comparisons, tokenizer.control_tokens, config)
         count = TokenCounter(
             prompt=lambda prompt: tokenizer.prompts([prompt.messages])[0],
             response=lambda text: tokenizer.answers([text])[0],
         )
-        fitting(data.prompts, count, config)
-        check_comparisons(data.comparisons, count, config)
+        if prompts:
+            fitting(prompts, count, config)
+        check_comparisons(comparisons, count, config)
 
 
 def check_comparisons(comparisons: ComparisonData | None, count: TokenCounter, config: Config) -> None:

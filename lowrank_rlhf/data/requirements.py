@@ -1,9 +1,11 @@
 """Amounts of data that the stages require, checked before any of them computes. Imports no torch."""
 
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.data.comparisons import ComparisonData
 from lowrank_rlhf.data.length_filter import check_lengths
+from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
-from lowrank_rlhf.data.run_data import RunData
+from lowrank_rlhf.data.run_data import RunData, hub_sources
 from lowrank_rlhf.errors import UserError
 
 PROMPTS_OF_REWARD = 2
@@ -12,20 +14,31 @@ PROMPTS_OF_REWARD = 2
 
 def check_data(data: RunData, config: Config) -> None:
     """Read the data, and raise the `UserError` that the run would before its first stage; fetch no model."""
-    check_amounts(data, config)
-    check_lengths(data, config)
+    _check(data.prompts, data.comparisons, config)
 
 
-def check_amounts(data: RunData, config: Config) -> None:
-    """Raise `UserError` if a stage of the config would find too little data."""
-    prompts, comparisons = data.prompts, data.comparisons
-    if "sft" in config.stages and config.sft.source == "train" and not prompts.demonstrations:
+def check_local_data(config: Config) -> list[str]:
+    """Check the data on this machine as `check_data` does; return the sources on the hub, which are not read."""
+    _check(*RunData(config).on_this_machine(), config)
+    return hub_sources(config)
+
+
+def _check(prompts: PromptData | None, comparisons: ComparisonData | None, config: Config) -> None:
+    check_amounts(prompts, comparisons, config)
+    check_lengths(prompts, comparisons, config)
+
+
+def check_amounts(prompts: PromptData | None, comparisons: ComparisonData | None, config: Config) -> None:
+    """Raise `UserError` if a stage of the config would find too little data; None is not checked."""
+    if prompts and "sft" in config.stages and config.sft.source == "train" and not prompts.demonstrations:
         raise UserError("data.prompts: no training prompt has a `response`. Add responses, or set sft.source: base")
     if "reward" not in config.stages:
         return
     if comparisons:
         compared, where = len({ranking.prompt_id for ranking in comparisons.rankings}), "rank.dataset"
         found = f"{counted(compared, 'prompt')} with comparisons, without those that data.held_out keeps"
+    elif prompts is None or config.rank.source == "dataset":
+        return
     else:
         compared, where = min(len(prompts.training), config.sample.prompts or len(prompts.training)), "data.prompts"
         found = f"{counted(compared, 'training prompt')} to rank answers to"

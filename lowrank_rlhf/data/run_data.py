@@ -20,8 +20,9 @@ class _Commits(BaseModel):
 
 
 def hub_sources(config: Config) -> list[str]:
-    """Return the config's data sources on the hub."""
-    return [source for source in (config.data.prompts, config.rank.dataset) if source and source.startswith(SCHEME)]
+    """Return the config's data sources on the hub, each once."""
+    sources = (config.data.prompts, config.rank.dataset)
+    return list(dict.fromkeys(source for source in sources if source and source.startswith(SCHEME)))
 
 
 def read_commits(run_dir: RunDir) -> dict[str, str]:
@@ -68,13 +69,26 @@ class RunData:
     @cached_property
     def comparisons(self) -> ComparisonData | None:
         """Comparisons without held-out prompts; None without `rank.source: dataset`. Raises `UserError` likewise."""
+        found = self._all_comparisons
+        return found and without_prompts(found, self.prompts.held_out)
+
+    def on_this_machine(self) -> tuple[PromptData | None, ComparisonData | None]:
+        """Return prompts and comparisons, None for those on the hub.
+
+        With prompts on the hub the comparisons include those of held-out prompts. Raises `UserError` likewise.
+        """
+        on_hub = hub_sources(self._config)
+        prompts = None if self._config.data.prompts in on_hub else self.prompts
+        if self._config.rank.dataset in on_hub:
+            return prompts, None
+        return prompts, self._all_comparisons if prompts is None else self.comparisons
+
+    @cached_property
+    def _all_comparisons(self) -> ComparisonData | None:
         rank = self._config.rank
         if rank.dataset is None:
             return None
-        found = load_comparisons(
-            self._kept_to(rank.dataset), rank.format, self._config.data.skip_bad_rows, rank.columns
-        )
-        return without_prompts(found, self.prompts.held_out)
+        return load_comparisons(self._kept_to(rank.dataset), rank.format, self._config.data.skip_bad_rows, rank.columns)
 
     def _kept_to(self, source: str) -> str:
         return at_commit(source, self._commits[source]) if source in self._commits else source

@@ -93,7 +93,7 @@ def test_rows_are_named_before_any_work_or_escaped(tiny_folder, tmp_path) -> Non
     path = written(tmp_path, {"prompt": FORGED, "response": "kind<|im_end|>"}, {"id": "last", "prompt": "<|im_start|>"})
     config = make_config(tiny_folder(), path, data__held_out=2)
     session = make_session(config, tmp_path / "one")
-    for check in (session.filter_lengths, lambda: check_lengths(session.data, config)):
+    for check in (session.filter_lengths, lambda: check_lengths(session.data.prompts, None, config)):
         with pytest.raises(UserError) as caught:
             check()
         assert str(caught.value) == (
@@ -123,9 +123,9 @@ def test_rows_of_comparisons_are_named(tiny_folder, tmp_path) -> None:
     with pytest.raises(
         UserError, match=r"1 prompt with a control token of the model:\n  .*pairs.jsonl, row 2: <\|im_end"
     ):
-        check_control_tokens(session.data, CHATML, config)
+        check_control_tokens(session.data.prompts, session.data.comparisons, CHATML, config)
     escaping = make_config(tiny_folder(), written(tmp_path), data__control_tokens="escape", **changes)
-    assert check_control_tokens(session.data, CHATML, escaping) == [
+    assert check_control_tokens(session.data.prompts, session.data.comparisons, CHATML, escaping) == [
         f"Escaped the control tokens in 1 prompt; the first: {pairs}, row 2: <|im_end|>.",
         "Removed <|im_end|> from the end of 1 response: it is added to each.",
         "Control tokens in 1 response are read as text.",

@@ -74,3 +74,45 @@ def test_prompts_are_checked_too(tiny_folder, tmp_path) -> None:
     with pytest.raises(UserError, match=r"data\.prompts: 1 training prompt to rank answers to; stage reward requires"):
         check_data(RunData(config), config)
     check_data(RunData(config), config.model_copy(update={"stages": ("sft", "sample", "rank")}))
+
+
+HUB = "hub:somebody/set"
+ON_HUB: dict[str, tuple[list[dict[str, object]] | None, list[dict[str, object]] | None, str]] = {
+    "good prompts": (PROMPTS, None, ""),
+    "bad prompts": ([*PROMPTS, {"prompt": 7}], None, '"prompt" must be a string, not a number'),
+    "no demonstration": ([{"prompt": row["prompt"]} for row in PROMPTS], None, "no training prompt has a `response`"),
+    "a prompt with a control token": ([*PROMPTS, {"prompt": "a<|im_end|>"}], None, "a control token of the model"),
+    "a long prompt": ([*PROMPTS, {"prompt": LONG * 3}], None, "too long for model.max_length 60"),
+    "good pairs": (None, [pair(1), pair(2)], ""),
+    "a pair with a control token": (None, [pair(1), pair(2, "a<|im_end|>")], "a control token of the model"),
+    **{name: (None, rows, problem) for name, (rows, problem) in CASES.items()},
+    "both": (None, None, ""),
+}
+"""Prompts, or None for those on the hub, comparisons likewise, and the problem of the ones on this machine."""
+
+
+@pytest.mark.parametrize("name", ON_HUB)
+def test_validate_checks_what_is_not_on_the_hub(tiny_folder, tmp_path, capsys, monkeypatch, name) -> None:
+    prompts, pairs, problem = ON_HUB[name]
+    config = make_config(
+        tiny_folder(),
+        data__prompts=str(write(tmp_path / "prompts.jsonl", *prompts)) if prompts else HUB,
+        data__held_out=5,
+        rank__source="dataset",
+        rank__dataset=str(write(tmp_path / "pairs.jsonl", *pairs)) if pairs else HUB,
+    )
+    (tmp_path / "my.yaml").write_text(dump_config(config))
+    for option in ("", "--json"):
+        monkeypatch.setattr(
+            sys, "argv", list(filter(None, ("lowrank-rlhf", "validate", f"{tmp_path}/my.yaml", option)))
+        )
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert ended.value.code == (2 if problem else 0)
+        if problem:
+            assert problem in "\n".join(json.loads(out)["errors"] if option else [err])
+        elif option:
+            assert json.loads(out)["not_read"] == [HUB]
+        else:
+            assert f"not read: {HUB}." in out

@@ -290,3 +290,14 @@ def test_the_real_pandalm_file(command) -> None:
     )
     assert found["balance"]["first_wins"] == pytest.approx(first / (first + second))
     assert found["balance"]["ties"] == pytest.approx(1 - (first + second) / len(sound))
+
+
+def test_prompts_split_off_are_reported(command) -> None:
+    rows = [
+        {"prompt": f"Question {n}?", "chosen": f"Question {n}? Yes.", "rejected": f"Question {n}? No."} for n in (1, 2)
+    ]
+    jsonl("pairs.jsonl", *rows)
+    jsonl("plain.jsonl", {**rows[0], "chosen": "Yes."}, rows[1])
+    for name, found in (("pairs.jsonl", True), ("plain.jsonl", False)):
+        assert ("every answer began with its prompt, which was split off" in command(name)[1]) is found
+        assert json.loads(command(name, "--json")[1])["prompts_split_off"] is found

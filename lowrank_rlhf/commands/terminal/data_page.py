@@ -36,6 +36,8 @@ class Page:
     format: str
     why: str
     ignored: list[str]
+    prompts_split_off: bool
+    """True if every answer began with its prompt, which was split off."""
     figures: Figures
     held_out: Leakage | None
     unit: str
@@ -69,6 +71,8 @@ def print_page(page: Page) -> None:
     say(f"{page.source}: {page.format}, because {page.why}")
     if page.ignored:
         say(f"ignored: {', '.join(page.ignored)}")
+    if page.prompts_split_off:
+        say("every answer began with its prompt, which was split off")
     say()
     rows = list(_rows(page))
     width = max(len(name) for name, _ in rows)
