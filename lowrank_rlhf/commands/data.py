@@ -1,7 +1,7 @@
 """`data inspect`: summarise a file of prompts, demonstrations or comparisons, without a config."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,14 +11,15 @@ import typer
 from rich.console import Console
 
 from lowrank_rlhf.commands.common import JsonOption
+from lowrank_rlhf.commands.file_format import FORMAT, ColumnsOption, parse_columns
 from lowrank_rlhf.commands.terminal.data_page import Page, print_page, rendered_examples
-from lowrank_rlhf.config.data import Columns, FormatName
+from lowrank_rlhf.config.data import FormatName
 from lowrank_rlhf.config.loading import load_config, preset_names, preset_path
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.data.inspection import figures, leakage
 from lowrank_rlhf.data.lengths import Measure, Words, lengths_of
 from lowrank_rlhf.data.loading import Loaded, load
-from lowrank_rlhf.errors import ExitCode, UserError
+from lowrank_rlhf.errors import ExitCode
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources.fetch import local_model
 from lowrank_rlhf.sources.tokenizer import ChatTokenizer, load_tokenizer
@@ -29,14 +30,6 @@ _DEFAULT_MAX_LENGTH: int = ModelConfig.model_fields["max_length"].default
 
 FormatOption = Annotated[
     FormatName | None, typer.Option(metavar="FORMAT", help="Format of FILE; docs/data-formats.md lists them.")
-]
-ColumnsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="KEY=COLUMN",
-        help="Column of FILE to read as KEY, such as prompt=question, or label=null to ignore it; "
-        "may be given several times.",
-    ),
 ]
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
@@ -85,8 +78,8 @@ def inspect(
       python -m lowrank_rlhf data inspect mine.jsonl --columns prompt=question --columns response=reply
       python -m lowrank_rlhf data inspect hub:Anthropic/hh-rlhf:test --json
     """
-    loaded = load(file, "--format", format, columns=_columns(columns or []))
-    other = load(held_out, "--format") if held_out else None
+    loaded = load(file, FORMAT, format, columns=parse_columns(columns))
+    other = load(held_out, FORMAT) if held_out else None
     model, limit = _model(tokenizer)
     with _measure(model, loaded) as measure:
         prompts, answers, over = lengths_of(loaded, measure, max_length or limit)
@@ -111,16 +104,6 @@ def inspect(
         print_page(page)
     if loaded.problems:
         raise typer.Exit(int(ExitCode.BAD_INPUT))
-
-
-def _columns(assignments: Sequence[str]) -> Columns:
-    found: Columns = {}
-    for text in assignments:
-        key, equals, column = text.partition("=")
-        if not equals:
-            raise UserError(f"--columns {text}: expected KEY=COLUMN, such as prompt=question")
-        found[key] = None if column == "null" else column
-    return found
 
 
 def _model(name: str | None) -> tuple[ChatTokenizer | None, int]:

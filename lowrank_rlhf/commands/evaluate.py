@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo, run_folder
+from lowrank_rlhf.commands.file_format import FORMAT, ColumnsOption, FileFormat, parse_columns, same_file
 from lowrank_rlhf.config.loading import load_config
-from lowrank_rlhf.config.schema import Config, DataConfig, FormatName, RankConfig
+from lowrank_rlhf.config.schema import Config, FormatName, RankConfig
 from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons
 from lowrank_rlhf.data.prompts import Splits, load_prompt_data
 from lowrank_rlhf.errors import Stopped, UserError
@@ -24,7 +25,7 @@ from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, Judge
 from lowrank_rlhf.reports.evaluation_text import evaluation_text
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.files import json_text, sha256, write_atomic, write_json_atomic
+from lowrank_rlhf.run.files import json_text, write_atomic, write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.session import Session
@@ -96,6 +97,7 @@ def evaluate(
     judge: JudgeOption = None,
     comparisons: ComparisonsOption = None,
     format_name: FormatOption = None,
+    columns: ColumnsOption = None,
     seed: SeedOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -119,6 +121,7 @@ def evaluate(
     run_dir = RunDir(run_folder(run, runs))
     config = load_config(run_dir.path / "config.yaml", _allowed(overrides or [], judge))
     options = MatchOptions(left, right, prompts, limit, samples, judge)
+    form = FileFormat(format_name, parse_columns(columns))
     only_accuracy = comparisons is not None and options == MatchOptions()
     seed = config.seed if seed is None else seed
     result: dict[str, Any] = {"schema": 1, "run": str(run_dir.path), "base": config.model.source, "seed": seed}
@@ -128,9 +131,9 @@ def evaluate(
             # The stop request is not armed: there is no work to save, so the first Ctrl-C ends the command.
             session = Session(config, run_dir, progress, StopRequest())
             run_dir.check_outputs(REWARD)
-            data = _comparisons(run_dir, config, comparisons, format_name) if comparisons else None
+            data = _comparisons(run_dir, config, comparisons, form) if comparisons else None
             if not only_accuracy:
-                match, notes = _match(lambda: session.prompts, config, run_dir, options, format_name, seed, progress)
+                match, notes = _match(lambda: session.prompts, config, run_dir, options, form, seed, progress)
                 result["match"] = {"prompts_from": prompts or "the run's test prompts"}
                 result["match"] |= _played(
                     session.load_roles(), match, config, run_dir.artifact(REWARD), progress, notes
@@ -149,13 +152,13 @@ def _match(
     config: Config,
     run_dir: RunDir,
     options: MatchOptions,
-    format_name: FormatName | None,
+    form: FileFormat,
     seed: int,
     progress: Progress,
 ) -> tuple[Match, list[str]]:
     """Return the match, and notes on its prompts; the run's own prompts are read only where they are needed."""
     if options.prompts:
-        prompts = _read_prompts(config, options.prompts, format_name, progress)
+        prompts = _read_prompts(config, options.prompts, form, progress)
     elif not (prompts := splits().test):
         raise UserError("this run has no held-out prompts (data.held_out is 0); set --prompts FILE")
     prompts = prompts[: options.limit]
@@ -190,24 +193,22 @@ def _check_target(out: Path | None) -> None:
         raise UserError(f"--out {out}: cannot be written")
 
 
-def _comparisons(run_dir: RunDir, config: Config, source: str, format_name: FormatName | None) -> ComparisonData:
+def _comparisons(run_dir: RunDir, config: Config, source: str, form: FileFormat) -> ComparisonData:
     """Read comparisons for the reward model. Raises `UserError` if the run has none."""
     run_adapter(run_dir, "reward", ADAPTER_STAGES["reward"])
-    data = load_comparisons(source, format_name, config.data.skip_bad_rows)
     trained_on = config.rank.dataset
-    if trained_on and (trained_on == source or _same_file(Path(trained_on), Path(source))):
+    form = form.or_of(config.rank, source)
+    data = load_comparisons(source, form.name, config.data.skip_bad_rows, form.columns, FORMAT)
+    if trained_on and same_file(trained_on, source):
         note = "The run's reward model was trained on most of these; the report has its accuracy on held-out ones."
         return replace(data, notes=[note, *data.notes])
     return data
 
 
-def _same_file(one: Path, other: Path) -> bool:
-    return one.is_file() and other.is_file() and sha256(one) == sha256(other)
-
-
-def _read_prompts(config: Config, source: str, format_name: FormatName | None, progress: Progress) -> list[Prompt]:
-    settings = DataConfig(prompts=source, format=format_name, held_out=0, skip_bad_rows=config.data.skip_bad_rows)
-    data = load_prompt_data(settings, config.seed)
+def _read_prompts(config: Config, source: str, form: FileFormat, progress: Progress) -> list[Prompt]:
+    form = form.or_of(config.data, source)
+    changes = {"prompts": source, "format": form.name, "columns": form.columns, "held_out": 0, "validation": None}
+    data = load_prompt_data(config.data.model_copy(update=changes), config.seed, FORMAT)
     for note in data.notes:
         progress.say(f"  {note}")
     return data.training

@@ -56,11 +56,15 @@ def load_comparisons(
     chosen: FormatName | None = None,
     skip_bad_rows: float = 0.0,
     columns: Columns | None = None,
+    setting: str = "rank.format",
 ) -> ComparisonData:
-    """Load comparisons from a file or the hub. Equal prompts share an id, and so do equal answers to a prompt."""
-    loaded = load(source, "rank.format", chosen, COMPARISON_FORMATS, columns)
+    """Load comparisons from a file or the hub. Equal prompts share an id, and so do equal answers to a prompt.
+
+    `setting` is the key or option of `chosen` in messages.
+    """
+    loaded = load(source, setting, chosen, COMPARISON_FORMATS, columns)
     if not loaded.format.ordered:
-        raise UserError(f"rank.format: {loaded.format.name} contains no ranked answers")
+        raise UserError(f"{setting}: {loaded.format.name} contains no ranked answers")
     loaded.refuse_bad(skip_bad_rows)
     data = collect(loaded)
     if not data.rankings:

@@ -1,12 +1,18 @@
 """Control tokens in data, such as <|im_end|>: as text they could end an answer or forge a turn. Imports no torch."""
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowrank_rlhf.sources.chat_template import ANSWERED, ChatTemplate, TemplateRefuses
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_NO_THOUGHTS = re.compile(r"<think>\s*</think>")
 
 
 @dataclass(frozen=True)
@@ -19,12 +25,12 @@ class ControlTokens:
 
     @classmethod
     def of(cls, template: ChatTemplate, special: Iterable[str], added: Iterable[str], end: str) -> "ControlTokens":
-        """Return the special tokens, and the added ones that the template writes: few tokenizers call those special.
+        """Return the special tokens, and the added ones that the template writes, whether or not they are special.
 
-        Tokens of a generation prompt do not count: Qwen3's think block is text of an answer.
+        Tokens of a generation prompt and of empty thoughts do not count: a think block is text of an answer.
         """
         try:
-            written = template.render([*ANSWERED, ANSWERED[0]], answered=True)
+            written = _NO_THOUGHTS.sub("", template.render([*ANSWERED, ANSWERED[0]], answered=True))
         except TemplateRefuses:
             written = ""
         found = {*special, *(token for token in added if token in written), end}
@@ -56,3 +62,16 @@ class ControlTokens:
     def _without_end(self, message: Mapping[str, Any]) -> str:
         text = str(message["content"])
         return self.response(text) if message["role"] == "assistant" else text
+
+
+def with_special(tokenizer: "Tokenizer", tokens: Collection[str]) -> "Tokenizer":
+    """Return a tokenizer in which all these added tokens are special, as they are in most.
+
+    If asked to, tokenizers read special tokens as text, but no others: DeepSeek's <｜User｜> would act in an answer.
+    """
+    if all(token.special or token.content not in tokens for token in tokenizer.get_added_tokens_decoder().values()):
+        return tokenizer
+    saved = json.loads(tokenizer.to_str())
+    for token in saved["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in tokens
+    return type(tokenizer).from_str(json.dumps(saved))

@@ -20,7 +20,7 @@ from lowrank_rlhf.sources.chat_template import (
     end_token,
     render,
 )
-from lowrank_rlhf.sources.control_tokens import ControlTokens
+from lowrank_rlhf.sources.control_tokens import ControlTokens, with_special
 from lowrank_rlhf.sources.download import TOKENIZER, hub_folder
 from lowrank_rlhf.sources.fetch import fetch_model, local_model
 from lowrank_rlhf.sources.template_checks import (
@@ -32,6 +32,7 @@ from lowrank_rlhf.sources.template_checks import (
 )
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 _BATCH = 1_000
@@ -107,10 +108,34 @@ def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
 
 
 def response_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Return the token ids of a response with the one that ends it, once; other control tokens are read as text."""
+    """Return the token ids of a response with the one that ends it, once; other control tokens are read as text.
+
+    Added tokens that are none, such as <think>, keep their ids: the model writes them in its answers.
+    """
     bare = control_tokens(tokenizer).response(text)
-    ids = tokenizer(bare, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    if splitting := _splitting(tokenizer, ChatTemplate.of(tokenizer).text):
+        ids = splitting.encode(bare, add_special_tokens=False).ids
+    else:
+        ids = tokenizer(bare, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [*ids, token_id(tokenizer, end_token(tokenizer))]
+
+
+@lru_cache(maxsize=2)
+def _splitting(tokenizer: "PreTrainedTokenizerBase", template: str) -> "Tokenizer | None":
+    """Return a tokenizer that reads control tokens as text, or None if transformers' own option suffices."""
+    own = getattr(tokenizer, "backend_tokenizer", None)
+    found = own and with_special(own, _control_tokens(tokenizer, template).tokens)
+    if found is own:
+        return None
+    found.encode_special_tokens = True
+    return _whole(found)
+
+
+def _whole(tokenizer: "Tokenizer") -> "Tokenizer":
+    """Return the tokenizer without truncation and padding, which some files set."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def token_id(tokenizer: "PreTrainedTokenizerBase", token: object) -> int:
@@ -162,7 +187,7 @@ class ChatTokenizer:
 
         path = self.folder / "tokenizer.json"
         try:
-            return Tokenizer.from_file(str(path))
+            return _whole(Tokenizer.from_file(str(path)))
         except Exception as error:  # tokenizers raises nothing narrower
             raise UserError(f"{path}: the tokenizer cannot be read ({error})") from None
 
@@ -240,13 +265,18 @@ class ChatTokenizer:
     def answers(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each answer, with the one that ends it."""
         bare = [self.control_tokens.response(text) for text in texts]
-        return [count + 1 for count in self._counts(bare, split_special=True)]
+        return [count + 1 for count in self._counts(bare, answers=True)]
 
-    def _counts(self, texts: Sequence[str], split_special: bool = False) -> list[int]:
+    @cached_property
+    def _splitting(self) -> Any:
+        return with_special(self._tokenizer, self.control_tokens.tokens)
+
+    def _counts(self, texts: Sequence[str], answers: bool = False) -> list[int]:
         counts: list[int] = []
-        self._tokenizer.encode_special_tokens = split_special
+        tokenizer = self._splitting if answers else self._tokenizer
+        tokenizer.encode_special_tokens = answers  # may be the same object
         for start in range(0, len(texts), _BATCH):
-            batch = self._tokenizer.encode_batch_fast(list(texts[start : start + _BATCH]), add_special_tokens=False)
+            batch = tokenizer.encode_batch_fast(list(texts[start : start + _BATCH]), add_special_tokens=False)
             counts += [len(encoding) for encoding in batch]
             self.on_batch(len(batch))
         return counts

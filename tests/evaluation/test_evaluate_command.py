@@ -18,7 +18,7 @@ from tiny_run import make_config, make_session, write_prompts
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lowrank_rlhf import cli
-from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.config.loading import dump_config, load_config
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.data.comparisons import load_comparisons
 from lowrank_rlhf.errors import UserError
@@ -109,6 +109,13 @@ def copied(run: Path, to: Path, *without: str) -> Path:
     for name in without:
         remove_output(to, name)
     return to
+
+
+def change(run: Path, section: str, **settings: Any) -> None:
+    """Change a section of the run's config."""
+    config = load_config(run / "config.yaml")
+    changed = getattr(config, section).model_copy(update=settings)
+    (run / "config.yaml").write_text(dump_config(config.model_copy(update={section: changed})))
 
 
 def remove_output(run: Path, name: str) -> None:
@@ -284,6 +291,16 @@ class TestAMatch:
         code, out, _ = evaluate(run, "--comparisons", pairs)
         assert (code, "Left out 1 bad row; the first: " in out.replace("\n", " ")) == (0, True)
 
+    def test_columns_of_prompts_under_other_names(self, finished, evaluate, tmp_path) -> None:
+        file = write_rows(tmp_path / "mine.jsonl", [{"query": "is point"}, {"query": "is it"}])
+        code, _, err = evaluate(finished, "--prompts", file)
+        assert (code, "such as --columns prompt=COLUMN." in err) == (2, True)
+        run = copied(finished, tmp_path / "run")
+        change(run, "data", prompts=str(file), columns={"prompt": "query"})  # its own file needs no option
+        for folder, options in ((finished, ("--columns", "prompt=query")), (run, ())):
+            code, out, _ = evaluate(folder, "--prompts", file, *options, "--json")
+            assert (code, {row["prompt"] for row in json.loads(out)["match"]["answers"]}) == (0, {"is point", "is it"})
+
     def test_settings_of_sampling_can_change(self, finished, figures) -> None:
         match = figures(finished, "sample.max_new_tokens=2")["match"]
         assert max(row[f"tokens_{side}"] for row in match["answers"] for side in ("left", "right")) == 2
@@ -377,6 +394,30 @@ class TestRewardModelAccuracy:
         text = config.read_text().replace("source: judge", "source: dataset")
         config.write_text(text.replace("dataset: null", f"dataset: {tmp_path / 'same.jsonl'}"))
         assert "The run's reward model was trained on most of these" in evaluate(run, "--comparisons", file)[1]
+
+    def test_columns_under_other_names(self, finished, evaluate, figures, tmp_path) -> None:
+        names = {"prompt": "question 1", "chosen": "good", "rejected": "bad"}
+        rows = [{names[key]: text for key, text in row.items()} | {"label": 1} for row in PAIRS]
+        file, plain = (write_rows(tmp_path / f"{n}.jsonl", each) for n, each in enumerate((rows, PAIRS)))
+        code, _, err = evaluate(finished, "--comparisons", file)
+        assert (code, "Name the columns, such as --columns prompt=COLUMN." in err.replace("\n", " ")) == (2, True)
+        options = [f"--columns={key}={column}" for key, column in (names | {"label": "null"}).items()]
+        expected = figures(finished, "--comparisons", plain)["accuracy"]
+        found = figures(finished, "--comparisons", file, *options)["accuracy"]
+        ignored = ("file", "notes")
+        assert all(found[key] == expected[key] for key in expected if key not in ignored)
+        code, _, err = evaluate(finished, "--comparisons", plain, *options)
+        assert (code, '--columns prompt: column "question 1" not found.' in err) == (2, True)
+
+    def test_the_run_s_own_columns_for_its_own_file(self, finished, figures, tmp_path) -> None:
+        """Its map is part of its file: another file has its own."""
+        run = copied(finished, tmp_path / "run")
+        rows = [{"question": row["prompt"], "good": row["chosen"], "rejected": row["rejected"]} for row in PAIRS]
+        own, other = (write_rows(tmp_path / f"{n}.jsonl", each) for n, each in enumerate((rows, PAIRS)))
+        columns = {"prompt": "question", "chosen": "good"}
+        change(run, "rank", source="dataset", dataset=str(own), columns=columns)
+        for file in (own, other):
+            assert figures(run, "--comparisons", file)["accuracy"]["comparisons"] == 4
 
     def test_beside_a_match(self, finished, figures, tmp_path) -> None:
         file = write_rows(tmp_path / "pairs.jsonl", PAIRS)
