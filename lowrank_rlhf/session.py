@@ -107,8 +107,9 @@ class Session:
         return self._fitting
 
     def _filter_lengths(self) -> PromptData:
-        from lowrank_rlhf.data.control_tokens import check_control_tokens
+        from lowrank_rlhf.data.control_tokens import check_control_tokens, check_rendering
         from lowrank_rlhf.data.length_filter import TokenCounter, check_comparisons, fitting
+        from lowrank_rlhf.sources.chat_template import ChatTemplate
         from lowrank_rlhf.sources.tokenizer import control_tokens, prompt_tokens, read_tokenizer, response_tokens
 
         silent = Progress.silent()  # fetching the model has shown its progress already
@@ -117,10 +118,12 @@ class Session:
             prompt=lambda prompt: len(prompt_tokens(tokenizer, prompt)),
             response=lambda text: len(response_tokens(tokenizer, text)),
         )
-        notes = check_control_tokens(self.data.prompts, self.data.comparisons, control_tokens(tokenizer), self.config)
-        found = fitting(self.data.prompts, count, self.config)
-        check_comparisons(self.data.comparisons, count, self.config)
-        for note in [*notes, *found.notes[len(self.data.prompts.notes) :]]:
+        prompts, comparisons, tokens = self.data.prompts, self.data.comparisons, control_tokens(tokenizer)
+        notes = check_control_tokens(prompts, comparisons, tokens, self.config)
+        check_rendering(prompts, comparisons, ChatTemplate.of(tokenizer), tokens, self.config)
+        found = fitting(prompts, count, self.config)
+        check_comparisons(comparisons, count, self.config)
+        for note in [*notes, *found.notes[len(prompts.notes) :]]:
             self.progress.say(f"  {note}")
         return found
 

@@ -25,6 +25,7 @@ FormatName = Literal[
     "question-preference",
     "argilla",
     "ms-swift",
+    "ms-swift-messages",
     "openai",
     "alpaca-ranked",
     "ultrafeedback",
@@ -36,6 +37,7 @@ FormatName = Literal[
     "pku-saferlhf",
     "shp",
     "tldr",
+    "helpsteer3",
 ]
 Columns = dict[str, str | None]
 """Column of a data set by the key of a format; None ignores the column of that name."""

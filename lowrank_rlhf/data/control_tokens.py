@@ -1,6 +1,6 @@
-"""Find control tokens of the model in prompts and responses before a run computes. Imports no torch."""
+"""Find control tokens in prompts and responses, and prompts that the template rejects. Imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import ComparisonData
@@ -8,6 +8,7 @@ from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.records import Prompt
+from lowrank_rlhf.sources.chat_template import ChatTemplate, TemplateRefuses
 from lowrank_rlhf.sources.control_tokens import ControlTokens
 
 _SHOWN = 5
@@ -15,6 +16,8 @@ _FIX = (
     "Such a token would begin or end a turn. Remove it, or set data.control_tokens=escape, which puts a space after "
     "its first character"
 )
+
+_TEMPLATE_FIX = "Change or delete these rows, or set another template as model.chat_template"
 
 
 def check_control_tokens(
@@ -30,9 +33,7 @@ def check_control_tokens(
         if (token := tokens.found([message.model_dump() for message in prompt.messages]))
     ]
     if found and config.data.control_tokens == "refuse":
-        more = [f"and {len(found) - _SHOWN:,} more"] if len(found) > _SHOWN else []
-        lines = [f"{counted(len(found), 'prompt')} with a control token of the model:", *found[:_SHOWN], *more]
-        raise UserError("\n  ".join(lines) + f"\n{_FIX}")
+        raise UserError(_listed(f"{counted(len(found), 'prompt')} with a control token of the model:", found, _FIX))
     notes = [f"Escaped the control tokens in {counted(len(found), 'prompt')}; the first: {found[0]}."] if found else []
     answers = [row.response for row in prompts.demonstrations] if prompts else []
     answers += [answer.text for answer in comparisons.answers] if comparisons else []
@@ -42,6 +43,29 @@ def check_control_tokens(
     if inside:
         notes.append(f"Control tokens in {counted(inside, 'response')} are read as text.")
     return notes
+
+
+def check_rendering(
+    prompts: PromptData | None,
+    comparisons: ComparisonData | None,
+    template: ChatTemplate,
+    tokens: ControlTokens,
+    config: Config,
+) -> None:
+    """Raise `UserError` with the rows of prompts that the chat template rejects, such as a tool's result."""
+    found = []
+    for where, prompt in _prompts(prompts, comparisons, config):
+        try:
+            template.render(tokens.escaped([message.model_dump() for message in prompt.messages]))
+        except TemplateRefuses as error:
+            found.append(f"{where}: {error}")
+    if found:
+        raise UserError(_listed(f"The chat template rejects {counted(len(found), 'prompt')}:", found, _TEMPLATE_FIX))
+
+
+def _listed(title: str, found: Sequence[str], fix: str) -> str:
+    more = [f"and {len(found) - _SHOWN:,} more"] if len(found) > _SHOWN else []
+    return "\n  ".join([title, *found[:_SHOWN], *more]) + f"\n{fix}"
 
 
 def _prompts(

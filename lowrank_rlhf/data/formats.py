@@ -5,6 +5,7 @@ from collections.abc import Callable
 from lowrank_rlhf.data.converters import demonstrations, pairs, rankings, verdicts
 from lowrank_rlhf.data.converters.demonstrations import RESPONSES
 from lowrank_rlhf.data.converters.prompts import CONTEXT, SYSTEM
+from lowrank_rlhf.data.converters.verdict_formats import VERDICTS
 from lowrank_rlhf.data.format_entry import Fields, Format
 from lowrank_rlhf.data.readers.rows import listed
 from lowrank_rlhf.data.turns import is_transcript
@@ -183,9 +184,18 @@ FORMATS = (
         "ms-swift's preferences: a conversation, and a worse answer than its last one.",
         keys=("messages", "rejected_response"),
         optional=SYSTEM,
-        convert=pairs.answered_conversation,
+        convert=pairs.answered_conversation("rejected_response"),
         example='{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], '
         '"rejected_response": "What?"}',
+    ),
+    Format(
+        "ms-swift-messages",
+        "ms-swift's preferences as two conversations that are the same up to their last answers, the better one first.",
+        keys=("messages", "rejected_messages"),
+        optional=SYSTEM,
+        convert=pairs.answered_conversation("rejected_messages"),
+        example='{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], '
+        '"rejected_messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "What?"}]}',
     ),
     Format(
         "openai",
@@ -228,72 +238,6 @@ FORMATS = (
         requirement=f", a response and one of {listed(rankings.RATINGS)}",
         example='{"prompt": "Greet me.", "response": "Good morning!", "helpfulness": 4}',
     ),
-    Format(
-        "winner",
-        "Two responses and a winner: model_a, model_b or tie.",
-        keys=("prompt", "response_a", "response_b", "winner"),
-        optional=CONTEXT,
-        convert=verdicts.two_answers("prompt", "response_a", "response_b", "winner", verdicts.WINNERS),
-        example='{"prompt": "Greet me.", "response_a": "Hi.", "response_b": "No.", "winner": "model_a"}',
-        keeps_positions=True,
-    ),
-    Format(
-        "arena",
-        "Chatbot Arena's conversations and winner; those that differ before the last answer are left out.",
-        keys=("conversation_a", "conversation_b", "winner"),
-        optional=(),
-        convert=verdicts.arena,
-        example='{"conversation_a": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], '
-        '"conversation_b": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "What?"}], '
-        '"winner": "model_a"}',
-        keeps_positions=True,
-    ),
-    Format(
-        "arena-lists",
-        "Chatbot Arena's human preferences: lists of prompts and answers, as JSON, and one of three winners.",
-        keys=("prompt", "response_a", "response_b", *verdicts.ONE_HOT),
-        optional=(),
-        convert=verdicts.arena_lists,
-        example=r'{"prompt": "[\"Hi\"]", "response_a": "[\"Hello!\"]", "response_b": "[\"What?\"]", '
-        '"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}',
-        keeps_positions=True,
-    ),
-    Format(
-        "auto-j",
-        "Auto-J's pairs: label 0 for the first response, 1 for the second, 2 for a tie.",
-        keys=("prompt", "response 1", "response 2", "label"),
-        optional=CONTEXT,
-        convert=verdicts.two_answers("prompt", "response 1", "response 2", "label", {"0": 1, "1": 2, "2": 0}),
-        example='{"prompt": "Greet me.", "response 1": "Hi.", "response 2": "No.", "label": 0}',
-        keeps_positions=True,
-    ),
-    Format(
-        "pku-saferlhf",
-        "PKU-SafeRLHF's pairs, ordered by `better_response_id` (helpfulness), not by safety.",
-        keys=("prompt", "response_0", "response_1", "better_response_id"),
-        optional=CONTEXT,
-        convert=verdicts.two_answers("prompt", "response_0", "response_1", "better_response_id", {"0": 1, "1": 2}),
-        example='{"prompt": "Greet me.", "response_0": "Hi.", "response_1": "No.", "better_response_id": 0}',
-        keeps_positions=True,
-    ),
-    Format(
-        "shp",
-        "Stanford Human Preferences: labels 1 if the first answer had more votes, else 0.",
-        keys=("history", "human_ref_A", "human_ref_B", "labels"),
-        optional=(),
-        convert=verdicts.two_answers("history", "human_ref_A", "human_ref_B", "labels", {"1": 1, "0": 2}),
-        example='{"history": "Greet me.", "human_ref_A": "Hi.", "human_ref_B": "No.", "labels": 1}',
-        keeps_positions=True,
-    ),
-    Format(
-        "tldr",
-        "OpenAI's comparisons of summaries (TL;DR): choice 0 for the first, 1 for the second.",
-        keys=("info", "summaries", "choice"),
-        optional=(),
-        convert=verdicts.tldr,
-        example='{"info": {"title": "A cat", "post": "It purrs all day."}, '
-        '"summaries": [{"text": "A cat purrs."}, {"text": "Dogs."}], "choice": 0}',
-        keeps_positions=True,
-    ),
+    *VERDICTS,
 )
 BY_NAME = {entry.name: entry for entry in FORMATS}

@@ -6,7 +6,7 @@ from itertools import islice
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import ComparisonData
-from lowrank_rlhf.data.control_tokens import check_control_tokens
+from lowrank_rlhf.data.control_tokens import check_control_tokens, check_rendering
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.errors import UserError
@@ -34,6 +34,7 @@ def check_lengths(prompts: PromptData | None, comparisons: ComparisonData | None
     tokenizer = local_tokenizer(config.model)
     if tokenizer:
         check_control_tokens(prompts, comparisons, tokenizer.control_tokens, config)
+        check_rendering(prompts, comparisons, tokenizer.template, tokenizer.control_tokens, config)
         count = TokenCounter(
             prompt=lambda prompt: tokenizer.prompts([prompt.messages])[0],
             response=lambda text: tokenizer.answers([text])[0],

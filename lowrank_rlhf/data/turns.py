@@ -8,13 +8,22 @@ from lowrank_rlhf.data.readers.rows import Row, any_text_field, is_empty, kind, 
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.records import Message
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 Turns = tuple[Message, ...]
 
-ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-SPEAKERS: dict[str, Role] = {**ROLES, "human": "user", "gpt": "assistant"}
-# Keys that may be ignored; others with a value, such as tool calls, would be lost silently.
-_HARMLESS = {"name", "weight", "id", "timestamp"}
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "tool_response": "tool",
+}
+SPEAKERS: dict[str, Role] = {**ROLES, "human": "user", "gpt": "assistant", "observation": "tool"}
+_CALLS = ("tool_calls", "function_call", "tool_call")
+"""Keys and roles of tool calls: templates write them in ways of their own, so that no text stands for them."""
+# Keys that may be ignored; others with a value would be lost silently.
+_HARMLESS = {"name", "weight", "id", "timestamp", "tool_call_id"}
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _TRANSCRIPT_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
@@ -32,6 +41,8 @@ def _turn(row: Row, name: str, turn: object, last: bool) -> Message:
     used, roles = (("from", "value"), SPEAKERS) if "from" in turn else (("role", "content"), ROLES)
     who, what = used
     present = {key for key, value in turn.items() if key in used or not is_empty(value)}
+    if call := next((key for key in _CALLS if key in (*present, turn.get(who))), None):
+        raise UserError(f"{row.where}: {name} calls a tool ({call}). Only text is supported. Delete the row")
     if not present >= set(used) or present - {*used, *_HARMLESS}:
         has = ", ".join(key for key in turn if key in present) or "nothing"
         raise UserError(f"{row.where}: {name} must have {who} and {what} only, but has {has}")
@@ -92,8 +103,8 @@ def prompt_turns(row: Row, name: str, value: object) -> Turns:
 
 
 def ends_with_user(row: Row, name: str, turns: Sequence[Message]) -> Turns:
-    """Return the turns. Raises `UserError` unless the last one is the user's."""
-    if not turns or turns[-1].role != "user":
+    """Return the turns. Raises `UserError` unless the last one is the user's, or the result of a tool."""
+    if not turns or turns[-1].role not in ("user", "tool"):
         raise UserError(f"{row.where}: {name} must end with the user, or with the user and the assistant's answer")
     return tuple(turns)
 

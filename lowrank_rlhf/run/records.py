@@ -19,7 +19,7 @@ class Record(BaseModel):
 class Message(Record):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
 
 
@@ -32,7 +32,7 @@ class Prompt(Record):
 
     @property
     def text(self) -> str:
-        """Text of the last user message."""
+        """Text of the last message, the user's or a tool's result."""
         return self.messages[-1].content
 
     @property

@@ -65,13 +65,14 @@ class ControlTokens:
 
 
 def with_special(tokenizer: "Tokenizer", tokens: Collection[str]) -> "Tokenizer":
-    """Return a tokenizer in which all these added tokens are special, as they are in most.
+    """Return a tokenizer in which all these added tokens are special, as in most; it truncates and pads nothing.
 
     If asked to, tokenizers read special tokens as text, but no others: DeepSeek's <｜User｜> would act in an answer.
+    Without such a token the tokenizer itself is returned.
     """
     if all(token.special or token.content not in tokens for token in tokenizer.get_added_tokens_decoder().values()):
         return tokenizer
     saved = json.loads(tokenizer.to_str())
     for token in saved["added_tokens"]:
         token["special"] = token["special"] or token["content"] in tokens
-    return type(tokenizer).from_str(json.dumps(saved))
+    return type(tokenizer).from_str(json.dumps(saved | {"truncation": None, "padding": None}))

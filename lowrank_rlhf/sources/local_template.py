@@ -26,7 +26,7 @@ def check_local_template(config: ModelConfig) -> None:
     """
     local = local_model(config)
     if tokenizer := local_tokenizer(config):
-        tokenizer.check_template()
+        _ = tokenizer.template  # checked when it is read
     elif local and local.is_file():
         _check_gguf(local, config)
     elif config.chat_template:

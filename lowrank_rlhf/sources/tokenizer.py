@@ -128,14 +128,7 @@ def _splitting(tokenizer: "PreTrainedTokenizerBase", template: str) -> "Tokenize
     if found is own:
         return None
     found.encode_special_tokens = True
-    return _whole(found)
-
-
-def _whole(tokenizer: "Tokenizer") -> "Tokenizer":
-    """Return the tokenizer without truncation and padding, which some files set."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return found
 
 
 def token_id(tokenizer: "PreTrainedTokenizerBase", token: object) -> int:
@@ -187,9 +180,12 @@ class ChatTokenizer:
 
         path = self.folder / "tokenizer.json"
         try:
-            return _whole(Tokenizer.from_file(str(path)))
+            found = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing narrower
             raise UserError(f"{path}: the tokenizer cannot be read ({error})") from None
+        found.no_truncation()  # some files set both
+        found.no_padding()
+        return found
 
     @cached_property
     def _config(self) -> dict[str, Any]:
@@ -210,12 +206,13 @@ class ChatTokenizer:
         """Token that ends an answer, as text; empty if the folder has no template and no end of text."""
         added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
         try:
-            return self._template.end_token({*added, *self._special.values()}) or ""
+            return self.template.end_token({*added, *self._special.values()}) or ""
         except UserError:  # no template
             return self._special.get("eos_token", "")
 
     @cached_property
-    def _template(self) -> ChatTemplate:
+    def template(self) -> ChatTemplate:
+        """The checked chat template. Raises `UserError` if it is missing or fails."""
         template = self.chat_template or self._own_template
         if template is None:
             raise BadTemplate(f"{self.name} has no chat template. Name a config that sets model.chat_template")
@@ -235,17 +232,13 @@ class ChatTokenizer:
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
         return template if isinstance(template, str) else None
 
-    def check_template(self) -> None:
-        """Raise `UserError` if the chat template is missing or fails."""
-        _ = self._template
-
     @cached_property
     def control_tokens(self) -> ControlTokens:
         """Tokens that a text of the data must not contain."""
         added = self._tokenizer.get_added_tokens_decoder().values()
         special = [token.content for token in added if token.special]
         every = [token.content for token in added]
-        return ControlTokens.of(self._template, [*special, *self._special.values()], every, self.end)
+        return ControlTokens.of(self.template, [*special, *self._special.values()], every, self.end)
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt as the model reads it, up to the beginning of the answer.
@@ -254,7 +247,7 @@ class ChatTokenizer:
         """
         escaped = self.control_tokens.escaped([message.model_dump() for message in messages])
         try:
-            return self._template.render(escaped)
+            return self.template.render(escaped)
         except TemplateRefuses as error:
             raise UserError(f"the chat template of {self.name} rejects a prompt: {error}") from None
 

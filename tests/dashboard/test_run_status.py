@@ -1,6 +1,7 @@
 """Status of runs, read from their folders."""
 
 import json
+import platform
 import re
 import shutil
 import sys
@@ -11,6 +12,7 @@ from dashboard_runs import RESULTS, event, finish, holding, make_run
 
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.tabs import runs as runs_tab
 from lowrank_rlhf.dashboard.tabs import watch
 from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, run_list
 from lowrank_rlhf.errors import UserError
@@ -41,6 +43,20 @@ class TestNames:
         (tmp_path / "file.txt").write_text("x")
         assert RunsFolder(tmp_path).names() == ["one"]
         assert RunsFolder(tmp_path / "nowhere").names() == []
+
+
+def test_the_number_of_runs_not_shown(tmp_path, monkeypatch) -> None:
+    for number in range(5):
+        make_run(tmp_path, f"run{number}")
+    for most, expected in ((60, None), (5, None), (3, 2)):
+        monkeypatch.setattr(runs_tab, "_MAX_RUNS", most)
+        listing, _, choice, *_ = runs_tab._refresh(RunsFolder(tmp_path), None, "en", {})
+        assert listing.count("data-run=") == len(choice["choices"]) == min(most, 5)
+        assert ("not shown" in listing) is (expected is not None)
+        chinese = runs_tab._refresh(RunsFolder(tmp_path), None, "zh", {})[0]
+        if expected:
+            assert f"{expected} older runs are not shown" in listing
+            assert f"另有 {expected} 个较早的运行未显示" in chinese
 
 
 class TestStatus:
@@ -99,16 +115,25 @@ class TestStatus:
     def test_a_process_is_signalled_only_if_its_whole_identity_matches(self, tmp_path, part) -> None:
         """A copied folder, another host on the same disk, another container: `pid` is another process's there."""
         run = make_run(tmp_path)
-        with holding(run, **{part: "another", "host": "other"}) as process:
+        with holding(run, **{part: "another"}) as process:
             found = RunsFolder(tmp_path).status("one")
             assert (found.state, found.pid, found.memory_bytes()) == ("running", None, None)
             with pytest.raises(
-                UserError, match=rf"process {process.pid} on host other cannot be stopped from this page"
+                UserError, match=rf"process {process.pid}( on host .+)? cannot be stopped from this page"
             ):
                 jobs.stop(run)
             with pytest.raises(UserError, match="is already working on this run"):
                 jobs.start(run, [sys.executable, "-c", "pass"])
             assert process.poll() is None
+
+    def test_a_process_elsewhere_is_named_with_its_host(self, tmp_path) -> None:
+        run = make_run(tmp_path)
+        for part, host in (("host", "another"), ("pid_namespace", platform.node())):
+            with (
+                holding(run, **{part: "another"}) as process,
+                pytest.raises(UserError, match=rf"process {process.pid} on host {re.escape(host)} cannot be stopped"),
+            ):
+                jobs.stop(run)
 
     def test_a_lock_of_an_older_version_without_identity_is_not_signalled(self, tmp_path) -> None:
         run = make_run(tmp_path)

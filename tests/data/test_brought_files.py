@@ -67,6 +67,17 @@ COMPARED = [
     ),
     ({"instruction": "Hi", "chosen_response": "Hello!", "rejected_response": "What?"}, "argilla", ["user Hi"]),
     ({"messages": [ASKED, GOOD], "rejected_response": "What?"}, "ms-swift", ["user Hi"]),
+    ({"messages": [ASKED, GOOD], "rejected_messages": [ASKED, BAD]}, "ms-swift-messages", ["user Hi"]),
+    (
+        {"messages": [ASKED, GOOD], "rejected_messages": [BAD]} | PIRATE,
+        "ms-swift-messages",
+        ["system You are a pirate.", "user Hi"],
+    ),
+    (
+        {"messages": [ASKED, BAD, ASKED, GOOD], "rejected_messages": [ASKED, BAD, ASKED, BAD]},
+        "ms-swift-messages",
+        ["user Hi", "assistant What?", "user Hi"],
+    ),
     (
         {"input": {"messages": [ASKED], "tools": []}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
         "openai",
@@ -109,6 +120,17 @@ COMPARED = [
         | {"summaries": [{"text": " What?"}, {"text": " Hello!"}]},
         "tldr",
         ["user SUBREDDIT: cats\nTITLE: Hi\nPOST: Ho\nTL;DR:"],
+    ),
+    (
+        {"context": [ASKED], "response1": "Hello!", "response2": "What?", "overall_preference": -1}
+        | {"domain": "general", "language": "english", "individual_preference": [{"score": 1, "reasoning": "x"}]},
+        "helpsteer3",
+        ["user Hi"],
+    ),
+    (
+        {"context": [ASKED, BAD, ASKED], "response1": "What?", "response2": "Hello!", "overall_preference": 3.0},
+        "helpsteer3",
+        ["user Hi", "assistant What?", "user Hi"],
     ),
     ({"prompt": "Hi", "chosen": "Hello!", "rejected": "What?", "history": [["A", "B"]]} | PIRATE, "preference", None),
 ]
@@ -156,6 +178,64 @@ DEMONSTRATIONS = [
     ),
     ({"prompt": "\n\nHuman: Hi\n\nAssistant:", "response": "\n\nHuman: Hi\n\nAssistant: Go."}, ["user Hi"]),
 ]
+
+
+RESULT = "It is 20 degrees."
+TOOLS = [
+    (
+        {"messages": [ASKED, BAD, {"role": "tool", "content": RESULT, "tool_call_id": "c1", "name": "weather"}, GOOD]},
+        ["user Hi", "assistant What?", f"tool {RESULT}"],
+    ),
+    ({"messages": [ASKED, BAD, {"role": "tool_response", "content": RESULT}]}, None),
+    (
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "What?"},
+                           {"from": "observation", "value": RESULT}, {"from": "gpt", "value": "Hello!"}]},
+        None,
+    ),
+    ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "tool", "value": RESULT}]}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "asked"), TOOLS)
+def test_results_of_tools_are_turns_of_text(tmp_path: Path, row: dict, asked: list[str] | None) -> None:
+    loaded = load(jsonl(tmp_path / "my.jsonl", row), "data.format")
+    assert loaded.problems == []
+    assert turns(loaded)[-1] == f"tool {RESULT}"
+    assert asked is None or turns(loaded) == asked
+
+
+@pytest.mark.parametrize(
+    ("turn", "call"),
+    [
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "c1"}]}, "tool_calls"),
+        ({"role": "assistant", "content": "Wait.", "function_call": {"name": "f"}}, "function_call"),
+        ({"role": "tool_call", "content": "{}"}, "tool_call"),
+        ({"from": "function_call", "value": "{}"}, "function_call"),
+    ],
+)
+def test_calls_of_tools_are_refused_by_name(tmp_path: Path, turn: dict, call: str) -> None:
+    key = "conversations" if "from" in turn else "messages"
+    asked = {"from": "human", "value": "Hi"} if "from" in turn else ASKED
+    message = failure(jsonl(tmp_path / "my.jsonl", {key: [asked, turn]}))
+    assert message == f"FILE:1: {key}[1] calls a tool ({call}). Only text is supported. Delete the row"
+
+
+def test_helpsteer3_has_seven_verdicts(tmp_path: Path) -> None:
+    row = {"context": [ASKED], "response1": "a", "response2": "b"}
+    rows = [row | {"overall_preference": number} for number in range(-3, 4)]
+    data = load_comparisons(jsonl(tmp_path / "my.jsonl", *rows))
+    texts = {answer.id: answer.text for answer in data.answers}
+    assert "".join(texts[ranking.tiers[0][0]] for ranking in data.rankings) == "aaabbb"
+    assert data.ties == 1
+    for value, said in ((4, "4"), (0.5, "0.5")):
+        message = failure(jsonl(tmp_path / "bad.jsonl", row | {"overall_preference": value}))
+        assert message == f'FILE:1: "overall_preference" is {said}. Expected a whole number from -3 to 3'
+
+
+def test_ms_swift_s_conversations_must_agree(tmp_path: Path) -> None:
+    rejected = [{"role": "user", "content": "Bye"}, BAD]
+    message = failure(jsonl(tmp_path / "my.jsonl", {"messages": [ASKED, GOOD], "rejected_messages": rejected}))
+    assert '"rejected_messages" must be one turn of the assistant, or the prompt\'s turns followed by it' in message
 
 
 @pytest.mark.parametrize(("row", "asked"), DEMONSTRATIONS)

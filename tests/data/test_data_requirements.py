@@ -27,6 +27,10 @@ def pair(number: int, prompt: str = "") -> dict[str, str]:
 
 PROMPTS = [{"prompt": f"other question {number}", "response": "kind"} for number in range(8)]
 LONG = "short and kind to the point " * 8
+TOOL = {"role": "tool", "content": "20 degrees"}
+NO_TOOLS = "{% for m in messages %}{% if m.role != 'tool' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n" + (
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 CASES = {
     "no comparisons": ([pair(1) | {"rejected": "kind 1"}], "no comparisons left"),
     "one compared prompt": (
@@ -116,3 +120,29 @@ def test_validate_checks_what_is_not_on_the_hub(tiny_folder, tmp_path, capsys, m
             assert json.loads(out)["not_read"] == [HUB]
         else:
             assert f"not read: {HUB}." in out
+
+
+@pytest.mark.parametrize("where", ["prompts", "comparisons"])
+def test_a_turn_that_the_template_leaves_out_is_named_before_the_first_stage(tiny_folder, tmp_path, where) -> None:
+    asked = [{"role": "user", "content": "Is it warm?"}, {"role": "assistant", "content": "I ask."}, TOOL]
+    prompts, pairs = [*PROMPTS], [pair(1), pair(2), pair(3)]
+    (prompts if where == "prompts" else pairs).append({"prompt": asked, "chosen": "a", "rejected": "b"})
+    if where == "prompts":
+        prompts[-1] = {"messages": asked}
+    file, compared = write(tmp_path / "prompts.jsonl", *prompts), write(tmp_path / "pairs.jsonl", *pairs)
+    settings = {"rank__source": "dataset", "rank__dataset": str(compared)}
+    place = f"{file}:9 (p00009)" if where == "prompts" else f"{compared}, row 4"
+    config = make_config(tiny_folder(), file, model__chat_template=NO_TOOLS, **settings)
+    for check in (
+        lambda: run(config, tmp_path / "runs", progress=Progress.silent()),
+        lambda: check_data(RunData(config), config),
+    ):
+        with pytest.raises(UserError) as caught:
+            check()
+        assert str(caught.value) == (
+            f"The chat template rejects 1 prompt:\n  {place}: leaves out the tool message\n"
+            "Change or delete these rows, or set another template as model.chat_template"
+        )
+    assert not list((tmp_path / "runs").rglob("done/*"))
+    keeps = make_config(tiny_folder(), file, **settings)
+    check_data(RunData(keeps), keeps)

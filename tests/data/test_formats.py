@@ -134,7 +134,7 @@ BAD_ROWS = [
         ':1: "chosen" must be one turn of the assistant, or the prompt\'s turns followed by it; '
         "it has 3: user, user, assistant",
     ),
-    ({"conversations": [{"from": "tool", "value": "x"}]}, None),
+    ({"conversations": [{"from": "robot", "value": "x"}]}, None),
     ({"messages": [{"role": "user", "content": "Hi", "tool_calls": [1]}]}, None),
     (
         {"prompt": "Hi", "responses": ["a", "b"], "ranking": [1, 2]},
@@ -159,7 +159,7 @@ BAD_ROWS = [
     ({"chosen": "a", "rejected": "b"}, None),
 ]
 IN_PART = {
-    7: "conversations[0].from is 'tool'",
+    7: "conversations[0].from is 'robot'",
     8: "tool_calls",
     16: "unpaired preferences",
     17: "Name its column: data.columns.prompt=COLUMN",

@@ -78,6 +78,13 @@ def metrics(run_dir: RunDir) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not key.startswith(("time/", "tokens_per"))} for row in found]
 
 
+def results(run_dir: RunDir) -> dict[str, dict[str, Any]]:
+    """The stages' results as in their done marks, with the self-checks and the roles that they name, without times."""
+    timed = ("seconds_per_step", "tokens_per_second", "message")
+    found = {stage: done(run_dir, stage)["summary"] for stage in STAGES}
+    return {stage: {key: value for key, value in row.items() if key not in timed} for stage, row in found.items()}
+
+
 @pytest.fixture(scope="session")
 def uninterrupted(tiny_folder, tmp_path_factory) -> tuple[Config, RunDir]:
     folder = tmp_path_factory.mktemp("uninterrupted")
@@ -114,8 +121,7 @@ def test_stopping_and_going_on_ends_with_the_same_weights(uninterrupted, at, tmp
     assert run_dir.hashes(ADAPTERS) == whole.hashes(ADAPTERS)
     assert metrics(run_dir) == metrics(whole)
     assert run_dir.hashes(ANSWERS) == whole.hashes(ANSWERS)
-    summaries = [{**done(at_dir, "ppo")["summary"], "seconds_per_step": 0} for at_dir in (run_dir, whole)]
-    assert summaries[0] == summaries[1]
+    assert results(run_dir) == results(whole)
 
 
 def test_stopped_at_any_forward_it_goes_on_to_the_same_weights(uninterrupted, monkeypatch, tmp_path) -> None:
@@ -141,6 +147,7 @@ def test_stopped_at_any_forward_it_goes_on_to_the_same_weights(uninterrupted, mo
     assert run_dir.hashes(ADAPTERS) == whole.hashes(ADAPTERS)
     assert run_dir.hashes(ANSWERS) == whole.hashes(ANSWERS)
     assert metrics(run_dir) == metrics(whole)
+    assert results(run_dir) == results(whole)
     assert {("ended early", name) for name in ("sft", "sample", "reward", "ppo", "evaluate")} <= stages
     kinds = {match[1] for text in said if (match := re.search(r"(\w+) is saved (inside|at) step", text))}
     assert kinds == {"sft", "reward", "ppo"}
@@ -173,13 +180,15 @@ def test_killed_it_goes_on_from_the_last_checkpoint(uninterrupted, at, tmp_path)
     often = config.model_copy(
         update={name: getattr(config, name).model_copy(update={"save_every": 2}) for name in sections}
     )
-    events = dict.fromkeys([("sft", 3), ("sample", 0), ("reward", 3), ("ppo", 0), ("ppo", 3)], "kill")
+    killed_at = [("sft", 3), ("sample", 0), *(("reward", step) for step in (1, 3, 4)), *(("ppo", n) for n in range(4))]
+    events = dict.fromkeys(killed_at, "kill")
     at(events)
-    for _ in range(5):
+    for _ in killed_at:
         with pytest.raises(Killed):
             go(often, tmp_path)
     run_dir = go(often, tmp_path)
     assert not events
+    assert results(run_dir) == results(whole)
     assert run_dir.hashes(ADAPTERS) == whole.hashes(ADAPTERS)
     assert run_dir.hashes(ANSWERS) == whole.hashes(ANSWERS)
     assert metrics(run_dir) == metrics(whole)
@@ -230,21 +239,32 @@ def test_a_stop_between_batches_is_obeyed_by_a_model_that_does_not_poll(tiny_fol
         answer_prompts(roles, Role.POLICY, session.prompts.test, sampling, 0, stop=session.stop)
 
 
-def test_killed_at_the_end_of_ppo(uninterrupted, monkeypatch, tmp_path) -> None:
+def test_killed_at_the_end_of_a_stage(uninterrupted, monkeypatch, tmp_path) -> None:
     """Between its last step and its done-mark, when its outputs stand in the work folder already."""
     config, whole = uninterrupted
-    finish, calls = RunDir.finish, []
+    finish, stages = RunDir.finish, ["reward", "ppo"]
 
     def die_once(run_dir: RunDir, stage: str, *rest: Any) -> None:
-        if stage == "ppo" and not calls:
-            calls.append(stage)
+        if stage in stages:
+            stages.remove(stage)
             raise Killed
         finish(run_dir, stage, *rest)
 
     monkeypatch.setattr(RunDir, "finish", die_once)
-    with pytest.raises(Killed):
-        go(config, tmp_path)
-    assert go(config, tmp_path).hashes(ADAPTERS) == whole.hashes(ADAPTERS)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            go(config, tmp_path)
+    run_dir = go(config, tmp_path)
+    assert not stages
+    assert run_dir.hashes(ADAPTERS) == whole.hashes(ADAPTERS)
+    assert results(run_dir) == results(whole)
+
+
+def test_self_checks_name_the_roles_that_the_stage_does_not_train(uninterrupted) -> None:
+    _, whole = uninterrupted
+    for stage, roles in {"reward": "POLICY, REFERENCE", "ppo": "REFERENCE, REWARD"}.items():
+        claims = {claim["id"]: claim["figure"] for claim in results(whole)[stage]["claims"]}
+        assert claims["other_roles_unchanged"] == roles
 
 
 def test_a_stop_in_the_last_step_of_sft_loses_nothing(tiny_folder, at, tmp_path) -> None:

@@ -25,7 +25,8 @@ def test_a_mutated_file_is_still_python() -> None:
 
 def test_there_are_enough_and_each_area_has_some() -> None:
     areas = Counter(mutation.id.partition("/")[0] for mutation in MUTATIONS)
-    assert areas.keys() == {"maths", "statistics", "models", "training", "stages", "evaluation", "pipeline", "page"}
+    expected = {"maths", "statistics", "models", "training", "stages", "evaluation", "pipeline", "page", "data"}
+    assert areas.keys() == expected
     assert min(areas.values()) >= 15
     assert len(MUTATIONS) >= 120
     assert sum(bool(mutation.survives) for mutation in MUTATIONS) <= 0.05 * len(MUTATIONS)

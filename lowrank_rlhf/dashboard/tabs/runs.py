@@ -76,12 +76,13 @@ def _picked(event: gr.SelectData) -> str:
 
 def _refresh(runs: RunsFolder, chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
     """Return updates of the list and the buttons, each only if it has changed: an open dropdown stays open."""
-    names = runs.names()[:_MAX_RUNS]
+    every = runs.names()
+    names = every[:_MAX_RUNS]
     statuses = [runs.status(name) for name in names]
     chosen = chosen if chosen in names else next(iter(names), None)
     run = next((status for status in statuses if status.name == chosen), None)
     now = {
-        "listing": run_list(statuses, chosen, language),
+        "listing": run_list(statuses, chosen, language, len(every) - len(names)),
         "about": details(run, language),
         "choice": (names, chosen),
         **_buttons(run, language),

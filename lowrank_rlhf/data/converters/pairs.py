@@ -40,11 +40,15 @@ def after_conversation(key: str) -> Convert:
     return convert
 
 
-def answered_conversation(row: Row) -> Example:
-    """Convert a conversation whose last answer is better than the rejected one."""
-    prompt, better = split_answer(row, '"messages"', conversation(row, '"messages"', row.fields["messages"]))
-    prompt = in_context(row, prompt)
-    return pair(prompt, [text_field(row, '"messages"', better), answer_text(row, "rejected_response", prompt)])
+def answered_conversation(rejected: str) -> Convert:
+    """Return the converter of conversations whose last answer is better than the one under `rejected`."""
+
+    def convert(row: Row) -> Example:
+        prompt, better = split_answer(row, '"messages"', conversation(row, '"messages"', row.fields["messages"]))
+        prompt = in_context(row, prompt)
+        return pair(prompt, [text_field(row, '"messages"', better), answer_text(row, rejected, prompt)])
+
+    return convert
 
 
 def openai(row: Row) -> Example:

@@ -76,6 +76,15 @@ def arena_lists(row: Row) -> Example:
     return _same_prompt(sides, (1, 2, 0)[won.index(1)])
 
 
+def helpsteer3(row: Row) -> Example:
+    """Convert HelpSteer3's preferences: negative for the first response, positive for the second, 0 for a tie."""
+    value = number_field(row, '"overall_preference"', row.fields["overall_preference"])
+    if value not in range(-3, 4):
+        raise UserError(f'{row.where}: "overall_preference" is {value:g}. Expected a whole number from -3 to 3')
+    answers = [any_text_field(row, f'"{key}"', row.fields[key]) for key in ("response1", "response2")]
+    return _decided(prompt_of(row, "context"), answers, 1 if value < 0 else 2 if value > 0 else 0)
+
+
 def tldr(row: Row) -> Example:
     """Convert OpenAI's comparisons of summaries of one post or article."""
     info, summaries = row.fields["info"], row.fields["summaries"]
