@@ -123,9 +123,9 @@ def response_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int
 @lru_cache(maxsize=2)
 def _splitting(tokenizer: "PreTrainedTokenizerBase", template: str) -> "Tokenizer | None":
     """Return a tokenizer that reads control tokens as text, or None if transformers' own option suffices."""
-    own = getattr(tokenizer, "backend_tokenizer", None)
-    found = own and with_special(own, _control_tokens(tokenizer, template).tokens)
-    if found is own:
+    own: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
+    found = with_special(own, _control_tokens(tokenizer, template).tokens) if own else None
+    if found is None or found is own:
         return None
     found.encode_special_tokens = True
     return found

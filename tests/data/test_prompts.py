@@ -207,7 +207,7 @@ BAD_FILES = {
         ":1: messages[0] must have role and content only, but has role, text"
     ),
     f'{{"messages": [{USER}, {{"role": "bot", "content": "Hi"}}]}}': (
-        ":1: messages[1].role is 'bot'. It must be one of system, developer, user, assistant"
+        ":1: messages[1].role is 'bot'. It must be one of system, developer, user, assistant, tool, tool_response"
     ),
     f'{{"messages": [{ASSISTANT}]}}': (
         ':1: "messages" must end with the user, or with the user and the assistant\'s answer'
