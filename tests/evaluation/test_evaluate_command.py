@@ -52,7 +52,8 @@ RANKED = [
 def finished(tiny_folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, whose reward model reads the last token as a classifier does; nobody writes there."""
     folder = tmp_path_factory.mktemp("evaluated")
-    division = {"data__validation": 2, "evaluate__answers_per_prompt": 2, "reward__pooling": "last"}
+    division: dict[str, object] = {"data__validation": 2, "evaluate__answers_per_prompt": 2, "reward__pooling": "last"}
+    division["rank__judge"] = "plain-language"  # its scores differ from answer to answer, so that the mean shifts
     config = make_config(tiny_folder(), write_prompts(folder / "prompts.jsonl"), "none", **division)
     return pipeline.run(config, folder / "runs", progress=Progress.silent()).path
 
@@ -155,6 +156,7 @@ class TestAMatch:
             for key, name in {"kl": "kl", "score_left": "score_sft", "score_right": "score_policy"}.items():
                 assert mine[key] == pytest.approx(theirs[name], abs=1e-4)
         sft, policy = ([row[f"judge_{side}"] for row in rows] for side in ("sft", "policy"))
+        assert stage["mean_shift"] != 0
         assert stage["mean_shift"] == pytest.approx((fmean(policy) - fmean(sft)) / stdev(sft), abs=1e-12)
         assert match["win_rate"] == stage["win_rate"]
         assert match["win_rate_interval"] == stage["win_rate_interval"]
