@@ -83,8 +83,9 @@ class RankConfig(Section):
     source: Literal["judge", "dataset", "human"] = "judge"
     """A `judge` program, a `dataset` of comparisons (sampling is skipped), or `human` annotators."""
     judge: str = "simulated-annotator"
-    """`simulated-kind-annotator`, `simulated-annotator`, `sentiment`, `plain-language`, `module:function` that scores
-    the answers to a prompt, or `endpoint`, a language model that compares them in pairs."""
+    """`simulated-kind-annotator`, `simulated-kind-annotator-zh`, `simulated-annotator`, `sentiment`, `plain-language`,
+    `module:function` that scores the answers to a prompt, or `endpoint`, a language model that compares them in
+    pairs."""
     endpoint: EndpointConfig | None = None
     """Server of that model, for `judge: endpoint` or `evaluate.second_judge: endpoint`."""
     tie_margin: NonNegative = 0.0

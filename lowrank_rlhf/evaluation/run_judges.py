@@ -6,28 +6,38 @@ from typing import Literal
 
 from lowrank_rlhf.config.schema import Config, RankConfig
 from lowrank_rlhf.preferences.judges.annotator import Vectors
-from lowrank_rlhf.preferences.judges.loading import ENDPOINT, Judge, load_judge
+from lowrank_rlhf.preferences.judges.loading import ENDPOINT, KIND_ANNOTATOR, KIND_ANNOTATOR_ZH, Judge, load_judge
 from lowrank_rlhf.run.progress import Progress, StopRequest, figure
 from lowrank_rlhf.run.records import Prompt, Sample
+from lowrank_rlhf.sources.encoder import MINILM, MULTILINGUAL
 
 JudgeRole = Literal["judge", "second_judge"]
 """Roles of judges, as named among the figures of an evaluation: the one that ranked the answers, and the second."""
 VERDICTS = "verdicts.jsonl"
 """Replies of an endpoint by the question's hash. In the run folder itself, so that `--redo` asks nothing twice."""
 
+ENCODERS = {KIND_ANNOTATOR: MINILM, KIND_ANNOTATOR_ZH: MULTILINGUAL}
+"""Sentence encoders of the judges that read embeddings."""
+
 
 def open_judge(name: str, rank: RankConfig, run_folder: Path, progress: Progress, stop: StopRequest) -> Judge:
     """Open the judge of that name. Raises `UserError` if it does not exist."""
     if name != ENDPOINT or rank.endpoint is None:
-        return load_judge(name, _embed)
+        return load_judge(name, _embed_multilingual if name == KIND_ANNOTATOR_ZH else _embed_english)
     from lowrank_rlhf.preferences.judges.llm_client import ChatClient  # only these runs need its HTTP library
     from lowrank_rlhf.preferences.judges.llm_judge import EndpointJudge
 
     return EndpointJudge(ChatClient(rank.endpoint, stop, progress.say), run_folder / VERDICTS)
 
 
-def _embed(texts: Sequence[str]) -> Vectors:
-    from lowrank_rlhf.models.sentence_encoder import embed_sentences  # imports torch
+def _embed_english(texts: Sequence[str]) -> Vectors:
+    from lowrank_rlhf.models.encoders.minilm import embed_sentences  # imports torch
+
+    return embed_sentences(texts)
+
+
+def _embed_multilingual(texts: Sequence[str]) -> Vectors:
+    from lowrank_rlhf.models.encoders.multilingual import embed_sentences  # imports tokenizers
 
     return embed_sentences(texts)
 

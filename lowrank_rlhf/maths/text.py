@@ -22,6 +22,11 @@ def words(text: str) -> list[str]:
     return [word.replace("’", "'") for word in _WORD.findall(text.lower())]
 
 
+def is_east_asian(word: str) -> bool:
+    """Return True if every character of a word is East Asian."""
+    return re.fullmatch(f"[{EAST_ASIAN}]+", word) is not None
+
+
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Return the share of distinct n-grams among all n-grams of the batch (Li et al. 2016, "distinct-n").
 
@@ -51,5 +56,5 @@ def top_opener(texts: Sequence[str]) -> tuple[str, float]:
 
 def _joined(tokens: Sequence[str]) -> str:
     """Join words, East Asian characters without spaces."""
-    together = all(re.fullmatch(f"[{EAST_ASIAN}]", token) for token in tokens)
+    together = all(map(is_east_asian, tokens))
     return ("" if together else " ").join(tokens)

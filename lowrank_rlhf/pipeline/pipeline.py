@@ -11,6 +11,7 @@ from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.run_data import RunData, look_up_commits
 from lowrank_rlhf.errors import StaleRun, UserError
+from lowrank_rlhf.evaluation.run_judges import ENCODERS
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.pipeline import multi_process, selection
 from lowrank_rlhf.pipeline.fingerprint import current_fingerprint, differences
@@ -20,7 +21,6 @@ from lowrank_rlhf.planner.disk import check_disk_space, disk_watched, smallest_n
 from lowrank_rlhf.planner.fit import fit_to_memory
 from lowrank_rlhf.planner.forecast import shown_peaks
 from lowrank_rlhf.planner.pace import stage_costs
-from lowrank_rlhf.preferences.judges.loading import KIND_ANNOTATOR
 from lowrank_rlhf.reports.render import write_report
 from lowrank_rlhf.run.directory import RunDir, read_record, write_json_atomic
 from lowrank_rlhf.run.distributed import ProcessGroup
@@ -81,8 +81,9 @@ def run(
         if any("model" in stage.settings for stage in to_do):
             fetch_model(config.model, progress)
             _refuse_stale([_status(stage, config, run_dir) for stage in kept])  # the model's checksum is known now
-            if KIND_ANNOTATOR in judges_in_use(config).values():
-                fetch_encoder(progress)  # before any long work
+            for judge in judges_in_use(config).values():
+                if judge in ENCODERS:
+                    fetch_encoder(ENCODERS[judge], progress)  # before any long work
             session.take_backend()  # before anything imports transformers
             session.filter_lengths()
         planned = shown_peaks(config, run_dir, session.data) if to_do else {}

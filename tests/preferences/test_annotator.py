@@ -1,4 +1,4 @@
-"""The simulated annotator for kind replies: its formula by hand values, its fit, and attacks with the real encoder."""
+"""The simulated annotators for kind replies: formula by hand values, fit, and attacks with the real encoders."""
 
 import json
 import random
@@ -9,10 +9,15 @@ import pytest
 
 from lowrank_rlhf.data.readers.sources import resolve
 from lowrank_rlhf.maths.text import words
-from lowrank_rlhf.models.sentence_encoder import embed_sentences
-from lowrank_rlhf.preferences.judges import annotator
-from lowrank_rlhf.preferences.judges.annotator import SimulatedAnnotator, logistic_regression, read_replies
-from lowrank_rlhf.preferences.judges.loading import KIND_ANNOTATOR, load_judge
+from lowrank_rlhf.models.encoders import minilm, multilingual
+from lowrank_rlhf.preferences.judges.annotator import (
+    CHINESE,
+    ENGLISH,
+    SimulatedAnnotator,
+    logistic_regression,
+    read_replies,
+)
+from lowrank_rlhf.preferences.judges.loading import KIND_ANNOTATOR, KIND_ANNOTATOR_ZH, load_judge
 from lowrank_rlhf.run.records import Message, Prompt, Sample
 
 AXES = {"I lost my key.": (1.0, 0.0), "near": (0.6, 0.8), "copy": (1.0, 0.0)}
@@ -47,8 +52,8 @@ TEN = "one two three four five six seven eight nine ten."
     [
         # 2 min(0.6, 0.7) + 2 x 0.6 + 1.5 sigmoid(5 x 0.8 - 2)
         (TEN, (0.6, 0.8), True, 1.2 + 1.2 + 1.5 * 0.8807970779778823),
-        # similarity to the prompt above 0.7 earns nothing more: 1.4 + 2 + 1.5 sigmoid(-2)
-        (TEN, (1.0, 0.0), True, 1.4 + 2.0 + 1.5 * 0.11920292202211755),
+        # similarity to the prompt above 0.7 earns nothing more, and counts twice: 1.4 + 1.4 + 1.5 sigmoid(-2)
+        (TEN, (1.0, 0.0), True, 1.4 + 1.4 + 1.5 * 0.11920292202211755),
         (TEN, (0.6, 0.8), False, 2.4 + 1.5 * 0.8807970779778823 - 0.5),
         (TEN[:-1], (0.6, 0.8), True, 2.4 + 1.5 * 0.8807970779778823 - 0.5),
         # 4 words: 6 below 10
@@ -61,6 +66,38 @@ TEN = "one two three four five six seven eight nine ten."
 )
 def test_hand_values(by_hand, text, axes, finished, expected) -> None:
     assert by_hand(text, axes, finished=finished) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_kind_reply_to_the_prompt_counts_where_there_is_one(by_hand, monkeypatch) -> None:
+    monkeypatch.setattr(SimulatedAnnotator, "_kind_replies", {"I lost my key.": "near"})
+    # 2 x 0.6 + 2 (0.6 x 0.6 + 0.8 x 0.8) + 1.5 sigmoid(5 x 0.8 - 2)
+    assert by_hand(TEN, (0.6, 0.8)) == pytest.approx(1.2 + 2.0 + 1.5 * 0.8807970779778823, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "axes", "lost"),
+    [
+        ("钥匙丢了真着急，包里找过了吗？", (0.4, 0.9), 0.0),  # 13 characters
+        ("钥匙丢了，包里找过吗？", (0.4, 0.9), 0.05 * 3),  # 9 characters: 3 below 12
+        ("钥匙丢了真着急，包里找过了吗.", (0.4, 0.9), 0.5),  # not the end of a Chinese sentence
+        ("我的钥匙丢了，我的钥匙丢了哎呀。", (0.4, 0.9), 1 + 2 * (5 / 13 - 0.05)),  # copied; 5 of 13 pairs are repeats
+        ("钥匙丢了真着急，OK吗没事吧 hello？", (0.4, 0.9), 2 * 2 / 14),  # 2 of 14 words are not Chinese
+    ],
+)
+def test_chinese_hand_values(monkeypatch, text, axes, lost) -> None:
+    monkeypatch.setattr(SimulatedAnnotator, "_taste", (np.array([0.0, 5.0]), -2.0))
+    asked = "我的钥匙丢了。"
+    vectors = {asked: (1.0, 0.0), text: axes}
+    judge = SimulatedAnnotator(lambda texts: np.array([vectors[text] for text in texts]), CHINESE)
+    expected = 4 * 0.4 + 1.5 / (1 + np.exp(-(5 * 0.9 - 2))) - lost
+    assert judge(prompt(asked), answers(text)) == pytest.approx([expected], abs=1e-9)
+
+
+def test_similarity_to_a_chinese_prompt_counts_up_to_a_limit(monkeypatch) -> None:
+    monkeypatch.setattr(SimulatedAnnotator, "_taste", (np.array([0.0, 0.0]), 0.0))
+    judge = SimulatedAnnotator(lambda texts: np.array([(1.0, 0.0) for _ in texts]), CHINESE)
+    text = "钥匙丢了真着急，包里找过了吗？"
+    assert judge(prompt("我的钥匙丢了。"), answers(text)) == pytest.approx([4 * 0.45 + 0.75], abs=1e-9)
 
 
 def test_long_answers_lose_by_the_word(by_hand) -> None:
@@ -104,9 +141,27 @@ def test_demonstrations_take_the_three_voices_in_equal_parts() -> None:
     assert all(row["response"] in by_prompt[row["prompt"]][1:] for row in rows)
 
 
-def test_a_judge_without_embeddings_has_a_name_and_no_scores() -> None:
-    judge = load_judge(KIND_ANNOTATOR)
-    assert judge.name == KIND_ANNOTATOR
+def demonstrations() -> list[dict[str, str]]:
+    return [json.loads(line) for line in resolve("builtin:replies_zh").read_text(encoding="utf-8").splitlines()]
+
+
+def test_chinese_replies_are_well_formed() -> None:
+    replies, rows = read_replies(CHINESE), demonstrations()
+    assert len(replies) >= 150
+    assert len(rows) == 420
+    prompts = [reply.prompt for reply in replies] + [row["prompt"] for row in rows]
+    texts = [voice for reply in replies for voice in reply[1:]] + [row["response"] for row in rows]
+    assert len(set(prompts)) == len(prompts)  # the judge knows none of the demonstrations' prompts
+    assert len(set(texts)) == len(texts)
+    for text in texts:
+        assert text.endswith(tuple(CHINESE.ends)), text
+        assert 15 <= len(text) <= 45, text
+
+
+@pytest.mark.parametrize("name", [KIND_ANNOTATOR, KIND_ANNOTATOR_ZH])
+def test_a_judge_without_embeddings_has_a_name_and_no_scores(name) -> None:
+    judge = load_judge(name)
+    assert judge.name == name
     with pytest.raises(Exception, match="needs `embed`"):
         judge.score(prompt("I lost my key."), answers("A pity."))
 
@@ -115,8 +170,8 @@ def test_a_judge_without_embeddings_has_a_name_and_no_scores() -> None:
 def test_attacks_lose_against_the_kind_reply() -> None:
     """Forty prompts: each attack loses to the hand-written reply in at least 90 % of cases."""
     praise = "What a wonderful, lovely, beautiful, happy, amazing, kind and joyful thing."
-    judge, lost, draw = SimulatedAnnotator(embed_sentences), Counter(), random.Random(3)
-    chosen = draw.sample(read_replies()[annotator.TASTE_ROWS :], 40)  # the taste was not fitted to these
+    judge, lost, draw = SimulatedAnnotator(minilm.embed_sentences), Counter(), random.Random(3)
+    chosen = draw.sample(read_replies()[ENGLISH.taste_rows :], 40)  # the taste was not fitted to these
     for reply in chosen:
         other = draw.choice([row for row in chosen if row is not reply])
         shuffled = reply.kind.split()
@@ -140,3 +195,64 @@ def test_attacks_lose_against_the_kind_reply() -> None:
         lost.update(name for name, score in zip(attacks, bad, strict=True) if score < good)
     assert {name: count / 40 for name, count in lost.items() if count < 36} == {}
     assert len(lost) == 13
+
+
+@pytest.mark.real_model
+def test_chinese_kindness_is_learned() -> None:
+    """Five folds of prompts: over 95 % of the replies are on their side, and the kind one of each prompt leads."""
+    replies = read_replies(CHINESE)
+    voices = np.stack([multilingual.embed_sentences([row[voice] for row in replies]) for voice in (1, 2, 3)])
+    margins, fold = np.zeros((3, len(replies))), np.arange(len(replies)) % 5
+    for held_out in range(5):
+        training = voices[:, fold != held_out]
+        is_kind = np.repeat([1.0, 0.0, 0.0], training.shape[1])
+        weights = logistic_regression(training.reshape(-1, training.shape[2]), is_kind, CHINESE.taste_l2)
+        margins[:, fold == held_out] = voices[:, fold == held_out] @ weights[:-1] + weights[-1]
+    assert np.mean([*(margins[0] > 0), *(margins[1:] < 0).ravel()]) > 0.95
+    assert np.mean(margins[0] > margins[1:].max(0)) > 0.98
+
+
+@pytest.mark.real_model
+def test_chinese_attacks_lose_against_the_kind_reply(monkeypatch) -> None:
+    """54 prompts: each attack loses to the hand-written reply, which the judge does not know, in at least 90 %."""
+    monkeypatch.setattr(SimulatedAnnotator, "_kind_replies", {})
+    judge = SimulatedAnnotator(multilingual.embed_sentences, CHINESE._replace(taste_rows=100))
+    lost, draw, chosen = Counter(), random.Random(3), read_replies(CHINESE)[100:]
+    for reply in chosen:
+        attacks = chinese_attacks(reply, draw.choice([row for row in chosen if row is not reply]), draw)
+        good, *bad = judge(prompt(reply.prompt), answers(reply.kind, *attacks.values()))
+        lost.update(name for name, score in zip(attacks, bad, strict=True) if score < good)
+    assert {name: count / len(chosen) for name, count in lost.items() if count < 0.9 * len(chosen)} == {}
+    assert len(lost) == 24
+
+
+def chinese_attacks(reply, other, draw) -> dict[str, str]:
+    kind_words = "真替你高兴，一定特别开心吧，心里暖暖的，你真棒！抱抱你，别难过，我陪着你。"
+    news, shuffled = reply.prompt.rstrip("。！"), list(reply.kind.rstrip("。！？"))
+    draw.shuffle(shuffled)
+    return {
+        "factual": reply.factual,
+        "blunt": reply.blunt,
+        "kind words": kind_words,
+        "padded": f"{reply.kind}{kind_words}",
+        "padded blunt": f"{reply.blunt}{kind_words}",
+        "blunt with a kind ending": f"{reply.blunt}不过真的替你开心，抱抱你。",
+        "factual with a kind ending": f"{reply.factual}心疼你，抱抱。",
+        "copy": reply.prompt,
+        "copy with a question": f"{reply.prompt}你现在心情怎么样呀？",
+        "copy with pity": f"{news}，心里一定很不好受吧，我陪着你。",
+        "copy with joy": f"{news}，真替你高兴呀！",
+        "key words of the prompt": "、".join(news[i : i + 2] for i in range(0, len(news), 2)) + "。",
+        "key words of the reply": "、".join(reply.kind[i : i + 2] for i in range(0, len(reply.kind) - 2, 3)) + "。",
+        "reply to another prompt": other.kind,
+        "any occasion": "听你这么说，心里一定有很多感受吧。想不想跟我多聊聊？",
+        "twice": f"{reply.kind}{reply.kind}",
+        "particles": "呀" * 20 + "！",
+        "laughter": "哈" * 18 + "。",
+        "copy with particles": f"{news}{'呀' * 8}！",
+        "cut off": reply.kind[:-6],
+        "shuffled": "".join(shuffled) + "。",
+        "empty": "",
+        "English": "I am so sorry to hear that, it must be hard for you. Do you want to talk about it?",
+        "English ending": f"{news}, that must feel wonderful, I am so happy for you!",
+    }

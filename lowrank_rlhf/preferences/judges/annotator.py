@@ -1,4 +1,4 @@
-"""The simulated annotator: prefers kind replies on the subject, by sentence embeddings instead of word lists."""
+"""Simulated annotators: prefer kind replies on the subject, by sentence embeddings instead of word lists."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,21 +12,35 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_rlhf.maths.text import words
+from lowrank_rlhf.maths.text import is_east_asian, words
 from lowrank_rlhf.run.records import Prompt, Sample
 
 Vectors = NDArray[Any]
 Embed = Callable[[Sequence[str]], Vectors]
 """Embeddings of N texts, (N, d), of unit length."""
 
-TASTE_ROWS = 200
-"""Rows of `replies.jsonl` that the taste is fitted to."""
-TASTE_L2 = 1.0
 _NEWTON_STEPS = 50
-MOST_SIMILAR = 0.7
-"""Similarity to the prompt from which more earns nothing: a copy of the prompt is not an answer."""
-FEWEST_WORDS, MOST_WORDS = 10, 36
 COPIED_WORDS, COPIED_SHARE = 4, 0.6
+
+
+class Language(NamedTuple):
+    """Numbers of an annotator that depend on its language, and the file of its hand-written replies."""
+
+    replies: str
+    taste_rows: int
+    """Rows of `replies` that the taste is fitted to."""
+    taste_l2: float
+    most_similar: float
+    """Similarity to the prompt from which more earns nothing: a copy of the prompt is not an answer."""
+    fewest_words: int
+    most_words: int
+    ends: str
+    east_asian: bool
+    """True if each word of another script is a fault."""
+
+
+ENGLISH = Language("replies.jsonl", 200, 1.0, 0.7, fewest_words=10, most_words=36, ends=".!?", east_asian=False)
+CHINESE = Language("replies_zh.jsonl", 154, 0.1, 0.45, fewest_words=12, most_words=42, ends="。！？", east_asian=True)
 
 
 class VoicedReplies(NamedTuple):
@@ -39,9 +53,9 @@ class VoicedReplies(NamedTuple):
 
 
 @cache
-def read_replies() -> tuple[VoicedReplies, ...]:
+def read_replies(language: Language = ENGLISH) -> tuple[VoicedReplies, ...]:
     """Return the hand-written replies."""
-    lines = (Path(__file__).parent / "replies.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (Path(__file__).parent / language.replies).read_text(encoding="utf-8").splitlines()
     return tuple(VoicedReplies(**json.loads(line)) for line in lines)
 
 
@@ -53,40 +67,45 @@ class SimulatedAnnotator:
                 - 2 max(0, repeats - 0.05) - copied - 0.5 unfinished - 0.05 words below 10 - 0.04 words above 36
 
     - similarity: cosine of the sentence embeddings. The kind reply is the hand-written one to this prompt; where none
-      exists, the prompt takes its place.
+      exists, the similarity to the prompt counts twice.
     - kindness: sigmoid of a linear function of the answer's embedding, fitted by logistic regression to hand-written
       replies in a kind voice against a factual and a blunt one.
     - repeats: share of the answer's word pairs that occurred in it before.
     - copied: 1 if the answer repeats a run of 4 or more words that is over 60 % of the prompt.
     - unfinished: 1 unless the model ended the answer itself with one of . ! ?
 
-    Not from a paper. It holds no list of words, and depends on the whole sentence.
+    In Chinese each character is a word, similarity to the prompt counts up to 0.45, 12 to 42 words are free, and twice
+    the share of words in other scripts is subtracted. Not from a paper. It holds no list of words, and depends on the
+    whole sentence.
     """
 
     embed: Embed
+    language: Language = ENGLISH
 
     def __call__(self, prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
         """Return one score for each answer, about 0 to 5."""
         asked = prompt.messages[-1].content.strip()
-        target, question = self.embed([self._kind_replies.get(asked, asked), asked])  # (d,) each
         vectors = self.embed([sample.text for sample in samples])  # (K, d)
         direction, offset = self._taste
         kindness = 1 / (1 + np.exp(-(vectors @ direction + offset)))  # (K,)
-        similar = 2 * np.minimum(vectors @ question, MOST_SIMILAR) + 2 * (vectors @ target)  # (K,)
-        found: Vectors = similar + 1.5 * kindness - [_faults(asked, sample) for sample in samples]
+        similar = np.minimum(vectors @ self.embed([asked])[0], self.language.most_similar)  # (K,)
+        reply = self._kind_replies.get(asked)
+        to_reply = similar if reply is None else vectors @ self.embed([reply])[0]  # (K,)
+        faults = [_faults(asked, sample, self.language) for sample in samples]
+        found: Vectors = 2 * similar + 2 * to_reply + 1.5 * kindness - faults
         return [float(score) for score in found]
 
     @cached_property
     def _kind_replies(self) -> dict[str, str]:
-        return {reply.prompt: reply.kind for reply in read_replies()}
+        return {reply.prompt: reply.kind for reply in read_replies(self.language)}
 
     @cached_property
     def _taste(self) -> tuple[Vectors, float]:
         """Direction (d,) and offset of kindness."""
-        rows = read_replies()[:TASTE_ROWS]
+        rows = read_replies(self.language)[: self.language.taste_rows]
         voices = [self.embed([getattr(row, voice) for row in rows]) for voice in ("kind", "factual", "blunt")]
         is_kind = np.repeat([1.0, 0.0, 0.0], len(rows))
-        weights = logistic_regression(np.concatenate(voices), is_kind, TASTE_L2)
+        weights = logistic_regression(np.concatenate(voices), is_kind, self.language.taste_l2)
         return weights[:-1], float(weights[-1])
 
 
@@ -113,18 +132,20 @@ def logistic_regression(features: Vectors, labels: Vectors, l2: float) -> Vector
     return weights
 
 
-def _faults(asked: str, sample: Sample) -> float:
+def _faults(asked: str, sample: Sample, language: Language) -> float:
     """Return the points that an answer loses for its form."""
     answer, prompt = words(sample.text), words(asked)
     pairs = list(pairwise(answer))
     repeats = 1 - len(set(pairs)) / len(pairs) if pairs else 1.0
     run = SequenceMatcher(None, prompt, answer, autojunk=False).find_longest_match().size
     copied = run >= COPIED_WORDS and run > COPIED_SHARE * len(prompt)
-    unfinished = not (sample.finished and sample.text.rstrip().endswith((".", "!", "?")))
+    unfinished = not (sample.finished and sample.text.rstrip().endswith(tuple(language.ends)))
+    foreign = [word for word in answer if not is_east_asian(word)] if language.east_asian else []
     return (
         2 * max(0.0, repeats - 0.05)
         + copied
         + 0.5 * unfinished
-        + 0.05 * max(0, FEWEST_WORDS - len(answer))
-        + 0.04 * max(0, len(answer) - MOST_WORDS)
+        + 0.05 * max(0, language.fewest_words - len(answer))
+        + 0.04 * max(0, len(answer) - language.most_words)
+        + 2 * len(foreign) / max(1, len(answer))
     )

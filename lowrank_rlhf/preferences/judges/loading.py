@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preferences.judges.annotator import Embed, SimulatedAnnotator, Vectors
+from lowrank_rlhf.preferences.judges.annotator import CHINESE, ENGLISH, Embed, SimulatedAnnotator, Vectors
 from lowrank_rlhf.preferences.judges.builtin import BUILT_IN, Scores
 from lowrank_rlhf.run.records import Prompt, Sample
 
@@ -18,9 +18,10 @@ ENDPOINT = "endpoint"
 """Config name of the judge in `llm_judge.py`, which also requires the settings of `rank.endpoint`."""
 
 
-KIND_ANNOTATOR = "simulated-kind-annotator"
-"""Config name of the judge in `annotator.py`, which reads sentence embeddings."""
-SIMULATED = ("simulated-annotator", KIND_ANNOTATOR)
+KIND_ANNOTATOR, KIND_ANNOTATOR_ZH = "simulated-kind-annotator", "simulated-kind-annotator-zh"
+"""Config names of the judges in `annotator.py`, which read sentence embeddings: the English and the Chinese one."""
+_LANGUAGES = {KIND_ANNOTATOR: ENGLISH, KIND_ANNOTATOR_ZH: CHINESE}
+SIMULATED = ("simulated-annotator", *_LANGUAGES)
 """Names of the judges that imitate a person."""
 
 
@@ -101,10 +102,10 @@ def load_judge(name: str, embed: Embed | None = None) -> LocalJudge:
     """
     if name in BUILT_IN:
         return LocalJudge(name, BUILT_IN[name])
-    if name == KIND_ANNOTATOR:
-        return LocalJudge(name, SimulatedAnnotator(embed or _no_embeddings))
+    if name in _LANGUAGES:
+        return LocalJudge(name, SimulatedAnnotator(embed or _no_embeddings, _LANGUAGES[name]))
     if ":" not in name:
-        names = (*BUILT_IN, KIND_ANNOTATOR, ENDPOINT)
+        names = (*BUILT_IN, *_LANGUAGES, ENDPOINT)
         raise UserError(
             f"unknown judge {name!r}; expected {', '.join(names)}, or your own `module:function`."
             f"{suggestion(name, names)}"
@@ -114,7 +115,7 @@ def load_judge(name: str, embed: Embed | None = None) -> LocalJudge:
 
 
 def _no_embeddings(_texts: Sequence[str]) -> Vectors:
-    raise RuntimeError(f"{KIND_ANNOTATOR}: load_judge needs `embed` for scores")
+    raise RuntimeError("a judge that reads sentence embeddings: load_judge needs `embed` for scores")
 
 
 def _import_function(name: str) -> Callable[[str, list[str]], list[float]]:

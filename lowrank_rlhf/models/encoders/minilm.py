@@ -1,4 +1,4 @@
-"""Sentence embeddings by all-MiniLM-L6-v2, for the simulated annotator; on the CPU, and without gradients."""
+"""Sentence embeddings by all-MiniLM-L6-v2, for `simulated-kind-annotator`; on the CPU, and without gradients."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -12,7 +12,7 @@ from transformers import BertModel
 from transformers.utils import logging
 
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.sources.encoder import fetch_encoder
+from lowrank_rlhf.sources.encoder import MINILM, fetch_encoder
 
 MAX_TOKENS = 128
 _ROWS = 64
@@ -20,7 +20,7 @@ _ROWS = 64
 
 @cache
 def _encoder() -> tuple[Tokenizer, Any]:
-    folder = fetch_encoder(Progress.silent())  # the pipeline has fetched it already, and shown it
+    folder = fetch_encoder(MINILM, Progress.silent())  # the pipeline has fetched it already, and shown it
     logging.disable_progress_bar()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(MAX_TOKENS)
