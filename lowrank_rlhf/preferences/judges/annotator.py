@@ -20,7 +20,7 @@ Embed = Callable[[Sequence[str]], Vectors]
 """Embeddings of N texts, (N, d), of unit length."""
 
 _NEWTON_STEPS = 50
-COPIED_WORDS, COPIED_SHARE = 4, 0.6
+COPIED_SHARE = 0.6
 
 
 class Language(NamedTuple):
@@ -32,6 +32,8 @@ class Language(NamedTuple):
     taste_l2: float
     most_similar: float
     """Similarity to the prompt from which more earns nothing: a copy of the prompt is not an answer."""
+    copied_words: int
+    """A run of fewer words of the prompt may name the subject."""
     fewest_words: int
     most_words: int
     ends: str
@@ -39,8 +41,8 @@ class Language(NamedTuple):
     """True if each word of another script is a fault."""
 
 
-ENGLISH = Language("replies.jsonl", 200, 1.0, 0.7, fewest_words=10, most_words=36, ends=".!?", east_asian=False)
-CHINESE = Language("replies_zh.jsonl", 154, 0.1, 0.45, fewest_words=12, most_words=42, ends="。！？", east_asian=True)
+ENGLISH = Language("replies.jsonl", 200, 1.0, 0.7, 4, 10, 36, ends=".!?", east_asian=False)
+CHINESE = Language("replies_zh.jsonl", 154, 0.1, 0.45, 6, 12, 42, ends="。！？", east_asian=True)
 
 
 class VoicedReplies(NamedTuple):
@@ -74,9 +76,9 @@ class SimulatedAnnotator:
     - copied: 1 if the answer repeats a run of 4 or more words that is over 60 % of the prompt.
     - unfinished: 1 unless the model ended the answer itself with one of . ! ?
 
-    In Chinese each character is a word, similarity to the prompt counts up to 0.45, 12 to 42 words are free, and twice
-    the share of words in other scripts is subtracted. Not from a paper. It holds no list of words, and depends on the
-    whole sentence.
+    In Chinese each character is a word, similarity to the prompt counts up to 0.45, a copied run has 6 or more words,
+    12 to 42 words are free, and twice the share of words in other scripts is subtracted. Not from a paper. It holds no
+    list of words, and depends on the whole sentence.
     """
 
     embed: Embed
@@ -138,7 +140,7 @@ def _faults(asked: str, sample: Sample, language: Language) -> float:
     pairs = list(pairwise(answer))
     repeats = 1 - len(set(pairs)) / len(pairs) if pairs else 1.0
     run = SequenceMatcher(None, prompt, answer, autojunk=False).find_longest_match().size
-    copied = run >= COPIED_WORDS and run > COPIED_SHARE * len(prompt)
+    copied = run >= language.copied_words and run > COPIED_SHARE * len(prompt)
     unfinished = not (sample.finished and sample.text.rstrip().endswith(tuple(language.ends)))
     foreign = [word for word in answer if not is_east_asian(word)] if language.east_asian else []
     return (
