@@ -5,6 +5,7 @@ It knows 16 languages, Chinese among them. A deep averaging network: embeddings 
 """
 
 import struct
+import zipfile
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -40,8 +41,16 @@ def embed_sentences(texts: Sequence[str]) -> Array:
 @cache
 def _encoder() -> tuple[Tokenizer, dict[str, Array]]:
     folder = fetch_encoder(MULTILINGUAL, Progress.silent())  # the pipeline has fetched it already, and shown it
-    with np.load(folder / "weights.npz", allow_pickle=False) as archive:
-        return read_tokenizer(folder / "sp.model"), dict(archive.items())
+    return read_tokenizer(folder / "sp.model"), _read_arrays(folder / "weights.npz")
+
+
+def _read_arrays(path: Path) -> dict[str, Array]:
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as file:
+                found[name.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
+    return found
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
