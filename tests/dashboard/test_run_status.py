@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 from dashboard_runs import RESULTS, event, finish, holding, make_run
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from lowrank_rlhf.dashboard import jobs
+from lowrank_rlhf.dashboard.routes import routes
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.tabs import result, watch
 from lowrank_rlhf.dashboard.tabs import runs as runs_tab
-from lowrank_rlhf.dashboard.tabs import watch
 from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, run_list
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
@@ -189,6 +192,18 @@ class TestStatus:
             assert lead in shown
             assert "samples.jsonl does not match its recorded sha256" in shown
             assert "done/sft.json: not a JSON object" in shown
+
+    def test_a_damaged_report_is_neither_served_nor_shown(self, tmp_path) -> None:
+        run = make_run(tmp_path)
+        (RunDir(run).work("evaluate") / "report.html").write_text("<p>win rate 70 %</p>")
+        mark = {"fingerprint": {"settings": {}, "inputs": {}}, "seconds": 1.0, "summary": RESULTS["evaluate"]}
+        RunDir(run).finish("evaluate", ["report.html"], mark)
+        page = TestClient(Starlette(routes=routes(RunsFolder(tmp_path))))
+        assert page.get("/runs/one/report.html").text == "<p>win rate 70 %</p>"
+        assert "iframe" in result._report(run, "en")
+        (run / "report.html").write_text("<p>win rate 71 %</p>")
+        assert page.get("/runs/one/report.html").status_code == 404
+        assert "report.html does not match its recorded sha256" in result._report(run, "en")
 
     def test_progress_comes_from_the_progress_file(self, tmp_path) -> None:
         """Of the stage and the process at work; a progress bar in the log counts for nothing."""

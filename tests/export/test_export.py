@@ -719,16 +719,22 @@ WEIGHTS = "adapter_model.safetensors"
         ("policy", ["evaluate", "tiny"]),
         ("reward", ["evaluate", "tiny"]),
         ("policy", ["evaluate", "tiny", "--left", "base", "--right", "runs/tiny/adapters/policy"]),
+        ("sft", ["run", "taken.yaml"]),
+        ("prompts.jsonl", ["export", "tiny", "out"]),
+        ("rankings.jsonl", ["annotations", "export", "tiny", "out"]),
     ],
 )
-def test_a_damaged_adapter_is_refused_by_name(tiny_folder, tmp_path, command, monkeypatch, name, arguments) -> None:
+def test_a_damaged_output_is_refused_by_name(tiny_folder, tmp_path, command, monkeypatch, name, arguments) -> None:
     session = finished_run(tiny_folder(), tmp_path)
     monkeypatch.chdir(tmp_path)
-    damage(session.run_dir, f"adapters/{name}/{WEIGHTS}")
+    taken = {"name": "taken", "stages": ("sft",), "sft__source": "adapter", "sft__adapter": "runs/tiny/adapters/sft"}
+    Path("taken.yaml").write_text(dump_config(make_config(tiny_folder(), tmp_path / "prompts.jsonl", **taken)))
+    output = name if name.endswith(".jsonl") else f"adapters/{name}/{WEIGHTS}"
+    damage(session.run_dir, output)
     code, _, err = command(*arguments)
-    stage = "ppo" if name == "policy" else name
+    stage = {"policy": "ppo", "prompts.jsonl": "rank", "rankings.jsonl": "rank"}.get(name, name)
     assert code == ExitCode.STALE
-    assert f"adapters/{name}/{WEIGHTS} does not match its recorded sha256" in err
+    assert f"{output} does not match its recorded sha256" in err
     assert f"--redo {stage}" in err
     assert not (tmp_path / "out").exists()
 
