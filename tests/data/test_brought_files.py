@@ -220,6 +220,26 @@ def test_calls_of_tools_are_refused_by_name(tmp_path: Path, turn: dict, call: st
     assert message == f"FILE:1: {key}[1] calls a tool ({call}). Only text is supported. Delete the row"
 
 
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": "Hi", "response_a": "a", "response_b": "b", "winner": "tie"}, "winner"),
+        ({"conversation_a": [ASKED, BAD], "conversation_b": [ASKED, GOOD], "winner": "tie (bothbad)"}, "arena"),
+        (
+            {"prompt": '["Hi"]', "response_a": '["a"]', "response_b": '["b"]'}
+            | {"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1},
+            "arena-lists",
+        ),
+        ({"prompt": "Hi", "response 1": "a", "response 2": "b", "label": 2}, "auto-j"),
+        ({"context": [ASKED], "response1": "a", "response2": "b", "overall_preference": 0}, "helpsteer3"),
+    ],
+)
+def test_ties_of_other_tools(tmp_path: Path, row: dict, name: str) -> None:
+    loaded = load(jsonl(tmp_path / "my.jsonl", row), "data.format")
+    assert (loaded.format.name, loaded.problems, pairs(loaded)) == (name, [], [])
+    assert loaded.located[0].example.undecided == "tie"
+
+
 def test_helpsteer3_has_seven_verdicts(tmp_path: Path) -> None:
     row = {"context": [ASKED], "response1": "a", "response2": "b"}
     rows = [row | {"overall_preference": number} for number in range(-3, 4)]
@@ -362,6 +382,9 @@ def test_columns_under_other_names(tmp_path: Path) -> None:
     assert failure(path, columns={"prompt": "Frage"}) == (
         'data.columns.prompt: column "Frage" not found. Columns: antwort, frage, label, prompt'
     )
+    path = jsonl(tmp_path / "my.jsonl", {"question": "Hi", "response": "Hello!"})  # fits two formats with both names
+    loaded = load(path, "data.format", columns={"prompt": "question"})
+    assert (loaded.format.name, loaded.ignored, turns(loaded)) == ("prompt-completion", [], ["user Hi"])
 
 
 # Prompts inside answers
