@@ -220,6 +220,12 @@ def test_calls_of_tools_are_refused_by_name(tmp_path: Path, turn: dict, call: st
     assert message == f"FILE:1: {key}[1] calls a tool ({call}). Only text is supported. Delete the row"
 
 
+def test_tools_inside_openai_s_input_are_refused(tmp_path: Path) -> None:
+    row = {"input": {"messages": [ASKED], "tools": [{"type": "function"}]}}
+    row |= {"preferred_output": [GOOD], "non_preferred_output": [BAD]}
+    assert failure(jsonl(tmp_path / "my.jsonl", row)) == "FILE:1: input.tools is not supported. Delete the row"
+
+
 @pytest.mark.parametrize(
     ("row", "name"),
     [

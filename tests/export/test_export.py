@@ -729,6 +729,9 @@ def test_a_damaged_output_is_refused_by_name(tiny_folder, tmp_path, command, mon
     monkeypatch.chdir(tmp_path)
     taken = {"name": "taken", "stages": ("sft",), "sft__source": "adapter", "sft__adapter": "runs/tiny/adapters/sft"}
     Path("taken.yaml").write_text(dump_config(make_config(tiny_folder(), tmp_path / "prompts.jsonl", **taken)))
+    ranked = {"source": "judge", "rankings": 4, "comparisons": 4}
+    mark = {"fingerprint": {"settings": {}, "inputs": {}}, "summary": ranked, "seconds": 1.0}
+    write_json_atomic(session.run_dir.path / "done" / "rank.json", mark)
     output = name if name.endswith(".jsonl") else f"adapters/{name}/{WEIGHTS}"
     damage(session.run_dir, output)
     code, _, err = command(*arguments)
