@@ -4,7 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from typing import Any
@@ -18,7 +18,7 @@ from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.base import Base
-from lowrank_rlhf.models.layers.lora_linear import fused
+from lowrank_rlhf.models.layers.lora_linear import Slots, outside_adapters
 from lowrank_rlhf.models.layers.partial_forward import lower_states, partial_forward
 from lowrank_rlhf.models.loading.library_check import check_partial_forward
 from lowrank_rlhf.models.loading.structure import target_modules, unknown_structure
@@ -75,13 +75,30 @@ class Roles:
         """PEFT settings of every role's adapter, unless `replace_adapter` set others."""
         self.peft = _wrapped(base, self.shape)
         self.heads: dict[Role, nn.Linear] = {}
-        self.merged: Role | None = None  # set by `merging.merged` while the adapters are out of the model
+        self.merged: Role | None = None  # set by `merging.merged` while no adapter is in the slots
         self.poll: Callable[[], None] = lambda: None
         """Called before every forward and every recorded decoding step; it may raise to stop there."""
-        self.decoder.register_forward_pre_hook(lambda *_: self.poll())
+        self.decoder.register_forward_pre_hook(lambda *_: self._before_forward())
         self._acting: Role | None = None
         self._training = False
         self._freeze()
+        self.slots = Slots(base.model, base.compute_dtype)
+        """Empty if unsloth runs the base: its kernels read PEFT's layers."""
+        self._find_layers()
+
+    def _find_layers(self) -> None:
+        """Look up all that a switch of role needs; call it after PEFT has added or removed an adapter."""
+        self._named: dict[Role, dict[str, Tensor]] = {}
+        if self.base.by_unsloth:
+            self._with_mode = list(self.peft.modules())
+        else:
+            self.slots.install()
+            self._with_mode = outside_adapters(self.peft)  # without dropout an adapted layer is the same in both
+
+    def _before_forward(self) -> None:
+        self.poll()
+        if self._training or self.slots.stale:  # an optimizer may have moved the weights
+            self.slots.fill()
 
     @property
     def group(self) -> ProcessGroup:
@@ -117,23 +134,26 @@ class Roles:
         self._acting, self._training = role, train
         trained = self.parameters(role) if train else []
         try:
-            # Each call below visits thousands of modules, once per minibatch: skip those without a change.
-            if self.peft.active_adapter != role.value:
+            if not self.base.by_unsloth:
+                self.slots.switch(role.value, self.parameters(role))
+            elif self.peft.active_adapter != role.value:
                 self.peft.set_adapter(role.value, inference_mode=True)
-            if self.peft.training != train:
-                self.peft.train(train)
+            self._set_mode(train)
             for parameter in trained:
                 parameter.requires_grad_(True)
-            # unsloth fuses layers itself, and would treat `fused` ones as layers without an adapter.
-            products = nullcontext() if self.base.by_unsloth else fused(self.peft, role.value)
-            with products, torch.enable_grad() if train else torch.no_grad():
+            with torch.enable_grad() if train else torch.no_grad():
                 yield
         finally:
             self._acting, self._training = None, False
             for parameter in trained:
                 parameter.requires_grad_(False)
-            if self.peft.training:
-                self.peft.eval()
+            self.slots.empty()
+            self._set_mode(train=False)
+
+    def _set_mode(self, train: bool) -> None:
+        if self.peft.training != train:
+            for module in self._with_mode:
+                module.training = train
 
     def hidden(self, batch: Sequences) -> Tensor:
         """Return the decoder's last hidden states as the acting role: (B, T, h)."""
@@ -192,15 +212,15 @@ class Roles:
 
     def named_parameters(self, role: Role) -> dict[str, Tensor]:
         """Return the role's weights by their names in PEFT's files; the head is `score.weight`."""
-        mark = f".{role.value}."
-        named: dict[str, Tensor] = {
-            name.replace(mark, "."): parameter
-            for name, parameter in self.peft.named_parameters()
-            if mark in name and ".lora_" in name and not (role.has_head and _layer(name) >= self.head_layers)
-        }
-        if role in self.heads:
-            named["base_model.model.score.weight"] = self.heads[role].weight
-        return named
+        if role not in self._named:
+            mark = f".{role.value}."
+            self._named[role] = {
+                name.replace(mark, "."): parameter
+                for name, parameter in self.peft.named_parameters()
+                if mark in name and ".lora_" in name and not (role.has_head and _layer(name) >= self.head_layers)
+            }
+        head = {"base_model.model.score.weight": self.heads[role].weight} if role in self.heads else {}
+        return self._named[role] | head
 
     def parameters(self, role: Role) -> list[Tensor]:
         """Return the role's weights in a fixed order."""
@@ -241,6 +261,7 @@ class Roles:
         """Add the role's adapter, and its head where it has one, if missing."""
         if role not in self.present:
             self.peft.add_adapter(role.value, copy.copy(self.shape))
+            self._find_layers()
         if role.has_head and role not in self.heads:
             size = self.base.model.config.get_text_config().hidden_size
             self.heads[role] = nn.Linear(size, 1, bias=False, device=self.base.device)
@@ -258,6 +279,7 @@ class Roles:
                 self.peft.delete_adapter(role.value)
         self.peft.add_adapter(role.value, shape)
         self.peft.set_adapter(role.value, inference_mode=True)  # some of its layers may not have been adapted before
+        self._find_layers()
         self.prepare(role)
         mark = f".{role.value}."
         adapted = [_layer(name) for name, _ in self.peft.named_parameters() if mark in name and ".lora_" in name]

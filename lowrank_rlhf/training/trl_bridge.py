@@ -2,8 +2,8 @@
 
 TRL's trainers compute reference log-probabilities after `set_adapter("ref")` on the model, sample by `generate`, and
 create `ref` by `add_adapter`. All three are public methods of a PEFT model. While the bridge is open they are replaced,
-because a switch of adapter that bypasses `acting_as` would not reach the fused layers: the reference would silently be
-the policy.
+because a switch of adapter that bypasses `acting_as` would not reach the slots of the layers: the reference would
+silently be the policy.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +57,7 @@ def trl_bridge(roles: Roles, generate: Generate | None = None) -> Iterator[TrlBr
     switch, own = model.set_adapter, vars(base.config).copy()  # a composite config has no `use_cache`
 
     def set_adapter(name: str, **settings: Any) -> None:
-        if settings:  # called by `acting_as`
+        if settings:  # called by `acting_as`, with unsloth
             switch(name, **settings)
         else:
             bridge.switch_to(Role(name))
@@ -74,6 +74,7 @@ def trl_bridge(roles: Roles, generate: Generate | None = None) -> Iterator[TrlBr
             row[: len(tokens)] = torch.tensor(tokens)
         return torch.cat([input_ids, padded], 1)
 
+    switch(Role.POLICY.value, inference_mode=True)  # TRL returns to the adapter that is active here
     replaced: dict[str, Any] = {"set_adapter": set_adapter, "add_adapter": lambda *_: None}
     vars(model).update(replaced | ({"generate": answers} if generate else {}))
     try:
