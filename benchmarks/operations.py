@@ -1,17 +1,32 @@
-"""Count the operations that PyTorch dispatches, views aside: each costs host time, whatever its size."""
+"""Count the operations of a pass, and time a switch of role and a merge: host time, whatever the size of a batch."""
 
+import argparse
+import json
+import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_VIEWS = ("aten::_unsafe_view", "aten::detach", "aten::lift_fresh")
+from benchmarks.setting import SMOLLM2, make_prompts, make_roles
+from lowrank_rlhf.maths.sequences import pack
+from lowrank_rlhf.models.layers.merging import merged
+from lowrank_rlhf.models.roles import Role, Roles
+
+_VIEWS = ("aten::_unsafe_view", "aten::lift_fresh")
 """Operations that copy nothing, beside those with a view in their schema."""
 
 
 class OperationCount(TorchDispatchMode):
-    """Number of operations inside the block by name, forward and backward, without views."""
+    """Operations inside the block by name, forward and backward, without views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,21 +40,91 @@ class OperationCount(TorchDispatchMode):
             self.by_name[func.name()] += 1
         return func(*args, **(kwargs or {}))
 
-    @property
-    def total(self) -> int:
-        """Number of all operations."""
-        return self.by_name.total()
+
+@contextmanager
+def attention_of_gpus(roles: Roles) -> Iterator[None]:
+    """Use `sdpa` inside the block: on a CPU our own attention is twenty operations instead of two."""
+    own = roles.decoder.config._attn_implementation
+    roles.decoder.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        roles.decoder.set_attn_implementation(own)
 
 
-def count(function: Callable[[], object]) -> int:
-    """Return the number of operations that a function runs."""
-    with OperationCount() as operations:
+def operations_per_pass(roles: Roles, rows: Sequence[Sequence[int]]) -> int:
+    """Return the operations of one forward and backward as policy, after `zero_grad`, with the attention of a GPU."""
+    half = len(rows[0]) // 2
+    batch = pack([row[:half] for row in rows], [row[half:] for row in rows], roles.base.pad, device=roles.base.device)
+    with attention_of_gpus(roles), roles.acting_as(Role.POLICY, train=True), OperationCount() as operations:
+        roles.backward(roles.logprobs(batch, 1.0).logprobs.sum())
+    for parameter in roles.parameters(Role.POLICY):
+        parameter.grad = None
+    return operations.by_name.total()
+
+
+def role_switch_ms(roles: Roles) -> float:
+    """Return the milliseconds of entering and leaving a block, the mean of one that reads and one that trains."""
+
+    def two_blocks() -> None:
+        with roles.acting_as(Role.REWARD):
+            pass
+        with roles.acting_as(Role.POLICY, train=True):
+            pass
+
+    return _milliseconds(two_blocks, 20) / 2
+
+
+def merge_ms(roles: Roles) -> float:
+    """Return the milliseconds of merging the policy, which happens once a rollout."""
+
+    def merge() -> None:
+        with merged(roles, Role.POLICY):
+            _wait(roles)
+
+    return _milliseconds(merge, 5)
+
+
+def host_figures(roles: Roles) -> dict[str, float]:
+    """Return the three figures, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return {
+            "operations_per_pass": operations_per_pass(roles, make_prompts(roles.base, 2, 16)),
+            "role_switch_ms": round(role_switch_ms(roles), 3),
+            "merge_ms": round(merge_ms(roles), 1),
+        }
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _milliseconds(function: Callable[[], object], times: int) -> float:
+    """Return the median time of a call, after one that is not counted."""
+    function()
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
         function()
-    return operations.total
+        seconds.append(time.perf_counter() - start)
+    return 1000 * median(seconds)
 
 
-def on_gpu_attention(model: Any) -> None:
-    """Use the attention of a GPU: on a CPU ours is a dozen operations instead of one."""
-    model.get_decoder().set_attn_implementation("sdpa")
+def _wait(roles: Roles) -> None:
+    if roles.base.device.type == "cuda":
+        torch.cuda.synchronize()
 
 
+def main() -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=SMOLLM2, help="a folder, a GGUF file, pypi:... or a hub id")
+    parser.add_argument("--quantization", choices=("nf4", "int8", "gguf", "none"), default="nf4")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    given = parser.parse_args()
+    roles = make_roles(source=given.model, quantization=given.quantization, compute_dtype=given.dtype)
+    print(json.dumps(host_figures(roles)))
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
+from benchmarks.operations import host_figures
 from benchmarks.setting import LORA, SMOLLM2, make_prompts, make_roles, product_rate, read_rate
 from lowrank_rlhf.config.schema import PpoConfig, SampleConfig
 from lowrank_rlhf.models.roles import Roles
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         "arithmetic_floor_seconds": round(_floor(roles, given), 3),
         "compute_dtype": str(roles.base.compute_dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        **host_figures(roles),
     }
     print(json.dumps(result) if given.json else _words(result))
 
@@ -107,7 +109,9 @@ def _words(result: dict[str, Any]) -> str:
     return (
         f"{median(result['seconds_per_update']):.2f} s an update, {result['arithmetic_floor_seconds']:.2f} s if only "
         f"matrix products and memory took time ({result['compute_dtype']}, {result['threads']} threads)\n{phases}\n"
-        f"  {result['rollout_tokens_per_second']:.0f} tokens/s sampled, peak memory {result['peak_rss_mb']} MiB"
+        f"  {result['rollout_tokens_per_second']:.0f} tokens/s sampled, peak memory {result['peak_rss_mb']} MiB\n"
+        f"  {result['operations_per_pass']:,} operations a policy pass, "
+        f"{result['role_switch_ms']} ms a switch of role, {result['merge_ms']} ms a merge"
     )
 
 

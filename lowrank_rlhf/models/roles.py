@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.base import Base
+from lowrank_rlhf.models.layers.attention import right_padding_mask
 from lowrank_rlhf.models.layers.lora_linear import Slots, outside_adapters
 from lowrank_rlhf.models.layers.partial_forward import lower_states, partial_forward
 from lowrank_rlhf.models.loading.library_check import check_partial_forward
-from lowrank_rlhf.models.loading.structure import target_modules, unknown_structure
+from lowrank_rlhf.models.loading.structure import target_modules, wrapped
 from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
 from lowrank_rlhf.models.unsloth import first_adapter
 from lowrank_rlhf.run.distributed import ProcessGroup
@@ -73,7 +73,8 @@ class Roles:
             task_type="CAUSAL_LM",
         )
         """PEFT settings of every role's adapter, unless `replace_adapter` set others."""
-        self.peft = _wrapped(base, self.shape)
+        first = first_adapter if base.by_unsloth else wrapped
+        self.peft = first(base.model, copy.copy(self.shape), base.config)
         self.heads: dict[Role, nn.Linear] = {}
         self.merged: Role | None = None  # set by `merging.merged` while no adapter is in the slots
         self.poll: Callable[[], None] = lambda: None
@@ -87,7 +88,7 @@ class Roles:
         self._find_layers()
 
     def _find_layers(self) -> None:
-        """Look up all that a switch of role needs; call it after PEFT has added or removed an adapter."""
+        """Look up all that a switch of role needs, after PEFT has added or removed an adapter."""
         self._named: dict[Role, dict[str, Tensor]] = {}
         if self.base.by_unsloth:
             self._with_mode = list(self.peft.modules())
@@ -97,7 +98,7 @@ class Roles:
 
     def _before_forward(self) -> None:
         self.poll()
-        if self._training or self.slots.stale:  # an optimizer may have moved the weights
+        if self._training:  # an optimizer may have moved the weights
             self.slots.fill()
 
     @property
@@ -160,12 +161,13 @@ class Roles:
         if self._acting is None:
             raise RuntimeError("no role is acting: use `with roles.acting_as(...)`")
         stop = self.head_layers if self._acting.has_head else len(self.decoder.layers)
-        # Rows are padded on the right, where a causal model needs no mask. unsloth drops the mask in training; without
-        # it scoring uses the same kernels as training, and PPO's first ratio is 1.
-        mask = None if self.base.by_unsloth else batch.attention.long()
         with partial_forward(self.decoder, self.first_adapted, batch.lower, stop):
-            output = self.decoder(input_ids=batch.ids, attention_mask=mask, use_cache=False)
+            output = self.decoder(input_ids=batch.ids, attention_mask=self._mask(batch), use_cache=False)
         return output.last_hidden_state
+
+    def _mask(self, batch: Sequences) -> Tensor | None:
+        # unsloth drops the mask in training; without it scoring uses the same kernels, and PPO's first ratio is 1.
+        return None if self.base.by_unsloth else right_padding_mask(self.decoder, batch.attention)
 
     def with_lower_states(self, batch: Sequences) -> Sequences:
         """Return the batch with the output of the layers below the first adapted one, if there are any.
@@ -182,7 +184,7 @@ class Roles:
         parts = micro_batches(batch.lengths(), self.base.limits.tokens, self.group.world_size)
         for index in self.group.shard(parts):
             rows = batch.rows(index)
-            states = lower_states(self.decoder, self.first_adapted, rows.ids, rows.attention.long())
+            states = lower_states(self.decoder, self.first_adapted, rows.ids, self._mask(rows))
             # (b, t, h) of this micro-batch, t <= T; other processes fill the other rows
             lower[torch.as_tensor(index, device=lower.device), : states.shape[1]] = states
         self.group.all_reduce([lower])
@@ -297,14 +299,3 @@ def _layer(name: str) -> int:
     found = re.search(r"\.layers\.(\d+)\.", name)
     assert found, name  # noqa: S101 - adapters are in decoder layers only
     return int(found[1])
-
-
-def _wrapped(base: Base, shape: PeftLoraConfig) -> PeftModel:
-    """Return the base's model with the policy's adapter. Raises `UserError` for an architecture that PEFT refuses."""
-    if base.by_unsloth:
-        return first_adapter(base.model, shape, base.config)
-    try:
-        model: PeftModel = get_peft_model(base.model, copy.copy(shape), adapter_name=Role.POLICY.value)
-    except Exception as error:
-        raise unknown_structure(base.model, base.config.source, "adding an adapter with PEFT", error) from None
-    return model

@@ -17,6 +17,8 @@ LIBRARIES = 550 * 10**6
 TRAINER = 100 * 10**6
 """Memory added by importing TRL and datasets."""
 CUDA_CONTEXT, CONTEXT = 700 * 2**20, "CUDA context"
+NF4_SCALE_BITS = 0.5
+"""Bits per weight of NF4's scales in float32, dequantised once for all passes, one for 64 weights."""
 GAPS = 0.2
 """Fragmentation on a GPU: idle memory between blocks in use, as a share of the largest phase. Not measured yet."""
 HEAP = 140 * 10**6
@@ -177,7 +179,8 @@ def _base(config: Config, shape: Shape, width: int) -> Term:
     if config.model.quantization == "gguf":
         layers = shape.block_bytes + (shape.linear_weights - shape.block_weights) * width
         return Term("base", layers + embeddings, f"linear layers in GGUF blocks, embeddings in {width} bytes")
-    bits, stored = (8, "one byte") if config.model.quantization == "int8" else (NF4_BITS, "4 bits")
+    nf4 = NF4_BITS + (0 if config.model.backend == "unsloth" else NF4_SCALE_BITS)
+    bits, stored = (8, "one byte") if config.model.quantization == "int8" else (nf4, "4 bits")
     linear = shape.linear_weights * bits / 8
     return Term("base", linear + embeddings, f"linear layers in {stored}, embeddings in {width} bytes")
 

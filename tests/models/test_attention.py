@@ -5,6 +5,7 @@ import torch
 from tiny import gradients, make_batch, make_roles
 from torch.nn.functional import scaled_dot_product_attention
 
+from lowrank_rlhf.models import roles as roles_module
 from lowrank_rlhf.models.layers import attention
 from lowrank_rlhf.models.roles import Role
 
@@ -54,3 +55,20 @@ def test_long_sequences_go_to_pytorch_with_the_same_gradients(tiny_base, archite
     assert len(calls) == 2
     for name, gradient in short.items():
         torch.testing.assert_close(gradient, long[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3_text"])  # with and without a sliding window
+@pytest.mark.parametrize("role", [Role.POLICY, Role.CRITIC])
+def test_sdpa_needs_no_mask_for_padding_on_the_right(tiny_base, architecture, role, monkeypatch) -> None:
+    roles, batch, masks = make_roles(tiny_base(architecture=architecture)), make_batch(), []
+    roles.decoder.set_attn_implementation("sdpa")
+    roles.decoder.register_forward_pre_hook(
+        lambda _, __, named: masks.append(named["attention_mask"]), with_kwargs=True
+    )
+    without = gradients(roles, role, batch)
+    monkeypatch.setattr(roles_module, "right_padding_mask", lambda _, attention: attention.long())
+    expected = gradients(roles, role, batch)
+    assert masks[0] is None
+    assert torch.equal(masks[1], batch.attention.long())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(without[name], gradient, rtol=1e-4, atol=1e-6)

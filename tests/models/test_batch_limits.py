@@ -145,27 +145,28 @@ def test_out_of_memory_while_weights_are_merged_is_not_tried_again(
     session = (make_ppo if stage == "ppo" else make_sft)(tiny_folder(), tmp_path, 240)
     save_sft(session)
     layers, calls = dict(session.load_roles().base.model.named_modules()), list[Any]()
-    merge, collect = merging.merged_weight, ppo.collect
+    merge, collect = merging._merged, ppo.collect
 
-    def fail_from_the_third_on(layer: Any, role: Role) -> Tensor:
+    def fail_from_the_third_on(layer: Any, dtype: torch.dtype) -> Tensor:
         calls.append(layer)
         if len(calls) >= 3:
             raise error
-        return merge(layer, role)
+        return merge(layer, dtype)
 
     def fail_from_here_on(*args: Any) -> Any:
-        monkeypatch.setattr(merging, "merged_weight", fail_from_the_third_on)
+        monkeypatch.setattr(merging, "_merged", fail_from_the_third_on)
         return collect(*args)
 
     monkeypatch.setattr(ppo, "collect", fail_from_here_on)
     monkeypatch.setattr(ppo, "release_freed_memory", lambda: None)
     if stage == "sample":
-        monkeypatch.setattr(merging, "merged_weight", fail_from_the_third_on)
+        monkeypatch.setattr(merging, "_merged", fail_from_the_third_on)
     with pytest.raises(CannotFit, match=r"out of memory while .* merged .*model\.merged_rollouts: false"):
         (ppo if stage == "ppo" else sample).run(session)
     assert len(calls) == 3
     assert session.load_roles().base.limits.tokens == 240
     assert session.load_roles().merged is None
+    assert all(layer.merged is None for layer in session.load_roles().slots.layers)
     after = dict(session.load_roles().base.model.named_modules())
     assert {name: after.get(name) for name in layers} == layers
 

@@ -35,9 +35,9 @@ def test_in_bfloat16_they_differ_from_float32_by_rounding(tiny_folder, checkpoin
     batch, found = make_batch(), {}
     for dtype in ("float32", "bfloat16"):
         roles = make_roles(load_tiny(tiny_folder(), "nf4", checkpointing, compute_dtype=dtype))
-        optimizer = torch.optim.SGD(roles.parameters(Role.POLICY), lr=1e-3)
+        optimizer = torch.optim.Adam(roles.parameters(Role.POLICY), lr=0.05)
         with roles.acting_as(Role.POLICY, train=True):
-            for _ in range(2):  # the second gradient is that of other weights
+            for _ in range(2):  # the second gradient is that of clearly other weights
                 optimizer.zero_grad()
                 roles.backward(role_loss(roles, Role.POLICY, batch))
                 optimizer.step()
@@ -45,7 +45,7 @@ def test_in_bfloat16_they_differ_from_float32_by_rounding(tiny_folder, checkpoin
         assert {weight.dtype for weight in found[dtype].values()} == {torch.float32}
     for name, expected in found["float32"].items():
         cosine = torch.cosine_similarity(found["bfloat16"][name].flatten(), expected.flatten(), 0)
-        assert cosine > 0.99, name
+        assert cosine > 0.98, name
 
 
 def test_checkpointing_keeps_no_input_of_a_layer(tiny_base) -> None:

@@ -23,6 +23,9 @@ def test_ppo_step_prints_one_json_object(tiny_folder: Callable[..., Path]) -> No
     tokens = result["rollout_tokens_per_second"] * result["phases"]["rollout"]
     assert abs(tokens - 24) < 3
     assert result["peak_rss_mb"] > 100
+    assert 100 < result["operations_per_pass"] < 1000
+    assert 0 < result["role_switch_ms"] < 100
+    assert 0 < result["merge_ms"] < 1000
 
 
 def test_memory_table_compares_with_sft_of_the_same_setting() -> None:

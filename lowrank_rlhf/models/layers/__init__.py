@@ -2,10 +2,10 @@
 
 - Base weights: unquantised, NF4 (`bnb.nn.Linear4bit`), or 8-bit, where `int8.Int8Linear` replaces every 8-bit layer of
   bitsandbytes when the model is loaded and stays for the lifetime of the base. `weights.dequantised` reads all three.
-- Adapters: exactly one of three is active. `Roles.acting_as` computes the acting role with `lora_linear.fused` (LoRA
-  product over any base weight; layers with DoRA or an adapter bias keep PEFT's), or, if unsloth runs the base, leaves
-  the layers to unsloth's kernels. `merging.merged` replaces adapted and quantised layers by plain merged weights, for
-  sampling only; it and `acting_as` exclude each other (`Roles.check_free`), and it is not used with unsloth.
+- Adapters: every adapted or quantised layer keeps its place in PEFT's tree and gets one other forward, when `Roles` is
+  made (`lora_linear.Slots`, decision 0026). It computes the adapter in its slot (`Roles.acting_as`), a merged weight
+  (`merging.merged`, for sampling only), or the base's own layer. The first two exclude each other (`Roles.check_free`).
+  If unsloth runs the base there are no slots: its kernels read PEFT's layers.
 - Attention: `attention` serves a base that transformers loaded on a CPU, with any of the above, if the architecture
   supports `sdpa` and `loading.library_check` finds no difference. GPUs, capped scores, attention sinks and unsloth use
   their own; sequences over `attention.LONGEST` tokens fall back to `sdpa`.

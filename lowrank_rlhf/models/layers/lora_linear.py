@@ -53,13 +53,13 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.like = [(weight.shape, weight.dtype) for weight in weights]
+        ctx.dtype = weights[0].dtype
         return _parts(torch.cat([weight.reshape(-1) for weight in weights]).to(dtype), weights)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         whole = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        return None, *_parts(whole.float(), gradients)
+        return None, *_parts(whole.to(ctx.dtype), gradients)
 
 
 def _parts(whole: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:

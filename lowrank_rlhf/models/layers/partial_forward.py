@@ -41,8 +41,8 @@ class _Constant(_Identity):
         return self.states
 
 
-def lower_states(decoder: Any, start: int, ids: Tensor, attention: Tensor) -> Tensor:
-    """Return the input of decoder layer `start`: (B, T) ids and mask -> (B, T, h), without a graph."""
+def lower_states(decoder: Any, start: int, ids: Tensor, attention: Tensor | None) -> Tensor:
+    """Return the input of decoder layer `start`: (B, T) ids and mask, if any -> (B, T, h), without a graph."""
     layers = list(decoder.layers)
     recorder = _Recorder()
     with (

@@ -16,6 +16,7 @@ from lowrank_rlhf.errors import ModelNotFinite, UserError
 from lowrank_rlhf.models.batch_limits import first_line, is_out_of_memory
 from lowrank_rlhf.models.decoding import prefill
 from lowrank_rlhf.models.layers.attention import NAME as SHORT_ATTENTION
+from lowrank_rlhf.models.layers.attention import right_padding_mask
 from lowrank_rlhf.models.layers.partial_forward import lower_states, partial_forward
 from lowrank_rlhf.models.loading.structure import unknown_structure
 from lowrank_rlhf.models.logprobs import vocabulary_logits
@@ -147,10 +148,9 @@ def _scored(base: "Base", rows: list[list[int]]) -> _Found:
     for row, length in enumerate(lengths):
         ids[row, :length] = torch.tensor(rows[row][:length])
     mask = torch.arange(_LENGTH) < torch.tensor(lengths)[:, None]
-    ids, mask = ids.to(base.device), mask.long().to(base.device)
-    states = base.model.get_decoder()(
-        input_ids=ids, attention_mask=None if base.by_unsloth else mask, use_cache=False
-    ).last_hidden_state
+    ids, decoder = ids.to(base.device), base.model.get_decoder()
+    needed = None if base.by_unsloth else right_padding_mask(decoder, mask.to(base.device))
+    states = decoder(input_ids=ids, attention_mask=needed, use_cache=False).last_hidden_state
     for row, length in enumerate(lengths):
         places = [(row, index) for index in range(1, length)]
         yield from _read(base, states[row, : length - 1], places, rows)

@@ -3,6 +3,8 @@
 from typing import Any
 
 import bitsandbytes as bnb
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -33,6 +35,15 @@ def unknown_structure(model: object, source: str, tried: str, error: BaseExcepti
         f"model.source: {source}: {kind} is built in a way not known here: {tried} failed "
         f"({type(error).__name__}: {first_line(error)}). Choose a model of the {FAMILIES} family"
     )
+
+
+def wrapped(model: PreTrainedModel, shape: PeftLoraConfig, config: ModelConfig) -> PeftModel:
+    """Return the model with its adapter `default`. Raises `UserError` for an architecture that PEFT refuses."""
+    try:
+        found: PeftModel = get_peft_model(model, shape)
+    except Exception as error:
+        raise unknown_structure(model, config.source, "adding an adapter with PEFT", error) from None
+    return found
 
 
 def check_decoder(model: PreTrainedModel, source: str) -> None:

@@ -1,0 +1,78 @@
+"""Number of operations: on a graphics card each costs host time, whatever its size."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from tiny import bfloat16_works, load_tiny, make_batch, make_roles, make_tiny_model
+
+from lowrank_rlhf.models.layers.merging import merged
+from lowrank_rlhf.models.roles import Role, Roles
+
+LAYER_MOST = {"float32": 60 + 94, "bfloat16": 64 + 98}
+"""Operations of a decoder layer, forward and backward; PyTorch's `rms_norm` is 42 of them on a CPU."""
+REST_MOST = {"float32": 58 + 14, "bfloat16": 68 + 17}
+"""Operations of embedding, mask, positions, last norm, log-probabilities and the rounding of adapters."""
+each_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+
+
+def roles_of(folder: Path, dtype: str, monkeypatch: pytest.MonkeyPatch, layers: int = 2) -> Roles:
+    if dtype == "bfloat16" and not bfloat16_works():
+        pytest.skip("this CPU crashes on bfloat16")
+    monkeypatch.setitem(tiny.COMMON, "num_hidden_layers", layers)
+    return make_roles(load_tiny(make_tiny_model(folder / str(layers)), "nf4", compute_dtype=dtype))
+
+
+@each_dtype
+def test_an_adapted_layer_is_four_operations_and_six(tmp_path, dtype, monkeypatch) -> None:
+    from benchmarks.operations import OperationCount
+
+    roles = roles_of(tmp_path, dtype, monkeypatch)
+    x = torch.randn(3, 5, 64, dtype=roles.base.compute_dtype, requires_grad=True)
+    with roles.acting_as(Role.POLICY, train=True):
+        layer = roles.decoder.layers[0].self_attn.q_proj
+        layer(x)  # fills the slots
+        with OperationCount() as forward:
+            out = layer(x)
+        gradient, inputs = torch.ones_like(out), [x, *layer.forward.__self__.slot[:2]]
+        with OperationCount() as backward:
+            torch.autograd.grad(out, inputs, gradient)
+    assert forward.by_name == {"aten::mm": 2, "bitsandbytes::dequantize_4bit": 1, "aten::addmm_": 1}
+    assert backward.by_name == {
+        "aten::mm": 2, "aten::addmm": 2, "bitsandbytes::dequantize_4bit": 1, "aten::addmm_": 1,
+    }  # fmt: skip
+
+
+@each_dtype
+def test_a_pass_has_no_more_operations_than_before(tmp_path, dtype, monkeypatch) -> None:
+    """SmolLM2-135M has 30 layers: raise these numbers for a reason only."""
+    from benchmarks.operations import operations_per_pass
+
+    rows = make_batch().ids.tolist()
+    two, four = (operations_per_pass(roles_of(tmp_path, dtype, monkeypatch, n), rows) for n in (2, 4))
+    layer = (four - two) // 2
+    assert layer <= LAYER_MOST[dtype]
+    assert two - 2 * layer <= REST_MOST[dtype]
+
+
+@each_dtype
+def test_a_merge_is_two_operations_a_layer(tmp_path, dtype, monkeypatch) -> None:
+    from benchmarks.operations import OperationCount
+
+    roles = roles_of(tmp_path, dtype, monkeypatch)
+    with OperationCount() as operations, merged(roles, Role.POLICY):
+        pass
+    assert operations.by_name.total() <= 2 * 14 + 2 * (dtype != "float32")
+
+
+def test_a_switch_is_no_operation(tmp_path, monkeypatch) -> None:
+    from benchmarks.operations import OperationCount
+
+    roles = roles_of(tmp_path, "float32", monkeypatch)
+    with OperationCount() as operations:
+        for role in Role:
+            for train in (False, True):
+                with roles.acting_as(role, train=train):
+                    pass
+    assert operations.by_name == {}
