@@ -28,6 +28,7 @@ from lowrank_rlhf.models.batch_limits import BatchLimits
 from lowrank_rlhf.models.gguf_model import load_blocks
 from lowrank_rlhf.models.layers.gguf_linear import GgufLinear
 from lowrank_rlhf.models.layers.int8 import compute_at_full_precision
+from lowrank_rlhf.models.layers.norms import fuse_norms
 from lowrank_rlhf.models.loading.library_check import choose_attention
 from lowrank_rlhf.models.loading.structure import check_decoder, check_quantised, unknown_structure
 from lowrank_rlhf.models.precision import choose_dtype
@@ -131,6 +132,8 @@ def load_base(config: ModelConfig, progress: Progress, group: ProcessGroup | Non
     base = freeze(_model(folder, config, device, compute_dtype), tokenizer, config, compute_dtype, folder, group)
     check_quantised(base.model, config, progress)
     choose_attention(base, progress)
+    if device.type == "cuda" and not base.by_unsloth:
+        fuse_norms(base.model.get_decoder())
     release_freed_memory()  # the unquantised weights: 0.28 GB for 135M
     return base
 

@@ -75,7 +75,8 @@ class SlotLinear:
         self.layer, self._slots = layer, slots
         base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
         self.base = base
-        vars(base).pop("forward", None)  # of the time before PEFT wrapped it
+        if isinstance(getattr(base.forward, "__self__", None), SlotLinear):
+            del base.forward  # of the time before PEFT wrapped it
         self.plain, self.bias, self.weight = base.forward, base.bias, frozen_weight(base)
         self.slot: tuple[Tensor, Tensor, float] | None = None
         """A (r, in), B (out, r) and scale of the acting role's adapter, where it has one here."""
