@@ -81,6 +81,7 @@ def trl_bridge(roles: Roles, generate: Generate | None = None) -> Iterator[TrlBr
         yield bridge
     finally:
         bridge.close()
+        model.eval()  # a trainer sets training mode in every module; a block of a role only outside of adapted layers
         for name in ("set_adapter", "add_adapter", "generate"):
             vars(model).pop(name, None)
         vars(base).pop("forward", None)  # TRL's fused head
