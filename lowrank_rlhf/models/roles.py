@@ -83,8 +83,7 @@ class Roles:
         self._acting: Role | None = None
         self._training = False
         self._freeze()
-        self.slots = Slots(base.model, base.compute_dtype)
-        """Empty if unsloth runs the base: its kernels read PEFT's layers."""
+        self.slots = Slots(base.model, base.compute_dtype)  # none with unsloth, whose kernels read PEFT's layers
         self._find_layers()
 
     def _find_layers(self) -> None:
