@@ -6,7 +6,7 @@ output-sized sum in each of hundreds of layers. Here y = x W^T + s (x A^T) B^T i
 backward. The weight is dequantised in the forward and again in the backward, and not saved.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import bitsandbytes as bnb
@@ -73,11 +73,12 @@ class SlotLinear:
 
     def __init__(self, layer: Any, slots: "Slots") -> None:
         self.layer, self._slots = layer, slots
-        base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
-        self.base = base
+        base: Any = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+        self.base: Any = base
         if isinstance(getattr(base.forward, "__self__", None), SlotLinear):
             del base.forward  # of the time before PEFT wrapped it
-        self.plain, self.bias, self.weight = base.forward, base.bias, frozen_weight(base)
+        self.plain: Callable[[Tensor], Tensor] = base.forward
+        self.weight, self.bias = frozen_weight(base), base.bias
         self.slot: tuple[Tensor, Tensor, float] | None = None
         """A (r, in), B (out, r) and scale of the acting role's adapter, where it has one here."""
         self.merged: Tensor | None = None
@@ -91,8 +92,7 @@ class SlotLinear:
         if self._slots.stale:
             self._slots.fill()
         if self.slot is None:
-            output: Tensor = self.plain(x)
-            return output
+            return self.plain(x)
         a, b, scale = self.slot
         rows = x.reshape(-1, x.shape[-1])
         product: Tensor = _LoraProduct.apply(rows, a, b, self.weight, self.bias, scale)
