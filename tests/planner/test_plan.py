@@ -116,7 +116,7 @@ class TestMemory:
 
     def test_every_term_of_ppo_by_hand(self) -> None:
         terms = self.terms("ppo")
-        assert terms["base"] == pytest.approx(106_168_320 * 4.127 / 8 + 2 * 49_152 * 576)
+        assert terms["base"] == pytest.approx(106_168_320 * (4.127 + 32 / 64) / 8 + 2 * 49_152 * 576)
         assert need("ppo", quickstart(), SMOLLM, COUNTS, Device(False, 2)).mapped == 2 * 106_168_320
         assert need("ppo", quickstart(), SMOLLM, COUNTS, Device(False, 4)).mapped == 0  # converted, not viewed
         assert terms["adapters"] == 4 * 4 * 1_428_480
