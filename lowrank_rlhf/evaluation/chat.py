@@ -8,6 +8,7 @@ from lowrank_rlhf.maths.sequences import pack
 from lowrank_rlhf.models.adapters import fill_role, load_role
 from lowrank_rlhf.models.generation import generating_as, stream_answer, stream_text
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.scoring import require_finite
 from lowrank_rlhf.run.directory import read_record
 from lowrank_rlhf.run.records import Message, Prompt
 from lowrank_rlhf.training.rollout import RewardScale, reward_scores
@@ -100,7 +101,9 @@ class ChatModels:
         if self._scale is None:
             return None
         batch = pack([prompt], [tokens], self._base.pad, self._base.device)  # (1, T)
-        return float(reward_scores(self._roles, self._roles.with_lower_states(batch), self._scale)[0])
+        score = reward_scores(self._roles, self._roles.with_lower_states(batch), self._scale)  # (1,)
+        require_finite(Role.REWARD, "scores", score, ["chat"])
+        return float(score[0])
 
 
 def _existing(folder: Path) -> Path | None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.evaluation.answer_pair import SCORE, AnswerPair
-from lowrank_rlhf.evaluation.match import ROWS_PER_BATCH, divergence, pack_answers
+from lowrank_rlhf.evaluation.match import ROWS_PER_BATCH, finite_divergence, pack_answers
 from lowrank_rlhf.evaluation.match_metrics import both_sides, kl_values, win_values
 from lowrank_rlhf.maths.length_control import length_controlled_win_rate
 from lowrank_rlhf.maths.seeds import derive_seed
@@ -25,8 +25,9 @@ def kl_at_temperature(
     measured: list[AnswerPair] = []
     for start in range(0, len(pairs), ROWS_PER_BATCH):
         part = pairs[start : start + ROWS_PER_BATCH]
-        batch = pack_answers(roles, [pair.prompt for pair in part], [pair.candidate for pair in part], max_new_tokens)
-        kl = divergence(roles, batch, temperature).kl.tolist()
+        prompts = [pair.prompt for pair in part]
+        batch = pack_answers(roles, prompts, [pair.candidate for pair in part], max_new_tokens)
+        kl = finite_divergence(roles, batch, temperature, prompts).kl.tolist()
         measured += [replace(pair, kl=nats) for pair, nats in zip(part, kl, strict=True)]
     return measured
 

@@ -4,7 +4,6 @@ The baseline is in the role REFERENCE, the candidate in the role POLICY. The eva
 command `evaluate` all measure answers here.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,13 +21,12 @@ from lowrank_rlhf.evaluation.match_metrics import (
 from lowrank_rlhf.evaluation.run_judges import judge_all
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.kl import k1
-from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.maths.statistics import wins
 from lowrank_rlhf.models.adapters import fill_role, trained_on
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.scoring import score_logprobs
+from lowrank_rlhf.models.scoring import model_not_finite, not_finite, require_finite, score_logprobs
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.progress import Bar, Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt, Sample
@@ -46,10 +44,28 @@ training, which select the policy, have another key."""
 class Divergence:
     """Divergence of the policy from the reference on one answer per row."""
 
-    kl: Tensor
-    """(N,), nats of each answer: log policy - log reference, summed over its tokens."""
-    max_token_difference: float
-    """Largest absolute difference at any token, nats: it cannot cancel as in a sum."""
+    policy: Tensor
+    """(N, T), log-probabilities of the policy, 0 outside the response."""
+    reference: Tensor
+    """(N, T), the same of the reference."""
+
+    @property
+    def kl(self) -> Tensor:
+        """(N,), nats of each answer: log policy - log reference, summed over its tokens."""
+        return k1(self.policy, self.reference).sum(-1)
+
+    @property
+    def max_token_difference(self) -> float:
+        """Largest absolute difference at any token, nats: it cannot cancel as in a sum."""
+        return float(k1(self.policy, self.reference).abs().max())
+
+    def problem(self, prompts: Sequence[Prompt]) -> str | None:
+        """Return a message about log-probabilities that are NaN or infinite, or None."""
+        ids = [prompt.id for prompt in prompts]
+        sides = ((Role.POLICY, self.policy), (Role.REFERENCE, self.reference))
+        return next(
+            (found for role, side in sides if (found := not_finite(role, "log-probabilities", side, ids))), None
+        )
 
 
 @dataclass(frozen=True)
@@ -72,18 +88,33 @@ def pack_answers(roles: Roles, prompts: Sequence[Prompt], answers: Sequence[Samp
 
 def divergence(roles: Roles, batch: Sequences, temperature: float) -> Divergence:
     """Measure the divergence of the policy from the reference on the rows of a batch."""
-    policy = score_logprobs(roles, Role.POLICY, batch, temperature).logprobs  # (N, T)
-    reference = score_logprobs(roles, Role.REFERENCE, batch, temperature).logprobs  # (N, T)
-    per_token = k1(policy, reference)
-    return Divergence(masked_sum(per_token, batch.response), float(per_token.abs().max()))
+    policy, reference = (
+        score_logprobs(roles, role, batch, temperature).logprobs for role in (Role.POLICY, Role.REFERENCE)
+    )
+    return Divergence(policy, reference)
+
+
+def finite_divergence(roles: Roles, batch: Sequences, temperature: float, prompts: Sequence[Prompt]) -> Divergence:
+    """Return the `divergence` on answers to the prompts. Raises `ModelNotFinite` if a log-probability is not finite."""
+    found = divergence(roles, batch, temperature)
+    if problem := found.problem(prompts):
+        raise model_not_finite(problem)
+    return found
+
+
+def finite_scores(roles: Roles, batch: Sequences, scale: RewardScale, prompts: Sequence[Prompt]) -> list[float]:
+    """Return the `reward_scores` of answers to the prompts. Raises `ModelNotFinite` if one is not finite."""
+    scores = reward_scores(roles, batch, scale)
+    require_finite(Role.REWARD, "scores", scores, [prompt.id for prompt in prompts])
+    found: list[float] = scores.tolist()
+    return found
 
 
 def score_answers(
     roles: Roles, prompts: Sequence[Prompt], answers: Sequence[Sample], max_new_tokens: int, scale: RewardScale
 ) -> list[float]:
-    """Return the reward model's normalised score of one answer to each prompt."""
-    scores: list[float] = reward_scores(roles, pack_answers(roles, prompts, answers, max_new_tokens), scale).tolist()
-    return scores
+    """Return the reward model's normalised score of one answer to each prompt. Raises as `finite_scores` does."""
+    return finite_scores(roles, pack_answers(roles, prompts, answers, max_new_tokens), scale, prompts)
 
 
 def measure_pairs(
@@ -97,16 +128,19 @@ def measure_pairs(
     rows_per_batch: int | None = None,
     bar: Bar | None = None,
 ) -> list[AnswerPair]:
-    """Measure the KL of each candidate answer, and with a `scale` the reward model's scores of both sides."""
+    """Measure the KL of each candidate answer, and with a `scale` the reward model's scores of both sides.
+
+    Raises `ModelNotFinite` if a log-probability or a score is not finite.
+    """
     pairs: list[AnswerPair] = []
     size = rows_per_batch or len(prompts)
     for start in range(0, len(prompts), size):
         part = slice(start, start + size)
         batch = pack_answers(roles, prompts[part], candidate[part], sampling.max_new_tokens)
-        kl = divergence(roles, batch, sampling.temperature).kl.tolist()
+        kl = finite_divergence(roles, batch, sampling.temperature, prompts[part]).kl.tolist()
         verdicts: list[dict[str, Verdict]] = [{} for _ in kl]
         if scale:
-            scores = reward_scores(roles, batch, scale).tolist()
+            scores = finite_scores(roles, batch, scale, prompts[part])
             others = score_answers(roles, prompts[part], baseline[part], sampling.max_new_tokens, scale)
             verdicts = [{SCORE: verdict} for verdict in absolute_verdicts(others, scores)]
         pairs += map(AnswerPair, prompts[part], baseline[part], candidate[part], kl, verdicts)
@@ -136,9 +170,8 @@ def judge_pairs(
 
 
 def absolute_verdicts(baseline: Sequence[float], candidate: Sequence[float]) -> list[Verdict]:
-    """Return the verdicts that follow from scores of both sides; wins are NaN if a score is not finite."""
-    finite = all(map(math.isfinite, (*baseline, *candidate)))
-    won = wins(candidate, baseline).tolist() if finite else [math.nan] * len(baseline)
+    """Return the verdicts that follow from finite scores of both sides."""
+    won = wins(candidate, baseline).tolist()
     return [Verdict(*row) for row in zip(won, zip(baseline, candidate, strict=True), strict=True)]
 
 

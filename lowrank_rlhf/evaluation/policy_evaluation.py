@@ -1,6 +1,5 @@
 """Evaluations of the policy against SFT on validation prompts while it is trained, whatever the algorithm."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.maths.statistics import win_rate
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.scoring import not_finite
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
@@ -63,6 +63,8 @@ class PolicyAnswers:
     """Largest absolute difference of log-probabilities at any token, nats."""
     judged: Mapping[JudgeRole, list[float]]
     """Scores of each judge that is followed, (N,)."""
+    problem: str | None = None
+    """Message about scores or log-probabilities that are NaN or infinite."""
 
     @property
     def ended(self) -> list[bool]:
@@ -100,13 +102,15 @@ class PolicyEvaluation:
         return cls(roles, prompts, config.sample, seed, scale, judges, sft, judged)
 
     def evaluate(self, step: int, config: PpoConfig, diverged: OnNotFinite) -> tuple[PolicyAnswers, dict[str, float]]:
-        """Return the policy's answers after `step` and their figures. Raises `diverged` if the objective is NaN."""
+        """Return the policy's answers after `step` and their figures.
+
+        Raises `diverged` if a score or a log-probability is not finite: shaping may hide it from the objective.
+        """
         answers = self.answer()
-        figures = self.figures(answers, config)
-        if not math.isfinite(figures["objective"]):
-            reason = f"step {step}: the objective on validation prompts is {figures['objective']}"
+        if answers.problem:
+            reason = f"step {step}: on validation prompts {answers.problem}"
             raise diverged(reason, answers.batch, {"scores": answers.scores, "kl": answers.kl})
-        return answers, figures
+        return answers, self.figures(answers, config)
 
     def answer(self) -> PolicyAnswers:
         """Sample the policy's answers and measure them."""
@@ -114,13 +118,16 @@ class PolicyEvaluation:
         samples = [group[0] for group in groups]
         batch = pack_answers(self.roles, self.prompts, samples, self.sampling.max_new_tokens)
         found = divergence(self.roles, batch, self.sampling.temperature)
+        scores = reward_scores(self.roles, batch, self.scale)
+        ids = [prompt.id for prompt in self.prompts]
         answers = PolicyAnswers(
             samples=samples,
             batch=batch,
-            scores=reward_scores(self.roles, batch, self.scale),
+            scores=scores,
             kl=found.kl,
             max_token_difference=found.max_token_difference,
             judged={judge.role: judge.scores(self.prompts, samples) for judge in self.judges},
+            problem=found.problem(self.prompts) or not_finite(Role.REWARD, "scores", scores, ids),
         )
         release_freed_memory()
         return answers

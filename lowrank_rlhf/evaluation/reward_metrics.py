@@ -18,7 +18,7 @@ from lowrank_rlhf.maths.statistics import (
 )
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.scoring import score_tokens
+from lowrank_rlhf.models.scoring import require_finite, score_tokens
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.results import Weakness
 from lowrank_rlhf.training.reward_data import Group, about_reward, rows_of, split_scores
@@ -157,10 +157,25 @@ def score_groups(roles: Roles, groups: Sequence[Group], scale: RewardScale, prog
     scores: list[Tensor] = []
     with progress.track("score", sum(len(group.answers) for group in groups), "answers") as bar:
         for part in _parts(groups):
-            rows = rows_of(part, roles.base)
-            scores += split_scores(scale.raw(score_tokens(roles, Role.REWARD, rows), rows.response).cpu(), part)
-            bar.advance(len(rows))
+            scores += raw_scores(roles, part, scale)
+            bar.advance(sum(len(group.answers) for group in part))
     return scores
+
+
+def raw_scores(roles: Roles, groups: Sequence[Group], scale: RewardScale) -> list[Tensor]:
+    """Return the reward model's raw scores of each group's answers, (K,) each, on the CPU, from one batch.
+
+    Raises `ModelNotFinite` if one is not finite: in a comparison, NaN would be the lower score.
+    """
+    rows = rows_of(groups, roles.base)
+    scores = scale.raw(score_tokens(roles, Role.REWARD, rows), rows.response).cpu()
+    require_finite(Role.REWARD, "scores", scores, prompts_of(groups))
+    return split_scores(scores, groups)
+
+
+def prompts_of(groups: Sequence[Group]) -> list[str]:
+    """Return the prompt id of each answer."""
+    return [group.prompt_id for group in groups for _ in group.answers]
 
 
 def _parts(groups: Sequence[Group]) -> Iterator[Sequence[Group]]:

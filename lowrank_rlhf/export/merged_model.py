@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import ModelNotFinite, UserError
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import pack
 from lowrank_rlhf.models.base import Base
@@ -208,6 +208,7 @@ def difference(
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
         exported = logits.float().log_softmax(-1).cpu()
+        _check_finite(exported, "log-probabilities", folder, base)
         targets = torch.tensor(answer.tokens)[:, None]
         gaps.append((own.gather(-1, targets) - exported.gather(-1, targets)).abs().squeeze(-1))
         kls.append((own.exp() * (own - exported)).sum(-1))
@@ -233,10 +234,21 @@ def classifier_scores(
         batch = pack([prompt], [answer], base.pad, base.device)
         with torch.no_grad():
             if pooling == "last":
-                yield float(model(input_ids=batch.ids, use_cache=False).logits[0, 0])
+                score = model(input_ids=batch.ids, use_cache=False).logits[0, 0]
             else:
                 states = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
-                yield float(pool(model.score(states).squeeze(-1).float(), batch.response, pooling)[0])
+                score = pool(model.score(states).squeeze(-1).float(), batch.response, pooling)[0]
+        _check_finite(score, "scores", folder, base)
+        yield float(score)
+
+
+def _check_finite(values: Tensor, what: str, folder: Path, base: Base) -> None:
+    """Raise `ModelNotFinite` if the exported model computes NaN or infinities: no maximum would show them."""
+    if not values.isfinite().all():
+        raise ModelNotFinite(
+            f"{folder}: the {what} of the exported model are NaN or infinite in {base.compute_dtype}. "
+            "Use --dtype bfloat16"
+        )
 
 
 def _load(kind: Any, folder: Path, base: Base) -> Any:

@@ -11,7 +11,7 @@ from peft.utils.other import get_pattern_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import ModelNotFinite, UserError
 from lowrank_rlhf.models.loading.structure import layers_path
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import CONFIG, WEIGHTS, read_tensors
@@ -65,7 +65,8 @@ class _Saved(BaseModel):
 def load_role(roles: Roles, role: Role, folder: Path) -> None:
     """Load an adapter with the run's own settings (`lora`) from a PEFT folder into the role.
 
-    Raises `UserError`, with all roles unchanged, for other settings and where `fill_role` raises it.
+    Raises `UserError`, with all roles unchanged, for other settings and where `fill_role` raises it (`ModelNotFinite`
+    for weights that are NaN or infinite).
     """
     settings: Any = roles.peft.peft_config.get(role.value, roles.shape)
     _, weights = _read_adapter(roles, role, folder, settings)
@@ -137,6 +138,11 @@ def _read_adapter(
         listed = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
         expected = "this run's section lora" if required else f"this base model or its own {CONFIG}"
         raise UserError(f"{path}: does not fit {expected}: {listed}")
+    if broken := [name for name in sorted(weights) if not weights[name].isfinite().all()]:
+        raise ModelNotFinite(
+            f"{path}: {len(broken)} of {len(weights)} tensors contain NaN or infinite values ({broken[0]} ...). "
+            "The adapter is damaged: train it again, or fetch it again"
+        )
     return settings, weights
 
 

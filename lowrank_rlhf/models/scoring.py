@@ -5,10 +5,50 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lowrank_rlhf.errors import ModelNotFinite
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import Sequences, micro_batches
 from lowrank_rlhf.models.logprobs import TokenLogprobs
 from lowrank_rlhf.models.roles import Role, Roles
+
+_NAMES = {
+    Role.POLICY: "policy",
+    Role.REFERENCE: "reference",
+    Role.REWARD: "reward model",
+    Role.CRITIC: "critic",
+}
+"""Roles in messages."""
+_SHOWN = 3
+"""Number of rows that a message names."""
+
+
+def not_finite(role: Role, what: str, values: Tensor, prompts: Sequence[str]) -> str | None:
+    """Return a message about the answers for which a role computed a NaN or an infinity; None if there are none.
+
+    `values` are (N,) or (N, T), `prompts` the ids of the N answers' prompts.
+    """
+    wrong = (~values.isfinite()).flatten(1).any(-1) if values.dim() > 1 else ~values.isfinite()  # (N,)
+    if not wrong.any():
+        return None
+    ids = list(dict.fromkeys(prompt for prompt, bad in zip(prompts, wrong.tolist(), strict=True) if bad))
+    listed = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+    return (
+        f"the {_NAMES[role]}'s {what} of {int(wrong.sum())} of {len(prompts)} answers are NaN or infinite "
+        f"(prompts {listed})"
+    )
+
+
+def require_finite(role: Role, what: str, values: Tensor, prompts: Sequence[str]) -> None:
+    """Raise `ModelNotFinite` with the message of `not_finite`, if there is one."""
+    if problem := not_finite(role, what, values, prompts):
+        raise model_not_finite(problem)
+
+
+def model_not_finite(problem: str) -> ModelNotFinite:
+    """Return the error for a message of `not_finite`."""
+    return ModelNotFinite(
+        f"{problem}. Set model.compute_dtype=float32, or check the weights of the model and of its adapters"
+    )
 
 
 def score_tokens(roles: Roles, role: Role, batch: Sequences) -> Tensor:

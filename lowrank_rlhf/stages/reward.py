@@ -15,6 +15,8 @@ from lowrank_rlhf.evaluation.reward_metrics import (
     HeldOutAccuracy,
     accuracy_in_words,
     held_out_accuracy,
+    prompts_of,
+    raw_scores,
     verdict_in_words,
     weakness,
     weakness_in_words,
@@ -23,7 +25,7 @@ from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.scoring import score_features, score_tokens
+from lowrank_rlhf.models.scoring import require_finite, score_features
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.run.directory import RunDir, write_json_atomic
@@ -134,7 +136,7 @@ def _train_and_score(
         _train(settings, config.seed, roles, train, fit.training_scale(settings.pooling), run_dir, progress, stop)
     scale = fit.scale(settings)
     if features is None or settings.epochs:
-        return _score(roles, every, scale), fit
+        return raw_scores(roles, every, scale), fit
     # The adapter has not changed since the features were read.
     head = torch.cat([roles.heads[Role.REWARD].weight[0].cpu(), torch.tensor([scale.length])])
     return [with_length(group, own) @ head for group, own in zip(every, features, strict=True)], fit  # (K,) each
@@ -145,12 +147,6 @@ def _report_accuracy(figures: HeldOutAccuracy, prompts: int, run_dir: RunDir, pr
     progress.say(f"  {accuracy_in_words(figures)}")
     accuracy = {"accuracy": figures.accuracy, "interval": figures.accuracy_interval}
     run_dir.event("measured", stage="reward", prompts=prompts, **accuracy)
-
-
-def _score(roles: Roles, groups: Sequence[Group], scale: RewardScale) -> list[Tensor]:
-    """Return the reward model's raw scores of each group's answers, (K,) each, on the CPU."""
-    rows = rows_of(groups, roles.base)
-    return split_scores(scale.raw(score_tokens(roles, Role.REWARD, rows), rows.response).cpu(), groups)
 
 
 def _write_scores(path: Path, groups: Sequence[Group], scores: Sequence[Tensor], trained: int) -> None:
@@ -197,7 +193,9 @@ def _features(roles: Roles, groups: Sequence[Group], pooling: str, progress: Pro
         with progress.track("reward", len(rows), "answers read") as bar:
             return score_features(roles, Role.REWARD, rows, pooling, bar.advance)
 
-    return split_scores(roles.base.limits.retry(read, max(rows.lengths())).cpu(), groups)
+    features = roles.base.limits.retry(read, max(rows.lengths())).cpu()
+    require_finite(Role.REWARD, "hidden states", features, prompts_of(groups))
+    return split_scores(features, groups)
 
 
 def _set_head(roles: Roles, weight: Tensor) -> None:
@@ -292,8 +290,8 @@ def _step(
 
 
 def _reload_claim(roles: Roles, folder: Path, groups: Sequence[Group], scale: RewardScale) -> Claim:
-    before = torch.cat(_score(roles, groups, scale))
+    before = torch.cat(raw_scores(roles, groups, scale))
     load_role(roles, Role.REWARD, folder)
-    difference = float((torch.cat(_score(roles, groups, scale)) - before).abs().max())
+    difference = float((torch.cat(raw_scores(roles, groups, scale)) - before).abs().max())
     text = "the saved reward model scores as before after a reload"
     return Claim(id="reward_reloads", claim=text, figure=difference, holds=difference == 0)

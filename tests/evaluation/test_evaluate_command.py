@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -21,13 +23,14 @@ from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import dump_config, load_config
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.data.comparisons import load_comparisons
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import ExitCode, UserError
 from lowrank_rlhf.evaluation import match as match_module
-from lowrank_rlhf.evaluation import policy_evaluation
+from lowrank_rlhf.evaluation import policy_evaluation, reward_metrics
 from lowrank_rlhf.evaluation.compared_models import ComparedModel, Match, run_adapter
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.sequences import Sequences
+from lowrank_rlhf.models.logprobs import TokenLogprobs
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.pipeline import pipeline
@@ -456,6 +459,36 @@ class TestErrors:
         assert says in err
         assert "Traceback" not in err
         assert "Add" not in err
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    @pytest.mark.parametrize("role", [Role.REWARD, Role.POLICY, Role.REFERENCE])
+    def test_numbers_that_are_not_finite_become_no_figure(self, finished, evaluate, monkeypatch, role, value) -> None:
+        scored, measured = match_module.reward_scores, match_module.score_logprobs
+
+        def scores(*args: Any) -> torch.Tensor:
+            found = scored(*args)
+            found[1] = value if role is Role.REWARD else found[1]
+            return found
+
+        def logprobs(roles: Roles, acting: Role, *args: Any) -> TokenLogprobs:
+            found = measured(roles, acting, *args)
+            return replace(found, logprobs=found.logprobs + value) if acting is role else found
+
+        monkeypatch.setattr(match_module, "reward_scores", scores)
+        monkeypatch.setattr(match_module, "score_logprobs", logprobs)
+        code, out, err = evaluate(finished, "--limit", 2)
+        assert (code, out) == (ExitCode.NOT_FINITE, "")
+        whose = {Role.REWARD: "reward model's scores of 1", Role.POLICY: "policy's log-probabilities of 4"}
+        whose[Role.REFERENCE] = "reference's log-probabilities of 4"
+        assert f"the {whose[role]} of 4 answers are NaN or infinite (prompts " in " ".join(err.split())
+        assert "Traceback" not in err
+
+    def test_a_score_that_is_not_finite_is_no_accuracy(self, finished, evaluate, monkeypatch, tmp_path) -> None:
+        scored = reward_metrics.score_tokens
+        monkeypatch.setattr(reward_metrics, "score_tokens", lambda *args: scored(*args) * math.nan)
+        code, out, err = evaluate(finished, "--comparisons", write_rows(tmp_path / "pairs.jsonl", PAIRS))
+        assert (code, out) == (ExitCode.NOT_FINITE, "")
+        assert "the reward model's scores of 7 of 7 answers are NaN or infinite" in " ".join(err.split())
 
     def test_a_stage_that_the_run_leaves_out_is_to_be_added_first(self, tmp_path) -> None:
         run_dir = RunDir(tmp_path / "a")

@@ -14,7 +14,8 @@ from tiny_finished import finished_run
 from transformers import AutoModelForCausalLM
 
 from lowrank_rlhf.config.ppo import PpoConfig
-from lowrank_rlhf.evaluation import yardsticks
+from lowrank_rlhf.errors import ModelNotFinite
+from lowrank_rlhf.evaluation import match, yardsticks
 from lowrank_rlhf.evaluation.match import score_answers
 from lowrank_rlhf.evaluation.sampling import answer_greedily, answer_prompts
 from lowrank_rlhf.evaluation.yardsticks import choose_best
@@ -138,6 +139,24 @@ def check(row: Yardstick, prompts: list[Prompt], texts: list[str], sampled: list
         assert score.win_rate == sum(wins) / len(wins)
         assert score.win_rate_interval is not None
         assert min(wins) <= score.win_rate_interval[0] <= score.win_rate <= score.win_rate_interval[1] <= max(wins)
+
+
+def test_a_score_that_is_not_finite_chooses_no_best_answer(session, monkeypatch) -> None:
+    """The yardsticks' scores: a NaN was the best of n, or never."""
+    scored = match.reward_scores
+    calls: list[int] = []
+
+    def spoilt(*args: Any) -> Any:
+        calls.append(len(calls))
+        found = scored(*args)
+        found[0] = math.nan if len(calls) > 2 else found[0]
+        return found
+
+    monkeypatch.setattr(match, "reward_scores", spoilt)
+    with pytest.raises(ModelNotFinite, match=r"the reward model's scores of 1 of \d answers are NaN or infinite"):
+        evaluate.run(session)
+    assert len(calls) == 3
+    assert not (session.work("evaluate") / "eval.jsonl").exists()
 
 
 def test_the_stage_measures_every_yardstick(session) -> None:

@@ -19,7 +19,7 @@ import torch
 from exports import export_merged, export_reward
 from huggingface_hub import ModelCard
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from synthetic_run import all_summaries
 from tiny import ARCHITECTURES, CHATML, load_plain, make_roles, make_tiny_model, random_tokens
 from tiny_finished import damage, finished_run
@@ -36,7 +36,7 @@ from transformers import (
 from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config, ModelConfig
-from lowrank_rlhf.errors import CannotFit, ExitCode, Stopped, UserError
+from lowrank_rlhf.errors import CannotFit, ExitCode, ModelNotFinite, Stopped, UserError
 from lowrank_rlhf.export import merged_model as writing
 from lowrank_rlhf.export import model_card
 from lowrank_rlhf.export.export import export_adapters
@@ -210,6 +210,20 @@ def test_the_difference_against_torchs_own_kl(tiny_base, tmp_path) -> None:
     same_model = writing.difference(ours, tmp_path / "policy", PROMPTS, ANSWERS, roles.base)
     assert same_model.max_logprob < 1e-4
     assert same_model.same_best == 1.0
+
+
+def test_an_export_that_overflows_has_no_difference(tiny_base, tmp_path) -> None:
+    """A KL of NaN was 0.0 in the card: max(0.0, NaN) is 0.0."""
+    roles = make_roles(tiny_base())
+    write(roles, tmp_path / "policy")
+    ours = writing.role_logprobs(roles, Role.POLICY, PROMPTS, ANSWERS)
+    weights = load_file(tmp_path / "policy" / "model.safetensors")
+    weights["model.norm.weight"] *= 3e38
+    save_file(weights, tmp_path / "policy" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ModelNotFinite, match=r"policy: the log-probabilities of the exported model are NaN or infinite"
+    ):
+        writing.difference(ours, tmp_path / "policy", PROMPTS, ANSWERS, roles.base)
 
 
 # --- The whole export

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lowrank_rlhf.config.schema import SampleConfig
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import ModelNotFinite, UserError
 from lowrank_rlhf.models import adapters
 from lowrank_rlhf.models.adapters import fill_role, load_role, trained_on
 from lowrank_rlhf.models.generation import sample_answers
@@ -229,6 +229,19 @@ def test_what_would_compute_something_else_is_refused(roles, tmp_path, settings,
     save_role(roles, Role.POLICY, tmp_path)
     change(tmp_path, **settings)
     assert says in refused(roles, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["score.weight", "model.layers.1.mlp.up_proj.lora_B.weight"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(roles, tmp_path, name, value) -> None:
+    save_role(roles, Role.REWARD, tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    weights[f"base_model.model.{name}"][0, 0] = value
+    save_file(weights, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    before = snapshot(roles, Role.REWARD)
+    with pytest.raises(ModelNotFinite, match=rf"1 of \d+ tensors contain NaN or infinite .*{name} .*train it again"):
+        load_role(roles, Role.REWARD, tmp_path)
+    assert all(torch.equal(now, before[key]) for key, now in snapshot(roles, Role.REWARD).items())
 
 
 def test_a_new_setting_of_peft_is_plain_lora_at_its_default(roles, tmp_path, monkeypatch) -> None:

@@ -11,11 +11,13 @@ from tiny import DEVICE
 from tiny_run import limit_tokens, make_config, make_session, save_sft, separable, write_prompts, write_ranked
 
 from lowrank_rlhf.config.schema import RewardConfig
-from lowrank_rlhf.errors import StageFailed, UserError
+from lowrank_rlhf.errors import ExitCode, ModelNotFinite, StageFailed, UserError
+from lowrank_rlhf.evaluation import reward_metrics
 from lowrank_rlhf.evaluation.reward_metrics import (
     HeldOutAccuracy,
     accuracy_in_words,
     held_out_accuracy,
+    raw_scores,
     weakness,
 )
 from lowrank_rlhf.maths.statistics import Interval
@@ -229,7 +231,7 @@ def test_a_step_does_not_depend_on_the_micro_batches(tiny_folder, tmp_path) -> N
         assert accuracy == found[0][1]
         for part, whole in zip(gradient, found[0][2], strict=True):
             torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-5)
-    scores = reward._score(session.load_roles(), groups, raw_scale(session))
+    scores = raw_scores(session.load_roles(), groups, raw_scale(session))
     assert found[0][0] == pytest.approx(
         sum(float(group_loss(s, g, "pairwise", 0.0)) for s, g in zip(scores, groups, strict=True)) / 4, rel=1e-5
     )
@@ -410,7 +412,7 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, leas
     scale = replace(raw_scale(session), length=about.get("length_weight", 0.0))
     load_role(session.load_roles(), Role.REWARD, folder)
     held_out = split_groups(groups_of(session), 0.3, session.seed("reward", "split"))[1]
-    scores = torch.cat(reward._score(session.load_roles(), groups_of(session), scale))
+    scores = torch.cat(raw_scores(session.load_roles(), groups_of(session), scale))
     assert len(scores) == 4 * count
     assert float(scores.mean()) == pytest.approx(about["score_mean"], rel=1e-5, abs=1e-6)
     assert float(scores.std()) == pytest.approx(about["score_std"], rel=1e-5)
@@ -419,7 +421,7 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, leas
     again = dict(
         zip(
             [s for g in groups for s in g.samples],
-            torch.cat(reward._score(session.load_roles(), groups, scale)),
+            torch.cat(raw_scores(session.load_roles(), groups, scale)),
             strict=True,
         )
     )
@@ -492,3 +494,33 @@ def test_labels_of_chance_are_called_weak_and_ppo_refuses(tiny_folder, tmp_path)
     told = replace(session, config=config.model_copy(update={"ppo": ppo_config}))
     scale = ppo._load_roles(told.load_roles(), told.run_dir.artifact("adapters"), told.config)
     assert (scale.mean, scale.std) == (summary.score_mean, summary.score_std)
+
+
+@pytest.mark.parametrize(("value", "first"), [(math.nan, False), (math.inf, False), (math.nan, True)])
+def test_a_score_that_is_not_finite_orders_nothing(tiny_folder, tmp_path, monkeypatch, value, first) -> None:
+    """As a NaN it was the lower score of every pair, and counted in the accuracy."""
+    session = make_session(make_config(tiny_folder(), reward__epochs=1, reward__fit_head_first=first), tmp_path)
+    save_sft(session)
+    write_ranked(session, *separable(4))
+    scored, read = reward_metrics.score_tokens, reward.score_features
+
+    def spoilt_scores(roles, role, batch):
+        found = scored(roles, role, batch)
+        found[1] = value
+        return found
+
+    def spoilt_features(*args):
+        found = read(*args)
+        found[1, 3] = value
+        return found
+
+    monkeypatch.setattr(reward_metrics, "score_tokens", spoilt_scores)
+    if first:
+        monkeypatch.setattr(reward, "score_features", spoilt_features)
+    what = "hidden states" if first else "scores"
+    with pytest.raises(
+        ModelNotFinite, match=rf"the reward model's {what} of 1 of 16 answers are NaN or infinite \(prompts \S+\)\. Set"
+    ) as raised:
+        reward.run(session)
+    assert raised.value.exit_code == ExitCode.NOT_FINITE
+    assert not (session.work("reward") / "adapters").exists()

@@ -16,8 +16,8 @@ from tiny_ppo import SCALE, make_ppo_config, rollout_of, start
 from tiny_run import make_config, make_session, save_sft, separable, write_prompts, write_ranked
 from torch import Tensor
 
-from lowrank_rlhf.errors import Diverged, ModelNotFinite, StageFailed, Stopped
-from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation
+from lowrank_rlhf.errors import Diverged, ExitCode, ModelNotFinite, StageFailed, Stopped
+from lowrank_rlhf.evaluation import policy_evaluation
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
@@ -293,11 +293,28 @@ def test_what_a_lost_step_of_ppo_left_out_is_told_truly(make_ppo, spoil) -> None
     assert (event["step"], event["what"]) == (2, "2 of 4 optimizer steps are skipped")
 
 
-def test_a_policy_whose_objective_is_nan_is_not_kept(ppo_context, monkeypatch) -> None:
-    monkeypatch.setattr(PolicyEvaluation, "figures", lambda *_: {"score": math.nan, "kl": 0.0, "objective": math.nan})
-    with pytest.raises(Diverged, match="ppo: step 0: the objective on validation prompts is nan"):
-        ppo.run(ppo_context)
-    assert not (ppo_context.work("ppo") / "best").exists()
+@bad
+@pytest.mark.parametrize("what", ["scores", "log-probabilities"])
+def test_a_policy_is_not_kept_by_an_objective_that_hides_nan(make_ppo, monkeypatch, value, what) -> None:
+    """The score of an unfinished answer is replaced, and an infinite one clipped: the objective alone looks finite."""
+    session = make_ppo(ppo__missing_eos="replace")
+    scored, measured = policy_evaluation.reward_scores, policy_evaluation.divergence
+    if what == "scores":
+        monkeypatch.setattr(policy_evaluation, "reward_scores", lambda *args: scored(*args) + value)
+        whose = "reward model"
+    else:
+        whose = "reference"
+
+        def broken(*args: Any) -> Any:
+            found = measured(*args)
+            return replace(found, reference=found.reference + value)
+
+        monkeypatch.setattr(policy_evaluation, "divergence", broken)
+    expected = rf"ppo: step 0: on validation prompts the {whose}'s {what} of 1 of 1 answers are NaN or infinite \(pr"
+    with pytest.raises(Diverged, match=expected) as raised:
+        ppo.run(session)
+    assert raised.value.exit_code == ExitCode.NOT_FINITE
+    assert not (session.work("ppo") / "best").exists()
 
 
 # --- The stages: three in a row
