@@ -14,6 +14,7 @@ from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline.pipeline import run
 from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.sources.tokenizer import local_tokenizer
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -65,6 +66,22 @@ def test_comparisons_are_checked_before_the_first_stage(tiny_folder, tmp_path, c
         cli.main()
     assert ended.value.code == 2
     assert json.loads(capsys.readouterr().out) == {"ok": False, "errors": str(caught.value).splitlines()}
+
+
+def test_two_compared_prompts_need_room_for_two_tokens(tiny_folder, tmp_path) -> None:
+    """One token of an answer, and the one that ends it."""
+    pairs = write(tmp_path / "pairs.jsonl", pair(1), pair(2))
+    prompts = write(tmp_path / "prompts.jsonl", *PROMPTS)
+    settings = {"rank__source": "dataset", "rank__dataset": str(pairs), "stages": ("rank", "reward")}
+    settings["sample__max_new_tokens"] = 1
+    config = make_config(tiny_folder(), prompts, **settings)
+    tokenizer, compared = local_tokenizer(config.model), RunData(config).comparisons
+    longest = max(tokenizer.prompts([prompt.messages for prompt in compared.prompts]))
+    config = make_config(tiny_folder(), prompts, model__max_length=longest + 2, **settings)
+    check_data(RunData(config), config)
+    config = make_config(tiny_folder(), prompts, model__max_length=longest + 1, **settings)
+    with pytest.raises(UserError, match="no two of its 2 prompts leave room for an answer"):
+        check_data(RunData(config), config)
 
 
 def test_prompts_are_checked_too(tiny_folder, tmp_path) -> None:

@@ -203,6 +203,20 @@ def test_events_carry_their_time(tmp_path: Path) -> None:
     assert event["time"].endswith("+00:00")
 
 
+def test_an_output_whose_name_begins_alike_is_another_one(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    names = ["adapters/policy", "adapters/policy-last"]
+    for name in names:
+        (run.work("sft") / name).mkdir(parents=True)
+        (run.work("sft") / name / "weights").write_text("weights")
+    run.finish("sft", names, {"fingerprint": {"settings": {}, "inputs": {}}, "summary": {}, "seconds": 1.0})
+    run.artifact("adapters/policy-last/weights").write_text("changed")
+    assert run.faults("sft", ["adapters/policy"]) == []
+    run.check_outputs("adapters/policy")
+    for chosen in (["adapters/policy-last"], ["adapters"], ["adapters/policy-last/weights"], None):
+        assert len(run.faults("sft", chosen)) == 1
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
