@@ -220,6 +220,13 @@ def test_calls_of_tools_are_refused_by_name(tmp_path: Path, turn: dict, call: st
     assert message == f"FILE:1: {key}[1] calls a tool ({call}). Only text is supported. Delete the row"
 
 
+def test_a_prompt_ends_with_the_user_and_a_score_is_no_truth_value(tmp_path: Path) -> None:
+    row = {"prompt": [ASKED, GOOD], "chosen": "x", "rejected": "y"}
+    assert failure(jsonl(tmp_path / "my.jsonl", row)).startswith('FILE:1: "prompt" must end with the user')
+    row = {"prompt": "Hi", "responses": ["a", "b"], "scores": [True, 2]}
+    assert failure(jsonl(tmp_path / "my.jsonl", row)) == "FILE:1: scores[0] must be a finite number, not true"
+
+
 def test_tools_inside_openai_s_input_are_refused(tmp_path: Path) -> None:
     row = {"input": {"messages": [ASKED], "tools": [{"type": "function"}]}}
     row |= {"preferred_output": [GOOD], "non_preferred_output": [BAD]}
