@@ -25,9 +25,9 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 LAW_TESTS = (
-    "roles", "scoring", "architectures", "partial_forward", "lora_linear", "generation", "decoding", "logprobs",
-    "storage", "adapters", "rslora", "int8", "dropout", "ppo_update", "ppo_learning", "ppo_stage", "reward", "stages",
-    "batch_limits", "nan_recovery",
+    "roles", "scoring", "architectures", "partial_forward", "lora_linear", "operations", "norms", "generation",
+    "decoding", "logprobs", "storage", "adapters", "rslora", "int8", "dropout", "ppo_update", "ppo_learning",
+    "ppo_stage", "reward", "stages", "batch_limits", "nan_recovery",
 )  # fmt: skip
 """Test files of the eight laws (docs/code.md) and of the stages that rely on them."""
 SHORT = ("ppo.steps=4", "ppo.warmup_steps=1", "ppo.evaluate_every=4", "sample.prompts=120")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from tiny import bfloat16_works, load_tiny, make_batch, make_roles, make_tiny_model
+from tiny import DEVICE, bfloat16_works, load_tiny, make_batch, make_roles, make_tiny_model
 
 from lowrank_rlhf.models.layers.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
@@ -29,7 +29,7 @@ def test_an_adapted_layer_is_four_operations_and_six(tmp_path, dtype, monkeypatc
     from benchmarks.operations import OperationCount
 
     roles = roles_of(tmp_path, dtype, monkeypatch)
-    x = torch.randn(3, 5, 64, dtype=roles.base.compute_dtype, requires_grad=True)
+    x = torch.randn(3, 5, 64, dtype=roles.base.compute_dtype, device=DEVICE, requires_grad=True)
     with roles.acting_as(Role.POLICY, train=True):
         layer = roles.decoder.layers[0].self_attn.q_proj
         layer(x)  # fills the slots
