@@ -64,6 +64,7 @@ class Session:
         return self._roles
 
     def _load_roles(self) -> "Roles":
+        from lowrank_rlhf.models.loading.training_check import check_training
         from lowrank_rlhf.models.pinned_precision import load_with_pinned_precision
         from lowrank_rlhf.models.roles import Roles
 
@@ -72,6 +73,7 @@ class Session:
         model = self.config.model.model_copy(update={"backend": self.backend})
         base = load_with_pinned_precision(model, self.run_dir.path, self.progress, self.group)
         roles = Roles(base, self.config.lora, self.config.reward.layers)
+        check_training(roles)
         # Every forward polls, in TRL and generation too: a stop need not wait for the end of a step or an evaluation.
         roles.poll = lambda: self.stop.check("everything before this stage is saved")
         self._remember_limits(base.limits)

@@ -25,7 +25,8 @@ def output_difference(
     roles: "Roles", config: Config, prompts: Sequence[Prompt], plan: "Plan", out: Path, progress: Progress
 ) -> tuple["Difference | None", str | None]:
     """Measure the difference between the folder's output and the run's, or return why it cannot be measured."""
-    from lowrank_rlhf.export.merged_model import difference, free_memory, role_logprobs
+    from lowrank_rlhf.export.merged_model import difference, role_logprobs
+    from lowrank_rlhf.models.allocator import free_memory
     from lowrank_rlhf.models.generation import sample_answers
     from lowrank_rlhf.models.roles import Role
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
@@ -113,13 +112,6 @@ def write_generation_config(base: Base, config: Config, folder: Path) -> None:
         top_p=config.chat.top_p,
         max_new_tokens=config.sample.max_new_tokens,
     ).save_pretrained(folder)
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the free memory of a device in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _plain_config(base: Base, dtype: torch.dtype, kind: type[PreTrainedModel]) -> Any:

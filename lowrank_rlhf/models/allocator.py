@@ -1,10 +1,12 @@
-"""Memory allocator settings: glibc and oneDNN on a CPU, PyTorch on a GPU."""
+"""Free memory, and settings of the allocators: glibc and oneDNN on a CPU, PyTorch on a GPU."""
 
 import ctypes
 import gc
 import os
 import sys
 from typing import Any
+
+import psutil
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 _KEPT_BYTES = (1 << 31) - 1  # the maximum for mallopt
@@ -44,6 +46,13 @@ def release_freed_memory() -> None:
     malloc_trim = _glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
+
+
+def free_memory(device: Any) -> int:
+    """Return the free memory of a device of PyTorch in bytes."""
+    if device.type == "cuda":
+        return int(sys.modules["torch"].cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def _glibc(name: str) -> Any:

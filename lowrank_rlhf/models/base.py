@@ -1,5 +1,6 @@
 """Load the base model once: quantised, frozen, with its tokenizer, in the fastest number format of this machine."""
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Iterator
@@ -209,6 +210,7 @@ def freeze(
     model.requires_grad_(False)
     check_decoder(model, config.source)
     _without_dropout(model)
+    _without_clamping(model)
     _check_vocabulary(model, tokenizer, config)
     compute_at_full_precision(model)
     for module in model.modules():
@@ -230,6 +232,15 @@ def _without_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):  # attention reads the number itself
                 setattr(module, name, 0.0)
+
+
+def _without_clamping(model: nn.Module) -> None:
+    """Keep Gemma 3n from clamping frozen weights in training mode: it reads them past the adapter, or packed codes."""
+    for module in model.modules():
+        if hasattr(module, "prediction_coefs"):
+            config = copy.copy(module.config)
+            vars(config)["altup_coef_clip"] = None  # not by `setattr`: its class admits no None
+            module.config = config
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:

@@ -50,9 +50,9 @@ def prefill(
     cache = growing_cache(model.config)
     position = (attention.cumsum(-1) - 1).clamp(min=0)  # (P, T): padding on the left counts for nothing
     states = _forward(model, ids, attention, position, cache)  # (P, h)
-    cache.batch_repeat_interleave(repeats)  # one prefill per prompt, K rows each from here on: P -> P x K
-    states, attention = (tensor.repeat_interleave(repeats, 0) for tensor in (states, attention))
-    position = position[:, -1:].repeat_interleave(repeats, 0)  # (P x K, 1)
+    rows = torch.arange(len(prompts), device=model.device).repeat_interleave(repeats)  # one prefill per prompt, then
+    cache.reorder_cache(rows)  # K rows each, P -> P x K; the caches of linear attention have this way to select only
+    states, attention, position = states[rows], attention[rows], position[rows, -1:]
     if poll is not None and model.device.type == "cuda" and can_record(model, cache):
         return states, RecordedSteps(model, cache, attention, position, max_steps, poll)
     return states, GrowingSteps(model, cache, attention, position)
@@ -82,7 +82,7 @@ class GrowingSteps:
 
     def keep(self, rows: Tensor) -> None:
         """See `DecodingSteps`."""
-        self.cache.batch_select_indices(rows)
+        self.cache.reorder_cache(rows)
         self.attention, self.position = self.attention[rows], self.position[rows]
 
 
@@ -127,7 +127,7 @@ class RecordedSteps:
     def keep(self, rows: Tensor) -> None:
         """See `DecodingSteps`."""
         self.graph = None
-        self.cache.batch_select_indices(rows)
+        self.cache.reorder_cache(rows)
         self.mask, self.position, self.ids = (tensor[rows] for tensor in (self.mask, self.position, self.ids))
 
     def _record(self) -> None:

@@ -63,10 +63,10 @@ def check_architecture(folder: Path, source: str) -> None:
     embedding = (folder / "modules.json").is_file()
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[kind], None)
     if embedding or causal is None or (named and causal.__name__ not in named):
-        raise UserError(
-            f"{where}: {shown} is {'an embedding model' if embedding else 'not a causal language model'}. "
-            "Choose one whose architecture ends in ForCausalLM"
-        )
+        what = "an embedding model" if embedding else "not a causal language model"
+        if "text_config" in config:
+            what += ": transformers has no class for its text alone"
+        raise UserError(f"{where}: {shown} is {what}. Choose one whose architecture ends in ForCausalLM")
 
 
 def _weight_files(folder: Path, where: str) -> list[str]:

@@ -44,6 +44,7 @@ from lowrank_rlhf.export.model_card import base_licence, without_folders
 from lowrank_rlhf.export.usage_snippets import adapters_usage
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import pack
+from lowrank_rlhf.models import allocator
 from lowrank_rlhf.models.generation import Response
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_tokens
@@ -374,7 +375,7 @@ def test_the_reported_score_difference_is_the_largest(tiny_folder, tmp_path) -> 
 
 def test_no_memory_to_measure_is_said(tiny_folder, tmp_path, monkeypatch) -> None:
     session = finished_run(tiny_folder(), tmp_path, adapters=("sft", "policy"))
-    monkeypatch.setattr(writing, "free_memory", lambda _: 1000)
+    monkeypatch.setattr(allocator, "free_memory", lambda _: 1000)
     summary = export_merged(session, "policy", "bfloat16", tmp_path / "out")
     assert summary["difference"] is None
     assert "loading the model again takes" in summary["unmeasured"]

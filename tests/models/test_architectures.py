@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from role_laws import LAWS, check, each_law
-from tiny import ARCHITECTURES, FURTHER, load_tiny, make_batch, make_roles, make_tiny_model, random_tokens
+from tiny import ARCHITECTURES, FURTHER, REFUSED, load_tiny, make_batch, make_roles, make_tiny_model, random_tokens
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lowrank_rlhf.config.schema import SampleConfig
@@ -71,13 +71,19 @@ def test_an_architecture_that_scales_its_logits_is_refused(monkeypatch, tmp_path
 def test_an_architecture_without_decoder_layers_is_refused(monkeypatch, tmp_path, architecture, shape) -> None:
     monkeypatch.setitem(ARCHITECTURES, architecture, shape)
     folder = make_tiny_model(tmp_path / architecture, architecture)
-    with pytest.raises(UserError, match="has an unsupported structure\. Choose a model of the Llama"):
+    with pytest.raises(UserError, match=r"decoder has no list `layers` of blocks .* Choose a model of the Llama"):
         load_tiny(folder)
 
 
 def test_the_guide_lists_the_families_of_these_tests() -> None:
-    """Class names of transformers: `Gemma3ForConditionalGeneration` is in test_structure.py."""
+    """Class names of transformers, in the same groups; those for `ConditionalGeneration` are in test_structure.py."""
     text = (Path(__file__).parents[2] / "docs" / "guides" / "model.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`(\w+For(?:CausalLM|ConditionalGeneration))`", text))
-    run = {MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]].__name__ for kind in ARCHITECTURES | FURTHER}
-    assert named == run | {"Gemma3ForConditionalGeneration"}
+    parts = text.partition("\n- all laws")[2].split("\n- ")
+    named = [re.findall(r"`(\w+For(?:CausalLM|ConditionalGeneration))`", part.partition("\n\n")[0]) for part in parts]
+    laws, others, *rest = (
+        [MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]].__name__ for kind in kinds]
+        for kinds in (ARCHITECTURES, FURTHER, REFUSED)
+    )
+    composite = ["Gemma3ForConditionalGeneration", "Gemma4ForConditionalGeneration"]
+    refused = [*rest[0], "Qwen2_5_VLForConditionalGeneration"]
+    assert list(map(sorted, named)) == list(map(sorted, (laws, others, composite, refused)))

@@ -29,6 +29,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.adapters import load_role
+from lowrank_rlhf.models.loading import library_check
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_logprobs, score_tokens
 from lowrank_rlhf.models.storage import save_role
@@ -278,3 +279,13 @@ def test_they_need_an_adapter_and_no_more_layers_than_there_are(deep_roles, head
 def test_no_more_layers_can_be_adapted_than_there_are(deep_roles) -> None:
     with pytest.raises(UserError, match=r"lora\.last_layers: must be at most 4, the model's layers, not 5"):
         deep_roles(last_layers=LAYERS + 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_upper_layers_that_give_other_states_are_refused(deep_folder, monkeypatch, dtype) -> None:
+    """By two per cent: less than rounding to bfloat16 may be."""
+    base, real = load_tiny(deep_folder(), compute_dtype=dtype), library_check.lower_states
+    noise = torch.randn(1, 12, 64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(library_check, "lower_states", lambda *given: real(*given) * (1 + 0.02 * noise))
+    with pytest.raises(UserError, match=r"LlamaForCausalLM is built in a way not known here: its upper layers alone"):
+        Roles(base, LoraConfig(rank=4, last_layers=2))

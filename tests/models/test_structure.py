@@ -7,6 +7,7 @@ import torch
 from tiny import (
     ARCHITECTURES,
     COMMON,
+    FURTHER,
     LORA,
     STYLES,
     gradients,
@@ -16,10 +17,17 @@ from tiny import (
     make_tiny_model,
     make_tokenizer,
 )
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from lowrank_rlhf.config.schema import LoraConfig
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import ExitCode, UserError
 from lowrank_rlhf.models.adapters import fill_role, load_role
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.roles import Role, Roles
@@ -45,6 +53,45 @@ def composite(tmp_path_factory) -> object:
         Gemma3ForConditionalGeneration(config).save_pretrained(folder)
     make_tokenizer(*STYLES["chatml"]).save_pretrained(folder)
     return folder
+
+
+def test_gemma_4_with_a_vision_tower_is_its_text_model(tmp_path) -> None:
+    """Layers of the tower that are not linear have the names of the decoder's: PEFT refused them."""
+    text = {**COMMON, **FURTHER["gemma4_text"]}
+    vision = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "head_dim": 16,
+    }  # fmt: skip
+    config = Gemma4Config(text_config=text, vision_config=vision, pad_token_id=0, eos_token_id=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Gemma4ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    make_tokenizer(*STYLES["chatml"]).save_pretrained(tmp_path / "model")
+    roles, batch = make_roles(load_tiny(tmp_path / "model")), make_batch()
+    assert type(roles.base.model) is Gemma4ForConditionalGeneration
+    assert all(".language_model.layers." in name for name in roles.named_parameters(Role.POLICY))
+    assert all(gradient.abs().max() > 0 for gradient in gradients(roles, Role.POLICY, batch).values())
+    fill_role(roles, Role.POLICY, None)
+    with roles.acting_as(Role.POLICY), torch.no_grad():
+        found = roles.logprobs(batch, 1.0).logprobs[:, 1:]
+        model.set_attn_implementation("eager")
+        full = model(input_ids=batch.ids, attention_mask=batch.attention.long()).logits[:, :-1].log_softmax(-1)
+    expected = full.gather(-1, batch.ids[:, 1:, None]).squeeze(-1) * batch.response[:, 1:]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_qwen_2_5_vl_is_refused_by_its_class(tmp_path) -> None:
+    """Transformers loads it as an image-text model only."""
+    text = {**COMMON, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    model.save_pretrained(tmp_path)
+    make_tokenizer(*STYLES["chatml"]).save_pretrained(tmp_path)
+    expected = r"Qwen2_5_VLForConditionalGeneration is not a causal .* text alone\. Choose one"
+    with pytest.raises(UserError, match=expected) as raised:
+        load_tiny(tmp_path)
+    assert raised.value.exit_code == ExitCode.BAD_INPUT
 
 
 def test_a_composite_model_is_adapted_in_its_decoder_alone(composite, tmp_path) -> None:

@@ -93,18 +93,82 @@ ARCHITECTURES: dict[str, dict] = {
     "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "sliding_window_pattern": 2},
     "phi3": {},
 }
+_LATENT = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12,
+    "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1, "n_shared_experts": 1,
+}  # fmt: skip
+_LINEAR = {
+    "head_dim": 16, "layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+}  # fmt: skip
 # Further families that train and sample as the whole model does; the laws are checked on those above.
 FURTHER: dict[str, dict] = {
     "apertus": {},
     "arcee": {},
+    "exaone4": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "glm4": {"head_dim": 16},
+    "gpt_neox": {},
     "granite": {},
     "olmo2": {},
+    "olmo3": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "phi": {},
     "smollm3": {},
+    "stablelm": {},
+    "starcoder2": {},
     "gpt_oss": {
         "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8,
         "layer_types": ["sliding_attention", "full_attention"],
     },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "moe_intermediate_size": 32},
+    "gemma3n_text": {
+        "head_dim": 16, "intermediate_size": [128, 128, 128], "num_hidden_layers": 3, "num_kv_shared_layers": 1,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "laurel_rank": 4,
+        "altup_num_inputs": 2, "activation_sparsity_pattern": [0.5, 0.0, 0.0], "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    },
+    "gemma4_text": {
+        "head_dim": 16, "global_head_dim": 16, "num_hidden_layers": 3, "num_kv_shared_layers": 1,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    },
+    # multi-head latent attention: values narrower than keys
+    "deepseek_v2": {
+        **_LATENT, "n_group": 1, "topk_group": 1, "topk_method": "greedy",
+    },
+    "deepseek_v3": {**_LATENT, "n_group": 2, "topk_group": 1},
+    # linear attention beside full attention: a cache of states
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "qwen3_next": {
+        **_LINEAR, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32, "mlp_only_layers": [0],
+    },
+    "qwen3_5_text": _LINEAR,
+}  # fmt: skip
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1}
+# Families that are refused when they are loaded, and what their refusal says.
+REFUSED: dict[str, tuple[str, dict]] = {
+    "bamba": ("reads the weights of", {"attn_layer_indices": [1], **_MAMBA}),
+    "falcon": ("no list `layers`", {"alibi": True, "new_decoder_architecture": False, "multi_query": False}),
+    "granitemoehybrid": (
+        "reads the weights of",
+        {
+            "layer_types": ["mamba", "attention"], **_MAMBA, "num_local_experts": 0, "num_experts_per_tok": 0,
+            "shared_intermediate_size": 64,
+        },
+    ),
+    "jamba": (
+        "reads the weights of",
+        {
+            "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
+            "num_experts": 2, "num_experts_per_tok": 1, "mamba_d_state": 8, "mamba_dt_rank": 4,
+        },
+    ),
+    "mamba2": ("differs by", {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1}),
+    "recurrent_gemma": (
+        "differs by", {"block_types": ["recurrent", "attention"], "lru_width": 64, "attention_window_size": 16},
+    ),
 }  # fmt: skip
 LORA = LoraConfig(rank=4, alpha=8)
 QUANTISED = {
@@ -122,13 +186,17 @@ QUANTISED = {
 
 def make_tiny_model(folder: Path, architecture: str = "llama", style: str = "chatml") -> Path:
     """Save a model of about 100,000 random weights with a byte-level tokenizer and the style's chat template."""
-    config = AutoConfig.for_model(architecture, **{**COMMON, **(FURTHER | ARCHITECTURES)[architecture]})
+    config = AutoConfig.for_model(architecture, **{**COMMON, **_settings(architecture)})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     make_tokenizer(*STYLES[style]).save_pretrained(folder)
     return folder
+
+
+def _settings(architecture: str) -> dict:
+    return REFUSED[architecture][1] if architecture in REFUSED else (FURTHER | ARCHITECTURES)[architecture]
 
 
 def make_tokenizer(special: list[str], template: str, named: dict[str, str]) -> PreTrainedTokenizerFast:

@@ -35,14 +35,9 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = (whole[:, :, :filled] for whole in self._whole)
         return self.keys, self.values
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row `repeats` times."""
-        super().batch_repeat_interleave(repeats)
-        self._whole = None
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only the rows with these indices."""
-        super().batch_select_indices(indices)
+    def reorder_cache(self, beam_idx: Tensor) -> None:  # type: ignore[override] # transformers names a CPU type
+        """Select rows by their indices; a row may be selected several times."""
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._whole = None
 
 

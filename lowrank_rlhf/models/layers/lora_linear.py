@@ -102,7 +102,8 @@ class SlotLinear:
         many = x.numel() // x.shape[-1] > FEW_ROWS
         if many or self.bias is not None or weight.dtype != torch.float32:
             return linear(x, weight, self.bias)
-        return (weight @ x.flatten(0, -2).t()).t().unflatten(0, x.shape[:-1])
+        product = (weight @ x.flatten(0, -2).t()).t().contiguous()  # DeepSeek V2 views its output as complex
+        return product.unflatten(0, x.shape[:-1])
 
 
 class _Adapter(NamedTuple):

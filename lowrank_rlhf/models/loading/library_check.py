@@ -5,7 +5,7 @@ selected. Their log-probabilities must equal those of one whole forward of the s
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from lowrank_rlhf.models.decoding import prefill
 from lowrank_rlhf.models.layers.attention import NAME as SHORT_ATTENTION
 from lowrank_rlhf.models.layers.attention import right_padding_mask
 from lowrank_rlhf.models.layers.partial_forward import lower_states, partial_forward
+from lowrank_rlhf.models.loading.full_precision import fits_in_float32, in_float32
 from lowrank_rlhf.models.loading.structure import unknown_structure
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.run.progress import Progress
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02
 """Largest difference of a token's log-probability in float32, nats: kernels round differently."""
 TOLERANCE_16_BITS = 0.5
-"""The same in bfloat16 and float16, whose rounding alone gives some tenths at improbable tokens."""
+"""The same in bfloat16 and float16, whose rounding alone gives some tenths at improbable tokens: less than many faults.
+These are found in float32, wherever a copy of the weights that are not quantised is small enough."""
 _TEXT = (
     "The café's “quick” fox ran 12.5 km before noon. Why would anybody ask it to be kind and short?\n\n"
     "Because every answer is read by people, and they rank it.\tif x == 1: return 2"
@@ -54,6 +56,15 @@ def choose_attention(base: "Base", progress: Progress) -> None:
 
 
 def _choose(base: "Base", progress: Progress) -> None:
+    names = list(_attentions(base))
+    if base.compute_dtype != torch.float32 and not base.by_unsloth and fits_in_float32(base.model, base.device):
+        with in_float32(base.model):
+            names = _agreeing(base, names, TOLERANCE, progress)
+    _agreeing(base, names, TOLERANCE if base.compute_dtype == torch.float32 else TOLERANCE_16_BITS, progress)
+
+
+def _agreeing(base: "Base", names: list[str], tolerance: float, progress: Progress) -> list[str]:
+    """Set the first of these attentions that agrees with `eager`; return it and those after it."""
     rows, source, kind = probe_rows(base), base.config.source, type(base.model).__name__
     try:
         expected = _library_logprobs(base, rows)
@@ -64,8 +75,8 @@ def _choose(base: "Base", progress: Progress) -> None:
             f"model.source: {source}: {kind} gives NaN or infinite log-probabilities for ordinary text. Its weights "
             "are damaged or exceed this number format: fetch the model again, or set model.compute_dtype=float32"
         )
-    failures: list[str] = []
-    for name in _attentions(base):
+    failures: dict[str, list[str]] = {}  # names of attentions by what is wrong with them
+    for number, name in enumerate(names):
         try:
             if name:
                 base.model.get_decoder().set_attn_implementation(name)
@@ -73,19 +84,20 @@ def _choose(base: "Base", progress: Progress) -> None:
         except Exception as error:
             if is_out_of_memory(error):
                 raise unknown_structure(base.model, source, "a few decoding steps", error) from None
-            failures.append(f"{name}: {type(error).__name__}: {first_line(error)}")
+            failures.setdefault(f"{type(error).__name__}: {first_line(error)}", []).append(name)
             continue
-        if gap <= (TOLERANCE if base.compute_dtype == torch.float32 else TOLERANCE_16_BITS):
-            return
-        failures.append(f"{name}: differs by {gap:.3g} nats")
+        if gap <= tolerance:
+            return names[number:]
+        failures.setdefault(f"differs by {gap:.3g} nats" if gap < torch.inf else "gives NaN", []).append(name)
         if name == SHORT_ATTENTION:
             progress.say(
                 f"NOTE: {kind}: the attention of this package differs from that of transformers by {gap:.3g} nats at a "
                 "token and is not used"
             )
+    found = "; ".join(f"{', '.join(those)}: {what}" for what, those in failures.items())
     raise UserError(
         f"model.source: {source}: {kind} is built in a way not known here: log-probabilities of a few tokens, with "
-        f"padding and a cache, do not equal those of transformers ({'; '.join(failures)}). Choose another model"
+        f"padding and a cache, do not equal those of transformers ({found}). Choose another model"
     )
 
 
@@ -188,9 +200,9 @@ def check_partial_forward(base: "Base", start: int, stop: int) -> None:
     Raises `UserError` if they differ: some architectures pass more from layer to layer than the hidden states.
     """
     decoder, ids = base.model.get_decoder(), torch.tensor(probe_rows(base)[:1], device=base.device)
-    mask, depth = torch.ones_like(ids), len(decoder.layers)
+    mask, depth, exact = torch.ones_like(ids), len(decoder.layers), fits_in_float32(base.model, base.device)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), in_float32(base.model) if exact else nullcontext():
             whole = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             lower = lower_states(decoder, start, ids, mask) if start else None
             for end in sorted({stop, depth}):
@@ -199,7 +211,7 @@ def check_partial_forward(base: "Base", start: int, stop: int) -> None:
     except Exception as error:
         raise unknown_structure(base.model, base.config.source, "a forward of some of its layers", error) from None
     gap = float((found - whole).abs().max() / whole.abs().max())
-    if not gap <= (1e-3 if base.compute_dtype == torch.float32 else 0.1):
+    if not gap <= (1e-3 if exact else 0.1):
         raise UserError(
             f"model.source: {base.config.source}: {type(base.model).__name__} is built in a way not known here: "
             f"its upper layers alone give other states, by {gap:.2g} of the largest. Set lora.last_layers and "

@@ -22,7 +22,9 @@ _EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 _MOST_UNQUANTISED = 0.1
 
 
-def unknown_structure(model: object, source: str, tried: str, error: BaseException) -> UserError:
+def unknown_structure(
+    model: object, source: str, tried: str, error: BaseException, advice: str | None = None
+) -> UserError:
     """Return the refusal of a model that raised an exception in something that was tried."""
     if isinstance(error, UserError):
         return error
@@ -33,7 +35,7 @@ def unknown_structure(model: object, source: str, tried: str, error: BaseExcepti
     kind = model if isinstance(model, str) else type(model).__name__
     return UserError(
         f"model.source: {source}: {kind} is built in a way not known here: {tried} failed "
-        f"({type(error).__name__}: {first_line(error)}). Choose a model of the {FAMILIES} family"
+        f"({type(error).__name__}: {first_line(error)}). {advice or f'Choose a model of the {FAMILIES} family'}"
     )
 
 
@@ -54,8 +56,8 @@ def check_decoder(model: PreTrainedModel, source: str) -> None:
         raise unknown_structure(model, source, "finding its decoder", error) from None
     if not isinstance(layers, nn.ModuleList) or not any(isinstance(module, nn.Linear) for module in layers.modules()):
         raise UserError(
-            f"model.source: {source}: {type(model).__name__} has an unsupported structure. Choose a model of the "
-            f"{FAMILIES} family"
+            f"model.source: {source}: {type(model).__name__} is built in a way not known here: its decoder has no "
+            f"list `layers` of blocks with linear layers. Choose a model of the {FAMILIES} family"
         )
 
 
@@ -83,8 +85,8 @@ def target_modules(lora: LoraConfig, model: PreTrainedModel, first: int) -> list
                 f'lora.target_modules: this model has no linear layer "{name}", only {", ".join(known)}. '
                 f"Set some of them, or all-linear.{suggestion(name, known)}"
             )
-    outside = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
-    if not any(_leaf(name) in chosen for name in outside if not name.startswith(f"{prefix}.")):
+    outside = (name for name, _ in model.named_modules() if not name.startswith(f"{prefix}."))
+    if not any(_leaf(name) in chosen for name in outside):  # of any kind: PEFT matches names alone
         return chosen
     return [f"{prefix}.{name}" for name in linear if _leaf(name) in chosen and int(name.partition(".")[0]) >= first]
 

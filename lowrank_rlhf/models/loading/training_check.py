@@ -1,0 +1,41 @@
+"""Trial of the policy's adapter on a few tokens, before any stage spends time."""
+
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.maths.sequences import pack
+from lowrank_rlhf.models.loading.library_check import probe_rows
+from lowrank_rlhf.models.loading.structure import FAMILIES, unknown_structure
+from lowrank_rlhf.models.roles import Role, Roles
+
+_ADVICE = f"Set lora.target_modules to layers of attention alone, or choose a model of the {FAMILIES} family"
+
+
+def check_training(roles: Roles) -> None:
+    """Read a few tokens as the policy, and compute its gradients, which are discarded.
+
+    Raises `UserError` if that fails, or gives an adapter no gradient: some architectures read the weights of their
+    linear layers themselves, past any adapter.
+    """
+    base, parameters = roles.base, roles.named_parameters(Role.POLICY)
+    if base.by_unsloth:
+        return
+    rows = probe_rows(base)
+    batch = pack([row[:1] for row in rows], [row[1:] for row in rows], base.pad, base.device)
+    try:
+        batch = roles.with_lower_states(batch)
+        for train in (False, True):
+            with roles.acting_as(Role.POLICY, train=train):
+                logprobs = roles.logprobs(batch, 1.0).logprobs
+                if train:
+                    roles.backward(logprobs.sum())
+        without = sorted({name.split(".")[-3] for name, parameter in parameters.items() if parameter.grad is None})
+    except Exception as error:  # whatever an architecture raises: anything but a sentence would be a traceback
+        tried = "reading and training a few tokens through the adapter"
+        raise unknown_structure(base.model, base.config.source, tried, error, _ADVICE) from None
+    finally:
+        for parameter in parameters.values():
+            parameter.grad = None
+    if without:
+        raise UserError(
+            f"model.source: {base.config.source}: {type(base.model).__name__} is built in a way not known here: it "
+            f"reads the weights of {', '.join(without)} itself, past any adapter. {_ADVICE}"
+        )
