@@ -102,6 +102,7 @@ _LINEAR = {
     "head_dim": 16, "layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 4,
     "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
 }  # fmt: skip
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1}
 # Further families that train and sample as the whole model does; the laws are checked on those above.
 FURTHER: dict[str, dict] = {
     "apertus": {},
@@ -145,19 +146,16 @@ FURTHER: dict[str, dict] = {
         "shared_expert_intermediate_size": 32, "mlp_only_layers": [0],
     },
     "qwen3_5_text": _LINEAR,
+    # Mamba layers, computed by PyTorch: kernels for GPUs would read `out_proj` past its adapter
+    "bamba": {"attn_layer_indices": [1], **_MAMBA},
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"], **_MAMBA, "num_local_experts": 0, "num_experts_per_tok": 0,
+        "shared_intermediate_size": 64,
+    },
 }  # fmt: skip
-_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1}
 # Families that are refused when they are loaded, and what their refusal says.
 REFUSED: dict[str, tuple[str, dict]] = {
-    "bamba": ("reads the weights of", {"attn_layer_indices": [1], **_MAMBA}),
     "falcon": ("no list `layers`", {"alibi": True, "new_decoder_architecture": False, "multi_query": False}),
-    "granitemoehybrid": (
-        "reads the weights of",
-        {
-            "layer_types": ["mamba", "attention"], **_MAMBA, "num_local_experts": 0, "num_experts_per_tok": 0,
-            "shared_intermediate_size": 64,
-        },
-    ),
     "jamba": (
         "reads the weights of",
         {
