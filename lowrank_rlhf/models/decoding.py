@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.batch_limits import first_line
 from lowrank_rlhf.models.layers.attention import NAME as SHORT_ATTENTION
-from lowrank_rlhf.models.layers.kv_cache import GrowingLayer, growing_cache
+from lowrank_rlhf.models.layers.kv_cache import GrowingLayer, growing_cache, select_rows
 
 
 class DecodingSteps(Protocol):
@@ -51,7 +51,7 @@ def prefill(
     position = (attention.cumsum(-1) - 1).clamp(min=0)  # (P, T): padding on the left counts for nothing
     states = _forward(model, ids, attention, position, cache)  # (P, h)
     rows = torch.arange(len(prompts), device=model.device).repeat_interleave(repeats)  # one prefill per prompt, then
-    cache.reorder_cache(rows)  # K rows each, P -> P x K; the caches of linear attention have this way to select only
+    select_rows(cache, rows)  # K rows each, P -> P x K; the caches of linear attention have this way to select only
     states, attention, position = states[rows], attention[rows], position[rows, -1:]
     if poll is not None and model.device.type == "cuda" and can_record(model, cache):
         return states, RecordedSteps(model, cache, attention, position, max_steps, poll)
@@ -82,7 +82,7 @@ class GrowingSteps:
 
     def keep(self, rows: Tensor) -> None:
         """See `DecodingSteps`."""
-        self.cache.reorder_cache(rows)
+        select_rows(self.cache, rows)
         self.attention, self.position = self.attention[rows], self.position[rows]
 
 
@@ -127,7 +127,7 @@ class RecordedSteps:
     def keep(self, rows: Tensor) -> None:
         """See `DecodingSteps`."""
         self.graph = None
-        self.cache.reorder_cache(rows)
+        select_rows(self.cache, rows)
         self.mask, self.position, self.ids = (tensor[rows] for tensor in (self.mask, self.position, self.ids))
 
     def _record(self) -> None:

@@ -35,7 +35,7 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = (whole[:, :, :filled] for whole in self._whole)
         return self.keys, self.values
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:  # type: ignore[override] # transformers names a CPU type
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Select rows by their indices; a row may be selected several times."""
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._whole = None
@@ -54,3 +54,8 @@ def growing_cache(config: PreTrainedConfig) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep the rows with these indices, each as often as it is named."""
+    cache.reorder_cache(rows)  # type: ignore[arg-type] # transformers names a type of CPU tensors
