@@ -129,12 +129,12 @@ class ProcessGroup:
 
     @contextmanager
     def single_process(self) -> Iterator[None]:
-        """Run the block in this process only; the others wait at their next barrier."""
-        self._single = True
+        """Run the block in this process only; the others wait at their next barrier. Blocks may be nested."""
+        before, self._single = self._single, True
         try:
             yield
         finally:
-            self._single = False
+            self._single = before
 
     def leave_error(self, error: BaseException) -> None:
         """Store the error for the main process, whose next barrier raises it as `ProcessLost`."""

@@ -260,8 +260,8 @@ def test_missing_file_folder_and_unknown_set(tmp_path: Path) -> None:
     expected = {
         "nowhere.jsonl": f"nowhere.jsonl: file not found. Relative paths start at {Path.cwd()}",
         str(tmp_path): f"{tmp_path}: expected a file, got a folder",
-        "builtin:evryday": "built-in set not found: 'evryday'. Available: everyday, replies",
-        "builtin:../everyday": "built-in set not found: '../everyday'. Available: everyday, replies",
+        "builtin:evryday": "built-in set not found: 'evryday'. Available: everyday, replies, replies_zh",
+        "builtin:../everyday": "built-in set not found: '../everyday'. Available: everyday, replies, replies_zh",
     }
     for source, message in expected.items():
         with pytest.raises(UserError) as caught:

@@ -234,7 +234,7 @@ _PROMPT_FILES = [
     Case(
         "no such set",
         "run my.yaml",
-        ("my.yaml:3:8: data.prompts: built-in set not found: 'daily'. Available: everyday, replies\n",),
+        ("my.yaml:3:8: data.prompts: built-in set not found: 'daily'. Available: everyday, replies, replies_zh\n",),
         {"my.yaml": GOOD + "data: {prompts: 'builtin:daily'}\n"},
     ),
     _prompts("empty data", "", 'my.jsonl: no rows. Expected one object like {"prompt": "..."} per line\n'),

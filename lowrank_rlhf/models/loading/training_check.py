@@ -21,12 +21,13 @@ def check_training(roles: Roles) -> None:
     rows = probe_rows(base)
     batch = pack([row[:1] for row in rows], [row[1:] for row in rows], base.pad, base.device)
     try:
-        batch = roles.with_lower_states(batch)
-        for train in (False, True):
-            with roles.acting_as(Role.POLICY, train=train):
-                logprobs = roles.logprobs(batch, 1.0).logprobs
-                if train:
-                    roles.backward(logprobs.sum())
+        with base.group.single_process():  # the main process loads before the others
+            batch = roles.with_lower_states(batch)
+            for train in (False, True):
+                with roles.acting_as(Role.POLICY, train=train):
+                    logprobs = roles.logprobs(batch, 1.0).logprobs
+                    if train:
+                        roles.backward(logprobs.sum())
         without = sorted({name.split(".")[-3] for name, parameter in parameters.items() if parameter.grad is None})
     except Exception as error:  # whatever an architecture raises: anything but a sentence would be a traceback
         tried = "reading and training a few tokens through the adapter"
