@@ -64,9 +64,10 @@ def plan_reward(roles: Roles, dtype: torch.dtype, settings: dict[str, Any]) -> P
     config = _plain_config(roles.base, dtype, type(roles.base.model))
     config.num_labels = 1
     config.id2label, config.label2id = {0: "score"}, {"score": 0}
-    config.num_hidden_layers = roles.head_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[: roles.head_layers]
+    text = config.get_text_config()  # the config itself, but of a composite model a part of it
+    text.num_hidden_layers = roles.head_layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[: roles.head_layers]
     setattr(config, SETTINGS, settings)
     try:
         with torch.device("meta"):

@@ -18,6 +18,7 @@ from tiny import (
     make_tokenizer,
 )
 from transformers import (
+    AutoModelForSequenceClassification,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma4Config,
@@ -28,9 +29,12 @@ from transformers import (
 
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.errors import ExitCode, UserError
+from lowrank_rlhf.export.merged_model import plan_reward, write_model
+from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.models.adapters import fill_role, load_role
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.scoring import score_tokens
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.training.trl_bridge import trl_bridge
 
@@ -135,6 +139,19 @@ def test_the_last_layers_of_a_composite_model(composite) -> None:
     roles = Roles(load_tiny(composite), LORA.model_copy(update={"last_layers": 1}), head_layers=2)
     assert all(".layers.1." in name for name in roles.named_parameters(Role.POLICY))
     assert len(roles.named_parameters(Role.POLICY)) == 2 * 7
+
+
+def test_the_exported_reward_model_of_a_composite_model_has_its_own_layers(composite, tmp_path) -> None:
+    roles, batch = Roles(load_tiny(composite), LORA, head_layers=1), make_batch()
+    roles.reset(Role.REWARD, torch.Generator().manual_seed(0))
+    plan = plan_reward(roles, torch.float32, {})
+    assert plan.config.text_config.num_hidden_layers == 1
+    write_model(roles, Role.REWARD, plan, tmp_path, lambda: None)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype="auto").eval()
+    with torch.no_grad():
+        found = model(input_ids=batch.ids, attention_mask=batch.attention.long()).logits[:, 0]
+    expected = pool(score_tokens(roles, Role.REWARD, batch), batch.response, "last")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_trl_can_train_a_composite_model(composite) -> None:
