@@ -250,6 +250,12 @@ def test_the_limit_and_the_template_of_a_config(command, tiny_folder) -> None:
     assert page["examples"][0]["trained"] == {"response": "Hello<|im_end|>"}
 
 
+def test_an_answer_that_has_its_end_token_is_shown_with_one(command, tiny_folder) -> None:
+    jsonl("my.jsonl", {"prompt": "Hi", "completion": "Hello<|im_end|>\n"})
+    page = json.loads(command("my.jsonl", "--tokenizer", str(tiny_folder()), "--json")[1])
+    assert page["examples"][0]["trained"] == {"response": "Hello<|im_end|>"}
+
+
 def test_errors(command) -> None:
     jsonl("both.jsonl", {"prompt": "Hi", "messages": [HI]})
     code, out, err = command("both.jsonl")

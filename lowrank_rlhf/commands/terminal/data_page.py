@@ -56,9 +56,14 @@ def rendered_examples(loaded: Loaded, model: ChatTokenizer | None) -> list[Shown
         texts = {"response": example.response} if example.response is not None else {}
         if example.pairs:
             texts |= dict(zip(("chosen", "rejected"), example.pairs[0], strict=True))
-        end = model.end if model else ""
-        shown.append(Shown(row.where, prompt, {name: text + end for name, text in texts.items() if text is not None}))
+        trained = {name: _with_end(text, model) for name, text in texts.items() if text is not None}
+        shown.append(Shown(row.where, prompt, trained))
     return shown
+
+
+def _with_end(answer: str, model: ChatTokenizer | None) -> str:
+    """Return the answer as it is trained, with the token that ends it once."""
+    return model.control_tokens.response(answer) + model.end if model else answer
 
 
 def print_page(page: Page) -> None:
