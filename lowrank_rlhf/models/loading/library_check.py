@@ -12,14 +12,14 @@ import torch
 import transformers
 from torch import Tensor
 
-from lowrank_rlhf.errors import ModelNotFinite, UserError
+from lowrank_rlhf.errors import ModelNotFinite
 from lowrank_rlhf.models.batch_limits import first_line, is_out_of_memory
 from lowrank_rlhf.models.decoding import prefill
 from lowrank_rlhf.models.layers.attention import NAME as SHORT_ATTENTION
 from lowrank_rlhf.models.layers.attention import right_padding_mask
 from lowrank_rlhf.models.layers.partial_forward import lower_states, partial_forward
 from lowrank_rlhf.models.loading.full_precision import fits_in_float32, in_float32
-from lowrank_rlhf.models.loading.structure import unknown_structure
+from lowrank_rlhf.models.loading.structure import unknown_structure, unlike_known
 from lowrank_rlhf.models.logprobs import vocabulary_logits
 from lowrank_rlhf.run.progress import Progress
 
@@ -95,10 +95,8 @@ def _agreeing(base: "Base", names: list[str], tolerance: float, progress: Progre
                 "token and is not used"
             )
     found = "; ".join(f"{', '.join(those)}: {what}" for what, those in failures.items())
-    raise UserError(
-        f"model.source: {source}: {kind} is built in a way not known here: log-probabilities of a few tokens, with "
-        f"padding and a cache, do not equal those of transformers ({found}). Choose another model"
-    )
+    what = f"log-probabilities of a few tokens, with padding and a cache, do not equal those of transformers ({found})"
+    raise unlike_known(base.model, source, what, "Choose another model")
 
 
 def _attentions(base: "Base") -> Iterator[str]:
@@ -212,8 +210,5 @@ def check_partial_forward(base: "Base", start: int, stop: int) -> None:
         raise unknown_structure(base.model, base.config.source, "a forward of some of its layers", error) from None
     gap = float((found - whole).abs().max() / whole.abs().max())
     if not gap <= (1e-3 if exact else 0.1):
-        raise UserError(
-            f"model.source: {base.config.source}: {type(base.model).__name__} is built in a way not known here: "
-            f"its upper layers alone give other states, by {gap:.2g} of the largest. Set lora.last_layers and "
-            "reward.layers to null"
-        )
+        what = f"its upper layers alone give other states, by {gap:.2g} of the largest"
+        raise unlike_known(base.model, base.config.source, what, "Set lora.last_layers and reward.layers to null")

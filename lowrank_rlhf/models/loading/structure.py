@@ -22,6 +22,15 @@ _EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 _MOST_UNQUANTISED = 0.1
 
 
+def unlike_known(model: object, source: str, what: str, advice: str | None = None) -> UserError:
+    """Return the refusal of an architecture; `what` is what was found, `model` may be the name of its class."""
+    kind = model if isinstance(model, str) else type(model).__name__
+    return UserError(
+        f"model.source: {source}: {kind} is built in a way not known here: {what}. "
+        f"{advice or f'Choose a model of the {FAMILIES} family'}"
+    )
+
+
 def unknown_structure(
     model: object, source: str, tried: str, error: BaseException, advice: str | None = None
 ) -> UserError:
@@ -32,11 +41,7 @@ def unknown_structure(
         return CannotFit(
             f"model.source: {source}: out of memory in {tried} ({first_line(error)}). Choose a smaller model"
         )
-    kind = model if isinstance(model, str) else type(model).__name__
-    return UserError(
-        f"model.source: {source}: {kind} is built in a way not known here: {tried} failed "
-        f"({type(error).__name__}: {first_line(error)}). {advice or f'Choose a model of the {FAMILIES} family'}"
-    )
+    return unlike_known(model, source, f"{tried} failed ({type(error).__name__}: {first_line(error)})", advice)
 
 
 def wrapped(model: PreTrainedModel, shape: PeftLoraConfig, config: ModelConfig) -> PeftModel:
@@ -55,10 +60,7 @@ def check_decoder(model: PreTrainedModel, source: str) -> None:
     except Exception as error:
         raise unknown_structure(model, source, "finding its decoder", error) from None
     if not isinstance(layers, nn.ModuleList) or not any(isinstance(module, nn.Linear) for module in layers.modules()):
-        raise UserError(
-            f"model.source: {source}: {type(model).__name__} is built in a way not known here: its decoder has no "
-            f"list `layers` of blocks with linear layers. Choose a model of the {FAMILIES} family"
-        )
+        raise unlike_known(model, source, "its decoder has no list `layers` of blocks with linear layers")
 
 
 def layers_path(model: PreTrainedModel) -> str:

@@ -1,9 +1,8 @@
 """Trial of the policy's adapter on a few tokens, before any stage spends time."""
 
-from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.sequences import pack
 from lowrank_rlhf.models.loading.library_check import probe_rows
-from lowrank_rlhf.models.loading.structure import FAMILIES, unknown_structure
+from lowrank_rlhf.models.loading.structure import FAMILIES, unknown_structure, unlike_known
 from lowrank_rlhf.models.roles import Role, Roles
 
 _ADVICE = f"Set lora.target_modules to layers of attention alone, or choose a model of the {FAMILIES} family"
@@ -36,7 +35,5 @@ def check_training(roles: Roles) -> None:
         for parameter in parameters.values():
             parameter.grad = None
     if without:
-        raise UserError(
-            f"model.source: {base.config.source}: {type(base.model).__name__} is built in a way not known here: it "
-            f"reads the weights of {', '.join(without)} itself, past any adapter. {_ADVICE}"
-        )
+        found = f"it reads the weights of {', '.join(without)} itself, past any adapter"
+        raise unlike_known(base.model, base.config.source, found, _ADVICE)
