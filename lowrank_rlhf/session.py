@@ -109,23 +109,20 @@ class Session:
         return self._fitting
 
     def _filter_lengths(self) -> PromptData:
-        from lowrank_rlhf.data.control_tokens import check_control_tokens, check_rendering
-        from lowrank_rlhf.data.length_filter import TokenCounter, check_comparisons, fitting
+        from lowrank_rlhf.data.length_filter import TextReader, fitting_data
         from lowrank_rlhf.sources.chat_template import ChatTemplate
         from lowrank_rlhf.sources.tokenizer import control_tokens, prompt_tokens, read_tokenizer, response_tokens
 
         silent = Progress.silent()  # fetching the model has shown its progress already
         tokenizer = read_tokenizer(fetch_model(self.config.model, silent), self.config.model, silent)
-        count = TokenCounter(
+        reader = TextReader(
             prompt=lambda prompt: len(prompt_tokens(tokenizer, prompt)),
-            response=lambda text: len(response_tokens(tokenizer, text)),
+            response=lambda text: response_tokens(tokenizer, text),
+            template=ChatTemplate.of(tokenizer),
+            control_tokens=control_tokens(tokenizer),
         )
-        prompts, comparisons, tokens = self.data.prompts, self.data.comparisons, control_tokens(tokenizer)
-        notes = check_control_tokens(prompts, comparisons, tokens, self.config)
-        check_rendering(prompts, comparisons, ChatTemplate.of(tokenizer), tokens, self.config)
-        found = fitting(prompts, count, self.config)
-        check_comparisons(comparisons, count, self.config)
-        for note in [*notes, *found.notes[len(prompts.notes) :]]:
+        found, notes = fitting_data(self.data.prompts, self.data.comparisons, reader, self.config)
+        for note in notes:
             self.progress.say(f"  {note}")
         return found
 

@@ -97,7 +97,7 @@ def validate(
     """
     try:
         loaded = checked_config(config, overrides, runs)
-        not_read = check_local_data(loaded)
+        not_read, notes = check_local_data(loaded)
     except UserError as error:
         if not as_json:
             raise
@@ -105,9 +105,11 @@ def validate(
         raise typer.Exit(int(error.exit_code)) from None
     names = [stage.name for stage in pipeline.stages_of(loaded)]
     if as_json:
-        print(json.dumps({"ok": True, "name": loaded.name, "stages": names, "not_read": not_read}))
+        print(json.dumps({"ok": True, "name": loaded.name, "stages": names, "not_read": not_read, "notes": notes}))
         return
     print(f"ok: {', '.join(names)}")
+    for note in notes:
+        echo(f"  {note}")
     if not_read:
         print(f"not read: {', '.join(not_read)}. `plan` and `run` read data sets of the hub")
 

@@ -1,8 +1,8 @@
-"""Find prompts and demonstrations longer than the model's context before a run computes. Imports no torch."""
+"""Find rows that the model's context cuts or cannot hold before a run computes. Imports no torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import combinations, product
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import ComparisonData
@@ -10,61 +10,113 @@ from lowrank_rlhf.data.control_tokens import check_control_tokens, check_renderi
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.run.records import Demonstration, Prompt
+from lowrank_rlhf.run.records import Demonstration, Prompt, Ranking
+from lowrank_rlhf.sources.chat_template import ChatTemplate
+from lowrank_rlhf.sources.control_tokens import ControlTokens
 from lowrank_rlhf.sources.tokenizer import local_tokenizer
 
 _SHOWN = 5
-_SHORTEST_ANSWER = 2
+SHORTEST_ANSWER = 2
 """Tokens of an answer that the reward stage still reads: one, and the one that ends it."""
 _FIX = "Raise model.max_length, shorten them, or leave them out: data.skip_too_long=true"
 
 
 @dataclass(frozen=True)
-class TokenCounter:
-    """Functions that count tokens as the model reads them."""
+class TextReader:
+    """The model's tokens of prompts and responses, with the template and tokens that the texts are checked against."""
 
     prompt: Callable[[Prompt], int]
-    """Tokens of a prompt up to the beginning of the answer."""
-    response: Callable[[str], int]
-    """Tokens of a response, with the one that ends it."""
+    """Number of tokens of a prompt up to the beginning of the answer."""
+    response: Callable[[str], Sequence[int]]
+    """Token ids of a response, with the one that ends it."""
+    template: ChatTemplate
+    control_tokens: ControlTokens
 
 
-def check_lengths(prompts: PromptData | None, comparisons: ComparisonData | None, config: Config) -> None:
-    """Raise the `UserError` that the run would, if the tokenizer is on this machine; fetch and load nothing."""
+def check_lengths(prompts: PromptData | None, comparisons: ComparisonData | None, config: Config) -> list[str]:
+    """Return the notes that the run would print, if the tokenizer is on this machine; fetch and load nothing.
+
+    Raises the `UserError` that the run would.
+    """
     tokenizer = local_tokenizer(config.model)
-    if tokenizer:
-        check_control_tokens(prompts, comparisons, tokenizer.control_tokens, config)
-        check_rendering(prompts, comparisons, tokenizer.template, tokenizer.control_tokens, config)
-        count = TokenCounter(
-            prompt=lambda prompt: tokenizer.prompts([prompt.messages])[0],
-            response=lambda text: tokenizer.answers([text])[0],
-        )
-        if prompts:
-            fitting(prompts, count, config)
-        check_comparisons(comparisons, count, config)
+    if tokenizer is None:
+        return []
+    reader = TextReader(
+        prompt=lambda prompt: tokenizer.prompts([prompt.messages])[0],
+        response=tokenizer.answer_ids,
+        template=tokenizer.template,
+        control_tokens=tokenizer.control_tokens,
+    )
+    nothing = PromptData([], [], [], preferred=False, notes=[], places={})  # of a data set on the hub
+    return fitting_data(prompts or nothing, comparisons, reader, config)[1]
 
 
-def check_comparisons(comparisons: ComparisonData | None, count: TokenCounter, config: Config) -> None:
-    """Raise `UserError` if fewer than two compared prompts leave room for an answer: the reward stage needs two."""
+def fitting_data(
+    prompts: PromptData, comparisons: ComparisonData | None, reader: TextReader, config: Config
+) -> tuple[PromptData, list[str]]:
+    """Return the prompts that fit the model, and notes on everything escaped or left out.
+
+    Raises `UserError` for prompts with control tokens or rejected by the template, and as `fitting` and
+    `check_comparisons` do.
+    """
+    tokens = reader.control_tokens
+    notes = check_control_tokens(prompts, comparisons, tokens, config)
+    check_rendering(prompts, comparisons, reader.template, tokens, config)
+    found = fitting(prompts, reader, config)
+    return found, [*notes, *found.notes[len(prompts.notes) :], *check_comparisons(comparisons, reader, config)]
+
+
+def check_comparisons(comparisons: ComparisonData | None, reader: TextReader, config: Config) -> list[str]:
+    """Return a note on comparisons whose answers are equal after the cut to `model.max_length`.
+
+    Raises `UserError` if fewer than two prompts leave room for an answer, or keep a comparison: the reward stage needs
+    two.
+    """
     if comparisons is None or "reward" not in config.stages:
-        return
-    room = config.model.max_length - _SHORTEST_ANSWER
-    fitting = (prompt for prompt in comparisons.prompts if count.prompt(prompt) <= room)
-    if len(list(islice(fitting, 2))) < 2:
+        return []
+    limit = config.model.max_length
+    longest = {prompt.id: limit - reader.prompt(prompt) for prompt in comparisons.prompts}
+    readable = [ranking for ranking in comparisons.rankings if longest[ranking.prompt_id] >= SHORTEST_ANSWER]
+    if len({ranking.prompt_id for ranking in readable}) < 2:
         raise UserError(
             f"rank.dataset: no two of its {len(comparisons.prompts):,} prompts leave room for an answer within "
-            f"model.max_length {config.model.max_length}. Raise it"
+            f"model.max_length {limit}. Raise it"
         )
+    ids = {answer.id: reader.response(answer.text) for answer in comparisons.answers}
+    compared, pairs, same = set[str](), 0, 0
+    for ranking in readable:
+        equal = [equal_after_cut(ids[one], ids[other], longest[ranking.prompt_id]) for one, other in _pairs(ranking)]
+        pairs, same = pairs + len(equal), same + sum(equal)
+        if not all(equal):
+            compared.add(ranking.prompt_id)
+    found = f"{same:,} of {counted(pairs, 'comparison')}"
+    if len(compared) < 2:
+        raise UserError(
+            f"rank.dataset: in {found} the answers are equal after the cut to model.max_length {limit}; only "
+            f"{counted(len(compared), 'prompt')} left to compare, stage reward requires 2. Raise model.max_length"
+        )
+    return [f"Left out {found}: the answers are equal after the cut to model.max_length {limit}."] if same else []
 
 
-def fitting(data: PromptData, count: TokenCounter, config: Config) -> PromptData:
+def equal_after_cut(answer: Sequence[int], other: Sequence[int], longest: int) -> bool:
+    """Return True if two answers have the same first `longest` tokens: the reward stage reads no more of them."""
+    return list(answer[:longest]) == list(other[:longest])
+
+
+def _pairs(ranking: Ranking) -> Iterator[tuple[str, str]]:
+    """Yield the ids of each better and worse answer."""
+    for above, below in combinations(ranking.tiers, 2):
+        yield from product(above, below)
+
+
+def fitting(data: PromptData, reader: TextReader, config: Config) -> PromptData:
     """Return the data without rows that are too long, with a note, and with the demonstrations that SFT uses.
 
     Only rows that the run's stages use are checked. Raises `UserError` with the rows that are too long unless
     `data.skip_too_long` is set, and if none would be left.
     """
-    prompts = _long_prompts(data, count, config)
-    demonstrations, responses = _demonstrations(data, count, config, prompts)
+    prompts = _long_prompts(data, reader, config)
+    demonstrations, responses = _demonstrations(data, reader, config, prompts)
     kept = replace(
         data,
         training=[prompt for prompt in data.training if prompt.id not in prompts],
@@ -92,21 +144,21 @@ def room_for_prompts(config: Config) -> int:
     return config.model.max_length - answers
 
 
-def _long_prompts(data: PromptData, count: TokenCounter, config: Config) -> dict[str, str]:
+def _long_prompts(data: PromptData, reader: TextReader, config: Config) -> dict[str, str]:
     """Return ids of prompts without room for an answer, with the reason; none if no stage samples."""
     room = room_for_prompts(config)
     long: dict[str, str] = {}
     if room == config.model.max_length:
         return long
     for prompt in [*data.training, *data.held_out]:
-        tokens = count.prompt(prompt)
+        tokens = reader.prompt(prompt)
         if tokens > room:
             long[prompt.id] = f"{tokens} tokens, and sample.max_new_tokens leaves {room}"
     return long
 
 
 def _demonstrations(
-    data: PromptData, count: TokenCounter, config: Config, long_prompts: dict[str, str]
+    data: PromptData, reader: TextReader, config: Config, long_prompts: dict[str, str]
 ) -> tuple[list[Demonstration], dict[str, str]]:
     """Return the demonstrations that SFT uses, and the prompt ids of those that are too long, with the reason."""
     readable = [entry for entry in data.demonstrations if entry.prompt.id not in long_prompts]
@@ -117,7 +169,7 @@ def _demonstrations(
     for entry in readable:
         if len(taken) == config.sft.examples:
             break
-        tokens = count.prompt(entry.prompt) + count.response(entry.response)
+        tokens = reader.prompt(entry.prompt) + len(reader.response(entry.response))
         if tokens <= config.model.max_length:
             taken.append(entry)
         else:

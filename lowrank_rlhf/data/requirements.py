@@ -1,5 +1,7 @@
 """Amounts of data that the stages require, checked before any of them computes. Imports no torch."""
 
+from typing import NamedTuple
+
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import ComparisonData
 from lowrank_rlhf.data.length_filter import check_lengths
@@ -12,20 +14,28 @@ PROMPTS_OF_REWARD = 2
 """Prompts with comparisons: one to train on, and one held out."""
 
 
+class Checked(NamedTuple):
+    """Valid data of a config."""
+
+    not_read: list[str]
+    """Data sets on the hub."""
+    notes: list[str]
+    """Notes that the run would print on rows escaped or left out."""
+
+
 def check_data(data: RunData, config: Config) -> None:
     """Read the data, and raise the `UserError` that the run would before its first stage; fetch no model."""
     _check(data.prompts, data.comparisons, config)
 
 
-def check_local_data(config: Config) -> list[str]:
-    """Check the data on this machine as `check_data` does; return the sources on the hub, which are not read."""
-    _check(*RunData(config).on_this_machine(), config)
-    return hub_sources(config)
+def check_local_data(config: Config) -> Checked:
+    """Check the data on this machine as `check_data` does."""
+    return Checked(hub_sources(config), _check(*RunData(config).on_this_machine(), config))
 
 
-def _check(prompts: PromptData | None, comparisons: ComparisonData | None, config: Config) -> None:
+def _check(prompts: PromptData | None, comparisons: ComparisonData | None, config: Config) -> list[str]:
     check_amounts(prompts, comparisons, config)
-    check_lengths(prompts, comparisons, config)
+    return check_lengths(prompts, comparisons, config)
 
 
 def check_amounts(prompts: PromptData | None, comparisons: ComparisonData | None, config: Config) -> None:

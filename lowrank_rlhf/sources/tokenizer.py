@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -260,19 +260,25 @@ class ChatTokenizer:
         bare = [self.control_tokens.response(text) for text in texts]
         return [count + 1 for count in self._counts(bare, answers=True)]
 
+    def answer_ids(self, text: str) -> list[int]:
+        """Return the token ids of an answer, with the one that ends it."""
+        (encoding,) = self._encoded([self.control_tokens.response(text)], answers=True)
+        return [*encoding.ids, self._tokenizer.token_to_id(self.end)]
+
     @cached_property
     def _splitting(self) -> Any:
         return with_special(self._tokenizer, self.control_tokens.tokens)
 
     def _counts(self, texts: Sequence[str], answers: bool = False) -> list[int]:
-        counts: list[int] = []
-        tokenizer = self._splitting if answers else self._tokenizer
-        tokenizer.encode_special_tokens = answers  # may be the same object
+        return [len(encoding) for encoding in self._encoded(texts, answers)]
+
+    def _encoded(self, texts: Sequence[str], answers: bool) -> Iterator[Any]:
         for start in range(0, len(texts), _BATCH):
+            tokenizer = self._splitting if answers else self._tokenizer
+            tokenizer.encode_special_tokens = answers  # may be the same object
             batch = tokenizer.encode_batch_fast(list(texts[start : start + _BATCH]), add_special_tokens=False)
-            counts += [len(encoding) for encoding in batch]
+            yield from batch
             self.on_batch(len(batch))
-        return counts
 
 
 def local_tokenizer(config: ModelConfig) -> ChatTokenizer | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrank_rlhf.config.schema import RewardConfig
+from lowrank_rlhf.data.length_filter import SHORTEST_ANSWER, equal_after_cut
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.logistic import choose_ridge, fit_pair_head
 from lowrank_rlhf.maths.losses import pairwise_loss, plackett_luce_loss
@@ -100,12 +101,12 @@ def make_groups(
             continue
         tokens = base.encode_prompt(prompt)
         longest = max_length - len(tokens)  # of an answer after this prompt
-        if longest < 2:
+        if longest < SHORTEST_ANSWER:
             dropped += 1
             continue
         group = _group(base, prompt.id, tokens, answers, comparisons[prompt.id], rankings[prompt.id])
         cut += sum(len(answer) > longest for answer in group.answers)
-        group, equal = without_equal_answers(_cut_with_lengths(base, group, longest))
+        group, equal = without_equal_answers(_cut_with_lengths(base, group, longest), longest)
         same += equal
         groups += [group] if group.pairs else []
     note = f"model.max_length {max_length}: {dropped} prompts skipped as too long, {cut} answers cut"
@@ -150,9 +151,10 @@ def _cut_with_lengths(base: Base, group: Group, longest: int) -> Group:
     return replace(cut, lengths=lengths)
 
 
-def without_equal_answers(group: Group) -> tuple[Group, int]:
+def without_equal_answers(group: Group, longest: int) -> tuple[Group, int]:
     """Return the group without pairs of equal answers, and their number. A ranking keeps the better of the two."""
-    pairs = [pair for pair in group.pairs if group.answers[pair[0]] != group.answers[pair[1]]]
+    answers = group.answers
+    pairs = [pair for pair in group.pairs if not equal_after_cut(answers[pair[0]], answers[pair[1]], longest)]
     if len(pairs) == len(group.pairs):
         return group, 0
     rankings = []

@@ -1,11 +1,14 @@
 """`validate` reads the data and refuses what the run would refuse before its first stage."""
 
+import io
 import json
 import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import make_config
+from rich.console import Console
+from tiny import load_tiny
+from tiny_run import make_config, make_session
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import dump_config
@@ -13,8 +16,10 @@ from lowrank_rlhf.data.requirements import check_data
 from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline.pipeline import run
+from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources.tokenizer import local_tokenizer
+from lowrank_rlhf.training.reward_data import make_groups
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -24,6 +29,12 @@ def write(path: Path, *rows: object) -> Path:
 
 def pair(number: int, prompt: str = "") -> dict[str, str]:
     return {"prompt": prompt or f"question {number}", "chosen": f"kind {number}", "rejected": "short"}
+
+
+def cut_pair(number: int) -> dict[str, str]:
+    """Answers of over 100 tokens that differ in the last one only, as pairs_equal_after_cut.jsonl of issue 20."""
+    same = f"the user asks question {number} and " * 20
+    return {"prompt": f"question {number}?", "chosen": f"{same}good", "rejected": f"{same}bad bad"}
 
 
 PROMPTS = [{"prompt": f"other question {number}", "response": "kind"} for number in range(8)]
@@ -42,6 +53,15 @@ CASES = {
     "no room": (
         [pair(number, f"{number} {LONG}") for number in range(3)],
         "rank.dataset: no two of its 3 prompts leave room for an answer within model.max_length 60. Raise it",
+    ),
+    "answers equal after the cut": (
+        [cut_pair(number) for number in range(16)],
+        "rank.dataset: in 16 of 16 comparisons the answers are equal after the cut to model.max_length 60; only 0 "
+        "prompts left to compare, stage reward requires 2. Raise model.max_length",
+    ),
+    "one prompt with others": (
+        [cut_pair(1), cut_pair(2), pair(3)],
+        "in 2 of 3 comparisons the answers are equal after the cut to model.max_length 60; only 1 prompt left",
     ),
     "bad rows": ([{"prompt": "Hi", "chosen": "a", "rejected": 7}], '"rejected" must be a string, not a number'),
 }
@@ -82,6 +102,45 @@ def test_two_compared_prompts_need_room_for_two_tokens(tiny_folder, tmp_path) ->
     config = make_config(tiny_folder(), prompts, model__max_length=longest + 1, **settings)
     with pytest.raises(UserError, match="no two of its 2 prompts leave room for an answer"):
         check_data(RunData(config), config)
+
+
+@pytest.mark.parametrize(("limit", "left_out"), [(60, 3), (150, 2), (300, 0)])
+def test_validate_names_the_comparisons_that_the_run_leaves_out(
+    tiny_folder, tmp_path, capsys, monkeypatch, limit, left_out
+) -> None:
+    """Also the tokenizer without torch and the model's own, and the reward stage, which leaves out as many."""
+    answers = {row["prompt"]: [row["chosen"], row["rejected"]] for row in map(cut_pair, (1, 2))}
+    answers |= {"question 3?": ["kind", "short"], "question 4?": [f"{LONG}kind", f"{LONG}short", "kind"]}
+    rows = [{"prompt": name, "responses": each, "scores": [3, 2, 1][: len(each)]} for name, each in answers.items()]
+    config = make_config(
+        tiny_folder(),
+        write(tmp_path / "prompts.jsonl", *PROMPTS),
+        model__max_length=limit,
+        rank__source="dataset",
+        rank__dataset=str(write(tmp_path / "lists.jsonl", *rows)),
+    )
+    said = f"Left out {left_out} of 6 comparisons: the answers are equal after the cut to model.max_length {limit}."
+    notes = [said] if left_out else []
+    (tmp_path / "my.yaml").write_text(dump_config(config))
+    for option in ("", "--json"):
+        arguments = ["lowrank-rlhf", "validate", f"{tmp_path}/my.yaml", option]
+        monkeypatch.setattr(sys, "argv", list(filter(None, arguments)))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        out = capsys.readouterr().out
+        if option:
+            assert json.loads(out)["notes"] == notes
+        else:
+            assert out.splitlines()[1:] == [f"  {note}" for note in notes]
+    session, shown = make_session(config, tmp_path), io.StringIO()
+    session.progress = Progress(Console(file=shown, width=200))
+    session.filter_lengths()
+    assert shown.getvalue().strip() == "".join(notes)
+    found = session.data.comparisons
+    pairs = [pair for ranking in found.rankings for pair in compare(ranking)]
+    groups, _ = make_groups(load_tiny(tiny_folder()), limit, found.prompts, found.answers, pairs, found.rankings)
+    assert sum(len(group.pairs) for group in groups) == 6 - left_out
 
 
 def test_prompts_are_checked_too(tiny_folder, tmp_path) -> None:
