@@ -108,16 +108,18 @@ class RunDir:
         return list(outputs.faults(self.path, wanted))
 
     def log_faults(self, stage: str) -> list[str]:
-        """Return a message for each log in which the rows of a finished stage changed. A deleted log is no fault."""
+        """Return a message for each log in which the rows of a finished stage changed or are gone.
+
+        Empty for a mark of an older version, which has no checksums of rows.
+        """
         mark = self.mark(stage)
         recorded = mark.logs if mark else {}
         return [
             f"{log.path.name}: the rows of stage {stage} do not match their recorded sha256 ({found.rows} readable "
-            f"rows, {recorded[log.path.name].rows} recorded). Restore the file, or delete it to go on without its rows"
+            f"rows, {recorded[log.path.name].rows} recorded). Restore the file, or delete the key logs in "
+            f"done/{stage}.json to go on without its rows"
             for log in self._logs
-            if log.path.name in recorded
-            and log.path.exists()
-            and (found := log.sums().get(stage, NO_ROWS)) != recorded[log.path.name]
+            if log.path.name in recorded and (found := log.sums().get(stage, NO_ROWS)) != recorded[log.path.name]
         ]
 
     def damage(self) -> list[str]:
