@@ -12,6 +12,8 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, load_judge
 from lowrank_rlhf.run import distributed
 from lowrank_rlhf.run.tracking import tracking_problem
+from lowrank_rlhf.sources.checks import check_folder
+from lowrank_rlhf.sources.gguf import check_gguf
 from lowrank_rlhf.sources.local_template import check_local_template
 from lowrank_rlhf.sources.model_shape import find_shape, layer_problems
 from lowrank_rlhf.sources.template_checks import BadTemplate
@@ -22,12 +24,14 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 def problems(config: Config) -> list[tuple[Key, str]]:
     """Return key and message of each problem found.
 
-    Covers missing data, adapters and trackers, judges that cannot be loaded, layers missing in a local model, and chat
-    templates that are missing there or fail. A user's judge is imported, as in the run; no data is read.
+    Covers missing data, adapters and trackers, judges that cannot be loaded, weights that are cut short and layers
+    missing in a local model, and chat templates that are missing there or fail. A user's judge is imported, as in the
+    run; no data is read.
     """
     tracker = tracking_problem(config)
     return [
         *_data_problems(config),
+        *_weight_problems(config),
         *_adapter_problems(config),
         *_judge_problems(config),
         *_layer_problems(config),
@@ -48,6 +52,19 @@ def _data_problems(config: Config) -> Iterator[tuple[Key, str]]:
                 resolve(source)
         except UserError as error:
             yield key, str(error)
+
+
+def _weight_problems(config: Config) -> Iterator[tuple[Key, str]]:
+    """Yield the fault of a local model's weights by their headers; a folder without any may still be planned for."""
+    source = config.model.source
+    path = Path(source).expanduser()
+    try:
+        if config.model.is_gguf and os.path.isfile(path):
+            check_gguf(path, source)
+        elif os.path.isdir(path) and any(path.glob("*.safetensors*")):
+            check_folder(path, source)
+    except UserError as error:
+        yield ("model", "source"), str(error).removeprefix("model.source: ")
 
 
 def _adapter_problems(config: Config) -> Iterator[tuple[Key, str]]:

@@ -108,10 +108,7 @@ class RunDir:
         return list(outputs.faults(self.path, wanted))
 
     def log_faults(self, stage: str) -> list[str]:
-        """Return a message for each log in which the rows of a finished stage changed or are gone.
-
-        Empty for a mark of an older version, which has no checksums of rows.
-        """
+        """Return a message for each log in which the recorded rows of a finished stage changed or are gone."""
         mark = self.mark(stage)
         recorded = mark.logs if mark else {}
         return [

@@ -241,10 +241,7 @@ class ChatTokenizer:
         return ControlTokens.of(self.template, [*special, *self._special.values()], every, self.end)
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Return the prompt as the model reads it, up to the beginning of the answer.
-
-        Raises `UserError` if the template rejects it.
-        """
+        """Return the prompt up to the beginning of the answer. Raises `UserError` if the template rejects it."""
         escaped = self.control_tokens.escaped([message.model_dump() for message in messages])
         try:
             return self.template.render(escaped)
@@ -253,12 +250,12 @@ class ChatTokenizer:
 
     def prompts(self, prompts: Sequence[Sequence[Message]]) -> list[int]:
         """Return the number of tokens of each prompt."""
-        return self._counts([self.render(prompt) for prompt in prompts])
+        return [len(encoding) for encoding in self._encoded([self.render(prompt) for prompt in prompts])]
 
     def answers(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each answer, with the one that ends it."""
         bare = [self.control_tokens.response(text) for text in texts]
-        return [count + 1 for count in self._counts(bare, answers=True)]
+        return [len(encoding) + 1 for encoding in self._encoded(bare, answers=True)]
 
     def answer_ids(self, text: str) -> list[int]:
         """Return the token ids of an answer, with the one that ends it."""
@@ -269,10 +266,7 @@ class ChatTokenizer:
     def _splitting(self) -> Any:
         return with_special(self._tokenizer, self.control_tokens.tokens)
 
-    def _counts(self, texts: Sequence[str], answers: bool = False) -> list[int]:
-        return [len(encoding) for encoding in self._encoded(texts, answers)]
-
-    def _encoded(self, texts: Sequence[str], answers: bool) -> Iterator[Any]:
+    def _encoded(self, texts: Sequence[str], answers: bool = False) -> Iterator[Any]:
         for start in range(0, len(texts), _BATCH):
             tokenizer = self._splitting if answers else self._tokenizer
             tokenizer.encode_special_tokens = answers  # may be the same object

@@ -20,9 +20,10 @@ from tiny import CHATML, load_tiny
 from tiny_sources import COMMIT, Hub, make_gguf, make_wheel, serve_hub
 from transformers import AutoModelForCausalLM
 
-from lowrank_rlhf.config.schema import ModelConfig
+from lowrank_rlhf.config.schema import Config, ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.base import load_base
+from lowrank_rlhf.pipeline.preflight import problems
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Message, Prompt
 from lowrank_rlhf.sources import checksums, download, fetch
@@ -119,11 +120,18 @@ def test_the_way_to_convert_pickled_weights_works(model, tmp_path) -> None:
     load_base(config(tmp_path / "new"), Progress.silent())
 
 
+def found_by_validate(source: object) -> list[str]:
+    """Problems of the model's files that `validate`, `plan` and the start of a run list; no weight is read."""
+    return [text for key, text in problems(Config(name="a", model=config(source))) if key == ("model", "source")]
+
+
 @pytest.mark.parametrize("keep", [0, 4, 100, -8])
 def test_safetensors_that_are_cut_short(model, keep) -> None:
     path = model / "model.safetensors"
+    assert found_by_validate(model) == []
     path.write_bytes(path.read_bytes()[:keep])
     assert f"{path} is damaged or cut short (" in refused(model)
+    assert found_by_validate(model) == [refused(model).removeprefix("model.source: ")]
 
 
 def test_a_missing_shard(model) -> None:
@@ -284,8 +292,10 @@ def test_settings_that_mean_nothing_are_refused(model, gguf_file) -> None:
     ],
 )
 def test_a_damaged_gguf_file(gguf_file, cache, damage, message) -> None:
+    assert found_by_validate(gguf_file) == []
     gguf_file.write_bytes(damage(gguf_file.read_bytes()))
     assert message in refused(gguf_file)
+    assert found_by_validate(gguf_file) == [refused(gguf_file).removeprefix("model.source: ")]
     assert [path for path in (cache / "models").iterdir() if path.suffix != ".lock"] == []
 
 
