@@ -1,5 +1,6 @@
-"""Find control tokens in prompts and responses, and prompts that the template rejects. Imports no torch."""
+"""Find rows that the chat template would render wrongly: control tokens, turns and thoughts. Imports no torch."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from lowrank_rlhf.config.schema import Config
@@ -8,7 +9,7 @@ from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.records import Prompt
-from lowrank_rlhf.sources.chat_template import ChatTemplate, TemplateRefuses
+from lowrank_rlhf.sources.chat_template import ASKED, ChatTemplate, TemplateRefuses
 from lowrank_rlhf.sources.control_tokens import ControlTokens
 
 _SHOWN = 5
@@ -17,6 +18,11 @@ _FIX = (
     "its first character"
 )
 
+_EMPTY_THOUGHTS = re.compile(r"<think>\s*</think>\s*\Z")
+_THOUGHTS_FIX = (
+    "They would be trained after the empty <think></think> with which this template ends a prompt. Remove the thoughts "
+    "from these rows, or set a template as model.chat_template whose prompts end before them"
+)
 _TEMPLATE_FIX = "Change or delete these rows, or set another template as model.chat_template"
 
 
@@ -63,6 +69,22 @@ def check_rendering(
         raise UserError(_listed(f"The chat template rejects {counted(len(found), 'prompt')}:", found, _TEMPLATE_FIX))
 
 
+def check_thoughts(
+    prompts: PromptData | None, comparisons: ComparisonData | None, template: ChatTemplate, config: Config
+) -> None:
+    """Raise `UserError` with the rows whose response has thoughts, if prompts end with an empty think block (Qwen3)."""
+    if not _EMPTY_THOUGHTS.search(template.render([ASKED])):
+        return
+    rows = [(prompts.places[row.prompt.id], row.response) for row in prompts.demonstrations] if prompts else []
+    if comparisons:
+        rows += [(_place(answer.prompt_id, config), answer.text) for answer in comparisons.answers]
+    found = list(dict.fromkeys(where for where, response in rows if response.lstrip().startswith("<think>")))
+    if found:
+        raise UserError(
+            _listed(f"{counted(len(found), 'row')} with a response that begins with <think>:", found, _THOUGHTS_FIX)
+        )
+
+
 def _listed(title: str, found: Sequence[str], fix: str) -> str:
     more = [f"and {len(found) - _SHOWN:,} more"] if len(found) > _SHOWN else []
     return "\n  ".join([title, *found[:_SHOWN], *more]) + f"\n{fix}"
@@ -76,4 +98,9 @@ def _prompts(
     for name, where in prompts.places.items() if prompts else []:  # in the file's order
         yield f"{where} ({name})", found[name]
     for prompt in comparisons.prompts if comparisons else []:
-        yield f"{config.rank.dataset}, row {int(prompt.id[1:])}", prompt
+        yield _place(prompt.id, config), prompt
+
+
+def _place(prompt: str, config: Config) -> str:
+    """Return the place of a compared prompt by its id."""
+    return f"{config.rank.dataset}, row {int(prompt[1:])}"

@@ -6,7 +6,7 @@ from itertools import combinations, product
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import ComparisonData
-from lowrank_rlhf.data.control_tokens import check_control_tokens, check_rendering
+from lowrank_rlhf.data.control_tokens import check_control_tokens, check_rendering, check_thoughts
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.errors import UserError
@@ -56,12 +56,13 @@ def fitting_data(
 ) -> tuple[PromptData, list[str]]:
     """Return the prompts that fit the model, and notes on everything escaped or left out.
 
-    Raises `UserError` for prompts with control tokens or rejected by the template, and as `fitting` and
-    `check_comparisons` do.
+    Raises `UserError` for prompts with control tokens or rejected by the template, for responses whose thoughts would
+    follow empty ones, and as `fitting` and `check_comparisons` do.
     """
     tokens = reader.control_tokens
     notes = check_control_tokens(prompts, comparisons, tokens, config)
     check_rendering(prompts, comparisons, reader.template, tokens, config)
+    check_thoughts(prompts, comparisons, reader.template, config)
     found = fitting(prompts, reader, config)
     return found, [*notes, *found.notes[len(prompts.notes) :], *check_comparisons(comparisons, reader, config)]
 

@@ -9,6 +9,7 @@ from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.data.run_data import RunData, hub_sources
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.sources.model_shape import find_shape, length_notes
 
 PROMPTS_OF_REWARD = 2
 """Prompts with comparisons: one to train on, and one held out."""
@@ -20,7 +21,7 @@ class Checked(NamedTuple):
     not_read: list[str]
     """Data sets on the hub."""
     notes: list[str]
-    """Notes that the run would print on rows escaped or left out."""
+    """Notes that the run would print on its maximum length, and on rows escaped or left out."""
 
 
 def check_data(data: RunData, config: Config) -> None:
@@ -30,7 +31,8 @@ def check_data(data: RunData, config: Config) -> None:
 
 def check_local_data(config: Config) -> Checked:
     """Check the data on this machine as `check_data` does."""
-    return Checked(hub_sources(config), _check(*RunData(config).on_this_machine(), config))
+    notes = _check(*RunData(config).on_this_machine(), config)
+    return Checked(hub_sources(config), [*length_notes(config.model, find_shape(config.model)), *notes])
 
 
 def _check(prompts: PromptData | None, comparisons: ComparisonData | None, config: Config) -> list[str]:

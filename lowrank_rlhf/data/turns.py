@@ -24,6 +24,8 @@ _CALLS = ("tool_calls", "function_call", "tool_call")
 """Keys and roles of tool calls: templates write them in ways of their own, so that no text stands for them."""
 # Keys that may be ignored; others with a value would be lost silently.
 _HARMLESS = {"name", "weight", "id", "timestamp", "tool_call_id"}
+_THOUGHTS = {"reasoning_content", "reasoning", "thinking"}
+_INTO_CONTENT = ". Write thoughts into the text as the model does, such as <think>...</think>, or delete their key"
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _TRANSCRIPT_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
@@ -45,10 +47,16 @@ def _turn(row: Row, name: str, turn: object, last: bool) -> Message:
         raise UserError(f"{row.where}: {name} calls a tool ({call}). Only text is supported. Delete the row")
     if not present >= set(used) or present - {*used, *_HARMLESS}:
         has = ", ".join(key for key in turn if key in present) or "nothing"
-        raise UserError(f"{row.where}: {name} must have {who} and {what} only, but has {has}")
+        way = _INTO_CONTENT if present & _THOUGHTS else ""
+        raise UserError(f"{row.where}: {name} must have {who} and {what} only, but has {has}{way}")
     role = roles.get(turn[who]) if isinstance(turn[who], str) else None
     if role is None:
         raise UserError(f"{row.where}: {name}.{who} is {turn[who]!r}. It must be one of {', '.join(roles)}")
+    if last and role == "assistant" and turn.get("weight") not in (None, 1):
+        raise UserError(
+            f"{row.where}: {name} has the weight {turn['weight']!r}; only answers of weight 1 can be trained. "
+            "Delete the row or the weight"
+        )
     check = any_text_field if last and role == "assistant" else text_field
     return Message(role=role, content=check(row, f"{name}.{what}", _joined(row, f"{name}.{what}", turn[what])))
 

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +40,7 @@ from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.sources.chat_template import end_token
 from lowrank_rlhf.sources.checks import check_architecture
 from lowrank_rlhf.sources.fetch import fetch_model
-from lowrank_rlhf.sources.model_shape import check_experts, find_shape
+from lowrank_rlhf.sources.model_shape import check_experts, find_shape, length_notes
 from lowrank_rlhf.sources.provenance import provenance
 from lowrank_rlhf.sources.tokenizer import prompt_tokens, read_tokenizer, response_tokens, token_id
 
@@ -126,7 +126,10 @@ def load_base(config: ModelConfig, progress: Progress, group: ProcessGroup | Non
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
     folder = fetch_model(config, progress)
     check_architecture(folder, config.source)
-    check_experts(config, find_shape(config))
+    shape = find_shape(config)
+    check_experts(config, shape)
+    for note in length_notes(config, shape):
+        progress.say(note)
     device = _device(config)
     compute_dtype = choose_dtype(config.compute_dtype, device)
     tokenizer = read_tokenizer(folder, config, progress)
@@ -164,6 +167,7 @@ def _load(folder: Path, config: ModelConfig, device: torch.device, compute_dtype
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # its own error names no tensor
     )
     model: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
@@ -171,6 +175,8 @@ def _load(folder: Path, config: ModelConfig, device: torch.device, compute_dtype
             f"model.source: {config.source}: {len(missing)} weights of {type(model).__name__} are not in the files "
             f"({missing[0]} ...); these would be random. Fetch the model again"
         )
+    for name, found, expected in sorted(loaded[1]["mismatched_keys"]):
+        raise _wrong_shape(config, name, found, expected)
     return model
 
 
@@ -181,10 +187,23 @@ def _check_shapes(model: PreTrainedModel, config: ModelConfig) -> None:
             state = getattr(layer.weight, "quant_state", None)
             found, expected = tuple((state or layer.weight).shape), (layer.out_features, layer.in_features)
             if found != expected:
-                raise UserError(
-                    f"model.source: {config.source}: {name}.weight has shape {found}, expected {expected} by "
-                    "config.json. Config and weights belong to different models: fetch both again"
-                )
+                raise _wrong_shape(config, f"{name}.weight", found, expected)
+
+
+def _wrong_shape(config: ModelConfig, name: str, found: Sequence[int], expected: Sequence[int]) -> UserError:
+    return UserError(
+        f"model.source: {config.source}: {name} has shape {tuple(found)}, expected {tuple(expected)} by config.json. "
+        "Config and weights belong to different models: fetch both again"
+    )
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Correct a config that ties a vocabulary projection of its own to the embeddings: an export would lose it."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embeddings.weight:
+        for config in (model.config, model.config.get_text_config()):
+            if getattr(config, "tie_word_embeddings", False):
+                config.tie_word_embeddings = False
 
 
 def _quantization(config: ModelConfig, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -211,6 +230,7 @@ def freeze(
     check_decoder(model, config.source)
     _without_dropout(model)
     _without_clamping(model)
+    _untie(model)
     _check_vocabulary(model, tokenizer, config)
     compute_at_full_precision(model)
     for module in model.modules():

@@ -1,5 +1,7 @@
 """Check that a folder contains a supported base model, before any weight is read."""
 
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,19 @@ _CONVERT = (
     "If you trust them, convert them once with transformers: AutoModelForCausalLM.from_pretrained(OLD)."
     "save_pretrained(NEW), and the same with AutoTokenizer; then set model.source to NEW"
 )
+_LAYER = re.compile(r"(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)\.")
+"""Weight of a decoder layer, not of a vision or audio encoder."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def check_folder(folder: Path, source: str) -> None:
     """Raise `UserError` if config, weights or tokenizer are missing, damaged or pickled."""
     where = f"model.source: {source}"
-    _config(folder, where)
-    for name in _weight_files(folder, where):
-        _check_weights(folder, name, where)
+    config = _config(folder, where)
+    _check_not_quantised(config, where)
+    _check_layers(
+        config, [each for name in _weight_files(folder, where) for each in _names(folder, name, where)], where
+    )
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise UserError(f"{where}: no tokenizer found ({', '.join(_TOKENIZERS)}). Copy it into the folder")
 
@@ -88,12 +94,13 @@ def _weight_files(folder: Path, where: str) -> list[str]:
     return [WEIGHTS]
 
 
-def _check_weights(folder: Path, name: str, where: str) -> None:
+def _names(folder: Path, name: str, where: str) -> list[str]:
+    """Return the names of the tensors in a file; opening it compares the header with the file's size."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(folder / name, framework="numpy"):
-            pass  # opening compares the header with the file's size
+        with safe_open(folder / name, framework="numpy") as file:
+            return list(file.keys())
     except FileNotFoundError:
         raise UserError(
             f"{where}: no {name} in {folder}. Fetch the model again, or choose one with weights in safetensors: "
@@ -101,3 +108,26 @@ def _check_weights(folder: Path, name: str, where: str) -> None:
         ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{where}: {folder / name} is damaged or cut short ({error}). Fetch the model again") from None
+
+
+def _check_not_quantised(config: Mapping[str, Any], where: str) -> None:
+    """Raise `UserError` for weights in a quantised format of their own; transformers dequantises mxfp4 as it loads."""
+    found = config.get("quantization_config") or {}
+    method = str(found.get("quant_method", "unknown method")) if isinstance(found, dict) else "unknown method"
+    if found and method != "mxfp4":
+        raise UserError(
+            f"{where}: its weights are quantised already ({method}). Choose the original model in 16 or 32 bits, which "
+            "model.quantization quantises when it is loaded"
+        )
+
+
+def _check_layers(config: Mapping[str, Any], names: Iterable[str], where: str) -> None:
+    """Raise `UserError` for weights of more decoder layers than config.json names: they would be left out silently."""
+    about = {**config, **(config.get("text_config") or {})}
+    layers, more = about.get("num_hidden_layers"), about.get("num_nextn_predict_layers") or 0
+    found = [int(match[1]) + 1 for match in map(_LAYER.match, names) if match]
+    if type(layers) is int and found and max(found) > layers + more:
+        raise UserError(
+            f"{where}: the files have weights of {max(found)} layers, config.json says {layers}. Config and weights "
+            "belong to different models: fetch both again"
+        )

@@ -45,6 +45,8 @@ class Shape:
     """Weights of all experts, which bitsandbytes does not quantise: they are not linear layers."""
     active_experts: int = 0
     """Weights of the experts of one layer that a token uses."""
+    positions: int | None = None
+    """Longest sequence that the model was trained on, extended by its own scaling of positions."""
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -152,7 +154,27 @@ def _folder_shape(folder: Path) -> Shape | None:
         block_weights=block_weights,
         expert_weights=experts,
         active_experts=active,
+        positions=_positions(about),
     )
+
+
+def _positions(about: Mapping[str, Any]) -> int | None:
+    longest = about.get("max_position_embeddings")
+    scaling = about.get("rope_parameters") or about.get("rope_scaling") or {}
+    factor, original = (scaling.get(name) for name in ("factor", "original_max_position_embeddings"))
+    if type(longest) is not int or longest < 1:
+        return None
+    return max(longest, int((original or longest) * factor)) if isinstance(factor, int | float) else longest
+
+
+def length_notes(config: ModelConfig, shape: Shape | None) -> list[str]:
+    """Return a note if `model.max_length` exceeds the sequences that the model was trained on."""
+    if shape is None or shape.positions is None or config.max_length <= shape.positions:
+        return []
+    return [
+        f"NOTE: model.max_length {config.max_length:,} exceeds the {shape.positions:,} positions that {config.source} "
+        "was trained on (max_position_embeddings): longer texts give poor answers. Lower it."
+    ]
 
 
 def _experts(about: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -232,4 +254,5 @@ def _gguf_shape(file: Path) -> Shape | None:
         tied="output.weight" not in shapes,
         block_bytes=block_bytes,
         block_weights=block_weights,
+        positions=field(f"{architecture}.context_length"),
     )

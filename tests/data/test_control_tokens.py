@@ -190,3 +190,38 @@ def test_rows_of_comparisons_are_named(tiny_folder, tmp_path) -> None:
         "Removed <|im_end|> from the end of 1 response: it is added to each.",
         "Control tokens in 1 response are read as text.",
     ]
+
+
+EMPTY_THOUGHTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and '<think>' not in m.content %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Writes an empty think block before a recorded answer without thoughts, as Qwen3's own template does."""
+THOUGHTS = "<think>\nshort\n</think>\n\nkind"
+
+
+@pytest.mark.parametrize("where", ["prompts", "comparisons"])
+def test_thoughts_are_not_trained_after_an_empty_think_block(tiny_folder, tmp_path, where) -> None:
+    """ms-swift 4939 and TRL 6361: `<think>\\n\\n</think>\\n\\n<think>...` is no text of the model."""
+    thinks = {"prompt": "question 9", "response": THOUGHTS}
+    path, pairs = written(tmp_path, *([thinks] if where == "prompts" else [])), tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"question {n}", "chosen": "a", "rejected": THOUGHTS if n == 1 else "b"} for n in range(3)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"data__held_out": 1, "seed": 3}
+    if where == "comparisons":
+        changes |= {"rank__source": "dataset", "rank__dataset": str(pairs)}
+    config = make_config(tiny_folder(), path, model__chat_template=EMPTY_THOUGHTS, **changes)
+    session = make_session(config, tmp_path)
+    data = session.data
+    for check in (session.filter_lengths, lambda: check_lengths(data.prompts, data.comparisons, config)):
+        with pytest.raises(UserError) as caught:
+            check()
+        assert str(caught.value).startswith(
+            "1 row with a response that begins with <think>:\n  "
+            + (f"{path}:9\n" if where == "prompts" else f"{pairs}, row 2\n")
+            + "They would be trained after the empty <think></think> with which this template ends a prompt."
+        )
+    header_only = EMPTY_THOUGHTS.replace("m.role == 'assistant' and '<think>' not in m.content", "false")
+    config = make_config(tiny_folder(), path, model__chat_template=header_only, **changes)
+    assert make_session(config, tmp_path / "two").filter_lengths()

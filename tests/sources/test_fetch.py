@@ -1,6 +1,7 @@
 """Where a base comes from: folder, GGUF, package, hub; and what each says when it cannot serve."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tiny import CHATML, load_tiny
 from tiny_sources import COMMIT, Hub, make_gguf, make_wheel, serve_hub
@@ -22,13 +24,14 @@ from transformers import AutoModelForCausalLM
 
 from lowrank_rlhf.config.schema import Config, ModelConfig
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.export.merged_model import plan_merged
 from lowrank_rlhf.models.base import load_base
 from lowrank_rlhf.pipeline.preflight import problems
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Message, Prompt
 from lowrank_rlhf.sources import checksums, download, fetch
 from lowrank_rlhf.sources.fetch import fetch_model, local_model, model_identity
-from lowrank_rlhf.sources.model_shape import find_shape
+from lowrank_rlhf.sources.model_shape import find_shape, length_notes
 from lowrank_rlhf.sources.tokenizer import load_tokenizer
 
 
@@ -123,6 +126,68 @@ def test_the_way_to_convert_pickled_weights_works(model, tmp_path) -> None:
 def found_by_validate(source: object) -> list[str]:
     """Problems of the model's files that `validate`, `plan` and the start of a run list; no weight is read."""
     return [text for key, text in problems(Config(name="a", model=config(source))) if key == ("model", "source")]
+
+
+def test_weights_that_are_quantised_already(model) -> None:
+    """unsloth 39: GPTQ, AWQ, bitsandbytes' own and FP8 files under a quantisation of ours."""
+    for method in ("gptq", "awq", "bitsandbytes", "fp8"):
+        edit(model / "config.json", quantization_config={"quant_method": method, "bits": 4})
+        for quantization in ("nf4", "none"):
+            found = refused(model, quantization=quantization)
+            assert found.startswith(f"model.source: {model}: its weights are quantised already ({method}). Choose the")
+        assert found_by_validate(model) == [found.removeprefix("model.source: ")]
+
+
+def test_a_config_of_fewer_layers_than_the_files(model) -> None:
+    """transformers leaves out the other layers without a word."""
+    edit(model / "config.json", num_hidden_layers=1)
+    found = refused(model)
+    assert "the files have weights of 2 layers, config.json says 1. Config and weights belong to" in found
+    assert found_by_validate(model) == [found.removeprefix("model.source: ")]
+    edit(model / "config.json", num_nextn_predict_layers=1)  # as GLM's: layers that predict further tokens
+    assert found_by_validate(model) == []
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_vocabulary_of_another_size(model, quantization) -> None:
+    edit(model / "config.json", vocab_size=310)
+    assert refused(model, quantization=quantization) == (
+        f"model.source: {model}: model.embed_tokens.weight has shape (300, 64), expected (310, 64) by config.json. "
+        "Config and weights belong to different models: fetch both again"
+    )
+
+
+def test_a_head_of_its_own_under_a_tied_config(model) -> None:
+    """transformers 42612 and vLLM 51665: the head in the file is used, and an export has it."""
+    weights = load_file(model / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    base = load_base(config(model, quantization="none"), Progress.silent())
+    assert torch.equal(base.model.lm_head.weight, weights["lm_head.weight"].to(base.model.dtype))
+    plan = plan_merged(base, torch.float32)
+    assert "lm_head.weight" in plan.tensors
+    assert plan.config.tie_word_embeddings is False
+    del weights["lm_head.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    base = load_base(config(model, quantization="none"), Progress.silent())
+    assert base.model.lm_head.weight is base.model.model.embed_tokens.weight
+    assert "lm_head.weight" not in plan_merged(base, torch.float32).tensors
+
+
+def test_a_length_beyond_the_model_s_positions_is_noted(model, gguf_file) -> None:
+    """transformers 10015. Scaled positions count: yarn's factor 2 extends 256 to 512."""
+    shown = io.StringIO()
+    load_base(config(model, max_length=257), Progress(Console(file=shown, width=300)))
+    note = f"NOTE: model.max_length 257 exceeds the 256 positions that {model} was trained on (max_position_embeddings)"
+    assert note in shown.getvalue()
+    for source in (model, gguf_file):
+        assert length_notes(config(source, max_length=256), find_shape(config(source))) == []
+        assert len(length_notes(config(source, max_length=257), find_shape(config(source)))) == 1
+    edit(model / "config.json", rope_scaling={"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 256},
+         rope_parameters=None)  # fmt: skip
+    assert length_notes(config(model, max_length=512), find_shape(config(model))) == []
+    assert len(length_notes(config(model, max_length=513), find_shape(config(model)))) == 1
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -8])
