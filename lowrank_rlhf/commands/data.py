@@ -16,6 +16,7 @@ from lowrank_rlhf.commands.terminal.data_page import Page, print_page, rendered_
 from lowrank_rlhf.config.data import FormatName
 from lowrank_rlhf.config.loading import load_config, preset_names, preset_path
 from lowrank_rlhf.config.schema import ModelConfig
+from lowrank_rlhf.data.control_tokens import refusals
 from lowrank_rlhf.data.inspection import figures, leakage
 from lowrank_rlhf.data.lengths import Measure, Words, lengths_of
 from lowrank_rlhf.data.loading import Loaded, load
@@ -69,7 +70,8 @@ def inspect(
 ) -> None:
     """Show format, counts, lengths, duplicates, biases, examples.
 
-    Trained tokens are shown between [[ and ]]. Exit code 2 if a row is bad: a run would refuse the file.
+    Trained tokens are shown between [[ and ]]. Exit code 2 if a row is bad: a run would refuse the file. Rows that a
+    run with this tokenizer would refuse are named, such as prompts with its control tokens.
 
     \b
     Examples:
@@ -96,6 +98,7 @@ def inspect(
         answer_lengths=answers,
         over_context=over,
         problems=loaded.problems,
+        refusals=refusals(loaded.located, model.template, model.control_tokens) if model else [],
         examples=rendered_examples(loaded, model),
     )
     if as_json:

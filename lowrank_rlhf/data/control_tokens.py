@@ -1,14 +1,15 @@
 """Find rows that the chat template would render wrongly: control tokens, turns and thoughts. Imports no torch."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import ComparisonData
+from lowrank_rlhf.data.loading import Located
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
+from lowrank_rlhf.data.turns import Turns
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.sources.chat_template import ASKED, ChatTemplate, TemplateRefuses
 from lowrank_rlhf.sources.control_tokens import ControlTokens
 
@@ -33,13 +34,9 @@ def check_control_tokens(
 
     Raises `UserError` with the rows of prompts that contain one, unless `data.control_tokens` is `escape`.
     """
-    found = [
-        f"{where}: {token}"
-        for where, prompt in _prompts(prompts, comparisons, config)
-        if (token := tokens.found([message.model_dump() for message in prompt.messages]))
-    ]
+    found = _with_control_tokens(_prompts(prompts, comparisons, config), tokens)
     if found and config.data.control_tokens == "refuse":
-        raise UserError(_listed(f"{counted(len(found), 'prompt')} with a control token of the model:", found, _FIX))
+        raise UserError(_control_token_text(found))
     notes = [f"Escaped the control tokens in {counted(len(found), 'prompt')}; the first: {found[0]}."] if found else []
     answers = [row.response for row in prompts.demonstrations] if prompts else []
     answers += [answer.text for answer in comparisons.answers] if comparisons else []
@@ -59,30 +56,67 @@ def check_rendering(
     config: Config,
 ) -> None:
     """Raise `UserError` with the rows of prompts that the chat template rejects, such as a tool's result."""
-    found = []
-    for where, prompt in _prompts(prompts, comparisons, config):
-        try:
-            template.render(tokens.escaped([message.model_dump() for message in prompt.messages]))
-        except TemplateRefuses as error:
-            found.append(f"{where}: {error}")
-    if found:
-        raise UserError(_listed(f"The chat template rejects {counted(len(found), 'prompt')}:", found, _TEMPLATE_FIX))
+    if problem := _rendering_problem(_prompts(prompts, comparisons, config), template, tokens):
+        raise UserError(problem)
 
 
 def check_thoughts(
     prompts: PromptData | None, comparisons: ComparisonData | None, template: ChatTemplate, config: Config
 ) -> None:
     """Raise `UserError` with the rows whose response has thoughts, if prompts end with an empty think block (Qwen3)."""
-    if not _EMPTY_THOUGHTS.search(template.render([ASKED])):
-        return
     rows = [(prompts.places[row.prompt.id], row.response) for row in prompts.demonstrations] if prompts else []
     if comparisons:
         rows += [(_place(answer.prompt_id, config), answer.text) for answer in comparisons.answers]
-    found = list(dict.fromkeys(where for where, response in rows if response.lstrip().startswith("<think>")))
-    if found:
-        raise UserError(
-            _listed(f"{counted(len(found), 'row')} with a response that begins with <think>:", found, _THOUGHTS_FIX)
-        )
+    if problem := _thoughts_problem(rows, template):
+        raise UserError(problem)
+
+
+def refusals(located: Sequence[Located], template: ChatTemplate, tokens: ControlTokens) -> list[str]:
+    """Return the message of each refusal by which a run with these rows would end, with the rows named.
+
+    The template must render every prompt.
+    """
+    prompts = [(row.where, example.prompt) for row, example in located]
+    answers = [
+        (row.where, text)
+        for row, example in located
+        for text in (example.response, *example.answers)
+        if text is not None
+    ]
+    found = _with_control_tokens(prompts, tokens)
+    problems = (_control_token_text(found) if found else None, _thoughts_problem(answers, template))
+    return [problem for problem in problems if problem]
+
+
+def _with_control_tokens(prompts: Iterable[tuple[str, Turns]], tokens: ControlTokens) -> list[str]:
+    """Return place and first control token of each prompt that contains one."""
+    found = ((where, tokens.found([message.model_dump() for message in turns])) for where, turns in prompts)
+    return [f"{where}: {token}" for where, token in found if token]
+
+
+def _control_token_text(found: Sequence[str]) -> str:
+    return _listed(f"{counted(len(found), 'prompt')} with a control token of the model:", found, _FIX)
+
+
+def _rendering_problem(
+    prompts: Iterable[tuple[str, Turns]], template: ChatTemplate, tokens: ControlTokens
+) -> str | None:
+    found = []
+    for where, turns in prompts:
+        try:
+            template.render(tokens.escaped([message.model_dump() for message in turns]))
+        except TemplateRefuses as error:
+            found.append(f"{where}: {error}")
+    title = f"The chat template rejects {counted(len(found), 'prompt')}:"
+    return _listed(title, found, _TEMPLATE_FIX) if found else None
+
+
+def _thoughts_problem(responses: Iterable[tuple[str, str]], template: ChatTemplate) -> str | None:
+    if not _EMPTY_THOUGHTS.search(template.render([ASKED])):
+        return None
+    found = list(dict.fromkeys(where for where, text in responses if text.lstrip().startswith("<think>")))
+    title = f"{counted(len(found), 'row')} with a response that begins with <think>:"
+    return _listed(title, found, _THOUGHTS_FIX) if found else None
 
 
 def _listed(title: str, found: Sequence[str], fix: str) -> str:
@@ -92,13 +126,13 @@ def _listed(title: str, found: Sequence[str], fix: str) -> str:
 
 def _prompts(
     prompts: PromptData | None, comparisons: ComparisonData | None, config: Config
-) -> Iterator[tuple[str, Prompt]]:
+) -> Iterator[tuple[str, Turns]]:
     """Yield the prompts with their places."""
     found = {prompt.id: prompt for prompt in [*prompts.training, *prompts.held_out]} if prompts else {}
     for name, where in prompts.places.items() if prompts else []:  # in the file's order
-        yield f"{where} ({name})", found[name]
+        yield f"{where} ({name})", found[name].messages
     for prompt in comparisons.prompts if comparisons else []:
-        yield _place(prompt.id, config), prompt
+        yield _place(prompt.id, config), prompt.messages
 
 
 def _place(prompt: str, config: Config) -> str:

@@ -45,6 +45,8 @@ class Page:
     answer_lengths: Lengths | None
     over_context: OverContext
     problems: list[str]
+    refusals: list[str]
+    """Messages by which a run with this tokenizer would refuse rows that are valid in themselves."""
     examples: list[Shown]
 
 
@@ -97,6 +99,11 @@ def print_page(page: Page) -> None:
         say(f"{counted(len(page.problems), 'bad row')}:")
         for problem in page.problems[:_SHOWN_PROBLEMS]:
             say(f"  {problem}")
+    for refusal in page.refusals:
+        say()
+        say("A run with this tokenizer would refuse the file:")
+        for line in refusal.splitlines():
+            say(f"  {line}")
 
 
 def _rows(page: Page) -> Iterator[tuple[str, str]]:
