@@ -104,7 +104,7 @@ def test_two_compared_prompts_need_room_for_two_tokens(tiny_folder, tmp_path) ->
         check_data(RunData(config), config)
 
 
-@pytest.mark.parametrize(("limit", "left_out"), [(60, 3), (150, 2), (300, 0)])
+@pytest.mark.parametrize(("limit", "left_out"), [(60, 3), (150, 2), (250, 0)])
 def test_validate_names_the_comparisons_that_the_run_leaves_out(
     tiny_folder, tmp_path, capsys, monkeypatch, limit, left_out
 ) -> None:
