@@ -1,12 +1,12 @@
 """Process that loads a run's models and answers questions: the page itself loads no model."""
 
 import json
+import queue
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -30,8 +30,27 @@ class ChatUnavailable(UserError):
         self.kind = kind
 
 
+def chat_command(run: Path) -> list[str]:
+    """Return the command of the process with a run's models."""
+    return [sys.executable, "-m", "lowrank_rlhf", "chat", run.name, "--lines", "--runs", str(run.parent)]
+
+
+class _Answering:
+    """One question that is being answered, shared by the visitor's stream and the thread that reads the process."""
+
+    def __init__(self) -> None:
+        self.messages: queue.SimpleQueue[tuple[int, dict[str, Any]] | UserError | None] = queue.SimpleQueue()
+        """Messages with the index of their request, then an error if there was one, then None."""
+        self.stopped = threading.Event()
+        """Set when nobody wants the rest of the answer."""
+
+
 class ChatWorker:
-    """Process with the models of at most one run, loaded at the first question and closed after ten idle minutes."""
+    """Process with the models of at most one run, loaded at the first question and closed after ten idle minutes.
+
+    Only a question's own thread waits for the process. A visitor's stream may be closed on the server's event loop at
+    any message, and there nothing may be waited for.
+    """
 
     def __init__(self) -> None:
         self.run: Path | None = None
@@ -40,6 +59,7 @@ class ChatWorker:
         self._process: subprocess.Popen[str] | None = None
         self._stderr: IO[bytes] | None = None
         self._asking = threading.Lock()
+        self._answering = _Answering()
         self._timer: threading.Timer | None = None
 
     def ask(self, run: Path, requests: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -47,36 +67,28 @@ class ChatWorker:
 
         Raises `ChatUnavailable` while another visitor is being answered, or if the process fails.
         """
-        if not self._asking.acquire(blocking=False):
-            raise ChatUnavailable("busy", "The models are answering another visitor. Retry in a moment.")
+        answering = self._begin()
+        threading.Thread(target=self._answer, args=(run, requests, answering), daemon=True).start()
         try:
-            self._open(run)
-            for index, request in enumerate(requests):
-                self._send(request)
-                message: dict[str, Any] = {}
-                for message in self._messages():
-                    yield index, message
-                if message.get("answer", {}).get("stopped"):
-                    return
-        except GeneratorExit:  # the visitor has left: stop the answer and drain its messages
-            self.stop()
-            for _ in self._messages():
-                pass
-            raise
+            while arrived := answering.messages.get():
+                if isinstance(arrived, UserError):
+                    raise arrived
+                yield arrived
         finally:
-            self._asking.release()
-            self._start_idle_timer()
+            answering.stopped.set()  # the visitor may have left: the thread stops the answer and reads its end
 
     def open(self, run: Path) -> dict[str, Any]:
         """Load the run's models if necessary and return the process's first message. Raises `ChatUnavailable`."""
-        with self._asking:
-            self._open(run)
+        answering = self._begin()
+        try:
+            self._open(run, answering)
+        finally:
+            self._end()
         return self.ready
 
     def stop(self) -> None:
-        """Stop the answer that is being generated, if any."""
-        with suppress(UserError):
-            self._send({"stop": True})
+        """Stop the answer that is being generated, if any, at its next piece."""
+        self._answering.stopped.set()
 
     def close(self) -> None:
         """End the process and free its memory."""
@@ -84,24 +96,52 @@ class ChatWorker:
         process, self._process, self.run = self._process, None, None
         if process is None:
             return
-        with suppress(OSError):
-            process.stdin.close()  # type: ignore[union-attr] # the process exits at the end of its input
+        process.terminate()
         try:
             process.wait(_CLOSING_SECONDS)
         except subprocess.TimeoutExpired:
-            process.terminate()
-            process.terminate()  # the second SIGTERM ends it immediately
+            process.kill()
             process.wait()
 
-    def _open(self, run: Path) -> None:
+    def _begin(self) -> _Answering:
+        if not self._asking.acquire(blocking=False):
+            raise ChatUnavailable("busy", "The models are answering another visitor. Retry in a moment.")
+        self._answering = _Answering()
+        return self._answering
+
+    def _end(self) -> None:
+        self._asking.release()
+        self._start_idle_timer()
+
+    def _answer(self, run: Path, requests: Sequence[dict[str, Any]], answering: _Answering) -> None:
+        """Send the requests and pass their messages on, up to the end of the last answer or of a stopped one."""
+        failure: UserError | None = None
+        try:
+            self._open(run, answering)
+            for index, request in enumerate(requests):
+                if answering.stopped.is_set():
+                    break
+                self._send(request)
+                for message in self._messages(answering):
+                    answering.messages.put((index, message))
+        except UserError as error:
+            failure = error
+        finally:
+            self._end()  # before the last message: whoever has that may ask again
+            if failure:
+                answering.messages.put(failure)
+            answering.messages.put(None)
+
+    def _open(self, run: Path, answering: _Answering) -> None:
         if self.run == run and self._process and self._process.poll() is None:
             return
         self.close()
+        answering.stopped.clear()
         if self._stderr:
             self._stderr.close()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "lowrank_rlhf", "chat", run.name, "--lines", "--runs", str(run.parent)],
+            chat_command(run),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -131,13 +171,17 @@ class ChatWorker:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def _messages(self) -> Iterator[dict[str, Any]]:
-        """Yield messages up to the end of one answer."""
+    def _messages(self, answering: _Answering) -> Iterator[dict[str, Any]]:
+        """Yield messages up to the end of one answer. A stop is sent after a piece, so it cannot miss its answer."""
+        asked_to_stop = False
         while True:
             message = self._read()
             yield message
             if "answer" in message or "error" in message:
                 return
+            if answering.stopped.is_set() and not asked_to_stop:
+                asked_to_stop = True
+                self._send({"stop": True})
 
     def _failure(self) -> ChatUnavailable:
         """Return the process's error, as it wrote it to stderr."""
