@@ -4,8 +4,8 @@ Sessions are kept here rather than in Starlette's signed cookies, so that loggin
 effect on the server too.
 """
 
-import asyncio
 import hmac
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from starlette.requests import Request, cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from lowrank_rlhf.dashboard.password import WrongPasswords
 from lowrank_rlhf.errors import UserError
 
 SESSION_SECONDS = 12 * 3600
 COOKIE = "lowrank-session"
 PATHS = frozenset({"/login", "/logout"})
-_WRONG_PASSWORD_SECONDS = 1.0
 _STARTUP = "/gradio_api/startup-events"  # requested by Gradio's own launch; discloses nothing
 _NAME_FIELD = """<label for="username">Name / 姓名</label>
 <input id="username" name="username" autocomplete="username" maxlength="100" required autofocus>"""
@@ -56,7 +56,7 @@ class Login:
     sessions: dict[str, _Session] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._attempt = asyncio.Lock()
+        self._wrong = WrongPasswords()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with `scope["user"]` set, as Starlette's authentication does, or answer it here."""
@@ -84,10 +84,13 @@ class Login:
         body = await request.body()  # bounded by `RequestGuard`, since anybody may send it
         fields = parse_qs(body.decode(errors="replace"))
         given, user = (fields.get(name, [""])[0] for name in ("password", "username"))
-        async with self._attempt:  # one attempt at a time, and one second for each wrong password
-            if not hmac.compare_digest(given.encode(), self.password.encode()):
-                await asyncio.sleep(_WRONG_PASSWORD_SECONDS)
-                return self._form("Incorrect password. / 密码不对。", 401)
+        address = request.client.host if request.client else ""
+        if seconds := self._wrong.seconds_blocked(address):
+            return self._too_many(seconds)
+        if not hmac.compare_digest(given.encode(), self.password.encode()):
+            if seconds := self._wrong.add(address, user):
+                return self._too_many(seconds)
+            return self._form("Incorrect password. / 密码不对。", 401)
         try:
             user = self.checked_name(user) if self.checked_name else ""
         except UserError as error:
@@ -101,6 +104,14 @@ class Login:
         self.sessions[key] = _Session(user, now + SESSION_SECONDS)
         response = RedirectResponse("/", 303)
         response.set_cookie(COOKIE, key, max_age=SESSION_SECONDS, httponly=True, samesite="strict")
+        return response
+
+    def _too_many(self, seconds: int) -> Response:
+        minutes = math.ceil(seconds / 60)
+        response = self._form(
+            f"Too many wrong passwords. Retry in {minutes} min. / 错误次数太多，请 {minutes} 分钟后再试。", 429
+        )
+        response.headers["Retry-After"] = str(seconds)
         return response
 
     def _log_out(self, scope: Scope) -> Response:

@@ -1,12 +1,22 @@
-"""The password of a page: one environment variable, one minimum length."""
+"""The password of a page: one environment variable, one minimum length, and a bound on wrong ones."""
 
+import ipaddress
+import math
 import os
+import time
+from collections import deque
 
 from lowrank_rlhf.errors import UserError
 
 PASSWORD_VARIABLE = "LOWRANK_RLHF_PASSWORD"  # noqa: S105 - its name, not its value
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MIN_CHARACTERS = 12
+WINDOW_SECONDS = 600
+MAX_WRONG = 20
+"""Wrong passwords in a window from one address or for one name; further wrong ones are answered with 429."""
+MAX_FROM_ADDRESS = 200
+"""Wrong passwords in a window from one address; after these its attempts are refused without being checked."""
+_MAX_KEYS = 10_000
 
 
 def password_for(host: str, by_proxy: bool = False) -> str | None:
@@ -30,3 +40,43 @@ def check_length(password: str) -> None:
     """Raise `UserError` if the password is too short."""
     if len(password) < MIN_CHARACTERS:
         raise UserError(f"{PASSWORD_VARIABLE}: expected at least {MIN_CHARACTERS} characters, got {len(password)}")
+
+
+class WrongPasswords:
+    """Recent wrong passwords by address and by name. Nobody waits for another's attempts."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, deque[float]] = {}
+
+    def seconds_blocked(self, address: str) -> int:
+        """Return the seconds for which this address may not try at all; 0 if it may."""
+        return self._seconds_above(f"address {_network(address)}", MAX_FROM_ADDRESS)
+
+    def add(self, address: str, name: str) -> int:
+        """Count a wrong password. Return the seconds for which further wrong ones are too many; 0 if they are not."""
+        keys = [f"address {_network(address)}", *([f"name {name.casefold()[:100]}"] if name else [])]
+        now = time.monotonic()
+        for key in keys:
+            times = self._times.pop(key, deque(maxlen=MAX_FROM_ADDRESS))  # last again, so that the oldest key goes
+            times.append(now)
+            self._times[key] = times
+        while len(self._times) > _MAX_KEYS:
+            self._times.pop(next(iter(self._times)))
+        return max(self._seconds_above(key, MAX_WRONG + 1) for key in keys)
+
+    def _seconds_above(self, key: str, bound: int) -> int:
+        """Return the seconds until fewer than `bound` wrong passwords are in the window."""
+        times = self._times.get(key, ())
+        if len(times) < bound:
+            return 0
+        return max(0, math.ceil(times[-bound] + WINDOW_SECONDS - time.monotonic()))
+
+
+def _network(address: str) -> str:
+    """Return the address, or for IPv6 its network: one computer has all addresses of a /64."""
+    try:
+        if (parsed := ipaddress.ip_address(address)).version == 6:
+            return str(ipaddress.ip_network((parsed, 64), strict=False))
+    except ValueError:
+        pass
+    return address

@@ -1,5 +1,6 @@
 """Server of a page: the same address check, request guard, login and launch for every page."""
 
+import os
 import socket
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ def serve(
     routes: Sequence[BaseRoute] = (),
 ) -> None:
     """Serve a page until Ctrl-C. `on_ready` is called when it can be opened."""
+    if not address.proxy_names:  # no proxy is expected: a visitor must not choose the address that the login counts
+        os.environ["FORWARDED_ALLOW_IPS"] = ""
     blocks.launch(
         server_name=address.host,
         server_port=address.port,

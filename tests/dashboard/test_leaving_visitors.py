@@ -2,7 +2,6 @@
 
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,21 +66,17 @@ def test_leaving_an_answer_at_any_message_waits_for_nothing(worker: ChatWorker, 
     for _ in range(read):
         next(messages)
     closing = threading.Thread(target=messages.close, daemon=True)
-    began = time.monotonic()
     closing.start()
     closing.join(5)
     assert not closing.is_alive(), f"closing waits after message {read}"
-    assert time.monotonic() - began < 0.5
     wait_for(lambda: answers_again(worker, tmp_path), 10)
 
 
 def test_the_rest_of_a_left_answer_is_not_generated(worker: ChatWorker, tmp_path: Path) -> None:
-    messages = worker.ask(tmp_path, [ASK | {"max_new_tokens": 3}] * 50)
+    messages = worker.ask(tmp_path, [ASK | {"max_new_tokens": 20}] * 100)
     next(messages)
     messages.close()
-    began = time.monotonic()
-    wait_for(lambda: answers_again(worker, tmp_path), 10)
-    assert time.monotonic() - began < 2  # 50 answers take 3
+    wait_for(lambda: answers_again(worker, tmp_path), 10)  # 100 answers take 40 s
 
 
 def test_nobody_waits_for_another_visitors_models(worker: ChatWorker, tmp_path: Path) -> None:
