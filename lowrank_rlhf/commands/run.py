@@ -43,9 +43,15 @@ def run(
     redo: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="STAGE", help="Repeat this stage and those that depend on it; may be given several times."
+            metavar="STAGE",
+            help="Repeat this stage and those that depend on it; may be given several times. Earlier results are kept "
+            "until the new ones are done.",
         ),
     ] = None,
+    undo_redo: Annotated[
+        bool,
+        typer.Option("--undo-redo", help="Only put back the results that an unfinished --redo set aside."),
+    ] = False,
 ) -> None:
     """Run the pipeline, or resume it.
 
@@ -61,6 +67,11 @@ def run(
       python -m lowrank_rlhf run my.yaml --redo ppo
     """
     loaded = checked_config(config, overrides)
+    if undo_redo:
+        run_dir = RunDir(run_folder(loaded.name, runs))
+        back = pipeline.undo_redo(run_dir)
+        echo(f"Put back: {', '.join(back)}" if back else f"{run_dir.path}: no results are set aside")
+        return
     try:
         with distributed.join() as group, Progress() as progress:
             if not group.is_main:

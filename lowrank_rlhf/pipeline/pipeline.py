@@ -75,6 +75,7 @@ def run(
         look_up_commits(run_dir, config)
         kept = [stage for stage in chosen if stage not in again]
         _refuse_stale([_status(stage, config, run_dir) for stage in kept])
+        selection.refuse_other_answers(again, config, run_dir)
         session = Session(config, run_dir, progress, stop, group or ProcessGroup())
         if to_do:
             session.read_data()
@@ -87,9 +88,14 @@ def run(
             session.take_backend()  # before anything imports transformers
             session.filter_lengths()
         planned = shown_peaks(config, run_dir, session.data) if to_do else {}
-        # Last stage first: after an interruption no remaining stage depends on a deleted one.
+        # Last stage first: after an interruption no remaining stage depends on a discarded one.
         for stage in reversed(again):
             run_dir.discard(stage.name, stage.writes)
+        if kept_aside := [stage.name for stage in again if run_dir.earlier(stage.name)]:
+            progress.say(
+                f"Earlier results of {', '.join(kept_aside)} are kept in {run_dir.path / 'before'} until the new ones "
+                "are done; `run` with --undo-redo puts them back"
+            )
         run_dir.open(dump_config(config))
         with tracked(config, run_dir.metrics, run_dir.path), progress.recorded_in(run_dir.path):
             for index, stage in enumerate(chosen, 1):
@@ -98,6 +104,13 @@ def run(
                 _run_stage(stage, session, planned.get(stage.name))
         _report(run_dir)
     return run_dir
+
+
+def undo_redo(run_dir: RunDir) -> list[str]:
+    """Put back the results that an unfinished redo set aside; return their stages. Raises `RunLocked`."""
+    with run_dir.lock():
+        run_dir.recover()
+        return run_dir.put_back()
 
 
 def plan(config: Config, run_dir: RunDir) -> list[StageStatus]:

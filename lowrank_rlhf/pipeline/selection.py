@@ -4,7 +4,11 @@ from collections.abc import Collection, Iterator, Sequence
 
 from lowrank_rlhf import stages
 from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.pipeline.fingerprint import current_fingerprint, differences
+from lowrank_rlhf.preferences.project import STORE
+from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.stages import Stage
 
@@ -68,3 +72,20 @@ def missing_inputs(
                 f"stage {maker} makes it: add {maker} to `stages`"
             )
         made.update(stage.writes)
+
+
+def refuse_other_answers(again: Collection[Stage], config: Config, run_dir: RunDir) -> None:
+    """Raise `UserError` if other answers would be sampled than people have ranked: no ranking would refer to them."""
+    store = run_dir.path / STORE
+    if config.rank.source != "human" or stages.stage("sample") not in again or not store.is_file():
+        return
+    changed: list[str] = []
+    for stage in again:
+        if stage.name in ("sft", "sample") and (mark := run_dir.mark(stage.name)):
+            changed += differences(mark.fingerprint, current_fingerprint(stage, config, run_dir), finished=True)
+    if changed and (ranked := AnnotationStore(store).ranked_prompts()):
+        raise UserError(
+            f"{store} has rankings of {ranked} prompts by people, and other settings give other answers:\n"
+            + "".join(f"  {line}\n" for line in changed)
+            + "Start a new run under another name (name=...), or move the file away to rank again."
+        )

@@ -4,13 +4,11 @@ The process may be killed at any instant: everything marked as done is on disk, 
 """
 
 import os
-import platform
 import re
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,13 @@ from lowrank_rlhf.run import fault_points, outputs
 from lowrank_rlhf.run.files import append_line, now, read_json, sha256, sync, sync_folder, write_atomic
 from lowrank_rlhf.run.files import write_json_atomic as write_json_atomic
 from lowrank_rlhf.run.results import MARKS, DoneMark, Fingerprint, Results, StageResult, Started
-from lowrank_rlhf.run.run_lock import run_lock
+from lowrank_rlhf.run.run_lock import run_lock, software
 from lowrank_rlhf.run.step_log import NO_ROWS, StepLog
 
 SCHEMA = 1
 """Schema version of a run folder, in its env.json, and of each JSON file in it (decision 0014)."""
 _DAMAGED = "The file was edited or is damaged: restore it, or delete it to compute its contents again"
 _RESERVED = re.compile(r"((con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.)", re.IGNORECASE)
-_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 
 
 class _Plan(BaseModel):
@@ -49,7 +46,7 @@ class RunDir:
     def open(self, config_text: str) -> None:
         """Create the folder and record the config and the software it runs on."""
         write_atomic(self.path / "config.yaml", config_text)
-        write_json_atomic(self.path / "env.json", _environment())
+        write_json_atomic(self.path / "env.json", {"schema": SCHEMA, **software()})
 
     def check(self) -> None:
         """Raise `UserError` for a run of a newer version, whose format may differ, and for a bad name of a new run."""
@@ -158,24 +155,39 @@ class RunDir:
         self._complete(stage, writes, mark)
 
     def recover(self) -> list[str]:
-        """Complete an interrupted `finish` or `discard`; return the stages that were finished."""
+        """Complete an interrupted `finish`, `discard` or `put_back`; return the stages that were finished."""
         plans = {path.parent.name: read_record(path, _Plan) for path in sorted(self.path.glob("work/*/finish.json"))}
         for stage, plan in plans.items():
             if plan:
                 self._complete(stage, plan["writes"], plan["mark"])
+        for stage in MARKS:
+            self.earlier(stage).resume()
         self._empty_trash()
         return list(plans)
 
     def discard(self, stage: str, writes: Sequence[str]) -> None:
-        """Delete the stage's done mark, outputs, work folder and rows in the logs."""
-        self._mark(stage).unlink(missing_ok=True)  # first: outputs without a done mark are ignored
-        fault_points.point(f"{stage}: mark removed")
+        """Set a finished stage's results aside until it is done again; delete an unfinished one's work and rows."""
+        if self._mark(stage).exists():
+            self.earlier(stage).keep(self._mark(stage), writes)
         for path in (self.work_path(stage), *map(self.artifact, writes)):
             self._put_away(path)
             fault_points.point(f"{stage}: {path.name} put away")
         for log in self._logs:
             log.truncate(stage, -1)
         self._empty_trash()
+
+    def earlier(self, stage: str) -> outputs.EarlierResults:
+        """Return the results of a stage that were set aside, if any."""
+        return outputs.EarlierResults(self.path, stage, self._logs, self._put_away)
+
+    def put_back(self) -> list[str]:
+        """Put back all results that were set aside, in place of the unfinished new ones; return their stages."""
+        found = [stage for stage in MARKS if self.earlier(stage)]
+        for stage in found:
+            self._put_away(self.work_path(stage))
+            self.earlier(stage).put_back()
+        self._empty_trash()
+        return found
 
     def hashes(self, names: Iterable[str]) -> dict[str, str]:
         """Return the SHA-256 of each of the run's files and folders, without missing ones."""
@@ -212,6 +224,7 @@ class RunDir:
                 fault_points.point(f"{name}: moved")
                 sync_folder(self.artifact(name).parent)
         write_json_atomic(self._mark(stage), mark)
+        self.earlier(stage).drop()
         self._put_away(work)
         fault_points.point(f"{stage}: work put away")
         self._empty_trash()
@@ -280,20 +293,3 @@ def read_record(path: Path, form: type[BaseModel] | None = None) -> dict[str, An
 
 def _is_in(file: str, names: Iterable[str]) -> bool:
     return any(file == name or file.startswith(f"{name}/") for name in names)
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

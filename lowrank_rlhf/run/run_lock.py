@@ -1,4 +1,4 @@
-"""Lock of a run, and the process that has it.
+"""Lock of a run, the process that has it, and its software.
 
 A process is known by host, boot, PID namespace and number: in two containers or after a restart other processes have
 the same number. The inode of the lock makes the record of a copied run folder a stranger's.
@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lowrank_rlhf.errors import RunLocked, UserError
 from lowrank_rlhf.run.files import now, read_json, write_json_atomic
 
 LOCK = "run.lock"
+_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 _PATIENCE_SECONDS = 0.3
 """Longer than `is_locked` keeps the lock to look at it."""
 
@@ -108,3 +110,20 @@ def _pid_namespace() -> int | None:
     with suppress(OSError):
         return Path("/proc/self/ns/pid").stat().st_ino
     return None
+
+
+def software() -> dict[str, Any]:
+    """Return the versions of Python and the libraries, and the machine."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

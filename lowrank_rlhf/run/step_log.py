@@ -39,6 +39,17 @@ class StepLog:
             if stage is None or row["stage"] == stage:
                 yield row
 
+    def lines(self, stage: str) -> list[str]:
+        """Return the lines of a stage's rows."""
+        return [line for line, row in _lines(self.path) if row["stage"] == stage]
+
+    def replace(self, stage: str, lines: Sequence[str]) -> None:
+        """Replace all rows of a stage by these lines."""
+        self.truncate(stage, -1)
+        if lines:
+            kept = [line for line, _ in _lines(self.path)]
+            write_atomic(self.path, "".join(f"{line}\n" for line in (*kept, *lines)))
+
     def truncate(self, stage: str, step: int) -> None:
         """Delete the stage's rows after a step, so that resuming from its checkpoint repeats none."""
         if self.path.exists():

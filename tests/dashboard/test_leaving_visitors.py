@@ -54,8 +54,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatWorker]:
 def answers_again(worker: ChatWorker, run: Path) -> bool:
     try:
         return [message["answer"]["text"] for _, message in worker.ask(run, TWO) if "answer" in message] == ["abc"] * 2
-    except ChatUnavailable as error:
-        assert error.kind == "busy"
+    except ChatUnavailable:
         return False
 
 

@@ -5,7 +5,7 @@ import re
 import subprocess
 
 import pytest
-from dashboard_runs import make_run, page_of
+from dashboard_runs import finish, make_run, page_of
 
 from lowrank_rlhf.config.loading import load_config, parse_config, preset_path
 from lowrank_rlhf.dashboard import jobs
@@ -14,6 +14,7 @@ from lowrank_rlhf.dashboard.tabs import new_run, runs
 from lowrank_rlhf.dashboard.tabs.plan_html import plan_html
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.directory import RunDir
 
 
 class TestNewRun:
@@ -71,6 +72,28 @@ class TestNewRun:
             (run, ["run", config, "--redo", "ppo", "--runs", str(tmp_path)]),
         ]
         assert "invalid run name" in runs._act(page_of(tmp_path), "resume", "../one", "en", None)
+
+    def test_a_redo_asks_first_and_names_what_goes(self, tmp_path) -> None:
+        run = make_run(tmp_path)
+        finish(run, "sft", "sample", "rank", "reward", "ppo")
+        (run / "adapters" / "policy").mkdir(parents=True)
+        visible, goes, asked, _ = runs._ask_redo(page_of(tmp_path), "one", "en", "reward")
+        assert (visible["visible"], asked) == (True, ["one", "reward"])
+        assert "reward (0:10 of work)" in goes
+        assert re.search(r"ppo \([^)]*\): adapters/policy\n?<", goes)
+        assert "sample" not in goes
+        assert (run / "done" / "ppo.json").exists()
+        visible, _, asked, why = runs._ask_redo(page_of(tmp_path), "one", "en", None)
+        assert (visible["visible"], asked, t("runs.redo_which", "en") in why) == (False, None, True)
+
+    def test_a_redo_is_undone_by_a_button(self, tmp_path) -> None:
+        run = make_run(tmp_path)
+        finish(run, "sft")
+        assert not runs._buttons(RunsFolder(tmp_path).status("one"), "en")["can_undo"]
+        RunDir(run).discard("sft", ["adapters/sft"])
+        assert runs._buttons(RunsFolder(tmp_path).status("one"), "en")["can_undo"]
+        assert t("runs.undone", "zh", stages="sft") in runs._act(page_of(tmp_path), "undo", "one", "zh")
+        assert RunsFolder(tmp_path).status("one").done == ["sft"]
 
     def test_the_plan_is_read_from_json(self, tmp_path, monkeypatch) -> None:
         """What `plan` prints for people may be worded in any way."""

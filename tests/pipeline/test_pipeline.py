@@ -24,8 +24,10 @@ from lowrank_rlhf.data import loading
 from lowrank_rlhf.errors import RunLocked, StaleRun, Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.fingerprint import differences, fingerprint
+from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run.directory import RunDir, write_json_atomic
 from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample
 from lowrank_rlhf.run.results import Fingerprint, StageResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.sources.model_shape import Shape
@@ -405,6 +407,40 @@ def test_an_interrupted_redo_leaves_no_stage_that_was_built_on_a_deleted_one(tmp
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, redo=["sample"])
     assert states(tmp_path) == ["done", "done", "done", "to do", "done"]
+
+
+def test_a_stopped_redo_can_be_undone(tmp_path: Path, factory: Factory) -> None:
+    run_dir = run(tmp_path)
+    made = {name: run_dir.artifact(f"{name}.txt").read_text() for name in NAMES}
+    factory.salt = " again"
+    factory.before["rank"] = lambda _: wait_for_people()
+    with pytest.raises(WaitingForPeople):
+        run(tmp_path, redo=["sample"])
+    assert states(tmp_path) == ["done", "done", "to do", "to do", "done"]
+    assert pipeline.undo_redo(run_dir) == ["rank", "ppo"]  # the new sample is done: the old one is gone
+    assert {name: run_dir.artifact(f"{name}.txt").read_text() for name in ("rank", "ppo")} == {
+        name: made[name] for name in ("rank", "ppo")
+    }
+    assert states(tmp_path) == ["done", "done", "stale", "done", "done"]
+
+
+def test_other_answers_than_people_ranked_are_refused_before_anything_goes(tmp_path: Path, factory: Factory) -> None:
+    human = {"source": "human", "minimum_rankings": 1}
+    config = settings(rank=human)
+    run_dir = run(tmp_path, config)
+    store = AnnotationStore(run_dir.path / "annotations.sqlite")
+    prompt = Prompt(id="p", messages=(Message(role="user", content="hi"),))
+    store.add_items([prompt], [Sample(id=name, prompt_id="p", text=name) for name in "ab"])
+    other = settings(rank=human, seed=2)
+    run(tmp_path, other, redo=["sft"])  # nobody has ranked
+    config, other = other, settings(rank=human, seed=3)
+    store.save(Ranking(prompt_id="p", annotator="ann", tiers=(("a",), ("b",)), shown=("a", "b")))
+    with pytest.raises(UserError, match=r"has rankings of 1 prompts by people(.|\n)*seed: 2 -> 3(.|\n)*name="):
+        run(tmp_path, other, redo=["sft"])
+    assert states(tmp_path, config) == ["done"] * 5
+    factory.ran.clear()
+    run(tmp_path, config, redo=["sft"])  # the same answers again
+    assert "sample" in factory.ran
 
 
 @pytest.mark.usefixtures("factory")

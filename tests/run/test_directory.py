@@ -158,15 +158,67 @@ def test_discard_forgets_a_stage_and_only_that(tmp_path: Path) -> None:
     assert other.exists()
     assert [row["stage"] for row in log.read()] == ["ppo"]
     run.discard("sft", WRITES)  # nothing is there: nothing to do
+    assert run.earlier("sft")
 
 
-def test_a_killed_discard_leaves_no_mark_without_outputs(tmp_path: Path) -> None:
+def test_results_set_aside_come_back_or_go_with_the_new_ones(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    log = StepLog(tmp_path / "metrics.jsonl")
+    run.open("name: old\n")
+    fill(run)
+    log.append("sft", 0, loss=1)
+    run.finish("sft", WRITES, MARK)
+    mark = done(run, "sft")
+    run.discard("sft", WRITES)
+    run.open("name: new\n")
+    fill(run, "half")
+    log.append("sft", 0, loss=9)
+    assert run.put_back() == ["sft"]
+    assert (contents(run), done(run, "sft")) == (["new"] * 3, mark)
+    assert [row["loss"] for row in log.read("sft")] == [1]
+    assert (tmp_path / "config.yaml").read_text() == "name: old\n"
+    assert not run.work_path("sft").exists()
+    assert (run.put_back(), run.faults("sft"), run.log_faults("sft")) == ([], [], [])
+    assert not (tmp_path / "before").exists()
+    run.discard("sft", WRITES)
+    fill(run, "newer")
+    run.finish("sft", WRITES, MARK)
+    assert (contents(run), run.put_back()) == (["newer"] * 3, [])
+    assert not (tmp_path / "before").exists()
+
+
+def test_a_killed_discard_loses_nothing(tmp_path: Path) -> None:
+    """No mark without outputs, and the results come back from any state."""
     for calls in range(1000):
         run = RunDir(tmp_path / str(calls))
         fill(run)
         run.finish("sft", WRITES, MARK)
+        mark = done(run, "sft")
         status = in_a_dying_process(lambda run=run: run.discard("sft", WRITES), calls)
         assert done(run, "sft") is None or contents(run) == ["new"] * 3
+        run.recover()
+        if done(run, "sft") is None:
+            assert contents(run) == [None] * 3
+            assert run.put_back() == ["sft"]
+        assert (contents(run), done(run, "sft")) == (["new"] * 3, mark)
+        if status == 0:
+            break
+
+
+def test_putting_back_may_be_killed_too(tmp_path: Path) -> None:
+    for calls in range(1000):
+        run = RunDir(tmp_path / str(calls))
+        fill(run)
+        run.finish("sft", WRITES, MARK)
+        mark = done(run, "sft")
+        run.discard("sft", WRITES)
+        fill(run, "half")
+        status = in_a_dying_process(run.put_back, calls)
+        assert done(run, "sft") is None or contents(run) == ["new"] * 3
+        run.recover()
+        run.put_back()
+        assert (contents(run), done(run, "sft")) == (["new"] * 3, mark)
+        assert not (run.path / "before").exists()
         if status == 0:
             break
 

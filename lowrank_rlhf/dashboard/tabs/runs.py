@@ -12,10 +12,14 @@ from lowrank_rlhf.dashboard.tabs import new_run
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, details, note, run_list
 from lowrank_rlhf.dashboard.text import t
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.pipeline.pipeline import undo_redo
+from lowrank_rlhf.pipeline.selection import built_on, named
 from lowrank_rlhf.preferences.project import open_project
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.stages import STAGES
 
-Action = Literal["stop", "resume", "redo"]
+Action = Literal["stop", "resume", "redo", "undo"]
 
 _SECONDS = 2.0
 _MAX_RUNS = 60
@@ -36,27 +40,43 @@ def build(page: DashboardPage) -> None:
     with page.texts.add(gr.Accordion(open=False, elem_id="again"), label="runs.again"), gr.Row(elem_classes="actions"):
         stage = page.texts.add(gr.Dropdown([], elem_id="redo-stage"), label="runs.redo_stage", info="runs.redo_info")
         redo = page.texts.add(gr.Button(elem_id="redo"), value="runs.redo")
+    with gr.Column(visible=False, elem_id="redo-question") as question:
+        goes = gr.HTML("", elem_id="redo-goes")
+        with gr.Row(elem_classes="actions"):
+            yes = page.texts.add(gr.Button(variant="stop", elem_id="redo-yes"), value="runs.redo_yes")
+            no = page.texts.add(gr.Button(elem_id="redo-no"), value="runs.redo_no")
+    undo = page.texts.add(gr.Button(visible=False, elem_id="undo-redo"), value="runs.undo_redo")
+    asked = gr.State(None)
     outcome = gr.HTML("", elem_id="run-outcome")
     previous = gr.State({})
-    outputs = [listing, about, page.run, stop, resume, stage, redo, previous]
+    outputs = [listing, about, page.run, stop, resume, stage, redo, undo, previous]
     inputs = [page.run, page.language, previous]
 
     def refresh(chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
         return _refresh(page.runs, chosen, language, before)
 
     def act(action: Action) -> Any:
-        def acted(chosen: str | None, language: str, stage: str | None) -> str:
-            return _act(page, action, chosen, language, stage)
+        return lambda chosen, language: _act(page, action, chosen, language)
 
-        return acted
+    def ask(chosen: str | None, language: str, stage: str | None) -> list[Any]:
+        return _ask_redo(page, chosen, language, stage)
+
+    def confirm(asked: Any, language: str) -> list[Any]:
+        shown = _act(page, "redo", asked[0], language, asked[1]) if asked else gr.skip()
+        return [gr.update(visible=False), None, shown]
 
     gr.Timer(_SECONDS).tick(refresh, inputs, outputs, **QUIET)
     page.run.change(refresh, inputs, outputs, **QUIET)
     page.language.change(refresh, inputs, outputs, **QUIET)
     listing.select(_picked, None, page.run, **QUIET)
-    for button, action in ((stop, "stop"), (resume, "resume"), (redo, "redo")):
-        clicked = button.click(act(action), [page.run, page.language, stage], outcome, **EVENT)  # type: ignore[arg-type]
+    for button, action in ((stop, "stop"), (resume, "resume"), (undo, "undo")):
+        clicked = button.click(act(action), [page.run, page.language], outcome, **EVENT)  # type: ignore[arg-type]
         clicked.then(refresh, inputs, outputs, **QUIET)
+    redo.click(ask, [page.run, page.language, stage], [question, goes, asked, outcome], **EVENT)
+    yes.click(confirm, [asked, page.language], [question, asked, outcome], **EVENT).then(
+        refresh, inputs, outputs, **QUIET
+    )
+    gr.on([no.click, page.run.change], _no_question, None, [question, asked], **QUIET)
     new_run.build(page).then(refresh, inputs, outputs, **QUIET)
 
 
@@ -99,6 +119,7 @@ def _refresh(runs: RunsFolder, chosen: str | None, language: str, before: dict[s
         changed(gr.update(interactive=now["can_resume"], value=now["resume"]), "can_resume", "resume"),
         changed(gr.update(choices=now["redo"], value=None, interactive=bool(now["redo"])), "redo", "choice"),
         changed(gr.update(interactive=bool(now["redo"])), "redo"),
+        changed(gr.update(visible=now["can_undo"]), "can_undo"),
         changed(now, *now),
     ]
 
@@ -112,11 +133,30 @@ def _buttons(run: RunStatus | None, language: str) -> dict[str, Any]:
         "can_resume": idle and run is not None and run.state != "finished",
         "resume": t("runs.continue" if waiting else "runs.resume", language),
         "redo": [stage.name for stage in STAGES if run and stage.name in run.done] if idle else [],
+        "can_undo": idle and run is not None and any(RunDir(run.path).earlier(stage.name) for stage in STAGES),
     }
 
 
-def _act(page: DashboardPage, action: Action, chosen: str | None, language: str, stage: str | None) -> str:
-    """Stop, resume or redo, and return the outcome as HTML."""
+def _ask_redo(page: DashboardPage, chosen: str | None, language: str, stage: str | None) -> list[Any]:
+    """Show a question that names the results that a redo sets aside."""
+    if not chosen or not stage:
+        why = note(t("runs.redo_which" if chosen else "runs.choose", language))
+        return [gr.update(visible=False), "", None, why]
+    run = page.runs.status(chosen)
+    lines = [t("runs.redo_question", language, run=chosen, stage=stage)]
+    for again in built_on(named([stage], STAGES)):
+        if mark := run.marks.get(again.name):
+            files = ", ".join(name for name in again.writes if (run.path / name).exists())
+            lines.append(t("runs.redo_goes", language, stage=again.name, time=duration(mark.seconds), files=files))
+    return [gr.update(visible=True), note("\n".join(lines), "bad"), [chosen, stage], ""]
+
+
+def _no_question() -> list[Any]:
+    return [gr.update(visible=False), None]
+
+
+def _act(page: DashboardPage, action: Action, chosen: str | None, language: str, stage: str | None = None) -> str:
+    """Stop, resume, redo or undo a redo, and return the outcome as HTML."""
     if not chosen:
         return note(t("runs.choose", language))
     try:
@@ -125,6 +165,8 @@ def _act(page: DashboardPage, action: Action, chosen: str | None, language: str,
             return note(t("runs.stopping" if jobs.stop(path) else "runs.not_running", language))
         if action == "redo" and not stage:
             return note(t("runs.redo_which", language))
+        if action == "undo":
+            return note(t("runs.undone", language, stages=", ".join(undo_redo(RunDir(path)))), "good")
         config = path / "config.yaml"
         if not config.is_file():
             return note(t("runs.no_config", language), "bad")
