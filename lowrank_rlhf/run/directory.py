@@ -8,7 +8,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +236,8 @@ class RunDir:
 
     def _empty_trash(self) -> None:
         shutil.rmtree(self.work_path(".trash"), ignore_errors=True)
+        with suppress(OSError):  # absent, or with results
+            (self.path / "before").rmdir()
 
 
 def check_new_name(run: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from lowrank_rlhf.run import fault_points
@@ -78,8 +77,6 @@ class EarlierResults:
     def drop(self) -> None:
         """Delete the results: newer ones are done."""
         self._put_away(self.folder)
-        with suppress(OSError):  # absent, or with results of other stages
-            self.folder.parent.rmdir()
 
     def resume(self) -> None:
         """Complete a move that was interrupted, in its direction."""

@@ -54,7 +54,7 @@ def test_a_session_ends_on_the_running_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_without_the_password_no_body_is_read_and_tries_are_bounded(tmp_path: Path, page: str) -> None:
     with running(page, tmp_path, PASSWORD) as url:
-        for path in ("/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/component_server/"):
+        for path in ("/gradio_api/queue/join", "/gradio_api/component_server/"):
             assert ask(url, path, "POST", b"{}", Origin=url)[0] == 401
         assert stream(url, "/login", [b"x" * 1024] * 64, Origin=url, **FORM) == 413
         assert ask(url, "/login", "POST", b"password=" + b"x" * 5000, Origin=url, **FORM)[0] == 413
