@@ -10,6 +10,7 @@ update warms up and is not counted. With --json the last line is one JSON object
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,10 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     updates = list(_updates(roles, given))[1:]
     phases = {name: [figures[name] for figures in updates] for name in PHASES}
-    seconds = [sum(figures[name] for name in PHASES) for figures in updates]
+    seconds = [figures["update"] for figures in updates]
     result: dict[str, Any] = {
         "seconds_per_update": [round(value, 3) for value in seconds],
         "phases": {name: round(median(values), 3) for name, values in phases.items()},
+        "cpu_seconds_per_update": round(median(figures["cpu"] for figures in updates), 3),
         "peak_rss_mb": round(peak_memory_bytes() / 2**20),
         "rollout_tokens_per_second": round(given.batch * given.new_tokens / median(phases["rollout"]), 1),
         "arithmetic_floor_seconds": round(_floor(roles, given), 3),
@@ -59,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _updates(roles: Roles, given: argparse.Namespace) -> Any:
-    """Return the seconds of each phase of consecutive updates."""
+    """Yield the seconds of each phase of consecutive updates, and of the whole, by the clock and of the processors."""
     ppo = PpoConfig(
         steps=given.updates + 1,
         batch_size=given.batch,
@@ -73,11 +75,13 @@ def _updates(roles: Roles, given: argparse.Namespace) -> Any:
     optimizers = Optimizers.create(roles, ppo)
     for step in range(given.updates + 1):
         chosen = prompts[step * given.batch : (step + 1) * given.batch]
+        start, cpu = time.monotonic(), time.process_time()
         rollout = collect(roles, chosen, ppo, sampling, SCALE, 0.05, seed=step)
         optimizers.schedule(ppo, step)
         found = rollout.figures | update(roles, optimizers, rollout, ppo, SCALE, sampling.temperature, seed=step)
         names = {"rollout": "sampling"} | {name: name for name in PHASES[1:]}
-        yield {phase: found[f"time/{name}"] for phase, name in names.items()}
+        whole = {"update": time.monotonic() - start, "cpu": time.process_time() - cpu}
+        yield {phase: found[f"time/{name}"] for phase, name in names.items()} | whole
 
 
 def _floor(roles: Roles, given: argparse.Namespace) -> float:
@@ -108,7 +112,8 @@ def _words(result: dict[str, Any]) -> str:
     phases = "\n".join(f"  {name:<14} {seconds:7.2f} s" for name, seconds in result["phases"].items())
     return (
         f"{median(result['seconds_per_update']):.2f} s an update, {result['arithmetic_floor_seconds']:.2f} s if only "
-        f"matrix products and memory took time ({result['compute_dtype']}, {result['threads']} threads)\n{phases}\n"
+        f"matrix products and memory took time ({result['compute_dtype']}, {result['threads']} threads); "
+        f"{result['cpu_seconds_per_update']:.2f} s of the processors\n{phases}\n"
         f"  {result['rollout_tokens_per_second']:.0f} tokens/s sampled, peak memory {result['peak_rss_mb']} MiB\n"
         f"  {result['operations_per_pass']:,} operations a policy pass, "
         f"{result['role_switch_ms']} ms a switch of role, {result['merge_ms']} ms a merge"

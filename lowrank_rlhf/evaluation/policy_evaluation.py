@@ -17,7 +17,7 @@ from lowrank_rlhf.maths.kl import kl_penalty
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.maths.statistics import win_rate
-from lowrank_rlhf.models.allocator import release_freed_memory
+from lowrank_rlhf.models.allocator import release_if_short
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import not_finite
 from lowrank_rlhf.preferences.judges.loading import Judge
@@ -129,7 +129,7 @@ class PolicyEvaluation:
             judged={judge.role: judge.scores(self.prompts, samples) for judge in self.judges},
             problem=found.problem(self.prompts) or not_finite(Role.REWARD, "scores", scores, ids),
         )
-        release_freed_memory()
+        release_if_short()
         return answers
 
     def figures(self, answers: PolicyAnswers, config: PpoConfig) -> dict[str, float]:

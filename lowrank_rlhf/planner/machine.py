@@ -7,19 +7,16 @@ import subprocess
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-
-import psutil
 
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.models.precision import BFLOAT16_UNITS, cpu_flags, refuse_float16_without_gpu
 from lowrank_rlhf.planner.memory import Device
+from lowrank_rlhf.run.memory_usage import system_memory_bytes
 
 BFLOAT16_GAIN = 1.5
 """Speedup of a whole forward pass in bfloat16 on a CPU with bfloat16 instructions."""
 CUDA_OPERATIONS = 2e13
 """Assumed operations per second of a forward pass on a mid-range GPU; not measured."""
-_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -49,23 +46,12 @@ def find_machine(config: ModelConfig) -> Machine:
     if gpu:
         return Machine(device, *gpu, CUDA_OPERATIONS, number_format)
     operations = _float32_operations() * (BFLOAT16_GAIN if device.width == 2 else 1)
-    return Machine(device, *_memory(), operations, number_format)
+    return Machine(device, *system_memory_bytes(), operations, number_format)
 
 
 def same_machine(environment: dict[str, object]) -> bool:
     """Return True if a run's env.json was written on this machine, as far as it shows."""
     return environment.get("platform") == platform.platform()
-
-
-def _memory() -> tuple[int, int]:
-    """Return free and total memory, within the limit of a container if there is one."""
-    state = psutil.virtual_memory()
-    try:
-        limit = int((_CONTROL_GROUP / "memory.max").read_text())
-        used = int((_CONTROL_GROUP / "memory.current").read_text())
-    except (OSError, ValueError):  # no control groups of version 2, or no limit
-        return state.available, state.total
-    return min(state.available, max(0, limit - used)), min(state.total, limit)
 
 
 def _gpu() -> tuple[int, int] | None:

@@ -7,6 +7,24 @@ from typing import Any
 import psutil
 
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+def system_memory_bytes() -> tuple[int, int]:
+    """Return free and total memory outside of GPUs, within the limit of a container if there is one."""
+    state = psutil.virtual_memory()
+    try:
+        limit = int((_CONTROL_GROUP / "memory.max").read_text())
+        used = int((_CONTROL_GROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no control groups of version 2, or no limit
+        return state.available, state.total
+    return min(state.available, max(0, limit - used)), min(state.total, limit)
+
+
+def free_memory_bytes() -> int:
+    """Return the free memory of the GPU if this process uses one, else that of the system."""
+    cuda = _cuda_in_use()
+    return int(cuda.mem_get_info()[0]) if cuda is not None else system_memory_bytes()[0]
 
 
 def memory_in_use_bytes() -> int:

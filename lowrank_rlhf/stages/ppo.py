@@ -18,7 +18,6 @@ from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation, judge_na
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.text import distinct_n
-from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.run.directory import RunDir
@@ -191,11 +190,9 @@ def _step(training: _PpoTraining, state: PolicyState, started: StartedStep) -> t
     """
     config = training.config.ppo
     rollout = started.rollout = started.rollout or _collect(training, state)
-    release_freed_memory()  # here and below: tensors of sampling and training differ in size, and fragment memory
     figures = {"skipped": 1.0}
     if rollout.problem() is None:
         figures = _learn(training, state, rollout, started.steps)
-    release_freed_memory()
     state.step += 1
     training.run_dir.metrics.append("ppo", state.step, **figures)
     _count(training, state, rollout, started.steps)

@@ -9,6 +9,7 @@ from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.maths.kl import k3
 from lowrank_rlhf.maths.losses import policy_losses, value_losses
 from lowrank_rlhf.maths.masking import masked_mean, masked_sum
+from lowrank_rlhf.models.allocator import release_if_short
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_logprobs
 from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clipped_step
@@ -132,6 +133,7 @@ def update(
         start = time.monotonic()
         steps.figures[_FINAL_KL] = [_approximate_kl(roles, rollout, temperature)]
         steps.figures["time/policy_update"].append(time.monotonic() - start)
+    release_if_short()
     return {"time/policy_update": 0.0} | steps.summary()
 
 

@@ -14,6 +14,7 @@ from lowrank_rlhf.maths.advantages import gae, token_rewards
 from lowrank_rlhf.maths.kl import k1, k3, kl_penalty
 from lowrank_rlhf.maths.masking import masked_mean, masked_sum, pool, running_pool, whiten
 from lowrank_rlhf.maths.sequences import Sequences, cut_minibatches, pack
+from lowrank_rlhf.models.allocator import release_if_short
 from lowrank_rlhf.models.generation import Response, sample_answers
 from lowrank_rlhf.models.logprobs import TokenLogprobs
 from lowrank_rlhf.models.roles import Role, Roles
@@ -149,6 +150,7 @@ def collect(
     shaped = shape_scores(scores, finished, config)  # (B,): `score_clip` and `missing_eos` applied
     advantages, returns = credit(shaped - baseline, kl, values, batch.response, config, kl_coef)  # (B, T) each
     objective = shaped - kl_penalty(kl_per_response, kl_coef)  # (B,)
+    release_if_short()  # and after the update: tensors of sampling and training differ in size, and fragment memory
     figures = {
         **_objective_figures(policy, reference, batch.response, kl_per_response, scores, objective),
         "objective/kl_coef": kl_coef,

@@ -90,11 +90,8 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize(("stage", "error"), zip(STAGES, ERRORS, strict=True))
-def test_a_stage_that_runs_out_of_memory_ends_as_with_less_from_the_start(
-    tiny_folder, tmp_path, monkeypatch, stage, error
-) -> None:
+def test_a_stage_that_runs_out_of_memory_ends_as_with_less_from_the_start(tiny_folder, tmp_path, stage, error) -> None:
     """Bit-identical; and equal to the run with more memory up to rounding. The limit is kept for the next process."""
-    monkeypatch.setattr(ppo, "release_freed_memory", lambda: None)
     make, run, role, limit = STAGES[stage]
     found: dict[str, dict[str, Tensor]] = {}
     session = make(tiny_folder(), tmp_path, 4 * limit)
@@ -158,7 +155,6 @@ def test_out_of_memory_while_weights_are_merged_is_not_tried_again(
         return collect(*args)
 
     monkeypatch.setattr(ppo, "collect", fail_from_here_on)
-    monkeypatch.setattr(ppo, "release_freed_memory", lambda: None)
     if stage == "sample":
         monkeypatch.setattr(merging, "_merged", fail_from_the_third_on)
     with pytest.raises(CannotFit, match=r"out of memory while .* merged .*model\.merged_rollouts: false"):
@@ -174,7 +170,6 @@ def test_out_of_memory_while_weights_are_merged_is_not_tried_again(
 @pytest.mark.parametrize("stage", STAGES)
 def test_out_of_memory_inside_an_optimisers_step_is_not_tried_again(tiny_folder, tmp_path, monkeypatch, stage) -> None:
     """Some weights may have moved by then."""
-    monkeypatch.setattr(ppo, "release_freed_memory", lambda: None)
     make, run, _, limit = STAGES[stage]
     session = make(tiny_folder(), tmp_path, 5 * limit)
     steps: list[int] = []

@@ -204,6 +204,37 @@ print(psutil.Process().memory_info().rss - before)
     assert left("keep_few_kernels()", **asked) > everything / 2
 
 
+def test_garbage_from_before_a_release_is_collected_by_the_next_one() -> None:
+    """And by no collection in between: what has survived a release is not looked at."""
+    script = """
+import gc, weakref
+from lowrank_rlhf.models.allocator import release_freed_memory, release_if_short
+class Node: pass
+node = Node()
+node.itself, dead = node, weakref.ref(node)
+release_freed_memory()
+del node
+release_if_short()
+print(dead() is not None, gc.get_freeze_count() > 10_000)
+release_freed_memory()
+print(dead() is None)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "True"]
+
+
+def test_inside_a_stage_memory_is_returned_only_where_less_is_free_than_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[int] = []
+    monkeypatch.setattr(allocator, "_glibc", lambda _: trims.append)
+    monkeypatch.setattr(allocator, "memory_in_use_bytes", lambda: 1000)
+    for free, trimmed in ((1000, 0), (999, 1)):
+        monkeypatch.setattr(allocator, "free_memory_bytes", lambda free=free: free)
+        allocator.release_if_short()
+        assert len(trims) == trimmed
+    allocator.release_freed_memory()
+    assert len(trims) == 2
+
+
 def test_elsewhere_than_on_linux_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator.sys, "platform", "darwin")
     monkeypatch.setattr(allocator.ctypes, "CDLL", None)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lowrank_rlhf.run.memory_usage import forget_peak_memory, peak_memory_bytes
+from lowrank_rlhf.run import memory_usage
+from lowrank_rlhf.run.memory_usage import forget_peak_memory, peak_memory_bytes, system_memory_bytes
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
@@ -55,3 +56,16 @@ def test_on_a_gpu_it_is_what_pytorch_held_of_the_card(monkeypatch: pytest.Monkey
     forget_peak_memory()
     assert held == [3 << 30 if used else 5 << 30]
     assert (peak_memory_bytes() == 3 << 30) == used
+
+
+def test_free_memory_is_that_of_the_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory_usage, "_CONTROL_GROUP", tmp_path)
+    state = SimpleNamespace(available=5000, total=9000)
+    monkeypatch.setattr(memory_usage.psutil, "virtual_memory", lambda: state)
+    assert system_memory_bytes() == (5000, 9000)
+    for limit, used, expected in (
+        ("3000", 1000, (2000, 3000)), ("9999", 1000, (5000, 9000)), ("3000", 3100, (0, 3000)), ("max", 1, (5000, 9000))
+    ):  # fmt: skip
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text(str(used))
+        assert system_memory_bytes() == expected

@@ -137,9 +137,8 @@ def reward_context(tiny_folder, tmp_path) -> Session:
 
 
 @pytest.fixture
-def make_ppo(tiny_folder, tmp_path, monkeypatch) -> Callable[..., Session]:
+def make_ppo(tiny_folder, tmp_path) -> Callable[..., Session]:
     """Four steps, one backward of each role in each epoch."""
-    monkeypatch.setattr(ppo, "release_freed_memory", lambda: None)  # slow where there are many objects
     settings = {"quantization": "none", "model__micro_batch_tokens": 10_000, "ppo__save_every": 1}
     settings |= {"ppo__evaluate_every": 10, "ppo__evaluate_prompts": 1}
     return lambda **changes: finished_run(tiny_folder(), tmp_path, adapters=("sft", "reward"), **settings, **changes)
