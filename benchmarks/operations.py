@@ -14,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.setting import SMOLLM2, make_prompts, make_roles
@@ -23,6 +24,11 @@ from lowrank_rlhf.models.roles import Role, Roles
 
 _VIEWS = ("aten::_unsafe_view", "aten::lift_fresh")
 """Operations that copy nothing, beside those with a view in their schema."""
+_WAITING = (
+    "item", "tolist", "numpy", "cpu", "nonzero", "masked_select", "unique",
+    "__bool__", "__int__", "__float__", "__index__",
+)  # fmt: skip
+"""Calls that need the result of all work before them."""
 
 
 class OperationCount(TorchDispatchMode):
@@ -38,6 +44,28 @@ class OperationCount(TorchDispatchMode):
         """Count and run one operation."""
         if not func.is_view and func.name().partition(".")[0] not in _VIEWS:
             self.by_name[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class HostWaits(TorchFunctionMode):
+    """Calls inside the block that wait for a graphics card, by name: Python needs a number, or the size of a result.
+
+    Counted on any device. An optimizer's own are among them, whose steps are counted on the CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_name: Counter[str] = Counter()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Count and run one call."""
+        name = getattr(func, "__name__", "")
+        index = args[1] if name in ("__getitem__", "__setitem__") else ()
+        masks = (part for part in (index if isinstance(index, tuple) else (index,)) if isinstance(part, torch.Tensor))
+        if name in _WAITING or any(mask.dtype == torch.bool for mask in masks):
+            self.by_name[name] += 1
         return func(*args, **(kwargs or {}))
 
 

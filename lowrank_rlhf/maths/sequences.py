@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class Sequences:
     """(B, T) bool, True on response tokens, the end-of-turn token included."""
     lower: Tensor | None = None
     """(B, T, h), precomputed output of the shared lower layers, which no role adapts; None if not computed."""
+    counts: tuple[tuple[int, int], ...] | None = None
+    """Tokens of each row, and response tokens among them; None to read them from the device when they are needed."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -26,21 +29,46 @@ class Sequences:
     def rows(self, index: Sequence[int]) -> "Sequences":
         """Return the rows with these indices, cut to the longest of them."""
         picked = torch.as_tensor(index, device=self.ids.device)
-        attention = self.attention[picked]
-        width = int(attention.sum(-1).max())
+        counts = tuple(self.host_counts[row] for row in index)
+        width = max(length for length, _ in counts)
         lower = None if self.lower is None else self.lower[picked, :width]
-        return Sequences(self.ids[picked, :width], attention[:, :width], self.response[picked, :width], lower)
+        ids, attention = self.ids[picked, :width], self.attention[picked, :width]
+        return Sequences(ids, attention, self.response[picked, :width], lower, counts)
+
+    @cached_property
+    def host_counts(self) -> tuple[tuple[int, int], ...]:
+        """`counts`, read from the device once if `pack` did not leave them: each reading waits for it."""
+        if self.counts is not None:
+            return self.counts
+        counts = torch.stack([self.attention.sum(-1), self.response.sum(-1)], -1)  # (B, 2)
+        return tuple((length, responses) for length, responses in counts.tolist())
 
     def lengths(self) -> list[int]:
         """Return the number of prompt and response tokens of each row."""
-        lengths: list[int] = self.attention.sum(-1).tolist()
-        return lengths
+        return [length for length, _ in self.host_counts]
+
+    def response_tokens(self) -> int:
+        """Return the number of response tokens of all rows, N."""
+        return sum(responses for _, responses in self.host_counts)
+
+    def response_positions(self) -> tuple[Tensor, Tensor]:
+        """Return the rows and positions of all response tokens, row by row: (N,), (N,).
+
+        To index with the mask itself would wait for the device, which alone knows N.
+        """
+        rows, positions = self.response.nonzero_static(size=self.response_tokens()).unbind(-1)
+        return rows, positions
 
 
 def pack(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
 ) -> Sequences:
-    """Pack token ids of B prompts and B non-empty responses into `Sequences`, padded on the right."""
+    """Pack token ids of B prompts and B responses into `Sequences`, padded on the right.
+
+    Raises `ValueError` for an empty response.
+    """
+    if not all(map(len, responses)):
+        raise ValueError("a row has no response token")
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad)
@@ -50,7 +78,8 @@ def pack(
         ids[i, : len(row)] = torch.tensor(row)
         attention[i, : len(row)] = True
         response_mask[i, len(prompts[i]) : len(row)] = True
-    return Sequences(ids.to(device), attention.to(device), response_mask.to(device))
+    counts = tuple((len(row), len(response)) for row, response in zip(rows, responses, strict=True))
+    return Sequences(ids.to(device), attention.to(device), response_mask.to(device), counts=counts)
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int, at_least: int = 1) -> list[list[int]]:

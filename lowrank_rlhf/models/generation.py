@@ -135,7 +135,7 @@ def _decode(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temper
     """Decode P prompts with (P, K, L) uniforms; return the response tokens, (P, K, L), padded after their end."""
     tokens = torch.full(uniforms.flatten(0, 1).shape, roles.base.pad, device=roles.base.device)
     for t, (rows, drawn) in enumerate(_token_steps(roles, prompts, uniforms, temperature)):
-        tokens[rows, t] = drawn
+        tokens[rows, t] = drawn  # padding where a finished row is still in the cache
     return tokens.view(uniforms.shape)
 
 
@@ -174,7 +174,10 @@ def _next_tokens(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor
 def _token_steps(
     roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float, top_p: float = 1.0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield for each step the indices of the unfinished ones of P x K responses and their tokens: (N,), (N,)."""
+    """Yield for each step the indices of those of P x K responses that have a row in the cache, and their tokens.
+
+    (R,), (R,); the token of a finished one is padding. One step waits for the device once.
+    """
     base, (_, repeats, length) = roles.base, uniforms.shape
     poll = roles.poll if base.config.cuda_graphs else None
     # length - 1: the first token follows from the prompt's last state, and the last token needs no forward
@@ -191,12 +194,12 @@ def _token_steps(
         counts = torch.stack([going.sum(), (unfinished & (drawn < 0)).sum(), unfinished.sum()])
         left, broken, all_rows = counts.tolist()
         _check_drawn(broken, all_rows)
-        yield rows[unfinished], drawn[unfinished]  # before the next line: the end-of-turn token is part of the response
+        yield rows, drawn.where(unfinished, base.pad)  # before the next line: the end token is part of the response
         unfinished = going
         if t + 1 == length or not left:
             break
         if left <= steps.drop_below * len(rows):
-            kept = unfinished.nonzero().squeeze(-1)  # (left,)
+            kept = unfinished.nonzero_static(size=left).squeeze(-1)  # (left,)
             steps.keep(kept)  # copies the cache, so only when enough rows have finished
             rows, unfinished, drawn = (x[kept] for x in (rows, unfinished, drawn))  # R = left from here on
         states = steps(drawn.clamp(min=0))  # (R,) -> (R, h); a finished row may be without a token

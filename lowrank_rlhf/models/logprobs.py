@@ -34,9 +34,9 @@ def token_logprobs(
         temperature: divisor of the logits, as in sampling.
         entropy: whether to return the entropies too.
     """
-    predicts = batch.response[:, 1:]  # (B, T-1): True where position t predicts a response token at t + 1
-    states = hidden[:, :-1][predicts]  # (N, h), N response tokens of all rows, row by row
-    targets = batch.ids[:, 1:][predicts]  # (N,)
+    rows, positions = batch.response_positions()  # (N,) each, N response tokens of all rows, row by row
+    states = hidden[rows, positions - 1]  # (N, h): position t - 1 predicts the token at t
+    targets = batch.ids[rows, positions]  # (N,)
     logprobs, entropies = _Logprobs.apply(states, targets, model, temperature, entropy)
     blank = torch.zeros(batch.response.shape, device=logprobs.device)
     return TokenLogprobs(

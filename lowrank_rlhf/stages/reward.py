@@ -34,7 +34,7 @@ from lowrank_rlhf.run.records import Prompt, Score, write_jsonl
 from lowrank_rlhf.run.results import Claim, RewardResult, ScoresOf, ScoreStatistics
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
-from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clipped_step
+from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clip_gradients, finite_step
 from lowrank_rlhf.training.prompts import first_fitting, max_prompt_tokens
 from lowrank_rlhf.training.reward_data import (
     Group,
@@ -283,10 +283,13 @@ def _step(
             roles.backward(loss)
             total += loss.detach()
             for found, group in zip(scores, part, strict=True):
-                right += sum(bool(found[better] > found[worse]) for better, worse, _ in group.pairs)
+                better, worse, _ = map(list, zip(*group.pairs, strict=True))
+                right += (found[better] > found[worse]).sum()
     all_reduce_gradients(roles.group, optimizer, total, right)
-    clipped_step(optimizer, "reward model", float(total), config.max_grad_norm)
-    return float(total), float(right) / sum(len(group.pairs) for group in groups)
+    norm = clip_gradients(optimizer, config.max_grad_norm)
+    mean, rightly, grad_norm = torch.stack([total, right, norm.double()]).tolist()  # one wait for the device
+    finite_step(optimizer, "reward model", mean, grad_norm)
+    return mean, rightly / sum(len(group.pairs) for group in groups)
 
 
 def _reload_claim(roles: Roles, folder: Path, groups: Sequence[Group], scale: RewardScale) -> Claim:

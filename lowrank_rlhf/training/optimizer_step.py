@@ -39,15 +39,18 @@ def all_reduce_gradients(group: ProcessGroup, optimizer: torch.optim.Optimizer, 
         group.all_reduce([*(parameter.grad for parameter in parameters), *figures])
 
 
-def clipped_step(optimizer: torch.optim.Optimizer, model: str, loss: float, max_norm: float) -> float:
-    """Clip the global norm of the gradients, step, and return the norm before clipping; `model` is named in errors.
-
-    Raises `NotFinite`, before any weight moves, if the loss or the norm is NaN or infinite.
-    """
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """Clip the global norm of the gradients; return the norm before, a scalar on the device."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def finite_step(optimizer: torch.optim.Optimizer, model: str, loss: float, norm: float) -> None:
+    """Take the optimizer's step, given the loss and the norm of the gradients; `model` is named in errors.
+
+    Raises `NotFinite`, before any weight moves, if one of them is NaN or infinite.
+    """
     check_finite(f"the {model}'s loss", loss)
     check_finite(f"the {model}'s gradient norm", norm)
     with atomic_step():
         optimizer.step()
-    return norm

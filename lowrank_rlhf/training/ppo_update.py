@@ -12,7 +12,7 @@ from lowrank_rlhf.maths.masking import masked_mean, masked_sum
 from lowrank_rlhf.models.allocator import release_if_short
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_logprobs
-from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clipped_step
+from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clip_gradients, finite_step
 from lowrank_rlhf.training.rollout import RewardScale, Rollout, token_values
 
 _POLICY_FIGURES = ("approxkl", "clipfrac", "ratio", "loss")
@@ -184,17 +184,19 @@ def _policy_step(
                 # k3 of sampling policy and policy; in the order of _POLICY_FIGURES, (b, T) each
                 figures = (k3(part.logprobs, logprobs), (error > config.clip_range).float(), ratio, losses)
                 sums += torch.stack([masked_sum(values, part.batch.response).sum() / tokens for values in figures])
-                # (N,) response tokens; torch.maximum keeps a NaN, which Python's max() would drop
-                largest[rank] = torch.maximum(largest[rank], error[part.batch.response].max())
+                # 0 outside the response; torch.maximum keeps a NaN, which Python's max() would drop
+                largest[rank] = torch.maximum(largest[rank], error.where(part.batch.response, 0.0).max())
     all_reduce_gradients(roles.group, optimizer, sums, largest)
-    means = dict(zip(_POLICY_FIGURES, sums.tolist(), strict=True))
-    named = {**means, "largest_ratio_error": float(largest.max())}
+    norm = clip_gradients(optimizer, config.max_grad_norm)
+    *found, most, grad_norm = torch.cat([sums, largest.max()[None], norm[None]]).tolist()  # one wait for the device
+    means = dict(zip(_POLICY_FIGURES, found, strict=True))
+    named = {**means, "largest_ratio_error": most}
     if _beyond_target(means["approxkl"], config):
         optimizer.zero_grad()
         named |= {"optimizer_steps": 0.0}
     else:
-        norm = clipped_step(optimizer, "policy", means["loss"], config.max_grad_norm)
-        named |= {"grad_norm": norm, "optimizer_steps": 1.0}
+        finite_step(optimizer, "policy", means["loss"], grad_norm)
+        named |= {"grad_norm": grad_norm, "optimizer_steps": 1.0}
     return {f"policy/{name}": value for name, value in named.items()}
 
 
@@ -221,9 +223,10 @@ def _critic_step(
             roles.backward(config.value_coef * loss)
             total += loss.detach()
     all_reduce_gradients(roles.group, optimizer, total)
-    norm = clipped_step(optimizer, "critic", float(total), config.max_grad_norm)
-    return {"value/loss": float(total), "value/grad_norm": norm}
+    mean, norm = torch.stack([total, clip_gradients(optimizer, config.max_grad_norm).double()]).tolist()
+    finite_step(optimizer, "critic", mean, norm)
+    return {"value/loss": mean, "value/grad_norm": norm}
 
 
 def _response_tokens(rollout: Rollout, minibatch: list[list[int]]) -> int:
-    return sum(int(rollout.batch.response[part].sum()) for part in minibatch)
+    return sum(rollout.batch.host_counts[row][1] for part in minibatch for row in part)

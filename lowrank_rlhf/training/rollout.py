@@ -89,7 +89,9 @@ class Rollout:
 
     def problem(self) -> str | None:
         """Return a message about the first tensor with a NaN or an infinity, or None."""
-        wrong = (name for name, tensor in self.tensors().items() if not tensor.isfinite().all())
+        tensors = self.tensors()
+        finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+        wrong = (name for name, fine in zip(tensors, finite, strict=True) if not fine)
         return next((f"the rollout's {name} are not all finite" for name in wrong), None)
 
     def rows(self, index: Sequence[int]) -> "RolloutRows":
@@ -152,9 +154,8 @@ def collect(
     objective = shaped - kl_penalty(kl_per_response, kl_coef)  # (B,)
     release_if_short()  # and after the update: tensors of sampling and training differ in size, and fragment memory
     figures = {
-        **_objective_figures(policy, reference, batch.response, kl_per_response, scores, objective),
+        **_objective_figures(policy, reference, batch, kl_per_response, scores, objective, values, returns),
         "objective/kl_coef": kl_coef,
-        "value/explained_variance": float(explained_variance(values, returns, batch.response)),
         **response_figures(responses),
         "tokens_per_second": sum(len(response.tokens) for response in responses) / (sampled - start),
         "time/sampling": sampled - start,
@@ -177,7 +178,14 @@ def collect(
 
 
 def _objective_figures(
-    policy: TokenLogprobs, reference: Tensor, response: Tensor, kl: Tensor, scores: Tensor, objective: Tensor
+    policy: TokenLogprobs,
+    reference: Tensor,
+    batch: Sequences,
+    kl: Tensor,
+    scores: Tensor,
+    objective: Tensor,
+    values: Tensor,
+    returns: Tensor,
 ) -> dict[str, float]:
     """Return means over the responses, given (B, T) tensors of each token and (B,) ones of each response.
 
@@ -185,13 +193,15 @@ def _objective_figures(
     `objective/rlhf_reward` is what PPO maximises, the shaped score less the KL penalty.
     """
     assert policy.entropy is not None  # noqa: S101 - requested by `collect`
-    return {
-        "objective/kl": float(kl.mean()),
-        "objective/kl_k3": float(masked_sum(k3(policy.logprobs, reference), response).mean()),
-        "objective/scores": float(scores.mean()),
-        "objective/rlhf_reward": float(objective.mean()),
-        "objective/entropy": float(masked_mean(policy.entropy, response)),
+    figures = {
+        "objective/kl": kl.mean(),
+        "objective/kl_k3": masked_sum(k3(policy.logprobs, reference), batch.response).mean(),
+        "objective/scores": scores.mean(),
+        "objective/rlhf_reward": objective.mean(),
+        "objective/entropy": masked_mean(policy.entropy, batch.response),
+        "value/explained_variance": explained_variance(values, returns, batch.response_positions()),
     }
+    return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
 
 
 def credit(
@@ -255,7 +265,10 @@ def values_before_tokens(head_output: Tensor, response: Tensor) -> Tensor:
     return torch.where(response, shifted, 0.0)
 
 
-def explained_variance(values: Tensor, returns: Tensor, response: Tensor) -> Tensor:
-    """Return 1 - Var(returns - values) / Var(returns) over response tokens: 1 is perfect, 0 a constant critic."""
+def explained_variance(values: Tensor, returns: Tensor, response: tuple[Tensor, Tensor]) -> Tensor:
+    """Return 1 - Var(returns - values) / Var(returns) over response tokens: 1 is perfect, 0 a constant critic.
+
+    `response` are `Sequences.response_positions`.
+    """
     real = returns[response]
     return 1 - (real - values[response]).var() / real.var().clamp(min=1e-8)

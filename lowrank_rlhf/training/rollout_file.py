@@ -32,8 +32,9 @@ def load_rollout(roles: Roles, folder: Path) -> Rollout | None:
     tensors = {name: tensor.to(roles.base.device) for name, tensor in read_tensors(folder / _TENSORS).items()}
     # Versions before the baseline was saved read no value with it.
     tensors.setdefault("baseline", torch.zeros_like(tensors["scores"]))
+    ids, attention, response = (tensors[name] for name in _BATCH)
     return Rollout(
-        batch=roles.with_lower_states(Sequences(*(tensors[name] for name in _BATCH))),  # the same: no role trains these
+        batch=roles.with_lower_states(Sequences(ids, attention, response)),  # the same states: no role trains these
         cut=rest["cut"],
         responses=[Response(tuple(tokens), finished) for tokens, finished in rest["responses"]],
         figures=rest["figures"],

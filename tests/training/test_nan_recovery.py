@@ -23,7 +23,7 @@ from lowrank_rlhf.models.storage import read_tensors
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward, sft
-from lowrank_rlhf.training.optimizer_step import NotFinite, clipped_step
+from lowrank_rlhf.training.optimizer_step import NotFinite, clip_gradients, finite_step
 from lowrank_rlhf.training.policy_checkpoints import PolicyState
 from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
 from lowrank_rlhf.training.rollout import Rollout
@@ -92,10 +92,10 @@ def test_a_step_is_made_only_with_finite_numbers(value: float) -> None:
     optimizer = torch.optim.SGD([weight, other], lr=1.0)
     weight.grad, other.grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
     with pytest.raises(NotFinite, match=f"the policy's loss is {value}"):
-        clipped_step(optimizer, "policy", value, 1e9)
+        finite_step(optimizer, "policy", value, float(clip_gradients(optimizer, 1e9)))
     other.grad = torch.tensor([value])
     with pytest.raises(NotFinite, match=f"the critic's gradient norm is {value}"):
-        clipped_step(optimizer, "critic", 1.0, 1e9)
+        finite_step(optimizer, "critic", 1.0, float(clip_gradients(optimizer, 1e9)))
     assert (weight.tolist(), other.tolist()) == ([1.0, 1.0], [1.0])
 
 
@@ -103,7 +103,9 @@ def test_gradients_are_clipped_together() -> None:
     weight, other = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight, other], lr=1.0)
     weight.grad, other.grad = torch.tensor([3.0]), torch.tensor([4.0])
-    assert clipped_step(optimizer, "policy", 1.0, 0.5) == 5  # the norm before
+    norm = clip_gradients(optimizer, 0.5)
+    assert norm == 5  # before
+    finite_step(optimizer, "policy", 1.0, float(norm))
     torch.testing.assert_close(torch.stack([weight[0], other[0]]), torch.tensor([0.7, 0.6]))
 
 
