@@ -297,7 +297,7 @@ def test_a_template_without_system_turns_says_so_and_refuses_them(model) -> None
     progress = Progress.silent()
     progress.say = said.append  # type: ignore[method-assign]
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    base = load_base(config(model, chat_template=refusing + CHATML), progress)
+    base = load_base(config(model, chat_template=refusing + CHATML, max_length=256), progress)
     assert said == [
         "  this template rejects system messages (System role not supported): prompts with one are an error"
     ]
