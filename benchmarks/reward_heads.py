@@ -2,10 +2,11 @@
 
     python benchmarks/reward_heads.py hh_harmless_test.jsonl.gz --cache /tmp/features --characters 420
     python benchmarks/reward_heads.py testset-v1.json --cache /tmp/features
+    python benchmarks/reward_heads.py testdata_pairwise.jsonl --cache /tmp/features --characters 800 --pairs 400
 
-The base of presets/quickstart.yaml reads every answer once, after its prompt, and once more after an empty prompt and
-after another prompt; the pooled states of all layers and poolings are kept in `--cache` as safetensors, so that
-another head costs seconds. In each of `--splits` splits by prompt every head is fitted on the training prompts and
+The base of presets/human_preferences.yaml reads every answer once, after its prompt, and once more after an empty
+prompt and after another prompt; the pooled states of all layers and poolings are kept in `--cache` as safetensors, so
+that another head costs seconds. In each of five splits by prompt every head is fitted on the training prompts and
 measured on the others.
 Prints a Markdown table. Intervals are 95 % bootstrap intervals over prompts: all splits of a prompt are drawn together.
 """
@@ -39,25 +40,27 @@ from lowrank_rlhf.training.reward_data import Group, fit_head, make_groups, spli
 
 LAYERS = (15, 18, 30)
 POOLINGS = ("mean", "last")
+MAX_LENGTH = 256
 HELD_OUT = 0.3
+SPLITS = 5
 SAMPLES = 2000
 OWN = "as it is"
 Features = dict[str, dict[str, Tensor]]
 """Pooled states of all answers by prompt (`as it is`, `emptied`, `shuffled`), then by pooling and layer."""
-PRESET = Path(__file__).parent.parent / "presets" / "quickstart.yaml"
+PRESET = Path(__file__).parent.parent / "presets" / "human_preferences.yaml"
 
 
-def read_data(base: Base, file: str, max_length: int, characters: int | None, pairs: int) -> list[Group]:
-    """Return the groups of randomly drawn prompts until there are `pairs` comparisons."""
+def read_data(base: Base, file: str, characters: int | None, pairs: int | None) -> list[Group]:
+    """Return the groups of randomly drawn prompts until there are `pairs` comparisons, all by default."""
     data = load_comparisons(file, skip_bad_rows=0.01)
     comparisons = [comparison for ranking in data.rankings for comparison in compare(ranking)]
-    groups = make_groups(base, max_length, data.prompts, data.answers, comparisons, data.rankings)[0]
+    groups = make_groups(base, MAX_LENGTH, data.prompts, data.answers, comparisons, data.rankings)[0]
     if characters:
         size = {prompt.id: sum(len(turn.content) + 14 for turn in prompt.messages) for prompt in data.prompts}
         groups = [group for group in groups if size[group.prompt_id] + max(group.lengths) <= characters]
     chosen: list[Group] = []
     for group in random.Random(0).sample(groups, len(groups)):
-        if sum(len(g.pairs) for g in chosen) >= pairs:
+        if pairs and sum(len(g.pairs) for g in chosen) >= pairs:
             break
         chosen.append(group)
     return chosen
@@ -100,15 +103,15 @@ def cached(given: argparse.Namespace) -> tuple[list[Group], Features]:
     folder = Path(given.cache)
     folder.mkdir(parents=True, exist_ok=True)
     base = load_base(load_config(PRESET).model, Progress.silent())
-    groups = read_data(base, given.file, given.max_length, given.characters, given.pairs)
+    groups = read_data(base, given.file, given.characters, given.pairs)
     print(f"{len(groups)} prompts, {sum(len(g.pairs) for g in groups)} pairs", file=sys.stderr)
     by_prompt = {OWN: groups, "emptied": emptied(base, groups), "shuffled": exchanged(groups)}
-    name = f"{Path(given.file).name.split('.')[0]}-{given.max_length}-{given.characters}-{given.pairs}"
+    name = f"{Path(given.file).name.split('.')[0]}-{given.characters}-{given.pairs}"
     features: Features = {}
-    for prompts in given.prompts.split(","):
+    for prompts, changed in by_prompt.items():
         path = folder / f"{name}-{prompts.replace(' ', '-')}.safetensors"
         if not path.exists():
-            save_file(read_features(base, by_prompt[prompts]), path)
+            save_file(read_features(base, changed), path)
         features[prompts] = load_file(path)
     return groups, features
 
@@ -148,7 +151,7 @@ class Measured:
     """Outcomes with the prompts emptied and shuffled."""
 
 
-def measure(head: Head, groups: Sequence[Group], features: Features, splits: int) -> Measured:
+def measure(head: Head, groups: Sequence[Group], features: Features) -> Measured:
     """Fit the head on the training prompts of each split and measure it on the others."""
     found = Measured([], [], [], {name: [] for name in features if name != OWN})
     position = {group.prompt_id: place for place, group in enumerate(groups)}
@@ -157,7 +160,7 @@ def measure(head: Head, groups: Sequence[Group], features: Features, splits: int
     settings = RewardConfig.model_validate(
         {"head_l2": head.l2, "length": head.length, "fit_head_first": True, "pooling": head.pooling}
     )
-    for seed in range(splits):
+    for seed in range(SPLITS):
         train, held_out = split_groups(groups, HELD_OUT, seed)
         weight, fit = fit_head(train, [tables[OWN][position[group.prompt_id]] for group in train], settings, seed)
         found.ridges.append(fit.l2 or 0.0)
@@ -175,9 +178,9 @@ def measure(head: Head, groups: Sequence[Group], features: Features, splits: int
     return found
 
 
-def report(file: str, groups: Sequence[Group], features: Features, splits: int) -> None:
+def report(file: str, groups: Sequence[Group], features: Features) -> None:
     """Print the table of one data set."""
-    held_out = [group for seed in range(splits) for group in split_groups(groups, HELD_OUT, seed)[1]]
+    held_out = [group for seed in range(SPLITS) for group in split_groups(groups, HELD_OUT, seed)[1]]
     prompts = [group.prompt_id for group in held_out for _ in group.pairs]
     differences = [g.lengths[better] - g.lengths[worse] for g in held_out for better, worse, _ in g.pairs]
     longer = [0.5 if not difference else float(difference > 0) for difference in differences]
@@ -197,9 +200,9 @@ def report(file: str, groups: Sequence[Group], features: Features, splits: int) 
         "ridges",
     ]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    preset = measure(PRESET_HEAD, groups, features, splits).correct
+    preset = measure(PRESET_HEAD, groups, features).correct
     for head in HEADS:
-        found = measure(head, groups, features, splits)
+        found = measure(head, groups, features)
         cells = [*head.cells, _share(found.correct, prompts)]
         cells += [_difference(found.correct, other, prompts) for other in (longer, preset)]
         cells.append(f"{100 * expected_calibration_error(found.confidence, found.correct):.1f}")
@@ -222,11 +225,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="comparisons, in a format that rank.dataset reads")
     parser.add_argument("--cache", required=True, help="folder for the features")
-    parser.add_argument("--pairs", type=int, default=800)
+    parser.add_argument("--pairs", type=int, help="comparisons of randomly drawn prompts; all by default")
     parser.add_argument("--characters", type=int, help="leave out longer transcripts, prompt and answer together")
-    parser.add_argument("--max-length", type=int, default=256, help="tokens, as model.max_length")
-    parser.add_argument("--prompts", default="as it is,emptied,shuffled")
-    parser.add_argument("--splits", type=int, default=5)
     return parser.parse_args(arguments)
 
 
@@ -234,7 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the features and compare the heads."""
     given = _parse(arguments)
     groups, features = cached(given)
-    report(given.file, groups, features, given.splits)
+    report(given.file, groups, features)
 
 
 if __name__ == "__main__":
