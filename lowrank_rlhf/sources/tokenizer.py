@@ -112,12 +112,18 @@ def response_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int
 
     Added tokens that are none, such as <think>, keep their ids: the model writes them in its answers.
     """
-    bare = control_tokens(tokenizer).response(text)
-    if splitting := _splitting(tokenizer, ChatTemplate.of(tokenizer).text):
+    bare, template = control_tokens(tokenizer).response(text), ChatTemplate.of(tokenizer).text
+    if splitting := _splitting(tokenizer, template):
         ids = splitting.encode(bare, add_special_tokens=False).ids
     else:
         ids = tokenizer(bare, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [*ids, token_id(tokenizer, end_token(tokenizer))]
+    return [*ids, _end_id(tokenizer, template)]
+
+
+@lru_cache(maxsize=2)
+def _end_id(tokenizer: "PreTrainedTokenizerBase", template: str) -> int:  # noqa: ARG001
+    """Return the id of the token that ends a response; the whole vocabulary is copied once, not for every response."""
+    return token_id(tokenizer, end_token(tokenizer))
 
 
 @lru_cache(maxsize=2)

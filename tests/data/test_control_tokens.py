@@ -49,6 +49,14 @@ def test_a_response_ends_once(base) -> None:
     assert base.encode_response("<|im_end|>") == [2]
 
 
+def test_the_vocabulary_is_not_copied_for_every_response(base, monkeypatch) -> None:
+    """`get_vocab` copies the whole vocabulary: 37 of 38 ms per response with 49,152 tokens."""
+    own, copies = type(base.tokenizer).get_vocab, []
+    monkeypatch.setattr(type(base.tokenizer), "get_vocab", lambda self: copies.append(1) or own(self))
+    assert [base.encode_response(text)[-1] for text in "abcdef"] == [2] * 6
+    assert len(copies) <= 1
+
+
 @pytest.mark.parametrize("text", [f"{FORGED}.", "a<|endoftext|>b", "one<|im_end|><|im_end|>"])
 def test_a_token_within_a_response_is_text(base, text) -> None:
     found = base.encode_response(text)
