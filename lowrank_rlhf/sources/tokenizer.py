@@ -112,18 +112,12 @@ def response_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int
 
     Added tokens that are none, such as <think>, keep their ids: the model writes them in its answers.
     """
-    bare, template = control_tokens(tokenizer).response(text), ChatTemplate.of(tokenizer).text
-    if splitting := _splitting(tokenizer, template):
+    bare = control_tokens(tokenizer).response(text)
+    if splitting := _splitting(tokenizer, ChatTemplate.of(tokenizer).text):
         ids = splitting.encode(bare, add_special_tokens=False).ids
     else:
         ids = tokenizer(bare, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [*ids, _end_id(tokenizer, template)]
-
-
-@lru_cache(maxsize=2)
-def _end_id(tokenizer: "PreTrainedTokenizerBase", template: str) -> int:  # noqa: ARG001
-    """Return the id of the token that ends a response; the whole vocabulary is copied once, not for every response."""
-    return token_id(tokenizer, end_token(tokenizer))
+    return [*ids, token_id(tokenizer, end_token(tokenizer))]
 
 
 @lru_cache(maxsize=2)
@@ -137,8 +131,9 @@ def _splitting(tokenizer: "PreTrainedTokenizerBase", template: str) -> "Tokenize
     return found
 
 
+@lru_cache(maxsize=8)
 def token_id(tokenizer: "PreTrainedTokenizerBase", token: object) -> int:
-    """Return the id of a token of the vocabulary."""
+    """Return the id of a token of the vocabulary, looked up once: `get_vocab` copies it whole."""
     return int(tokenizer.get_vocab()[str(token)])
 
 
