@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from lowrank_rlhf.maths.reward_gate import Weakness, weakness_of
 from lowrank_rlhf.maths.statistics import (
     Interval,
     ReliabilityBin,
@@ -20,7 +21,6 @@ from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import require_finite, score_tokens
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.run.results import Weakness
 from lowrank_rlhf.training.reward_data import Group, about_reward, rows_of, split_scores
 from lowrank_rlhf.training.rollout import RewardScale
 
@@ -101,16 +101,8 @@ def correct_pairs(groups: Sequence[Group], scores: Sequence[Tensor]) -> tuple[li
 
 
 def weakness(figures: HeldOutAccuracy) -> Weakness | None:
-    """Return the weakness of the reward model, or None if it is good enough to optimise against.
-
-    Both comparisons are by intervals over prompts, the one with the rule by length paired. Two point estimates would
-    call a model that equals the rule better than it in about half of all cases.
-    """
-    if figures.accuracy_interval.low <= 0.5:
-        return "chance"
-    if figures.over_length_interval.high <= 0:
-        return "length"
-    return "length_unclear" if figures.over_length_interval.low <= 0 else None
+    """Return the weakness of the reward model by its figures, or None."""
+    return weakness_of(figures.accuracy_interval, figures.over_length_interval)
 
 
 def weakness_in_words(found: Weakness, figures: HeldOutAccuracy) -> str:

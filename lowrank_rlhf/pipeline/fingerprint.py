@@ -23,7 +23,7 @@ _MODEL_FILES = "model files"
 _ROOM = "room for a prompt (model.max_length less sample.max_new_tokens)"
 _FOLLOWED = "evaluate.second_judge, which ppo follows"
 # Missing in done marks of older versions: unknown values are not differences.
-_NOT_ALWAYS_KNOWN = (_MODEL_FILES, _ROOM, _FOLLOWED)
+_NOT_ALWAYS_KNOWN = (_MODEL_FILES, _ROOM, _FOLLOWED, "rank.minimum_rankings")
 # Only these depend on the division of the held-out prompts.
 _USE_HELD_OUT = ("ppo", "evaluate")
 

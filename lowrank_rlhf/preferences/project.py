@@ -6,8 +6,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from lowrank_rlhf.config.loading import load_config
-from lowrank_rlhf.config.schema import RankConfig
+from lowrank_rlhf.config.schema import Config, RankConfig
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preferences.enough import Need, needed
 from lowrank_rlhf.preferences.queue import AssignmentRules, uncertainties
 from lowrank_rlhf.preferences.store import AnnotationStore, Item
 from lowrank_rlhf.run.directory import RunDir
@@ -36,11 +37,16 @@ class NothingToRank(UserError):
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with answers to rank. `settings` are the run's; None without a run."""
+    """A folder with answers to rank. `config` is the run's; None without a run."""
 
     folder: Path
     store: AnnotationStore
-    settings: RankConfig | None
+    config: Config | None
+
+    @property
+    def settings(self) -> RankConfig | None:
+        """Settings of the run's ranking."""
+        return self.config.rank if self.config else None
 
     @property
     def rankings_changed(self) -> bool:
@@ -56,9 +62,16 @@ class Project:
         return now != list(read_jsonl(rankings, Ranking))
 
     @property
-    def needed(self) -> int:
+    def need(self) -> Need:
         """Prompts that must be ranked, by anyone, before the run can resume; 0 without a run."""
-        return min(self.settings.minimum_rankings, self.store.counts("").prompts) if self.settings else 0
+        if self.config is None:
+            return Need(0, "setting")
+        return needed(self.config, self.folder, self.store.counts("").prompts)
+
+    @property
+    def needed(self) -> int:
+        """The number of these prompts."""
+        return self.need.prompts
 
     @property
     def next_command(self) -> str:
@@ -107,7 +120,7 @@ def open_project(folder: Path, new: bool = False) -> Project:
             NothingToRankReason.NOT_SAMPLED,
             command,
         )
-    return Project(folder, AnnotationStore(folder / STORE), config.rank)
+    return Project(folder, AnnotationStore(folder / STORE), config)
 
 
 def counted(number: int, noun: str) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 
+from lowrank_rlhf.maths.reward_gate import Weakness
 from lowrank_rlhf.run.result_parts import FileSum, Interval, PromptAudit, ReliabilityRow, Result, RowsSum
 from lowrank_rlhf.run.yardstick_results import Yardsticks
 
@@ -85,11 +86,6 @@ class ScoreStatistics(Result):
     score_mean: float
     score_std: float
     scores_of: ScoresOf
-
-
-Weakness = Literal["chance", "length", "length_unclear"]
-"""Why a reward model is too weak to optimise against: not shown to be better than chance, no better than the rule by
-length, or not shown to be better than that rule. Versions up to 0.1 compared two point estimates for `length`."""
 
 
 class RewardResult(StageResult):

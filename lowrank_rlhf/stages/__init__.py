@@ -50,6 +50,7 @@ PACE = frozenset(
     for name in (
         *("endpoint.requests_per_minute", "endpoint.timeout_seconds", "endpoint.max_attempts"),
         *("endpoint.api_key_variable", "shared", "repeated"),
+        "minimum_rankings",
     )
 )
 """Settings that change how results are fetched, not the results: they may change in the middle of a stage."""

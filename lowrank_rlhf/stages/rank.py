@@ -4,9 +4,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError, WaitingForPeople
 from lowrank_rlhf.evaluation.run_judges import judge_all, open_judge
 from lowrank_rlhf.preferences.agreement import krippendorff_alpha, length_bias
+from lowrank_rlhf.preferences.enough import needed
 from lowrank_rlhf.preferences.expand import compare, ranking_from_scores
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.preferences.store import AnnotationStore
@@ -36,7 +38,7 @@ def run(session: Session) -> RankResult:
         rankings = (
             _rank_by_judge(judge, config.tie_margin, prompts, answers, session.progress, session.stop)
             if judge
-            else _rankings_of_people(session.run_dir, config.minimum_rankings, prompts, answers)
+            else _rankings_of_people(session.run_dir, session.config, prompts, answers)
         )
     comparisons = [comparison for ranking in rankings for comparison in compare(ranking)]
     if not comparisons:
@@ -79,18 +81,18 @@ def _rank_by_judge(
 
 
 def _rankings_of_people(
-    run_dir: RunDir, minimum_rankings: int, prompts: Sequence[Prompt], answers: Sequence[Sample]
+    run_dir: RunDir, config: Config, prompts: Sequence[Prompt], answers: Sequence[Sample]
 ) -> list[Ranking]:
     """Return the rankings of these prompts; the store may have more, of prompts sampled before a setting changed.
 
-    Raises `WaitingForPeople` if fewer than `minimum_rankings` prompts are ranked.
+    Raises `WaitingForPeople` if fewer prompts are ranked than `enough.needed` returns.
     """
     store = AnnotationStore(run_dir.path / STORE)
     store.add_items(prompts, answers)
     asked = {prompt.id for prompt in prompts}
     rankings = [ranking for ranking in store.rankings() if ranking.prompt_id in asked]
     ranked = len({ranking.prompt_id for ranking in rankings if ranking.tiers})
-    enough = min(minimum_rankings, len(prompts))
+    enough = needed(config, run_dir.path, len(prompts)).prompts
     if ranked < enough:
         raise WaitingForPeople(
             f"Waiting for people: {ranked} of {enough} prompts are ranked in {run_dir.path / STORE}. "

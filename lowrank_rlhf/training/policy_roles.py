@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import StageFailed
+from lowrank_rlhf.errors import StageFailed, WaitingForPeople
 from lowrank_rlhf.maths.policy_choice import Evaluated, choose
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
+from lowrank_rlhf.preferences.project import NothingToRank, open_project, run_command
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.training.policy_checkpoints import PolicyState
 from lowrank_rlhf.training.reward_data import about_reward
@@ -18,10 +19,13 @@ from lowrank_rlhf.training.rollout import RewardScale
 def load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale:
     """Load policy, reference and reward model from a run's `adapters` folder.
 
-    Raises `StageFailed` for a weak reward model, unless `ppo.accept_weak_reward` is set.
+    Raises `StageFailed` for a weak reward model, unless `ppo.accept_weak_reward` is set; `WaitingForPeople` if people
+    rank and have prompts left.
     """
     about = about_reward(adapters / "reward")
     if about["weak"] and not config.ppo.accept_weak_reward:
+        if config.rank.source == "human":
+            _wait_for_more_rankings(about["weak"], adapters.parent)
         raise StageFailed(
             f"ppo: {about['weak']}, so {config.align.algorithm.upper()} would only learn its mistakes. Rank more "
             "answers, or set ppo.accept_weak_reward: true"
@@ -30,6 +34,20 @@ def load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale:
     roles.copy(Role.POLICY, Role.REFERENCE)
     load_role(roles, Role.REWARD, adapters / "reward")
     return RewardScale.of(about, config.ppo.normalize_score)
+
+
+def _wait_for_more_rankings(weak: str, run: Path) -> None:
+    """Raise `WaitingForPeople` if the run has prompts left to rank."""
+    try:
+        project = open_project(run)
+    except NothingToRank:
+        return
+    ranked, wanted = project.store.ranked_prompts(), project.needed
+    if ranked < wanted:
+        raise WaitingForPeople(
+            f"Waiting for people: {weak}. About {wanted - ranked} more ranked prompts may be enough. Rank with "
+            f"`python -m lowrank_rlhf label {run}`; then resume with\n  {run_command(run)} --redo rank"
+        )
 
 
 def save_policies(roles: Roles, work: Path, state: PolicyState) -> None:

@@ -16,6 +16,7 @@ from lowrank_rlhf.data.length_filter import SHORTEST_ANSWER, equal_after_cut
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.maths.logistic import choose_ridge, fit_pair_head
 from lowrank_rlhf.maths.losses import pairwise_loss, plackett_luce_loss
+from lowrank_rlhf.maths.reward_gate import held_out_count
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.run.directory import read_record, write_json_atomic
@@ -177,7 +178,7 @@ def split_groups(groups: Sequence[Group], held_out: float, seed: int) -> tuple[l
             "Rank more prompts, or raise model.max_length"
         )
     shuffled = random.Random(seed).sample(groups, len(groups))
-    count = min(max(1, round(held_out * len(groups))), len(groups) - 1)
+    count = held_out_count(held_out, len(groups))
     return shuffled[count:], shuffled[:count]
 
 

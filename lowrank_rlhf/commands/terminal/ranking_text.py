@@ -81,11 +81,23 @@ def refusal_text(refusal: Refusal) -> str:
     return REFUSALS[refusal.kind].format(names=names, answers=refusal.answers)
 
 
+_WHY = {
+    "setting": "",
+    "power": ": a reward model from fewer often fails its test (rank.minimum_rankings sets another number)",
+    "weak": ": the last reward model failed its test",
+}
+
+
 def project_summary(project: Project) -> str:
     """Return the number of ranked prompts and the next command."""
-    count = project.store.ranked_prompts()
-    if not project.enough:
-        return f"{count} of {counted(project.needed, 'prompt')} ranked, {project.needed - count} more needed."
+    count, need = project.store.ranked_prompts(), project.need
+    if count < need.prompts:
+        of, more = counted(need.prompts, "prompt"), need.prompts - count
+        return f"{count} of {of} ranked, {more} more needed{_WHY[need.reason]}."
     if project.settings is None:
         return f"{counted(count, 'prompt')} ranked. To export them:\n  {project.next_command}"
-    return f"{counted(count, 'prompt')} ranked ({project.needed} needed). To resume the run:\n  {project.next_command}"
+    few = f" A reward model from so few passes its test in about {100 * (need.passes or 0):.0f} % of cases."
+    return (
+        f"{counted(count, 'prompt')} ranked ({need.prompts} needed).{few if need.few else ''} To resume the run:\n"
+        f"  {project.next_command}"
+    )

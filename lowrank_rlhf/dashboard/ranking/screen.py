@@ -80,8 +80,13 @@ def progress_words(project: Project, annotator: str, language: str) -> Reply:
 def _next_step(project: Project, now: RankingProgress, enough: bool, language: str) -> str:
     if project.settings is None:
         return ""
+    need = project.need
     if not enough:
-        return say("next.more", language, more=now.needed - now.ranked_by_anyone)
+        key = "next.more" if need.reason == "setting" else f"next.more_{need.reason}"
+        return say(key, language, more=now.needed - now.ranked_by_anyone)
+    if need.few:
+        passes = round(100 * (need.passes or 0))
+        return say("next.enough_few", language, passes=passes, command=project.next_command)
     return say("next.enough", language, command=project.next_command)
 
 

@@ -1,5 +1,6 @@
 """Tab Runs: list of all runs, actions on the chosen one, and a form for a new run."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import gradio as gr
@@ -14,7 +15,7 @@ from lowrank_rlhf.dashboard.text import t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline.pipeline import undo_redo
 from lowrank_rlhf.pipeline.selection import built_on, named
-from lowrank_rlhf.preferences.project import open_project
+from lowrank_rlhf.preferences.project import NothingToRank, open_project
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.stages import STAGES
@@ -37,6 +38,7 @@ def build(page: DashboardPage) -> None:
     with gr.Row(elem_classes="actions"):
         stop = page.texts.add(gr.Button(variant="stop", elem_id="stop"), value="runs.stop")
         resume = page.texts.add(gr.Button(variant="primary", elem_id="resume"), value="runs.resume")
+        rank = page.texts.add(gr.Button(visible=False, elem_id="to-rank"), value="runs.rank")
     with page.texts.add(gr.Accordion(open=False, elem_id="again"), label="runs.again"), gr.Row(elem_classes="actions"):
         stage = page.texts.add(gr.Dropdown([], elem_id="redo-stage"), label="runs.redo_stage", info="runs.redo_info")
         redo = page.texts.add(gr.Button(elem_id="redo"), value="runs.redo")
@@ -49,7 +51,7 @@ def build(page: DashboardPage) -> None:
     asked = gr.State(None)
     outcome = gr.HTML("", elem_id="run-outcome")
     previous = gr.State({})
-    outputs = [listing, about, page.run, stop, resume, stage, redo, undo, previous]
+    outputs = [listing, about, page.run, stop, resume, stage, redo, undo, rank, previous]
     inputs = [page.run, page.language, previous]
 
     def refresh(chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
@@ -72,6 +74,7 @@ def build(page: DashboardPage) -> None:
     for button, action in ((stop, "stop"), (resume, "resume"), (undo, "undo")):
         clicked = button.click(act(action), [page.run, page.language], outcome, **EVENT)  # type: ignore[arg-type]
         clicked.then(refresh, inputs, outputs, **QUIET)
+    rank.click(None, None, None, js="() => document.querySelector('#tab-rank-button').click()", **QUIET)
     redo.click(ask, [page.run, page.language, stage], [question, goes, asked, outcome], **EVENT)
     yes.click(confirm, [asked, page.language], [question, asked, outcome], **EVENT).then(
         refresh, inputs, outputs, **QUIET
@@ -83,11 +86,18 @@ def build(page: DashboardPage) -> None:
 def resume_after_ranking(page: DashboardPage, name: str) -> str:
     """Start the run's command again in the background and return it. Raises `UserError` if it cannot start."""
     path = page.runs.path(name)
-    redo = ["--redo", "rank"] if open_project(path).rankings_changed else []
-    command = jobs.run_command(str(path / "config.yaml"), page.runs.folder, *redo)
+    command = jobs.run_command(str(path / "config.yaml"), page.runs.folder, *_changed_rankings(path))
     page.chat.close()  # frees memory for the training
     jobs.start(path, command)
     return jobs.as_typed(command)
+
+
+def _changed_rankings(path: Path) -> list[str]:
+    """Return the options that use rankings made since the stage rank was done; none if there are none."""
+    try:
+        return ["--redo", "rank"] if open_project(path).rankings_changed else []
+    except NothingToRank:
+        return []
 
 
 def _picked(event: gr.SelectData) -> str:
@@ -120,6 +130,7 @@ def _refresh(runs: RunsFolder, chosen: str | None, language: str, before: dict[s
         changed(gr.update(choices=now["redo"], value=None, interactive=bool(now["redo"])), "redo", "choice"),
         changed(gr.update(interactive=bool(now["redo"])), "redo"),
         changed(gr.update(visible=now["can_undo"]), "can_undo"),
+        changed(gr.update(visible=now["can_rank"]), "can_rank"),
         changed(now, *now),
     ]
 
@@ -131,6 +142,7 @@ def _buttons(run: RunStatus | None, language: str) -> dict[str, Any]:
     return {
         "can_stop": run is not None and run.busy,
         "can_resume": idle and run is not None and run.state != "finished",
+        "can_rank": waiting,
         "resume": t("runs.continue" if waiting else "runs.resume", language),
         "redo": [stage.name for stage in STAGES if run and stage.name in run.done] if idle else [],
         "can_undo": idle and run is not None and any(RunDir(run.path).earlier(stage.name) for stage in STAGES),
@@ -167,11 +179,11 @@ def _act(page: DashboardPage, action: Action, chosen: str | None, language: str,
             return note(t("runs.redo_which", language))
         if action == "undo":
             return note(t("runs.undone", language, stages=", ".join(undo_redo(RunDir(path)))), "good")
-        config = path / "config.yaml"
+        config, waits = path / "config.yaml", page.runs.status(chosen).state == "waiting"
         if not config.is_file():
             return note(t("runs.no_config", language), "bad")
-        redo = ["--redo", str(stage)] if action == "redo" else []
-        command = jobs.run_command(str(config), page.runs.folder, *redo)
+        more = ["--redo", str(stage)] if action == "redo" else _changed_rankings(path) if waits else []
+        command = jobs.run_command(str(config), page.runs.folder, *more)
         page.chat.close()
         jobs.start(path, command)
     except UserError as error:

@@ -1,0 +1,114 @@
+"""How many rankings are enough: the same answer for the run, the page and the terminal."""
+
+from pathlib import Path
+
+import pytest
+
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.maths.reward_gate import PROMPTS, expected_passes, prompts_for_power, weakness_of
+from lowrank_rlhf.maths.statistics import Interval
+from lowrank_rlhf.preferences.enough import Need, needed
+from lowrank_rlhf.run.files import append_line
+
+
+def config(**changes) -> Config:
+    return Config(**{"name": "a", "model": {"source": "x"}, "rank": {"source": "human"}} | changes)
+
+
+def measure(run: Path, prompts: int, accuracy: float, **more) -> None:
+    append_line(
+        run / "events.jsonl",
+        {
+            "kind": "measured",
+            "stage": "reward",
+            "prompts": prompts,
+            "accuracy": accuracy,
+            "interval": [0.4, 0.8],
+            **more,
+        },
+    )
+
+
+def test_the_verdict_by_intervals() -> None:
+    good = Interval(0.51, 0.7)
+    assert weakness_of(Interval(0.5, 0.9), Interval(0.1, 0.2)) == "chance"
+    assert weakness_of(good, Interval(-0.2, 0.0)) == "length"
+    assert weakness_of(good, Interval(0.0, 0.2)) == "length_unclear"
+    assert weakness_of(good, Interval(0.01, 0.2)) is None
+
+
+def test_the_simulated_test_passes_as_the_stages_own_does() -> None:
+    """Against `held_out_accuracy` and `weakness` of the stage, on 80 reward models with their own bootstrap."""
+    torch = pytest.importorskip("torch")
+    from types import SimpleNamespace
+
+    from lowrank_rlhf.evaluation.reward_metrics import held_out_accuracy, weakness
+
+    passed, generator = 0, torch.Generator().manual_seed(0)
+    pairs = [(i, j) for i in range(4) for j in range(4)]
+    for run in range(80):
+        groups, scores = [], []
+        for prompt in range(24):  # a fifth of 120
+            utility, noise = torch.randn(2, 4, generator=generator)
+            length = torch.randint(1, 10_000, (4,), generator=generator).tolist()
+            own = [(i, j, 1) for i, j in pairs if utility[i] > utility[j]]
+            groups.append(SimpleNamespace(pairs=own, lengths=length, prompt_id=str(prompt)))
+            scores.append(0.587785 * utility + 0.809017 * noise)  # pairs in the right order: 70 %
+        passed += weakness(held_out_accuracy(groups, scores, 200, run)) is None
+    assert expected_passes(120, 0.7, 4, 0.2) == pytest.approx(passed / 80, abs=0.13)
+
+
+def test_more_rankings_and_better_models_pass_more_often() -> None:
+    shares = [expected_passes(prompts, 0.7, 4, 0.2) for prompts in (24, 60, 120, 300)]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.3
+    assert shares[-1] > 0.95
+    assert expected_passes(120, 0.5, 4, 0.2) < 0.06
+    assert prompts_for_power(0.7, 4, 0.2) == 150
+    assert prompts_for_power(0.5, 4, 0.2) == PROMPTS[-1]
+
+
+def test_enough_before_a_reward_model_is_by_expected_power(tmp_path: Path) -> None:
+    need = needed(config(), tmp_path, 1000)
+    assert (need.prompts, need.reason, need.few) == (150, "power", False)
+    assert needed(config(), tmp_path, 40)[:2] == (40, "power")
+    few = needed(config(rank={"source": "human", "minimum_rankings": 24}), tmp_path, 1000)
+    assert (few.prompts, few.reason, few.few) == (24, "setting", True)
+    assert needed(config(ppo={"accept_weak_reward": True}), tmp_path, 1000) == Need(24, "setting")
+    assert needed(config(stages=["sft", "sample", "rank", "reward"]), tmp_path, 1000) == Need(24, "setting")
+
+
+def test_enough_after_a_reward_model_is_by_its_verdict(tmp_path: Path) -> None:
+    asked = config(rank={"source": "human", "minimum_rankings": 24})
+    measure(tmp_path, 19, 0.7, weakness="chance")  # of 24
+    assert needed(asked, tmp_path, 1000)[:2] == (150, "weak")
+    assert needed(asked, tmp_path, 100)[:2] == (100, "weak")
+    measure(tmp_path, 200, 0.8)  # an older version's event: the interval is the verdict
+    assert needed(asked, tmp_path, 1000)[:2] == (376, "weak")
+    measure(tmp_path, 80, 0.7, weakness=None)
+    assert needed(asked, tmp_path, 1000) == Need(24, "setting")
+    assert needed(config(), tmp_path, 1000) == Need(100, "setting")
+
+
+def test_a_weak_reward_model_waits_for_people_who_have_prompts_left(tmp_path: Path) -> None:
+    from people import a_ranking, a_run
+
+    from lowrank_rlhf.errors import StageFailed, WaitingForPeople
+    from lowrank_rlhf.run.files import write_json_atomic
+    from lowrank_rlhf.training.policy_roles import load_roles
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        store = a_run("people", 2, 5)
+        run = Path("runs/people").absolute()
+        human = config(rank={"source": "human", "minimum_rankings": 2})
+        write_json_atomic(run / "adapters" / "reward" / "reward.json", {"weak": "the reward model is weak"})
+        measure(run, 2, 0.6, weakness="chance")
+        for prompt in range(2):
+            store.save(a_ranking(prompt, "012"))
+        with pytest.raises(WaitingForPeople, match=r"weak\. About 3 more ranked prompts(.|\n)*--redo rank"):
+            load_roles(None, run / "adapters", human)
+        for prompt in range(2, 5):
+            store.save(a_ranking(prompt, "012"))
+        with pytest.raises(StageFailed, match="Rank more answers, or set"):
+            load_roles(None, run / "adapters", human)
