@@ -120,7 +120,14 @@ def serve(
 
     with closing(ChatWorker()) as chat:
         css = _CSS.read_text(encoding="utf-8") + CHART_CSS
-        server.serve(build(runs, chat), address, server.middleware(address, password), css, ready, routes(runs))
+        server.serve(
+            build(runs, chat),
+            address,
+            server.middleware(address, password, prefixes=("/runs/",)),
+            css,
+            ready,
+            routes(runs),
+        )
 
 
 def _has_desktop() -> bool:

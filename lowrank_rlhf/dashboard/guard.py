@@ -4,6 +4,7 @@ A foreign site open in the visitor's browser must not read or control the page: 
 Origin and Sec-Fetch-Site stop cross-site requests. Starlette's TrustedHostMiddleware covers the first of these alone.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -12,17 +13,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY_BYTES = 64 * 2**20
-"""Limit of a request's body. The largest is an upload of annotations."""
+MAX_BODY_BYTES = 2**20
+"""Limit of a request's body. The largest is the text of a config; no page takes files."""
 MAX_LOGIN_BYTES = 4096
 _PREFIXES = (
-    "/assets/", "/static/", "/svelte/", "/runs/", "/gradio_api/heartbeat/", "/gradio_api/file=/",
+    "/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/",
 )  # fmt: skip
+_HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
 _PATHS = {
     "/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/gradio_api/startup-events",
     "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel", "/gradio_api/reset",
     "/gradio_api/app_id", "/gradio_api/component_server", "/gradio_api/component_server/",
-    "/gradio_api/upload", "/gradio_api/upload_progress",
     "/gradio_api/theme.css",
 }  # fmt: skip
 _HEADERS = {
@@ -45,12 +46,13 @@ class RequestGuard:
     """ASGI middleware that refuses requests under foreign host names, from foreign sites and to unused paths.
 
     `hosts` are the names and addresses under which the page may be requested, without ports; `login_paths` the paths
-    of its login, whose bodies are limited strictly since anybody may send them.
+    of its login, whose bodies are limited strictly since anybody may send them; `prefixes` those of its own routes.
     """
 
     app: ASGIApp
     hosts: Collection[str]
     login_paths: Collection[str] = ()
+    prefixes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.hosts = frozenset(host.lower() for host in self.hosts)
@@ -74,8 +76,10 @@ class RequestGuard:
         if cross and not (method == "GET" and headers.get("sec-fetch-mode") == "navigate"):
             return PlainTextResponse("Cross-site request refused.\n", 403)
         path = scope["path"]
-        if path not in _PATHS and path not in self.login_paths and not path.startswith(_PREFIXES):
+        if path not in _PATHS and path not in self.login_paths and not path.startswith(_PREFIXES + self.prefixes):
             return PlainTextResponse("Not found.\n", 404)
+        if headers.get("content-type", "").lower().startswith("multipart/"):  # Gradio would write its files to the disk
+            return PlainTextResponse("No page takes files.\n", 415)
         return None
 
     async def _answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,8 +114,6 @@ class RequestGuard:
 
 
 def _host_name(host: str) -> str:
-    """Return the name in a Host header without the port: `[::1]:7860` -> `::1`."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return ""
+    """Return the name in a Host header without the port, `[::1]:7860` -> `::1`; empty for any other form."""
+    found = _HOST.fullmatch(host)
+    return found["name"].strip("[]").lower() if found else ""

@@ -11,7 +11,7 @@ import psutil
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from lowrank_rlhf.dashboard.guard import RequestGuard
+from lowrank_rlhf.dashboard.guard import MAX_BODY_BYTES, RequestGuard
 from lowrank_rlhf.dashboard.login import PATHS, Login
 from lowrank_rlhf.dashboard.password import LOOPBACK
 from lowrank_rlhf.errors import UserError
@@ -57,14 +57,17 @@ class Address:
 
 
 def middleware(
-    address: Address, password: str | None, checked_name: Callable[[str], str] | None = None
+    address: Address,
+    password: str | None,
+    checked_name: Callable[[str], str] | None = None,
+    prefixes: tuple[str, ...] = (),
 ) -> list[Middleware]:
-    """Return the guard of a page and, with a password, its login."""
+    """Return the guard of a page and, with a password, its login. `prefixes` are the paths of the page's own routes."""
     hosts = address.host_names()
     if password is None:
-        return [Middleware(RequestGuard, hosts=hosts)]
+        return [Middleware(RequestGuard, hosts=hosts, prefixes=prefixes)]
     login = Middleware(Login, password=password, checked_name=checked_name)
-    return [Middleware(RequestGuard, hosts=hosts, login_paths=PATHS), login]
+    return [Middleware(RequestGuard, hosts=hosts, login_paths=PATHS, prefixes=prefixes), login]
 
 
 def serve(
@@ -89,7 +92,7 @@ def serve(
         prevent_thread_lock=True,
         footer_links=[],
         allowed_paths=[],
-        max_file_size="64mb",
+        max_file_size=MAX_BODY_BYTES,
         state_session_capacity=100,
         app_kwargs={
             "middleware": list(protection),

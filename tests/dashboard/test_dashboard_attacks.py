@@ -20,7 +20,6 @@ NEEDED = {
     *("/svelte/{path:path}", "/gradio_api/theme.css", "/gradio_api/startup-events", "/gradio_api/app_id"),
     *("/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel", "/gradio_api/reset"),
     *("/gradio_api/heartbeat/{session_hash}", "/gradio_api/component_server", "/gradio_api/component_server/"),
-    *("/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/file={path_or_url:path}"),
 }
 """Of Gradio's addresses those that the page in the browser asks for, and its style."""
 
@@ -69,13 +68,15 @@ MULTIPART = {"Content_Type": "multipart/form-data; boundary=b"}
 FILE = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jsonl"\r\n\r\n'
 
 
-def test_a_body_is_bounded_on_the_running_page(visitor: Visitor) -> None:
+def test_no_file_is_taken_and_a_body_is_bounded_on_the_running_page(visitor: Visitor) -> None:
     endless = [FILE, *[b"x" * 2**20] * 65]
     same = {"Origin": visitor.url, "Cookie": visitor.cookie}
-    assert stream(visitor.url, "/gradio_api/upload", endless, **same, **MULTIPART) == 413
-    assert stream(visitor.url, "/gradio_api/queue/join", [b"[" * 2**20] * 65, **same) == 413
+    assert stream(visitor.url, "/gradio_api/upload", endless, **same, **MULTIPART) == 404
+    assert stream(visitor.url, "/gradio_api/queue/join", [b"[" * 2**20] * 2, **same) == 413
     whole = FILE + b"{}\r\n--b--\r\n"
-    assert visitor.ask("/gradio_api/upload", "POST", whole, Origin=visitor.url, **MULTIPART)[0] == 200
+    for path in ("component_server", "component_server/", "queue/join"):
+        assert visitor.ask(f"/gradio_api/{path}", "POST", whole, Origin=visitor.url, **MULTIPART)[0] == 415
+    assert visitor.ask("/gradio_api/upload", "POST", whole, Origin=visitor.url, **MULTIPART)[0] == 404
 
 
 def addresses(routes: Iterable[Any]) -> Iterator[str]:

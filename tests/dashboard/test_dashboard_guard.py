@@ -53,7 +53,22 @@ def visitor(request, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit
         yield visitor
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[", "", "0"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil@127.0.0.1",
+        "127.0.0.1/x",
+        "127.0.0.1?x",
+        "127.0.0.1:1:2",
+        "127.0.0.1#",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example:80",
+        "[",
+        "",
+        "0",
+    ],
+)
 def test_another_host_name_is_refused(visitor, host) -> None:
     """DNS rebinding: a name of the attacker's that leads to this computer."""
     assert visitor.ask("/", Host=host)[0] == 403
@@ -182,7 +197,7 @@ def guarded(given: str | None = None, named: bool = False) -> TestClient:
     async def taken(request):
         return PlainTextResponse(str(len(await request.body())))
 
-    routes = [Route("/", page), Route("/config", page), Route("/gradio_api/upload", taken, methods=["POST"])]
+    routes = [Route("/", page), Route("/config", page), Route("/gradio_api/queue/join", taken, methods=["POST"])]
     stack = [Middleware(RequestGuard, hosts=["testserver"], login_paths=PATHS)]
     if given:
         stack.append(Middleware(Login, password=given, checked_name=annotator_name if named else None))
@@ -195,7 +210,7 @@ class TestLogin:
         client = guarded(PASSWORD, named)
         assert client.get("/").headers["location"] == "/login"
         assert client.get("/config").status_code == 401
-        assert client.post("/gradio_api/upload").status_code == 401
+        assert client.post("/gradio_api/queue/join").status_code == 401
         form = client.get("/login").text
         assert ('name="password"' in form, 'name="username"' in form) == (True, named)
 
@@ -291,9 +306,9 @@ def test_the_login_form_shows_a_name_as_text() -> None:
 def test_a_body_is_bounded(monkeypatch) -> None:
     monkeypatch.setattr(guard, "MAX_BODY_BYTES", 1000)
     client = guarded()
-    assert client.post("/gradio_api/upload", content=b"x" * 1000).text == "1000"
-    assert client.post("/gradio_api/upload", content=b"x" * 1001).status_code == 413
-    assert client.post("/gradio_api/upload", content=iter([b"x" * 600, b"x" * 600])).status_code == 413
+    assert client.post("/gradio_api/queue/join", content=b"x" * 1000).text == "1000"
+    assert client.post("/gradio_api/queue/join", content=b"x" * 1001).status_code == 413
+    assert client.post("/gradio_api/queue/join", content=iter([b"x" * 600, b"x" * 600])).status_code == 413
 
 
 class TestPasswordRule:
