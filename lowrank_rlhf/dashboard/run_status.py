@@ -56,7 +56,9 @@ class RunStatus:
     """Progress of the running stage."""
     figure: KeyFigure | None = None
     log_end: str = ""
-    """Last lines of the log of a run that ended early, as a message for the user."""
+    """Last lines of the log if the run or its last command ended early, as a message for the user."""
+    exit_code: int | None = None
+    """Exit code of the last command that a page started on the run."""
     pid: int | None = None
     algorithm: str = "ppo"
     """`align.algorithm` of the config."""
@@ -111,6 +113,7 @@ class StatusReader:
         busy = worker is not None
         complete = bool(stages) and all(stage in marks for stage in stages)
         state = _state(path, busy, complete, events)
+        code = (jobs.job(path) or {}).get("exit_code")
         stage = None if state == "finished" else _current_stage(stages, marks, events)
         return RunStatus(
             name=path.name,
@@ -121,7 +124,8 @@ class StatusReader:
             marks=marks,
             progress=_progress(path, stage) if busy else None,
             figure=self._figure(path, state, marks),
-            log_end="" if busy or state == "finished" else _log_end(path),
+            log_end="" if busy or (state == "finished" and not code) else _log_end(path),
+            exit_code=None if busy else code,
             pid=worker.process.pid if worker and worker.process else None,
             algorithm=config.align.algorithm if config else "ppo",
         )

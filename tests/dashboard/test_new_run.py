@@ -117,7 +117,29 @@ class TestNewRun:
         done.stdout, done.stderr = "", "rank.dataset: file not found: x"
         assert "file not found: x" in new_run._plan(RunsFolder(tmp_path), text, "", None, "en")[0]
 
+    def test_a_stale_plan_is_not_started_but_renamed_or_redone(self, tmp_path, monkeypatch) -> None:
+        text = preset_path("quickstart").read_text(encoding="utf-8")
+        stages = [PLAN["stages"][0] | {"stage": name, "state": state} for name, state in STALE.items()]
+        plan = PLAN | {"stages": stages, "config": {"name": "x", "model": {"source": "y"}}}
+        done = subprocess.CompletedProcess([], 0, json.dumps(plan), "")
+        monkeypatch.setattr(new_run, "_run_plan", lambda *_: done)
+        shown, start, agreed = new_run._plan(RunsFolder(tmp_path), text, "one", None, "en")
+        assert (start["interactive"], agreed) == (False, [text, "one", ["ppo", "evaluate"]])
+        assert html(t("new.stale", "en", run="one", stages="ppo, evaluate")) in shown
+        started = []
+        monkeypatch.setattr(jobs, "start", lambda _, command: started.append(command[4:]))
+        page = page_of(tmp_path)
+        new_run._start(page, text, "one", None, "en", agreed)
+        assert started == []
+        new_run._start(page, text, "one", None, "en", agreed[:2], new_run._redo(agreed))
+        (command,) = started
+        assert " ".join(command[1:]).startswith("name=one --redo ppo --redo evaluate --runs")
+        for name in ("one", "one-2"):
+            (tmp_path / name).mkdir(exist_ok=True)
+        assert new_run._free_name(RunsFolder(tmp_path), "one") == "one-3"
 
+
+STALE = {"sft": "done", "ppo": "stale", "evaluate": "stale"}
 SPAN = {"seconds": 120.0, "low": 60.0, "high": 240.0, "source": "x"}
 PLAN = {
     "run": "runs/x",

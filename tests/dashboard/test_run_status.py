@@ -17,7 +17,8 @@ from lowrank_rlhf.dashboard.routes import routes
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import result, watch
 from lowrank_rlhf.dashboard.tabs import runs as runs_tab
-from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, run_list
+from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, details, run_list
+from lowrank_rlhf.dashboard.text import LANGUAGES, html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_json_atomic
@@ -234,3 +235,18 @@ class TestStatus:
 def write_progress(run: Path, **fields: object) -> None:
     record = {"unit": "steps", "done": 3, "total": 14, "seconds_left": 121.0, "updated_at": "2101-01-01T00:00:00+00:00"}
     write_json_atomic(run / "progress.json", record | {"figures": {"tokens_per_second": 340.4}} | fields)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_refused_command_on_a_finished_run_shows_its_exit_code_and_words(tmp_path, language) -> None:
+    run = make_run(tmp_path)
+    finish(run, "sft", "sample", "rank", "reward", "ppo", "evaluate")
+    (run / "logs").mkdir()
+    (run / "logs" / "x.log").write_text("Stage ppo does not match\n")
+    for code, shown in ((3, True), (0, False)):
+        (run / "logs" / "job.json").write_text(json.dumps({"log": "x.log", "exit_code": code, "since": "2026-02"}))
+        status = RunsFolder(tmp_path).status("one")
+        about = details(status, language)
+        assert status.state == "finished"
+        assert ("Stage ppo does not match" in about) is shown
+        assert (html(t("runs.exit_code", language, code=code)) in about) is shown

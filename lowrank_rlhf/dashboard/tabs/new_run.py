@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from lowrank_rlhf.run.files import write_atomic
 
 _EDITOR = "editor"
 _PLAN_SECONDS = 120
+_HIDE: dict[str, Any] = gr.update(visible=False)
 
 
 class _Form(NamedTuple):
@@ -36,7 +39,11 @@ class _Form(NamedTuple):
     start: gr.Button
     planned: gr.HTML
     agreed: gr.State
-    """YAML and name of the shown plan; None without a plan."""
+    """YAML and name of the shown plan, and its stale stages if it has any; None without a plan."""
+    stale: gr.Row
+    """Buttons for a plan with stale stages."""
+    rename: gr.Button
+    redo: gr.Button
 
 
 def build(page: DashboardPage) -> Any:
@@ -46,8 +53,19 @@ def build(page: DashboardPage) -> Any:
     def start(text: str, name: str, preset: str | None, language: str, agreed: Any) -> list[Any]:
         return _start(page, text, name, preset, language, agreed)
 
-    def plan(text: str, name: str, preset: str | None, language: str) -> tuple[str, Any, Any]:
-        return _plan(page.runs, text, name, preset, language)
+    def redo(text: str, name: str, preset: str | None, language: str, agreed: Any) -> list[Any]:
+        return [*_start(page, text, name, preset, language, agreed and agreed[:2], _redo(agreed)), _HIDE]
+
+    def plan(text: str, name: str, preset: str | None, language: str) -> list[Any]:
+        shown, start, agreed = _plan(page.runs, text, name, preset, language)
+        verdict = gr.skip() if agreed else ""  # "valid" beside a refusal misleads
+        return [shown, start, agreed, verdict, gr.update(visible=bool(_redo(agreed)))]
+
+    def check(text: str, name: str, language: str) -> list[Any]:
+        return [*_check(text, name, language), "", None, _HIDE]  # the plan was of other settings
+
+    def rename(text: str, name: str) -> str:
+        return _free_name(page.runs, _parse(text, name).name)
 
     def copy_settings(chosen: str | None, language: str) -> tuple[Any, Any, str, Any]:
         return _copy_settings(page.runs, chosen, language)
@@ -57,11 +75,13 @@ def build(page: DashboardPage) -> Any:
     form.copy.click(copy_settings, [page.run, page.language], [form.yaml, form.name, form.planned, form.start], **EVENT)
     for field in (form.yaml, form.name):
         field.change(
-            _check, [form.yaml, form.name, page.language], [form.verdict, form.start],
-            trigger_mode="always_last", **QUIET,
+            check, [form.yaml, form.name, page.language],
+            [form.verdict, form.start, form.planned, form.agreed, form.stale], trigger_mode="always_last", **QUIET,
         )  # fmt: skip
-    form.plan.click(plan, fields, [form.planned, form.start, form.agreed], **EVENT)
+    form.plan.click(plan, fields, [form.planned, form.start, form.agreed, form.verdict, form.stale], **EVENT)
+    form.rename.click(rename, [form.yaml, form.name], form.name, **EVENT)
     outputs = [page.run, form.planned, form.start, form.agreed]
+    form.redo.click(redo, [*fields, form.agreed], [*outputs, form.stale], **EVENT)
     return form.start.click(start, [*fields, form.agreed], outputs, **EVENT)
 
 
@@ -80,8 +100,11 @@ def _lay_out(page: DashboardPage) -> _Form:
             plan = texts.add(gr.Button(elem_id="plan"), value="new.plan")
             start = texts.add(gr.Button(variant="primary", interactive=False, elem_id="start"), value="new.start")
         planned = gr.HTML("", elem_id="planned")
+        with gr.Row(visible=False, elem_classes="actions", elem_id="stale") as stale:
+            rename = texts.add(gr.Button(elem_id="new-name"), value="new.other_name")
+            redo = texts.add(gr.Button(variant="stop", elem_id="redo-stale"), value="new.redo")
         agreed = gr.State(None)
-    return _Form(preset, name, copy, yaml, verdict, plan, start, planned, agreed)
+    return _Form(preset, name, copy, yaml, verdict, plan, start, planned, agreed, stale, rename, redo)
 
 
 def _preset(name: str | None) -> tuple[str, str, Any]:
@@ -137,14 +160,19 @@ def _plan(runs: RunsFolder, text: str, name: str, preset: str | None, language: 
         plan = json.loads(done.stdout)
     except ValueError:  # it printed an error instead
         return note(t("new.refused", language), "bad") + note(done.stderr), locked, None
-    fits = done.returncode == 0
+    stale = [stage["stage"] for stage in plan["stages"] if stage["state"] == "stale"]
+    fits = done.returncode == 0 and not stale
     command = jobs.run_command(_config_source(text, preset, path), runs.folder, *_overrides(name))
+    verdict = t("new.planned" if fits else "new.refused", language)
+    if stale:
+        verdict = t("new.stale", language, stages=", ".join(stale), run=path.name)
     shown = (
-        note(t("new.planned" if fits else "new.refused", language), "good" if fits else "bad")
+        note(verdict, "good" if fits else "bad")
         + plan_html(plan, language)
         + command_line(jobs.as_typed(command), language)
     )
-    return shown, gr.update(interactive=fits), [text, name] if fits else None
+    may_redo = [text, name, stale] if stale and done.returncode == 0 else None
+    return shown, gr.update(interactive=fits), [text, name] if fits else may_redo
 
 
 def _run_plan(folder: Path, text: str, name: str) -> subprocess.CompletedProcess[str]:
@@ -168,7 +196,25 @@ def _config_source(text: str, preset: str | None, path: Path) -> str:
     return str(path / "logs" / "start.yaml")
 
 
-def _start(page: DashboardPage, text: str, name: str, preset: str | None, language: str, agreed: Any) -> list[Any]:
+def _redo(agreed: Any) -> list[str]:
+    """Return the stale stages of the shown plan."""
+    return agreed[2] if agreed and len(agreed) > 2 else []
+
+
+def _free_name(runs: RunsFolder, name: str) -> str:
+    """Return the first of `name-2`, `name-3`, ... that is no run yet."""
+    return next(new for number in count(2) if not runs.path(new := f"{name[:60]}-{number}").exists())
+
+
+def _start(
+    page: DashboardPage,
+    text: str,
+    name: str,
+    preset: str | None,
+    language: str,
+    agreed: Any,
+    redo: Sequence[str] = (),
+) -> list[Any]:
     """Start the planned run and choose it. A second click has no effect: it needs a new plan."""
     if agreed != [text, name]:
         return [gr.skip(), note(t("new.plan_first", language), "bad"), gr.skip(), gr.skip()]
@@ -177,7 +223,8 @@ def _start(page: DashboardPage, text: str, name: str, preset: str | None, langua
         source = _config_source(text, preset, path)
         if source != preset and jobs.working(path) is None:
             write_atomic(Path(source), text)
-        command = jobs.run_command(source, page.runs.folder, *_overrides(name))
+        again = [word for stage in redo for word in ("--redo", stage)]
+        command = jobs.run_command(source, page.runs.folder, *_overrides(name), *again)
         page.chat.close()
         jobs.start(path, command)
     except UserError as error:
