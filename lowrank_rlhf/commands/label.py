@@ -109,7 +109,7 @@ def _serve(project: Project, host: str, port: int, names: list[str]) -> None:
 
 def _rank(project: Project, given: str | None) -> None:
     console, keys = Console(), keys_of_this_process()
-    RankingLoop(project, _name(project, given, keys), keys, console).run()
+    RankingLoop(project, project.store.spelling(_name(project, given, keys)), keys, console).run()
 
 
 def _name(project: Project, given: str | None, keys: Keys) -> str:

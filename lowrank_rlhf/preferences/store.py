@@ -104,6 +104,13 @@ class AnnotationStore:
             read_item(database, prompt_id)
             renew_lease(database, annotator, prompt_id, done, self._clock())
 
+    def spelling(self, name: str) -> str:
+        """Return the name of the annotator who ranked or skipped before and is called so in another case, else it."""
+        with self._transaction() as database:
+            rows = database.execute("SELECT annotator FROM rankings UNION SELECT annotator FROM skips").fetchall()
+        known = [row[0] for row in rows]
+        return name if name in known else next((one for one in known if one.casefold() == name.casefold()), name)
+
     def release(self, annotator: str) -> None:
         """End this annotator's lease."""
         with self._transaction(write=True) as database:

@@ -11,11 +11,11 @@ import pytest
 from annotators_page import a_run_with_answers
 
 from lowrank_rlhf.dashboard.ranking.screen import item_words
-from lowrank_rlhf.dashboard.ranking.session import ranking_handler, sign
-from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, texts
+from lowrank_rlhf.dashboard.ranking.session import ranking_handler, run_folder, sign
+from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, nothing_to_rank_text, texts
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.overview import GENERAL, accuracies, overview, ranking_progress
-from lowrank_rlhf.preferences.project import open_project
+from lowrank_rlhf.preferences.project import NothingToRank, open_project
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, write_jsonl
@@ -245,3 +245,18 @@ def test_the_page_starts_without_torch() -> None:
 )
 def test_the_browsers_language(accepted: str, language: str) -> None:
     assert language_of(accepted) == language
+
+
+def test_a_name_in_another_case_is_the_same_person(tmp_path: Path) -> None:
+    store = a_run_with_answers(tmp_path, 2)
+    item = store.next_item("Anna")
+    store.save(Ranking(prompt_id=item.prompt.id, tiers=((item.shown[0],),), annotator="Anna", shown=item.shown))
+    assert [store.spelling(name) for name in ("anna", "ANNA", "Anna", "ann")] == ["Anna", "Anna", "Anna", "ann"]
+    store.skip("STRASSE", store.next_item("STRASSE").prompt.id)
+    assert store.spelling("straße") == "STRASSE"
+
+
+def test_no_chosen_run_is_no_invalid_name(tmp_path: Path) -> None:
+    with pytest.raises(NothingToRank) as caught:
+        run_folder(tmp_path, "")
+    assert nothing_to_rank_text(caught.value, "en") == "Run not found."

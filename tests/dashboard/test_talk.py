@@ -5,6 +5,7 @@ import string
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,26 @@ class TestVotes:
         question = talk._question("why?", "one", "zh", 0.7, None, 0, 1, True)
         last = list(talk._ask(page_of(tmp_path, Models()), ChatSession(), question))[-1]
         assert html(table("zh")[key]) in last[0]
+
+    def test_a_question_typed_during_an_answer_stays(self, tmp_path) -> None:
+        """The box and the status are cleared once, with the first message."""
+
+        class Models(ChatWorker):
+            def open(self, _run: Path) -> dict:
+                return {"voices": ["sft"]}
+
+            def ask(self, _run: Path, _requests: list) -> Iterator[tuple[int, dict]]:
+                yield 0, {"piece": "a"}
+                yield 0, {"piece": "b"}
+                whole = {"text": "ab", "tokens": 2, "finished": True, "stopped": False, "score": None}
+                yield 0, {"answer": whole, "dropped": 0}
+
+        make_run(tmp_path)
+        question = talk._question("why?", "one", "en", 0.7, None, 0, 1, False)
+        shown = list(talk._ask(page_of(tmp_path, Models()), ChatSession(), question))
+        assert [number for number, step in enumerate(shown) if isinstance(step[2], str)] == [1]
+        assert [number for number, step in enumerate(shown) if isinstance(step[0], str)] == [0, 1]
+        assert "ab" in shown[-1][1]
 
     def test_an_error_of_the_process_is_shown_as_it_is(self, tmp_path) -> None:
         with pytest.raises(ChatUnavailable, match="nothing") as caught:

@@ -97,7 +97,9 @@ def ranking_handler(runs: Path, secret: bytes) -> Callable[[Any], Reply]:
 
 def run_folder(runs: Path, name: str) -> Path:
     """Return the folder of a run. Raises `UserError` for a name that leads out of the runs' folder."""
-    if not name or name in (".", "..") or Path(name).name != name:
+    if not name:
+        raise NothingToRank("Choose a run first", NothingToRankReason.NO_RUN)
+    if name in (".", "..") or Path(name).name != name:
         raise UserError(f"invalid run name: {name!r}")
     if not (runs / name).is_dir():
         raise NothingToRank(f"{runs / name}: run not found", NothingToRankReason.NO_RUN)

@@ -58,7 +58,7 @@ def build(
         value = {"language": shown, "texts": texts(shown), "may_resume": resume is not None}
         try:
             person = annotator_name(annotator or user_name(request) or given)
-            open_project(run_folder(runs, run_name or ""))
+            person = open_project(run_folder(runs, run_name or "")).store.spelling(person)
         except UserError as error:
             problem = nothing_to_rank_text(error, shown) if isinstance(error, NothingToRank) else str(error)
             return box, value | {"badge": {"run": "", "annotator": "", "signature": ""}, "problem": problem}

@@ -120,15 +120,17 @@ def _ask(page: DashboardPage, session: ChatSession, question: _Question) -> Iter
         requests = [_request(session, voice, question) for voice in voices]
         answers = {voice: {"text": ""} for voice in voices}
         session.turns.append((question.text, answers))
+        clear: Any = ""  # once: later, the box and the status are those of the next question
         for index, message in page.chat.ask(path, requests):
             add_message(answers[voices[index]], message)
-            yield ["", cards(session, language), "", _HIDE, session]
+            yield [clear, cards(session, language), clear, _HIDE, session]
+            clear = gr.skip()
     except UserError as error:
         session.turns = [turn for turn in session.turns if turn[1] is not answers]  # drop the unanswered question
         yield [note(_error_text(error, language), "bad"), cards(session, language), gr.skip(), _HIDE, session]
         return
     votable = question.blind and complete(answers)
-    yield ["", cards(session, language), "", gr.update(visible=votable), session]
+    yield [gr.skip(), cards(session, language), gr.skip(), gr.update(visible=votable), session]
 
 
 def _obstacle(page: DashboardPage, question: _Question) -> str:
