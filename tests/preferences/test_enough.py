@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.maths.reward_gate import PROMPTS, expected_passes, prompts_for_power, weakness_of
 from lowrank_rlhf.maths.statistics import Interval
@@ -94,7 +95,7 @@ def test_a_weak_reward_model_waits_for_people_who_have_prompts_left(tmp_path: Pa
     from people import a_ranking, a_run
 
     from lowrank_rlhf.errors import StageFailed, WaitingForPeople
-    from lowrank_rlhf.run.files import write_json_atomic
+    from lowrank_rlhf.run.files import write_atomic, write_json_atomic
     from lowrank_rlhf.training.policy_roles import load_roles
 
     with pytest.MonkeyPatch.context() as patch:
@@ -102,6 +103,7 @@ def test_a_weak_reward_model_waits_for_people_who_have_prompts_left(tmp_path: Pa
         store = a_run("people", 2, 5)
         run = Path("runs/people").absolute()
         human = config(rank={"source": "human", "minimum_rankings": 2})
+        write_atomic(run / "config.yaml", dump_config(human))
         write_json_atomic(run / "adapters" / "reward" / "reward.json", {"weak": "the reward model is weak"})
         measure(run, 2, 0.6, weakness="chance")
         for prompt in range(2):
@@ -112,3 +114,29 @@ def test_a_weak_reward_model_waits_for_people_who_have_prompts_left(tmp_path: Pa
             store.save(a_ranking(prompt, "012"))
         with pytest.raises(StageFailed, match="Rank more answers, or set"):
             load_roles(None, run / "adapters", human)
+
+
+@pytest.mark.parametrize("minimum", [2, None])
+def test_page_and_terminal_give_the_runs_answer(tmp_path: Path, monkeypatch, minimum: int | None) -> None:
+    from people import a_ranking, a_run
+
+    from lowrank_rlhf.commands.terminal.ranking_text import project_summary
+    from lowrank_rlhf.dashboard.ranking.screen import progress_words
+    from lowrank_rlhf.preferences.project import open_project
+    from lowrank_rlhf.run.files import write_atomic
+
+    monkeypatch.chdir(tmp_path)
+    store = a_run("people", 2, 30)
+    human = config(rank={"source": "human", "minimum_rankings": minimum})
+    write_atomic(Path("runs/people/config.yaml"), dump_config(human))
+    for prompt in range(2):
+        store.save(a_ranking(prompt, "012"))
+    project = open_project(Path("runs/people"))
+    words, summary = progress_words(project, "ann", "en"), project_summary(project)
+    assert words["enough"] is project.enough is (minimum == 2)
+    if minimum:
+        assert "passes its test in about" in words["next"]
+        assert "A reward model from so few passes its test in about" in summary
+    else:
+        assert words["next"].startswith("28 more before the run can resume: a reward model")
+        assert summary.startswith("2 of 30 prompts ranked, 28 more needed: a reward model from fewer often fails")

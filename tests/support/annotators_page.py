@@ -47,7 +47,8 @@ def a_run_with_answers(folder: Path, prompts: int, texts: tuple[str, ...] = (), 
     """A run in `folder/runs/people` that waits for people: four answers a prompt, nothing shared or repeated."""
     run = RunDir(folder / "runs" / "people")
     settings = {"source": "human", "minimum_rankings": 3, "shared": 0.0, "repeated": 0.0} | rank
-    run.open(dump_config(Config(name="people", model={"source": "x"}, rank=settings)))
+    any_reward = {"accept_weak_reward": True}  # so few rankings are enough
+    run.open(dump_config(Config(name="people", model={"source": "x"}, rank=settings, ppo=any_reward)))
     store = AnnotationStore(run.path / "annotations.sqlite")
     asked, answers = [], []
     for i in range(prompts):

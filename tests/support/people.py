@@ -14,7 +14,8 @@ def a_run(name: str = "people", minimum: int = 2, prompts: int = 3) -> Annotatio
     """A run that waits for people."""
     run_dir = RunDir(Path("runs") / name)
     rank = {"source": "human", "minimum_rankings": minimum}
-    run_dir.open(dump_config(Config(name=name, model={"source": "x"}, rank=rank)))
+    any_reward = {"accept_weak_reward": True}  # so few rankings are enough
+    run_dir.open(dump_config(Config(name=name, model={"source": "x"}, rank=rank, ppo=any_reward)))
     store = AnnotationStore(run_dir.path / "annotations.sqlite")
     asked = [Prompt(id=f"p{i}", messages=(Message(role="user", content=f"Tell me {i}"),)) for i in range(prompts)]
     answers = [
