@@ -1,6 +1,6 @@
 """Status of a run, read from its folder alone, so that a run started in a terminal looks like any other."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -112,8 +112,8 @@ class StatusReader:
         worker = jobs.working(path)
         busy = worker is not None
         complete = bool(stages) and all(stage in marks for stage in stages)
-        state = _state(path, busy, complete, events)
-        code = (jobs.job(path) or {}).get("exit_code")
+        job = jobs.job(path) or {}
+        state, code = _state(path, busy, complete, events, job), job.get("exit_code")
         stage = None if state == "finished" else _current_stage(stages, marks, events)
         return RunStatus(
             name=path.name,
@@ -165,12 +165,11 @@ def _marks(run_dir: RunDir) -> dict[str, DoneMark[StageResult]]:
     return marks
 
 
-def _state(path: Path, alive: bool, complete: bool, events: Events) -> State:
+def _state(path: Path, alive: bool, complete: bool, events: Events, job: Mapping[str, Any]) -> State:
     if alive:
         return "running" if jobs.holder(path) else "starting"
     if complete:
         return "finished"
-    job = jobs.job(path) or {}
     last = events[-1] if events else {}
     code = job.get("exit_code")
     # A command that ended before it took the lock leaves no event: its exit code is newer than the last one.

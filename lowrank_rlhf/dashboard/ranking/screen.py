@@ -12,6 +12,7 @@ from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.progress import duration
 
 Reply = dict[str, Any]
+_MORE = {"setting": "next.more", "power": "next.more_power", "weak": "next.more_weak"}
 
 
 def item_words(item: Item) -> Reply:
@@ -82,8 +83,7 @@ def _next_step(project: Project, now: RankingProgress, enough: bool, language: s
         return ""
     need = project.need
     if not enough:
-        key = "next.more" if need.reason == "setting" else f"next.more_{need.reason}"
-        return say(key, language, more=now.needed - now.ranked_by_anyone)
+        return say(_MORE[need.reason], language, more=now.needed - now.ranked_by_anyone)
     if need.few:
         passes = round(100 * (need.passes or 0))
         return say("next.enough_few", language, passes=passes, command=project.next_command)

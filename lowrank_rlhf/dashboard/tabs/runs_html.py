@@ -43,7 +43,8 @@ def details(run: RunStatus | None, language: str) -> str:
         lead += " " + t("runs.waiting", language)
     log = f"<pre>{html(run.log_end)}</pre>" if run.log_end else ""
     if run.exit_code:
-        log = f"<p>{html(t('runs.exit_code', language, code=run.exit_code))}</p>{log}"
+        ended = t("runs.exit_code", language, code=run.exit_code)
+        log = f"<p>{html(ended)}</p>{log}"
     return f'<p class="lead">{_badge(run, language)} {html(lead)}</p>{damage_note(run, language)}{log}'
 
 
