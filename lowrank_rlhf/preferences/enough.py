@@ -15,7 +15,7 @@ WITHOUT_GATE = 24
 _RANGE = (0.6, 0.8)  # of accuracies from few prompts that are believed
 
 
-class Need(NamedTuple):
+class RankingNeed(NamedTuple):
     """Ranked prompts that the run needs before it can resume."""
 
     prompts: int
@@ -39,11 +39,11 @@ class _Measured(NamedTuple):
     weak: bool
 
 
-def needed(config: Config, run: Path, available: int) -> Need:
+def needed(config: Config, run: Path, available: int) -> RankingNeed:
     """Return how many of the `available` prompts must be ranked before the run in this folder can resume."""
     asked, gated = config.rank.minimum_rankings, "ppo" in config.stages and not config.ppo.accept_weak_reward
     if not gated:
-        return Need(min(asked or WITHOUT_GATE, available), "setting")
+        return RankingNeed(min(asked or WITHOUT_GATE, available), "setting")
     test = max(2, config.sample.answers_per_prompt), config.reward.held_out
     measured = _last_measured(run, config.reward.held_out)
     accuracy = min(max(round(measured.accuracy, 2), _RANGE[0]), _RANGE[1]) if measured else ASSUMED_ACCURACY
@@ -59,8 +59,8 @@ def needed(config: Config, run: Path, available: int) -> Need:
         wanted, reason = prompts_for_power(accuracy, *test), "power"
     prompts = min(wanted, available)
     if measured and not measured.weak:
-        return Need(prompts, reason)
-    return Need(prompts, reason, expected_passes(prompts, accuracy, *test) if prompts > 1 else 0.0)
+        return RankingNeed(prompts, reason)
+    return RankingNeed(prompts, reason, expected_passes(prompts, accuracy, *test) if prompts > 1 else 0.0)
 
 
 def _last_measured(run: Path, held_out: float) -> _Measured | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config, RankConfig
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preferences.enough import Need, needed
+from lowrank_rlhf.preferences.enough import RankingNeed, needed
 from lowrank_rlhf.preferences.queue import AssignmentRules, uncertainties
 from lowrank_rlhf.preferences.store import AnnotationStore, Item
 from lowrank_rlhf.run.directory import RunDir
@@ -62,10 +62,10 @@ class Project:
         return now != list(read_jsonl(rankings, Ranking))
 
     @property
-    def need(self) -> Need:
+    def need(self) -> RankingNeed:
         """Prompts that must be ranked, by anyone, before the run can resume; 0 without a run."""
         if self.config is None:
-            return Need(0, "setting")
+            return RankingNeed(0, "setting")
         return needed(self.config, self.folder, self.store.counts("").prompts)
 
     @property

@@ -31,7 +31,7 @@ from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.run.directory import RunDir, write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt, Score, write_jsonl
-from lowrank_rlhf.run.results import Claim, RewardResult, ScoresOf, ScoreStatistics, Weakness
+from lowrank_rlhf.run.results import Claim, RewardResult, ScoresOf, ScoreStatistics
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clip_gradients, finite_step
@@ -76,8 +76,7 @@ def run(session: Session) -> RewardResult:
     scale = fit.scale(settings)
     of_held_out = scores[len(train) :]
     figures = held_out_accuracy(held_out, of_held_out, config.evaluate.bootstrap_samples, session.seed("bootstrap"))
-    found = weakness(figures)
-    _report_accuracy(figures, found, len(train), run_dir, session.progress)
+    _report_accuracy(figures, len(train), run_dir, session.progress)
     statistics = _score_statistics(config, roles, session.prompts.training, scale, torch.cat(scores), session.progress)
     audit = audit_prompts(
         roles,
@@ -89,6 +88,7 @@ def run(session: Session) -> RewardResult:
         session.progress,
     )
     session.progress.say(f"  {audit_in_words(audit)}")
+    found = weakness(figures)
     weak = found and weakness_in_words(found, figures)
     folder = work / "adapters" / "reward"
     save_role(roles, Role.REWARD, folder)
@@ -142,13 +142,11 @@ def _train_and_score(
     return [with_length(group, own) @ head for group, own in zip(every, features, strict=True)], fit  # (K,) each
 
 
-def _report_accuracy(
-    figures: HeldOutAccuracy, found: Weakness | None, prompts: int, run_dir: RunDir, progress: Progress
-) -> None:
+def _report_accuracy(figures: HeldOutAccuracy, prompts: int, run_dir: RunDir, progress: Progress) -> None:
     """Print the accuracy, and record it: events survive a redone stage, so accuracy can be plotted over rankings."""
     progress.say(f"  {accuracy_in_words(figures)}")
     accuracy = {"accuracy": figures.accuracy, "interval": figures.accuracy_interval}
-    run_dir.event("measured", stage="reward", prompts=prompts, weakness=found, **accuracy)
+    run_dir.event("measured", stage="reward", prompts=prompts, weakness=weakness(figures), **accuracy)
 
 
 def _write_scores(path: Path, groups: Sequence[Group], scores: Sequence[Tensor], trained: int) -> None:

@@ -8,7 +8,7 @@ from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.maths.reward_gate import PROMPTS, expected_passes, prompts_for_power, weakness_of
 from lowrank_rlhf.maths.statistics import Interval
-from lowrank_rlhf.preferences.enough import Need, needed
+from lowrank_rlhf.preferences.enough import RankingNeed, needed
 from lowrank_rlhf.run.files import append_line
 
 
@@ -75,8 +75,8 @@ def test_enough_before_a_reward_model_is_by_expected_power(tmp_path: Path) -> No
     assert needed(config(), tmp_path, 40)[:2] == (40, "power")
     few = needed(config(rank={"source": "human", "minimum_rankings": 24}), tmp_path, 1000)
     assert (few.prompts, few.reason, few.few) == (24, "setting", True)
-    assert needed(config(ppo={"accept_weak_reward": True}), tmp_path, 1000) == Need(24, "setting")
-    assert needed(config(stages=["sft", "sample", "rank", "reward"]), tmp_path, 1000) == Need(24, "setting")
+    assert needed(config(ppo={"accept_weak_reward": True}), tmp_path, 1000) == RankingNeed(24, "setting")
+    assert needed(config(stages=["sft", "sample", "rank", "reward"]), tmp_path, 1000) == RankingNeed(24, "setting")
 
 
 def test_enough_after_a_reward_model_is_by_its_verdict(tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_enough_after_a_reward_model_is_by_its_verdict(tmp_path: Path) -> None:
     measure(tmp_path, 200, 0.8)  # an older version's event: the interval is the verdict
     assert needed(asked, tmp_path, 1000)[:2] == (376, "weak")
     measure(tmp_path, 80, 0.7, weakness=None)
-    assert needed(asked, tmp_path, 1000) == Need(24, "setting")
-    assert needed(config(), tmp_path, 1000) == Need(100, "setting")
+    assert needed(asked, tmp_path, 1000) == RankingNeed(24, "setting")
+    assert needed(config(), tmp_path, 1000) == RankingNeed(100, "setting")
 
 
 def test_a_weak_reward_model_waits_for_people_who_have_prompts_left(tmp_path: Path) -> None:
