@@ -1,17 +1,21 @@
 """A role as a plain transformers folder in 16 bits, written tensor by tensor, and its difference to the run's output.
 
-Writing needs no second model in memory: a weight is dequantised and merged when its file is written.
+Writing needs no second model in memory: a weight is dequantised and merged when its file is written. The file is
+transformers' own `save_pretrained`, since names and shapes in files differ from those in memory, as of experts.
 """
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
@@ -24,23 +28,24 @@ from lowrank_rlhf.models.generation import Response
 from lowrank_rlhf.models.layers.merging import merged_weight
 from lowrank_rlhf.models.logprobs import CHUNK, vocabulary_logits
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.storage import write_tensors
+from lowrank_rlhf.models.storage import raise_os_errors
 from lowrank_rlhf.run import fault_points
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_BYTES = 2 * 2**30
-"""Largest weights file; one file at a time is in memory."""
+"""Largest weights file, unless one layer is larger; one file at a time is in memory."""
 SETTINGS = "lowrank_rlhf"
 """Key of a reward model's `config.json` with its pooling, and mean and deviation of its scores."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Config, and names and shapes of the weights, of a folder to be written."""
+    """Model to be written, on the meta device and in the file's number format."""
 
+    model: PreTrainedModel
     config: Any
     tensors: dict[str, Tensor]
-    """On the meta device, in the file's number format; tied weights once, under their first name."""
+    """Its weights by their names in memory; tied weights once, under their first name."""
 
     @property
     def size(self) -> int:
@@ -52,8 +57,8 @@ def plan_merged(base: Base, dtype: torch.dtype) -> Plan:
     """Plan the base's own architecture with merged weights."""
     config = _plain_config(base, dtype, type(base.model))
     with torch.device("meta"):
-        model: nn.Module = type(base.model)(config)
-    return Plan(config, _tensors(model.to(dtype)))
+        model: Any = type(base.model)(config)
+    return Plan(model, config, _tensors(model.to(dtype)))
 
 
 def plan_reward(roles: Roles, dtype: torch.dtype, settings: dict[str, Any]) -> Plan:
@@ -78,7 +83,7 @@ def plan_reward(roles: Roles, dtype: torch.dtype, settings: dict[str, Any]) -> P
             "use `--what adapters`, whose folder `reward` PEFT loads"
         ) from None
     config.architectures = [type(model).__name__]
-    return Plan(config, _tensors(model))
+    return Plan(model, config, _tensors(model))
 
 
 def write_model(roles: Roles, role: Role, plan: Plan, folder: Path, on_tensor: Callable[[], None]) -> None:
@@ -88,17 +93,50 @@ def write_model(roles: Roles, role: Role, plan: Plan, folder: Path, on_tensor: C
     """
     plan.config.save_pretrained(folder)
     roles.base.tokenizer.save_pretrained(folder)
-    split = split_torch_state_dict_into_shards(plan.tensors, max_shard_size=SHARD_BYTES)
-    for file, names in split.filename_to_tensors.items():
-        shard = {}
+    shards, files = _shards(plan), {}
+    for number, names in enumerate(shards, start=1):
+        tensors = {}
         for name in names:
-            shard[name] = _weight(roles, role, name, plan.tensors[name])
+            tensors[name] = _weight(roles, role, name, plan.tensors[name])
             on_tensor()
-        write_tensors(shard, folder / file)
-        fault_points.point(f"{file}: written")
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+        file = folder / f"model{suffix}.safetensors"
+        files |= dict.fromkeys(_write_shard(plan.model, tensors, file), file.name)
+        fault_points.point(f"{file.name}: written")
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": plan.size}, "weight_map": dict(sorted(files.items()))}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _shards(plan: Plan) -> list[list[str]]:
+    """Return the names of the weights of each file; those of a layer stay together, as they may be converted so."""
+    shards: list[list[str]] = []
+    free = 0
+    for _, grouped in groupby(plan.tensors, key=_layer):
+        names = list(grouped)
+        size = sum(plan.tensors[name].nbytes for name in names)
+        if size > free or not shards:
+            shards.append([])
+            free = SHARD_BYTES
+        shards[-1] += names
+        free -= size
+    return shards
+
+
+def _layer(name: str) -> str:
+    """Return `model.layers.3` of a weight in it; the whole name outside the layers."""
+    return (re.match(r".*?\.\d+(?=\.)", name) or [name])[0]
+
+
+def _write_shard(model: PreTrainedModel, tensors: dict[str, Tensor], file: Path) -> list[str]:
+    """Write the weights as transformers writes them for this architecture; return their names in the file."""
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with raise_os_errors(file), TemporaryDirectory(dir=file.parent) as folder:
+        model.save_pretrained(folder, state_dict=tensors, max_shard_size=size + 1)
+        written = Path(folder) / "model.safetensors"
+        written.rename(file)
+    with safe_open(file, "pt") as opened:
+        return list(opened.keys())
 
 
 def write_generation_config(base: Base, config: Config, folder: Path) -> None:

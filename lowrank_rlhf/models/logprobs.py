@@ -64,7 +64,7 @@ class _Logprobs(torch.autograd.Function):
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
             logits = vocabulary_logits(states[part], model)  # (c, V) float32, c <= CHUNK
-            cap_derivative = _cap_derivative(logits, model)  # from the logits before they are overwritten
+            derivative = _derivative(logits, model)  # from the logits before they are overwritten
             logits.div_(temperature)  # in place from here on: (c, V) is the largest tensor of a training step
             logits.sub_(logits.logsumexp(-1, keepdim=True))  # log-probabilities
             logprobs[part] = logits.gather(-1, targets[part, None]).squeeze(-1)  # (c, V) -> (c,)
@@ -76,7 +76,7 @@ class _Logprobs(torch.autograd.Function):
             if gradients is not None:
                 grad_logits = probabilities.neg_()  # (c, V): d logprob / d logits = onehot(target) - p
                 grad_logits[torch.arange(len(grad_logits), device=grad_logits.device), targets[part]] += 1
-                gradients[part] = (grad_logits.mul_(cap_derivative / temperature)).to(
+                gradients[part] = (grad_logits.mul_(derivative / temperature)).to(
                     weight.dtype
                 ) @ weight  # (c, V) @ (V, h)
         ctx.save_for_backward(gradients)
@@ -91,18 +91,26 @@ class _Logprobs(torch.autograd.Function):
 
 
 def vocabulary_logits(states: Tensor, model: PreTrainedModel) -> Tensor:
-    """Return float32 logits (N, V) of hidden states (N, h), capped where the architecture does so (Gemma 2)."""
+    """Return float32 logits (N, V) of hidden states (N, h), scaled or capped where the architecture does so."""
     logits: Tensor = model.get_output_embeddings()(states).float()
-    cap = _cap(model)
+    cap, scale = _cap(model), _scale(model)
+    if scale != 1:
+        logits = logits * scale
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _cap_derivative(logits: Tensor, model: PreTrainedModel) -> Tensor | float:
-    """Return the derivative of the cap, 1 - (logits / cap)^2."""
-    cap = _cap(model)
-    return 1.0 if cap is None else 1 - (logits / cap) ** 2
+def _derivative(logits: Tensor, model: PreTrainedModel) -> Tensor | float:
+    """Return the derivative of the logits by the projection's output: scale (1 - (logits / cap)^2)."""
+    cap, scale = _cap(model), _scale(model)
+    return scale if cap is None else scale * (1 - (logits / cap) ** 2)
 
 
 def _cap(model: PreTrainedModel) -> float | None:
-    """Return the bound of the logits, from the text config of a composite model."""
+    """Return the bound of the logits (Gemma 2), from the text config of a composite model."""
     return getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+
+
+def _scale(model: PreTrainedModel) -> float:
+    """Return the factor of the logits (Cohere multiplies, Granite divides), from the text config."""
+    config = model.config.get_text_config(decoder=True)
+    return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)

@@ -4,7 +4,8 @@ import copy
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,18 @@ def save_role(roles: Roles, role: Role, folder: Path) -> None:
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, with `metadata` in its header. Raises OSError if the disk is full or read-only."""
-    try:
+    with raise_os_errors(path):
         save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
         if metadata:
             _sort_metadata(path)
-    except SafetensorError as error:  # raised for a full disk too, with errno only in the message
+
+
+@contextmanager
+def raise_os_errors(path: Path) -> Iterator[None]:
+    """Raise OSError for this path where safetensors reports a full or read-only disk with errno in its message only."""
+    try:
+        yield
+    except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise

@@ -1,12 +1,14 @@
 """Status of runs, read from their folders."""
 
 import json
+import os
 import platform
 import re
 import shutil
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from dashboard_runs import RESULTS, event, finish, holding, make_run
 from starlette.applications import Starlette
@@ -129,6 +131,25 @@ class TestStatus:
             with pytest.raises(UserError, match="is already working on this run"):
                 jobs.start(run, [sys.executable, "-c", "pass"])
             assert process.poll() is None
+
+    def test_two_containers_with_the_same_process_number(self, tmp_path, monkeypatch) -> None:
+        """A run is pid 1 in its container, and the page is pid 1 in another one: it would stop itself."""
+        signals: list[int] = []
+        monkeypatch.setattr(psutil.Process, "cmdline", lambda _: ["python", "-m", "lowrank_rlhf", "dashboard"])
+        monkeypatch.setattr(psutil.Process, "send_signal", lambda process, _: signals.append(process.pid))
+        run, page = make_run(tmp_path), os.getpid()
+        with holding(run, pid=page):  # the same namespace: the process itself
+            assert jobs.stop(run)
+            assert signals == [page]
+        with holding(run, pid=page, pid_namespace=1):
+            record = json.loads((run / "run.lock.json").read_text())
+            for file in ("run.lock.json", "logs/job.json"):
+                write_json_atomic(run / file, record)
+            assert RunsFolder(tmp_path).status("one").pid is None
+            with pytest.raises(UserError, match=rf"process {page} on host .+ cannot be stopped from this page"):
+                jobs.stop(run)
+        assert not jobs.stop(run)  # the run has ended: its records alone
+        assert signals == [page]
 
     def test_a_process_elsewhere_is_named_with_its_host(self, tmp_path) -> None:
         run = make_run(tmp_path)

@@ -613,7 +613,7 @@ def left_behind(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name not in ("runs", "prompts.jsonl"))
 
 
-@pytest.mark.parametrize("at", ["write_tensors", "difference", "write_generation_config"])
+@pytest.mark.parametrize("at", ["_write_shard", "difference", "write_generation_config"])
 def test_a_failure_midway_leaves_nothing(tiny_folder, tmp_path, monkeypatch, at) -> None:
     session = finished_run(tiny_folder(), tmp_path, adapters=("sft", "policy"))
 

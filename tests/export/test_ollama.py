@@ -1,11 +1,11 @@
 """The Modelfile's template, translated back and rendered, writes what the model's own template writes."""
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
+from go_template import go_template, rendered_by_go
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tiny import SPECIAL, STYLES, make_tokenizer
@@ -13,8 +13,10 @@ from tokenizers.processors import TemplateProcessing
 
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.export.ollama import Turn, modelfile
+from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources.chat_template import TemplateRefuses, render
-from lowrank_rlhf.sources.tokenizer import added_first
+from lowrank_rlhf.sources.fetch import fetch_model
+from lowrank_rlhf.sources.tokenizer import added_first, read_tokenizer
 
 QUICKSTART, THOUGHTLESS = (load_config(Path(name)).model.chat_template for name in ("quickstart", "gpu_8gb"))
 WITH_DEFAULT_SYSTEM = (
@@ -66,27 +68,12 @@ def made(template: str) -> str:
     return modelfile(renderer(template), BOS.get(template, ""), "<|im_end|>", load_config(Path("quickstart")))
 
 
-def go_template(template: str) -> str:
-    (found,) = re.findall(r'^TEMPLATE """(.*)"""$', made(template), re.M | re.S)
-    return found
-
-
-def rendered_by_go(go: str, messages: Sequence[Turn]) -> str:
-    """The few constructs used here, as Jinja: an independent reading of Go's template language."""
-    for pattern, jinja in (
-        (r"{{ range \.Messages }}(.*){{ end }}{{ end }}", r"{% for m in messages %}\1{% endif %}{% endfor %}"),
-        (r'{{ if ne \(index \.Messages 0\)\.Role "system" }}(.*?){{ end }}',
-         r"{% if messages[0].role != 'system' %}\1{% endif %}"),
-        (r'{{ (else if|if) eq \.Role "(\w+)" }}',
-         lambda found: f"{{% {'elif' if found[1] != 'if' else 'if'} m.role == '{found[2]}' %}}"),
-        (r"{{ \.Content }}", "{{ m.content }}"),
-    ):  # fmt: skip
-        go = re.sub(pattern, jinja, go, flags=re.S)
-    return ImmutableSandboxedEnvironment(keep_trailing_newline=True).from_string(go).render(messages=messages)
+def template_of(template: str) -> str:
+    return go_template(made(template))
 
 
 def test_chatml_by_hand() -> None:
-    assert go_template(QUICKSTART) == (
+    assert template_of(QUICKSTART) == (
         '{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n'
         '{{ else if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n'
         '{{ else if eq .Role "assistant" }}<|im_start|>assistant\n{{ .Content }}<|im_end|>\n'
@@ -98,14 +85,14 @@ def test_chatml_by_hand() -> None:
 @pytest.mark.parametrize("turns", [1, 3])
 def test_it_writes_what_the_models_template_writes_without_the_first_token(template, turns) -> None:
     expected = renderer(template)(CONVERSATION[:turns], False).removeprefix(BOS.get(template, ""))
-    assert rendered_by_go(go_template(template), CONVERSATION[:turns]) == expected
+    assert rendered_by_go(template_of(template), CONVERSATION[:turns]) == expected
 
 
 @pytest.mark.parametrize("template", [QUICKSTART, THOUGHTLESS, WITH_DEFAULT_SYSTEM, LLAMA_3])
 def test_a_system_turn_stands_where_the_model_wants_it(template) -> None:
     messages = [SYSTEM, *CONVERSATION]
     expected = renderer(template)(messages, False).removeprefix(BOS.get(template, ""))
-    assert rendered_by_go(go_template(template), messages) == expected
+    assert rendered_by_go(template_of(template), messages) == expected
     assert "Be good." not in expected
 
 
@@ -147,11 +134,24 @@ def test_ollama_reads_the_ids_that_the_model_was_trained_on(style, added) -> Non
     if style == "quickstart" and added:  # one token too many: no template can take it away from a turn
         assert "TEMPLATE" not in text
         return
-    (go,) = re.findall(r'^TEMPLATE """(.*)"""$', text, re.M | re.S)
+    go = go_template(text)
     for messages in (CONVERSATION[:1], CONVERSATION, [SYSTEM, *CONVERSATION]):
         expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
         assert tokenizer(rendered_by_go(go, messages))["input_ids"] == expected
         assert expected.count(tokenizer.bos_token_id) == (len(messages) + 1 if style == "quickstart" else 1)
+
+
+@pytest.mark.real_model
+def test_the_quickstarts_own_tokenizer() -> None:
+    """Ids by hand: 1 is <|im_start|>, 520 and 9531 are "ass" and "istant", 198 is a line break."""
+    model = load_config(Path("quickstart")).model
+    tokenizer = read_tokenizer(fetch_model(model, Progress.silent()), model, Progress.silent())
+    text = modelfile(partial(render, tokenizer), added_first(tokenizer), "<|im_end|>", load_config(Path("quickstart")))
+    for messages in (CONVERSATION[:1], CONVERSATION, [SYSTEM, *CONVERSATION]):
+        expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert tokenizer(rendered_by_go(go_template(text), messages))["input_ids"] == expected
+        assert expected.count(1) == len(messages) + 1
+    assert expected[-4:] == [1, 520, 9531, 198]
 
 
 def test_it_samples_as_the_run_does() -> None:

@@ -1,17 +1,24 @@
 """Laws of the roles on a tiny random model of each architecture."""
 
-import re
 from functools import partial
-from pathlib import Path
 
+import architectures
 import pytest
 import torch
 from role_laws import LAWS, check, each_law
-from tiny import ARCHITECTURES, FURTHER, REFUSED, load_tiny, make_batch, make_roles, make_tiny_model, random_tokens
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+from tiny import (
+    ARCHITECTURES,
+    gradients,
+    load_tiny,
+    make_batch,
+    make_roles,
+    make_tiny_model,
+    random_tokens,
+)
 
 from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.models import logprobs
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
 
@@ -55,13 +62,25 @@ def test_answers_do_not_depend_on_their_batch(tiny_base, architecture, quantizat
     assert alike[0] == alike[1]
 
 
-def test_an_architecture_that_scales_its_logits_is_refused(monkeypatch, tmp_path) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "granite", {"logits_scaling": 4.0})
+def test_logits_scaled_in_a_way_not_known_here_are_refused(monkeypatch, tmp_path) -> None:
     folder = make_tiny_model(tmp_path / "granite", "granite")
+    monkeypatch.setattr(logprobs, "_scale", lambda _: 1.0)
     with pytest.raises(UserError, match=r"GraniteForCausalLM is built in a way not .* eager: differs by \d"):
         load_tiny(folder)
-    monkeypatch.setitem(ARCHITECTURES, "granite", {"logits_scaling": 1.0})
-    load_tiny(make_tiny_model(tmp_path / "plain", "granite"))
+
+
+@pytest.mark.parametrize("architecture", ["cohere", "granite"])
+def test_gradients_through_scaled_logits_are_those_of_autograd(tmp_path, architecture) -> None:
+    """Oracle: the model's own logits, which it multiplies by 0.25 or divides by 4."""
+    roles, batch = make_roles(load_tiny(make_tiny_model(tmp_path, architecture))), make_batch()
+    found = gradients(roles, Role.POLICY, batch)
+    weights = torch.sin(batch.ids.float()) * batch.response  # as in `gradients`
+    with roles.acting_as(Role.POLICY, train=True):
+        full = roles.peft(input_ids=batch.ids, attention_mask=batch.attention.long()).logits[:, :-1] / 0.8
+        expected = full.log_softmax(-1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
+        roles.backward((expected * weights[:, 1:]).sum())
+    for name, parameter in roles.named_parameters(Role.POLICY).items():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -76,14 +95,6 @@ def test_an_architecture_without_decoder_layers_is_refused(monkeypatch, tmp_path
 
 
 def test_the_guide_lists_the_families_of_these_tests() -> None:
-    """Class names of transformers, in the same groups; those for `ConditionalGeneration` are in test_structure.py."""
-    text = (Path(__file__).parents[2] / "docs" / "guides" / "model.md").read_text(encoding="utf-8")
-    parts = text.partition("\n- all laws")[2].split("\n- ")
-    named = [re.findall(r"`(\w+For(?:CausalLM|ConditionalGeneration))`", part.partition("\n\n")[0]) for part in parts]
-    laws, others, *rest = (
-        [MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]].__name__ for kind in kinds]
-        for kinds in (ARCHITECTURES, FURTHER, REFUSED)
-    )
-    composite = ["Gemma3ForConditionalGeneration", "Gemma4ForConditionalGeneration"]
-    refused = [*rest[0], "Qwen2_5_VLForConditionalGeneration"]
-    assert list(map(sorted, named)) == list(map(sorted, (laws, others, composite, refused)))
+    text = architectures.GUIDE.read_text(encoding="utf-8")
+    assert architectures.updated(text) == text, "run `python tools/architectures.py`"
+    assert "`Gemma2ForCausalLM`, `Gemma3ForCausalLM`, `LlamaForCausalLM`" in text

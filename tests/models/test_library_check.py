@@ -15,7 +15,7 @@ from tiny import (
     random_tokens,
 )
 from tiny_run import make_config, make_session
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
 
 from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.errors import ExitCode, UserError
@@ -114,6 +114,14 @@ def test_gemma_3n_leaves_its_frozen_weights_as_they_are(tmp_path) -> None:
     assert expected.max() > 120
     assert torch.equal(layer.weight.data, expected.data)
     assert base.model.config.altup_coef_clip == 120.0  # what an export writes
+
+
+@pytest.mark.parametrize(("supported", "chosen"), [(True, attention.NAME), (False, "eager")])
+def test_our_attention_is_only_for_models_that_support_sdpa(tiny_folder, monkeypatch, supported, chosen) -> None:
+    """It computes what SDPA does: a model that refuses that one may need more than any check of a few tokens finds."""
+    monkeypatch.setattr(LlamaModel, "_supports_sdpa", supported)
+    monkeypatch.setattr(LlamaForCausalLM, "_supports_sdpa", supported)
+    assert attention_of(load_tiny(tiny_folder())) == chosen
 
 
 def test_our_attention_refuses_keywords_that_it_does_not_know() -> None:

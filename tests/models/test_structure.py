@@ -13,14 +13,13 @@ from tiny import (
     gradients,
     load_tiny,
     make_batch,
+    make_composite,
     make_roles,
     make_tiny_model,
     make_tokenizer,
 )
 from transformers import (
     AutoModelForSequenceClassification,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
     Gemma4Config,
     Gemma4ForConditionalGeneration,
     Qwen2_5_VLConfig,
@@ -42,21 +41,7 @@ from lowrank_rlhf.training.trl_bridge import trl_bridge
 @pytest.fixture(scope="module")
 def composite(tmp_path_factory) -> object:
     """Gemma 3 with a vision tower."""
-    folder = tmp_path_factory.mktemp("gemma3")
-    text = {**COMMON, **ARCHITECTURES["gemma3_text"]}
-    vision = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
-        "patch_size": 14,
-    }  # fmt: skip
-    config = Gemma3Config(
-        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=299, boi_token_index=298,
-        eoi_token_index=297, pad_token_id=0, eos_token_id=2, tie_word_embeddings=True,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        Gemma3ForConditionalGeneration(config).save_pretrained(folder)
-    make_tokenizer(*STYLES["chatml"]).save_pretrained(folder)
-    return folder
+    return make_composite(tmp_path_factory.mktemp("gemma3"))
 
 
 def test_gemma_4_with_a_vision_tower_is_its_text_model(tmp_path) -> None:

@@ -12,7 +12,14 @@ import torch
 from tiny_sources import make_gguf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from lowrank_rlhf.config.schema import LoraConfig, ModelConfig
 from lowrank_rlhf.maths.sequences import Sequences, pack
@@ -107,10 +114,12 @@ _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_
 FURTHER: dict[str, dict] = {
     "apertus": {},
     "arcee": {},
+    "cohere": {"logit_scale": 0.25},
+    "cohere2": {"logit_scale": 0.25, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "exaone4": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "glm4": {"head_dim": 16},
     "gpt_neox": {},
-    "granite": {},
+    "granite": {"logits_scaling": 4.0},
     "olmo2": {},
     "olmo3": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "phi": {},
@@ -168,6 +177,9 @@ REFUSED: dict[str, tuple[str, dict]] = {
         "differs by", {"block_types": ["recurrent", "attention"], "lru_width": 64, "attention_window_size": 16},
     ),
 }  # fmt: skip
+# Composite models: tests/models/test_structure.py.
+COMPOSITE = ("Gemma3ForConditionalGeneration", "Gemma4ForConditionalGeneration")
+REFUSED_COMPOSITE = ("Qwen2_5_VLForConditionalGeneration",)
 LORA = LoraConfig(rank=4, alpha=8)
 QUANTISED = {
     "none": None,
@@ -190,6 +202,24 @@ def make_tiny_model(folder: Path, architecture: str = "llama", style: str = "cha
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     make_tokenizer(*STYLES[style]).save_pretrained(folder)
+    return folder
+
+
+def make_composite(folder: Path) -> Path:
+    """Save a Gemma 3 with a vision tower."""
+    vision = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    config = Gemma3Config(
+        text_config={**COMMON, **ARCHITECTURES["gemma3_text"]}, vision_config=vision, mm_tokens_per_image=4,
+        image_token_index=299, boi_token_index=298, eoi_token_index=297, pad_token_id=0, eos_token_id=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    make_tokenizer(*STYLES["chatml"]).save_pretrained(folder)
     return folder
 
 
