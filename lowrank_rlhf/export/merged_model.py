@@ -93,7 +93,8 @@ def write_model(roles: Roles, role: Role, plan: Plan, folder: Path, on_tensor: C
     """
     plan.config.save_pretrained(folder)
     roles.base.tokenizer.save_pretrained(folder)
-    shards, files = _shards(plan), {}
+    shards = _shards(plan)
+    files: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         tensors = {}
         for name in names:
