@@ -70,8 +70,8 @@ def inspect(
 ) -> None:
     """Show format, counts, lengths, duplicates, biases, examples.
 
-    Trained tokens are shown between [[ and ]]. Exit code 2 if a row is bad: a run would refuse the file. Rows that a
-    run with this tokenizer would refuse are named, such as prompts with its control tokens.
+    Trained tokens are shown between [[ and ]]. Exit code 2 if a row is bad: a run would refuse the file. Also
+    lists rows that a run with this tokenizer would refuse, such as prompts with control tokens.
 
     \b
     Examples:

@@ -45,12 +45,12 @@ def run(
         typer.Option(
             metavar="STAGE",
             help="Repeat this stage and those that depend on it; may be given several times. Earlier results are kept "
-            "until the new ones are done.",
+            "until the new ones are complete.",
         ),
     ] = None,
     undo_redo: Annotated[
         bool,
-        typer.Option("--undo-redo", help="Only put back the results that an unfinished --redo set aside."),
+        typer.Option("--undo-redo", help="Restore the results that an unfinished --redo set aside, and exit."),
     ] = False,
 ) -> None:
     """Run the pipeline, or resume it.
@@ -70,7 +70,7 @@ def run(
     if undo_redo:
         run_dir = RunDir(run_folder(loaded.name, runs))
         back = pipeline.undo_redo(run_dir)
-        echo(f"Put back: {', '.join(back)}" if back else f"{run_dir.path}: no results are set aside")
+        echo(f"Restored: {', '.join(back)}" if back else f"{run_dir.path}: no earlier results to restore")
         return
     try:
         with distributed.join() as group, Progress() as progress:

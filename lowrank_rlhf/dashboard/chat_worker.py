@@ -36,20 +36,20 @@ def chat_command(run: Path) -> list[str]:
 
 
 class _Answering:
-    """One question that is being answered, shared by the visitor's stream and the thread that reads the process."""
+    """A question being answered, shared by the visitor's stream and the thread that reads the process."""
 
     def __init__(self) -> None:
         self.messages: queue.SimpleQueue[tuple[int, dict[str, Any]] | UserError | None] = queue.SimpleQueue()
         """Messages with the index of their request, then an error if there was one, then None."""
         self.stopped = threading.Event()
-        """Set when nobody wants the rest of the answer."""
+        """Set to stop the answer."""
 
 
 class ChatWorker:
     """Process with the models of at most one run, loaded at the first question and closed after ten idle minutes.
 
-    Only a question's own thread waits for the process. A visitor's stream may be closed on the server's event loop at
-    any message, and there nothing may be waited for.
+    Only the thread that answers a question waits for the process. A visitor's stream may be closed at any message, on
+    the server's event loop, which must not block.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class ChatWorker:
         return self.ready
 
     def stop(self) -> None:
-        """Stop the answer that is being generated, if any, at its next piece."""
+        """Stop the current answer, if any, after its next piece."""
         self._answering.stopped.set()
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class ChatWorker:
         self._start_idle_timer()
 
     def _answer(self, run: Path, requests: Sequence[dict[str, Any]], answering: _Answering) -> None:
-        """Send the requests and pass their messages on, up to the end of the last answer or of a stopped one."""
+        """Send the requests and pass on their messages until the last answer ends or one is stopped."""
         failure: UserError | None = None
         try:
             self._open(run, answering)
@@ -172,7 +172,7 @@ class ChatWorker:
         return message
 
     def _messages(self, answering: _Answering) -> Iterator[dict[str, Any]]:
-        """Yield messages up to the end of one answer. A stop is sent after a piece, so it cannot miss its answer."""
+        """Yield messages up to the end of one answer. A stop is sent after a message, so that it reaches its answer."""
         asked_to_stop = False
         while True:
             message = self._read()

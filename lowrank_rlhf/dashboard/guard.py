@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 2**20
-"""Limit of a request's body. The largest is the text of a config; no page takes files."""
+"""Limit of a request's body. The largest is the text of a config: no page accepts uploads."""
 MAX_LOGIN_BYTES = 4096
 _PREFIXES = (
     "/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/",
@@ -46,7 +46,8 @@ class RequestGuard:
     """ASGI middleware that refuses requests under foreign host names, from foreign sites and to unused paths.
 
     `hosts` are the names and addresses under which the page may be requested, without ports; `login_paths` the paths
-    of its login, whose bodies are limited strictly since anybody may send them; `prefixes` those of its own routes.
+    of its login, whose bodies are limited strictly since anybody may send them; `prefixes` the
+    beginnings of the paths of its routes.
     """
 
     app: ASGIApp
@@ -79,7 +80,7 @@ class RequestGuard:
         if path not in _PATHS and path not in self.login_paths and not path.startswith(_PREFIXES + self.prefixes):
             return PlainTextResponse("Not found.\n", 404)
         if headers.get("content-type", "").lower().startswith("multipart/"):  # Gradio would write its files to the disk
-            return PlainTextResponse("No page takes files.\n", 415)
+            return PlainTextResponse("File uploads are not accepted.\n", 415)
         return None
 
     async def _answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

@@ -109,7 +109,7 @@ class Login:
     def _too_many(self, seconds: int) -> Response:
         minutes = math.ceil(seconds / 60)
         response = self._form(
-            f"Too many wrong passwords. Retry in {minutes} min. / 错误次数太多，请 {minutes} 分钟后再试。", 429
+            f"Too many wrong passwords. Retry in {minutes} min. / 密码错误次数过多，请 {minutes} 分钟后再试。", 429
         )
         response.headers["Retry-After"] = str(seconds)
         return response

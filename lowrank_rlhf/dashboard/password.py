@@ -1,4 +1,4 @@
-"""The password of a page: one environment variable, one minimum length, and a bound on wrong ones."""
+"""The password of a page: one environment variable, one minimum length, and a limit on wrong attempts."""
 
 import ipaddress
 import math
@@ -13,9 +13,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MIN_CHARACTERS = 12
 WINDOW_SECONDS = 600
 MAX_WRONG = 20
-"""Wrong passwords in a window from one address or for one name; further wrong ones are answered with 429."""
+"""Limit of wrong passwords in a window, by address and by name; wrong ones above it get status 429."""
 MAX_FROM_ADDRESS = 200
-"""Wrong passwords in a window from one address; after these its attempts are refused without being checked."""
+"""Limit of wrong passwords in a window, by address; attempts above it are refused without a check."""
 _MAX_KEYS = 10_000
 
 
@@ -43,17 +43,17 @@ def check_length(password: str) -> None:
 
 
 class WrongPasswords:
-    """Recent wrong passwords by address and by name. Nobody waits for another's attempts."""
+    """Recent wrong passwords by address and by name. No attempt delays another visitor's."""
 
     def __init__(self) -> None:
         self._times: dict[str, deque[float]] = {}
 
     def seconds_blocked(self, address: str) -> int:
-        """Return the seconds for which this address may not try at all; 0 if it may."""
+        """Return the seconds until this address may try again; 0 if it may now."""
         return self._seconds_above(f"address {_network(address)}", MAX_FROM_ADDRESS)
 
     def add(self, address: str, name: str) -> int:
-        """Count a wrong password. Return the seconds for which further wrong ones are too many; 0 if they are not."""
+        """Count a wrong password. Return the seconds until the count is within the limit again; 0 if it is now."""
         keys = [f"address {_network(address)}", *([f"name {name.casefold()[:100]}"] if name else [])]
         now = time.monotonic()
         for key in keys:
@@ -73,7 +73,7 @@ class WrongPasswords:
 
 
 def _network(address: str) -> str:
-    """Return the address, or for IPv6 its network: one computer has all addresses of a /64."""
+    """Return the address, or for IPv6 its /64 network: a computer can use every address of it."""
     try:
         if (parsed := ipaddress.ip_address(address)).version == 6:
             return str(ipaddress.ip_network((parsed, 64), strict=False))

@@ -1,4 +1,4 @@
-"""Find rows that the chat template would render wrongly: control tokens, turns and thoughts. Imports no torch."""
+"""Find rows that the chat template rejects or renders wrongly: control tokens, turns, thoughts. Imports no torch."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,8 +21,8 @@ _FIX = (
 
 _EMPTY_THOUGHTS = re.compile(r"<think>\s*</think>\s*\Z")
 _THOUGHTS_FIX = (
-    "They would be trained after the empty <think></think> with which this template ends a prompt. Remove the thoughts "
-    "from these rows, or set a template as model.chat_template whose prompts end before them"
+    "This template ends a prompt with an empty <think></think>, which these responses would follow. Remove the "
+    "thoughts from these rows, or set model.chat_template to a template whose prompts end before <think>"
 )
 _TEMPLATE_FIX = "Change or delete these rows, or set another template as model.chat_template"
 
@@ -72,7 +72,7 @@ def check_thoughts(
 
 
 def refusals(located: Sequence[Located], template: ChatTemplate, tokens: ControlTokens) -> list[str]:
-    """Return the message of each refusal by which a run with these rows would end, with the rows named.
+    """Return the error messages with which a run would refuse these rows.
 
     The template must render every prompt.
     """

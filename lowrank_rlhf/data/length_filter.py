@@ -1,4 +1,4 @@
-"""Find rows that the model's context cuts or cannot hold before a run computes. Imports no torch."""
+"""Find rows that do not fit the model's context, before a run computes. Imports no torch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ _FIX = "Raise model.max_length, shorten them, or leave them out: data.skip_too_l
 
 @dataclass(frozen=True)
 class TextReader:
-    """The model's tokens of prompts and responses, with the template and tokens that the texts are checked against."""
+    """Functions that tokenize texts as the model reads them, with its chat template and control tokens."""
 
     prompt: Callable[[Prompt], int]
     """Number of tokens of a prompt up to the beginning of the answer."""
@@ -57,7 +57,7 @@ def fitting_data(
     """Return the prompts that fit the model, and notes on everything escaped or left out.
 
     Raises `UserError` for prompts with control tokens or rejected by the template, for responses whose thoughts would
-    follow empty ones, and as `fitting` and `check_comparisons` do.
+    follow an empty think block, and as `fitting` and `check_comparisons` do.
     """
     tokens = reader.control_tokens
     notes = check_control_tokens(prompts, comparisons, tokens, config)
@@ -93,8 +93,8 @@ def check_comparisons(comparisons: ComparisonData | None, reader: TextReader, co
     found = f"{same:,} of {counted(pairs, 'comparison')}"
     if len(compared) < 2:
         raise UserError(
-            f"rank.dataset: in {found} the answers are equal after the cut to model.max_length {limit}; only "
-            f"{counted(len(compared), 'prompt')} left to compare, stage reward requires 2. Raise model.max_length"
+            f"rank.dataset: in {found} the answers are equal after the cut to model.max_length {limit}. "
+            f"{counted(len(compared), 'prompt')} left to compare; stage reward requires 2. Raise model.max_length"
         )
     return [f"Left out {found}: the answers are equal after the cut to model.max_length {limit}."] if same else []
 

@@ -16,12 +16,12 @@ PROMPTS_OF_REWARD = 2
 
 
 class Checked(NamedTuple):
-    """Valid data of a config."""
+    """Result of a check that found no error."""
 
     not_read: list[str]
-    """Data sets on the hub."""
+    """Data sets on the hub, which are not checked."""
     notes: list[str]
-    """Notes that the run would print on its maximum length, and on rows escaped or left out."""
+    """Notes that the run would print about its maximum length and about rows escaped or left out."""
 
 
 def check_data(data: RunData, config: Config) -> None:

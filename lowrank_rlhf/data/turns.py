@@ -25,7 +25,7 @@ _CALLS = ("tool_calls", "function_call", "tool_call")
 # Keys that may be ignored; others with a value would be lost silently.
 _HARMLESS = {"name", "weight", "id", "timestamp", "tool_call_id"}
 _THOUGHTS = {"reasoning_content", "reasoning", "thinking"}
-_INTO_CONTENT = ". Write thoughts into the text as the model does, such as <think>...</think>, or delete their key"
+_INTO_CONTENT = ". Write thoughts into the text as the model does (such as <think>...</think>), or delete the key"
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _TRANSCRIPT_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
@@ -54,8 +54,8 @@ def _turn(row: Row, name: str, turn: object, last: bool) -> Message:
         raise UserError(f"{row.where}: {name}.{who} is {turn[who]!r}. It must be one of {', '.join(roles)}")
     if last and role == "assistant" and turn.get("weight") not in (None, 1):
         raise UserError(
-            f"{row.where}: {name} has the weight {turn['weight']!r}; only answers of weight 1 can be trained. "
-            "Delete the row or the weight"
+            f"{row.where}: {name} has weight {turn['weight']!r}, but only responses of weight 1 are supported. "
+            "Delete the row, or its weight to train on it"
         )
     check = any_text_field if last and role == "assistant" else text_field
     return Message(role=role, content=check(row, f"{name}.{what}", _joined(row, f"{name}.{what}", turn[what])))

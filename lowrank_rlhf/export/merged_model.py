@@ -1,7 +1,7 @@
 """A role as a plain transformers folder in 16 bits, written tensor by tensor, and its difference to the run's output.
 
-Writing needs no second model in memory: a weight is dequantised and merged when its file is written. The file is
-transformers' own `save_pretrained`, since names and shapes in files differ from those in memory, as of experts.
+Writing needs no second model in memory: a weight is dequantised and merged when its file is written. Files are
+written by transformers' `save_pretrained`: names and shapes in them can differ from those in memory (experts).
 """
 
 import copy
@@ -110,7 +110,7 @@ def write_model(roles: Roles, role: Role, plan: Plan, folder: Path, on_tensor: C
 
 
 def _shards(plan: Plan) -> list[list[str]]:
-    """Return the names of the weights of each file; those of a layer stay together, as they may be converted so."""
+    """Return the names of the weights of each file; a layer's stay together, because they may be converted together."""
     shards: list[list[str]] = []
     free = 0
     for _, grouped in groupby(plan.tensors, key=_layer):
@@ -125,7 +125,7 @@ def _shards(plan: Plan) -> list[list[str]]:
 
 
 def _layer(name: str) -> str:
-    """Return `model.layers.3` of a weight in it; the whole name outside the layers."""
+    """Return the layer of a weight, such as `model.layers.3`, or its whole name outside the layers."""
     return (re.match(r".*?\.\d+(?=\.)", name) or [name])[0]
 
 

@@ -10,13 +10,14 @@ import numpy as np
 from lowrank_rlhf.maths.statistics import Floats, Interval
 
 Weakness = Literal["chance", "length", "length_unclear"]
-"""Why a reward model is too weak to optimise against: not shown to be better than chance, no better than the rule by
-length, or not shown to be better than that rule. Versions up to 0.1 compared two point estimates for `length`."""
+"""Reason that a reward model is too weak to optimise against: not shown to be better than chance, no better than the
+rule by length, or not shown to be better than that rule. Versions up to 0.1 compared two point estimates for
+`length`."""
 
 POWER = 0.8
-"""Expected share of passes from which a number of prompts is called enough."""
+"""Expected pass rate at which a number of prompts is enough."""
 PROMPTS = (12, 24, 36, 48, 60, 80, 100, 120, 150, 180, 210, 250, 300, 400, 500, 700, 1000)
-"""Numbers of ranked prompts that are tried."""
+"""Candidate numbers of ranked prompts."""
 _RUNS, _RESAMPLES = 200, 200
 
 
@@ -40,7 +41,7 @@ def held_out_count(held_out: float, prompts: int) -> int:
 
 @lru_cache(maxsize=256)
 def expected_passes(prompts: int, accuracy: float, answers: int, held_out: float) -> float:
-    """Return the share of reward models of this true pair accuracy that pass `weakness_of`, by simulation.
+    """Simulate the share of reward models with this true pair accuracy that pass `weakness_of`.
 
     People order `answers` answers to each of `prompts` prompts by a normal utility; the model's score is correlated
     with it so that a pair is in the right order with probability `accuracy`, and lengths are independent of both.

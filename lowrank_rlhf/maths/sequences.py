@@ -21,7 +21,7 @@ class Sequences:
     lower: Tensor | None = None
     """(B, T, h), precomputed output of the shared lower layers, which no role adapts; None if not computed."""
     counts: tuple[tuple[int, int], ...] | None = None
-    """Tokens of each row, and response tokens among them; None to read them from the device when they are needed."""
+    """Number of tokens and of response tokens of each row; None to read them from the device when needed."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -37,7 +37,7 @@ class Sequences:
 
     @cached_property
     def host_counts(self) -> tuple[tuple[int, int], ...]:
-        """`counts`, read from the device once if `pack` did not leave them: each reading waits for it."""
+        """`counts`, read from the device once if they are None: each read waits for the device."""
         if self.counts is not None:
             return self.counts
         counts = torch.stack([self.attention.sum(-1), self.response.sum(-1)], -1)  # (B, 2)
@@ -54,7 +54,7 @@ class Sequences:
     def response_positions(self) -> tuple[Tensor, Tensor]:
         """Return the rows and positions of all response tokens, row by row: (N,), (N,).
 
-        To index with the mask itself would wait for the device, which alone knows N.
+        Indexing with the mask itself would wait for the device to count N.
         """
         rows, positions = self.response.nonzero_static(size=self.response_tokens()).unbind(-1)
         return rows, positions

@@ -198,7 +198,7 @@ def _wrong_shape(config: ModelConfig, name: str, found: Sequence[int], expected:
 
 
 def _untie(model: PreTrainedModel) -> None:
-    """Correct a config that ties a vocabulary projection of its own to the embeddings: an export would lose it."""
+    """Correct a config that ties a separate vocabulary projection to the embeddings: an export would lose it."""
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and head.weight is not embeddings.weight:
         for config in (model.config, model.config.get_text_config()):

@@ -174,9 +174,9 @@ def _next_tokens(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor
 def _token_steps(
     roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float, top_p: float = 1.0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield for each step the indices of those of P x K responses that have a row in the cache, and their tokens.
+    """Yield for each step the indices, among P x K, and tokens of the responses in the cache: (R,), (R,).
 
-    (R,), (R,); the token of a finished one is padding. One step waits for the device once.
+    The token of a finished response is padding. Each step waits for the device once.
     """
     base, (_, repeats, length) = roles.base, uniforms.shape
     poll = roles.poll if base.config.cuda_graphs else None

@@ -54,7 +54,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str,
 
 @contextmanager
 def raise_os_errors(path: Path) -> Iterator[None]:
-    """Raise OSError for this path where safetensors reports a full or read-only disk with errno in its message only."""
+    """Raise OSError for this path if safetensors reports a full or read-only disk, with errno only in its message."""
     try:
         yield
     except SafetensorError as error:

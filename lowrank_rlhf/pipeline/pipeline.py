@@ -94,7 +94,7 @@ def run(
         if kept_aside := [stage.name for stage in again if run_dir.earlier(stage.name)]:
             progress.say(
                 f"Earlier results of {', '.join(kept_aside)} are kept in {run_dir.path / 'before'} until the new ones "
-                "are done; `run` with --undo-redo puts them back"
+                "are complete; `run` with --undo-redo restores them"
             )
         run_dir.open(dump_config(config))
         with tracked(config, run_dir.metrics, run_dir.path), progress.recorded_in(run_dir.path):
@@ -107,7 +107,7 @@ def run(
 
 
 def undo_redo(run_dir: RunDir) -> list[str]:
-    """Put back the results that an unfinished redo set aside; return their stages. Raises `RunLocked`."""
+    """Restore the results that an unfinished redo set aside; return their stages. Raises `RunLocked`."""
     with run_dir.lock():
         run_dir.recover()
         return run_dir.put_back()

@@ -24,8 +24,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 def problems(config: Config) -> list[tuple[Key, str]]:
     """Return key and message of each problem found.
 
-    Covers missing data, adapters and trackers, judges that cannot be loaded, weights that are cut short and layers
-    missing in a local model, and chat templates that are missing there or fail. A user's judge is imported, as in the
+    Covers missing data, adapters and trackers, judges that cannot be loaded, truncated weights and missing layers of
+    a local model, and chat templates that are missing there or fail. A user's judge is imported, as in the
     run; no data is read.
     """
     tracker = tracking_problem(config)
@@ -55,7 +55,7 @@ def _data_problems(config: Config) -> Iterator[tuple[Key, str]]:
 
 
 def _weight_problems(config: Config) -> Iterator[tuple[Key, str]]:
-    """Yield the fault of a local model's weights by their headers; a folder without any may still be planned for."""
+    """Yield the fault in the headers of a local model's weights; a folder without weights can still be planned."""
     source = config.model.source
     path = Path(source).expanduser()
     try:

@@ -75,7 +75,7 @@ def missing_inputs(
 
 
 def refuse_other_answers(again: Collection[Stage], config: Config, run_dir: RunDir) -> None:
-    """Raise `UserError` if other answers would be sampled than people have ranked: no ranking would refer to them."""
+    """Raise `UserError` if a redo would replace answers that people have ranked: the rankings would refer to none."""
     store = run_dir.path / STORE
     if config.rank.source != "human" or stages.stage("sample") not in again or not store.is_file():
         return
@@ -85,7 +85,7 @@ def refuse_other_answers(again: Collection[Stage], config: Config, run_dir: RunD
             changed += differences(mark.fingerprint, current_fingerprint(stage, config, run_dir), finished=True)
     if changed and (ranked := AnnotationStore(store).ranked_prompts()):
         raise UserError(
-            f"{store} has rankings of {ranked} prompts by people, and other settings give other answers:\n"
+            f"{store} has rankings of {ranked} prompts by people, of answers that these changes would replace:\n"
             + "".join(f"  {line}\n" for line in changed)
             + "Start a new run under another name (name=...), or move the file away to rank again."
         )

@@ -1,4 +1,4 @@
-"""Number of ranked prompts that a run waits for: one answer for the stages, the page and the terminal."""
+"""Number of ranked prompts that a run waits for: the same for stages, page and terminal."""
 
 import json
 from contextlib import suppress
@@ -23,11 +23,11 @@ class RankingNeed(NamedTuple):
     """`setting`: `rank.minimum_rankings`, or a reward model that passed; `power`: the expected outcome of the reward
     model's test; `weak`: a trained reward model failed it."""
     passes: float | None = None
-    """Expected share of reward models that pass their test with so many prompts; None if one passed, or none must."""
+    """Expected share of reward models that pass their test with `prompts`; None if one has passed or none is tested."""
 
     @property
     def few(self) -> bool:
-        """Return True if a reward model from so many prompts often fails its test."""
+        """Return True if a reward model trained on this number of prompts often fails its test."""
         return self.passes is not None and self.passes < POWER
 
 

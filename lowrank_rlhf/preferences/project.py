@@ -45,7 +45,7 @@ class Project:
 
     @property
     def settings(self) -> RankConfig | None:
-        """Settings of the run's ranking."""
+        """Settings of the run's ranking; None without a run."""
         return self.config.rank if self.config else None
 
     @property
@@ -63,14 +63,14 @@ class Project:
 
     @property
     def need(self) -> RankingNeed:
-        """Prompts that must be ranked, by anyone, before the run can resume; 0 without a run."""
+        """Number of prompts that must be ranked, with the reason for it."""
         if self.config is None:
             return RankingNeed(0, "setting")
         return needed(self.config, self.folder, self.store.counts("").prompts)
 
     @property
     def needed(self) -> int:
-        """The number of these prompts."""
+        """Number of prompts that must be ranked, by anyone, before the run can resume; 0 without a run."""
         return self.need.prompts
 
     @property

@@ -105,7 +105,7 @@ class AnnotationStore:
             renew_lease(database, annotator, prompt_id, done, self._clock())
 
     def spelling(self, name: str) -> str:
-        """Return the name of the annotator who ranked or skipped before and is called so in another case, else it."""
+        """Return the name as an earlier annotator spelled it, ignoring case, or unchanged if it is new."""
         with self._transaction() as database:
             rows = database.execute("SELECT annotator FROM rankings UNION SELECT annotator FROM skips").fetchall()
         known = [row[0] for row in rows]

@@ -105,13 +105,13 @@ class RunDir:
         return list(outputs.faults(self.path, wanted))
 
     def log_faults(self, stage: str) -> list[str]:
-        """Return a message for each log in which the recorded rows of a finished stage changed or are gone."""
+        """Return a message for each log in which the recorded rows of a finished stage changed or are missing."""
         mark = self.mark(stage)
         recorded = mark.logs if mark else {}
         return [
             f"{log.path.name}: the rows of stage {stage} do not match their recorded sha256 ({found.rows} readable "
             f"rows, {recorded[log.path.name].rows} recorded). Restore the file, or delete the key logs in "
-            f"done/{stage}.json to go on without its rows"
+            f"done/{stage}.json to continue without its rows"
             for log in self._logs
             if log.path.name in recorded and (found := log.sums().get(stage, NO_ROWS)) != recorded[log.path.name]
         ]
@@ -181,7 +181,7 @@ class RunDir:
         return outputs.EarlierResults(self.path, stage, self._logs, self._put_away)
 
     def put_back(self) -> list[str]:
-        """Put back all results that were set aside, in place of the unfinished new ones; return their stages."""
+        """Restore all results that were set aside, in place of the unfinished new ones; return their stages."""
         found = [stage for stage in MARKS if self.earlier(stage)]
         for stage in found:
             self._put_away(self.work_path(stage))

@@ -1,4 +1,4 @@
-"""Outputs of a finished stage: their sizes and checksums, and the earlier ones of a stage that is being repeated."""
+"""Outputs of a finished stage: sizes, checksums, and earlier results of a stage that is being repeated."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -79,7 +79,7 @@ class EarlierResults:
         self._put_away(self.folder)
 
     def resume(self) -> None:
-        """Complete a move that was interrupted, in its direction."""
+        """Complete an interrupted move in its direction."""
         record = read_json(self._record) or {}
         if record.get("state") == "moving":
             self._move_here(self._run / record["mark"], record["writes"])

@@ -1,4 +1,4 @@
-"""Lock of a run, the process that has it, and its software.
+"""Lock of a run, the process that has it, and versions of the software.
 
 A process is known by host, boot, PID namespace and number: in two containers or after a restart other processes have
 the same number. The inode of the lock makes the record of a copied run folder a stranger's.

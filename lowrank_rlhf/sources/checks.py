@@ -111,12 +111,12 @@ def _names(folder: Path, name: str, where: str) -> list[str]:
 
 
 def _check_not_quantised(config: Mapping[str, Any], where: str) -> None:
-    """Raise `UserError` for weights in a quantised format of their own; transformers dequantises mxfp4 as it loads."""
+    """Raise `UserError` for quantised weights, except mxfp4, which transformers dequantises when it loads them."""
     found = config.get("quantization_config") or {}
     method = str(found.get("quant_method", "unknown method")) if isinstance(found, dict) else "unknown method"
     if found and method != "mxfp4":
         raise UserError(
-            f"{where}: its weights are quantised already ({method}). Choose the original model in 16 or 32 bits, which "
+            f"{where}: the weights are already quantised ({method}). Choose the original model in 16 or 32 bits, which "
             "model.quantization quantises when it is loaded"
         )
 
@@ -128,6 +128,6 @@ def _check_layers(config: Mapping[str, Any], names: Iterable[str], where: str) -
     found = [int(match[1]) + 1 for match in map(_LAYER.match, names) if match]
     if type(layers) is int and found and max(found) > layers + more:
         raise UserError(
-            f"{where}: the files have weights of {max(found)} layers, config.json says {layers}. Config and weights "
+            f"{where}: the files have weights of {max(found)} layers, but config.json has {layers}. Config and weights "
             "belong to different models: fetch both again"
         )

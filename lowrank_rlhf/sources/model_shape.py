@@ -46,7 +46,7 @@ class Shape:
     active_experts: int = 0
     """Weights of the experts of one layer that a token uses."""
     positions: int | None = None
-    """Longest sequence that the model was trained on, extended by its own scaling of positions."""
+    """Longest sequence that the model was trained on, extended by its scaling of positions."""
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -173,7 +173,7 @@ def length_notes(config: ModelConfig, shape: Shape | None) -> list[str]:
         return []
     return [
         f"NOTE: model.max_length {config.max_length:,} exceeds the {shape.positions:,} positions that {config.source} "
-        "was trained on (max_position_embeddings): longer texts give poor answers. Lower it."
+        "was trained on (max_position_embeddings): answers to longer texts are poor. Lower it."
     ]
 
 

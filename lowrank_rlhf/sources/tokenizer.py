@@ -133,7 +133,7 @@ def _splitting(tokenizer: "PreTrainedTokenizerBase", template: str) -> "Tokenize
 
 @lru_cache(maxsize=8)
 def token_id(tokenizer: "PreTrainedTokenizerBase", token: object) -> int:
-    """Return the id of a token of the vocabulary, looked up once: `get_vocab` copies it whole."""
+    """Return the id of a token of the vocabulary, cached because `get_vocab` copies it."""
     return int(tokenizer.get_vocab()[str(token)])
 
 

@@ -85,7 +85,7 @@ def _rankings_of_people(
 ) -> list[Ranking]:
     """Return the rankings of these prompts; the store may have more, of prompts sampled before a setting changed.
 
-    Raises `WaitingForPeople` if fewer prompts are ranked than `enough.needed` returns.
+    Raises `WaitingForPeople` if fewer prompts are ranked than `needed` requires.
     """
     store = AnnotationStore(run_dir.path / STORE)
     store.add_items(prompts, answers)

@@ -19,8 +19,8 @@ from lowrank_rlhf.training.rollout import RewardScale
 def load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale:
     """Load policy, reference and reward model from a run's `adapters` folder.
 
-    Raises `StageFailed` for a weak reward model, unless `ppo.accept_weak_reward` is set; `WaitingForPeople` if people
-    rank and have prompts left.
+    Raises `StageFailed` for a weak reward model, or `WaitingForPeople` if people have prompts left to rank, unless
+    `ppo.accept_weak_reward` is set.
     """
     about = about_reward(adapters / "reward")
     if about["weak"] and not config.ppo.accept_weak_reward:

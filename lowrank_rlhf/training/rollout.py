@@ -268,7 +268,7 @@ def values_before_tokens(head_output: Tensor, response: Tensor) -> Tensor:
 def explained_variance(values: Tensor, returns: Tensor, response: tuple[Tensor, Tensor]) -> Tensor:
     """Return 1 - Var(returns - values) / Var(returns) over response tokens: 1 is perfect, 0 a constant critic.
 
-    `response` are `Sequences.response_positions`.
+    `response` is the result of `Sequences.response_positions`.
     """
     real = returns[response]
     return 1 - (real - values[response]).var() / real.var().clamp(min=1e-8)

@@ -66,7 +66,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "kto": ({"prompt": "Hi", "completion": "What?", "label": False}, "unpaired preferences"),
     "chat_template, not to be trained": (
         {"messages": [ASKED, BAD | {"weight": 0}]},
-        "messages[1] has the weight 0; only answers of weight 1 can be trained. Delete the row or the weight",
+        "messages[1] has weight 0, but only responses of weight 1 are supported. Delete the row, or its weight",
     ),
     "chat_template with thoughts": (
         {"messages": [ASKED, GOOD | {"reasoning_content": "A greeting."}]},

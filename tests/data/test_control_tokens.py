@@ -228,7 +228,7 @@ def test_thoughts_are_not_trained_after_an_empty_think_block(tiny_folder, tmp_pa
         assert str(caught.value).startswith(
             "1 row with a response that begins with <think>:\n  "
             + (f"{path}:9\n" if where == "prompts" else f"{pairs}, row 2\n")
-            + "They would be trained after the empty <think></think> with which this template ends a prompt."
+            + "This template ends a prompt with an empty <think></think>, which these responses would follow."
         )
     header_only = EMPTY_THOUGHTS.replace("m.role == 'assistant' and '<think>' not in m.content", "false")
     config = make_config(tiny_folder(), path, model__chat_template=header_only, **changes)

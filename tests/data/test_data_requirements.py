@@ -56,12 +56,12 @@ CASES = {
     ),
     "answers equal after the cut": (
         [cut_pair(number) for number in range(16)],
-        "rank.dataset: in 16 of 16 comparisons the answers are equal after the cut to model.max_length 60; only 0 "
-        "prompts left to compare, stage reward requires 2. Raise model.max_length",
+        "rank.dataset: in 16 of 16 comparisons the answers are equal after the cut to model.max_length 60. 0 "
+        "prompts left to compare; stage reward requires 2. Raise model.max_length",
     ),
     "one prompt with others": (
         [cut_pair(1), cut_pair(2), pair(3)],
-        "in 2 of 3 comparisons the answers are equal after the cut to model.max_length 60; only 1 prompt left",
+        "in 2 of 3 comparisons the answers are equal after the cut to model.max_length 60. 1 prompt left",
     ),
     "bad rows": ([{"prompt": "Hi", "chosen": "a", "rejected": 7}], '"rejected" must be a string, not a number'),
 }

@@ -136,7 +136,7 @@ def test_page_and_terminal_give_the_runs_answer(tmp_path: Path, monkeypatch, min
     assert words["enough"] is project.enough is (minimum == 2)
     if minimum:
         assert "passes its test in about" in words["next"]
-        assert "A reward model from so few passes its test in about" in summary
+        assert "A reward model trained on these passes its test in about" in summary
     else:
         assert words["next"].startswith("28 more before the run can resume: a reward model")
-        assert summary.startswith("2 of 30 prompts ranked, 28 more needed: a reward model from fewer often fails")
+        assert summary.startswith("2 of 30 prompts ranked, 28 more needed: a reward model trained on fewer often")

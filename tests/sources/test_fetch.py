@@ -134,7 +134,7 @@ def test_weights_that_are_quantised_already(model) -> None:
         edit(model / "config.json", quantization_config={"quant_method": method, "bits": 4})
         for quantization in ("nf4", "none"):
             found = refused(model, quantization=quantization)
-            assert found.startswith(f"model.source: {model}: its weights are quantised already ({method}). Choose the")
+            assert found.startswith(f"model.source: {model}: the weights are already quantised ({method}). Choose the")
         assert found_by_validate(model) == [found.removeprefix("model.source: ")]
 
 
@@ -142,7 +142,7 @@ def test_a_config_of_fewer_layers_than_the_files(model) -> None:
     """transformers leaves out the other layers without a word."""
     edit(model / "config.json", num_hidden_layers=1)
     found = refused(model)
-    assert "the files have weights of 2 layers, config.json says 1. Config and weights belong to" in found
+    assert "the files have weights of 2 layers, but config.json has 1. Config and weights belong to" in found
     assert found_by_validate(model) == [found.removeprefix("model.source: ")]
     edit(model / "config.json", num_nextn_predict_layers=1)  # as GLM's: layers that predict further tokens
     assert found_by_validate(model) == []

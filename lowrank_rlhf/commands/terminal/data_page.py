@@ -46,7 +46,7 @@ class Page:
     over_context: OverContext
     problems: list[str]
     refusals: list[str]
-    """Messages by which a run with this tokenizer would refuse rows that are valid in themselves."""
+    """Error messages of a run with this tokenizer about rows that are otherwise valid."""
     examples: list[Shown]
 
 

@@ -83,7 +83,7 @@ def refusal_text(refusal: Refusal) -> str:
 
 _WHY = {
     "setting": "",
-    "power": ": a reward model from fewer often fails its test (rank.minimum_rankings sets another number)",
+    "power": ": a reward model trained on fewer often fails its test. To change the number, set rank.minimum_rankings",
     "weak": ": the last reward model failed its test",
 }
 
@@ -96,7 +96,7 @@ def project_summary(project: Project) -> str:
         return f"{count} of {of} ranked, {more} more needed{_WHY[need.reason]}."
     if project.settings is None:
         return f"{counted(count, 'prompt')} ranked. To export them:\n  {project.next_command}"
-    few = f" A reward model from so few passes its test in about {100 * (need.passes or 0):.0f} % of cases."
+    few = f" A reward model trained on these passes its test in about {100 * (need.passes or 0):.0f} % of cases."
     return (
         f"{counted(count, 'prompt')} ranked ({need.prompts} needed).{few if need.few else ''} To resume the run:\n"
         f"  {project.next_command}"

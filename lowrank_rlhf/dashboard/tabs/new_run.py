@@ -202,7 +202,7 @@ def _redo(agreed: Any) -> list[str]:
 
 
 def _free_name(runs: RunsFolder, name: str) -> str:
-    """Return the first of `name-2`, `name-3`, ... that is no run yet."""
+    """Return the first of `name-2`, `name-3`, ... that no run has."""
     return next(new for number in count(2) if not runs.path(new := f"{name[:60]}-{number}").exists())
 
 

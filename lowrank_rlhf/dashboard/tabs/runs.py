@@ -93,7 +93,7 @@ def resume_after_ranking(page: DashboardPage, name: str) -> str:
 
 
 def _changed_rankings(path: Path) -> list[str]:
-    """Return the options that use rankings made since the stage rank was done; none if there are none."""
+    """Return `--redo rank` if rankings changed since stage `rank` finished, else no options."""
     try:
         return ["--redo", "rank"] if open_project(path).rankings_changed else []
     except NothingToRank:
@@ -150,7 +150,7 @@ def _buttons(run: RunStatus | None, language: str) -> dict[str, Any]:
 
 
 def _ask_redo(page: DashboardPage, chosen: str | None, language: str, stage: str | None) -> list[Any]:
-    """Show a question that names the results that a redo sets aside."""
+    """Ask for confirmation, with a list of the results that a redo sets aside."""
     if not chosen or not stage:
         why = note(t("runs.redo_which" if chosen else "runs.choose", language))
         return [gr.update(visible=False), "", None, why]
