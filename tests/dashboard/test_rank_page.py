@@ -3,7 +3,6 @@
 import random
 import sqlite3
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
