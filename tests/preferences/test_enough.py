@@ -135,7 +135,7 @@ def test_page_and_terminal_give_the_runs_answer(tmp_path: Path, monkeypatch, min
     words, summary = progress_words(project, "ann", "en"), project_summary(project)
     assert words["enough"] is project.enough is (minimum == 2)
     if minimum:
-        assert "passes its test in about" in words["next"]
+        assert "passes its test in only about" in words["next"]
         assert "A reward model trained on these passes its test in about" in summary
     else:
         assert words["next"].startswith("28 more before the run can resume: a reward model")
