@@ -48,8 +48,8 @@ def shown(notebook: Any) -> tuple[str, int]:
     """All text that the cells' outputs show, tables included, and the number of pictures."""
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     data = [output.get("data", {}) for output in outputs]
-    text = [output.get("text", "") for output in outputs]
-    text += [one.get(kind, "") for one in data for kind in ("text/html", "text/markdown")]
+    printed = "".join(output.get("text", "") for output in outputs)  # a busy kernel sends a line in several parts
+    text = [printed, *(one.get(kind, "") for one in data for kind in ("text/html", "text/markdown"))]
     return "\n".join(text), sum("image/png" in one for one in data)
 
 
