@@ -158,4 +158,4 @@ def test_a_look_at_many_runs_is_quick(tmp_path) -> None:
         start = time.perf_counter()
         runs._refresh(folder, "run1", "en", {})
         took.append(time.perf_counter() - start)
-    assert min(took) < 0.1
+    assert min(took) < 0.3  # 0.02 s on an idle core
