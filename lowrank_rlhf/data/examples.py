@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lowrank_rlhf.maths.pairs import ordered_pairs
 from lowrank_rlhf.run.records import Message
 
 Undecided = Literal["no majority", "tie", "not text", "same answer", "other prompt", "alone"]
@@ -50,10 +51,4 @@ class Example:
         """Pairs (better, worse) of strictly ordered answers."""
         if self.undecided:
             return []
-        return [
-            (self.answers[better], self.answers[worse])
-            for place, tier in enumerate(self.tiers)
-            for better in tier
-            for lower in self.tiers[place + 1 :]
-            for worse in lower
-        ]
+        return [(self.answers[better], self.answers[worse]) for better, worse, _ in ordered_pairs(self.tiers)]

@@ -1,8 +1,8 @@
 """Rankings from scores, and pairwise comparisons from rankings."""
 
 from collections.abc import Sequence
-from itertools import combinations
 
+from lowrank_rlhf.maths.pairs import ordered_pairs
 from lowrank_rlhf.run.records import Comparison, Ranking, Sample
 
 
@@ -38,9 +38,7 @@ def compare(ranking: Ranking) -> list[Comparison]:
             chosen=chosen,
             rejected=rejected,
             annotator=ranking.annotator,
-            tier_gap=worse - better,
+            tier_gap=gap,
         )
-        for (better, better_tier), (worse, worse_tier) in combinations(enumerate(ranking.tiers), 2)
-        for chosen in better_tier
-        for rejected in worse_tier
+        for chosen, rejected, gap in ordered_pairs(ranking.tiers)
     ]
