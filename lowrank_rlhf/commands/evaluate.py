@@ -208,7 +208,7 @@ def _comparisons(run_dir: RunDir, config: Config, source: str, form: FileFormat)
 def _read_prompts(config: Config, source: str, form: FileFormat, progress: Progress) -> list[Prompt]:
     form = form.or_of(config.data, source)
     changes = {"prompts": source, "format": form.name, "columns": form.columns, "held_out": 0, "validation": None}
-    data = load_prompt_data(config.data.model_copy(update=changes), config.seed, FORMAT)
+    data = load_prompt_data(config.data.model_copy(update=changes), config.seed, FORMAT, imitated=False)
     for note in data.notes:
         progress.say(f"  {note}")
     return data.training

@@ -184,6 +184,11 @@ class Config(Section):
         """Sampling temperature of `chat` and exports."""
         return self.sample.temperature if self.chat.temperature is None else self.chat.temperature
 
+    @property
+    def trains_on_demonstrations(self) -> bool:
+        """True if stage sft imitates the responses of `data.prompts`."""
+        return "sft" in self.stages and self.sft.source == "train"
+
     def unsloth_obstacles(self) -> Iterator[Conflict]:
         """Yield the settings that unsloth does not support on any machine."""
         if self.model.device == "cpu":

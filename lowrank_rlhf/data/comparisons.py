@@ -62,7 +62,7 @@ def load_comparisons(
 
     `setting` is the key or option of `chosen` in messages.
     """
-    loaded = load(source, setting, chosen, COMPARISON_FORMATS, columns)
+    loaded = load(source, setting, chosen, COMPARISON_FORMATS, columns, imitated=False)
     if not loaded.format.ordered:
         raise UserError(f"{setting}: {loaded.format.name} contains no ranked answers")
     loaded.refuse_bad(skip_bad_rows)

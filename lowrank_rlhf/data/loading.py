@@ -14,7 +14,7 @@ from lowrank_rlhf.data.format_entry import Format
 from lowrank_rlhf.data.formats import BY_NAME, FORMATS
 from lowrank_rlhf.data.readers.rows import EXAMPLE, Row, counted
 from lowrank_rlhf.data.readers.sources import read_rows
-from lowrank_rlhf.data.turns import prompt_key
+from lowrank_rlhf.data.turns import check_weight, prompt_key
 from lowrank_rlhf.errors import UserError
 
 _SHOWN_PROBLEMS = 5
@@ -77,11 +77,13 @@ def load(
     chosen: FormatName | None = None,
     among: Collection[Format] = FORMATS,
     columns: Columns | None = None,
+    imitated: bool = True,
 ) -> Loaded:
     """Load the rows of a source. `setting` is the config key of `chosen`, such as `data.format`.
 
-    Raises `UserError` if the source cannot be read, if its format is unknown, if two formats fit, or if the format
-    does not read a column that changes the meaning of a row.
+    With `imitated` a row is bad if its conversation excludes the response from training (`weight: 0`). Raises
+    `UserError` if the source cannot be read, if its format is unknown, if two formats fit, or if the format does not
+    read a column that changes the meaning of a row.
     """
     of_columns = column_setting(setting)
     everything = read_rows(source)
@@ -94,7 +96,7 @@ def load(
     located = []
     for row in rows:
         try:
-            located.append(Located(row, _converted(row, found.format)))
+            located.append(Located(row, _converted(row, found.format, imitated)))
         except UserError as error:
             problems.append((row.number, str(error)))
     name = str(source) if isinstance(source, str) and ":" in source else Path(source).name
@@ -104,12 +106,15 @@ def load(
     return Loaded(name, *found[:2], len(everything), located, in_order, unread, repeated)
 
 
-def _converted(row: Row, form: Format) -> Example:
+def _converted(row: Row, form: Format, imitated: bool) -> Example:
     missing = [key for key in form.keys if key not in row.fields]
     if missing:
         keys = ", ".join(row.fields) or "none"
         raise UserError(f"{row.where}: no {', '.join(missing)}, which {form.name} needs. Keys found: {keys}")
-    return form.convert(row)
+    example = form.convert(row)
+    if imitated and example.imitated is not None:
+        check_weight(row, example.imitated)
+    return example
 
 
 def without_repeated_prompts(located: list[Located]) -> tuple[list[Located], bool]:

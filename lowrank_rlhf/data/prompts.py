@@ -82,12 +82,12 @@ def load_prompts(config: DataConfig, seed: int) -> tuple[list[Prompt], list[Prom
     return data.training, data.held_out
 
 
-def load_prompt_data(config: DataConfig, seed: int, setting: str = "data.format") -> PromptData:
+def load_prompt_data(config: DataConfig, seed: int, setting: str = "data.format", imitated: bool = True) -> PromptData:
     """Load `data.prompts`, remove duplicates and split. Raises `UserError` with the place of an invalid row.
 
-    `setting` is the key or option of `data.format` in messages.
+    `setting` is the key or option of `data.format` in messages; `imitated` is False if no stage reads the responses.
     """
-    loaded = load(config.prompts, setting, config.format, columns=config.columns)
+    loaded = load(config.prompts, setting, config.format, columns=config.columns, imitated=imitated)
     loaded.refuse_bad(config.skip_bad_rows)
     every = [_entry(located) for located in loaded.located]
     entries = _without_duplicates(every)

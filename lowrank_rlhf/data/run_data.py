@@ -63,8 +63,9 @@ class RunData:
     @cached_property
     def prompts(self) -> PromptData:
         """Prompts and demonstrations after the split. Raises `UserError` with the place of an invalid row."""
-        data = self._config.data
-        return load_prompt_data(data.model_copy(update={"prompts": self._kept_to(data.prompts)}), self._config.seed)
+        data, imitated = self._config.data, self._config.trains_on_demonstrations
+        data = data.model_copy(update={"prompts": self._kept_to(data.prompts)})
+        return load_prompt_data(data, self._config.seed, imitated=imitated)
 
     @cached_property
     def comparisons(self) -> ComparisonData | None:

@@ -52,13 +52,23 @@ def _turn(row: Row, name: str, turn: object, last: bool) -> Message:
     role = roles.get(turn[who]) if isinstance(turn[who], str) else None
     if role is None:
         raise UserError(f"{row.where}: {name}.{who} is {turn[who]!r}. It must be one of {', '.join(roles)}")
-    if last and role == "assistant" and turn.get("weight") not in (None, 1):
-        raise UserError(
-            f"{row.where}: {name} has weight {turn['weight']!r}, but only responses of weight 1 are supported. "
-            "Delete the row, or its weight to train on it"
-        )
     check = any_text_field if last and role == "assistant" else text_field
     return Message(role=role, content=check(row, f"{name}.{what}", _joined(row, f"{name}.{what}", turn[what])))
+
+
+def check_weight(row: Row, imitated: str) -> None:
+    """Raise `UserError` if the answer to imitate is the last turn of a conversation and has another weight than 1."""
+    for key, value in row.fields.items():
+        turn = value[-1] if isinstance(value, list) and value else value
+        if not isinstance(turn, dict) or turn.get("weight") in (None, 1):
+            continue
+        who, content = (turn.get(name) for name in (("from", "value") if "from" in turn else ("role", "content")))
+        if who in ("assistant", "gpt") and str(_joined(row, key, content)).strip() == imitated.strip():
+            name = f"{key}[{len(value) - 1}]" if isinstance(value, list) else key
+            raise UserError(
+                f"{row.where}: {name} has weight {turn['weight']!r}, but only responses of weight 1 are supported. "
+                "Delete the row, or its weight to train on it"
+            )
 
 
 def _joined(row: Row, name: str, content: object) -> object:

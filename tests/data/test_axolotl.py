@@ -1,13 +1,17 @@
 """Data in axolotl's shapes, by the names of its documentation: each has the right value, or names the column map."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lowrank_rlhf.config.data import Columns
+from lowrank_rlhf.config.schema import DataConfig
+from lowrank_rlhf.data.comparisons import load_comparisons
 from lowrank_rlhf.data.loading import Loaded, load
+from lowrank_rlhf.data.prompts import load_prompt_data
 from lowrank_rlhf.errors import UserError
 
 ASKED, GOOD, BAD = (
@@ -109,6 +113,30 @@ def test_other_shapes_of_axolotl_are_refused_with_the_way_out(tmp_path: Path, na
     with pytest.raises(UserError) as caught:
         read(tmp_path, row)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({"messages": [ASKED, BAD | {"weight": 0}]}, "messages[1]"),
+        ({"chosen": [ASKED, GOOD | {"weight": 0}], "rejected": [ASKED, BAD]}, "chosen[1]"),
+        ({"prompt": "Hi", "chosen": GOOD | {"weight": 0}, "rejected": BAD}, "chosen"),
+    ],
+)
+def test_weight_0_is_refused_only_where_the_answer_is_imitated(tmp_path: Path, row: dict[str, Any], key: str) -> None:
+    data = DataConfig(prompts=str(tmp_path / "my.jsonl"), held_out=0)
+    (tmp_path / "my.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=re.escape(f"{key} has weight 0, but only")):
+        load_prompt_data(data, seed=0)
+    assert load_prompt_data(data, seed=0, imitated=False).training[0].text == "Hi"
+    if "chosen" in row:
+        assert load_comparisons(tmp_path / "my.jsonl").rankings
+
+
+def test_weight_0_of_the_rejected_answer_and_of_the_history_is_no_matter(tmp_path: Path) -> None:
+    before = [ASKED, BAD | {"weight": 0}]
+    row = {"history": before, "prompt": "Hi", "chosen": [GOOD], "rejected": [BAD | {"weight": 0}]}
+    assert read(tmp_path, row).located[0].example.imitated == "Hello!"
 
 
 @pytest.mark.parametrize("name", MAPPED)

@@ -3,14 +3,13 @@
 import gzip
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_args
 
 import pytest
 from marks import done
 from tiny_run import STAGES, make_config
 
-from lowrank_rlhf.config.schema import DataConfig, FormatName, RankConfig
+from lowrank_rlhf.config.schema import Config, DataConfig, FormatName, ModelConfig, RankConfig
 from lowrank_rlhf.data.comparisons import load_comparisons, without_prompts
 from lowrank_rlhf.data.formats import BY_NAME, FORMATS
 from lowrank_rlhf.data.loading import load
@@ -267,7 +266,8 @@ def test_prompts_of_preferences(tmp_path: Path) -> None:
     assert {answer.prompt_id for answer in kept.answers} == {prompt.id for prompt in kept.prompts}
     assert kept.notes[-1] == "Left out 8 rankings of 4 prompts that data.held_out keeps from all training."
     rank = RankConfig(source="dataset", dataset=str(path))
-    config = SimpleNamespace(data=DataConfig(prompts=str(path), held_out=4), rank=rank, seed=1)
+    data = DataConfig(prompts=str(path), held_out=4)
+    config = Config(name="a", model=ModelConfig(source="none"), data=data, rank=rank, seed=1)
     assert {prompt.text for prompt in RunData(config).comparisons.prompts} == texts
     assert without_prompts(kept, [Prompt(id="x", messages=(Message(role="user", content="Else"),))]) is kept
 
