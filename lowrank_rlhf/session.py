@@ -1,6 +1,7 @@
 """One run in this process, as every stage's `run` receives it."""
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,8 @@ class Session:
     stop: StopRequest
     group: ProcessGroup = field(default_factory=ProcessGroup)
     """Processes that share the stages' work."""
+    unfinished: Collection[str] = ()
+    """Stages that this run, or a later one with the same config, will run: the responses that they read are checked."""
     backend: Backend = "transformers"
     """Library that runs the model. Only the pipeline sets another one: merging, streaming and adapters of any shape
     need plain layers."""
@@ -117,11 +120,11 @@ class Session:
         tokenizer = read_tokenizer(fetch_model(self.config.model, silent), self.config.model, silent)
         reader = TextReader(
             prompt=lambda prompt: len(prompt_tokens(tokenizer, prompt)),
-            response=lambda text: response_tokens(tokenizer, text),
+            responses=lambda texts: response_tokens(tokenizer, texts),
             template=ChatTemplate.of(tokenizer),
             control_tokens=control_tokens(tokenizer),
         )
-        found, notes = fitting_data(self.data.prompts, self.data.comparisons, reader, self.config)
+        found, notes = fitting_data(self.data.prompts, self.data.comparisons, reader, self.config, self.unfinished)
         for note in notes:
             self.progress.say(f"  {note}")
         return found

@@ -1,7 +1,7 @@
 """Find rows that the chat template rejects or renders wrongly: control tokens, turns, thoughts. Imports no torch."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import ComparisonData
@@ -10,6 +10,7 @@ from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.data.turns import Turns
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.records import Demonstration
 from lowrank_rlhf.sources.chat_template import ASKED, ChatTemplate, TemplateRefuses
 from lowrank_rlhf.sources.control_tokens import ControlTokens
 
@@ -61,10 +62,17 @@ def check_rendering(
 
 
 def check_thoughts(
-    prompts: PromptData | None, comparisons: ComparisonData | None, template: ChatTemplate, config: Config
+    demonstrations: Sequence[Demonstration],
+    places: Mapping[str, str],
+    comparisons: ComparisonData | None,
+    template: ChatTemplate,
+    config: Config,
 ) -> None:
-    """Raise `UserError` with the rows whose response has thoughts, if prompts end with an empty think block (Qwen3)."""
-    rows = [(prompts.places[row.prompt.id], row.response) for row in prompts.demonstrations] if prompts else []
+    """Raise `UserError` with the rows whose response has thoughts, if prompts end with an empty think block (Qwen3).
+
+    `places` has file and line of each demonstration's prompt by its id.
+    """
+    rows = [(places[row.prompt.id], row.response) for row in demonstrations]
     if comparisons:
         rows += [(_place(answer.prompt_id, config), answer.text) for answer in comparisons.answers]
     if problem := _thoughts_problem(rows, template):

@@ -1,8 +1,7 @@
 """Find rows that do not fit the model's context, before a run computes. Imports no torch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, product
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import ComparisonData
@@ -10,7 +9,8 @@ from lowrank_rlhf.data.control_tokens import check_control_tokens, check_renderi
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.run.records import Demonstration, Prompt, Ranking
+from lowrank_rlhf.maths.pairs import ordered_pairs
+from lowrank_rlhf.run.records import Demonstration, Prompt
 from lowrank_rlhf.sources.chat_template import ChatTemplate
 from lowrank_rlhf.sources.control_tokens import ControlTokens
 from lowrank_rlhf.sources.tokenizer import local_tokenizer
@@ -18,6 +18,8 @@ from lowrank_rlhf.sources.tokenizer import local_tokenizer
 _SHOWN = 5
 SHORTEST_ANSWER = 2
 """Tokens of an answer that the reward stage still reads: one, and the one that ends it."""
+_AT_ONCE = 500
+"""Rows whose responses are tokenized in one call; their ids are not kept."""
 _FIX = "Raise model.max_length, shorten them, or leave them out: data.skip_too_long=true"
 
 
@@ -27,54 +29,62 @@ class TextReader:
 
     prompt: Callable[[Prompt], int]
     """Number of tokens of a prompt up to the beginning of the answer."""
-    response: Callable[[str], Sequence[int]]
-    """Token ids of a response, with the one that ends it."""
+    responses: Callable[[Sequence[str]], Sequence[Sequence[int]]]
+    """Token ids of each response, with the one that ends it."""
     template: ChatTemplate
     control_tokens: ControlTokens
 
 
-def check_lengths(prompts: PromptData | None, comparisons: ComparisonData | None, config: Config) -> list[str]:
+def check_lengths(
+    prompts: PromptData | None, comparisons: ComparisonData | None, config: Config, stages: Collection[str]
+) -> list[str]:
     """Return the notes that the run would print, if the tokenizer is on this machine; fetch and load nothing.
 
-    Raises the `UserError` that the run would.
+    `stages` are those that have not run. Raises the `UserError` that the run would.
     """
     tokenizer = local_tokenizer(config.model)
     if tokenizer is None:
         return []
     reader = TextReader(
         prompt=lambda prompt: tokenizer.prompts([prompt.messages])[0],
-        response=tokenizer.answer_ids,
+        responses=tokenizer.answer_ids,
         template=tokenizer.template,
         control_tokens=tokenizer.control_tokens,
     )
     nothing = PromptData([], [], [], preferred=False, notes=[], places={})  # of a data set on the hub
-    return fitting_data(prompts or nothing, comparisons, reader, config)[1]
+    return fitting_data(prompts or nothing, comparisons, reader, config, stages)[1]
 
 
 def fitting_data(
-    prompts: PromptData, comparisons: ComparisonData | None, reader: TextReader, config: Config
+    prompts: PromptData,
+    comparisons: ComparisonData | None,
+    reader: TextReader,
+    config: Config,
+    stages: Collection[str],
 ) -> tuple[PromptData, list[str]]:
     """Return the prompts that fit the model, and notes on everything escaped or left out.
 
-    Raises `UserError` for prompts with control tokens or rejected by the template, for responses whose thoughts would
-    follow an empty think block, and as `fitting` and `check_comparisons` do.
+    `stages` are those that have not run: responses that none of them reads are not checked. Raises `UserError` for
+    prompts with control tokens or rejected by the template, for responses whose thoughts would follow an empty think
+    block, and as `fitting` and `check_comparisons` do.
     """
     tokens = reader.control_tokens
     notes = check_control_tokens(prompts, comparisons, tokens, config)
     check_rendering(prompts, comparisons, reader.template, tokens, config)
-    check_thoughts(prompts, comparisons, reader.template, config)
     found = fitting(prompts, reader, config)
-    return found, [*notes, *found.notes[len(prompts.notes) :], *check_comparisons(comparisons, reader, config)]
+    imitated = found.demonstrations if config.trains_on_demonstrations and "sft" in stages else []
+    compared = comparisons if "reward" in stages else None
+    check_thoughts(imitated, found.places, compared, reader.template, config)
+    skipped = check_comparisons(compared, reader, config) if compared else []
+    return found, [*notes, *found.notes[len(prompts.notes) :], *skipped]
 
 
-def check_comparisons(comparisons: ComparisonData | None, reader: TextReader, config: Config) -> list[str]:
+def check_comparisons(comparisons: ComparisonData, reader: TextReader, config: Config) -> list[str]:
     """Return a note on comparisons whose answers are equal after the cut to `model.max_length`.
 
     Raises `UserError` if fewer than two prompts leave room for an answer, or keep a comparison: the reward stage needs
     two.
     """
-    if comparisons is None or "reward" not in config.stages:
-        return []
     limit = config.model.max_length
     longest = {prompt.id: limit - reader.prompt(prompt) for prompt in comparisons.prompts}
     readable = [ranking for ranking in comparisons.rankings if longest[ranking.prompt_id] >= SHORTEST_ANSWER]
@@ -83,13 +93,18 @@ def check_comparisons(comparisons: ComparisonData | None, reader: TextReader, co
             f"rank.dataset: no two of its {len(comparisons.prompts):,} prompts leave room for an answer within "
             f"model.max_length {limit}. Raise it"
         )
-    ids = {answer.id: reader.response(answer.text) for answer in comparisons.answers}
+    texts = {answer.id: answer.text for answer in comparisons.answers}
     compared, pairs, same = set[str](), 0, 0
-    for ranking in readable:
-        equal = [equal_after_cut(ids[one], ids[other], longest[ranking.prompt_id]) for one, other in _pairs(ranking)]
-        pairs, same = pairs + len(equal), same + sum(equal)
-        if not all(equal):
-            compared.add(ranking.prompt_id)
+    for start in range(0, len(readable), _AT_ONCE):
+        rankings = readable[start : start + _AT_ONCE]
+        named = list({answer for ranking in rankings for tier in ranking.tiers for answer in tier})
+        ids = dict(zip(named, reader.responses([texts[name] for name in named]), strict=True))
+        for ranking in rankings:
+            room = longest[ranking.prompt_id]
+            equal = [equal_after_cut(ids[one], ids[other], room) for one, other, _ in ordered_pairs(ranking.tiers)]
+            pairs, same = pairs + len(equal), same + sum(equal)
+            if not all(equal):
+                compared.add(ranking.prompt_id)
     found = f"{same:,} of {counted(pairs, 'comparison')}"
     if len(compared) < 2:
         raise UserError(
@@ -102,12 +117,6 @@ def check_comparisons(comparisons: ComparisonData | None, reader: TextReader, co
 def equal_after_cut(answer: Sequence[int], other: Sequence[int], longest: int) -> bool:
     """Return True if two answers have the same first `longest` tokens: the reward stage reads no more of them."""
     return list(answer[:longest]) == list(other[:longest])
-
-
-def _pairs(ranking: Ranking) -> Iterator[tuple[str, str]]:
-    """Yield the ids of each better and worse answer."""
-    for above, below in combinations(ranking.tiers, 2):
-        yield from product(above, below)
 
 
 def fitting(data: PromptData, reader: TextReader, config: Config) -> PromptData:
@@ -163,19 +172,24 @@ def _demonstrations(
 ) -> tuple[list[Demonstration], dict[str, str]]:
     """Return the demonstrations that SFT uses, and the prompt ids of those that are too long, with the reason."""
     readable = [entry for entry in data.demonstrations if entry.prompt.id not in long_prompts]
-    if "sft" not in config.stages or config.sft.source != "train":
+    if not config.trains_on_demonstrations:
         return readable, {}
     taken: list[Demonstration] = []
     long: dict[str, str] = {}
-    for entry in readable:
+    for entry, response in zip(readable, _response_ids(readable, reader), strict=True):
         if len(taken) == config.sft.examples:
             break
-        tokens = reader.prompt(entry.prompt) + len(reader.response(entry.response))
+        tokens = reader.prompt(entry.prompt) + len(response)
         if tokens <= config.model.max_length:
             taken.append(entry)
         else:
             long[entry.prompt.id] = f"{tokens} tokens with its response"
     return taken, long
+
+
+def _response_ids(demonstrations: Sequence[Demonstration], reader: TextReader) -> Iterator[Sequence[int]]:
+    for start in range(0, len(demonstrations), _AT_ONCE):
+        yield from reader.responses([entry.response for entry in demonstrations[start : start + _AT_ONCE]])
 
 
 def _refusal(limit: str, long: dict[str, str], data: PromptData) -> str:

@@ -1,5 +1,6 @@
 """Amounts of data that the stages require, checked before any of them computes. Imports no torch."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from lowrank_rlhf.config.schema import Config
@@ -24,25 +25,30 @@ class Checked(NamedTuple):
     """Notes that the run would print about its maximum length and about rows escaped or left out."""
 
 
-def check_data(data: RunData, config: Config) -> None:
-    """Read the data, and raise the `UserError` that the run would before its first stage; fetch no model."""
-    _check(data.prompts, data.comparisons, config)
+def check_data(data: RunData, config: Config, stages: Collection[str] | None = None) -> None:
+    """Read the data, and raise the `UserError` that the run would before its first stage; fetch no model.
+
+    `stages` are those that have not run; all by default.
+    """
+    _check(data.prompts, data.comparisons, config, config.stages if stages is None else stages)
 
 
 def check_local_data(config: Config) -> Checked:
     """Check the data on this machine as `check_data` does."""
-    notes = _check(*RunData(config).on_this_machine(), config)
+    notes = _check(*RunData(config).on_this_machine(), config, config.stages)
     return Checked(hub_sources(config), [*length_notes(config.model, find_shape(config.model)), *notes])
 
 
-def _check(prompts: PromptData | None, comparisons: ComparisonData | None, config: Config) -> list[str]:
+def _check(
+    prompts: PromptData | None, comparisons: ComparisonData | None, config: Config, stages: Collection[str]
+) -> list[str]:
     check_amounts(prompts, comparisons, config)
-    return check_lengths(prompts, comparisons, config)
+    return check_lengths(prompts, comparisons, config, stages)
 
 
 def check_amounts(prompts: PromptData | None, comparisons: ComparisonData | None, config: Config) -> None:
     """Raise `UserError` if a stage of the config would find too little data; None is not checked."""
-    if prompts and "sft" in config.stages and config.sft.source == "train" and not prompts.demonstrations:
+    if prompts and config.trains_on_demonstrations and not prompts.demonstrations:
         raise UserError("data.prompts: no training prompt has a `response`. Add responses, or set sft.source: base")
     if "reward" not in config.stages:
         return

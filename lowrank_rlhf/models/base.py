@@ -37,12 +37,11 @@ from lowrank_rlhf.models.unsloth import load_model
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Prompt
-from lowrank_rlhf.sources.chat_template import end_token
 from lowrank_rlhf.sources.checks import check_architecture
 from lowrank_rlhf.sources.fetch import fetch_model
 from lowrank_rlhf.sources.model_shape import check_experts, find_shape, length_notes
 from lowrank_rlhf.sources.provenance import provenance
-from lowrank_rlhf.sources.tokenizer import prompt_tokens, read_tokenizer, response_tokens, token_id
+from lowrank_rlhf.sources.tokenizer import control_tokens, prompt_tokens, read_tokenizer, response_tokens, token_id
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Base:
     @cached_property
     def eos(self) -> int:
         """Token that ends a response in the chat template."""
-        return token_id(self.tokenizer, end_token(self.tokenizer))
+        return token_id(self.tokenizer, control_tokens(self.tokenizer).end)
 
     @cached_property
     def provenance(self) -> dict[str, str]:
@@ -97,7 +96,7 @@ class Base:
 
     def encode_response(self, text: str) -> list[int]:
         """Return the token ids of a finished response, including the end-of-turn token, once."""
-        return response_tokens(self.tokenizer, text)
+        return response_tokens(self.tokenizer, [text])[0]
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
         """Return the text of a response without special tokens."""
@@ -267,7 +266,7 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """Raise `UserError` for a token of the tokenizer without an embedding in the model."""
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.weight.shape[0]
-    for token in (tokenizer.pad_token, end_token(tokenizer)):
+    for token in (tokenizer.pad_token, control_tokens(tokenizer).end):
         if token_id(tokenizer, token) >= rows:
             raise UserError(
                 f"model.source: {config.source}: the tokenizer's {token} is beyond the model's {rows:,} embeddings. "

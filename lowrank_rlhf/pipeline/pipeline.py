@@ -76,7 +76,8 @@ def run(
         kept = [stage for stage in chosen if stage not in again]
         _refuse_stale([_status(stage, config, run_dir) for stage in kept])
         selection.refuse_other_answers(again, config, run_dir)
-        session = Session(config, run_dir, progress, stop, group or ProcessGroup())
+        unfinished = [stage.name for stage in stages_of(config) if stage in again or not run_dir.mark(stage.name)]
+        session = Session(config, run_dir, progress, stop, group or ProcessGroup(), unfinished)
         if to_do:
             session.read_data()
         if any("model" in stage.settings for stage in to_do):

@@ -89,7 +89,7 @@ def forecast_run(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[S
     check_experts(config.model, shape)
     data = RunData(config, read_commits(run_dir))
     if any(stage.name in left and "model" in stage.settings for stage in stages):
-        check_data(data, config)
+        check_data(data, config, left)
     counts = amounts(config, run_dir, data, local_tokenizer(config.model))
     pace = find_pace(run_dir, runs)
     forecasts = [_stage(stage, config, run_dir, shape, counts, machine, pace.span) for stage in stages]

@@ -107,17 +107,18 @@ def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def response_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Return the token ids of a response with the one that ends it, once; other control tokens are read as text.
+def response_tokens(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each response with the one that ends it, once; other control tokens are read as text.
 
     Added tokens that are none, such as <think>, keep their ids: the model writes them in its answers.
     """
-    bare = control_tokens(tokenizer).response(text)
+    control = control_tokens(tokenizer)
+    bare, end = [control.response(text) for text in texts], token_id(tokenizer, control.end)
     if splitting := _splitting(tokenizer, ChatTemplate.of(tokenizer).text):
-        ids = splitting.encode(bare, add_special_tokens=False).ids
+        found = [encoding.ids for encoding in splitting.encode_batch_fast(bare, add_special_tokens=False)]
     else:
-        ids = tokenizer(bare, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [*ids, token_id(tokenizer, end_token(tokenizer))]
+        found = tokenizer(bare, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [[*ids, end] for ids in found]
 
 
 @lru_cache(maxsize=2)
@@ -255,13 +256,12 @@ class ChatTokenizer:
 
     def answers(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each answer, with the one that ends it."""
-        bare = [self.control_tokens.response(text) for text in texts]
-        return [len(encoding) + 1 for encoding in self._encoded(bare, answers=True)]
+        return list(map(len, self.answer_ids(texts)))
 
-    def answer_ids(self, text: str) -> list[int]:
-        """Return the token ids of an answer, with the one that ends it."""
-        (encoding,) = self._encoded([self.control_tokens.response(text)], answers=True)
-        return [*encoding.ids, self._tokenizer.token_to_id(self.end)]
+    def answer_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each answer, with the one that ends it."""
+        bare, end = [self.control_tokens.response(text) for text in texts], self._tokenizer.token_to_id(self.end)
+        return [[*encoding.ids, end] for encoding in self._encoded(bare, answers=True)]
 
     @cached_property
     def _splitting(self) -> Any:

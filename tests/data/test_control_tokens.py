@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from tiny import load_tiny, make_tiny_model
-from tiny_run import make_config, make_session
+from tiny_run import STAGES, make_config, make_session
 from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
 
 from lowrank_rlhf.data.control_tokens import check_control_tokens
@@ -161,7 +161,7 @@ def test_rows_are_named_before_any_work_or_escaped(tiny_folder, tmp_path) -> Non
     path = written(tmp_path, {"prompt": FORGED, "response": "kind<|im_end|>"}, {"id": "last", "prompt": "<|im_start|>"})
     config = make_config(tiny_folder(), path, data__held_out=2)
     session = make_session(config, tmp_path / "one")
-    for check in (session.filter_lengths, lambda: check_lengths(session.data.prompts, None, config)):
+    for check in (session.filter_lengths, lambda: check_lengths(session.data.prompts, None, config, ())):
         with pytest.raises(UserError) as caught:
             check()
         assert str(caught.value) == (
@@ -222,7 +222,7 @@ def test_thoughts_are_not_trained_after_an_empty_think_block(tiny_folder, tmp_pa
     config = make_config(tiny_folder(), path, model__chat_template=EMPTY_THOUGHTS, **changes)
     session = make_session(config, tmp_path)
     data = session.data
-    for check in (session.filter_lengths, lambda: check_lengths(data.prompts, data.comparisons, config)):
+    for check in (session.filter_lengths, lambda: check_lengths(data.prompts, data.comparisons, config, STAGES)):
         with pytest.raises(UserError) as caught:
             check()
         assert str(caught.value).startswith(
@@ -230,6 +230,15 @@ def test_thoughts_are_not_trained_after_an_empty_think_block(tiny_folder, tmp_pa
             + (f"{path}:9\n" if where == "prompts" else f"{pairs}, row 2\n")
             + "This template ends a prompt with an empty <think></think>, which these responses would follow."
         )
+    read_by = {"prompts": "sft", "comparisons": "reward"}
+    others = tuple(stage for stage in STAGES if stage != read_by[where])
+    assert check_lengths(data.prompts, data.comparisons, config, others) == []
+    if where == "prompts":
+        base = make_config(tiny_folder(), path, model__chat_template=EMPTY_THOUGHTS, sft__source="base", **changes)
+        assert check_lengths(data.prompts, data.comparisons, base, STAGES) == []
+        fewer = make_config(tiny_folder(), path, model__chat_template=EMPTY_THOUGHTS, sft__examples=1, **changes)
+        assert not data.prompts.demonstrations[0].response.startswith("<think>")
+        assert check_lengths(data.prompts, data.comparisons, fewer, STAGES) == []
     header_only = EMPTY_THOUGHTS.replace("m.role == 'assistant' and '<think>' not in m.content", "false")
     config = make_config(tiny_folder(), path, model__chat_template=header_only, **changes)
     assert make_session(config, tmp_path / "two").filter_lengths()

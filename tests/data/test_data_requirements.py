@@ -12,13 +12,16 @@ from tiny_run import make_config, make_session
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import dump_config
+from lowrank_rlhf.data import length_filter
+from lowrank_rlhf.data.length_filter import check_lengths
 from lowrank_rlhf.data.requirements import check_data
 from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline.pipeline import run
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.sources.tokenizer import local_tokenizer
+from lowrank_rlhf.session import Session
+from lowrank_rlhf.sources.tokenizer import ChatTokenizer, local_tokenizer
 from lowrank_rlhf.training.reward_data import make_groups
 
 
@@ -141,6 +144,49 @@ def test_validate_names_the_comparisons_that_the_run_leaves_out(
     pairs = [pair for ranking in found.rankings for pair in compare(ranking)]
     groups, _ = make_groups(load_tiny(tiny_folder()), limit, found.prompts, found.answers, pairs, found.rankings)
     assert sum(len(group.pairs) for group in groups) == 6 - left_out
+
+
+def test_responses_are_tokenized_in_chunks_and_only_while_the_reward_stage_is_to_run(
+    tiny_folder, tmp_path, monkeypatch
+) -> None:
+    """Three rankings at once: chunks of 3, 3 and 2 rankings of two answers each."""
+    config = make_config(
+        tiny_folder(),
+        write(tmp_path / "prompts.jsonl", *PROMPTS),
+        rank__source="dataset",
+        rank__dataset=str(write(tmp_path / "pairs.jsonl", *map(pair, range(7)), cut_pair(8))),
+    )
+    data, sizes = RunData(config), []
+    whole = ChatTokenizer.answer_ids
+    monkeypatch.setattr(ChatTokenizer, "answer_ids", lambda self, texts: sizes.append(len(texts)) or whole(self, texts))
+    monkeypatch.setattr(length_filter, "_AT_ONCE", 3)
+    notes = check_lengths(None, data.comparisons, config, ("rank", "reward"))
+    assert notes == ["Left out 1 of 8 comparisons: the answers are equal after the cut to model.max_length 60."]
+    assert sizes == [6, 6, 4]
+    assert check_lengths(None, data.comparisons, config, ("ppo", "evaluate")) == []
+    assert sizes == [6, 6, 4]
+
+
+def test_a_resumed_run_checks_what_its_unfinished_stages_read(tiny_folder, tmp_path, monkeypatch) -> None:
+    config = make_config(
+        tiny_folder(),
+        write(tmp_path / "prompts.jsonl", *PROMPTS),
+        data__held_out=2,
+        rank__source="dataset",
+        rank__dataset=str(write(tmp_path / "pairs.jsonl", *map(pair, range(7)))),
+    )
+    run(config, tmp_path, until="reward", progress=Progress.silent())
+    found = []
+
+    def stop(session: Session) -> None:
+        found.append(tuple(session.unfinished))
+        raise UserError("enough")
+
+    monkeypatch.setattr(Session, "filter_lengths", stop)
+    for redo in ((), ("reward",)):
+        with pytest.raises(UserError, match="enough"):
+            run(config, tmp_path, until="ppo", redo=redo, progress=Progress.silent())
+    assert found == [("ppo", "evaluate"), ("reward", "ppo", "evaluate")]
 
 
 def test_prompts_are_checked_too(tiny_folder, tmp_path) -> None:

@@ -106,7 +106,7 @@ def test_without_the_model_the_errors_are_the_same(tmp_path, style) -> None:
         config = make_config(folder, data, data__held_out=2, model__max_length=limit)
         session = make_session(config, tmp_path)
         found = []
-        for check in (session.filter_lengths, lambda: check_lengths(session.data.prompts, None, config)):  # noqa: B023
+        for check in (session.filter_lengths, lambda: check_lengths(session.data.prompts, None, config, ())):  # noqa: B023
             try:
                 check()
                 found.append("")

@@ -86,7 +86,7 @@ def make_session(config: Config, runs: Path) -> Session:
     """The session that the pipeline would pass to a stage."""
     run_dir = RunDir(runs / config.name)
     run_dir.path.mkdir(parents=True, exist_ok=True)
-    return Session(config, run_dir, Progress.silent(), StopRequest())
+    return Session(config, run_dir, Progress.silent(), StopRequest(), unfinished=config.stages)
 
 
 def limit_tokens(base: Base, tokens: int) -> None:
