@@ -15,8 +15,9 @@ from lowrank_rlhf.data.requirements import check_amounts
 from lowrank_rlhf.data.run_data import RunData, divides_held_out, read_commits
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.backend import Backend, take_backend
-from lowrank_rlhf.run.directory import RunDir, read_record, write_json_atomic
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.distributed import ProcessGroup
+from lowrank_rlhf.run.files import read_record, write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.step_log import StepLog
 from lowrank_rlhf.sources.fetch import fetch_model

@@ -40,7 +40,7 @@ from lowrank_rlhf.preferences.export_file import to_jsonl
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.files import append_line, file_names, sha256, write_atomic
+from lowrank_rlhf.run.files import append_line, file_names, read_lines, sha256, write_atomic
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Ranking
 from lowrank_rlhf.stages import evaluate, ppo, reward, sft  # noqa: F401 - before the forks, once for all of them
@@ -226,7 +226,7 @@ def differences(place: Path, whole: Path) -> Iterator[str]:
     yield from runs[0].damage()
     if (place / "confirmed.jsonl").exists():
         stored = [ranking.model_dump(mode="json") for ranking in AnnotationStore(runs[0].path / STORE).rankings()]
-        seen = [json.loads(line) for line in (place / "confirmed.jsonl").read_text(encoding="utf-8").splitlines()]
+        seen = [json.loads(line) for line in read_lines(place / "confirmed.jsonl") if line]
         yield from (f"the confirmed ranking of {row['prompt_id']} is lost" for row in seen if row not in stored)
 
 

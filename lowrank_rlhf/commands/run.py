@@ -45,7 +45,7 @@ def run(
         typer.Option(
             metavar="STAGE",
             help="Repeat this stage and those that depend on it; may be given several times. Earlier results are kept "
-            "until the new ones are complete.",
+            "until all of these stages are done again.",
         ),
     ] = None,
     undo_redo: Annotated[

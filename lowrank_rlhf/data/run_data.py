@@ -9,7 +9,8 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons, without_prompts
 from lowrank_rlhf.data.prompts import PromptData, load_prompt_data
 from lowrank_rlhf.data.readers.hub import SCHEME, at_commit, hub_commit
-from lowrank_rlhf.run.directory import SCHEMA, RunDir, read_record, write_json_atomic
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import SCHEMA, read_record, write_json_atomic
 
 VALIDATION = "data.validation"
 _COMMITS = "datasets.json"

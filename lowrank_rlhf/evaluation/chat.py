@@ -9,7 +9,7 @@ from lowrank_rlhf.models.adapters import fill_role, load_role
 from lowrank_rlhf.models.generation import generating_as, stream_answer, stream_text
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import require_finite
-from lowrank_rlhf.run.directory import read_record
+from lowrank_rlhf.run.files import read_record
 from lowrank_rlhf.run.records import Message, Prompt
 from lowrank_rlhf.training.rollout import RewardScale, reward_scores
 

@@ -14,7 +14,7 @@ from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.roles import Roles
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Message, Prompt
-from lowrank_rlhf.run.result_parts import PromptAudit, WithoutPrompt
+from lowrank_rlhf.run.results.parts import PromptAudit, WithoutPrompt
 from lowrank_rlhf.training.reward_data import Group, cut_answers
 from lowrank_rlhf.training.rollout import RewardScale
 

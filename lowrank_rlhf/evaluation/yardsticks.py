@@ -26,7 +26,7 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.progress import Bar, Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt, Sample
-from lowrank_rlhf.run.yardstick_results import Yardstick, YardstickId, Yardsticks, YardstickScore
+from lowrank_rlhf.run.results.yardsticks import Yardstick, YardstickId, Yardsticks, YardstickScore
 from lowrank_rlhf.training.rollout import RewardScale, shape_scores
 
 SEED_KEY = "best of n"

@@ -23,8 +23,8 @@ from lowrank_rlhf.export.measured_difference import (
 from lowrank_rlhf.export.model_card import Exported, model_card, without_folders
 from lowrank_rlhf.export.usage_snippets import adapters_usage, merged_usage, reward_usage, scale_of
 from lowrank_rlhf.run import fault_points
-from lowrank_rlhf.run.directory import RunDir, read_record, write_json_atomic
-from lowrank_rlhf.run.files import new_folder
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import new_folder, read_record, write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest, memory
 from lowrank_rlhf.run.records import Prompt, read_jsonl
 

@@ -21,7 +21,8 @@ from lowrank_rlhf.reports.format import Table, algorithm
 from lowrank_rlhf.reports.locale import ENGLISH
 from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
 from lowrank_rlhf.reports.yardsticks import yardstick_table
-from lowrank_rlhf.run.directory import RunDir, read_json, sha256
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import read_json, sha256
 from lowrank_rlhf.run.results import MARKS, DoneMark, Results, StageResult
 from lowrank_rlhf.sources.measured_quality import quantization_cost
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.run.directory import read_record, write_json_atomic
+from lowrank_rlhf.run.files import read_record, write_json_atomic
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources.checksums import cache_folder
 from lowrank_rlhf.sources.model_shape import find_shape

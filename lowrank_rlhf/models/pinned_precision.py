@@ -10,8 +10,8 @@ from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.base import Base, load_base
 from lowrank_rlhf.models.precision import NoBfloat16
-from lowrank_rlhf.run.directory import read_record, write_json_atomic
 from lowrank_rlhf.run.distributed import ProcessGroup
+from lowrank_rlhf.run.files import read_record, write_json_atomic
 from lowrank_rlhf.run.progress import Progress
 
 FILE = "precision.json"

@@ -10,7 +10,8 @@ from lowrank_rlhf.data.length_filter import room_for_prompts
 from lowrank_rlhf.data.readers.hub import SCHEME
 from lowrank_rlhf.data.run_data import VALIDATION, read_commits
 from lowrank_rlhf.evaluation.run_judges import followed_judges
-from lowrank_rlhf.run.directory import RunDir, sha256
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import sha256
 from lowrank_rlhf.run.results import Fingerprint
 from lowrank_rlhf.sources.fetch import model_identity
 from lowrank_rlhf.stages import Stage

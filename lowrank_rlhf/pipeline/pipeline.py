@@ -22,9 +22,9 @@ from lowrank_rlhf.planner.fit import fit_to_memory
 from lowrank_rlhf.planner.forecast import shown_peaks
 from lowrank_rlhf.planner.pace import stage_costs
 from lowrank_rlhf.reports.render import write_report
-from lowrank_rlhf.run.directory import RunDir, read_record, write_json_atomic
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.distributed import ProcessGroup
-from lowrank_rlhf.run.files import now
+from lowrank_rlhf.run.files import now, read_record, write_json_atomic
 from lowrank_rlhf.run.memory_usage import forget_peak_memory, peak_memory_bytes
 from lowrank_rlhf.run.progress import Later, Progress, StopRequest, duration, memory
 from lowrank_rlhf.run.results import Started
@@ -89,14 +89,7 @@ def run(
             session.take_backend()  # before anything imports transformers
             session.filter_lengths()
         planned = shown_peaks(config, run_dir, session.data) if to_do else {}
-        # Last stage first: after an interruption no remaining stage depends on a discarded one.
-        for stage in reversed(again):
-            run_dir.discard(stage.name, stage.writes)
-        if kept_aside := [stage.name for stage in again if run_dir.earlier(stage.name)]:
-            progress.say(
-                f"Earlier results of {', '.join(kept_aside)} are kept in {run_dir.path / 'before'} until the new ones "
-                "are complete; `run` with --undo-redo restores them"
-            )
+        _set_aside(again, run_dir, progress)
         run_dir.open(dump_config(config))
         with tracked(config, run_dir.metrics, run_dir.path), progress.recorded_in(run_dir.path):
             for index, stage in enumerate(chosen, 1):
@@ -104,14 +97,33 @@ def run(
                 progress.stage(index, len(chosen), stage.name, stage.does, *remaining)
                 _run_stage(stage, session, planned.get(stage.name))
         _report(run_dir)
+        run_dir.earlier.drop_if_replaced()
     return run_dir
 
 
 def undo_redo(run_dir: RunDir) -> list[str]:
-    """Restore the results that an unfinished redo set aside; return their stages. Raises `RunLocked`."""
+    """Restore the results that an unfinished redo set aside; return their stages.
+
+    Raises `RunLocked`, and `UserError` if people have ranked the newer answers.
+    """
     with run_dir.lock():
         run_dir.recover()
-        return run_dir.put_back()
+        selection.refuse_earlier_answers(run_dir)
+        if back := run_dir.earlier.put_back():
+            _report(run_dir)
+        return back
+
+
+def _set_aside(again: Sequence[Stage], run_dir: RunDir, progress: Progress) -> None:
+    """Set the results of these stages aside until they are done again."""
+    run_dir.earlier.drop_if_replaced()  # by a run that was killed at its end
+    for stage in reversed(again):  # after an interruption no remaining stage depends on one that was set aside
+        run_dir.earlier.set_aside(stage.name, stage.writes)
+    if kept := run_dir.earlier.stages():
+        progress.say(
+            f"Earlier results of {', '.join(kept)} are kept in {run_dir.earlier.folder} until the new ones are "
+            "complete; `run` with --undo-redo restores them"
+        )
 
 
 def plan(config: Config, run_dir: RunDir) -> list[StageStatus]:

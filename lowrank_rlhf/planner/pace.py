@@ -11,7 +11,8 @@ from lowrank_rlhf.data.run_data import RunData, hub_sources, read_commits
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.planner.compute_cost import amounts, compute_cost
 from lowrank_rlhf.planner.machine import Machine, same_machine
-from lowrank_rlhf.run.directory import RunDir, read_json
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import read_json
 from lowrank_rlhf.sources.model_shape import Shape, find_shape
 from lowrank_rlhf.stages import STAGES
 

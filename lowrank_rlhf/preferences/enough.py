@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.maths.reward_gate import POWER, expected_passes, prompts_for_power
+from lowrank_rlhf.run.files import read_lines
 
 ASSUMED_ACCURACY = 0.7
 """Pair accuracy that is assumed before a reward model has been measured."""
@@ -66,11 +67,10 @@ def needed(config: Config, run: Path, available: int) -> RankingNeed:
 def _last_measured(run: Path, held_out: float) -> _Measured | None:
     """Read the last test from `events.jsonl`, which survives a redone stage."""
     found = None
-    with suppress(FileNotFoundError):
-        for line in (run / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-            if '"measured"' in line:
-                with suppress(ValueError, KeyError, TypeError):  # truncated by a crash, or of another kind
-                    row = json.loads(line)
-                    weak = row["weakness"] is not None if "weakness" in row else row["interval"][0] <= 0.5
-                    found = _Measured(round(row["prompts"] / (1 - held_out)), float(row["accuracy"]), weak)
+    for line in read_lines(run / "events.jsonl"):
+        if '"measured"' in line:
+            with suppress(ValueError, KeyError, TypeError):  # truncated by a crash, or of another kind
+                row = json.loads(line)
+                weak = row["weakness"] is not None if "weakness" in row else row["interval"][0] <= 0.5
+                found = _Measured(round(row["prompts"] / (1 - held_out)), float(row["accuracy"]), weak)
     return found

@@ -16,6 +16,7 @@ from lowrank_rlhf.preferences.agreement import (
 )
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.project import Project
+from lowrank_rlhf.run.files import read_lines
 
 GENERAL = 2000
 """Comparisons below which a general reward model is near chance (Gao et al. 2022, "Scaling laws for reward model
@@ -118,10 +119,9 @@ def accuracies(run: Path) -> tuple[Accuracy, ...]:
     Read from `events.jsonl`, which survives `--redo`; empty if there is no such file.
     """
     found = []
-    with suppress(FileNotFoundError):
-        for line in (run / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a line truncated by a crash, or of another kind
-                row = json.loads(line)
-                if row["kind"] == "measured" and row["stage"] == "reward":
-                    found.append(Accuracy(int(row["prompts"]), float(row["accuracy"]), *map(float, row["interval"])))
+    for line in read_lines(run / "events.jsonl"):
+        with suppress(ValueError, KeyError, TypeError):  # a line truncated by a crash, or of another kind
+            row = json.loads(line)
+            if row["kind"] == "measured" and row["stage"] == "reward":
+                found.append(Accuracy(int(row["prompts"]), float(row["accuracy"]), *map(float, row["interval"])))
     return tuple(found)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from lowrank_rlhf.reports.format import Metrics, percent
 from lowrank_rlhf.reports.locale import Text
-from lowrank_rlhf.run.result_parts import Interval
 from lowrank_rlhf.run.results import FigureId, FigureRow, Results
+from lowrank_rlhf.run.results.parts import Interval
 
 Values = dict[str, Text]
 """Figures for an alarm's text."""

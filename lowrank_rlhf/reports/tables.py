@@ -19,8 +19,8 @@ from lowrank_rlhf.reports.format import (
     points_interval,
 )
 from lowrank_rlhf.reports.locale import Locale
-from lowrank_rlhf.run.result_parts import PromptAudit
 from lowrank_rlhf.run.results import SHARES, EvaluateResult, FigureRow, Results, RewardResult
+from lowrank_rlhf.run.results.parts import PromptAudit
 
 _NAMED_ALARMS = 3
 """Alarms that the headline names; the others are counted."""

@@ -3,7 +3,7 @@
 from lowrank_rlhf.reports.format import MISSING, ColumnKind, Table, judge_label, number, percent, percent_bounds
 from lowrank_rlhf.reports.locale import Locale
 from lowrank_rlhf.run.results import EvaluateResult, Results
-from lowrank_rlhf.run.yardstick_results import Yardstick, Yardsticks, YardstickScore
+from lowrank_rlhf.run.results.yardsticks import Yardstick, Yardsticks, YardstickScore
 
 
 def yardstick_table(results: Results, texts: Locale) -> Table | None:

@@ -8,8 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lowrank_rlhf.run import fault_points
-from lowrank_rlhf.run.directory import SCHEMA, DamagedRecord, read_record
-from lowrank_rlhf.run.files import file_names, sha256, sync, sync_folder, write_json_atomic
+from lowrank_rlhf.run.files import (
+    SCHEMA,
+    DamagedRecord,
+    file_names,
+    read_record,
+    sha256,
+    sync,
+    sync_folder,
+    write_json_atomic,
+)
 from lowrank_rlhf.run.outputs import file_fault
 
 _MANIFEST = "manifest.json"

@@ -5,26 +5,32 @@ The process may be killed at any instant: everything marked as done is on disk, 
 
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from lowrank_rlhf.errors import StaleRun, UserError
 from lowrank_rlhf.run import fault_points, outputs
-from lowrank_rlhf.run.files import append_line, now, read_json, sha256, sync, sync_folder, write_atomic
-from lowrank_rlhf.run.files import write_json_atomic as write_json_atomic
+from lowrank_rlhf.run.earlier_results import EarlierResults
+from lowrank_rlhf.run.files import (
+    SCHEMA,
+    Trash,
+    append_line,
+    now,
+    read_record,
+    sha256,
+    sync,
+    sync_folder,
+    write_atomic,
+    write_json_atomic,
+)
 from lowrank_rlhf.run.results import MARKS, DoneMark, Fingerprint, Results, StageResult, Started
 from lowrank_rlhf.run.run_lock import run_lock, software
 from lowrank_rlhf.run.step_log import NO_ROWS, StepLog
 
-SCHEMA = 1
-"""Schema version of a run folder, in its env.json, and of each JSON file in it (decision 0014)."""
-_DAMAGED = "The file was edited or is damaged: restore it, or delete it to compute its contents again"
 _RESERVED = re.compile(r"((con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.)", re.IGNORECASE)
 
 
@@ -42,6 +48,7 @@ class RunDir:
         """Figures over the steps of all stages."""
         self.watched = StepLog(path / "watched.jsonl")
         """Answers of the policy to a few held-out prompts at each evaluation of PPO."""
+        self._trash = Trash(path / "work" / ".trash")
 
     def open(self, config_text: str) -> None:
         """Create the folder and record the config and the software it runs on."""
@@ -155,39 +162,23 @@ class RunDir:
         self._complete(stage, writes, mark)
 
     def recover(self) -> list[str]:
-        """Complete an interrupted `finish`, `discard` or `put_back`; return the stages that were finished."""
+        """Complete an interrupted `finish`, or move of earlier results; return the stages that were finished."""
         plans = {path.parent.name: read_record(path, _Plan) for path in sorted(self.path.glob("work/*/finish.json"))}
         for stage, plan in plans.items():
             if plan:
                 self._complete(stage, plan["writes"], plan["mark"])
-        for stage in MARKS:
-            self.earlier(stage).resume()
-        self._empty_trash()
+        self.earlier.resume()
+        self._trash.empty()
         return list(plans)
 
-    def discard(self, stage: str, writes: Sequence[str]) -> None:
-        """Set a finished stage's results aside until it is done again; delete an unfinished one's work and rows."""
-        if self._mark(stage).exists():
-            self.earlier(stage).keep(self._mark(stage), writes)
-        for path in (self.work_path(stage), *map(self.artifact, writes)):
-            self._put_away(path)
-            fault_points.point(f"{stage}: {path.name} put away")
-        for log in self._logs:
-            log.truncate(stage, -1)
-        self._empty_trash()
+    @property
+    def earlier(self) -> EarlierResults:
+        """Results that an unfinished redo set aside, if any."""
+        return EarlierResults(self.path, self._logs, self._trash)
 
-    def earlier(self, stage: str) -> outputs.EarlierResults:
-        """Return the results of a stage that were set aside, if any."""
-        return outputs.EarlierResults(self.path, stage, self._logs, self._put_away)
-
-    def put_back(self) -> list[str]:
-        """Restore all results that were set aside, in place of the unfinished new ones; return their stages."""
-        found = [stage for stage in MARKS if self.earlier(stage)]
-        for stage in found:
-            self._put_away(self.work_path(stage))
-            self.earlier(stage).put_back()
-        self._empty_trash()
-        return found
+    def earlier_mark(self, stage: str) -> DoneMark[StageResult] | None:
+        """Return the done mark that an unfinished redo set aside, or None."""
+        return RunDir(self.earlier.files(stage)).mark(stage)
 
     def hashes(self, names: Iterable[str]) -> dict[str, str]:
         """Return the SHA-256 of each of the run's files and folders, without missing ones."""
@@ -217,27 +208,16 @@ class RunDir:
         work = self.work_path(stage)
         for name in writes:
             if (work / name).exists():  # otherwise it was moved before the process was killed
-                self._put_away(self.artifact(name))  # a folder cannot be renamed over another
+                self._trash.put(self.artifact(name))  # a folder cannot be renamed over another
                 self.artifact(name).parent.mkdir(parents=True, exist_ok=True)
                 fault_points.point(f"{name}: before it moves")
                 os.replace(work / name, self.artifact(name))
                 fault_points.point(f"{name}: moved")
                 sync_folder(self.artifact(name).parent)
         write_json_atomic(self._mark(stage), mark)
-        self.earlier(stage).drop()
-        self._put_away(work)
+        self._trash.put(work)
         fault_points.point(f"{stage}: work put away")
-        self._empty_trash()
-
-    def _put_away(self, path: Path) -> None:
-        """Remove a file or folder atomically by renaming it into the trash; `_empty_trash` deletes it."""
-        if path.exists():
-            os.replace(path, self.work(".trash") / uuid.uuid4().hex)
-
-    def _empty_trash(self) -> None:
-        shutil.rmtree(self.work_path(".trash"), ignore_errors=True)
-        with suppress(OSError):  # absent, or with results
-            (self.path / "before").rmdir()
+        self._trash.empty()
 
 
 def check_new_name(run: Path) -> None:
@@ -262,35 +242,6 @@ def check_adapter(folder: Path) -> None:
     folder = folder.absolute()
     if folder.parent.name == "adapters":
         RunDir(folder.parents[1]).check_outputs(f"adapters/{folder.name}")
-
-
-class DamagedRecord(UserError):
-    """A JSON file of a run is damaged: not an object, or not in its form."""
-
-
-def read_record(path: Path, form: type[BaseModel] | None = None) -> dict[str, Any] | None:
-    """Return the contents of a JSON file of a run, or None if it is missing.
-
-    Raises `UserError` for a file of a newer version, and `DamagedRecord` for one that is no JSON object or does not
-    match `form`. Without a `schema` it is of version 1.
-    """
-    if path.is_dir():
-        raise DamagedRecord(f"{path}: is a folder; a JSON file is expected. Move the folder away")
-    found = read_json(path)
-    if found is None:
-        if path.exists():
-            raise DamagedRecord(f"{path}: not a JSON object. {_DAMAGED}")
-        return None
-    schema = found.get("schema", SCHEMA)
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise UserError(f"{path}: written by a newer version of lowrank_rlhf (schema {schema}); update lowrank_rlhf")
-    if form:
-        try:
-            form.model_validate(found)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            raise DamagedRecord(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}. {_DAMAGED}") from None
-    return found
 
 
 def _is_in(file: str, names: Iterable[str]) -> bool:

@@ -15,12 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
 
+from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run import fault_points
 
+SCHEMA = 1
+"""Schema version of a run folder, in its env.json, and of each JSON file in it (decision 0014)."""
+_DAMAGED = "The file was edited or is damaged: restore it, or delete it to compute its contents again"
 _SETTLED_NANOSECONDS = 2_000_000_000
 """Age from which a file's times identify its contents: two changes in one tick of the clock have equal times."""
 _digests: dict[tuple[int, ...], str] = {}
+
+
+class DamagedRecord(UserError):
+    """A JSON file of a run is damaged: not an object, or not in its form."""
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -40,6 +49,42 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_record(path: Path, form: type[BaseModel] | None = None) -> dict[str, Any] | None:
+    """Return the contents of a JSON file of a run, or None if it is missing.
+
+    Raises `UserError` for a file of a newer version, and `DamagedRecord` for one that is no JSON object or does not
+    match `form`. Without a `schema` it is of version 1.
+    """
+    if path.is_dir():
+        raise DamagedRecord(f"{path}: is a folder; a JSON file is expected. Move the folder away")
+    found = read_json(path)
+    if found is None:
+        if path.exists():
+            raise DamagedRecord(f"{path}: not a JSON object. {_DAMAGED}")
+        return None
+    schema = found.get("schema", SCHEMA)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise UserError(f"{path}: written by a newer version of lowrank_rlhf (schema {schema}); update lowrank_rlhf")
+    if form:
+        try:
+            form.model_validate(found)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise DamagedRecord(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}. {_DAMAGED}") from None
+    return found
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a JSONL file, none if it is missing.
+
+    Only a newline ends one: `str.splitlines` would also split at U+2028, which JSON allows inside a string.
+    """
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
 
 
 def sha256(path: Path) -> str:
@@ -88,6 +133,23 @@ def write_atomic(path: Path, text: str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+class Trash:
+    """Folder into which files and folders are renamed before they are deleted: each vanishes in one step."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, path: Path) -> None:
+        """Remove a file or folder from its place, if it is there."""
+        if path.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            os.replace(path, self._folder / uuid.uuid4().hex)
+
+    def empty(self) -> None:
+        """Delete everything that was put here."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @contextmanager

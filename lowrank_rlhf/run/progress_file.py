@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt
 
-from lowrank_rlhf.run.directory import DamagedRecord, read_record
+from lowrank_rlhf.run.files import DamagedRecord, read_record
 
 NAME = "progress.json"
 

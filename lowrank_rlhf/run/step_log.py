@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lowrank_rlhf.run.files import append_line, file_state, write_atomic
-from lowrank_rlhf.run.result_parts import RowsSum
+from lowrank_rlhf.run.files import append_line, file_state, read_lines, write_atomic
+from lowrank_rlhf.run.results.parts import RowsSum
 
 
 class StepLog:
@@ -58,8 +58,7 @@ class StepLog:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.split("\n"):
+    for line in read_lines(path):
         with suppress(json.JSONDecodeError):
             row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int) and "stage" in row:

@@ -28,7 +28,8 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import require_finite, score_features
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
-from lowrank_rlhf.run.directory import RunDir, write_json_atomic
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt, Score, write_jsonl
 from lowrank_rlhf.run.results import Claim, RewardResult, ScoresOf, ScoreStatistics

@@ -11,8 +11,8 @@ from lowrank_rlhf.errors import Diverged
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.storage import write_tensors
-from lowrank_rlhf.run.directory import RunDir, write_json_atomic
-from lowrank_rlhf.run.files import new_folder
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import new_folder, write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest
 
 MAX_IN_A_ROW = 3

@@ -17,7 +17,7 @@ from lowrank_rlhf.models.batch_limits import BatchLimits
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import load_optimizer, save_optimizer, save_role
 from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
-from lowrank_rlhf.run.directory import read_record, write_json_atomic
+from lowrank_rlhf.run.files import read_record, write_json_atomic
 from lowrank_rlhf.run.results import Claim, ClaimId
 from lowrank_rlhf.run.step_log import StepLog
 from lowrank_rlhf.training.nan_recovery import NanRecovery

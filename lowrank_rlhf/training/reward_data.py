@@ -19,7 +19,7 @@ from lowrank_rlhf.maths.losses import pairwise_loss, plackett_luce_loss
 from lowrank_rlhf.maths.reward_gate import held_out_count
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.base import Base
-from lowrank_rlhf.run.directory import read_record, write_json_atomic
+from lowrank_rlhf.run.files import read_record, write_json_atomic
 from lowrank_rlhf.run.records import Comparison, Prompt, Ranking, Sample, read_jsonl
 from lowrank_rlhf.training.rollout import RewardScale
 

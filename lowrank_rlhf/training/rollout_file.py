@@ -8,7 +8,7 @@ from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.generation import Response
 from lowrank_rlhf.models.roles import Roles
 from lowrank_rlhf.models.storage import read_tensors, write_tensors
-from lowrank_rlhf.run.directory import read_record, write_json_atomic
+from lowrank_rlhf.run.files import read_record, write_json_atomic
 from lowrank_rlhf.training.rollout import Rollout
 
 _TENSORS, _REST = "rollout.safetensors", "rollout.json"

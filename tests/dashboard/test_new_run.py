@@ -5,6 +5,7 @@ import re
 import subprocess
 
 import pytest
+from browser import wait_for
 from dashboard_runs import finish, make_run, page_of
 
 from lowrank_rlhf.config.loading import load_config, parse_config, preset_path
@@ -86,14 +87,22 @@ class TestNewRun:
         visible, _, asked, why = runs._ask_redo(page_of(tmp_path), "one", "en", None)
         assert (visible["visible"], asked, t("runs.redo_which", "en") in why) == (False, None, True)
 
-    def test_a_redo_is_undone_by_a_button(self, tmp_path) -> None:
+    def test_a_redo_is_undone_by_the_button_with_the_command(self, tmp_path, monkeypatch) -> None:
         run = make_run(tmp_path)
+        config = (run / "config.yaml").read_text(encoding="utf-8")
+        (run / "config.yaml").write_text(config.replace("name: quickstart", "name: one"), encoding="utf-8")
         finish(run, "sft")
         assert not runs._buttons(RunsFolder(tmp_path).status("one"), "en")["can_undo"]
-        RunDir(run).discard("sft", ["adapters/sft"])
+        RunDir(run).earlier.set_aside("sft", ["adapters/sft"])
         assert runs._buttons(RunsFolder(tmp_path).status("one"), "en")["can_undo"]
-        assert t("runs.undone", "zh", stages="sft") in runs._act(page_of(tmp_path), "undo", "one", "zh")
-        assert RunsFolder(tmp_path).status("one").done == ["sft"]
+        started = []
+        monkeypatch.setattr(jobs, "start", lambda path, command: started.append((path, command)))
+        assert "--undo-redo" in runs._act(page_of(tmp_path), "undo", "one", "zh")
+        monkeypatch.undo()
+        [(path, command)] = started
+        jobs.start(path, command)
+        wait_for(lambda: RunsFolder(tmp_path).status("one").done == ["sft"], 60, lambda: jobs.log_path(run).read_text())
+        wait_for(lambda: not runs._buttons(RunsFolder(tmp_path).status("one"), "en")["can_undo"], 10)
 
     def test_the_plan_is_read_from_json(self, tmp_path, monkeypatch) -> None:
         """What `plan` prints for people may be worded in any way."""

@@ -24,7 +24,7 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.preferences.judges.loading import load_judge
 from lowrank_rlhf.run.records import Prompt, Sample
 from lowrank_rlhf.run.results import EvaluateResult
-from lowrank_rlhf.run.yardstick_results import Yardstick
+from lowrank_rlhf.run.results.yardsticks import Yardstick
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import evaluate
 from lowrank_rlhf.training.rollout import RewardScale

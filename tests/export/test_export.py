@@ -51,8 +51,7 @@ from lowrank_rlhf.models.scoring import score_tokens
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.reports.templating import markdown_text
-from lowrank_rlhf.run.directory import write_json_atomic
-from lowrank_rlhf.run.files import new_folder, sha256
+from lowrank_rlhf.run.files import new_folder, sha256, write_json_atomic
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Message, Prompt, Sample, read_jsonl, write_jsonl
 from lowrank_rlhf.session import Session

@@ -10,8 +10,7 @@ import pytest
 from golden import FOLDER
 
 from lowrank_rlhf import cli
-from lowrank_rlhf.run.directory import SCHEMA
-from lowrank_rlhf.run.files import sha256
+from lowrank_rlhf.run.files import SCHEMA, sha256
 
 RUN = Path("runs/golden")
 CONFIG = str(RUN / "config.yaml")

@@ -25,7 +25,9 @@ from lowrank_rlhf.errors import RunLocked, StaleRun, Stopped, UserError, Waiting
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.fingerprint import differences, fingerprint
 from lowrank_rlhf.preferences.store import AnnotationStore
-from lowrank_rlhf.run.directory import RunDir, write_json_atomic
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.earlier_results import EarlierResults
+from lowrank_rlhf.run.files import write_json_atomic
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample
 from lowrank_rlhf.run.results import Fingerprint, StageResult
@@ -396,15 +398,15 @@ def test_redo_remakes_all_that_was_built_on_it_and_no_more(tmp_path: Path, facto
 @pytest.mark.usefixtures("factory")
 def test_an_interrupted_redo_leaves_no_stage_that_was_built_on_a_deleted_one(tmp_path: Path, monkeypatch) -> None:
     run(tmp_path)
-    discard, names = RunDir.discard, []
+    set_aside, names = EarlierResults.set_aside, []
 
-    def die(run_dir: RunDir, stage: str, writes: Any) -> None:
+    def die(earlier: EarlierResults, stage: str, writes: Any) -> None:
         names.append(stage)
         if len(names) == 2:
             raise KeyboardInterrupt
-        discard(run_dir, stage, writes)
+        set_aside(earlier, stage, writes)
 
-    monkeypatch.setattr(RunDir, "discard", die)
+    monkeypatch.setattr(EarlierResults, "set_aside", die)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, redo=["sample"])
     assert states(tmp_path) == ["done", "done", "done", "to do", "done"]
@@ -418,30 +420,70 @@ def test_a_stopped_redo_can_be_undone(tmp_path: Path, factory: Factory) -> None:
     with pytest.raises(WaitingForPeople):
         run(tmp_path, redo=["sample"])
     assert states(tmp_path) == ["done", "done", "to do", "to do", "done"]
-    assert pipeline.undo_redo(run_dir) == ["rank", "ppo"]  # the new sample is done: the old one is gone
-    assert {name: run_dir.artifact(f"{name}.txt").read_text() for name in ("rank", "ppo")} == {
-        name: made[name] for name in ("rank", "ppo")
-    }
-    assert states(tmp_path) == ["done", "done", "stale", "done", "done"]
+    assert pipeline.undo_redo(run_dir) == ["sample", "rank", "ppo"]  # also sample, whose new results are done
+    assert {name: run_dir.artifact(f"{name}.txt").read_text() for name in NAMES} == made
+    assert states(tmp_path) == ["done"] * 5
+    assert not (run_dir.path / "before").exists()
+    with pytest.raises(WaitingForPeople):
+        run(tmp_path, redo=["sample"])
+    run(tmp_path, until="sample")
+    assert run_dir.earlier.stages() == ["sample", "rank", "ppo"]
+    factory.before.clear()
+    run(tmp_path)
+    assert states(tmp_path) == ["done"] * 5
+    assert not (run_dir.path / "before").exists()
+
+
+HUMAN = {"source": "human", "minimum_rankings": 1}
+
+
+def save_a_ranking(run_dir: RunDir) -> Path:
+    store = AnnotationStore(path := run_dir.path / "annotations.sqlite")
+    prompt = Prompt(id="p", messages=(Message(role="user", content="hi"),))
+    store.add_items([prompt], [Sample(id=name, prompt_id="p", text=name) for name in "ab"])
+    store.save(Ranking(prompt_id="p", annotator="ann", tiers=(("a",), ("b",)), shown=("a", "b")))
+    return path
 
 
 def test_other_answers_than_people_ranked_are_refused_before_anything_goes(tmp_path: Path, factory: Factory) -> None:
-    human = {"source": "human", "minimum_rankings": 1}
-    config = settings(rank=human)
-    run_dir = run(tmp_path, config)
-    store = AnnotationStore(run_dir.path / "annotations.sqlite")
-    prompt = Prompt(id="p", messages=(Message(role="user", content="hi"),))
-    store.add_items([prompt], [Sample(id=name, prompt_id="p", text=name) for name in "ab"])
-    other = settings(rank=human, seed=2)
-    run(tmp_path, other, redo=["sft"])  # nobody has ranked
-    config, other = other, settings(rank=human, seed=3)
-    store.save(Ranking(prompt_id="p", annotator="ann", tiers=(("a",), ("b",)), shown=("a", "b")))
+    run(tmp_path, settings(rank=HUMAN))
+    config, other = settings(rank=HUMAN, seed=2), settings(rank=HUMAN, seed=3)
+    save_a_ranking(run(tmp_path, config, redo=["sft"]))  # nobody had ranked
     with pytest.raises(UserError, match=r"has rankings of 1 prompts by people(.|\n)*seed: 2 -> 3(.|\n)*name="):
         run(tmp_path, other, redo=["sft"])
     assert states(tmp_path, config) == ["done"] * 5
     factory.ran.clear()
     run(tmp_path, config, redo=["sft"])  # the same answers again
     assert "sample" in factory.ran
+
+
+@pytest.mark.parametrize("begun", ["sft", "sample"])
+def test_ranked_answers_are_safe_after_an_interrupted_redo_too(tmp_path: Path, factory: Factory, begun: str) -> None:
+    config, run_dir = settings(rank=HUMAN), run(tmp_path, settings(rank=HUMAN))
+    save_a_ranking(run_dir)
+    factory.before[begun] = lambda _: wait_for_people()
+    with pytest.raises(WaitingForPeople):
+        run(tmp_path, config, redo=["sft"])
+    factory.before.clear()
+    other = settings(rank=HUMAN, sample={"answers_per_prompt": 3})
+    for redo in ([], ["sample"]):
+        with pytest.raises(UserError, match=r"of 1 prompts(.|\n)*answers_per_prompt: 4 -> 3(.|\n)*--undo-redo"):
+            run(tmp_path, other, redo=redo)
+    run(tmp_path, config)
+    assert states(tmp_path, config) == ["done"] * 5
+
+
+def test_a_redo_whose_answers_people_ranked_is_not_undone(tmp_path: Path, factory: Factory) -> None:
+    run_dir, other = run(tmp_path, settings(rank=HUMAN)), settings(rank=HUMAN, sample={"answers_per_prompt": 3})
+    factory.before["rank"] = lambda _: wait_for_people()
+    with pytest.raises(WaitingForPeople):
+        run(tmp_path, other, redo=["sample"])
+    store = save_a_ranking(run_dir)
+    with pytest.raises(UserError, match=r"of 1 prompts(.|\n)*answers_per_prompt: 4 -> 3(.|\n)*Finish the redo"):
+        pipeline.undo_redo(run_dir)
+    store.unlink()
+    assert pipeline.undo_redo(run_dir) == ["sample", "rank", "ppo"]
+    assert states(tmp_path, settings(rank=HUMAN)) == ["done"] * 5
 
 
 @pytest.mark.usefixtures("factory")

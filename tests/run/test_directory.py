@@ -15,7 +15,8 @@ from marks import done
 from lowrank_rlhf.errors import RunLocked, UserError
 from lowrank_rlhf.run import directory
 from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
-from lowrank_rlhf.run.directory import RunDir, sha256, write_json_atomic
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import sha256, write_json_atomic
 from lowrank_rlhf.run.step_log import StepLog
 
 WRITES = ("adapters/sft", "report.md")
@@ -142,7 +143,7 @@ def test_recover_may_be_killed_too(tmp_path: Path) -> None:
             break
 
 
-def test_discard_forgets_a_stage_and_only_that(tmp_path: Path) -> None:
+def test_a_stage_is_set_aside_and_only_that(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     fill(run)
     run.finish("sft", WRITES, MARK)
@@ -151,14 +152,14 @@ def test_discard_forgets_a_stage_and_only_that(tmp_path: Path) -> None:
     log = StepLog(tmp_path / "metrics.jsonl")
     log.append("sft", 0, loss=1)
     log.append("ppo", 0, loss=2)
-    run.discard("sft", WRITES)
+    run.earlier.set_aside("sft", WRITES)
     assert done(run, "sft") is None
     assert contents(run) == [None] * 3
     assert not run.work_path("sft").exists()
     assert other.exists()
     assert [row["stage"] for row in log.read()] == ["ppo"]
-    run.discard("sft", WRITES)  # nothing is there: nothing to do
-    assert run.earlier("sft")
+    run.earlier.set_aside("sft", WRITES)  # nothing is there: nothing to do
+    assert run.earlier.stages() == ["sft"]
 
 
 def test_results_set_aside_come_back_or_go_with_the_new_ones(tmp_path: Path) -> None:
@@ -169,37 +170,73 @@ def test_results_set_aside_come_back_or_go_with_the_new_ones(tmp_path: Path) -> 
     log.append("sft", 0, loss=1)
     run.finish("sft", WRITES, MARK)
     mark = done(run, "sft")
-    run.discard("sft", WRITES)
+    run.earlier.set_aside("sft", WRITES)
     run.open("name: new\n")
     fill(run, "half")
     log.append("sft", 0, loss=9)
-    assert run.put_back() == ["sft"]
+    assert run.earlier.put_back() == ["sft"]
     assert (contents(run), done(run, "sft")) == (["new"] * 3, mark)
     assert [row["loss"] for row in log.read("sft")] == [1]
     assert (tmp_path / "config.yaml").read_text() == "name: old\n"
     assert not run.work_path("sft").exists()
-    assert (run.put_back(), run.faults("sft"), run.log_faults("sft")) == ([], [], [])
+    assert (run.earlier.put_back(), run.faults("sft"), run.log_faults("sft")) == ([], [], [])
     assert not (tmp_path / "before").exists()
-    run.discard("sft", WRITES)
+    run.earlier.set_aside("sft", WRITES)
     fill(run, "newer")
+    run.earlier.drop_if_replaced()
+    assert run.earlier.stages() == ["sft"]
     run.finish("sft", WRITES, MARK)
-    assert (contents(run), run.put_back()) == (["newer"] * 3, [])
+    run.earlier.drop_if_replaced()
+    assert (contents(run), run.earlier.put_back()) == (["newer"] * 3, [])
     assert not (tmp_path / "before").exists()
 
 
-def test_a_killed_discard_loses_nothing(tmp_path: Path) -> None:
+def test_a_second_redo_keeps_the_first_ones_earlier_results(tmp_path: Path) -> None:
+    """One generation: what the run had before the first redo, unfinished work included."""
+    run, work = RunDir(tmp_path), RunDir(tmp_path).work("ppo")
+    log = StepLog(tmp_path / "metrics.jsonl")
+    run.open("name: old\n")
+    fill(run)
+    log.append("sft", 0, text="old\u2028\x85\x0c")
+    run.finish("sft", WRITES, MARK)
+    mark = done(run, "sft")
+    (work / "step").write_text("old")
+    log.append("ppo", 0, loss=1)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    for again in ("new", "newer"):
+        for stage in ("evaluate", "ppo", "sft"):
+            run.earlier.set_aside(stage, WRITES if stage == "sft" else [f"{stage}.txt"])
+        assert run.earlier.stages() == ["sft", "ppo"]
+        run.open(f"name: {again}\n")
+        fill(run, again)
+        log.append("sft", 0, loss=9)
+        run.finish("sft", WRITES, MARK)
+        (run.work("ppo") / "step").write_text(again)
+        (run.work("evaluate") / "evaluate.txt").write_text("first")
+        run.finish("evaluate", ["evaluate.txt"], MARK | {"stage": "evaluate", "summary": {"prompts": 1}})
+        run.earlier.drop_if_replaced()  # ppo is not done again
+    assert run.earlier.put_back() == ["sft", "ppo"]
+    assert (contents(run), done(run, "sft")) == (["new"] * 3, mark)
+    assert (work / "step").read_text() == "old"
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert (tmp_path / "config.yaml").read_text() == "name: old\n"
+    assert (done(run, "evaluate"), run.artifact("evaluate.txt").exists()) == (None, False)
+    assert run.damage() == []
+
+
+def test_setting_aside_may_be_killed(tmp_path: Path) -> None:
     """No mark without outputs, and the results come back from any state."""
     for calls in range(1000):
         run = RunDir(tmp_path / str(calls))
         fill(run)
         run.finish("sft", WRITES, MARK)
         mark = done(run, "sft")
-        status = in_a_dying_process(lambda run=run: run.discard("sft", WRITES), calls)
+        status = in_a_dying_process(lambda run=run: run.earlier.set_aside("sft", WRITES), calls)
         assert done(run, "sft") is None or contents(run) == ["new"] * 3
         run.recover()
         if done(run, "sft") is None:
             assert contents(run) == [None] * 3
-            assert run.put_back() == ["sft"]
+            assert run.earlier.put_back() == ["sft"]
         assert (contents(run), done(run, "sft")) == (["new"] * 3, mark)
         if status == 0:
             break
@@ -211,12 +248,12 @@ def test_putting_back_may_be_killed_too(tmp_path: Path) -> None:
         fill(run)
         run.finish("sft", WRITES, MARK)
         mark = done(run, "sft")
-        run.discard("sft", WRITES)
+        run.earlier.set_aside("sft", WRITES)
         fill(run, "half")
-        status = in_a_dying_process(run.put_back, calls)
+        status = in_a_dying_process(run.earlier.put_back, calls)
         assert done(run, "sft") is None or contents(run) == ["new"] * 3
         run.recover()
-        run.put_back()
+        run.earlier.put_back()
         assert (contents(run), done(run, "sft")) == (["new"] * 3, mark)
         assert not (run.path / "before").exists()
         if status == 0:

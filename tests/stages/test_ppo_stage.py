@@ -21,7 +21,7 @@ from lowrank_rlhf.maths.policy_choice import Evaluated
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors, save_role
 from lowrank_rlhf.run.checkpoints import save_checkpoint
-from lowrank_rlhf.run.directory import write_json_atomic
+from lowrank_rlhf.run.files import write_json_atomic
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo
 from lowrank_rlhf.training.nan_recovery import NanRecovery

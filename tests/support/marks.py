@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from lowrank_rlhf.run.directory import RunDir, read_record
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import read_record
 
 
 def done(run_dir: RunDir, stage: str) -> dict[str, Any] | None:

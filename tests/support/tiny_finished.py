@@ -15,8 +15,8 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.fingerprint import fingerprint
-from lowrank_rlhf.run.directory import RunDir, write_json_atomic
-from lowrank_rlhf.run.files import sha256
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import sha256, write_json_atomic
 from lowrank_rlhf.run.outputs import file_sums
 from lowrank_rlhf.session import Session
 

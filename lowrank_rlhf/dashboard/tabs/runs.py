@@ -13,7 +13,6 @@ from lowrank_rlhf.dashboard.tabs import new_run
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, details, note, run_list
 from lowrank_rlhf.dashboard.text import t
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.pipeline.pipeline import undo_redo
 from lowrank_rlhf.pipeline.selection import built_on, named
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
 from lowrank_rlhf.run.directory import RunDir
@@ -145,7 +144,7 @@ def _buttons(run: RunStatus | None, language: str) -> dict[str, Any]:
         "can_rank": waiting,
         "resume": t("runs.continue" if waiting else "runs.resume", language),
         "redo": [stage.name for stage in STAGES if run and stage.name in run.done] if idle else [],
-        "can_undo": idle and run is not None and any(RunDir(run.path).earlier(stage.name) for stage in STAGES),
+        "can_undo": idle and run is not None and bool(RunDir(run.path).earlier.stages()),
     }
 
 
@@ -177,12 +176,11 @@ def _act(page: DashboardPage, action: Action, chosen: str | None, language: str,
             return note(t("runs.stopping" if jobs.stop(path) else "runs.not_running", language))
         if action == "redo" and not stage:
             return note(t("runs.redo_which", language))
-        if action == "undo":
-            return note(t("runs.undone", language, stages=", ".join(undo_redo(RunDir(path)))), "good")
         config, waits = path / "config.yaml", page.runs.status(chosen).state == "waiting"
         if not config.is_file():
             return note(t("runs.no_config", language), "bad")
-        more = ["--redo", str(stage)] if action == "redo" else _changed_rankings(path) if waits else []
+        options = {"redo": ["--redo", str(stage)], "undo": ["--undo-redo"]}
+        more = options.get(action) or (_changed_rankings(path) if waits else [])
         command = jobs.run_command(str(config), page.runs.folder, *more)
         page.chat.close()
         jobs.start(path, command)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_rlhf.maths.text import is_east_asian, words
+from lowrank_rlhf.run.files import read_lines
 from lowrank_rlhf.run.records import Prompt, Sample
 
 Vectors = NDArray[Any]
@@ -57,8 +58,8 @@ class VoicedReplies(NamedTuple):
 @cache
 def read_replies(language: Language = ENGLISH) -> tuple[VoicedReplies, ...]:
     """Return the hand-written replies."""
-    lines = (Path(__file__).parent / language.replies).read_text(encoding="utf-8").splitlines()
-    return tuple(VoicedReplies(**json.loads(line)) for line in lines)
+    lines = read_lines(Path(__file__).parent / language.replies)
+    return tuple(VoicedReplies(**json.loads(line)) for line in lines if line)
 
 
 @dataclass(frozen=True)

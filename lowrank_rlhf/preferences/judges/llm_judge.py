@@ -17,7 +17,7 @@ from lowrank_rlhf.config.endpoint import EndpointConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.judges.llm_client import ChatClient
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, JudgeSteps, unwatched
-from lowrank_rlhf.run.files import append_line
+from lowrank_rlhf.run.files import append_line, read_lines
 from lowrank_rlhf.run.records import Prompt, Sample
 
 TEMPLATES = {
@@ -67,8 +67,7 @@ class Verdicts:
     def __init__(self, path: Path, keep_unreadable: bool) -> None:
         self._path = path
         self._known: dict[str, str] = {}
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ()
-        for line in lines:
+        for line in read_lines(path):
             with suppress(ValueError, LookupError, TypeError):  # a line truncated by a kill
                 row = json.loads(line)
                 if row["verdict"] in _VERDICTS.values() or (keep_unreadable and row["verdict"] == UNREADABLE):

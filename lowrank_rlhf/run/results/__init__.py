@@ -9,8 +9,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 
 from lowrank_rlhf.maths.reward_gate import Weakness
-from lowrank_rlhf.run.result_parts import FileSum, Interval, PromptAudit, ReliabilityRow, Result, RowsSum
-from lowrank_rlhf.run.yardstick_results import Yardsticks
+from lowrank_rlhf.run.results.parts import FileSum, Interval, PromptAudit, ReliabilityRow, Result, RowsSum
+from lowrank_rlhf.run.results.yardsticks import Yardsticks
 
 ClaimId = Literal[
     "",

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from lowrank_rlhf.run.result_parts import Interval, Result
+from lowrank_rlhf.run.results.parts import Interval, Result
 
 YardstickId = Literal["sft_sampled", "sft_greedy", "best_of_n", "policy_sampled", "policy_greedy", "base_greedy"]
 
