@@ -22,7 +22,7 @@ from lowrank_rlhf.commands.common import (
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.data.requirements import check_local_data
 from lowrank_rlhf.errors import Stopped, UserError
-from lowrank_rlhf.pipeline import multi_process, pipeline
+from lowrank_rlhf.pipeline import multi_process, pipeline, redo_stages
 from lowrank_rlhf.run import distributed
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest, duration, figure, memory
@@ -69,7 +69,7 @@ def run(
     loaded = checked_config(config, overrides)
     if undo_redo:
         run_dir = RunDir(run_folder(loaded.name, runs))
-        back = pipeline.undo_redo(run_dir)
+        back = redo_stages.undo(run_dir)
         echo(f"Restored: {', '.join(back)}" if back else f"{run_dir.path}: no earlier results to restore")
         return
     try:

@@ -13,7 +13,7 @@ from lowrank_rlhf.data.run_data import RunData, look_up_commits
 from lowrank_rlhf.errors import StaleRun, UserError
 from lowrank_rlhf.evaluation.run_judges import ENCODERS
 from lowrank_rlhf.models.allocator import release_freed_memory
-from lowrank_rlhf.pipeline import multi_process, selection
+from lowrank_rlhf.pipeline import multi_process, redo_stages, selection
 from lowrank_rlhf.pipeline.fingerprint import current_fingerprint, differences
 from lowrank_rlhf.pipeline.preflight import judges_in_use
 from lowrank_rlhf.planner.compute_cost import seconds_to_go
@@ -75,7 +75,7 @@ def run(
         look_up_commits(run_dir, config)
         kept = [stage for stage in chosen if stage not in again]
         _refuse_stale([_status(stage, config, run_dir) for stage in kept])
-        selection.refuse_other_answers(again, config, run_dir)
+        redo_stages.refuse_other_answers(again, config, run_dir)
         unfinished = [stage.name for stage in stages_of(config) if stage in again or not run_dir.mark(stage.name)]
         session = Session(config, run_dir, progress, stop, group or ProcessGroup(), unfinished)
         if to_do:
@@ -89,7 +89,7 @@ def run(
             session.take_backend()  # before anything imports transformers
             session.filter_lengths()
         planned = shown_peaks(config, run_dir, session.data) if to_do else {}
-        _set_aside(again, run_dir, progress)
+        redo_stages.set_aside(again, run_dir, progress)
         run_dir.open(dump_config(config))
         with tracked(config, run_dir.metrics, run_dir.path), progress.recorded_in(run_dir.path):
             for index, stage in enumerate(chosen, 1):
@@ -99,31 +99,6 @@ def run(
         _report(run_dir)
         run_dir.earlier.drop_if_replaced()
     return run_dir
-
-
-def undo_redo(run_dir: RunDir) -> list[str]:
-    """Restore the results that an unfinished redo set aside; return their stages.
-
-    Raises `RunLocked`, and `UserError` if people have ranked the newer answers.
-    """
-    with run_dir.lock():
-        run_dir.recover()
-        selection.refuse_earlier_answers(run_dir)
-        if back := run_dir.earlier.put_back():
-            _report(run_dir)
-        return back
-
-
-def _set_aside(again: Sequence[Stage], run_dir: RunDir, progress: Progress) -> None:
-    """Set the results of these stages aside until they are done again."""
-    run_dir.earlier.drop_if_replaced()  # by a run that was killed at its end
-    for stage in reversed(again):  # after an interruption no remaining stage depends on one that was set aside
-        run_dir.earlier.set_aside(stage.name, stage.writes)
-    if kept := run_dir.earlier.stages():
-        progress.say(
-            f"Earlier results of {', '.join(kept)} are kept in {run_dir.earlier.folder} until the new ones are "
-            "complete; `run` with --undo-redo restores them"
-        )
 
 
 def plan(config: Config, run_dir: RunDir) -> list[StageStatus]:

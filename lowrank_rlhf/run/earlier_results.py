@@ -5,7 +5,7 @@ The process may be killed at any instant: `resume` completes an interrupted move
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -43,20 +43,23 @@ class EarlierResults:
         """Return the folder of a stage's files, which may not exist."""
         return self.folder / stage / "files"
 
-    def set_aside(self, stage: str, writes: Sequence[str]) -> None:
-        """Move a stage's results or unfinished work here, with its log rows; delete them if earlier ones are here."""
-        paths = [f"done/{stage}.json", *writes, f"work/{stage}"]
-        if self._read(stage):
-            for path in paths:  # the done mark first: outputs without one are ignored
-                self._trash.put(self._run / path)
-                fault_points.point(f"{stage}: {path} put away")
-            self._truncate_logs(stage)
-        else:
-            self._copy_texts(stage)
-            kept = [path for path in paths if (self._run / path).exists()]
-            record = _Record(state="moving", paths=paths, kept=kept)
-            self._write(stage, record)
-            self._move_here(stage, record)
+    def set_aside(self, outputs: Mapping[str, Sequence[str]]) -> None:
+        """Move the results and unfinished work of stages here, with their log rows, or delete them if earlier ones are.
+
+        `outputs` are the stages' outputs. The last stage goes first: after an interruption no remaining one depends on
+        one that was set aside.
+        """
+        paths = {stage: [f"done/{stage}.json", *writes, f"work/{stage}"] for stage, writes in outputs.items()}
+        kept = {stage: [path for path in paths[stage] if (self._run / path).exists()] for stage in paths}
+        worth_it = bool(self.stages()) or any(kept.values())
+        for stage in reversed(paths):
+            if worth_it and self._read(stage) is None:
+                self._copy_texts(stage)
+                record = _Record(state="moving", paths=paths[stage], kept=kept[stage])
+                self._write(stage, record)
+                self._move_here(stage, record)
+            else:
+                self._put_away(stage, paths[stage])
         self._trash.empty()
 
     def put_back(self) -> list[str]:
@@ -87,6 +90,12 @@ class EarlierResults:
                 write_atomic(self._run / self._config.name, self._config.read_text(encoding="utf-8"))
             self._trash.put(self.folder)
             self._trash.empty()
+
+    def _put_away(self, stage: str, paths: Sequence[str]) -> None:
+        for path in paths:  # the done mark first: outputs without one are ignored
+            self._trash.put(self._run / path)
+            fault_points.point(f"{stage}: {path} put away")
+        self._truncate_logs(stage)
 
     def _move_here(self, stage: str, record: _Record) -> None:
         for path in record.kept:

@@ -76,18 +76,11 @@ def run(session: Session) -> RewardResult:
     scores, fit = _train_and_score(config, roles, train, held_out, run_dir, session.progress, session.stop)
     scale = fit.scale(settings)
     of_held_out = scores[len(train) :]
-    figures = held_out_accuracy(held_out, of_held_out, config.evaluate.bootstrap_samples, session.seed("bootstrap"))
+    bootstrap = config.evaluate.bootstrap_samples, session.seed("bootstrap")
+    figures = held_out_accuracy(held_out, of_held_out, *bootstrap)
     _report_accuracy(figures, len(train), run_dir, session.progress)
     statistics = _score_statistics(config, roles, session.prompts.training, scale, torch.cat(scores), session.progress)
-    audit = audit_prompts(
-        roles,
-        held_out,
-        of_held_out,
-        scale,
-        config.evaluate.bootstrap_samples,
-        session.seed("bootstrap"),
-        session.progress,
-    )
+    audit = audit_prompts(roles, held_out, of_held_out, scale, *bootstrap, session.progress)
     session.progress.say(f"  {audit_in_words(audit)}")
     found = weakness(figures)
     weak = found and weakness_in_words(found, figures)

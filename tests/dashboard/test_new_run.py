@@ -93,7 +93,7 @@ class TestNewRun:
         (run / "config.yaml").write_text(config.replace("name: quickstart", "name: one"), encoding="utf-8")
         finish(run, "sft")
         assert not runs._buttons(RunsFolder(tmp_path).status("one"), "en")["can_undo"]
-        RunDir(run).earlier.set_aside("sft", ["adapters/sft"])
+        RunDir(run).earlier.set_aside({"sft": ["adapters/sft"]})
         assert runs._buttons(RunsFolder(tmp_path).status("one"), "en")["can_undo"]
         started = []
         monkeypatch.setattr(jobs, "start", lambda path, command: started.append((path, command)))

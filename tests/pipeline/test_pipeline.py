@@ -22,11 +22,11 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import STAGES, Config
 from lowrank_rlhf.data import loading
 from lowrank_rlhf.errors import RunLocked, StaleRun, Stopped, UserError, WaitingForPeople
-from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.pipeline import pipeline, redo_stages
 from lowrank_rlhf.pipeline.fingerprint import differences, fingerprint
 from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.earlier_results import EarlierResults
 from lowrank_rlhf.run.files import write_json_atomic
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample
@@ -398,18 +398,15 @@ def test_redo_remakes_all_that_was_built_on_it_and_no_more(tmp_path: Path, facto
 @pytest.mark.usefixtures("factory")
 def test_an_interrupted_redo_leaves_no_stage_that_was_built_on_a_deleted_one(tmp_path: Path, monkeypatch) -> None:
     run(tmp_path)
-    set_aside, names = EarlierResults.set_aside, []
 
-    def die(earlier: EarlierResults, stage: str, writes: Any) -> None:
-        names.append(stage)
-        if len(names) == 2:
+    def die(point: str) -> None:
+        if point == "rank: done/rank.json set aside":
             raise KeyboardInterrupt
-        set_aside(earlier, stage, writes)
 
-    monkeypatch.setattr(EarlierResults, "set_aside", die)
+    monkeypatch.setattr(fault_points, "point", die)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, redo=["sample"])
-    assert states(tmp_path) == ["done", "done", "done", "to do", "done"]
+    assert states(tmp_path) == ["done", "done", "to do", "to do", "done"]
 
 
 def test_a_stopped_redo_can_be_undone(tmp_path: Path, factory: Factory) -> None:
@@ -420,7 +417,7 @@ def test_a_stopped_redo_can_be_undone(tmp_path: Path, factory: Factory) -> None:
     with pytest.raises(WaitingForPeople):
         run(tmp_path, redo=["sample"])
     assert states(tmp_path) == ["done", "done", "to do", "to do", "done"]
-    assert pipeline.undo_redo(run_dir) == ["sample", "rank", "ppo"]  # also sample, whose new results are done
+    assert redo_stages.undo(run_dir) == ["sample", "rank", "ppo"]  # also sample, whose new results are done
     assert {name: run_dir.artifact(f"{name}.txt").read_text() for name in NAMES} == made
     assert states(tmp_path) == ["done"] * 5
     assert not (run_dir.path / "before").exists()
@@ -480,9 +477,9 @@ def test_a_redo_whose_answers_people_ranked_is_not_undone(tmp_path: Path, factor
         run(tmp_path, other, redo=["sample"])
     store = save_a_ranking(run_dir)
     with pytest.raises(UserError, match=r"of 1 prompts(.|\n)*answers_per_prompt: 4 -> 3(.|\n)*Finish the redo"):
-        pipeline.undo_redo(run_dir)
+        redo_stages.undo(run_dir)
     store.unlink()
-    assert pipeline.undo_redo(run_dir) == ["sample", "rank", "ppo"]
+    assert redo_stages.undo(run_dir) == ["sample", "rank", "ppo"]
     assert states(tmp_path, settings(rank=HUMAN)) == ["done"] * 5
 
 

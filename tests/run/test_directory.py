@@ -152,13 +152,13 @@ def test_a_stage_is_set_aside_and_only_that(tmp_path: Path) -> None:
     log = StepLog(tmp_path / "metrics.jsonl")
     log.append("sft", 0, loss=1)
     log.append("ppo", 0, loss=2)
-    run.earlier.set_aside("sft", WRITES)
+    run.earlier.set_aside({"sft": WRITES})
     assert done(run, "sft") is None
     assert contents(run) == [None] * 3
     assert not run.work_path("sft").exists()
     assert other.exists()
     assert [row["stage"] for row in log.read()] == ["ppo"]
-    run.earlier.set_aside("sft", WRITES)  # nothing is there: nothing to do
+    run.earlier.set_aside({"sft": WRITES})  # nothing is there: nothing to do
     assert run.earlier.stages() == ["sft"]
 
 
@@ -170,7 +170,7 @@ def test_results_set_aside_come_back_or_go_with_the_new_ones(tmp_path: Path) -> 
     log.append("sft", 0, loss=1)
     run.finish("sft", WRITES, MARK)
     mark = done(run, "sft")
-    run.earlier.set_aside("sft", WRITES)
+    run.earlier.set_aside({"sft": WRITES})
     run.open("name: new\n")
     fill(run, "half")
     log.append("sft", 0, loss=9)
@@ -181,7 +181,7 @@ def test_results_set_aside_come_back_or_go_with_the_new_ones(tmp_path: Path) -> 
     assert not run.work_path("sft").exists()
     assert (run.earlier.put_back(), run.faults("sft"), run.log_faults("sft")) == ([], [], [])
     assert not (tmp_path / "before").exists()
-    run.earlier.set_aside("sft", WRITES)
+    run.earlier.set_aside({"sft": WRITES})
     fill(run, "newer")
     run.earlier.drop_if_replaced()
     assert run.earlier.stages() == ["sft"]
@@ -204,8 +204,7 @@ def test_a_second_redo_keeps_the_first_ones_earlier_results(tmp_path: Path) -> N
     log.append("ppo", 0, loss=1)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     for again in ("new", "newer"):
-        for stage in ("evaluate", "ppo", "sft"):
-            run.earlier.set_aside(stage, WRITES if stage == "sft" else [f"{stage}.txt"])
+        run.earlier.set_aside({"sft": WRITES, "ppo": ["ppo.txt"], "evaluate": ["evaluate.txt"]})
         assert run.earlier.stages() == ["sft", "ppo"]
         run.open(f"name: {again}\n")
         fill(run, again)
@@ -231,7 +230,7 @@ def test_setting_aside_may_be_killed(tmp_path: Path) -> None:
         fill(run)
         run.finish("sft", WRITES, MARK)
         mark = done(run, "sft")
-        status = in_a_dying_process(lambda run=run: run.earlier.set_aside("sft", WRITES), calls)
+        status = in_a_dying_process(lambda run=run: run.earlier.set_aside({"sft": WRITES}), calls)
         assert done(run, "sft") is None or contents(run) == ["new"] * 3
         run.recover()
         if done(run, "sft") is None:
@@ -248,7 +247,7 @@ def test_putting_back_may_be_killed_too(tmp_path: Path) -> None:
         fill(run)
         run.finish("sft", WRITES, MARK)
         mark = done(run, "sft")
-        run.earlier.set_aside("sft", WRITES)
+        run.earlier.set_aside({"sft": WRITES})
         fill(run, "half")
         status = in_a_dying_process(run.earlier.put_back, calls)
         assert done(run, "sft") is None or contents(run) == ["new"] * 3
