@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ def _reap(child: subprocess.Popen, run: Path, record: dict[str, Any]) -> None:
     """Wait for the command and note its exit code, unless another one was started since."""
     code = child.wait()
     if (read_json(_path(run)) or {}).get("pid") == child.pid:
-        write_json_atomic(_path(run), record | {"exit_code": code})
+        write_json_atomic(_path(run), record | {"exit_code": code, "ended": now()})
 
 
 def stop(run: Path) -> bool:
@@ -105,8 +106,22 @@ def stop(run: Path) -> bool:
 
 
 def job(run: Path) -> dict[str, Any] | None:
-    """Return the record of the last command started from a page: pid, command, log, since, exit_code; or None."""
+    """Return the record of the last command started from a page, or None.
+
+    Its keys are pid, command, log, since, exit_code, and ended if the page was there at the end.
+    """
     return read_json(_path(run))
+
+
+def ended_at(run: Path) -> float | None:
+    """Return when that command ended, in seconds since 1970: as noted, else the time of its log's last line."""
+    noted = (job(run) or {}).get("ended")
+    with suppress(ValueError, OSError):
+        if noted is not None:
+            return datetime.fromisoformat(str(noted)).timestamp()
+        if log := log_path(run):
+            return log.stat().st_mtime
+    return None
 
 
 def log_path(run: Path) -> Path | None:

@@ -30,6 +30,7 @@ _BY_ERROR: dict[str, State] = {"WaitingForPeople": "waiting", "Stopped": "stoppe
 _METRICS = {"sft": ("loss", "loss"), "reward": ("accuracy", "accuracy"), "ppo": ("objective/scores", "score")}
 """Headline metric of each stage, and the key of its text."""
 _LOG_LINES = 12
+_CLOCK_SLACK_SECONDS = 2.0  # times are noted to the second, and a command's last event may follow its last line
 
 
 class KeyFigure(NamedTuple):
@@ -56,9 +57,9 @@ class RunStatus:
     """Progress of the running stage."""
     figure: KeyFigure | None = None
     log_end: str = ""
-    """Last lines of the log if the run or its last command ended early, as a message for the user."""
+    """Last lines of the last command's log if it or the run ended early and a page started it."""
     exit_code: int | None = None
-    """Exit code of the last command that a page started on the run."""
+    """Exit code of the last command on the run, if a page started it."""
     pid: int | None = None
     algorithm: str = "ppo"
     """`align.algorithm` of the config."""
@@ -113,7 +114,9 @@ class StatusReader:
         busy = worker is not None
         complete = bool(stages) and all(stage in marks for stage in stages)
         job = jobs.job(path) or {}
-        state, code = _state(path, busy, complete, events, job), job.get("exit_code")
+        state = _state(path, busy, complete, events, job)
+        current = not busy and not _is_superseded(path, events)
+        code = job.get("exit_code") if current else None
         stage = None if state == "finished" else _current_stage(stages, marks, events)
         return RunStatus(
             name=path.name,
@@ -124,8 +127,8 @@ class StatusReader:
             marks=marks,
             progress=_progress(path, stage) if busy else None,
             figure=self._figure(path, state, marks),
-            log_end="" if busy or (state == "finished" and not code) else _log_end(path),
-            exit_code=None if busy else code,
+            log_end=_log_end(path) if current and (state != "finished" or code) else "",
+            exit_code=code,
             pid=worker.process.pid if worker and worker.process else None,
             algorithm=config.align.algorithm if config else "ppo",
         )
@@ -182,6 +185,17 @@ def _state(path: Path, alive: bool, complete: bool, events: Events, job: Mapping
     if code is not None:
         return _by_code(int(code))
     return "stopped" if events else "new"
+
+
+def _is_superseded(path: Path, events: Events) -> bool:
+    """Return True if another command worked on the run after the last one that a page started."""
+    ended = jobs.ended_at(path)
+    times = []
+    with suppress(OSError):
+        times.append((path / "config.yaml").stat().st_mtime)  # each command writes it
+    with suppress(IndexError, KeyError, ValueError):
+        times.append(datetime.fromisoformat(str(events[-1]["time"])).timestamp())
+    return ended is not None and max(times, default=0.0) > ended + _CLOCK_SLACK_SECONDS
 
 
 def _by_code(code: int) -> State:

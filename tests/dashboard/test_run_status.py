@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -256,6 +257,29 @@ class TestStatus:
 def write_progress(run: Path, **fields: object) -> None:
     record = {"unit": "steps", "done": 3, "total": 14, "seconds_left": 121.0, "updated_at": "2101-01-01T00:00:00+00:00"}
     write_json_atomic(run / "progress.json", record | {"figures": {"tokens_per_second": 340.4}} | fields)
+
+
+@pytest.mark.parametrize("newer", ["event", "config.yaml"])
+@pytest.mark.parametrize("noted", [True, False])
+def test_the_exit_code_of_an_older_command_is_not_shown(tmp_path, newer, noted) -> None:
+    """A run from a terminal ended after the page's last command; without a page at its end only its log has a time."""
+    run, log = make_run(tmp_path), tmp_path / "one" / "logs" / "x.log"
+    log.parent.mkdir()
+    log.write_text("Stage ppo does not match\n")
+    ended = datetime(2026, 1, 1, 0, 0, 30, tzinfo=UTC)
+    job = {"log": "x.log", "exit_code": 3, "since": "2026-01-01T00:00:00+00:00"}
+    write_json_atomic(run / "logs" / "job.json", job | ({"ended": ended.isoformat()} if noted else {}))
+    os.utime(log, (ended.timestamp(), ended.timestamp()))
+    os.utime(run / "config.yaml", (ended.timestamp() - 20, ended.timestamp() - 20))
+    event(run, "started", time="2026-01-01T00:00:31+00:00")  # its own, and of the same moment
+    status = RunsFolder(tmp_path).status("one")
+    assert (status.exit_code, status.log_end) == (3, "Stage ppo does not match")
+    if newer == "event":
+        event(run, "ended early", error="StageFailed", time="2026-01-01T00:01:00+00:00")
+    else:
+        os.utime(run / "config.yaml")
+    status = RunsFolder(tmp_path).status("one")
+    assert (status.exit_code, status.log_end) == (None, "")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
