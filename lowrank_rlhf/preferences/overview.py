@@ -1,8 +1,5 @@
 """Ranking progress: pace, time left, agreement, biases, and the reward model's accuracy so far."""
 
-import json
-from contextlib import suppress
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -16,7 +13,7 @@ from lowrank_rlhf.preferences.agreement import (
 )
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.project import Project
-from lowrank_rlhf.run.files import read_lines
+from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
 
 GENERAL = 2000
 """Comparisons below which a general reward model is near chance (Gao et al. 2022, "Scaling laws for reward model
@@ -40,15 +37,6 @@ class RankingProgress(NamedTuple):
     seconds_left: float | None
 
 
-class Accuracy(NamedTuple):
-    """Accuracy on held-out comparisons of a reward model trained on `prompts` ranked prompts."""
-
-    prompts: int
-    share: float
-    low: float
-    high: float
-
-
 class Overview(NamedTuple):
     """Statistics over all rankings; None if there is too little data."""
 
@@ -65,7 +53,7 @@ class Overview(NamedTuple):
     tied_pairs: float | None
     written: int
     flagged: int
-    accuracies: tuple[Accuracy, ...]
+    reward_tests: tuple[RewardTest, ...]
 
 
 def ranking_progress(project: Project, annotator: str) -> RankingProgress:
@@ -109,19 +97,5 @@ def overview(project: Project) -> Overview:
         tied_pairs=found.tied_pairs,
         written=sum(ranking.written is not None for ranking in current),
         flagged=found.flagged,
-        accuracies=accuracies(project.folder),
+        reward_tests=reward_tests(project.folder),
     )
-
-
-def accuracies(run: Path) -> tuple[Accuracy, ...]:
-    """Return the held-out accuracy of each reward model that a run has trained, oldest first.
-
-    Read from `events.jsonl`, which survives `--redo`; empty if there is no such file.
-    """
-    found = []
-    for line in read_lines(run / "events.jsonl"):
-        with suppress(ValueError, KeyError, TypeError):  # a line truncated by a crash, or of another kind
-            row = json.loads(line)
-            if row["kind"] == "measured" and row["stage"] == "reward":
-                found.append(Accuracy(int(row["prompts"]), float(row["accuracy"]), *map(float, row["interval"])))
-    return tuple(found)

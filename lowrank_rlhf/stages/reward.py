@@ -27,6 +27,7 @@ from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import require_finite, score_features
 from lowrank_rlhf.models.storage import save_role
+from lowrank_rlhf.preferences.reward_tests import RewardTest, record_reward_test
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_json_atomic
@@ -137,10 +138,13 @@ def _train_and_score(
 
 
 def _report_accuracy(figures: HeldOutAccuracy, prompts: int, run_dir: RunDir, progress: Progress) -> None:
-    """Print the accuracy, and record it: events survive a redone stage, so accuracy can be plotted over rankings."""
+    """Print the accuracy, and record it in the run's events."""
     progress.say(f"  {accuracy_in_words(figures)}")
-    accuracy = {"accuracy": figures.accuracy, "interval": figures.accuracy_interval}
-    run_dir.event("measured", stage="reward", prompts=prompts, weakness=weakness(figures), **accuracy)
+    test = RewardTest(
+        prompts=prompts, held_out=figures.prompts_held_out, accuracy=figures.accuracy,
+        interval=figures.accuracy_interval, weakness=weakness(figures),
+    )  # fmt: skip
+    record_reward_test(run_dir, test)
 
 
 def _write_scores(path: Path, groups: Sequence[Group], scores: Sequence[Tensor], trained: int) -> None:

@@ -14,8 +14,9 @@ from lowrank_rlhf.dashboard.ranking.screen import item_words
 from lowrank_rlhf.dashboard.ranking.session import ranking_handler, run_folder, sign
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, nothing_to_rank_text, texts
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preferences.overview import GENERAL, accuracies, overview, ranking_progress
+from lowrank_rlhf.preferences.overview import GENERAL, overview, ranking_progress
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
+from lowrank_rlhf.preferences.reward_tests import reward_tests
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, write_jsonl
@@ -205,15 +206,21 @@ def test_progress_and_overview_by_hand(tmp_path: Path, store) -> None:
     assert figures[1]["figure"].startswith("83 % of 6 pairs alike; Krippendorff's alpha 0.6")
 
 
-def test_accuracies_from_the_runs_events(tmp_path: Path) -> None:
-    assert accuracies(tmp_path) == ()
+def test_reward_tests_from_the_runs_events(tmp_path: Path) -> None:
+    """Also of an older version, without the verdict and the number of held-out prompts."""
+    assert reward_tests(tmp_path) == ()
     (tmp_path / "events.jsonl").write_text(
         '{"kind": "started", "stage": "reward"}\n'
         '{"kind": "measured", "stage": "reward", "prompts": 19, "accuracy": 0.55, "interval": [0.4, 0.7]}\n'
-        '{"kind": "measured", "stage": "reward", "prompts": 48, "accuracy": 0.63, "interval": [0.5, 0.7]}\n'
+        '{"kind": "measured", "stage": "reward", "prompts": 48, "accuracy": 0.63, "interval": [0.51, 0.7]}\n'
+        '{"kind": "measured", "stage": "reward", "prompts": 60, "held_out": 15, "accuracy": 0.6,'
+        ' "interval": [0.52, 0.7], "weakness": "length"}\n'
         '{"kind": "meas'
     )
-    assert accuracies(tmp_path) == ((19, 0.55, 0.4, 0.7), (48, 0.63, 0.5, 0.7))
+    found = reward_tests(tmp_path)
+    assert [test.accuracy for test in found] == [0.55, 0.63, 0.6]
+    assert [test.weakness for test in found] == ["chance", None, "length"]
+    assert [test.ranked(0.2) for test in found] == [24, 60, 75]
 
 
 def test_both_languages_say_the_same() -> None:

@@ -18,7 +18,7 @@ from lowrank_rlhf.data.prompts import load_prompt_data
 from lowrank_rlhf.errors import StaleRun, Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.pipeline.pipeline import run, stages_of
-from lowrank_rlhf.preferences.overview import accuracies
+from lowrank_rlhf.preferences.reward_tests import reward_tests
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
@@ -209,9 +209,15 @@ def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:
     assert (summary["rankings"], summary["comparisons"], summary["annotators"]) == (5, 10, ["ann"])
     table = marks(run_dir)["evaluate"]["summary"]
     reward = marks(run_dir)["reward"]["summary"]
-    assert accuracies(run_dir.path) == (
-        (reward["prompts_train"], reward["accuracy"], *reward["accuracy_interval"]),
-    )  # what the ranking page shows
+    [test] = reward_tests(run_dir.path)  # the ranking page shows it
+    assert test.model_dump() == {
+        "prompts": reward["prompts_train"],
+        "held_out": reward["prompts_held_out"],
+        "accuracy": reward["accuracy"],
+        "interval": tuple(reward["accuracy_interval"]),
+        "weakness": reward["weakness"],
+    }
+    assert test.ranked(0.9) == 5  # counted, not from the share
     assert table["judge"] is None  # nobody but the reward model can be asked about new answers
     assert marks(run_dir)["ppo"]["summary"]["gold"] == table["second_judge"] == "plain-language"
     rows = [json.loads(line) for line in (run_dir.path / "metrics.jsonl").read_text().splitlines()]

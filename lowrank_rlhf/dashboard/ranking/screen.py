@@ -156,11 +156,11 @@ def _accuracy(found: Overview, language: str) -> Reply:
             "accuracy.figure",
             language,
             prompts=one.prompts,
-            share=_percent(one.share),
-            low=_percent(one.low),
-            high=_percent(one.high),
+            share=_percent(one.accuracy),
+            low=_percent(one.interval[0]),
+            high=_percent(one.interval[1]),
         )
-        for one in found.accuracies
+        for one in found.reward_tests
     ]
     return _row("accuracy", language, "\n".join(rows) or "-")
 
