@@ -1,6 +1,7 @@
 """Attacks on the running pages, and the login."""
 
 import json
+import re
 import time
 import zipfile
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from lowrank_rlhf.dashboard.login import PATHS, Login
 from lowrank_rlhf.dashboard.server import Address
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.labelling import annotator_name
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +292,12 @@ def test_guessing_without_end_is_refused_unread() -> None:
     for _ in range(200):
         client.post("/login", data={"password": "wrong"})
     assert client.post("/login", data={"password": PASSWORD}).status_code == 429
+
+
+def test_the_recipe_for_nginx_sends_the_visitors_own_address() -> None:
+    """The server believes a proxy: the header must not be one that the visitor sent, nor contain it."""
+    recipe = re.findall(r"proxy_set_header ([\w-]+) (\$\w+);", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    assert dict(recipe) == {"Host": "$host", "X-Forwarded-Proto": "$scheme", "X-Forwarded-For": "$remote_addr"}
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb", "x" * 101])
