@@ -12,7 +12,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, load_judge
 from lowrank_rlhf.run import distributed
 from lowrank_rlhf.run.tracking import tracking_problem
-from lowrank_rlhf.sources.checks import check_folder
+from lowrank_rlhf.sources.checks import BadModel, check_folder
 from lowrank_rlhf.sources.gguf import check_gguf
 from lowrank_rlhf.sources.local_template import check_local_template
 from lowrank_rlhf.sources.model_shape import find_shape, layer_problems
@@ -63,8 +63,8 @@ def _weight_problems(config: Config) -> Iterator[tuple[Key, str]]:
             check_gguf(path, source)
         elif os.path.isdir(path) and any(path.glob("*.safetensors*")):
             check_folder(path, source)
-    except UserError as error:
-        yield ("model", "source"), str(error).removeprefix("model.source: ")
+    except BadModel as error:
+        yield ("model", "source"), error.problem
 
 
 def _adapter_problems(config: Config) -> Iterator[tuple[Key, str]]:

