@@ -79,9 +79,11 @@ class ChatWorker:
 
     def open(self, run: Path) -> dict[str, Any]:
         """Load the run's models if necessary and return the process's first message. Raises `ChatUnavailable`."""
-        answering = self._begin()
+        self._begin()
         try:
-            self._open(run, answering)
+            self._open(run)
+        except Exception as error:
+            raise self._for_visitor(error) from error
         finally:
             self._end()
         return self.ready
@@ -93,6 +95,9 @@ class ChatWorker:
     def close(self) -> None:
         """End the process and free its memory."""
         self.stop()
+        self._end_process()
+
+    def _end_process(self) -> None:
         process, self._process, self.run = self._process, None, None
         if process is None:
             return
@@ -117,26 +122,32 @@ class ChatWorker:
         """Send the requests and pass on their messages until the last answer ends or one is stopped."""
         failure: UserError | None = None
         try:
-            self._open(run, answering)
+            self._open(run)
             for index, request in enumerate(requests):
                 if answering.stopped.is_set():
                     break
                 self._send(request)
                 for message in self._messages(answering):
                     answering.messages.put((index, message))
-        except UserError as error:
-            failure = error
+        except Exception as error:  # whatever it is, the visitor is waiting for a message
+            failure = self._for_visitor(error)
         finally:
             self._end()  # before the last message: whoever has that may ask again
             if failure:
                 answering.messages.put(failure)
             answering.messages.put(None)
 
-    def _open(self, run: Path, answering: _Answering) -> None:
+    def _for_visitor(self, error: Exception) -> UserError:
+        """Return the error as a message; after an unexpected one the process's next lines may belong to this answer."""
+        if isinstance(error, UserError):
+            return error
+        self._end_process()
+        return ChatUnavailable("failed", f"{type(error).__name__}: {error}")
+
+    def _open(self, run: Path) -> None:
         if self.run == run and self._process and self._process.poll() is None:
             return
-        self.close()
-        answering.stopped.clear()
+        self._end_process()
         if self._stderr:
             self._stderr.close()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process

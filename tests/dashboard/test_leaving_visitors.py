@@ -97,6 +97,37 @@ def test_a_stop_during_an_answer_skips_the_rest(worker: ChatWorker, tmp_path: Pa
     assert (index, last["answer"]["stopped"]) == (0, True)
 
 
+def test_a_stop_while_the_models_change_is_not_forgotten(worker: ChatWorker, tmp_path: Path) -> None:
+    """Another visitor's, or one's own by closing the browser, while the process of the run before ends."""
+
+    class Ending:
+        stdin = stdout = None
+
+        def poll(self) -> None: ...
+
+        def terminate(self) -> None: ...
+
+        def wait(self, _seconds: float) -> None:
+            worker.stop()
+
+    worker._process = Ending()
+    assert list(worker.ask(tmp_path, TWO)) == []
+    assert answers_again(worker, tmp_path)
+
+
+@pytest.mark.parametrize("ready", ["", "say(ready=True, voices=[]); "])
+def test_any_error_is_a_message_to_the_visitor(worker: ChatWorker, tmp_path: Path, monkeypatch, ready: str) -> None:
+    """Here a line that is no JSON, while loading or in an answer. The next question is answered."""
+    talks = chat_worker.chat_command
+    code = f"{LETTERS[: LETTERS.index('for request')]}{ready}print('Loading...', flush=True)"
+    monkeypatch.setattr(chat_worker, "chat_command", lambda _run: [sys.executable, "-I", "-S", "-c", code])
+    with pytest.raises(ChatUnavailable, match="JSONDecodeError: Expecting value") as caught:
+        list(worker.ask(tmp_path, TWO))
+    assert caught.value.kind == "failed"
+    monkeypatch.setattr(chat_worker, "chat_command", talks)
+    assert answers_again(worker, tmp_path)
+
+
 def test_closing_the_worker_ends_the_answer(worker: ChatWorker, tmp_path: Path) -> None:
     messages = worker.ask(tmp_path, [ASK | {"max_new_tokens": 20}])
     next(messages)
