@@ -11,6 +11,7 @@ from lowrank_rlhf.maths.batching import rows_per_pass
 from lowrank_rlhf.maths.best_of_n import MOST
 from lowrank_rlhf.planner.compute_cost import Amounts
 from lowrank_rlhf.sources.model_shape import NF4_BITS, Shape
+from lowrank_rlhf.stages import SCALE_PROMPTS
 
 LIBRARIES = 550 * 10**6
 """Python with torch, transformers, peft and bitsandbytes, loaded and used once on a CPU."""
@@ -111,16 +112,16 @@ def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Devi
 def _phases(stage: str, config: Config, shape: Shape, counts: Amounts, width: int) -> Phases:
     sampling, below, most = config.sample, shape.first_adapted(config.lora), config.model.micro_batch_tokens
     heads = config.reward.layers or shape.layers
-    row = min(config.model.max_length, counts.longest_prompt + sampling.max_new_tokens)
-    if config.rank.source == "dataset" and stage == "reward":
-        row = config.model.max_length
+    drawn = min(config.model.max_length, counts.longest_prompt + sampling.max_new_tokens)
+    others = config.rank.source == "dataset" and stage == "reward"  # it reads answers that SFT did not give
+    row = config.model.max_length if others else drawn
 
     def tokens_per_pass(rows: int, group: int = 1) -> float:
         """Return the tokens of one pass over `rows` rows, with at least one whole group in it."""
         return max(group * row, min(most, rows * row))
 
     def sampled(rows: int) -> tuple[Term, ...]:
-        return _sampling(config, shape, min(rows, sampling.batch_size), row, width)
+        return _sampling(config, shape, min(rows, sampling.batch_size), drawn, width)
 
     def by_trl(batch_size: int, longest: float) -> tuple[Term, ...]:
         tokens = rows_per_pass(batch_size, longest, most) * longest
@@ -132,8 +133,10 @@ def _phases(stage: str, config: Config, shape: Shape, counts: Amounts, width: in
     if stage == "sample":
         return {"sampling": sampled(counts.answers)}
     if stage == "reward":
-        group = 1 if config.rank.source == "dataset" else sampling.answers_per_prompt
+        group = 1 if others else sampling.answers_per_prompt
         phases: Phases = {"reading": (_reading(shape, tokens_per_pass(counts.answers), width),)}
+        if others:  # SFT then answers prompts, for the scale of the scores
+            phases["sampling"] = sampled(min(counts.training, SCALE_PROMPTS))
         if config.reward.epochs:
             tokens = tokens_per_pass(config.reward.batch_size * group, group)
             phases["training"] = (_activations(config, shape, below, heads, tokens, width),)

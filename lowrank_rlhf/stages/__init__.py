@@ -55,6 +55,9 @@ PACE = frozenset(
 )
 """Settings that change how results are fetched, not the results: they may change in the middle of a stage."""
 
+SCALE_PROMPTS = 64
+"""Prompts that SFT answers in stage reward for the scores' mean and deviation, if the ranked answers are not SFT's."""
+
 STAGES = (
     Stage("sft", "fine-tune on demonstrations", (*_MODEL, "sft"), (), ("adapters/sft",)),
     Stage("sample", "sample answers to rank", (*_MODEL, "sample"), ("adapters/sft",), ("samples.jsonl",)),

@@ -35,6 +35,7 @@ from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt, Score, write_jsonl
 from lowrank_rlhf.run.results import Claim, RewardResult, ScoresOf, ScoreStatistics
 from lowrank_rlhf.session import Session
+from lowrank_rlhf.stages import SCALE_PROMPTS
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clip_gradients, finite_step
 from lowrank_rlhf.training.prompts import first_fitting, max_prompt_tokens
@@ -53,9 +54,6 @@ from lowrank_rlhf.training.reward_data import (
 from lowrank_rlhf.training.role_checkpoints import RoleCheckpoints
 from lowrank_rlhf.training.rollout import RewardScale
 from lowrank_rlhf.training.self_checks import checksums, weights_unchanged
-
-SCALE_PROMPTS = 64
-"""Prompts that SFT answers to find the scores' mean and deviation, if the ranked answers are not SFT's."""
 
 
 def run(session: Session) -> RewardResult:

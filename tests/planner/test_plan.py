@@ -163,6 +163,30 @@ class TestMemory:
     def test_a_stage_without_a_model_needs_nothing(self) -> None:
         assert need("rank", quickstart(), SMOLLM, COUNTS, Device(False, 2)) is None
 
+    def test_comparisons_of_a_data_set_add_sampling_for_the_scale_of_the_scores(self) -> None:
+        """By hand: SFT's answers to 64 training prompts, or fewer, in the merged copy."""
+        data = ("rank.source=dataset", "rank.dataset=my.jsonl", "ppo.contrastive=false")
+        own, brought = quickstart(), quickstart(*data, "sample.batch_size=128")
+        counts = replace(COUNTS, training=100)
+        assert "sampling" not in need("reward", own, SMOLLM, counts, Device(False, 2)).phases
+        found = need("reward", brought, SMOLLM, counts, Device(False, 2))
+        row = counts.longest_prompt + brought.sample.max_new_tokens
+        assert {term.name: term.size for term in found.phases["sampling"]} == {
+            "merged copy": 2 * 106_168_320,
+            "KV cache": 2 * 30 * 192 * 2 * 64 * row,
+            "logits": 18 * 64 * 49_152,
+        }
+        assert found.phases["reading"][0].size == 2 * (8 * 576 + 4 * 1536) * brought.model.micro_batch_tokens
+        few = need("reward", brought, SMOLLM, replace(COUNTS, training=10), Device(False, 2))
+        assert few.phases["sampling"][2].size == 18 * 10 * 49_152
+
+    def test_the_preset_of_human_preferences_needs_what_was_measured(self) -> None:
+        """Reward stage on HH-RLHF's harmless test set, docs/log/2026-11-30.md: 1,260 MiB, 924 MiB without sampling."""
+        config = load_config(Path("human_preferences"), [])
+        counts = replace(COUNTS, training=587, answers=4606, longest_prompt=26)
+        shown = need("reward", config, SMOLLM, counts, Device(False, 2)).shown
+        assert 0.85 < 1260 * 2**20 / shown < 1.15
+
     def test_against_what_was_measured(self) -> None:
         """Peaks of whole stages of the real model (docs/performance/memory.json), told within 15 %."""
         from benchmarks.memory import SETTINGS
