@@ -8,6 +8,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.reports.format import Table
 from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.memory_usage import free_memory_bytes
 from lowrank_rlhf.run.progress import Progress, memory
 from lowrank_rlhf.run.records import Prompt, Sample, read_jsonl
 from lowrank_rlhf.training.prompts import encode_prompts, first_fitting, max_prompt_tokens
@@ -26,12 +27,11 @@ def output_difference(
 ) -> tuple["Difference | None", str | None]:
     """Measure the difference between the folder's output and the run's, or return why it cannot be measured."""
     from lowrank_rlhf.export.merged_model import difference, role_logprobs
-    from lowrank_rlhf.models.allocator import free_memory
     from lowrank_rlhf.models.generation import sample_answers
     from lowrank_rlhf.models.roles import Role
 
     base, sampling = roles.base, config.sample
-    needed, free = plan.size * base.compute_dtype.itemsize // 2, free_memory(base.device)
+    needed, free = plan.size * base.compute_dtype.itemsize // 2, free_memory_bytes(base.device)
     if needed > free:
         return None, f"loading the model again takes {memory(needed)} of memory, and {memory(free)} are free here"
     limit = max_prompt_tokens(config)

@@ -1,4 +1,4 @@
-"""Free memory, and settings of the allocators: glibc and oneDNN on a CPU, PyTorch on a GPU."""
+"""Settings of the allocators: glibc and oneDNN on a CPU, PyTorch on a GPU."""
 
 import ctypes
 import gc
@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from lowrank_rlhf.run.memory_usage import free_memory_bytes, memory_in_use_bytes, system_memory_bytes
+from lowrank_rlhf.run.memory_usage import free_memory_bytes, memory_in_use_bytes
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 _KEPT_BYTES = (1 << 31) - 1  # the maximum for mallopt
@@ -57,13 +57,6 @@ def release_if_short() -> None:
     gc.collect()
     if free_memory_bytes() < memory_in_use_bytes():
         _trim()
-
-
-def free_memory(device: Any) -> int:
-    """Return the free memory of a device of PyTorch in bytes."""
-    if device.type == "cuda":
-        return int(sys.modules["torch"].cuda.mem_get_info(device)[0])
-    return system_memory_bytes()[0]
 
 
 def _trim() -> None:

@@ -11,20 +11,35 @@ _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def system_memory_bytes() -> tuple[int, int]:
-    """Return free and total memory outside of GPUs, within the limit of a container if there is one."""
+    """Return free and total memory outside of GPUs, within the limit of a container if there is one.
+
+    Pages of files that were not read lately count as free, as they do in a system without containers: the kernel takes
+    them back when memory is needed.
+    """
     state = psutil.virtual_memory()
     try:
         limit = int((_CONTROL_GROUP / "memory.max").read_text())
-        used = int((_CONTROL_GROUP / "memory.current").read_text())
+        used = int((_CONTROL_GROUP / "memory.current").read_text()) - _reclaimable()
     except (OSError, ValueError):  # no control groups of version 2, or no limit
         return state.available, state.total
-    return min(state.available, max(0, limit - used)), min(state.total, limit)
+    return min(state.available, max(0, limit - max(0, used))), min(state.total, limit)
 
 
-def free_memory_bytes() -> int:
-    """Return the free memory of the GPU if this process uses one, else that of the system."""
+def _reclaimable() -> int:
+    """Return the bytes of the container's inactive file pages, which `memory.current` contains."""
+    for line in (_CONTROL_GROUP / "memory.stat").read_text().splitlines():
+        name, _, size = line.partition(" ")
+        if name == "inactive_file":
+            return int(size)
+    return 0
+
+
+def free_memory_bytes(device: Any = None) -> int:
+    """Return the free memory of a device of PyTorch; without one, of the GPU in use or the system."""
     cuda = _cuda_in_use()
-    return int(cuda.mem_get_info()[0]) if cuda is not None else system_memory_bytes()[0]
+    if device is not None:
+        cuda = sys.modules["torch"].cuda if device.type == "cuda" else None
+    return int(cuda.mem_get_info(device)[0]) if cuda is not None else system_memory_bytes()[0]
 
 
 def memory_in_use_bytes() -> int:

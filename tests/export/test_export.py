@@ -37,14 +37,13 @@ from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config, ModelConfig
 from lowrank_rlhf.errors import CannotFit, ExitCode, ModelNotFinite, Stopped, UserError
+from lowrank_rlhf.export import measured_difference, model_card
 from lowrank_rlhf.export import merged_model as writing
-from lowrank_rlhf.export import model_card
 from lowrank_rlhf.export.export import export_adapters
 from lowrank_rlhf.export.model_card import base_licence, without_folders
 from lowrank_rlhf.export.usage_snippets import adapters_usage
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import pack
-from lowrank_rlhf.models import allocator
 from lowrank_rlhf.models.generation import Response
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_tokens
@@ -374,7 +373,7 @@ def test_the_reported_score_difference_is_the_largest(tiny_folder, tmp_path) -> 
 
 def test_no_memory_to_measure_is_said(tiny_folder, tmp_path, monkeypatch) -> None:
     session = finished_run(tiny_folder(), tmp_path, adapters=("sft", "policy"))
-    monkeypatch.setattr(allocator, "free_memory", lambda _: 1000)
+    monkeypatch.setattr(measured_difference, "free_memory_bytes", lambda _: 1000)
     summary = export_merged(session, "policy", "bfloat16", tmp_path / "out")
     assert summary["difference"] is None
     assert "loading the model again takes" in summary["unmeasured"]

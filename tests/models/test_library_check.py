@@ -185,7 +185,7 @@ def test_a_large_copy_is_not_made(tiny_folder, monkeypatch) -> None:
     size = 4 * sum(parameter.numel() for parameter in base.model.parameters())
     for most, free, expected in ((size, 2 * size, True), (size - 1, 2 * size, False), (size, 2 * size - 1, False)):
         monkeypatch.setattr(full_precision, "MOST_BYTES", most)
-        monkeypatch.setattr(full_precision, "free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(full_precision, "free_memory_bytes", lambda _, free=free: free)
         assert full_precision.fits_in_float32(base.model, base.device) is expected
 
 

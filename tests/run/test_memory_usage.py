@@ -8,7 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from lowrank_rlhf.run import memory_usage
-from lowrank_rlhf.run.memory_usage import forget_peak_memory, peak_memory_bytes, system_memory_bytes
+from lowrank_rlhf.run.memory_usage import (
+    forget_peak_memory,
+    free_memory_bytes,
+    peak_memory_bytes,
+    system_memory_bytes,
+)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
@@ -68,4 +73,31 @@ def test_free_memory_is_that_of_the_container(monkeypatch: pytest.MonkeyPatch, t
     ):  # fmt: skip
         (tmp_path / "memory.max").write_text(limit)
         (tmp_path / "memory.current").write_text(str(used))
+        (tmp_path / "memory.stat").write_text("anon 700\nfile 300\ninactive_anon 0\nactive_file 50\n")
         assert system_memory_bytes() == expected
+
+
+def test_pages_of_files_that_a_container_can_drop_are_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A container that has read a model's file of 600 bytes: 1000 in use, of which 550 are dropped when needed."""
+    monkeypatch.setattr(memory_usage, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(memory_usage.psutil, "virtual_memory", lambda: SimpleNamespace(available=5000, total=9000))
+    (tmp_path / "memory.max").write_text("1200\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.stat").write_text("anon 400\nfile 600\nactive_file 50\ninactive_file 550\n")
+    assert system_memory_bytes() == (750, 1200)
+    (tmp_path / "memory.current").write_text("540\n")  # the two files are read one after the other
+    assert system_memory_bytes() == (1200, 1200)
+
+
+def test_free_memory_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the one asked for; of the one in use without a device, and of the system where no GPU is used."""
+    free = {None: 11, "cuda:1": 22}
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True, mem_get_info=lambda device: (free[device and f"cuda:{device.index}"], 99)
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(memory_usage, "system_memory_bytes", lambda: (33, 99))
+    found = [free_memory_bytes(SimpleNamespace(type=kind, index=1)) for kind in ("cuda", "cpu")]
+    assert [free_memory_bytes(), *found] == [11, 22, 33]
+    monkeypatch.setattr(cuda, "is_initialized", lambda: False)
+    assert free_memory_bytes() == 33

@@ -8,7 +8,7 @@ import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
 
-from lowrank_rlhf.models.allocator import free_memory
+from lowrank_rlhf.run.memory_usage import free_memory_bytes
 
 MOST_BYTES = 2 * 2**30
 """Largest copy: it takes a moment only, and quantised layers need none."""
@@ -17,7 +17,7 @@ MOST_BYTES = 2 * 2**30
 def fits_in_float32(model: nn.Module, device: torch.device) -> bool:
     """Return True if float32 copies of the weights in 16 bits are small, and the device has twice their size free."""
     size = sum(4 * tensor.numel() for tensor in _in_16_bits(model))
-    return size <= min(MOST_BYTES, free_memory(device) / 2)
+    return size <= min(MOST_BYTES, free_memory_bytes(device) / 2)
 
 
 @contextmanager
