@@ -83,6 +83,11 @@ class Base:
         return token_id(self.tokenizer, control_tokens(self.tokenizer).end)
 
     @cached_property
+    def vocabulary(self) -> int:
+        """Number of token ids that the tokenizer has; models may have further rows, for a size that suits a GPU."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
+    @cached_property
     def provenance(self) -> dict[str, str]:
         """Checksums of the model, saved with every adapter trained on it."""
         return provenance(self.folder, self.config, self.tokenizer)

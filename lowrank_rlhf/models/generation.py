@@ -147,7 +147,7 @@ def _by_unsloth(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, te
 
     def pick(logits: Tensor, step: int) -> Tensor:
         roles.poll()
-        drawn = _next_tokens(logits, temperature, streams[:, step])
+        drawn = _next_tokens(logits[:, : base.vocabulary], temperature, streams[:, step])
         _check_drawn(int((drawn < 0).sum()), len(drawn))
         return drawn
 
@@ -186,7 +186,7 @@ def _token_steps(
     rows = torch.arange(len(streams), device=base.device)  # (R,): responses with a row in the cache
     unfinished = torch.ones_like(rows, dtype=torch.bool)  # (R,)
     for t in range(length):
-        logits = vocabulary_logits(states, base.model)  # (R, h) -> (R, V)
+        logits = vocabulary_logits(states, base.model)[:, : base.vocabulary]  # (R, h) -> (R, V): ids that have a text
         if top_p < 1 and temperature:
             logits = nucleus(logits, temperature, top_p)
         drawn = _next_tokens(logits, temperature, streams[rows, t])  # (R,); finished rows draw too, and are discarded

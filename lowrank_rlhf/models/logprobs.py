@@ -23,7 +23,12 @@ class TokenLogprobs:
 
 
 def token_logprobs(
-    hidden: Tensor, batch: Sequences, model: PreTrainedModel, temperature: float, entropy: bool = False
+    hidden: Tensor,
+    batch: Sequences,
+    model: PreTrainedModel,
+    temperature: float,
+    entropy: bool = False,
+    vocabulary: int | None = None,
 ) -> TokenLogprobs:
     """Return log softmax(logits / temperature) at each response token.
 
@@ -33,11 +38,12 @@ def token_logprobs(
         model: its vocabulary projection is applied to response positions only, chunk by chunk.
         temperature: divisor of the logits, as in sampling.
         entropy: whether to return the entropies too.
+        vocabulary: number of the first token ids that have a probability, as in sampling; all by default.
     """
     rows, positions = batch.response_positions()  # (N,) each, N response tokens of all rows, row by row
     states = hidden[rows, positions - 1]  # (N, h): position t - 1 predicts the token at t
     targets = batch.ids[rows, positions]  # (N,)
-    logprobs, entropies = _Logprobs.apply(states, targets, model, temperature, entropy)
+    logprobs, entropies = _Logprobs.apply(states, targets, model, temperature, entropy, vocabulary)
     blank = torch.zeros(batch.response.shape, device=logprobs.device)
     return TokenLogprobs(
         blank.masked_scatter(batch.response, logprobs),  # (N,) -> (B, T), in the same order
@@ -55,15 +61,21 @@ class _Logprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, targets: Tensor, model: PreTrainedModel, temperature: float, entropy: bool
+        ctx: Any,
+        states: Tensor,
+        targets: Tensor,
+        model: PreTrainedModel,
+        temperature: float,
+        entropy: bool,
+        vocabulary: int | None,
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(len(targets), device=states.device)
         entropies = torch.zeros_like(logprobs)
         gradients = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        weight: Tensor = model.get_output_embeddings().weight  # (V, h)
+        weight: Tensor = model.get_output_embeddings().weight[:vocabulary]  # (V, h)
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
-            logits = vocabulary_logits(states[part], model)  # (c, V) float32, c <= CHUNK
+            logits = vocabulary_logits(states[part], model)[:, :vocabulary]  # (c, V) float32, c <= CHUNK
             derivative = _derivative(logits, model)  # from the logits before they are overwritten
             logits.div_(temperature)  # in place from here on: (c, V) is the largest tensor of a training step
             logits.sub_(logits.logsumexp(-1, keepdim=True))  # log-probabilities
@@ -84,10 +96,10 @@ class _Logprobs(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradients,) = ctx.saved_tensors
         # (N, 1) * (N, h): each state affects the log-probability of its own target only
-        return (grad[:, None] * gradients).to(gradients.dtype), None, None, None, None
+        return (grad[:, None] * gradients).to(gradients.dtype), None, None, None, None, None
 
 
 def vocabulary_logits(states: Tensor, model: PreTrainedModel) -> Tensor:
@@ -95,7 +107,7 @@ def vocabulary_logits(states: Tensor, model: PreTrainedModel) -> Tensor:
     logits: Tensor = model.get_output_embeddings()(states).float()
     cap, scale = _cap(model), _scale(model)
     if scale != 1:
-        logits = logits * scale
+        logits.mul_(scale)  # in place: a second (N, V) tensor may not fit
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 

@@ -191,7 +191,7 @@ class Roles:
 
     def logprobs(self, batch: Sequences, temperature: float, entropy: bool = False) -> TokenLogprobs:
         """Return the log-probability of each response token as the acting role: see `token_logprobs`."""
-        return token_logprobs(self.hidden(batch), batch, self.base.model, temperature, entropy)
+        return token_logprobs(self.hidden(batch), batch, self.base.model, temperature, entropy, self.base.vocabulary)
 
     def scores(self, batch: Sequences) -> Tensor:
         """Return the acting role's head output at every position, (B, T) float32, without computing logits."""
