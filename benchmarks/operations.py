@@ -48,9 +48,10 @@ class OperationCount(TorchDispatchMode):
 
 
 class HostWaits(TorchFunctionMode):
-    """Calls inside the block that wait for a graphics card, by name: Python needs a number, or the size of a result.
+    """Reads of results inside the block (`.item()`, a mask as an index), by name: Python waits there for a GPU.
 
-    Counted on any device. An optimizer's own are among them, whose steps are counted on the CPU.
+    Reads are counted on any device. Copies between devices (`.to()`, `.copy_()`) are not, and may wait too. An
+    optimizer's own reads are among them, whose steps are counted on the CPU.
     """
 
     def __init__(self) -> None:

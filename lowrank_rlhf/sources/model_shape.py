@@ -159,12 +159,18 @@ def _folder_shape(folder: Path) -> Shape | None:
 
 
 def _positions(about: Mapping[str, Any]) -> int | None:
+    """Return the larger of `max_position_embeddings` and the original positions times the factor, if both are given.
+
+    With a factor alone (`linear`, `dynamic`) the first may be meant before or after the scaling.
+    """
     longest = about.get("max_position_embeddings")
     scaling = about.get("rope_parameters") or about.get("rope_scaling") or {}
     factor, original = (scaling.get(name) for name in ("factor", "original_max_position_embeddings"))
     if type(longest) is not int or longest < 1:
         return None
-    return max(longest, int((original or longest) * factor)) if isinstance(factor, int | float) else longest
+    if isinstance(factor, int | float) and isinstance(original, int):
+        return max(longest, int(original * factor))
+    return longest
 
 
 def length_notes(config: ModelConfig, shape: Shape | None) -> list[str]:

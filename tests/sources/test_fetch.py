@@ -188,6 +188,8 @@ def test_a_length_beyond_the_model_s_positions_is_noted(model, gguf_file) -> Non
          rope_parameters=None)  # fmt: skip
     assert length_notes(config(model, max_length=512), find_shape(config(model))) == []
     assert len(length_notes(config(model, max_length=513), find_shape(config(model)))) == 1
+    edit(model / "config.json", rope_scaling={"type": "linear", "factor": 2.0})  # 256 may be meant after the scaling
+    assert len(length_notes(config(model, max_length=257), find_shape(config(model)))) == 1
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -8])
