@@ -22,7 +22,7 @@ from lowrank_rlhf.commands import (
 )
 from lowrank_rlhf.commands.common import EPILOG
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run import launcher
 
 _LONGEST = 200
 """Characters shown of a file's name, which may be too long for any disk."""
@@ -43,7 +43,7 @@ def main() -> None:
     several processes, only the main one prints.
     """
     try:
-        with distributed.silence_other_processes():
+        with launcher.silence_other_processes():
             app()
     except UserError as error:
         _exit_with(error)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _exit_with(error: UserError) -> NoReturn:
-    with distributed.silence_other_processes():
+    with launcher.silence_other_processes():
         Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
     sys.exit(int(error.exit_code))
 
@@ -80,7 +80,7 @@ def _root(
       python -m lowrank_rlhf run quickstart
       python -m lowrank_rlhf status quickstart
     """
-    if (launched := distributed.launched_processes()) > 1 and context.invoked_subcommand != "run":
+    if (launched := launcher.launched_processes()) > 1 and context.invoked_subcommand != "run":
         raise UserError(
             f"{context.invoked_subcommand}: launched in {launched} processes, but only `run` distributes its work; "
             "start it without the launcher"

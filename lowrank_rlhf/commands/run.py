@@ -23,7 +23,7 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.data.requirements import check_local_data
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.pipeline import multi_process, pipeline, redo_stages
-from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run import distributed, launcher
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest, duration, figure, memory
 from lowrank_rlhf.sweep.grid import Combination, Sweep, make_sweep
@@ -72,11 +72,15 @@ def run(
         back = redo_stages.undo(run_dir)
         echo(f"Restored: {', '.join(back)}" if back else f"{run_dir.path}: no earlier results to restore")
         return
+    launched = launcher.is_launched()
     try:
         with distributed.join() as group, Progress() as progress:
             if not group.is_main:
                 multi_process.follow(loaded, RunDir(runs / loaded.name), group)
                 return
+            if launched:
+                several = f"{group.processes} processes share the work of this run"
+                progress.say(several if group.processes > 1 else "one process does the work of this run")
             run_dir = pipeline.run(loaded, runs, until=until, redo=redo or [], progress=progress, group=group)
             multi_process.dismiss(group)
     except KeyboardInterrupt:

@@ -171,6 +171,8 @@ def _run_stage(stage: Stage, session: Session, planned: float | None) -> None:
     multi_process.check_processes(stage, session.group, started)
     if status.state == "half done":
         progress.say(f"  resumes after {duration(started.seconds)} of work")
+    if processes < session.group.processes:
+        progress.say("  the main process works on it alone")
     run_dir.work(stage.name)
     mark = _work(stage, session, started, planned)
     release_freed_memory()

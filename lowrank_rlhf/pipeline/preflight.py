@@ -10,7 +10,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.readers.sources import resolve
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, load_judge
-from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run import launcher
 from lowrank_rlhf.run.tracking import tracking_problem
 from lowrank_rlhf.sources.checks import BadModel, check_folder
 from lowrank_rlhf.sources.gguf import check_gguf
@@ -103,7 +103,7 @@ def _judge_problems(config: Config) -> list[tuple[Key, str]]:
 
 
 def _sharing_problems(config: Config) -> Iterator[tuple[Key, str]]:
-    count, size = distributed.launched_processes(), config.sft.batch_size
+    count, size = launcher.launched_processes(), config.sft.batch_size
     if size % count and "sft" in config.stages and config.sft.source == "train":
         yield ("sft", "batch_size"), f"{size} rows cannot be divided evenly among {count} processes. Set a multiple"
     if count > 1 and config.model.memory == "auto":

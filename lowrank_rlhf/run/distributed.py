@@ -10,19 +10,20 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from lowrank_rlhf.errors import StageFailed, UserError
+from lowrank_rlhf.run import heartbeat, launcher
+from lowrank_rlhf.run.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Item = TypeVar("Item")
 
-_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _START_TIMEOUT, _BARRIER_TIMEOUT = timedelta(minutes=10), timedelta(days=30)
 """The main process may wait for people between two barriers. A process that dies is noticed immediately."""
@@ -43,7 +44,7 @@ class OutOfMemoryElsewhere(MemoryError):
 
 
 class ProcessLost(StageFailed):
-    """Another process of the group has ended, and this one cannot continue without it."""
+    """Another process of the group has ended or no longer answers, and this one cannot continue without it."""
 
 
 class ProcessGroup:
@@ -56,10 +57,18 @@ class ProcessGroup:
         processes: number of processes.
         control: group of torch.distributed for a few numbers on the CPU, whatever the device.
         errors: key-value store in which a failing process leaves its error for the main one.
+        beats: beats of all processes.
     """
 
-    def __init__(self, rank: int = 0, processes: int = 1, control: Any = None, errors: Any = None) -> None:
-        self._rank, self._control, self._errors = rank, control, errors
+    def __init__(
+        self,
+        rank: int = 0,
+        processes: int = 1,
+        control: Any = None,
+        errors: Any = None,
+        beats: Heartbeat | None = None,
+    ) -> None:
+        self._rank, self._control, self._errors, self._beats = rank, control, errors, beats
         self.processes = processes
         """Number of processes, within `single_process` too."""
         self.stop: Stop | None = None
@@ -114,8 +123,9 @@ class ProcessGroup:
     def barrier(self) -> None:
         """Wait for all processes.
 
-        Raises `Stopped` in all of them if any received a stop request, `ProcessLost` if one has ended, and
-        `OutOfMemoryElsewhere` if another called `report_out_of_memory`.
+        Raises `Stopped` in all of them if any received a stop request, `ProcessLost` if one has ended or no longer
+        answers, which is noticed within a minute, and `OutOfMemoryElsewhere` if another called
+        `report_out_of_memory`.
         """
         self._synchronize()
 
@@ -141,6 +151,11 @@ class ProcessGroup:
         with suppress(RuntimeError):  # the main process has ended already
             self._errors.set(_ERROR_KEY, f"process {self._rank}: {str(error) or type(error).__name__}")
 
+    def end(self) -> None:
+        """Stop the heartbeat, before this process leaves the group."""
+        if self._beats:
+            self._beats.end()
+
     def _synchronize(self, number: int = 0, out_of_memory: bool = False) -> int:
         """Combine barrier, sum, stop requests and lack of memory in one reduction, so that any two of them match."""
         if self.world_size == 1:
@@ -160,32 +175,36 @@ class ProcessGroup:
     def _sum(self, tensor: "Tensor", group: Any) -> None:
         import torch.distributed as dist
 
-        try:
+        if tensor.is_cuda:  # soon after a barrier on the CPU, whose wait is watched
             dist.all_reduce(tensor, group=group)
+            return
+        silent = None
+        try:
+            work = dist.all_reduce(tensor, group=group, async_op=True)
+            while not self._completed(work):
+                if self._beats and silent is None and (silent := self._beats.silent()) is not None:
+                    self._beats.kill(silent)  # the pending operation fails then
         except RuntimeError:
+            if silent is not None:
+                raise ProcessLost(
+                    f"process {silent} of this run no longer answers (suspended, or its machine is stuck) and was "
+                    "killed; the same command resumes from the last checkpoint"
+                ) from None
             left = self._errors.get(_ERROR_KEY).decode() if self.is_main and self._errors.check([_ERROR_KEY]) else None
             raise ProcessLost(
                 left or "a process of this run was killed or crashed; the same command resumes from the last checkpoint"
             ) from None
 
-
-def launched_processes() -> int:
-    """Return the number of processes that the launcher started, from the environment (outside `join`).
-
-    Raises `UserError` for several machines, and for values that are not numbers.
-    """
-    return _from_environment()["WORLD_SIZE"]
-
-
-@contextmanager
-def silence_other_processes() -> Iterator[None]:
-    """Discard the output of every process except the main one, by the environment (outside `join`)."""
-    with ExitStack() as stack:
-        if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
-        yield
+    @staticmethod
+    def _completed(work: Any) -> bool:
+        """Wait for an operation for a moment, in which no signal is handled. Raises `RuntimeError` if it failed."""
+        try:
+            work.wait(timedelta(seconds=heartbeat.POLL))
+        except RuntimeError:
+            if work.is_completed():
+                raise
+            return False
+        return True
 
 
 @contextmanager
@@ -195,7 +214,7 @@ def join() -> Iterator[ProcessGroup]:
     Libraries do not notice: each process looks like the only one, with one GPU. The main process raises the error of
     another one. Raises `UserError` if they cannot connect, or if only some have a GPU.
     """
-    given = _from_environment()
+    given = launcher.environment()
     with _one_gpu(given["LOCAL_RANK"]):
         if given["WORLD_SIZE"] == 1:
             yield ProcessGroup()
@@ -203,7 +222,7 @@ def join() -> Iterator[ProcessGroup]:
         import torch.distributed as dist
 
         group = _connect(given["RANK"], given["WORLD_SIZE"])
-        hidden = {name: os.environ.pop(name) for name in _LAUNCHER if name in os.environ}
+        hidden = {name: os.environ.pop(name) for name in launcher.NAMES if name in os.environ}
         try:
             yield group
         except BaseException as error:
@@ -212,6 +231,7 @@ def join() -> Iterator[ProcessGroup]:
             raise
         finally:
             os.environ.update(hidden)
+            group.end()
             dist.destroy_process_group()
 
 
@@ -258,21 +278,5 @@ def _connect(rank: int, processes: int) -> ProcessGroup:
             f"GPU found in {int(with_gpu)} of {processes} processes. Start one process per GPU, or hide the GPUs "
             f"({_DEVICES}= before the command)"
         )
-    return ProcessGroup(rank, processes, control, dist.PrefixStore("lowrank_rlhf", store))
-
-
-def _from_environment() -> dict[str, int]:
-    found = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        for name in _LAUNCHER:
-            if name in os.environ:
-                try:
-                    found[name] = int(os.environ[name])
-                except ValueError:
-                    raise UserError(f"{name}: expected a number in the environment, got {os.environ[name]!r}") from None
-        if found.get("LOCAL_WORLD_SIZE", found["WORLD_SIZE"]) != found["WORLD_SIZE"]:
-            raise UserError(
-                "launched on several machines: all processes must run on one machine. See "
-                "docs/more_than_one_gpu.md for larger setups"
-            )
-    return found
+    store = dist.PrefixStore("lowrank_rlhf", store)
+    return ProcessGroup(rank, processes, control, store, Heartbeat(store, rank, processes))

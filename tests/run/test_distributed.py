@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import StaleRun, UserError
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.preflight import problems
-from lowrank_rlhf.run import distributed
+from lowrank_rlhf.run import distributed, launcher
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.step_log import StepLog
 
@@ -143,6 +144,7 @@ def test_one_killed_ends_the_other_with_a_sentence(run) -> None:
     codes, said = run.killed
     assert codes == [1, -signal.SIGKILL], said
     assert said.count("a process of this run was killed or crashed") == 1
+    assert said.count("the main process works on it alone") == 1  # rank
     assert "Traceback" not in said
 
 
@@ -152,6 +154,7 @@ def test_a_half_done_stage_goes_on_in_as_many_processes_only(run) -> None:
     codes, said = run.ended
     assert codes == [0, 0], said
     assert said.count("resumes after") == 1
+    assert said.count("2 processes share the work of this run") == 1
     done = {stage: json.loads((run.path / "done" / f"{stage}.json").read_text()) for stage in SHARED}
     assert {stage: mark["processes"] for stage, mark in done.items()} == {**dict.fromkeys(SHARED, 2), "rank": 1}
 
@@ -235,6 +238,41 @@ def test_two_processes_shard_reduce_halve_and_report_errors(tmp_path) -> None:
     assert "lost: process 1: broken here" in lines
 
 
+SILENT = """
+import os, signal, sys, time
+from lowrank_rlhf.run import distributed, heartbeat
+
+heartbeat.SECONDS, heartbeat.POLL, heartbeat.MOST, heartbeat.STORE_POLLS = 0.1, 0.1, 10, 20
+with distributed.join() as group:
+    group.barrier()
+    if group.rank == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if group.rank == int(sys.argv[2]):
+        time.sleep(3)  # three times as long as the limit: it is busy, not lost
+    for _ in range(2):
+        group.barrier()
+    print("met", flush=True)
+"""
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_process_is_named_and_ends_the_run(tmp_path, frozen) -> None:
+    """Also the one that holds the store: its beats cannot be read then."""
+    since = time.monotonic()
+    launched = Launched(tmp_path, "-c", SILENT, str(frozen), "-1")
+    codes = launched.wait()
+    assert codes[frozen] == -signal.SIGKILL, launched.said
+    assert codes[1 - frozen] == 1, launched.said
+    assert f"process {frozen} of this run no longer answers" in launched.said
+    assert time.monotonic() - since < LIMIT
+
+
+def test_a_busy_process_is_waited_for(tmp_path) -> None:
+    launched = Launched(tmp_path, "-c", SILENT, "-1", "1")
+    assert launched.wait() == [0, 0], launched.said
+    assert launched.said.count("met") == 2
+
+
 SAMPLING = """
 import sys
 from dataclasses import replace
@@ -308,12 +346,48 @@ def test_only_run_can_be_launched(as_one_of_three, capsys, command) -> None:
 def test_what_the_launcher_says_must_make_sense(as_one_of_three) -> None:
     as_one_of_three.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(UserError, match="several machines"):
-        distributed.launched_processes()
+        launcher.launched_processes()
     as_one_of_three.setenv("LOCAL_WORLD_SIZE", "3")
-    assert distributed.launched_processes() == 3
+    assert launcher.launched_processes() == 3
     as_one_of_three.setenv("WORLD_SIZE", "many")
     with pytest.raises(UserError, match="WORLD_SIZE: expected a number"):
-        distributed.launched_processes()
+        launcher.launched_processes()
+
+
+COPIES = {
+    "accelerate launch --num_machines 2, without GPUs": (
+        {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "10.0.0.1"}, "accelerate launch was asked for several"
+    ),
+    "mpirun -n 2": ({"OMPI_COMM_WORLD_SIZE": "2"}, "MPI started 2 processes (OMPI_COMM_WORLD_SIZE)"),
+    "no rank": ({"WORLD_SIZE": "2"}, "only one of RANK and WORLD_SIZE"),
+    "a rank alone": ({"RANK": "1"}, "only one of RANK and WORLD_SIZE"),
+}  # fmt: skip
+ALONE = ({}, {"WORLD_SIZE": "1"}, {"ACCELERATE_MIXED_PRECISION": "no"}, {"MASTER_ADDR": "a"}, {"PMI_SIZE": "1"})
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in (*launcher.NAMES, *launcher._MPI, launcher._ACCELERATE, "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_launch_of_several_whole_runs_is_refused(bare, name) -> None:
+    """Each would do all the work, and pay the judge."""
+    given, message = COPIES[name]
+    for key, value in given.items():
+        bare.setenv(key, value)
+    with pytest.raises(UserError, match=re.escape(message)):
+        launcher.launched_processes()
+
+
+@pytest.mark.parametrize("given", ALONE)
+def test_a_launch_of_one_process_is_none_of_several(bare, given) -> None:
+    for key, value in given.items():
+        bare.setenv(key, value)
+    assert launcher.launched_processes() == 1
+    assert launcher.is_launched() == any(key in given for key in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"))
 
 
 def test_an_unclear_launch_is_a_sentence(as_one_of_three, capsys) -> None:

@@ -1,0 +1,78 @@
+"""Environment that `accelerate launch`, `torchrun` or MPI gives to each process, read outside `distributed.join`."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+
+from lowrank_rlhf.errors import UserError
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
+"""Numbers of processes that implementations of MPI set."""
+_ACCELERATE = "ACCELERATE_MIXED_PRECISION"
+"""Set by `accelerate launch`, also where it starts a single process."""
+_WAY_OUT = "Start them with `torchrun --nproc_per_node N -m lowrank_rlhf run ...` (docs/more_than_one_gpu.md)"
+
+
+def launched_processes() -> int:
+    """Return the number of processes that the launcher started, from the environment (outside `join`).
+
+    Raises `UserError` as `environment` does.
+    """
+    return environment()["WORLD_SIZE"]
+
+
+@contextmanager
+def silence_other_processes() -> Iterator[None]:
+    """Discard the output of every process except the main one, by the environment (outside `join`)."""
+    with ExitStack() as stack:
+        if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        yield
+
+
+def is_launched() -> bool:
+    """Return True if a launcher started this process, alone or with others."""
+    return any(name in os.environ for name in (*NAMES, _ACCELERATE))
+
+
+def environment() -> dict[str, int]:
+    """Return rank, number of processes and place on this machine; those of a single process without a launcher.
+
+    Raises `UserError` for several machines, for values that are not numbers, and if the launcher was asked for several
+    processes but this one would work alone: each would make a whole run.
+    """
+    given = {name: _number(name) for name in NAMES if name in os.environ}
+    found = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0} | given
+    if ("RANK" in given) != ("WORLD_SIZE" in given) and max(found["RANK"], found["WORLD_SIZE"] - 1) > 0:
+        raise UserError(f"the environment has only one of RANK and WORLD_SIZE. {_WAY_OUT}")
+    if "WORLD_SIZE" not in given:
+        _refuse_copies()
+    elif found.get("LOCAL_WORLD_SIZE", found["WORLD_SIZE"]) != found["WORLD_SIZE"]:
+        raise UserError(
+            "launched on several machines: all processes must run on one machine. See "
+            "docs/more_than_one_gpu.md for larger setups"
+        )
+    return found
+
+
+def _refuse_copies() -> None:
+    """Raise `UserError` if a launcher was asked for several processes and gave none of them a rank."""
+    if several := next((name for name in _MPI if name in os.environ and _number(name) > 1), None):
+        raise UserError(
+            f"MPI started {os.environ[several]} processes ({several}), and each would make a whole run. {_WAY_OUT}"
+        )
+    if _ACCELERATE in os.environ and "MASTER_ADDR" in os.environ:
+        raise UserError(
+            "accelerate launch was asked for several processes or machines (MASTER_ADDR is set), but this process "
+            f"found no other: it would make a whole run. {_WAY_OUT}, or set --num_machines 1 --num_processes 1"
+        )
+
+
+def _number(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise UserError(f"{name}: expected a number in the environment, got {os.environ[name]!r}") from None
