@@ -108,7 +108,9 @@ def _refresh(runs: RunsFolder, chosen: str | None, language: str, before: dict[s
     """Return updates of the list and the buttons, each only if it has changed: an open dropdown stays open."""
     names = runs.names()
     statuses = [runs.status(name) for name in names]
-    chooses = {} if chosen in names else {"value": next(iter(names), None)}  # another may be chosen meanwhile
+    chooses: dict[str, Any] = (
+        {} if chosen in names else {"value": next(iter(names), None)}
+    )  # another may be chosen meanwhile
     chosen = chooses.get("value", chosen)
     run = next((status for status in statuses if status.name == chosen), None)
     now = {
