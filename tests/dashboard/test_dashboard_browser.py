@@ -321,6 +321,34 @@ def test_all_runs_are_listed_below_the_form_for_a_new_one(hundred, open_page) ->
     assert tops[-1] < 800  # the buttons need no scrolling
 
 
+def test_edited_settings_are_kept_and_replaced_only_after_a_question(hundred, open_page) -> None:
+    page, answers = open_page(hundred), []
+    page.on("dialog", lambda dialog: dialog.accept() if answers.pop() else dialog.dismiss())
+    editor = page.locator("#yaml .cm-content")
+
+    def choose(preset: str) -> None:
+        page.click("#preset input")
+        page.get_by_role("option", name=preset, exact=True).click()
+
+    page.click("#new-run button")
+    choose("quickstart")  # over an empty editor, without a question
+    wait_for(lambda: "name: quickstart" in editor.inner_text(), 30)
+    editor.fill("name: mine")
+    page.wait_for_selector("#verdict .note.bad")
+    page.wait_for_function("localStorage.getItem('lowrank-new-run').includes('mine')")
+    page.reload()
+    page.click("#new-run button")
+    wait_for(lambda: editor.inner_text().strip() == "name: mine", 30, editor.inner_text)
+    answers.append(False)
+    choose("quickstart")
+    wait_for(lambda: answers == [], 30)
+    page.wait_for_timeout(1000)
+    assert editor.inner_text().strip() == "name: mine"
+    answers.append(True)
+    choose("human_preferences")
+    wait_for(lambda: "name: human-preferences" in editor.inner_text(), 30, editor.inner_text)
+
+
 def test_what_a_screen_reader_hears_are_words(hundred, open_page) -> None:
     """Gradio calls a group of choices Radio, and has no word for the end of an event."""
     page = open_page(hundred)
