@@ -57,6 +57,10 @@ def test_all_runs_are_shown(tmp_path) -> None:
         make_run(tmp_path, f"run{number}")
     listing, _, choice, *_ = runs_tab._refresh(RunsFolder(tmp_path), None, "en", {})
     assert listing.count("data-run=") == len(choice["choices"]) == 100
+    assert choice["value"] == runs_tab._refresh(RunsFolder(tmp_path), None, "en", {})[2]["value"]
+    assert (
+        "value" not in runs_tab._refresh(RunsFolder(tmp_path), "run7", "en", {})[2]
+    )  # another may be chosen meanwhile
 
 
 class TestStatus:
