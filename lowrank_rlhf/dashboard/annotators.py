@@ -10,6 +10,7 @@ from lowrank_rlhf.dashboard.password import check_length
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, say
 from lowrank_rlhf.dashboard.server import Address
 from lowrank_rlhf.dashboard.tabs import rank
+from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL
 from lowrank_rlhf.preferences.labelling import annotator_name
 
 _NAMES = {"en": "English", "zh": "中文"}
@@ -30,6 +31,7 @@ def build(folder: Path) -> gr.Blocks:
             language = gr.Radio(
                 [(_NAMES[code], code) for code in LANGUAGES],
                 value=LANGUAGES[0],
+                label=LANGUAGE_LABEL,
                 show_label=False,
                 container=False,
                 min_width=190,

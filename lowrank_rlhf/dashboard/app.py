@@ -10,14 +10,14 @@ from typing import Any
 
 import gradio as gr
 
-from lowrank_rlhf.dashboard import server
+from lowrank_rlhf.dashboard import address, server
 from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 from lowrank_rlhf.dashboard.routes import routes
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.server import Address
 from lowrank_rlhf.dashboard.tabs import rank, result, runs, talk, watch
-from lowrank_rlhf.dashboard.text import LANGUAGES, Texts
+from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL, LANGUAGES, Texts
 from lowrank_rlhf.reports.drawing import CHART_CSS
 
 _CSS = Path(__file__).parent / "static" / "page.css"
@@ -57,11 +57,12 @@ def build(folder: RunsFolder, chat: ChatWorker) -> gr.Blocks:
             language = _language_switch()
             theme = gr.Button("◐", elem_id="theme", min_width=44, scale=0)
         page = DashboardPage(folder, run, language, texts, chat)
+        tabs = {}
         with gr.Tabs(elem_id="tabs"):
             for name, build_tab in _TABS.items():
-                with texts.add(gr.Tab(id=name, elem_id=f"tab-{name}"), label=f"tab.{name}"):
+                with texts.add(gr.Tab(id=name, elem_id=f"tab-{name}"), label=f"tab.{name}") as tabs[name]:
                     build_tab(page)
-        _connect(blocks, page, theme)
+        address.connect(_connect(blocks, page, theme), page, tabs)
     return blocks
 
 
@@ -69,6 +70,7 @@ def _language_switch() -> gr.Radio:
     return gr.Radio(
         [(name, code) for code, name in LANGUAGES.items()],
         value="en",
+        label=LANGUAGE_LABEL,
         show_label=False,
         container=False,
         elem_id="language",
@@ -90,40 +92,36 @@ _TABS: dict[str, Tab] = {
 }
 
 
-def _connect(blocks: gr.Blocks, page: DashboardPage, theme: gr.Button) -> None:
-    """Connect the events that concern all tabs: language, theme, and the choice of a run."""
-
-    def chosen(run: str | None) -> Any:
-        names = page.runs.names()
-        return gr.update(choices=names, value=run if run in names else next(iter(names), None))
-
-    blocks.load(None, None, page.language, js=_CHOOSE_LANGUAGE, **QUIET).then(
+def _connect(blocks: gr.Blocks, page: DashboardPage, theme: gr.Button) -> Any:
+    """Connect the events of language and theme; return the event after which all texts are shown."""
+    shown = blocks.load(None, None, page.language, js=_CHOOSE_LANGUAGE, **QUIET).then(
         page.texts.updates, page.language, page.texts.components, **QUIET
-    ).then(chosen, page.run, page.run, **QUIET)
+    )
     blocks.load(None, None, None, js=_RESTORE_THEME, **QUIET)
     page.language.change(None, page.language, None, js=_KEEP_LANGUAGE, **QUIET)
     page.language.change(page.texts.updates, page.language, page.texts.components, **QUIET)
     theme.click(None, None, None, js=_SWITCH_THEME, **QUIET)
+    return shown
 
 
 def serve(
-    folder: Path, address: Address, password: str | None, *, open_browser: bool, on_ready: Callable[[str], None]
+    folder: Path, listens_on: Address, password: str | None, *, open_browser: bool, on_ready: Callable[[str], None]
 ) -> None:
     """Serve the page until Ctrl-C. `on_ready` gets its URL. Raises `UserError` if the address cannot be used."""
-    address = address.checked()
+    listens_on = listens_on.checked()
     runs = RunsFolder(folder)
 
     def ready() -> None:
-        on_ready(address.url)
+        on_ready(listens_on.url)
         if open_browser and _has_desktop():
-            webbrowser.open(address.url)
+            webbrowser.open(listens_on.url)
 
     with closing(ChatWorker()) as chat:
         css = _CSS.read_text(encoding="utf-8") + CHART_CSS
         server.serve(
             build(runs, chat),
-            address,
-            server.middleware(address, password, prefixes=("/runs/",)),
+            listens_on,
+            server.middleware(listens_on, password, prefixes=("/runs/",)),
             css,
             ready,
             routes(runs),

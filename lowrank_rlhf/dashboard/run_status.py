@@ -102,7 +102,7 @@ class StatusReader:
 
     def __init__(self, tails: JsonlTails) -> None:
         self._tails = tails
-        self._load = lru_cache(maxsize=64)(_load_config)
+        self._load = lru_cache(maxsize=1024)(_load_config)
 
     def read(self, path: Path) -> RunStatus:
         """Return the current status of the run in a folder."""

@@ -18,6 +18,9 @@ from lowrank_rlhf.errors import UserError
 
 _FONTS = ["system-ui", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
 _MONO = ["ui-monospace", "Noto Sans Mono", "monospace"]
+_DONE, _DONE_ZH = {"common.complete": "Done"}, {"common.complete": "完成"}
+_ANNOUNCED = {"en": _DONE, "zh": _DONE_ZH, "zh-CN": _DONE_ZH, "zh-TW": _DONE_ZH}
+"""Word for the end of an event, which Gradio 6.31 announces to screen readers and translates into no language."""
 _EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, not listened on
 
 
@@ -102,6 +105,7 @@ def serve(
         },
         theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONO),
         css=css,
+        i18n=gr.I18n(**_ANNOUNCED),
     )
     on_ready()
     blocks.block_thread()

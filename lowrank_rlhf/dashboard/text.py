@@ -12,6 +12,8 @@ from lowrank_rlhf.errors import visible
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 """Language names by code; the first is the fallback."""
+LANGUAGE_LABEL = "Language / 语言"
+"""Name of the switch for screen readers, which Gradio would call "Radio"."""
 _LOCALES = Path(__file__).parent / "locales"
 
 Block = TypeVar("Block", bound=Any)

@@ -16,7 +16,7 @@ from dashboard_runs import NASTY, finish, holding, make_run
 
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.text import table
+from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL, table
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.reports.locale import locale
 from lowrank_rlhf.run.files import append_line
@@ -268,3 +268,99 @@ def test_nothing_is_sent_twice(nasty, open_page) -> None:
     page.evaluate("document.querySelector('#watch-curves svg').dataset.kept = 'yes'")
     page.wait_for_timeout(5000)
     assert page.evaluate("document.querySelector('#watch-curves svg').dataset.kept") == "yes"
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a page for 100 runs."""
+    runs = tmp_path_factory.mktemp("hundred") / "runs"
+    for number in range(100):
+        make_run(runs, f"run{number}")
+    with page_server(runs) as (url, _):
+        yield url
+
+
+def shown(page: Any) -> tuple[str, str]:
+    """The chosen run and the open tab."""
+    tab = page.get_attribute('#tabs [role="tab"][aria-selected="true"]', "id")
+    return page.input_value("#run input"), tab.removeprefix("tab-").removesuffix("-button")
+
+
+def wait_until_shown(page: Any, run: str, tab: str) -> None:
+    wait_for(lambda: shown(page) == (run, tab), 30, lambda: f"{shown(page)} at {page.url}")
+
+
+def test_run_and_tab_are_in_the_address(hundred, open_page) -> None:
+    """A reload, a second window and the back button show them; the title names them."""
+    page = open_page(hundred)
+    page.wait_for_function("location.search.includes('run=')")  # the newest
+    first = page.input_value("#run input")
+    page.click('[data-run="run7"]')
+    page.wait_for_function("location.search.includes('run=run7')")
+    go_to(page, "watch")
+    page.wait_for_function("location.search.includes('tab=watch')")
+    assert page.title() == "run7 · Watch · lowrank_rlhf"
+    page.reload()
+    wait_until_shown(page, "run7", "watch")
+    second = open_page(hundred)
+    second.goto(page.url)
+    wait_until_shown(second, "run7", "watch")
+    page.go_back()
+    wait_until_shown(page, "run7", "runs")
+    page.go_back()
+    wait_until_shown(page, first, "runs")
+    page.go_forward()
+    wait_until_shown(page, "run7", "runs")
+
+
+def test_all_runs_are_listed_below_the_form_for_a_new_one(hundred, open_page) -> None:
+    page = open_page(hundred)
+    wait_for(lambda: page.locator("#run-list [data-run]").count() == 100, 30)
+    tops = [page.locator(part).bounding_box()["y"] for part in ("#new-run", "#run-list", "#resume")]
+    assert tops == sorted(tops)
+    assert tops[-1] < 800  # the buttons need no scrolling
+
+
+def test_edited_settings_are_kept_and_replaced_only_after_a_question(hundred, open_page) -> None:
+    page, answers = open_page(hundred), []
+    page.on("dialog", lambda dialog: dialog.accept() if answers.pop() else dialog.dismiss())
+    editor = page.locator("#yaml .cm-content")
+
+    def choose(preset: str) -> None:
+        page.click("#preset input")
+        page.get_by_role("option", name=preset, exact=True).click()
+
+    page.click("#new-run button")
+    choose("quickstart")  # over an empty editor, without a question
+    wait_for(lambda: "name: quickstart" in editor.inner_text(), 30)
+    editor.fill("name: mine")
+    page.wait_for_selector("#verdict .note.bad")
+    page.wait_for_function("localStorage.getItem('lowrank-new-run').includes('mine')")
+    page.reload()
+    page.click("#new-run button")
+    wait_for(lambda: editor.inner_text().strip() == "name: mine", 30, editor.inner_text)
+    answers.append(False)
+    choose("quickstart")
+    wait_for(lambda: answers == [], 30)
+    page.wait_for_timeout(1000)
+    assert editor.inner_text().strip() == "name: mine"
+    answers.append(True)
+    choose("human_preferences")
+    wait_for(lambda: "name: human-preferences" in editor.inner_text(), 30, editor.inner_text)
+
+
+def test_what_a_screen_reader_hears_are_words(hundred, open_page) -> None:
+    """Gradio calls a group of choices Radio, and has no word for the end of an event."""
+    page = open_page(hundred)
+    assert page.text_content('#language [data-testid="block-info"]') == LANGUAGE_LABEL
+    page.evaluate(HEAR)
+    page.click("#again button")
+    page.click("#redo")
+    wait_for(lambda: "Done" in page.evaluate("window.heard"), 30, lambda: page.evaluate("window.heard"))
+    assert not [words for words in page.evaluate("window.heard") if "common" in words]
+
+
+HEAR = """() => {
+  window.heard = [];
+  setInterval(() => document.querySelectorAll('[aria-live]').forEach((one) => window.heard.push(one.textContent)), 50);
+}"""

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 
+import gradio as gr
 import pytest
 from browser import wait_for
 from dashboard_runs import finish, make_run, page_of
@@ -11,7 +12,7 @@ from dashboard_runs import finish, make_run, page_of
 from lowrank_rlhf.config.loading import load_config, parse_config, preset_path
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import new_run, runs
+from lowrank_rlhf.dashboard.tabs import new_run, runs, yaml_draft
 from lowrank_rlhf.dashboard.tabs.plan_html import plan_html
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
@@ -29,6 +30,12 @@ class TestNewRun:
             assert not isinstance(skipped, str)  # what was typed stays
             assert start["interactive"] is False
         assert "invalid run name" in new_run._copy_settings(RunsFolder(tmp_path), "../x", "en")[2]
+
+    def test_edited_settings_stay_if_the_person_says_so(self, tmp_path) -> None:
+        skip = gr.skip()
+        assert new_run._preset(yaml_draft.KEPT, "edited") == (skip, skip, skip)
+        assert new_run._copy_settings(RunsFolder(tmp_path), yaml_draft.KEPT, "en") == (skip, skip, "", skip)
+        assert new_run._preset("quickstart", "")[0] == preset_path("quickstart").read_text(encoding="utf-8")
 
     def test_mistakes_have_their_line_as_in_the_cli(self) -> None:
         text = "name: x\nmodel:\n  source: y\nppo:\n  stepz: 3\n"

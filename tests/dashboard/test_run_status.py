@@ -52,18 +52,15 @@ class TestNames:
         assert RunsFolder(tmp_path / "nowhere").names() == []
 
 
-def test_the_number_of_runs_not_shown(tmp_path, monkeypatch) -> None:
-    for number in range(5):
+def test_all_runs_are_shown(tmp_path) -> None:
+    for number in range(100):
         make_run(tmp_path, f"run{number}")
-    for most, expected in ((60, None), (5, None), (3, 2)):
-        monkeypatch.setattr(runs_tab, "_MAX_RUNS", most)
-        listing, _, choice, *_ = runs_tab._refresh(RunsFolder(tmp_path), None, "en", {})
-        assert listing.count("data-run=") == len(choice["choices"]) == min(most, 5)
-        assert ("not shown" in listing) is (expected is not None)
-        chinese = runs_tab._refresh(RunsFolder(tmp_path), None, "zh", {})[0]
-        if expected:
-            assert f"{expected} older runs are not shown" in listing
-            assert f"另有 {expected} 个较早的运行未显示" in chinese
+    listing, _, choice, *_ = runs_tab._refresh(RunsFolder(tmp_path), None, "en", {})
+    assert listing.count("data-run=") == len(choice["choices"]) == 100
+    assert choice["value"] == runs_tab._refresh(RunsFolder(tmp_path), None, "en", {})[2]["value"]
+    assert (
+        "value" not in runs_tab._refresh(RunsFolder(tmp_path), "run7", "en", {})[2]
+    )  # another may be chosen meanwhile
 
 
 class TestStatus:

@@ -49,7 +49,28 @@ function take(reply) {
   }
   if (reply.refused) epoch += 1;
   if (screen && screen.draft) drawDraft(reply.refused || '', reply.notice || '');
+  keepDraft();
   if (reply.figures) drawFigures(reply.figures);
+}
+
+// --- an unsaved order and text, kept in this browser over a reload and another choice of run ---
+
+const draftName = () => `lowrank-draft ${props.value.badge.run} ${props.value.badge.annotator}`;
+
+function keepDraft() {
+  if (!screen) return;
+  const { item, keys, flags } = screen;
+  const draft = item && { prompt_id: item.prompt_id, done: item.done, keys, flags, written: writing.value };
+  if (draft && (keys.length || flags.length || draft.written.trim()))
+    localStorage.setItem(draftName(), JSON.stringify(draft));
+  else localStorage.removeItem(draftName());
+}
+
+// Taken out, so that a draft that cannot be restored, of a run made again, is in the way once only.
+function takeDraft() {
+  const kept = localStorage.getItem(draftName());
+  localStorage.removeItem(draftName());
+  try { return JSON.parse(kept) || {}; } catch (error) { console.error(error); return {}; }
 }
 
 // --- keys, clicks, drags ---
@@ -169,6 +190,7 @@ function stop() {
 }
 
 writing.addEventListener('focus', drawTyping);
+writing.addEventListener('input', keepDraft);
 writing.addEventListener('blur', () => { drawTyping(); if (screen && screen.item) send({ do: 'open' }); });
 find('.rk-figures').addEventListener('toggle', () => { if (find('.rk-figures').open) send({ do: 'figures' }); });
 
@@ -184,7 +206,7 @@ function start() {
   find('.rk-error').hidden = true;
   root.classList.toggle('rk-nothing', !!props.value.problem);
   if (props.value.problem) { complain(props.value.problem); return; }
-  send({ do: 'open' });
+  send({ do: 'open', ...(screen ? {} : takeDraft()) });
 }
 
 watch('value', start);

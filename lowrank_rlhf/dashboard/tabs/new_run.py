@@ -16,6 +16,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.tabs import yaml_draft
 from lowrank_rlhf.dashboard.tabs.plan_html import plan_html
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note
 from lowrank_rlhf.dashboard.text import t
@@ -67,12 +68,21 @@ def build(page: DashboardPage) -> Any:
     def rename(text: str, name: str) -> str:
         return _free_name(page.runs, _parse(text, name).name)
 
-    def copy_settings(chosen: str | None, language: str) -> tuple[Any, Any, str, Any]:
+    def copy_settings(chosen: str | None, _text: str, language: str) -> tuple[Any, Any, str, Any]:
         return _copy_settings(page.runs, chosen, language)
 
     fields = [form.yaml, form.name, form.preset, page.language]
-    form.preset.change(_preset, form.preset, [form.yaml, form.planned, form.start], **QUIET)
-    form.copy.click(copy_settings, [page.run, page.language], [form.yaml, form.name, form.planned, form.start], **EVENT)
+    asks = yaml_draft.asks_first()
+    chosen = form.preset.change(
+        _preset, [form.preset, form.yaml], [form.yaml, form.planned, form.start], js=asks, **QUIET
+    )
+    copied = form.copy.click(
+        copy_settings, [page.run, form.yaml, page.language], [form.yaml, form.name, form.planned, form.start],
+        js=asks, **EVENT,
+    )  # fmt: skip
+    for event in (chosen, copied):
+        yaml_draft.loaded(event, form.yaml)
+    yaml_draft.keep(form.yaml, form.name)
     for field in (form.yaml, form.name):
         field.change(
             check, [form.yaml, form.name, page.language],
@@ -107,7 +117,9 @@ def _lay_out(page: DashboardPage) -> _Form:
     return _Form(preset, name, copy, yaml, verdict, plan, start, planned, agreed, stale, rename, redo)
 
 
-def _preset(name: str | None) -> tuple[str, str, Any]:
+def _preset(name: str | None, _text: str) -> tuple[Any, Any, Any]:
+    if name == yaml_draft.KEPT:
+        return gr.skip(), gr.skip(), gr.skip()
     text = preset_path(name).read_text(encoding="utf-8") if name else ""
     return text, "", gr.update(interactive=False)
 
@@ -115,6 +127,8 @@ def _preset(name: str | None) -> tuple[str, str, Any]:
 def _copy_settings(runs: RunsFolder, chosen: str | None, language: str) -> tuple[Any, Any, str, Any]:
     """Return the chosen run's settings and name for the form."""
     locked = gr.update(interactive=False)
+    if chosen == yaml_draft.KEPT:
+        return gr.skip(), gr.skip(), "", gr.skip()
     if not chosen:
         return gr.skip(), gr.skip(), note(t("runs.choose", language)), locked
     try:

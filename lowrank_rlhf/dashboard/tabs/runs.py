@@ -22,7 +22,6 @@ from lowrank_rlhf.stages import STAGES
 Action = Literal["stop", "resume", "redo", "undo"]
 
 _SECONDS = 2.0
-_MAX_RUNS = 60
 # Sends the name of the run whose button was clicked.
 _PICK = """element.addEventListener('click', (event) => {
   const run = event.target.closest('[data-run]');
@@ -32,6 +31,7 @@ _PICK = """element.addEventListener('click', (event) => {
 
 def build(page: DashboardPage) -> None:
     """Lay out the tab and connect its events."""
+    above = gr.Column()
     listing = gr.HTML(run_list([], None, "en"), js_on_load=_PICK, elem_id="run-list")
     about = gr.HTML("", elem_id="run-about")
     with gr.Row(elem_classes="actions"):
@@ -79,7 +79,8 @@ def build(page: DashboardPage) -> None:
         refresh, inputs, outputs, **QUIET
     )
     gr.on([no.click, page.run.change], _no_question, None, [question, asked], **QUIET)
-    new_run.build(page).then(refresh, inputs, outputs, **QUIET)
+    with above:
+        new_run.build(page).then(refresh, inputs, outputs, **QUIET)
 
 
 def resume_after_ranking(page: DashboardPage, name: str) -> str:
@@ -105,13 +106,15 @@ def _picked(event: gr.SelectData) -> str:
 
 def _refresh(runs: RunsFolder, chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
     """Return updates of the list and the buttons, each only if it has changed: an open dropdown stays open."""
-    every = runs.names()
-    names = every[:_MAX_RUNS]
+    names = runs.names()
     statuses = [runs.status(name) for name in names]
-    chosen = chosen if chosen in names else next(iter(names), None)
+    chooses: dict[str, Any] = (
+        {} if chosen in names else {"value": next(iter(names), None)}
+    )  # another may be chosen meanwhile
+    chosen = chooses.get("value", chosen)
     run = next((status for status in statuses if status.name == chosen), None)
     now = {
-        "listing": run_list(statuses, chosen, language, len(every) - len(names)),
+        "listing": run_list(statuses, chosen, language),
         "about": details(run, language),
         "choice": (names, chosen),
         **_buttons(run, language),
@@ -123,7 +126,7 @@ def _refresh(runs: RunsFolder, chosen: str | None, language: str, before: dict[s
     return [
         changed(now["listing"], "listing"),
         changed(now["about"], "about"),
-        changed(gr.update(choices=names, value=chosen), "choice"),
+        changed(gr.update(choices=names, **chooses), "choice"),
         changed(gr.update(interactive=now["can_stop"]), "can_stop"),
         changed(gr.update(interactive=now["can_resume"], value=now["resume"]), "can_resume", "resume"),
         changed(gr.update(choices=now["redo"], value=None, interactive=bool(now["redo"])), "redo", "choice"),

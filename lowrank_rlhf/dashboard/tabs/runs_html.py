@@ -9,15 +9,11 @@ from lowrank_rlhf.run.progress import duration
 _SEPARATOR = " · "
 
 
-def run_list(runs: Sequence[RunStatus], chosen: str | None, language: str, not_shown: int = 0) -> str:
-    """Return a button for each run: name, state, stages, remaining time and latest figure.
-
-    A line below them gives the number of older runs that are not shown.
-    """
+def run_list(runs: Sequence[RunStatus], chosen: str | None, language: str) -> str:
+    """Return a button for each run: name, state, stages, remaining time and latest figure."""
     if not runs:
         return f'<p class="empty">{html(t("runs.none", language))}</p>'
-    older = f'<p class="soft">{html(t("runs.not_shown", language, number=not_shown))}</p>' if not_shown else ""
-    return f'<div class="runs">{"".join(_button(run, run.name == chosen, language) for run in runs)}</div>{older}'
+    return f'<div class="runs">{"".join(_button(run, run.name == chosen, language) for run in runs)}</div>'
 
 
 def state_line(run: RunStatus, language: str) -> str:

@@ -1,0 +1,56 @@
+"""Chosen run and tab in the page's address and title: a reload, a second window and the back button show the same."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
+
+# Opens the address's tab, and returns its run. Selections before that leave the address alone.
+_RESTORE = """() => {
+  const parts = () => new URL(location).searchParams;
+  const button = (tab) => document.getElementById(`tab-${tab}-button`);
+  window.keepAddress = (run, tab) => {
+    const address = new URL(location), own = address.searchParams, first = !own.has('run');
+    if (run) own.set('run', run);
+    if (tab && tab !== (own.get('tab') || 'runs')) own.set('tab', tab);
+    if (address.href !== location.href) history[first ? 'replaceState' : 'pushState'](null, '', address);
+    const label = button(own.get('tab') || 'runs');
+    document.title = [own.get('run'), label && label.innerText, 'lowrank_rlhf'].filter(Boolean).join(' · ');
+  };
+  window.openTab = () => { const shown = button(parts().get('tab') || 'runs'); if (shown) shown.click(); };
+  window.openTab();
+  return parts().get('run');
+}"""
+_KEEP_RUN = "(run) => { if (window.keepAddress) window.keepAddress(run); }"
+_KEEP_TAB = "() => { if (window.keepAddress) window.keepAddress(null, '%s'); }"
+# Sends the run of an address that the back or forward button has returned to.
+_WATCH = """window.addEventListener('popstate', () => {
+  if (!window.openTab) return;
+  window.openTab();
+  trigger('select', {index: 0, value: new URL(location).searchParams.get('run') || ''});
+});"""
+
+
+def connect(loaded: Any, page: DashboardPage, tabs: Mapping[str, gr.Tab]) -> None:
+    """Keep run and tab in the address, and restore them after the event `loaded`.
+
+    Without a run in the address the page shows the run at work, else the newest.
+    """
+
+    def chosen(run: str | None) -> Any:
+        names = page.runs.names()
+        default = page.runs.training() or next(iter(names), None)
+        return gr.update(choices=names, value=run if run in names else default)
+
+    loaded.then(chosen, page.run, page.run, js=_RESTORE, **QUIET).then(None, page.run, None, js=_KEEP_RUN, **QUIET)
+    page.run.change(None, page.run, None, js=_KEEP_RUN, **QUIET)
+    for name, tab in tabs.items():
+        tab.select(None, None, None, js=_KEEP_TAB % name, **QUIET)
+    watcher = gr.HTML("", js_on_load=_WATCH, elem_id="address")
+    watcher.select(_returned, page.run, page.run, **QUIET)
+
+
+def _returned(now: str | None, event: gr.SelectData) -> str | None:
+    return str(event.value) or now

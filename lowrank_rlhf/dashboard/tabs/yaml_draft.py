@@ -1,0 +1,46 @@
+"""Edited settings of a new run: kept in the browser over a reload, and never overwritten without a question."""
+
+import json
+from typing import Any
+
+import gradio as gr
+
+from lowrank_rlhf.dashboard.page import QUIET
+from lowrank_rlhf.dashboard.text import LANGUAGES, t
+
+KEPT = ""
+"""Choice that `asks_first` sends if the person keeps the edited text."""
+_KEEP = """(text, name) => {
+  const draft = {text, name, loaded: window.loadedYaml};
+  if (window.draftRestored) localStorage.setItem('lowrank-new-run', JSON.stringify(draft));
+}"""
+_RESTORE = """() => {
+  let kept = null;
+  try { kept = JSON.parse(localStorage.getItem('lowrank-new-run')); } catch (error) { console.error(error); }
+  window.loadedYaml = (kept && kept.loaded) || '';
+  window.draftRestored = true;
+  return [(kept && kept.text) || '', (kept && kept.name) || ''];
+}"""
+_LOADED = "(text) => { window.loadedYaml = text; }"
+_ASK = """(choice, text, ...rest) => {
+  const questions = %s;
+  const edited = (text || '').trim() && text.trim() !== (window.loadedYaml || '').trim();
+  return [!edited || confirm(questions[document.documentElement.lang]) ? choice : '', text, ...rest];
+}"""
+
+
+def keep(yaml: gr.Code, name: gr.Textbox) -> None:
+    """Keep text and name in the browser, and restore them when the page is loaded."""
+    gr.on(None, None, None, [yaml, name], js=_RESTORE, **QUIET)
+    for field in (yaml, name):
+        field.change(None, [yaml, name], None, js=_KEEP, **QUIET)
+
+
+def asks_first() -> str:
+    """Return the script of an event with the inputs choice, text and others: it asks before an edited text goes."""
+    return _ASK % json.dumps({language: t("new.overwrite", language) for language in LANGUAGES}, ensure_ascii=False)
+
+
+def loaded(event: Any, yaml: gr.Code) -> None:
+    """Remember the text that an event has loaded: it may be replaced without a question."""
+    event.then(None, yaml, None, js=_LOADED, **QUIET)
