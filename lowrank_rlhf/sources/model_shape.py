@@ -124,7 +124,7 @@ def find_shape(config: ModelConfig) -> Shape | None:
     """Return the shape of the model `model.source`: from its files, else from `KNOWN`, else None."""
     found = local_model(config)
     if found is None:
-        return known_shapes().get(config.source)
+        return known_shapes().get(config.source.removeprefix("modelscope:"))
     return _gguf_shape(found) if found.suffix == ".gguf" else _folder_shape(found)
 
 
