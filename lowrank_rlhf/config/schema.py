@@ -164,7 +164,7 @@ class Config(Section):
     """Seed of every random choice."""
     stages: tuple[StageName, ...] = STAGES
     """Stages to run, in their fixed order."""
-    tracking: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    tracking: Literal["none", "tensorboard", "wandb", "trackio", "swanlab"] = "none"
     """Tracker that also receives the figures of `metrics.jsonl`. Install its package, and log in if it requires an
     account. TensorBoard's files are written to the run folder."""
     model: ModelConfig

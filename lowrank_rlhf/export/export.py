@@ -44,7 +44,7 @@ def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, 
         raise UserError(f"{run_dir.path}: no adapters yet; `run` makes the first in stage sft")
     run_dir.check_outputs(*(f"adapters/{name}" for name in found))
     sources = [run_dir.artifact(f"adapters/{name}") for name in found]
-    with _export_to(folder, sum(path.stat().st_size for source in sources for path in source.rglob("*"))) as out:
+    with export_to(folder, sum(path.stat().st_size for source in sources for path in source.rglob("*"))) as out:
         for source in sources:
             _refuse_links(source)
             shutil.copytree(source, out / source.name, copy_function=shutil.copyfile)
@@ -52,7 +52,7 @@ def export_adapters(run_dir: RunDir, config: Config, folder: Path) -> dict[str, 
             _name_base_without_folders(out / source.name / "adapter_config.json")
         layers = (read_record(out / "reward" / "reward.json") or {}).get("layers")
         usage = adapters_usage(folder.name, found, config, layers)
-        return _finish(run_dir, config, out, Exported("adapters", folder.name, usage, found)) | {"adapters": found}
+        return finish(run_dir, config, out, Exported("adapters", folder.name, usage, found)) | {"adapters": found}
 
 
 def export_merged(
@@ -75,19 +75,19 @@ def export_merged(
     from lowrank_rlhf.models.adapters import fill_role
     from lowrank_rlhf.models.roles import Role
 
-    adapter = _adapter(run_dir, role)
-    _check_target(folder)
+    adapter = adapter_folder(run_dir, role)
+    check_target(folder)
     fill_role(roles, Role.POLICY, adapter)
     plan = plan_merged(roles.base, DTYPES[dtype])
-    with _export_to(folder, plan.size) as out:
-        _write(roles, Role.POLICY, plan, out, progress, stop)
+    with export_to(folder, plan.size) as out:
+        write_weights(roles, Role.POLICY, plan, out, progress, stop)
         write_generation_config(roles.base, config, out)
-        _write_modelfile(roles.base, config, out)
+        write_modelfile(roles.base, config, out)
         measured, unmeasured = output_difference(roles, config, prompts, plan, out, progress)
         usage, table = merged_usage(folder.name, dtype, config), difference_table(measured)
         exported = Exported("merged", folder.name, usage, (role,), role, dtype, table, unmeasured)
         summary = {"role": role, "dtype": dtype, "difference": asdict(measured) if measured else None}
-        return _finish(run_dir, config, out, exported) | summary | {"unmeasured": unmeasured}
+        return finish(run_dir, config, out, exported) | summary | {"unmeasured": unmeasured}
 
 
 def export_reward(
@@ -109,19 +109,19 @@ def export_reward(
     from lowrank_rlhf.models.roles import Role
     from lowrank_rlhf.training.reward_data import about_reward
 
-    adapter = _adapter(run_dir, "reward")
+    adapter = adapter_folder(run_dir, "reward")
     about = about_reward(adapter)
     if about.get("length_weight"):
         raise UserError(
             "export reward: the score of this model has the answer's length as an input (reward.length: use), which a "
             "sequence classifier cannot carry. Train it with reward.length=debias or ignore: --redo reward"
         )
-    _check_target(folder)
+    check_target(folder)
     load_role(roles, Role.REWARD, adapter)
     settings = {key: about[key] for key in ("pooling", "score_mean", "score_std")}
     plan = plan_reward(roles, DTYPES[dtype], settings)
-    with _export_to(folder, plan.size) as out:
-        _write(roles, Role.REWARD, plan, out, progress, stop)
+    with export_to(folder, plan.size) as out:
+        write_weights(roles, Role.REWARD, plan, out, progress, stop)
         measured = score_difference(roles, run_dir, config, prompts, settings, out)
         table, unmeasured = (score_table(*measured), None) if measured else (None, NO_PROMPT)
         eos = roles.base.tokenizer.convert_ids_to_tokens(roles.base.eos)
@@ -129,7 +129,7 @@ def export_reward(
         exported = Exported("reward", folder.name, usage, ("reward",), None, dtype, table, unmeasured)
         summary = {"dtype": dtype, **settings, "layers": roles.head_layers}
         summary |= {"max_score_difference": measured[0] if measured else None, "unmeasured": unmeasured}
-        return _finish(run_dir, config, out, exported) | summary
+        return finish(run_dir, config, out, exported) | summary
 
 
 def export_prompts(config: Config, prompts: Splits, folder: Path) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def export_prompts(config: Config, prompts: Splits, folder: Path) -> dict[str, A
 
     data = without_folders(config.data.prompts)
     splits = {"train": prompts.training, "held-out": prompts.held_out}
-    with _export_to(folder, 0) as out:
+    with export_to(folder, 0) as out:
         for split, chosen in splits.items():
             if not chosen:  # `data.held_out` may be 0
                 continue
@@ -162,8 +162,8 @@ def export_prompts(config: Config, prompts: Splits, folder: Path) -> dict[str, A
 
 def check_export(run_dir: RunDir, adapter: str, folder: Path) -> None:
     """Raise `UserError` before the model is loaded if the run has no such adapter, or the folder is not empty."""
-    _adapter(run_dir, adapter)
-    _check_target(folder)
+    adapter_folder(run_dir, adapter)
+    check_target(folder)
 
 
 def first_prompts(run_dir: RunDir, training: Callable[[], Sequence[Prompt]]) -> Sequence[Prompt]:
@@ -176,7 +176,7 @@ def first_prompts(run_dir: RunDir, training: Callable[[], Sequence[Prompt]]) -> 
     return list(read_jsonl(path, Prompt)) if path.is_file() else training()
 
 
-def _write_modelfile(base: "Base", config: Config, out: Path) -> None:
+def write_modelfile(base: "Base", config: Config, out: Path, model: str = ".", adapter: str | None = None) -> None:
     """Write the Modelfile, and into the tokenizer's settings if it adds `bos_token`: without, Ollama guesses."""
     from lowrank_rlhf.export.ollama import modelfile
     from lowrank_rlhf.sources.chat_template import render
@@ -184,12 +184,15 @@ def _write_modelfile(base: "Base", config: Config, out: Path) -> None:
 
     tokenizer, settings = base.tokenizer, out / "tokenizer_config.json"
     added, eos = added_first(tokenizer), str(tokenizer.convert_ids_to_tokens(base.eos))
-    (out / "Modelfile").write_text(modelfile(partial(render, tokenizer), added, eos, config), encoding="utf-8")
-    if tokenizer.bos_token and added in ("", tokenizer.bos_token):
+    (out / "Modelfile").write_text(
+        modelfile(partial(render, tokenizer), added, eos, config, model, adapter), encoding="utf-8"
+    )
+    if settings.is_file() and tokenizer.bos_token and added in ("", tokenizer.bos_token):
         write_json_atomic(settings, json.loads(settings.read_text("utf-8")) | {"add_bos_token": bool(added)})
 
 
-def _adapter(run_dir: RunDir, name: str) -> Path:
+def adapter_folder(run_dir: RunDir, name: str) -> Path:
+    """Return the run's folder of an adapter. Raises `UserError` if there is none, or if it is damaged."""
     path = run_dir.artifact(f"adapters/{name}")
     if path.is_dir():
         run_dir.check_outputs(f"adapters/{name}")
@@ -207,15 +210,16 @@ def _refuse_links(folder: Path) -> None:
         raise UserError(f"{links[0]}: is a link, and only the run's own files are exported; put a copy in its place")
 
 
-def _check_target(folder: Path) -> None:
+def check_target(folder: Path) -> None:
+    """Raise `UserError` unless the folder is new or empty."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder}: exists already and is not empty; nothing is overwritten: name another folder")
 
 
 @contextmanager
-def _export_to(folder: Path, size: int) -> Iterator[Path]:
+def export_to(folder: Path, size: int) -> Iterator[Path]:
     """Create a folder for `size` bytes of weights, which appears whole or not at all."""
-    _check_target(folder)
+    check_target(folder)
     existing = next(parent for parent in folder.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(existing).free
     if free < size + _EXTRA_BYTES:
@@ -235,7 +239,8 @@ def _is_of(folder: Path, path: Path) -> bool:
     return path in (folder, *folder.parents) or str(path).startswith((f"{folder}{os.sep}", str(unfinished)))
 
 
-def _write(roles: "Roles", role: "Role", plan: "Plan", out: Path, progress: Progress, stop: StopRequest) -> None:
+def write_weights(roles: "Roles", role: "Role", plan: "Plan", out: Path, progress: Progress, stop: StopRequest) -> None:
+    """Write the planned model with a progress bar. Raises `Stopped` on request."""
     from lowrank_rlhf.export.merged_model import write_model
 
     with progress.track("export", len(plan.tensors), "tensors") as bar:
@@ -248,7 +253,7 @@ def _write(roles: "Roles", role: "Role", plan: "Plan", out: Path, progress: Prog
         write_model(roles, role, plan, out, advance)
 
 
-def _finish(run_dir: RunDir, config: Config, out: Path, exported: Exported) -> dict[str, Any]:
+def finish(run_dir: RunDir, config: Config, out: Path, exported: Exported) -> dict[str, Any]:
     """Write the card and return the summary that all exports share."""
     (out / "README.md").write_text(model_card(run_dir, config, exported), encoding="utf-8")
     fault_points.point("export: card written")

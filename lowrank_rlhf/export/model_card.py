@@ -32,8 +32,9 @@ _TITLES = {
     "merged": "{role} model of run “{run}”",
     "adapters": "Adapters of run “{run}”",
     "reward": "Reward model of run “{run}”",
+    "gguf": "{role} model of run “{run}”, as a GGUF file",
 }
-_PIPELINE_TAGS = {"merged": "text-generation", "reward": "text-classification"}
+_PIPELINE_TAGS = {"merged": "text-generation", "gguf": "text-generation", "reward": "text-classification"}
 _ROLES = {"policy": "Aligned ({})", "sft": "Fine-tuned (SFT)"}
 _SFT = {"train": "supervised fine-tuning", "adapter": "an existing adapter", "base": "the base without fine-tuning"}
 _COLUMNS = {
@@ -50,7 +51,7 @@ class Exported:
     """Contents of an exported folder."""
 
     what: str
-    """`merged`, `adapters` or `reward`."""
+    """`merged`, `adapters`, `reward` or `gguf`."""
     name: str
     """Name of the folder."""
     usage: str
@@ -58,12 +59,14 @@ class Exported:
     adapters: Sequence[str]
     """Adapters in it, merged or not."""
     role: str | None = None
-    """`policy` or `sft`, of a merged model."""
+    """`policy` or `sft`, of a merged model or a GGUF file."""
     dtype: str | None = None
     difference: Table | None = None
-    """Effect of rounding to 16 bits."""
+    """Effect of the file's number format."""
     unmeasured: str | None = None
     """Reason why that effect is not known."""
+    type: str | None = None
+    """Number format of a GGUF file, or `lora`."""
 
 
 def model_card(run_dir: RunDir, config: Config, exported: Exported) -> str:
@@ -159,7 +162,7 @@ def _front_matter(model: ModelConfig, exported: Exported, licence: str | None, m
     data = ModelCardData(
         base_model=model.source if on_hub else None,
         license=licence,
-        library_name="peft" if exported.what == "adapters" else "transformers",
+        library_name={"adapters": "peft", "gguf": "gguf"}.get(exported.what, "transformers"),
         pipeline_tag=_PIPELINE_TAGS.get(exported.what),
         tags=["rlhf", "lora", "reward-model" if exported.what == "reward" else kind],
     )
@@ -193,7 +196,12 @@ def _versions(run_dir: RunDir) -> str:
 
 def _options(exported: Exported) -> Iterator[str]:
     """Yield the options of `export` that make this folder."""
-    for name, value in (("what", exported.what), ("role", exported.role), ("dtype", exported.dtype)):
+    for name, value in (
+        ("what", exported.what),
+        ("role", exported.role),
+        ("dtype", exported.dtype),
+        ("type", exported.type),
+    ):
         if value:
             yield f"--{name} {value}"
 

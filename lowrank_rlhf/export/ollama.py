@@ -47,16 +47,20 @@ class _Irregular(ValueError):
     """The template does more than write fixed texts around turns."""
 
 
-def modelfile(render: Render, added: str, eos: str, config: Config) -> str:
+def modelfile(
+    render: Render, added: str, eos: str, config: Config, model: str = ".", adapter: str | None = None
+) -> str:
     """Return the text of a `Modelfile` for the folder that it is in.
 
     It has no TEMPLATE if the chat template cannot be written in Go's language: Ollama then looks for one it knows.
+    `model` and `adapter` are paths from there: a folder or a GGUF file, and the GGUF file of an adapter.
     `added` is the token that Ollama's tokenizer puts before a text, if any: it is left out once, at the beginning.
     """
     template = _go_template(render, added)
     lines = [
         "# ollama create my-model -f Modelfile",
-        "FROM .",
+        f"FROM {model}",
+        *([f"ADAPTER {adapter}"] if adapter else []),
         f'TEMPLATE """{template}"""' if template else "# The chat template cannot be written in Ollama's language.",
         f'PARAMETER stop "{eos}"',
         f"PARAMETER num_ctx {config.model.max_length}",

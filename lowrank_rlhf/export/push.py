@@ -11,6 +11,7 @@ ALLOWED = (
     "README.md",
     "Modelfile",
     "*.safetensors",
+    "*.gguf",
     "*.safetensors.index.json",
     "config.json",
     "generation_config.json",
@@ -51,8 +52,10 @@ def list_upload(folder: Path) -> Upload:
     kept: list[str] = []
     for path in paths:
         (sent if _may_go(path, folder) else kept).append(path.relative_to(folder).as_posix())
-    if not any(name.endswith(".safetensors") for name in sent) or "README.md" not in sent:
-        raise UserError(f"{folder}: no weights (*.safetensors) with a card (README.md) there; `export` writes both")
+    if not any(name.endswith((".safetensors", ".gguf")) for name in sent) or "README.md" not in sent:
+        raise UserError(
+            f"{folder}: no weights (*.safetensors, *.gguf) with a card (README.md) there; `export` writes both"
+        )
     return Upload(folder, tuple(sent), tuple(kept))
 
 

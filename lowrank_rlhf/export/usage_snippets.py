@@ -34,6 +34,11 @@ def merged_usage(folder: str, dtype: str, config: Config) -> str:
     return _usage("merged", folder=folder, dtype=dtype, outtype=outtype, **_sampling(config))
 
 
+def gguf_usage(folder: str, file: str, base: str | None, config: Config) -> str:
+    """Return Markdown with the commands that run a GGUF file; `base` is the file beside it that an adapter needs."""
+    return _usage("gguf", folder=folder, file=file, base=base, source=config.model.source, **_sampling(config))
+
+
 def reward_usage(folder: str, reward: Mapping[str, Any]) -> str:
     """Return Markdown with the code that scores an answer.
 

@@ -1,13 +1,13 @@
 """Fingerprints of stages, the settings and inputs of their results, and their differences. Imports no torch."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from lowrank_rlhf import stages
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.length_filter import room_for_prompts
 from lowrank_rlhf.data.readers.hub import SCHEME
+from lowrank_rlhf.data.readers.sources import local_file
 from lowrank_rlhf.data.run_data import VALIDATION, read_commits
 from lowrank_rlhf.evaluation.run_judges import followed_judges
 from lowrank_rlhf.run.directory import RunDir
@@ -95,8 +95,8 @@ def _inputs(stage: Stage, config: Config, run_dir: RunDir) -> dict[str, str]:
             continue
         if named in commits:
             outside[named] = commits[named]
-        elif Path(named).exists():
-            outside[named] = sha256(Path(named))
+        elif (path := local_file(named)).exists():
+            outside[named] = sha256(path)
     return run_dir.hashes(stage.reads) | outside
 
 

@@ -22,7 +22,8 @@ DECODING = 3.0
 """Cost of an operation in sampling, which decodes one token per row at a time."""
 _BYTES_PER_TOKEN = 4.0
 _TEMPLATE_TOKENS = 5.0
-_ANSWER_SHARE = 0.6  # of sample.max_new_tokens, without demonstrations to measure
+ANSWER_SHARE = 0.6
+"""Mean length of an answer without demonstrations to measure, as a share of `sample.max_new_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def amounts(config: Config, run_dir: RunDir, data: RunData, measure: Measure | N
         answers=_answers(config, run_dir, data),
         prompt_tokens=min(max_prompt, _mean(lengths, 0)),
         longest_prompt=min(max_prompt, max(lengths)),
-        answer_tokens=min(max_answer, _mean(responses, _ANSWER_SHARE * max_answer)),
+        answer_tokens=min(max_answer, _mean(responses, ANSWER_SHARE * max_answer)),
         longest_demonstration=min(config.model.max_length, max(rows, default=0)),
     )
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.run_data import RunData
-from lowrank_rlhf.planner.compute_cost import amounts
+from lowrank_rlhf.planner.assumed_data import planned_amounts
 from lowrank_rlhf.planner.forecast import changed, peak
-from lowrank_rlhf.planner.machine import find_machine
+from lowrank_rlhf.planner.machine import Machine, find_machine
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import memory
 from lowrank_rlhf.sources.model_shape import find_shape
-from lowrank_rlhf.sources.tokenizer import local_tokenizer
 
 SHARE = 0.8
 """Usable share of the free memory; the rest covers errors of the forecast and other programs."""
@@ -41,12 +40,12 @@ class MemoryChoice:
         return f"{values}: about {memory(self.needed)} needed, {memory(self.free)} free"
 
 
-def fit_to_memory(config: Config, run_dir: RunDir) -> tuple[Config, MemoryChoice | None]:
+def fit_to_memory(config: Config, run_dir: RunDir, other: Machine | None = None) -> tuple[Config, MemoryChoice | None]:
     """Replace `model.memory: auto` by explicit settings, and return them.
 
     A started run keeps the settings in its config.yaml. A new run gets the first of `choices` whose forecast is
     at most `SHARE` of the free memory, or the one that needs least. The config is returned unchanged without `auto`,
-    and while the model's shape is unknown.
+    and while the model's shape is unknown. `other` replaces this machine.
 
     Raises:
         UserError: The data is invalid, or the run's own config cannot be read.
@@ -61,8 +60,8 @@ def fit_to_memory(config: Config, run_dir: RunDir) -> tuple[Config, MemoryChoice
     shape = find_shape(config.model)
     if shape is None:
         return config, None
-    machine = find_machine(config.model)
-    counts = amounts(config, run_dir, RunData(config), local_tokenizer(config.model))
+    machine = other or find_machine(config.model)
+    counts = planned_amounts(config, run_dir, RunData(config)).counts
     needs = [(peak(choice, shape, counts, machine, choice.stages), choice) for choice in choices(config)]
     within = (entry for entry in needs if entry[0] <= SHARE * machine.free)
     needed, taken = next(within, min(needs, key=lambda entry: entry[0]))

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.data.requirements import check_data
 from lowrank_rlhf.data.run_data import RunData, read_commits
 from lowrank_rlhf.planner import disk
+from lowrank_rlhf.planner.assumed_data import PlannedAmounts, planned_amounts
 from lowrank_rlhf.planner.compute_cost import Amounts, amounts, compute_cost
 from lowrank_rlhf.planner.machine import Machine, find_machine
 from lowrank_rlhf.planner.memory import Need, need
-from lowrank_rlhf.planner.pace import Span, find_pace, whole
+from lowrank_rlhf.planner.pace import Pace, Span, find_pace, whole
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import file_names
 from lowrank_rlhf.sources.model_shape import Shape, check_experts, find_shape
@@ -59,14 +59,20 @@ class Forecast:
     """Forecast of all stages, and totals over the unfinished ones; sizes in bytes."""
 
     shape: Shape | None
-    """None while the model is not on this machine; memory, disk and time are unknown then."""
+    """None if the model is neither on this machine nor among the known ones; memory, disk and time are unknown then."""
     machine: Machine
+    amounts: PlannedAmounts
     stages: list[StageForecast]
     disk: disk.DiskSpace
     disk_needed: float | None
     peak: float | None
     time: Span | None
     helps: list[Help]
+
+    @property
+    def model_is_here(self) -> bool:
+        """True if the shape was read from the model's own files."""
+        return self.shape is not None and self.shape.known_from is None
 
     @property
     def memory_fits(self) -> bool:
@@ -79,19 +85,25 @@ class Forecast:
         return self.disk.writable and self.disk.free >= (self.disk_needed or disk.SMALL_FILES)
 
 
-def forecast_run(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[Stage], left: Sequence[str]) -> Forecast:
-    """Forecast the run's stages; `left` names the unfinished ones.
+def forecast_run(
+    config: Config,
+    run_dir: RunDir,
+    runs: Path,
+    stages: Sequence[Stage],
+    left: Sequence[str],
+    other: Machine | None = None,
+) -> Forecast:
+    """Forecast the run's stages; `left` names the unfinished ones. `other` replaces this machine.
 
     Raises:
         UserError: The data is invalid, or too long for the model (checked if its tokenizer is on this machine).
     """
-    shape, machine = find_shape(config.model), find_machine(config.model)
+    shape, machine = find_shape(config.model), other or find_machine(config.model)
     check_experts(config.model, shape)
     data = RunData(config, read_commits(run_dir))
-    if any(stage.name in left and "model" in stage.settings for stage in stages):
-        check_data(data, config, left)
-    counts = amounts(config, run_dir, data, local_tokenizer(config.model))
-    pace = find_pace(run_dir, runs)
+    reads_data = any(stage.name in left and "model" in stage.settings for stage in stages)
+    planned = planned_amounts(config, run_dir, data, left if reads_data else ())
+    counts, pace = planned.counts, Pace({}, None) if other else find_pace(run_dir, runs)
     forecasts = [_stage(stage, config, run_dir, shape, counts, machine, pace.span) for stage in stages]
     waiting = [entry for entry in forecasts if entry.stage.name in left]
     needs = [entry.need.peak for entry in waiting if entry.need]
@@ -99,6 +111,7 @@ def forecast_run(config: Config, run_dir: RunDir, runs: Path, stages: Sequence[S
     return Forecast(
         shape=shape,
         machine=machine,
+        amounts=planned,
         stages=forecasts,
         disk=disk.disk_space(run_dir.path),
         disk_needed=_disk_needed(waiting, config, shape) if shape else None,

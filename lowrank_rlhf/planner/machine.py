@@ -49,6 +49,14 @@ def find_machine(config: ModelConfig) -> Machine:
     return Machine(device, *system_memory_bytes(), operations, number_format)
 
 
+def card(gibibytes: float, config: ModelConfig) -> Machine:
+    """Return a GPU that this machine need not have, with that much memory, all of it free."""
+    number_format: str = "bfloat16" if config.compute_dtype == "auto" else config.compute_dtype
+    size = round(gibibytes * 2**30)
+    device = Device(cuda=True, width=4 if number_format == "float32" else 2)
+    return Machine(device, size, size, CUDA_OPERATIONS, number_format)
+
+
 def same_machine(environment: dict[str, object]) -> bool:
     """Return True if a run's env.json was written on this machine, as far as it shows."""
     return environment.get("platform") == platform.platform()

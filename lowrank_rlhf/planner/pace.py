@@ -20,12 +20,13 @@ LOADING_SECONDS = 10.0
 """Importing torch and the libraries, and quantising a small base: once per command."""
 _RUNS_ASKED = 5
 
-Basis = Literal["same stage", "other stages", "machine speed"]
+Basis = Literal["same stage", "other stages", "machine speed", "assumed GPU speed"]
 """Measurement behind an estimate, the most reliable first."""
 BASIS_TEXTS: dict[Basis, str] = {
     "same stage": "this stage in earlier runs here",
     "other stages": "other stages of earlier runs here",
     "machine speed": "the speed of small matrix products, a rough guess",
+    "assumed GPU speed": "an assumed speed of 20 TFLOP/s, a rough guess",
 }
 
 
@@ -59,7 +60,9 @@ class Pace:
             return _span(operations * self.stages[stage], 1.5, "same stage")
         if self.overall is not None:
             return _span(operations * self.overall, 2, "other stages")
-        return _span(operations / machine.operations, 3, "machine speed")
+        return _span(
+            operations / machine.operations, 3, "assumed GPU speed" if machine.device.cuda else "machine speed"
+        )
 
 
 def whole(spans: list[Span]) -> Span:

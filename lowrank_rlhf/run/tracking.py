@@ -92,9 +92,13 @@ def _tensorboard(_config: Config, folder: Path) -> tuple[Send, Callable[[], None
 
 
 def _session(config: Config, _folder: Path) -> tuple[Send, Callable[[], None]]:
-    """Start a session of wandb or trackio, which has the same interface. They configure their destination."""
+    """Start a session of wandb, trackio or SwanLab, which have nearly the same interface.
+
+    They configure their destination, SwanLab by `swanlab login` or SWANLAB_MODE=local.
+    """
     tracker = importlib.import_module(config.tracking)
-    tracker.init(project="lowrank_rlhf", name=config.name, config=config.model_dump(mode="json"))
+    name = {"experiment_name" if config.tracking == "swanlab" else "name": config.name}
+    tracker.init(project="lowrank_rlhf", config=config.model_dump(mode="json"), **name)
 
     def send(stage: str, step: int, figures: dict[str, float]) -> None:
         # The step is logged as a figure: each stage counts from 1, and these packages have one counter per run.

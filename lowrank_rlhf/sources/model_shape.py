@@ -3,7 +3,8 @@
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from lowrank_rlhf.sources.gguf_blocks import block_sizes, block_sizes_of_file
 
 NF4_BITS = 4 + 0.127
 """Per weight, with a doubly quantised scale per 64 weights (QLoRA, Dettmers et al. 2023, section 3)."""
+KNOWN = Path(__file__).with_name("known_shapes.json")
+"""Keys of config.json of the presets' models, with their origin and revision, for forecasts before a download."""
 _BYTES = {"F32": 4, "float32": 4, "BF16": 2, "F16": 2, "bfloat16": 2, "float16": 2}
 
 
@@ -47,6 +50,8 @@ class Shape:
     """Weights of the experts of one layer that a token uses."""
     positions: int | None = None
     """Longest sequence that the model was trained on, extended by its scaling of positions."""
+    known_from: str | None = None
+    """Origin of a shape that ships with the package; None if it was read from the model's own files."""
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -116,15 +121,42 @@ def layer_problems(lora: LoraConfig, head_layers: int | None, layers: int) -> li
 
 
 def find_shape(config: ModelConfig) -> Shape | None:
-    """Return the shape of the model `model.source`, or None if it is not on this machine or unknown."""
+    """Return the shape of the model `model.source`: from its files, else from `KNOWN`, else None."""
     found = local_model(config)
     if found is None:
-        return None
+        return known_shapes().get(config.source.removeprefix("modelscope:"))
     return _gguf_shape(found) if found.suffix == ".gguf" else _folder_shape(found)
+
+
+@cache
+def known_shapes() -> Mapping[str, Shape]:
+    """Return the shapes that ship with the package, by `model.source`."""
+    shapes = {}
+    for source, entry in json.loads(KNOWN.read_text(encoding="utf-8")).items():
+        if shape := _config_shape(entry["config"]):
+            blocks = {name: entry.get(name, 0) for name in ("block_bytes", "block_weights")}
+            shapes[source] = replace(shape, known_from=entry["origin"], **blocks)
+    return shapes
 
 
 def _folder_shape(folder: Path) -> Shape | None:
     outer = read_json(folder / "config.json") or {}
+    shape = _config_shape(outer)
+    if shape is None:
+        return None
+    files = sorted(folder.glob("*.safetensors"))
+    tensors = {name: dtype for file in files for name, dtype in _tensors(file).items()}
+    if _tied(outer) is None:
+        shape = replace(shape, tied=not any(name.endswith("lm_head.weight") for name in tensors))
+    if tensors:
+        shape = replace(shape, file_width=_BYTES.get(str(next(iter(tensors.values()))), 2))
+    block_bytes, block_weights = block_sizes(folder)
+    size = sum(file.stat().st_size for file in files)
+    return replace(shape, file_bytes=size or None, block_bytes=block_bytes, block_weights=block_weights)
+
+
+def _config_shape(outer: Mapping[str, Any]) -> Shape | None:
+    """Return the shape that a config.json declares, None for an unknown kind of config; untied if it does not say."""
     about = {**outer, **(outer.get("text_config") or {})}
     needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     if not all(type(about.get(name)) is int and about[name] > 0 for name in needed):
@@ -132,13 +164,6 @@ def _folder_shape(folder: Path) -> Shape | None:
     heads = about["num_attention_heads"]
     width = about.get("head_dim") or about["hidden_size"] // heads
     experts, active, expert_mlp = _experts(about)
-    files = sorted(folder.glob("*.safetensors"))
-    tensors = {name: dtype for file in files for name, dtype in _tensors(file).items()}
-    tied = about.get("tie_word_embeddings", outer.get("tie_word_embeddings"))
-    if tied is None:
-        tied = not any(name.endswith("lm_head.weight") for name in tensors)
-    block_bytes, block_weights = block_sizes(folder)
-    dtype = next(iter(tensors.values()), outer.get("dtype") or outer.get("torch_dtype"))
     return Shape(
         architecture=str(about.get("model_type")),
         layers=about["num_hidden_layers"],
@@ -147,15 +172,17 @@ def _folder_shape(folder: Path) -> Shape | None:
         query=heads * width,
         key_value=(about.get("num_key_value_heads") or heads) * width,
         vocabulary=about["vocab_size"],
-        tied=bool(tied),
-        file_bytes=sum(file.stat().st_size for file in files) or None,
-        file_width=_BYTES.get(str(dtype), 2),
-        block_bytes=block_bytes,
-        block_weights=block_weights,
+        tied=bool(_tied(outer)),
+        file_width=_BYTES.get(str(outer.get("dtype") or outer.get("torch_dtype")), 2),
         expert_weights=experts,
         active_experts=active,
         positions=_positions(about),
     )
+
+
+def _tied(outer: Mapping[str, Any]) -> bool | None:
+    inner = outer.get("text_config") or {}
+    return inner.get("tie_word_embeddings", outer.get("tie_word_embeddings"))
 
 
 def _positions(about: Mapping[str, Any]) -> int | None:

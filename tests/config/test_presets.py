@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from lowrank_rlhf.planner.compute_cost import Amounts
 from lowrank_rlhf.planner.forecast import peak
 from lowrank_rlhf.planner.machine import CUDA_OPERATIONS, Machine
 from lowrank_rlhf.planner.memory import Device
-from lowrank_rlhf.sources.model_shape import Shape
+from lowrank_rlhf.sources.model_shape import Shape, known_shapes
 
 GIB = 2**30
 VOCABULARY = 151_936
@@ -111,6 +112,11 @@ def test_its_files_lie_where_it_is_started(name) -> None:
     config = preset(name)
     paths = [Path(source) for source in (config.data.prompts, config.rank.dataset) if source and ":" not in source]
     assert [path for path in paths if path.is_absolute() or ".." in path.parts] == []
+
+
+def test_they_are_those_that_ship_with_the_package() -> None:
+    for name, shape in SHAPES.items():
+        assert replace(known_shapes()[f"Qwen/Qwen3-{name}"], known_from=None, positions=None) == shape
 
 
 def test_the_shapes_have_as_many_weights_as_published() -> None:

@@ -161,7 +161,7 @@ PLAN = {
     "run": "runs/x",
     "model_is_here": True,
     "stages": [{"stage": "sft", "state": "to do", "why": [], "time": SPAN, "memory": {"needed_bytes": 2**30}}],
-    "memory": {"needed_bytes": 2**30, "fits": True, "free_bytes": 2**31, "total_bytes": 2**32},
+    "memory": {"needed_bytes": 2**30, "fits": True, "free_bytes": 2**31, "total_bytes": 2**32, "verdict": "fits"},
     "disk": {"needed_bytes": 2**20, "free_bytes": 2**33, "writable": True, "fits": True},
     "time": SPAN,
     "helps": [],

@@ -136,7 +136,7 @@ def test_mistakes(command, folder: Path) -> None:
     assert command("made", "x")[::2] == (2, "x: must be OWNER/NAME\n")
     assert "no such folder" in command("nowhere", "anna/x")[2]
     (folder / "model.safetensors").unlink()
-    assert "no weights (*.safetensors) with a card (README.md)" in command("made", "anna/x")[2]
+    assert "no weights (*.safetensors, *.gguf) with a card (README.md)" in command("made", "anna/x")[2]
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])

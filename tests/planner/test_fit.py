@@ -17,6 +17,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.preflight import problems
 from lowrank_rlhf.planner import fit, forecast
+from lowrank_rlhf.planner.assumed_data import PlannedAmounts
 from lowrank_rlhf.planner.forecast import changed, peak
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
@@ -36,7 +37,7 @@ def free(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "find_shape", lambda _: SMOLLM)
-    monkeypatch.setattr(fit, "amounts", lambda *_: COUNTS)
+    monkeypatch.setattr(fit, "planned_amounts", lambda *_: PlannedAmounts(COUNTS, by_tokenizer=True))
 
 
 def test_the_order_of_choices() -> None:

@@ -319,7 +319,12 @@ class TestCommand:
         plan = json.loads(out)
         assert code == 0
         fetch = "python -m lowrank_rlhf run tiny.yaml --until sft"
-        assert plan["model"] == {"source": "pypi:x==1/x.gguf", "is_here": False, "fetch_command": fetch}
+        assert plan["model"] == {
+            "source": "pypi:x==1/x.gguf",
+            "is_here": False,
+            "fetch_command": fetch,
+            "known_from": None,
+        }
         assert (plan["memory"]["verdict"], plan["disk"]["verdict"], plan["time"]) == ("unknown", "unknown", None)
         assert [(note["id"], note["data"]) for note in plan["notes"]] == [("model_missing", {"command": fetch})]
         out = command("plan", "tiny.yaml", "model.source=somebody/model", "model.revision=v2")[1]

@@ -71,7 +71,7 @@ def test_the_configs_of_the_commands_are_valid(name: str) -> None:
             assert preset in preset_names()
             load_config(Path(preset), [word for word in line[2:] if re.match(r"[\w.]+=", word)])
             checked += 1
-    assert checked == 3
+    assert checked == 4
 
 
 @both

@@ -58,7 +58,7 @@ class FakeTracker(types.ModuleType):
             raise self.fails
 
 
-@pytest.fixture(params=["wandb", "trackio"])
+@pytest.fixture(params=["wandb", "trackio", "swanlab"])
 def tracker(request, monkeypatch: pytest.MonkeyPatch) -> FakeTracker:
     fake = FakeTracker(request.param)
     monkeypatch.setitem(sys.modules, request.param, fake)
@@ -80,7 +80,8 @@ def test_numbers_go_with_their_stage_and_step_and_the_session_ends(tracker: Fake
         log.append("ppo", 1, **{"objective/kl": 3})
         raise KeyboardInterrupt
     assert tracker.rows == [{"sft/step": 1, "sft/loss": 2.0}, {"ppo/step": 1, "ppo/objective/kl": 3.0}]
-    assert (tracker.begun["project"], tracker.begun["name"]) == ("lowrank_rlhf", "a")
+    name = "experiment_name" if tracker.__name__ == "swanlab" else "name"
+    assert (tracker.begun["project"], tracker.begun[name]) == ("lowrank_rlhf", "a")
     assert tracker.begun["config"]["ppo"]["kl_coef"] == 0.05
     assert tracker.finished == 1
     log.append("ppo", 2, kl=1.0)

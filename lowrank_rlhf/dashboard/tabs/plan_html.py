@@ -11,7 +11,10 @@ from lowrank_rlhf.run.progress import duration, memory
 
 Plan = Mapping[str, Any]
 _STATES = {"done": "plan.done", "to do": "plan.to_do", "half done": "plan.half_done", "stale": "plan.stale"}
-_NOTES = ("memory_selected", "stale_stages", "model_missing", "helps_too_small", "few_validation_prompts")
+_NOTES = (
+    "memory_selected", "stale_stages", "model_missing", "known_shape", "data_assumed", "helps_too_small",
+    "few_validation_prompts",
+)  # fmt: skip
 """Ids of the notes for which the page has its own texts."""
 
 
@@ -23,9 +26,9 @@ def plan_html(plan: Plan, language: str) -> str:
     needs = "".join(
         f"<li><b>{html(t(f'plan.{name}', language))}</b> {html(text)}</li>"
         for name, text in (
-            ("memory", _memory(plan["memory"], plan["model_is_here"], language)),
+            ("memory", _memory(plan["memory"], language)),
             ("disk", _disk(plan["disk"], language)),
-            ("time", _time(plan["time"], plan["model_is_here"], language)),
+            ("time", _time(plan["time"], plan["memory"]["verdict"], language)),
         )
     )
     return (
@@ -45,10 +48,10 @@ def _stage_row(stage: Plan, language: str) -> str:
     return f"<tr>{''.join(f'<td>{html(cell)}</td>' for cell in cells)}</tr>"
 
 
-def _memory(need: Plan, model_is_here: bool, language: str) -> str:
+def _memory(need: Plan, language: str) -> str:
     free, total = memory(need["free_bytes"]), memory(need["total_bytes"])
     if need["needed_bytes"] is None:
-        return t("plan.nothing_to_load" if model_is_here else "plan.unknown", language)
+        return t("plan.unknown" if need["verdict"] == "unknown" else "plan.nothing_to_load", language)
     key = "plan.memory_fits" if need["fits"] else "plan.memory_too_small"
     return t(key, language, needed=memory(need["needed_bytes"]), free=free, total=total)
 
@@ -62,9 +65,9 @@ def _disk(need: Plan, language: str) -> str:
     return t(key, language, needed=memory(need["needed_bytes"]), free=memory(need["free_bytes"]))
 
 
-def _time(span: Plan | None, model_is_here: bool, language: str) -> str:
+def _time(span: Plan | None, memory_verdict: str, language: str) -> str:
     if span is None:
-        return t("plan.nothing_to_do" if model_is_here else "plan.unknown", language)
+        return t("plan.unknown" if memory_verdict == "unknown" else "plan.nothing_to_do", language)
     about, low, high = (duration(span[key]) for key in ("seconds", "low", "high"))
     return t("plan.duration", language, about=about, low=low, high=high)
 

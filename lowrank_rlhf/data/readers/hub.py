@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from lowrank_rlhf.data.readers.rows import BadRow, Row
 from lowrank_rlhf.data.readers.tables import numbered, without_empty_columns
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import HubUnreachable, UserError
 
 SCHEME = "hub:"
 FORM = "hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]"
@@ -50,7 +50,12 @@ def at_commit(source: str, commit: str) -> str:
 
 
 def hub_rows(source: str) -> list[Row | BadRow]:
-    """Return the rows of one split, counted from 1. Raises `UserError` if hub or data set cannot be read."""
+    """Return the rows of one split, counted from 1.
+
+    Raises:
+        HubUnreachable: There is no connection to the hub.
+        UserError: The hub or the data set cannot be read.
+    """
     wanted = parse_source(source)
     import datasets
 
@@ -59,7 +64,7 @@ def hub_rows(source: str) -> list[Row | BadRow]:
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(f"{source}: data set not found, or it requires a login ({_first_line(error)})") from None
     except ConnectionError as error:
-        raise UserError(
+        raise HubUnreachable(
             f"{source}: the hub cannot be reached ({_first_line(error)}). "
             "Download the file elsewhere and set its path instead (JSONL, JSON, CSV or Parquet)"
         ) from None

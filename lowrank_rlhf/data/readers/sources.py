@@ -13,6 +13,8 @@ from lowrank_rlhf.data.readers.json_lines import json_rows
 from lowrank_rlhf.data.readers.rows import MOST_UNPACKED, BadRow, Row
 from lowrank_rlhf.data.readers.tables import csv_rows, parquet_rows
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.sources.remote.modelscope import SCHEME as MODELSCOPE
+from lowrank_rlhf.sources.remote.modelscope import data_source, modelscope_file
 
 BUILTIN = Path(__file__).parents[1] / "builtin"
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -35,7 +37,7 @@ def read_rows(source: str | Path) -> list[Row | BadRow]:
 
     Raises `UserError` if the source cannot be read, or if an error makes the rest of it unreadable.
     """
-    path = resolve(source)
+    path = modelscope_file(str(source)) if str(source).startswith(MODELSCOPE) else resolve(source)
     if path is None:
         return hub_rows(str(source))
     content = _content(path)
@@ -54,12 +56,20 @@ def _by_content(content: bytes) -> Reader | None:
     return json_rows if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[", b"") else None
 
 
+def local_file(source: str) -> Path:
+    """Return the path of a source, which need not exist: a file of ModelScope is in the cache."""
+    return data_source(source).cached if source.startswith(MODELSCOPE) else Path(source)
+
+
 def resolve(source: str | Path) -> Path | None:
-    """Return the file of a source, None for a data set of the hub. Nothing is read, and the hub is not contacted.
+    """Return the file of a source, None for a data set of a hub. Nothing is read, and no hub is contacted.
 
     Raises `UserError` for an unknown built-in set, for a file that does not exist, and for a URL.
     """
     name = str(source)
+    if name.startswith(MODELSCOPE):
+        data_source(name)
+        return None
     if name.startswith(SCHEME):
         parse_source(name)
         return None

@@ -1,0 +1,1 @@
+"""Downloads from the Hugging Face hub, ModelScope and Python package indexes. Imports no torch."""
