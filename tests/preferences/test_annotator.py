@@ -50,10 +50,10 @@ TEN = "one two three four five six seven eight nine ten."
 @pytest.mark.parametrize(
     ("text", "axes", "finished", "expected"),
     [
-        # 2 min(0.6, 0.7) + 2 x 0.6 + 1.5 sigmoid(5 x 0.8 - 2)
-        (TEN, (0.6, 0.8), True, 1.2 + 1.2 + 1.5 * 0.8807970779778823),
-        # similarity to the prompt above 0.7 earns nothing more, and counts twice: 1.4 + 1.4 + 1.5 sigmoid(-2)
-        (TEN, (1.0, 0.0), True, 1.4 + 1.4 + 1.5 * 0.11920292202211755),
+        # 4 min(0.6, 0.7) + 1.5 sigmoid(5 x 0.8 - 2)
+        (TEN, (0.6, 0.8), True, 2.4 + 1.5 * 0.8807970779778823),
+        # similarity to the prompt above 0.7 earns nothing more: 4 x 0.7 + 1.5 sigmoid(-2)
+        (TEN, (1.0, 0.0), True, 2.8 + 1.5 * 0.11920292202211755),
         (TEN, (0.6, 0.8), False, 2.4 + 1.5 * 0.8807970779778823 - 0.5),
         (TEN[:-1], (0.6, 0.8), True, 2.4 + 1.5 * 0.8807970779778823 - 0.5),
         # 4 words: 6 below 10
@@ -70,8 +70,8 @@ def test_hand_values(by_hand, text, axes, finished, expected) -> None:
 
 def test_the_kind_reply_to_the_prompt_counts_where_there_is_one(by_hand, monkeypatch) -> None:
     monkeypatch.setattr(SimulatedAnnotator, "_kind_replies", {"I lost my key.": "near"})
-    # 2 x 0.6 + 2 (0.6 x 0.6 + 0.8 x 0.8) + 1.5 sigmoid(5 x 0.8 - 2)
-    assert by_hand(TEN, (0.6, 0.8)) == pytest.approx(1.2 + 2.0 + 1.5 * 0.8807970779778823, abs=1e-9)
+    # 4 (0.6 x 0.6 + 0.8 x 0.8) + 1.5 sigmoid(5 x 0.8 - 2)
+    assert by_hand(TEN, (0.6, 0.8)) == pytest.approx(4.0 + 1.5 * 0.8807970779778823, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -126,19 +126,19 @@ def test_replies_are_well_formed() -> None:
     assert len(replies) >= 600
     assert len({reply.prompt for reply in replies}) == len(replies)
     for reply in replies:
-        for voice in reply[1:]:
+        for voice in reply.voices:
             assert voice.isascii(), voice
             assert voice.endswith((".", "?", "!")), voice
-        assert 12 <= len(words(reply.kind)) <= 32, reply.kind
+        assert 10 <= len(words(reply.kind)) <= 20, reply.kind
 
 
 def test_demonstrations_take_the_three_voices_in_equal_parts() -> None:
     by_prompt = {reply.prompt: reply for reply in read_replies()}
     rows = [json.loads(line) for line in resolve("builtin:replies").read_text().splitlines()]
-    voices = Counter(by_prompt[row["prompt"]]._asdict()["kind"] == row["response"] for row in rows)
+    voices = Counter(by_prompt[row["prompt"]].kind == row["response"] for row in rows)
     assert len(rows) == len(by_prompt)
     assert voices[True] == len(rows) / 3
-    assert all(row["response"] in by_prompt[row["prompt"]][1:] for row in rows)
+    assert all(row["response"] in by_prompt[row["prompt"]].voices for row in rows)
 
 
 def demonstrations() -> list[dict[str, str]]:
@@ -150,7 +150,7 @@ def test_chinese_replies_are_well_formed() -> None:
     assert len(replies) >= 150
     assert len(rows) == 420
     prompts = [reply.prompt for reply in replies] + [row["prompt"] for row in rows]
-    texts = [voice for reply in replies for voice in reply[1:]] + [row["response"] for row in rows]
+    texts = [voice for reply in replies for voice in reply.voices] + [row["response"] for row in rows]
     assert len(set(prompts)) == len(prompts)  # the judge knows none of the demonstrations' prompts
     assert len(set(texts)) == len(texts)
     for text in texts:
@@ -201,7 +201,7 @@ def test_attacks_lose_against_the_kind_reply() -> None:
 def test_chinese_kindness_is_learned() -> None:
     """Five folds of prompts: over 95 % of the replies are on their side, and the kind one of each prompt leads."""
     replies = read_replies(CHINESE)
-    voices = np.stack([multilingual.embed_sentences([row[voice] for row in replies]) for voice in (1, 2, 3)])
+    voices = np.stack([multilingual.embed_sentences(texts) for texts in zip(*(row.voices for row in replies), strict=True)])
     margins, fold = np.zeros((3, len(replies))), np.arange(len(replies)) % 5
     for held_out in range(5):
         training = voices[:, fold != held_out]

@@ -21,7 +21,7 @@ Embed = Callable[[Sequence[str]], Vectors]
 """Embeddings of N texts, (N, d), of unit length."""
 
 _NEWTON_STEPS = 50
-COPIED_SHARE = 0.6
+COPIED_SHARE = 0.8
 
 
 class Language(NamedTuple):
@@ -54,6 +54,10 @@ class VoicedReplies(NamedTuple):
     factual: str
     blunt: str
 
+    @property
+    def voices(self) -> tuple[str, str, str]:
+        return self.kind, self.factual, self.blunt
+
 
 @cache
 def read_replies(language: Language = ENGLISH) -> tuple[VoicedReplies, ...]:
@@ -66,15 +70,15 @@ def read_replies(language: Language = ENGLISH) -> tuple[VoicedReplies, ...]:
 class SimulatedAnnotator:
     """Imitates a person who prefers kind replies on the subject.
 
-        score = 2 similarity to the prompt (at most 0.7) + 2 similarity to a kind reply + 1.5 kindness
+        score = 4 similarity to a kind reply + 1.5 kindness
                 - 2 max(0, repeats - 0.05) - copied - 0.5 unfinished - 0.05 words below 10 - 0.04 words above 36
 
     - similarity: cosine of the sentence embeddings. The kind reply is the hand-written one to this prompt; where none
-      exists, the similarity to the prompt counts twice.
+      exists, the prompt takes its place, and the similarity counts up to 0.7.
     - kindness: sigmoid of a linear function of the answer's embedding, fitted by logistic regression to hand-written
       replies in a kind voice against a factual and a blunt one.
     - repeats: share of the answer's word pairs that occurred in it before.
-    - copied: 1 if the answer repeats a run of 4 or more words that is over 60 % of the prompt.
+    - copied: 1 if the answer repeats a run of 4 or more words that is over 80 % of the prompt.
     - unfinished: 1 unless the model ended the answer itself with one of . ! ?
 
     In Chinese each character is a word, similarity to the prompt counts up to 0.45, a copied run has 6 or more words,
@@ -91,11 +95,12 @@ class SimulatedAnnotator:
         vectors = self.embed([sample.text for sample in samples])  # (K, d)
         direction, offset = self._taste
         kindness = 1 / (1 + np.exp(-(vectors @ direction + offset)))  # (K,)
-        similar = np.minimum(vectors @ self.embed([asked])[0], self.language.most_similar)  # (K,)
         reply = self._kind_replies.get(asked)
-        to_reply = similar if reply is None else vectors @ self.embed([reply])[0]  # (K,)
+        similar = vectors @ self.embed([reply or asked])[0]  # (K,)
+        if reply is None:
+            similar = np.minimum(similar, self.language.most_similar)
         faults = [_faults(asked, sample, self.language) for sample in samples]
-        found: Vectors = 2 * similar + 2 * to_reply + 1.5 * kindness - faults
+        found: Vectors = 4 * similar + 1.5 * kindness - faults
         return [float(score) for score in found]
 
     @cached_property
@@ -106,7 +111,7 @@ class SimulatedAnnotator:
     def _taste(self) -> tuple[Vectors, float]:
         """Direction (d,) and offset of kindness."""
         rows = read_replies(self.language)[: self.language.taste_rows]
-        voices = [self.embed([getattr(row, voice) for row in rows]) for voice in ("kind", "factual", "blunt")]
+        voices = [self.embed(texts) for texts in zip(*(row.voices for row in rows), strict=True)]  # 3 x (N, d)
         is_kind = np.repeat([1.0, 0.0, 0.0], len(rows))
         weights = logistic_regression(np.concatenate(voices), is_kind, self.language.taste_l2)
         return weights[:-1], float(weights[-1])
