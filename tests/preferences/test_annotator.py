@@ -201,7 +201,9 @@ def test_attacks_lose_against_the_kind_reply() -> None:
 def test_chinese_kindness_is_learned() -> None:
     """Five folds of prompts: over 95 % of the replies are on their side, and the kind one of each prompt leads."""
     replies = read_replies(CHINESE)
-    voices = np.stack([multilingual.embed_sentences(texts) for texts in zip(*(row.voices for row in replies), strict=True)])
+    voices = np.stack(
+        [multilingual.embed_sentences(texts) for texts in zip(*(row.voices for row in replies), strict=True)]
+    )
     margins, fold = np.zeros((3, len(replies))), np.arange(len(replies)) % 5
     for held_out in range(5):
         training = voices[:, fold != held_out]

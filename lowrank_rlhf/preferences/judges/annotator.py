@@ -56,6 +56,7 @@ class VoicedReplies(NamedTuple):
 
     @property
     def voices(self) -> tuple[str, str, str]:
+        """Return the three replies."""
         return self.kind, self.factual, self.blunt
 
 
