@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lowrank_rlhf.models.roles import Roles
 
 BOUNDS: dict[Type, float] = {"f16": 0.05, "lora": 0.1, "q8_0": 0.15, "q4_k_m": 0.4}
-"""Largest mean difference of a token's log-probability, nats, with which a file passes (docs/log/2026-11-30.md)."""
+"""Largest mean difference of a token's log-probability, nats, with which a file passes (docs/log/2026-11-29.md)."""
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ class TestMemory:
         assert few.phases["sampling"][2].size == 18 * 10 * 49_152
 
     def test_the_preset_of_human_preferences_needs_what_was_measured(self) -> None:
-        """Reward stage on HH-RLHF's harmless test set, docs/log/2026-11-30.md: 1,260 MiB, 924 MiB without sampling."""
+        """Reward stage on HH-RLHF's harmless test set, docs/log/2026-11-29.md: 1,260 MiB, 924 MiB without sampling."""
         config = load_config(Path("human_preferences"), [])
         counts = replace(COUNTS, training=587, answers=4606, longest_prompt=26)
         shown = need("reward", config, SMOLLM, counts, Device(False, 2)).shown
