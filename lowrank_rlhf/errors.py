@@ -59,6 +59,10 @@ def is_whole(text: str) -> bool:
     return True
 
 
+class RewardFailed(UserError):
+    """A user's reward function failed; training resumes from the step in which it did."""
+
+
 class StageFailed(UserError):
     """A stage stopped because a check failed, and continuing would waste time."""
 

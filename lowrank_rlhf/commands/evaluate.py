@@ -13,7 +13,7 @@ from rich.console import Console
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo, run_folder
 from lowrank_rlhf.commands.file_format import FORMAT, ColumnsOption, FileFormat, parse_columns, same_file
 from lowrank_rlhf.config.loading import load_config
-from lowrank_rlhf.config.schema import Config, FormatName, RankConfig
+from lowrank_rlhf.config.schema import Config, FormatName
 from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons
 from lowrank_rlhf.data.prompts import Splits, load_prompt_data
 from lowrank_rlhf.errors import Stopped, UserError
@@ -169,7 +169,7 @@ def _match(
         notes = training_overlap(lambda: splits().training, run_dir, prompts)
     elif "policy" in (left.name, right.name) and not splits().divided:
         notes = ["the run's policy was selected on these prompts, which flatters it"]
-    judge = _judge(options.judge, config.rank, run_dir, progress, StopRequest())
+    judge = _judge(options.judge, config, run_dir, progress, StopRequest())
     return Match(left, right, prompts, options.samples or config.evaluate.answers_per_prompt, seed, judge), notes
 
 
@@ -214,11 +214,11 @@ def _read_prompts(config: Config, source: str, form: FileFormat, progress: Progr
     return data.training
 
 
-def _judge(name: str | None, rank: RankConfig, run_dir: RunDir, progress: Progress, stop: StopRequest) -> Judge | None:
+def _judge(name: str | None, config: Config, run_dir: RunDir, progress: Progress, stop: StopRequest) -> Judge | None:
     """Open the given judge, or the run's; None if the reward model decides."""
-    name = name or (rank.judge if rank.source == "judge" else None)
+    name = name or config.ranking_judge
     if name:
-        return open_judge(name, rank, run_dir.path, progress, stop)
+        return open_judge(name, config.rank, run_dir.path, progress, stop)
     if not run_dir.artifact(REWARD).is_dir():
         raise UserError("no judge: this run has no reward model yet; set --judge")
     return None

@@ -20,6 +20,8 @@ from lowrank_rlhf.commands.common import (
     run_folder,
 )
 from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.config.rewards import weighted_sum
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.requirements import check_local_data
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.pipeline import multi_process, pipeline, redo_stages
@@ -116,9 +118,11 @@ def validate(
         raise typer.Exit(int(error.exit_code)) from None
     names = [stage.name for stage in pipeline.stages_of(loaded)]
     if as_json:
-        print(json.dumps({"ok": True, "name": loaded.name, "stages": names, "not_read": not_read, "notes": notes}))
+        found = {"ok": True, "name": loaded.name, "stages": names, "not_read": not_read, "notes": notes}
+        print(json.dumps(found | {"rewards": list(loaded.ppo.rewards)}))
         return
     print(f"ok: {', '.join(names)}")
+    _print_rewards(loaded)
     for note in notes:
         echo(f"  {note}")
     if not_read:
@@ -138,14 +142,23 @@ def status(
       python -m lowrank_rlhf status /data/runs/mine --json
     """
     run_dir = RunDir(run_folder(run, runs))
-    rows = [_row(run_dir, status) for status in pipeline.plan(load_config(run_dir.path / "config.yaml"), run_dir)]
+    config = load_config(run_dir.path / "config.yaml")
+    rows = [_row(run_dir, status) for status in pipeline.plan(config, run_dir)]
     if as_json:
-        print(json.dumps({"run": str(run_dir.path), "stages": rows}, indent=2))
+        found = {"run": str(run_dir.path), "rewards": list(config.ppo.rewards), "stages": rows}
+        print(json.dumps(found, indent=2))
         return
     Console().print(_table(rows))
+    _print_rewards(config)
     for row in rows:
         for line in row["why"]:
             echo(f"{row['stage']}: {line}")
+
+
+def _print_rewards(config: Config) -> None:
+    """Print the sum that the policy is trained on, unless it is the reward model alone."""
+    if config.ppo.rewards:
+        echo(f"rewards: {weighted_sum(config.ppo.rewards)}")
 
 
 def _row(run_dir: RunDir, status: pipeline.StageStatus) -> dict[str, Any]:

@@ -1,12 +1,30 @@
 """Settings of a judge behind an OpenAI-compatible server."""
 
 import re
+from collections.abc import Sequence
 from string import Formatter
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from lowrank_rlhf.config.section import Count, Section
+
+
+def checked_template(template: str, names: Sequence[str]) -> str:
+    """Return a template that is built in or has these placeholders alone. Raises `ValueError` for any other."""
+    if template in ("english", "chinese"):
+        return template
+    try:
+        fields = {part[1:] for part in Formatter().parse(template) if part[1] is not None}
+    except ValueError:  # a single brace
+        fields = set()
+    if fields != {(name, "", None) for name in names}:
+        *first, last = (f"{{{name}}}" for name in names)
+        raise ValueError(
+            f"must be english, chinese, or a text with {', '.join(first)} and {last} and no other "
+            "braces (write {{ for a literal brace)"
+        )
+    return template
 
 
 class EndpointConfig(Section):
@@ -57,15 +75,4 @@ class EndpointConfig(Section):
     @field_validator("template")
     @classmethod
     def _placeholders(cls, template: str) -> str:
-        if template in ("english", "chinese"):
-            return template
-        try:
-            fields = {part[1:] for part in Formatter().parse(template) if part[1] is not None}
-        except ValueError:  # a single brace
-            fields = set()
-        if fields != {(name, "", None) for name in ("prompt", "first", "second")}:
-            raise ValueError(
-                "must be english, chinese, or a text with {prompt}, {first} and {second} and no other "
-                "braces (write {{ for a literal brace)"
-            )
-        return template
+        return checked_template(template, ("prompt", "first", "second"))

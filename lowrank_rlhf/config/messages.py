@@ -5,12 +5,12 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.config.section import nested_section
 
 Key = tuple[str | int, ...]
 
@@ -47,13 +47,19 @@ def dotted(key: Key) -> str:
 
 def section_fields(key: Key) -> Iterable[str]:
     """Return the names of the settings under a key of the config; empty if the key is not a section."""
-    model: Any = Config
+    model: type[BaseModel] = Config
+    in_mapping = False
     for part in key:
-        field = model.model_fields.get(part)
-        model = field.annotation if field else None
-        model = next((part for part in get_args(model) if part is not type(None)), model)  # `Section | None`
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        if in_mapping:  # the user's own name
+            in_mapping = False
+            continue
+        field = model.model_fields.get(str(part))
+        below = nested_section(field.annotation) if field else None
+        if below is None:
             return ()
+        model, in_mapping = below
+    if in_mapping:
+        return ()
     return tuple(model.model_fields)
 
 

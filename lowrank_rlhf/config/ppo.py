@@ -1,10 +1,13 @@
 """Settings of PPO."""
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from lowrank_rlhf.config.rewards import ENDPOINT, MODEL, RewardTerm, with_reward_model
 from lowrank_rlhf.config.section import Conflict, Count, Fraction, NonNegative, Rate, Section
 
 APPROXIMATE_KL_LIMIT = 0.02
@@ -34,7 +37,8 @@ class PpoConfig(Section):
     """Initial steps in which only the critic is trained."""
     critic_head: Literal["reward", "zero"] = "reward"
     """Initial head of the critic, on a copy of the reward adapter. With `reward` the critic starts as the reward model:
-    the value of an unfinished response is its score so far. With `zero` it starts knowing nothing."""
+    the value of an unfinished response is its score so far. With `zero` it starts knowing nothing; the default without
+    a reward model, then on a copy of the SFT adapter."""
     kl_coef: NonNegative = 0.05
     """Weight beta of the KL penalty; with `kl_controller: adaptive` its initial value, by default 0.15."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
@@ -53,6 +57,9 @@ class PpoConfig(Section):
     """Scale the per-token rewards to variance 1 before GAE, keeping their mean."""
     clip_range: Annotated[float, Field(gt=0)] = 0.2
     """Clip the probability ratio to 1 plus or minus this."""
+    clip_high: Annotated[float, Field(gt=0)] | None = None
+    """Clip the ratio at 1 plus this from above instead: with more than `clip_range`, unlikely tokens may gain faster
+    than they may lose, which keeps entropy (clip-higher, 0.28 beside 0.2 in DAPO, Yu et al. 2025)."""
     value_clip_range: Annotated[float, Field(gt=0)] = 0.2
     """In the value loss, clip values to those of the rollout plus or minus this."""
     value_coef: Annotated[float, Field(gt=0)] = 0.1
@@ -65,6 +72,9 @@ class PpoConfig(Section):
     """Gradients are clipped to this norm, separately for policy and critic."""
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-5
     """Adam's epsilon."""
+    rewards: dict[str, RewardTerm] = Field(default={})
+    """Rewards by your names for them; the policy is trained on their weighted sum, with `rloo` and `grpo` too. By
+    default it is the reward model alone; without it, the stages sample, rank and reward do not run."""
     normalize_score: bool = True
     """Shift and scale the reward model's scores by their mean and standard deviation on SFT responses."""
     contrastive: bool = False
@@ -106,6 +116,37 @@ class PpoConfig(Section):
             return {"kl_coef": 0.15, **settings}
         return settings
 
+    @model_validator(mode="before")
+    @classmethod
+    def _critic_without_reward_model(cls, settings: Any) -> Any:
+        """Default to a critic with a head of zeros if there is no reward model to start as."""
+        if isinstance(settings, dict) and not with_reward_model(settings.get("rewards")):
+            return {"critic_head": "zero", **settings}
+        return settings
+
+    @field_validator("rewards")
+    @classmethod
+    def _named(cls, rewards: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
+        if wrong := [name for name in rewards if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,31}", name)]:
+            shown = json.dumps(wrong[0], ensure_ascii=False)
+            raise ValueError(f"{shown} is not a name: up to 32 letters, digits and _, a letter first")
+        return rewards
+
+    @property
+    def upper_clip(self) -> float:
+        """Distance from 1 at which a growing ratio is clipped."""
+        return self.clip_range if self.clip_high is None else self.clip_high
+
+    @property
+    def uses_reward_model(self) -> bool:
+        """False if the policy is trained on other rewards only."""
+        return with_reward_model({name: {"source": term.source} for name, term in self.rewards.items()})
+
+    @property
+    def asking_endpoint(self) -> list[str]:
+        """Names of the rewards that ask the model at `rank.endpoint`."""
+        return [name for name, term in self.rewards.items() if term.source == ENDPOINT]
+
     def conflicts(self) -> Iterator[Conflict]:
         """Yield minibatches that do not divide the batch, and a critic warm-up that never trains the policy."""
         if self.batch_size % self.minibatches:
@@ -117,3 +158,16 @@ class PpoConfig(Section):
                 "or no step trains the policy"
             )
             yield Conflict(("critic_warmup_steps", "steps"), text)
+        yield from self._reward_conflicts()
+
+    def _reward_conflicts(self) -> Iterator[Conflict]:
+        models = [name for name, term in self.rewards.items() if term.source == MODEL]
+        if len(models) > 1:
+            text = f"rewards.{models[1]}: the reward model is rewards.{models[0]} already; change that weight"
+            yield Conflict((f"rewards.{models[1]}", f"rewards.{models[0]}"), text)
+        if not self.uses_reward_model and self.critic_head == "reward":
+            text = "critic_head must be zero without the reward model in rewards"
+            yield Conflict(("critic_head", "rewards"), text)
+        if self.rewards and self.contrastive:
+            text = "contrastive must be false with rewards: it reads the reward model's scores of the ranked answers"
+            yield Conflict(("contrastive", "rewards"), text)

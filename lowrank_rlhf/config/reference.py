@@ -3,16 +3,18 @@
 import json
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypeGuard, get_args
+from typing import Any, NamedTuple, TypeGuard
 
 from pydantic_core import PydanticUndefined
 
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.config.section import Section
+from lowrank_rlhf.config.section import Section, nested_section
 from lowrank_rlhf.errors import UserError
 
 _WIDTH = 100
+_NAME = "NAME."
+"""Part of a key for the user's own names, as in `ppo.rewards.NAME.weight`."""
 _KINDS = {
     "string": "text",
     "integer": "a whole number",
@@ -59,9 +61,10 @@ def markdown() -> str:
         lines += [f"## {name}", "", str(section.__doc__), ""]
         lines += _table(f"{name}.", section.model_fields)
         for key, field in section.model_fields.items():
-            for inner in filter(_is_section, get_args(field.annotation)):  # a section that may be left out
-                lines += [f"### {name}.{key}", "", str(inner.__doc__), ""]
-                lines += _table(f"{name}.{key}.", inner.model_fields)
+            if below := nested_section(field.annotation):
+                place = f"{name}.{key}.{_NAME if below.named else ''}"
+                lines += [f"### {place.rstrip('.')}", "", str(below.section.__doc__), ""]
+                lines += _table(place, below.section.model_fields)
     return "\n".join(lines)
 
 
@@ -99,10 +102,10 @@ def _indented(text: str) -> str:
 def _entries(section: type[Section], prefix: str = "") -> Iterator[_SettingEntry]:
     properties = section.model_json_schema()["properties"]
     for name, field in section.model_fields.items():
-        inner = next(filter(_is_section, (field.annotation, *get_args(field.annotation))), None)
-        yield _SettingEntry(f"{prefix}{name}", field, properties[name], inner)
-        if inner:
-            yield from _entries(inner, f"{prefix}{name}.")
+        below = nested_section(field.annotation)
+        yield _SettingEntry(f"{prefix}{name}", field, properties[name], below and below.section)
+        if below:
+            yield from _entries(below.section, f"{prefix}{name}.{_NAME if below.named else ''}")
 
 
 def _type(schema: Mapping[str, Any]) -> str:

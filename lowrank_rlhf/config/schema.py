@@ -16,6 +16,8 @@ from lowrank_rlhf.config.section import Conflict, Count, Fraction, NonNegative, 
 
 StageName = Literal["sft", "sample", "rank", "reward", "ppo", "evaluate"]
 STAGES: tuple[StageName, ...] = ("sft", "sample", "rank", "reward", "ppo", "evaluate")
+OF_REWARD_MODEL: tuple[StageName, ...] = ("sample", "rank", "reward")
+"""Stages that serve the reward model alone."""
 
 
 class LoraConfig(Section):
@@ -163,7 +165,8 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0)] = 1
     """Seed of every random choice."""
     stages: tuple[StageName, ...] = STAGES
-    """Stages to run, in their fixed order."""
+    """Stages to run, in their fixed order. Without the reward model in `ppo.rewards`, sample, rank and reward never
+    run."""
     tracking: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Tracker that also receives the figures of `metrics.jsonl`. Install its package, and log in if it requires an
     account. TensorBoard's files are written to the run folder."""
@@ -178,6 +181,17 @@ class Config(Section):
     align: AlignConfig = AlignConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     chat: ChatConfig = ChatConfig()
+
+    @property
+    def active_stages(self) -> tuple[StageName, ...]:
+        """Stages that run: not those of a reward model that no stage uses."""
+        skipped = () if self.ppo.uses_reward_model else OF_REWARD_MODEL
+        return tuple(stage for stage in self.stages if stage not in skipped)
+
+    @property
+    def ranking_judge(self) -> str | None:
+        """Judge that ranks for the reward model; None if people or a data set do, or no stage uses a reward model."""
+        return self.rank.judge if self.rank.source == "judge" and self.ppo.uses_reward_model else None
 
     @property
     def chat_temperature(self) -> float:
@@ -214,15 +228,19 @@ class Config(Section):
             yield Conflict(("sample.max_new_tokens", "model.max_length"), text)
         yield from self._stage_conflicts()
         yield from self._contrastive_conflicts()
+        if self.align.algorithm == "dpo" and self.ppo.rewards:
+            text = "align.algorithm is dpo, which learns from comparisons and not from ppo.rewards; remove them"
+            yield Conflict(("align.algorithm", "ppo.rewards"), text)
         yield from self._judge_conflicts()
 
     def _stage_conflicts(self) -> Iterator[Conflict]:
         if [stage for stage in STAGES if stage in self.stages] != list(self.stages):
             text = f"stages must be a subset of {', '.join(STAGES)}, in this order"
             yield Conflict(("stages",), text)
-        needed = set(self.stages) - ({"sample"} if self.rank.source == "dataset" else set())
+        needed = set(self.active_stages) - ({"sample"} if self.rank.source == "dataset" else set())
         if not needed:
-            why = "; rank.source: dataset needs no stage sample" if self.stages else ""
+            unused = "" if self.ppo.uses_reward_model else "; without the reward model in ppo.rewards none trains it"
+            why = unused or ("; rank.source: dataset needs no stage sample" if self.stages else "")
             text = f"stages must name at least one stage that runs{why}. Remove the key to run all stages"
             yield Conflict(("stages", "rank.source"), text)
         if not self.data.held_out and {"ppo", "evaluate"} & set(self.stages):
@@ -240,9 +258,10 @@ class Config(Section):
     def _judge_conflicts(self) -> Iterator[Conflict]:
         judges = {"rank.judge": self.rank.judge, "evaluate.second_judge": self.evaluate.second_judge}
         used = [key for key, judge in judges.items() if judge == "endpoint"]
+        used += [f"ppo.rewards.{name}.source" for name in self.ppo.asking_endpoint]
         if used and not self.rank.endpoint:
             text = f"{used[0]} is endpoint, which requires a section rank.endpoint with url and model"
             yield Conflict((used[0], "rank.endpoint"), text)
         if self.rank.endpoint and not used:
-            text = "rank.endpoint requires rank.judge: endpoint or evaluate.second_judge: endpoint"
+            text = "rank.endpoint requires rank.judge: endpoint or evaluate.second_judge: endpoint, or such a reward"
             yield Conflict(("rank.endpoint", *judges), text)

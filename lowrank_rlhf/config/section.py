@@ -1,7 +1,7 @@
 """Base class of the config's sections, and their number types."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple, Self, get_args
+from typing import Annotated, Any, NamedTuple, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import to_jsonable_python
@@ -27,6 +27,21 @@ class Conflict(NamedTuple):
     """Message for the user."""
 
 
+class Nested(NamedTuple):
+    """Section inside a setting."""
+
+    section: "type[Section]"
+    named: bool
+    """True in a mapping from the user's names to sections; then keys have `NAME` below the setting."""
+
+
+def nested_section(annotation: Any) -> Nested | None:
+    """Return the section of a setting's annotation: `Section`, `Section | None` or `dict[str, Section]`."""
+    kinds = (annotation, *get_args(annotation))
+    found = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+    return Nested(found, get_origin(annotation) is dict) if found else None
+
+
 class Section(BaseModel):
     """Immutable part of the config; unknown keys are errors."""
 
@@ -41,17 +56,19 @@ class Section(BaseModel):
         yield (), self
         for name in type(self).model_fields:
             inner = getattr(self, name)
-            if isinstance(inner, Section):
-                yield from (((name, *key), section) for key, section in inner.sections())
+            named = {(name, key): item for key, item in inner.items()} if isinstance(inner, dict) else {(name,): inner}
+            for place, section in named.items():
+                if isinstance(section, Section):
+                    yield from (((*place, *key), found) for key, found in section.sections())
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """Return the JSON default of each setting by dotted key, including those of optional sections."""
         found: dict[str, Any] = {}
         for name, field in cls.model_fields.items():
-            kinds = (field.annotation, *get_args(field.annotation))
-            for inner in (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)):
-                found |= {f"{name}.{key}": default for key, default in inner.defaults().items()}
+            below = nested_section(field.annotation)
+            if below and not below.named:
+                found |= {f"{name}.{key}": default for key, default in below.section.defaults().items()}
             if not field.is_required() and not isinstance(field.default, Section):
                 found[name] = to_jsonable_python(field.default)
         return found

@@ -150,7 +150,7 @@ def fitting(data: PromptData, reader: TextReader, config: Config) -> PromptData:
 def room_for_prompts(config: Config) -> int:
     """Return the maximum length of a prompt in tokens: if a stage samples, the longest answer must fit after it."""
     sampling = {"ppo", "evaluate"} if config.rank.source == "dataset" else {"sample", "ppo", "evaluate"}
-    answers = config.sample.max_new_tokens if sampling & set(config.stages) else 0
+    answers = config.sample.max_new_tokens if sampling & set(config.active_stages) else 0
     return config.model.max_length - answers
 
 

@@ -1,7 +1,8 @@
 """Load prompts and demonstrations from the built-in set, a file or the hub, and split them."""
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lowrank_rlhf.config.schema import DataConfig
@@ -46,6 +47,8 @@ class PromptData:
     """Sentences about rows read and dropped."""
     places: dict[str, str]
     """File and line of each prompt by its id, in the file's order."""
+    fields: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Columns of each prompt's row by the prompt's id."""
     validation: frozenset[str] = frozenset()
     """Ids of the held-out prompts for validation; empty if held-out prompts are not divided."""
 
@@ -71,6 +74,7 @@ class _PromptEntry:
     where: str
     prompt: Prompt
     response: str | None
+    fields: Mapping[str, object]
 
 
 def load_prompts(config: DataConfig, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -113,6 +117,7 @@ def load_prompt_data(config: DataConfig, seed: int, setting: str = "data.format"
         loaded.format.ordered,
         notes,
         places,
+        {entry.prompt.id: entry.fields for entry in entries},
         frozenset(prompt.id for prompt in held_out[: config.validation_prompts]),
     )
 
@@ -120,7 +125,7 @@ def load_prompt_data(config: DataConfig, seed: int, setting: str = "data.format"
 def _entry(located: Located) -> _PromptEntry:
     row, example = located
     name = f"p{row.number:05d}" if example.id is None else example.id
-    return _PromptEntry(row.where, Prompt(id=name, messages=example.prompt), example.imitated)
+    return _PromptEntry(row.where, Prompt(id=name, messages=example.prompt), example.imitated, row.fields)
 
 
 def _without_duplicates(entries: list[_PromptEntry]) -> list[_PromptEntry]:

@@ -8,6 +8,7 @@ from lowrank_rlhf.data.comparisons import ComparisonData
 from lowrank_rlhf.data.length_filter import check_lengths
 from lowrank_rlhf.data.prompts import PromptData
 from lowrank_rlhf.data.readers.rows import counted
+from lowrank_rlhf.data.right_answers import right_answers
 from lowrank_rlhf.data.run_data import RunData, hub_sources
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.sources.model_shape import find_shape, length_notes
@@ -30,12 +31,12 @@ def check_data(data: RunData, config: Config, stages: Collection[str] | None = N
 
     `stages` are those that have not run; all by default.
     """
-    _check(data.prompts, data.comparisons, config, config.stages if stages is None else stages)
+    _check(data.prompts, data.comparisons, config, config.active_stages if stages is None else stages)
 
 
 def check_local_data(config: Config) -> Checked:
     """Check the data on this machine as `check_data` does."""
-    notes = _check(*RunData(config).on_this_machine(), config, config.stages)
+    notes = _check(*RunData(config).on_this_machine(), config, config.active_stages)
     return Checked(hub_sources(config), [*length_notes(config.model, find_shape(config.model)), *notes])
 
 
@@ -50,7 +51,9 @@ def check_amounts(prompts: PromptData | None, comparisons: ComparisonData | None
     """Raise `UserError` if a stage of the config would find too little data; None is not checked."""
     if prompts and config.trains_on_demonstrations and not prompts.demonstrations:
         raise UserError("data.prompts: no training prompt has a `response`. Add responses, or set sft.source: base")
-    if "reward" not in config.stages:
+    if prompts:
+        right_answers(prompts, config.ppo.rewards)
+    if "reward" not in config.active_stages:
         return
     if comparisons:
         compared, where = len({ranking.prompt_id for ranking in comparisons.rankings}), "rank.dataset"

@@ -8,8 +8,15 @@ from lowrank_rlhf.run.records import Prompt, Sample
 
 REWARD_MODEL = "reward model"
 """Name of the reward model among the names of judges."""
+REWARDS = "rewards"
+"""Name of the sum of `ppo.rewards` among the names of judges."""
 SCORE = "score"
-"""Key of the reward model's verdicts."""
+"""Key of the verdicts by the reward model, or by the sum of the rewards."""
+
+
+def reward_column(name: str) -> str:
+    """Return the key of the verdicts by one of `ppo.rewards`."""
+    return f"reward_{name}"
 
 
 class Sides(NamedTuple):
@@ -50,7 +57,7 @@ class AnswerPair:
     kl: float
     """log candidate - log baseline of the candidate's answer, nats."""
     verdicts: Mapping[str, Verdict]
-    """By key: `score` for the reward model, `judge` and `second` for judges."""
+    """By key: `score`, `reward_NAME` for each reward in it, `judge` and `second` for judges."""
 
     def row(self, sides: Sides, lengths: bool = False) -> dict[str, Any]:
         """Return the pair as a row for a JSON file, with `lengths` also tokens and end of each answer."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from lowrank_rlhf.config.schema import Config, SampleConfig
-from lowrank_rlhf.evaluation.answer_pair import COMMAND_SIDES, SCORE, AnswerPair, Verdict
+from lowrank_rlhf.evaluation.answer_pair import COMMAND_SIDES, SCORE, AnswerPair, Verdict, reward_column
 from lowrank_rlhf.evaluation.compared_models import Match
 from lowrank_rlhf.evaluation.match_metrics import (
     MatchFigures,
@@ -26,12 +26,12 @@ from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.maths.statistics import wins
 from lowrank_rlhf.models.adapters import fill_role, trained_on
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.scoring import model_not_finite, not_finite, require_finite, score_logprobs
+from lowrank_rlhf.models.scoring import Scored, model_not_finite, not_finite, require_finite, score_logprobs
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.progress import Bar, Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt, Sample
 from lowrank_rlhf.training.prompts import encode_prompts
-from lowrank_rlhf.training.rollout import RewardScale, reward_scores
+from lowrank_rlhf.training.rewards.reward_sum import Scorer
 
 ROWS_PER_BATCH = 128
 """Answers measured between two steps of the progress bar: states of the shared lower layers exist for these only."""
@@ -102,19 +102,22 @@ def finite_divergence(roles: Roles, batch: Sequences, temperature: float, prompt
     return found
 
 
-def finite_scores(roles: Roles, batch: Sequences, scale: RewardScale, prompts: Sequence[Prompt]) -> list[float]:
-    """Return the `reward_scores` of answers to the prompts. Raises `ModelNotFinite` if one is not finite."""
-    scores = reward_scores(roles, batch, scale)
-    require_finite(Role.REWARD, "scores", scores, [prompt.id for prompt in prompts])
-    found: list[float] = scores.tolist()
+def finite_scores(
+    roles: Roles, batch: Sequences, scorer: Scorer, prompts: Sequence[Prompt], answers: Sequence[Sample]
+) -> Scored:
+    """Return the scores of answers to the prompts. Raises `ModelNotFinite` if one is not finite."""
+    found = scorer.score(roles, batch, prompts, answers)
+    require_finite(Role.REWARD, "scores", found.total, [prompt.id for prompt in prompts])
     return found
 
 
 def score_answers(
-    roles: Roles, prompts: Sequence[Prompt], answers: Sequence[Sample], max_new_tokens: int, scale: RewardScale
+    roles: Roles, prompts: Sequence[Prompt], answers: Sequence[Sample], max_new_tokens: int, scorer: Scorer
 ) -> list[float]:
-    """Return the reward model's normalised score of one answer to each prompt. Raises as `finite_scores` does."""
-    return finite_scores(roles, pack_answers(roles, prompts, answers, max_new_tokens), scale, prompts)
+    """Return the score of one answer to each prompt. Raises as `finite_scores` does."""
+    batch = pack_answers(roles, prompts, answers, max_new_tokens)
+    scores: list[float] = finite_scores(roles, batch, scorer, prompts, answers).total.tolist()
+    return scores
 
 
 def measure_pairs(
@@ -123,12 +126,12 @@ def measure_pairs(
     baseline: Sequence[Sample],
     candidate: Sequence[Sample],
     sampling: SampleConfig,
-    scale: RewardScale | None,
+    scorer: Scorer | None,
     *,
     rows_per_batch: int | None = None,
     bar: Bar | None = None,
 ) -> list[AnswerPair]:
-    """Measure the KL of each candidate answer, and with a `scale` the reward model's scores of both sides.
+    """Measure the KL of each candidate answer, and with a `scorer` the scores of both sides.
 
     Raises `ModelNotFinite` if a log-probability or a score is not finite.
     """
@@ -139,14 +142,22 @@ def measure_pairs(
         batch = pack_answers(roles, prompts[part], candidate[part], sampling.max_new_tokens)
         kl = finite_divergence(roles, batch, sampling.temperature, prompts[part]).kl.tolist()
         verdicts: list[dict[str, Verdict]] = [{} for _ in kl]
-        if scale:
-            scores = finite_scores(roles, batch, scale, prompts[part])
-            others = score_answers(roles, prompts[part], baseline[part], sampling.max_new_tokens, scale)
-            verdicts = [{SCORE: verdict} for verdict in absolute_verdicts(others, scores)]
+        if scorer:
+            own = finite_scores(roles, batch, scorer, prompts[part], candidate[part])
+            others = pack_answers(roles, prompts[part], baseline[part], sampling.max_new_tokens)
+            verdicts = _verdicts(finite_scores(roles, others, scorer, prompts[part], baseline[part]), own)
         pairs += map(AnswerPair, prompts[part], baseline[part], candidate[part], kl, verdicts)
         if bar:
             bar.advance(len(batch))
     return pairs
+
+
+def _verdicts(baseline: Scored, candidate: Scored) -> list[dict[str, Verdict]]:
+    """Return the verdicts of each pair: by the score, and by each reward in it."""
+    both = {SCORE: (baseline.total, candidate.total)}
+    both |= {reward_column(name): (baseline.parts[name], scores) for name, scores in candidate.parts.items()}
+    columns = [absolute_verdicts(one.tolist(), other.tolist()) for one, other in both.values()]
+    return [dict(zip(both, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def judge_pairs(
@@ -176,13 +187,13 @@ def absolute_verdicts(baseline: Sequence[float], candidate: Sequence[float]) -> 
 
 
 def run_match(
-    roles: Roles, match: Match, scale: RewardScale | None, config: Config, progress: Progress, stop: StopRequest
+    roles: Roles, match: Match, scorer: Scorer | None, config: Config, progress: Progress, stop: StopRequest
 ) -> MatchResult:
     """Let both models answer, measure the answers, and return figures and warnings.
 
-    Both sides sample from the same random streams. `scale` is the reward model's, if the role has one.
+    Both sides sample from the same random streams. `scorer` is None without a reward model.
     """
-    pairs = play_match(roles, match, scale, config.sample, progress, stop)
+    pairs = play_match(roles, match, scorer, config.sample, progress, stop)
     judges = {"judge": match.judge.name} if match.judge else {}
     seed = derive_seed(match.seed, "bootstrap")
     figures = match_figures(pairs, match.answers_per_prompt, judges, config.evaluate.bootstrap_samples, seed)
@@ -195,7 +206,7 @@ def run_match(
 def play_match(
     roles: Roles,
     match: Match,
-    scale: RewardScale | None,
+    scorer: Scorer | None,
     sampling: SampleConfig,
     progress: Progress,
     stop: StopRequest,
@@ -214,7 +225,7 @@ def play_match(
     prompts = [prompt for prompt in match.prompts for _ in range(count)]
     left, right = answers[Role.REFERENCE], answers[Role.POLICY]
     with progress.track("read", len(prompts), "pairs") as bar:
-        pairs = measure_pairs(roles, prompts, left, right, sampling, scale, rows_per_batch=ROWS_PER_BATCH, bar=bar)
+        pairs = measure_pairs(roles, prompts, left, right, sampling, scorer, rows_per_batch=ROWS_PER_BATCH, bar=bar)
     return judge_pairs({"judge": match.judge} if match.judge else {}, pairs, progress, stop)
 
 

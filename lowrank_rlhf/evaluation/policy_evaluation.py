@@ -19,12 +19,13 @@ from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.maths.statistics import win_rate
 from lowrank_rlhf.models.allocator import release_if_short
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.scoring import not_finite
+from lowrank_rlhf.models.scoring import Scored, not_finite
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt, Sample
-from lowrank_rlhf.training.rollout import RewardScale, reward_scores, shape_scores
+from lowrank_rlhf.training.rewards.reward_sum import RewardSum, Scorer
+from lowrank_rlhf.training.rollout import shape_scores
 
 OnNotFinite = Callable[[str, Sequences, Mapping[str, Tensor]], Exception]
 """Builds the exception that ends training, from the reason, the batch, and further tensors."""
@@ -56,7 +57,9 @@ class PolicyAnswers:
     batch: Sequences
     """(N, T), prompts with answers."""
     scores: Tensor
-    """(N,), the reward model's: 0 on average over SFT's answers."""
+    """(N,), the reward model's (0 on average over SFT's answers) or the sum of the rewards."""
+    parts: Mapping[str, Tensor]
+    """(N,) of each reward in the sum (`Scored.parts`)."""
     kl: Tensor
     """(N,), nats of each answer: log policy - log SFT, summed over its tokens."""
     max_token_difference: float
@@ -80,7 +83,7 @@ class PolicyEvaluation:
     prompts: Sequence[Prompt]
     sampling: SampleConfig
     seed: int
-    scale: RewardScale
+    scorer: Scorer
     judges: Sequence[FollowedJudge]
     """The first is the gold judge (Gao et al. 2022)."""
     sft: list[Sample]
@@ -92,14 +95,19 @@ class PolicyEvaluation:
         roles: Roles,
         prompts: Sequence[Prompt],
         config: Config,
-        scale: RewardScale,
+        scorer: Scorer,
         judges: Sequence[FollowedJudge] = (),
     ) -> "PolicyEvaluation":
-        """Sample SFT's answers as the role REFERENCE, from the same random streams as the policy's later."""
+        """Sample SFT's answers as the role REFERENCE, from the same random streams as the policy's later.
+
+        Rewards to normalise are measured on them.
+        """
         prompts, seed = prompts[: config.ppo.evaluate_prompts], derive_seed(config.seed, SEED_KEY)
         sft = [group[0] for group in answer_prompts(roles, Role.REFERENCE, prompts, config.sample, seed)]
         judged = {judge.role: judge.scores(prompts, sft) for judge in judges}
-        return cls(roles, prompts, config.sample, seed, scale, judges, sft, judged)
+        if isinstance(scorer, RewardSum):
+            scorer = scorer.fitted(roles, prompts, sft)
+        return cls(roles, prompts, config.sample, seed, scorer, judges, sft, judged)
 
     def evaluate(self, step: int, config: PpoConfig, diverged: OnNotFinite) -> tuple[PolicyAnswers, dict[str, float]]:
         """Return the policy's answers after `step` and their figures.
@@ -118,7 +126,7 @@ class PolicyEvaluation:
         samples = [group[0] for group in groups]
         batch = pack_answers(self.roles, self.prompts, samples, self.sampling.max_new_tokens)
         found = divergence(self.roles, batch, self.sampling.temperature)
-        scores = reward_scores(self.roles, batch, self.scale)
+        scores, parts = self.scorer.score(self.roles, batch, self.prompts, samples)
         ids = [prompt.id for prompt in self.prompts]
         answers = PolicyAnswers(
             samples=samples,
@@ -126,6 +134,7 @@ class PolicyEvaluation:
             scores=scores,
             kl=found.kl,
             max_token_difference=found.max_token_difference,
+            parts=parts,
             judged={judge.role: judge.scores(self.prompts, samples) for judge in self.judges},
             problem=found.problem(self.prompts) or not_finite(Role.REWARD, "scores", scores, ids),
         )
@@ -142,6 +151,7 @@ class PolicyEvaluation:
             "kl": float(answers.kl.mean()),
             "eos_rate": sum(answers.ended) / len(answers.ended),
             "objective": float(self.objectives(answers, config).mean()),
+            **Scored(answers.scores, answers.parts).figures(),
         }
         for key, (role, scores) in zip(("win_rate", "second_win_rate"), answers.judged.items(), strict=False):
             figures[role] = sum(scores) / len(scores)
@@ -163,6 +173,7 @@ class PolicyEvaluation:
                 "finished": sample.finished,
                 "score": float(answers.scores[i]),
                 "kl": float(answers.kl[i]),
+                **{f"reward/{name}": float(scores[i]) for name, scores in answers.parts.items()},
                 **{role: scores[i] for role, scores in answers.judged.items()},
             }
 

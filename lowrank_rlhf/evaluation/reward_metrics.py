@@ -137,11 +137,11 @@ def accuracy_in_words(figures: HeldOutAccuracy) -> str:
     )
 
 
-def load_reward_model(roles: Roles, folder: Path) -> RewardScale:
-    """Load the adapter and head of the role REWARD, and return the scale of its scores."""
+def load_reward_model(roles: Roles, folder: Path, normalize: bool = True) -> RewardScale:
+    """Load the adapter and head of the role REWARD, and return the scale of its scores (`RewardScale.of`)."""
     about = about_reward(folder)
     load_role(roles, Role.REWARD, folder)
-    return RewardScale.of(about)
+    return RewardScale.of(about, normalize)
 
 
 def score_groups(roles: Roles, groups: Sequence[Group], scale: RewardScale, progress: Progress) -> list[Tensor]:

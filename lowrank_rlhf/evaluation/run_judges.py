@@ -49,7 +49,7 @@ def followed_judges(config: Config) -> dict[JudgeRole, str]:
     `endpoint`: its scores compare within one call only, so they make no curve, and training must not send (and pay for)
     requests at every evaluation. The evaluate stage asks it once.
     """
-    first, second = config.rank.judge if config.rank.source == "judge" else None, config.evaluate.second_judge
+    first, second = config.ranking_judge, config.evaluate.second_judge
     named: dict[JudgeRole, str | None] = {"judge": first, "second_judge": second if second != first else None}
     return {role: name for role, name in named.items() if name and name != ENDPOINT}
 

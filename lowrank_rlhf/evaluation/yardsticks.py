@@ -14,7 +14,7 @@ import torch
 
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL, SCORE, AnswerPair
+from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL, REWARDS, SCORE, AnswerPair
 from lowrank_rlhf.evaluation.match import absolute_verdicts, judge_pairs, score_answers
 from lowrank_rlhf.evaluation.match_metrics import kl_values, score_values, win_values
 from lowrank_rlhf.evaluation.sampling import answer_greedily, answer_prompts
@@ -27,7 +27,8 @@ from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.progress import Bar, Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt, Sample
 from lowrank_rlhf.run.results.yardsticks import Yardstick, YardstickId, Yardsticks, YardstickScore
-from lowrank_rlhf.training.rollout import RewardScale, shape_scores
+from lowrank_rlhf.training.rewards.reward_sum import RewardSum, Scorer
+from lowrank_rlhf.training.rollout import shape_scores
 
 SEED_KEY = "best of n"
 """Seed key of the answers to choose from: none of them is the sampled answer that the best one is compared with."""
@@ -48,16 +49,21 @@ class MeasuredYardsticks:
 
 @dataclass(frozen=True)
 class EvaluatedModels:
-    """Roles with SFT in REFERENCE, the policy in POLICY and the reward model in REWARD, as the evaluation uses them."""
+    """Roles with SFT in REFERENCE, the policy in POLICY and any reward model in REWARD, as the evaluation uses them."""
 
     roles: Roles
-    scale: RewardScale
+    scorer: Scorer
     sft: Path
     """Folder of the SFT adapter."""
 
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[Sample], max_new_tokens: int) -> list[float]:
-        """Return the reward model's score of one answer to each prompt."""
-        return score_answers(self.roles, prompts, answers, max_new_tokens, self.scale)
+        """Return the score of one answer to each prompt."""
+        return score_answers(self.roles, prompts, answers, max_new_tokens, self.scorer)
+
+    @property
+    def score_name(self) -> str:
+        """Name of the scores among the names of judges."""
+        return REWARDS if isinstance(self.scorer, RewardSum) else REWARD_MODEL
 
 
 def measure_yardsticks(
@@ -85,7 +91,7 @@ def measure_yardsticks(
         answers = _answer(models, [pair.prompt for pair in sampled], matched.n, config, bar, stop)
     found = _judged(models, sampled, answers, config.sample.max_new_tokens, judges, progress, stop)
     found["policy_sampled"] = sampled
-    names = {**{key: judge.name for key, judge in judges.items()}, SCORE: REWARD_MODEL}
+    names = {**{key: judge.name for key, judge in judges.items()}, SCORE: models.score_name}
     order: tuple[YardstickId, ...] = ("sft_greedy", "best_of_n", "policy_sampled", "policy_greedy", "base_greedy")
     figures = Yardsticks(
         prompts=len(sampled),

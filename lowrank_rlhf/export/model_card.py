@@ -98,7 +98,7 @@ def model_card(run_dir: RunDir, config: Config, exported: Exported) -> str:
             tables=[table for table in tables if table],
             max_length=config.model.max_length,
             max_new_tokens=config.sample.max_new_tokens,
-            judge=config.rank.judge if config.rank.source == "judge" and set(exported.adapters) - {"sft"} else None,
+            judge=config.ranking_judge if set(exported.adapters) - {"sft"} else None,
             reward=exported.what == "reward",
             run=config.name,
             folder=json.dumps(exported.name),

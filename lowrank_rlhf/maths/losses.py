@@ -7,10 +7,15 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def policy_losses(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """Return PPO's clipped surrogate, negated, per token (Schulman et al. 2017, eq. 7). Any equal shapes."""
+def policy_losses(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float, upper_clip: float | None = None
+) -> Tensor:
+    """Return PPO's clipped surrogate, negated, per token (Schulman et al. 2017, eq. 7). Any equal shapes.
+
+    `upper_clip` replaces `clip_range` above 1 (clip-higher, Yu et al. 2025, arXiv 2503.14476, eq. 8).
+    """
     ratio = (logprobs - old_logprobs).exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    clipped = ratio.clamp(1 - clip_range, 1 + (clip_range if upper_clip is None else upper_clip))
     return torch.maximum(-advantages * ratio, -advantages * clipped)
 
 

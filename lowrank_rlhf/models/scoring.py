@@ -1,6 +1,7 @@
 """Score whole batches as a role without gradients, in micro-batches that the processes share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,19 @@ _NAMES = {
 """Roles in messages."""
 _SHOWN = 3
 """Number of rows that a message names."""
+
+
+class Scored(NamedTuple):
+    """Scores of B responses."""
+
+    total: Tensor
+    """(B,), what the policy is trained on before clipping and `missing_eos`."""
+    parts: Mapping[str, Tensor]
+    """(B,) of each reward in the sum by its name; empty if the reward model is all there is."""
+
+    def figures(self, prefix: str = "") -> dict[str, float]:
+        """Return the mean of each part."""
+        return {f"{prefix}reward/{name}": float(scores.mean()) for name, scores in self.parts.items()}
 
 
 def not_finite(role: Role, what: str, values: Tensor, prompts: Sequence[str]) -> str | None:

@@ -35,8 +35,8 @@ def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerp
     for key in stage.settings:
         settings |= _flat(key, _setting(config, key))
     settings |= _of_other_sections(stage, config)
-    ignored = stages.PACE if stage.name in _USE_HELD_OUT else stages.PACE | {VALIDATION}
-    kept = {key: value for key, value in settings.items() if key not in ignored}
+    ignored = () if stage.name in _USE_HELD_OUT else (VALIDATION,)
+    kept = {key: value for key, value in settings.items() if key not in ignored and not stages.is_pace(key)}
     return Fingerprint(settings=kept, inputs=inputs)
 
 
@@ -83,6 +83,8 @@ def _of_other_sections(stage: Stage, config: Config) -> dict[str, Any]:
     if stage.name == "sft" and config.sft.source == "train" and config.data.skip_too_long:
         found[_ROOM] = room_for_prompts(config)
     if stage.name == "ppo":
+        if config.ppo.asking_endpoint:
+            found |= _flat("rank.endpoint", _setting(config, "rank.endpoint"))
         found[_FOLLOWED] = followed_judges(config).get("second_judge", "none")
     return found
 

@@ -115,9 +115,11 @@ def missing_inputs(config: Config, run_dir: RunDir) -> list[tuple[Key, str]]:
 
 def stages_of(config: Config) -> list[Stage]:
     """Return the config's stages; comparisons from a data set need no sampling."""
-    not_made, algorithm = _not_made(config), config.align.algorithm
-    wanted = [stage for stage in stages.STAGES if stage.name in config.stages and not_made.isdisjoint(stage.writes)]
-    return [stages.made_by(stage, algorithm) for stage in wanted]
+    not_made = _not_made(config)
+    wanted = [
+        stage for stage in stages.STAGES if stage.name in config.active_stages and not_made.isdisjoint(stage.writes)
+    ]
+    return [stages.made_by(stage, config) for stage in wanted]
 
 
 def _fitted(config: Config, run_dir: RunDir, progress: Progress) -> Config:

@@ -10,6 +10,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.readers.sources import resolve
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, load_judge
+from lowrank_rlhf.preferences.rewards.loading import load_function
 from lowrank_rlhf.run import distributed
 from lowrank_rlhf.run.tracking import tracking_problem
 from lowrank_rlhf.sources.checks import BadModel, check_folder
@@ -25,7 +26,7 @@ def problems(config: Config) -> list[tuple[Key, str]]:
     """Return key and message of each problem found.
 
     Covers missing data, adapters and trackers, judges that cannot be loaded, truncated weights and missing layers of
-    a local model, and chat templates that are missing there or fail. A user's judge is imported, as in the
+    a local model, and chat templates that are missing there or fail. A user's judge or reward is imported, as in the
     run; no data is read.
     """
     tracker = tracking_problem(config)
@@ -34,6 +35,7 @@ def problems(config: Config) -> list[tuple[Key, str]]:
         *_weight_problems(config),
         *_adapter_problems(config),
         *_judge_problems(config),
+        *_reward_problems(config),
         *_layer_problems(config),
         *_template_problems(config),
         *_sharing_problems(config),
@@ -84,9 +86,9 @@ def _adapter_problems(config: Config) -> Iterator[tuple[Key, str]]:
 def judges_in_use(config: Config) -> dict[Key, str | None]:
     """Return the judges that the config's stages ask, by their keys."""
     judges: dict[Key, str | None] = {}
-    if config.rank.source == "judge" and {"rank", "ppo", "evaluate"} & set(config.stages):
-        judges["rank", "judge"] = config.rank.judge
-    if "evaluate" in config.stages or (config.rank.source != "judge" and "ppo" in config.stages):
+    if config.ranking_judge and {"rank", "ppo", "evaluate"} & set(config.active_stages):
+        judges["rank", "judge"] = config.ranking_judge
+    if "evaluate" in config.stages or (not config.ranking_judge and "ppo" in config.stages):
         judges["evaluate", "second_judge"] = config.evaluate.second_judge
     return judges
 
@@ -100,6 +102,15 @@ def _judge_problems(config: Config) -> list[tuple[Key, str]]:
             except UserError as error:
                 found.append((key, str(error)))
     return found
+
+
+def _reward_problems(config: Config) -> Iterator[tuple[Key, str]]:
+    for name, term in config.ppo.rewards.items():
+        if term.is_function and {"ppo", "evaluate"} & set(config.stages):
+            try:
+                load_function(name, term)
+            except UserError as error:
+                yield ("ppo", "rewards", name, "source"), str(error)
 
 
 def _sharing_problems(config: Config) -> Iterator[tuple[Key, str]]:

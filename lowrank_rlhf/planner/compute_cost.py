@@ -129,10 +129,15 @@ class _Passes:
         prompt = self.forward(0, self.shape.layers) * self.counts.prompt_tokens / self.counts.tokens
         return prompt + DECODING * self.counts.answer_tokens * (2 * self.shape.used_weights + self.vocabulary)
 
+    def sampled_and_scored(self) -> float:
+        """Return the cost of sampling, and of the reward model's score if there is one."""
+        return self.sampled() + self.config.ppo.uses_reward_model * self.forward(0, self.heads)
+
     def collected(self) -> float:
-        """Return the cost of a rollout: sampling, then scoring as four roles that share layers below the adapters."""
+        """Return the cost of a rollout: sampling, then scoring as all roles, which share layers below the adapters."""
+        headed = 1 + self.config.ppo.uses_reward_model
         log_probs = 2 * self.forward(self.below, self.shape.layers, self.counts.answer_tokens)
-        return self.sampled() + self.forward(0, self.below) + log_probs + 2 * self.forward(self.below, self.heads)
+        return self.sampled() + self.forward(0, self.below) + log_probs + headed * self.forward(self.below, self.heads)
 
 
 def compute_cost(stage: str, config: Config, counts: Amounts, shape: Shape) -> float:
@@ -149,7 +154,7 @@ def compute_cost(stage: str, config: Config, counts: Amounts, shape: Shape) -> f
         return _policy_cost(passes)
     if stage == "evaluate":
         compared = counts.test * config.evaluate.answers_per_prompt * (passes.collected() + passes.sampled())
-        return compared + yardstick_answers(config, counts) * (passes.sampled() + passes.forward(0, passes.heads))
+        return compared + yardstick_answers(config, counts) * passes.sampled_and_scored()
     return 0.0
 
 
@@ -172,7 +177,7 @@ def _policy_cost(passes: _Passes) -> float:
     if algorithm == "dpo":
         return steps * config.align.batch_size * 2 * updated + evaluated
     before = passes.forward(0, layers, answer) if algorithm == "rloo" else 0.0
-    sampled = passes.sampled() + passes.forward(0, heads)
+    sampled = passes.sampled_and_scored()
     return steps * config.align.batch_size * (sampled + before + updated) + evaluated
 
 

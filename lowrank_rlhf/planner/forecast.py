@@ -114,7 +114,7 @@ def shown_peaks(config: Config, run_dir: RunDir, data: RunData) -> dict[str, flo
     if shape is None:
         return {}
     counts = amounts(config, run_dir, data, local_tokenizer(config.model))
-    needs = {stage: need(stage, config, shape, counts, machine.device) for stage in config.stages}
+    needs = {stage: need(stage, config, shape, counts, machine.device) for stage in config.active_stages}
     return {stage: found.shown for stage, found in needs.items() if found}
 
 

@@ -92,8 +92,8 @@ def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Devi
     if not phases:
         return None
     trained = _trained(stage, config, shape)
-    critic = config.align.algorithm == "ppo"
-    roles = {"sft": 1, "sample": 2, "reward": 3}.get(stage, 4 if critic else 3)
+    policy = 2 + (config.align.algorithm == "ppo") + config.ppo.uses_reward_model
+    roles = {"sft": 1, "sample": 2, "reward": 3}.get(stage, policy)
     each = shape.adapter(config.lora)
     fixed = [
         _runtime(device),

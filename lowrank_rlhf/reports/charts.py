@@ -78,24 +78,39 @@ def curve_figures(
     if role == "judge":
         yield from _frontier("frontier_second", metrics, "second_judge", texts, _in_words(second_judge, texts))
     yield from _win_rates(metrics, texts, _in_words(judge, texts), _in_words(second_judge, texts))
+    own = reward_names(metrics)
     for curve in CURVES:
-        lines = [Line(texts("chart.training"), _points(metrics, curve.stage, curve.metric))]
-        if curve.held_out:
-            held_out = _points(metrics, curve.stage, curve.held_out)
-            lines.append(Line(texts("chart.held_out"), held_out, colour=1, dots=True))
-        best = [Guide((best_step, best_step), (None, None), texts("chart.best"))]
-        marked = curve.stage == "ppo" and best_step is not None
-        yield from _figure(
-            curve.id,
-            texts,
-            Chart(
-                texts(f"chart.{curve.id}.title"),
-                texts("chart.step"),
-                texts(f"chart.{curve.id}.unit"),
-                lines=lines,
-                guides=best if marked else (),
-            ),
-        )
+        hint = texts("chart.scores.hint.rewards") if own and curve.id == "scores" else None
+        title, unit = texts(f"chart.{curve.id}.title"), texts(f"chart.{curve.id}.unit")
+        yield from _figure(curve.id, texts, _curve(curve, metrics, title, unit, best_step, texts), hint)
+        for name in own if curve.id == "scores" else ():
+            yield from _own_reward(name, metrics, best_step, texts)
+
+
+def reward_names(metrics: Metrics) -> list[str]:
+    """Return the names of the rewards in `ppo.rewards`, from their curves; empty for the reward model alone."""
+    prefix = "reward/"
+    keys = dict.fromkeys(key for row in metrics if row.get("stage") == "ppo" for key in row if key.startswith(prefix))
+    return [key.removeprefix(prefix) for key in keys]
+
+
+def _own_reward(name: str, metrics: Metrics, best_step: int | None, texts: Locale) -> Iterator[ChartFigure]:
+    """Yield the curve of one reward, before shift, scale, clip and weight."""
+    curve = Curve(f"reward_{name}", "ppo", f"reward/{name}", f"eval/reward/{name}")
+    title = texts("chart.own_reward.title", name=name)
+    chart = _curve(curve, metrics, title, texts("chart.own_reward.unit"), best_step, texts)
+    if svg := draw(chart):
+        yield ChartFigure(curve.id, title, texts("chart.own_reward.hint", name=name), svg)
+
+
+def _curve(curve: Curve, metrics: Metrics, title: str, unit: str, best_step: int | None, texts: Locale) -> Chart:
+    lines = [Line(texts("chart.training"), _points(metrics, curve.stage, curve.metric))]
+    if curve.held_out:
+        held_out = _points(metrics, curve.stage, curve.held_out)
+        lines.append(Line(texts("chart.held_out"), held_out, colour=1, dots=True))
+    best = [Guide((best_step, best_step), (None, None), texts("chart.best"))]
+    marked = curve.stage == "ppo" and best_step is not None
+    return Chart(title, texts("chart.step"), unit, lines=lines, guides=best if marked else ())
 
 
 def distance_and_gold(metrics: Metrics) -> dict[int, Point]:
@@ -151,15 +166,16 @@ def _frontier(name: str, metrics: Metrics, role: JudgeRole, texts: Locale, judge
     judged = _distance_and_score(metrics, role)
     if name != "frontier" and not judged:
         return
+    label_of_proxy = texts("chart.proxy.rewards" if reward_names(metrics) else "chart.proxy")
     label = texts(f"chart.gold.{role}" if name == "frontier" else "chart.second_judge")
     lines = [
-        Line(texts("chart.proxy"), [(distance[step], proxy[step]) for step in steps]),
+        Line(label_of_proxy, [(distance[step], proxy[step]) for step in steps]),
         Line(label, [judged[step] for step in steps if step in judged], colour=1, right=True),
     ]
     yield from _figure(
         name,
         texts,
-        Chart(texts(f"chart.{name}.title"), texts("chart.distance"), texts("chart.proxy"), label, lines=lines),
+        Chart(texts(f"chart.{name}.title"), texts("chart.distance"), label_of_proxy, label, lines=lines),
         texts(f"chart.{name}.hint", judge=judge),
     )
 

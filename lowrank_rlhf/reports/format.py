@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL
+from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL, REWARDS
 from lowrank_rlhf.evaluation.run_judges import JudgeRole
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, SIMULATED
 from lowrank_rlhf.reports.locale import ENGLISH, Locale
@@ -125,7 +125,9 @@ def _known(interval: Bounds) -> tuple[float, float] | None:
 
 
 def judge_label(name: str | None, texts: Locale = ENGLISH) -> str:
-    """Name a judge, or the reward model, in a table."""
+    """Name a judge, the reward model or the sum of the rewards in a table."""
+    if name == REWARDS:
+        return texts("judge.own_rewards")
     return texts("judge.own") if name in (None, REWARD_MODEL) else str(name)
 
 
@@ -133,6 +135,8 @@ def judge_in_words(name: str | None, texts: Locale = ENGLISH) -> str:
     """Name a judge in a sentence; a simulated annotator and a language model are always identified as such."""
     if name is None:
         return texts("judge.reward_model")
+    if name == REWARDS:
+        return texts("judge.rewards")
     if name.startswith(ENDPOINT_PREFIX):
         return texts("judge.language_model", name=name.removeprefix(ENDPOINT_PREFIX))
     return texts("judge.simulated") if name in SIMULATED else texts("judge.named", name=name)

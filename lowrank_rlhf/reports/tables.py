@@ -159,7 +159,7 @@ def _note(row: FigureRow, evaluate: EvaluateResult, texts: Locale) -> str:
 
 def details(results: Results, texts: Locale) -> list[Table]:
     """Return every other table that the run has figures for."""
-    found = (_reward(results, texts), _training(results, texts), self_checks(results, texts))
+    found = (_reward(results, texts), _rewards(results, texts), _training(results, texts), self_checks(results, texts))
     return [table for table in found if table]
 
 
@@ -216,6 +216,25 @@ def _reward_verdict(reward: RewardResult, results: Results, texts: Locale) -> st
     if reward.accuracy is None or reward.over_length is None:
         return ""  # runs of version 0.1 compared point estimates, which shows nothing
     return texts("reward.good", rule=texts.render(length_rule(reward.longer_wins)))
+
+
+def _rewards(results: Results, texts: Locale) -> Table | None:
+    """Return the rewards that the policy was trained on; None for the reward model alone."""
+    if results.ppo is None or not results.ppo.rewards:
+        return None
+    rows = tuple(
+        (
+            reward.name,
+            reward.source,
+            number(reward.weight),
+            texts("reward.scale.value", mean=number(reward.mean), deviation=number(reward.std))
+            if (reward.mean, reward.std) != (0.0, 1.0)
+            else "",
+        )
+        for reward in results.ppo.rewards
+    )
+    header = tuple(texts(f"column.{name}") for name in ("reward", "source", "weight", "scale"))
+    return Table(texts("rewards.title"), texts("rewards.lead"), header, rows)
 
 
 def _training(results: Results, texts: Locale) -> Table | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from lowrank_rlhf.config.rewards import weighted_sum
+from lowrank_rlhf.config.schema import OF_REWARD_MODEL, Config
 from lowrank_rlhf.run.results import StageResult
 
 if TYPE_CHECKING:
@@ -53,7 +55,16 @@ PACE = frozenset(
         "minimum_rankings",
     )
 )
-"""Settings that change how results are fetched, not the results: they may change in the middle of a stage."""
+_PACE_OF_REWARD = ("timeout_seconds", "max_requests")
+
+
+def is_pace(key: str) -> bool:
+    """Return True for a setting that changes how results are fetched, not the results.
+
+    It may change in the middle of a stage.
+    """
+    return key in PACE or (key.startswith("ppo.rewards.") and key.endswith(_PACE_OF_REWARD))
+
 
 STAGES = (
     Stage("sft", "fine-tune on demonstrations", (*_MODEL, "sft"), (), ("adapters/sft",)),
@@ -91,17 +102,28 @@ STAGES = (
 )
 
 
-def made_by(entry: Stage, algorithm: str) -> Stage:
-    """Return the stage for an `align.algorithm`: the name stays, and without PPO there is no critic.
+_OF_REWARD_MODEL = frozenset(name for entry in STAGES if entry.name in OF_REWARD_MODEL for name in entry.writes)
+"""Files of the stages that serve the reward model alone."""
 
-    TRL's trainers run in the main process alone: they would divide the work differently.
+
+def made_by(entry: Stage, config: Config) -> Stage:
+    """Return the stage as the config makes it: with its algorithm (the name stays) and its rewards.
+
+    Without PPO there is no critic. TRL's trainers run in the main process alone: they would divide the work
+    differently.
     """
-    if entry.name != "ppo" or algorithm == "ppo":
+    algorithm, rewards = config.align.algorithm, config.ppo.rewards
+    if entry.name in ("ppo", "evaluate") and not config.ppo.uses_reward_model:
+        entry = replace(entry, reads=tuple(name for name in entry.reads if name not in _OF_REWARD_MODEL))
+    if entry.name != "ppo":
         return entry
+    on_rewards = f" on {weighted_sum(rewards)}" if rewards else ""
+    if algorithm == "ppo":
+        return replace(entry, does=f"{entry.does}{on_rewards}")
     compared = ("prompts.jsonl", "rankings.jsonl", "comparisons.jsonl") if algorithm == "dpo" else ()
     return replace(
         entry,
-        does=f"train the policy with {algorithm.upper()}",
+        does=f"train the policy with {algorithm.upper()}{on_rewards}",
         reads=(*entry.reads, *compared),
         writes=("adapters/policy", "adapters/policy-last"),
         shared=False,

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import Stopped
+from lowrank_rlhf.errors import RewardFailed, Stopped
 from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation, judge_names, open_followed_judges
 from lowrank_rlhf.maths.batching import rows_per_pass
 from lowrank_rlhf.maths.seeds import derive_seed
@@ -28,10 +28,10 @@ from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.dpo import DpoTask
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState
-from lowrank_rlhf.training.policy_roles import choose_policy, load_roles, save_policies
+from lowrank_rlhf.training.policy_roles import choose_policy, frozen_roles, load_roles, save_policies
 from lowrank_rlhf.training.reward_data import read_groups
+from lowrank_rlhf.training.rewards.reward_sum import Scorer, open_scorer, with_rewards
 from lowrank_rlhf.training.rloo_grpo import OnlineTask
-from lowrank_rlhf.training.rollout import RewardScale
 from lowrank_rlhf.training.self_checks import (
     MAX_TOKEN_DIFFERENCE,
     SENTENCES,
@@ -67,10 +67,12 @@ def run(session: Session) -> PolicyResult:
     name = config.align.algorithm.upper()
     before = roles.base.checksum()
     scale = load_roles(roles, run_dir.artifact("adapters"), config)
-    others = checksums(roles, [Role.REFERENCE, Role.REWARD])
-    task = _task(roles, session.prompts.training, run_dir, config, scale, session.progress)
-    judges = open_followed_judges(config, run_dir.path, session.progress, session.stop)
-    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, config, scale, judges)
+    others = checksums(roles, frozen_roles(config))
+    places = (run_dir.path, session.progress, session.stop)
+    scorer = open_scorer(config, scale, session.data.prompts, *places)
+    judges = open_followed_judges(config, *places)
+    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, config, scorer, judges)
+    task = _task(roles, session.prompts.training, run_dir, config, evaluation.scorer, session.progress)
     optimizer = AtomicAdamW(roles.parameters(Role.POLICY), lr=config.align.learning_rate, weight_decay=0.0)
     logs = (run_dir.metrics, run_dir.watched)
     checkpoints = PolicyCheckpoints(
@@ -87,7 +89,7 @@ def run(session: Session) -> PolicyResult:
     state, seconds = training.state, (time.monotonic() - start) / max(1, task.steps - first)
     save_policies(roles, session.work("ppo"), state)
     gold, second = judge_names(judges)
-    return PolicyResult(
+    result = PolicyResult(
         algorithm=config.align.algorithm,
         steps=task.steps,
         best_step=state.kept_step,
@@ -96,13 +98,14 @@ def run(session: Session) -> PolicyResult:
         second_judge=second,
         claims=(*state.claims, *weights_unchanged(roles, name, before, others)),
     )
+    return with_rewards(result, evaluation.scorer)
 
 
 def _task(
-    roles: Roles, prompts: Sequence[Prompt], run_dir: RunDir, config: Config, scale: RewardScale, progress: Progress
+    roles: Roles, prompts: Sequence[Prompt], run_dir: RunDir, config: Config, scorer: Scorer, progress: Progress
 ) -> Task:
     if config.align.algorithm != "dpo":
-        return OnlineTask(roles, prompts, config, scale)
+        return OnlineTask(roles, prompts, config, scorer)
     groups, note = read_groups(roles.base, run_dir.path, config.model.max_length)
     if note:
         progress.say(f"  {note}")
@@ -121,7 +124,7 @@ def _train(training: _AlignTraining, bar: Bar) -> None:
         except RollBack:
             training.state, _ = training.checkpoints.roll_back(training.state)
             bar.advance(training.state.step - bar.count)
-        except Stopped:
+        except (Stopped, RewardFailed):
             state = training.state
             save = partial(training.checkpoints.save, state)
             state.recovery.save_if_stopped(training.stop, "ppo", save, f"at step {state.step}")

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL, SCORE, STAGE_SIDES, AnswerPair
+from lowrank_rlhf.data.prompts import PromptData
+from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL, SCORE, STAGE_SIDES, AnswerPair, reward_column
 from lowrank_rlhf.evaluation.final_checks import with_final_checks
 from lowrank_rlhf.evaluation.match import SEED_KEY, judge_pairs, measure_pairs
 from lowrank_rlhf.evaluation.match_metrics import (
@@ -30,11 +31,13 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.reports.render import write_report
 from lowrank_rlhf.reports.terminal import summary_message
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import append_line
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.run.results import EvaluateResult, FigureRow
 from lowrank_rlhf.session import Session
+from lowrank_rlhf.training.rewards.reward_sum import RewardSum, open_scorer
 
 
 def run(session: Session) -> EvaluateResult:
@@ -43,10 +46,11 @@ def run(session: Session) -> EvaluateResult:
     progress, stop = session.progress, session.stop
     judges = _judges(config, run_dir.path, progress, stop)
     prompts = session.prompts
-    models = _load_models(session.load_roles(), run_dir.artifact("adapters"))
+    models = _load_models(session.load_roles(), config, session.data.prompts, run_dir, progress, stop)
     pairs = judge_pairs(judges, _pairs(models, config, prompts.test, progress, stop), progress, stop)
     rows = [pair.row(STAGE_SIDES) for pair in pairs]
-    result = _result(config, pairs, {key: judge.name for key, judge in judges.items()}, not prompts.divided)
+    names = {key: judge.name for key, judge in judges.items()}
+    result = _result(config, pairs, names, models.score_name, not prompts.divided)
     result = with_final_checks(result, models.roles, pairs, config)
     if config.evaluate.yardstick_prompts:
         yardsticks = measure_yardsticks(models, pairs, config, judges, progress, stop)
@@ -67,7 +71,7 @@ def run(session: Session) -> EvaluateResult:
 def _judges(config: Config, run_folder: Path, progress: Progress, stop: StopRequest) -> dict[str, Judge]:
     """Open `judge`, the one that ranked the answers, and `second`, as far as the config names them."""
     rank, second = config.rank, config.evaluate.second_judge
-    first = rank.judge if rank.source == "judge" else None
+    first = config.ranking_judge
     names = {key: name for key, name in (("judge", first), ("second", second)) if name}
     opened = {  # the same endpoint twice is one judge, so that its verdicts are asked for once
         name: open_judge(name, rank, run_folder, progress, stop) for name in dict.fromkeys(names.values())
@@ -75,17 +79,25 @@ def _judges(config: Config, run_folder: Path, progress: Progress, stop: StopRequ
     return {key: opened[name] for key, name in names.items()}
 
 
-def _load_models(roles: Roles, adapters: Path) -> EvaluatedModels:
+def _load_models(
+    roles: Roles, config: Config, prompts: PromptData, run_dir: RunDir, progress: Progress, stop: StopRequest
+) -> EvaluatedModels:
+    adapters, ppo = run_dir.artifact("adapters"), config.ppo
     load_role(roles, Role.REFERENCE, adapters / "sft")
     load_role(roles, Role.POLICY, adapters / "policy")
-    return EvaluatedModels(roles, load_reward_model(roles, adapters / "reward"), adapters / "sft")
+    normalize = ppo.normalize_score or not ppo.rewards
+    scale = load_reward_model(roles, adapters / "reward", normalize) if ppo.uses_reward_model else None
+    scorer = open_scorer(config, scale, prompts, run_dir.path, progress, stop)
+    if isinstance(scorer, RewardSum) and (trained := run_dir.results().ppo):
+        scorer = scorer.as_trained(trained.rewards)
+    return EvaluatedModels(roles, scorer, adapters / "sft")
 
 
 def _pairs(
     models: EvaluatedModels, config: Config, prompts: Sequence[Prompt], progress: Progress, stop: StopRequest
 ) -> list[AnswerPair]:
     """Sample SFT's and the policy's answers to the test prompts and measure them; pairs of one prompt are adjacent."""
-    roles, scale = models.roles, models.scale
+    roles = models.roles
     seed, sampling, count = derive_seed(config.seed, SEED_KEY), config.sample, config.evaluate.answers_per_prompt
     with progress.track("evaluate", 2 * len(prompts) * count, "answers") as bar:
         sft, policy = (
@@ -96,13 +108,13 @@ def _pairs(
             )
         )
         repeated = [prompt for prompt in prompts for _ in range(count)]
-        return measure_pairs(roles, repeated, sft, policy, sampling, scale, rows_per_batch=len(prompts))
+        return measure_pairs(roles, repeated, sft, policy, sampling, models.scorer, rows_per_batch=len(prompts))
 
 
 def _result(
-    config: Config, pairs: Sequence[AnswerPair], judges: Mapping[str, str], selected_on_test: bool
+    config: Config, pairs: Sequence[AnswerPair], judges: Mapping[str, str], score_name: str, selected_on_test: bool
 ) -> EvaluateResult:
-    """Return the figures, with the win rate by the judge (by the reward model if there is no judge)."""
+    """Return the figures, with the win rate by the judge (by the scores, named `score_name`, if there is none)."""
     settings, seed = config.evaluate, derive_seed(config.seed, "bootstrap")
 
     def interval(values: Floats) -> Interval:
@@ -113,25 +125,29 @@ def _result(
     decides = "judge" if "judge" in judges else SCORE
     won, kl = win_values(pairs, decides), kl_values(pairs)
     scores = score_values(pairs, decides)
+    scores_of = {SCORE: score_name, **{reward_column(name): name for name in config.ppo.rewards}}
     return EvaluateResult(
         prompts=len(pairs) // settings.answers_per_prompt,
         answers_per_prompt=settings.answers_per_prompt,
         selected_on_test=selected_on_test,
-        judge=judges.get("judge"),
+        judge=judges.get("judge", None if score_name == REWARD_MODEL else score_name),
         second_judge=judges.get("second"),
         win_rate=float(won.mean()),
         win_rate_interval=interval(won),
         mean_shift=mean_shift(scores[1], scores[0]) if scores else None,
         kl_per_answer=float(np.mean(kl)),
         kl_mean_interval=interval(kl),
-        table=tuple(_figure_row(figure) for figure in _figures(pairs, judges, interval)),
+        table=tuple(_figure_row(figure) for figure in _figures(pairs, judges, scores_of, interval)),
     )
 
 
 def _figures(
-    pairs: Sequence[AnswerPair], judges: Mapping[str, str], interval: Callable[[Floats], Interval]
+    pairs: Sequence[AnswerPair],
+    judges: Mapping[str, str],
+    scores_of: Mapping[str, str],
+    interval: Callable[[Floats], Interval],
 ) -> Iterator[Figure]:
-    for key, name in (*judges.items(), (SCORE, REWARD_MODEL)):
+    for key, name in (*judges.items(), *scores_of.items()):
         if figure := mean_score_figure(pairs, key, name):
             yield figure
     if "second" in judges:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import ModelNotFinite, Stopped
+from lowrank_rlhf.errors import ModelNotFinite, RewardFailed, Stopped
 from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation, judge_names, open_followed_judges
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.seeds import derive_seed
@@ -27,9 +27,10 @@ from lowrank_rlhf.run.results import PolicyResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState, StartedStep
-from lowrank_rlhf.training.policy_roles import choose_policy, load_roles, save_policies
+from lowrank_rlhf.training.policy_roles import choose_policy, frozen_roles, load_roles, save_policies
 from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
 from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens, shuffled_order
+from lowrank_rlhf.training.rewards.reward_sum import open_scorer, score_responses, with_rewards
 from lowrank_rlhf.training.rollout import RewardScale, Rollout, collect, shape_scores
 from lowrank_rlhf.training.self_checks import (
     MAX_TOKEN_DIFFERENCE,
@@ -52,11 +53,13 @@ class _PpoTraining:
     roles: Roles
     run_dir: RunDir
     stop: StopRequest
+    asked: list[Prompt]
     prompts: list[list[int]]
+    """Tokens of the prompts asked."""
     baselines: Tensor | None
     order: list[int]
     """Indices of the prompts of all steps, one step after another."""
-    scale: RewardScale
+    scale: RewardScale | None
     evaluation: PolicyEvaluation
     optimizers: Optimizers
     checkpoints: PolicyCheckpoints
@@ -68,21 +71,25 @@ def run(session: Session) -> PolicyResult:
     config, roles, run_dir, work = session.config.ppo, session.load_roles(), session.run_dir, session.work("ppo")
     before = roles.base.checksum()
     scale = _load_roles(roles, run_dir.artifact("adapters"), session.config)
-    others = checksums(roles, [Role.REFERENCE, Role.REWARD])
-    judges = open_followed_judges(session.config, run_dir.path, session.progress, session.stop)
-    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, session.config, scale, judges)
+    others = checksums(roles, frozen_roles(session.config))
+    places = (run_dir.path, session.progress, session.stop)
+    judges = open_followed_judges(session.config, *places)
+    scorer = open_scorer(session.config, scale, session.data.prompts, *places)
+    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, session.config, scorer, judges)
     optimizers = Optimizers.create(roles, config)
     logs = (run_dir.metrics, run_dir.watched)
     checkpoints = PolicyCheckpoints(work, roles, optimizers.of_roles, logs, config.kl_coef)
     rates = "ppo.learning_rate and ppo.critic_learning_rate"
     report = SkipReport("ppo", rates, run_dir, session.progress, roles.base)
     state, started = checkpoints.resume()
-    prompts, baselines = _prompts(roles, session.prompts.training, run_dir, session.config, scale)
+    asked, baselines = _prompts(session.prompts.training, run_dir, session.config, scale)
+    prompts = encode_prompts(roles.base, asked, max_prompt_tokens(session.config))
     training = _PpoTraining(
         session.config,
         roles,
         run_dir,
         session.stop,
+        asked,
         prompts,
         baselines,
         shuffled_order(session.config.seed, len(prompts), config.steps * config.batch_size),
@@ -99,7 +106,7 @@ def run(session: Session) -> PolicyResult:
     save_role(roles, Role.CRITIC, work / "adapters" / "critic")
     save_policies(roles, work, state)
     gold, second = judge_names(judges)
-    return PolicyResult(
+    result = PolicyResult(
         steps=config.steps,
         best_step=state.kept_step,
         seconds_per_step=seconds,
@@ -107,6 +114,7 @@ def run(session: Session) -> PolicyResult:
         second_judge=second,
         claims=(*state.claims, *weights_unchanged(roles, "PPO", before, others)),
     )
+    return with_rewards(result, evaluation.scorer)
 
 
 def _train(training: _PpoTraining, state: PolicyState, started: StartedStep, bar: Bar) -> PolicyState:
@@ -131,25 +139,24 @@ def _train(training: _PpoTraining, state: PolicyState, started: StartedStep, bar
     return state
 
 
-def _load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale:
+def _load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale | None:
     """Load the four roles from the finished stages' adapters."""
     scale = load_roles(roles, adapters, config)
-    roles.copy(Role.REWARD, Role.CRITIC)
+    roles.copy(Role.REWARD if scale else Role.REFERENCE, Role.CRITIC)
     if config.ppo.critic_head == "zero":
         roles.new_head(Role.CRITIC, None)
     return scale
 
 
 def _prompts(
-    roles: Roles, prompts: Sequence[Prompt], run_dir: RunDir, config: Config, scale: RewardScale
-) -> tuple[list[list[int]], Tensor | None]:
-    """Return the tokens of the training prompts, and with `contrastive` the mean shaped score of SFT's answers to each.
+    prompts: Sequence[Prompt], run_dir: RunDir, config: Config, scale: RewardScale | None
+) -> tuple[list[Prompt], Tensor | None]:
+    """Return the training prompts, and with `contrastive` the mean shaped score of SFT's answers to each.
 
     The scores are (P,) for P prompts, which are then the ranked ones only.
     """
-    limit = max_prompt_tokens(config)
-    if not config.ppo.contrastive:
-        return encode_prompts(roles.base, prompts, limit), None
+    if not config.ppo.contrastive or scale is None:
+        return list(prompts), None
     finished = {sample.id: sample.finished for sample in read_jsonl(run_dir.artifact("answers.jsonl"), Sample)}
     rows = list(read_jsonl(run_dir.artifact("scores.jsonl"), Score))
     scores = (torch.tensor([row.score for row in rows]) - scale.mean) / scale.std
@@ -159,7 +166,7 @@ def _prompts(
         of_prompt[row.prompt_id].append(score)
     ranked = [prompt for prompt in prompts if prompt.id in of_prompt]
     baselines = torch.tensor([fmean(of_prompt[prompt.id]) for prompt in ranked])
-    return encode_prompts(roles.base, ranked, limit), baselines
+    return ranked, baselines
 
 
 def _save_if_stopped(
@@ -176,7 +183,7 @@ def _save_if_stopped(
 
     try:
         return limits.retry(attempt, widest)
-    except Stopped:
+    except (Stopped, RewardFailed):
         save = partial(training.checkpoints.save, state, started)
         position = f"inside step {state.step + 1}" if started.rollout else f"at step {state.step}"
         state.recovery.save_if_stopped(training.stop, "ppo", save, position)
@@ -245,14 +252,13 @@ def _collect(training: _PpoTraining, state: PolicyState) -> Rollout:
 
     Raises `RollBack` if the policy computes NaN or infinities, and after a roll-back `ModelNotFinite`.
     """
-    config, size = training.config, training.config.ppo.batch_size
+    config, roles, size = training.config, training.roles, training.config.ppo.batch_size
     chosen = training.order[state.step * size : (state.step + 1) * size]
     baseline = None if training.baselines is None else training.baselines[chosen]
     prompts, seed = [training.prompts[i] for i in chosen], derive_seed(config.seed, "ppo", "rollout", state.step)
+    score = partial(score_responses, training.evaluation.scorer, roles, [training.asked[i] for i in chosen])
     try:
-        return collect(
-            training.roles, prompts, config.ppo, config.sample, training.scale, state.kl_coef, seed, baseline
-        )
+        return collect(roles, prompts, config.ppo, config.sample, training.scale, state.kl_coef, seed, baseline, score)
     except ModelNotFinite:
         if state.recovery.rate < 1:
             raise

@@ -16,12 +16,15 @@ from lowrank_rlhf.training.reward_data import about_reward
 from lowrank_rlhf.training.rollout import RewardScale
 
 
-def load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale:
-    """Load policy, reference and reward model from a run's `adapters` folder.
+def load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale | None:
+    """Load policy, reference and reward model from a run's `adapters` folder; None if no reward model is used.
 
     Raises `StageFailed` for a weak reward model, or `WaitingForPeople` if people have prompts left to rank, unless
     `ppo.accept_weak_reward` is set.
     """
+    if not config.ppo.uses_reward_model:
+        _load_sft(roles, adapters)
+        return None
     about = about_reward(adapters / "reward")
     if about["weak"] and not config.ppo.accept_weak_reward:
         if config.rank.source == "human":
@@ -30,10 +33,19 @@ def load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale:
             f"ppo: {about['weak']}, so {config.align.algorithm.upper()} would only learn its mistakes. Rank more "
             "answers, or set ppo.accept_weak_reward: true"
         )
-    load_role(roles, Role.POLICY, adapters / "sft")
-    roles.copy(Role.POLICY, Role.REFERENCE)
+    _load_sft(roles, adapters)
     load_role(roles, Role.REWARD, adapters / "reward")
     return RewardScale.of(about, config.ppo.normalize_score)
+
+
+def frozen_roles(config: Config) -> list[Role]:
+    """Return the roles that policy training loads and does not train."""
+    return [Role.REFERENCE, *([Role.REWARD] if config.ppo.uses_reward_model else [])]
+
+
+def _load_sft(roles: Roles, adapters: Path) -> None:
+    load_role(roles, Role.POLICY, adapters / "sft")
+    roles.copy(Role.POLICY, Role.REFERENCE)
 
 
 def _wait_for_more_rankings(weak: str, run: Path) -> None:

@@ -87,7 +87,7 @@ def update(
     optimizers: Optimizers,
     rollout: Rollout,
     config: PpoConfig,
-    scale: RewardScale,
+    scale: RewardScale | None,
     temperature: float,
     seed: int,
     train_policy: bool = True,
@@ -175,14 +175,16 @@ def _policy_step(
     with roles.acting_as(Role.POLICY, train=True):
         for part in map(rollout.rows, roles.group.shard(minibatch)):  # b rows, T positions of the longest of them
             logprobs = roles.logprobs(part.batch, temperature).logprobs  # (b, T), 0 outside the response
-            losses = policy_losses(logprobs, part.logprobs, part.advantages, config.clip_range)  # (b, T)
+            clips = (config.clip_range, config.upper_clip)
+            losses = policy_losses(logprobs, part.logprobs, part.advantages, *clips)  # (b, T)
             loss = masked_sum(losses, part.batch.response).sum() / tokens  # scalar
             roles.backward(loss)  # adds to the gradients of the micro-batches before
             with torch.no_grad():
                 ratio = (logprobs - part.logprobs).exp()  # (b, T)
                 error = (ratio - 1).abs()  # (b, T)
+                clipped = (error > torch.where(ratio > 1, config.upper_clip, config.clip_range)).float()
                 # k3 of sampling policy and policy; in the order of _POLICY_FIGURES, (b, T) each
-                figures = (k3(part.logprobs, logprobs), (error > config.clip_range).float(), ratio, losses)
+                figures = (k3(part.logprobs, logprobs), clipped, ratio, losses)
                 sums += torch.stack([masked_sum(values, part.batch.response).sum() / tokens for values in figures])
                 # 0 outside the response; torch.maximum keeps a NaN, which Python's max() would drop
                 largest[rank] = torch.maximum(largest[rank], error.where(part.batch.response, 0.0).max())
@@ -206,7 +208,7 @@ def _critic_step(
     rollout: Rollout,
     minibatch: list[list[int]],
     config: PpoConfig,
-    scale: RewardScale,
+    scale: RewardScale | None,
 ) -> dict[str, float]:
     """Take one optimizer step of the critic on a minibatch, given as the rows of each micro-batch."""
     optimizer.zero_grad()  # also drops the gradients of an interrupted step

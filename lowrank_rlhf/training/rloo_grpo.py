@@ -1,4 +1,4 @@
-"""RLOO (Ahmadian et al. 2024) and GRPO (Shao et al. 2024) against the reward adapter, with TRL's trainers."""
+"""RLOO (Ahmadian et al. 2024) and GRPO (Shao et al. 2024) against the rewards, with TRL's trainers."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -16,29 +16,32 @@ from lowrank_rlhf.models.generation import Response, sample_answers
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens, shuffled_order
-from lowrank_rlhf.training.rollout import RewardScale, response_figures, reward_scores, shape_scores
+from lowrank_rlhf.training.rewards.reward_sum import Scorer, score_responses
+from lowrank_rlhf.training.rollout import response_figures, shape_scores
 from lowrank_rlhf.training.trl_bridge import TrlBridge
 from lowrank_rlhf.training.trl_loop import FiniteGuard
 
 
 class OnlineTask:
-    """`Task` of RLOO or GRPO: K answers to each prompt of a step, scored by the reward model like PPO's."""
+    """`Task` of RLOO or GRPO: K answers to each prompt of a step, scored like PPO's."""
 
-    def __init__(self, roles: Roles, prompts: Sequence[Prompt], config: Config, scale: RewardScale) -> None:
-        self.roles, self.config, self.scale, self.step = roles, config, scale, 0
+    def __init__(self, roles: Roles, prompts: Sequence[Prompt], config: Config, scorer: Scorer) -> None:
+        self.roles, self.config, self.scorer, self.step = roles, config, scorer, 0
+        self.prompts = prompts
         align = config.align
         self.steps, self.prompts_per_step = align.steps, align.batch_size // align.answers_per_prompt
         self.claim = f"TRL's KL is 0 in the first step: {align.algorithm.upper()}'s reference is SFT"
         # GRPO compares forwards of different micro-batches, whose bfloat16 differs by some percent of a probability.
         self.tolerance = 5e-3 if align.algorithm == "grpo" else 1e-4
-        tokens = encode_prompts(roles.base, prompts, max_prompt_tokens(config))
+        self.tokens = tokens = encode_prompts(roles.base, prompts, max_prompt_tokens(config))
         self.rows: list[dict[str, Any]] = [
-            {"prompt": [message.model_dump() for message in prompts[i].messages], "tokens": tokens[i]}
+            {"prompt": [message.model_dump() for message in prompts[i].messages], "tokens": tokens[i], "number": i}
             for i in shuffled_order(config.seed, len(prompts), self.steps * self.prompts_per_step)
         ]
         self.width = max(map(len, tokens)) + config.sample.max_new_tokens
         self.sampled: list[Response] = []
         self.scored: dict[str, float] = {}
+        self.parts: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
 
     def begin(self, step: int) -> None:
@@ -60,11 +63,11 @@ class OnlineTask:
     def trainer(
         self, bridge: TrlBridge, guard: FiniteGuard, settings: dict[str, Any], steps: range, **rest: Any
     ) -> RLOOTrainer | GRPOTrainer:
-        """Build the trainer with the reward adapter as reward function; one optimizer step per rollout (ratio 1)."""
+        """Build the trainer with `scorer` as reward function; one optimizer step per rollout (ratio 1)."""
 
-        def reward(completion_ids: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], **_: Any) -> list[float]:
+        def reward(completion_ids: Sequence[Sequence[int]], number: Sequence[int], **_: Any) -> list[float]:
             with bridge.released():
-                return self._rewards(completion_ids, tokens, guard)
+                return self._rewards(completion_ids, number, guard)
 
         config, sampling, base = self.config.align, self.config.sample, self.roles.base
         settings |= {
@@ -99,6 +102,7 @@ class OnlineTask:
             "policy/grad_norm": logs["grad_norm"],
             "policy/learning_rate": logs["learning_rate"],
             "tokens_per_second": tokens / self.seconds["time/sampling"],
+            **self.parts,
             **responses,
             **self.seconds,
         }
@@ -119,15 +123,20 @@ class OnlineTask:
         """Return the KL in nats per answer."""
         return logs["kl"] * logs["completions/mean_length"] if "kl" in logs else None
 
-    def _rewards(
-        self, answers: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], guard: FiniteGuard
-    ) -> list[float]:
-        """Return the shaped scores; skip the step if one is not finite, where TRL would drop that answer only."""
+    def _rewards(self, answers: Sequence[Sequence[int]], numbers: Sequence[int], guard: FiniteGuard) -> list[float]:
+        """Return the shaped scores of answers to the numbered prompts.
+
+        A score that is not finite skips the step, where TRL would drop that answer only.
+        """
         start, roles = time.monotonic(), self.roles
-        scores = reward_scores(roles, roles.with_lower_states(self._packed(prompts, answers)), self.scale)
-        finished = torch.tensor([answer[-1] == roles.base.eos for answer in answers], device=scores.device)
+        responses = [Response(tuple(answer), answer[-1] == roles.base.eos) for answer in answers]
+        batch = roles.with_lower_states(self._packed([self.tokens[i] for i in numbers], answers))
+        scored = score_responses(self.scorer, roles, [self.prompts[i] for i in numbers], batch, responses)
+        scores = scored.total
+        finished = torch.tensor([response.finished for response in responses], device=scores.device)
         shaped: Tensor = shape_scores(scores, finished, self.config.ppo)
         self.scored = {"mean": float(scores.mean()), "shaped": float(shaped.mean())}
+        self.parts = scored.figures()
         self.seconds["time/scoring"] = time.monotonic() - start
         if not scores.isfinite().all():
             guard.problem = "the reward model's scores are not all finite"

@@ -1,7 +1,7 @@
 """Rollout: sample responses from the policy, then score them with policy, reference, reward model and critic."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from lowrank_rlhf.models.allocator import release_if_short
 from lowrank_rlhf.models.generation import Response, sample_answers
 from lowrank_rlhf.models.logprobs import TokenLogprobs
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.scoring import score_logprobs, score_tokens
+from lowrank_rlhf.models.scoring import Scored, score_logprobs, score_tokens
 
 PRIOR_TOKENS = 4
 """Tokens that the prompt's baseline weighs in the value of an unfinished response: a mean over few tokens is noisy."""
@@ -42,6 +42,10 @@ class RewardScale:
         """
         mean, std = (about["score_mean"], about["score_std"]) if normalize else (0.0, 1.0)
         return cls(about["pooling"], mean, std, about.get("length_weight", 0.0))
+
+    def score(self, roles: Roles, batch: Sequences, *_: Any) -> Scored:
+        """Return the reward model's scores of a batch, whose prompts and texts it does not need: see `Scorer`."""
+        return Scored(reward_scores(roles, batch, self), {})
 
     def raw(self, values: Tensor, response: Tensor) -> Tensor:
         """Return the raw score of each row, (B,), from the head's outputs and the response mask, (B, T) each."""
@@ -70,7 +74,7 @@ class Rollout:
     """Rows of each micro-batch of each minibatch, the same in all passes: in bfloat16 the results depend on them."""
     responses: list[Response]
     scores: Tensor
-    """(B,), of the reward model, shifted and scaled, before clipping and `missing_eos`."""
+    """(B,), of the reward model or the sum of the rewards, before clipping and `missing_eos`."""
     baseline: Tensor
     """(B,), subtracted from the shaped scores before they become rewards; 0 without a baseline."""
     logprobs: Tensor
@@ -115,21 +119,26 @@ class RolloutRows:
     returns: Tensor
 
 
+Score = Callable[[Sequences, Sequence[Response]], Scored]
+"""Rows of prompts with responses, and these responses -> their scores."""
+
+
 def collect(
     roles: Roles,
     prompts: Sequence[Sequence[int]],
     config: PpoConfig,
     sampling: SampleConfig,
-    scale: RewardScale,
+    scale: RewardScale | None,
     kl_coef: float,
     seed: int,
     baseline: Tensor | None = None,
+    score: Score | None = None,
 ) -> Rollout:
     """Sample one response to each of B prompts and compute advantages and returns.
 
     The log-probabilities are computed by the training forward, not taken from generation. Neighbouring prompts share a
     minibatch: pass them in random order. `baseline`, (B,), is subtracted from the shaped scores before they become
-    rewards. The figure `tokens_per_second` is the throughput of sampling alone.
+    rewards. `score` replaces the reward model. The figure `tokens_per_second` is the throughput of sampling alone.
     """
     start = time.monotonic()
     responses = [response for (response,) in sample_answers(roles, Role.POLICY, prompts, sampling, seed)]
@@ -141,11 +150,11 @@ def collect(
     # On the update's micro-batches, so that the first ratio is exactly 1: bfloat16 results depend on the batch.
     policy = score_logprobs(roles, Role.POLICY, batch, sampling.temperature, entropy=True, parts=parts)  # (B, T) each
     reference = score_logprobs(roles, Role.REFERENCE, batch, sampling.temperature, parts=parts).logprobs  # (B, T)
-    scores = reward_scores(roles, batch, scale)  # (B,)
+    scored = (score or _by_reward_model(roles, scale))(batch, responses)
+    scores = scored.total  # (B,)
     baseline = torch.zeros_like(scores) if baseline is None else baseline.to(scores.device)  # (B,), less variance
     outputs = score_tokens(roles, Role.CRITIC, batch)  # (B, T)
     values = token_values(outputs, batch.response, baseline, config, scale)  # (B, T): state before each response token
-
     kl = k1(policy.logprobs, reference)  # (B, T)
     kl_per_response = masked_sum(kl, batch.response)  # (B,)
     finished = torch.tensor([response.finished for response in responses], device=scores.device)
@@ -155,10 +164,9 @@ def collect(
     release_if_short()  # and after the update: tensors of sampling and training differ in size, and fragment memory
     figures = {
         **_objective_figures(policy, reference, batch, kl_per_response, scores, objective, values, returns),
+        **scored.figures(),
         "objective/kl_coef": kl_coef,
-        **response_figures(responses),
-        "tokens_per_second": sum(len(response.tokens) for response in responses) / (sampled - start),
-        "time/sampling": sampled - start,
+        **_sampling_figures(responses, sampled - start),
         "time/scoring": time.monotonic() - sampled,
     }
     return Rollout(
@@ -175,6 +183,11 @@ def collect(
         kl=kl_per_response,
         figures=figures,
     )
+
+
+def _by_reward_model(roles: Roles, scale: RewardScale | None) -> Score:
+    assert scale is not None  # noqa: S101 - without other rewards there is a reward model
+    return lambda batch, _: scale.score(roles, batch)
 
 
 def _objective_figures(
@@ -218,6 +231,11 @@ def credit(
     return whiten(advantages, response) if config.whiten_advantages else advantages, returns
 
 
+def _sampling_figures(responses: Sequence[Response], seconds: float) -> dict[str, float]:
+    tokens = sum(len(response.tokens) for response in responses)
+    return {**response_figures(responses), "tokens_per_second": tokens / seconds, "time/sampling": seconds}
+
+
 def response_figures(responses: Sequence[Response]) -> dict[str, float]:
     """Return response lengths in tokens, and the share of responses that end with EOS."""
     lengths = torch.tensor([len(response.tokens) for response in responses], dtype=torch.float32)
@@ -247,14 +265,14 @@ def shape_scores(scores: Tensor, finished: Tensor, config: PpoConfig) -> Tensor:
 
 
 def token_values(
-    head_output: Tensor, response: Tensor, baseline: Tensor, config: PpoConfig, scale: RewardScale
+    head_output: Tensor, response: Tensor, baseline: Tensor, config: PpoConfig, scale: RewardScale | None
 ) -> Tensor:
     """Return the critic's value of the state before each response token: (B, T), 0 elsewhere.
 
     A critic that starts as the reward model scores the response so far in the same way: the reward model's pooling and
     scale, less the `baseline`, (B,). One that starts at zero reads its head's output, (B, T), as the value.
     """
-    if config.critic_head == "reward":
+    if config.critic_head == "reward" and scale:
         head_output = scale.unfinished(head_output, response, baseline)
     return values_before_tokens(head_output, response)
 

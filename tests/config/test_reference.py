@@ -28,7 +28,17 @@ def test_the_committed_file_is_up_to_date(path, make) -> None:
 
 SOURCES = [
     ROOT / "lowrank_rlhf" / "config" / name
-    for name in ("schema.py", "data.py", "model.py", "ppo.py", "align.py", "endpoint.py", "evaluate.py", "chat.py")
+    for name in (
+        "schema.py",
+        "data.py",
+        "model.py",
+        "ppo.py",
+        "rewards.py",
+        "align.py",
+        "endpoint.py",
+        "evaluate.py",
+        "chat.py",
+    )
 ]
 
 
@@ -49,8 +59,9 @@ def sentences() -> dict[str, str]:
             key = f"{prefix}{ast.unparse(field.target)}"
             if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
                 found[key] = " ".join(below.value.value.split())
-            for inner in classes.keys() & set(re.findall(r"\w+", ast.unparse(field.annotation))):
-                walk(inner, f"{key}.")
+            annotation = ast.unparse(field.annotation)
+            for inner in classes.keys() & set(re.findall(r"\w+", annotation)):
+                walk(inner, f"{key}.{'NAME.' if annotation.startswith('dict[') else ''}")
 
     walk("Config", "")
     return found
@@ -68,6 +79,9 @@ def by_schema() -> dict[str, tuple[str, dict[str, Any]]]:
             for part in (about, *about.get("anyOf", ())):
                 if "$ref" in part:
                     walk(schema["$defs"][part["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
+            named = about.get("additionalProperties")
+            if isinstance(named, dict) and "$ref" in named:
+                walk(schema["$defs"][named["$ref"].rpartition("/")[2]], f"{prefix}{name}.NAME.")
 
     walk(schema, "")
     return found
@@ -91,9 +105,7 @@ def test_one_sentence_in_schema_page_and_help(monkeypatch, capsys) -> None:
         assert (name, default) == (key, f"  default: {defaults[key]}")
         assert kind.startswith("  type:    ")
         printed = " ".join(" ".join(text).split())
-        assert printed == sentence or (
-            key == "rank.endpoint" and printed.startswith(f"{sentence} Language model behind")
-        )
+        assert printed == sentence or (key in ("rank.endpoint", "ppo.rewards") and printed.startswith(f"{sentence} "))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +118,8 @@ def test_one_sentence_in_schema_page_and_help(monkeypatch, capsys) -> None:
         ("lora.target_modules", "all-linear or a list of text"),
         ("stages", "a list of sft | sample | rank | reward | ppo | evaluate"),
         ("rank.endpoint", "a section or null"),
+        ("ppo.rewards", "a mapping"),
+        ("ppo.rewards.NAME.unit", "tokens | words | characters"),
         ("data.skip_too_long", "true or false"),
     ],
 )
@@ -116,8 +130,9 @@ def test_types_in_words(key, kind) -> None:
 def test_a_section_explains_all_in_it() -> None:
     text = reference.explanation("ppo")
     assert text.startswith("ppo\n  Stage 3: PPO against the reward model")
-    for name in Config.model_fields["ppo"].annotation.model_fields:
+    for name in Config.model_fields["ppo"].annotation.model_fields.keys() - {"rewards"}:
         assert f"\n\n{reference.explanation(f'ppo.{name}')}" in text
+    assert "\n\nppo.rewards.NAME.weight\n" in text
     assert "\n\nrank.endpoint\n" in reference.explanation("rank")
     assert "\n\nrank.endpoint.url\n" in reference.explanation("rank")
     assert "\n\nrank.endpoint.url\n" in reference.explanation("rank.endpoint")

@@ -75,7 +75,8 @@ def test_the_stage_compares_the_kept_policy_with_sft(tiny_folder, tmp_path) -> N
     roles, adapters = session.load_roles(), session.run_dir.artifact("adapters")
     randomise(roles, Role.POLICY, 9)
     save_role(roles, Role.POLICY, adapters / "policy-last")
-    evaluate._load_models(roles, adapters)
+    data, places = session.data.prompts, (session.run_dir, session.progress, session.stop)
+    evaluate._load_models(roles, session.config, data, *places)
     for role, name in ((Role.REFERENCE, "sft"), (Role.POLICY, "policy")):
         saved, loaded = read_tensors(adapters / name / "adapter_model.safetensors"), snapshot(roles, role)
         assert saved.keys() == loaded.keys()

@@ -131,6 +131,9 @@ def test_policy_losses_hand_values() -> None:
     new = old + torch.tensor([0.5, 0.1, -1.0])
     close(policy_losses(new, old, torch.ones(3), 0.2), [-1.2, -1.105171, -0.367879])
     close(policy_losses(new, old, -torch.ones(3), 0.2), [1.648721, 1.105171, 0.8])
+    # clip-higher: e^0.5 may count up to 1.28 where it earns, and e^-1 still no less than 0.8 where it costs
+    close(policy_losses(new, old, torch.ones(3), 0.2, 0.28), [-1.28, -1.105171, -0.367879])
+    close(policy_losses(new, old, -torch.ones(3), 0.2, 0.28), [1.648721, 1.105171, 0.8])
 
 
 def test_policy_gradient_is_cut_only_where_clipping_helps() -> None:

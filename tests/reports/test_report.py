@@ -387,7 +387,7 @@ class TestGreedyAnswers:
     def test_come_first_in_markdown(self, files) -> None:
         cells = files[1].strip().splitlines()[-2].split(" | ")
         assert cells[1].startswith("greedy:<br>Most likely before.<br>(judge 0.45)<br>sampled:<br>Put it somewhere")
-        assert cells[2].startswith("greedy:<br>Most likely after.<br>(reward model 1.77)<br>sampled:<br>Of course!")
+        assert cells[2].startswith("greedy:<br>Most likely after.<br>(reward 1.77)<br>sampled:<br>Of course!")
 
     def test_runs_without_them_name_no_decoding(self, full) -> None:
         for text in full:

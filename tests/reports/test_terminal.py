@@ -70,7 +70,7 @@ def test_greedy_answers_come_first(tmp_path: Path) -> None:
     assert shown[:4] == [
         ("greedy:", "greedy:"),
         ("Most likely before.", "Most likely after."),
-        ("[judge 0.45]", "[reward model 1.77]"),
+        ("[judge 0.45]", "[reward 1.77]"),
         ("sampled:", "sampled:"),
     ]
     assert [text.split()[0] for text in shown[4]] == ["Put", "Of"]

@@ -20,7 +20,7 @@ from lowrank_rlhf.errors import Diverged, StaleRun, Stopped
 from lowrank_rlhf.maths.masking import masked_sum
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.roles import Role
-from lowrank_rlhf.models.scoring import score_logprobs
+from lowrank_rlhf.models.scoring import Scored, score_logprobs
 from lowrank_rlhf.models.storage import read_tensors
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.directory import RunDir
@@ -243,14 +243,15 @@ def test_dpo_learns_from_every_ordered_pair_and_no_tie(make) -> None:
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_a_score_that_is_nan_skips_the_step(make, monkeypatch, algorithm) -> None:
     """TRL alone would drop the answer silently."""
-    session, scores, weights = make(algorithm), rloo_grpo.reward_scores, []
+    session, scores, weights = make(algorithm), rloo_grpo.score_responses, []
 
-    def spoilt(*args: Any) -> Tensor:
+    def spoilt(*args: Any) -> Scored:
         weights.append(snapshot(session.load_roles(), Role.POLICY))
         found = scores(*args)
-        return torch.where(torch.arange(len(found)) == 2, math.nan, found) if len(weights) == 2 else found
+        third = torch.arange(len(found.total)) == 2
+        return found._replace(total=found.total.where(~third, math.nan)) if len(weights) == 2 else found
 
-    monkeypatch.setattr(rloo_grpo, "reward_scores", spoilt)
+    monkeypatch.setattr(rloo_grpo, "score_responses", spoilt)
     align.run(session)
     skipped = {row["step"]: row["skipped"] for row in session.metrics.read("ppo") if "skipped" in row}
     assert skipped == {1: 0.0, 2: 1.0, 3: 0.0, 4: 0.0, 5: 0.0}

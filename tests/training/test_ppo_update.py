@@ -445,11 +445,11 @@ def test_the_critics_gradient_is_that_of_a_naive_implementation(tiny_base, quant
 
 
 @both
-@pytest.mark.parametrize("tokens", [768, 40])
-def test_the_figures_of_a_moved_policy(tiny_base, quantization, tokens) -> None:
+@pytest.mark.parametrize(("tokens", "high"), [(768, None), (40, None), (768, 0.3)])
+def test_the_figures_of_a_moved_policy(tiny_base, quantization, tokens, high) -> None:
     """The policy has moved since the rollout; log-probabilities from all logits, figures from numpy."""
     roles = start(make_roles(tiny_base(quantization)))
-    config = make_ppo_config(clip_range=0.1)
+    config, upper = make_ppo_config(clip_range=0.1, clip_high=high), high or 0.1
     rollout = rollout_of(roles, config)
     rollout = replace(rollout, cut=cut_minibatches(rollout.batch.lengths(), 1, tokens))
     generator = torch.Generator().manual_seed(4)
@@ -462,13 +462,14 @@ def test_the_figures_of_a_moved_policy(tiny_base, quantization, tokens) -> None:
     found = logits.log_softmax(-1)[:, :-1].gather(-1, batch.ids[:, 1:, None]).squeeze(-1).cpu().numpy()
     difference = (np.pad(found, ((0, 0), (1, 0))) - rollout.logprobs.double().cpu().numpy())[real]
     ratio, advantages = np.exp(difference), rollout.advantages.double().cpu().numpy()[real]
-    losses = np.maximum(-advantages * ratio, -advantages * np.clip(ratio, 0.9, 1.1))
+    losses = np.maximum(-advantages * ratio, -advantages * np.clip(ratio, 0.9, 1 + upper))
     optimizers = replace(
         Optimizers.create(roles, config), policy=torch.optim.SGD(roles.parameters(Role.POLICY), lr=0.0)
     )
     figures = update(roles, optimizers, rollout, config, SCALE, 0.9, seed=3)
-    assert 0.1 < np.mean(np.abs(ratio - 1) > 0.1) < 0.9
-    assert figures["policy/clipfrac"] == pytest.approx(np.mean(np.abs(ratio - 1) > 0.1), abs=1e-6)
+    clipped = np.mean((ratio < 0.9) | (ratio > 1 + upper))
+    assert 0.1 < clipped < 0.9
+    assert figures["policy/clipfrac"] == pytest.approx(clipped, abs=1e-6)
     assert figures["policy/ratio"] == pytest.approx(ratio.mean(), rel=1e-5)
     assert figures["policy/approxkl"] == pytest.approx(np.mean(ratio - 1 - difference), rel=1e-3)
     assert figures["policy/loss"] == pytest.approx(losses.mean(), rel=1e-3, abs=1e-5)

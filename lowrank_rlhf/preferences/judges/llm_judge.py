@@ -7,7 +7,7 @@ counts only if it survives the swap. An answer's score is its Copeland score: pa
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
@@ -58,7 +58,7 @@ Which answer is better? Reply with one line that holds nothing but A, B or tie."
 UNREADABLE = "unreadable"
 _VERDICTS = {"a": "A", "b": "B", "tie": "tie", "平局": "tie"}
 _LABEL = re.compile(r"^(?:answer|verdict|回答|答案)\s*[:：]?\s*")
-_DECORATION = " \t*_`\"'“”‘’.。!！()[]{}【】「」<>"
+DECORATION = " \t*_`\"'“”‘’.。!！()[]{}【】「」<>"
 
 
 class Verdicts:
@@ -174,23 +174,27 @@ def read_verdict(reply: str) -> str | None:
     Only the last line counts, so that a model may reason before it, and text that it quotes has no effect.
     """
     lines = reply.strip().splitlines()
-    line = lines[-1].strip(_DECORATION).lower() if lines else ""
-    return _VERDICTS.get(_LABEL.sub("", line).strip(_DECORATION))
+    line = lines[-1].strip(DECORATION).lower() if lines else ""
+    return _VERDICTS.get(_LABEL.sub("", line).strip(DECORATION))
+
+
+def fill_in(template: str, texts: Mapping[str, str]) -> str:
+    """Fill in the template. The tags' mark is the texts' hash, so that no text can contain a closing tag."""
+    mark = digest(*texts.values())[:12]
+    tagged = {name: f"<text-{mark}>\n{text}\n</text-{mark}>" for name, text in texts.items()}
+    return template.format(**tagged)
+
+
+def digest(*values: str | int) -> str:
+    """Return the SHA-256 of the values."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _question(settings: EndpointConfig, prompt: Prompt, first: str, second: str) -> str:
-    """Fill in the template. The tags' mark is the texts' hash, so that no text can contain a closing tag."""
-    asked = prompt.conversation
-    mark = _sha256(asked, first, second)[:12]
-    texts = {"prompt": asked, "first": first, "second": second}
-    tagged = {name: f"<text-{mark}>\n{text}\n</text-{mark}>" for name, text in texts.items()}
-    return TEMPLATES.get(settings.template, settings.template).format(**tagged)
+    template = TEMPLATES.get(settings.template, settings.template)
+    return fill_in(template, {"prompt": prompt.conversation, "first": first, "second": second})
 
 
 def _hash(settings: EndpointConfig, message: str) -> str:
     """Hash everything that the verdict depends on."""
-    return _sha256(settings.url, settings.model, settings.max_tokens, message)
-
-
-def _sha256(*values: str | int) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    return digest(settings.url, settings.model, settings.max_tokens, message)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.errors import UserError
@@ -110,7 +110,7 @@ def load_judge(name: str, embed: Embed | None = None) -> LocalJudge:
             f"unknown judge {name!r}; expected {', '.join(names)}, or your own `module:function`."
             f"{suggestion(name, names)}"
         )
-    function = _import_function(name)
+    function = import_function(name, f"judge {name!r}")
     return LocalJudge(name, lambda prompt, samples: function(prompt.conversation, [sample.text for sample in samples]))
 
 
@@ -118,7 +118,11 @@ def _no_embeddings(_texts: Sequence[str]) -> Vectors:
     raise RuntimeError("a judge that reads sentence embeddings: load_judge needs `embed` for scores")
 
 
-def _import_function(name: str) -> Callable[[str, list[str]], list[float]]:
+def import_function(name: str, place: str) -> Callable[..., Any]:
+    """Import a user's `module:function`; its module may be in the current folder.
+
+    Raises `UserError` that begins with `place`.
+    """
     module_name, _, function_name = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -128,11 +132,12 @@ def _import_function(name: str) -> Callable[[str, list[str]], list[float]]:
         module = importlib.import_module(module_name)
     except Exception as error:  # importing a user's module may raise anything
         raise UserError(
-            f"judge {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error})"
+            f"{place}: cannot import {module_name!r} ({type(error).__name__}: {error})"
             f"; searched {here} and the installed packages"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         problem = "is not defined" if function is None else "is not a function"
-        raise UserError(f"judge {name!r}: {module_name}.{function_name} {problem}")
-    return function
+        raise UserError(f"{place}: {module_name}.{function_name} {problem}")
+    found: Callable[..., Any] = function
+    return found

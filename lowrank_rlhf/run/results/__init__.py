@@ -119,6 +119,18 @@ class RewardResult(StageResult):
     head_l2: float | None = None
 
 
+class UsedReward(Result):
+    """One of `ppo.rewards`, as the policy was trained on it."""
+
+    name: str
+    source: str
+    weight: float
+    mean: float = 0.0
+    """Subtracted from each score: its mean on SFT's answers if it is normalised."""
+    std: float = 1.0
+    """Divides each score."""
+
+
 class PolicyResult(StageResult):
     """Result of the stage `ppo`, with any `align.algorithm`."""
 
@@ -130,6 +142,8 @@ class PolicyResult(StageResult):
     """Judge that scored the training curves in addition to the reward model."""
     second_judge: str | None = None
     """Another judge that scored them, which nothing was tuned on; None if `gold` is that judge."""
+    rewards: tuple[UsedReward, ...] = ()
+    """Rewards in the sum that the policy was trained on; empty for the reward model alone."""
 
 
 FigureId = Literal[

@@ -1,0 +1,1 @@
+"""Rewards besides the reward model: rules and users' functions. Imports no torch."""

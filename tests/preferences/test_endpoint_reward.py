@@ -1,0 +1,91 @@
+"""A language model as a reward: its rubric, its grades, and what is kept."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chat_server import Answer, ChatServer, completion, serving, texts
+
+from lowrank_rlhf.config.endpoint import EndpointConfig
+from lowrank_rlhf.config.rewards import RewardTerm
+from lowrank_rlhf.errors import RewardFailed
+from lowrank_rlhf.preferences.judges.llm_client import ChatClient
+from lowrank_rlhf.preferences.rewards.endpoint import RUBRICS, EndpointReward, read_grade
+from lowrank_rlhf.run.progress import StopRequest
+from lowrank_rlhf.run.records import Message, Prompt, Sample
+
+PROMPTS = [Prompt(id=f"p{i}", messages=(Message(role="user", content=f"question {i}"),)) for i in range(3)]
+SAMPLES = [Sample(id=f"s{i}", prompt_id=f"p{i}", text="x" * (i + 3)) for i in range(3)]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    with serving(lambda question: str(len(texts(question)[1]))) as running:
+        yield running
+
+
+def reward(server: ChatServer, path: Path, unreadable: str = "error", **term) -> EndpointReward:
+    settings = EndpointConfig(url=server.url, model="grader", unreadable=unreadable)
+    client = ChatClient(settings, StopRequest(), print, backoff_seconds=0.01)
+    return EndpointReward("ppo.rewards.own", RewardTerm(source="endpoint", **term), client, path / "grades.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("grade", "replies"),
+    [
+        (0.7, ["7", " 7.\n", "**7**", "7/10", "Score: 7", "Well argued.\n\nGrade: 7 / 10", "评分：7", "7分", "7.0"]),
+        (1.0, ["10", "10/10"]),
+        (0.0, ["0", "0/10"]),
+        (0.85, ["8.5"]),
+        (None, ["", "11", "-1", "seven", "7 or 8", "7\nbecause it is short", "7/100", "1e1", "nan"]),
+    ],
+)
+def test_only_a_last_line_that_is_a_grade_counts(grade, replies) -> None:
+    assert [read_grade(reply) for reply in replies] == pytest.approx([grade] * len(replies), nan_ok=False)
+
+
+def test_each_answer_is_graded_alone_once(server, tmp_path) -> None:
+    own = reward(server, tmp_path)
+    assert own.score(PROMPTS, SAMPLES) == [0.3, 0.4, 0.5]
+    assert [texts(question) for question in server.asked] == [[f"question {i}", "x" * (i + 3)] for i in range(3)]
+    assert own.score(PROMPTS, SAMPLES) == reward(server, tmp_path).score(PROMPTS, SAMPLES) == [0.3, 0.4, 0.5]
+    assert len(server.asked) == 3
+    assert reward(server, tmp_path, rubric="chinese").score(PROMPTS[:1], SAMPLES[:1]) == [0.3]  # another question
+    assert "请给" in server.asked[3]
+
+
+def test_a_rubric_of_one_s_own(server, tmp_path) -> None:
+    rubric = "Is it rude? {prompt} {answer} A number from 0 (rude) to 10, please."
+    assert reward(server, tmp_path, rubric=rubric).score(PROMPTS[:1], SAMPLES[:1]) == [0.3]
+    assert server.asked[0].startswith("Is it rude? <text-")
+    assert set(RUBRICS) == {"english", "chinese"}
+
+
+def test_the_budget(server, tmp_path) -> None:
+    with pytest.raises(
+        RewardFailed, match=r"^ppo\.rewards\.own, prompt 'p2': the budget is spent: 2 answers are graded"
+    ):
+        reward(server, tmp_path, max_requests=2).score(PROMPTS, SAMPLES)
+    assert reward(server, tmp_path, max_requests=3).score(PROMPTS, SAMPLES) == [0.3, 0.4, 0.5]
+    assert len(server.asked) == 3
+
+
+def test_a_reply_without_a_grade(server, tmp_path) -> None:
+    server.decide = lambda _: "Nice!"
+    with pytest.raises(RewardFailed, match=r"^ppo\.rewards\.own, prompt 'p0': the last line .* “Nice!”"):
+        reward(server, tmp_path).score(PROMPTS, SAMPLES)
+    assert len(server.asked) == 2
+    assert reward(server, tmp_path, unreadable="tie").score(PROMPTS, SAMPLES) == [0.5] * 3
+
+
+def test_a_busy_server_is_asked_again_and_a_refusal_names_the_reward(server, tmp_path) -> None:
+    server.script = [
+        Answer(429),
+        Answer(body=completion("9")),
+        Answer(401, body='{"error": {"message": "no sk-very-secret"}}'),
+    ]
+    with pytest.raises(RewardFailed, match=r"^ppo\.rewards\.own, prompt 'p1': http.* HTTP 401") as caught:
+        reward(server, tmp_path).score(PROMPTS, SAMPLES)
+    assert "sk-very-secret" not in str(caught.value)
+    assert reward(server, tmp_path).score(PROMPTS, SAMPLES) == [0.9, 0.4, 0.5]  # the first grade was saved
