@@ -119,7 +119,7 @@ def test_a_stop_while_the_models_change_is_not_forgotten(worker: ChatWorker, tmp
 def test_any_error_is_a_message_to_the_visitor(worker: ChatWorker, tmp_path: Path, monkeypatch, ready: str) -> None:
     """Here a line that is no JSON, while loading or in an answer. The next question is answered."""
     talks = chat_worker.chat_command
-    code = f"{LETTERS[: LETTERS.index('for request')]}{ready}print('Loading...', flush=True)"
+    code = f"{LETTERS[: LETTERS.index('for request')]}{ready}print('Loading...', flush=True); open(0).read()"
     monkeypatch.setattr(chat_worker, "chat_command", lambda _run: [sys.executable, "-I", "-S", "-c", code])
     with pytest.raises(ChatUnavailable, match="JSONDecodeError: Expecting value") as caught:
         list(worker.ask(tmp_path, TWO))

@@ -37,6 +37,7 @@ from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import sha256
 from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.training import rollout
 
 PAIRS = [
     {"prompt": "question one", "chosen": "the answer is kind", "rejected": "no"},
@@ -340,7 +341,7 @@ class TestAMatch:
             rows = zip(batch.ids, batch.response, strict=True)
             return torch.tensor([float(len(roles.base.decode(ids[response].tolist()))) for ids, response in rows])
 
-        monkeypatch.setattr(match_module, "reward_scores", characters)
+        monkeypatch.setattr(rollout, "reward_scores", characters)
         answers = figures(run)["match"]["answers"]
         assert any(len(row["left"]) != len(row["right"]) for row in answers)
         for row in answers:
@@ -463,7 +464,7 @@ class TestErrors:
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     @pytest.mark.parametrize("role", [Role.REWARD, Role.POLICY, Role.REFERENCE])
     def test_numbers_that_are_not_finite_become_no_figure(self, finished, evaluate, monkeypatch, role, value) -> None:
-        scored, measured = match_module.reward_scores, match_module.score_logprobs
+        scored, measured = rollout.reward_scores, match_module.score_logprobs
 
         def scores(*args: Any) -> torch.Tensor:
             found = scored(*args)
@@ -474,7 +475,7 @@ class TestErrors:
             found = measured(roles, acting, *args)
             return replace(found, logprobs=found.logprobs + value) if acting is role else found
 
-        monkeypatch.setattr(match_module, "reward_scores", scores)
+        monkeypatch.setattr(rollout, "reward_scores", scores)
         monkeypatch.setattr(match_module, "score_logprobs", logprobs)
         code, out, err = evaluate(finished, "--limit", 2)
         assert (code, out) == (ExitCode.NOT_FINITE, "")

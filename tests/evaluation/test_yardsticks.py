@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.errors import ModelNotFinite
-from lowrank_rlhf.evaluation import match, yardsticks
+from lowrank_rlhf.evaluation import yardsticks
 from lowrank_rlhf.evaluation.match import score_answers
 from lowrank_rlhf.evaluation.sampling import answer_greedily, answer_prompts
 from lowrank_rlhf.evaluation.yardsticks import choose_best
@@ -27,6 +27,7 @@ from lowrank_rlhf.run.results import EvaluateResult
 from lowrank_rlhf.run.results.yardsticks import Yardstick
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import evaluate
+from lowrank_rlhf.training import rollout
 from lowrank_rlhf.training.rollout import RewardScale
 
 LENGTH = 6
@@ -143,7 +144,7 @@ def check(row: Yardstick, prompts: list[Prompt], texts: list[str], sampled: list
 
 def test_a_score_that_is_not_finite_chooses_no_best_answer(session, monkeypatch) -> None:
     """The yardsticks' scores: a NaN was the best of n, or never."""
-    scored = match.reward_scores
+    scored = rollout.reward_scores
     calls: list[int] = []
 
     def spoilt(*args: Any) -> Any:
@@ -152,7 +153,7 @@ def test_a_score_that_is_not_finite_chooses_no_best_answer(session, monkeypatch)
         found[0] = math.nan if len(calls) > 2 else found[0]
         return found
 
-    monkeypatch.setattr(match, "reward_scores", spoilt)
+    monkeypatch.setattr(rollout, "reward_scores", spoilt)
     with pytest.raises(ModelNotFinite, match=r"the reward model's scores of 1 of \d answers are NaN or infinite"):
         evaluate.run(session)
     assert len(calls) == 3

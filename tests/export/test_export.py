@@ -833,7 +833,10 @@ def test_command_refuses(tiny_folder, tmp_path, command, monkeypatch) -> None:
         (("nothing", "out"), 'run "nothing" not found in runs. Existing runs: tiny.'),
         (("tiny", "out"), "no adapter `policy` yet; it has sft."),
         (("tiny", "out", "--what", "reward"), "no adapter `reward` yet; it has sft."),
-        (("tiny", "out", "--what", "reward", "--role", "sft"), "--role: requires --what merged, got --what reward"),
+        (
+            ("tiny", "out", "--what", "reward", "--role", "sft"),
+            "--role: requires --what merged or gguf, got --what reward",
+        ),
         (("tiny", "out", "--what", "adapters", "--dtype", "float16"), "adapters are copied unchanged"),
         (("tiny", "out", "--what", "prompts", "--dtype", "float16"), "prompts are copied unchanged"),
     ):

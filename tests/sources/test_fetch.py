@@ -29,9 +29,10 @@ from lowrank_rlhf.models.base import load_base
 from lowrank_rlhf.pipeline.preflight import problems
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Message, Prompt
-from lowrank_rlhf.sources import checksums, download, fetch
+from lowrank_rlhf.sources import checksums, fetch
 from lowrank_rlhf.sources.fetch import fetch_model, local_model, model_identity
 from lowrank_rlhf.sources.model_shape import find_shape, length_notes
+from lowrank_rlhf.sources.remote import download
 from lowrank_rlhf.sources.tokenizer import load_tokenizer
 
 

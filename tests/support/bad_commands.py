@@ -269,8 +269,8 @@ _OPTIONS = [
     Case("count of 0", "evaluate a --limit 0", ("Invalid value for '--limit'",), _RUN),
     Case(
         "no such choice of export",
-        "export a out --what gguf",
-        ("'gguf' is not one of 'merged', 'adapters', 'reward'",),
+        "export a out --what onnx",
+        ("'onnx' is not one of 'merged', 'adapters', 'reward'",),
         _RUN,
     ),
     Case("too many arguments", "status a b", ("unexpected extra argument",), _RUN),

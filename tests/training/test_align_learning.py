@@ -36,7 +36,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, sign: float) -> None:
         good = torch.isin(batch.ids, GOOD) & batch.response
         return sign * (good.sum(-1) / batch.response.sum(-1) - 0.5) * 4
 
-    monkeypatch.setattr("lowrank_rlhf.training.rloo_grpo.reward_scores", scores)
+    monkeypatch.setattr("lowrank_rlhf.training.rollout.reward_scores", scores)
 
 
 def rise(session: Session) -> Tensor:

@@ -23,6 +23,7 @@ from lowrank_rlhf.models.storage import read_tensors
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward, sft
+from lowrank_rlhf.training import rollout
 from lowrank_rlhf.training.optimizer_step import NotFinite, clip_gradients, finite_step
 from lowrank_rlhf.training.policy_checkpoints import PolicyState
 from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
@@ -299,9 +300,9 @@ def test_what_a_lost_step_of_ppo_left_out_is_told_truly(make_ppo, spoil) -> None
 def test_a_policy_is_not_kept_by_an_objective_that_hides_nan(make_ppo, monkeypatch, value, what) -> None:
     """The score of an unfinished answer is replaced, and an infinite one clipped: the objective alone looks finite."""
     session = make_ppo(ppo__missing_eos="replace")
-    scored, measured = policy_evaluation.reward_scores, policy_evaluation.divergence
+    scored, measured = rollout.reward_scores, policy_evaluation.divergence
     if what == "scores":
-        monkeypatch.setattr(policy_evaluation, "reward_scores", lambda *args: scored(*args) + value)
+        monkeypatch.setattr(rollout, "reward_scores", lambda *args: scored(*args) + value)
         whose = "reward model"
     else:
         whose = "reference"
