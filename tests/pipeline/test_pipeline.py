@@ -246,12 +246,7 @@ def test_defaults_are_those_of_a_config_that_sets_nothing() -> None:
     of_endpoint = {key for key in defaults if key.startswith("rank.endpoint.")}
     found = {key: value for key, value in made.settings.items() if key not in required | changed}
     assert found == {key: value for key, value in defaults.items() if key in found}
-    of_others = {
-        "data.validation",
-        "data.columns",
-        "rank.columns",
-        "ppo.rewards",
-    }  # ppo's and evaluate's alone; left out unless set
+    of_others = {"data.validation", "data.columns", "rank.columns", "ppo.rewards"}  # left out unless set
     assert set(defaults) - of_endpoint - stages.PACE - changed - of_others == set(found)
     assert defaults["stages"] == list(STAGES)
     assert defaults["rank.endpoint.max_tokens"] > 0

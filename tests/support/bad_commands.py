@@ -270,7 +270,7 @@ _OPTIONS = [
     Case(
         "no such choice of export",
         "export a out --what onnx",
-        ("'onnx' is not one of 'merged', 'adapters', 'reward'",),
+        ("'onnx' is not one of 'merged', 'gguf', 'adapters', 'reward'",),
         _RUN,
     ),
     Case("too many arguments", "status a b", ("unexpected extra argument",), _RUN),

@@ -299,7 +299,7 @@ _ENDPOINTS = [
     _setting(
         "endpoint unused",
         "rank: {endpoint: {url: 'http://x/v1', model: m}}\n",
-        "my.yaml:3:8: rank.endpoint requires rank.judge: endpoint or evaluate.second_judge: endpoint, or such a reward\n",
+        "my.yaml:3:8: rank.endpoint requires rank.judge: endpoint or evaluate.second_judge: endpoint, or such a ",
     ),
     _config(
         "url without http", _ENDPOINT.replace("http://", ""), "my.yaml:5:14: rank.endpoint.url: must be an http:// or"

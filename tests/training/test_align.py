@@ -27,7 +27,7 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import align
-from lowrank_rlhf.training import rloo_grpo, rollout
+from lowrank_rlhf.training import rloo_grpo
 from lowrank_rlhf.training.dpo import DpoTask
 from lowrank_rlhf.training.policy_roles import load_roles
 from lowrank_rlhf.training.reward_data import read_groups
@@ -262,15 +262,15 @@ def test_a_score_that_is_nan_skips_the_step(make, monkeypatch, algorithm) -> Non
 
 def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(make, monkeypatch) -> None:
     """Step 3 is skipped, and a stop comes in step 4; after resuming 3 to 5 are skipped: back to the checkpoint at 2."""
-    session, scores, weights = make("rloo"), rollout.reward_scores, []
+    session, scores, weights = make("rloo"), rloo_grpo.score_responses, []
 
-    def spoilt(*args: Any) -> Tensor:
+    def spoilt(*args: Any) -> Scored:
         weights.append(snapshot(session.load_roles(), Role.POLICY))
         session.stop.requested = len(weights) == 4
         found = scores(*args)
-        return found * math.nan if 3 <= len(weights) <= 7 else found
+        return found._replace(total=found.total * math.nan) if 3 <= len(weights) <= 7 else found
 
-    monkeypatch.setattr(rollout, "reward_scores", spoilt)
+    monkeypatch.setattr(rloo_grpo, "score_responses", spoilt)
     with pytest.raises(Stopped, match="ppo keeps its last checkpoint, from before the skipped steps"):
         align.run(session)
     session.stop.requested = False
@@ -284,7 +284,12 @@ def test_a_stop_among_skipped_steps_makes_no_checkpoint_of_them(make, monkeypatc
 def test_scores_that_stay_nan_end_the_stage(make, monkeypatch) -> None:
     """Three in a row roll back, three more end the stage, and the batch is saved."""
     session = make("grpo")
-    monkeypatch.setattr(rollout, "reward_scores", lambda _, batch, __: torch.full((len(batch),), math.nan))
+
+    def spoilt(scored: Scored) -> Scored:
+        return scored._replace(total=scored.total * math.nan)
+
+    scores = rloo_grpo.score_responses
+    monkeypatch.setattr(rloo_grpo, "score_responses", lambda *args: spoilt(scores(*args)))
     with pytest.raises(Diverged, match=r"also at half the learning rate.*Lower align\.learning_rate, or"):
         align.run(session)
     assert (session.run_dir.path / "not-finite" / "ppo" / "batch.safetensors").is_file()
