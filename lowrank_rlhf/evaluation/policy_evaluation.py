@@ -36,6 +36,7 @@ WATCHED_PROMPTS = 8
 """Number of validation prompts whose answers are saved at each evaluation, for people to read."""
 
 
+
 @dataclass(frozen=True)
 class FollowedJudge:
     """Judge whose scores are followed next to the reward model's."""
@@ -97,16 +98,17 @@ class PolicyEvaluation:
         config: Config,
         scorer: Scorer,
         judges: Sequence[FollowedJudge] = (),
+        work: Path | None = None,
     ) -> "PolicyEvaluation":
         """Sample SFT's answers as the role REFERENCE, from the same random streams as the policy's later.
 
-        Rewards to normalise are measured on them.
+        Rewards to normalise are measured on them, once: the measurement is kept in `work`.
         """
         prompts, seed = prompts[: config.ppo.evaluate_prompts], derive_seed(config.seed, SEED_KEY)
         sft = [group[0] for group in answer_prompts(roles, Role.REFERENCE, prompts, config.sample, seed)]
         judged = {judge.role: judge.scores(prompts, sft) for judge in judges}
         if isinstance(scorer, RewardSum):
-            scorer = scorer.fitted(roles, prompts, sft)
+            scorer = scorer.fitted(roles, prompts, sft, work)
         return cls(roles, prompts, config.sample, seed, scorer, judges, sft, judged)
 
     def evaluate(self, step: int, config: PpoConfig, diverged: OnNotFinite) -> tuple[PolicyAnswers, dict[str, float]]:

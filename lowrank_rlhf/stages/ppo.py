@@ -75,7 +75,7 @@ def run(session: Session) -> PolicyResult:
     places = (run_dir.path, session.progress, session.stop)
     judges = open_followed_judges(session.config, *places)
     scorer = open_scorer(session.config, scale, session.data.prompts, *places)
-    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, session.config, scorer, judges)
+    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, session.config, scorer, judges, work)
     optimizers = Optimizers.create(roles, config)
     logs = (run_dir.metrics, run_dir.watched)
     checkpoints = PolicyCheckpoints(work, roles, optimizers.of_roles, logs, config.kl_coef)

@@ -23,7 +23,7 @@ from lowrank_rlhf.pipeline.preflight import problems
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.session import Session
-from lowrank_rlhf.stages import ppo
+from lowrank_rlhf.stages import align, ppo
 from lowrank_rlhf.training.rollout import Rollout, reward_scores
 
 SOURCE = """
@@ -135,6 +135,18 @@ def test_normalised_by_sft_s_answers_to_the_validation_prompts(make, own) -> Non
     assert letters.mean == pytest.approx(float(lengths.mean()), rel=1e-6)
     assert letters.std == pytest.approx(float(lengths.std(correction=0)), rel=1e-6)
     assert own.calls[0] == own.calls[1]  # the untrained policy's answers are SFT's
+
+
+@pytest.mark.parametrize(("algorithm", "stage"), [("ppo", ppo), ("rloo", align)])
+def test_a_resumed_run_keeps_the_scale_of_its_rewards(make, own, monkeypatch, algorithm, stage) -> None:
+    rewards = {"letters": {"source": f"{own.__name__}:letters", "normalize": True}, "judged": MODEL}
+    session = make(ppo__rewards=rewards, ppo__steps=1, align__algorithm=algorithm, **ALGORITHMS[algorithm])
+    first = stage.run(session).rewards
+    monkeypatch.setattr(own, "letters", lambda _, answers: [3.0 + 7 * len(answer) for answer in answers])
+    assert stage.run(session).rewards == first
+    shutil.rmtree(session.work("ppo"))  # as --redo does
+    session.metrics.truncate("ppo", -1)
+    assert stage.run(session).rewards[0].mean == pytest.approx(3 + 70 * first[0].mean)
 
 
 def run(config: Any, runs: Path) -> RunDir:
