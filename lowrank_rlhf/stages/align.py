@@ -150,6 +150,8 @@ def _evaluate_if_due(training: _AlignTraining) -> None:
     choose_policy(training.roles, run_dir.work("ppo"), state, objectives, answers.ended, training.config)
     if not state.recovery.in_a_row:
         training.checkpoints.save(state)
+    if state.step == 0 and (problem := training.evaluation.clipping(answers, config.score_clip)):
+        training.report.warned(problem)
     run_dir.watched.truncate("ppo", state.step - 1)  # a kill may have left some of this step's
     training.evaluation.log(run_dir, state.step, answers, figures)
 

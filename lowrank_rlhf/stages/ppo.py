@@ -269,6 +269,8 @@ def _collect(training: _PpoTraining, state: PolicyState) -> Rollout:
 def _evaluate(training: _PpoTraining, state: PolicyState) -> None:
     run_dir, config = training.run_dir, training.config
     answers, figures = training.evaluation.evaluate(state.step, config.ppo, training.report.diverged)
+    if state.step == 0 and (problem := training.evaluation.clipping(answers, config.ppo.score_clip)):
+        training.report.warned(problem)
     training.evaluation.log(run_dir, state.step, answers, figures)
     objectives = training.evaluation.objectives(answers, config.ppo).tolist()
     choose_policy(training.roles, run_dir.work("ppo"), state, objectives, answers.ended, config)

@@ -149,6 +149,27 @@ def test_a_resumed_run_keeps_the_scale_of_its_rewards(make, own, monkeypatch, al
     assert stage.run(session).rewards[0].mean == pytest.approx(3 + 70 * first[0].mean)
 
 
+@pytest.mark.parametrize(("algorithm", "stage"), [("ppo", ppo), ("rloo", align)])
+@pytest.mark.parametrize(("settings", "warned"), [({"weight": -100}, True), ({"weight": -100, "clip": 0.02}, False),
+                                                  ({"normalize": True}, False)])  # fmt: skip
+def test_scores_beyond_the_clip_are_a_warning(make, own, monkeypatch, algorithm, stage, settings, warned) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda _, text: said.append(text))
+    rewards = {"letters": {"source": f"{own.__name__}:letters"} | settings}
+    session = make(ppo__rewards=rewards, ppo__steps=1, align__algorithm=algorithm, **ALGORITHMS[algorithm])
+    stage.run(session)
+    beyond = sum(10 * len(answer) > 5 for answer in own.calls[0][1])
+    path = session.run_dir.path / "events.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = [event["problem"] for event in events if event["kind"] == "warning"]
+    assert len(found) == warned
+    if warned:
+        share = f"{beyond / len(own.calls[0][1]):.0%} of the scores"
+        assert found[0].startswith(f"{share} of SFT's answers are beyond ppo.score_clip (5)")
+        assert "`normalize: true`" in found[0]
+        assert f"  ppo: {found[0]}" in said
+
+
 def run(config: Any, runs: Path) -> RunDir:
     return pipeline.run(config, runs, progress=Progress.silent())
 
