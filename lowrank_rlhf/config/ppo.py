@@ -143,6 +143,11 @@ class PpoConfig(Section):
         return with_reward_model({name: {"source": term.source} for name, term in self.rewards.items()})
 
     @property
+    def reward_model_weight(self) -> float:
+        """Factor of the reward model's score in what the policy is trained on; 1 if it is alone."""
+        return next((term.weight for term in self.rewards.values() if term.source == MODEL), 1.0)
+
+    @property
     def asking_endpoint(self) -> list[str]:
         """Names of the rewards that ask the model at `rank.endpoint`."""
         return [name for name, term in self.rewards.items() if term.source == ENDPOINT]

@@ -27,6 +27,7 @@ Events = Sequence[dict[str, Any]]
 
 _BY_CODE: dict[int, State] = {int(ExitCode.WAITING): "waiting", int(ExitCode.STOPPED): "stopped", 0: "stopped"}
 _BY_ERROR: dict[str, State] = {"WaitingForPeople": "waiting", "Stopped": "stopped", "KeyboardInterrupt": "stopped"}
+_REMARKS = ("warning", "skipped", "rolled back", "halved")  # events that neither start nor end a stage
 _METRICS = {"sft": ("loss", "loss"), "reward": ("accuracy", "accuracy"), "ppo": ("objective/scores", "score")}
 """Headline metric of each stage, and the key of its text."""
 _LOG_LINES = 12
@@ -173,7 +174,7 @@ def _state(path: Path, alive: bool, complete: bool, events: Events, job: Mapping
         return "running" if jobs.holder(path) else "starting"
     if complete:
         return "finished"
-    last = events[-1] if events else {}
+    last = next((event for event in reversed(events) if event.get("kind") not in _REMARKS), {})
     code = job.get("exit_code")
     # A command that ended before it took the lock leaves no event: its exit code is newer than the last one.
     if code is not None and str(job.get("since", "")) >= str(last.get("time", "")):

@@ -35,6 +35,9 @@ SEED_KEY = "held-out answers"
 WATCHED_PROMPTS = 8
 """Number of validation prompts whose answers are saved at each evaluation, for people to read."""
 
+MOST_CLIPPED = 0.2
+"""Share of SFT's scores beyond `ppo.score_clip` from which there is a warning: of z-scores almost none is beyond 5."""
+
 
 @dataclass(frozen=True)
 class FollowedJudge:
@@ -97,16 +100,17 @@ class PolicyEvaluation:
         config: Config,
         scorer: Scorer,
         judges: Sequence[FollowedJudge] = (),
+        work: Path | None = None,
     ) -> "PolicyEvaluation":
         """Sample SFT's answers as the role REFERENCE, from the same random streams as the policy's later.
 
-        Rewards to normalise are measured on them.
+        Rewards to normalise are measured on them, once: the measurement is kept in `work`.
         """
         prompts, seed = prompts[: config.ppo.evaluate_prompts], derive_seed(config.seed, SEED_KEY)
         sft = [group[0] for group in answer_prompts(roles, Role.REFERENCE, prompts, config.sample, seed)]
         judged = {judge.role: judge.scores(prompts, sft) for judge in judges}
         if isinstance(scorer, RewardSum):
-            scorer = scorer.fitted(roles, prompts, sft)
+            scorer = scorer.fitted(roles, prompts, sft, work)
         return cls(roles, prompts, config.sample, seed, scorer, judges, sft, judged)
 
     def evaluate(self, step: int, config: PpoConfig, diverged: OnNotFinite) -> tuple[PolicyAnswers, dict[str, float]]:
@@ -176,6 +180,17 @@ class PolicyEvaluation:
                 **{f"reward/{name}": float(scores[i]) for name, scores in answers.parts.items()},
                 **{role: scores[i] for role, scores in answers.judged.items()},
             }
+
+    def clipping(self, answers: PolicyAnswers, clip: float | None) -> str | None:
+        """Return a warning if `ppo.score_clip` makes many of SFT's answers, those at step 0, worth the same."""
+        share = float((answers.scores.abs() > clip).float().mean()) if clip is not None else 0.0
+        if share <= MOST_CLIPPED:
+            return None
+        return (
+            f"{share:.0%} of the scores of SFT's answers are beyond ppo.score_clip ({clip:g}), which makes them equal. "
+            "Set `normalize: true` for a reward with larger numbers (ppo.normalize_score for the reward model), or "
+            "raise ppo.score_clip"
+        )
 
     def log(self, run_dir: RunDir, step: int, answers: PolicyAnswers, figures: dict[str, float]) -> None:
         """Write the figures into the metrics, and answers for people to read into `watched.jsonl`."""

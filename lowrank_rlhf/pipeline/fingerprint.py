@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from lowrank_rlhf import stages
+from lowrank_rlhf.config.rewards import ENDPOINT
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.length_filter import room_for_prompts
 from lowrank_rlhf.data.readers.hub import SCHEME
@@ -23,6 +24,7 @@ _MODEL_FILES = "model files"
 # Settings of other sections, which some configurations of a stage depend on.
 _ROOM = "room for a prompt (model.max_length less sample.max_new_tokens)"
 _FOLLOWED = "evaluate.second_judge, which ppo follows"
+_ENDPOINT = "rank.endpoint"
 # Missing in done marks of older versions: unknown values are not differences.
 _NOT_ALWAYS_KNOWN = (_MODEL_FILES, _ROOM, _FOLLOWED, "rank.minimum_rankings")
 # Only these depend on the division of the held-out prompts.
@@ -37,6 +39,8 @@ def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerp
     settings |= _of_other_sections(stage, config)
     ignored = () if stage.name in _USE_HELD_OUT else (VALIDATION,)
     kept = {key: value for key, value in settings.items() if key not in ignored and not stages.is_pace(key)}
+    if stage.name == "rank" and config.rank.judge != ENDPOINT:  # then only other stages ask it
+        kept = {key: value for key, value in kept.items() if not _of_endpoint(key)}
     return Fingerprint(settings=kept, inputs=inputs)
 
 
@@ -54,7 +58,9 @@ def differences(old: Fingerprint, new: Fingerprint, finished: bool = False) -> t
     For a `finished` stage the judge of PPO's curves is no difference: no weight depends on it.
 
     A setting missing in `old`, which an older version wrote, counts as its default; older versions did not divide the
-    held-out prompts, as `data.validation: 0`. A hub data set without a known commit in one of them is no difference.
+    held-out prompts, as `data.validation: 0`. An endpoint that the stage no longer asks is no difference by itself: the
+    judge or reward that asked it is one, and older versions recorded it for stage rank always. A hub data set without
+    a known commit in one of them is no difference.
     """
     before, after, defaults = old.settings, new.settings, Config.defaults()
     lines = [
@@ -63,6 +69,7 @@ def differences(old: Fingerprint, new: Fingerprint, finished: bool = False) -> t
         if before.get(key, defaults.get(key)) != after.get(key)  # compared as numbers: 32 equals 32.0
         and not (key in _NOT_ALWAYS_KNOWN and None in (before.get(key), after.get(key)))
         and not (key == _FOLLOWED and finished)
+        and not (_of_endpoint(key) and key not in after)
         and not (key == VALIDATION and key not in before and after[key] == 0)
     ]
     before, after = old.inputs, new.inputs
@@ -84,9 +91,13 @@ def _of_other_sections(stage: Stage, config: Config) -> dict[str, Any]:
         found[_ROOM] = room_for_prompts(config)
     if stage.name == "ppo":
         if config.ppo.asking_endpoint:
-            found |= _flat("rank.endpoint", _setting(config, "rank.endpoint"))
+            found |= _flat(_ENDPOINT, _setting(config, _ENDPOINT))
         found[_FOLLOWED] = followed_judges(config).get("second_judge", "none")
     return found
+
+
+def _of_endpoint(key: str) -> bool:
+    return key == _ENDPOINT or key.startswith(f"{_ENDPOINT}.")
 
 
 def _inputs(stage: Stage, config: Config, run_dir: RunDir) -> dict[str, str]:

@@ -71,13 +71,12 @@ def run(session: Session) -> PolicyResult:
     places = (run_dir.path, session.progress, session.stop)
     scorer = open_scorer(config, scale, session.data.prompts, *places)
     judges = open_followed_judges(config, *places)
-    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, config, scorer, judges)
+    work = session.work("ppo")
+    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, config, scorer, judges, work)
     task = _task(roles, session.prompts.training, run_dir, config, evaluation.scorer, session.progress)
     optimizer = AtomicAdamW(roles.parameters(Role.POLICY), lr=config.align.learning_rate, weight_decay=0.0)
     logs = (run_dir.metrics, run_dir.watched)
-    checkpoints = PolicyCheckpoints(
-        session.work("ppo"), roles, {Role.POLICY: optimizer}, logs, kl_coef=config.ppo.kl_coef
-    )
+    checkpoints = PolicyCheckpoints(work, roles, {Role.POLICY: optimizer}, logs, kl_coef=config.ppo.kl_coef)
     report = SkipReport("ppo", "align.learning_rate", run_dir, session.progress, roles.base)
     state, _ = checkpoints.resume()
     training = _AlignTraining(
@@ -87,7 +86,7 @@ def run(session: Session) -> PolicyResult:
     with session.progress.track("ppo", task.steps, "steps", first) as bar:
         _train(training, bar)
     state, seconds = training.state, (time.monotonic() - start) / max(1, task.steps - first)
-    save_policies(roles, session.work("ppo"), state)
+    save_policies(roles, work, state)
     gold, second = judge_names(judges)
     result = PolicyResult(
         algorithm=config.align.algorithm,
@@ -151,6 +150,8 @@ def _evaluate_if_due(training: _AlignTraining) -> None:
     choose_policy(training.roles, run_dir.work("ppo"), state, objectives, answers.ended, training.config)
     if not state.recovery.in_a_row:
         training.checkpoints.save(state)
+    if state.step == 0 and (problem := training.evaluation.clipping(answers, config.score_clip)):
+        training.report.warned(problem)
     run_dir.watched.truncate("ppo", state.step - 1)  # a kill may have left some of this step's
     training.evaluation.log(run_dir, state.step, answers, figures)
 

@@ -75,7 +75,7 @@ def run(session: Session) -> PolicyResult:
     places = (run_dir.path, session.progress, session.stop)
     judges = open_followed_judges(session.config, *places)
     scorer = open_scorer(session.config, scale, session.data.prompts, *places)
-    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, session.config, scorer, judges)
+    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, session.config, scorer, judges, work)
     optimizers = Optimizers.create(roles, config)
     logs = (run_dir.metrics, run_dir.watched)
     checkpoints = PolicyCheckpoints(work, roles, optimizers.of_roles, logs, config.kl_coef)
@@ -269,6 +269,8 @@ def _collect(training: _PpoTraining, state: PolicyState) -> Rollout:
 def _evaluate(training: _PpoTraining, state: PolicyState) -> None:
     run_dir, config = training.run_dir, training.config
     answers, figures = training.evaluation.evaluate(state.step, config.ppo, training.report.diverged)
+    if state.step == 0 and (problem := training.evaluation.clipping(answers, config.ppo.score_clip)):
+        training.report.warned(problem)
     training.evaluation.log(run_dir, state.step, answers, figures)
     objectives = training.evaluation.objectives(answers, config.ppo).tolist()
     choose_policy(training.roles, run_dir.work("ppo"), state, objectives, answers.ended, config)

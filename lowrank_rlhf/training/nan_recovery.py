@@ -26,7 +26,7 @@ class RollBack(Exception):
 
 @dataclass(frozen=True)
 class SkipReport:
-    """Reports of a stage's skipped steps: on the terminal, in events.jsonl, and the batch of the last one."""
+    """Reports of a stage's skipped steps and warnings: on the terminal, in events.jsonl, and the last one's batch."""
 
     stage: str
     learning_rates: str
@@ -46,6 +46,11 @@ class SkipReport:
             f"  {self.stage}: {reason}: resuming from the last good checkpoint, at half the learning rate"
         )
         self.run_dir.event("rolled back", stage=self.stage, step=step)
+
+    def warned(self, problem: str) -> None:
+        """Report a setting that training works badly with."""
+        self.progress.say(f"  {self.stage}: {problem}")
+        self.run_dir.event("warning", stage=self.stage, problem=problem)
 
     def diverged(self, reason: str, batch: Sequences, tensors: Mapping[str, Tensor]) -> Diverged:
         """Save the batch and the tensors computed from it for inspection; return the error to raise."""

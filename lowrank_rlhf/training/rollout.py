@@ -270,10 +270,11 @@ def token_values(
     """Return the critic's value of the state before each response token: (B, T), 0 elsewhere.
 
     A critic that starts as the reward model scores the response so far in the same way: the reward model's pooling and
-    scale, less the `baseline`, (B,). One that starts at zero reads its head's output, (B, T), as the value.
+    scale, less the `baseline`, (B,), times its weight in `ppo.rewards` (with which there is no baseline). One that
+    starts at zero reads its head's output, (B, T), as the value.
     """
     if config.critic_head == "reward" and scale:
-        head_output = scale.unfinished(head_output, response, baseline)
+        head_output = config.reward_model_weight * scale.unfinished(head_output, response, baseline)
     return values_before_tokens(head_output, response)
 
 

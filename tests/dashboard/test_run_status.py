@@ -72,6 +72,7 @@ class TestStatus:
             ("ended early", "WaitingForPeople", "waiting"),
             ("ended early", "StageFailed", "failed"),
             ("started", None, "killed"),
+            ("warning", None, "killed"),
             ("finished", None, "stopped"),
         ],
     )

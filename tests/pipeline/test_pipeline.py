@@ -797,6 +797,35 @@ def test_what_a_stage_reads_of_other_sections_counts(stage: str, before: Any, af
     assert differences(older, now) == ()  # a mark that lacks it makes no finished run stale
 
 
+def test_an_endpoint_for_others_leaves_rank_as_it_is() -> None:
+    """Only a judge that asks it makes it a setting of the ranking, in marks of older versions too."""
+    endpoint = {"endpoint": {"url": "http://a/v1", "model": "m"}}
+    second, rank = {"second_judge": "endpoint"}, stages.stage("rank")
+    without, with_it = (
+        fingerprint(rank, settings(), {}),
+        fingerprint(rank, settings(rank=endpoint, evaluate=second), {}),
+    )
+    assert differences(without, with_it) == differences(with_it, without) == ()
+    recorded = {"rank.endpoint.url": "http://b/v1", "rank.endpoint.model": "m"}
+    for added in ({"rank.endpoint": None}, recorded):
+        older = Fingerprint(settings=without.settings | added, inputs={})
+        assert differences(older, with_it) == differences(older, without) == ()
+    asked = {"judge": "endpoint"}
+    judge, other = (
+        fingerprint(rank, settings(rank=asked | {"endpoint": {"url": url, "model": "m"}}), {})
+        for url in ("http://a/v1", "http://b/v1")
+    )
+    assert differences(judge, other) == ('rank.endpoint.url: "http://a/v1" -> "http://b/v1"',)
+    assert 'rank.judge: "endpoint"' in differences(judge, without)[0]
+    evaluate = stages.stage("evaluate")
+    assert differences(
+        *(
+            fingerprint(evaluate, settings(rank={"endpoint": {"url": url, "model": "m"}}, evaluate=second), {})
+            for url in ("http://a/v1", "http://b/v1")
+        )
+    )
+
+
 def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, factory: Factory, monkeypatch: Any) -> None:
     """Adapters are made for one base: with another of the same shape they would load, and mean nothing."""
     for entry in factory.stages:

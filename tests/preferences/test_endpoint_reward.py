@@ -25,10 +25,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
         yield running
 
 
-def reward(server: ChatServer, path: Path, unreadable: str = "error", **term) -> EndpointReward:
+def reward(
+    server: ChatServer, path: Path, unreadable: str = "error", key: str = "ppo.rewards.own", **term
+) -> EndpointReward:
     settings = EndpointConfig(url=server.url, model="grader", unreadable=unreadable)
     client = ChatClient(settings, StopRequest(), print, backoff_seconds=0.01)
-    return EndpointReward("ppo.rewards.own", RewardTerm(source="endpoint", **term), client, path / "grades.jsonl")
+    return EndpointReward(key, RewardTerm(source="endpoint", **term), client, path / "grades.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,26 @@ def test_the_budget(server, tmp_path) -> None:
         reward(server, tmp_path, max_requests=2).score(PROMPTS, SAMPLES)
     assert reward(server, tmp_path, max_requests=3).score(PROMPTS, SAMPLES) == [0.3, 0.4, 0.5]
     assert len(server.asked) == 3
+
+
+def test_the_budget_is_of_one_reward(server, tmp_path) -> None:
+    reward(server, tmp_path, key="ppo.rewards.other", rubric="chinese").score(PROMPTS, SAMPLES)
+    assert reward(server, tmp_path, max_requests=2).score(PROMPTS[:2], SAMPLES[:2]) == [0.3, 0.4]
+    with pytest.raises(RewardFailed, match=r"the budget is spent: 2 answers are graded"):
+        reward(server, tmp_path, max_requests=2).score(PROMPTS, SAMPLES)
+    assert len(server.asked) == 5
+
+
+def test_an_unreadable_reply_counts_as_a_tie_only_where_it_is_one(server, tmp_path) -> None:
+    readable, server.decide = server.decide, lambda _: "Nice!"
+    for _ in range(2):
+        assert reward(server, tmp_path, unreadable="tie").score(PROMPTS, SAMPLES) == [0.5] * 3
+    assert len(server.asked) == 6  # twice each, once
+    with pytest.raises(RewardFailed, match=r"prompt 'p0': the last line .* “Nice!”"):
+        reward(server, tmp_path).score(PROMPTS, SAMPLES)
+    server.decide = readable
+    assert reward(server, tmp_path).score(PROMPTS, SAMPLES) == [0.3, 0.4, 0.5]
+    assert reward(server, tmp_path, unreadable="tie").score(PROMPTS, SAMPLES) == [0.3, 0.4, 0.5]
 
 
 def test_a_reply_without_a_grade(server, tmp_path) -> None:

@@ -179,6 +179,7 @@ number = 3
 def user_module(tmp_path, monkeypatch) -> str:
     (tmp_path / "my_test_judge.py").write_text(USER_MODULE)
     (tmp_path / "my_broken_judge.py").write_text("def judge(:")
+    (tmp_path / "my_leaving_judge.py").write_text("import sys; sys.exit(0)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [path for path in sys.path if path])
     monkeypatch.delitem(sys.modules, "my_test_judge", raising=False)
@@ -219,6 +220,7 @@ def test_wrong_scores_name_the_judge_and_the_prompt(user_module: str, function: 
         ("gpt-4", r"plain-language, .*simulated-kind-annotator-zh, endpoint, or your own `module:function`.$"),
         ("no_such_module_here:f", "cannot import 'no_such_module_here'"),
         ("my_broken_judge:judge", "SyntaxError"),
+        ("my_leaving_judge:judge", r"cannot import 'my_leaving_judge' \(SystemExit: 0\)"),
         ("my_test_judge:missing", "my_test_judge.missing is not defined"),
         ("my_test_judge:number", "my_test_judge.number is not a function"),
         ("my_test_judge:", "my_test_judge. is not defined"),

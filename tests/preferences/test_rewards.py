@@ -94,6 +94,10 @@ def raises_for_the_second(_prompts: list[str], answers: list[str]) -> list[float
     return [0.0] * len(answers)
 
 
+def yields_until_the_second(prompts: list[str], answers: list[str]) -> Iterator[float]:
+    yield from raises_for_the_second(prompts, answers)
+
+
 def leaves(*_: Any) -> None:
     raise SystemExit(3)
 
@@ -102,17 +106,19 @@ def leaves(*_: Any) -> None:
     ("function", "expected"),
     [
         (raises_for_the_second, "raised ValueError: no bad answers, please, for prompt 'p1'"),
+        (yields_until_the_second, "raised ValueError: no bad answers, please, for prompt 'p1'"),
         (leaves, "raised SystemExit: 3, for prompt 'p0'"),
         (
             lambda _prompts, answers: [1.0] * (len(answers) + 1),
             "returned 4 scores for 3 answers, in a call with 3 answers",
         ),
         (lambda *_: None, "returned None instead of a list of scores"),
-        (lambda *_: [1.0, math.nan, 1.0], "returned nan, which is not a finite number, for prompt 'p1'"),
-        (lambda *_: [1.0, 1.0, math.inf], "returned inf, which is not a finite number, for prompt 'p2'"),
-        (lambda *_: [1.0, "2", 1.0], "returned '2', which is not a finite number, for prompt 'p1'"),
-        (lambda *_: [None, 1.0, 1.0], "returned None, which is not a finite number, for prompt 'p0'"),
-        (lambda *_: "abc", "returned 'a', which is not a finite number, for prompt 'p0'"),
+        (lambda *_: [1.0, math.nan, 1.0], "returned nan, which is not a finite float32 number, for prompt 'p1'"),
+        (lambda *_: [1.0, 1.0, math.inf], "returned inf, which is not a finite float32 number, for prompt 'p2'"),
+        (lambda *_: [1.0, -1e300, 1.0], "returned -1e+300, which is not a finite float32 number, for prompt 'p1'"),
+        (lambda *_: [1.0, "2", 1.0], "returned '2', which is not a finite float32 number, for prompt 'p1'"),
+        (lambda *_: [None, 1.0, 1.0], "returned None, which is not a finite float32 number, for prompt 'p0'"),
+        (lambda *_: "abc", "returned 'a', which is not a finite float32 number, for prompt 'p0'"),
     ],
 )
 def test_a_function_that_misbehaves_is_one_sentence(function, expected) -> None:
@@ -123,6 +129,45 @@ def test_a_function_that_misbehaves_is_one_sentence(function, expected) -> None:
     assert message.endswith("; then the same command resumes the run")
     assert "\n" not in message
     assert caught.value.exit_code == 2
+
+
+def test_a_failure_costs_few_more_calls_and_finds_the_answer() -> None:
+    calls = []
+
+    def mine(prompts: list[str], answers: list[str]) -> list[float]:
+        calls.append(len(answers))
+        return raises_for_the_second(prompts, answers)
+
+    for place in (0, 40, 63):
+        calls.clear()
+        with pytest.raises(RewardFailed, match=f"no bad answers, please, for prompt 'p{place}'"):
+            own(mine).score(asked(64), answered(*("bad" if i == place else "good" for i in range(64))))
+        assert len(calls) <= 8
+    calls.clear()
+    with pytest.raises(RewardFailed, match="please, in a call with 1000 answers"):
+        own(mine).score(asked(1000), answered(*["bad"] * 1000))
+    assert len(calls) == 9
+
+
+def test_a_hang_after_a_failure_does_not_hide_it() -> None:
+    def mine(_: list[str], answers: list[str]) -> list[float]:
+        if len(answers) < 4:
+            time.sleep(60)
+        raise ValueError("the cause")
+
+    with pytest.raises(RewardFailed, match="raised ValueError: the cause, in a call with 4 answers"):
+        own(mine, seconds=0.3).score(asked(4), answered(*"abcd"))
+
+
+def test_a_generator_has_the_same_time() -> None:
+    def mine(*_: Any) -> Iterator[float]:
+        time.sleep(60)
+        yield 1.0
+
+    start = time.monotonic()
+    with pytest.raises(RewardFailed, match=r"did not return within 0\.3 s"):
+        own(mine, seconds=0.3).score(asked(1), answered("a"))
+    assert time.monotonic() - start < 5
 
 
 def test_a_function_that_hangs_is_left_after_its_time() -> None:

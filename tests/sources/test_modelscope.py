@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import types
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def test_a_model_is_downloaded_once_without_pickles_and_code(library, tiny_folde
     assert fetched(config) == folder == local_model(config)
     (call,) = library
     assert (call["id"], call["revision"]) == ("anna/tiny", "v1")
-    assert not [name for name in call["allow_patterns"] if name.endswith((".bin", ".py", ".pt")) or name == "*"]
+    downloaded = lambda name: any(fnmatch(name, pattern) for pattern in call["allow_patterns"])  # noqa: E731
+    assert all(map(downloaded, ("model.safetensors", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")))
+    assert not any(map(downloaded, ("tokenizer.py", "tokenizer.pkl", "vocab.pkl", "model.bin", "modeling_x.py")))
     assert find_shape(config).layers == find_shape(ModelConfig(source=str(tiny_folder("llama")))).layers
     assert model_identity(config).startswith("sha256 ")
     assert model_identity(config) == model_identity(ModelConfig(source=str(tiny_folder("llama"))))
@@ -108,7 +111,18 @@ def test_other_forms_of_a_model_are_refused(source) -> None:
 
 
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("source", ["modelscope:anna/a", "modelscope:anna/a/../../x.jsonl"])
+@pytest.mark.parametrize("revision", ["../v1", "v1/../../x", "/v1", "..", "a\\..\\b"])
+def test_a_revision_stays_in_the_cache(revision) -> None:
+    with pytest.raises(UserError, match=r"model\.revision: .*: expected a branch, tag or commit"):
+        local_model(ModelConfig(source="modelscope:anna/tiny", revision=revision))
+    assert local_model(ModelConfig(source="modelscope:anna/tiny", revision="release/v1..2")) is None
+
+
+OUTSIDE = ("a/../../x.jsonl", "a//x.jsonl", "a/x.jsonl@../v1", "a/x.jsonl@/v1")
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("source", ["modelscope:anna/a", *(f"modelscope:anna/{name}" for name in OUTSIDE)])
 def test_other_forms_of_data_are_refused(source) -> None:
     with pytest.raises(UserError, match="expected modelscope:OWNER/NAME/FILE"):
         resolve(source)

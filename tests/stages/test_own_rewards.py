@@ -23,7 +23,7 @@ from lowrank_rlhf.pipeline.preflight import problems
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.session import Session
-from lowrank_rlhf.stages import ppo
+from lowrank_rlhf.stages import align, ppo
 from lowrank_rlhf.training.rollout import Rollout, reward_scores
 
 SOURCE = """
@@ -135,6 +135,39 @@ def test_normalised_by_sft_s_answers_to_the_validation_prompts(make, own) -> Non
     assert letters.mean == pytest.approx(float(lengths.mean()), rel=1e-6)
     assert letters.std == pytest.approx(float(lengths.std(correction=0)), rel=1e-6)
     assert own.calls[0] == own.calls[1]  # the untrained policy's answers are SFT's
+
+
+@pytest.mark.parametrize(("algorithm", "stage"), [("ppo", ppo), ("rloo", align)])
+def test_a_resumed_run_keeps_the_scale_of_its_rewards(make, own, monkeypatch, algorithm, stage) -> None:
+    rewards = {"letters": {"source": f"{own.__name__}:letters", "normalize": True}, "judged": MODEL}
+    session = make(ppo__rewards=rewards, ppo__steps=1, align__algorithm=algorithm, **ALGORITHMS[algorithm])
+    first = stage.run(session).rewards
+    monkeypatch.setattr(own, "letters", lambda _, answers: [3.0 + 7 * len(answer) for answer in answers])
+    assert stage.run(session).rewards == first
+    shutil.rmtree(session.work("ppo"))  # as --redo does
+    session.metrics.truncate("ppo", -1)
+    assert stage.run(session).rewards[0].mean == pytest.approx(3 + 70 * first[0].mean)
+
+
+@pytest.mark.parametrize(("algorithm", "stage"), [("ppo", ppo), ("rloo", align)])
+@pytest.mark.parametrize(("settings", "warned"), [({"weight": -100}, True), ({"weight": -100, "clip": 0.02}, False),
+                                                  ({"normalize": True}, False)])  # fmt: skip
+def test_scores_beyond_the_clip_are_a_warning(make, own, monkeypatch, algorithm, stage, settings, warned) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda _, text: said.append(text))
+    rewards = {"letters": {"source": f"{own.__name__}:letters"} | settings}
+    session = make(ppo__rewards=rewards, ppo__steps=1, align__algorithm=algorithm, **ALGORITHMS[algorithm])
+    stage.run(session)
+    beyond = sum(10 * len(answer) > 5 for answer in own.calls[0][1])
+    path = session.run_dir.path / "events.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = [event["problem"] for event in events if event["kind"] == "warning"]
+    assert len(found) == warned
+    if warned:
+        share = f"{beyond / len(own.calls[0][1]):.0%} of the scores"
+        assert found[0].startswith(f"{share} of SFT's answers are beyond ppo.score_clip (5)")
+        assert "`normalize: true`" in found[0]
+        assert f"  ppo: {found[0]}" in said
 
 
 def run(config: Any, runs: Path) -> RunDir:

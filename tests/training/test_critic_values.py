@@ -49,6 +49,15 @@ def test_values_are_scores_of_the_response_so_far_by_hand() -> None:
     torch.testing.assert_close(found, torch.tensor([first, second]))
 
 
+@pytest.mark.parametrize("weight", [-1.0, 0.5])
+def test_values_have_the_reward_models_weight_in_the_sum(weight) -> None:
+    rewards = {"brief": {"source": "length", "maximum": 3}, "judged": {"source": "model", "weight": weight}}
+    config, scale = make_ppo_config(critic_head="reward", rewards=rewards), RewardScale("last", 1.0, 2.0)
+    found = token_values(OUTPUTS, RESPONSE, torch.zeros(2), config, scale)
+    expected = [[0.0, 0.0, 4.0, 0.5, 0.0], [0.0, 4.0, 0.0, 1.0, 0.0]]
+    torch.testing.assert_close(found, weight * torch.tensor(expected))
+
+
 def test_a_critic_from_zero_reads_its_outputs_as_values() -> None:
     config, scale = make_ppo_config(critic_head="zero"), RewardScale("mean", 1.0, 2.0)
     found = token_values(OUTPUTS, RESPONSE, torch.tensor([5.0, 5.0]), config, scale)

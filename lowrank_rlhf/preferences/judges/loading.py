@@ -130,7 +130,7 @@ def import_function(name: str, place: str) -> Callable[..., Any]:
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing a user's module may raise anything
+    except (Exception, SystemExit) as error:  # importing a user's module may raise anything, and exit
         raise UserError(
             f"{place}: cannot import {module_name!r} ({type(error).__name__}: {error})"
             f"; searched {here} and the installed packages"

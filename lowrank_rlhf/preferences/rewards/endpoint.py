@@ -52,11 +52,13 @@ class EndpointReward:
 
     def __init__(self, key: str, term: RewardTerm, client: ChatClient, grades: Path) -> None:
         self._key, self._term, self._client, self._path = key, term, client, grades
-        self._known: dict[str, float] = {}
+        self._known: dict[str, float | None] = {}  # None: an unreadable reply
+        self._own = 0  # rows of this reward: others and their budgets share the file
         for line in grades.read_text(encoding="utf-8", errors="replace").splitlines() if grades.exists() else ():
             with suppress(ValueError, LookupError, TypeError):  # a line truncated by a kill
                 row = json.loads(line)
-                self._known[row["question"]] = float(row["grade"])
+                self._known[row["question"]] = None if row["grade"] is None else float(row["grade"])
+                self._own += row.get("reward") == key
 
     def score(self, prompts: Sequence[Prompt], samples: Sequence[Sample]) -> list[float]:
         """Return the grade of each answer, 0 to 1.
@@ -69,22 +71,25 @@ class EndpointReward:
         settings, rubric = self._client.settings, self._term.rubric
         message = fill_in(RUBRICS.get(rubric, rubric), {"prompt": prompt.conversation, "answer": sample.text})
         question = digest(settings.url, settings.model, settings.max_tokens, message)
-        if question not in self._known:
+        tie = settings.unreadable == "tie"
+        if question not in self._known or (self._known[question] is None and not tie):
             try:
                 grade = self._ask(message)
             except Stopped:
                 raise
             except UserError as error:
                 raise RewardFailed(f"{self._key}, prompt {prompt.id!r}: {error}") from error
-            append_line(self._path, {"question": question, "grade": grade})
+            append_line(self._path, {"reward": self._key, "question": question, "grade": grade})
             self._known[question] = grade
-        return self._known[question]
+            self._own += 1
+        known = self._known[question]
+        return MIDDLE if known is None else known
 
-    def _ask(self, message: str) -> float:
-        """Return the grade; ask once more if the reply has none."""
-        if self._term.max_requests is not None and len(self._known) >= self._term.max_requests:
+    def _ask(self, message: str) -> float | None:
+        """Return the grade; ask once more if the reply has none. None is an unreadable reply that counts as a tie."""
+        if self._term.max_requests is not None and self._own >= self._term.max_requests:
             raise UserError(
-                f"the budget is spent: {len(self._known)} answers are graded. Raise {self._key}.max_requests; all "
+                f"the budget is spent: {self._own} answers are graded. Raise {self._key}.max_requests; all "
                 "grades so far are saved, and the same command resumes the run"
             )
         for _ in range(2):
@@ -92,7 +97,7 @@ class EndpointReward:
             if (grade := read_grade(reply.text)) is not None:
                 return grade
         if self._client.settings.unreadable == "tie":
-            return MIDDLE
+            return None
         cut = " It was truncated: raise `rank.endpoint.max_tokens`." if reply.cut else ""
         raise UserError(
             f"the last line of the reply is not a number from 0 to {HIGHEST}: “{self._client.clean(reply.text, 120)}”."

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Thread
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from lowrank_rlhf.run.records import Prompt, Sample
 Function = Callable[[list[str], list[str]], Sequence[float]]
 """Prompts and answers, one per prompt -> a score of each."""
 _POLL = 0.2  # seconds between two checks of the stop request
+_CALLS_AFTER_ERROR = 8  # enough to find one answer among 128 by halving
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32, in which scores are added
 
 
 class OwnFunction(NamedTuple):
@@ -34,14 +37,9 @@ class OwnFunction(NamedTuple):
         if not samples:
             return []
         try:
-            found = self._call(prompts, samples)
+            scores = self._call(prompts, samples)
         except _Raised as error:
             raise self._failed(self._culprit(prompts, samples), f"raised {error}", "Correct it") from error.cause
-        try:
-            scores = list(found)
-        except TypeError:
-            problem = f"returned {_shown(found)} instead of a list of scores"
-            raise self._failed(_where(prompts), problem, "Return a number for each answer") from None
         if len(scores) != len(samples):
             problem = f"returned {len(scores)} scores for {len(samples)} answers"
             raise self._failed(_where(prompts), problem, "Return a number for each answer")
@@ -52,20 +50,20 @@ class OwnFunction(NamedTuple):
             number = math.nan if isinstance(score, str | bytes) else float(score)
         except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises RuntimeError for several numbers
             number = math.nan
-        if not math.isfinite(number):
-            problem = f"returned {_shown(score)}, which is not a finite number"
+        if not abs(number) <= _LARGEST:  # nor NaN
+            problem = f"returned {_shown(score)}, which is not a finite float32 number"
             raise self._failed(f"for prompt {prompt.id!r}", problem, "Return a number for each answer")
         return number
 
-    def _call(self, prompts: Sequence[Prompt], samples: Sequence[Sample]) -> Any:
+    def _call(self, prompts: Sequence[Prompt], samples: Sequence[Sample]) -> list[Any]:
         """Call the function in a thread. A thread cannot be ended; it ends with the process, which the error ends."""
         asked, answers = [prompt.conversation for prompt in prompts], [sample.text for sample in samples]
-        outcome: list[Any] = []
+        outcome: list[list[Any]] = []
         raised: list[BaseException] = []
 
         def call() -> None:
             try:
-                outcome.append(self.function(asked, answers))
+                outcome.append(self._listed(self.function(asked, answers), prompts))  # here a generator runs
             except BaseException as error:
                 raised.append(error)
 
@@ -80,16 +78,32 @@ class OwnFunction(NamedTuple):
                 advice = f"Make it faster, or raise {self.key}.timeout_seconds"
                 raise self._failed(_where(prompts), problem, advice)
         if raised:
-            raise _Raised(raised[0])
+            raise raised[0] if isinstance(raised[0], RewardFailed) else _Raised(raised[0])
         return outcome[0]
 
+    def _listed(self, found: Any, prompts: Sequence[Prompt]) -> list[Any]:
+        try:
+            scores = iter(found)
+        except TypeError:
+            problem = f"returned {_shown(found)} instead of a list of scores"
+            raise self._failed(_where(prompts), problem, "Return a number for each answer") from None
+        return list(scores)
+
     def _culprit(self, prompts: Sequence[Prompt], samples: Sequence[Sample]) -> str:
-        """Name the first prompt whose answer alone makes the function raise."""
-        for prompt, sample in zip(prompts, samples, strict=True):
-            try:
-                self._call([prompt], [sample])
-            except _Raised:
-                return f"for prompt {prompt.id!r}"
+        """Name a prompt whose answer alone makes the function raise, found by halving in a few calls."""
+        first, end = 0, len(prompts)
+        with suppress(RewardFailed):  # such as too slow a call: the first error matters
+            for _ in range(_CALLS_AFTER_ERROR):
+                middle = (first + end + 1) // 2
+                try:
+                    self._call(prompts[first:middle], samples[first:middle])
+                    first = middle
+                except _Raised:
+                    if middle - first == 1:
+                        return f"for prompt {prompts[first].id!r}"
+                    end = middle
+                if first == end:
+                    break
         return _where(prompts)
 
     def _failed(self, where: str, problem: str, advice: str) -> RewardFailed:

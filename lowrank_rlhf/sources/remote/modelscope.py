@@ -11,7 +11,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.sources.checksums import cache_folder
 
 SCHEME = "modelscope:"
-_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "vocab.*", "merges.txt")
+_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt")
 _SOURCE = re.compile(r"modelscope:(?P<name>[\w.-]+/[\w.-]+)(/(?P<file>[\w./-]+))?(@(?P<revision>[\w./-]+))?")
 
 
@@ -35,17 +35,25 @@ def model_source(source: str, revision: str | None) -> ModelScopeSource:
     match = _SOURCE.fullmatch(source)
     if not match or match["file"] or match["revision"]:
         raise UserError(f"model.source: {source}: expected modelscope:OWNER/NAME. Set model.revision for a revision")
+    if not _inside(revision):
+        raise UserError(f"model.revision: {revision}: expected a branch, tag or commit, without `..` and a leading /")
     return ModelScopeSource(match["name"], None, revision)
 
 
 def data_source(source: str) -> ModelScopeSource:
     """Parse a data source. Raises `UserError` for another form."""
     match = _SOURCE.fullmatch(source)
-    if not match or not match["file"] or ".." in match["file"]:
+    if not match or not match["file"] or not _inside(match["file"], match["revision"]):
         raise UserError(
             f"{source}: expected modelscope:OWNER/NAME/FILE[@REVISION], such as modelscope:anna/questions/train.jsonl"
         )
     return ModelScopeSource(match["name"], match["file"], match["revision"])
+
+
+def _inside(*paths: str | None) -> bool:
+    """Return True if relative paths stay inside the folder that they are joined to."""
+    parts = [re.split(r"[/\\]", path) for path in paths if path is not None]
+    return not any(part[0] == "" or ".." in part for part in parts)
 
 
 def modelscope_folder(wanted: ModelScopeSource) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from lowrank_rlhf.config.rewards import MODEL, RewardTerm
@@ -17,10 +18,19 @@ from lowrank_rlhf.models.generation import Response
 from lowrank_rlhf.models.roles import Roles
 from lowrank_rlhf.models.scoring import Scored
 from lowrank_rlhf.preferences.rewards.loading import Reward, open_rewards
+from lowrank_rlhf.run.files import SCHEMA, read_record, write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt, Sample
 from lowrank_rlhf.run.results import PolicyResult, UsedReward
 from lowrank_rlhf.training.rollout import RewardScale, reward_scores
+
+_SPREAD = "rewards.json"
+
+
+class SavedSpread(BaseModel):
+    """Rewards as measured at the start of the stage."""
+
+    rewards: tuple[UsedReward, ...]
 
 
 class Scorer(Protocol):
@@ -54,15 +64,26 @@ class RewardSum:
             sum(map(self._weighted, parts, parts.values()), torch.zeros_like(parts[next(iter(parts))])), parts
         )
 
-    def fitted(self, roles: Roles, prompts: Sequence[Prompt], samples: Sequence[Sample]) -> "RewardSum":
-        """Return the sum with the normalised rewards measured on SFT's answers; a constant one is only shifted."""
+    def fitted(
+        self, roles: Roles, prompts: Sequence[Prompt], samples: Sequence[Sample], work: Path | None = None
+    ) -> "RewardSum":
+        """Return the sum with the normalised rewards measured on SFT's answers; a constant one is only shifted.
+
+        The measurement is saved in the folder `work`, and read from there on resume: a user's function or another
+        number of processes may score the answers differently, and the scale must stay.
+        """
+        if work and (saved := read_record(work / _SPREAD, SavedSpread)):
+            return self.as_trained(SavedSpread.model_validate(saved).rewards)
         spread = {}
         for name, term in self.terms.items():
             if term.normalize:
                 scores = self._by_function(name, roles, prompts, samples).double()
                 deviation = float(scores.std(correction=0))
                 spread[name] = (float(scores.mean()), deviation if deviation > 1e-6 else 1.0)
-        return replace(self, spread=spread)
+        found = replace(self, spread=spread)
+        if work and spread and roles.group.is_main:  # last: by now every process has seen that there is no file
+            write_json_atomic(work / _SPREAD, {"schema": SCHEMA, **SavedSpread(rewards=found.used()).model_dump()})
+        return found
 
     def as_trained(self, rewards: Sequence[UsedReward]) -> "RewardSum":
         """Return the sum with shift and scale of the policy's training."""
