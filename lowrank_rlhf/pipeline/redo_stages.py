@@ -38,7 +38,6 @@ def refuse_other_answers(again: Collection[Stage], config: Config, run_dir: RunD
 
 def set_aside(again: Sequence[Stage], run_dir: RunDir, progress: Progress) -> None:
     """Set the results of these stages aside until they are done again."""
-    run_dir.earlier.drop_if_replaced()  # by a run that was killed at its end
     run_dir.earlier.set_aside({stage.name: stage.writes for stage in again})
     if kept := run_dir.earlier.stages():
         progress.say(
@@ -50,10 +49,11 @@ def set_aside(again: Sequence[Stage], run_dir: RunDir, progress: Progress) -> No
 def undo(run_dir: RunDir) -> list[str]:
     """Restore the results that an unfinished redo set aside; return their stages.
 
-    Raises `RunLocked`, and `UserError` if people have ranked the newer answers.
+    Raises `RunLocked`, and `UserError` if people have ranked the newer answers or another version did the redo.
     """
     with run_dir.lock():
         run_dir.recover()
+        run_dir.earlier.check()
         _refuse_earlier_answers(run_dir)
         return run_dir.earlier.put_back()
 

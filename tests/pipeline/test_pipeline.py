@@ -489,6 +489,19 @@ def test_redo_discards_what_this_config_would_not_run(tmp_path: Path) -> None:
     run(tmp_path, settings(stages=("sft", "sample")), redo=["sft"])
     assert done(run_dir, "evaluate") is None
     assert not run_dir.artifact("ppo.txt").exists()
+    assert not (run_dir.path / "before").exists()  # nothing is left to wait for
+
+
+@pytest.mark.usefixtures("factory")
+def test_earlier_results_of_another_version_refuse_a_redo_and_its_undo(tmp_path: Path) -> None:
+    run_dir = run(tmp_path)
+    write_json_atomic(mark := run_dir.path / "before/sft/files/done/sft.json", {})
+    for act in (lambda: run(tmp_path, redo=["sft"]), lambda: redo_stages.undo(run_dir)):
+        with pytest.raises(UserError, match="before: earlier results of a redo with another version"):
+            act()
+    run(tmp_path)
+    assert mark.exists()
+    assert states(tmp_path) == ["done"] * 5
 
 
 @pytest.mark.usefixtures("factory")
