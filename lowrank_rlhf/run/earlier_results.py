@@ -40,6 +40,10 @@ class EarlierResults:
         """Return the stages of which something was set aside."""
         return [stage for stage in MARKS if self._record(stage).is_file() and self.files(stage).is_dir()]
 
+    def has(self, stage: str) -> bool:
+        """Return True if the stage was set aside, even if it had no results: `put_back` replaces newer ones."""
+        return self._read(stage) is not None
+
     def files(self, stage: str) -> Path:
         """Return the folder of a stage's files, which may not exist."""
         return self.folder / stage / "files"
