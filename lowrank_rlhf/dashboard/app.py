@@ -16,30 +16,31 @@ from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 from lowrank_rlhf.dashboard.routes import routes
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.server import Address
+from lowrank_rlhf.dashboard.storage import with_storage
 from lowrank_rlhf.dashboard.tabs import rank, result, runs, talk, watch
 from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL, LANGUAGES, Texts
 from lowrank_rlhf.reports.drawing import CHART_CSS
 
 _CSS = Path(__file__).parent / "static" / "page.css"
 # The language chosen earlier in this browser, else the browser's own.
-_CHOOSE_LANGUAGE = """() => {
-  const kept = localStorage.getItem('lowrank-language');
+_CHOOSE_LANGUAGE = with_storage("""() => {
+  const kept = stored((storage) => storage.getItem('lowrank-language'));
   const own = navigator.language.toLowerCase().startsWith('zh') ? 'zh' : 'en';
   return document.documentElement.lang = kept === 'en' || kept === 'zh' ? kept : own;
-}"""
-_KEEP_LANGUAGE = """(language) => {
-  localStorage.setItem('lowrank-language', language);
+}""")
+_KEEP_LANGUAGE = with_storage("""(language) => {
+  stored((storage) => storage.setItem('lowrank-language', language));
   document.documentElement.lang = language;
   return language;
-}"""
-_SWITCH_THEME = """() => {
+}""")
+_SWITCH_THEME = with_storage("""() => {
   const dark = document.body.classList.toggle('dark');
-  localStorage.setItem('lowrank-light', dark ? 'dark' : 'light');
-}"""
-_RESTORE_THEME = """() => {
-  const kept = localStorage.getItem('lowrank-light');
+  stored((storage) => storage.setItem('lowrank-light', dark ? 'dark' : 'light'));
+}""")
+_RESTORE_THEME = with_storage("""() => {
+  const kept = stored((storage) => storage.getItem('lowrank-light'));
   if (kept) document.body.classList.toggle('dark', kept === 'dark');
-}"""
+}""")
 Tab = Callable[[DashboardPage], None]
 
 

@@ -75,6 +75,8 @@ def run(
         look_up_commits(run_dir, config)
         kept = [stage for stage in chosen if stage not in again]
         _refuse_stale([_status(stage, config, run_dir) for stage in kept])
+        if again:
+            run_dir.earlier.check()
         redo_stages.refuse_other_answers(again, config, run_dir)
         unfinished = [stage.name for stage in stages_of(config) if stage in again or not run_dir.mark(stage.name)]
         session = Session(config, run_dir, progress, stop, group or ProcessGroup(), unfinished)
@@ -89,6 +91,8 @@ def run(
             session.take_backend()  # before anything imports transformers
             session.filter_lengths()
         planned = shown_peaks(config, run_dir, session.data) if to_do else {}
+        wanted = [stage.name for stage in stages_of(config)]
+        run_dir.earlier.drop_if_replaced(wanted)  # by a run that was killed at its end
         redo_stages.set_aside(again, run_dir, progress)
         run_dir.open(dump_config(config))
         with tracked(config, run_dir.metrics, run_dir.path), progress.recorded_in(run_dir.path):
@@ -97,7 +101,7 @@ def run(
                 progress.stage(index, len(chosen), stage.name, stage.does, *remaining)
                 _run_stage(stage, session, planned.get(stage.name))
         _report(run_dir)
-        run_dir.earlier.drop_if_replaced()
+        run_dir.earlier.drop_if_replaced(wanted)
     return run_dir
 
 

@@ -10,8 +10,11 @@ from lowrank_rlhf.preferences.project import STORE
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.run.records import Sample, read_jsonl
 from lowrank_rlhf.run.results import Fingerprint
 from lowrank_rlhf.stages import Stage
+
+_SAMPLES = "samples.jsonl"
 
 
 def refuse_other_answers(again: Collection[Stage], config: Config, run_dir: RunDir) -> None:
@@ -38,7 +41,6 @@ def refuse_other_answers(again: Collection[Stage], config: Config, run_dir: RunD
 
 def set_aside(again: Sequence[Stage], run_dir: RunDir, progress: Progress) -> None:
     """Set the results of these stages aside until they are done again."""
-    run_dir.earlier.drop_if_replaced()  # by a run that was killed at its end
     run_dir.earlier.set_aside({stage.name: stage.writes for stage in again})
     if kept := run_dir.earlier.stages():
         progress.say(
@@ -50,25 +52,39 @@ def set_aside(again: Sequence[Stage], run_dir: RunDir, progress: Progress) -> No
 def undo(run_dir: RunDir) -> list[str]:
     """Restore the results that an unfinished redo set aside; return their stages.
 
-    Raises `RunLocked`, and `UserError` if people have ranked the newer answers.
+    Raises `RunLocked`, and `UserError` if people have ranked the newer answers or another version did the redo.
     """
     with run_dir.lock():
         run_dir.recover()
+        run_dir.earlier.check()
         _refuse_earlier_answers(run_dir)
         return run_dir.earlier.put_back()
 
 
 def _refuse_earlier_answers(run_dir: RunDir) -> None:
     """Raise `UserError` if undoing a redo would replace newer answers that people have ranked."""
-    newer, earlier = run_dir.mark("sample"), run_dir.earlier_mark("sample")
-    changed = differences(earlier.fingerprint, newer.fingerprint, finished=True) if newer and earlier else ()
-    if changed and (prompts := _ranked_prompts(run_dir)):
+    prompts = _prompts_of_newer_rankings(run_dir) if run_dir.earlier.has("sample") else 0
+    if prompts:
+        newer, earlier = run_dir.mark("sample"), run_dir.earlier_mark("sample")
+        changed = differences(earlier.fingerprint, newer.fingerprint, finished=True) if newer and earlier else ()
         raise UserError(
             f"{run_dir.path / STORE} has rankings of {prompts} prompts by people, of answers that the earlier results "
             "do not contain:\n"
             + "".join(f"  {line}\n" for line in changed)
             + "Finish the redo, or move the file away to restore the earlier results without these rankings."
         )
+
+
+def _prompts_of_newer_rankings(run_dir: RunDir) -> int:
+    """Return the number of prompts that people ranked with answers that only the present samples contain."""
+    store = run_dir.path / STORE
+    files = (run_dir.artifact(_SAMPLES), run_dir.earlier.files("sample") / _SAMPLES)
+    newer, earlier = (set(read_jsonl(file, Sample)) if file.is_file() else set[Sample]() for file in files)
+    if not (newer - earlier and store.is_file()):
+        return 0
+    contents = AnnotationStore(store).contents()
+    ranked = {ranking.prompt_id for ranking in contents.current() if ranking.tiers}
+    return len(ranked & {answer.prompt_id for answer in (newer - earlier).intersection(contents.answers)})
 
 
 def _changes(ranked: Fingerprint, stage: Stage, config: Config, run_dir: RunDir) -> tuple[str, ...]:

@@ -5,12 +5,13 @@ The process may be killed at any instant: `resume` completes an interrupted move
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel
 
+from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.files import SCHEMA, Trash, read_lines, read_record, sync_folder, write_atomic, write_json_atomic
 from lowrank_rlhf.run.results import MARKS
@@ -39,9 +40,21 @@ class EarlierResults:
         """Return the stages of which something was set aside."""
         return [stage for stage in MARKS if self._record(stage).is_file() and self.files(stage).is_dir()]
 
+    def has(self, stage: str) -> bool:
+        """Return True if the stage was set aside, even if it had no results: `put_back` replaces newer ones."""
+        return self._read(stage) is not None
+
     def files(self, stage: str) -> Path:
         """Return the folder of a stage's files, which may not exist."""
         return self.folder / stage / "files"
+
+    def check(self) -> None:
+        """Raise `UserError` for earlier results that another version has set aside: this one cannot restore them."""
+        if not self._is_known():
+            raise UserError(
+                f"{self.folder}: earlier results of a redo with another version. "
+                "Restore them with that version (--undo-redo), or move the folder away."
+            )
 
     def set_aside(self, outputs: Mapping[str, Sequence[str]]) -> None:
         """Move the results and unfinished work of stages here, with their log rows, or delete them if earlier ones are.
@@ -70,9 +83,12 @@ class EarlierResults:
             self.resume()
         return found
 
-    def drop_if_replaced(self) -> None:
-        """Delete the earlier results if all of their stages are done again."""
-        if self.folder.is_dir() and all((self._run / "done" / f"{stage}.json").exists() for stage in self.stages()):
+    def drop_if_replaced(self, wanted: Collection[str]) -> None:
+        """Delete the earlier results if those of their stages that are `wanted`, the config's, are done again."""
+        aside = self.stages()
+        awaited = [stage for stage in aside if stage in wanted]
+        replaced = all((self._run / "done" / f"{stage}.json").exists() for stage in awaited)
+        if self.folder.is_dir() and self._is_known() and replaced and bool(awaited) == bool(aside):
             self._trash.put(self.folder)
             fault_points.point("earlier results put away")
             self._trash.empty()
@@ -90,6 +106,16 @@ class EarlierResults:
                 write_atomic(self._run / self._config.name, self._config.read_text(encoding="utf-8"))
             self._trash.put(self.folder)
             self._trash.empty()
+
+    def _is_known(self) -> bool:
+        """Return False if a folder without a record has more than copied log rows."""
+        logs = {log.path.name for log in self._logs}
+        return all(
+            path.name in logs or path.name.startswith(".")  # temporary
+            for folder in self.folder.glob("*/")
+            if not (folder.name in MARKS and self._record(folder.name).exists())
+            for path in folder.iterdir()
+        )
 
     def _put_away(self, stage: str, paths: Sequence[str]) -> None:
         for path in paths:  # the done mark first: outputs without one are ignored

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from annotators_page import NO_STORAGE
 from browser import browser, go_to, page_server, shows, texts, wait_for
 from dashboard_runs import NASTY, finish, holding, make_run
 
@@ -36,8 +37,9 @@ def open_page(chromium) -> Iterator[Callable[..., Any]]:
     """`open_page(url, locale=)`: a page that must not meet an error of its own."""
     contexts, errors = [], []
 
-    def opened(url: str, locale: str = "en-GB", **settings: Any) -> Any:
+    def opened(url: str, locale: str = "en-GB", init: str = "", **settings: Any) -> Any:
         contexts.append(chromium.new_context(locale=locale, **settings))
+        contexts[-1].add_init_script(init)
         page = contexts[-1].new_page()
         page.set_default_timeout(SECONDS)
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -347,6 +349,18 @@ def test_edited_settings_are_kept_and_replaced_only_after_a_question(hundred, op
     answers.append(True)
     choose("human_preferences")
     wait_for(lambda: "name: human-preferences" in editor.inner_text(), 30, editor.inner_text)
+
+
+def test_the_page_works_without_the_browser_s_storage(hundred, open_page) -> None:
+    """Blocked or full storage costs what would have been kept, no more."""
+    page = open_page(hundred, locale="zh-CN", init=NO_STORAGE)
+    shows(page, "#tab-runs-button", table("zh")["tab.runs"])
+    page.get_by_text("English").click()
+    shows(page, "#tab-runs-button", table("en")["tab.runs"])
+    page.click("#theme")
+    page.click("#new-run button")
+    page.locator("#yaml .cm-content").fill("name: mine")
+    page.wait_for_selector("#verdict .note.bad")
 
 
 def test_what_a_screen_reader_hears_are_words(hundred, open_page) -> None:

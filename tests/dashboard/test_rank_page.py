@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotators_page import PASSWORD, Person, Server, a_run_with_answers, chromium, served
+from annotators_page import NO_STORAGE, PASSWORD, Person, Server, a_run_with_answers, chromium, served
 
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run.records import Ranking
@@ -234,6 +234,42 @@ def test_an_unsaved_order_and_text_survive_a_reload(tmp_path: Path) -> None:
         assert (ann.prompt(), ann.order(), ann.page.input_value(".rk-write textarea")) == ("Tell me 1", "", "")
     [(prompt, order, _, _, written, _)] = rows(store, "ann")
     assert (prompt, order[:3], written) == ("p0", "2>1", "A better one.")
+
+
+def test_a_draft_stays_in_the_browser_until_the_server_has_accepted_it(tmp_path: Path) -> None:
+    """A reload before the first reply does not lose it. Retry drops one that the server refuses."""
+    a_run_with_answers(tmp_path, 3)
+    key = "lowrank-draft people ann"
+    with served(tmp_path) as (server, browser):
+        ann = Person(browser, server.url, "ann")
+        ann.press("2", "1")
+        ann.page.route("**/component_server/**", lambda _: None)  # no reply
+        with ann.page.expect_request("**/component_server/**"):
+            ann.page.reload()
+        ann.page.unroute("**/component_server/**")
+        ann.page.reload()
+        ann.page.locator(".rk-item").wait_for()
+        ann.wait()
+        assert ann.order() == "2>1"
+        ann.page.evaluate('key => localStorage.setItem(key, \'{"prompt_id": "gone", "keys": ["1"]}\')', key)
+        ann.page.reload()
+        ann.page.get_by_role("button", name="Retry").click()
+        ann.page.locator(".rk-item").wait_for()
+        ann.wait()
+        assert (ann.order(), ann.page.evaluate("key => localStorage.getItem(key)", key)) == ("", None)
+
+
+def test_ranking_without_the_browser_s_storage(tmp_path: Path) -> None:
+    store = a_run_with_answers(tmp_path, 3)
+    with served(tmp_path) as (server, browser):
+        ann = Person(browser, server.url, "ann")
+        ann.page.add_init_script(NO_STORAGE)
+        ann.page.reload()
+        ann.page.locator(".rk-item").wait_for()
+        ann.wait()
+        ann.press("2", "1", "Enter")
+        assert (ann.prompt(), ann.errors) == ("Tell me 1", [])
+    assert [row[0] for row in rows(store, "ann")] == ["p0"]
 
 
 def call_oneself(person: Person, name: str, seen: str) -> None:

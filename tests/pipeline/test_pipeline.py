@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +29,7 @@ from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_json_atomic
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample
+from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, write_jsonl
 from lowrank_rlhf.run.results import Fingerprint, StageResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.sources.model_shape import Shape
@@ -470,8 +470,49 @@ def test_ranked_answers_are_safe_after_an_interrupted_redo_too(tmp_path: Path, f
     assert states(tmp_path, config) == ["done"] * 5
 
 
-def test_a_redo_whose_answers_people_ranked_is_not_undone(tmp_path: Path, factory: Factory) -> None:
+def samples_in_a_file(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage sample writes the answers that `save_a_ranking` ranks; with a salt, others of the same ids."""
+
+    def write(session: Session) -> None:
+        samples = [Sample(id=name, prompt_id="p", text=name + factory.salt) for name in "ab"]
+        write_jsonl(session.work("sample") / "samples.jsonl", samples)
+
+    factory.before["sample"] = write
+    both = ("sample.txt", "samples.jsonl")
+    made = tuple(replace(stage, writes=both) if stage.name == "sample" else stage for stage in factory.stages)
+    monkeypatch.setattr(stages, "STAGES", made)
+
+
+def test_rankings_of_the_earlier_answers_do_not_refuse_an_undo(tmp_path: Path, factory: Factory, monkeypatch) -> None:
+    """As after a change from people to a judge, with which other answers may be sampled."""
+    samples_in_a_file(factory, monkeypatch)
+    run_dir = run(tmp_path, settings(rank=HUMAN))
+    save_a_ranking(run_dir)
+    factory.salt = " again"
+    factory.before["rank"] = lambda _: wait_for_people()
+    with pytest.raises(WaitingForPeople):
+        run(tmp_path, settings(sample={"answers_per_prompt": 3}), redo=["sample"])
+    assert redo_stages.undo(run_dir) == ["sample", "rank", "ppo"]
+    assert states(tmp_path, settings(rank=HUMAN)) == ["done"] * 5
+
+
+def test_first_answers_that_people_ranked_are_not_undone(tmp_path: Path, factory: Factory, monkeypatch) -> None:
+    """The redo of an earlier stage also sets aside a stage sample that had not begun."""
+    samples_in_a_file(factory, monkeypatch)
+    run_dir = run(tmp_path, settings(rank=HUMAN), until="sft")
+    factory.before["rank"] = lambda _: wait_for_people()
+    with pytest.raises(WaitingForPeople):
+        run(tmp_path, settings(rank=HUMAN), redo=["sft"])
+    save_a_ranking(run_dir)
+    with pytest.raises(UserError, match="has rankings of 1 prompts"):
+        redo_stages.undo(run_dir)
+
+
+def test_a_redo_whose_answers_people_ranked_is_not_undone(tmp_path: Path, factory: Factory, monkeypatch) -> None:
+    factory.salt = " before"
+    samples_in_a_file(factory, monkeypatch)
     run_dir, other = run(tmp_path, settings(rank=HUMAN)), settings(rank=HUMAN, sample={"answers_per_prompt": 3})
+    factory.salt = ""
     factory.before["rank"] = lambda _: wait_for_people()
     with pytest.raises(WaitingForPeople):
         run(tmp_path, other, redo=["sample"])
@@ -489,6 +530,19 @@ def test_redo_discards_what_this_config_would_not_run(tmp_path: Path) -> None:
     run(tmp_path, settings(stages=("sft", "sample")), redo=["sft"])
     assert done(run_dir, "evaluate") is None
     assert not run_dir.artifact("ppo.txt").exists()
+    assert not (run_dir.path / "before").exists()  # nothing is left to wait for
+
+
+@pytest.mark.usefixtures("factory")
+def test_earlier_results_of_another_version_refuse_a_redo_and_its_undo(tmp_path: Path) -> None:
+    run_dir = run(tmp_path)
+    write_json_atomic(mark := run_dir.path / "before/sft/files/done/sft.json", {})
+    for act in (lambda: run(tmp_path, redo=["sft"]), lambda: redo_stages.undo(run_dir)):
+        with pytest.raises(UserError, match="before: earlier results of a redo with another version"):
+            act()
+    run(tmp_path)
+    assert mark.exists()
+    assert states(tmp_path) == ["done"] * 5
 
 
 @pytest.mark.usefixtures("factory")

@@ -183,10 +183,10 @@ def test_results_set_aside_come_back_or_go_with_the_new_ones(tmp_path: Path) -> 
     assert not (tmp_path / "before").exists()
     run.earlier.set_aside({"sft": WRITES})
     fill(run, "newer")
-    run.earlier.drop_if_replaced()
+    run.earlier.drop_if_replaced(["sft", "ppo", "evaluate"])
     assert run.earlier.stages() == ["sft"]
     run.finish("sft", WRITES, MARK)
-    run.earlier.drop_if_replaced()
+    run.earlier.drop_if_replaced(["sft", "ppo", "evaluate"])
     assert (contents(run), run.earlier.put_back()) == (["newer"] * 3, [])
     assert not (tmp_path / "before").exists()
 
@@ -213,7 +213,7 @@ def test_a_second_redo_keeps_the_first_ones_earlier_results(tmp_path: Path) -> N
         (run.work("ppo") / "step").write_text(again)
         (run.work("evaluate") / "evaluate.txt").write_text("first")
         run.finish("evaluate", ["evaluate.txt"], MARK | {"stage": "evaluate", "summary": {"prompts": 1}})
-        run.earlier.drop_if_replaced()  # ppo is not done again
+        run.earlier.drop_if_replaced(["sft", "ppo", "evaluate"])  # ppo is not done again
     assert run.earlier.put_back() == ["sft", "ppo"]
     assert (contents(run), done(run, "sft")) == (["new"] * 3, mark)
     assert (work / "step").read_text() == "old"
@@ -221,6 +221,40 @@ def test_a_second_redo_keeps_the_first_ones_earlier_results(tmp_path: Path) -> N
     assert (tmp_path / "config.yaml").read_text() == "name: old\n"
     assert (done(run, "evaluate"), run.artifact("evaluate.txt").exists()) == (None, False)
     assert run.damage() == []
+
+
+@pytest.mark.parametrize("file", ["files/report.md", "moved.json"])
+def test_earlier_results_of_another_version_are_neither_deleted_nor_mixed(tmp_path: Path, file: str) -> None:
+    run = RunDir(tmp_path)
+    kept = tmp_path / "before" / "sft" / file
+    kept.parent.mkdir(parents=True)
+    kept.write_text("old")
+    run.recover()
+    run.earlier.drop_if_replaced(["sft"])
+    assert kept.read_text() == "old"
+    with pytest.raises(UserError, match=rf"{tmp_path}/before: .*another version\. .*move the folder away"):
+        run.earlier.check()
+    shutil.rmtree(folder := tmp_path / "before" / "sft")
+    folder.mkdir()
+    (folder / "metrics.jsonl").touch()  # copied by a process that was killed before its record
+    run.earlier.check()
+    run.earlier.drop_if_replaced(["sft"])
+    assert not (tmp_path / "before").exists()
+
+
+def test_earlier_results_wait_for_the_config_s_stages_only(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    fill(run)
+    run.finish("sft", WRITES, MARK)
+    (run.work("ppo") / "step").write_text("old")
+    run.earlier.set_aside({"sft": WRITES, "ppo": ["ppo.txt"]})
+    fill(run)
+    run.finish("sft", WRITES, MARK)
+    for others in (["sft", "ppo"], ["evaluate"], []):  # a config with none of them replaces nothing
+        run.earlier.drop_if_replaced(others)
+        assert run.earlier.stages() == ["sft", "ppo"]
+    run.earlier.drop_if_replaced(["sft", "evaluate"])
+    assert not (tmp_path / "before").exists()
 
 
 def test_setting_aside_may_be_killed(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 )
+NO_STORAGE = """Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('blocked'); }});"""
+"""Script of a browser that blocks storage."""
 PASSWORD = "correct horse battery"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "LOWRANK_RLHF_PASSWORD": PASSWORD}
 

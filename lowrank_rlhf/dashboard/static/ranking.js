@@ -23,6 +23,7 @@ function send(step) {
     if (meant !== epoch || ended) return;
     const reply = await server.rank(request(step));
     if (meant !== epoch) return; // the annotator or the language has changed meanwhile
+    if (reply && reply.error && !screen) refusedDraft = draftName();
     if (!reply || reply.error) { complain(reply ? reply.error : texts['error.gone']); return; }
     find('.rk-error').hidden = true;
     take(reply);
@@ -39,6 +40,7 @@ function complain(words) {
 
 function take(reply) {
   if ('item' in reply) {
+    refusedDraft = '';
     const same = screen && screen.item && reply.item && screen.item.prompt_id === reply.item.prompt_id
       && screen.item.done === reply.item.done;
     if (!same) epoch += 1;
@@ -62,15 +64,13 @@ function keepDraft() {
   const { item, keys, flags } = screen;
   const draft = item && { prompt_id: item.prompt_id, done: item.done, keys, flags, written: writing.value };
   if (draft && (keys.length || flags.length || draft.written.trim()))
-    localStorage.setItem(draftName(), JSON.stringify(draft));
-  else localStorage.removeItem(draftName());
+    stored((storage) => storage.setItem(draftName(), JSON.stringify(draft)));
+  else stored((storage) => storage.removeItem(draftName()));
 }
 
-// Taken out, so that a draft that cannot be restored, of a run made again, is in the way once only.
+// It stays stored until a reply is accepted. Retry leaves out a refused one, of a run made again.
 function takeDraft() {
-  const kept = localStorage.getItem(draftName());
-  localStorage.removeItem(draftName());
-  try { return JSON.parse(kept) || {}; } catch (error) { console.error(error); return {}; }
+  return (refusedDraft !== draftName() && stored((storage) => JSON.parse(storage.getItem(draftName())))) || {};
 }
 
 // --- keys, clicks, drags ---

@@ -5,7 +5,7 @@ const find = (selector) => element.querySelector(selector);
 const root = find('.rk');
 const writing = find('.rk-write textarea');
 let texts = {}, screen = null, chain = Promise.resolve(), epoch = 0, waiting = 0, active = true, ended = false;
-let shownAt = 0, seconds = 0, drawnIn = '', whose = '';
+let shownAt = 0, seconds = 0, drawnIn = '', whose = '', refusedDraft = '';
 
 function make(tag, name, text, properties) {
   const node = document.createElement(tag);

@@ -6,21 +6,21 @@ from typing import Any
 import gradio as gr
 
 from lowrank_rlhf.dashboard.page import QUIET
+from lowrank_rlhf.dashboard.storage import with_storage
 from lowrank_rlhf.dashboard.text import LANGUAGES, t
 
 KEPT = ""
 """Choice that `asks_first` sends if the person keeps the edited text."""
-_KEEP = """(text, name) => {
+_KEEP = with_storage("""(text, name) => {
   const draft = {text, name, loaded: window.loadedYaml};
-  if (window.draftRestored) localStorage.setItem('lowrank-new-run', JSON.stringify(draft));
-}"""
-_RESTORE = """() => {
-  let kept = null;
-  try { kept = JSON.parse(localStorage.getItem('lowrank-new-run')); } catch (error) { console.error(error); }
+  if (window.draftRestored) stored((storage) => storage.setItem('lowrank-new-run', JSON.stringify(draft)));
+}""")
+_RESTORE = with_storage("""() => {
+  const kept = stored((storage) => JSON.parse(storage.getItem('lowrank-new-run')));
   window.loadedYaml = (kept && kept.loaded) || '';
   window.draftRestored = true;
   return [(kept && kept.text) || '', (kept && kept.name) || ''];
-}"""
+}""")
 _LOADED = "(text) => { window.loadedYaml = text; }"
 _ASK = """(choice, text, ...rest) => {
   const questions = %s;
