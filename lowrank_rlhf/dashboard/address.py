@@ -44,13 +44,12 @@ def connect(loaded: Any, page: DashboardPage, tabs: Mapping[str, gr.Tab]) -> Non
         default = page.runs.training() or next(iter(names), None)
         return gr.update(choices=names, value=run if run in names else default)
 
+    def returned(now: str | None, event: gr.SelectData) -> str | None:
+        return event.value if event.value in page.runs.names() else now
+
     loaded.then(chosen, page.run, page.run, js=_RESTORE, **QUIET).then(None, page.run, None, js=_KEEP_RUN, **QUIET)
     page.run.change(None, page.run, None, js=_KEEP_RUN, **QUIET)
     for name, tab in tabs.items():
         tab.select(None, None, None, js=_KEEP_TAB % name, **QUIET)
     watcher = gr.HTML("", js_on_load=_WATCH, elem_id="address")
-    watcher.select(_returned, page.run, page.run, **QUIET)
-
-
-def _returned(now: str | None, event: gr.SelectData) -> str | None:
-    return str(event.value) or now
+    watcher.select(returned, page.run, page.run, **QUIET)

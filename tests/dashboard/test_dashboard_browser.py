@@ -315,6 +315,19 @@ def test_run_and_tab_are_in_the_address(hundred, open_page) -> None:
     wait_until_shown(page, "run7", "runs")
 
 
+def test_an_address_of_no_run_keeps_the_chosen_one(hundred, open_page) -> None:
+    page = open_page(hundred)
+    page.wait_for_function("location.search.includes('run=')")
+    page.click('[data-run="run7"]')
+    page.wait_for_function("location.search.includes('run=run7')")
+    page.evaluate("history.pushState(null, '', '?run=nowhere&tab=watch')")
+    page.evaluate("history.pushState(null, '', '?run=run8')")
+    page.go_back()
+    wait_until_shown(page, "run7", "watch")
+    page.wait_for_timeout(1000)
+    assert shown(page) == ("run7", "watch")
+
+
 def test_all_runs_are_listed_below_the_form_for_a_new_one(hundred, open_page) -> None:
     page = open_page(hundred)
     wait_for(lambda: page.locator("#run-list [data-run]").count() == 100, 30)
