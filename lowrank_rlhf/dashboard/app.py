@@ -10,13 +10,14 @@ from typing import Any
 
 import gradio as gr
 
-from lowrank_rlhf.dashboard import address, server
+from lowrank_rlhf.dashboard import server
+from lowrank_rlhf.dashboard.browser import address
+from lowrank_rlhf.dashboard.browser.storage import with_storage
 from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 from lowrank_rlhf.dashboard.routes import routes
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.server import Address
-from lowrank_rlhf.dashboard.storage import with_storage
 from lowrank_rlhf.dashboard.tabs import rank, result, runs, talk, watch
 from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL, LANGUAGES, Texts
 from lowrank_rlhf.reports.drawing import CHART_CSS

@@ -5,8 +5,8 @@ from typing import Any
 
 import gradio as gr
 
+from lowrank_rlhf.dashboard.browser.storage import with_storage
 from lowrank_rlhf.dashboard.page import QUIET
-from lowrank_rlhf.dashboard.storage import with_storage
 from lowrank_rlhf.dashboard.text import LANGUAGES, t
 
 KEPT = ""

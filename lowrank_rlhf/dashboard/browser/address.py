@@ -20,7 +20,7 @@ _RESTORE = """() => {
     document.title = [own.get('run'), label && label.innerText, 'lowrank_rlhf'].filter(Boolean).join(' · ');
   };
   window.openTab = () => { const shown = button(parts().get('tab') || 'runs'); if (shown) shown.click(); };
-  window.openTab();
+  if (parts().get('tab')) window.openTab();  // else leave the tab that was opened while the page loaded
   return parts().get('run');
 }"""
 _KEEP_RUN = "(run) => { if (window.keepAddress) window.keepAddress(run); }"

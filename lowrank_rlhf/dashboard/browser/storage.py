@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-STORED = (Path(__file__).parent / "static" / "stored.js").read_text(encoding="utf-8")
+STORED = (Path(__file__).parents[1] / "static" / "stored.js").read_text(encoding="utf-8")
 """Function `stored` of scripts: `stored((storage) => storage.getItem(name))`."""
 
 
