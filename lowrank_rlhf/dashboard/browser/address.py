@@ -52,5 +52,5 @@ def connect(loaded: Any, page: DashboardPage, tabs: Mapping[str, gr.Tab]) -> Non
     for name, tab in tabs.items():
         tab.select(None, None, None, js=_KEEP_TAB % name, **QUIET)
     watcher = gr.HTML("", js_on_load=_WATCH, elem_id="address")
-    # Two steps back in a row: the second event must not be dropped while the first is answered.
-    watcher.select(returned, page.run, page.run, trigger_mode="always_last", **QUIET)
+    # Two steps back in a row: the second event is sent while the first is answered.
+    watcher.select(returned, page.run, page.run, trigger_mode="multiple", **QUIET)
