@@ -13,7 +13,7 @@ _RESTORE = """() => {
   const button = (tab) => document.getElementById(`tab-${tab}-button`);
   window.keepAddress = (run, tab) => {
     const address = new URL(location), own = address.searchParams, first = !own.has('run');
-    if (run) own.set('run', run);
+    if (run) own.set('run', window.shownRun = run);
     if (tab && tab !== (own.get('tab') || 'runs')) own.set('tab', tab);
     if (address.href !== location.href) history[first ? 'replaceState' : 'pushState'](null, '', address);
     const label = button(own.get('tab') || 'runs');
@@ -25,11 +25,13 @@ _RESTORE = """() => {
 }"""
 _KEEP_RUN = "(run) => { if (window.keepAddress) window.keepAddress(run); }"
 _KEEP_TAB = "() => { if (window.keepAddress) window.keepAddress(null, '%s'); }"
-# Sends the run of an address that the back or forward button has returned to.
+# Sends the run of an address that the back or forward button has returned to, if another is shown: the answer to an
+# earlier step must not follow that of a later one.
 _WATCH = """window.addEventListener('popstate', () => {
   if (!window.openTab) return;
   window.openTab();
-  trigger('select', {index: 0, value: new URL(location).searchParams.get('run') || ''});
+  const run = new URL(location).searchParams.get('run') || '';
+  if (run !== window.shownRun) trigger('select', {index: 0, value: window.shownRun = run});
 });"""
 
 
