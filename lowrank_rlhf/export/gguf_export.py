@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from lowrank_rlhf.models.roles import Roles
 
 TEMPLATE = "chat_template.jinja"
+_COPIES: dict[Type, float] = {"f16": 2.0, "q8_0": 1.6, "q4_k_m": 2.4}
+"""Disk in sizes of the merged model: itself, a 16-bit GGUF file on the way to a K-quant, and the result."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,14 @@ def export_gguf(
     job = _Job(roles, config, adapter_folder(run_dir, role), kind, f"{config.name}-{role}-{kind}.gguf")
     check_target(folder)
     fill_role(roles, Role.POLICY, job.adapter)
-    with export_to(folder, _size(job)) as out, TemporaryDirectory(dir=out.parent) as scratch:
-        write = _write_lora if kind == "lora" else _write_whole
-        files = write(job, out, Path(scratch), progress, stop)
+    with export_to(folder, _size(job)) as out:
+        with TemporaryDirectory(dir=out) as scratch:  # in the unfinished folder, which the next export clears
+            write = _write_lora if kind == "lora" else _write_whole
+            files = write(job, out, Path(scratch), progress, stop)
+            progress.say("llama.cpp answers prompts from the file, and the run's own model reads its answers")
+            found = check_gguf(roles, config, prompts, files, kind)
         base_name = files.model.name if kind == "lora" else None
         write_modelfile(roles.base, config, out, f"./{base_name or job.name}", f"./{job.name}" if base_name else None)
-        progress.say("llama.cpp answers prompts from the file, and the run's own model reads its answers")
-        found = check_gguf(roles, config, prompts, files, kind)
         usage = gguf_usage(folder.name, job.name, base_name, config)
         table, unmeasured = (gguf_table(found), None) if found else (None, NO_PROMPT)
         exported = Exported("gguf", folder.name, usage, (role,), role, None, table, unmeasured, kind)
@@ -94,10 +97,10 @@ def check_lora(config: ModelConfig, kind: Type) -> None:
 
 
 def _size(job: _Job) -> int:
-    """Return the bytes of a merged model in 16 bits and of its largest GGUF file; an adapter is small."""
+    """Return the bytes on disk at most: the merged model in 16 bits, then GGUF files; an adapter is small."""
     from lowrank_rlhf.export.merged_model import DTYPES, plan_merged
 
-    return 0 if job.kind == "lora" else 2 * plan_merged(job.roles.base, DTYPES["float16"]).size
+    return 0 if job.kind == "lora" else round(_COPIES[job.kind] * plan_merged(job.roles.base, DTYPES["float16"]).size)
 
 
 def _write_whole(job: _Job, out: Path, scratch: Path, progress: Progress, stop: StopRequest) -> LlamaFiles:

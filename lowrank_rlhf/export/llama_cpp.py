@@ -61,7 +61,9 @@ class LlamaServer:
         """Return the greedy answer of at most so many tokens."""
         settings = {"temperature": 0, "repeat_penalty": 1.0, "n_probs": 1, "cache_prompt": False}
         asked = {"prompt": list(prompt), "n_predict": tokens, **settings}
-        found = self._post("/completion", asked)["completion_probabilities"]
+        found = self._post("/completion", asked).get("completion_probabilities")
+        if found is None:
+            raise StageFailed("export --what gguf: llama.cpp's server returned no log-probabilities. Update xllamacpp")
         return GreedyAnswer(
             tuple(int(entry["id"]) for entry in found), tuple(float(entry["logprob"]) for entry in found)
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from lowrank_rlhf.config.schema import ModelConfig
+from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.models.precision import BFLOAT16_UNITS, cpu_flags, refuse_float16_without_gpu
 from lowrank_rlhf.planner.memory import Device
 from lowrank_rlhf.run.memory_usage import system_memory_bytes
@@ -50,7 +51,12 @@ def find_machine(config: ModelConfig) -> Machine:
 
 
 def card(gibibytes: float, config: ModelConfig) -> Machine:
-    """Return a GPU that this machine need not have, with that much memory, all of it free."""
+    """Return a GPU that this machine need not have, with that much memory, all of it free.
+
+    Raises `UserError` for a config that uses no GPU.
+    """
+    if config.device == "cpu":
+        raise UserError("--gpu: model.device is cpu, so no GPU is used. Set model.device=auto")
     number_format: str = "bfloat16" if config.compute_dtype == "auto" else config.compute_dtype
     size = round(gibibytes * 2**30)
     device = Device(cuda=True, width=4 if number_format == "float32" else 2)

@@ -15,7 +15,7 @@ SECONDS = 3.0
 """Time between two beats."""
 POLL = 1.0
 """Time between two looks at the others while this process waits for them; signals are handled then too."""
-MOST = 15
+MISSED_BEATS = 15
 """Beats without a change after which a process counts as lost."""
 STORE_POLLS = 45
 """Polls without an answer of the store after which the main process, which may hold it, counts as lost."""
@@ -46,7 +46,7 @@ class Heartbeat:
         self._seen = cycles
         if self._polls >= STORE_POLLS and self._rank:
             return 0
-        return next((peer for peer, missed in self._missed.items() if missed >= MOST), None)
+        return next((peer for peer, missed in self._missed.items() if missed >= MISSED_BEATS), None)
 
     def kill(self, peer: int) -> None:
         """Kill a silent process, so that pending operations with it fail and it does not wake up into an ended run."""

@@ -16,6 +16,7 @@ from browser import browser, go_to, page_server, shows, texts, wait_for
 from dashboard_runs import NASTY, finish, holding, make_run
 
 from lowrank_rlhf.dashboard import jobs
+from lowrank_rlhf.dashboard.browser import address
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL, table
 from lowrank_rlhf.preferences.store import AnnotationStore
@@ -326,6 +327,16 @@ def test_an_address_of_no_run_keeps_the_chosen_one(hundred, open_page) -> None:
     wait_until_shown(page, "run7", "watch")
     page.wait_for_timeout(1000)
     assert shown(page) == ("run7", "watch")
+
+
+def test_a_tab_opened_while_the_page_loads_stays_open(hundred, open_page) -> None:
+    """The script that restores the address runs last, and on a slow machine late."""
+    page = open_page(hundred)
+    page.wait_for_function("location.search.includes('run=')")
+    page.evaluate("delete window.keepAddress")
+    go_to(page, "talk")
+    page.evaluate(f"({address._RESTORE})()")
+    assert shown(page)[1] == "talk"
 
 
 def test_all_runs_are_listed_below_the_form_for_a_new_one(hundred, open_page) -> None:

@@ -8,18 +8,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from tiny_finished import finished_run
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.config.schema import ModelConfig
-from lowrank_rlhf.errors import StageFailed, UserError
+from lowrank_rlhf.errors import CannotFit, StageFailed, UserError
 from lowrank_rlhf.export import export, gguf_check, gguf_export, gguf_file
 from lowrank_rlhf.export.gguf_check import BOUNDS, GgufCheck
-from lowrank_rlhf.export.llama_cpp import GreedyAnswer, LlamaFiles
+from lowrank_rlhf.export.llama_cpp import GreedyAnswer, LlamaFiles, LlamaServer
+from lowrank_rlhf.export.merged_model import plan_merged
 from lowrank_rlhf.export.push import list_upload
 from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.session import Session
@@ -71,6 +74,7 @@ def session(tiny_folder, tmp_path, monkeypatch) -> Session:
 def convert(folder: Path, target: Path, kind: str, name: str) -> None:
     assert (folder / "model.safetensors").is_file()
     assert (folder / "tokenizer.json").is_file()
+    assert folder.is_relative_to(target.parent)  # what a killed export leaves is cleared by the next one
     target.write_bytes(f"GGUF {kind} {name}".encode())
 
 
@@ -134,6 +138,23 @@ def test_passed_by_hand() -> None:
     assert not replace(FOUND, mean_logprob=0.0501).passed
     assert not replace(FOUND, same_prompt_tokens=15).passed
     assert BOUNDS["f16"] < BOUNDS["lora"] < BOUNDS["q8_0"] < BOUNDS["q4_k_m"]
+
+
+def test_a_k_quant_needs_room_for_its_16_bits(session, tmp_path, monkeypatch) -> None:
+    size = plan_merged(session.load_roles().base, torch.float16).size
+    free = round(2.2 * size) + export._EXTRA_BYTES
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    export_gguf(session, tmp_path / "f16", kind="f16")
+    with pytest.raises(CannotFit, match="of disk"):
+        export_gguf(session, tmp_path / "q4", kind="q4_k_m")
+
+
+def test_a_server_without_log_probabilities_is_named() -> None:
+    server = object.__new__(LlamaServer)
+    answer = httpx.MockTransport(lambda _: httpx.Response(200, json={"content": "a"}))
+    server._client = httpx.Client(base_url="http://127.0.0.1", transport=answer)
+    with pytest.raises(StageFailed, match="returned no log-probabilities"):
+        server.greedy([1], 2)
 
 
 def test_the_adapter_alone_goes_beside_the_bases_file(session, tmp_path, monkeypatch) -> None:

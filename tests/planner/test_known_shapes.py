@@ -110,6 +110,7 @@ def test_a_card_that_one_does_not_have(command) -> None:
     assert (plan["gpu"], plan["memory"]["total_bytes"], plan["memory"]["device"]) == (24, 24 * 2**30, "cuda")
     assert plan["time"]["bases"] == ["assumed GPU speed"]
     assert command("plan", "gpu_80gb", "--gpu", "0")[0] == 2
+    assert command("plan", "gpu_12gb", "model.device=cpu", "--gpu", "8")[0] == 2
 
 
 @pytest.mark.usefixtures("nothing_here")

@@ -20,7 +20,12 @@ from lowrank_rlhf.preferences.judges.annotator import (
 from lowrank_rlhf.preferences.judges.loading import KIND_ANNOTATOR, KIND_ANNOTATOR_ZH, load_judge
 from lowrank_rlhf.run.records import Message, Prompt, Sample
 
-AXES = {"I lost my key.": (1.0, 0.0), "near": (0.6, 0.8), "copy": (1.0, 0.0)}
+AXES = {
+    "I lost my key.": (1.0, 0.0),
+    "My key fell into the sea today.": (1.0, 0.0),
+    "near": (0.6, 0.8),
+    "copy": (1.0, 0.0),
+}
 
 
 def prompt(text: str) -> Prompt:
@@ -66,6 +71,18 @@ TEN = "one two three four five six seven eight nine ten."
 )
 def test_hand_values(by_hand, text, axes, finished, expected) -> None:
     assert by_hand(text, axes, finished=finished) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("So your key fell into the sea here. How is that?", 0.0),  # a run of 5 words, 71 % of the prompt
+        ("So my key fell into the sea. How is that now?", 1.0),  # of 6, 86 %: the reply did not turn "my" into "your"
+    ],
+)
+def test_saying_the_message_back_is_no_copy(by_hand, text, lost) -> None:
+    found = by_hand(text, (0.6, 0.8), asked="My key fell into the sea today.")
+    assert found == pytest.approx(2.4 + 1.5 * 0.8807970779778823 - lost, abs=1e-9)
 
 
 def test_the_kind_reply_to_the_prompt_counts_where_there_is_one(by_hand, monkeypatch) -> None:

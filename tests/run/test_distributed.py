@@ -242,7 +242,7 @@ SILENT = """
 import os, signal, sys, time
 from lowrank_rlhf.run import distributed, heartbeat
 
-heartbeat.SECONDS, heartbeat.POLL, heartbeat.MOST, heartbeat.STORE_POLLS = 0.1, 0.1, 10, 20
+heartbeat.SECONDS, heartbeat.POLL, heartbeat.MISSED_BEATS, heartbeat.STORE_POLLS = 0.1, 0.1, 10, 20
 with distributed.join() as group:
     group.barrier()
     if group.rank == int(sys.argv[1]):

@@ -58,7 +58,7 @@ Which answer is better? Reply with one line that holds nothing but A, B or tie."
 UNREADABLE = "unreadable"
 _VERDICTS = {"a": "A", "b": "B", "tie": "tie", "平局": "tie"}
 _LABEL = re.compile(r"^(?:answer|verdict|回答|答案)\s*[:：]?\s*")
-DECORATION = " \t*_`\"'“”‘’.。!！()[]{}【】「」<>"
+_DECORATION = " \t*_`\"'“”‘’.。!！()[]{}【】「」<>"
 
 
 class Verdicts:
@@ -173,9 +173,13 @@ def read_verdict(reply: str) -> str | None:
 
     Only the last line counts, so that a model may reason before it, and text that it quotes has no effect.
     """
+    return _VERDICTS.get(_LABEL.sub("", last_line(reply)).strip(_DECORATION))
+
+
+def last_line(reply: str) -> str:
+    """Return the reply's last line in lower case, without marks around it."""
     lines = reply.strip().splitlines()
-    line = lines[-1].strip(DECORATION).lower() if lines else ""
-    return _VERDICTS.get(_LABEL.sub("", line).strip(DECORATION))
+    return lines[-1].strip(_DECORATION).lower() if lines else ""
 
 
 def fill_in(template: str, texts: Mapping[str, str]) -> str:

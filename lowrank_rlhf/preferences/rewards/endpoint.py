@@ -9,7 +9,7 @@ from pathlib import Path
 from lowrank_rlhf.config.rewards import RewardTerm
 from lowrank_rlhf.errors import RewardFailed, Stopped, UserError
 from lowrank_rlhf.preferences.judges.llm_client import ChatClient
-from lowrank_rlhf.preferences.judges.llm_judge import DECORATION, digest, fill_in
+from lowrank_rlhf.preferences.judges.llm_judge import digest, fill_in, last_line
 from lowrank_rlhf.run.files import append_line
 from lowrank_rlhf.run.records import Prompt, Sample
 
@@ -108,7 +108,5 @@ class EndpointReward:
 
 def read_grade(reply: str) -> float | None:
     """Return the number on the reply's last line divided by 10, or None if there is none from 0 to 10 alone."""
-    lines = reply.strip().splitlines()
-    found = _GRADE.fullmatch(lines[-1].strip(DECORATION).lower()) if lines else None
-    grade = float(found[1]) if found else -1.0
-    return grade / HIGHEST if 0 <= grade <= HIGHEST else None
+    found = _GRADE.fullmatch(last_line(reply))
+    return float(found[1]) / HIGHEST if found and float(found[1]) <= HIGHEST else None
