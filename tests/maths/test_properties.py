@@ -183,8 +183,9 @@ class TestConfigs:
 
 class TestRows:
     @few
-    @given(st.lists(st.dictionaries(words, values, max_size=4), max_size=5), st.data())
+    @given(st.lists(st.dictionaries(words, values, max_size=4), min_size=2, max_size=5), st.data())
     def test_rows_come_back_with_their_lines(self, written, data) -> None:
+        """Two or more: an object alone may be a table of columns, such as `{"prompt": ["a", "b"]}`."""
         blank = [data.draw(st.integers(0, 2)) for _ in written]
         content = "".join("\n" * gap + json.dumps(row) + "\n" for gap, row in zip(blank, written, strict=True))
         found = json_rows(content.encode(), "f")
