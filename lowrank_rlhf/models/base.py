@@ -30,6 +30,7 @@ from lowrank_rlhf.models.gguf_model import load_blocks
 from lowrank_rlhf.models.layers.gguf_linear import GgufLinear
 from lowrank_rlhf.models.layers.int8 import compute_at_full_precision
 from lowrank_rlhf.models.layers.norms import fuse_norms
+from lowrank_rlhf.models.layers.rotary import fuse_rotary
 from lowrank_rlhf.models.loading.library_check import choose_attention
 from lowrank_rlhf.models.loading.structure import check_decoder, check_quantised, unknown_structure
 from lowrank_rlhf.models.precision import choose_dtype
@@ -140,8 +141,9 @@ def load_base(config: ModelConfig, progress: Progress, group: ProcessGroup | Non
     base = freeze(_model(folder, config, device, compute_dtype), tokenizer, config, compute_dtype, folder, group)
     check_quantised(base.model, config, progress)
     choose_attention(base, progress)
-    if device.type == "cuda" and not base.by_unsloth:
-        fuse_norms(base.model.get_decoder())
+    if not base.by_unsloth:
+        fuse_norms(base.model)
+        fuse_rotary(base.model)
     release_freed_memory()  # the unquantised weights: 0.28 GB for 135M
     return base
 
@@ -239,8 +241,7 @@ def freeze(
     compute_at_full_precision(model)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            # On CPUs with AVX512-BF16 an eval forward would repack the weights in place, and every later gradient
-            # through them would be wrong, silently (bitsandbytes 0.50.2).
+            # With AVX512-BF16 an eval forward would repack the weights, and later gradients through them be wrong.
             module.support_avx512bf16_for_cpu = False
     if config.gradient_checkpointing and config.backend != "unsloth":  # unsloth set up its own already
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -20,7 +20,7 @@ from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.layers.attention import right_padding_mask
 from lowrank_rlhf.models.layers.lora_linear import Slots, outside_adapters
 from lowrank_rlhf.models.layers.partial_forward import lower_states, partial_forward
-from lowrank_rlhf.models.loading.library_check import check_partial_forward
+from lowrank_rlhf.models.loading.library_check import check_partial_forward, find_siblings
 from lowrank_rlhf.models.loading.structure import target_modules, wrapped
 from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
 from lowrank_rlhf.models.unsloth import first_adapter
@@ -73,6 +73,7 @@ class Roles:
             task_type="CAUSAL_LM",
         )
         """PEFT settings of every role's adapter, unless `replace_adapter` set others."""
+        self.slots = Slots(base.model, base.compute_dtype, find_siblings(base))  # none with unsloth: own kernels
         first = first_adapter if base.by_unsloth else wrapped
         self.peft = first(base.model, copy.copy(self.shape), base.config)
         self.heads: dict[Role, nn.Linear] = {}
@@ -83,7 +84,6 @@ class Roles:
         self._acting: Role | None = None
         self._training = False
         self._freeze()
-        self.slots = Slots(base.model, base.compute_dtype)  # none with unsloth, whose kernels read PEFT's layers
         self._find_layers()
 
     def _find_layers(self) -> None:

@@ -162,7 +162,7 @@ def test_out_of_memory_while_weights_are_merged_is_not_tried_again(
     assert len(calls) == 3
     assert session.load_roles().base.limits.tokens == 240
     assert session.load_roles().merged is None
-    assert all(layer.merged is None for layer in session.load_roles().slots.layers)
+    assert all(joint.merged is None for joint in session.load_roles().slots.joints)
     after = dict(session.load_roles().base.model.named_modules())
     assert {name: after.get(name) for name in layers} == layers
 

@@ -88,7 +88,7 @@ def test_merged_weights_answer_as_the_adapter_does(tiny_folder) -> None:
     with roles.acting_as(Role.POLICY):
         expected = roles.base.model(**inputs).logits[batch.attention]
     with merged(roles, Role.POLICY), torch.no_grad():
-        assert all(layer.merged is not None for layer in roles.slots.layers)
+        assert all(joint.merged is not None for joint in roles.slots.joints)
         torch.testing.assert_close(roles.base.model(**inputs).logits[batch.attention], expected, rtol=1e-4, atol=1e-4)
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from tiny import bfloat16_works, gradients, load_tiny, make_batch, make_roles, randomise, role_loss
+from torch import nn
 
+from lowrank_rlhf.models.layers.joint_weights import layers_by_input
 from lowrank_rlhf.models.layers.weights import dequantised
 from lowrank_rlhf.models.roles import Role, Roles
 
@@ -71,8 +73,8 @@ def test_a_switch_touches_no_module(tiny_base) -> None:
         assert [layer.layer.forward for layer in roles.slots.layers] == forwards
         assert {name: id(module) for name, module in roles.peft.named_modules()} == before
         assert {name: id(parameter) for name, parameter in roles.peft.named_parameters()} == weights
-        assert all(layer.slot is not None for layer in roles.slots.layers)
-    assert all(layer.slot is None for layer in roles.slots.layers)
+        assert all(joint.slot is not None for joint in roles.slots.joints)
+    assert all(joint.slot is None for joint in roles.slots.joints)
 
 
 def test_adapters_of_other_ranks_and_layers_take_turns(tiny_base) -> None:
@@ -100,14 +102,70 @@ def test_other_kinds_of_adapters_are_refused(tiny_base, settings) -> None:
         )
 
 
-def test_the_scales_of_nf4_are_those_of_the_base(tiny_base) -> None:
-    """They are dequantised once; the base keeps its own, which the checksum reads."""
-    base = tiny_base("nf4")
-    checksum = base.checksum()
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8", "gguf"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_layers_that_read_the_same_share_a_weight(tiny_base, quantization, architecture) -> None:
+    """Every number is that of the layers; the base's weights are parts of it, and its checksum is the same."""
+    base = tiny_base(quantization, architecture=architecture)
+    checksum, decoder = base.checksum(), base.model.get_decoder()
+    linear = {name: layer for name, layer in decoder.named_modules() if isinstance(layer, nn.Linear)}
+    before = {id(layer): (name.rpartition(".")[2], dequantised(layer)) for name, layer in linear.items()}
     roles = make_roles(base)
-    for layer in roles.slots.layers:
-        packed = layer.base.weight
-        assert packed.quant_state.nested
+    joints = [[layer.base for layer in joint.layers] for joint in roles.slots.joints]
+    names = [[before[id(layer)][0] for layer in layers] for layers in joints]
+    expected = 2 * [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+    if quantization == "none" and base.device.type == "cpu":  # its weights may be pages of the file
+        expected = [[name] for names in expected for name in names]
+    assert names == expected
+    for joint, layers in zip(roles.slots.joints, joints, strict=True):
+        weight = torch.cat([before[id(layer)][1] for layer in layers])
         for dtype in (torch.float32, torch.bfloat16):
-            assert torch.equal(layer.weight(dtype), dequantised(layer.base, dtype))
+            assert torch.equal(joint.weight(dtype), weight.to(dtype))
+        storages = [layer.weight.untyped_storage() for layer in layers]
+        assert len({storage.data_ptr() for storage in storages}) == 1
+        assert storages[0].nbytes() == sum(layer.weight.nbytes for layer in layers)
     assert base.checksum() == checksum
+
+
+def test_another_input_of_a_sibling_is_computed(tiny_base) -> None:
+    """Outputs belong to the tensor that they were computed from, not to its contents or its place in memory."""
+    roles = make_roles(tiny_base("nf4"))
+    attention = roles.decoder.layers[0].self_attn
+    x, y = torch.randn(2, 3, 5, 64, generator=torch.Generator().manual_seed(0)).to(roles.base.device)
+    with roles.acting_as(Role.POLICY):
+        expected = [attention.q_proj(x.clone()), attention.k_proj(y.clone())]
+        attention.q_proj(x)
+        assert torch.equal(attention.k_proj(y), expected[1])
+        for _ in range(2):
+            assert torch.equal(attention.q_proj(x), expected[0])
+        kept = weakref.ref(x)
+        del x
+        assert kept() is not None  # keys and values of it may still be asked for
+    assert kept() is None
+
+
+def test_layers_of_other_formats_have_products_of_their_own(tiny_base) -> None:
+    """A GGUF file may store the values in another type than the queries."""
+    base = tiny_base("nf4")
+    attention = base.model.get_decoder().layers[0].self_attn
+    attention.v_proj = nn.Linear(64, 32, bias=False, device=base.device).requires_grad_(False)
+    roles, batch = make_roles(base), make_batch()
+    assert [len(joint.layers) for joint in roles.slots.joints] == [1, 1, 1, 1, 2, 1, 3, 1, 2, 1]
+    ours = gradients(roles, Role.POLICY, batch)
+    for name, gradient in gradients(with_pefts_layers(roles, Role.POLICY), Role.POLICY, batch).items():
+        torch.testing.assert_close(ours[name], gradient, rtol=2e-4, atol=2e-5)
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.e = (nn.Linear(4, 4) for _ in range(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x) + self.b(x)
+        return self.c(x.add_(1)) + self.d(y) + self.e(y) + self.e(x)
+
+
+def test_inputs_changed_in_place_are_other_inputs() -> None:
+    block = _Block()
+    assert layers_by_input(block, lambda: block(torch.zeros(4))) == [[block.a, block.b], [block.c], [block.d]]

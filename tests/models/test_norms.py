@@ -1,4 +1,4 @@
-"""Norms by PyTorch's `rms_norm`, which is one operation on CUDA; here its results are checked."""
+"""Norms in few operations: PyTorch's `rms_norm` on CUDA, our own on a CPU; `rms_norm` in float64 is the oracle."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def test_results_and_gradients_are_those_of_the_model(tiny_base, architecture, c
     roles, batch = make_roles(tiny_base(architecture=architecture)), make_batch()
     for module in roles.decoder.modules():
         if type(module).__name__.endswith("RMSNorm"):
-            vars(module).pop("forward", None)  # on CUDA the base has it already
+            vars(module).pop("forward", None)  # the base has it already
     with torch.no_grad():
         for name, weight in roles.decoder.named_parameters():
             if "norm" in name:
@@ -44,3 +44,21 @@ class _Norm(nn.Module):
 )
 def test_another_formula_is_left_alone(norm, count) -> None:
     assert fuse_norms(nn.Sequential(norm)) == count
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 1 / 128)])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])  # at 1e-3 eps is as large as the mean square
+def test_norm_and_gradient_are_those_of_float64(dtype, tolerance, size) -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = _Norm(1e-6)
+    norm.weight = nn.Parameter(torch.randn(16, generator=generator).to(dtype), requires_grad=False)
+    assert fuse_norms(norm) == 1
+    x = (size * torch.randn(3, 5, 16, generator=generator)).to(dtype).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    weights = torch.randn(3, 5, 16, generator=generator).to(dtype)
+    found, expected = norm(x), nn.functional.rms_norm(exact, (16,), norm.weight.double(), 1e-6)
+    pairs = [(found, expected)]
+    pairs.append(tuple(torch.autograd.grad(y, at, weights.to(y))[0] for y, at in ((found, x), (expected, exact))))
+    for ours, theirs in pairs:
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().mean()))

@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from lowrank_rlhf.models.batch_limits import fatal_out_of_memory
-from lowrank_rlhf.models.layers.lora_linear import SlotLinear
+from lowrank_rlhf.models.layers.lora_linear import JointLinear
 from lowrank_rlhf.models.layers.weights import dequantised
 from lowrank_rlhf.models.roles import Role, Roles
 
@@ -36,25 +36,27 @@ def merged(roles: Roles, role: Role) -> Iterator[None]:
         with fatal_out_of_memory("while the adapter was merged into a copy of the weights", _ADVICE), torch.no_grad():
             slots.switch(role.value, roles.parameters(role))
             slots.fill()
-            for layer in slots.layers:
-                layer.merged = _merged(layer, roles.base.compute_dtype)
+            for joint in slots.joints:
+                joint.merged = _merged(joint, roles.base.compute_dtype)
         yield
     finally:
         roles.merged = None
         slots.empty()
-        for layer in slots.layers:
-            layer.merged = None
+        for joint in slots.joints:
+            joint.merged = None
 
 
-def _merged(layer: SlotLinear, dtype: torch.dtype) -> Tensor:
-    """Return W + s B A of the adapter in the slot, or W where it has none."""
-    weight = layer.weight(dtype)
-    if layer.slot is None:
+def _merged(joint: JointLinear, dtype: torch.dtype) -> Tensor:
+    """Return W + s B A of the adapters in the slot, or W where it has none."""
+    weight = joint.weight(dtype)
+    if joint.slot is None:
         return weight
-    a, b, scale = layer.slot
-    if weight.data_ptr() == layer.base.weight.data_ptr():  # unquantised: the base's own
-        return torch.addmm(weight, b, a, alpha=scale)
-    return weight.addmm_(b, a, alpha=scale)
+    if weight.data_ptr() == joint.layers[0].base.weight.data_ptr():  # unquantised: the base's own
+        weight = weight.clone()
+    spans, (a, *bs) = joint.slot
+    for span, b in zip(spans, bs, strict=True):
+        weight[span.columns].addmm_(b, a[span.ranks], alpha=span.scale)
+    return weight
 
 
 def merged_weight(layer: Any, role: Role) -> Tensor:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank_rlhf.errors import ModelNotFinite
 from lowrank_rlhf.models.batch_limits import first_line, is_out_of_memory
 from lowrank_rlhf.models.decoding import prefill
 from lowrank_rlhf.models.layers.attention import NAME as SHORT_ATTENTION
 from lowrank_rlhf.models.layers.attention import right_padding_mask
+from lowrank_rlhf.models.layers.joint_weights import layers_by_input
 from lowrank_rlhf.models.layers.partial_forward import lower_states, partial_forward
 from lowrank_rlhf.models.loading.full_precision import fits_in_float32, in_float32
 from lowrank_rlhf.models.loading.structure import unknown_structure, unlike_known
@@ -190,6 +191,14 @@ def _read(base: "Base", states: Tensor, places: Sequence[tuple[int, int]], rows:
     logprobs = vocabulary_logits(states, base.model).log_softmax(-1)
     for (row, index), logprob in zip(places, logprobs, strict=True):
         yield (row, index), logprob[rows[row][index]]
+
+
+def find_siblings(base: "Base") -> list[list[nn.Module]]:
+    """Return the decoder's linear layers, those that read the same input together: see `layers_by_input`."""
+    if base.by_unsloth:
+        return []
+    decoder, ids = base.model.get_decoder(), torch.tensor(probe_rows(base)[:1], device=base.device)
+    return layers_by_input(decoder, lambda: decoder(input_ids=ids, use_cache=False))
 
 
 def check_partial_forward(base: "Base", start: int, stop: int) -> None:

@@ -1,0 +1,119 @@
+"""Frozen weights of linear layers that read the same input, stored as one: one dequantisation and product for all."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor, nn
+
+from lowrank_rlhf.models.layers.weights import dequantised
+
+Weight = Callable[[torch.dtype], Tensor]
+"""Frozen weight of one or more layers, (outputs of all, inputs), as a function of the number format."""
+
+
+def layers_by_input(model: nn.Module, forward: Callable[[], object]) -> list[list[nn.Module]]:
+    """Return the linear layers in the order in which `forward` calls them, those that read the same tensor together.
+
+    Layers called twice are left out.
+    """
+    calls: list[tuple[nn.Module, Tensor, int]] = []
+
+    def note(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        calls.extend((layer, x, x._version) for x in given)
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in model.modules() if isinstance(layer, nn.Linear)]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    times = Counter(id(layer) for layer, _, _ in calls)
+    groups = groupby((call for call in calls if times[id(call[0])] == 1), lambda call: (id(call[1]), call[2]))
+    return [[layer for layer, _, _ in group] for _, group in groups]
+
+
+def joint_weight(layers: Sequence[Any]) -> Weight | None:
+    """Return the weight of all layers as a function to call often, or None where they are not stored as one.
+
+    That is for other formats, and for unquantised weights on a CPU.
+
+    Their own weights become parts of it: nothing is stored twice, except the scales of NF4, which are dequantised here,
+    4 bytes for 64 weights beside the base's own.
+    """
+    if len(layers) > 1 and (_in_a_file(layers[0]) or len({_format(layer) for layer in layers}) > 1):
+        return None
+    if not isinstance(layers[0], bnb.nn.Linear4bit):
+        return partial(dequantised, _joint_layer(layers) if len(layers) > 1 else layers[0])
+    states = [layer.weight.quant_state for layer in layers]
+    if any(state.shape.numel() % state.blocksize for state in states[:-1]):
+        return None
+    first, scales = states[0], torch.cat([_plain_scales(state) for state in states])
+    shape = torch.Size((sum(state.shape[0] for state in states), first.shape[1]))
+    state = bnb.functional.QuantState(scales, shape, first.code, first.blocksize, first.quant_type, first.dtype)
+    return partial(_from_4_bits, _stored_as_one([layer.weight for layer in layers]), state)
+
+
+def joint_bias(layers: Sequence[Any]) -> Tensor | None:
+    """Return the biases of all layers, (outputs of all,), with zeros for a layer that has none, or None."""
+    biases = [layer.bias for layer in layers]
+    some = next((bias for bias in biases if bias is not None), None)
+    if some is None or len(layers) == 1:
+        return some
+    sizes = [layer.out_features for layer in layers]
+    return torch.cat([some.new_zeros(size) if bias is None else bias for bias, size in zip(biases, sizes, strict=True)])
+
+
+def _in_a_file(layer: Any) -> bool:
+    """Return True for weights that may be pages of the model's file, which a copy would not free."""
+    return type(layer) is nn.Linear and layer.weight.device.type == "cpu"
+
+
+def _format(layer: Any) -> tuple[object, ...]:
+    """Return what must be equal in layers whose weights are stored as one."""
+    tensors = [(name, tensor.shape[1:], tensor.dtype) for name, tensor in _weights(layer)]
+    state = getattr(layer.weight, "quant_state", None)
+    quantised = (state.blocksize, state.quant_type, state.dtype, state.shape[1]) if state else ()
+    return type(layer), layer.in_features, getattr(layer, "kind", None), *tensors, *quantised
+
+
+def _weights(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, tensor) for name, tensor in layer.named_parameters(recurse=False) if name != "bias")
+
+
+def _joint_layer(layers: Sequence[Any]) -> Any:
+    """Return a layer with the outputs of all, whose tensors all have a row for each output (or more, in blocks)."""
+    joint = copy.copy(layers[0])
+    vars(joint)["_parameters"] = {}  # instead of those of the first layer, which the copy shares
+    joint.out_features = sum(layer.out_features for layer in layers)
+    for name, _ in _weights(layers[0]):
+        whole = _stored_as_one([getattr(layer, name) for layer in layers])
+        joint.register_parameter(name, nn.Parameter(whole, requires_grad=False))
+    return joint
+
+
+def _stored_as_one(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the rows of all tensors as one, and let these point to their parts."""
+    if len(tensors) == 1:
+        return tensors[0]
+    whole = torch.cat([tensor.data for tensor in tensors])
+    for tensor, part in zip(tensors, whole.split([len(tensor) for tensor in tensors]), strict=True):
+        tensor.data = part
+    return whole
+
+
+def _from_4_bits(packed: Tensor, state: bnb.functional.QuantState, dtype: torch.dtype) -> Tensor:
+    return bnb.functional.dequantize_4bit(packed, state).to(dtype)
+
+
+def _plain_scales(state: Any) -> Tensor:
+    if not state.nested:
+        plain: Tensor = state.absmax
+        return plain
+    return (bnb.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset).float()
