@@ -5,8 +5,8 @@
 
 Of each prompt's two sampled replies in `eval.jsonl`, one is better
 
-- in relevance, if the base gives the message a higher log-probability as an answer to the reply: the reply then lets one
-  guess the message.
+- in relevance, if the base gives the message a higher log-probability as an answer to the reply, so that one can guess
+  the message from it.
 - in fluency, if the base gives the reply a higher mean log-probability per token, after the message.
 
 Both use the run's own base and chat template. Prints the policy's share of wins with 95 % bootstrap intervals; a tie is
