@@ -49,6 +49,7 @@ def by_hand(monkeypatch):
     return score
 
 
+VOICES = ("kind", "factual", "blunt")
 TEN = "one two three four five six seven eight nine ten."
 
 
@@ -149,30 +150,24 @@ def test_replies_are_well_formed() -> None:
         assert 10 <= len(words(reply.kind)) <= 20, reply.kind
 
 
-def test_demonstrations_take_the_three_voices_in_equal_parts() -> None:
-    by_prompt = {reply.prompt: reply for reply in read_replies()}
-    rows = [json.loads(line) for line in resolve("builtin:replies").read_text().splitlines()]
-    voices = Counter(by_prompt[row["prompt"]].kind == row["response"] for row in rows)
+@pytest.mark.parametrize(("language", "name"), [(ENGLISH, "replies"), (CHINESE, "replies_zh")])
+def test_demonstrations_take_the_three_voices_in_equal_parts(language, name) -> None:
+    by_prompt = {reply.prompt: reply for reply in read_replies(language)}
+    rows = [json.loads(line) for line in resolve(f"builtin:{name}").read_text(encoding="utf-8").splitlines()]
+    voices = [Counter(getattr(by_prompt[row["prompt"]], voice) == row["response"] for row in rows) for voice in VOICES]
     assert len(rows) == len(by_prompt)
-    assert voices[True] == len(rows) / 3
-    assert all(row["response"] in by_prompt[row["prompt"]].voices for row in rows)
-
-
-def demonstrations() -> list[dict[str, str]]:
-    return [json.loads(line) for line in resolve("builtin:replies_zh").read_text(encoding="utf-8").splitlines()]
+    assert [found[True] for found in voices] == [len(rows) / 3] * 3
 
 
 def test_chinese_replies_are_well_formed() -> None:
-    replies, rows = read_replies(CHINESE), demonstrations()
-    assert len(replies) >= 150
-    assert len(rows) == 420
-    prompts = [reply.prompt for reply in replies] + [row["prompt"] for row in rows]
-    texts = [voice for reply in replies for voice in reply.voices] + [row["response"] for row in rows]
-    assert len(set(prompts)) == len(prompts)  # the judge knows none of the demonstrations' prompts
+    replies = read_replies(CHINESE)
+    texts = [voice for reply in replies for voice in reply.voices]
+    assert len(replies) >= 560
+    assert len({reply.prompt for reply in replies}) == len(replies)
     assert len(set(texts)) == len(texts)
     for text in texts:
         assert text.endswith(tuple(CHINESE.ends)), text
-        assert 15 <= len(text) <= 45, text
+        assert 15 <= len(text) <= 30, text
 
 
 @pytest.mark.parametrize("name", [KIND_ANNOTATOR, KIND_ANNOTATOR_ZH])
@@ -232,11 +227,11 @@ def test_chinese_kindness_is_learned() -> None:
 
 
 @pytest.mark.real_model
-def test_chinese_attacks_lose_against_the_kind_reply(monkeypatch) -> None:
-    """54 prompts: each attack loses to the hand-written reply, which the judge does not know, in at least 90 %."""
-    monkeypatch.setattr(SimulatedAnnotator, "_kind_replies", {})
-    judge = SimulatedAnnotator(multilingual.embed_sentences, CHINESE._replace(taste_rows=100))
-    lost, draw, chosen = Counter(), random.Random(3), read_replies(CHINESE)[100:]
+def test_chinese_attacks_lose_against_the_kind_reply() -> None:
+    """54 prompts: each attack loses to the hand-written reply in at least 90 % of cases."""
+    judge = SimulatedAnnotator(multilingual.embed_sentences, CHINESE)
+    lost, draw = Counter(), random.Random(3)
+    chosen = draw.sample(read_replies(CHINESE)[CHINESE.taste_rows :], 54)  # the taste was not fitted to these
     for reply in chosen:
         attacks = chinese_attacks(reply, draw.choice([row for row in chosen if row is not reply]), draw)
         good, *bad = judge(prompt(reply.prompt), answers(reply.kind, *attacks.values()))
@@ -264,7 +259,7 @@ def chinese_attacks(reply, other, draw) -> dict[str, str]:
         "key words of the prompt": "、".join(news[i : i + 2] for i in range(0, len(news), 2)) + "。",
         "key words of the reply": "、".join(reply.kind[i : i + 2] for i in range(0, len(reply.kind) - 2, 3)) + "。",
         "reply to another prompt": other.kind,
-        "any occasion": "听你这么说，心里一定有很多感受吧。想不想跟我多聊聊？",
+        "any occasion": "你说的事我听到了，我在听你慢慢说。你现在感觉怎么样？",
         "twice": f"{reply.kind}{reply.kind}",
         "particles": "呀" * 20 + "！",
         "laughter": "哈" * 18 + "。",

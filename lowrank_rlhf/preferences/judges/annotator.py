@@ -43,7 +43,7 @@ class Language(NamedTuple):
 
 
 ENGLISH = Language("replies.jsonl", 200, 1.0, 0.7, 4, 10, 36, ends=".!?", east_asian=False)
-CHINESE = Language("replies_zh.jsonl", 154, 0.1, 0.45, 6, 12, 42, ends="。！？", east_asian=True)
+CHINESE = Language("replies_zh.jsonl", 200, 0.1, 0.45, 6, 12, 42, ends="。！？", east_asian=True)
 
 
 class VoicedReplies(NamedTuple):
