@@ -114,11 +114,11 @@ def test_both_orders_are_averaged(server, tmp_path) -> None:
         assert body["messages"][0]["content"].endswith("Which answer is better? Reply with one letter, A or B.")
 
 
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.999])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.999])
 def test_a_preference_for_a_place_cancels(server, tmp_path, share) -> None:
     server.decide = lambda _: {"A": share, "B": 1 - share}
     judge = pairs(server, tmp_path)
-    assert judge.score(PROMPT, [ONE, TWO, THREE]) == pytest.approx([1, 1, 1], rel=1e-12)
+    assert judge.score(PROMPT, [ONE, TWO, THREE]) == [1, 1, 1]  # a tie, not a preference by rounding
     assert judge.summary()["changed_with_the_order"] == (0 if share == 0.5 else 3)
 
 

@@ -210,10 +210,10 @@ MISTAKES = [
         "rubric: '{answer}'",
         "rank.endpoint.rubric: must be english, chinese, or a text with {prompt} and {answer} and no",
     ),
-    ("verdict: logprob", "rank.endpoint.verdict: must be 'text' or 'logprobs'"),
-    ("rubric: chinese", "rank.endpoint.rubric has no effect with `ask: pairwise`; remove it"),
-    ("template: chinese, ask: pointwise", "rank.endpoint.template has no effect with `ask: pointwise`; remove it"),
-    ("verdict: logprobs, max_tokens: 99", "rank.endpoint.max_tokens has no effect with `verdict: logprobs`, which"),
+    ("verdict: logprob", 'rank.endpoint.verdict: must be "text" or "logprobs", not "logprob"'),
+    ("rubric: chinese", "rank.endpoint: rubric has no effect with `ask: pairwise`; remove it"),
+    ("template: chinese, ask: pointwise", "rank.endpoint: template has no effect with `ask: pointwise`; remove it"),
+    ("max_tokens: 99, verdict: logprobs", "rank.endpoint: max_tokens has no effect with `verdict: logprobs`, which"),
 ]
 
 
@@ -227,8 +227,8 @@ def complaint(tmp_path: Path, text: str) -> str:
 
 @pytest.mark.parametrize(("line", "message"), MISTAKES)
 def test_a_mistake_in_the_settings_is_named_with_its_place(tmp_path, line, message) -> None:
-    line = line.replace(", ", "\n    ") if line.count(": ") > 1 else line
-    text = f"rank:\n  judge: endpoint\n  endpoint:\n    url: http://x/v1\n    model: m\n    {line}\n"
+    lines = line.replace(", ", "\n    ")
+    text = f"rank:\n  judge: endpoint\n  endpoint:\n    url: http://x/v1\n    model: m\n    {lines}\n"
     found = complaint(tmp_path, text)
     assert found.startswith(f"8:5: {message}")
     assert "sk-abc" not in found

@@ -111,7 +111,7 @@ class EndpointJudge:
         self._swayed += changed
         if changed and self._settings.verdict == "text":
             return 0.5
-        return (first + 1 - second) / 2
+        return 0.5 + (first - second) / 2  # exactly 0.5 where only the place counts
 
     def _verdict(self, prompt: Prompt, first: str, second: str, advance: Callable[..., None]) -> str | float:
         message = pair_question(self._settings, prompt.conversation, first, second)
