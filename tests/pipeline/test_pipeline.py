@@ -885,9 +885,8 @@ def test_how_an_endpoint_is_asked_is_a_setting_of_what_it_judges() -> None:
     plain = {"url": "http://a/v1", "model": "m"}
 
     def found(stage: str, **changed: str) -> Fingerprint:
-        judged = settings(
-            rank={"judge": "endpoint", "endpoint": plain | changed}, ppo={"rewards": {"own": {"source": "endpoint"}}}
-        )
+        rewards = {"own": {"source": "endpoint"}, "model": {"source": "model"}}
+        judged = settings(rank={"judge": "endpoint", "endpoint": plain | changed}, ppo={"rewards": rewards})
         return fingerprint(stages.stage(stage), judged, {})
 
     new = [f"rank.endpoint.{name}" for name in ("ask", "verdict", "rubric")]

@@ -20,9 +20,9 @@ from lowrank_rlhf.run.records import Message, Prompt, Sample
 
 PROMPT = Prompt(id="p1", messages=(Message(role="user", content="Why is the sky blue?"),))
 ONE, TWO, THREE = (Sample(id=text, prompt_id="p1", text=text) for text in ("one", "two", "three"))
-FIRST = {("one", "two"): 0.8, ("two", "one"): 0.6, ("one", "three"): 0.25, ("three", "one"): 0.5}
+FIRST = {("one", "two"): 0.8, ("two", "one"): 0.6, ("one", "three"): 0.25, ("three", "one"): 0.45}
 """P(A) / (P(A) + P(B)) by the answers shown as A and B."""
-FIRST |= {("two", "three"): 0.5, ("three", "two"): 0.5}
+FIRST |= {("two", "three"): 0.3, ("three", "two"): 0.7}
 
 
 @pytest.fixture
@@ -104,9 +104,9 @@ def test_a_reply_of_llama_cpp() -> None:
 
 
 def test_both_orders_are_averaged(server, tmp_path) -> None:
-    """By hand: one against two (0.8 + 1 - 0.6) / 2 = 0.6, one against three 0.375, two against three 0.5."""
+    """By hand: one against two (0.8 + 1 - 0.6) / 2 = 0.6, one against three 0.4, two against three 0.3."""
     judge = pairs(server, tmp_path)
-    assert judge.score(PROMPT, [ONE, TWO, THREE]) == pytest.approx([0.975, 0.9, 1.125], rel=1e-12)
+    assert judge.score(PROMPT, [ONE, TWO, THREE]) == pytest.approx([1.0, 0.7, 1.3], rel=1e-12)
     assert judge.summary() == {"requests": 6, "pairs": 3, "changed_with_the_order": 2, "unreadable_replies": 0}
     assert judge.absolute is False
     for body in server.bodies:

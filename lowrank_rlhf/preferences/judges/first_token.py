@@ -25,7 +25,8 @@ def first_token_of(choice: Mapping[str, Any]) -> dict[str, float] | None:
         logprob = float(entry["logprob"])
         if math.isnan(logprob):
             raise ValueError("not a log-probability")
-        found[entry["token"]] = found.get(entry["token"], 0.0) + math.exp(min(logprob, 0.0))
+        text = str(entry["token"])
+        found[text] = found.get(text, 0.0) + math.exp(min(logprob, 0.0))
     return found or None
 
 

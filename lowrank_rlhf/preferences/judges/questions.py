@@ -93,13 +93,13 @@ MARKS = " \t*_`\"'“”‘’.。!！()[]{}【】「」<>"
 
 
 def pair_question(settings: EndpointConfig, prompt: str, first: str, second: str) -> str:
-    """Return the question which of two answers is better."""
+    """Return the question that compares two answers."""
     template = TEMPLATES[settings.verdict].get(settings.template, settings.template)
     return fill_in(template, {"prompt": prompt, "first": first, "second": second})
 
 
 def grade_question(settings: EndpointConfig, rubric: str, prompt: str, answer: str) -> str:
-    """Return the question how good an answer is; `rubric` is a language, or the user's own."""
+    """Return the question that grades an answer; `rubric` is a language, or the user's own."""
     return fill_in(RUBRICS[settings.verdict].get(rubric, rubric), {"prompt": prompt, "answer": answer})
 
 
