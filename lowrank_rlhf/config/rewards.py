@@ -84,7 +84,8 @@ class RewardTerm(Section):
     matter, and numbers are compared as numbers (1,000.0 equals 1000)."""
     rubric: str = "english"
     """With `endpoint`: `english`, `chinese`, or your own question with `{prompt}` and `{answer}` that asks for a last
-    line with a number from 0 to 10, which is divided by 10. `rank.endpoint.template` is not used."""
+    line with a number from 0 to 10, which is divided by 10; with `rank.endpoint.verdict: logprobs`, for one digit from
+    0 to 9 at once. `rank.endpoint.template` and `rank.endpoint.rubric` are not used."""
     max_requests: Count | None = None
     """With `endpoint`: most answers to have graded in the run; then it stops. A rollout of 64 answers may cost 64."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0

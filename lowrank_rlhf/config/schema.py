@@ -87,7 +87,7 @@ class RankConfig(Section):
     judge: str = "simulated-annotator"
     """`simulated-kind-annotator`, `simulated-kind-annotator-zh`, `simulated-annotator`, `sentiment`, `plain-language`,
     `module:function` that scores the answers to a prompt, or `endpoint`, a language model that compares them in
-    pairs."""
+    pairs or grades each."""
     endpoint: EndpointConfig | None = None
     """Server of that model, for `judge: endpoint` or `evaluate.second_judge: endpoint`."""
     tie_margin: NonNegative = 0.0

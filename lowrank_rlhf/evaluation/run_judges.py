@@ -7,6 +7,7 @@ from typing import Literal
 from lowrank_rlhf.config.schema import Config, RankConfig
 from lowrank_rlhf.preferences.judges.annotator import Vectors
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, KIND_ANNOTATOR, KIND_ANNOTATOR_ZH, Judge, load_judge
+from lowrank_rlhf.preferences.rewards.loading import GRADES
 from lowrank_rlhf.run.progress import Progress, StopRequest, figure
 from lowrank_rlhf.run.records import Prompt, Sample
 from lowrank_rlhf.sources.encoder import MINILM, MULTILINGUAL
@@ -24,10 +25,14 @@ def open_judge(name: str, rank: RankConfig, run_folder: Path, progress: Progress
     """Open the judge of that name. Raises `UserError` if it does not exist."""
     if name != ENDPOINT or rank.endpoint is None:
         return load_judge(name, _embed_multilingual if name == KIND_ANNOTATOR_ZH else _embed_english)
+    from lowrank_rlhf.preferences.judges.grading import GradingJudge
     from lowrank_rlhf.preferences.judges.llm_client import ChatClient  # only these runs need its HTTP library
     from lowrank_rlhf.preferences.judges.llm_judge import EndpointJudge
 
-    return EndpointJudge(ChatClient(rank.endpoint, stop, progress.say), run_folder / VERDICTS)
+    client = ChatClient(rank.endpoint, stop, progress.say)
+    if rank.endpoint.ask == "pointwise":
+        return GradingJudge(client, run_folder / GRADES)
+    return EndpointJudge(client, run_folder / VERDICTS)
 
 
 def _embed_english(texts: Sequence[str]) -> Vectors:
@@ -46,8 +51,8 @@ def followed_judges(config: Config) -> dict[JudgeRole, str]:
     """Return the names of the judges whose scores are followed during training, next to the reward model's.
 
     They are the judge that ranked the answers, if one did, and `second_judge`, which nothing was tuned on. Never an
-    `endpoint`: its scores compare within one call only, so they make no curve, and training must not send (and pay for)
-    requests at every evaluation. The evaluate stage asks it once.
+    `endpoint`: training must not send (and pay for) requests at every evaluation, and scores of pairs are comparable
+    within one call only. The evaluate stage asks it once.
     """
     first, second = config.ranking_judge, config.evaluate.second_judge
     named: dict[JudgeRole, str | None] = {"judge": first, "second_judge": second if second != first else None}

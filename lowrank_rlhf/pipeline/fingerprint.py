@@ -25,6 +25,7 @@ _MODEL_FILES = "model files"
 _ROOM = "room for a prompt (model.max_length less sample.max_new_tokens)"
 _FOLLOWED = "evaluate.second_judge, which ppo follows"
 _ENDPOINT = "rank.endpoint"
+_OF_JUDGES = tuple(f"{_ENDPOINT}.{name}" for name in ("ask", "template", "rubric"))  # a reward has its own rubric
 # Missing in done marks of older versions: unknown values are not differences.
 _NOT_ALWAYS_KNOWN = (_MODEL_FILES, _ROOM, _FOLLOWED, "rank.minimum_rankings")
 # Only these depend on the division of the held-out prompts.
@@ -91,7 +92,8 @@ def _of_other_sections(stage: Stage, config: Config) -> dict[str, Any]:
         found[_ROOM] = room_for_prompts(config)
     if stage.name == "ppo":
         if config.ppo.asking_endpoint:
-            found |= _flat(_ENDPOINT, _setting(config, _ENDPOINT))
+            asked = _flat(_ENDPOINT, _setting(config, _ENDPOINT))
+            found |= {key: value for key, value in asked.items() if key not in _OF_JUDGES}
         found[_FOLLOWED] = followed_judges(config).get("second_judge", "none")
     return found
 

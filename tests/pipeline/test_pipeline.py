@@ -880,6 +880,27 @@ def test_an_endpoint_for_others_leaves_rank_as_it_is() -> None:
     )
 
 
+def test_how_an_endpoint_is_asked_is_a_setting_of_what_it_judges() -> None:
+    """A run made before these settings stays as it is; a reward reads `verdict`, and has a rubric of its own."""
+    plain = {"url": "http://a/v1", "model": "m"}
+
+    def found(stage: str, **changed: str) -> Fingerprint:
+        rewards = {"own": {"source": "endpoint"}, "model": {"source": "model"}}
+        judged = settings(rank={"judge": "endpoint", "endpoint": plain | changed}, ppo={"rewards": rewards})
+        return fingerprint(stages.stage(stage), judged, {})
+
+    new = [f"rank.endpoint.{name}" for name in ("ask", "verdict", "rubric")]
+    for stage in ("rank", "ppo", "evaluate"):
+        made = found(stage)
+        known = {key: value for key, value in made.settings.items() if key not in new}
+        older = Fingerprint(settings=known | {"rank.endpoint.template": "english"}, inputs={})
+        assert differences(older, made) == ()
+        assert differences(made, found(stage, verdict="logprobs")) == ('rank.endpoint.verdict: "text" -> "logprobs"',)
+        pointwise = differences(made, found(stage, ask="pointwise"))
+        assert pointwise == (() if stage == "ppo" else ('rank.endpoint.ask: "pairwise" -> "pointwise"',))
+        assert bool(differences(made, found(stage, template="chinese"))) == (stage != "ppo")
+
+
 def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, factory: Factory, monkeypatch: Any) -> None:
     """Adapters are made for one base: with another of the same shape they would load, and mean nothing."""
     for entry in factory.stages:

@@ -9,8 +9,10 @@ from chat_server import Answer, ChatServer, completion, serving, texts
 from lowrank_rlhf.config.endpoint import EndpointConfig
 from lowrank_rlhf.config.rewards import RewardTerm
 from lowrank_rlhf.errors import RewardFailed
+from lowrank_rlhf.preferences.judges.grading import read_grade
 from lowrank_rlhf.preferences.judges.llm_client import ChatClient
-from lowrank_rlhf.preferences.rewards.endpoint import RUBRICS, EndpointReward, read_grade
+from lowrank_rlhf.preferences.judges.questions import RUBRICS
+from lowrank_rlhf.preferences.rewards.endpoint import EndpointReward
 from lowrank_rlhf.run.progress import StopRequest
 from lowrank_rlhf.run.records import Message, Prompt, Sample
 
@@ -26,9 +28,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
 
 
 def reward(
-    server: ChatServer, path: Path, unreadable: str = "error", key: str = "ppo.rewards.own", **term
+    server: ChatServer, path: Path, unreadable: str = "error", key: str = "ppo.rewards.own", verdict="text", **term
 ) -> EndpointReward:
-    settings = EndpointConfig(url=server.url, model="grader", unreadable=unreadable)
+    settings = EndpointConfig(url=server.url, model="grader", unreadable=unreadable, verdict=verdict)
     client = ChatClient(settings, StopRequest(), print, backoff_seconds=0.01)
     return EndpointReward(key, RewardTerm(source="endpoint", **term), client, path / "grades.jsonl")
 
@@ -61,7 +63,7 @@ def test_a_rubric_of_one_s_own(server, tmp_path) -> None:
     rubric = "Is it rude? {prompt} {answer} A number from 0 (rude) to 10, please."
     assert reward(server, tmp_path, rubric=rubric).score(PROMPTS[:1], SAMPLES[:1]) == [0.3]
     assert server.asked[0].startswith("Is it rude? <text-")
-    assert set(RUBRICS) == {"english", "chinese"}
+    assert set(RUBRICS["text"]) == set(RUBRICS["logprobs"]) == {"english", "chinese"}
 
 
 def test_the_budget(server, tmp_path) -> None:
@@ -111,3 +113,19 @@ def test_a_busy_server_is_asked_again_and_a_refusal_names_the_reward(server, tmp
         reward(server, tmp_path).score(PROMPTS, SAMPLES)
     assert "sk-very-secret" not in str(caught.value)
     assert reward(server, tmp_path).score(PROMPTS, SAMPLES) == [0.9, 0.4, 0.5]  # the first grade was saved
+
+
+def test_grades_by_probabilities(server, tmp_path) -> None:
+    server.decide = lambda _: {"7": 0.5, " 8": 0.25, "9": 0.125, "The": 0.125}
+    grade = (7 * 0.5 + 8 * 0.25 + 9 * 0.125) / 0.875 / 9
+    assert reward(server, tmp_path, verdict="logprobs").score(PROMPTS[:2], SAMPLES[:2]) == pytest.approx([grade] * 2)
+    assert server.asked[0].endswith("Reply with one digit from 0 (useless) to 9 (perfect).")
+    assert server.bodies[0]["logprobs"] is True
+    with pytest.raises(RewardFailed, match=r"the budget is spent: 2 answers are graded"):
+        reward(server, tmp_path, verdict="logprobs", max_requests=2).score(PROMPTS, SAMPLES)
+    server.decide = lambda _: {"The": 0.9, "10": 0.1}
+    text = r"prompt 'p2': no digit is among the 20 most probable first tokens of the reply: “The” 90%, “10” 10%"
+    with pytest.raises(RewardFailed, match=text):
+        reward(server, tmp_path, verdict="logprobs").score(PROMPTS, SAMPLES)
+    assert len(server.asked) == 3
+    assert reward(server, tmp_path, unreadable="tie", verdict="logprobs").score(PROMPTS, SAMPLES)[2] == 0.5

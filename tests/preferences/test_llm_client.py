@@ -48,7 +48,7 @@ def complaint(server: ChatServer, **settings) -> str:
 
 def test_what_is_sent(server) -> None:
     asked = client(server, max_tokens=7)
-    assert asked.ask("Which?") == ("hello", False)
+    assert asked.ask("Which?") == ("hello", False, None)
     assert server.paths == ["/v1/chat/completions"]
     assert server.bodies == [
         {
@@ -246,4 +246,4 @@ def test_an_endless_answer(server) -> None:
 
 def test_thoughts_that_used_up_all_tokens(server) -> None:
     server.script += [Answer(body=completion(None, "length"))]
-    assert client(server).ask("?") == ("", True)
+    assert client(server).ask("?") == ("", True, None)

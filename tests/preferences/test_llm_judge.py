@@ -13,7 +13,8 @@ from lowrank_rlhf.config.endpoint import EndpointConfig
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.judges.llm_client import ChatClient
-from lowrank_rlhf.preferences.judges.llm_judge import TEMPLATES, EndpointJudge, read_verdict
+from lowrank_rlhf.preferences.judges.llm_judge import EndpointJudge, read_verdict
+from lowrank_rlhf.preferences.judges.questions import TEMPLATES
 from lowrank_rlhf.run.progress import StopRequest
 from lowrank_rlhf.run.records import Message, Prompt, Sample
 
@@ -119,7 +120,7 @@ def test_texts_stay_between_tags_that_they_cannot_hold(server, cache, template) 
         prompt, first, second = texts(question)
         assert prompt == PROMPT.text
         assert {first, second} <= set(EVIL)
-        frame = TEMPLATES.get(template, template)
+        frame = TEMPLATES["text"].get(template, template)
         for text in (prompt, first, second):
             question = question.replace(f"\n{text}\n", "\n", 1)
         assert (
@@ -128,10 +129,11 @@ def test_texts_stay_between_tags_that_they_cannot_hold(server, cache, template) 
 
 
 def test_the_templates_hold_the_placeholders_that_the_config_asks_for() -> None:
-    for name, template in TEMPLATES.items():
-        assert [field for _, field, _, _ in Formatter().parse(template) if field] == ["prompt", "first", "second"]
-        assert EndpointConfig(url="http://x", model="m", template=name).template == name
-        assert EndpointConfig(url="http://x", model="m", template=template)
+    for verdict, templates in TEMPLATES.items():
+        for name, template in templates.items():
+            assert [field for _, field, _, _ in Formatter().parse(template) if field] == ["prompt", "first", "second"]
+            assert EndpointConfig(url="http://x", model="m", verdict=verdict, template=name).template == name
+            assert EndpointConfig(url="http://x", model="m", verdict=verdict, template=template)
 
 
 def test_all_turns_of_a_conversation_are_shown(server, cache) -> None:
@@ -204,6 +206,14 @@ MISTAKES = [
     ("template: '{prompt!r} {first} {second}'", BRACES),
     ("template: '{prompt} {first} {second} {'", BRACES),
     ("template: '{prompt} {first} {second} {}'", BRACES),
+    (
+        "rubric: '{answer}'",
+        "rank.endpoint.rubric: must be english, chinese, or a text with {prompt} and {answer} and no",
+    ),
+    ("verdict: logprob", 'rank.endpoint.verdict: must be "text" or "logprobs", not "logprob"'),
+    ("rubric: chinese", "rank.endpoint: rubric has no effect with `ask: pairwise`; remove it"),
+    ("template: chinese, ask: pointwise", "rank.endpoint: template has no effect with `ask: pointwise`; remove it"),
+    ("max_tokens: 99, verdict: logprobs", "rank.endpoint: max_tokens has no effect with `verdict: logprobs`, which"),
 ]
 
 
@@ -217,7 +227,8 @@ def complaint(tmp_path: Path, text: str) -> str:
 
 @pytest.mark.parametrize(("line", "message"), MISTAKES)
 def test_a_mistake_in_the_settings_is_named_with_its_place(tmp_path, line, message) -> None:
-    text = f"rank:\n  judge: endpoint\n  endpoint:\n    url: http://x/v1\n    model: m\n    {line}\n"
+    lines = line.replace(", ", "\n    ")
+    text = f"rank:\n  judge: endpoint\n  endpoint:\n    url: http://x/v1\n    model: m\n    {lines}\n"
     found = complaint(tmp_path, text)
     assert found.startswith(f"8:5: {message}")
     assert "sk-abc" not in found

@@ -119,6 +119,31 @@ class TestARun:
         for process in processes:
             assert KEY not in process.stdout + process.stderr
 
+    def test_probabilities_and_then_grades(self) -> None:
+        def by_length(question: str) -> dict[str, float]:
+            """A preference for the longer answer, or its grade, under a preference for the first."""
+            lengths = [len(text.split()) for text in texts(question)[1:]]
+            if len(lengths) == 1:
+                return {str(lengths[0]): 0.9, "The": 0.1}
+            return {"A": 0.9, "B": 0.1} if lengths[0] > lengths[1] else {"A": 0.7, "B": 0.3}
+
+        self.server.decide = by_length
+        self.write_config("verdict: logprobs")
+        finished = self.run()
+        assert finished.returncode == 0, finished.stderr
+        longest_first = {f"p{n}": ((f"p{n}-2",), (f"p{n}-1",), (f"p{n}-0",)) for n in range(6)}
+        assert {name: ranking.tiers for name, ranking in self.rankings().items()} == longest_first
+        assert "requests 36, pairs 18, changed with the order 18, unreadable replies 0\n" in finished.stdout
+        stale = self.run("rank.endpoint.ask=pointwise")
+        assert stale.returncode == 3
+        assert 'rank.endpoint.ask: "pairwise" -> "pointwise"' in stale.stderr
+        graded = self.run("rank.endpoint.ask=pointwise", "--redo", "rank")
+        assert graded.returncode == 0, graded.stderr
+        assert {name: ranking.tiers for name, ranking in self.rankings().items()} == longest_first
+        assert "18/18 grades  100%  requests 18  cached 0" in graded.stdout
+        assert "  requests 18, answers 18, unreadable replies 0\n" in graded.stdout
+        assert len(self.server.asked) == 36 + 18
+
     def test_a_biased_judge_leaves_nothing_to_learn_from(self) -> None:
         self.server.decide = lambda _: "A"
         done = self.run()

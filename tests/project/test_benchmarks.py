@@ -170,3 +170,32 @@ def test_the_settings_of_the_algorithms_are_valid() -> None:
 
     for name in ("ppo", *ALIGN):
         assert load_config(Path("quickstart"), settings(name, 16, 72, 2000)).align.algorithm == name
+
+
+def test_a_judge_that_likes_questions_prefers_the_kind_replies(tmp_path: Path) -> None:
+    """Every kind reply ends with a question and no blunt one does; in words the server always says A, or 5."""
+    from chat_server import serving, texts
+
+    def decide(question: str) -> str | dict[str, float]:
+        first, *second = (text.endswith("?") for text in texts(question)[1:])
+        if "nothing but" in question:
+            return "A" if second else "5"
+        return {"A": 0.9 if first else 0.6, "B": 0.1} if second else {"8" if first else "3": 1.0}
+
+    with serving(decide) as server:
+        command = [
+            sys.executable,
+            str(ROOT / "benchmarks" / "judges.py"),
+            server.url,
+            "--pairs=3",
+            f"--cache={tmp_path}",
+        ]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in run.stdout.splitlines()[2:]]
+    assert rows == [
+        ["pairwise", "text", "0 of 3", "0"],
+        ["pairwise", "logprobs", "3 of 3", "3"],
+        ["pointwise", "text", "0 of 3", "0"],
+        ["pointwise", "logprobs", "3 of 3", "3"],
+    ]

@@ -1,10 +1,11 @@
 """An OpenAI-compatible server on this machine that replies as a test requires and records the requests."""
 
 import json
+import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +29,15 @@ def completion(text: str | None, finish_reason: str = "stop") -> str:
     return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}]})
 
 
+def first_token(tokens: Mapping[str, float]) -> str:
+    """The body of a chat completion of one token with the probabilities of the most probable ones, as llama.cpp's."""
+    listed = [{"token": token, "logprob": math.log(share)} for token, share in tokens.items()]
+    content = [{**listed[0], "top_logprobs": listed}]
+    message = {"role": "assistant", "content": listed[0]["token"]}
+    choice = {"index": 0, "message": message, "finish_reason": "length", "logprobs": {"content": content}}
+    return json.dumps({"choices": [choice]})
+
+
 def texts(question: str) -> list[str]:
     """Prompt, first and second answer, as delimited by the tags of a question."""
     return [text for _, text in _TEXTS.findall(question)]
@@ -35,10 +45,11 @@ def texts(question: str) -> list[str]:
 
 @dataclass
 class ChatServer:
-    """`script` is sent first, one answer for each request; then `decide` maps each question to a reply."""
+    """`script` is sent first, one answer for each request; then `decide` maps each question to a reply, or to the
+    probabilities of its first token."""
 
     url: str
-    decide: Callable[[str], str]
+    decide: Callable[[str], str | Mapping[str, float]]
     script: list[Answer] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -50,7 +61,10 @@ class ChatServer:
         """The next answer of the script, or a completion."""
         question = body["messages"][-1]["content"]
         self.asked.append(question)
-        return self.script.pop(0) if self.script else Answer(body=completion(self.decide(question)))
+        if self.script:
+            return self.script.pop(0)
+        reply = self.decide(question)
+        return Answer(body=completion(reply) if isinstance(reply, str) else first_token(reply))
 
 
 def longer(question: str) -> str:
@@ -60,7 +74,7 @@ def longer(question: str) -> str:
 
 
 @contextmanager
-def serving(decide: Callable[[str], str] = longer) -> Iterator[ChatServer]:
+def serving(decide: Callable[[str], str | Mapping[str, float]] = longer) -> Iterator[ChatServer]:
     """A server on a free port of this machine, while the block runs."""
 
     class Handler(BaseHTTPRequestHandler):

@@ -15,6 +15,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from lowrank_rlhf.config.endpoint import EndpointConfig
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preferences.judges.first_token import TOKENS, first_token_of
 from lowrank_rlhf.run.progress import StopRequest
 
 LONGEST_BACKOFF = 60.0
@@ -33,6 +34,8 @@ class Reply(NamedTuple):
 
     text: str
     cut: bool
+    first_token: dict[str, float] | None = None
+    """With `verdict: logprobs`: probabilities of the most probable first tokens, by text."""
 
 
 class _Retryable(Exception):
@@ -80,6 +83,8 @@ class ChatClient:
             "max_tokens": self.settings.max_tokens,
             "stream": False,
         }
+        if self.settings.verdict == "logprobs":
+            body |= {"max_tokens": 1, "logprobs": True, "top_logprobs": TOKENS}
         try:
             return self._retrying(self._attempt, body)
         except _Retryable as error:
@@ -140,14 +145,21 @@ class ChatClient:
         try:
             choice = answer["choices"][0]
             # A reasoning model may spend all its tokens on reasoning: then there is no text.
-            return Reply(str(choice["message"]["content"] or ""), choice.get("finish_reason") == "length")
-        except (LookupError, TypeError, AttributeError):
+            text, cut = str(choice["message"]["content"] or ""), choice.get("finish_reason") == "length"
+            first_token = first_token_of(choice) if self.settings.verdict == "logprobs" else None
+        except (LookupError, TypeError, AttributeError, ValueError):
             if answer.get("error"):  # some gateways return 200 with the error of the server behind them
                 raise _Retryable(f"the server answered “{self.clean(_server_message(content))}”") from None
             raise UserError(
                 f"{self._address}: not a chat completion: “{self.clean(_text(content), 120)}”. "
                 "Check `rank.endpoint.url`; it usually ends in /v1"
             ) from None
+        if self.settings.verdict == "logprobs" and first_token is None:
+            raise UserError(
+                f"{self._address}: the reply has no log-probabilities. Use a server that returns them, such as "
+                "llama.cpp's or vLLM, or set `rank.endpoint.verdict: text`"
+            )
+        return Reply(text, cut, first_token)
 
     def _failure(self, response: httpx.Response, content: bytes) -> UserError | _Retryable:
         status, message = response.status_code, self.clean(_server_message(content))
@@ -175,7 +187,8 @@ class ChatClient:
             )
         if status in (404, 405):
             return f"Check `rank.endpoint.url` (it usually ends in /v1) and the model's name, {settings.model!r}"
-        return f"Check the model's name, {settings.model!r}, and the server's message"
+        refused = " If it refuses `logprobs`, set `rank.endpoint.verdict: text`" if settings.verdict != "text" else ""
+        return f"Check the model's name, {settings.model!r}, and the server's message.{refused}".removesuffix(".")
 
     def _pause(self, state: RetryCallState) -> float:
         """Return the server's Retry-After or an exponential backoff, at random between half and all of it."""
