@@ -21,6 +21,7 @@ from lowrank_rlhf.evaluation.reward_metrics import (
     weakness,
     weakness_in_words,
 )
+from lowrank_rlhf.evaluation.round_accuracy import accuracy_by_round, scores_of_last_round
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.adapters import load_role
@@ -63,10 +64,11 @@ def run(session: Session) -> RewardResult:
     """
     config, settings, roles, run_dir = session.config, session.config.reward, session.load_roles(), session.run_dir
     work, before = session.work("reward"), roles.base.checksum()
-    groups, note = read_groups(roles.base, run_dir.path, config.model.max_length)
+    groups, note = read_groups(roles.base, run_dir, config.model.max_length)
     if note:
         session.progress.say(f"  {note}")
     train, held_out = split_groups(groups, settings.held_out, session.seed("reward", "split"))
+    last = scores_of_last_round(roles, run_dir, held_out)
     load_role(roles, Role.POLICY, run_dir.artifact("adapters/sft"))
     roles.copy(Role.POLICY, Role.REFERENCE)
     roles.copy(Role.POLICY, Role.REWARD)
@@ -78,7 +80,9 @@ def run(session: Session) -> RewardResult:
     bootstrap = config.evaluate.bootstrap_samples, session.seed("bootstrap")
     figures = held_out_accuracy(held_out, of_held_out, *bootstrap)
     _report_accuracy(figures, len(train), run_dir, session.progress)
-    statistics = _score_statistics(config, roles, session.prompts.training, scale, torch.cat(scores), session.progress)
+    ranked_are_sft = config.rank.source != "dataset" and run_dir.number == 1
+    prompts = None if ranked_are_sft else session.prompts.training
+    statistics = _score_statistics(config, roles, prompts, scale, torch.cat(scores), session.progress)
     audit = audit_prompts(roles, held_out, of_held_out, scale, *bootstrap, session.progress)
     session.progress.say(f"  {audit_in_words(audit)}")
     found = weakness(figures)
@@ -89,7 +93,7 @@ def run(session: Session) -> RewardResult:
     about = {"pooling": settings.pooling, "layers": roles.head_layers, **statistics.model_dump(), "weak": weak}
     about |= {"length_weight": scale.length} if scale.length else {}
     write_json_atomic(folder / "reward.json", {"schema": 1, **about})
-    return RewardResult(
+    result = RewardResult(
         prompts_train=len(train),
         pairs_train=sum(len(group.pairs) for group in train),
         **asdict(figures),
@@ -105,6 +109,10 @@ def run(session: Session) -> RewardResult:
             *weights_unchanged(roles, "the reward stage", before, others),
         ),
     )
+    if last is None:
+        return result
+    by_round = accuracy_by_round(run_dir, held_out, of_held_out, last, *bootstrap)
+    return result.model_copy(update={"by_round": by_round})
 
 
 def _train_and_score(
@@ -158,14 +166,19 @@ def _write_scores(path: Path, groups: Sequence[Group], scores: Sequence[Tensor],
 
 
 def _score_statistics(
-    config: Config, roles: Roles, prompts: Sequence[Prompt], scale: RewardScale, ranked: Tensor, progress: Progress
+    config: Config,
+    roles: Roles,
+    prompts: Sequence[Prompt] | None,
+    scale: RewardScale,
+    ranked: Tensor,
+    progress: Progress,
 ) -> ScoreStatistics:
     """Return mean and deviation of the scores of SFT's answers.
 
-    `ranked` are the scores of all ranked answers, SFT's unless they come from a data set. A data set's answers
-    would shift and clip PPO's scores wrongly: SFT then answers some of the training prompts, if two or more fit.
+    `ranked` are the scores of all ranked answers, which are SFT's if `prompts` is None. Those of a data set or of a
+    policy would shift and clip PPO's scores wrongly: SFT then answers some of the prompts, if two or more fit.
     """
-    if config.rank.source != "dataset":
+    if prompts is None:
         return _statistics(ranked, "SFT answers")
     prompts = first_fitting(roles.base, prompts, max_prompt_tokens(config), SCALE_PROMPTS)
     if len(prompts) < 2:
