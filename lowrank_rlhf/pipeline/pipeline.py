@@ -67,7 +67,7 @@ def run(
     again = selection.built_on(selection.named(redo, stages_of(config)), stages.of_rounds(config.rounds))
     run_dir = RunDir(runs_folder / config.name)
     run_dir.check()
-    _check_rounds(config, run_dir)
+    selection.check_rounds(config, run_dir)
     config = _fitted(config, run_dir, progress)
     to_do = [stage for stage in chosen if stage in again or run_dir.mark(stage.name) is None]
     check_disk_space(run_dir.path, smallest_need(to_do, config, find_shape(config.model)))
@@ -130,15 +130,6 @@ def stages_of(config: Config) -> list[Stage]:
         for stage in stages.of_rounds(config.rounds)
         if stage.kind in config.active_stages and not_made.isdisjoint(stage.writes)
     ]
-
-
-def _check_rounds(config: Config, run_dir: RunDir) -> None:
-    """Raise `UserError` if the run has more rounds than the config: their results would be out of date unnoticed."""
-    if (last := run_dir.rounds[-1]).number > config.rounds:
-        raise UserError(
-            f"rounds is {config.rounds}, but {run_dir.path} has {last.number} rounds. Set rounds={last.number}, or "
-            f"move {last.path} away"
-        )
 
 
 def _fitted(config: Config, run_dir: RunDir, progress: Progress) -> Config:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.stages import Stage
@@ -76,3 +77,12 @@ def missing_inputs(
                 f"stage {maker} makes it: add {maker} to `stages`"
             )
         made.update(stage.writes)
+
+
+def check_rounds(config: Config, run_dir: RunDir) -> None:
+    """Raise `UserError` if the run has more rounds than the config: their results would be out of date unnoticed."""
+    if (last := run_dir.rounds[-1]).number > config.rounds:
+        raise UserError(
+            f"rounds is {config.rounds}, but {run_dir.path} has {last.number} rounds. Set rounds={last.number}, or "
+            f"move {last.path} away"
+        )

@@ -20,6 +20,7 @@ from lowrank_rlhf.evaluation.reward_metrics import (
     verdict_in_words,
     weakness,
     weakness_in_words,
+    write_scores,
 )
 from lowrank_rlhf.evaluation.round_accuracy import accuracy_by_round, scores_of_last_round
 from lowrank_rlhf.evaluation.sampling import answer_prompts
@@ -33,7 +34,7 @@ from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.run.records import Prompt, Score, write_jsonl
+from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.run.results import Claim, RewardResult, ScoresOf, ScoreStatistics
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import SCALE_PROMPTS
@@ -89,11 +90,12 @@ def run(session: Session) -> RewardResult:
     weak = found and weakness_in_words(found, figures)
     folder = work / "adapters" / "reward"
     save_role(roles, Role.REWARD, folder)
-    _write_scores(work / "scores.jsonl", [*train, *held_out], scores, len(train))
+    write_scores(work / "scores.jsonl", [*train, *held_out], scores, len(train))
     about = {"pooling": settings.pooling, "layers": roles.head_layers, **statistics.model_dump(), "weak": weak}
     about |= {"length_weight": scale.length} if scale.length else {}
     write_json_atomic(folder / "reward.json", {"schema": 1, **about})
-    result = RewardResult(
+    rounds = {"by_round": accuracy_by_round(run_dir, held_out, of_held_out, last, *bootstrap)} if last else {}
+    return RewardResult(
         prompts_train=len(train),
         pairs_train=sum(len(group.pairs) for group in train),
         **asdict(figures),
@@ -108,11 +110,7 @@ def run(session: Session) -> RewardResult:
             _reload_claim(roles, folder, held_out[:4], scale),
             *weights_unchanged(roles, "the reward stage", before, others),
         ),
-    )
-    if last is None:
-        return result
-    by_round = accuracy_by_round(run_dir, held_out, of_held_out, last, *bootstrap)
-    return result.model_copy(update={"by_round": by_round})
+    ).model_copy(update=rounds)
 
 
 def _train_and_score(
@@ -151,18 +149,6 @@ def _report_accuracy(figures: HeldOutAccuracy, prompts: int, run_dir: RunDir, pr
         interval=figures.accuracy_interval, weakness=weakness(figures),
     )  # fmt: skip
     record_reward_test(run_dir, test)
-
-
-def _write_scores(path: Path, groups: Sequence[Group], scores: Sequence[Tensor], trained: int) -> None:
-    """Write a `Score` per answer; the model was trained on the first `trained` groups."""
-    write_jsonl(
-        path,
-        (
-            Score(sample_id=sample, prompt_id=group.prompt_id, score=score, held_out=index >= trained)
-            for index, (group, group_scores) in enumerate(zip(groups, scores, strict=True))
-            for sample, score in zip(group.samples, group_scores.tolist(), strict=True)
-        ),
-    )
 
 
 def _score_statistics(
