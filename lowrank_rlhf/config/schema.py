@@ -264,7 +264,10 @@ class Config(Section):
             yield Conflict(("rounds", "rank.source"), text)
         elif missing := {*OF_REWARD_MODEL, "ppo"} - set(self.active_stages):
             named = ", ".join(stage for stage in STAGES if stage in missing)
-            text = f"rounds ({self.rounds}) requires the stages {named}; without the reward model they do not run"
+            how = "add them to `stages`"
+            if not self.ppo.uses_reward_model:
+                how = "without the reward model in ppo.rewards they do not run"
+            text = f"rounds ({self.rounds}) requires the stages {named}: {how}"
             yield Conflict(("rounds", "stages", "ppo.rewards"), text)
 
     def _contrastive_conflicts(self) -> Iterator[Conflict]:

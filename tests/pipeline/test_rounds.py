@@ -306,14 +306,14 @@ def test_fewer_rounds_than_the_run_has_are_refused(runs) -> None:
     ("changes", "words"),
     [
         ({"rank__source": "dataset", "rank__dataset": "a.jsonl"}, "a data set cannot rank new answers"),
-        ({"stages": ("sft", "sample", "rank", "reward")}, r"requires the stages ppo;"),
+        ({"stages": ("sft", "sample", "rank", "reward")}, "the stages ppo: add"),
         ({"ppo__rewards": {"short": {"source": "length", "maximum": 3}}, "ppo__critic_head": "zero"},
-         "requires the stages sample, rank, reward;"),
+         "the stages sample, rank, reward: without"),
     ],
     ids=["dataset", "no ppo", "no reward model"],
 )  # fmt: skip
 def test_rounds_need_new_rankings_and_a_policy(tmp_path, changes, words) -> None:
-    with pytest.raises(ValueError, match=rf"rounds \(2\) requires.*{words}|{words}"):
+    with pytest.raises(ValueError, match=rf"rounds \(2\) requires.*{words}"):
         make_config(tmp_path, rounds=2, **changes)
 
 
