@@ -45,7 +45,7 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import append_line, file_names, read_lines, sha256, write_atomic
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Ranking
-from lowrank_rlhf.run.rounds import stages_in
+from lowrank_rlhf.run.results.rounds import stages_in
 from lowrank_rlhf.stages import evaluate, ppo, reward, sft  # noqa: F401 - before the forks, once for all of them
 from lowrank_rlhf.stages.rank import STORE
 

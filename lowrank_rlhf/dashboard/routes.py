@@ -11,7 +11,7 @@ from lowrank_rlhf.dashboard import exports
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.rounds import split
+from lowrank_rlhf.run.results.rounds import split
 
 REPORTS = {"report.html": "text/html; charset=utf-8", "report.md": "text/markdown; charset=utf-8"}
 # A report contains text by models: it may run no script, load nothing and send nothing.

@@ -19,7 +19,7 @@ from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress_file import StageProgress, read_progress
 from lowrank_rlhf.run.results import DoneMark, Results, StageResult
-from lowrank_rlhf.run.rounds import SFT, split, stages_in
+from lowrank_rlhf.run.results.rounds import SFT, split, stages_in
 from lowrank_rlhf.run.run_lock import lock_record
 
 State = Literal["running", "starting", "waiting", "finished", "stopped", "failed", "killed", "new"]

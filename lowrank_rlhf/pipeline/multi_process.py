@@ -15,7 +15,7 @@ from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.files import sha256
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.results import StageResult, Started
-from lowrank_rlhf.run.rounds import prefix
+from lowrank_rlhf.run.results.rounds import prefix
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import Stage, of_rounds
 

@@ -28,7 +28,7 @@ from lowrank_rlhf.run.files import now, read_record, write_json_atomic
 from lowrank_rlhf.run.memory_usage import forget_peak_memory, peak_memory_bytes
 from lowrank_rlhf.run.progress import Later, Progress, StopRequest, duration, memory
 from lowrank_rlhf.run.results import Started
-from lowrank_rlhf.run.rounds import prefix
+from lowrank_rlhf.run.results.rounds import prefix
 from lowrank_rlhf.run.tracking import tracked
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.sources.encoder import fetch_encoder

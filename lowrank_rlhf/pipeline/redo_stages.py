@@ -12,7 +12,7 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Sample, read_jsonl
 from lowrank_rlhf.run.results import Fingerprint
-from lowrank_rlhf.run.rounds import prefix
+from lowrank_rlhf.run.results.rounds import prefix
 from lowrank_rlhf.stages import Stage
 
 _SAMPLES = "samples.jsonl"

@@ -14,7 +14,7 @@ from lowrank_rlhf.data.run_data import RunData, divides_held_out
 from lowrank_rlhf.data.turns import Turns
 from lowrank_rlhf.maths.best_of_n import MOST
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.rounds import split
+from lowrank_rlhf.run.results.rounds import split
 from lowrank_rlhf.sources.model_shape import Shape
 
 TRAINING = 3.0

@@ -12,7 +12,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import CannotFit, UserError
 from lowrank_rlhf.planner.compute_cost import Amounts
 from lowrank_rlhf.run.progress import memory
-from lowrank_rlhf.run.rounds import split
+from lowrank_rlhf.run.results.rounds import split
 from lowrank_rlhf.sources.model_shape import Shape
 from lowrank_rlhf.stages import Stage
 

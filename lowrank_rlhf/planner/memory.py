@@ -10,7 +10,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.maths.batching import rows_per_pass
 from lowrank_rlhf.maths.best_of_n import MOST
 from lowrank_rlhf.planner.compute_cost import Amounts
-from lowrank_rlhf.run.rounds import split
+from lowrank_rlhf.run.results.rounds import split
 from lowrank_rlhf.sources.model_shape import NF4_BITS, Shape
 from lowrank_rlhf.stages import SCALE_PROMPTS
 

@@ -13,7 +13,7 @@ from lowrank_rlhf.planner.compute_cost import amounts, compute_cost
 from lowrank_rlhf.planner.machine import Machine, same_machine
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import read_json
-from lowrank_rlhf.run.rounds import split
+from lowrank_rlhf.run.results.rounds import split
 from lowrank_rlhf.sources.model_shape import Shape, find_shape
 from lowrank_rlhf.stages import of_rounds
 

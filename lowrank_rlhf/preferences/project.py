@@ -14,7 +14,7 @@ from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
 from lowrank_rlhf.preferences.store import AnnotationStore, Item
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Prompt, Ranking, Score, read_jsonl
-from lowrank_rlhf.run.rounds import prefix
+from lowrank_rlhf.run.results.rounds import prefix
 
 STORE = "annotations.sqlite"
 COMMAND = "python -m lowrank_rlhf"

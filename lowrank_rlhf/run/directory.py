@@ -28,7 +28,7 @@ from lowrank_rlhf.run.files import (
     write_json_atomic,
 )
 from lowrank_rlhf.run.results import MARKS, DoneMark, Fingerprint, Results, StageResult, Started
-from lowrank_rlhf.run.rounds import SFT, SFT_ADAPTER, prefix, rounds_in, split, stages_in
+from lowrank_rlhf.run.results.rounds import SFT, SFT_ADAPTER, prefix, rounds_in, split, stages_in
 from lowrank_rlhf.run.run_lock import run_lock, software
 from lowrank_rlhf.run.step_log import NO_ROWS, logs_in
 

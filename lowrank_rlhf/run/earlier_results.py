@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.files import SCHEMA, Trash, read_lines, read_record, sync_folder, write_atomic, write_json_atomic
-from lowrank_rlhf.run.rounds import prefix, split, stages_in
+from lowrank_rlhf.run.results.rounds import prefix, split, stages_in
 from lowrank_rlhf.run.step_log import StepLog, logs_in
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lowrank_rlhf.config.rewards import weighted_sum
 from lowrank_rlhf.config.schema import OF_REWARD_MODEL, Config
 from lowrank_rlhf.run.results import StageResult
-from lowrank_rlhf.run.rounds import SFT, SFT_ADAPTER, prefix, split
+from lowrank_rlhf.run.results.rounds import SFT, SFT_ADAPTER, prefix, split
 
 if TYPE_CHECKING:
     from lowrank_rlhf.session import Session

@@ -9,7 +9,7 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_atomic, write_json_atomic
 from lowrank_rlhf.run.progress import duration, memory
 from lowrank_rlhf.run.results import EvaluateResult, RewardResult
-from lowrank_rlhf.run.rounds import stages_in
+from lowrank_rlhf.run.results.rounds import stages_in
 from lowrank_rlhf.sweep.grid import Combination, Sweep
 
 PLOT = "sweep.svg"

@@ -11,7 +11,7 @@ from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.fingerprint import current_fingerprint, differences, fingerprint
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import sha256
-from lowrank_rlhf.run.rounds import split, stages_in
+from lowrank_rlhf.run.results.rounds import split, stages_in
 from lowrank_rlhf.stages import Stage
 
 

@@ -9,10 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.dashboard.routes import routes
+from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.tabs.result import _contents
+from lowrank_rlhf.dashboard.tabs.samples import samples
+from lowrank_rlhf.dashboard.text import html
 from lowrank_rlhf.errors import ExitCode, UserError, WaitingForPeople
 from lowrank_rlhf.export.export import export_adapters
 from lowrank_rlhf.models.roles import Role
@@ -191,10 +198,10 @@ def test_the_rankings_of_all_rounds_reach_the_reward_model(runs) -> None:
     assert not runs.once.results().reward.by_round
 
 
-@pytest.mark.parametrize(("stage", "step"), [("policy", 0), ("reward", 3), ("ppo", 0), ("ppo", 2)])
+@pytest.mark.parametrize(("stage", "step"), [("sample", 0), ("sample sft", 0), ("reward", 3), ("ppo", 2)])
 def test_killed_inside_the_second_round_it_ends_with_the_same_weights(runs, monkeypatch, tmp_path, stage, step) -> None:
     shutil.copytree(runs.once.path, tmp_path / runs.config.name)
-    append, waiting = StepLog.append, [(stage if stage != "policy" else "sample", step)]
+    append, waiting = StepLog.append, [(stage, step)]
 
     def append_and_die(log: StepLog, name: str, number: int, **row: Any) -> None:
         append(log, name, number, **row)
@@ -295,6 +302,24 @@ def test_status_plan_and_report_show_the_rounds(runs, monkeypatch, capsys) -> No
     table = text[text.index("## Rounds") :].splitlines()
     assert [line.split("|")[1].strip() for line in table if line.startswith(("| 1 ", "| 2 "))] == ["1", "2"]
     assert "## Rounds" not in runs.raised.artifact("report.md").read_text()
+
+
+@pytest.mark.parametrize(("language", "last"), [("en", "Last round's policy"), ("zh", "上一轮的策略")])
+def test_the_page_shows_the_newest_round(runs, language, last) -> None:
+    folder = RunsFolder(runs.raised.path.parent)
+    run = folder.status(runs.config.name)
+    assert (run.state, run.round_dir.number, run.figure.key) == ("finished", 2, "win_rate")
+    assert run.done[-1] == "round-2/evaluate"
+    assert run.results == runs.raised.round(2).results()
+    assert run.results.sft is not None
+    assert f'src="/runs/{run.name}/round-2/report.html' in _contents(folder, run.name, language)[1]
+    client = TestClient(Starlette(routes=routes(folder)))
+    page = runs.raised.round(2).artifact("report.html").read_text()
+    assert client.get(f"/runs/{run.name}/round-2/report.html").text == page
+    for path in ("round-3/report.html", "round-2/eval.jsonl", "round-2/../config.yaml", "x/report.html"):
+        assert client.get(f"/runs/{run.name}/{path}").status_code == 404
+    watched = list(runs.raised.round(2).watched.read())
+    assert html(last) in samples(run.round_dir.path, watched, [], language, run.round_dir.number)
 
 
 def test_fewer_rounds_than_the_run_has_are_refused(runs) -> None:

@@ -13,7 +13,7 @@ from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import memory
-from lowrank_rlhf.run.rounds import prefix
+from lowrank_rlhf.run.results.rounds import prefix
 
 _SECONDS = 2.0
 _REPORT = "report.html"

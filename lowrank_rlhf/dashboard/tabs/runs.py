@@ -17,7 +17,7 @@ from lowrank_rlhf.pipeline.selection import built_on, named
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import duration
-from lowrank_rlhf.run.rounds import split
+from lowrank_rlhf.run.results.rounds import split
 from lowrank_rlhf.stages import of_rounds
 
 Action = Literal["stop", "resume", "redo", "undo"]
