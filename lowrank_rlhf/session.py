@@ -38,6 +38,7 @@ class Session:
 
     config: Config
     run_dir: RunDir
+    """Folder of the round of the running stage."""
     progress: Progress
     stop: StopRequest
     group: ProcessGroup = field(default_factory=ProcessGroup)
@@ -59,7 +60,7 @@ class Session:
 
     def take_backend(self) -> None:
         """Choose the library that runs the model, after the model is fetched and before transformers is imported."""
-        self.backend = take_backend(self.config, self.run_dir.path, self.progress)
+        self.backend = take_backend(self.config, self.run_dir.run, self.progress)
 
     def load_roles(self) -> "Roles":
         """Load the base with its adapters on the first call; return the same object afterwards."""
@@ -75,7 +76,7 @@ class Session:
         self.progress.say(f"loading {self.config.model.source}")
         start = time.monotonic()
         model = self.config.model.model_copy(update={"backend": self.backend})
-        base = load_with_pinned_precision(model, self.run_dir.path, self.progress, self.group)
+        base = load_with_pinned_precision(model, self.run_dir.run, self.progress, self.group)
         roles = Roles(base, self.config.lora, self.config.reward.layers)
         check_training(roles)
         # Every forward polls, in TRL and generation too: a stop need not wait for the end of a step or an evaluation.
@@ -86,11 +87,12 @@ class Session:
 
     def _remember_limits(self, limits: "BatchLimits") -> None:
         """Apply the limits that an earlier out-of-memory error halved, and record each further halving."""
-        path = self.run_dir.path / "room.json"
+        run_dir = self.run_dir.round(1)
+        path = run_dir.path / "room.json"
 
         def halved(what: str) -> None:
             self.progress.say(f"  {what}")
-            self.run_dir.event("halved", what=what)
+            run_dir.event("halved", what=what)
             write_json_atomic(path, {"schema": 1, "tokens": limits.tokens, "rows": limits.rows})
 
         if found := read_record(path, _Halved):
@@ -144,6 +146,12 @@ class Session:
         own = [] if builtin else [*prompts.notes, *prompts.training_notes]
         for note in [*own, *(comparisons.notes if comparisons else [])]:
             self.progress.say(f"  {note}")
+
+    @property
+    def round_seed(self) -> int:
+        """Seed of the sampling and training of this round: the run's in the first one."""
+        number = self.run_dir.number
+        return self.config.seed if number == 1 else derive_seed(self.config.seed, "round", number)
 
     def seed(self, *place: str | int) -> int:
         """Return the seed of one random choice: `seed("ppo", step)`."""

@@ -2,6 +2,7 @@
 
     make faults                                  # or: python tools/faults.py --points 20 --keep /tmp/faults
     python tools/faults.py --source judge --points 0 --random 20
+    python tools/faults.py --rounds 2
 
 A run here is what a person does: `run` up to where it waits for people, rank all answers, `run` to its end, make the
 evaluation again, export the adapters, export the annotations; with `--source judge` nobody ranks. For each point, and
@@ -37,12 +38,14 @@ from lowrank_rlhf.errors import WaitingForPeople
 from lowrank_rlhf.export.export import export_adapters
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.preferences.export_file import to_jsonl
+from lowrank_rlhf.preferences.project import open_project
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import append_line, file_names, read_lines, sha256, write_atomic
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Ranking
+from lowrank_rlhf.run.results.rounds import stages_in
 from lowrank_rlhf.stages import evaluate, ppo, reward, sft  # noqa: F401 - before the forks, once for all of them
 from lowrank_rlhf.stages.rank import STORE
 
@@ -75,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=80, help="how many kill points, spread over all (default 80)")
     parser.add_argument("--source", choices=SOURCES, default="human", help="who ranks (default human)")
+    parser.add_argument("--rounds", type=int, default=1, help="how many rounds (default 1)")
     parser.add_argument("--random", type=int, default=0, help="how many kills at random moments in addition")
     parser.add_argument("--seed", type=int, default=0, help="seed of these moments")
     parser.add_argument("--keep", type=Path, help="do it in this folder, and leave what failed there")
@@ -84,7 +88,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         config = make_config(
             make_tiny_model(folder / "model"), write_prompts(folder / "data.jsonl"), quantization="none",
-            **SETTINGS, **SOURCES[options.source],
+            rounds=options.rounds, **SETTINGS, **SOURCES[options.source],
         )  # fmt: skip
         survived, tried = walk(config, folder, options.points, options.random, random.Random(options.seed))
     print(f"{survived} of {tried} kill points survived")
@@ -185,16 +189,18 @@ def prefer_short(_prompt: str, answers: list[str]) -> list[float]:
 def everything(config: Config, place: Path) -> None:
     """What a person does, from wherever it was left."""
     run_dir = RunDir(place / "runs" / config.name)
-    try:
-        pipeline.run(config, place / "runs", progress=Progress.silent())
-    except WaitingForPeople:
-        rank_all(AnnotationStore(run_dir.path / STORE), place / "confirmed.jsonl")
-        pipeline.run(config, place / "runs", progress=Progress.silent())
-    pipeline.run(config, place / "runs", redo=("evaluate",), progress=Progress.silent())
+    for _ in range(config.rounds + 1):
+        try:
+            pipeline.run(config, place / "runs", progress=Progress.silent())
+            break
+        except WaitingForPeople:
+            rank_all(open_project(run_dir.path).store, place / "confirmed.jsonl")
+    last = pipeline.stages_of(config)[-1].name
+    pipeline.run(config, place / "runs", redo=(last,), progress=Progress.silent())
     if not (place / "export").exists():
-        export_adapters(run_dir, config, place / "export")
+        export_adapters(run_dir.newest, config, place / "export")
     if config.rank.source == "human":
-        write_atomic(place / "people.jsonl", to_jsonl(AnnotationStore(run_dir.path / STORE).contents()))
+        write_atomic(place / "people.jsonl", to_jsonl(open_project(run_dir.path).store.contents()))
 
 
 def rank_all(store: AnnotationStore, confirmed: Path) -> None:
@@ -217,15 +223,17 @@ def differences(place: Path, whole: Path) -> Iterator[str]:
         if not timed and sha256(place / name) != sha256(whole / name):
             yield f"{name} differs"
     runs = [RunDir(folder / "runs" / "tiny") for folder in (place, whole)]
-    for log in ("metrics", "watched"):
-        if rows(getattr(runs[0], log)) != rows(getattr(runs[1], log)):
-            yield f"{log}.jsonl differs"
-    for stage in STAGES:
+    for one, other in zip(runs[0].rounds, runs[1].rounds, strict=True):
+        for log in ("metrics", "watched"):
+            if rows(getattr(one, log)) != rows(getattr(other, log)):
+                yield f"{log}.jsonl of round {one.number} differs"
+    for stage in stages_in(runs[1].path):
         if untimed(runs[0], stage) != untimed(runs[1], stage):
             yield f"the done-mark of {stage} differs"
     yield from runs[0].damage()
     if (place / "confirmed.jsonl").exists():
-        stored = [ranking.model_dump(mode="json") for ranking in AnnotationStore(runs[0].path / STORE).rankings()]
+        stores = [AnnotationStore(each.path / STORE) for each in runs[0].rounds]
+        stored = [ranking.model_dump(mode="json") for store in stores for ranking in store.rankings()]
         seen = [json.loads(line) for line in read_lines(place / "confirmed.jsonl") if line]
         yield from (f"the confirmed ranking of {row['prompt_id']} is lost" for row in seen if row not in stored)
 

@@ -47,7 +47,8 @@ def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
     if not config.is_file() or load_config(config).rank.source == "human":
         contents = find_project(run, runs).store.contents()
         return contents, contents.current()
-    run_dir = RunDir(folder)
+    rounds = RunDir(folder).rounds
+    run_dir = next((each for each in reversed(rounds) if each.mark("rank")), rounds[0])
     if run_dir.mark("rank") is None:
         raise UserError(f"{folder}: answers are not ranked yet. Rank them:\n  {run_command(folder)} --until rank")
     run_dir.check_outputs("prompts.jsonl", "answers.jsonl", "rankings.jsonl")

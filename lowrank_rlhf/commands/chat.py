@@ -62,8 +62,8 @@ def chat(
         raise UserError("--json requires --prompt")
     if lines and prompt is not None:
         raise UserError("--lines reads questions from stdin; remove --prompt")
-    run_dir = RunDir(run_folder(run, runs))
-    config = load_config(run_dir.path / "config.yaml")
+    run_dir = RunDir(run_folder(run, runs)).newest
+    config = load_config(run_dir.run / "config.yaml")
     settings = _settings(config, run_dir, speaks, temperature, top_p, max_new_tokens, seed)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -91,7 +91,7 @@ def _settings(
 ) -> Settings:
     available = ["base", *(name for name in ("sft", "policy") if run_dir.artifact(f"adapters/{name}").is_dir())]
     if speaks not in (None, "all", *available):
-        raise UserError(f"--as: {run_dir.path} has no adapter `{speaks}` yet; it has {', '.join(available)}")
+        raise UserError(f"--as: {run_dir.run} has no adapter `{speaks}` yet; it has {', '.join(available)}")
     tokens = config.sample.max_new_tokens if max_new_tokens is None else max_new_tokens
     if tokens >= config.model.max_length:
         raise UserError(
@@ -119,7 +119,7 @@ def _open(config: Config, run_dir: RunDir) -> "ChatModels":
         session = Session(config, run_dir, progress, StopRequest())
         from lowrank_rlhf.evaluation.chat import ChatModels
 
-        return ChatModels(session.load_roles(), session.run_dir.artifact("adapters"))
+        return ChatModels(session.load_roles(), run_dir)
 
 
 def _answer_once(conversation: Conversation, prompt: str, as_json: bool) -> None:

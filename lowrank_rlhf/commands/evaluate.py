@@ -118,13 +118,13 @@ def evaluate(
       python -m lowrank_rlhf evaluate quickstart model.max_length=512 --comparisons pairs.json --json
     """
     _check_target(out)
-    run_dir = RunDir(run_folder(run, runs))
-    config = load_config(run_dir.path / "config.yaml", _allowed(overrides or [], judge))
+    run_dir = RunDir(run_folder(run, runs)).newest
+    config = load_config(run_dir.run / "config.yaml", _allowed(overrides or [], judge))
     options = MatchOptions(left, right, prompts, limit, samples, judge)
     form = FileFormat(format_name, parse_columns(columns))
     only_accuracy = comparisons is not None and options == MatchOptions()
     seed = config.seed if seed is None else seed
-    result: dict[str, Any] = {"schema": 1, "run": str(run_dir.path), "base": config.model.source, "seed": seed}
+    result: dict[str, Any] = {"schema": 1, "run": str(run_dir.run), "base": config.model.source, "seed": seed}
     result |= {"match": None, "accuracy": None}
     try:
         with Progress(Console(stderr=True)) as progress:
@@ -218,7 +218,7 @@ def _judge(name: str | None, config: Config, run_dir: RunDir, progress: Progress
     """Open the given judge, or the run's; None if the reward model decides."""
     name = name or config.ranking_judge
     if name:
-        return open_judge(name, config.rank, run_dir.path, progress, stop)
+        return open_judge(name, config.rank, run_dir.run, progress, stop)
     if not run_dir.artifact(REWARD).is_dir():
         raise UserError("no judge: this run has no reward model yet; set --judge")
     return None

@@ -60,8 +60,8 @@ def export(
       python -m lowrank_rlhf export quickstart my-prompts --what prompts
     """
     _check_options(what, role, dtype, kind)
-    run_dir = RunDir(run_folder(run, runs))
-    config = load_config(run_dir.path / "config.yaml")
+    run_dir = RunDir(run_folder(run, runs)).newest
+    config = load_config(run_dir.run / "config.yaml")
     with StopRequest() as stop, Progress(Console(stderr=True)) as progress:
         options = _Options(what, role or "policy", dtype or "bfloat16", kind or "q8_0")
         summary = _export(run_dir, config, options, folder, progress, stop)

@@ -136,7 +136,7 @@ class PlannedRun:
         """Compare `ppo.evaluate_prompts` with the validation prompts."""
         asked, data = self.config.ppo.evaluate_prompts, self.config.data
         available = data.validation_prompts or data.held_out
-        ahead = any(status.stage.name == "ppo" and status.state != "done" for status in self.statuses)
+        ahead = any(status.stage.kind == "ppo" and status.state != "done" for status in self.statuses)
         if available >= asked or not ahead:
             return None
         text = (

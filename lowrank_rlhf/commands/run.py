@@ -89,8 +89,9 @@ def run(
         raise Stopped(STOPPED_AT_ONCE) from None
     last = run_dir.mark(until or pipeline.stages_of(loaded)[-1].name)
     message, report = last.result.message if last else None, None
-    if run_dir.mark("evaluate") is None and run_dir.artifact("report.html").exists():  # evaluate's own message names it
-        report = f"The report so far, to open in a browser:\n  {run_dir.artifact('report.html')}"
+    latest = run_dir.rounds[-1]
+    if latest.mark("evaluate") is None and latest.artifact("report.html").exists():  # evaluate's own message names it
+        report = f"The report so far, to open in a browser:\n  {latest.artifact('report.html')}"
     for text in filter(None, (message, report, f"Run folder: {run_dir.path}")):
         echo(text)
 

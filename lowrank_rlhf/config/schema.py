@@ -68,7 +68,8 @@ class SampleConfig(Section):
     """Sampling settings, shared by the answers to rank, rollouts and evaluations."""
 
     prompts: Count | None = None
-    """Maximum number of training prompts with answers to rank; all by default."""
+    """Maximum number of training prompts with answers to rank; all by default. Each further round takes the next
+    ones, and begins again after the last."""
     answers_per_prompt: Annotated[int, Field(ge=2)] = 4
     """Answers per prompt (K)."""
     max_new_tokens: Count = 128
@@ -77,6 +78,9 @@ class SampleConfig(Section):
     """Divisor of the logits, in sampling and in every log-probability; no top-k, top-p or penalties."""
     batch_size: Count = 64
     """Answers sampled at once."""
+    sft_share: Fraction = 0.25
+    """With `rounds` above 1: share of each prompt's answers that the SFT model gives in the second and later rounds,
+    rounded to whole answers. The rest are from the last round's policy."""
 
 
 class RankConfig(Section):
@@ -167,6 +171,10 @@ class Config(Section):
     stages: tuple[StageName, ...] = STAGES
     """Stages to run, in their fixed order. Without the reward model in `ppo.rewards`, sample, rank and reward never
     run."""
+    rounds: Annotated[int, Field(ge=1, le=99)] = 1
+    """Times that answers are sampled, ranked and trained on. From the second on they are the last policy's, the reward
+    model learns from the rankings of all rounds, and the policy is trained further, with its KL still measured from
+    the SFT model. Raise the number in a finished run to add a round."""
     tracking: Literal["none", "tensorboard", "wandb", "trackio", "swanlab"] = "none"
     """Tracker that also receives the figures of `metrics.jsonl`. Install its package, and log in if it requires an
     account. TensorBoard's files are written to the run folder."""
@@ -227,6 +235,7 @@ class Config(Section):
             )
             yield Conflict(("sample.max_new_tokens", "model.max_length"), text)
         yield from self._stage_conflicts()
+        yield from self._round_conflicts()
         yield from self._contrastive_conflicts()
         if self.align.algorithm == "dpo" and self.ppo.rewards:
             text = "align.algorithm is dpo, which learns from comparisons and not from ppo.rewards; remove them"
@@ -246,6 +255,20 @@ class Config(Section):
         if not self.data.held_out and {"ppo", "evaluate"} & set(self.stages):
             text = "data.held_out must be above 0: stages ppo and evaluate use held-out prompts"
             yield Conflict(("data.held_out", "stages"), text)
+
+    def _round_conflicts(self) -> Iterator[Conflict]:
+        if self.rounds == 1:
+            return
+        if self.rank.source == "dataset":
+            text = f"rounds ({self.rounds}) requires rank.source: judge or human: a data set cannot rank new answers"
+            yield Conflict(("rounds", "rank.source"), text)
+        elif missing := {*OF_REWARD_MODEL, "ppo"} - set(self.active_stages):
+            named = ", ".join(stage for stage in STAGES if stage in missing)
+            how = "add them to `stages`"
+            if not self.ppo.uses_reward_model:
+                how = "without the reward model in ppo.rewards they do not run"
+            text = f"rounds ({self.rounds}) requires the stages {named}: {how}"
+            yield Conflict(("rounds", "stages", "ppo.rewards"), text)
 
     def _contrastive_conflicts(self) -> Iterator[Conflict]:
         if self.ppo.contrastive and self.rank.source == "dataset":

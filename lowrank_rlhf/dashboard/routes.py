@@ -11,6 +11,7 @@ from lowrank_rlhf.dashboard import exports
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.results.rounds import split
 
 REPORTS = {"report.html": "text/html; charset=utf-8", "report.md": "text/markdown; charset=utf-8"}
 # A report contains text by models: it may run no script, load nothing and send nothing.
@@ -21,11 +22,12 @@ def routes(runs: RunsFolder) -> list[BaseRoute]:
     """Return the routes below `/runs/`."""
 
     def report(request: Request) -> Response:
-        name = request.path_params["file"]
-        path = runs.path(request.path_params["run"]) / name
-        if name not in REPORTS or path.is_symlink() or not path.is_file():
+        number, name = split(request.path_params["file"])
+        run_dir = RunDir(runs.path(request.path_params["run"]), number)
+        path = run_dir.artifact(name)
+        if name not in REPORTS or path.is_symlink() or run_dir.path.is_symlink() or not path.is_file():
             return _not_found()
-        RunDir(path.parent).check_outputs(name)
+        run_dir.check_outputs(name)
         return FileResponse(path, media_type=REPORTS[name], headers={"Content-Security-Policy": _REPORT_POLICY})
 
     def archive(request: Request) -> Response:
@@ -46,7 +48,7 @@ def routes(runs: RunsFolder) -> list[BaseRoute]:
 
     return [
         Route("/runs/{run}/exports/{kind}.zip", or_not_found(archive)),
-        Route("/runs/{run}/{file}", or_not_found(report)),
+        Route("/runs/{run}/{file:path}", or_not_found(report)),
     ]
 
 

@@ -18,9 +18,9 @@ from lowrank_rlhf.errors import ExitCode, UserError
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress_file import StageProgress, read_progress
-from lowrank_rlhf.run.results import DoneMark, EvaluateResult, Results, StageResult
+from lowrank_rlhf.run.results import DoneMark, Results, StageResult
+from lowrank_rlhf.run.results.rounds import SFT, split, stages_in
 from lowrank_rlhf.run.run_lock import lock_record
-from lowrank_rlhf.stages import STAGES
 
 State = Literal["running", "starting", "waiting", "finished", "stopped", "failed", "killed", "new"]
 Events = Sequence[dict[str, Any]]
@@ -66,6 +66,11 @@ class RunStatus:
     """`align.algorithm` of the config."""
 
     @property
+    def round_dir(self) -> RunDir:
+        """Folder of the newest round that was started."""
+        return RunDir(self.path).rounds[-1]
+
+    @property
     def busy(self) -> bool:
         """Return True if a process works on the run."""
         return self.state in ("running", "starting")
@@ -77,8 +82,8 @@ class RunStatus:
 
     @property
     def results(self) -> Results:
-        """Return the results of the finished stages."""
-        return Results.model_validate({stage: mark.result for stage, mark in self.marks.items()})
+        """Return the results of the finished stages, of the newest round that was started."""
+        return _results(self.marks, self.round_dir.number)
 
     @property
     def seconds_left(self) -> float | None:
@@ -127,7 +132,7 @@ class StatusReader:
             stage=stage,
             marks=marks,
             progress=_progress(path, stage) if busy else None,
-            figure=self._figure(path, state, marks),
+            figure=self._figure(RunDir(path).rounds[-1], state, marks),
             log_end=_log_end(path) if current and (state != "finished" or code) else "",
             exit_code=code,
             pid=worker.process.pid if worker and worker.process else None,
@@ -142,12 +147,12 @@ class StatusReader:
         except (OSError, UserError):
             return None
 
-    def _figure(self, path: Path, state: State, marks: dict[str, DoneMark[StageResult]]) -> KeyFigure | None:
+    def _figure(self, run_dir: RunDir, state: State, marks: Mapping[str, DoneMark[StageResult]]) -> KeyFigure | None:
         """Return the win rate of a finished run, else the latest figure of the stage trained last."""
-        evaluated = marks["evaluate"].result if state == "finished" and "evaluate" in marks else None
-        if isinstance(evaluated, EvaluateResult) and evaluated.win_rate is not None:
+        evaluated = _results(marks, run_dir.number).evaluate if state == "finished" else None
+        if evaluated and evaluated.win_rate is not None:
             return KeyFigure("win_rate", evaluated.win_rate)
-        rows, _ = self._tails.read(path / "metrics.jsonl")
+        rows, _ = self._tails.read(run_dir.metrics.path)
         for row in reversed(rows):
             metric, key = _METRICS.get(str(row.get("stage")), ("", ""))
             if isinstance(value := row.get(metric), int | float):
@@ -162,11 +167,18 @@ def _load_config(file: Path, _modified_at: int) -> Config:
 def _marks(run_dir: RunDir) -> dict[str, DoneMark[StageResult]]:
     """Return the readable done marks. A damaged one counts as missing; `RunStatus.damage` reports the damage."""
     marks = {}
-    for stage in STAGES:
+    for stage in stages_in(run_dir.run):
         with suppress(UserError):
-            if mark := run_dir.mark(stage.name):
-                marks[stage.name] = mark
+            if mark := run_dir.mark(stage):
+                marks[stage] = mark
     return marks
+
+
+def _results(marks: Mapping[str, DoneMark[StageResult]], number: int) -> Results:
+    """Return the results of a round, and of stage sft, which all rounds share."""
+    own = {plain: mark.result for stage, mark in marks.items() for each, plain in [split(stage)]
+           if each == number or plain == SFT}  # fmt: skip
+    return Results.model_validate(own)
 
 
 def _state(path: Path, alive: bool, complete: bool, events: Events, job: Mapping[str, Any]) -> State:

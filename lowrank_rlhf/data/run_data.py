@@ -28,7 +28,7 @@ def hub_sources(config: Config) -> list[str]:
 
 def read_commits(run_dir: RunDir) -> dict[str, str]:
     """Return the recorded commit of each hub source."""
-    found = read_record(run_dir.path / _COMMITS, _Commits)
+    found = read_record(run_dir.run / _COMMITS, _Commits)
     return found["commits"] if found else {}
 
 
@@ -36,7 +36,7 @@ def keep_commits(run_dir: RunDir, commits: Mapping[str, str]) -> None:
     """Record commits for the run; those recorded before do not change."""
     known = read_commits(run_dir)
     if not commits.keys() <= known.keys():
-        write_json_atomic(run_dir.path / _COMMITS, {"schema": SCHEMA, "commits": {**commits, **known}})
+        write_json_atomic(run_dir.run / _COMMITS, {"schema": SCHEMA, "commits": {**commits, **known}})
 
 
 def look_up_commits(run_dir: RunDir, config: Config) -> None:
@@ -48,7 +48,7 @@ def look_up_commits(run_dir: RunDir, config: Config) -> None:
 
 def divides_held_out(run_dir: RunDir) -> bool:
     """Return False for a run whose policy an older version trained: it selected on all held-out prompts."""
-    found = run_dir.fingerprint("ppo")
+    found = run_dir.round(1).fingerprint("ppo")
     return found is None or VALIDATION in found.settings
 
 

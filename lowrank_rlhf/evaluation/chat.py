@@ -9,6 +9,7 @@ from lowrank_rlhf.models.adapters import fill_role, load_role
 from lowrank_rlhf.models.generation import generating_as, stream_answer, stream_text
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import require_finite
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import read_record
 from lowrank_rlhf.run.records import Message, Prompt
 from lowrank_rlhf.training.rollout import RewardScale, reward_scores
@@ -45,15 +46,15 @@ class ChatModels:
 
     Args:
         roles: adapters on the loaded base; the role POLICY holds the adapter of the model that answers.
-        adapters: the run's folder of adapters.
+        run_dir: folder of the run's newest round.
     """
 
-    def __init__(self, roles: Roles, adapters: Path):
+    def __init__(self, roles: Roles, run_dir: RunDir):
         self._roles, self._base = roles, roles.base
         self._loaded: str | None = None
-        self._folders = {name: _existing(adapters / name) for name in ("sft", "policy")}
+        self._folders = {name: _existing(run_dir.artifact(f"adapters/{name}")) for name in ("sft", "policy")}
         self._scale: RewardScale | None = None
-        reward = _existing(adapters / "reward")
+        reward = _existing(run_dir.artifact("adapters/reward"))
         about = read_record(reward / "reward.json") if reward else None
         self.about_scores = "no scores: the run has no reward model yet"
         """Meaning of a score, in a sentence."""

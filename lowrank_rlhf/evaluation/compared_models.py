@@ -71,7 +71,7 @@ def run_adapter(run_dir: RunDir, name: str, stage: str) -> Path:
     if folder.is_dir():
         run_dir.check_outputs(f"adapters/{name}")
         return folder
-    run, config = run_dir.path, run_dir.path / "config.yaml"
+    run, config = run_dir.run, run_dir.run / "config.yaml"
     advice = "Run that stage:"
     if stage not in load_config(config).stages:
         advice = f"Add {stage} to `stages` in {config}, then run it:"
@@ -85,9 +85,9 @@ def training_overlap(
     training_prompts: Callable[[], Sequence[Prompt]], run_dir: RunDir, prompts: Sequence[Prompt]
 ) -> list[str]:
     """Return a note if the run was trained on some of these prompts, or if its training prompts cannot be read."""
-    ranked = run_dir.artifact("prompts.jsonl")
+    ranked = [path for each in run_dir.up_to_this if (path := each.artifact("prompts.jsonl")).is_file()]
     try:
-        training = [*training_prompts(), *(read_jsonl(ranked, Prompt) if ranked.is_file() else ())]
+        training = [*training_prompts(), *(prompt for path in ranked for prompt in read_jsonl(path, Prompt))]
     except UserError as error:
         return [f"cannot check whether the run was trained on these prompts: {str(error).splitlines()[0]}"]
     keys = {prompt_key(prompt.messages) for prompt in training}

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.config.schema import Config, SampleConfig
-from lowrank_rlhf.evaluation.match import divergence, pack_answers
+from lowrank_rlhf.evaluation.match import Divergence, divergence, pack_answers
 from lowrank_rlhf.evaluation.run_judges import JudgeRole, followed_judges, open_judge
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.kl import kl_penalty
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.maths.statistics import win_rate
+from lowrank_rlhf.models.adapters import replaced
 from lowrank_rlhf.models.allocator import release_if_short
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.scoring import Scored, not_finite
+from lowrank_rlhf.models.scoring import Scored, not_finite, score_logprobs
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
@@ -69,6 +70,8 @@ class PolicyAnswers:
     """Largest absolute difference of log-probabilities at any token, nats."""
     judged: Mapping[JudgeRole, list[float]]
     """Scores of each judge that is followed, (N,)."""
+    from_last: Divergence | None = None
+    """Divergence from the last round's policy; None in the first round."""
     problem: str | None = None
     """Message about scores or log-probabilities that are NaN or infinite."""
 
@@ -76,6 +79,11 @@ class PolicyAnswers:
     def ended(self) -> list[bool]:
         """(N,), True for each answer that ended by itself."""
         return [sample.finished for sample in self.samples]
+
+    @property
+    def last_difference(self) -> float | None:
+        """Largest absolute difference to the last round's policy at any token, nats; None in the first round."""
+        return self.from_last.max_token_difference if self.from_last else None
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,8 @@ class PolicyEvaluation:
     """The first is the gold judge (Gao et al. 2022)."""
     sft: list[Sample]
     sft_judged: Mapping[JudgeRole, list[float]]
+    last_policy: Path | None = None
+    """Adapter of the last round's policy; None in the first round."""
 
     @classmethod
     def against_sft(
@@ -101,6 +111,7 @@ class PolicyEvaluation:
         scorer: Scorer,
         judges: Sequence[FollowedJudge] = (),
         work: Path | None = None,
+        last_policy: Path | None = None,
     ) -> "PolicyEvaluation":
         """Sample SFT's answers as the role REFERENCE, from the same random streams as the policy's later.
 
@@ -111,7 +122,12 @@ class PolicyEvaluation:
         judged = {judge.role: judge.scores(prompts, sft) for judge in judges}
         if isinstance(scorer, RewardSum):
             scorer = scorer.fitted(roles, prompts, sft, work)
-        return cls(roles, prompts, config.sample, seed, scorer, judges, sft, judged)
+        return cls(roles, prompts, config.sample, seed, scorer, judges, sft, judged, last_policy)
+
+    @property
+    def sft_ended(self) -> list[bool]:
+        """(N,), True for each answer of SFT that ended by itself."""
+        return [sample.finished for sample in self.sft]
 
     def evaluate(self, step: int, config: PpoConfig, diverged: OnNotFinite) -> tuple[PolicyAnswers, dict[str, float]]:
         """Return the policy's answers after `step` and their figures.
@@ -140,10 +156,18 @@ class PolicyEvaluation:
             max_token_difference=found.max_token_difference,
             parts=parts,
             judged={judge.role: judge.scores(self.prompts, samples) for judge in self.judges},
+            from_last=self._from_last(found, batch),
             problem=found.problem(self.prompts) or not_finite(Role.REWARD, "scores", scores, ids),
         )
         release_if_short()
         return answers
+
+    def _from_last(self, found: Divergence, batch: Sequences) -> Divergence | None:
+        if self.last_policy is None:
+            return None
+        with replaced(self.roles, Role.REFERENCE, self.last_policy):
+            last = score_logprobs(self.roles, Role.REFERENCE, batch, self.sampling.temperature).logprobs
+        return Divergence(found.policy, last)
 
     def figures(self, answers: PolicyAnswers, config: PpoConfig) -> dict[str, float]:
         """Return means over the answers; `objective` is the mean of `objectives`.
@@ -157,6 +181,8 @@ class PolicyEvaluation:
             "objective": float(self.objectives(answers, config).mean()),
             **Scored(answers.scores, answers.parts).figures(),
         }
+        if answers.from_last:
+            figures["kl_last"] = float(answers.from_last.kl.mean())
         for key, (role, scores) in zip(("win_rate", "second_win_rate"), answers.judged.items(), strict=False):
             figures[role] = sum(scores) / len(scores)
             figures[key] = win_rate(scores, self.sft_judged[role])

@@ -21,6 +21,7 @@ from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import require_finite, score_tokens
 from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.run.records import Score, write_jsonl
 from lowrank_rlhf.training.reward_data import Group, about_reward, rows_of, split_scores
 from lowrank_rlhf.training.rollout import RewardScale
 
@@ -168,6 +169,18 @@ def raw_scores(roles: Roles, groups: Sequence[Group], scale: RewardScale) -> lis
 def prompts_of(groups: Sequence[Group]) -> list[str]:
     """Return the prompt id of each answer."""
     return [group.prompt_id for group in groups for _ in group.answers]
+
+
+def write_scores(path: Path, groups: Sequence[Group], scores: Sequence[Tensor], trained: int) -> None:
+    """Write a `Score` per answer; the model was trained on the first `trained` groups."""
+    write_jsonl(
+        path,
+        (
+            Score(sample_id=sample, prompt_id=group.prompt_id, score=score, held_out=index >= trained)
+            for index, (group, group_scores) in enumerate(zip(groups, scores, strict=True))
+            for sample, score in zip(group.samples, group_scores.tolist(), strict=True)
+        ),
+    )
 
 
 def _parts(groups: Sequence[Group]) -> Iterator[Sequence[Group]]:

@@ -189,7 +189,7 @@ def _data(config: Config, marks: Marks) -> Table:
 
 def _versions(run_dir: RunDir) -> str:
     """Return the packages that the run was made with."""
-    environment = read_json(run_dir.path / "env.json") or {}
+    environment = read_json(run_dir.run / "env.json") or {}
     packages = {"python": environment.get("python"), **environment.get("packages", {})}
     return ", ".join(f"{name} {version}" for name, version in packages.items() if version)
 

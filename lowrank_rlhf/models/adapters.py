@@ -1,6 +1,8 @@
 """Load LoRA adapters saved by PEFT as roles: the run's own, or others of any rank and layers on the same base."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +89,17 @@ def fill_role(roles: Roles, role: Role, folder: Path | None) -> None:
     settings, weights = _read_adapter(roles, role, folder)
     roles.replace_adapter(role, settings)
     _copy(weights, roles, role)
+
+
+@contextmanager
+def replaced(roles: Roles, role: Role, folder: Path) -> Iterator[None]:
+    """Load another adapter with the run's own settings into a role for the time of the block. Raises as `load_role`."""
+    own = {name: weight.clone() for name, weight in roles.named_parameters(role).items()}
+    load_role(roles, role, folder)
+    try:
+        yield
+    finally:
+        _copy(own, roles, role)
 
 
 def trained_on(folder: Path) -> str | None:

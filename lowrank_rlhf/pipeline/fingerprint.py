@@ -30,6 +30,8 @@ _OF_JUDGES = tuple(f"{_ENDPOINT}.{name}" for name in ("ask", "template", "rubric
 _NOT_ALWAYS_KNOWN = (_MODEL_FILES, _ROOM, _FOLLOWED, "rank.minimum_rankings")
 # Only these depend on the division of the held-out prompts.
 _USE_HELD_OUT = ("ppo", "evaluate")
+# Only later rounds mix answers of two models.
+_SFT_SHARE = "sample.sft_share"
 
 
 def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerprint:
@@ -38,9 +40,9 @@ def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerp
     for key in stage.settings:
         settings |= _flat(key, _setting(config, key))
     settings |= _of_other_sections(stage, config)
-    ignored = () if stage.name in _USE_HELD_OUT else (VALIDATION,)
+    ignored = [*([] if stage.kind in _USE_HELD_OUT else [VALIDATION]), *([_SFT_SHARE] if stage.round == 1 else [])]
     kept = {key: value for key, value in settings.items() if key not in ignored and not stages.is_pace(key)}
-    if stage.name == "rank" and config.rank.judge != ENDPOINT:  # then only other stages ask it
+    if stage.kind == "rank" and config.rank.judge != ENDPOINT:  # then only other stages ask it
         kept = {key: value for key, value in kept.items() if not _of_endpoint(key)}
     return Fingerprint(settings=kept, inputs=inputs)
 
@@ -88,9 +90,9 @@ def _of_other_sections(stage: Stage, config: Config) -> dict[str, Any]:
     The length of answers determines which demonstrations are too long; PPO's evaluations use the second judge.
     """
     found: dict[str, Any] = {}
-    if stage.name == "sft" and config.sft.source == "train" and config.data.skip_too_long:
+    if stage.kind == "sft" and config.sft.source == "train" and config.data.skip_too_long:
         found[_ROOM] = room_for_prompts(config)
-    if stage.name == "ppo":
+    if stage.kind == "ppo":
         if config.ppo.asking_endpoint:
             asked = _flat(_ENDPOINT, _setting(config, _ENDPOINT))
             found |= {key: value for key, value in asked.items() if key not in _OF_JUDGES}

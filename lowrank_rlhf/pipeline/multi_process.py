@@ -15,8 +15,9 @@ from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.files import sha256
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.results import StageResult, Started
+from lowrank_rlhf.run.results.rounds import prefix
 from lowrank_rlhf.session import Session
-from lowrank_rlhf.stages import STAGES, Stage
+from lowrank_rlhf.stages import Stage, of_rounds
 
 
 def sharing(stage: Stage, group: ProcessGroup) -> int:
@@ -42,7 +43,8 @@ def run_stage(stage: Stage, session: Session) -> StageResult:
         with group.single_process():
             return stage.run(session)
     session.load_roles()  # in the main process first: it records machine-dependent choices for the others
-    group.sum(STAGES.index(stage) + 1)
+    names = [each.name for each in of_rounds(session.config.rounds)]
+    group.sum(names.index(stage.name) + 1)
     group.barrier()  # the others have made their copies
     result = stage.run(session)
     _check_outputs(stage, session.run_dir, group)
@@ -54,9 +56,11 @@ def follow(config: Config, run_dir: RunDir, group: ProcessGroup) -> None:
     with TemporaryDirectory(prefix="lowrank_rlhf-") as folder, StopRequest(group) as stop:
         own = RunDir(Path(folder) / "run")
         session = Session(config, own, Progress.silent(), stop, group)
+        every = list(of_rounds(config.rounds))
         while number := group.sum(0):
-            stage = STAGES[number - 1]
+            stage = every[number - 1]
             _copy(stage, run_dir.path, own.path)
+            session.run_dir = own.round(stage.round)
             group.barrier()
             stage.run(session)
             _check_outputs(stage, own, group)
@@ -69,7 +73,7 @@ def dismiss(group: ProcessGroup) -> None:
 
 def _check_outputs(stage: Stage, run_dir: RunDir, group: ProcessGroup) -> None:
     """Raise `StageFailed` if the outputs of the processes differ."""
-    digests = "".join(sha256(run_dir.work(stage.name) / name) for name in stage.writes)
+    digests = "".join(sha256(run_dir.work(stage.name) / name) for name in stage.outputs)
     own = int(hashlib.sha256(digests.encode()).hexdigest()[:12], 16)  # short: the sum must not overflow
     if group.sum(own) != own * group.world_size:
         raise StageFailed(
@@ -81,8 +85,9 @@ def _check_outputs(stage: Stage, run_dir: RunDir, group: ProcessGroup) -> None:
 def _copy(stage: Stage, run: Path, own: Path) -> None:
     """Copy the stage's inputs, its work folder, and the run's logs and records."""
     shutil.rmtree(own, ignore_errors=True)
-    notes = [path.name for path in run.glob("*.json*")]
-    for name in {*stage.reads, *notes, f"work/{stage.name}"}:
+    inside = prefix(stage.round)
+    notes = [path.relative_to(run).as_posix() for folder in {"", inside} for path in run.glob(f"{folder}*.json*")]
+    for name in {*stage.reads, *notes, f"{inside}work/{stage.kind}"}:
         if (run / name).is_dir():
             shutil.copytree(run / name, own / name)
         elif (run / name).exists():

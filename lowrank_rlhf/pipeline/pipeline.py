@@ -28,6 +28,7 @@ from lowrank_rlhf.run.files import now, read_record, write_json_atomic
 from lowrank_rlhf.run.memory_usage import forget_peak_memory, peak_memory_bytes
 from lowrank_rlhf.run.progress import Later, Progress, StopRequest, duration, memory
 from lowrank_rlhf.run.results import Started
+from lowrank_rlhf.run.results.rounds import prefix
 from lowrank_rlhf.run.tracking import tracked
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.sources.encoder import fetch_encoder
@@ -63,22 +64,23 @@ def run(
     `CannotFit` if the disk is full, and any error of a stage, whose work is kept.
     """
     chosen = selection.up_to(until, stages_of(config))
-    again = selection.built_on(selection.named(redo, stages_of(config)))
+    again = selection.built_on(selection.named(redo, stages_of(config)), stages.of_rounds(config.rounds))
     run_dir = RunDir(runs_folder / config.name)
     run_dir.check()
+    selection.check_rounds(config, run_dir)
     config = _fitted(config, run_dir, progress)
     to_do = [stage for stage in chosen if stage in again or run_dir.mark(stage.name) is None]
     check_disk_space(run_dir.path, smallest_need(to_do, config, find_shape(config.model)))
     with disk_watched(run_dir.path), run_dir.lock(), StopRequest(group) as stop:
         run_dir.recover()
-        selection.check_inputs(chosen, again, run_dir, _not_made(config))
+        selection.check_inputs(chosen, stages.of_rounds(config.rounds), again, run_dir, _not_made(config))
         look_up_commits(run_dir, config)
         kept = [stage for stage in chosen if stage not in again]
         _refuse_stale([_status(stage, config, run_dir) for stage in kept])
         if again:
             run_dir.earlier.check()
         redo_stages.refuse_other_answers(again, config, run_dir)
-        unfinished = [stage.name for stage in stages_of(config) if stage in again or not run_dir.mark(stage.name)]
+        unfinished = {stage.kind for stage in stages_of(config) if stage in again or not run_dir.mark(stage.name)}
         session = Session(config, run_dir, progress, stop, group or ProcessGroup(), unfinished)
         if to_do:
             session.read_data()
@@ -99,8 +101,10 @@ def run(
             for index, stage in enumerate(chosen, 1):
                 remaining = _to_go(chosen, stage, config, run_dir, session.data)
                 progress.stage(index, len(chosen), stage.name, stage.does, *remaining)
+                session.run_dir = run_dir.round(stage.round)
+                session.run_dir.metrics.pass_on_to(run_dir.metrics, prefix(stage.round))
                 _run_stage(stage, session, planned.get(stage.name))
-        _report(run_dir)
+        _report(run_dir.rounds[-1])
         run_dir.earlier.drop_if_replaced(wanted)
     return run_dir
 
@@ -113,17 +117,19 @@ def plan(config: Config, run_dir: RunDir) -> list[StageStatus]:
 
 def missing_inputs(config: Config, run_dir: RunDir) -> list[tuple[Key, str]]:
     """Return a message for each stage with an input that is neither in the run nor produced by an earlier stage."""
-    sentences = selection.missing_inputs(stages_of(config), (), run_dir, _not_made(config))
+    known = stages.of_rounds(config.rounds)
+    sentences = selection.missing_inputs(stages_of(config), known, (), run_dir, _not_made(config))
     return [(("stages",), sentence) for sentence in sentences]
 
 
 def stages_of(config: Config) -> list[Stage]:
-    """Return the config's stages; comparisons from a data set need no sampling."""
+    """Return the config's stages, round by round; comparisons from a data set need no sampling."""
     not_made = _not_made(config)
-    wanted = [
-        stage for stage in stages.STAGES if stage.name in config.active_stages and not_made.isdisjoint(stage.writes)
+    return [
+        stages.made_by(stage, config)
+        for stage in stages.of_rounds(config.rounds)
+        if stage.kind in config.active_stages and not_made.isdisjoint(stage.writes)
     ]
-    return [stages.made_by(stage, config) for stage in wanted]
 
 
 def _fitted(config: Config, run_dir: RunDir, progress: Progress) -> Config:
@@ -164,7 +170,7 @@ def _status(stage: Stage, config: Config, run_dir: RunDir) -> StageStatus:
 
 
 def _run_stage(stage: Stage, session: Session, planned: float | None) -> None:
-    run_dir, progress = session.run_dir, session.progress
+    run_dir, progress = RunDir(session.run_dir.run), session.progress
     status = _status(stage, session.config, run_dir)
     _refuse_stale([status])  # again: earlier stages may have changed its inputs
     if status.state == "done":
@@ -200,9 +206,10 @@ def _work(stage: Stage, session: Session, started: Started, planned: float | Non
     On Linux the peak of memory is that of the stage, over all attempts; elsewhere that of the process, earlier stages
     included.
     """
-    path = session.run_dir.start_record(stage.name)
+    run_dir = RunDir(session.run_dir.run)
+    path = run_dir.start_record(stage.name)
     _write_started(path, started)
-    session.run_dir.event("started", stage=stage.name)
+    run_dir.event("started", stage=stage.name)
     forget_peak_memory()
     since, loading = time.monotonic(), session.loading_seconds
     try:
@@ -210,7 +217,7 @@ def _work(stage: Stage, session: Session, started: Started, planned: float | Non
     except BaseException as error:
         used = _with_usage(started, since)
         _write_started(path, used)
-        session.run_dir.event("ended early", stage=stage.name, seconds=used.seconds, error=type(error).__name__)
+        run_dir.event("ended early", stage=stage.name, seconds=used.seconds, error=type(error).__name__)
         raise
     return {
         "schema": 1,

@@ -12,6 +12,7 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Sample, read_jsonl
 from lowrank_rlhf.run.results import Fingerprint
+from lowrank_rlhf.run.results.rounds import prefix
 from lowrank_rlhf.stages import Stage
 
 _SAMPLES = "samples.jsonl"
@@ -24,19 +25,21 @@ def refuse_other_answers(again: Collection[Stage], config: Config, run_dir: RunD
     """
     if config.rank.source != "human":
         return
-    changed: list[str] = []
-    for stage in map(stages.stage, ("sft", "sample")):
+    changed: list[str] = []  # among the stages before the answers of each round
+    for entry in stages.of_rounds(config.rounds):
+        stage = stages.made_by(entry, config)
         mark = run_dir.mark(stage.name)
         if (mark is None or stage in again) and (ranked := mark or run_dir.earlier_mark(stage.name)):
             changed += _changes(ranked.fingerprint, stage, config, run_dir)
-    if changed and (prompts := _ranked_prompts(run_dir)):
-        undo = "undo the redo (--undo-redo), " if run_dir.earlier.stages() else ""
-        raise UserError(
-            f"{run_dir.path / STORE} has rankings of {prompts} prompts by people, of answers that these changes would "
-            "replace:\n"
-            + "".join(f"  {line}\n" for line in changed)
-            + f"Start a new run under another name (name=...), {undo}or move the file away to rank again."
-        )
+            changed += [f"{stage.name} takes the current rankings"] if stage.kind == "rank" else []
+        if stage.kind == "sample" and changed and (prompts := _ranked_prompts(run_dir.round(stage.round))):
+            undo = "undo the redo (--undo-redo), " if run_dir.earlier.stages() else ""
+            raise UserError(
+                f"{run_dir.round(stage.round).path / STORE} has rankings of {prompts} prompts by people, of answers "
+                "that these changes would replace:\n"
+                + "".join(f"  {line}\n" for line in changed)
+                + f"Start a new run under another name (name=...), {undo}or move the file away to rank again."
+            )
 
 
 def set_aside(again: Sequence[Stage], run_dir: RunDir, progress: Progress) -> None:
@@ -63,22 +66,24 @@ def undo(run_dir: RunDir) -> list[str]:
 
 def _refuse_earlier_answers(run_dir: RunDir) -> None:
     """Raise `UserError` if undoing a redo would replace newer answers that people have ranked."""
-    prompts = _prompts_of_newer_rankings(run_dir) if run_dir.earlier.has("sample") else 0
-    if prompts:
-        newer, earlier = run_dir.mark("sample"), run_dir.earlier_mark("sample")
+    for each in run_dir.rounds:
+        stage = f"{prefix(each.number)}sample"
+        if not (run_dir.earlier.has(stage) and (prompts := _prompts_of_newer_rankings(each, stage))):
+            continue
+        newer, earlier = run_dir.mark(stage), run_dir.earlier_mark(stage)
         changed = differences(earlier.fingerprint, newer.fingerprint, finished=True) if newer and earlier else ()
         raise UserError(
-            f"{run_dir.path / STORE} has rankings of {prompts} prompts by people, of answers that the earlier results "
+            f"{each.path / STORE} has rankings of {prompts} prompts by people, of answers that the earlier results "
             "do not contain:\n"
             + "".join(f"  {line}\n" for line in changed)
             + "Finish the redo, or move the file away to restore the earlier results without these rankings."
         )
 
 
-def _prompts_of_newer_rankings(run_dir: RunDir) -> int:
-    """Return the number of prompts that people ranked with answers that only the present samples contain."""
+def _prompts_of_newer_rankings(run_dir: RunDir, stage: str) -> int:
+    """Return the number of prompts that people ranked with answers that only the round's present samples contain."""
     store = run_dir.path / STORE
-    files = (run_dir.artifact(_SAMPLES), run_dir.earlier.files("sample") / _SAMPLES)
+    files = (run_dir.artifact(_SAMPLES), run_dir.earlier.files(stage) / prefix(run_dir.number) / _SAMPLES)
     newer, earlier = (set(read_jsonl(file, Sample)) if file.is_file() else set[Sample]() for file in files)
     if not (newer - earlier and store.is_file()):
         return 0

@@ -1,9 +1,9 @@
 """Select the stages of a command, and check that their inputs exist or will be produced."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from lowrank_rlhf import stages
 from lowrank_rlhf.config.messages import suggestion
+from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.stages import Stage
@@ -27,10 +27,10 @@ def named(names: Sequence[str], known: Sequence[Stage]) -> list[Stage]:
     return [by_name[name] for name in names]
 
 
-def built_on(first: Collection[Stage]) -> list[Stage]:
-    """Return the stages and all that depend on their outputs, directly or indirectly."""
+def built_on(first: Collection[Stage], known: Iterable[Stage]) -> list[Stage]:
+    """Return the stages and all known ones that depend on their outputs, directly or indirectly."""
     affected: list[Stage] = []
-    for stage in stages.STAGES:
+    for stage in known:
         made = {name for earlier in affected for name in earlier.writes}
         if stage in first or made.intersection(stage.reads):
             affected.append(stage)
@@ -38,21 +38,30 @@ def built_on(first: Collection[Stage]) -> list[Stage]:
 
 
 def check_inputs(
-    chosen: Sequence[Stage], again: Collection[Stage], run_dir: RunDir, not_needed: Collection[str] = ()
+    chosen: Sequence[Stage],
+    known: Iterable[Stage],
+    again: Collection[Stage],
+    run_dir: RunDir,
+    not_needed: Collection[str] = (),
 ) -> None:
     """Raise `UserError` with the first message of `missing_inputs`."""
-    for sentence in missing_inputs(chosen, again, run_dir, not_needed):
+    for sentence in missing_inputs(chosen, known, again, run_dir, not_needed):
         raise UserError(f"stages: {sentence}")
 
 
 def missing_inputs(
-    chosen: Sequence[Stage], again: Collection[Stage], run_dir: RunDir, not_needed: Collection[str] = ()
+    chosen: Sequence[Stage],
+    known: Iterable[Stage],
+    again: Collection[Stage],
+    run_dir: RunDir,
+    not_needed: Collection[str] = (),
 ) -> Iterator[str]:
     """Yield a message for each stage with an input that is neither in the run nor produced before it.
 
-    `again` are the stages whose outputs will be discarded first; the files `not_needed` are ignored.
+    `known` are all stages of its rounds, `again` are the stages whose outputs will be discarded first; the files
+    `not_needed` are ignored.
     """
-    makers = {name: stage.name for stage in stages.STAGES for name in stage.writes}
+    makers = {name: stage.kind for stage in known for name in stage.writes}
     discarded = {name for stage in again for name in stage.writes}
     made = set(not_needed)
     for stage in chosen:
@@ -68,3 +77,12 @@ def missing_inputs(
                 f"stage {maker} makes it: add {maker} to `stages`"
             )
         made.update(stage.writes)
+
+
+def check_rounds(config: Config, run_dir: RunDir) -> None:
+    """Raise `UserError` if the run has more rounds than the config: their results would be out of date unnoticed."""
+    if (last := run_dir.rounds[-1]).number > config.rounds:
+        raise UserError(
+            f"rounds is {config.rounds}, but {run_dir.path} has {last.number} rounds. Set rounds={last.number}, or "
+            f"move {last.path} away"
+        )

@@ -14,6 +14,7 @@ from lowrank_rlhf.data.run_data import RunData, divides_held_out
 from lowrank_rlhf.data.turns import Turns
 from lowrank_rlhf.maths.best_of_n import MOST
 from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.results.rounds import split
 from lowrank_rlhf.sources.model_shape import Shape
 
 TRAINING = 3.0
@@ -142,7 +143,11 @@ class _Passes:
 
 
 def compute_cost(stage: str, config: Config, counts: Amounts, shape: Shape) -> float:
-    """Return the stage's cost in operations of a forward pass; 0 for a stage that runs no model."""
+    """Return the stage's cost in operations of a forward pass; 0 for a stage that runs no model.
+
+    Every round ranks as many answers as the first, and its reward model reads those of all rounds so far.
+    """
+    number, stage = split(stage)
     passes = _Passes(config, counts, shape)
     if stage == "sft":
         return counts.demonstrations * config.sft.epochs * passes.trained(0, shape.layers, counts.tokens)
@@ -150,7 +155,7 @@ def compute_cost(stage: str, config: Config, counts: Amounts, shape: Shape) -> f
         return counts.answers * passes.sampled()
     if stage == "reward":
         heads = passes.heads
-        return counts.answers * (passes.forward(0, heads) + config.reward.epochs * passes.trained(0, heads))
+        return number * counts.answers * (passes.forward(0, heads) + config.reward.epochs * passes.trained(0, heads))
     if stage == "ppo":
         return _policy_cost(passes)
     if stage == "evaluate":

@@ -12,6 +12,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import CannotFit, UserError
 from lowrank_rlhf.planner.compute_cost import Amounts
 from lowrank_rlhf.run.progress import memory
+from lowrank_rlhf.run.results.rounds import split
 from lowrank_rlhf.sources.model_shape import Shape
 from lowrank_rlhf.stages import Stage
 
@@ -75,6 +76,7 @@ def disk_watched(run: Path) -> Iterator[None]:
 
 def output_size(name: str, config: Config, shape: Shape, counts: Amounts) -> float | None:
     """Return the approximate bytes of a stage's output; None if unknown."""
+    name = split(name)[1]
     if name.startswith("adapters/"):
         headed = name in ("adapters/reward", "adapters/critic")
         return 4 * shape.adapter(config.lora, config.reward.layers if headed else None) + 30_000
@@ -96,9 +98,9 @@ def working_size(stage: Stage, config: Config, shape: Shape) -> float:
     in each checkpoint.
     """
     policy, headed = shape.adapter(config.lora), shape.adapter(config.lora, config.reward.layers)
-    critic = headed if "adapters/critic" in stage.writes else 0
-    trained = {"sft": policy, "reward": headed, "ppo": policy + critic}.get(stage.name, 0)
-    best = 4 * policy if stage.name == "ppo" else 0
+    critic = headed if "adapters/critic" in stage.outputs else 0
+    trained = {"sft": policy, "reward": headed, "ppo": policy + critic}.get(stage.kind, 0)
+    best = 4 * policy if stage.kind == "ppo" else 0
     return 3 * (12 * trained + best) + best
 
 
@@ -107,6 +109,6 @@ def smallest_need(stages: list[Stage], config: Config, shape: Shape | None) -> f
     if shape is None:
         return SMALL_FILES
     policy, headed = shape.adapter(config.lora), shape.adapter(config.lora, config.reward.layers)
-    names = [name for stage in stages for name in stage.writes if name.startswith("adapters/")]
+    names = [name for stage in stages for name in stage.outputs if name.startswith("adapters/")]
     adapters = sum(4 * (headed if name in ("adapters/reward", "adapters/critic") else policy) for name in names)
     return SMALL_FILES + adapters + max((working_size(stage, config, shape) for stage in stages), default=0)

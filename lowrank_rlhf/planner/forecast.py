@@ -17,7 +17,7 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import file_names
 from lowrank_rlhf.sources.model_shape import Shape, check_experts, find_shape
 from lowrank_rlhf.sources.tokenizer import local_tokenizer
-from lowrank_rlhf.stages import Stage
+from lowrank_rlhf.stages import Stage, of_rounds
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def shown_peaks(config: Config, run_dir: RunDir, data: RunData) -> dict[str, flo
     if shape is None:
         return {}
     counts = amounts(config, run_dir, data, local_tokenizer(config.model))
-    needs = {stage: need(stage, config, shape, counts, machine.device) for stage in config.active_stages}
+    names = [stage.name for stage in of_rounds(config.rounds) if stage.kind in config.active_stages]
+    needs = {name: need(name, config, shape, counts, machine.device) for name in names}
     return {stage: found.shown for stage, found in needs.items() if found}
 
 
@@ -150,7 +151,7 @@ def _stage(
         stage=stage,
         reads=[file(name) for name in stage.reads],
         writes=[file(name) for name in stage.writes],
-        span=span(stage.name, compute_cost(stage.name, config, counts, shape), machine) if shape else None,
+        span=span(stage.kind, compute_cost(stage.name, config, counts, shape), machine) if shape else None,
         need=need(stage.name, config, shape, counts, machine.device) if shape else None,
     )
 

@@ -10,6 +10,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.maths.batching import rows_per_pass
 from lowrank_rlhf.maths.best_of_n import MOST
 from lowrank_rlhf.planner.compute_cost import Amounts
+from lowrank_rlhf.run.results.rounds import split
 from lowrank_rlhf.sources.model_shape import NF4_BITS, Shape
 from lowrank_rlhf.stages import SCALE_PROMPTS
 
@@ -89,12 +90,13 @@ class Device:
 
 def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Device) -> Need | None:
     """Return the stage's memory; None for a stage that loads no model."""
-    phases = _phases(stage, config, shape, counts, device.width)
+    number, kind = split(stage)
+    phases = _phases(kind, config, shape, counts, device.width, number)
     if not phases:
         return None
-    trained = _trained(stage, config, shape)
+    trained = _trained(kind, config, shape)
     policy = 2 + (config.align.algorithm == "ppo") + config.ppo.uses_reward_model
-    roles = {"sft": 1, "sample": 2, "reward": 3}.get(stage, policy)
+    roles = {"sft": 1, "sample": 2, "reward": 3}.get(kind, policy)
     each = shape.adapter(config.lora)
     fixed = [
         _runtime(device),
@@ -109,11 +111,11 @@ def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Devi
     return Need(stage, tuple(fixed), phases, gaps, _mapped(config, shape, device))
 
 
-def _phases(stage: str, config: Config, shape: Shape, counts: Amounts, width: int) -> Phases:
+def _phases(stage: str, config: Config, shape: Shape, counts: Amounts, width: int, number: int) -> Phases:
     sampling, below, most = config.sample, shape.first_adapted(config.lora), config.model.micro_batch_tokens
     heads = config.reward.layers or shape.layers
     drawn = min(config.model.max_length, counts.longest_prompt + sampling.max_new_tokens)
-    others = config.rank.source == "dataset" and stage == "reward"  # it reads answers that SFT did not give
+    others = config.rank.source == "dataset" and stage == "reward"  # answers that no model of the run gave
     row = config.model.max_length if others else drawn
 
     def tokens_per_pass(rows: int, group: int = 1) -> float:
@@ -133,9 +135,9 @@ def _phases(stage: str, config: Config, shape: Shape, counts: Amounts, width: in
     if stage == "sample":
         return {"sampling": sampled(counts.answers)}
     if stage == "reward":
-        group = 1 if others else sampling.answers_per_prompt
+        group = 1 if others else number * sampling.answers_per_prompt
         phases: Phases = {"reading": (_reading(shape, tokens_per_pass(counts.answers), width),)}
-        if others:  # SFT then answers prompts, for the scale of the scores
+        if others or number > 1:  # SFT then answers prompts, for the scale of the scores
             phases["sampling"] = sampled(min(counts.training, SCALE_PROMPTS))
         if config.reward.epochs:
             tokens = tokens_per_pass(config.reward.batch_size * group, group)

@@ -13,8 +13,9 @@ from lowrank_rlhf.planner.compute_cost import amounts, compute_cost
 from lowrank_rlhf.planner.machine import Machine, same_machine
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import read_json
+from lowrank_rlhf.run.results.rounds import split
 from lowrank_rlhf.sources.model_shape import Shape, find_shape
-from lowrank_rlhf.stages import STAGES
+from lowrank_rlhf.stages import of_rounds
 
 LOADING_SECONDS = 10.0
 """Importing torch and the libraries, and quantising a small base: once per command."""
@@ -85,8 +86,8 @@ def find_pace(run_dir: RunDir, runs: Path) -> Pace:
     operations: dict[str, float] = defaultdict(float)
     for folder in dict.fromkeys([*own, *newest]):
         for stage, (took, amount) in _measured(RunDir(folder), may_fetch=folder in own).items():
-            seconds[stage] += took
-            operations[stage] += amount
+            seconds[split(stage)[1]] += took
+            operations[split(stage)[1]] += amount
     total = sum(operations.values())
     each = {stage: seconds[stage] / operations[stage] for stage in seconds}
     return Pace(each, sum(seconds.values()) / total if total else None)
@@ -95,7 +96,7 @@ def find_pace(run_dir: RunDir, runs: Path) -> Pace:
 def stage_costs(config: Config, run_dir: RunDir, shape: Shape, data: RunData) -> dict[str, float]:
     """Return the compute cost of every stage of a run, in forward operations."""
     counts = amounts(config, run_dir, data)
-    return {stage.name: compute_cost(stage.name, config, counts, shape) for stage in STAGES}
+    return {stage.name: compute_cost(stage.name, config, counts, shape) for stage in of_rounds(config.rounds)}
 
 
 def _measured(run_dir: RunDir, may_fetch: bool) -> dict[str, tuple[float, float]]:

@@ -13,7 +13,7 @@ from lowrank_rlhf.preferences.agreement import (
 )
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.project import Project
-from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
+from lowrank_rlhf.preferences.reward_tests import RewardTest
 
 GENERAL = 2000
 """Comparisons below which a general reward model is near chance (Gao et al. 2022, "Scaling laws for reward model
@@ -97,5 +97,5 @@ def overview(project: Project) -> Overview:
         tied_pairs=found.tied_pairs,
         written=sum(ranking.written is not None for ranking in current),
         flagged=found.flagged,
-        reward_tests=reward_tests(project.folder),
+        reward_tests=project.reward_tests,
     )

@@ -10,9 +10,11 @@ from lowrank_rlhf.config.schema import Config, RankConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.enough import RankingNeed, needed
 from lowrank_rlhf.preferences.queue import AssignmentRules, uncertainties
+from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
 from lowrank_rlhf.preferences.store import AnnotationStore, Item
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Prompt, Ranking, Score, read_jsonl
+from lowrank_rlhf.run.results.rounds import prefix
 
 STORE = "annotations.sqlite"
 COMMAND = "python -m lowrank_rlhf"
@@ -42,6 +44,22 @@ class Project:
     folder: Path
     store: AnnotationStore
     config: Config | None
+    round: int = 1
+    """Round of the run whose answers are ranked."""
+
+    @property
+    def _run_dir(self) -> RunDir:
+        return RunDir(self.folder, self.round)
+
+    @property
+    def rank_stage(self) -> str:
+        """Name of the stage that the rankings are for."""
+        return f"{prefix(self.round)}rank"
+
+    @property
+    def reward_tests(self) -> tuple[RewardTest, ...]:
+        """Tests of the reward models of this round, oldest first."""
+        return reward_tests(self._run_dir.path)
 
     @property
     def settings(self) -> RankConfig | None:
@@ -51,7 +69,7 @@ class Project:
     @property
     def rankings_changed(self) -> bool:
         """True if the stage rank was done with other rankings than the current ones; `--redo rank` uses these."""
-        run_dir = RunDir(self.folder)
+        run_dir = self._run_dir
         prompts, rankings = run_dir.artifact("prompts.jsonl"), run_dir.artifact("rankings.jsonl")
         if run_dir.mark("rank") is None:
             return False
@@ -66,7 +84,7 @@ class Project:
         """Number of prompts that must be ranked, with the reason for it."""
         if self.config is None:
             return RankingNeed(0, "setting")
-        return needed(self.config, self.folder, self.store.counts("").prompts)
+        return needed(self.config, self._run_dir.path, self.store.counts("").prompts)
 
     @property
     def needed(self) -> int:
@@ -78,7 +96,7 @@ class Project:
         """Command for when enough prompts are ranked: resume the run, or export the rankings."""
         if self.settings is None:
             return f"{COMMAND} annotations export {shlex.quote(str(self.folder))} FILE"
-        return f"{run_command(self.folder)}{' --redo rank' if self.rankings_changed else ''}"
+        return f"{run_command(self.folder)}{f' --redo {self.rank_stage}' if self.rankings_changed else ''}"
 
     @property
     def enough(self) -> bool:
@@ -87,7 +105,7 @@ class Project:
 
     def next_item(self, annotator: str) -> Item | None:
         """Return this annotator's next item, by the run's settings and its reward model's uncertainty if it has one."""
-        settings, scores = self.settings or RankConfig(), self.folder / "scores.jsonl"
+        settings, scores = self.settings or RankConfig(), self._run_dir.artifact("scores.jsonl")
         uncertainty = uncertainties(read_jsonl(scores, Score)) if scores.is_file() else {}
         return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated, uncertainty))
 
@@ -101,7 +119,10 @@ def run_command(folder: Path) -> str:
 
 
 def open_project(folder: Path, new: bool = False) -> Project:
-    """Open the project in a folder; with `new`, an empty one without a run. Raises `NothingToRank` if there is none."""
+    """Open the project in a folder, a run's newest round; with `new`, an empty one without a run.
+
+    Raises `NothingToRank` if there is none.
+    """
     if not new and not any((folder / name).is_file() for name in ("config.yaml", STORE)):
         raise NothingToRank(f"{folder}: no answers to rank here", NothingToRankReason.NO_STORE)
     if new or not (folder / "config.yaml").is_file():
@@ -112,7 +133,8 @@ def open_project(folder: Path, new: bool = False) -> Project:
             f"{folder}: people rank runs with rank.source=human; this one has rank.source={config.rank.source}",
             NothingToRankReason.NOT_HUMAN,
         )
-    if not (folder / STORE).is_file():
+    newest = next((each for each in reversed(RunDir(folder).rounds) if each.artifact(STORE).is_file()), None)
+    if newest is None:
         command = run_command(folder)
         raise NothingToRank(
             f"{folder}: no answers to rank yet. Sample them; the run stops with exit code 5 when they are ready:\n"
@@ -120,7 +142,7 @@ def open_project(folder: Path, new: bool = False) -> Project:
             NothingToRankReason.NOT_SAMPLED,
             command,
         )
-    return Project(folder, AnnotationStore(folder / STORE), config)
+    return Project(folder, AnnotationStore(newest.artifact(STORE)), config, newest.number)
 
 
 def counted(number: int, noun: str) -> str:

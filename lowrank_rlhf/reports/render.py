@@ -10,6 +10,7 @@ from lowrank_rlhf.reports.answers import ShownAnswer, first_answers, has_greedy,
 from lowrank_rlhf.reports.charts import ChartFigure, run_figures
 from lowrank_rlhf.reports.format import Metrics, Table, number
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, Locale, locale
+from lowrank_rlhf.reports.rounds import RoundFigures, read_rounds, rounds_figure, rounds_table
 from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
 from lowrank_rlhf.reports.templating import html_environment, markdown_environment
 from lowrank_rlhf.reports.yardsticks import yardstick_table
@@ -48,6 +49,8 @@ class ReportView:
     """Headline and caveats."""
     alarms: Sequence[Alarm]
     comparison: Table | None
+    rounds: Table | None
+    """None in the first round."""
     yardsticks: Table | None
     details: Sequence[Table]
     figures: Sequence[ChartFigure]
@@ -57,7 +60,7 @@ class ReportView:
     @property
     def tables(self) -> list[Table]:
         """All tables, including the answers."""
-        found = [self.comparison, self.yardsticks, *self.details, _samples_table(self.samples, self.texts)]
+        found = [self.comparison, self.rounds, self.yardsticks, *self.details, _samples_table(self.samples, self.texts)]
         return [table for table in found if table]
 
 
@@ -65,20 +68,22 @@ def write_report(run_dir: RunDir, results: Results, eval_rows: Rows, out: Path) 
     """Write `report.html` (English and Chinese) and `report.md` (English) into the folder `out`.
 
     Args:
-        run_dir: the run, whose metrics.jsonl is read where it exists.
+        run_dir: the run, or a later round of it, whose metrics.jsonl is read where it exists.
         results: the results of the finished stages; a missing stage is left out of the report.
         eval_rows: the rows of eval.jsonl.
         out: the folder for both files.
     """
-    metrics = list(run_dir.metrics.read())
-    views = [_view(metrics, results, eval_rows, locale(language)) for language in LANGUAGES]
-    name = run_dir.path.name
+    metrics, rounds = list(run_dir.metrics.read()), read_rounds(run_dir, results)
+    views = [_view(metrics, results, eval_rows, rounds, locale(language)) for language in LANGUAGES]
+    name = run_dir.run.name if run_dir.number == 1 else f"{run_dir.run.name}/{run_dir.path.name}"
     page = html_environment().get_template("report.html.j2").render(run=name, views=views, featured=FEATURED)
     write_atomic(out / "report.html", page)
     write_atomic(out / "report.md", markdown_environment().get_template("report.md.j2").render(run=name, view=views[0]))
 
 
-def _view(metrics: Metrics, results: Results, eval_rows: Rows, texts: Locale) -> ReportView:
+def _view(
+    metrics: Metrics, results: Results, eval_rows: Rows, rounds: Sequence[RoundFigures], texts: Locale
+) -> ReportView:
     alarms, rows = find_alarms(metrics, results), first_answers(eval_rows)
     greedy = sum(map(has_greedy, rows))
     return ReportView(
@@ -86,9 +91,10 @@ def _view(metrics: Metrics, results: Results, eval_rows: Rows, texts: Locale) ->
         lines=(headline(results, texts, alarms), *caveats(results, texts)),
         alarms=alarms,
         comparison=comparison(results, texts),
+        rounds=rounds_table(rounds, texts),
         yardsticks=yardstick_table(results, texts),
         details=details(results, texts),
-        figures=run_figures(metrics, results, texts),
+        figures=[*rounds_figure(rounds, texts), *run_figures(metrics, results, texts)],
         samples=[_answers(row, texts) for row in rows],
         samples_lead=texts("report.samples.lead") + (texts("report.samples.greedy", count=greedy) if greedy else ""),
     )

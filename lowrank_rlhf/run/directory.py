@@ -28,8 +28,9 @@ from lowrank_rlhf.run.files import (
     write_json_atomic,
 )
 from lowrank_rlhf.run.results import MARKS, DoneMark, Fingerprint, Results, StageResult, Started
+from lowrank_rlhf.run.results.rounds import SFT, SFT_ADAPTER, prefix, rounds_in, split, stages_in
 from lowrank_rlhf.run.run_lock import run_lock, software
-from lowrank_rlhf.run.step_log import NO_ROWS, StepLog
+from lowrank_rlhf.run.step_log import NO_ROWS, logs_in
 
 _RESERVED = re.compile(r"((con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.)", re.IGNORECASE)
 
@@ -40,15 +41,40 @@ class _Plan(BaseModel):
 
 
 class RunDir:
-    """Folder of one run. `finish` moves outputs into it; a stage is done when its done mark exists."""
+    """Folder of one run, or of a later round in it; stages and files of other rounds are named as in `rounds`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.metrics = StepLog(path / "metrics.jsonl")
-        """Figures over the steps of all stages."""
-        self.watched = StepLog(path / "watched.jsonl")
-        """Answers of the policy to a few held-out prompts at each evaluation of PPO."""
-        self._trash = Trash(path / "work" / ".trash")
+    `finish` moves outputs into it; a stage is done when its done mark exists. Every round has the SFT adapter.
+    """
+
+    def __init__(self, run: Path, number: int = 1) -> None:
+        self.run, self.number = run, number
+        """Folder of the run, and the round."""
+        self.path = run / prefix(number)
+        """Folder of the round; the run's in the first."""
+        self.metrics, self.watched = logs_in(self.path)
+        """Figures over the steps of all stages; answers of the policy to a few held-out prompts at each evaluation."""
+        self._trash = Trash(self.path / "work" / ".trash")
+
+    def round(self, number: int) -> "RunDir":
+        """Return the folder of a round of this run."""
+        return self if number == self.number else RunDir(self.run, number)
+
+    @property
+    def rounds(self) -> "list[RunDir]":
+        """Folders of the rounds that were started, the first one always."""
+        return [self.round(number) for number in rounds_in(self.run)]
+
+    @property
+    def newest(self) -> "RunDir":
+        """Folder of the newest round with a finished policy; the first one if there is none."""
+        return next(
+            (each for each in reversed(self.rounds) if each.artifact("adapters/policy").is_dir()), self.round(1)
+        )
+
+    @property
+    def up_to_this(self) -> "list[RunDir]":
+        """Folders of the rounds from the first to this one."""
+        return [self.round(number) for number in range(1, self.number + 1)]
 
     def open(self, config_text: str) -> None:
         """Create the folder and record the config and the software it runs on."""
@@ -66,11 +92,12 @@ class RunDir:
 
     def artifact(self, name: str) -> Path:
         """Return the path of an output, which exists when its stage is done."""
-        return self.path / name
+        return (self.run if name == SFT_ADAPTER else self.path) / name
 
     def work_path(self, stage: str) -> Path:
         """Return the path of the stage's work folder, which may not exist."""
-        return self.path / "work" / stage
+        folder, plain = self._place(stage)
+        return folder / "work" / plain
 
     def work(self, stage: str) -> Path:
         """Create and return the stage's work folder."""
@@ -80,8 +107,9 @@ class RunDir:
 
     def mark(self, stage: str) -> DoneMark[StageResult] | None:
         """Return the stage's done mark, or None if it is not done. Raises `UserError` as `read_record` does."""
-        form = MARKS[stage]
-        found = read_record(self._mark(stage), form)
+        folder, plain = self._place(stage)
+        form = MARKS[plain]
+        found = read_record(folder / "done" / f"{plain}.json", form)
         return None if found is None else form.model_validate(found)
 
     def start_record(self, stage: str) -> Path:
@@ -96,7 +124,7 @@ class RunDir:
         return None if found is None else Started.model_validate(found).fingerprint
 
     def results(self) -> Results:
-        """Return the results of the finished stages. Raises `UserError` as `read_record` does."""
+        """Return the results of this round's finished stages. Raises `UserError` as `read_record` does."""
         marks = {stage: self.mark(stage) for stage in MARKS}
         return Results.model_validate({stage: mark.result for stage, mark in marks.items() if mark})
 
@@ -107,26 +135,26 @@ class RunDir:
         """
         mark = self.mark(stage)
         sums = (mark and mark.outputs) or {}
-        chosen = None if names is None else tuple(names)
+        chosen = None if names is None else [split(name)[1] for name in names]
         wanted = {name: found for name, found in sums.items() if chosen is None or _is_in(name, chosen)}
-        return list(outputs.faults(self.path, wanted))
+        return list(outputs.faults(self._place(stage)[0], wanted))
 
     def log_faults(self, stage: str) -> list[str]:
         """Return a message for each log in which the recorded rows of a finished stage changed or are missing."""
-        mark = self.mark(stage)
+        mark, (folder, plain) = self.mark(stage), self._place(stage)
         recorded = mark.logs if mark else {}
         return [
             f"{log.path.name}: the rows of stage {stage} do not match their recorded sha256 ({found.rows} readable "
             f"rows, {recorded[log.path.name].rows} recorded). Restore the file, or delete the key logs in "
-            f"done/{stage}.json to continue without its rows"
-            for log in self._logs
-            if log.path.name in recorded and (found := log.sums().get(stage, NO_ROWS)) != recorded[log.path.name]
+            f"{prefix(split(stage)[0])}done/{plain}.json to continue without its rows"
+            for log in logs_in(folder)
+            if log.path.name in recorded and (found := log.sums().get(plain, NO_ROWS)) != recorded[log.path.name]
         ]
 
     def damage(self) -> list[str]:
-        """Return a message for each damaged done mark, output and log of the finished stages."""
+        """Return a message for each damaged done mark, output and log of the finished stages of all rounds."""
         found = []
-        for stage in MARKS:
+        for stage in stages_in(self.run):
             try:
                 found += [*self.faults(stage), *self.log_faults(stage)]
             except UserError as error:
@@ -137,9 +165,10 @@ class RunDir:
         """Raise `StaleRun` if one of these outputs, files or folders, changed since its stage finished."""
         for stage in MARKS:
             if found := self.faults(stage, names):
+                name = stage if stage == SFT else f"{prefix(self.number)}{stage}"
                 raise StaleRun(
-                    f"{self.path}: {'; '.join(found)}. Restore the file from a copy, or repeat stage {stage}: "
-                    f"python -m lowrank_rlhf run {self.path / 'config.yaml'} --runs {self.path.parent} --redo {stage}"
+                    f"{self.path}: {'; '.join(found)}. Restore the file from a copy, or repeat stage {name}: "
+                    f"python -m lowrank_rlhf run {self.run / 'config.yaml'} --runs {self.run.parent} --redo {name}"
                 )
 
     def finish(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
@@ -147,13 +176,17 @@ class RunDir:
 
         Once `finish.json` is written, the stage counts as done: `recover` can complete the move.
         """
+        number, plain = split(stage)
+        if number > 1:
+            self.round(number).finish(plain, [split(name)[1] for name in writes], mark)
+            return
         work = self.work(stage)
         missing = [name for name in writes if not (work / name).exists()]
         if missing:
             raise RuntimeError(f"stage {stage} did not write {', '.join(missing)} into {work}")
         for name in writes:
             sync(work / name)
-        for log in self._logs:
+        for log in (self.metrics, self.watched):
             if log.path.exists():
                 sync(log.path)
         fault_points.point(f"{stage}: outputs on disk")
@@ -163,18 +196,22 @@ class RunDir:
 
     def recover(self) -> list[str]:
         """Complete an interrupted `finish`, or move of earlier results; return the stages that were finished."""
+        finished = [f"{prefix(each.number)}{stage}" for each in self.rounds for stage in each._finish_interrupted()]
+        self.earlier.resume()
+        self._trash.empty()
+        return finished
+
+    def _finish_interrupted(self) -> list[str]:
         plans = {path.parent.name: read_record(path, _Plan) for path in sorted(self.path.glob("work/*/finish.json"))}
         for stage, plan in plans.items():
             if plan:
                 self._complete(stage, plan["writes"], plan["mark"])
-        self.earlier.resume()
-        self._trash.empty()
         return list(plans)
 
     @property
     def earlier(self) -> EarlierResults:
-        """Results that an unfinished redo set aside, if any."""
-        return EarlierResults(self.path, self._logs, self._trash)
+        """Results of all rounds that an unfinished redo set aside, if any."""
+        return EarlierResults(self.run, Trash(self.run / "work" / ".trash"))
 
     def earlier_mark(self, stage: str) -> DoneMark[StageResult] | None:
         """Return the done mark that an unfinished redo set aside, or None."""
@@ -188,21 +225,22 @@ class RunDir:
         """Append an event to events.jsonl."""
         append_line(self.path / "events.jsonl", {"time": now(), "kind": kind, **details})
 
-    @property
-    def _logs(self) -> tuple[StepLog, StepLog]:
-        return self.metrics, self.watched
+    def _place(self, stage: str) -> tuple[Path, str]:
+        """Return the folder of a stage's round, and the stage's name in it."""
+        number, plain = split(stage)
+        if number > 1:
+            return self.run / prefix(number), plain
+        return (self.run if plain == SFT else self.path), plain
 
     def _sums(self, stage: str, writes: Sequence[str]) -> dict[str, Any]:
         """Return the keys of a done mark that record its outputs, still in the work folder, and its log rows."""
         files = outputs.file_sums(self.work(stage), writes)
-        rows = {log.path.name: found for log in self._logs if (found := log.sums().get(stage))}
+        logs = (self.metrics, self.watched)
+        rows = {log.path.name: found for log in logs if (found := log.sums().get(stage))}
         return {
             "outputs": {name: found.model_dump() for name, found in files.items()},
             "logs": {name: found.model_dump() for name, found in rows.items()},
         }
-
-    def _mark(self, stage: str) -> Path:
-        return self.path / "done" / f"{stage}.json"
 
     def _complete(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
         work = self.work_path(stage)
@@ -214,7 +252,7 @@ class RunDir:
                 os.replace(work / name, self.artifact(name))
                 fault_points.point(f"{name}: moved")
                 sync_folder(self.artifact(name).parent)
-        write_json_atomic(self._mark(stage), mark)
+        write_json_atomic(self.path / "done" / f"{stage}.json", mark)
         self._trash.put(work)
         fault_points.point(f"{stage}: work put away")
         self._trash.empty()
@@ -241,7 +279,8 @@ def check_adapter(folder: Path) -> None:
     """Raise `StaleRun` if the folder is an adapter of a run and was damaged after its stage finished."""
     folder = folder.absolute()
     if folder.parent.name == "adapters":
-        RunDir(folder.parents[1]).check_outputs(f"adapters/{folder.name}")
+        run, number = folder.parents[1], split(f"{folder.parents[1].name}/")[0]
+        RunDir(run.parent if number > 1 else run, number).check_outputs(f"adapters/{folder.name}")
 
 
 def _is_in(file: str, names: Iterable[str]) -> bool:

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.files import SCHEMA, Trash, read_lines, read_record, sync_folder, write_atomic, write_json_atomic
-from lowrank_rlhf.run.results import MARKS
-from lowrank_rlhf.run.step_log import StepLog
+from lowrank_rlhf.run.results.rounds import prefix, split, stages_in
+from lowrank_rlhf.run.step_log import StepLog, logs_in
 
 
 class _Record(BaseModel):
@@ -31,14 +31,15 @@ class _Record(BaseModel):
 class EarlierResults:
     """Results and unfinished work that a redo set aside: `before/<stage>/files/`, arranged as in the run folder."""
 
-    def __init__(self, run: Path, logs: Sequence[StepLog], trash: Trash) -> None:
+    def __init__(self, run: Path, trash: Trash) -> None:
         self.folder = run / "before"
-        self._run, self._logs, self._trash = run, logs, trash
+        self._run, self._trash = run, trash
         self._config, self._returning = self.folder / "config.yaml", self.folder / "returning.json"
 
     def stages(self) -> list[str]:
         """Return the stages of which something was set aside."""
-        return [stage for stage in MARKS if self._record(stage).is_file() and self.files(stage).is_dir()]
+        known = stages_in(self.folder)
+        return [stage for stage in known if self._record(stage).is_file() and self.files(stage).is_dir()]
 
     def has(self, stage: str) -> bool:
         """Return True if the stage was set aside, even if it had no results: `put_back` replaces newer ones."""
@@ -62,7 +63,7 @@ class EarlierResults:
         `outputs` are the stages' outputs. The last stage goes first: after an interruption no remaining one depends on
         one that was set aside.
         """
-        paths = {stage: [f"done/{stage}.json", *writes, f"work/{stage}"] for stage, writes in outputs.items()}
+        paths = {stage: [_mark(stage), *writes, _work(stage)] for stage, writes in outputs.items()}
         kept = {stage: [path for path in paths[stage] if (self._run / path).exists()] for stage in paths}
         worth_it = bool(self.stages()) or any(kept.values())
         for stage in reversed(paths):
@@ -87,7 +88,7 @@ class EarlierResults:
         """Delete the earlier results if those of their stages that are `wanted`, the config's, are done again."""
         aside = self.stages()
         awaited = [stage for stage in aside if stage in wanted]
-        replaced = all((self._run / "done" / f"{stage}.json").exists() for stage in awaited)
+        replaced = all((self._run / _mark(stage)).exists() for stage in awaited)
         if self.folder.is_dir() and self._is_known() and replaced and bool(awaited) == bool(aside):
             self._trash.put(self.folder)
             fault_points.point("earlier results put away")
@@ -109,12 +110,14 @@ class EarlierResults:
 
     def _is_known(self) -> bool:
         """Return False if a folder without a record has more than copied log rows."""
-        logs = {log.path.name for log in self._logs}
+        logs = {log.path.name for log in logs_in(self.folder)}
+        folders = [*self.folder.glob("*/"), *self.folder.glob("round-*/*/")]
         return all(
             path.name in logs or path.name.startswith(".")  # temporary
-            for folder in self.folder.glob("*/")
-            if not (folder.name in MARKS and self._record(folder.name).exists())
+            for folder in folders
+            if not self._record(folder.relative_to(self.folder).as_posix()).exists()
             for path in folder.iterdir()
+            if path not in folders  # of a later round
         )
 
     def _put_away(self, stage: str, paths: Sequence[str]) -> None:
@@ -135,8 +138,8 @@ class EarlierResults:
         mark, *others = record.paths
         if mark not in record.kept or (self.files(stage) / mark).exists():
             self._trash.put(self._run / mark)  # the newer one
-        for log in self._logs:
-            log.replace(stage, [line for line in read_lines(self.folder / stage / log.path.name) if line])
+        for log in self._logs(stage):
+            log.replace(split(stage)[1], [line for line in read_lines(self.folder / stage / log.path.name) if line])
         for path in (*others, mark):  # with its mark the stage is done again
             kept = self.files(stage) / path
             if path not in record.kept or kept.exists():
@@ -151,18 +154,22 @@ class EarlierResults:
         config = self._run / self._config.name
         if config.is_file() and not self._config.exists():
             write_atomic(self._config, config.read_text(encoding="utf-8"))
-        for log in self._logs:
-            write_atomic(self.folder / stage / log.path.name, "".join(f"{line}\n" for line in log.lines(stage)))
+        for log in self._logs(stage):
+            rows = log.lines(split(stage)[1])
+            write_atomic(self.folder / stage / log.path.name, "".join(f"{line}\n" for line in rows))
 
     def _truncate_logs(self, stage: str) -> None:
-        for log in self._logs:
-            log.truncate(stage, -1)
+        for log in self._logs(stage):
+            log.truncate(split(stage)[1], -1)
+
+    def _logs(self, stage: str) -> Sequence[StepLog]:
+        return logs_in(self._run / prefix(split(stage)[0]))
 
     def _record(self, stage: str) -> Path:
         return self.folder / stage / "record.json"
 
     def _records(self) -> Iterator[tuple[str, _Record]]:
-        for stage in MARKS:
+        for stage in stages_in(self.folder):
             if record := self._read(stage):
                 yield stage, record
 
@@ -172,6 +179,16 @@ class EarlierResults:
 
     def _write(self, stage: str, record: _Record) -> None:
         write_json_atomic(self._record(stage), {"schema": SCHEMA, **record.model_dump()})
+
+
+def _mark(stage: str) -> str:
+    number, plain = split(stage)
+    return f"{prefix(number)}done/{plain}.json"
+
+
+def _work(stage: str) -> str:
+    number, plain = split(stage)
+    return f"{prefix(number)}work/{plain}"
 
 
 def _move(path: Path, target: Path) -> None:

@@ -13,12 +13,22 @@ from lowrank_rlhf.run.files import append_line, file_state, read_lines, write_at
 from lowrank_rlhf.run.results.parts import RowsSum
 
 
+def logs_in(folder: Path) -> "tuple[StepLog, StepLog]":
+    """Return the logs of a run or of a later round: metrics.jsonl and watched.jsonl."""
+    return StepLog(folder / "metrics.jsonl"), StepLog(folder / "watched.jsonl")
+
+
 class StepLog:
     """Log of the steps of the stages: one JSON object per line, readable while it grows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.also: Callable[[str, int, dict[str, Any]], None] | None = None  # called with each appended row
+
+    def pass_on_to(self, log: "StepLog", prefix: str) -> None:
+        """Call the other log's `also` with each appended row, its stage named with a prefix."""
+        if log is not self:
+            self.also = lambda stage, step, row: log.also(f"{prefix}{stage}", step, row) if log.also else None
 
     def sums(self) -> dict[str, RowsSum]:
         """Return number and SHA-256 of each stage's lines. An unchanged file is read once."""

@@ -1,9 +1,9 @@
 """The six stages as data: what each reads, writes and depends on. Importing this package imports no torch.
 
-sft -> sample -> rank -> reward -> ppo -> evaluate
+sft -> sample -> rank -> reward -> ppo -> evaluate; each further round is the same stages without sft
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lowrank_rlhf.config.rewards import weighted_sum
 from lowrank_rlhf.config.schema import OF_REWARD_MODEL, Config
 from lowrank_rlhf.run.results import StageResult
+from lowrank_rlhf.run.results.rounds import SFT, SFT_ADAPTER, prefix, split
 
 if TYPE_CHECKING:
     from lowrank_rlhf.session import Session
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """Step of the pipeline: `run` in `lowrank_rlhf.stages.<module>`, by default `<name>`.
+    """Step of the pipeline: `run` in `lowrank_rlhf.stages.<module>`, by default `<kind>`.
 
-    It writes its outputs into the stage's work folder and returns its result.
+    It writes its outputs into the stage's work folder and returns its result. Names of stages and files in later rounds
+    begin with `round-2/`.
     """
 
     name: str
@@ -37,9 +39,24 @@ class Stage:
     module: str = field(default="", compare=False)
 
     @property
+    def round(self) -> int:
+        """Round that the stage belongs to, from 1."""
+        return split(self.name)[0]
+
+    @property
+    def kind(self) -> str:
+        """Name of the stage without its round."""
+        return split(self.name)[1]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Files and folders that it writes, as named in its work folder."""
+        return [split(name)[1] for name in self.writes]
+
+    @property
     def run(self) -> "Callable[[Session], StageResult]":
         """Function of the stage; its module, and with it torch, is imported here."""
-        module = import_module(f"lowrank_rlhf.stages.{self.module or self.name}")
+        module = import_module(f"lowrank_rlhf.stages.{self.module or self.kind}")
         function: Callable[[Session], StageResult] = module.run
         return function
 
@@ -110,7 +127,12 @@ _OF_REWARD_MODEL = frozenset(name for entry in STAGES if entry.name in OF_REWARD
 
 
 def made_by(entry: Stage, config: Config) -> Stage:
-    """Return the stage as the config makes it: with its algorithm (the name stays) and its rewards.
+    """Return the stage of any round as the config makes it: with its algorithm (the name stays) and its rewards."""
+    return in_round(_made_by(stage(entry.kind), config), entry.round)
+
+
+def _made_by(entry: Stage, config: Config) -> Stage:
+    """Return a stage of the first round as the config makes it.
 
     Without PPO there is no critic. TRL's trainers run in the main process alone: they would divide the work
     differently.
@@ -132,6 +154,36 @@ def made_by(entry: Stage, config: Config) -> Stage:
         shared=False,
         module="align",
     )
+
+
+_RANKED = frozenset(("prompts.jsonl", "answers.jsonl", "rankings.jsonl", "comparisons.jsonl"))
+"""Files of which a later round reads those of all rounds so far."""
+_OF_LAST_ROUND = {"sample": "adapters/policy", "reward": "adapters/reward", "ppo": "adapters/policy"}
+"""Adapter of the last round that a stage of a later one reads."""
+
+
+def in_round(entry: Stage, number: int) -> Stage:
+    """Return a stage of the first round as it is in another one."""
+    if number == 1:
+        return entry
+
+    def named(name: str) -> tuple[str, ...]:
+        first = 1 if name in _RANKED else number
+        return (name,) if name == SFT_ADAPTER else tuple(f"{prefix(each)}{name}" for each in range(first, number + 1))
+
+    before = (f"{prefix(number - 1)}{_OF_LAST_ROUND[entry.name]}",) if entry.name in _OF_LAST_ROUND else ()
+    return replace(
+        entry,
+        name=f"{prefix(number)}{entry.name}",
+        reads=(*(read for name in entry.reads for read in named(name)), *before),
+        writes=tuple(f"{prefix(number)}{name}" for name in entry.writes),
+    )
+
+
+def of_rounds(count: int) -> Iterator[Stage]:
+    """Yield all stages of the first `count` rounds in order."""
+    for number in range(1, count + 1):
+        yield from (in_round(entry, number) for entry in STAGES if number == 1 or entry.name != SFT)
 
 
 def stage(name: str) -> Stage:

@@ -28,13 +28,14 @@ from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.dpo import DpoTask
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState
-from lowrank_rlhf.training.policy_roles import choose_policy, frozen_roles, load_roles, save_policies
+from lowrank_rlhf.training.policy_roles import choose_policy, frozen_roles, last_policy, load_roles, save_policies
 from lowrank_rlhf.training.reward_data import read_groups
 from lowrank_rlhf.training.rewards.reward_sum import Scorer, open_scorer, with_rewards
 from lowrank_rlhf.training.rloo_grpo import OnlineTask
 from lowrank_rlhf.training.self_checks import (
     MAX_TOKEN_DIFFERENCE,
     SENTENCES,
+    check_start,
     checksums,
     is_due,
     require,
@@ -66,21 +67,24 @@ def run(session: Session) -> PolicyResult:
     config, roles, run_dir = session.config, session.load_roles(), session.run_dir
     name = config.align.algorithm.upper()
     before = roles.base.checksum()
-    scale = load_roles(roles, run_dir.artifact("adapters"), config)
+    scale = load_roles(roles, run_dir, config)
     others = checksums(roles, frozen_roles(config))
-    places = (run_dir.path, session.progress, session.stop)
+    places = (run_dir.run, session.progress, session.stop)
     scorer = open_scorer(config, scale, session.data.prompts, *places)
     judges = open_followed_judges(config, *places)
     work = session.work("ppo")
-    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, config, scorer, judges, work)
-    task = _task(roles, session.prompts.training, run_dir, config, evaluation.scorer, session.progress)
+    evaluation = PolicyEvaluation.against_sft(
+        roles, session.prompts.validation, config, scorer, judges, work, last_policy(run_dir)
+    )
+    seeded = config.model_copy(update={"seed": session.round_seed})
+    task = _task(roles, session.prompts.training, run_dir, seeded, evaluation.scorer, session.progress)
     optimizer = AtomicAdamW(roles.parameters(Role.POLICY), lr=config.align.learning_rate, weight_decay=0.0)
     logs = (run_dir.metrics, run_dir.watched)
     checkpoints = PolicyCheckpoints(work, roles, {Role.POLICY: optimizer}, logs, kl_coef=config.ppo.kl_coef)
     report = SkipReport("ppo", "align.learning_rate", run_dir, session.progress, roles.base)
     state, _ = checkpoints.resume()
     training = _AlignTraining(
-        config, roles, run_dir, session.stop, evaluation, task, optimizer, checkpoints, report, state
+        seeded, roles, run_dir, session.stop, evaluation, task, optimizer, checkpoints, report, state
     )
     start, first = time.monotonic(), training.state.step
     with session.progress.track("ppo", task.steps, "steps", first) as bar:
@@ -105,7 +109,7 @@ def _task(
 ) -> Task:
     if config.align.algorithm != "dpo":
         return OnlineTask(roles, prompts, config, scorer)
-    groups, note = read_groups(roles.base, run_dir.path, config.model.max_length)
+    groups, note = read_groups(roles.base, run_dir, config.model.max_length)
     if note:
         progress.say(f"  {note}")
     return DpoTask(roles, groups, config.align, config.seed)
@@ -144,10 +148,13 @@ def _evaluate_if_due(training: _AlignTraining) -> None:
             training.checkpoints.save(state)
         return
     answers, figures = training.evaluation.evaluate(state.step, config, training.report.diverged)
-    if is_due(state.claims, "kl_is_zero"):
+    check_start(state.claims, answers.last_difference)
+    if run_dir.number == 1 and is_due(state.claims, "kl_is_zero"):
         require(state.claims, "kl_is_zero", SENTENCES["kl_is_zero"], answers.max_token_difference, MAX_TOKEN_DIFFERENCE)
     objectives = training.evaluation.objectives(answers, config).tolist()
-    choose_policy(training.roles, run_dir.work("ppo"), state, objectives, answers.ended, training.config)
+    choose_policy(
+        training.roles, run_dir, state, objectives, answers.ended, training.evaluation.sft_ended, training.config
+    )
     if not state.recovery.in_a_row:
         training.checkpoints.save(state)
     if state.step == 0 and (problem := training.evaluation.clipping(answers, config.score_clip)):
@@ -227,7 +234,8 @@ class _PolicyCallback(TrainerCallback):
             return
         current.recovery.complete()
         error = task.first_error(logs)
-        if error is not None and is_due(current.claims, "reference_is_sft"):
+        first = self.training.run_dir.number == 1  # later rounds start elsewhere
+        if first and error is not None and is_due(current.claims, "reference_is_sft"):
             require(current.claims, "reference_is_sft", task.claim, error, task.tolerance)
         figures = task.figures(logs)
         before = sum(seconds for name, seconds in figures.items() if name.startswith("time/"))

@@ -44,7 +44,7 @@ def run(session: Session) -> EvaluateResult:
     """Write `eval.jsonl`, `report.html` and `report.md`."""
     config, run_dir, work = session.config, session.run_dir, session.work("evaluate")
     progress, stop = session.progress, session.stop
-    judges = _judges(config, run_dir.path, progress, stop)
+    judges = _judges(config, run_dir.run, progress, stop)
     prompts = session.prompts
     models = _load_models(session.load_roles(), config, session.data.prompts, run_dir, progress, stop)
     pairs = judge_pairs(judges, _pairs(models, config, prompts.test, progress, stop), progress, stop)
@@ -82,15 +82,15 @@ def _judges(config: Config, run_folder: Path, progress: Progress, stop: StopRequ
 def _load_models(
     roles: Roles, config: Config, prompts: PromptData, run_dir: RunDir, progress: Progress, stop: StopRequest
 ) -> EvaluatedModels:
-    adapters, ppo = run_dir.artifact("adapters"), config.ppo
-    load_role(roles, Role.REFERENCE, adapters / "sft")
-    load_role(roles, Role.POLICY, adapters / "policy")
+    ppo, sft = config.ppo, run_dir.artifact("adapters/sft")
+    load_role(roles, Role.REFERENCE, sft)
+    load_role(roles, Role.POLICY, run_dir.artifact("adapters/policy"))
     normalize = ppo.normalize_score or not ppo.rewards
-    scale = load_reward_model(roles, adapters / "reward", normalize) if ppo.uses_reward_model else None
-    scorer = open_scorer(config, scale, prompts, run_dir.path, progress, stop)
+    scale = load_reward_model(roles, run_dir.artifact("adapters/reward"), normalize) if ppo.uses_reward_model else None
+    scorer = open_scorer(config, scale, prompts, run_dir.run, progress, stop)
     if isinstance(scorer, RewardSum) and (trained := run_dir.results().ppo):
         scorer = scorer.as_trained(trained.rewards)
-    return EvaluatedModels(roles, scorer, adapters / "sft")
+    return EvaluatedModels(roles, scorer, sft)
 
 
 def _pairs(

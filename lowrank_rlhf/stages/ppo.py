@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -27,7 +26,7 @@ from lowrank_rlhf.run.results import PolicyResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
 from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState, StartedStep
-from lowrank_rlhf.training.policy_roles import choose_policy, frozen_roles, load_roles, save_policies
+from lowrank_rlhf.training.policy_roles import choose_policy, frozen_roles, last_policy, load_roles, save_policies
 from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
 from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens, shuffled_order
 from lowrank_rlhf.training.rewards.reward_sum import open_scorer, score_responses, with_rewards
@@ -35,6 +34,7 @@ from lowrank_rlhf.training.rollout import RewardScale, Rollout, collect, shape_s
 from lowrank_rlhf.training.self_checks import (
     MAX_TOKEN_DIFFERENCE,
     SENTENCES,
+    check_start,
     checksums,
     is_due,
     require,
@@ -50,6 +50,8 @@ class _PpoTraining:
     """Everything of PPO training that is the same in every step."""
 
     config: Config
+    seed: int
+    """Seed of the round's sampling and training."""
     roles: Roles
     run_dir: RunDir
     stop: StopRequest
@@ -70,12 +72,14 @@ def run(session: Session) -> PolicyResult:
     """Write `adapters/policy` (the kept one), `adapters/policy-last` and `adapters/critic`."""
     config, roles, run_dir, work = session.config.ppo, session.load_roles(), session.run_dir, session.work("ppo")
     before = roles.base.checksum()
-    scale = _load_roles(roles, run_dir.artifact("adapters"), session.config)
+    scale = _load_roles(roles, run_dir, session.config)
     others = checksums(roles, frozen_roles(session.config))
-    places = (run_dir.path, session.progress, session.stop)
+    places = (run_dir.run, session.progress, session.stop)
     judges = open_followed_judges(session.config, *places)
     scorer = open_scorer(session.config, scale, session.data.prompts, *places)
-    evaluation = PolicyEvaluation.against_sft(roles, session.prompts.validation, session.config, scorer, judges, work)
+    evaluation = PolicyEvaluation.against_sft(
+        roles, session.prompts.validation, session.config, scorer, judges, work, last_policy(run_dir)
+    )
     optimizers = Optimizers.create(roles, config)
     logs = (run_dir.metrics, run_dir.watched)
     checkpoints = PolicyCheckpoints(work, roles, optimizers.of_roles, logs, config.kl_coef)
@@ -86,13 +90,14 @@ def run(session: Session) -> PolicyResult:
     prompts = encode_prompts(roles.base, asked, max_prompt_tokens(session.config))
     training = _PpoTraining(
         session.config,
+        session.round_seed,
         roles,
         run_dir,
         session.stop,
         asked,
         prompts,
         baselines,
-        shuffled_order(session.config.seed, len(prompts), config.steps * config.batch_size),
+        shuffled_order(session.round_seed, len(prompts), config.steps * config.batch_size),
         scale,
         evaluation,
         optimizers,
@@ -139,9 +144,9 @@ def _train(training: _PpoTraining, state: PolicyState, started: StartedStep, bar
     return state
 
 
-def _load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale | None:
+def _load_roles(roles: Roles, run_dir: RunDir, config: Config) -> RewardScale | None:
     """Load the four roles from the finished stages' adapters."""
-    scale = load_roles(roles, adapters, config)
+    scale = load_roles(roles, run_dir, config)
     roles.copy(Role.REWARD if scale else Role.REFERENCE, Role.CRITIC)
     if config.ppo.critic_head == "zero":
         roles.new_head(Role.CRITIC, None)
@@ -151,13 +156,17 @@ def _load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale | N
 def _prompts(
     prompts: Sequence[Prompt], run_dir: RunDir, config: Config, scale: RewardScale | None
 ) -> tuple[list[Prompt], Tensor | None]:
-    """Return the training prompts, and with `contrastive` the mean shaped score of SFT's answers to each.
+    """Return the training prompts, and with `contrastive` the mean shaped score of the ranked answers to each.
 
     The scores are (P,) for P prompts, which are then the ranked ones only.
     """
     if not config.ppo.contrastive or scale is None:
         return list(prompts), None
-    finished = {sample.id: sample.finished for sample in read_jsonl(run_dir.artifact("answers.jsonl"), Sample)}
+    finished = {
+        sample.id: sample.finished
+        for each in run_dir.up_to_this
+        for sample in read_jsonl(each.artifact("answers.jsonl"), Sample)
+    }
     rows = list(read_jsonl(run_dir.artifact("scores.jsonl"), Score))
     scores = (torch.tensor([row.score for row in rows]) - scale.mean) / scale.std
     shaped = shape_scores(scores, torch.tensor([finished[row.sample_id] for row in rows]), config.ppo)
@@ -229,11 +238,11 @@ def _count(training: _PpoTraining, state: PolicyState, rollout: Rollout, steps: 
 def _learn(training: _PpoTraining, state: PolicyState, rollout: Rollout, steps: OptimizerSteps) -> dict[str, float]:
     """Update policy and critic, make the self-checks of the first step, and adapt the KL weight."""
     config, temperature, step = training.config.ppo, training.config.sample.temperature, state.step
-    if is_due(state.claims, "kl_is_zero"):
+    if training.run_dir.number == 1 and is_due(state.claims, "kl_is_zero"):
         apart = (rollout.logprobs - rollout.ref_logprobs).abs().max()  # per token: in a sum differences might cancel
         require(state.claims, "kl_is_zero", SENTENCES["kl_is_zero"], float(apart), MAX_TOKEN_DIFFERENCE)
     training.optimizers.schedule(config, step, state.recovery.rate)
-    train_policy, seed = step >= config.critic_warmup_steps, derive_seed(training.config.seed, "ppo", "update", step)
+    train_policy, seed = step >= config.critic_warmup_steps, derive_seed(training.seed, "ppo", "update", step)
     figures = update(
         training.roles, training.optimizers, rollout, config, training.scale, temperature, seed, train_policy, steps
     )
@@ -255,7 +264,7 @@ def _collect(training: _PpoTraining, state: PolicyState) -> Rollout:
     config, roles, size = training.config, training.roles, training.config.ppo.batch_size
     chosen = training.order[state.step * size : (state.step + 1) * size]
     baseline = None if training.baselines is None else training.baselines[chosen]
-    prompts, seed = [training.prompts[i] for i in chosen], derive_seed(config.seed, "ppo", "rollout", state.step)
+    prompts, seed = [training.prompts[i] for i in chosen], derive_seed(training.seed, "ppo", "rollout", state.step)
     score = partial(score_responses, training.evaluation.scorer, roles, [training.asked[i] for i in chosen])
     try:
         return collect(roles, prompts, config.ppo, config.sample, training.scale, state.kl_coef, seed, baseline, score)
@@ -269,8 +278,9 @@ def _collect(training: _PpoTraining, state: PolicyState) -> Rollout:
 def _evaluate(training: _PpoTraining, state: PolicyState) -> None:
     run_dir, config = training.run_dir, training.config
     answers, figures = training.evaluation.evaluate(state.step, config.ppo, training.report.diverged)
+    check_start(state.claims, answers.last_difference)
     if state.step == 0 and (problem := training.evaluation.clipping(answers, config.ppo.score_clip)):
         training.report.warned(problem)
     training.evaluation.log(run_dir, state.step, answers, figures)
     objectives = training.evaluation.objectives(answers, config.ppo).tolist()
-    choose_policy(training.roles, run_dir.work("ppo"), state, objectives, answers.ended, config)
+    choose_policy(training.roles, run_dir, state, objectives, answers.ended, training.evaluation.sft_ended, config)

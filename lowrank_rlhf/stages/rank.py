@@ -25,7 +25,7 @@ def run(session: Session) -> RankResult:
     """Write `prompts.jsonl`, `answers.jsonl`, `rankings.jsonl` and `comparisons.jsonl`."""
     config = session.config.rank
     judge = (
-        open_judge(config.judge, config, session.run_dir.path, session.progress, session.stop)
+        open_judge(config.judge, config, session.run_dir.run, session.progress, session.stop)
         if config.source == "judge"
         else None
     )
@@ -94,9 +94,10 @@ def _rankings_of_people(
     ranked = len({ranking.prompt_id for ranking in rankings if ranking.tiers})
     enough = needed(config, run_dir.path, len(prompts)).prompts
     if ranked < enough:
+        of_round = f" of round {run_dir.number}" if run_dir.number > 1 else ""
         raise WaitingForPeople(
-            f"Waiting for people: {ranked} of {enough} prompts are ranked in {run_dir.path / STORE}. "
-            f"Rank with `python -m lowrank_rlhf label {run_dir.path}`, or import rankings "
+            f"Waiting for people: {ranked} of {enough} prompts{of_round} are ranked in {run_dir.path / STORE}. "
+            f"Rank with `python -m lowrank_rlhf label {run_dir.run}`, or import rankings "
             "(docs/annotations.md); then resume with the same command."
         )
     return rankings

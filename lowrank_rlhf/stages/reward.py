@@ -20,7 +20,9 @@ from lowrank_rlhf.evaluation.reward_metrics import (
     verdict_in_words,
     weakness,
     weakness_in_words,
+    write_scores,
 )
+from lowrank_rlhf.evaluation.round_accuracy import accuracy_by_round, scores_of_last_round
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.adapters import load_role
@@ -32,7 +34,7 @@ from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.run.records import Prompt, Score, write_jsonl
+from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.run.results import Claim, RewardResult, ScoresOf, ScoreStatistics
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import SCALE_PROMPTS
@@ -63,10 +65,11 @@ def run(session: Session) -> RewardResult:
     """
     config, settings, roles, run_dir = session.config, session.config.reward, session.load_roles(), session.run_dir
     work, before = session.work("reward"), roles.base.checksum()
-    groups, note = read_groups(roles.base, run_dir.path, config.model.max_length)
+    groups, note = read_groups(roles.base, run_dir, config.model.max_length)
     if note:
         session.progress.say(f"  {note}")
     train, held_out = split_groups(groups, settings.held_out, session.seed("reward", "split"))
+    last = scores_of_last_round(roles, run_dir, held_out)
     load_role(roles, Role.POLICY, run_dir.artifact("adapters/sft"))
     roles.copy(Role.POLICY, Role.REFERENCE)
     roles.copy(Role.POLICY, Role.REWARD)
@@ -78,17 +81,20 @@ def run(session: Session) -> RewardResult:
     bootstrap = config.evaluate.bootstrap_samples, session.seed("bootstrap")
     figures = held_out_accuracy(held_out, of_held_out, *bootstrap)
     _report_accuracy(figures, len(train), run_dir, session.progress)
-    statistics = _score_statistics(config, roles, session.prompts.training, scale, torch.cat(scores), session.progress)
+    ranked_are_sft = config.rank.source != "dataset" and run_dir.number == 1
+    prompts = None if ranked_are_sft else session.prompts.training
+    statistics = _score_statistics(config, roles, prompts, scale, torch.cat(scores), session.progress)
     audit = audit_prompts(roles, held_out, of_held_out, scale, *bootstrap, session.progress)
     session.progress.say(f"  {audit_in_words(audit)}")
     found = weakness(figures)
     weak = found and weakness_in_words(found, figures)
     folder = work / "adapters" / "reward"
     save_role(roles, Role.REWARD, folder)
-    _write_scores(work / "scores.jsonl", [*train, *held_out], scores, len(train))
+    write_scores(work / "scores.jsonl", [*train, *held_out], scores, len(train))
     about = {"pooling": settings.pooling, "layers": roles.head_layers, **statistics.model_dump(), "weak": weak}
     about |= {"length_weight": scale.length} if scale.length else {}
     write_json_atomic(folder / "reward.json", {"schema": 1, **about})
+    rounds = {"by_round": accuracy_by_round(run_dir, held_out, of_held_out, last, *bootstrap)} if last else {}
     return RewardResult(
         prompts_train=len(train),
         pairs_train=sum(len(group.pairs) for group in train),
@@ -104,7 +110,7 @@ def run(session: Session) -> RewardResult:
             _reload_claim(roles, folder, held_out[:4], scale),
             *weights_unchanged(roles, "the reward stage", before, others),
         ),
-    )
+    ).model_copy(update=rounds)
 
 
 def _train_and_score(
@@ -145,27 +151,20 @@ def _report_accuracy(figures: HeldOutAccuracy, prompts: int, run_dir: RunDir, pr
     record_reward_test(run_dir, test)
 
 
-def _write_scores(path: Path, groups: Sequence[Group], scores: Sequence[Tensor], trained: int) -> None:
-    """Write a `Score` per answer; the model was trained on the first `trained` groups."""
-    write_jsonl(
-        path,
-        (
-            Score(sample_id=sample, prompt_id=group.prompt_id, score=score, held_out=index >= trained)
-            for index, (group, group_scores) in enumerate(zip(groups, scores, strict=True))
-            for sample, score in zip(group.samples, group_scores.tolist(), strict=True)
-        ),
-    )
-
-
 def _score_statistics(
-    config: Config, roles: Roles, prompts: Sequence[Prompt], scale: RewardScale, ranked: Tensor, progress: Progress
+    config: Config,
+    roles: Roles,
+    prompts: Sequence[Prompt] | None,
+    scale: RewardScale,
+    ranked: Tensor,
+    progress: Progress,
 ) -> ScoreStatistics:
     """Return mean and deviation of the scores of SFT's answers.
 
-    `ranked` are the scores of all ranked answers, SFT's unless they come from a data set. A data set's answers
-    would shift and clip PPO's scores wrongly: SFT then answers some of the training prompts, if two or more fit.
+    `ranked` are the scores of all ranked answers, which are SFT's if `prompts` is None. Those of a data set or of a
+    policy would shift and clip PPO's scores wrongly: SFT then answers some of the prompts, if two or more fit.
     """
-    if config.rank.source != "dataset":
+    if prompts is None:
         return _statistics(ranked, "SFT answers")
     prompts = first_fitting(roles.base, prompts, max_prompt_tokens(config), SCALE_PROMPTS)
     if len(prompts) < 2:

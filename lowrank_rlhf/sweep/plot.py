@@ -27,7 +27,7 @@ def write_plot(entries: Sequence[dict[str, Any]], runs: Path, path: Path) -> boo
     """Write the plot as SVG, the seeds of a setting averaged; return False without a file if no run has been judged."""
     groups: dict[str, list[Points]] = defaultdict(list)
     for entry in entries:
-        found = distance_and_gold(list(RunDir(runs / entry["run"]).metrics.read("ppo")))
+        found = distance_and_gold(list(RunDir(runs / entry["run"]).newest.metrics.read("ppo")))
         if found:
             settings = [f"{key} {value}" for key, value in entry["settings"].items() if key != "seed"]
             groups[", ".join(settings) or "all seeds"].append(found)

@@ -8,8 +8,8 @@ from lowrank_rlhf.reports.format import number, percent
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_atomic, write_json_atomic
 from lowrank_rlhf.run.progress import duration, memory
-from lowrank_rlhf.run.results import EvaluateResult, Results, RewardResult
-from lowrank_rlhf.stages import STAGES
+from lowrank_rlhf.run.results import EvaluateResult, RewardResult
+from lowrank_rlhf.run.results.rounds import stages_in
 from lowrank_rlhf.sweep.grid import Combination, Sweep
 
 PLOT = "sweep.svg"
@@ -18,9 +18,9 @@ _HEADER = ("accuracy", "win rate", "shift", "KL", "EOS", "dist-2", "time", "memo
 
 
 def figures(run_dir: RunDir) -> dict[str, Any]:
-    """Return the figures of the run's finished stages; a missing stage has no keys."""
-    marks = {stage.name: mark for stage in STAGES if (mark := run_dir.mark(stage.name))}
-    results = Results.model_validate({name: mark.result for name, mark in marks.items()})
+    """Return the figures of the run's finished stages, of the newest round; a missing stage has no keys."""
+    marks = {name: mark for name in stages_in(run_dir.run) if (mark := run_dir.mark(name))}
+    results = run_dir.newest.results()
     own = [mark for mark in marks.values() if not mark.taken_from]
     reward, evaluation = results.reward or RewardResult(), results.evaluate or EvaluateResult(prompts=0)
     policy = {row.id: row.policy for row in evaluation.table}

@@ -11,7 +11,8 @@ from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.fingerprint import current_fingerprint, differences, fingerprint
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import sha256
-from lowrank_rlhf.stages import STAGES, Stage
+from lowrank_rlhf.run.results.rounds import split, stages_in
+from lowrank_rlhf.stages import Stage
 
 
 def shared_stages(configs: Sequence[Config]) -> list[dict[str, str]]:
@@ -76,7 +77,7 @@ def _donor(stage: Stage, config: Config, run_dir: RunDir, donors: Sequence[RunDi
 def _unchanged(stage: Stage, donor: RunDir) -> bool:
     """Return True if all outputs of the stage exist, as they were when it finished and as later stages read them."""
     hashes = donor.hashes(stage.writes)
-    read = [mark.fingerprint.inputs for entry in STAGES if (mark := donor.mark(entry.name))]
+    read = [mark.fingerprint.inputs for name in stages_in(donor.run) if (mark := donor.mark(name))]
     return (
         len(hashes) == len(stage.writes)
         and not donor.faults(stage.name)
@@ -87,7 +88,7 @@ def _unchanged(stage: Stage, donor: RunDir) -> bool:
 def _copy(stage: Stage, donor: RunDir, run_dir: RunDir) -> None:
     work = run_dir.work(stage.name)
     for name in stage.writes:
-        source, target = donor.artifact(name), work / name
+        source, target = donor.artifact(name), work / split(name)[1]
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, target, dirs_exist_ok=True)
@@ -97,9 +98,13 @@ def _copy(stage: Stage, donor: RunDir, run_dir: RunDir) -> None:
             raise StageFailed(
                 f"{target}: the copy differs from {source}. Wait until nothing is writing to it, then rerun the sweep."
             )
-    for source_log, target_log in ((donor.metrics, run_dir.metrics), (donor.watched, run_dir.watched)):
-        target_log.truncate(stage.name, -1)
-        for row in source_log.read(stage.name):
+    source_dir, target_dir = donor.round(stage.round), run_dir.round(stage.round)
+    for source_log, target_log in (
+        (source_dir.metrics, target_dir.metrics),
+        (source_dir.watched, target_dir.watched),
+    ):
+        target_log.truncate(stage.kind, -1)
+        for row in source_log.read(stage.kind):
             target_log.append(**row)
     keep_commits(run_dir, read_commits(donor))
     mark = donor.mark(stage.name)

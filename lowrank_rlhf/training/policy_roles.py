@@ -11,30 +11,31 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.preferences.project import NothingToRank, open_project, run_command
 from lowrank_rlhf.run import fault_points
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.training.policy_checkpoints import PolicyState
 from lowrank_rlhf.training.reward_data import about_reward
 from lowrank_rlhf.training.rollout import RewardScale
 
 
-def load_roles(roles: Roles, adapters: Path, config: Config) -> RewardScale | None:
-    """Load policy, reference and reward model from a run's `adapters` folder; None if no reward model is used.
+def load_roles(roles: Roles, run_dir: RunDir, config: Config) -> RewardScale | None:
+    """Load policy, reference and reward model for a round's training; None if no reward model is used.
 
-    Raises `StageFailed` for a weak reward model, or `WaitingForPeople` if people have prompts left to rank, unless
-    `ppo.accept_weak_reward` is set.
+    The policy is the last round's, SFT in the first. Raises `StageFailed` for a weak reward model, or
+    `WaitingForPeople` if people have prompts left to rank, unless `ppo.accept_weak_reward` is set.
     """
     if not config.ppo.uses_reward_model:
-        _load_sft(roles, adapters)
+        _load_policies(roles, run_dir)
         return None
-    about = about_reward(adapters / "reward")
+    about = about_reward(run_dir.artifact("adapters/reward"))
     if about["weak"] and not config.ppo.accept_weak_reward:
         if config.rank.source == "human":
-            _wait_for_more_rankings(about["weak"], adapters.parent)
+            _wait_for_more_rankings(about["weak"], run_dir.run)
         raise StageFailed(
             f"ppo: {about['weak']}, so {config.align.algorithm.upper()} would only learn its mistakes. Rank more "
             "answers, or set ppo.accept_weak_reward: true"
         )
-    _load_sft(roles, adapters)
-    load_role(roles, Role.REWARD, adapters / "reward")
+    _load_policies(roles, run_dir)
+    load_role(roles, Role.REWARD, run_dir.artifact("adapters/reward"))
     return RewardScale.of(about, config.ppo.normalize_score)
 
 
@@ -43,9 +44,16 @@ def frozen_roles(config: Config) -> list[Role]:
     return [Role.REFERENCE, *([Role.REWARD] if config.ppo.uses_reward_model else [])]
 
 
-def _load_sft(roles: Roles, adapters: Path) -> None:
-    load_role(roles, Role.POLICY, adapters / "sft")
+def last_policy(run_dir: RunDir) -> Path | None:
+    """Return the adapter from which a later round starts; None in the first."""
+    return run_dir.round(run_dir.number - 1).artifact("adapters/policy") if run_dir.number > 1 else None
+
+
+def _load_policies(roles: Roles, run_dir: RunDir) -> None:
+    load_role(roles, Role.POLICY, run_dir.artifact("adapters/sft"))
     roles.copy(Role.POLICY, Role.REFERENCE)
+    if last := last_policy(run_dir):
+        load_role(roles, Role.POLICY, last)
 
 
 def _wait_for_more_rankings(weak: str, run: Path) -> None:
@@ -58,7 +66,7 @@ def _wait_for_more_rankings(weak: str, run: Path) -> None:
     if ranked < wanted:
         raise WaitingForPeople(
             f"Waiting for people: {weak}. About {wanted - ranked} more ranked prompts may be enough. Rank with "
-            f"`python -m lowrank_rlhf label {run}`; then resume with\n  {run_command(run)} --redo rank"
+            f"`python -m lowrank_rlhf label {run}`; then resume with\n  {run_command(run)} --redo {project.rank_stage}"
         )
 
 
@@ -73,25 +81,31 @@ def save_policies(roles: Roles, work: Path, state: PolicyState) -> None:
 
 
 def choose_policy(
-    roles: Roles, work: Path, state: PolicyState, objectives: list[float], ended: list[bool], config: Config
+    roles: Roles,
+    run_dir: RunDir,
+    state: PolicyState,
+    objectives: list[float],
+    ended: list[bool],
+    sft_ended: list[bool],
+    config: Config,
 ) -> None:
     """Choose between the policy now, evaluated on held-out prompts, and the best one before (`policy_choice.choose`).
 
     The weights of the best one are saved as `best` in the work folder. `objectives`, (N,), are PPO's own: the reward
     model's shaped score less the KL penalty. The choice does not use the judge, so that its verdict on held-out prompts
-    stays unbiased.
+    stays unbiased. In a later round the last round's policy, evaluated at step 0, is the first candidate.
     """
     if state.step == 0:
-        state.sft_ended = ended
-    if state.step <= _steps_as_sft(config):
-        return  # the figures of SFT itself: training has not moved the policy yet
+        state.sft_ended = sft_ended
+    if state.step <= _steps_unmoved(config) and not (state.step == 0 and run_dir.number > 1):
+        return  # the figures of the policy that training starts from
     last = Evaluated(state.step, objectives, ended)
     kept, best = choose(state.best, last, state.sft_ended or ())
     state.kept_step, state.best = kept.step, best
     if best is last:
-        save_role(roles, Role.POLICY, work / "best")
+        save_role(roles, Role.POLICY, run_dir.work("ppo") / "best")
 
 
-def _steps_as_sft(config: Config) -> int:
+def _steps_unmoved(config: Config) -> int:
     """Return the number of first steps that do not move the policy; never all steps (`PpoConfig.conflicts`)."""
     return config.ppo.critic_warmup_steps if config.align.algorithm == "ppo" else 0

@@ -3,7 +3,7 @@
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from lowrank_rlhf.maths.losses import pairwise_loss, plackett_luce_loss
 from lowrank_rlhf.maths.reward_gate import held_out_count
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.base import Base
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import read_record, write_json_atomic
-from lowrank_rlhf.run.records import Comparison, Prompt, Ranking, Sample, read_jsonl
+from lowrank_rlhf.run.records import Comparison, Prompt, R, Ranking, Sample, read_jsonl
 from lowrank_rlhf.training.rollout import RewardScale
 
 HEAD_FILE = "head.json"
@@ -66,16 +67,19 @@ def about_reward(adapter: Path) -> dict[str, Any]:
     return about
 
 
-def read_groups(base: Base, run: Path, max_length: int) -> tuple[list[Group], str | None]:
-    """Return the comparisons in a run folder as `make_groups` does."""
-    return make_groups(
-        base,
-        max_length,
-        read_jsonl(run / "prompts.jsonl", Prompt),
-        read_jsonl(run / "answers.jsonl", Sample),
-        read_jsonl(run / "comparisons.jsonl", Comparison),
-        read_jsonl(run / "rankings.jsonl", Ranking),
-    )
+def read_groups(base: Base, run_dir: RunDir, max_length: int) -> tuple[list[Group], str | None]:
+    """Return the comparisons of all rounds up to this folder's as `make_groups` does.
+
+    A prompt that several rounds ranked is one group, so that it is never in training and test.
+    """
+
+    def every(name: str, record: type[R]) -> Iterator[R]:
+        for each in run_dir.up_to_this:
+            yield from read_jsonl(each.artifact(name), record)
+
+    prompts = {prompt.id: prompt for prompt in every("prompts.jsonl", Prompt)}
+    answers, pairs = every("answers.jsonl", Sample), every("comparisons.jsonl", Comparison)
+    return make_groups(base, max_length, prompts.values(), answers, pairs, every("rankings.jsonl", Ranking))
 
 
 def make_groups(

@@ -15,6 +15,7 @@ MAX_TOKEN_DIFFERENCE = 1e-4
 
 SENTENCES: dict[ClaimId, str] = {
     "kl_is_zero": "KL(policy || SFT) is 0 at step 0",
+    "starts_as_last_round": "KL(policy || last round's policy) is 0 at step 0",
     "first_ratio_is_one": "the first minibatch's probability ratio is 1",
 }
 """Texts of the checks that are the same in every run."""
@@ -62,6 +63,17 @@ def require(claims: list[Claim], check: ClaimId, text: str, error: float, tolera
             f"ppo: self-check failed: {text}; it is off by {error:.3g}. Sampling, reference and training do not use "
             "the same model. This is a bug here or in a library: please report it with the run's env.json"
         )
+
+
+def check_start(claims: list[Claim], difference: float | None) -> None:
+    """Check that a later round starts as the last one's policy.
+
+    `difference` is the largest of their log-probabilities at a token, nats, before the first step; None in the first
+    round. Raises as `require` does.
+    """
+    if difference is not None and is_due(claims, "starts_as_last_round"):
+        text = SENTENCES["starts_as_last_round"]
+        require(claims, "starts_as_last_round", text, difference, MAX_TOKEN_DIFFERENCE)
 
 
 def _checksum(roles: Roles, role: Role) -> str:

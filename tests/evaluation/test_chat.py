@@ -234,7 +234,7 @@ def run(tiny_folder, tmp_path, monkeypatch) -> Session:
 
 
 def chat_models(session: Session) -> ChatModels:
-    return ChatModels(session.load_roles(), session.run_dir.artifact("adapters"))
+    return ChatModels(session.load_roles(), session.run_dir)
 
 
 def asked(session: Session, text: str) -> list[int]:

@@ -9,6 +9,7 @@ from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.maths.reward_gate import PROMPTS, expected_passes, prompts_for_power, weakness_of
 from lowrank_rlhf.maths.statistics import Interval
 from lowrank_rlhf.preferences.enough import RankingNeed, needed
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import append_line
 
 
@@ -109,11 +110,11 @@ def test_a_weak_reward_model_waits_for_people_who_have_prompts_left(tmp_path: Pa
         for prompt in range(2):
             store.save(a_ranking(prompt, "012"))
         with pytest.raises(WaitingForPeople, match=r"weak\. About 3 more ranked prompts(.|\n)*--redo rank"):
-            load_roles(None, run / "adapters", human)
+            load_roles(None, RunDir(run), human)
         for prompt in range(2, 5):
             store.save(a_ranking(prompt, "012"))
         with pytest.raises(StageFailed, match="Rank more answers, or set"):
-            load_roles(None, run / "adapters", human)
+            load_roles(None, RunDir(run), human)
 
 
 @pytest.mark.parametrize("minimum", [2, None])

@@ -113,7 +113,7 @@ def test_the_score_is_the_weighted_sum(make, monkeypatch, own) -> None:
     assert list(used) == ["judged", "short", "letters"]
     short = [min(1.0, 3 / len(response.tokens)) for response in rollout.responses]
     normalised = [(score - used["short"].mean) / used["short"].std for score in short]
-    scale = ppo.load_roles(roles, session.run_dir.artifact("adapters"), session.config)
+    scale = ppo.load_roles(roles, session.run_dir, session.config)
     judged = reward_scores(roles, rollout.batch, scale).tolist()
     clipped = [max(-0.8, min(0.8, brief)) for brief in normalised]
     expected = [0.5 * a + 2 * b - len(text) / 10 for a, b, text in zip(judged, clipped, texts, strict=True)]

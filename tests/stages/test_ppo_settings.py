@@ -143,7 +143,7 @@ def test_the_weight_of_the_kl_moves_with_the_adaptive_controller_only(make, cont
 def test_the_critic_starts_with_the_configured_head_on_the_reward_adapter(make, head) -> None:
     session = make(ppo__critic_head=head)
     roles = session.load_roles()
-    ppo._load_roles(roles, session.run_dir.artifact("adapters"), session.config)
+    ppo._load_roles(roles, session.run_dir, session.config)
     reward, critic = (roles.heads[role].weight for role in (Role.REWARD, Role.CRITIC))
     assert float(reward.abs().max()) > 0
     assert torch.equal(critic, reward if head == "reward" else torch.zeros_like(reward))

@@ -42,7 +42,7 @@ from lowrank_rlhf.training.rollout import RewardScale
 
 
 def groups_of(session: Session) -> list[Group]:
-    return read_groups(session.load_roles().base, session.run_dir.path, session.config.model.max_length)[0]
+    return read_groups(session.load_roles().base, session.run_dir, session.config.model.max_length)[0]
 
 
 def raw_scale(session: Session) -> RewardScale:
@@ -142,7 +142,7 @@ def test_answers_that_are_equal_after_the_cut_are_not_compared(tiny_folder, tmp_
         Ranking(prompt_id="b", tiers=(("b-good",), ("b-bad",), ("b-other",)), annotator="x"),
     ]
     write_ranked(session, [ask("a"), ask("b")], samples, rankings)
-    groups, note = read_groups(base, session.run_dir.path, 40)
+    groups, note = read_groups(base, session.run_dir, 40)
     assert note == (
         "model.max_length 40: 0 prompts skipped as too long, 5 answers cut, "
         "2 comparisons left out whose answers are then equal"
@@ -492,7 +492,7 @@ def test_labels_of_chance_are_called_weak_and_ppo_refuses(tiny_folder, tmp_path)
         ppo.run(session)
     ppo_config = config.ppo.model_copy(update={"accept_weak_reward": True})
     told = replace(session, config=config.model_copy(update={"ppo": ppo_config}))
-    scale = ppo._load_roles(told.load_roles(), told.run_dir.artifact("adapters"), told.config)
+    scale = ppo._load_roles(told.load_roles(), told.run_dir, told.config)
     assert (scale.mean, scale.std) == (summary.score_mean, summary.score_std)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,12 @@ BASE = "name: a\nmodel: {source: x}\n"
 
 
 @dataclass(frozen=True)
-class FakeStage:
-    name: str
-    settings: tuple[str, ...]
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    run: Callable[[Session], StageResult]
-    does: str = "pretend"
-    shared: bool = True
+class FakeStage(stages.Stage):
+    made: Callable[[Session], StageResult] = field(kw_only=True, compare=False)
+
+    @property
+    def run(self) -> Callable[[Session], StageResult]:
+        return self.made
 
 
 def nothing(_: str, __: Session) -> None:
@@ -72,7 +70,7 @@ class Factory:
             (session.work(name) / f"{name}.txt").write_text(text)
             return RewardResult(accuracy=0.75, accuracy_interval=(0.5, 1.0))
 
-        return FakeStage(name, settings, reads, (f"{name}.txt",), run)
+        return FakeStage(name, "pretend", settings, reads, (f"{name}.txt",), made=run)
 
 
 @pytest.fixture

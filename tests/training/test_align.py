@@ -52,7 +52,7 @@ def go(config: Config, runs: Path, **more: Any) -> RunDir:
 
 
 def dpo_task(session: Session) -> DpoTask:
-    groups, _ = read_groups(session.load_roles().base, session.run_dir.path, session.config.model.max_length)
+    groups, _ = read_groups(session.load_roles().base, session.run_dir, session.config.model.max_length)
     return DpoTask(session.load_roles(), groups, session.config.align, session.config.seed)
 
 

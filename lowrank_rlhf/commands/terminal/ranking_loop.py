@@ -120,9 +120,10 @@ class RankingLoop:
         if len(item.answers) > len(LABELS):
             raise UserError(f"prompt {item.prompt.id!r} has {len(item.answers)} answers; the maximum is {len(LABELS)}")
         number = counts.ranked + counts.skipped + 1
+        position = f"round {self._project.round}: {number}" if self._project.round > 1 else f"{number}"
         self._console.print()
         self._console.print(
-            Rule(Text(f"{number} of {counts.prompts}   {visible(self._annotator)}"), characters="-", style="dim")
+            Rule(Text(f"{position} of {counts.prompts}   {visible(self._annotator)}"), characters="-", style="dim")
         )
         self._say(self._pace(counts))
         self._table((Text(turn.role, style="cyan"), Text(visible(turn.content))) for turn in item.prompt.messages)

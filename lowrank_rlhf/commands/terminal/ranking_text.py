@@ -91,13 +91,14 @@ _WHY = {
 def project_summary(project: Project) -> str:
     """Return the number of ranked prompts and the next command."""
     count, need = project.store.ranked_prompts(), project.need
+    of_round = f" of round {project.round}" if project.round > 1 else ""
     if count < need.prompts:
-        of, more = counted(need.prompts, "prompt"), need.prompts - count
+        of, more = f"{counted(need.prompts, 'prompt')}{of_round}", need.prompts - count
         return f"{count} of {of} ranked, {more} more needed{_WHY[need.reason]}."
     if project.settings is None:
         return f"{counted(count, 'prompt')} ranked. To export them:\n  {project.next_command}"
     few = f" A reward model trained on these passes its test in about {100 * (need.passes or 0):.0f} % of cases."
     return (
-        f"{counted(count, 'prompt')} ranked ({need.prompts} needed).{few if need.few else ''} To resume the run:\n"
-        f"  {project.next_command}"
+        f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed).{few if need.few else ''} "
+        f"To resume the run:\n  {project.next_command}"
     )

@@ -62,7 +62,8 @@ def progress_words(project: Project, annotator: str, language: str) -> Reply:
     """Return the progress line and the share of the bar."""
     now = ranking_progress(project, annotator)
     goal = now.needed or now.prompts
-    parts = [say("progress.all", language, count=now.ranked_by_anyone, goal=goal)]
+    parts = [say("progress.round", language, round=project.round)] if project.round > 1 else []
+    parts.append(say("progress.all", language, count=now.ranked_by_anyone, goal=goal))
     parts.append(say("progress.own", language, ranked=now.ranked, skipped=now.skipped))
     if now.seconds_each is not None and now.seconds_left is not None:
         each, left = duration(now.seconds_each), duration(now.seconds_left)

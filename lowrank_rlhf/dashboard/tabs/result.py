@@ -13,8 +13,10 @@ from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import memory
+from lowrank_rlhf.run.results.rounds import prefix
 
 _SECONDS = 2.0
+_REPORT = "report.html"
 
 
 def build(page: DashboardPage) -> None:
@@ -93,14 +95,15 @@ def _exported(run: Path, kind: str, language: str) -> str:
 
 
 def _report(run: Path, language: str) -> str:
-    path = run / "report.html"
-    if not path.is_file():
+    rounds = [each for each in RunDir(run).rounds if each.artifact(_REPORT).is_file()]
+    if not rounds:
         return f'<p class="empty">{html(t("result.no_report", language))}</p>'
+    path = rounds[-1].artifact(_REPORT)
     try:
-        RunDir(run).check_outputs(path.name)
+        rounds[-1].check_outputs(_REPORT)
     except UserError as error:
         return note(str(error), "bad")
-    source = f"/runs/{run.name}/report.html"
+    source = f"/runs/{run.name}/{prefix(rounds[-1].number)}{_REPORT}"
     version = path.stat().st_mtime_ns
     title = html(t("result.report", language))
     return (

@@ -17,7 +17,8 @@ from lowrank_rlhf.pipeline.selection import built_on, named
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import duration
-from lowrank_rlhf.stages import STAGES
+from lowrank_rlhf.run.results.rounds import split
+from lowrank_rlhf.stages import of_rounds
 
 Action = Literal["stop", "resume", "redo", "undo"]
 
@@ -95,9 +96,10 @@ def resume_after_ranking(page: DashboardPage, name: str) -> str:
 def _changed_rankings(path: Path) -> list[str]:
     """Return `--redo rank` if rankings changed since stage `rank` finished, else no options."""
     try:
-        return ["--redo", "rank"] if open_project(path).rankings_changed else []
+        project = open_project(path)
     except NothingToRank:
         return []
+    return ["--redo", project.rank_stage] if project.rankings_changed else []
 
 
 def _picked(event: gr.SelectData) -> str:
@@ -146,7 +148,7 @@ def _buttons(run: RunStatus | None, language: str) -> dict[str, Any]:
         "can_resume": idle and run is not None and run.state != "finished",
         "can_rank": waiting,
         "resume": t("runs.continue" if waiting else "runs.resume", language),
-        "redo": [stage.name for stage in STAGES if run and stage.name in run.done] if idle else [],
+        "redo": run.done if idle and run is not None else [],
         "can_undo": idle and run is not None and bool(RunDir(run.path).earlier.stages()),
     }
 
@@ -158,7 +160,8 @@ def _ask_redo(page: DashboardPage, chosen: str | None, language: str, stage: str
         return [gr.update(visible=False), "", None, why]
     run = page.runs.status(chosen)
     lines = [t("runs.redo_question", language, run=chosen, stage=stage)]
-    for again in built_on(named([stage], STAGES)):
+    known = list(of_rounds(max(split(name)[0] for name in run.stages)))
+    for again in built_on(named([stage], known), known):
         if mark := run.marks.get(again.name):
             files = ", ".join(name for name in again.writes if (run.path / name).exists())
             lines.append(t("runs.redo_goes", language, stage=again.name, time=duration(mark.seconds), files=files))

@@ -17,14 +17,15 @@ _MAX_LINES = 96
 Rows = Sequence[dict[str, Any]]
 
 
-def samples(run: Path, watched: Rows, evaluated: Rows, language: str) -> str:
+def samples(run: Path, watched: Rows, evaluated: Rows, language: str, number: int = 1) -> str:
     """Return the tables as HTML; empty text for a run without samples.
 
     Args:
-        run: the run's folder.
+        run: folder of the run, or of a later round in it.
         watched: the rows of its watched.jsonl.
         evaluated: the rows of its eval.jsonl.
         language: language of the texts.
+        number: the round.
     """
     tables = []
     if compared := first_answers(evaluated):
@@ -32,10 +33,14 @@ def samples(run: Path, watched: Rows, evaluated: Rows, language: str) -> str:
         rows = [_compared(row, language) for row in compared[:_MAX_ROWS]]
         tables.append(_table(lead, [t(f"samples.{name}", language) for name in ("prompt", "sft", "policy")], rows))
     if watched:
-        tables.append(_by_step(watched, language))
+        tables.append(_by_step(watched, "sft" if number == 1 else "last", language))
     if not tables and (rows := _sampled(run)):
         tables.append(
-            _table(t("samples.sampled", language), [t(f"samples.{name}", language) for name in ("prompt", "sft")], rows)
+            _table(
+                t("samples.sampled", language),
+                [t(f"samples.{name}", language) for name in ("prompt", "sft" if number == 1 else "last")],
+                rows,
+            )
         )
     return f"<h3>{html(t('samples.title', language))}</h3>{''.join(tables)}" if tables else ""
 
@@ -49,12 +54,12 @@ def _table(lead: str, head: Sequence[str], rows: Sequence[str]) -> str:
     )
 
 
-def _by_step(watched: Rows, language: str) -> str:
-    """Return a row for each prompt: SFT's answer and the policy's at the last evaluations of PPO."""
+def _by_step(watched: Rows, first: str, language: str) -> str:
+    """Return a row for each prompt: the policy's answers before PPO (`first`: whose) and at its last evaluations."""
     found = {(row["prompt_id"], row["step"]): row for row in watched}
     steps = sorted({step for _, step in found})
     steps = [*steps[:1], *steps[1:][-_MAX_STEPS:]]
-    names = [t("samples.sft" if step == 0 else "samples.step", language, step=step) for step in steps]
+    names = [t(f"samples.{first}" if step == 0 else "samples.step", language, step=step) for step in steps]
     rows = []
     for prompt in dict.fromkeys(row["prompt_id"] for row in watched):
         shown = [found.get((prompt, step), {}) for step in steps]

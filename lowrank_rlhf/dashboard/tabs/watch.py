@@ -46,22 +46,23 @@ def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dic
     if run is None:
         empty = f'<p class="empty">{html(t("runs.choose", language))}</p>'
         return [gr.skip()] * 6 if before == {"none": language} else [empty, "", "", "", "", {"none": language}]
-    rows, version = page.runs.rows(run.path / "metrics.jsonl")
+    round_dir = run.round_dir
+    rows, version = page.runs.rows(round_dir.metrics.path)
     events, _ = page.runs.rows(run.path / "events.jsonl")
-    evaluated, second = page.runs.rows(run.path / "eval.jsonl")
-    watched, third = page.runs.rows(run.path / "watched.jsonl")
+    evaluated, second = page.runs.rows(round_dir.artifact("eval.jsonl"))
+    watched, third = page.runs.rows(round_dir.watched.path)
     inputs_of = {
         "state": _state(run, language),
-        "alarms": (run.name, version, run.done, language),
-        "curves": (run.name, version, language),
-        "samples": (run.name, second, third, "sample" in run.done, language),
+        "alarms": (run.name, round_dir.number, version, run.done, language),
+        "curves": (run.name, round_dir.number, version, language),
+        "samples": (run.name, round_dir.number, second, third, len(run.done), language),
         "log": _log(run, events, language),
     }
     made = {
         "state": lambda: inputs_of["state"],
         "alarms": lambda: _alarms(rows, run, language),
         "curves": lambda: _curves(rows, language),
-        "samples": lambda: samples(run.path, watched, evaluated, language),
+        "samples": lambda: samples(round_dir.path, watched, evaluated, language, round_dir.number),
         "log": lambda: inputs_of["log"],
     }
     changed = [made[name]() if inputs_of[name] != before.get(name) else gr.skip() for name in made]

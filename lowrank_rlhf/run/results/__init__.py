@@ -9,12 +9,21 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 
 from lowrank_rlhf.maths.reward_gate import Weakness
-from lowrank_rlhf.run.results.parts import FileSum, Interval, PromptAudit, ReliabilityRow, Result, RowsSum
+from lowrank_rlhf.run.results.parts import (
+    FileSum,
+    Interval,
+    PromptAudit,
+    ReliabilityRow,
+    Result,
+    RoundAccuracy,
+    RowsSum,
+)
 from lowrank_rlhf.run.results.yardsticks import Yardsticks
 
 ClaimId = Literal[
     "",
     "kl_is_zero",
+    "starts_as_last_round",
     "first_ratio_is_one",
     "reference_is_sft",
     "base_unchanged",
@@ -116,6 +125,8 @@ class RewardResult(StageResult):
     """The weakness as a sentence, for people; all that version 0.1 wrote."""
     verdict: str | None = None
     prompt_audit: PromptAudit | None = None
+    by_round: tuple[RoundAccuracy, ...] = ()
+    """Accuracy on the answers of each round, from the second round on."""
     head_l2: float | None = None
 
 

@@ -36,6 +36,17 @@ class ReliabilityRow(Result):
     accuracy: float
 
 
+class RoundAccuracy(Result):
+    """Accuracy of a reward model on held-out comparisons of one round's answers."""
+
+    round: int
+    pairs: NonNegativeInt
+    accuracy: float
+    interval: Interval
+    before: float | None = None
+    """Accuracy of the last round's reward model on the same pairs; None for answers that it was trained for."""
+
+
 class WithoutPrompt(Result):
     """Accuracy on held-out pairs with replaced prompts, and its difference to that with their own; paired by prompt."""
 
