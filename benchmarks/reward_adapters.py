@@ -73,10 +73,11 @@ class Setting:
             return ["head alone", "", "", ""]
         return [str(self.rank), f"{self.rate:g}", str(self.epochs), f"{self.language:g}"]
 
-    def config(self, changes: Sequence[str]) -> Config:
-        """Return the preset with this setting and the changes of the command line."""
+    @property
+    def config(self) -> Config:
+        """The preset with this setting."""
         own = [f"lora.rank={self.rank}", f"lora.alpha={2 * self.rank}", f"reward.learning_rate={self.rate}"]
-        return load_config(PRESET, [*own, f"reward.epochs={self.epochs}", "reward.save_every=1000000", *changes])
+        return load_config(PRESET, [*own, f"reward.epochs={self.epochs}", "reward.save_every=1000000"])
 
 
 @dataclass
@@ -116,15 +117,14 @@ class Answers:
         """Return the rows of these groups' answers."""
         return [row for group in groups for row in self.place[group.prompt_id]]
 
-    def margins(self, roles: Roles, groups: Sequence[Group], scale: RewardScale) -> list[float]:
-        """Return the reward model's margin of each pair of these groups."""
+    def scores(self, roles: Roles, groups: Sequence[Group], scale: RewardScale) -> list[Tensor]:
+        """Return the reward model's scores of these groups' answers, (K,) each."""
         rows = self.rows.rows(self.of(groups))
-        scores = split_scores(scale.raw(score_tokens(roles, Role.REWARD, rows), rows.response), groups)
-        return [
-            float(own[better] - own[worse])
-            for own, group in zip(scores, groups, strict=True)
-            for better, worse, _ in group.pairs
-        ]
+        return split_scores(scale.raw(score_tokens(roles, Role.REWARD, rows), rows.response), groups)
+
+    def scores_of_head(self, weight: Tensor, groups: Sequence[Group]) -> list[Tensor]:
+        """Return the scores of these groups' answers, (K,) each, by a head (h,) on the bare base."""
+        return split_scores(self.features[self.of(groups)] @ weight, groups)
 
 
 @contextmanager
@@ -151,10 +151,12 @@ def with_language_loss(roles: Roles, answers: Answers, weight: float) -> Loss:
 def measure(
     roles: Roles, setting: Setting, config: Config, answers: dict[str, Answers], parts: Sequence[list[Group]], seed: int
 ) -> Outcome:
-    """Fit the head on the first part's groups, train the adapter on them, and measure both on the second part's."""
+    """Fit the head on the first part's groups, train the adapter on them, and measure on the second part's."""
     train, held_out = parts
     own = answers[OWN]
     weight, fit = fit_head(train, split_scores(own.features[own.of(train)], train), config.reward, seed)
+    if not setting.epochs:
+        return Outcome({name: margins(of.scores_of_head(weight, held_out), held_out) for name, of in answers.items()})
     roles.reset(Role.REWARD, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         roles.heads[Role.REWARD].weight.copy_(weight[None])
@@ -162,13 +164,24 @@ def measure(
     with tempfile.TemporaryDirectory() as folder, training_on(own, with_language_loss(roles, own, setting.language)):
         run = RunDir(Path(folder))
         reward.train_adapter(config.reward, seed, roles, train, scale, run, Progress.silent(), StopRequest())
-    seconds, scale = time.process_time() - since, fit.scale(config.reward)
-    return Outcome({name: found.margins(roles, held_out, scale) for name, found in answers.items()}, seconds)
+    seconds = time.process_time() - since
+    return Outcome(
+        {name: margins(of.scores(roles, held_out, scale), held_out) for name, of in answers.items()}, seconds
+    )
+
+
+def margins(scores: Sequence[Tensor], groups: Sequence[Group]) -> list[float]:
+    """Return the margin of each pair of the groups from their answers' scores, (K,) each."""
+    return [
+        float(own[better] - own[worse])
+        for own, group in zip(scores, groups, strict=True)
+        for better, worse, _ in group.pairs
+    ]
 
 
 def outcomes(given: argparse.Namespace, setting: Setting) -> tuple[list[Group], list[Outcome]]:
     """Return the held-out groups of all splits and the setting's outcome on each, from the cache where it is there."""
-    folder, config = Path(given.cache), setting.config(given.change)
+    folder, config = Path(given.cache), setting.config
     folder.mkdir(parents=True, exist_ok=True)
     base = load_base(config.model, Progress.silent())
     roles = Roles(base, config.lora, config.reward.layers)
@@ -184,11 +197,7 @@ def outcomes(given: argparse.Namespace, setting: Setting) -> tuple[list[Group], 
         train, held_out = split_groups(groups, HELD_OUT, seed)
         if given.inner:
             train, held_out = split_groups(train, HELD_OUT, seed)
-        changed = "".join(f"-{change}" for change in given.change)
-        path = (
-            folder
-            / f"{name}-{'-'.join(map(str, asdict(setting).values()))}{changed}-{given.inner}-{given.audit}-{seed}.json"
-        )
+        path = folder / f"{name}-{'-'.join(map(str, asdict(setting).values()))}-{given.inner}-{given.audit}-{seed}.json"
         if not path.exists():
             answers = answers or {
                 prompts: Answers.read(roles, own, config.reward.pooling, folder / f"{name}-{prompts}.safetensors")
@@ -239,7 +248,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--setting", action="append", type=Setting.parse, default=[], help="rank:rate:epochs[:language]"
     )
-    parser.add_argument("--change", action="append", default=[], help="another key of the preset, as in `run`")
     parser.add_argument("--inner", action="store_true", help="measure on a part of the training prompts")
     parser.add_argument("--audit", action="store_true", help="measure with the prompts emptied and shuffled too")
     parser.add_argument("--splits", type=int, default=SPLITS, help="number of splits")

@@ -106,7 +106,9 @@ def cached(given: argparse.Namespace) -> tuple[list[Group], Features]:
     base = load_base(load_config(PRESET).model, Progress.silent())
     groups = read_data(base, given.file, given.characters, given.pairs)
     print(f"{len(groups)} prompts, {sum(len(g.pairs) for g in groups)} pairs", file=sys.stderr)
-    by_prompt = {OWN: groups, "emptied": emptied(base, groups), "shuffled": exchanged(groups)}
+    by_prompt = {OWN: groups}
+    if not given.no_audit:
+        by_prompt |= {"emptied": emptied(base, groups), "shuffled": exchanged(groups)}
     name = f"{Path(given.file).name.split('.')[0]}-{given.characters}-{given.pairs}-{'-'.join(map(str, given.layers))}"
     features: Features = {}
     for prompts, changed in by_prompt.items():
@@ -230,6 +232,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", required=True, help="folder for the features")
     parser.add_argument("--pairs", type=int, help="comparisons of randomly drawn prompts; all by default")
     parser.add_argument("--characters", type=int, help="leave out longer transcripts, prompt and answer together")
+    parser.add_argument("--no-audit", action="store_true", help="leave out the emptied and shuffled prompts")
     parser.add_argument("--layers", type=int, nargs="+", choices=LAYERS, default=LAYERS, help="layers to read")
     return parser.parse_args(arguments)
 
