@@ -2,12 +2,12 @@
 
     python benchmarks/reward_heads.py hh_harmless_test.jsonl.gz --cache /tmp/features --characters 420
     python benchmarks/reward_heads.py testset-v1.json --cache /tmp/features
-    python benchmarks/reward_heads.py testdata_pairwise.jsonl --cache /tmp/features --characters 800 --pairs 400
+    python benchmarks/reward_heads.py testdata_pairwise.jsonl --cache /tmp/features --characters 800
 
-The base of presets/human_preferences.yaml reads every answer once, after its prompt, and once more after an empty
-prompt and after another prompt; the pooled states of all layers and poolings are kept in `--cache` as safetensors, so
-that another head costs seconds. In each of five splits by prompt every head is fitted on the training prompts and
-measured on the others.
+The base of presets/human_preferences.yaml reads every answer once, after its prompt, and unless `--no-audit` is given
+once more after an empty prompt and after another prompt; the pooled states of all layers and poolings are kept in
+`--cache` as safetensors, so that another head costs seconds. In each of five splits by prompt every head is fitted on
+the training prompts and measured on the others.
 Prints a Markdown table. Intervals are 95 % bootstrap intervals over prompts: all splits of a prompt are drawn together.
 """
 
