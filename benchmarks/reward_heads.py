@@ -2,12 +2,12 @@
 
     python benchmarks/reward_heads.py hh_harmless_test.jsonl.gz --cache /tmp/features --characters 420
     python benchmarks/reward_heads.py testset-v1.json --cache /tmp/features
-    python benchmarks/reward_heads.py testdata_pairwise.jsonl --cache /tmp/features --characters 800 --pairs 400
+    python benchmarks/reward_heads.py testdata_pairwise.jsonl --cache /tmp/features --characters 800
 
-The base of presets/human_preferences.yaml reads every answer once, after its prompt, and once more after an empty
-prompt and after another prompt; the pooled states of all layers and poolings are kept in `--cache` as safetensors, so
-that another head costs seconds. In each of five splits by prompt every head is fitted on the training prompts and
-measured on the others.
+The base of presets/human_preferences.yaml reads every answer once, after its prompt, and unless `--no-audit` is given
+once more after an empty prompt and after another prompt; the pooled states of all layers and poolings are kept in
+`--cache` as safetensors, so that another head costs seconds. In each of five splits by prompt every head is fitted on
+the training prompts and measured on the others.
 Prints a Markdown table. Intervals are 95 % bootstrap intervals over prompts: all splits of a prompt are drawn together.
 """
 
@@ -34,6 +34,7 @@ from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import micro_batches, pack
 from lowrank_rlhf.maths.statistics import clustered_bootstrap, expected_calibration_error, paired_difference
 from lowrank_rlhf.models.base import Base, load_base
+from lowrank_rlhf.models.layers.partial_forward import partial_forward
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.training.reward_data import Group, fit_head, make_groups, split_groups, with_length
@@ -66,8 +67,8 @@ def read_data(base: Base, file: str, characters: int | None, pairs: int | None) 
     return chosen
 
 
-def read_features(base: Base, groups: Sequence[Group]) -> dict[str, Tensor]:
-    """Return the pooled states of each answer, (N, h) float16 for each layer and pooling, and its tokens."""
+def read_features(base: Base, groups: Sequence[Group], layers: Sequence[int]) -> dict[str, Tensor]:
+    """Return the pooled states of each answer, (N, h) float16 for each layer and pooling."""
     prompts = [group.prompt for group in groups for _ in group.answers]
     answers = [answer for group in groups for answer in group.answers]
     decoder, found, since, done = base.model.get_decoder(), {}, time.monotonic(), 0
@@ -78,14 +79,14 @@ def read_features(base: Base, groups: Sequence[Group]) -> dict[str, Tensor]:
                 layer, output[0] if isinstance(output, tuple) else output
             )
         )
-        for layer in LAYERS
+        for layer in layers
     ]
     parts = micro_batches([len(p) + len(a) for p, a in zip(prompts, answers, strict=True)], 1024)
     for index in parts:
         batch = pack([prompts[i] for i in index], [answers[i] for i in index], base.pad)
-        with torch.no_grad():
+        with torch.no_grad(), partial_forward(decoder, 0, None, max(layers)):
             decoder(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
-            for layer in LAYERS:
+            for layer in layers:
                 normed = decoder.norm(states[layer]).float()
                 for pooling in POOLINGS:
                     table = found.setdefault(f"{pooling}-{layer}", torch.zeros(len(answers), normed.shape[-1]))
@@ -105,13 +106,15 @@ def cached(given: argparse.Namespace) -> tuple[list[Group], Features]:
     base = load_base(load_config(PRESET).model, Progress.silent())
     groups = read_data(base, given.file, given.characters, given.pairs)
     print(f"{len(groups)} prompts, {sum(len(g.pairs) for g in groups)} pairs", file=sys.stderr)
-    by_prompt = {OWN: groups, "emptied": emptied(base, groups), "shuffled": exchanged(groups)}
-    name = f"{Path(given.file).name.split('.')[0]}-{given.characters}-{given.pairs}"
+    by_prompt = {OWN: groups}
+    if not given.no_audit:
+        by_prompt |= {"emptied": emptied(base, groups), "shuffled": exchanged(groups)}
+    name = f"{Path(given.file).name.split('.')[0]}-{given.characters}-{given.pairs}-{'-'.join(map(str, given.layers))}"
     features: Features = {}
     for prompts, changed in by_prompt.items():
         path = folder / f"{name}-{prompts.replace(' ', '-')}.safetensors"
         if not path.exists():
-            save_file(read_features(base, changed), path)
+            save_file(read_features(base, changed, given.layers), path)
         features[prompts] = load_file(path)
     return groups, features
 
@@ -131,9 +134,8 @@ class Head:
         return [self.pooling, str(self.layer), "validated" if self.l2 is None else f"{self.l2:g}", self.length]
 
 
-PRESET_HEAD = Head("mean", 30, 30)
 HEADS = (
-    PRESET_HEAD,
+    Head("mean", 30, 30),
     Head("mean", 18, 200),
     *(Head(pooling, layer, None) for pooling in POOLINGS for layer in (30, 18, 15)),
     *(Head("mean", layer, None, length) for layer in (30, 18, 15) for length in ("use", "debias")),
@@ -178,14 +180,14 @@ def measure(head: Head, groups: Sequence[Group], features: Features) -> Measured
     return found
 
 
-def report(file: str, groups: Sequence[Group], features: Features) -> None:
-    """Print the table of one data set."""
+def report(file: str, groups: Sequence[Group], features: Features, layers: Sequence[int]) -> None:
+    """Print the table of the heads on these layers of one data set."""
     held_out = [group for seed in range(SPLITS) for group in split_groups(groups, HELD_OUT, seed)[1]]
     prompts = [group.prompt_id for group in held_out for _ in group.pairs]
     differences = [g.lengths[better] - g.lengths[worse] for g in held_out for better, worse, _ in g.pairs]
     longer = [0.5 if not difference else float(difference > 0) for difference in differences]
     pairs = sum(len(group.pairs) for group in groups)
-    print(f"\n{Path(file).name}: {pairs} pairs of {len(groups)} prompts; longer wins {_share(longer, prompts)}\n")
+    print(f"\n{Path(file).name}: {pairs} pairs of {len(groups)} prompts; longer wins {share(longer, prompts)}\n")
     names = [name for name in features if name != OWN]
     columns = [
         "pooling",
@@ -194,31 +196,34 @@ def report(file: str, groups: Sequence[Group], features: Features) -> None:
         "length",
         "accuracy",
         "over length",
-        "over preset",
+        "over the first",
         "ECE",
         *names,
         "ridges",
     ]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    preset = measure(PRESET_HEAD, groups, features).correct
-    for head in HEADS:
+    first: list[float] = []
+    for head in (head for head in HEADS if head.layer in layers):
         found = measure(head, groups, features)
-        cells = [*head.cells, _share(found.correct, prompts)]
-        cells += [_difference(found.correct, other, prompts) for other in (longer, preset)]
+        first = first or found.correct
+        cells = [*head.cells, share(found.correct, prompts)]
+        cells += [difference(found.correct, other, prompts) for other in (longer, first)]
         cells.append(f"{100 * expected_calibration_error(found.confidence, found.correct):.1f}")
         cells += [f"{100 * sum(found.without[name]) / len(prompts):.1f}" for name in names]
         cells.append(" ".join(f"{l2:g}" for l2 in found.ridges))
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def _share(values: Sequence[float], prompts: Sequence[str]) -> str:
+def share(values: Sequence[float], prompts: Sequence[str]) -> str:
+    """Return the mean in percent with its interval, for a table."""
     low, high = clustered_bootstrap(values, prompts, SAMPLES, 0)
     return f"{100 * sum(values) / len(values):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _difference(first: Sequence[float], second: Sequence[float], prompts: Sequence[str]) -> str:
-    difference, (low, high) = paired_difference(first, second, prompts, SAMPLES, 0)
-    return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+def difference(first: Sequence[float], second: Sequence[float], prompts: Sequence[str]) -> str:
+    """Return the paired difference in points with its interval, for a table."""
+    mean, (low, high) = paired_difference(first, second, prompts, SAMPLES, 0)
+    return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -227,6 +232,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", required=True, help="folder for the features")
     parser.add_argument("--pairs", type=int, help="comparisons of randomly drawn prompts; all by default")
     parser.add_argument("--characters", type=int, help="leave out longer transcripts, prompt and answer together")
+    parser.add_argument("--no-audit", action="store_true", help="leave out the emptied and shuffled prompts")
+    parser.add_argument("--layers", type=int, nargs="+", choices=LAYERS, default=LAYERS, help="layers to read")
     return parser.parse_args(arguments)
 
 
@@ -234,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the features and compare the heads."""
     given = _parse(arguments)
     groups, features = cached(given)
-    report(given.file, groups, features)
+    report(given.file, groups, features, given.layers)
 
 
 if __name__ == "__main__":

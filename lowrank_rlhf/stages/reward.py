@@ -132,7 +132,9 @@ def _train_and_score(
         fit.save(work)
         progress.say(f"  {fit.in_words(settings)}")
     if settings.epochs:
-        _train(settings, config.seed, roles, train, fit.training_scale(settings.pooling), run_dir, progress, stop)
+        train_adapter(
+            settings, config.seed, roles, train, fit.training_scale(settings.pooling), run_dir, progress, stop
+        )
     scale = fit.scale(settings)
     if features is None or settings.epochs:
         return raw_scores(roles, every, scale), fit
@@ -198,7 +200,7 @@ def _set_head(roles: Roles, weight: Tensor) -> None:
         roles.heads[Role.REWARD].weight.copy_(weight[None])
 
 
-def _train(
+def train_adapter(
     config: RewardConfig,
     seed: int,
     roles: Roles,

@@ -199,3 +199,108 @@ def test_a_judge_that_likes_questions_prefers_the_kind_replies(tmp_path: Path) -
         ["pointwise", "text", "0 of 3", "0"],
         ["pointwise", "logprobs", "3 of 3", "3"],
     ]
+
+
+def test_reward_adapters_are_trained_as_in_the_stage(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Lower states read once give the margins of the stage's training without them; none of 5 epochs is left out."""
+    sys.path.insert(0, str(ROOT))
+    import torch
+    from tiny_run import make_config, make_session, separable, write_ranked
+
+    from benchmarks.reward_adapters import OWN, Answers, Setting, measure
+    from lowrank_rlhf.evaluation.reward_metrics import raw_scores
+    from lowrank_rlhf.models.roles import Role
+    from lowrank_rlhf.stages import reward
+    from lowrank_rlhf.training.reward_data import fit_head, read_groups, split_scores
+    from lowrank_rlhf.training.rollout import RewardScale
+
+    changes = {"reward__epochs": 5, "reward__learning_rate": 1e-2, "reward__head_l2": 1.0}
+    session = make_session(make_config(tiny_folder(), quantization="none", lora__last_layers=1, **changes), tmp_path)
+    write_ranked(session, *separable(6))
+    roles, config = session.load_roles(), session.config
+    roles.prepare(Role.REWARD)
+    groups = read_groups(roles.base, session.run_dir.path, config.model.max_length)[0]
+    train, held_out = groups[:4], groups[4:]
+    answers = {name: Answers.read(roles, groups, "mean", tmp_path / "states.safetensors") for name in (OWN, "again")}
+    found = measure(roles, Setting(epochs=5), config, answers, (train, held_out), 3)
+    assert found.margins[OWN] == found.margins["again"]
+
+    features = split_scores(answers[OWN].features[answers[OWN].of(train)], train)
+    roles.reset(Role.REWARD, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        roles.heads[Role.REWARD].weight.copy_(fit_head(train, features, config.reward, 3)[0][None])
+    scale = RewardScale("mean", 0.0, 1.0)
+    before = torch.cat(raw_scores(roles, held_out, scale))
+    reward.train_adapter(config.reward, 3, roles, train, scale, session.run_dir, session.progress, session.stop)
+    after = raw_scores(roles, held_out, scale)
+    assert float((torch.cat(after) - before).abs().max()) > 0.1
+    expected = [
+        float(own[better] - own[worse])
+        for own, group in zip(after, held_out, strict=True)
+        for better, worse, _ in group.pairs
+    ]
+    torch.testing.assert_close(torch.tensor(found.margins[OWN]), torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_language_loss_is_that_of_the_preferred_answers(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """The likelihood by transformers alone, of both layers although the head reads the first."""
+    sys.path.insert(0, str(ROOT))
+    import torch
+    from tiny_run import make_config, make_session, separable, write_ranked
+    from transformers import AutoModelForCausalLM
+
+    from benchmarks.reward_adapters import Answers, with_language_loss
+    from lowrank_rlhf.models.roles import Role
+    from lowrank_rlhf.training.reward_data import group_loss, read_groups
+
+    config = make_config(tiny_folder(), quantization="none", reward__layers=1)
+    session = make_session(config, tmp_path)
+    write_ranked(session, *separable(2))
+    roles = session.load_roles()
+    roles.prepare(Role.REWARD)
+    roles.reset(Role.REWARD, torch.Generator().manual_seed(0))
+    groups = read_groups(roles.base, session.run_dir.path, config.model.max_length)[0]
+    answers = Answers.read(roles, groups, "mean", tmp_path / "states.safetensors")
+    group, scores = groups[1], torch.tensor([0.0, 1.0, -1.0, 2.0])
+    with roles.acting_as(Role.REWARD, train=True):
+        found = with_language_loss(roles, answers, 0.5)(scores, group, "pairwise", 0.0)
+        roles.backward(found)
+        assert any(parameter.grad is not None for parameter in roles.parameters(Role.REWARD))
+
+    plain = AutoModelForCausalLM.from_pretrained(tiny_folder(), dtype=torch.float32)
+    likelihoods = []
+    for index in sorted({better for better, *_ in group.pairs}):
+        row = torch.tensor([[*group.prompt, *group.answers[index]]])
+        with torch.no_grad():
+            logprobs = plain(row).logits.log_softmax(-1)[0]
+        start = len(group.prompt)
+        likelihoods += [float(logprobs[place - 1, row[0, place]]) for place in range(start, row.shape[1])]
+    expected = float(group_loss(scores, group, "pairwise", 0.0)) - 0.5 * sum(likelihoods) / len(likelihoods)
+    assert abs(float(found) - expected) < 1e-4
+
+
+def test_the_table_of_reward_adapters() -> None:
+    """Two prompts with one pair and two: the head alone orders two pairs, the adapter all; one length is a tie."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.reward_adapters import OWN, Outcome, Setting, table
+    from lowrank_rlhf.training.reward_data import Group
+
+    empty = {"prompt": [1], "samples": [], "answers": [], "rankings": []}
+    groups = [
+        Group(prompt_id="a", lengths=[3, 2], pairs=[(0, 1, 1)], **empty),
+        Group(prompt_id="b", lengths=[3, 3, 4], pairs=[(0, 1, 1), (0, 2, 1)], **empty),
+    ]
+    by_setting = {
+        Setting(): [Outcome({OWN: [1.0, -1.0, 2.0], "emptied": [1.0, -1.0, -1.0]})],
+        Setting.parse("8:3e-4:2:0.1"): [Outcome({OWN: [1.0, 1.0, 2.0], "emptied": [0.0, 1.0, 1.0]}, 12.4)],
+    }
+    first, *_, alone, trained = table(groups, by_setting).splitlines()
+    assert first == "longer wins 50.0 [25.0, 100.0]"
+    assert alone.startswith(
+        "| head alone |  |  |  | 66.7 [50.0, 100.0] | +16.7 [+0.0, +25.0] | +0.0 [+0.0, +0.0] | 0.5845"
+    )
+    assert alone.endswith("| 33.3 | 0 |")
+    assert trained.startswith(
+        "| 8 | 0.0003 | 2 | 0.1 | 100.0 [100.0, 100.0] | +50.0 [+0.0, +75.0] | +33.3 [+0.0, +50.0] |"
+    )
+    assert trained.endswith("| 83.3 | 12 |")
