@@ -88,6 +88,9 @@ def test_an_unfinished_run_names_its_stages_and_figures(make: Make) -> None:
         "over length, points, training steps of the policy, kept step, judge, test prompts, preferred (win rate), "
         "preferred at equal length, shift of the mean, distance from SFT, distance at temperature 1."
     ]
+    reward = {"accuracy": 0.8, "over_length": 0.1}
+    (later,) = compared(make("done"), make("later", results={"sft": {}, "reward": reward})).notes
+    assert later.startswith("later: not finished: sample, rank, ppo, evaluate. Missing: training steps of the policy,")
     shorter = make("shorter", results={"sft": {}}, settings={"stages": ["sft"]})
     assert compared(make("done"), shorter).notes == []
     assert compared(make("done"), make("new", results={})).final.rows[-1][1:] == ("1.5 GiB", MISSING)
@@ -122,7 +125,9 @@ def test_only_settings_that_differ_are_listed(make: Make) -> None:
     assert first[:101] == second[:101] == "x" * 100 + "…"
     assert first != second
     assert {key for key in found if not key.startswith("ppo.rewards.")} == {"seed", "ppo.kl_coef", "data.prompts"}
-    same = compared(one, make("three", settings={"ppo": {"kl_coef": 0.25}, "data": {"prompts": "x" * 100 + "1"}}))
+    same = compared(
+        one, make("three", settings={"name": "three", "ppo": {"kl_coef": 0.25}, "data": {"prompts": "x" * 100 + "1"}})
+    )
     assert same.settings.rows == ()
     assert re.fullmatch(r"All \d+ settings are equal, apart from the name\.", same.settings.lead)
 

@@ -54,7 +54,7 @@ def write_run(
 ) -> Path:
     """Write a run, finished unless `results` by stage are given."""
     run_dir = RunDir(folder)
-    run_dir.open(dump_config(Config(name="any", model={"source": "x"}, **(settings or {}))))
+    run_dir.open(dump_config(Config(**({"name": "any", "model": {"source": "x"}} | (settings or {})))))
     if results is None:
         reward = {"accuracy": 0.8, "accuracy_interval": [0.7, 0.9]}
         reward |= {"over_length": 0.125, "over_length_interval": [0.05, 0.2]}
