@@ -86,12 +86,12 @@ def save(folder: Path, sweep: Sweep, rows: Sequence[dict[str, Any]], drawn: bool
     return record
 
 
-class _Entry(BaseModel):
+class _SweepEntry(BaseModel):
     run: str
 
 
-class _Record(BaseModel):
-    runs: list[_Entry]
+class _SweepRecord(BaseModel):
+    runs: list[_SweepEntry]
 
 
 def runs_of_sweep(name: str, runs: Path) -> list[str]:
@@ -100,8 +100,8 @@ def runs_of_sweep(name: str, runs: Path) -> list[str]:
     Raises `UserError` for a damaged sweep.json.
     """
     for folder in (runs / name, Path(name)):
-        if found := read_record(folder / "sweep.json", _Record):
-            entries = [folder.parent / entry.run for entry in _Record.model_validate(found).runs]
+        if found := read_record(folder / "sweep.json", _SweepRecord):
+            entries = [folder.parent / entry.run for entry in _SweepRecord.model_validate(found).runs]
             return [str(path) for path in entries if (path / "config.yaml").is_file()]
     return []
 
