@@ -11,6 +11,7 @@ from lowrank_rlhf import __version__
 from lowrank_rlhf.commands import (
     annotations,
     chat,
+    compare,
     dashboard,
     data,
     evaluate,
@@ -93,6 +94,7 @@ _COMMANDS = (
     run.validate,
     run.status,
     run.sweep,
+    compare.compare,
     dashboard.dashboard,
     label.label,
     chat.chat,

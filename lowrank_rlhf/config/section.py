@@ -42,6 +42,13 @@ def nested_section(annotation: Any) -> Nested | None:
     return Nested(found, get_origin(annotation) is dict) if found else None
 
 
+def flat(key: str, value: Any) -> dict[str, Any]:
+    """Return the settings of a section, as a mapping, by dotted key; any other value under its own key."""
+    if not isinstance(value, dict):
+        return {key: value}
+    return {inner: leaf for name, item in value.items() for inner, leaf in flat(f"{key}.{name}", item).items()}
+
+
 class Section(BaseModel):
     """Immutable part of the config; unknown keys are errors."""
 

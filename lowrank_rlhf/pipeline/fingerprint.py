@@ -6,6 +6,7 @@ from typing import Any
 from lowrank_rlhf import stages
 from lowrank_rlhf.config.rewards import ENDPOINT
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.config.section import flat
 from lowrank_rlhf.data.length_filter import room_for_prompts
 from lowrank_rlhf.data.readers.hub import SCHEME
 from lowrank_rlhf.data.readers.sources import local_file
@@ -38,7 +39,7 @@ def fingerprint(stage: Stage, config: Config, inputs: dict[str, str]) -> Fingerp
     """Return the stage's fingerprint: settings under dotted keys, and hashes or commits of its inputs."""
     settings: dict[str, Any] = {}
     for key in stage.settings:
-        settings |= _flat(key, _setting(config, key))
+        settings |= flat(key, _setting(config, key))
     settings |= _of_other_sections(stage, config)
     ignored = [*([] if stage.kind in _USE_HELD_OUT else [VALIDATION]), *([_SFT_SHARE] if stage.round == 1 else [])]
     kept = {key: value for key, value in settings.items() if key not in ignored and not stages.is_pace(key)}
@@ -94,7 +95,7 @@ def _of_other_sections(stage: Stage, config: Config) -> dict[str, Any]:
         found[_ROOM] = room_for_prompts(config)
     if stage.kind == "ppo":
         if config.ppo.asking_endpoint:
-            asked = _flat(_ENDPOINT, _setting(config, _ENDPOINT))
+            asked = flat(_ENDPOINT, _setting(config, _ENDPOINT))
             found |= {key: value for key, value in asked.items() if key not in _OF_JUDGES}
         found[_FOLLOWED] = followed_judges(config).get("second_judge", "none")
     return found
@@ -122,12 +123,6 @@ def _setting(config: Config, key: str) -> Any:
     for part in key.split("."):
         value = value[part]
     return value
-
-
-def _flat(key: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {key: value}
-    return {inner: leaf for name, item in value.items() for inner, leaf in _flat(f"{key}.{name}", item).items()}
 
 
 def _shown(settings: dict[str, Any], key: str) -> str:

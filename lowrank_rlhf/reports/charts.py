@@ -104,9 +104,9 @@ def _own_reward(name: str, metrics: Metrics, best_step: int | None, texts: Local
 
 
 def _curve(curve: Curve, metrics: Metrics, title: str, unit: str, best_step: int | None, texts: Locale) -> Chart:
-    lines = [Line(texts("chart.training"), _points(metrics, curve.stage, curve.metric))]
+    lines = [Line(texts("chart.training"), metric_points(metrics, curve.stage, curve.metric))]
     if curve.held_out:
-        held_out = _points(metrics, curve.stage, curve.held_out)
+        held_out = metric_points(metrics, curve.stage, curve.held_out)
         lines.append(Line(texts("chart.held_out"), held_out, colour=1, dots=True))
     best = [Guide((best_step, best_step), (None, None), texts("chart.best"))]
     marked = curve.stage == "ppo" and best_step is not None
@@ -141,7 +141,8 @@ def _distance(metrics: Metrics) -> dict[int, float]:
     return {step: math.sqrt(max(kl, 0.0)) for step, kl in finite_series(metrics, "ppo", "eval/kl").items()}
 
 
-def _points(metrics: Metrics, stage: str, key: str) -> list[Point]:
+def metric_points(metrics: Metrics, stage: str, key: str) -> list[Point]:
+    """Return step and value of one metric, in the order of the steps; null becomes nan."""
     return list(zip(*series(metrics, stage, key), strict=True))
 
 
@@ -182,7 +183,7 @@ def _frontier(name: str, metrics: Metrics, role: JudgeRole, texts: Locale, judge
 
 def _win_rates(metrics: Metrics, texts: Locale, judge: str, second_judge: str) -> Iterator[ChartFigure]:
     """Yield the win rates of the policy against SFT by the judges that followed the training."""
-    by_gold, by_second = (_points(metrics, "ppo", f"eval/{key}") for key in ("win_rate", "second_win_rate"))
+    by_gold, by_second = (metric_points(metrics, "ppo", f"eval/{key}") for key in ("win_rate", "second_win_rate"))
     hint = "chart.win_rates.hint.both" if by_second else "chart.win_rates.hint"
     yield from _figure(
         "win_rates",

@@ -29,6 +29,7 @@ class Line:
     name: str
     points: Sequence[Point]
     colour: int = 0
+    """From `COLOURS` on, the colours are repeated with dashes."""
     dots: bool = False
     right: bool = False
     """On the scale at the right."""
@@ -218,11 +219,16 @@ def _line(line: Line, points: Sequence[Point], frame: _Frame) -> str:
     last_x, last_y = points[-1]
     title = f"<title>{escape(line.name)}: {tick_label(last_y)} ({tick_label(last_x)})</title>"
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
-    kind = f"c{line.colour}{' thin' if line.thin else ''}"
+    kind = f"{_colour(line)}{' thin' if line.thin else ''}"
     joined = "" if line.dots else f'<polyline class="{kind}" points="{path}"/>'
     marked = drawn if line.dots or line.right or len(drawn) <= _MARK_EACH else drawn[-1:]
     dots = "".join(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in marked)
     return f"<g>{title}{joined}{'' if line.thin else dots}</g>"
+
+
+def _colour(line: Line) -> str:
+    repeat, colour = divmod(line.colour, COLOURS)
+    return f"c{colour}{' dashed' if repeat % 2 else ''}"
 
 
 def _bar(bar: ChartBar, frame: _Frame) -> str:
@@ -255,5 +261,5 @@ def _guide(guide: Guide, frame: _Frame) -> str:
 def _legend(lines: Sequence[Line], top: float) -> Iterator[str]:
     for row, line in enumerate(lines):
         y = top + _LEGEND_LINE * row + 6
-        yield f'<polyline class="c{line.colour}" points="{_LEFT},{y} {_LEFT + 18},{y}"/>'
+        yield f'<polyline class="{_colour(line)}" points="{_LEFT},{y} {_LEFT + 18},{y}"/>'
         yield _text(_LEFT + 24, y + 4, line.name, "start")

@@ -99,6 +99,12 @@ def percent_bounds(interval: Bounds) -> str:
     return f" [{100 * known[0]:.0f}, {100 * known[1]:.0f}]" if known else ""
 
 
+def number_bounds(interval: Bounds) -> str:
+    """Format ` [4.10, 5.20]` for a table whose heading names the interval; empty without one."""
+    known = _known(interval)
+    return f" [{number(known[0])}, {number(known[1])}]" if known else ""
+
+
 def points(difference: float | None) -> str:
     """Format a difference of two shares as signed percentage points, such as `+8.2`."""
     return MISSING if difference is None or not math.isfinite(difference) else f"{100 * difference:+.1f}"
@@ -109,6 +115,12 @@ def points_interval(interval: Bounds, texts: Locale = ENGLISH) -> str:
     if (known := _known(interval)) is None:
         return ""
     return texts("interval.number", low=points(known[0]), high=points(known[1]))
+
+
+def points_bounds(interval: Bounds) -> str:
+    """Format ` [-1.2, +8.2]` for a table whose heading names the interval; empty without one."""
+    known = _known(interval)
+    return f" [{points(known[0])}, {points(known[1])}]" if known else ""
 
 
 def number_interval(interval: Bounds, texts: Locale = ENGLISH) -> str:

@@ -32,10 +32,10 @@ class Side(NamedTuple):
 
 
 class ComparedAnswers(NamedTuple):
-    """A prompt with the answers of both models."""
+    """A prompt with the answers of several models."""
 
     prompt: str
-    sides: tuple[Side, Side]
+    sides: tuple[Side, ...]
     kl: str
     """KL of the aligned model's sampled answer, in words; empty where it was not measured."""
 

@@ -95,7 +95,12 @@ def comparison(results: Results, texts: Locale) -> Table | None:
     if evaluate is None or not evaluate.table:
         return None
     rows = [
-        (_label(row, texts), _value(row, row.sft), _value(row, row.policy), _note(row, evaluate, texts))
+        (
+            figure_label(row, texts),
+            figure_value(row, row.sft),
+            figure_value(row, row.policy),
+            _note(row, evaluate, texts),
+        )
         for row in evaluate.table
     ]
     rows += _overall(evaluate, texts)
@@ -135,12 +140,12 @@ def _overall(evaluate: EvaluateResult, texts: Locale) -> Iterator[tuple[str, str
         yield texts("figure.kl_at_temperature_1"), number(0), number(kl), note
 
 
-def _value(row: FigureRow, value: float | None) -> str:
+def figure_value(row: FigureRow, value: float | None) -> str:
     """Format a figure as the same kind of number everywhere: shares in per cent."""
     return percent(value) if row.id in SHARES else number(value)
 
 
-def _label(row: FigureRow, texts: Locale) -> str:
+def figure_label(row: FigureRow, texts: Locale) -> str:
     """Return the row's label; rows of version 0.1 have no id and keep the English one."""
     if row.id is None:
         return row.figure

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lowrank_rlhf.reports.format import number, percent
+from pydantic import BaseModel
+
+from lowrank_rlhf.reports.format import number, percent, percent_bounds
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.files import write_atomic, write_json_atomic
+from lowrank_rlhf.run.files import read_record, write_atomic, write_json_atomic
 from lowrank_rlhf.run.progress import duration, memory
 from lowrank_rlhf.run.results import EvaluateResult, RewardResult
 from lowrank_rlhf.run.results.rounds import stages_in
@@ -65,8 +67,10 @@ def cells(sweep: Sweep, entry: dict[str, Any]) -> tuple[str, ...]:
     seconds, peak = entry.get("seconds"), entry.get("peak_memory_bytes")
     return (
         *(entry["settings"][key] for key in sweep.axes),
-        _with_interval(entry, "reward_accuracy"),
-        _with_interval(entry, "win_rate"),
+        *(
+            percent(entry.get(key)) + percent_bounds(entry.get(f"{key}_interval"))
+            for key in ("reward_accuracy", "win_rate")
+        ),
         *(number(entry.get(key)) for key in ("mean_shift", "kl_per_answer", "eos_rate", "distinct_2")),
         "–" if seconds is None else duration(seconds),
         "–" if peak is None else memory(peak),
@@ -80,6 +84,26 @@ def save(folder: Path, sweep: Sweep, rows: Sequence[dict[str, Any]], drawn: bool
     write_json_atomic(folder / "sweep.json", record)
     write_atomic(folder / "sweep.md", markdown(sweep, rows, drawn))
     return record
+
+
+class _SweepEntry(BaseModel):
+    run: str
+
+
+class _SweepRecord(BaseModel):
+    runs: list[_SweepEntry]
+
+
+def runs_of_sweep(name: str, runs: Path) -> list[str]:
+    """Return the folders of a sweep's runs that were started; none if there is no sweep of that name or folder.
+
+    Raises `UserError` for a damaged sweep.json.
+    """
+    for folder in (runs / name, Path(name)):
+        if found := read_record(folder / "sweep.json", _SweepRecord):
+            entries = [folder.parent / entry.run for entry in _SweepRecord.model_validate(found).runs]
+            return [str(path) for path in entries if (path / "config.yaml").is_file()]
+    return []
 
 
 def markdown(sweep: Sweep, rows: Sequence[dict[str, Any]], drawn: bool) -> str:
@@ -102,13 +126,6 @@ def markdown(sweep: Sweep, rows: Sequence[dict[str, Any]], drawn: bool) -> str:
     if drawn:
         lines += ["", f"![The judge's score over the distance from SFT]({PLOT})"]
     return "\n".join([*lines, ""])
-
-
-def _with_interval(entry: dict[str, Any], key: str) -> str:
-    interval = entry.get(f"{key}_interval")
-    if not interval or any(end is None for end in interval):
-        return percent(entry.get(key))
-    return f"{percent(entry[key])} [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]"
 
 
 def _line(parts: Sequence[str]) -> str:

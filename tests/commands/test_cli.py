@@ -258,7 +258,8 @@ def test_a_run_whose_process_was_killed_is_free_for_the_next() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["validate", "good.yaml"], ["status", "a"], ["presets"], ["doctor"], ["schema"]]
+    "arguments",
+    [["--help"], ["validate", "good.yaml"], ["status", "a"], ["compare", "a"], ["presets"], ["doctor"], ["schema"]],
 )
 def test_looking_imports_nothing_heavy(arguments: list[str]) -> None:
     a_run()
@@ -307,6 +308,7 @@ def test_the_walk_finds_every_command() -> None:
         "validate",
         "status",
         "sweep",
+        "compare",
         "label",
         "chat",
         "evaluate",
