@@ -96,7 +96,7 @@ def choose_policy(
     stays unbiased. In a later round the last round's policy, evaluated at step 0, is the first candidate.
     """
     if state.step == 0:
-        state.sft_ended = sft_ended
+        state.sft_ended = ended if run_dir.number == 1 else sft_ended  # in the first round the policy is SFT then
     if state.step <= _steps_unmoved(config) and not (state.step == 0 and run_dir.number > 1):
         return  # the figures of the policy that training starts from
     last = Evaluated(state.step, objectives, ended)

@@ -288,7 +288,7 @@ def test_while_the_critic_warms_up_the_policy_is_sft_and_no_candidate(make, monk
 @pytest.mark.parametrize("algorithm", ["dpo", "rloo", "grpo"])
 def test_only_ppo_has_a_critic_to_warm_up(make, algorithm) -> None:
     session, state = make(align__algorithm=algorithm, ppo__critic_warmup_steps=2), PolicyState(step=1, sft_ended=[True])
-    choose_policy(session.load_roles(), session.work("ppo"), state, [0.5], [True], session.config)
+    choose_policy(session.load_roles(), session.run_dir, state, [0.5], [True], [True], session.config)
     assert (state.kept_step, state.best) == (1, Evaluated(1, [0.5], [True]))
 
 
