@@ -80,7 +80,7 @@ def run(
         if again:
             run_dir.earlier.check()
         redo_stages.refuse_other_answers(again, config, run_dir)
-        unfinished = {stage.kind for stage in stages_of(config) if stage in again or not run_dir.mark(stage.name)}
+        unfinished = dict.fromkeys(s.kind for s in stages_of(config) if s in again or not run_dir.mark(s.name))
         session = Session(config, run_dir, progress, stop, group or ProcessGroup(), unfinished)
         if to_do:
             session.read_data()

@@ -100,13 +100,19 @@ class RunComparison:
 
 
 def read_run(run_dir: RunDir, name: str) -> ComparedRun:
-    """Read a run. Raises `UserError` for a damaged file, and `StaleRun` for a changed eval.jsonl."""
-    marks = {stage: mark for stage in Results.model_fields if (mark := run_dir.mark(stage))}
+    """Read a run, of several rounds the newest one with a policy.
+
+    Raises `UserError` for a damaged file, and `StaleRun` for a changed eval.jsonl.
+    """
+    newest = run_dir.newest
+    marks = {stage: mark for stage in Results.model_fields if (mark := newest.mark(stage))}
+    if sft := run_dir.mark("sft"):
+        marks["sft"] = sft
     rows: Rows = ()
     if "evaluate" in marks:
-        run_dir.check_outputs("eval.jsonl")
-        rows = [row.model_dump() for row in read_jsonl(run_dir.artifact("eval.jsonl"), _EvaluatedPrompt)]
-    return ComparedRun(name, load_config(run_dir.path / "config.yaml"), marks, list(run_dir.metrics.read()), rows)
+        newest.check_outputs("eval.jsonl")
+        rows = [row.model_dump() for row in read_jsonl(newest.artifact("eval.jsonl"), _EvaluatedPrompt)]
+    return ComparedRun(name, load_config(run_dir.path / "config.yaml"), marks, list(newest.metrics.read()), rows)
 
 
 def compare_runs(runs: Sequence[ComparedRun], texts: Locale) -> RunComparison:

@@ -210,7 +210,7 @@ def test_trl_reads_the_prompts_as_we_do(make, monkeypatch, algorithm) -> None:
         session.load_roles(),
         session.prompts[0],
         session.config,
-        load_roles(session.load_roles(), session.run_dir.artifact("adapters"), session.config),
+        load_roles(session.load_roles(), session.run_dir, session.config),
     )
     rows = [row["tokens"] for row in task.rows for _ in range(3)]
     assert [prompt for step in seen for prompt in step] == rows
