@@ -1,11 +1,13 @@
 """The layers with a slot against PEFT's own layers, and a switch of role that touches no module."""
 
+import shutil
 import weakref
 
 import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from tiny import bfloat16_works, gradients, load_tiny, make_batch, make_roles, randomise, role_loss
+from tiny_sources import make_gguf
 from torch import nn
 
 from lowrank_rlhf.models.layers.joint_weights import layers_by_input
@@ -102,11 +104,15 @@ def test_other_kinds_of_adapters_are_refused(tiny_base, settings) -> None:
         )
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4", "int8", "gguf"])
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8", "gguf", "Q4_0", "Q4_1", "Q5_1", "Q8_0"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_layers_that_read_the_same_share_a_weight(tiny_base, quantization, architecture) -> None:
+def test_layers_that_read_the_same_share_a_weight(tiny_folder, tmp_path, quantization, architecture) -> None:
     """Every number is that of the layers; the base's weights are parts of it, and its checksum is the same."""
-    base = tiny_base(quantization, architecture=architecture)
+    folder = tiny_folder(architecture)
+    if quantization.startswith("Q"):  # a GGUF file of one block type
+        folder = shutil.copytree(folder, tmp_path / architecture)
+        make_gguf(folder, folder.with_suffix(".gguf"), architecture, kinds=(quantization,))
+    base = load_tiny(folder, "gguf" if quantization.startswith("Q") else quantization)
     checksum, decoder = base.checksum(), base.model.get_decoder()
     linear = {name: layer for name, layer in decoder.named_modules() if isinstance(layer, nn.Linear)}
     before = {id(layer): (name.rpartition(".")[2], dequantised(layer)) for name, layer in linear.items()}
@@ -114,7 +120,8 @@ def test_layers_that_read_the_same_share_a_weight(tiny_base, quantization, archi
     joints = [[layer.base for layer in joint.layers] for joint in roles.slots.joints]
     names = [[before[id(layer)][0] for layer in layers] for layers in joints]
     expected = 2 * [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
-    if quantization == "none" and base.device.type == "cpu":  # its weights may be pages of the file
+    in_file = quantization == "none" and base.device.type == "cpu"  # its weights may be pages of the file
+    if in_file or quantization == "gguf":  # of which no siblings have the same block type
         expected = [[name] for names in expected for name in names]
     assert names == expected
     for joint, layers in zip(roles.slots.joints, joints, strict=True):

@@ -38,9 +38,28 @@ class _Norm(nn.Module):
         return self.weight * x * torch.rsqrt(variance + self.own_eps)
 
 
+class _GatedNorm(_Norm):
+    """As in Mamba layers."""
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(x if gate is None else x * nn.functional.silu(gate))
+
+
+class _NormOfHeads(_Norm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.flatten(2, 3)).view_as(x)
+
+
 @pytest.mark.parametrize(
     ("norm", "count"),
-    [(_Norm(1e-6), 1), (_Norm(1e-6, shift=1.0), 0), (_Norm(1e-6, own_eps=1e-5), 0), (nn.LayerNorm(16), 0)],
+    [
+        (_Norm(1e-6), 1),
+        (_Norm(1e-6, shift=1.0), 0),
+        (_Norm(1e-6, own_eps=1e-5), 0),
+        (nn.LayerNorm(16), 0),
+        (_GatedNorm(1e-6), 0),
+        (_NormOfHeads(1e-6), 0),
+    ],
 )
 def test_another_formula_is_left_alone(norm, count) -> None:
     assert fuse_norms(nn.Sequential(norm)) == count

@@ -219,7 +219,7 @@ def test_reward_adapters_are_trained_as_in_the_stage(tiny_folder: Callable[..., 
     write_ranked(session, *separable(6))
     roles, config = session.load_roles(), session.config
     roles.prepare(Role.REWARD)
-    groups = read_groups(roles.base, session.run_dir.path, config.model.max_length)[0]
+    groups = read_groups(roles.base, session.run_dir, config.model.max_length)[0]
     train, held_out = groups[:4], groups[4:]
     answers = {name: Answers.read(roles, groups, "mean", tmp_path / "states.safetensors") for name in (OWN, "again")}
     found = measure(roles, Setting(epochs=5), config, answers, (train, held_out), 3)
@@ -259,7 +259,7 @@ def test_language_loss_is_that_of_the_preferred_answers(tiny_folder: Callable[..
     roles = session.load_roles()
     roles.prepare(Role.REWARD)
     roles.reset(Role.REWARD, torch.Generator().manual_seed(0))
-    groups = read_groups(roles.base, session.run_dir.path, config.model.max_length)[0]
+    groups = read_groups(roles.base, session.run_dir, config.model.max_length)[0]
     answers = Answers.read(roles, groups, "mean", tmp_path / "states.safetensors")
     group, scores = groups[1], torch.tensor([0.0, 1.0, -1.0, 2.0])
     with roles.acting_as(Role.REWARD, train=True):
