@@ -9,7 +9,7 @@ from lowrank_rlhf.evaluation.reward_metrics import correct_pairs, load_reward_mo
 from lowrank_rlhf.maths.statistics import clustered_bootstrap
 from lowrank_rlhf.models.roles import Roles
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.records import Sample, read_jsonl
+from lowrank_rlhf.run.records import Ranking, Sample, read_jsonl
 from lowrank_rlhf.run.results.parts import RoundAccuracy
 from lowrank_rlhf.training.reward_data import Group
 
@@ -32,7 +32,8 @@ def accuracy_by_round(
     """Return the accuracy on the held-out groups' pairs of each round's answers.
 
     `scores` and `last`, (K,) each, are the new reward model's and the last round's, which knows none of the newest
-    answers. `samples` and `seed` are the bootstrap's. A round without held-out pairs is left out.
+    answers; it may have been trained on other answers to some of these prompts. `samples` and `seed` are the
+    bootstrap's. A round without held-out pairs is left out.
     """
     found = []
     for each in run_dir.up_to_this:
@@ -50,6 +51,12 @@ def accuracy_by_round(
         )
         found.append(accuracy)
     return tuple(found)
+
+
+def ranked_earlier(run_dir: RunDir, groups: Sequence[Group]) -> int:
+    """Return the number of groups whose prompt was ranked in earlier rounds only."""
+    own = {ranking.prompt_id for ranking in read_jsonl(run_dir.artifact("rankings.jsonl"), Ranking) if ranking.tiers}
+    return sum(group.prompt_id not in own for group in groups) if run_dir.number > 1 else 0
 
 
 def _of_round(groups: Sequence[Group], answers: set[str]) -> list[Group]:

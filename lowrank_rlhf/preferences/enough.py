@@ -31,7 +31,10 @@ class RankingNeed(NamedTuple):
 
 
 def needed(config: Config, run: Path, available: int) -> RankingNeed:
-    """Return how many of the `available` prompts must be ranked before the run in this folder can resume."""
+    """Return how many of the `available` prompts must be ranked before the run in this folder can resume.
+
+    In a later round these are the round's own prompts; its reward model was tested on those of all rounds.
+    """
     asked, gated = config.rank.minimum_rankings, "ppo" in config.stages and not config.ppo.accept_weak_reward
     if not gated:
         return RankingNeed(min(asked or WITHOUT_GATE, available), "setting")
@@ -39,12 +42,13 @@ def needed(config: Config, run: Path, available: int) -> RankingNeed:
     measured = next(reversed(reward_tests(run)), None)
     accuracy = min(max(round(measured.accuracy, 2), _RANGE[0]), _RANGE[1]) if measured else ASSUMED_ACCURACY
     reason: Literal["setting", "power", "weak"] = "setting"
+    earlier = measured.earlier if measured else 0
     ranked = measured.ranked(config.reward.held_out) if measured else 0
     if measured and measured.weakness:
         # A model that failed where most pass was unlucky: half as many again is another try.
-        wanted, reason = max(prompts_for_power(accuracy, *test), ranked + ranked // 2 + 1), "weak"
+        wanted, reason = max(prompts_for_power(accuracy, *test), ranked + ranked // 2 + 1) - earlier, "weak"
     elif measured:
-        wanted = min(asked or ranked, ranked)
+        wanted = min(asked or ranked, ranked - earlier)
     elif asked:
         wanted = asked
     else:
@@ -52,4 +56,4 @@ def needed(config: Config, run: Path, available: int) -> RankingNeed:
     prompts = min(wanted, available)
     if measured and not measured.weakness:
         return RankingNeed(prompts, reason)
-    return RankingNeed(prompts, reason, expected_passes(prompts, accuracy, *test) if prompts > 1 else 0.0)
+    return RankingNeed(prompts, reason, expected_passes(prompts + earlier, accuracy, *test) if prompts > 1 else 0.0)

@@ -133,7 +133,8 @@ def open_project(folder: Path, new: bool = False) -> Project:
             f"{folder}: people rank runs with rank.source=human; this one has rank.source={config.rank.source}",
             NothingToRankReason.NOT_HUMAN,
         )
-    newest = next((each for each in reversed(RunDir(folder).rounds) if each.artifact(STORE).is_file()), None)
+    sampled = [each for each in RunDir(folder).rounds if each.number == 1 or each.mark("sample")]  # redone rounds later
+    newest = next((each for each in reversed(sampled) if each.artifact(STORE).is_file()), None)
     if newest is None:
         command = run_command(folder)
         raise NothingToRank(

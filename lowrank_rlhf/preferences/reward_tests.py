@@ -23,6 +23,8 @@ class RewardTest(BaseModel):
     """Ranked prompts that it was trained on."""
     held_out: NonNegativeInt | None = None
     """Ranked prompts that it was tested on; None in events of older versions."""
+    earlier: NonNegativeInt = 0
+    """Those of both that were ranked in earlier rounds only."""
     accuracy: float
     interval: tuple[float, float]
     weakness: Weakness | None

@@ -22,7 +22,7 @@ from lowrank_rlhf.evaluation.reward_metrics import (
     weakness_in_words,
     write_scores,
 )
-from lowrank_rlhf.evaluation.round_accuracy import accuracy_by_round, scores_of_last_round
+from lowrank_rlhf.evaluation.round_accuracy import accuracy_by_round, ranked_earlier, scores_of_last_round
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.adapters import load_role
@@ -80,7 +80,7 @@ def run(session: Session) -> RewardResult:
     of_held_out = scores[len(train) :]
     bootstrap = config.evaluate.bootstrap_samples, session.seed("bootstrap")
     figures = held_out_accuracy(held_out, of_held_out, *bootstrap)
-    _report_accuracy(figures, len(train), run_dir, session.progress)
+    _report_accuracy(figures, len(train), ranked_earlier(run_dir, groups), run_dir, session.progress)
     ranked_are_sft = config.rank.source != "dataset" and run_dir.number == 1
     prompts = None if ranked_are_sft else session.prompts.training
     statistics = _score_statistics(config, roles, prompts, scale, torch.cat(scores), session.progress)
@@ -143,11 +143,11 @@ def _train_and_score(
     return [with_length(group, own) @ head for group, own in zip(every, features, strict=True)], fit  # (K,) each
 
 
-def _report_accuracy(figures: HeldOutAccuracy, prompts: int, run_dir: RunDir, progress: Progress) -> None:
+def _report_accuracy(figures: HeldOutAccuracy, prompts: int, earlier: int, run_dir: RunDir, progress: Progress) -> None:
     """Print the accuracy, and record it in the run's events."""
     progress.say(f"  {accuracy_in_words(figures)}")
     test = RewardTest(
-        prompts=prompts, held_out=figures.prompts_held_out, accuracy=figures.accuracy,
+        prompts=prompts, held_out=figures.prompts_held_out, earlier=earlier, accuracy=figures.accuracy,
         interval=figures.accuracy_interval, weakness=weakness(figures),
     )  # fmt: skip
     record_reward_test(run_dir, test)

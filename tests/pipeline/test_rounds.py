@@ -38,6 +38,7 @@ from lowrank_rlhf.run.results import (
     SftResult,
     StageResult,
 )
+from lowrank_rlhf.run.results.rounds import rounds_in
 from lowrank_rlhf.run.step_log import StepLog
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import sample as sampling
@@ -413,6 +414,27 @@ def test_each_round_waits_for_people_with_exit_code_5_and_asks_its_own_answers(b
     changed.undo("ann")
     assert open_project(run_dir.path).rankings_changed
     assert open_project(run_dir.path).next_command.endswith("--redo round-2/rank")
+
+
+def test_while_the_first_round_is_redone_people_rank_it(by_people, tmp_path) -> None:
+    """The second round was sampled; a redo of the first one sets that aside and waits for more rankings."""
+    config = by_people()
+    run_dir = RunDir(tmp_path / "runs" / config.name)
+    with pytest.raises(WaitingForPeople):
+        go(config, tmp_path / "runs")
+    rank_everything(run_dir)
+    with pytest.raises(WaitingForPeople):
+        go(config, tmp_path / "runs")
+    assert open_project(run_dir.path).round == 2
+    (run_dir.round(2).artifact("done") / "sample.json").unlink()
+    assert open_project(run_dir.path).round == 1
+
+
+def test_a_folder_without_a_file_is_no_round(tmp_path) -> None:
+    (tmp_path / "round-2" / "done").mkdir(parents=True)
+    assert rounds_in(tmp_path) == [1]
+    (tmp_path / "round-2" / "done" / "sample.json").touch()
+    assert rounds_in(tmp_path) == [1, 2]
 
 
 def test_answers_that_people_ranked_in_a_later_round_are_not_replaced(by_people, tmp_path) -> None:

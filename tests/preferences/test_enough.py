@@ -92,6 +92,18 @@ def test_enough_after_a_reward_model_is_by_its_verdict(tmp_path: Path) -> None:
     assert needed(config(), tmp_path, 1000) == RankingNeed(100, "setting")
 
 
+def test_a_later_round_needs_its_own_prompts_only(tmp_path: Path) -> None:
+    """Its reward model was tested on the 400 ranked prompts of both rounds, 300 of them ranked in the first."""
+    passed = {"held_out": 80, "earlier": 300, "weakness": None}
+    measure(tmp_path, 320, 0.75, **passed)
+    assert needed(config(), tmp_path, 1000) == RankingNeed(100, "setting")
+    assert needed(config(rank={"source": "human", "minimum_rankings": 60}), tmp_path, 1000).prompts == 60
+    measure(tmp_path, 320, 0.75, **passed | {"weakness": "length"})
+    found = needed(config(), tmp_path, 1000)
+    assert (found.prompts, found.reason) == (400 + 200 + 1 - 300, "weak")
+    assert found.passes == expected_passes(601, 0.75, 4, 0.2)
+
+
 def test_a_weak_reward_model_waits_for_people_who_have_prompts_left(tmp_path: Path) -> None:
     from people import a_ranking, a_run
 

@@ -23,8 +23,9 @@ def split(name: str) -> tuple[int, str]:
 
 
 def rounds_in(folder: Path) -> list[int]:
-    """Return the rounds of which the folder has something, the first one always."""
-    found = map(_FOLDER.fullmatch, (path.name for path in folder.glob("round-*/")))
+    """Return the rounds of which the folder has a file, the first one always."""
+    begun = (path.name for path in folder.glob("round-*/") if any(inner.is_file() for inner in path.rglob("*")))
+    found = map(_FOLDER.fullmatch, begun)
     return [1, *sorted(int(match[1]) for match in found if match)]
 
 
