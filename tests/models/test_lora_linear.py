@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from tiny import bfloat16_works, gradients, load_tiny, make_batch, make_roles, randomise, role_loss
+from tiny import bfloat16_works, gradients, load_tiny, make_batch, make_roles, make_tiny_model, randomise, role_loss
 from tiny_sources import make_gguf
 from torch import nn
 
@@ -176,3 +176,30 @@ class _Block(nn.Module):
 def test_inputs_changed_in_place_are_other_inputs() -> None:
     block = _Block()
     assert layers_by_input(block, lambda: block(torch.zeros(4))) == [[block.a, block.b], [block.c], [block.d]]
+
+
+class _Clipped(nn.Module):
+    """As in OLMo with `clip_qkv`: the first output is changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b, c = self.a(x), self.b(x), self.c(x)
+        return a.view(2, 2).clamp_(-0.1, 0.1).view(4) + b + c
+
+
+def test_a_layer_whose_output_changes_in_place_has_a_product_of_its_own() -> None:
+    block = _Clipped()
+    assert layers_by_input(block, lambda: block(torch.ones(4))) == [[block.b, block.c]]
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_olmo_clips_its_projections_in_place(tmp_path, quantization) -> None:
+    """Gradients are those of PEFT's layers."""
+    roles = make_roles(load_tiny(make_tiny_model(tmp_path / "olmo", "olmo"), quantization))
+    batch = make_batch()
+    ours = gradients(roles, Role.POLICY, batch)
+    for name, gradient in gradients(with_pefts_layers(roles, Role.POLICY), Role.POLICY, batch).items():
+        torch.testing.assert_close(ours[name], gradient, rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")

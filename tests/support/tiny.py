@@ -120,6 +120,7 @@ FURTHER: dict[str, dict] = {
     "glm4": {"head_dim": 16},
     "gpt_neox": {},
     "granite": {"logits_scaling": 4.0},
+    "olmo": {"clip_qkv": 0.02},
     "olmo2": {},
     "olmo3": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "phi": {},

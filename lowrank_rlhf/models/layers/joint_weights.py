@@ -20,14 +20,21 @@ Weight = Callable[[torch.dtype], Tensor]
 def layers_by_input(model: nn.Module, forward: Callable[[], object]) -> list[list[nn.Module]]:
     """Return the linear layers in the order in which `forward` calls them, those that read the same tensor together.
 
-    Layers called twice are left out.
+    Left out are layers called twice, and layers whose output is changed in place: the outputs of siblings are parts of
+    one tensor, and autograd refuses that.
     """
     calls: list[tuple[nn.Module, Tensor, int]] = []
+    outputs: list[tuple[nn.Module, Tensor, int]] = []
 
     def note(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
         calls.extend((layer, x, x._version) for x in given)
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in model.modules() if isinstance(layer, nn.Linear)]
+    def note_output(layer: nn.Module, _given: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append((layer, output, output._version))
+
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    hooks = [layer.register_forward_pre_hook(note) for layer in linear]
+    hooks += [layer.register_forward_hook(note_output) for layer in linear]
     try:
         with torch.no_grad():
             forward()
@@ -35,6 +42,7 @@ def layers_by_input(model: nn.Module, forward: Callable[[], object]) -> list[lis
         for hook in hooks:
             hook.remove()
     times = Counter(id(layer) for layer, _, _ in calls)
+    times.update(id(layer) for layer, output, version in outputs if output._version != version)
     groups = groupby((call for call in calls if times[id(call[0])] == 1), lambda call: (id(call[1]), call[2]))
     return [[layer for layer, _, _ in group] for _, group in groups]
 

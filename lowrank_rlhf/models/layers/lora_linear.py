@@ -60,7 +60,7 @@ class _LoraProduct(torch.autograd.Function):
             out[:, span.columns].addmm_(inner[:, span.ranks], b.t(), alpha=span.scale)
         ctx.save_for_backward(x, inner, a, *bs)
         ctx.weight, ctx.spans = weight, spans
-        return out.split(sizes, 1)
+        return (out,) if len(sizes) == 1 else out.split(sizes, 1)  # only a whole output may change in place
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -44,7 +44,7 @@ def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, direction: int) -> 
 def fuse_rotary(decoder: nn.Module) -> int:
     """Rotate queries and keys together in every attention layer of which this is the formula; return their number.
 
-    Such a layer gets a copy of its class's forward that calls `_rotate_both` instead of the architecture's function.
+    Such a layer gets a copy of its class's forward that calls this rotation instead of the architecture's function.
     """
     fused = 0
     for module in decoder.modules():
