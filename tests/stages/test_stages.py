@@ -213,6 +213,7 @@ def test_people_rank_and_the_run_goes_on(config, tmp_path) -> None:
     assert test.model_dump() == {
         "prompts": reward["prompts_train"],
         "held_out": reward["prompts_held_out"],
+        "earlier": 0,
         "accuracy": reward["accuracy"],
         "interval": tuple(reward["accuracy_interval"]),
         "weakness": reward["weakness"],
