@@ -82,6 +82,11 @@ class SampleConfig(Section):
     """With `rounds` above 1: share of each prompt's answers that the SFT model gives in the second and later rounds,
     rounded to whole answers. The rest are from the last round's policy."""
 
+    @property
+    def sft_answers(self) -> int:
+        """Number of each prompt's answers that the SFT model gives in a later round."""
+        return round(self.sft_share * self.answers_per_prompt)
+
 
 class RankConfig(Section):
     """Stage 2a: ranking of the answers."""
@@ -269,6 +274,10 @@ class Config(Section):
                 how = "without the reward model in ppo.rewards they do not run"
             text = f"rounds ({self.rounds}) requires the stages {named}: {how}"
             yield Conflict(("rounds", "stages", "ppo.rewards"), text)
+        if self.sample.sft_answers == self.sample.answers_per_prompt:
+            share, count = self.sample.sft_share, self.sample.answers_per_prompt
+            text = f"sample.sft_share ({share:g}) of {count} answers leaves none for the policy; lower it"
+            yield Conflict(("sample.sft_share", "sample.answers_per_prompt", "rounds"), text)
 
     def _contrastive_conflicts(self) -> Iterator[Conflict]:
         if self.ppo.contrastive and self.rank.source == "dataset":

@@ -79,6 +79,7 @@ def sample_answers(
                     raise
                 reason = limits.report(error)
             if reason:  # outside of `except`: the traceback keeps the tensors alive
+                roles.slots.forget()
                 limits.halve_rows(-(-len(chosen) // world_size), reason, answers_per_prompt)
                 continue
             start += len(chosen)

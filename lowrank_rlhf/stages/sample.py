@@ -72,7 +72,7 @@ def round_prompts(prompts: Sequence[Prompt], count: int | None, number: int) -> 
 
 def _parts(config: SampleConfig, number: int) -> dict[Role, tuple[str, int]]:
     """Return the roles that answer, each with the name of its random stream and its answers per prompt."""
-    of_sft = round(config.sft_share * config.answers_per_prompt)
+    of_sft = config.sft_answers
     if number == 1:
         return {Role.REFERENCE: ("sample", config.answers_per_prompt)}
     found = {Role.POLICY: ("sample", config.answers_per_prompt - of_sft), Role.REFERENCE: ("sample sft", of_sft)}

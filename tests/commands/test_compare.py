@@ -44,6 +44,23 @@ def test_two_runs_side_by_side(command) -> None:
     assert out.endswith("No automatic alarm was raised.\n")
 
 
+def test_of_several_rounds_the_newest_one_with_a_policy_is_compared(command) -> None:
+    """With the time of its own stages and of sft; the third round has no policy yet."""
+    newest = {
+        "sample": {"prompts": 2, "answers": 8},
+        "ppo": {"steps": 50, "best_step": 40},
+        "evaluate": evaluation(0.9),
+    }
+    write_run(Path("runs/one/round-2"), results=newest)
+    (Path("runs/one/round-2") / "adapters" / "policy").mkdir(parents=True)
+    write_run(Path("runs/one/round-3"), results={"sample": newest["sample"]})
+    code, out, _ = command("one", "two")
+    assert code == 0
+    found = {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines(out) if line}
+    assert found["preferred (win rate)"] == ["90 % [80, 100]", "75 % [65, 85]"]
+    assert found["time, without copied stages"] == ["2:00", "3:00"]
+
+
 def test_alarms_are_warnings(command) -> None:
     metrics = [{"stage": "ppo", "step": step, "objective/kl": 31.0} for step in range(3)]
     write_run(Path("runs/two"), metrics=metrics)

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from tiny_run import make_config, write_prompts
 
-from lowrank_rlhf import cli
+from lowrank_rlhf import cli, stages
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.dashboard.routes import routes
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
@@ -343,6 +343,13 @@ def test_rounds_need_new_rankings_and_a_policy(tmp_path, changes, words) -> None
         make_config(tmp_path, rounds=2, **changes)
 
 
+def test_the_policy_gives_at_least_one_answer_to_each_prompt(tmp_path) -> None:
+    shares = {"sample__answers_per_prompt": 2, "sample__sft_share": 0.75}  # 1.5 of 2, rounded to 2
+    make_config(tmp_path, **shares)  # one round has SFT's answers anyway
+    with pytest.raises(ValueError, match=r"sample.sft_share \(0.75\) of 2 answers leaves none for the policy"):
+        make_config(tmp_path, rounds=2, **shares)
+
+
 @pytest.fixture
 def by_people(tiny_folder, tmp_path, monkeypatch) -> Callable[..., Config]:
     """Stages that only write a word, but for `rank`: people order the answers."""
@@ -375,7 +382,7 @@ def by_people(tiny_folder, tmp_path, monkeypatch) -> Callable[..., Config]:
     monkeypatch.setattr(sampling, "run", sample)
     data = write_prompts(tmp_path / "prompts.jsonl")
     return lambda **changes: make_config(
-        tiny_folder(), data, rank__source="human", rank__minimum_rankings=3, rounds=2, **changes
+        tiny_folder(), data, rank__source="human", rank__minimum_rankings=3, **{"rounds": 2} | changes
     )
 
 
@@ -414,6 +421,21 @@ def test_each_round_waits_for_people_with_exit_code_5_and_asks_its_own_answers(b
     changed.undo("ann")
     assert open_project(run_dir.path).rankings_changed
     assert open_project(run_dir.path).next_command.endswith("--redo round-2/rank")
+
+
+def test_what_a_redo_replaced_is_gone_before_a_later_round_builds_on_it(by_people, tmp_path) -> None:
+    """An undo would leave a second round, and people's rankings, of a policy that the run no longer has."""
+    config = by_people(rounds=1)
+    run_dir = RunDir(tmp_path / "runs" / config.name)
+    with pytest.raises(WaitingForPeople):
+        go(config, tmp_path / "runs")
+    rank_everything(run_dir)
+    go(config, tmp_path / "runs")
+    redo_stages.set_aside([stages.stage("ppo"), stages.stage("evaluate")], run_dir, Progress.silent())
+    assert run_dir.earlier.stages() == ["ppo", "evaluate"]
+    with pytest.raises(WaitingForPeople, match="of round 2"):
+        go(by_people(ppo__kl_coef=0.5), tmp_path / "runs")
+    assert run_dir.earlier.stages() == []
 
 
 def test_while_the_first_round_is_redone_people_rank_it(by_people, tmp_path) -> None:

@@ -1,10 +1,8 @@
 """Linear layers with one slot for the adapters of the role that acts (decisions 0026 and 0029).
 
 PEFT keeps the layers, their parameters and the names in files; `Slots` gives each of them another forward, once. PEFT's
-own computes frozen weight and adapter separately and adds them: an output-sized product with the scaling and an
-output-sized sum in each of hundreds of layers. Here y = x W^T + s (x A^T) B^T is accumulated in place, with an explicit
-backward. The weight is dequantised in the forward and again in the backward, and not saved. Layers that read the same
-input, such as the projections to queries, keys and values, have one product with the frozen weights of all.
+own adds a scaled output-sized product to the frozen layer's. Here y = x W^T + s (x A^T) B^T is summed in place, and
+the weight is dequantised again in the backward instead of saved. Layers that read the same input have one product.
 """
 
 from collections.abc import Callable, Sequence
@@ -246,10 +244,15 @@ class Slots:
 
     def empty(self) -> None:
         """Empty the slots."""
+        self.forget()
         for joint in self.joints:
             joint.slot = None
-            joint.forget()
         self._acting, self.stale = None, False
+
+    def forget(self) -> None:
+        """Drop outputs that no layer has taken: of a forward that failed between two layers of a joint product."""
+        for joint in self.joints:
+            joint.forget()
 
     def _adapter(self, name: str, parameters: set[int]) -> _Adapter:
         found = _Adapter([], [], [], [])

@@ -73,16 +73,10 @@ class Grader:
         return message, question_hash(settings, message)
 
     def _ask(self, message: str) -> float | None:
-        """Return the grade; ask once more if the reply in words has none. None is an unreadable reply, a tie."""
-        settings = self.client.settings
-        in_text = settings.verdict == "text"
-        for _ in range(2 if in_text else 1):
-            reply = self.client.ask(message)
-            grade = read_grade(reply.text) if in_text else expected_grade(reply.first_token or {})
-            if grade is not None:
-                return grade
-        if settings.unreadable == "tie":
-            return None
+        """Return the grade, or None for an unreadable reply, a tie."""
+        grade, reply = self.client.ask_for(message, read_grade, expected_grade)
+        if grade is not None or self.client.settings.unreadable == "tie":
+            return grade
         raise UserError(
             f"{self._problem(reply)} Ask for that in `{self._key}.rubric`, use another model, or set "
             "`rank.endpoint.unreadable: tie`. All grades so far are saved"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
@@ -27,6 +27,10 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SAVED = "all verdicts so far are saved"
 _ANNOUNCED_PAUSE = 5.0  # seconds
 _POLL = 0.2  # seconds between two checks of the stop request during a wait
+
+
+InText = TypeVar("InText")
+InTokens = TypeVar("InTokens")
 
 
 class Reply(NamedTuple):
@@ -93,6 +97,24 @@ class ChatClient:
                 "server is running and that `rank.endpoint.url` is right. "
                 f"{_SAVED.capitalize()}; rerun the command to resume."
             ) from None
+
+    def ask_for(
+        self,
+        question: str,
+        of_text: Callable[[str], InText | None],
+        of_first_token: Callable[[dict[str, float]], InTokens | None],
+    ) -> tuple[InText | InTokens | None, Reply]:
+        """Return the verdict, read as `rank.endpoint.verdict` sets, and the reply; ask once more if a text has none.
+
+        Raises the errors of `ask`.
+        """
+        reply = self.ask(question)
+        if self.settings.verdict == "logprobs":
+            return of_first_token(reply.first_token or {}), reply
+        if (found := of_text(reply.text)) is None:
+            reply = self.ask(question)
+            found = of_text(reply.text)
+        return found, reply
 
     def clean(self, text: str, most: int = 300) -> str:
         """Return a server's text on one line, truncated, without control characters and with the key masked."""

@@ -128,13 +128,9 @@ class EndpointJudge:
         return verdict
 
     def _ask(self, prompt: Prompt, message: str) -> str | float:
-        """Return the verdict on a question; ask once more if the reply in words has none."""
-        in_text = self._settings.verdict == "text"
-        for _ in range(2 if in_text else 1):
-            reply = self._client.ask(message)
-            verdict = read_verdict(reply.text) if in_text else probability_of_first(reply.first_token or {})
-            if verdict is not None:
-                return verdict
+        verdict, reply = self._client.ask_for(message, read_verdict, probability_of_first)
+        if verdict is not None:
+            return verdict
         if self._settings.unreadable == "tie":
             return UNREADABLE
         raise UserError(
