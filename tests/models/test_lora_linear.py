@@ -10,6 +10,8 @@ from tiny import bfloat16_works, gradients, load_tiny, make_batch, make_roles, m
 from tiny_sources import make_gguf
 from torch import nn
 
+from lowrank_rlhf.config.schema import SampleConfig
+from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.layers.joint_weights import layers_by_input
 from lowrank_rlhf.models.layers.weights import dequantised
 from lowrank_rlhf.models.roles import Role, Roles
@@ -203,3 +205,23 @@ def test_olmo_clips_its_projections_in_place(tmp_path, quantization) -> None:
     ours = gradients(roles, Role.POLICY, batch)
     for name, gradient in gradients(with_pefts_layers(roles, Role.POLICY), Role.POLICY, batch).items():
         torch.testing.assert_close(ours[name], gradient, rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_nothing_is_kept_of_a_batch_that_ran_out_of_memory(tiny_folder) -> None:
+    """Sampling failed between the products of gate and up, of which the first had computed both, and tries half."""
+    roles = make_roles(load_tiny(tiny_folder(), "nf4"))
+    limits, kept = roles.base.limits, []
+    halve = limits.halve_rows
+
+    def fail(_activation: nn.Module, _given: object) -> None:
+        hook.remove()
+        raise MemoryError
+
+    def look(*args: object) -> None:
+        kept.append(sum(len(joint._outputs) for joint in roles.slots.joints))
+        halve(*args)
+
+    hook = roles.decoder.layers[0].mlp.act_fn.register_forward_pre_hook(fail)
+    limits.halve_rows = look
+    sample_answers(roles, Role.POLICY, [[1, 2, 3]] * 4, SampleConfig(max_new_tokens=2), seed=0)
+    assert kept == [0]
