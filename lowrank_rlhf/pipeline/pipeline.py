@@ -101,11 +101,13 @@ def run(
             for index, stage in enumerate(chosen, 1):
                 remaining = _to_go(chosen, stage, config, run_dir, session.data)
                 progress.stage(index, len(chosen), stage.name, stage.does, *remaining)
+                if stage.round > session.run_dir.number:  # a later round is built on the new results
+                    run_dir.earlier.drop_if_replaced(wanted)
                 session.run_dir = run_dir.round(stage.round)
                 session.run_dir.metrics.pass_on_to(run_dir.metrics, prefix(stage.round))
                 _run_stage(stage, session, planned.get(stage.name))
-                run_dir.earlier.drop_if_replaced(wanted)  # before a later round is built on the new results
         _report(run_dir.rounds[-1])
+        run_dir.earlier.drop_if_replaced(wanted)
     return run_dir
 
 

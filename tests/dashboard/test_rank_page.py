@@ -279,6 +279,7 @@ def call_oneself(person: Person, name: str, seen: str) -> None:
         person.page.keyboard.press("Enter")
         for _ in range(30):
             if person.page.get_by_text(seen).is_visible():
+                person.wait()
                 return
             person.page.wait_for_timeout(100)
     pytest.fail(f"{seen!r} is not seen")

@@ -201,7 +201,11 @@ function start() {
   drawTexts();
   unclip();
   epoch += 1;
-  if (whose !== props.value.badge.signature) screen = null;
+  if (whose !== props.value.badge.signature) {
+    screen = null;
+    find('.rk-item').hidden = true;
+    find('.rk-line').replaceChildren(); // of the previous annotator or run
+  }
   whose = props.value.badge.signature;
   find('.rk-error').hidden = true;
   root.classList.toggle('rk-nothing', !!props.value.problem);
