@@ -114,7 +114,7 @@ class Base:
         digest = hashlib.sha256()
         for name, tensor in sorted(_base_tensors(self.model), key=lambda item: item[0]):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

@@ -14,8 +14,10 @@ from lowrank_rlhf.run.results.rounds import split
 from lowrank_rlhf.sources.model_shape import NF4_BITS, Shape
 from lowrank_rlhf.stages import SCALE_PROMPTS
 
-LIBRARIES = 550 * 10**6
+LIBRARIES = 516 * 10**6
 """Python with torch, transformers, peft and bitsandbytes, loaded and used once on a CPU."""
+TOKENIZER_ENTRY = 690
+"""Bytes of the tokenizer for each entry of the vocabulary: 104 MB for Qwen2.5's 151,643, with its merges."""
 TRAINER = 100 * 10**6
 """Memory added by importing TRL and datasets."""
 CUDA_CONTEXT, CONTEXT = 700 * 2**20, "CUDA context"
@@ -30,7 +32,9 @@ HEAP_OF_TRAINING = 210 * 10**6
 CHUNK = 256
 """Tokens whose logits exist at once (models/logprobs.py)."""
 TRL_COLUMNS = 32_768
-"""Vocabulary entries whose logits TRL's loss materialises at once, for all tokens of a pass."""
+"""Vocabulary entries whose logits TRL's loss materialises at once."""
+TRL_TOKENS, TRL_TOKENS_ON_GPU = 512, 4096
+"""Tokens whose logits it materialises at once (training/trl_loop.py)."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Device:
 def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Device) -> Need | None:
     """Return the stage's memory; None for a stage that loads no model."""
     number, kind = split(stage)
-    phases = _phases(kind, config, shape, counts, device.width, number)
+    phases = _phases(kind, config, shape, counts, device, number)
     if not phases:
         return None
     trained = _trained(kind, config, shape)
@@ -100,6 +104,7 @@ def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Devi
     each = shape.adapter(config.lora)
     fixed = [
         _runtime(device),
+        *([] if device.cuda else [Term("tokenizer", TOKENIZER_ENTRY * shape.vocabulary, "vocabulary and merges")]),
         _base(config, shape, device.width),
         Term("adapters", 4 * roles * each, f"{roles} x {each:,} weights, 4 bytes each"),
     ]
@@ -111,7 +116,8 @@ def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Devi
     return Need(stage, tuple(fixed), phases, gaps, _mapped(config, shape, device))
 
 
-def _phases(stage: str, config: Config, shape: Shape, counts: Amounts, width: int, number: int) -> Phases:
+def _phases(stage: str, config: Config, shape: Shape, counts: Amounts, device: Device, number: int) -> Phases:
+    width = device.width
     sampling, below, most = config.sample, shape.first_adapted(config.lora), config.model.micro_batch_tokens
     heads = config.reward.layers or shape.layers
     drawn = min(config.model.max_length, counts.longest_prompt + sampling.max_new_tokens)
@@ -127,8 +133,7 @@ def _phases(stage: str, config: Config, shape: Shape, counts: Amounts, width: in
 
     def by_trl(batch_size: int, longest: float) -> tuple[Term, ...]:
         tokens = rows_per_pass(batch_size, longest, most) * longest
-        logits = Term("logits", 44 * tokens * min(shape.vocabulary, TRL_COLUMNS), f"of TRL, {tokens:.0f} tokens")
-        return (_activations(config, shape, below, shape.layers, tokens, width), logits)
+        return (_activations(config, shape, below, shape.layers, tokens, width), _trl_logits(shape, tokens, device))
 
     if stage == "sft" and config.sft.source == "train":
         return {"training": by_trl(config.sft.batch_size, counts.longest_demonstration)}
@@ -215,6 +220,12 @@ def _logits(shape: Shape, tokens: float) -> Term:
     """Return the logits of one chunk (compute format, float32, probabilities), and the remains of the previous one."""
     size = 14 * min(CHUNK, tokens) + 8 * min(CHUNK, max(0, tokens - CHUNK))
     return Term("logits", size * shape.vocabulary, f"{CHUNK} tokens at a time x {shape.vocabulary:,} entries")
+
+
+def _trl_logits(shape: Shape, tokens: float, device: Device) -> Term:
+    """Return one tile of TRL's logits with its copies: in the backward 29 bytes beside the number, and the gaps."""
+    rows, columns = min(tokens, TRL_TOKENS_ON_GPU if device.cuda else TRL_TOKENS), min(shape.vocabulary, TRL_COLUMNS)
+    return Term("logits", 44 * rows * columns, f"of TRL, {rows:.0f} tokens x {columns:,} entries")
 
 
 def _sampling(config: Config, shape: Shape, rows: int, length: float, width: int) -> tuple[Term, ...]:

@@ -25,8 +25,8 @@ from lowrank_rlhf.sources.checksums import (
     first_damaged,
     folder_checksum,
 )
-from lowrank_rlhf.sources.gguf import check_gguf, convert_gguf, download_gguf
-from lowrank_rlhf.sources.gguf_blocks import keep_blocks
+from lowrank_rlhf.sources.gguf import check_gguf, download_gguf
+from lowrank_rlhf.sources.gguf_blocks import dequantise_blocks, keep_blocks
 from lowrank_rlhf.sources.remote.download import check_download, hub_folder
 from lowrank_rlhf.sources.remote.modelscope import SCHEME as MODELSCOPE
 from lowrank_rlhf.sources.remote.modelscope import model_source, modelscope_folder
@@ -189,7 +189,7 @@ def _make(scratch: Path, get_gguf: Callable[[Path], Path], config: ModelConfig, 
     progress.say(f"converting {gguf.name} to safetensors (once)")
     made, kept = scratch / "converted", config.quantization == "gguf"
     try:
-        (keep_blocks if kept else convert_gguf)(gguf, made)
+        (keep_blocks if kept else dequantise_blocks)(gguf, made)
     except (ValueError, KeyError, NotImplementedError, AttributeError) as error:  # the last: no first token, up to 5.17
         instead = "Set model.quantization=nf4, or use" if kept else "Use"
         raise UserError(

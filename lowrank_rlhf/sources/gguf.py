@@ -36,7 +36,7 @@ def download_gguf(source: str, folder: Path) -> Path:
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file to a bfloat16 safetensors folder: bitsandbytes cannot quantise while GGUF is read."""
+    """Dequantise a GGUF file to a bfloat16 safetensors folder by transformers, all weights in float32 at once."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 

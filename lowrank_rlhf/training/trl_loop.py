@@ -1,6 +1,7 @@
 """Training loop of the stages that use TRL: settings, atomic optimizer steps, and the guard against NaN."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.training.optimizer_step import NotFinite, atomic_step, check_finite
 from lowrank_rlhf.training.trl_bridge import TrlBridge
+
+LOGITS_TOKENS = 512
+"""Tokens whose logits TRL's loss computes at once on a CPU, where it makes eight copies of them; 4,096 by itself."""
 
 
 class AtomicAdamW(torch.optim.AdamW):
@@ -101,6 +105,11 @@ def schedule(optimizer: torch.optim.Optimizer, highest: float, share: Callable[[
 def train(roles: Roles, bridge: TrlBridge, trainer: Trainer, guard: FiniteGuard) -> None:
     """Run all of the trainer's steps with the policy acting."""
     trainer.remove_callback(PrinterCallback)
+    if roles.base.device.type == "cpu":
+        with suppress(ImportError):  # a TRL without it
+            from trl.kernels import chunked_logprob
+
+            chunked_logprob.TOKEN_CHUNK_SIZE = LOGITS_TOKENS
     losses = roles.peft.register_forward_hook(guard.on_forward)
     try:
         bridge.switch_to(Role.POLICY)

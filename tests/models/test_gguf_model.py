@@ -20,7 +20,10 @@ from lowrank_rlhf.models.layers.gguf_linear import GgufLinear
 from lowrank_rlhf.models.layers.merging import merged
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.sources import gguf_blocks
 from lowrank_rlhf.sources.fetch import fetch_model
+from lowrank_rlhf.sources.gguf import convert_gguf
+from lowrank_rlhf.sources.gguf_blocks import dequantise_blocks
 from lowrank_rlhf.sources.model_shape import find_shape
 
 
@@ -102,6 +105,35 @@ def test_the_planned_bytes_are_those_of_the_loaded_layers(tiny_folder) -> None:
         assert shape is not None
         assert shape.block_bytes == pytest.approx(held, rel=0.04)
         assert shape.block_weights == sum(layer.in_features * layer.out_features for layer in layers)
+
+
+# --- Dequantised
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gemma3_text", "phi3"])
+@pytest.mark.parametrize("limit", [2**30, 2**14])
+def test_tensor_by_tensor_it_is_transformers_whole_conversion(tmp_path, monkeypatch, architecture, limit) -> None:
+    path = tiny_gguf(make_tiny_model(tmp_path / architecture, architecture))
+    monkeypatch.setattr(gguf_blocks, "_SHARD_BYTES", limit)
+    monkeypatch.setattr(gguf_blocks, "_ROWS_BYTES", 2**10)
+    whole, found = tmp_path / "whole", tmp_path / "found"
+    convert_gguf(path, whole)
+    monkeypatch.setattr(gguf_blocks, "convert_gguf", lambda *_: pytest.fail("all in float32 at once"))
+    dequantise_blocks(path, found)
+    files = sorted(found.glob("*.safetensors"))
+    assert (len(files) > 1) == (limit == 2**14)
+    sizes = [[tensor.nbytes for tensor in load_file(file).values()] for file in files]
+    assert all(sum(tensors) <= limit or len(tensors) == 1 for tensors in sizes)
+    expected, loaded = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (whole, found))
+    assert expected.keys() == loaded.keys()
+    assert {tensor.dtype for tensor in loaded.values()} == {torch.bfloat16}
+    assert [name for name, tensor in loaded.items() if not torch.equal(tensor, expected[name])] == []
+
+
+def test_a_file_that_is_not_known_here_is_read_by_transformers(tiny_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(gguf_blocks, "_ARCHITECTURES", ())
+    dequantise_blocks(tiny_gguf(tiny_folder()), tmp_path / "found")
+    assert load_file(tmp_path / "found" / "model.safetensors")
 
 
 # --- Refusals

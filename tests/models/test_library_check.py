@@ -171,19 +171,49 @@ def test_a_comparison_in_float32_leaves_the_model_as_it_was(tiny_folder, quantiz
             return base.model(input_ids=make_batch().ids).logits
 
     before, sums, output = tensors(), base.checksum(), logits()
-    with full_precision.in_float32(base.model):
+    whole = load_tiny(tiny_folder(), quantization, compute_dtype="bfloat16").model  # all of it in float32 at once
+    for tensor in (*whole.parameters(), *whole.buffers()):
+        tensor.data = tensor.data.float() if tensor.dtype == torch.bfloat16 else tensor.data
+    for layer in whole.modules():
+        if hasattr(layer, "compute_dtype"):
+            layer.compute_dtype = torch.float32
+    with full_precision.in_float32(base.model), torch.no_grad():
         assert logits().dtype == torch.float32
+        torch.testing.assert_close(logits(), whole(input_ids=make_batch().ids).logits)
         assert 1e-4 < (logits() - output).abs().max() < 1
-        assert torch.bfloat16 not in {dtype for _, dtype, _ in tensors()}
     assert tensors() == before
     assert base.checksum() == sums
     assert torch.equal(logits(), output)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_comparison_in_float32_copies_one_layer_at_a_time(tiny_folder, tied) -> None:
+    base = load_tiny(tiny_folder(), compute_dtype="bfloat16")
+    model, layers = base.model, base.model.get_decoder().layers
+    if not tied:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    most: list[int] = []
+
+    def count(*_: object) -> None:
+        most.append(sum(p.nbytes for p in model.parameters() if p.dtype == torch.float32))
+
+    for layer in layers:
+        layer.self_attn.register_forward_hook(count)
+    with full_precision.in_float32(model), torch.no_grad():
+        model(input_ids=make_batch().ids)
+        norm = 4 * model.model.norm.weight.numel()
+        assert most == [4 * sum(p.numel() for p in layer.parameters()) + norm for layer in layers]
+        layers[0].mlp.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(input_ids=make_batch().ids)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
 def test_a_large_copy_is_not_made(tiny_folder, monkeypatch) -> None:
     base = load_tiny(tiny_folder(), compute_dtype="bfloat16")
     size = 4 * sum(parameter.numel() for parameter in base.model.parameters())
-    for most, free, expected in ((size, 2 * size, True), (size - 1, 2 * size, False), (size, 2 * size - 1, False)):
+    layer = 4 * sum(parameter.numel() for parameter in base.model.get_decoder().layers[0].parameters())
+    for most, free, expected in ((size, 2 * layer, True), (size - 1, 2 * size, False), (size, 2 * layer - 1, False)):
         monkeypatch.setattr(full_precision, "MOST_BYTES", most)
         monkeypatch.setattr(full_precision, "free_memory_bytes", lambda _, free=free: free)
         assert full_precision.fits_in_float32(base.model, base.device) is expected

@@ -1,43 +1,96 @@
-"""Temporary float32 copies of a model's weights, in which differences are faults and not rounding."""
+"""Forward of a model in 16 bits computed in float32, in which differences are faults and not rounding."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from lowrank_rlhf.run.memory_usage import free_memory_bytes
 
 MOST_BYTES = 2 * 2**30
-"""Largest copy: it takes a moment only, and quantised layers need none."""
+"""Largest size of all weights in float32: they are converted in every forward, and quantised layers need no copy."""
+_PART = 8192
+"""Rows of the vocabulary projection that are converted at once."""
 
 
 def fits_in_float32(model: nn.Module, device: torch.device) -> bool:
-    """Return True if float32 copies of the weights in 16 bits are small, and the device has twice their size free."""
+    """Return True if the weights in 16 bits are few, and the device has twice the size of the copies at one time free.
+
+    That is one decoder layer; on a GPU, whose decoding steps are recorded, the whole model.
+    """
     size = sum(4 * tensor.numel() for tensor in _in_16_bits(model))
-    return size <= min(MOST_BYTES, free_memory_bytes(device) / 2)
+    layers = [sum(4 * tensor.numel() for tensor in _in_16_bits(layer)) for layer in _layers(model)]
+    at_once = size if device.type == "cuda" else max(layers, default=size)
+    return size <= MOST_BYTES and at_once <= free_memory_bytes(device) / 2
 
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Compute in float32 inside the block, on the same weights; afterwards the tensors are the same as before."""
-    tensors = list(_in_16_bits(model))
-    before = [tensor.data for tensor in tensors]
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
-    formats = [layer.compute_dtype for layer in layers]
-    try:
-        for tensor in tensors:
-            tensor.data = tensor.data.float()
-        for layer in layers:
-            layer.compute_dtype = torch.float32
+    """Compute in float32 inside the block, on the same weights; afterwards the tensors are the same as before.
+
+    On a CPU each decoder layer has float32 copies only while it runs, and the embeddings have none: a copy of
+    Qwen2.5-0.5B would need 2 GB, more than its training.
+    """
+    with ExitStack() as undo:
+        rest = dict.fromkeys(_in_16_bits(model))
+        if not any(tensor.device.type == "cuda" for tensor in rest):
+            for tensor in (*_per_layer(model, undo), *_per_row(model, undo)):
+                rest.pop(tensor, None)
+        _convert(rest, undo)
+        for layer in model.modules():
+            if isinstance(layer, bnb.nn.Linear4bit):
+                undo.callback(setattr, layer, "compute_dtype", layer.compute_dtype)
+                layer.compute_dtype = torch.float32
         yield
-    finally:
-        for tensor, data in zip(tensors, before, strict=True):
-            tensor.data = data
-        for layer, dtype in zip(layers, formats, strict=True):
-            layer.compute_dtype = dtype
+
+
+def _per_layer(model: nn.Module, undo: ExitStack) -> Iterator[Tensor]:
+    """Convert the weights of each decoder layer while it runs; yield them."""
+    for layer in _layers(model):
+        own, restore = list(_in_16_bits(layer)), ExitStack()
+        undo.callback(restore.close)
+
+        def before(*_: object, own: list[Tensor] = own, restore: ExitStack = restore) -> None:
+            _convert(own, restore)
+
+        def after(*_: object, restore: ExitStack = restore) -> None:
+            restore.close()
+
+        undo.callback(layer.register_forward_pre_hook(before).remove)
+        undo.callback(layer.register_forward_hook(after, always_call=True).remove)
+        yield from own
+
+
+def _per_row(model: Any, undo: ExitStack) -> Iterator[Tensor]:
+    """Convert embeddings after their look-up, and the vocabulary projection in parts; yield the weights."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if type(head) is not nn.Linear or "forward" in vars(head):
+        return
+
+    def project(x: Tensor) -> Tensor:
+        found = torch.cat([linear(x, part.float()) for part in head.weight.split(_PART)], -1)
+        return found if head.bias is None else found + head.bias.float()
+
+    undo.callback(embeddings.register_forward_hook(lambda *given: given[-1].float()).remove)
+    undo.callback(vars(head).pop, "forward")
+    vars(head)["forward"] = project
+    yield embeddings.weight
+    yield from head.parameters()
+
+
+def _convert(tensors: Iterable[Tensor], undo: ExitStack) -> None:
+    """Give the tensors float32 copies of their data, and their own back at the end."""
+    for tensor in tensors:
+        undo.callback(setattr, tensor, "data", tensor.data)
+        tensor.data = tensor.data.float()
+
+
+def _layers(model: Any) -> list[nn.Module]:
+    return list(model.get_decoder().layers)
 
 
 def _in_16_bits(model: nn.Module) -> Iterator[Tensor]:
