@@ -166,7 +166,7 @@ def measure(head: Head, groups: Sequence[Group], features: Features) -> Measured
         train, held_out = split_groups(groups, HELD_OUT, seed)
         weight, fit = fit_head(train, [tables[OWN][position[group.prompt_id]] for group in train], settings, seed)
         found.ridges.append(fit.l2 or 0.0)
-        full = torch.cat([weight, torch.tensor([fit.scale(settings).length])])
+        full = torch.cat([weight[0], torch.tensor([fit.scale(settings).length])])
         for group in held_out:
             for name, table in tables.items():
                 scores = with_length(group, table[position[group.prompt_id]]) @ full  # (K,)
