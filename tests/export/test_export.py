@@ -50,11 +50,11 @@ from lowrank_rlhf.models.scoring import score_tokens
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.reports.templating import markdown_text
-from lowrank_rlhf.run.files import new_folder
+from lowrank_rlhf.run.files import new_folder, sha256, write_json_atomic
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Message, Prompt, Sample, read_jsonl, write_jsonl
 from lowrank_rlhf.session import Session
-from lowrank_rlhf.training.rollout import RewardScale, sha256, write_json_atomic
+from lowrank_rlhf.training.rollout import RewardScale
 
 PROMPTS = random_tokens(7, [3, 11, 1])
 ANSWERS = [Response(tuple(tokens), finished=False) for tokens in random_tokens(8, [5, 9, 2])]
@@ -673,7 +673,7 @@ def test_new_folder_is_whole_or_not_there(tmp_path) -> None:
 FILL = """
 import sys, time
 from pathlib import Path
-from lowrank_rlhf.run.files import new_folder
+from lowrank_rlhf.run.files import new_folder, sha256, write_json_atomic
 with new_folder(Path(sys.argv[1])) as folder:
     (folder / "file").write_text("of the other process")
     print(folder.name, flush=True)
