@@ -43,10 +43,10 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_features, score_tokens
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.training import reward_training
 from lowrank_rlhf.training.reward_data import Group, group_loss, rows_of, split_groups, split_scores
-from lowrank_rlhf.training.reward_head import fit_head
-from lowrank_rlhf.training.reward_training import train_adapter
+from lowrank_rlhf.training.rewards import reward_training
+from lowrank_rlhf.training.rewards.reward_head import fit_head
+from lowrank_rlhf.training.rewards.reward_training import train_adapter
 from lowrank_rlhf.training.rollout import RewardScale
 
 Loss = Callable[[Tensor, Group, str, float], Tensor]

@@ -37,7 +37,8 @@ from lowrank_rlhf.models.base import Base, load_base
 from lowrank_rlhf.models.layers.partial_forward import partial_forward
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.training.reward_data import Group, fit_head, make_groups, split_groups, with_length
+from lowrank_rlhf.training.reward_data import Group, make_groups, split_groups
+from lowrank_rlhf.training.rewards.reward_head import fit_head, with_length
 
 LAYERS = (15, 18, 30)
 POOLINGS = ("mean", "last")

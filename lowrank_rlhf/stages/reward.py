@@ -25,7 +25,6 @@ from lowrank_rlhf.evaluation.reward_metrics import (
 )
 from lowrank_rlhf.evaluation.round_accuracy import accuracy_by_round, ranked_earlier, scores_of_last_round
 from lowrank_rlhf.evaluation.sampling import answer_prompts
-from lowrank_rlhf.maths.ensemble import Ensemble, common_scale
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
@@ -42,8 +41,9 @@ from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import SCALE_PROMPTS
 from lowrank_rlhf.training.prompts import first_fitting, max_prompt_tokens
 from lowrank_rlhf.training.reward_data import Group, bootstrapped, read_groups, rows_of, split_groups, split_scores
-from lowrank_rlhf.training.reward_head import HeadFit, fit_head, with_length
-from lowrank_rlhf.training.reward_training import train_adapter
+from lowrank_rlhf.training.rewards.ensemble import Ensemble, common_scale
+from lowrank_rlhf.training.rewards.reward_head import HeadFit, fit_head, with_length
+from lowrank_rlhf.training.rewards.reward_training import train_adapter
 from lowrank_rlhf.training.rollout import RewardScale
 from lowrank_rlhf.training.self_checks import checksums, weights_unchanged
 

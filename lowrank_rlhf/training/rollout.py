@@ -11,7 +11,6 @@ from torch import Tensor
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.maths.advantages import explained_variance, gae, token_rewards
-from lowrank_rlhf.maths.ensemble import Ensemble
 from lowrank_rlhf.maths.kl import k1, k3, kl_penalty
 from lowrank_rlhf.maths.masking import masked_mean, masked_sum, pool, running_pool, whiten
 from lowrank_rlhf.maths.sequences import Sequences, cut_minibatches, pack
@@ -20,6 +19,7 @@ from lowrank_rlhf.models.generation import Response, sample_answers
 from lowrank_rlhf.models.logprobs import TokenLogprobs
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import Scored, score_logprobs, score_tokens
+from lowrank_rlhf.training.rewards.ensemble import Ensemble
 
 PRIOR_TOKENS = 4
 """Tokens that the prompt's baseline weighs in the value of an unfinished response: a mean over few tokens is noisy."""

@@ -211,8 +211,8 @@ def test_reward_adapters_are_trained_as_in_the_stage(tiny_folder: Callable[..., 
     from lowrank_rlhf.evaluation.reward_metrics import raw_scores
     from lowrank_rlhf.models.roles import Role
     from lowrank_rlhf.training.reward_data import read_groups, split_scores
-    from lowrank_rlhf.training.reward_head import fit_head
-    from lowrank_rlhf.training.reward_training import train_adapter
+    from lowrank_rlhf.training.rewards.reward_head import fit_head
+    from lowrank_rlhf.training.rewards.reward_training import train_adapter
     from lowrank_rlhf.training.rollout import RewardScale
 
     changes = {"reward__epochs": 5, "reward__learning_rate": 1e-2, "reward__head_l2": 1.0}

@@ -27,7 +27,6 @@ from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, Score, read_jsonl
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward
-from lowrank_rlhf.training import reward_training
 from lowrank_rlhf.training.reward_data import (
     Group,
     group_batches,
@@ -37,7 +36,8 @@ from lowrank_rlhf.training.reward_data import (
     split_groups,
     split_scores,
 )
-from lowrank_rlhf.training.reward_head import HeadFit, fit_head
+from lowrank_rlhf.training.rewards import reward_training
+from lowrank_rlhf.training.rewards.reward_head import HeadFit, fit_head
 from lowrank_rlhf.training.rollout import RewardScale
 
 

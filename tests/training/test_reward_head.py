@@ -7,7 +7,7 @@ import torch
 
 from lowrank_rlhf.config.schema import RewardConfig
 from lowrank_rlhf.training.reward_data import Group
-from lowrank_rlhf.training.reward_head import HeadFit, fit_head, with_length
+from lowrank_rlhf.training.rewards.reward_head import HeadFit, fit_head, with_length
 from lowrank_rlhf.training.rollout import RewardScale
 
 

@@ -20,7 +20,6 @@ from lowrank_rlhf.commands.terminal.chat_lines import answer_json
 from lowrank_rlhf.config.schema import RewardConfig, SampleConfig
 from lowrank_rlhf.evaluation.chat import ChatModels, ChatSampling
 from lowrank_rlhf.evaluation.reward_metrics import load_reward_model, raw_scores
-from lowrank_rlhf.maths.ensemble import Ensemble, common_scale
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import pack
 from lowrank_rlhf.models.generation import sample_answers
@@ -30,7 +29,8 @@ from lowrank_rlhf.run.records import Message, Prompt, Score, read_jsonl
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward
 from lowrank_rlhf.training.reward_data import Group, bootstrapped, group_loss, members_loss, read_groups
-from lowrank_rlhf.training.reward_head import fit_head
+from lowrank_rlhf.training.rewards.ensemble import Ensemble, common_scale
+from lowrank_rlhf.training.rewards.reward_head import fit_head
 from lowrank_rlhf.training.rollout import RewardScale, collect
 
 SCORES = torch.tensor([[1.0, 2.0, 6.0], [3.0, 2.0, 4.0]])
