@@ -43,8 +43,10 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_features, score_tokens
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.stages import reward
-from lowrank_rlhf.training.reward_data import Group, fit_head, group_loss, rows_of, split_groups, split_scores
+from lowrank_rlhf.training.reward_data import Group, group_loss, rows_of, split_groups, split_scores
+from lowrank_rlhf.training.rewards import reward_training
+from lowrank_rlhf.training.rewards.reward_head import fit_head
+from lowrank_rlhf.training.rewards.reward_training import train_adapter
 from lowrank_rlhf.training.rollout import RewardScale
 
 Loss = Callable[[Tensor, Group, str, float], Tensor]
@@ -130,7 +132,8 @@ class Answers:
 @contextmanager
 def training_on(answers: Answers, loss: Loss) -> Iterator[None]:
     """Let the stage's training take rows with lower states from `answers`, and another loss of a prompt."""
-    with patch.multiple(reward, rows_of=lambda groups, _: answers.rows.rows(answers.of(groups)), group_loss=loss):
+    rows = {"rows_of": lambda groups, _: answers.rows.rows(answers.of(groups))}
+    with patch.multiple(reward_training, members_loss=loss, **rows):
         yield
 
 
@@ -156,14 +159,16 @@ def measure(
     own = answers[OWN]
     weight, fit = fit_head(train, split_scores(own.features[own.of(train)], train), config.reward, seed)
     if not setting.epochs:
-        return Outcome({name: margins(of.scores_of_head(weight, held_out), held_out) for name, of in answers.items()})
+        return Outcome(
+            {name: margins(of.scores_of_head(weight[0], held_out), held_out) for name, of in answers.items()}
+        )
     roles.reset(Role.REWARD, torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        roles.heads[Role.REWARD].weight.copy_(weight[None])
+        roles.heads[Role.REWARD].weight.copy_(weight)
     scale, since = fit.training_scale(config.reward.pooling), time.process_time()
     with tempfile.TemporaryDirectory() as folder, training_on(own, with_language_loss(roles, own, setting.language)):
         run = RunDir(Path(folder))
-        reward.train_adapter(config.reward, seed, roles, train, scale, run, Progress.silent(), StopRequest())
+        train_adapter(config.reward, seed, roles, train, scale, run, Progress.silent(), StopRequest())
     seconds = time.process_time() - since
     return Outcome(
         {name: margins(of.scores(roles, held_out, scale), held_out) for name, of in answers.items()}, seconds

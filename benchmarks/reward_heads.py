@@ -37,7 +37,8 @@ from lowrank_rlhf.models.base import Base, load_base
 from lowrank_rlhf.models.layers.partial_forward import partial_forward
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.training.reward_data import Group, fit_head, make_groups, split_groups, with_length
+from lowrank_rlhf.training.reward_data import Group, make_groups, split_groups
+from lowrank_rlhf.training.rewards.reward_head import fit_head, with_length
 
 LAYERS = (15, 18, 30)
 POOLINGS = ("mean", "last")
@@ -166,7 +167,7 @@ def measure(head: Head, groups: Sequence[Group], features: Features) -> Measured
         train, held_out = split_groups(groups, HELD_OUT, seed)
         weight, fit = fit_head(train, [tables[OWN][position[group.prompt_id]] for group in train], settings, seed)
         found.ridges.append(fit.l2 or 0.0)
-        full = torch.cat([weight, torch.tensor([fit.scale(settings).length])])
+        full = torch.cat([weight[0], torch.tensor([fit.scale(settings).length])])
         for group in held_out:
             for name, table in tables.items():
                 scores = with_length(group, table[position[group.prompt_id]]) @ full  # (K,)

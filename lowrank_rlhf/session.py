@@ -77,7 +77,7 @@ class Session:
         start = time.monotonic()
         model = self.config.model.model_copy(update={"backend": self.backend})
         base = load_with_pinned_precision(model, self.run_dir.run, self.progress, self.group)
-        roles = Roles(base, self.config.lora, self.config.reward.layers)
+        roles = Roles(base, self.config.lora, self.config.reward.layers, self.config.reward.members)
         check_training(roles)
         # Every forward polls, in TRL and generation too: a stop need not wait for the end of a step or an evaluation.
         roles.poll = lambda: self.stop.check("everything before this stage is saved")

@@ -257,7 +257,9 @@ def _accuracy(
             f"no prompt of the comparisons fits model.max_length={config.model.max_length}; "
             "add a larger model.max_length=... to the command"
         )
-    scores = reward_metrics.score_groups(roles, groups, scale, progress)
+    by_member = reward_metrics.score_groups(roles, groups, replace(scale, ensemble=None), progress)  # (K,) or (K, M)
+    scores = list(map(scale.ensemble.combined, by_member)) if scale.ensemble else by_member
+    members = reward_metrics.member_accuracies(groups, by_member) if scale.ensemble else ()
     figures = reward_metrics.held_out_accuracy(groups, scores, config.evaluate.bootstrap_samples, seed)
     weak = reward_metrics.weakness(figures)
     return {
@@ -266,6 +268,7 @@ def _accuracy(
         "ties": data.ties,
         "too_long": len(pairs) - figures.pairs_held_out,
         **{name: getattr(figures, name) for name in ACCURACY_FIGURES},
+        "member_accuracies": members,
         "verdict": weak and reward_metrics.weakness_in_words(weak, figures),
         "notes": [*data.notes, *([note] if note else [])],
     }

@@ -12,6 +12,7 @@ from lowrank_rlhf.config.endpoint import EndpointConfig
 from lowrank_rlhf.config.evaluate import EvaluateConfig
 from lowrank_rlhf.config.model import ModelConfig
 from lowrank_rlhf.config.ppo import PpoConfig
+from lowrank_rlhf.config.reward import RewardConfig
 from lowrank_rlhf.config.section import Conflict, Count, Fraction, NonNegative, Rate, Section, Temperature
 
 StageName = Literal["sft", "sample", "rank", "reward", "ppo", "evaluate"]
@@ -119,51 +120,6 @@ class RankConfig(Section):
         """Yield `dataset` without `source: dataset`, or the reverse."""
         if (self.source == "dataset") != (self.dataset is not None):
             yield Conflict(("dataset", "source"), "`dataset` and `source: dataset` must be set together")
-
-
-class RewardConfig(Section):
-    """Stage 2b: training of the reward adapter and its scalar head on the comparisons."""
-
-    loss: Literal["pairwise", "plackett_luce"] = "pairwise"
-    """`pairwise` (InstructGPT: all pairs of a prompt as one element, divided by their number) or listwise
-    `plackett_luce`, divided by its number of choices."""
-    margin: NonNegative = 0.0
-    """With `pairwise`: margin in score per tier between the two answers (Llama 2)."""
-    pooling: Literal["last", "mean"] = "mean"
-    """`mean` averages over the response, which is more accurate with few comparisons; `last` scores at the last
-    response token, so that the exported model loads anywhere as a sequence classifier."""
-    layers: Count | None = None
-    """Number of decoder layers of reward model and critic, from the bottom; all by default. Fewer cost less, and middle
-    layers often describe a text better than the last ones, which predict the next token."""
-    fit_head_first: bool = False
-    """Fit the head alone by regularised logistic regression before training the adapter."""
-    head_l2: Annotated[float, Field(gt=0)] | None = None
-    """Ridge penalty of that fit, on features scaled to unit variance; null chooses it by cross-validation over the
-    training prompts."""
-    length: Literal["ignore", "use", "debias"] = "ignore"
-    """Logarithm of an answer's tokens as one more input of the fitted head. `use` scores with it, and the model cannot
-    be exported; `debias` fits with it and scores with a constant instead, so that length itself earns nothing."""
-    epochs: Annotated[int, Field(ge=0)] = 1
-    """Passes over the ranked prompts; 0 keeps the SFT adapter and trains only the head."""
-    batch_size: Count = 8
-    """Ranked prompts per optimiser step."""
-    learning_rate: Rate = 1e-4
-    """Peak learning rate, with linear decay to 0."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are clipped to this norm."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the ranked prompts kept out of training to measure accuracy."""
-    save_every: Count = 20
-    """Steps between checkpoints."""
-
-    def conflicts(self) -> Iterator[Conflict]:
-        """Yield a margin that the loss ignores, and a length input without a fitted head."""
-        if self.margin and self.loss != "pairwise":
-            text = f"margin ({self.margin:g}) requires `loss: pairwise`; {self.loss} ignores it"
-            yield Conflict(("margin", "loss"), text)
-        if self.length != "ignore" and not self.fit_head_first:
-            text = f"`length: {self.length}` is an input of the fitted head and requires `fit_head_first: true`"
-            yield Conflict(("length", "fit_head_first"), text)
 
 
 class Config(Section):

@@ -58,6 +58,8 @@ class AnswerPair:
     """log candidate - log baseline of the candidate's answer, nats."""
     verdicts: Mapping[str, Verdict]
     """By key: `score`, `reward_NAME` for each reward in it, `judge` and `second` for judges."""
+    spreads: tuple[float, float] | None = None
+    """Standard deviation of the reward model's members on both answers; None with one."""
 
     def row(self, sides: Sides, lengths: bool = False) -> dict[str, Any]:
         """Return the pair as a row for a JSON file, with `lengths` also tokens and end of each answer."""
@@ -67,6 +69,7 @@ class AnswerPair:
             if lengths:
                 row |= {f"tokens_{side}": len(sample.tokens or ()), f"finished_{side}": sample.finished}
         row |= self.verdicts[SCORE].columns(SCORE, sides) if SCORE in self.verdicts else {}
+        row |= {f"spread_{side}": spread for side, spread in zip(sides, self.spreads or (), strict=False)}
         row["kl"] = self.kl
         for key, verdict in self.verdicts.items():
             row |= verdict.columns(key, sides) if key != SCORE else {}

@@ -12,7 +12,7 @@ from lowrank_rlhf.models.scoring import require_finite
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import read_record
 from lowrank_rlhf.run.records import Message, Prompt
-from lowrank_rlhf.training.rollout import RewardScale, reward_scores
+from lowrank_rlhf.training.rollout import RewardScale
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class ChatAnswer:
     """True if the user stopped it."""
     score: float | None
     """Normalised reward: mean 0 and deviation 1 over SFT answers; None without a reward model."""
+    spread: float | None = None
+    """Standard deviation of the reward model's members; None with one."""
 
 
 class ChatModels:
@@ -86,11 +88,11 @@ class ChatModels:
                 for piece in stream_text(recorded(), self._base.decode):
                     pieces.append(piece)
                     on_text(piece)
-            score = self._score(prompt, tokens)
+            score, spread = self._score(prompt, tokens)
         except KeyboardInterrupt:
             return ChatAnswer(model, "".join(pieces), len(tokens), finished=False, stopped=True, score=None)
         text, finished = self._base.decode(tokens), tokens[-1] == self._base.eos
-        return ChatAnswer(model, text, len(tokens), finished, stopped=False, score=score)
+        return ChatAnswer(model, text, len(tokens), finished, stopped=False, score=score, spread=spread)
 
     def _load(self, model: str) -> None:
         if model != self._loaded:
@@ -98,13 +100,14 @@ class ChatModels:
             fill_role(self._roles, Role.POLICY, self._folders.get(model))
             self._loaded = model
 
-    def _score(self, prompt: Sequence[int], tokens: Sequence[int]) -> float | None:
+    def _score(self, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[float | None, float | None]:
+        """Return score and spread."""
         if self._scale is None:
-            return None
+            return None, None
         batch = pack([prompt], [tokens], self._base.pad, self._base.device)  # (1, T)
-        score = reward_scores(self._roles, self._roles.with_lower_states(batch), self._scale)  # (1,)
-        require_finite(Role.REWARD, "scores", score, ["chat"])
-        return float(score[0])
+        scored = self._scale.score(self._roles, self._roles.with_lower_states(batch))  # (1,)
+        require_finite(Role.REWARD, "scores", scored.total, ["chat"])
+        return float(scored.total[0]), None if scored.spread is None else float(scored.spread[0])
 
 
 def _existing(folder: Path) -> Path | None:

@@ -142,11 +142,15 @@ def measure_pairs(
         batch = pack_answers(roles, prompts[part], candidate[part], sampling.max_new_tokens)
         kl = finite_divergence(roles, batch, sampling.temperature, prompts[part]).kl.tolist()
         verdicts: list[dict[str, Verdict]] = [{} for _ in kl]
+        spreads: list[tuple[float, float] | None] = [None for _ in kl]
         if scorer:
             own = finite_scores(roles, batch, scorer, prompts[part], candidate[part])
             others = pack_answers(roles, prompts[part], baseline[part], sampling.max_new_tokens)
-            verdicts = _verdicts(finite_scores(roles, others, scorer, prompts[part], baseline[part]), own)
-        pairs += map(AnswerPair, prompts[part], baseline[part], candidate[part], kl, verdicts)
+            base = finite_scores(roles, others, scorer, prompts[part], baseline[part])
+            verdicts = _verdicts(base, own)
+            if base.spread is not None and own.spread is not None:
+                spreads = list(zip(base.spread.tolist(), own.spread.tolist(), strict=True))
+        pairs += map(AnswerPair, prompts[part], baseline[part], candidate[part], kl, verdicts, spreads)
         if bar:
             bar.advance(len(batch))
     return pairs

@@ -60,10 +60,8 @@ class PolicyAnswers:
     samples: list[Sample]
     batch: Sequences
     """(N, T), prompts with answers."""
-    scores: Tensor
-    """(N,), the reward model's (0 on average over SFT's answers) or the sum of the rewards."""
-    parts: Mapping[str, Tensor]
-    """(N,) of each reward in the sum (`Scored.parts`)."""
+    scored: Scored
+    """(N,), the reward model's scores (0 on average over SFT's answers) or the sums of the rewards."""
     kl: Tensor
     """(N,), nats of each answer: log policy - log SFT, summed over its tokens."""
     max_token_difference: float
@@ -137,7 +135,7 @@ class PolicyEvaluation:
         answers = self.answer()
         if answers.problem:
             reason = f"step {step}: on validation prompts {answers.problem}"
-            raise diverged(reason, answers.batch, {"scores": answers.scores, "kl": answers.kl})
+            raise diverged(reason, answers.batch, {"scores": answers.scored.total, "kl": answers.kl})
         return answers, self.figures(answers, config)
 
     def answer(self) -> PolicyAnswers:
@@ -146,18 +144,17 @@ class PolicyEvaluation:
         samples = [group[0] for group in groups]
         batch = pack_answers(self.roles, self.prompts, samples, self.sampling.max_new_tokens)
         found = divergence(self.roles, batch, self.sampling.temperature)
-        scores, parts = self.scorer.score(self.roles, batch, self.prompts, samples)
+        scored = self.scorer.score(self.roles, batch, self.prompts, samples)
         ids = [prompt.id for prompt in self.prompts]
         answers = PolicyAnswers(
             samples=samples,
             batch=batch,
-            scores=scores,
+            scored=scored,
             kl=found.kl,
             max_token_difference=found.max_token_difference,
-            parts=parts,
             judged={judge.role: judge.scores(self.prompts, samples) for judge in self.judges},
             from_last=self._from_last(found, batch),
-            problem=found.problem(self.prompts) or not_finite(Role.REWARD, "scores", scores, ids),
+            problem=found.problem(self.prompts) or not_finite(Role.REWARD, "scores", scored.total, ids),
         )
         release_if_short()
         return answers
@@ -175,11 +172,11 @@ class PolicyEvaluation:
         `win_rate` is by the gold judge, `second_win_rate` by the second one if another is gold.
         """
         figures = {
-            "score": float(answers.scores.mean()),
+            "score": float(answers.scored.total.mean()),
             "kl": float(answers.kl.mean()),
             "eos_rate": sum(answers.ended) / len(answers.ended),
             "objective": float(self.objectives(answers, config).mean()),
-            **Scored(answers.scores, answers.parts).figures(),
+            **answers.scored.figures(),
         }
         if answers.from_last:
             figures["kl_last"] = float(answers.from_last.kl.mean())
@@ -190,8 +187,8 @@ class PolicyEvaluation:
 
     def objectives(self, answers: PolicyAnswers, config: PpoConfig) -> Tensor:
         """Return what PPO maximises of each answer, the shaped score less the KL penalty: (N,)."""
-        finished = torch.tensor(answers.ended, device=answers.scores.device)
-        return shape_scores(answers.scores, finished, config) - kl_penalty(answers.kl, config.kl_coef)
+        finished = torch.tensor(answers.ended, device=answers.scored.total.device)
+        return shape_scores(answers.scored.total, finished, config) - kl_penalty(answers.kl, config.kl_coef)
 
     def rows(self, answers: PolicyAnswers, count: int) -> Iterator[dict[str, Any]]:
         """Yield the answers to the first prompts, with their figures, for people to read."""
@@ -201,15 +198,16 @@ class PolicyEvaluation:
                 "prompt": prompt.conversation,
                 "answer": sample.text,
                 "finished": sample.finished,
-                "score": float(answers.scores[i]),
+                "score": float(answers.scored.total[i]),
                 "kl": float(answers.kl[i]),
-                **{f"reward/{name}": float(scores[i]) for name, scores in answers.parts.items()},
+                **({} if answers.scored.spread is None else {"score_spread": float(answers.scored.spread[i])}),
+                **{f"reward/{name}": float(scores[i]) for name, scores in answers.scored.parts.items()},
                 **{role: scores[i] for role, scores in answers.judged.items()},
             }
 
     def clipping(self, answers: PolicyAnswers, clip: float | None) -> str | None:
         """Return a warning if `ppo.score_clip` makes many of SFT's answers, those at step 0, worth the same."""
-        share = float((answers.scores.abs() > clip).float().mean()) if clip is not None else 0.0
+        share = float((answers.scored.total.abs() > clip).float().mean()) if clip is not None else 0.0
         if share <= MOST_CLIPPED:
             return None
         return (

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from torch import Tensor
 
@@ -99,6 +100,12 @@ def correct_pairs(groups: Sequence[Group], scores: Sequence[Tensor]) -> tuple[li
         for better, worse, _ in group.pairs
     ]
     return [correct for correct, _ in pairs], [prompt for _, prompt in pairs]
+
+
+def member_accuracies(groups: Sequence[Group], scores: Sequence[Tensor]) -> tuple[float, ...]:
+    """Return the accuracy of each of M members, from their scores of each group's answers, (K, M)."""
+    of_members = zip(*(own.unbind(-1) for own in scores), strict=True)  # M times a (K,) per group
+    return tuple(fmean(correct_pairs(groups, own)[0]) for own in of_members)
 
 
 def weakness(figures: HeldOutAccuracy) -> Weakness | None:

@@ -100,7 +100,7 @@ def export_reward(
     progress: Progress,
     stop: StopRequest,
 ) -> dict[str, Any]:
-    """Write the reward model as a sequence classifier with one label, with a card.
+    """Write the reward model as a sequence classifier with one label, or one for each member, with a card.
 
     With pooling `mean` the class's output is not the score: it reads the last token only. The card has code for it.
     """
@@ -118,7 +118,8 @@ def export_reward(
         )
     check_target(folder)
     load_role(roles, Role.REWARD, adapter)
-    settings = {key: about[key] for key in ("pooling", "score_mean", "score_std")}
+    kept = ("pooling", "score_mean", "score_std", "members")  # members only if there are several
+    settings: dict[str, Any] = {key: about[key] for key in kept if key in about}
     plan = plan_reward(roles, DTYPES[dtype], settings)
     with export_to(folder, plan.size) as out:
         write_weights(roles, Role.REWARD, plan, out, progress, stop)

@@ -64,7 +64,7 @@ def score_difference(
     from lowrank_rlhf.export.merged_model import classifier_scores
     from lowrank_rlhf.training.rollout import RewardScale
 
-    scale = RewardScale(settings["pooling"], settings["score_mean"], settings["score_std"])
+    scale = RewardScale.of(settings)
     base, most, limit = roles.base, config.model.max_length, max_prompt_tokens(config)
     if not (chosen := first_fitting(base, prompts, limit, PROMPTS)):
         return None
@@ -75,7 +75,7 @@ def score_difference(
     tokens = [of[: most - len(before)] for of, before in zip(tokens, encoded, strict=True)]  # as the reward stage does
     answers = [sample.model_copy(update={"tokens": of}) for sample, of in zip(answers, tokens, strict=True)]
     own = score_answers(roles, chosen, answers, config.sample.max_new_tokens, scale)
-    exported = classifier_scores(out, encoded, tokens, scale.pooling, base)
+    exported = classifier_scores(out, encoded, tokens, scale, base)
     return max(abs(a - (b - scale.mean) / scale.std) for a, b in zip(own, exported, strict=True)), len(answers)
 
 

@@ -30,6 +30,7 @@ from lowrank_rlhf.models.logprobs import CHUNK, vocabulary_logits
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import raise_os_errors
 from lowrank_rlhf.run import fault_points
+from lowrank_rlhf.training.rollout import RewardScale
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_BYTES = 2 * 2**30
@@ -62,13 +63,14 @@ def plan_merged(base: Base, dtype: torch.dtype) -> Plan:
 
 
 def plan_reward(roles: Roles, dtype: torch.dtype, settings: dict[str, Any]) -> Plan:
-    """Plan the sequence classifier of the base's family, with one label and the reward model's number of layers.
+    """Plan the sequence classifier of the base's family, with a label for each member and the reward model's layers.
 
     Raises `UserError` if transformers has no such class.
     """
     config = _plain_config(roles.base, dtype, type(roles.base.model))
-    config.num_labels = 1
-    config.id2label, config.label2id = {0: "score"}, {"score": 0}
+    labels = ["score"] if roles.members == 1 else [f"member {number}" for number in range(1, roles.members + 1)]
+    config.num_labels, config.id2label = len(labels), dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
     text = config.get_text_config()  # the config itself, but of a composite model a part of it
     text.num_hidden_layers = roles.head_layers
     if getattr(text, "layer_types", None):
@@ -258,18 +260,19 @@ def difference(
 
 
 def classifier_scores(
-    folder: Path, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pooling: str, base: Base
+    folder: Path, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], scale: RewardScale, base: Base
 ) -> Iterator[float]:
-    """Yield the exported reward model's raw score of each answer, by transformers alone."""
+    """Yield the exported reward model's raw score of each answer, by transformers alone; members are combined."""
     model = _load(AutoModelForSequenceClassification, folder, base)
     for prompt, answer in zip(prompts, answers, strict=True):
         batch = pack([prompt], [answer], base.pad, base.device)
         with torch.no_grad():
-            if pooling == "last":
-                score = model(input_ids=batch.ids, use_cache=False).logits[0, 0]
+            if scale.pooling == "last":
+                scores = model(input_ids=batch.ids, use_cache=False).logits[0]  # (M,)
             else:
                 states = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
-                score = pool(model.score(states).squeeze(-1).float(), batch.response, pooling)[0]
+                scores = pool(model.score(states).float(), batch.response, scale.pooling)[0]  # (M,)
+            score = scale.ensemble.combined(scores.float()) if scale.ensemble else scores[0]
         _check_finite(score, "scores", folder, base)
         yield float(score)
 

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment
@@ -45,9 +46,11 @@ def reward_usage(folder: str, reward: Mapping[str, Any]) -> str:
     Args:
         folder: name of the exported folder.
         reward: `pooling`, `score_mean`, `score_std`, the end-of-turn token `eos`, and `scale_of`, the answers whose
-            scores have that mean.
+            scores have that mean; `members` if there are several.
     """
-    return _usage("reward", folder=folder, **reward)
+    means = reward["members"]["means"] if "members" in reward else []
+    offsets = [round(mean - fmean(means), 6) for mean in means]
+    return _usage("reward", folder=folder, offsets=offsets, **{"members": None, **reward})
 
 
 def scale_of(config: Config, about: Mapping[str, Any]) -> str:

@@ -45,3 +45,12 @@ def gae(rewards: Tensor, values: Tensor, response: Tensor, gamma: float, lam: fl
         next_value = torch.where(here, values[:, t], 0.0)
         advantages[:, t] = running
     return advantages, torch.where(response, advantages + values, 0.0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, response: tuple[Tensor, Tensor]) -> Tensor:
+    """Return 1 - Var(returns - values) / Var(returns) over response tokens: 1 is perfect, 0 a constant critic.
+
+    `response` is the result of `Sequences.response_positions`.
+    """
+    real = returns[response]
+    return 1 - (real - values[response]).var() / real.var().clamp(min=1e-8)

@@ -221,7 +221,7 @@ def _expected(roles: Roles, role: Role, settings: PeftLoraConfig, folder: Path) 
     if not expected:
         raise UserError(f"{folder / CONFIG}: target_modules: the base has no layer of that name")
     if role.has_head:
-        expected[f"{_PREFIX}{_HEAD}.weight"] = (1, roles.base.model.config.get_text_config().hidden_size)
+        expected[f"{_PREFIX}{_HEAD}.weight"] = roles.head_shape(role)
     return expected
 
 

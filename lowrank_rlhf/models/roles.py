@@ -1,7 +1,6 @@
 """Roles on one base model: policy, reference, reward model and critic by switching LoRA adapters."""
 
 import copy
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from lowrank_rlhf.models.layers.attention import right_padding_mask
 from lowrank_rlhf.models.layers.lora_linear import Slots, outside_adapters
 from lowrank_rlhf.models.layers.partial_forward import lower_states, partial_forward
 from lowrank_rlhf.models.loading.library_check import check_partial_forward, find_siblings
-from lowrank_rlhf.models.loading.structure import target_modules, wrapped
+from lowrank_rlhf.models.loading.structure import layer_index, target_modules, wrapped
 from lowrank_rlhf.models.logprobs import TokenLogprobs, token_logprobs
 from lowrank_rlhf.models.unsloth import first_adapter
 from lowrank_rlhf.run.distributed import ProcessGroup
@@ -46,11 +45,11 @@ class Roles:
     """Adapters and heads on one base model. Exactly one role acts at a time, inside an `acting_as` block.
 
     Wrap each base once: PEFT replaces its layers in place. With `head_layers` the roles with a head read the states
-    after that many decoder layers and skip the layers above.
+    after that many decoder layers and skip the layers above. The reward model has a head for each of its `members`.
     """
 
-    def __init__(self, base: Base, lora: LoraConfig, head_layers: int | None = None):
-        self.base = base
+    def __init__(self, base: Base, lora: LoraConfig, head_layers: int | None = None, members: int = 1):
+        self.base, self.members = base, members
         depth = len(self.decoder.layers)
         for key, problem in layer_problems(lora, head_layers, depth):
             raise UserError(f"{'.'.join(key)}: {problem}")
@@ -194,7 +193,7 @@ class Roles:
         return token_logprobs(self.hidden(batch), batch, self.base.model, temperature, entropy, self.base.vocabulary)
 
     def scores(self, batch: Sequences) -> Tensor:
-        """Return the acting role's head output at every position, (B, T) float32, without computing logits."""
+        """Return the acting role's head output at every position, without logits: (B, T) or (B, T, M > 1) float32."""
         hidden = self.hidden(batch)  # (B, T, h)
         if self._acting not in self.heads:
             raise RuntimeError(f"{self._acting} has no head")
@@ -218,7 +217,7 @@ class Roles:
             self._named[role] = {
                 name.replace(mark, "."): parameter
                 for name, parameter in self.peft.named_parameters()
-                if mark in name and ".lora_" in name and not (role.has_head and _layer(name) >= self.head_layers)
+                if mark in name and ".lora_" in name and not (role.has_head and layer_index(name) >= self.head_layers)
             }
         head = {"base_model.model.score.weight": self.heads[role].weight} if role in self.heads else {}
         return self._named[role] | head
@@ -250,13 +249,14 @@ class Roles:
                 weight.copy_(torch.empty(weight.shape).normal_(0, (weight.shape[1] + 1) ** -0.5, generator=generator))
 
     def copy(self, source: Role, target: Role) -> None:
-        """Copy the weights of `source` to `target`; the head too where both have one."""
+        """Copy the weights of `source` to `target`; the head too where both have one, as the mean of the members'."""
         self.prepare(target)
         weights = self.named_parameters(source)
         with torch.no_grad():
             for name, parameter in self.named_parameters(target).items():
                 if name in weights:
-                    parameter.copy_(weights[name])
+                    same = weights[name].shape == parameter.shape
+                    parameter.copy_(weights[name] if same else weights[name].mean(0, keepdim=True))
 
     def prepare(self, role: Role) -> None:
         """Add the role's adapter, and its head where it has one, if missing."""
@@ -264,9 +264,14 @@ class Roles:
             self.peft.add_adapter(role.value, copy.copy(self.shape))
             self._find_layers()
         if role.has_head and role not in self.heads:
-            size = self.base.model.config.get_text_config().hidden_size
-            self.heads[role] = nn.Linear(size, 1, bias=False, device=self.base.device)
+            outputs, size = self.head_shape(role)
+            self.heads[role] = nn.Linear(size, outputs, bias=False, device=self.base.device)
         self._freeze()
+
+    def head_shape(self, role: Role) -> tuple[int, int]:
+        """Return the shape of a role's head: outputs, and size of the hidden states."""
+        size: int = self.base.model.config.get_text_config().hidden_size
+        return self.members if role is Role.REWARD else 1, size
 
     def replace_adapter(self, role: Role, shape: PeftLoraConfig) -> None:
         """Replace the role's adapter by a new one with those settings; the other roles keep theirs.
@@ -283,7 +288,7 @@ class Roles:
         self._find_layers()
         self.prepare(role)
         mark = f".{role.value}."
-        adapted = [_layer(name) for name, _ in self.peft.named_parameters() if mark in name and ".lora_" in name]
+        adapted = [layer_index(name) for name, _ in self.peft.named_parameters() if mark in name and ".lora_" in name]
         self.first_adapted = min(self.first_adapted, *adapted)
 
     def _freeze(self) -> None:
@@ -291,10 +296,3 @@ class Roles:
         for head in self.heads.values():
             head.requires_grad_(False)
         self.peft.eval()
-
-
-def _layer(name: str) -> int:
-    """Return the index of the decoder layer that a parameter belongs to."""
-    found = re.search(r"\.layers\.(\d+)\.", name)
-    assert found, name  # noqa: S101 - adapters are in decoder layers only
-    return int(found[1])

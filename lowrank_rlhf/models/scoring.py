@@ -30,10 +30,13 @@ class Scored(NamedTuple):
     """(B,), what the policy is trained on before clipping and `missing_eos`."""
     parts: Mapping[str, Tensor]
     """(B,) of each reward in the sum by its name; empty if the reward model is all there is."""
+    spread: Tensor | None = None
+    """(B,), standard deviation of the reward model's members; None with one."""
 
-    def figures(self, prefix: str = "") -> dict[str, float]:
-        """Return the mean of each part."""
-        return {f"{prefix}reward/{name}": float(scores.mean()) for name, scores in self.parts.items()}
+    def figures(self) -> dict[str, float]:
+        """Return the mean of each part, and of the spread."""
+        found = {f"reward/{name}": float(scores.mean()) for name, scores in self.parts.items()}
+        return found if self.spread is None else found | {"score_spread": float(self.spread.mean())}
 
 
 def not_finite(role: Role, what: str, values: Tensor, prompts: Sequence[str]) -> str | None:
@@ -66,9 +69,15 @@ def model_not_finite(problem: str) -> ModelNotFinite:
 
 
 def score_tokens(roles: Roles, role: Role, batch: Sequences) -> Tensor:
-    """Return the role's head output at every position: (B, T) float32, 0 on padding."""
-    scores = _forward(roles, role, batch, lambda rows: (roles.scores(rows),), 1)[0]
-    return torch.where(batch.attention, scores, 0.0)
+    """Return the role's head output at every position: (B, T) float32, or (B, T, M) of M > 1 members; 0 on padding."""
+
+    def compute(rows: Sequences) -> tuple[Tensor, ...]:
+        scores = roles.scores(rows)
+        return scores.unbind(-1) if scores.dim() > 2 else (scores,)
+
+    outputs = _forward(roles, role, batch, compute, roles.heads[role].out_features)
+    scores = [torch.where(batch.attention, each, 0.0) for each in outputs]
+    return torch.stack(scores, -1) if len(scores) > 1 else scores[0]
 
 
 def score_logprobs(

@@ -26,7 +26,7 @@ CONFIG = "adapter_config.json"
 def save_role(roles: Roles, role: Role, folder: Path) -> None:
     """Write the role as a PEFT folder that loads without this package; its header records the base it was trained on.
 
-    Roles with a head become sequence classifiers with one label, whose `score` layer is the head.
+    Roles with a head become sequence classifiers, whose `score` layer is the head: one label, or one for each member.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = copy.copy(roles.peft.peft_config[role.value])

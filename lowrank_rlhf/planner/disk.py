@@ -79,7 +79,8 @@ def output_size(name: str, config: Config, shape: Shape, counts: Amounts) -> flo
     name = split(name)[1]
     if name.startswith("adapters/"):
         headed = name in ("adapters/reward", "adapters/critic")
-        return 4 * shape.adapter(config.lora, config.reward.layers if headed else None) + 30_000
+        more_heads = shape.hidden * (config.reward.members - 1) if name == "adapters/reward" else 0
+        return 4 * (shape.adapter(config.lora, config.reward.layers if headed else None) + more_heads) + 30_000
     if name == "eval.jsonl":
         greedy = 2 * min(config.evaluate.yardstick_prompts, counts.test) * 10 * counts.answer_tokens
         return counts.test * config.evaluate.answers_per_prompt * (300 + 10 * counts.answer_tokens) + greedy

@@ -20,6 +20,7 @@ from lowrank_rlhf.reports.evaluation_alarms import (
     repeated_words,
     same_openers,
     second_judge,
+    within_spread,
 )
 from lowrank_rlhf.reports.format import Metrics, algorithm, finite_series, number, percent, weight_key
 from lowrank_rlhf.reports.locale import ENGLISH, Locale, Phrase, Text
@@ -35,6 +36,7 @@ AlarmId = Literal[
     "weak_critic",
     "unfinished_answers",
     "overoptimisation",
+    "within_spread",
     "entropy_collapse",
     "far_from_sft",
     "length_growth",
@@ -254,6 +256,7 @@ def _far_from_sft(evidence: Evidence, limit: float) -> Values | None:
 _PPO_DETAILS = "Huang et al. 2022, The 37 Implementation Details of PPO"
 _RLHF_DETAILS = "Huang et al. 2024, arXiv 2403.17031"
 _OVEROPTIMISATION = "Gao et al. 2022, arXiv 2210.10760"
+_ENSEMBLES = "Coste et al. 2023, arXiv 2310.02743"
 _NEGATIVE_KL = "TRL 0.11, Training FAQ: What is the concern with negative KL divergence?"
 _LENGTH = "Singhal et al. 2023, arXiv 2310.03716"
 _DISTINCT = "Li et al. 2016, arXiv 1510.03055"
@@ -273,6 +276,7 @@ RULES = (
     Rule("unfinished_answers", _unfinished_answers, limit=0.95, source=_RLHF_DETAILS),
     Rule("second_judge", second_judge, limit=0.5, source=_HACKING),
     Rule("overoptimisation", _overoptimisation, limit=0.05, source=_OVEROPTIMISATION),
+    Rule("within_spread", within_spread, limit=1.0, source=_ENSEMBLES),
     Rule("entropy_collapse", _entropy_collapse, limit=0.3, source=_ENTROPY),
     # Small reward models are exploited from 13 to 45 nats on.
     Rule("far_from_sft", _far_from_sft, limit=30, source=_OVEROPTIMISATION),

@@ -34,6 +34,7 @@ class Curve:
 
 CURVES = (
     Curve("scores", "ppo", "objective/scores", "eval/score"),
+    Curve("score_spread", "ppo", "score_spread", "eval/score_spread"),
     Curve("kl", "ppo", "objective/kl", "eval/kl"),
     Curve("entropy", "ppo", "objective/entropy"),
     Curve("length", "ppo", "response/length_mean"),

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from lowrank_rlhf.reports.format import Metrics, percent
+from lowrank_rlhf.config.rewards import MODEL
+from lowrank_rlhf.reports.format import Metrics, finite_series, number, percent
 from lowrank_rlhf.reports.locale import Text
 from lowrank_rlhf.run.results import FigureId, FigureRow, Results
 from lowrank_rlhf.run.results.parts import Interval
@@ -45,6 +46,28 @@ def second_judge(evidence: Evidence, limit: float) -> Values | None:
         "low": f"{100 * _end(row.interval, 0):.0f}",
         "high": percent(_end(row.interval, 1)),
     }
+
+
+def within_spread(evidence: Evidence, limit: float) -> Values | None:
+    """Look for a rise of the reward model's score that is less than the members' standard deviation times the limit.
+
+    Both are means over the validation prompts' answers, by the kept policy, or by the last one if SFT is kept.
+    """
+    policy = evidence.results.ppo
+    if policy is None:
+        return None
+    named = next((reward.name for reward in policy.rewards if reward.source == MODEL), None)
+    scores = finite_series(evidence.metrics, "ppo", f"eval/reward/{named}" if named else "eval/score")
+    spreads = finite_series(evidence.metrics, "ppo", "eval/score_spread")
+    steps = scores.keys() & spreads.keys()
+    step = policy.best_step or max(steps, default=0)
+    if not {0, step} <= steps or not step:
+        return None
+    gain = scores[step] - scores[0]
+    if gain >= limit * spreads[step]:
+        return None
+    values = {"step": str(step), "gain": number(gain), "spread": number(spreads[step]), "before": number(spreads[0])}
+    return dict(values)
 
 
 def length_explains(evidence: Evidence, limit: float) -> Values | None:

@@ -85,6 +85,8 @@ def _scores(row: Mapping[str, Any], side: str) -> str:
         parts.append({side: "preferred", "tie": "tie"}.get(row["judge_prefers"], "not preferred"))
     names = {"judge": "judge", "score": REWARD_MODEL}
     parts += [f"{name} {number(row[f'{key}_{side}'])}" for key, name in names.items() if f"{key}_{side}" in row]
+    if f"spread_{side}" in row:
+        parts.append(f"members differ by {number(row[f'spread_{side}'])}")
     return ", ".join(parts)
 
 
@@ -95,6 +97,9 @@ def _accuracy(accuracy: Mapping[str, Any]) -> str:
         table.add_row(name, f"{100 * accuracy[key]:.1f} %", f"{low} to {high} %")
     low, high = map(points, accuracy["over_length_interval"])
     table.add_row("difference to the better rule by length", points(accuracy["over_length"]), f"{low} to {high}")
+    if members := accuracy["member_accuracies"]:
+        low, high = (f"{100 * share:.1f}" for share in (min(members), max(members)))
+        table.add_row(f"its {len(members)} members alone", f"{low} to {high} %", "")
     left_out = f"{counted(accuracy['ties'], 'tie')} left out"
     if accuracy["too_long"]:
         left_out += f", and {counted(accuracy['too_long'], 'comparison')} too long for model.max_length"

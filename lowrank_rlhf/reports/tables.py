@@ -181,6 +181,11 @@ def _reward(results: Results, texts: Locale) -> Table | None:
         "scale": texts("reward.scale.value", mean=number(reward.score_mean), deviation=number(reward.score_std)),
         "pairs_train": number(reward.pairs_train),
     }
+    if accuracies := reward.member_accuracies:
+        values["members"] = texts(
+            "reward.members.value", count=len(accuracies), low=percent(min(accuracies)), high=percent(max(accuracies))
+        )
+        values["score_spread"] = number(reward.score_spread)
     held_out = {"pairs": number(reward.pairs_held_out), "prompts": number(reward.prompts_held_out)}
     held_out["rule"] = texts.render(length_rule(reward.longer_wins))
     if reward.over_length is None:

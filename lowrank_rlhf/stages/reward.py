@@ -1,20 +1,21 @@
 """Stage 2c: train the reward adapter and its head on the comparisons, starting from SFT."""
 
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowrank_rlhf.config.schema import Config, RewardConfig
-from lowrank_rlhf.evaluation.match import score_answers
+from lowrank_rlhf.evaluation.match import finite_scores, pack_answers
 from lowrank_rlhf.evaluation.prompt_audit import audit_in_words, audit_prompts
 from lowrank_rlhf.evaluation.reward_metrics import (
     HeldOutAccuracy,
     accuracy_in_words,
     held_out_accuracy,
+    member_accuracies,
     prompts_of,
     raw_scores,
     verdict_in_words,
@@ -38,22 +39,11 @@ from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.run.results import Claim, RewardResult, ScoresOf, ScoreStatistics
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import SCALE_PROMPTS
-from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
-from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clip_gradients, finite_step
 from lowrank_rlhf.training.prompts import first_fitting, max_prompt_tokens
-from lowrank_rlhf.training.reward_data import (
-    Group,
-    HeadFit,
-    fit_head,
-    group_batches,
-    group_loss,
-    read_groups,
-    rows_of,
-    split_groups,
-    split_scores,
-    with_length,
-)
-from lowrank_rlhf.training.role_checkpoints import RoleCheckpoints
+from lowrank_rlhf.training.reward_data import Group, bootstrapped, read_groups, rows_of, split_groups, split_scores
+from lowrank_rlhf.training.rewards.ensemble import Ensemble, common_scale
+from lowrank_rlhf.training.rewards.reward_head import HeadFit, fit_head, with_length
+from lowrank_rlhf.training.rewards.reward_training import train_adapter
 from lowrank_rlhf.training.rollout import RewardScale
 from lowrank_rlhf.training.self_checks import checksums, weights_unchanged
 
@@ -69,6 +59,7 @@ def run(session: Session) -> RewardResult:
     if note:
         session.progress.say(f"  {note}")
     train, held_out = split_groups(groups, settings.held_out, session.seed("reward", "split"))
+    train = bootstrapped(train, settings.members, session.seed("reward", "bootstrap"))
     last = scores_of_last_round(roles, run_dir, held_out)
     load_role(roles, Role.POLICY, run_dir.artifact("adapters/sft"))
     roles.copy(Role.POLICY, Role.REFERENCE)
@@ -77,13 +68,17 @@ def run(session: Session) -> RewardResult:
     others = checksums(roles, [Role.POLICY, Role.REFERENCE])
     scores, fit = _train_and_score(config, roles, train, held_out, run_dir, session.progress, session.stop)
     scale = fit.scale(settings)
+    ranked_are_sft = config.rank.source != "dataset" and run_dir.number == 1
+    prompts = None if ranked_are_sft else session.prompts.training
+    reference, of = _reference_scores(config, roles, prompts, scale, torch.cat(scores), session.progress)
+    by_member: dict[str, Any] = {}
+    if settings.members > 1:
+        scale, scores, reference, by_member = _combine(roles, settings, scale, scores, reference, held_out)
+    statistics = _statistics(reference, of)
     of_held_out = scores[len(train) :]
     bootstrap = config.evaluate.bootstrap_samples, session.seed("bootstrap")
     figures = held_out_accuracy(held_out, of_held_out, *bootstrap)
     _report_accuracy(figures, len(train), ranked_earlier(run_dir, groups), run_dir, session.progress)
-    ranked_are_sft = config.rank.source != "dataset" and run_dir.number == 1
-    prompts = None if ranked_are_sft else session.prompts.training
-    statistics = _score_statistics(config, roles, prompts, scale, torch.cat(scores), session.progress)
     audit = audit_prompts(roles, held_out, of_held_out, scale, *bootstrap, session.progress)
     session.progress.say(f"  {audit_in_words(audit)}")
     found = weakness(figures)
@@ -93,6 +88,7 @@ def run(session: Session) -> RewardResult:
     write_scores(work / "scores.jsonl", [*train, *held_out], scores, len(train))
     about = {"pooling": settings.pooling, "layers": roles.head_layers, **statistics.model_dump(), "weak": weak}
     about |= {"length_weight": scale.length} if scale.length else {}
+    about |= {"members": asdict(scale.ensemble)} if scale.ensemble else {}
     write_json_atomic(folder / "reward.json", {"schema": 1, **about})
     rounds = {"by_round": accuracy_by_round(run_dir, held_out, of_held_out, last, *bootstrap)} if last else {}
     return RewardResult(
@@ -110,7 +106,7 @@ def run(session: Session) -> RewardResult:
             _reload_claim(roles, folder, held_out[:4], scale),
             *weights_unchanged(roles, "the reward stage", before, others),
         ),
-    ).model_copy(update=rounds)
+    ).model_copy(update=rounds | by_member)
 
 
 def _train_and_score(
@@ -122,13 +118,17 @@ def _train_and_score(
     progress: Progress,
     stop: StopRequest,
 ) -> tuple[list[Tensor], HeadFit]:
-    """Fit the head and train the adapter; return each group's scores, training groups first, and the head's record."""
+    """Fit the head and train the adapter; return each group's scores, and the head's record.
+
+    Training groups come first. The scores are (K,), and (K, M) of M > 1 members.
+    """
     settings, every, work = config.reward, [*train, *held_out], run_dir.work("reward")
     features, fit = None, HeadFit.saved(work)
     if settings.fit_head_first and not latest_checkpoint(work):  # otherwise it was fitted before
         features = _features(roles, every, settings.pooling, progress)
         weight, fit = fit_head(train, features[: len(train)], settings, derive_seed(config.seed, "reward", "folds"))
-        _set_head(roles, weight)
+        with torch.no_grad():
+            roles.heads[Role.REWARD].weight.copy_(weight)
         fit.save(work)
         progress.say(f"  {fit.in_words(settings)}")
     if settings.epochs:
@@ -139,8 +139,9 @@ def _train_and_score(
     if features is None or settings.epochs:
         return raw_scores(roles, every, scale), fit
     # The adapter has not changed since the features were read.
-    head = torch.cat([roles.heads[Role.REWARD].weight[0].cpu(), torch.tensor([scale.length])])
-    return [with_length(group, own) @ head for group, own in zip(every, features, strict=True)], fit  # (K,) each
+    heads = roles.heads[Role.REWARD].weight.cpu()  # (M, h)
+    head = torch.cat([heads, torch.full((len(heads), 1), scale.length)], 1).squeeze(0).t()  # (h + 1,), or (h + 1, M)
+    return [with_length(group, own) @ head for group, own in zip(every, features, strict=True)], fit
 
 
 def _report_accuracy(figures: HeldOutAccuracy, prompts: int, earlier: int, run_dir: RunDir, progress: Progress) -> None:
@@ -153,29 +154,54 @@ def _report_accuracy(figures: HeldOutAccuracy, prompts: int, earlier: int, run_d
     record_reward_test(run_dir, test)
 
 
-def _score_statistics(
+def _reference_scores(
     config: Config,
     roles: Roles,
     prompts: Sequence[Prompt] | None,
     scale: RewardScale,
     ranked: Tensor,
     progress: Progress,
-) -> ScoreStatistics:
-    """Return mean and deviation of the scores of SFT's answers.
+) -> tuple[Tensor, ScoresOf]:
+    """Return the raw scores of N answers of SFT, (N,) or (N, M), of which mean and deviation are the scale of scores.
 
     `ranked` are the scores of all ranked answers, which are SFT's if `prompts` is None. Those of a data set or of a
     policy would shift and clip PPO's scores wrongly: SFT then answers some of the prompts, if two or more fit.
     """
     if prompts is None:
-        return _statistics(ranked, "SFT answers")
+        return ranked, "SFT answers"
     prompts = first_fitting(roles.base, prompts, max_prompt_tokens(config), SCALE_PROMPTS)
     if len(prompts) < 2:
-        return _statistics(ranked, "the compared answers")
+        return ranked, "the compared answers"
     progress.say(f"  sampling SFT answers to {len(prompts)} prompts for the scale of the scores")
     answers = answer_prompts(roles, Role.POLICY, prompts, config.sample, derive_seed(config.seed, "reward", "scale"))
     first = [samples[0] for samples in answers]
-    scores = score_answers(roles, prompts, first, config.sample.max_new_tokens, scale)
-    return _statistics(torch.tensor(scores), "SFT answers")
+    batch = pack_answers(roles, prompts, first, config.sample.max_new_tokens)
+    return finite_scores(roles, batch, scale, prompts, first).total.cpu(), "SFT answers"
+
+
+def _combine(
+    roles: Roles,
+    settings: RewardConfig,
+    scale: RewardScale,
+    scores: Sequence[Tensor],
+    reference: Tensor,
+    held_out: Sequence[Group],
+) -> tuple[RewardScale, list[Tensor], Tensor, dict[str, Any]]:
+    """Give the members' heads a common scale on the reference answers; return the combined scores, and their figures.
+
+    `scores` are (K, M) of each group, held-out groups last, and `reference` (N, M). The figures are those of
+    `RewardResult` that several members have.
+    """
+    factors = common_scale(reference)  # (M,)
+    weight = roles.heads[Role.REWARD].weight
+    with torch.no_grad():
+        weight.mul_(factors[:, None].to(weight))
+    scores, reference = [own * factors for own in scores], reference * factors
+    ensemble = Ensemble.on(reference, settings.combine, settings.spread_weight)
+    combined = ensemble.combined(reference)  # (N,)
+    spread = float(ensemble.spread(reference).mean() / _statistics(combined, "SFT answers").score_std)
+    figures = {"member_accuracies": member_accuracies(held_out, scores[-len(held_out) :]), "score_spread": spread}
+    return replace(scale, ensemble=ensemble), list(map(ensemble.combined, scores)), combined, figures
 
 
 def _statistics(scores: Tensor, of: ScoresOf) -> ScoreStatistics:
@@ -193,100 +219,6 @@ def _features(roles: Roles, groups: Sequence[Group], pooling: str, progress: Pro
     features = roles.base.limits.retry(read, max(rows.lengths())).cpu()
     require_finite(Role.REWARD, "hidden states", features, prompts_of(groups))
     return split_scores(features, groups)
-
-
-def _set_head(roles: Roles, weight: Tensor) -> None:
-    with torch.no_grad():
-        roles.heads[Role.REWARD].weight.copy_(weight[None])
-
-
-def train_adapter(
-    config: RewardConfig,
-    seed: int,
-    roles: Roles,
-    groups: Sequence[Group],
-    scale: RewardScale,
-    run_dir: RunDir,
-    progress: Progress,
-    stop: StopRequest,
-) -> None:
-    """Train epochs over the prompts, each in its own order from the run's `seed`, from the last checkpoint if any."""
-    order: list[int] = []
-    for epoch in range(config.epochs):
-        generator = torch.Generator().manual_seed(derive_seed(seed, "reward", "order", epoch))
-        order += torch.randperm(len(groups), generator=generator).tolist()
-    batches = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
-    optimizer = torch.optim.AdamW(roles.parameters(Role.REWARD), lr=config.learning_rate, weight_decay=0.0)
-    checkpoints = RoleCheckpoints(run_dir.work("reward"), "reward", roles, Role.REWARD, optimizer, run_dir.metrics)
-    report = SkipReport("reward", "reward.learning_rate", run_dir, progress, roles.base)
-    done = checkpoints.resume()
-    with progress.track("reward", len(batches), "steps", done) as bar, checkpoints.saved_if_stopped(bar, stop):
-        while bar.count < len(batches):
-            try:
-                batch = [groups[i] for i in batches[bar.count]]
-                figures = _advance(checkpoints, report, config, scale, bar.count, batch, len(batches))
-            except RollBack:
-                bar.advance(checkpoints.roll_back() - bar.count)
-                continue
-            bar.advance(1, **{name: figures[name] for name in ("loss", "tokens_per_second") if name in figures})
-            due = bar.count % config.save_every == 0 or bar.count == len(batches)
-            if due and not checkpoints.recovery.in_a_row:  # a roll-back needs one from before the skipped steps
-                checkpoints.save(bar.count)
-
-
-def _advance(
-    checkpoints: RoleCheckpoints,
-    report: SkipReport,
-    config: RewardConfig,
-    scale: RewardScale,
-    done: int,
-    groups: Sequence[Group],
-    steps: int,
-) -> dict[str, float]:
-    """Take the step after `done` completed ones, or count it as skipped; return its figures."""
-    roles, optimizer, recovery = checkpoints.roles, checkpoints.optimizer, checkpoints.recovery
-    optimizer.param_groups[0]["lr"] = recovery.rate * config.learning_rate * (1 - done / steps)
-    since, problem, figures = time.monotonic(), None, {"skipped": 1.0}
-    try:
-        widest = max(group.width * len(group.answers) for group in groups)  # a group is never cut
-        loss, accuracy = roles.base.limits.retry(lambda: _step(roles, optimizer, groups, config, scale), widest)
-        pace = sum(group.tokens for group in groups) / (time.monotonic() - since)
-        figures = {"loss": loss, "accuracy": accuracy, "tokens_per_second": pace, "skipped": 0.0}
-    except NotFinite as error:
-        problem = str(error)
-    checkpoints.metrics.append("reward", done + 1, **figures)
-    if problem is None:
-        recovery.complete()
-    else:
-        recovery.skip(report, done + 1, problem, rows_of(groups, roles.base))
-    return figures
-
-
-def _step(
-    roles: Roles, optimizer: torch.optim.Optimizer, groups: Sequence[Group], config: RewardConfig, scale: RewardScale
-) -> tuple[float, float]:
-    """Take one optimizer step; return the mean loss and the pair accuracy before it."""
-    base = roles.base
-    optimizer.zero_grad()
-    total, right = torch.zeros(2, dtype=torch.float64, device=base.device)
-    with roles.acting_as(Role.REWARD, train=True):
-        for part in roles.group.shard(group_batches(groups, base.limits.tokens, roles.group.world_size)):
-            rows = rows_of(part, base)  # (N, T), N = all answers of the part's groups
-            scores = split_scores(scale.raw(roles.scores(rows), rows.response), part)  # (N, T) -> one (K,) per prompt
-            # All pairs of a prompt are one element, so that a prompt with many answers does not dominate the batch
-            # (Ouyang et al. 2022, section 3.5): K forwards, not K(K-1).
-            losses = [group_loss(s, group, config.loss, config.margin) for s, group in zip(scores, part, strict=True)]
-            loss = torch.stack(losses).sum() / len(groups)  # scalar; parts of all processes add up to the mean
-            roles.backward(loss)
-            total += loss.detach()
-            for found, group in zip(scores, part, strict=True):
-                better, worse, _ = map(list, zip(*group.pairs, strict=True))
-                right += (found[better] > found[worse]).sum()
-    all_reduce_gradients(roles.group, optimizer, total, right)
-    norm = clip_gradients(optimizer, config.max_grad_norm)
-    mean, rightly, grad_norm = torch.stack([total, right, norm.double()]).tolist()  # one wait for the device
-    finite_step(optimizer, "reward model", mean, grad_norm)
-    return mean, rightly / sum(len(group.pairs) for group in groups)
 
 
 def _reload_claim(roles: Roles, folder: Path, groups: Sequence[Group], scale: RewardScale) -> Claim:

@@ -1,6 +1,5 @@
-"""Training data of the reward model, one prompt with its ranked answers and every ordered pair, and its fitted head."""
+"""Training data of the reward model: one prompt with its ranked answers and every ordered pair."""
 
-import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,21 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_rlhf.config.schema import RewardConfig
 from lowrank_rlhf.data.length_filter import SHORTEST_ANSWER, equal_after_cut
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.maths.logistic import choose_ridge, fit_pair_head
 from lowrank_rlhf.maths.losses import pairwise_loss, plackett_luce_loss
 from lowrank_rlhf.maths.reward_gate import held_out_count
+from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.maths.sequences import Sequences, pack
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.files import read_record, write_json_atomic
+from lowrank_rlhf.run.files import read_record
 from lowrank_rlhf.run.records import Comparison, Prompt, R, Ranking, Sample, read_jsonl
-from lowrank_rlhf.training.rollout import RewardScale
-
-HEAD_FILE = "head.json"
-"""Record of the fit in the stage's work folder, for a resumed training."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,8 @@ class Group:
     """(better, worse, tiers between them), from every annotator."""
     rankings: list[list[list[int]]]
     """Each annotator's tiers, best first."""
+    counts: tuple[int, ...] = (1,)
+    """Times that the prompt is in each reward member's training data: see `bootstrapped`."""
 
     @property
     def width(self) -> int:
@@ -186,6 +182,18 @@ def split_groups(groups: Sequence[Group], held_out: float, seed: int) -> tuple[l
     return shuffled[count:], shuffled[:count]
 
 
+def bootstrapped(groups: Sequence[Group], members: int, seed: int) -> list[Group]:
+    """Return the groups with their counts in a bootstrap sample of the prompts for each member; one member has all."""
+    if members == 1:
+        return list(groups)
+    counts = []  # (M, G) in the end
+    for member in range(members):
+        generator = torch.Generator().manual_seed(derive_seed(seed, member))
+        drawn = torch.randint(len(groups), (len(groups),), generator=generator)
+        counts.append(drawn.bincount(minlength=len(groups)).tolist())
+    return [replace(group, counts=own) for group, own in zip(groups, zip(*counts, strict=True), strict=True)]
+
+
 def rows_of(groups: Sequence[Group], base: Base) -> Sequences:
     """Pack all answers of the groups, one row each: one forward per answer, however many pairs it is in."""
     return pack(
@@ -229,70 +237,12 @@ def group_loss(scores: Tensor, group: Group, loss: str, margin: float) -> Tensor
     return pairwise_loss(scores[better], scores[worse], margin * gaps)
 
 
-@dataclass(frozen=True)
-class HeadFit:
-    """Ridge penalty of the fitted head, and its weight of the logarithm of an answer's tokens."""
+def members_loss(scores: Tensor, group: Group, loss: str, margin: float) -> Tensor:
+    """Return the mean over the members of their losses times the group's counts, a scalar, from scores (K,) or (K, M).
 
-    l2: float | None = None
-    """None if no head was fitted."""
-    length: float = 0.0
-
-    def training_scale(self, pooling: str) -> RewardScale:
-        """Return the scale of raw scores in training: with the length input, so that no other weight learns length."""
-        return RewardScale(pooling, 0.0, 1.0, self.length)
-
-    def scale(self, config: RewardConfig) -> RewardScale:
-        """Return the scale of raw scores in use: with `length: debias` the length input is a constant, left out."""
-        return RewardScale(config.pooling, 0.0, 1.0, self.length if config.length == "use" else 0.0)
-
-    def in_words(self, config: RewardConfig) -> str:
-        """Return the ridge penalty, its origin and the length input, for the terminal."""
-        how = "" if config.head_l2 else ", chosen by cross-validation over the training prompts"
-        length = "" if config.length == "ignore" else f"; weight of the log length {self.length:.3g}"
-        use = ", constant when scoring" if config.length == "debias" else ""
-        return f"reward head fitted: ridge penalty {self.l2:g}{how}{length}{use}"
-
-    def save(self, work: Path) -> None:
-        """Write the record."""
-        write_json_atomic(work / HEAD_FILE, {"schema": 1, "l2": self.l2, "length": self.length})
-
-    @classmethod
-    def saved(cls, work: Path) -> "HeadFit":
-        """Return the record of the work folder, or one without a fit."""
-        found = read_record(work / HEAD_FILE)
-        return cls(found["l2"], found["length"]) if found else cls()
-
-
-def fit_head(
-    groups: Sequence[Group], features: Sequence[Tensor], config: RewardConfig, seed: int
-) -> tuple[Tensor, HeadFit]:
-    """Return the head (h,) that orders the groups' answers best, and the fit's record.
-
-    Args:
-        groups: training prompts with their comparisons.
-        features: (K, h) for each group.
-        config: `head_l2` and `length`.
-        seed: seed of the folds over prompts, if `head_l2` is null.
+    Of one member it is `group_loss`.
     """
-    light = int(config.length != "ignore")  # a ridge of hundreds would leave the length to the other features
-    if light:
-        features = [with_length(group, own) for group, own in zip(groups, features, strict=True)]
-    pairs = [
-        (own[better], own[worse])
-        for group, own in zip(groups, features, strict=True)
-        for better, worse, _ in group.pairs
-    ]
-    chosen, rejected = (torch.stack(side) for side in zip(*pairs, strict=True))  # (P, h) each
-    weights = torch.tensor([1 / len(group.pairs) for group in groups for _ in group.pairs])
-    prompts = [group.prompt_id for group in groups for _ in group.pairs]
-    l2 = config.head_l2 or choose_ridge(chosen, rejected, weights, prompts, seed, light)
-    head = fit_pair_head(chosen, rejected, weights, l2, light)
-    if not light:
-        return head, HeadFit(l2)
-    return head[:-1], HeadFit(l2, float(head[-1]))
-
-
-def with_length(group: Group, features: Tensor) -> Tensor:
-    """Return the features of a group's answers with the logarithm of their tokens as the last column: (K, h + 1)."""
-    lengths = torch.tensor([math.log(len(answer)) for answer in group.answers])
-    return torch.cat([features, lengths[:, None].to(features)], 1)
+    if scores.dim() == 1:
+        return group_loss(scores, group, loss, margin)
+    losses = torch.stack([group_loss(own, group, loss, margin) for own in scores.unbind(-1)])  # (M,)
+    return (torch.tensor(group.counts, device=losses.device) * losses).mean()

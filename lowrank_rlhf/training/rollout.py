@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank_rlhf.config.ppo import PpoConfig
 from lowrank_rlhf.config.schema import SampleConfig
-from lowrank_rlhf.maths.advantages import gae, token_rewards
+from lowrank_rlhf.maths.advantages import explained_variance, gae, token_rewards
 from lowrank_rlhf.maths.kl import k1, k3, kl_penalty
 from lowrank_rlhf.maths.masking import masked_mean, masked_sum, pool, running_pool, whiten
 from lowrank_rlhf.maths.sequences import Sequences, cut_minibatches, pack
@@ -19,6 +19,7 @@ from lowrank_rlhf.models.generation import Response, sample_answers
 from lowrank_rlhf.models.logprobs import TokenLogprobs
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import Scored, score_logprobs, score_tokens
+from lowrank_rlhf.training.rewards.ensemble import Ensemble
 
 PRIOR_TOKENS = 4
 """Tokens that the prompt's baseline weighs in the value of an unfinished response: a mean over few tokens is noisy."""
@@ -33,6 +34,8 @@ class RewardScale:
     std: float
     length: float = 0.0
     """Weight of the logarithm of a response's tokens in its score (`reward.length: use`)."""
+    ensemble: Ensemble | None = None
+    """Combination of several members (`reward.members`); without it, `raw` gives a score for each of them."""
 
     @classmethod
     def of(cls, about: Mapping[str, Any], normalize: bool = True) -> "RewardScale":
@@ -41,15 +44,22 @@ class RewardScale:
         Versions before `reward.length` wrote no weight of the length.
         """
         mean, std = (about["score_mean"], about["score_std"]) if normalize else (0.0, 1.0)
-        return cls(about["pooling"], mean, std, about.get("length_weight", 0.0))
+        ensemble = Ensemble.of(about["members"]) if "members" in about else None
+        return cls(about["pooling"], mean, std, about.get("length_weight", 0.0), ensemble)
 
     def score(self, roles: Roles, batch: Sequences, *_: Any) -> Scored:
         """Return the reward model's scores of a batch, whose prompts and texts it does not need: see `Scorer`."""
-        return Scored(reward_scores(roles, batch, self), {})
+        if self.ensemble is None:
+            return Scored(reward_scores(roles, batch, self), {})
+        members = pool(score_tokens(roles, Role.REWARD, batch), batch.response, self.pooling)  # (B, M)
+        total = (self.ensemble.combined(members) - self.mean) / self.std
+        return Scored(total, {}, self.ensemble.spread(members) / self.std)
 
     def raw(self, values: Tensor, response: Tensor) -> Tensor:
         """Return the raw score of each row, (B,), from the head's outputs and the response mask, (B, T) each."""
         scores = pool(values, response, self.pooling)
+        if self.ensemble is not None:
+            return self.ensemble.combined(scores)
         return scores + self.length * response.sum(-1).log() if self.length else scores
 
     def unfinished(self, values: Tensor, response: Tensor, baseline: Tensor) -> Tensor:
@@ -61,7 +71,8 @@ class RewardScale:
         scores = running_pool(values, response, self.pooling)
         if self.length:
             scores = scores + self.length * count.clamp(min=1).log()
-        scores = (scores - self.mean) / self.std - baseline[:, None]
+        penalty = self.ensemble.penalty if self.ensemble else 0.0  # the critic's head is the members' mean
+        scores = (scores - penalty - self.mean) / self.std - baseline[:, None]
         return scores * count / (count + PRIOR_TOKENS) if self.pooling == "mean" else scores
 
 
@@ -282,12 +293,3 @@ def values_before_tokens(head_output: Tensor, response: Tensor) -> Tensor:
     """Shift the head's output by one: the state before token t is read at position t - 1. (B, T) -> (B, T)."""
     shifted = torch.cat([torch.zeros_like(head_output[:, :1]), head_output[:, :-1]], -1)
     return torch.where(response, shifted, 0.0)
-
-
-def explained_variance(values: Tensor, returns: Tensor, response: tuple[Tensor, Tensor]) -> Tensor:
-    """Return 1 - Var(returns - values) / Var(returns) over response tokens: 1 is perfect, 0 a constant critic.
-
-    `response` is the result of `Sequences.response_positions`.
-    """
-    real = returns[response]
-    return 1 - (real - values[response]).var() / real.var().clamp(min=1e-8)

@@ -33,6 +33,7 @@ SOURCES = [
         "data.py",
         "model.py",
         "ppo.py",
+        "reward.py",
         "rewards.py",
         "align.py",
         "endpoint.py",

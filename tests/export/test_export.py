@@ -16,7 +16,7 @@ import bitsandbytes as bnb
 import pyarrow.parquet
 import pytest
 import torch
-from exports import export_merged, export_reward
+from exports import export_merged, export_reward, usage_code
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -54,6 +54,7 @@ from lowrank_rlhf.run.files import new_folder, sha256, write_json_atomic
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.records import Message, Prompt, Sample, read_jsonl, write_jsonl
 from lowrank_rlhf.session import Session
+from lowrank_rlhf.training.rollout import RewardScale
 
 PROMPTS = random_tokens(7, [3, 11, 1])
 ANSWERS = [Response(tuple(tokens), finished=False) for tokens in random_tokens(8, [5, 9, 2])]
@@ -228,13 +229,6 @@ def test_an_export_that_overflows_has_no_difference(tiny_base, tmp_path) -> None
 # --- The whole export
 
 
-def usage_code(folder: Path) -> str:
-    """The Python of the card's section on use."""
-    found = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    assert found
-    return found[1]
-
-
 def test_export_merged(tiny_folder, tmp_path, monkeypatch) -> None:
     session = finished_run(tiny_folder(), tmp_path)
     summary = export_merged(session, "sft", "bfloat16", tmp_path / "made" / "my-sft")
@@ -350,7 +344,7 @@ def test_a_padded_batch_of_the_classifier(tiny_base, tmp_path, architecture) -> 
         found = model(input_ids=batch.ids, attention_mask=batch.attention.long()).logits[:, 0]
     expected = pool(score_tokens(roles, Role.REWARD, batch), batch.response, "last")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    alone = list(writing.classifier_scores(tmp_path, PROMPTS, answers, "last", roles.base))
+    alone = list(writing.classifier_scores(tmp_path, PROMPTS, answers, RewardScale("last", 0.0, 1.0), roles.base))
     assert alone == pytest.approx(expected.tolist(), abs=1e-4)
 
 
@@ -679,7 +673,7 @@ def test_new_folder_is_whole_or_not_there(tmp_path) -> None:
 FILL = """
 import sys, time
 from pathlib import Path
-from lowrank_rlhf.run.files import new_folder
+from lowrank_rlhf.run.files import new_folder, sha256, write_json_atomic
 with new_folder(Path(sys.argv[1])) as folder:
     (folder / "file").write_text("of the other process")
     print(folder.name, flush=True)

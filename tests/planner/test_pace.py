@@ -17,7 +17,7 @@ from lowrank_rlhf.models.roles import Roles
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward, sft
-from lowrank_rlhf.training import rollout
+from lowrank_rlhf.training.rewards import reward_training, rollout
 
 SECONDS = 2.0
 
@@ -83,7 +83,7 @@ def test_reward_tells_the_tokens_that_it_reads(tiny_folder, tmp_path, monkeypatc
     save_sft(session)
     write_ranked(session, *separable(10))
     read: list[int] = []
-    scores, step = Roles.scores, reward._step
+    scores, step = Roles.scores, reward_training._step
 
     def counted(roles: Roles, rows: Any) -> torch.Tensor:
         read[-1] += int(rows.attention.sum())
@@ -95,8 +95,8 @@ def test_reward_tells_the_tokens_that_it_reads(tiny_folder, tmp_path, monkeypatc
             inside.setattr(Roles, "scores", counted)
             return step(*args)
 
-    monkeypatch.setattr(reward, "_step", begin)
-    monkeypatch.setattr(reward, "time", clock())
+    monkeypatch.setattr(reward_training, "_step", begin)
+    monkeypatch.setattr(reward_training, "time", clock())
     stream = heard(session)
     reward.run(session)
     assert len(set(read)) > 1

@@ -210,8 +210,9 @@ def test_reward_adapters_are_trained_as_in_the_stage(tiny_folder: Callable[..., 
     from benchmarks.reward_adapters import OWN, Answers, Setting, measure
     from lowrank_rlhf.evaluation.reward_metrics import raw_scores
     from lowrank_rlhf.models.roles import Role
-    from lowrank_rlhf.stages import reward
-    from lowrank_rlhf.training.reward_data import fit_head, read_groups, split_scores
+    from lowrank_rlhf.training.reward_data import read_groups, split_scores
+    from lowrank_rlhf.training.rewards.reward_head import fit_head
+    from lowrank_rlhf.training.rewards.reward_training import train_adapter
     from lowrank_rlhf.training.rollout import RewardScale
 
     changes = {"reward__epochs": 5, "reward__learning_rate": 1e-2, "reward__head_l2": 1.0}
@@ -228,10 +229,10 @@ def test_reward_adapters_are_trained_as_in_the_stage(tiny_folder: Callable[..., 
     features = split_scores(answers[OWN].features[answers[OWN].of(train)], train)
     roles.reset(Role.REWARD, torch.Generator().manual_seed(3))
     with torch.no_grad():
-        roles.heads[Role.REWARD].weight.copy_(fit_head(train, features, config.reward, 3)[0][None])
+        roles.heads[Role.REWARD].weight.copy_(fit_head(train, features, config.reward, 3)[0])
     scale = RewardScale("mean", 0.0, 1.0)
     before = torch.cat(raw_scores(roles, held_out, scale))
-    reward.train_adapter(config.reward, 3, roles, train, scale, session.run_dir, session.progress, session.stop)
+    train_adapter(config.reward, 3, roles, train, scale, session.run_dir, session.progress, session.stop)
     after = raw_scores(roles, held_out, scale)
     assert float((torch.cat(after) - before).abs().max()) > 0.1
     expected = [

@@ -283,3 +283,23 @@ def test_a_failed_self_check() -> None:
     (found,) = find_alarms([], results(summaries))
     assert (found.id, found.values["stage"], found.values["figure"]) == ("failed_self_check", "ppo", "0.30")
     assert "KL(策略 || SFT)" in found.text(locale("zh"))
+
+
+def test_a_gain_within_the_members_spread() -> None:
+    """At the kept step, and of the reward model's part where it is one of several rewards."""
+
+    def rows(last: float, key: str = "eval/score") -> list[dict[str, Any]]:
+        gains = {0: 0.1, 10: 0.1 + last, 20: 9.0}
+        return [{"stage": "ppo", "step": step, key: gain, "eval/score_spread": 0.5} for step, gain in gains.items()]
+
+    policy = {"steps": 20, "best_step": 10}
+    assert ids(rows(0.49), results({"ppo": policy})) == ["within_spread"]
+    assert ids(rows(0.51), results({"ppo": policy})) == []
+    assert ids(rows(0.49), results({"ppo": policy | {"best_step": 0}})) == []  # SFT is kept: the last step counts
+    assert ids(rows(0.49)) == []  # not finished
+    one_head = [{key: value for key, value in row.items() if key != "eval/score_spread"} for row in rows(0.49)]
+    assert ids(one_head, results({"ppo": policy})) == []
+    summed = policy | {"rewards": [{"name": "judged", "source": "model", "weight": 1.0}]}
+    assert ids(rows(0.49, "eval/reward/judged"), results({"ppo": summed})) == ["within_spread"]
+    (alarm,) = find_alarms(rows(0.25), results({"ppo": policy}))
+    assert "0.25 from step 0 to step 10" in alarm.text(ENGLISH)

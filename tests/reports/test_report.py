@@ -12,7 +12,7 @@ from html_tags import parse
 from synthetic_run import all_summaries, eval_rows, metrics_rows, results, with_greedy, yardsticks
 
 from lowrank_rlhf.reports.alarms import find_alarms
-from lowrank_rlhf.reports.charts import CURVES
+from lowrank_rlhf.reports.charts import CURVES, curve_figures
 from lowrank_rlhf.reports.format import number, percent_interval, series
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
 from lowrank_rlhf.reports.render import write_report
@@ -62,7 +62,9 @@ def test_full_report_is_one_well_formed_file_that_needs_nothing(full: tuple[str,
     assert len(page) < 400_000
 
 
-CHARTS = {curve.id for curve in CURVES} - {"dpo_accuracy"} | {"frontier", "held_out_accuracy", "calibration", "margins"}
+WITHOUT = {"dpo_accuracy", "score_spread"}
+"""Curves of other runs than the synthetic one."""
+CHARTS = {curve.id for curve in CURVES} - WITHOUT | {"frontier", "held_out_accuracy", "calibration", "margins"}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -364,3 +366,15 @@ class TestGreedyAnswers:
             assert "decoding" not in text.replace(".decoding", "")
             assert "Greedy" not in text
             assert "greedy" not in text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_several_reward_members_have_two_rows_and_a_curve(language: str) -> None:
+    texts, members = locale(language), {"member_accuracies": [0.71, 0.68, 0.74], "score_spread": 0.19}
+    plain = details(results(), texts)[0].rows
+    added = details(results({"reward": all_summaries()["reward"] | members}), texts)[0].rows
+    values = [row[1] for row in added if row not in plain]
+    assert len(added) == len(plain) + 2
+    assert values == [texts("reward.members.value", count=3, low="68 %", high="74 %"), "0.19"]
+    rows = [{"stage": "ppo", "step": step, "score_spread": 0.2, "eval/score_spread": 0.3} for step in range(3)]
+    assert [figure.id for figure in curve_figures(rows, texts)] == ["score_spread"]

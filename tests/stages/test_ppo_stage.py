@@ -174,7 +174,7 @@ def test_answers_at_each_evaluation_are_kept(make, monkeypatch) -> None:
     assert [row["prompt"] for row in rows[:2]] == [prompt.text for prompt in held_out[:2]]
     assert [row["answer"] for row in rows] == [sample.text for answers in given for sample in answers.samples[:2]]
     assert [row["kl"] for row in rows[:2]] == [0, 0]
-    assert [row["score"] for row in rows] == [score for answers in given for score in answers.scores.tolist()[:2]]
+    assert [row["score"] for row in rows] == [score for answers in given for score in answers.scored.total.tolist()[:2]]
     for role in ("judge", "second_judge"):
         assert [row[role] for row in rows] == [score for answers in given for score in answers.judged[role][:2]]
     metrics = {row["step"]: row for row in session.run_dir.metrics.read("ppo") if "eval/kl" in row}

@@ -1,5 +1,6 @@
 """Exports of a session's run."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +20,10 @@ def export_reward(session: Session, dtype: str, folder: Path) -> dict[str, Any]:
     export.check_export(session.run_dir, "reward", folder)
     roles, progress, stop = session.load_roles(), session.progress, session.stop
     return export.export_reward(roles, session.run_dir, session.config, prompts, dtype, folder, progress, stop)
+
+
+def usage_code(folder: Path) -> str:
+    """The Python of the card's section on use."""
+    found = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert found
+    return found[1]

@@ -12,6 +12,7 @@ from tiny_run import limit_tokens
 from torch import Tensor
 
 from lowrank_rlhf.config.ppo import PpoConfig
+from lowrank_rlhf.maths.advantages import explained_variance
 from lowrank_rlhf.maths.kl import adapt_kl_coef
 from lowrank_rlhf.maths.sequences import cut_minibatches
 from lowrank_rlhf.models.roles import Role, Roles
@@ -21,7 +22,6 @@ from lowrank_rlhf.training.rollout import (
     RewardScale,
     Rollout,
     collect,
-    explained_variance,
     reward_scores,
     shape_scores,
     values_before_tokens,

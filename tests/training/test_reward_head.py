@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lowrank_rlhf.config.schema import RewardConfig
-from lowrank_rlhf.training.reward_data import Group, HeadFit, fit_head, with_length
+from lowrank_rlhf.training.reward_data import Group
+from lowrank_rlhf.training.rewards.reward_head import HeadFit, fit_head, with_length
 from lowrank_rlhf.training.rollout import RewardScale
 
 
@@ -39,12 +40,12 @@ def test_the_length_is_the_logarithm_of_the_tokens() -> None:
 def test_with_the_length_no_other_weight_learns_it() -> None:
     groups, features = planted()
     ignoring, fit = fit_head(groups, features, RewardConfig(head_l2=1), seed=0)
-    assert (fit.length, ignoring.shape) == (0.0, (3,))
+    assert (fit.length, ignoring.shape) == (0.0, (1, 3))
     knowing, fit = fit_head(groups, features, RewardConfig(head_l2=1, length="use", fit_head_first=True), seed=0)
-    assert knowing.shape == (3,)
-    assert fit.length > float(knowing[0]) > 0
-    assert float(ignoring[2]) > 0.3 * float(ignoring[0])
-    assert abs(float(knowing[2])) < 0.4 * float(ignoring[2])
+    assert knowing.shape == (1, 3)
+    assert fit.length > float(knowing[0, 0]) > 0
+    assert float(ignoring[0, 2]) > 0.3 * float(ignoring[0, 0])
+    assert abs(float(knowing[0, 2])) < 0.4 * float(ignoring[0, 2])
 
 
 def test_a_strong_ridge_leaves_the_length_its_weight() -> None:

@@ -7,7 +7,8 @@ First comes `{"ready": true, "voices": [...], ...}`. A request is one line:
 All keys but `messages` are optional, `top_p` too. The reply is `{"piece": "Hel"}` as the text grows and, at the end,
 `{"answer": {"as", "text", "tokens", "finished", "stopped", "score"}, "dropped": 0}`, where `dropped` counts the oldest
 turns that did not fit; or `{"error": "...", "kind": "too_long"}` with a message for people and a kind for programs
-(`ErrorKind`). `{"stop": true}` stops the current answer. At the end of stdin the program exits after the last answer.
+(`ErrorKind`). The answers of a reward model with several members have a `spread`. `{"stop": true}` stops the current
+answer. At the end of stdin the program exits after the last answer.
 """
 
 import json
@@ -82,6 +83,7 @@ def answer_json(answer: "ChatAnswer") -> dict[str, Any]:
         "tokens": answer.tokens,
         "finished": answer.finished,
         "score": answer.score,
+        **({} if answer.spread is None else {"spread": answer.spread}),
     }
 
 

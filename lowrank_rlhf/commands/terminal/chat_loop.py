@@ -235,7 +235,8 @@ def _write(text: str) -> None:
 def _about(answer: "ChatAnswer") -> str:
     parts = [f"{answer.tokens} tokens"]
     if answer.score is not None:
-        parts.insert(0, f"reward {answer.score:+.2f}")
+        spread = "" if answer.spread is None else f" (members differ by {answer.spread:.2f})"
+        parts.insert(0, f"reward {answer.score:+.2f}{spread}")
     if answer.stopped:
         parts.append("stopped")
     elif not answer.finished:

@@ -39,6 +39,8 @@ def _answer(answer: dict[str, Any], blind: bool, language: str) -> str:
     if "tokens" in answer:
         if answer.get("score") is not None and not blind:
             parts.append(t("talk.reward", language, score=f"{answer['score']:+.2f}"))
+            if answer.get("spread") is not None:
+                parts.append(t("talk.spread", language, spread=f"{answer['spread']:.2f}"))
         parts.append(t("talk.tokens", language, count=answer["tokens"]))
         if answer.get("stopped"):
             parts.append(t("talk.stopped", language))

@@ -1,5 +1,6 @@
 """Parts of a model that other modules rely on, and the refusal of a model without them."""
 
+import re
 from typing import Any
 
 import bitsandbytes as bnb
@@ -130,3 +131,10 @@ def unquantised(model: PreTrainedModel) -> tuple[int, int]:
 
 def _leaf(name: str) -> str:
     return name.rpartition(".")[2]
+
+
+def layer_index(name: str) -> int:
+    """Return the index of the decoder layer that a parameter belongs to."""
+    found = re.search(r"\.layers\.(\d+)\.", name)
+    assert found, name  # noqa: S101 - adapters are in decoder layers only
+    return int(found[1])

@@ -22,7 +22,7 @@ from lowrank_rlhf.run.files import SCHEMA, read_record, write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.records import Prompt, Sample
 from lowrank_rlhf.run.results import PolicyResult, UsedReward
-from lowrank_rlhf.training.rollout import RewardScale, reward_scores
+from lowrank_rlhf.training.rollout import RewardScale
 
 _SPREAD = "rewards.json"
 
@@ -54,15 +54,14 @@ class RewardSum:
 
     def score(self, roles: Roles, batch: Sequences, prompts: Sequence[Prompt], samples: Sequence[Sample]) -> Scored:
         """Return the sum of each row and the terms of it, before shift, scale, clip and weight. Raises `UserError`."""
-        parts = {
-            name: reward_scores(roles, batch, self.scale)
-            if term.source == MODEL and self.scale
-            else self._by_function(name, roles, prompts, samples)
-            for name, term in self.terms.items()
-        }
-        return Scored(
-            sum(map(self._weighted, parts, parts.values()), torch.zeros_like(parts[next(iter(parts))])), parts
-        )
+        parts, spread = {}, None
+        for name, term in self.terms.items():
+            if term.source == MODEL and self.scale:
+                parts[name], _, spread = self.scale.score(roles, batch)
+            else:
+                parts[name] = self._by_function(name, roles, prompts, samples)
+        total = sum(map(self._weighted, parts, parts.values()), torch.zeros_like(parts[next(iter(parts))]))
+        return Scored(total, parts, spread)
 
     def fitted(
         self, roles: Roles, prompts: Sequence[Prompt], samples: Sequence[Sample], work: Path | None = None
