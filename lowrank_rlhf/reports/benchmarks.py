@@ -1,8 +1,9 @@
-"""Table of the yardsticks: best-of-n from SFT, greedy answers and the base's, beside the policy's sampled answers."""
+"""Tables of the yardsticks, beside the policy's sampled answers, and of published benchmarks."""
 
 from lowrank_rlhf.reports.format import MISSING, ColumnKind, Table, judge_label, number, percent, percent_bounds
 from lowrank_rlhf.reports.locale import Locale
 from lowrank_rlhf.run.results import EvaluateResult, Results
+from lowrank_rlhf.run.results.benchmarks import RewardBenchResult
 from lowrank_rlhf.run.results.yardsticks import Yardstick, Yardsticks, YardstickScore
 
 
@@ -40,3 +41,23 @@ def _note(row: Yardstick, found: Yardsticks, evaluate: EvaluateResult, texts: Lo
         return texts(f"yardstick.{row.id}.note")
     key = "yardstick.best_of_n.note" + (".capped" if found.capped else "")
     return texts(key, n=found.n, kl=number(found.best_of_n_kl), policy=number(evaluate.kl_per_answer))
+
+
+def reward_bench_table(result: RewardBenchResult, texts: Locale) -> Table:
+    """Return the overall score, and each section's with its subsets."""
+    chance = percent(0.5 if result.benchmark == "RewardBench" else 0.25)
+    lead = texts("reward_bench.lead", rows=result.rows, file=result.file, chance=chance)
+    if result.left_out or result.cut:
+        counts = {"left_out": result.left_out, "cut": result.cut, "max_length": result.max_length}
+        lead += texts("reward_bench.too_long", **counts)
+    names = ["section", "subset"] if any(score.subset for score in result.scores) else ["section"]
+    rows = tuple(
+        (
+            *(score.section or texts("reward_bench.overall"), score.subset or "")[: len(names)],
+            str(score.rows),
+            percent(score.score) + percent_bounds(score.interval),
+        )
+        for score in result.scores
+    )
+    header = tuple(texts(f"column.{name}") for name in (*names, "rows", "score"))
+    return Table(result.benchmark, lead, header, rows)
