@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo, run_folder
 from lowrank_rlhf.commands.file_format import FORMAT, ColumnsOption, FileFormat, parse_columns
-from lowrank_rlhf.commands.reward_tests import read_reward_tests
+from lowrank_rlhf.commands.model_tests import read_tests
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config, FormatName
 from lowrank_rlhf.data.prompts import Splits, load_prompt_data
@@ -21,7 +21,6 @@ from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.evaluation.answer_pair import COMMAND_SIDES
 from lowrank_rlhf.evaluation.compared_models import Match, compared_model, training_overlap
 from lowrank_rlhf.evaluation.run_judges import open_judge
-from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, Judge
 from lowrank_rlhf.reports.evaluation_text import evaluation_text
 from lowrank_rlhf.run.directory import RunDir
@@ -44,6 +43,7 @@ ADAPTER_STAGES = {
 MAY_CHANGE = ("model.", "sample.", "rank.endpoint.", "evaluate.", "data.skip_bad_rows=")
 """Settings that affect neither the choice of held-out prompts nor the run's adapters."""
 REWARD = "adapters/reward"
+_RESUMES = "Stopped; the same command resumes the benchmarks."
 
 OVERRIDES_HELP = "Settings of model, sample, rank.endpoint or evaluate, or data.skip_bad_rows, to change."
 LeftOption = Annotated[
@@ -64,6 +64,10 @@ ComparisonsOption = Annotated[
 ]
 RewardBenchOption = Annotated[
     str | None, typer.Option(metavar="FILE", help="Score the reward model on RewardBench or RewardBench 2 rows.")
+]
+BenchmarkOption = Annotated[
+    str | None,
+    typer.Option(metavar="TASK[:N],...", help="Benchmarks of lm-evaluation-harness for base, SFT and policy; N rows."),
 ]
 FormatOption = Annotated[FormatName | None, typer.Option("--format", help="Format of FILE, if it cannot be detected.")]
 SeedOption = Annotated[
@@ -98,6 +102,7 @@ def evaluate(
     judge: JudgeOption = None,
     comparisons: ComparisonsOption = None,
     reward_bench: RewardBenchOption = None,
+    benchmark: BenchmarkOption = None,
     format_name: FormatOption = None,
     columns: ColumnsOption = None,
     seed: SeedOption = None,
@@ -108,8 +113,8 @@ def evaluate(
 
     Both models answer the same prompts with the run's sampling settings. The judge, or the reward model if there is no
     judge, decides which answer is better. Win rates are the right model's, with 95 % bootstrap intervals over prompts,
-    as judged and adjusted for length (Dubois et al. 2024). With --comparisons or --reward-bench alone only the
-    reward model is tested. Only --reward-bench changes the run: its folder and its report get the scores.
+    as judged and adjusted for length (Dubois et al. 2024). With --comparisons, --reward-bench or --benchmark
+    alone there is no such comparison. The latter two save their figures in the run, and in its report.
 
     \b
     Examples:
@@ -119,31 +124,31 @@ def evaluate(
       python -m lowrank_rlhf evaluate quickstart --judge plain-language --out plain.json
       python -m lowrank_rlhf evaluate quickstart model.max_length=512 --comparisons pairs.json --json
       python -m lowrank_rlhf evaluate quickstart --reward-bench reward-bench-2.jsonl
+      python -m lowrank_rlhf evaluate quickstart --benchmark ifeval,truthfulqa_mc1,mmlu:200
     """
     _check_target(out)
     run_dir = RunDir(run_folder(run, runs)).newest
     config = load_config(run_dir.run / "config.yaml", _allowed(overrides or [], judge))
     options = MatchOptions(left, right, prompts, limit, samples, judge)
     form = FileFormat(format_name, parse_columns(columns))
-    only_reward = bool(comparisons or reward_bench) and options == MatchOptions()
+    published = reward_bench or benchmark
+    no_match = bool(comparisons or published) and options == MatchOptions()
     seed = config.seed if seed is None else seed
     result: dict[str, Any] = {"schema": 1, "run": str(run_dir.run), "base": config.model.source, "seed": seed}
     result["match"] = None
     try:
-        with Progress(Console(stderr=True)) as progress, run_dir.round(1).lock() if reward_bench else nullcontext():
+        with Progress(Console(stderr=True)) as progress, run_dir.round(1).lock() if published else nullcontext():
             # The stop request is not armed: there is no work to save, so the first Ctrl-C ends the command.
             session = Session(config, run_dir, progress, StopRequest())
             run_dir.check_outputs(REWARD)
-            tests = read_reward_tests(run_dir, config, comparisons, form, reward_bench)
-            if not only_reward:
+            tests = read_tests(run_dir, config, comparisons, form, reward_bench, benchmark)
+            if not no_match:
                 match, notes = _match(lambda: session.prompts, config, run_dir, options, form, seed, progress)
                 played = _played(session.load_roles(), match, config, run_dir.artifact(REWARD), progress, notes)
                 result["match"] = {"prompts_from": prompts or "the run's test prompts", **played}
-            bootstrap = derive_seed(config.seed if only_reward else seed, "bootstrap")
-            result |= tests.results(session.load_roles, bootstrap, progress)
+            result |= tests.results(session.load_roles, config.seed if no_match else seed, progress)
     except KeyboardInterrupt:
-        kept = "the same command resumes RewardBench" if reward_bench else "nothing was written"
-        raise Stopped(f"Stopped; {kept}.") from None
+        raise Stopped(_RESUMES if published else "Stopped; nothing was written.") from None
     _show(result, out, as_json)
 
 

@@ -1,9 +1,11 @@
 """Tables of the yardsticks, beside the policy's sampled answers, and of published benchmarks."""
 
+from collections.abc import Sequence
+
 from lowrank_rlhf.reports.format import MISSING, ColumnKind, Table, judge_label, number, percent, percent_bounds
 from lowrank_rlhf.reports.locale import Locale
 from lowrank_rlhf.run.results import EvaluateResult, Results
-from lowrank_rlhf.run.results.benchmarks import RewardBenchResult
+from lowrank_rlhf.run.results.benchmarks import HarnessResult, HarnessValue, RewardBenchResult
 from lowrank_rlhf.run.results.yardsticks import Yardstick, Yardsticks, YardstickScore
 
 
@@ -43,6 +45,17 @@ def _note(row: Yardstick, found: Yardsticks, evaluate: EvaluateResult, texts: Lo
     return texts(key, n=found.n, kl=number(found.best_of_n_kl), policy=number(evaluate.kl_per_answer))
 
 
+Benchmarks = tuple[HarnessResult | None, Sequence[RewardBenchResult]]
+"""Published benchmarks that were measured."""
+
+
+def benchmark_tables(measured: Benchmarks, texts: Locale) -> list[Table]:
+    """Return a table of all models, if measured, and those of the reward model."""
+    harness, reward_bench = measured
+    found = [harness_table(harness, texts)] if harness else []
+    return [*found, *(reward_bench_table(each, texts) for each in reward_bench)]
+
+
 def reward_bench_table(result: RewardBenchResult, texts: Locale) -> Table:
     """Return the overall score, and each section's with its subsets."""
     chance = percent(0.5 if result.benchmark == "RewardBench" else 0.25)
@@ -61,3 +74,26 @@ def reward_bench_table(result: RewardBenchResult, texts: Locale) -> Table:
     )
     header = tuple(texts(f"column.{name}") for name in (*names, "rows", "score"))
     return Table(result.benchmark, lead, header, rows)
+
+
+def harness_table(result: HarnessResult, texts: Locale) -> Table:
+    """Return every metric of base, SFT model and policy."""
+    rows = tuple(
+        (
+            figure.task,
+            figure.metric,
+            str(figure.rows),
+            *(_harness_value(figure.values.get(name)) for name in ("base", "sft", "policy")),
+        )
+        for figure in result.figures
+    )
+    header = tuple(texts(f"column.{name}") for name in ("task", "metric", "rows", "base", "sft", "policy"))
+    return Table(texts("harness.title"), texts("harness.lead", max_length=result.max_length), header, rows)
+
+
+def _harness_value(found: HarnessValue | None) -> str:
+    if found is None:
+        return MISSING
+    low, high = found.interval or (None, None)
+    bounds = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    return f"{found.value:.3f}{bounds}"

@@ -10,10 +10,11 @@ from rich.text import Text
 
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL
-from lowrank_rlhf.reports.benchmarks import reward_bench_table
+from lowrank_rlhf.reports.benchmarks import harness_table, reward_bench_table
+from lowrank_rlhf.reports.format import Table as ReportTable
 from lowrank_rlhf.reports.format import judge_in_words, number, number_interval, percent, percent_interval, points
 from lowrank_rlhf.reports.locale import ENGLISH
-from lowrank_rlhf.run.results.benchmarks import RewardBenchResult
+from lowrank_rlhf.run.results.benchmarks import HarnessResult, RewardBenchResult
 
 WIDTH = 100
 SHOWN = 4
@@ -31,7 +32,9 @@ def evaluation_text(result: Mapping[str, Any]) -> str:
     if accuracy := result["accuracy"]:
         parts += [_accuracy(accuracy)]
     if scores := result["reward_bench"]:
-        parts += [_reward_bench(RewardBenchResult.model_validate(scores))]
+        parts += [_table(reward_bench_table(RewardBenchResult.model_validate(scores), ENGLISH))]
+    if figures := result["benchmarks"]:
+        parts += [_table(harness_table(HarnessResult.model_validate(figures), ENGLISH))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -114,8 +117,7 @@ def _accuracy(accuracy: Mapping[str, Any]) -> str:
     )
 
 
-def _reward_bench(result: RewardBenchResult) -> str:
-    found = reward_bench_table(result, ENGLISH)
+def _table(found: ReportTable) -> str:
     table = Table(*found.header, box=None, pad_edge=False)
     for row in found.rows:
         table.add_row(*map(Text, row))

@@ -299,7 +299,7 @@ class TestCommand:
         monkeypatch.setattr(reward_bench, "raw_scores", stopping)
         code, out, err = evaluate(run, "--reward-bench", file)
         assert (code, out) == (ExitCode.STOPPED, "")
-        assert "the same command resumes RewardBench" in err
+        assert "the same command resumes the benchmarks" in err
         assert not (run / "benchmarks" / "reward-bench-2.json").exists()
         with (run / "benchmarks" / "reward-bench-scores.jsonl").open("a") as kept:
             kept.write('{"digest": "cut sho')
