@@ -179,7 +179,7 @@ class TestCommand:
         written = task("written", WRITTEN.replace("max_gen_toks: 8", "max_gen_toks: 100"))
         code, out, err = evaluate(run, "--benchmark", "mmul")
         assert (code, out) == (ExitCode.BAD_INPUT, "")
-        assert "--benchmark mmul: not a task of the harness" in " ".join(err.split())
+        assert "--benchmark mmul: not a task of lm-evaluation-harness" in " ".join(err.split())
         code, out, err = evaluate(run, "--benchmark", written)
         assert (code, out) == (ExitCode.BAD_INPUT, "")
         assert "add model.max_length=200 to the command" in " ".join(err.split())
