@@ -3,7 +3,8 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,17 +12,15 @@ import typer
 from rich.console import Console
 
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, echo, run_folder
-from lowrank_rlhf.commands.file_format import FORMAT, ColumnsOption, FileFormat, parse_columns, same_file
+from lowrank_rlhf.commands.file_format import FORMAT, ColumnsOption, FileFormat, parse_columns
+from lowrank_rlhf.commands.model_tests import read_tests
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config, FormatName
-from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons
 from lowrank_rlhf.data.prompts import Splits, load_prompt_data
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.evaluation.answer_pair import COMMAND_SIDES
-from lowrank_rlhf.evaluation.compared_models import Match, compared_model, run_adapter, training_overlap
+from lowrank_rlhf.evaluation.compared_models import Match, compared_model, training_overlap
 from lowrank_rlhf.evaluation.run_judges import open_judge
-from lowrank_rlhf.maths.seeds import derive_seed
-from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, Judge
 from lowrank_rlhf.reports.evaluation_text import evaluation_text
 from lowrank_rlhf.run.directory import RunDir
@@ -41,11 +40,10 @@ ADAPTER_STAGES = {
     if output.startswith("adapters/")
 }
 """Stage that writes each adapter."""
-_RATES = ("accuracy", "longer_wins", "over_length")
-ACCURACY_FIGURES = (*_RATES, *(f"{name}_interval" for name in _RATES), "ece", "length_correlation")
 MAY_CHANGE = ("model.", "sample.", "rank.endpoint.", "evaluate.", "data.skip_bad_rows=")
 """Settings that affect neither the choice of held-out prompts nor the run's adapters."""
 REWARD = "adapters/reward"
+_RESUMES = "Stopped; the same command resumes the benchmarks."
 
 OVERRIDES_HELP = "Settings of model, sample, rank.endpoint or evaluate, or data.skip_bad_rows, to change."
 LeftOption = Annotated[
@@ -63,6 +61,13 @@ SamplesOption = Annotated[
 JudgeOption = Annotated[str | None, typer.Option(metavar="JUDGE", help="Any value of rank.judge. Default: the run's.")]
 ComparisonsOption = Annotated[
     str | None, typer.Option(metavar="FILE", help="Measure the reward model's accuracy on these comparisons.")
+]
+RewardBenchOption = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Score the reward model on RewardBench or RewardBench 2 rows.")
+]
+BenchmarkOption = Annotated[
+    str | None,
+    typer.Option(metavar="TASK[:N],...", help="Benchmarks of lm-evaluation-harness for base, SFT and policy; N rows."),
 ]
 FormatOption = Annotated[FormatName | None, typer.Option("--format", help="Format of FILE, if it cannot be detected.")]
 SeedOption = Annotated[
@@ -96,6 +101,8 @@ def evaluate(
     samples: SamplesOption = None,
     judge: JudgeOption = None,
     comparisons: ComparisonsOption = None,
+    reward_bench: RewardBenchOption = None,
+    benchmark: BenchmarkOption = None,
     format_name: FormatOption = None,
     columns: ColumnsOption = None,
     seed: SeedOption = None,
@@ -106,8 +113,8 @@ def evaluate(
 
     Both models answer the same prompts with the run's sampling settings. The judge, or the reward model if there is no
     judge, decides which answer is better. Win rates are the right model's, with 95 % bootstrap intervals over prompts,
-    as judged and adjusted for length (Dubois et al. 2024). With --comparisons alone only the reward model is tested.
-    The run itself is not changed.
+    as judged and adjusted for length (Dubois et al. 2024). With --comparisons, --reward-bench or --benchmark
+    alone there is no such comparison. The latter two save their figures in the run, and in its report.
 
     \b
     Examples:
@@ -116,34 +123,32 @@ def evaluate(
       python -m lowrank_rlhf evaluate quickstart --right ../other/adapters/policy --prompts my.jsonl --samples 4
       python -m lowrank_rlhf evaluate quickstart --judge plain-language --out plain.json
       python -m lowrank_rlhf evaluate quickstart model.max_length=512 --comparisons pairs.json --json
+      python -m lowrank_rlhf evaluate quickstart --reward-bench reward-bench-2.jsonl
+      python -m lowrank_rlhf evaluate quickstart --benchmark ifeval,truthfulqa_mc1,mmlu:200
     """
     _check_target(out)
     run_dir = RunDir(run_folder(run, runs)).newest
     config = load_config(run_dir.run / "config.yaml", _allowed(overrides or [], judge))
     options = MatchOptions(left, right, prompts, limit, samples, judge)
     form = FileFormat(format_name, parse_columns(columns))
-    only_accuracy = comparisons is not None and options == MatchOptions()
+    published = reward_bench or benchmark
+    no_match = bool(comparisons or published) and options == MatchOptions()
     seed = config.seed if seed is None else seed
     result: dict[str, Any] = {"schema": 1, "run": str(run_dir.run), "base": config.model.source, "seed": seed}
-    result |= {"match": None, "accuracy": None}
+    result["match"] = None
     try:
-        with Progress(Console(stderr=True)) as progress:
+        with Progress(Console(stderr=True)) as progress, run_dir.round(1).lock() if published else nullcontext():
             # The stop request is not armed: there is no work to save, so the first Ctrl-C ends the command.
             session = Session(config, run_dir, progress, StopRequest())
             run_dir.check_outputs(REWARD)
-            data = _comparisons(run_dir, config, comparisons, form) if comparisons else None
-            if not only_accuracy:
+            tests = read_tests(run_dir, config, comparisons, form, reward_bench, benchmark)
+            if not no_match:
                 match, notes = _match(lambda: session.prompts, config, run_dir, options, form, seed, progress)
-                result["match"] = {"prompts_from": prompts or "the run's test prompts"}
-                result["match"] |= _played(
-                    session.load_roles(), match, config, run_dir.artifact(REWARD), progress, notes
-                )
-            if data:
-                bootstrap = derive_seed(config.seed if only_accuracy else seed, "bootstrap")
-                figures = _accuracy(session.load_roles(), config, data, run_dir.artifact(REWARD), bootstrap, progress)
-                result["accuracy"] = {"file": comparisons, **figures}
+                played = _played(session.load_roles(), match, config, run_dir.artifact(REWARD), progress, notes)
+                result["match"] = {"prompts_from": prompts or "the run's test prompts", **played}
+            result |= tests.results(session.load_roles, config.seed if no_match else seed, progress)
     except KeyboardInterrupt:
-        raise Stopped("Stopped; nothing was written.") from None
+        raise Stopped(_RESUMES if published else "Stopped; nothing was written.") from None
     _show(result, out, as_json)
 
 
@@ -193,18 +198,6 @@ def _check_target(out: Path | None) -> None:
         raise UserError(f"--out {out}: cannot be written")
 
 
-def _comparisons(run_dir: RunDir, config: Config, source: str, form: FileFormat) -> ComparisonData:
-    """Read comparisons for the reward model. Raises `UserError` if the run has none."""
-    run_adapter(run_dir, "reward", ADAPTER_STAGES["reward"])
-    trained_on = config.rank.dataset
-    form = form.or_of(config.rank, source)
-    data = load_comparisons(source, form.name, config.data.skip_bad_rows, form.columns, FORMAT)
-    if trained_on and same_file(trained_on, source):
-        note = "The run's reward model was trained on most of these; the report has its accuracy on held-out ones."
-        return replace(data, notes=[note, *data.notes])
-    return data
-
-
 def _read_prompts(config: Config, source: str, form: FileFormat, progress: Progress) -> list[Prompt]:
     form = form.or_of(config.data, source)
     changes = {"prompts": source, "format": form.name, "columns": form.columns, "held_out": 0, "validation": None}
@@ -239,38 +232,6 @@ def _played(
         **result.figures.json(COMMAND_SIDES),
         "notes": [*notes, *result.notes],
         "answers": [pair.row(COMMAND_SIDES, lengths=True) for pair in result.pairs],
-    }
-
-
-def _accuracy(
-    roles: "Roles", config: Config, data: ComparisonData, reward: Path, seed: int, progress: Progress
-) -> dict[str, Any]:
-    """Return the reward model's accuracy on every comparison that fits `model.max_length`, as JSON."""
-    from lowrank_rlhf.evaluation import reward_metrics
-    from lowrank_rlhf.training.reward_data import make_groups
-
-    scale = reward_metrics.load_reward_model(roles, reward)
-    pairs = [pair for ranking in data.rankings for pair in compare(ranking)]
-    groups, note = make_groups(roles.base, config.model.max_length, data.prompts, data.answers, pairs, data.rankings)
-    if not groups:
-        raise UserError(
-            f"no prompt of the comparisons fits model.max_length={config.model.max_length}; "
-            "add a larger model.max_length=... to the command"
-        )
-    by_member = reward_metrics.score_groups(roles, groups, replace(scale, ensemble=None), progress)  # (K,) or (K, M)
-    scores = list(map(scale.ensemble.combined, by_member)) if scale.ensemble else by_member
-    members = reward_metrics.member_accuracies(groups, by_member) if scale.ensemble else ()
-    figures = reward_metrics.held_out_accuracy(groups, scores, config.evaluate.bootstrap_samples, seed)
-    weak = reward_metrics.weakness(figures)
-    return {
-        "comparisons": figures.pairs_held_out,
-        "prompts": figures.prompts_held_out,
-        "ties": data.ties,
-        "too_long": len(pairs) - figures.pairs_held_out,
-        **{name: getattr(figures, name) for name in ACCURACY_FIGURES},
-        "member_accuracies": members,
-        "verdict": weak and reward_metrics.weakness_in_words(weak, figures),
-        "notes": [*data.notes, *([note] if note else [])],
     }
 
 

@@ -17,10 +17,10 @@ from lowrank_rlhf.config.schema import Config, ModelConfig
 from lowrank_rlhf.data.readers.sources import BUILTIN
 from lowrank_rlhf.export.usage_snippets import card_environment
 from lowrank_rlhf.reports.alarms import find_alarms
+from lowrank_rlhf.reports.benchmarks import yardstick_table
 from lowrank_rlhf.reports.format import Table, algorithm
 from lowrank_rlhf.reports.locale import ENGLISH
 from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
-from lowrank_rlhf.reports.yardsticks import yardstick_table
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import read_json, sha256
 from lowrank_rlhf.run.results import MARKS, DoneMark, Results, StageResult

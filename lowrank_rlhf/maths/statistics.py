@@ -1,5 +1,6 @@
 """Statistics of an evaluation: bootstrap intervals over prompts, win rate, calibration. Numpy only."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -77,6 +78,18 @@ def bootstrap_interval(
     """
     vector = _vector(values)
     return percentile_interval(vector.size, samples, seed, lambda index: statistic(vector[index], axis=1))
+
+
+def wilson_interval(share: float, count: int) -> Interval:
+    """Return Wilson's 95 % score interval of a share of `count` independent items (Wilson 1927).
+
+    Unlike a bootstrap's it has a width at 0 and 1 too.
+    """
+    z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+    scale = 1 + z**2 / count
+    centre = (share + z**2 / (2 * count)) / scale
+    reach = z / scale * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return Interval(max(0.0, centre - reach), min(1.0, centre + reach))
 
 
 def clustered_bootstrap(values: ArrayLike, groups: Sequence[str] | ArrayLike, samples: int, seed: int) -> Interval:

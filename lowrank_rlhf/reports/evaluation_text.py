@@ -10,7 +10,11 @@ from rich.text import Text
 
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.evaluation.answer_pair import REWARD_MODEL
+from lowrank_rlhf.reports.benchmarks import harness_table, reward_bench_table
+from lowrank_rlhf.reports.format import Table as ReportTable
 from lowrank_rlhf.reports.format import judge_in_words, number, number_interval, percent, percent_interval, points
+from lowrank_rlhf.reports.locale import ENGLISH
+from lowrank_rlhf.run.results.benchmarks import HarnessResult, RewardBenchResult
 
 WIDTH = 100
 SHOWN = 4
@@ -21,12 +25,16 @@ _RULE = "-" * WIDTH
 
 
 def evaluation_text(result: Mapping[str, Any]) -> str:
-    """Return a match's headline, figures and sample answers, and the reward model's accuracy, as far as measured."""
+    """Return a match's headline, figures and sample answers, and the reward model's tests, as far as measured."""
     parts = []
     if match := result["match"]:
         parts += [_headline(match), _figures(match), *_warnings(match["notes"]), _answers(match)]
     if accuracy := result["accuracy"]:
         parts += [_accuracy(accuracy)]
+    if scores := result["reward_bench"]:
+        parts += [_table(reward_bench_table(RewardBenchResult.model_validate(scores), ENGLISH))]
+    if figures := result["benchmarks"]:
+        parts += [_table(harness_table(HarnessResult.model_validate(figures), ENGLISH))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -112,6 +120,13 @@ def _accuracy(accuracy: Mapping[str, Any]) -> str:
     return "\n".join(
         [*map(_folded, lines), "", _drawn(table), "", *(_folded(_plain(note)) for note in accuracy["notes"])]
     )
+
+
+def _table(found: ReportTable) -> str:
+    table = Table(*found.header, box=None, pad_edge=False)
+    for row in found.rows:
+        table.add_row(*map(Text, row))
+    return "\n".join([found.title, "", _folded(_plain(found.lead)), "", _drawn(table)])
 
 
 def _plain(text: str) -> str:

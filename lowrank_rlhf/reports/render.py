@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 
 from lowrank_rlhf.reports.alarms import Alarm, find_alarms
 from lowrank_rlhf.reports.answers import ShownAnswer, first_answers, has_greedy, shown_answers
+from lowrank_rlhf.reports.benchmarks import Benchmarks, benchmark_tables, yardstick_table
 from lowrank_rlhf.reports.charts import ChartFigure, run_figures
 from lowrank_rlhf.reports.format import Metrics, Table, number
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, Locale, locale
 from lowrank_rlhf.reports.rounds import RoundFigures, read_rounds, rounds_figure, rounds_table
 from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
 from lowrank_rlhf.reports.templating import html_environment, markdown_environment
-from lowrank_rlhf.reports.yardsticks import yardstick_table
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_atomic
 from lowrank_rlhf.run.results import Results
+from lowrank_rlhf.run.results.benchmarks import read_harness_result, read_reward_bench_results
 
 FEATURED = 3
 """Prompts that are shown unfolded."""
@@ -74,7 +75,8 @@ def write_report(run_dir: RunDir, results: Results, eval_rows: Rows, out: Path) 
         out: the folder for both files.
     """
     metrics, rounds = list(run_dir.metrics.read()), read_rounds(run_dir, results)
-    views = [_view(metrics, results, eval_rows, rounds, locale(language)) for language in LANGUAGES]
+    measured = read_harness_result(run_dir), read_reward_bench_results(run_dir)
+    views = [_view(metrics, results, eval_rows, rounds, measured, locale(language)) for language in LANGUAGES]
     name = run_dir.run.name if run_dir.number == 1 else f"{run_dir.run.name}/{run_dir.path.name}"
     page = html_environment().get_template("report.html.j2").render(run=name, views=views, featured=FEATURED)
     write_atomic(out / "report.html", page)
@@ -82,7 +84,12 @@ def write_report(run_dir: RunDir, results: Results, eval_rows: Rows, out: Path) 
 
 
 def _view(
-    metrics: Metrics, results: Results, eval_rows: Rows, rounds: Sequence[RoundFigures], texts: Locale
+    metrics: Metrics,
+    results: Results,
+    eval_rows: Rows,
+    rounds: Sequence[RoundFigures],
+    measured: Benchmarks,
+    texts: Locale,
 ) -> ReportView:
     alarms, rows = find_alarms(metrics, results), first_answers(eval_rows)
     greedy = sum(map(has_greedy, rows))
@@ -93,7 +100,7 @@ def _view(
         comparison=comparison(results, texts),
         rounds=rounds_table(rounds, texts),
         yardsticks=yardstick_table(results, texts),
-        details=details(results, texts),
+        details=[*benchmark_tables(measured, texts), *details(results, texts)],
         figures=[*rounds_figure(rounds, texts), *run_figures(metrics, results, texts)],
         samples=[_answers(row, texts) for row in rows],
         samples_lead=texts("report.samples.lead") + (texts("report.samples.greedy", count=greedy) if greedy else ""),

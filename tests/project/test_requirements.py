@@ -40,7 +40,7 @@ def test_the_second_set_is_the_first_but_for_what_unsloth_wants() -> None:
 
 IMPORT_NAMES = {"ruamel.yaml": "ruamel", "PyYAML": "yaml"}
 ONLY_RUN = {"accelerate"}  # TRL's trainers need it, and it launches several processes
-OPTIONAL = {"xllamacpp", "modelscope", "unsloth", "wandb", "trackio", "tensorboard"}
+OPTIONAL = {"xllamacpp", "modelscope", "unsloth", "wandb", "trackio", "tensorboard", "lm_eval"}
 
 
 def imported() -> dict[str, Path]:

@@ -12,6 +12,7 @@ from html_tags import parse
 from synthetic_run import all_summaries, eval_rows, metrics_rows, results, with_greedy, yardsticks
 
 from lowrank_rlhf.reports.alarms import find_alarms
+from lowrank_rlhf.reports.benchmarks import yardstick_table
 from lowrank_rlhf.reports.charts import CURVES, curve_figures
 from lowrank_rlhf.reports.format import number, percent_interval, series
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
@@ -19,7 +20,6 @@ from lowrank_rlhf.reports.render import write_report
 from lowrank_rlhf.reports.tables import comparison, details, headline
 from lowrank_rlhf.reports.templating import code_span, markdown_text
 from lowrank_rlhf.reports.terminal import summary_message
-from lowrank_rlhf.reports.yardsticks import yardstick_table
 from lowrank_rlhf.run.directory import RunDir
 
 CHINESE = locale("zh")
