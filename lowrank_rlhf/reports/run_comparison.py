@@ -96,7 +96,6 @@ class RunComparison:
     figures: Sequence[ChartFigure]
     samples: Sequence[ComparedAnswers]
     samples_lead: str
-    """Empty for fewer than two evaluated runs."""
 
 
 def read_run(run_dir: RunDir, name: str) -> ComparedRun:
@@ -118,8 +117,8 @@ def read_run(run_dir: RunDir, name: str) -> ComparedRun:
 def compare_runs(runs: Sequence[ComparedRun], texts: Locale) -> RunComparison:
     """Return the comparison of the runs, whose names differ."""
     samples, common = _samples(runs, texts), len(_common_prompts(runs))
-    lead = texts("compare.samples.lead" if samples else "compare.samples.none", count=common, shown=len(samples))
     several = sum(bool(run.eval_rows) for run in runs) > 1
+    lead = "compare.samples.lead" if samples else "compare.samples.none" if several else "compare.samples.too_few"
     return RunComparison(
         texts=texts,
         title=texts("compare.title", runs=_listed([run.name for run in runs], texts)),
@@ -133,7 +132,7 @@ def compare_runs(runs: Sequence[ComparedRun], texts: Locale) -> RunComparison:
         ],
         figures=list(overlaid_figures({run.name: run.metrics for run in runs}, texts)),
         samples=samples,
-        samples_lead=lead if several else "",
+        samples_lead=texts(lead, count=common, shown=len(samples)),
     )
 
 

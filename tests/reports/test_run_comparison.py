@@ -166,7 +166,8 @@ def test_answers_to_the_prompts_of_all_evaluated_runs_stand_side_by_side(make: M
     assert [row.prompt for row in found.samples] == many[:SHOWN]
     apart = compared(make("p", rows=answers(["a"])), make("q", rows=answers(["b"])))
     assert (apart.samples, apart.samples_lead) == ([], ENGLISH("compare.samples.none"))
-    assert compared(one, make("none", results={"sft": {}})).samples_lead == ""
+    few = compared(one, make("none", results={"sft": {}}))
+    assert few.samples_lead == ENGLISH("compare.samples.too_few")
 
 
 class TestOverlay:
