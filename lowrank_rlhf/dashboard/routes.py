@@ -14,8 +14,10 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.results.rounds import split
 
 REPORTS = {"report.html": "text/html; charset=utf-8", "report.md": "text/markdown; charset=utf-8"}
-# A report contains text by models: it may run no script, load nothing and send nothing.
-_REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'self'"
+# A report contains text by models: it may run no script, load nothing and send nothing. Its CSV links hold their data.
+_REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox allow-downloads; frame-ancestors 'self'"
+)
 
 
 def routes(runs: RunsFolder) -> list[BaseRoute]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lowrank_rlhf.reports.alarms import Alarm, find_alarms
 from lowrank_rlhf.reports.answers import ShownAnswer, first_answers, has_greedy, shown_answers
-from lowrank_rlhf.reports.charts import ChartFigure, run_figures
+from lowrank_rlhf.reports.charts import ChartFigure, of_round, run_figures
 from lowrank_rlhf.reports.format import Metrics, Table, number
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, Locale, locale
 from lowrank_rlhf.reports.rounds import RoundFigures, read_rounds, rounds_figure, rounds_table
@@ -74,7 +74,7 @@ def write_report(run_dir: RunDir, results: Results, eval_rows: Rows, out: Path) 
         out: the folder for both files.
     """
     metrics, rounds = list(run_dir.metrics.read()), read_rounds(run_dir, results)
-    views = [_view(metrics, results, eval_rows, rounds, locale(language)) for language in LANGUAGES]
+    views = [_view(metrics, results, eval_rows, rounds, run_dir.number, locale(language)) for language in LANGUAGES]
     name = run_dir.run.name if run_dir.number == 1 else f"{run_dir.run.name}/{run_dir.path.name}"
     page = html_environment().get_template("report.html.j2").render(run=name, views=views, featured=FEATURED)
     write_atomic(out / "report.html", page)
@@ -82,7 +82,12 @@ def write_report(run_dir: RunDir, results: Results, eval_rows: Rows, out: Path) 
 
 
 def _view(
-    metrics: Metrics, results: Results, eval_rows: Rows, rounds: Sequence[RoundFigures], texts: Locale
+    metrics: Metrics,
+    results: Results,
+    eval_rows: Rows,
+    rounds: Sequence[RoundFigures],
+    round_number: int,
+    texts: Locale,
 ) -> ReportView:
     alarms, rows = find_alarms(metrics, results), first_answers(eval_rows)
     greedy = sum(map(has_greedy, rows))
@@ -94,7 +99,7 @@ def _view(
         rounds=rounds_table(rounds, texts),
         yardsticks=yardstick_table(results, texts),
         details=details(results, texts),
-        figures=[*rounds_figure(rounds, texts), *run_figures(metrics, results, texts)],
+        figures=[*rounds_figure(rounds, texts), *of_round(run_figures(metrics, results, texts), round_number, texts)],
         samples=[_answers(row, texts) for row in rows],
         samples_lead=texts("report.samples.lead") + (texts("report.samples.greedy", count=greedy) if greedy else ""),
     )

@@ -9,7 +9,7 @@ import gradio as gr
 from lowrank_rlhf.dashboard import comparison
 from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note
+from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note, report_frame
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 
@@ -75,10 +75,10 @@ def _comparison(runs: RunsFolder, given: Sequence[str], language: str, version: 
     except UserError as error:
         return note(str(error), "bad")
     source = f"/compare?runs={quote(comparison.SEPARATOR.join(given))}"
-    opens, saves, title = (html(t(f"compare.{key}", language)) for key in ("open", "save", "title"))
+    opens, saves = (html(t(f"compare.{key}", language)) for key in ("open", "save"))
     return (
         f'<p><a href="{source}#{language}" target="_blank" rel="noopener">{opens}</a> · '
         f'<a href="{source}" download="comparison.html">{saves}</a></p>'
-        f'<iframe class="report" sandbox src="{source}&amp;v={version}#{language}" title="{title}"></iframe>'
-        f"{command_line(comparison.command(runs, given), language)}"
+        + report_frame(f"{source}&v={version}#{language}", t("compare.title", language))
+        + command_line(comparison.command(runs, given), language)
     )
