@@ -20,7 +20,7 @@ from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.server import Address
 from lowrank_rlhf.dashboard.tabs import compare, rank, result, runs, talk, watch
 from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL, LANGUAGES, Texts
-from lowrank_rlhf.reports.drawing import CHART_CSS
+from lowrank_rlhf.reports.svg.drawing import CHART_CSS
 
 _CSS = Path(__file__).parent / "static" / "page.css"
 # The language chosen earlier in this browser, else the browser's own.

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from lowrank_rlhf.evaluation.run_judges import JudgeRole
-from lowrank_rlhf.reports.drawing import Chart, ChartBar, Guide, Line, Point, draw, figures_csv
 from lowrank_rlhf.reports.format import Metrics, finite_series, gold, judge_in_words, series
 from lowrank_rlhf.reports.locale import Locale
+from lowrank_rlhf.reports.svg.drawing import Chart, ChartBar, Guide, Line, Point, draw, figures_csv
 from lowrank_rlhf.run.results import Results, RewardResult
 from lowrank_rlhf.run.results.parts import ReliabilityRow
 

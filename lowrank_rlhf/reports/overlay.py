@@ -11,9 +11,9 @@ from lowrank_rlhf.reports.charts import (
     metric_points,
     reward_names,
 )
-from lowrank_rlhf.reports.drawing import Chart, Guide, Line, Point
 from lowrank_rlhf.reports.format import Metrics
 from lowrank_rlhf.reports.locale import Locale
+from lowrank_rlhf.reports.svg.drawing import Chart, Guide, Line, Point
 
 _LONGEST = 44
 """Characters of a run's name that fit into a legend."""

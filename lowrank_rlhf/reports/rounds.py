@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import cycle
 
 from lowrank_rlhf.reports.charts import ChartFigure, chart_figure, distance_and_gold
-from lowrank_rlhf.reports.drawing import COLOURS, Chart, Line
 from lowrank_rlhf.reports.format import (
     MISSING,
     Metrics,
@@ -17,6 +16,7 @@ from lowrank_rlhf.reports.format import (
     percent_bounds,
 )
 from lowrank_rlhf.reports.locale import Locale
+from lowrank_rlhf.reports.svg.drawing import COLOURS, Chart, Line
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.results import Results, RewardResult
 

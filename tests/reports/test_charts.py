@@ -7,10 +7,10 @@ from urllib.parse import unquote
 import pytest
 from synthetic_run import all_summaries, results
 
-from lowrank_rlhf.reports.axes import fitted, tick_label, ticks
 from lowrank_rlhf.reports.charts import chart_figure, curve_figures, distance_and_gold, of_round, run_figures
-from lowrank_rlhf.reports.drawing import Chart, ChartBar, Guide, Line, draw, figures_csv
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
+from lowrank_rlhf.reports.svg.axes import fitted, tick_label, ticks
+from lowrank_rlhf.reports.svg.drawing import Chart, ChartBar, Guide, Line, draw, figures_csv
 
 
 def line_chart(points: list[tuple[float, float]], name: str = "a") -> str:

@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from lowrank_rlhf.reports.axes import Range, Scale, fitted, tick_label, ticks
-from lowrank_rlhf.reports.readouts import Point, Series, csv_text, readouts
+from lowrank_rlhf.reports.svg.axes import Range, Scale, fitted, tick_label, ticks
+from lowrank_rlhf.reports.svg.readouts import Point, Series, csv_text, readouts
 
-CHART_CSS = (Path(__file__).parent / "templates" / "charts.css").read_text(encoding="utf-8")
+CHART_CSS = (Path(__file__).parents[1] / "templates" / "charts.css").read_text(encoding="utf-8")
 """Style of the charts; the page around them may define `--soft`, `--line` and the colours `--one`, `--two`."""
 COLOURS = 8
 """Number of colour classes, `c0` to `c7`."""

@@ -8,7 +8,7 @@ from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
-from lowrank_rlhf.reports.axes import Range, Scale
+from lowrank_rlhf.reports.svg.axes import Range, Scale
 
 _MAX_POINTS = 100
 """Points of a curve that are read out; the CSV has all."""
