@@ -18,9 +18,9 @@ from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 from lowrank_rlhf.dashboard.routes import routes
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.server import Address
-from lowrank_rlhf.dashboard.tabs import rank, result, runs, talk, watch
+from lowrank_rlhf.dashboard.tabs import compare, rank, result, runs, talk, watch
 from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL, LANGUAGES, Texts
-from lowrank_rlhf.reports.drawing import CHART_CSS
+from lowrank_rlhf.reports.svg.drawing import CHART_CSS
 
 _CSS = Path(__file__).parent / "static" / "page.css"
 # The language chosen earlier in this browser, else the browser's own.
@@ -91,6 +91,7 @@ _TABS: dict[str, Tab] = {
     "watch": watch.build,
     "talk": talk.build,
     "result": result.build,
+    "compare": compare.build,
 }
 
 
@@ -123,7 +124,7 @@ def serve(
         server.serve(
             build(runs, chat),
             listens_on,
-            server.middleware(listens_on, password, prefixes=("/runs/",)),
+            server.middleware(listens_on, password, prefixes=("/runs/", "/compare")),
             css,
             ready,
             routes(runs),

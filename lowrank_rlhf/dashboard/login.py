@@ -33,7 +33,7 @@ _FORM = """<!doctype html><html lang="en"><meta charset="utf-8"><title>lowrank_r
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>:root{{color-scheme:light dark}}body{{font:16px system-ui,sans-serif;display:grid;place-items:center;
 min-height:90vh}}form{{display:grid;gap:.8rem;width:min(20rem,85vw)}}input,button{{font:inherit;padding:.5rem}}</style>
-<form method="post" action="/login"><b>lowrank_rlhf</b>{name}<label for="password">Password / 密码</label>
+<form method="post" action="{action}"><b>lowrank_rlhf</b>{name}<label for="password">Password / 密码</label>
 <input id="password" name="password" type="password" autocomplete="current-password" autofocus>
 <button>Log in / 登录</button><span role="alert">{message}</span></form></html>"""
 
@@ -73,43 +73,50 @@ class Login:
         """Return the login's own response; None if the page may answer."""
         path = scope["path"]
         if path == "/login":
-            return await self._log_in(Request(scope, receive)) if scope["method"] == "POST" else self._form()
+            query = scope["query_string"].decode("latin-1")
+            return (
+                await self._log_in(Request(scope, receive), query) if scope["method"] == "POST" else self._form(query)
+            )
         if path == "/logout":
             return self._log_out(scope)
         if path == _STARTUP or session:
             return None
-        return RedirectResponse("/login", 303) if path == "/" else PlainTextResponse("Log in first.\n", 401)
+        if path == "/":
+            return RedirectResponse(_with_query("/login", scope["query_string"].decode("latin-1")), 303)
+        return PlainTextResponse("Log in first.\n", 401)
 
-    async def _log_in(self, request: Request) -> Response:
+    async def _log_in(self, request: Request, query: str) -> Response:
         body = await request.body()  # bounded by `RequestGuard`, since anybody may send it
         fields = parse_qs(body.decode(errors="replace"))
         given, user = (fields.get(name, [""])[0] for name in ("password", "username"))
         address = request.client.host if request.client else ""
         if seconds := self._wrong.seconds_blocked(address):
-            return self._too_many(seconds)
+            return self._too_many(query, seconds)
         if not hmac.compare_digest(given.encode(), self.password.encode()):
             if seconds := self._wrong.add(address, user):
-                return self._too_many(seconds)
-            return self._form("Incorrect password. / 密码不对。", 401)
+                return self._too_many(query, seconds)
+            return self._form(query, "Incorrect password. / 密码不对。", 401)
         try:
             user = self.checked_name(user) if self.checked_name else ""
         except UserError as error:
-            return self._form(f"{error} / 请换一个名字。", 401)
-        return self._start_session(user)
+            return self._form(query, f"{error} / 请换一个名字。", 401)
+        return self._start_session(user, query)
 
-    def _start_session(self, user: str) -> Response:
+    def _start_session(self, user: str, query: str) -> Response:
         now = time.monotonic()
         self.sessions = {key: session for key, session in self.sessions.items() if session.ends_at > now}
         key = secrets.token_urlsafe(32)
         self.sessions[key] = _Session(user, now + SESSION_SECONDS)
-        response = RedirectResponse("/", 303)
+        response = RedirectResponse(_with_query("/", query), 303)
         response.set_cookie(COOKIE, key, max_age=SESSION_SECONDS, httponly=True, samesite="strict")
         return response
 
-    def _too_many(self, seconds: int) -> Response:
+    def _too_many(self, query: str, seconds: int) -> Response:
         minutes = math.ceil(seconds / 60)
         response = self._form(
-            f"Too many wrong passwords. Retry in {minutes} min. / 密码错误次数过多，请 {minutes} 分钟后再试。", 429
+            query,
+            f"Too many wrong passwords. Retry in {minutes} min. / 密码错误次数过多，请 {minutes} 分钟后再试。",
+            429,
         )
         response.headers["Retry-After"] = str(seconds)
         return response
@@ -124,10 +131,16 @@ class Login:
         session = self.sessions.get(_cookie(scope))
         return session if session and session.ends_at > time.monotonic() else None
 
-    def _form(self, message: str = "", status: int = 200) -> Response:
-        html = _FORM.format(name=_NAME_FIELD if self.checked_name else "", message=escape(message))
+    def _form(self, query: str, message: str = "", status: int = 200) -> Response:
+        """Return the form. The `query` of the page's address, its run and tab, comes back after the login."""
+        action, name = escape(_with_query("/login", query)), _NAME_FIELD if self.checked_name else ""
+        html = _FORM.format(action=action, name=name, message=escape(message))
         # With the page's `no-referrer` a browser posts the form with `Origin: null`, which the guard refuses.
         return HTMLResponse(html, status, headers={"Referrer-Policy": "same-origin"})
+
+
+def _with_query(path: str, query: str) -> str:
+    return f"{path}?{query}" if query else path
 
 
 def user_name(request: Any) -> str:

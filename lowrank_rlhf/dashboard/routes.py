@@ -1,25 +1,27 @@
-"""Files of a run that the browser may fetch: its report, and its exports as zips."""
+"""What the browser may fetch of runs: reports, exports as zips, and the comparison of several runs."""
 
 from collections.abc import Callable
 
 from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from lowrank_rlhf.dashboard import exports
+from lowrank_rlhf.dashboard import comparison, exports
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.results.rounds import split
 
 REPORTS = {"report.html": "text/html; charset=utf-8", "report.md": "text/markdown; charset=utf-8"}
-# A report contains text by models: it may run no script, load nothing and send nothing.
-_REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'self'"
+# A report contains text by models: it may run no script, load nothing and send nothing. Its CSV links hold their data.
+_REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox allow-downloads; frame-ancestors 'self'"
+)
 
 
 def routes(runs: RunsFolder) -> list[BaseRoute]:
-    """Return the routes below `/runs/`."""
+    """Return the routes `/compare` and those below `/runs/`."""
 
     def report(request: Request) -> Response:
         number, name = split(request.path_params["file"])
@@ -29,6 +31,10 @@ def routes(runs: RunsFolder) -> list[BaseRoute]:
             return _not_found()
         run_dir.check_outputs(name)
         return FileResponse(path, media_type=REPORTS[name], headers={"Content-Security-Policy": _REPORT_POLICY})
+
+    def compare(request: Request) -> Response:
+        names = request.query_params.get("runs", "").split(comparison.SEPARATOR)
+        return HTMLResponse(comparison.page_of(runs, names), headers={"Content-Security-Policy": _REPORT_POLICY})
 
     def archive(request: Request) -> Response:
         run, kind = runs.path(request.path_params["run"]), request.path_params["kind"]
@@ -47,6 +53,7 @@ def routes(runs: RunsFolder) -> list[BaseRoute]:
         return respond
 
     return [
+        Route("/compare", or_not_found(compare)),
         Route("/runs/{run}/exports/{kind}.zip", or_not_found(archive)),
         Route("/runs/{run}/{file:path}", or_not_found(report)),
     ]

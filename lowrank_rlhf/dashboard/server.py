@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -21,6 +22,13 @@ _MONO = ["ui-monospace", "Noto Sans Mono", "monospace"]
 _DONE, _DONE_ZH = {"common.complete": "Done"}, {"common.complete": "完成"}
 _ANNOUNCED = {"en": _DONE, "zh": _DONE_ZH, "zh-CN": _DONE_ZH, "zh-TW": _DONE_ZH}
 """Word for the end of an event, which Gradio 6.31 announces to screen readers and translates into no language."""
+_SESSION = Path(__file__).parent / "static" / "session.js"
+_SESSION_CSS = """
+#session-ended { position: sticky; top: 0; z-index: 1000; padding: .7rem 1rem; text-align: center; color: #1c1e21;
+  background: #fff4e5; border-bottom: 2px solid #c2570c; }
+#session-ended a { font-weight: 600; text-decoration: underline; white-space: nowrap; color: #1f6fb2; }
+body:has(> #session-ended) .toast-wrap { display: none; }
+"""
 _EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, not listened on
 
 
@@ -104,7 +112,8 @@ def serve(
             "redoc_url": None,
         },
         theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONO),
-        css=css,
+        css=css + _SESSION_CSS,
+        head=f"<script>{_SESSION.read_text(encoding='utf-8')}</script>",
         i18n=gr.I18n(**_ANNOUNCED),
     )
     on_ready()

@@ -59,10 +59,8 @@ class Overview(NamedTuple):
 def ranking_progress(project: Project, annotator: str) -> RankingProgress:
     """Return the progress of this annotator and of all annotators together."""
     counts, needed = project.store.counts(annotator), project.needed
-    seconds = [
-        one.seconds for one in project.store.rankings() if one.annotator == annotator and one.seconds is not None
-    ]
-    each = median(seconds[-PACE_OF:]) if seconds else None
+    seconds = project.store.latest_seconds(annotator, PACE_OF)
+    each = median(seconds) if seconds else None
     left = max(0, needed - counts.ranked_by_anyone) or counts.prompts - counts.ranked - counts.skipped
     return RankingProgress(
         prompts=counts.prompts,

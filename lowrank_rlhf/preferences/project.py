@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 
 from lowrank_rlhf.config.loading import load_config
@@ -106,8 +107,13 @@ class Project:
     def next_item(self, annotator: str) -> Item | None:
         """Return this annotator's next item, by the run's settings and its reward model's uncertainty if it has one."""
         settings, scores = self.settings or RankConfig(), self._run_dir.artifact("scores.jsonl")
-        uncertainty = uncertainties(read_jsonl(scores, Score)) if scores.is_file() else {}
+        uncertainty = _uncertainties(scores, scores.stat().st_mtime_ns) if scores.is_file() else {}
         return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated, uncertainty))
+
+
+@lru_cache(maxsize=4)
+def _uncertainties(scores: Path, _modified_at: int) -> dict[str, float]:
+    return uncertainties(read_jsonl(scores, Score))
 
 
 def run_command(folder: Path) -> str:

@@ -3,8 +3,7 @@
 import hashlib
 import math
 import sqlite3
-from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -53,18 +52,18 @@ def choose(candidates: Sequence[Candidate], rules: AssignmentRules) -> Candidate
     ranked, of those the one on which the reward model is least certain, of those the first.
     """
     due = [one for one in candidates if one.own == 1 and one.since >= REPEAT_AFTER]
-    due = [one for one in due if _chance("repeated", one.prompt_id) < rules.repeated]
+    due = [one for one in due if chance("repeated", one.prompt_id) < rules.repeated]
     if due:
         return max(due, key=lambda one: one.since)
 
     def rank(one: Candidate) -> tuple[bool, int, float]:
-        waits = one.others == 1 and _chance("shared", one.prompt_id) < rules.shared
+        waits = one.others == 1 and chance("shared", one.prompt_id) < rules.shared
         return not waits, one.others, -rules.uncertainty.get(one.prompt_id, 0.0)
 
     return min((one for one in candidates if one.own == 0), key=rank, default=None)
 
 
-def _chance(purpose: str, prompt_id: str) -> float:
+def chance(purpose: str, prompt_id: str) -> float:
     """Return a number from 0 to 1, uniform over prompts and the same for every annotator."""
     digest = hashlib.sha256(f"{purpose}\n{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
@@ -100,7 +99,7 @@ def assign(database: sqlite3.Connection, annotator: str, now: float, rules: Assi
     if leased := _leased(database, annotator, now):
         set_lease(database, annotator, leased, now)
         return leased, times_ranked(database, annotator, leased)
-    chosen = choose(_candidates(database, annotator, now), rules)
+    chosen = choose(_candidates(database, annotator, now, rules), rules)
     if chosen is None:
         return None
     set_lease(database, annotator, chosen.prompt_id, now)
@@ -141,7 +140,10 @@ def end_lease(database: sqlite3.Connection, annotator: str, prompt_id: str | Non
 
 def times_ranked(database: sqlite3.Connection, annotator: str, prompt_id: str) -> int:
     """Return the number of rankings of this prompt by this annotator that were not withdrawn."""
-    query = "SELECT COUNT(*) FROM rankings WHERE prompt_id = ? AND annotator = ? AND NOT withdrawn"
+    query = (
+        "SELECT COUNT(*) FROM rankings INDEXED BY rankings_of_a_prompt"
+        " WHERE prompt_id = ? AND annotator = ? AND NOT withdrawn"
+    )
     return int(database.execute(query, (prompt_id, annotator)).fetchone()[0])
 
 
@@ -172,21 +174,59 @@ def _leased(database: sqlite3.Connection, annotator: str, now: float) -> str | N
     return row[0] if row and times_ranked(database, annotator, row[0]) == row[1] else None
 
 
-def _candidates(database: sqlite3.Connection, annotator: str, now: float) -> list[Candidate]:
-    """Return the prompts that the annotator has not skipped and no one else has leased, in the store's order."""
-    rows = database.execute(
-        "SELECT id, COUNT(CASE WHEN annotator = :annotator THEN 1 END),"
-        " COUNT(DISTINCT CASE WHEN annotator != :annotator THEN annotator END),"
-        " MAX(CASE WHEN annotator = :annotator THEN rankings.position END)"
-        " FROM prompts LEFT JOIN rankings ON prompt_id = id AND NOT withdrawn"
-        " WHERE id NOT IN (SELECT prompt_id FROM skips WHERE annotator = :annotator)"
-        " AND id NOT IN (SELECT prompt_id FROM leases WHERE annotator != :annotator AND until > :now)"
-        " GROUP BY prompts.position ORDER BY prompts.position",
-        {"annotator": annotator, "now": now},
-    ).fetchall()
-    query = "SELECT position FROM rankings WHERE annotator = ? AND NOT withdrawn ORDER BY position"
-    own = [position for (position,) in database.execute(query, (annotator,))]
+# SQLite without statistics would take the index by annotator, and read all of the annotator's rankings for each prompt.
+# Prompts that the annotator has neither ranked nor skipped and no one else has leased.
+_WAITING = (
+    "SELECT id FROM prompts WHERE annotators = 1 AND shared_chance < :shared"
+    " AND NOT EXISTS (SELECT 1 FROM rankings INDEXED BY rankings_of_a_prompt"
+    " WHERE prompt_id = id AND annotator = :annotator AND NOT withdrawn)"
+    " AND NOT EXISTS (SELECT 1 FROM skips WHERE annotator = :annotator AND prompt_id = id)"
+    " AND NOT EXISTS (SELECT 1 FROM leases WHERE annotator != :annotator AND until > :now AND prompt_id = id)"
+    " ORDER BY position"
+)
+_RANKED_BY = (
+    "SELECT id FROM prompts WHERE annotators = :others"
+    " AND NOT EXISTS (SELECT 1 FROM rankings INDEXED BY rankings_of_a_prompt"
+    " WHERE prompt_id = id AND annotator = :annotator AND NOT withdrawn)"
+    " AND NOT EXISTS (SELECT 1 FROM skips WHERE annotator = :annotator AND prompt_id = id)"
+    " AND NOT EXISTS (SELECT 1 FROM leases WHERE annotator != :annotator AND until > :now AND prompt_id = id)"
+    " ORDER BY position LIMIT :limit"
+)
+_OWN = "SELECT prompt_id FROM rankings WHERE annotator = :annotator AND withdrawn = 0 ORDER BY position"
+_TAKEN = (
+    "SELECT prompt_id FROM skips WHERE annotator = :annotator"
+    " UNION SELECT prompt_id FROM leases WHERE annotator != :annotator AND until > :now"
+)
+
+
+def _candidates(database: sqlite3.Connection, annotator: str, now: float, rules: AssignmentRules) -> list[Candidate]:
+    """Return the prompts among which `choose` decides, in the store's order.
+
+    The annotator has not skipped them and no one else has leased them. They are the repeated ones that are due, the
+    shared ones that wait for a second annotator and, if none does, those that the fewest annotators have ranked.
+    """
+    who = {"annotator": annotator, "now": now}
+    waiting = database.execute(_WAITING, who | {"shared": rules.shared}).fetchall()
+    candidates = [Candidate(prompt_id, 0, 1, 0) for (prompt_id,) in waiting] or _least_ranked(database, who, rules)
+    return [*_due(database, who, rules), *candidates] if rules.repeated else candidates
+
+
+def _least_ranked(database: sqlite3.Connection, who: Mapping[str, object], rules: AssignmentRules) -> list[Candidate]:
+    """Return the prompts that the fewest annotators have ranked; the first alone if there is no uncertainty."""
+    (most,) = database.execute("SELECT COALESCE(MAX(annotators), 0) FROM prompts").fetchone()
+    limit = -1 if rules.uncertainty else 1
+    for others in range(most + 1):
+        if found := database.execute(_RANKED_BY, {**who, "others": others, "limit": limit}).fetchall():
+            return [Candidate(prompt_id, 0, others, 0) for (prompt_id,) in found]
+    return []
+
+
+def _due(database: sqlite3.Connection, who: Mapping[str, object], rules: AssignmentRules) -> list[Candidate]:
+    """Return the prompts that the annotator has ranked once, long enough ago, and is to rank again."""
+    own = [prompt_id for (prompt_id,) in database.execute(_OWN, who)]
+    times, taken = Counter(own), {prompt_id for (prompt_id,) in database.execute(_TAKEN, who)}
     return [
-        Candidate(prompt_id, times, others, since=len(own) - bisect_right(own, last) if last else 0)
-        for prompt_id, times, others, last in rows
+        Candidate(prompt_id, 1, 0, since=len(own) - place)
+        for place, prompt_id in enumerate(own[:-REPEAT_AFTER], 1)
+        if times[prompt_id] == 1 and prompt_id not in taken and chance("repeated", prompt_id) < rules.repeated
     ]

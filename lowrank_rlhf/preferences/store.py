@@ -31,6 +31,7 @@ from lowrank_rlhf.preferences.store_rows import (
     insert_ranking,
     insert_skip,
     latest_rankings,
+    latest_seconds,
     read_contents,
     read_item,
 )
@@ -175,12 +176,17 @@ class AnnotationStore:
         with self._transaction() as database:
             row = database.execute(
                 "SELECT (SELECT COUNT(*) FROM prompts),"
-                " COUNT(DISTINCT CASE WHEN annotator = :annotator THEN prompt_id END),"
-                " COUNT(DISTINCT CASE WHEN json_array_length(record, '$.tiers') > 0 THEN prompt_id END),"
-                " (SELECT COUNT(*) FROM skips WHERE annotator = :annotator) FROM rankings WHERE NOT withdrawn",
+                " (SELECT COUNT(DISTINCT prompt_id) FROM rankings WHERE annotator = :annotator AND withdrawn = 0),"
+                " (SELECT COUNT(*) FROM prompts WHERE ordered = 1),"
+                " (SELECT COUNT(*) FROM skips WHERE annotator = :annotator)",
                 {"annotator": annotator},
             ).fetchone()
         return AnnotationCounts(prompts=row[0], ranked=row[1], ranked_by_anyone=row[2], skipped=row[3])
+
+    def latest_seconds(self, annotator: str, count: int) -> list[float]:
+        """Return the seconds of this annotator's latest rankings that have them, at most `count`."""
+        with self._transaction() as database:
+            return latest_seconds(database, annotator, count)
 
     def contents(self) -> Contents:
         """Return everything in the file."""

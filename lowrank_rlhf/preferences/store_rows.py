@@ -3,6 +3,7 @@
 import sqlite3
 from collections import defaultdict
 
+from lowrank_rlhf.preferences import queue
 from lowrank_rlhf.preferences.contents import Contents, SavedRanking, Skip
 from lowrank_rlhf.preferences.import_plan import ImportPlan
 from lowrank_rlhf.run.records import Prompt, Ranking, Record, Sample
@@ -46,7 +47,10 @@ def add_item(database: sqlite3.Connection, item: Item) -> None:
                 "export its rankings and start a new file"
             )
         return
-    database.execute("INSERT INTO prompts (id, record) VALUES (?, ?)", (prompt.id, prompt.model_dump_json()))
+    database.execute(
+        "INSERT INTO prompts (id, record, shared_chance) VALUES (?, ?, ?)",
+        (prompt.id, prompt.model_dump_json(), queue.chance("shared", prompt.id)),
+    )
     for answer in item.answers:
         if database.execute("SELECT 1 FROM samples WHERE id = ?", (answer.id,)).fetchone():
             raise RowError(f"two answers have the id {answer.id!r}")
@@ -108,6 +112,20 @@ def latest_rankings(database: sqlite3.Connection) -> list[Ranking]:
         " WHERE NOT withdrawn GROUP BY annotator, prompt_id) ORDER BY position"
     )
     return [Ranking.model_validate_json(record) for (record,) in rows]
+
+
+def latest_seconds(database: sqlite3.Connection, annotator: str, count: int) -> list[float]:
+    """Return the seconds of the annotator's latest rankings that have them, at most `count`; of a prompt the last."""
+    rows = database.execute(
+        "SELECT json_extract(record, '$.seconds') AS seconds FROM rankings AS one INDEXED BY rankings_of_an_annotator"
+        " WHERE annotator = :annotator AND withdrawn = 0 AND seconds IS NOT NULL"
+        " AND NOT EXISTS (SELECT 1 FROM rankings AS later INDEXED BY rankings_of_a_prompt"
+        " WHERE later.prompt_id = one.prompt_id"
+        " AND later.annotator = :annotator AND NOT later.withdrawn AND later.position > one.position)"
+        " ORDER BY position DESC LIMIT :count",
+        {"annotator": annotator, "count": count},
+    )
+    return [seconds for (seconds,) in rows]
 
 
 def apply_plan(database: sqlite3.Connection, plan: ImportPlan) -> None:

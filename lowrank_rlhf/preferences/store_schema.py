@@ -4,9 +4,10 @@ import sqlite3
 from pathlib import Path
 
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preferences.queue import chance
 
 APPLICATION_ID = 0x4C524C46  # "LRLF" in the file's header marks our databases
-VERSION = 2
+VERSION = 3
 
 _FIRST = (
     "CREATE TABLE prompts (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)",
@@ -28,6 +29,28 @@ _LATER = {
         " done INTEGER NOT NULL, until REAL NOT NULL)",
         "CREATE INDEX rankings_of_a_prompt ON rankings (prompt_id, annotator)",
     ),
+    3: (
+        # So that no step reads all prompts or rankings. `annotators`: that ranked the prompt; `ordered`: 1 if one of
+        # them gave an order; `shared_chance`: from 0 to 1, compared with `rank.shared`.
+        "ALTER TABLE prompts ADD COLUMN annotators INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE prompts ADD COLUMN ordered INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE prompts ADD COLUMN shared_chance REAL NOT NULL DEFAULT 1.0",
+        "CREATE INDEX samples_of_a_prompt ON samples (prompt_id)",
+        "CREATE INDEX rankings_of_an_annotator ON rankings (annotator, withdrawn, position, prompt_id)",
+        "CREATE INDEX prompts_by_annotators ON prompts (annotators, shared_chance)",
+        "CREATE INDEX prompts_in_order ON prompts (annotators, position)",
+        "CREATE INDEX ordered_prompts ON prompts (ordered)",
+        "CREATE TRIGGER ranking_saved AFTER INSERT ON rankings BEGIN UPDATE prompts SET annotators = ("
+        "SELECT COUNT(DISTINCT annotator) FROM rankings WHERE prompt_id = NEW.prompt_id AND NOT withdrawn), ordered = "
+        "EXISTS (SELECT 1 FROM rankings WHERE prompt_id = NEW.prompt_id AND NOT withdrawn"
+        " AND json_array_length(record, '$.tiers') > 0) WHERE id = NEW.prompt_id; END",
+        "CREATE TRIGGER ranking_withdrawn AFTER UPDATE OF withdrawn ON rankings BEGIN UPDATE prompts SET annotators = ("
+        "SELECT COUNT(DISTINCT annotator) FROM rankings WHERE prompt_id = NEW.prompt_id AND NOT withdrawn), ordered = "
+        "EXISTS (SELECT 1 FROM rankings WHERE prompt_id = NEW.prompt_id AND NOT withdrawn"
+        " AND json_array_length(record, '$.tiers') > 0) WHERE id = NEW.prompt_id; END",
+        "UPDATE prompts SET shared_chance = chance('shared', id)",
+        "UPDATE rankings SET withdrawn = withdrawn",  # counts the existing ones
+    ),
 }
 
 
@@ -46,6 +69,7 @@ def create_or_upgrade(database: sqlite3.Connection, path: Path) -> None:
         version = int(database.execute("PRAGMA user_version").fetchone()[0])
         if version > VERSION:
             raise UserError(f"{path}: written by a newer version (schema {version}); update lowrank_rlhf")
+    database.create_function("chance", 2, chance, deterministic=True)
     for number in range(version + 1, VERSION + 1):
         for statement in _LATER[number]:
             database.execute(statement)

@@ -1,13 +1,14 @@
 """The catalogue of a run's charts, for report, page and sweep; titles and hints by chart id are in `locales/`."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import quote
 
 from lowrank_rlhf.evaluation.run_judges import JudgeRole
-from lowrank_rlhf.reports.drawing import Chart, ChartBar, Guide, Line, Point, draw
 from lowrank_rlhf.reports.format import Metrics, finite_series, gold, judge_in_words, series
 from lowrank_rlhf.reports.locale import Locale
+from lowrank_rlhf.reports.svg.drawing import Chart, ChartBar, Guide, Line, Point, draw, figures_csv
 from lowrank_rlhf.run.results import Results, RewardResult
 from lowrank_rlhf.run.results.parts import ReliabilityRow
 
@@ -20,6 +21,26 @@ class ChartFigure:
     title: str
     hint: str
     svg: str
+    csv: str
+    """Figures of the curves; empty for a chart of bars."""
+
+    @property
+    def csv_link(self) -> str:
+        """Return an address that holds the CSV itself, so that a report needs no other file."""
+        return f"data:text/csv;charset=utf-8,{quote(self.csv, safe=',')}" if self.csv else ""
+
+
+def chart_figure(name: str, chart: Chart, hint: str = "", title: str | None = None) -> Iterator[ChartFigure]:
+    """Yield the chart with its texts, or nothing where it has no points."""
+    if svg := draw(chart):
+        yield ChartFigure(name, chart.label if title is None else title, hint, svg, figures_csv(chart))
+
+
+def of_round(figures: Iterable[ChartFigure], number: int, texts: Locale) -> Iterator[ChartFigure]:
+    """Yield the figures; those of a later round with its number in title and id."""
+    for figure in figures:
+        title = texts("chart.of_round", title=figure.title, round=number)
+        yield figure if number == 1 else replace(figure, id=f"round-{number}-{figure.id}", title=title)
 
 
 @dataclass(frozen=True)
@@ -100,8 +121,7 @@ def _own_reward(name: str, metrics: Metrics, best_step: int | None, texts: Local
     curve = Curve(f"reward_{name}", "ppo", f"reward/{name}", f"eval/reward/{name}")
     title = texts("chart.own_reward.title", name=name)
     chart = _curve(curve, metrics, title, texts("chart.own_reward.unit"), best_step, texts)
-    if svg := draw(chart):
-        yield ChartFigure(curve.id, title, texts("chart.own_reward.hint", name=name), svg)
+    yield from chart_figure(curve.id, chart, texts("chart.own_reward.hint", name=name))
 
 
 def _curve(curve: Curve, metrics: Metrics, title: str, unit: str, best_step: int | None, texts: Locale) -> Chart:
@@ -149,10 +169,8 @@ def metric_points(metrics: Metrics, stage: str, key: str) -> list[Point]:
 
 def _figure(name: str, texts: Locale, chart: Chart, hint: str | None = None) -> Iterator[ChartFigure]:
     """Yield the chart with its texts, or nothing where it has no points."""
-    if svg := draw(chart):
-        yield ChartFigure(
-            name, texts(f"chart.{name}.title"), texts(f"chart.{name}.hint") if hint is None else hint, svg
-        )
+    shown = texts(f"chart.{name}.hint") if hint is None else hint
+    yield from chart_figure(name, chart, shown, texts(f"chart.{name}.title"))
 
 
 def _in_words(judge: str | None, texts: Locale) -> str:

@@ -2,10 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from lowrank_rlhf.reports.charts import CURVES, ChartFigure, Curve, distance_and_gold, metric_points, reward_names
-from lowrank_rlhf.reports.drawing import Chart, Guide, Line, Point, draw
+from lowrank_rlhf.reports.charts import (
+    CURVES,
+    ChartFigure,
+    Curve,
+    chart_figure,
+    distance_and_gold,
+    metric_points,
+    reward_names,
+)
 from lowrank_rlhf.reports.format import Metrics
 from lowrank_rlhf.reports.locale import Locale
+from lowrank_rlhf.reports.svg.drawing import Chart, Guide, Line, Point
 
 _LONGEST = 44
 """Characters of a run's name that fit into a legend."""
@@ -22,14 +30,14 @@ def overlaid_figures(runs: Mapping[str, Metrics], texts: Locale) -> Iterator[Cha
     step, title = texts("chart.step"), texts("overlay.frontier.title")
     frontier = _lines(runs, lambda metrics: _in_order(distance_and_gold(metrics)))
     chart = Chart(title, texts("chart.distance"), texts("chart.gold_score"), lines=frontier, legend=True)
-    yield from _figure("frontier", chart, texts("overlay.frontier.hint"))
+    yield from chart_figure("frontier", chart, texts("overlay.frontier.hint"))
     for key, judge in (("win_rate", "chart.win_rates.gold"), ("second_win_rate", "chart.second_judge")):
         title = texts("overlay.judged", title=texts("chart.win_rates.title"), judge=texts(judge))
         lines = _over_steps(runs, "ppo", f"eval/{key}")
         chart = Chart(
             title, step, texts("chart.win_rates.unit"), lines=lines, guides=_CHANCE, y_range=(0.0, 1.0), legend=True
         )
-        yield from _figure(key, chart)
+        yield from chart_figure(key, chart)
     for curve in CURVES:
         yield from _both(curve, runs, texts(f"chart.{curve.id}.title"), texts(f"chart.{curve.id}.unit"), texts)
         for name in _own_rewards(runs) if curve.id == "scores" else ():
@@ -42,10 +50,12 @@ def overlaid_figures(runs: Mapping[str, Metrics], texts: Locale) -> Iterator[Cha
 def _both(curve: Curve, runs: Mapping[str, Metrics], title: str, unit: str, texts: Locale) -> Iterator[ChartFigure]:
     """Yield the chart of the training steps, and the one of the validation prompts."""
     lines = _over_steps(runs, curve.stage, curve.metric)
-    yield from _figure(curve.id, Chart(title, texts("chart.step"), unit, lines=lines, legend=True))
+    yield from chart_figure(curve.id, Chart(title, texts("chart.step"), unit, lines=lines, legend=True))
     if curve.held_out:
         title, lines = texts("overlay.held_out", title=title), _over_steps(runs, curve.stage, curve.held_out)
-        yield from _figure(f"{curve.id}_held_out", Chart(title, texts("chart.step"), unit, lines=lines, legend=True))
+        yield from chart_figure(
+            f"{curve.id}_held_out", Chart(title, texts("chart.step"), unit, lines=lines, legend=True)
+        )
 
 
 def _over_steps(runs: Mapping[str, Metrics], stage: str, key: str) -> list[Line]:
@@ -59,11 +69,6 @@ def _lines(runs: Mapping[str, Metrics], points: Callable[[Metrics], Sequence[Poi
 def _short(name: str) -> str:
     """Return the end of a long name: names of a sweep's runs begin alike."""
     return name if len(name) <= _LONGEST else f"…{name[-_LONGEST:]}"
-
-
-def _figure(name: str, chart: Chart, hint: str = "") -> Iterator[ChartFigure]:
-    if svg := draw(chart):
-        yield ChartFigure(name, chart.label, hint, svg)
 
 
 def _in_order(found: Mapping[int, Point]) -> list[Point]:

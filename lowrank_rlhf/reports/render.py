@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lowrank_rlhf.reports.alarms import Alarm, find_alarms
 from lowrank_rlhf.reports.answers import ShownAnswer, first_answers, has_greedy, shown_answers
 from lowrank_rlhf.reports.benchmarks import Benchmarks, benchmark_tables, yardstick_table
-from lowrank_rlhf.reports.charts import ChartFigure, run_figures
+from lowrank_rlhf.reports.charts import ChartFigure, of_round, run_figures
 from lowrank_rlhf.reports.format import Metrics, Table, number
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, Locale, locale
 from lowrank_rlhf.reports.rounds import RoundFigures, read_rounds, rounds_figure, rounds_table
@@ -76,7 +76,10 @@ def write_report(run_dir: RunDir, results: Results, eval_rows: Rows, out: Path) 
     """
     metrics, rounds = list(run_dir.metrics.read()), read_rounds(run_dir, results)
     measured = read_harness_result(run_dir), read_reward_bench_results(run_dir)
-    views = [_view(metrics, results, eval_rows, rounds, measured, locale(language)) for language in LANGUAGES]
+    views = [
+        _view(metrics, results, eval_rows, rounds, measured, run_dir.number, locale(language))
+        for language in LANGUAGES
+    ]
     name = run_dir.run.name if run_dir.number == 1 else f"{run_dir.run.name}/{run_dir.path.name}"
     page = html_environment().get_template("report.html.j2").render(run=name, views=views, featured=FEATURED)
     write_atomic(out / "report.html", page)
@@ -89,6 +92,7 @@ def _view(
     eval_rows: Rows,
     rounds: Sequence[RoundFigures],
     measured: Benchmarks,
+    round_number: int,
     texts: Locale,
 ) -> ReportView:
     alarms, rows = find_alarms(metrics, results), first_answers(eval_rows)
@@ -101,7 +105,7 @@ def _view(
         rounds=rounds_table(rounds, texts),
         yardsticks=yardstick_table(results, texts),
         details=[*benchmark_tables(measured, texts), *details(results, texts)],
-        figures=[*rounds_figure(rounds, texts), *run_figures(metrics, results, texts)],
+        figures=[*rounds_figure(rounds, texts), *of_round(run_figures(metrics, results, texts), round_number, texts)],
         samples=[_answers(row, texts) for row in rows],
         samples_lead=texts("report.samples.lead") + (texts("report.samples.greedy", count=greedy) if greedy else ""),
     )

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
-from lowrank_rlhf.reports.charts import ChartFigure, distance_and_gold
-from lowrank_rlhf.reports.drawing import COLOURS, Chart, Line, draw
+from lowrank_rlhf.reports.charts import ChartFigure, chart_figure, distance_and_gold
 from lowrank_rlhf.reports.format import (
     MISSING,
     Metrics,
@@ -17,6 +16,7 @@ from lowrank_rlhf.reports.format import (
     percent_bounds,
 )
 from lowrank_rlhf.reports.locale import Locale
+from lowrank_rlhf.reports.svg.drawing import COLOURS, Chart, Line
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.results import Results, RewardResult
 
@@ -63,8 +63,7 @@ def rounds_figure(rounds: Sequence[RoundFigures], texts: Locale) -> Iterator[Cha
     ]
     title = texts("chart.rounds.title")
     chart = Chart(title, texts("chart.distance"), texts("chart.gold_score"), lines=lines, legend=True)
-    if svg := draw(chart):
-        yield ChartFigure("rounds", title, texts("chart.rounds.hint"), svg)
+    yield from chart_figure("rounds", chart, texts("chart.rounds.hint"))
 
 
 def _row(each: RoundFigures) -> tuple[str, ...]:

@@ -69,6 +69,8 @@ class ComparedRun:
     """Done marks by stage."""
     metrics: Metrics = ()
     eval_rows: Rows = ()
+    round: int = 1
+    """Round of the figures."""
 
     @cached_property
     def results(self) -> Results:
@@ -96,7 +98,6 @@ class RunComparison:
     figures: Sequence[ChartFigure]
     samples: Sequence[ComparedAnswers]
     samples_lead: str
-    """Empty for fewer than two evaluated runs."""
 
 
 def read_run(run_dir: RunDir, name: str) -> ComparedRun:
@@ -112,14 +113,16 @@ def read_run(run_dir: RunDir, name: str) -> ComparedRun:
     if "evaluate" in marks:
         newest.check_outputs("eval.jsonl")
         rows = [row.model_dump() for row in read_jsonl(newest.artifact("eval.jsonl"), _EvaluatedPrompt)]
-    return ComparedRun(name, load_config(run_dir.path / "config.yaml"), marks, list(newest.metrics.read()), rows)
+    return ComparedRun(
+        name, load_config(run_dir.path / "config.yaml"), marks, list(newest.metrics.read()), rows, newest.number
+    )
 
 
 def compare_runs(runs: Sequence[ComparedRun], texts: Locale) -> RunComparison:
     """Return the comparison of the runs, whose names differ."""
     samples, common = _samples(runs, texts), len(_common_prompts(runs))
-    lead = texts("compare.samples.lead" if samples else "compare.samples.none", count=common, shown=len(samples))
     several = sum(bool(run.eval_rows) for run in runs) > 1
+    lead = "compare.samples.lead" if samples else "compare.samples.none" if several else "compare.samples.too_few"
     return RunComparison(
         texts=texts,
         title=texts("compare.title", runs=_listed([run.name for run in runs], texts)),
@@ -131,9 +134,9 @@ def compare_runs(runs: Sequence[ComparedRun], texts: Locale) -> RunComparison:
             for run in runs
             for alarm in find_alarms(run.metrics, run.results, run.config.align.algorithm)
         ],
-        figures=list(overlaid_figures({run.name: run.metrics for run in runs}, texts)),
+        figures=list(overlaid_figures({_of_round(run, texts): run.metrics for run in runs}, texts)),
         samples=samples,
-        samples_lead=lead if several else "",
+        samples_lead=texts(lead, count=common, shown=len(samples)),
     )
 
 
@@ -257,6 +260,10 @@ def _samples(runs: Sequence[ComparedRun], texts: Locale) -> list[ComparedAnswers
         )
         found.append(ComparedAnswers(prompt, tuple(sides), ""))
     return found
+
+
+def _of_round(run: ComparedRun, texts: Locale) -> str:
+    return run.name if run.round == 1 else texts("chart.of_round", title=run.name, round=run.round)
 
 
 def _listed(names: Sequence[str], texts: Locale) -> str:

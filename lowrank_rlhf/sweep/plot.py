@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_rlhf.reports.charts import distance_and_gold, sweep_chart
-from lowrank_rlhf.reports.drawing import COLOURS, Line, Point, draw
 from lowrank_rlhf.reports.locale import ENGLISH
+from lowrank_rlhf.reports.svg.drawing import COLOURS, Line, Point, draw
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_atomic
 

@@ -208,7 +208,7 @@ def test_what_a_model_wrote_is_text(nasty, open_page) -> None:
 def test_the_language_switches_everything(nasty, open_page) -> None:
     page = open_page(nasty)
     english, chinese = table("en"), table("zh")
-    names = ("runs", "rank", "watch", "talk", "result")
+    names = ("runs", "rank", "watch", "talk", "result", "compare")
     for name in names:
         shows(page, f"#tab-{name}-button", english[f"tab.{name}"])
     page.get_by_text("中文").click()
@@ -233,7 +233,7 @@ def test_a_chinese_browser_gets_chinese(nasty, open_page) -> None:
 def test_a_phone_can_use_it(nasty, open_page) -> None:
     """390 px wide: nothing sticks out, and every button can be reached."""
     page = open_page(nasty, viewport={"width": 390, "height": 844})
-    for name in ("runs", "rank", "watch", "talk", "result"):
+    for name in ("runs", "rank", "watch", "talk", "result", "compare"):
         if not page.locator(f"#tab-{name}-button").is_visible():
             page.locator(".overflow-menu button").first.click()
         go_to(page, name)
@@ -335,7 +335,7 @@ def test_a_tab_opened_while_the_page_loads_stays_open(hundred, open_page) -> Non
     page.wait_for_function("location.search.includes('run=')")
     page.evaluate("delete window.keepAddress")
     go_to(page, "talk")
-    page.evaluate(f"({address._RESTORE})()")
+    page.evaluate(f"({address.restore([])})()")
     assert shown(page)[1] == "talk"
 
 

@@ -189,7 +189,7 @@ class TestOrder:
 
     def test_two_people_meet_on_shared_prompts_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         chance = {"p1": 0.0, "p4": 0.0}
-        monkeypatch.setattr(queue, "_chance", lambda _, prompt: chance.get(prompt, 1.0))
+        monkeypatch.setattr(queue, "chance", lambda _, prompt: chance.get(prompt, 1.0))
         store, rules = a_store(tmp_path / "a.sqlite", 6), AssignmentRules(shared=0.5)
         given = []
         for who in ("ann", "ann", "bob", "ann", "bob", "bob", "bob", "ann", "bob", "ann"):
@@ -283,9 +283,10 @@ def test_a_file_of_the_first_version_goes_on(tmp_path: Path) -> None:
         store = AnnotationStore(path)
         assert store.rankings() == [ranking]
         assert store.contents().skips == (Skip(annotator="ann", prompt_id="q"),)
+        assert store.counts("ann") == (2, 1, 1, 1)
     assert store.next_item("ann") is None
     assert name(store.next_item("bob")) == "q"
     assert store.undo("ann") == ranking
     assert store.undo("ann") == Skip(annotator="ann", prompt_id="q")
     with sqlite3.connect(path) as database:
-        assert database.execute("PRAGMA user_version").fetchone() == (2,)
+        assert database.execute("PRAGMA user_version").fetchone() == (3,)

@@ -1,13 +1,16 @@
 """Charts: scales, ticks and points by hand, the catalogue, and escaping."""
 
+import csv
 import re
+from urllib.parse import unquote
 
 import pytest
 from synthetic_run import all_summaries, results
 
-from lowrank_rlhf.reports.charts import curve_figures, distance_and_gold, run_figures
-from lowrank_rlhf.reports.drawing import Chart, ChartBar, Guide, Line, draw, tick_label, ticks
+from lowrank_rlhf.reports.charts import chart_figure, curve_figures, distance_and_gold, of_round, run_figures
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
+from lowrank_rlhf.reports.svg.axes import fitted, tick_label, ticks
+from lowrank_rlhf.reports.svg.drawing import Chart, ChartBar, Guide, Line, draw, figures_csv
 
 
 def line_chart(points: list[tuple[float, float]], name: str = "a") -> str:
@@ -26,11 +29,79 @@ def test_tick_labels() -> None:
 
 
 def test_points_are_where_they_should_be() -> None:
-    """By hand: x from 46 to 348, y with a margin of 6 % from 184 up to 22."""
+    """By hand: x from 46 to 348, y from 184 up to 22 with a margin of 6 % above, and none below 0."""
     points = re.search(r'points="([^"]*)"', line_chart([(0, 0), (10, 100)]))
-    low, high = 184 - 162 * 6 / 112, 184 - 162 * 106 / 112
     assert points
-    assert points[1] == f"46.0,{low:.1f} 348.0,{high:.1f}"
+    assert points[1] == f"46.0,184.0 348.0,{184 - 162 * 100 / 106:.1f}"
+
+
+@pytest.mark.parametrize(
+    ("values", "axis"),
+    [((0, 0), (0, 1)), ((2, 2), (1.8, 2.2)), ((-2, -2), (-2.2, -1.8)), ((0.1, 1.1), (0.04, 1.16)),
+     ((-1, 1), (-1.12, 1.12)), ((0.01, 1.01), (0, 1.07)), ((-1.01, -0.01), (-1.07, 0))],
+)  # fmt: skip
+def test_an_axis_has_a_margin_but_does_not_cross_zero(values, axis) -> None:
+    scale = fitted(values, 184, 22)
+    assert (scale.low, scale.high) == pytest.approx(axis)
+    assert (scale(axis[0]), scale(axis[1])) == pytest.approx((184, 22))
+
+
+def test_steps_have_whole_ticks() -> None:
+    assert ticks(0, 2, 5) == pytest.approx([0, 0.5, 1, 1.5, 2])
+    assert ticks(0, 2, 5, whole=True) == [0, 1, 2]
+    labels = re.findall(r'text-anchor="middle">([^<]*)<', line_chart([(1, 0.5), (2, 0.6)]))
+    assert labels == ["1", "2", "step"]
+    assert "1.5" in re.findall(r'text-anchor="middle">([^<]*)<', line_chart([(1, 0.5), (2.5, 0.6)]))
+
+
+def strips(svg: str) -> list[tuple[float, float, list[str]]]:
+    """Left edge, width and lines of each strip that reads out."""
+    return [
+        (float(re.search(r'<rect x="([^"]*)"', body)[1]), float(re.search(r'width="([^"]*)"', body)[1]),
+         re.findall(r"<tspan[^>]*>([^<]*)</tspan>", body))
+        for body in re.findall(r'<g class="at">(.*?)</g>', svg)
+    ]  # fmt: skip
+
+
+def test_every_point_is_read_out_where_it_is() -> None:
+    """By hand: x from 46 to 314, left of the second axis; the strips meet halfway between the points."""
+    lines = [Line("a", [(0, 1.0), (5, 0.12345), (10, 3.0)]), Line("<b>", [(10, 7.0)], colour=1, right=True)]
+    found = strips(draw(Chart("title", "step", lines=lines)))
+    assert [(left, width) for left, width, _ in found] == [(46, 67), (113, 134), (247, 67)]
+    assert [text for *_, text in found] == [
+        ["step: 0", "a: 1"], ["step: 5", "a: 0.1235"], ["step: 10", "a: 3", "&lt;b&gt;: 7"],
+    ]  # fmt: skip
+
+
+def test_a_long_curve_is_read_out_in_part_and_written_in_full() -> None:
+    chart = Chart("title", "step", lines=[Line("a", [(n, n / 7) for n in range(1001)])])
+    assert 50 < len(strips(draw(chart))) <= 102
+    assert strips(draw(chart))[-1][2] == ["step: 1000", "a: 142.9"]
+    assert len(figures_csv(chart).splitlines()) == 1002
+
+
+def test_the_csv_has_all_figures_of_all_curves() -> None:
+    lines = [
+        Line('a, "b"', [(1, 0.1), (2, float("nan")), (3, 1 / 3)]),
+        Line("c", [(3, 5.0), (2, 4.0), (2, 4.5)], dots=True),
+    ]
+    text = figures_csv(Chart("title", "step", lines=lines))
+    assert list(csv.reader(text.splitlines())) == [
+        ["step", 'a, "b"', "c"], ["1", "0.1", ""], ["2", "", "4.0"], ["2", "", "4.5"], ["3", repr(1 / 3), "5.0"],
+    ]  # fmt: skip
+    assert figures_csv(Chart("title", "x", bars=[ChartBar("a", 0, 1, 2)])) == ""
+    figure = next(chart_figure("x", Chart("title", "step", lines=lines)))
+    assert unquote(figure.csv_link.removeprefix("data:text/csv;charset=utf-8,")) == text
+    assert not set(figure.csv_link) & set(' "<>#\n')
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_curves_of_a_later_round_name_it(language: str) -> None:
+    texts = locale(language)
+    first, later = (list(of_round(curve_figures(ROWS, texts), number, texts)) for number in (1, 2))
+    assert first == list(curve_figures(ROWS, texts))
+    title = texts("chart.scores.title")
+    assert (later[0].id, later[0].title) == ("round-2-scores", texts("chart.of_round", title=title, round=2))
 
 
 def test_bars_intervals_and_guides_are_where_they_should_be() -> None:

@@ -11,7 +11,6 @@ from html_tags import parse
 from synthetic_run import metrics_rows
 
 from lowrank_rlhf.errors import StaleRun, UserError
-from lowrank_rlhf.reports.drawing import COLOURS
 from lowrank_rlhf.reports.format import MISSING, Table
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, Locale, locale
 from lowrank_rlhf.reports.overlay import overlaid_figures
@@ -23,6 +22,7 @@ from lowrank_rlhf.reports.run_comparison import (
     comparison_page,
     read_run,
 )
+from lowrank_rlhf.reports.svg.drawing import COLOURS
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import read_json, write_json_atomic
 
@@ -166,7 +166,8 @@ def test_answers_to_the_prompts_of_all_evaluated_runs_stand_side_by_side(make: M
     assert [row.prompt for row in found.samples] == many[:SHOWN]
     apart = compared(make("p", rows=answers(["a"])), make("q", rows=answers(["b"])))
     assert (apart.samples, apart.samples_lead) == ([], ENGLISH("compare.samples.none"))
-    assert compared(one, make("none", results={"sft": {}})).samples_lead == ""
+    few = compared(one, make("none", results={"sft": {}}))
+    assert few.samples_lead == ENGLISH("compare.samples.too_few")
 
 
 class TestOverlay:

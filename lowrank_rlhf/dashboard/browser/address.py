@@ -1,6 +1,7 @@
 """Chosen run and tab in the page's address and title: a reload, a second window and the back button show the same."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -10,16 +11,19 @@ from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 # Opens the address's tab, and returns its run. Selections before that leave the address alone.
 _RESTORE = """() => {
   const parts = () => new URL(location).searchParams;
-  const button = (tab) => document.getElementById(`tab-${tab}-button`);
+  const shown = (tab) => document.getElementById(`tab-${tab}-button`);
+  // On a narrow screen the last tabs are in a menu, without ids.
+  const button = (tab) => shown(tab) || document.querySelectorAll('.overflow-dropdown button')[
+    %s.filter((name) => !shown(name)).indexOf(tab)];
   window.keepAddress = (run, tab) => {
     const address = new URL(location), own = address.searchParams, first = !own.has('run');
     if (run) own.set('run', window.shownRun = run);
     if (tab && tab !== (own.get('tab') || 'runs')) own.set('tab', tab);
     if (address.href !== location.href) history[first ? 'replaceState' : 'pushState'](null, '', address);
     const label = button(own.get('tab') || 'runs');
-    document.title = [own.get('run'), label && label.innerText, 'lowrank_rlhf'].filter(Boolean).join(' · ');
+    document.title = [own.get('run'), label && label.textContent.trim(), 'lowrank_rlhf'].filter(Boolean).join(' · ');
   };
-  window.openTab = () => { const shown = button(parts().get('tab') || 'runs'); if (shown) shown.click(); };
+  window.openTab = () => { const found = button(parts().get('tab') || 'runs'); if (found) found.click(); };
   if (parts().get('tab')) window.openTab();  // else leave the tab that was opened while the page loaded
   return parts().get('run');
 }"""
@@ -33,6 +37,11 @@ _WATCH = """window.addEventListener('popstate', () => {
   const run = new URL(location).searchParams.get('run') || '';
   if (run !== window.shownRun) trigger('select', {index: 0, value: window.shownRun = run});
 });"""
+
+
+def restore(tabs: Sequence[str]) -> str:
+    """Return the script that opens the address's tab and returns its run. `tabs`: their names, in order."""
+    return _RESTORE % json.dumps(tabs)
 
 
 def connect(loaded: Any, page: DashboardPage, tabs: Mapping[str, gr.Tab]) -> None:
@@ -49,7 +58,8 @@ def connect(loaded: Any, page: DashboardPage, tabs: Mapping[str, gr.Tab]) -> Non
     def returned(now: str | None, event: gr.SelectData) -> str | None:
         return event.value if event.value in page.runs.names() else now
 
-    loaded.then(chosen, page.run, page.run, js=_RESTORE, **QUIET).then(None, page.run, None, js=_KEEP_RUN, **QUIET)
+    restored = loaded.then(chosen, page.run, page.run, js=restore(list(tabs)), **QUIET)
+    restored.then(None, page.run, None, js=_KEEP_RUN, **QUIET)
     page.run.change(None, page.run, None, js=_KEEP_RUN, **QUIET)
     for name, tab in tabs.items():
         tab.select(None, None, None, js=_KEEP_TAB % name, **QUIET)

@@ -8,7 +8,7 @@ import gradio as gr
 from lowrank_rlhf.dashboard import exports, jobs
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note
+from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note, report_frame
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
@@ -105,8 +105,7 @@ def _report(run: Path, language: str) -> str:
         return note(str(error), "bad")
     source = f"/runs/{run.name}/{prefix(rounds[-1].number)}{_REPORT}"
     version = path.stat().st_mtime_ns
-    title = html(t("result.report", language))
     return (
         f'<p><a href="{source}#{language}" target="_blank" rel="noopener">{html(t("result.open", language))}</a></p>'
-        f'<iframe class="report" sandbox src="{source}?v={version}#{language}" title="{title}"></iframe>'
+        + report_frame(f"{source}?v={version}#{language}", t("result.report", language))
     )

@@ -55,6 +55,11 @@ def command_line(command: str, language: str) -> str:
     return f'<p class="soft">{html(t("runs.command", language))}</p><pre class="command">{html(command)}</pre>'
 
 
+def report_frame(source: str, title: str) -> str:
+    """Return a frame with a report, which may save files but run no script."""
+    return f'<iframe class="report" sandbox="allow-downloads" src="{html(source)}" title="{html(title)}"></iframe>'
+
+
 def note(text: str, kind: str = "info") -> str:
     """Return a message box of kind `info`, `good` or `bad`; empty for an empty text."""
     return f'<div class="note {kind}"><pre>{html(text)}</pre></div>' if text else ""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from lowrank_rlhf.dashboard.browser.storage import with_storage
 from lowrank_rlhf.dashboard.chat_worker import ChatUnavailable
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
@@ -17,6 +18,14 @@ from lowrank_rlhf.dashboard.text import t
 from lowrank_rlhf.errors import UserError
 
 _MAX_CHARACTERS = 8000
+# A question that is not sent yet is kept in the browser over a reload.
+_KEEP = with_storage("""(text) => {
+  if (window.questionRestored) stored((storage) => storage.setItem('lowrank-question', text));
+}""")
+_RESTORE = with_storage("""() => {
+  window.questionRestored = true;
+  return stored((storage) => storage.getItem('lowrank-question')) || '';
+}""")
 _HIDE: dict[str, Any] = gr.update(visible=False)
 
 
@@ -64,11 +73,13 @@ def build(page: DashboardPage) -> None:
         return lambda session, language: _vote(page.runs, session, language, vote)
 
     inputs = [question, session, page.run, page.language, *settings, blind]
+    gr.on(None, None, None, question, js=_RESTORE, **QUIET)
+    question.change(None, question, None, js=_KEEP, **QUIET)
     ask.click(asked, inputs, outputs, **EVENT)
     question.submit(asked, inputs, outputs, **EVENT)
     stop.click(page.chat.stop, None, None, **QUIET)
     restart.click(_restart, None, outputs, **QUIET)
-    page.run.change(_restart, None, outputs, **QUIET)
+    page.run.change(_other_run, None, outputs, **QUIET)
     page.language.change(cards, [session, page.language], answers, **QUIET)
     for button, vote in ((first, "first"), (tie, "tie"), (second, "second")):
         button.click(voted(vote), [session, page.language], [status, answers, votes, session], **EVENT)  # type: ignore[arg-type]
@@ -100,6 +111,11 @@ def _question(
 
 def _restart() -> list[Any]:
     return ["", "", "", _HIDE, ChatSession()]
+
+
+def _other_run() -> list[Any]:
+    """Start a new conversation with what is typed."""
+    return ["", "", gr.skip(), _HIDE, ChatSession()]
 
 
 def _ask(page: DashboardPage, session: ChatSession, question: _Question) -> Iterator[list[Any]]:

@@ -14,8 +14,8 @@ from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.reports.alarms import find_alarms
-from lowrank_rlhf.reports.charts import ChartFigure, curve_figures
-from lowrank_rlhf.reports.locale import locale
+from lowrank_rlhf.reports.charts import ChartFigure, curve_figures, of_round
+from lowrank_rlhf.reports.locale import Locale, locale
 from lowrank_rlhf.run.progress import duration, figure, memory
 
 _SECONDS = 2.0
@@ -61,7 +61,7 @@ def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dic
     made = {
         "state": lambda: inputs_of["state"],
         "alarms": lambda: _alarms(rows, run, language),
-        "curves": lambda: _curves(rows, language),
+        "curves": lambda: _curves(rows, round_dir.number, language),
         "samples": lambda: samples(round_dir.path, watched, evaluated, language, round_dir.number),
         "log": lambda: inputs_of["log"],
     }
@@ -117,15 +117,20 @@ def _alarms(rows: Sequence[dict[str, Any]], run: RunStatus, language: str) -> st
     return f'<h3>{html(t("watch.alarms", language))}</h3><ul class="alarms">{items}</ul>'
 
 
-def _curves(rows: Sequence[dict[str, Any]], language: str) -> str:
-    drawn = "".join(map(_figure, curve_figures(rows, locale(language))))
+def _curves(rows: Sequence[dict[str, Any]], number: int, language: str) -> str:
+    texts = locale(language)
+    drawn = "".join(_figure(figure, texts) for figure in of_round(curve_figures(rows, texts), number, texts))
     return (
         f'<div class="plots">{drawn}</div>' if drawn else f'<p class="empty">{html(t("watch.no_rows", language))}</p>'
     )
 
 
-def _figure(figure: ChartFigure) -> str:
-    return f"<figure><b>{html(figure.title)}</b>{figure.svg}<figcaption>{html(figure.hint)}</figcaption></figure>"
+def _figure(figure: ChartFigure, texts: Locale) -> str:
+    name, title = html(f"{figure.id}.csv"), html(texts("chart.csv"))
+    table = f'<a class="csv" download="{name}" href="{html(figure.csv_link)}" title="{title}">CSV</a>'
+    return (
+        f"<figure>{table}<b>{html(figure.title)}</b>{figure.svg}<figcaption>{html(figure.hint)}</figcaption></figure>"
+    )
 
 
 def _log(run: RunStatus, events: Sequence[dict[str, Any]], language: str) -> str:

@@ -7,7 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-CHART_CSS = (Path(__file__).parent / "templates" / "charts.css").read_text(encoding="utf-8")
+from lowrank_rlhf.reports.svg.axes import Range, Scale, fitted, tick_label, ticks
+from lowrank_rlhf.reports.svg.readouts import Point, Series, csv_text, readouts
+
+CHART_CSS = (Path(__file__).parents[1] / "templates" / "charts.css").read_text(encoding="utf-8")
 """Style of the charts; the page around them may define `--soft`, `--line` and the colours `--one`, `--two`."""
 COLOURS = 8
 """Number of colour classes, `c0` to `c7`."""
@@ -15,11 +18,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 22, 36
 _RIGHT_AXIS = 46
 _MAX_POINTS = 400
 _MARK_EACH = 12
-_TICKS = 4
 _LEGEND_LINE = 16
-
-Point = tuple[float, float]
-Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -74,26 +73,18 @@ class Chart:
     size: tuple[int, int] = (360, 220)
 
 
-class _Scale(NamedTuple):
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-
 @dataclass(frozen=True)
 class _Frame:
     """Positions of the axes, in pixels, and the scales along them."""
 
-    x: _Scale
-    y: _Scale | None
-    right: _Scale | None
+    x: Scale
+    y: Scale | None
+    right: Scale | None
     base: float
+    counted: bool
+    """The horizontal axis counts, such as steps."""
 
-    def scale(self, line: Line) -> _Scale:
+    def scale(self, line: Line) -> Scale:
         found = self.right if line.right else self.y
         assert found is not None  # noqa: S101 - made from these lines
         return found
@@ -104,10 +95,8 @@ def draw(chart: Chart, standalone: bool = False) -> str:
 
     A standalone one includes its style, to be saved as a file.
     """
-    lines = [
-        (line, _thinned([point for point in line.points if all(map(math.isfinite, point))])) for line in chart.lines
-    ]
-    lines = [(line, points) for line, points in lines if points]
+    finite = _finite(chart)
+    lines = [(line, _thinned(points)) for line, points in finite]
     if not lines and not chart.bars:
         return ""
     frame = _frame(chart, lines)
@@ -117,6 +106,7 @@ def draw(chart: Chart, standalone: bool = False) -> str:
         *(_bar(bar, frame) for bar in chart.bars),
         *(_guide(guide, frame) for guide in chart.guides),
         *(_line(line, points, frame) for line, points in lines),
+        *readouts(chart.x_label, _series(finite), frame.x, (_TOP, frame.base)),
     ]
     width, height = chart.size
     if chart.legend:
@@ -129,23 +119,19 @@ def draw(chart: Chart, standalone: bool = False) -> str:
     return f"{opening}>{''.join(parts)}</svg>"
 
 
-def ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
-    """Return about `count` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`."""
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+def figures_csv(chart: Chart) -> str:
+    """Return all finite points of the chart's curves as CSV; empty for a chart of bars."""
+    return csv_text(chart.x_label, _series(_finite(chart)))
 
 
-def tick_label(value: float) -> str:
-    """Format `0.25`, `1.5`, `12`, `3.4k`: as short as can be read."""
-    size = abs(value)
-    if size >= 10_000:
-        return f"{value / 1000:.3g}k"
-    if size and size < 0.001:
-        return f"{value:.1e}".replace("e-0", "e-")
-    return f"{round(value, 6):.4g}"
+def _finite(chart: Chart) -> "Drawn":
+    """Return the lines that have finite points, with these."""
+    found = [(line, [point for point in line.points if all(map(math.isfinite, point))]) for line in chart.lines]
+    return [(line, points) for line, points in found if points]
+
+
+def _series(lines: "Drawn") -> list[Series]:
+    return [Series(line.name, points, f"c{line.colour % COLOURS}") for line, points in lines if not line.thin]
 
 
 def _thinned(points: Sequence[Point]) -> Sequence[Point]:
@@ -164,20 +150,12 @@ def _frame(chart: Chart, lines: Drawn) -> _Frame:
     left, right = ([y for line, points in lines if line.right == side for _, y in points] for side in (False, True))
     left += [y for bar in chart.bars for y in (0.0, bar.height)]
     return _Frame(
-        x=_scale(across, _LEFT, end, chart.x_range, margin=0.0),
-        y=_scale(left, base, _TOP, chart.y_range) if left else None,
-        right=_scale(right, base, _TOP) if right else None,
+        x=Scale(*chart.x_range, _LEFT, end) if chart.x_range else fitted(across, _LEFT, end, margin=0.0),
+        y=Scale(*chart.y_range, base, _TOP) if left and chart.y_range else fitted(left, base, _TOP) if left else None,
+        right=fitted(right, base, _TOP) if right else None,
         base=base,
+        counted=bool(lines) and all(x == int(x) for x in across),
     )
-
-
-def _scale(
-    values: Sequence[float], start: float, end: float, given: Range | None = None, margin: float = 0.06
-) -> _Scale:
-    low, high = given or (min(values), max(values))
-    wide = 0.0 if given else margin * (high - low)
-    padding = wide if low < high else abs(low) * 0.1 or 0.5
-    return _Scale(low - padding, high + padding, start, end)
 
 
 def _text(x: float, y: float, text: str, anchor: str, colour: str = "") -> str:
@@ -191,7 +169,7 @@ def _x_axis(chart: Chart, frame: _Frame) -> Iterator[str]:
     if chart.x_names:
         yield from (_text(across((bar.start + bar.end) / 2), base + 14, bar.name, "middle") for bar in chart.bars)
     else:
-        for value in ticks(across.low, across.high, 5):
+        for value in ticks(across.low, across.high, 5, whole=frame.counted):
             yield _text(across(value), base + 14, tick_label(value), "middle")
     yield _text((across.start + across.end) / 2, chart.size[1] - 4, chart.x_label, "middle")
 

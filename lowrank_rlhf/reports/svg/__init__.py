@@ -1,0 +1,1 @@
+"""Charts as SVG: axes, drawing, and the figures behind them."""
