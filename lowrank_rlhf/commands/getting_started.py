@@ -28,6 +28,8 @@ from lowrank_rlhf.errors import ExitCode, UserError
 from lowrank_rlhf.run.progress import memory
 
 OLDEST_PYTHON = (3, 11)
+_SCHEMA = "../docs/config.schema.json"
+"""JSON schema that a preset names for editors, from the presets' folder."""
 INSTALL = "python -m pip install -r requirements.txt"
 FREE_MEMORY, FREE_DISK = 2 * 10**9, 4 * 10**9
 """Bytes that the quickstart needs: its peak memory, and disk space for a model and a run."""
@@ -140,6 +142,7 @@ def copy(
     """
     text = preset_path(name).read_text(encoding="utf-8")
     target = file or Path(f"{name}.yaml")
+    text = text.replace(_SCHEMA, Path(os.path.relpath(preset_path(name).parent / _SCHEMA, target.parent)).as_posix())
     try:
         with target.open("x", encoding="utf-8") as stream:
             stream.write(text)

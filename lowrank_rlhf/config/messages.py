@@ -115,12 +115,11 @@ def _shown(detail: ErrorDetails) -> str:
 def _instead(key: Key) -> str:
     """Suggest a key for an unknown one: a similar key of its section, or the same key of another section."""
     name, siblings = str(key[-1]), section_fields(key[:-1])
-    close = suggestion(name, siblings)
-    if close:
-        return close
     elsewhere = [section for section in Config.model_fields if name in section_fields((section,))]
     if elsewhere:
         return f' Did you mean "{elsewhere[0]}.{name}"?'
+    if close := suggestion(name, siblings):
+        return close
     if name in Config.model_fields:
         return f' Did you mean "{name}", at the top level?'
     return f" Valid keys: {', '.join(siblings)}"

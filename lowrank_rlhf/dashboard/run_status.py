@@ -149,12 +149,15 @@ class StatusReader:
 
     def _figure(self, run_dir: RunDir, state: State, marks: Mapping[str, DoneMark[StageResult]]) -> KeyFigure | None:
         """Return the win rate of a finished run, else the latest figure of the stage trained last."""
-        evaluated = _results(marks, run_dir.number).evaluate if state == "finished" else None
+        results = _results(marks, run_dir.number)
+        evaluated = results.evaluate if state == "finished" else None
         if evaluated and evaluated.win_rate is not None:
             return KeyFigure("win_rate", evaluated.win_rate)
         rows, _ = self._tails.read(run_dir.metrics.path)
         for row in reversed(rows):
             metric, key = _METRICS.get(str(row.get("stage")), ("", ""))
+            if key == "accuracy" and results.reward:  # on held-out pairs, not on the last batch
+                return KeyFigure(key, results.reward.accuracy)
             if isinstance(value := row.get(metric), int | float):
                 return KeyFigure(key, float(value))
         return None

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from torch import Tensor
 
-from lowrank_rlhf.maths.reward_gate import Weakness, weakness_of
+from lowrank_rlhf.maths.reward_gate import LEAST_PROMPTS, Weakness, weakness_of
 from lowrank_rlhf.maths.statistics import (
     Interval,
     ReliabilityBin,
@@ -110,11 +110,13 @@ def member_accuracies(groups: Sequence[Group], scores: Sequence[Tensor]) -> tupl
 
 def weakness(figures: HeldOutAccuracy) -> Weakness | None:
     """Return the weakness of the reward model by its figures, or None."""
-    return weakness_of(figures.accuracy_interval, figures.over_length_interval)
+    return weakness_of(figures.prompts_held_out, figures.accuracy_interval, figures.over_length_interval)
 
 
 def weakness_in_words(found: Weakness, figures: HeldOutAccuracy) -> str:
     """Return the weakness as a sentence without a full stop."""
+    if found == "few":
+        return f"{LEAST_PROMPTS} held-out prompts or more are needed to test a reward model, not {figures.prompts_held_out}"
     if found == "chance":
         return "the reward model is not shown to be better than chance on held-out comparisons"
     shown = "no better" if found == "length" else "not shown to be better"

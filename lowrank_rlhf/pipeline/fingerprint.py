@@ -80,7 +80,7 @@ def differences(old: Fingerprint, new: Fingerprint, finished: bool = False) -> t
     for name in before | after:
         not_known = name.startswith(SCHEME) and not (name in before and name in after)
         if before.get(name) != after.get(name) and not not_known:
-            how = "is gone" if name not in after else "is new" if name not in before else "has changed"
+            how = "is no longer read" if name not in after else "is read now" if name not in before else "has changed"
             lines.append(f"{name} {how}")
     return tuple(lines)
 

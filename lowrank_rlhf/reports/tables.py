@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from lowrank_rlhf.evaluation.answer_pair import REWARDS
 from lowrank_rlhf.preferences.judges.loading import SIMULATED
 from lowrank_rlhf.reports.alarms import Alarm, check_phrase, length_rule, reward_weakness
 from lowrank_rlhf.reports.format import (
@@ -84,6 +85,8 @@ def caveats(results: Results, texts: Locale) -> list[str]:
         found.append(texts("caveat.language_model"))
     if evaluate and evaluate.judge in SIMULATED:
         found.append(texts("caveat.simulated"))
+    if evaluate and evaluate.win_rate is not None and evaluate.judge in (None, REWARDS):
+        found.append(texts("caveat.trained_against"))
     if evaluate and evaluate.selected_on_test:
         found.append(texts("caveat.selected_on_test"))
     return found

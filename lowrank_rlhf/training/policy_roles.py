@@ -16,6 +16,13 @@ from lowrank_rlhf.training.policy_checkpoints import PolicyState
 from lowrank_rlhf.training.reward_data import about_reward
 from lowrank_rlhf.training.rollout import RewardScale
 
+_MORE = {
+    "judge": "Raise sample.prompts, with more prompts in data.prompts",
+    "human": "Add prompts and rank their answers",
+    "dataset": "Add comparisons to rank.dataset",
+}
+"""Remedy for a weak reward model, by `rank.source`."""
+
 
 def load_roles(roles: Roles, run_dir: RunDir, config: Config) -> RewardScale | None:
     """Load policy, reference and reward model for a round's training; None if no reward model is used.
@@ -31,8 +38,8 @@ def load_roles(roles: Roles, run_dir: RunDir, config: Config) -> RewardScale | N
         if config.rank.source == "human":
             _wait_for_more_rankings(about["weak"], run_dir.run)
         raise StageFailed(
-            f"ppo: {about['weak']}, so {config.align.algorithm.upper()} would only learn its mistakes. Rank more "
-            "answers, or set ppo.accept_weak_reward: true"
+            f"ppo: {about['weak']}, so {config.align.algorithm.upper()} would only learn its mistakes. "
+            f"{_MORE[config.rank.source]}, or set ppo.accept_weak_reward: true"
         )
     _load_policies(roles, run_dir)
     load_role(roles, Role.REWARD, run_dir.artifact("adapters/reward"))

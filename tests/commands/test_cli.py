@@ -130,6 +130,13 @@ class TestPresets:
         assert code == 2
         assert 'Did you mean "quickstart"?' in err
 
+    def test_a_copy_names_the_same_schema(self, command) -> None:
+        Path("presets/gpu.yaml").write_text(f"# yaml-language-server: $schema=../docs/config.schema.json\n{GOOD}")
+        Path("mine").mkdir()
+        for name, schema in (("my.yaml", "docs/config.schema.json"), ("mine/my.yaml", "../docs/config.schema.json")):
+            assert command("presets", "copy", "gpu", name)[0] == 0
+            assert Path(name).read_text().startswith(f"# yaml-language-server: $schema={schema}\n")
+
     def test_copy_replaces_nothing(self, command) -> None:
         assert command("presets", "copy", "gpu") == (0, "wrote gpu.yaml\n", "")
         assert Path("gpu.yaml").read_text() == GOOD

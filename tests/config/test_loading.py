@@ -83,6 +83,7 @@ IN_THE_FILE = [
     ("ppo:\n  kl_coeff: 1\n", 'my.yaml:4:3: ppo.kl_coeff: unknown key. Did you mean "kl_coef"?'),
     ("lora:\n  kl_coef: 1\n", 'my.yaml:4:3: lora.kl_coef: unknown key. Did you mean "ppo.kl_coef"?'),
     ("lora:\n  sft: 1\n", 'my.yaml:4:3: lora.sft: unknown key. Did you mean "sft", at the top level?'),
+    ("steps: 3\n", 'my.yaml:3:1: steps: unknown key. Did you mean "ppo.steps"?'),  # and not "stages"
     (
         "lora: {zz: 1}\n",
         "my.yaml:3:8: lora.zz: unknown key. Valid keys: rank, alpha, use_rslora, target_modules, last_layers",

@@ -78,6 +78,14 @@ def test_lines_of_a_csv_file_with_breaks_in_quotes_and_blank_lines(tmp_path: Pat
     assert bad.problem == f"{path}:6: 1 cells, expected 3. Quote cells that contain commas"
 
 
+def test_a_text_file_is_a_prompt_per_line(tmp_path) -> None:
+    (tmp_path / "my.txt").write_bytes("\ufeffHow are you?\r\n\n  [1] 你好 \n".encode())
+    found = read_rows(tmp_path / "my.txt")
+    assert [(row.number, row.fields) for row in found] == [(1, {"prompt": "How are you?"}), (3, {"prompt": "[1] 你好"})]
+    (tmp_path / "rows.txt").write_text('{"prompt": "a"}\n', encoding="utf-8")
+    assert [row.fields for row in read_rows(tmp_path / "rows.txt")] == [{"prompt": "a"}]  # JSON lines all the same
+
+
 BAD_FILES = {
     "a.csv": [
         (b"prompt;response\na;b\n", ":1: only one column. Cells must be separated by commas"),
@@ -97,10 +105,10 @@ BAD_FILES = {
     ],
     "a.jsonl.gz": [(gzip.compress(b'{"prompt": "Hi"}')[:-9], None)],
     "a.parquet": [(b"PAR1 nonsense", None)],
-    "a.txt": [
+    "a.text": [
         (
             b"Hi",
-            ": unknown file type. Expected .jsonl, .ndjson, .json, .csv, .parquet, or one of these with .gz",
+            ": unknown file type. Expected .jsonl, .ndjson, .json, .csv, .parquet, .txt, or one of these with .gz",
         )
     ],
 }

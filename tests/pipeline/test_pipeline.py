@@ -746,9 +746,9 @@ def test_differences_name_what_is_new_and_what_is_gone() -> None:
         f'b: "{"x" * 56}... -> null',
         "old: true -> (not set)",
         "new: (not set) -> 2",
-        "lost is gone",
+        "lost is no longer read",
         "other has changed",
-        "found is new",
+        "found is read now",
     )
     assert differences(old, old) == ()
     newer = Fingerprint(settings={**old.settings, "unknown to the older version": None}, inputs=old.inputs)

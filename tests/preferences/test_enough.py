@@ -33,10 +33,11 @@ def measure(run: Path, prompts: int, accuracy: float, **more) -> None:
 
 def test_the_verdict_by_intervals() -> None:
     good = Interval(0.51, 0.7)
-    assert weakness_of(Interval(0.5, 0.9), Interval(0.1, 0.2)) == "chance"
-    assert weakness_of(good, Interval(-0.2, 0.0)) == "length"
-    assert weakness_of(good, Interval(0.0, 0.2)) == "length_unclear"
-    assert weakness_of(good, Interval(0.01, 0.2)) is None
+    assert weakness_of(6, Interval(0.5, 0.9), Interval(0.1, 0.2)) == "chance"
+    assert weakness_of(6, good, Interval(-0.2, 0.0)) == "length"
+    assert weakness_of(6, good, Interval(0.0, 0.2)) == "length_unclear"
+    assert weakness_of(6, good, Interval(0.01, 0.2)) is None
+    assert weakness_of(5, Interval(1, 1), Interval(0.01, 0.2)) == "few"  # five of five right: 1/32 by chance
 
 
 def test_the_simulated_test_passes_as_the_stages_own_does() -> None:
@@ -125,7 +126,7 @@ def test_a_weak_reward_model_waits_for_people_who_have_prompts_left(tmp_path: Pa
             load_roles(None, RunDir(run), human)
         for prompt in range(2, 5):
             store.save(a_ranking(prompt, "012"))
-        with pytest.raises(StageFailed, match="Rank more answers, or set"):
+        with pytest.raises(StageFailed, match="or set ppo.accept_weak_reward"):
             load_roles(None, RunDir(run), human)
 
 

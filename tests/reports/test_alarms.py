@@ -261,7 +261,7 @@ def test_calibration_counts_prompts_and_allows_for_chance() -> None:
     assert ids([], results(summaries)) == []
 
 
-@pytest.mark.parametrize("weakness", ["chance", "length", "length_unclear"])
+@pytest.mark.parametrize("weakness", ["few", "chance", "length", "length_unclear"])
 def test_a_weak_reward_model(weakness: str) -> None:
     summaries = all_summaries()
     summaries["reward"]["weakness"] = weakness

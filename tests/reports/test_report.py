@@ -17,7 +17,7 @@ from lowrank_rlhf.reports.charts import CURVES, curve_figures
 from lowrank_rlhf.reports.format import number, percent_interval, series
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
 from lowrank_rlhf.reports.render import write_report
-from lowrank_rlhf.reports.tables import comparison, details, headline
+from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
 from lowrank_rlhf.reports.templating import code_span, markdown_text
 from lowrank_rlhf.reports.terminal import summary_message
 from lowrank_rlhf.run.directory import RunDir
@@ -175,6 +175,13 @@ def test_headline_and_verdict() -> None:
     assert lines()[0] == ENGLISH("headline.sft", examples=506, steps=64)
     summaries = {}
     assert lines()[1] == CHINESE("headline.none")
+
+
+@pytest.mark.parametrize(("judge", "shown"), [(None, True), ("rewards", True), ("plain-language", False)])
+def test_a_win_rate_by_what_the_policy_was_trained_on_is_no_verdict(judge, shown) -> None:
+    summaries = all_summaries()
+    summaries["evaluate"] |= {"judge": judge}
+    assert (ENGLISH("caveat.trained_against") in caveats(results(summaries), ENGLISH)) == shown
 
 
 def test_the_headline_follows_the_alarms() -> None:

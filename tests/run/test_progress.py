@@ -53,6 +53,19 @@ def test_the_memory_is_on_the_line() -> None:
     assert re.search(r"  0%  \d+(\.\d)? [GM]iB$", stream.getvalue().strip())
 
 
+def test_the_first_units_of_many_give_no_pace() -> None:
+    """They include loading: the first of 256 texts took 9 s, each of the others 10 ms."""
+    clock = Clock()
+    progress, stream = plain(clock)
+    with progress, progress.track("rank", total=256, unit="prompts") as bar:
+        clock.time += 9
+        bar.advance(1)
+        assert bar.seconds_left() == (None, None)
+        clock.time += 0.5
+        bar.advance(50)
+        assert bar.seconds_left() == (pytest.approx(205 * 0.01), None)
+
+
 def test_the_pace_is_of_this_process_alone() -> None:
     clock = Clock()
     progress, stream = plain(clock)

@@ -319,7 +319,8 @@ def test_the_difference_to_length_is_paired_and_goes_by_the_better_rule() -> Non
     assert figures.over_length == pytest.approx(1 - 2 / 3)
     # c is drawn never with probability 8/27 and each time with 1/27: both are beyond 2.5 %.
     assert figures.over_length_interval == (0.0, 1.0)
-    assert weakness(figures) == "length_unclear"
+    assert weakness(figures) == "few"
+    assert weakness(replace(figures, prompts_held_out=6)) == "length_unclear"
 
 
 @pytest.mark.parametrize(
@@ -338,7 +339,7 @@ def test_the_difference_to_length_is_paired_and_goes_by_the_better_rule() -> Non
 def test_weakness(interval, longer, over_length, expected) -> None:
     figures = HeldOutAccuracy(
         pairs_held_out=9,
-        prompts_held_out=3,
+        prompts_held_out=6,
         accuracy=0.7,
         accuracy_interval=Interval(*interval),
         longer_wins=longer,

@@ -76,7 +76,7 @@ _INSPECTED = [
         ('my.jsonl: no rows. Expected one object like {"prompt": "..."} per line\n',),
         {"my.jsonl": "\n\n"},
     ),
-    Case("inspect not known", "data inspect my.txt", ("my.txt: unknown file type",), {"my.txt": "Hello\n"}),
+    Case("inspect not known", "data inspect my.doc", ("my.doc: unknown file type",), {"my.doc": "Hello\n"}),
     Case(
         "inspect damaged gzip", "data inspect my.jsonl.gz", ("my.jsonl.gz: the gzip",), {"my.jsonl.gz": b"\x1f\x8b\x08"}
     ),

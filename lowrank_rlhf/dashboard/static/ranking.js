@@ -95,7 +95,7 @@ function onKey(event) {
   if (event.metaKey || ((event.ctrlKey || event.altKey) && !graphic)) return;
   if (event.key !== 'Enter' && event.key !== 'Backspace' && (event.key.length !== 1 || event.key === ' ')) return;
   const control = where.closest('button, a, summary, [role="tab"], [role="button"]');
-  if (event.key === 'Enter' && control && (!element.contains(control) || control.matches(':focus-visible'))) return;
+  if (event.key === 'Enter' && control && control.matches(':focus-visible')) return;
   if (event.key === 'q' || event.key === 'Q') return; // quits the terminal labeller; here one closes the tab
   event.preventDefault();
   press(event.key);

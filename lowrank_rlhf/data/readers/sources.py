@@ -12,6 +12,7 @@ from lowrank_rlhf.data.readers.hub import SCHEME, hub_rows, parse_source
 from lowrank_rlhf.data.readers.json_lines import json_rows
 from lowrank_rlhf.data.readers.rows import MOST_UNPACKED, BadRow, Row
 from lowrank_rlhf.data.readers.tables import csv_rows, parquet_rows
+from lowrank_rlhf.data.readers.text_lines import text_rows
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.sources.remote.modelscope import SCHEME as MODELSCOPE
 from lowrank_rlhf.sources.remote.modelscope import data_source, modelscope_file
@@ -29,11 +30,12 @@ READERS: dict[str, Reader] = {
     ".json": json_rows,
     ".csv": csv_rows,
     ".parquet": parquet_rows,
+    ".txt": text_rows,
 }
 
 
 def read_rows(source: str | Path) -> list[Row | BadRow]:
-    """Return all rows of a file (JSONL, a JSON list, CSV or Parquet, also with .gz) or of `hub:OWNER/NAME`.
+    """Return all rows of a file (JSONL, a JSON list, CSV, Parquet or lines of text, also with .gz) or of `hub:OWNER/NAME`.
 
     Raises `UserError` if the source cannot be read, or if an error makes the rest of it unreadable.
     """
@@ -42,7 +44,9 @@ def read_rows(source: str | Path) -> list[Row | BadRow]:
         return hub_rows(str(source))
     content = _content(path)
     kind = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
-    reader = READERS.get(kind.lower()) or _by_content(content)
+    reader = READERS.get(kind.lower())
+    if reader in (None, text_rows):  # JSON lines in a file of another name
+        reader = _by_content(content) or reader
     if reader is None:
         raise UserError(f"{path}: unknown file type. Expected {', '.join(READERS)}, or one of these with .gz")
     if reader is not parquet_rows:
