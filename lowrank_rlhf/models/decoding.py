@@ -53,13 +53,16 @@ def prefill(
     rows = torch.arange(len(prompts), device=model.device).repeat_interleave(repeats)  # one prefill per prompt, then
     select_rows(cache, rows)  # K rows each, P -> P x K; the caches of linear attention have this way to select only
     states, attention, position = states[rows], attention[rows], position[rows, -1:]
-    if poll is not None and model.device.type == "cuda" and can_record(model, cache):
+    if poll is not None and model.device.type == "cuda" and has_plain_attention(model, cache):
         return states, RecordedSteps(model, cache, attention, position, max_steps, poll)
     return states, GrowingSteps(model, cache, attention, position)
 
 
-def can_record(model: PreTrainedModel, cache: DynamicCache) -> bool:
-    """Return True if every step runs the same kernels: no sliding window, no positions scaled by the length."""
+def has_plain_attention(model: PreTrainedModel, cache: DynamicCache) -> bool:
+    """Return True if every token attends by mask and position alone: no sliding window, no positions scaled by length.
+
+    Every decoding step then runs the same kernels.
+    """
     text = model.config.get_text_config(decoder=True)
     rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
     boolean = text._attn_implementation in ("sdpa", SHORT_ATTENTION)  # others add the mask, which is boolean here

@@ -28,7 +28,8 @@ from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
-from lowrank_rlhf.models.scoring import require_finite, score_features
+from lowrank_rlhf.models.scoring import require_finite
+from lowrank_rlhf.models.shared_prompts import answer_features
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.preferences.reward_tests import RewardTest, record_reward_test
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
@@ -210,13 +211,13 @@ def _statistics(scores: Tensor, of: ScoresOf) -> ScoreStatistics:
 
 def _features(roles: Roles, groups: Sequence[Group], pooling: str, progress: Progress) -> list[Tensor]:
     """Return the features of each group's answers that the head reads, (K, h) each, on the CPU."""
-    rows = rows_of(groups, roles.base)
+    prompts, answers = [group.prompt for group in groups], [group.answers for group in groups]
 
     def read() -> Tensor:
-        with progress.track("reward", len(rows), "answers read") as bar:
-            return score_features(roles, Role.REWARD, rows, pooling, bar.advance)
+        with progress.track("reward", sum(map(len, answers)), "answers read") as bar:
+            return answer_features(roles, Role.REWARD, prompts, answers, pooling, bar.advance)
 
-    features = roles.base.limits.retry(read, max(rows.lengths())).cpu()
+    features = roles.base.limits.retry(read, max(group.width for group in groups)).cpu()
     require_finite(Role.REWARD, "hidden states", features, prompts_of(groups))
     return split_scores(features, groups)
 

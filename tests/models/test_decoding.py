@@ -7,7 +7,7 @@ from tiny_sampling import LENGTH, PROMPTS, naive, sample
 from transformers import LlamaConfig
 
 from lowrank_rlhf.models import decoding
-from lowrank_rlhf.models.decoding import GrowingSteps, RecordedSteps, can_record, prefill
+from lowrank_rlhf.models.decoding import GrowingSteps, RecordedSteps, has_plain_attention, prefill
 from lowrank_rlhf.models.generation import generating_as
 from lowrank_rlhf.models.layers.kv_cache import growing_cache
 from lowrank_rlhf.models.roles import Role
@@ -18,14 +18,14 @@ SERVED = ("llama", "qwen2", "qwen3", "phi3")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_sliding_windows_and_capped_scores_are_not_recorded(tiny_base, architecture) -> None:
     model = tiny_base(architecture=architecture).model
-    assert can_record(model, growing_cache(model.config)) == (architecture in SERVED)
+    assert has_plain_attention(model, growing_cache(model.config)) == (architecture in SERVED)
 
 
 @pytest.mark.parametrize(("rope", "recorded"), [("default", True), ("yarn", True), ("dynamic", False)])
 def test_positions_that_depend_on_the_length_are_not_recorded(tiny_base, rope, recorded) -> None:
     model = tiny_base().model
     model.config.rope_parameters = {**model.config.rope_parameters, "rope_type": rope}
-    assert can_record(model, growing_cache(LlamaConfig(num_hidden_layers=2))) == recorded
+    assert has_plain_attention(model, growing_cache(LlamaConfig(num_hidden_layers=2))) == recorded
 
 
 @pytest.mark.parametrize("architecture", SERVED)

@@ -503,7 +503,7 @@ def test_a_score_that_is_not_finite_orders_nothing(tiny_folder, tmp_path, monkey
     session = make_session(make_config(tiny_folder(), reward__epochs=1, reward__fit_head_first=first), tmp_path)
     save_sft(session)
     write_ranked(session, *separable(4))
-    scored, read = reward_metrics.score_tokens, reward.score_features
+    scored, read = reward_metrics.score_tokens, reward.answer_features
 
     def spoilt_scores(roles, role, batch):
         found = scored(roles, role, batch)
@@ -517,7 +517,7 @@ def test_a_score_that_is_not_finite_orders_nothing(tiny_folder, tmp_path, monkey
 
     monkeypatch.setattr(reward_metrics, "score_tokens", spoilt_scores)
     if first:
-        monkeypatch.setattr(reward, "score_features", spoilt_features)
+        monkeypatch.setattr(reward, "answer_features", spoilt_features)
     what = "hidden states" if first else "scores"
     with pytest.raises(
         ModelNotFinite, match=rf"the reward model's {what} of 1 of 16 answers are NaN or infinite \(prompts \S+\)\. Set"
