@@ -156,7 +156,9 @@ class StatusReader:
         rows, _ = self._tails.read(run_dir.metrics.path)
         for row in reversed(rows):
             metric, key = _METRICS.get(str(row.get("stage")), ("", ""))
-            if key == "accuracy" and results.reward:  # on held-out pairs, not on the last batch
+            if (
+                key == "accuracy" and results.reward and results.reward.accuracy is not None
+            ):  # on held-out pairs, not on the last batch
                 return KeyFigure(key, results.reward.accuracy)
             if isinstance(value := row.get(metric), int | float):
                 return KeyFigure(key, float(value))

@@ -116,7 +116,7 @@ def weakness(figures: HeldOutAccuracy) -> Weakness | None:
 def weakness_in_words(found: Weakness, figures: HeldOutAccuracy) -> str:
     """Return the weakness as a sentence without a full stop."""
     if found == "few":
-        return f"{LEAST_PROMPTS} held-out prompts or more are needed to test a reward model, not {figures.prompts_held_out}"
+        return f"the reward model was tested on {figures.prompts_held_out} held-out prompts, fewer than {LEAST_PROMPTS}"
     if found == "chance":
         return "the reward model is not shown to be better than chance on held-out comparisons"
     shown = "no better" if found == "length" else "not shown to be better"

@@ -10,13 +10,13 @@ import numpy as np
 from lowrank_rlhf.maths.statistics import Floats, Interval
 
 Weakness = Literal["few", "chance", "length", "length_unclear"]
-"""Reason that a reward model is too weak to optimise against: fewer than `LEAST_PROMPTS` held-out prompts, not shown to be
-better than chance, no better than the rule by length, or not shown to be better than that rule. Versions up to 0.1 compared two point estimates for
-`length`."""
+"""Reason that a reward model is too weak to optimise against: fewer than `LEAST_PROMPTS` held-out prompts, not shown
+to be better than chance, no better than the rule by length, or not shown to be better than that rule. Versions up to
+0.1 compared two point estimates for `length`."""
 
 LEAST_PROMPTS = 6
-"""Held-out prompts that can show anything: six of six right has a probability of 1/64 by chance, five of five 1/32, above
-the 2.5 % of one side of the interval. The bootstrap of one prompt has no width at all."""
+"""Held-out prompts that can show anything: six of six right has a probability of 1/64 by chance, five of five of 1/32,
+above the 2.5 % of one side of the interval. The bootstrap of one prompt has no width at all."""
 POWER = 0.8
 """Expected pass rate at which a number of prompts is enough."""
 PROMPTS = (12, 24, 36, 48, 60, 80, 100, 120, 150, 180, 210, 250, 300, 400, 500, 700, 1000)
@@ -25,7 +25,7 @@ _RUNS, _RESAMPLES = 200, 200
 
 
 def weakness_of(prompts: int, accuracy: Interval, over_length: Interval) -> Weakness | None:
-    """Return the weakness of a reward model tested on held-out prompts, or None if it is good enough to optimise against.
+    """Return the weakness of a reward model tested on `prompts` held-out prompts, or None for a good one.
 
     Both comparisons are by 95 % intervals over prompts, the one with the rule by length paired. Two point estimates
     would call a model that equals the rule better than it in about half of all cases.

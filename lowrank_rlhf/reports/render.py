@@ -77,8 +77,7 @@ def write_report(run_dir: RunDir, results: Results, eval_rows: Rows, out: Path) 
     metrics, rounds = list(run_dir.metrics.read()), read_rounds(run_dir, results)
     measured = read_harness_result(run_dir), read_reward_bench_results(run_dir)
     views = [
-        _view(metrics, results, eval_rows, rounds, measured, run_dir.number, locale(language))
-        for language in LANGUAGES
+        _view(metrics, results, eval_rows, rounds, measured, run_dir.number, locale(language)) for language in LANGUAGES
     ]
     name = run_dir.run.name if run_dir.number == 1 else f"{run_dir.run.name}/{run_dir.path.name}"
     page = html_environment().get_template("report.html.j2").render(run=name, views=views, featured=FEATURED)

@@ -41,7 +41,7 @@ from lowrank_rlhf.run.results import Claim, RewardResult, ScoresOf, ScoreStatist
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import SCALE_PROMPTS
 from lowrank_rlhf.training.prompts import first_fitting, max_prompt_tokens
-from lowrank_rlhf.training.reward_data import Group, bootstrapped, read_groups, rows_of, split_groups, split_scores
+from lowrank_rlhf.training.reward_data import Group, bootstrapped, read_groups, split_groups, split_scores
 from lowrank_rlhf.training.rewards.ensemble import Ensemble, common_scale
 from lowrank_rlhf.training.rewards.reward_head import HeadFit, fit_head, with_length
 from lowrank_rlhf.training.rewards.reward_training import train_adapter

@@ -126,7 +126,7 @@ def test_a_weak_reward_model_waits_for_people_who_have_prompts_left(tmp_path: Pa
             load_roles(None, RunDir(run), human)
         for prompt in range(2, 5):
             store.save(a_ranking(prompt, "012"))
-        with pytest.raises(StageFailed, match="or set ppo.accept_weak_reward"):
+        with pytest.raises(StageFailed, match=r"rank their answers, or set ppo\.accept_weak"):
             load_roles(None, RunDir(run), human)
 
 

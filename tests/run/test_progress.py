@@ -56,7 +56,7 @@ def test_the_memory_is_on_the_line() -> None:
 def test_the_first_units_of_many_give_no_pace() -> None:
     """They include loading: the first of 256 texts took 9 s, each of the others 10 ms."""
     clock = Clock()
-    progress, stream = plain(clock)
+    progress, _ = plain(clock)
     with progress, progress.track("rank", total=256, unit="prompts") as bar:
         clock.time += 9
         bar.advance(1)

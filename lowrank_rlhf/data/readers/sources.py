@@ -35,7 +35,7 @@ READERS: dict[str, Reader] = {
 
 
 def read_rows(source: str | Path) -> list[Row | BadRow]:
-    """Return all rows of a file (JSONL, a JSON list, CSV, Parquet or lines of text, also with .gz) or of `hub:OWNER/NAME`.
+    """Return all rows of a file (JSONL, a JSON list, CSV, Parquet or text, also with .gz) or of `hub:OWNER/NAME`.
 
     Raises `UserError` if the source cannot be read, or if an error makes the rest of it unreadable.
     """
