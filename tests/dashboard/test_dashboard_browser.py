@@ -157,8 +157,11 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
         assert texts(page, ".card .question") == [f"question {NASTY[:20]}"] * 3
 
         page.check("#blind input")
-        page.fill("#question textarea", "question 2")
-        page.click("#ask")
+        page.fill("#question textarea", "question")
+        page.press("#question textarea", "Shift+Enter")
+        page.type("#question textarea", "2")
+        assert page.input_value("#question textarea") == "question\n2"
+        page.press("#question textarea", "Enter")
         page.click("#vote-first")
         page.wait_for_selector("#talk-status .note.good")
         assert re.search(r"A was (SFT|Policy), B was (SFT|Policy)", page.inner_text("#talk-status"))
@@ -314,6 +317,17 @@ def test_run_and_tab_are_in_the_address(hundred, open_page) -> None:
     wait_until_shown(page, first, "runs")
     page.go_forward()
     wait_until_shown(page, "run7", "runs")
+
+
+def test_a_run_made_after_the_server_started_is_found_by_its_address(tmp_path, open_page) -> None:
+    make_run(tmp_path / "runs", "early")
+    with page_server(tmp_path / "runs") as (url, _):
+        make_run(tmp_path / "runs", "later")
+        page = open_page(url)
+        page.goto(f"{url}?run=early")
+        wait_until_shown(page, "early", "runs")
+        page.goto(f"{url}?run=later&tab=watch")
+        wait_until_shown(page, "later", "watch")
 
 
 def test_an_address_of_no_run_keeps_the_chosen_one(hundred, open_page) -> None:
