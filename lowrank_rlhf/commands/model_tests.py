@@ -84,11 +84,10 @@ class ModelTests:
         kept = KeptValues(self.run_dir.artifact(HARNESS_VALUES))
         models = {"base": None, **{name.removeprefix("adapters/"): self.run_dir.artifact(name) for name in ADAPTERS}}
         figures = measure_benchmarks(roles, models, self.tasks, self.config, kept, progress)
-        longest, earlier = self.config.model.max_length, read_harness_result(self.run_dir)
-        if earlier and earlier.max_length == longest:
+        if earlier := read_harness_result(self.run_dir):
             tasks = {figure.task for figure in figures}
             figures = [*(figure for figure in earlier.figures if figure.task not in tasks), *figures]
-        result = HarnessResult(adapters=adapter_sums(self.run_dir), max_length=longest, figures=tuple(figures))
+        result = HarnessResult(adapters=adapter_sums(self.run_dir), figures=tuple(figures))
         record = result.model_dump(mode="json")
         self._save(HARNESS_FILE, record, progress)
         return record

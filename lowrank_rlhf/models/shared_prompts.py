@@ -5,14 +5,14 @@ positions continue the prompt's, so that the states are those of separate rows u
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lowrank_rlhf.maths.masking import pool
 from lowrank_rlhf.maths.sequences import micro_batches, pack
+from lowrank_rlhf.models.batch_limits import is_out_of_memory
 from lowrank_rlhf.models.decoding import has_plain_attention
 from lowrank_rlhf.models.layers.kv_cache import growing_cache
 from lowrank_rlhf.models.layers.partial_forward import partial_forward
@@ -99,7 +99,8 @@ def answer_features(
     """
     rows = shared_rows(prompts, answers, min(LONGEST_ROW, roles.base.limits.tokens))
     most = max(rows, key=lambda row: len(row.answers))
-    if len(most.answers) == 1 or not _agrees(roles, role, most, pooling):
+    agreed = len(most.answers) > 1 and _agrees(roles, role, most, pooling)
+    if roles.group.sum(int(agreed)) < roles.group.world_size:  # all processes read alike
         prompt_of_each = [prompt for prompt, own in zip(prompts, answers, strict=True) for _ in own]
         batch = pack(prompt_of_each, [answer for own in answers for answer in own], roles.base.pad, roles.base.device)
         return score_features(roles, role, batch, pooling, on_answers)
@@ -131,15 +132,22 @@ def _features(roles: Roles, rows: Sequence[SharedRow], pooling: str) -> Tensor:
 
 
 def _agrees(roles: Roles, role: Role, row: SharedRow, pooling: str) -> bool:
-    """Compare a row's features with those of separate rows: some models read no positions or masks of this form."""
+    """Compare the features of two of a row's answers with those of separate rows.
+
+    Some models read no positions or masks of this form.
+    """
     model = roles.base.model
     if roles.base.by_unsloth or not has_plain_attention(model, growing_cache(model.config)):
         return False
+    row = replace(row, answers=row.answers[:2], index=row.index[:2])
     batch = pack([row.prompt] * len(row.answers), row.answers, roles.base.pad, roles.base.device)
     with roles.acting_as(role):
         states = roles.hidden(batch).float()
         expected = pool(states, batch.response, pooling)  # (K, h)
-        with suppress(ValueError, TypeError, RuntimeError, NotImplementedError):
+        try:
             found = _features(roles, [row], pooling)
-            return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
-    return False
+        except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            return False
+    return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())

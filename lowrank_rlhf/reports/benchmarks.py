@@ -87,8 +87,9 @@ def harness_table(result: HarnessResult, texts: Locale) -> Table:
         )
         for figure in result.figures
     )
+    lengths = ", ".join(map(str, sorted({figure.max_length for figure in result.figures})))
     header = tuple(texts(f"column.{name}") for name in ("task", "metric", "rows", "base", "sft", "policy"))
-    return Table(texts("harness.title"), texts("harness.lead", max_length=result.max_length), header, rows)
+    return Table(texts("harness.title"), texts("harness.lead", max_length=lengths), header, rows)
 
 
 def _harness_value(found: HarnessValue | None) -> str:

@@ -21,8 +21,6 @@ from lowrank_rlhf.run.progress_file import StageProgress, remove_progress, write
 
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_FILES = 1.0
-_LEAST_SHARE = 0.05
-"""Share of a task that its first units must have to give a pace: one of 256 says little but how long loading took."""
 _ONCE_MORE = b" Press Ctrl-C again to stop immediately."
 _STOPPED = "Stopped; {saved}. To resume, rerun the same command."
 
@@ -42,15 +40,15 @@ class Bar:
     ) -> None:
         self.name, self.total, self.unit, self.count = name, total, unit, done
         self._later = later
-        self._before, self._clock, self._started = done, clock, clock()
-        self._first: tuple[int, float] | None = None  # count and time after the first units, which load and warm up
+        self._done, self._before, self._clock, self._started = done, done, clock, clock()
         self.figures: dict[str, float] = {}
         self.on_change: Callable[[], None] = lambda: None
 
     def advance(self, count: int = 1, **figures: float) -> None:
         """Count finished units and update figures; `tokens_per_second` is shown as `340 tokens/s`."""
+        if self.count == self._done and count < (self.total - self._done) / 20:  # the pace of loading, not of the task
+            self._before, self._started = self.count + count, self._clock()
         self.count += count
-        self._first = self._first or (self.count, self._clock())
         self.figures.update(figures)
         self.on_change()
 
@@ -67,21 +65,13 @@ class Bar:
 
     def seconds_left(self) -> tuple[float | None, float | None]:
         """Return the estimates for the task and for the run; None until there is a pace, and at the end."""
-        pace, left = self._pace(), self.total - self.count
-        if pace is None or left <= 0:
+        fresh = self.count - self._before  # units of an earlier process do not count for this one's pace
+        left = self.total - self.count
+        if fresh <= 0 or left <= 0:
             return None, None
+        pace = (self._clock() - self._started) / fresh
         later = self._later(pace * self.total) if self._later else None
         return pace * left, pace * left + later if later else None
-
-    def _pace(self) -> float | None:
-        """Return the seconds per unit of this process, without its first units where they would mislead."""
-        if self._first is None:
-            return None
-        first, after = self._first
-        if self.count > first:
-            return (self._clock() - after) / (self.count - first)
-        few = first - self._before < _LEAST_SHARE * (self.total - self._before)
-        return None if few else (after - self._started) / (first - self._before)
 
     def _eta(self) -> list[str]:
         own, run = self.seconds_left()

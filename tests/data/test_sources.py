@@ -79,9 +79,12 @@ def test_lines_of_a_csv_file_with_breaks_in_quotes_and_blank_lines(tmp_path: Pat
 
 
 def test_a_text_file_is_a_prompt_per_line(tmp_path) -> None:
-    (tmp_path / "my.txt").write_bytes("\ufeffHow are you?\r\n\n  [1] 你好 \n".encode())
+    (tmp_path / "my.txt").write_bytes("\ufeff[a tutor] How are you?\r\n\u3000\n  {x} 你好 \n".encode())
     found = read_rows(tmp_path / "my.txt")
-    assert [(row.number, row.fields) for row in found] == [(1, {"prompt": "How are you?"}), (3, {"prompt": "[1] 你好"})]
+    assert [(row.number, row.fields) for row in found] == [
+        (1, {"prompt": "[a tutor] How are you?"}),
+        (3, {"prompt": "{x} 你好"}),
+    ]
     (tmp_path / "rows.txt").write_text('{"prompt": "a"}\n', encoding="utf-8")
     assert [row.fields for row in read_rows(tmp_path / "rows.txt")] == [{"prompt": "a"}]  # JSON lines all the same
 

@@ -17,7 +17,8 @@ from lowrank_rlhf.models.roles import Roles
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo, reward, sft
-from lowrank_rlhf.training.rewards import reward_training, rollout
+from lowrank_rlhf.training import rollout
+from lowrank_rlhf.training.rewards import reward_training
 
 SECONDS = 2.0
 

@@ -195,8 +195,8 @@ class TestProgressFile:
                 state = read_progress(tmp_path)
                 assert (state.stage, state.unit, state.done, state.total) == ("ppo", "steps", 12, 100)
                 assert state.figures == {"kl": 0.5}
-                assert state.seconds_left == pytest.approx(11 / 2 * 88)
-                assert state.run_seconds_left == pytest.approx(11 / 2 * 88 + 2 * 11 / 2 * 100)
+                assert state.seconds_left == pytest.approx(11 * 88)  # without the first step
+                assert state.run_seconds_left == pytest.approx(11 * 88 + 2 * 11 * 100)
             progress.stage(2, 6, "evaluate", "compare")
             assert read_progress(tmp_path) is None
 

@@ -58,9 +58,8 @@ def connect(loaded: Any, page: DashboardPage, tabs: Mapping[str, gr.Tab]) -> Non
     def returned(now: str | None, event: gr.SelectData) -> str | None:
         return event.value if event.value in page.runs.names() else now
 
-    # Not through the selector: Gradio refuses a run that was made after the server started.
-    asked = gr.Textbox(visible=False)
-    restored = loaded.then(chosen, asked, page.run, js=restore(list(tabs)), **QUIET)
+    # Without preprocessing: Gradio would refuse a run that was made after the server started.
+    restored = loaded.then(chosen, page.run, page.run, js=restore(list(tabs)), preprocess=False, **QUIET)
     restored.then(None, page.run, None, js=_KEEP_RUN, **QUIET)
     page.run.change(None, page.run, None, js=_KEEP_RUN, **QUIET)
     for name, tab in tabs.items():

@@ -95,7 +95,7 @@ function onKey(event) {
   if (event.metaKey || ((event.ctrlKey || event.altKey) && !graphic)) return;
   if (event.key !== 'Enter' && event.key !== 'Backspace' && (event.key.length !== 1 || event.key === ' ')) return;
   const control = where.closest('button, a, summary, [role="tab"], [role="button"]');
-  if (event.key === 'Enter' && control && control.matches(':focus-visible')) return;
+  if (event.key === 'Enter' && control && (!element.contains(control) || control.matches(':focus-visible'))) return;
   if (event.key === 'q' || event.key === 'Q') return; // quits the terminal labeller; here one closes the tab
   event.preventDefault();
   press(event.key);
@@ -114,6 +114,12 @@ function onClick(event) {
   const answer = Number(node.dataset.answer);
   if (screen.draft.left.includes(answer)) send({ do: 'key', key: LABELS[answer] });
   else send({ do: 'arrange', tiers: without(tiersNow(), answer) });
+}
+
+// A mouse leaves no focus on a tab either: Enter, typed after a click on tab Rank, would open the tab again.
+function onTab(event) {
+  const tab = event.detail && event.target.closest('[role="tab"]');
+  if (tab) tab.blur();
 }
 
 function act(action) {
@@ -178,7 +184,7 @@ function unclip() {
 function onSign() { active = true; }
 
 const listeners = [[document, 'keydown', onKey], [document, 'visibilitychange', onHide], [document, 'pointermove', onSign],
-  [document, 'keydown', onSign], [element, 'click', onClick]];
+  [document, 'keydown', onSign], [element, 'click', onClick], [document, 'click', onTab]];
 for (const kind of ['dragstart', 'dragover', 'dragend', 'drop']) listeners.push([element, kind, onDrag]);
 for (const [target, kind, call] of listeners) target.addEventListener(kind, call);
 const beat = setInterval(onBeat, 20000);

@@ -46,7 +46,7 @@ def _single_object(content: bytes) -> dict[str, Any] | None:
     with suppress(ValueError, RecursionError):
         if not rest.strip():
             found = _parsed(first.decode())
-        elif not _is_object(first):
+        elif not is_object(first):
             found = _parsed(content.decode())
         else:
             return None
@@ -54,7 +54,8 @@ def _single_object(content: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _is_object(line: bytes) -> bool:
+def is_object(line: bytes) -> bool:
+    """Return True for a line that is a JSON object."""
     with suppress(ValueError, RecursionError):
         return isinstance(json.loads(line), dict)
     return False

@@ -44,9 +44,7 @@ def read_rows(source: str | Path) -> list[Row | BadRow]:
         return hub_rows(str(source))
     content = _content(path)
     kind = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
-    reader = READERS.get(kind.lower())
-    if reader in (None, text_rows):  # JSON lines in a file of another name
-        reader = _by_content(content) or reader
+    reader = READERS.get(kind.lower()) or _by_content(content)
     if reader is None:
         raise UserError(f"{path}: unknown file type. Expected {', '.join(READERS)}, or one of these with .gz")
     if reader is not parquet_rows:

@@ -58,7 +58,7 @@ def measure_benchmarks(
                 log_samples=False,
                 bootstrap_iters=1000,
             )
-            for figure in _figures(result, name):
+            for figure in _figures(result, name, config.model.max_length):
                 known = found.get((figure.task, figure.metric), figure)
                 found[figure.task, figure.metric] = known.model_copy(update={"values": known.values | figure.values})
     return list(found.values())
@@ -80,7 +80,7 @@ def _count(manager: Any, task: str) -> int:
         raise UserError(f"--benchmark {task}: its data cannot be loaded ({first})") from None
 
 
-def _figures(result: Mapping[str, Any], model: str) -> list[HarnessFigure]:
+def _figures(result: Mapping[str, Any], model: str, longest: int) -> list[HarnessFigure]:
     """Return every metric of the groups, and of the tasks that are in no group."""
     inside = {task for tasks in result.get("group_subtasks", {}).values() for task in tasks}
     found = []
@@ -98,7 +98,7 @@ def _figures(result: Mapping[str, Any], model: str) -> list[HarnessFigure]:
             interval = (value - _NORMAL * error, value + _NORMAL * error) if known else None
             label = metric if filtered == "none" else f"{metric} ({filtered})"
             values = {model: HarnessValue(value=value, interval=interval)}
-            found.append(HarnessFigure(task=task, metric=label, rows=rows, values=values))
+            found.append(HarnessFigure(task=task, metric=label, rows=rows, max_length=longest, values=values))
     return found
 
 

@@ -57,8 +57,14 @@ class HarnessModel(TemplateLM):
         messages = control_tokens(self._tokenizer).escaped(chat_history)
         if add_generation_prompt:
             return render(self._tokenizer, messages)
-        before, answer, _ = render(self._tokenizer, messages, answered=True).rpartition(messages[-1]["content"])
-        return before + answer
+        begun = messages[-1]["content"]
+        kept = begun.strip()  # templates trim
+        if not kept:
+            return render(self._tokenizer, messages[:-1]) + begun
+        before, found, _ = render(self._tokenizer, messages, answered=True).rpartition(kept)
+        if not found:
+            raise UserError("--benchmark: the chat template changes the beginning of an answer that the task gives")
+        return before + found + begun[len(begun.rstrip()) :]
 
     def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
         """Raise `UserError`: the perplexity of whole texts is not measured here."""
@@ -70,6 +76,7 @@ class HarnessModel(TemplateLM):
         """Return log-probability of each continuation, and whether every token of it is the most likely one."""
         if max(len(answer) for _, _, answer in requests) >= self._max_length:
             raise UserError(f"an answer of the task exceeds model.max_length={self._max_length}; add a larger one")
+        self._report_cut([len(context) + len(answer) for _, context, answer in requests])
         cut = [(context[-(self._max_length - len(answer)) :], answer) for _, context, answer in requests]
         found = self._batched("likelihood", cut, self._likelihoods)
         return [(likelihood, greedy) for likelihood, greedy in found]
@@ -86,7 +93,9 @@ class HarnessModel(TemplateLM):
                 )
             chosen = [index for index, each in enumerate(settings) if _sampling(each) == (tokens, temperature)]
             longest = self._max_length - tokens
-            prompts = [(self.tok_encode(requests[index].args[0])[-longest:], [tokens]) for index in chosen]
+            encoded = [self.tok_encode(requests[index].args[0]) for index in chosen]
+            self._report_cut([len(prompt) + tokens for prompt in encoded])
+            prompts = [(prompt[-longest:], [tokens]) for prompt in encoded]
             settled = SampleConfig(max_new_tokens=tokens, batch_size=BATCH)
             sampling = settled.model_copy(update={"temperature": temperature})  # 0 is greedy
             compute = partial(self._answers, sampling=sampling)
@@ -94,6 +103,14 @@ class HarnessModel(TemplateLM):
             for index, answer in zip(chosen, answers, strict=True):
                 texts[index] = _cut(answer, settings[index].get("until") or ())
         return texts
+
+    def _report_cut(self, lengths: Sequence[int]) -> None:
+        """Report how many requests of these lengths lose the beginning of their context."""
+        if count := sum(length > self._max_length for length in lengths):
+            self._progress.say(
+                f"  {self._name}: {count} of {len(lengths)} requests exceed model.max_length={self._max_length} and "
+                f"lose their beginning; add model.max_length={max(lengths)} to the command"
+            )
 
     def _batched(
         self, kind: str, rows: Sequence[tuple[list[int], list[int]]], compute: Callable[[list[Any]], list[Any]]

@@ -1,6 +1,5 @@
 """Score the rows of RewardBench or RewardBench 2 with a run's reward model."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +84,9 @@ def _tokenized(base: Base, row: BenchmarkRow, max_length: int) -> _Tokenized | N
 
 def _complete(rows: Sequence[_Tokenized]) -> list[_Tokenized]:
     """Return the rows without those of Ties whose question has not both its rows."""
-    ties = Counter(question_of(each.row.prompt.id) for each in rows if each.row.subset == TIES)
-    return [each for each in rows if each.row.subset != TIES or ties[question_of(each.row.prompt.id)] == 2]
+    ties = {each.row.prompt.id for each in rows if each.row.subset == TIES}
+    both = {name for name in map(question_of, ties) if {f"tied:{name}", f"ref:{name}"} <= ties}
+    return [each for each in rows if each.row.subset != TIES or question_of(each.row.prompt.id) in both]
 
 
 def _digest(model: str, config: Config, batch: Sequence[_Tokenized]) -> str:

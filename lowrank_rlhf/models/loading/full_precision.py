@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import bitsandbytes as bnb
@@ -20,11 +21,16 @@ _PART = 8192
 def fits_in_float32(model: nn.Module, device: torch.device) -> bool:
     """Return True if the weights in 16 bits are few, and the device has twice the size of the copies at one time free.
 
-    That is one decoder layer; on a GPU, whose decoding steps are recorded, the whole model.
+    That is one decoder layer and what `in_float32` converts for the whole block; on a GPU, whose decoding steps are
+    recorded, the whole model.
     """
-    size = sum(4 * tensor.numel() for tensor in _in_16_bits(model))
-    layers = [sum(4 * tensor.numel() for tensor in _in_16_bits(layer)) for layer in _layers(model)]
-    at_once = size if device.type == "cuda" else max(layers, default=size)
+    rest = dict.fromkeys(_in_16_bits(model))
+    size = at_once = _size(rest)
+    if device.type != "cuda":
+        layers = [list(_in_16_bits(layer)) for layer in _layers(model)]
+        for tensor in (*chain(*layers), *(_of_vocabulary(model) if _has_plain_head(model) else ())):
+            rest.pop(tensor, None)
+        at_once = _size(rest) + max(map(_size, layers), default=0)
     return size <= MOST_BYTES and at_once <= free_memory_bytes(device) / 2
 
 
@@ -68,7 +74,7 @@ def _per_layer(model: nn.Module, undo: ExitStack) -> Iterator[Tensor]:
 def _per_row(model: Any, undo: ExitStack) -> Iterator[Tensor]:
     """Convert embeddings after their look-up, and the vocabulary projection in parts; yield the weights."""
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if type(head) is not nn.Linear or "forward" in vars(head):
+    if not _has_plain_head(model):
         return
 
     def project(x: Tensor) -> Tensor:
@@ -78,8 +84,21 @@ def _per_row(model: Any, undo: ExitStack) -> Iterator[Tensor]:
     undo.callback(embeddings.register_forward_hook(lambda *given: given[-1].float()).remove)
     undo.callback(vars(head).pop, "forward")
     vars(head)["forward"] = project
-    yield embeddings.weight
-    yield from head.parameters()
+    yield from _of_vocabulary(model)
+
+
+def _has_plain_head(model: Any) -> bool:
+    head = model.get_output_embeddings()
+    return type(head) is nn.Linear and "forward" not in vars(head)
+
+
+def _of_vocabulary(model: Any) -> list[Tensor]:
+    """Return the weights of the embeddings and of a plain head."""
+    return [model.get_input_embeddings().weight, *model.get_output_embeddings().parameters()]
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(4 * tensor.numel() for tensor in tensors)
 
 
 def _convert(tensors: Iterable[Tensor], undo: ExitStack) -> None:

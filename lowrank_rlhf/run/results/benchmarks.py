@@ -61,16 +61,16 @@ class HarnessFigure(Result):
     task: str
     metric: str
     rows: NonNegativeInt
+    max_length: PositiveInt
     values: dict[str, HarnessValue]
     """By model: `base`, `sft` and `policy`."""
 
 
 class HarnessResult(Result):
-    """Figures of all tasks measured on the same adapters with the same maximum length."""
+    """Figures of all tasks measured on the same adapters."""
 
     adapters: dict[str, str]
     """SHA-256 of the files of `sft` and `policy`."""
-    max_length: PositiveInt
     figures: tuple[HarnessFigure, ...]
 
 
