@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotators_page import NO_STORAGE
+from annotators_page import NO_STORAGE, a_run_with_answers
 from browser import browser, go_to, page_server, shows, texts, wait_for
 from dashboard_runs import NASTY, finish, holding, make_run
 
@@ -317,6 +317,19 @@ def test_run_and_tab_are_in_the_address(hundred, open_page) -> None:
     wait_until_shown(page, first, "runs")
     page.go_forward()
     wait_until_shown(page, "run7", "runs")
+
+
+def test_enter_saves_a_ranking_after_a_click_on_the_tab(tmp_path, open_page) -> None:
+    store = a_run_with_answers(tmp_path, 3)
+    with page_server(tmp_path / "runs") as (url, _):
+        page = open_page(url)
+        wait_until_shown(page, "people", "runs")
+        go_to(page, "rank")
+        page.locator(".rk-item").wait_for()
+        for key in ("2", "Enter"):
+            page.keyboard.press(key)
+            page.wait_for_function("document.querySelector('.rk').ariaBusy === 'false'")
+        wait_for(lambda: len(store.rankings()) == 1, 10)
 
 
 def test_a_run_made_after_the_server_started_is_found_by_its_address(tmp_path, open_page) -> None:
