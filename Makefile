@@ -73,7 +73,7 @@ $(VENV)/.installed-run: requirements.txt | $(VENV)/.created
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(VENV)/.created
+$(VENV)/.installed-dev: requirements-dev.txt requirements-lm-eval.txt requirements.txt | $(VENV)/.created
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $(VENV)/.installed-run $@
 

@@ -21,7 +21,9 @@ def rows(store: AnnotationStore, annotator: str) -> list[Row]:
     """Every ranking ever saved, from the file itself: prompt, order by place on the screen, flags, partial, written,
     withdrawn. The order shown must be the annotator's own, which is found here a second time."""
     with sqlite3.connect(store.path) as database:
-        found = database.execute("SELECT record, withdrawn FROM rankings WHERE annotator = ?", (annotator,)).fetchall()
+        found = database.execute(
+            "SELECT record, withdrawn FROM rankings WHERE annotator = ? ORDER BY position", (annotator,)
+        ).fetchall()
     result = []
     for record, withdrawn in found:
         ranking = Ranking.model_validate_json(record)

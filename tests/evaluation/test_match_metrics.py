@@ -109,7 +109,7 @@ def test_a_judge_that_likes_length_has_a_coefficient_above_zero() -> None:
 
 
 def test_text() -> None:
-    text = evaluation_text({"match": a_match(), "accuracy": None})
+    text = evaluation_text({"match": a_match(), "accuracy": None, "reward_bench": None, "benchmarks": None})
     assert "my[red]one against sft on 2 prompts (held out by the run): the judge “sentiment” prefers" in text
     assert "in 75 % of the pairs (95 % interval" in text
     assert "1 tie among them, counting half" in text
@@ -129,7 +129,9 @@ def test_lengths_that_hardly_overlap() -> None:
 
 def test_a_long_name_leaves_the_figures_room() -> None:
     name = "/somewhere/far/away/runs/another/adapters/policy"
-    text = evaluation_text({"match": a_match() | {"right": name}, "accuracy": None})
+    text = evaluation_text(
+        {"match": a_match() | {"right": name}, "accuracy": None, "reward_bench": None, "benchmarks": None}
+    )
     assert f"{name} against sft on" in text
     heading = next(line for line in text.splitlines() if "left: sft" in line)
     assert heading.split() == ["left:", "sft", "right"]

@@ -17,6 +17,7 @@ from lowrank_rlhf.evaluation.policy_evaluation import PolicyEvaluation
 from lowrank_rlhf.evaluation.sampling import answer_prompts
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.scoring import Scored
 from lowrank_rlhf.run.records import Sample, Score, read_jsonl, write_jsonl
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo
@@ -94,7 +95,7 @@ def test_the_objective_is_the_shaped_score_less_the_weighted_kl(make) -> None:
     )
     samples = [Sample(id=f"{finished}", prompt_id="p", text="x", finished=finished) for finished in (True, False)]
     scores, kl = torch.tensor([2.0, 3.0], device=DEVICE), torch.tensor([0.4, 1.0], device=DEVICE)
-    answers = replace(evaluation.answer(), samples=samples, scores=scores, kl=kl)
+    answers = replace(evaluation.answer(), samples=samples, scored=Scored(scores, {}), kl=kl)
     assert evaluation.objectives(answers, session.config.ppo).tolist() == pytest.approx([2.0 - 0.2, 3.0 - 1.0 - 0.5])
     assert evaluation.figures(answers, session.config.ppo)["objective"] == pytest.approx((1.8 + 1.5) / 2)
 
