@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lowrank_rlhf.commands.common import RunsOption, ServedAsOption, echo
-from lowrank_rlhf.dashboard.password import PASSWORD_VARIABLE, password_for
+from lowrank_rlhf.dashboard.access.password import PASSWORD_VARIABLE, password_for
 
 
 def dashboard(

@@ -18,7 +18,7 @@ from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, Se
 from lowrank_rlhf.commands.terminal.ranking_keys import Keys, keys_of_this_process
 from lowrank_rlhf.commands.terminal.ranking_loop import RankingLoop
 from lowrank_rlhf.commands.terminal.ranking_text import ALPHA, project_summary
-from lowrank_rlhf.dashboard.password import PASSWORD_VARIABLE
+from lowrank_rlhf.dashboard.access.password import PASSWORD_VARIABLE
 from lowrank_rlhf.errors import Stopped, UserError, WaitingForPeople, visible
 from lowrank_rlhf.preferences.agreement import RankingStatistics, alpha_level, krippendorff_alpha, ranking_statistics
 from lowrank_rlhf.preferences.labelling import annotator_name

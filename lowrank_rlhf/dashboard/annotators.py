@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio as gr
 
 from lowrank_rlhf.dashboard import server
-from lowrank_rlhf.dashboard.password import check_length
+from lowrank_rlhf.dashboard.access.password import check_length
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, say
 from lowrank_rlhf.dashboard.server import Address
 from lowrank_rlhf.dashboard.tabs import rank

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from lowrank_rlhf.dashboard.password import PASSWORD_VARIABLE
+from lowrank_rlhf.dashboard.access.password import PASSWORD_VARIABLE
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.files import now, read_json, write_json_atomic
 from lowrank_rlhf.run.run_lock import LOCK, identity, is_from_here, is_locked, lock_record, process_name

@@ -12,9 +12,9 @@ import psutil
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from lowrank_rlhf.dashboard.guard import MAX_BODY_BYTES, RequestGuard
-from lowrank_rlhf.dashboard.login import PATHS, Login
-from lowrank_rlhf.dashboard.password import LOOPBACK
+from lowrank_rlhf.dashboard.access.guard import MAX_BODY_BYTES, RequestGuard
+from lowrank_rlhf.dashboard.access.login import PATHS, Login
+from lowrank_rlhf.dashboard.access.password import LOOPBACK
 from lowrank_rlhf.errors import UserError
 
 _FONTS = ["system-ui", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]

@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
+NORMAL_QUANTILE = 1.959963984540054
+"""97.5 % quantile of the normal distribution: 95 % lie within it on both sides."""
+
 # Resamples are drawn in blocks of about this many numbers (8 bytes each), so that memory stays small for any N.
 _BLOCK = 1_000_000
 
@@ -85,7 +88,7 @@ def wilson_interval(share: float, count: int) -> Interval:
 
     Unlike a bootstrap's it has a width at 0 and 1 too.
     """
-    z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+    z = NORMAL_QUANTILE
     scale = 1 + z**2 / count
     centre = (share + z**2 / (2 * count)) / scale
     reach = z / scale * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))

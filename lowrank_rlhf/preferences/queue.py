@@ -174,22 +174,20 @@ def _leased(database: sqlite3.Connection, annotator: str, now: float) -> str | N
     return row[0] if row and times_ranked(database, annotator, row[0]) == row[1] else None
 
 
-# SQLite without statistics would take the index by annotator, and read all of the annotator's rankings for each prompt.
-# Prompts that the annotator has neither ranked nor skipped and no one else has leased.
-_WAITING = (
-    "SELECT id FROM prompts WHERE annotators = 1 AND shared_chance < :shared"
-    " AND NOT EXISTS (SELECT 1 FROM rankings INDEXED BY rankings_of_a_prompt"
+# Prompts that the annotator has neither ranked nor skipped and no one else has leased. SQLite without statistics would
+# take the index by annotator, and read all of the annotator's rankings for each prompt.
+_FREE = (
+    "NOT EXISTS (SELECT 1 FROM rankings INDEXED BY rankings_of_a_prompt"
     " WHERE prompt_id = id AND annotator = :annotator AND NOT withdrawn)"
     " AND NOT EXISTS (SELECT 1 FROM skips WHERE annotator = :annotator AND prompt_id = id)"
     " AND NOT EXISTS (SELECT 1 FROM leases WHERE annotator != :annotator AND until > :now AND prompt_id = id)"
+)
+_WAITING = (
+    f"SELECT id FROM prompts WHERE annotators = 1 AND shared_chance < :shared AND {_FREE}"  # noqa: S608
     " ORDER BY position"
 )
 _RANKED_BY = (
-    "SELECT id FROM prompts WHERE annotators = :others"
-    " AND NOT EXISTS (SELECT 1 FROM rankings INDEXED BY rankings_of_a_prompt"
-    " WHERE prompt_id = id AND annotator = :annotator AND NOT withdrawn)"
-    " AND NOT EXISTS (SELECT 1 FROM skips WHERE annotator = :annotator AND prompt_id = id)"
-    " AND NOT EXISTS (SELECT 1 FROM leases WHERE annotator != :annotator AND until > :now AND prompt_id = id)"
+    f"SELECT id FROM prompts WHERE annotators = :others AND {_FREE}"  # noqa: S608
     " ORDER BY position LIMIT :limit"
 )
 _OWN = "SELECT prompt_id FROM rankings WHERE annotator = :annotator AND withdrawn = 0 ORDER BY position"

@@ -19,6 +19,11 @@ _FIRST = (
     " PRIMARY KEY (annotator, prompt_id))",
     f"PRAGMA application_id = {APPLICATION_ID}",
 )
+_COUNT = (
+    "UPDATE prompts SET annotators = (SELECT COUNT(DISTINCT annotator) FROM rankings WHERE prompt_id = NEW.prompt_id"
+    " AND NOT withdrawn), ordered = EXISTS (SELECT 1 FROM rankings WHERE prompt_id = NEW.prompt_id AND NOT withdrawn"
+    " AND json_array_length(record, '$.tiers') > 0) WHERE id = NEW.prompt_id"
+)
 # Additions of each version, from the second on.
 _LATER = {
     2: (
@@ -40,14 +45,8 @@ _LATER = {
         "CREATE INDEX prompts_by_annotators ON prompts (annotators, shared_chance)",
         "CREATE INDEX prompts_in_order ON prompts (annotators, position)",
         "CREATE INDEX ordered_prompts ON prompts (ordered)",
-        "CREATE TRIGGER ranking_saved AFTER INSERT ON rankings BEGIN UPDATE prompts SET annotators = ("
-        "SELECT COUNT(DISTINCT annotator) FROM rankings WHERE prompt_id = NEW.prompt_id AND NOT withdrawn), ordered = "
-        "EXISTS (SELECT 1 FROM rankings WHERE prompt_id = NEW.prompt_id AND NOT withdrawn"
-        " AND json_array_length(record, '$.tiers') > 0) WHERE id = NEW.prompt_id; END",
-        "CREATE TRIGGER ranking_withdrawn AFTER UPDATE OF withdrawn ON rankings BEGIN UPDATE prompts SET annotators = ("
-        "SELECT COUNT(DISTINCT annotator) FROM rankings WHERE prompt_id = NEW.prompt_id AND NOT withdrawn), ordered = "
-        "EXISTS (SELECT 1 FROM rankings WHERE prompt_id = NEW.prompt_id AND NOT withdrawn"
-        " AND json_array_length(record, '$.tiers') > 0) WHERE id = NEW.prompt_id; END",
+        f"CREATE TRIGGER ranking_saved AFTER INSERT ON rankings BEGIN {_COUNT}; END",
+        f"CREATE TRIGGER ranking_withdrawn AFTER UPDATE OF withdrawn ON rankings BEGIN {_COUNT}; END",
         "UPDATE prompts SET shared_chance = chance('shared', id)",
         "UPDATE rankings SET withdrawn = withdrawn",  # counts the existing ones
     ),

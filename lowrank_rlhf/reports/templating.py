@@ -18,7 +18,7 @@ _PERCENT = "\N{NO-BREAK SPACE}%"
 def html_environment() -> Environment:
     """Return the environment of HTML templates: autoescape, and a number stays on a line with its per cent sign."""
     environment = _environment(autoescape=True, finalize=_html)
-    environment.filters["inline_code"] = _inline_code
+    environment.filters["inline_code"] = inline_code
     return environment
 
 
@@ -50,7 +50,7 @@ def _html(value: Any) -> Any:
     return visible(value).replace(" %", _PERCENT) if isinstance(value, str) and not _is_markup(value) else value
 
 
-def _inline_code(text: str) -> Markup:
+def inline_code(text: str) -> Markup:
     """Mark text between backticks as code."""
     return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape_html(_html(text)))))  # noqa: S704 - escaped
 

@@ -12,8 +12,8 @@ from dashboard_runs import NASTY, make_run
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from lowrank_rlhf.dashboard.routes import routes
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.served.routes import routes
 from lowrank_rlhf.dashboard.tabs import compare
 from lowrank_rlhf.dashboard.text import html, t, table
 from lowrank_rlhf.errors import visible

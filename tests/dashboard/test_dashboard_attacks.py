@@ -11,7 +11,8 @@ import pytest
 from browser import ROOT, page_server
 from http_requests import FORM, PAGES, PASSWORD, SECRET, Visitor, ask, log_in, running, stream, visited
 
-from lowrank_rlhf.dashboard import annotators, app, login
+from lowrank_rlhf.dashboard import annotators, app
+from lowrank_rlhf.dashboard.access import login
 from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 
@@ -37,7 +38,7 @@ def visitor(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def test_a_session_ends_on_the_running_page(tmp_path: Path) -> None:
-    first = "from lowrank_rlhf.dashboard import login; login.SESSION_SECONDS = 3"
+    first = "from lowrank_rlhf.dashboard.access import login; login.SESSION_SECONDS = 3"
     with page_server(tmp_path / "runs", password=PASSWORD, first=first) as (url, _):
         cookie = log_in(url)
         began = time.monotonic()

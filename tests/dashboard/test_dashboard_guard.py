@@ -19,9 +19,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from lowrank_rlhf import cli
-from lowrank_rlhf.dashboard import guard, login, password
-from lowrank_rlhf.dashboard.guard import RequestGuard
-from lowrank_rlhf.dashboard.login import PATHS, Login
+from lowrank_rlhf.dashboard.access import guard, login, password
+from lowrank_rlhf.dashboard.access.guard import RequestGuard
+from lowrank_rlhf.dashboard.access.login import PATHS, Login
 from lowrank_rlhf.dashboard.server import Address
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.labelling import annotator_name

@@ -8,9 +8,10 @@ import pytest
 from browser import wait_for
 from dashboard_runs import SLEEPER, make_run, page_of
 
-from lowrank_rlhf.dashboard import exports, jobs
-from lowrank_rlhf.dashboard.password import PASSWORD_VARIABLE
+from lowrank_rlhf.dashboard import jobs
+from lowrank_rlhf.dashboard.access.password import PASSWORD_VARIABLE
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.served import exports
 from lowrank_rlhf.dashboard.tabs import result
 from lowrank_rlhf.dashboard.tail import JsonlTail, last_lines
 from lowrank_rlhf.dashboard.text import t

@@ -16,8 +16,8 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.routes import routes
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.served.routes import routes
 from lowrank_rlhf.dashboard.tabs import result, watch
 from lowrank_rlhf.dashboard.tabs import runs as runs_tab
 from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, details, run_list

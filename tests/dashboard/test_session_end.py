@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from lowrank_rlhf.dashboard.login import COOKIE, Login
+from lowrank_rlhf.dashboard.access.login import COOKIE, Login
 
 PASSWORD = "correct horse battery"
 QUESTION = "half a question"

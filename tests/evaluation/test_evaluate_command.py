@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -19,7 +18,6 @@ from tiny import load_plain
 from tiny_run import make_config, make_session, write_prompts
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lowrank_rlhf import cli
 from lowrank_rlhf.config.loading import dump_config, load_config
 from lowrank_rlhf.config.schema import LoraConfig
 from lowrank_rlhf.data.comparisons import load_comparisons
@@ -60,20 +58,6 @@ def finished(tiny_folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     division["rank__judge"] = "plain-language"  # its scores differ from answer to answer, so that the mean shifts
     config = make_config(tiny_folder(), write_prompts(folder / "prompts.jsonl"), "none", **division)
     return pipeline.run(config, folder / "runs", progress=Progress.silent()).path
-
-
-@pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
-    """Runs the command in a folder of its own: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(run: Path, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", "evaluate", str(run), *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return int(caught.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from tiny import load_plain
 from tiny_finished import finished_run
 from transformers import AutoModelForCausalLM
 
-from lowrank_rlhf import cli
 from lowrank_rlhf.commands.model_tests import parse_tasks
 from lowrank_rlhf.errors import ExitCode, UserError
 from lowrank_rlhf.session import Session
@@ -90,19 +89,6 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return tmp_path / f"{name}.yaml"
 
     return write
-
-
-@pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Runs the command: exit code, stdout, stderr."""
-
-    def call(run: Path, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", "evaluate", str(run), *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return int(caught.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 def figures(out: str) -> dict[tuple[str, str], dict[str, Any]]:

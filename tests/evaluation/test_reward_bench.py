@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from tiny_finished import finished_run
 
-from lowrank_rlhf import cli
 from lowrank_rlhf.errors import ExitCode, UserError
 from lowrank_rlhf.evaluation.benchmarks import reward_bench, rows, scoring
 from lowrank_rlhf.evaluation.benchmarks.scoring import ScoredRow, reward_bench_figures, ties_credit
@@ -210,19 +208,6 @@ def original(tiny_folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(original: Path, tmp_path: Path) -> Path:
     shutil.copytree(original, tmp_path / "run")
     return tmp_path / "run"
-
-
-@pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Runs the command: exit code, stdout, stderr."""
-
-    def call(run: Path, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", "evaluate", str(run), *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return int(caught.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 WORDS = ("kind", "short", "the point", "the user asks", "no", "gives")

@@ -202,7 +202,7 @@ class TestRows:
             | st.fixed_dictionaries(
                 {"prompt": values}, optional={"response": values, "chosen": values, "rejected": values}
             ),
-            min_size=1,
+            min_size=2,  # one object alone may be a table of columns
             max_size=4,
         )
     )

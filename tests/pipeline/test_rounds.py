@@ -15,8 +15,8 @@ from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf import cli, stages
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.dashboard.routes import routes
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.served.routes import routes
 from lowrank_rlhf.dashboard.tabs.result import _contents
 from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.text import html

@@ -6,6 +6,7 @@ import pytest
 from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.planner import memory
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.training import trl_loop
 
@@ -31,3 +32,7 @@ def test_the_logits_of_a_few_tokens_exist_at_once(tmp_path, monkeypatch, tiny_fo
         losses.append([row["loss"] for row in run_dir.metrics.read("sft")])
     assert max(rows) == 7
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_forecast_counts_the_same_tile() -> None:
+    assert trl_loop.LOGITS_TOKENS == memory.TRL_TOKENS

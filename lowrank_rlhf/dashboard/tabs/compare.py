@@ -6,9 +6,9 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from lowrank_rlhf.dashboard import comparison
 from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.served import comparison
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note, report_frame
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError

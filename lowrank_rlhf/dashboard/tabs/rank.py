@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from lowrank_rlhf.dashboard.login import user_name
+from lowrank_rlhf.dashboard.access.login import user_name
 from lowrank_rlhf.dashboard.ranking.session import ranking_handler, run_folder, sign
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, nothing_to_rank_text, say, texts
 from lowrank_rlhf.errors import UserError

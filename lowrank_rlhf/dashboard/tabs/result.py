@@ -5,9 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from lowrank_rlhf.dashboard import exports, jobs
+from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.served import exports
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note, report_frame
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError

@@ -16,6 +16,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.reports.alarms import find_alarms
 from lowrank_rlhf.reports.charts import ChartFigure, curve_figures, of_round
 from lowrank_rlhf.reports.locale import Locale, locale
+from lowrank_rlhf.reports.templating import inline_code
 from lowrank_rlhf.run.progress import duration, figure, memory
 
 _SECONDS = 2.0
@@ -112,7 +113,7 @@ def _alarms(rows: Sequence[dict[str, Any]], run: RunStatus, language: str) -> st
         quiet = t("watch.quiet", language) if rows else ""
         return f'<p class="soft">{html(quiet)}</p>' if quiet else ""
     items = "".join(
-        f"<li><b>{html(alarm.title(texts))}</b><span>{html(alarm.text(texts))}</span></li>" for alarm in found
+        f"<li><b>{html(alarm.title(texts))}</b><span>{inline_code(alarm.text(texts))}</span></li>" for alarm in found
     )
     return f'<h3>{html(t("watch.alarms", language))}</h3><ul class="alarms">{items}</ul>'
 

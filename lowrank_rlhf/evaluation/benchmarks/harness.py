@@ -10,6 +10,7 @@ from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.evaluation.benchmarks.kept_values import KeptValues, digest_of
+from lowrank_rlhf.maths.statistics import NORMAL_QUANTILE
 from lowrank_rlhf.models.adapters import fill_role
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.run.files import sha256
@@ -17,8 +18,6 @@ from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.run.results.benchmarks import HarnessFigure, HarnessValue
 
 INSTALL = "--benchmark requires lm-evaluation-harness. Install it: pip install -r requirements-lm-eval.txt"
-_NORMAL = 1.959963984540054
-"""97.5 % quantile: the harness gives standard errors."""
 
 
 def measure_benchmarks(
@@ -95,7 +94,7 @@ def _figures(result: Mapping[str, Any], model: str, longest: int) -> list[Harnes
                 continue
             error = metrics.get(f"{metric}_stderr,{filtered}")
             known = isinstance(error, int | float) and math.isfinite(error)
-            interval = (value - _NORMAL * error, value + _NORMAL * error) if known else None
+            interval = (value - NORMAL_QUANTILE * error, value + NORMAL_QUANTILE * error) if known else None
             label = metric if filtered == "none" else f"{metric} ({filtered})"
             values = {model: HarnessValue(value=value, interval=interval)}
             found.append(HarnessFigure(task=task, metric=label, rows=rows, max_length=longest, values=values))

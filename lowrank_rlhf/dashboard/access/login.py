@@ -20,7 +20,7 @@ from starlette.requests import Request, cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lowrank_rlhf.dashboard.password import WrongPasswords
+from lowrank_rlhf.dashboard.access.password import WrongPasswords
 from lowrank_rlhf.errors import UserError
 
 SESSION_SECONDS = 12 * 3600

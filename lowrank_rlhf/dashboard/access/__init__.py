@@ -1,0 +1,1 @@
+"""Who may open the page: login, password and the guard of every request."""

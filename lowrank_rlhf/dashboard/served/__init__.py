@@ -1,0 +1,1 @@
+"""The files and figures the page serves beside its tabs."""
