@@ -17,10 +17,11 @@ from lowrank_rlhf.commands.annotations import find_project
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, ServedAsOption, echo
 from lowrank_rlhf.commands.terminal.ranking_keys import Keys, keys_of_this_process
 from lowrank_rlhf.commands.terminal.ranking_loop import RankingLoop
-from lowrank_rlhf.commands.terminal.ranking_text import ALPHA, project_summary
+from lowrank_rlhf.commands.terminal.ranking_text import ALPHA, SIGNS, project_summary
 from lowrank_rlhf.dashboard.access.password import PASSWORD_VARIABLE
 from lowrank_rlhf.errors import Stopped, UserError, WaitingForPeople, visible
 from lowrank_rlhf.preferences.agreement import RankingStatistics, alpha_level, krippendorff_alpha, ranking_statistics
+from lowrank_rlhf.preferences.carelessness import AnnotatorCheck, check_annotators
 from lowrank_rlhf.preferences.labelling import annotator_name
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.run.progress import duration
@@ -147,6 +148,7 @@ def _print_stats(project: Project, as_json: bool) -> None:
     alpha = krippendorff_alpha(current)
     withdrawn = [saved.ranking for saved in contents.history if saved.withdrawn]
     names = {one.annotator for one in contents.skips} | {ranking.annotator for ranking in (*current, *withdrawn)}
+    checks = {one.annotator: _check_fields(one) for one in check_annotators(current, contents.answers)}
     rows: list[dict[str, Any]] = [
         {
             "annotator": name,
@@ -155,6 +157,7 @@ def _print_stats(project: Project, as_json: bool) -> None:
             ),
             "skipped": sum(one.annotator == name for one in contents.skips),
             "taken_back": sum(ranking.annotator == name for ranking in withdrawn),
+            **checks.get(name, {}),
         }
         for name in sorted(names)
     ]
@@ -188,10 +191,20 @@ def _fields(found: RankingStatistics) -> dict[str, Any]:
     }
 
 
+def _check_fields(found: AnnotatorCheck) -> dict[str, Any]:
+    return {
+        "agreement": found.agreement.share if found.agreement else None,
+        "pairs_with_others": found.agreement.pairs if found.agreement else 0,
+        "most_frequent_pattern": found.pattern,
+        "signs": list(found.signs),
+    }
+
+
 def _print_result(result: dict[str, Any]) -> None:
     echo(f"{result['prompts_ranked']} of {result['prompts']} prompts ranked; needed: {result['prompts_needed']}")
     table = Table("annotator", box=None, pad_edge=False)
-    for heading in ("ranked", "skipped", "withdrawn", "median", "ties", "flagged", "first best", "longer best"):
+    headings = ("ranked", "skipped", "undone", "median", "ties", "flagged", "first", "longer", "agree")
+    for heading in headings:
         table.add_column(heading, justify="right")
     everyone = [{"annotator": "all", "skipped": "", "taken_back": "", **result["all"]}]
     for row in result["annotators"] + (everyone if len(result["annotators"]) > 1 else []):
@@ -203,8 +216,13 @@ def _print_result(result: dict[str, Any]) -> None:
             str(row["flagged"]),
             _percent(row["best_shown_first"]),
             _percent(row["longer_preferred"]),
+            _percent(row.get("agreement")),
         )
     Console().print(table)
+    for row in result["annotators"]:
+        for sign in row.get("signs", ()):
+            why = SIGNS[sign].format(pattern=_percent(row["most_frequent_pattern"]))
+            echo(f"check the rankings by {visible(row['annotator'])}: {why}")
     overall = result["all"]
     echo(
         f"by chance: the answer shown first is best in {_percent(overall['best_shown_first_by_chance'])}, "

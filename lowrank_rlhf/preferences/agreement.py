@@ -1,7 +1,7 @@
 """Agreement of annotators, their position and length biases, their pace."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from itertools import combinations, pairwise
 from math import comb
@@ -76,11 +76,26 @@ def same_order(rankings: Iterable[Ranking]) -> SameOrder | None:
     Each two annotators of a prompt count once, and ties are left out (InstructGPT, section 3.4: 72.6 %). Of several
     rankings of a prompt by one annotator the last counts.
     """
+    return _same_order(_shared(rankings))
+
+
+def agreement_by_annotator(rankings: Iterable[Ranking]) -> dict[str, SameOrder]:
+    """Return each annotator's agreement with the others, as `same_order` counts it; without those who share no pair."""
+    of_each = defaultdict(list)
+    for two in _shared(rankings):
+        for ranking in two:
+            of_each[ranking.annotator].append(two)
+    return {name: found for name, twos in of_each.items() if (found := _same_order(twos))}
+
+
+def _shared(rankings: Iterable[Ranking]) -> Iterator[tuple[Ranking, Ranking]]:
+    """Yield each two annotators' latest rankings of the same prompt."""
     latest = {(ranking.annotator, ranking.prompt_id): ranking for ranking in rankings}
     by_prompt = defaultdict(list)
     for ranking in latest.values():
         by_prompt[ranking.prompt_id].append(ranking)
-    return _same_order(two for group in by_prompt.values() for two in combinations(group, 2))
+    for group in by_prompt.values():
+        yield from combinations(group, 2)
 
 
 def consistency(rankings: Iterable[Ranking]) -> SameOrder | None:

@@ -11,6 +11,7 @@ from lowrank_rlhf.preferences.agreement import (
     ranking_statistics,
     same_order,
 )
+from lowrank_rlhf.preferences.carelessness import AnnotatorCheck, check_annotators
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.reward_tests import RewardTest
@@ -53,6 +54,7 @@ class Overview(NamedTuple):
     tied_pairs: float | None
     written: int
     flagged: int
+    annotator_checks: tuple[AnnotatorCheck, ...]
     reward_tests: tuple[RewardTest, ...]
 
 
@@ -95,5 +97,6 @@ def overview(project: Project) -> Overview:
         tied_pairs=found.tied_pairs,
         written=sum(ranking.written is not None for ranking in current),
         flagged=found.flagged,
+        annotator_checks=tuple(check_annotators(current, contents.answers)),
         reward_tests=project.reward_tests,
     )

@@ -9,6 +9,8 @@ from pathlib import Path
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config, RankConfig
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preferences.agreement import SameOrder, same_order
+from lowrank_rlhf.preferences.carelessness import near_chance
 from lowrank_rlhf.preferences.enough import RankingNeed, needed
 from lowrank_rlhf.preferences.queue import AssignmentRules, uncertainties
 from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
@@ -19,6 +21,7 @@ from lowrank_rlhf.run.results.rounds import prefix
 
 STORE = "annotations.sqlite"
 COMMAND = "python -m lowrank_rlhf"
+_SHARED_PROMPTS = 200  # enough to see chance; read with each screen once the run can resume
 
 
 class NothingToRankReason(StrEnum):
@@ -103,6 +106,12 @@ class Project:
     def enough(self) -> bool:
         """True if the run can resume."""
         return self.store.ranked_prompts() >= self.needed
+
+    @property
+    def doubtful(self) -> SameOrder | None:
+        """Agreement of the annotators if it is no better than chance, on prompts that several ranked; else None."""
+        found = same_order(self.store.shared_rankings(_SHARED_PROMPTS))
+        return found if near_chance(found) else None
 
     def next_item(self, annotator: str) -> Item | None:
         """Return this annotator's next item, by the run's settings and its reward model's uncertainty if it has one."""

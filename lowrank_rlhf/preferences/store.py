@@ -34,6 +34,7 @@ from lowrank_rlhf.preferences.store_rows import (
     latest_seconds,
     read_contents,
     read_item,
+    shared_rankings,
 )
 from lowrank_rlhf.preferences.store_schema import create_or_upgrade
 from lowrank_rlhf.run import fault_points
@@ -166,6 +167,11 @@ class AnnotationStore:
         """Return the latest ranking of each prompt by each annotator, in the order in which they were saved."""
         with self._transaction() as database:
             return latest_rankings(database)
+
+    def shared_rankings(self, prompts: int) -> list[Ranking]:
+        """Return the rankings of at most that many prompts that several annotators ranked, oldest first."""
+        with self._transaction() as database:
+            return shared_rankings(database, prompts)
 
     def ranked_prompts(self) -> int:
         """Return the number of prompts with an order, ties included, by anyone."""

@@ -114,6 +114,17 @@ def latest_rankings(database: sqlite3.Connection) -> list[Ranking]:
     return [Ranking.model_validate_json(record) for (record,) in rows]
 
 
+def shared_rankings(database: sqlite3.Connection, prompts: int) -> list[Ranking]:
+    """Return the rankings that count of at most that many prompts with two annotators or more, oldest first."""
+    rows = database.execute(
+        "SELECT record FROM rankings WHERE withdrawn = 0 AND prompt_id IN"
+        " (SELECT id FROM prompts WHERE annotators > 1 ORDER BY annotators, shared_chance LIMIT :prompts)"
+        " ORDER BY position",
+        {"prompts": prompts},
+    )
+    return [Ranking.model_validate_json(record) for (record,) in rows]
+
+
 def latest_seconds(database: sqlite3.Connection, annotator: str, count: int) -> list[float]:
     """Return the seconds of the annotator's latest rankings that have them, at most `count`; of a prompt the last."""
     rows = database.execute(

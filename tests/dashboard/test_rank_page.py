@@ -92,7 +92,8 @@ def test_two_people_at_once(tmp_path: Path) -> None:
         assert "ranking as 李" in li.text(".rk-line")
         li.press("3", "Enter")
         assert "3 of 3 prompts ranked" in li.text(".rk-line")
-        assert "Enough to resume the run: python -m lowrank_rlhf run" in li.text(".rk-next")
+        assert "Enough prompts are ranked" in li.text(".rk-next")
+        assert "lowrank_rlhf" not in li.text(".rk-next")
         li.press("s")  # p0, which ann has ranked
         assert li.page.locator(".rk-end").is_visible()  # ann holds the last one
         li.press("u")

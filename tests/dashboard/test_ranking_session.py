@@ -10,6 +10,7 @@ from string import Formatter
 import pytest
 from annotators_page import a_run_with_answers
 
+from lowrank_rlhf.commands.terminal.ranking_text import project_summary
 from lowrank_rlhf.dashboard.ranking.screen import item_words
 from lowrank_rlhf.dashboard.ranking.session import ranking_handler, run_folder, sign
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, nothing_to_rank_text, texts
@@ -206,6 +207,48 @@ def test_progress_and_overview_by_hand(tmp_path: Path, store) -> None:
     assert figures[1]["figure"].startswith("83 % of 6 pairs alike; Krippendorff's alpha 0.6")
 
 
+def test_annotators_see_no_command_no_reward_model_and_nobody_else(tmp_path: Path) -> None:
+    """The owner's page has all three."""
+    store = a_run_with_answers(tmp_path, 3)
+    for prompt in range(3):
+        shown = tuple(f"p{prompt}-{k}" for k in range(4))
+        tiers = tuple((answer,) for answer in shown)
+        store.save(Ranking(prompt_id=f"p{prompt}", tiers=tiers, annotator="ann", shown=shown, seconds=4))
+    asked = {"badge": sign(SECRET, "people", "ann"), "language": "en"}
+    annotators, owners = (ranking_handler(tmp_path / "runs", SECRET, owner) for owner in (False, True))
+    seen, all_seen = (page({"do": "figures", **asked})["figures"] for page in (annotators, owners))
+    assert {row["name"] for row in all_seen} - {row["name"] for row in seen} == {"Flags", "Reward model", "ann"}
+    said, all_said = (page({"do": "open", **asked})["progress"]["next"] for page in (annotators, owners))
+    assert ("lowrank_rlhf" in said, "lowrank_rlhf" in all_said) == (False, True)
+
+
+def test_a_count_beyond_the_goal(tmp_path: Path) -> None:
+    store, page = a_run_with_answers(tmp_path, 5), ranking_handler(tmp_path / "runs", SECRET)
+    asked = {"do": "open", "badge": sign(SECRET, "people", "ann"), "language": "en"}
+    for prompt, line in enumerate(("1 of 3 prompts ranked", "2 of 3 prompts ranked", "3 of 3 prompts ranked")):
+        store.save(Ranking(prompt_id=f"p{prompt}", tiers=((f"p{prompt}-0",), (f"p{prompt}-1",)), annotator="bob"))
+        assert page(asked)["progress"]["line"][0] == line
+    store.save(Ranking(prompt_id="p3", tiers=(("p3-0",), ("p3-1",)), annotator="bob"))
+    assert page(asked)["progress"]["line"][0] == "4 prompts ranked (3 needed)"
+
+
+def test_enough_is_not_said_of_agreement_by_chance(tmp_path: Path) -> None:
+    """Two people with opposite tastes on 20 prompts: 120 pairs, none alike."""
+    store = a_run_with_answers(tmp_path, 20)
+    orders = {"ann": range(4), "bob": range(3, -1, -1)}
+    asked = {"do": "open", "badge": sign(SECRET, "people", "ann"), "language": "en"}
+    page, found = ranking_handler(tmp_path / "runs", SECRET, owner=True), []
+    for annotator, order in orders.items():
+        for prompt in range(20):
+            tiers = tuple((f"p{prompt}-{k}",) for k in order)
+            store.save(Ranking(prompt_id=f"p{prompt}", tiers=tiers, annotator=annotator))
+        found.append(page(asked)["progress"]["next"])
+    assert found[0].startswith("Enough to resume the run")
+    assert "0 % of 120 pairs alike" in found[1]
+    assert "resume" not in found[1]
+    assert "0 % of 120 pairs alike" in project_summary(open_project(store.path.parent))
+
+
 def test_reward_tests_from_the_runs_events(tmp_path: Path) -> None:
     """Also of an older version, without the verdict and the number of held-out prompts."""
     assert reward_tests(tmp_path) == ()
@@ -233,7 +276,8 @@ def test_both_languages_say_the_same() -> None:
     }
     assert fields["en"] == fields["zh"]
     source = "".join(path.read_text(encoding="utf-8") for path in [*FOLDER.rglob("*.py"), *FOLDER.rglob("*.js")])
-    put_together = ("help", "flag", "nothing", "refused", "role", "button")  # and rows, each of which has a figure
+    # And rows, each of which has a figure.
+    put_together = ("help", "flag", "nothing", "refused", "role", "button", "sign")
     rows = {key.removesuffix(".figure") for key in texts("en") if key.endswith(".figure")}
     unused = [key for key in texts("en") if key not in source and f"texts.{key}" not in source]
     assert [key for key in unused if key.partition(".")[0] not in {*put_together, *rows}] == []

@@ -193,6 +193,10 @@ class TestStats:
             "comparisons_of_unequal_length": 6,
             "skipped": 1,
             "taken_back": 0,
+            "agreement": pytest.approx(2 / 3),
+            "pairs_with_others": 3,
+            "most_frequent_pattern": 1.0,
+            "signs": [],
         }
         assert (bob["annotator"], bob["flagged"], bob["longer_preferred"]) == ("b[o]b\x1b", 1, pytest.approx(1 / 3))
         assert (gone["rankings"], gone["taken_back"], gone["median_seconds"]) == (0, 1, None)
@@ -201,10 +205,10 @@ class TestStats:
         out = label("", "--stats")[1]
         rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
         assert out.startswith("2 of 3 prompts ranked; needed: 2\n")
-        assert rows["ann"] == ["2", "1", "0", "0:34", "0", "%", "0", "100", "%", "0", "%"]
-        assert rows["b[o]b\\x1b"] == ["1", "0", "0", "0:07", "0", "%", "1", "100", "%", "33", "%"]
-        assert rows["gone"] == ["0", "0", "1", "-", "-", "0", "-", "-"]
-        assert rows["all"] == ["3", "0:07", "0", "%", "1", "100", "%", "11", "%"]
+        assert rows["ann"] == ["2", "1", "0", "0:34", "0", "%", "0", "100", "%", "0", "%", "67", "%"]
+        assert rows["b[o]b\\x1b"] == ["1", "0", "0", "0:07", "0", "%", "1", "100", "%", "33", "%", "67", "%"]
+        assert rows["gone"] == ["0", "0", "1", "-", "-", "0", "-", "-", "-"]
+        assert rows["all"] == ["3", "0:07", "0", "%", "1", "100", "%", "11", "%", "-"]
         assert (
             "the answer shown first is best in 33 %, the longer of two answers is better in 50 % (of 9 comparisons)"
             in out

@@ -2,6 +2,7 @@
 
 from lowrank_rlhf.errors import visible
 from lowrank_rlhf.preferences.agreement import AlphaLevel
+from lowrank_rlhf.preferences.carelessness import Sign
 from lowrank_rlhf.preferences.labelling import (
     FLAGS,
     KEYS,
@@ -81,6 +82,12 @@ def refusal_text(refusal: Refusal) -> str:
     return REFUSALS[refusal.kind].format(names=names, answers=refusal.answers)
 
 
+SIGNS = {
+    Sign.PATTERN: "{pattern} have the same places on the screen, best to worst, though answers are shuffled",
+    Sign.FAST: "most took less time than reading the answers takes",
+    Sign.CHANCE: "they agree with others no better than chance",
+}
+
 _WHY = {
     "setting": "",
     "power": ": a reward model trained on fewer often fails its test. To change the number, set rank.minimum_rankings",
@@ -97,6 +104,12 @@ def project_summary(project: Project) -> str:
         return f"{count} of {of} ranked, {more} more needed{_WHY[need.reason]}."
     if project.settings is None:
         return f"{counted(count, 'prompt')} ranked. To export them:\n  {project.next_command}"
+    if doubt := project.doubtful:
+        return (
+            f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed), but annotators order only "
+            f"{100 * doubt.share:.0f} % of {doubt.pairs} pairs alike, no better than chance: a reward model cannot "
+            f"learn from such rankings. See label RUN --stats. To resume the run anyway:\n  {project.next_command}"
+        )
     few = f" A reward model trained on these passes its test in about {100 * (need.passes or 0):.0f} % of cases."
     return (
         f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed).{few if need.few else ''} "

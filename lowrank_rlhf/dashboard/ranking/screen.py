@@ -5,6 +5,7 @@ from typing import Any
 
 from lowrank_rlhf.dashboard.ranking.text import say
 from lowrank_rlhf.errors import visible
+from lowrank_rlhf.preferences.carelessness import AnnotatorCheck
 from lowrank_rlhf.preferences.labelling import FLAGS, Command, Draft, Refusal, press
 from lowrank_rlhf.preferences.overview import GENERAL, Overview, RankingProgress, ranking_progress
 from lowrank_rlhf.preferences.project import Project
@@ -58,12 +59,13 @@ def _enter(draft: Draft, enter: Command | Draft | Refusal | None, language: str)
     return say("enter.whole", language)
 
 
-def progress_words(project: Project, annotator: str, language: str) -> Reply:
-    """Return the progress line and the share of the bar."""
+def progress_words(project: Project, annotator: str, language: str, owner: bool) -> Reply:
+    """Return the progress line and the share of the bar; for the run's owner also the command that resumes it."""
     now = ranking_progress(project, annotator)
     goal = now.needed or now.prompts
     parts = [say("progress.round", language, round=project.round)] if project.round > 1 else []
-    parts.append(say("progress.all", language, count=now.ranked_by_anyone, goal=goal))
+    beyond = 0 < now.needed < now.ranked_by_anyone
+    parts.append(say("progress.beyond" if beyond else "progress.all", language, count=now.ranked_by_anyone, goal=goal))
     parts.append(say("progress.own", language, ranked=now.ranked, skipped=now.skipped))
     if now.seconds_each is not None and now.seconds_left is not None:
         each, left = duration(now.seconds_each), duration(now.seconds_left)
@@ -75,33 +77,42 @@ def progress_words(project: Project, annotator: str, language: str) -> Reply:
         "enough": enough,
         "left": now.prompts - now.ranked - now.skipped,
         "skipped": now.skipped,
-        "next": _next_step(project, now, enough, language),
+        "next": _next_step(project, now, enough, language, owner),
     }
 
 
-def _next_step(project: Project, now: RankingProgress, enough: bool, language: str) -> str:
+def _next_step(project: Project, now: RankingProgress, enough: bool, language: str, owner: bool) -> str:
     if project.settings is None:
         return ""
     need = project.need
     if not enough:
         return say(_MORE[need.reason], language, more=now.needed - now.ranked_by_anyone)
+    if doubt := project.doubtful:
+        return say("next.doubtful", language, share=_percent(doubt.share), pairs=doubt.pairs)
+    if not owner:
+        return say("next.thanks", language)
     if need.few:
         passes = round(100 * (need.passes or 0))
         return say("next.enough_few", language, passes=passes, command=project.next_command)
     return say("next.enough", language, command=project.next_command)
 
 
-def figures_words(found: Overview, project: Project, language: str) -> list[Reply]:
-    """Return the table of statistics: name, figure and meaning of each."""
-    return [
+def figures_words(found: Overview, project: Project, language: str, owner: bool) -> list[Reply]:
+    """Return the table of statistics: name, figure and meaning of each.
+
+    The run's owner also sees its reward models and each annotator.
+    """
+    rows = [
         _enough(found, project, language),
         _agreement(found, language),
         *_own_agreement(found, language),
         _position(found, language),
         _length(found, language),
-        _row("flags", language, say("flags.figure", language, flagged=found.flagged, written=found.written)),
-        _accuracy(found, language),
     ]
+    if not owner:
+        return rows
+    flags = _row("flags", language, say("flags.figure", language, flagged=found.flagged, written=found.written))
+    return [*rows, flags, _accuracy(found, language), *(_annotator(one, language) for one in found.annotator_checks)]
 
 
 def _row(key: str, language: str, figure: str, **values: object) -> Reply:
@@ -164,6 +175,18 @@ def _accuracy(found: Overview, language: str) -> Reply:
         for one in found.reward_tests
     ]
     return _row("accuracy", language, "\n".join(rows) or "-")
+
+
+def _annotator(found: AnnotatorCheck, language: str) -> Reply:
+    parts = [say("annotator.ranked", language, rankings=found.rankings)]
+    if found.median_seconds is not None:
+        parts.append(say("annotator.pace", language, each=duration(found.median_seconds)))
+    if found.agreement:
+        share, pairs = _percent(found.agreement.share), found.agreement.pairs
+        parts.append(say("annotator.agreement", language, share=share, pairs=pairs))
+    pattern = _percent(found.pattern or 0.0)
+    means = [say(f"sign.{sign}", language, pattern=pattern) for sign in found.signs]
+    return {"name": visible(found.annotator), "figure": "  ·  ".join(parts), "means": " ".join(means)}
 
 
 def _percent(share: float) -> str:

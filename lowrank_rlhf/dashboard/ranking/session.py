@@ -74,8 +74,8 @@ def _signature(secret: bytes, run: str, annotator: str) -> str:
     return hmac.new(secret, json.dumps([run, annotator]).encode(), hashlib.sha256).hexdigest()
 
 
-def ranking_handler(runs: Path, secret: bytes) -> Callable[[Any], Reply]:
-    """Return the function that the page calls with each step."""
+def ranking_handler(runs: Path, secret: bytes, owner: bool = False) -> Callable[[Any], Reply]:
+    """Return the function that the page calls with each step; `owner`: for the page of the run's owner."""
 
     def rank(sent: Any) -> Reply:
         try:
@@ -86,7 +86,7 @@ def ranking_handler(runs: Path, secret: bytes) -> Callable[[Any], Reply]:
         if not hmac.compare_digest(badge.signature, _signature(secret, badge.run, badge.annotator)):
             return {"error": say("error.badge", request.language)}
         try:
-            return RankingSession(open_project(run_folder(runs, badge.run)), request).answer()
+            return RankingSession(open_project(run_folder(runs, badge.run)), request, owner).answer()
         except NothingToRank as error:
             return {"error": nothing_to_rank_text(error, request.language)}
         except UserError as error:
@@ -109,15 +109,15 @@ def run_folder(runs: Path, name: str) -> Path:
 class RankingSession:
     """State of one request: project, annotator, language."""
 
-    def __init__(self, project: Project, request: RankingRequest) -> None:
-        self._project, self._store, self._request = project, project.store, request
+    def __init__(self, project: Project, request: RankingRequest, owner: bool) -> None:
+        self._project, self._store, self._request, self._owner = project, project.store, request, owner
         self._annotator, self._language = request.badge.annotator, request.language
 
     def answer(self) -> Reply:
         """Apply the step and return the content to draw."""
         request = self._request
         if request.do == "figures":
-            return {"figures": figures_words(overview(self._project), self._project, self._language)}
+            return {"figures": figures_words(overview(self._project), self._project, self._language, self._owner)}
         if request.do == "renew":
             if request.prompt_id is not None:
                 self._store.renew(self._annotator, request.prompt_id, request.done)
@@ -218,7 +218,7 @@ class RankingSession:
             "item": item_words(item) if item else None,
             "flags": list(draft.flags) if not keys or keys is not self._request.keys else self._request.flags,
             "written": draft.written,
-            "progress": progress_words(self._project, self._annotator, self._language),
+            "progress": progress_words(self._project, self._annotator, self._language, self._owner),
             **self._drawn(draft, keys or []),
         }
 

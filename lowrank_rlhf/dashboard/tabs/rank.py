@@ -47,7 +47,7 @@ def build(
             (_STATIC / name).read_text(encoding="utf-8") for name in ("stored.js", "ranking_draw.js", "ranking.js")
         ),
         apply_default_css=False,
-        server_functions=[ranking_handler(runs, secret)],
+        server_functions=[ranking_handler(runs, secret, owner=resume is not None)],
         elem_id="ranking",
     )
 
