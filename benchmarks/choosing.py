@@ -1,0 +1,317 @@
+"""Compare ways of choosing what to ask annotators next, by the accuracy of the reward head fitted to the answers.
+
+    python benchmarks/choosing.py hh_harmless_test.jsonl.gz autoj_pairwise.jsonl pandalm_testset_v1.json \\
+        --cache /tmp/features --output docs/performance
+
+People's rankings of a file in a format of `rank.dataset` are revealed in rounds. The first round is random; before each
+later one the head is fitted to all rankings revealed so far, and a strategy chooses the next ones by that head:
+
+    random        no head
+    uncertain     the largest mean of 4 p (1 - p) over the pairs of answers, p by the head
+    disagreement  the largest mean deviation of the pairs' score differences over four heads, each fitted to a bootstrap
+                  sample of the revealed rankings
+    far_apart     the largest mean score difference
+
+With `--pairs` the next prompts are random and one pair of each prompt's answers is asked, chosen in the same way.
+A share of the revealed comparisons is flipped; the tested ones are as people gave them. The tested prompts, 30 %, are
+the same for all seeds, and nothing is chosen from them. The base of presets/human_preferences.yaml reads every answer
+once; its pooled states are kept in `--cache`. Prints a Markdown table, with `--json` one JSON object instead; with
+`--output` also writes `choosing.json` and a plot for each file into that folder. Intervals are 95 % bootstrap
+intervals over seeds and prompts, paired with random.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.reward_heads import PRESET, read_features
+from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.config.schema import RewardConfig
+from lowrank_rlhf.data.comparisons import load_comparisons
+from lowrank_rlhf.maths.pairs import ordered_pairs
+from lowrank_rlhf.models.base import load_base
+from lowrank_rlhf.preferences.expand import compare
+from lowrank_rlhf.reports.svg.drawing import Chart, Line, draw
+from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.training.reward_data import Group, bootstrapped, make_groups, split_groups
+from lowrank_rlhf.training.rewards.reward_head import fit_head
+
+STRATEGIES = ("random", "uncertain", "disagreement", "far_apart")
+MEMBERS = 4
+HELD_OUT = 0.3
+SAMPLES = 2000
+Floats = NDArray[np.float64]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions that an annotator may be asked: each a ranking of some of a prompt's answers."""
+
+    groups: list[Group]
+    """One for each question, with the pairs of its ranking."""
+    features: list[Tensor]
+    """(K, h) of each question's answers."""
+    units: NDArray[np.int64]
+    """The ranking that each question is part of: itself, or with `--pairs` the one that it is a pair of."""
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], features: Sequence[Tensor], by_pair: bool) -> "Questions":
+        """Return a question for each ranking of the groups, or for each pair of its answers."""
+        asked, own, units, unit = [], [], [], 0
+        for group, table in zip(groups, features, strict=True):
+            for ranking in group.rankings:
+                answers = sorted(answer for tier in ranking for answer in tier)
+                pairs = list(ordered_pairs(ranking))
+                parts = [set(pair) for pair in combinations(answers, 2)] if by_pair else [set(answers)]
+                asked += [
+                    replace(group, pairs=[pair for pair in pairs if {*pair[:2]} <= part], rankings=[sorted(part)])
+                    for part in parts
+                ]
+                own += [table] * len(parts)
+                units += [unit] * len(parts)
+                unit += 1
+        return cls(asked, own, np.array(units))
+
+    def differences(self) -> tuple[Tensor, NDArray[np.int64]]:
+        """Return the differences of features of each question's pairs of answers, (P, h), and the questions, (P,)."""
+        found = [
+            (table[one] - table[other], place)
+            for place, (group, table) in enumerate(zip(self.groups, self.features, strict=True))
+            for one, other in combinations(group.rankings[0], 2)
+        ]
+        return torch.stack([difference for difference, _ in found]), np.array([place for _, place in found])
+
+    def flipped(self, share: float, generator: np.random.Generator) -> list[Group]:
+        """Return the groups with a share of their comparisons turned round."""
+        return [
+            replace(
+                group,
+                pairs=[
+                    (worse, better, gap) if generator.random() < share else (better, worse, gap)
+                    for better, worse, gap in group.pairs
+                ],
+            )
+            for group in self.groups
+        ]
+
+    def correct(self, head: Tensor) -> Floats:
+        """Return the share of each question's pairs that the head (h,) orders rightly, (Q,)."""
+        shares = []
+        for group, table in zip(self.groups, self.features, strict=True):
+            scores = table @ head
+            shares.append(outcome([float(scores[better] - scores[worse]) for better, worse, _ in group.pairs]))
+        return np.array(shares)
+
+
+def outcome(margins: Sequence[float]) -> float:
+    """Return the share of positive margins; 0 counts half."""
+    return sum(0.5 if margin == 0 else float(margin > 0) for margin in margins) / len(margins)
+
+
+def values(strategy: str, margins: Tensor, question: NDArray[np.int64], generator: np.random.Generator) -> Floats:
+    """Return how much the strategy wants each question asked, (Q,).
+
+    `margins`, (P, 1 + M), are the score differences of all pairs of answers by the head and by its M members;
+    `question`, (P,), the question of each pair.
+    """
+    if strategy == "random":
+        return generator.random(question.max() + 1)
+    if strategy == "uncertain":
+        p = torch.sigmoid(margins[:, 0])
+        of_pairs = 4 * p * (1 - p)
+    else:
+        of_pairs = margins[:, 1:].std(1) if strategy == "disagreement" else margins[:, 0].abs()
+    return np.bincount(question, of_pairs.double().numpy()) / np.bincount(question)
+
+
+def choose(wanted: Floats, units: NDArray[np.int64], order: NDArray[np.int64], count: int) -> list[int]:
+    """Return the questions to ask next, one for each of `count` units that are left.
+
+    `order` are the units that are left: the first ones are asked if each unit has several questions, otherwise those
+    with the largest values.
+    """
+    best: dict[int, int] = {}
+    for place in np.argsort(-wanted, kind="stable").tolist():
+        best.setdefault(int(units[place]), place)
+    left = set(order.tolist())
+    by_value = [place for unit, place in best.items() if unit in left]
+    by_order = [best[unit] for unit in order.tolist()]
+    return (by_value if len(best) == len(units) else by_order)[:count]
+
+
+def heads(groups: Sequence[Group], features: Sequence[Tensor], ridge: float, members: int, seed: int) -> Tensor:
+    """Return the head fitted to all groups and those of the members, (1 + members, h)."""
+    asked = [(group, table) for group, table in zip(groups, features, strict=True) if group.pairs]
+    own = [replace(group, counts=(1,)) for group, _ in asked]
+    if members:
+        drawn = bootstrapped(own, members, seed)
+        own = [replace(group, counts=(1, *group.counts)) for group in drawn]
+    settings = RewardConfig.model_validate({"head_l2": ridge, "fit_head_first": True, "pooling": "mean"})
+    return fit_head(own, [table for _, table in asked], settings, seed)[0]
+
+
+def curve(
+    strategy: str, pool: Questions, test: Questions, share: float, seed: int, given: argparse.Namespace
+) -> dict[int, Floats]:
+    """Reveal questions of the pool round by round; return the outcomes on the test at each budget, (Q,) each."""
+    order = np.random.default_rng(seed).permutation(pool.units.max() + 1)  # the same first round for all strategies
+    groups = pool.flipped(share, np.random.default_rng([seed, 1]))
+    differences, question = pool.differences()
+    generator, members = np.random.default_rng([seed, 2]), MEMBERS if strategy == "disagreement" else 0
+    asked = choose(generator.random(len(groups)), pool.units, order[: given.budgets[0]], given.budgets[0])
+    found = {}
+    rounds = sorted({*given.budgets, *(3 * budget // 2 for budget in given.budgets[:-1])})
+    for now, then in zip(rounds, [*rounds[1:], 0], strict=True):
+        head = heads([groups[i] for i in asked], [pool.features[i] for i in asked], given.ridge, members, seed + now)
+        if now in given.budgets:
+            found[now] = test.correct(head[0])
+        if then:
+            order = order[~np.isin(order, pool.units[asked])]
+            wanted = values(strategy, differences @ head.T, question, generator)
+            asked += choose(wanted, pool.units, order, then - now)
+    return found
+
+
+def crossed_bootstrap(differences: Floats, prompts: Sequence[str]) -> tuple[float, float, float]:
+    """Return the mean of differences (S, Q) and its 95 % interval over seeds and prompts, both drawn again."""
+    _, member = np.unique(np.asarray(prompts), return_inverse=True)
+    counts = np.bincount(member).astype(float)  # (G,)
+    sums = np.stack([np.bincount(member, own) for own in differences])  # (S, G)
+    generator = np.random.default_rng(0)
+    seeds = generator.multinomial(len(sums), [1 / len(sums)] * len(sums), SAMPLES)  # (B, S): times drawn
+    drawn = generator.multinomial(counts.size, [1 / counts.size] * counts.size, SAMPLES)  # (B, G)
+    means = (seeds * (drawn @ sums.T)).sum(1) / (len(sums) * (drawn @ counts))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(differences.mean()), float(low), float(high)
+
+
+def study(name: str, pool: Questions, test: Questions, given: argparse.Namespace) -> list[Row]:
+    """Return a row for each share of flipped comparisons and strategy."""
+    prompts, rows = [group.prompt_id for group in test.groups], []
+    for share in given.noise:
+        by_strategy = {}
+        for strategy in STRATEGIES:
+            curves = [curve(strategy, pool, test, share, seed, given) for seed in range(given.seeds)]
+            by_strategy[strategy] = {budget: np.stack([one[budget] for one in curves]) for budget in given.budgets}
+            print(f"{name}: {share:g} flipped, {strategy}", file=sys.stderr, flush=True)
+        for strategy, found in by_strategy.items():
+            less = {budget: own - by_strategy["random"][budget] for budget, own in found.items()}
+            later = np.mean([less[budget] for budget in given.budgets[1:]], axis=0)
+            rows.append(
+                {
+                    "data": name,
+                    "flipped": share,
+                    "strategy": strategy,
+                    "accuracy": {budget: float(own.mean()) for budget, own in found.items()},
+                    "less_random": {budget: crossed_bootstrap(own, prompts) for budget, own in less.items()},
+                    "mean_less_random": crossed_bootstrap(later, prompts),
+                }
+            )
+    return rows
+
+
+def read(file: Path, given: argparse.Namespace) -> tuple[Questions, Questions, Row]:
+    """Return the questions to choose from, those of the test, and the file's figures."""
+    base = load_base(load_config(PRESET, given.settings).model, Progress.silent())
+    data = load_comparisons(file, skip_bad_rows=0.01)
+    pairs = [comparison for ranking in data.rankings for comparison in compare(ranking)]
+    groups = make_groups(base, given.max_length, data.prompts, data.answers, pairs, data.rankings)[0]
+    cached = Path(given.cache) / f"{file.name.split('.')[0]}-{given.max_length}-{given.layer}.safetensors"
+    if not cached.exists():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        save_file(read_features(base, groups, [given.layer]), cached)
+    tables = load_file(cached)[f"mean-{given.layer}"].float().split([len(group.answers) for group in groups])
+    own = dict(zip((group.prompt_id for group in groups), tables, strict=True))
+    rest, held_out = split_groups(groups, HELD_OUT, 0)
+    pool = Questions.of(rest, [own[group.prompt_id] for group in rest], given.pairs)
+    test = Questions.of(held_out, [own[group.prompt_id] for group in held_out], by_pair=False)
+    kept = [place for place, group in enumerate(test.groups) if group.pairs]
+    test = Questions([test.groups[i] for i in kept], [test.features[i] for i in kept], test.units[kept])
+    longer = [outcome([g.lengths[better] - g.lengths[worse] for better, worse, _ in g.pairs]) for g in test.groups]
+    figures = {"data": file.name.split(".")[0], "asked_from": int(pool.units.max()) + 1, "tested": len(test.groups)}
+    return pool, test, figures | {"longer_wins": sum(longer) / len(longer)}
+
+
+def table(files: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table after a line for each file."""
+    lines = [
+        f"- {one['data']}: asked from {one['asked_from']:,} rankings, tested on {one['tested']:,}; "
+        f"longer wins {100 * one['longer_wins']:.1f} %"
+        for one in files
+    ]
+    budgets = list(rows[0]["accuracy"])
+    columns = ["data", "flipped, %", "strategy", *map(str, budgets), f"mean of {budgets[1]} to {budgets[-1]}, less random"]
+    lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        mean, low, high = (100 * figure for figure in row["mean_less_random"])
+        less = "" if row["strategy"] == "random" else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+        cells = [row["data"], f"{100 * row['flipped']:g}", f"`{row['strategy']}`"]
+        cells += [f"{100 * accuracy:.1f}" for accuracy in row["accuracy"].values()]
+        lines.append(f"| {' | '.join([*cells, less])} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(name: str, rows: Sequence[Row], flipped: float) -> str:
+    """Return the accuracy over the rankings of one file, a line for each strategy, as SVG."""
+    own = [row for row in rows if row["data"] == name and row["flipped"] == flipped]
+    lines = [
+        Line(row["strategy"], [(budget, 100 * accuracy) for budget, accuracy in row["accuracy"].items()], colour)
+        for colour, row in enumerate(own)
+    ]
+    label = f"{name}, {100 * flipped:g} % flipped: held-out accuracy over rankings"
+    return draw(Chart(label, "rankings", "held-out accuracy, %", lines=lines, legend=True), standalone=True)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help="rankings, in a format that rank.dataset reads")
+    parser.add_argument("--cache", required=True, help="folder for the features")
+    parser.add_argument("--pairs", action="store_true", help="choose a pair of each prompt's answers, not the prompt")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[24, 48, 96, 192, 384], help="rankings revealed")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0, 0.15, 0.3], help="shares of flipped comparisons")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--ridge", type=float, default=300, help="ridge penalty of the heads")
+    parser.add_argument("--layer", type=int, default=15, help="layer to read")
+    parser.add_argument("--max-length", type=int, default=160, help="tokens of prompt and answer; answers are cut")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="of the preset")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--output", type=Path, help="folder for choosing.json and the plots")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the features and compare the strategies."""
+    given = _parse(arguments)
+    files, rows = [], []
+    for file in given.files:
+        pool, test, figures = read(file, given)
+        if figures["asked_from"] < given.budgets[-1]:
+            sys.exit(f"{file}: {figures['asked_from']} rankings to ask from. Lower --budgets")
+        files.append(figures)
+        rows += study(figures["data"], pool, test, given)
+    result = {"files": files, "rows": rows, "seeds": given.seeds, "ridge": given.ridge, "pairs": given.pairs}
+    if given.output:
+        given.output.mkdir(parents=True, exist_ok=True)
+        (given.output / "choosing.json").write_text(json.dumps(result, indent=1) + "\n")
+        for figures in files:
+            name = figures["data"]
+            (given.output / f"choosing-{name}.svg").write_text(plot(name, rows, given.noise[-1]))
+    print(json.dumps(result) if given.json else table(files, rows))
+
+
+if __name__ == "__main__":
+    main()
