@@ -1,10 +1,11 @@
-"""Compare ways of choosing what to ask annotators next, by the accuracy of the reward head fitted to the answers.
+r"""Compare ways of choosing what to ask annotators next, by the accuracy of the reward head fitted to the answers.
 
-    python benchmarks/choosing.py hh_harmless_test.jsonl.gz autoj_pairwise.jsonl pandalm_testset_v1.json \\
+    python -m lowrank_rlhf run quickstart --until rank sample.prompts=700 data.held_out=100
+    python benchmarks/choosing.py test.jsonl.gz testdata_pairwise.jsonl testset-v1.json runs/quickstart \
         --cache /tmp/features --output docs/performance
 
-People's rankings of a file in a format of `rank.dataset` are revealed in rounds. The first round is random; before each
-later one the head is fitted to all rankings revealed so far, and a strategy chooses the next ones by that head:
+The rankings of a file, in a format of `rank.dataset`, or of a run are revealed in rounds. The first round is random;
+before each later one the head is fitted to all rankings revealed so far, and a strategy chooses the next by that head:
 
     random        no head
     uncertain     the largest mean of 4 p (1 - p) over the pairs of answers, p by the head
@@ -45,8 +46,9 @@ from lowrank_rlhf.maths.pairs import ordered_pairs
 from lowrank_rlhf.models.base import load_base
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.reports.svg.drawing import Chart, Line, draw
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.training.reward_data import Group, bootstrapped, make_groups, split_groups
+from lowrank_rlhf.training.reward_data import Group, bootstrapped, make_groups, read_groups, split_groups
 from lowrank_rlhf.training.rewards.reward_head import fit_head
 
 STRATEGIES = ("random", "uncertain", "disagreement", "far_apart")
@@ -227,9 +229,12 @@ def study(name: str, pool: Questions, test: Questions, given: argparse.Namespace
 def read(file: Path, given: argparse.Namespace) -> tuple[Questions, Questions, Row]:
     """Return the questions to choose from, those of the test, and the file's figures."""
     base = load_base(load_config(PRESET, given.settings).model, Progress.silent())
-    data = load_comparisons(file, skip_bad_rows=0.01)
-    pairs = [comparison for ranking in data.rankings for comparison in compare(ranking)]
-    groups = make_groups(base, given.max_length, data.prompts, data.answers, pairs, data.rankings)[0]
+    if file.is_dir():
+        groups = read_groups(base, RunDir(file), given.max_length)[0]
+    else:
+        data = load_comparisons(file, skip_bad_rows=0.01)
+        pairs = [comparison for ranking in data.rankings for comparison in compare(ranking)]
+        groups = make_groups(base, given.max_length, data.prompts, data.answers, pairs, data.rankings)[0]
     cached = Path(given.cache) / f"{file.name.split('.')[0]}-{given.max_length}-{given.layer}.safetensors"
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -254,7 +259,13 @@ def table(files: Sequence[Row], rows: Sequence[Row]) -> str:
         for one in files
     ]
     budgets = list(rows[0]["accuracy"])
-    columns = ["data", "flipped, %", "strategy", *map(str, budgets), f"mean of {budgets[1]} to {budgets[-1]}, less random"]
+    columns = [
+        "data",
+        "flipped, %",
+        "strategy",
+        *map(str, budgets),
+        f"mean of {budgets[1]} to {budgets[-1]}, less random",
+    ]
     lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
         mean, low, high = (100 * figure for figure in row["mean_less_random"])
@@ -262,7 +273,7 @@ def table(files: Sequence[Row], rows: Sequence[Row]) -> str:
         cells = [row["data"], f"{100 * row['flipped']:g}", f"`{row['strategy']}`"]
         cells += [f"{100 * accuracy:.1f}" for accuracy in row["accuracy"].values()]
         lines.append(f"| {' | '.join([*cells, less])} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def plot(name: str, rows: Sequence[Row], flipped: float) -> str:
@@ -278,7 +289,7 @@ def plot(name: str, rows: Sequence[Row], flipped: float) -> str:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="rankings, in a format that rank.dataset reads")
+    parser.add_argument("files", nargs="+", type=Path, help="rankings, as rank.dataset, or a run ranked by a judge")
     parser.add_argument("--cache", required=True, help="folder for the features")
     parser.add_argument("--pairs", action="store_true", help="choose a pair of each prompt's answers, not the prompt")
     parser.add_argument("--budgets", type=int, nargs="+", default=[24, 48, 96, 192, 384], help="rankings revealed")
@@ -287,7 +298,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ridge", type=float, default=300, help="ridge penalty of the heads")
     parser.add_argument("--layer", type=int, default=15, help="layer to read")
     parser.add_argument("--max-length", type=int, default=160, help="tokens of prompt and answer; answers are cut")
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="of the preset")
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="of the preset"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--output", type=Path, help="folder for choosing.json and the plots")
     return parser.parse_args(arguments)
@@ -309,7 +322,7 @@ def main(arguments: list[str] | None = None) -> None:
         (given.output / "choosing.json").write_text(json.dumps(result, indent=1) + "\n")
         for figures in files:
             name = figures["data"]
-            (given.output / f"choosing-{name}.svg").write_text(plot(name, rows, given.noise[-1]))
+            (given.output / f"choosing-{name}.svg").write_text(plot(name, rows, given.noise[len(given.noise) // 2]))
     print(json.dumps(result) if given.json else table(files, rows))
 
 
