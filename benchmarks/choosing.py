@@ -64,7 +64,7 @@ class Questions:
     """Questions that an annotator may be asked: each a ranking of some of a prompt's answers."""
 
     groups: list[Group]
-    """One for each question, with the pairs of its ranking."""
+    """One for each question, with its pairs; the answers asked about are one tier."""
     features: list[Tensor]
     """(K, h) of each question's answers."""
     units: NDArray[np.int64]
@@ -80,7 +80,7 @@ class Questions:
                 pairs = list(ordered_pairs(ranking))
                 parts = [set(pair) for pair in combinations(answers, 2)] if by_pair else [set(answers)]
                 asked += [
-                    replace(group, pairs=[pair for pair in pairs if {*pair[:2]} <= part], rankings=[sorted(part)])
+                    replace(group, pairs=[pair for pair in pairs if {*pair[:2]} <= part], rankings=[[sorted(part)]])
                     for part in parts
                 ]
                 own += [table] * len(parts)
@@ -93,7 +93,7 @@ class Questions:
         found = [
             (table[one] - table[other], place)
             for place, (group, table) in enumerate(zip(self.groups, self.features, strict=True))
-            for one, other in combinations(group.rankings[0], 2)
+            for one, other in combinations(group.rankings[0][0], 2)
         ]
         return torch.stack([difference for difference, _ in found]), np.array([place for _, place in found])
 
