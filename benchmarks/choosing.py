@@ -17,153 +17,37 @@ With `--pairs` the next prompts are random and one pair of each prompt's answers
 A share of the revealed comparisons is flipped; the tested ones are as people gave them. The tested prompts, 30 %, are
 the same for all seeds, and nothing is chosen from them. The base of presets/human_preferences.yaml reads every answer
 once; its pooled states are kept in `--cache`. Prints a Markdown table, with `--json` one JSON object instead; with
-`--output` also writes `choosing.json` and a plot for each file into that folder. Intervals are 95 % bootstrap
-intervals over seeds and prompts, paired with random.
+`--output` also writes `choosing.json` and `choosing.svg` into that folder. Intervals are 95 % bootstrap intervals over
+seeds and prompts, paired with random.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from benchmarks.questions import STRATEGIES, Floats, Questions, choose, heads, outcome, values
 from benchmarks.reward_heads import PRESET, read_features
 from lowrank_rlhf.config.loading import load_config
-from lowrank_rlhf.config.schema import RewardConfig
 from lowrank_rlhf.data.comparisons import load_comparisons
-from lowrank_rlhf.maths.pairs import ordered_pairs
 from lowrank_rlhf.models.base import load_base
 from lowrank_rlhf.preferences.expand import compare
-from lowrank_rlhf.reports.svg.drawing import Chart, Line, draw
+from lowrank_rlhf.reports.svg.drawing import Chart, Guide, Line, draw
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
-from lowrank_rlhf.training.reward_data import Group, bootstrapped, make_groups, read_groups, split_groups
-from lowrank_rlhf.training.rewards.reward_head import fit_head
+from lowrank_rlhf.training.reward_data import make_groups, read_groups, split_groups
 
-STRATEGIES = ("random", "uncertain", "disagreement", "far_apart")
 MEMBERS = 4
 HELD_OUT = 0.3
 SAMPLES = 2000
-Floats = NDArray[np.float64]
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Questions that an annotator may be asked: each a ranking of some of a prompt's answers."""
-
-    groups: list[Group]
-    """One for each question, with its pairs; the answers asked about are one tier."""
-    features: list[Tensor]
-    """(K, h) of each question's answers."""
-    units: NDArray[np.int64]
-    """The ranking that each question is part of: itself, or with `--pairs` the one that it is a pair of."""
-
-    @classmethod
-    def of(cls, groups: Sequence[Group], features: Sequence[Tensor], by_pair: bool) -> "Questions":
-        """Return a question for each ranking of the groups, or for each pair of its answers."""
-        asked, own, units, unit = [], [], [], 0
-        for group, table in zip(groups, features, strict=True):
-            for ranking in group.rankings:
-                answers = sorted(answer for tier in ranking for answer in tier)
-                pairs = list(ordered_pairs(ranking))
-                parts = [set(pair) for pair in combinations(answers, 2)] if by_pair else [set(answers)]
-                asked += [
-                    replace(group, pairs=[pair for pair in pairs if {*pair[:2]} <= part], rankings=[[sorted(part)]])
-                    for part in parts
-                ]
-                own += [table] * len(parts)
-                units += [unit] * len(parts)
-                unit += 1
-        return cls(asked, own, np.array(units))
-
-    def differences(self) -> tuple[Tensor, NDArray[np.int64]]:
-        """Return the differences of features of each question's pairs of answers, (P, h), and the questions, (P,)."""
-        found = [
-            (table[one] - table[other], place)
-            for place, (group, table) in enumerate(zip(self.groups, self.features, strict=True))
-            for one, other in combinations(group.rankings[0][0], 2)
-        ]
-        return torch.stack([difference for difference, _ in found]), np.array([place for _, place in found])
-
-    def flipped(self, share: float, generator: np.random.Generator) -> list[Group]:
-        """Return the groups with a share of their comparisons turned round."""
-        return [
-            replace(
-                group,
-                pairs=[
-                    (worse, better, gap) if generator.random() < share else (better, worse, gap)
-                    for better, worse, gap in group.pairs
-                ],
-            )
-            for group in self.groups
-        ]
-
-    def correct(self, head: Tensor) -> Floats:
-        """Return the share of each question's pairs that the head (h,) orders rightly, (Q,)."""
-        shares = []
-        for group, table in zip(self.groups, self.features, strict=True):
-            scores = table @ head
-            shares.append(outcome([float(scores[better] - scores[worse]) for better, worse, _ in group.pairs]))
-        return np.array(shares)
-
-
-def outcome(margins: Sequence[float]) -> float:
-    """Return the share of positive margins; 0 counts half."""
-    return sum(0.5 if margin == 0 else float(margin > 0) for margin in margins) / len(margins)
-
-
-def values(strategy: str, margins: Tensor, question: NDArray[np.int64], generator: np.random.Generator) -> Floats:
-    """Return how much the strategy wants each question asked, (Q,).
-
-    `margins`, (P, 1 + M), are the score differences of all pairs of answers by the head and by its M members;
-    `question`, (P,), the question of each pair.
-    """
-    if strategy == "random":
-        return generator.random(question.max() + 1)
-    if strategy == "uncertain":
-        p = torch.sigmoid(margins[:, 0])
-        of_pairs = 4 * p * (1 - p)
-    else:
-        of_pairs = margins[:, 1:].std(1) if strategy == "disagreement" else margins[:, 0].abs()
-    return np.bincount(question, of_pairs.double().numpy()) / np.bincount(question)
-
-
-def choose(wanted: Floats, units: NDArray[np.int64], order: NDArray[np.int64], count: int) -> list[int]:
-    """Return the questions to ask next, one for each of `count` units that are left.
-
-    `order` are the units that are left: the first ones are asked if each unit has several questions, otherwise those
-    with the largest values.
-    """
-    best: dict[int, int] = {}
-    for place in np.argsort(-wanted, kind="stable").tolist():
-        best.setdefault(int(units[place]), place)
-    left = set(order.tolist())
-    by_value = [place for unit, place in best.items() if unit in left]
-    by_order = [best[unit] for unit in order.tolist()]
-    return (by_value if len(best) == len(units) else by_order)[:count]
-
-
-def heads(groups: Sequence[Group], features: Sequence[Tensor], ridge: float, members: int, seed: int) -> Tensor:
-    """Return the head fitted to all groups and those of the members, (1 + members, h)."""
-    asked = [(group, table) for group, table in zip(groups, features, strict=True) if group.pairs]
-    own = [replace(group, counts=(1,)) for group, _ in asked]
-    if members:
-        drawn = bootstrapped(own, members, seed)
-        own = [replace(group, counts=(1, *group.counts)) for group in drawn]
-    settings = RewardConfig.model_validate({"head_l2": ridge, "fit_head_first": True, "pooling": "mean"})
-    return fit_head(own, [table for _, table in asked], settings, seed)[0]
 
 
 def curve(
@@ -211,16 +95,14 @@ def study(name: str, pool: Questions, test: Questions, given: argparse.Namespace
             by_strategy[strategy] = {budget: np.stack([one[budget] for one in curves]) for budget in given.budgets}
             print(f"{name}: {share:g} flipped, {strategy}", file=sys.stderr, flush=True)
         for strategy, found in by_strategy.items():
-            less = {budget: own - by_strategy["random"][budget] for budget, own in found.items()}
-            later = np.mean([less[budget] for budget in given.budgets[1:]], axis=0)
+            less = [found[budget] - by_strategy["random"][budget] for budget in given.budgets[1:]]
             rows.append(
                 {
                     "data": name,
                     "flipped": share,
                     "strategy": strategy,
                     "accuracy": {budget: float(own.mean()) for budget, own in found.items()},
-                    "less_random": {budget: crossed_bootstrap(own, prompts) for budget, own in less.items()},
-                    "mean_less_random": crossed_bootstrap(later, prompts),
+                    "mean_less_random": crossed_bootstrap(np.mean(less, axis=0), prompts),
                 }
             )
     return rows
@@ -276,15 +158,29 @@ def table(files: Sequence[Row], rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def plot(name: str, rows: Sequence[Row], flipped: float) -> str:
-    """Return the accuracy over the rankings of one file, a line for each strategy, as SVG."""
-    own = [row for row in rows if row["data"] == name and row["flipped"] == flipped]
-    lines = [
-        Line(row["strategy"], [(budget, 100 * accuracy) for budget, accuracy in row["accuracy"].items()], colour)
-        for colour, row in enumerate(own)
-    ]
-    label = f"{name}, {100 * flipped:g} % flipped: held-out accuracy over rankings"
-    return draw(Chart(label, "rankings", "held-out accuracy, %", lines=lines, legend=True), standalone=True)
+def plot(rows: Sequence[Row]) -> str:
+    """Return the gain over random by the number of rankings as SVG, the mean of all files and a thin line for each."""
+    by_file: dict[tuple[str, str], list[dict[int, float]]] = {}
+    for row in rows:
+        by_file.setdefault((row["strategy"], row["data"]), []).append(row["accuracy"])
+    lines = []
+    for colour, strategy in enumerate(STRATEGIES[1:]):
+        files = {name: mean_curve(found) for (own, name), found in by_file.items() if own == strategy}
+        gains = [
+            [(budget, 100 * (at - mean_curve(by_file["random", name])[budget])) for budget, at in found.items()]
+            for name, found in files.items()
+        ]
+        lines += [Line(strategy, gain, colour, thin=True) for gain in gains]
+        lines.append(Line(strategy, list(mean_curve([dict(gain) for gain in gains]).items()), colour))
+    label = "held-out accuracy less that of random, by the number of rankings"
+    at_random = Guide((None, None), (0, 0), "random")
+    chart = Chart(label, "rankings", "accuracy less random, points", lines=lines, guides=[at_random], legend=True)
+    return draw(chart, standalone=True)
+
+
+def mean_curve(curves: Sequence[dict[int, float]]) -> dict[int, float]:
+    """Return the mean of curves at the same budgets."""
+    return {budget: sum(one[budget] for one in curves) / len(curves) for budget in curves[0]}
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -302,7 +198,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="of the preset"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--output", type=Path, help="folder for choosing.json and the plots")
+    parser.add_argument("--output", type=Path, help="folder for choosing.json and choosing.svg")
     return parser.parse_args(arguments)
 
 
@@ -320,9 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.output:
         given.output.mkdir(parents=True, exist_ok=True)
         (given.output / "choosing.json").write_text(json.dumps(result, indent=1) + "\n")
-        for figures in files:
-            name = figures["data"]
-            (given.output / f"choosing-{name}.svg").write_text(plot(name, rows, given.noise[len(given.noise) // 2]))
+        (given.output / "choosing.svg").write_text(plot(rows))
     print(json.dumps(result) if given.json else table(files, rows))
 
 

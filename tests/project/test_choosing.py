@@ -12,7 +12,8 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.choosing import Questions, choose, crossed_bootstrap, heads, main, values  # noqa: E402
+from benchmarks.choosing import crossed_bootstrap, main  # noqa: E402
+from benchmarks.questions import Questions, choose, heads, values  # noqa: E402
 from lowrank_rlhf.training.reward_data import Group  # noqa: E402
 
 
@@ -126,7 +127,7 @@ def test_choosing_on_a_tiny_model(
     assert all(row["accuracy"]["12"] > 0.7 for row in found["rows"])
     assert found["rows"][0]["mean_less_random"] == [0, 0, 0]
     assert json.loads((tmp_path / "out" / "choosing.json").read_text()) == found
-    assert (tmp_path / "out" / "choosing-ranked.svg").read_text().count("<polyline") == 8  # lines and legend
+    assert (tmp_path / "out" / "choosing.svg").read_text().count("<polyline") == 9  # mean, file, legend
     main([*work, *tiny, "--pairs"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("- ranked: asked from 28 rankings, tested on 12; longer wins ")
