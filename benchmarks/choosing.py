@@ -86,25 +86,22 @@ def crossed_bootstrap(differences: Floats, prompts: Sequence[str]) -> tuple[floa
 
 
 def study(name: str, pool: Questions, test: Questions, given: argparse.Namespace) -> list[Row]:
-    """Return a row for each share of flipped comparisons and strategy."""
-    prompts, rows = [group.prompt_id for group in test.groups], []
-    for share in given.noise:
-        by_strategy = {}
-        for strategy in STRATEGIES:
+    """Return a row for each share of flipped comparisons and strategy, and one for the mean of the shares."""
+    found: dict[str, dict[float, Floats]] = {}  # (S, budgets, Q) by strategy and share
+    for strategy in STRATEGIES:
+        for share in given.noise:
             curves = [curve(strategy, pool, test, share, seed, given) for seed in range(given.seeds)]
-            by_strategy[strategy] = {budget: np.stack([one[budget] for one in curves]) for budget in given.budgets}
+            found.setdefault(strategy, {})[share] = np.stack([np.stack([*one.values()]) for one in curves])
             print(f"{name}: {share:g} flipped, {strategy}", file=sys.stderr, flush=True)
-        for strategy, found in by_strategy.items():
-            less = [found[budget] - by_strategy["random"][budget] for budget in given.budgets[1:]]
-            rows.append(
-                {
-                    "data": name,
-                    "flipped": share,
-                    "strategy": strategy,
-                    "accuracy": {budget: float(own.mean()) for budget, own in found.items()},
-                    "mean_less_random": crossed_bootstrap(np.mean(less, axis=0), prompts),
-                }
-            )
+    prompts, rows = [group.prompt_id for group in test.groups], []
+    for share in [*given.noise, None]:
+        chosen = given.noise if share is None else [share]
+        mean = {strategy: np.mean([own[one] for one in chosen], axis=0) for strategy, own in found.items()}
+        for strategy, own in mean.items():
+            less = (own - mean["random"])[:, 1:].mean(1)  # (S, Q); the first round is the same for all
+            accuracy = dict(zip(given.budgets, own.mean((0, 2)).tolist(), strict=True))
+            row = {"data": name, "flipped": share, "strategy": strategy, "accuracy": accuracy}
+            rows.append(row | {"less_random": crossed_bootstrap(less, prompts)})
     return rows
 
 
@@ -150,9 +147,10 @@ def table(files: Sequence[Row], rows: Sequence[Row]) -> str:
     ]
     lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
-        mean, low, high = (100 * figure for figure in row["mean_less_random"])
+        mean, low, high = (100 * figure for figure in row["less_random"])
         less = "" if row["strategy"] == "random" else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-        cells = [row["data"], f"{100 * row['flipped']:g}", f"`{row['strategy']}`"]
+        flipped = "mean" if row["flipped"] is None else f"{100 * row['flipped']:g}"
+        cells = [row["data"], flipped, f"`{row['strategy']}`"]
         cells += [f"{100 * accuracy:.1f}" for accuracy in row["accuracy"].values()]
         lines.append(f"| {' | '.join([*cells, less])} |")
     return "\n".join(lines)
@@ -160,27 +158,21 @@ def table(files: Sequence[Row], rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row]) -> str:
     """Return the gain over random by the number of rankings as SVG, the mean of all files and a thin line for each."""
-    by_file: dict[tuple[str, str], list[dict[int, float]]] = {}
-    for row in rows:
-        by_file.setdefault((row["strategy"], row["data"]), []).append(row["accuracy"])
+    curves = {(row["strategy"], row["data"]): row["accuracy"] for row in rows if row["flipped"] is None}
+    names = list(dict.fromkeys(row["data"] for row in rows))
     lines = []
     for colour, strategy in enumerate(STRATEGIES[1:]):
-        files = {name: mean_curve(found) for (own, name), found in by_file.items() if own == strategy}
         gains = [
-            [(budget, 100 * (at - mean_curve(by_file["random", name])[budget])) for budget, at in found.items()]
-            for name, found in files.items()
+            {int(n): 100 * (at - curves["random", name][n]) for n, at in curves[strategy, name].items()}
+            for name in names
         ]
-        lines += [Line(strategy, gain, colour, thin=True) for gain in gains]
-        lines.append(Line(strategy, list(mean_curve([dict(gain) for gain in gains]).items()), colour))
+        lines += [Line(strategy, list(gain.items()), colour, thin=True) for gain in gains]
+        mean = [(n, sum(gain[n] for gain in gains) / len(gains)) for n in gains[0]]
+        lines.append(Line(strategy, mean, colour))
     label = "held-out accuracy less that of random, by the number of rankings"
     at_random = Guide((None, None), (0, 0), "random")
     chart = Chart(label, "rankings", "accuracy less random, points", lines=lines, guides=[at_random], legend=True)
     return draw(chart, standalone=True)
-
-
-def mean_curve(curves: Sequence[dict[int, float]]) -> dict[int, float]:
-    """Return the mean of curves at the same budgets."""
-    return {budget: sum(one[budget] for one in curves) / len(curves) for budget in curves[0]}
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -205,6 +197,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Read the features and compare the strategies."""
     given = _parse(arguments)
+    given.budgets.sort()
     files, rows = [], []
     for file in given.files:
         pool, test, figures = read(file, given)

@@ -122,15 +122,16 @@ def test_choosing_on_a_tiny_model(
     found = json.loads(capsys.readouterr().out)
     assert found["files"][0]["asked_from"] == 28
     assert found["files"][0]["tested"] == 12
-    assert [row["strategy"] for row in found["rows"]] == ["random", "uncertain", "disagreement", "far_apart"]
+    assert [row["strategy"] for row in found["rows"]] == 2 * ["random", "uncertain", "disagreement", "far_apart"]
+    assert [row["flipped"] for row in found["rows"]] == 4 * [0] + 4 * [None]
     assert len({row["accuracy"]["4"] for row in found["rows"]}) == 1  # the first round is the same
     assert all(row["accuracy"]["12"] > 0.7 for row in found["rows"])
-    assert found["rows"][0]["mean_less_random"] == [0, 0, 0]
+    assert found["rows"][0]["less_random"] == [0, 0, 0]
     assert json.loads((tmp_path / "out" / "choosing.json").read_text()) == found
     assert (tmp_path / "out" / "choosing.svg").read_text().count("<polyline") == 9  # mean, file, legend
     main([*work, *tiny, "--pairs"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("- ranked: asked from 28 rankings, tested on 12; longer wins ")
-    assert len(lines) == 8
+    assert len(lines) == 12
     assert lines[4].endswith("|  |")
     assert lines[5].startswith("| ranked | 0 | `uncertain` | ")
