@@ -55,7 +55,7 @@ def curve(
 ) -> dict[int, Floats]:
     """Reveal questions of the pool round by round; return the outcomes on the test at each budget, (Q,) each."""
     order = np.random.default_rng(seed).permutation(pool.units.max() + 1)  # the same first round for all strategies
-    groups = pool.flipped(share, np.random.default_rng([seed, 1]))
+    groups = pool.flipped(share, np.random.default_rng([seed, 1]), given.by_gap)
     differences, question = pool.differences()
     generator, members = np.random.default_rng([seed, 2]), MEMBERS if strategy == "disagreement" else 0
     asked = choose(generator.random(len(groups)), pool.units, order[: given.budgets[0]], given.budgets[0])
@@ -182,7 +182,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", action="store_true", help="choose a pair of each prompt's answers, not the prompt")
     parser.add_argument("--budgets", type=int, nargs="+", default=[24, 48, 96, 192, 384], help="rankings revealed")
     parser.add_argument("--noise", type=float, nargs="+", default=[0, 0.15, 0.3], help="shares of flipped comparisons")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--by-gap", action="store_true", help="divide the share by the tiers between the two answers")
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--ridge", type=float, default=300, help="ridge penalty of the heads")
     parser.add_argument("--layer", type=int, default=15, help="layer to read")
     parser.add_argument("--max-length", type=int, default=160, help="tokens of prompt and answer; answers are cut")
@@ -206,6 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
         files.append(figures)
         rows += study(figures["data"], pool, test, given)
     result = {"files": files, "rows": rows, "seeds": given.seeds, "ridge": given.ridge, "pairs": given.pairs}
+    result["by_gap"] = given.by_gap
     if given.output:
         given.output.mkdir(parents=True, exist_ok=True)
         (given.output / "choosing.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -56,13 +56,15 @@ class Questions:
         ]
         return torch.stack([difference for difference, _ in found]), np.array([place for _, place in found])
 
-    def flipped(self, share: float, generator: np.random.Generator) -> list[Group]:
-        """Return the groups with a share of their comparisons turned round."""
+    def flipped(self, share: float, generator: np.random.Generator, by_gap: bool = False) -> list[Group]:
+        """Return the groups with a share of their comparisons turned round; with `by_gap` share / tiers between."""
         return [
             replace(
                 group,
                 pairs=[
-                    (worse, better, gap) if generator.random() < share else (better, worse, gap)
+                    (worse, better, gap)
+                    if generator.random() < (share / gap if by_gap else share)
+                    else (better, worse, gap)
                     for better, worse, gap in group.pairs
                 ],
             )

@@ -68,6 +68,10 @@ def test_a_share_of_the_comparisons_is_turned_round() -> None:
 
     assert (turned(0), turned(1)) == (0, 400)
     assert turned(0.3) == pytest.approx(120, abs=40)
+    tiers = Questions.of([group("a", [], [[[0], [1], [2]]])] * 400, [torch.eye(3)] * 400, by_pair=False)
+    flipped = tiers.flipped(0.6, np.random.default_rng(0), by_gap=True)
+    assert sum((2, 0, 2) in own.pairs for own in flipped) == pytest.approx(120, abs=40)
+    assert sum((1, 0, 1) in own.pairs for own in flipped) == pytest.approx(240, abs=40)
 
 
 def test_members_are_fitted_to_other_samples_than_the_head() -> None:
