@@ -3,7 +3,6 @@
 import shlex
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from pathlib import Path
 
 from lowrank_rlhf.config.loading import load_config
@@ -12,11 +11,11 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.agreement import SameOrder, same_order
 from lowrank_rlhf.preferences.carelessness import near_chance
 from lowrank_rlhf.preferences.enough import RankingNeed, needed
-from lowrank_rlhf.preferences.queue import AssignmentRules, uncertainties
+from lowrank_rlhf.preferences.queue import AssignmentRules
 from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
 from lowrank_rlhf.preferences.store import AnnotationStore, Item
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.records import Prompt, Ranking, Score, read_jsonl
+from lowrank_rlhf.run.records import Prompt, Ranking, read_jsonl
 from lowrank_rlhf.run.results.rounds import prefix
 
 STORE = "annotations.sqlite"
@@ -114,15 +113,9 @@ class Project:
         return found if near_chance(found) else None
 
     def next_item(self, annotator: str) -> Item | None:
-        """Return this annotator's next item, by the run's settings and its reward model's uncertainty if it has one."""
-        settings, scores = self.settings or RankConfig(), self._run_dir.artifact("scores.jsonl")
-        uncertainty = _uncertainties(scores, scores.stat().st_mtime_ns) if scores.is_file() else {}
-        return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated, uncertainty))
-
-
-@lru_cache(maxsize=4)
-def _uncertainties(scores: Path, _modified_at: int) -> dict[str, float]:
-    return uncertainties(read_jsonl(scores, Score))
+        """Return this annotator's next item by the run's settings."""
+        settings = self.settings or RankConfig()
+        return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated))
 
 
 def run_command(folder: Path) -> str:

@@ -1,16 +1,14 @@
 """Queue of prompts: the next one for an annotator, leased so that no one else ranks it meanwhile."""
 
 import hashlib
-import math
 import sqlite3
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from lowrank_rlhf.preferences.contents import Skip
-from lowrank_rlhf.run.records import Ranking, Score
+from lowrank_rlhf.run.records import Ranking
 
 LEASE_SECONDS = 600.0
 """Length of a lease without any activity of the annotator."""
@@ -23,13 +21,11 @@ REPEAT_AFTER = 8
 class AssignmentRules:
     """Rules of assigning prompts.
 
-    `shared`: share of prompts that a second annotator ranks too; `repeated`: share that the same annotator ranks twice;
-    `uncertainty`: of the reward model, by prompt.
+    `shared`: share of prompts that a second annotator ranks too; `repeated`: share that the same annotator ranks twice.
     """
 
     shared: float = 0.0
     repeated: float = 0.0
-    uncertainty: Mapping[str, float] = field(default_factory=dict)
 
 
 class Candidate(NamedTuple):
@@ -48,17 +44,17 @@ class Candidate(NamedTuple):
 def choose(candidates: Sequence[Candidate], rules: AssignmentRules) -> Candidate | None:
     """Choose the prompt to assign.
 
-    A repeated one that is due; else a shared one that waits for its second annotator; else one that the fewest have
-    ranked, of those the one on which the reward model is least certain, of those the first.
+    A repeated one that is due; else a shared one that waits for its second annotator; else the first of those that the
+    fewest have ranked. Prompts are in random order, and no other order is shown to be better (decision 0031).
     """
     due = [one for one in candidates if one.own == 1 and one.since >= REPEAT_AFTER]
     due = [one for one in due if chance("repeated", one.prompt_id) < rules.repeated]
     if due:
         return max(due, key=lambda one: one.since)
 
-    def rank(one: Candidate) -> tuple[bool, int, float]:
+    def rank(one: Candidate) -> tuple[bool, int]:
         waits = one.others == 1 and chance("shared", one.prompt_id) < rules.shared
-        return not waits, one.others, -rules.uncertainty.get(one.prompt_id, 0.0)
+        return not waits, one.others
 
     return min((one for one in candidates if one.own == 0), key=rank, default=None)
 
@@ -67,28 +63,6 @@ def chance(purpose: str, prompt_id: str) -> float:
     """Return a number from 0 to 1, uniform over prompts and the same for every annotator."""
     digest = hashlib.sha256(f"{purpose}\n{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
-
-
-def uncertainties(scores: Iterable[Score]) -> dict[str, float]:
-    """Return the reward model's uncertainty of each prompt: the mean of 4 p (1 - p) over its pairs of answers.
-
-    p is the Bradley-Terry probability that one is better: the result is 1 at p = 1/2 and near 0 where the reward model
-    is sure. Prompts with one score are left out.
-    """
-    by_prompt = defaultdict(list)
-    for score in scores:
-        by_prompt[score.prompt_id].append(score.score)
-    return {
-        prompt: sum(_doubt(one - other) for one, other in combinations(group, 2)) / math.comb(len(group), 2)
-        for prompt, group in by_prompt.items()
-        if len(group) > 1
-    }
-
-
-def _doubt(difference: float) -> float:
-    """Return 4 p (1 - p) for p = sigmoid(difference) without overflow."""
-    small = math.exp(-abs(difference))
-    return 4 * small / (1 + small) ** 2
 
 
 def assign(database: sqlite3.Connection, annotator: str, now: float, rules: AssignmentRules) -> tuple[str, int] | None:
@@ -188,7 +162,7 @@ _WAITING = (
 )
 _RANKED_BY = (
     f"SELECT id FROM prompts WHERE annotators = :others AND {_FREE}"  # noqa: S608
-    " ORDER BY position LIMIT :limit"
+    " ORDER BY position LIMIT 1"
 )
 _OWN = "SELECT prompt_id FROM rankings WHERE annotator = :annotator AND withdrawn = 0 ORDER BY position"
 _TAKEN = (
@@ -201,21 +175,20 @@ def _candidates(database: sqlite3.Connection, annotator: str, now: float, rules:
     """Return the prompts among which `choose` decides, in the store's order.
 
     The annotator has not skipped them and no one else has leased them. They are the repeated ones that are due, the
-    shared ones that wait for a second annotator and, if none does, those that the fewest annotators have ranked.
+    shared ones that wait for a second annotator and, if none does, the first that the fewest annotators have ranked.
     """
     who = {"annotator": annotator, "now": now}
     waiting = database.execute(_WAITING, who | {"shared": rules.shared}).fetchall()
-    candidates = [Candidate(prompt_id, 0, 1, 0) for (prompt_id,) in waiting] or _least_ranked(database, who, rules)
+    candidates = [Candidate(prompt_id, 0, 1, 0) for (prompt_id,) in waiting] or _least_ranked(database, who)
     return [*_due(database, who, rules), *candidates] if rules.repeated else candidates
 
 
-def _least_ranked(database: sqlite3.Connection, who: Mapping[str, object], rules: AssignmentRules) -> list[Candidate]:
-    """Return the prompts that the fewest annotators have ranked; the first alone if there is no uncertainty."""
+def _least_ranked(database: sqlite3.Connection, who: Mapping[str, object]) -> list[Candidate]:
+    """Return the first of the prompts that the fewest annotators have ranked, if there is one."""
     (most,) = database.execute("SELECT COALESCE(MAX(annotators), 0) FROM prompts").fetchone()
-    limit = -1 if rules.uncertainty else 1
     for others in range(most + 1):
-        if found := database.execute(_RANKED_BY, {**who, "others": others, "limit": limit}).fetchall():
-            return [Candidate(prompt_id, 0, others, 0) for (prompt_id,) in found]
+        if found := database.execute(_RANKED_BY, {**who, "others": others}).fetchone():
+            return [Candidate(found[0], 0, others, 0)]
     return []
 
 

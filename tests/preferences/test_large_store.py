@@ -70,7 +70,6 @@ class TestChoices:
             AssignmentRules,
             shared=st.sampled_from([0.0, 0.5, 1.0]),
             repeated=st.sampled_from([0.0, 0.5, 1.0]),
-            uncertainty=st.sampled_from([{}, {"p1": 0.5, "p4": 0.9, "p5": 0.9}]),
         ),
     )
     def test_they_are_those_over_all_prompts(

@@ -10,16 +10,9 @@ from hypothesis import strategies as st
 
 from lowrank_rlhf.preferences import queue
 from lowrank_rlhf.preferences.contents import Skip
-from lowrank_rlhf.preferences.queue import (
-    LEASE_SECONDS,
-    REPEAT_AFTER,
-    AssignmentRules,
-    Candidate,
-    choose,
-    uncertainties,
-)
+from lowrank_rlhf.preferences.queue import LEASE_SECONDS, REPEAT_AFTER, AssignmentRules, Candidate, choose
 from lowrank_rlhf.preferences.store import AnnotationStore, Item
-from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, Score
+from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample
 
 
 class Clock:
@@ -163,12 +156,11 @@ class TestLeases:
 
 
 class TestOrder:
-    def test_fewest_rankings_then_doubt_then_place(self) -> None:
+    def test_fewest_rankings_then_place(self) -> None:
         candidates = [Candidate(f"p{i}", own, others, 0) for i, (own, others) in enumerate([(1, 0), (0, 1), (0, 1)])]
         assert choose(candidates, AssignmentRules()).prompt_id == "p1"
-        assert choose(candidates, AssignmentRules(uncertainty={"p1": 0.2, "p2": 0.3})).prompt_id == "p2"
         fresh = Candidate("p3", 0, 0, 0)
-        assert choose([*candidates, fresh], AssignmentRules(uncertainty={"p2": 1.0})) is fresh
+        assert choose([*candidates, fresh], AssignmentRules()) is fresh
         assert choose(candidates[:1], AssignmentRules()) is None
 
     def test_shares_are_as_large_as_asked_and_the_same_for_all(self) -> None:
@@ -225,12 +217,6 @@ class TestOrder:
         assert (back.prompt.id, back.done, back.shown) == ("p1", 1, shown["p1", 1])
         assert not store.save(rank(back, "ann"), done=0)  # said in a window that is behind
         assert store.counts("ann").ranked == REPEAT_AFTER + 1
-
-    def test_doubt_by_hand(self) -> None:
-        scores = [("p", 0.0), ("p", 0.0), ("q", math.log(3)), ("q", 0.0), ("r", 1e9), ("r", -1e9), ("alone", 1.0)]
-        records = [Score(sample_id=str(i), prompt_id=p, score=s, held_out=False) for i, (p, s) in enumerate(scores)]
-        found = uncertainties(records)
-        assert found == {"p": 1.0, "q": pytest.approx(4 * 0.75 * 0.25), "r": 0.0}
 
 
 def test_undo_goes_back_through_rankings_and_skips(tmp_path: Path) -> None:
