@@ -1,11 +1,13 @@
 """Models that the guided path offers, each with the memory that it needs on this machine."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.dashboard.guided.settings import Answers, guided
+from lowrank_rlhf.config.loading import load_config, preset_names, preset_path
+from lowrank_rlhf.config.schema import Config, ModelConfig
+from lowrank_rlhf.dashboard.guided.settings import HUMAN, Answers, guided
+from lowrank_rlhf.dashboard.guided.summary import Summary
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.planner.compute_cost import ANSWER_SHARE, Amounts
 from lowrank_rlhf.planner.fit import SHARE, choices
@@ -21,7 +23,7 @@ class Verdict(NamedTuple):
     """Model of a preset, and its memory in bytes; `needed` is None while the model's dimensions are unknown."""
 
     model: str
-    source: str
+    name: str
     needed: float | None
     free: int
     total: int
@@ -32,8 +34,13 @@ class Verdict(NamedTuple):
         return self.needed is not None and self.needed <= self.free
 
 
-def verdicts(answers: Answers, models: Sequence[str] = PRESETS) -> list[Verdict]:
-    """Forecast the memory of a person's run with each model.
+def model_config(model: str) -> ModelConfig:
+    """Return the settings of a preset's model, or of one given as `model.source`."""
+    return load_config(preset_path(model)).model if model in preset_names() else ModelConfig(source=model)
+
+
+def verdicts(summary: Summary, models: Sequence[str] = PRESETS) -> list[Verdict]:
+    """Forecast the memory of a run on these prompts with each model.
 
     Raises:
         TooFewPrompts: The file has fewer different prompts than a reward model can be tested with.
@@ -41,10 +48,15 @@ def verdicts(answers: Answers, models: Sequence[str] = PRESETS) -> list[Verdict]
     found = []
     machine: Machine | None = None
     for model in models:
-        config = guided(replace(answers, model=model)).config
+        config = guided(Answers("x", "x", summary, model, HUMAN)).config
         machine = machine or find_machine(config.model)
-        found.append(Verdict(model, config.model.source, _needed(config, machine), machine.free, machine.total))
+        found.append(Verdict(model, _name(config.model), _needed(config, machine), machine.free, machine.total))
     return found
+
+
+def _name(config: ModelConfig) -> str:
+    """Return the source without what a person need not read: the package and the quantisation of a file."""
+    return PurePosixPath(config.source).name.partition(".Q")[0] if config.source.startswith("pypi:") else config.source
 
 
 def _needed(config: Config, machine: Machine) -> float | None:

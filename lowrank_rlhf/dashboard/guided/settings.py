@@ -1,5 +1,6 @@
 """Settings of a run from a person's prompts, model and ranker, each number with its reason."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,14 +52,18 @@ class Answers:
     """Source for `rank.dataset`; the prompts' own file by default."""
     compared: int = 0
     """Prompts with comparisons there."""
+    rows: int = 0
+    """Rows of the prompts' file."""
+    bad_rows: int = 0
+    """Rows that cannot be read and are left out."""
 
 
 class Choice(NamedTuple):
     """Number chosen for a setting; `id` is the key of its reason, with the values for that text."""
 
     id: Literal[
-        "held_out", "too_long", "base", "demonstrations", "length", "answers", "people", "dataset", "test", "test_weak",
-        "steps", "no_judge",
+        "bad_rows", "held_out", "too_long", "base", "demonstrations", "length", "answers", "people", "dataset", "test",
+        "test_weak", "steps", "no_judge",
     ]  # fmt: skip
     setting: tuple[str, str]
     values: dict[str, int]
@@ -73,7 +78,15 @@ class Guided(NamedTuple):
 
 
 class TooFewPrompts(ValueError):
-    """The file has fewer different prompts than `LEAST`."""
+    """The file has fewer different prompts that fit than `LEAST`."""
+
+    def __init__(self, prompts: int) -> None:
+        super().__init__(prompts)
+        self.prompts = prompts
+
+
+class NoComparisons(ValueError):
+    """The prompts' own file is to be the file of comparisons, and it has none."""
 
 
 class _Sizes(NamedTuple):
@@ -95,16 +108,20 @@ def guided(answers: Answers) -> Guided:
 
     Raises:
         TooFewPrompts: The file has fewer different prompts than a reward model can be tested with.
+        NoComparisons: The ranker is a file of comparisons, and there is none.
     """
     values = _model_values(answers.model)
     sizes = _sizes(answers, values)
     if sizes.prompts < LEAST:
-        raise TooFewPrompts
+        raise TooFewPrompts(sizes.prompts)
+    if answers.ranker == DATASET and not answers.compared:
+        raise NoComparisons
     values["name"] = answers.name
     values["model"] |= {"max_length": sizes.max_length, "memory": "auto"}
     values["data"] = {
         "prompts": answers.file,
         **({"columns": answers.columns} if answers.columns else {}),
+        **({"skip_bad_rows": math.ceil(100 * answers.bad_rows / answers.rows) / 100} if answers.bad_rows else {}),
         "held_out": sizes.held_out,
         **({"skip_too_long": True} if sizes.prompts < answers.summary.prompts else {}),
     }
@@ -217,6 +234,8 @@ def _ppo(values: dict[str, Any], sizes: _Sizes, ranker: str) -> dict[str, Any]:
 def _choices(answers: Answers, config: Config, sizes: _Sizes) -> Iterator[Choice]:
     summary, half = answers.summary, sizes.held_out // 2
     shares = {"prompts": sizes.prompts, "held_out": sizes.held_out, "half": half, "training": sizes.training}
+    if answers.bad_rows:
+        yield Choice("bad_rows", ("data", "skip_bad_rows"), {"count": answers.bad_rows})
     yield Choice("held_out", ("data", "held_out"), shares)
     if left_out := summary.prompts - sizes.prompts:
         yield Choice("too_long", ("data", "skip_too_long"), {"count": left_out})
@@ -244,5 +263,6 @@ def _ranking_choices(answers: Answers, config: Config, sizes: _Sizes) -> Iterato
         yield Choice("dataset", ("rank", "dataset"), {"compared": ranked})
     else:
         yield Choice("answers", ("sample", "answers_per_prompt"), {"ranked": ranked, "answers": sizes.answers})
-    values = {"share": round(100 * sizes.test), "passes": round(100 * passes)}
+    accuracy = round(100 * ASSUMED_ACCURACY)
+    values = {"share": round(100 * sizes.test), "passes": round(100 * passes), "accuracy": accuracy}
     yield Choice("test" if passes >= POWER else "test_weak", ("reward", "held_out"), values)
