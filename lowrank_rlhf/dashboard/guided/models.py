@@ -1,6 +1,6 @@
 """Models that the guided path offers, each with the memory that it needs on this machine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ def model_config(model: str) -> ModelConfig:
     return load_config(preset_path(model)).model if model in preset_names() else ModelConfig(source=model)
 
 
-def verdicts(summary: Summary, models: Sequence[str] = PRESETS) -> list[Verdict]:
+def verdicts(summary: Summary, models: Iterable[str] = PRESETS) -> list[Verdict]:
     """Forecast the memory of a run on these prompts with each model.
 
     Raises:

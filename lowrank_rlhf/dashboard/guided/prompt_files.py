@@ -1,5 +1,6 @@
 """Files of prompts that a person drops or pastes into the page: kept beside the runs, and read for a preview."""
 
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from lowrank_rlhf.errors import UserError
 
 FOLDER = "_data"
 """Folder of the files inside the folder of all runs; no run can have its name."""
-PASTED = "pasted.txt"
+PASTED = "my-prompts.txt"
 _LONGEST_NAME = 80
 _SHOWN_ROWS = 3
 
@@ -80,11 +81,11 @@ def kept(runs: Path, name: str) -> Path:
 
 def _safe(name: str) -> str:
     """Return a name of letters, digits, dots, dashes and underscores that is no path and no hidden file."""
-    suffix = Path(name).suffix.lower()
-    if suffix not in READERS:
+    stem, suffix = os.path.splitext(name)
+    if suffix.lower() not in READERS:
         raise UserError(f"{name[:_LONGEST_NAME]}: unknown file type. Expected {', '.join(READERS)}")
-    stem = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", name[: -len(suffix)])).strip("-_")
-    return f"{stem[:_LONGEST_NAME] or 'prompts'}{suffix}"
+    stem = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", stem)).strip("-_")
+    return f"{stem[:_LONGEST_NAME] or 'prompts'}{suffix.lower()}"
 
 
 def preview(path: Path, columns: Columns) -> Preview:

@@ -143,6 +143,7 @@ def connect(page: DashboardPage, form: GuidedForm, yaml: gr.Code, name: gr.Textb
         js=yaml_draft.asks_first(), **EVENT,
     )  # fmt: skip
     yaml_draft.loaded(made, yaml)
+    made.then(None, None, None, js="() => document.querySelector('#choices').scrollIntoView()", **QUIET)
     return made
 
 
@@ -182,18 +183,19 @@ def _columns(file: str | None) -> tuple[Any, Any, Any]:
 def _look(file: str | None, prompt: str, response: str, model: str, language: str) -> list[Any]:
     """Return the preview of the prompts, and the models with the memory that they need for these."""
     if not file:
-        return [gr.skip(), gr.update(choices=_models(language, _EXAMPLE))]
+        return [gr.skip(), gr.update(choices=_models(language, _EXAMPLE))]  # in another language
     preview = _preview(file, prompt, response)
-    summary = _EXAMPLE
+    shown = preview_html(preview, language)
+    if preview.loaded is None:
+        return [shown, gr.skip()]
     try:
-        if preview.loaded:
-            summary = summarise(preview.loaded, models.model_config(model))
+        summary = summarise(preview.loaded, models.model_config(model))
+        return [shown, gr.update(choices=_models(language, summary, model))]
+    except TooFewPrompts as error:
+        few = t("guided.too_few", language, least=LEAST, prompts=error.prompts)
+        return [shown + note(few, "bad"), gr.skip()]
     except UserError as error:
-        return [note(str(error), "bad"), gr.skip()]
-    if summary.prompts < LEAST:
-        few = note(t("guided.too_few", language, least=LEAST, prompts=summary.prompts), "bad")
-        return [preview_html(preview, language) + few, gr.skip()]
-    return [preview_html(preview, language), gr.update(choices=_models(language, summary))]
+        return [shown + note(str(error), "bad"), gr.skip()]
 
 
 def _preview(file: str, prompt: str, response: str) -> Preview:
@@ -205,12 +207,14 @@ def _mapped(file: str, prompt: str, response: str) -> Columns:
     return prompt_files.column_map(names, prompt, response)
 
 
-def _models(language: str, summary: Summary) -> list[tuple[str, str]]:
-    """Return the labels and presets of the offered models, each with the memory that it needs."""
+def _models(language: str, summary: Summary, chosen: str = models.PRESETS[0]) -> list[tuple[str, str]]:
+    """Return the labels and values of the offered models and the chosen one, each with the memory that it needs."""
     labels = []
-    for verdict in models.verdicts(summary):
-        key = "guided.fits" if verdict.fits else "guided.too_large"
-        needs = t(key, language, needed=memory(verdict.needed or 0), free=memory(verdict.free))
+    for verdict in models.verdicts(summary, dict.fromkeys([*models.PRESETS, chosen])):
+        needs = t("guided.unknown", language)
+        if verdict.needed is not None:
+            key = "guided.fits" if verdict.fits else "guided.too_large"
+            needs = t(key, language, needed=memory(verdict.needed), free=memory(verdict.free))
         labels.append((f"{verdict.name} · {needs}", verdict.model))
     return labels
 

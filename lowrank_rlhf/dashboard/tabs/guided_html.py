@@ -51,7 +51,7 @@ def _table(preview: Preview) -> str:
         return ""
     head = "".join(f"<th>{html(name)}</th>" for name in preview.names)
     rows = "".join(f"<tr>{''.join(_cell(row.get(name), name) for name in preview.names)}</tr>" for row in preview.rows)
-    return f'<table class="samples"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<table class="samples preview"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def _cell(value: Any, name: str) -> str:

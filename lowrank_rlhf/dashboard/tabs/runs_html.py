@@ -36,7 +36,7 @@ def last_figure(run: RunStatus, language: str) -> str:
 def details(run: RunStatus | None, language: str) -> str:
     """Return what the chosen run does, why, and what comes next, with the end of its log if it ended early."""
     if run is None:
-        return f'<p class="empty">{html(t("runs.choose", language))}</p>'
+        return ""  # there are no runs
     log = f"<pre>{html(run.log_end)}</pre>" if run.log_end else ""
     if run.exit_code:
         ended = t("runs.exit_code", language, code=run.exit_code)
