@@ -209,7 +209,7 @@ class TestRoute:
     def test_a_page_that_names_no_upload_lets_none_pass(self, tmp_path) -> None:
         """Even if the route were there."""
         routes = upload_routes(tmp_path)
-        for prefixes, expected in (((), 404), ((PREFIX,), 200)):
-            guard = Middleware(RequestGuard, hosts=["testserver"], upload_prefixes=prefixes)
+        for settings, expected in (({}, 404), ({"upload_prefixes": (PREFIX,)}, 200)):
+            guard = Middleware(RequestGuard, hosts=["testserver"], **settings)
             client = TestClient(Starlette(routes=routes, middleware=[guard]))
             assert client.post("/data/a.txt", content=b"x").status_code == expected

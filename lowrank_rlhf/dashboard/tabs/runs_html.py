@@ -8,8 +8,7 @@ from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.run.results.rounds import split
 
 _SEPARATOR = " · "
-_IN_A_STAGE = ("running", "waiting", "stopped", "failed", "killed")
-"""States in which a stage is unfinished."""
+_ENDED_EARLY = ("stopped", "failed", "killed")
 
 
 def run_list(runs: Sequence[RunStatus], chosen: str | None, language: str) -> str:
@@ -50,10 +49,13 @@ def _sentences(run: RunStatus, language: str) -> str:
     if stage == "ppo" and run.algorithm != "ppo":
         stage = "align"
     now = f"now.{stage}" if run.state == "running" and stage else f"state.{run.state}.long"
-    why = explained(f"why.{stage}", language) if stage and run.state in _IN_A_STAGE else ""
-    lead = explained(now, language, algorithm=run.algorithm.upper(), stage=run.stage or "")
+    lead = explained(now, language, algorithm=run.algorithm.upper())
+    if stage and run.state in _ENDED_EARLY:
+        lead += " " + html(t("runs.in_stage", language, stage=run.stage))
+    if stage and run.state in ("running", "waiting", *_ENDED_EARLY):
+        lead += " " + explained(f"why.{stage}", language)
     next_word, following = html(t("runs.next", language)), explained(f"next.{run.state}", language)
-    return f'<p class="lead">{_badge(run, language)} {lead} {why}</p><p class="lead"><b>{next_word}</b> {following}</p>'
+    return f'<p class="lead">{_badge(run, language)} {lead}</p><p class="lead"><b>{next_word}</b> {following}</p>'
 
 
 def damage_note(run: RunStatus, language: str) -> str:
