@@ -34,6 +34,7 @@ from lowrank_rlhf.run.progress import memory
 
 _SENT, _TOO_LARGE = 200, 413
 _SEND = (Path(__file__).parents[1] / "static" / "drop_zone.js").read_text(encoding="utf-8")
+_FOLDED = "folded"
 _STEPS = ("prompts", "model", "ranker")
 _EXAMPLE = Summary((40,) * 40)
 """Prompts for which the models' memory is shown before there are any."""
@@ -79,7 +80,7 @@ def lay_out(page: DashboardPage) -> GuidedForm:
                 pasted = texts.add(gr.Textbox(lines=4, max_lines=8, elem_id="paste"), label="guided.paste")
                 paste = texts.add(gr.Button(elem_id="use-pasted"), value="guided.use_pasted")
         shown = gr.HTML("", elem_id="prompts-preview")
-        with gr.Row(visible=False) as mapping:
+        with gr.Row(elem_id="columns", elem_classes=_FOLDED) as mapping:
             prompt = texts.add(gr.Dropdown([], elem_id="column-prompt"), label="guided.column_prompt")
             response = texts.add(gr.Dropdown([], elem_id="column-response"), label="guided.column_response")
         step(1)
@@ -174,10 +175,13 @@ def _pasted(runs: Path, text: str, language: str) -> tuple[Any, str]:
 
 
 def _columns(file: str | None) -> tuple[Any, Any, Any]:
-    """Return choices of columns for a new file; none are shown if it has only one."""
+    """Return choices of columns for a new file; none are shown if it has only one.
+
+    Hidden by style: Gradio would leave the value of an invisible component as it is.
+    """
     names = prompt_files.preview(Path(file), {}).names if file else []
-    options = gr.update(choices=[("–", ""), *names], value="")
-    return gr.update(visible=len(names) > 1), options, options
+    options = [gr.update(choices=[("–", ""), *names], value="") for _ in range(2)]
+    return gr.update(elem_classes="" if len(names) > 1 else _FOLDED), *options
 
 
 def _look(file: str | None, prompt: str, response: str, model: str, language: str) -> list[Any]:

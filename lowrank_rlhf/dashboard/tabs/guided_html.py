@@ -33,7 +33,9 @@ def drop_zone(kind: str, language: str, taken: str = "", problem: str = "") -> s
 def preview_html(preview: Preview, language: str) -> str:
     """Return counts and the first rows of a file, and its bad rows."""
     if preview.loaded is None:
-        return note(preview.problem, "bad") + _table(preview)
+        choose = t("file.choose_columns", language)
+        hint = f"{choose}\n" if len(preview.names) > 1 else ""
+        return note(hint + preview.problem, "bad") + _table(preview)
     loaded, found = preview.loaded, figures(preview.loaded)
     counts = t(
         "file.counts", language, rows=found.rows, prompts=found.prompts, format=loaded.format.name,
