@@ -178,12 +178,12 @@ def test_comments_stand_above_their_settings() -> None:
     assert text == "name: x\ndata:\n  # Why: 8\n  held_out: 8\n  prompts: a.txt\n"
 
 
-def test_each_model_has_its_verdict_on_this_machine() -> None:
-    found = models.verdicts(answers(40).summary)
-    assert [verdict.model for verdict in found] == list(models.PRESETS)
-    needed = [verdict.needed for verdict in found]
+def test_each_model_has_its_memory_on_this_machine() -> None:
+    found = models.memory_of_each(answers(40).summary)
+    assert [one.model for one in found] == list(models.PRESETS)
+    needed = [one.needed for one in found]
     assert None not in needed
     assert needed == sorted(needed)  # from 135M to 32B
-    assert all(verdict.fits == (verdict.needed <= verdict.free) for verdict in found)
-    (unknown,) = models.verdicts(answers(40).summary, ["owner/unknown"])
+    assert all(one.fits == (one.needed <= one.free) for one in found)
+    (unknown,) = models.memory_of_each(answers(40).summary, ["owner/unknown"])
     assert (unknown.needed, unknown.fits) == (None, False)

@@ -14,8 +14,8 @@ MODULES = (
         "tabs/chat_session",
         "tabs/result",
         "tabs/start",
-        "tabs/guided",
-        "tabs/guided_html",
+        "guided/form",
+        "guided/form_html",
     ),
 )
 PARSERS = {

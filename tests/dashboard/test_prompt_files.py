@@ -11,14 +11,14 @@ from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
 from lowrank_rlhf.dashboard.access.guard import MAX_UPLOAD_BYTES, RequestGuard
+from lowrank_rlhf.dashboard.guided import form as tab
 from lowrank_rlhf.dashboard.guided import prompt_files
 from lowrank_rlhf.dashboard.guided.answers import answers_from, run_name
+from lowrank_rlhf.dashboard.guided.form_html import preview_html
 from lowrank_rlhf.dashboard.guided.prompt_files import column_map, keep, kept, preview
 from lowrank_rlhf.dashboard.guided.settings import DATASET, HUMAN, NoComparisons, guided
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served.uploads import PREFIX, upload_routes
-from lowrank_rlhf.dashboard.tabs import guided as tab
-from lowrank_rlhf.dashboard.tabs.guided_html import preview_html
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.files import write_atomic

@@ -19,7 +19,7 @@ PRESETS = ("quickstart", "small_cpu", "gpu_8gb", "gpu_12gb", "gpu_24gb", "gpu_48
 """Presets by the size of their model, one for each."""
 
 
-class Verdict(NamedTuple):
+class ModelMemory(NamedTuple):
     """Model of a preset, and its memory in bytes; `needed` is None while the model's dimensions are unknown."""
 
     model: str
@@ -39,7 +39,7 @@ def model_config(model: str) -> ModelConfig:
     return load_config(preset_path(model)).model if model in preset_names() else ModelConfig(source=model)
 
 
-def verdicts(summary: Summary, models: Iterable[str] = PRESETS) -> list[Verdict]:
+def memory_of_each(summary: Summary, models: Iterable[str] = PRESETS) -> list[ModelMemory]:
     """Forecast the memory of a run on these prompts with each model.
 
     Raises:
@@ -50,7 +50,7 @@ def verdicts(summary: Summary, models: Iterable[str] = PRESETS) -> list[Verdict]
     for model in models:
         config = guided(Answers("x", "x", summary, model, HUMAN)).config
         machine = machine or find_machine(config.model)
-        found.append(Verdict(model, _name(config.model), _needed(config, machine), machine.free, machine.total))
+        found.append(ModelMemory(model, _name(config.model), _needed(config, machine), machine.free, machine.total))
     return found
 
 

@@ -58,7 +58,7 @@ class Answers:
     """Rows that cannot be read and are left out."""
 
 
-class Choice(NamedTuple):
+class ChosenSetting(NamedTuple):
     """Number chosen for a setting; `id` is the key of its reason, with the values for that text."""
 
     id: Literal[
@@ -74,7 +74,7 @@ class Guided(NamedTuple):
 
     config: Config
     values: dict[str, Any]
-    choices: list[Choice]
+    choices: list[ChosenSetting]
 
 
 class TooFewPrompts(ValueError):
@@ -231,38 +231,38 @@ def _ppo(values: dict[str, Any], sizes: _Sizes, ranker: str) -> dict[str, Any]:
     return values | chosen
 
 
-def _choices(answers: Answers, config: Config, sizes: _Sizes) -> Iterator[Choice]:
+def _choices(answers: Answers, config: Config, sizes: _Sizes) -> Iterator[ChosenSetting]:
     summary, half = answers.summary, sizes.held_out // 2
     shares = {"prompts": sizes.prompts, "held_out": sizes.held_out, "half": half, "training": sizes.training}
     if answers.bad_rows:
-        yield Choice("bad_rows", ("data", "skip_bad_rows"), {"count": answers.bad_rows})
-    yield Choice("held_out", ("data", "held_out"), shares)
+        yield ChosenSetting("bad_rows", ("data", "skip_bad_rows"), {"count": answers.bad_rows})
+    yield ChosenSetting("held_out", ("data", "held_out"), shares)
     if left_out := summary.prompts - sizes.prompts:
-        yield Choice("too_long", ("data", "skip_too_long"), {"count": left_out})
+        yield ChosenSetting("too_long", ("data", "skip_too_long"), {"count": left_out})
     if config.sft.source == "base":
-        yield Choice("base", ("sft", "source"), {"demonstrations": summary.demonstrations})
+        yield ChosenSetting("base", ("sft", "source"), {"demonstrations": summary.demonstrations})
     else:
-        yield Choice("demonstrations", ("sft", "epochs"), {"demonstrations": summary.demonstrations})
+        yield ChosenSetting("demonstrations", ("sft", "epochs"), {"demonstrations": summary.demonstrations})
     lengths = {"answer": sizes.new_tokens, "whole": sizes.max_length}
-    yield Choice("length", ("sample", "max_new_tokens"), lengths)
+    yield ChosenSetting("length", ("sample", "max_new_tokens"), lengths)
     yield from _ranking_choices(answers, config, sizes)
-    yield Choice("steps", ("ppo", "steps"), {"steps": config.ppo.steps, "batch": config.ppo.batch_size})
+    yield ChosenSetting("steps", ("ppo", "steps"), {"steps": config.ppo.steps, "batch": config.ppo.batch_size})
     if config.evaluate.second_judge is None:
-        yield Choice("no_judge", ("evaluate", "second_judge"), {})
+        yield ChosenSetting("no_judge", ("evaluate", "second_judge"), {})
 
 
-def _ranking_choices(answers: Answers, config: Config, sizes: _Sizes) -> Iterator[Choice]:
+def _ranking_choices(answers: Answers, config: Config, sizes: _Sizes) -> Iterator[ChosenSetting]:
     """Yield how many prompts are ranked, and how often a good reward model passes its test with them."""
     ranked = sizes.ranked
     passes = _passes(ranked, sizes.answers, sizes.test)
     if answers.ranker == HUMAN:
         need = needed(config, Path(), ranked)
         ranked, passes = need.prompts, need.passes or 0.0
-        yield Choice("people", ("rank", "source"), {"rankings": ranked, "answers": sizes.answers})
+        yield ChosenSetting("people", ("rank", "source"), {"rankings": ranked, "answers": sizes.answers})
     elif answers.ranker == DATASET:
-        yield Choice("dataset", ("rank", "dataset"), {"compared": ranked})
+        yield ChosenSetting("dataset", ("rank", "dataset"), {"compared": ranked})
     else:
-        yield Choice("answers", ("sample", "answers_per_prompt"), {"ranked": ranked, "answers": sizes.answers})
+        yield ChosenSetting("answers", ("sample", "answers_per_prompt"), {"ranked": ranked, "answers": sizes.answers})
     accuracy = round(100 * ASSUMED_ACCURACY)
     values = {"share": round(100 * sizes.test), "passes": round(100 * passes), "accuracy": accuracy}
-    yield Choice("test" if passes >= POWER else "test_weak", ("reward", "held_out"), values)
+    yield ChosenSetting("test" if passes >= POWER else "test_weak", ("reward", "held_out"), values)

@@ -13,9 +13,10 @@ import gradio as gr
 from lowrank_rlhf.config.loading import parse_config, preset_names, preset_path
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.dashboard import jobs
+from lowrank_rlhf.dashboard.guided import form as guided_path
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import guided, yaml_draft
+from lowrank_rlhf.dashboard.tabs import yaml_draft
 from lowrank_rlhf.dashboard.tabs.plan_html import plan_html
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note
 from lowrank_rlhf.dashboard.text import t
@@ -89,7 +90,7 @@ def build(page: DashboardPage) -> Form:
             [form.verdict, form.start, form.planned, form.agreed, form.stale], trigger_mode="always_last", **QUIET,
         )  # fmt: skip
     plan_after(page, form, form.plan.click)
-    plan_after(page, form, guided.connect(page, guided_form, form.yaml, form.name, form.preset).success)
+    plan_after(page, form, guided_path.connect(page, guided_form, form.yaml, form.name, form.preset).success)
     form.rename.click(rename, [form.yaml, form.name], form.name, **EVENT)
     outputs = [page.run, form.planned, form.start, form.agreed]
     form.redo.click(redo, [*fields, form.agreed], [*outputs, form.stale], **EVENT)
@@ -109,10 +110,10 @@ def plan_after(page: DashboardPage, form: Form, event: Any) -> Any:
     return event(plan, fields, outputs, **EVENT)
 
 
-def _lay_out(page: DashboardPage) -> tuple[Form, guided.GuidedForm]:
+def _lay_out(page: DashboardPage) -> tuple[Form, guided_path.GuidedForm]:
     texts = page.texts
     with texts.add(gr.Accordion(open=False, elem_id="new-run"), label="new.title") as accordion:
-        guided_form = guided.lay_out(page)
+        guided_form = guided_path.lay_out(page)
         with gr.Row():
             preset = texts.add(gr.Dropdown(preset_names(), value=None, elem_id="preset"), label="new.preset")
             name = texts.add(gr.Textbox(max_length=64, elem_id="name"), label="new.name", info="new.name_info")

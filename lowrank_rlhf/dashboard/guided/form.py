@@ -11,6 +11,7 @@ from lowrank_rlhf.config.data import Columns
 from lowrank_rlhf.dashboard.access.guard import MAX_UPLOAD_BYTES
 from lowrank_rlhf.dashboard.guided import models, prompt_files
 from lowrank_rlhf.dashboard.guided.answers import answers_from
+from lowrank_rlhf.dashboard.guided.form_html import choice_list, choice_text, drop_zone, heading, preview_html
 from lowrank_rlhf.dashboard.guided.prompt_files import Preview
 from lowrank_rlhf.dashboard.guided.settings import (
     DATASET,
@@ -26,7 +27,6 @@ from lowrank_rlhf.dashboard.guided.yaml_text import yaml_text
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.served.uploads import PREFIX
 from lowrank_rlhf.dashboard.tabs import yaml_draft
-from lowrank_rlhf.dashboard.tabs.guided_html import choice_list, choice_text, drop_zone, heading, preview_html
 from lowrank_rlhf.dashboard.tabs.runs_html import note
 from lowrank_rlhf.dashboard.text import LANGUAGES, t
 from lowrank_rlhf.errors import UserError
@@ -174,14 +174,14 @@ def _pasted(runs: Path, text: str, language: str) -> tuple[Any, str]:
         return None, str(error)
 
 
-def _columns(file: str | None) -> tuple[Any, Any, Any]:
+def _columns(file: str | None) -> list[Any]:
     """Return choices of columns for a new file; none are shown if it has only one.
 
     Hidden by style: Gradio would leave the value of an invisible component as it is.
     """
     names = prompt_files.preview(Path(file), {}).names if file else []
     options = [gr.update(choices=[("–", ""), *names], value="") for _ in range(2)]
-    return gr.update(elem_classes="" if len(names) > 1 else _FOLDED), *options
+    return [gr.update(elem_classes="" if len(names) > 1 else _FOLDED), *options]
 
 
 def _look(file: str | None, prompt: str, response: str, model: str, language: str) -> list[Any]:
@@ -214,12 +214,12 @@ def _mapped(file: str, prompt: str, response: str) -> Columns:
 def _models(language: str, summary: Summary, chosen: str = models.PRESETS[0]) -> list[tuple[str, str]]:
     """Return the labels and values of the offered models and the chosen one, each with the memory that it needs."""
     labels = []
-    for verdict in models.verdicts(summary, dict.fromkeys([*models.PRESETS, chosen])):
+    for each in models.memory_of_each(summary, dict.fromkeys([*models.PRESETS, chosen])):
         needs = t("guided.unknown", language)
-        if verdict.needed is not None:
-            key = "guided.fits" if verdict.fits else "guided.too_large"
-            needs = t(key, language, needed=memory(verdict.needed), free=memory(verdict.free))
-        labels.append((f"{verdict.name} · {needs}", verdict.model))
+        if each.needed is not None:
+            key = "guided.fits" if each.fits else "guided.too_large"
+            needs = t(key, language, needed=memory(each.needed), free=memory(each.free))
+        labels.append((f"{each.name} · {needs}", each.model))
     return labels
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowrank_rlhf.dashboard.guided.prompt_files import Preview
-from lowrank_rlhf.dashboard.guided.settings import Choice
+from lowrank_rlhf.dashboard.guided.settings import ChosenSetting
 from lowrank_rlhf.dashboard.tabs.runs_html import note
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.data.inspection import figures
@@ -62,12 +62,12 @@ def _cell(value: Any, name: str) -> str:
     return f'<td data-name="{html(name)}"><div dir="auto">{html(cut)}</div></td>'
 
 
-def choice_text(choice: Choice, language: str) -> str:
+def choice_text(choice: ChosenSetting, language: str) -> str:
     """Return the reason for a setting, as plain text."""
     return t(f"choice.{choice.id}", language, **choice.values)
 
 
-def choice_list(choices: Sequence[Choice], language: str) -> str:
+def choice_list(choices: Sequence[ChosenSetting], language: str) -> str:
     """Return the reasons for the chosen settings."""
     items = "".join(f"<li>{html(choice_text(choice, language))}</li>" for choice in choices)
     return f'<p class="lead">{html(t("guided.chosen", language))}</p><ul class="choices">{items}</ul>'
