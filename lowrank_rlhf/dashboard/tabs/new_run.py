@@ -74,7 +74,7 @@ def build(page: DashboardPage) -> Form:
 
     fields = [form.yaml, form.name, form.preset, page.language]
     asks = yaml_draft.asks_first()
-    chosen = form.preset.input(
+    chosen = form.preset.select(  # by a person; "Try the example" fills the form itself
         _preset, [form.preset, form.yaml], [form.yaml, form.planned, form.start], js=asks, **QUIET
     )
     copied = form.copy.click(
