@@ -17,6 +17,7 @@ from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served.routes import routes
+from lowrank_rlhf.dashboard.served.uploads import PREFIX, upload_routes
 from lowrank_rlhf.dashboard.server import Address
 from lowrank_rlhf.dashboard.tabs import compare, rank, result, runs, talk, watch
 from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL, LANGUAGES, Texts
@@ -124,10 +125,10 @@ def serve(
         server.serve(
             build(runs, chat),
             listens_on,
-            server.middleware(listens_on, password, prefixes=("/runs/", "/compare")),
+            server.middleware(listens_on, password, prefixes=("/runs/", "/compare"), upload_prefixes=(PREFIX,)),
             css,
             ready,
-            routes(runs),
+            [*routes(runs), *upload_routes(folder)],
         )
 
 

@@ -1,6 +1,7 @@
 """The folder of runs that a page serves."""
 
 import re
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ class RunsFolder:
         if not _RUN_NAME.fullmatch(name) or path.is_symlink():
             raise UserError(f"invalid run name: {name[:80]!r}")
         return path
+
+    def free_name(self, name: str) -> str:
+        """Return the first of `name`, `name-2`, `name-3`, ... that no run has.
+
+        Raises `UserError` for an invalid name.
+        """
+        names = chain([name], (f"{name[:60]}-{number}" for number in count(2)))
+        return next(new for new in names if not self.path(new).exists())
 
     def names(self) -> list[str]:
         """Return the names of all runs, the most recently changed first."""

@@ -72,13 +72,18 @@ def middleware(
     password: str | None,
     checked_name: Callable[[str], str] | None = None,
     prefixes: tuple[str, ...] = (),
+    upload_prefixes: tuple[str, ...] = (),
 ) -> list[Middleware]:
-    """Return the guard of a page and, with a password, its login. `prefixes` are the paths of the page's own routes."""
+    """Return the guard of a page and, with a password, its login.
+
+    `prefixes` are the paths of the page's own routes, `upload_prefixes` those that take a file.
+    """
+    paths = {"prefixes": prefixes, "upload_prefixes": upload_prefixes}
     hosts = address.host_names()
     if password is None:
-        return [Middleware(RequestGuard, hosts=hosts, prefixes=prefixes)]
+        return [Middleware(RequestGuard, hosts=hosts, **paths)]
     login = Middleware(Login, password=password, checked_name=checked_name)
-    return [Middleware(RequestGuard, hosts=hosts, login_paths=PATHS, prefixes=prefixes), login]
+    return [Middleware(RequestGuard, hosts=hosts, login_paths=PATHS, **paths), login]
 
 
 def serve(

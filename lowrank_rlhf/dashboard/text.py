@@ -14,6 +14,8 @@ LANGUAGES = {"en": "English", "zh": "中文"}
 """Language names by code; the first is the fallback."""
 LANGUAGE_LABEL = "Language / 语言"
 """Name of the switch for screen readers, which Gradio would call "Radio"."""
+_TERMS = ("sft", "reward_model", "ppo", "kl")
+"""Terms that the texts of `explained` may contain."""
 _LOCALES = Path(__file__).parent / "locales"
 
 Block = TypeVar("Block", bound=Any)
@@ -31,6 +33,17 @@ def table(language: str) -> dict[str, str]:
 def t(key: str, language: str, **values: object) -> str:
     """Return a text with its `{names}` filled in. Raises KeyError for an unknown key."""
     return table(language)[key].format(**values)
+
+
+def explained(key: str, language: str, **values: object) -> str:
+    """Return a text as HTML, its `{names}` filled in; `{kl}` and the other terms show their meaning when pointed at."""
+    shown = {name: html(value) for name, value in values.items()} | {term: _term(term, language) for term in _TERMS}
+    return html(table(language)[key]).format(**shown)
+
+
+def _term(term: str, language: str) -> str:
+    word, meaning = t(f"term.{term}", language), t(f"meaning.{term}", language)
+    return f'<abbr tabindex="0" title="{html(meaning)}">{html(word)}</abbr>'
 
 
 def html(text: object) -> str:

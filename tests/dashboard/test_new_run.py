@@ -152,7 +152,8 @@ class TestNewRun:
         assert " ".join(command[1:]).startswith("name=one --redo ppo --redo evaluate --runs")
         for name in ("one", "one-2"):
             (tmp_path / name).mkdir(exist_ok=True)
-        assert new_run._free_name(RunsFolder(tmp_path), "one") == "one-3"
+        assert RunsFolder(tmp_path).free_name("one") == "one-3"
+        assert RunsFolder(tmp_path).free_name("two") == "two"
 
 
 STALE = {"sft": "done", "ppo": "stale", "evaluate": "stale"}

@@ -14,7 +14,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 2**20
-"""Limit of a request's body. The largest is the text of a config: no page accepts uploads."""
+"""Limit of a request's body. The largest is the text of a config."""
+MAX_UPLOAD_BYTES = 2**25
+"""Limit of a body to one of the page's `upload_prefixes`: a file of prompts."""
 MAX_LOGIN_BYTES = 4096
 _PREFIXES = (
     "/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/",
@@ -47,13 +49,14 @@ class RequestGuard:
 
     `hosts` are the names and addresses under which the page may be requested, without ports; `login_paths` the paths
     of its login, whose bodies are limited strictly since anybody may send them; `prefixes` the
-    beginnings of the paths of its routes.
+    beginnings of the paths of its routes, and `upload_prefixes` those of the routes that take a file as the body.
     """
 
     app: ASGIApp
     hosts: Collection[str]
     login_paths: Collection[str] = ()
     prefixes: tuple[str, ...] = ()
+    upload_prefixes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.hosts = frozenset(host.lower() for host in self.hosts)
@@ -77,15 +80,21 @@ class RequestGuard:
         if cross and not (method == "GET" and headers.get("sec-fetch-mode") == "navigate"):
             return PlainTextResponse("Cross-site request refused.\n", 403)
         path = scope["path"]
-        if path not in _PATHS and path not in self.login_paths and not path.startswith(_PREFIXES + self.prefixes):
+        allowed = _PREFIXES + self.prefixes + self.upload_prefixes
+        if path not in _PATHS and path not in self.login_paths and not path.startswith(allowed):
             return PlainTextResponse("Not found.\n", 404)
         if headers.get("content-type", "").lower().startswith("multipart/"):  # Gradio would write its files to the disk
             return PlainTextResponse("File uploads are not accepted.\n", 415)
         return None
 
+    def _limit(self, path: str) -> int:
+        if path in self.login_paths:
+            return MAX_LOGIN_BYTES
+        return MAX_UPLOAD_BYTES if path.startswith(self.upload_prefixes) else MAX_BODY_BYTES
+
     async def _answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the app answer, with a limit on the body that it reads and with the security headers."""
-        limit = MAX_LOGIN_BYTES if scope["path"] in self.login_paths else MAX_BODY_BYTES
+        limit = self._limit(scope["path"])
         received, started = 0, False
 
         async def limited_receive() -> Message:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import gradio as gr
 from lowrank_rlhf.config.loading import parse_config, preset_names, preset_path
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.dashboard import jobs
+from lowrank_rlhf.dashboard.guided import form as guided_path
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import yaml_draft
@@ -28,9 +28,12 @@ _PLAN_SECONDS = 120
 _HIDE: dict[str, Any] = gr.update(visible=False)
 
 
-class _Form(NamedTuple):
-    """Components of the form."""
+class Form(NamedTuple):
+    """Components of the form, and the event of a start."""
 
+    accordion: gr.Accordion
+    guided: gr.Column
+    """The guided path, which fills the form."""
     preset: gr.Dropdown
     name: gr.Textbox
     copy: gr.Button
@@ -45,11 +48,12 @@ class _Form(NamedTuple):
     """Buttons for a plan with stale stages."""
     rename: gr.Button
     redo: gr.Button
+    started: Any = None
 
 
-def build(page: DashboardPage) -> Any:
-    """Lay out the form, connect its events, and return the event of a start."""
-    form = _lay_out(page)
+def build(page: DashboardPage) -> Form:
+    """Lay out the form and connect its events."""
+    form, guided_form = _lay_out(page)
 
     def start(text: str, name: str, preset: str | None, language: str, agreed: Any) -> list[Any]:
         return _start(page, text, name, preset, language, agreed)
@@ -57,23 +61,20 @@ def build(page: DashboardPage) -> Any:
     def redo(text: str, name: str, preset: str | None, language: str, agreed: Any) -> list[Any]:
         return [*_start(page, text, name, preset, language, agreed and agreed[:2], _redo(agreed)), _HIDE]
 
-    def plan(text: str, name: str, preset: str | None, language: str) -> list[Any]:
-        shown, start, agreed = _plan(page.runs, text, name, preset, language)
-        verdict = gr.skip() if agreed else ""  # "valid" beside a refusal misleads
-        return [shown, start, agreed, verdict, gr.update(visible=bool(_redo(agreed)))]
-
-    def check(text: str, name: str, language: str) -> list[Any]:
+    def check(text: str, name: str, language: str, agreed: Any) -> list[Any]:
+        if agreed and agreed[:2] == [text, name]:  # the path's own plan of this text was faster
+            return [gr.skip()] * 5
         return [*_check(text, name, language), "", None, _HIDE]  # the plan was of other settings
 
     def rename(text: str, name: str) -> str:
-        return _free_name(page.runs, _parse(text, name).name)
+        return page.runs.free_name(_parse(text, name).name)
 
     def copy_settings(chosen: str | None, _text: str, language: str) -> tuple[Any, Any, str, Any]:
         return _copy_settings(page.runs, chosen, language)
 
     fields = [form.yaml, form.name, form.preset, page.language]
     asks = yaml_draft.asks_first()
-    chosen = form.preset.change(
+    chosen = form.preset.select(  # by a person; "Try the example" fills the form itself
         _preset, [form.preset, form.yaml], [form.yaml, form.planned, form.start], js=asks, **QUIET
     )
     copied = form.copy.click(
@@ -85,19 +86,34 @@ def build(page: DashboardPage) -> Any:
     yaml_draft.keep(form.yaml, form.name)
     for field in (form.yaml, form.name):
         field.change(
-            check, [form.yaml, form.name, page.language],
+            check, [form.yaml, form.name, page.language, form.agreed],
             [form.verdict, form.start, form.planned, form.agreed, form.stale], trigger_mode="always_last", **QUIET,
         )  # fmt: skip
-    form.plan.click(plan, fields, [form.planned, form.start, form.agreed, form.verdict, form.stale], **EVENT)
+    plan_after(page, form, form.plan.click)
+    plan_after(page, form, guided_path.connect(page, guided_form, form.yaml, form.name, form.preset).success)
     form.rename.click(rename, [form.yaml, form.name], form.name, **EVENT)
     outputs = [page.run, form.planned, form.start, form.agreed]
     form.redo.click(redo, [*fields, form.agreed], [*outputs, form.stale], **EVENT)
-    return form.start.click(start, [*fields, form.agreed], outputs, **EVENT)
+    return form._replace(started=form.start.click(start, [*fields, form.agreed], outputs, **EVENT))
 
 
-def _lay_out(page: DashboardPage) -> _Form:
+def plan_after(page: DashboardPage, form: Form, event: Any) -> Any:
+    """Plan the form's settings after an event, or at a click on a button's listener; return the event of the plan."""
+
+    def plan(text: str, name: str, preset: str | None, language: str) -> list[Any]:
+        shown, start, agreed = _plan(page.runs, text, name, preset, language)
+        verdict = gr.skip() if agreed else ""  # "valid" beside a refusal misleads
+        return [shown, start, agreed, verdict, gr.update(visible=bool(_redo(agreed)))]
+
+    fields = [form.yaml, form.name, form.preset, page.language]
+    outputs = [form.planned, form.start, form.agreed, form.verdict, form.stale]
+    return event(plan, fields, outputs, **EVENT)
+
+
+def _lay_out(page: DashboardPage) -> tuple[Form, guided_path.GuidedForm]:
     texts = page.texts
-    with texts.add(gr.Accordion(open=False, elem_id="new-run"), label="new.title"):
+    with texts.add(gr.Accordion(open=False, elem_id="new-run"), label="new.title") as accordion:
+        guided_form = guided_path.lay_out(page)
         with gr.Row():
             preset = texts.add(gr.Dropdown(preset_names(), value=None, elem_id="preset"), label="new.preset")
             name = texts.add(gr.Textbox(max_length=64, elem_id="name"), label="new.name", info="new.name_info")
@@ -114,7 +130,9 @@ def _lay_out(page: DashboardPage) -> _Form:
             rename = texts.add(gr.Button(elem_id="new-name"), value="new.other_name")
             redo = texts.add(gr.Button(variant="stop", elem_id="redo-stale"), value="new.redo")
         agreed = gr.State(None)
-    return _Form(preset, name, copy, yaml, verdict, plan, start, planned, agreed, stale, rename, redo)
+    column = guided_form.column
+    form = Form(accordion, column, preset, name, copy, yaml, verdict, plan, start, planned, agreed, stale, rename, redo)
+    return form, guided_form
 
 
 def _preset(name: str | None, _text: str) -> tuple[Any, Any, Any]:
@@ -213,11 +231,6 @@ def _config_source(text: str, preset: str | None, path: Path) -> str:
 def _redo(agreed: Any) -> list[str]:
     """Return the stale stages of the shown plan."""
     return agreed[2] if agreed and len(agreed) > 2 else []
-
-
-def _free_name(runs: RunsFolder, name: str) -> str:
-    """Return the first of `name-2`, `name-3`, ... that no run has."""
-    return next(new for number in count(2) if not runs.path(new := f"{name[:60]}-{number}").exists())
 
 
 def _start(

@@ -1,4 +1,4 @@
-"""Tab Runs: list of all runs, actions on the chosen one, and a form for a new run."""
+"""Tab Runs: ways to begin, a form for a new run, the list of all runs, and actions on the chosen one."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import new_run
+from lowrank_rlhf.dashboard.tabs import start
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, details, note, run_list
 from lowrank_rlhf.dashboard.text import t
 from lowrank_rlhf.errors import UserError
@@ -51,7 +51,9 @@ def build(page: DashboardPage) -> None:
     asked = gr.State(None)
     outcome = gr.HTML("", elem_id="run-outcome")
     previous = gr.State({})
-    outputs = [listing, about, page.run, stop, resume, stage, redo, undo, rank, previous]
+    with above:
+        begin = start.build(page)
+    outputs = [listing, about, page.run, stop, resume, stage, redo, undo, rank, begin.block, previous]
     inputs = [page.run, page.language, previous]
 
     def refresh(chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
@@ -80,8 +82,7 @@ def build(page: DashboardPage) -> None:
         refresh, inputs, outputs, **QUIET
     )
     gr.on([no.click, page.run.change], _no_question, None, [question, asked], **QUIET)
-    with above:
-        new_run.build(page).then(refresh, inputs, outputs, **QUIET)
+    begin.started.then(refresh, inputs, outputs, **QUIET)
 
 
 def resume_after_ranking(page: DashboardPage, name: str) -> str:
@@ -119,6 +120,7 @@ def _refresh(runs: RunsFolder, chosen: str | None, language: str, before: dict[s
         "listing": run_list(statuses, chosen, language),
         "about": details(run, language),
         "choice": (names, chosen),
+        "empty": not names,
         **_buttons(run, language),
     }
 
@@ -135,6 +137,7 @@ def _refresh(runs: RunsFolder, chosen: str | None, language: str, before: dict[s
         changed(gr.update(interactive=bool(now["redo"])), "redo"),
         changed(gr.update(visible=now["can_undo"]), "can_undo"),
         changed(gr.update(visible=now["can_rank"]), "can_rank"),
+        changed(gr.update(open=now["empty"]), "empty"),
         changed(now, *now),
     ]
 

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 from lowrank_rlhf.dashboard.run_status import RunStatus
-from lowrank_rlhf.dashboard.text import html, t
+from lowrank_rlhf.dashboard.text import explained, html, t
 from lowrank_rlhf.run.progress import duration
+from lowrank_rlhf.run.results.rounds import split
 
 _SEPARATOR = " · "
+_ENDED_EARLY = ("stopped", "failed", "killed")
 
 
 def run_list(runs: Sequence[RunStatus], chosen: str | None, language: str) -> str:
@@ -31,17 +33,29 @@ def last_figure(run: RunStatus, language: str) -> str:
 
 
 def details(run: RunStatus | None, language: str) -> str:
-    """Return the chosen run's state in a sentence, with the end of its log if it ended early."""
+    """Return what the chosen run does, why, and what comes next, with the end of its log if it ended early."""
     if run is None:
-        return f'<p class="empty">{html(t("runs.choose", language))}</p>'
-    lead = t(f"state.{run.state}.long", language)
-    if run.state == "waiting":
-        lead += " " + t("runs.waiting", language)
+        return ""  # there are no runs
     log = f"<pre>{html(run.log_end)}</pre>" if run.log_end else ""
     if run.exit_code:
         ended = t("runs.exit_code", language, code=run.exit_code)
         log = f"<p>{html(ended)}</p>{log}"
-    return f'<p class="lead">{_badge(run, language)} {html(lead)}</p>{damage_note(run, language)}{log}'
+    return f"{_sentences(run, language)}{damage_note(run, language)}{log}"
+
+
+def _sentences(run: RunStatus, language: str) -> str:
+    """Return what is happening, why the current stage exists, and the next thing to do."""
+    stage = split(run.stage)[1] if run.stage else None
+    if stage == "ppo" and run.algorithm != "ppo":
+        stage = "align"
+    now = f"now.{stage}" if run.state == "running" and stage else f"state.{run.state}.long"
+    lead = explained(now, language, algorithm=run.algorithm.upper())
+    if stage and run.state in _ENDED_EARLY:
+        lead += " " + html(t("runs.in_stage", language, stage=run.stage))
+    if stage and run.state in ("running", "waiting", *_ENDED_EARLY):
+        lead += " " + explained(f"why.{stage}", language)
+    next_word, following = html(t("runs.next", language)), explained(f"next.{run.state}", language)
+    return f'<p class="lead">{_badge(run, language)} {lead}</p><p class="lead"><b>{next_word}</b> {following}</p>'
 
 
 def damage_note(run: RunStatus, language: str) -> str:

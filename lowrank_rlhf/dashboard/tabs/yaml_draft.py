@@ -36,9 +36,13 @@ def keep(yaml: gr.Code, name: gr.Textbox) -> None:
         field.change(None, [yaml, name], None, js=_KEEP, **QUIET)
 
 
-def asks_first() -> str:
-    """Return the script of an event with the inputs choice, text and others: it asks before an edited text goes."""
-    return _ASK % json.dumps({language: t("new.overwrite", language) for language in LANGUAGES}, ensure_ascii=False)
+def asks_first(choice: str | None = None) -> str:
+    """Return the script of an event with the inputs choice, text and others: it asks before an edited text goes.
+
+    `choice` replaces the first input.
+    """
+    script = _ASK % json.dumps({language: t("new.overwrite", language) for language in LANGUAGES}, ensure_ascii=False)
+    return script if choice is None else f"(_, ...rest) => ({script})({json.dumps(choice)}, ...rest)"
 
 
 def loaded(event: Any, yaml: gr.Code) -> None:

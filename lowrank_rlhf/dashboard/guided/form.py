@@ -1,0 +1,265 @@
+"""The guided path to a new run: prompts, model, ranker. It fills the form's settings, and the form plans and starts."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from lowrank_rlhf.config.data import Columns
+from lowrank_rlhf.dashboard.access.guard import MAX_UPLOAD_BYTES
+from lowrank_rlhf.dashboard.guided import models, prompt_files
+from lowrank_rlhf.dashboard.guided.answers import answers_from
+from lowrank_rlhf.dashboard.guided.form_html import choice_list, choice_text, drop_zone, heading, preview_html
+from lowrank_rlhf.dashboard.guided.prompt_files import Preview
+from lowrank_rlhf.dashboard.guided.settings import (
+    DATASET,
+    HUMAN,
+    JUDGES,
+    LEAST,
+    NoComparisons,
+    TooFewPrompts,
+    guided,
+)
+from lowrank_rlhf.dashboard.guided.summary import Summary, summarise
+from lowrank_rlhf.dashboard.guided.yaml_text import yaml_text
+from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
+from lowrank_rlhf.dashboard.served.uploads import PREFIX
+from lowrank_rlhf.dashboard.tabs import yaml_draft
+from lowrank_rlhf.dashboard.tabs.runs_html import note
+from lowrank_rlhf.dashboard.text import LANGUAGES, t
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.progress import memory
+
+_SENT, _TOO_LARGE = 200, 413
+_SEND = (Path(__file__).parents[1] / "static" / "drop_zone.js").read_text(encoding="utf-8")
+_FOLDED = "folded"
+_STEPS = ("prompts", "model", "ranker")
+_EXAMPLE = Summary((40,) * 40)
+"""Prompts for which the models' memory is shown before there are any."""
+
+
+class GuidedForm(NamedTuple):
+    """Components of the guided path."""
+
+    column: gr.Column
+    headings: list[gr.HTML]
+    zone: gr.HTML
+    pasted: gr.Textbox
+    paste: gr.Button
+    shown: gr.HTML
+    """Preview of the prompts."""
+    mapping: gr.Row
+    prompt: gr.Dropdown
+    response: gr.Dropdown
+    model: gr.Dropdown
+    ranker: gr.Radio
+    compared: gr.HTML
+    """Zone for a file of comparisons."""
+    make: gr.Button
+    choices: gr.HTML
+    file: gr.State
+    """Path of the prompts; None before there are any."""
+    comparisons: gr.State
+
+
+def lay_out(page: DashboardPage) -> GuidedForm:
+    """Add the path's components, hidden until `GuidedForm.column` is shown."""
+    texts, first = page.texts, next(iter(LANGUAGES))
+    headings = []
+
+    def step(number: int) -> None:
+        headings.append(gr.HTML(heading(_STEPS[number], first)))
+
+    with gr.Column(visible=False, elem_id="guided") as column:
+        step(0)
+        with gr.Row():
+            zone = gr.HTML(drop_zone("prompts", first), js_on_load=_script(), elem_id="drop-prompts")
+            with gr.Column():
+                pasted = texts.add(gr.Textbox(lines=4, max_lines=8, elem_id="paste"), label="guided.paste")
+                paste = texts.add(gr.Button(elem_id="use-pasted"), value="guided.use_pasted")
+        shown = gr.HTML("", elem_id="prompts-preview")
+        with gr.Row(elem_id="columns", elem_classes=_FOLDED) as mapping:
+            prompt = texts.add(gr.Dropdown([], elem_id="column-prompt"), label="guided.column_prompt")
+            response = texts.add(gr.Dropdown([], elem_id="column-response"), label="guided.column_response")
+        step(1)
+        model = texts.add(
+            gr.Dropdown(_models(first, _EXAMPLE), value=models.PRESETS[0], allow_custom_value=True, elem_id="model"),
+            label="guided.model", info="guided.model_info",
+        )  # fmt: skip
+        step(2)
+        ranker = gr.Radio(_rankers(first), value=HUMAN, show_label=False, container=False, elem_id="ranker")
+        compared = gr.HTML(
+            drop_zone("comparisons", first), js_on_load=_script(), visible=False, elem_id="drop-comparisons"
+        )
+        make = texts.add(gr.Button(variant="primary", elem_id="make-settings"), value="guided.make")
+        choices = gr.HTML("", elem_id="choices")
+        file, comparisons = gr.State(None), gr.State(None)
+    return GuidedForm(
+        column, headings, zone, pasted, paste, shown, mapping, prompt, response, model, ranker, compared, make, choices,
+        file, comparisons,
+    )  # fmt: skip
+
+
+def connect(page: DashboardPage, form: GuidedForm, yaml: gr.Code, name: gr.Textbox, preset: gr.Dropdown) -> Any:
+    """Connect the path's events; return the event after which `yaml` and `name` have the settings to plan."""
+    runs, look = page.runs.folder, _look
+    read = [form.file, form.prompt, form.response, form.model, page.language]
+    seen = [form.shown, form.model]
+
+    def received(event: gr.SelectData, language: str) -> tuple[Any, str]:
+        path, problem = _received(runs, event.index, event.value, language)
+        return path, note(problem, "bad")
+
+    def pasted(text: str, language: str) -> tuple[Any, str]:
+        path, problem = _pasted(runs, text, language)
+        return path, note(problem, "bad")
+
+    def compared(event: gr.SelectData, language: str) -> tuple[Any, str]:
+        path, problem = _received(runs, event.index, event.value, language)
+        return path, drop_zone("comparisons", language, Path(path).name if path else "", problem)
+
+    def make(ranker: str, _text: str, *answers: Any) -> list[Any]:
+        return _make(page, ranker, *answers)
+
+    taken = [form.file, form.shown]
+    for event in (
+        form.zone.select(received, page.language, taken, **EVENT),
+        form.paste.click(pasted, [form.pasted, page.language], taken, **EVENT),
+    ):
+        event.success(_columns, form.file, [form.mapping, form.prompt, form.response], **QUIET).then(
+            look, read, seen, **EVENT
+        )
+    for dropdown in (form.prompt, form.response):
+        dropdown.input(look, read, seen, **EVENT)
+    form.model.input(look, read, seen, **QUIET)
+    form.ranker.change(_shows_comparisons, form.ranker, form.compared, **QUIET)
+    form.compared.select(compared, page.language, [form.comparisons, form.compared], **EVENT)
+    page.language.change(
+        _in_language, page.language, [*form.headings, form.zone, form.compared, form.ranker], **QUIET
+    ).then(look, read, seen, **QUIET)
+    made = form.make.click(
+        make, [form.ranker, yaml, *read[:-1], form.comparisons, page.language], [yaml, name, preset, form.choices],
+        js=yaml_draft.asks_first(), **EVENT,
+    )  # fmt: skip
+    yaml_draft.loaded(made, yaml)
+    made.then(None, None, None, js="() => document.querySelector('#choices').scrollIntoView()", **QUIET)
+    return made
+
+
+def _script() -> str:
+    limits = f"const address = {json.dumps(PREFIX)}, most = {MAX_UPLOAD_BYTES}, large = {_TOO_LARGE};"
+    return f"{limits}\n{_SEND}"
+
+
+def _received(runs: Path, status: Any, answer: Any, language: str) -> tuple[Any, str]:
+    """Return the path of a file that the browser has sent, or None and what is wrong."""
+    if status == _TOO_LARGE:
+        return None, t("drop.too_large", language, size=MAX_UPLOAD_BYTES >> 20)
+    if status != _SENT:
+        return None, str(answer)
+    try:
+        return str(prompt_files.kept(runs, str(answer))), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _pasted(runs: Path, text: str, language: str) -> tuple[Any, str]:
+    if not text.strip():
+        return None, t("guided.prompts_first", language)
+    try:
+        return str(prompt_files.keep(runs, prompt_files.PASTED, text.encode())), ""
+    except (UserError, OSError) as error:
+        return None, str(error)
+
+
+def _columns(file: str | None) -> list[Any]:
+    """Return choices of columns for a new file; none are shown if it has only one.
+
+    Hidden by style: Gradio would leave the value of an invisible component as it is.
+    """
+    names = prompt_files.preview(Path(file), {}).names if file else []
+    options = [gr.update(choices=[("–", ""), *names], value="") for _ in range(2)]
+    return [gr.update(elem_classes="" if len(names) > 1 else _FOLDED), *options]
+
+
+def _look(file: str | None, prompt: str, response: str, model: str, language: str) -> list[Any]:
+    """Return the preview of the prompts, and the models with the memory that they need for these."""
+    if not file:
+        return [gr.skip(), gr.update(choices=_models(language, _EXAMPLE))]  # in another language
+    preview = _preview(file, prompt, response)
+    shown = preview_html(preview, language)
+    if preview.loaded is None:
+        return [shown, gr.skip()]
+    try:
+        summary = summarise(preview.loaded, models.model_config(model))
+        return [shown, gr.update(choices=_models(language, summary, model))]
+    except TooFewPrompts as error:
+        few = t("guided.too_few", language, least=LEAST, prompts=error.prompts)
+        return [shown + note(few, "bad"), gr.skip()]
+    except UserError as error:
+        return [shown + note(str(error), "bad"), gr.skip()]
+
+
+def _preview(file: str, prompt: str, response: str) -> Preview:
+    return prompt_files.preview(Path(file), _mapped(file, prompt, response))
+
+
+def _mapped(file: str, prompt: str, response: str) -> Columns:
+    names = prompt_files.preview(Path(file), {}).names if prompt or response else []
+    return prompt_files.column_map(names, prompt, response)
+
+
+def _models(language: str, summary: Summary, chosen: str = models.PRESETS[0]) -> list[tuple[str, str]]:
+    """Return the labels and values of the offered models and the chosen one, each with the memory that it needs."""
+    labels = []
+    for each in models.memory_of_each(summary, dict.fromkeys([*models.PRESETS, chosen])):
+        needs = t("guided.unknown", language)
+        if each.needed is not None:
+            key = "guided.fits" if each.fits else "guided.too_large"
+            needs = t(key, language, needed=memory(each.needed), free=memory(each.free))
+        labels.append((f"{each.name} · {needs}", each.model))
+    return labels
+
+
+def _rankers(language: str) -> list[tuple[str, str]]:
+    judges = [(t(f"judge.{known}", language), judge) for judge in JUDGES for known in [judge.replace("-", "_")]]
+    return [(t("guided.human", language), HUMAN), *judges, (t("guided.dataset", language), DATASET)]
+
+
+def _shows_comparisons(ranker: str) -> Any:
+    return gr.update(visible=ranker == DATASET)
+
+
+def _in_language(language: str) -> list[Any]:
+    zones = [drop_zone(kind, language) for kind in ("prompts", "comparisons")]
+    return [*(heading(step, language) for step in _STEPS), *zones, gr.update(choices=_rankers(language))]
+
+
+def _make(
+    page: DashboardPage, ranker: str, file: str | None, prompt: str, response: str, model: str,
+    comparisons: str | None, language: str,
+) -> list[Any]:  # fmt: skip
+    """Return settings and name for the form, and the reasons for the numbers; or what is missing."""
+    kept = [gr.skip(), gr.skip(), gr.skip()]
+    if ranker == yaml_draft.KEPT:
+        return [*kept, gr.skip()]
+    if not file:
+        return [*kept, note(t("guided.prompts_first", language), "bad")]
+    if not model:
+        return [*kept, note(t("guided.model_first", language), "bad")]
+    preview = _preview(file, prompt, response)
+    if preview.loaded is None:
+        return [*kept, note(preview.problem, "bad")]
+    try:
+        found = answers_from(Path(file), preview.loaded, _mapped(file, prompt, response), model, ranker, comparisons)
+        made = guided(replace(found, name=page.runs.free_name(found.name)))
+    except TooFewPrompts as error:
+        return [*kept, note(t("guided.too_few", language, least=LEAST, prompts=error.prompts), "bad")]
+    except NoComparisons:
+        return [*kept, note(t("guided.no_comparisons", language), "bad")]
+    except UserError as error:
+        return [*kept, note(str(error), "bad")]
+    reasons = {choice.setting: choice_text(choice, language) for choice in made.choices}
+    return [yaml_text(made.values, reasons), made.config.name, None, choice_list(made.choices, language)]

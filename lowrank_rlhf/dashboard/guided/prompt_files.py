@@ -1,0 +1,113 @@
+"""Files of prompts that a person drops or pastes into the page: kept beside the runs, and read for a preview."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lowrank_rlhf.config.data import Columns
+from lowrank_rlhf.dashboard.access.guard import MAX_UPLOAD_BYTES
+from lowrank_rlhf.data.columns import UNREAD
+from lowrank_rlhf.data.loading import Loaded, load
+from lowrank_rlhf.data.readers.rows import Row
+from lowrank_rlhf.data.readers.sources import READERS, read_rows
+from lowrank_rlhf.errors import UserError
+
+FOLDER = "_data"
+"""Folder of the files inside the folder of all runs; no run can have its name."""
+PASTED = "my-prompts.txt"
+_LONGEST_NAME = 80
+_SHOWN_ROWS = 3
+
+
+class Preview(NamedTuple):
+    """Contents of a file. `loaded` is None if it cannot be read as prompts, for the reason `problem`."""
+
+    names: list[str]
+    """Columns of the file, in order."""
+    rows: list[dict[str, Any]]
+    """The first rows."""
+    loaded: Loaded | None
+    problem: str = ""
+
+
+def keep(runs: Path, name: str, content: bytes) -> Path:
+    """Write a file into `FOLDER` and return its path; a file with the same content and name is written once.
+
+    A run may still read an earlier file: another content gets another name.
+
+    Raises:
+        UserError: The file is too large, of an unknown type, or `FOLDER` is a link.
+    """
+    if len(content) > MAX_UPLOAD_BYTES:
+        raise UserError(
+            f"{name[:_LONGEST_NAME]}: larger than {MAX_UPLOAD_BYTES >> 20} MiB. Set its path in data.prompts instead"
+        )
+    wanted, folder = _safe(name), runs / FOLDER
+    if folder.is_symlink():
+        raise UserError(f"{folder}: a link. Remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = (folder / _numbered(wanted, number) for number in count(1))
+    return next(path for path in paths if _holds(path, content))
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{Path(name).stem}-{number}{Path(name).suffix}"
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Write a new file, and return True if the file has this content. An existing file is never changed."""
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return path.is_file() and not path.is_symlink() and path.read_bytes() == content
+    except OSError:
+        path.unlink(missing_ok=True)  # cut short by a full disk
+        raise
+    return True
+
+
+def kept(runs: Path, name: str) -> Path:
+    """Return the path of a file that was kept. Raises `UserError` if there is none of that name."""
+    path = runs / FOLDER / name
+    if name != _safe(name) or path.is_symlink() or not path.is_file():
+        raise UserError(f"{name[:_LONGEST_NAME]!r}: file not found")
+    return path
+
+
+def _safe(name: str) -> str:
+    """Return a name of letters, digits, dots, dashes and underscores that is no path and no hidden file."""
+    stem, suffix = os.path.splitext(name)
+    if suffix.lower() not in READERS:
+        raise UserError(f"{name[:_LONGEST_NAME]}: unknown file type. Expected {', '.join(READERS)}")
+    stem = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", stem)).strip("-_")
+    return f"{stem[:_LONGEST_NAME] or 'prompts'}{suffix.lower()}"
+
+
+def preview(path: Path, columns: Columns) -> Preview:
+    """Read a file as a run would."""
+    try:
+        rows = [row.fields for row in read_rows(path) if isinstance(row, Row)]
+    except UserError as error:
+        return Preview([], [], None, str(error))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    try:
+        return Preview(names, rows[:_SHOWN_ROWS], load(path, "data.format", columns=columns))
+    except UserError as error:
+        return Preview(names, rows[:_SHOWN_ROWS], None, str(error))
+
+
+def column_map(names: Sequence[str], prompt: str | None, response: str | None) -> Columns:
+    """Return the value of `data.columns` for two chosen columns; none is empty: then the format's keys are read.
+
+    With a choice, the other columns that change the meaning of a row are ignored.
+    """
+    chosen = {"prompt": prompt, "response": response}
+    mapped: Columns = {key: column for key, column in chosen.items() if column and column != key}
+    if not (prompt or response):
+        return {}
+    return mapped | {name: None for name in names if name in UNREAD and name not in (prompt, response)}

@@ -1,0 +1,101 @@
+"""Ways to begin, and the sentences that tell what a run does, why, and what comes next."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import gradio as gr
+import pytest
+from dashboard_runs import event, finish, make_run
+
+from lowrank_rlhf.config.loading import preset_path
+from lowrank_rlhf.config.schema import STAGES
+from lowrank_rlhf.dashboard.run_status import RunStatus, State
+from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.tabs import runs, start, yaml_draft
+from lowrank_rlhf.dashboard.tabs.runs_html import details
+from lowrank_rlhf.dashboard.text import LANGUAGES, explained, html, t, table
+
+
+def status(state: State, stage: str | None, **more: Any) -> RunStatus:
+    return RunStatus("one", Path("no/such/run"), state, STAGES, stage, **more)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("state", get_args(State))
+def test_every_moment_has_its_sentences(language, state) -> None:
+    """What happens, why the stage exists, and the next thing to do."""
+    for stage in (*STAGES, "round-2/ppo", None):
+        if stage is None and state == "waiting":
+            continue  # for rankings, so in a stage
+        shown = details(status(state, None if state == "finished" else stage), language)
+        assert explained(f"next.{state}", language) in shown
+        assert ("{" in shown, "}" in shown) == (False, False)
+        kind = (stage or "").rpartition("/")[2]
+        if stage is None:
+            continue  # before the first one
+        if state == "running":
+            assert explained(f"now.{kind}", language) in shown
+        if state in ("running", "waiting", "stopped", "failed", "killed"):
+            assert explained(f"why.{kind}", language) in shown
+        if state in ("stopped", "failed", "killed"):
+            assert t("runs.in_stage", language, stage=stage) in shown
+
+
+def test_another_algorithm_has_its_name() -> None:
+    for language in LANGUAGES:
+        shown = details(status("running", "ppo", algorithm="dpo"), language)
+        assert "DPO" in shown
+        assert html(t("meaning.ppo", language)) not in shown
+
+
+def test_a_term_shows_its_meaning_and_can_be_reached_by_keyboard() -> None:
+    shown = explained("now.ppo", "en")
+    for term in ("reward_model", "ppo"):
+        meaning, word = html(t(f"meaning.{term}", "en")), t(f"term.{term}", "en")
+        assert f'<abbr tabindex="0" title="{meaning}">{word}</abbr>' in shown
+
+
+def test_a_name_is_no_markup_and_no_placeholder() -> None:
+    assert "with &lt;b&gt;{kl} to" in explained("now.align", "en", algorithm="<b>{kl}")
+
+
+def test_the_terms_are_those_of_the_glossary() -> None:
+    """Their Chinese words too."""
+    rows = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text(encoding="utf-8")
+    for term in ("reward_model", "kl"):
+        assert f"| {t(f'term.{term}', 'en')} | {t(f'term.{term}', 'zh')} |" in rows
+
+
+def test_what_the_page_offers_is_three_sentences() -> None:
+    english, chinese = table("en")["begin.about"], table("zh")["begin.about"]
+    assert (english.count("."), chinese.count("。")) == (3, 3)
+
+
+def test_the_example_is_the_quickstart_unless_edited_settings_stay() -> None:
+    accordion, path, preset, text, name = start._example("quickstart", "")
+    assert (accordion["open"], path["visible"], preset, name) == (True, False, "quickstart", "")
+    assert text == preset_path("quickstart").read_text(encoding="utf-8")
+    assert start._example(yaml_draft.KEPT, "edited")[1:] == [gr.skip()] * 4
+
+
+def test_ranking_for_somebody_chooses_the_run_that_waits(tmp_path) -> None:
+    folder = RunsFolder(tmp_path)
+    finish(make_run(tmp_path, "done"), *STAGES)
+    _, why = start._waiting(folder, "en")
+    assert html(t("begin.nothing_to_rank", "en")) in why
+    run = make_run(tmp_path, "people")
+    finish(run, "sft", "sample")
+    event(run, "started", "rank")
+    event(run, "ended early", "rank", error="WaitingForPeople")
+    assert start._waiting(folder, "en") == ("people", "")
+
+
+def test_the_block_is_open_while_there_are_no_runs(tmp_path) -> None:
+    folder = RunsFolder(tmp_path)
+    *_, block, state = runs._refresh(folder, None, "en", {})
+    assert block["open"]
+    make_run(tmp_path)
+    *_, block, state = runs._refresh(folder, None, "en", state)
+    assert not block["open"]
+    *_, block, state = runs._refresh(folder, "one", "zh", state)
+    assert "open" not in block  # somebody may have opened it
