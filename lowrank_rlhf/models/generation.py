@@ -122,6 +122,22 @@ def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> It
     yield whole[len(yielded) :]
 
 
+def text_pieces(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
+    """Return the text that each token adds; a character of several tokens belongs to the first of them.
+
+    The pieces join to `decode(tokens)`. `decode` is called with the tokens up to each one, as in `stream_text`.
+    """
+    pieces, shown, first = [""] * len(tokens), "", 0
+    for count in range(1, len(tokens) + 1):
+        whole = decode(list(tokens[:count]))
+        complete = whole.startswith(shown) and not whole.endswith("\N{REPLACEMENT CHARACTER}")
+        if complete:
+            pieces[first], shown, first = whole[len(shown) :], whole, count
+    if first < len(tokens):
+        pieces[first] = whole.removeprefix(shown) if whole.startswith(shown) else "\N{REPLACEMENT CHARACTER}"
+    return pieces
+
+
 def _decode_sharded(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> list[Response]:
     """Divide P prompts with (P, K, L) uniforms among all processes; return P x K responses, prompt by prompt."""
     tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=roles.base.device)  # (P, K, L)
