@@ -17,7 +17,7 @@ from lowrank_rlhf.run.records import RolloutAnswer
 _SCRIPT = Path(__file__).parents[1] / "static" / "tokens.js"
 _LEVELS = 4
 """Shades of a colour, on either side of 0."""
-_SATURATED = 0.95
+_WITHIN = 0.9
 """Share of the tokens within the scale: the score at the end of an answer must not hide the other rewards."""
 _SMALLEST_SCALE = 0.01
 
@@ -103,7 +103,7 @@ def tokens(answers: Sequence[RolloutAnswer], quantity: str, language: str) -> st
     """Return answers as HTML, each token coloured by the quantity, with a legend and a line for the figures."""
     figures = [QUANTITIES[quantity](answer) for answer in answers]
     sizes = sorted(abs(value) for row in figures for value in row)
-    scale = max(_SMALLEST_SCALE, *sizes[int(_SATURATED * len(sizes)) :][:1])
+    scale = max([_SMALLEST_SCALE, *sizes[int(_WITHIN * len(sizes)) :][:1]])
     cards = "".join(_card(answer, row, scale, language) for answer, row in zip(answers, figures, strict=True))
     note = html(t(f"tokens.{quantity}.note", language))
     return f'<p class="soft">{note}</p>{_legend(scale)}<div class="rollouts">{cards}</div>'
@@ -120,7 +120,7 @@ def _card(answer: RolloutAnswer, figures: Figures, scale: float, language: str) 
     about = t("tokens.about", language, score=number(answer.score), kl=_signed(kl), count=len(answer.pieces))
     spans = "".join(
         f'<span role="option" aria-selected="false" tabindex="{-1 if i else 0}" class="{_shade(figures[i] / scale)}"'
-        f' aria-label="{html(label)}">{html(answer.pieces[i]) or "·"}</span>'
+        f' aria-label="{html(label)}">{_shown(answer.pieces[i])}</span>'
         for i, label in enumerate(_labels(answer, language))
     )
     return (
@@ -141,13 +141,18 @@ def _labels(answer: RolloutAnswer, language: str) -> Iterator[str]:
         yield t(
             "tokens.figures" if part == 1 else "tokens.figures_of_part",
             language,
-            text=answer.pieces[start],
+            text=answer.pieces[start].replace("\n", "↵"),
             part=i - start + 1,
             parts=part,
             policy=f"{answer.logprobs[i]:.3f}",
             sft=f"{answer.ref_logprobs[i]:.3f}",
             **{name: _signed(of(answer)[i]) for name, of in QUANTITIES.items()},
         )
+
+
+def _shown(piece: str) -> str:
+    """Return a token's text as HTML; a line end, and the rest of a character of several tokens, have a mark."""
+    return html(piece.replace("\n", "↵\n")) or "·"
 
 
 def _shade(share: float) -> str:
