@@ -125,16 +125,17 @@ def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> It
 def text_pieces(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
     """Return the text that each token adds; a character of several tokens belongs to the first of them.
 
-    The pieces join to `decode(tokens)`. `decode` is called with the tokens up to each one, as in `stream_text`.
+    The pieces join to `decode(tokens)`. `decode` is called with a few tokens at a time, always after those of the piece
+    before: a token's text may depend on it.
     """
-    pieces, shown, first = [""] * len(tokens), "", 0
-    for count in range(1, len(tokens) + 1):
-        whole = decode(list(tokens[:count]))
-        complete = whole.startswith(shown) and not whole.endswith("\N{REPLACEMENT CHARACTER}")
-        if complete:
-            pieces[first], shown, first = whole[len(shown) :], whole, count
+    pieces, before, first, rest = [""] * len(tokens), 0, 0, ""
+    for end in range(1, len(tokens) + 1):
+        known, whole = decode(list(tokens[before:first])), decode(list(tokens[before:end]))
+        rest = whole.removeprefix(known) if whole.startswith(known) else "\N{REPLACEMENT CHARACTER}"
+        if not rest.endswith("\N{REPLACEMENT CHARACTER}"):
+            pieces[first], before, first = rest, first, end
     if first < len(tokens):
-        pieces[first] = whole.removeprefix(shown) if whole.startswith(shown) else "\N{REPLACEMENT CHARACTER}"
+        pieces[first] = rest
     return pieces
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import STYLES, make_roles, make_tokenizer
 from tiny_ppo import PROMPTS, make_ppo_config, rollout_of, start
+from tokenizers import decoders
 
 from lowrank_rlhf.maths.advantages import gae
 from lowrank_rlhf.maths.masking import whiten
@@ -86,7 +87,16 @@ def test_a_character_of_several_tokens_is_the_first_ones() -> None:
 
 def test_a_decoder_that_revises_an_unfinished_run_of_bytes() -> None:
     """Byte fallback turns a whole run of byte tokens into U+FFFD while its last character is incomplete."""
-    texts = ["\ufffd", "你", "\ufffd\ufffd", "你好", "\ufffd" * 3]
-    decode = lambda ids: texts[len(ids) - 1]  # noqa: E731
-    assert text_pieces(range(4), decode) == ["你", "", "好", ""]
-    assert text_pieces(range(5), decode) == ["你", "", "好", "", "\ufffd"]
+    decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokens = [f"<0x{byte:02X}>" for byte in "你好".encode()]
+    decode = lambda ids: decoder.decode([tokens[token] for token in ids])  # noqa: E731
+    assert decode([0, 1, 2, 3]) == "\ufffd" * 4
+    assert text_pieces(range(6), decode) == ["你", "", "", "好", "", ""]
+    assert text_pieces(range(4), decode) == ["你", "", "", "\ufffd"]
+
+
+def test_spaces_that_a_decoder_strips_before_a_text() -> None:
+    """A decoder of SentencePiece vocabularies drops the space before the first token only."""
+    decoder = decoders.Metaspace()
+    tokens = ["▁the", "▁user", "s", "▁ask"]
+    assert text_pieces(range(4), lambda ids: decoder.decode([tokens[i] for i in ids])) == ["the", " user", "s", " ask"]
