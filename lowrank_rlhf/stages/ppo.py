@@ -31,7 +31,7 @@ from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
 from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens, shuffled_order
 from lowrank_rlhf.training.rewards.reward_sum import open_scorer, score_responses, with_rewards
 from lowrank_rlhf.training.rollout import RewardScale, Rollout, collect, shape_scores
-from lowrank_rlhf.training.rollout_rows import rollout_rows
+from lowrank_rlhf.training.rollout_file import rollout_rows
 from lowrank_rlhf.training.self_checks import (
     MAX_TOKEN_DIFFERENCE,
     SENTENCES,

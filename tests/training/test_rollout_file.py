@@ -12,7 +12,7 @@ from lowrank_rlhf.maths.advantages import gae
 from lowrank_rlhf.maths.masking import whiten
 from lowrank_rlhf.models.generation import text_pieces
 from lowrank_rlhf.run.records import Message, Prompt
-from lowrank_rlhf.training.rollout_rows import KEPT_ANSWERS, rollout_rows
+from lowrank_rlhf.training.rollout_file import KEPT_ANSWERS, rollout_rows
 
 ASKED = [Prompt(id=f"p{i}", messages=(Message(role="user", content=f"question {i}"),)) for i in range(len(PROMPTS))]
 
