@@ -1,4 +1,4 @@
-"""Rollouts in files: all of one, to resume its update with bit-identical numbers, and a few answers for people to read."""
+"""Rollouts in files: all of one, to resume its update bit-identically, and a few answers for people to read."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
