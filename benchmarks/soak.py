@@ -44,7 +44,7 @@ def soak(folder: Path, steps: int) -> dict[str, float]:
         StepLog.append = append  # type: ignore[method-assign]
     quarter = len(resident) // 4
     warm, late = max(resident[quarter : 2 * quarter]), max(resident[-quarter:])
-    logged = sum((context.run_dir.path / name).stat().st_size for name in ("metrics.jsonl", "watched.jsonl"))
+    logged = sum(log.path.stat().st_size for log in context.run_dir.logs)
     growth = late / warm - 1
     return {
         "steps": steps,

@@ -67,7 +67,7 @@ SETTINGS = {
     "evaluate__second_judge": "plain-language",
 }
 TIMES = ("time/", "tokens_per")
-LOGS = ("metrics.jsonl", "watched.jsonl", "events.jsonl")
+LOGS = ("metrics.jsonl", "watched.jsonl", "rollouts.jsonl", "events.jsonl")
 """Lines of a run that was killed come in another order, or again, with other times: read, not hashed."""
 TIMED = (*LOGS, "report.html", "report.md", "README.md", *(f"{stage}.json" for stage in STAGES))
 """Files that hold times."""
@@ -224,7 +224,7 @@ def differences(place: Path, whole: Path) -> Iterator[str]:
             yield f"{name} differs"
     runs = [RunDir(folder / "runs" / "tiny") for folder in (place, whole)]
     for one, other in zip(runs[0].rounds, runs[1].rounds, strict=True):
-        for log in ("metrics", "watched"):
+        for log in ("metrics", "watched", "rollouts"):
             if rows(getattr(one, log)) != rows(getattr(other, log)):
                 yield f"{log}.jsonl of round {one.number} differs"
     for stage in stages_in(runs[1].path):

@@ -122,6 +122,23 @@ def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> It
     yield whole[len(yielded) :]
 
 
+def text_pieces(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
+    """Return the text that each token adds; a character of several tokens belongs to the first of them.
+
+    The pieces join to `decode(tokens)`. `decode` is called with a few tokens at a time, always after those of the piece
+    before: a token's text may depend on it.
+    """
+    pieces, before, first, rest = [""] * len(tokens), 0, 0, ""
+    for end in range(1, len(tokens) + 1):
+        known, whole = decode(list(tokens[before:first])), decode(list(tokens[before:end]))
+        rest = whole.removeprefix(known) if whole.startswith(known) else "\N{REPLACEMENT CHARACTER}"
+        if not rest.endswith("\N{REPLACEMENT CHARACTER}"):
+            pieces[first], before, first = rest, first, end
+    if first < len(tokens):
+        pieces[first] = rest
+    return pieces
+
+
 def _decode_sharded(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> list[Response]:
     """Divide P prompts with (P, K, L) uniforms among all processes; return P x K responses, prompt by prompt."""
     tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=roles.base.device)  # (P, K, L)

@@ -51,8 +51,9 @@ class RunDir:
         """Folder of the run, and the round."""
         self.path = run / prefix(number)
         """Folder of the round; the run's in the first."""
-        self.metrics, self.watched = logs_in(self.path)
-        """Figures over the steps of all stages; answers of the policy to a few held-out prompts at each evaluation."""
+        self.metrics, self.watched, self.rollouts = self.logs = logs_in(self.path)
+        """Figures over the steps of all stages; answers of the policy to a few held-out prompts at each evaluation; a
+        few answers of PPO's rollouts, token by token."""
         self._trash = Trash(self.path / "work" / ".trash")
 
     def round(self, number: int) -> "RunDir":
@@ -186,7 +187,7 @@ class RunDir:
             raise RuntimeError(f"stage {stage} did not write {', '.join(missing)} into {work}")
         for name in writes:
             sync(work / name)
-        for log in (self.metrics, self.watched):
+        for log in self.logs:
             if log.path.exists():
                 sync(log.path)
         fault_points.point(f"{stage}: outputs on disk")
@@ -235,8 +236,7 @@ class RunDir:
     def _sums(self, stage: str, writes: Sequence[str]) -> dict[str, Any]:
         """Return the keys of a done mark that record its outputs, still in the work folder, and its log rows."""
         files = outputs.file_sums(self.work(stage), writes)
-        logs = (self.metrics, self.watched)
-        rows = {log.path.name: found for log in logs if (found := log.sums().get(stage))}
+        rows = {log.path.name: found for log in self.logs if (found := log.sums().get(stage))}
         return {
             "outputs": {name: found.model_dump() for name, found in files.items()},
             "logs": {name: found.model_dump() for name, found in rows.items()},

@@ -117,6 +117,35 @@ class Score(Record):
     """True if the reward model was not trained on this prompt."""
 
 
+class RolloutAnswer(Record):
+    """Answer of one of PPO's rollouts, with figures of each of its tokens as the update used them."""
+
+    prompt_id: str
+    prompt: str
+    finished: bool
+    score: FiniteFloat
+    """Of the reward model or the sum of the rewards, before clipping and `ppo.missing_eos`."""
+    pieces: tuple[str, ...]
+    """Text of each token, special tokens included: together the answer. A character of several tokens is in the first
+    one's."""
+    logprobs: tuple[FiniteFloat, ...]
+    """Log-probability of each token under the policy that sampled it, nats."""
+    ref_logprobs: tuple[FiniteFloat, ...]
+    """The same under the SFT model."""
+    values: tuple[FiniteFloat, ...]
+    """The critic's value of the state before each token."""
+    advantages: tuple[FiniteFloat, ...]
+    rewards: tuple[FiniteFloat, ...]
+    """Minus the KL penalty of each token, plus the shaped score at the last."""
+
+    @model_validator(mode="after")
+    def _figures_of_each_token(self) -> "RolloutAnswer":
+        figures = (self.logprobs, self.ref_logprobs, self.values, self.advantages, self.rewards)
+        if {len(values) for values in figures} != {len(self.pieces)}:
+            raise ValueError("the figures are not as many as the tokens")
+        return self
+
+
 R = TypeVar("R", bound=Record)
 
 

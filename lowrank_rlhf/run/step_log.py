@@ -1,4 +1,4 @@
-"""Logs of the steps of the stages: metrics.jsonl and watched.jsonl."""
+"""Logs of the steps of the stages: metrics.jsonl, watched.jsonl and rollouts.jsonl."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ from lowrank_rlhf.run.files import append_line, file_state, read_lines, write_at
 from lowrank_rlhf.run.results.parts import RowsSum
 
 
-def logs_in(folder: Path) -> "tuple[StepLog, StepLog]":
-    """Return the logs of a run or of a later round: metrics.jsonl and watched.jsonl."""
-    return StepLog(folder / "metrics.jsonl"), StepLog(folder / "watched.jsonl")
+def logs_in(folder: Path) -> "tuple[StepLog, StepLog, StepLog]":
+    """Return the logs of a run or of a later round: metrics.jsonl, watched.jsonl and rollouts.jsonl."""
+    return StepLog(folder / "metrics.jsonl"), StepLog(folder / "watched.jsonl"), StepLog(folder / "rollouts.jsonl")
 
 
 class StepLog:

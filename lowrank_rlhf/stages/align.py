@@ -79,8 +79,7 @@ def run(session: Session) -> PolicyResult:
     seeded = config.model_copy(update={"seed": session.round_seed})
     task = _task(roles, session.prompts.training, run_dir, seeded, evaluation.scorer, session.progress)
     optimizer = AtomicAdamW(roles.parameters(Role.POLICY), lr=config.align.learning_rate, weight_decay=0.0)
-    logs = (run_dir.metrics, run_dir.watched)
-    checkpoints = PolicyCheckpoints(work, roles, {Role.POLICY: optimizer}, logs, kl_coef=config.ppo.kl_coef)
+    checkpoints = PolicyCheckpoints(work, roles, {Role.POLICY: optimizer}, run_dir.logs, kl_coef=config.ppo.kl_coef)
     report = SkipReport("ppo", "align.learning_rate", run_dir, session.progress, roles.base)
     state, _ = checkpoints.resume()
     training = _AlignTraining(

@@ -31,6 +31,7 @@ from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
 from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens, shuffled_order
 from lowrank_rlhf.training.rewards.reward_sum import open_scorer, score_responses, with_rewards
 from lowrank_rlhf.training.rollout import RewardScale, Rollout, collect, shape_scores
+from lowrank_rlhf.training.rollout_file import rollout_rows
 from lowrank_rlhf.training.self_checks import (
     MAX_TOKEN_DIFFERENCE,
     SENTENCES,
@@ -81,8 +82,7 @@ def run(session: Session) -> PolicyResult:
         roles, session.prompts.validation, session.config, scorer, judges, work, last_policy(run_dir)
     )
     optimizers = Optimizers.create(roles, config)
-    logs = (run_dir.metrics, run_dir.watched)
-    checkpoints = PolicyCheckpoints(work, roles, optimizers.of_roles, logs, config.kl_coef)
+    checkpoints = PolicyCheckpoints(work, roles, optimizers.of_roles, run_dir.logs, config.kl_coef)
     rates = "ppo.learning_rate and ppo.critic_learning_rate"
     report = SkipReport("ppo", rates, run_dir, session.progress, roles.base)
     state, started = checkpoints.resume()
@@ -211,10 +211,21 @@ def _step(training: _PpoTraining, state: PolicyState, started: StartedStep) -> t
         figures = _learn(training, state, rollout, started.steps)
     state.step += 1
     training.run_dir.metrics.append("ppo", state.step, **figures)
+    due = state.step % config.evaluate_every == 0 or state.step == config.steps
+    if (due or state.step == 1) and rollout.problem() is None:
+        asked = [training.asked[i] for i in _chosen(training, state.step - 1)]
+        for row in rollout_rows(rollout, asked, training.roles.base, config):
+            training.run_dir.rollouts.append("ppo", state.step, **row.model_dump())
     _count(training, state, rollout, started.steps)
-    if state.step % config.evaluate_every == 0 or state.step == config.steps:
+    if due:
         _evaluate(training, state)
     return state, figures
+
+
+def _chosen(training: _PpoTraining, done: int) -> list[int]:
+    """Return the indices of the prompts of the step after `done` steps."""
+    size = training.config.ppo.batch_size
+    return training.order[done * size : (done + 1) * size]
 
 
 def _count(training: _PpoTraining, state: PolicyState, rollout: Rollout, steps: OptimizerSteps) -> None:
@@ -261,8 +272,7 @@ def _collect(training: _PpoTraining, state: PolicyState) -> Rollout:
 
     Raises `RollBack` if the policy computes NaN or infinities, and after a roll-back `ModelNotFinite`.
     """
-    config, roles, size = training.config, training.roles, training.config.ppo.batch_size
-    chosen = training.order[state.step * size : (state.step + 1) * size]
+    config, roles, chosen = training.config, training.roles, _chosen(training, state.step)
     baseline = None if training.baselines is None else training.baselines[chosen]
     prompts, seed = [training.prompts[i] for i in chosen], derive_seed(training.seed, "ppo", "rollout", state.step)
     score = partial(score_responses, training.evaluation.scorer, roles, [training.asked[i] for i in chosen])

@@ -99,10 +99,7 @@ def _copy(stage: Stage, donor: RunDir, run_dir: RunDir) -> None:
                 f"{target}: the copy differs from {source}. Wait until nothing is writing to it, then rerun the sweep."
             )
     source_dir, target_dir = donor.round(stage.round), run_dir.round(stage.round)
-    for source_log, target_log in (
-        (source_dir.metrics, target_dir.metrics),
-        (source_dir.watched, target_dir.watched),
-    ):
+    for source_log, target_log in zip(source_dir.logs, target_dir.logs, strict=True):
         target_log.truncate(stage.kind, -1)
         for row in source_log.read(stage.kind):
             target_log.append(**row)

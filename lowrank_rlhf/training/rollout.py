@@ -228,6 +228,12 @@ def _objective_figures(
     return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
 
 
+def reward_signal(scores: Tensor, kl: Tensor, response: Tensor, config: PpoConfig, kl_coef: float) -> Tensor:
+    """Return each token's reward, (B, T), scaled to variance 1 where the config says so."""
+    rewards = token_rewards(scores, kl, response, kl_coef)
+    return whiten(rewards, response, shift_mean=False) if config.whiten_rewards else rewards
+
+
 def credit(
     scores: Tensor, kl: Tensor, values: Tensor, response: Tensor, config: PpoConfig, kl_coef: float
 ) -> tuple[Tensor, Tensor]:
@@ -235,9 +241,7 @@ def credit(
 
     Rewards and advantages are whitened over the response where the config says so (arXiv 2403.17031, detail 18).
     """
-    rewards = token_rewards(scores, kl, response, kl_coef)
-    if config.whiten_rewards:
-        rewards = whiten(rewards, response, shift_mean=False)
+    rewards = reward_signal(scores, kl, response, config, kl_coef)
     advantages, returns = gae(rewards, values, response, config.gamma, config.gae_lambda)
     return whiten(advantages, response) if config.whiten_advantages else advantages, returns
 

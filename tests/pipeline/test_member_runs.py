@@ -23,7 +23,15 @@ SETTINGS = {
     "ppo__evaluate_every": 1,
     "evaluate__yardstick_prompts": 0,
 }
-MADE = ("adapters/reward", "adapters/policy", "adapters/policy-last", "scores.jsonl", "eval.jsonl", "watched.jsonl")
+MADE = (
+    "adapters/reward",
+    "adapters/policy",
+    "adapters/policy-last",
+    "scores.jsonl",
+    "eval.jsonl",
+    "watched.jsonl",
+    "rollouts.jsonl",
+)
 
 
 def go(config, runs) -> RunDir:

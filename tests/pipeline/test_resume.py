@@ -25,7 +25,7 @@ from lowrank_rlhf.run.step_log import StepLog
 from lowrank_rlhf.stages.sft import training_rows
 
 ADAPTERS = ("adapters/sft", "adapters/reward", "adapters/policy", "adapters/policy-last", "adapters/critic")
-ANSWERS = ("samples.jsonl", "eval.jsonl", "watched.jsonl")
+ANSWERS = ("samples.jsonl", "eval.jsonl", "watched.jsonl", "rollouts.jsonl")
 # Several optimiser steps, a moving KL weight, everything that a checkpoint must carry.
 SETTINGS = {
     "reward__fit_head_first": True,

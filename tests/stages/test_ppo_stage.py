@@ -22,6 +22,7 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors, save_role
 from lowrank_rlhf.run.checkpoints import save_checkpoint
 from lowrank_rlhf.run.files import write_json_atomic
+from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import ppo
 from lowrank_rlhf.training.nan_recovery import NanRecovery
@@ -188,6 +189,36 @@ def test_answers_at_each_evaluation_are_kept(make, monkeypatch) -> None:
     assert metrics[0]["eval/win_rate"] == metrics[0]["eval/second_win_rate"] == 0.5
     assert any(row["eval/second_judge"] != row["eval/judge"] for row in metrics.values())
     assert any(row["kl"] for row in rows[2:])
+
+
+def test_rollout_answers_are_kept_at_the_first_step_and_at_evaluations(make, monkeypatch) -> None:
+    """Four of five steps: 1, 2, 4, and the last; as the update saw them, in the order of the rollout's prompts."""
+    seen: list[Rollout] = []
+    change_rollouts(monkeypatch, lambda rollout: seen.append(rollout) or rollout)
+    session = make(ppo__steps=5, ppo__batch_size=5, ppo__learning_rate=0.1)
+    ppo.run(session)
+    rows = list(session.run_dir.rollouts.read("ppo"))
+    assert [row["step"] for row in rows] == [step for step in (1, 2, 4, 5) for _ in range(4)]
+    asked = {prompt.id: prompt.text for prompt in session.prompts.training}
+    for at, row in enumerate(rows):
+        rollout, i = seen[row["step"] - 1], at % 4
+        assert row["prompt"] == asked[row["prompt_id"]]
+        assert session.load_roles().base.encode_prompt(session_prompt(session, row)) == prompt_ids(rollout, i)
+        response = rollout.batch.response[i]
+        assert row["advantages"] == pytest.approx(rollout.advantages[i, response].tolist(), rel=1e-5)
+        assert row["logprobs"] == pytest.approx(rollout.logprobs[i, response].tolist(), rel=1e-5)
+        assert session.load_roles().base.decode(rollout.responses[i].tokens) in "".join(row["pieces"])
+    assert all(row["logprobs"] == row["ref_logprobs"] for row in rows[:4])  # the policy is SFT's copy
+    assert all(row["logprobs"] != row["ref_logprobs"] for row in rows[4:])
+
+
+def session_prompt(session: Session, row: dict[str, Any]) -> Prompt:
+    return next(prompt for prompt in session.prompts.training if prompt.id == row["prompt_id"])
+
+
+def prompt_ids(rollout: Rollout, row: int) -> list[int]:
+    batch = rollout.batch
+    return batch.ids[row][batch.attention[row].bool() & ~batch.response[row]].tolist()
 
 
 Values = float | list[float]

@@ -8,6 +8,7 @@ import gradio as gr
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 from lowrank_rlhf.dashboard.run_status import RunStatus
+from lowrank_rlhf.dashboard.tabs import tokens
 from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, last_figure, state_line
 from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.tail import last_lines
@@ -26,14 +27,17 @@ _EVENTS = 20
 
 def build(page: DashboardPage) -> None:
     """Lay out the tab. Only parts that have changed are sent to the browser."""
-    parts = [gr.HTML("", elem_id=f"watch-{name}") for name in ("state", "alarms", "curves", "samples", "log")]
+    parts = [gr.HTML("", elem_id=f"watch-{name}") for name in ("state", "alarms", "curves", "samples")]
+    timer = gr.Timer(_SECONDS)
+    tokens.build(page, timer)
+    parts.append(gr.HTML("", elem_id="watch-log"))
     seen = gr.State({})
 
     def refresh(chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
         return _refresh(page, chosen, language, before)
 
     inputs, outputs = [page.run, page.language, seen], [*parts, seen]
-    gr.Timer(_SECONDS).tick(refresh, inputs, outputs, **QUIET)
+    timer.tick(refresh, inputs, outputs, **QUIET)
     page.run.change(refresh, inputs, outputs, **QUIET)
     page.language.change(refresh, inputs, outputs, **QUIET)
 

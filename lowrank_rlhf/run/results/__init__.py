@@ -283,7 +283,7 @@ class DoneMark(Started, Generic[R]):
     outputs: dict[str, FileSum] | None = None
     """Size and checksum of every output file; None in marks of older versions, whose outputs cannot be checked."""
     logs: dict[str, RowsSum] = Field(default_factory=dict)
-    """Checksums of the stage's rows in metrics.jsonl and watched.jsonl."""
+    """Checksums of the stage's rows in metrics.jsonl, watched.jsonl and rollouts.jsonl."""
     taken_from: str | None = None
     """Name of the run from which a sweep copied the outputs."""
 
