@@ -35,48 +35,43 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.sources.model_shape import Shape, find_shape
 
 SMALL: dict[str, Any] = {
-    "model": {"compute_dtype": "bfloat16", "device": "cpu", "threads": 1, "micro_batch_tokens": 1024},
-    "data": {"held_out": 16, "skip_too_long": True},
-    "sft": {"batch_size": 8, "epochs": 1, "examples": 16},
-    "sample": {"prompts": 16, "answers_per_prompt": 2, "batch_size": 32},
+    "model": {"compute_dtype": "bfloat16", "device": "cpu", "threads": 1, "micro_batch_tokens": 512, "max_length": 192},
+    "data": {"held_out": 8, "skip_too_long": True},
+    "sft": {"batch_size": 4, "epochs": 1, "examples": 8},
+    "sample": {"prompts": 8, "answers_per_prompt": 2, "batch_size": 16, "max_new_tokens": 32},
     "rank": {"judge": "plain-language"},
-    "reward": {"epochs": 1, "batch_size": 4},
-    "ppo": {"steps": 2, "batch_size": 8, "epochs": 1, "evaluate_prompts": 8, "accept_weak_reward": True},
+    "reward": {"epochs": 1, "batch_size": 3},
+    "ppo": {"steps": 2, "batch_size": 4, "epochs": 1, "evaluate_prompts": 2, "accept_weak_reward": True},
 }
-"""Two optimizer steps of each stage, and rows that fill a pass."""
+"""Two optimizer steps of each stage, of two passes each, and rows that fill a pass."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    "none": {
-        "model.quantization": "none", "model.max_length": 192, "sample.max_new_tokens": 64, "lora.last_layers": 12,
-    },
+    "none": {"model.quantization": "none", "lora.last_layers": 12},
     "nf4, adapters everywhere": {
-        "model.quantization": "nf4", "model.max_length": 192, "sample.max_new_tokens": 64,
+        "model.quantization": "nf4", "model.micro_batch_tokens": 1024, "sft.batch_size": 8, "sft.examples": 16,
+        "ppo.batch_size": 6,
     },
     "int8, 512 tokens": {
-        "model.quantization": "int8", "model.max_length": 512, "sample.max_new_tokens": 128, "lora.last_layers": 12,
-        "sample.batch_size": 16,
+        "model.quantization": "int8", "model.max_length": 512, "sample.max_new_tokens": 64, "lora.last_layers": 12,
+        "ppo.batch_size": 2, "sft.batch_size": 2, "sft.examples": 4,
     },
-    "gguf, rank 64 everywhere": {
-        "model.quantization": "gguf", "model.max_length": 128, "sample.max_new_tokens": 48, "lora.rank": 64,
-        "model.micro_batch_tokens": 512,
-    },
+    "gguf, rank 64 everywhere": {"model.quantization": "gguf", "model.max_length": 128, "lora.rank": 64},
     "none, checkpointed": {
-        "model.quantization": "none", "model.max_length": 256, "sample.max_new_tokens": 64,
-        "model.gradient_checkpointing": True, "model.micro_batch_tokens": 2048,
+        "model.quantization": "none", "model.max_length": 256, "model.gradient_checkpointing": True,
+        "model.micro_batch_tokens": 2048, "sft.batch_size": 8, "ppo.batch_size": 8,
     },
     "nf4, 64 rows, four heads": {
-        "model.quantization": "nf4", "model.max_length": 128, "sample.max_new_tokens": 48, "lora.last_layers": 4,
-        "model.merged_rollouts": False, "sample.prompts": 32, "sample.batch_size": 64, "sft.batch_size": 16,
-        "sft.examples": 32, "ppo.batch_size": 64, "ppo.minibatches": 2, "reward.members": 4, "reward.epochs": 0,
-        "reward.fit_head_first": True,
+        "model.quantization": "nf4", "model.max_length": 96, "lora.last_layers": 4, "model.merged_rollouts": False,
+        "sample.prompts": 32, "sample.batch_size": 64, "ppo.batch_size": 64, "ppo.minibatches": 2, "ppo.steps": 1,
+        "reward.members": 4, "reward.epochs": 0, "reward.fit_head_first": True,
     },
     "nf4, float32": {
-        "model.quantization": "nf4", "model.compute_dtype": "float32", "model.max_length": 128,
-        "sample.max_new_tokens": 48, "lora.last_layers": 8, "model.micro_batch_tokens": 512, "ppo.batch_size": 4,
+        "model.quantization": "nf4", "model.compute_dtype": "float32", "model.max_length": 128, "lora.last_layers": 8,
+        "model.micro_batch_tokens": 256, "sft.batch_size": 2, "sft.examples": 4,
     },
     "gguf, rank 8, small passes": {
-        "model.quantization": "gguf", "model.max_length": 256, "sample.max_new_tokens": 64, "lora.rank": 8,
-        "lora.last_layers": 6, "lora.target_modules": ["q_proj", "v_proj"], "model.micro_batch_tokens": 256,
-        "ppo.batch_size": 4, "sample.batch_size": 8,
+        "model.quantization": "gguf", "lora.rank": 8, "lora.last_layers": 6, "lora.target_modules": ["q_proj", "v_proj"],
+        "model.micro_batch_tokens": 256, "sample.batch_size": 8, "ppo.batch_size": 2, "sft.batch_size": 2,
+        "sft.examples": 4,
     },
 }  # fmt: skip
 
