@@ -32,6 +32,8 @@ from lowrank_rlhf.planner.forecast import changed
 from lowrank_rlhf.planner.machine import find_machine
 from lowrank_rlhf.planner.memory import Device, need
 from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.progress import Progress
+from lowrank_rlhf.sources.fetch import fetch_model
 from lowrank_rlhf.sources.model_shape import Shape, find_shape
 
 SMALL: dict[str, Any] = {
@@ -47,8 +49,8 @@ SMALL: dict[str, Any] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "none": {"model.quantization": "none", "lora.last_layers": 12},
     "nf4, adapters everywhere": {
-        "model.quantization": "nf4", "model.micro_batch_tokens": 1024, "sft.batch_size": 8, "sft.examples": 16,
-        "ppo.batch_size": 6,
+        "model.quantization": "nf4", "model.micro_batch_tokens": 1024, "sft.batch_size": 5, "sft.examples": 10,
+        "ppo.batch_size": 5,
     },
     "int8, 512 tokens": {
         "model.quantization": "int8", "model.max_length": 512, "sample.max_new_tokens": 64, "lora.last_layers": 12,
@@ -57,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gguf, rank 64 everywhere": {"model.quantization": "gguf", "model.max_length": 128, "lora.rank": 64},
     "none, checkpointed": {
         "model.quantization": "none", "model.max_length": 256, "model.gradient_checkpointing": True,
-        "model.micro_batch_tokens": 2048, "sft.batch_size": 8, "ppo.batch_size": 8,
+        "model.micro_batch_tokens": 1024,
     },
     "nf4, 64 rows, four heads": {
         "model.quantization": "nf4", "model.max_length": 96, "lora.last_layers": 4, "model.merged_rollouts": False,
@@ -107,6 +109,7 @@ def measure(name: str, base: Config, setting: str) -> list[Row]:
     with tempfile.TemporaryDirectory() as scratch:
         runs, data = Path(scratch) / "runs", Path(scratch) / "data.jsonl"
         config = changed(base, {**SETTINGS[setting], "data.prompts": str(data)})
+        fetch_model(config.model, Progress.silent())  # converting a GGUF file leaves 0.2 GB in the process that does it
         with data.open("w") as file:
             file.writelines(json.dumps(row) + "\n" for row in examples(config))
         path = Path(scratch) / "memory.yaml"
