@@ -19,7 +19,7 @@ class TestSaved:
         assert tensors.saved(SMOLLM, few, 2) == 2 * (1152 + 576 + 384 + 4608 + 576 + 2 * 8)
 
     @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text"])
-    @pytest.mark.parametrize("targets", ["all-linear", ("o_proj",)])
+    @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])
     def test_is_what_autograd_saves(self, tiny_base, architecture: str, targets) -> None:
         import torch
 
@@ -47,3 +47,18 @@ class TestSaved:
         outside = 4 * (shape.hidden + 2 * 16)  # last norm, and cos and sin for all layers
         expected = 32 * (shape.layers * tensors.saved(shape, lora, 4) + outside)
         assert found == pytest.approx(expected, rel=0.1)
+
+
+class TestLogits:
+    def test_of_one_chunk_and_of_several_by_hand(self) -> None:
+        """Float32 logits and probabilities with 16 bits of these; then with the next chunk's 16 and 32 bits."""
+        assert tensors.logits(100, 1000) == (4 + 4 + 2) * 100 * 1000
+        assert tensors.logits(257, 1000) == tensors.logits(5000, 1000) == (4 + 4 + 2 + 4) * 256 * 1000
+
+    def test_of_trl_by_hand(self) -> None:
+        """Seven tensors of four bytes, a mark of one and the tile; few tokens: the projection in float32 is larger."""
+        assert tensors.trl_logits(300, 896, 151_936, 2, cuda=False) == 32_768 * (7 * 4 + 1 + 2) * 300
+        assert tensors.trl_logits(300, 896, 1000, 4, cuda=False) == 1000 * (7 * 4 + 1 + 4) * 300
+        assert tensors.trl_logits(100, 896, 1000, 2, cuda=False) == 1000 * ((2 + 4) * 100 + 4 * 896)
+        assert tensors.trl_logits(9000, 8, 10, 2, cuda=False) == 10 * 31 * 512
+        assert tensors.trl_logits(9000, 8, 10, 2, cuda=True) == 10 * 31 * 4096
