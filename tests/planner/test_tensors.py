@@ -40,9 +40,9 @@ class TestSaved:
         with roles.acting_as(Role.POLICY, train=True):
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 hidden = roles.hidden(batch)
-            weights = {p.untyped_storage().data_ptr() for p in roles.peft.parameters()}
-            slots = {t.untyped_storage().data_ptr() for joint in roles.slots.joints if joint.slot for t in joint.slot[1]}
-            found = sum(size for place, size in saved.items() if place not in weights | slots)
+            slots = [tensor for joint in roles.slots.joints if joint.slot for tensor in joint.slot[1]]
+            weights = {tensor.untyped_storage().data_ptr() for tensor in [*roles.peft.parameters(), *slots]}
+            found = sum(size for place, size in saved.items() if place not in weights)
             hidden.sum().backward()
         outside = 4 * (shape.hidden + 2 * 16)  # last norm, and cos and sin for all layers
         expected = 32 * (shape.layers * tensors.saved(shape, lora, 4) + outside)
