@@ -164,9 +164,9 @@ class TestMemory:
     def test_a_tokenizer_needs_memory_for_each_of_its_entries(self) -> None:
         terms = [
             {term.name: term.size for term in need("sample", quickstart(), shape, COUNTS, Device(False, 2)).fixed}
-            for shape in (SMOLLM, replace(SMOLLM, vocabulary=151_936))
+            for shape in (SMOLLM, replace(SMOLLM, architecture="gemma3_text", vocabulary=262_144))
         ]
-        assert [found["tokenizer"] for found in terms] == [690 * 49_152, 690 * 151_936]
+        assert [found["tokenizer"] for found in terms] == [405 * 2 * 49_152, 405 * 3 * 262_144]  # with the merges
 
     def test_a_pass_holds_whole_groups_of_answers(self) -> None:
         trained = ("reward.epochs=1", "reward.layers=null", "reward.batch_size=1")
@@ -211,7 +211,8 @@ class TestMemory:
         from benchmarks.memory import SETTINGS, ratios
 
         cells = json.loads((Path(__file__).parents[2] / "docs/performance/memory.json").read_text())
-        assert {cell["setting"] for cell in cells} == set(SETTINGS)
+        assert len({cell["model"] for cell in cells}) > 1
+        assert {cell["setting"] for cell in cells} <= set(SETTINGS)
         off = {(c["model"], c["setting"], stage): round(x, 2) for c in cells for stage, x in ratios(c).items()}
         assert {cell: found for cell, found in off.items() if not 0.85 < found < 1.15} == {}
 
