@@ -100,7 +100,8 @@ def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Devi
         _runtime(device),
         *([] if device.cuda else [_tokenizer(shape)]),
         _base(config, shape, device.width),
-        Term("adapters", 4 * roles * each, f"{roles} x {each:,} weights, 4 bytes each"),
+        # The acting role's weights are in the layers' slots, in the compute format (models/layers/lora_linear.py).
+        Term("adapters", (4 * roles + device.width) * each, f"{roles} x {each:,} weights, 4 bytes each, and one copy"),
     ]
     if trained:
         fixed.append(Term("optimiser", 12 * trained, f"gradient and Adam of {trained:,} weights, 12 bytes each"))

@@ -36,7 +36,7 @@ def test_memory_table_compares_the_peak_with_the_forecast(monkeypatch: pytest.Mo
     from benchmarks import memory
 
     gib = 2**30
-    monkeypatch.setattr(memory, "planned", lambda cell, stage: 2 * gib)
+    monkeypatch.setattr(memory, "planned", lambda *_: 2 * gib)
     cell = {"model": "m", "setting": "a", "measured": {"sft": 2 * gib, "ppo": 3 * gib}}
     assert memory.table([cell]).splitlines()[2:] == [
         "| m | a | sft | 2,048 | 2,048 | 1.00 |",
