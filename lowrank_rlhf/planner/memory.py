@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.maths.batching import rows_per_pass
 from lowrank_rlhf.maths.best_of_n import MOST
+from lowrank_rlhf.planner import tensors
 from lowrank_rlhf.planner.compute_cost import Amounts
 from lowrank_rlhf.run.results.rounds import split
 from lowrank_rlhf.sources.model_shape import NF4_BITS, Shape
@@ -16,8 +17,8 @@ from lowrank_rlhf.stages import SCALE_PROMPTS
 
 LIBRARIES = 516 * 10**6
 """Python with torch, transformers, peft and bitsandbytes, loaded and used once on a CPU."""
-TOKENIZER_ENTRY = 690
-"""Bytes of the tokenizer for each entry of the vocabulary: 104 MB for Qwen2.5's 151,643, with its merges."""
+TOKENIZER_ENTRY = 405
+"""Bytes of the tokenizer for each entry of its vocabulary and each merge: 125 MB for Qwen2.5, 315 MB for Gemma 3."""
 TRAINER = 100 * 10**6
 """Memory added by importing TRL and datasets."""
 CUDA_CONTEXT, CONTEXT = 700 * 2**20, "CUDA context"
@@ -25,16 +26,9 @@ NF4_SCALE_BITS = 0.5
 """Bits per weight of NF4's scales in float32, dequantised once for all passes, one for 64 weights."""
 GAPS = 0.2
 """Fragmentation on a GPU: idle memory between blocks in use, as a share of the largest phase. Not measured yet."""
-HEAP = 140 * 10**6
-"""Fragmentation on a CPU, where it hardly depends on the phase, in stages that do not train."""
-HEAP_OF_TRAINING = 210 * 10**6
-"""Fragmentation on a CPU in stages that train."""
-CHUNK = 256
-"""Tokens whose logits exist at once (models/logprobs.py)."""
-TRL_COLUMNS = 32_768
-"""Vocabulary entries whose logits TRL's loss materialises at once."""
-TRL_TOKENS, TRL_TOKENS_ON_GPU = 512, 4096
-"""Tokens whose logits it materialises at once (training/trl_loop.py)."""
+HEAP, HEAP_SHARE = 100 * 10**6, 0.27
+"""Fragmentation on a CPU: bytes, and a share of the largest phase, whose tensors do not fit the holes that tensors of
+other lengths left. Fitted to six stages, whose live bytes glibc counted (docs/planning.md)."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +98,15 @@ def need(stage: str, config: Config, shape: Shape, counts: Amounts, device: Devi
     each = shape.adapter(config.lora)
     fixed = [
         _runtime(device),
-        *([] if device.cuda else [Term("tokenizer", TOKENIZER_ENTRY * shape.vocabulary, "vocabulary and merges")]),
+        *([] if device.cuda else [_tokenizer(shape)]),
         _base(config, shape, device.width),
-        Term("adapters", 4 * roles * each, f"{roles} x {each:,} weights, 4 bytes each"),
+        # The acting role's weights are in the layers' slots, in the compute format (models/layers/lora_linear.py).
+        Term("adapters", (4 * roles + device.width) * each, f"{roles} x {each:,} weights, 4 bytes each, and one copy"),
     ]
     if trained:
         fixed.append(Term("optimiser", 12 * trained, f"gradient and Adam of {trained:,} weights, 12 bytes each"))
-    gaps: float = HEAP_OF_TRAINING if trained else HEAP
-    if device.cuda:
-        gaps = GAPS * max(map(_total, phases.values()))
+    largest = max(map(_total, phases.values()))
+    gaps = GAPS * largest if device.cuda else HEAP + HEAP_SHARE * largest
     return Need(stage, tuple(fixed), phases, gaps, _mapped(config, shape, device))
 
 
@@ -182,6 +176,11 @@ def _runtime(device: Device) -> Term:
     return Term("libraries", LIBRARIES + TRAINER, "Python, torch, transformers, peft, bitsandbytes, TRL, datasets")
 
 
+def _tokenizer(shape: Shape) -> Term:
+    merges = 2 if shape.architecture.startswith("gemma") else 1  # for each entry; its file lists most pairs twice
+    return Term("tokenizer", TOKENIZER_ENTRY * (1 + merges) * shape.vocabulary, "vocabulary and merges")
+
+
 def _base(config: Config, shape: Shape, width: int) -> Term:
     embeddings = (shape.embeddings + shape.expert_weights) * width
     if config.model.quantization == "none":
@@ -203,13 +202,12 @@ def _mapped(config: Config, shape: Shape, device: Device) -> float:
 
 
 def _activations(config: Config, shape: Shape, first: int, last: int, tokens: float, width: int) -> Term:
-    """Return the activations that a forward saves for its backward, in the layers with adapters."""
-    layer = (22 * shape.hidden + 9 * shape.mlp) * (1.0 if width == 2 else 1.5)
-    count = last - first
+    """Return the activations that a forward saves for its backward, and one layer's worth for that backward itself."""
+    layer, count = tensors.saved(shape, config.lora, width), last - first
     if config.model.gradient_checkpointing:
         kept = count * shape.hidden * width + 2 * layer
         return Term("activations", tokens * kept, f"inputs of {count} layers, one layer at a time, {tokens:.0f} tokens")
-    return Term("activations", tokens * count * layer, f"{count} layers of {tokens:.0f} tokens")
+    return Term("activations", tokens * (count + 1) * layer, f"{count} layers of {tokens:.0f} tokens")
 
 
 def _reading(shape: Shape, tokens: float, width: int) -> Term:
@@ -217,15 +215,13 @@ def _reading(shape: Shape, tokens: float, width: int) -> Term:
 
 
 def _logits(shape: Shape, tokens: float) -> Term:
-    """Return the logits of one chunk (compute format, float32, probabilities), and the remains of the previous one."""
-    size = 14 * min(CHUNK, tokens) + 8 * min(CHUNK, max(0, tokens - CHUNK))
-    return Term("logits", size * shape.vocabulary, f"{CHUNK} tokens at a time x {shape.vocabulary:,} entries")
+    about = f"{tensors.CHUNK} tokens at a time x {shape.vocabulary:,} entries"
+    return Term("logits", tensors.logits(tokens, shape.vocabulary), about)
 
 
 def _trl_logits(shape: Shape, tokens: float, device: Device) -> Term:
-    """Return one tile of TRL's logits with its copies: in the backward 29 bytes beside the number, and the gaps."""
-    rows, columns = min(tokens, TRL_TOKENS_ON_GPU if device.cuda else TRL_TOKENS), min(shape.vocabulary, TRL_COLUMNS)
-    return Term("logits", 44 * rows * columns, f"of TRL, {rows:.0f} tokens x {columns:,} entries")
+    size = tensors.trl_logits(tokens, shape.hidden, shape.vocabulary, device.width, cuda=device.cuda)
+    return Term("logits", size, f"of TRL, {tokens:.0f} tokens x {shape.vocabulary:,} entries, in tiles")
 
 
 def _sampling(config: Config, shape: Shape, rows: int, length: float, width: int) -> tuple[Term, ...]:

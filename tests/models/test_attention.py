@@ -35,6 +35,14 @@ def test_result_and_gradients_are_those_of_pytorch(tokens, length, heads, key_he
         torch.testing.assert_close(ours.grad, other.grad.nan_to_num(), rtol=1e-4, atol=1e-6)
 
 
+def test_the_backward_keeps_the_given_mask_and_no_copy_for_each_head() -> None:
+    mask, kept = torch.ones(7, 7, dtype=torch.bool).tril()[None, None].repeat(2, 1, 1, 1), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        attention.attention(torch.nn.Module(), *tensors(7, 7, 6, 3), mask)
+    places = {tensor.data_ptr() for tensor in kept if tensor.dtype == torch.bool}
+    assert places == {mask.data_ptr()}
+
+
 def test_in_bfloat16_it_is_nearer_to_the_truth_than_a_step_of_bfloat16() -> None:
     q, k, v = (tensor.detach().bfloat16() for tensor in tensors(7, 7, 4, 2))
     found, _ = attention.attention(torch.nn.Module(), q, k, v, None)

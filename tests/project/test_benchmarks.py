@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,21 +30,17 @@ def test_ppo_step_prints_one_json_object(tiny_folder: Callable[..., Path]) -> No
     assert 0 < result["merge_ms"] < 1000
 
 
-def test_memory_table_compares_with_sft_of_the_same_setting() -> None:
-    """Hand values: 3 GiB measured where 2 were forecast, and 1.5 times the peak of SFT."""
+def test_memory_table_compares_the_peak_with_the_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hand values: 3 GiB measured where 2 were forecast."""
     sys.path.insert(0, str(ROOT))
-    from benchmarks.memory import table
+    from benchmarks import memory
 
     gib = 2**30
-    rows = [
-        {"setting": "a", "stage": "sft", "measured": 2 * gib, "predicted": 2 * gib},
-        {"setting": "a", "stage": "ppo", "measured": 3 * gib, "predicted": 2 * gib},
-        {"setting": "b", "stage": "sft", "measured": gib, "predicted": 2 * gib},
-    ]
-    assert table(rows).splitlines()[2:] == [
-        "| a | sft | 2,048 | 2,048 | 1.00 | 1.00 |",
-        "| a | ppo | 3,072 | 2,048 | 1.50 | 1.50 |",
-        "| b | sft | 1,024 | 2,048 | 0.50 | 1.00 |",
+    monkeypatch.setattr(memory, "planned", lambda *_: 2 * gib)
+    cell = {"model": "m", "setting": "a", "measured": {"sft": 2 * gib, "ppo": 3 * gib}}
+    assert memory.table([cell]).splitlines()[2:] == [
+        "| m | a | sft | 2,048 | 2,048 | 1.00 |",
+        "| m | a | ppo | 2,048 | 3,072 | 1.50 |",
     ]
 
 

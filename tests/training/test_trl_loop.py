@@ -6,7 +6,7 @@ import pytest
 from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf.pipeline import pipeline
-from lowrank_rlhf.planner import memory
+from lowrank_rlhf.planner import tensors
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.training import trl_loop
 
@@ -35,4 +35,4 @@ def test_the_logits_of_a_few_tokens_exist_at_once(tmp_path, monkeypatch, tiny_fo
 
 
 def test_the_forecast_counts_the_same_tile() -> None:
-    assert trl_loop.LOGITS_TOKENS == memory.TRL_TOKENS
+    assert trl_loop.LOGITS_TOKENS == tensors.TRL_TOKENS

@@ -38,31 +38,36 @@ LONGEST = 256
 class _Attention(torch.autograd.Function):
     """softmax(scale q k^T where mask) v for grouped queries: (N, G T, d), (N, S, d), (N, S, e) -> (N, G T, e) float32.
 
-    N is rows times key heads, G the query heads per key head. `mask`, (N, G T, S), is True where a query may attend.
+    N is rows times key heads, G the query heads per key head. `mask`, (B or 1, 1, 1, T, S), is True where a query may
+    attend. It is saved as it is, one tensor of the model for all layers: repeated for each head it would be as large as
+    the inputs.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, heads: int, scale: float) -> Tensor:
         ctx.save_for_backward(q, k, v, mask)
-        ctx.scale = scale
-        return torch.bmm(_probabilities(q.float(), k.float(), mask, scale), v.float())
+        ctx.heads, ctx.scale = heads, scale
+        return torch.bmm(_probabilities(q.float(), k.float(), mask, heads, scale), v.float())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         saved_q, saved_k, saved_v, mask = ctx.saved_tensors
         q, k, v = saved_q.float(), saved_k.float(), saved_v.float()
-        probabilities = _probabilities(q, k, mask, ctx.scale)
+        probabilities = _probabilities(q, k, mask, ctx.heads, ctx.scale)
         grad_v = torch.bmm(probabilities.transpose(1, 2), grad)
         grad_scores = torch.bmm(grad, v.transpose(1, 2))
         # Derivative of softmax: p (g - sum p g).
         grad_scores.sub_((grad_scores * probabilities).sum(-1, keepdim=True)).mul_(probabilities).mul_(ctx.scale)
         grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q)
-        return grad_q.to(saved_q.dtype), grad_k.to(saved_k.dtype), grad_v.to(saved_v.dtype), None, None
+        return grad_q.to(saved_q.dtype), grad_k.to(saved_k.dtype), grad_v.to(saved_v.dtype), None, None, None
 
 
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
-    scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
-    return scores.masked_fill_(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor, heads: int, scale: float) -> Tensor:
+    scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)  # (N, G T, S)
+    tokens, length = mask.shape[-2:]
+    each = scores.view(-1, heads, scores.shape[1] // tokens, tokens, length)  # (B, key heads, G, T, S)
+    each.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1)
 
 
 def attention(
@@ -96,13 +101,12 @@ def attention(
         return found
     if attention_mask is None:
         causal = torch.ones(tokens, length, dtype=torch.bool, device=query.device).tril(length - tokens)
-        attention_mask = causal[None, None].expand(rows, 1, tokens, length)
+        attention_mask = causal[None, None]
     groups = heads // key_heads
-    mask = attention_mask[:, :, None].expand(rows, key_heads, groups, tokens, length)
-    mask = mask.reshape(rows * key_heads, groups * tokens, length)
     q = query.reshape(rows * key_heads, groups * tokens, size)
     k, v = (tensor.reshape(rows * key_heads, length, -1) for tensor in (key, value))
-    output = _Attention.apply(q, k, v, mask, size**-0.5 if scaling is None else scaling)
+    scale = size**-0.5 if scaling is None else scaling
+    output = _Attention.apply(q, k, v, attention_mask[:, :, None], key_heads, scale)
     return output.view(rows, heads, tokens, -1).transpose(1, 2).to(query.dtype).contiguous(), None
 
 
