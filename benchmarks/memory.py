@@ -4,8 +4,8 @@
     python benchmarks/memory.py --model Qwen2.5-Coder-0.5B=qwen05.gguf --only none
 
 Each cell, a model with a setting, is a run of its own up to PPO, in a process of its own, with two optimizer steps for
-each stage: peaks do not grow after the second. Prompts and responses are the built-in ones, joined until the longest
-fill the setting's `model.max_length`. Writes `memory.json` and `memory.md` (a table) into the output folder; a rerun
+each stage; over many steps peaks still grow a little. Prompts and responses are the built-in ones, joined until the
+longest fill the setting's `model.max_length`. Writes `memory.json` and `memory.md` (a table) into the output folder; a rerun
 replaces the cells that it measures and keeps the others. A cell takes one to five minutes of one core.
 """
 

@@ -28,7 +28,7 @@ GAPS = 0.2
 """Fragmentation on a GPU: idle memory between blocks in use, as a share of the largest phase. Not measured yet."""
 HEAP, HEAP_SHARE = 100 * 10**6, 0.27
 """Fragmentation on a CPU: bytes, and a share of the largest phase, whose tensors do not fit the holes that tensors of
-other lengths left. Fitted to six stages, whose live bytes glibc counted (docs/planning.md)."""
+other lengths left. Chosen by hand on stages of SmolLM2-135M (docs/planning.md)."""
 
 
 @dataclass(frozen=True)

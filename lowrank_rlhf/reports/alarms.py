@@ -49,6 +49,9 @@ AlarmId = Literal[
     "miscalibrated",
 ]
 
+ANSWERS = "answers"
+"""The answers of the policy, as the place where an alarm's cause is seen."""
+
 # Drifts compare the means of the first and the last steps: the mean of one rollout is too noisy for a limit of 5 %.
 _WINDOW = 5
 
@@ -61,6 +64,8 @@ class Alarm:
     values: Mapping[str, Text]
     source: str = ""
     """Publication behind the rule; empty where the rule is a definition of this package."""
+    seen_in: str = ""
+    """Id of the curve that shows it, or `ANSWERS`; empty where neither does."""
 
     def title(self, texts: Locale) -> str:
         """Return the alarm in one sentence."""
@@ -79,6 +84,7 @@ class Rule:
     check: Callable[[Evidence, float], Values | None]
     limit: float = 0.0
     source: str = ""
+    seen_in: str = ""
 
 
 def find_alarms(metrics: Metrics, results: Results, made_by: str | None = None) -> list[Alarm]:
@@ -92,7 +98,7 @@ def find_alarms(metrics: Metrics, results: Results, made_by: str | None = None) 
     evidence = Evidence(metrics, results, weight_key(made_by or algorithm(results)))
     found = [(rule, rule.check(evidence, rule.limit)) for rule in RULES]
     return _failed_self_checks(results) + [
-        Alarm(rule.id, values, rule.source) for rule, values in found if values is not None
+        Alarm(rule.id, values, rule.source, rule.seen_in) for rule, values in found if values is not None
     ]
 
 
@@ -267,25 +273,25 @@ _LENGTH_CONTROL = "Dubois et al. 2024, arXiv 2404.04475"
 _CALIBRATION = "Guo et al. 2017, arXiv 1706.04599"
 
 RULES = (
-    Rule("weak_reward", _weak_reward),
-    Rule("negative_kl", _negative_kl, limit=10, source=_NEGATIVE_KL),
+    Rule("weak_reward", _weak_reward, seen_in="reward_accuracy"),
+    Rule("negative_kl", _negative_kl, limit=10, source=_NEGATIVE_KL, seen_in="kl"),
     Rule("first_ratio", _above("policy/first_ratio_error"), limit=0.001, source=_PPO_DETAILS),
-    Rule("clip_fraction", _above("policy/clipfrac"), limit=0.2, source=_PPO_DETAILS),
+    Rule("clip_fraction", _above("policy/clipfrac"), limit=0.2, source=_PPO_DETAILS, seen_in="clip_fraction"),
     Rule("approximate_kl", _approximate_kl, limit=APPROXIMATE_KL_LIMIT, source=_PPO_DETAILS),
     Rule("weak_critic", _weak_critic, limit=0.1),
-    Rule("unfinished_answers", _unfinished_answers, limit=0.95, source=_RLHF_DETAILS),
-    Rule("second_judge", second_judge, limit=0.5, source=_HACKING),
-    Rule("overoptimisation", _overoptimisation, limit=0.05, source=_OVEROPTIMISATION),
-    Rule("within_spread", within_spread, limit=1.0, source=_ENSEMBLES),
-    Rule("entropy_collapse", _entropy_collapse, limit=0.3, source=_ENTROPY),
+    Rule("unfinished_answers", _unfinished_answers, limit=0.95, source=_RLHF_DETAILS, seen_in=ANSWERS),
+    Rule("second_judge", second_judge, limit=0.5, source=_HACKING, seen_in=ANSWERS),
+    Rule("overoptimisation", _overoptimisation, limit=0.05, source=_OVEROPTIMISATION, seen_in="frontier"),
+    Rule("within_spread", within_spread, limit=1.0, source=_ENSEMBLES, seen_in="score_spread"),
+    Rule("entropy_collapse", _entropy_collapse, limit=0.3, source=_ENTROPY, seen_in="entropy"),
     # Small reward models are exploited from 13 to 45 nats on.
-    Rule("far_from_sft", _far_from_sft, limit=30, source=_OVEROPTIMISATION),
-    Rule("length_growth", _length_growth, limit=1.5, source=_LENGTH),
+    Rule("far_from_sft", _far_from_sft, limit=30, source=_OVEROPTIMISATION, seen_in="kl"),
+    Rule("length_growth", _length_growth, limit=1.5, source=_LENGTH, seen_in="length"),
     Rule("length_explains", length_explains, limit=0.5, source=_LENGTH_CONTROL),
-    Rule("favoured_words", favoured_words, limit=0.25, source=_WORDS),
-    Rule("same_openers", same_openers, limit=0.3),
-    Rule("repeated_words", repeated_words, limit=REPEATED, source=_DISTINCT),
-    Rule("falling_variety", falling_variety, limit=0.95, source=_DISTINCT),
+    Rule("favoured_words", favoured_words, limit=0.25, source=_WORDS, seen_in=ANSWERS),
+    Rule("same_openers", same_openers, limit=0.3, seen_in=ANSWERS),
+    Rule("repeated_words", repeated_words, limit=REPEATED, source=_DISTINCT, seen_in=ANSWERS),
+    Rule("falling_variety", falling_variety, limit=0.95, source=_DISTINCT, seen_in=ANSWERS),
     Rule("miscalibrated", miscalibrated, limit=0.1, source=_CALIBRATION),
 )
 """The rules, in the order in which their alarms are shown."""

@@ -40,7 +40,12 @@ def of_round(figures: Iterable[ChartFigure], number: int, texts: Locale) -> Iter
     """Yield the figures; those of a later round with its number in title and id."""
     for figure in figures:
         title = texts("chart.of_round", title=figure.title, round=number)
-        yield figure if number == 1 else replace(figure, id=f"round-{number}-{figure.id}", title=title)
+        yield figure if number == 1 else replace(figure, id=in_round(figure.id, number), title=title)
+
+
+def in_round(figure: str, number: int) -> str:
+    """Return the id of a figure of a round."""
+    return figure if number == 1 else f"round-{number}-{figure}"
 
 
 @dataclass(frozen=True)

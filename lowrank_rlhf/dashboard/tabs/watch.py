@@ -14,8 +14,8 @@ from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.reports.alarms import find_alarms
-from lowrank_rlhf.reports.charts import ChartFigure, curve_figures, of_round
+from lowrank_rlhf.reports.alarms import ANSWERS, Alarm, find_alarms
+from lowrank_rlhf.reports.charts import ChartFigure, curve_figures, in_round, of_round
 from lowrank_rlhf.reports.locale import Locale, locale
 from lowrank_rlhf.reports.templating import inline_code
 from lowrank_rlhf.run.progress import duration, figure, memory
@@ -117,9 +117,17 @@ def _alarms(rows: Sequence[dict[str, Any]], run: RunStatus, language: str) -> st
         quiet = t("watch.quiet", language) if rows else ""
         return f'<p class="soft">{html(quiet)}</p>' if quiet else ""
     items = "".join(
-        f"<li><b>{html(alarm.title(texts))}</b><span>{inline_code(alarm.text(texts))}</span></li>" for alarm in found
+        f"<li><b>{_linked(alarm, run.round_dir.number, texts)}</b><span>{inline_code(alarm.text(texts))}</span></li>"
+        for alarm in found
     )
     return f'<h3>{html(t("watch.alarms", language))}</h3><ul class="alarms">{items}</ul>'
+
+
+def _linked(alarm: Alarm, number: int, texts: Locale) -> str:
+    """Return the alarm's title, as a link to the curve or the answers that show its cause, if any do."""
+    title = html(alarm.title(texts))
+    place = "watch-samples" if alarm.seen_in == ANSWERS else f"chart-{in_round(alarm.seen_in, number)}"
+    return f'<a href="#{place}">{title}</a>' if alarm.seen_in else title
 
 
 def _curves(rows: Sequence[dict[str, Any]], number: int, language: str) -> str:
@@ -133,9 +141,8 @@ def _curves(rows: Sequence[dict[str, Any]], number: int, language: str) -> str:
 def _figure(figure: ChartFigure, texts: Locale) -> str:
     name, title = html(f"{figure.id}.csv"), html(texts("chart.csv"))
     table = f'<a class="csv" download="{name}" href="{html(figure.csv_link)}" title="{title}">CSV</a>'
-    return (
-        f"<figure>{table}<b>{html(figure.title)}</b>{figure.svg}<figcaption>{html(figure.hint)}</figcaption></figure>"
-    )
+    below = f"<figcaption>{html(figure.hint)}</figcaption>"
+    return f'<figure id="chart-{html(figure.id)}">{table}<b>{html(figure.title)}</b>{figure.svg}{below}</figure>'
 
 
 def _log(run: RunStatus, events: Sequence[dict[str, Any]], language: str) -> str:
