@@ -5,8 +5,8 @@
 
 Each cell, a model with a setting, is a run of its own up to PPO, in a process of its own, with two optimizer steps for
 each stage; over many steps peaks still grow a little. Prompts and responses are the built-in ones, joined until the
-longest fill the setting's `model.max_length`. Writes `memory.json` and `memory.md` (a table) into the output folder; a rerun
-replaces the cells that it measures and keeps the others. A cell takes one to five minutes of one core.
+longest fill the setting's `model.max_length`. Writes `memory.json` and `memory.md` (a table) into the output folder; a
+rerun replaces the cells that it measures and keeps the others. A cell takes one to five minutes of one core.
 """
 
 import argparse
