@@ -1,4 +1,4 @@
-"""`annotations`: export and import of rankings."""
+"""`annotations`: export, import and exclusion of rankings."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ import typer
 from lowrank_rlhf.commands.common import RunArgument, RunsOption, echo, run_folder
 from lowrank_rlhf.commands.terminal.ranking_text import project_summary
 from lowrank_rlhf.config.loading import load_config
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import UserError, visible
 from lowrank_rlhf.preferences.contents import Contents, SavedRanking
 from lowrank_rlhf.preferences.export_file import comparisons_to_jsonl, demonstrations_to_jsonl, to_jsonl
 from lowrank_rlhf.preferences.import_file import read_rows
@@ -63,7 +63,7 @@ def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
 
 @app.callback()
 def annotations() -> None:
-    """Export and import rankings.
+    """Export, import and exclude rankings.
 
     \b
     Examples:
@@ -186,6 +186,31 @@ def import_(
         raise
     for line in _report(plan):
         echo(line)
+    echo(project_summary(project))
+
+
+@app.command("exclude")
+def exclude(
+    run: RunArgument,
+    annotator: Annotated[str, typer.Argument(metavar="NAME", help="Annotator, as in `label RUN --stats`.")],
+    runs: RunsOption = Path("runs"),
+    undo: Annotated[bool, typer.Option("--undo", help="Restore the excluded rankings.")] = False,
+) -> None:
+    """Withdraw all rankings that an annotator has made; they are kept in the file.
+
+    Rankings that the annotator makes afterwards count.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf annotations exclude people bob
+      python -m lowrank_rlhf annotations exclude people bob --undo
+    """
+    project = find_project(run, runs)
+    if not (count := project.store.exclude(annotator, not undo)):
+        names = sorted({saved.ranking.annotator for saved in project.store.contents().history})
+        what = "excluded rankings" if undo else "rankings"
+        raise UserError(f"{run}: no {what} by {annotator!r}. Annotators: {', '.join(names) or 'none'}")
+    echo(f"{counted(count, 'ranking')} by {visible(annotator)} {'restored' if undo else 'excluded'}")
     echo(project_summary(project))
 
 

@@ -196,6 +196,7 @@ def _check_fields(found: AnnotatorCheck) -> dict[str, Any]:
         "agreement": found.agreement.share if found.agreement else None,
         "pairs_with_others": found.agreement.pairs if found.agreement else 0,
         "most_frequent_pattern": found.pattern,
+        "most_frequent_place": found.place,
         "signs": list(found.signs),
     }
 
@@ -221,7 +222,8 @@ def _print_result(result: dict[str, Any]) -> None:
     Console().print(table)
     for row in result["annotators"]:
         for sign in row.get("signs", ()):
-            why = SIGNS[sign].format(pattern=_percent(row["most_frequent_pattern"]))
+            shares = {"pattern": row["most_frequent_pattern"], "place": row["most_frequent_place"]}
+            why = SIGNS[sign].format(**{name: _percent(share) for name, share in shares.items()})
             echo(f"check the rankings by {visible(row['annotator'])}: {why}")
     overall = result["all"]
     echo(

@@ -1,7 +1,7 @@
 """Agreement of annotators, their position and length biases, their pace."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from enum import StrEnum
 from itertools import combinations, pairwise
 from math import comb
@@ -76,26 +76,37 @@ def same_order(rankings: Iterable[Ranking]) -> SameOrder | None:
     Each two annotators of a prompt count once, and ties are left out (InstructGPT, section 3.4: 72.6 %). Of several
     rankings of a prompt by one annotator the last counts.
     """
-    return _same_order(_shared(rankings))
+    return in_all(alike(rankings))
 
 
-def agreement_by_annotator(rankings: Iterable[Ranking]) -> dict[str, SameOrder]:
-    """Return each annotator's agreement with the others, as `same_order` counts it; without those who share no pair."""
-    of_each = defaultdict(list)
-    for two in _shared(rankings):
-        for ranking in two:
-            of_each[ranking.annotator].append(two)
-    return {name: found for name, twos in of_each.items() if (found := _same_order(twos))}
+class Alike(NamedTuple):
+    """Two annotators' rankings of a prompt: the pairs of answers that both order, and how many of them alike."""
+
+    prompt_id: str
+    annotators: tuple[str, str]
+    same: int
+    pairs: int
 
 
-def _shared(rankings: Iterable[Ranking]) -> Iterator[tuple[Ranking, Ranking]]:
-    """Yield each two annotators' latest rankings of the same prompt."""
+def alike(rankings: Iterable[Ranking]) -> list[Alike]:
+    """Return the agreement of each two annotators of a prompt, as `same_order` counts it."""
     latest = {(ranking.annotator, ranking.prompt_id): ranking for ranking in rankings}
     by_prompt = defaultdict(list)
     for ranking in latest.values():
-        by_prompt[ranking.prompt_id].append(ranking)
-    for group in by_prompt.values():
-        yield from combinations(group, 2)
+        by_prompt[ranking.prompt_id].append((ranking.annotator, _ordered(ranking)))
+    return [
+        Alike(prompt, (name, other_name), *_counts(one, other))
+        for prompt, group in by_prompt.items()
+        for (name, one), (other_name, other) in combinations(group, 2)
+    ]
+
+
+def in_all(found: Iterable[Alike]) -> SameOrder | None:
+    """Return the agreement over all pairs of answers; None if there is none."""
+    same, pairs = 0, 0
+    for one in found:
+        same, pairs = same + one.same, pairs + one.pairs
+    return SameOrder(share=same / pairs, pairs=pairs) if pairs else None
 
 
 def consistency(rankings: Iterable[Ranking]) -> SameOrder | None:
@@ -106,16 +117,22 @@ def consistency(rankings: Iterable[Ranking]) -> SameOrder | None:
     history = defaultdict(list)
     for ranking in rankings:
         history[ranking.annotator, ranking.prompt_id].append(ranking)
-    return _same_order(two for passes in history.values() for two in pairwise(passes))
+    found = [
+        Alike(prompt, (name, name), *_counts(_ordered(first), _ordered(second)))
+        for (name, prompt), passes in history.items()
+        for first, second in pairwise(passes)
+    ]
+    return in_all(found)
 
 
-def _same_order(twos: Iterable[tuple[Ranking, Ranking]]) -> SameOrder | None:
-    same = pairs = 0
-    for first, second in twos:
-        one, other = ({(pair.chosen, pair.rejected) for pair in compare(ranking)} for ranking in (first, second))
-        same += len(one & other)
-        pairs += len(one & (other | {(worse, better) for better, worse in other}))
-    return SameOrder(share=same / pairs, pairs=pairs) if pairs else None
+def _ordered(ranking: Ranking) -> set[tuple[str, str]]:
+    return {(pair.chosen, pair.rejected) for pair in compare(ranking)}
+
+
+def _counts(one: set[tuple[str, str]], other: set[tuple[str, str]]) -> tuple[int, int]:
+    """Return how many pairs both order alike, and how many both order."""
+    same = len(one & other)
+    return same, same + len(one & {(worse, better) for better, worse in other})
 
 
 def position_bias(rankings: Iterable[Ranking]) -> PositionBias | None:

@@ -75,8 +75,8 @@ def ranking_progress(project: Project, annotator: str) -> RankingProgress:
     )
 
 
-def overview(project: Project) -> Overview:
-    """Return statistics over all rankings of a project."""
+def overview(project: Project, of_each: bool = False) -> Overview:
+    """Return statistics over all rankings of a project; with `of_each` also of each annotator."""
     contents = project.store.contents()
     current = contents.current()
     found = ranking_statistics(current, contents.answers)
@@ -97,6 +97,6 @@ def overview(project: Project) -> Overview:
         tied_pairs=found.tied_pairs,
         written=sum(ranking.written is not None for ranking in current),
         flagged=found.flagged,
-        annotator_checks=tuple(check_annotators(current, contents.answers)),
+        annotator_checks=tuple(check_annotators(current, contents.answers)) if of_each else (),
         reward_tests=project.reward_tests,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config, RankConfig
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.preferences.agreement import SameOrder, same_order
+from lowrank_rlhf.preferences.agreement import SameOrder, alike, in_all
 from lowrank_rlhf.preferences.carelessness import near_chance
 from lowrank_rlhf.preferences.enough import RankingNeed, needed
 from lowrank_rlhf.preferences.queue import AssignmentRules
@@ -20,7 +20,7 @@ from lowrank_rlhf.run.results.rounds import prefix
 
 STORE = "annotations.sqlite"
 COMMAND = "python -m lowrank_rlhf"
-_SHARED_PROMPTS = 200  # enough to see chance; read with each screen once the run can resume
+_SHARED_PROMPTS, _SHARED_RANKINGS = 200, 3  # with as many rankings each; read with each screen once the run can resume
 
 
 class NothingToRankReason(StrEnum):
@@ -109,8 +109,8 @@ class Project:
     @property
     def doubtful(self) -> SameOrder | None:
         """Agreement of the annotators if it is no better than chance, on prompts that several ranked; else None."""
-        found = same_order(self.store.shared_rankings(_SHARED_PROMPTS))
-        return found if near_chance(found) else None
+        found = alike(self.store.shared_rankings(_SHARED_PROMPTS, _SHARED_RANKINGS))
+        return in_all(found) if near_chance(found) else None
 
     def next_item(self, annotator: str) -> Item | None:
         """Return this annotator's next item by the run's settings."""

@@ -114,13 +114,18 @@ def latest_rankings(database: sqlite3.Connection) -> list[Ranking]:
     return [Ranking.model_validate_json(record) for (record,) in rows]
 
 
-def shared_rankings(database: sqlite3.Connection, prompts: int) -> list[Ranking]:
-    """Return the rankings that count of at most that many prompts with two annotators or more, oldest first."""
+def shared_rankings(database: sqlite3.Connection, prompts: int, rankings: int) -> list[Ranking]:
+    """Return rankings of prompts with two annotators or more, oldest first.
+
+    At most `prompts` prompts, with at most `rankings` each.
+    """
     rows = database.execute(
-        "SELECT record FROM rankings WHERE withdrawn = 0 AND prompt_id IN"
-        " (SELECT id FROM prompts WHERE annotators > 1 ORDER BY annotators, shared_chance LIMIT :prompts)"
-        " ORDER BY position",
-        {"prompts": prompts},
+        "SELECT record FROM (SELECT record, position,"
+        " ROW_NUMBER() OVER (PARTITION BY prompt_id ORDER BY position) AS number FROM rankings"
+        " WHERE withdrawn = 0 AND prompt_id IN"
+        " (SELECT id FROM prompts WHERE annotators > 1 ORDER BY annotators, shared_chance LIMIT :prompts))"
+        " WHERE number <= :rankings ORDER BY position",
+        {"prompts": prompts, "rankings": rankings},
     )
     return [Ranking.model_validate_json(record) for (record,) in rows]
 

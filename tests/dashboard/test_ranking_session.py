@@ -1,5 +1,6 @@
 """What the ranking page is told, without a browser; who may speak for whom; and both languages say the same."""
 
+import json
 import os
 import re
 import subprocess
@@ -121,7 +122,7 @@ def test_comparisons_of_other_rankings_are_made_again(ask, tmp_path: Path) -> No
 
 def test_why_there_is_nothing_to_rank_in_the_pages_language(tmp_path: Path) -> None:
     a_run_with_answers(tmp_path, 1, source="judge")
-    handler, badge = ranking_handler(tmp_path / "runs", SECRET), sign(SECRET, "people", "ann")
+    handler, badge = ranking_handler(tmp_path / "runs", SECRET, owner=True), sign(SECRET, "people", "ann")
     assert handler({"do": "open", "badge": badge, "language": "zh"})["error"].startswith("这个运行的回答不由人来排序")
     assert "rank.source=human" in handler({"do": "open", "badge": badge, "language": "en"})["error"]
     gone = sign(SECRET, "gone", "ann")
@@ -198,7 +199,7 @@ def test_progress_and_overview_by_hand(tmp_path: Path, store) -> None:
     assert found.comparisons_per_prompt == 6.5
     assert found.agreement == (5 / 6, 6)
     assert found.consistency is None
-    figures = ranking_handler(tmp_path / "runs", SECRET)(
+    figures = ranking_handler(tmp_path / "runs", SECRET, owner=True)(
         {"do": "figures", "badge": sign(SECRET, "people", "ann"), "language": "en"}
     )["figures"]
     assert figures[0]["figure"] == "13 comparisons from 3 rankings"
@@ -217,9 +218,15 @@ def test_annotators_see_no_command_no_reward_model_and_nobody_else(tmp_path: Pat
     asked = {"badge": sign(SECRET, "people", "ann"), "language": "en"}
     annotators, owners = (ranking_handler(tmp_path / "runs", SECRET, owner) for owner in (False, True))
     seen, all_seen = (page({"do": "figures", **asked})["figures"] for page in (annotators, owners))
-    assert {row["name"] for row in all_seen} - {row["name"] for row in seen} == {"Flags", "Reward model", "ann"}
+    only_owner = {"Enough?", "Flags", "Reward model", "ann"}
+    assert {row["name"] for row in all_seen} - {row["name"] for row in seen} == only_owner
     said, all_said = (page({"do": "open", **asked})["progress"]["next"] for page in (annotators, owners))
     assert ("lowrank_rlhf" in said, "lowrank_rlhf" in all_said) == (False, True)
+    store.path.write_bytes(b"damaged" * 999)
+    replies = json.dumps([seen, said, annotators({"do": "open", **asked})])
+    assert "cannot be read" in replies
+    assert [word for word in ("reward model", "python", str(tmp_path), "sqlite") if word in replies] == []
+    assert str(store.path) in owners({"do": "open", **asked})["error"]
 
 
 def test_a_count_beyond_the_goal(tmp_path: Path) -> None:

@@ -38,6 +38,24 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     return call
 
 
+def test_an_annotator_s_rankings_are_excluded_and_restored(command) -> None:
+    """What bob undid himself stays undone; the counts of the queue follow."""
+    store = a_run(minimum=2)
+    for prompt, annotator in ((0, "bob"), (1, "bob"), (0, "ann"), (2, "bob")):
+        store.save(a_ranking(prompt, "012", annotator))
+    store.undo("bob")
+    code, out, err = command("annotations", "exclude", "people", "bob")
+    assert (code, err) == (0, "")
+    assert out.startswith("2 rankings by bob excluded\n1 of 2 prompts ranked")
+    assert [(one.annotator, one.prompt_id) for one in store.rankings()] == [("ann", "p0")]
+    assert sum(saved.withdrawn for saved in store.contents().history) == 3
+    code, _, err = command("annotations", "exclude", "people", "bob")
+    assert (code, err) == (2, "people: no rankings by 'bob'. Annotators: ann, bob\n")
+    assert command("annotations", "exclude", "people", "bob", "--undo")[1].startswith("2 rankings by bob restored\n")
+    assert [(one.annotator, one.prompt_id) for one in store.rankings()] == [("bob", "p0"), ("bob", "p1"), ("ann", "p0")]
+    assert command("annotations", "exclude", "people", "bob", "--undo")[0] == 2
+
+
 def test_to_another_machine_and_back(command) -> None:
     store = a_run()
     store.save(a_ranking(0, "012", seconds=2.0))

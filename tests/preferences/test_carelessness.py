@@ -1,13 +1,14 @@
 """Signs of rankings without judgement, by hand values and by simulated people."""
 
 import random
+import time
 from itertools import permutations
 from pathlib import Path
 
 import pytest
 
-from lowrank_rlhf.preferences.agreement import SameOrder, agreement_by_annotator
-from lowrank_rlhf.preferences.carelessness import LETTERS_PER_SECOND, Sign, check_annotators, near_chance
+from lowrank_rlhf.preferences.agreement import Alike, alike
+from lowrank_rlhf.preferences.carelessness import Sign, check_annotators, near_chance
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample
 
@@ -23,8 +24,8 @@ def ranked(
     )  # fmt: skip
 
 
-def signs(rankings, length: int = 10) -> dict[str, tuple[Sign, ...]]:
-    samples = [Sample(id=name, prompt_id="p", text="x" * length, finished=True) for name in "abcd"]
+def signs(rankings, text: str = "x") -> dict[str, tuple[Sign, ...]]:
+    samples = [Sample(id=name, prompt_id="p", text=text, finished=True) for name in "abcd"]
     return {one.annotator: one.signs for one in check_annotators(rankings, samples)}
 
 
@@ -34,15 +35,32 @@ class TestPattern:
         typed = [ranked("ann", shown, shown, f"p{i}") for i, shown in enumerate(ORDERS[:9])]
         typed.append(ranked("ann", "badc", "abcd", "p9"))
         (found,) = check_annotators(typed, [])
-        assert (found.signs, found.pattern) == ((Sign.PATTERN,), 0.9)
+        assert (found.signs, found.pattern, found.place) == ((Sign.PATTERN, Sign.PLACE), 0.9, 0.9)
 
     def test_too_few_rankings_show_nothing(self) -> None:
         assert signs([ranked("ann", "abcd", "abcd", f"p{i}") for i in range(9)]) == {"ann": ()}
 
     def test_always_the_first_of_two_needs_more_rankings(self) -> None:
         """Two answers: all of n first or all second has probability 2 / 2^n, below .001 from n = 11 on."""
-        for count, found in ((10, ()), (11, (Sign.PATTERN,))):
+        for count, found in ((10, ()), (11, (Sign.PATTERN, Sign.PLACE))):
             assert signs([ranked("ann", "ab", "ab", f"p{i}") for i in range(count)]) == {"ann": found}
+
+    def test_the_first_card_is_always_best(self) -> None:
+        """The other places are random, so no whole pattern repeats."""
+        draw = random.Random(3)
+        rankings = []
+        for i in range(40):
+            first, *rest = draw.sample("abcd", 4)
+            rankings.append(ranked("ann", [first, *draw.sample(rest, 3)], [first, *rest], f"p{i}"))
+        assert signs(rankings) == {"ann": (Sign.PLACE,)}
+
+    @pytest.mark.parametrize("careless", [False, True])
+    def test_thousands_of_rankings(self, careless: bool) -> None:
+        """The tail of 3,000 rankings overflows as a product of powers."""
+        draw = random.Random(4)
+        shown = [draw.sample("abcd", 4) for _ in range(3000)]
+        rankings = [ranked("ann", one if careless else "abcd", one, f"p{i}") for i, one in enumerate(shown)]
+        assert signs(rankings) == {"ann": (Sign.PATTERN, Sign.PLACE) if careless else ()}
 
     @pytest.mark.parametrize("shape", ["order", "best only", "two tiers"])
     def test_people_with_a_taste_are_hardly_ever_suspected(self, shape: str) -> None:
@@ -63,35 +81,55 @@ class TestPattern:
 
 def test_faster_than_reading() -> None:
     """Four answers of 70 letters take four seconds at most."""
-    for seconds, found in ((3.9, (Sign.FAST,)), (4.1, ())):
+    for text, seconds, found in (
+        ("x" * 70, 3.9, (Sign.FAST,)),
+        ("x" * 70, 4.1, ()),
+        ("\u6625" * 20, 3.9, (Sign.FAST,)),  # a Chinese character counts as 3.5 letters
+        ("\u6625" * 20, 4.1, ()),
+    ):
         rankings = [ranked("ann", ORDERS[i], "abcd", f"p{i}", seconds) for i in range(10)]
-        assert signs(rankings, int(LETTERS_PER_SECOND)) == {"ann": found}
+        assert signs(rankings, text) == {"ann": found}
 
 
 class TestAgreement:
-    def test_each_with_the_others_by_hand(self) -> None:
+    def test_each_two_by_hand(self) -> None:
         """ann and bob agree on ab, ac, bc; cy orders the first two the other way round."""
         rankings = [ranked("ann", "abc"), ranked("bob", "abc"), ranked("cy", "bac"), ranked("dan", "ab", prompt="q")]
-        assert agreement_by_annotator(rankings) == {
-            "ann": SameOrder(5 / 6, 6), "bob": SameOrder(5 / 6, 6), "cy": SameOrder(4 / 6, 6),
-        }  # fmt: skip
+        assert alike(rankings) == [
+            ("p", ("ann", "bob"), 3, 3), ("p", ("ann", "cy"), 2, 3), ("p", ("bob", "cy"), 2, 3),
+        ]  # fmt: skip
+        found = {one.annotator: one.agreement for one in check_annotators(rankings, [])}
+        assert found == {"ann": (5 / 6, 6), "bob": (5 / 6, 6), "cy": (4 / 6, 6), "dan": None}
 
-    def test_near_chance_needs_pairs(self) -> None:
-        """Wilson's interval of 50 % ends at .66 with 30 pairs and at .596 with 100."""
-        assert not near_chance(None)
-        assert not near_chance(SameOrder(0.5, 30))
-        assert near_chance(SameOrder(0.5, 100))
-        assert not near_chance(SameOrder(0.63, 1000))
-        assert not near_chance(SameOrder(0.0, 29))
+    def test_near_chance_needs_ten_prompts(self) -> None:
+        for prompts, found in ((9, False), (10, True)):
+            assert near_chance([Alike(f"p{i}", ("ann", "bob"), 0, 6) for i in range(prompts)]) is found
+        assert not near_chance([])
+
+    def test_the_interval_is_over_prompts(self) -> None:
+        """Of 20 prompts half are ranked alike, half the other way round: 50 % of 300 pairs, but an interval to 70 %."""
+        assert not near_chance([Alike(f"p{i}", ("ann", "bob"), 15 * (i % 2), 15) for i in range(20)])
+        assert near_chance([Alike(f"p{i}", ("ann", "bob"), 7 + i % 2, 15) for i in range(20)])
 
     def test_a_person_at_random_is_named(self) -> None:
+        """With two others who agree; alone with one other both are, as nobody can say which."""
         draw = random.Random(2)
         rankings = [
             ranked(name, draw.sample("abcd", 4) if name == "cy" else "abcd", draw.sample("abcd", 4), f"p{i}")
-            for i in range(40)
+            for i in range(60)
             for name in ("ann", "bob", "cy")
         ]
         assert signs(rankings) == {"ann": (), "bob": (), "cy": (Sign.CHANCE,)}
+        two = [one for one in rankings if one.annotator != "ann"]
+        assert signs(two) == {"bob": (Sign.CHANCE,), "cy": (Sign.CHANCE,)}
+
+    def test_many_annotators_take_no_time(self) -> None:
+        """30 people on 200 prompts with six answers: 87,000 pairs of rankings."""
+        orders = list(permutations("abcdef"))[:30]
+        rankings = [ranked(f"{k}", order, prompt=f"p{i}") for i in range(200) for k, order in enumerate(orders)]
+        start = time.process_time()
+        assert len(alike(rankings)) == 200 * 30 * 29 / 2
+        assert time.process_time() - start < 5  # 0.5 s; 22 s if each pair of rankings were compared anew
 
 
 def test_the_store_gives_the_rankings_of_shared_prompts(tmp_path: Path) -> None:
@@ -109,10 +147,11 @@ def test_the_store_gives_the_rankings_of_shared_prompts(tmp_path: Path) -> None:
 
     for annotator, prompt in (("ann", "p"), ("ann", "q"), ("bob", "q"), ("bob", "r"), ("cy", "r")):
         save(annotator, prompt)
-    assert [(one.annotator, one.prompt_id) for one in store.shared_rankings(9)] == [
+    assert [(one.annotator, one.prompt_id) for one in store.shared_rankings(9, 9)] == [
         ("ann", "q"), ("bob", "q"), ("bob", "r"), ("cy", "r"),
     ]  # fmt: skip
-    assert len(store.shared_rankings(1)) == 2
+    assert len(store.shared_rankings(1, 9)) == 2
     save("dan", "r")
+    assert [one.annotator for one in store.shared_rankings(9, 2)] == ["ann", "bob", "bob", "cy"]
     store.undo("cy")
-    assert [one.annotator for one in store.shared_rankings(9)] == ["ann", "bob", "bob", "dan"]
+    assert [one.annotator for one in store.shared_rankings(9, 9)] == ["ann", "bob", "bob", "dan"]

@@ -196,6 +196,7 @@ class TestStats:
             "agreement": pytest.approx(2 / 3),
             "pairs_with_others": 3,
             "most_frequent_pattern": 1.0,
+            "most_frequent_place": 1.0,
             "signs": [],
         }
         assert (bob["annotator"], bob["flagged"], bob["longer_preferred"]) == ("b[o]b\x1b", 1, pytest.approx(1 / 3))

@@ -84,8 +84,9 @@ def refusal_text(refusal: Refusal) -> str:
 
 SIGNS = {
     Sign.PATTERN: "{pattern} have the same places on the screen, best to worst, though answers are shuffled",
+    Sign.PLACE: "{place} have the best answer at the same place on the screen, though answers are shuffled",
     Sign.FAST: "most took less time than reading the answers takes",
-    Sign.CHANCE: "they agree with others no better than chance",
+    Sign.CHANCE: "they and those of others agree no better than chance",
 }
 
 _WHY = {

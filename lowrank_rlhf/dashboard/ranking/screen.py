@@ -86,7 +86,8 @@ def _next_step(project: Project, now: RankingProgress, enough: bool, language: s
         return ""
     need = project.need
     if not enough:
-        return say(_MORE[need.reason], language, more=now.needed - now.ranked_by_anyone)
+        key = _MORE[need.reason] if owner else "next.more"
+        return say(key, language, more=now.needed - now.ranked_by_anyone)
     if doubt := project.doubtful:
         return say("next.doubtful", language, share=_percent(doubt.share), pairs=doubt.pairs)
     if not owner:
@@ -103,7 +104,6 @@ def figures_words(found: Overview, project: Project, language: str, owner: bool)
     The run's owner also sees its reward models and each annotator.
     """
     rows = [
-        _enough(found, project, language),
         _agreement(found, language),
         *_own_agreement(found, language),
         _position(found, language),
@@ -112,6 +112,7 @@ def figures_words(found: Overview, project: Project, language: str, owner: bool)
     if not owner:
         return rows
     flags = _row("flags", language, say("flags.figure", language, flagged=found.flagged, written=found.written))
+    rows = [_enough(found, project, language), *rows]
     return [*rows, flags, _accuracy(found, language), *(_annotator(one, language) for one in found.annotator_checks)]
 
 
@@ -184,8 +185,8 @@ def _annotator(found: AnnotatorCheck, language: str) -> Reply:
     if found.agreement:
         share, pairs = _percent(found.agreement.share), found.agreement.pairs
         parts.append(say("annotator.agreement", language, share=share, pairs=pairs))
-    pattern = _percent(found.pattern or 0.0)
-    means = [say(f"sign.{sign}", language, pattern=pattern) for sign in found.signs]
+    shares = {"pattern": _percent(found.pattern or 0.0), "place": _percent(found.place or 0.0)}
+    means = [say(f"sign.{sign}", language, **shares) for sign in found.signs]
     return {"name": visible(found.annotator), "figure": "  ·  ".join(parts), "means": " ".join(means)}
 
 

@@ -87,12 +87,19 @@ def ranking_handler(runs: Path, secret: bytes, owner: bool = False) -> Callable[
             return {"error": say("error.badge", request.language)}
         try:
             return RankingSession(open_project(run_folder(runs, badge.run)), request, owner).answer()
-        except NothingToRank as error:
-            return {"error": nothing_to_rank_text(error, request.language)}
         except UserError as error:
-            return {"error": str(error)}
+            return {"error": error_text(error, request.language, owner)}
 
     return rank
+
+
+def error_text(error: UserError, language: str, owner: bool) -> str:
+    """Return the message of an error; annotators get none that may name files and commands of the server."""
+    if isinstance(error, RefusedStep):
+        return str(error)
+    if not owner:
+        return say("error.store", language)
+    return nothing_to_rank_text(error, language) if isinstance(error, NothingToRank) else str(error)
 
 
 def run_folder(runs: Path, name: str) -> Path:
@@ -106,6 +113,10 @@ def run_folder(runs: Path, name: str) -> Path:
     return runs / name
 
 
+class RefusedStep(UserError):
+    """A step that contradicts the screen; the message is in the annotator's language."""
+
+
 class RankingSession:
     """State of one request: project, annotator, language."""
 
@@ -117,7 +128,8 @@ class RankingSession:
         """Apply the step and return the content to draw."""
         request = self._request
         if request.do == "figures":
-            return {"figures": figures_words(overview(self._project), self._project, self._language, self._owner)}
+            found = overview(self._project, self._owner)
+            return {"figures": figures_words(found, self._project, self._language, self._owner)}
         if request.do == "renew":
             if request.prompt_id is not None:
                 self._store.renew(self._annotator, request.prompt_id, request.done)
@@ -151,14 +163,14 @@ class RankingSession:
         try:
             return type_all(start, request.keys)
         except ValueError:
-            raise UserError(say("error.keys", self._language)) from None
+            raise RefusedStep(say("error.keys", self._language)) from None
 
     def _arranged(self, item: Item) -> Reply:
         """Turn moved or clicked cards into the keys that give the same order."""
         request = self._request
         named = [answer for tier in request.tiers for answer in tier]
         if len(set(named)) != len(named) or not all(0 <= answer < len(item.answers) for answer in named):
-            raise UserError(say("error.keys", self._language))
+            raise RefusedStep(say("error.keys", self._language))
         flags = self._draft(item).flags
         start = Draft(len(item.answers), flags=flags, may_stop=True, written=request.written)
         keys = keys_of(tier for tier in request.tiers if tier)

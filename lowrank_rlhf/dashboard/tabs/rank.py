@@ -10,11 +10,11 @@ from typing import Any
 import gradio as gr
 
 from lowrank_rlhf.dashboard.access.login import user_name
-from lowrank_rlhf.dashboard.ranking.session import ranking_handler, run_folder, sign
-from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, nothing_to_rank_text, say, texts
+from lowrank_rlhf.dashboard.ranking.session import error_text, ranking_handler, run_folder, sign
+from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, say, texts
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.labelling import annotator_name
-from lowrank_rlhf.preferences.project import NothingToRank, open_project
+from lowrank_rlhf.preferences.project import open_project
 
 _STATIC = Path(__file__).parents[1] / "static"
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
@@ -60,7 +60,7 @@ def build(
             person = annotator_name(annotator or user_name(request) or given)
             person = open_project(run_folder(runs, run_name or "")).store.spelling(person)
         except UserError as error:
-            problem = nothing_to_rank_text(error, shown) if isinstance(error, NothingToRank) else str(error)
+            problem = error_text(error, shown, owner=resume is not None)
             return box, value | {"badge": {"run": "", "annotator": "", "signature": ""}, "problem": problem}
         return box, value | {"badge": sign(secret, run_name or "", person)}
 
