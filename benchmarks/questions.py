@@ -57,7 +57,7 @@ class Questions:
         return torch.stack([difference for difference, _ in found]), np.array([place for _, place in found])
 
     def flipped(self, share: float, generator: np.random.Generator, by_gap: bool = False) -> list[Group]:
-        """Return the groups with a share of their comparisons turned round; with `by_gap` share / tiers between."""
+        """Return the groups with a share of their comparisons flipped; with `by_gap` share / tiers between."""
         return [
             replace(
                 group,
@@ -72,7 +72,7 @@ class Questions:
         ]
 
     def correct(self, head: Tensor) -> Floats:
-        """Return the share of each question's pairs that the head (h,) orders rightly, (Q,)."""
+        """Return the share of each question's pairs that the head (h,) orders correctly, (Q,)."""
         shares = []
         for group, table in zip(self.groups, self.features, strict=True):
             scores = table @ head
@@ -86,7 +86,7 @@ def outcome(margins: Sequence[float]) -> float:
 
 
 def values(strategy: str, margins: Tensor, question: NDArray[np.int64], generator: np.random.Generator) -> Floats:
-    """Return how much the strategy wants each question asked, (Q,).
+    """Return the value of each question to the strategy, (Q,).
 
     `margins`, (P, 1 + M), are the score differences of all pairs of answers by the head and by its M members;
     `question`, (P,), the question of each pair.

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -125,18 +126,25 @@ def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> It
 def text_pieces(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
     """Return the text that each token adds; a character of several tokens belongs to the first of them.
 
-    The pieces join to `decode(tokens)`. `decode` is called with a few tokens at a time, always after those of the piece
-    before: a token's text may depend on it.
+    The pieces join to `decode(tokens)` if no token changes the text of earlier ones. `decode` is called with a few
+    tokens at a time, always after those of the piece before: a token's text may depend on it.
     """
     pieces, before, first, rest = [""] * len(tokens), 0, 0, ""
     for end in range(1, len(tokens) + 1):
         known, whole = decode(list(tokens[before:first])), decode(list(tokens[before:end]))
-        rest = whole.removeprefix(known) if whole.startswith(known) else "\N{REPLACEMENT CHARACTER}"
-        if not rest.endswith("\N{REPLACEMENT CHARACTER}"):
+        unfinished = whole.endswith("\N{REPLACEMENT CHARACTER}")
+        revised = unfinished and not whole.startswith(known)
+        rest = "\N{REPLACEMENT CHARACTER}" if revised else whole[_common(known, whole) :]
+        if not unfinished:
             pieces[first], before, first = rest, first, end
     if first < len(tokens):
         pieces[first] = rest
     return pieces
+
+
+def _common(one: str, other: str) -> int:
+    """Return the length of the common beginning of two texts."""
+    return sum(1 for _ in takewhile(lambda letters: letters[0] == letters[1], zip(one, other, strict=False)))
 
 
 def _decode_sharded(roles: Roles, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> list[Response]:

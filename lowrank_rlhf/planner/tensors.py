@@ -1,6 +1,6 @@
 """Bytes of the tensors of one forward and backward pass, counted in the code that makes them.
 
-Each function names the tensors that it counts and the module that makes them. docs/planning.md has the formulas.
+Each function names the tensors that it counts. docs/planning.md has the formulas, and the architectures tested.
 """
 
 from lowrank_rlhf.config.schema import LoraConfig
@@ -33,7 +33,7 @@ def saved(shape: Shape, lora: LoraConfig, width: int) -> float:
     norms = width * 2 * h
     if shape.architecture.startswith("gemma"):
         norms = 4 * 4 * h + (4 * (q + kv) if shape.architecture.startswith("gemma3") else 0)
-    elif shape.architecture.startswith("qwen3"):
+    elif shape.architecture in ("qwen3", "qwen3_moe"):
         norms += width * (q + kv)
     return norms + width * (q + 2 * kv + 3 * f + read + lora.rank * len(adapted))
 

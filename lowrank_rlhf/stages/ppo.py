@@ -214,6 +214,7 @@ def _step(training: _PpoTraining, state: PolicyState, started: StartedStep) -> t
     due = state.step % config.evaluate_every == 0 or state.step == config.steps
     if (due or state.step == 1) and rollout.problem() is None:
         asked = [training.asked[i] for i in _chosen(training, state.step - 1)]
+        training.run_dir.rollouts.truncate("ppo", state.step - 1)  # an interrupted attempt may have left some
         for row in rollout_rows(rollout, asked, training.roles.base, config):
             training.run_dir.rollouts.append("ppo", state.step, **row.model_dump())
     _count(training, state, rollout, started.steps)

@@ -67,6 +67,10 @@ def rollout_rows(rollout: Rollout, prompts: Sequence[Prompt], base: Base, config
         "advantages": rollout.advantages,
         "rewards": rewards,
     }
+
+    def decode(ids: list[int]) -> str:
+        return str(base.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
     for i, prompt in enumerate(prompts[:KEPT_ANSWERS]):
         own = rollout.responses[i]
         yield RolloutAnswer(
@@ -74,7 +78,7 @@ def rollout_rows(rollout: Rollout, prompts: Sequence[Prompt], base: Base, config
             prompt=prompt.conversation,
             finished=own.finished,
             score=_rounded(float(rollout.scores[i])),
-            pieces=tuple(text_pieces(own.tokens, lambda ids: str(base.tokenizer.decode(ids)))),
+            pieces=tuple(text_pieces(own.tokens, decode)),
             **{name: tuple(map(_rounded, found[i, response[i]].tolist())) for name, found in figures.items()},
         )
 

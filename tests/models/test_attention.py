@@ -50,6 +50,14 @@ def test_in_bfloat16_it_is_nearer_to_the_truth_than_a_step_of_bfloat16() -> None
     torch.testing.assert_close(found.double(), truth.transpose(1, 2), rtol=2**-8, atol=1e-6)
 
 
+def test_long_rows_go_to_pytorch_without_a_mask(tiny_base) -> None:
+    """With one it would repeat keys and values for each query head."""
+    decoder = make_roles(tiny_base()).decoder
+    for tokens, masked in ((attention.LONGEST, True), (attention.LONGEST + 1, False)):
+        mask = attention.right_padding_mask(decoder, torch.ones(2, tokens, dtype=torch.bool))
+        assert (mask is not None) is masked
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3_text", "mistral"])
 def test_long_sequences_go_to_pytorch_with_the_same_gradients(tiny_base, architecture, monkeypatch) -> None:
     roles, batch = make_roles(tiny_base(architecture=architecture)), make_batch()

@@ -151,7 +151,9 @@ def test_attention_that_differs_is_not_used(tiny_folder, monkeypatch, notes, qua
     assert attention_of(load_tiny(tiny_folder(), quantization, compute_dtype=dtype)) == attention.NAME
     assert all("attention" not in note for note in notes)
     real = attention._probabilities
-    monkeypatch.setattr(attention, "_probabilities", lambda q, k, mask, scale: real(q, k, mask, factor * scale))
+    monkeypatch.setattr(
+        attention, "_probabilities", lambda q, k, mask, heads, scale: real(q, k, mask, heads, factor * scale)
+    )
     assert attention_of(load_tiny(tiny_folder(), quantization, compute_dtype=dtype)) == "sdpa"
     notes[:] = [note for note in notes if "attention" in note]
     assert len(notes) == 1

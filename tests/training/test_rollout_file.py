@@ -95,6 +95,13 @@ def test_a_decoder_that_revises_an_unfinished_run_of_bytes() -> None:
     assert text_pieces(range(4), decode) == ["你", "", "", "\ufffd"]
 
 
+def test_a_decoder_that_revises_earlier_text_loses_nothing_after_it() -> None:
+    """Such as one that removes the space before an apostrophe once the next token is known."""
+    words = ["He", " '", " s", " ok"]
+    decode = lambda ids: "".join(words[i] for i in ids).replace(" ' s", "'s")  # noqa: E731
+    assert text_pieces(range(4), decode) == ["He", " '", "'s", " ok"]
+
+
 def test_spaces_that_a_decoder_strips_before_a_text() -> None:
     """A decoder of SentencePiece vocabularies drops the space before the first token only."""
     decoder = decoders.Metaspace()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_run import make_config, write_prompts
 
+from lowrank_rlhf.models import logprobs
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.planner import tensors
 from lowrank_rlhf.run.progress import Progress
@@ -36,3 +37,4 @@ def test_the_logits_of_a_few_tokens_exist_at_once(tmp_path, monkeypatch, tiny_fo
 
 def test_the_forecast_counts_the_same_tile() -> None:
     assert trl_loop.LOGITS_TOKENS == tensors.TRL_TOKENS
+    assert logprobs.CHUNK == tensors.CHUNK

@@ -114,10 +114,12 @@ def right_padding_mask(decoder: Any, attention: Tensor) -> Tensor | None:
     """Return the mask for rows that are padded on the right, (B, T), or None where the decoder needs none.
 
     Padding comes after the tokens that a causal layer reads. Without a mask `sdpa` repeats no keys and values for
-    grouped queries and uses a faster kernel, with the same results at the tokens; the others here would make the mask
-    themselves, in every layer.
+    grouped queries and uses a faster kernel, with the same results at the tokens; `attention` above calls it for long
+    rows. The others here would make the mask themselves, in every layer.
     """
-    return None if decoder.config._attn_implementation == "sdpa" else attention.long()
+    implementation = decoder.config._attn_implementation
+    by_sdpa = implementation == "sdpa" or (implementation == NAME and attention.shape[1] > LONGEST)
+    return None if by_sdpa else attention.long()
 
 
 AttentionInterface.register(NAME, attention)
