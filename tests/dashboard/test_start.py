@@ -1,19 +1,24 @@
 """Ways to begin, and the sentences that tell what a run does, why, and what comes next."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import gradio as gr
 import pytest
+from annotators_page import a_run_with_answers
 from dashboard_runs import event, finish, make_run
 
 from lowrank_rlhf.config.loading import preset_path
 from lowrank_rlhf.config.schema import STAGES
+from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.run_status import RunStatus, State
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import runs, start, yaml_draft
 from lowrank_rlhf.dashboard.tabs.runs_html import details
 from lowrank_rlhf.dashboard.text import LANGUAGES, explained, html, t, table
+from lowrank_rlhf.run.records import Ranking
 
 
 def status(state: State, stage: str | None, **more: Any) -> RunStatus:
@@ -88,6 +93,26 @@ def test_ranking_for_somebody_chooses_the_run_that_waits(tmp_path) -> None:
     event(run, "started", "rank")
     event(run, "ended early", "rank", error="WaitingForPeople")
     assert start._waiting(folder, "en") == ("people", "")
+
+
+def test_a_run_that_waits_shows_no_log_and_continues_only_with_enough_rankings(tmp_path, monkeypatch) -> None:
+    store = a_run_with_answers(tmp_path, 4)  # three rankings are needed
+    run, folder = tmp_path / "runs" / "people", RunsFolder(tmp_path / "runs")
+    event(run, "started", "rank")
+    event(run, "ended early", "rank", error="WaitingForPeople")
+    waits = status("waiting", "rank", exit_code=5, log_end="label people")
+    assert "label people" not in details(waits, "en")
+    assert "label people" in details(replace(waits, state="failed"), "en")
+    started: list[Path] = []
+    monkeypatch.setattr(jobs, "start", lambda path, _: started.append(path))
+    page: Any = SimpleNamespace(runs=folder, chat=SimpleNamespace(close=lambda: None))
+    for prompt in range(3):
+        assert f"Rank {3 - prompt} more prompts" in runs._act(page, "resume", "people", "en")
+        tiers = ((f"p{prompt}-0",), (f"p{prompt}-1",))
+        store.save(Ranking(prompt_id=f"p{prompt}", tiers=tiers, annotator="ann"))
+    assert started == []
+    runs._act(page, "resume", "people", "en")
+    assert started == [run]
 
 
 def test_the_block_is_open_while_there_are_no_runs(tmp_path) -> None:

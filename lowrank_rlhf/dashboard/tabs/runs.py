@@ -103,6 +103,15 @@ def _changed_rankings(path: Path) -> list[str]:
     return ["--redo", project.rank_stage] if project.rankings_changed else []
 
 
+def _missing(path: Path) -> int:
+    """Return how many more prompts must be ranked before the run can resume."""
+    try:
+        project = open_project(path)
+    except NothingToRank:
+        return 0
+    return max(0, project.needed - project.store.ranked_prompts())
+
+
 def _picked(event: gr.SelectData) -> str:
     return str(event.value)
 
@@ -188,6 +197,8 @@ def _act(page: DashboardPage, action: Action, chosen: str | None, language: str,
         config, waits = path / "config.yaml", page.runs.status(chosen).state == "waiting"
         if not config.is_file():
             return note(t("runs.no_config", language), "bad")
+        if action == "resume" and waits and (missing := _missing(path)):
+            return note(t("runs.rank_more", language, more=missing))
         options = {"redo": ["--redo", str(stage)], "undo": ["--undo-redo"]}
         more = options.get(action) or (_changed_rankings(path) if waits else [])
         command = jobs.run_command(str(config), page.runs.folder, *more)

@@ -36,6 +36,8 @@ def details(run: RunStatus | None, language: str) -> str:
     """Return what the chosen run does, why, and what comes next, with the end of its log if it ended early."""
     if run is None:
         return ""  # there are no runs
+    if run.state == "waiting":  # its log and exit code are for the terminal
+        return f"{_sentences(run, language)}{damage_note(run, language)}"
     log = f"<pre>{html(run.log_end)}</pre>" if run.log_end else ""
     if run.exit_code:
         ended = t("runs.exit_code", language, code=run.exit_code)
