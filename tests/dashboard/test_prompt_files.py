@@ -16,7 +16,8 @@ from lowrank_rlhf.dashboard.guided import prompt_files
 from lowrank_rlhf.dashboard.guided.answers import answers_from, run_name
 from lowrank_rlhf.dashboard.guided.form_html import preview_html
 from lowrank_rlhf.dashboard.guided.prompt_files import column_map, keep, kept, preview
-from lowrank_rlhf.dashboard.guided.settings import DATASET, HUMAN, NoComparisons, guided
+from lowrank_rlhf.dashboard.guided.settings import guided
+from lowrank_rlhf.dashboard.guided.sizes import DATASET, HUMAN, Refused
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served.uploads import PREFIX, upload_routes
 from lowrank_rlhf.dashboard.text import html, t
@@ -39,6 +40,9 @@ class TestKeep:
             ("提示词.parquet", "提示词.parquet"),
             ("-.txt", "prompts.txt"),
             ("x" * 300 + ".txt", "x" * 80 + ".txt"),
+            ("x" * 79 + " (1).txt", "x" * 79 + ".txt"),
+            ("提" * 100 + ".txt", "提" * 26 + ".txt"),
+            ("e\u0301" * 100 + ".txt", "é" * 40 + ".txt"),
         ],
     )
     def test_a_name_is_made_safe(self, tmp_path, name, expected) -> None:
@@ -62,6 +66,20 @@ class TestKeep:
         assert keep(tmp_path, "b.txt", b"three").name == "b-2.txt"
         assert not (tmp_path / "outside.txt").exists()
 
+    def test_the_second_file_of_a_long_name_is_found(self, tmp_path) -> None:
+        for name in ("x" * 80, "提" * 80):
+            keep(tmp_path, f"{name}.txt", b"one")
+            second = keep(tmp_path, f"{name}.txt", b"two")
+            assert second.stem.endswith("-2")
+            assert kept(tmp_path, second.name) == second
+
+    def test_a_full_folder_is_refused(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(prompt_files, "MAX_KEPT_BYTES", 5)
+        keep(tmp_path, "a.txt", b"one")
+        with pytest.raises(UserError, match="Delete files that no run reads"):
+            keep(tmp_path, "b.txt", b"two")
+        assert [path.name for path in (tmp_path / "_data").iterdir()] == ["a.txt"]
+
     def test_a_linked_folder_is_refused(self, tmp_path) -> None:
         (tmp_path / "_data").symlink_to(tmp_path)
         with pytest.raises(UserError, match="a link"):
@@ -71,9 +89,10 @@ class TestKeep:
         with pytest.raises(UserError, match="larger than 32 MiB"):
             keep(tmp_path, "a.txt", b"x" * (MAX_UPLOAD_BYTES + 1))
 
-    @pytest.mark.parametrize("name", ["../config.yaml", "a.txt", "_data", "/etc/passwd", ""])
+    @pytest.mark.parametrize("name", ["../config.txt", "../config.yaml", "a.txt", "_data", "/etc/passwd", "", ".txt"])
     def test_only_kept_files_are_read(self, tmp_path, name) -> None:
-        (tmp_path / "config.yaml").write_text("x")
+        for outside in ("config.yaml", "config.txt"):
+            (tmp_path / outside).write_text("x")
         with pytest.raises(UserError):
             kept(tmp_path, name)
 
@@ -106,6 +125,21 @@ class TestPreview:
         (entry,) = preview(file, columns).loaded.located
         assert (entry.example.prompt[0].content, entry.example.response) == ("a", "b")
 
+    def test_a_chosen_prompt_keeps_the_comparisons(self, tmp_path) -> None:
+        file = tmp_path / "a.jsonl"
+        rows = [{"q": f"q {i}", "chosen": f"good {i}", "rejected": "bad", "score": 1} for i in range(20)]
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        columns = column_map(preview(file, {}).names, "q", "")
+        assert columns == {"prompt": "q", "score": None}
+        found = preview(file, columns)
+        assert html(t("file.ignored", "en", columns="score")) in preview_html(found, "en")
+        answers = answers_from(file, found.loaded, columns, "owner/model", DATASET, None)
+        assert len(answers.compared) == 20
+        assert guided(answers).config.rank.columns == columns
+        imitated = column_map(found.names, "q", "chosen")
+        assert imitated == {"prompt": "q", "response": "chosen", "rejected": None, "score": None}
+        assert answers_from(file, preview(file, imitated).loaded, imitated, "owner/model", DATASET, None).compared == ()
+
     def test_without_a_choice_no_column_is_mapped(self) -> None:
         assert column_map(["prompt", "label"], "", None) == {}
         assert column_map(["prompt", "label"], "prompt", "") == {"label": None}
@@ -131,9 +165,9 @@ class TestAnswers:
         pairs.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
         loaded = preview(prompts, {}).loaded
         found = answers_from(prompts, loaded, {}, "owner/model", DATASET, str(pairs))
-        assert (found.compared, found.comparisons, found.name) == (30, str(pairs), "mine")
+        assert (len(found.compared), found.comparisons, found.name) == (30, str(pairs), "mine")
         assert guided(found).config.rank.dataset == str(pairs)
-        with pytest.raises(NoComparisons):
+        with pytest.raises(Refused):
             guided(answers_from(prompts, loaded, {}, "owner/model", DATASET, None))
 
     def test_the_run_is_named_after_the_file(self) -> None:
@@ -162,7 +196,7 @@ class TestTab:
         assert "SmolLM2-135M-Instruct · " in labels["quickstart"]
         assert labels["owner/model"].endswith(t("guided.unknown", "en"))
         few, _ = tab._pasted(tmp_path, "one\ntwo\n", "en")
-        assert html(t("guided.too_few", "en", least=16, prompts=2)) in tab._look(few, "", "", "quickstart", "en")[0]
+        assert html(t("refused.too_few", "en", least=16, prompts=2)) in tab._look(few, "", "", "quickstart", "en")[0]
         shown = tab._look(file, "", "", "./no/such/folder", "en")[0]
         assert "folder not found" in shown
 

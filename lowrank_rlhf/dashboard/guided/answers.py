@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lowrank_rlhf.config.data import Columns
 from lowrank_rlhf.dashboard.guided.models import model_config
-from lowrank_rlhf.dashboard.guided.settings import DATASET, Answers
-from lowrank_rlhf.dashboard.guided.summary import summarise
+from lowrank_rlhf.dashboard.guided.sizes import DATASET, Answers
+from lowrank_rlhf.dashboard.guided.summary import compared_pairs, summarise
 from lowrank_rlhf.data.comparisons import load_comparisons
 from lowrank_rlhf.data.loading import Loaded
 
@@ -21,7 +21,7 @@ def answers_from(
     summary = summarise(loaded, model_config(model))
     compared = summary.compared
     if ranker == DATASET and comparisons:
-        compared = len({ranking.prompt_id for ranking in load_comparisons(comparisons).rankings})
+        compared = compared_pairs(load_comparisons(comparisons), model_config(model))
     return Answers(
         name=run_name(file.stem),
         file=str(file),

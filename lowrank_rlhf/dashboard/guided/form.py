@@ -13,15 +13,8 @@ from lowrank_rlhf.dashboard.guided import models, prompt_files
 from lowrank_rlhf.dashboard.guided.answers import answers_from
 from lowrank_rlhf.dashboard.guided.form_html import choice_list, choice_text, drop_zone, heading, preview_html
 from lowrank_rlhf.dashboard.guided.prompt_files import Preview
-from lowrank_rlhf.dashboard.guided.settings import (
-    DATASET,
-    HUMAN,
-    JUDGES,
-    LEAST,
-    NoComparisons,
-    TooFewPrompts,
-    guided,
-)
+from lowrank_rlhf.dashboard.guided.settings import guided
+from lowrank_rlhf.dashboard.guided.sizes import DATASET, HUMAN, JUDGES, Refused
 from lowrank_rlhf.dashboard.guided.summary import Summary, summarise
 from lowrank_rlhf.dashboard.guided.yaml_text import yaml_text
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
@@ -195,9 +188,8 @@ def _look(file: str | None, prompt: str, response: str, model: str, language: st
     try:
         summary = summarise(preview.loaded, models.model_config(model))
         return [shown, gr.update(choices=_models(language, summary, model))]
-    except TooFewPrompts as error:
-        few = t("guided.too_few", language, least=LEAST, prompts=error.prompts)
-        return [shown + note(few, "bad"), gr.skip()]
+    except Refused as error:
+        return [shown + note(t(f"refused.{error.reason}", language, **error.values), "bad"), gr.skip()]
     except UserError as error:
         return [shown + note(str(error), "bad"), gr.skip()]
 
@@ -255,10 +247,8 @@ def _make(
     try:
         found = answers_from(Path(file), preview.loaded, _mapped(file, prompt, response), model, ranker, comparisons)
         made = guided(replace(found, name=page.runs.free_name(found.name)))
-    except TooFewPrompts as error:
-        return [*kept, note(t("guided.too_few", language, least=LEAST, prompts=error.prompts), "bad")]
-    except NoComparisons:
-        return [*kept, note(t("guided.no_comparisons", language), "bad")]
+    except Refused as error:
+        return [*kept, note(t(f"refused.{error.reason}", language, **error.values), "bad")]
     except UserError as error:
         return [*kept, note(str(error), "bad")]
     reasons = {choice.setting: choice_text(choice, language) for choice in made.choices}

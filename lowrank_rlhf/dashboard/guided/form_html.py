@@ -44,7 +44,8 @@ def preview_html(preview: Preview, language: str) -> str:
     problems = list(loaded.problems[:_SHOWN_PROBLEMS])
     if problems:
         problems.insert(0, t("file.bad_rows", language, count=len(loaded.problems)))
-    ignored = t("file.ignored", language, columns=", ".join(loaded.ignored)) if loaded.ignored else ""
+    columns = ", ".join([*loaded.ignored, *preview.ignored])
+    ignored = t("file.ignored", language, columns=columns) if columns else ""
     return note("\n".join(filter(None, [counts, ignored])), "good") + note("\n".join(problems), "bad") + _table(preview)
 
 
