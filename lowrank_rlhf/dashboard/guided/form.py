@@ -1,6 +1,7 @@
 """The guided path to a new run: prompts, model, ranker. It fills the form's settings, and the form plans and starts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,8 +96,8 @@ def lay_out(page: DashboardPage) -> GuidedForm:
     )  # fmt: skip
 
 
-def connect(page: DashboardPage, form: GuidedForm, yaml: gr.Code, name: gr.Textbox, preset: gr.Dropdown) -> Any:
-    """Connect the path's events; return the event after which `yaml` and `name` have the settings to plan."""
+def connect(page: DashboardPage, form: GuidedForm, filled: Sequence[gr.Component]) -> Any:
+    """Connect the path's events; return the event that fills in settings: loaded text, its editor, name and preset."""
     runs, look = page.runs.folder, _look
     read = [form.file, form.prompt, form.response, form.model, page.language]
     seen = [form.shown, form.model]
@@ -113,8 +114,8 @@ def connect(page: DashboardPage, form: GuidedForm, yaml: gr.Code, name: gr.Textb
         path, problem = _received(runs, event.index, event.value, language)
         return path, drop_zone("comparisons", language, Path(path).name if path else "", problem)
 
-    def make(ranker: str, _text: str, *answers: Any) -> list[Any]:
-        return _make(page, ranker, *answers)
+    def make(ranker: str, kept: str, *answers: Any) -> list[Any]:
+        return ["", *[gr.skip()] * 4] if kept else _make(page, ranker, *answers)
 
     taken = [form.file, form.shown]
     for event in (
@@ -133,10 +134,9 @@ def connect(page: DashboardPage, form: GuidedForm, yaml: gr.Code, name: gr.Textb
         _in_language, page.language, [*form.headings, form.zone, form.compared, form.ranker], **QUIET
     ).then(look, read, seen, **QUIET)
     made = form.make.click(
-        make, [form.ranker, yaml, *read[:-1], form.comparisons, page.language], [yaml, name, preset, form.choices],
+        make, [form.ranker, filled[1], *read[:-1], form.comparisons, page.language], [*filled, form.choices],
         js=yaml_draft.asks_first(), **EVENT,
     )  # fmt: skip
-    yaml_draft.loaded(made, yaml)
     made.then(None, None, None, js="() => document.querySelector('#choices').scrollIntoView()", **QUIET)
     return made
 
@@ -233,10 +233,8 @@ def _make(
     page: DashboardPage, ranker: str, file: str | None, prompt: str, response: str, model: str,
     comparisons: str | None, language: str,
 ) -> list[Any]:  # fmt: skip
-    """Return settings and name for the form, and the reasons for the numbers; or what is missing."""
-    kept = [gr.skip(), gr.skip(), gr.skip()]
-    if ranker == yaml_draft.KEPT:
-        return [*kept, gr.skip()]
+    """Return settings, twice, and name for the form, and the reasons for the numbers; or what is missing."""
+    kept = ["", gr.skip(), gr.skip(), gr.skip()]
     if not file:
         return [*kept, note(t("guided.prompts_first", language), "bad")]
     if not model:
@@ -252,4 +250,5 @@ def _make(
     except UserError as error:
         return [*kept, note(str(error), "bad")]
     reasons = {choice.setting: choice_text(choice, language) for choice in made.choices}
-    return [yaml_text(made.values, reasons), made.config.name, None, choice_list(made.choices, language)]
+    text = yaml_text(made.values, reasons)
+    return [text, text, made.config.name, None, choice_list(made.choices, language)]
