@@ -98,7 +98,7 @@ def test_real_files_pass_the_checks_of_validate(count, long, kind, rankers, tiny
     file = write(tmp_path / "mine.jsonl", count, kind, long)
     loaded, model = load(file, "data.format"), str(tiny_folder())
     for ranker in rankers:
-        made = guided(answers_from(file, loaded, {}, model, ranker, None))
+        made = guided(answers_from(file, {}, model, ranker, None))
         config, _ = checked(made, tmp_path)
         if kind == "responses":
             assert config.sft.source == ("base" if long > 32 else "train")
@@ -111,7 +111,7 @@ def test_a_separate_file_of_comparisons_passes_the_checks_of_validate(words, lon
     """Its prompts and answers may be longer than the prompts that are trained on."""
     file = write(tmp_path / "mine.jsonl", 40, "lines")
     pairs = write(tmp_path / "pairs.jsonl", 50, "comparisons", long, words)
-    made = guided(answers_from(file, load(file, "data.format"), {}, str(tiny_folder()), DATASET, str(pairs)))
+    made = guided(answers_from(file, {}, str(tiny_folder()), DATASET, str(pairs)))
     config, _ = checked(made, tmp_path)
     least, most = {(5, 0): (160, 200), (400, 0): (400, 2047), (5, 20): (2048, 2048)}[words, long]
     assert least <= config.model.max_length <= most

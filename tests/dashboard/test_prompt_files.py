@@ -4,6 +4,7 @@ import json
 import stat
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from http_requests import PASSWORD, ask, log_in, running, stream, visited
 from starlette.applications import Starlette
@@ -11,16 +12,18 @@ from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
 from lowrank_rlhf.dashboard.access.guard import MAX_UPLOAD_BYTES, RequestGuard
+from lowrank_rlhf.dashboard.guided import answers, prompt_files
 from lowrank_rlhf.dashboard.guided import form as tab
-from lowrank_rlhf.dashboard.guided import prompt_files
 from lowrank_rlhf.dashboard.guided.answers import answers_from, run_name
 from lowrank_rlhf.dashboard.guided.form_html import preview_html
 from lowrank_rlhf.dashboard.guided.prompt_files import column_map, keep, kept, preview
 from lowrank_rlhf.dashboard.guided.settings import guided
 from lowrank_rlhf.dashboard.guided.sizes import DATASET, HUMAN, Refused
+from lowrank_rlhf.dashboard.guided.summary import summarise
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served.uploads import PREFIX, upload_routes
 from lowrank_rlhf.dashboard.text import html, t
+from lowrank_rlhf.data.readers.sources import read_rows
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.files import write_atomic
 
@@ -133,12 +136,12 @@ class TestPreview:
         assert columns == {"prompt": "q", "score": None}
         found = preview(file, columns)
         assert html(t("file.ignored", "en", columns="score")) in preview_html(found, "en")
-        answers = answers_from(file, found.loaded, columns, "owner/model", DATASET, None)
-        assert len(answers.compared) == 20
-        assert guided(answers).config.rank.columns == columns
+        made = answers_from(file, columns, "owner/model", DATASET, None)
+        assert len(made.compared) == 20
+        assert guided(made).config.rank.columns == columns
         imitated = column_map(found.names, "q", "chosen")
         assert imitated == {"prompt": "q", "response": "chosen", "rejected": None, "score": None}
-        assert answers_from(file, preview(file, imitated).loaded, imitated, "owner/model", DATASET, None).compared == ()
+        assert answers_from(file, imitated, "owner/model", DATASET, None).compared == ()
 
     def test_without_a_choice_no_column_is_mapped(self) -> None:
         assert column_map(["prompt", "label"], "", None) == {}
@@ -154,7 +157,7 @@ class TestAnswers:
     def test_bad_rows_are_left_out_and_said(self, tmp_path) -> None:
         file = tmp_path / "a.csv"
         file.write_text("prompt,x\n" + "".join(f"n {i},1\n" for i in range(40)) + "too,many,cells\n", encoding="utf-8")
-        made = guided(answers_from(file, preview(file, {}).loaded, {}, "owner/model", HUMAN, None))
+        made = guided(answers_from(file, {}, "owner/model", HUMAN, None))
         assert made.config.data.skip_bad_rows == 0.03
         assert made.choices[0].values == {"count": 1}
 
@@ -163,12 +166,11 @@ class TestAnswers:
         prompts.write_text(LINES, encoding="utf-8")
         rows = [{"prompt": f"p {i // 2}", "chosen": f"a {i}", "rejected": "b"} for i in range(60)]
         pairs.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-        loaded = preview(prompts, {}).loaded
-        found = answers_from(prompts, loaded, {}, "owner/model", DATASET, str(pairs))
+        found = answers_from(prompts, {}, "owner/model", DATASET, str(pairs))
         assert (len(found.compared), found.comparisons, found.name) == (30, str(pairs), "mine")
         assert guided(found).config.rank.dataset == str(pairs)
         with pytest.raises(Refused):
-            guided(answers_from(prompts, loaded, {}, "owner/model", DATASET, None))
+            guided(answers_from(prompts, {}, "owner/model", DATASET, None))
 
     def test_the_run_is_named_after_the_file(self) -> None:
         names = [run_name(text) for text in ("mine", "Meine Fragen 2", "提示词", "-x", "x" * 90)]
@@ -179,10 +181,47 @@ class TestTab:
     def test_a_sent_file_is_taken_by_its_name_alone(self, tmp_path) -> None:
         path = keep(tmp_path, "a.txt", b"x")
         assert tab._received(tmp_path, 200, "a.txt", "en") == (str(path), "")
-        for status, answer in ((200, "../secret.txt"), (415, "a.py: unknown file type"), (0, "TypeError")):
+        for status, answer in ((200, "../secret.txt"), (415, "a.py: unknown file type"), (0, ""), (401, "")):
             found, problem = tab._received(tmp_path, status, answer, "en")
             assert (found, bool(problem)) == (None, True)
         assert "32 MiB" in tab._received(tmp_path, 413, "a.txt", "zh")[1]
+
+    def test_why_no_file_came_is_said_in_the_language(self, tmp_path) -> None:
+        for status, key in ((0, "drop.unreachable"), (401, "drop.logged_out")):
+            assert tab._received(tmp_path, status, "Log in first.", "zh") == (None, t(key, "zh"))
+
+    def test_a_taken_file_stays_shown_in_another_language_and_can_be_removed(self, tmp_path) -> None:
+        *_, zone, _ = tab._in_language("zh", str(tmp_path / "pairs.jsonl"))
+        assert "pairs.jsonl" in zone
+        assert t("drop.remove", "zh") in zone
+        assert tab._received(tmp_path, 204, "", "en") == (None, "")
+        assert t("drop.remove", "zh") not in tab._comparisons_zone(None, "zh")
+
+    def test_a_file_is_read_and_tokenized_once(self, tmp_path, monkeypatch) -> None:
+        read: list[Path] = []
+        monkeypatch.setattr(prompt_files, "read_rows", lambda path: read.append(path) or read_rows(path))
+        counted: list[int] = []
+        monkeypatch.setattr(answers, "summarise", lambda *given: counted.append(1) or summarise(*given))
+        file, _ = tab._pasted(tmp_path, LINES, "en")
+        for language in ("en", "zh", "en"):
+            tab._columns(file)
+            tab._look(file, "", "", "quickstart", language)
+        assert (len(read), len(counted)) == (1, 1)
+        Path(file).write_text("one\ntwo\n", encoding="utf-8")  # deleted and sent again
+        assert prompt_files.preview(Path(file), {}).counts.prompts == 2
+
+    def test_without_a_model_nothing_is_measured(self, tmp_path) -> None:
+        file, _ = tab._pasted(tmp_path, LINES, "en")
+        for none in (None, ""):
+            shown, models = tab._look(file, "", "", none, "en")
+            assert "bad" not in shown
+            assert models == gr.skip()
+
+    def test_a_run_reads_its_file_from_any_folder(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        file, _ = tab._pasted(Path("runs"), LINES, "en")
+        found = answers_from(Path(file), {}, "owner/model", HUMAN, None)
+        assert found.file == str(tmp_path / "runs" / "_data" / "my-prompts.txt")
 
     def test_pasted_lines_become_a_file(self, tmp_path) -> None:
         path, problem = tab._pasted(tmp_path, LINES, "en")

@@ -4,6 +4,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from lowrank_rlhf.config.data import Columns
 from lowrank_rlhf.dashboard.access.guard import MAX_UPLOAD_BYTES
 from lowrank_rlhf.data.columns import UNREAD, WORSE
+from lowrank_rlhf.data.inspection import Figures, figures
 from lowrank_rlhf.data.loading import Loaded, load
 from lowrank_rlhf.data.readers.rows import Row
 from lowrank_rlhf.data.readers.sources import READERS, read_rows
@@ -36,6 +38,7 @@ class Preview(NamedTuple):
     problem: str = ""
     ignored: tuple[str, ...] = ()
     """Columns that `column_map` leaves out."""
+    counts: Figures | None = None
 
 
 def keep(runs: Path, name: str, content: bytes) -> Path:
@@ -98,18 +101,27 @@ def _safe(name: str) -> str:
 
 
 def preview(path: Path, columns: Columns) -> Preview:
-    """Read a file as a run would."""
+    """Read a file as a run would. The files last read are kept in memory."""
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:
+        return Preview([], [], None, f"{path}: file not found")
+    return _preview(path, changed, tuple(columns.items()))
+
+
+@lru_cache(maxsize=2)  # with and without a choice of columns
+def _preview(path: Path, _changed: int, columns: tuple[tuple[str, str | None], ...]) -> Preview:
     try:
         rows = [row.fields for row in read_rows(path) if isinstance(row, Row)]
     except UserError as error:
         return Preview([], [], None, str(error))
     names = list(dict.fromkeys(name for row in rows for name in row))
     try:
-        loaded = load(path, "data.format", columns=columns)
-        ignored = tuple(key for key, column in columns.items() if column is None)
-        return Preview(names, rows[:_SHOWN_ROWS], loaded, ignored=ignored)
+        loaded = load(path, "data.format", columns=dict(columns))
     except UserError as error:
         return Preview(names, rows[:_SHOWN_ROWS], None, str(error))
+    ignored = tuple(key for key, column in columns if column is None)
+    return Preview(names, rows[:_SHOWN_ROWS], loaded, "", ignored, figures(loaded))
 
 
 def column_map(names: Sequence[str], prompt: str | None, response: str | None) -> Columns:
