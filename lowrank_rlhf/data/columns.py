@@ -15,7 +15,8 @@ _TOOLS = ("tools", "functions")
 _LABELS = ("label", "labels", "kto_tag")
 _CONTEXT = ("system", "system_prompt", "history", "input", "context")
 _RATINGS = ("score", "scores", "rating", "ratings", "overall_score", "helpfulness", "ranks", "ranking")
-_WORSE = ("rejected", "rejected_response", "rejected_messages")
+WORSE = ("rejected", "rejected_response", "rejected_messages")
+"""Columns with the worse answer of a comparison."""
 UNREAD = {
     **dict.fromkeys(_MEDIA, "images, videos and sound are not supported"),
     **dict.fromkeys(_TOOLS, "definitions of tools are not supported"),
@@ -24,10 +25,10 @@ UNREAD = {
     ),
     **dict.fromkeys(_CONTEXT, "{format} has no such key, and the prompt would lack it"),
     **dict.fromkeys(_RATINGS, "{format} has no such key, and bad answers would be imitated"),
-    **dict.fromkeys(_WORSE, "{format} has no such key, and the comparison would be lost"),
+    **dict.fromkeys(WORSE, "{format} has no such key, and the comparison would be lost"),
 }
 """Columns that change the meaning of a row, with the reason to refuse them where the format does not read them."""
-_OF_DEMONSTRATIONS = frozenset((*_LABELS, *_RATINGS, *_WORSE))
+_OF_DEMONSTRATIONS = frozenset((*_LABELS, *_RATINGS, *WORSE))
 KEYS = frozenset({key for entry in FORMATS for key in (*entry.keys, *entry.optional)} | UNREAD.keys())
 """Keys that `data.columns` may map."""
 

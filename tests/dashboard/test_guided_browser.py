@@ -51,6 +51,8 @@ def test_forty_pasted_prompts_become_a_run(page, tmp_path, tiny_folder) -> None:
     page.click("#own-prompts")
     page.click("#make-settings")
     page.wait_for_selector(f"#choices .note.bad:has-text('{texts['guided.prompts_first']}')")
+    page.wait_for_timeout(1000)
+    assert page.locator("#planned .note").count() == 0  # nothing was made, so nothing is planned
     page.fill("#paste textarea", prompts())
     page.click("#use-pasted")
     page.wait_for_selector("#prompts-preview .note.good")
@@ -116,6 +118,37 @@ def test_the_example_is_planned_with_one_click(page) -> None:
     page.click("#rank-for")
     page.wait_for_selector("#start-outcome .note")
     assert page.locator("#tab-runs-button").get_attribute("aria-selected") == "true"
+
+
+def test_edited_settings_are_kept_however_often_the_question_is_declined(page) -> None:
+    """By each event that would replace them; and what could not be made unlocks no start."""
+    asked: list[str] = []
+
+    def decline(dialog: Any) -> None:
+        asked.append(dialog.message)
+        dialog.dismiss()
+
+    page.click("#own-prompts")
+    page.fill("#paste textarea", prompts())
+    page.click("#use-pasted")
+    page.wait_for_selector("#prompts-preview .note.good")
+    page.fill("#yaml .cm-content", "name: edited")
+    page.wait_for_selector("#verdict .note")
+    page.on("dialog", decline)
+    buttons = ("#make-settings", "#try-example", "#copy-settings")
+    clicks = [button for name in buttons for button in (name, "#make-settings")]
+    for number, button in enumerate(clicks, 1):
+        page.click(button)
+        wait_for(lambda number=number: len(asked) == number, 20, lambda button=button: f"{button}: {asked}")
+        page.wait_for_timeout(1500)
+    choose(page, "#preset", "quickstart")
+    wait_for(lambda: len(asked) == len(clicks) + 1, 20)
+    page.wait_for_timeout(1500)
+    page.click("#make-settings")
+    wait_for(lambda: len(asked) == len(clicks) + 2, 20)
+    assert page.inner_text("#yaml .cm-content").strip() == "name: edited"
+    assert page.locator("#planned .note").count() == 0
+    assert page.locator("#start:not([disabled])").count() == 0
 
 
 def test_the_block_folds_when_there_are_runs_and_terms_explain_themselves(page, tmp_path: Path) -> None:

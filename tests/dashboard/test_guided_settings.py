@@ -11,18 +11,12 @@ from lowrank_rlhf.commands.common import checked_config
 from lowrank_rlhf.config.loading import parse_config
 from lowrank_rlhf.config.schema import ModelConfig
 from lowrank_rlhf.dashboard.guided import models
-from lowrank_rlhf.dashboard.guided.settings import (
-    CHINESE_JUDGE,
-    DATASET,
-    HUMAN,
-    JUDGES,
-    LEAST,
-    Answers,
-    TooFewPrompts,
-    guided,
-)
-from lowrank_rlhf.dashboard.guided.summary import Summary, summarise
+from lowrank_rlhf.dashboard.guided.answers import answers_from
+from lowrank_rlhf.dashboard.guided.settings import guided
+from lowrank_rlhf.dashboard.guided.sizes import CHINESE_JUDGE, DATASET, HUMAN, JUDGES, LEAST, Answers, Refused
+from lowrank_rlhf.dashboard.guided.summary import Pair, Summary, summarise
 from lowrank_rlhf.dashboard.guided.yaml_text import yaml_text
+from lowrank_rlhf.dashboard.text import LANGUAGES, t
 from lowrank_rlhf.data.loading import load
 from lowrank_rlhf.data.requirements import check_local_data
 from lowrank_rlhf.maths.reward_gate import LEAST_PROMPTS, POWER, expected_passes, held_out_count
@@ -32,21 +26,25 @@ COUNTS = (LEAST, 40, 200, 3000)
 
 
 def answers(count: int = 40, ranker: str = HUMAN, model: str = "quickstart", **summary: object) -> Answers:
-    found = Summary((30,) * count, compared=count, **summary)
-    return Answers("mine", "mine.txt", found, model, ranker, compared=count)
+    compared = (Pair(30, 20),) * count
+    found = Summary((30,) * count, compared=compared, **summary)
+    return Answers("mine", "mine.txt", found, model, ranker, compared=compared)
 
 
-def write(path: Path, count: int, kind: str) -> Path:
-    """A file of prompts alone, with responses, or with comparisons, in words of the tiny tokenizer."""
+def write(path: Path, count: int, kind: str, long: int = 0, prompt: int = 5) -> Path:
+    """A file of prompts alone, with responses, or with comparisons, in words of the tiny tokenizer.
+
+    The answers of the first `long` rows have 3,000 words.
+    """
     words = ("the", "user", "asks", "question", "answer", "short", "kind", "point")
     generator = random.Random(0)
     rows = []
     for number in range(count):
-        row = {"prompt": f"question {number}: {' '.join(generator.choices(words, k=5))}"}
+        row = {"prompt": f"question {number}: {' '.join(generator.choices(words, k=prompt))}"}
         if kind == "responses":
-            row["response"] = " ".join(generator.choices(words, k=1 + number % 6))
+            row["response"] = " ".join(generator.choices(words, k=3000 if number < long else 1 + number % 6))
         if kind == "comparisons":
-            row |= {"chosen": "the kind answer", "rejected": "the short answer"}
+            row |= {"chosen": "the kind answer", "rejected": "short " * 3000 if number < long else "the short answer"}
         rows.append(row)
     if kind == "lines":
         path = path.with_suffix(".txt")
@@ -61,8 +59,11 @@ def write(path: Path, count: int, kind: str) -> Path:
 @pytest.mark.parametrize("model", ["quickstart", "gpu_8gb", "Qwen/Qwen3-0.6B"])
 def test_every_combination_is_a_config(count, ranker, model) -> None:
     for english in (True, False):
+        if english == (ranker == CHINESE_JUDGE) and ranker not in (HUMAN, DATASET):
+            continue
         for demonstrations in (0, 7, count):
-            made = guided(answers(count, ranker, model, english=english, demonstrations=demonstrations))
+            responses = (Pair(30, 20),) * demonstrations
+            made = guided(answers(count, ranker, model, english=english, chinese=not english, demonstrations=responses))
             reasons = {choice.setting: choice.id for choice in made.choices}
             assert parse_config(yaml_text(made.values, reasons), "editor") == made.config
             assert made.config.sft.source == ("train" if demonstrations == count else "base")
@@ -74,7 +75,17 @@ def test_every_combination_is_a_config(count, ranker, model) -> None:
             assert second is None or second != made.config.ranking_judge
 
 
-@pytest.mark.parametrize("count", [LEAST, 40, 200])
+def checked(made, folder: Path):
+    """The config, after the checks of `validate`."""
+    path = folder / "mine.yaml"
+    path.write_text(yaml_text(made.values, {}), encoding="utf-8")
+    config = checked_config(str(path), (), folder / "runs")
+    found = check_local_data(config)
+    assert found.not_read == []
+    return config, found.notes
+
+
+@pytest.mark.parametrize(("count", "long"), [(LEAST, 0), (40, 0), (200, 0), (40, 1), (40, 33), (40, 40)])
 @pytest.mark.parametrize(
     ("kind", "rankers"),
     [
@@ -83,17 +94,57 @@ def test_every_combination_is_a_config(count, ranker, model) -> None:
         ("comparisons", (DATASET, HUMAN)),
     ],
 )
-def test_real_files_pass_the_checks_of_validate(count, kind, rankers, tiny_folder, tmp_path) -> None:
-    file = write(tmp_path / "mine.jsonl", count, kind)
+def test_real_files_pass_the_checks_of_validate(count, long, kind, rankers, tiny_folder, tmp_path) -> None:
+    file = write(tmp_path / "mine.jsonl", count, kind, long)
+    loaded, model = load(file, "data.format"), str(tiny_folder())
     for ranker in rankers:
-        model = str(tiny_folder())
-        summary = summarise(load(file, "data.format"), ModelConfig(source=model))
-        made = guided(Answers("mine", str(file), summary, model, ranker, compared=summary.compared))
-        path = tmp_path / "mine.yaml"
-        path.write_text(yaml_text(made.values, {}), encoding="utf-8")
-        config = checked_config(str(path), (), tmp_path / "runs")
-        assert check_local_data(config).not_read == []
-        assert summary.prompts == count
+        made = guided(answers_from(file, {}, model, ranker, None))
+        config, _ = checked(made, tmp_path)
+        if kind == "responses":
+            assert config.sft.source == ("base" if long > 32 else "train")
+            assert config.data.skip_too_long == (long == 1)
+    assert summarise(loaded, ModelConfig(source=model)).prompts == count
+
+
+@pytest.mark.parametrize(("words", "long"), [(5, 0), (400, 0), (5, 20)])
+def test_a_separate_file_of_comparisons_passes_the_checks_of_validate(words, long, tiny_folder, tmp_path) -> None:
+    """Its prompts and answers may be longer than the prompts that are trained on."""
+    file = write(tmp_path / "mine.jsonl", 40, "lines")
+    pairs = write(tmp_path / "pairs.jsonl", 50, "comparisons", long, words)
+    made = guided(answers_from(file, {}, str(tiny_folder()), DATASET, str(pairs)))
+    config, _ = checked(made, tmp_path)
+    least, most = {(5, 0): (160, 200), (400, 0): (400, 2047), (5, 20): (2048, 2048)}[words, long]
+    assert least <= config.model.max_length <= most
+    assert [choice.values["count"] for choice in made.choices if choice.id == "cut"] == ([long] if long else [])
+
+
+def test_the_answers_compared_are_read_whole() -> None:
+    """Up to the most that a run with these settings reads."""
+    for answer, whole in ((700, 736), (3000, 2048)):
+        found = replace(answers(40, DATASET), compared=(Pair(30, answer),) * 40)
+        assert guided(found).config.model.max_length == whole
+        assert guided(replace(found, ranker=HUMAN)).config.model.max_length == 160  # nothing reads them
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"compared": ()}, "no_comparisons"),
+        ({"compared": (Pair(30, 20),) * 11}, "few_comparisons"),
+        ({"compared": (Pair(3000, 20),) * 30 + (Pair(30, 20),) * 11}, "long_comparisons"),
+        ({"summary": Summary((30,) * (LEAST - 1))}, "too_few"),
+        ({"summary": Summary((3000,) * 40)}, "too_long"),
+        ({"rows": 100, "bad_rows": 21}, "bad_rows"),
+        ({"ranker": "sentiment", "summary": Summary((30,) * 40, english=False, chinese=True)}, "english_judge"),
+        ({"ranker": CHINESE_JUDGE}, "chinese_judge"),
+    ],
+)
+def test_a_run_that_would_fail_is_refused_with_the_reason(changed, reason) -> None:
+    with pytest.raises(Refused) as refused:
+        guided(replace(answers(40, DATASET), **changed))
+    assert refused.value.reason == reason
+    for language in LANGUAGES:
+        assert "{" not in t(f"refused.{reason}", language, **refused.value.values)
 
 
 def test_forty_prompts_are_enough_for_the_test_of_the_reward_model() -> None:
@@ -118,7 +169,7 @@ def test_more_prompts_need_fewer_answers_and_a_smaller_test() -> None:
 def test_the_reward_test_of_the_fewest_prompts_can_show_something() -> None:
     config = guided(answers(LEAST)).config
     assert held_out_count(config.reward.held_out, LEAST - config.data.held_out) == LEAST_PROMPTS
-    with pytest.raises(TooFewPrompts):
+    with pytest.raises(Refused):
         guided(answers(LEAST - 1))
 
 
@@ -141,20 +192,20 @@ def test_people_rank_no_more_than_needed() -> None:
 def test_lengths_follow_the_data() -> None:
     made = guided(answers(40))
     assert (made.config.sample.max_new_tokens, made.config.model.max_length) == (128, 160)
-    imitating = replace(answers(40).summary, demonstrations=40, longest_response=70, longest_demonstration=300)
+    imitating = Summary((230,) * 40, demonstrations=(Pair(230, 70),) * 40)
     config = guided(replace(answers(40), summary=imitating)).config
-    assert (config.sample.max_new_tokens, config.model.max_length) == (80, 304)
+    assert (config.sample.max_new_tokens, config.model.max_length) == (80, 320)
     mixed = replace(answers(40).summary, lengths=(30,) * 40 + (5000,) * 3)
     made = guided(replace(answers(40), summary=mixed))
     assert made.config.data.skip_too_long
-    assert next(choice.values["count"] for choice in made.choices if choice.id == "too_long") == 3
+    assert next(choice.values["prompts"] for choice in made.choices if choice.id == "too_long") == 3
     assert made.config.data.held_out == 8
 
 
 def test_comparisons_of_the_prompts_own_file_have_its_columns() -> None:
     own = replace(answers(40, DATASET), columns={"prompt": "question"})
     assert guided(own).config.rank.columns == {"prompt": "question"}
-    config = guided(replace(own, comparisons="other.jsonl", compared=300)).config
+    config = guided(replace(own, comparisons="other.jsonl", compared=(Pair(30, 20),) * 300)).config
     assert (config.rank.dataset, config.rank.columns) == ("other.jsonl", {})
     assert config.reward.held_out == 0.5  # of 300 prompts with one comparison each
 
@@ -169,7 +220,8 @@ def test_the_summary_counts_prompts_not_rows(tmp_path) -> None:
     rows = [{"prompt": "a"}, {"prompt": "a", "response": "b"}, {"prompt": "早上好，你好吗？今天天气很好"}]
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     found = summarise(load(file, "data.format"), ModelConfig(source="owner/unknown"))
-    assert (found.prompts, found.demonstrations, found.compared, found.english) == (2, 1, 0, False)
+    assert (found.prompts, len(found.demonstrations), found.compared) == (2, 1, ())
+    assert (found.english, found.chinese) == (False, True)
     assert found.lengths == (10, 32)  # twice the estimate of a quarter of the bytes (1 and 42) and five
 
 

@@ -12,7 +12,7 @@ from dashboard_runs import finish, make_run, page_of
 from lowrank_rlhf.config.loading import load_config, parse_config, preset_path
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import new_run, runs, yaml_draft
+from lowrank_rlhf.dashboard.tabs import new_run, runs
 from lowrank_rlhf.dashboard.tabs.plan_html import plan_html
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
@@ -22,20 +22,22 @@ from lowrank_rlhf.run.directory import RunDir
 class TestNewRun:
     def test_the_chosen_runs_settings_come_into_the_form(self, tmp_path) -> None:
         run = make_run(tmp_path)
-        text, name, outcome, start = new_run._copy_settings(RunsFolder(tmp_path), run.name, "en")
+        loaded, text, name, outcome, start = new_run._copy_settings(RunsFolder(tmp_path), run.name, "en")
+        assert loaded == text
         assert (text, name, outcome, start["interactive"]) == ((run / "config.yaml").read_text(), run.name, "", False)
         for chosen, expected in ((None, "runs.choose"), ("nothing", "runs.no_config")):
-            skipped, _, outcome, start = new_run._copy_settings(RunsFolder(tmp_path), chosen, "en")
+            loaded, skipped, _, outcome, start = new_run._copy_settings(RunsFolder(tmp_path), chosen, "en")
+            assert loaded == ""
             assert html(t(expected, "en")) in outcome
             assert not isinstance(skipped, str)  # what was typed stays
             assert start["interactive"] is False
-        assert "invalid run name" in new_run._copy_settings(RunsFolder(tmp_path), "../x", "en")[2]
+        assert "invalid run name" in new_run._copy_settings(RunsFolder(tmp_path), "../x", "en")[3]
 
-    def test_edited_settings_stay_if_the_person_says_so(self, tmp_path) -> None:
+    def test_edited_settings_stay_if_the_person_says_so(self) -> None:
         skip = gr.skip()
-        assert new_run._preset(yaml_draft.KEPT, "edited") == (skip, skip, skip)
-        assert new_run._copy_settings(RunsFolder(tmp_path), yaml_draft.KEPT, "en") == (skip, skip, "", skip)
-        assert new_run._preset("quickstart", "")[0] == preset_path("quickstart").read_text(encoding="utf-8")
+        assert new_run._preset("quickstart", "edited") == ["", skip, skip, skip]
+        text = preset_path("quickstart").read_text(encoding="utf-8")
+        assert new_run._preset("quickstart", "")[:2] == [text, text]
 
     def test_mistakes_have_their_line_as_in_the_cli(self) -> None:
         text = "name: x\nmodel:\n  source: y\nppo:\n  stepz: 3\n"

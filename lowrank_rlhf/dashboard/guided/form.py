@@ -1,6 +1,7 @@
 """The guided path to a new run: prompts, model, ranker. It fills the form's settings, and the form plans and starts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,19 +11,11 @@ import gradio as gr
 from lowrank_rlhf.config.data import Columns
 from lowrank_rlhf.dashboard.access.guard import MAX_UPLOAD_BYTES
 from lowrank_rlhf.dashboard.guided import models, prompt_files
-from lowrank_rlhf.dashboard.guided.answers import answers_from
+from lowrank_rlhf.dashboard.guided.answers import answers_from, summary_of
 from lowrank_rlhf.dashboard.guided.form_html import choice_list, choice_text, drop_zone, heading, preview_html
-from lowrank_rlhf.dashboard.guided.prompt_files import Preview
-from lowrank_rlhf.dashboard.guided.settings import (
-    DATASET,
-    HUMAN,
-    JUDGES,
-    LEAST,
-    NoComparisons,
-    TooFewPrompts,
-    guided,
-)
-from lowrank_rlhf.dashboard.guided.summary import Summary, summarise
+from lowrank_rlhf.dashboard.guided.settings import guided
+from lowrank_rlhf.dashboard.guided.sizes import DATASET, HUMAN, JUDGES, Refused
+from lowrank_rlhf.dashboard.guided.summary import Summary
 from lowrank_rlhf.dashboard.guided.yaml_text import yaml_text
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.served.uploads import PREFIX
@@ -32,7 +25,7 @@ from lowrank_rlhf.dashboard.text import LANGUAGES, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.progress import memory
 
-_SENT, _TOO_LARGE = 200, 413
+_UNREACHABLE, _SENT, _REMOVED, _LOGGED_OUT, _TOO_LARGE = 0, 200, 204, 401, 413
 _SEND = (Path(__file__).parents[1] / "static" / "drop_zone.js").read_text(encoding="utf-8")
 _FOLDED = "folded"
 _STEPS = ("prompts", "model", "ranker")
@@ -102,8 +95,8 @@ def lay_out(page: DashboardPage) -> GuidedForm:
     )  # fmt: skip
 
 
-def connect(page: DashboardPage, form: GuidedForm, yaml: gr.Code, name: gr.Textbox, preset: gr.Dropdown) -> Any:
-    """Connect the path's events; return the event after which `yaml` and `name` have the settings to plan."""
+def connect(page: DashboardPage, form: GuidedForm, filled: Sequence[gr.Component]) -> Any:
+    """Connect the path's events; return the event that fills in settings: loaded text, its editor, name and preset."""
     runs, look = page.runs.folder, _look
     read = [form.file, form.prompt, form.response, form.model, page.language]
     seen = [form.shown, form.model]
@@ -118,10 +111,10 @@ def connect(page: DashboardPage, form: GuidedForm, yaml: gr.Code, name: gr.Textb
 
     def compared(event: gr.SelectData, language: str) -> tuple[Any, str]:
         path, problem = _received(runs, event.index, event.value, language)
-        return path, drop_zone("comparisons", language, Path(path).name if path else "", problem)
+        return path, _comparisons_zone(path, language, problem)
 
-    def make(ranker: str, _text: str, *answers: Any) -> list[Any]:
-        return _make(page, ranker, *answers)
+    def make(ranker: str, kept: str, *answers: Any) -> list[Any]:
+        return ["", *[gr.skip()] * 4] if kept else _make(page, ranker, *answers)
 
     taken = [form.file, form.shown]
     for event in (
@@ -137,24 +130,31 @@ def connect(page: DashboardPage, form: GuidedForm, yaml: gr.Code, name: gr.Textb
     form.ranker.change(_shows_comparisons, form.ranker, form.compared, **QUIET)
     form.compared.select(compared, page.language, [form.comparisons, form.compared], **EVENT)
     page.language.change(
-        _in_language, page.language, [*form.headings, form.zone, form.compared, form.ranker], **QUIET
+        _in_language,
+        [page.language, form.comparisons],
+        [*form.headings, form.zone, form.compared, form.ranker],
+        **QUIET,
     ).then(look, read, seen, **QUIET)
     made = form.make.click(
-        make, [form.ranker, yaml, *read[:-1], form.comparisons, page.language], [yaml, name, preset, form.choices],
+        make, [form.ranker, filled[1], *read[:-1], form.comparisons, page.language], [*filled, form.choices],
         js=yaml_draft.asks_first(), **EVENT,
     )  # fmt: skip
-    yaml_draft.loaded(made, yaml)
     made.then(None, None, None, js="() => document.querySelector('#choices').scrollIntoView()", **QUIET)
     return made
 
 
 def _script() -> str:
-    limits = f"const address = {json.dumps(PREFIX)}, most = {MAX_UPLOAD_BYTES}, large = {_TOO_LARGE};"
+    limits = (
+        f"const address = {json.dumps(PREFIX)}, most = {MAX_UPLOAD_BYTES}, large = {_TOO_LARGE}, removed = {_REMOVED};"
+    )
     return f"{limits}\n{_SEND}"
 
 
 def _received(runs: Path, status: Any, answer: Any, language: str) -> tuple[Any, str]:
-    """Return the path of a file that the browser has sent, or None and what is wrong."""
+    """Return the path of a file that the browser has sent, or None and what is wrong; both empty if it was removed."""
+    known = {_REMOVED: "", _UNREACHABLE: t("drop.unreachable", language), _LOGGED_OUT: t("drop.logged_out", language)}
+    if status in known:
+        return None, known[status]
     if status == _TOO_LARGE:
         return None, t("drop.too_large", language, size=MAX_UPLOAD_BYTES >> 20)
     if status != _SENT:
@@ -188,22 +188,17 @@ def _look(file: str | None, prompt: str, response: str, model: str, language: st
     """Return the preview of the prompts, and the models with the memory that they need for these."""
     if not file:
         return [gr.skip(), gr.update(choices=_models(language, _EXAMPLE))]  # in another language
-    preview = _preview(file, prompt, response)
+    preview = prompt_files.preview(Path(file), _mapped(file, prompt, response))
     shown = preview_html(preview, language)
-    if preview.loaded is None:
+    if preview.loaded is None or not model:
         return [shown, gr.skip()]
     try:
-        summary = summarise(preview.loaded, models.model_config(model))
+        summary = summary_of(Path(file), _mapped(file, prompt, response), model)
         return [shown, gr.update(choices=_models(language, summary, model))]
-    except TooFewPrompts as error:
-        few = t("guided.too_few", language, least=LEAST, prompts=error.prompts)
-        return [shown + note(few, "bad"), gr.skip()]
+    except Refused as error:
+        return [shown + note(t(f"refused.{error.reason}", language, **error.values), "bad"), gr.skip()]
     except UserError as error:
         return [shown + note(str(error), "bad"), gr.skip()]
-
-
-def _preview(file: str, prompt: str, response: str) -> Preview:
-    return prompt_files.preview(Path(file), _mapped(file, prompt, response))
 
 
 def _mapped(file: str, prompt: str, response: str) -> Columns:
@@ -232,8 +227,12 @@ def _shows_comparisons(ranker: str) -> Any:
     return gr.update(visible=ranker == DATASET)
 
 
-def _in_language(language: str) -> list[Any]:
-    zones = [drop_zone(kind, language) for kind in ("prompts", "comparisons")]
+def _comparisons_zone(path: str | None, language: str, problem: str = "") -> str:
+    return drop_zone("comparisons", language, Path(path).name if path else "", problem)
+
+
+def _in_language(language: str, comparisons: str | None) -> list[Any]:
+    zones = [drop_zone("prompts", language), _comparisons_zone(comparisons, language)]
     return [*(heading(step, language) for step in _STEPS), *zones, gr.update(choices=_rankers(language))]
 
 
@@ -241,25 +240,19 @@ def _make(
     page: DashboardPage, ranker: str, file: str | None, prompt: str, response: str, model: str,
     comparisons: str | None, language: str,
 ) -> list[Any]:  # fmt: skip
-    """Return settings and name for the form, and the reasons for the numbers; or what is missing."""
-    kept = [gr.skip(), gr.skip(), gr.skip()]
-    if ranker == yaml_draft.KEPT:
-        return [*kept, gr.skip()]
+    """Return settings, twice, and name for the form, and the reasons for the numbers; or what is missing."""
+    kept = ["", gr.skip(), gr.skip(), gr.skip()]
     if not file:
         return [*kept, note(t("guided.prompts_first", language), "bad")]
     if not model:
         return [*kept, note(t("guided.model_first", language), "bad")]
-    preview = _preview(file, prompt, response)
-    if preview.loaded is None:
-        return [*kept, note(preview.problem, "bad")]
     try:
-        found = answers_from(Path(file), preview.loaded, _mapped(file, prompt, response), model, ranker, comparisons)
+        found = answers_from(Path(file), _mapped(file, prompt, response), model, ranker, comparisons)
         made = guided(replace(found, name=page.runs.free_name(found.name)))
-    except TooFewPrompts as error:
-        return [*kept, note(t("guided.too_few", language, least=LEAST, prompts=error.prompts), "bad")]
-    except NoComparisons:
-        return [*kept, note(t("guided.no_comparisons", language), "bad")]
+    except Refused as error:
+        return [*kept, note(t(f"refused.{error.reason}", language, **error.values), "bad")]
     except UserError as error:
         return [*kept, note(str(error), "bad")]
     reasons = {choice.setting: choice_text(choice, language) for choice in made.choices}
-    return [yaml_text(made.values, reasons), made.config.name, None, choice_list(made.choices, language)]
+    text = yaml_text(made.values, reasons)
+    return [text, text, made.config.name, None, choice_list(made.choices, language)]

@@ -8,7 +8,6 @@ from lowrank_rlhf.dashboard.guided.prompt_files import Preview
 from lowrank_rlhf.dashboard.guided.settings import ChosenSetting
 from lowrank_rlhf.dashboard.tabs.runs_html import note
 from lowrank_rlhf.dashboard.text import html, t
-from lowrank_rlhf.data.inspection import figures
 from lowrank_rlhf.data.readers.sources import READERS
 
 _LONGEST = 160
@@ -23,7 +22,8 @@ def heading(step: str, language: str) -> str:
 def drop_zone(kind: str, language: str, taken: str = "", problem: str = "") -> str:
     """Return a place to drop or choose a file, and the name of the taken one or what is wrong with it."""
     types = ",".join(READERS)
-    outcome = f"<b>{html(taken)}</b>" if taken else ""
+    remove = html(t("drop.remove", language))
+    outcome = f'<b>{html(taken)}</b> <button type="button">{remove}</button>' if taken else ""
     return (
         f'<label class="drop"><span>{html(t(f"drop.{kind}", language))}</span>'
         f'<input type="file" accept="{types}">{outcome}</label>{note(problem, "bad")}'
@@ -32,11 +32,11 @@ def drop_zone(kind: str, language: str, taken: str = "", problem: str = "") -> s
 
 def preview_html(preview: Preview, language: str) -> str:
     """Return counts and the first rows of a file, and its bad rows."""
-    if preview.loaded is None:
+    loaded, found = preview.loaded, preview.counts
+    if loaded is None or found is None:
         choose = t("file.choose_columns", language)
         hint = f"{choose}\n" if len(preview.names) > 1 else ""
         return note(hint + preview.problem, "bad") + _table(preview)
-    loaded, found = preview.loaded, figures(preview.loaded)
     counts = t(
         "file.counts", language, rows=found.rows, prompts=found.prompts, format=loaded.format.name,
         responses=found.demonstrations, comparisons=found.comparisons,
@@ -44,7 +44,8 @@ def preview_html(preview: Preview, language: str) -> str:
     problems = list(loaded.problems[:_SHOWN_PROBLEMS])
     if problems:
         problems.insert(0, t("file.bad_rows", language, count=len(loaded.problems)))
-    ignored = t("file.ignored", language, columns=", ".join(loaded.ignored)) if loaded.ignored else ""
+    columns = ", ".join([*loaded.ignored, *preview.ignored])
+    ignored = t("file.ignored", language, columns=columns) if columns else ""
     return note("\n".join(filter(None, [counts, ignored])), "good") + note("\n".join(problems), "bad") + _table(preview)
 
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from lowrank_rlhf.config.loading import load_config, preset_names, preset_path
 from lowrank_rlhf.config.schema import Config, ModelConfig
-from lowrank_rlhf.dashboard.guided.settings import HUMAN, Answers, guided
+from lowrank_rlhf.dashboard.guided.settings import guided
+from lowrank_rlhf.dashboard.guided.sizes import HUMAN, Answers
 from lowrank_rlhf.dashboard.guided.summary import Summary
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.planner.compute_cost import ANSWER_SHARE, Amounts
@@ -15,7 +16,7 @@ from lowrank_rlhf.planner.forecast import peak
 from lowrank_rlhf.planner.machine import Machine, find_machine
 from lowrank_rlhf.sources.model_shape import find_shape
 
-PRESETS = ("quickstart", "small_cpu", "gpu_8gb", "gpu_12gb", "gpu_24gb", "gpu_48gb", "gpu_80gb")
+PRESETS = ("quickstart", "small_cpu", "chinese_cpu", "gpu_8gb", "gpu_12gb", "gpu_24gb", "gpu_48gb", "gpu_80gb")
 """Presets by the size of their model, one for each."""
 
 
@@ -40,11 +41,7 @@ def model_config(model: str) -> ModelConfig:
 
 
 def memory_of_each(summary: Summary, models: Iterable[str] = PRESETS) -> list[ModelMemory]:
-    """Forecast the memory of a run on these prompts with each model.
-
-    Raises:
-        TooFewPrompts: The file has fewer different prompts than a reward model can be tested with.
-    """
+    """Forecast the memory of a run on these prompts with each model. Raises `Refused` for too few that fit."""
     found = []
     machine: Machine | None = None
     for model in models:

@@ -4,13 +4,15 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lowrank_rlhf.config.data import Columns
 from lowrank_rlhf.dashboard.access.guard import MAX_UPLOAD_BYTES
-from lowrank_rlhf.data.columns import UNREAD
+from lowrank_rlhf.data.columns import UNREAD, WORSE
+from lowrank_rlhf.data.inspection import Figures, figures
 from lowrank_rlhf.data.loading import Loaded, load
 from lowrank_rlhf.data.readers.rows import Row
 from lowrank_rlhf.data.readers.sources import READERS, read_rows
@@ -19,7 +21,9 @@ from lowrank_rlhf.errors import UserError
 FOLDER = "_data"
 """Folder of the files inside the folder of all runs; no run can have its name."""
 PASTED = "my-prompts.txt"
-_LONGEST_NAME = 80
+MAX_KEPT_BYTES = 2**30
+"""Most bytes of all files in `FOLDER`."""
+_LONGEST_NAME = 80  # bytes of UTF-8
 _SHOWN_ROWS = 3
 
 
@@ -32,6 +36,9 @@ class Preview(NamedTuple):
     """The first rows."""
     loaded: Loaded | None
     problem: str = ""
+    ignored: tuple[str, ...] = ()
+    """Columns that `column_map` leaves out."""
+    counts: Figures | None = None
 
 
 def keep(runs: Path, name: str, content: bytes) -> Path:
@@ -40,7 +47,7 @@ def keep(runs: Path, name: str, content: bytes) -> Path:
     A run may still read an earlier file: another content gets another name.
 
     Raises:
-        UserError: The file is too large, of an unknown type, or `FOLDER` is a link.
+        UserError: The file is too large, of an unknown type, or `FOLDER` is full or a link.
     """
     if len(content) > MAX_UPLOAD_BYTES:
         raise UserError(
@@ -50,6 +57,8 @@ def keep(runs: Path, name: str, content: bytes) -> Path:
     if folder.is_symlink():
         raise UserError(f"{folder}: a link. Remove it")
     folder.mkdir(parents=True, exist_ok=True)
+    if sum(path.lstat().st_size for path in folder.iterdir()) + len(content) > MAX_KEPT_BYTES:
+        raise UserError(f"{folder}: would hold more than {MAX_KEPT_BYTES >> 20} MiB. Delete files that no run reads")
     paths = (folder / _numbered(wanted, number) for number in count(1))
     return next(path for path in paths if _holds(path, content))
 
@@ -74,7 +83,9 @@ def _holds(path: Path, content: bytes) -> bool:
 def kept(runs: Path, name: str) -> Path:
     """Return the path of a file that was kept. Raises `UserError` if there is none of that name."""
     path = runs / FOLDER / name
-    if name != _safe(name) or path.is_symlink() or not path.is_file():
+    stem, suffix = os.path.splitext(name)
+    named = re.fullmatch(r"[\w-]+", stem) and suffix in READERS
+    if not named or path.parent != runs / FOLDER or path.is_symlink() or not path.is_file():
         raise UserError(f"{name[:_LONGEST_NAME]!r}: file not found")
     return path
 
@@ -84,30 +95,44 @@ def _safe(name: str) -> str:
     stem, suffix = os.path.splitext(name)
     if suffix.lower() not in READERS:
         raise UserError(f"{name[:_LONGEST_NAME]}: unknown file type. Expected {', '.join(READERS)}")
-    stem = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", stem)).strip("-_")
-    return f"{stem[:_LONGEST_NAME] or 'prompts'}{suffix.lower()}"
+    stem = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", stem)).lstrip("-_")
+    cut = stem.encode()[:_LONGEST_NAME].decode(errors="ignore").rstrip("-_")
+    return f"{cut or 'prompts'}{suffix.lower()}"
 
 
 def preview(path: Path, columns: Columns) -> Preview:
-    """Read a file as a run would."""
+    """Read a file as a run would. The files last read are kept in memory."""
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:
+        return Preview([], [], None, f"{path}: file not found")
+    return _preview(path, changed, tuple(columns.items()))
+
+
+@lru_cache(maxsize=2)  # with and without a choice of columns
+def _preview(path: Path, _changed: int, columns: tuple[tuple[str, str | None], ...]) -> Preview:
     try:
         rows = [row.fields for row in read_rows(path) if isinstance(row, Row)]
     except UserError as error:
         return Preview([], [], None, str(error))
     names = list(dict.fromkeys(name for row in rows for name in row))
     try:
-        return Preview(names, rows[:_SHOWN_ROWS], load(path, "data.format", columns=columns))
+        loaded = load(path, "data.format", columns=dict(columns))
     except UserError as error:
         return Preview(names, rows[:_SHOWN_ROWS], None, str(error))
+    ignored = tuple(key for key, column in columns if column is None)
+    return Preview(names, rows[:_SHOWN_ROWS], loaded, "", ignored, figures(loaded))
 
 
 def column_map(names: Sequence[str], prompt: str | None, response: str | None) -> Columns:
     """Return the value of `data.columns` for two chosen columns; none is empty: then the format's keys are read.
 
-    With a choice, the other columns that change the meaning of a row are ignored.
+    With a choice, the other columns that change the meaning of a row are ignored, but not the rejected answers of
+    comparisons if no response is chosen.
     """
     chosen = {"prompt": prompt, "response": response}
     mapped: Columns = {key: column for key, column in chosen.items() if column and column != key}
     if not (prompt or response):
         return {}
-    return mapped | {name: None for name in names if name in UNREAD and name not in (prompt, response)}
+    kept = {prompt, response, *(WORSE if any(name.startswith("chosen") for name in names) and not response else ())}
+    return mapped | {name: None for name in names if name in UNREAD and name not in kept}

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from lowrank_rlhf.config.schema import ModelConfig
+from lowrank_rlhf.data.comparisons import ComparisonData, collect
 from lowrank_rlhf.data.examples import Example
 from lowrank_rlhf.data.lengths import Measure
 from lowrank_rlhf.data.loading import Loaded
@@ -16,6 +18,20 @@ _UNMEASURED = 2
 """Factor on lengths estimated from bytes: the tokens of an unusual language are shorter than the average."""
 _ENGLISH = 0.8
 """Share of letters without accents above which a text may be English."""
+_CHINESE = 0.2
+"""Share of Chinese characters among the letters from which a text may be Chinese: an English word has more letters."""
+
+
+class Pair(NamedTuple):
+    """Tokens of a prompt and of an answer to it."""
+
+    prompt: int
+    answer: int
+
+    @property
+    def whole(self) -> int:
+        """Tokens of both."""
+        return self.prompt + self.answer
 
 
 @dataclass(frozen=True)
@@ -24,15 +40,14 @@ class Summary:
 
     lengths: tuple[int, ...]
     """Tokens of each different prompt."""
-    demonstrations: int = 0
+    demonstrations: tuple[Pair, ...] = ()
     """Prompts with a response to imitate."""
-    longest_response: int = 0
-    longest_demonstration: int = 0
-    """Prompt and response together."""
-    compared: int = 0
-    """Prompts with at least one comparison of two answers."""
+    compared: tuple[Pair, ...] = ()
+    """Prompts with at least one comparison of two answers, each with its longest answer."""
     english: bool = True
     """True if the letters of the prompts are those of English, which most built-in judges require."""
+    chinese: bool = False
+    """True if the prompts are Chinese, as one built-in judge requires."""
 
     @property
     def prompts(self) -> int:
@@ -56,16 +71,13 @@ class _Estimate:
 
 def summarise(loaded: Loaded, model: ModelConfig) -> Summary:
     """Return the summary of a file for a model. Raises `UserError` for a local model that does not exist."""
-    measure: Measure = local_tokenizer(model) or _Estimate()
+    measure = _measure(model)
     examples: dict[object, Example] = {}
-    compared = set()
     for _, example in loaded.located:
         key = prompt_key(example.prompt)
         kept = examples.setdefault(key, example)
         if kept.imitated is None and example.imitated is not None:
             examples[key] = example
-        if example.pairs:
-            compared.add(key)
     lengths = measure.prompts([example.prompt for example in examples.values()])
     imitated = [
         (length, example.imitated)
@@ -73,16 +85,30 @@ def summarise(loaded: Loaded, model: ModelConfig) -> Summary:
         if example.imitated is not None
     ]
     responses = measure.answers([text for _, text in imitated])
+    compared = replace(loaded, located=[entry for entry in loaded.located if entry.example.pairs])
+    letters = _letters([example.prompt for example in examples.values()])
     return Summary(
         lengths=tuple(lengths),
-        demonstrations=len(imitated),
-        longest_response=max(responses, default=0),
-        longest_demonstration=max((a + b for (a, _), b in zip(imitated, responses, strict=True)), default=0),
-        compared=len(compared),
-        english=_is_english([example.prompt for example in examples.values()]),
+        demonstrations=tuple(Pair(one, other) for (one, _), other in zip(imitated, responses, strict=True)),
+        compared=compared_pairs(collect(compared), model),
+        english=len(re.findall("[A-Za-z]", letters)) >= _ENGLISH * len(letters),
+        chinese=bool(letters) and len(re.findall("[\u4e00-\u9fff]", letters)) >= _CHINESE * len(letters),
     )
 
 
-def _is_english(prompts: Sequence[Turns]) -> bool:
-    letters = "".join(re.findall(r"[^\W\d_]", "".join(turn.content for prompt in prompts for turn in prompt)))
-    return len(re.findall("[A-Za-z]", letters)) >= _ENGLISH * len(letters)
+def compared_pairs(data: ComparisonData, model: ModelConfig) -> tuple[Pair, ...]:
+    """Return the tokens of each compared prompt and of the longest answer to it."""
+    measure = _measure(model)
+    longest: dict[str, int] = {}
+    for answer, tokens in zip(data.answers, measure.answers([answer.text for answer in data.answers]), strict=True):
+        longest[answer.prompt_id] = max(longest.get(answer.prompt_id, 0), tokens)
+    lengths = measure.prompts([prompt.messages for prompt in data.prompts])
+    return tuple(Pair(length, longest[prompt.id]) for prompt, length in zip(data.prompts, lengths, strict=True))
+
+
+def _measure(model: ModelConfig) -> Measure:
+    return local_tokenizer(model) or _Estimate()
+
+
+def _letters(prompts: Sequence[Turns]) -> str:
+    return "".join(re.findall(r"[^\W\d_]", "".join(turn.content for prompt in prompts for turn in prompt)))

@@ -7,7 +7,7 @@ const send = async (file) => {
       const response = await fetch(address + encodeURIComponent(file.name), {method: 'POST', body: file});
       [status, answer] = [response.status, await response.text()];
     } catch (error) {
-      [status, answer] = [0, String(error)];
+      [status, answer] = [0, ''];  // the server cannot be reached
     }
   }
   trigger('select', {index: status, value: answer});
@@ -16,6 +16,11 @@ element.addEventListener('change', (event) => {
   if (event.target.type !== 'file') return;
   send(event.target.files[0]);
   event.target.value = '';
+});
+element.addEventListener('click', (event) => {
+  if (event.target.type !== 'button') return;
+  event.preventDefault();
+  trigger('select', {index: removed, value: ''});
 });
 const over = (event, on) => {
   event.preventDefault();

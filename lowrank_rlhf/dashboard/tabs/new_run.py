@@ -38,6 +38,8 @@ class Form(NamedTuple):
     name: gr.Textbox
     copy: gr.Button
     yaml: gr.Code
+    loaded: gr.Textbox
+    """Text that the last event loaded into `yaml`, empty if it loaded none."""
     verdict: gr.HTML
     plan: gr.Button
     start: gr.Button
@@ -69,45 +71,54 @@ def build(page: DashboardPage) -> Form:
     def rename(text: str, name: str) -> str:
         return page.runs.free_name(_parse(text, name).name)
 
-    def copy_settings(chosen: str | None, _text: str, language: str) -> tuple[Any, Any, str, Any]:
-        return _copy_settings(page.runs, chosen, language)
+    def copy_settings(chosen: str | None, kept: str, language: str) -> list[Any]:
+        return ["", *[gr.skip()] * 4] if kept else _copy_settings(page.runs, chosen, language)
 
     fields = [form.yaml, form.name, form.preset, page.language]
     asks = yaml_draft.asks_first()
     chosen = form.preset.select(  # by a person; "Try the example" fills the form itself
-        _preset, [form.preset, form.yaml], [form.yaml, form.planned, form.start], js=asks, **QUIET
+        _preset, [form.preset, form.yaml], [form.loaded, form.yaml, form.planned, form.start], js=asks, **QUIET
     )
     copied = form.copy.click(
-        copy_settings, [page.run, form.yaml, page.language], [form.yaml, form.name, form.planned, form.start],
-        js=asks, **EVENT,
+        copy_settings, [page.run, form.yaml, page.language],
+        [form.loaded, form.yaml, form.name, form.planned, form.start], js=asks, **EVENT,
     )  # fmt: skip
     for event in (chosen, copied):
-        yaml_draft.loaded(event, form.yaml)
+        yaml_draft.loaded(event, form.loaded)
     yaml_draft.keep(form.yaml, form.name)
     for field in (form.yaml, form.name):
         field.change(
             check, [form.yaml, form.name, page.language, form.agreed],
             [form.verdict, form.start, form.planned, form.agreed, form.stale], trigger_mode="always_last", **QUIET,
         )  # fmt: skip
-    plan_after(page, form, form.plan.click)
-    plan_after(page, form, guided_path.connect(page, guided_form, form.yaml, form.name, form.preset).success)
+    _connect_plan(page, form, form.plan.click, form.yaml)
+    made = guided_path.connect(page, guided_form, [form.loaded, form.yaml, form.name, form.preset])
+    plan_loaded(page, form, made)
     form.rename.click(rename, [form.yaml, form.name], form.name, **EVENT)
     outputs = [page.run, form.planned, form.start, form.agreed]
     form.redo.click(redo, [*fields, form.agreed], [*outputs, form.stale], **EVENT)
     return form._replace(started=form.start.click(start, [*fields, form.agreed], outputs, **EVENT))
 
 
-def plan_after(page: DashboardPage, form: Form, event: Any) -> Any:
-    """Plan the form's settings after an event, or at a click on a button's listener; return the event of the plan."""
+def plan_loaded(page: DashboardPage, form: Form, event: Any) -> Any:
+    """Remember the text that an event has loaded, and plan it; return the event of the plan."""
+    yaml_draft.loaded(event, form.loaded)
+    return _connect_plan(page, form, event.success, form.loaded)
 
-    def plan(text: str, name: str, preset: str | None, language: str) -> list[Any]:
+
+def _connect_plan(page: DashboardPage, form: Form, listener: Any, condition: gr.Component) -> Any:
+    """Plan the form's settings at an event if the component `condition` has a text."""
+
+    def plan(given: str, text: str, name: str, preset: str | None, language: str) -> list[Any]:
+        if condition is form.loaded and not given:
+            return [gr.skip()] * 5
         shown, start, agreed = _plan(page.runs, text, name, preset, language)
         verdict = gr.skip() if agreed else ""  # "valid" beside a refusal misleads
         return [shown, start, agreed, verdict, gr.update(visible=bool(_redo(agreed)))]
 
-    fields = [form.yaml, form.name, form.preset, page.language]
+    fields = [condition, form.yaml, form.name, form.preset, page.language]
     outputs = [form.planned, form.start, form.agreed, form.verdict, form.stale]
-    return event(plan, fields, outputs, **EVENT)
+    return listener(plan, fields, outputs, **EVENT)
 
 
 def _lay_out(page: DashboardPage) -> tuple[Form, guided_path.GuidedForm]:
@@ -121,6 +132,7 @@ def _lay_out(page: DashboardPage) -> tuple[Form, guided_path.GuidedForm]:
         yaml = texts.add(
             gr.Code(language="yaml", lines=12, max_lines=24, interactive=True, elem_id="yaml"), label="new.yaml"
         )
+        loaded = yaml_draft.lay_out()
         verdict = gr.HTML("", elem_id="verdict")
         with gr.Row(elem_classes="actions"):
             plan = texts.add(gr.Button(elem_id="plan"), value="new.plan")
@@ -131,31 +143,31 @@ def _lay_out(page: DashboardPage) -> tuple[Form, guided_path.GuidedForm]:
             redo = texts.add(gr.Button(variant="stop", elem_id="redo-stale"), value="new.redo")
         agreed = gr.State(None)
     column = guided_form.column
-    form = Form(accordion, column, preset, name, copy, yaml, verdict, plan, start, planned, agreed, stale, rename, redo)
+    form = Form(
+        accordion, column, preset, name, copy, yaml, loaded, verdict, plan, start, planned, agreed, stale, rename, redo
+    )  # fmt: skip
     return form, guided_form
 
 
-def _preset(name: str | None, _text: str) -> tuple[Any, Any, Any]:
-    if name == yaml_draft.KEPT:
-        return gr.skip(), gr.skip(), gr.skip()
+def _preset(name: str | None, kept: str) -> list[Any]:
+    if kept:
+        return ["", *[gr.skip()] * 3]
     text = preset_path(name).read_text(encoding="utf-8") if name else ""
-    return text, "", gr.update(interactive=False)
+    return [text, text, "", gr.update(interactive=False)]
 
 
-def _copy_settings(runs: RunsFolder, chosen: str | None, language: str) -> tuple[Any, Any, str, Any]:
-    """Return the chosen run's settings and name for the form."""
-    locked = gr.update(interactive=False)
-    if chosen == yaml_draft.KEPT:
-        return gr.skip(), gr.skip(), "", gr.skip()
+def _copy_settings(runs: RunsFolder, chosen: str | None, language: str) -> list[Any]:
+    """Return the chosen run's settings, twice, and its name for the form."""
+    locked, kept = gr.update(interactive=False), ["", gr.skip(), gr.skip()]
     if not chosen:
-        return gr.skip(), gr.skip(), note(t("runs.choose", language)), locked
+        return [*kept, note(t("runs.choose", language)), locked]
     try:
         text = (runs.path(chosen) / "config.yaml").read_text(encoding="utf-8")
     except UserError as error:
-        return gr.skip(), gr.skip(), note(str(error), "bad"), locked
+        return [*kept, note(str(error), "bad"), locked]
     except OSError:
-        return gr.skip(), gr.skip(), note(t("runs.no_config", language), "bad"), locked
-    return text, chosen, "", locked
+        return [*kept, note(t("runs.no_config", language), "bad"), locked]
+    return [text, text, chosen, "", locked]
 
 
 def _check(text: str, name: str, language: str) -> tuple[str, Any]:

@@ -42,11 +42,11 @@ def build(page: DashboardPage) -> Start:
 
     page.language.change(_about, page.language, about, **QUIET)
     loaded = example.click(
-        _example, [form.preset, form.yaml], [form.accordion, form.guided, form.preset, form.yaml, form.name],
+        _example, [form.preset, form.yaml],
+        [form.accordion, form.guided, form.preset, form.loaded, form.yaml, form.name],
         js=yaml_draft.asks_first(_EXAMPLE), **EVENT,
     )  # fmt: skip
-    yaml_draft.loaded(loaded, form.yaml)
-    new_run.plan_after(page, form, loaded.then).then(None, None, None, js=_SHOW % "new-run", **QUIET)
+    new_run.plan_loaded(page, form, loaded).then(None, None, None, js=_SHOW % "new-run", **QUIET)
     own.click(_own, None, [form.accordion, form.guided], **EVENT).then(None, None, None, js=_SHOW % "guided", **QUIET)
     rank.click(waiting, page.language, [page.run, outcome], **EVENT).then(None, outcome, None, js=_TO_RANK, **QUIET)
     return Start(block, form.started)
@@ -56,12 +56,12 @@ def _about(language: str) -> str:
     return f'<p class="lead">{explained("begin.about", language)}</p>'
 
 
-def _example(preset: str, _text: str) -> list[Any]:
+def _example(preset: str, kept: str) -> list[Any]:
     """Fill the form with the example's settings, unless the person keeps those that were edited."""
-    if preset == yaml_draft.KEPT:
-        return [gr.update(open=True), *[gr.skip()] * 4]
+    if kept:
+        return [gr.update(open=True), gr.skip(), gr.skip(), "", gr.skip(), gr.skip()]
     text = preset_path(preset).read_text(encoding="utf-8")
-    return [gr.update(open=True), gr.update(visible=False), preset, text, ""]
+    return [gr.update(open=True), gr.update(visible=False), preset, text, text, ""]
 
 
 def _own() -> list[Any]:

@@ -9,8 +9,6 @@ from lowrank_rlhf.dashboard.browser.storage import with_storage
 from lowrank_rlhf.dashboard.page import QUIET
 from lowrank_rlhf.dashboard.text import LANGUAGES, t
 
-KEPT = ""
-"""Choice that `asks_first` sends if the person keeps the edited text."""
 _KEEP = with_storage("""(text, name) => {
   const draft = {text, name, loaded: window.loadedYaml};
   if (window.draftRestored) stored((storage) => storage.setItem('lowrank-new-run', JSON.stringify(draft)));
@@ -21,11 +19,12 @@ _RESTORE = with_storage("""() => {
   window.draftRestored = true;
   return [(kept && kept.text) || '', (kept && kept.name) || ''];
 }""")
-_LOADED = "(text) => { window.loadedYaml = text; }"
+_LOADED = "(text) => { if (text) window.loadedYaml = text; }"
 _ASK = """(choice, text, ...rest) => {
   const questions = %s;
   const edited = (text || '').trim() && text.trim() !== (window.loadedYaml || '').trim();
-  return [!edited || confirm(questions[document.documentElement.lang]) ? choice : '', text, ...rest];
+  const kept = edited && !confirm(questions[document.documentElement.lang]);
+  return [choice, kept ? text : '', ...rest];
 }"""
 
 
@@ -39,12 +38,17 @@ def keep(yaml: gr.Code, name: gr.Textbox) -> None:
 def asks_first(choice: str | None = None) -> str:
     """Return the script of an event with the inputs choice, text and others: it asks before an edited text goes.
 
-    `choice` replaces the first input.
+    The event receives the text only if the person keeps it, else an empty one; `choice` replaces the first input.
     """
     script = _ASK % json.dumps({language: t("new.overwrite", language) for language in LANGUAGES}, ensure_ascii=False)
     return script if choice is None else f"(_, ...rest) => ({script})({json.dumps(choice)}, ...rest)"
 
 
-def loaded(event: Any, yaml: gr.Code) -> None:
-    """Remember the text that an event has loaded: it may be replaced without a question."""
-    event.then(None, yaml, None, js=_LOADED, **QUIET)
+def lay_out() -> gr.Textbox:
+    """Add the text that the last event loaded, empty if it loaded none. It is hidden by style: scripts read it."""
+    return gr.Textbox(elem_id="loaded-yaml", elem_classes="folded")
+
+
+def loaded(event: Any, text: gr.Textbox) -> None:
+    """Remember in the browser the text that an event has loaded: it may be replaced without a question."""
+    event.then(None, text, None, js=_LOADED, **QUIET)
