@@ -101,13 +101,13 @@ def connect(page: DashboardPage, form: GuidedForm, filled: Sequence[gr.Component
     read = [form.file, form.prompt, form.response, form.model, page.language]
     seen = [form.shown, form.model]
 
-    def received(event: gr.SelectData, language: str) -> tuple[Any, str]:
+    def received(choices: str, language: str, event: gr.SelectData) -> tuple[Any, str, Any]:
         path, problem = _received(runs, event.index, event.value, language)
-        return path, note(problem, "bad")
+        return path, note(problem, "bad"), _of_another_file(choices, language)
 
-    def pasted(text: str, language: str) -> tuple[Any, str]:
+    def pasted(text: str, choices: str, language: str) -> tuple[Any, str, Any]:
         path, problem = _pasted(runs, text, language)
-        return path, note(problem, "bad")
+        return path, note(problem, "bad"), _of_another_file(choices, language)
 
     def compared(event: gr.SelectData, language: str) -> tuple[Any, str]:
         path, problem = _received(runs, event.index, event.value, language)
@@ -116,10 +116,10 @@ def connect(page: DashboardPage, form: GuidedForm, filled: Sequence[gr.Component
     def make(ranker: str, kept: str, *answers: Any) -> list[Any]:
         return ["", *[gr.skip()] * 4] if kept else _make(page, ranker, *answers)
 
-    taken = [form.file, form.shown]
+    taken = [form.file, form.shown, form.choices]
     for event in (
-        form.zone.select(received, page.language, taken, **EVENT),
-        form.paste.click(pasted, [form.pasted, page.language], taken, **EVENT),
+        form.zone.select(received, [form.choices, page.language], taken, **EVENT),
+        form.paste.click(pasted, [form.pasted, form.choices, page.language], taken, **EVENT),
     ):
         event.success(_columns, form.file, [form.mapping, form.prompt, form.response], **QUIET).then(
             look, read, seen, **EVENT
@@ -172,6 +172,11 @@ def _pasted(runs: Path, text: str, language: str) -> tuple[Any, str]:
         return str(prompt_files.keep(runs, prompt_files.PASTED, text.encode())), ""
     except (UserError, OSError) as error:
         return None, str(error)
+
+
+def _of_another_file(choices: str, language: str) -> Any:
+    """Return a warning in place of the numbers that were chosen for the file before; nothing if there are none."""
+    return note(t("guided.another_file", language), "bad") if choices else gr.skip()
 
 
 def _columns(file: str | None) -> list[Any]:
