@@ -14,7 +14,7 @@ from lowrank_rlhf.dashboard.guided import models
 from lowrank_rlhf.dashboard.guided.answers import answers_from
 from lowrank_rlhf.dashboard.guided.settings import guided
 from lowrank_rlhf.dashboard.guided.sizes import CHINESE_JUDGE, DATASET, HUMAN, JUDGES, LEAST, Answers, Refused
-from lowrank_rlhf.dashboard.guided.summary import Pair, Summary, summarise
+from lowrank_rlhf.dashboard.guided.summary import AnsweredPrompt, Summary, summarise
 from lowrank_rlhf.dashboard.guided.yaml_text import yaml_text
 from lowrank_rlhf.dashboard.text import LANGUAGES, t
 from lowrank_rlhf.data.loading import load
@@ -26,7 +26,7 @@ COUNTS = (LEAST, 40, 200, 3000)
 
 
 def answers(count: int = 40, ranker: str = HUMAN, model: str = "quickstart", **summary: object) -> Answers:
-    compared = (Pair(30, 20),) * count
+    compared = (AnsweredPrompt(30, 20),) * count
     found = Summary((30,) * count, compared=compared, **summary)
     return Answers("mine", "mine.txt", found, model, ranker, compared=compared)
 
@@ -62,7 +62,7 @@ def test_every_combination_is_a_config(count, ranker, model) -> None:
         if english == (ranker == CHINESE_JUDGE) and ranker not in (HUMAN, DATASET):
             continue
         for demonstrations in (0, 7, count):
-            responses = (Pair(30, 20),) * demonstrations
+            responses = (AnsweredPrompt(30, 20),) * demonstrations
             made = guided(answers(count, ranker, model, english=english, chinese=not english, demonstrations=responses))
             reasons = {choice.setting: choice.id for choice in made.choices}
             assert parse_config(yaml_text(made.values, reasons), "editor") == made.config
@@ -121,7 +121,7 @@ def test_a_separate_file_of_comparisons_passes_the_checks_of_validate(words, lon
 def test_the_answers_compared_are_read_whole() -> None:
     """Up to the most that a run with these settings reads."""
     for answer, whole in ((700, 736), (3000, 2048)):
-        found = replace(answers(40, DATASET), compared=(Pair(30, answer),) * 40)
+        found = replace(answers(40, DATASET), compared=(AnsweredPrompt(30, answer),) * 40)
         assert guided(found).config.model.max_length == whole
         assert guided(replace(found, ranker=HUMAN)).config.model.max_length == 160  # nothing reads them
 
@@ -130,8 +130,8 @@ def test_the_answers_compared_are_read_whole() -> None:
     ("changed", "reason"),
     [
         ({"compared": ()}, "no_comparisons"),
-        ({"compared": (Pair(30, 20),) * 11}, "few_comparisons"),
-        ({"compared": (Pair(3000, 20),) * 30 + (Pair(30, 20),) * 11}, "long_comparisons"),
+        ({"compared": (AnsweredPrompt(30, 20),) * 11}, "few_comparisons"),
+        ({"compared": (AnsweredPrompt(3000, 20),) * 30 + (AnsweredPrompt(30, 20),) * 11}, "long_comparisons"),
         ({"summary": Summary((30,) * (LEAST - 1))}, "too_few"),
         ({"summary": Summary((3000,) * 40)}, "too_long"),
         ({"rows": 100, "bad_rows": 21}, "bad_rows"),
@@ -192,7 +192,7 @@ def test_people_rank_no_more_than_needed() -> None:
 def test_lengths_follow_the_data() -> None:
     made = guided(answers(40))
     assert (made.config.sample.max_new_tokens, made.config.model.max_length) == (128, 160)
-    imitating = Summary((230,) * 40, demonstrations=(Pair(230, 70),) * 40)
+    imitating = Summary((230,) * 40, demonstrations=(AnsweredPrompt(230, 70),) * 40)
     config = guided(replace(answers(40), summary=imitating)).config
     assert (config.sample.max_new_tokens, config.model.max_length) == (80, 320)
     mixed = replace(answers(40).summary, lengths=(30,) * 40 + (5000,) * 3)
@@ -205,7 +205,7 @@ def test_lengths_follow_the_data() -> None:
 def test_comparisons_of_the_prompts_own_file_have_its_columns() -> None:
     own = replace(answers(40, DATASET), columns={"prompt": "question"})
     assert guided(own).config.rank.columns == {"prompt": "question"}
-    config = guided(replace(own, comparisons="other.jsonl", compared=(Pair(30, 20),) * 300)).config
+    config = guided(replace(own, comparisons="other.jsonl", compared=(AnsweredPrompt(30, 20),) * 300)).config
     assert (config.rank.dataset, config.rank.columns) == ("other.jsonl", {})
     assert config.reward.held_out == 0.5  # of 300 prompts with one comparison each
 

@@ -143,11 +143,11 @@ def _choices(answers: Answers, config: Config, sizes: Sizes) -> Iterator[ChosenS
     yield ChosenSetting("held_out", ("data", "held_out"), shares)
     if left_out := _too_long(answers, sizes):
         yield ChosenSetting("too_long", ("data", "skip_too_long"), left_out)
-    demonstrations = {"demonstrations": sizes.demonstrations}
+    imitated = {"demonstrations": sizes.demonstrations}
     if sizes.imitates:
-        yield ChosenSetting("demonstrations", ("sft", "epochs"), demonstrations)
+        yield ChosenSetting("demonstrations", ("sft", "epochs"), imitated)
     else:
-        yield ChosenSetting("base", ("sft", "source"), demonstrations)
+        yield ChosenSetting("base", ("sft", "source"), imitated)
     lengths = {"answer": sizes.new_tokens, "whole": sizes.max_length}
     yield ChosenSetting("length", ("sample", "max_new_tokens"), lengths)
     yield from _ranking_choices(answers, config, sizes)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from lowrank_rlhf.config.data import Columns
-from lowrank_rlhf.dashboard.guided.summary import Pair, Summary
+from lowrank_rlhf.dashboard.guided.summary import AnsweredPrompt, Summary
 from lowrank_rlhf.data.length_filter import SHORTEST_ANSWER
 from lowrank_rlhf.maths.reward_gate import LEAST_PROMPTS, POWER, PROMPTS, expected_passes, prompts_for_power
 from lowrank_rlhf.preferences.enough import ASSUMED_ACCURACY
@@ -47,7 +47,7 @@ class Answers:
     columns: Columns = field(default_factory=dict)
     comparisons: str | None = None
     """Source for `rank.dataset`; the prompts' own file by default."""
-    compared: tuple[Pair, ...] = ()
+    compared: tuple[AnsweredPrompt, ...] = ()
     """Prompts with comparisons there, each with its longest answer."""
     rows: int = 0
     """Rows of the prompts' file."""
@@ -162,7 +162,7 @@ def passes(ranked: int, answers: int, share: float) -> float:
     return 0.0 if ranked < 2 else expected_passes(min(ranked, PROMPTS[-1]), ASSUMED_ACCURACY, answers, share)
 
 
-def _max_length(answers: Answers, imitated: Sequence[Pair], new_tokens: int) -> int:
+def _max_length(answers: Answers, imitated: Sequence[AnsweredPrompt], new_tokens: int) -> int:
     compared = answers.compared if answers.ranker == DATASET else ()
     prompts = (length + new_tokens for length in answers.summary.lengths)
     return min(_rounded(max([new_tokens, *prompts, *(pair.whole for pair in (*imitated, *compared))])), _LONGEST)

@@ -22,7 +22,7 @@ _CHINESE = 0.2
 """Share of Chinese characters among the letters from which a text may be Chinese: an English word has more letters."""
 
 
-class Pair(NamedTuple):
+class AnsweredPrompt(NamedTuple):
     """Tokens of a prompt and of an answer to it."""
 
     prompt: int
@@ -40,9 +40,9 @@ class Summary:
 
     lengths: tuple[int, ...]
     """Tokens of each different prompt."""
-    demonstrations: tuple[Pair, ...] = ()
+    demonstrations: tuple[AnsweredPrompt, ...] = ()
     """Prompts with a response to imitate."""
-    compared: tuple[Pair, ...] = ()
+    compared: tuple[AnsweredPrompt, ...] = ()
     """Prompts with at least one comparison of two answers, each with its longest answer."""
     english: bool = True
     """True if the letters of the prompts are those of English, which most built-in judges require."""
@@ -89,21 +89,23 @@ def summarise(loaded: Loaded, model: ModelConfig) -> Summary:
     letters = _letters([example.prompt for example in examples.values()])
     return Summary(
         lengths=tuple(lengths),
-        demonstrations=tuple(Pair(one, other) for (one, _), other in zip(imitated, responses, strict=True)),
+        demonstrations=tuple(AnsweredPrompt(one, other) for (one, _), other in zip(imitated, responses, strict=True)),
         compared=compared_pairs(collect(compared), model),
         english=len(re.findall("[A-Za-z]", letters)) >= _ENGLISH * len(letters),
         chinese=bool(letters) and len(re.findall("[\u4e00-\u9fff]", letters)) >= _CHINESE * len(letters),
     )
 
 
-def compared_pairs(data: ComparisonData, model: ModelConfig) -> tuple[Pair, ...]:
+def compared_pairs(data: ComparisonData, model: ModelConfig) -> tuple[AnsweredPrompt, ...]:
     """Return the tokens of each compared prompt and of the longest answer to it."""
     measure = _measure(model)
     longest: dict[str, int] = {}
     for answer, tokens in zip(data.answers, measure.answers([answer.text for answer in data.answers]), strict=True):
         longest[answer.prompt_id] = max(longest.get(answer.prompt_id, 0), tokens)
     lengths = measure.prompts([prompt.messages for prompt in data.prompts])
-    return tuple(Pair(length, longest[prompt.id]) for prompt, length in zip(data.prompts, lengths, strict=True))
+    return tuple(
+        AnsweredPrompt(length, longest[prompt.id]) for prompt, length in zip(data.prompts, lengths, strict=True)
+    )
 
 
 def _measure(model: ModelConfig) -> Measure:
