@@ -11,16 +11,17 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Qwen3Config
 
-from benchmarks.memory import Row, measure, table
+from benchmarks.memory import command
 from benchmarks.setting import SMOLLM2
 from lowrank_rlhf.config.loading import load_config, preset_folder
 from lowrank_rlhf.config.schema import Config, DataConfig, ModelConfig
@@ -44,6 +45,8 @@ FEW_STEPS = (
 )  # fmt: skip
 PROMPTS = 40
 
+Row = dict[str, Any]
+
 
 def main() -> None:
     """Measure each preset and write the table."""
@@ -61,6 +64,38 @@ def main() -> None:
     (given.output / "cards.json").write_text(json.dumps(rows, indent=1) + "\n")
     (given.output / "cards.md").write_text(table(rows))
     print(table(rows))
+
+
+def measure(preset: str, setting: str, changes: Sequence[str], runs: Path, name: str) -> list[Row]:
+    """Return forecast and measured peak of each stage of one run up to PPO."""
+    arguments = [preset, "--runs", str(runs), f"name={name}", *changes]
+    plan = json.loads(command("plan", *arguments, "--json"))
+    predicted = {stage["stage"]: stage["memory"] for stage in plan["stages"] if stage["memory"]}
+    command("run", *arguments, "--until", "ppo")
+    rows = []
+    for stage, memory in predicted.items():
+        mark = runs / name / "done" / f"{stage}.json"
+        if mark.exists():
+            measured = json.loads(mark.read_text())["peak_memory_bytes"]
+            row = {"setting": setting, "stage": stage, "measured": measured, "predicted": memory["shown_bytes"]}
+            rows.append(row)
+            print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """Format a Markdown row for each stage of each setting."""
+    lines = [
+        "| setting | stage | measured, MiB | forecast | measured / forecast | over sft |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        sft = next(one["measured"] for one in rows if one["setting"] == row["setting"] and one["stage"] == "sft")
+        mib = (row["measured"] / 2**20, row["predicted"] / 2**20)
+        ratios = (row["measured"] / row["predicted"], row["measured"] / sft)
+        cells = (row["setting"], row["stage"], *(f"{value:,.0f}" for value in mib), *(f"{r:.2f}" for r in ratios))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _measure(preset: str, tokenizer: str, changes: list[str], folder: Path) -> list[Row]:

@@ -116,7 +116,7 @@ def measure(name: str, base: Config, setting: str) -> Cell:
             file.writelines(json.dumps(row) + "\n" for row in examples(config))
         path = Path(scratch) / "memory.yaml"
         path.write_text(dump_config(config))
-        run(str(path), "--runs", str(runs), "--until", "ppo")
+        command("run", str(path), "--runs", str(runs), "--until", "ppo")
         run_dir, shape = RunDir(runs / config.name), find_shape(config.model)
         if shape is None:
             sys.exit(f"{name}: the model's shape is unknown")
@@ -162,12 +162,13 @@ def ratios(cell: Cell) -> dict[str, float]:
     return {stage: size / planned(cell, stage) for stage, size in cell["measured"].items()}
 
 
-def run(*arguments: str) -> None:
-    """Run `lowrank_rlhf run` in a process of its own; exit if it fails."""
-    whole = [sys.executable, "-m", "lowrank_rlhf", "run", *arguments]
-    done = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(whole)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+def command(*arguments: str) -> str:
+    """Return the standard output of one command of the package; exit if it fails."""
+    whole = [sys.executable, "-m", "lowrank_rlhf", *arguments]
+    run = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, check=False)
+    if run.returncode:
+        sys.exit(f"{' '.join(whole)} ended with {run.returncode}:\n{run.stderr[-3000:]}")
+    return run.stdout
 
 
 def table(cells: Sequence[Cell]) -> str:
