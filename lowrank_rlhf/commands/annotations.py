@@ -196,9 +196,9 @@ def exclude(
     runs: RunsOption = Path("runs"),
     undo: Annotated[bool, typer.Option("--undo", help="Restore the excluded rankings.")] = False,
 ) -> None:
-    """Withdraw all rankings that an annotator has made; they are kept in the file.
+    """Withdraw all rankings by an annotator.
 
-    Rankings that the annotator makes afterwards count.
+    They are kept in the file. Rankings that the annotator makes afterwards count.
 
     \b
     Examples:

@@ -308,7 +308,7 @@ def found(words: Sequence[str]) -> Any:
 
 
 def test_the_walk_finds_every_command() -> None:
-    groups = {"presets": ("show", "copy"), "data": ("inspect",), "annotations": ("export", "import")}
+    groups = {"presets": ("show", "copy"), "data": ("inspect",), "annotations": ("export", "import", "exclude")}
     alone = [
         "run",
         "plan",

@@ -146,7 +146,7 @@ def test_page_and_terminal_give_the_runs_answer(tmp_path: Path, monkeypatch, min
     for prompt in range(2):
         store.save(a_ranking(prompt, "012"))
     project = open_project(Path("runs/people"))
-    words, summary = progress_words(project, "ann", "en"), project_summary(project)
+    words, summary = progress_words(project, "ann", "en", owner=True), project_summary(project)
     assert words["enough"] is project.enough is (minimum == 2)
     if minimum:
         assert "passes its test in only about" in words["next"]
