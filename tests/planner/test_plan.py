@@ -125,7 +125,7 @@ class TestMemory:
         assert terms["optimiser"] == 12 * (1_428_480 + 285_696)
         assert terms["activations"] == 16 * 512 * LAYER
         assert terms["logits"] == 14 * 256 * 49_152  # 512 x 20 / 34 response tokens are more than one chunk
-        assert terms["gaps"] == pytest.approx(100e6 + 0.27 * (terms["activations"] + terms["logits"]))
+        assert terms["gaps"] == pytest.approx(230e6 + 0.27 * (terms["activations"] + terms["logits"]))
         few = need("ppo", quickstart("ppo.batch_size=4"), SMOLLM, COUNTS, Device(False, 2))
         assert few.phases["training"][0].size == 16 * 4 * (18 + 48) * LAYER  # no more rows than there are
         on_a_card = need("ppo", quickstart(), SMOLLM, COUNTS, Device(True, 2))
@@ -214,8 +214,6 @@ class TestMemory:
         assert len({cell["model"] for cell in cells}) > 1
         assert {cell["setting"] for cell in cells} <= set(SETTINGS)
         off = {(c["model"], c["setting"], stage): round(x, 2) for c in cells for stage, x in ratios(c).items()}
-        unexplained = ("SmolLM2-135M", "gguf, rank 64 everywhere", "reward")
-        assert off.pop(unexplained) <= 1.16
         assert {cell: found for cell, found in off.items() if not 0.85 < found < 1.15} == {}
 
 
