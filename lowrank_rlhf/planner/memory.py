@@ -25,8 +25,8 @@ CUDA_CONTEXT, CONTEXT = 700 * 2**20, "CUDA context"
 NF4_SCALE_BITS = 0.5
 """Bits per weight of NF4's scales in float32, dequantised once for all passes, one for 64 weights."""
 HEAP, HEAP_IN_TRAINING, GAPS = 100 * 10**6, 230 * 10**6, 0.27
-"""Fragmentation: on a CPU bytes, more in a stage that trains, and a share of the largest phase, whose tensors do not fit
-the holes that tensors of other lengths left. On a GPU the same share, not measured yet. Chosen by hand on stages of
+"""Fragmentation: on a CPU bytes, more in a stage that trains, and a share of the largest phase, whose tensors do not
+fit the holes that tensors of other lengths left. On a GPU the same share, not measured yet. Chosen by hand on stages of
 SmolLM2-135M, the bytes in training on a whole run of the quickstart (docs/planning.md)."""
 
 
