@@ -12,9 +12,10 @@ from browser import ROOT
 from dashboard_runs import NASTY, event, finish, make_run
 
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import runs, runs_html, talk_html, watch
-from lowrank_rlhf.dashboard.tabs.chat_session import ChatSession
+from lowrank_rlhf.dashboard.tabs import runs, runs_html, watch
 from lowrank_rlhf.dashboard.tabs.samples import samples
+from lowrank_rlhf.dashboard.talk import talk_html
+from lowrank_rlhf.dashboard.talk.chat_session import ChatSession
 from lowrank_rlhf.dashboard.text import LANGUAGES, html, t, table
 from lowrank_rlhf.reports.alarms import ANSWERS, RULES, Alarm
 from lowrank_rlhf.reports.charts import CURVES, in_round

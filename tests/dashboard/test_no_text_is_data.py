@@ -8,7 +8,7 @@ from browser import ROOT
 FOLDER = ROOT / "lowrank_rlhf" / "dashboard"
 MODULES = (
     *("run_status", "served/exports", "chat_worker", "tabs/runs", "tabs/runs_html", "tabs/new_run", "tabs/plan_html"),
-    *("tabs/talk", "tabs/talk_html", "tabs/chat_session", "tabs/result", "tabs/start"),
+    *("tabs/talk", "talk/talk_html", "talk/chat_session", "tabs/result", "tabs/start"),
     *("guided/form", "guided/form_html"),
 )
 PARSERS = {

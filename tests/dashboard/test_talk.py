@@ -17,9 +17,9 @@ from lowrank_rlhf.commands.terminal import chat_lines
 from lowrank_rlhf.commands.terminal.chat_loop import Settings, fit
 from lowrank_rlhf.dashboard.chat_worker import ChatUnavailable, ChatWorker
 from lowrank_rlhf.dashboard.tabs import talk
-from lowrank_rlhf.dashboard.tabs.chat_session import ChatSession, add_message, blind_pair
-from lowrank_rlhf.dashboard.tabs.talk_html import cards
-from lowrank_rlhf.dashboard.tabs.votes import VotedAnswer, save_vote
+from lowrank_rlhf.dashboard.talk.chat_session import ChatSession, add_message, blind_pair
+from lowrank_rlhf.dashboard.talk.talk_html import cards
+from lowrank_rlhf.dashboard.talk.votes import VotedAnswer, save_vote
 from lowrank_rlhf.dashboard.text import html, table
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.store import AnnotationStore

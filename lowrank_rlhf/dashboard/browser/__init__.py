@@ -1,1 +1,1 @@
-"""Scripts that run in the browser: the address, and the browser's storage."""
+"""Scripts that run in the browser: the address, its storage, and drafts of settings."""

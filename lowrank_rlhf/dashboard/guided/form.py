@@ -10,6 +10,7 @@ import gradio as gr
 
 from lowrank_rlhf.config.data import Columns
 from lowrank_rlhf.dashboard.access.guard import MAX_UPLOAD_BYTES
+from lowrank_rlhf.dashboard.browser import yaml_draft
 from lowrank_rlhf.dashboard.guided import models, prompt_files
 from lowrank_rlhf.dashboard.guided.answers import answers_from, summary_of
 from lowrank_rlhf.dashboard.guided.form_html import choice_list, choice_text, drop_zone, heading, preview_html
@@ -19,7 +20,6 @@ from lowrank_rlhf.dashboard.guided.summary import Summary
 from lowrank_rlhf.dashboard.guided.yaml_text import yaml_text
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.served.uploads import PREFIX
-from lowrank_rlhf.dashboard.tabs import yaml_draft
 from lowrank_rlhf.dashboard.tabs.runs_html import note
 from lowrank_rlhf.dashboard.text import LANGUAGES, t
 from lowrank_rlhf.errors import UserError
@@ -97,7 +97,7 @@ def lay_out(page: DashboardPage) -> GuidedForm:
 
 def connect(page: DashboardPage, form: GuidedForm, filled: Sequence[gr.Component]) -> Any:
     """Connect the path's events; return the event that fills in settings: loaded text, its editor, name and preset."""
-    runs, look = page.runs.folder, _look
+    runs = page.runs.folder
     read = [form.file, form.prompt, form.response, form.model, page.language]
     seen = [form.shown, form.model]
 
@@ -122,11 +122,11 @@ def connect(page: DashboardPage, form: GuidedForm, filled: Sequence[gr.Component
         form.paste.click(pasted, [form.pasted, form.choices, page.language], taken, **EVENT),
     ):
         event.success(_columns, form.file, [form.mapping, form.prompt, form.response], **QUIET).then(
-            look, read, seen, **EVENT
+            _look, read, seen, **EVENT
         )
     for dropdown in (form.prompt, form.response):
-        dropdown.input(look, read, seen, **EVENT)
-    form.model.input(look, read, seen, **QUIET)
+        dropdown.input(_look, read, seen, **EVENT)
+    form.model.input(_look, read, seen, **QUIET)
     form.ranker.change(_shows_comparisons, form.ranker, form.compared, **QUIET)
     form.compared.select(compared, page.language, [form.comparisons, form.compared], **EVENT)
     page.language.change(
@@ -134,7 +134,7 @@ def connect(page: DashboardPage, form: GuidedForm, filled: Sequence[gr.Component
         [page.language, form.comparisons],
         [*form.headings, form.zone, form.compared, form.ranker],
         **QUIET,
-    ).then(look, read, seen, **QUIET)
+    ).then(_look, read, seen, **QUIET)
     made = form.make.click(
         make, [form.ranker, filled[1], *read[:-1], form.comparisons, page.language], [*filled, form.choices],
         js=yaml_draft.asks_first(), **EVENT,

@@ -13,10 +13,10 @@ import gradio as gr
 from lowrank_rlhf.config.loading import parse_config, preset_names, preset_path
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.dashboard import jobs
+from lowrank_rlhf.dashboard.browser import yaml_draft
 from lowrank_rlhf.dashboard.guided import form as guided_path
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import yaml_draft
 from lowrank_rlhf.dashboard.tabs.plan_html import plan_html
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note
 from lowrank_rlhf.dashboard.text import t

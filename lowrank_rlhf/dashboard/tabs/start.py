@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lowrank_rlhf.config.loading import preset_path
+from lowrank_rlhf.dashboard.browser import yaml_draft
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import new_run, yaml_draft
+from lowrank_rlhf.dashboard.tabs import new_run
 from lowrank_rlhf.dashboard.tabs.runs_html import note
 from lowrank_rlhf.dashboard.text import LANGUAGES, explained, t
 

@@ -10,10 +10,10 @@ from lowrank_rlhf.dashboard.browser.storage import with_storage
 from lowrank_rlhf.dashboard.chat_worker import ChatUnavailable
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs.chat_session import Answers, ChatSession, add_message, blind_pair, complete
 from lowrank_rlhf.dashboard.tabs.runs_html import note
-from lowrank_rlhf.dashboard.tabs.talk_html import cards
-from lowrank_rlhf.dashboard.tabs.votes import Vote, VotedAnswer, save_vote
+from lowrank_rlhf.dashboard.talk.chat_session import Answers, ChatSession, add_message, blind_pair, complete
+from lowrank_rlhf.dashboard.talk.talk_html import cards
+from lowrank_rlhf.dashboard.talk.votes import Vote, VotedAnswer, save_vote
 from lowrank_rlhf.dashboard.text import t
 from lowrank_rlhf.errors import UserError
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from lowrank_rlhf.dashboard.tabs.chat_session import ChatSession
 from lowrank_rlhf.dashboard.tabs.runs_html import note
+from lowrank_rlhf.dashboard.talk.chat_session import ChatSession
 from lowrank_rlhf.dashboard.text import html, t
 
 VOICES = ("base", "sft", "policy")

@@ -1,0 +1,1 @@
+"""Conversations of the tab Talk: their state, their HTML, and blind votes."""
