@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, StreamMark, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from lowrank_rlhf.config.checking import Check, find_problems
 from lowrank_rlhf.config.messages import Key, dotted, section_fields, suggestion
@@ -104,9 +105,22 @@ def parse_config(
     return config
 
 
+class _Representer(SafeRepresenter):
+    """Representer that escapes Unicode line breaks: without double quotes YAML reads them as spaces."""
+
+    def _text(self, text: str) -> Node:
+        return self.represent_scalar(
+            "tag:yaml.org,2002:str", text, style='"' if set("\x85\u2028\u2029") & set(text) else None
+        )
+
+
+_Representer.add_representer(str, _Representer._text)
+
+
 def dump_config(config: Config, changed_only: bool = False) -> str:
     """Return the config as YAML, with all settings or only the changed ones; `load_config` restores it exactly."""
     yaml: Any = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     stream = io.StringIO()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lowrank_rlhf.config.loading import dump_config, parse_config
@@ -155,6 +155,7 @@ def changes(draw: st.DrawFn) -> dict[str, Any]:
 class TestConfigs:
     @settings(few, max_examples=25)
     @given(changes())
+    @example({"data.prompts": "\x85", "model.chat_template": "a\u2028b"})  # line breaks to YAML
     def test_overrides_are_what_the_file_would_say_and_a_dump_reads_back(self, drawn) -> None:
         base = "name: a\nmodel: {source: x}\n"
         overridden = parse_config(base, "f", [f"{key}={json.dumps(value)}" for key, value in drawn.items()])
