@@ -109,9 +109,8 @@ class _Representer(SafeRepresenter):
     """Representer that escapes Unicode line breaks: without double quotes YAML reads them as spaces."""
 
     def _text(self, text: str) -> Node:
-        return self.represent_scalar(
-            "tag:yaml.org,2002:str", text, style='"' if set("\x85\u2028\u2029") & set(text) else None
-        )
+        style = '"' if set("\x85\u2028\u2029") & set(text) else None
+        return self.represent_scalar(f"{_TAG}str", text, style)
 
 
 _Representer.add_representer(str, _Representer._text)
@@ -124,8 +123,7 @@ def dump_config(config: Config, changed_only: bool = False) -> str:
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     stream = io.StringIO()
-    values = changed_values(config) if changed_only else config.model_dump(mode="json")
-    yaml.dump(values, stream)
+    yaml.dump(changed_values(config) if changed_only else config.model_dump(mode="json"), stream)
     return stream.getvalue()
 
 
