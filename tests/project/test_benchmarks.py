@@ -303,3 +303,21 @@ def test_the_table_of_reward_adapters() -> None:
         "| 8 | 0.0003 | 2 | 0.1 | 100.0 [100.0, 100.0] | +50.0 [+0.0, +75.0] | +33.3 [+0.0, +50.0] |"
     )
     assert trained.endswith("| 83.3 | 12 |")
+
+
+def test_rankings_are_counted_over_rounds_and_averaged_over_seeds() -> None:
+    """Hand values: the mean of 60 and 70 % with both ends; 96 rankings in one round and in two are different rows."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.rankings import plot, table
+
+    same = {"equal_length": 0.5, "second": None, "accuracy": 0.8}
+    rows = [
+        {"rankings": 96, "round": 1, "seed": 1, "win_rate": 0.6, "kl": 1.5, **same},
+        {"rankings": 96, "round": 1, "seed": 2, "win_rate": 0.7, "kl": 2.5, **same},
+        {"rankings": 96, "round": 2, "seed": 1, "win_rate": 0.9, "kl": 3.0, **same},
+    ]
+    assert table(rows).splitlines()[2:] == [
+        "| 96 | 1 | 2 | 65 % (60 to 70) | 50 % (50 to 50) | - | 80 % (80 to 80) | 2.00 (1.50 to 2.50) |",
+        "| 96 | 2 | 1 | 90 % | 50 % | - | 80 % | 3.00 |",
+    ]
+    assert plot(rows).startswith("<svg")
