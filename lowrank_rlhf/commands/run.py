@@ -29,7 +29,7 @@ from lowrank_rlhf.run import distributed, launcher
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest, duration, figure, memory
 from lowrank_rlhf.sweep.grid import Combination, Sweep, make_sweep
-from lowrank_rlhf.sweep.launch import Outcome, command_of, launch
+from lowrank_rlhf.sweep.launch import Launched, command_of, share_of
 from lowrank_rlhf.sweep.results import cells, header
 from lowrank_rlhf.sweep.runner import complete, exit_code, run_sweep
 from lowrank_rlhf.sweep.share import shared_stages
@@ -200,18 +200,24 @@ def sweep(
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs and the stages they share.")] = False,
+    parallel: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Runs at once, each on a GPU or its share of the cores. [default: 1]"),
+    ] = 1,
 ) -> None:
-    """Run every combination of the given values, one by one.
+    """Run every combination of the given values.
 
     Commas separate values, except inside [a, b] and quotes. Each run has its own folder and resumes if it was stopped.
     A stage that another run finished with the same settings and inputs is copied, not repeated. If a run fails, the
     sweep records it, continues, and exits with code 1. The table and the plot of the gold score against sqrt(KL) are
-    written to a folder with the sweep's name, next to the runs.
+    written to a folder with the sweep's name, next to the runs. With --parallel each run writes to a log there;
+    `status` shows how far it is.
 
     \b
     Examples:
       python -m lowrank_rlhf sweep quickstart ppo.kl_coef=0.02,0.05,0.1 seed=1,2,3
       python -m lowrank_rlhf sweep my.yaml lora.rank=8,16 ppo.steps=20 name=ranks --dry-run
+      python -m lowrank_rlhf sweep my.yaml seed=1,2,3,4 --parallel 2
       python -m lowrank_rlhf sweep my.yaml "lora.target_modules=[q_proj, v_proj],all-linear" --json
     """
     planned = make_sweep(config, settings)
@@ -222,14 +228,16 @@ def sweep(
     def say(text: str) -> None:
         Console(stderr=as_json).print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def start(combination: Combination, place: int) -> Launched:
+        command = command_of(config, combination.overrides, runs)
+        log = runs / planned.name / f"{combination.config.name}.log" if parallel > 1 else None
+        if log:
+            say(f"  output: {log}")
+        return Launched(command, share_of(place, parallel), log, quiet=as_json)
+
     try:
         with StopRequest() as stop:
-
-            def start(combination: Combination) -> Outcome:
-                stop.check("all finished stages are saved")
-                return launch(command_of(config, combination.overrides, runs), stop, quiet=as_json)
-
-            record = run_sweep(planned, runs, start, say)
+            record = run_sweep(planned, runs, start, say, stop, parallel)
     except KeyboardInterrupt:
         raise Stopped(STOPPED_AT_ONCE) from None
     if as_json:

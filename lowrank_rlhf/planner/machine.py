@@ -38,7 +38,7 @@ def find_machine(config: ModelConfig) -> Machine:
 
     Raises `UserError` for float16 without a GPU, as a run does.
     """
-    gpu = None if config.device == "cpu" else _gpu()
+    gpu = None if config.device == "cpu" else next(iter(_gpu_memory()), None)
     refuse_float16_without_gpu(config.compute_dtype, gpu is not None)
     number_format: str = config.compute_dtype
     if number_format == "auto":
@@ -68,18 +68,31 @@ def same_machine(environment: dict[str, object]) -> bool:
     return environment.get("platform") == platform.platform()
 
 
-def _gpu() -> tuple[int, int] | None:
-    """Return free and total memory of the first GPU; None without a GPU or with a PyTorch that cannot use it."""
+def gpus() -> list[str]:
+    """Return the GPUs that a run could use, as `CUDA_VISIBLE_DEVICES` names them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [part.strip() for part in chosen.split(",") if part.strip()]
+    return [str(index) for index in range(len(_gpu_memory()))]
+
+
+def cores() -> int:
+    """Return the number of cores available to this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpu_memory() -> list[tuple[int, int]]:
+    """Return free and total memory of each GPU; nothing with a PyTorch that cannot use them."""
     program = shutil.which("nvidia-smi")
     if program is None or _cpu_build():
-        return None
+        return []
     query = [program, "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-        free, total = (int(part) * 2**20 for part in done.stdout.splitlines()[0].split(","))
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
-    return free, total
+        rows = [[int(part) * 2**20 for part in line.split(",")] for line in done.stdout.splitlines()]
+        return [(free, total) for free, total in rows]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
 
 
 def _cpu_build() -> bool:
@@ -103,9 +116,4 @@ def _float32_operations() -> float:
         start = time.perf_counter()
         numpy.matmul(left, right, out=product)
         best = min(best, time.perf_counter() - start)
-    return 2 * 64**3 / best * _cores()
-
-
-def _cores() -> int:
-    """Return the number of cores available to this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 2 * 64**3 / best * cores()

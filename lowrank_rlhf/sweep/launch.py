@@ -1,4 +1,4 @@
-"""Process of one run of a sweep, so that its memory is freed when the run ends."""
+"""Process of one run of a sweep, so that its memory is freed when the run ends and several can run at once."""
 
 import os
 import signal
@@ -6,15 +6,14 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
-from lowrank_rlhf.errors import Stopped
-from lowrank_rlhf.run.progress import StopRequest
+from lowrank_rlhf.planner.machine import cores, gpus
 
-_SECONDS_BETWEEN_LOOKS = 0.1
 _LINES_KEPT = 3
+_THREADS, _DEVICES = "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"
 
 
 class Outcome(NamedTuple):
@@ -24,58 +23,80 @@ class Outcome(NamedTuple):
     message: str
 
 
+class Job(Protocol):
+    """A run at work."""
+
+    def poll(self) -> Outcome | None:
+        """Return None until the run has ended."""
+
+    def stop(self) -> None:
+        """Ask the run to save its work and end; the second time, to end at once."""
+
+
 def command_of(source: str, overrides: Sequence[str], runs: Path) -> list[str]:
     """Return the command of one run as arguments of a process, never of a shell."""
     return [sys.executable, "-m", "lowrank_rlhf", "run", source, *overrides, "--runs", str(runs)]
 
 
-def launch(command: Sequence[str], stop: StopRequest, quiet: bool) -> Outcome:
-    """Run a command to its end. A stop request sends it SIGTERM, a second Ctrl-C ends it at once.
+def share_of(place: int, places: int) -> dict[str, str]:
+    """Return the environment of one of `places` runs at once: one of the GPUs, else its share of the CPU's threads.
 
-    With `quiet`, its stdout goes to stderr. Raises `Stopped` after a stop request, when the command has ended.
+    More runs than GPUs share these in turn. A number of threads that the user chose stays.
     """
-    # In its own process group the command gets no Ctrl-C from the terminal, only the one SIGTERM sent here.
-    group = 0 if os.name == "posix" else None
-    with subprocess.Popen(
-        command,
-        stdout=sys.stderr if quiet else None,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        process_group=group,
-    ) as process:
-        assert process.stderr is not None  # noqa: S101 - a pipe, see above
-        lines: deque[str] = deque(maxlen=_LINES_KEPT)
-        reader = threading.Thread(target=_pass_on, args=(process.stderr, lines), daemon=True)
-        reader.start()
-        try:
-            _wait(process, stop)
-        except BaseException:  # a second Ctrl-C, or a bug: leave no process running
-            process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            raise
-        reader.join()
-    message = "".join(lines).strip()
-    if stop.requested:
-        raise Stopped("Sweep stopped. Finished runs and stages are saved; the same command resumes.")
-    return Outcome(process.returncode, message)
+    if places == 1:
+        return {}
+    if found := gpus():
+        return {_DEVICES: found[place % len(found)]}
+    return {} if _THREADS in os.environ else {_THREADS: str(max(1, cores() // places))}
 
 
-def _wait(process: subprocess.Popen, stop: StopRequest) -> None:
-    signalled = False
-    while process.poll() is None:
-        if stop.requested and not signalled:
-            process.send_signal(signal.SIGTERM)
-            signalled = True
-        try:
-            process.wait(_SECONDS_BETWEEN_LOOKS)
-        except subprocess.TimeoutExpired:
-            continue
+class Launched:
+    """Process of a command.
+
+    Args:
+        command: program and arguments.
+        environment: variables beside this process's own.
+        log: file for all output, appended; without one, output goes to the terminal.
+        quiet: send stdout to stderr.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environment: dict[str, str], log: Path | None = None, quiet: bool = False
+    ) -> None:
+        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._log = log.open("a", encoding="utf-8") if log else None
+        self._process = subprocess.Popen(
+            command,
+            stdout=self._log or (sys.stderr if quiet else None),
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=os.environ | environment,
+            # In its own process group the command gets no Ctrl-C from the terminal, only the SIGTERM of `stop`.
+            process_group=0 if os.name == "posix" else None,
+        )
+        assert self._process.stderr is not None  # noqa: S101 - a pipe, see above
+        passed_on = (self._process.stderr, self._lines.append, self._log or sys.stderr)
+        self._reader = threading.Thread(target=_pass_on, args=passed_on, daemon=True)
+        self._reader.start()
+
+    def poll(self) -> Outcome | None:
+        """Return the outcome, or None until the process has ended."""
+        if self._process.poll() is None:
+            return None
+        self._reader.join()
+        if self._log:
+            self._log.close()
+        return Outcome(self._process.returncode, "".join(self._lines).strip())
+
+    def stop(self) -> None:
+        """Send SIGTERM: the first one lets a run save its work, the second one ends it."""
+        self._process.send_signal(signal.SIGTERM)
 
 
-def _pass_on(stream: IO[str], lines: deque[str]) -> None:
-    for line in stream:
-        lines.append(line)
-        sys.stderr.write(line)
-        sys.stderr.flush()
+def _pass_on(stream: IO[str], keep: Callable[[str], None], target: IO[str]) -> None:
+    with stream:
+        for line in stream:
+            keep(line)
+            target.write(line)
+            target.flush()

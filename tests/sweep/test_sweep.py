@@ -19,6 +19,7 @@ from lowrank_rlhf.config.loading import dump_config, load_config
 from lowrank_rlhf.data.run_data import keep_commits, read_commits
 from lowrank_rlhf.errors import StageFailed, Stopped, UserError, WaitingForPeople
 from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.planner import machine
 from lowrank_rlhf.reports.charts import distance_and_gold
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
@@ -26,13 +27,15 @@ from lowrank_rlhf.run.results import RewardResult, StageResult
 from lowrank_rlhf.run.step_log import StepLog
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.sweep import launch as launching
-from lowrank_rlhf.sweep import share
+from lowrank_rlhf.sweep import runner, share
 from lowrank_rlhf.sweep.grid import Combination, Sweep, make_sweep, split_values
-from lowrank_rlhf.sweep.launch import Outcome, command_of, launch
+from lowrank_rlhf.sweep.launch import Launched, Outcome, command_of, share_of
 from lowrank_rlhf.sweep.plot import mean_points, write_plot
 from lowrank_rlhf.sweep.runner import exit_code, run_sweep
+from lowrank_rlhf.sweep.schedule import Start
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+GPU, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 BASE = "name: a\nmodel: {source: x}\n"
 
 
@@ -78,26 +81,38 @@ def factory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Factory:
     factory = Factory()
     monkeypatch.setattr(stages, "STAGES", factory.stages)
     monkeypatch.setattr(pipeline, "write_report", lambda *_: None)  # these stages have no figures to report
+    monkeypatch.setattr(runner, "_SECONDS_BETWEEN_LOOKS", 0)
     monkeypatch.chdir(tmp_path)
     Path("base.yaml").write_text(BASE + "stages: [sft, reward, ppo]\n")
     return factory
 
 
-def here(combination: Combination) -> Outcome:
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended."""
+
+    outcome: Outcome
+
+    def poll(self) -> Outcome:
+        return self.outcome
+
+    def stop(self) -> None:
+        """Nothing is at work."""
+
+
+def here(combination: Combination, _: int = 0) -> Ended:
     """The run in this process, with the exit code that its own process would have."""
     try:
         with Progress.silent() as progress:
             pipeline.run(combination.config, Path("runs"), progress=progress)
-    except Stopped:
-        raise
     except UserError as error:
-        return Outcome(int(error.exit_code), str(error))
-    return Outcome(0, "")
+        return Ended(Outcome(int(error.exit_code), str(error)))
+    return Ended(Outcome(0, ""))
 
 
-def run(sweep: Sweep, start: Callable[[Combination], Outcome] = here) -> tuple[dict[str, Any], str]:
+def run(sweep: Sweep, start: Start = here, stop: StopRequest | None = None, places: int = 1) -> tuple[dict, str]:
     said: list[str] = []
-    record = run_sweep(sweep, Path("runs"), start, said.append)
+    record = run_sweep(sweep, Path("runs"), start, said.append, stop or StopRequest(), places)
     return record, "\n".join(said)
 
 
@@ -224,7 +239,7 @@ class TestSharing:
         RunDir(Path("runs/a-kl_coef-0.1")).artifact("sft.txt").write_text("by hand")
         taken = share.take_over(second.config, Path("runs"), [first.config.name])
         assert taken == {}
-        assert here(second).code == 0
+        assert here(second).poll().code == 0
         assert RunDir(Path("runs/a-kl_coef-0.2")).artifact("sft.txt").read_text() == "sft 1 1 0.2"
 
     def test_a_copy_that_differs_is_refused(self, factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,16 +264,18 @@ class TestGoingOn:
 
     def test_after_a_stop_it_goes_on_where_it_was(self, factory: Factory) -> None:
         sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2,0.3"])
+        requested = StopRequest()
 
         def stop(name: str, session: Session) -> None:
             if (name, session.config.ppo.kl_coef) == ("ppo", 0.2):
+                requested.requested = True
                 raise Stopped("saved")
 
         factory.before = stop
         with pytest.raises(Stopped):
-            run(sweep)
+            run(sweep, stop=requested)
         saved = json.loads(Path("runs/a-sweep/sweep.json").read_text())
-        assert [entry["state"] for entry in saved["runs"]] == ["done", "to do", "to do"]
+        assert [entry["state"] for entry in saved["runs"]] == ["done", "stopped", "to do"]
         factory.ran.clear()
         factory.before = nothing
         record, _ = run(sweep)
@@ -277,7 +294,7 @@ class TestGoingOn:
         assert [entry["state"] for entry in record["runs"]] == ["done", "failed", "done"]
         assert record["runs"][1]["message"] == "ppo: it is off | by far"
         assert record["runs"][1]["reward_accuracy"] == 0.75  # what it did find
-        assert "failed (exit code 1)" in said
+        assert "exit code 1; recorded" in said
         assert exit_code(record) == 1
         page = Path("runs/a-sweep/sweep.md").read_text()
         assert "- a-kl_coef-0.2: ppo: it is off | by far" in page
@@ -315,53 +332,137 @@ class TestLaunch:
             "a b",
         ]
 
-    def test_exit_code_and_last_words(self, capfd: pytest.CaptureFixture) -> None:
+    def test_exit_code_and_last_words(self, capfd: pytest.CaptureFixture, tmp_path: Path) -> None:
         code = "import sys; print('figures'); print('why', file=sys.stderr); sys.exit(3)"
-        assert launch([sys.executable, "-c", code], StopRequest(), quiet=True) == Outcome(3, "why")
+        assert outcome(Launched([sys.executable, "-c", code], {}, quiet=True)) == Outcome(3, "why")
         out, err = capfd.readouterr()
         assert out == ""  # stdout belongs to --json
         assert "figures" in err
         assert "why" in err
-        launch([sys.executable, "-c", "print('figures')"], StopRequest(), quiet=False)
+        outcome(Launched([sys.executable, "-c", "print('figures')"], {}))
         assert capfd.readouterr().out == "figures\n"
+        log = tmp_path / "a.log"
+        assert outcome(Launched([sys.executable, "-c", code], {}, log)) == Outcome(3, "why")
+        assert sorted(log.read_text().splitlines()) == ["figures", "why"]
+        assert capfd.readouterr() == ("", "")
 
-    def test_a_stop_reaches_the_process_once_and_waits_for_it(self, tmp_path: Path) -> None:
-        code = f"""
-import signal, time
-seen = []
-signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
-open({str(tmp_path / "ready")!r}, "w")
-while not seen: time.sleep(.01)
-time.sleep(.5)
-open({str(tmp_path / "signals")!r}, "w").write(str(len(seen)))
-"""
-        stop = StopRequest()
+    def test_the_environment_is_passed_on(self, capfd: pytest.CaptureFixture) -> None:
+        outcome(Launched([sys.executable, "-c", "import os; print(os.environ['LATER'])"], {"LATER": "yes"}))
+        assert capfd.readouterr().out == "yes\n"
 
-        class WhenReady(StopRequest):
-            @property
-            def requested(self) -> bool:
-                return (tmp_path / "ready").exists()
+    @pytest.mark.parametrize(
+        ("places", "found", "of_cores", "threads", "shares"),
+        [
+            (1, ["0", "1"], 8, None, [{}]),
+            (3, ["0", "7"], 8, None, [{GPU: "0"}, {GPU: "7"}, {GPU: "0"}]),
+            (3, [], 8, None, [{THREADS: "2"}] * 3),
+            (3, [], 2, None, [{THREADS: "1"}] * 3),
+            (2, [], 8, "3", [{}, {}]),
+        ],
+    )
+    def test_each_place_has_a_gpu_or_its_share_of_the_cores(
+        self, places: int, found: list[str], of_cores: int, threads: str | None, shares: list, monkeypatch
+    ) -> None:
+        monkeypatch.setattr(launching, "gpus", lambda: found)
+        monkeypatch.setattr(launching, "cores", lambda: of_cores)
+        monkeypatch.delenv(THREADS, raising=False)
+        if threads:
+            monkeypatch.setenv(THREADS, threads)
+        assert [share_of(place, places) for place in range(places)] == shares
 
-            @requested.setter
-            def requested(self, value: bool) -> None:
-                pass
+    def test_gpus_are_those_that_the_user_left_visible(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(machine, "_gpu_memory", lambda: [(1, 2), (1, 2)])
+        monkeypatch.delenv(GPU, raising=False)
+        assert machine.gpus() == ["0", "1"]
+        monkeypatch.setenv(GPU, "3, GPU-1a")
+        assert machine.gpus() == ["3", "GPU-1a"]
+        monkeypatch.setenv(GPU, "")
+        assert machine.gpus() == []
 
-        stop = WhenReady()
+
+def outcome(launched: Launched) -> Outcome:
+    while not (found := launched.poll()):
+        time.sleep(0.01)
+    return found
+
+
+class Slow:
+    """A run that makes its stages one at each look."""
+
+    def __init__(self, combination: Combination, seen: list[str]) -> None:
+        self.name, self.config, self.seen, self.stops = combination.config.name, combination.config, seen, 0
+        self.left = [stage.name for stage in stages.STAGES]
+
+    def poll(self) -> Outcome | None:
+        self.seen.append(self.name)
+        if self.stops:
+            return Outcome(130, "")
+        if not self.left:
+            return Outcome(0, "")
+        with Progress.silent() as progress:
+            pipeline.run(self.config, Path("runs"), until=self.left.pop(0), progress=progress)
+        return None
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+class TestParallel:
+    def test_runs_work_side_by_side_and_shared_stages_are_made_once(self, factory: Factory) -> None:
+        sweep, seen, places = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2", "seed=1,2"]), [], []
+
+        def start(combination: Combination, place: int) -> Slow:
+            places.append((combination.config.name, place))
+            return Slow(combination, seen)
+
+        record, _ = run(sweep, start, places=3)
+        assert exit_code(record) == 0
+        made = [stage for _, stage in factory.ran]
+        assert (made.count("sft"), made.count("reward"), made.count("ppo")) == (2, 2, 4)
+        first = "a-kl_coef-0.1-seed-1"
+        assert set(seen[: seen.index(first, 1)]) == {first, "a-kl_coef-0.1-seed-2"}  # the two work in turn
+        # The third run starts when the stage that it shares with the first is done, not when the first has ended.
+        assert seen.index("a-kl_coef-0.2-seed-1") < len(seen) - 1 - seen[::-1].index(first)
+        assert dict(places[:3]) == {first: 0, "a-kl_coef-0.1-seed-2": 1, "a-kl_coef-0.2-seed-1": 2}
+        assert record["runs"][2]["taken_from"] == {"sft": first, "reward": first}
+
+    def test_a_failed_donor_holds_nobody_up(self, factory: Factory) -> None:
+        def start(combination: Combination, _: int) -> Ended:
+            return Ended(Outcome(1, "no")) if combination.config.ppo.kl_coef == 0.1 else here(combination)
+
+        record, _ = run(make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2,0.3"]), start, places=2)
+        assert [entry["state"] for entry in record["runs"]] == ["failed", "done", "done"]
+        assert len(factory.ran) == 4
+
+    def test_a_stop_reaches_every_run_once(self, factory: Factory) -> None:
+        started: list[Slow] = []
+        requested = StopRequest()
+
+        def start(combination: Combination, _: int) -> Slow:
+            started.append(Slow(combination, []))
+            requested.requested = len(started) == 2
+            return started[-1]
+
         with pytest.raises(Stopped, match="the same command resumes"):
-            launch([sys.executable, "-c", code], stop, quiet=True)
-        assert (tmp_path / "signals").read_text() == "1"
+            run(make_sweep("base.yaml", ["seed=1,2,3"]), start, requested, places=2)
+        assert [job.stops for job in started] == [1, 1]
+        saved = json.loads(Path("runs/a-sweep/sweep.json").read_text())
+        assert [entry["state"] for entry in saved["runs"]] == ["stopped", "stopped", "to do"]
+        assert factory.ran == [("a-seed-1", "sft"), ("a-seed-2", "sft")]
 
-    def test_nothing_is_left_behind_when_we_break(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        started: list[subprocess.Popen] = []
+    def test_no_process_is_left_after_an_error(self, factory: Factory) -> None:
+        started: list[Launched] = []
 
-        def broken(process: subprocess.Popen, _: StopRequest) -> None:
-            started.append(process)
-            raise KeyboardInterrupt
+        def start(_: Combination, __: int) -> Launched:
+            if started:
+                raise KeyboardInterrupt
+            started.append(Launched([sys.executable, "-c", "import time; time.sleep(60)"], {}))
+            return started[0]
 
-        monkeypatch.setattr(launching, "_wait", broken)
         with pytest.raises(KeyboardInterrupt):
-            launch([sys.executable, "-c", "import time; time.sleep(60)"], StopRequest(), quiet=True)
-        assert started[0].poll() == -signal.SIGTERM
+            run(make_sweep("base.yaml", ["seed=1,2"]), start, places=2)
+        assert started[0].poll() == Outcome(-signal.SIGTERM, "")
+        assert factory.ran == []
 
 
 class TestPlot:
@@ -435,6 +536,15 @@ class TestCommand:
         assert again.stdout.count("already done, skipped") == 2
         assert "dist-2" in again.stdout
 
+    def test_two_real_runs_at_once(self, tiny: Path) -> None:
+        done = sweep_command("tiny.yaml", "seed=1,2", "stages=[sft]", "--parallel", "2")
+        assert done.returncode == 0, done.stderr
+        for name in ("tiny-seed-1", "tiny-seed-2"):
+            log = Path("runs/tiny-sweep") / f"{name}.log"
+            assert f"output: {log}" in done.stdout
+            assert "sft" in (tiny / log).read_text()
+            assert RunDir(tiny / "runs" / name).mark("sft")
+
     def test_a_run_that_cannot_work_is_told_and_the_code_is_1(self, tiny: Path) -> None:
         done = sweep_command("tiny.yaml", "rank.judge=sentiment,simulated-annotator", "stages=[sft, sample, rank]")
         record = json.loads((tiny / "runs/tiny-sweep/sweep.json").read_text())
@@ -460,6 +570,8 @@ class TestCommand:
         assert "the same command resumes" in err
         assert "Traceback" not in err
         assert not (tiny / "runs/tiny-seed-2").exists()
+        saved = json.loads((tiny / "runs/tiny-sweep/sweep.json").read_text())
+        assert [entry["state"] for entry in saved["runs"]] == ["stopped", "to do"]
         config = load_config(Path("runs/tiny-seed-1/config.yaml"))
         standings = pipeline.plan(config, RunDir(Path("runs/tiny-seed-1")))
         assert [(s.state, s.why) for s in standings[-2:]] == [("half done", ()), ("to do", ())]
