@@ -37,9 +37,9 @@ class _Span(NamedTuple):
 class _LoraProduct(torch.autograd.Function):
     """(N, in) inputs, A (R, in) of all layers' adapters, B (out, r) of each -> (N, out) of each layer.
 
-    In the inputs' number format. `rest` is the weight, the bias, the numbers of outputs, of which the weight has the sum,
-    the spans, A and each B. (By `torch.compile` of PyTorch 2.13 a forward with one more argument than it names gets no
-    `ctx` where no gradient is needed.)
+    In the inputs' number format. `rest` is the weight, the bias, the numbers of outputs, of which the weight has the
+    sum, the spans, A, and each B. They have no names, because `torch.compile` (PyTorch 2.13) calls a forward without
+    `ctx` where no gradient is needed and it gets one argument more than it names.
     """
 
     @staticmethod
