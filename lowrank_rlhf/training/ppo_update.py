@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -29,9 +30,10 @@ class Optimizers:
     @classmethod
     def create(cls, roles: Roles, config: PpoConfig) -> "Optimizers":
         """Create both, with the configured learning rates."""
+        kind = partial(torch.optim.Adam, eps=config.adam_epsilon, fused=roles.base.device.type == "cuda")
         return cls(
-            torch.optim.Adam(roles.parameters(Role.POLICY), lr=config.learning_rate, eps=config.adam_epsilon),
-            torch.optim.Adam(roles.parameters(Role.CRITIC), lr=config.critic_learning_rate, eps=config.adam_epsilon),
+            kind(roles.parameters(Role.POLICY), lr=config.learning_rate),
+            kind(roles.parameters(Role.CRITIC), lr=config.critic_learning_rate),
         )
 
     @property

@@ -37,21 +37,15 @@ class _Span(NamedTuple):
 class _LoraProduct(torch.autograd.Function):
     """(N, in) inputs, A (R, in) of all layers' adapters, B (out, r) of each -> (N, out) of each layer.
 
-    In the inputs' number format. `sizes` are the numbers of outputs, of which the weight has the sum.
+    In the inputs' number format. `rest` is the weight, the bias, the numbers of outputs, of which the weight has the
+    sum, the spans, A, and each B. They have no names, because `torch.compile` (PyTorch 2.13) calls a forward without
+    `ctx` where no gradient is needed and it gets one argument more than it names.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Weight,
-        bias: Tensor | None,
-        sizes: list[int],
-        spans: list[_Span],
-        a: Tensor,
-        *bs: Tensor,
-    ) -> tuple[Tensor, ...]:
-        a, bs = a.to(x.dtype), tuple(b.to(x.dtype) for b in bs)  # the same, but for a model that mixes number formats
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        weight, bias, sizes, spans, a, *bs = rest
+        a, bs = a.to(x.dtype), [b.to(x.dtype) for b in bs]  # the same, but for a model that mixes number formats
         inner = linear(x, a)  # (N, R)
         out = linear(x, weight(x.dtype), bias)
         for b, span in zip(bs, spans, strict=True):
