@@ -155,7 +155,9 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Fault):
         values = {name: _as_json(inner) for name, inner in value.values.items()}
         return {"key": value.key, "text": str(value), "values": values}
-    return [_as_json(inner) for inner in value] if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_as_json(inner) for inner in value]
+    return value if isinstance(value, int | float) else str(value)
 
 
 def _from_json(value: Any) -> Any:

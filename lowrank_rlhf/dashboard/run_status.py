@@ -59,6 +59,8 @@ class RunStatus:
     figure: KeyFigure | None = None
     log_end: str = ""
     """Last lines of the last command's log if it or the run ended early and a page started it."""
+    error: tuple[str, ...] = ()
+    """Parts of the error with which that command ended."""
     exit_code: int | None = None
     """Exit code of the last command on the run, if a page started it."""
     pid: int | None = None
@@ -134,6 +136,7 @@ class StatusReader:
             progress=_progress(path, stage) if busy else None,
             figure=self._figure(RunDir(path).rounds[-1], state, marks),
             log_end=_log_end(path) if current and (state != "finished" or code) else "",
+            error=jobs.error(path) if code else (),
             exit_code=code,
             pid=worker.process.pid if worker and worker.process else None,
             algorithm=config.align.algorithm if config else "ppo",

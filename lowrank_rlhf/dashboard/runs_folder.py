@@ -8,7 +8,7 @@ from typing import Any
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.run_status import RunStatus, StatusReader
 from lowrank_rlhf.dashboard.tail import JsonlTails
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -25,7 +25,7 @@ class RunsFolder:
         """Return the run's folder, which may not exist. Raises `UserError` for a name that leads elsewhere."""
         path = self.folder / name
         if not _RUN_NAME.fullmatch(name) or path.is_symlink():
-            raise UserError(f"invalid run name: {name[:80]!r}")
+            raise UserError(Fault("invalid_run", "invalid run name: {name}", name=repr(name[:80])))
         return path
 
     def free_name(self, name: str) -> str:

@@ -12,6 +12,7 @@ from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import start
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, details, note, run_list
 from lowrank_rlhf.dashboard.text import t
+from lowrank_rlhf.dashboard.wording import error_text
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline.selection import built_on, named
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
@@ -205,5 +206,5 @@ def _act(page: DashboardPage, action: Action, chosen: str | None, language: str,
         page.chat.close()
         jobs.start(path, command)
     except UserError as error:
-        return note(str(error), "bad")
+        return note(error_text(error, language), "bad")
     return note(t("runs.started", language), "good") + command_line(jobs.as_typed(command), language)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.text import explained, html, t
+from lowrank_rlhf.dashboard.wording import worded
 from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.run.results.rounds import split
 
@@ -40,9 +41,10 @@ def details(run: RunStatus | None, language: str) -> str:
         return f"{_sentences(run, language)}{damage_note(run, language)}"
     log = f"<pre>{html(run.log_end)}</pre>" if run.log_end else ""
     if run.exit_code:
-        ended = t("runs.exit_code", language, code=run.exit_code)
-        log = f"<p>{html(ended)}</p>{log}"
-    return f"{_sentences(run, language)}{damage_note(run, language)}{log}"
+        ended, folded = t("runs.exit_code", language, code=run.exit_code), "" if run.error else " open"
+        log = f"<details{folded}><summary>{html(ended)}</summary>{log}</details>"
+    error = note(worded(run.error, language), "bad")
+    return f"{_sentences(run, language)}{error}{damage_note(run, language)}{log}"
 
 
 def _sentences(run: RunStatus, language: str) -> str:
@@ -56,7 +58,8 @@ def _sentences(run: RunStatus, language: str) -> str:
         lead += " " + html(t("runs.in_stage", language, stage=run.stage))
     if stage and run.state in ("running", "waiting", *_ENDED_EARLY):
         lead += " " + explained(f"why.{stage}", language)
-    next_word, following = html(t("runs.next", language)), explained(f"next.{run.state}", language)
+    following = explained("next.refused" if run.error and run.state == "failed" else f"next.{run.state}", language)
+    next_word = html(t("runs.next", language))
     return f'<p class="lead">{_badge(run, language)} {lead}</p><p class="lead"><b>{next_word}</b> {following}</p>'
 
 
