@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.text import explained, html, t
 from lowrank_rlhf.dashboard.wording import worded
+from lowrank_rlhf.reports.format import percent, percent_bounds
 from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.run.results.rounds import split
 
@@ -28,9 +29,16 @@ def last_figure(run: RunStatus, language: str) -> str:
     """Return the run's headline figure with its name; empty if it has none."""
     if run.figure is None:
         return ""
-    if run.figure.key == "win_rate":
-        return t("figure.win_rate", language, value=f"{100 * run.figure.value:.0f}")
-    return t(f"figure.{run.figure.key}", language, value=f"{run.figure.value:.3g}")
+    value = f"{run.figure.value:.3g}"
+    if run.figure.is_share:
+        value = percent(run.figure.value) + percent_bounds(run.figure.interval)
+    return t(f"figure.{run.figure.key}", language, value=value)
+
+
+def interval_note(run: RunStatus, language: str) -> str:
+    """Return what the brackets of `last_figure` are, as the title of its element; empty if it has none."""
+    bracketed = run.figure is not None and percent_bounds(run.figure.interval)
+    return f' title="{html(t("figure.interval", language))}"' if bracketed else ""
 
 
 def details(run: RunStatus | None, language: str) -> str:
@@ -91,7 +99,7 @@ def _button(run: RunStatus, chosen: bool, language: str) -> str:
         f'<button type="button" class="run{" chosen" if chosen else ""}" data-run="{html(run.name)}"'
         f' aria-pressed="{str(chosen).lower()}"><span class="name">{html(run.name)}</span>{_badge(run, language)}'
         f'<span class="stages">{marks}</span><span class="soft">{html(position)}</span>'
-        f'<span class="figure">{html(last_figure(run, language))}</span></button>'
+        f'<span class="figure"{interval_note(run, language)}>{html(last_figure(run, language))}</span></button>'
     )
 
 
