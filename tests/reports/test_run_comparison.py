@@ -84,9 +84,9 @@ def test_time_and_memory_leave_out_stages_copied_from_another_run(make: Make, tm
 def test_an_unfinished_run_names_its_stages_and_figures(make: Make) -> None:
     begun = make("begun", results={"sft": {}})
     assert compared(make("done"), begun).notes == [
-        "begun: not finished: sample, rank, reward, ppo, evaluate. Missing: reward model: held-out accuracy, reward model: "
-        "gain over length, points, training steps of the policy, kept step, judge, test prompts, preferred (win rate), "
-        "preferred at equal length, shift of the mean, distance from SFT, distance at temperature 1."
+        "begun: not finished: sample, rank, reward, ppo, evaluate. Missing: reward model: held-out accuracy, reward "
+        "model: gain over length, points, training steps of the policy, kept step, judge, test prompts, preferred "
+        "(win rate), preferred at equal length, shift of the mean, distance from SFT, distance at temperature 1."
     ]
     reward = {"accuracy": 0.8, "over_length": 0.1}
     (later,) = compared(make("done"), make("later", results={"sft": {}, "reward": reward})).notes
