@@ -172,9 +172,15 @@ PLAN = {
 }
 
 
-def test_the_page_names_the_numbers_of_too_few_validation_prompts() -> None:
-    few = {"id": "few_validation_prompts", "data": {"asked": 4321, "available": 77}}
+@pytest.mark.parametrize(
+    ("note", "data"),
+    [
+        ("few_validation_prompts", {"asked": 4321, "available": 77}),
+        ("activations_estimated", {"architecture": "olmo2"}),
+    ],
+)
+def test_the_page_words_a_note_of_the_plan(note, data) -> None:
+    plan = PLAN | {"notes": [{"id": note, "data": data}], "config": {"name": "x", "model": {"source": "y"}}}
     for language in ("en", "zh"):
-        shown = plan_html(PLAN | {"notes": [few], "config": {"name": "x", "model": {"source": "y"}}}, language)
-        assert "4321" in shown
-        assert "77" in shown
+        shown = plan_html(plan, language)
+        assert all(str(value) in shown for value in data.values())
