@@ -1,5 +1,6 @@
 """Status of a run, read from its folder alone, so that a run started in a terminal looks like any other."""
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from lowrank_rlhf.run.run_lock import lock_record
 
 State = Literal["running", "starting", "waiting", "finished", "stopped", "failed", "killed", "new"]
 Events = Sequence[dict[str, Any]]
+Signature = tuple[tuple[int, int, int] | None, ...]
 
 _BY_CODE: dict[int, State] = {int(ExitCode.WAITING): "waiting", int(ExitCode.STOPPED): "stopped", 0: "stopped"}
 _BY_ERROR: dict[str, State] = {"WaitingForPeople": "waiting", "Stopped": "stopped", "KeyboardInterrupt": "stopped"}
@@ -113,15 +115,36 @@ class RunStatus:
         return RunDir(self.path).damage()
 
 
+_SIGNED = ("", "config.yaml", "done", "events.jsonl", "metrics.jsonl", "logs/job.json", "run.lock.json")
+"""Files and folders of a run of which one changes whenever its status does, unless a process works on it."""
+
+
 class StatusReader:
-    """Reader of run statuses. Configs and log rows are read again only after a change."""
+    """Reader of run statuses. A run on which no process works is read again only after a change."""
 
     def __init__(self, tails: JsonlTails) -> None:
         self._tails = tails
-        self._load = lru_cache(maxsize=1024)(_load_config)
+        self._load = lru_cache(maxsize=64)(_load_config)
+        self._idle: dict[Path, tuple[Signature, RunStatus]] = {}
+
+    def kept(self, path: Path) -> RunStatus | None:
+        """Return the status of a run that was read before and has not changed; None for any other."""
+        signature, status = self._idle.get(path, (None, None))
+        return status if status and signature == _signature(path) else None
 
     def read(self, path: Path) -> RunStatus:
         """Return the current status of the run in a folder."""
+        if (kept := self.kept(path)) is not None:
+            return kept
+        signature = _signature(path)
+        status = self._read(path)
+        if status.busy:
+            self._idle.pop(path, None)
+        else:
+            self._idle[path] = signature, status
+        return status
+
+    def _read(self, path: Path) -> RunStatus:
         config = self._config(path)
         marks = _marks(RunDir(path))
         stages = [stage.name for stage in pipeline.stages_of(config)] if config else list(marks)
@@ -173,6 +196,19 @@ class StatusReader:
             if isinstance(value := row.get(metric), int | float):
                 return KeyFigure(key, float(value))
         return None
+
+
+def _signature(path: Path) -> Signature:
+    """Return inode, size and time of change of the files in `_SIGNED`; None for a missing one."""
+    found: list[tuple[int, int, int] | None] = []
+    for name in _SIGNED:
+        try:
+            status = os.stat(path / name)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
 
 def _load_config(file: Path, _modified_at: int) -> Config:

@@ -52,7 +52,8 @@ class TestNames:
         assert RunsFolder(tmp_path / "nowhere").names() == []
 
 
-def test_all_runs_are_shown(tmp_path) -> None:
+def test_all_runs_are_shown(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(runs_tab, "_READING_SECONDS", 60.0)
     for number in range(100):
         make_run(tmp_path, f"run{number}")
     listing, _, choice, *_ = runs_tab._refresh(RunsFolder(tmp_path), None, "en", {})

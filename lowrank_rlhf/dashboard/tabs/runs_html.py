@@ -13,11 +13,21 @@ _SEPARATOR = " · "
 _ENDED_EARLY = ("stopped", "failed", "killed")
 
 
-def run_list(runs: Sequence[RunStatus], chosen: str | None, language: str) -> str:
-    """Return a button for each run: name, state, stages, remaining time and latest figure."""
+def run_list(
+    runs: Sequence[RunStatus], chosen: str | None, language: str, found: int = 0, unread: int = 0, exist: bool = False
+) -> str:
+    """Return a button for each run: name, state, stages, remaining time and latest figure.
+
+    `found` is the number of runs that the filter leaves, `unread` of those whose state is not known yet; `exist` tells
+    an empty folder from a filter that leaves nothing.
+    """
+    missing = t("runs.unread", language, count=unread) if unread else ""
+    if not unread and found > len(runs):
+        missing = t("runs.some", language, shown=len(runs), found=found)
+    below = f'<p class="soft">{html(missing)}</p>' if missing else ""
     if not runs:
-        return f'<p class="empty">{html(t("runs.none", language))}</p>'
-    return f'<div class="runs">{"".join(_button(run, run.name == chosen, language) for run in runs)}</div>'
+        return f'<p class="empty">{html(t("runs.none_found" if exist else "runs.none", language))}</p>{below}'
+    return f'<div class="runs">{"".join(_button(run, run.name == chosen, language) for run in runs)}</div>{below}'
 
 
 def state_line(run: RunStatus, language: str) -> str:
