@@ -139,6 +139,7 @@ class TestDeleting:
     @pytest.mark.parametrize("name", ["..", "../one", "one", ".", "one.20261130T100000000000/..", "x.2026"])
     def test_no_name_leads_out_of_the_folder_of_deleted_runs(self, tmp_path, name) -> None:
         make_run(tmp_path)
+        (tmp_path / "_deleted").mkdir()
         for act in (deleted_runs.restore, deleted_runs.remove):
             with pytest.raises(UserError):
                 act(RunsFolder(tmp_path), name)

@@ -17,7 +17,7 @@ _SHOWN_PROBLEMS = 5
 
 def heading(step: str, language: str) -> str:
     """Return the heading of a step, with what it is about."""
-    return f"<h3>{html(t(f'step.{step}', language))}</h3>"
+    return f"<h2>{html(t(f'step.{step}', language))}</h2>"
 
 
 def drop_zone(kind: str, language: str, taken: str = "", problem: str = "") -> str:

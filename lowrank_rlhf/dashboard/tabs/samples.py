@@ -39,7 +39,7 @@ def samples(run: Path, watched: Rows, evaluated: Rows, language: str, number: in
     if not tables and (rows := _sampled(run)):
         head = [t(f"samples.{name}", language) for name in ("prompt", "sft" if number == 1 else "last")]
         tables.append(_folding_table(t("samples.sampled", language), head, rows, language))
-    return f"<h3>{html(t('samples.title', language))}</h3>{''.join(tables)}" if tables else ""
+    return f"<h2>{html(t('samples.title', language))}</h2>{''.join(tables)}" if tables else ""
 
 
 def _folding_table(lead: str, head: Sequence[str], rows: Sequence[str], language: str) -> str:

@@ -121,7 +121,7 @@ def _alarms(rows: Sequence[dict[str, Any]], run: RunStatus, language: str) -> st
         f"<li><b>{_linked(alarm, run.round_dir.number, texts)}</b><span>{inline_code(alarm.text(texts))}</span></li>"
         for alarm in found
     )
-    return f'<h3>{html(t("watch.alarms", language))}</h3><ul class="alarms">{items}</ul>'
+    return f'<h2>{html(t("watch.alarms", language))}</h2><ul class="alarms">{items}</ul>'
 
 
 def _linked(alarm: Alarm, number: int, texts: Locale) -> str:
