@@ -23,8 +23,7 @@ from lowrank_rlhf.reports.locale import Locale
 from lowrank_rlhf.run.results import SHARES, EvaluateResult, FigureRow, Results, RewardResult
 from lowrank_rlhf.run.results.parts import PromptAudit
 
-_NAMED_ALARMS = 3
-"""Alarms that the headline names; the others are counted."""
+_NAMED_ALARMS = 3  # by the headline; the others are counted
 
 
 def headline(results: Results, texts: Locale, alarms: Sequence[Alarm] = ()) -> str:
@@ -42,7 +41,7 @@ def headline(results: Results, texts: Locale, alarms: Sequence[Alarm] = ()) -> s
             interval=percent_interval(evaluate.win_rate_interval, texts),
             equal_length=_equal_length(evaluate, texts),
         )
-        return preferred + _verdict(evaluate.win_rate_interval, alarms, texts)
+        return preferred + _verdict(evaluate.win_rate_interval, alarms, texts) + _second_judge(evaluate, texts)
     if reward and reward.accuracy is not None:
         return texts(
             "headline.reward",
@@ -54,6 +53,19 @@ def headline(results: Results, texts: Locale, alarms: Sequence[Alarm] = ()) -> s
     if sft and sft.examples is not None:
         return texts("headline.sft", examples=sft.examples, steps=number(sft.steps))
     return texts(f"headline.source.{sft.source}" if sft else "headline.none")
+
+
+def _second_judge(evaluate: EvaluateResult, texts: Locale) -> str:
+    """Return a sentence on a second judge that preferred SFT's answers more often; empty for any other."""
+    for row in evaluate.table:
+        if (
+            row.id == "win_rate"
+            and row.judge == evaluate.second_judge
+            and (1.0 if row.policy is None else row.policy) < 0.5
+        ):
+            values = {"share": percent(row.policy), "interval": percent_interval(row.interval, texts)}
+            return texts("headline.second_judge", judge=judge_in_words(row.judge, texts), **values)
+    return ""
 
 
 def _equal_length(evaluate: EvaluateResult, texts: Locale) -> str:
