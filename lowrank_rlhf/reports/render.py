@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lowrank_rlhf.reports.about import about_run
 from lowrank_rlhf.reports.alarms import Alarm, find_alarms
 from lowrank_rlhf.reports.answers import ShownAnswer, first_answers, has_greedy, shown_answers
 from lowrank_rlhf.reports.benchmarks import Benchmarks, benchmark_tables, yardstick_table
@@ -13,7 +12,8 @@ from lowrank_rlhf.reports.charts import ChartFigure, of_round, run_figures
 from lowrank_rlhf.reports.format import Metrics, Table, number
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, Locale, locale
 from lowrank_rlhf.reports.rounds import RoundFigures, read_rounds, rounds_figure, rounds_table
-from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
+from lowrank_rlhf.reports.story import about_run, caveats, headline
+from lowrank_rlhf.reports.tables import comparison, details
 from lowrank_rlhf.reports.templating import html_environment, markdown_environment
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_atomic

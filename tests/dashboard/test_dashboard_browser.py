@@ -374,6 +374,26 @@ def test_all_runs_are_listed_below_the_form_for_a_new_one(hundred, open_page) ->
     tops = [page.locator(part).bounding_box()["y"] for part in ("#new-run", "#run-list", "#resume")]
     assert tops == sorted(tops)
     assert tops[-1] < 800  # the buttons need no scrolling
+    page.fill("#run-search input, #run-search textarea", "run9")
+    page.wait_for_function("document.querySelectorAll('[data-run]').length === 11")
+    page.fill("#run-search input, #run-search textarea", "")
+    page.wait_for_function("document.querySelectorAll('[data-run]').length === 100")
+
+
+def test_a_deleted_run_comes_back(tmp_path, open_page) -> None:
+    for name in ("one", "two"):
+        make_run(tmp_path / "runs", name)
+    with page_server(tmp_path / "runs") as (url, _):
+        page = open_page(url)
+        page.wait_for_selector(".run.chosen")
+        page.click("#deleting > button")
+        page.click("#delete-run")
+        page.wait_for_selector("#delete-asks .note")
+        assert page.locator("[data-run]").count() == 2
+        page.click("#delete-yes")
+        page.wait_for_function("document.querySelectorAll('[data-run]').length === 1")
+        page.click("#restore-run")
+        page.wait_for_function("document.querySelectorAll('[data-run]').length === 2")
 
 
 def test_edited_settings_are_kept_and_replaced_only_after_a_question(hundred, open_page) -> None:
@@ -453,8 +473,8 @@ def test_what_a_screen_reader_hears_are_words(hundred, open_page) -> None:
     page = open_page(hundred)
     assert page.text_content('#language [data-testid="block-info"]') == LANGUAGE_LABEL
     page.evaluate(HEAR)
-    page.click("#again button")
-    page.click("#redo")
+    page.click("#deleting > button")
+    page.click("#restore-run")
     wait_for(lambda: "Done" in page.evaluate("window.heard"), 30, lambda: page.evaluate("window.heard"))
     assert not [words for words in page.evaluate("window.heard") if "common" in words]
 

@@ -19,7 +19,8 @@ from lowrank_rlhf.reports.charts import CURVES, curve_figures
 from lowrank_rlhf.reports.format import number, percent_interval, series
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
 from lowrank_rlhf.reports.render import write_report
-from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
+from lowrank_rlhf.reports.story import caveats, headline
+from lowrank_rlhf.reports.tables import comparison, details
 from lowrank_rlhf.reports.templating import code_span, markdown_text
 from lowrank_rlhf.reports.terminal import summary_message
 from lowrank_rlhf.run.directory import RunDir

@@ -39,7 +39,7 @@ def build(page: DashboardPage) -> None:
     """Lay out the tab and connect its events."""
     above = gr.Column()
     filter_row, filter_fields = run_filter.lay_out(page)
-    listing = gr.HTML(run_list([], None, "en"), js_on_load=_PICK, elem_id="run-list")
+    listing = gr.HTML("", js_on_load=_PICK, elem_id="run-list")
     about = gr.HTML("", elem_id="run-about")
     with gr.Row(elem_classes="actions"):
         stop = page.texts.add(gr.Button(variant="stop", elem_id="stop"), value="runs.stop")
@@ -63,8 +63,8 @@ def build(page: DashboardPage) -> None:
     outputs = [listing, about, page.run, stop, resume, stage, redo, undo, rank, begin.block, filter_row, previous]
     inputs = [page.run, page.language, previous, *filter_fields]
 
-    def refresh(chosen: str | None, language: str, before: dict[str, Any], *wanted: str) -> list[Any]:
-        return _refresh(page.runs, chosen, language, before, RunFilter(*wanted))
+    def refresh(chosen: str | None, language: str, before: dict[str, Any], *wanted: str | None) -> list[Any]:
+        return _refresh(page.runs, chosen, language, before, RunFilter(*(value or "" for value in wanted)))
 
     def act(action: Action) -> Any:
         return lambda chosen, language: _act(page, action, chosen, language)
