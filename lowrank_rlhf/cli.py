@@ -1,6 +1,9 @@
 """Command line. Large libraries are imported only after the config is parsed."""
 
+import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -22,8 +25,9 @@ from lowrank_rlhf.commands import (
     run,
 )
 from lowrank_rlhf.commands.common import EPILOG
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import ERROR_FILE, UserError, error_record
 from lowrank_rlhf.run import launcher
+from lowrank_rlhf.run.files import write_json_atomic
 
 _LONGEST = 200
 """Characters shown of a file's name, which may be too long for any disk."""
@@ -55,6 +59,9 @@ def main() -> None:
 
 
 def _exit_with(error: UserError) -> NoReturn:
+    if path := os.environ.get(ERROR_FILE):  # the page started this command
+        with suppress(OSError):  # its folder may be gone; the message is printed
+            write_json_atomic(Path(path), error_record(error))
     with launcher.silence_other_processes():
         Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
     sys.exit(int(error.exit_code))

@@ -93,7 +93,7 @@ def _print(made: PlannedRun, everything: bool) -> None:
         echo(text)
     if cost := quantization_cost(made.config.model):
         echo(f"Base:    {cost.text}")
-    for name in ("known_shape", "data_assumed", "few_validation_prompts"):
+    for name in ("known_shape", "activations_estimated", "data_assumed", "few_validation_prompts"):
         if name in notes:
             echo(f"Note:    {notes[name]}")
     if not forecast.memory_fits:

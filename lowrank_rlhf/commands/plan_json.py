@@ -16,6 +16,7 @@ from lowrank_rlhf.planner.forecast import File, Forecast, Help, StageForecast
 from lowrank_rlhf.planner.machine import Machine
 from lowrank_rlhf.planner.memory import Need
 from lowrank_rlhf.planner.pace import Span
+from lowrank_rlhf.planner.tensors import COUNTED
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import memory
 from lowrank_rlhf.sources.measured_quality import quantization_cost
@@ -24,6 +25,7 @@ Verdict = Literal["fits", "too small", "unknown", "nothing to do", "not writable
 NoteId = Literal[
     "memory_selected", "stale_stages", "model_missing", "memory_too_small", "helps_too_small", "disk_too_small",
     "disk_not_writable", "quantization_cost", "few_validation_prompts", "known_shape", "data_assumed",
+    "activations_estimated",
 ]  # fmt: skip
 
 
@@ -117,7 +119,7 @@ class PlannedRun:
         return found
 
     def _estimates(self) -> Iterator[PlanNote]:
-        """Yield what the forecast assumes because model or data are not on this machine."""
+        """Yield what the forecast assumes because model or data are not on this machine, or of an untested kind."""
         shape, planned = self.forecast.shape, self.forecast.amounts
         if shape is not None and shape.known_from:
             text = (
@@ -125,6 +127,12 @@ class PlannedRun:
                 "tokens are estimated from bytes."
             )
             yield PlanNote("known_shape", "info", text, {"origin": shape.known_from})
+        if shape is not None and self.forecast.peak is not None and shape.architecture not in COUNTED:
+            text = (
+                f"The memory of activations is not counted exactly for the architecture {shape.architecture}. It may "
+                "be up to twice the estimate, with recurrent layers far more: leave memory free."
+            )
+            yield PlanNote("activations_estimated", "warning", text, {"architecture": shape.architecture})
         if planned.unread:
             text = (
                 f"The hub cannot be reached: rows of {' and '.join(planned.unread)} as published, with prompts as long "

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import psutil
 
 from lowrank_rlhf.dashboard.access.password import PASSWORD_VARIABLE
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import ERROR_FILE, Fault, UserError, recorded_parts
 from lowrank_rlhf.run.files import now, read_json, write_json_atomic
 from lowrank_rlhf.run.run_lock import LOCK, identity, is_from_here, is_locked, lock_record, process_name
 
 _LOGS_KEPT = 10
+_ERROR = "error.json"
 _CLOCK_SLACK_SECONDS = 2.0  # between the start time of a process by the kernel and by its own record
 
 
@@ -51,10 +52,12 @@ def environment() -> dict[str, str]:
 def start(run: Path, command: Sequence[str]) -> None:
     """Start a command on a run's folder, with a new log there. Raises `UserError` if a process works on the run."""
     if worker := working(run):
-        raise UserError(f"{run.name}: {worker.name} is already working on this run")
+        text = "{run}: {process} is already working on this run"
+        raise UserError(Fault("already_working", text, run=run.name, process=worker.name))
     folder = run / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.log"
+    (folder / _ERROR).unlink(missing_ok=True)
     with log.open("xb") as output:
         child = subprocess.Popen(
             list(command),
@@ -62,7 +65,7 @@ def start(run: Path, command: Sequence[str]) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # the command outlives the page
-            env=environment(),
+            env=environment() | {ERROR_FILE: str(folder / _ERROR)},
         )
     record = {
         "schema": 1,
@@ -95,13 +98,15 @@ def stop(run: Path) -> bool:
     if worker is None:
         return False
     if worker.process is None:
-        raise UserError(f"{run.name}: {worker.name} cannot be stopped from this page. Stop it where it was started")
+        text = "{run}: {process} cannot be stopped from this page. Stop it where it was started"
+        raise UserError(Fault("stopped_elsewhere", text, run=run.name, process=worker.name))
     try:
         worker.process.send_signal(signal.SIGTERM)
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
-        raise UserError(f"{run.name}: cannot stop {worker.name}: it is another user's") from None
+        text = "{run}: cannot stop {process}: it is another user's"
+        raise UserError(Fault("of_another_user", text, run=run.name, process=worker.name)) from None
     return True
 
 
@@ -111,6 +116,11 @@ def job(run: Path) -> dict[str, Any] | None:
     Its keys are pid, command, log, since, exit_code, and ended if the page was there at the end.
     """
     return read_json(_path(run))
+
+
+def error(run: Path) -> tuple[str, ...]:
+    """Return the parts of the error with which that command ended; none if it wrote none."""
+    return recorded_parts(read_json(run / "logs" / _ERROR) or {})
 
 
 def ended_at(run: Path) -> float | None:

@@ -1,5 +1,6 @@
 """Status of a run, read from its folder alone, so that a run started in a terminal looks like any other."""
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,26 +20,35 @@ from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress_file import StageProgress, read_progress
 from lowrank_rlhf.run.results import DoneMark, Results, StageResult
+from lowrank_rlhf.run.results.parts import Interval
 from lowrank_rlhf.run.results.rounds import SFT, split, stages_in
 from lowrank_rlhf.run.run_lock import lock_record
 
 State = Literal["running", "starting", "waiting", "finished", "stopped", "failed", "killed", "new"]
 Events = Sequence[dict[str, Any]]
+Signature = tuple[tuple[int, int, int] | None, ...]
 
 _BY_CODE: dict[int, State] = {int(ExitCode.WAITING): "waiting", int(ExitCode.STOPPED): "stopped", 0: "stopped"}
 _BY_ERROR: dict[str, State] = {"WaitingForPeople": "waiting", "Stopped": "stopped", "KeyboardInterrupt": "stopped"}
 _REMARKS = ("warning", "skipped", "rolled back", "halved")  # events that neither start nor end a stage
-_METRICS = {"sft": ("loss", "loss"), "reward": ("accuracy", "accuracy"), "ppo": ("objective/scores", "score")}
+_METRICS = {"sft": ("loss", "loss"), "reward": ("accuracy", "training_accuracy"), "ppo": ("objective/scores", "score")}
 """Headline metric of each stage, and the key of its text."""
 _LOG_LINES = 12
 _CLOCK_SLACK_SECONDS = 2.0  # times are noted to the second, and a command's last event may follow its last line
 
 
 class KeyFigure(NamedTuple):
-    """Headline figure of a run; `key` is `loss`, `accuracy`, `score` or `win_rate`."""
+    """Headline figure of a run; `key` is `loss`, `training_accuracy`, `held_out_accuracy`, `score` or `win_rate`."""
 
     key: str
     value: float
+    interval: Interval | None = None
+    """95 % interval."""
+
+    @property
+    def is_share(self) -> bool:
+        """Return True if the value is a share of 1."""
+        return self.key in ("training_accuracy", "held_out_accuracy", "win_rate")
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,8 @@ class RunStatus:
     figure: KeyFigure | None = None
     log_end: str = ""
     """Last lines of the last command's log if it or the run ended early and a page started it."""
+    error: tuple[str, ...] = ()
+    """Parts of the error with which that command ended."""
     exit_code: int | None = None
     """Exit code of the last command on the run, if a page started it."""
     pid: int | None = None
@@ -103,15 +115,36 @@ class RunStatus:
         return RunDir(self.path).damage()
 
 
+_SIGNED = ("", "config.yaml", "done", "events.jsonl", "metrics.jsonl", "logs/job.json", "run.lock.json")
+"""Files and folders of a run of which one changes whenever its status does, unless a process works on it."""
+
+
 class StatusReader:
-    """Reader of run statuses. Configs and log rows are read again only after a change."""
+    """Reader of run statuses. A run on which no process works is read again only after a change."""
 
     def __init__(self, tails: JsonlTails) -> None:
         self._tails = tails
-        self._load = lru_cache(maxsize=1024)(_load_config)
+        self._load = lru_cache(maxsize=64)(_load_config)
+        self._idle: dict[Path, tuple[Signature, RunStatus]] = {}
+
+    def kept(self, path: Path) -> RunStatus | None:
+        """Return the status of a run that was read before and has not changed; None for any other."""
+        signature, status = self._idle.get(path, (None, None))
+        return status if status and signature == _signature(path) else None
 
     def read(self, path: Path) -> RunStatus:
         """Return the current status of the run in a folder."""
+        if (kept := self.kept(path)) is not None:
+            return kept
+        signature = _signature(path)
+        status = self._read(path)
+        if status.busy:
+            self._idle.pop(path, None)
+        else:
+            self._idle[path] = signature, status
+        return status
+
+    def _read(self, path: Path) -> RunStatus:
         config = self._config(path)
         marks = _marks(RunDir(path))
         stages = [stage.name for stage in pipeline.stages_of(config)] if config else list(marks)
@@ -134,6 +167,7 @@ class StatusReader:
             progress=_progress(path, stage) if busy else None,
             figure=self._figure(RunDir(path).rounds[-1], state, marks),
             log_end=_log_end(path) if current and (state != "finished" or code) else "",
+            error=jobs.error(path) if code else (),
             exit_code=code,
             pid=worker.process.pid if worker and worker.process else None,
             algorithm=config.align.algorithm if config else "ppo",
@@ -152,17 +186,29 @@ class StatusReader:
         results = _results(marks, run_dir.number)
         evaluated = results.evaluate if state == "finished" else None
         if evaluated and evaluated.win_rate is not None:
-            return KeyFigure("win_rate", evaluated.win_rate)
+            return KeyFigure("win_rate", evaluated.win_rate, evaluated.win_rate_interval)
         rows, _ = self._tails.read(run_dir.metrics.path)
         for row in reversed(rows):
             metric, key = _METRICS.get(str(row.get("stage")), ("", ""))
-            if (
-                key == "accuracy" and results.reward and results.reward.accuracy is not None
-            ):  # on held-out pairs, not on the last batch
-                return KeyFigure(key, results.reward.accuracy)
+            tested = results.reward if key == "training_accuracy" else None
+            if tested and tested.accuracy is not None:
+                return KeyFigure("held_out_accuracy", tested.accuracy, tested.accuracy_interval)
             if isinstance(value := row.get(metric), int | float):
                 return KeyFigure(key, float(value))
         return None
+
+
+def _signature(path: Path) -> Signature:
+    """Return inode, size and time of change of the files in `_SIGNED`; None for a missing one."""
+    found: list[tuple[int, int, int] | None] = []
+    for name in _SIGNED:
+        try:
+            status = os.stat(path / name)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
 
 def _load_config(file: Path, _modified_at: int) -> Config:

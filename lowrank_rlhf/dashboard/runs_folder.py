@@ -1,6 +1,9 @@
 """The folder of runs that a page serves."""
 
+import os
 import re
+import time
+from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,7 @@ from typing import Any
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.run_status import RunStatus, StatusReader
 from lowrank_rlhf.dashboard.tail import JsonlTails
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -25,7 +28,7 @@ class RunsFolder:
         """Return the run's folder, which may not exist. Raises `UserError` for a name that leads elsewhere."""
         path = self.folder / name
         if not _RUN_NAME.fullmatch(name) or path.is_symlink():
-            raise UserError(f"invalid run name: {name[:80]!r}")
+            raise UserError(Fault("invalid_run", "invalid run name: {name}", name=repr(name[:80])))
         return path
 
     def free_name(self, name: str) -> str:
@@ -39,15 +42,32 @@ class RunsFolder:
     def names(self) -> list[str]:
         """Return the names of all runs, the most recently changed first."""
         try:
-            folders = [path for path in self.folder.iterdir() if _RUN_NAME.fullmatch(path.name)]
+            with os.scandir(self.folder) as entries:
+                folders = [each for each in entries if _RUN_NAME.fullmatch(each.name) and not each.is_symlink()]
         except OSError:
             return []
-        runs = [path for path in folders if not path.is_symlink() and _is_run(path)]
-        return [path.name for path in sorted(runs, key=_changed_at, reverse=True)]
+        changed = {each.name: _changed_at(each) for each in folders}
+        return sorted((name for name, at in changed.items() if at is not None), key=lambda name: -(changed[name] or 0))
 
     def status(self, name: str) -> RunStatus:
         """Return the run's current status. Raises `UserError` for an invalid name."""
         return self._reader.read(self.path(name))
+
+    def statuses(self, names: Sequence[str], seconds: float) -> dict[str, RunStatus]:
+        """Return the statuses of the runs that were read before, and of the others until the seconds are over.
+
+        A thousand runs take half a minute to read: a caller shows the first ones and asks again.
+        """
+        until = time.monotonic() + seconds
+        found: dict[str, RunStatus] = {}
+        read = 0
+        for name in names:
+            status = self._reader.kept(self.folder / name)
+            if status is None and (not read or time.monotonic() < until):
+                status, read = self.status(name), read + 1
+            if status is not None:
+                found[name] = status
+        return found
 
     def rows(self, path: Path) -> tuple[list[dict[str, Any]], int]:
         """Return the rows of a run's JSONL file, none if it is missing, and a number that changes with them."""
@@ -58,10 +78,18 @@ class RunsFolder:
         return next((name for name in self.names() if jobs.working(self.folder / name)), None)
 
 
-def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file() or (path / "logs" / "job.json").is_file()
+def _changed_at(folder: os.DirEntry[str]) -> float | None:
+    """Return when a run last changed; None for another folder, and for a run that is being moved."""
+    events, job, config = (
+        _time_of(f"{folder.path}/{name}") for name in ("events.jsonl", "logs/job.json", "config.yaml")
+    )
+    if config is None and job is None:
+        return None
+    return max((at for at in (events, job) if at is not None), default=_time_of(folder.path))
 
 
-def _changed_at(path: Path) -> float:
-    times = [file.stat().st_mtime for file in (path / "events.jsonl", path / "logs" / "job.json") if file.exists()]
-    return max(times, default=path.stat().st_mtime)
+def _time_of(path: str) -> float | None:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return None

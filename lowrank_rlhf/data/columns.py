@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from lowrank_rlhf.config.data import Columns
 from lowrank_rlhf.data.format_entry import Format
 from lowrank_rlhf.data.formats import FORMATS
-from lowrank_rlhf.data.readers.rows import Row, is_empty
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.data.readers.rows import Row, is_empty, row_error
+from lowrank_rlhf.errors import Fault, UserError
 
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 _TOOLS = ("tools", "functions")
@@ -51,9 +51,26 @@ def renamed(rows: Sequence[Row], columns: Columns, setting: str) -> list[Row]:
         if key not in KEYS:
             close = difflib.get_close_matches(key, KEYS, n=1)
             hint = f'Did you mean "{close[0]}"?' if close else f"Keys: {', '.join(sorted(KEYS))}"
-            raise UserError(f"{setting}{key}: no format reads this key. {hint}")
+            raise UserError(
+                Fault(
+                    "unknown_column_key",
+                    "{setting}{key}: no format reads this key. {hint}",
+                    setting=setting,
+                    key=key,
+                    hint=hint,
+                )
+            )
         if column is not None and column not in found:
-            raise UserError(f'{setting}{key}: column "{column}" not found. Columns: {", ".join(sorted(found))}')
+            raise UserError(
+                Fault(
+                    "column_not_found",
+                    '{setting}{key}: column "{column}" not found. Columns: {columns}',
+                    setting=setting,
+                    key=key,
+                    column=column,
+                    columns=", ".join(sorted(found)),
+                )
+            )
     return [row._replace(fields=_renamed(row.fields, columns)) for row in rows] if columns else list(rows)
 
 
@@ -78,13 +95,27 @@ def ignored(rows: Sequence[Row], form: Format, columns: Columns, setting: str) -
         if meant:
             where = next(row.where for row in rows if key in row.fields)
             raise UserError(
-                f'{where}: unknown key "{key}". Did you mean "{meant[0]}"? Set {setting}{meant[0]}={key}, '
-                f"or {setting}{meant[0]}=null to ignore it"
+                Fault(
+                    "column_typo",
+                    '{where}: unknown key "{key}". Did you mean "{meant}"? Set {setting}{meant}={key}, or '
+                    "{setting}{meant}=null to ignore it",
+                    where=where,
+                    key=key,
+                    meant=meant[0],
+                    setting=setting,
+                )
             )
     harmless = _OF_DEMONSTRATIONS if form.ordered else {"rejected"} & counts.keys() if "chosen" in counts else set()
     for key in (key for key in others if key in UNREAD and key not in harmless):
         row = next((row for row in rows if not is_empty(row.fields.get(key))), None)
         if row:
             why = UNREAD[key].format(format=form.name)
-            raise UserError(f'{row.where}: "{key}" is not read: {why}. Set {setting}{key}=null to ignore it')
+            raise row_error(
+                row,
+                "column_not_read",
+                '"{key}" is not read: {why}. Set {setting}{key}=null to ignore it',
+                key=key,
+                why=why,
+                setting=setting,
+            )
     return others

@@ -12,7 +12,7 @@ from lowrank_rlhf.data.formats import FORMATS
 from lowrank_rlhf.data.loading import Loaded, load
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.data.turns import prompt_key
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.run.records import Prompt, Ranking, Sample
 
 COMPARISON_FORMATS = tuple(entry for entry in FORMATS if entry.ordered)
@@ -64,11 +64,25 @@ def load_comparisons(
     """
     loaded = load(source, setting, chosen, COMPARISON_FORMATS, columns, imitated=False)
     if not loaded.format.ordered:
-        raise UserError(f"{setting}: {loaded.format.name} contains no ranked answers")
+        raise UserError(
+            Fault(
+                "no_rankings_in_format",
+                "{setting}: {format} contains no ranked answers",
+                setting=setting,
+                format=loaded.format.name,
+            )
+        )
     loaded.refuse_bad(skip_bad_rows)
     data = collect(loaded)
     if not data.rankings:
-        raise UserError(f"{source}: no comparisons left. {' '.join(data.notes)}")
+        raise UserError(
+            Fault(
+                "no_comparisons_left",
+                "{source}: no comparisons left. {notes}",
+                source=source,
+                notes=" ".join(data.notes),
+            )
+        )
     return data
 
 

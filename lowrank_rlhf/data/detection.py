@@ -11,7 +11,7 @@ from lowrank_rlhf.data.examples import Example
 from lowrank_rlhf.data.format_entry import Format
 from lowrank_rlhf.data.formats import FORMATS
 from lowrank_rlhf.data.readers.rows import Row, counted, listed
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 
 # With a smaller share of rows in the most common format, the file is a mixture and not one format with mistakes.
 _ONE_FORMAT = 0.9
@@ -40,9 +40,9 @@ def detect(rows: Sequence[Row], source: str, setting: str, among: Collection[For
     if len(common) > 1:
         names = [entry.name for entry in FORMATS if entry.name in common]
         keys = "; ".join(f"{entry.name} reads {listed(entry.keys)}" for entry in FORMATS if entry.name in common)
-        raise UserError(
-            f"{source}: the rows fit {len(names)} formats ({keys}). Choose one: {setting}={' or '.join(names)}"
-        )
+        text = "{source}: the rows fit {count} formats ({keys}). Choose one: {setting}={names}"
+        values = {"source": source, "count": len(names), "keys": keys, "setting": setting, "names": " or ".join(names)}
+        raise UserError(Fault("two_formats", text, **values))
     used = {name for names in readings for name in names}
     if used == _MIXABLE and all(len(names) == 1 for names in readings):
         return Found(_mixture(rows), f"{_rows_with(rows, ('prompt',))}, {_rows_with(rows, ('messages',))}")
@@ -79,26 +79,34 @@ def _unknown(rows: Sequence[Row], setting: str, among: Collection[Format]) -> st
     bare = next(row for row in rows if not _readings(row, among))
     other = _readings(bare, FORMATS)
     if other:
-        names = ", ".join(sorted(other))
-        return (
-            f"{bare.where}: this looks like {names}, which contains no ranked answers. "
-            f"Formats that do (docs/data-formats.md): {_described(_nearest(bare, among))}"
+        text = (
+            "{where}: this looks like {names}, which contains no ranked answers. Formats that do "
+            "(docs/data-formats.md): {formats}"
         )
+        names, formats = ", ".join(sorted(other)), _described(_nearest(bare, among))
+        return Fault("no_comparisons", text, where=bare.where, names=names, formats=formats)
     columns = column_setting(setting)
     if {"chosen", "rejected"} <= bare.fields.keys():
-        return (
-            f'{bare.where}: "chosen" and "rejected" without a prompt must be conversations (lists of role and content) '
-            f'or transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ..."). Name its column: {columns}prompt=COLUMN'
+        text = (
+            '{where}: "chosen" and "rejected" without a prompt must be conversations (lists of role and content) '
+            'or transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ..."). Name its column: {columns}prompt=COLUMN'
         )
+        return Fault("pair_without_prompt", text, where=bare.where, columns=columns)
     own = {key for entry in FORMATS for key in (*entry.keys, *entry.optional)}
     needed = {key for entry in among for key in entry.keys}.difference(bare.fields)
     close = {key: difflib.get_close_matches(key, needed, n=1, cutoff=TYPO) for key in bare.fields if key not in own}
-    hints = [f' "{key}": Did you mean "{meant[0]}"?' for key, meant in close.items() if meant]
-    return (
-        f"{bare.where}: unknown format. Keys found: {', '.join(bare.fields) or 'none'}.{''.join(hints)} "
-        f"Name the columns, such as {columns}prompt=COLUMN. "
-        f"Formats (docs/data-formats.md): {_described(_nearest(bare, among))}"
+    hints = [
+        Fault("did_you_mean", ' "{key}": Did you mean "{meant}"?', key=key, meant=meant[0])
+        for key, meant in close.items()
+        if meant
+    ]
+    text = (
+        "{where}: unknown format. Keys found: {keys}.{hints} Name the columns, such as {columns}prompt=COLUMN. "
+        "Formats (docs/data-formats.md): {formats}"
     )
+    values = {"keys": ", ".join(bare.fields) or "none", "hints": tuple(hints), "columns": columns}
+    formats = _described(_nearest(bare, among))
+    return Fault("unknown_format", text, where=bare.where, formats=formats, **values)
 
 
 def _nearest(row: Row, among: Collection[Format]) -> list[Format]:
@@ -119,8 +127,11 @@ def _mixed(rows: Sequence[Row], source: str, setting: str, among: Collection[For
         names = _readings(row, among)
         first.setdefault(names, row)
         counts[names] += 1
-    parts = [
-        f"{counted(count, 'row')} as {' or '.join(sorted(names)) or 'unknown format'} (first: {first[names].where})"
-        for names, count in counts.most_common()
-    ]
-    return f"{source}: the rows have different formats: {', '.join(parts)}. Split the file, or set {setting}"
+    parts: list[str] = []
+    for names, count in counts.most_common():
+        text = "{rows} as {names} (first: {where})" if names else "{rows} as unknown format (first: {where})"
+        values = {"names": " or ".join(sorted(names)), "where": first[names].where}
+        part = Fault("rows_as" if names else "rows_unknown", text, rows=counted(count, "row"), count=count, **values)
+        parts += [", ", part] if parts else [part]
+    text = "{source}: the rows have different formats: {parts}. Split the file, or set {setting}"
+    return Fault("mixed_formats", text, source=source, parts=tuple(parts), setting=setting)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +13,10 @@ from lowrank_rlhf.data.detection import Found, detect
 from lowrank_rlhf.data.examples import Example
 from lowrank_rlhf.data.format_entry import Format
 from lowrank_rlhf.data.formats import BY_NAME, FORMATS
-from lowrank_rlhf.data.readers.rows import EXAMPLE, Row, counted
+from lowrank_rlhf.data.readers.rows import EXAMPLE, Row, counted, row_error
 from lowrank_rlhf.data.readers.sources import read_rows
 from lowrank_rlhf.data.turns import check_weight, prompt_key
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 
 _SHOWN_PROBLEMS = 5
 _WORTH_SKIPPING = 0.01
@@ -61,14 +62,17 @@ class Loaded:
             return
         lines = self.problems[:_SHOWN_PROBLEMS]
         if bad > len(lines):
-            lines.append(f"and {counted(bad - len(lines), 'more bad row')}, of {self.rows:,} rows in all")
+            more = bad - len(lines)
+            text = "and {rest}, of {rows:,} rows in all"
+            lines.append(Fault("more_bad_rows", text, rest=counted(more, "more bad row"), count=more, rows=self.rows))
         if allowed:
-            lines.append(
-                f"{bad} of {counted(self.rows, 'row')} are bad, more than data.skip_bad_rows={allowed:g} allows"
-            )
+            text = "{bad} of {rows} are bad, more than data.skip_bad_rows={allowed:g} allows"
+            rows = counted(self.rows, "row")
+            lines.append(Fault("bad_rows", text, bad=bad, rows=rows, count=self.rows, allowed=allowed))
         elif bad <= _WORTH_SKIPPING * self.rows:
-            lines.append(f"Correct these rows, or leave them out: data.skip_bad_rows={_WORTH_SKIPPING}")
-        raise UserError("\n".join(lines))
+            text = "Correct these rows, or leave them out: data.skip_bad_rows={allowed}"
+            lines.append(Fault("correct_rows", text, allowed=_WORTH_SKIPPING))
+        raise UserError(*lines)
 
 
 def load(
@@ -90,17 +94,18 @@ def load(
     problems = [(row.number, row.problem) for row in everything if not isinstance(row, Row)]
     rows = renamed([row for row in everything if isinstance(row, Row)], columns or {}, of_columns)
     if not rows:
-        found_none = f"{source}: no rows. Expected one object like {EXAMPLE} per line"
-        raise UserError("\n".join(problem for _, problem in problems[:_SHOWN_PROBLEMS]) or found_none)
+        text = "{source}: no rows. Expected one object like {example} per line"
+        found_none = Fault("no_rows", text, source=str(source), example=EXAMPLE)
+        raise UserError(*[problem for _, problem in problems[:_SHOWN_PROBLEMS]] or [found_none])
     found = Found(BY_NAME[chosen], f"{setting} is set") if chosen else detect(rows, str(source), setting, among)
     located = []
     for row in rows:
         try:
             located.append(Located(row, _converted(row, found.format, imitated)))
         except UserError as error:
-            problems.append((row.number, str(error)))
+            problems += [(row.number, part) for part in error.parts]
     name = str(source) if isinstance(source, str) and ":" in source else Path(source).name
-    in_order = [problem for _, problem in sorted(problems)]
+    in_order = [problem for _, problem in sorted(problems, key=itemgetter(0))]
     unread = ignored(rows, found.format, columns or {}, of_columns)
     located, repeated = without_repeated_prompts(_merged(located))
     return Loaded(name, *found[:2], len(everything), located, in_order, unread, repeated)
@@ -110,7 +115,14 @@ def _converted(row: Row, form: Format, imitated: bool) -> Example:
     missing = [key for key in form.keys if key not in row.fields]
     if missing:
         keys = ", ".join(row.fields) or "none"
-        raise UserError(f"{row.where}: no {', '.join(missing)}, which {form.name} needs. Keys found: {keys}")
+        raise row_error(
+            row,
+            "missing_keys",
+            "no {missing}, which {format} needs. Keys found: {keys}",
+            missing=", ".join(missing),
+            format=form.name,
+            keys=keys,
+        )
     example = form.convert(row)
     if imitated and example.imitated is not None:
         check_weight(row, example.imitated)

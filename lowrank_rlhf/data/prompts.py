@@ -9,7 +9,7 @@ from lowrank_rlhf.config.schema import DataConfig
 from lowrank_rlhf.data.loading import Located, load
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.data.turns import prompt_key
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.run.records import Demonstration, Prompt
 
 
@@ -144,7 +144,8 @@ def _check_ids(entries: list[_PromptEntry]) -> None:
     for entry in entries:
         other = seen.setdefault(entry.prompt.id, entry)
         if other is not entry:
-            raise UserError(f"{entry.where}: the id {entry.prompt.id!r} is already used in {other.where}. Change one")
+            text = "{where}: the id {id!r} is already used in {other}. Change one"
+            raise UserError(Fault("id_twice", text, where=entry.where, id=entry.prompt.id, other=other.where))
 
 
 def _check_number(config: DataConfig, prompts: int) -> None:

@@ -4,8 +4,16 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from lowrank_rlhf.data.readers.rows import Row, any_text_field, is_empty, kind, list_field, same_text_key, text_field
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.data.readers.rows import (
+    Row,
+    any_text_field,
+    is_empty,
+    kind,
+    list_field,
+    row_error,
+    same_text_key,
+    text_field,
+)
 from lowrank_rlhf.run.records import Message
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -39,19 +47,44 @@ def conversation(row: Row, name: str, value: object) -> list[Message]:
 
 def _turn(row: Row, name: str, turn: object, last: bool) -> Message:
     if not isinstance(turn, dict):
-        raise UserError(f"{row.where}: {name} must be an object with role and content, not {kind(turn)}")
+        raise row_error(
+            row, "no_turn", "{name} must be an object with role and content, not {kind}", name=name, kind=kind(turn)
+        )
     used, roles = (("from", "value"), SPEAKERS) if "from" in turn else (("role", "content"), ROLES)
     who, what = used
     present = {key for key, value in turn.items() if key in used or not is_empty(value)}
     if call := next((key for key in _CALLS if key in (*present, turn.get(who))), None):
-        raise UserError(f"{row.where}: {name} calls a tool ({call}). Only text is supported. Delete the row")
+        raise row_error(
+            row,
+            "tool_call",
+            "{name} calls a tool ({call}). Only text is supported. Delete the row",
+            name=name,
+            call=call,
+        )
     if not present >= set(used) or present - {*used, *_HARMLESS}:
         has = ", ".join(key for key in turn if key in present) or "nothing"
         way = _INTO_CONTENT if present & _THOUGHTS else ""
-        raise UserError(f"{row.where}: {name} must have {who} and {what} only, but has {has}{way}")
+        raise row_error(
+            row,
+            "turn_keys",
+            "{name} must have {who} and {what} only, but has {has}{way}",
+            name=name,
+            who=who,
+            what=what,
+            has=has,
+            way=way,
+        )
     role = roles.get(turn[who]) if isinstance(turn[who], str) else None
     if role is None:
-        raise UserError(f"{row.where}: {name}.{who} is {turn[who]!r}. It must be one of {', '.join(roles)}")
+        raise row_error(
+            row,
+            "turn_role",
+            "{name}.{who} is {value!r}. It must be one of {roles}",
+            name=name,
+            who=who,
+            value=turn[who],
+            roles=", ".join(roles),
+        )
     check = any_text_field if last and role == "assistant" else text_field
     return Message(role=role, content=check(row, f"{name}.{what}", _joined(row, f"{name}.{what}", turn[what])))
 
@@ -65,9 +98,13 @@ def check_weight(row: Row, imitated: str) -> None:
         who, content = (turn.get(name) for name in (("from", "value") if "from" in turn else ("role", "content")))
         if who in ("assistant", "gpt") and str(_joined(row, key, content)).strip() == imitated.strip():
             name = f"{key}[{len(value) - 1}]" if isinstance(value, list) else key
-            raise UserError(
-                f"{row.where}: {name} has weight {turn['weight']!r}, but only responses of weight 1 are supported. "
-                "Delete the row, or its weight to train on it"
+            raise row_error(
+                row,
+                "turn_weight",
+                "{name} has weight {weight!r}, but only responses of weight 1 are supported. "
+                "Delete the row, or its weight to train on it",
+                name=name,
+                weight=turn["weight"],
             )
 
 
@@ -79,7 +116,14 @@ def _joined(row: Row, name: str, content: object) -> object:
     for index, part in enumerate(content):
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
             what = repr(part["type"]) if isinstance(part, dict) and "type" in part else kind(part)
-            raise UserError(f"{row.where}: {name}[{index}] is {what}. Only text parts are supported")
+            raise row_error(
+                row,
+                "turn_part",
+                "{name}[{index}] is {what}. Only text parts are supported",
+                name=name,
+                index=index,
+                what=what,
+            )
         texts.append(part["text"])
     return "".join(texts)
 
@@ -99,14 +143,26 @@ def transcript(row: Row, name: str, value: object) -> list[Message]:
     text = text_field(row, name, value)
     before, *parts = _SPEAKER.split(text)
     if before or not parts:
-        raise UserError(f'{row.where}: {name} must be a transcript that begins with "Human: ..." or "Assistant: ..."')
+        raise row_error(
+            row,
+            "no_transcript",
+            '{name} must be a transcript that begins with "Human: ..." or "Assistant: ..."',
+            name=name,
+        )
     turns = [
         Message(role=_TRANSCRIPT_ROLES[speaker], content=text.strip())
         for speaker, text in zip(parts[::2], parts[1::2], strict=True)
     ]
     for number, turn in enumerate(turns, 1):
         if not turn.content and not (number == len(turns) and turn.role == "assistant"):
-            raise UserError(f"{row.where}: turn {number} of {name} ({turn.role}) is empty. Correct or delete the row")
+            raise row_error(
+                row,
+                "empty_turn",
+                "turn {number} of {name} ({role}) is empty. Correct or delete the row",
+                number=number,
+                name=name,
+                role=turn.role,
+            )
     return turns
 
 
@@ -123,14 +179,25 @@ def prompt_turns(row: Row, name: str, value: object) -> Turns:
 def ends_with_user(row: Row, name: str, turns: Sequence[Message]) -> Turns:
     """Return the turns. Raises `UserError` unless the last one is the user's, or the result of a tool."""
     if not turns or turns[-1].role not in ("user", "tool"):
-        raise UserError(f"{row.where}: {name} must end with the user, or with the user and the assistant's answer")
+        raise row_error(
+            row,
+            "ends_with_user",
+            "{name} must end with the user, or with the user and the assistant's answer",
+            name=name,
+        )
     return tuple(turns)
 
 
 def split_answer(row: Row, name: str, turns: Sequence[Message]) -> tuple[Turns, str]:
     """Split turns into those before the assistant's last one and that one's text."""
     if turns[-1].role != "assistant":
-        raise UserError(f"{row.where}: {name} must end with the assistant's answer, but ends with the {turns[-1].role}")
+        raise row_error(
+            row,
+            "ends_with_assistant",
+            "{name} must end with the assistant's answer, but ends with the {role}",
+            name=name,
+            role=turns[-1].role,
+        )
     return ends_with_user(row, name, turns[:-1]), turns[-1].content
 
 
@@ -151,9 +218,13 @@ def answer_text(row: Row, key: str, prompt: Turns) -> str:
 def _after_prompt(row: Row, name: str, turns: Sequence[Message], prompt: Turns) -> str:
     if turns[-1].role == "assistant" and (len(turns) == 1 or _continues(turns, prompt)):
         return turns[-1].content
-    raise UserError(
-        f"{row.where}: {name} must be one turn of the assistant, or the prompt's turns followed by it; "
-        f"it has {len(turns)}: {', '.join(turn.role for turn in turns)}"
+    raise row_error(
+        row,
+        "answer_turns",
+        "{name} must be one turn of the assistant, or the prompt's turns followed by it; it has {count}: {roles}",
+        name=name,
+        count=len(turns),
+        roles=", ".join(turn.role for turn in turns),
     )
 
 
@@ -170,7 +241,10 @@ def check_same_prompt(row: Row, chosen: Turns, rejected: Turns) -> None:
     same = 0
     while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
         same += 1
-    raise UserError(
-        f'{row.where}: "chosen" and "rejected" differ from turn {same + 1} on. '
-        "All turns up to the assistant's last one must be the same"
+    raise row_error(
+        row,
+        "prompts_differ",
+        '"chosen" and "rejected" differ from turn {number} on. All turns up to the '
+        "assistant's last one must be the same",
+        number=same + 1,
     )

@@ -9,7 +9,7 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.data.readers.rows import counted
 from lowrank_rlhf.data.turns import prompt_key
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.preferences.judges.loading import Judge
 from lowrank_rlhf.run.directory import RunDir, check_adapter
 from lowrank_rlhf.run.records import Prompt, read_jsonl
@@ -75,10 +75,12 @@ def run_adapter(run_dir: RunDir, name: str, stage: str) -> Path:
     advice = "Run that stage:"
     if stage not in load_config(config).stages:
         advice = f"Add {stage} to `stages` in {config}, then run it:"
-    raise UserError(
-        f"{run}: adapters/{name} not found; stage {stage} writes it. {advice}\n"
-        f"  python -m lowrank_rlhf run {config} --runs {run.parent} --until {stage}"
+    text = (
+        "{run}: adapters/{name} not found; stage {stage} writes it. {advice}\n"
+        "  python -m lowrank_rlhf run {config} --runs {runs} --until {stage}"
     )
+    values = {"advice": advice, "config": str(config), "runs": str(run.parent)}
+    raise UserError(Fault("no_adapter", text, run=str(run), name=name, stage=stage, **values))
 
 
 def training_overlap(

@@ -20,7 +20,8 @@ from lowrank_rlhf.reports.alarms import find_alarms
 from lowrank_rlhf.reports.benchmarks import yardstick_table
 from lowrank_rlhf.reports.format import Table, algorithm
 from lowrank_rlhf.reports.locale import ENGLISH
-from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
+from lowrank_rlhf.reports.story import caveats, headline
+from lowrank_rlhf.reports.tables import comparison, details
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import read_json, sha256
 from lowrank_rlhf.run.results import MARKS, DoneMark, Results, StageResult

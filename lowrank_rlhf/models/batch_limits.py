@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from lowrank_rlhf.errors import CannotFit
+from lowrank_rlhf.errors import CannotFit, Fault
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.run.distributed import OutOfMemoryElsewhere, ProcessGroup
 
@@ -76,11 +76,12 @@ class BatchLimits:
         """Halve the tokens per micro-batch. Raises `CannotFit` if a micro-batch is a single row already."""
         release_freed_memory()
         if self.tokens <= widest:
-            raise CannotFit(
-                f"out of memory with a single row of {widest} tokens in a micro-batch ({reason}). Shorten the rows "
+            text = (
+                "out of memory with a single row of {tokens} tokens in a micro-batch ({reason}). Shorten the rows "
                 "(model.max_length, sample.max_new_tokens), set model.gradient_checkpointing: true, or choose a "
                 "smaller model. The same command resumes from the last checkpoint"
             )
+            raise CannotFit(Fault("out_of_memory", text, tokens=widest, reason=reason))
         self.tokens = max(1, self.tokens // 2)
         self.on_halved(f"out of memory ({reason}): micro-batches of {self.tokens} tokens from now on")
 
@@ -88,9 +89,10 @@ class BatchLimits:
         """Halve the prompts that each process samples at once. Raises `CannotFit` if it is one already."""
         release_freed_memory()
         if prompts == 1:
-            raise CannotFit(
-                f"out of memory with a single prompt's answers ({reason}). Lower sample.max_new_tokens or "
+            text = (
+                "out of memory with a single prompt's answers ({reason}). Lower sample.max_new_tokens or "
                 "sample.answers_per_prompt, or choose a smaller model. The same command resumes the run"
             )
+            raise CannotFit(Fault("out_of_memory_sampling", text, reason=reason))
         self.rows = prompts // 2 * answers_per_prompt
         self.on_halved(f"out of memory ({reason}): {self.rows} answers at once from now on")

@@ -10,7 +10,7 @@ from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.messages import Key
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.run_data import RunData, look_up_commits
-from lowrank_rlhf.errors import StaleRun, UserError
+from lowrank_rlhf.errors import Fault, StaleRun, UserError
 from lowrank_rlhf.evaluation.run_judges import ENCODERS
 from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.pipeline import multi_process, redo_stages, selection
@@ -265,14 +265,16 @@ def _refuse_stale(statuses: Sequence[StageStatus]) -> None:
     stale = [status for status in statuses if status.state == "stale"]
     if not stale:
         return
-    flags = " ".join(f"--redo {status.stage.name}" for status in stale)
+    names = [status.stage.name for status in stale]
     damaged = any(status.damage for status in stale)
-    raise StaleRun(
-        "".join(map(_refusal, stale))
-        + f"Redo it, with all stages that depend on it: {flags}\n"
+    text = (
+        "{reasons}Redo it, with all stages that depend on it: {flags}\n"
         + ("Or restore the damaged files from a copy.\n" if damaged else "")
         + "Or keep it, and start a new run under another name: name=..."
     )
+    flags = " ".join(f"--redo {name}" for name in names)
+    values = {"reasons": "".join(map(_refusal, stale)), "stages": ", ".join(names)}
+    raise StaleRun(Fault("stale", text, flags=flags, **values))
 
 
 def _refusal(status: StageStatus) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from lowrank_rlhf import stages
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.pipeline.fingerprint import current_fingerprint, differences
 from lowrank_rlhf.preferences.project import STORE
 from lowrank_rlhf.preferences.store import AnnotationStore
@@ -34,12 +34,13 @@ def refuse_other_answers(again: Collection[Stage], config: Config, run_dir: RunD
             changed += [f"{stage.name} takes the current rankings"] if stage.kind == "rank" else []
         if stage.kind == "sample" and changed and (prompts := _ranked_prompts(run_dir.round(stage.round))):
             undo = "undo the redo (--undo-redo), " if run_dir.earlier.stages() else ""
-            raise UserError(
-                f"{run_dir.round(stage.round).path / STORE} has rankings of {prompts} prompts by people, of answers "
-                "that these changes would replace:\n"
-                + "".join(f"  {line}\n" for line in changed)
-                + f"Start a new run under another name (name=...), {undo}or move the file away to rank again."
+            text = (
+                "{store} has rankings of {prompts} prompts by people, of answers that these changes would replace:\n"
+                "{changes}Start a new run under another name (name=...), {undo}or move the file away to rank again."
             )
+            values = {"changes": "".join(f"  {line}\n" for line in changed), "undo": undo}
+            store = str(run_dir.round(stage.round).path / STORE)
+            raise UserError(Fault("ranked_answers", text, store=store, prompts=prompts, **values))
 
 
 def set_aside(again: Sequence[Stage], run_dir: RunDir, progress: Progress) -> None:
@@ -72,12 +73,12 @@ def _refuse_earlier_answers(run_dir: RunDir) -> None:
             continue
         newer, earlier = run_dir.mark(stage), run_dir.earlier_mark(stage)
         changed = differences(earlier.fingerprint, newer.fingerprint, finished=True) if newer and earlier else ()
-        raise UserError(
-            f"{each.path / STORE} has rankings of {prompts} prompts by people, of answers that the earlier results "
-            "do not contain:\n"
-            + "".join(f"  {line}\n" for line in changed)
-            + "Finish the redo, or move the file away to restore the earlier results without these rankings."
+        text = (
+            "{store} has rankings of {prompts} prompts by people, of answers that the earlier results do not contain:\n"
+            "{changes}Finish the redo, or move the file away to restore the earlier results without these rankings."
         )
+        values = {"prompts": prompts, "changes": "".join(f"  {line}\n" for line in changed)}
+        raise UserError(Fault("newer_rankings", text, store=str(each.path / STORE), **values))
 
 
 def _prompts_of_newer_rankings(run_dir: RunDir, stage: str) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import CannotFit, UserError
+from lowrank_rlhf.errors import CannotFit, Fault, UserError
 from lowrank_rlhf.planner.compute_cost import Amounts
 from lowrank_rlhf.run.progress import memory
 from lowrank_rlhf.run.results.rounds import split
@@ -52,12 +52,15 @@ def check_disk_space(folder: Path, needed: float) -> None:
     """Raise `CannotFit` if the folder is not writable or its disk has fewer than `needed` bytes free."""
     found = disk_space(folder)
     if not found.writable:
-        raise CannotFit(f"{folder}: folder is not writable. Choose another with --runs FOLDER")
+        text = "{folder}: folder is not writable. Choose another with --runs FOLDER"
+        raise CannotFit(Fault("not_writable", text, folder=str(folder)))
     if found.free < needed:
-        raise CannotFit(
-            f"{folder}: not enough disk space: about {memory(needed)} needed, {memory(found.free)} free. "
+        text = (
+            "{folder}: not enough disk space: about {needed} needed, {free} free. "
             "Free some, or choose another disk with --runs FOLDER"
         )
+        values = {"needed": memory(needed), "free": memory(found.free)}
+        raise CannotFit(Fault("disk_too_small", text, folder=str(folder), **values))
 
 
 @contextmanager
@@ -68,10 +71,12 @@ def disk_watched(run: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        raise CannotFit(
-            f"{error.filename or run}: {error.strerror}. The run stopped; the work saved in {run} is intact. "
-            f"To resume, {_REFUSALS[error.errno]} and rerun the same command"
-        ) from None
+        text = (
+            "{path}: {reason}. The run stopped; the work saved in {run} is intact. To resume, {remedy} and rerun the "
+            "same command"
+        )
+        values = {"path": str(error.filename or run), "reason": error.strerror, "remedy": _REFUSALS[error.errno]}
+        raise CannotFit(Fault("disk_refused", text, run=str(run), **values)) from None
 
 
 def output_size(name: str, config: Config, shape: Shape, counts: Amounts) -> float | None:

@@ -14,6 +14,10 @@ TRL_TOKENS, TRL_TOKENS_ON_GPU = 512, 4096
 """Tokens whose logits it computes at once (training/trl_loop.py)."""
 
 
+COUNTED = frozenset({"llama", "qwen2", "qwen3", "gemma3", "gemma3_text"})
+"""Architectures for which `saved` is compared with what autograd saves; a GGUF file's gemma3 is gemma3_text."""
+
+
 def saved(shape: Shape, lora: LoraConfig, width: int) -> float:
     """Return the bytes that one decoder layer saves for one token until its backward.
 

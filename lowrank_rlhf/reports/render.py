@@ -12,14 +12,15 @@ from lowrank_rlhf.reports.charts import ChartFigure, of_round, run_figures
 from lowrank_rlhf.reports.format import Metrics, Table, number
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, Locale, locale
 from lowrank_rlhf.reports.rounds import RoundFigures, read_rounds, rounds_figure, rounds_table
-from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
+from lowrank_rlhf.reports.story import about_run, caveats, headline
+from lowrank_rlhf.reports.tables import comparison, details
 from lowrank_rlhf.reports.templating import html_environment, markdown_environment
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_atomic
 from lowrank_rlhf.run.results import Results
 from lowrank_rlhf.run.results.benchmarks import read_harness_result, read_reward_bench_results
 
-FEATURED = 3
+FEATURED = 4
 """Prompts that are shown unfolded."""
 Rows = Sequence[Mapping[str, Any]]
 """Rows of eval.jsonl."""
@@ -46,6 +47,8 @@ class ReportView:
     """Contents of a report in one language."""
 
     texts: Locale
+    about: str
+    """Model, data, ranker, training, date and machine; empty where they are not known."""
     lines: tuple[str, ...]
     """Headline and caveats."""
     alarms: Sequence[Alarm]
@@ -76,9 +79,7 @@ def write_report(run_dir: RunDir, results: Results, eval_rows: Rows, out: Path) 
     """
     metrics, rounds = list(run_dir.metrics.read()), read_rounds(run_dir, results)
     measured = read_harness_result(run_dir), read_reward_bench_results(run_dir)
-    views = [
-        _view(metrics, results, eval_rows, rounds, measured, run_dir.number, locale(language)) for language in LANGUAGES
-    ]
+    views = [_view(run_dir, metrics, results, eval_rows, rounds, measured, locale(language)) for language in LANGUAGES]
     name = run_dir.run.name if run_dir.number == 1 else f"{run_dir.run.name}/{run_dir.path.name}"
     page = html_environment().get_template("report.html.j2").render(run=name, views=views, featured=FEATURED)
     write_atomic(out / "report.html", page)
@@ -86,25 +87,26 @@ def write_report(run_dir: RunDir, results: Results, eval_rows: Rows, out: Path) 
 
 
 def _view(
+    run_dir: RunDir,
     metrics: Metrics,
     results: Results,
     eval_rows: Rows,
     rounds: Sequence[RoundFigures],
     measured: Benchmarks,
-    round_number: int,
     texts: Locale,
 ) -> ReportView:
     alarms, rows = find_alarms(metrics, results), first_answers(eval_rows)
     greedy = sum(map(has_greedy, rows))
     return ReportView(
         texts=texts,
+        about=about_run(run_dir, texts),
         lines=(headline(results, texts, alarms), *caveats(results, texts)),
         alarms=alarms,
         comparison=comparison(results, texts),
         rounds=rounds_table(rounds, texts),
         yardsticks=yardstick_table(results, texts),
         details=[*benchmark_tables(measured, texts), *details(results, texts)],
-        figures=[*rounds_figure(rounds, texts), *of_round(run_figures(metrics, results, texts), round_number, texts)],
+        figures=[*rounds_figure(rounds, texts), *of_round(run_figures(metrics, results, texts), run_dir.number, texts)],
         samples=[_answers(row, texts) for row in rows],
         samples_lead=texts("report.samples.lead") + (texts("report.samples.greedy", count=greedy) if greedy else ""),
     )

@@ -1,13 +1,9 @@
-"""Headline, caveat and tables of figures, in the reader's language."""
+"""Tables of figures, in the reader's language."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from lowrank_rlhf.evaluation.answer_pair import REWARDS
-from lowrank_rlhf.preferences.judges.loading import SIMULATED
-from lowrank_rlhf.reports.alarms import Alarm, check_phrase, length_rule, reward_weakness
+from lowrank_rlhf.reports.alarms import check_phrase, length_rule, reward_weakness
 from lowrank_rlhf.reports.format import (
-    ENDPOINT_PREFIX,
-    Bounds,
     Table,
     algorithm,
     judge_in_words,
@@ -22,74 +18,6 @@ from lowrank_rlhf.reports.format import (
 from lowrank_rlhf.reports.locale import Locale
 from lowrank_rlhf.run.results import SHARES, EvaluateResult, FigureRow, Results, RewardResult
 from lowrank_rlhf.run.results.parts import PromptAudit
-
-_NAMED_ALARMS = 3
-"""Alarms that the headline names; the others are counted."""
-
-
-def headline(results: Results, texts: Locale, alarms: Sequence[Alarm] = ()) -> str:
-    """Return the most important result in a sentence or two, from the last stage that has one.
-
-    A win rate above chance is qualified by the run's `alarms`.
-    """
-    evaluate, reward, sft = results.evaluate, results.reward, results.sft
-    if evaluate and evaluate.win_rate is not None:
-        preferred = texts(
-            "headline.evaluate",
-            prompts=evaluate.prompts,
-            judge=judge_in_words(evaluate.judge, texts),
-            share=percent(evaluate.win_rate),
-            interval=percent_interval(evaluate.win_rate_interval, texts),
-            equal_length=_equal_length(evaluate, texts),
-        )
-        return preferred + _verdict(evaluate.win_rate_interval, alarms, texts)
-    if reward and reward.accuracy is not None:
-        return texts(
-            "headline.reward",
-            pairs=number(reward.pairs_held_out),
-            share=percent(reward.accuracy),
-            interval=percent_interval(reward.accuracy_interval, texts),
-            longer=percent(reward.longer_wins),
-        )
-    if sft and sft.examples is not None:
-        return texts("headline.sft", examples=sft.examples, steps=number(sft.steps))
-    return texts(f"headline.source.{sft.source}" if sft else "headline.none")
-
-
-def _equal_length(evaluate: EvaluateResult, texts: Locale) -> str:
-    """Return the length-controlled win rate as a clause; empty if it was not measured."""
-    if evaluate.length_controlled_win_rate is None:
-        return ""
-    share = percent(evaluate.length_controlled_win_rate)
-    interval = percent_interval(evaluate.length_controlled_interval, texts)
-    return texts("headline.equal_length", share=share, interval=interval)
-
-
-def _verdict(interval: Bounds, alarms: Sequence[Alarm], texts: Locale) -> str:
-    """Return the conclusion from the interval of a win rate, qualified by alarms if it is favourable."""
-    if not interval or interval[0] is None or interval[1] is None:
-        return ""
-    if interval[0] <= 0.5:
-        return texts("verdict.worse" if interval[1] < 0.5 else "verdict.unclear")
-    if not alarms:
-        return texts("verdict.better")
-    titles = texts("list.separator").join(alarm.title(texts) for alarm in alarms[:_NAMED_ALARMS])
-    more = len(alarms) - _NAMED_ALARMS
-    return texts("verdict.alarms", titles=titles) + (texts("verdict.more_alarms", count=more) if more > 0 else "")
-
-
-def caveats(results: Results, texts: Locale) -> list[str]:
-    """Return the limits of the headline, a line each."""
-    evaluate, found = results.evaluate, []
-    if evaluate and evaluate.judge and evaluate.judge.startswith(ENDPOINT_PREFIX):
-        found.append(texts("caveat.language_model"))
-    if evaluate and evaluate.judge in SIMULATED:
-        found.append(texts("caveat.simulated"))
-    if evaluate and evaluate.win_rate is not None and evaluate.judge in (None, REWARDS):
-        found.append(texts("caveat.trained_against"))
-    if evaluate and evaluate.selected_on_test:
-        found.append(texts("caveat.selected_on_test"))
-    return found
 
 
 def comparison(results: Results, texts: Locale) -> Table | None:

@@ -13,7 +13,8 @@ from lowrank_rlhf.reports.alarms import find_alarms
 from lowrank_rlhf.reports.answers import ShownAnswer, first_answers, shown_answers
 from lowrank_rlhf.reports.locale import ENGLISH
 from lowrank_rlhf.reports.render import FEATURED, Rows
-from lowrank_rlhf.reports.tables import caveats, comparison, headline
+from lowrank_rlhf.reports.story import caveats, headline
+from lowrank_rlhf.reports.tables import comparison
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.results import Results
 

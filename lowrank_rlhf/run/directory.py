@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lowrank_rlhf.errors import StaleRun, UserError
+from lowrank_rlhf.errors import Fault, StaleRun, UserError
 from lowrank_rlhf.run import fault_points, outputs
 from lowrank_rlhf.run.earlier_results import EarlierResults
 from lowrank_rlhf.run.files import (
@@ -167,10 +167,13 @@ class RunDir:
         for stage in MARKS:
             if found := self.faults(stage, names):
                 name = stage if stage == SFT else f"{prefix(self.number)}{stage}"
-                raise StaleRun(
-                    f"{self.path}: {'; '.join(found)}. Restore the file from a copy, or repeat stage {name}: "
-                    f"python -m lowrank_rlhf run {self.run / 'config.yaml'} --runs {self.run.parent} --redo {name}"
+                text = (
+                    "{folder}: {faults}. Restore the file from a copy, or repeat stage {stage}: python -m lowrank_rlhf "
+                    "run {config} --runs {runs} --redo {stage}"
                 )
+                values = {"config": str(self.run / "config.yaml"), "runs": str(self.run.parent), "stage": name}
+                fault = Fault("damaged_output", text, folder=str(self.path), faults="; ".join(found), **values)
+                raise StaleRun(fault)
 
     def finish(self, stage: str, writes: Sequence[str], mark: dict[str, Any]) -> None:
         """Move the outputs from the work folder into the run and mark the stage done.

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from lowrank_rlhf.errors import RunLocked, UserError
+from lowrank_rlhf.errors import Fault, RunLocked, UserError
 from lowrank_rlhf.run.files import now, read_json, write_json_atomic
 
 LOCK = "run.lock"
@@ -90,12 +90,11 @@ def _record(run: Path) -> Path:
     return run / f"{LOCK}.json"
 
 
-def _in_use(run: Path) -> str:
+def _in_use(run: Path) -> Fault:
     record = lock_record(run)
     since = f" since {record['since']}" if "since" in record else ""
-    return (
-        f"{run}: in use by {process_name(record)}{since}. Wait until it ends, or stop it: it saves its work on SIGTERM."
-    )
+    text = "{run}: in use by {process}{since}. Wait until it ends, or stop it: it saves its work on SIGTERM."
+    return Fault("in_use", text, run=str(run), process=process_name(record), since=since)
 
 
 def _boot() -> str:

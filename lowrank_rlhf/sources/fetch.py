@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from lowrank_rlhf.config.schema import ModelConfig
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.run.files import read_json, sha256, sync, write_json_atomic
 from lowrank_rlhf.run.progress import Progress
 from lowrank_rlhf.sources.checks import check_folder
@@ -88,9 +88,11 @@ def local_model(config: ModelConfig) -> Path | None:
     if os.path.isdir(path) or (_is_gguf(path) and os.path.isfile(path)):
         return path
     if os.path.isfile(path):
-        raise UserError(f"model.source: {source}: not a GGUF file. Set it to the model's folder")
+        text = "model.source: {source}: not a GGUF file. Set it to the model's folder"
+        raise UserError(Fault("model_no_gguf", text, source=source))
     if _is_gguf(path) or _looks_local(source):
-        raise UserError(f"model.source: {source}: {'file' if _is_gguf(path) else 'folder'} not found")
+        what = "file" if _is_gguf(path) else "folder"
+        raise UserError(Fault("model_not_found", "model.source: {source}: {what} not found", source=source, what=what))
     from huggingface_hub import try_to_load_from_cache
 
     with contextlib.suppress(ValueError):  # not a valid hub id: loading raises the error

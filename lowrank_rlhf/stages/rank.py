@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import UserError, WaitingForPeople
+from lowrank_rlhf.errors import Fault, UserError, WaitingForPeople
 from lowrank_rlhf.evaluation.run_judges import judge_all, open_judge
 from lowrank_rlhf.preferences.agreement import krippendorff_alpha, length_bias
 from lowrank_rlhf.preferences.enough import needed
@@ -42,7 +42,8 @@ def run(session: Session) -> RankResult:
         )
     comparisons = [comparison for ranking in rankings for comparison in compare(ranking)]
     if not comparisons:
-        raise UserError("rank: no answer was preferred to another, so the reward model has nothing to learn")
+        text = "rank: no answer was preferred to another, so the reward model has nothing to learn"
+        raise UserError(Fault("nothing_preferred", text))
     work = session.work("rank")
     write_jsonl(work / "prompts.jsonl", prompts)
     write_jsonl(work / "answers.jsonl", answers)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lowrank_rlhf.errors import Diverged
+from lowrank_rlhf.errors import Diverged, Fault
 from lowrank_rlhf.maths.sequences import Sequences
 from lowrank_rlhf.models.base import Base
 from lowrank_rlhf.models.storage import write_tensors
@@ -55,10 +55,12 @@ class SkipReport:
     def diverged(self, reason: str, batch: Sequences, tensors: Mapping[str, Tensor]) -> Diverged:
         """Save the batch and the tensors computed from it for inspection; return the error to raise."""
         folder = self._save(batch, tensors)
-        return Diverged(
-            f"{self.stage}: {reason}. Training stopped with all weights finite; the batch is in {folder}. Lower "
-            f"{self.learning_rates}, or set model.compute_dtype: float32; then rerun with --redo {self.stage}"
+        text = (
+            "{stage}: {reason}. Training stopped with all weights finite; the batch is in {folder}. Lower {rates}, or "
+            "set model.compute_dtype: float32; then rerun with --redo {stage}"
         )
+        values = {"stage": self.stage, "reason": reason, "folder": str(folder), "rates": self.learning_rates}
+        return Diverged(Fault("diverged", text, **values))
 
     def _save(self, batch: Sequences, tensors: Mapping[str, Tensor]) -> Path:
         """Write the batch's tensors and texts to the run folder, where `--redo` does not delete them."""

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import StageFailed, WaitingForPeople
+from lowrank_rlhf.errors import Fault, StageFailed, WaitingForPeople
 from lowrank_rlhf.maths.policy_choice import Evaluated, choose
 from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.roles import Role, Roles
@@ -37,13 +37,24 @@ def load_roles(roles: Roles, run_dir: RunDir, config: Config) -> RewardScale | N
     if about["weak"] and not config.ppo.accept_weak_reward:
         if config.rank.source == "human":
             _wait_for_more_rankings(about["weak"], run_dir.run)
-        raise StageFailed(
-            f"ppo: {about['weak']}, so {config.align.algorithm.upper()} would only learn its mistakes. "
-            f"{_MORE[config.rank.source]}, or set ppo.accept_weak_reward: true"
-        )
+        raise StageFailed(_refusal(about["weak"], run_dir, config))
     _load_policies(roles, run_dir)
     load_role(roles, Role.REWARD, run_dir.artifact("adapters/reward"))
     return RewardScale.of(about, config.ppo.normalize_score)
+
+
+def _refusal(weak: str, run_dir: RunDir, config: Config) -> Fault:
+    """Return the refusal of a weak reward model; `weak` is the weakness as a sentence."""
+    tested, why = run_dir.results().reward, weak
+    if tested and tested.weakness:  # version 0.1 wrote the sentence only
+        longer = tested.longer_wins is None or tested.longer_wins >= 0.5
+        rule = Fault("rule.longer", "longer") if longer else Fault("rule.shorter", "shorter")
+        why = Fault(f"weakness.{tested.weakness}", "{weak}", weak=weak, rule=rule)
+    return Fault(
+        f"weak_reward_{config.rank.source}",
+        "ppo: {why}, so {algorithm} would only learn its mistakes. {more}, or set ppo.accept_weak_reward: true",
+        why=why, algorithm=config.align.algorithm.upper(), more=_MORE[config.rank.source],
+    )  # fmt: skip
 
 
 def frozen_roles(config: Config) -> list[Role]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowrank_rlhf.data.length_filter import SHORTEST_ANSWER, equal_after_cut
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.maths.losses import pairwise_loss, plackett_luce_loss
 from lowrank_rlhf.maths.reward_gate import held_out_count
 from lowrank_rlhf.maths.seeds import derive_seed
@@ -59,7 +59,8 @@ def about_reward(adapter: Path) -> dict[str, Any]:
     """
     about = read_record(adapter / "reward.json")
     if about is None:
-        raise UserError(f"{adapter / 'reward.json'}: not found or incomplete. Rerun the stage: --redo reward")
+        text = "{path}: not found or incomplete. Rerun the stage: --redo {stage}"
+        raise UserError(Fault("redo_stage", text, path=adapter / "reward.json", stage="reward"))
     return about
 
 
@@ -173,10 +174,11 @@ def without_equal_answers(group: Group, longest: int) -> tuple[Group, int]:
 def split_groups(groups: Sequence[Group], held_out: float, seed: int) -> tuple[list[Group], list[Group]]:
     """Split the groups into training and held-out ones, so that no prompt is in both."""
     if len(groups) < 2:
-        raise UserError(
-            f"rank: {len(groups)} prompts have comparisons that fit model.max_length, 2 are required. "
+        text = (
+            "rank: {count} prompts have comparisons that fit model.max_length, 2 are required. "
             "Rank more prompts, or raise model.max_length"
         )
+        raise UserError(Fault("few_comparisons_fit", text, count=len(groups)))
     shuffled = random.Random(seed).sample(groups, len(groups))
     count = held_out_count(held_out, len(groups))
     return shuffled[count:], shuffled[:count]

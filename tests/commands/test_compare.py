@@ -35,7 +35,9 @@ def test_two_runs_side_by_side(command) -> None:
     write_run(Path("runs/begun"), results={"sft": {}, "evaluate": evaluation(0.6)}, settings={"seed": 7})
     code, out, err = command("one", "begun")
     assert (code, err) == (0, "")
-    assert out.startswith("Note: begun: not finished: sample, rank, reward, ppo. Missing: reward model: accuracy,")
+    assert out.startswith(
+        "Note: begun: not finished: sample, rank, reward, ppo. Missing: reward model: held-out accuracy,"
+    )
     assert [cell.strip() for line in lines(out) if line and line[0] == "preferred (win rate)" for cell in line] == [
         "preferred (win rate)", "75 % [65, 85]", "60 % [50, 70]",
     ]  # fmt: skip

@@ -179,3 +179,16 @@ def test_a_look_at_many_runs_is_quick(tmp_path) -> None:
         runs._refresh(folder, "run1", "en", {})
         took.append(time.process_time() - start)
     assert min(took) < 0.3  # 0.02 s on an idle core
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_answers_before_ppo_and_at_the_end_are_folded_after_the_first_two(tmp_path, language) -> None:
+    """24 prompts with four answers each made the tab Watch 15,000 pixels long."""
+    for prompt in map(str, range(30)):
+        append_line(tmp_path / "prompts.jsonl", {"id": prompt, "messages": [{"role": "user", "content": prompt}]})
+        append_line(tmp_path / "samples.jsonl", {"id": prompt, "prompt_id": prompt, "text": "Answer"})
+    compared = [{"id": str(n), "prompt": str(n), "sft": "a", "policy": "b"} for n in range(30)]
+    for evaluated in ([], compared):
+        shown, _, folded = samples(tmp_path, [], evaluated, language).partition("<details>")
+        assert (shown.count("<tr>") - 1, folded.count("<tr>") - 1) == (2, 22)
+        assert html(t("samples.more", language, count=22)) in folded

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accessibility import findings
 from annotators_page import NO_STORAGE, a_run_with_answers
 from browser import browser, go_to, page_server, shows, texts, wait_for
 from dashboard_runs import NASTY, finish, holding, make_run
@@ -326,6 +327,7 @@ def test_enter_saves_a_ranking_after_a_click_on_the_tab(tmp_path, open_page) -> 
         wait_until_shown(page, "people", "runs")
         go_to(page, "rank")
         page.locator(".rk-item").wait_for()
+        assert [found for found in findings(page) if ".rk-bar" not in found] == []
         for key in ("2", "Enter"):
             page.keyboard.press(key)
             page.wait_for_function("document.querySelector('.rk').ariaBusy === 'false'")
@@ -372,6 +374,26 @@ def test_all_runs_are_listed_below_the_form_for_a_new_one(hundred, open_page) ->
     tops = [page.locator(part).bounding_box()["y"] for part in ("#new-run", "#run-list", "#resume")]
     assert tops == sorted(tops)
     assert tops[-1] < 800  # the buttons need no scrolling
+    page.fill("#run-search input, #run-search textarea", "run9")
+    page.wait_for_function("document.querySelectorAll('[data-run]').length === 11")
+    page.fill("#run-search input, #run-search textarea", "")
+    page.wait_for_function("document.querySelectorAll('[data-run]').length === 100")
+
+
+def test_a_deleted_run_comes_back(tmp_path, open_page) -> None:
+    for name in ("one", "two"):
+        make_run(tmp_path / "runs", name)
+    with page_server(tmp_path / "runs") as (url, _):
+        page = open_page(url)
+        page.wait_for_selector(".run.chosen")
+        page.click("#deleting > button")
+        page.click("#delete-run")
+        page.wait_for_selector("#delete-asks .note")
+        assert page.locator("[data-run]").count() == 2
+        page.click("#delete-yes")
+        page.wait_for_function("document.querySelectorAll('[data-run]').length === 1")
+        page.click("#restore-run")
+        page.wait_for_function("document.querySelectorAll('[data-run]').length === 2")
 
 
 def test_edited_settings_are_kept_and_replaced_only_after_a_question(hundred, open_page) -> None:
@@ -414,13 +436,45 @@ def test_the_page_works_without_the_browser_s_storage(hundred, open_page) -> Non
     page.wait_for_selector("#verdict .note.bad")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_each_tab_can_be_read_by_all(nasty, open_page, scheme) -> None:
+    """Names, roles, contrast: no serious finding of axe-core, with everything of the tab Runs unfolded."""
+    page = open_page(nasty, color_scheme=scheme)
+    for block in ("start-here", "new-run", "again", "deleting"):
+        page.click(f"#{block} > button")
+    page.click("#own-prompts")
+    page.locator("#make-settings").wait_for()
+    for tab in ("runs", "rank", "watch", "talk", "result", "compare"):
+        go_to(page, tab)
+        page.wait_for_timeout(500)  # its first answer from the server
+        assert findings(page) == [], tab
+
+
+def test_a_keyboard_shows_where_it_is(nasty, open_page) -> None:
+    """Each stop of the Tab key in the page's head and the list of runs has a ring."""
+    page = open_page(nasty)
+    for _ in range(14):
+        page.keyboard.press("Tab")
+        assert page.evaluate(RING), page.evaluate("document.activeElement.outerHTML")
+
+
+RING = """() => {
+  const own = document.activeElement;
+  return [own, own.closest('label'), own.closest('.wrap'), own.closest('.block')].filter(Boolean).some((one) => {
+    const style = getComputedStyle(one);
+    const outline = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0;
+    return outline || (style.boxShadow !== 'none' && !style.boxShadow.startsWith('rgba(0, 0, 0, 0)'));
+  });
+}"""
+
+
 def test_what_a_screen_reader_hears_are_words(hundred, open_page) -> None:
     """Gradio calls a group of choices Radio, and has no word for the end of an event."""
     page = open_page(hundred)
     assert page.text_content('#language [data-testid="block-info"]') == LANGUAGE_LABEL
     page.evaluate(HEAR)
-    page.click("#again button")
-    page.click("#redo")
+    page.click("#deleting > button")
+    page.click("#restore-run")
     wait_for(lambda: "Done" in page.evaluate("window.heard"), 30, lambda: page.evaluate("window.heard"))
     assert not [words for words in page.evaluate("window.heard") if "common" in words]
 

@@ -119,7 +119,7 @@ class TestNewRun:
         done = subprocess.CompletedProcess(
             [], 0, json.dumps(PLAN | {"config": {"name": "x", "model": {"source": "y"}}}), ""
         )
-        monkeypatch.setattr(new_run, "_run_plan", lambda *_: done)
+        monkeypatch.setattr(new_run, "_run_plan", lambda *_: (done, ()))
         shown, start, agreed = new_run._plan(RunsFolder(tmp_path), text, "", None, "en")
         assert re.findall("<td>(.*?)</td>", shown) == ["sft", "to do", "2:00", "1.0 GiB"]
         assert t("plan.memory_fits", "en", needed="1.0 GiB", free="2.0 GiB", total="4.0 GiB") in shown
@@ -140,7 +140,7 @@ class TestNewRun:
         stages = [PLAN["stages"][0] | {"stage": name, "state": state} for name, state in STALE.items()]
         plan = PLAN | {"stages": stages, "config": {"name": "x", "model": {"source": "y"}}}
         done = subprocess.CompletedProcess([], 0, json.dumps(plan), "")
-        monkeypatch.setattr(new_run, "_run_plan", lambda *_: done)
+        monkeypatch.setattr(new_run, "_run_plan", lambda *_: (done, ()))
         shown, start, agreed = new_run._plan(RunsFolder(tmp_path), text, "one", None, "en")
         assert (start["interactive"], agreed) == (False, [text, "one", ["ppo", "evaluate"]])
         assert html(t("new.stale", "en", run="one", stages="ppo, evaluate")) in shown
@@ -172,9 +172,15 @@ PLAN = {
 }
 
 
-def test_the_page_names_the_numbers_of_too_few_validation_prompts() -> None:
-    few = {"id": "few_validation_prompts", "data": {"asked": 4321, "available": 77}}
+@pytest.mark.parametrize(
+    ("note", "data"),
+    [
+        ("few_validation_prompts", {"asked": 4321, "available": 77}),
+        ("activations_estimated", {"architecture": "olmo2"}),
+    ],
+)
+def test_the_page_words_a_note_of_the_plan(note, data) -> None:
+    plan = PLAN | {"notes": [{"id": note, "data": data}], "config": {"name": "x", "model": {"source": "y"}}}
     for language in ("en", "zh"):
-        shown = plan_html(PLAN | {"notes": [few], "config": {"name": "x", "model": {"source": "y"}}}, language)
-        assert "4321" in shown
-        assert "77" in shown
+        shown = plan_html(plan, language)
+        assert all(str(value) in shown for value in data.values())

@@ -122,7 +122,7 @@ class TestPreview:
         file.write_text(json.dumps({"frage": "a", "antwort": "b", "label": 1, "nr": 2}) + "\n", encoding="utf-8")
         found = preview(file, {})
         assert (found.loaded, found.names) == (None, ["frage", "antwort", "label", "nr"])
-        assert "unknown format" in found.problem
+        assert "unknown format" in found.problem[0]
         columns = column_map(found.names, "frage", "antwort")
         assert columns == {"prompt": "frage", "response": "antwort", "label": None}
         (entry,) = preview(file, columns).loaded.located
@@ -150,7 +150,7 @@ class TestPreview:
     def test_a_file_that_cannot_be_read_says_why(self, tmp_path) -> None:
         file = tmp_path / "a.parquet"
         file.write_bytes(b"no parquet")
-        assert "cannot be read as Parquet" in preview_html(preview(file, {}), "zh")
+        assert "cannot be read as Parquet" in preview_html(preview(file, {}), "en")
 
 
 class TestAnswers:
@@ -237,7 +237,7 @@ class TestTab:
         few, _ = tab._pasted(tmp_path, "one\ntwo\n", "en")
         assert html(t("refused.too_few", "en", least=16, prompts=2)) in tab._look(few, "", "", "quickstart", "en")[0]
         shown = tab._look(file, "", "", "./no/such/folder", "en")[0]
-        assert "folder not found" in shown
+        assert "not found on the computer that serves this page" in shown
 
     @pytest.mark.parametrize(
         ("missing", "key"), [({"file": None}, "guided.prompts_first"), ({"model": ""}, "guided.model_first")]

@@ -24,7 +24,7 @@ from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, details, run_list
 from lowrank_rlhf.dashboard.text import LANGUAGES, html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.files import write_json_atomic
+from lowrank_rlhf.run.files import append_line, write_json_atomic
 from lowrank_rlhf.stages import STAGES
 
 
@@ -52,7 +52,8 @@ class TestNames:
         assert RunsFolder(tmp_path / "nowhere").names() == []
 
 
-def test_all_runs_are_shown(tmp_path) -> None:
+def test_all_runs_are_shown(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(runs_tab, "_READING_SECONDS", 60.0)
     for number in range(100):
         make_run(tmp_path, f"run{number}")
     listing, _, choice, *_ = runs_tab._refresh(RunsFolder(tmp_path), None, "en", {})
@@ -102,8 +103,22 @@ class TestStatus:
         finish(run, *(stage.name for stage in STAGES))
         found = RunsFolder(tmp_path).status("one")
         assert (found.state, found.stage) == ("finished", None)
-        assert "win rate 70 %" in run_list([found], "one", "en")
-        assert "胜率 70 %" in run_list([found], "one", "zh")
+        assert "win rate 70 % [41, 90]" in run_list([found], "one", "en")
+        assert "胜率 70 % [41, 90]" in run_list([found], "one", "zh")
+
+    @pytest.mark.parametrize(("language", "texts"), [
+        ("en", ("training accuracy 75 %", "held-out accuracy 61 % [48, 73]")),
+        ("zh", ("训练准确率 75 %", "留出准确率 61 % [48, 73]")),
+    ])  # fmt: skip
+    def test_an_accuracy_says_on_which_pairs(self, tmp_path, language, texts) -> None:
+        run = make_run(tmp_path)
+        append_line(run / "metrics.jsonl", {"stage": "reward", "step": 1, "accuracy": 0.75})
+        for shown in texts:
+            found = RunsFolder(tmp_path).status("one")
+            for page in (run_list([found], "one", language), watch._state(found, language)):
+                assert f">{shown}<" in page
+                assert (html(t("figure.interval", language)) in page) is ("[" in shown)
+            finish(run, "reward")
 
     @pytest.mark.parametrize("name", ["lowrank_rlhf", "lowrank-rlhf"])  # python -m, and the installed command
     def test_a_live_process_holds_it_and_a_dead_ones_lock_does_not_count(self, tmp_path, name) -> None:

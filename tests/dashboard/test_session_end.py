@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from accessibility import findings
 from browser import browser, free_port, page_server, wait_for
 from dashboard_runs import make_run
 from starlette.applications import Starlette
@@ -44,6 +45,8 @@ def test_a_page_whose_session_ended_says_so_and_keeps_what_is_typed(tmp_path: Pa
         page.set_default_timeout(60_000)
         with page_server(tmp_path / "runs", password=PASSWORD, port=port) as (url, _):
             page.goto(f"{url}/?run=first&tab=talk")
+            assert findings(page) == []
+            assert page.title() == page.inner_text("h1") == "lowrank_rlhf"
             log_in(page)
             page.wait_for_function("window.questionRestored")
             page.fill("#question textarea", QUESTION)

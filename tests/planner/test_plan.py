@@ -512,6 +512,19 @@ def test_the_experts_of_a_mixture_are_known_from_its_config(tmp_path) -> None:
     assert base.size == 2 * whole
 
 
+@pytest.mark.parametrize(("architecture", "counted"), [("qwen2", True), ("gemma3_text", True), ("olmo2", False)])
+def test_a_model_whose_activations_are_not_counted_exactly_is_marked(here, command, architecture, counted) -> None:
+    model = here / "model"
+    model.mkdir()
+    about = {key: value for key, value in QWEN3_30B.items() if "expert" not in key} | {"num_hidden_layers": 2}
+    (model / "config.json").write_text(json.dumps(about | {"model_type": architecture}))
+    plan = "plan", "tiny.yaml", "name=other", f"model.source={model}"
+    notes = {note["id"]: note for note in json.loads(command(*plan, "--json")[1])["notes"]}
+    marked = notes.get("activations_estimated")
+    assert (marked and marked["data"]) == (None if counted else {"architecture": architecture})
+    assert ("not counted exactly for the architecture olmo2" in command(*plan)[1]) is not counted
+
+
 def test_a_plan_of_a_quantised_mixture_is_refused(here, command) -> None:
     model = here / "mixture"
     model.mkdir()

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import string
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import pytest
 from html_tags import parse
 from synthetic_run import all_summaries, eval_rows, metrics_rows, results, with_greedy, yardsticks
 
+from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.reports.alarms import find_alarms
 from lowrank_rlhf.reports.benchmarks import yardstick_table
 from lowrank_rlhf.reports.charts import CURVES, curve_figures
 from lowrank_rlhf.reports.format import number, percent_interval, series
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
 from lowrank_rlhf.reports.render import write_report
-from lowrank_rlhf.reports.tables import caveats, comparison, details, headline
+from lowrank_rlhf.reports.story import caveats, headline
+from lowrank_rlhf.reports.tables import comparison, details
 from lowrank_rlhf.reports.templating import code_span, markdown_text
 from lowrank_rlhf.reports.terminal import summary_message
 from lowrank_rlhf.run.directory import RunDir
@@ -385,3 +388,35 @@ def test_several_reward_members_have_two_rows_and_a_curve(language: str) -> None
     assert values == [texts("reward.members.value", count=3, low="68 %", high="74 %"), "0.19"]
     rows = [{"stage": "ppo", "step": step, "score_spread": 0.2, "eval/score_spread": 0.3} for step in range(3)]
     assert [figure.id for figure in curve_figures(rows, texts)] == ["score_spread"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_story_comes_first(tmp_path: Path, language: str) -> None:
+    """What the run was, its verdict, whether to trust it, four pairs; then figures and curves."""
+    golden = Path(__file__).parents[1] / "golden" / "runs" / "golden"
+    run = shutil.copytree(golden, tmp_path / "run")
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics_rows()))
+    write_report(RunDir(run), results(all_summaries()), eval_rows(), tmp_path)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    article = page[page.index(f'<article id="{language}"') :].partition("</article>")[0]
+    texts = locale(language)
+    config, machine = load_config(run / "config.yaml"), json.loads((run / "env.json").read_text())
+    about = article.partition('<p class="soft">')[2].partition("</p>")[0]
+    known = (config.model.source, config.data.prompts, machine["platform"], "ppo.kl_coef", "2026-")
+    assert [part for part in known if part not in about] == []
+    places = [article.index(text) for text in (about, 'class="hero"', texts("report.no_alarms"), 'class="sample"',
+                                               texts("comparison.title"), "<svg")]  # fmt: skip
+    assert places == sorted(places)
+    assert article.partition("<details>")[0].count('class="sample"') == 4
+    assert config.model.source in (tmp_path / "report.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("share", "named"), [(0.35, True), (0.52, False), (None, False)])
+def test_a_second_judge_that_prefers_sft_stands_in_the_headline(share: float | None, named: bool) -> None:
+    summaries = all_summaries()
+    row = next(row for row in summaries["evaluate"]["table"] if row["id"] == "win_rate")
+    row |= {"policy": share, "interval": [0.25, 0.46]}
+    for language in LANGUAGES:
+        line = headline(results(summaries), locale(language))
+        assert ("plain-language" in line) is named
+        assert ("35 %" in line) is named

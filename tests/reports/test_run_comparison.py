@@ -51,7 +51,7 @@ def test_every_final_figure_has_its_interval(make: Make) -> None:
     found = compared(make("a"), make("b", results=other)).final
     assert found.header == ("figure", "a", "b")
     assert rows(found) == {
-        "reward model: accuracy": ("80 % [70, 90]", MISSING),
+        "reward model: held-out accuracy": ("80 % [70, 90]", MISSING),
         "reward model: gain over length, points": ("+12.5 [+5.0, +20.0]", MISSING),
         "training steps of the policy": ("50", MISSING),
         "kept step": ("40", MISSING),
@@ -84,9 +84,9 @@ def test_time_and_memory_leave_out_stages_copied_from_another_run(make: Make, tm
 def test_an_unfinished_run_names_its_stages_and_figures(make: Make) -> None:
     begun = make("begun", results={"sft": {}})
     assert compared(make("done"), begun).notes == [
-        "begun: not finished: sample, rank, reward, ppo, evaluate. Missing: reward model: accuracy, reward model: gain "
-        "over length, points, training steps of the policy, kept step, judge, test prompts, preferred (win rate), "
-        "preferred at equal length, shift of the mean, distance from SFT, distance at temperature 1."
+        "begun: not finished: sample, rank, reward, ppo, evaluate. Missing: reward model: held-out accuracy, reward "
+        "model: gain over length, points, training steps of the policy, kept step, judge, test prompts, preferred "
+        "(win rate), preferred at equal length, shift of the mean, distance from SFT, distance at temperature 1."
     ]
     reward = {"accuracy": 0.8, "over_length": 0.1}
     (later,) = compared(make("done"), make("later", results={"sft": {}, "reward": reward})).notes
@@ -96,7 +96,9 @@ def test_an_unfinished_run_names_its_stages_and_figures(make: Make) -> None:
     assert compared(make("done"), make("new", results={})).final.rows[-1][1:] == ("1.5 GiB", MISSING)
     chinese = compared(make("done"), begun, texts=locale("zh")).notes
     assert len(chinese) == 1
-    assert chinese[0].startswith("begun：未完成的阶段：sample、rank、reward、ppo、evaluate。缺少：奖励模型：准确率、")
+    assert chinese[0].startswith(
+        "begun：未完成的阶段：sample、rank、reward、ppo、evaluate。缺少：奖励模型：留出准确率、"
+    )
 
 
 def test_other_judges_and_other_test_prompts_are_named(make: Make) -> None:

@@ -31,7 +31,7 @@ def test_summary_message_fits_the_terminal_and_is_plain(tmp_path: Path) -> None:
     assert not any(line.lstrip().startswith("%") for line in lines)
     assert lines[0].startswith("On 64 new prompts the simulated annotator preferred")
     assert lines[-1] == "  /runs/my-run/report.html"
-    assert message.count("BEFORE (SFT)") == 3
+    assert message.count("BEFORE (SFT)") == 4
     assert any(re.match(r"distinct-2 +0\.71 +0\.66 +distinct word pairs / word pairs$", line) for line in lines)
     beside = next(line for line in lines if "Put it somewhere" in line and "Of course" in line)
     assert beside.index("Of course!") == 51

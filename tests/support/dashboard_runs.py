@@ -26,7 +26,8 @@ with filelock.FileLock(sys.argv[1]):
 RESULTS = {
     "sample": {"prompts": 2, "answers": 8},
     "rank": {"source": "judge", "rankings": 2, "comparisons": 3},
-    "evaluate": {"prompts": 2, "win_rate": 0.7},
+    "reward": {"accuracy": 0.61, "accuracy_interval": [0.48, 0.73]},
+    "evaluate": {"prompts": 2, "win_rate": 0.7, "win_rate_interval": [0.41, 0.9]},
 }
 """Results of the stages that need fields."""
 

@@ -32,10 +32,10 @@ _NAME_FIELD = """<label for="username">Name / 姓名</label>
 _FORM = """<!doctype html><html lang="en"><meta charset="utf-8"><title>lowrank_rlhf</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>:root{{color-scheme:light dark}}body{{font:16px system-ui,sans-serif;display:grid;place-items:center;
-min-height:90vh}}form{{display:grid;gap:.8rem;width:min(20rem,85vw)}}input,button{{font:inherit;padding:.5rem}}</style>
-<form method="post" action="{action}"><b>lowrank_rlhf</b>{name}<label for="password">Password / 密码</label>
+min-height:90vh}}h1{{font-size:1.1rem;margin:0}}form{{display:grid;gap:.8rem;width:min(20rem,85vw)}}input,button{{font:inherit;padding:.5rem}}</style>
+<main><form method="post" action="{action}"><h1>lowrank_rlhf</h1>{name}<label for="password">Password / 密码</label>
 <input id="password" name="password" type="password" autocomplete="current-password" autofocus>
-<button>Log in / 登录</button><span role="alert">{message}</span></form></html>"""
+<button>Log in / 登录</button><span role="alert">{message}</span></form></main></html>"""
 
 
 class _Session(NamedTuple):

@@ -20,7 +20,7 @@ def answers_from(file: Path, columns: Columns, model: str, ranker: str, comparis
     """
     found = preview(file, columns)
     if found.loaded is None:
-        raise UserError(found.problem)
+        raise UserError(*found.problem)
     summary = summary_of(file, columns, model)
     other = str(Path(comparisons).absolute()) if ranker == DATASET and comparisons else None
     compared = compared_pairs(load_comparisons(other), model_config(model)) if other else summary.compared
@@ -50,7 +50,7 @@ def summary_of(file: Path, columns: Columns, model: str) -> Summary:
 def _summary_of(file: Path, _changed: int, columns: tuple[tuple[str, str | None], ...], model: str) -> Summary:
     found = preview(file, dict(columns))
     if found.loaded is None:
-        raise UserError(found.problem)
+        raise UserError(*found.problem)
     return summarise(found.loaded, model_config(model))
 
 

@@ -22,7 +22,8 @@ from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.served.uploads import PREFIX
 from lowrank_rlhf.dashboard.tabs.runs_html import note
 from lowrank_rlhf.dashboard.text import LANGUAGES, t
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.dashboard.wording import error_text, worded
+from lowrank_rlhf.errors import Fault, UserError, recorded_parts
 from lowrank_rlhf.run.progress import memory
 
 _UNREACHABLE, _SENT, _REMOVED, _LOGGED_OUT, _TOO_LARGE = 0, 200, 204, 401, 413
@@ -158,11 +159,19 @@ def _received(runs: Path, status: Any, answer: Any, language: str) -> tuple[Any,
     if status == _TOO_LARGE:
         return None, t("drop.too_large", language, size=MAX_UPLOAD_BYTES >> 20)
     if status != _SENT:
-        return None, str(answer)
+        return None, _refused(answer, language)
     try:
         return str(prompt_files.kept(runs, str(answer))), ""
     except UserError as error:
-        return None, str(error)
+        return None, error_text(error, language)
+
+
+def _refused(answer: Any, language: str) -> str:
+    """Return the words of an upload's error; those of a proxy in between as they are."""
+    try:
+        return worded(recorded_parts(json.loads(answer)), language)
+    except (AttributeError, TypeError, ValueError):
+        return str(answer)
 
 
 def _pasted(runs: Path, text: str, language: str) -> tuple[Any, str]:
@@ -170,8 +179,11 @@ def _pasted(runs: Path, text: str, language: str) -> tuple[Any, str]:
         return None, t("guided.prompts_first", language)
     try:
         return str(prompt_files.keep(runs, prompt_files.PASTED, text.encode())), ""
-    except (UserError, OSError) as error:
-        return None, str(error)
+    except UserError as error:
+        return None, error_text(error, language)
+    except OSError as error:
+        fault = Fault("cannot_write", "{folder}: cannot be written: {reason}", folder=str(runs), reason=error.strerror)
+        return None, worded([fault], language)
 
 
 def _of_another_file(choices: str, language: str) -> Any:
@@ -203,7 +215,7 @@ def _look(file: str | None, prompt: str, response: str, model: str, language: st
     except Refused as error:
         return [shown + note(t(f"refused.{error.reason}", language, **error.values), "bad"), gr.skip()]
     except UserError as error:
-        return [shown + note(str(error), "bad"), gr.skip()]
+        return [shown + note(error_text(error, language), "bad"), gr.skip()]
 
 
 def _mapped(file: str, prompt: str, response: str) -> Columns:
@@ -257,7 +269,7 @@ def _make(
     except Refused as error:
         return [*kept, note(t(f"refused.{error.reason}", language, **error.values), "bad")]
     except UserError as error:
-        return [*kept, note(str(error), "bad")]
+        return [*kept, note(error_text(error, language), "bad")]
     reasons = {choice.setting: choice_text(choice, language) for choice in made.choices}
     text = yaml_text(made.values, reasons)
     return [text, text, made.config.name, None, choice_list(made.choices, language)]

@@ -8,6 +8,7 @@ from lowrank_rlhf.dashboard.guided.prompt_files import Preview
 from lowrank_rlhf.dashboard.guided.settings import ChosenSetting
 from lowrank_rlhf.dashboard.tabs.runs_html import note
 from lowrank_rlhf.dashboard.text import html, t
+from lowrank_rlhf.dashboard.wording import worded
 from lowrank_rlhf.data.readers.sources import READERS
 
 _LONGEST = 160
@@ -16,7 +17,7 @@ _SHOWN_PROBLEMS = 5
 
 def heading(step: str, language: str) -> str:
     """Return the heading of a step, with what it is about."""
-    return f"<h3>{html(t(f'step.{step}', language))}</h3>"
+    return f"<h2>{html(t(f'step.{step}', language))}</h2>"
 
 
 def drop_zone(kind: str, language: str, taken: str = "", problem: str = "") -> str:
@@ -36,17 +37,16 @@ def preview_html(preview: Preview, language: str) -> str:
     if loaded is None or found is None:
         choose = t("file.choose_columns", language)
         hint = f"{choose}\n" if len(preview.names) > 1 else ""
-        return note(hint + preview.problem, "bad") + _table(preview)
+        return note(hint + worded(preview.problem, language), "bad") + _table(preview)
     counts = t(
         "file.counts", language, rows=found.rows, prompts=found.prompts, format=loaded.format.name,
         responses=found.demonstrations, comparisons=found.comparisons,
     )  # fmt: skip
-    problems = list(loaded.problems[:_SHOWN_PROBLEMS])
-    if problems:
-        problems.insert(0, t("file.bad_rows", language, count=len(loaded.problems)))
+    shown = loaded.problems[:_SHOWN_PROBLEMS]
+    bad_rows = [t("file.bad_rows", language, count=len(loaded.problems)), worded(shown, language)] if shown else []
     columns = ", ".join([*loaded.ignored, *preview.ignored])
     ignored = t("file.ignored", language, columns=columns) if columns else ""
-    return note("\n".join(filter(None, [counts, ignored])), "good") + note("\n".join(problems), "bad") + _table(preview)
+    return note("\n".join(filter(None, [counts, ignored])), "good") + note("\n".join(bad_rows), "bad") + _table(preview)
 
 
 def _table(preview: Preview) -> str:

@@ -16,7 +16,7 @@ from lowrank_rlhf.data.inspection import Figures, figures
 from lowrank_rlhf.data.loading import Loaded, load
 from lowrank_rlhf.data.readers.rows import Row
 from lowrank_rlhf.data.readers.sources import READERS, read_rows
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 
 FOLDER = "_data"
 """Folder of the files inside the folder of all runs; no run can have its name."""
@@ -35,7 +35,8 @@ class Preview(NamedTuple):
     rows: list[dict[str, Any]]
     """The first rows."""
     loaded: Loaded | None
-    problem: str = ""
+    problem: tuple[str, ...] = ()
+    """Parts of an error."""
     ignored: tuple[str, ...] = ()
     """Columns that `column_map` leaves out."""
     counts: Figures | None = None
@@ -50,15 +51,15 @@ def keep(runs: Path, name: str, content: bytes) -> Path:
         UserError: The file is too large, of an unknown type, or `FOLDER` is full or a link.
     """
     if len(content) > MAX_UPLOAD_BYTES:
-        raise UserError(
-            f"{name[:_LONGEST_NAME]}: larger than {MAX_UPLOAD_BYTES >> 20} MiB. Set its path in data.prompts instead"
-        )
+        text = "{name}: larger than {size} MiB. Set its path in data.prompts instead"
+        raise UserError(Fault("upload_too_large", text, name=name[:_LONGEST_NAME], size=MAX_UPLOAD_BYTES >> 20))
     wanted, folder = _safe(name), runs / FOLDER
     if folder.is_symlink():
-        raise UserError(f"{folder}: a link. Remove it")
+        raise UserError(Fault("folder_is_link", "{folder}: a link. Remove it", folder=str(folder)))
     folder.mkdir(parents=True, exist_ok=True)
     if sum(path.lstat().st_size for path in folder.iterdir()) + len(content) > MAX_KEPT_BYTES:
-        raise UserError(f"{folder}: would hold more than {MAX_KEPT_BYTES >> 20} MiB. Delete files that no run reads")
+        text = "{folder}: would hold more than {size} MiB. Delete files that no run reads"
+        raise UserError(Fault("uploads_full", text, folder=str(folder), size=MAX_KEPT_BYTES >> 20))
     paths = (folder / _numbered(wanted, number) for number in count(1))
     return next(path for path in paths if _holds(path, content))
 
@@ -86,7 +87,7 @@ def kept(runs: Path, name: str) -> Path:
     stem, suffix = os.path.splitext(name)
     named = re.fullmatch(r"[\w-]+", stem) and suffix in READERS
     if not named or path.parent != runs / FOLDER or path.is_symlink() or not path.is_file():
-        raise UserError(f"{name[:_LONGEST_NAME]!r}: file not found")
+        raise UserError(Fault("file_not_found", "{name}: file not found", name=name[:_LONGEST_NAME]))
     return path
 
 
@@ -94,7 +95,8 @@ def _safe(name: str) -> str:
     """Return a name of letters, digits, dots, dashes and underscores that is no path and no hidden file."""
     stem, suffix = os.path.splitext(name)
     if suffix.lower() not in READERS:
-        raise UserError(f"{name[:_LONGEST_NAME]}: unknown file type. Expected {', '.join(READERS)}")
+        text = "{name}: unknown file type. Expected {types}"
+        raise UserError(Fault("unknown_upload", text, name=name[:_LONGEST_NAME], types=", ".join(READERS)))
     stem = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", stem)).lstrip("-_")
     cut = stem.encode()[:_LONGEST_NAME].decode(errors="ignore").rstrip("-_")
     return f"{cut or 'prompts'}{suffix.lower()}"
@@ -105,7 +107,7 @@ def preview(path: Path, columns: Columns) -> Preview:
     try:
         changed = path.stat().st_mtime_ns
     except OSError:
-        return Preview([], [], None, f"{path}: file not found")
+        return Preview([], [], None, (Fault("file_not_found", "{name}: file not found", name=path.name),))
     return _preview(path, changed, tuple(columns.items()))
 
 
@@ -114,14 +116,14 @@ def _preview(path: Path, _changed: int, columns: tuple[tuple[str, str | None], .
     try:
         rows = [row.fields for row in read_rows(path) if isinstance(row, Row)]
     except UserError as error:
-        return Preview([], [], None, str(error))
+        return Preview([], [], None, error.parts)
     names = list(dict.fromkeys(name for row in rows for name in row))
     try:
         loaded = load(path, "data.format", columns=dict(columns))
     except UserError as error:
-        return Preview(names, rows[:_SHOWN_ROWS], None, str(error))
+        return Preview(names, rows[:_SHOWN_ROWS], None, error.parts)
     ignored = tuple(key for key, column in columns if column is None)
-    return Preview(names, rows[:_SHOWN_ROWS], loaded, "", ignored, figures(loaded))
+    return Preview(names, rows[:_SHOWN_ROWS], loaded, (), ignored, figures(loaded))
 
 
 def column_map(names: Sequence[str], prompt: str | None, response: str | None) -> Columns:

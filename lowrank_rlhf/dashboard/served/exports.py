@@ -10,7 +10,7 @@ from typing import Literal
 
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.tail import last_lines
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.run.files import file_names
 
 KINDS = ("adapters", "merged", "reward")
@@ -32,7 +32,8 @@ def start(run: Path, kind: str) -> list[str]:
     """Start an export, replacing an earlier one, and return the command. Raises `UserError` if it is in progress."""
     target, job = folder(run, kind), _job(run, kind)
     if jobs.working(job):
-        raise UserError(f"{run.name}: the export `{kind}` is already in progress")
+        text = "{run}: the export `{kind}` is already in progress"
+        raise UserError(Fault("exporting", text, run=run.name, kind=kind))
     if target.is_dir() and not target.is_symlink():
         old = target.with_name(f".{kind}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -59,6 +60,11 @@ def log_end(run: Path, kind: str) -> str:
     """Return the last lines that the command of an export printed."""
     log = jobs.log_path(_job(run, kind))
     return "\n".join(last_lines(log, _LOG_LINES)) if log else ""
+
+
+def error(run: Path, kind: str) -> tuple[str, ...]:
+    """Return the parts of the error with which the command of an export ended."""
+    return jobs.error(_job(run, kind))
 
 
 def size(run: Path, kind: str) -> int:

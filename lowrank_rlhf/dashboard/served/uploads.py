@@ -4,26 +4,27 @@ from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from lowrank_rlhf.dashboard.guided import prompt_files
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError, error_record
 
 PREFIX = "/data/"
 
 
 def upload_routes(runs: Path) -> list[BaseRoute]:
-    """Return the route below `PREFIX`, which answers with the name of the kept file."""
+    """Return the route below `PREFIX`, which answers with the name of the kept file, or an `error_record`."""
 
     async def upload(request: Request) -> Response:
         content = await request.body()  # the guard limits its size
         try:
             path = await run_in_threadpool(prompt_files.keep, runs, request.path_params["name"], content)
         except UserError as error:
-            return PlainTextResponse(str(error), 415)
+            return JSONResponse(error_record(error), 415)
         except OSError as error:
-            return PlainTextResponse(f"{runs}: cannot be written: {error.strerror}", 507)
+            fault = Fault("cannot_write", "{folder}: cannot be written: {reason}", folder=runs, reason=error.strerror)
+            return JSONResponse(error_record(UserError(fault)), 507)
         return PlainTextResponse(path.name)
 
     return [Route(f"{PREFIX}{{name}}", upload, methods=["POST"])]

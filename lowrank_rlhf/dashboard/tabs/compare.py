@@ -11,6 +11,7 @@ from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served import comparison
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note, report_frame
 from lowrank_rlhf.dashboard.text import html, t
+from lowrank_rlhf.dashboard.wording import error_text
 from lowrank_rlhf.errors import UserError
 
 _SECONDS = 2.0
@@ -73,7 +74,7 @@ def _comparison(runs: RunsFolder, given: Sequence[str], language: str, version: 
     try:
         comparison.read_runs(runs, given)
     except UserError as error:
-        return note(str(error), "bad")
+        return note(error_text(error, language), "bad")
     source = f"/compare?runs={quote(comparison.SEPARATOR.join(given))}"
     opens, saves = (html(t(f"compare.{key}", language)) for key in ("open", "save"))
     return (

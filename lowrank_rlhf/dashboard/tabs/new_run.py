@@ -20,8 +20,9 @@ from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs.plan_html import plan_html
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note
 from lowrank_rlhf.dashboard.text import t
-from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.run.files import write_atomic
+from lowrank_rlhf.dashboard.wording import error_text, worded
+from lowrank_rlhf.errors import ERROR_FILE, Fault, UserError, recorded_parts
+from lowrank_rlhf.run.files import read_json, write_atomic
 
 _EDITOR = "editor"
 _PLAN_SECONDS = 120
@@ -164,7 +165,7 @@ def _copy_settings(runs: RunsFolder, chosen: str | None, language: str) -> list[
     try:
         text = (runs.path(chosen) / "config.yaml").read_text(encoding="utf-8")
     except UserError as error:
-        return [*kept, note(str(error), "bad"), locked]
+        return [*kept, note(error_text(error, language), "bad"), locked]
     except OSError:
         return [*kept, note(t("runs.no_config", language), "bad"), locked]
     return [text, text, chosen, "", locked]
@@ -178,7 +179,7 @@ def _check(text: str, name: str, language: str) -> tuple[str, Any]:
     try:
         _parse(text, name)
     except UserError as error:
-        return note(str(error), "bad"), locked
+        return note(error_text(error, language), "bad"), locked
     return note(t("new.valid", language), "good"), locked
 
 
@@ -195,15 +196,17 @@ def _plan(runs: RunsFolder, text: str, name: str, preset: str | None, language: 
     locked = gr.update(interactive=False)
     try:
         path = runs.path(_parse(text, name).name)
-        done = _run_plan(runs.folder, text, name)
+        done, failure = _run_plan(runs.folder, text, name)
     except UserError as error:
-        return note(str(error), "bad"), locked, None
+        return note(error_text(error, language), "bad"), locked, None
     except subprocess.TimeoutExpired:
         return note(t("new.plan_slow", language), "bad"), locked, None
     try:
         plan = json.loads(done.stdout)
-    except ValueError:  # it printed an error instead
-        return note(t("new.refused", language), "bad") + note(done.stderr), locked, None
+    except ValueError:  # it ended with an error instead
+        keyed = any(isinstance(part, Fault) for part in failure)
+        why = worded(failure, language) if keyed else done.stderr  # which names the editor, not a temporary file
+        return note(t("new.refused", language), "bad") + note(why), locked, None
     stale = [stage["stage"] for stage in plan["stages"] if stage["state"] == "stale"]
     fits = done.returncode == 0 and not stale
     command = jobs.run_command(_config_source(text, preset, path), runs.folder, *_overrides(name))
@@ -219,18 +222,18 @@ def _plan(runs: RunsFolder, text: str, name: str, preset: str | None, language: 
     return shown, gr.update(interactive=fits), [text, name] if fits else may_redo
 
 
-def _run_plan(folder: Path, text: str, name: str) -> subprocess.CompletedProcess[str]:
-    """Run `plan --json` on the editor's text; its errors name the file `editor`."""
+def _run_plan(folder: Path, text: str, name: str) -> tuple[subprocess.CompletedProcess[str], tuple[str, ...]]:
+    """Run `plan --json` on the editor's text; return it and the parts of its error. Printed, that names `editor`."""
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "plan.yaml"
         file.write_text(text, encoding="utf-8")
         command = [sys.executable, "-m", "lowrank_rlhf", "plan", str(file), *_overrides(name), "--runs", str(folder)]
         done = subprocess.run(
             [*command, "--json"], capture_output=True, text=True, errors="replace", timeout=_PLAN_SECONDS,
-            env=jobs.environment(), check=False,
+            env=jobs.environment() | {ERROR_FILE: str(file.with_suffix(".json"))}, check=False,
         )  # fmt: skip
         done.stderr = done.stderr.replace(str(file), _EDITOR)
-        return done
+        return done, recorded_parts(read_json(file.with_suffix(".json")) or {})
 
 
 def _config_source(text: str, preset: str | None, path: Path) -> str:
@@ -267,6 +270,6 @@ def _start(
         page.chat.close()
         jobs.start(path, command)
     except UserError as error:
-        return [gr.skip(), note(str(error), "bad"), gr.skip(), gr.skip()]
+        return [gr.skip(), note(error_text(error, language), "bad"), gr.skip(), gr.skip()]
     started = note(t("runs.started", language), "good") + command_line(jobs.as_typed(command), language)
     return [gr.update(choices=page.runs.names(), value=path.name), started, gr.update(interactive=False), None]

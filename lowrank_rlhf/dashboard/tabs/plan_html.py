@@ -13,7 +13,7 @@ Plan = Mapping[str, Any]
 _STATES = {"done": "plan.done", "to do": "plan.to_do", "half done": "plan.half_done", "stale": "plan.stale"}
 _NOTES = (
     "memory_selected", "stale_stages", "model_missing", "known_shape", "data_assumed", "helps_too_small",
-    "few_validation_prompts",
+    "few_validation_prompts", "activations_estimated",
 )  # fmt: skip
 """Ids of the notes for which the page has its own texts."""
 

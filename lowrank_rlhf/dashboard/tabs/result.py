@@ -11,6 +11,7 @@ from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served import exports
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note, report_frame
 from lowrank_rlhf.dashboard.text import html, t
+from lowrank_rlhf.dashboard.wording import error_text, worded
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import memory
@@ -63,7 +64,7 @@ def _export(page: DashboardPage, chosen: str | None, language: str, kind: str) -
         page.chat.close()
         command = exports.start(run, kind)
     except UserError as error:
-        return note(str(error), "bad")
+        return note(error_text(error, language), "bad")
     return command_line(jobs.as_typed(command), language)
 
 
@@ -91,7 +92,8 @@ def _exported(run: Path, kind: str, language: str) -> str:
         body = f'<a href="{link}" download>{html(text)}</a> <code>{folder}</code>'
     else:
         style = "info" if state == "working" else "bad"
-        body = html(t(f"result.{state}", language, kind=title)) + note(exports.log_end(run, kind), style)
+        why = worded(exports.error(run, kind), language) or exports.log_end(run, kind)
+        body = html(t(f"result.{state}", language, kind=title)) + note(why, style)
     return f'<div class="export {state}">{body}</div>'
 
 
@@ -103,7 +105,7 @@ def _report(run: Path, language: str) -> str:
     try:
         rounds[-1].check_outputs(_REPORT)
     except UserError as error:
-        return note(str(error), "bad")
+        return note(error_text(error, language), "bad")
     source = f"/runs/{run.name}/{prefix(rounds[-1].number)}{_REPORT}"
     version = path.stat().st_mtime_ns
     return (

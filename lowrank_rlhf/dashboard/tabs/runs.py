@@ -9,9 +9,11 @@ from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
-from lowrank_rlhf.dashboard.tabs import start
+from lowrank_rlhf.dashboard.tabs import deleting, run_filter, start
+from lowrank_rlhf.dashboard.tabs.run_filter import ALL, RunFilter
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, details, note, run_list
 from lowrank_rlhf.dashboard.text import t
+from lowrank_rlhf.dashboard.wording import error_text
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline.selection import built_on, named
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
@@ -23,6 +25,9 @@ from lowrank_rlhf.stages import of_rounds
 Action = Literal["stop", "resume", "redo", "undo"]
 
 _SECONDS = 2.0
+_READING_SECONDS = 1.0
+_LISTED = 200
+"""Runs in the list; the others are found by search and filter."""
 # Sends the name of the run whose button was clicked.
 _PICK = """element.addEventListener('click', (event) => {
   const run = event.target.closest('[data-run]');
@@ -33,7 +38,8 @@ _PICK = """element.addEventListener('click', (event) => {
 def build(page: DashboardPage) -> None:
     """Lay out the tab and connect its events."""
     above = gr.Column()
-    listing = gr.HTML(run_list([], None, "en"), js_on_load=_PICK, elem_id="run-list")
+    filter_row, filter_fields = run_filter.lay_out(page)
+    listing = gr.HTML("", js_on_load=_PICK, elem_id="run-list")
     about = gr.HTML("", elem_id="run-about")
     with gr.Row(elem_classes="actions"):
         stop = page.texts.add(gr.Button(variant="stop", elem_id="stop"), value="runs.stop")
@@ -51,13 +57,14 @@ def build(page: DashboardPage) -> None:
     asked = gr.State(None)
     outcome = gr.HTML("", elem_id="run-outcome")
     previous = gr.State({})
+    changed_list = deleting.build(page, outcome)
     with above:
         begin = start.build(page)
-    outputs = [listing, about, page.run, stop, resume, stage, redo, undo, rank, begin.block, previous]
-    inputs = [page.run, page.language, previous]
+    outputs = [listing, about, page.run, stop, resume, stage, redo, undo, rank, begin.block, filter_row, previous]
+    inputs = [page.run, page.language, previous, *filter_fields]
 
-    def refresh(chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
-        return _refresh(page.runs, chosen, language, before)
+    def refresh(chosen: str | None, language: str, before: dict[str, Any], *wanted: str | None) -> list[Any]:
+        return _refresh(page.runs, chosen, language, before, RunFilter(*(value or "" for value in wanted)))
 
     def act(action: Action) -> Any:
         return lambda chosen, language: _act(page, action, chosen, language)
@@ -70,6 +77,8 @@ def build(page: DashboardPage) -> None:
         return [gr.update(visible=False), None, shown]
 
     gr.Timer(_SECONDS).tick(refresh, inputs, outputs, **QUIET)
+    for field in filter_fields:
+        field.change(refresh, inputs, outputs, trigger_mode="always_last", **QUIET)
     page.run.change(refresh, inputs, outputs, **QUIET)
     page.language.change(refresh, inputs, outputs, **QUIET)
     listing.select(_picked, None, page.run, **QUIET)
@@ -82,7 +91,8 @@ def build(page: DashboardPage) -> None:
         refresh, inputs, outputs, **QUIET
     )
     gr.on([no.click, page.run.change], _no_question, None, [question, asked], **QUIET)
-    begin.started.then(refresh, inputs, outputs, **QUIET)
+    for event in (begin.started, *changed_list):
+        event.then(refresh, inputs, outputs, **QUIET)
 
 
 def resume_after_ranking(page: DashboardPage, name: str) -> str:
@@ -116,20 +126,27 @@ def _picked(event: gr.SelectData) -> str:
     return str(event.value)
 
 
-def _refresh(runs: RunsFolder, chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
+def _refresh(
+    runs: RunsFolder, chosen: str | None, language: str, before: dict[str, Any], wanted: RunFilter = ALL
+) -> list[Any]:
     """Return updates of the list and the buttons, each only if it has changed: an open dropdown stays open."""
     names = runs.names()
-    statuses = [runs.status(name) for name in names]
+    searched = set(run_filter.matching(names, {}, ALL._replace(search=wanted.search)))
+    statuses = runs.statuses(sorted(names, key=lambda name: name not in searched), _READING_SECONDS)
     chooses: dict[str, Any] = (
         {} if chosen in names else {"value": next(iter(names), None)}
     )  # another may be chosen meanwhile
     chosen = chooses.get("value", chosen)
-    run = next((status for status in statuses if status.name == chosen), None)
+    run = runs.status(chosen) if chosen else None
+    found = run_filter.matching(names, statuses, wanted)
+    shown = [statuses[name] for name in found if name in statuses][:_LISTED]
+    unread = len(names) - len(statuses)
     now = {
-        "listing": run_list(statuses, chosen, language),
+        "listing": (shown, chosen, language, len(found), unread, bool(names)),
         "about": details(run, language),
         "choice": (names, chosen),
         "empty": not names,
+        "many": len(names) > run_filter.FEW,
         **_buttons(run, language),
     }
 
@@ -137,7 +154,7 @@ def _refresh(runs: RunsFolder, chosen: str | None, language: str, before: dict[s
         return gr.skip() if all(now[key] == before.get(key) for key in keys) else update
 
     return [
-        changed(now["listing"], "listing"),
+        gr.skip() if now["listing"] == before.get("listing") else run_list(*now["listing"]),
         changed(now["about"], "about"),
         changed(gr.update(choices=names, **chooses), "choice"),
         changed(gr.update(interactive=now["can_stop"]), "can_stop"),
@@ -147,6 +164,7 @@ def _refresh(runs: RunsFolder, chosen: str | None, language: str, before: dict[s
         changed(gr.update(visible=now["can_undo"]), "can_undo"),
         changed(gr.update(visible=now["can_rank"]), "can_rank"),
         changed(gr.update(open=now["empty"]), "empty"),
+        changed(gr.update(visible=now["many"]), "many"),
         changed(now, *now),
     ]
 
@@ -205,5 +223,5 @@ def _act(page: DashboardPage, action: Action, chosen: str | None, language: str,
         page.chat.close()
         jobs.start(path, command)
     except UserError as error:
-        return note(str(error), "bad")
+        return note(error_text(error, language), "bad")
     return note(t("runs.started", language), "good") + command_line(jobs.as_typed(command), language)

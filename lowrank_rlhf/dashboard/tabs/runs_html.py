@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.text import explained, html, t
+from lowrank_rlhf.dashboard.wording import worded
+from lowrank_rlhf.reports.format import percent, percent_bounds
 from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.run.results.rounds import split
 
@@ -11,11 +13,21 @@ _SEPARATOR = " · "
 _ENDED_EARLY = ("stopped", "failed", "killed")
 
 
-def run_list(runs: Sequence[RunStatus], chosen: str | None, language: str) -> str:
-    """Return a button for each run: name, state, stages, remaining time and latest figure."""
+def run_list(
+    runs: Sequence[RunStatus], chosen: str | None, language: str, found: int = 0, unread: int = 0, exist: bool = False
+) -> str:
+    """Return a button for each run: name, state, stages, remaining time and latest figure.
+
+    `found` is the number of runs that the filter leaves, `unread` of those whose state is not known yet; `exist` tells
+    an empty folder from a filter that leaves nothing.
+    """
+    missing = t("runs.unread", language, count=unread) if unread else ""
+    if not unread and found > len(runs):
+        missing = t("runs.some", language, shown=len(runs), found=found)
+    below = f'<p class="soft">{html(missing)}</p>' if missing else ""
     if not runs:
-        return f'<p class="empty">{html(t("runs.none", language))}</p>'
-    return f'<div class="runs">{"".join(_button(run, run.name == chosen, language) for run in runs)}</div>'
+        return f'<p class="empty">{html(t("runs.none_found" if exist else "runs.none", language))}</p>{below}'
+    return f'<div class="runs">{"".join(_button(run, run.name == chosen, language) for run in runs)}</div>{below}'
 
 
 def state_line(run: RunStatus, language: str) -> str:
@@ -27,9 +39,16 @@ def last_figure(run: RunStatus, language: str) -> str:
     """Return the run's headline figure with its name; empty if it has none."""
     if run.figure is None:
         return ""
-    if run.figure.key == "win_rate":
-        return t("figure.win_rate", language, value=f"{100 * run.figure.value:.0f}")
-    return t(f"figure.{run.figure.key}", language, value=f"{run.figure.value:.3g}")
+    value = f"{run.figure.value:.3g}"
+    if run.figure.is_share:
+        value = percent(run.figure.value) + percent_bounds(run.figure.interval)
+    return t(f"figure.{run.figure.key}", language, value=value)
+
+
+def interval_note(run: RunStatus, language: str) -> str:
+    """Return what the brackets of `last_figure` are, as the title of its element; empty if it has none."""
+    bracketed = run.figure is not None and percent_bounds(run.figure.interval)
+    return f' title="{html(t("figure.interval", language))}"' if bracketed else ""
 
 
 def details(run: RunStatus | None, language: str) -> str:
@@ -40,9 +59,10 @@ def details(run: RunStatus | None, language: str) -> str:
         return f"{_sentences(run, language)}{damage_note(run, language)}"
     log = f"<pre>{html(run.log_end)}</pre>" if run.log_end else ""
     if run.exit_code:
-        ended = t("runs.exit_code", language, code=run.exit_code)
-        log = f"<p>{html(ended)}</p>{log}"
-    return f"{_sentences(run, language)}{damage_note(run, language)}{log}"
+        ended, folded = t("runs.exit_code", language, code=run.exit_code), "" if run.error else " open"
+        log = f"<details{folded}><summary>{html(ended)}</summary>{log}</details>"
+    error = note(worded(run.error, language), "bad")
+    return f"{_sentences(run, language)}{error}{damage_note(run, language)}{log}"
 
 
 def _sentences(run: RunStatus, language: str) -> str:
@@ -56,7 +76,8 @@ def _sentences(run: RunStatus, language: str) -> str:
         lead += " " + html(t("runs.in_stage", language, stage=run.stage))
     if stage and run.state in ("running", "waiting", *_ENDED_EARLY):
         lead += " " + explained(f"why.{stage}", language)
-    next_word, following = html(t("runs.next", language)), explained(f"next.{run.state}", language)
+    following = explained("next.refused" if run.error and run.state == "failed" else f"next.{run.state}", language)
+    next_word = html(t("runs.next", language))
     return f'<p class="lead">{_badge(run, language)} {lead}</p><p class="lead"><b>{next_word}</b> {following}</p>'
 
 
@@ -88,7 +109,7 @@ def _button(run: RunStatus, chosen: bool, language: str) -> str:
         f'<button type="button" class="run{" chosen" if chosen else ""}" data-run="{html(run.name)}"'
         f' aria-pressed="{str(chosen).lower()}"><span class="name">{html(run.name)}</span>{_badge(run, language)}'
         f'<span class="stages">{marks}</span><span class="soft">{html(position)}</span>'
-        f'<span class="figure">{html(last_figure(run, language))}</span></button>'
+        f'<span class="figure"{interval_note(run, language)}>{html(last_figure(run, language))}</span></button>'
     )
 
 

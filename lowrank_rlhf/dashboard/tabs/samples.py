@@ -12,6 +12,7 @@ from lowrank_rlhf.reports.format import number
 from lowrank_rlhf.run.records import Sample
 
 _MAX_ROWS = 24
+_UNFOLDED = 2
 _MAX_STEPS = 4
 _MAX_LINES = 96
 Rows = Sequence[dict[str, Any]]
@@ -31,18 +32,23 @@ def samples(run: Path, watched: Rows, evaluated: Rows, language: str, number: in
     if compared := first_answers(evaluated):
         lead = t("samples.compared", language, shown=min(_MAX_ROWS, len(compared)), all=len(compared))
         rows = [_compared(row, language) for row in compared[:_MAX_ROWS]]
-        tables.append(_table(lead, [t(f"samples.{name}", language) for name in ("prompt", "sft", "policy")], rows))
+        head = [t(f"samples.{name}", language) for name in ("prompt", "sft", "policy")]
+        tables.append(_folding_table(lead, head, rows, language))
     if watched:
         tables.append(_by_step(watched, "sft" if number == 1 else "last", language))
     if not tables and (rows := _sampled(run)):
-        tables.append(
-            _table(
-                t("samples.sampled", language),
-                [t(f"samples.{name}", language) for name in ("prompt", "sft" if number == 1 else "last")],
-                rows,
-            )
-        )
-    return f"<h3>{html(t('samples.title', language))}</h3>{''.join(tables)}" if tables else ""
+        head = [t(f"samples.{name}", language) for name in ("prompt", "sft" if number == 1 else "last")]
+        tables.append(_folding_table(t("samples.sampled", language), head, rows, language))
+    return f"<h2>{html(t('samples.title', language))}</h2>{''.join(tables)}" if tables else ""
+
+
+def _folding_table(lead: str, head: Sequence[str], rows: Sequence[str], language: str) -> str:
+    """Return the table of the first rows, and below it one of the others, folded."""
+    first, rest = _table(lead, head, rows[:_UNFOLDED]), rows[_UNFOLDED:]
+    if not rest:
+        return first
+    summary = html(t("samples.more", language, count=len(rest)))
+    return f"{first}<details><summary>{summary}</summary>{_table('', head, rest)}</details>"
 
 
 def _table(lead: str, head: Sequence[str], rows: Sequence[str]) -> str:

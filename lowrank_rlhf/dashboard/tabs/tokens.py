@@ -81,7 +81,7 @@ def _refresh(
     names = [(t(f"tokens.{name}", language), name) for name in QUANTITIES]
     return [
         gr.skip() if before.get("place") else gr.update(visible=True),
-        gr.skip() if same_language else f"<h3>{html(t('tokens.title', language))}</h3>",
+        gr.skip() if same_language else f"<h2>{html(t('tokens.title', language))}</h2>",
         gr.skip()
         if before.get("steps") == steps and before["place"] == place
         else gr.update(choices=steps, value=step),

@@ -9,7 +9,7 @@ from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.tabs import tokens
-from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, last_figure, state_line
+from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, interval_note, last_figure, state_line
 from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.dashboard.text import html, t
@@ -89,11 +89,12 @@ def _state(run: RunStatus, language: str) -> str:
         else:
             kind, below = "todo", ""
         cells.append(f'<li class="{kind}"><b>{html(stage)}</b><span>{html(below)}</span></li>')
-    figures = [text for text in (last_figure(run, language), _pace(run)) if text]
+    headline = f"<span{interval_note(run, language)}>{html(last_figure(run, language))}</span>" if run.figure else ""
+    figures = [part for part in (headline, html(_pace(run))) if part]
     return (
         f'<p class="lead"><span class="badge {run.state}">{html(run.name)}</span> {html(state_line(run, language))}</p>'
         f"{damage_note(run, language)}"
-        f'<ol class="pipeline">{"".join(cells)}</ol><p class="soft">{html("  ·  ".join(figures))}</p>'
+        f'<ol class="pipeline">{"".join(cells)}</ol><p class="soft">{" · ".join(figures)}</p>'
     )
 
 
@@ -120,7 +121,7 @@ def _alarms(rows: Sequence[dict[str, Any]], run: RunStatus, language: str) -> st
         f"<li><b>{_linked(alarm, run.round_dir.number, texts)}</b><span>{inline_code(alarm.text(texts))}</span></li>"
         for alarm in found
     )
-    return f'<h3>{html(t("watch.alarms", language))}</h3><ul class="alarms">{items}</ul>'
+    return f'<h2>{html(t("watch.alarms", language))}</h2><ul class="alarms">{items}</ul>'
 
 
 def _linked(alarm: Alarm, number: int, texts: Locale) -> str:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from lowrank_rlhf.data.converters.prompts import in_context, instruction_of, prompt_of
 from lowrank_rlhf.data.examples import Example
-from lowrank_rlhf.data.readers.rows import Row, listed, text_field
+from lowrank_rlhf.data.readers.rows import Row, listed, row_error, text_field
 from lowrank_rlhf.data.turns import Turns, answer_text, conversation, ends_with_user, split_answer
-from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.records import Message
 
 RESPONSES = ("response", "completion")
@@ -23,7 +22,9 @@ def messages(row: Row) -> Example:
     turns = conversation(row, '"messages"', row.fields["messages"])
     if turns[-1].role == "assistant":
         if any(row.fields.get(key) is not None for key in RESPONSES):
-            raise UserError(f'{row.where}: "messages" ends with the assistant and "response" is present too. Keep one')
+            raise row_error(
+                row, "answer_twice", '"messages" ends with the assistant and "response" is present too. Keep one'
+            )
         return _answered(row, "messages", turns)
     prompt = in_context(row, ends_with_user(row, '"messages"', turns))
     return Example(prompt=prompt, response=_response(row, prompt), id=_identifier(row))
@@ -65,7 +66,7 @@ def _response(row: Row, prompt: Turns, keys: Sequence[str] = RESPONSES) -> str |
     """Return the response to imitate, if any."""
     given = [key for key in keys if row.fields.get(key) is not None]
     if len(given) > 1:
-        raise UserError(f"{row.where}: {listed(given)} are both present. Keep one")
+        raise row_error(row, "both_present", "{keys} are both present. Keep one", keys=listed(given))
     return answer_text(row, given[0], prompt) if given else None
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from lowrank_rlhf.data.converters.prompts import in_context, instruction_of, prompt_of
 from lowrank_rlhf.data.examples import Example, Undecided
-from lowrank_rlhf.data.readers.rows import Row, kind, text_field
+from lowrank_rlhf.data.readers.rows import Row, kind, row_error, text_field
 from lowrank_rlhf.data.turns import (
     Turns,
     answer_text,
@@ -14,7 +14,6 @@ from lowrank_rlhf.data.turns import (
     split_answer,
     transcript,
 )
-from lowrank_rlhf.errors import UserError
 
 PAIR = ("chosen", "rejected")
 Convert = Callable[[Row], Example]
@@ -55,9 +54,9 @@ def openai(row: Row) -> Example:
     """Convert OpenAI's preferences: the conversation is inside `input`."""
     asked = row.fields["input"]
     if not isinstance(asked, dict):
-        raise UserError(f'{row.where}: "input" must be an object with messages, not {kind(asked)}')
+        raise row_error(row, "no_messages", '"input" must be an object with messages, not {kind}', kind=kind(asked))
     if asked.get("tools"):
-        raise UserError(f"{row.where}: input.tools is not supported. Delete the row")
+        raise row_error(row, "input_tools", "input.tools is not supported. Delete the row")
     turns = conversation(row, "input.messages", asked.get("messages"))
     prompt = ends_with_user(row, "input.messages", turns)
     return _with_answers(row, prompt, ("preferred_output", "non_preferred_output"))

@@ -1,8 +1,16 @@
 """Prompts of rows: text or turns of one key, after the row's system message and earlier rounds."""
 
-from lowrank_rlhf.data.readers.rows import Row, any_text_field, is_empty, kind, list_field, listed, text_field
+from lowrank_rlhf.data.readers.rows import (
+    Row,
+    any_text_field,
+    is_empty,
+    kind,
+    list_field,
+    listed,
+    row_error,
+    text_field,
+)
 from lowrank_rlhf.data.turns import Turns, conversation, prompt_turns
-from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.records import Message
 
 SYSTEM = ("system", "system_prompt")
@@ -34,7 +42,7 @@ def in_context(row: Row, turns: Turns) -> Turns:
     system = _system(row)
     if system and turns[0].role == "system":
         if turns[0] != system:
-            raise UserError(f'{row.where}: "system" differs from the system turn of the conversation. Keep one')
+            raise row_error(row, "two_systems", '"system" differs from the system turn of the conversation. Keep one')
         turns = turns[1:]
     return (*([system] if system else []), *_history(row), *turns)
 
@@ -42,7 +50,7 @@ def in_context(row: Row, turns: Turns) -> Turns:
 def _system(row: Row) -> Message | None:
     given = [key for key in SYSTEM if not is_empty(row.fields.get(key))]
     if len(given) > 1:
-        raise UserError(f"{row.where}: {listed(given)} are both present. Keep one")
+        raise row_error(row, "both_present", "{keys} are both present. Keep one", keys=listed(given))
     if not given:
         return None
     text = any_text_field(row, f'"{given[0]}"', row.fields[given[0]])
@@ -60,7 +68,13 @@ def _history(row: Row) -> list[Message]:
     turns = []
     for index, pair in enumerate(rounds):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise UserError(f"{row.where}: history[{index}] must be a list of question and answer, not {kind(pair)}")
+            raise row_error(
+                row,
+                "no_round",
+                "history[{index}] must be a list of question and answer, not {kind}",
+                index=index,
+                kind=kind(pair),
+            )
         question, answer = (text_field(row, f"history[{index}]", text) for text in pair)
         turns += [Message(role="user", content=question), Message(role="assistant", content=answer)]
     return turns

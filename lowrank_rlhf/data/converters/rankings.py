@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from lowrank_rlhf.data.converters.demonstrations import RESPONSES
 from lowrank_rlhf.data.converters.prompts import instruction_of, prompt_of
 from lowrank_rlhf.data.examples import Example, Undecided
-from lowrank_rlhf.data.readers.rows import Row, any_text_field, list_field, listed, number_field, text_field
+from lowrank_rlhf.data.readers.rows import Row, any_text_field, list_field, listed, number_field, row_error, text_field
 from lowrank_rlhf.data.turns import Turns, answer_text
-from lowrank_rlhf.errors import UserError
 
 ORDERS = ("ranking", "ranks", "scores")
 RATINGS = ("score", "rating", "overall_score", "helpfulness")
@@ -21,7 +20,9 @@ def ranked(row: Row) -> Example:
     answers = [any_text_field(row, f"responses[{i}]", value) for i, value in enumerate(values)]
     given = [key for key in ORDERS if row.fields.get(key) is not None]
     if len(given) != 1:
-        raise UserError(f"{row.where}: expected one of {listed(ORDERS)}, got {listed(given)}")
+        raise row_error(
+            row, "one_of", "expected one of {options}, got {keys}", options=listed(ORDERS), keys=listed(given)
+        )
     order = list_field(row, f'"{given[0]}"', row.fields[given[0]])
     if given[0] == "ranking":
         tiers = _tiers_of_ranking(row, order, len(answers))
@@ -42,7 +43,9 @@ def ultrafeedback(row: Row) -> Example:
     answers, scores = [], []
     for i, entry in enumerate(list_field(row, '"completions"', row.fields["completions"])):
         if not isinstance(entry, dict):
-            raise UserError(f"{row.where}: completions[{i}] must be an object with response and overall_score")
+            raise row_error(
+                row, "no_completion", "completions[{i}] must be an object with response and overall_score", i=i
+            )
         answers.append(any_text_field(row, f"completions[{i}].response", entry.get("response")))
         # The mean first: its authors found overall scores of 10 that were 1.
         rating = next((key for key in ("fine-grained_score", *RATINGS) if entry.get(key) is not None), RATINGS[0])
@@ -57,7 +60,9 @@ def rated(row: Row) -> Example:
     answer = next((key for key in RESPONSES if row.fields.get(key) is not None), RESPONSES[0])
     given = [key for key in RATINGS if row.fields.get(key) is not None]
     if len(given) != 1:
-        raise UserError(f"{row.where}: expected one of {listed(RATINGS)}, got {listed(given)}")
+        raise row_error(
+            row, "one_of", "expected one of {options}, got {keys}", options=listed(RATINGS), keys=listed(given)
+        )
     rating = number_field(row, f'"{given[0]}"', row.fields[given[0]])
     text = answer_text(row, answer, prompt)
     return Example(prompt=prompt, answers=(text,), tiers=((0,),), rating=rating, undecided="alone")
@@ -88,15 +93,19 @@ def _tiers_of_ranking(row: Row, order: Sequence[object], count: int) -> tuple[tu
     tiers = [[_position(row, place, count) for place in (item if isinstance(item, list) else [item])] for item in order]
     places = [place for tier in tiers for place in tier]
     if len(set(places)) < len(places):
-        raise UserError(f'{row.where}: "ranking" contains a response twice')
+        raise row_error(row, "ranked_twice", '"ranking" contains a response twice')
     return tuple(tuple(tier) for tier in tiers if tier)
 
 
 def _position(row: Row, value: object, count: int) -> int:
     place = number_field(row, "ranking", value)
     if place not in range(count):
-        raise UserError(
-            f'{row.where}: "ranking" contains {value!r}. Expected positions in "responses", from 0 to {count - 1}'
+        raise row_error(
+            row,
+            "bad_position",
+            '"ranking" contains {value!r}. Expected positions in "responses", from 0 to {last}',
+            value=value,
+            last=count - 1,
         )
     return int(place)
 
@@ -105,7 +114,9 @@ def _tiers_of_numbers(
     row: Row, name: str, numbers: Sequence[object], count: int, best_first: bool
 ) -> tuple[tuple[int, ...], ...]:
     if len(numbers) != count:
-        raise UserError(f'{row.where}: {len(numbers)} "{name}" for {count} responses')
+        raise row_error(
+            row, "wrong_count", '{given} "{name}" for {count} responses', given=len(numbers), name=name, count=count
+        )
     by_number: dict[float, list[int]] = {}
     for index, number in enumerate(numbers):
         by_number.setdefault(number_field(row, f"{name}[{index}]", number), []).append(index)
@@ -119,6 +130,6 @@ def _each_text_once(row: Row, answers: Sequence[str], tiers: Sequence[Sequence[i
     for number, tier in enumerate(tiers):
         first = [place for place in tier if tier_of.setdefault(answers[place], number) == number]
         if len(first) < len(tier):
-            raise UserError(f"{row.where}: the same response has two ranks. Give equal responses the same rank")
+            raise row_error(row, "two_ranks", "the same response has two ranks. Give equal responses the same rank")
         kept.append(tuple({answers[place]: place for place in reversed(tier)}.values())[::-1])
     return tuple(kept)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 
 from lowrank_rlhf.data.converters.prompts import instruction_of, prompt_of
 from lowrank_rlhf.data.examples import Example, Undecided
-from lowrank_rlhf.data.readers.rows import Row, any_text_field, listed, number_field, text_field
+from lowrank_rlhf.data.readers.rows import Row, any_text_field, listed, number_field, row_error, text_field
 from lowrank_rlhf.data.turns import Turns, conversation, split_answer
-from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.records import Message
 
 VOTES = ("annotator1", "annotator2", "annotator3")
@@ -61,7 +60,9 @@ def arena_lists(row: Row) -> Example:
     """Convert Chatbot Arena's rows of JSON lists: the prompts of all rounds, and each side's answers."""
     prompts, *answers = (_texts(row, key) for key in ("prompt", "response_a", "response_b"))
     if not prompts or any(len(side) != len(prompts) for side in answers):
-        raise UserError(f'{row.where}: "prompt", "response_a" and "response_b" must be lists of the same length')
+        raise row_error(
+            row, "unequal_lists", '"prompt", "response_a" and "response_b" must be lists of the same length'
+        )
     sides = []
     for side in answers:
         rounds = [
@@ -72,7 +73,7 @@ def arena_lists(row: Row) -> Example:
         sides.append(((*(turn for both in before for turn in both), asked), answered.content))
     won = [number_field(row, f'"{key}"', row.fields[key]) for key in ONE_HOT]
     if sorted(won) != [0, 0, 1]:
-        raise UserError(f"{row.where}: one of {listed(ONE_HOT)} must be 1 and the others 0")
+        raise row_error(row, "no_one_hot", "one of {options} must be 1 and the others 0", options=listed(ONE_HOT))
     return _same_prompt(sides, (1, 2, 0)[won.index(1)])
 
 
@@ -80,7 +81,12 @@ def helpsteer3(row: Row) -> Example:
     """Convert HelpSteer3's preferences: negative for the first response, positive for the second, 0 for a tie."""
     value = number_field(row, '"overall_preference"', row.fields["overall_preference"])
     if value not in range(-3, 4):
-        raise UserError(f'{row.where}: "overall_preference" is {value:g}. Expected a whole number from -3 to 3')
+        raise row_error(
+            row,
+            "bad_preference",
+            '"overall_preference" is {value:g}. Expected a whole number from -3 to 3',
+            value=value,
+        )
     answers = [any_text_field(row, f'"{key}"', row.fields[key]) for key in ("response1", "response2")]
     return _decided(prompt_of(row, "context"), answers, 1 if value < 0 else 2 if value > 0 else 0)
 
@@ -89,14 +95,14 @@ def tldr(row: Row) -> Example:
     """Convert OpenAI's comparisons of summaries of one post or article."""
     info, summaries = row.fields["info"], row.fields["summaries"]
     if not isinstance(info, dict) or not isinstance(summaries, list) or len(summaries) != 2:
-        raise UserError(f'{row.where}: "info" must be an object and "summaries" a list of two')
+        raise row_error(row, "no_summaries", '"info" must be an object and "summaries" a list of two')
     text = text_field(row, "info.post or info.article", info.get("post") or info.get("article"))
     lines = [f"{key.upper()}: {info[key]}" for key in ("subreddit", "title") if info.get(key)]
     prompt = (Message(role="user", content="\n".join([*lines, f"POST: {text}", "TL;DR:"])),)
     answers = []
     for index, summary in enumerate(summaries):
         if not isinstance(summary, dict):
-            raise UserError(f"{row.where}: summaries[{index}] must be an object with text")
+            raise row_error(row, "no_summary", "summaries[{index}] must be an object with text", index=index)
         answers.append(any_text_field(row, f"summaries[{index}].text", summary.get("text")).strip())
     return _decided(prompt, answers, _meaning(row, "choice", {"0": 1, "1": 2}))
 
@@ -108,9 +114,9 @@ def _texts(row: Row, key: str) -> list[str]:
         try:
             value = json.loads(value)
         except ValueError:
-            raise UserError(f'{row.where}: "{key}" must be a list of texts, as JSON') from None
+            raise row_error(row, "no_text_list", '"{key}" must be a list of texts, as JSON', key=key) from None
     if not isinstance(value, list):
-        raise UserError(f'{row.where}: "{key}" must be a list of texts, as JSON')
+        raise row_error(row, "no_text_list", '"{key}" must be a list of texts, as JSON', key=key)
     return [any_text_field(row, f"{key}[{index}]", text) for index, text in enumerate(value)]
 
 
@@ -121,8 +127,15 @@ def _meaning(row: Row, key: str, meaning: Mapping[str, int]) -> int:
     if isinstance(value, bool) or text not in meaning:
         first, second, tied = (" or ".join(word for word, says in meaning.items() if says == n) for n in (1, 2, 0))
         tie = f", {tied} for a tie" if tied else ""
-        raise UserError(
-            f'{row.where}: "{key}" is {value!r}. Expected {first} for the first answer, {second} for the second{tie}'
+        raise row_error(
+            row,
+            "bad_verdict",
+            '"{key}" is {value!r}. Expected {first} for the first answer, {second} for the second{tie}',
+            key=key,
+            value=value,
+            first=first,
+            second=second,
+            tie=tie,
         )
     return meaning[text]
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from lowrank_rlhf.data.readers.rows import EXAMPLE, BadRow, Row, make_row
-from lowrank_rlhf.errors import UserError, is_whole
+from lowrank_rlhf.errors import Fault, UserError, is_whole
 
 ROWS_UNDER = ("data", "rows", "train", "examples", "instances", "items", "records")
 """Keys of an object under which its list of rows is found."""
@@ -33,11 +33,20 @@ def _line_row(number: int, where: str, line: bytes) -> Row | BadRow:
     try:
         return make_row(number, where, _parsed(line.decode()))
     except UnicodeDecodeError:
-        return BadRow(number, f"{where}: not UTF-8 text. Save the file as UTF-8")
+        return BadRow(number, Fault("not_utf8", "{where}: not UTF-8 text. Save the file as UTF-8", where=where))
     except json.JSONDecodeError as error:
-        return BadRow(number, f"{where}: invalid JSON ({error.msg}). Expected a line like {EXAMPLE}")
+        return BadRow(
+            number,
+            Fault(
+                "bad_json_line",
+                "{where}: invalid JSON ({reason}). Expected a line like {example}",
+                where=where,
+                reason=error.msg,
+                example=EXAMPLE,
+            ),
+        )
     except (ValueError, RecursionError) as error:
-        return BadRow(number, f"{where}: invalid JSON ({error})")
+        return BadRow(number, Fault("bad_json", "{where}: invalid JSON ({reason})", where=where, reason=error))
 
 
 def _single_object(content: bytes) -> dict[str, Any] | None:
@@ -94,11 +103,21 @@ def _whole(content: bytes, name: str) -> list[Any]:
         values: list[Any] = _parsed(content.decode())
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{name}:{line}: not UTF-8 text. Save the file as UTF-8") from None
+        raise UserError(
+            Fault("not_utf8", "{name}:{line}: not UTF-8 text. Save the file as UTF-8", name=name, line=line)
+        ) from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{name}:{error.lineno}: invalid JSON ({error.msg}). Correct this line") from None
+        raise UserError(
+            Fault(
+                "bad_json_at",
+                "{name}:{line}: invalid JSON ({reason}). Correct this line",
+                name=name,
+                line=error.lineno,
+                reason=error.msg,
+            )
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: invalid JSON ({error})") from None
+        raise UserError(Fault("bad_json", "{name}: invalid JSON ({reason})", name=name, reason=error)) from None
     return values
 
 

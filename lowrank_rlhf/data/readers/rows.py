@@ -6,7 +6,7 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from lowrank_rlhf.errors import HALF_A_CHARACTER, UserError, is_whole
+from lowrank_rlhf.errors import HALF_A_CHARACTER, Fault, UserError, is_whole
 
 MOST_UNPACKED = 2**30
 """Maximum bytes of one file: a few compressed kilobytes can expand beyond any memory."""
@@ -29,16 +29,30 @@ class BadRow(NamedTuple):
     problem: str
 
 
+def row_error(row: Row, key: str, text: str, /, **values: Any) -> UserError:
+    """Return the error of a row: `fault` with the row's place before the text."""
+    return UserError(Fault(key, "{where}: " + text, where=row.where, **values))
+
+
 def make_row(number: int, where: str, value: object) -> Row | BadRow:
     """Return the row of a parsed value, with one kind of line end, decimals as numbers, and NaN as None."""
     if not isinstance(value, dict):
-        return BadRow(number, f"{where}: expected an object like {EXAMPLE}, got {kind(value)}")
+        return BadRow(
+            number,
+            Fault(
+                "no_object",
+                "{where}: expected an object like {example}, got {kind}",
+                where=where,
+                example=EXAMPLE,
+                kind=kind(value),
+            ),
+        )
     if not all(map(is_whole, map(str, value))):
-        return BadRow(number, f"{where}: a key {HALF_A_CHARACTER}")
+        return BadRow(number, Fault("half_a_key", "{where}: a key " + HALF_A_CHARACTER, where=where))
     try:
         return Row(number, where, {str(key): _plain(item) for key, item in value.items()})
     except RecursionError:
-        return BadRow(number, f"{where}: nested too deeply")
+        return BadRow(number, Fault("nested", "{where}: nested too deeply", where=where))
 
 
 def _plain(value: Any) -> Any:
@@ -63,32 +77,35 @@ def is_empty(value: object) -> bool:
 def text_field(row: Row, name: str, value: object) -> str:
     """Return `value` if it is non-empty text. Raises `UserError` with `name` otherwise."""
     if value is None:
-        raise UserError(f"{row.where}: {name} is empty. Fill it in or delete the row")
+        raise row_error(row, "empty_cell", "{name} is empty. Fill it in or delete the row", name=name)
     text = any_text_field(row, name, value)
     if not text.strip():
-        raise UserError(f"{row.where}: {name} is empty. Fill it in or delete the row")
+        raise row_error(row, "empty_cell", "{name} is empty. Fill it in or delete the row", name=name)
     return text
 
 
 def any_text_field(row: Row, name: str, value: object) -> str:
     """Return `value` if it is text, even empty. Raises `UserError` with `name` otherwise."""
     if not isinstance(value, str):
-        raise UserError(f"{row.where}: {name} must be a string, not {kind(value)}")
+        raise row_error(row, "no_string", "{name} must be a string, not {kind}", name=name, kind=kind(value))
     if not is_whole(value):
-        raise UserError(f"{row.where}: {name} {HALF_A_CHARACTER}")
+        raise row_error(row, "half_a_character", "{name} " + HALF_A_CHARACTER, name=name)
     return value
 
 
 def list_field(row: Row, name: str, value: object) -> list[Any]:
     """Return `value` if it is a non-empty list. Raises `UserError` with `name` otherwise."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        raise UserError(
-            f"{row.where}: {name} is a list written as text. Store lists in JSONL or Parquet, not in CSV cells"
+        raise row_error(
+            row,
+            "list_as_text",
+            "{name} is a list written as text. Store lists in JSONL or Parquet, not in CSV cells",
+            name=name,
         )
     if not isinstance(value, list):
-        raise UserError(f"{row.where}: {name} must be a list, not {kind(value)}")
+        raise row_error(row, "no_list", "{name} must be a list, not {kind}", name=name, kind=kind(value))
     if not value:
-        raise UserError(f"{row.where}: {name} is empty. Fill it in or delete the row")
+        raise row_error(row, "empty_cell", "{name} is empty. Fill it in or delete the row", name=name)
     return value
 
 
@@ -99,7 +116,7 @@ def number_field(row: Row, name: str, value: object) -> float:
         with suppress(ValueError, OverflowError):  # no number, or one beyond the range of a float
             number = float(value)
     if not math.isfinite(number):
-        raise UserError(f"{row.where}: {name} must be a finite number, not {kind(value)}")
+        raise row_error(row, "no_number", "{name} must be a finite number, not {kind}", name=name, kind=kind(value))
     return number
 
 
@@ -108,10 +125,10 @@ def kind(value: object) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):
-        return "a string"
+        return Fault("kind.string", "a string")
     if isinstance(value, list):
-        return "a list"
-    return "an object" if isinstance(value, dict) else "a number"
+        return Fault("kind.list", "a list")
+    return Fault("kind.object", "an object") if isinstance(value, dict) else Fault("kind.number", "a number")
 
 
 def same_text_key(text: str) -> str:

@@ -13,7 +13,7 @@ from lowrank_rlhf.data.readers.json_lines import json_rows
 from lowrank_rlhf.data.readers.rows import MOST_UNPACKED, BadRow, Row
 from lowrank_rlhf.data.readers.tables import csv_rows, parquet_rows
 from lowrank_rlhf.data.readers.text_lines import text_rows
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.sources.remote.modelscope import SCHEME as MODELSCOPE
 from lowrank_rlhf.sources.remote.modelscope import data_source, modelscope_file
 
@@ -46,7 +46,14 @@ def read_rows(source: str | Path) -> list[Row | BadRow]:
     kind = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
     reader = READERS.get(kind.lower()) or _by_content(content)
     if reader is None:
-        raise UserError(f"{path}: unknown file type. Expected {', '.join(READERS)}, or one of these with .gz")
+        raise UserError(
+            Fault(
+                "unknown_type",
+                "{path}: unknown file type. Expected {types}, or one of these with .gz",
+                path=path,
+                types=", ".join(READERS),
+            )
+        )
     if reader is not parquet_rows:
         content = content.removeprefix(b"\xef\xbb\xbf")
     return reader(content, str(path))
@@ -80,9 +87,9 @@ def resolve(source: str | Path) -> Path | None:
     path = Path(name)
     # Path's own methods raise OSError for a name that is too long and for a folder that may not be entered.
     if os.path.isdir(path):
-        raise UserError(f"{path}: expected a file, got a folder")
+        raise UserError(Fault("folder_not_file", "{path}: expected a file, got a folder", path=path))
     if not os.path.exists(path):
-        raise UserError(f"{name}: {_not_found(name)}")
+        raise UserError(Fault("not_found", "{name}: {why}", name=name, why=_not_found(name)))
     return path
 
 
@@ -110,16 +117,33 @@ def _content(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(
+            Fault("unreadable", "{path}: cannot be read ({reason})", path=path, reason=error.strerror)
+        ) from None
     if content.startswith(_LFS):
-        raise UserError(f"{path}: a Git LFS pointer, not the data. Run `git lfs pull` in its repository")
+        raise UserError(
+            Fault(
+                "lfs_pointer",
+                "{path}: a Git LFS pointer, not the data. Run `git lfs pull` in its repository",
+                path=path,
+            )
+        )
     if not content.startswith(b"\x1f\x8b"):
         return content
     try:
         with gzip.open(io.BytesIO(content)) as packed:
             content = packed.read(MOST_UNPACKED + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: the gzip file is damaged or cut short ({error})") from None
+        raise UserError(
+            Fault("bad_gzip", "{path}: the gzip file is damaged or cut short ({reason})", path=path, reason=error)
+        ) from None
     if len(content) > MOST_UNPACKED:
-        raise UserError(f"{path}: unpacks to more than {MOST_UNPACKED >> 20:,} MiB. Unpack it yourself, or split it")
+        raise UserError(
+            Fault(
+                "too_large_unpacked",
+                "{path}: unpacks to more than {size:,} MiB. Unpack it yourself, or split it",
+                path=path,
+                size=MOST_UNPACKED >> 20,
+            )
+        )
     return content

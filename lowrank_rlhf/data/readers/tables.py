@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowrank_rlhf.data.readers.rows import MOST_UNPACKED, BadRow, Row, make_row
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 
 BATCH = 1024
 """Rows of a Parquet file unpacked at once."""
@@ -41,7 +41,13 @@ def csv_rows(content: bytes, name: str) -> list[Row | BadRow]:
                 rows.append(make_row(number, where, fields))
     except csv.Error as error:
         raise UserError(
-            f"{name}:{begins}: invalid CSV ({error}). From this line on a quote is not closed or not doubled"
+            Fault(
+                "invalid_csv",
+                "{name}:{begins}: invalid CSV ({reason}). From this line on a quote is not closed or not doubled",
+                name=name,
+                begins=begins,
+                reason=error,
+            )
         ) from None
     return without_empty_columns(rows)
 
@@ -62,9 +68,23 @@ def parquet_rows(content: bytes, name: str) -> list[Row | BadRow]:
                 break
             rows += batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # damage may show in a cell alone
-        raise UserError(f"{name}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            Fault(
+                "bad_parquet",
+                "{name}: cannot be read as Parquet ({reason})",
+                name=name,
+                reason=str(error).splitlines()[0],
+            )
+        ) from None
     if size > MOST_UNPACKED:
-        raise UserError(f"{name}: unpacks to more than {MOST_UNPACKED >> 20:,} MiB. Split it")
+        raise UserError(
+            Fault(
+                "too_large_unpacked",
+                "{name}: unpacks to more than {size:,} MiB. Split it",
+                name=name,
+                size=MOST_UNPACKED >> 20,
+            )
+        )
     return without_empty_columns(numbered(rows, name))
 
 
@@ -89,12 +109,14 @@ def _decoded(content: bytes, name: str) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{name}:{line}: not UTF-8 text. Save the file as UTF-8") from None
+        raise UserError(
+            Fault("not_utf8", "{name}:{line}: not UTF-8 text. Save the file as UTF-8", name=name, line=line)
+        ) from None
 
 
 def _checked(header: list[str], where: str) -> list[str]:
     if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-        raise UserError(f"{where}: only one column. Cells must be separated by commas")
+        raise UserError(Fault("one_column", "{where}: only one column. Cells must be separated by commas", where=where))
     _refuse_duplicates([name for name in header if name], where)
     return header
 
@@ -102,4 +124,6 @@ def _checked(header: list[str], where: str) -> list[str]:
 def _refuse_duplicates(columns: Sequence[str], where: str) -> None:
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
-        raise UserError(f'{where}: duplicate column "{twice[0]}". Rename one')
+        raise UserError(
+            Fault("duplicate_column", '{where}: duplicate column "{column}". Rename one', where=where, column=twice[0])
+        )

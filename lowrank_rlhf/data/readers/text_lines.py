@@ -2,6 +2,7 @@
 
 from lowrank_rlhf.data.readers.json_lines import is_object, json_rows
 from lowrank_rlhf.data.readers.rows import BadRow, Row, make_row
+from lowrank_rlhf.errors import Fault
 
 
 def text_rows(content: bytes, name: str) -> list[Row | BadRow]:
@@ -19,5 +20,5 @@ def _row(number: int, where: str, line: bytes) -> Row | BadRow | None:
     try:
         text = line.decode().strip()
     except UnicodeDecodeError:
-        return BadRow(number, f"{where}: not UTF-8 text. Save the file as UTF-8")
+        return BadRow(number, Fault("not_utf8", "{where}: not UTF-8 text. Save the file as UTF-8", where=where))
     return make_row(number, where, {"prompt": text}) if text else None

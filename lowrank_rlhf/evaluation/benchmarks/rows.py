@@ -59,10 +59,10 @@ def read_reward_bench(source: str) -> BenchmarkData:
         try:
             rows.append(_row_of_2(row) if several else _row_of_1(row))
         except UserError as error:
-            problems.append(str(error))
+            problems += error.parts
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
-        raise UserError("\n".join([*problems[:_SHOWN_PROBLEMS], *([f"and {more} more bad rows"] if more > 0 else [])]))
+        raise UserError(*problems[:_SHOWN_PROBLEMS], *([f"and {more} more bad rows"] if more > 0 else []))
     if not rows:
         raise UserError(f"{source}: no rows. Expected those of RewardBench or RewardBench 2")
     return BenchmarkData(source, benchmark, rows)

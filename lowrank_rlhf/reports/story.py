@@ -1,0 +1,142 @@
+"""The story at the beginning of a report: what the run was, its main result, and the limits of that."""
+
+from collections.abc import Iterator, Sequence
+
+from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.evaluation.answer_pair import REWARDS
+from lowrank_rlhf.preferences.judges.loading import SIMULATED
+from lowrank_rlhf.reports.alarms import Alarm
+from lowrank_rlhf.reports.format import (
+    ENDPOINT_PREFIX,
+    Bounds,
+    judge_in_words,
+    number,
+    percent,
+    percent_interval,
+    weight_key,
+)
+from lowrank_rlhf.reports.locale import Locale
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import read_json
+from lowrank_rlhf.run.progress import duration, memory
+from lowrank_rlhf.run.results import EvaluateResult, Results
+from lowrank_rlhf.run.results.rounds import stages_in
+
+_NAMED_ALARMS = 3  # by the headline; the others are counted
+
+
+def headline(results: Results, texts: Locale, alarms: Sequence[Alarm] = ()) -> str:
+    """Return the most important result in a sentence or two, from the last stage that has one.
+
+    A win rate above chance is qualified by the run's `alarms`.
+    """
+    evaluate, reward, sft = results.evaluate, results.reward, results.sft
+    if evaluate and evaluate.win_rate is not None:
+        preferred = texts(
+            "headline.evaluate",
+            prompts=evaluate.prompts,
+            judge=judge_in_words(evaluate.judge, texts),
+            share=percent(evaluate.win_rate),
+            interval=percent_interval(evaluate.win_rate_interval, texts),
+            equal_length=_equal_length(evaluate, texts),
+        )
+        return preferred + _verdict(evaluate.win_rate_interval, alarms, texts) + _second_judge(evaluate, texts)
+    if reward and reward.accuracy is not None:
+        return texts(
+            "headline.reward",
+            pairs=number(reward.pairs_held_out),
+            share=percent(reward.accuracy),
+            interval=percent_interval(reward.accuracy_interval, texts),
+            longer=percent(reward.longer_wins),
+        )
+    if sft and sft.examples is not None:
+        return texts("headline.sft", examples=sft.examples, steps=number(sft.steps))
+    return texts(f"headline.source.{sft.source}" if sft else "headline.none")
+
+
+def _second_judge(evaluate: EvaluateResult, texts: Locale) -> str:
+    """Return a sentence on a second judge that preferred SFT's answers more often; empty for any other."""
+    for row in evaluate.table:
+        if (
+            row.id == "win_rate"
+            and row.judge == evaluate.second_judge
+            and (1.0 if row.policy is None else row.policy) < 0.5
+        ):
+            values = {"share": percent(row.policy), "interval": percent_interval(row.interval, texts)}
+            return texts("headline.second_judge", judge=judge_in_words(row.judge, texts), **values)
+    return ""
+
+
+def _equal_length(evaluate: EvaluateResult, texts: Locale) -> str:
+    """Return the length-controlled win rate as a clause; empty if it was not measured."""
+    if evaluate.length_controlled_win_rate is None:
+        return ""
+    share = percent(evaluate.length_controlled_win_rate)
+    interval = percent_interval(evaluate.length_controlled_interval, texts)
+    return texts("headline.equal_length", share=share, interval=interval)
+
+
+def _verdict(interval: Bounds, alarms: Sequence[Alarm], texts: Locale) -> str:
+    """Return the conclusion from the interval of a win rate, qualified by alarms if it is favourable."""
+    if not interval or interval[0] is None or interval[1] is None:
+        return ""
+    if interval[0] <= 0.5:
+        return texts("verdict.worse" if interval[1] < 0.5 else "verdict.unclear")
+    if not alarms:
+        return texts("verdict.better")
+    titles = texts("list.separator").join(alarm.title(texts) for alarm in alarms[:_NAMED_ALARMS])
+    more = len(alarms) - _NAMED_ALARMS
+    return texts("verdict.alarms", titles=titles) + (texts("verdict.more_alarms", count=more) if more > 0 else "")
+
+
+def caveats(results: Results, texts: Locale) -> list[str]:
+    """Return the limits of the headline, a line each."""
+    evaluate, found = results.evaluate, []
+    if evaluate and evaluate.judge and evaluate.judge.startswith(ENDPOINT_PREFIX):
+        found.append(texts("caveat.language_model"))
+    if evaluate and evaluate.judge in SIMULATED:
+        found.append(texts("caveat.simulated"))
+    if evaluate and evaluate.win_rate is not None and evaluate.judge in (None, REWARDS):
+        found.append(texts("caveat.trained_against"))
+    if evaluate and evaluate.selected_on_test:
+        found.append(texts("caveat.selected_on_test"))
+    return found
+
+
+def about_run(run_dir: RunDir, texts: Locale) -> str:
+    """Return the parts that the run's folder knows, separated by dots; empty for a run without settings."""
+    try:
+        config = load_config(run_dir.run / "config.yaml")
+    except (OSError, UserError):
+        return ""
+    return " · ".join([*_settings(config, texts), *_history(run_dir, texts)])
+
+
+def _settings(config: Config, texts: Locale) -> Iterator[str]:
+    model = config.model
+    yield texts("about.model", source=model.source, quantization=model.quantization)
+    yield texts("about.data", prompts=config.data.prompts, held_out=config.data.held_out)
+    ranked = config.ranking_judge
+    yield (
+        texts("about.judge", judge=judge_in_words(ranked, texts))
+        if ranked
+        else texts(f"about.{config.rank.source}", source=config.rank.dataset or "")
+    )
+    algorithm = config.align.algorithm
+    weight = config.ppo.kl_coef if algorithm == "ppo" else config.align.beta
+    key = weight_key(algorithm)
+    yield texts("about.training", algorithm=algorithm.upper(), weight=f"{key} {weight:g}", rank=config.lora.rank)
+
+
+def _history(run_dir: RunDir, texts: Locale) -> Iterator[str]:
+    marks = [mark for stage in stages_in(run_dir.run) if (mark := run_dir.mark(stage))]
+    if dates := sorted(mark.finished_at for mark in marks if mark.finished_at):
+        yield dates[-1][:10]
+    machine = read_json(run_dir.run / "env.json") or {}
+    if "platform" in machine:
+        yield texts("about.machine", platform=machine["platform"], cores=machine.get("cpu_count"))
+    if marks:
+        peak = max(mark.peak_memory_bytes for mark in marks)
+        yield texts("about.cost", time=duration(sum(mark.seconds for mark in marks)), memory=memory(peak))

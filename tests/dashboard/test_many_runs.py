@@ -1,0 +1,154 @@
+"""The list of many runs: search, filter, order; deleting with a way back."""
+
+import os
+
+import pytest
+from dashboard_runs import event, finish, holding, make_run, page_of
+
+from lowrank_rlhf.dashboard import deleted_runs, run_status
+from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.tabs import deleting, run_filter
+from lowrank_rlhf.dashboard.tabs import runs as runs_tab
+from lowrank_rlhf.dashboard.tabs.run_filter import ALL, RunFilter
+from lowrank_rlhf.dashboard.text import LANGUAGES, html, t
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.files import write_json_atomic
+from lowrank_rlhf.stages import STAGES
+
+
+def some_runs(folder) -> RunsFolder:
+    """Three runs, the last named changed last: finished with a win rate, failed, new."""
+    finish(make_run(folder, "b-done"), *(stage.name for stage in STAGES))
+    event(make_run(folder, "A-failed"), "ended early", error="StageFailed")
+    make_run(folder, "c-new")
+    for age, name in enumerate(("c-new", "A-failed", "b-done")):
+        for file in (folder / name, *(folder / name).glob("events.jsonl")):
+            os.utime(file, (1e9 - age, 1e9 - age))
+    return RunsFolder(folder)
+
+
+class TestFilter:
+    @pytest.mark.parametrize(
+        ("wanted", "expected"),
+        [
+            (ALL, ["c-new", "A-failed", "b-done"]),
+            (RunFilter(search="a- fail"), ["A-failed"]),
+            (RunFilter(search="x"), []),
+            (RunFilter(state="finished"), ["b-done"]),
+            (RunFilter(order="name"), ["A-failed", "b-done", "c-new"]),
+            (RunFilter(order="win_rate"), ["b-done", "c-new", "A-failed"]),
+        ],
+    )
+    def test_search_state_and_order(self, tmp_path, wanted, expected) -> None:
+        runs = some_runs(tmp_path)
+        assert run_filter.matching(runs.names(), runs.statuses(runs.names(), 60), wanted) == expected
+        assert run_filter.matching(runs.names(), {}, wanted._replace(state="", order="newest")) == [
+            name for name in runs.names() if name in expected or wanted.state or not wanted.search
+        ]
+
+    @pytest.mark.parametrize("language", LANGUAGES)
+    def test_the_list_says_what_it_leaves_out(self, tmp_path, monkeypatch, language) -> None:
+        monkeypatch.setattr(runs_tab, "_LISTED", 2)
+        runs = some_runs(tmp_path)
+        listing = runs_tab._refresh(runs, None, language, {})[0]
+        assert listing.count("data-run=") == 2
+        assert html(t("runs.some", language, shown=2, found=3)) in listing
+        none = runs_tab._refresh(runs, None, language, {}, RunFilter(search="x"))[0]
+        assert html(t("runs.none_found", language)) in none
+        assert html(t("runs.none", language)) not in none
+
+    def test_the_filter_is_there_when_there_are_many_runs(self, tmp_path, monkeypatch) -> None:
+        runs = some_runs(tmp_path)
+        assert runs_tab._refresh(runs, None, "en", {})[-2]["visible"] is False
+        monkeypatch.setattr(run_filter, "FEW", 2)
+        assert runs_tab._refresh(runs, None, "en", {})[-2]["visible"] is True
+
+
+class TestReading:
+    def test_a_list_is_shown_before_all_runs_are_read(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(runs_tab, "_READING_SECONDS", 0.0)
+        runs, before, listed = some_runs(tmp_path), {}, []
+        for _ in range(3):
+            *updates, before = runs_tab._refresh(runs, "c-new", "en", before, RunFilter(search="b-"))
+            listed.append(updates[0])
+        assert "b-done" in listed[0]  # what is searched for is read first
+        assert html(t("runs.unread", "en", count=2)) in listed[0]
+        assert "still being read" not in listed[1]
+
+    def test_an_idle_run_is_read_again_only_after_a_change(self, tmp_path, monkeypatch) -> None:
+        runs, read = some_runs(tmp_path), []
+        own = run_status.StatusReader._read
+
+        def counted(self, path):
+            read.append(path.name)
+            return own(self, path)
+
+        monkeypatch.setattr(run_status.StatusReader, "_read", counted)
+        for _ in range(2):
+            assert [run.state for run in runs.statuses(runs.names(), 60).values()] == ["new", "failed", "finished"]
+        assert read == ["c-new", "A-failed", "b-done"]
+        (tmp_path / "c-new" / "logs").mkdir()
+        changes = {
+            "A-failed": lambda run: event(run, "started"),
+            "b-done": lambda run: (run / "done" / "ppo.json").unlink(),
+            "c-new": lambda run: write_json_atomic(run / "logs" / "job.json", {"exit_code": 1, "since": "2027"}),
+        }
+        for name, change in changes.items():
+            change(tmp_path / name)
+        states = {name: status.state for name, status in runs.statuses(runs.names(), 60).items()}
+        assert states == {"A-failed": "killed", "b-done": "new", "c-new": "failed"}
+        with holding(tmp_path / "c-new"):
+            assert [runs.status("c-new").state for _ in range(2)] == ["running"] * 2
+        assert runs.status("c-new").state == "failed"
+
+
+class TestDeleting:
+    def test_a_deleted_run_comes_back_with_all_its_files(self, tmp_path) -> None:
+        page = page_of(tmp_path)
+        run = make_run(tmp_path)
+        (run / "samples.jsonl").write_text("{}\n")
+        _, question, asked, _ = deleting._ask("delete", "one", "en")
+        assert run.is_dir()  # one click deletes nothing
+        assert "Delete run one?" in question
+        shown, choices = deleting._carry_out(page, *asked, "en")
+        assert (page.runs.names(), run.exists()) == ([], False)
+        assert html(t("outcome.delete", "en", run="one")) in shown
+        make_run(tmp_path)  # a new run of that name
+        shown, rest = deleting._carry_out(page, "restore", choices["value"], "en")
+        assert (tmp_path / "one-2" / "samples.jsonl").read_text() == "{}\n"
+        assert (sorted(page.runs.names()), rest["choices"]) == (["one", "one-2"], [])
+
+    def test_only_a_deleted_run_is_removed_for_good_and_after_a_question(self, tmp_path) -> None:
+        page = page_of(tmp_path)
+        make_run(tmp_path)
+        _, choices = deleting._carry_out(page, "delete", "one", "zh")
+        _, question, asked, _ = deleting._ask("remove", choices["value"], "zh")
+        assert "彻底删除运行 one" in question
+        assert deleted_runs.deleted(page.runs) == [choices["value"]]
+        deleting._carry_out(page, *asked, "zh")
+        assert deleted_runs.deleted(page.runs) == []
+        assert list((tmp_path / "_deleted").iterdir()) == []
+
+    def test_a_run_at_work_is_not_deleted(self, tmp_path) -> None:
+        run = make_run(tmp_path)
+        with holding(run):
+            shown, _ = deleting._carry_out(page_of(tmp_path), "delete", "one", "zh")
+        assert "已经在处理这个运行" in shown
+        assert run.is_dir()
+
+    @pytest.mark.parametrize("name", ["..", "../one", "one", ".", "one.20261130T100000000000/..", "x.2026"])
+    def test_no_name_leads_out_of_the_folder_of_deleted_runs(self, tmp_path, name) -> None:
+        make_run(tmp_path)
+        (tmp_path / "_deleted").mkdir()
+        for act in (deleted_runs.restore, deleted_runs.remove):
+            with pytest.raises(UserError):
+                act(RunsFolder(tmp_path), name)
+        assert (tmp_path / "one").is_dir()
+
+    def test_a_link_in_place_of_the_folder_is_refused(self, tmp_path) -> None:
+        run, other = make_run(tmp_path / "runs"), tmp_path / "other"
+        other.mkdir()
+        (tmp_path / "runs" / "_deleted").symlink_to(other)
+        with pytest.raises(UserError, match="a link"):
+            deleted_runs.delete(RunsFolder(tmp_path / "runs"), "one")
+        assert (run.is_dir(), list(other.iterdir())) == (True, [])
