@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -168,6 +169,10 @@ def _print_stats(project: Project, as_json: bool) -> None:
         "krippendorff_alpha": alpha,
         "alpha_means": ALPHA[alpha_level(alpha)],
         "all": _fields(ranking_statistics(current, contents.answers)),
+        "guidelines": [
+            {"version": version, "rankings": count}
+            for version, count in Counter(ranking.guidelines for ranking in current).items()
+        ],
         "annotators": rows,
     }
     if as_json:
@@ -230,6 +235,9 @@ def _print_result(result: dict[str, Any]) -> None:
         f"by chance: the answer shown first is best in {_percent(overall['best_shown_first_by_chance'])}, "
         f"the longer of two answers is better in 50 % (of {overall['comparisons_of_unequal_length']} comparisons)"
     )
+    if any(row["version"] for row in result["guidelines"]):
+        counts = (f"{row['rankings']} with {row['version'] or 'none'}" for row in result["guidelines"])
+        echo(f"rankings by version of the guidelines: {', '.join(counts)}")
     alpha = result["krippendorff_alpha"]
     echo(f"Krippendorff's alpha: {'-' if alpha is None else f'{alpha:.2f}'}, {result['alpha_means']}")
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lowrank_rlhf.preferences.team.guidelines import Guidelines
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Record, Sample
 
 Text = str | tuple[Message, ...]
@@ -37,12 +38,16 @@ class Pair(Record):
 
 @dataclass(frozen=True)
 class Contents:
-    """Contents of a store, in its order: `history` has all saved rankings, oldest first; `skips` by annotator."""
+    """Contents of a store, in its order.
+
+    `history` has all saved rankings, oldest first; `skips` by annotator; `guidelines` all texts shown, oldest first.
+    """
 
     prompts: tuple[Prompt, ...] = ()
     answers: tuple[Sample, ...] = ()
     history: tuple[SavedRanking, ...] = ()
     skips: tuple[Skip, ...] = ()
+    guidelines: tuple[Guidelines, ...] = ()
 
     def current(self) -> list[Ranking]:
         """Return the rankings that count: the latest of each annotator and prompt, oldest first."""

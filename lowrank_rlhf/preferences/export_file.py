@@ -8,7 +8,7 @@ from lowrank_rlhf.preferences.contents import Contents, Pair, Text, answer_field
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.run.records import Ranking, Record
 
-VERSION = 2  # 2: `partial` and `written` of a ranking
+VERSION = 3  # 2: `partial` and `written` of a ranking. 3: its `guidelines`, and their texts
 
 
 class Header(Record):
@@ -23,6 +23,7 @@ def to_jsonl(contents: Contents) -> str:
     rows = [("header", Header().model_dump(mode="json"))]
     rows += [("prompt", prompt.model_dump(mode="json")) for prompt in contents.prompts]
     rows += [("answer", answer.model_dump(mode="json")) for answer in contents.answers]
+    rows += [("guidelines", text.model_dump(mode="json")) for text in contents.guidelines]
     for saved in contents.history:
         rows.append(("ranking", saved.ranking.model_dump(mode="json") | {"withdrawn": saved.withdrawn}))
     rows += [("skip", skip.model_dump(mode="json")) for skip in contents.skips]

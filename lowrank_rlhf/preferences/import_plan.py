@@ -16,6 +16,7 @@ from lowrank_rlhf.preferences.contents import (
 )
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.import_file import FileRow, rankings_from_pairs
+from lowrank_rlhf.preferences.team.guidelines import Guidelines
 from lowrank_rlhf.run.records import Prompt, Ranking, Record, Sample
 
 R = TypeVar("R", bound=Record)
@@ -33,6 +34,7 @@ class ImportPlan:
     answers: list[Sample] = field(default_factory=list)
     rankings: list[SavedRanking] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+    guidelines: list[Guidelines] = field(default_factory=list)
     withdrawn: list[int] = field(default_factory=list)
     known: int = 0
     replaced: int = 0
@@ -59,6 +61,7 @@ def plan_import(store: Contents, rows: Sequence[FileRow], new_items: bool) -> Im
         elif skip not in skips:
             skips.add(skip)
             plan.skips.append(skip)
+    plan.guidelines = [text for _, text in _of(rows, Guidelines) if text not in store.guidelines]
     return plan
 
 

@@ -54,6 +54,8 @@ class Overview(NamedTuple):
     tied_pairs: float | None
     written: int
     flagged: int
+    guidelines: int | None
+    """Rankings whose annotators were shown the current guidelines; None if there are none."""
     annotator_checks: tuple[AnnotatorCheck, ...]
     reward_tests: tuple[RewardTest, ...]
 
@@ -83,6 +85,7 @@ def overview(project: Project, of_each: bool = False) -> Overview:
     pairs = [(ranking.prompt_id, len(compare(ranking))) for ranking in current]
     informative = {prompt for prompt, count in pairs if count}
     total = sum(count for _, count in pairs)
+    shown = project.shown_guidelines()
     return Overview(
         annotators=len({ranking.annotator for ranking in current}),
         rankings=len(current),
@@ -97,6 +100,7 @@ def overview(project: Project, of_each: bool = False) -> Overview:
         tied_pairs=found.tied_pairs,
         written=sum(ranking.written is not None for ranking in current),
         flagged=found.flagged,
+        guidelines=sum(ranking.guidelines == shown.version for ranking in current) if shown else None,
         annotator_checks=tuple(check_annotators(current, contents.answers)) if of_each else (),
         reward_tests=project.reward_tests,
     )

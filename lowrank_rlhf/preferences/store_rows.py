@@ -6,6 +6,7 @@ from collections import defaultdict
 from lowrank_rlhf.preferences import queue
 from lowrank_rlhf.preferences.contents import Contents, SavedRanking, Skip
 from lowrank_rlhf.preferences.import_plan import ImportPlan
+from lowrank_rlhf.preferences.team.guidelines import insert_guidelines, read_guidelines
 from lowrank_rlhf.run.records import Prompt, Ranking, Record, Sample
 
 
@@ -102,6 +103,7 @@ def read_contents(database: sqlite3.Connection) -> Contents:
             for record, withdrawn in history
         ),
         skips=tuple(Skip(annotator=annotator, prompt_id=prompt_id) for annotator, prompt_id in skips),
+        guidelines=read_guidelines(database),
     )
 
 
@@ -158,3 +160,5 @@ def apply_plan(database: sqlite3.Connection, plan: ImportPlan) -> None:
         insert_ranking(database, saved)
     for skip in plan.skips:
         insert_skip(database, skip)
+    for text in plan.guidelines:
+        insert_guidelines(database, text)

@@ -7,7 +7,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.queue import chance
 
 APPLICATION_ID = 0x4C524C46  # "LRLF" in the file's header marks our databases
-VERSION = 3
+VERSION = 4
 
 _FIRST = (
     "CREATE TABLE prompts (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)",
@@ -49,6 +49,10 @@ _LATER = {
         f"CREATE TRIGGER ranking_withdrawn AFTER UPDATE OF withdrawn ON rankings BEGIN {_COUNT}; END",
         "UPDATE prompts SET shared_chance = chance('shared', id)",
         "UPDATE rankings SET withdrawn = withdrawn",  # counts the existing ones
+    ),
+    4: (
+        # Texts that annotators were shown, oldest first.
+        "CREATE TABLE guidelines (position INTEGER PRIMARY KEY, version TEXT NOT NULL UNIQUE, text TEXT NOT NULL)",
     ),
 }
 

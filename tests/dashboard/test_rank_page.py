@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotators_page import NO_STORAGE, PASSWORD, Person, Server, a_run_with_answers, chromium, served
+from annotators_page import NO_STORAGE, PASSWORD, Person, Server, a_run_with_answers, chromium, served, with_guidelines
 
 from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.run.records import Ranking
 
 Row = tuple[str, str, str, tuple[str, ...], bool, str | None, int]
@@ -130,8 +131,11 @@ HOSTILE = (
 )
 
 
-def test_whatever_an_answer_holds_is_text(tmp_path: Path) -> None:
-    a_run_with_answers(tmp_path, 1, HOSTILE)
+GUIDELINES = f"{HOSTILE[0]}\n\n- Be **kind**\n- not long\n\n[x](javascript:alert(1))"
+
+
+def test_whatever_an_answer_or_the_guidelines_hold_is_text(tmp_path: Path) -> None:
+    store = a_run_with_answers(tmp_path, 2, HOSTILE)
     with served(tmp_path) as (server, browser):
         ann = Person(browser, server.url, "ann")
         bodies = {one.text_content() for one in ann.page.locator(".rk-card > .rk-text").all()}
@@ -143,8 +147,27 @@ def test_whatever_an_answer_holds_is_text(tmp_path: Path) -> None:
         }
         assert ann.page.locator(".rk-card script, .rk-card img, .rk-card b, .rk-card a, .rk-card strong").count() == 0
         assert ann.page.locator(".rk-card code").text_content() == "```html\n<b>kept</b>\n  as it is\n```\n"
+        assert not ann.page.locator(".rk-guide").is_visible()
+        with_guidelines(tmp_path, GUIDELINES)
+        ann.press("1", "Enter")
+        parts = ann.page.locator(".rk-guide > div").locator("p, li").all_inner_texts()
+        assert parts == [HOSTILE[0], "Be kind", "not long", "[x](javascript:alert(1))"]
+        assert ann.page.locator(".rk-guide strong").inner_text() == "kind"
+        assert ann.page.locator(".rk-guide").locator("script, img, a").count() == 0
+        guide, prompt = ann.page.locator(".rk-guide"), ann.page.locator(".rk-prompt")
+        assert guide.bounding_box()["x"] > prompt.bounding_box()["x"] + prompt.bounding_box()["width"]
+        ann.press("g")
+        assert guide.get_attribute("open") is None
+        ann.name = None  # still logged in
+        ann.log_in()
+        assert guide.get_attribute("open") is None  # remembered
+        with_guidelines(tmp_path, "Be brief.")
+        ann.press("2", "Enter")
+        assert guide.get_attribute("open") is not None  # another text
+        assert "changed" in ann.text(".rk-guide summary")
         assert ann.page.evaluate("window.pwned") is None
         assert ann.errors == []
+    assert [ranking.guidelines for ranking in store.rankings()] == [None, version_of(GUIDELINES)]
 
 
 def test_the_browsers_language_and_the_switch(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ RANKING = {"kind": "ranking", **json.loads(GOOD)}
         ('{"a": 1}', "the row has no kind; see docs/annotations.md"),
         ({"kind": "wish"}, "unknown kind of row: 'wish'"),
         ({"kind": ["ranking"]}, "unknown kind of row"),
-        ({"kind": "header", "format": "lowrank_rlhf annotations", "version": 3}, "newer version (format 3); update"),
+        ({"kind": "header", "format": "lowrank_rlhf annotations", "version": 99}, "newer version (format 99); update"),
         ({"kind": "header", "format": "other", "version": 1}, "format: "),
         (b'{"kind": "skip", "annotator": "\xff"}', "not UTF-8 text"),
         (RANKING | {"note": 1}, "note: Extra inputs are not permitted"),

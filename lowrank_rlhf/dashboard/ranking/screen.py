@@ -113,7 +113,13 @@ def figures_words(found: Overview, project: Project, language: str, owner: bool)
         return rows
     flags = _row("flags", language, say("flags.figure", language, flagged=found.flagged, written=found.written))
     rows = [_enough(found, project, language), *rows]
-    return [*rows, flags, _accuracy(found, language), *(_annotator(one, language) for one in found.annotator_checks)]
+    return [
+        *rows,
+        flags,
+        *_guidelines(found, language),
+        _accuracy(found, language),
+        *(_annotator(one, language) for one in found.annotator_checks),
+    ]
 
 
 def _row(key: str, language: str, figure: str, **values: object) -> Reply:
@@ -161,6 +167,13 @@ def _length(found: Overview, language: str) -> Reply:
         return _row("length", language, "-")
     share = _percent(found.longer_preferred)
     return _row("length", language, say("length.figure", language, share=share, pairs=found.uneven_comparisons))
+
+
+def _guidelines(found: Overview, language: str) -> list[Reply]:
+    if found.guidelines is None:
+        return []
+    others = found.rankings - found.guidelines
+    return [_row("guidelines", language, say("guidelines.figure", language, current=found.guidelines, others=others))]
 
 
 def _accuracy(found: Overview, language: str) -> Reply:

@@ -9,6 +9,7 @@ function request(step) {
     badge: props.value.badge, language: props.value.language,
     prompt_id: item ? item.prompt_id : null, done: item ? item.done : 0,
     keys: screen ? screen.keys : [], flags: screen ? screen.flags : [], written: item ? writing.value : '',
+    guidelines: guidelines ? guidelines.version : '',
     seconds: seconds + (shownAt ? (performance.now() - shownAt) / 1000 : 0), ...step,
   };
 }
@@ -53,6 +54,7 @@ function take(reply) {
   if (screen && screen.draft) drawDraft(reply.refused || '', reply.notice || '');
   keepDraft();
   if (reply.figures) drawFigures(reply.figures);
+  if ('guidelines' in reply) drawGuidelines(reply.guidelines);
 }
 
 // --- an unsaved order and text, kept in this browser over a reload and another choice of run ---
@@ -77,6 +79,7 @@ function takeDraft() {
 
 function press(key) {
   if (key === 'h' || key === '?') { find('.rk-help').open = !find('.rk-help').open; return; }
+  if (key === 'g' && guidelines) { guide.open = !guide.open; return; }
   if (key === 'w' && screen.item) { writing.focus(); return; }
   send({ do: 'key', key: key === 'Enter' ? '\r' : key === 'Backspace' ? '\b' : key });
 }
@@ -198,6 +201,7 @@ function stop() {
 writing.addEventListener('focus', drawTyping);
 writing.addEventListener('input', keepDraft);
 writing.addEventListener('blur', () => { drawTyping(); if (screen && screen.item) send({ do: 'open' }); });
+guide.addEventListener('toggle', keepFold);
 find('.rk-figures').addEventListener('toggle', () => { if (find('.rk-figures').open) send({ do: 'figures' }); });
 
 function start() {
@@ -208,8 +212,8 @@ function start() {
   unclip();
   epoch += 1;
   if (whose !== props.value.badge.signature) {
-    screen = null;
-    find('.rk-item').hidden = true;
+    screen = guidelines = null;
+    guide.hidden = find('.rk-item').hidden = true;
     find('.rk-line').replaceChildren(); // of the previous annotator or run
   }
   whose = props.value.badge.signature;

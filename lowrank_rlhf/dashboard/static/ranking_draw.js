@@ -4,8 +4,9 @@ const LABELS = '123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ';
 const find = (selector) => element.querySelector(selector);
 const root = find('.rk');
 const writing = find('.rk-write textarea');
+const guide = find('.rk-guide');
 let texts = {}, screen = null, chain = Promise.resolve(), epoch = 0, waiting = 0, active = true, ended = false;
-let shownAt = 0, seconds = 0, drawnIn = '', whose = '', refusedDraft = '';
+let guidelines = null, shownAt = 0, seconds = 0, drawnIn = '', whose = '', refusedDraft = '';
 
 function make(tag, name, text, properties) {
   const node = document.createElement(tag);
@@ -25,6 +26,7 @@ function drawTexts() {
   find('.rk-end h3').textContent = texts['end.title'];
   find('.rk-end p').textContent = texts['end.text'];
   label(find('.rk-help summary'), 'help.title', 'h');
+  label(guide.querySelector('summary'), 'guide.title', 'g');
   find('.rk-help ul').replaceChildren(...[1, 2, 3, 4, 5, 6, 7].map((n) => make('li', '', texts[`help.${n}`])));
   find('.rk-figures summary').textContent = texts['figures.title'];
   const ends = element.querySelectorAll('.rk-end button');
@@ -96,6 +98,37 @@ function card(answer, index) {
   body.tabIndex = 0;
   node.append(head, body);
   if (!answer.finished) node.append(make('div', 'rk-soft', texts['card.cut']));
+  return node;
+}
+
+// --- guidelines: open until they are folded, and again when they have changed ---
+
+const foldName = () => `lowrank-guidelines ${props.value.badge.run}`;
+
+function drawGuidelines(given) {
+  guidelines = given;
+  guide.hidden = !given;
+  if (!given) { root.classList.remove('rk-beside'); return; }
+  guide.querySelector('div').replaceChildren(...given.text.map(built));
+  const [version, folded] = (stored((storage) => storage.getItem(foldName())) || '').split(' ');
+  guide.open = !(folded && version === given.version);
+  const summary = label(guide.querySelector('summary'), 'guide.title', 'g');
+  if (version && version !== given.version) summary.append(make('span', 'rk-new', texts['guide.changed']));
+  keepFold();
+}
+
+function keepFold() {
+  if (!guidelines) return;
+  root.classList.toggle('rk-beside', guide.open);
+  stored((storage) => storage.setItem(foldName(), guidelines.version + (guide.open ? '' : ' folded')));
+}
+
+// An element of ranking/markdown.py, which names the tags that may occur.
+function built(part) {
+  if (typeof part === 'string') return document.createTextNode(part);
+  const node = make(part.tag);
+  if (part.href) Object.assign(node, { href: part.href, target: '_blank', rel: 'noopener noreferrer' });
+  node.append(...part.inside.map(built));
   return node;
 }
 
