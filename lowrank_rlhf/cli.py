@@ -20,6 +20,7 @@ from lowrank_rlhf.commands import (
     label,
     plan,
     run,
+    team,
 )
 from lowrank_rlhf.commands.common import EPILOG
 from lowrank_rlhf.errors import UserError
@@ -106,5 +107,6 @@ _COMMANDS = (
 )
 for command in _COMMANDS:
     app.command()(command)
+annotations.app.command("invite")(team.invite)
 for name, group in {"presets": getting_started.presets_app, "data": data.app, "annotations": annotations.app}.items():
     app.add_typer(group, name=name)

@@ -2,6 +2,7 @@
 
 import random
 import sqlite3
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -9,10 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotators_page import NO_STORAGE, PASSWORD, Person, Server, a_run_with_answers, chromium, served, with_guidelines
+from annotators_page import (
+    ENVIRONMENT,
+    NO_STORAGE,
+    PASSWORD,
+    Person,
+    Server,
+    a_run_with_answers,
+    chromium,
+    served,
+    with_guidelines,
+)
 
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.preferences.team.guidelines import version_of
+from lowrank_rlhf.preferences.team.invitations import FILE, Invitations
 from lowrank_rlhf.run.records import Ranking
 
 Row = tuple[str, str, str, tuple[str, ...], bool, str | None, int]
@@ -324,6 +336,31 @@ def test_nothing_without_the_password(tmp_path: Path) -> None:
         page.get_by_text("Incorrect password.").wait_for()
         assert page.locator(".rk").count() == 0
         assert "Tell me" not in page.content()
+        follow_a_link(tmp_path, server, page)
+
+
+def follow_a_link(folder: Path, server: Server, page: Any) -> None:
+    """A person invited by the owner ranks without the password, until the link is revoked."""
+    words = ("annotations", "invite", "people", "安娜", "--page", f"{server.url}/")
+    command = [sys.executable, "-m", "lowrank_rlhf", *words]
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    link = done.stdout.split()[-1]
+    token = link.partition("#invite=")[2]
+    assert len(token) == 43
+    page.goto(link)
+    page.get_by_text("ranking as 安娜").wait_for()
+    assert page.url == f"{server.url}/"
+    assert token not in page.content() + server.log.read_text() + (folder / "runs/people" / FILE).read_text()
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    page.locator(".rk-end").wait_for()
+    assert Invitations(folder / "runs" / "people").revoke("安娜")
+    page.keyboard.press("u")
+    page.locator("#session-ended").wait_for()
+    page.goto(link)
+    page.get_by_text("This link is no longer valid.").wait_for()
+    assert token not in page.url + page.content()
+    assert [one.annotator for one in AnnotationStore(folder / "runs/people/annotations.sqlite").rankings()] == ["安娜"]
 
 
 def test_another_site_reaches_nothing(tmp_path: Path) -> None:

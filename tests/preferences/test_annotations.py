@@ -1,6 +1,7 @@
 """`annotations export` and `import` as commands: what they say, what they refuse, and what they leave behind."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -373,3 +374,28 @@ def test_written_answers_as_a_file_to_learn_from(command) -> None:
     )
     assert json.loads(Path("w.jsonl").read_text())["completion"] == "Better"
     assert command("annotations", "export", "people", "x", "--comparisons", "--demonstrations")[0] == 2
+
+
+def test_links_are_made_listed_and_revoked(command) -> None:
+    a_run().save(a_ranking(0, "01", "Anna"))
+    assert command("annotations", "invite", "people") == (0, "", "")
+    code, out, _ = command("annotations", "invite", "people", "anna")
+    assert (code, out.splitlines()[0]) == (
+        0,
+        "link for Anna, printed only once; whoever has it ranks under this name:",
+    )
+    assert re.fullmatch(r"  http://127\.0\.0\.1:7861/login#invite=[\w-]{43}", out.splitlines()[1])
+    command("annotations", "invite", "people", "bob\u4e00")
+    assert command("annotations", "invite", "people", "ANNA", "--revoke")[:2] == (0, "the link of Anna is revoked\n")
+    assert command("annotations", "invite", "people")[1] == "Anna: revoked\nbob\u4e00: invited\n"
+    for words, complaint in (
+        (("ANNA", "--revoke"), "people: 'Anna' has no link\n"),
+        (("carl", "--revoke"), "people: 'carl' has no link\n"),
+        (("--revoke",), "--revoke requires NAME\n"),
+        ((" ",), "not a valid name: ' '. Use 1 to 100 printable characters\n"),
+    ):
+        assert command("annotations", "invite", "people", *words) == (2, "", complaint)
+    Path("runs/people/invitations.json").write_text("{")
+    assert command("annotations", "invite", "people", "bob")[2] == (
+        "runs/people/invitations.json: damaged. Delete it and invite everybody again\n"
+    )
