@@ -108,5 +108,6 @@ _COMMANDS = (
 for command in _COMMANDS:
     app.command()(command)
 annotations.app.command("invite")(team.invite)
+annotations.app.command("checks")(team.checks)
 for name, group in {"presets": getting_started.presets_app, "data": data.app, "annotations": annotations.app}.items():
     app.add_typer(group, name=name)

@@ -10,6 +10,8 @@ from lowrank_rlhf.commands.common import RunArgument, RunsOption, echo
 from lowrank_rlhf.commands.label import LOOPBACK, PORT
 from lowrank_rlhf.errors import UserError, visible
 from lowrank_rlhf.preferences.labelling import annotator_name
+from lowrank_rlhf.preferences.project import counted
+from lowrank_rlhf.preferences.team.checks import add_checks, checks_from_rankings, read_checks_file, remove_checks
 from lowrank_rlhf.preferences.team.invitations import Invitations
 
 
@@ -50,3 +52,42 @@ def invite(
         echo(f"the link of {visible(person)} is revoked")
     else:
         raise UserError(f"{run}: {visible(person)!r} has no link")
+
+
+def checks(
+    run: RunArgument,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="JSONL with `prompt`, `answers` and `ranks` (1 is the best).")
+    ] = None,
+    runs: RunsOption = Path("runs"),
+    ranked_by: Annotated[
+        str | None, typer.Option("--ranked-by", metavar="NAME", help="Take prompts that this annotator ordered.")
+    ] = None,
+    number: Annotated[int | None, typer.Option(min=1, help="With --ranked-by: take at most this number.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Show no checks any more.")] = False,
+) -> None:
+    """Add attention checks: prompts with a known order, mixed in at the share rank.checks.
+
+    Nobody learns from rankings of a check. `label RUN --stats` and the tab Rank show each annotator's result. --remove
+    also makes the prompts taken from an annotator's rankings ordinary ones again.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf annotations checks people checks.jsonl
+      python -m lowrank_rlhf annotations checks people --ranked-by me --number 10
+      python -m lowrank_rlhf annotations checks people --remove
+    """
+    if (file is not None) + (ranked_by is not None) + remove != 1:
+        raise UserError("give one of FILE, --ranked-by NAME and --remove")
+    if number is not None and ranked_by is None:
+        raise UserError("--number requires --ranked-by")
+    store = find_project(run, runs).store
+    if file is not None:
+        echo(f"{counted(add_checks(store, read_checks_file(file)), 'attention check')} added")
+    elif ranked_by is not None:
+        if not (count := checks_from_rankings(store, ranked_by, number)):
+            raise UserError(f"{run}: no prompts with an order by {visible(ranked_by)!r}")
+        echo(f"{counted(count, 'prompt')} made attention checks; no ranking of them is learned from any more")
+    else:
+        retired, restored = remove_checks(store)
+        echo(f"{counted(retired, 'attention check')} shown no more; {counted(restored, 'prompt')} restored")

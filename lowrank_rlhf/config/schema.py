@@ -115,6 +115,8 @@ class RankConfig(Section):
     """Share of prompts that a second annotator, if there is one, ranks too, to measure agreement."""
     repeated: Fraction = 0.05
     """Share of prompts shown to the same annotator again later, to measure self-agreement."""
+    checks: Fraction = 0.1
+    """Share of attention checks among the prompts that an annotator is shown, if `annotations checks` added any."""
     guidelines: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
     """With `source: human`, guidelines for annotators in Markdown, shown beside the prompts. Each ranking names the
     version that its annotator was shown."""

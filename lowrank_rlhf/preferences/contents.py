@@ -23,6 +23,17 @@ class Skip(Record):
     prompt_id: str
 
 
+class AttentionCheck(Record):
+    """A prompt with a known order of its answers, best first; rankings of it are never learned from."""
+
+    prompt_id: str
+    tiers: tuple[tuple[str, ...], ...]
+    source: str | None = None
+    """Annotator who gave the order; None for a prompt from a file of checks."""
+    active: bool = True
+    """False if it is no longer shown."""
+
+
 class Pair(Record):
     """A comparison with its texts, which are messages in files where a prompt has several turns."""
 
@@ -48,10 +59,12 @@ class Contents:
     history: tuple[SavedRanking, ...] = ()
     skips: tuple[Skip, ...] = ()
     guidelines: tuple[Guidelines, ...] = ()
+    checks: tuple[AttentionCheck, ...] = ()
 
     def current(self) -> list[Ranking]:
-        """Return the rankings that count: the latest of each annotator and prompt, oldest first."""
-        return current_rankings(self.history)
+        """Return the rankings that count: the latest of each annotator and prompt, oldest first, without checks."""
+        checks = {check.prompt_id for check in self.checks}
+        return [ranking for ranking in current_rankings(self.history) if ranking.prompt_id not in checks]
 
 
 def current_rankings(history: Iterable[SavedRanking]) -> list[Ranking]:

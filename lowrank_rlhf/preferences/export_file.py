@@ -8,7 +8,7 @@ from lowrank_rlhf.preferences.contents import Contents, Pair, Text, answer_field
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.run.records import Ranking, Record
 
-VERSION = 3  # 2: `partial` and `written` of a ranking. 3: its `guidelines`, and their texts
+VERSION = 3  # 2: `partial` and `written` of a ranking. 3: its `guidelines`; guidelines and checks
 
 
 class Header(Record):
@@ -26,6 +26,7 @@ def to_jsonl(contents: Contents) -> str:
     rows += [("guidelines", text.model_dump(mode="json")) for text in contents.guidelines]
     for saved in contents.history:
         rows.append(("ranking", saved.ranking.model_dump(mode="json") | {"withdrawn": saved.withdrawn}))
+    rows += [("check", check.model_dump(mode="json")) for check in contents.checks]
     rows += [("skip", skip.model_dump(mode="json")) for skip in contents.skips]
     return "".join(_json_line({"kind": kind} | fields) for kind, fields in rows)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from lowrank_rlhf.preferences.contents import (
+    AttentionCheck,
     Contents,
     Pair,
     SavedRanking,
@@ -34,6 +35,7 @@ class ImportPlan:
     answers: list[Sample] = field(default_factory=list)
     rankings: list[SavedRanking] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+    checks: list[AttentionCheck] = field(default_factory=list)
     guidelines: list[Guidelines] = field(default_factory=list)
     withdrawn: list[int] = field(default_factory=list)
     known: int = 0
@@ -61,6 +63,7 @@ def plan_import(store: Contents, rows: Sequence[FileRow], new_items: bool) -> Im
         elif skip not in skips:
             skips.add(skip)
             plan.skips.append(skip)
+    plan.checks = _checks(store, rows, answers, plan)
     plan.guidelines = [text for _, text in _of(rows, Guidelines) if text not in store.guidelines]
     return plan
 
@@ -112,6 +115,17 @@ def _answers(
         if count.get(prompt.id, 2) < 2:
             plan.errors.append(f"{where}: prompt {prompt.id!r} has fewer than two answers in the file")
     return known
+
+
+def _checks(
+    store: Contents, rows: Sequence[FileRow], answers: dict[str, Sample], plan: ImportPlan
+) -> list[AttentionCheck]:
+    """Return the checks of the file that are new, or differ from the store's and replace them."""
+    for where, check in _of(rows, AttentionCheck):
+        for name in (name for tier in check.tiers for name in tier):
+            if name not in answers or answers[name].prompt_id != check.prompt_id:
+                plan.errors.append(f"{where}: prompt {check.prompt_id!r} has no answer {name!r}")
+    return [check for _, check in _of(rows, AttentionCheck) if check not in store.checks]
 
 
 def _checked_rankings(

@@ -15,6 +15,7 @@ from lowrank_rlhf.preferences.carelessness import AnnotatorCheck, check_annotato
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.reward_tests import RewardTest
+from lowrank_rlhf.preferences.team.checks import attention
 
 GENERAL = 2000
 """Comparisons below which a general reward model is near chance (Gao et al. 2022, "Scaling laws for reward model
@@ -101,6 +102,6 @@ def overview(project: Project, of_each: bool = False) -> Overview:
         written=sum(ranking.written is not None for ranking in current),
         flagged=found.flagged,
         guidelines=sum(ranking.guidelines == shown.version for ranking in current) if shown else None,
-        annotator_checks=tuple(check_annotators(current, contents.answers)) if of_each else (),
+        annotator_checks=tuple(check_annotators(current, contents.answers, attention(contents))) if of_each else (),
         reward_tests=project.reward_tests,
     )

@@ -88,7 +88,7 @@ class Project:
         """Number of prompts that must be ranked, with the reason for it."""
         if self.config is None:
             return RankingNeed(0, "setting")
-        return needed(self.config, self._run_dir.path, self.store.counts("").prompts)
+        return needed(self.config, self._run_dir.path, self.store.trainable_prompts())
 
     @property
     def needed(self) -> int:
@@ -131,7 +131,7 @@ class Project:
     def next_item(self, annotator: str) -> Item | None:
         """Return this annotator's next item by the run's settings."""
         settings = self.settings or RankConfig()
-        return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated))
+        return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated, settings.checks))
 
 
 def run_command(folder: Path) -> str:

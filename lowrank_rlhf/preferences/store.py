@@ -48,7 +48,10 @@ _DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
 
 
 class AnnotationCounts(NamedTuple):
-    """Numbers of prompts: all, ranked and skipped by one annotator, and ranked (with an order) by anyone."""
+    """Numbers of prompts: all, ranked and skipped by one annotator, and ranked (with an order) by anyone.
+
+    Attention checks count in the first three, as they look to the annotator, and not in the last.
+    """
 
     prompts: int
     ranked: int
@@ -167,7 +170,10 @@ class AnnotationStore:
         return step
 
     def rankings(self) -> list[Ranking]:
-        """Return the latest ranking of each prompt by each annotator, in the order in which they were saved."""
+        """Return the rankings to learn from: the latest of each prompt by each annotator, in the order of saving.
+
+        Those of attention checks are left out.
+        """
         with self.transaction() as database:
             return latest_rankings(database)
 
@@ -200,14 +206,23 @@ class AnnotationStore:
         """Return the number of prompts with an order, ties included, by anyone."""
         return self.counts("").ranked_by_anyone
 
+    def trainable_prompts(self) -> int:
+        """Return the number of prompts that are no attention checks."""
+        with self.transaction() as database:
+            query = "SELECT (SELECT COUNT(*) FROM prompts) - (SELECT COUNT(*) FROM checks)"
+            return int(database.execute(query).fetchone()[0])
+
     def counts(self, annotator: str) -> AnnotationCounts:
         """Return the progress of this annotator and of all annotators together."""
         with self.transaction() as database:
             row = database.execute(
-                "SELECT (SELECT COUNT(*) FROM prompts),"
-                " (SELECT COUNT(DISTINCT prompt_id) FROM rankings WHERE annotator = :annotator AND withdrawn = 0),"
-                " (SELECT COUNT(*) FROM prompts WHERE ordered = 1),"
-                " (SELECT COUNT(*) FROM skips WHERE annotator = :annotator)",
+                "SELECT (SELECT COUNT(*) FROM prompts) - (SELECT COUNT(*) FROM checks WHERE active = 0),"
+                " (SELECT COUNT(DISTINCT prompt_id) FROM rankings WHERE annotator = :annotator AND withdrawn = 0"
+                " AND prompt_id NOT IN (SELECT prompt_id FROM checks WHERE active = 0)),"
+                " (SELECT COUNT(*) FROM prompts WHERE ordered = 1)"
+                " - (SELECT COUNT(*) FROM checks JOIN prompts ON id = prompt_id WHERE ordered = 1),"
+                " (SELECT COUNT(*) FROM skips WHERE annotator = :annotator"
+                " AND prompt_id NOT IN (SELECT prompt_id FROM checks WHERE active = 0))",
                 {"annotator": annotator},
             ).fetchone()
         return AnnotationCounts(prompts=row[0], ranked=row[1], ranked_by_anyone=row[2], skipped=row[3])

@@ -53,6 +53,10 @@ _LATER = {
     4: (
         # Texts that annotators were shown, oldest first.
         "CREATE TABLE guidelines (position INTEGER PRIMARY KEY, version TEXT NOT NULL UNIQUE, text TEXT NOT NULL)",
+        # Prompts with a known order, as JSON tiers. `source`: the annotator who gave it; NULL for one from a file.
+        # `active`: 0 if it is no longer shown.
+        "CREATE TABLE checks (prompt_id TEXT PRIMARY KEY REFERENCES prompts(id), tiers TEXT NOT NULL, source TEXT,"
+        " active INTEGER NOT NULL DEFAULT 1)",
     ),
 }
 

@@ -399,3 +399,36 @@ def test_links_are_made_listed_and_revoked(command) -> None:
     assert command("annotations", "invite", "people", "bob")[2] == (
         "runs/people/invitations.json: damaged. Delete it and invite everybody again\n"
     )
+
+
+def test_checks_are_added_shown_and_removed(command) -> None:
+    store = a_run(minimum=1)
+    Path("checks.jsonl").write_text('{"prompt": "2 + 2?", "answers": ["4", "5", "4 = 5"], "ranks": [1, 2, 2]}\n')
+    assert command("annotations", "checks", "people", "checks.jsonl") == (0, "1 attention check added\n", "")
+    assert command("annotations", "checks", "people", "checks.jsonl")[1] == "0 attention checks added\n"
+    (check,) = store.contents().checks
+    right, wrong = (tuple((f"{check.prompt_id}-{k}",) for k in order) for order in ("012", "120"))
+    store.save(Ranking(prompt_id=check.prompt_id, tiers=right, annotator="ann"))
+    store.save(Ranking(prompt_id=check.prompt_id, tiers=wrong, annotator="bob"))
+    out = command("label", "people", "--stats")[1]
+    assert "ann ordered 2 of 2 pairs of 1 attention check as expected\n" in out
+    assert "bob ordered 0 of 2 pairs of 1 attention check as expected\n" in out
+    rows = json.loads(command("label", "people", "--stats", "--json")[1])["annotators"]
+    assert [(row["annotator"], row["rankings"], row["check_pairs_right"]) for row in rows] == [
+        ("ann", 0, 2),
+        ("bob", 0, 0),
+    ]
+    store.save(a_ranking(0, "01", "me"))
+    assert command("annotations", "checks", "people", "--ranked-by", "me", "--number", "3")[1] == (
+        "1 prompt made attention checks; no ranking of them is learned from any more\n"
+    )
+    assert command("annotations", "checks", "people", "--remove")[1] == (
+        "1 attention check shown no more; 1 prompt restored\n"
+    )
+    for words, complaint in (
+        ((), "give one of FILE, --ranked-by NAME and --remove\n"),
+        (("checks.jsonl", "--remove"), "give one of FILE, --ranked-by NAME and --remove\n"),
+        (("checks.jsonl", "--number", "2"), "--number requires --ranked-by\n"),
+        (("--ranked-by", "nobody"), "people: no prompts with an order by 'nobody'\n"),
+    ):
+        assert command("annotations", "checks", "people", *words) == (2, "", complaint)
