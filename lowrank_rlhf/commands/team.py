@@ -9,9 +9,10 @@ from lowrank_rlhf.commands.annotations import find_project
 from lowrank_rlhf.commands.common import RunArgument, RunsOption, echo
 from lowrank_rlhf.commands.label import LOOPBACK, PORT
 from lowrank_rlhf.errors import UserError, visible
-from lowrank_rlhf.preferences.labelling import annotator_name
+from lowrank_rlhf.preferences.labelling import LABELS, annotator_name
 from lowrank_rlhf.preferences.project import counted
 from lowrank_rlhf.preferences.team.checks import add_checks, checks_from_rankings, read_checks_file, remove_checks
+from lowrank_rlhf.preferences.team.decisions import Disagreement, decide, disagreements, order_of, undo_decision
 from lowrank_rlhf.preferences.team.invitations import Invitations
 
 
@@ -91,3 +92,60 @@ def checks(
     else:
         retired, restored = remove_checks(store)
         echo(f"{counted(retired, 'attention check')} shown no more; {counted(restored, 'prompt')} restored")
+
+
+def list_disagreements(run: RunArgument, runs: RunsOption = Path("runs")) -> None:
+    """List the prompts that annotators order differently, the least alike first, then those decided.
+
+    Answers are numbered as in the store; each annotator's order, flags and better answer follow.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf annotations disagreements people
+    """
+    found = disagreements(find_project(run, runs).store.contents())
+    for one in found:
+        echo("\n".join(_lines(one)))
+    if not found:
+        echo("no two annotators order a pair of answers differently")
+
+
+def _lines(found: Disagreement) -> list[str]:
+    item = found.item
+    lines = [f"{visible(item.prompt.id)}: {found.same} of {found.pairs} pairs alike", visible(item.prompt.conversation)]
+    lines += [f"  {label}: {visible(answer.text)}" for label, answer in zip(LABELS, item.answers, strict=False)]
+    for ranking in found.rankings:
+        remarks = [*ranking.flags, *([f"wrote: {ranking.written}"] if ranking.written else [])]
+        lines.append(visible(f"  {ranking.annotator}: {'; '.join([order_of(ranking, item) or '-', *remarks])}"))
+    if found.decision:
+        lines.append(visible(f"  decided by {found.decision.annotator}: {order_of(found.decision, item)}"))
+    return [*lines, ""]
+
+
+def decide_order(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Id, as `annotations disagreements` lists it.")],
+    order: Annotated[str | None, typer.Argument(metavar="ORDER", help="Best first, such as '2 > 1 = 3'.")] = None,
+    runs: RunsOption = Path("runs"),
+    annotator: Annotated[str, typer.Option("--annotator", metavar="NAME", help="Name of who decides.")] = "owner",
+    undo: Annotated[bool, typer.Option("--undo", help="Delete the decision.")] = False,
+) -> None:
+    """Decide the order of a prompt's answers: training uses it instead of its annotators' rankings.
+
+    They are kept, still measure agreement, and count again after --undo.
+
+    \b
+    Examples:
+      python -m lowrank_rlhf annotations decide people p00007 '2 > 1 = 3'
+      python -m lowrank_rlhf annotations decide people p00007 --undo
+    """
+    if (order is None) != undo:
+        raise UserError("give either ORDER or --undo")
+    store = find_project(run, runs).store
+    if order is not None:
+        decide(store, prompt, order, annotator_name(annotator))
+        echo(f"decided: {visible(prompt)}; `annotations decide {run} {visible(prompt)} --undo` restores the rankings")
+    elif undo_decision(store, prompt):
+        echo(f"decision on {visible(prompt)} undone")
+    else:
+        raise UserError(f"{run}: no decision on {visible(prompt)!r}")

@@ -34,6 +34,12 @@ class AttentionCheck(Record):
     """False if it is no longer shown."""
 
 
+class Decision(Record):
+    """The owner's order of a prompt, which replaces its annotators' rankings for training."""
+
+    ranking: Ranking
+
+
 class Pair(Record):
     """A comparison with its texts, which are messages in files where a prompt has several turns."""
 
@@ -60,11 +66,18 @@ class Contents:
     skips: tuple[Skip, ...] = ()
     guidelines: tuple[Guidelines, ...] = ()
     checks: tuple[AttentionCheck, ...] = ()
+    decisions: tuple[Ranking, ...] = ()
 
     def current(self) -> list[Ranking]:
         """Return the rankings that count: the latest of each annotator and prompt, oldest first, without checks."""
         checks = {check.prompt_id for check in self.checks}
         return [ranking for ranking in current_rankings(self.history) if ranking.prompt_id not in checks]
+
+    def learned(self) -> list[Ranking]:
+        """Return the rankings to learn from: the current ones, those of decided prompts replaced by the decisions."""
+        kept, checks = {ranking.prompt_id for ranking in self.decisions}, {check.prompt_id for check in self.checks}
+        decisions = [ranking for ranking in self.decisions if ranking.prompt_id not in checks]
+        return [ranking for ranking in self.current() if ranking.prompt_id not in kept] + decisions
 
 
 def current_rankings(history: Iterable[SavedRanking]) -> list[Ranking]:

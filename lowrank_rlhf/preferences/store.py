@@ -172,7 +172,7 @@ class AnnotationStore:
     def rankings(self) -> list[Ranking]:
         """Return the rankings to learn from: the latest of each prompt by each annotator, in the order of saving.
 
-        Those of attention checks are left out.
+        Those of attention checks are left out, and those of prompts that the owner decided are replaced.
         """
         with self.transaction() as database:
             return latest_rankings(database)

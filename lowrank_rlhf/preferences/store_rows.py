@@ -106,6 +106,7 @@ def read_contents(database: sqlite3.Connection) -> Contents:
         skips=tuple(Skip(annotator=annotator, prompt_id=prompt_id) for annotator, prompt_id in skips),
         guidelines=read_guidelines(database),
         checks=read_checks(database),
+        decisions=read_decisions(database),
     )
 
 
@@ -131,14 +132,33 @@ def insert_check(database: sqlite3.Connection, check: AttentionCheck) -> None:
 def latest_rankings(database: sqlite3.Connection) -> list[Ranking]:
     """Return the latest ranking of each prompt by each annotator that was not withdrawn, oldest first.
 
-    Those of attention checks are left out.
+    Those of attention checks are left out; decisions follow in place of the rankings that they replace.
     """
     rows = database.execute(
         "SELECT record FROM rankings WHERE position IN (SELECT MAX(position) FROM rankings"
         " WHERE NOT withdrawn GROUP BY annotator, prompt_id)"
-        " AND prompt_id NOT IN (SELECT prompt_id FROM checks) ORDER BY position"
+        " AND prompt_id NOT IN (SELECT prompt_id FROM checks UNION SELECT prompt_id FROM decisions) ORDER BY position"
     )
-    return [Ranking.model_validate_json(record) for (record,) in rows]
+    annotators = [Ranking.model_validate_json(record) for (record,) in rows]
+    checks = {check.prompt_id for check in read_checks(database)}
+    return annotators + [one for one in read_decisions(database) if one.prompt_id not in checks]
+
+
+def read_decisions(database: sqlite3.Connection) -> tuple[Ranking, ...]:
+    """Return the owner's decisions in the order of their prompts."""
+    rows = database.execute("SELECT decisions.record FROM decisions JOIN prompts ON id = prompt_id ORDER BY position")
+    return tuple(Ranking.model_validate_json(record) for (record,) in rows)
+
+
+def insert_decision(database: sqlite3.Connection, ranking: Ranking) -> None:
+    """Add a decision, or replace that on the same prompt."""
+    values = (ranking.prompt_id, ranking.model_dump_json())
+    database.execute("INSERT OR REPLACE INTO decisions (prompt_id, record) VALUES (?, ?)", values)
+
+
+def delete_decision(database: sqlite3.Connection, prompt_id: str) -> bool:
+    """Delete the decision on a prompt; return False if there is none."""
+    return database.execute("DELETE FROM decisions WHERE prompt_id = ?", (prompt_id,)).rowcount > 0
 
 
 def shared_rankings(database: sqlite3.Connection, prompts: int, rankings: int) -> list[Ranking]:
@@ -188,5 +208,7 @@ def apply_plan(database: sqlite3.Connection, plan: ImportPlan) -> None:
         insert_skip(database, skip)
     for check in plan.checks:
         insert_check(database, check)
+    for ranking in plan.decisions:
+        insert_decision(database, ranking)
     for text in plan.guidelines:
         insert_guidelines(database, text)

@@ -57,6 +57,8 @@ _LATER = {
         # `active`: 0 if it is no longer shown.
         "CREATE TABLE checks (prompt_id TEXT PRIMARY KEY REFERENCES prompts(id), tiers TEXT NOT NULL, source TEXT,"
         " active INTEGER NOT NULL DEFAULT 1)",
+        # Rankings by the run's owner that replace those of the annotators for training.
+        "CREATE TABLE decisions (prompt_id TEXT PRIMARY KEY REFERENCES prompts(id), record TEXT NOT NULL)",
     ),
 }
 

@@ -54,7 +54,7 @@ def run(session: Session) -> RankResult:
         rankings=len(rankings),
         comparisons=len(comparisons),
         longer_preferred=length_bias(rankings, answers),
-        krippendorff_alpha=krippendorff_alpha(rankings),
+        krippendorff_alpha=krippendorff_alpha(_before_decisions(session, rankings)),
         **usage,
     )
 
@@ -78,6 +78,15 @@ def _rank_by_judge(
         shown = [sample.id for sample in group]
         rankings.append(ranking_from_scores(prompt.id, group, own, judge.name, tie_margin, shown))
     return rankings
+
+
+def _before_decisions(session: Session, rankings: Sequence[Ranking]) -> Sequence[Ranking]:
+    """Return people's own rankings: decisions on disagreements must not raise the agreement."""
+    if session.config.rank.source != "human":
+        return rankings
+    asked = {ranking.prompt_id for ranking in rankings}
+    current = AnnotationStore(session.run_dir.path / STORE).contents().current()
+    return [ranking for ranking in current if ranking.prompt_id in asked]
 
 
 def _rankings_of_people(

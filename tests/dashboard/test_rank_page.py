@@ -244,6 +244,7 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
             button.click()
             ann.page.get_by_text("The run goes on.").wait_for()
             assert (tmp_path / "went on").read_text() == "people"
+            decide_a_disagreement(ann, store)
             ann.page.locator("#run textarea, #run input").fill("nowhere")
             ann.page.get_by_text("Run not found.").wait_for()
             assert not ann.page.locator(".rk-item").is_visible()
@@ -251,6 +252,31 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
             server.kill()
     # The first prompt did not stay with the login name, under which the page had opened.
     assert [row[:2] for row in rows(store, "ann 1")] == [("p0", "1>2=3=4"), ("p1", "1>2=3=4")]
+
+
+def decide_a_disagreement(owner: Person, store: AnnotationStore) -> None:
+    """The owner takes an order, types another one, and undoes it."""
+    (p0,) = [one for one in store.rankings() if one.prompt_id == "p0"]
+    tiers = (tuple(p0.tiers[1]), p0.tiers[0])
+    store.save(p0.model_copy(update={"annotator": "bob <b>", "tiers": tiers, "partial": False, "flags": ("unsure",)}))
+    owner.page.locator(".rk-disputes summary").click()
+    box = owner.page.locator(".rk-dispute")
+    box.get_by_role("button", name="Take this order").nth(1).wait_for()
+    assert box.count() == 1
+    assert box.locator(".rk-orders > div").nth(1).inner_text().splitlines()[::2] == ["bob <b>", "unsure"]
+    box.get_by_role("button", name="Take this order").nth(1).click()
+    box.locator(".rk-decided").wait_for()
+    assert [one.tiers for one in store.rankings() if one.prompt_id == "p0"] == [tiers]
+    box.get_by_role("button", name="Undo the decision").click()
+    box.get_by_label("Another order").fill("nonsense")
+    box.get_by_role("button", name="Decide").click()
+    owner.page.get_by_text("Not an order of these answers: nonsense").wait_for()
+    box.get_by_label("Another order").fill("4 > 1 = 2")
+    owner.page.keyboard.press("Enter")
+    box.locator(".rk-decided").wait_for()
+    (decided,) = [one for one in store.rankings() if one.prompt_id == "p0"]
+    assert (decided.annotator, decided.tiers) == ("ann 1", (("p0-3",), ("p0-0", "p0-1"), ("p0-2",)))
+    assert owner.errors == []
 
 
 def test_an_unsaved_order_and_text_survive_a_reload(tmp_path: Path) -> None:

@@ -432,3 +432,36 @@ def test_checks_are_added_shown_and_removed(command) -> None:
         (("--ranked-by", "nobody"), "people: no prompts with an order by 'nobody'\n"),
     ):
         assert command("annotations", "checks", "people", *words) == (2, "", complaint)
+
+
+def test_disagreements_are_listed_decided_and_undone(command) -> None:
+    store = a_run()
+    nothing = "no two annotators order a pair of answers differently\n"
+    assert command("annotations", "disagreements", "people") == (0, nothing, "")
+    store.save(a_ranking(0, "012", "ann", flags=("unsure",)))
+    store.save(a_ranking(0, "210", "b\x1bob", written="four"))
+    listed = [
+        "p0: 0 of 3 pairs alike",
+        "Tell me 0",
+        "  1: answer 0",
+        "  2: answer 1answer 1",
+        "  3: answer 2answer 2answer 2",
+        "  ann: 1 > 2 > 3; unsure",
+        "  b\\x1bob: 3 > 2 > 1; wrote: four",
+    ]
+    assert command("annotations", "disagreements", "people")[1].splitlines() == [*listed, ""]
+    code, out, err = command("annotations", "decide", "people", "p0", "2 > 1 = 3", "--annotator", "me")
+    assert (code, out, err) == (0, "decided: p0; `annotations decide people p0 --undo` restores the rankings\n", "")
+    assert [(one.annotator, one.tiers) for one in store.rankings()] == [("me", (("p0-1",), ("p0-0", "p0-2")))]
+    assert command("annotations", "disagreements", "people")[1].splitlines()[7] == "  decided by me: 2 > 1 = 3"
+    command("annotations", "export", "people", "pairs.jsonl", "--comparisons")
+    assert pairs_of(Path("pairs.jsonl")) == [("answer 1answer 1", "answer 0"), ("answer 1answer 1", "answer 2" * 3)]
+    assert command("annotations", "decide", "people", "p0", "--undo")[:2] == (0, "decision on p0 undone\n")
+    assert len(store.rankings()) == 2
+    for words, complaint in (
+        (("p0",), "give either ORDER or --undo\n"),
+        (("p0", "1", "--undo"), "give either ORDER or --undo\n"),
+        (("p0", "--undo"), "people: no decision on 'p0'\n"),
+        (("p0", "9"), "not an order of answers 1 to 3: '9'. Write the best first, such as 2 > 1 = 3\n"),
+    ):
+        assert command("annotations", "decide", "people", *words) == (2, "", complaint)

@@ -15,6 +15,8 @@ from lowrank_rlhf.preferences.import_file import read_rows
 from lowrank_rlhf.preferences.overview import overview
 from lowrank_rlhf.preferences.project import open_project
 from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.preferences.team.checks import checks_from_rankings
+from lowrank_rlhf.preferences.team.decisions import decide
 from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.stages import STAGES
 
@@ -84,3 +86,7 @@ def test_a_store_of_the_version_before_goes_on(tmp_path: Path) -> None:
     assert store.exclude("eve", excluded=False) == 1
     assert [one.annotator for one in store.rankings()] == ["ann", "bob", "eve", "bob"]
     assert store.next_item("ann").prompt.id == "p2"
+    decided = decide(store, "p0", "2 > 1", "owner")
+    assert checks_from_rankings(store, "eve") == 1
+    assert [(one.annotator, one.prompt_id) for one in store.rankings()] == [("bob", "p2"), ("owner", "p0")]
+    assert store.rankings()[-1] == decided

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lowrank_rlhf.dashboard.ranking.disputes import decided_words, disputes_words, undecided_words
 from lowrank_rlhf.dashboard.ranking.markdown import tree
 from lowrank_rlhf.dashboard.ranking.screen import Reply, draft_words, figures_words, item_words, progress_words
 from lowrank_rlhf.dashboard.ranking.text import nothing_to_rank_text, say
@@ -52,7 +53,7 @@ class RankingRequest(BaseModel):
     """Step of an annotator, with the state of the screen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    do: Literal["open", "key", "arrange", "renew", "figures"]
+    do: Literal["open", "key", "arrange", "renew", "figures", "disputes", "decide", "undecide"]
     badge: Badge
     language: Literal["en", "zh"]
     prompt_id: str | None = None
@@ -133,6 +134,8 @@ class RankingSession:
         if request.do == "figures":
             found = overview(self._project, self._owner)
             return {"figures": figures_words(found, self._project, self._language, self._owner)}
+        if request.do in ("disputes", "decide", "undecide"):
+            return self._disputes()
         if request.do == "renew":
             if request.prompt_id is not None:
                 self._store.renew(self._annotator, request.prompt_id, request.done)
@@ -148,6 +151,16 @@ class RankingSession:
         if request.do == "arrange":
             return self._arranged(item)
         return self._pressed(item, draft)
+
+    def _disputes(self) -> Reply:
+        request = self._request
+        if not self._owner:
+            raise RefusedStep(say("error.keys", self._language))
+        if request.do == "decide":
+            return decided_words(self._project, request.prompt_id or "", request.key, self._annotator, self._language)
+        if request.do == "undecide":
+            return undecided_words(self._project, request.prompt_id or "", self._language)
+        return disputes_words(self._project, self._language)
 
     def _open(self) -> Reply:
         """Return the item on the screen if it has a draft or a better answer, else the next one."""

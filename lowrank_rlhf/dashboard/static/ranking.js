@@ -54,6 +54,7 @@ function take(reply) {
   if (screen && screen.draft) drawDraft(reply.refused || '', reply.notice || '');
   keepDraft();
   if (reply.figures) drawFigures(reply.figures);
+  if (reply.disputes) drawDisputes(reply.disputes, reply.disputes_note);
   if ('guidelines' in reply) drawGuidelines(reply.guidelines);
 }
 
@@ -209,6 +210,7 @@ function start() {
   root.hidden = false;
   texts = props.value.texts;
   drawTexts();
+  if (props.value.may_resume) drawOwner();
   unclip();
   epoch += 1;
   if (whose !== props.value.badge.signature) {
