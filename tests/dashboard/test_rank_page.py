@@ -53,6 +53,7 @@ def test_ten_prompts_by_keyboard(tmp_path: Path) -> None:
     store = a_run_with_answers(tmp_path, 12)
     with served(tmp_path) as (server, browser):
         ann = Person(browser, server.url, "ann")
+        assert not ann.page.locator(".rk-expand").is_visible()  # no long answers
         ann.press("2", "1", "=", "3", "Enter")
         ann.press("4", "Enter")  # the best only
         ann.press("s")
@@ -451,6 +452,14 @@ def test_on_a_telephone_prompt_and_tools_stay_in_sight(tmp_path: Path) -> None:
         assert ann.page.evaluate("document.documentElement.scrollWidth") <= 390
         body = ann.page.locator(".rk-card > .rk-text").first
         assert body.evaluate("node => node.scrollHeight > node.clientHeight + 100")
+        assert ann.page.locator(".rk-below").count() == 4
+        body.evaluate("node => node.scrollTo(0, node.scrollHeight)")
+        ann.page.wait_for_function("document.querySelectorAll('.rk-below').length === 3")
+        ann.press("e")
+        assert body.evaluate("node => node.scrollHeight <= node.clientHeight + 2")
+        assert ann.page.locator(".rk-below").count() == 0
+        ann.page.locator(".rk-expand").click()
+        assert ann.page.locator(".rk-below").count() >= 3
         for to in (0, 700, 1200):
             ann.page.evaluate(f"window.scrollTo(0, {to})")
             for part in (".rk-prompt", ".rk-save"):

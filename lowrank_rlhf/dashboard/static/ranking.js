@@ -80,6 +80,7 @@ function takeDraft() {
 
 function press(key) {
   if (key === 'h' || key === '?') { find('.rk-help').open = !find('.rk-help').open; return; }
+  if (key === 'e' && !find('.rk-expand').hidden) { expand(); return; }
   if (key === 'g' && guidelines) { guide.open = !guide.open; return; }
   if (key === 'w' && screen.item) { writing.focus(); return; }
   send({ do: 'key', key: key === 'Enter' ? '\r' : key === 'Backspace' ? '\b' : key });
@@ -199,6 +200,7 @@ function stop() {
   for (const [target, kind, call] of listeners) target.removeEventListener(kind, call);
 }
 
+new ResizeObserver(markLong).observe(find('.rk-answers')); // also when a tab becomes visible
 writing.addEventListener('focus', drawTyping);
 writing.addEventListener('input', keepDraft);
 writing.addEventListener('blur', () => { drawTyping(); if (screen && screen.item) send({ do: 'open' }); });

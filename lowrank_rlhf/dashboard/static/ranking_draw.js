@@ -33,7 +33,7 @@ function drawTexts() {
   label(ends[0], 'end.skipped', 's'); label(ends[1], 'button.undo', 'u'); label(ends[2], 'button.again');
   find('[data-do="resume"]').textContent = texts['button.resume'];
   const tools = [['save', 'Enter'], ['tie', '='], ['undo', 'u'], ['skip', 's'], ['bad', 'b'], ['harmful', '!'],
-    ['flag', 'f'], ['write', 'w']];
+    ['flag', 'f'], ['write', 'w'], ['expand', 'e']];
   find('.rk-tools').replaceChildren(...tools.map(([name, key]) => {
     const button = label(make('button', `rk-${name}`), `button.${name}`, key);
     button.type = 'button';
@@ -81,6 +81,7 @@ function drawItem(item, same) {
     return row;
   }));
   find('.rk-answers').replaceChildren(...item.answers.map(card));
+  markLong();
   if (same) return;
   writing.value = screen.written;
   find('.rk-prompt').scrollTop = 0;
@@ -96,6 +97,7 @@ function card(answer, index) {
   head.append(badge, make('span', 'rk-place'));
   const body = answer.text ? prose(answer.text) : make('div', 'rk-text rk-soft', texts['card.empty']);
   body.tabIndex = 0;
+  body.addEventListener('scroll', markLong);
   node.append(head, body);
   if (!answer.finished) node.append(make('div', 'rk-soft', texts['card.cut']));
   return node;
@@ -130,6 +132,22 @@ function built(part) {
   if (part.href) Object.assign(node, { href: part.href, target: '_blank', rel: 'noopener noreferrer' });
   node.append(...part.inside.map(built));
   return node;
+}
+
+// A fade where an answer goes on below its box; the button that shows all of them whole, where there are any.
+function markLong() {
+  let long = root.classList.contains('rk-expanded');
+  for (const body of element.querySelectorAll('.rk-card > .rk-text')) {
+    const hidden = body.scrollHeight - body.clientHeight;
+    body.classList.toggle('rk-below', hidden - body.scrollTop > 2);
+    long = long || hidden > 2;
+  }
+  find('.rk-expand').hidden = !long;
+}
+
+function expand() {
+  find('.rk-expand').setAttribute('aria-pressed', root.classList.toggle('rk-expanded'));
+  markLong();
 }
 
 // Keeps line breaks; shows text between ``` fences in a fixed width. No character is left out.
