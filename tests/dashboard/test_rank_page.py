@@ -460,6 +460,7 @@ def test_on_a_telephone_prompt_and_tools_stay_in_sight(tmp_path: Path) -> None:
         assert ann.page.locator(".rk-below").count() == 0
         ann.page.locator(".rk-expand").click()
         assert ann.page.locator(".rk-below").count() >= 3
+        assert ann.errors == []
         for to in (0, 700, 1200):
             ann.page.evaluate(f"window.scrollTo(0, {to})")
             for part in (".rk-prompt", ".rk-save"):

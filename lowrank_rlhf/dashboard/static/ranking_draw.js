@@ -136,13 +136,15 @@ function built(part) {
 
 // A fade where an answer goes on below its box; the button that shows all of them whole, where there are any.
 function markLong() {
+  const button = find('.rk-expand');
+  if (!button) return; // nothing is drawn yet
   let long = root.classList.contains('rk-expanded');
   for (const body of element.querySelectorAll('.rk-card > .rk-text')) {
     const hidden = body.scrollHeight - body.clientHeight;
     body.classList.toggle('rk-below', hidden - body.scrollTop > 2);
     long = long || hidden > 2;
   }
-  find('.rk-expand').hidden = !long;
+  button.hidden = !long;
 }
 
 function expand() {
