@@ -109,7 +109,7 @@ for command in _COMMANDS:
     app.command()(command)
 annotations.app.command("invite")(team.invite)
 annotations.app.command("checks")(team.checks)
-annotations.app.command("disagreements")(team.list_disagreements)
+annotations.app.command("disputes")(team.list_disagreements)
 annotations.app.command("decide")(team.decide_order)
 for name, group in {"presets": getting_started.presets_app, "data": data.app, "annotations": annotations.app}.items():
     app.add_typer(group, name=name)

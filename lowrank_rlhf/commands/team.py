@@ -67,10 +67,10 @@ def checks(
     number: Annotated[int | None, typer.Option(min=1, help="With --ranked-by: take at most this number.")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Show no checks any more.")] = False,
 ) -> None:
-    """Add attention checks: prompts with a known order, mixed in at the share rank.checks.
+    """Add attention checks: prompts with a known order.
 
-    Nobody learns from rankings of a check. `label RUN --stats` and the tab Rank show each annotator's result. --remove
-    also makes the prompts taken from an annotator's rankings ordinary ones again.
+    They are mixed in at the share rank.checks, and rankings of them train nothing. `label RUN --stats` and the tab Rank
+    show each annotator's result. --remove also makes the prompts taken from rankings ordinary ones again.
 
     \b
     Examples:
@@ -95,13 +95,14 @@ def checks(
 
 
 def list_disagreements(run: RunArgument, runs: RunsOption = Path("runs")) -> None:
-    """List the prompts that annotators order differently, the least alike first, then those decided.
+    """List the prompts that annotators order differently.
 
-    Answers are numbered as in the store; each annotator's order, flags and better answer follow.
+    The least alike come first, those decided last. Answers are numbered as in the store; each annotator's order, flags
+    and better answer follow.
 
     \b
     Examples:
-      python -m lowrank_rlhf annotations disagreements people
+      python -m lowrank_rlhf annotations disputes people
     """
     found = disagreements(find_project(run, runs).store.contents())
     for one in found:
@@ -124,19 +125,22 @@ def _lines(found: Disagreement) -> list[str]:
 
 def decide_order(
     run: RunArgument,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Id, as `annotations disagreements` lists it.")],
-    order: Annotated[str | None, typer.Argument(metavar="ORDER", help="Best first, such as '2 > 1 = 3'.")] = None,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Id, as `annotations disputes` lists it.")],
+    order: Annotated[
+        str | None, typer.Argument(metavar="ORDER", help="Best first, such as 2,1=3 for 2 > 1 = 3.")
+    ] = None,
     runs: RunsOption = Path("runs"),
     annotator: Annotated[str, typer.Option("--annotator", metavar="NAME", help="Name of who decides.")] = "owner",
     undo: Annotated[bool, typer.Option("--undo", help="Delete the decision.")] = False,
 ) -> None:
-    """Decide the order of a prompt's answers: training uses it instead of its annotators' rankings.
+    """Decide the order of a prompt's answers.
 
-    They are kept, still measure agreement, and count again after --undo.
+    Training uses it instead of the annotators' rankings. They are kept, still measure agreement, and count again after
+    --undo.
 
     \b
     Examples:
-      python -m lowrank_rlhf annotations decide people p00007 '2 > 1 = 3'
+      python -m lowrank_rlhf annotations decide people p00007 2,1=3
       python -m lowrank_rlhf annotations decide people p00007 --undo
     """
     if (order is None) != undo:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.config.schema import Config, RankConfig
 from lowrank_rlhf.errors import UserError, WaitingForPeople
 from lowrank_rlhf.evaluation.run_judges import judge_all, open_judge
 from lowrank_rlhf.preferences.agreement import krippendorff_alpha, length_bias
@@ -54,7 +54,7 @@ def run(session: Session) -> RankResult:
         rankings=len(rankings),
         comparisons=len(comparisons),
         longer_preferred=length_bias(rankings, answers),
-        krippendorff_alpha=krippendorff_alpha(_before_decisions(session, rankings)),
+        krippendorff_alpha=krippendorff_alpha(_before_decisions(session.run_dir, config, rankings)),
         **usage,
     )
 
@@ -80,12 +80,12 @@ def _rank_by_judge(
     return rankings
 
 
-def _before_decisions(session: Session, rankings: Sequence[Ranking]) -> Sequence[Ranking]:
+def _before_decisions(run_dir: RunDir, config: RankConfig, rankings: Sequence[Ranking]) -> Sequence[Ranking]:
     """Return people's own rankings: decisions on disagreements must not raise the agreement."""
-    if session.config.rank.source != "human":
+    if config.source != "human":
         return rankings
     asked = {ranking.prompt_id for ranking in rankings}
-    current = AnnotationStore(session.run_dir.path / STORE).contents().current()
+    current = AnnotationStore(run_dir.path / STORE).contents().current()
     return [ranking for ranking in current if ranking.prompt_id in asked]
 
 

@@ -311,7 +311,7 @@ def test_the_walk_finds_every_command() -> None:
     groups = {
         "presets": ("show", "copy"),
         "data": ("inspect",),
-        "annotations": ("export", "import", "exclude", "invite", "checks", "disagreements", "decide"),
+        "annotations": ("export", "import", "exclude", "invite", "checks", "disputes", "decide"),
     }
     alone = [
         "run",

@@ -437,7 +437,7 @@ def test_checks_are_added_shown_and_removed(command) -> None:
 def test_disagreements_are_listed_decided_and_undone(command) -> None:
     store = a_run()
     nothing = "no two annotators order a pair of answers differently\n"
-    assert command("annotations", "disagreements", "people") == (0, nothing, "")
+    assert command("annotations", "disputes", "people") == (0, nothing, "")
     store.save(a_ranking(0, "012", "ann", flags=("unsure",)))
     store.save(a_ranking(0, "210", "b\x1bob", written="four"))
     listed = [
@@ -449,11 +449,11 @@ def test_disagreements_are_listed_decided_and_undone(command) -> None:
         "  ann: 1 > 2 > 3; unsure",
         "  b\\x1bob: 3 > 2 > 1; wrote: four",
     ]
-    assert command("annotations", "disagreements", "people")[1].splitlines() == [*listed, ""]
+    assert command("annotations", "disputes", "people")[1].splitlines() == [*listed, ""]
     code, out, err = command("annotations", "decide", "people", "p0", "2 > 1 = 3", "--annotator", "me")
     assert (code, out, err) == (0, "decided: p0; `annotations decide people p0 --undo` restores the rankings\n", "")
     assert [(one.annotator, one.tiers) for one in store.rankings()] == [("me", (("p0-1",), ("p0-0", "p0-2")))]
-    assert command("annotations", "disagreements", "people")[1].splitlines()[7] == "  decided by me: 2 > 1 = 3"
+    assert command("annotations", "disputes", "people")[1].splitlines()[7] == "  decided by me: 2 > 1 = 3"
     command("annotations", "export", "people", "pairs.jsonl", "--comparisons")
     assert pairs_of(Path("pairs.jsonl")) == [("answer 1answer 1", "answer 0"), ("answer 1answer 1", "answer 2" * 3)]
     assert command("annotations", "decide", "people", "p0", "--undo")[:2] == (0, "decision on p0 undone\n")

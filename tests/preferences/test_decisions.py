@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from annotators_page import a_run_with_answers
@@ -83,8 +82,8 @@ def test_the_stage_measures_peoples_own_agreement(store, tmp_path: Path) -> None
     decide(store, "p1", "1 > 2", "owner")
     decide(store, "p2", "1 > 2", "owner")
     run_dir = RunDir(tmp_path / "runs" / "people")
-    session = SimpleNamespace(run_dir=run_dir, config=load_config(run_dir.run / "config.yaml"))
-    assert rank._before_decisions(session, store.rankings()) == before
+    config = load_config(run_dir.run / "config.yaml").rank
+    assert rank._before_decisions(run_dir, config, store.rankings()) == before
     assert krippendorff_alpha(before) < krippendorff_alpha(store.rankings())
 
 

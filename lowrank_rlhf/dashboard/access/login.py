@@ -86,6 +86,8 @@ class Login:
             await self.app(scope, receive, send)
             return
         session = self._session(scope)
+        if session and not self._admitted(session):
+            session = None
         response = await self._response(scope, receive, session)
         if session:
             scope["user"] = SimpleUser(session.user)
@@ -168,12 +170,14 @@ class Login:
 
     def _session(self, scope: Scope) -> _Session | None:
         session = self.sessions.get(_cookie(scope))
-        if session is None or session.ends_at <= time.monotonic():
-            return None
+        return session if session and session.ends_at > time.monotonic() else None
+
+    def _admitted(self, session: _Session) -> bool:
+        """Return False if the person's link was revoked or replaced, or cannot be checked."""
         try:
-            return session if not self.invitations or self.invitations.admits(session.user, session.digest) else None
+            return not self.invitations or self.invitations.admits(session.user, session.digest)
         except UserError:
-            return None
+            return False
 
     def _form(self, query: str, message: str = "", status: int = 200) -> Response:
         """Return the form. The `query` of the page's address, its run and tab, comes back after the login."""
