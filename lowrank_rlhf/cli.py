@@ -23,6 +23,7 @@ from lowrank_rlhf.commands import (
     label,
     plan,
     run,
+    team,
 )
 from lowrank_rlhf.commands.common import EPILOG
 from lowrank_rlhf.errors import ERROR_FILE, UserError, error_record
@@ -113,5 +114,9 @@ _COMMANDS = (
 )
 for command in _COMMANDS:
     app.command()(command)
+annotations.app.command("invite")(team.invite)
+annotations.app.command("checks")(team.checks)
+annotations.app.command("disputes")(team.list_disagreements)
+annotations.app.command("decide")(team.decide_order)
 for name, group in {"presets": getting_started.presets_app, "data": data.app, "annotations": annotations.app}.items():
     app.add_typer(group, name=name)

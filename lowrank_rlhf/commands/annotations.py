@@ -101,6 +101,7 @@ def export(
         raise UserError("--comparisons and --demonstrations cannot be combined; export one at a time")
     contents, rankings = _ranked(run, runs)
     if comparisons:
+        rankings = contents.learned() if contents.decisions else rankings
         text = comparisons_to_jsonl(contents, rankings)
         rows = counted(text.count("\n"), "comparison")
         lines = [f"wrote {file}: {rows} from {counted(len(rankings), 'ranking')}"]

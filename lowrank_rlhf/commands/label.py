@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,8 @@ from lowrank_rlhf.errors import Stopped, UserError, WaitingForPeople, visible
 from lowrank_rlhf.preferences.agreement import RankingStatistics, alpha_level, krippendorff_alpha, ranking_statistics
 from lowrank_rlhf.preferences.carelessness import AnnotatorCheck, check_annotators
 from lowrank_rlhf.preferences.labelling import annotator_name
-from lowrank_rlhf.preferences.project import Project
+from lowrank_rlhf.preferences.project import Project, counted
+from lowrank_rlhf.preferences.team.checks import attention
 from lowrank_rlhf.run.progress import duration
 
 LOOPBACK = "127.0.0.1"
@@ -147,8 +149,11 @@ def _print_stats(project: Project, as_json: bool) -> None:
     current = contents.current()
     alpha = krippendorff_alpha(current)
     withdrawn = [saved.ranking for saved in contents.history if saved.withdrawn]
-    names = {one.annotator for one in contents.skips} | {ranking.annotator for ranking in (*current, *withdrawn)}
-    checks = {one.annotator: _check_fields(one) for one in check_annotators(current, contents.answers)}
+    results = attention(contents)
+    names = {*results, *(one.annotator for one in contents.skips)} | {
+        ranking.annotator for ranking in (*current, *withdrawn)
+    }
+    checks = {one.annotator: _check_fields(one) for one in check_annotators(current, contents.answers, results)}
     rows: list[dict[str, Any]] = [
         {
             "annotator": name,
@@ -168,6 +173,10 @@ def _print_stats(project: Project, as_json: bool) -> None:
         "krippendorff_alpha": alpha,
         "alpha_means": ALPHA[alpha_level(alpha)],
         "all": _fields(ranking_statistics(current, contents.answers)),
+        "guidelines": [
+            {"version": version, "rankings": count}
+            for version, count in Counter(ranking.guidelines for ranking in current).items()
+        ],
         "annotators": rows,
     }
     if as_json:
@@ -197,6 +206,9 @@ def _check_fields(found: AnnotatorCheck) -> dict[str, Any]:
         "pairs_with_others": found.agreement.pairs if found.agreement else 0,
         "most_frequent_pattern": found.pattern,
         "most_frequent_place": found.place,
+        "attention_checks": found.attention.checks if found.attention else 0,
+        "check_pairs": found.attention.pairs if found.attention else 0,
+        "check_pairs_right": found.attention.right if found.attention else 0,
         "signs": list(found.signs),
     }
 
@@ -221,6 +233,10 @@ def _print_result(result: dict[str, Any]) -> None:
         )
     Console().print(table)
     for row in result["annotators"]:
+        if row.get("attention_checks"):
+            right, pairs = row["check_pairs_right"], row["check_pairs"]
+            of = f"{right} of {pairs} pairs of {counted(row['attention_checks'], 'attention check')}"
+            echo(f"{visible(row['annotator'])} ordered {of} as expected")
         for sign in row.get("signs", ()):
             shares = {"pattern": row["most_frequent_pattern"], "place": row["most_frequent_place"]}
             why = SIGNS[sign].format(**{name: _percent(share) for name, share in shares.items()})
@@ -230,6 +246,9 @@ def _print_result(result: dict[str, Any]) -> None:
         f"by chance: the answer shown first is best in {_percent(overall['best_shown_first_by_chance'])}, "
         f"the longer of two answers is better in 50 % (of {overall['comparisons_of_unequal_length']} comparisons)"
     )
+    if any(row["version"] for row in result["guidelines"]):
+        counts = (f"{row['rankings']} with {row['version'] or 'none'}" for row in result["guidelines"])
+        echo(f"rankings by version of the guidelines: {', '.join(counts)}")
     alpha = result["krippendorff_alpha"]
     echo(f"Krippendorff's alpha: {'-' if alpha is None else f'{alpha:.2f}'}, {result['alpha_means']}")
 

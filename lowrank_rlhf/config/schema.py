@@ -115,11 +115,18 @@ class RankConfig(Section):
     """Share of prompts that a second annotator, if there is one, ranks too, to measure agreement."""
     repeated: Fraction = 0.05
     """Share of prompts shown to the same annotator again later, to measure self-agreement."""
+    checks: Fraction = 0.1
+    """Share of attention checks among the prompts that an annotator is shown, if `annotations checks` added any."""
+    guidelines: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
+    """With `source: human`, guidelines for annotators in Markdown, shown beside the prompts. Each ranking names the
+    version that its annotator was shown."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield `dataset` without `source: dataset`, or the reverse."""
+        """Yield `dataset` without `source: dataset`, or the reverse, and guidelines that nobody would see."""
         if (self.source == "dataset") != (self.dataset is not None):
             yield Conflict(("dataset", "source"), "`dataset` and `source: dataset` must be set together")
+        if self.guidelines is not None and self.source != "human":
+            yield Conflict(("guidelines", "source"), "`guidelines` has no effect without `source: human`; remove it")
 
 
 class Config(Section):

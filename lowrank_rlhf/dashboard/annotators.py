@@ -12,6 +12,7 @@ from lowrank_rlhf.dashboard.server import Address
 from lowrank_rlhf.dashboard.tabs import rank
 from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL
 from lowrank_rlhf.preferences.labelling import annotator_name
+from lowrank_rlhf.preferences.team.invitations import Invitations
 
 _NAMES = {"en": "English", "zh": "中文"}
 _CSS = """
@@ -53,11 +54,13 @@ def _title(language: str) -> str:
 
 
 def serve(folder: Path, address: Address, password: str, on_ready: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C. `on_ready` gets its URL; each annotator logs in with the password and a name.
+    """Serve the page until Ctrl-C. `on_ready` gets its URL.
+
+    Each annotator logs in with the password and a name, or by a personal link.
 
     Raises `UserError` if the password is too short or the address cannot be used.
     """
     check_length(password)
     address = address.checked()
-    protection = server.middleware(address, password, annotator_name)
+    protection = server.middleware(address, password, annotator_name, invitations=Invitations(folder))
     server.serve(build(folder), address, protection, _CSS, lambda: on_ready(address.url))

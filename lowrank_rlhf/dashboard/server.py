@@ -16,6 +16,7 @@ from lowrank_rlhf.dashboard.access.guard import MAX_BODY_BYTES, RequestGuard
 from lowrank_rlhf.dashboard.access.login import PATHS, Login
 from lowrank_rlhf.dashboard.access.password import LOOPBACK
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preferences.team.invitations import Invitations
 
 _FONTS = ["system-ui", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
 _MONO = ["ui-monospace", "Noto Sans Mono", "monospace"]
@@ -73,16 +74,18 @@ def middleware(
     checked_name: Callable[[str], str] | None = None,
     prefixes: tuple[str, ...] = (),
     upload_prefixes: tuple[str, ...] = (),
+    invitations: Invitations | None = None,
 ) -> list[Middleware]:
     """Return the guard of a page and, with a password, its login.
 
-    `prefixes` are the paths of the page's own routes, `upload_prefixes` those that take a file.
+    `prefixes` are the paths of the page's own routes, `upload_prefixes` those that take a file; `invitations` the
+    personal links of a page for annotators.
     """
     paths = {"prefixes": prefixes, "upload_prefixes": upload_prefixes}
     hosts = address.host_names()
     if password is None:
         return [Middleware(RequestGuard, hosts=hosts, **paths)]
-    login = Middleware(Login, password=password, checked_name=checked_name)
+    login = Middleware(Login, password=password, checked_name=checked_name, invitations=invitations)
     return [Middleware(RequestGuard, hosts=hosts, login_paths=PATHS, **paths), login]
 
 

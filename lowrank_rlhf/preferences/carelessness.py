@@ -19,7 +19,7 @@ WIDE = 3.5
 """Letters that a wide character counts as: a Chinese word has one or two."""
 NO_AGREEMENT = 0.6
 """Agreement on pairs whose interval ends below this is counted as chance; HH-RLHF's crowd workers agreed on 63 %."""
-FEWEST_RANKINGS, FEWEST_PROMPTS = 10, 10
+FEWEST_RANKINGS, FEWEST_PROMPTS, FEWEST_CHECKS = 10, 10, 3
 _BY_CHANCE, _RESAMPLES = 1e-3, 1000
 
 
@@ -30,6 +30,20 @@ class Sign(StrEnum):
     PLACE = "place"
     FAST = "fast"
     CHANCE = "chance"
+    CHECKS = "checks"
+
+
+class Attention(NamedTuple):
+    """Attention checks of one annotator: `right` of `pairs` with a known order were ordered so; a tie is wrong."""
+
+    checks: int
+    right: int
+    pairs: int
+
+    @property
+    def failed(self) -> bool:
+        """Return True if enough checks were ordered about as often as by chance."""
+        return self.checks >= FEWEST_CHECKS and self.right < NO_AGREEMENT * self.pairs
 
 
 class AnnotatorCheck(NamedTuple):
@@ -45,11 +59,18 @@ class AnnotatorCheck(NamedTuple):
     pattern: float | None
     place: float | None
     agreement: SameOrder | None
+    attention: Attention | None
     signs: tuple[Sign, ...]
 
 
-def check_annotators(rankings: Sequence[Ranking], samples: Iterable[Sample]) -> list[AnnotatorCheck]:
-    """Check each annotator's rankings of these samples, in the order of their names."""
+def check_annotators(
+    rankings: Sequence[Ranking], samples: Iterable[Sample], attention: Mapping[str, Attention] | None = None
+) -> list[AnnotatorCheck]:
+    """Check each annotator's rankings of these samples, in the order of their names.
+
+    `attention`: results of the annotators' attention checks, whose rankings are not among the others.
+    """
+    attention = attention or {}
     letters = {sample.id: _letters(sample.text) for sample in samples}
     own, shared = defaultdict(list), defaultdict(list)
     for ranking in rankings:
@@ -57,7 +78,8 @@ def check_annotators(rankings: Sequence[Ranking], samples: Iterable[Sample]) -> 
     for two in alike(rankings):
         for name in two.annotators:
             shared[name].append(two)
-    return [_check(name, own[name], letters, shared[name]) for name in sorted(own)]
+    names = sorted({*own, *attention})
+    return [_check(name, own[name], letters, shared[name], attention.get(name)) for name in names]
 
 
 def near_chance(found: Sequence[Alike]) -> bool:
@@ -75,7 +97,11 @@ def near_chance(found: Sequence[Alike]) -> bool:
 
 
 def _check(
-    name: str, rankings: Sequence[Ranking], letters: Mapping[str, float], shared: Sequence[Alike]
+    name: str,
+    rankings: Sequence[Ranking],
+    letters: Mapping[str, float],
+    shared: Sequence[Alike],
+    attention: Attention | None,
 ) -> AnnotatorCheck:
     patterns = Counter(found for ranking in rankings if (found := _pattern(ranking)))
     places = Counter((pattern[0][0], _answers(pattern)) for pattern in patterns.elements() if len(pattern[0]) == 1)
@@ -85,6 +111,7 @@ def _check(
         Sign.PLACE: _repeats(places, lambda place: place[1]),
         Sign.FAST: len(seconds) >= FEWEST_RANKINGS and _too_fast(rankings, letters),
         Sign.CHANCE: near_chance(shared),
+        Sign.CHECKS: attention is not None and attention.failed,
     }
     return AnnotatorCheck(
         annotator=name,
@@ -93,6 +120,7 @@ def _check(
         pattern=_largest_share(patterns),
         place=_largest_share(places),
         agreement=in_all(shared),
+        attention=attention,
         signs=tuple(sign for sign, shown in signs.items() if shown),
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lowrank_rlhf.preferences.team.guidelines import Guidelines
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Record, Sample
 
 Text = str | tuple[Message, ...]
@@ -22,6 +23,23 @@ class Skip(Record):
     prompt_id: str
 
 
+class AttentionCheck(Record):
+    """A prompt with a known order of its answers, best first; rankings of it are never learned from."""
+
+    prompt_id: str
+    tiers: tuple[tuple[str, ...], ...]
+    source: str | None = None
+    """Annotator who gave the order; None for a prompt from a file of checks."""
+    active: bool = True
+    """False if it is no longer shown."""
+
+
+class Decision(Record):
+    """The owner's order of a prompt, which replaces its annotators' rankings for training."""
+
+    ranking: Ranking
+
+
 class Pair(Record):
     """A comparison with its texts, which are messages in files where a prompt has several turns."""
 
@@ -37,16 +55,29 @@ class Pair(Record):
 
 @dataclass(frozen=True)
 class Contents:
-    """Contents of a store, in its order: `history` has all saved rankings, oldest first; `skips` by annotator."""
+    """Contents of a store, in its order.
+
+    `history` has all saved rankings, oldest first; `skips` by annotator; `guidelines` all texts shown, oldest first.
+    """
 
     prompts: tuple[Prompt, ...] = ()
     answers: tuple[Sample, ...] = ()
     history: tuple[SavedRanking, ...] = ()
     skips: tuple[Skip, ...] = ()
+    guidelines: tuple[Guidelines, ...] = ()
+    checks: tuple[AttentionCheck, ...] = ()
+    decisions: tuple[Ranking, ...] = ()
 
     def current(self) -> list[Ranking]:
-        """Return the rankings that count: the latest of each annotator and prompt, oldest first."""
-        return current_rankings(self.history)
+        """Return the rankings that count: the latest of each annotator and prompt, oldest first, without checks."""
+        checks = {check.prompt_id for check in self.checks}
+        return [ranking for ranking in current_rankings(self.history) if ranking.prompt_id not in checks]
+
+    def learned(self) -> list[Ranking]:
+        """Return the rankings to learn from: the current ones, those of decided prompts replaced by the decisions."""
+        kept, checks = {ranking.prompt_id for ranking in self.decisions}, {check.prompt_id for check in self.checks}
+        decisions = [ranking for ranking in self.decisions if ranking.prompt_id not in checks]
+        return [ranking for ranking in self.current() if ranking.prompt_id not in kept] + decisions
 
 
 def current_rankings(history: Iterable[SavedRanking]) -> list[Ranking]:

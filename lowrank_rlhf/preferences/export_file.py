@@ -8,7 +8,7 @@ from lowrank_rlhf.preferences.contents import Contents, Pair, Text, answer_field
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.run.records import Ranking, Record
 
-VERSION = 2  # 2: `partial` and `written` of a ranking
+VERSION = 3  # 2: `partial` and `written` of a ranking. 3: its `guidelines`; guidelines, checks, decisions
 
 
 class Header(Record):
@@ -23,21 +23,24 @@ def to_jsonl(contents: Contents) -> str:
     rows = [("header", Header().model_dump(mode="json"))]
     rows += [("prompt", prompt.model_dump(mode="json")) for prompt in contents.prompts]
     rows += [("answer", answer.model_dump(mode="json")) for answer in contents.answers]
+    rows += [("guidelines", text.model_dump(mode="json")) for text in contents.guidelines]
     for saved in contents.history:
         rows.append(("ranking", saved.ranking.model_dump(mode="json") | {"withdrawn": saved.withdrawn}))
+    rows += [("check", check.model_dump(mode="json")) for check in contents.checks]
+    rows += [("decision", ranking.model_dump(mode="json")) for ranking in contents.decisions]
     rows += [("skip", skip.model_dump(mode="json")) for skip in contents.skips]
     return "".join(_json_line({"kind": kind} | fields) for kind, fields in rows)
 
 
 def comparisons_to_jsonl(contents: Contents, rankings: Sequence[Ranking] | None = None) -> str:
-    """Return every comparison of `rankings` (default: those that count) with its texts and ids.
+    """Return every comparison of `rankings` (default: those to learn from) with its texts and ids.
 
     If any prompt has several turns or a system message, all rows have messages instead of text.
     """
     prompts = {prompt.id: prompt for prompt in contents.prompts}
     answers = {answer.id: answer.text for answer in contents.answers}
     as_messages = needs_messages(contents.prompts)
-    counted = contents.current() if rankings is None else rankings
+    counted = contents.learned() if rankings is None else rankings
     rows = []
     for comparison in (comparison for ranking in counted for comparison in compare(ranking)):
         row = Pair(

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from lowrank_rlhf.errors import HALF_A_CHARACTER, UserError, is_whole
-from lowrank_rlhf.preferences.contents import Pair, SavedRanking, Skip
+from lowrank_rlhf.preferences.contents import AttentionCheck, Decision, Pair, SavedRanking, Skip
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.export_file import VERSION, Header
+from lowrank_rlhf.preferences.team.guidelines import Guidelines
 from lowrank_rlhf.run.records import Prompt, Ranking, Record, Sample
 
 R = TypeVar("R", bound=Record)
@@ -19,11 +20,14 @@ R = TypeVar("R", bound=Record)
 ERRORS_SHOWN = 10
 
 
+Row = Prompt | Sample | SavedRanking | Skip | Pair | Guidelines | AttentionCheck | Decision
+
+
 class FileRow(NamedTuple):
     """A row of a file; `where` is its position for error messages, such as `mine.jsonl:12`."""
 
     where: str
-    record: Prompt | Sample | SavedRanking | Skip | Pair
+    record: Row
 
 
 def read_rows(path: Path) -> list[FileRow]:
@@ -65,7 +69,7 @@ def _content(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _record(content: bytes) -> Header | Prompt | Sample | SavedRanking | Skip | Pair:
+def _record(content: bytes) -> Header | Row:
     """Parse a line. Raises `ValueError` that names the error."""
     fields = _fields(content)
     kind = fields.pop("kind", None) or ("ranking" if "tiers" in fields else "comparison" if "chosen" in fields else "")
@@ -81,6 +85,12 @@ def _record(content: bytes) -> Header | Prompt | Sample | SavedRanking | Skip | 
             return _validated(SavedRanking, {"ranking": fields, "withdrawn": withdrawn})
         case "skip":
             return _validated(Skip, fields)
+        case "check":
+            return _validated(AttentionCheck, fields)
+        case "decision":
+            return _validated(Decision, {"ranking": fields})
+        case "guidelines":
+            return _genuine(_validated(Guidelines, fields))
         case "comparison":
             return _pair(fields)
     raise ValueError(f"{f'unknown kind of row: {kind!r}' if kind else 'the row has no kind'}; see docs/annotations.md")
@@ -127,6 +137,12 @@ def _with_a_turn(prompt: Prompt) -> Prompt:
     if not prompt.messages:
         raise ValueError("messages: must not be empty")
     return prompt
+
+
+def _genuine(guidelines: Guidelines) -> Guidelines:
+    if not guidelines.genuine:
+        raise ValueError(f"version {guidelines.version!r} is not that of the text; rankings would name another text")
+    return guidelines
 
 
 def _validated(model: type[R], fields: dict[str, Any]) -> R:

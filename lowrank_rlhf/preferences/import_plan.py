@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from lowrank_rlhf.preferences.contents import (
+    AttentionCheck,
     Contents,
+    Decision,
     Pair,
     SavedRanking,
     Skip,
@@ -16,6 +18,7 @@ from lowrank_rlhf.preferences.contents import (
 )
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.import_file import FileRow, rankings_from_pairs
+from lowrank_rlhf.preferences.team.guidelines import Guidelines
 from lowrank_rlhf.run.records import Prompt, Ranking, Record, Sample
 
 R = TypeVar("R", bound=Record)
@@ -33,6 +36,9 @@ class ImportPlan:
     answers: list[Sample] = field(default_factory=list)
     rankings: list[SavedRanking] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+    checks: list[AttentionCheck] = field(default_factory=list)
+    decisions: list[Ranking] = field(default_factory=list)
+    guidelines: list[Guidelines] = field(default_factory=list)
     withdrawn: list[int] = field(default_factory=list)
     known: int = 0
     replaced: int = 0
@@ -49,7 +55,9 @@ def plan_import(store: Contents, rows: Sequence[FileRow], new_items: bool) -> Im
     plan = ImportPlan()
     prompts = _prompts(store, rows, new_items, plan)
     answers = _answers(store, rows, prompts, plan)
-    rankings = _checked_rankings(rows, prompts, answers, plan)
+    saved = _of(rows, SavedRanking)
+    good = set(_checked([(where, one.ranking) for where, one in saved], prompts, answers, plan))
+    rankings = [one for _, one in saved if one.ranking in good]
     rankings += _from_pairs(store, rows, prompts, answers, plan)
     _match(store.history, rankings, plan)
     skips = set(store.skips)
@@ -59,6 +67,10 @@ def plan_import(store: Contents, rows: Sequence[FileRow], new_items: bool) -> Im
         elif skip not in skips:
             skips.add(skip)
             plan.skips.append(skip)
+    decided = _checked([(where, one.ranking) for where, one in _of(rows, Decision)], prompts, answers, plan)
+    plan.decisions = [ranking for ranking in decided if ranking not in store.decisions]
+    plan.checks = _checks(store, rows, answers, plan)
+    plan.guidelines = [text for _, text in _of(rows, Guidelines) if text not in store.guidelines]
     return plan
 
 
@@ -111,12 +123,23 @@ def _answers(
     return known
 
 
-def _checked_rankings(
-    rows: Sequence[FileRow], prompts: dict[str, Prompt], answers: dict[str, Sample], plan: ImportPlan
-) -> list[SavedRanking]:
+def _checks(
+    store: Contents, rows: Sequence[FileRow], answers: dict[str, Sample], plan: ImportPlan
+) -> list[AttentionCheck]:
+    """Return the checks of the file that are new, or differ from the store's and replace them."""
+    for where, check in _of(rows, AttentionCheck):
+        for name in (name for tier in check.tiers for name in tier):
+            if name not in answers or answers[name].prompt_id != check.prompt_id:
+                plan.errors.append(f"{where}: prompt {check.prompt_id!r} has no answer {name!r}")
+    return [check for _, check in _of(rows, AttentionCheck) if check not in store.checks]
+
+
+def _checked(
+    rankings: Sequence[tuple[str, Ranking]], prompts: dict[str, Prompt], answers: dict[str, Sample], plan: ImportPlan
+) -> list[Ranking]:
+    """Return the rankings of known prompts and answers; the others go to the plan's errors."""
     good = []
-    for where, saved in _of(rows, SavedRanking):
-        ranking = saved.ranking
+    for where, ranking in rankings:
         named = [*ranking.shown, *(name for tier in ranking.tiers for name in tier)]
         unknown = [name for name in named if name not in answers or answers[name].prompt_id != ranking.prompt_id]
         if ranking.prompt_id not in prompts:
@@ -124,7 +147,7 @@ def _checked_rankings(
         elif unknown:
             plan.errors.append(f"{where}: prompt {ranking.prompt_id!r} has no answer {unknown[0]!r}")
         else:
-            good.append(saved)
+            good.append(ranking)
     return good
 
 

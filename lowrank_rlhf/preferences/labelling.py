@@ -200,7 +200,9 @@ def labels(answers: Iterable[int]) -> str:
     return ", ".join(LABELS[answer] for answer in answers)
 
 
-def ranking_of(draft: Draft, item: Item, annotator: str, seconds: float | None = None) -> Ranking:
+def ranking_of(
+    draft: Draft, item: Item, annotator: str, seconds: float | None = None, guidelines: str | None = None
+) -> Ranking:
     """Return the ranking that a draft describes. Raises `ValueError` for one that cannot be saved yet.
 
     Several unplaced answers are worse than the others and not compared with each other; a single one is simply last.
@@ -217,6 +219,7 @@ def ranking_of(draft: Draft, item: Item, annotator: str, seconds: float | None =
         shown=item.shown,
         partial=bool(draft.tiers) and len(draft.left) > 1,
         written=draft.written.strip() or None,
+        guidelines=guidelines,
     )
 
 

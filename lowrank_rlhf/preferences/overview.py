@@ -15,6 +15,7 @@ from lowrank_rlhf.preferences.carelessness import AnnotatorCheck, check_annotato
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.reward_tests import RewardTest
+from lowrank_rlhf.preferences.team.checks import attention
 
 GENERAL = 2000
 """Comparisons below which a general reward model is near chance (Gao et al. 2022, "Scaling laws for reward model
@@ -54,6 +55,8 @@ class Overview(NamedTuple):
     tied_pairs: float | None
     written: int
     flagged: int
+    guidelines: int | None
+    """Rankings whose annotators were shown the current guidelines; None if there are none."""
     annotator_checks: tuple[AnnotatorCheck, ...]
     reward_tests: tuple[RewardTest, ...]
 
@@ -80,9 +83,10 @@ def overview(project: Project, of_each: bool = False) -> Overview:
     contents = project.store.contents()
     current = contents.current()
     found = ranking_statistics(current, contents.answers)
-    pairs = [(ranking.prompt_id, len(compare(ranking))) for ranking in current]
+    pairs = [(ranking.prompt_id, len(compare(ranking))) for ranking in contents.learned()]
     informative = {prompt for prompt, count in pairs if count}
     total = sum(count for _, count in pairs)
+    shown = project.shown_guidelines()
     return Overview(
         annotators=len({ranking.annotator for ranking in current}),
         rankings=len(current),
@@ -97,6 +101,7 @@ def overview(project: Project, of_each: bool = False) -> Overview:
         tied_pairs=found.tied_pairs,
         written=sum(ranking.written is not None for ranking in current),
         flagged=found.flagged,
-        annotator_checks=tuple(check_annotators(current, contents.answers)) if of_each else (),
+        guidelines=sum(ranking.guidelines == shown.version for ranking in current) if shown else None,
+        annotator_checks=tuple(check_annotators(current, contents.answers, attention(contents))) if of_each else (),
         reward_tests=project.reward_tests,
     )

@@ -14,6 +14,7 @@ from lowrank_rlhf.preferences.enough import RankingNeed, needed
 from lowrank_rlhf.preferences.queue import AssignmentRules
 from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
 from lowrank_rlhf.preferences.store import AnnotationStore, Item
+from lowrank_rlhf.preferences.team.guidelines import Guidelines, version_of
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Prompt, Ranking, read_jsonl
 from lowrank_rlhf.run.results.rounds import prefix
@@ -87,7 +88,7 @@ class Project:
         """Number of prompts that must be ranked, with the reason for it."""
         if self.config is None:
             return RankingNeed(0, "setting")
-        return needed(self.config, self._run_dir.path, self.store.counts("").prompts)
+        return needed(self.config, self._run_dir.path, self.store.trainable_prompts())
 
     @property
     def needed(self) -> int:
@@ -112,10 +113,25 @@ class Project:
         found = alike(self.store.shared_rankings(_SHARED_PROMPTS, _SHARED_RANKINGS))
         return in_all(found) if near_chance(found) else None
 
+    def shown_guidelines(self) -> Guidelines | None:
+        """Return the guidelines to show, the run's or without a run the newest of its file; None without any.
+
+        The store keeps them, so that a ranking can name them whatever the run's settings are later.
+        """
+        known = self.store.guidelines()
+        if self.settings is None:
+            return known[-1] if known else None
+        if self.settings.guidelines is None:
+            return None
+        current = Guidelines(version=version_of(self.settings.guidelines), text=self.settings.guidelines)
+        if current not in known:
+            self.store.add_guidelines(current)
+        return current
+
     def next_item(self, annotator: str) -> Item | None:
         """Return this annotator's next item by the run's settings."""
         settings = self.settings or RankConfig()
-        return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated))
+        return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated, settings.checks))
 
 
 def run_command(folder: Path) -> str:

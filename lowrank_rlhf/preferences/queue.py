@@ -21,11 +21,13 @@ REPEAT_AFTER = 8
 class AssignmentRules:
     """Rules of assigning prompts.
 
-    `shared`: share of prompts that a second annotator ranks too; `repeated`: share that the same annotator ranks twice.
+    `shared`: share of prompts that a second annotator ranks too; `repeated`: share that the same annotator ranks twice;
+    `checks`: share of attention checks among the prompts shown.
     """
 
     shared: float = 0.0
     repeated: float = 0.0
+    checks: float = 0.0
 
 
 class Candidate(NamedTuple):
@@ -74,6 +76,9 @@ def assign(database: sqlite3.Connection, annotator: str, now: float, rules: Assi
         set_lease(database, annotator, leased, now)
         return leased, times_ranked(database, annotator, leased)
     chosen = choose(_candidates(database, annotator, now, rules), rules)
+    if check := _check(database, annotator, rules.checks, last=chosen is None):
+        set_lease(database, annotator, check, now)
+        return check, 0
     if chosen is None:
         return None
     set_lease(database, annotator, chosen.prompt_id, now)
@@ -154,6 +159,7 @@ _FREE = (
     "NOT EXISTS (SELECT 1 FROM rankings INDEXED BY rankings_of_a_prompt"
     " WHERE prompt_id = id AND annotator = :annotator AND NOT withdrawn)"
     " AND NOT EXISTS (SELECT 1 FROM skips WHERE annotator = :annotator AND prompt_id = id)"
+    " AND NOT EXISTS (SELECT 1 FROM checks WHERE prompt_id = id)"
     " AND NOT EXISTS (SELECT 1 FROM leases WHERE annotator != :annotator AND until > :now AND prompt_id = id)"
 )
 _WAITING = (
@@ -164,7 +170,19 @@ _RANKED_BY = (
     f"SELECT id FROM prompts WHERE annotators = :others AND {_FREE}"  # noqa: S608
     " ORDER BY position LIMIT 1"
 )
-_OWN = "SELECT prompt_id FROM rankings WHERE annotator = :annotator AND withdrawn = 0 ORDER BY position"
+_OWN = (
+    "SELECT prompt_id FROM rankings WHERE annotator = :annotator AND withdrawn = 0"
+    " AND prompt_id NOT IN (SELECT prompt_id FROM checks) ORDER BY position"
+)
+_CHECKS = (
+    "SELECT prompt_id FROM checks AS one WHERE active = 1 AND NOT EXISTS (SELECT 1 FROM rankings"
+    " INDEXED BY rankings_of_a_prompt WHERE prompt_id = one.prompt_id AND annotator = :annotator AND NOT withdrawn)"
+    " AND NOT EXISTS (SELECT 1 FROM skips WHERE annotator = :annotator AND prompt_id = one.prompt_id)"
+)
+_STEPS = (
+    "SELECT (SELECT COUNT(*) FROM rankings WHERE annotator = :annotator AND withdrawn = 0)"
+    " + (SELECT COUNT(*) FROM skips WHERE annotator = :annotator)"
+)
 _TAKEN = (
     "SELECT prompt_id FROM skips WHERE annotator = :annotator"
     " UNION SELECT prompt_id FROM leases WHERE annotator != :annotator AND until > :now"
@@ -181,6 +199,20 @@ def _candidates(database: sqlite3.Connection, annotator: str, now: float, rules:
     waiting = database.execute(_WAITING, who | {"shared": rules.shared}).fetchall()
     candidates = [Candidate(prompt_id, 0, 1, 0) for (prompt_id,) in waiting] or _least_ranked(database, who)
     return [*_due(database, who, rules), *candidates] if rules.repeated else candidates
+
+
+def _check(database: sqlite3.Connection, annotator: str, share: float, last: bool) -> str | None:
+    """Return the attention check that is due, if one is: at random steps, and at the end those that are left.
+
+    Several annotators may rank one at the same time.
+    """
+    who = {"annotator": annotator}
+    left = [prompt_id for (prompt_id,) in database.execute(_CHECKS, who)] if share else []
+    if not left:
+        return None
+    (step,) = database.execute(_STEPS, who).fetchone()
+    due = last or chance("check", f"{annotator}\n{step}") < share
+    return min(left, key=lambda prompt_id: chance(annotator, prompt_id)) if due else None
 
 
 def _least_ranked(database: sqlite3.Connection, who: Mapping[str, object]) -> list[Candidate]:

@@ -37,6 +37,7 @@ from lowrank_rlhf.preferences.store_rows import (
     shared_rankings,
 )
 from lowrank_rlhf.preferences.store_schema import create_or_upgrade
+from lowrank_rlhf.preferences.team.guidelines import Guidelines, insert_guidelines, read_guidelines
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.records import Prompt, Ranking, Sample
 
@@ -47,7 +48,10 @@ _DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
 
 
 class AnnotationCounts(NamedTuple):
-    """Numbers of prompts: all, ranked and skipped by one annotator, and ranked (with an order) by anyone."""
+    """Numbers of prompts: all, ranked and skipped by one annotator, and ranked (with an order) by anyone.
+
+    Attention checks count in the first three, as they look to the annotator, and not in the last.
+    """
 
     prompts: int
     ranked: int
@@ -65,7 +69,7 @@ class AnnotationStore:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path, self._clock = path, clock
-        with self._transaction(write=True) as database:
+        with self.transaction(write=True) as database:
             create_or_upgrade(database, path)
         self._enable_wal()
 
@@ -81,7 +85,7 @@ class AnnotationStore:
         items = {prompt.id: prompt for prompt in prompts}
         if unknown := answers.keys() - items.keys():
             raise UserError(f"{self.path}: answers to an unknown prompt: {min(unknown)!r}")
-        with self._transaction(write=True) as database:
+        with self.transaction(write=True) as database:
             for prompt in items.values():
                 if len(answers[prompt.id]) > 1:
                     add_item(database, Item(prompt=prompt, answers=tuple(answers[prompt.id])))
@@ -92,7 +96,7 @@ class AnnotationStore:
         Prompts that the annotator ranked or skipped are left out. Nobody else gets it until it is saved, skipped or
         released, or for `queue.LEASE_SECONDS`. Its answers are shuffled, reproducibly for each annotator.
         """
-        with self._transaction(write=True) as database:
+        with self.transaction(write=True) as database:
             assigned = assign(database, annotator, self._clock(), rules or AssignmentRules())
             if assigned is None:
                 return None
@@ -104,25 +108,25 @@ class AnnotationStore:
 
         `done`: as in the item on the screen; one that was ranked since, in another window, is not leased again.
         """
-        with self._transaction(write=True) as database:
+        with self.transaction(write=True) as database:
             read_item(database, prompt_id)
             renew_lease(database, annotator, prompt_id, done, self._clock())
 
     def spelling(self, name: str) -> str:
         """Return the name as an earlier annotator spelled it, ignoring case, or unchanged if it is new."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             rows = database.execute("SELECT annotator FROM rankings UNION SELECT annotator FROM skips").fetchall()
         known = [row[0] for row in rows]
         return name if name in known else next((one for one in known if one.casefold() == name.casefold()), name)
 
     def release(self, annotator: str) -> None:
         """End this annotator's lease."""
-        with self._transaction(write=True) as database:
+        with self.transaction(write=True) as database:
             end_lease(database, annotator)
 
     def item(self, annotator: str, prompt_id: str) -> Item:
         """Return that prompt as `next_item` shows it to this annotator."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             return _shuffled(read_item(database, prompt_id), annotator, times_ranked(database, annotator, prompt_id))
 
     def save(self, ranking: Ranking, done: int | None = None) -> bool:
@@ -131,7 +135,7 @@ class AnnotationStore:
         `done`: as in the item that was ranked. If the annotator has ranked it since, in another window or because a
         reply was lost on the way, nothing is saved and the result is False.
         """
-        with self._transaction(write=True) as database:
+        with self.transaction(write=True) as database:
             check_ids(database, ranking)
             if done not in (None, times_ranked(database, ranking.annotator, ranking.prompt_id)):
                 return False
@@ -141,14 +145,14 @@ class AnnotationStore:
 
     def skip(self, annotator: str, prompt_id: str) -> None:
         """Stop showing this prompt to this annotator."""
-        with self._transaction(write=True) as database:
+        with self.transaction(write=True) as database:
             read_item(database, prompt_id)
             insert_skip(database, Skip(annotator=annotator, prompt_id=prompt_id))
             end_lease(database, annotator, prompt_id)
 
     def unskip(self, annotator: str, prompt_id: str | None = None) -> None:
         """Undo this annotator's skip of a prompt, or all skips."""
-        with self._transaction(write=True) as database:
+        with self.transaction(write=True) as database:
             database.execute(
                 "DELETE FROM skips WHERE annotator = :annotator AND prompt_id = COALESCE(:prompt_id, prompt_id)",
                 {"annotator": annotator, "prompt_id": prompt_id},
@@ -159,20 +163,23 @@ class AnnotationStore:
 
         A withdrawn ranking stays in the file, marked. Its prompt is leased to the annotator again.
         """
-        with self._transaction(write=True) as database:
+        with self.transaction(write=True) as database:
             step = undo_latest(database, annotator)
             if step:
                 set_lease(database, annotator, step.prompt_id, self._clock())
         return step
 
     def rankings(self) -> list[Ranking]:
-        """Return the latest ranking of each prompt by each annotator, in the order in which they were saved."""
-        with self._transaction() as database:
+        """Return the rankings to learn from: the latest of each prompt by each annotator, in the order of saving.
+
+        Those of attention checks are left out, and those of prompts that the owner decided are replaced.
+        """
+        with self.transaction() as database:
             return latest_rankings(database)
 
     def shared_rankings(self, prompts: int, rankings: int) -> list[Ranking]:
         """Return rankings of prompts that several annotators ranked, oldest first: at most so many of each."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             return shared_rankings(database, prompts, rankings)
 
     def exclude(self, annotator: str, excluded: bool = True) -> int:
@@ -181,34 +188,53 @@ class AnnotationStore:
         Rankings that the annotator undid stay undone.
         """
         before, after = (0, EXCLUDED) if excluded else (EXCLUDED, 0)
-        with self._transaction(write=True) as database:
+        with self.transaction(write=True) as database:
             query = "UPDATE rankings SET withdrawn = ? WHERE annotator = ? AND withdrawn = ?"
             return database.execute(query, (after, annotator, before)).rowcount
+
+    def guidelines(self) -> tuple[Guidelines, ...]:
+        """Return all guidelines that annotators were shown, the newest last."""
+        with self.transaction() as database:
+            return read_guidelines(database)
+
+    def add_guidelines(self, guidelines: Guidelines) -> None:
+        """Keep guidelines that annotators are shown."""
+        with self.transaction(write=True) as database:
+            insert_guidelines(database, guidelines)
 
     def ranked_prompts(self) -> int:
         """Return the number of prompts with an order, ties included, by anyone."""
         return self.counts("").ranked_by_anyone
 
+    def trainable_prompts(self) -> int:
+        """Return the number of prompts that are no attention checks."""
+        with self.transaction() as database:
+            query = "SELECT (SELECT COUNT(*) FROM prompts) - (SELECT COUNT(*) FROM checks)"
+            return int(database.execute(query).fetchone()[0])
+
     def counts(self, annotator: str) -> AnnotationCounts:
         """Return the progress of this annotator and of all annotators together."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             row = database.execute(
-                "SELECT (SELECT COUNT(*) FROM prompts),"
-                " (SELECT COUNT(DISTINCT prompt_id) FROM rankings WHERE annotator = :annotator AND withdrawn = 0),"
-                " (SELECT COUNT(*) FROM prompts WHERE ordered = 1),"
-                " (SELECT COUNT(*) FROM skips WHERE annotator = :annotator)",
+                "SELECT (SELECT COUNT(*) FROM prompts) - (SELECT COUNT(*) FROM checks WHERE active = 0),"
+                " (SELECT COUNT(DISTINCT prompt_id) FROM rankings WHERE annotator = :annotator AND withdrawn = 0"
+                " AND prompt_id NOT IN (SELECT prompt_id FROM checks WHERE active = 0)),"
+                " (SELECT COUNT(*) FROM prompts WHERE ordered = 1)"
+                " - (SELECT COUNT(*) FROM checks JOIN prompts ON id = prompt_id WHERE ordered = 1),"
+                " (SELECT COUNT(*) FROM skips WHERE annotator = :annotator"
+                " AND prompt_id NOT IN (SELECT prompt_id FROM checks WHERE active = 0))",
                 {"annotator": annotator},
             ).fetchone()
         return AnnotationCounts(prompts=row[0], ranked=row[1], ranked_by_anyone=row[2], skipped=row[3])
 
     def latest_seconds(self, annotator: str, count: int) -> list[float]:
         """Return the seconds of this annotator's latest rankings that have them, at most `count`."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             return latest_seconds(database, annotator, count)
 
     def contents(self) -> Contents:
         """Return everything in the file."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             return read_contents(database)
 
     def merge(self, rows: Sequence[FileRow], new_items: bool = False) -> ImportPlan:
@@ -216,7 +242,7 @@ class AnnotationStore:
 
         Raises `UserError` that lists the wrong rows. Only with `new_items` may the file have new prompts.
         """
-        with self._transaction(write=True) as database:
+        with self.transaction(write=True) as database:
             plan = plan_import(read_contents(database), rows, new_items)
             if plan.errors:
                 refuse(plan.errors)
@@ -224,7 +250,8 @@ class AnnotationStore:
         return plan
 
     @contextmanager
-    def _transaction(self, write: bool = False) -> Iterator[sqlite3.Connection]:
+    def transaction(self, write: bool = False) -> Iterator[sqlite3.Connection]:
+        """Open one transaction, on disk when the block ends; an exception in it rolls back."""
         try:
             with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)) as database:
                 database.execute("PRAGMA foreign_keys = ON")

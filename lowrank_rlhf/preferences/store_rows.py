@@ -1,11 +1,13 @@
 """SQL of the annotation store: items, rankings and skips, read and written inside a transaction."""
 
+import json
 import sqlite3
 from collections import defaultdict
 
 from lowrank_rlhf.preferences import queue
-from lowrank_rlhf.preferences.contents import Contents, SavedRanking, Skip
+from lowrank_rlhf.preferences.contents import AttentionCheck, Contents, SavedRanking, Skip
 from lowrank_rlhf.preferences.import_plan import ImportPlan
+from lowrank_rlhf.preferences.team.guidelines import insert_guidelines, read_guidelines
 from lowrank_rlhf.run.records import Prompt, Ranking, Record, Sample
 
 
@@ -102,16 +104,61 @@ def read_contents(database: sqlite3.Connection) -> Contents:
             for record, withdrawn in history
         ),
         skips=tuple(Skip(annotator=annotator, prompt_id=prompt_id) for annotator, prompt_id in skips),
+        guidelines=read_guidelines(database),
+        checks=read_checks(database),
+        decisions=read_decisions(database),
+    )
+
+
+def read_checks(database: sqlite3.Connection) -> tuple[AttentionCheck, ...]:
+    """Return all attention checks in the order of their prompts."""
+    rows = database.execute(
+        "SELECT prompt_id, tiers, source, active FROM checks JOIN prompts ON id = prompt_id ORDER BY position"
+    )
+    return tuple(
+        AttentionCheck(prompt_id=prompt_id, tiers=json.loads(tiers), source=source, active=bool(active))
+        for prompt_id, tiers, source, active in rows
+    )
+
+
+def insert_check(database: sqlite3.Connection, check: AttentionCheck) -> None:
+    """Add an attention check, or replace that of the same prompt."""
+    database.execute(
+        "INSERT OR REPLACE INTO checks (prompt_id, tiers, source, active) VALUES (?, ?, ?, ?)",
+        (check.prompt_id, json.dumps(check.tiers), check.source, check.active),
     )
 
 
 def latest_rankings(database: sqlite3.Connection) -> list[Ranking]:
-    """Return the latest ranking of each prompt by each annotator that was not withdrawn, oldest first."""
+    """Return the latest ranking of each prompt by each annotator that was not withdrawn, oldest first.
+
+    Those of attention checks are left out; decisions follow in place of the rankings that they replace.
+    """
     rows = database.execute(
         "SELECT record FROM rankings WHERE position IN (SELECT MAX(position) FROM rankings"
-        " WHERE NOT withdrawn GROUP BY annotator, prompt_id) ORDER BY position"
+        " WHERE NOT withdrawn GROUP BY annotator, prompt_id)"
+        " AND prompt_id NOT IN (SELECT prompt_id FROM checks UNION SELECT prompt_id FROM decisions) ORDER BY position"
     )
-    return [Ranking.model_validate_json(record) for (record,) in rows]
+    annotators = [Ranking.model_validate_json(record) for (record,) in rows]
+    checks = {check.prompt_id for check in read_checks(database)}
+    return annotators + [one for one in read_decisions(database) if one.prompt_id not in checks]
+
+
+def read_decisions(database: sqlite3.Connection) -> tuple[Ranking, ...]:
+    """Return the owner's decisions in the order of their prompts."""
+    rows = database.execute("SELECT decisions.record FROM decisions JOIN prompts ON id = prompt_id ORDER BY position")
+    return tuple(Ranking.model_validate_json(record) for (record,) in rows)
+
+
+def insert_decision(database: sqlite3.Connection, ranking: Ranking) -> None:
+    """Add a decision, or replace that on the same prompt."""
+    values = (ranking.prompt_id, ranking.model_dump_json())
+    database.execute("INSERT OR REPLACE INTO decisions (prompt_id, record) VALUES (?, ?)", values)
+
+
+def delete_decision(database: sqlite3.Connection, prompt_id: str) -> bool:
+    """Delete the decision on a prompt; return False if there is none."""
+    return database.execute("DELETE FROM decisions WHERE prompt_id = ?", (prompt_id,)).rowcount > 0
 
 
 def shared_rankings(database: sqlite3.Connection, prompts: int, rankings: int) -> list[Ranking]:
@@ -123,7 +170,8 @@ def shared_rankings(database: sqlite3.Connection, prompts: int, rankings: int) -
         "SELECT record FROM (SELECT record, position,"
         " ROW_NUMBER() OVER (PARTITION BY prompt_id ORDER BY position) AS number FROM rankings"
         " WHERE withdrawn = 0 AND prompt_id IN"
-        " (SELECT id FROM prompts WHERE annotators > 1 ORDER BY annotators, shared_chance LIMIT :prompts))"
+        " (SELECT id FROM prompts WHERE annotators > 1 AND id NOT IN (SELECT prompt_id FROM checks)"
+        " ORDER BY annotators, shared_chance LIMIT :prompts))"
         " WHERE number <= :rankings ORDER BY position",
         {"prompts": prompts, "rankings": rankings},
     )
@@ -158,3 +206,9 @@ def apply_plan(database: sqlite3.Connection, plan: ImportPlan) -> None:
         insert_ranking(database, saved)
     for skip in plan.skips:
         insert_skip(database, skip)
+    for check in plan.checks:
+        insert_check(database, check)
+    for ranking in plan.decisions:
+        insert_decision(database, ranking)
+    for text in plan.guidelines:
+        insert_guidelines(database, text)

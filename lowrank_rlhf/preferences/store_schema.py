@@ -7,7 +7,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.queue import chance
 
 APPLICATION_ID = 0x4C524C46  # "LRLF" in the file's header marks our databases
-VERSION = 3
+VERSION = 4
 
 _FIRST = (
     "CREATE TABLE prompts (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)",
@@ -49,6 +49,16 @@ _LATER = {
         f"CREATE TRIGGER ranking_withdrawn AFTER UPDATE OF withdrawn ON rankings BEGIN {_COUNT}; END",
         "UPDATE prompts SET shared_chance = chance('shared', id)",
         "UPDATE rankings SET withdrawn = withdrawn",  # counts the existing ones
+    ),
+    4: (
+        # Texts that annotators were shown, oldest first.
+        "CREATE TABLE guidelines (position INTEGER PRIMARY KEY, version TEXT NOT NULL UNIQUE, text TEXT NOT NULL)",
+        # Prompts with a known order, as JSON tiers. `source`: the annotator who gave it; NULL for one from a file.
+        # `active`: 0 if it is no longer shown.
+        "CREATE TABLE checks (prompt_id TEXT PRIMARY KEY REFERENCES prompts(id), tiers TEXT NOT NULL, source TEXT,"
+        " active INTEGER NOT NULL DEFAULT 1)",
+        # Rankings by the run's owner that replace those of the annotators for training.
+        "CREATE TABLE decisions (prompt_id TEXT PRIMARY KEY REFERENCES prompts(id), record TEXT NOT NULL)",
     ),
 }
 

@@ -79,6 +79,8 @@ class Ranking(Record):
     """True if only the best answers were chosen: the last tier is the unordered rest."""
     written: str | None = None
     """Better answer written by the annotator."""
+    guidelines: str | None = None
+    """Version of the guidelines that the annotator was shown."""
 
     @property
     def named_tiers(self) -> tuple[tuple[str, ...], ...]:

@@ -69,7 +69,7 @@ PACE = frozenset(
     for name in (
         *("endpoint.requests_per_minute", "endpoint.timeout_seconds", "endpoint.max_attempts"),
         *("endpoint.api_key_variable", "shared", "repeated"),
-        "minimum_rankings",
+        *("minimum_rankings", "checks", "guidelines"),
     )
 )
 _PACE_OF_REWARD = ("timeout_seconds", "max_requests")

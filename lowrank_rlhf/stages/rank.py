@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.config.schema import Config, RankConfig
 from lowrank_rlhf.errors import Fault, UserError, WaitingForPeople
 from lowrank_rlhf.evaluation.run_judges import judge_all, open_judge
 from lowrank_rlhf.preferences.agreement import krippendorff_alpha, length_bias
@@ -55,7 +55,7 @@ def run(session: Session) -> RankResult:
         rankings=len(rankings),
         comparisons=len(comparisons),
         longer_preferred=length_bias(rankings, answers),
-        krippendorff_alpha=krippendorff_alpha(rankings),
+        krippendorff_alpha=krippendorff_alpha(_before_decisions(session.run_dir, config, rankings)),
         **usage,
     )
 
@@ -79,6 +79,15 @@ def _rank_by_judge(
         shown = [sample.id for sample in group]
         rankings.append(ranking_from_scores(prompt.id, group, own, judge.name, tie_margin, shown))
     return rankings
+
+
+def _before_decisions(run_dir: RunDir, config: RankConfig, rankings: Sequence[Ranking]) -> Sequence[Ranking]:
+    """Return people's own rankings: decisions on disagreements must not raise the agreement."""
+    if config.source != "human":
+        return rankings
+    asked = {ranking.prompt_id for ranking in rankings}
+    current = AnnotationStore(run_dir.path / STORE).contents().current()
+    return [ranking for ranking in current if ranking.prompt_id in asked]
 
 
 def _rankings_of_people(

@@ -308,7 +308,11 @@ def found(words: Sequence[str]) -> Any:
 
 
 def test_the_walk_finds_every_command() -> None:
-    groups = {"presets": ("show", "copy"), "data": ("inspect",), "annotations": ("export", "import", "exclude")}
+    groups = {
+        "presets": ("show", "copy"),
+        "data": ("inspect",),
+        "annotations": ("export", "import", "exclude", "invite", "checks", "disputes", "decide"),
+    }
     alone = [
         "run",
         "plan",

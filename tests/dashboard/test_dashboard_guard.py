@@ -25,6 +25,7 @@ from lowrank_rlhf.dashboard.access.login import PATHS, Login
 from lowrank_rlhf.dashboard.server import Address
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.labelling import annotator_name
+from lowrank_rlhf.preferences.team.invitations import FILE, Invitations
 
 ROOT = Path(__file__).parents[2]
 
@@ -193,7 +194,7 @@ def test_the_whole_page_behind_a_password(tmp_path) -> None:
         assert ask(url, "/login", "POST", b"password=x", **form)[0] == 403
 
 
-def guarded(given: str | None = None, named: bool = False) -> TestClient:
+def guarded(given: str | None = None, named: bool = False, invitations: Invitations | None = None) -> TestClient:
     async def page(request):
         return PlainTextResponse(f"the page of {request.scope['user'].display_name!r}" if given else "the page")
 
@@ -203,7 +204,8 @@ def guarded(given: str | None = None, named: bool = False) -> TestClient:
     routes = [Route("/", page), Route("/config", page), Route("/gradio_api/queue/join", taken, methods=["POST"])]
     stack = [Middleware(RequestGuard, hosts=["testserver"], login_paths=PATHS)]
     if given:
-        stack.append(Middleware(Login, password=given, checked_name=annotator_name if named else None))
+        name = annotator_name if named else None
+        stack.append(Middleware(Login, password=given, checked_name=name, invitations=invitations))
     return TestClient(Starlette(routes=routes, middleware=stack), follow_redirects=False)
 
 
@@ -260,6 +262,84 @@ class TestLogin:
 
     def test_a_long_form_is_not_read(self, named) -> None:
         assert guarded(PASSWORD, named).post("/login", data={"password": "x" * 5000}).status_code == 413
+
+
+class TestInvitations:
+    @pytest.fixture
+    def invitations(self, tmp_path: Path) -> Invitations:
+        return Invitations(tmp_path)
+
+    def follow(self, client: TestClient, token: str) -> int:
+        return client.post("/login", data={"invitation": token}).status_code
+
+    def test_a_link_opens_the_page_under_its_own_name_alone(self, invitations) -> None:
+        anna, bob = invitations.invite("安娜"), invitations.invite("bob")
+        client = guarded(PASSWORD, True, invitations)
+        answer = client.post("/login", data={"invitation": anna, "username": "bob"})
+        assert (answer.status_code, client.get("/").text) == (303, "the page of '安娜'")
+        assert self.follow(client, bob) == 303
+        assert client.get("/").text == "the page of 'bob'"
+        text = invitations.path.read_text()
+        assert not any(secret in text for secret in (anna, bob))
+        assert anna not in answer.text + str(answer.headers)
+
+    def test_revoking_ends_the_sessions_and_keeps_the_name(self, invitations) -> None:
+        first, client = invitations.invite("anna"), guarded(PASSWORD, True, invitations)
+        assert self.follow(client, first) == 303
+        assert Invitations(invitations.path.parent).revoke("Anna")  # by another process
+        assert (client.get("/config").status_code, client.get("/").status_code) == (401, 303)
+        assert self.follow(client, first) == 401
+        by_password = client.post("/login", data={"username": "ANNA", "password": PASSWORD})
+        assert by_password.status_code == 401
+        assert "personal link" in by_password.text
+        second = invitations.invite("anna")
+        assert (self.follow(client, first), self.follow(client, second)) == (401, 303)
+        third = invitations.invite("anna")
+        assert client.get("/config").status_code == 401
+        assert (self.follow(client, second), self.follow(client, third)) == (401, 303)
+        assert [tuple(each) for each in invitations.all()] == [("anna", False)]
+
+    @pytest.mark.parametrize("name", ["anna", "Anna", " anna", "ＡＮＮＡ"])
+    def test_nobody_takes_an_invited_name_by_the_password(self, invitations, name) -> None:
+        client = guarded(PASSWORD, True, invitations)
+        form = {"username": name, "password": PASSWORD}
+        assert client.post("/login", data=form).status_code == 303
+        assert client.get("/").status_code == 200
+        invitations.invite("anna")
+        assert client.get("/").status_code == 303  # the session from before
+        assert client.post("/login", data=form).status_code == 401
+        assert client.post("/login", data=form | {"username": "bob"}).status_code == 303
+        assert client.post("/login", data=form | {"password": "wrong"}).text.count("personal link") == 0
+
+    def test_guessed_tokens_are_bounded_as_passwords_are(self, invitations) -> None:
+        token, client = invitations.invite("anna"), guarded(PASSWORD, True, invitations)
+        codes = [self.follow(client, f"{number:043}") for number in range(password.MAX_FROM_ADDRESS)]
+        assert codes == [401] * password.MAX_WRONG + [429] * (password.MAX_FROM_ADDRESS - password.MAX_WRONG)
+        assert self.follow(client, token) == 429
+
+    def test_every_digest_is_compared_in_constant_time(self, invitations, monkeypatch) -> None:
+        token = invitations.invite("anna")
+        for name in ("bob", "eve"):
+            invitations.invite(name)
+        invitations.revoke("eve")
+        compared = []
+        monkeypatch.setattr("hmac.compare_digest", lambda one, other: compared.append(other) or one == other)
+        assert (invitations.annotator_of(token), len(compared)) == ("anna", 3)
+        assert (invitations.annotator_of("x"), invitations.annotator_of("")) == (None, None)
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", '{"anna": 1}'])
+    def test_a_damaged_file_admits_nobody(self, invitations, content) -> None:
+        client = guarded(PASSWORD, True, invitations)
+        token = invitations.invite("anna")
+        assert self.follow(client, token) == 303
+        invitations.path.write_text(content)
+        assert client.get("/config").status_code == 401
+        answer = client.post("/login", data={"invitation": token})
+        assert (answer.status_code, FILE in answer.text) == (503, False)
+        assert client.post("/login", data={"username": "bob", "password": PASSWORD}).status_code == 503
+        with pytest.raises(UserError, match=r"invitations\.json: damaged"):
+            invitations.invite("bob")
+        assert invitations.path.read_text() == content
 
 
 def test_wrong_passwords_are_counted_by_address_and_by_name(monkeypatch) -> None:

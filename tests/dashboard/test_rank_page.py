@@ -2,6 +2,7 @@
 
 import random
 import sqlite3
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -9,9 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotators_page import NO_STORAGE, PASSWORD, Person, Server, a_run_with_answers, chromium, served
+from annotators_page import (
+    ENVIRONMENT,
+    NO_STORAGE,
+    PASSWORD,
+    Person,
+    Server,
+    a_run_with_answers,
+    chromium,
+    served,
+    with_guidelines,
+)
 
 from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.preferences.team.guidelines import version_of
+from lowrank_rlhf.preferences.team.invitations import FILE, Invitations
 from lowrank_rlhf.run.records import Ranking
 
 Row = tuple[str, str, str, tuple[str, ...], bool, str | None, int]
@@ -40,6 +53,7 @@ def test_ten_prompts_by_keyboard(tmp_path: Path) -> None:
     store = a_run_with_answers(tmp_path, 12)
     with served(tmp_path) as (server, browser):
         ann = Person(browser, server.url, "ann")
+        assert not ann.page.locator(".rk-expand").is_visible()  # no long answers
         ann.press("2", "1", "=", "3", "Enter")
         ann.press("4", "Enter")  # the best only
         ann.press("s")
@@ -130,8 +144,11 @@ HOSTILE = (
 )
 
 
-def test_whatever_an_answer_holds_is_text(tmp_path: Path) -> None:
-    a_run_with_answers(tmp_path, 1, HOSTILE)
+GUIDELINES = f"{HOSTILE[0]}\n\n- Be **kind**\n- not long\n\n[x](javascript:alert(1))"
+
+
+def test_whatever_an_answer_or_the_guidelines_hold_is_text(tmp_path: Path) -> None:
+    store = a_run_with_answers(tmp_path, 2, HOSTILE)
     with served(tmp_path) as (server, browser):
         ann = Person(browser, server.url, "ann")
         bodies = {one.text_content() for one in ann.page.locator(".rk-card > .rk-text").all()}
@@ -143,8 +160,27 @@ def test_whatever_an_answer_holds_is_text(tmp_path: Path) -> None:
         }
         assert ann.page.locator(".rk-card script, .rk-card img, .rk-card b, .rk-card a, .rk-card strong").count() == 0
         assert ann.page.locator(".rk-card code").text_content() == "```html\n<b>kept</b>\n  as it is\n```\n"
+        assert not ann.page.locator(".rk-guide").is_visible()
+        with_guidelines(tmp_path, GUIDELINES)
+        ann.press("1", "Enter")
+        parts = ann.page.locator(".rk-guide > div").locator("p, li").all_inner_texts()
+        assert parts == [HOSTILE[0], "Be kind", "not long", "[x](javascript:alert(1))"]
+        assert ann.page.locator(".rk-guide strong").inner_text() == "kind"
+        assert ann.page.locator(".rk-guide").locator("script, img, a").count() == 0
+        guide, prompt = ann.page.locator(".rk-guide"), ann.page.locator(".rk-prompt")
+        assert guide.bounding_box()["x"] > prompt.bounding_box()["x"] + prompt.bounding_box()["width"]
+        ann.press("g")
+        assert guide.get_attribute("open") is None
+        ann.name = None  # still logged in
+        ann.log_in()
+        assert guide.get_attribute("open") is None  # remembered
+        with_guidelines(tmp_path, "Be brief.")
+        ann.press("2", "Enter")
+        assert guide.get_attribute("open") is not None  # another text
+        assert "changed" in ann.text(".rk-guide summary")
         assert ann.page.evaluate("window.pwned") is None
         assert ann.errors == []
+    assert [ranking.guidelines for ranking in store.rankings()] == [None, version_of(GUIDELINES)]
 
 
 def test_the_browsers_language_and_the_switch(tmp_path: Path) -> None:
@@ -209,6 +245,7 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
             button.click()
             ann.page.get_by_text("The run goes on.").wait_for()
             assert (tmp_path / "went on").read_text() == "people"
+            decide_a_disagreement(ann, store)
             ann.page.locator("#run textarea, #run input").fill("nowhere")
             ann.page.get_by_text("Run not found.").wait_for()
             assert not ann.page.locator(".rk-item").is_visible()
@@ -216,6 +253,31 @@ def test_inside_the_dashboard_with_a_name_and_a_button_to_go_on(tmp_path: Path) 
             server.kill()
     # The first prompt did not stay with the login name, under which the page had opened.
     assert [row[:2] for row in rows(store, "ann 1")] == [("p0", "1>2=3=4"), ("p1", "1>2=3=4")]
+
+
+def decide_a_disagreement(owner: Person, store: AnnotationStore) -> None:
+    """The owner takes an order, types another one, and undoes it."""
+    (p0,) = [one for one in store.rankings() if one.prompt_id == "p0"]
+    tiers = (tuple(p0.tiers[1]), p0.tiers[0])
+    store.save(p0.model_copy(update={"annotator": "bob <b>", "tiers": tiers, "partial": False, "flags": ("unsure",)}))
+    owner.page.locator(".rk-disputes summary").click()
+    box = owner.page.locator(".rk-dispute")
+    box.get_by_role("button", name="Take this order").nth(1).wait_for()
+    assert box.count() == 1
+    assert box.locator(".rk-orders > div").nth(1).inner_text().splitlines()[::2] == ["bob <b>", "unsure"]
+    box.get_by_role("button", name="Take this order").nth(1).click()
+    box.locator(".rk-decided").wait_for()
+    assert [one.tiers for one in store.rankings() if one.prompt_id == "p0"] == [tiers]
+    box.get_by_role("button", name="Undo the decision").click()
+    box.get_by_label("Another order").fill("nonsense")
+    box.get_by_role("button", name="Decide").click()
+    owner.page.get_by_text("Not an order of these answers: nonsense").wait_for()
+    box.get_by_label("Another order").fill("4 > 1 = 2")
+    owner.page.keyboard.press("Enter")
+    box.locator(".rk-decided").wait_for()
+    (decided,) = [one for one in store.rankings() if one.prompt_id == "p0"]
+    assert (decided.annotator, decided.tiers) == ("ann 1", (("p0-3",), ("p0-0", "p0-1"), ("p0-2",)))
+    assert owner.errors == []
 
 
 def test_an_unsaved_order_and_text_survive_a_reload(tmp_path: Path) -> None:
@@ -301,6 +363,31 @@ def test_nothing_without_the_password(tmp_path: Path) -> None:
         page.get_by_text("Incorrect password.").wait_for()
         assert page.locator(".rk").count() == 0
         assert "Tell me" not in page.content()
+        follow_a_link(tmp_path, server, page)
+
+
+def follow_a_link(folder: Path, server: Server, page: Any) -> None:
+    """A person invited by the owner ranks without the password, until the link is revoked."""
+    words = ("annotations", "invite", "people", "安娜", "--page", f"{server.url}/")
+    command = [sys.executable, "-m", "lowrank_rlhf", *words]
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    link = done.stdout.split()[-1]
+    token = link.partition("#invite=")[2]
+    assert len(token) == 43
+    page.goto(link)
+    page.get_by_text("ranking as 安娜").wait_for()
+    assert page.url == f"{server.url}/"
+    assert token not in page.content() + server.log.read_text() + (folder / "runs/people" / FILE).read_text()
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    page.locator(".rk-end").wait_for()
+    assert Invitations(folder / "runs" / "people").revoke("安娜")
+    page.keyboard.press("u")
+    page.locator("#session-ended").wait_for()
+    page.goto(link)
+    page.get_by_text("This link is no longer valid.").wait_for()
+    assert token not in page.url + page.content()
+    assert [one.annotator for one in AnnotationStore(folder / "runs/people/annotations.sqlite").rankings()] == ["安娜"]
 
 
 def test_another_site_reaches_nothing(tmp_path: Path) -> None:
@@ -365,6 +452,15 @@ def test_on_a_telephone_prompt_and_tools_stay_in_sight(tmp_path: Path) -> None:
         assert ann.page.evaluate("document.documentElement.scrollWidth") <= 390
         body = ann.page.locator(".rk-card > .rk-text").first
         assert body.evaluate("node => node.scrollHeight > node.clientHeight + 100")
+        assert ann.page.locator(".rk-below").count() == 4
+        body.evaluate("node => node.scrollTo(0, node.scrollHeight)")
+        ann.page.wait_for_function("document.querySelectorAll('.rk-below').length === 3")
+        ann.press("e")
+        assert body.evaluate("node => node.scrollHeight <= node.clientHeight + 2")
+        assert ann.page.locator(".rk-below").count() == 0
+        ann.page.locator(".rk-expand").click()
+        assert ann.page.locator(".rk-below").count() >= 3
+        assert ann.errors == []
         for to in (0, 700, 1200):
             ann.page.evaluate(f"window.scrollTo(0, {to})")
             for part in (".rk-prompt", ".rk-save"):

@@ -9,9 +9,10 @@ from pathlib import Path
 from string import Formatter
 
 import pytest
-from annotators_page import a_run_with_answers
+from annotators_page import a_run_with_answers, with_guidelines
 
 from lowrank_rlhf.commands.terminal.ranking_text import project_summary
+from lowrank_rlhf.dashboard.ranking.markdown import tree
 from lowrank_rlhf.dashboard.ranking.screen import item_words
 from lowrank_rlhf.dashboard.ranking.session import ranking_handler, run_folder, sign
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, nothing_to_rank_text, texts
@@ -20,6 +21,7 @@ from lowrank_rlhf.preferences.overview import GENERAL, overview, ranking_progres
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
 from lowrank_rlhf.preferences.reward_tests import reward_tests
 from lowrank_rlhf.preferences.store import Item
+from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample, write_jsonl
 
@@ -318,3 +320,44 @@ def test_no_chosen_run_is_no_invalid_name(tmp_path: Path) -> None:
     with pytest.raises(NothingToRank) as caught:
         run_folder(tmp_path, "")
     assert nothing_to_rank_text(caught.value, "en") == "Run not found."
+
+
+def test_a_ranking_names_the_guidelines_that_its_page_showed(tmp_path: Path, store) -> None:
+    """Not those that the owner has set since; and never a version that nobody was shown."""
+    handler = ranking_handler(tmp_path / "runs", SECRET)
+    step = {"badge": sign(SECRET, "people", "ann"), "language": "en", "done": 0}
+    assert handler({"do": "open", **step})["guidelines"] is None
+    with_guidelines(tmp_path, "Be *kind*.")
+    first = handler({"do": "open", **step})["guidelines"]
+    inside = ["Be ", {"tag": "em", "inside": ["kind"]}, "."]
+    assert first == {"version": version_of("Be *kind*."), "text": [{"tag": "p", "inside": inside}]}
+    assert "guidelines" not in handler({"do": "open", "guidelines": first["version"], **step})
+    with_guidelines(tmp_path, "Be brief.")
+    saved = {"do": "key", "key": "\r", "keys": ["1"], **step}
+    forged = handler({"prompt_id": "p0", "guidelines": "0" * 12, **saved})
+    assert forged == {"error": "Page and server disagree about the order; reload the page."}
+    after = handler({"prompt_id": "p0", "guidelines": first["version"], **saved})
+    assert after["guidelines"]["version"] == version_of("Be brief.")
+    handler({"prompt_id": "p1", "guidelines": after["guidelines"]["version"], **saved})
+    assert [ranking.guidelines for ranking in store.rankings()] == [version_of("Be *kind*."), version_of("Be brief.")]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<b>x</b>\r\n\u202e", ["<b>x</b>", "\n", "\\u202e"]),
+        ("[a](javascript:x) [b](http:relative) [c](//x.y)", ["[a](javascript:x) ", "b", " ", "c"]),
+        ("[d](https://x.y?a=1&b=2)", [{"tag": "a", "href": "https://x.y?a=1&b=2", "inside": ["d"]}]),
+        ("![e](data:image/svg+xml,x) &lt;i&gt;", ["![e](data:image/svg+xml,x) <i>"]),
+    ],
+)
+def test_guidelines_become_a_tree_of_few_elements(text: str, expected: list) -> None:
+    assert tree(text) == [{"tag": "p", "inside": expected}]
+
+
+def test_code_and_html_of_guidelines_stay_text() -> None:
+    assert tree("- a\n- b") == [{"tag": "ul", "inside": [{"tag": "li", "inside": [text]} for text in "ab"]}]
+    assert tree("```html\n<i>\n```\n<script>x</script>") == [
+        {"tag": "pre", "inside": ["<i>\n"]},
+        {"tag": "p", "inside": ["<script>x</script>"]},
+    ]

@@ -1,6 +1,7 @@
 """`annotations export` and `import` as commands: what they say, what they refuse, and what they leave behind."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -182,7 +183,7 @@ RANKING = {"kind": "ranking", **json.loads(GOOD)}
         ('{"a": 1}', "the row has no kind; see docs/annotations.md"),
         ({"kind": "wish"}, "unknown kind of row: 'wish'"),
         ({"kind": ["ranking"]}, "unknown kind of row"),
-        ({"kind": "header", "format": "lowrank_rlhf annotations", "version": 3}, "newer version (format 3); update"),
+        ({"kind": "header", "format": "lowrank_rlhf annotations", "version": 99}, "newer version (format 99); update"),
         ({"kind": "header", "format": "other", "version": 1}, "format: "),
         (b'{"kind": "skip", "annotator": "\xff"}', "not UTF-8 text"),
         (RANKING | {"note": 1}, "note: Extra inputs are not permitted"),
@@ -373,3 +374,94 @@ def test_written_answers_as_a_file_to_learn_from(command) -> None:
     )
     assert json.loads(Path("w.jsonl").read_text())["completion"] == "Better"
     assert command("annotations", "export", "people", "x", "--comparisons", "--demonstrations")[0] == 2
+
+
+def test_links_are_made_listed_and_revoked(command) -> None:
+    a_run().save(a_ranking(0, "01", "Anna"))
+    assert command("annotations", "invite", "people") == (0, "", "")
+    code, out, _ = command("annotations", "invite", "people", "anna")
+    assert (code, out.splitlines()[0]) == (
+        0,
+        "link for Anna, printed only once; whoever has it ranks under this name:",
+    )
+    assert re.fullmatch(r"  http://127\.0\.0\.1:7861/login#invite=[\w-]{43}", out.splitlines()[1])
+    command("annotations", "invite", "people", "bob\u4e00")
+    assert command("annotations", "invite", "people", "ANNA", "--revoke")[:2] == (0, "the link of Anna is revoked\n")
+    assert command("annotations", "invite", "people")[1] == "Anna: revoked\nbob\u4e00: invited\n"
+    for words, complaint in (
+        (("ANNA", "--revoke"), "people: 'Anna' has no link\n"),
+        (("carl", "--revoke"), "people: 'carl' has no link\n"),
+        (("--revoke",), "--revoke requires NAME\n"),
+        ((" ",), "not a valid name: ' '. Use 1 to 100 printable characters\n"),
+    ):
+        assert command("annotations", "invite", "people", *words) == (2, "", complaint)
+    Path("runs/people/invitations.json").write_text("{")
+    assert command("annotations", "invite", "people", "bob")[2] == (
+        "runs/people/invitations.json: damaged. Delete it and invite everybody again\n"
+    )
+
+
+def test_checks_are_added_shown_and_removed(command) -> None:
+    store = a_run(minimum=1)
+    Path("checks.jsonl").write_text('{"prompt": "2 + 2?", "answers": ["4", "5", "4 = 5"], "ranks": [1, 2, 2]}\n')
+    assert command("annotations", "checks", "people", "checks.jsonl") == (0, "1 attention check added\n", "")
+    assert command("annotations", "checks", "people", "checks.jsonl")[1] == "0 attention checks added\n"
+    (check,) = store.contents().checks
+    right, wrong = (tuple((f"{check.prompt_id}-{k}",) for k in order) for order in ("012", "120"))
+    store.save(Ranking(prompt_id=check.prompt_id, tiers=right, annotator="ann"))
+    store.save(Ranking(prompt_id=check.prompt_id, tiers=wrong, annotator="bob"))
+    out = command("label", "people", "--stats")[1]
+    assert "ann ordered 2 of 2 pairs of 1 attention check as expected\n" in out
+    assert "bob ordered 0 of 2 pairs of 1 attention check as expected\n" in out
+    rows = json.loads(command("label", "people", "--stats", "--json")[1])["annotators"]
+    assert [(row["annotator"], row["rankings"], row["check_pairs_right"]) for row in rows] == [
+        ("ann", 0, 2),
+        ("bob", 0, 0),
+    ]
+    store.save(a_ranking(0, "01", "me"))
+    assert command("annotations", "checks", "people", "--ranked-by", "me", "--number", "3")[1] == (
+        "1 prompt made attention checks; no ranking of them is learned from any more\n"
+    )
+    assert command("annotations", "checks", "people", "--remove")[1] == (
+        "1 attention check shown no more; 1 prompt restored\n"
+    )
+    for words, complaint in (
+        ((), "give one of FILE, --ranked-by NAME and --remove\n"),
+        (("checks.jsonl", "--remove"), "give one of FILE, --ranked-by NAME and --remove\n"),
+        (("checks.jsonl", "--number", "2"), "--number requires --ranked-by\n"),
+        (("--ranked-by", "nobody"), "people: no prompts with an order by 'nobody'\n"),
+    ):
+        assert command("annotations", "checks", "people", *words) == (2, "", complaint)
+
+
+def test_disagreements_are_listed_decided_and_undone(command) -> None:
+    store = a_run()
+    nothing = "no two annotators order a pair of answers differently\n"
+    assert command("annotations", "disputes", "people") == (0, nothing, "")
+    store.save(a_ranking(0, "012", "ann", flags=("unsure",)))
+    store.save(a_ranking(0, "210", "b\x1bob", written="four"))
+    listed = [
+        "p0: 0 of 3 pairs alike",
+        "Tell me 0",
+        "  1: answer 0",
+        "  2: answer 1answer 1",
+        "  3: answer 2answer 2answer 2",
+        "  ann: 1 > 2 > 3; unsure",
+        "  b\\x1bob: 3 > 2 > 1; wrote: four",
+    ]
+    assert command("annotations", "disputes", "people")[1].splitlines() == [*listed, ""]
+    code, out, err = command("annotations", "decide", "people", "p0", "2 > 1 = 3", "--annotator", "me")
+    assert (code, out, err) == (0, "decided: p0; `annotations decide people p0 --undo` restores the rankings\n", "")
+    assert [(one.annotator, one.tiers) for one in store.rankings()] == [("me", (("p0-1",), ("p0-0", "p0-2")))]
+    assert command("annotations", "disputes", "people")[1].splitlines()[7] == "  decided by me: 2 > 1 = 3"
+    command("annotations", "export", "people", "pairs.jsonl", "--comparisons")
+    assert pairs_of(Path("pairs.jsonl")) == [("answer 1answer 1", "answer 0"), ("answer 1answer 1", "answer 2" * 3)]
+    assert command("annotations", "decide", "people", "p0", "--undo")[:2] == (0, "decision on p0 undone\n")
+    assert len(store.rankings()) == 2
+    for words, complaint in (
+        (("p0",), "give either ORDER or --undo\n"),
+        (("p0", "1", "--undo"), "give either ORDER or --undo\n"),
+        (("p0", "--undo"), "people: no decision on 'p0'\n"),
+        (("p0", "9"), "not an order of answers 1 to 3: '9'. Write the best first, such as 2 > 1 = 3\n"),
+    ):
+        assert command("annotations", "decide", "people", *words) == (2, "", complaint)

@@ -15,6 +15,7 @@ from lowrank_rlhf.preferences.export_file import comparisons_to_jsonl, demonstra
 from lowrank_rlhf.preferences.import_file import FileRow, rankings_from_pairs, read_rows
 from lowrank_rlhf.preferences.import_plan import plan_import
 from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample
 
 TEXT = st.text(max_size=12) | st.sampled_from(["春天\u2028の", '"quoted"\\', "a\r\nb\t\x1b[2J", "😀"])
@@ -51,6 +52,7 @@ def rankings(draw: st.DrawFn, prompts: list[Prompt], answers: list[Sample]) -> R
         shown=draw(st.sampled_from([(), tuple(names)])),
         partial=len(set(levels)) > 1 and draw(st.booleans()),
         written=draw(st.none() | TEXT),
+        guidelines=draw(st.sampled_from([None, version_of("Be kind.")])),
     )
 
 
@@ -178,12 +180,13 @@ def test_an_export_by_hand() -> None:
         ),
     )
     assert to_jsonl(contents).splitlines() == [
-        '{"kind": "header", "format": "lowrank_rlhf annotations", "version": 2}',
+        '{"kind": "header", "format": "lowrank_rlhf annotations", "version": 3}',
         '{"kind": "prompt", "id": "p0", "messages": [{"role": "user", "content": "Tell me 0 ☂"}], "held_out": false}',
         '{"kind": "answer", "id": "p0-0", "prompt_id": "p0", "text": "answer 0 to 0", "finished": true, '
         '"tokens": [0, 0]}',
         '{"kind": "ranking", "prompt_id": "p0", "tiers": [["p0-0"]], "annotator": "ann", "seconds": 1.5, '
-        '"flags": ["unsure"], "shown": ["p0-0"], "partial": false, "written": null, "withdrawn": true}',
+        '"flags": ["unsure"], "shown": ["p0-0"], "partial": false, "written": null, '
+        '"guidelines": null, "withdrawn": true}',
     ]
 
 

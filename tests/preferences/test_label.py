@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from annotators_page import with_guidelines
 from people import a_ranking, a_run, tiers_as_shown
 
 from lowrank_rlhf import cli
 from lowrank_rlhf.commands.terminal.ranking_text import ALPHA
 from lowrank_rlhf.preferences.agreement import AlphaLevel
+from lowrank_rlhf.preferences.team.guidelines import version_of
 from lowrank_rlhf.run.records import Message, Prompt, Sample
 
 
@@ -55,6 +57,19 @@ class TestLines:
         assert out.endswith(
             "3 prompts ranked (2 needed). To resume the run:\n  python -m lowrank_rlhf run runs/people/config.yaml\n"
         )
+
+    def test_guidelines_come_first_and_are_named(self, label, tmp_path: Path) -> None:
+        store = a_run(minimum=1)
+        assert "guidelines" not in label("123\n")[1].lower()
+        with_guidelines(tmp_path, "Be *kind*.\n\x1b[2J")
+        out = label("123\n")[1]
+        assert out.index("Guidelines:\nBe *kind*.\n\\x1b[2J") < out.index("Tell me 1")
+        first, second = store.rankings()
+        assert (first.guidelines, second.guidelines) == (None, version_of("Be *kind*.\n\x1b[2J"))
+        out = label("", "--stats")[1]
+        assert f"rankings by version of the guidelines: 1 with none, 1 with {second.guidelines}\n" in out
+        found = json.loads(label("", "--stats", "--json")[1])["guidelines"]
+        assert found == [{"version": None, "rankings": 1}, {"version": second.guidelines, "rankings": 1}]
 
     def test_resumes_and_counts_down(self, label) -> None:
         a_run(minimum=3)

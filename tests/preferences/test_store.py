@@ -200,7 +200,7 @@ def test_files_that_are_no_such_database(tmp_path: Path) -> None:
 
 def test_a_newer_schema_is_refused(store: AnnotationStore) -> None:
     with sqlite3.connect(store.path) as database:
-        database.execute("PRAGMA user_version = 4")
+        database.execute("PRAGMA user_version = 99")
     with pytest.raises(UserError, match="newer version"):
         AnnotationStore(store.path)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lowrank_rlhf import cli
-from lowrank_rlhf.config.loading import dump_config
+from lowrank_rlhf.config.loading import dump_config, load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run.directory import RunDir
@@ -60,6 +60,15 @@ def a_run_with_answers(folder: Path, prompts: int, texts: tuple[str, ...] = (), 
             answers.append(Sample(id=f"p{i}-{k}", prompt_id=f"p{i}", text=text))
     store.add_items(asked, answers)
     return store
+
+
+def with_guidelines(folder: Path, text: str | None) -> Path:
+    """The run of `a_run_with_answers` with another text."""
+    run = folder / "runs" / "people"
+    config = load_config(run / "config.yaml")
+    rank = config.rank.model_copy(update={"guidelines": text})
+    (run / "config.yaml").write_text(dump_config(config.model_copy(update={"rank": rank})), encoding="utf-8")
+    return run
 
 
 class Server:

@@ -37,6 +37,7 @@ class RankingLoop:
         self._project, self._store, self._annotator = project, project.store, annotator
         self._keys, self._console, self._clock = keys, console, clock
         self._seconds: list[float] = []
+        self._guidelines = project.shown_guidelines()
 
     def run(self) -> None:
         """Run until the annotator quits or the keys end."""
@@ -46,6 +47,8 @@ class RankingLoop:
             self._store.release(self._annotator)
 
     def _rank(self) -> None:
+        if self._guidelines:
+            self._say(f"Guidelines:\n{visible(self._guidelines.text)}")
         item = self._project.next_item(self._annotator)
         draft = _empty(item)
         while True:
@@ -89,7 +92,8 @@ class RankingLoop:
 
     def _save(self, item: Item, draft: Draft, seconds: float) -> None:
         enough_before = self._store.ranked_prompts() >= self._project.needed
-        self._store.save(ranking_of(draft, item, self._annotator, round(seconds, 1)))
+        version = self._guidelines.version if self._guidelines else None
+        self._store.save(ranking_of(draft, item, self._annotator, round(seconds, 1), version))
         self._seconds.append(seconds)
         self._say(f"saved: {describe(draft)}")
         if not enough_before and self._store.ranked_prompts() >= self._project.needed:

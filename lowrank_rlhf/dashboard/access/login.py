@@ -1,4 +1,4 @@
-"""Login for a page: a form for the password, and for annotators their name; sessions end after hours.
+"""Login for a page: a form for the password, for annotators their name or a personal link; sessions end after hours.
 
 Sessions are kept here rather than in Starlette's signed cookies, so that logging out and the end of a session take
 effect on the server too.
@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lowrank_rlhf.dashboard.access.password import WrongPasswords
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.preferences.team.invitations import Invitations, digest_of
 
 SESSION_SECONDS = 12 * 3600
 COOKIE = "lowrank-session"
@@ -37,10 +38,29 @@ min-height:90vh}}h1{{font-size:1.1rem;margin:0}}form{{display:grid;gap:.8rem;wid
 <input id="password" name="password" type="password" autocomplete="current-password" autofocus>
 <button>Log in / 登录</button><span role="alert">{message}</span></form></main></html>"""
 
+# The token follows the # of the link, which browsers send to no server: no log and no proxy has it.
+_LINK = """<script>
+function follow() {
+  const found = /^#invite=([\\w-]+)$/.exec(location.hash);
+  if (!found) return;
+  history.replaceState(null, '', location.pathname + location.search);
+  const form = document.forms[0];
+  form.append(Object.assign(document.createElement('input'), { type: 'hidden', name: 'invitation', value: found[1] }));
+  form.submit();
+}
+follow();
+addEventListener('hashchange', follow);
+</script>"""
+_WRONG_LINK = "This link is no longer valid. Ask for a new one. / 该链接已失效，请索取新链接。"
+_BY_LINK = "This person logs in with a personal link. / 此姓名须用专属链接登录。"
+_NO_LINKS = "Links cannot be checked now. Tell the person who runs this page. / 暂时无法验证链接，请联系管理员。"
+
 
 class _Session(NamedTuple):
     user: str
     ends_at: float
+    digest: str
+    """Of the invitation's token that opened it; empty after a password."""
 
 
 @dataclass
@@ -48,11 +68,13 @@ class Login:
     """ASGI middleware inside a `RequestGuard`: answers with the login form until the visitor has a session.
 
     `checked_name` returns the name to use, or raises `UserError`; without it the form asks for the password alone.
+    `invitations` are the personal links that log in without the password; their names log in by link only.
     """
 
     app: ASGIApp
     password: str
     checked_name: Callable[[str], str] | None = None
+    invitations: Invitations | None = None
     sessions: dict[str, _Session] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,6 +86,8 @@ class Login:
             await self.app(scope, receive, send)
             return
         session = self._session(scope)
+        if session and not self._admitted(session):
+            session = None
         response = await self._response(scope, receive, session)
         if session:
             scope["user"] = SimpleUser(session.user)
@@ -88,10 +112,12 @@ class Login:
     async def _log_in(self, request: Request, query: str) -> Response:
         body = await request.body()  # bounded by `RequestGuard`, since anybody may send it
         fields = parse_qs(body.decode(errors="replace"))
-        given, user = (fields.get(name, [""])[0] for name in ("password", "username"))
+        given, user, token = (fields.get(name, [""])[0] for name in ("password", "username", "invitation"))
         address = request.client.host if request.client else ""
         if seconds := self._wrong.seconds_blocked(address):
             return self._too_many(query, seconds)
+        if token and self.invitations:
+            return self._follow_link(self.invitations, token, address, query)
         if not hmac.compare_digest(given.encode(), self.password.encode()):
             if seconds := self._wrong.add(address, user):
                 return self._too_many(query, seconds)
@@ -100,13 +126,28 @@ class Login:
             user = self.checked_name(user) if self.checked_name else ""
         except UserError as error:
             return self._form(query, f"{error} / 请换一个名字。", 401)
+        try:
+            if self.invitations and not self.invitations.admits(user):
+                return self._form(query, _BY_LINK, 401)
+        except UserError:
+            return self._form(query, _NO_LINKS, 503)
         return self._start_session(user, query)
 
-    def _start_session(self, user: str, query: str) -> Response:
+    def _follow_link(self, invitations: Invitations, token: str, address: str, query: str) -> Response:
+        try:
+            user = invitations.annotator_of(token)
+        except UserError:
+            return self._form(query, _NO_LINKS, 503)
+        if user is None:
+            seconds = self._wrong.add(address, "")
+            return self._too_many(query, seconds) if seconds else self._form(query, _WRONG_LINK, 401)
+        return self._start_session(user, query, digest_of(token))
+
+    def _start_session(self, user: str, query: str, digest: str = "") -> Response:
         now = time.monotonic()
         self.sessions = {key: session for key, session in self.sessions.items() if session.ends_at > now}
         key = secrets.token_urlsafe(32)
-        self.sessions[key] = _Session(user, now + SESSION_SECONDS)
+        self.sessions[key] = _Session(user, now + SESSION_SECONDS, digest)
         response = RedirectResponse(_with_query("/", query), 303)
         response.set_cookie(COOKIE, key, max_age=SESSION_SECONDS, httponly=True, samesite="strict")
         return response
@@ -131,10 +172,17 @@ class Login:
         session = self.sessions.get(_cookie(scope))
         return session if session and session.ends_at > time.monotonic() else None
 
+    def _admitted(self, session: _Session) -> bool:
+        """Return False if the person's link was revoked or replaced, or cannot be checked."""
+        try:
+            return not self.invitations or self.invitations.admits(session.user, session.digest)
+        except UserError:
+            return False
+
     def _form(self, query: str, message: str = "", status: int = 200) -> Response:
         """Return the form. The `query` of the page's address, its run and tab, comes back after the login."""
         action, name = escape(_with_query("/login", query)), _NAME_FIELD if self.checked_name else ""
-        html = _FORM.format(action=action, name=name, message=escape(message))
+        html = _FORM.format(action=action, name=name, message=escape(message)) + (_LINK if self.invitations else "")
         # With the page's `no-referrer` a browser posts the form with `Origin: null`, which the guard refuses.
         return HTMLResponse(html, status, headers={"Referrer-Policy": "same-origin"})
 

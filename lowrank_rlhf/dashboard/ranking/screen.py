@@ -113,7 +113,13 @@ def figures_words(found: Overview, project: Project, language: str, owner: bool)
         return rows
     flags = _row("flags", language, say("flags.figure", language, flagged=found.flagged, written=found.written))
     rows = [_enough(found, project, language), *rows]
-    return [*rows, flags, _accuracy(found, language), *(_annotator(one, language) for one in found.annotator_checks)]
+    return [
+        *rows,
+        flags,
+        *_guidelines(found, language),
+        _accuracy(found, language),
+        *(_annotator(one, language) for one in found.annotator_checks),
+    ]
 
 
 def _row(key: str, language: str, figure: str, **values: object) -> Reply:
@@ -163,6 +169,13 @@ def _length(found: Overview, language: str) -> Reply:
     return _row("length", language, say("length.figure", language, share=share, pairs=found.uneven_comparisons))
 
 
+def _guidelines(found: Overview, language: str) -> list[Reply]:
+    if found.guidelines is None:
+        return []
+    others = found.rankings - found.guidelines
+    return [_row("guidelines", language, say("guidelines.figure", language, current=found.guidelines, others=others))]
+
+
 def _accuracy(found: Overview, language: str) -> Reply:
     rows = [
         say(
@@ -185,6 +198,9 @@ def _annotator(found: AnnotatorCheck, language: str) -> Reply:
     if found.agreement:
         share, pairs = _percent(found.agreement.share), found.agreement.pairs
         parts.append(say("annotator.agreement", language, share=share, pairs=pairs))
+    if found.attention:
+        share, pairs = _percent(found.attention.right / found.attention.pairs), found.attention.pairs
+        parts.append(say("annotator.checks", language, share=share, pairs=pairs, checks=found.attention.checks))
     shares = {"pattern": _percent(found.pattern or 0.0), "place": _percent(found.place or 0.0)}
     means = [say(f"sign.{sign}", language, **shares) for sign in found.signs]
     return {"name": visible(found.annotator), "figure": "  ·  ".join(parts), "means": " ".join(means)}

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lowrank_rlhf.dashboard.ranking.disputes import decided_words, disputes_words, undecided_words
+from lowrank_rlhf.dashboard.ranking.markdown import tree
 from lowrank_rlhf.dashboard.ranking.screen import Reply, draft_words, figures_words, item_words, progress_words
 from lowrank_rlhf.dashboard.ranking.text import nothing_to_rank_text, say
 from lowrank_rlhf.errors import UserError
@@ -51,7 +53,7 @@ class RankingRequest(BaseModel):
     """Step of an annotator, with the state of the screen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    do: Literal["open", "key", "arrange", "renew", "figures"]
+    do: Literal["open", "key", "arrange", "renew", "figures", "disputes", "decide", "undecide"]
     badge: Badge
     language: Literal["en", "zh"]
     prompt_id: str | None = None
@@ -60,6 +62,8 @@ class RankingRequest(BaseModel):
     flags: Annotated[list[str], Field(max_length=50)] = []
     """Flags of the ranking that was undone."""
     written: Annotated[str, Field(max_length=50_000)] = ""
+    guidelines: Short = ""
+    """Version of the guidelines on the screen."""
     key: Short = ""
     tiers: list[list[int]] = []
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -130,6 +134,8 @@ class RankingSession:
         if request.do == "figures":
             found = overview(self._project, self._owner)
             return {"figures": figures_words(found, self._project, self._language, self._owner)}
+        if request.do in ("disputes", "decide", "undecide"):
+            return self._disputes()
         if request.do == "renew":
             if request.prompt_id is not None:
                 self._store.renew(self._annotator, request.prompt_id, request.done)
@@ -145,6 +151,16 @@ class RankingSession:
         if request.do == "arrange":
             return self._arranged(item)
         return self._pressed(item, draft)
+
+    def _disputes(self) -> Reply:
+        request = self._request
+        if not self._owner:
+            raise RefusedStep(say("error.keys", self._language))
+        if request.do == "decide":
+            return decided_words(self._project, request.prompt_id or "", request.key, self._annotator, self._language)
+        if request.do == "undecide":
+            return undecided_words(self._project, request.prompt_id or "", self._language)
+        return disputes_words(self._project, self._language)
 
     def _open(self) -> Reply:
         """Return the item on the screen if it has a draft or a better answer, else the next one."""
@@ -186,7 +202,8 @@ class RankingSession:
             return self._drawn(result, keys)
         match result:
             case Command.SAVE:
-                ranking = ranking_of(draft, item, self._annotator, round(self._request.seconds, 1))
+                seconds = round(self._request.seconds, 1)
+                ranking = ranking_of(draft, item, self._annotator, seconds, self._seen_guidelines())
                 saved = self._store.save(ranking, item.done)
                 return self._next(say("notice.saved" if saved else "notice.elsewhere", self._language))
             case Command.SKIP:
@@ -231,8 +248,25 @@ class RankingSession:
             "flags": list(draft.flags) if not keys or keys is not self._request.keys else self._request.flags,
             "written": draft.written,
             "progress": progress_words(self._project, self._annotator, self._language, self._owner),
+            **self._guidelines(),
             **self._drawn(draft, keys or []),
         }
+
+    def _guidelines(self) -> Reply:
+        """Return the guidelines if the page does not show the current ones."""
+        current = self._project.shown_guidelines()
+        if current is None:
+            return {"guidelines": None}
+        if current.version == self._request.guidelines:
+            return {}
+        return {"guidelines": {"version": current.version, "text": tree(current.text)}}
+
+    def _seen_guidelines(self) -> str | None:
+        """Return the version on the annotator's screen, which may be older than the current one."""
+        version = self._request.guidelines
+        if version and version not in {known.version for known in self._store.guidelines()}:
+            raise RefusedStep(say("error.keys", self._language))
+        return version or None
 
     def _drawn(self, draft: Draft, keys: list[str]) -> Reply:
         return {"keys": keys, "draft": draft_words(draft, self._language)}

@@ -9,6 +9,7 @@ function request(step) {
     badge: props.value.badge, language: props.value.language,
     prompt_id: item ? item.prompt_id : null, done: item ? item.done : 0,
     keys: screen ? screen.keys : [], flags: screen ? screen.flags : [], written: item ? writing.value : '',
+    guidelines: guidelines ? guidelines.version : '',
     seconds: seconds + (shownAt ? (performance.now() - shownAt) / 1000 : 0), ...step,
   };
 }
@@ -53,6 +54,8 @@ function take(reply) {
   if (screen && screen.draft) drawDraft(reply.refused || '', reply.notice || '');
   keepDraft();
   if (reply.figures) drawFigures(reply.figures);
+  if (reply.disputes) drawDisputes(reply.disputes, reply.disputes_note);
+  if ('guidelines' in reply) drawGuidelines(reply.guidelines);
 }
 
 // --- an unsaved order and text, kept in this browser over a reload and another choice of run ---
@@ -77,6 +80,8 @@ function takeDraft() {
 
 function press(key) {
   if (key === 'h' || key === '?') { find('.rk-help').open = !find('.rk-help').open; return; }
+  if (key === 'e' && !find('.rk-expand').hidden) { expand(); return; }
+  if (key === 'g' && guidelines) { guide.open = !guide.open; return; }
   if (key === 'w' && screen.item) { writing.focus(); return; }
   send({ do: 'key', key: key === 'Enter' ? '\r' : key === 'Backspace' ? '\b' : key });
 }
@@ -195,9 +200,11 @@ function stop() {
   for (const [target, kind, call] of listeners) target.removeEventListener(kind, call);
 }
 
+new ResizeObserver(markLong).observe(find('.rk-answers')); // also when a tab becomes visible
 writing.addEventListener('focus', drawTyping);
 writing.addEventListener('input', keepDraft);
 writing.addEventListener('blur', () => { drawTyping(); if (screen && screen.item) send({ do: 'open' }); });
+guide.addEventListener('toggle', keepFold);
 find('.rk-figures').addEventListener('toggle', () => { if (find('.rk-figures').open) send({ do: 'figures' }); });
 
 function start() {
@@ -205,11 +212,12 @@ function start() {
   root.hidden = false;
   texts = props.value.texts;
   drawTexts();
+  if (props.value.may_resume) drawOwner();
   unclip();
   epoch += 1;
   if (whose !== props.value.badge.signature) {
-    screen = null;
-    find('.rk-item').hidden = true;
+    screen = guidelines = null;
+    guide.hidden = find('.rk-item').hidden = true;
     find('.rk-line').replaceChildren(); // of the previous annotator or run
   }
   whose = props.value.badge.signature;

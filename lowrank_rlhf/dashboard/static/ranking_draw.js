@@ -4,8 +4,9 @@ const LABELS = '123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ';
 const find = (selector) => element.querySelector(selector);
 const root = find('.rk');
 const writing = find('.rk-write textarea');
+const guide = find('.rk-guide');
 let texts = {}, screen = null, chain = Promise.resolve(), epoch = 0, waiting = 0, active = true, ended = false;
-let shownAt = 0, seconds = 0, drawnIn = '', whose = '', refusedDraft = '';
+let guidelines = null, shownAt = 0, seconds = 0, drawnIn = '', whose = '', refusedDraft = '';
 
 function make(tag, name, text, properties) {
   const node = document.createElement(tag);
@@ -25,13 +26,14 @@ function drawTexts() {
   find('.rk-end h3').textContent = texts['end.title'];
   find('.rk-end p').textContent = texts['end.text'];
   label(find('.rk-help summary'), 'help.title', 'h');
+  label(guide.querySelector('summary'), 'guide.title', 'g');
   find('.rk-help ul').replaceChildren(...[1, 2, 3, 4, 5, 6, 7].map((n) => make('li', '', texts[`help.${n}`])));
   find('.rk-figures summary').textContent = texts['figures.title'];
   const ends = element.querySelectorAll('.rk-end button');
   label(ends[0], 'end.skipped', 's'); label(ends[1], 'button.undo', 'u'); label(ends[2], 'button.again');
   find('[data-do="resume"]').textContent = texts['button.resume'];
   const tools = [['save', 'Enter'], ['tie', '='], ['undo', 'u'], ['skip', 's'], ['bad', 'b'], ['harmful', '!'],
-    ['flag', 'f'], ['write', 'w']];
+    ['flag', 'f'], ['write', 'w'], ['expand', 'e']];
   find('.rk-tools').replaceChildren(...tools.map(([name, key]) => {
     const button = label(make('button', `rk-${name}`), `button.${name}`, key);
     button.type = 'button';
@@ -79,6 +81,7 @@ function drawItem(item, same) {
     return row;
   }));
   find('.rk-answers').replaceChildren(...item.answers.map(card));
+  markLong();
   if (same) return;
   writing.value = screen.written;
   find('.rk-prompt').scrollTop = 0;
@@ -94,9 +97,59 @@ function card(answer, index) {
   head.append(badge, make('span', 'rk-place'));
   const body = answer.text ? prose(answer.text) : make('div', 'rk-text rk-soft', texts['card.empty']);
   body.tabIndex = 0;
+  body.addEventListener('scroll', markLong);
   node.append(head, body);
   if (!answer.finished) node.append(make('div', 'rk-soft', texts['card.cut']));
   return node;
+}
+
+// --- guidelines: open until they are folded, and again when they have changed ---
+
+const foldName = () => `lowrank-guidelines ${props.value.badge.run}`;
+
+function drawGuidelines(given) {
+  guidelines = given;
+  guide.hidden = !given;
+  if (!given) { root.classList.remove('rk-beside'); return; }
+  guide.querySelector('div').replaceChildren(...given.text.map(built));
+  const [version, folded] = (stored((storage) => storage.getItem(foldName())) || '').split(' ');
+  guide.open = !(folded && version === given.version);
+  const summary = label(guide.querySelector('summary'), 'guide.title', 'g');
+  if (version && version !== given.version) summary.append(make('span', 'rk-new', texts['guide.changed']));
+  keepFold();
+}
+
+function keepFold() {
+  if (!guidelines) return;
+  root.classList.toggle('rk-beside', guide.open);
+  stored((storage) => storage.setItem(foldName(), guidelines.version + (guide.open ? '' : ' folded')));
+}
+
+// An element of ranking/markdown.py, which names the tags that may occur.
+function built(part) {
+  if (typeof part === 'string') return document.createTextNode(part);
+  const node = make(part.tag);
+  if (part.href) Object.assign(node, { href: part.href, target: '_blank', rel: 'noopener noreferrer' });
+  node.append(...part.inside.map(built));
+  return node;
+}
+
+// A fade where an answer goes on below its box; the button that shows all of them whole, where there are any.
+function markLong() {
+  const button = find('.rk-expand');
+  if (!button) return; // nothing is drawn yet
+  let long = root.classList.contains('rk-expanded');
+  for (const body of element.querySelectorAll('.rk-card > .rk-text')) {
+    const hidden = body.scrollHeight - body.clientHeight;
+    body.classList.toggle('rk-below', hidden - body.scrollTop > 2);
+    long = long || hidden > 2;
+  }
+  button.hidden = !long;
+}
+
+function expand() {
+  find('.rk-expand').setAttribute('aria-pressed', root.classList.toggle('rk-expanded'));
+  markLong();
 }
 
 // Keeps line breaks; shows text between ``` fences in a fixed width. No character is left out.

@@ -44,7 +44,8 @@ def build(
         html_template=(_STATIC / "ranking.html").read_text(encoding="utf-8"),
         css_template=(_STATIC / "ranking.css").read_text(encoding="utf-8"),
         js_on_load="\n".join(
-            (_STATIC / name).read_text(encoding="utf-8") for name in ("stored.js", "ranking_draw.js", "ranking.js")
+            (_STATIC / name).read_text(encoding="utf-8")
+            for name in ("stored.js", "ranking_draw.js", *(["ranking_owner.js"] if resume else []), "ranking.js")
         ),
         apply_default_css=False,
         server_functions=[ranking_handler(runs, secret, owner=resume is not None)],

@@ -1,0 +1,1 @@
+"""Ranking by a team: guidelines, invitations, attention checks, decisions on disagreements."""
