@@ -1,53 +1,57 @@
 """Tab Talk: a run's models next to each other, and blind votes between two of them."""
 
+import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import gradio as gr
 
 from lowrank_rlhf.dashboard.browser.storage import with_storage
-from lowrank_rlhf.dashboard.chat_worker import ChatUnavailable
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs.runs_html import note
-from lowrank_rlhf.dashboard.talk.chat_session import Answers, ChatSession, add_message, blind_pair, complete
-from lowrank_rlhf.dashboard.talk.talk_html import cards
+from lowrank_rlhf.dashboard.talk import kept
+from lowrank_rlhf.dashboard.talk.asking import Question, ask, ask_again, kept_text
+from lowrank_rlhf.dashboard.talk.chat_session import ChatSession, system_message
+from lowrank_rlhf.dashboard.talk.talk_html import COPY, cards, voice_label
 from lowrank_rlhf.dashboard.talk.votes import Vote, VotedAnswer, save_vote
 from lowrank_rlhf.dashboard.text import t
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run.records import Message
+from lowrank_rlhf.run.speakers import MAIN, speakers
 
 _MAX_CHARACTERS = 8000
-# A question that is not sent yet is kept in the browser over a reload.
-_KEEP = with_storage("""(text) => {
-  if (window.questionRestored) stored((storage) => storage.setItem('lowrank-question', text));
-}""")
-_RESTORE = with_storage("""() => {
-  window.questionRestored = true;
-  return stored((storage) => storage.getItem('lowrank-question')) || '';
+_MAX_TOKENS = 4096
+# What is typed and not sent yet is kept in the browser over a reload.
+_KEEP_DRAFT = """(text) => {
+  if (window.draftsRestored) stored((storage) => storage.setItem('%s', text));
+}"""
+_RESTORE_DRAFTS = with_storage("""() => {
+  window.draftsRestored = true;
+  return %s.map((name) => stored((storage) => storage.getItem(name)) || '');
 }""")
 _HIDE: dict[str, Any] = gr.update(visible=False)
 
 
-class _Question(NamedTuple):
-    """A question with its settings."""
+class _Settings(NamedTuple):
+    """Fields of the tab that a question's settings are read from, in the order of `_question`."""
 
-    text: str
-    run: str | None
-    language: str
-    temperature: float | None
-    """As in the run if None, like the next two."""
-    top_p: float | None
-    max_new_tokens: int | None
-    seed: int
-    blind: bool
+    temperature: gr.Number
+    blind: gr.Checkbox
+    voices: gr.CheckboxGroup
+    system: gr.Textbox
+    top_p: gr.Number
+    max_new_tokens: gr.Slider
+    seed: gr.Number
 
 
 def build(page: DashboardPage) -> None:
     """Lay out the tab and connect its events."""
     texts = page.texts
     status = gr.HTML("", elem_id="talk-status")
-    answers = gr.HTML("", elem_id="talk-cards")
+    answers = gr.HTML("", elem_id="talk-cards", js_on_load=COPY)
     with gr.Row(visible=False, elem_classes="actions", elem_id="votes") as votes:
         first = texts.add(gr.Button(elem_id="vote-first"), value="talk.first")
         tie = texts.add(gr.Button(elem_id="vote-tie"), value="talk.tie")
@@ -58,42 +62,86 @@ def build(page: DashboardPage) -> None:
         placeholder="talk.placeholder",
     )
     with gr.Row(elem_classes="actions"):
-        ask = texts.add(gr.Button(variant="primary", elem_id="ask"), value="talk.ask")
+        send = texts.add(gr.Button(variant="primary", elem_id="ask"), value="talk.ask")
         stop = texts.add(gr.Button(variant="stop", elem_id="stop-talk"), value="talk.stop")
+        again = texts.add(gr.Button(elem_id="ask-again"), value="talk.again")
+        edit = texts.add(gr.Button(elem_id="edit-question"), value="talk.edit")
         restart = texts.add(gr.Button(elem_id="restart-talk"), value="talk.restart")
-        blind = texts.add(gr.Checkbox(value=False, elem_id="blind"), label="talk.blind")
-    settings = _sampling_settings(page)
+    settings, save_talk, save_votes = _settings(page)
     session = gr.State(ChatSession())
-    outputs = [status, answers, question, votes, session]
+    keep = gr.Textbox(elem_id="kept-talk", elem_classes="folded")  # hidden by style: a script reads it
+    download = gr.Textbox(elem_id="talk-file", elem_classes="folded")
+    outputs = [status, answers, question, votes, session, keep]
 
-    def asked(text: str, session: ChatSession, *settings: Any) -> Iterator[list[Any]]:
-        yield from _ask(page, session, _question(text, *settings))
+    def asked(text: str, session: ChatSession, *given: Any) -> Iterator[list[Any]]:
+        yield from ask(page, session, _question(text, *given))
+
+    def asked_again(session: ChatSession, *given: Any) -> Iterator[list[Any]]:
+        yield from ask_again(page, session, _question("", *given))
 
     def voted(vote: Vote) -> Any:
         return lambda session, language: _vote(page.runs, session, language, vote)
 
-    inputs = [question, session, page.run, page.language, *settings, blind]
-    gr.on(None, None, None, question, js=_RESTORE, **QUIET)
-    question.change(None, question, None, js=_KEEP, **QUIET)
-    ask.click(asked, inputs, outputs, **EVENT)
-    question.submit(asked, inputs, outputs, **EVENT)
+    inputs = [session, page.run, page.language, *settings]
+    _keep_drafts({"lowrank-question": question, "lowrank-system": settings.system})
+    keep.change(None, keep, None, js=kept.KEEP, **QUIET)
+    asking = [
+        send.click(asked, [question, *inputs], outputs, **EVENT),
+        question.submit(asked, [question, *inputs], outputs, **EVENT),
+        again.click(asked_again, inputs, outputs, **EVENT),
+    ]
     stop.click(page.chat.stop, None, None, **QUIET)
-    restart.click(_restart, None, outputs, **QUIET)
-    page.run.change(_other_run, None, outputs, **QUIET)
-    page.language.change(cards, [session, page.language], answers, **QUIET)
+    edit.click(lambda *given: _edit(page.runs, *given), [question, session, page.language], outputs, **EVENT)
+    restart.click(lambda session: _restart(page.runs, session), session, outputs, **QUIET)
+    page.run.change(None, None, None, cancels=asking, **QUIET)
+    # One at a time: the answer to an earlier choice of run must not follow that of a later one.
+    gr.on(
+        None,
+        lambda given, language: _restore(page.runs, json.loads(given), language),
+        [page.run, page.language],
+        [status, answers, votes, session, settings.voices],
+        js=kept.FETCH,
+        preprocess=False,
+        trigger_mode="always_last",
+        **QUIET,
+    )
     for button, vote in ((first, "first"), (tie, "tie"), (second, "second")):
-        button.click(voted(vote), [session, page.language], [status, answers, votes, session], **EVENT)  # type: ignore[arg-type]
+        button.click(voted(vote), [session, page.language], [status, answers, votes, session, keep], **EVENT)  # type: ignore[arg-type]
+    for button, made in ((save_talk, _conversation), (save_votes, _votes)):
+        saved = button.click(
+            lambda *given, made=made: made(page.runs, *given), [session, page.run, page.language], [status, download]
+        )
+        saved.then(None, download, None, js=kept.DOWNLOAD, **QUIET)
 
 
-def _sampling_settings(page: DashboardPage) -> list[Any]:
+def _settings(page: DashboardPage) -> tuple[_Settings, gr.Button, gr.Button]:
+    """Lay out the settings of a question, all but two folded, and the buttons that save files."""
     texts = page.texts
-    with texts.add(gr.Accordion(open=False), label="talk.settings"), gr.Row():
-        return [
-            texts.add(gr.Number(value=None, minimum=0, maximum=100, step=0.05), label="talk.temperature"),
-            texts.add(gr.Number(value=None, minimum=0.01, maximum=1, step=0.05), label="talk.top_p"),
-            texts.add(gr.Slider(0, 512, value=0, step=8), label="talk.max_new_tokens"),
-            texts.add(gr.Number(value=1, precision=0, minimum=0), label="talk.seed"),
-        ]
+    with gr.Row(elem_classes="actions"):
+        temperature = texts.add(
+            gr.Number(value=None, minimum=0, maximum=100, step=0.05, elem_id="temperature"), label="talk.temperature"
+        )
+        blind = texts.add(gr.Checkbox(value=False, elem_id="blind"), label="talk.blind")
+    with texts.add(gr.Accordion(open=False, elem_id="talk-more"), label="talk.more"):
+        voices = texts.add(gr.CheckboxGroup([], elem_id="speakers"), label="talk.speakers")
+        system = texts.add(
+            gr.Textbox(lines=2, max_lines=8, max_length=_MAX_CHARACTERS, elem_id="system-prompt"), label="talk.system"
+        )
+        with gr.Row():
+            top_p = texts.add(gr.Number(value=None, minimum=0.01, maximum=1, step=0.05), label="talk.top_p")
+            longest = texts.add(gr.Slider(0, _MAX_TOKENS, value=0, step=8), label="talk.max_new_tokens")
+            seed = texts.add(gr.Number(value=1, precision=0, minimum=0), label="talk.seed")
+        with gr.Row(elem_classes="actions"):
+            save_talk = texts.add(gr.Button(elem_id="save-talk"), value="talk.save")
+            save_votes = texts.add(gr.Button(elem_id="save-votes"), value="talk.save_votes")
+    return _Settings(temperature, blind, voices, system, top_p, longest, seed), save_talk, save_votes
+
+
+def _keep_drafts(boxes: dict[str, gr.Textbox]) -> None:
+    """Keep the texts of these boxes in the browser under their names, and restore them when the page is loaded."""
+    gr.on(None, None, None, list(boxes.values()), js=_RESTORE_DRAFTS % json.dumps(list(boxes)), **QUIET)
+    for name, box in boxes.items():
+        box.change(None, box, None, js=with_storage(_KEEP_DRAFT % name), **QUIET)
 
 
 def _question(
@@ -101,95 +149,87 @@ def _question(
     run: str | None,
     language: str,
     temperature: float | None,
+    blind: bool,
+    voices: list[str],
+    system: str,
     top_p: float | None,
     longest: int,
     seed: int,
-    blind: bool,
-) -> _Question:
-    return _Question(text, run, language, temperature, top_p, int(longest) or None, int(seed or 0), blind)
+) -> Question:
+    most, seed = int(longest) or None, int(seed or 0)
+    return Question(text, run, language, temperature, blind, voices, system, top_p, most, seed)
 
 
-def _restart() -> list[Any]:
-    return ["", "", "", _HIDE, ChatSession()]
+def _restart(runs: RunsFolder, session: ChatSession) -> list[Any]:
+    """Start a new conversation, and forget the one that the browser keeps."""
+    empty = ChatSession(run=session.run)
+    return ["", "", "", _HIDE, empty, kept_text(runs, empty)]
 
 
-def _other_run() -> list[Any]:
-    """Start a new conversation with what is typed."""
-    return ["", "", gr.skip(), _HIDE, ChatSession()]
+def _restore(runs: RunsFolder, given: dict[str, str | None], language: str) -> list[Any]:
+    """Show the conversation that the browser keeps of a run, and offer the run's models.
 
-
-def _ask(page: DashboardPage, session: ChatSession, question: _Question) -> Iterator[list[Any]]:
-    """Yield the models' answers as they grow."""
-    language = question.language
-    if obstacle := _obstacle(page, question):
-        yield [note(obstacle, "bad"), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
-        return
-    yield [note(t("talk.loading", language)), gr.skip(), gr.skip(), _HIDE, gr.skip()]
-    path, answers = page.runs.path(str(question.run)), Answers()
+    `given`: the run's name and the kept text.
+    """
     try:
-        voices = tuple(page.chat.open(path)["voices"])
-        if question.blind and len(voices) < 2:
-            yield [note(t("talk.single_model", language), "bad"), gr.skip(), gr.skip(), _HIDE, gr.skip()]
-            return
-        voices = blind_pair(voices) if question.blind else voices
-        session = session.next(path.name, voices if question.blind else ())
-        requests = [_request(session, voice, question) for voice in voices]
-        answers = {voice: {"text": ""} for voice in voices}
-        session.turns.append((question.text, answers))
-        clear: Any = ""  # once: later, the box and the status are those of the next question
-        for index, message in page.chat.ask(path, requests):
-            add_message(answers[voices[index]], message)
-            yield [clear, cards(session, language), clear, _HIDE, session]
-            clear = gr.skip()
-    except UserError as error:
-        session.turns = [turn for turn in session.turns if turn[1] is not answers]  # drop the unanswered question
-        yield [note(_error_text(error, language), "bad"), cards(session, language), gr.skip(), _HIDE, session]
-        return
-    votable = question.blind and complete(answers)
-    yield [gr.skip(), cards(session, language), gr.skip(), gr.update(visible=votable), session]
+        run = runs.path(str(given["run"] or ""))
+        session = kept.restored(str(given["text"]), run)
+        names = list(speakers(run))
+    except UserError:
+        session, names = ChatSession(), []
+    said = session.turns[-1][1].values() if session.turns else ()
+    votable = bool(session.hidden) and all(answer.get("text") for answer in said)
+    offered = gr.update(
+        choices=[(voice_label(name, language), name) for name in names],
+        value=[name for name in names if name in MAIN],
+        visible=len(names) > 1,
+    )
+    return ["", cards(session, language), gr.update(visible=votable), session, offered]
 
 
-def _obstacle(page: DashboardPage, question: _Question) -> str:
-    """Return the reason why no question can be asked now; empty if one can."""
-    if not question.run:
-        return t("runs.choose", question.language)
-    if busy := page.runs.training():
-        page.chat.close()
-        return t("talk.training", question.language, run=busy)
-    return "" if question.text.strip() else t("talk.empty", question.language)
-
-
-def _request(session: ChatSession, voice: str, question: _Question) -> dict[str, Any]:
-    return {
-        "as": voice,
-        "messages": [*session.messages(voice), {"role": "user", "content": question.text}],
-        "temperature": question.temperature,
-        "top_p": question.top_p,
-        "max_new_tokens": question.max_new_tokens,
-        "seed": question.seed + len(session.turns),
-    }
-
-
-def _error_text(error: UserError, language: str) -> str:
-    if isinstance(error, ChatUnavailable) and error.kind != "failed":
-        return t(f"talk.{error.kind}", language)
-    return str(error)
+def _edit(runs: RunsFolder, typed: str, session: ChatSession, language: str) -> list[Any]:
+    """Put the last question into the box, to be asked instead; a second click undoes that."""
+    if not session.turns:
+        return [note(t("talk.nothing", language), "bad"), *[gr.skip()] * 5]
+    if not session.editing and typed.strip():
+        return [note(t("talk.clear_first", language), "bad"), *[gr.skip()] * 5]
+    session = replace(session, editing=not session.editing)
+    text, about = (session.turns[-1][0], t("talk.editing", language)) if session.editing else ("", "")
+    return [note(about), cards(session, language), text, gr.skip(), session, kept_text(runs, session)]
 
 
 def _vote(runs: RunsFolder, session: ChatSession, language: str, vote: Vote) -> list[Any]:
     """Save the vote and reveal the models."""
     if not session.hidden or not session.turns:
-        return [gr.skip(), gr.skip(), _HIDE, session]
+        return [gr.skip(), gr.skip(), _HIDE, session, gr.skip()]
     question, answers = session.turns[-1]
     first, second = (
         VotedAnswer(voice, answers[voice]["text"], bool(answers[voice]["finished"])) for voice in session.hidden
     )
     try:
-        seconds = time.monotonic() - session.asked_at
-        save_vote(runs.path(session.run), question, first, second, vote, seconds)
+        seconds = time.monotonic() - session.asked_at if session.asked_at else 0.0
+        system = [Message.model_validate(message) for message in system_message(session.system)]
+        save_vote(runs.path(session.run), question, first, second, vote, seconds, system)
     except UserError as error:
-        return [note(str(error), "bad"), gr.skip(), gr.skip(), session]
-    names = [t(f"talk.{voice}", language) for voice in session.hidden]
-    session = ChatSession(run=session.run, turns=session.turns)
+        return [note(str(error), "bad"), gr.skip(), gr.skip(), session, gr.skip()]
+    names = [voice_label(voice, language) for voice in session.hidden]
+    session = replace(session, hidden=())
     saved = note(t("talk.voted", language, first=names[0], second=names[1]), "good")
-    return [saved, cards(session, language), _HIDE, session]
+    return [saved, cards(session, language), _HIDE, session, kept_text(runs, session)]
+
+
+def _conversation(_: RunsFolder, session: ChatSession, run: str | None, language: str) -> list[Any]:
+    """Return a message, and the file of the conversation."""
+    if session.hidden:
+        return [note(t("talk.vote_first", language), "bad"), ""]
+    file = kept.conversation_file(session) if session.run == run else ""
+    return ["" if file else note(t("talk.nothing", language), "bad"), file]
+
+
+def _votes(runs: RunsFolder, _: ChatSession, run: str | None, language: str) -> list[Any]:
+    """Return a message, and the file of the run's votes."""
+    try:
+        file = kept.votes_file(runs.path(str(run or "")))
+    except UserError as error:
+        return [note(str(error), "bad"), ""]
+    return ["" if file else note(t("talk.no_votes", language), "bad"), file]
