@@ -4,7 +4,8 @@ First comes `{"ready": true, "voices": [...], ...}`. A request is one line:
 
     {"as": "policy", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_new_tokens": 9, "seed": 1}
 
-All keys but `messages` are optional, `top_p` too; a system prompt is the first message. The reply is `{"piece": "Hel"}` as the text grows and, at the end,
+All keys but `messages` are optional, `top_p` too; a system prompt is the first message. The reply is
+`{"piece": "Hel"}` as the text grows and, at the end,
 `{"answer": {"as", "text", "tokens", "finished", "stopped", "score"}, "dropped": 0}`, where `dropped` counts the oldest
 turns that did not fit; or `{"error": "...", "kind": "too_long"}` with a message for people and a kind for programs
 (`ErrorKind`). The answers of a reward model with several members have a `spread`. `{"stop": true}` stops the current

@@ -4,10 +4,12 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 
+from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.dashboard.browser.storage import with_storage
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
@@ -45,6 +47,11 @@ class _Settings(NamedTuple):
     top_p: gr.Number
     max_new_tokens: gr.Slider
     seed: gr.Number
+
+    @property
+    def of_run(self) -> list[Any]:
+        """Fields that begin with the run's own settings, in the order of `_own_settings`."""
+        return [self.temperature, self.top_p, self.max_new_tokens, self.seed]
 
 
 def build(page: DashboardPage) -> None:
@@ -85,26 +92,28 @@ def build(page: DashboardPage) -> None:
     inputs = [session, page.run, page.language, *settings]
     _keep_drafts({"lowrank-question": question, "lowrank-system": settings.system})
     keep.change(None, keep, None, js=kept.KEEP, **QUIET)
-    asking = [
+    asking: list[Any] = [
         send.click(asked, [question, *inputs], outputs, **EVENT),
         question.submit(asked, [question, *inputs], outputs, **EVENT),
         again.click(asked_again, inputs, outputs, **EVENT),
     ]
     stop.click(page.chat.stop, None, None, **QUIET)
-    edit.click(lambda *given: _edit(page.runs, *given), [question, session, page.language], outputs, **EVENT)
-    restart.click(lambda session: _restart(page.runs, session), session, outputs, **QUIET)
-    page.run.change(None, None, None, cancels=asking, **QUIET)
-    # One at a time: the answer to an earlier choice of run must not follow that of a later one.
-    gr.on(
-        None,
-        lambda given, language: _restore(page.runs, json.loads(given), language),
-        [page.run, page.language],
-        [status, answers, votes, session, settings.voices],
-        js=kept.FETCH,
-        preprocess=False,
-        trigger_mode="always_last",
-        **QUIET,
+    # What an answer sends until it is cancelled must not follow what replaces it.
+    edit.click(None, None, None, cancels=asking, **QUIET).then(
+        lambda *given: _edit(page.runs, *given), [question, session, page.language], outputs, **EVENT
     )
+    restart.click(None, None, None, cancels=asking, **QUIET).then(
+        lambda session: _restart(page.runs, session), session, outputs, **QUIET
+    )
+
+    def restore(given: str, language: str) -> list[Any]:
+        return _restore(page.runs, json.loads(given), language)
+
+    shown = [status, answers, votes, session, settings.voices, *settings.of_run]
+    restoring = QUIET | {"js": kept.FETCH, "preprocess": False, "trigger_mode": "always_last"}
+    gr.on(None, restore, [page.run, page.language], shown, **restoring)  # when loaded and when one of the two changes
+    left = page.run.change(None, None, None, cancels=asking, **QUIET)
+    left.then(restore, [page.run, page.language], shown, **restoring)
     for button, vote in ((first, "first"), (tie, "tie"), (second, "second")):
         button.click(voted(vote), [session, page.language], [status, answers, votes, session, keep], **EVENT)  # type: ignore[arg-type]
     for button, made in ((save_talk, _conversation), (save_votes, _votes)):
@@ -117,9 +126,9 @@ def build(page: DashboardPage) -> None:
 def _settings(page: DashboardPage) -> tuple[_Settings, gr.Button, gr.Button]:
     """Lay out the settings of a question, all but two folded, and the buttons that save files."""
     texts = page.texts
-    with gr.Row(elem_classes="actions"):
+    with gr.Row(elem_classes="actions", elem_id="talk-settings"):
         temperature = texts.add(
-            gr.Number(value=None, minimum=0, maximum=100, step=0.05, elem_id="temperature"), label="talk.temperature"
+            gr.Number(value=1, minimum=0, maximum=100, step=0.05, elem_id="temperature"), label="talk.temperature"
         )
         blind = texts.add(gr.Checkbox(value=False, elem_id="blind"), label="talk.blind")
     with texts.add(gr.Accordion(open=False, elem_id="talk-more"), label="talk.more"):
@@ -128,8 +137,8 @@ def _settings(page: DashboardPage) -> tuple[_Settings, gr.Button, gr.Button]:
             gr.Textbox(lines=2, max_lines=8, max_length=_MAX_CHARACTERS, elem_id="system-prompt"), label="talk.system"
         )
         with gr.Row():
-            top_p = texts.add(gr.Number(value=None, minimum=0.01, maximum=1, step=0.05), label="talk.top_p")
-            longest = texts.add(gr.Slider(0, _MAX_TOKENS, value=0, step=8), label="talk.max_new_tokens")
+            top_p = texts.add(gr.Number(value=1, minimum=0.01, maximum=1, step=0.05), label="talk.top_p")
+            longest = texts.add(gr.Slider(1, _MAX_TOKENS, value=64, step=1), label="talk.max_new_tokens")
             seed = texts.add(gr.Number(value=1, precision=0, minimum=0), label="talk.seed")
         with gr.Row(elem_classes="actions"):
             save_talk = texts.add(gr.Button(elem_id="save-talk"), value="talk.save")
@@ -153,11 +162,10 @@ def _question(
     voices: list[str],
     system: str,
     top_p: float | None,
-    longest: int,
-    seed: int,
+    longest: int | None,
+    seed: int | None,
 ) -> Question:
-    most, seed = int(longest) or None, int(seed or 0)
-    return Question(text, run, language, temperature, blind, voices, system, top_p, most, seed)
+    return Question(text, run, language, temperature, blind, voices, system, top_p, longest, int(seed or 0))
 
 
 def _restart(runs: RunsFolder, session: ChatSession) -> list[Any]:
@@ -166,25 +174,40 @@ def _restart(runs: RunsFolder, session: ChatSession) -> list[Any]:
     return ["", "", "", _HIDE, empty, kept_text(runs, empty)]
 
 
-def _restore(runs: RunsFolder, given: dict[str, str | None], language: str) -> list[Any]:
-    """Show the conversation that the browser keeps of a run, and offer the run's models.
+def _restore(runs: RunsFolder, given: dict[str, Any], language: str) -> list[Any]:
+    """Show the conversation that the browser keeps of a run; offer the run's models and its own settings.
 
-    `given`: the run's name and the kept text.
+    `given`: the run's name, the kept text, and `changed`, False if only the language is another one.
     """
     try:
         run = runs.path(str(given["run"] or ""))
-        session = kept.restored(str(given["text"]), run)
-        names = list(speakers(run))
+        session, names = kept.restored(str(given["text"]), run), list(speakers(run))
     except UserError:
-        session, names = ChatSession(), []
+        run, session, names = None, ChatSession(), []
     said = session.turns[-1][1].values() if session.turns else ()
     votable = bool(session.hidden) and all(answer.get("text") for answer in said)
-    offered = gr.update(
-        choices=[(voice_label(name, language), name) for name in names],
-        value=[name for name in names if name in MAIN],
-        visible=len(names) > 1,
-    )
-    return ["", cards(session, language), gr.update(visible=votable), session, offered]
+    labels = [(voice_label(name, language), name) for name in names]
+    chosen = {"value": [name for name in names if name in MAIN]} if given["changed"] else {}
+    own = _own_settings(run) if run and given["changed"] else [gr.skip()] * 4
+    return [
+        "",
+        cards(session, language),
+        gr.update(visible=votable),
+        session,
+        gr.update(choices=labels, **chosen),
+        *own,
+    ]
+
+
+def _own_settings(run: Path) -> list[Any]:
+    """Return the run's temperature, top-p, answer length and seed for their fields; nothing without settings."""
+    try:
+        config = load_config(run / "config.yaml")
+    except UserError:
+        return [gr.skip()] * 4
+    tokens = config.sample.max_new_tokens
+    longest = gr.update(value=tokens, maximum=max(tokens, _MAX_TOKENS))
+    return [config.chat_temperature, config.chat.top_p, longest, config.seed]
 
 
 def _edit(runs: RunsFolder, typed: str, session: ChatSession, language: str) -> list[Any]:
@@ -193,7 +216,7 @@ def _edit(runs: RunsFolder, typed: str, session: ChatSession, language: str) -> 
         return [note(t("talk.nothing", language), "bad"), *[gr.skip()] * 5]
     if not session.editing and typed.strip():
         return [note(t("talk.clear_first", language), "bad"), *[gr.skip()] * 5]
-    session = replace(session, editing=not session.editing)
+    session = replace(session.ended(), editing=not session.editing)
     text, about = (session.turns[-1][0], t("talk.editing", language)) if session.editing else ("", "")
     return [note(about), cards(session, language), text, gr.skip(), session, kept_text(runs, session)]
 

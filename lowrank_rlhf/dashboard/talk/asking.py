@@ -35,7 +35,7 @@ class Question(NamedTuple):
     run: str | None
     language: str
     temperature: float | None
-    """As in the run if None, like `top_p` and `max_new_tokens`."""
+    """The run's own if None, like `top_p` and `max_new_tokens`: an emptied field."""
     blind: bool
     voices: list[str]
     system: str

@@ -43,6 +43,15 @@ class ChatSession:
                 messages += [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
         return messages
 
+    def ended(self) -> "ChatSession":
+        """Return the session with its unfinished answers marked as stopped."""
+        stopped = {"tokens": 0, "finished": False, "stopped": True, "score": None}
+        turns = [
+            (asked, {voice: stopped | said if "error" not in said else said for voice, said in answers.items()})
+            for asked, answers in self.turns
+        ]
+        return replace(self, turns=turns)
+
     @property
     def voices(self) -> list[str]:
         """Models that have answered, in order."""

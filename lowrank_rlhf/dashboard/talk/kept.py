@@ -18,27 +18,25 @@ _MAX_CHARACTERS = 200_000
 """Of a kept conversation; its oldest questions go first."""
 _KEPT_RUNS = 8
 # Also in memory, for browsers that block or have filled their storage.
-_CONVERSATIONS = """
-const conversations = () =>
-  window.talkKept = window.talkKept || stored((storage) => JSON.parse(storage.getItem('lowrank-talks'))) || {};
-"""
-KEEP = with_storage(
-    _CONVERSATIONS
-    + """(text) => {
+_CONVERSATIONS = """const kept = window.talkKept = window.talkKept ||
+  stored((storage) => JSON.parse(storage.getItem('lowrank-talks'))) || {};"""
+KEEP = with_storage(f"""(text) => {{
   if (!text) return;
-  const {run, turns} = JSON.parse(text), kept = conversations();
+  {_CONVERSATIONS}
+  const {{run, turns}} = JSON.parse(text);
   delete kept[run];
   if (turns.length) kept[run] = text;
-  for (const old of Object.keys(kept).slice(0, -%d)) delete kept[old];
+  for (const old of Object.keys(kept).slice(0, -{_KEPT_RUNS})) delete kept[old];
   stored((storage) => storage.setItem('lowrank-talks', JSON.stringify(kept)));
-}"""
-    % _KEPT_RUNS
-)
+}}""")
 """Script that keeps a conversation, the text of `kept`, as the one of its run."""
-FETCH = with_storage(
-    _CONVERSATIONS + "(run, language) => [JSON.stringify({run, text: conversations()[run] || ''}), language]"
-)
-"""Script that replaces a run's name by the input of `restored`."""
+FETCH = with_storage(f"""(run, language) => {{
+  {_CONVERSATIONS}
+  const given = JSON.stringify({{run, changed: window.talkRun !== run, text: kept[run] || ''}});
+  window.talkRun = run;
+  return [given, language];
+}}""")
+"""Script that replaces a run's name by JSON: the name, whether it is another run's than before, and the kept text."""
 DOWNLOAD = """(given) => {
   if (!given) return;
   const {name, text} = JSON.parse(given), link = document.createElement('a');
