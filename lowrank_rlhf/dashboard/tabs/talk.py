@@ -25,7 +25,6 @@ from lowrank_rlhf.run.records import Message
 from lowrank_rlhf.run.speakers import MAIN, speakers
 
 _MAX_CHARACTERS = 8000
-_MAX_TOKENS = 4096
 # What is typed and not sent yet is kept in the browser over a reload.
 _KEEP_DRAFT = """(text) => {
   if (window.draftsRestored) stored((storage) => storage.setItem('%s', text));
@@ -45,7 +44,7 @@ class _Settings(NamedTuple):
     voices: gr.CheckboxGroup
     system: gr.Textbox
     top_p: gr.Number
-    max_new_tokens: gr.Slider
+    max_new_tokens: gr.Number
     seed: gr.Number
 
     @property
@@ -137,8 +136,12 @@ def _settings(page: DashboardPage) -> tuple[_Settings, gr.Button, gr.Button]:
             gr.Textbox(lines=2, max_lines=8, max_length=_MAX_CHARACTERS, elem_id="system-prompt"), label="talk.system"
         )
         with gr.Row():
-            top_p = texts.add(gr.Number(value=1, minimum=0.01, maximum=1, step=0.05), label="talk.top_p")
-            longest = texts.add(gr.Slider(1, _MAX_TOKENS, value=64, step=1), label="talk.max_new_tokens")
+            top_p = texts.add(
+                gr.Number(value=1, minimum=0.01, maximum=1, step=0.05, elem_id="top-p"), label="talk.top_p"
+            )
+            longest = texts.add(
+                gr.Number(value=64, precision=0, minimum=1, elem_id="answer-length"), label="talk.max_new_tokens"
+            )
             seed = texts.add(gr.Number(value=1, precision=0, minimum=0), label="talk.seed")
         with gr.Row(elem_classes="actions"):
             save_talk = texts.add(gr.Button(elem_id="save-talk"), value="talk.save")
@@ -205,9 +208,7 @@ def _own_settings(run: Path) -> list[Any]:
         config = load_config(run / "config.yaml")
     except UserError:
         return [gr.skip()] * 4
-    tokens = config.sample.max_new_tokens
-    longest = gr.update(value=tokens, maximum=max(tokens, _MAX_TOKENS))
-    return [config.chat_temperature, config.chat.top_p, longest, config.seed]
+    return [config.chat_temperature, config.chat.top_p, config.sample.max_new_tokens, config.seed]
 
 
 def _edit(runs: RunsFolder, typed: str, session: ChatSession, language: str) -> list[Any]:
