@@ -202,7 +202,10 @@ def talk_on(page: Any, folder: Path) -> None:
     assert texts(page, ".card h3") == ["SFT", "Policy"]
     page.fill("#question textarea", "typed")
     page.click("#ask-again")
-    page.wait_for_function("JSON.parse(JSON.parse(localStorage.getItem('lowrank-talks')).tiny).attempt == 1")
+    page.wait_for_function("""() => {
+      const {attempt, turns} = JSON.parse(JSON.parse(localStorage.getItem('lowrank-talks')).tiny);
+      return attempt === 1 && turns[0][1].policy.tokens;
+    }""")
     page.wait_for_function(finished)
     after = texts(page, ".card .answer")
     assert after != before

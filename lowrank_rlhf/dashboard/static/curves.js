@@ -41,33 +41,36 @@ class Curve {
     [this.figure, this.svg, this.link] = [figure, figure.querySelector('svg.chart'), figure.querySelector('a.csv')];
     this.about = JSON.parse(this.svg.dataset.chart);
     this.points = pointsOf(this.link, this.about.lines.length);
-    this.key = `${window.shownRun || ''}/${root.lang}/${this.link.download}`;
+    this.key = `${window.shownRun || ''}/${this.link.download}`;
     if (!views.has(this.key)) views.set(this.key, { log: false, range: null });
     this.view = views.get(this.key);
     this.root = root;
-    this.words = WORDS[root.lang];
     this.canLog = this.points.some((points) => points.some(([, y]) => y > 0));
     this.addButtons();
     Object.entries({ tabindex: 0, 'data-curve': this.key }).forEach((each) => this.svg.setAttribute(...each));
     this.draw();
   }
 
+  get words() { return WORDS[this.root.lang]; }
+
   addButtons() {
     const bar = document.createElement('span');
     bar.className = 'curve-buttons';
-    const add = (kind, text, label, act) => {
-      const button = Object.assign(document.createElement('button'), { type: 'button', className: kind, textContent: text, title: label });
+    const add = (className, textContent, title, act) => {
+      const button = Object.assign(document.createElement('button'), { type: 'button', className, textContent, title, ariaLabel: title });
       button.addEventListener('click', act);
       bar.append(button);
       return button;
     };
     this.reset = add('reset', '⟲', this.words.reset, () => { this.zoom(null); this.svg.focus({ preventScroll: true }); });
-    this.reset.ariaLabel = this.words.reset;
     this.log = add('log', 'log', this.canLog ? this.words.log : this.words.none, () => { this.view.log = !this.view.log; this.draw(); });
     this.log.disabled = !this.canLog;
     add('svg', 'SVG', this.words.svg, () => this.save());
     this.link.after(bar);
   }
+
+  // A curve of a few points hides nothing: it is shown as it is.
+  smoothed(which) { return this.root.smoothing() > 0 && !this.about.lines[which].dots && this.points[which].length > DOTS; }
 
   zoom(range) { this.view.range = range; this.draw(); }
 
@@ -79,13 +82,13 @@ class Curve {
   }
 
   draw() {
-    const { left, right, top, base, x, y, lines, guides } = this.about, { log, range } = this.view, weight = this.root.smoothing();
+    const { left, right, top, base, x, y, lines, guides } = this.about, { log, range } = this.view;
     const [first, last] = range || x;
     this.across = scale(first, last, left, right);
     const inside = ([at]) => at >= first && at <= last, visible = ([, value]) => !log || value > 0;
     const raw = this.points.map((points) => points.filter(visible));
-    this.drawn = raw.map((points, at) => (weight && !lines[at].dots ? smooth(points, weight) : points).filter(inside));
-    const behind = raw.map((points, at) => (weight && !lines[at].dots ? points.filter(inside) : []));
+    this.drawn = raw.map((points, at) => (this.smoothed(at) ? smooth(points, this.root.smoothing()) : points).filter(inside));
+    const behind = raw.map((points, at) => (this.smoothed(at) ? points.filter(inside) : []));
     const scales = [false, true].map((side) => {
       const values = lines.flatMap((line, at) => (line.right === side ? [...this.drawn[at], ...behind[at]].map(([, value]) => value) : []));
       if (!values.length) return null;
@@ -100,7 +103,7 @@ class Curve {
       this.line(behind[at], line, up, true);
       this.line(this.drawn[at], line, up, false);
     });
-    this.strips(raw.map((points) => points.filter(inside)), weight);
+    this.strips(raw.map((points) => points.filter(inside)));
     this.reset.hidden = !range;
     this.log.setAttribute('aria-pressed', log);
   }
@@ -148,7 +151,7 @@ class Curve {
   }
 
   // Values under the pointer, as `readouts.py` draws them.
-  strips(raw, weight) {
+  strips(raw) {
     const { top, base, lines, labels } = this.about, { across } = this;
     const values = raw.map((points) => new Map(points)), smoothed = this.drawn.map((points) => new Map(points));
     const places = [...new Set(raw.flatMap((points) => thinned(points.map(([x]) => x), MOST_STRIPS)))].sort((one, other) => one - other);
@@ -161,9 +164,9 @@ class Curve {
       const rows = [['', `${labels[0]}: ${shown(x)}`]];
       lines.forEach((line, which) => {
         if (!values[which].has(x)) return;
-        const also = weight && !line.dots ? ` (${this.words.smoothed} ${shown(smoothed[which].get(x))})` : '';
         const name = line.name.length > 18 ? `…${line.name.slice(-18)}` : line.name;
-        rows.push([line.colour, `${name}: ${shown(values[which].get(x))}${also}`]);
+        rows.push([line.colour, `${name}: ${shown(values[which].get(x))}`]);
+        if (this.smoothed(which)) rows.push([line.colour, `${this.words.smoothed}: ${shown(smoothed[which].get(x))}`]);
       });
       rows.slice(0, 13).forEach(([colour, words], row) => text.append(make('tspan', { class: colour, x: textX, y: top + 12 * (row + 1) }, words)));
       this.svg.append(group);
@@ -180,8 +183,8 @@ class Curve {
 
   zoomBy(factor) {
     const on = this.svg.querySelector('.at.on'), { low, high } = this.across, [first, last] = this.about.x;
-    const centre = on ? Number(on.dataset.x) : (low + high) / 2, half = ((high - low) * factor) / 2;
-    const range = [Math.max(first, centre - half), Math.min(last, centre + half)];
+    const centre = on ? Number(on.dataset.x) : (low + high) / 2, width = Math.min(last - first, (high - low) * factor);
+    const start = Math.min(last - width, Math.max(first, centre - width / 2)), range = [start, start + width];
     this.zoom(range[0] <= first && range[1] >= last ? null : range);
     this.svg.querySelector(`.at[data-x="${on ? on.dataset.x : ''}"]`)?.classList.add('on');
   }
@@ -216,11 +219,14 @@ function connectCurves(area, language) {
   slider.addEventListener('input', () => curves.forEach((curve) => curve.draw()));
   let focused = null, drag = null;
   const curveOf = (event) => curves.get(event.target.closest?.('svg[data-curve]')?.dataset.curve);
+  function speak() {
+    root.lang = language() === 'zh' ? 'zh' : 'en';
+    [named.data, about.textContent] = [`${WORDS[root.lang].smoothing} `, WORDS[root.lang].help];
+  }
   function connect() {
     const fresh = [...area.querySelectorAll('figure')].filter((figure) => figure.querySelector('a.csv') && figure.querySelector('svg[data-chart]:not([data-curve])'));
     if (!fresh.length) { tools.hidden = !area.querySelector('svg[data-curve]'); return; }
-    root.lang = language() === 'zh' ? 'zh' : 'en';
-    [named.data, about.textContent] = [`${WORDS[root.lang].smoothing} `, WORDS[root.lang].help];
+    speak();
     for (const figure of fresh) { const curve = new Curve(figure, root); curves.set(curve.key, curve); }
     if (!tools.isConnected) area.before(tools);
     tools.hidden = false;
@@ -261,6 +267,7 @@ function connectCurves(area, language) {
     event.preventDefault();
     act();
   });
+  new MutationObserver(speak).observe(document.documentElement, { attributeFilter: ['lang'] });
   new MutationObserver(connect).observe(area, { childList: true, subtree: true });
   connect();
 }

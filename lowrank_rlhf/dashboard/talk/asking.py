@@ -75,12 +75,12 @@ def ask(page: DashboardPage, session: ChatSession, question: Question) -> Iterat
         requests = [_request(session, voice, question) for voice in voices]
         answers: Answers = {voice: {"text": ""} for voice in voices}
         session.turns.append((question.text, answers))
-        first: list[Any] = ["", kept_text(page.runs, session)]  # later, box and status are those of the next question
+        clear: Any = ""  # once: later, box and status are those of the next question
         for index, message in page.chat.ask(path, requests):
             add_message(answers[voices[index]], message)
-            clear, keep = first
+            keep = gr.skip() if "piece" in message and clear != "" else kept_text(page.runs, session)
             yield [clear, cards(session, language), clear, _HIDE, session, keep]
-            first = [gr.skip(), gr.skip()]
+            clear = gr.skip()
     except UserError as error:
         told = kept_text(page.runs, before)
         yield [note(_error_text(error, language), "bad"), cards(before, language), gr.skip(), _HIDE, before, told]
