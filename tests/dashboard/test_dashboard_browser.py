@@ -210,6 +210,7 @@ def talk_on(page: Any, folder: Path) -> None:
     after = texts(page, ".card .answer")
     assert after != before
     page.reload()
+    go_to(page, "talk")
     page.wait_for_function(finished)
     assert (questions.all_inner_texts(), texts(page, ".card .answer")) == (["changed"] * 2, after)
     page.click("#talk-more button")
@@ -225,6 +226,7 @@ def talk_on(page: Any, folder: Path) -> None:
         assert [row["prompt"] for row in rows if button == "votes"] in (["question\n2"], [])
     make_run(folder, "other")
     page.reload()
+    go_to(page, "talk")
     page.wait_for_function(finished)
     page.click("#run input")
     page.get_by_role("option", name="other", exact=True).click()

@@ -193,8 +193,10 @@ class Curve {
     const { width, height } = this.svg.viewBox.baseVal, copy = this.svg.cloneNode(true);
     copy.querySelectorAll('.at, .zoom').forEach((part) => part.remove());
     for (const name of ['tabindex', 'data-curve', 'data-chart']) copy.removeAttribute(name);
-    const rules = [...document.styleSheets].flatMap((sheet) => [...sheet.cssRules]).map((rule) => rule.cssText);
-    copy.prepend(make('style', {}, rules.filter((rule) => /^(@media[^{]*\{\s*)?\.chart\b/.test(rule)).join('\n')),
+    // Gradio also has each rule of the page below a prefix.
+    const texts = [...document.styleSheets].flatMap((sheet) => [...sheet.cssRules]).map((rule) => rule.cssText);
+    const rules = new Set(texts.map((text) => text.replace(/\.gradio-container\S* \.contain /g, '')));
+    copy.prepend(make('style', {}, [...rules].filter((rule) => /^(@media[^{]*\{\s*)?\.chart\b/.test(rule)).join('\n')),
       make('rect', { class: 'page', width, height }));
     Object.entries({ xmlns: SPACE, width, height }).forEach((each) => copy.setAttribute(...each));
     const link = document.createElement('a');
