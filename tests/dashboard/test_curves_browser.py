@@ -184,6 +184,7 @@ def test_a_range_is_zoomed_and_reset(long: Any) -> None:
     assert steps(chart) == everything
     long.get_by_text("English").click()
     long.wait_for_function(f"document.body.innerText.includes({locale('en')('chart.kl.title')!r})")
+    long.wait_for_function("document.querySelector('.curve-tools').innerText.startsWith('Smoothing')")
 
 
 def test_smoothing_is_the_unbiased_moving_average_over_the_thin_raw_line(long: Any) -> None:

@@ -269,7 +269,8 @@ function connectCurves(area, language) {
     event.preventDefault();
     act();
   });
-  new MutationObserver(speak).observe(document.documentElement, { attributeFilter: ['lang'] });
+  const again = () => { speak(); curves.forEach((curve) => curve.draw()); };
+  new MutationObserver(again).observe(document.documentElement, { attributeFilter: ['lang'] });
   new MutationObserver(connect).observe(area, { childList: true, subtree: true });
   connect();
 }

@@ -117,7 +117,10 @@ def build(page: DashboardPage) -> None:
         button.click(voted(vote), [session, page.language], [status, answers, votes, session, keep], **EVENT)  # type: ignore[arg-type]
     for button, made in ((save_talk, _conversation), (save_votes, _votes)):
         saved = button.click(
-            lambda *given, made=made: made(page.runs, *given), [session, page.run, page.language], [status, download]
+            lambda *given, made=made: made(page.runs, *given),
+            [session, page.run, page.language],
+            [status, download],
+            **EVENT,
         )
         saved.then(None, download, None, js=kept.DOWNLOAD, **QUIET)
 
