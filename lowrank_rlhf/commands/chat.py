@@ -15,9 +15,9 @@ from lowrank_rlhf.commands.terminal.chat_loop import Conversation, Settings, tal
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Stopped, UserError
+from lowrank_rlhf.evaluation.speakers import MAIN, speakers
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.run.speakers import MAIN, speakers
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.sources.model_shape import find_shape
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.evaluation.speakers import check_speaker, speakers
 from lowrank_rlhf.maths.sequences import pack
 from lowrank_rlhf.models.adapters import fill_role, load_role
 from lowrank_rlhf.models.batch_limits import first_line, is_out_of_memory
@@ -14,7 +15,6 @@ from lowrank_rlhf.models.scoring import require_finite
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import read_record
 from lowrank_rlhf.run.records import Message, Prompt
-from lowrank_rlhf.run.speakers import check_speaker, speakers
 from lowrank_rlhf.training.rollout import RewardScale
 
 

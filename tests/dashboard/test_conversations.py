@@ -13,7 +13,7 @@ from lowrank_rlhf.dashboard.chat_worker import ChatUnavailable, ChatWorker
 from lowrank_rlhf.dashboard.tabs import talk
 from lowrank_rlhf.dashboard.talk import asking, kept
 from lowrank_rlhf.dashboard.talk.chat_session import ChatSession
-from lowrank_rlhf.dashboard.talk.talk_html import cards
+from lowrank_rlhf.dashboard.talk.talk_html import cards, voice_label
 from lowrank_rlhf.dashboard.talk.votes import VotedAnswer, save_vote
 from lowrank_rlhf.dashboard.text import html, table
 from lowrank_rlhf.data.loading import load
@@ -149,6 +149,20 @@ class TestConversation:
         else:
             step = talk._conversation(runs, ChatSession(), "one", "en")
         assert html(table("en")["talk.nothing"]) in step[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("policy", "Policy"),
+        ("policy-last", "Policy, last step"),
+        ("round-2", "Policy of round 2"),
+        ("step-40", "Checkpoint, step 40"),
+        ("round-3/step-40", "Checkpoint, step 40, round 3"),
+    ],
+)
+def test_a_model_has_a_name_for_people(name: str, label: str) -> None:
+    assert voice_label(name, "en") == label
 
 
 class TestKept:

@@ -21,6 +21,7 @@ from lowrank_rlhf.commands.terminal.chat_loop import Conversation, Settings, tal
 from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.evaluation.chat import ChatAnswer, ChatModels, ChatSampling
+from lowrank_rlhf.evaluation.speakers import speakers
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models import pinned_precision
 from lowrank_rlhf.models.generation import sample_answers
@@ -29,7 +30,6 @@ from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.run.checkpoints import save_checkpoint
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Message, Prompt
-from lowrank_rlhf.run.speakers import speakers
 from lowrank_rlhf.session import Session
 
 SETTINGS = Settings(

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.errors import UserError, visible
+from lowrank_rlhf.evaluation.speakers import MAIN
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.run.records import Message
-from lowrank_rlhf.run.speakers import MAIN
 
 if TYPE_CHECKING:
     from lowrank_rlhf.evaluation.chat import ChatAnswer, ChatModels

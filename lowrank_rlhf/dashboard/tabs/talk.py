@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ from lowrank_rlhf.dashboard.talk.talk_html import COPY, cards, voice_label
 from lowrank_rlhf.dashboard.talk.votes import Vote, VotedAnswer, save_vote
 from lowrank_rlhf.dashboard.text import t
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.evaluation.speakers import MAIN, speakers
 from lowrank_rlhf.run.records import Message
-from lowrank_rlhf.run.speakers import MAIN, speakers
 
 _MAX_CHARACTERS = 8000
 # What is typed and not sent yet is kept in the browser over a reload.
@@ -36,7 +36,7 @@ _RESTORE_DRAFTS = with_storage("""() => {
 _HIDE: dict[str, Any] = gr.update(visible=False)
 
 
-class _Settings(NamedTuple):
+class _QuestionFields(NamedTuple):
     """Fields of the tab that a question's settings are read from, in the order of `_question`."""
 
     temperature: gr.Number
@@ -76,7 +76,6 @@ def build(page: DashboardPage) -> None:
     settings, save_talk, save_votes = _settings(page)
     session = gr.State(ChatSession())
     keep = gr.Textbox(elem_id="kept-talk", elem_classes="folded")  # hidden by style: a script reads it
-    download = gr.Textbox(elem_id="talk-file", elem_classes="folded")
     outputs = [status, answers, question, votes, session, keep]
 
     def asked(text: str, session: ChatSession, *given: Any) -> Iterator[list[Any]]:
@@ -90,7 +89,6 @@ def build(page: DashboardPage) -> None:
 
     inputs = [session, page.run, page.language, *settings]
     _keep_drafts({"lowrank-question": question, "lowrank-system": settings.system})
-    keep.change(None, keep, None, js=kept.KEEP, **QUIET)
     asking: list[Any] = [
         send.click(asked, [question, *inputs], outputs, **EVENT),
         question.submit(asked, [question, *inputs], outputs, **EVENT),
@@ -105,27 +103,42 @@ def build(page: DashboardPage) -> None:
         lambda session: _restart(page.runs, session), session, outputs, **QUIET
     )
 
+    shown = [status, answers, votes, session, settings.voices, *settings.of_run]
+    _keep_conversations(page, keep, shown, asking)
+    for button, vote in ((first, "first"), (tie, "tie"), (second, "second")):
+        button.click(voted(vote), [session, page.language], [status, answers, votes, session, keep], **EVENT)  # type: ignore[arg-type]
+    given = [session, page.run, page.language]
+    for button, made in ((save_talk, _conversation), (save_votes, _votes)):
+        _saves(button, lambda *values, made=made: made(page.runs, *values), given, status)
+
+
+def _keep_conversations(page: DashboardPage, keep: gr.Textbox, shown: list[Any], asking: list[Any]) -> None:
+    """Keep each run's conversation, the text of `keep`, in the browser; show it when loaded and with another run.
+
+    Args:
+        page: state of the tabs.
+        keep: what is kept.
+        shown: outputs of `_restore`.
+        asking: events that are cancelled with another run.
+    """
+
     def restore(given: str, language: str) -> list[Any]:
         return _restore(page.runs, json.loads(given), language)
 
-    shown = [status, answers, votes, session, settings.voices, *settings.of_run]
+    keep.change(None, keep, None, js=kept.KEEP, **QUIET)
     restoring = QUIET | {"js": kept.FETCH, "preprocess": False, "trigger_mode": "always_last"}
     gr.on(None, restore, [page.run, page.language], shown, **restoring)  # when loaded and when one of the two changes
     left = page.run.change(None, None, None, cancels=asking, **QUIET)
     left.then(restore, [page.run, page.language], shown, **restoring)
-    for button, vote in ((first, "first"), (tie, "tie"), (second, "second")):
-        button.click(voted(vote), [session, page.language], [status, answers, votes, session, keep], **EVENT)  # type: ignore[arg-type]
-    for button, made in ((save_talk, _conversation), (save_votes, _votes)):
-        saved = button.click(
-            lambda *given, made=made: made(page.runs, *given),
-            [session, page.run, page.language],
-            [status, download],
-            **EVENT,
-        )
-        saved.then(None, download, None, js=kept.DOWNLOAD, **QUIET)
 
 
-def _settings(page: DashboardPage) -> tuple[_Settings, gr.Button, gr.Button]:
+def _saves(button: gr.Button, made: Callable[..., list[Any]], given: list[Any], status: gr.HTML) -> None:
+    """Let a button save a file: `made` returns a message and the file."""
+    file = gr.Textbox(elem_classes="folded")
+    button.click(made, given, [status, file], **EVENT).then(None, file, None, js=kept.DOWNLOAD, **QUIET)
+
+
+def _settings(page: DashboardPage) -> tuple[_QuestionFields, gr.Button, gr.Button]:
     """Lay out the settings of a question, all but two folded, and the buttons that save files."""
     texts = page.texts
     with gr.Row(elem_classes="actions", elem_id="talk-settings"):
@@ -149,7 +162,7 @@ def _settings(page: DashboardPage) -> tuple[_Settings, gr.Button, gr.Button]:
         with gr.Row(elem_classes="actions"):
             save_talk = texts.add(gr.Button(elem_id="save-talk"), value="talk.save")
             save_votes = texts.add(gr.Button(elem_id="save-votes"), value="talk.save_votes")
-    return _Settings(temperature, blind, voices, system, top_p, longest, seed), save_talk, save_votes
+    return _QuestionFields(temperature, blind, voices, system, top_p, longest, seed), save_talk, save_votes
 
 
 def _keep_drafts(boxes: dict[str, gr.Textbox]) -> None:
@@ -159,18 +172,9 @@ def _keep_drafts(boxes: dict[str, gr.Textbox]) -> None:
         box.change(None, box, None, js=with_storage(_KEEP_DRAFT % name), **QUIET)
 
 
-def _question(
-    text: str,
-    run: str | None,
-    language: str,
-    temperature: float | None,
-    blind: bool,
-    voices: list[str],
-    system: str,
-    top_p: float | None,
-    longest: int | None,
-    seed: int | None,
-) -> Question:
+def _question(text: str, run: str | None, language: str, *settings: Any) -> Question:
+    """Return a question with the values of the fields of `_QuestionFields`."""
+    temperature, blind, voices, system, top_p, longest, seed = settings
     return Question(text, run, language, temperature, blind, voices, system, top_p, longest, int(seed or 0))
 
 

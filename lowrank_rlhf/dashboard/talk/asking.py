@@ -21,7 +21,7 @@ from lowrank_rlhf.dashboard.talk.chat_session import (
 from lowrank_rlhf.dashboard.talk.talk_html import cards
 from lowrank_rlhf.dashboard.text import t
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.run.speakers import MAIN
+from lowrank_rlhf.evaluation.speakers import MAIN
 
 _SEEDS = 1_000_000
 """Between the seeds of two attempts at a question."""

@@ -1,31 +1,26 @@
 """HTML of the models' conversations."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from lowrank_rlhf.dashboard.tabs.runs_html import note
 from lowrank_rlhf.dashboard.talk.chat_session import Answers, ChatSession
 from lowrank_rlhf.dashboard.text import html, t
-from lowrank_rlhf.run.results.rounds import split
+from lowrank_rlhf.evaluation.speakers import speaker_name
 
 _TRANSLATED = ("no_model", "too_long")
 """Kinds of error for which the page has its own texts."""
-_STEP = re.compile(r"step-(\d+)")
-_ROUND = re.compile(r"round-(\d+)")
 COPY = (Path(__file__).parents[1] / "static" / "copy.js").read_text(encoding="utf-8")
 """Script of the cards' copy buttons."""
 
 
 def voice_label(voice: str, language: str) -> str:
     """Return a model's name for people."""
-    number, plain = split(voice)
-    if found := _STEP.fullmatch(plain):
-        label = t("talk.step", language, step=found[1])
-        return label if number == 1 else t("talk.in_round", language, label=label, round=number)
-    if found := _ROUND.fullmatch(voice):
-        return t("talk.round", language, round=found[1])
-    return t(f"talk.{voice}", language)
+    kind, number, step = speaker_name(voice)
+    if kind == "round":
+        return t("talk.round", language, round=number)
+    label = t("talk.step", language, step=step) if kind == "step" else t(f"talk.{kind}", language)
+    return label if number == 1 else t("talk.in_round", language, label=label, round=number)
 
 
 def cards(session: ChatSession, language: str) -> str:

@@ -1,13 +1,47 @@
-"""Models of a run that can answer in a chat: the base, the SFT model, and every policy that the run has kept."""
+"""Models of a run that can answer in a chat: the base, the SFT model, and every policy that the run has kept.
 
+No torch.
+"""
+
+import re
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from lowrank_rlhf.run.checkpoints import check_checkpoint, checkpoints
 from lowrank_rlhf.run.directory import RunDir, check_adapter
-from lowrank_rlhf.run.results.rounds import prefix
+from lowrank_rlhf.run.results.rounds import prefix, split
 
 MAIN = ("base", "sft", "policy")
 """Models that `all` stands for, in the order of their training."""
+
+
+_STEP, _ROUND = re.compile(r"step-(\d+)"), re.compile(r"round-(\d+)")
+
+
+class SpeakerName(NamedTuple):
+    """Meaning of a name in `speakers`."""
+
+    kind: Literal["base", "sft", "policy", "policy_last", "round", "step"]
+    round: int = 1
+    step: int = 0
+
+
+_PLAIN = {
+    "base": SpeakerName("base"),
+    "sft": SpeakerName("sft"),
+    "policy": SpeakerName("policy"),
+    "policy-last": SpeakerName("policy_last"),
+}
+
+
+def speaker_name(name: str) -> SpeakerName:
+    """Return what a name in `speakers` means. Raises KeyError for another text."""
+    number, plain = split(name)
+    if found := _STEP.fullmatch(plain):
+        return SpeakerName("step", number, int(found[1]))
+    if found := _ROUND.fullmatch(name):
+        return SpeakerName("round", int(found[1]))
+    return _PLAIN[name]
 
 
 def speakers(run: Path) -> dict[str, Path | None]:
