@@ -211,6 +211,7 @@ class TestKept:
             lambda text: text[:-1],
             lambda text: text + " " * 300_000,
             lambda text: text.replace('"x"', "3"),
+            lambda text: text.replace('"sft"', '"nobody"'),
             lambda text: text.replace("2.5", '"<b>"'),
             lambda text: text.replace('"hidden": []', '"hidden": ["sft", "base"]'),
             lambda text: text.replace('"hidden": []', '"hidden": ["sft", "policy"]'),

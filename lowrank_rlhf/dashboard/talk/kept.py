@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from lowrank_rlhf.dashboard.browser.storage import with_storage
 from lowrank_rlhf.dashboard.talk.chat_session import ChatSession, system_message
 from lowrank_rlhf.dashboard.talk.votes import stored_votes
+from lowrank_rlhf.evaluation.speakers import speaker_name
 from lowrank_rlhf.preferences.export_file import comparisons_to_jsonl
 
 _MAX_CHARACTERS = 200_000
@@ -95,7 +96,9 @@ def restored(text: str, run: Path) -> ChatSession:
         return empty
     try:
         found = _Kept.model_validate_json(text)
-    except ValidationError:
+        for voice in (voice for _, said in found.turns for voice in said):
+            speaker_name(voice)
+    except (ValidationError, KeyError):
         return empty
     if (found.run, found.identity) != (run.name, _identity(run)) or not found.turns:
         return empty
