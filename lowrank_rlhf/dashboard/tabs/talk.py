@@ -197,7 +197,7 @@ def _restore(runs: RunsFolder, given: dict[str, Any], language: str) -> list[Any
     said = session.turns[-1][1].values() if session.turns else ()
     votable = bool(session.hidden) and all(answer.get("text") for answer in said)
     labels = [(voice_label(name, language), name) for name in names]
-    chosen = {"value": [name for name in names if name in MAIN]} if given["changed"] else {}
+    chosen: dict[str, Any] = {"value": [name for name in names if name in MAIN]} if given["changed"] else {}
     own = _own_settings(run) if run and given["changed"] else [gr.skip()] * 4
     return [
         "",
