@@ -4,7 +4,7 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,9 +15,11 @@ from lowrank_rlhf.commands.terminal.chat_loop import Conversation, Settings, tal
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import Stopped, UserError
+from lowrank_rlhf.evaluation.speakers import MAIN, speakers
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.session import Session
+from lowrank_rlhf.sources.model_shape import find_shape
 
 if TYPE_CHECKING:
     from lowrank_rlhf.evaluation.chat import ChatAnswer, ChatModels
@@ -27,8 +29,13 @@ def chat(
     run: RunArgument,
     runs: RunsOption = Path("runs"),
     speaks: Annotated[
-        Literal["policy", "sft", "base", "all"] | None,
-        typer.Option("--as", help="Model that answers; `all`: each in turn. Default: the run's latest."),
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Model that answers: base, sft, policy, policy-last, round-1, step-40 (a checkpoint). Several with "
+            "commas; `all`: base, sft and policy in turn. Default: the run's latest.",
+        ),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="0 picks the most probable token. Default: chat.temperature.")
@@ -46,7 +53,7 @@ def chat(
         bool, typer.Option("--lines", help="Read and write JSON lines, for programs; see chat_lines.py.")
     ] = False,
 ) -> None:
-    """Chat with a run's models: base, SFT model and policy.
+    """Chat with a run's models: base, SFT model, policies.
 
     Each answer comes with the reward model's score: 0 is the average SFT answer, 1 is one standard deviation above it.
     Answers go to stdout, everything else to stderr. If stdin is not a terminal, each line is a question. Ctrl-C stops
@@ -89,25 +96,28 @@ def _settings(
     max_new_tokens: int | None,
     seed: int | None,
 ) -> Settings:
-    available = ["base", *(name for name in ("sft", "policy") if run_dir.artifact(f"adapters/{name}").is_dir())]
-    if speaks not in (None, "all", *available):
-        raise UserError(f"--as: {run_dir.run} has no adapter `{speaks}` yet; it has {', '.join(available)}")
+    voices = list(speakers(run_dir.run))
+    speaks = speaks or [name for name in MAIN if name in voices][-1]
+    if speaks != "all" and (absent := [name for name in speaks.split(",") if name not in voices]):
+        raise UserError(f"--as: {run_dir.run} has no model `{absent[0]}`; it has {', '.join(voices)}")
     tokens = config.sample.max_new_tokens if max_new_tokens is None else max_new_tokens
-    if tokens >= config.model.max_length:
+    shape = find_shape(config.model)
+    context = max(config.model.max_length, (shape and shape.positions) or 0)
+    if tokens >= context:
         raise UserError(
-            f"--max-new-tokens: must be less than model.max_length, {config.model.max_length} in this run, to leave "
-            f"tokens for the question; got {tokens}"
+            f"--max-new-tokens: must be less than the context of this run's model, {context} tokens, to leave room for "
+            f"the question; got {tokens}"
         )
     if temperature is not None and not (temperature == 0 or 1e-6 <= temperature <= 1e6):
         raise UserError("--temperature: must be a finite number of at least 0, and from 1e-6 to 1e6 unless it is 0")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError("--top-p: must be above 0 and at most 1")
     return Settings(
-        voices=available,
-        speaks=speaks or available[-1],
+        voices=voices,
+        speaks=speaks,
         temperature=config.chat_temperature if temperature is None else temperature,
         max_new_tokens=tokens,
-        max_prompt_tokens=config.model.max_length - tokens,
+        max_prompt_tokens=context - tokens,
         seed=config.seed if seed is None else seed,
         top_p=config.chat.top_p if top_p is None else top_p,
     )
@@ -125,7 +135,7 @@ def _open(config: Config, run_dir: RunDir) -> "ChatModels":
 def _answer_once(conversation: Conversation, prompt: str, as_json: bool) -> None:
     if not prompt.strip():
         raise UserError("--prompt: must not be empty")
-    answers = conversation.ask(prompt, show=not as_json, labels=conversation.settings.speaks == "all")
+    answers = conversation.ask(prompt, show=not as_json, labels=len(conversation.settings.answering) > 1)
     if not answers:
         raise UserError("--prompt: too long; not answered")
     if any(answer.stopped for answer in answers):

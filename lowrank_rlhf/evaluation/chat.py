@@ -1,11 +1,14 @@
-"""Chat with a run's models: base, SFT and policy share one adapter slot; the reward model scores their answers."""
+"""Chat with a run's models, which share one adapter slot; the reward model scores their answers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.evaluation.speakers import check_speaker, speakers
 from lowrank_rlhf.maths.sequences import pack
 from lowrank_rlhf.models.adapters import fill_role, load_role
+from lowrank_rlhf.models.batch_limits import first_line, is_out_of_memory
 from lowrank_rlhf.models.generation import generating_as, stream_answer, stream_text
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import require_finite
@@ -30,7 +33,7 @@ class ChatAnswer:
     """One model's answer."""
 
     model: str
-    """`base`, `sft` or `policy`."""
+    """Name in `speakers`."""
     text: str
     tokens: int
     finished: bool
@@ -44,7 +47,7 @@ class ChatAnswer:
 
 
 class ChatModels:
-    """Models of a run that can answer: `base`, and `sft` and `policy` if the run has them.
+    """Models of a run that can answer: its `speakers`.
 
     Args:
         roles: adapters on the loaded base; the role POLICY holds the adapter of the model that answers.
@@ -54,7 +57,7 @@ class ChatModels:
     def __init__(self, roles: Roles, run_dir: RunDir):
         self._roles, self._base = roles, roles.base
         self._loaded: str | None = None
-        self._folders = {name: _existing(run_dir.artifact(f"adapters/{name}")) for name in ("sft", "policy")}
+        self._folders = speakers(run_dir.run)
         self._scale: RewardScale | None = None
         reward = _existing(run_dir.artifact("adapters/reward"))
         about = read_record(reward / "reward.json") if reward else None
@@ -91,13 +94,22 @@ class ChatModels:
             score, spread = self._score(prompt, tokens)
         except KeyboardInterrupt:
             return ChatAnswer(model, "".join(pieces), len(tokens), finished=False, stopped=True, score=None)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"chat: out of memory after {len(prompt) + len(tokens)} tokens of conversation ({first_line(error)}). "
+                "Begin a new conversation, or shorten the question"
+            ) from None
         text, finished = self._base.decode(tokens), tokens[-1] == self._base.eos
         return ChatAnswer(model, text, len(tokens), finished, stopped=False, score=score, spread=spread)
 
     def _load(self, model: str) -> None:
         if model != self._loaded:
             self._loaded = None  # an interrupt may leave the role half filled
-            fill_role(self._roles, Role.POLICY, self._folders.get(model))
+            if folder := self._folders[model]:
+                check_speaker(folder)
+            fill_role(self._roles, Role.POLICY, folder)
             self._loaded = model
 
     def _score(self, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[float | None, float | None]:

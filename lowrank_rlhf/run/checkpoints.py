@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run import fault_points
 from lowrank_rlhf.run.files import (
     SCHEMA,
@@ -50,14 +51,14 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> N
     os.replace(temporary, target)
     fault_points.point("checkpoint: renamed")
     sync_folder(folder)
-    for _, path in sorted(_checkpoints(folder))[:-_KEPT]:
+    for _, path in checkpoints(folder)[:-_KEPT]:
         shutil.rmtree(path)
         fault_points.point("checkpoint: an older one deleted")
 
 
 def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
     """Return step and folder of the newest intact checkpoint; rename damaged ones, with a warning."""
-    for step, path in sorted(_checkpoints(folder), reverse=True):
+    for step, path in reversed(checkpoints(folder)):
         damage = _damage(path)
         if not damage:
             return step, path
@@ -72,9 +73,16 @@ def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
     return None
 
 
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Return step and folder of each checkpoint, oldest first; they may be damaged."""
     paths = folder.iterdir() if folder.is_dir() else ()
-    return [(int(match[1]), path) for path in paths if (match := _STEP.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for path in paths if (match := _STEP.fullmatch(path.name)))
+
+
+def check_checkpoint(checkpoint: Path) -> None:
+    """Raise `UserError` if a checkpoint is damaged."""
+    if damage := _damage(checkpoint):
+        raise UserError(f"{checkpoint}: damaged checkpoint: {'; '.join(damage)}. Choose another model")
 
 
 def _damage(checkpoint: Path) -> list[str]:

@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.served.curves import POLICY, with_curves
 from lowrank_rlhf.dashboard.served.routes import routes
 from lowrank_rlhf.dashboard.tabs import compare
 from lowrank_rlhf.dashboard.text import html, t, table
@@ -80,11 +81,15 @@ def client(runs: Path) -> Iterator[TestClient]:
         yield found
 
 
-def test_the_page_is_the_command_s_and_may_run_nothing(client: TestClient, runs: Path) -> None:
-    found = client.get("/compare?runs=first,second")
-    assert found.text == comparison_page([read_run(RunDir(runs / name), name) for name in ("first", "second")])
-    assert "default-src 'none'" in found.headers["content-security-policy"]
-    assert "<script>document" not in found.text
+def test_the_page_is_the_command_s_and_runs_its_curves_alone(client: TestClient, runs: Path) -> None:
+    """The saved one has no script at all."""
+    page = comparison_page([read_run(RunDir(runs / name), name) for name in ("first", "second")])
+    assert "<script" not in page
+    assert client.get("/compare?runs=first,second&saved").text == page
+    shown = client.get("/compare?runs=first,second")
+    assert shown.text == with_curves(page)
+    assert shown.text.count("<script") == 1
+    assert shown.headers["content-security-policy"] == POLICY
 
 
 @pytest.mark.parametrize("names", ["", "first", "first,first", "first,nowhere", "first,../compare", "first,a/b"])

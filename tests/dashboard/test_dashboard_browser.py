@@ -145,7 +145,7 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
     finished_run(tiny_folder(), tmp_path)
     folder = tmp_path / "runs"
     with page_server(folder) as (url, _):
-        page = open_page(url)
+        page = open_page(url, permissions=["clipboard-read", "clipboard-write"])
         go_to(page, "talk")
         page.fill("#question textarea", f"question {NASTY[:20]}")
         page.click("#ask")
@@ -166,6 +166,7 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
         page.click("#vote-first")
         page.wait_for_selector("#talk-status .note.good")
         assert re.search(r"A was (SFT|Policy), B was (SFT|Policy)", page.inner_text("#talk-status"))
+        page.uncheck("#blind input")
         store = AnnotationStore(folder / "tiny" / "talk" / "annotations.sqlite")
         (ranking,) = store.rankings()
         assert ranking.tiers == ((ranking.shown[0],), (ranking.shown[1],))
@@ -175,6 +176,67 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
             page.click("#ask")
             page.wait_for_selector("#talk-status .note.bad")
             assert "is training and needs this machine" in page.inner_text("#talk-status")
+        assert len(page.locator(".card .question").all()) == 2
+        talk_on(page, folder)
+
+
+def talk_on(page: Any, folder: Path) -> None:
+    """Copy, regenerate, edit, a reload, another run, and files, after a blind vote on one question."""
+    questions = page.locator(".card .question")
+    finished = "document.querySelectorAll('.card .copy').length == 2 && !document.querySelector('.edited')"
+    before = texts(page, ".card .answer")
+    page.click(".card button.copy")
+    page.wait_for_function("document.querySelector('.card button.copy').innerText == 'Copied'")
+    assert page.evaluate("navigator.clipboard.readText()").split() == page.inner_text(".card .answer").split()
+    page.click("#talk-more button")
+    own = [page.input_value(f"#{name} input") for name in ("temperature", "top-p", "answer-length")]
+    assert own == ["1", "1", "6"]  # the run's
+    page.fill("#system-prompt textarea", "Be brief.")
+    page.locator("#speakers label").filter(has_text="Base").locator("input").uncheck()
+    page.fill("#question textarea", "")
+    page.click("#edit-question")
+    page.wait_for_selector(".edited")
+    page.fill("#question textarea", "changed")
+    page.click("#ask")
+    page.wait_for_function(finished)
+    assert questions.all_inner_texts() == ["changed"] * 2
+    assert texts(page, ".card h3") == ["SFT", "Policy"]
+    page.fill("#question textarea", "typed")
+    page.click("#ask-again")
+    page.wait_for_function("""() => {
+      const {attempt, turns} = JSON.parse(JSON.parse(localStorage.getItem('lowrank-talks')).tiny);
+      return attempt === 1 && turns[0][1].policy.tokens;
+    }""")
+    page.wait_for_function(finished)
+    after = texts(page, ".card .answer")
+    assert after != before
+    page.reload()
+    go_to(page, "talk")
+    page.wait_for_function(finished)
+    assert (questions.all_inner_texts(), texts(page, ".card .answer")) == (["changed"] * 2, after)
+    page.click("#talk-more button")
+    kept = [page.input_value(f"#{name} textarea") for name in ("question", "system-prompt")]
+    assert kept == ["typed", "Be brief."]
+    for button, name in (("talk", "tiny-talk.jsonl"), ("votes", "tiny-votes.jsonl")):
+        with page.expect_download() as download:
+            page.click(f"#save-{button}")
+        assert download.value.suggested_filename == name
+        rows = [json.loads(line) for line in Path(download.value.path()).read_text(encoding="utf-8").splitlines()]
+        turns = [[turn["content"] for turn in row["messages"][:2]] for row in rows if button == "talk"]
+        assert turns in ([["Be brief.", "changed"]] * 2, [])
+        assert [row["prompt"] for row in rows if button == "votes"] in (["question\n2"], [])
+    make_run(folder, "other")
+    page.reload()
+    go_to(page, "talk")
+    page.wait_for_function(finished)
+    page.click("#run input")
+    page.get_by_role("option", name="other", exact=True).click()
+    wait_for(lambda: questions.count() == 0, 30)
+    page.click("#run input")
+    page.get_by_role("option", name="tiny", exact=True).click()
+    page.wait_for_function(finished)
+    page.click("#restart-talk")
+    page.wait_for_function("localStorage.getItem('lowrank-talks') == '{}'")
 
 
 @pytest.fixture(scope="module")

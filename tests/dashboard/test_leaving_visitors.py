@@ -139,7 +139,7 @@ def test_closing_the_worker_ends_the_answer(worker: ChatWorker, tmp_path: Path) 
 def test_a_browser_that_closes_at_any_message_leaves_a_page_that_answers(worker: ChatWorker, tmp_path: Path) -> None:
     """By the requests of a browser, and through Gradio's own queue."""
     make_run(tmp_path)
-    question = ["hi", None, "one", "en", None, None, 3, 1, False]
+    question = ["hi", None, "one", "en", None, False, [], "", None, 3, 1]
     blocks = app.build(RunsFolder(tmp_path), worker)
     with served_here(blocks) as url:
         count = len(list(PageClient(url, blocks).stream("asked", question)))

@@ -16,13 +16,16 @@ from dashboard_runs import make_run, page_of
 from lowrank_rlhf.commands.terminal import chat_lines
 from lowrank_rlhf.commands.terminal.chat_loop import Settings, fit
 from lowrank_rlhf.dashboard.chat_worker import ChatUnavailable, ChatWorker
-from lowrank_rlhf.dashboard.tabs import talk
+from lowrank_rlhf.dashboard.talk import asking
 from lowrank_rlhf.dashboard.talk.chat_session import ChatSession, add_message, blind_pair
 from lowrank_rlhf.dashboard.talk.talk_html import cards
 from lowrank_rlhf.dashboard.talk.votes import VotedAnswer, save_vote
 from lowrank_rlhf.dashboard.text import html, table
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.store import AnnotationStore
+from lowrank_rlhf.run.records import Message
+
+QUESTION = asking.Question("why?", "one", "en", 0.7, False, [], "", None, None, 1)
 
 
 class TestVotes:
@@ -48,7 +51,7 @@ class TestVotes:
         for word in ("policy", "sft", "SFT", "Policy", "2.5"):
             assert word not in shown
         open_, blind = ChatSession("one", [("why?", {"sft": dict(said)})]), ("policy", "sft")
-        assert open_.next("one", ()) is open_
+        assert open_.next("one", ()).turns == open_.turns
         for other in (
             open_.next("one", blind),
             open_.next("two", ()),
@@ -76,8 +79,8 @@ class TestVotes:
                 return {"voices": ["sft"]}
 
         make_run(tmp_path)
-        question = talk._question("why?", "one", "zh", 0.7, None, 0, 1, True)
-        last = list(talk._ask(page_of(tmp_path, Models()), ChatSession(), question))[-1]
+        question = QUESTION._replace(language="zh", blind=True)
+        last = list(asking.ask(page_of(tmp_path, Models()), ChatSession(), question))[-1]
         assert html(table("zh")[key]) in last[0]
 
     def test_a_question_typed_during_an_answer_stays(self, tmp_path) -> None:
@@ -94,8 +97,8 @@ class TestVotes:
                 yield 0, {"answer": whole, "dropped": 0}
 
         make_run(tmp_path)
-        question = talk._question("why?", "one", "en", 0.7, None, 0, 1, False)
-        shown = list(talk._ask(page_of(tmp_path, Models()), ChatSession(), question))
+        question = QUESTION
+        shown = list(asking.ask(page_of(tmp_path, Models()), ChatSession(), question))
         assert [number for number, step in enumerate(shown) if isinstance(step[2], str)] == [1]
         assert [number for number, step in enumerate(shown) if isinstance(step[0], str)] == [0, 1]
         assert "ab" in shown[-1][1]
@@ -163,8 +166,8 @@ class TestLines:
         monkeypatch.setattr(Letters, "answer", lambda self, *args: heard.append(args[2]) or real(self, *args))
         monkeypatch.setattr(self, "SETTINGS", replace(self.SETTINGS, top_p=0.9), raising=False)
         fields = ((None, None), (1.2, 0.4), (0, None))
-        questions = [talk._question("why?", "one", "en", *two, 2, 1, False) for two in fields]
-        self.talk(monkeypatch, capsys, *(talk._request(ChatSession(), "sft", question) for question in questions))
+        questions = [QUESTION._replace(temperature=one, top_p=other) for one, other in fields]
+        self.talk(monkeypatch, capsys, *(asking._request(ChatSession(), "sft", question) for question in questions))
         assert [(sampling.temperature, sampling.top_p) for sampling in heard] == [(0.7, 0.9), (1.2, 0.4), (0, 0.9)]
 
     @pytest.mark.parametrize(
@@ -172,7 +175,11 @@ class TestLines:
         [
             ("nonsense\n", "invalid_request", "Invalid JSON"),
             ({"messages": []}, "invalid_request", "messages: "),
-            ({"messages": [{"role": "user", "content": "hi"}], "as": "policy"}, "no_model", "has no policy yet"),
+            (
+                {"messages": [{"role": "user", "content": "hi"}], "as": "policy"},
+                "no_model",
+                "has no policy; it has base, sft",
+            ),
             ({"messages": [{"role": "user", "content": "x" * 21}]}, "too_long", "20 tokens fit with an answer of 3"),
             ({"messages": [{"role": "user", "content": "x"}], "max_new_tokens": 99}, "too_long", "0 tokens"),
             ({"messages": [{"role": "user", "content": "x"}], "top_p": 0}, "invalid_request", "top_p: "),
@@ -234,11 +241,15 @@ class TestLines:
         return message["answer"]
 
     def test_the_oldest_turns_go(self) -> None:
-        from lowrank_rlhf.run.records import Message
-
         turns = [Message(role=role, content=text) for role, text in (("user", "aaaa"), ("assistant", "bbb"))]
         question = Message(role="user", content="cc")
         assert fit(Letters(), [*turns, question], 9)[0] == [*turns, question]
         assert fit(Letters(), [*turns, question], 8) == ([question], [99, 99])
         assert fit(Letters(), [*turns, question], 1) == ([question], None)
         assert fit(Letters(), [turns[0], question], 5) == ([question], None)  # the question is never what goes
+        system = Message(role="system", content="s")
+        assert fit(Letters(), [system, *turns, question], 9) == (
+            [system, question],
+            [115, 99, 99],
+        )  # nor the system prompt
+        assert fit(Letters(), [system, *turns, question], 2) == ([system, question], None)

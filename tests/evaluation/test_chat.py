@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import randomise
 from tiny_finished import ROLES, finished_run
 
 from lowrank_rlhf import cli
@@ -19,10 +21,14 @@ from lowrank_rlhf.commands.terminal.chat_loop import Conversation, Settings, tal
 from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.evaluation.chat import ChatAnswer, ChatModels, ChatSampling
+from lowrank_rlhf.evaluation.speakers import speakers
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models import pinned_precision
 from lowrank_rlhf.models.generation import sample_answers
 from lowrank_rlhf.models.roles import Role
+from lowrank_rlhf.models.storage import save_role
+from lowrank_rlhf.run.checkpoints import save_checkpoint
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Message, Prompt
 from lowrank_rlhf.session import Session
 
@@ -342,6 +348,69 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     return call
 
 
+@pytest.fixture
+def kept_policies(run) -> dict[str, Path]:
+    """Random adapters where a run keeps policies: the last step, two checkpoints of a second round; by name."""
+    run_dir = run.run_dir
+    second = RunDir(run_dir.run, 2)
+    second.path.mkdir()
+    second.event("start")
+    found = {"policy-last": run_dir.artifact("adapters/policy-last")}
+    for seed, step in enumerate((4, 14), 20):
+
+        def write(folder: Path, seed: int = seed) -> None:
+            randomise(run.load_roles(), Role.POLICY, seed)
+            save_role(run.load_roles(), Role.POLICY, folder / "policy")
+
+        save_checkpoint(second.work("ppo"), step, write)
+        found[f"round-2/step-{step}"] = second.work("ppo") / f"step-{step:06}" / "policy"
+    shutil.copytree(found["round-2/step-4"], found["policy-last"])
+    return found
+
+
+def test_every_kept_policy_can_speak(run, kept_policies, command) -> None:
+    """Checkpoints and the last step answer as `policy` does in their place; an earlier round's policy has its name."""
+    assert list(speakers(run.run_dir.run)) == ["base", "sft", "policy", *kept_policies]
+    ask = ("--prompt", "what is short", "--json", "--max-new-tokens", "20")
+    code, out, err = command("chat", "tiny", "--as", ",".join(kept_policies), *ask)
+    assert code == 0, err
+    said = {answer["as"]: answer["text"] for answer in json.loads(out)["answers"]}
+    assert list(said) == list(kept_policies)
+    assert said["policy-last"] == said["round-2/step-4"] != said["round-2/step-14"]
+    policy = run.run_dir.artifact("adapters/policy")
+    shutil.rmtree(policy)
+    shutil.copytree(kept_policies["round-2/step-14"], policy)
+    assert json.loads(command("chat", "tiny", *ask)[1])["answers"][0]["text"] == said["round-2/step-14"]
+    shutil.copytree(policy, RunDir(run.run_dir.run, 2).artifact("adapters/policy"))
+    assert list(speakers(run.run_dir.run)) == ["base", "sft", "round-1", "policy", "round-2/step-4", "round-2/step-14"]
+
+
+def test_a_damaged_checkpoint_does_not_speak(kept_policies, command) -> None:
+    weights = kept_policies["round-2/step-14"] / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    code, out, err = command("chat", "tiny", "--as", "round-2/step-14", "--prompt", "a")
+    assert (code, out) == (2, "")
+    assert "step-000014: damaged checkpoint" in err
+
+
+def test_the_conversation_may_be_as_long_as_the_model_can_read(run, command) -> None:
+    """256 positions, although training was limited to 60 tokens."""
+    question = "what is short " * 12
+    assert run.config.model.max_length < len(asked(run, question)) < 250
+    code, out, _ = command("chat", "tiny", "--prompt", question, "--json")
+    assert (code, len(json.loads(out)["answers"])) == (0, 1)
+
+
+def test_an_answer_without_memory_left_is_an_error_in_words(run, monkeypatch) -> None:
+    def fail(*_arguments, **_settings):
+        raise MemoryError("none left")
+        yield
+
+    monkeypatch.setattr("lowrank_rlhf.evaluation.chat.stream_answer", fail)
+    with pytest.raises(UserError, match=r"chat: out of memory after .* Begin a new conversation"):
+        chat_models(run).answer("sft", asked(run, "a"), ChatSampling(3, 1.0, 0), lambda _: None)
+
+
 def test_prompt_as_json(run, command) -> None:
     code, out, err = command("chat", "tiny", "--as", "all", "--prompt", "what is short", "--json", "--seed", "5")
     said = json.loads(out)
@@ -404,14 +473,18 @@ def test_refusals(tiny_folder, tmp_path, command, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for arguments, message in (
         (("nothing",), 'run "nothing" not found in runs. Existing runs: tiny.'),
-        (("tiny", "--as", "policy"), "--as: runs/tiny has no adapter `policy` yet; it has base, sft"),
+        (("tiny", "--as", "policy"), "--as: runs/tiny has no model `policy`; it has base, sft"),
         (("tiny", "--json"), "--json requires --prompt"),
-        (("tiny", "--max-new-tokens", "60"), "--max-new-tokens: must be less than model.max_length, 60"),
+        (("tiny", "--as", "sft,step-4"), "--as: runs/tiny has no model `step-4`; it has base, sft"),
+        (
+            ("tiny", "--max-new-tokens", "256"),
+            "--max-new-tokens: must be less than the context of this run's model, 256",
+        ),
         (("tiny", "--temperature", "inf"), "--temperature: must be a finite number of at least 0"),
         (("tiny", "--top-p", "0"), "--top-p: must be above 0 and at most 1"),
         (("tiny", "--top-p", "1.01"), "--top-p: must be above 0 and at most 1"),
         (("tiny", "--top-p", "nan"), "--top-p: must be above 0 and at most 1"),
-        (("tiny", "--prompt", "x" * 90), "tokens, but only 54 fit"),
+        (("tiny", "--prompt", "x" * 290), "tokens, but only 250 fit"),
         (("tiny", "--prompt", " "), "--prompt: must not be empty"),
     ):
         code, out, err = command("chat", *arguments)

@@ -46,6 +46,16 @@ def test_an_axis_has_a_margin_but_does_not_cross_zero(values, axis) -> None:
     assert (scale(axis[0]), scale(axis[1])) == pytest.approx((184, 22))
 
 
+@pytest.mark.parametrize("value", [2.5, -0.01, 1e6])
+def test_a_constant_curve_has_room_around_it(value: float) -> None:
+    """Also with rounding errors, which would fill the axis with equal labels."""
+    for values in ([value], [value] * 3, [value, value * (1 + 2e-16), value * (1 - 4e-11)]):
+        scale = fitted(values, 184, 22)
+        assert (scale.low, scale.high) == pytest.approx(sorted((0.9 * value, 1.1 * value)), rel=1e-6)
+        labels = [tick_label(tick) for tick in ticks(scale.low, scale.high)]
+        assert len(set(labels)) == len(labels) > 1
+
+
 def test_steps_have_whole_ticks() -> None:
     assert ticks(0, 2, 5) == pytest.approx([0, 0.5, 1, 1.5, 2])
     assert ticks(0, 2, 5, whole=True) == [0, 1, 2]

@@ -185,11 +185,11 @@ _PEOPLE = [
 
 _FINISHED_RUNS = [
     Case("chat no run", "chat nothing", ('run "nothing" not found in runs. There are no runs yet.\n',)),
-    Case("chat not made yet", "chat a --as policy", ("--as: runs/a has no adapter `policy` yet; it has base\n",), _RUN),
+    Case("chat not made yet", "chat a --as policy", ("--as: runs/a has no model `policy`; it has base\n",), _RUN),
     Case(
         "chat no room",
         "chat a --max-new-tokens 512",
-        ("--max-new-tokens: must be less than model.max_length, 512",),
+        ("--max-new-tokens: must be less than the context of this run's model",),
         _RUN,
     ),
     Case("chat json alone", "chat a --json", ("--json requires --prompt\n",), _RUN),

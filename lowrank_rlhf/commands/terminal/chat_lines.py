@@ -4,7 +4,8 @@ First comes `{"ready": true, "voices": [...], ...}`. A request is one line:
 
     {"as": "policy", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_new_tokens": 9, "seed": 1}
 
-All keys but `messages` are optional, `top_p` too. The reply is `{"piece": "Hel"}` as the text grows and, at the end,
+All keys but `messages` are optional, `top_p` too; a system prompt is the first message. The reply is
+`{"piece": "Hel"}` as the text grows and, at the end,
 `{"answer": {"as", "text", "tokens", "finished", "stopped", "score"}, "dropped": 0}`, where `dropped` counts the oldest
 turns that did not fit; or `{"error": "...", "kind": "too_long"}` with a message for people and a kind for programs
 (`ErrorKind`). The answers of a reward model with several members have a `spread`. `{"stop": true}` stops the current
@@ -44,7 +45,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    speaks: Literal["base", "sft", "policy"] | None = Field(None, alias="as")
+    speaks: str | None = Field(None, alias="as")
     messages: list[Message] = Field(min_length=1)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -94,7 +95,7 @@ def _answer(
 
     voice = request.speaks or settings.speaks
     if voice not in settings.voices:
-        raise ChatRefused("no_model", f"as: this run has no {voice} yet; it has {', '.join(settings.voices)}")
+        raise ChatRefused("no_model", f"as: this run has no {voice}; it has {', '.join(settings.voices)}")
     most = request.max_new_tokens or settings.max_new_tokens
     limit = settings.max_prompt_tokens + settings.max_new_tokens - most
     kept, prompt = fit(models, request.messages, limit)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from lowrank_rlhf.config.messages import suggestion
 from lowrank_rlhf.errors import UserError, visible
+from lowrank_rlhf.evaluation.speakers import MAIN
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.run.records import Message
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from lowrank_rlhf.evaluation.chat import ChatAnswer, ChatModels
 
 HELP = """\
-/as NAME   model that answers: policy, sft, base, or all in turn
+/as NAME   model that answers, such as policy; several with commas, or all in turn
 /reset     start a new conversation
 /undo      remove the last question and its answer
 /seed N    set the seed of the next answers
@@ -33,9 +34,9 @@ class Settings:
     """Models of a chat and their sampling settings."""
 
     voices: Sequence[str]
-    """Models that can answer: `base`, and `sft` and `policy` if the run has them, in that order."""
+    """Models that can answer: the run's `speakers`."""
     speaks: str
-    """One of them, or `all`."""
+    """One of them, several with commas, or `all`: those of `MAIN`."""
     temperature: float
     max_new_tokens: int
     max_prompt_tokens: int
@@ -46,7 +47,7 @@ class Settings:
     @property
     def answering(self) -> Sequence[str]:
         """Models that answer the next question, in order; the last one's answer joins the conversation."""
-        return self.voices if self.speaks == "all" else (self.speaks,)
+        return [name for name in self.voices if name in MAIN] if self.speaks == "all" else self.speaks.split(",")
 
 
 class Conversation:
@@ -134,17 +135,17 @@ class Conversation:
         if prompt is None:
             alone = len(self._models.encode([question]))
             note(
-                f"the question has {alone} tokens, but only {self.settings.max_prompt_tokens} fit (model.max_length "
+                f"the question has {alone} tokens, but only {self.settings.max_prompt_tokens} fit (the model's context "
                 "minus --max-new-tokens). Shorten the question or lower --max-new-tokens"
             )
         self._messages = kept[:-1]
         if dropped and prompt is not None:
-            note(f"dropped the oldest {_counted(dropped // 2)}: the conversation was longer than model.max_length")
+            note(f"dropped the oldest {_counted(dropped // 2)}: the conversation was longer than the model's context")
         return prompt
 
     def _switch(self, name: str) -> None:
         names = [*self.settings.voices, "all"]
-        if name not in names:
+        if name != "all" and not set(name.split(",")) <= set(self.settings.voices):
             note(f'unknown model "{visible(name)}"; expected {", ".join(names)}.{suggestion(name, names)}')
             return
         self.settings = replace(self.settings, speaks=name)
@@ -152,8 +153,8 @@ class Conversation:
         self._note_continuation()
 
     def _note_continuation(self) -> None:
-        if self.settings.speaks == "all":
-            note(f"the conversation continues with the answer of {self.settings.voices[-1]}")
+        if len(self.settings.answering) > 1:
+            note(f"the conversation continues with the answer of {self.settings.answering[-1]}")
 
     def _reseed(self, number: str) -> None:
         if not (number.isascii() and number.isdigit()):
@@ -166,13 +167,14 @@ class Conversation:
 def fit(models: "ChatModels", messages: Sequence[Message], max_tokens: int) -> tuple[list[Message], list[int] | None]:
     """Drop the oldest turns until the conversation fits; return it with its tokens.
 
-    The last question stays; the tokens are None if it alone has more than `max_tokens` tokens.
+    A system prompt and the last question stay; the tokens are None if these have more than `max_tokens` tokens.
     """
     kept = list(messages)
+    first = int(kept[0].role == "system")
     while len(prompt := models.encode(kept)) > max_tokens:
-        if len(kept) <= 2:
-            return kept[-1:], None
-        del kept[:2]
+        if len(kept) <= first + 2:
+            return [*kept[:first], *kept[-1:]], None
+        del kept[first : first + 2]
     return kept, prompt
 
 

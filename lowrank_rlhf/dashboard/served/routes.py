@@ -9,15 +9,12 @@ from starlette.routing import BaseRoute, Route
 
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served import comparison, exports
+from lowrank_rlhf.dashboard.served.curves import POLICY, with_curves
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.results.rounds import split
 
 REPORTS = {"report.html": "text/html; charset=utf-8", "report.md": "text/markdown; charset=utf-8"}
-# A report contains text by models: it may run no script, load nothing and send nothing. Its CSV links hold their data.
-_REPORT_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox allow-downloads; frame-ancestors 'self'"
-)
 
 
 def routes(runs: RunsFolder) -> list[BaseRoute]:
@@ -30,11 +27,16 @@ def routes(runs: RunsFolder) -> list[BaseRoute]:
         if name not in REPORTS or path.is_symlink() or run_dir.path.is_symlink() or not path.is_file():
             return _not_found()
         run_dir.check_outputs(name)
-        return FileResponse(path, media_type=REPORTS[name], headers={"Content-Security-Policy": _REPORT_POLICY})
+        headers = {"Content-Security-Policy": POLICY}
+        if name == "report.html":
+            return HTMLResponse(with_curves(path.read_text(encoding="utf-8")), headers=headers)
+        return FileResponse(path, media_type=REPORTS[name], headers=headers)
 
     def compare(request: Request) -> Response:
         names = request.query_params.get("runs", "").split(comparison.SEPARATOR)
-        return HTMLResponse(comparison.page_of(runs, names), headers={"Content-Security-Policy": _REPORT_POLICY})
+        page = comparison.page_of(runs, names)
+        shown = page if "saved" in request.query_params else with_curves(page)
+        return HTMLResponse(shown, headers={"Content-Security-Policy": POLICY})
 
     def archive(request: Request) -> Response:
         run, kind = runs.path(request.path_params["run"]), request.path_params["kind"]

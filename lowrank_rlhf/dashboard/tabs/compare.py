@@ -79,7 +79,7 @@ def _comparison(runs: RunsFolder, given: Sequence[str], language: str, version: 
     opens, saves = (html(t(f"compare.{key}", language)) for key in ("open", "save"))
     return (
         f'<p><a href="{source}#{language}" target="_blank" rel="noopener">{opens}</a> · '
-        f'<a href="{source}" download="comparison.html">{saves}</a></p>'
+        f'<a href="{source}&amp;saved" download="comparison.html">{saves}</a></p>'
         + report_frame(f"{source}&v={version}#{language}", t("compare.title", language))
         + command_line(comparison.command(runs, given), language)
     )

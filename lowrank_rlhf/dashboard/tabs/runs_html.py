@@ -93,8 +93,9 @@ def command_line(command: str, language: str) -> str:
 
 
 def report_frame(source: str, title: str) -> str:
-    """Return a frame with a report, which may save files but run no script."""
-    return f'<iframe class="report" sandbox="allow-downloads" src="{html(source)}" title="{html(title)}"></iframe>'
+    """Return a frame with a report, which may save files and run the one script that its policy names."""
+    allowed = "allow-downloads allow-scripts"
+    return f'<iframe class="report" sandbox="{allowed}" src="{html(source)}" title="{html(title)}"></iframe>'
 
 
 def note(text: str, kind: str = "info") -> str:

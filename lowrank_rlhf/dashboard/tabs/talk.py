@@ -1,53 +1,63 @@
 """Tab Talk: a run's models next to each other, and blind votes between two of them."""
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 
+from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.dashboard.browser.storage import with_storage
-from lowrank_rlhf.dashboard.chat_worker import ChatUnavailable
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs.runs_html import note
-from lowrank_rlhf.dashboard.talk.chat_session import Answers, ChatSession, add_message, blind_pair, complete
-from lowrank_rlhf.dashboard.talk.talk_html import cards
+from lowrank_rlhf.dashboard.talk import kept
+from lowrank_rlhf.dashboard.talk.asking import Question, ask, ask_again, kept_text
+from lowrank_rlhf.dashboard.talk.chat_session import ChatSession, system_message
+from lowrank_rlhf.dashboard.talk.talk_html import COPY, cards, voice_label
 from lowrank_rlhf.dashboard.talk.votes import Vote, VotedAnswer, save_vote
 from lowrank_rlhf.dashboard.text import t
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.evaluation.speakers import MAIN, speakers
+from lowrank_rlhf.run.records import Message
 
 _MAX_CHARACTERS = 8000
-# A question that is not sent yet is kept in the browser over a reload.
-_KEEP = with_storage("""(text) => {
-  if (window.questionRestored) stored((storage) => storage.setItem('lowrank-question', text));
-}""")
-_RESTORE = with_storage("""() => {
-  window.questionRestored = true;
-  return stored((storage) => storage.getItem('lowrank-question')) || '';
+# What is typed and not sent yet is kept in the browser over a reload.
+_KEEP_DRAFT = """(text) => {
+  if (window.draftsRestored) stored((storage) => storage.setItem('%s', text));
+}"""
+_RESTORE_DRAFTS = with_storage("""() => {
+  window.draftsRestored = true;
+  return %s.map((name) => stored((storage) => storage.getItem(name)) || '');
 }""")
 _HIDE: dict[str, Any] = gr.update(visible=False)
 
 
-class _Question(NamedTuple):
-    """A question with its settings."""
+class _QuestionFields(NamedTuple):
+    """Fields of the tab that a question's settings are read from, in the order of `_question`."""
 
-    text: str
-    run: str | None
-    language: str
-    temperature: float | None
-    """As in the run if None, like the next two."""
-    top_p: float | None
-    max_new_tokens: int | None
-    seed: int
-    blind: bool
+    temperature: gr.Number
+    blind: gr.Checkbox
+    voices: gr.CheckboxGroup
+    system: gr.Textbox
+    top_p: gr.Number
+    max_new_tokens: gr.Number
+    seed: gr.Number
+
+    @property
+    def of_run(self) -> list[Any]:
+        """Fields that begin with the run's own settings, in the order of `_own_settings`."""
+        return [self.temperature, self.top_p, self.max_new_tokens, self.seed]
 
 
 def build(page: DashboardPage) -> None:
     """Lay out the tab and connect its events."""
     texts = page.texts
     status = gr.HTML("", elem_id="talk-status")
-    answers = gr.HTML("", elem_id="talk-cards")
+    answers = gr.HTML("", elem_id="talk-cards", js_on_load=COPY)
     with gr.Row(visible=False, elem_classes="actions", elem_id="votes") as votes:
         first = texts.add(gr.Button(elem_id="vote-first"), value="talk.first")
         tie = texts.add(gr.Button(elem_id="vote-tie"), value="talk.tie")
@@ -58,138 +68,199 @@ def build(page: DashboardPage) -> None:
         placeholder="talk.placeholder",
     )
     with gr.Row(elem_classes="actions"):
-        ask = texts.add(gr.Button(variant="primary", elem_id="ask"), value="talk.ask")
+        send = texts.add(gr.Button(variant="primary", elem_id="ask"), value="talk.ask")
         stop = texts.add(gr.Button(variant="stop", elem_id="stop-talk"), value="talk.stop")
+        again = texts.add(gr.Button(elem_id="ask-again"), value="talk.again")
+        edit = texts.add(gr.Button(elem_id="edit-question"), value="talk.edit")
         restart = texts.add(gr.Button(elem_id="restart-talk"), value="talk.restart")
-        blind = texts.add(gr.Checkbox(value=False, elem_id="blind"), label="talk.blind")
-    settings = _sampling_settings(page)
+    settings, save_talk, save_votes = _settings(page)
     session = gr.State(ChatSession())
-    outputs = [status, answers, question, votes, session]
+    keep = gr.Textbox(elem_id="kept-talk", elem_classes="folded")  # hidden by style: a script reads it
+    outputs = [status, answers, question, votes, session, keep]
 
-    def asked(text: str, session: ChatSession, *settings: Any) -> Iterator[list[Any]]:
-        yield from _ask(page, session, _question(text, *settings))
+    def asked(text: str, session: ChatSession, *given: Any) -> Iterator[list[Any]]:
+        yield from ask(page, session, _question(text, *given))
+
+    def asked_again(session: ChatSession, *given: Any) -> Iterator[list[Any]]:
+        yield from ask_again(page, session, _question("", *given))
 
     def voted(vote: Vote) -> Any:
         return lambda session, language: _vote(page.runs, session, language, vote)
 
-    inputs = [question, session, page.run, page.language, *settings, blind]
-    gr.on(None, None, None, question, js=_RESTORE, **QUIET)
-    question.change(None, question, None, js=_KEEP, **QUIET)
-    ask.click(asked, inputs, outputs, **EVENT)
-    question.submit(asked, inputs, outputs, **EVENT)
+    inputs = [session, page.run, page.language, *settings]
+    _keep_drafts({"lowrank-question": question, "lowrank-system": settings.system})
+    asking: list[Any] = [
+        send.click(asked, [question, *inputs], outputs, **EVENT),
+        question.submit(asked, [question, *inputs], outputs, **EVENT),
+        again.click(asked_again, inputs, outputs, **EVENT),
+    ]
     stop.click(page.chat.stop, None, None, **QUIET)
-    restart.click(_restart, None, outputs, **QUIET)
-    page.run.change(_other_run, None, outputs, **QUIET)
-    page.language.change(cards, [session, page.language], answers, **QUIET)
+    # What an answer sends until it is cancelled must not follow what replaces it.
+    edit.click(None, None, None, cancels=asking, **QUIET).then(
+        lambda *given: _edit(page.runs, *given), [question, session, page.language], outputs, **EVENT
+    )
+    restart.click(None, None, None, cancels=asking, **QUIET).then(
+        lambda session: _restart(page.runs, session), session, outputs, **QUIET
+    )
+
+    shown = [status, answers, votes, session, settings.voices, *settings.of_run]
+    _keep_conversations(page, keep, shown, asking)
     for button, vote in ((first, "first"), (tie, "tie"), (second, "second")):
-        button.click(voted(vote), [session, page.language], [status, answers, votes, session], **EVENT)  # type: ignore[arg-type]
+        button.click(voted(vote), [session, page.language], [status, answers, votes, session, keep], **EVENT)  # type: ignore[arg-type]
+    given = [session, page.run, page.language]
+    for button, made in ((save_talk, _conversation), (save_votes, _votes)):
+        _saves(button, lambda *values, made=made: made(page.runs, *values), given, status)
 
 
-def _sampling_settings(page: DashboardPage) -> list[Any]:
+def _keep_conversations(page: DashboardPage, keep: gr.Textbox, shown: list[Any], asking: list[Any]) -> None:
+    """Keep each run's conversation, the text of `keep`, in the browser; show it when loaded and with another run.
+
+    Args:
+        page: state of the tabs.
+        keep: what is kept.
+        shown: outputs of `_restore`.
+        asking: events that are cancelled with another run.
+    """
+
+    def restore(given: str, language: str) -> list[Any]:
+        return _restore(page.runs, json.loads(given), language)
+
+    keep.change(None, keep, None, js=kept.KEEP, **QUIET)
+    restoring = QUIET | {"js": kept.FETCH, "preprocess": False, "trigger_mode": "always_last"}
+    gr.on(None, restore, [page.run, page.language], shown, **restoring)  # when loaded and when one of the two changes
+    left = page.run.change(None, None, None, cancels=asking, **QUIET)
+    left.then(restore, [page.run, page.language], shown, **restoring)
+
+
+def _saves(button: gr.Button, made: Callable[..., list[Any]], given: list[Any], status: gr.HTML) -> None:
+    """Let a button save a file: `made` returns a message and the file."""
+    file = gr.Textbox(elem_classes="folded")
+    button.click(made, given, [status, file], **EVENT).then(None, file, None, js=kept.DOWNLOAD, **QUIET)
+
+
+def _settings(page: DashboardPage) -> tuple[_QuestionFields, gr.Button, gr.Button]:
+    """Lay out the settings of a question, all but two folded, and the buttons that save files."""
     texts = page.texts
-    with texts.add(gr.Accordion(open=False), label="talk.settings"), gr.Row():
-        return [
-            texts.add(gr.Number(value=None, minimum=0, maximum=100, step=0.05), label="talk.temperature"),
-            texts.add(gr.Number(value=None, minimum=0.01, maximum=1, step=0.05), label="talk.top_p"),
-            texts.add(gr.Slider(0, 512, value=0, step=8), label="talk.max_new_tokens"),
-            texts.add(gr.Number(value=1, precision=0, minimum=0), label="talk.seed"),
-        ]
+    with gr.Row(elem_classes="actions", elem_id="talk-settings"):
+        temperature = texts.add(
+            gr.Number(value=1, minimum=0, maximum=100, step=0.05, elem_id="temperature"), label="talk.temperature"
+        )
+        blind = texts.add(gr.Checkbox(value=False, elem_id="blind"), label="talk.blind")
+    with texts.add(gr.Accordion(open=False, elem_id="talk-more"), label="talk.more"):
+        voices = texts.add(gr.CheckboxGroup([], elem_id="speakers"), label="talk.speakers")
+        system = texts.add(
+            gr.Textbox(lines=2, max_lines=8, max_length=_MAX_CHARACTERS, elem_id="system-prompt"), label="talk.system"
+        )
+        with gr.Row():
+            top_p = texts.add(
+                gr.Number(value=1, minimum=0.01, maximum=1, step=0.05, elem_id="top-p"), label="talk.top_p"
+            )
+            longest = texts.add(
+                gr.Number(value=64, precision=0, minimum=1, elem_id="answer-length"), label="talk.max_new_tokens"
+            )
+            seed = texts.add(gr.Number(value=1, precision=0, minimum=0), label="talk.seed")
+        with gr.Row(elem_classes="actions"):
+            save_talk = texts.add(gr.Button(elem_id="save-talk"), value="talk.save")
+            save_votes = texts.add(gr.Button(elem_id="save-votes"), value="talk.save_votes")
+    return _QuestionFields(temperature, blind, voices, system, top_p, longest, seed), save_talk, save_votes
 
 
-def _question(
-    text: str,
-    run: str | None,
-    language: str,
-    temperature: float | None,
-    top_p: float | None,
-    longest: int,
-    seed: int,
-    blind: bool,
-) -> _Question:
-    return _Question(text, run, language, temperature, top_p, int(longest) or None, int(seed or 0), blind)
+def _keep_drafts(boxes: dict[str, gr.Textbox]) -> None:
+    """Keep the texts of these boxes in the browser under their names, and restore them when the page is loaded."""
+    gr.on(None, None, None, list(boxes.values()), js=_RESTORE_DRAFTS % json.dumps(list(boxes)), **QUIET)
+    for name, box in boxes.items():
+        box.change(None, box, None, js=with_storage(_KEEP_DRAFT % name), **QUIET)
 
 
-def _restart() -> list[Any]:
-    return ["", "", "", _HIDE, ChatSession()]
+def _question(text: str, run: str | None, language: str, *settings: Any) -> Question:
+    """Return a question with the values of the fields of `_QuestionFields`."""
+    temperature, blind, voices, system, top_p, longest, seed = settings
+    return Question(text, run, language, temperature, blind, voices, system, top_p, longest, int(seed or 0))
 
 
-def _other_run() -> list[Any]:
-    """Start a new conversation with what is typed."""
-    return ["", "", gr.skip(), _HIDE, ChatSession()]
+def _restart(runs: RunsFolder, session: ChatSession) -> list[Any]:
+    """Start a new conversation, and forget the one that the browser keeps."""
+    empty = ChatSession(run=session.run)
+    return ["", "", "", _HIDE, empty, kept_text(runs, empty)]
 
 
-def _ask(page: DashboardPage, session: ChatSession, question: _Question) -> Iterator[list[Any]]:
-    """Yield the models' answers as they grow."""
-    language = question.language
-    if obstacle := _obstacle(page, question):
-        yield [note(obstacle, "bad"), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
-        return
-    yield [note(t("talk.loading", language)), gr.skip(), gr.skip(), _HIDE, gr.skip()]
-    path, answers = page.runs.path(str(question.run)), Answers()
+def _restore(runs: RunsFolder, given: dict[str, Any], language: str) -> list[Any]:
+    """Show the conversation that the browser keeps of a run; offer the run's models and its own settings.
+
+    `given`: the run's name, the kept text, and `changed`, False if only the language is another one.
+    """
     try:
-        voices = tuple(page.chat.open(path)["voices"])
-        if question.blind and len(voices) < 2:
-            yield [note(t("talk.single_model", language), "bad"), gr.skip(), gr.skip(), _HIDE, gr.skip()]
-            return
-        voices = blind_pair(voices) if question.blind else voices
-        session = session.next(path.name, voices if question.blind else ())
-        requests = [_request(session, voice, question) for voice in voices]
-        answers = {voice: {"text": ""} for voice in voices}
-        session.turns.append((question.text, answers))
-        clear: Any = ""  # once: later, the box and the status are those of the next question
-        for index, message in page.chat.ask(path, requests):
-            add_message(answers[voices[index]], message)
-            yield [clear, cards(session, language), clear, _HIDE, session]
-            clear = gr.skip()
-    except UserError as error:
-        session.turns = [turn for turn in session.turns if turn[1] is not answers]  # drop the unanswered question
-        yield [note(_error_text(error, language), "bad"), cards(session, language), gr.skip(), _HIDE, session]
-        return
-    votable = question.blind and complete(answers)
-    yield [gr.skip(), cards(session, language), gr.skip(), gr.update(visible=votable), session]
+        run = runs.path(str(given["run"] or ""))
+        session, names = kept.restored(str(given["text"]), run), list(speakers(run))
+    except UserError:
+        run, session, names = None, ChatSession(), []
+    said = session.turns[-1][1].values() if session.turns else ()
+    votable = bool(session.hidden) and all(answer.get("text") for answer in said)
+    labels = [(voice_label(name, language), name) for name in names]
+    chosen: dict[str, Any] = {"value": [name for name in names if name in MAIN]} if given["changed"] else {}
+    own = _own_settings(run) if run and given["changed"] else [gr.skip()] * 4
+    return [
+        "",
+        cards(session, language),
+        gr.update(visible=votable),
+        session,
+        gr.update(choices=labels, **chosen),
+        *own,
+    ]
 
 
-def _obstacle(page: DashboardPage, question: _Question) -> str:
-    """Return the reason why no question can be asked now; empty if one can."""
-    if not question.run:
-        return t("runs.choose", question.language)
-    if busy := page.runs.training():
-        page.chat.close()
-        return t("talk.training", question.language, run=busy)
-    return "" if question.text.strip() else t("talk.empty", question.language)
+def _own_settings(run: Path) -> list[Any]:
+    """Return the run's temperature, top-p, answer length and seed for their fields; nothing without settings."""
+    try:
+        config = load_config(run / "config.yaml")
+    except UserError:
+        return [gr.skip()] * 4
+    return [config.chat_temperature, config.chat.top_p, config.sample.max_new_tokens, config.seed]
 
 
-def _request(session: ChatSession, voice: str, question: _Question) -> dict[str, Any]:
-    return {
-        "as": voice,
-        "messages": [*session.messages(voice), {"role": "user", "content": question.text}],
-        "temperature": question.temperature,
-        "top_p": question.top_p,
-        "max_new_tokens": question.max_new_tokens,
-        "seed": question.seed + len(session.turns),
-    }
-
-
-def _error_text(error: UserError, language: str) -> str:
-    if isinstance(error, ChatUnavailable) and error.kind != "failed":
-        return t(f"talk.{error.kind}", language)
-    return str(error)
+def _edit(runs: RunsFolder, typed: str, session: ChatSession, language: str) -> list[Any]:
+    """Put the last question into the box, to be asked instead; a second click undoes that."""
+    if not session.turns:
+        return [note(t("talk.nothing", language), "bad"), *[gr.skip()] * 5]
+    if not session.editing and typed.strip():
+        return [note(t("talk.clear_first", language), "bad"), *[gr.skip()] * 5]
+    session = replace(session.ended(), editing=not session.editing)
+    text, about = (session.turns[-1][0], t("talk.editing", language)) if session.editing else ("", "")
+    return [note(about), cards(session, language), text, gr.skip(), session, kept_text(runs, session)]
 
 
 def _vote(runs: RunsFolder, session: ChatSession, language: str, vote: Vote) -> list[Any]:
     """Save the vote and reveal the models."""
     if not session.hidden or not session.turns:
-        return [gr.skip(), gr.skip(), _HIDE, session]
+        return [gr.skip(), gr.skip(), _HIDE, session, gr.skip()]
     question, answers = session.turns[-1]
     first, second = (
         VotedAnswer(voice, answers[voice]["text"], bool(answers[voice]["finished"])) for voice in session.hidden
     )
     try:
-        seconds = time.monotonic() - session.asked_at
-        save_vote(runs.path(session.run), question, first, second, vote, seconds)
+        seconds = time.monotonic() - session.asked_at if session.asked_at else 0.0
+        system = [Message.model_validate(message) for message in system_message(session.system)]
+        save_vote(runs.path(session.run), question, first, second, vote, seconds, system)
     except UserError as error:
-        return [note(str(error), "bad"), gr.skip(), gr.skip(), session]
-    names = [t(f"talk.{voice}", language) for voice in session.hidden]
-    session = ChatSession(run=session.run, turns=session.turns)
+        return [note(str(error), "bad"), gr.skip(), gr.skip(), session, gr.skip()]
+    names = [voice_label(voice, language) for voice in session.hidden]
+    session = replace(session, hidden=())
     saved = note(t("talk.voted", language, first=names[0], second=names[1]), "good")
-    return [saved, cards(session, language), _HIDE, session]
+    return [saved, cards(session, language), _HIDE, session, kept_text(runs, session)]
+
+
+def _conversation(_: RunsFolder, session: ChatSession, run: str | None, language: str) -> list[Any]:
+    """Return a message, and the file of the conversation."""
+    if session.hidden:
+        return [note(t("talk.vote_first", language), "bad"), ""]
+    file = kept.conversation_file(session) if session.run == run else ""
+    return ["" if file else note(t("talk.nothing", language), "bad"), file]
+
+
+def _votes(runs: RunsFolder, _: ChatSession, run: str | None, language: str) -> list[Any]:
+    """Return a message, and the file of the run's votes."""
+    try:
+        file = kept.votes_file(runs.path(str(run or "")))
+    except UserError as error:
+        return [note(str(error), "bad"), ""]
+    return ["" if file else note(t("talk.no_votes", language), "bad"), file]

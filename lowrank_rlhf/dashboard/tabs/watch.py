@@ -8,6 +8,7 @@ import gradio as gr
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
 from lowrank_rlhf.dashboard.run_status import RunStatus
+from lowrank_rlhf.dashboard.served.curves import CURVES
 from lowrank_rlhf.dashboard.tabs import tokens
 from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, interval_note, last_figure, state_line
 from lowrank_rlhf.dashboard.tabs.samples import samples
@@ -27,7 +28,9 @@ _EVENTS = 20
 
 def build(page: DashboardPage) -> None:
     """Lay out the tab. Only parts that have changed are sent to the browser."""
-    parts = [gr.HTML("", elem_id=f"watch-{name}") for name in ("state", "alarms", "curves", "samples")]
+    scripts = {"curves": f"{CURVES}connectCurves(element, () => document.documentElement.lang);"}
+    names = ("state", "alarms", "curves", "samples")
+    parts = [gr.HTML("", elem_id=f"watch-{name}", js_on_load=scripts.get(name)) for name in names]
     timer = gr.Timer(_SECONDS)
     tokens.build(page, timer)
     parts.append(gr.HTML("", elem_id="watch-log"))

@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Answers = dict[str, dict[str, Any]]
@@ -18,13 +18,22 @@ class ChatSession:
     turns: list[tuple[str, Answers]] = field(default_factory=list)
     hidden: tuple[str, ...] = ()
     """Voices behind A and B until the vote."""
+    system: str = ""
+    """System prompt of the last question."""
+    attempt: int = 0
+    """Number of times that the last question was asked again."""
+    editing: bool = False
+    """True if the next question replaces the last one."""
     asked_at: float = 0.0
 
     def next(self, run: str, hidden: tuple[str, ...]) -> "ChatSession":
         """Return the session for the next question: a new one for another run and for every blind question."""
-        session = ChatSession(run=run, hidden=hidden) if hidden or self.hidden or self.run != run else self
-        session.asked_at = time.monotonic()
-        return session
+        kept = [] if hidden or self.hidden or self.run != run else list(self.turns)
+        return ChatSession(run=run, turns=kept, hidden=hidden, asked_at=time.monotonic())
+
+    def without_last(self) -> "ChatSession":
+        """Return the session before its last question."""
+        return replace(self, turns=self.turns[:-1], editing=False)
 
     def messages(self, voice: str) -> list[dict[str, str]]:
         """Return the model's own conversation so far."""
@@ -33,6 +42,25 @@ class ChatSession:
             if text := answers.get(voice, {}).get("text"):
                 messages += [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
         return messages
+
+    def ended(self) -> "ChatSession":
+        """Return the session with its unfinished answers marked as stopped."""
+        stopped = {"tokens": 0, "finished": False, "stopped": True, "score": None}
+        turns = [
+            (asked, {voice: stopped | said if "error" not in said else said for voice, said in answers.items()})
+            for asked, answers in self.turns
+        ]
+        return replace(self, turns=turns)
+
+    @property
+    def voices(self) -> list[str]:
+        """Models that have answered, in order."""
+        return list(dict.fromkeys(voice for _, answers in self.turns for voice in answers))
+
+
+def system_message(text: str) -> list[dict[str, str]]:
+    """Return a system prompt as the beginning of a conversation; nothing without one."""
+    return [{"role": "system", "content": text}] if text.strip() else []
 
 
 def blind_pair(voices: Sequence[str]) -> tuple[str, ...]:

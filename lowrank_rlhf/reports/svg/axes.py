@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 _TICKS = 4
 _MARGIN = 0.06
+_NOISE = 1e-9
+"""Values that differ by less than this share of their size are one value, up to rounding."""
 
 Range = tuple[float, float]
 
@@ -26,12 +28,14 @@ class Scale(NamedTuple):
 def fitted(values: Sequence[float], start: float, end: float, margin: float = _MARGIN) -> Scale:
     """Return a scale with a margin around the values; it does not cross 0 if they do not.
 
-    Values that are all 0 are at the bottom of an axis from 0 to 1.
+    Values that are all 0 are at the bottom of an axis from 0 to 1; others that are all equal have a tenth above and
+    below.
     """
     low, high = min(values), max(values)
     if low == high == 0:
         return Scale(0.0, 1.0, start, end)
-    padding = margin * (high - low) if low < high else abs(low) * 0.1
+    size = max(abs(low), abs(high))
+    padding = margin * (high - low) if high - low > _NOISE * size else size * 0.1
     bottom, top = low - padding, high + padding
     return Scale(max(0.0, bottom) if low >= 0 else bottom, min(0.0, top) if high <= 0 else top, start, end)
 

@@ -1,11 +1,12 @@
 """Charts as inline SVG. Colours are CSS classes (`charts.css`), so that one drawing serves light and dark pages."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lowrank_rlhf.reports.svg.axes import Range, Scale, fitted, tick_label, ticks
 from lowrank_rlhf.reports.svg.readouts import Point, Series, csv_text, readouts
@@ -110,13 +111,34 @@ def draw(chart: Chart, standalone: bool = False) -> str:
     ]
     width, height = chart.size
     if chart.legend:
-        parts += _legend([line for line, _ in lines if not line.thin], height)
+        parts += ['<g class="legend">', *_legend([line for line, _ in lines if not line.thin], height), "</g>"]
         height += _LEGEND_LINE * sum(not line.thin for line, _ in lines)
     opening = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(chart.label)}"'
     if standalone:
         opening += f' xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
         parts = [f"<style>{CHART_CSS}</style>", f'<rect class="page" width="{width}" height="{height}"/>', *parts]
+    elif not chart.bars and not any(line.thin for line, _ in lines):
+        opening += f' data-chart="{escape(json.dumps(_about(chart, frame, lines), ensure_ascii=False))}"'
     return f"{opening}>{''.join(parts)}</svg>"
+
+
+def _about(chart: Chart, frame: _Frame, lines: "Drawn") -> dict[str, Any]:
+    """Return what the page's script needs, besides the figures, to draw the curves again (`curves.js`)."""
+    return {
+        "width": chart.size[0],
+        "height": chart.size[1],
+        "left": frame.x.start,
+        "right": frame.x.end,
+        "top": _TOP,
+        "base": frame.base,
+        "x": (frame.x.low, frame.x.high),
+        "y": chart.y_range,
+        "labels": (chart.x_label, chart.y_label, chart.right_label),
+        "lines": [
+            {"name": line.name, "colour": _colour(line), "dots": line.dots, "right": line.right} for line, _ in lines
+        ],
+        "guides": chart.guides,
+    }
 
 
 def figures_csv(chart: Chart) -> str:
