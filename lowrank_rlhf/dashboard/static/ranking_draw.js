@@ -62,6 +62,7 @@ function drawScreen(same) {
   find('.rk-line').replaceChildren(...progress.line.map((part) => make('span', '', part)),
     make('span', 'rk-who', put('page.who', { name: props.value.badge.annotator })));
   find('.rk-bar i').style.width = `${100 * progress.share}%`;
+  find('.rk-bar').setAttribute('aria-label', texts['page.progress']);
   find('.rk-bar').setAttribute('aria-valuenow', Math.round(100 * progress.share));
   find('.rk-bar').classList.toggle('rk-full', progress.enough);
   find('.rk-next span').textContent = progress.next;
