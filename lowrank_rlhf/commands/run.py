@@ -230,10 +230,11 @@ def sweep(
 
     def start(combination: Combination, place: int) -> Launched:
         command = command_of(config, combination.overrides, runs)
+        environment = share_of(place, parallel, combination.config.model.device != "cpu")
         log = runs / planned.name / f"{combination.config.name}.log" if parallel > 1 else None
         if log:
             say(f"  output: {log}")
-        return Launched(command, share_of(place, parallel), log, quiet=as_json)
+        return Launched(command, environment, log, quiet=as_json)
 
     try:
         with StopRequest() as stop:

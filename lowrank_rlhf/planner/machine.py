@@ -70,10 +70,11 @@ def same_machine(environment: dict[str, object]) -> bool:
 
 def gpus() -> list[str]:
     """Return the GPUs that a run could use, as `CUDA_VISIBLE_DEVICES` names them."""
+    found = [str(index) for index in range(len(_gpu_memory()))]
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [part.strip() for part in chosen.split(",") if part.strip()]
-    return [str(index) for index in range(len(_gpu_memory()))]
+    if not found or chosen is None:
+        return found
+    return [name for part in chosen.split(",") if (name := part.strip()) and not name.startswith("-")]
 
 
 def cores() -> int:

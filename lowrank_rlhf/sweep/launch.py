@@ -7,12 +7,16 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
 from lowrank_rlhf.planner.machine import cores, gpus
 
 _LINES_KEPT = 3
+_SECONDS_FOR_LAST_LINES = 1
+"""A process that the command started may hold its stderr open for longer."""
+_SECONDS_BETWEEN_SIGNALS = (1, 10)
 _THREADS, _DEVICES = "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"
 
 
@@ -30,7 +34,10 @@ class Job(Protocol):
         """Return None until the run has ended."""
 
     def stop(self) -> None:
-        """Ask the run to save its work and end; the second time, to end at once."""
+        """Ask the run to save its work and end."""
+
+    def end(self) -> None:
+        """End the run at once, and wait until it has ended."""
 
 
 def command_of(source: str, overrides: Sequence[str], runs: Path) -> list[str]:
@@ -38,14 +45,14 @@ def command_of(source: str, overrides: Sequence[str], runs: Path) -> list[str]:
     return [sys.executable, "-m", "lowrank_rlhf", "run", source, *overrides, "--runs", str(runs)]
 
 
-def share_of(place: int, places: int) -> dict[str, str]:
+def share_of(place: int, places: int, on_gpu: bool) -> dict[str, str]:
     """Return the environment of one of `places` runs at once: one of the GPUs, else its share of the CPU's threads.
 
     More runs than GPUs share these in turn. A number of threads that the user chose stays.
     """
     if places == 1:
         return {}
-    if found := gpus():
+    if on_gpu and (found := gpus()):
         return {_DEVICES: found[place % len(found)]}
     return {} if _THREADS in os.environ else {_THREADS: str(max(1, cores() // places))}
 
@@ -64,10 +71,10 @@ class Launched:
         self, command: Sequence[str], environment: dict[str, str], log: Path | None = None, quiet: bool = False
     ) -> None:
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
-        self._log = log.open("a", encoding="utf-8") if log else None
+        output = log.open("a", encoding="utf-8") if log else sys.stderr
         self._process = subprocess.Popen(
             command,
-            stdout=self._log or (sys.stderr if quiet else None),
+            stdout=output if log or quiet else None,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
@@ -76,7 +83,7 @@ class Launched:
             process_group=0 if os.name == "posix" else None,
         )
         assert self._process.stderr is not None  # noqa: S101 - a pipe, see above
-        passed_on = (self._process.stderr, self._lines.append, self._log or sys.stderr)
+        passed_on = (self._process.stderr, self._lines.append, output)
         self._reader = threading.Thread(target=_pass_on, args=passed_on, daemon=True)
         self._reader.start()
 
@@ -84,18 +91,25 @@ class Launched:
         """Return the outcome, or None until the process has ended."""
         if self._process.poll() is None:
             return None
-        self._reader.join()
-        if self._log:
-            self._log.close()
+        self._reader.join(_SECONDS_FOR_LAST_LINES)
         return Outcome(self._process.returncode, "".join(self._lines).strip())
 
     def stop(self) -> None:
-        """Send SIGTERM: the first one lets a run save its work, the second one ends it."""
+        """Send SIGTERM, on which a run saves its work and ends."""
         self._process.send_signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Send SIGTERM twice, which ends a run without saving, then SIGKILL; wait until the process has ended."""
+        for seconds in _SECONDS_BETWEEN_SIGNALS:
+            self._process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+        self._process.kill()
+        self._process.wait()
 
 
 def _pass_on(stream: IO[str], keep: Callable[[str], None], target: IO[str]) -> None:
-    with stream:
+    with stream, nullcontext() if target is sys.stderr else target:
         for line in stream:
             keep(line)
             target.write(line)

@@ -39,7 +39,9 @@ def run_sweep(sweep: Sweep, runs: Path, start: Start, say: Say, stop: StopReques
             schedule.start()
             for index, outcome in schedule.ended():
                 message = outcome.message if outcome.code else ""
-                rows[index] = row(sweep.combinations[index], runs, STATES.get(outcome.code, "failed"), message)
+                # Before a run can handle it, the signal of a stop ends it with a negative code.
+                code = ExitCode.STOPPED if stop.requested and outcome.code < 0 else outcome.code
+                rows[index] = row(sweep.combinations[index], runs, STATES.get(code, "failed"), message)
                 save(folder, sweep, rows)
             time.sleep(_SECONDS_BETWEEN_LOOKS if schedule.busy else 0)
     if stop.requested:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +12,7 @@ from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.sweep.grid import Combination, Sweep
 from lowrank_rlhf.sweep.launch import Job, Outcome
-from lowrank_rlhf.sweep.share import shared_stages, take_over
+from lowrank_rlhf.sweep.share import signatures, take_over
 
 Start = Callable[[Combination, int], Job]
 """Starts a run in one of the places, which are numbered from 0."""
@@ -39,17 +38,20 @@ class _Refused:
     def stop(self) -> None:
         """Nothing is at work."""
 
+    def end(self) -> None:
+        """Nothing is at work."""
+
 
 class Schedule:
     """Runs in the order of the sweep, as many at once as there are places.
 
-    A run that shares a stage with an earlier one waits until the stage is done, and copies it. Leaving the `with` block
+    A run that shares a stage with one at work waits until the stage is done, and copies it. Leaving the `with` block
     by an error ends all runs at once.
     """
 
     def __init__(self, sweep: Sweep, runs: Path, start: Start, say: Say, places: int) -> None:
         self._sweep, self._runs, self._start, self._say, self._places = sweep, runs, start, say, places
-        self._shared = shared_stages([combination.config for combination in sweep.combinations])
+        self._stages = [signatures(combination.config) for combination in sweep.combinations]
         self._waiting: list[int] = []
         self._at_work: dict[int, _AtWork] = {}
         self._stopped = False
@@ -61,11 +63,7 @@ class Schedule:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for run in self._at_work.values() if error else ():
-            with suppress(OSError):  # it has ended by itself
-                run.job.stop()
-                run.job.stop()
-        while error and any(run.job.poll() is None for run in self._at_work.values()):
-            time.sleep(0.1)
+            run.job.end()
 
     @property
     def busy(self) -> bool:
@@ -104,11 +102,15 @@ class Schedule:
         return f"[{index + 1}/{len(self._sweep.combinations)}] {self._sweep.combinations[index].label}"
 
     def _ready(self, index: int) -> bool:
-        unfinished = {self._sweep.combinations[other].config.name for other in (*self._waiting, *self._at_work)}
+        """Return True if no run at work is still making a stage that this one shares."""
         return all(
-            donor not in unfinished or RunDir(self._runs / donor).mark(stage)
-            for stage, donor in self._shared[index].items()
+            self._stages[other].get(stage) != signature or self._made(other, stage)
+            for stage, signature in self._stages[index].items()
+            for other in self._at_work
         )
+
+    def _made(self, index: int, stage: str) -> bool:
+        return RunDir(self._runs / self._sweep.combinations[index].config.name).mark(stage) is not None
 
     def _begin(self, index: int, place: int) -> Job:
         """Copy the stages that other runs of the sweep share, then start the rest."""

@@ -15,25 +15,32 @@ from lowrank_rlhf.run.results.rounds import split, stages_in
 from lowrank_rlhf.stages import Stage
 
 
+def signatures(config: Config) -> dict[str, str]:
+    """Return for each stage of a run the settings and stages that determine it; equal texts mean the same outputs."""
+    made: dict[str, str] = {}
+    found = {}
+    for stage in pipeline.stages_of(config):
+        settings = fingerprint(stage, config, {}).settings
+        read = [made[name] for name in stage.reads if name in made]
+        found[stage.name] = repr((stage.name, sorted(settings.items()), read))
+        made |= dict.fromkeys(stage.writes, found[stage.name])
+    return found
+
+
 def shared_stages(configs: Sequence[Config]) -> list[dict[str, str]]:
     """Return for each run the stages that it can copy from an earlier run of the list, and that run's name.
 
     Two runs share a stage if its settings are equal and so are the stages that made its inputs.
     """
     first: dict[str, str] = {}
-    found = []
-    for config in configs:
-        signatures: dict[str, str] = {}
-        shared = {}
-        for stage in pipeline.stages_of(config):
-            settings = fingerprint(stage, config, {}).settings
-            read = [signatures[name] for name in stage.reads if name in signatures]
-            signature = repr((stage.name, sorted(settings.items()), read))
-            signatures |= dict.fromkeys(stage.writes, signature)
-            if first.setdefault(signature, config.name) != config.name:
-                shared[stage.name] = first[signature]
-        found.append(shared)
-    return found
+    return [
+        {
+            stage: first[signature]
+            for stage, signature in signatures(config).items()
+            if first.setdefault(signature, config.name) != config.name
+        }
+        for config in configs
+    ]
 
 
 def take_over(config: Config, runs: Path, donors: Sequence[str]) -> dict[str, str]:

@@ -99,6 +99,9 @@ class Ended:
     def stop(self) -> None:
         """Nothing is at work."""
 
+    def end(self) -> None:
+        """Nothing is at work."""
+
 
 def here(combination: Combination, _: int = 0) -> Ended:
     """The run in this process, with the exit code that its own process would have."""
@@ -346,6 +349,22 @@ class TestLaunch:
         assert sorted(log.read_text().splitlines()) == ["figures", "why"]
         assert capfd.readouterr() == ("", "")
 
+    def test_a_process_that_holds_stderr_open_does_not_block(self) -> None:
+        child = f"import subprocess; subprocess.Popen([{sys.executable!r}, '-c', 'import time; time.sleep(20)'])"
+        begun = time.monotonic()
+        assert outcome(Launched([sys.executable, "-c", child], {})).code == 0
+        assert time.monotonic() - begun < 15
+
+    def test_a_run_that_ignores_signals_is_killed(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(launching, "_SECONDS_BETWEEN_SIGNALS", (0.1, 0.1))
+        ready = tmp_path / "ready"
+        code = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[1], 'w'); "
+        launched = Launched([sys.executable, "-c", code + "time.sleep(60)", str(ready)], {})
+        while not ready.exists():
+            time.sleep(0.01)
+        launched.end()
+        assert launched.poll() == Outcome(-signal.SIGKILL, "")
+
     def test_the_environment_is_passed_on(self, capfd: pytest.CaptureFixture) -> None:
         outcome(Launched([sys.executable, "-c", "import os; print(os.environ['LATER'])"], {"LATER": "yes"}))
         assert capfd.readouterr().out == "yes\n"
@@ -368,7 +387,8 @@ class TestLaunch:
         monkeypatch.delenv(THREADS, raising=False)
         if threads:
             monkeypatch.setenv(THREADS, threads)
-        assert [share_of(place, places) for place in range(places)] == shares
+        assert [share_of(place, places, on_gpu=True) for place in range(places)] == shares
+        assert share_of(0, 2, on_gpu=False).get(GPU) is None
 
     def test_gpus_are_those_that_the_user_left_visible(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(machine, "_gpu_memory", lambda: [(1, 2), (1, 2)])
@@ -376,7 +396,11 @@ class TestLaunch:
         assert machine.gpus() == ["0", "1"]
         monkeypatch.setenv(GPU, "3, GPU-1a")
         assert machine.gpus() == ["3", "GPU-1a"]
-        monkeypatch.setenv(GPU, "")
+        for hidden in ("", "-1"):
+            monkeypatch.setenv(GPU, hidden)
+            assert machine.gpus() == []
+        monkeypatch.setenv(GPU, "0")
+        monkeypatch.setattr(machine, "_gpu_memory", list)  # a PyTorch without CUDA
         assert machine.gpus() == []
 
 
@@ -407,6 +431,9 @@ class Slow:
     def stop(self) -> None:
         self.stops += 1
 
+    def end(self) -> None:
+        self.left = []
+
 
 class TestParallel:
     def test_runs_work_side_by_side_and_shared_stages_are_made_once(self, factory: Factory) -> None:
@@ -427,13 +454,13 @@ class TestParallel:
         assert dict(places[:3]) == {first: 0, "a-kl_coef-0.1-seed-2": 1, "a-kl_coef-0.2-seed-1": 2}
         assert record["runs"][2]["taken_from"] == {"sft": first, "reward": first}
 
-    def test_a_failed_donor_holds_nobody_up(self, factory: Factory) -> None:
-        def start(combination: Combination, _: int) -> Ended:
-            return Ended(Outcome(1, "no")) if combination.config.ppo.kl_coef == 0.1 else here(combination)
+    def test_after_a_failure_one_of_the_others_makes_the_shared_stage(self, factory: Factory) -> None:
+        def start(combination: Combination, _: int) -> Ended | Slow:
+            return Ended(Outcome(1, "no")) if combination.config.ppo.kl_coef == 0.1 else Slow(combination, [])
 
         record, _ = run(make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2,0.3"]), start, places=2)
         assert [entry["state"] for entry in record["runs"]] == ["failed", "done", "done"]
-        assert len(factory.ran) == 4
+        assert [stage for _, stage in factory.ran].count("sft") == 1
 
     def test_a_stop_reaches_every_run_once(self, factory: Factory) -> None:
         started: list[Slow] = []
