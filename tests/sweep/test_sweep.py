@@ -458,7 +458,7 @@ class TestParallel:
         def start(combination: Combination, _: int) -> Ended | Slow:
             return Ended(Outcome(1, "no")) if combination.config.ppo.kl_coef == 0.1 else Slow(combination, [])
 
-        record, _ = run(make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2,0.3"]), start, places=2)
+        record, _ = run(make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2,0.3"]), start, places=3)
         assert [entry["state"] for entry in record["runs"]] == ["failed", "done", "done"]
         assert [stage for _, stage in factory.ran].count("sft") == 1
 
