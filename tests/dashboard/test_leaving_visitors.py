@@ -152,7 +152,7 @@ def test_a_browser_that_closes_at_any_message_leaves_a_page_that_answers(worker:
             other = PageClient(url, blocks)
             for path in ("/", "/config", "/gradio_api/startup-events", "/runs/one/report.html"):
                 assert other.answers(path), f"{path} after leaving at message {read} of {count}"
-            refreshed = list(other.stream("refresh", ["one", "en", None]))
+            refreshed = list(other.stream("refresh", ["one", "en", None, "", "", "newest"]))
             assert refreshed[-1]["success"]
             wait_for(lambda: worker._asking.acquire(blocking=False) and worker._asking.release() is None, 10)
         last = list(PageClient(url, blocks).stream("asked", question))[-1]

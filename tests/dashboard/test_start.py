@@ -112,10 +112,10 @@ def test_a_run_that_waits_shows_no_log_and_continues_only_with_enough_rankings(t
 
 def test_the_block_is_open_while_there_are_no_runs(tmp_path) -> None:
     folder = RunsFolder(tmp_path)
-    *_, block, state = runs._refresh(folder, None, "en", {})
+    *_, block, _, state = runs._refresh(folder, None, "en", {})
     assert block["open"]
     make_run(tmp_path)
-    *_, block, state = runs._refresh(folder, None, "en", state)
+    *_, block, _, state = runs._refresh(folder, None, "en", state)
     assert not block["open"]
-    *_, block, state = runs._refresh(folder, "one", "zh", state)
+    *_, block, _, state = runs._refresh(folder, "one", "zh", state)
     assert "open" not in block  # somebody may have opened it

@@ -247,10 +247,10 @@ def test_float16_is_taken_on_a_gpu_and_refused_on_a_cpu_by_run_and_plan(monkeypa
     with pytest.raises(UserError, match=r"model\.compute_dtype: float16 is for GPUs .*Set auto, bfloat16 or float32"):
         choose_dtype("float16", CPU)
     config = ModelConfig(source="a/b", compute_dtype="float16")
-    monkeypatch.setattr(machine, "_gpu", lambda: (14 * 2**30, 15 * 2**30))
+    monkeypatch.setattr(machine, "_gpu_memory", lambda: [(14 * 2**30, 15 * 2**30)])
     found = machine.find_machine(config)
     assert (found.number_format, found.device.width, found.free) == ("float16", 2, 14 * 2**30)
     assert machine.find_machine(config.model_copy(update={"compute_dtype": "auto"})).number_format == "bfloat16"
-    monkeypatch.setattr(machine, "_gpu", lambda: None)
+    monkeypatch.setattr(machine, "_gpu_memory", list)
     with pytest.raises(UserError, match="float16 is for GPUs"):
         machine.find_machine(config)

@@ -316,7 +316,7 @@ def test_the_page_shows_the_newest_round(runs, language, last) -> None:
     assert f'src="/runs/{run.name}/round-2/report.html' in _contents(folder, run.name, language)[1]
     client = TestClient(Starlette(routes=routes(folder)))
     page = runs.raised.round(2).artifact("report.html").read_text()
-    assert client.get(f"/runs/{run.name}/round-2/report.html").text == page
+    assert client.get(f"/runs/{run.name}/round-2/report.html").text.startswith(page)
     for path in ("round-3/report.html", "round-2/eval.jsonl", "round-2/../config.yaml", "x/report.html"):
         assert client.get(f"/runs/{run.name}/{path}").status_code == 404
     watched = list(runs.raised.round(2).watched.read())
