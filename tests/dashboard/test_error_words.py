@@ -6,6 +6,7 @@ import json
 import string
 import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import pytest
@@ -47,7 +48,12 @@ class Use(NamedTuple):
     """Names of its values, or all keys of the module's dictionaries."""
 
 
-def uses() -> Iterator[Use]:
+@cache
+def uses() -> list[Use]:
+    return list(_uses())
+
+
+def _uses() -> Iterator[Use]:
     for path in (ROOT / "lowrank_rlhf").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         nodes = list(ast.walk(tree))
