@@ -54,6 +54,7 @@ class ChatWorker:
 
     def __init__(self) -> None:
         self.run: Path | None = None
+        """Run whose models are loaded, or being loaded."""
         self.ready: dict[str, Any] = {}
         """First message of the process: `voices`, `temperature`, ..."""
         self._process: subprocess.Popen[str] | None = None
@@ -161,8 +162,8 @@ class ChatWorker:
             start_new_session=True,
             env=environment(),
         )
-        self.ready = self._read()
         self.run = run
+        self.ready = self._read()
 
     def _send(self, message: dict[str, Any]) -> None:
         try:

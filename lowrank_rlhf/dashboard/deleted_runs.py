@@ -3,12 +3,14 @@
 import os
 import re
 import shutil
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.errors import Fault, UserError
+from lowrank_rlhf.run.run_lock import run_lock
 
 FOLDER = "_deleted"
 """Folder of the deleted runs inside the folder of all runs; no run can have its name."""
@@ -18,58 +20,78 @@ _TIME = "%Y%m%dT%H%M%S%f"
 
 def delete(runs: RunsFolder, name: str) -> None:
     """Set a run aside. Raises `UserError` if a process works on it or its folder cannot be moved."""
-    run = runs.path(name)
-    for place in (run, *(run / "exports").glob(".*")):
-        if worker := jobs.working(place):
-            text = "{run}: {process} is already working on this run"
-            raise UserError(Fault("already_working", text, run=name, process=worker.name))
-    folder = _folder(runs)
-    folder.mkdir(exist_ok=True)
-    _move(run, folder / f"{name}.{datetime.now(UTC):{_TIME}}")
+    run, folder = runs.path(name), _folder(runs)
+    with jobs.changing:
+        for place in (run, *(run / "exports").glob(".*")):
+            jobs.check_idle(place, name)
+        if not run.is_dir():
+            raise jobs.not_found(run)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise _refused(folder, error) from None
+        with run_lock(run):
+            _move(run, folder / f"{name}.{datetime.now(UTC):{_TIME}}")
 
 
 def deleted(runs: RunsFolder) -> list[str]:
-    """Return the names of the deleted runs' folders, the last deleted first."""
+    """Return the names of the deleted runs' folders, the last deleted first. Links and other folders are left out."""
     try:
-        names = [entry.name for entry in os.scandir(_folder(runs)) if _NAME.fullmatch(entry.name)]
+        names = [entry.name for entry in os.scandir(_folder(runs)) if entry.is_dir(follow_symlinks=False)]
     except (OSError, UserError):
         return []
-    return sorted(names, key=lambda name: _match(name)["at"], reverse=True)
+    found = {}
+    for name in names:
+        with suppress(UserError):
+            found[name] = deleted_at(name)
+    return sorted(found, key=lambda name: found[name], reverse=True)
 
 
 def run_of(name: str) -> str:
     """Return the name that a deleted run had. Raises `UserError` for a name that is none of `deleted`."""
-    return _match(name)["run"]
+    return _parts(name)[0]
 
 
 def deleted_at(name: str) -> datetime:
-    """Return when a run was deleted. Raises `UserError` as `run_of` does."""
-    return datetime.strptime(_match(name)["at"], _TIME).replace(tzinfo=UTC)
+    """Return when a run was deleted, in the time of this machine. Raises `UserError` as `run_of` does."""
+    return _parts(name)[1]
 
 
 def restore(runs: RunsFolder, name: str) -> str:
-    """Move a deleted run back, under another name if its own is taken, and return that.
+    """Move a deleted run back and return its name. Raises `UserError` if another run has it, or if it cannot be moved.
 
-    Raises `UserError` for an unknown name, and if it cannot be moved.
+    Under another name its settings would still name, and its buttons change, the other run.
     """
-    back = runs.free_name(run_of(name))
-    _move(_folder(runs) / name, runs.path(back))
+    source, back = _path(runs, name), run_of(name)
+    if runs.path(back).exists():
+        text = "{run}: another run has this name. Delete that one first, then restore this one"
+        raise UserError(Fault("name_taken", text, run=back))
+    _move(source, runs.path(back))
     return back
 
 
 def remove(runs: RunsFolder, name: str) -> None:
     """Remove a deleted run for good. Raises `UserError` for an unknown name, and if it cannot be removed."""
-    run_of(name)
+    path = _path(runs, name)
+    gone = path.with_name(f".{name}")  # out of the list in one step: half a run cannot be restored
+    _move(path, gone)
     try:
-        shutil.rmtree(_folder(runs) / name)
+        shutil.rmtree(gone)
     except OSError as error:
-        raise _refused(_folder(runs), error) from None
+        raise _refused(gone, error) from None
 
 
-def _match(name: str) -> re.Match[str]:
+def _parts(name: str) -> tuple[str, datetime]:
     if match := _NAME.fullmatch(name):
-        return match
+        with suppress(ValueError, OverflowError):
+            return match["run"], datetime.strptime(match["at"], _TIME).replace(tzinfo=UTC).astimezone()
     raise UserError(Fault("invalid_run", "invalid run name: {name}", name=repr(name[:80])))
+
+
+def _path(runs: RunsFolder, name: str) -> Path:
+    if name not in deleted(runs):
+        raise UserError(Fault("invalid_run", "invalid run name: {name}", name=repr(name[:80])))
+    return _folder(runs) / name
 
 
 def _folder(runs: RunsFolder) -> Path:

@@ -19,6 +19,8 @@ from lowrank_rlhf.errors import ERROR_FILE, Fault, UserError, recorded_parts
 from lowrank_rlhf.run.files import now, read_json, write_json_atomic
 from lowrank_rlhf.run.run_lock import LOCK, identity, is_from_here, is_locked, lock_record, process_name
 
+changing = threading.RLock()
+"""Held while a command is started or a run deleted, so that neither happens in the middle of the other."""
 _LOGS_KEPT = 10
 _ERROR = "error.json"
 _CLOCK_SLACK_SECONDS = 2.0  # between the start time of a process by the kernel and by its own record
@@ -50,12 +52,41 @@ def environment() -> dict[str, str]:
 
 
 def start(run: Path, command: Sequence[str]) -> None:
-    """Start a command on a run's folder, with a new log there. Raises `UserError` if a process works on the run."""
+    """Start a command on a run's folder, with a new log there.
+
+    Raises `UserError` if a process works on the run, or if its folder is missing: a deleted run does not come back.
+    """
+    with changing:
+        check_idle(run, run.name)
+        _start(run, command)
+
+
+def check_idle(run: Path, name: str) -> None:
+    """Raise `UserError` if a process works on the run."""
     if worker := working(run):
         text = "{run}: {process} is already working on this run"
-        raise UserError(Fault("already_working", text, run=run.name, process=worker.name))
-    folder = run / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
+        raise UserError(Fault("already_working", text, run=name, process=worker.name))
+
+
+def make_folders(run: Path, *names: str) -> Path:
+    """Make nested folders in a run and return the last one. Raises `UserError` if the run is missing."""
+    folder = run
+    for name in names:
+        folder /= name
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileNotFoundError:
+            raise not_found(run) from None
+    return folder
+
+
+def not_found(run: Path) -> UserError:
+    """Return the error for a missing run."""
+    return UserError(Fault("run_not_found", "{run}: run not found. It may have been deleted", run=run.name))
+
+
+def _start(run: Path, command: Sequence[str]) -> None:
+    folder = make_folders(run, "logs")
     log = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.log"
     (folder / _ERROR).unlink(missing_ok=True)
     with log.open("xb") as output:
@@ -85,8 +116,9 @@ def start(run: Path, command: Sequence[str]) -> None:
 def _reap(child: subprocess.Popen, run: Path, record: dict[str, Any]) -> None:
     """Wait for the command and note its exit code, unless another one was started since."""
     code = child.wait()
-    if (read_json(_path(run)) or {}).get("pid") == child.pid:
-        write_json_atomic(_path(run), record | {"exit_code": code, "ended": now()})
+    with changing:
+        if (read_json(_path(run)) or {}).get("pid") == child.pid:
+            write_json_atomic(_path(run), record | {"exit_code": code, "ended": now()})
 
 
 def stop(run: Path) -> bool:

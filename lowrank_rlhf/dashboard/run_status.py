@@ -70,7 +70,7 @@ class RunStatus:
     log_end: str = ""
     """Last lines of the last command's log if it or the run ended early and a page started it."""
     error: tuple[str, ...] = ()
-    """Parts of the error with which that command ended."""
+    """Parts of the error with which that command ended; none after a stop."""
     exit_code: int | None = None
     """Exit code of the last command on the run, if a page started it."""
     pid: int | None = None
@@ -167,7 +167,7 @@ class StatusReader:
             progress=_progress(path, stage) if busy else None,
             figure=self._figure(RunDir(path).rounds[-1], state, marks),
             log_end=_log_end(path) if current and (state != "finished" or code) else "",
-            error=jobs.error(path) if code else (),
+            error=jobs.error(path) if code and code != ExitCode.STOPPED else (),
             exit_code=code,
             pid=worker.process.pid if worker and worker.process else None,
             algorithm=config.align.algorithm if config else "ppo",

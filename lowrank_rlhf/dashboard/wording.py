@@ -27,7 +27,7 @@ def error_text(error: UserError, language: str) -> str:
 
 def worded(parts: Iterable[str], language: str) -> str:
     """Return the page's words for the parts of an error, one below the other."""
-    return "\n".join(_worded(part, language) for part in parts)
+    return "\n".join(str(_worded(part, language)) for part in parts)
 
 
 def _worded(part: Any, language: str) -> Any:

@@ -62,7 +62,7 @@ def _mixture(rows: Sequence[Row]) -> Format:
     prompts, messages = (next(entry for entry in FORMATS if entry.name == name) for name in sorted(_MIXABLE)[::-1])
 
     def convert(row: Row) -> Example:
-        return (messages if "messages" in row.fields else prompts).convert(row)
+        return (messages if "messages" in row.fields else prompts).example_of(row)
 
     keys = tuple({key: None for row in rows for key in row.fields if key in ("prompt", "messages")})
     return replace(prompts, keys=(), optional=(*keys, *prompts.optional), convert=convert, fits=None)

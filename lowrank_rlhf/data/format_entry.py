@@ -6,7 +6,7 @@ from typing import Any
 
 from lowrank_rlhf.config.data import FormatName
 from lowrank_rlhf.data.examples import Example
-from lowrank_rlhf.data.readers.rows import Row
+from lowrank_rlhf.data.readers.rows import Row, row_error
 
 Fields = dict[str, Any]
 
@@ -37,3 +37,11 @@ class Format:
     def reads(self, fields: Fields) -> bool:
         """Return True if the fields look like this format; `convert` checks their values."""
         return all(key in fields for key in self.keys) and (self.fits is None or self.fits(fields))
+
+    def example_of(self, row: Row) -> Example:
+        """Return the row's example. Raises `UserError` for missing keys and values of another form."""
+        if missing := [key for key in self.keys if key not in row.fields]:
+            text = "no {missing}, which {format} needs. Keys found: {keys}"
+            keys = ", ".join(row.fields) or "none"
+            raise row_error(row, "missing_keys", text, missing=", ".join(missing), format=self.name, keys=keys)
+        return self.convert(row)

@@ -13,7 +13,7 @@ from lowrank_rlhf.data.detection import Found, detect
 from lowrank_rlhf.data.examples import Example
 from lowrank_rlhf.data.format_entry import Format
 from lowrank_rlhf.data.formats import BY_NAME, FORMATS
-from lowrank_rlhf.data.readers.rows import EXAMPLE, Row, counted, row_error
+from lowrank_rlhf.data.readers.rows import EXAMPLE, Row, counted
 from lowrank_rlhf.data.readers.sources import read_rows
 from lowrank_rlhf.data.turns import check_weight, prompt_key
 from lowrank_rlhf.errors import Fault, UserError
@@ -112,18 +112,7 @@ def load(
 
 
 def _converted(row: Row, form: Format, imitated: bool) -> Example:
-    missing = [key for key in form.keys if key not in row.fields]
-    if missing:
-        keys = ", ".join(row.fields) or "none"
-        raise row_error(
-            row,
-            "missing_keys",
-            "no {missing}, which {format} needs. Keys found: {keys}",
-            missing=", ".join(missing),
-            format=form.name,
-            keys=keys,
-        )
-    example = form.convert(row)
+    example = form.example_of(row)
     if imitated and example.imitated is not None:
         check_weight(row, example.imitated)
     return example

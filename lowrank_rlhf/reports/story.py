@@ -118,16 +118,20 @@ def _settings(config: Config, texts: Locale) -> Iterator[str]:
     model = config.model
     yield texts("about.model", source=model.source, quantization=model.quantization)
     yield texts("about.data", prompts=config.data.prompts, held_out=config.data.held_out)
-    ranked = config.ranking_judge
-    yield (
-        texts("about.judge", judge=judge_in_words(ranked, texts))
-        if ranked
-        else texts(f"about.{config.rank.source}", source=config.rank.dataset or "")
-    )
+    if config.ppo.uses_reward_model:
+        yield _ranked(config, texts)
+    else:
+        yield texts("about.rewards", rewards=", ".join(config.ppo.rewards))
     algorithm = config.align.algorithm
     weight = config.ppo.kl_coef if algorithm == "ppo" else config.align.beta
     key = weight_key(algorithm)
     yield texts("about.training", algorithm=algorithm.upper(), weight=f"{key} {weight:g}", rank=config.lora.rank)
+
+
+def _ranked(config: Config, texts: Locale) -> str:
+    if judge := config.ranking_judge:
+        return texts("about.judge", judge=judge_in_words(judge, texts))
+    return texts(f"about.{config.rank.source}", source=config.rank.dataset or "")
 
 
 def _history(run_dir: RunDir, texts: Locale) -> Iterator[str]:

@@ -1,10 +1,12 @@
 """Errors on the page: in the reader's language, with remedies for people who have no terminal."""
 
 import ast
+import itertools
 import json
 import string
 import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import pytest
@@ -19,7 +21,7 @@ from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs.runs_html import details
 from lowrank_rlhf.dashboard.text import LANGUAGES, html, table
 from lowrank_rlhf.dashboard.wording import fault_texts, worded
-from lowrank_rlhf.errors import ERROR_FILE, Fault, StageFailed, error_record, recorded_parts
+from lowrank_rlhf.errors import ERROR_FILE, Fault, StageFailed, Stopped, error_record, recorded_parts
 from lowrank_rlhf.reports.locale import locale
 
 OWN = {language: set(fault_texts(language)) - set(locale(language).texts) for language in LANGUAGES}
@@ -46,7 +48,12 @@ class Use(NamedTuple):
     """Names of its values, or all keys of the module's dictionaries."""
 
 
-def uses() -> Iterator[Use]:
+@cache
+def uses() -> list[Use]:
+    return list(_uses())
+
+
+def _uses() -> Iterator[Use]:
     for path in (ROOT / "lowrank_rlhf").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         nodes = list(ast.walk(tree))
@@ -72,19 +79,16 @@ def words(node: ast.AST | None) -> set[str]:
 
 def test_each_fault_has_its_words() -> None:
     """Chinese for all of them; English where the page has another remedy than the terminal."""
-    code: dict[str, set[str]] = {}
-    for use in uses():
-        for key in use.keys:
-            code.setdefault(key, set()).update(use.names)
+    code = {key for use in uses() for key in use.keys}
     families = {key for key in code if key.endswith(("_", "."))}  # f"weak_reward_{source}"
     plain = {key for key in code if key not in families and key not in locale("zh").texts} - {"where", "key"}
     assert {key for key in plain if key not in OWN["zh"]} == set()
     assert {key for key in OWN["zh"] if key not in plain and not key.startswith(tuple(families))} == set()
     assert OWN["en"] <= OWN["zh"]
-    for language in LANGUAGES:
-        for key in OWN[language] & plain:
+    for use, language in itertools.product(uses(), LANGUAGES):
+        for key in use.keys & OWN[language] & plain:
             fields = {name for _, name, _, _ in string.Formatter().parse(fault_texts(language)[key]) if name}
-            assert {name for name in fields if not name.startswith("label[")} <= code[key], key
+            assert {name for name in fields if not name.startswith("label[")} <= use.names, (key, use.text)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -116,6 +120,7 @@ def test_a_record_gives_the_same_words() -> None:
     [
         {},
         {"parts": "x"},
+        {"parts": [3, [4, None]]},
         {"parts": [{"key": "bad_rows", "text": "{0.__class__}", "values": {"allowed": "x", "bad": [], "count": "x"}}]},
         {"parts": [{"key": "not_utf8", "text": "whole", "values": 1}, None, {"text": "{where}"}]},
     ],
@@ -132,6 +137,9 @@ def test_a_damaged_record_is_text(record) -> None:
         ("a.csv", b"a;b\n1;2\n", "只有一列", "only one column"),
         ("a.csv", b"prompt,x\nhi,1\n,2\n", "为空。请填写", "is empty. Fill it in"),
         ("a.csv", b"text,x\nhi,1\n", "无法识别格式", "unknown format"),
+        ("a.csv", b"prompt\n\xb0\xae\n", "另存为 UTF-8", "Save the file as UTF-8"),
+        ("a.json", b"[\xff]", "另存为 UTF-8", "Save the file as UTF-8"),
+        ("a.json", b'[{"a": 1, "a": 2}]', "JSON 无效", "invalid JSON"),
         ("a.txt", b"\xff\n", "另存为 UTF-8", "Save the file as UTF-8"),
         ("a.jsonl", b"[1, 2", "JSON 无效", "invalid JSON"),
         ("a.jsonl", b"1\n", "应为这样的对象", "expected an object like"),
@@ -164,6 +172,21 @@ def test_a_refused_run_says_what_can_be_done_on_this_page(tmp_path, language) ->
     assert html(table(language)["begin.own"]) in shown
     assert "Raise sample.prompts" in log
     assert "Raise sample.prompts" not in shown
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_stop_is_no_error(tmp_path, language) -> None:
+    """Its state is said; its message, with a command for the terminal, stands in the folded log."""
+    run, said = make_run(tmp_path), "Stopped; step 50 is saved."
+    (run / "logs").mkdir()
+    (run / "logs" / "x.log").write_text(said)
+    (run / "logs" / "job.json").write_text(json.dumps({"log": "x.log", "exit_code": 130, "since": "2026-02"}))
+    (run / "logs" / "error.json").write_text(json.dumps(error_record(Stopped(said))))
+    shown, _, log = details(RunsFolder(tmp_path).status("one"), language).partition("<details>")
+    assert html(table(language)["state.stopped"]) in shown
+    assert said in log
+    assert said not in shown
+    assert 'class="note bad"' not in shown + log
 
 
 def test_a_command_that_fails_leaves_its_error_for_the_page(tmp_path, monkeypatch) -> None:

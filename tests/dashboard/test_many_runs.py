@@ -1,18 +1,24 @@
 """The list of many runs: search, filter, order; deleting with a way back."""
 
 import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from dashboard_runs import event, finish, holding, make_run, page_of
 
-from lowrank_rlhf.dashboard import deleted_runs, run_status
+from lowrank_rlhf.dashboard import deleted_runs, jobs, run_status
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.served import exports
 from lowrank_rlhf.dashboard.tabs import deleting, run_filter
 from lowrank_rlhf.dashboard.tabs import runs as runs_tab
 from lowrank_rlhf.dashboard.tabs.run_filter import ALL, RunFilter
 from lowrank_rlhf.dashboard.text import LANGUAGES, html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run.files import write_json_atomic
+from lowrank_rlhf.run.run_lock import is_locked
 from lowrank_rlhf.stages import STAGES
 
 
@@ -113,10 +119,55 @@ class TestDeleting:
         shown, choices = deleting._carry_out(page, *asked, "en")
         assert (page.runs.names(), run.exists()) == ([], False)
         assert html(t("outcome.delete", "en", run="one")) in shown
-        make_run(tmp_path)  # a new run of that name
         shown, rest = deleting._carry_out(page, "restore", choices["value"], "en")
-        assert (tmp_path / "one-2" / "samples.jsonl").read_text() == "{}\n"
-        assert (sorted(page.runs.names()), rest["choices"]) == (["one", "one-2"], [])
+        assert html(t("outcome.restore", "en", run="one")) in shown
+        assert (run / "samples.jsonl").read_text() == "{}\n"
+        assert (page.runs.names(), rest["choices"]) == (["one"], [])
+
+    @pytest.mark.parametrize(("language", "says"), [("en", "another run has"), ("zh", "另一个运行也叫")])
+    def test_no_run_is_restored_beside_another_of_its_name(self, tmp_path, language, says) -> None:
+        """Its settings name the other run: Resume, Redo and Continue would work on that."""
+        page = page_of(tmp_path)
+        make_run(tmp_path)
+        _, choices = deleting._carry_out(page, "delete", "one", language)
+        make_run(tmp_path)
+        shown, rest = deleting._carry_out(page, "restore", choices["value"], language)
+        assert says in shown
+        assert (page.runs.names(), rest["value"]) == (["one"], choices["value"])
+
+    def test_a_run_is_locked_while_it_is_moved(self, tmp_path, monkeypatch) -> None:
+        """By its own lock against a terminal, by the page's against its other visitors."""
+        run, seen = make_run(tmp_path), []
+        monkeypatch.setattr(deleted_runs, "_move", lambda *_: seen.append((is_locked(run), taken())))
+        monkeypatch.setattr(jobs, "_start", lambda *_: seen.append(taken()))
+        deleted_runs.delete(RunsFolder(tmp_path), "one")
+        jobs.start(run, [])
+        assert seen == [(True, True), True]
+
+    def test_a_late_click_does_not_bring_a_deleted_run_back(self, tmp_path) -> None:
+        run, page = make_run(tmp_path), page_of(tmp_path)
+        deleted_runs.delete(page.runs, "one")
+        for click in (
+            lambda: jobs.start(run, []),
+            lambda: exports.start(run, "adapters"),
+            lambda: runs_tab.resume_after_ranking(page, "one"),
+            lambda: deleted_runs.delete(page.runs, "one"),
+        ):
+            with pytest.raises(UserError, match="one: run not found"):
+                click()
+        assert not run.exists()
+
+    @pytest.mark.parametrize(("talks_with", "closed"), [("one", True), ("two", False), ("held", False)])
+    def test_only_the_chat_with_the_deleted_run_ends(self, tmp_path, talks_with, closed) -> None:
+        make_run(tmp_path), make_run(tmp_path, "two")
+        calls: list[str] = []
+        page = page_of(tmp_path, SimpleNamespace(run=tmp_path / talks_with, close=lambda: calls.append("close")))
+        if talks_with != "held":
+            deleting._carry_out(page, "delete", "one", "en")
+        else:
+            with holding(make_run(tmp_path, "held")):
+                deleting._carry_out(page, "delete", "held", "en")
+        assert calls == ["close"] * closed
 
     def test_only_a_deleted_run_is_removed_for_good_and_after_a_question(self, tmp_path) -> None:
         page = page_of(tmp_path)
@@ -136,10 +187,14 @@ class TestDeleting:
         assert "已经在处理这个运行" in shown
         assert run.is_dir()
 
-    @pytest.mark.parametrize("name", ["..", "../one", "one", ".", "one.20261130T100000000000/..", "x.2026"])
+    @pytest.mark.parametrize(
+        "name",
+        ["..", "../one", "one", ".", "one.20261130T100000000000/..", "x.2026", "link.20261130T100000000000"],
+    )
     def test_no_name_leads_out_of_the_folder_of_deleted_runs(self, tmp_path, name) -> None:
         make_run(tmp_path)
         (tmp_path / "_deleted").mkdir()
+        (tmp_path / "_deleted" / "link.20261130T100000000000").symlink_to(tmp_path / "one")
         for act in (deleted_runs.restore, deleted_runs.remove):
             with pytest.raises(UserError):
                 act(RunsFolder(tmp_path), name)
@@ -152,3 +207,54 @@ class TestDeleting:
         with pytest.raises(UserError, match="a link"):
             deleted_runs.delete(RunsFolder(tmp_path / "runs"), "one")
         assert (run.is_dir(), list(other.iterdir())) == (True, [])
+
+    @pytest.mark.parametrize(("language", "says"), [("en", "cannot be written: "), ("zh", "无法写入：")])
+    def test_a_file_in_place_of_the_folder_is_a_sentence(self, tmp_path, language, says) -> None:
+        run, page = make_run(tmp_path), page_of(tmp_path)
+        (tmp_path / "_deleted").write_text("")
+        shown, choices = deleting._carry_out(page, "delete", "one", language)
+        assert says in shown
+        assert (run.is_dir(), choices["choices"]) == (True, [])
+
+    def test_a_run_that_cannot_be_removed_is_out_of_the_list(self, tmp_path, monkeypatch) -> None:
+        """What is left of it cannot be restored as half a run."""
+        page = page_of(tmp_path)
+        make_run(tmp_path)
+        _, choices = deleting._carry_out(page, "delete", "one", "en")
+
+        def fail(path):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(shutil, "rmtree", fail)
+        shown, rest = deleting._carry_out(page, "remove", choices["value"], "en")
+        assert "cannot be written: Permission denied" in shown
+        assert rest["choices"] == []
+
+    @pytest.mark.parametrize("name", ["x.99999999T999999999999", "x.00010101T000000000000", "x.99991231T235959999999"])
+    def test_a_folder_of_no_possible_time_does_not_break_the_list(self, tmp_path, monkeypatch, name) -> None:
+        page = page_of(tmp_path)
+        make_run(tmp_path)
+        _, choices = deleting._carry_out(page, "delete", "one", "en")
+        (tmp_path / "_deleted" / name).mkdir()
+        (tmp_path / "_deleted" / "link.20261130T100000000000").symlink_to(tmp_path)
+        (tmp_path / "_deleted" / "file.20261130T100000000000").write_text("")
+        for zone in ("Etc/GMT+12", "Etc/GMT-14"):
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            assert choices["value"] in [value for _, value in deleting._choices(page)["choices"]]
+            assert not [value for _, value in deleting._choices(page)["choices"] if value.startswith(("link", "file"))]
+        monkeypatch.undo()
+        time.tzset()
+
+
+def taken() -> bool:
+    """True if another thread could not start or delete now."""
+
+    def free() -> bool:
+        got = jobs.changing.acquire(blocking=False)
+        if got:
+            jobs.changing.release()
+        return got
+
+    with ThreadPoolExecutor() as pool:
+        return not pool.submit(free).result()

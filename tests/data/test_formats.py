@@ -206,6 +206,14 @@ def test_rows_from_all_over_the_file_count(tmp_path: Path) -> None:
     )
 
 
+def test_a_row_of_neither_mixed_format_is_named(tmp_path: Path) -> None:
+    rows = {"messages": [HI, HELLO]}, {"a": "c"}, {"prompt": "hi"}
+    loaded = load(jsonl(tmp_path / "my.jsonl", *rows), "data.format")
+    assert [problem.rpartition("my.jsonl")[2] for problem in loaded.problems] == [
+        ":2: no prompt, which prompt-completion needs. Keys found: a"
+    ]
+
+
 def test_ignored_keys_and_typos(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "my.jsonl", {"prompt": "Hi", "prompt_id": 3, "source": "x"})
     assert load(path, "data.format").notes[1] == "Ignored the keys prompt_id, source."

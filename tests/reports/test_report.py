@@ -12,14 +12,14 @@ import pytest
 from html_tags import parse
 from synthetic_run import all_summaries, eval_rows, metrics_rows, results, with_greedy, yardsticks
 
-from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.config.loading import load_config, preset_names, preset_path
 from lowrank_rlhf.reports.alarms import find_alarms
 from lowrank_rlhf.reports.benchmarks import yardstick_table
 from lowrank_rlhf.reports.charts import CURVES, curve_figures
-from lowrank_rlhf.reports.format import number, percent_interval, series
+from lowrank_rlhf.reports.format import judge_in_words, number, percent_interval, series
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
 from lowrank_rlhf.reports.render import write_report
-from lowrank_rlhf.reports.story import caveats, headline
+from lowrank_rlhf.reports.story import about_run, caveats, headline
 from lowrank_rlhf.reports.tables import comparison, details
 from lowrank_rlhf.reports.templating import code_span, markdown_text
 from lowrank_rlhf.reports.terminal import summary_message
@@ -420,3 +420,17 @@ def test_a_second_judge_that_prefers_sft_stands_in_the_headline(share: float | N
         line = headline(results(summaries), locale(language))
         assert ("plain-language" in line) is named
         assert ("35 %" in line) is named
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("preset", preset_names())
+def test_the_report_of_every_preset_says_what_it_learns_from(tmp_path: Path, preset: str, language: str) -> None:
+    shutil.copy(preset_path(preset), tmp_path / "config.yaml")
+    texts, config = locale(language), load_config(tmp_path / "config.yaml")
+    words = {
+        "judge": config.ranking_judge and texts("about.judge", judge=judge_in_words(config.ranking_judge, texts)),
+        "human": texts("about.human", source=""),
+        "dataset": texts("about.dataset", source=config.rank.dataset),
+    }
+    expected = words[config.rank.source] if config.ppo.uses_reward_model else ", ".join(config.ppo.rewards)
+    assert expected in about_run(RunDir(tmp_path), texts)

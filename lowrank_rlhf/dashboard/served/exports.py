@@ -41,7 +41,7 @@ def start(run: Path, kind: str) -> list[str]:
         shutil.rmtree(old)
     command = [sys.executable, "-m", "lowrank_rlhf", "export", run.name, str(target), "--what", kind]
     command += ["--runs", str(run.parent)]
-    jobs.start(job, command)
+    jobs.start(jobs.make_folders(run, "exports", job.name), command)
     return command
 
 

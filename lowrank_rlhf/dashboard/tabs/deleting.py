@@ -67,9 +67,10 @@ def _carry_out(page: DashboardPage, kind: str, name: str, language: str) -> list
     """Delete, restore or remove, and return the outcome and the deleted runs."""
     try:
         if kind == "delete":
-            page.chat.close()  # it may have the run's models loaded
             deleted_runs.delete(page.runs, name)
             run = name
+            if page.chat.run == page.runs.path(name):
+                page.chat.close()
         elif kind == "restore":
             run = deleted_runs.restore(page.runs, name)
         else:
@@ -82,11 +83,5 @@ def _carry_out(page: DashboardPage, kind: str, name: str, language: str) -> list
 
 def _choices(page: DashboardPage) -> Any:
     names = deleted_runs.deleted(page.runs)
-    labels = [(f"{deleted_runs.run_of(name)} · {_when(name)}", name) for name in names]
+    labels = [(f"{deleted_runs.run_of(name)} · {deleted_runs.deleted_at(name):%Y-%m-%d %H:%M}", name) for name in names]
     return gr.update(choices=labels, value=next(iter(names), None))
-
-
-def _when(name: str) -> str:
-    """Return when a run was deleted, in the time of the server."""
-    at = deleted_runs.deleted_at(name).astimezone()
-    return f"{at:%Y-%m-%d %H:%M}"

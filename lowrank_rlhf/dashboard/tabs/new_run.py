@@ -268,6 +268,7 @@ def _start(
         again = [word for stage in redo for word in ("--redo", stage)]
         command = jobs.run_command(source, page.runs.folder, *_overrides(name), *again)
         page.chat.close()
+        path.mkdir(parents=True, exist_ok=True)
         jobs.start(path, command)
     except UserError as error:
         return [gr.skip(), note(error_text(error, language), "bad"), gr.skip(), gr.skip()]

@@ -104,7 +104,7 @@ def _whole(content: bytes, name: str) -> list[Any]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
-            Fault("not_utf8", "{name}:{line}: not UTF-8 text. Save the file as UTF-8", name=name, line=line)
+            Fault("not_utf8", "{where}: not UTF-8 text. Save the file as UTF-8", where=f"{name}:{line}")
         ) from None
     except json.JSONDecodeError as error:
         raise UserError(
@@ -117,7 +117,7 @@ def _whole(content: bytes, name: str) -> list[Any]:
             )
         ) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(Fault("bad_json", "{name}: invalid JSON ({reason})", name=name, reason=error)) from None
+        raise UserError(Fault("bad_json", "{where}: invalid JSON ({reason})", where=name, reason=error)) from None
     return values
 
 

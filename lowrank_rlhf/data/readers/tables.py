@@ -80,8 +80,8 @@ def parquet_rows(content: bytes, name: str) -> list[Row | BadRow]:
         raise UserError(
             Fault(
                 "too_large_unpacked",
-                "{name}: unpacks to more than {size:,} MiB. Split it",
-                name=name,
+                "{path}: unpacks to more than {size:,} MiB. Split it",
+                path=name,
                 size=MOST_UNPACKED >> 20,
             )
         )
@@ -110,7 +110,7 @@ def _decoded(content: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
-            Fault("not_utf8", "{name}:{line}: not UTF-8 text. Save the file as UTF-8", name=name, line=line)
+            Fault("not_utf8", "{where}: not UTF-8 text. Save the file as UTF-8", where=f"{name}:{line}")
         ) from None
 
 
