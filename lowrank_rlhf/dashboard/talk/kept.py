@@ -43,8 +43,8 @@ FETCH = with_storage(f"""(run, language) => {{
   const text = Object.hasOwn(kept, run) ? kept[run] : '';
   return [JSON.stringify({{run, text, voting, settings: window.talkSettings}}), language];
 }}""")
-"""Script that replaces a run's name by JSON: the name, the kept text, `voting`, True if a vote is asked for and only the
-language is another one, and `settings`, the values of `KEEP_SETTING`."""
+"""Script that replaces a run's name by JSON: the name, the kept text, `voting`, True if a vote is asked for and only
+the language is another one, and `settings`, the values of `KEEP_SETTING`."""
 KEEP_SETTING = "(value) => { (window.talkSettings ||= {})['%s'] = value; }"
 """Script that keeps a person's value of a field until another run is chosen."""
 DOWNLOAD = """(given) => {
