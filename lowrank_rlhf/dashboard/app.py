@@ -5,6 +5,7 @@ import sys
 import webbrowser
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def build(folder: RunsFolder, chat: ChatWorker) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs"):
             for name, build_tab in _TABS.items():
                 with texts.add(gr.Tab(id=name, elem_id=f"tab-{name}"), label=f"tab.{name}") as tabs[name]:
-                    build_tab(page)
+                    build_tab(replace(page, tab=tabs[name]))
         address.connect(_connect(blocks, page, theme), page, tabs)
     return blocks
 

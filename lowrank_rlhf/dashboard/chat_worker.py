@@ -21,11 +21,11 @@ _STDERR_CHARACTERS = 2000
 class ChatUnavailable(UserError):
     """The models cannot answer now.
 
-    `kind` is `busy` while they answer another visitor, `exited` if the process has exited, and `failed` if it exited
-    with the error in the message.
+    `kind` is `busy` while they answer another visitor, `no_model` if a chosen one is missing, `exited` if the process
+    has exited, and `failed` if it exited with the error in the message.
     """
 
-    def __init__(self, kind: Literal["busy", "exited", "failed"], message: str) -> None:
+    def __init__(self, kind: Literal["busy", "no_model", "exited", "failed"], message: str) -> None:
         super().__init__(message)
         self.kind = kind
 

@@ -31,7 +31,7 @@ class Worker(NamedTuple):
 
     process: psutil.Process | None
     """None if it is on another host or in another container, or wrote no record of itself."""
-    name: str
+    name: Fault
     """Name for messages, such as `process 12 on host a`."""
 
 
@@ -191,7 +191,7 @@ def working(run: Path) -> Worker | None:
     if worker := holder(run):
         return worker
     process = _alive(job(run) or {}, run / "logs")
-    return Worker(process, f"process {process.pid}") if process else None
+    return Worker(process, process_name({"pid": process.pid})) if process else None
 
 
 def _alive(record: dict[str, Any], path: Path) -> psutil.Process | None:

@@ -25,3 +25,5 @@ class DashboardPage:
     language: gr.Radio
     texts: Texts
     chat: ChatWorker
+    tab: gr.Tab | None = None
+    """The tab that is laid out."""

@@ -13,8 +13,6 @@ from lowrank_rlhf.run.results.rounds import prefix, split
 
 MAIN = ("base", "sft", "policy")
 """Models that `all` stands for, in the order of their training."""
-
-
 _STEP, _ROUND = re.compile(r"step-(\d+)"), re.compile(r"round-(\d+)")
 
 
@@ -64,5 +62,5 @@ def speakers(run: Path) -> dict[str, Path | None]:
 def check_speaker(adapter: Path) -> None:
     """Raise `UserError` if an adapter was damaged after it was written."""
     check_adapter(adapter)
-    if adapter.parent.parent.name == "ppo":
+    if _STEP.fullmatch(adapter.parent.name):
         check_checkpoint(adapter.parent)

@@ -78,12 +78,16 @@ def is_from_here(record: Mapping[str, Any], path: Path) -> bool:
     return all(key in record and record[key] == value for key, value in own.items())
 
 
-def process_name(record: Mapping[str, Any]) -> str:
+def process_name(record: Mapping[str, Any]) -> Fault:
     """Return `process 12`, with the host if it is another one or in another container."""
     own = {"host": platform.node(), "pid_namespace": _pid_namespace()}
     elsewhere = any(record.get(key, value) != value for key, value in own.items())
-    name = f"process {record['pid']}" if "pid" in record else "another process"
-    return f"{name} on host {record['host']}" if elsewhere and "host" in record else name
+    name = Fault("another_process", "another process")
+    if "pid" in record:
+        name = Fault("process", "process {number}", number=record["pid"])
+    if not elsewhere or "host" not in record:
+        return name
+    return Fault("process_on_host", "{process} on host {host}", process=name, host=record["host"])
 
 
 def _record(run: Path) -> Path:

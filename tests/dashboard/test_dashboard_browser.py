@@ -19,6 +19,7 @@ from dashboard_runs import NASTY, finish, holding, make_run
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.browser import address
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.talk import kept
 from lowrank_rlhf.dashboard.text import LANGUAGE_LABEL, table
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.reports.locale import locale
@@ -147,6 +148,14 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
     with page_server(folder) as (url, _):
         page = open_page(url, permissions=["clipboard-read", "clipboard-write"])
         go_to(page, "talk")
+        page.click("#talk-more button")
+        shows(page, "#speakers label", ["Base", "SFT", "Policy"])
+        policy = folder / "tiny" / "adapters" / "policy"
+        policy.rename(tmp_path / "policy")
+        for tab in ("runs", "talk"):
+            go_to(page, tab)
+        shows(page, "#speakers label", ["Base", "SFT"])
+        (tmp_path / "policy").rename(policy)  # a run makes its models while the tab is open
         page.fill("#question textarea", f"question {NASTY[:20]}")
         page.click("#ask")
         page.wait_for_function("""() => {
@@ -156,6 +165,7 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
         assert texts(page, ".card h3") == ["Base", "SFT", "Policy"]
         assert all(re.search(r"reward [+-]\d", text) for text in texts(page, ".card .soft"))
         assert texts(page, ".card .question") == [f"question {NASTY[:20]}"] * 3
+        shows(page, "#speakers label", ["Base", "SFT", "Policy"])
 
         page.check("#blind input")
         page.fill("#question textarea", "question")
@@ -163,6 +173,10 @@ def test_talk_and_vote(tmp_path, tiny_folder, open_page) -> None:
         page.type("#question textarea", "2")
         assert page.input_value("#question textarea") == "question\n2"
         page.press("#question textarea", "Enter")
+        page.wait_for_selector("#vote-first")
+        for language, label in (("中文", table("zh")["talk.first"]), ("English", table("en")["talk.first"])):
+            page.get_by_text(language, exact=True).click()
+            shows(page, "#vote-first", label)
         page.click("#vote-first")
         page.wait_for_selector("#talk-status .note.good")
         assert re.search(r"A was (SFT|Policy), B was (SFT|Policy)", page.inner_text("#talk-status"))
@@ -188,7 +202,6 @@ def talk_on(page: Any, folder: Path) -> None:
     page.click(".card button.copy")
     page.wait_for_function("document.querySelector('.card button.copy').innerText == 'Copied'")
     assert page.evaluate("navigator.clipboard.readText()").split() == page.inner_text(".card .answer").split()
-    page.click("#talk-more button")
     own = [page.input_value(f"#{name} input") for name in ("temperature", "top-p", "answer-length")]
     assert own == ["1", "1", "6"]  # the run's
     page.fill("#system-prompt textarea", "Be brief.")
@@ -255,6 +268,29 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (run / "logs" / "job.json").write_text(json.dumps({"log": "x.log", "exit_code": 1, "since": "2026-02"}))
     with page_server(folder) as (url, _):
         yield url
+
+
+def test_each_tab_keeps_the_conversations_of_the_others(nasty, open_page) -> None:
+    tabs = [open_page(nasty)]
+    tabs.append(tabs[0].context.new_page())
+    tabs[1].goto(nasty)
+
+    def keep(tab: Any, run: str) -> None:
+        tab.evaluate(f"({kept.KEEP})", json.dumps({"run": run, "turns": ["x"]}))
+
+    def fetched(tab: Any, run: str) -> str:
+        given = tab.evaluate(f"(run) => ({kept.FETCH})(run, 'en')", run)[0]
+        return json.loads(given)["text"]
+
+    for number, run in enumerate(("a", "b", "constructor")):
+        assert fetched(tabs[number % 2], run) == ""
+        keep(tabs[number % 2], run)
+    assert all(fetched(tab, run) for tab in tabs for run in ("a", "b", "constructor"))
+    assert fetched(tabs[0], "toString") == ""
+    blocked = open_page(nasty, init=NO_STORAGE)
+    for run in ("a", "b"):
+        keep(blocked, run)
+    assert all(fetched(blocked, run) for run in ("a", "b"))
 
 
 def test_what_a_model_wrote_is_text(nasty, open_page) -> None:

@@ -23,6 +23,7 @@ from lowrank_rlhf.dashboard.text import LANGUAGES, html, table
 from lowrank_rlhf.dashboard.wording import fault_texts, worded
 from lowrank_rlhf.errors import ERROR_FILE, Fault, StageFailed, Stopped, error_record, recorded_parts
 from lowrank_rlhf.reports.locale import locale
+from lowrank_rlhf.run.run_lock import process_name
 
 OWN = {language: set(fault_texts(language)) - set(locale(language).texts) for language in LANGUAGES}
 COMMANDS = ("python -m", "--", "`", "same command", "SIGTERM")
@@ -196,6 +197,20 @@ def test_a_command_that_fails_leaves_its_error_for_the_page(tmp_path, monkeypatc
         cli.main()
     (part,) = recorded_parts(json.loads((tmp_path / "error.json").read_text(encoding="utf-8")))
     assert (ended.value.code, part.key) == (2, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("record", "english", "chinese"),
+    [
+        ({"pid": 12}, "process 12", "进程 12"),
+        ({}, "another process", "另一个进程"),
+        ({"pid": 12, "host": "elsewhere"}, "process 12 on host elsewhere", "主机 elsewhere 上的进程 12"),
+        ({"host": "elsewhere"}, "another process on host elsewhere", "主机 elsewhere 上的另一个进程"),
+    ],
+)
+def test_a_process_has_a_name_in_the_reader_s_language(record, english, chinese) -> None:
+    assert worded([process_name(record)], "en") == english
+    assert worded([process_name(record)], "zh") == chinese
 
 
 def test_a_new_command_forgets_the_error_of_the_last_one(tmp_path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from dashboard_runs import event, make_run, page_of
 
@@ -17,6 +18,7 @@ from lowrank_rlhf.dashboard.talk.talk_html import cards, voice_label
 from lowrank_rlhf.dashboard.talk.votes import VotedAnswer, save_vote
 from lowrank_rlhf.dashboard.text import html, table
 from lowrank_rlhf.data.loading import load
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.run.records import Message
 
 QUESTION = asking.Question("why?", "one", "en", 0.7, False, [], "", None, None, 1)
@@ -48,7 +50,9 @@ class Asked(ChatWorker):
 @pytest.fixture
 def conversation(tmp_path):
     """`ask(session, text="", ask=asking.ask, **settings)`: the last step of an answer; `ask.models` are asked."""
-    make_run(tmp_path)
+    run = make_run(tmp_path)
+    for folder in ("adapters/sft", "adapters/policy", "work/ppo/step-000004/policy"):
+        (run / folder).mkdir(parents=True)
     models = Asked()
 
     def ask(session: ChatSession, text: str = "", how=asking.ask, **settings) -> list:
@@ -82,13 +86,44 @@ class TestConversation:
             "policy",
         ]
 
-    def test_a_model_made_since_loads_them_again(self, conversation, monkeypatch) -> None:
-        monkeypatch.setattr(Asked, "VOICES", ("base",))
-        monkeypatch.setattr(Asked, "close", lambda _self: monkeypatch.setattr(Asked, "VOICES", ("base", "sft")))
-        assert list(session_of(conversation(ChatSession(), "a", voices=["base", "sft"])).turns[-1][1]) == [
-            "base",
-            "sft",
-        ]
+    @pytest.mark.parametrize(("chosen", "loaded"), [(["base", "sft"], ["base"]), ([], ["base", "sft"])])
+    def test_a_model_made_since_loads_them_again(self, conversation, monkeypatch, chosen, loaded) -> None:
+        after = chosen or ["base", "sft", "policy"]
+        monkeypatch.setattr(Asked, "VOICES", loaded)
+        monkeypatch.setattr(Asked, "close", lambda _self: monkeypatch.setattr(Asked, "VOICES", after))
+        assert list(session_of(conversation(ChatSession(), "a", voices=chosen)).turns[-1][1]) == after
+
+    @pytest.mark.parametrize("chosen", [["step-4"], ["base", "step-4"]])
+    @pytest.mark.parametrize("loaded", [("base", "sft", "policy"), Asked.VOICES])
+    def test_a_model_that_is_gone_is_refused_and_nothing_reloaded(
+        self, conversation, monkeypatch, chosen, loaded
+    ) -> None:
+        closed: list[Asked] = []
+        monkeypatch.setattr(Asked, "close", closed.append)
+        monkeypatch.setattr(Asked, "VOICES", loaded)
+        session = session_of(conversation(ChatSession(), "a"))
+        shutil.rmtree(conversation.run / "work")
+        step = conversation(session, "b", voices=chosen, language="zh")
+        assert html(table("zh")["talk.no_model"]) in step[0]
+        assert session_of(step).turns == session.turns
+        assert closed == []
+
+    @pytest.mark.parametrize("how", ["asking", "voting", "saving"])
+    def test_an_error_is_in_the_page_s_language(self, conversation, monkeypatch, how) -> None:
+        """Also after another visitor has deleted the run."""
+        session = session_of(conversation(ChatSession(), "a", blind=True))
+        runs = page_of(conversation.run.parent).runs
+        if how == "asking":
+            fault = Fault("cannot_write", "{folder}: cannot be written: {reason}", folder="f", reason="full")
+            monkeypatch.setattr(Asked, "open", lambda *_: (_ for _ in ()).throw(UserError(fault)))
+            shown = conversation(ChatSession(), "a", language="zh")[0]
+        elif how == "voting":
+            shutil.rmtree(conversation.run)
+            shown = talk._vote(runs, session, "zh", "first")[0]
+            assert not conversation.run.exists()
+        else:
+            shown = talk._votes(runs, session, "../one", "zh")[0]
+        assert ("运行名称无效" if how == "saving" else "无法写入") in shown
 
     def test_asking_again_replaces_the_answers_and_draws_others(self, conversation) -> None:
         session = session_of(conversation(ChatSession(), "a"))
@@ -165,6 +200,31 @@ def test_a_model_has_a_name_for_people(name: str, label: str) -> None:
     assert voice_label(name, "en") == label
 
 
+class TestFieldsOfTheRun:
+    """Models that answer, temperature, top-p, answer length and seed."""
+
+    def fields(self, run: Path, **changed) -> list:
+        given = {"run": run.name, "settings": changed}
+        found = talk._of_run(page_of(run.parent).runs, given, "en")
+        names = [name for _, name in found[0]["choices"]]
+        return [names, found[0]["value"], *(value if isinstance(value, int | float) else None for value in found[1:])]
+
+    def test_they_follow_the_run_until_a_person_changes_them(self, tmp_path) -> None:
+        run = tmp_path / "one"
+        run.mkdir()
+        assert self.fields(run) == [["base"], ["base"], *[None] * 4]  # as a run begins
+        settings = make_run(tmp_path, "other") / "config.yaml"
+        settings.rename(run / "config.yaml")
+        for name in ("sft", "policy", "policy-last"):
+            (run / "adapters" / name).mkdir(parents=True)
+        names, chosen, *own = self.fields(run)
+        assert (names, chosen) == (["base", "sft", "policy", "policy-last"], ["base", "sft", "policy"])
+        assert None not in own
+        changed = self.fields(run, voices=["policy-last", "step-4"], top_p=0.5)
+        assert changed == [names, ["policy-last"], own[0], None, *own[2:]]
+        assert self.fields(run, voices=["step-4"])[1] == chosen
+
+
 class TestKept:
     """The text that the browser keeps of a conversation."""
 
@@ -192,6 +252,17 @@ class TestKept:
         }  # fmt: skip
         assert back.ended().turns == back.turns
 
+    def test_a_reload_ends_a_blind_vote(self, run) -> None:
+        """Nobody knows whether the browser's copy has its vote already, or whether its answers were changed."""
+        session = ChatSession("one", [("why?", {"sft": SAID, "policy": SAID})], ("policy", "sft"))
+        text = kept.kept(session, run)
+        for hidden in (["policy", "sft"], ["policy", "sft", "base"]):
+            given = {"run": "one", "text": json.dumps(json.loads(text) | {"hidden": hidden}), "voting": False}
+            _, shown, votes, back = talk._restore(page_of(run.parent).runs, given, "en")
+            assert (back.hidden, votes["visible"], shown.count("2.5")) == ((), False, 2)
+            assert talk._vote(page_of(run.parent).runs, back, "en", "first")[0] == gr.skip()
+        assert "hidden" not in json.loads(text)
+
     def test_no_other_run_shows_it(self, run, tmp_path) -> None:
         """Neither one of another name, nor a later one, or one of another folder, of the same name."""
         text = kept.kept(self.SESSION, run)
@@ -213,8 +284,9 @@ class TestKept:
             lambda text: text.replace('"x"', "3"),
             lambda text: text.replace('"sft"', '"nobody"'),
             lambda text: text.replace("2.5", '"<b>"'),
-            lambda text: text.replace('"hidden": []', '"hidden": ["sft", "base"]'),
-            lambda text: text.replace('"hidden": []', '"hidden": ["sft", "policy"]'),
+            lambda text: text.replace('"tokens": 1', f'"tokens": {10**30}'),
+            lambda text: text.replace('"attempt": 0', f'"attempt": {10**30}'),
+            lambda text: text.replace('"attempt": 0', '"attempt": -1'),
         ],
     )
     def test_any_other_text_is_an_empty_conversation(self, run, change) -> None:

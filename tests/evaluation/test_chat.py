@@ -21,7 +21,7 @@ from lowrank_rlhf.commands.terminal.chat_loop import Conversation, Settings, tal
 from lowrank_rlhf.config.schema import SampleConfig
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.evaluation.chat import ChatAnswer, ChatModels, ChatSampling
-from lowrank_rlhf.evaluation.speakers import speakers
+from lowrank_rlhf.evaluation.speakers import check_speaker, speakers
 from lowrank_rlhf.maths.seeds import derive_seed
 from lowrank_rlhf.models import pinned_precision
 from lowrank_rlhf.models.generation import sample_answers
@@ -391,6 +391,14 @@ def test_a_damaged_checkpoint_does_not_speak(kept_policies, command) -> None:
     code, out, err = command("chat", "tiny", "--as", "round-2/step-14", "--prompt", "a")
     assert (code, out) == (2, "")
     assert "step-000014: damaged checkpoint" in err
+
+
+@pytest.mark.parametrize("name", ["ppo", "step-000004", "policy"])
+def test_a_run_may_be_named_like_a_folder_of_checkpoints(tmp_path, name) -> None:
+    for adapter in ("sft", "policy"):
+        folder = tmp_path / name / "adapters" / adapter
+        folder.mkdir(parents=True)
+        check_speaker(folder)
 
 
 def test_the_conversation_may_be_as_long_as_the_model_can_read(run, command) -> None:

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -20,6 +19,7 @@ from lowrank_rlhf.dashboard.talk.chat_session import ChatSession, system_message
 from lowrank_rlhf.dashboard.talk.talk_html import COPY, cards, voice_label
 from lowrank_rlhf.dashboard.talk.votes import Vote, VotedAnswer, save_vote
 from lowrank_rlhf.dashboard.text import t
+from lowrank_rlhf.dashboard.wording import error_text
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.evaluation.speakers import MAIN, speakers
 from lowrank_rlhf.run.records import Message
@@ -33,6 +33,12 @@ _RESTORE_DRAFTS = with_storage("""() => {
   window.draftsRestored = true;
   return %s.map((name) => stored((storage) => storage.getItem(name)) || '');
 }""")
+# A choice of models that nobody made is the default: a run may have more of them by now.
+_UNCHOSEN = """(...given) => {
+  if (!window.talkSettings?.voices) given[given.length - 5] = [];
+  return given;
+}"""
+_OF_RUN = ("voices", "temperature", "top_p", "max_new_tokens", "seed")
 _HIDE: dict[str, Any] = gr.update(visible=False)
 
 
@@ -48,9 +54,9 @@ class _QuestionFields(NamedTuple):
     seed: gr.Number
 
     @property
-    def of_run(self) -> list[Any]:
-        """Fields that begin with the run's own settings, in the order of `_own_settings`."""
-        return [self.temperature, self.top_p, self.max_new_tokens, self.seed]
+    def of_run(self) -> dict[str, Any]:
+        """Fields that begin with the run's models and its own settings, in the order of `_of_run`."""
+        return {name: getattr(self, name) for name in _OF_RUN}
 
 
 def build(page: DashboardPage) -> None:
@@ -90,9 +96,9 @@ def build(page: DashboardPage) -> None:
     inputs = [session, page.run, page.language, *settings]
     _keep_drafts({"lowrank-question": question, "lowrank-system": settings.system})
     asking: list[Any] = [
-        send.click(asked, [question, *inputs], outputs, **EVENT),
-        question.submit(asked, [question, *inputs], outputs, **EVENT),
-        again.click(asked_again, inputs, outputs, **EVENT),
+        send.click(asked, [question, *inputs], outputs, js=_UNCHOSEN, **EVENT),
+        question.submit(asked, [question, *inputs], outputs, js=_UNCHOSEN, **EVENT),
+        again.click(asked_again, inputs, outputs, js=_UNCHOSEN, **EVENT),
     ]
     stop.click(page.chat.stop, None, None, **QUIET)
     # What an answer sends until it is cancelled must not follow what replaces it.
@@ -103,8 +109,7 @@ def build(page: DashboardPage) -> None:
         lambda session: _restart(page.runs, session), session, outputs, **QUIET
     )
 
-    shown = [status, answers, votes, session, settings.voices, *settings.of_run]
-    _keep_conversations(page, keep, shown, asking)
+    _keep_conversations(page, keep, [status, answers, votes, session], settings.of_run, asking)
     for button, vote in ((first, "first"), (tie, "tie"), (second, "second")):
         button.click(voted(vote), [session, page.language], [status, answers, votes, session, keep], **EVENT)  # type: ignore[arg-type]
     given = [session, page.run, page.language]
@@ -112,24 +117,38 @@ def build(page: DashboardPage) -> None:
         _saves(button, lambda *values, made=made: made(page.runs, *values), given, status)
 
 
-def _keep_conversations(page: DashboardPage, keep: gr.Textbox, shown: list[Any], asking: list[Any]) -> None:
+def _keep_conversations(
+    page: DashboardPage, keep: gr.Textbox, shown: list[Any], of_run: dict[str, Any], asking: list[Any]
+) -> None:
     """Keep each run's conversation, the text of `keep`, in the browser; show it when loaded and with another run.
+
+    The fields `of_run` follow what the run has, also when the tab is opened and after a question.
 
     Args:
         page: state of the tabs.
         keep: what is kept.
         shown: outputs of `_restore`.
+        of_run: fields of `_QuestionFields.of_run`.
         asking: events that are cancelled with another run.
     """
 
     def restore(given: str, language: str) -> list[Any]:
-        return _restore(page.runs, json.loads(given), language)
+        return [*_restore(page.runs, json.loads(given), language), *offer(given, language)]
 
+    def offer(given: str, language: str) -> list[Any]:
+        return _of_run(page.runs, json.loads(given), language)
+
+    for name, field in of_run.items():
+        field.input(None, field, None, js=kept.KEEP_SETTING % name, **QUIET)
+    fields = list(of_run.values())
+    inputs = [page.run, page.language]
     keep.change(None, keep, None, js=kept.KEEP, **QUIET)
     restoring = QUIET | {"js": kept.FETCH, "preprocess": False, "trigger_mode": "always_last"}
-    gr.on(None, restore, [page.run, page.language], shown, **restoring)  # when loaded and when one of the two changes
+    gr.on(None, restore, inputs, [*shown, *fields], **restoring)  # when loaded and when one of the two changes
     left = page.run.change(None, None, None, cancels=asking, **QUIET)
-    left.then(restore, [page.run, page.language], shown, **restoring)
+    left.then(restore, inputs, [*shown, *fields], **restoring)
+    for event in [*([page.tab.select] if page.tab else []), *(each.then for each in asking)]:
+        event(offer, inputs, fields, **restoring)
 
 
 def _saves(button: gr.Button, made: Callable[..., list[Any]], given: list[Any], status: gr.HTML) -> None:
@@ -185,37 +204,38 @@ def _restart(runs: RunsFolder, session: ChatSession) -> list[Any]:
 
 
 def _restore(runs: RunsFolder, given: dict[str, Any], language: str) -> list[Any]:
-    """Show the conversation that the browser keeps of a run; offer the run's models and its own settings.
+    """Show the conversation that the browser keeps of a run.
 
-    `given`: the run's name, the kept text, and `changed`, False if only the language is another one.
+    `given`: the values of `kept.FETCH`; a pair of answers that waits for its vote remains.
+    """
+    if given["voting"]:
+        return [gr.skip()] * 4
+    try:
+        session = kept.restored(str(given["text"]), runs.path(str(given["run"] or "")))
+    except UserError:
+        session = ChatSession()
+    return ["", cards(session, language), _HIDE, session]
+
+
+def _of_run(runs: RunsFolder, given: dict[str, Any], language: str) -> list[Any]:
+    """Offer a run's models, and put its own settings into the fields of `_OF_RUN` that nobody has changed.
+
+    `given`: the values of `kept.FETCH`.
     """
     try:
         run = runs.path(str(given["run"] or ""))
-        session, names = kept.restored(str(given["text"]), run), list(speakers(run))
     except UserError:
-        run, session, names = None, ChatSession(), []
-    said = session.turns[-1][1].values() if session.turns else ()
-    votable = bool(session.hidden) and all(answer.get("text") for answer in said)
+        return [gr.update(choices=[]), *[gr.skip()] * 4]
+    names, changed = list(speakers(run)), given["settings"]
+    chosen = [name for name in names if name in changed.get("voices", ())] or [name for name in names if name in MAIN]
     labels = [(voice_label(name, language), name) for name in names]
-    chosen: dict[str, Any] = {"value": [name for name in names if name in MAIN]} if given["changed"] else {}
-    own = _own_settings(run) if run and given["changed"] else [gr.skip()] * 4
-    return [
-        "",
-        cards(session, language),
-        gr.update(visible=votable),
-        session,
-        gr.update(choices=labels, **chosen),
-        *own,
-    ]
-
-
-def _own_settings(run: Path) -> list[Any]:
-    """Return the run's temperature, top-p, answer length and seed for their fields; nothing without settings."""
     try:
         config = load_config(run / "config.yaml")
+        own = [config.chat_temperature, config.chat.top_p, config.sample.max_new_tokens, config.seed]
     except UserError:
-        return [gr.skip()] * 4
-    return [config.chat_temperature, config.chat.top_p, config.sample.max_new_tokens, config.seed]
+        own = [gr.skip()] * 4
+    unchanged = [gr.skip() if name in changed else value for name, value in zip(_OF_RUN[1:], own, strict=True)]
+    return [gr.update(choices=labels, value=chosen), *unchanged]
 
 
 def _edit(runs: RunsFolder, typed: str, session: ChatSession, language: str) -> list[Any]:
@@ -238,11 +258,11 @@ def _vote(runs: RunsFolder, session: ChatSession, language: str, vote: Vote) -> 
         VotedAnswer(voice, answers[voice]["text"], bool(answers[voice]["finished"])) for voice in session.hidden
     )
     try:
-        seconds = time.monotonic() - session.asked_at if session.asked_at else 0.0
+        seconds = time.monotonic() - session.asked_at
         system = [Message.model_validate(message) for message in system_message(session.system)]
         save_vote(runs.path(session.run), question, first, second, vote, seconds, system)
     except UserError as error:
-        return [note(str(error), "bad"), gr.skip(), gr.skip(), session, gr.skip()]
+        return [note(error_text(error, language), "bad"), gr.skip(), gr.skip(), session, gr.skip()]
     names = [voice_label(voice, language) for voice in session.hidden]
     session = replace(session, hidden=())
     saved = note(t("talk.voted", language, first=names[0], second=names[1]), "good")
@@ -262,5 +282,5 @@ def _votes(runs: RunsFolder, _: ChatSession, run: str | None, language: str) -> 
     try:
         file = kept.votes_file(runs.path(str(run or "")))
     except UserError as error:
-        return [note(str(error), "bad"), ""]
+        return [note(error_text(error, language), "bad"), ""]
     return ["" if file else note(t("talk.no_votes", language), "bad"), file]

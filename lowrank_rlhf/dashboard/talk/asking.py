@@ -20,8 +20,9 @@ from lowrank_rlhf.dashboard.talk.chat_session import (
 )
 from lowrank_rlhf.dashboard.talk.talk_html import cards
 from lowrank_rlhf.dashboard.text import t
+from lowrank_rlhf.dashboard.wording import error_text
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.evaluation.speakers import MAIN
+from lowrank_rlhf.evaluation.speakers import MAIN, speakers
 
 _SEEDS = 1_000_000
 """Between the seeds of two attempts at a question."""
@@ -91,10 +92,16 @@ def ask(page: DashboardPage, session: ChatSession, question: Question) -> Iterat
 
 
 def _voices(page: DashboardPage, question: Question) -> tuple[str, ...]:
-    """Return the chosen models of the run; loads them, anew where a chosen one was made since."""
+    """Return the chosen models of the run; loads them, anew where a chosen one was made since.
+
+    Raises `ChatUnavailable` if a chosen one is not there.
+    """
     path, chosen = page.runs.path(str(question.run)), question.voices or MAIN
+    there = set(speakers(path))
+    if absent := set(question.voices) - there:
+        raise ChatUnavailable("no_model", f"{path}: no model {min(absent)}. Choose another one.")
     loaded = page.chat.open(path)["voices"]
-    if not set(question.voices) <= set(loaded):
+    if not there & set(chosen) <= set(loaded):
         page.chat.close()
         loaded = page.chat.open(path)["voices"]
     return tuple(voice for voice in loaded if voice in chosen)
@@ -130,4 +137,4 @@ def kept_text(runs: RunsFolder, session: ChatSession) -> Any:
 def _error_text(error: UserError, language: str) -> str:
     if isinstance(error, ChatUnavailable) and error.kind != "failed":
         return t(f"talk.{error.kind}", language)
-    return str(error)
+    return error_text(error, language)

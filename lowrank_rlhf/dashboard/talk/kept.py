@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from lowrank_rlhf.dashboard.browser.storage import with_storage
 from lowrank_rlhf.dashboard.talk.chat_session import ChatSession, system_message
@@ -18,9 +18,11 @@ from lowrank_rlhf.preferences.export_file import comparisons_to_jsonl
 _MAX_CHARACTERS = 200_000
 """Of a kept conversation; its oldest questions go first."""
 _KEPT_RUNS = 8
-# Also in memory, for browsers that block or have filled their storage.
-_CONVERSATIONS = """const kept = window.talkKept = window.talkKept ||
-  stored((storage) => JSON.parse(storage.getItem('lowrank-talks'))) || {};"""
+_MOST = 10**9
+"""Of a number in it."""
+# In memory only what the storage refused, blocked or full: another tab may have changed the rest.
+_CONVERSATIONS = """const kept = {
+    ...stored((storage) => JSON.parse(storage.getItem('lowrank-talks'))), ...window.talkKept};"""
 KEEP = with_storage(f"""(text) => {{
   if (!text) return;
   {_CONVERSATIONS}
@@ -28,16 +30,23 @@ KEEP = with_storage(f"""(text) => {{
   delete kept[run];
   if (turns.length) kept[run] = text;
   for (const old of Object.keys(kept).slice(0, -{_KEPT_RUNS})) delete kept[old];
-  stored((storage) => storage.setItem('lowrank-talks', JSON.stringify(kept)));
+  const refused = stored((storage) => storage.setItem('lowrank-talks', JSON.stringify(kept))) === null;
+  window.talkKept = refused ? kept : null;
 }}""")
 """Script that keeps a conversation, the text of `kept`, as the one of its run."""
 FETCH = with_storage(f"""(run, language) => {{
   {_CONVERSATIONS}
-  const given = JSON.stringify({{run, changed: window.talkRun !== run, text: kept[run] || ''}});
-  window.talkRun = run;
-  return [given, language];
+  const same = window.talkRun === run, translated = same && window.talkLanguage !== language;
+  const voting = translated && Boolean(document.querySelector('#votes button'));
+  if (!same) window.talkSettings = {{}};
+  [window.talkRun, window.talkLanguage] = [run, language];
+  const text = Object.hasOwn(kept, run) ? kept[run] : '';
+  return [JSON.stringify({{run, text, voting, settings: window.talkSettings}}), language];
 }}""")
-"""Script that replaces a run's name by JSON: the name, whether it is another run's than before, and the kept text."""
+"""Script that replaces a run's name by JSON: the name, the kept text, `voting`, True if a vote is asked for and only
+the language is another one, and `settings`, the values of `KEEP_SETTING`."""
+KEEP_SETTING = "(value) => { (window.talkSettings ||= {})['%s'] = value; }"
+"""Script that keeps a person's value of a field until another run is chosen."""
 DOWNLOAD = """(given) => {
   if (!given) return;
   const {name, text} = JSON.parse(given), link = document.createElement('a');
@@ -53,13 +62,13 @@ class _Answer(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     text: str
-    tokens: int = 0
+    tokens: int = Field(0, ge=0, le=_MOST)
     """Of an answer that a reload interrupted none are known."""
     finished: bool = False
     stopped: bool = True
     score: FiniteFloat | None = None
     spread: FiniteFloat | None = None
-    dropped: int = 0
+    dropped: int = Field(0, ge=0, le=_MOST)
 
 
 class _Failed(BaseModel):
@@ -74,16 +83,15 @@ class _Kept(BaseModel):
     run: str
     identity: str
     turns: list[tuple[str, dict[str, _Failed | _Answer]]]
-    hidden: tuple[str, ...]
     system: str
-    attempt: int
+    attempt: int = Field(ge=0, le=_MOST)
     editing: bool
 
 
 def kept(session: ChatSession, run: Path) -> str:
-    """Return the text that the browser keeps of a conversation."""
+    """Return the text that the browser keeps of a conversation; not that it is a blind vote, which a reload ends."""
     fields = asdict(session) | {"identity": _identity(run)}
-    del fields["asked_at"]
+    del fields["asked_at"], fields["hidden"]
     while len(text := json.dumps(fields)) > _MAX_CHARACTERS and fields["turns"]:
         del fields["turns"][0]
     return text
@@ -102,13 +110,10 @@ def restored(text: str, run: Path) -> ChatSession:
         return empty
     if (found.run, found.identity) != (run.name, _identity(run)) or not found.turns:
         return empty
-    last = found.turns[-1][1]
-    if found.hidden and not (set(found.hidden) == set(last) and all(isinstance(a, _Answer) for a in last.values())):
-        return empty
     turns = [
         (question, {voice: answer.model_dump() for voice, answer in said.items()}) for question, said in found.turns
     ]
-    return ChatSession(found.run, turns, found.hidden, found.system, found.attempt, found.editing)
+    return ChatSession(found.run, turns, (), found.system, found.attempt, found.editing)
 
 
 def conversation_file(session: ChatSession) -> str:
