@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from lowrank_rlhf.dashboard.access.login import user_name
+from lowrank_rlhf.dashboard.ranking.screen import Reply
 from lowrank_rlhf.dashboard.ranking.session import error_text, ranking_handler, run_folder, sign
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, say, texts
 from lowrank_rlhf.errors import UserError
@@ -39,6 +40,11 @@ def build(
     secret = secrets.token_bytes(32)
     name = _name_box(annotator or _login())
     who = gr.State(annotator or _login())
+    apply_step = ranking_handler(runs, secret, owner=resume is not None)
+
+    def rank(sent: Any, request: gr.Request) -> Reply:
+        return apply_step(sent, user_name(request))
+
     page = gr.HTML(
         value=None,
         html_template=(_STATIC / "ranking.html").read_text(encoding="utf-8"),
@@ -48,7 +54,7 @@ def build(
             for name in ("stored.js", "ranking_draw.js", *(["ranking_owner.js"] if resume else []), "ranking.js")
         ),
         apply_default_css=False,
-        server_functions=[ranking_handler(runs, secret, owner=resume is not None)],
+        server_functions=[rank],
         elem_id="ranking",
     )
 
