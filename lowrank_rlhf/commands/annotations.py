@@ -217,8 +217,8 @@ def exclude(
     keys = [check for check in project.store.contents().checks if check.source == annotator and check.active]
     if keys and not undo:
         echo(
-            f"attention checks that still expect the order by {visible(annotator)}: {len(keys)}; remove all checks with "
-            f"`annotations checks {run} --remove`"
+            f"attention checks that still expect the order by {visible(annotator)}: {len(keys)}; remove all checks "
+            f"with `annotations checks {run} --remove`"
         )
     echo(project_summary(project))
 

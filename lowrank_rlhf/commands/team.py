@@ -87,9 +87,7 @@ def checks(
         added, changed = add_checks(store, read_checks_file(file))
         echo(f"{counted(added, 'attention check')} added")
         if changed:
-            echo(
-                f"{counted(changed, 'attention check')} with another order than before; earlier results change with it"
-            )
+            echo(f"{counted(changed, 'attention check')} with another order than before: earlier results change, too")
     elif ranked_by is not None:
         ranked_by = store.spelling(annotator_name(ranked_by))
         if not (count := checks_from_rankings(store, ranked_by, number)):

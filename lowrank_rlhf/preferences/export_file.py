@@ -42,7 +42,7 @@ def comparisons_to_jsonl(contents: Contents, rankings: Sequence[Ranking] | None 
     as_messages = needs_messages(contents.prompts)
     counted = contents.learned() if rankings is None else rankings
     decisions, rows = set(contents.decisions), []
-    for comparison, ranking in ((comparison, ranking) for ranking in counted for comparison in compare(ranking)):
+    for comparison, decided in ((one, ranking in decisions) for ranking in counted for one in compare(ranking)):
         row = Pair(
             prompt=prompt_field(prompts[comparison.prompt_id], as_messages),
             chosen=answer_field(answers[comparison.chosen], as_messages),
@@ -52,7 +52,7 @@ def comparisons_to_jsonl(contents: Contents, rankings: Sequence[Ranking] | None 
             rejected_id=comparison.rejected,
             annotator=comparison.annotator,
             tier_gap=comparison.tier_gap,
-            decision=ranking in decisions,
+            decision=decided,
         )
         rows.append(row.model_dump(mode="json", exclude=None if decisions else {"decision"}))
     return "".join(map(_json_line, rows))

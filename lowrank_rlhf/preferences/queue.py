@@ -96,8 +96,8 @@ def set_lease(database: sqlite3.Connection, annotator: str, prompt_id: str, now:
 def renew_lease(database: sqlite3.Connection, annotator: str, prompt_id: str, done: int, now: float) -> None:
     """Renew a lease if the prompt is still the annotator's.
 
-    It is not if another annotator has leased it since (unless it is an attention check), or if the annotator has ranked it (other than `done` times) or
-    skipped it in another window.
+    It is not if another annotator has leased it since (unless it is an attention check, which several may have), or if
+    the annotator has ranked it (other than `done` times) or skipped it in another window.
     """
     given = (
         "SELECT 1 FROM leases WHERE prompt_id = ? AND annotator != ? AND until > ?"

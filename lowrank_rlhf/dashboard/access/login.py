@@ -156,7 +156,8 @@ class Login:
         minutes = math.ceil(seconds / 60)
         response = self._form(
             query,
-            f"Too many wrong passwords or links. Retry in {minutes} min. / 密码或链接错误次数过多，请 {minutes} 分钟后再试。",
+            f"Too many wrong passwords or links. Retry in {minutes} min. / "
+            f"密码或链接错误次数过多，请 {minutes} 分钟后再试。",
             429,
         )
         response.headers["Retry-After"] = str(seconds)
