@@ -30,7 +30,7 @@ class ImportPlan:
 
     `known`: rankings of the file that the store already has. `replaced`: rankings of the store that stop counting,
     since the file has a later one by the same annotator. `left_out`: checks and decisions of the file that differ from
-    the store's.
+    the store's. `decided_pairs`: decisions among the file's comparisons.
     """
 
     prompts: list[Prompt] = field(default_factory=list)
@@ -44,6 +44,7 @@ class ImportPlan:
     known: int = 0
     replaced: int = 0
     left_out: int = 0
+    decided_pairs: int = 0
     errors: list[str] = field(default_factory=list)
 
 
@@ -74,7 +75,7 @@ def plan_import(store: Contents, rows: Sequence[FileRow], new_items: bool) -> Im
     decisions = [ranking for ranking in decided if ranking not in store.decisions]
     checks = _checks(store, rows, prompts, answers, plan)
     if store.history or store.checks:
-        plan.left_out += len(decisions) + len(checks)
+        plan.left_out = len(decisions) + len(checks)
     else:
         plan.decisions, plan.checks = decisions, checks
     plan.guidelines = [text for _, text in _of(rows, Guidelines) if text not in store.guidelines]
@@ -187,7 +188,7 @@ def _from_pairs(
     current = {(ranking.annotator, ranking.prompt_id): set(compare(ranking)) for ranking in store.current()}
     new = [one for one in rankings if current.get((one.annotator, one.prompt_id)) != set(compare(one))]
     plan.known += len(rankings) - len(new)
-    plan.left_out += len(decided)
+    plan.decided_pairs = len(decided)
     return [SavedRanking(ranking=ranking) for ranking in new]
 
 
