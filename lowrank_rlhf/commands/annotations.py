@@ -253,11 +253,9 @@ def _report(plan: ImportPlan) -> list[str]:
         lines.append(f"{counted(len(plan.decisions), 'decision')} added")
     if plan.left_out:
         lines.append(
-            f"attention checks and decisions of the file left out: {plan.left_out}; only a project without rankings takes "
-            "them"
+            f"attention checks and decisions of the file left out: {plan.left_out}; only a project without rankings "
+            "takes them"
         )
     if plan.decided_pairs:
-        lines.append(
-            f"decisions among the comparisons left out: {plan.decided_pairs}; they are no annotator's rankings"
-        )
+        lines.append(f"decisions among the comparisons left out: {plan.decided_pairs}; they are no annotator's")
     return lines
