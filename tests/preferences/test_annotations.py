@@ -502,7 +502,7 @@ def test_a_decision_is_no_annotators_comparison(command) -> None:
             store.save(a_ranking(prompt, order, annotator))
     command("annotations", "decide", "people", "p0", "2 > 1")
     command("annotations", "export", "people", "x.jsonl", "--comparisons")
-    assert len(pairs_of(FILE)) == 2 + 3 + 3
+    assert len(pairs_of(FILE)) == 3 + 3 + 3
     for name, new in (("people", 0), ("other", 2)):
         there = store if name == "people" else a_run(name)
         before = there.contents().history

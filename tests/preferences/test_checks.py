@@ -203,10 +203,10 @@ def test_the_progress_moves_with_every_ranking_alike(tmp_path: Path) -> None:
         words = progress_words(project, "ann", "en", owner=False)
         told.append((*words["line"][:2], words["enough"], words["next"][:6], *terminal))
     assert told == [
-        ("0 of 5 prompts ranked", "you: 0 ranked, 0 skipped", False, "Rank 5", "0", 1),
-        ("1 of 5 prompts ranked", "you: 1 ranked, 0 skipped", False, "Rank 4", "1", 2),
-        ("2 of 5 prompts ranked", "you: 2 ranked, 0 skipped", False, "Rank 3", "2", 3),
-        ("3 of 5 prompts ranked", "you: 3 ranked, 0 skipped", False, "Rank 2", "3", 4),
+        ("0 of 5 prompts ranked", "you: 0 ranked, 0 skipped", False, "5 more", "0", 1),
+        ("1 of 5 prompts ranked", "you: 1 ranked, 0 skipped", False, "4 more", "1", 2),
+        ("2 of 5 prompts ranked", "you: 2 ranked, 0 skipped", False, "3 more", "2", 3),
+        ("3 of 5 prompts ranked", "you: 3 ranked, 0 skipped", False, "2 more", "3", 4),
         ("4 of 4 prompts ranked", "you: 4 ranked, 0 skipped", True, "Enough", "4", 4),
         ("5 of 5 prompts ranked", "you: 5 ranked, 0 skipped", True, "Enough", "5", 4),
         ("6 prompts ranked (5 needed)", "you: 6 ranked, 0 skipped", True, "Enough", "6", 4),
