@@ -212,6 +212,9 @@ class TestStats:
             "pairs_with_others": 3,
             "most_frequent_pattern": 1.0,
             "most_frequent_place": 1.0,
+            "attention_checks": 0,
+            "check_pairs": 0,
+            "check_pairs_right": 0,
             "signs": [],
         }
         assert (bob["annotator"], bob["flagged"], bob["longer_preferred"]) == ("b[o]b\x1b", 1, pytest.approx(1 / 3))
