@@ -40,11 +40,6 @@ def build(
     secret = secrets.token_bytes(32)
     name = _name_box(annotator or _login())
     who = gr.State(annotator or _login())
-    apply_step = ranking_handler(runs, secret, owner=resume is not None)
-
-    def rank(sent: Any, request: gr.Request) -> Reply:
-        return apply_step(sent, user_name(request))
-
     page = gr.HTML(
         value=None,
         html_template=(_STATIC / "ranking.html").read_text(encoding="utf-8"),
@@ -54,7 +49,7 @@ def build(
             for name in ("stored.js", "ranking_draw.js", *(["ranking_owner.js"] if resume else []), "ranking.js")
         ),
         apply_default_css=False,
-        server_functions=[rank],
+        server_functions=[_step_function(runs, secret, owner=resume is not None)],
         elem_id="ranking",
     )
 
@@ -84,6 +79,15 @@ def build(
     if resume is not None:
         _resume_button(page, run, resume)
     return page
+
+
+def _step_function(runs: Path, secret: bytes, owner: bool) -> Callable[[Any, gr.Request], Reply]:
+    apply_step = ranking_handler(runs, secret, owner)
+
+    def rank(sent: Any, request: gr.Request) -> Reply:  # the page calls it by this name
+        return apply_step(sent, user_name(request))
+
+    return rank
 
 
 def _name_box(value: str) -> gr.Textbox:
