@@ -141,15 +141,17 @@ def _counts(contents: Contents, rankings: Sequence[Ranking]) -> str:
 
 
 def _not_current(contents: Contents, rankings: Sequence[Ranking]) -> list[str]:
-    """Return notes on rankings that were replaced or withdrawn."""
-    current, withdrawn = len(contents.current()), sum(saved.withdrawn for saved in contents.history)
+    """Return notes on rankings that were replaced or withdrawn; those of attention checks are left out."""
+    checks = {check.prompt_id for check in contents.checks}
+    history = [saved for saved in contents.history if saved.ranking.prompt_id not in checks]
+    current, withdrawn = len(contents.current()), sum(saved.withdrawn for saved in history)
     notes = []
     if replaced := len(rankings) - current:
         notes.append(
             f"{counted(replaced, 'ranking')} followed by a later one of the same prompt and annotator: `import` counts "
             "only the last one; --comparisons exports all of them"
         )
-    if replaced := len(contents.history) - withdrawn - len(rankings):
+    if replaced := len(history) - withdrawn - len(rankings):
         notes.append(f"also {counted(replaced, 'ranking')} replaced by a later one of the same annotator")
     if withdrawn:
         notes.append(f"also {counted(withdrawn, 'ranking')} withdrawn")
@@ -212,6 +214,12 @@ def exclude(
         what = "excluded rankings" if undo else "rankings"
         raise UserError(f"{run}: no {what} by {annotator!r}. Annotators: {', '.join(names) or 'none'}")
     echo(f"{counted(count, 'ranking')} by {visible(annotator)} {'restored' if undo else 'excluded'}")
+    keys = [check for check in project.store.contents().checks if check.source == annotator and check.active]
+    if keys and not undo:
+        echo(
+            f"attention checks that still expect the order by {visible(annotator)}: {len(keys)}; remove all checks "
+            f"with `annotations checks {run} --remove`"
+        )
     echo(project_summary(project))
 
 
@@ -237,4 +245,17 @@ def _report(plan: ImportPlan) -> list[str]:
         lines.append(f"{counted(withdrawn, 'ranking')} withdrawn; kept in the history")
     if plan.skips:
         lines.append(f"{counted(len(plan.skips), 'skip')} added")
+    if plan.guidelines:
+        lines.append(f"{counted(len(plan.guidelines), 'version')} of guidelines added")
+    if plan.checks:
+        lines.append(f"{counted(len(plan.checks), 'attention check')} added")
+    if plan.decisions:
+        lines.append(f"{counted(len(plan.decisions), 'decision')} added")
+    if plan.left_out:
+        lines.append(
+            f"attention checks and decisions of the file left out: {plan.left_out}; only a project without rankings "
+            "takes them"
+        )
+    if plan.decided_pairs:
+        lines.append(f"decisions among the comparisons left out: {plan.decided_pairs}; they are no annotator's")
     return lines

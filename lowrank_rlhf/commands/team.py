@@ -84,8 +84,12 @@ def checks(
         raise UserError("--number requires --ranked-by")
     store = find_project(run, runs).store
     if file is not None:
-        echo(f"{counted(add_checks(store, read_checks_file(file)), 'attention check')} added")
+        added, changed = add_checks(store, read_checks_file(file))
+        echo(f"{counted(added, 'attention check')} added")
+        if changed:
+            echo(f"{counted(changed, 'attention check')} with another order than before: earlier results change, too")
     elif ranked_by is not None:
+        ranked_by = store.spelling(annotator_name(ranked_by))
         if not (count := checks_from_rankings(store, ranked_by, number)):
             raise UserError(f"{run}: no prompts with an order by {visible(ranked_by)!r}")
         echo(f"{counted(count, 'prompt')} made attention checks; no ranking of them is learned from any more")

@@ -51,6 +51,8 @@ class Pair(Record):
     rejected_id: str
     annotator: str
     tier_gap: int = 1
+    decision: bool = False
+    """True if it is from the owner's decision and not from an annotator's ranking."""
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ def comparisons_to_jsonl(contents: Contents, rankings: Sequence[Ranking] | None 
     answers = {answer.id: answer.text for answer in contents.answers}
     as_messages = needs_messages(contents.prompts)
     counted = contents.learned() if rankings is None else rankings
-    rows = []
-    for comparison in (comparison for ranking in counted for comparison in compare(ranking)):
+    decisions, rows = set(contents.decisions), []
+    for comparison, decided in ((one, ranking in decisions) for ranking in counted for one in compare(ranking)):
         row = Pair(
             prompt=prompt_field(prompts[comparison.prompt_id], as_messages),
             chosen=answer_field(answers[comparison.chosen], as_messages),
@@ -52,8 +52,9 @@ def comparisons_to_jsonl(contents: Contents, rankings: Sequence[Ranking] | None 
             rejected_id=comparison.rejected,
             annotator=comparison.annotator,
             tier_gap=comparison.tier_gap,
+            decision=decided,
         )
-        rows.append(row.model_dump(mode="json"))
+        rows.append(row.model_dump(mode="json", exclude=None if decisions else {"decision"}))
     return "".join(map(_json_line, rows))
 
 

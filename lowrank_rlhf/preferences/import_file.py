@@ -86,9 +86,9 @@ def _record(content: bytes) -> Header | Row:
         case "skip":
             return _validated(Skip, fields)
         case "check":
-            return _validated(AttentionCheck, fields)
+            return _with_an_order(_validated(AttentionCheck, fields))
         case "decision":
-            return _validated(Decision, {"ranking": fields})
+            return _decided(_validated(Decision, {"ranking": fields}))
         case "guidelines":
             return _genuine(_validated(Guidelines, fields))
         case "comparison":
@@ -137,6 +137,21 @@ def _with_a_turn(prompt: Prompt) -> Prompt:
     if not prompt.messages:
         raise ValueError("messages: must not be empty")
     return prompt
+
+
+def _with_an_order(check: AttentionCheck) -> AttentionCheck:
+    ordered = [name for tier in check.tiers for name in tier]
+    if len(ordered) != len(set(ordered)):
+        raise ValueError("tiers: an answer appears twice")
+    if len(check.tiers) < 2 or not all(check.tiers):
+        raise ValueError("tiers: an attention check needs two tiers, none of them empty")
+    return check
+
+
+def _decided(decision: Decision) -> Decision:
+    if not decision.ranking.tiers:
+        raise ValueError("tiers: a decision needs an order")
+    return decision
 
 
 def _genuine(guidelines: Guidelines) -> Guidelines:

@@ -29,7 +29,8 @@ class ImportPlan:
     """Rows to add to a store, rankings of the store to withdraw (indices into `Contents.history`), and errors.
 
     `known`: rankings of the file that the store already has. `replaced`: rankings of the store that stop counting,
-    since the file has a later one by the same annotator.
+    since the file has a later one by the same annotator. `left_out`: checks and decisions of the file that differ from
+    the store's. `decided_pairs`: decisions among the file's comparisons.
     """
 
     prompts: list[Prompt] = field(default_factory=list)
@@ -42,6 +43,8 @@ class ImportPlan:
     withdrawn: list[int] = field(default_factory=list)
     known: int = 0
     replaced: int = 0
+    left_out: int = 0
+    decided_pairs: int = 0
     errors: list[str] = field(default_factory=list)
 
 
@@ -49,8 +52,9 @@ def plan_import(store: Contents, rows: Sequence[FileRow], new_items: bool) -> Im
     """Plan the import of a file's rows into a store.
 
     A ranking is kept as often as the file or the store has it; one that was withdrawn in either is withdrawn; new ones
-    count as later than the store's. Without `new_items`, prompts and answers must be those of the store. Wrong rows go
-    to `errors`, each with its position.
+    count as later than the store's. Without `new_items`, prompts and answers must be those of the store. Checks and
+    decisions are the owner's, so only a store without rankings and checks takes them. Wrong rows go to `errors`, each
+    with its position.
     """
     plan = ImportPlan()
     prompts = _prompts(store, rows, new_items, plan)
@@ -68,8 +72,12 @@ def plan_import(store: Contents, rows: Sequence[FileRow], new_items: bool) -> Im
             skips.add(skip)
             plan.skips.append(skip)
     decided = _checked([(where, one.ranking) for where, one in _of(rows, Decision)], prompts, answers, plan)
-    plan.decisions = [ranking for ranking in decided if ranking not in store.decisions]
-    plan.checks = _checks(store, rows, answers, plan)
+    decisions = [ranking for ranking in decided if ranking not in store.decisions]
+    checks = _checks(store, rows, prompts, answers, plan)
+    if store.history or store.checks:
+        plan.left_out = len(decisions) + len(checks)
+    else:
+        plan.decisions, plan.checks = decisions, checks
     plan.guidelines = [text for _, text in _of(rows, Guidelines) if text not in store.guidelines]
     return plan
 
@@ -124,10 +132,17 @@ def _answers(
 
 
 def _checks(
-    store: Contents, rows: Sequence[FileRow], answers: dict[str, Sample], plan: ImportPlan
+    store: Contents,
+    rows: Sequence[FileRow],
+    prompts: dict[str, Prompt],
+    answers: dict[str, Sample],
+    plan: ImportPlan,
 ) -> list[AttentionCheck]:
-    """Return the checks of the file that are new, or differ from the store's and replace them."""
+    """Return the checks of the file that the store does not have; wrong ones go to the plan's errors."""
     for where, check in _of(rows, AttentionCheck):
+        if check.prompt_id not in prompts:
+            plan.errors.append(_unknown_prompt(where, check.prompt_id))
+            continue
         for name in (name for tier in check.tiers for name in tier):
             if name not in answers or answers[name].prompt_id != check.prompt_id:
                 plan.errors.append(f"{where}: prompt {check.prompt_id!r} has no answer {name!r}")
@@ -154,7 +169,10 @@ def _checked(
 def _from_pairs(
     store: Contents, rows: Sequence[FileRow], prompts: dict[str, Prompt], answers: dict[str, Sample], plan: ImportPlan
 ) -> list[SavedRanking]:
-    """Return the rankings behind the file's comparisons, except those equal to rankings that count in the store."""
+    """Return the rankings behind the file's comparisons, except those equal to rankings that count in the store.
+
+    Decisions are no rankings by annotators and are left out.
+    """
     pairs = _of(rows, Pair)
     for where, pair in pairs:
         if mismatch := _mismatch(pair, prompts, answers):
@@ -162,13 +180,15 @@ def _from_pairs(
     if plan.errors:
         return []
     try:
-        rankings = [ranking for _, ranking in rankings_from_pairs(pairs)]
+        decided = [ranking for _, ranking in rankings_from_pairs(row for row in pairs if row[1].decision)]
+        rankings = [ranking for _, ranking in rankings_from_pairs(row for row in pairs if not row[1].decision)]
     except ValueError as error:
         plan.errors.append(str(error))
         return []
     current = {(ranking.annotator, ranking.prompt_id): set(compare(ranking)) for ranking in store.current()}
     new = [one for one in rankings if current.get((one.annotator, one.prompt_id)) != set(compare(one))]
     plan.known += len(rankings) - len(new)
+    plan.decided_pairs = len(decided)
     return [SavedRanking(ranking=ranking) for ranking in new]
 
 

@@ -27,11 +27,14 @@ PACE_OF = 20
 class RankingProgress(NamedTuple):
     """Progress shown to one annotator; counts are of prompts.
 
+    Attention checks count like the others. `needed` has all that are shown, until `enough` of the prompts to learn from
+    are ranked, and then no more than are ranked.
     `seconds_left` is the time until enough prompts are ranked or none is left; None without a pace yet.
     """
 
     prompts: int
     needed: int
+    enough: bool
     ranked_by_anyone: int
     ranked: int
     skipped: int
@@ -63,13 +66,19 @@ class Overview(NamedTuple):
 
 def ranking_progress(project: Project, annotator: str) -> RankingProgress:
     """Return the progress of this annotator and of all annotators together."""
-    counts, needed = project.store.counts(annotator), project.needed
+    counts, store, needed = project.counts(annotator), project.store, project.needed
+    enough = 0 < needed <= store.ranked_prompts()
+    if needed:
+        needed += counts.prompts - store.trainable_prompts()
+    if enough:
+        needed = min(needed, counts.ranked_by_anyone)
     seconds = project.store.latest_seconds(annotator, PACE_OF)
     each = median(seconds) if seconds else None
     left = max(0, needed - counts.ranked_by_anyone) or counts.prompts - counts.ranked - counts.skipped
     return RankingProgress(
         prompts=counts.prompts,
         needed=needed,
+        enough=enough,
         ranked_by_anyone=counts.ranked_by_anyone,
         ranked=counts.ranked,
         skipped=counts.skipped,
@@ -87,6 +96,8 @@ def overview(project: Project, of_each: bool = False) -> Overview:
     informative = {prompt for prompt, count in pairs if count}
     total = sum(count for _, count in pairs)
     shown = project.shown_guidelines()
+    known = {check.prompt_id for check in contents.checks}
+    kept = [saved.ranking for saved in contents.history if not saved.withdrawn]
     return Overview(
         annotators=len({ranking.annotator for ranking in current}),
         rankings=len(current),
@@ -94,7 +105,7 @@ def overview(project: Project, of_each: bool = False) -> Overview:
         comparisons_per_prompt=total / len(informative) if informative else None,
         alpha=krippendorff_alpha(current),
         agreement=same_order(current),
-        consistency=consistency(saved.ranking for saved in contents.history if not saved.withdrawn),
+        consistency=consistency(ranking for ranking in kept if ranking.prompt_id not in known),
         position=found.position,
         longer_preferred=found.longer_preferred,
         uneven_comparisons=found.uneven_comparisons,

@@ -13,7 +13,7 @@ from lowrank_rlhf.preferences.carelessness import near_chance
 from lowrank_rlhf.preferences.enough import RankingNeed, needed
 from lowrank_rlhf.preferences.queue import AssignmentRules
 from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
-from lowrank_rlhf.preferences.store import AnnotationStore, Item
+from lowrank_rlhf.preferences.store import AnnotationCounts, AnnotationStore, Item
 from lowrank_rlhf.preferences.team.guidelines import Guidelines, version_of
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Prompt, Ranking, read_jsonl
@@ -112,6 +112,10 @@ class Project:
         """Agreement of the annotators if it is no better than chance, on prompts that several ranked; else None."""
         found = alike(self.store.shared_rankings(_SHARED_PROMPTS, _SHARED_RANKINGS))
         return in_all(found) if near_chance(found) else None
+
+    def counts(self, annotator: str) -> AnnotationCounts:
+        """Return the progress as an annotator of these settings sees it."""
+        return self.store.counts(annotator, checks=(self.settings or RankConfig()).checks > 0)
 
     def shown_guidelines(self) -> Guidelines | None:
         """Return the guidelines to show, the run's or without a run the newest of its file; None without any.

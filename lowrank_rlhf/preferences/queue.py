@@ -96,10 +96,13 @@ def set_lease(database: sqlite3.Connection, annotator: str, prompt_id: str, now:
 def renew_lease(database: sqlite3.Connection, annotator: str, prompt_id: str, done: int, now: float) -> None:
     """Renew a lease if the prompt is still the annotator's.
 
-    It is not if another annotator has leased it since, or if the annotator has ranked it (other than `done` times) or
-    skipped it in another window.
+    It is not if another annotator has leased it since (unless it is an attention check, which several may have), or if
+    the annotator has ranked it (other than `done` times) or skipped it in another window.
     """
-    given = "SELECT 1 FROM leases WHERE prompt_id = ? AND annotator != ? AND until > ?"
+    given = (
+        "SELECT 1 FROM leases WHERE prompt_id = ? AND annotator != ? AND until > ?"
+        " AND prompt_id NOT IN (SELECT prompt_id FROM checks)"
+    )
     skipped = "SELECT 1 FROM skips WHERE prompt_id = ? AND annotator = ?"
     if times_ranked(database, annotator, prompt_id) != done:
         return

@@ -50,7 +50,7 @@ _DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
 class AnnotationCounts(NamedTuple):
     """Numbers of prompts: all, ranked and skipped by one annotator, and ranked (with an order) by anyone.
 
-    Attention checks count in the first three, as they look to the annotator, and not in the last.
+    Attention checks that are shown count in all four, so that none of them moves when one is ranked as others are not.
     """
 
     prompts: int
@@ -193,7 +193,7 @@ class AnnotationStore:
             return database.execute(query, (after, annotator, before)).rowcount
 
     def guidelines(self) -> tuple[Guidelines, ...]:
-        """Return all guidelines that annotators were shown, the newest last."""
+        """Return all guidelines that annotators were shown, in the order in which they were first shown."""
         with self.transaction() as database:
             return read_guidelines(database)
 
@@ -203,8 +203,15 @@ class AnnotationStore:
             insert_guidelines(database, guidelines)
 
     def ranked_prompts(self) -> int:
-        """Return the number of prompts with an order, ties included, by anyone."""
-        return self.counts("").ranked_by_anyone
+        """Return the number of prompts to learn from: with an order, ties included, by anyone; no attention checks."""
+        with self.transaction() as database:
+            query = (
+                "SELECT (SELECT COUNT(*) FROM prompts WHERE ordered = 1)"
+                " + (SELECT COUNT(*) FROM decisions JOIN prompts ON id = prompt_id WHERE ordered = 0)"
+                " - (SELECT COUNT(*) FROM checks JOIN prompts ON id = prompt_id"
+                " WHERE ordered = 1 OR id IN (SELECT prompt_id FROM decisions))"
+            )
+            return int(database.execute(query).fetchone()[0])
 
     def trainable_prompts(self) -> int:
         """Return the number of prompts that are no attention checks."""
@@ -212,18 +219,18 @@ class AnnotationStore:
             query = "SELECT (SELECT COUNT(*) FROM prompts) - (SELECT COUNT(*) FROM checks)"
             return int(database.execute(query).fetchone()[0])
 
-    def counts(self, annotator: str) -> AnnotationCounts:
-        """Return the progress of this annotator and of all annotators together."""
+    def counts(self, annotator: str, checks: bool = True) -> AnnotationCounts:
+        """Return the progress of this annotator and of all annotators together; `checks`: they are shown."""
+        hidden = "SELECT prompt_id FROM checks WHERE active = 0 OR NOT :checks"
         with self.transaction() as database:
             row = database.execute(
-                "SELECT (SELECT COUNT(*) FROM prompts) - (SELECT COUNT(*) FROM checks WHERE active = 0),"
+                f"SELECT (SELECT COUNT(*) FROM prompts) - (SELECT COUNT(*) FROM ({hidden})),"  # noqa: S608
                 " (SELECT COUNT(DISTINCT prompt_id) FROM rankings WHERE annotator = :annotator AND withdrawn = 0"
-                " AND prompt_id NOT IN (SELECT prompt_id FROM checks WHERE active = 0)),"
+                f" AND prompt_id NOT IN ({hidden})),"
                 " (SELECT COUNT(*) FROM prompts WHERE ordered = 1)"
-                " - (SELECT COUNT(*) FROM checks JOIN prompts ON id = prompt_id WHERE ordered = 1),"
-                " (SELECT COUNT(*) FROM skips WHERE annotator = :annotator"
-                " AND prompt_id NOT IN (SELECT prompt_id FROM checks WHERE active = 0))",
-                {"annotator": annotator},
+                f" - (SELECT COUNT(*) FROM prompts WHERE ordered = 1 AND id IN ({hidden})),"
+                f" (SELECT COUNT(*) FROM skips WHERE annotator = :annotator AND prompt_id NOT IN ({hidden}))",
+                {"annotator": annotator, "checks": checks},
             ).fetchone()
         return AnnotationCounts(prompts=row[0], ranked=row[1], ranked_by_anyone=row[2], skipped=row[3])
 

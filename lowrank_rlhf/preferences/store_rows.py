@@ -70,6 +70,12 @@ def check_ids(database: sqlite3.Connection, ranking: Ranking) -> None:
         raise RowError(f"prompt {ranking.prompt_id!r} has no answer {min(unknown)!r}")
 
 
+def ranked_by_anyone(database: sqlite3.Connection, prompt_id: str) -> bool:
+    """Return True if a ranking of this prompt was not withdrawn."""
+    query = "SELECT 1 FROM rankings WHERE prompt_id = ? AND NOT withdrawn"
+    return database.execute(query, (prompt_id,)).fetchone() is not None
+
+
 def insert_ranking(database: sqlite3.Connection, saved: SavedRanking) -> None:
     """Append a ranking."""
     ranking = saved.ranking

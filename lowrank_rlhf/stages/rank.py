@@ -95,14 +95,15 @@ def _rankings_of_people(
 ) -> list[Ranking]:
     """Return the rankings of these prompts; the store may have more, of prompts sampled before a setting changed.
 
-    Raises `WaitingForPeople` if fewer prompts are ranked than `needed` requires.
+    Attention checks are left out. Raises `WaitingForPeople` if fewer prompts are ranked than `needed` requires.
     """
     store = AnnotationStore(run_dir.path / STORE)
     store.add_items(prompts, answers)
-    asked = {prompt.id for prompt in prompts}
-    rankings = [ranking for ranking in store.rankings() if ranking.prompt_id in asked]
+    contents = store.contents()
+    asked = {prompt.id for prompt in prompts} - {check.prompt_id for check in contents.checks}
+    rankings = [ranking for ranking in contents.learned() if ranking.prompt_id in asked]
     ranked = len({ranking.prompt_id for ranking in rankings if ranking.tiers})
-    enough = needed(config, run_dir.path, len(prompts)).prompts
+    enough = needed(config, run_dir.path, len(asked)).prompts
     if ranked < enough:
         of_round = f" of round {run_dir.number}" if run_dir.number > 1 else ""
         raise WaitingForPeople(

@@ -112,9 +112,26 @@ def test_two_people_at_once(tmp_path: Path) -> None:
         assert li.page.locator(".rk-end").is_visible()  # ann holds the last one
         li.press("u")
         assert li.prompt() == "Tell me 0"
+        replay_a_badge(ann, li)
         assert (ann.errors, li.errors) == ([], [])
     assert [row[:2] for row in rows(store, "ann")] == [("p0", "2>1=3=4")]
     assert [row[:2] for row in rows(store, "李")] == [("p1", "1>2=3=4"), ("p2", "3>1=2=4")]
+
+
+def replay_a_badge(ann: Person, li: Person) -> None:
+    """A step of ann's page, sent with her cookie and with another person's."""
+    with ann.page.expect_request("**/component_server/**") as sent:
+        ann.press("1")
+    step = sent.value.post_data_json
+    assert step["data"]["badge"]["annotator"] == "ann"
+    step["data"] |= {"do": "open"}
+
+    def send(page: Any) -> Any:
+        return page.request.post(sent.value.url, data=step, headers={"Origin": ann.url})
+
+    assert send(ann.page).json()["item"]["prompt_id"] == "p3"
+    assert list(send(li.page).json()) == ["error"]
+    assert "logged in as 李" in send(li.page).json()["error"]
 
 
 def test_kill_9_loses_nothing(tmp_path: Path) -> None:

@@ -419,11 +419,20 @@ def test_checks_are_added_shown_and_removed(command) -> None:
         ("bob", 0, 0),
     ]
     store.save(a_ranking(0, "01", "me"))
-    assert command("annotations", "checks", "people", "--ranked-by", "me", "--number", "3")[1] == (
+    assert command("annotations", "checks", "people", "--ranked-by", "ME", "--number", "3")[1] == (
         "1 prompt made attention checks; no ranking of them is learned from any more\n"
     )
+    assert "also" not in command("annotations", "export", "people", "y.jsonl")[1]  # nothing was replaced
+    still = "1 ranking by me excluded\nattention checks that still expect the order by me: 1; remove all checks with "
+    assert command("annotations", "exclude", "people", "me")[1].startswith(still)
+    assert "expect" not in command("annotations", "exclude", "people", "me", "--undo")[1]
     assert command("annotations", "checks", "people", "--remove")[1] == (
         "1 attention check shown no more; 1 prompt restored\n"
+    )
+    assert command("annotations", "checks", "people", "checks.jsonl")[1] == "1 attention check added\n"
+    Path("other.jsonl").write_text('{"prompt": "2 + 2?", "answers": ["4", "5", "4 = 5"], "ranks": [2, 1, 2]}\n')
+    assert command("annotations", "checks", "people", "other.jsonl")[1] == (
+        "0 attention checks added\n1 attention check with another order than before: earlier results change, too\n"
     )
     for words, complaint in (
         ((), "give one of FILE, --ranked-by NAME and --remove\n"),
@@ -465,3 +474,40 @@ def test_disagreements_are_listed_decided_and_undone(command) -> None:
         (("p0", "9"), "not an order of answers 1 to 3: '9'. Write the best first, such as 2 > 1 = 3\n"),
     ):
         assert command("annotations", "decide", "people", *words) == (2, "", complaint)
+
+
+def test_only_a_project_without_rankings_takes_checks_and_decisions(command) -> None:
+    store = a_run()
+    for annotator, order in (("ann", "012"), ("bob", "210")):
+        for prompt in range(3):
+            store.save(a_ranking(prompt, order, annotator))
+    command("annotations", "decide", "people", "p0", "2 > 1")
+    command("annotations", "checks", "people", "--ranked-by", "ann", "--number", "1")
+    command("annotations", "export", "people", "old.jsonl")
+    command("annotations", "checks", "people", "--remove")
+    command("annotations", "decide", "people", "p0", "--undo")
+    assert len(store.rankings()) == 6
+    lines = command("annotations", "import", "people", "old.jsonl")[1].splitlines()
+    assert lines[0] == "0 rankings added, 6 already present"
+    assert lines[1].startswith("attention checks and decisions of the file left out: 2; only a project without rank")
+    assert (len(store.rankings()), store.contents().checks, store.contents().decisions) == (6, (), ())
+    lines = command("annotations", "import", "new", "old.jsonl", "--new")[1].splitlines()
+    assert lines[2:4] == ["1 attention check added", "1 decision added"]
+
+
+def test_a_decision_is_no_annotators_comparison(command) -> None:
+    store = a_run()
+    for annotator, order in (("ann", "012"), ("bob", "210")):
+        for prompt in range(2):
+            store.save(a_ranking(prompt, order, annotator))
+    command("annotations", "decide", "people", "p0", "2 > 1")
+    command("annotations", "export", "people", "x.jsonl", "--comparisons")
+    assert len(pairs_of(FILE)) == 3 + 3 + 3
+    for name, new in (("people", 0), ("other", 2)):
+        there = store if name == "people" else a_run(name)
+        before = there.contents().history
+        out = command("annotations", "import", name, "x.jsonl")[1]
+        assert out.startswith(f"{new} rankings added, {2 - new} already present\n")
+        assert "decisions among the comparisons left out: 1; " in out
+        assert "owner" not in {saved.ranking.annotator for saved in there.contents().history}
+        assert len(there.contents().history) == len(before) + new

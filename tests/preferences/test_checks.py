@@ -1,21 +1,25 @@
 """Attention checks: mixed in at their share, never learned from, and their result per annotator."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 from annotators_page import a_run_with_answers
 from people import a_ranking
+from rich.console import Console
 
-from lowrank_rlhf.dashboard.ranking.screen import figures_words, item_words
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.commands.terminal.ranking_keys import LineKeys
+from lowrank_rlhf.commands.terminal.ranking_loop import RankingLoop
+from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.dashboard.ranking.screen import figures_words, item_words, progress_words
+from lowrank_rlhf.errors import UserError, WaitingForPeople
 from lowrank_rlhf.preferences.carelessness import Attention, Sign
-from lowrank_rlhf.preferences.contents import AttentionCheck
 from lowrank_rlhf.preferences.export_file import comparisons_to_jsonl, to_jsonl
 from lowrank_rlhf.preferences.import_file import read_rows
-from lowrank_rlhf.preferences.overview import overview
+from lowrank_rlhf.preferences.overview import overview, ranking_progress
 from lowrank_rlhf.preferences.project import open_project
-from lowrank_rlhf.preferences.queue import AssignmentRules
+from lowrank_rlhf.preferences.queue import LEASE_SECONDS, AssignmentRules
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.preferences.team.checks import (
     add_checks,
@@ -24,7 +28,9 @@ from lowrank_rlhf.preferences.team.checks import (
     read_checks_file,
     remove_checks,
 )
+from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Ranking
+from lowrank_rlhf.stages import rank
 
 
 def a_file(folder: Path, number: int, answers: int = 3) -> Path:
@@ -58,7 +64,7 @@ def rank_next(
 
 def test_they_are_mixed_in_at_their_share_and_each_once(tmp_path: Path) -> None:
     store = a_run_with_answers(tmp_path, 24)
-    assert add_checks(store, read_checks_file(a_file(tmp_path, 12))) == 12
+    assert add_checks(store, read_checks_file(a_file(tmp_path, 12))) == (12, 0)
     ids = {check.prompt_id for check in store.contents().checks}
     rules = AssignmentRules(repeated=0.2, checks=0.3)
     firsts = {}
@@ -78,7 +84,7 @@ def test_they_are_mixed_in_at_their_share_and_each_once(tmp_path: Path) -> None:
     asked = [one.prompt_id for one in iter(lambda: rank_next(store, "eve", rules), None)]
     assert sorted({one for one in asked if one in ids}) == sorted(ids)  # those left come at the end
     counts = store.counts("eve")
-    assert (counts.prompts, counts.ranked, counts.ranked_by_anyone) == (36, 36, 24)
+    assert (counts.prompts, counts.ranked, counts.ranked_by_anyone) == (36, 36, 36)
     assert store.undo("eve").prompt_id == asked[-1]
     asked = [one.prompt_id for one in iter(lambda: rank_next(store, "carl", AssignmentRules()), None)]
     assert (len(asked), ids.intersection(asked)) == (24, set())  # with a share of 0
@@ -162,11 +168,103 @@ def test_they_travel_with_an_export(tmp_path: Path) -> None:
     file.write_text(json.dumps({"kind": "check", "prompt_id": "p1", "tiers": [["p1-9"], ["p1-0"]]}))
     with pytest.raises(UserError, match="has no answer 'p1-9'"):
         store.merge(read_rows(file))
-    nothing_to_check = AttentionCheck(prompt_id="p1", tiers=(("p1-0", "p1-1"),))
-    file.write_text(json.dumps({"kind": "check", **nothing_to_check.model_dump()}))
-    store.merge(read_rows(file))
-    store.save(a_ranking(1, "01"))
-    assert attention(store.contents()) == {}
+
+
+def test_the_stage_does_not_wait_for_them(tmp_path: Path) -> None:
+    store = a_run_with_answers(tmp_path, 6, minimum_rankings=6)
+    run_dir, made = RunDir(tmp_path / "runs" / "people"), store.contents()
+    config = load_config(run_dir.run / "config.yaml")
+    store.save(a_ranking(0, "01", "owner"))
+    store.save(a_ranking(1, "01", "owner"))
+    checks_from_rankings(store, "owner")
+    for number in range(4):
+        with pytest.raises(WaitingForPeople, match=f"{number} of 4 prompts are ranked"):
+            rank._rankings_of_people(run_dir, config, made.prompts, made.answers)
+        assert (store.ranked_prompts(), open_project(run_dir.path).needed) == (number, 4)
+        store.save(a_ranking(number + 2, "01"))
+    assert rank._rankings_of_people(run_dir, config, made.prompts, made.answers) == store.rankings()
+    assert open_project(run_dir.path).enough
+
+
+def test_the_progress_moves_with_every_ranking_alike(tmp_path: Path) -> None:
+    """Page and terminal, for three prompts to learn from and two checks."""
+    store = a_run_with_answers(tmp_path, 5)
+    add_checks(store, read_checks_file(a_file(tmp_path, 2)))
+    first, second = (check.prompt_id for check in store.contents().checks)
+    project, screen = open_project(tmp_path / "runs" / "people"), io.StringIO()
+    loop = RankingLoop(project, "ann", LineKeys(io.StringIO()), Console(file=screen, width=90))
+    told = []
+    for name in (None, "p0", first, "p1", "p2", second, "p3"):
+        if name:
+            tiers = ((f"{name}-0",), (f"{name}-1",))
+            store.save(Ranking(prompt_id=name, tiers=tiers, annotator="ann"))
+        loop._show(store.item("ann", "p4"))
+        terminal = screen.getvalue().split(" ranked")[-2].split()[-1], screen.getvalue().count("more needed")
+        words = progress_words(project, "ann", "en", owner=False)
+        told.append((*words["line"][:2], words["enough"], words["next"][:6], *terminal))
+    assert told == [
+        ("0 of 5 prompts ranked", "you: 0 ranked, 0 skipped", False, "5 more", "0", 1),
+        ("1 of 5 prompts ranked", "you: 1 ranked, 0 skipped", False, "4 more", "1", 2),
+        ("2 of 5 prompts ranked", "you: 2 ranked, 0 skipped", False, "3 more", "2", 3),
+        ("3 of 5 prompts ranked", "you: 3 ranked, 0 skipped", False, "2 more", "3", 4),
+        ("4 of 4 prompts ranked", "you: 4 ranked, 0 skipped", True, "Enough", "4", 4),
+        ("5 of 5 prompts ranked", "you: 5 ranked, 0 skipped", True, "Enough", "5", 4),
+        ("6 prompts ranked (5 needed)", "you: 6 ranked, 0 skipped", True, "Enough", "6", 4),
+    ]
+
+
+def test_a_share_of_zero_hides_them_from_the_counts_too(tmp_path: Path) -> None:
+    store = a_run_with_answers(tmp_path, 4, checks=0.0)
+    for prompt in range(2):
+        store.save(a_ranking(prompt, "01"))
+    store.skip("ann", "p2")
+    checks_from_rankings(store, "ann", 1)
+    add_checks(store, read_checks_file(a_file(tmp_path, 3)))
+    store.skip("ann", store.contents().checks[-1].prompt_id)
+    now = ranking_progress(open_project(tmp_path / "runs" / "people"), "ann")
+    assert (now.prompts, now.ranked, now.skipped, now.ranked_by_anyone, now.needed) == (3, 1, 1, 1, 3)
+
+
+def test_a_lease_of_one_is_renewed_whoever_else_has_it(tmp_path: Path) -> None:
+    add_checks(a_run_with_answers(tmp_path, 1), read_checks_file(a_file(tmp_path, 1)))
+    now = [1e9]
+    store = AnnotationStore(tmp_path / "runs" / "people" / "annotations.sqlite", clock=lambda: now[0])
+    rules = AssignmentRules(checks=1.0)
+    check = store.next_item("ann", rules).prompt.id
+    now[0] += LEASE_SECONDS - 1
+    assert store.next_item("bob", rules).prompt.id == check
+    store.renew("ann", check, 0)
+    now[0] += 2
+    assert store.next_item("ann", AssignmentRules()).prompt.id == check
+
+
+def test_they_are_no_sign_of_consistency(tmp_path: Path) -> None:
+    store, project = a_run_with_answers(tmp_path, 1), open_project(tmp_path / "runs" / "people")
+    for order in ("01", "10"):
+        store.save(a_ranking(0, order, "owner"))
+    assert overview(project).consistency == (0.0, 1)
+    checks_from_rankings(store, "owner")
+    assert overview(project).consistency is None
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"kind": "check", "prompt_id": "p9", "tiers": [["p9-0"], ["p9-1"]]}, "unknown prompt 'p9'"),
+        ({"kind": "check", "prompt_id": "p1", "tiers": []}, "tiers: an attention check needs two tiers"),
+        ({"kind": "check", "prompt_id": "p1", "tiers": [["p1-0", "p1-1"]]}, "tiers: an attention check needs two"),
+        ({"kind": "check", "prompt_id": "p1", "tiers": [["p1-0"], []]}, "tiers: an attention check needs two"),
+        ({"kind": "check", "prompt_id": "p1", "tiers": [["p1-0"], ["p1-0"]]}, "tiers: an answer appears twice"),
+        ({"kind": "decision", "prompt_id": "p1", "tiers": [], "annotator": "me"}, "tiers: a decision needs an order"),
+        ({"kind": "decision", "prompt_id": "p9", "tiers": [["p9-0"]], "annotator": "me"}, "unknown prompt 'p9'"),
+    ],
+)
+def test_a_wrong_row_of_the_owner_is_refused(tmp_path: Path, row: dict, complaint: str) -> None:
+    store, file = a_run_with_answers(tmp_path, 2), tmp_path / "x.jsonl"
+    file.write_text(f"{json.dumps(row)}\n")
+    with pytest.raises(UserError, match=rf"x\.jsonl:1: {complaint}"):
+        store.merge(read_rows(file))
+    assert (store.contents().checks, store.contents().decisions) == ((), ())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from annotators_page import a_run_with_answers
 from people import a_ranking
 
 from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.dashboard.ranking.disputes import ROWS
 from lowrank_rlhf.dashboard.ranking.session import ranking_handler, sign
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.agreement import krippendorff_alpha
@@ -16,7 +17,7 @@ from lowrank_rlhf.preferences.import_file import read_rows
 from lowrank_rlhf.preferences.overview import overview
 from lowrank_rlhf.preferences.project import open_project
 from lowrank_rlhf.preferences.store import AnnotationStore
-from lowrank_rlhf.preferences.team.checks import checks_from_rankings
+from lowrank_rlhf.preferences.team.checks import checks_from_rankings, remove_checks
 from lowrank_rlhf.preferences.team.decisions import decide, disagreements, order_of, undo_decision
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.stages import rank
@@ -94,7 +95,73 @@ def test_a_decided_prompt_that_becomes_a_check_trains_nothing(store) -> None:
     assert store.rankings() == store.contents().learned()
 
 
-@pytest.mark.parametrize("order", ["", "5", "1 1", "2 =", "= 2", "x", "1\r", "u", "2 > q"])
+def test_python_and_sql_learn_from_the_same(store) -> None:
+    for name in ("ann", "eve"):
+        store.save(a_ranking(3, "10", name))
+    store.save(a_ranking(0, "10", "eve"))
+    store.save(a_ranking(2, "10", "dan"))
+    store.undo("dan")
+    decide(store, "p2", "2 > 1", "owner")
+    decide(store, "p1", "2 > 1", "owner")
+    decide(store, "p0", "2 > 1", "owner")
+    store.exclude("bob")
+    assert store.rankings() == store.contents().learned()
+    checks_from_rankings(store, "owner", 1)
+    checks_from_rankings(store, "eve", 1)
+    store.exclude("eve")
+    learned = store.rankings()
+    assert [(one.annotator, one.prompt_id) for one in learned] == [("owner", "p1"), ("owner", "p2")]
+    assert learned == store.contents().learned()
+    assert store.ranked_prompts() == len({one.prompt_id for one in learned}) == 2
+    remove_checks(store)
+    for name in ("ann", "bob"):
+        store.exclude(name)
+    learned = store.rankings()
+    assert {one.annotator for one in learned} == {"owner"}  # of prompts that nobody else has ranked any more
+    assert learned == store.contents().learned()
+    assert store.ranked_prompts() == len(learned) == 3
+
+
+@pytest.mark.parametrize("order", ["2＞1", "2，1", "２ > １", "2 , 1", "21", "2>1", "2　1"])
+def test_full_width_signs_are_the_plain_ones(store, order: str) -> None:
+    assert decide(store, "p1", order, "owner").named_tiers == (("p1-1",), ("p1-0",))
+
+
+def test_only_what_people_have_ranked_is_decided(store) -> None:
+    store.save(a_ranking(3, "01", "eve"))
+    checks_from_rankings(store, "eve")
+    with pytest.raises(UserError, match="prompt 'p3' is an attention check"):
+        decide(store, "p3", "1 > 2", "owner")
+    store.exclude("ann")
+    store.exclude("bob")
+    with pytest.raises(UserError, match="nobody has ranked prompt 'p1'"):
+        decide(store, "p1", "1 > 2", "owner")
+    assert (store.contents().decisions, store.ranked_prompts()) == ((), 0)
+
+
+NO_ORDERS = [
+    "",
+    " ",
+    ">",
+    "5",
+    "1 1",
+    "2 =",
+    "= 2",
+    "x",
+    "1\r",
+    "u",
+    "2 > q",
+    "b",
+    "!",
+    "12u",
+    "1f1",
+    "2 >= 1",
+    "1,",
+    "1?",
+]
+
+
+@pytest.mark.parametrize("order", NO_ORDERS)
 def test_what_is_no_order_decides_nothing(store, order: str) -> None:
     with pytest.raises(UserError, match=r"not an order of answers 1 to 4: .*\. Write the best first"):
         decide(store, "p1", order, "owner")
@@ -111,9 +178,6 @@ def test_they_travel_with_an_export(store, tmp_path: Path) -> None:
     for _ in range(2):
         other.merge(read_rows(file), new_items=True)
         assert to_jsonl(other.contents()) == file.read_text(encoding="utf-8")
-    decide(other, "p1", "3", "owner")
-    other.merge(read_rows(file))
-    assert other.rankings() == store.rankings()
     row = {"kind": "decision", **a_ranking(1, "09", "owner").model_dump()}
     file.write_text(json.dumps(row))
     with pytest.raises(UserError, match=r"export\.jsonl:1: prompt 'p1' has no answer 'p1-9'"):
@@ -144,3 +208,15 @@ def test_the_page_shows_them_to_the_owner_alone(store, tmp_path: Path) -> None:
     assert store.contents().decisions[0].tiers[0] == ("p1-1",)
     owner({"do": "undecide", "prompt_id": "p1", **step})
     assert store.contents().decisions == ()
+
+
+def test_the_decided_are_in_reach_however_many_are_not(tmp_path: Path) -> None:
+    store = a_run_with_answers(tmp_path, ROWS + 3)
+    for prompt in range(ROWS + 3):
+        store.save(a_ranking(prompt, "01", "ann"))
+        store.save(a_ranking(prompt, "10", "bob"))
+    owner = ranking_handler(tmp_path / "runs", SECRET, owner=True)
+    step = {"badge": sign(SECRET, "people", "me"), "language": "en"}
+    after = owner({"do": "decide", "prompt_id": "p0", "key": "2 > 1", **step})
+    assert [row["prompt_id"] for row in after["disputes"]] == [*(f"p{k}" for k in range(1, ROWS + 1)), "p0"]
+    assert (after["disputes"][-1]["decided"] != "", after["disputes_note"]) == (True, "2 more follow these.")

@@ -15,8 +15,9 @@ from lowrank_rlhf.commands.terminal.ranking_keys import Keys
 from lowrank_rlhf.commands.terminal.ranking_text import HELP, HELP_KEY, QUIT, SKIP, UNDO, describe, refusal_text
 from lowrank_rlhf.errors import UserError, visible
 from lowrank_rlhf.preferences.labelling import LABELS, Command, Draft, Refusal, draft_of, press, ranking_of
+from lowrank_rlhf.preferences.overview import RankingProgress, ranking_progress
 from lowrank_rlhf.preferences.project import Project
-from lowrank_rlhf.preferences.store import AnnotationCounts, Item
+from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.run.records import Ranking, Sample
 
@@ -91,13 +92,14 @@ class RankingLoop:
             self._status(draft, item)
 
     def _save(self, item: Item, draft: Draft, seconds: float) -> None:
-        enough_before = self._store.ranked_prompts() >= self._project.needed
+        enough_before = self._project.enough
         version = self._guidelines.version if self._guidelines else None
         self._store.save(ranking_of(draft, item, self._annotator, round(seconds, 1), version))
         self._seconds.append(seconds)
         self._say(f"saved: {describe(draft)}")
-        if not enough_before and self._store.ranked_prompts() >= self._project.needed:
-            self._say(f"{self._project.needed} prompts are ranked: the run can resume. Rank more, or quit with {QUIT}.")
+        if not enough_before and self._project.enough:
+            ranked = ranking_progress(self._project, self._annotator).ranked_by_anyone
+            self._say(f"{ranked} prompts are ranked: the run can resume. Rank more, or quit with {QUIT}.")
 
     def _undo(self, item: Item | None, draft: Draft) -> tuple[Item | None, Draft]:
         step = self._store.undo(self._annotator)
@@ -114,7 +116,7 @@ class RankingLoop:
         return back, draft_of(step, back) if self._keys.live else _empty(back)
 
     def _show(self, item: Item | None) -> None:
-        counts = self._store.counts(self._annotator)
+        counts = ranking_progress(self._project, self._annotator)
         if item is None:
             self._say(
                 f"\nNo prompts left: of {counts.prompts} prompts you have ranked {counts.ranked} "
@@ -144,8 +146,8 @@ class RankingLoop:
             grid.add_row(*row)
         self._console.print(grid)
 
-    def _pace(self, counts: AnnotationCounts) -> str:
-        missing = max(0, self._project.needed - counts.ranked_by_anyone)
+    def _pace(self, counts: RankingProgress) -> str:
+        missing = max(0, counts.needed - counts.ranked_by_anyone)
         text = f"{counts.ranked_by_anyone} ranked" + (f", {missing} more needed" if missing else "")
         if self._seconds:
             each = median(self._seconds)

@@ -156,7 +156,8 @@ class Login:
         minutes = math.ceil(seconds / 60)
         response = self._form(
             query,
-            f"Too many wrong passwords. Retry in {minutes} min. / 密码错误次数过多，请 {minutes} 分钟后再试。",
+            f"Too many wrong passwords or links. Retry in {minutes} min. / "
+            f"密码或链接错误次数过多，请 {minutes} 分钟后再试。",
             429,
         )
         response.headers["Retry-After"] = str(seconds)
@@ -192,8 +193,9 @@ def _with_query(path: str, query: str) -> str:
 
 
 def user_name(request: Any) -> str:
-    """Return the name that the visitor of a `gr.Request` logged in with; empty if the page asks for none."""
-    user = request.request.scope.get("user") if request.request else None
+    """Return the name that the visitor of a request logged in with; empty if the page asks for none."""
+    received = getattr(request, "request", request)  # Gradio gives a component's server functions Starlette's request
+    user = received.scope.get("user") if received else None
     return user.display_name if user else ""
 
 

@@ -15,15 +15,17 @@ from lowrank_rlhf.preferences.team.decisions import (
 from lowrank_rlhf.run.records import Ranking
 
 ROWS = 20
-"""Prompts of one reply."""
+"""Undecided prompts of one reply."""
 
 
 def disputes_words(project: Project, language: str) -> Reply:
-    """Return the first disagreements and the number of the others."""
+    """Return the first undecided disagreements, the number of the others, and all decided ones."""
     found = disagreements(project.store.contents())
-    more = say("disputes.more", language, more=len(found) - ROWS) if len(found) > ROWS else ""
+    undecided = [one for one in found if one.decision is None]
+    listed = [*undecided[:ROWS], *(one for one in found if one.decision)]
+    more = say("disputes.more", language, more=len(found) - len(listed)) if len(found) > len(listed) else ""
     none = "" if found else say("disputes.none", language)
-    return {"disputes": [_row(one, language) for one in found[:ROWS]], "disputes_note": more or none}
+    return {"disputes": [_row(one, language) for one in listed], "disputes_note": more or none}
 
 
 def decided_words(project: Project, prompt_id: str, order: str, annotator: str, language: str) -> Reply:

@@ -70,22 +70,21 @@ def progress_words(project: Project, annotator: str, language: str, owner: bool)
     if now.seconds_each is not None and now.seconds_left is not None:
         each, left = duration(now.seconds_each), duration(now.seconds_left)
         parts.append(say("progress.pace", language, each=each, left=left))
-    enough = now.needed > 0 and now.ranked_by_anyone >= now.needed
     return {
         "line": parts,
         "share": min(1.0, now.ranked_by_anyone / goal) if goal else 0.0,
-        "enough": enough,
+        "enough": now.enough,
         "left": now.prompts - now.ranked - now.skipped,
         "skipped": now.skipped,
-        "next": _next_step(project, now, enough, language, owner),
+        "next": _next_step(project, now, language, owner),
     }
 
 
-def _next_step(project: Project, now: RankingProgress, enough: bool, language: str, owner: bool) -> str:
+def _next_step(project: Project, now: RankingProgress, language: str, owner: bool) -> str:
     if project.settings is None:
         return ""
     need = project.need
-    if not enough:
+    if not now.enough:
         key = _MORE[need.reason] if owner else "next.more"
         return say(key, language, more=now.needed - now.ranked_by_anyone)
     if doubt := project.doubtful:

@@ -78,10 +78,13 @@ def _signature(secret: bytes, run: str, annotator: str) -> str:
     return hmac.new(secret, json.dumps([run, annotator]).encode(), hashlib.sha256).hexdigest()
 
 
-def ranking_handler(runs: Path, secret: bytes, owner: bool = False) -> Callable[[Any], Reply]:
-    """Return the function that the page calls with each step; `owner`: for the page of the run's owner."""
+def ranking_handler(runs: Path, secret: bytes, owner: bool = False) -> Callable[..., Reply]:
+    """Return the function that applies a step of the page; `owner`: for the page of the run's owner.
 
-    def rank(sent: Any) -> Reply:
+    Its second argument is the name of the visitor's login, if there is one: only this annotator's badge is accepted.
+    """
+
+    def rank(sent: Any, user: str = "") -> Reply:
         try:
             request = RankingRequest.model_validate(sent)
         except ValidationError:
@@ -89,6 +92,8 @@ def ranking_handler(runs: Path, secret: bytes, owner: bool = False) -> Callable[
         badge = request.badge
         if not hmac.compare_digest(badge.signature, _signature(secret, badge.run, badge.annotator)):
             return {"error": say("error.badge", request.language)}
+        if user and user.casefold() != badge.annotator.casefold():  # as `AnnotationStore.spelling` compares names
+            return {"error": say("error.login", request.language, name=user)}
         try:
             return RankingSession(open_project(run_folder(runs, badge.run)), request, owner).answer()
         except UserError as error:

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from lowrank_rlhf.dashboard.access.login import user_name
+from lowrank_rlhf.dashboard.ranking.screen import Reply
 from lowrank_rlhf.dashboard.ranking.session import error_text, ranking_handler, run_folder, sign
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, say, texts
 from lowrank_rlhf.errors import UserError
@@ -48,7 +49,7 @@ def build(
             for name in ("stored.js", "ranking_draw.js", *(["ranking_owner.js"] if resume else []), "ranking.js")
         ),
         apply_default_css=False,
-        server_functions=[ranking_handler(runs, secret, owner=resume is not None)],
+        server_functions=[_step_function(runs, secret, owner=resume is not None)],
         elem_id="ranking",
     )
 
@@ -78,6 +79,15 @@ def build(
     if resume is not None:
         _resume_button(page, run, resume)
     return page
+
+
+def _step_function(runs: Path, secret: bytes, owner: bool) -> Callable[[Any, gr.Request], Reply]:
+    apply_step = ranking_handler(runs, secret, owner)
+
+    def rank(sent: Any, request: gr.Request) -> Reply:  # the page calls it by this name
+        return apply_step(sent, user_name(request))
+
+    return rank
 
 
 def _name_box(value: str) -> gr.Textbox:

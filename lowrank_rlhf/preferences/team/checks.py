@@ -17,7 +17,7 @@ from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.import_file import refuse
 from lowrank_rlhf.preferences.labelling import LABELS
 from lowrank_rlhf.preferences.store import AnnotationStore
-from lowrank_rlhf.preferences.store_rows import Item, add_item, insert_check
+from lowrank_rlhf.preferences.store_rows import Item, add_item, insert_check, read_checks
 from lowrank_rlhf.run.records import Message, Prompt, Record, Sample
 
 
@@ -70,14 +70,17 @@ def _check(row: CheckRow) -> tuple[Item, AttentionCheck]:
     return Item(prompt=prompt, answers=samples), AttentionCheck(prompt_id=prompt.id, tiers=tiers)
 
 
-def add_checks(store: AnnotationStore, checks: Sequence[tuple[Item, AttentionCheck]]) -> int:
-    """Add checks from a file; return how many are new."""
-    known = {check.prompt_id for check in store.contents().checks}
+def add_checks(store: AnnotationStore, checks: Sequence[tuple[Item, AttentionCheck]]) -> tuple[int, int]:
+    """Add checks from a file; return how many are shown that were not, and how many have another order than before."""
     with store.transaction(write=True) as database:
+        before = {check.prompt_id: check for check in read_checks(database)}
         for item, check in checks:
             add_item(database, item)
             insert_check(database, check)
-    return len({check.prompt_id for _, check in checks} - known)
+    given = {check.prompt_id: check for _, check in checks}
+    known = [before[name] for name in given if name in before]
+    changed = sum(check.tiers != given[check.prompt_id].tiers for check in known)
+    return len(given) - sum(check.active for check in known), changed
 
 
 def checks_from_rankings(store: AnnotationStore, annotator: str, number: int | None = None) -> int:
@@ -96,7 +99,7 @@ def checks_from_rankings(store: AnnotationStore, annotator: str, number: int | N
 def remove_checks(store: AnnotationStore) -> tuple[int, int]:
     """Remove all checks: those from a file are shown no longer, those from rankings are ordinary prompts again.
 
-    Return the number of both. Results that annotators have had stay.
+    Return the number of both. Annotators' results stay on those from a file, and are gone on those from rankings.
     """
     with store.transaction(write=True) as database:
         retired = database.execute("UPDATE checks SET active = 0 WHERE source IS NULL AND active = 1").rowcount

@@ -1,5 +1,7 @@
 """Disagreements of annotators, and the owner's decisions, which replace their rankings for training."""
 
+import re
+import unicodedata
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -8,8 +10,17 @@ from lowrank_rlhf.preferences.agreement import alike, in_all
 from lowrank_rlhf.preferences.contents import Contents
 from lowrank_rlhf.preferences.labelling import LABELS, Draft, ranking_of, type_all
 from lowrank_rlhf.preferences.store import AnnotationStore
-from lowrank_rlhf.preferences.store_rows import Item, delete_decision, insert_decision, read_item
+from lowrank_rlhf.preferences.store_rows import (
+    Item,
+    delete_decision,
+    insert_decision,
+    ranked_by_anyone,
+    read_checks,
+    read_item,
+)
 from lowrank_rlhf.run.records import Ranking
+
+_ORDER = re.compile(rf"[{LABELS}]( *[>,=]? *[{LABELS}])*")
 
 
 class Disagreement(NamedTuple):
@@ -51,12 +62,18 @@ def disagreements(contents: Contents) -> list[Disagreement]:
 def decide(store: AnnotationStore, prompt_id: str, order: str, annotator: str) -> Ranking:
     """Save the owner's order of a prompt's answers in place of any earlier one, and return it.
 
-    `order` numbers the answers as the store does, best first: `2 > 1 = 3`. Raises `UserError` for any other.
+    `order` numbers the answers as the store does, best first: `2 > 1 = 3` or `2,1=3`, in full-width signs too. Raises
+    `UserError` for any other, for an attention check, and for a prompt that nobody has ranked.
     """
     with store.transaction(write=True) as database:
         item = read_item(database, prompt_id)
+        if prompt_id in {check.prompt_id for check in read_checks(database)}:
+            raise UserError(f"prompt {prompt_id!r} is an attention check and trains nothing; decide other prompts")
+        if not ranked_by_anyone(database, prompt_id):
+            raise UserError(f"nobody has ranked prompt {prompt_id!r}. Rank it with `label` instead")
         try:
-            keys = [key for key in order if key not in " ,>"]
+            typed = unicodedata.normalize("NFKC", order)
+            keys = [key for key in typed if key not in " ,>"] if _ORDER.fullmatch(typed) else []
             ranking = ranking_of(type_all(Draft(len(item.answers), may_stop=True), keys), item, annotator)
         except ValueError:
             raise InvalidOrder(
