@@ -23,7 +23,7 @@ _MONO = ["ui-monospace", "Noto Sans Mono", "monospace"]
 _DONE, _DONE_ZH = {"common.complete": "Done"}, {"common.complete": "完成"}
 _ANNOUNCED = {"en": _DONE, "zh": _DONE_ZH, "zh-CN": _DONE_ZH, "zh-TW": _DONE_ZH}
 """Word for the end of an event, which Gradio 6.31 announces to screen readers and translates into no language."""
-_SESSION = Path(__file__).parent / "static" / "session.js"
+_SCRIPTS = [Path(__file__).parent / "static" / name for name in ("session.js", "links.js")]
 _SESSION_CSS = """
 #session-ended { position: sticky; top: 0; z-index: 1000; padding: .7rem 1rem; text-align: center; color: #1c1e21;
   background: #fff4e5; border-bottom: 2px solid #c2570c; }
@@ -121,7 +121,7 @@ def serve(
         },
         theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONO),
         css=css + _SESSION_CSS,
-        head=f"<script>{_SESSION.read_text(encoding='utf-8')}</script>",
+        head="".join(f"<script>{script.read_text(encoding='utf-8')}</script>" for script in _SCRIPTS),
         i18n=gr.I18n(**_ANNOUNCED),
     )
     on_ready()
