@@ -102,7 +102,7 @@ def test_a_run_from_start_to_end(tmp_path, tiny_folder, open_page) -> None:
         answers_at_once(url)  # while it trains
         page.click("#stop")
         page.wait_for_selector('[data-run="tiny"] .badge.stopped')
-        page.wait_for_function("document.querySelector('#run-about').innerText.includes('ppo is saved')")
+        page.wait_for_function("document.querySelector('#run-about').textContent.includes('ppo is saved')")
         assert jobs.working(run) is None
         assert RunsFolder(folder).status("tiny").stage == "ppo"
 
