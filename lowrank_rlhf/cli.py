@@ -12,7 +12,6 @@ from rich.text import Text
 
 from lowrank_rlhf import __version__
 from lowrank_rlhf.commands import (
-    annotations,
     chat,
     compare,
     dashboard,
@@ -20,12 +19,11 @@ from lowrank_rlhf.commands import (
     evaluate,
     export,
     getting_started,
-    label,
     plan,
     run,
-    team,
 )
 from lowrank_rlhf.commands.common import EPILOG
+from lowrank_rlhf.commands.ranking import annotations, label, team
 from lowrank_rlhf.errors import ERROR_FILE, UserError, error_record
 from lowrank_rlhf.run import launcher
 from lowrank_rlhf.run.files import write_json_atomic

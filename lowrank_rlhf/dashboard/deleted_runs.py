@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.runs_folder import RunsFolder
+from lowrank_rlhf.dashboard.runs_folder import RunsFolder, cannot_write
 from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.run.run_lock import run_lock
 
@@ -29,7 +29,7 @@ def delete(runs: RunsFolder, name: str) -> None:
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise _refused(folder, error) from None
+            raise cannot_write(folder, error) from None
         with run_lock(run):
             _move(run, folder / f"{name}.{datetime.now(UTC):{_TIME}}")
 
@@ -78,7 +78,7 @@ def remove(runs: RunsFolder, name: str) -> None:
     try:
         shutil.rmtree(gone)
     except OSError as error:
-        raise _refused(gone, error) from None
+        raise cannot_write(gone, error) from None
 
 
 def _parts(name: str) -> tuple[str, datetime]:
@@ -105,9 +105,4 @@ def _move(run: Path, to: Path) -> None:
     try:
         os.rename(run, to)
     except OSError as error:
-        raise _refused(run.parent, error) from None
-
-
-def _refused(folder: Path, error: OSError) -> UserError:
-    text = "{folder}: cannot be written: {reason}"
-    return UserError(Fault("cannot_write", text, folder=str(folder), reason=error.strerror))
+        raise cannot_write(run.parent, error) from None

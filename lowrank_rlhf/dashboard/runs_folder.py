@@ -16,6 +16,12 @@ from lowrank_rlhf.errors import Fault, UserError
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+def cannot_write(folder: Path, error: OSError) -> UserError:
+    """Return the error for a folder that the page cannot write."""
+    text = "{folder}: cannot be written: {reason}"
+    return UserError(Fault("cannot_write", text, folder=str(folder), reason=error.strerror))
+
+
 class RunsFolder:
     """Runs of a folder, by name. No name leads out of the folder."""
 

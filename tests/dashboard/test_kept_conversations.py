@@ -73,7 +73,7 @@ class TestConversation:
         conversation(session, "b", system="Be brief.")
         conversation(session, "b", system="  ")
         roles = [[message["role"] for message in request["messages"]] for request in conversation.models.requests[::3]]
-        assert roles == [["system", "user"], ["system", "user", "assistant", "user"], ["user", "assistant", "user"]]
+        assert roles == [["system", "user"], ["system", "user", "assistant", "user"], ["user"]]
 
     def test_only_the_chosen_models_answer(self, conversation) -> None:
         conversation(ChatSession(), "a", voices=["step-4", "policy"])

@@ -51,11 +51,12 @@ class TestVotes:
         for word in ("policy", "sft", "SFT", "Policy", "2.5"):
             assert word not in shown
         open_, blind = ChatSession("one", [("why?", {"sft": dict(said)})]), ("policy", "sft")
-        assert open_.next("one", ()).turns == open_.turns
+        assert open_.next("one", (), "").turns == open_.turns
         for other in (
-            open_.next("one", blind),
-            open_.next("two", ()),
-            ChatSession("one", open_.turns, blind).next("one", ()),
+            open_.next("one", blind, ""),
+            open_.next("two", (), ""),
+            open_.next("one", (), "Be brief."),
+            ChatSession("one", open_.turns, blind).next("one", (), ""),
         ):
             assert other.turns == []  # no answer that shows which model is which
         orders = {blind_pair(("base", "sft", "policy")) for _ in range(60)}

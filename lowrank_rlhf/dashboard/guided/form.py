@@ -19,11 +19,12 @@ from lowrank_rlhf.dashboard.guided.sizes import DATASET, HUMAN, JUDGES, Refused
 from lowrank_rlhf.dashboard.guided.summary import Summary
 from lowrank_rlhf.dashboard.guided.yaml_text import yaml_text
 from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
+from lowrank_rlhf.dashboard.runs_folder import cannot_write
 from lowrank_rlhf.dashboard.served.uploads import PREFIX
 from lowrank_rlhf.dashboard.tabs.runs_html import note
 from lowrank_rlhf.dashboard.text import LANGUAGES, t
 from lowrank_rlhf.dashboard.wording import error_text, worded
-from lowrank_rlhf.errors import Fault, UserError, recorded_parts
+from lowrank_rlhf.errors import UserError, recorded_parts
 from lowrank_rlhf.run.progress import memory
 
 _UNREACHABLE, _SENT, _REMOVED, _LOGGED_OUT, _TOO_LARGE = 0, 200, 204, 401, 413
@@ -182,8 +183,7 @@ def _pasted(runs: Path, text: str, language: str) -> tuple[Any, str]:
     except UserError as error:
         return None, error_text(error, language)
     except OSError as error:
-        fault = Fault("cannot_write", "{folder}: cannot be written: {reason}", folder=str(runs), reason=error.strerror)
-        return None, worded([fault], language)
+        return None, error_text(cannot_write(runs, error), language)
 
 
 def _of_another_file(choices: str, language: str) -> Any:

@@ -8,7 +8,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from lowrank_rlhf.dashboard.guided import prompt_files
-from lowrank_rlhf.errors import Fault, UserError, error_record
+from lowrank_rlhf.dashboard.runs_folder import cannot_write
+from lowrank_rlhf.errors import UserError, error_record
 
 PREFIX = "/data/"
 
@@ -23,8 +24,7 @@ def upload_routes(runs: Path) -> list[BaseRoute]:
         except UserError as error:
             return JSONResponse(error_record(error), 415)
         except OSError as error:
-            fault = Fault("cannot_write", "{folder}: cannot be written: {reason}", folder=runs, reason=error.strerror)
-            return JSONResponse(error_record(UserError(fault)), 507)
+            return JSONResponse(error_record(cannot_write(runs, error)), 507)
         return PlainTextResponse(path.name)
 
     return [Route(f"{PREFIX}{{name}}", upload, methods=["POST"])]

@@ -25,21 +25,21 @@ def build(
     runs: Path,
     run: Any,
     language: Any,
-    annotator: str | None = None,
     resume: Callable[[str], str] | None = None,
 ) -> gr.HTML:
     """Add the ranking page to the open `gr.Blocks`.
+
+    Rankings are saved under the name of the login; without a login the page asks for one.
 
     Args:
         runs: folder of the runs.
         run: component or state with a run's name.
         language: component or state with `en` or `zh`.
-        annotator: annotator's name. Default: the user who logged in or, without a login, a name that the page asks for.
         resume: resumes a run by name and returns a message; without it the page shows the command instead.
     """
     secret = secrets.token_bytes(32)
-    name = _name_box(annotator or _login())
-    who = gr.State(annotator or _login())
+    name = _name_box(_login())
+    who = gr.State(_login())
     page = gr.HTML(
         value=None,
         html_template=(_STATIC / "ranking.html").read_text(encoding="utf-8"),
@@ -55,11 +55,11 @@ def build(
 
     def open_page(run_name: str | None, chosen: str, given: str, request: gr.Request) -> tuple[Any, Any]:
         shown = chosen if chosen in LANGUAGES else LANGUAGES[0]
-        asked = annotator is None and not user_name(request)
+        asked = not user_name(request)
         box = gr.update(label=say("page.name", shown), info=say("page.name.info", shown), visible=asked)
         value = {"language": shown, "texts": texts(shown), "may_resume": resume is not None}
         try:
-            person = annotator_name(annotator or user_name(request) or given)
+            person = annotator_name(user_name(request) or given)
             person = open_project(run_folder(runs, run_name or "")).store.spelling(person)
         except UserError as error:
             problem = error_text(error, shown, owner=resume is not None)

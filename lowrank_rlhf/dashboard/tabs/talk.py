@@ -35,7 +35,7 @@ _RESTORE_DRAFTS = with_storage("""() => {
 }""")
 # A choice of models that nobody made is the default: a run may have more of them by now.
 _UNCHOSEN = """(...given) => {
-  if (!window.talkSettings?.voices) given[given.length - 5] = [];
+  if (!window.talkSettings?.voices) given[given.length - %d] = [];
   return given;
 }"""
 _OF_RUN = ("voices", "temperature", "top_p", "max_new_tokens", "seed")
@@ -94,11 +94,12 @@ def build(page: DashboardPage) -> None:
         return lambda session, language: _vote(page.runs, session, language, vote)
 
     inputs = [session, page.run, page.language, *settings]
+    unchosen = _UNCHOSEN % (len(settings) - settings._fields.index("voices"))
     _keep_drafts({"lowrank-question": question, "lowrank-system": settings.system})
     asking: list[Any] = [
-        send.click(asked, [question, *inputs], outputs, js=_UNCHOSEN, **EVENT),
-        question.submit(asked, [question, *inputs], outputs, js=_UNCHOSEN, **EVENT),
-        again.click(asked_again, inputs, outputs, js=_UNCHOSEN, **EVENT),
+        send.click(asked, [question, *inputs], outputs, js=unchosen, **EVENT),
+        question.submit(asked, [question, *inputs], outputs, js=unchosen, **EVENT),
+        again.click(asked_again, inputs, outputs, js=unchosen, **EVENT),
     ]
     stop.click(page.chat.stop, None, None, **QUIET)
     # What an answer sends until it is cancelled must not follow what replaces it.

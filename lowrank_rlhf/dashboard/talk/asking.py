@@ -71,8 +71,8 @@ def ask(page: DashboardPage, session: ChatSession, question: Question) -> Iterat
             return
         voices = blind_pair(voices) if question.blind else voices
         session = session.without_last() if session.editing or question.attempt else session
-        session = session.next(path.name, voices if question.blind else ())
-        session.system, session.attempt = question.system, question.attempt
+        session = session.next(path.name, voices if question.blind else (), question.system)
+        session.attempt = question.attempt
         requests = [_request(session, voice, question) for voice in voices]
         answers: Answers = {voice: {"text": ""} for voice in voices}
         session.turns.append((question.text, answers))

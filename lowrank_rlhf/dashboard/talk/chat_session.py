@@ -19,17 +19,21 @@ class ChatSession:
     hidden: tuple[str, ...] = ()
     """Voices behind A and B until the vote."""
     system: str = ""
-    """System prompt of the last question."""
+    """System prompt of the conversation."""
     attempt: int = 0
     """Number of times that the last question was asked again."""
     editing: bool = False
     """True if the next question replaces the last one."""
     asked_at: float = 0.0
 
-    def next(self, run: str, hidden: tuple[str, ...]) -> "ChatSession":
-        """Return the session for the next question: a new one for another run and for every blind question."""
-        kept = [] if hidden or self.hidden or self.run != run else list(self.turns)
-        return ChatSession(run=run, turns=kept, hidden=hidden, asked_at=time.monotonic())
+    def next(self, run: str, hidden: tuple[str, ...], system: str) -> "ChatSession":
+        """Return the session for the next question.
+
+        It is a new one for another run, for another system prompt and for every blind question.
+        """
+        same = not hidden and not self.hidden and (self.run, self.system) == (run, system)
+        turns = list(self.turns) if same else []
+        return ChatSession(run=run, turns=turns, hidden=hidden, system=system, asked_at=time.monotonic())
 
     def without_last(self) -> "ChatSession":
         """Return the session before its last question."""

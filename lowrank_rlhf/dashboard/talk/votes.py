@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lowrank_rlhf.errors import Fault, UserError
+from lowrank_rlhf.dashboard.runs_folder import cannot_write
 from lowrank_rlhf.preferences.contents import Contents
 from lowrank_rlhf.preferences.store import AnnotationStore
 from lowrank_rlhf.run.records import Message, Prompt, Ranking, Sample
@@ -44,8 +44,7 @@ def save_vote(
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:  # another visitor may have deleted the run
-        text = "{folder}: cannot be written: {reason}"
-        raise UserError(Fault("cannot_write", text, folder=str(run), reason=error.strerror)) from None
+        raise cannot_write(run, error) from None
     name = f"talk-{uuid.uuid4().hex[:12]}"
     samples = [
         Sample(id=f"{name}-{answer.voice}", prompt_id=name, text=answer.text, finished=answer.finished)

@@ -63,7 +63,7 @@ def _ranked(run: str, runs: Path) -> tuple[Contents, list[Ranking]]:
 
 @app.callback()
 def annotations() -> None:
-    """Export, import and exclude rankings.
+    """Export, import, check and decide rankings.
 
     \b
     Examples:

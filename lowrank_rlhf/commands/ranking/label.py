@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lowrank_rlhf.commands.annotations import find_project
 from lowrank_rlhf.commands.common import JsonOption, RunArgument, RunsOption, ServedAsOption, echo
+from lowrank_rlhf.commands.ranking.annotations import find_project
 from lowrank_rlhf.commands.terminal.ranking_keys import Keys, keys_of_this_process
 from lowrank_rlhf.commands.terminal.ranking_loop import RankingLoop
 from lowrank_rlhf.commands.terminal.ranking_text import ALPHA, SIGNS, project_summary

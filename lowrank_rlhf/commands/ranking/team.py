@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from lowrank_rlhf.commands.annotations import find_project
 from lowrank_rlhf.commands.common import RunArgument, RunsOption, echo
-from lowrank_rlhf.commands.label import LOOPBACK, PORT
+from lowrank_rlhf.commands.ranking.annotations import find_project
+from lowrank_rlhf.commands.ranking.label import LOOPBACK, PORT
 from lowrank_rlhf.errors import UserError, visible
 from lowrank_rlhf.preferences.labelling import LABELS, annotator_name
 from lowrank_rlhf.preferences.project import counted

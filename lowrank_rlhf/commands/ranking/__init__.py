@@ -1,0 +1,1 @@
+"""Commands for people who rank, and for the owner of their project."""
