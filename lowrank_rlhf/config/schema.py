@@ -58,6 +58,9 @@ class SftConfig(Section):
     """Gradients are clipped to this norm."""
     save_every: Count = 50
     """Steps between checkpoints."""
+    scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the trained update W + scale B A: below 1 the SFT model lies between base and demonstrations, and loses
+    less of what the base can do (WiSE-FT, arXiv 2109.01903)."""
 
     def conflicts(self) -> Iterator[Conflict]:
         """Yield `adapter` without `source: adapter`, or the reverse."""

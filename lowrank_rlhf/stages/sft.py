@@ -49,9 +49,18 @@ def run(session: Session) -> SftResult:
     elif config.source == "train":
         demonstrations = session.filter_lengths().demonstrations
         figures = _train(session.config, roles, demonstrations, session.run_dir, session.progress, session.stop)
+        scale_update(roles, session.config.sft.scale)
     save_role(roles, Role.POLICY, session.work("sft") / "adapters" / "sft")
     claim = base_unchanged(roles.base, "the sft stage", before)
     return SftResult(source=config.source, **figures, claims=(claim,))
+
+
+def scale_update(roles: Roles, factor: float) -> None:
+    """Multiply the policy adapter's update of the base, B A, by `factor`; 1 changes no bit."""
+    with torch.no_grad():
+        for name, weight in roles.named_parameters(Role.POLICY).items():
+            if ".lora_B." in name:
+                weight.mul_(factor)
 
 
 def training_rows(demonstrations: Sequence[Demonstration], base: Base, epochs: int, seed: int) -> list[Row]:
