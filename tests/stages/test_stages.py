@@ -11,6 +11,7 @@ import torch
 from marks import done
 from pydantic import ValidationError
 from rich.console import Console
+from safetensors.torch import load_file
 from tiny_run import STAGES, make_config, make_session, write_prompts
 
 from lowrank_rlhf.config.schema import Config
@@ -337,6 +338,20 @@ def test_training_rows(config, tmp_path) -> None:
         assert set(found[-1]) == expected
         assert len(found[-1]) == len(expected)
     assert found[0] != found[1]
+
+
+def test_scale_multiplies_the_trained_update_of_every_layer(config, tmp_path) -> None:
+    saved = []
+    for factor in (1.0, 0.25):
+        session = make_session(changed(config, "sft", scale=factor), tmp_path / str(factor))
+        sft.run(session)
+        saved.append(load_file(session.work("sft") / "adapters" / "sft" / "adapter_model.safetensors"))
+    whole, quarter = saved
+    for name in (name for name in whole if ".lora_A." in name):
+        update = [weights[name.replace("lora_A", "lora_B")] @ weights[name] for weights in saved]
+        assert torch.allclose(0.25 * update[0], update[1], rtol=1e-6, atol=0)
+        assert update[0].any()
+    assert whole.keys() == quarter.keys()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
