@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrank_rlhf.config.schema import Config, RewardConfig
+from lowrank_rlhf.errors import visible
 from lowrank_rlhf.evaluation.match import finite_scores, pack_answers
 from lowrank_rlhf.evaluation.prompt_audit import audit_in_words, audit_prompts
 from lowrank_rlhf.evaluation.reward_metrics import (
@@ -32,16 +33,17 @@ from lowrank_rlhf.models.scoring import require_finite
 from lowrank_rlhf.models.shared_prompts import answer_features
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.preferences.reward_tests import RewardTest, record_reward_test
+from lowrank_rlhf.preferences.team.reliability import annotator_weights
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.run.records import Prompt
+from lowrank_rlhf.run.records import Comparison, Prompt
 from lowrank_rlhf.run.results import Claim, RewardResult, ScoresOf, ScoreStatistics
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import SCALE_PROMPTS
 from lowrank_rlhf.training.prompts import first_fitting, max_prompt_tokens
-from lowrank_rlhf.training.reward_data import Group, bootstrapped, read_groups, split_groups, split_scores
+from lowrank_rlhf.training.reward_data import Group, bootstrapped, every_round, read_groups, split_groups, split_scores
 from lowrank_rlhf.training.rewards.ensemble import Ensemble, common_scale
 from lowrank_rlhf.training.rewards.reward_head import HeadFit, fit_head, with_length
 from lowrank_rlhf.training.rewards.reward_training import train_adapter
@@ -56,7 +58,8 @@ def run(session: Session) -> RewardResult:
     """
     config, settings, roles, run_dir = session.config, session.config.reward, session.load_roles(), session.run_dir
     work, before = session.work("reward"), roles.base.checksum()
-    groups, note = read_groups(roles.base, run_dir, config.model.max_length)
+    weights = _annotator_weights(settings, run_dir, session.progress)
+    groups, note = read_groups(roles.base, run_dir, config.model.max_length, weights)
     if note:
         session.progress.say(f"  {note}")
     train, held_out = split_groups(groups, settings.held_out, session.seed("reward", "split"))
@@ -92,6 +95,7 @@ def run(session: Session) -> RewardResult:
     about |= {"members": asdict(scale.ensemble)} if scale.ensemble else {}
     write_json_atomic(folder / "reward.json", {"schema": 1, **about})
     rounds = {"by_round": accuracy_by_round(run_dir, held_out, of_held_out, last, *bootstrap)} if last else {}
+    weighted = {"annotator_weights": weights} if weights else {}
     return RewardResult(
         prompts_train=len(train),
         pairs_train=sum(len(group.pairs) for group in train),
@@ -107,7 +111,7 @@ def run(session: Session) -> RewardResult:
             _reload_claim(roles, folder, held_out[:4], scale),
             *weights_unchanged(roles, "the reward stage", before, others),
         ),
-    ).model_copy(update=rounds | by_member)
+    ).model_copy(update=rounds | by_member | weighted)
 
 
 def _train_and_score(
@@ -143,6 +147,16 @@ def _train_and_score(
     heads = roles.heads[Role.REWARD].weight.cpu()  # (M, h)
     head = torch.cat([heads, torch.full((len(heads), 1), scale.length)], 1).squeeze(0).t()  # (h + 1,), or (h + 1, M)
     return [with_length(group, own) @ head for group, own in zip(every, features, strict=True)], fit
+
+
+def _annotator_weights(settings: RewardConfig, run_dir: RunDir, progress: Progress) -> dict[str, float] | None:
+    """Return and print the weight of each annotator; None if all are equal by the settings."""
+    if settings.annotator_weights == "equal":
+        return None
+    weights = annotator_weights(every_round(run_dir, "comparisons.jsonl", Comparison))
+    shown = ", ".join(f"{visible(name)} {weight:.2f}" for name, weight in weights.items())
+    progress.say(f"  weights of the annotators by reliability: {shown}")
+    return weights
 
 
 def _report_accuracy(figures: HeldOutAccuracy, prompts: int, earlier: int, run_dir: RunDir, progress: Progress) -> None:

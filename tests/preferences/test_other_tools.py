@@ -90,7 +90,7 @@ def test_label_studio_and_back(command) -> None:
     """Tasks as its JSON export gives them: List and Ranker, `completed_by` as a person or a number."""
     store = a_run()
     tasks = exported(command, "label-studio")
-    assert [(task["data"]["prompt_id"], task["data"]["prompt"]) for task in tasks][0] == ("p0", "Tell me 0")
+    assert (tasks[0]["data"]["prompt_id"], tasks[0]["data"]["prompt"]) == ("p0", "Tell me 0")
     items = tasks[0]["data"]["items"]
     assert {(item["id"], item["body"]) for item in items} == {(f"p0-{k}", answer(k)) for k in range(3)}
     result = {"from_name": "rank", "to_name": "answers", "type": "ranker", "id": "PpwBv_NMxd"}
@@ -125,9 +125,17 @@ def ranker(value: Any) -> list[dict[str, Any]]:
     [
         ("argilla", {"id": "p9"}, "id: unknown prompt 'p9'"),
         ("argilla", {"fields": {"answer_1": "other"}}, "fields.answer_1: not the answer of prompt 'p1' in the store"),
-        ("argilla", argilla(value=["first"]), "responses.ranking.0.value: unknown option 'first'. Options are answer_1"),
+        (
+            "argilla",
+            argilla(value=["first"]),
+            "responses.ranking.0.value: unknown option 'first'. Options are answer_1",
+        ),
         ("argilla", argilla(value=[]), "responses.ranking.0: no answer is ranked"),
-        ("argilla", argilla(value=["answer_1", "answer_1"]), "responses.ranking.0: Value error, an answer appears twice"),
+        (
+            "argilla",
+            argilla(value=["answer_1", "answer_1"]),
+            "responses.ranking.0: Value error, an answer appears twice",
+        ),
         ("argilla", argilla(value=[3]), "responses.ranking.0.value.0"),
         ("argilla", argilla(user_id=None), "responses.ranking.0.user_id: Input should be a valid string"),
         ("argilla", argilla(user_id=" "), "responses.ranking.0: not a valid name"),
