@@ -182,7 +182,7 @@ def test_a_name_never_shows_the_answers_ids(ask) -> None:
 
 def test_progress_and_overview_by_hand(tmp_path: Path, store) -> None:
     project = open_project(tmp_path / "runs" / "people")
-    assert ranking_progress(project, "ann") == (3, 3, False, 0, 0, 0, None, None)
+    assert ranking_progress(project, "ann") == (3, 3, False, 0, 0, 0, None, None, None, None)
     for name, prompt, order, seconds in (("ann", 0, "0123", 10.0), ("bob", 0, "1023", 30.0), ("ann", 1, "32", 20.0)):
         tiers = tuple((f"p{prompt}-{k}",) for k in order)
         store.save(
@@ -195,7 +195,7 @@ def test_progress_and_overview_by_hand(tmp_path: Path, store) -> None:
             )
         )
     store.skip("ann", "p2")
-    assert ranking_progress(project, "ann") == (3, 3, False, 2, 2, 1, 15.0, 15.0)  # one more is needed
+    assert ranking_progress(project, "ann") == (3, 3, False, 2, 2, 1, 15.0, 15.0, None, None)  # one more is needed
     found = overview(project)
     assert (found.annotators, found.rankings, found.comparisons, found.written) == (2, 3, 13, 1)
     assert found.comparisons_per_prompt == 6.5

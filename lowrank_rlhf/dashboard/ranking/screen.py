@@ -70,11 +70,17 @@ def progress_words(project: Project, annotator: str, language: str, owner: bool)
     if now.seconds_each is not None and now.seconds_left is not None:
         each, left = duration(now.seconds_each), duration(now.seconds_left)
         parts.append(say("progress.pace", language, each=each, left=left))
+    quota = project.settings.quota if project.settings else None
+    if quota:
+        parts.append(say("progress.quota", language, ranked=min(now.ranked, quota), quota=quota))
+    if now.pace:
+        key = "progress.deadline" if now.pace.days else "progress.late"
+        parts.append(say(key, language, each=now.pace.each_day, date=now.pace.deadline))
     return {
         "line": parts,
         "share": min(1.0, now.ranked_by_anyone / goal) if goal else 0.0,
         "enough": now.enough,
-        "left": now.prompts - now.ranked - now.skipped,
+        "quota": say("end.quota", language, quota=quota) if now.own_left == 0 else "",
         "skipped": now.skipped,
         "next": _next_step(project, now, language, owner),
     }
@@ -115,9 +121,10 @@ def figures_words(found: Overview, project: Project, language: str, owner: bool)
     return [
         *rows,
         flags,
+        *_deadline(project, language),
         *_guidelines(found, language),
         _accuracy(found, language),
-        *(_annotator(one, language) for one in found.annotator_checks),
+        *(_annotator(one, project, language) for one in found.annotator_checks),
     ]
 
 
@@ -168,6 +175,15 @@ def _length(found: Overview, language: str) -> Reply:
     return _row("length", language, say("length.figure", language, share=share, pairs=found.uneven_comparisons))
 
 
+def _deadline(project: Project, language: str) -> list[Reply]:
+    pace = project.pace
+    if pace is None:
+        return []
+    key = "deadline.figure" if pace.days else "deadline.late"
+    figure = say(key, language, left=pace.left, days=pace.days, each=pace.each_day)
+    return [_row("deadline", language, figure, date=pace.deadline)]
+
+
 def _guidelines(found: Overview, language: str) -> list[Reply]:
     if found.guidelines is None:
         return []
@@ -190,8 +206,11 @@ def _accuracy(found: Overview, language: str) -> Reply:
     return _row("accuracy", language, "\n".join(rows) or "-")
 
 
-def _annotator(found: AnnotatorCheck, language: str) -> Reply:
+def _annotator(found: AnnotatorCheck, project: Project, language: str) -> Reply:
     parts = [say("annotator.ranked", language, rankings=found.rankings)]
+    left = project.own_left(found.annotator)
+    if left is not None:
+        parts.append(say("annotator.quota" if left else "annotator.done", language, left=left))
     if found.median_seconds is not None:
         parts.append(say("annotator.pace", language, each=duration(found.median_seconds)))
     if found.agreement:

@@ -169,7 +169,7 @@ function prose(text) {
 
 function drawDraft(refused, notice) {
   const { draft, item } = screen;
-  if (!item) { find('.rk-end p').textContent = refused || notice || texts['end.text']; return; }
+  if (!item) { find('.rk-end p').textContent = refused || screen.progress.quota || notice || texts['end.text']; return; }
   const places = new Map();
   let place = 1;
   for (const tier of draft.tiers) {
