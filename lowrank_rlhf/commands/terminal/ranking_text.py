@@ -107,13 +107,19 @@ def pace_text(pace: Pace | None) -> str:
     return f" Until the deadline, {pace.deadline}: {pace.each_day} a day."
 
 
+def _gain(project: Project) -> str:
+    """Return what further rankings would gain by the newest reward model's learning curve, after a space."""
+    curve = next((test.curve for test in reversed(project.reward_tests)), None)
+    return f" By the last reward model, {curve.in_words()}." if curve else ""
+
+
 def project_summary(project: Project) -> str:
     """Return the number of ranked prompts and the next command."""
-    count, need = project.store.ranked_prompts(), project.need
+    count, need, gain = project.store.ranked_prompts(), project.need, _gain(project)
     of_round = f" of round {project.round}" if project.round > 1 else ""
     if count < need.prompts:
         of, more = f"{counted(need.prompts, 'prompt')}{of_round}", need.prompts - count
-        return f"{count} of {of} ranked, {more} more needed{_WHY[need.reason]}.{pace_text(project.pace)}"
+        return f"{count} of {of} ranked, {more} more needed{_WHY[need.reason]}.{pace_text(project.pace)}{gain}"
     if project.settings is None:
         return f"{counted(count, 'prompt')} ranked. To export them:\n  {project.next_command}"
     if doubt := project.doubtful:
@@ -124,6 +130,6 @@ def project_summary(project: Project) -> str:
         )
     few = f" A reward model trained on these passes its test in about {100 * (need.passes or 0):.0f} % of cases."
     return (
-        f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed).{few if need.few else ''} "
+        f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed).{few if need.few else ''}{gain} "
         f"To resume the run:\n  {project.next_command}"
     )

@@ -9,6 +9,7 @@ from lowrank_rlhf.preferences.carelessness import AnnotatorCheck
 from lowrank_rlhf.preferences.labelling import FLAGS, Command, Draft, Refusal, press
 from lowrank_rlhf.preferences.overview import GENERAL, Overview, RankingProgress, ranking_progress
 from lowrank_rlhf.preferences.project import Project
+from lowrank_rlhf.preferences.reward_tests import CurvePoint, RewardTest
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.progress import duration
 
@@ -124,6 +125,7 @@ def figures_words(found: Overview, project: Project, language: str, owner: bool)
         *_deadline(project, language),
         *_guidelines(found, language),
         _accuracy(found, language),
+        *_learning(found, language),
         *(_annotator(one, project, language) for one in found.annotator_checks),
     ]
 
@@ -192,18 +194,28 @@ def _guidelines(found: Overview, language: str) -> list[Reply]:
 
 
 def _accuracy(found: Overview, language: str) -> Reply:
-    rows = [
-        say(
-            "accuracy.figure",
-            language,
-            prompts=one.prompts,
-            share=_percent(one.accuracy),
-            low=_percent(one.interval[0]),
-            high=_percent(one.interval[1]),
-        )
-        for one in found.reward_tests
-    ]
-    return _row("accuracy", language, "\n".join(rows) or "-")
+    rows = [_tested("accuracy.figure", one, language) for one in found.reward_tests]
+    if not found.reward_tests:
+        return _row("accuracy", language, "-", gain="")
+    curve = found.reward_tests[-1].curve
+    if curve is None:
+        return _row("accuracy", language, "\n".join(rows), gain=say("accuracy.gain_unknown", language))
+    key = "accuracy.gain" if curve.shown else "accuracy.gain_unclear"
+    return _row("accuracy", language, "\n".join(rows), gain=say(key, language, **curve.values))
+
+
+def _learning(found: Overview, language: str) -> list[Reply]:
+    """Return the accuracy of the last reward model's head by number of rankings."""
+    curve = found.reward_tests[-1].curve if found.reward_tests else None
+    if curve is None:
+        return []
+    figure = "\n".join(_tested("curve.figure", one, language) for one in curve.points)
+    return [_row("curve", language, figure)]
+
+
+def _tested(key: str, found: RewardTest | CurvePoint, language: str) -> str:
+    low, high = map(_percent, found.interval)
+    return say(key, language, prompts=found.prompts, share=_percent(found.accuracy), low=low, high=high)
 
 
 def _annotator(found: AnnotatorCheck, project: Project, language: str) -> Reply:
