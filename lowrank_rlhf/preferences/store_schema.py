@@ -7,7 +7,7 @@ from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.queue import chance
 
 APPLICATION_ID = 0x4C524C46  # "LRLF" in the file's header marks our databases
-VERSION = 4
+VERSION = 5
 
 _FIRST = (
     "CREATE TABLE prompts (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)",
@@ -60,6 +60,7 @@ _LATER = {
         # Rankings by the run's owner that replace those of the annotators for training.
         "CREATE TABLE decisions (prompt_id TEXT PRIMARY KEY REFERENCES prompts(id), record TEXT NOT NULL)",
     ),
+    5: (),  # rankings may have `unread`, which older versions do not know
 }
 
 

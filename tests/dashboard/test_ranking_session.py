@@ -342,6 +342,21 @@ def test_a_ranking_names_the_guidelines_that_its_page_showed(tmp_path: Path, sto
     assert [ranking.guidelines for ranking in store.rankings()] == [version_of("Be *kind*."), version_of("Be brief.")]
 
 
+def test_a_ranking_names_the_long_answers_that_were_not_read(ask, store, tmp_path: Path) -> None:
+    """By their places on the screen; undone, the page knows the others as read. The owner sees the count."""
+    step = {"prompt_id": "p0", "done": 0, "keys": ["1"], "key": "\r"}
+    assert "disagree" in ask("key", **step, unread=[4])["error"]
+    ask("key", **step, unread=[3, 1])
+    (ranking,) = store.rankings()
+    assert ranking.unread == (ranking.shown[1], ranking.shown[3])
+    assert ask("key", key="u")["read"] == [0, 2]
+    ask("key", **step, unread=[0])
+    ask("key", **(step | {"prompt_id": "p1"}))
+    owner = ranking_handler(tmp_path / "runs", SECRET, owner=True)
+    figures = owner({"do": "figures", "badge": sign(SECRET, "people", "ann"), "language": "en"})["figures"]
+    assert figures[-1]["figure"].startswith("2 ranked  ·  0:00 each  ·  1 with a long answer not scrolled to its end")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -231,6 +231,8 @@ def _annotator(found: AnnotatorCheck, project: Project, language: str) -> Reply:
     if found.attention:
         share, pairs = _percent(found.attention.right / found.attention.pairs), found.attention.pairs
         parts.append(say("annotator.checks", language, share=share, pairs=pairs, checks=found.attention.checks))
+    if found.unread:
+        parts.append(say("annotator.unread", language, rankings=found.unread))
     shares = {"pattern": _percent(found.pattern or 0.0), "place": _percent(found.place or 0.0)}
     means = [say(f"sign.{sign}", language, **shares) for sign in found.signs]
     return {"name": visible(found.annotator), "figure": "  ·  ".join(parts), "means": " ".join(means)}

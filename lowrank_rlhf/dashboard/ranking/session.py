@@ -66,6 +66,8 @@ class RankingRequest(BaseModel):
     """Version of the guidelines on the screen."""
     key: Short = ""
     tiers: list[list[int]] = []
+    unread: Annotated[list[int], Field(max_length=len(LABELS))] = []
+    """Places of the answers whose end has not been on the screen."""
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
@@ -209,6 +211,7 @@ class RankingSession:
             case Command.SAVE:
                 seconds = round(self._request.seconds, 1)
                 ranking = ranking_of(draft, item, self._annotator, seconds, self._seen_guidelines())
+                ranking = ranking.model_copy(update={"unread": self._unread(item)})
                 saved = self._store.save(ranking, item.done)
                 return self._next(say("notice.saved" if saved else "notice.elsewhere", self._language))
             case Command.SKIP:
@@ -230,7 +233,8 @@ class RankingSession:
             return self._screen(back) | {"notice": say("notice.unskipped", self._language)}
         old = draft_of(step, back, may_stop=True)
         keys = keys_of(old.tiers)
-        return self._screen(back, old, keys) | {"notice": say("notice.undone", self._language)}
+        read = [place for place, name in enumerate(back.shown) if name not in step.unread]
+        return self._screen(back, old, keys) | {"notice": say("notice.undone", self._language), "read": read}
 
     def _nothing_on_the_screen(self) -> Reply:
         if self._request.key.lower() in KEYS[Action.UNDO]:
@@ -272,6 +276,13 @@ class RankingSession:
         if version and version not in {known.version for known in self._store.guidelines()}:
             raise RefusedStep(say("error.keys", self._language))
         return version or None
+
+    def _unread(self, item: Item) -> tuple[str, ...]:
+        """Return the ids of the answers whose end the annotator has not seen."""
+        places = sorted(set(self._request.unread))
+        if places and not 0 <= places[0] <= places[-1] < len(item.answers):
+            raise RefusedStep(say("error.keys", self._language))
+        return tuple(item.shown[place] for place in places)
 
     def _drawn(self, draft: Draft, keys: list[str]) -> Reply:
         return {"keys": keys, "draft": draft_words(draft, self._language)}
