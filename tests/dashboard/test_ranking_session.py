@@ -16,7 +16,7 @@ from lowrank_rlhf.dashboard.ranking.markdown import tree
 from lowrank_rlhf.dashboard.ranking.screen import item_words
 from lowrank_rlhf.dashboard.ranking.session import ranking_handler, run_folder, sign
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, nothing_to_rank_text, texts
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.preferences.overview import GENERAL, overview, ranking_progress
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
 from lowrank_rlhf.preferences.reward_tests import reward_tests
@@ -376,3 +376,34 @@ def test_code_and_html_of_guidelines_stay_text() -> None:
         {"tag": "pre", "inside": ["<i>\n"]},
         {"tag": "p", "inside": ["<script>x</script>"]},
     ]
+
+
+def test_the_owner_s_errors_are_in_the_page_s_language(tmp_path: Path, store) -> None:
+    page = ranking_handler(tmp_path / "runs", SECRET, owner=True)
+    asked = {"badge": sign(SECRET, "people", "ann"), "language": "zh"}
+    gone = page({"do": "renew", "prompt_id": "p9", **asked})["error"]
+    assert gone == f"{store.path}：没有提示词 'p9'"
+    nobody = page({"do": "decide", "prompt_id": "p0", "key": "1", **asked})["error"]
+    assert nobody == "还没有人给提示词 'p0' 的回答排序。请先在“排序”里排序"
+    assert page({"do": "open", "badge": sign(SECRET, "../x", "ann"), "language": "zh"})["error"].startswith(
+        "运行名称无效"
+    )
+    store.path.write_bytes(b"damaged" * 999)
+    assert page({"do": "open", **asked})["error"].startswith(f"{store.path}：")
+    assert page({"do": "decide", "prompt_id": "p0", "key": "1", **asked, "language": "en"})["error"].startswith(
+        f"{store.path}: "
+    )
+
+
+def test_the_button_to_resume_words_its_error(tmp_path: Path) -> None:
+    gr = pytest.importorskip("gradio")
+    from lowrank_rlhf.dashboard.tabs import rank
+
+    def locked(name: str) -> str:
+        raise UserError(Fault("run_not_found", "{run}: run not found", run=name))
+
+    with gr.Blocks() as blocks:
+        rank.build(tmp_path, gr.State("people"), gr.State("zh"), resume=locked)
+    (resume,) = [one.fn for one in blocks.fns.values() if one.fn and one.fn.__name__ == "continue_run"]
+    with pytest.raises(gr.Error, match="people：找不到这个运行"):
+        resume("people", "zh")

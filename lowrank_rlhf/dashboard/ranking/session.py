@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lowrank_rlhf.dashboard import wording
 from lowrank_rlhf.dashboard.ranking.disputes import decided_words, disputes_words, undecided_words
 from lowrank_rlhf.dashboard.ranking.markdown import tree
 from lowrank_rlhf.dashboard.ranking.screen import Reply, draft_words, figures_words, item_words, progress_words
 from lowrank_rlhf.dashboard.ranking.text import nothing_to_rank_text, say
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.preferences.labelling import (
     KEYS,
     LABELS,
@@ -110,7 +111,11 @@ def error_text(error: UserError, language: str, owner: bool) -> str:
         return str(error)
     if not owner:
         return say("error.store", language)
-    return nothing_to_rank_text(error, language) if isinstance(error, NothingToRank) else str(error)
+    return (
+        nothing_to_rank_text(error, language)
+        if isinstance(error, NothingToRank)
+        else wording.error_text(error, language)
+    )
 
 
 def run_folder(runs: Path, name: str) -> Path:
@@ -118,7 +123,7 @@ def run_folder(runs: Path, name: str) -> Path:
     if not name:
         raise NothingToRank("Choose a run first", NothingToRankReason.NO_RUN)
     if name in (".", "..") or Path(name).name != name:
-        raise UserError(f"invalid run name: {name!r}")
+        raise UserError(Fault("invalid_run", "invalid run name: {name}", name=repr(name)))
     if not (runs / name).is_dir():
         raise NothingToRank(f"{runs / name}: run not found", NothingToRankReason.NO_RUN)
     return runs / name
@@ -250,7 +255,9 @@ class RankingSession:
     def _screen(self, item: Item | None, draft: Draft | None = None, keys: list[str] | None = None) -> Reply:
         """Return a whole screen: an item with its draft, and the progress."""
         if item and len(item.answers) > len(LABELS):
-            raise UserError(f"prompt {item.prompt.id!r} has {len(item.answers)} answers; the maximum is {len(LABELS)}")
+            text = "prompt {prompt!r} has {count} answers; the maximum is {most}"
+            fault = Fault("many_answers", text, prompt=item.prompt.id, count=len(item.answers), most=len(LABELS))
+            raise UserError(fault)
         draft = draft or replace(Draft(len(item.answers) if item else 0), may_stop=True)
         return {
             "item": item_words(item) if item else None,
