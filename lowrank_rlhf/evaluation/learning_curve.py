@@ -51,7 +51,8 @@ def learning_curve(
         return None
     alone = [replace(group, counts=(1,)) for group in train]
     sizes = [round(share * len(train)) for share in SHARES]
-    correct, prompts = [], []
+    correct: list[Floats] = []
+    prompts: list[str] = []
     for size in sizes:
         draws = []
         for draw in range(DRAWS if size < len(train) else 1):
