@@ -21,7 +21,7 @@ MORE = 24
 """Further ranked prompts whose gain is estimated."""
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Shares of the training prompts that heads are fitted to."""
-DRAWS = 5
+DRAWS = 3
 """Random parts of each share below 1; their accuracies are averaged."""
 FEWEST = 16
 """Training prompts below which there is no curve."""

@@ -16,7 +16,7 @@ from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.reward_tests import RewardTest
 from lowrank_rlhf.preferences.team.checks import attention
-from lowrank_rlhf.preferences.team.pace import Pace, pace_until
+from lowrank_rlhf.preferences.team.pace import DeadlinePace, pace_until
 
 GENERAL = 2000
 """Comparisons below which a general reward model is near chance (Gao et al. 2022, "Scaling laws for reward model
@@ -44,7 +44,7 @@ class RankingProgress(NamedTuple):
     seconds_each: float | None
     seconds_left: float | None
     own_left: int | None
-    pace: Pace | None
+    pace: DeadlinePace | None
 
 
 class Overview(NamedTuple):

@@ -15,7 +15,7 @@ from lowrank_rlhf.preferences.queue import AssignmentRules
 from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
 from lowrank_rlhf.preferences.store import AnnotationCounts, AnnotationStore, Item
 from lowrank_rlhf.preferences.team.guidelines import Guidelines, version_of
-from lowrank_rlhf.preferences.team.pace import Pace, pace_until
+from lowrank_rlhf.preferences.team.pace import DeadlinePace, pace_until
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Prompt, Ranking, read_jsonl
 from lowrank_rlhf.run.results.rounds import prefix
@@ -97,7 +97,7 @@ class Project:
         return self.need.prompts
 
     @property
-    def pace(self) -> Pace | None:
+    def pace(self) -> DeadlinePace | None:
         """Pace until the deadline for all annotators together; None without a deadline or with enough rankings."""
         return pace_until(self.settings.deadline, self.needed - self.store.ranked_prompts()) if self.settings else None
 

@@ -14,6 +14,7 @@ from lowrank_rlhf.evaluation.learning_curve import learning_curve
 from lowrank_rlhf.evaluation.match import finite_scores, pack_answers
 from lowrank_rlhf.evaluation.prompt_audit import audit_in_words, audit_prompts
 from lowrank_rlhf.evaluation.reward_metrics import (
+    HeldOutAccuracy,
     accuracy_in_words,
     held_out_accuracy,
     member_accuracies,
@@ -82,14 +83,7 @@ def run(session: Session) -> RewardResult:
     of_held_out = scores[len(train) :]
     bootstrap = config.evaluate.bootstrap_samples, session.seed("bootstrap")
     figures = held_out_accuracy(held_out, of_held_out, *bootstrap)
-    test = RewardTest(
-        prompts=len(train), held_out=len(held_out), earlier=ranked_earlier(run_dir, groups), accuracy=figures.accuracy,
-        interval=figures.accuracy_interval, weakness=weakness(figures), curve=curve,
-    )  # fmt: skip
-    record_reward_test(run_dir, test)
-    session.progress.say(f"  {accuracy_in_words(figures)}")
-    if curve:
-        session.progress.say(f"  {curve.in_words()}")
+    _report_accuracy(figures, len(train), ranked_earlier(run_dir, groups), curve, run_dir, session.progress)
     audit = audit_prompts(roles, held_out, of_held_out, scale, *bootstrap, session.progress)
     session.progress.say(f"  {audit_in_words(audit)}")
     found = weakness(figures)
@@ -102,7 +96,6 @@ def run(session: Session) -> RewardResult:
     about |= {"members": asdict(scale.ensemble)} if scale.ensemble else {}
     write_json_atomic(folder / "reward.json", {"schema": 1, **about})
     rounds = {"by_round": accuracy_by_round(run_dir, held_out, of_held_out, last, *bootstrap)} if last else {}
-    weighted = {"annotator_weights": weights} if weights else {}
     return RewardResult(
         prompts_train=len(train),
         pairs_train=sum(len(group.pairs) for group in train),
@@ -118,7 +111,7 @@ def run(session: Session) -> RewardResult:
             _reload_claim(roles, folder, held_out[:4], scale),
             *weights_unchanged(roles, "the reward stage", before, others),
         ),
-    ).model_copy(update=rounds | by_member | weighted)
+    ).model_copy(update=rounds | by_member | ({"annotator_weights": weights} if weights else {}))
 
 
 def _train_and_score(
@@ -167,6 +160,25 @@ def _annotator_weights(settings: RewardConfig, run_dir: RunDir, progress: Progre
     shown = ", ".join(f"{visible(name)} {weight:.2f}" for name, weight in weights.items())
     progress.say(f"  weights of the annotators by reliability: {shown}")
     return weights
+
+
+def _report_accuracy(
+    figures: HeldOutAccuracy,
+    prompts: int,
+    earlier: int,
+    curve: LearningCurve | None,
+    run_dir: RunDir,
+    progress: Progress,
+) -> None:
+    """Print the accuracy and what further rankings would gain, and record both in the run's events."""
+    progress.say(f"  {accuracy_in_words(figures)}")
+    if curve:
+        progress.say(f"  {curve.in_words()}")
+    test = RewardTest(
+        prompts=prompts, held_out=figures.prompts_held_out, earlier=earlier, accuracy=figures.accuracy,
+        interval=figures.accuracy_interval, weakness=weakness(figures), curve=curve,
+    )  # fmt: skip
+    record_reward_test(run_dir, test)
 
 
 def _reference_scores(

@@ -15,7 +15,6 @@ from lowrank_rlhf.preferences.import_file import read_rows
 from lowrank_rlhf.preferences.overview import overview
 from lowrank_rlhf.preferences.project import open_project
 from lowrank_rlhf.preferences.store import AnnotationStore
-from lowrank_rlhf.preferences.store_schema import VERSION
 from lowrank_rlhf.preferences.team.checks import checks_from_rankings
 from lowrank_rlhf.preferences.team.decisions import decide
 from lowrank_rlhf.preferences.team.guidelines import version_of
@@ -83,7 +82,7 @@ def test_a_store_of_the_version_before_goes_on(tmp_path: Path) -> None:
         assert [saved.withdrawn for saved in store.contents().history] == [False, False, True, True]
         assert (store.counts("ann"), store.counts("bob").ranked) == ((3, 1, 1, 1), 1)
         assert store.guidelines() == ()
-    assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (VERSION,)
+    assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (5,)
     store.save(a_ranking(2, "10", "bob", guidelines=version_of(OLD), unread=("p2-0",)))
     assert store.rankings()[-1].unread == ("p2-0",)
     assert store.exclude("eve", excluded=False) == 1

@@ -15,7 +15,7 @@ from lowrank_rlhf.preferences.labelling import (
     labels,
 )
 from lowrank_rlhf.preferences.project import Project, counted
-from lowrank_rlhf.preferences.team.pace import Pace
+from lowrank_rlhf.preferences.team.pace import DeadlinePace
 
 TIE, UNDO, SKIP, FLAG, QUIT = (
     KEYS[action][0] for action in (Action.TIE, Action.UNDO, Action.SKIP, Action.FLAG, Action.QUIT)
@@ -98,7 +98,7 @@ _WHY = {
 }
 
 
-def pace_text(pace: Pace | None) -> str:
+def pace_text(pace: DeadlinePace | None) -> str:
     """Return the pace that the deadline requires, after a space."""
     if pace is None:
         return ""

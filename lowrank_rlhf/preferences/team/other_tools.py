@@ -39,7 +39,7 @@ class Tool(StrEnum):
     LABEL_STUDIO = "label-studio"
 
 
-class Task(NamedTuple):
+class AnnotationTask(NamedTuple):
     """A prompt to rank, with its answers in the order in which the tool shows them."""
 
     prompt: Prompt
@@ -58,29 +58,31 @@ def to_tasks(contents: Contents, tool: Tool) -> str:
     return json.dumps(rows, ensure_ascii=False, indent=1) + "\n" if rows else ""
 
 
-def _tasks(contents: Contents) -> dict[str, Task]:
+def _tasks(contents: Contents) -> dict[str, AnnotationTask]:
     """Return all tasks by prompt; the order of the answers is random, and the same for export and import."""
     answers = defaultdict(list)
     for answer in contents.answers:
         answers[answer.prompt_id].append(answer)
     return {
-        prompt.id: Task(prompt, tuple(random.Random(prompt.id).sample(answers[prompt.id], len(answers[prompt.id]))))
+        prompt.id: AnnotationTask(
+            prompt, tuple(random.Random(prompt.id).sample(answers[prompt.id], len(answers[prompt.id])))
+        )
         for prompt in contents.prompts
     }
 
 
-def _options(task: Task) -> dict[str, Sample]:
+def _options(task: AnnotationTask) -> dict[str, Sample]:
     """Return the answers by the names of their fields, which are the options of the question."""
     return {f"answer_{place}": answer for place, answer in enumerate(task.answers, 1)}
 
 
-def _argilla_record(task: Task) -> dict[str, Any]:
+def _argilla_record(task: AnnotationTask) -> dict[str, Any]:
     empty: dict[str, Any] = {"metadata": {}, "suggestions": {}, "responses": {}, "vectors": {}}
     texts = {name: answer.text for name, answer in _options(task).items()}
     return {"id": task.prompt.id, "fields": {"prompt": task.prompt.conversation, **texts}, **empty}
 
 
-def _label_studio_task(task: Task) -> dict[str, Any]:
+def _label_studio_task(task: AnnotationTask) -> dict[str, Any]:
     items = [
         {"id": answer.id, "title": str(place), "body": answer.text} for place, answer in enumerate(task.answers, 1)
     ]
@@ -191,7 +193,7 @@ def _items(path: Path) -> list[Any]:
     return found
 
 
-def _argilla_rows(item: Any, known: dict[str, Task]) -> Iterator[tuple[str, SavedRanking | Skip]]:
+def _argilla_rows(item: Any, known: dict[str, AnnotationTask]) -> Iterator[tuple[str, SavedRanking | Skip]]:
     record = _ArgillaRecord.model_validate(item)
     task = _task(record.id, known, "id")
     options = _options(task)
@@ -211,7 +213,7 @@ def _argilla_rows(item: Any, known: dict[str, Task]) -> Iterator[tuple[str, Save
             yield key, _saved(key, task, [ranks[rank] for rank in sorted(ranks)], given.user_id)
 
 
-def _label_studio_rows(item: Any, known: dict[str, Task]) -> Iterator[tuple[str, SavedRanking | Skip]]:
+def _label_studio_rows(item: Any, known: dict[str, AnnotationTask]) -> Iterator[tuple[str, SavedRanking | Skip]]:
     found = _LabelStudioTask.model_validate(item)
     task = _task(found.data.prompt_id, known, "data.prompt_id")
     texts = {answer.id: answer.text for answer in task.answers}
@@ -232,13 +234,15 @@ def _label_studio_rows(item: Any, known: dict[str, Task]) -> Iterator[tuple[str,
         yield key, _saved(key, task, [[name] for name in order], given.completed_by, given.lead_time)
 
 
-def _task(prompt_id: str, known: dict[str, Task], key: str) -> Task:
+def _task(prompt_id: str, known: dict[str, AnnotationTask], key: str) -> AnnotationTask:
     if prompt_id not in known:
         raise ValueError(f"{key}: unknown prompt {prompt_id!r}")
     return known[prompt_id]
 
 
-def _saved(key: str, task: Task, tiers: list[list[str]], name: str, seconds: float | None = None) -> SavedRanking:
+def _saved(
+    key: str, task: AnnotationTask, tiers: list[list[str]], name: str, seconds: float | None = None
+) -> SavedRanking:
     """Return an order as a ranking. Raises `ValueError` for one that is none."""
     if not tiers:
         raise ValueError(f"{key}: no answer is ranked")

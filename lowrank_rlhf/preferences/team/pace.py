@@ -5,7 +5,7 @@ from datetime import date
 from typing import NamedTuple
 
 
-class Pace(NamedTuple):
+class DeadlinePace(NamedTuple):
     """Prompts left until a deadline, and days left with today; none after the deadline."""
 
     left: int
@@ -18,8 +18,8 @@ class Pace(NamedTuple):
         return math.ceil(self.left / self.days) if self.days else 0
 
 
-def pace_until(deadline: date | None, left: int, today: date | None = None) -> Pace | None:
+def pace_until(deadline: date | None, left: int, today: date | None = None) -> DeadlinePace | None:
     """Return the pace for what is left; None without a deadline or with nothing left."""
     if deadline is None or left <= 0:
         return None
-    return Pace(left, max(0, (deadline - (today or date.today())).days + 1), deadline)
+    return DeadlinePace(left, max(0, (deadline - (today or date.today())).days + 1), deadline)

@@ -129,7 +129,6 @@ class RewardResult(StageResult):
     """Accuracy on the answers of each round, from the second round on."""
     head_l2: float | None = None
     annotator_weights: dict[str, float] | None = None
-    """By `reward.annotator_weights: reliability`; their mean over the comparisons is 1."""
     member_accuracies: tuple[float, ...] = ()
     """Accuracy of each of several members on the held-out pairs."""
     score_spread: float | None = None
