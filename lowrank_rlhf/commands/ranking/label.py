@@ -239,7 +239,8 @@ def _print_result(result: dict[str, Any]) -> None:
             of = f"{right} of {pairs} pairs of {counted(row['attention_checks'], 'attention check')}"
             echo(f"{visible(row['annotator'])} ordered {of} as expected")
         if row.get("unread"):
-            echo(f"{visible(row['annotator'])} never scrolled a long answer to its end in {row['unread']} rankings")
+            of = counted(row["unread"], "ranking")
+            echo(f"{of} by {visible(row['annotator'])} with a long answer not scrolled to its end")
         for sign in row.get("signs", ()):
             shares = {"pattern": row["most_frequent_pattern"], "place": row["most_frequent_place"]}
             why = SIGNS[sign].format(**{name: _percent(share) for name, share in shares.items()})
