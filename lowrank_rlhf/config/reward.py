@@ -39,6 +39,9 @@ class RewardConfig(Section):
     """With `combine: mean_minus_std`: weight of the members' standard deviation."""
     epochs: Annotated[int, Field(ge=0)] = 1
     """Passes over the ranked prompts; 0 keeps the SFT adapter and trains only the head."""
+    annotator_weights: Literal["equal", "reliability"] = "equal"
+    """Weight of each annotator's comparisons in the loss. `reliability` estimates how often an annotator orders a pair
+    rightly from prompts that several ranked; it requires three of them and the package crowd-kit."""
     batch_size: Count = 8
     """Ranked prompts per optimiser step."""
     learning_rate: Rate = 1e-4
@@ -55,6 +58,9 @@ class RewardConfig(Section):
         if self.margin and self.loss != "pairwise":
             text = f"margin ({self.margin:g}) requires `loss: pairwise`; {self.loss} ignores it"
             yield Conflict(("margin", "loss"), text)
+        if self.annotator_weights != "equal" and self.loss != "pairwise":
+            text = f"`annotator_weights: {self.annotator_weights}` requires `loss: pairwise`, not {self.loss}"
+            yield Conflict(("annotator_weights", "loss"), text)
         if self.length != "ignore" and not self.fit_head_first:
             text = f"`length: {self.length}` is an input of the fitted head and requires `fit_head_first: true`"
             yield Conflict(("length", "fit_head_first"), text)

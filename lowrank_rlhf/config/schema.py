@@ -1,6 +1,7 @@
 """Settings of a run with defaults and descriptions: the single source of help, schema and docs."""
 
 from collections.abc import Iterator
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -123,13 +124,18 @@ class RankConfig(Section):
     guidelines: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
     """With `source: human`, guidelines for annotators in Markdown, shown beside the prompts. Each ranking names the
     version that its annotator was shown."""
+    quota: Count | None = None
+    """With `source: human`, number of prompts for each annotator; who has ranked as many is shown no more."""
+    deadline: date | None = None
+    """With `source: human`, last day for ranking, as YYYY-MM-DD: page and terminal show the pace until then."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield `dataset` without `source: dataset`, or the reverse, and guidelines that nobody would see."""
+        """Yield `dataset` without `source: dataset`, or the reverse, and settings that only people need."""
         if (self.source == "dataset") != (self.dataset is not None):
             yield Conflict(("dataset", "source"), "`dataset` and `source: dataset` must be set together")
-        if self.guidelines is not None and self.source != "human":
-            yield Conflict(("guidelines", "source"), "`guidelines` has no effect without `source: human`; remove it")
+        for name in ("guidelines", "quota", "deadline"):
+            if getattr(self, name) is not None and self.source != "human":
+                yield Conflict((name, "source"), f"`{name}` has no effect without `source: human`; remove it")
 
 
 class Config(Section):

@@ -28,13 +28,18 @@ def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, clip_range
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
-def pairwise_loss(chosen: Tensor, rejected: Tensor, margins: Tensor | float = 0.0) -> Tensor:
+def pairwise_loss(
+    chosen: Tensor, rejected: Tensor, margins: Tensor | float = 0.0, weights: Tensor | None = None
+) -> Tensor:
     """Return -log sigmoid(r_chosen - r_rejected - margin), the mean over the pairs of a prompt: (P,), (P,) -> ().
+
+    `weights`, (P,), multiply the pairs' losses; they are not normalised.
 
     Bradley-Terry with all pairs of a prompt as one element, divided by their number (InstructGPT, eq. 1);
     the margin is Llama 2's (arXiv 2307.09288, eq. 2).
     """
-    return -logsigmoid(chosen - rejected - margins).mean()
+    losses = -logsigmoid(chosen - rejected - margins)  # (P,)
+    return (losses if weights is None else weights * losses).mean()
 
 
 def plackett_luce_loss(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:

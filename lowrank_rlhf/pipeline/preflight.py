@@ -11,6 +11,7 @@ from lowrank_rlhf.data.readers.sources import resolve
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.preferences.judges.loading import ENDPOINT, load_judge
 from lowrank_rlhf.preferences.rewards.loading import load_function
+from lowrank_rlhf.preferences.team.reliability import reliability_problem
 from lowrank_rlhf.run import launcher
 from lowrank_rlhf.run.tracking import tracking_problem
 from lowrank_rlhf.sources.checks import BadModel, check_folder
@@ -25,11 +26,11 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 def problems(config: Config) -> list[tuple[Key, str]]:
     """Return key and message of each problem found.
 
-    Covers missing data, adapters and trackers, judges that cannot be loaded, truncated weights and missing layers of
+    Covers missing data, adapters and packages, judges that cannot be loaded, truncated weights and missing layers of
     a local model, and chat templates that are missing there or fail. A user's judge or reward is imported, as in the
     run; no data is read.
     """
-    tracker = tracking_problem(config)
+    tracker, weights = tracking_problem(config), reliability_problem(config)
     return [
         *_data_problems(config),
         *_weight_problems(config),
@@ -40,6 +41,7 @@ def problems(config: Config) -> list[tuple[Key, str]]:
         *_template_problems(config),
         *_sharing_problems(config),
         *([(("tracking",), tracker)] if tracker else []),
+        *([(("reward", "annotator_weights"), weights)] if weights else []),
     ]
 
 

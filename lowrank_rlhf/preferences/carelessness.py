@@ -50,7 +50,8 @@ class AnnotatorCheck(NamedTuple):
     """One annotator's rankings: their pace, their agreement with others, and signs that they carry no judgement.
 
     `pattern`: largest share of the rankings with the same places on the screen, best to worst; None without an order.
-    `place`: largest share whose single best answer was at one place; None without such answers.
+    `place`: largest share whose single best answer was at one place; None without such answers. `unread`: rankings with
+    a long answer that was never scrolled to its end.
     """
 
     annotator: str
@@ -60,6 +61,7 @@ class AnnotatorCheck(NamedTuple):
     place: float | None
     agreement: SameOrder | None
     attention: Attention | None
+    unread: int
     signs: tuple[Sign, ...]
 
 
@@ -121,6 +123,7 @@ def _check(
         place=_largest_share(places),
         agreement=in_all(shared),
         attention=attention,
+        unread=sum(bool(ranking.unread) for ranking in rankings),
         signs=tuple(sign for sign, shown in signs.items() if shown),
     )
 

@@ -8,7 +8,7 @@ from lowrank_rlhf.preferences.contents import Contents, Pair, Text, answer_field
 from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.run.records import Ranking, Record
 
-VERSION = 3  # 2: `partial` and `written` of a ranking. 3: its `guidelines`; guidelines, checks, decisions
+VERSION = 4  # 2: `partial` and `written` of a ranking. 3: its `guidelines`; guidelines, checks, decisions. 4: `unread`
 
 
 class Header(Record):

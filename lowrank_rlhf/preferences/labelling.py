@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 
-from lowrank_rlhf.errors import UserError, visible
+from lowrank_rlhf.errors import Fault, UserError, visible
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.records import Ranking
 
@@ -235,5 +235,6 @@ def draft_of(ranking: Ranking, item: Item, may_stop: bool = False) -> Draft:
 def annotator_name(name: str) -> str:
     """Return an annotator's name without spaces around it. Raises `UserError` for an invalid name."""
     if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
-        raise UserError(f"not a valid name: {visible(name)!r}. Use 1 to {LONGEST_NAME} printable characters")
+        text = "not a valid name: {name!r}. Use 1 to {longest} printable characters"
+        raise UserError(Fault("invalid_name", text, name=visible(name), longest=LONGEST_NAME))
     return name.strip()

@@ -16,6 +16,7 @@ from lowrank_rlhf.preferences.expand import compare
 from lowrank_rlhf.preferences.project import Project
 from lowrank_rlhf.preferences.reward_tests import RewardTest
 from lowrank_rlhf.preferences.team.checks import attention
+from lowrank_rlhf.preferences.team.pace import DeadlinePace, pace_until
 
 GENERAL = 2000
 """Comparisons below which a general reward model is near chance (Gao et al. 2022, "Scaling laws for reward model
@@ -29,7 +30,9 @@ class RankingProgress(NamedTuple):
 
     Attention checks count like the others. `needed` has all that are shown, until `enough` of the prompts to learn from
     are ranked, and then no more than are ranked.
-    `seconds_left` is the time until enough prompts are ranked or none is left; None without a pace yet.
+    `seconds_left` is the time until enough prompts are ranked, none is left, or the quota is reached; None without a
+    pace yet. `own_left` is the number of prompts until the annotator's quota, None without one, and `pace` the one that
+    the deadline requires: the annotator's with a quota, else that of all together.
     """
 
     prompts: int
@@ -40,6 +43,8 @@ class RankingProgress(NamedTuple):
     skipped: int
     seconds_each: float | None
     seconds_left: float | None
+    own_left: int | None
+    pace: DeadlinePace | None
 
 
 class Overview(NamedTuple):
@@ -75,6 +80,9 @@ def ranking_progress(project: Project, annotator: str) -> RankingProgress:
     seconds = project.store.latest_seconds(annotator, PACE_OF)
     each = median(seconds) if seconds else None
     left = max(0, needed - counts.ranked_by_anyone) or counts.prompts - counts.ranked - counts.skipped
+    own_left, pace = project.own_left(annotator), project.pace
+    if own_left is not None and project.settings:
+        left, pace = min(left, own_left), pace_until(project.settings.deadline, own_left)
     return RankingProgress(
         prompts=counts.prompts,
         needed=needed,
@@ -84,6 +92,8 @@ def ranking_progress(project: Project, annotator: str) -> RankingProgress:
         skipped=counts.skipped,
         seconds_each=each,
         seconds_left=None if each is None else each * left,
+        own_left=own_left,
+        pace=pace,
     )
 
 

@@ -15,6 +15,7 @@ from lowrank_rlhf.preferences.queue import AssignmentRules
 from lowrank_rlhf.preferences.reward_tests import RewardTest, reward_tests
 from lowrank_rlhf.preferences.store import AnnotationCounts, AnnotationStore, Item
 from lowrank_rlhf.preferences.team.guidelines import Guidelines, version_of
+from lowrank_rlhf.preferences.team.pace import DeadlinePace, pace_until
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.records import Prompt, Ranking, read_jsonl
 from lowrank_rlhf.run.results.rounds import prefix
@@ -96,6 +97,11 @@ class Project:
         return self.need.prompts
 
     @property
+    def pace(self) -> DeadlinePace | None:
+        """Pace until the deadline for all annotators together; None without a deadline or with enough rankings."""
+        return pace_until(self.settings.deadline, self.needed - self.store.ranked_prompts()) if self.settings else None
+
+    @property
     def next_command(self) -> str:
         """Command for when enough prompts are ranked: resume the run, or export the rankings."""
         if self.settings is None:
@@ -132,9 +138,17 @@ class Project:
             self.store.add_guidelines(current)
         return current
 
+    def own_left(self, annotator: str) -> int | None:
+        """Return the number of prompts until the annotator's quota; None without one."""
+        quota = self.settings.quota if self.settings else None
+        return None if quota is None else max(0, quota - self.counts(annotator).ranked)
+
     def next_item(self, annotator: str) -> Item | None:
-        """Return this annotator's next item by the run's settings."""
+        """Return this annotator's next item by the run's settings; None also once the quota is reached."""
         settings = self.settings or RankConfig()
+        if self.own_left(annotator) == 0:
+            self.store.release(annotator)
+            return None
         return self.store.next_item(annotator, AssignmentRules(settings.shared, settings.repeated, settings.checks))
 
 

@@ -14,6 +14,45 @@ from lowrank_rlhf.run.files import read_lines
 _KIND, _STAGE = "measured", "reward"
 
 
+class CurvePoint(BaseModel):
+    """Accuracy of reward heads fitted to so many ranked prompts, with its 95 % interval."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompts: NonNegativeInt
+    accuracy: float
+    interval: tuple[float, float]
+
+
+class LearningCurve(BaseModel):
+    """Accuracy of the reward head by number of training prompts, and the gain to expect from `more` ranked ones."""
+
+    model_config = ConfigDict(frozen=True)
+
+    points: tuple[CurvePoint, ...]
+    more: NonNegativeInt
+    gain: float
+    gain_interval: tuple[float, float]
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Number of further rankings, and the gain in points with its interval, for sentences."""
+        gain, low, high = (f"{100 * share:.1f}" for share in (self.gain, *self.gain_interval))
+        return {"more": str(self.more), "gain": gain, "low": low, "high": high}
+
+    @property
+    def shown(self) -> bool:
+        """True if the gain is shown to be more than none."""
+        return self.gain_interval[0] > 0
+
+    def in_words(self) -> str:
+        """Return the gain as a sentence for the terminal, without a full stop."""
+        doubt = "" if self.shown else ", not shown to be more than none"
+        return "{more} more rankings would gain about {gain} points ({low} to {high}){doubt}".format(
+            **self.values, doubt=doubt
+        )
+
+
 class RewardTest(BaseModel):
     """Test of one reward model on held-out comparisons."""
 
@@ -29,6 +68,8 @@ class RewardTest(BaseModel):
     interval: tuple[float, float]
     weakness: Weakness | None
     """Verdict of the test."""
+    curve: LearningCurve | None = None
+    """None if no head was fitted, and in events of older versions."""
 
     @model_validator(mode="before")
     @classmethod
@@ -45,7 +86,7 @@ class RewardTest(BaseModel):
 
 def record_reward_test(run_dir: RunDir, test: RewardTest) -> None:
     """Append the test to the events, which survive a redone stage: accuracy can be plotted over rankings."""
-    run_dir.event(_KIND, stage=_STAGE, **test.model_dump())
+    run_dir.event(_KIND, stage=_STAGE, **test.model_dump(exclude=None if test.curve else {"curve"}))
 
 
 def reward_tests(run: Path) -> tuple[RewardTest, ...]:

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from lowrank_rlhf.errors import CannotFit, UserError
+from lowrank_rlhf.errors import CannotFit, Fault, UserError
 from lowrank_rlhf.preferences.contents import Contents, SavedRanking, Skip
 from lowrank_rlhf.preferences.import_file import FileRow, refuse
 from lowrank_rlhf.preferences.import_plan import ImportPlan, plan_import
@@ -84,7 +84,8 @@ class AnnotationStore:
             answers[sample.prompt_id].append(sample)
         items = {prompt.id: prompt for prompt in prompts}
         if unknown := answers.keys() - items.keys():
-            raise UserError(f"{self.path}: answers to an unknown prompt: {min(unknown)!r}")
+            text = "{path}: answers to an unknown prompt: {prompt!r}"
+            raise UserError(Fault("unknown_prompt", text, path=self.path, prompt=min(unknown)))
         with self.transaction(write=True) as database:
             for prompt in items.values():
                 if len(answers[prompt.id]) > 1:
@@ -270,16 +271,17 @@ class AnnotationStore:
                 database.execute("COMMIT")  # closing without it rolls back
                 fault_points.point("annotations: committed")
         except RowError as error:
-            raise UserError(f"{self.path}: {error}") from None
+            raise UserError(Fault("store", "{path}: {reason}", path=self.path, reason=error.fault)) from None
         except sqlite3.IntegrityError:
             raise  # a bug, not a user error
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode & 0xFF in _DISK:
-                raise CannotFit(
-                    f"{self.path}: {error}; everything saved before is safe. "
+                text = (
+                    "{path}: {reason}; everything saved before is safe. "
                     "Free disk space or make the file writable, then retry"
-                ) from error
-            raise UserError(f"{self.path}: {error}") from error
+                )
+                raise CannotFit(Fault("store_disk", text, path=self.path, reason=str(error))) from error
+            raise UserError(Fault("store", "{path}: {reason}", path=self.path, reason=str(error))) from error
 
     def _enable_wal(self) -> None:
         """Turn on write-ahead logging, so that readers do not wait for a writer; the file remembers it.

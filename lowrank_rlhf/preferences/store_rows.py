@@ -4,6 +4,7 @@ import json
 import sqlite3
 from collections import defaultdict
 
+from lowrank_rlhf.errors import Fault
 from lowrank_rlhf.preferences import queue
 from lowrank_rlhf.preferences.contents import AttentionCheck, Contents, SavedRanking, Skip
 from lowrank_rlhf.preferences.import_plan import ImportPlan
@@ -13,6 +14,10 @@ from lowrank_rlhf.run.records import Prompt, Ranking, Record, Sample
 
 class RowError(Exception):
     """A row that contradicts the store; `AnnotationStore` adds the file's path."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault)
+        self.fault = fault
 
 
 class Item(Record):
@@ -33,7 +38,7 @@ def read_item(database: sqlite3.Connection, prompt_id: str) -> Item:
     """Return a prompt with its answers in the store's order. Raises `RowError` for an unknown id."""
     row = database.execute("SELECT record FROM prompts WHERE id = ?", (prompt_id,)).fetchone()
     if row is None:
-        raise RowError(f"no prompt {prompt_id!r}")
+        raise RowError(Fault("no_prompt", "no prompt {prompt!r}", prompt=prompt_id))
     rows = database.execute("SELECT record FROM samples WHERE prompt_id = ? ORDER BY position", (prompt_id,))
     answers = tuple(Sample.model_validate_json(record) for (record,) in rows)
     return Item(prompt=Prompt.model_validate_json(row[0]), answers=answers)
@@ -44,10 +49,11 @@ def add_item(database: sqlite3.Connection, item: Item) -> None:
     prompt = item.prompt
     if database.execute("SELECT 1 FROM prompts WHERE id = ?", (prompt.id,)).fetchone():
         if read_item(database, prompt.id) != item:
-            raise RowError(
-                f"prompt {prompt.id!r} is in the store with another text or other answers; "
+            text = (
+                "prompt {prompt!r} is in the store with another text or other answers; "
                 "export its rankings and start a new file"
             )
+            raise RowError(Fault("other_texts", text, prompt=prompt.id))
         return
     database.execute(
         "INSERT INTO prompts (id, record, shared_chance) VALUES (?, ?, ?)",
@@ -55,7 +61,7 @@ def add_item(database: sqlite3.Connection, item: Item) -> None:
     )
     for answer in item.answers:
         if database.execute("SELECT 1 FROM samples WHERE id = ?", (answer.id,)).fetchone():
-            raise RowError(f"two answers have the id {answer.id!r}")
+            raise RowError(Fault("two_answers", "two answers have the id {answer!r}", answer=answer.id))
         database.execute(
             "INSERT INTO samples (id, prompt_id, record) VALUES (?, ?, ?)",
             (answer.id, prompt.id, answer.model_dump_json()),
@@ -67,7 +73,8 @@ def check_ids(database: sqlite3.Connection, ranking: Ranking) -> None:
     known = set(read_item(database, ranking.prompt_id).shown)
     named = {sample for tier in ranking.tiers for sample in tier} | set(ranking.shown)
     if unknown := named - known:
-        raise RowError(f"prompt {ranking.prompt_id!r} has no answer {min(unknown)!r}")
+        text = "prompt {prompt!r} has no answer {answer!r}"
+        raise RowError(Fault("no_answer", text, prompt=ranking.prompt_id, answer=min(unknown)))
 
 
 def ranked_by_anyone(database: sqlite3.Connection, prompt_id: str) -> bool:

@@ -3,11 +3,11 @@
 import sqlite3
 from pathlib import Path
 
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.preferences.queue import chance
 
 APPLICATION_ID = 0x4C524C46  # "LRLF" in the file's header marks our databases
-VERSION = 4
+VERSION = 5
 
 _FIRST = (
     "CREATE TABLE prompts (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)",
@@ -60,6 +60,7 @@ _LATER = {
         # Rankings by the run's owner that replace those of the annotators for training.
         "CREATE TABLE decisions (prompt_id TEXT PRIMARY KEY REFERENCES prompts(id), record TEXT NOT NULL)",
     ),
+    5: (),  # rankings may have `unread`, which older versions do not know
 }
 
 
@@ -74,10 +75,11 @@ def create_or_upgrade(database: sqlite3.Connection, path: Path) -> None:
         version = 1
     else:
         if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise UserError(f"{path}: an SQLite database, but not an annotation store")
+            raise UserError(Fault("no_store", "{path}: an SQLite database, but not an annotation store", path=path))
         version = int(database.execute("PRAGMA user_version").fetchone()[0])
         if version > VERSION:
-            raise UserError(f"{path}: written by a newer version (schema {version}); update lowrank_rlhf")
+            text = "{path}: written by a newer version (schema {version}); update lowrank_rlhf"
+            raise UserError(Fault("newer_store", text, path=path, version=version))
     database.create_function("chance", 2, chance, deterministic=True)
     for number in range(version + 1, VERSION + 1):
         for statement in _LATER[number]:

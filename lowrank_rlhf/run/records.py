@@ -81,6 +81,8 @@ class Ranking(Record):
     """Better answer written by the annotator."""
     guidelines: str | None = None
     """Version of the guidelines that the annotator was shown."""
+    unread: tuple[str, ...] = ()
+    """Sample ids of long answers that the annotator never scrolled to the end; empty if it was not observed."""
 
     @property
     def named_tiers(self) -> tuple[tuple[str, ...], ...]:

@@ -69,7 +69,7 @@ PACE = frozenset(
     for name in (
         *("endpoint.requests_per_minute", "endpoint.timeout_seconds", "endpoint.max_attempts"),
         *("endpoint.api_key_variable", "shared", "repeated"),
-        *("minimum_rankings", "checks", "guidelines"),
+        *("minimum_rankings", "checks", "guidelines", "quota", "deadline"),
     )
 )
 _PACE_OF_REWARD = ("timeout_seconds", "max_requests")

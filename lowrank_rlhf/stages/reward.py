@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from lowrank_rlhf.config.schema import Config, RewardConfig
+from lowrank_rlhf.errors import visible
+from lowrank_rlhf.evaluation.learning_curve import learning_curve
 from lowrank_rlhf.evaluation.match import finite_scores, pack_answers
 from lowrank_rlhf.evaluation.prompt_audit import audit_in_words, audit_prompts
 from lowrank_rlhf.evaluation.reward_metrics import (
@@ -31,17 +33,18 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import require_finite
 from lowrank_rlhf.models.shared_prompts import answer_features
 from lowrank_rlhf.models.storage import save_role
-from lowrank_rlhf.preferences.reward_tests import RewardTest, record_reward_test
+from lowrank_rlhf.preferences.reward_tests import LearningCurve, RewardTest, record_reward_test
+from lowrank_rlhf.preferences.team.reliability import annotator_weights
 from lowrank_rlhf.run.checkpoints import latest_checkpoint
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_json_atomic
 from lowrank_rlhf.run.progress import Progress, StopRequest
-from lowrank_rlhf.run.records import Prompt
+from lowrank_rlhf.run.records import Comparison, Prompt
 from lowrank_rlhf.run.results import Claim, RewardResult, ScoresOf, ScoreStatistics
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import SCALE_PROMPTS
 from lowrank_rlhf.training.prompts import first_fitting, max_prompt_tokens
-from lowrank_rlhf.training.reward_data import Group, bootstrapped, read_groups, split_groups, split_scores
+from lowrank_rlhf.training.reward_data import Group, bootstrapped, every_round, read_groups, split_groups, split_scores
 from lowrank_rlhf.training.rewards.ensemble import Ensemble, common_scale
 from lowrank_rlhf.training.rewards.reward_head import HeadFit, fit_head, with_length
 from lowrank_rlhf.training.rewards.reward_training import train_adapter
@@ -56,7 +59,8 @@ def run(session: Session) -> RewardResult:
     """
     config, settings, roles, run_dir = session.config, session.config.reward, session.load_roles(), session.run_dir
     work, before = session.work("reward"), roles.base.checksum()
-    groups, note = read_groups(roles.base, run_dir, config.model.max_length)
+    weights = _annotator_weights(settings, run_dir, session.progress)
+    groups, note = read_groups(roles.base, run_dir, config.model.max_length, weights)
     if note:
         session.progress.say(f"  {note}")
     train, held_out = split_groups(groups, settings.held_out, session.seed("reward", "split"))
@@ -67,7 +71,7 @@ def run(session: Session) -> RewardResult:
     roles.copy(Role.POLICY, Role.REWARD)
     roles.new_head(Role.REWARD, torch.Generator().manual_seed(session.seed("reward", "head")))
     others = checksums(roles, [Role.POLICY, Role.REFERENCE])
-    scores, fit = _train_and_score(config, roles, train, held_out, run_dir, session.progress, session.stop)
+    scores, fit, curve = _train_and_score(config, roles, train, held_out, run_dir, session.progress, session.stop)
     scale = fit.scale(settings)
     ranked_are_sft = config.rank.source != "dataset" and run_dir.number == 1
     prompts = None if ranked_are_sft else session.prompts.training
@@ -79,7 +83,7 @@ def run(session: Session) -> RewardResult:
     of_held_out = scores[len(train) :]
     bootstrap = config.evaluate.bootstrap_samples, session.seed("bootstrap")
     figures = held_out_accuracy(held_out, of_held_out, *bootstrap)
-    _report_accuracy(figures, len(train), ranked_earlier(run_dir, groups), run_dir, session.progress)
+    _report_accuracy(figures, len(train), ranked_earlier(run_dir, groups), curve, run_dir, session.progress)
     audit = audit_prompts(roles, held_out, of_held_out, scale, *bootstrap, session.progress)
     session.progress.say(f"  {audit_in_words(audit)}")
     found = weakness(figures)
@@ -107,7 +111,7 @@ def run(session: Session) -> RewardResult:
             _reload_claim(roles, folder, held_out[:4], scale),
             *weights_unchanged(roles, "the reward stage", before, others),
         ),
-    ).model_copy(update=rounds | by_member)
+    ).model_copy(update=rounds | by_member | ({"annotator_weights": weights} if weights else {}))
 
 
 def _train_and_score(
@@ -118,13 +122,13 @@ def _train_and_score(
     run_dir: RunDir,
     progress: Progress,
     stop: StopRequest,
-) -> tuple[list[Tensor], HeadFit]:
-    """Fit the head and train the adapter; return each group's scores, and the head's record.
+) -> tuple[list[Tensor], HeadFit, LearningCurve | None]:
+    """Fit the head and train the adapter; return each group's scores, the head's record, and its learning curve.
 
     Training groups come first. The scores are (K,), and (K, M) of M > 1 members.
     """
     settings, every, work = config.reward, [*train, *held_out], run_dir.work("reward")
-    features, fit = None, HeadFit.saved(work)
+    features, fit, curve = None, HeadFit.saved(work), None
     if settings.fit_head_first and not latest_checkpoint(work):  # otherwise it was fitted before
         features = _features(roles, every, settings.pooling, progress)
         weight, fit = fit_head(train, features[: len(train)], settings, derive_seed(config.seed, "reward", "folds"))
@@ -132,25 +136,47 @@ def _train_and_score(
             roles.heads[Role.REWARD].weight.copy_(weight)
         fit.save(work)
         progress.say(f"  {fit.in_words(settings)}")
+        same = settings.model_copy(update={"head_l2": fit.l2})
+        seed, samples = derive_seed(config.seed, "reward", "curve"), config.evaluate.bootstrap_samples
+        curve = learning_curve(train, held_out, features, same, seed, samples)
     if settings.epochs:
         train_adapter(
             settings, config.seed, roles, train, fit.training_scale(settings.pooling), run_dir, progress, stop
         )
     scale = fit.scale(settings)
     if features is None or settings.epochs:
-        return raw_scores(roles, every, scale), fit
+        return raw_scores(roles, every, scale), fit, curve
     # The adapter has not changed since the features were read.
     heads = roles.heads[Role.REWARD].weight.cpu()  # (M, h)
     head = torch.cat([heads, torch.full((len(heads), 1), scale.length)], 1).squeeze(0).t()  # (h + 1,), or (h + 1, M)
-    return [with_length(group, own) @ head for group, own in zip(every, features, strict=True)], fit
+    return [with_length(group, own) @ head for group, own in zip(every, features, strict=True)], fit, curve
 
 
-def _report_accuracy(figures: HeldOutAccuracy, prompts: int, earlier: int, run_dir: RunDir, progress: Progress) -> None:
-    """Print the accuracy, and record it in the run's events."""
+def _annotator_weights(settings: RewardConfig, run_dir: RunDir, progress: Progress) -> dict[str, float] | None:
+    """Return and print the weight of each annotator; None if all are equal by the settings."""
+    if settings.annotator_weights == "equal":
+        return None
+    weights = annotator_weights(every_round(run_dir, "comparisons.jsonl", Comparison))
+    shown = ", ".join(f"{visible(name)} {weight:.2f}" for name, weight in weights.items())
+    progress.say(f"  weights of the annotators by reliability: {shown}")
+    return weights
+
+
+def _report_accuracy(
+    figures: HeldOutAccuracy,
+    prompts: int,
+    earlier: int,
+    curve: LearningCurve | None,
+    run_dir: RunDir,
+    progress: Progress,
+) -> None:
+    """Print the accuracy and what further rankings would gain, and record both in the run's events."""
     progress.say(f"  {accuracy_in_words(figures)}")
+    if curve:
+        progress.say(f"  {curve.in_words()}")
     test = RewardTest(
         prompts=prompts, held_out=figures.prompts_held_out, earlier=earlier, accuracy=figures.accuracy,
-        interval=figures.accuracy_interval, weakness=weakness(figures),
+        interval=figures.accuracy_interval, weakness=weakness(figures), curve=curve,
     )  # fmt: skip
     record_reward_test(run_dir, test)
 

@@ -2,8 +2,9 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class Group:
     """(better, worse, tiers between them), from every annotator."""
     rankings: list[list[list[int]]]
     """Each annotator's tiers, best first."""
+    weights: tuple[float, ...] = ()
+    """Weight of each pair in the loss; empty if all are 1."""
     counts: tuple[int, ...] = (1,)
     """Times that the prompt is in each reward member's training data: see `bootstrapped`."""
 
@@ -64,19 +67,26 @@ def about_reward(adapter: Path) -> dict[str, Any]:
     return about
 
 
-def read_groups(base: Base, run_dir: RunDir, max_length: int) -> tuple[list[Group], str | None]:
+def every_round(run_dir: RunDir, name: str, record: type[R]) -> Iterator[R]:
+    """Yield the records of a file of all rounds up to this folder's."""
+    for each in run_dir.up_to_this:
+        yield from read_jsonl(each.artifact(name), record)
+
+
+def read_groups(
+    base: Base, run_dir: RunDir, max_length: int, weights: Mapping[str, float] | None = None
+) -> tuple[list[Group], str | None]:
     """Return the comparisons of all rounds up to this folder's as `make_groups` does.
 
     A prompt that several rounds ranked is one group, so that it is never in training and test.
     """
-
-    def every(name: str, record: type[R]) -> Iterator[R]:
-        for each in run_dir.up_to_this:
-            yield from read_jsonl(each.artifact(name), record)
-
-    prompts = {prompt.id: prompt for prompt in every("prompts.jsonl", Prompt)}
-    answers, pairs = every("answers.jsonl", Sample), every("comparisons.jsonl", Comparison)
-    return make_groups(base, max_length, prompts.values(), answers, pairs, every("rankings.jsonl", Ranking))
+    prompts = {prompt.id: prompt for prompt in every_round(run_dir, "prompts.jsonl", Prompt)}
+    answers, pairs = (
+        every_round(run_dir, "answers.jsonl", Sample),
+        every_round(run_dir, "comparisons.jsonl", Comparison),
+    )
+    orders = every_round(run_dir, "rankings.jsonl", Ranking)
+    return make_groups(base, max_length, prompts.values(), answers, pairs, orders, weights)
 
 
 def make_groups(
@@ -86,10 +96,11 @@ def make_groups(
     samples: Iterable[Sample],
     pairs: Iterable[Comparison],
     orders: Iterable[Ranking],
+    weights: Mapping[str, float] | None = None,
 ) -> tuple[list[Group], str | None]:
     """Return the comparisons by prompt, cut to `model.max_length`, and a note if anything was cut or skipped.
 
-    Comparisons of answers that differ only after the cut are left out.
+    Comparisons of answers that differ only after the cut are left out. `weights` are the annotators'; 1 by default.
     """
     answers = {sample.id: sample for sample in samples}
     comparisons, rankings = defaultdict(list), defaultdict(list)
@@ -106,7 +117,7 @@ def make_groups(
         if longest < SHORTEST_ANSWER:
             dropped += 1
             continue
-        group = _group(base, prompt.id, tokens, answers, comparisons[prompt.id], rankings[prompt.id])
+        group = _group(base, prompt.id, tokens, answers, comparisons[prompt.id], rankings[prompt.id], weights)
         cut += sum(len(answer) > longest for answer in group.answers)
         group, equal = without_equal_answers(_cut_with_lengths(base, group, longest), longest)
         same += equal
@@ -123,6 +134,7 @@ def _group(
     answers: dict[str, Sample],
     comparisons: Sequence[Comparison],
     rankings: Sequence[Ranking],
+    weights: Mapping[str, float] | None,
 ) -> Group:
     ranked = sorted({sample for ranking in rankings for tier in ranking.tiers for sample in tier})
     index = {sample: i for i, sample in enumerate(ranked)}
@@ -135,6 +147,7 @@ def _group(
         lengths=[len(sample.text) for sample in samples],
         pairs=[(index[pair.chosen], index[pair.rejected], pair.tier_gap) for pair in comparisons],
         rankings=[[[index[sample] for sample in tier] for tier in ranking.tiers] for ranking in rankings],
+        weights=tuple(weights[pair.annotator] for pair in comparisons) if weights else (),
     )
 
 
@@ -156,7 +169,8 @@ def _cut_with_lengths(base: Base, group: Group, longest: int) -> Group:
 def without_equal_answers(group: Group, longest: int) -> tuple[Group, int]:
     """Return the group without pairs of equal answers, and their number. A ranking keeps the better of the two."""
     answers = group.answers
-    pairs = [pair for pair in group.pairs if not equal_after_cut(answers[pair[0]], answers[pair[1]], longest)]
+    kept = [not equal_after_cut(answers[better], answers[worse], longest) for better, worse, _ in group.pairs]
+    pairs, weights = list(compress(group.pairs, kept)), tuple(compress(group.weights, kept))
     if len(pairs) == len(group.pairs):
         return group, 0
     rankings = []
@@ -168,7 +182,7 @@ def without_equal_answers(group: Group, longest: int) -> tuple[Group, int]:
             above += [group.answers[index] for index in tier]
         rankings.append([tier for tier in tiers if tier])
     rankings = [ranking for ranking in rankings if len(ranking) > 1]
-    return replace(group, pairs=pairs, rankings=rankings), len(group.pairs) - len(pairs)
+    return replace(group, pairs=pairs, rankings=rankings, weights=weights), len(group.pairs) - len(pairs)
 
 
 def split_groups(groups: Sequence[Group], held_out: float, seed: int) -> tuple[list[Group], list[Group]]:
@@ -236,7 +250,8 @@ def group_loss(scores: Tensor, group: Group, loss: str, margin: float) -> Tensor
     if loss == "plackett_luce":
         return torch.stack([plackett_luce_loss(scores, tiers) for tiers in group.rankings]).mean()
     better, worse, gaps = (torch.tensor(column, device=scores.device) for column in zip(*group.pairs, strict=True))
-    return pairwise_loss(scores[better], scores[worse], margin * gaps)
+    weights = torch.tensor(group.weights, device=scores.device) if group.weights else None
+    return pairwise_loss(scores[better], scores[worse], margin * gaps, weights)
 
 
 def members_loss(scores: Tensor, group: Group, loss: str, margin: float) -> Tensor:

@@ -463,7 +463,8 @@ def test_clicks_and_drags(tmp_path: Path) -> None:
 
 
 def test_on_a_telephone_prompt_and_tools_stay_in_sight(tmp_path: Path) -> None:
-    a_run_with_answers(tmp_path, 2, tuple(f"{k} " + "a long answer " * 400 for k in range(4)))
+    """And rankings name the long answers that were never scrolled to their end, also after an undo."""
+    store = a_run_with_answers(tmp_path, 2, tuple(f"{k} " + "a long answer " * 400 for k in range(4)))
     with served(tmp_path) as (server, browser):
         ann = Person(browser, server.url, "ann", viewport={"width": 390, "height": 780})
         assert ann.page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -472,7 +473,7 @@ def test_on_a_telephone_prompt_and_tools_stay_in_sight(tmp_path: Path) -> None:
         assert ann.page.locator(".rk-below").count() == 4
         body.evaluate("node => node.scrollTo(0, node.scrollHeight)")
         ann.page.wait_for_function("document.querySelectorAll('.rk-below').length === 3")
-        ann.press("e")
+        ann.press("1", "Enter", "u", "Enter", "e")
         assert body.evaluate("node => node.scrollHeight <= node.clientHeight + 2")
         assert ann.page.locator(".rk-below").count() == 0
         ann.page.locator(".rk-expand").click()
@@ -483,3 +484,6 @@ def test_on_a_telephone_prompt_and_tools_stay_in_sight(tmp_path: Path) -> None:
             for part in (".rk-prompt", ".rk-save"):
                 box = ann.page.locator(part).bounding_box()
                 assert -1 <= box["y"] <= 780 - box["height"] + 1, (to, part, box)
+        ann.press("2", "Enter")
+    first, second = store.rankings()
+    assert (first.unread, second.unread) == (first.shown[1:], ())

@@ -16,7 +16,7 @@ from lowrank_rlhf.dashboard.ranking.markdown import tree
 from lowrank_rlhf.dashboard.ranking.screen import item_words
 from lowrank_rlhf.dashboard.ranking.session import ranking_handler, run_folder, sign
 from lowrank_rlhf.dashboard.ranking.text import LANGUAGES, language_of, nothing_to_rank_text, texts
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.preferences.overview import GENERAL, overview, ranking_progress
 from lowrank_rlhf.preferences.project import NothingToRank, open_project
 from lowrank_rlhf.preferences.reward_tests import reward_tests
@@ -182,7 +182,7 @@ def test_a_name_never_shows_the_answers_ids(ask) -> None:
 
 def test_progress_and_overview_by_hand(tmp_path: Path, store) -> None:
     project = open_project(tmp_path / "runs" / "people")
-    assert ranking_progress(project, "ann") == (3, 3, False, 0, 0, 0, None, None)
+    assert ranking_progress(project, "ann") == (3, 3, False, 0, 0, 0, None, None, None, None)
     for name, prompt, order, seconds in (("ann", 0, "0123", 10.0), ("bob", 0, "1023", 30.0), ("ann", 1, "32", 20.0)):
         tiers = tuple((f"p{prompt}-{k}",) for k in order)
         store.save(
@@ -195,7 +195,7 @@ def test_progress_and_overview_by_hand(tmp_path: Path, store) -> None:
             )
         )
     store.skip("ann", "p2")
-    assert ranking_progress(project, "ann") == (3, 3, False, 2, 2, 1, 15.0, 15.0)  # one more is needed
+    assert ranking_progress(project, "ann") == (3, 3, False, 2, 2, 1, 15.0, 15.0, None, None)  # one more is needed
     found = overview(project)
     assert (found.annotators, found.rankings, found.comparisons, found.written) == (2, 3, 13, 1)
     assert found.comparisons_per_prompt == 6.5
@@ -342,6 +342,21 @@ def test_a_ranking_names_the_guidelines_that_its_page_showed(tmp_path: Path, sto
     assert [ranking.guidelines for ranking in store.rankings()] == [version_of("Be *kind*."), version_of("Be brief.")]
 
 
+def test_a_ranking_names_the_long_answers_that_were_not_read(ask, store, tmp_path: Path) -> None:
+    """By their places on the screen; undone, the page knows the others as read. The owner sees the count."""
+    step = {"prompt_id": "p0", "done": 0, "keys": ["1"], "key": "\r"}
+    assert "disagree" in ask("key", **step, unread=[4])["error"]
+    ask("key", **step, unread=[3, 1])
+    (ranking,) = store.rankings()
+    assert ranking.unread == (ranking.shown[1], ranking.shown[3])
+    assert ask("key", key="u")["read"] == [0, 2]
+    ask("key", **step, unread=[0])
+    ask("key", **(step | {"prompt_id": "p1"}))
+    owner = ranking_handler(tmp_path / "runs", SECRET, owner=True)
+    figures = owner({"do": "figures", "badge": sign(SECRET, "people", "ann"), "language": "en"})["figures"]
+    assert figures[-1]["figure"].startswith("2 ranked  ·  0:00 each  ·  1 with a long answer not scrolled to its end")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -361,3 +376,34 @@ def test_code_and_html_of_guidelines_stay_text() -> None:
         {"tag": "pre", "inside": ["<i>\n"]},
         {"tag": "p", "inside": ["<script>x</script>"]},
     ]
+
+
+def test_the_owner_s_errors_are_in_the_page_s_language(tmp_path: Path, store) -> None:
+    page = ranking_handler(tmp_path / "runs", SECRET, owner=True)
+    asked = {"badge": sign(SECRET, "people", "ann"), "language": "zh"}
+    gone = page({"do": "renew", "prompt_id": "p9", **asked})["error"]
+    assert gone == f"{store.path}：没有提示词 'p9'"
+    nobody = page({"do": "decide", "prompt_id": "p0", "key": "1", **asked})["error"]
+    assert nobody == "还没有人给提示词 'p0' 的回答排序。请先在“排序”里排序"
+    assert page({"do": "open", "badge": sign(SECRET, "../x", "ann"), "language": "zh"})["error"].startswith(
+        "运行名称无效"
+    )
+    store.path.write_bytes(b"damaged" * 999)
+    assert page({"do": "open", **asked})["error"].startswith(f"{store.path}：")
+    assert page({"do": "decide", "prompt_id": "p0", "key": "1", **asked, "language": "en"})["error"].startswith(
+        f"{store.path}: "
+    )
+
+
+def test_the_button_to_resume_words_its_error(tmp_path: Path) -> None:
+    gr = pytest.importorskip("gradio")
+    from lowrank_rlhf.dashboard.tabs import rank
+
+    def locked(name: str) -> str:
+        raise UserError(Fault("run_not_found", "{run}: run not found", run=name))
+
+    with gr.Blocks() as blocks:
+        rank.build(tmp_path, gr.State("people"), gr.State("zh"), resume=locked)
+    (resume,) = [one.fn for one in blocks.fns.values() if one.fn and one.fn.__name__ == "continue_run"]
+    with pytest.raises(gr.Error, match="people：找不到这个运行"):
+        resume("people", "zh")

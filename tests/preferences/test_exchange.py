@@ -53,6 +53,7 @@ def rankings(draw: st.DrawFn, prompts: list[Prompt], answers: list[Sample]) -> R
         partial=len(set(levels)) > 1 and draw(st.booleans()),
         written=draw(st.none() | TEXT),
         guidelines=draw(st.sampled_from([None, version_of("Be kind.")])),
+        unread=draw(st.sampled_from([(), tuple(names[:1])])),
     )
 
 
@@ -180,13 +181,13 @@ def test_an_export_by_hand() -> None:
         ),
     )
     assert to_jsonl(contents).splitlines() == [
-        '{"kind": "header", "format": "lowrank_rlhf annotations", "version": 3}',
+        '{"kind": "header", "format": "lowrank_rlhf annotations", "version": 4}',
         '{"kind": "prompt", "id": "p0", "messages": [{"role": "user", "content": "Tell me 0 ☂"}], "held_out": false}',
         '{"kind": "answer", "id": "p0-0", "prompt_id": "p0", "text": "answer 0 to 0", "finished": true, '
         '"tokens": [0, 0]}',
         '{"kind": "ranking", "prompt_id": "p0", "tiers": [["p0-0"]], "annotator": "ann", "seconds": 1.5, '
         '"flags": ["unsure"], "shown": ["p0-0"], "partial": false, "written": null, '
-        '"guidelines": null, "withdrawn": true}',
+        '"guidelines": null, "unread": [], "withdrawn": true}',
     ]
 
 

@@ -82,7 +82,9 @@ def test_a_store_of_the_version_before_goes_on(tmp_path: Path) -> None:
         assert [saved.withdrawn for saved in store.contents().history] == [False, False, True, True]
         assert (store.counts("ann"), store.counts("bob").ranked) == ((3, 1, 1, 1), 1)
         assert store.guidelines() == ()
-    store.save(a_ranking(2, "10", "bob", guidelines=version_of(OLD)))
+    assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (5,)
+    store.save(a_ranking(2, "10", "bob", guidelines=version_of(OLD), unread=("p2-0",)))
+    assert store.rankings()[-1].unread == ("p2-0",)
     assert store.exclude("eve", excluded=False) == 1
     assert [one.annotator for one in store.rankings()] == ["ann", "bob", "eve", "bob"]
     assert store.next_item("ann").prompt.id == "p2"

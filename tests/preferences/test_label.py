@@ -215,6 +215,7 @@ class TestStats:
             "attention_checks": 0,
             "check_pairs": 0,
             "check_pairs_right": 0,
+            "unread": 0,
             "signs": [],
         }
         assert (bob["annotator"], bob["flagged"], bob["longer_preferred"]) == ("b[o]b\x1b", 1, pytest.approx(1 / 3))

@@ -40,7 +40,7 @@ def test_the_second_set_is_the_first_but_for_what_unsloth_wants() -> None:
 
 IMPORT_NAMES = {"ruamel.yaml": "ruamel", "PyYAML": "yaml", "markdown-it-py": "markdown_it"}
 ONLY_RUN = {"accelerate"}  # TRL's trainers need it, and it launches several processes
-OPTIONAL = {"xllamacpp", "modelscope", "unsloth", "wandb", "trackio", "tensorboard", "lm_eval"}
+OPTIONAL = {"xllamacpp", "modelscope", "unsloth", "wandb", "trackio", "tensorboard", "lm_eval", "crowdkit", "pandas"}
 
 
 def imported() -> dict[str, Path]:

@@ -104,6 +104,10 @@ def test_groups_from_records(session) -> None:
     assert first.lengths == [3, 5, 0]
     assert first.pairs == [(2, 0, 1), (2, 1, 2), (0, 1, 1), (0, 1, 1), (2, 1, 1)]
     assert first.rankings == [[[2], [0], [1]], [[0, 2], [1]]]
+    assert first.weights == ()
+    base, limit = session.load_roles().base, session.config.model.max_length
+    weighted, _ = read_groups(base, session.run_dir, limit, {"one": 0.5, "two": 2.0})
+    assert [own.weights for own in weighted] == [(0.5, 0.5, 0.5, 2.0, 2.0), (0.5,)]
     assert second.answers == [
         session.load_roles().base.encode_response("kind"),
         session.load_roles().base.encode_response("short"),
@@ -368,6 +372,7 @@ def test_weakness(interval, longer, over_length, expected) -> None:
         ({"pooling": "mean", "epochs": 3, "learning_rate": 1e-2, "loss": "plackett_luce"}, 60, 0.9),
         ({"pooling": "mean", "epochs": 2, "fit_head_first": True, "learning_rate": 1e-3}, 100, 0.9),
         ({"pooling": "mean", "epochs": 0, "fit_head_first": True}, 150, 0.75),  # a random model's features at that
+        ({"pooling": "mean", "epochs": 0, "fit_head_first": True, "annotator_weights": "reliability"}, 150, 0.75),
         ({"pooling": "mean", "epochs": 0, "fit_head_first": True, "length": "use", "head_l2": 1}, 150, 0.75),
         ({"pooling": "last", "epochs": 2, "fit_head_first": True, "learning_rate": 1e-3, "length": "use"}, 100, 0.7),
         ({"pooling": "mean", "epochs": 1, "fit_head_first": True, "learning_rate": 1e-3, "length": "debias"}, 100, 0.7),
@@ -377,6 +382,7 @@ def test_weakness(interval, longer, over_length, expected) -> None:
         "mean and plackett-luce",
         "the head first",
         "the head alone",
+        "the head alone, annotators by reliability",
         "the head and the length",
         "the head and the length first",
         "the head first, without the length when scoring",
@@ -392,6 +398,8 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, settings, count, leas
     summary = reward.run(session)
     assert summary.accuracy > least
     assert summary.weak is None
+    weighted = settings.get("annotator_weights")
+    assert summary.annotator_weights == ({"rule": 1.0} if weighted else None)
     audit = summary.prompt_audit
     assert (audit.prompts, audit.pairs) == (summary.prompts_held_out, summary.pairs_held_out)
     assert audit.accuracy == summary.accuracy

@@ -210,6 +210,7 @@ def test_the_stage_trains_members_that_agree_on_separable_pairs(tiny_folder, tmp
     [
         ({"combine": "min"}, "`combine: min` requires members of at least 2"),
         ({"members": 2, "length": "debias", "fit_head_first": True}, r"members \(2\) requires `length: ignore`"),
+        ({"annotator_weights": "reliability", "loss": "plackett_luce"}, "requires `loss: pairwise`"),
     ],
 )
 def test_settings_that_do_not_go_together(tiny_folder, settings, text) -> None:

@@ -17,6 +17,7 @@ from lowrank_rlhf.preferences.export_file import comparisons_to_jsonl, demonstra
 from lowrank_rlhf.preferences.import_file import read_rows
 from lowrank_rlhf.preferences.import_plan import ImportPlan
 from lowrank_rlhf.preferences.project import COMMAND, STORE, Project, counted, open_project, run_command
+from lowrank_rlhf.preferences.team.other_tools import Tool, read_tasks, to_tasks
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.files import write_atomic
 from lowrank_rlhf.run.records import Prompt, Ranking, Sample, read_jsonl
@@ -83,6 +84,9 @@ def export(
     demonstrations: Annotated[
         bool, typer.Option("--demonstrations", help="Write only the answers that annotators wrote, for `data.prompts`.")
     ] = False,
+    tool: Annotated[
+        Tool | None, typer.Option("--format", help="Write the prompts still to rank as tasks of this tool.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a run's prompts, answers, rankings and skips to a file.
@@ -96,9 +100,10 @@ def export(
       python -m lowrank_rlhf annotations export people people.jsonl
       python -m lowrank_rlhf annotations export people pairs.jsonl --comparisons
       python -m lowrank_rlhf annotations export people written.jsonl --demonstrations
+      python -m lowrank_rlhf annotations export people tasks.json --format label-studio
     """
-    if comparisons and demonstrations:
-        raise UserError("--comparisons and --demonstrations cannot be combined; export one at a time")
+    if comparisons + demonstrations + (tool is not None) > 1:
+        raise UserError("--comparisons, --demonstrations and --format cannot be combined; export one at a time")
     contents, rankings = _ranked(run, runs)
     if comparisons:
         rankings = contents.learned() if contents.decisions else rankings
@@ -112,6 +117,12 @@ def export(
         command = f"{COMMAND} run CONFIG data.prompts={shlex.quote(str(file))}"
         lines = [f"wrote {file}: {rows}; to use them in sft:", f"  {command}"]
         empty = "no demonstrations to export: no annotator has written an answer"
+    elif tool:
+        text = to_tasks(contents, tool)
+        command = f"{COMMAND} annotations import {shlex.quote(run)} FILE --format {tool}"
+        lines = [f"wrote {file}: tasks for {tool}; docs/annotations.md has its settings. To import the annotations:"]
+        lines += [f"  {command}"]
+        empty = "no prompts to export: all are ranked"
     else:
         text, lines, empty = to_jsonl(contents), [f"wrote {file}: {_counts(contents, rankings)}"], ""
         lines += _not_current(contents, rankings)
@@ -166,6 +177,7 @@ def import_(
     ],
     runs: RunsOption = Path("runs"),
     new: Annotated[bool, typer.Option("--new", help="Create a folder for annotation only, without a run.")] = False,
+    tool: Annotated[Tool | None, typer.Option("--format", help="Tool that wrote the file's annotations.")] = None,
 ) -> None:
     """Add rankings from a file: all, or none if a line is invalid.
 
@@ -176,9 +188,14 @@ def import_(
     Examples:
       python -m lowrank_rlhf annotations import people from_anna.jsonl
       python -m lowrank_rlhf annotations import for_anna people.jsonl --new
+      python -m lowrank_rlhf annotations import people done.json --format argilla
     """
-    lines = read_rows(file)
+    if new and tool:
+        raise UserError("--new and --format cannot be combined: the tool's file has no prompts of its own")
+    lines = [] if tool else read_rows(file)
     project = _new_project(runs / run) if new else find_project(run, runs)
+    if tool:
+        lines = read_tasks(file, tool, project.store.contents())
     try:
         plan = project.store.merge(lines, new_items=project.settings is None)
     except UserError:

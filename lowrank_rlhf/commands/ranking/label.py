@@ -209,6 +209,7 @@ def _check_fields(found: AnnotatorCheck) -> dict[str, Any]:
         "attention_checks": found.attention.checks if found.attention else 0,
         "check_pairs": found.attention.pairs if found.attention else 0,
         "check_pairs_right": found.attention.right if found.attention else 0,
+        "unread": found.unread,
         "signs": list(found.signs),
     }
 
@@ -237,6 +238,9 @@ def _print_result(result: dict[str, Any]) -> None:
             right, pairs = row["check_pairs_right"], row["check_pairs"]
             of = f"{right} of {pairs} pairs of {counted(row['attention_checks'], 'attention check')}"
             echo(f"{visible(row['annotator'])} ordered {of} as expected")
+        if row.get("unread"):
+            of = counted(row["unread"], "ranking")
+            echo(f"{of} by {visible(row['annotator'])} with a long answer not scrolled to its end")
         for sign in row.get("signs", ()):
             shares = {"pattern": row["most_frequent_pattern"], "place": row["most_frequent_place"]}
             why = SIGNS[sign].format(**{name: _percent(share) for name, share in shares.items()})

@@ -12,7 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from lowrank_rlhf.commands.terminal.ranking_keys import Keys
-from lowrank_rlhf.commands.terminal.ranking_text import HELP, HELP_KEY, QUIT, SKIP, UNDO, describe, refusal_text
+from lowrank_rlhf.commands.terminal.ranking_text import (
+    HELP,
+    HELP_KEY,
+    QUIT,
+    SKIP,
+    UNDO,
+    describe,
+    pace_text,
+    refusal_text,
+)
 from lowrank_rlhf.errors import UserError, visible
 from lowrank_rlhf.preferences.labelling import LABELS, Command, Draft, Refusal, draft_of, press, ranking_of
 from lowrank_rlhf.preferences.overview import RankingProgress, ranking_progress
@@ -117,6 +126,9 @@ class RankingLoop:
 
     def _show(self, item: Item | None) -> None:
         counts = ranking_progress(self._project, self._annotator)
+        if item is None and counts.own_left == 0:
+            self._say(f"\nYou have ranked your share, {counts.ranked} prompts. Thank you.")
+            return
         if item is None:
             self._say(
                 f"\nNo prompts left: of {counts.prompts} prompts you have ranked {counts.ranked} "
@@ -152,8 +164,11 @@ class RankingLoop:
         if self._seconds:
             each = median(self._seconds)
             left = missing or counts.prompts - counts.ranked - counts.skipped
+            left = left if counts.own_left is None else min(left, counts.own_left)
             text += f", {duration(each)} each, about {duration(each * left)} to go"
-        return f"{text}; {HELP_KEY} shows the keys"
+        text += f", {counts.own_left} of your share left" if counts.own_left else ""
+        pace = pace_text(counts.pace)
+        return f"{text}; {HELP_KEY} shows the keys{f'.{pace}' if pace else ''}"
 
     def _status(self, draft: Draft, item: Item | None) -> None:
         if not self._keys.live:

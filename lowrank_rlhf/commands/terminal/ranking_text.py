@@ -15,6 +15,7 @@ from lowrank_rlhf.preferences.labelling import (
     labels,
 )
 from lowrank_rlhf.preferences.project import Project, counted
+from lowrank_rlhf.preferences.team.pace import DeadlinePace
 
 TIE, UNDO, SKIP, FLAG, QUIT = (
     KEYS[action][0] for action in (Action.TIE, Action.UNDO, Action.SKIP, Action.FLAG, Action.QUIT)
@@ -97,13 +98,28 @@ _WHY = {
 }
 
 
+def pace_text(pace: DeadlinePace | None) -> str:
+    """Return the pace that the deadline requires, after a space."""
+    if pace is None:
+        return ""
+    if not pace.days:
+        return f" The deadline, {pace.deadline}, has passed."
+    return f" Until the deadline, {pace.deadline}: {pace.each_day} a day."
+
+
+def _gain(project: Project) -> str:
+    """Return what further rankings would gain by the newest reward model's learning curve, after a space."""
+    curve = next((test.curve for test in reversed(project.reward_tests)), None)
+    return f" By the last reward model, {curve.in_words()}." if curve else ""
+
+
 def project_summary(project: Project) -> str:
     """Return the number of ranked prompts and the next command."""
-    count, need = project.store.ranked_prompts(), project.need
+    count, need, gain = project.store.ranked_prompts(), project.need, _gain(project)
     of_round = f" of round {project.round}" if project.round > 1 else ""
     if count < need.prompts:
         of, more = f"{counted(need.prompts, 'prompt')}{of_round}", need.prompts - count
-        return f"{count} of {of} ranked, {more} more needed{_WHY[need.reason]}."
+        return f"{count} of {of} ranked, {more} more needed{_WHY[need.reason]}.{pace_text(project.pace)}{gain}"
     if project.settings is None:
         return f"{counted(count, 'prompt')} ranked. To export them:\n  {project.next_command}"
     if doubt := project.doubtful:
@@ -114,6 +130,6 @@ def project_summary(project: Project) -> str:
         )
     few = f" A reward model trained on these passes its test in about {100 * (need.passes or 0):.0f} % of cases."
     return (
-        f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed).{few if need.few else ''} "
+        f"{counted(count, 'prompt')}{of_round} ranked ({need.prompts} needed).{few if need.few else ''}{gain} "
         f"To resume the run:\n  {project.next_command}"
     )

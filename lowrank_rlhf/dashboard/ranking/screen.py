@@ -9,6 +9,7 @@ from lowrank_rlhf.preferences.carelessness import AnnotatorCheck
 from lowrank_rlhf.preferences.labelling import FLAGS, Command, Draft, Refusal, press
 from lowrank_rlhf.preferences.overview import GENERAL, Overview, RankingProgress, ranking_progress
 from lowrank_rlhf.preferences.project import Project
+from lowrank_rlhf.preferences.reward_tests import CurvePoint, RewardTest
 from lowrank_rlhf.preferences.store import Item
 from lowrank_rlhf.run.progress import duration
 
@@ -70,11 +71,17 @@ def progress_words(project: Project, annotator: str, language: str, owner: bool)
     if now.seconds_each is not None and now.seconds_left is not None:
         each, left = duration(now.seconds_each), duration(now.seconds_left)
         parts.append(say("progress.pace", language, each=each, left=left))
+    quota = project.settings.quota if project.settings else None
+    if quota:
+        parts.append(say("progress.quota", language, ranked=min(now.ranked, quota), quota=quota))
+    if now.pace:
+        key = "progress.deadline" if now.pace.days else "progress.late"
+        parts.append(say(key, language, each=now.pace.each_day, date=now.pace.deadline))
     return {
         "line": parts,
         "share": min(1.0, now.ranked_by_anyone / goal) if goal else 0.0,
         "enough": now.enough,
-        "left": now.prompts - now.ranked - now.skipped,
+        "quota": say("end.quota", language, quota=quota) if now.own_left == 0 else "",
         "skipped": now.skipped,
         "next": _next_step(project, now, language, owner),
     }
@@ -115,9 +122,11 @@ def figures_words(found: Overview, project: Project, language: str, owner: bool)
     return [
         *rows,
         flags,
+        *_deadline(project, language),
         *_guidelines(found, language),
         _accuracy(found, language),
-        *(_annotator(one, language) for one in found.annotator_checks),
+        *_learning(found, language),
+        *(_annotator(one, project, language) for one in found.annotator_checks),
     ]
 
 
@@ -168,6 +177,15 @@ def _length(found: Overview, language: str) -> Reply:
     return _row("length", language, say("length.figure", language, share=share, pairs=found.uneven_comparisons))
 
 
+def _deadline(project: Project, language: str) -> list[Reply]:
+    pace = project.pace
+    if pace is None:
+        return []
+    key = "deadline.figure" if pace.days else "deadline.late"
+    figure = say(key, language, left=pace.left, days=pace.days, each=pace.each_day)
+    return [_row("deadline", language, figure, date=pace.deadline)]
+
+
 def _guidelines(found: Overview, language: str) -> list[Reply]:
     if found.guidelines is None:
         return []
@@ -176,22 +194,35 @@ def _guidelines(found: Overview, language: str) -> list[Reply]:
 
 
 def _accuracy(found: Overview, language: str) -> Reply:
-    rows = [
-        say(
-            "accuracy.figure",
-            language,
-            prompts=one.prompts,
-            share=_percent(one.accuracy),
-            low=_percent(one.interval[0]),
-            high=_percent(one.interval[1]),
-        )
-        for one in found.reward_tests
-    ]
-    return _row("accuracy", language, "\n".join(rows) or "-")
+    rows = [_tested("accuracy.figure", one, language) for one in found.reward_tests]
+    if not found.reward_tests:
+        return _row("accuracy", language, "-", gain="")
+    curve = found.reward_tests[-1].curve
+    if curve is None:
+        return _row("accuracy", language, "\n".join(rows), gain=say("accuracy.gain_unknown", language))
+    key = "accuracy.gain" if curve.shown else "accuracy.gain_unclear"
+    return _row("accuracy", language, "\n".join(rows), gain=say(key, language, **curve.values))
 
 
-def _annotator(found: AnnotatorCheck, language: str) -> Reply:
+def _learning(found: Overview, language: str) -> list[Reply]:
+    """Return the accuracy of the last reward model's head by number of rankings."""
+    curve = found.reward_tests[-1].curve if found.reward_tests else None
+    if curve is None:
+        return []
+    figure = "\n".join(_tested("curve.figure", one, language) for one in curve.points)
+    return [_row("curve", language, figure)]
+
+
+def _tested(key: str, found: RewardTest | CurvePoint, language: str) -> str:
+    low, high = map(_percent, found.interval)
+    return say(key, language, prompts=found.prompts, share=_percent(found.accuracy), low=low, high=high)
+
+
+def _annotator(found: AnnotatorCheck, project: Project, language: str) -> Reply:
     parts = [say("annotator.ranked", language, rankings=found.rankings)]
+    left = project.own_left(found.annotator)
+    if left is not None:
+        parts.append(say("annotator.quota" if left else "annotator.done", language, left=left))
     if found.median_seconds is not None:
         parts.append(say("annotator.pace", language, each=duration(found.median_seconds)))
     if found.agreement:
@@ -200,6 +231,8 @@ def _annotator(found: AnnotatorCheck, language: str) -> Reply:
     if found.attention:
         share, pairs = _percent(found.attention.right / found.attention.pairs), found.attention.pairs
         parts.append(say("annotator.checks", language, share=share, pairs=pairs, checks=found.attention.checks))
+    if found.unread:
+        parts.append(say("annotator.unread", language, rankings=found.unread))
     shares = {"pattern": _percent(found.pattern or 0.0), "place": _percent(found.place or 0.0)}
     means = [say(f"sign.{sign}", language, **shares) for sign in found.signs]
     return {"name": visible(found.annotator), "figure": "  ·  ".join(parts), "means": " ".join(means)}

@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lowrank_rlhf.dashboard import wording
 from lowrank_rlhf.dashboard.ranking.disputes import decided_words, disputes_words, undecided_words
 from lowrank_rlhf.dashboard.ranking.markdown import tree
 from lowrank_rlhf.dashboard.ranking.screen import Reply, draft_words, figures_words, item_words, progress_words
 from lowrank_rlhf.dashboard.ranking.text import nothing_to_rank_text, say
-from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.errors import Fault, UserError
 from lowrank_rlhf.preferences.labelling import (
     KEYS,
     LABELS,
@@ -66,6 +67,8 @@ class RankingRequest(BaseModel):
     """Version of the guidelines on the screen."""
     key: Short = ""
     tiers: list[list[int]] = []
+    unread: Annotated[list[int], Field(max_length=len(LABELS))] = []
+    """Places of the answers whose end has not been on the screen."""
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
@@ -108,7 +111,11 @@ def error_text(error: UserError, language: str, owner: bool) -> str:
         return str(error)
     if not owner:
         return say("error.store", language)
-    return nothing_to_rank_text(error, language) if isinstance(error, NothingToRank) else str(error)
+    return (
+        nothing_to_rank_text(error, language)
+        if isinstance(error, NothingToRank)
+        else wording.error_text(error, language)
+    )
 
 
 def run_folder(runs: Path, name: str) -> Path:
@@ -116,7 +123,7 @@ def run_folder(runs: Path, name: str) -> Path:
     if not name:
         raise NothingToRank("Choose a run first", NothingToRankReason.NO_RUN)
     if name in (".", "..") or Path(name).name != name:
-        raise UserError(f"invalid run name: {name!r}")
+        raise UserError(Fault("invalid_run", "invalid run name: {name}", name=repr(name)))
     if not (runs / name).is_dir():
         raise NothingToRank(f"{runs / name}: run not found", NothingToRankReason.NO_RUN)
     return runs / name
@@ -209,6 +216,7 @@ class RankingSession:
             case Command.SAVE:
                 seconds = round(self._request.seconds, 1)
                 ranking = ranking_of(draft, item, self._annotator, seconds, self._seen_guidelines())
+                ranking = ranking.model_copy(update={"unread": self._unread(item)})
                 saved = self._store.save(ranking, item.done)
                 return self._next(say("notice.saved" if saved else "notice.elsewhere", self._language))
             case Command.SKIP:
@@ -230,7 +238,8 @@ class RankingSession:
             return self._screen(back) | {"notice": say("notice.unskipped", self._language)}
         old = draft_of(step, back, may_stop=True)
         keys = keys_of(old.tiers)
-        return self._screen(back, old, keys) | {"notice": say("notice.undone", self._language)}
+        read = [place for place, name in enumerate(back.shown) if name not in step.unread]
+        return self._screen(back, old, keys) | {"notice": say("notice.undone", self._language), "read": read}
 
     def _nothing_on_the_screen(self) -> Reply:
         if self._request.key.lower() in KEYS[Action.UNDO]:
@@ -246,7 +255,9 @@ class RankingSession:
     def _screen(self, item: Item | None, draft: Draft | None = None, keys: list[str] | None = None) -> Reply:
         """Return a whole screen: an item with its draft, and the progress."""
         if item and len(item.answers) > len(LABELS):
-            raise UserError(f"prompt {item.prompt.id!r} has {len(item.answers)} answers; the maximum is {len(LABELS)}")
+            text = "prompt {prompt!r} has {count} answers; the maximum is {most}"
+            fault = Fault("many_answers", text, prompt=item.prompt.id, count=len(item.answers), most=len(LABELS))
+            raise UserError(fault)
         draft = draft or replace(Draft(len(item.answers) if item else 0), may_stop=True)
         return {
             "item": item_words(item) if item else None,
@@ -272,6 +283,13 @@ class RankingSession:
         if version and version not in {known.version for known in self._store.guidelines()}:
             raise RefusedStep(say("error.keys", self._language))
         return version or None
+
+    def _unread(self, item: Item) -> tuple[str, ...]:
+        """Return the ids of the answers whose end the annotator has not seen."""
+        places = sorted(set(self._request.unread))
+        if places and not 0 <= places[0] <= places[-1] < len(item.answers):
+            raise RefusedStep(say("error.keys", self._language))
+        return tuple(item.shown[place] for place in places)
 
     def _drawn(self, draft: Draft, keys: list[str]) -> Reply:
         return {"keys": keys, "draft": draft_words(draft, self._language)}

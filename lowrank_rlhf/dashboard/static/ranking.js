@@ -10,6 +10,7 @@ function request(step) {
     prompt_id: item ? item.prompt_id : null, done: item ? item.done : 0,
     keys: screen ? screen.keys : [], flags: screen ? screen.flags : [], written: item ? writing.value : '',
     guidelines: guidelines ? guidelines.version : '',
+    unread: item ? item.answers.map((_, place) => place).filter((place) => !read.has(place)) : [],
     seconds: seconds + (shownAt ? (performance.now() - shownAt) / 1000 : 0), ...step,
   };
 }
@@ -44,7 +45,7 @@ function take(reply) {
     refusedDraft = '';
     const same = screen && screen.item && reply.item && screen.item.prompt_id === reply.item.prompt_id
       && screen.item.done === reply.item.done;
-    if (!same) epoch += 1;
+    if (!same) { epoch += 1; read = new Set(reply.read); }
     screen = reply;
     drawScreen(same);
   } else if ('keys' in reply) {

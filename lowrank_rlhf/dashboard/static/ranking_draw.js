@@ -6,6 +6,7 @@ const root = find('.rk');
 const writing = find('.rk-write textarea');
 const guide = find('.rk-guide');
 let texts = {}, screen = null, chain = Promise.resolve(), epoch = 0, waiting = 0, active = true, ended = false;
+let read = new Set(); // places of the answers whose end has been on the screen
 let guidelines = null, shownAt = 0, seconds = 0, drawnIn = '', whose = '', refusedDraft = '';
 
 function make(tag, name, text, properties) {
@@ -141,8 +142,9 @@ function markLong() {
   if (!button) return; // nothing is drawn yet
   let long = root.classList.contains('rk-expanded');
   for (const body of element.querySelectorAll('.rk-card > .rk-text')) {
-    const hidden = body.scrollHeight - body.clientHeight;
-    body.classList.toggle('rk-below', hidden - body.scrollTop > 2);
+    const hidden = body.scrollHeight - body.clientHeight, below = hidden - body.scrollTop > 2;
+    body.classList.toggle('rk-below', below);
+    if (body.clientHeight && !below) read.add(Number(body.parentElement.dataset.answer));
     long = long || hidden > 2;
   }
   button.hidden = !long;
@@ -169,7 +171,7 @@ function prose(text) {
 
 function drawDraft(refused, notice) {
   const { draft, item } = screen;
-  if (!item) { find('.rk-end p').textContent = refused || notice || texts['end.text']; return; }
+  if (!item) { find('.rk-end p').textContent = refused || screen.progress.quota || notice || texts['end.text']; return; }
   const places = new Map();
   let place = 1;
   for (const tier of draft.tiers) {

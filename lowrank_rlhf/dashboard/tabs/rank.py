@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from lowrank_rlhf.dashboard import wording
 from lowrank_rlhf.dashboard.access.login import user_name
 from lowrank_rlhf.dashboard.ranking.screen import Reply
 from lowrank_rlhf.dashboard.ranking.session import error_text, ranking_handler, run_folder, sign
@@ -77,7 +78,7 @@ def build(
 
     gr.on([name.submit, name.blur], rename, [run, who, name], who, **_QUIET)
     if resume is not None:
-        _resume_button(page, run, resume)
+        _resume_button(page, run, language, resume)
     return page
 
 
@@ -102,14 +103,14 @@ def _name_box(value: str) -> gr.Textbox:
     )
 
 
-def _resume_button(page: gr.HTML, run: Any, resume: Callable[[str], str]) -> None:
-    def continue_run(name: str) -> None:
+def _resume_button(page: gr.HTML, run: Any, language: Any, resume: Callable[[str], str]) -> None:
+    def continue_run(name: str, chosen: str) -> None:
         try:
             gr.Info(resume(name))
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise gr.Error(wording.error_text(error, chosen), print_exception=False) from None
 
-    page.resume(continue_run, run, None, **_QUIET)
+    page.resume(continue_run, [run, language], None, **_QUIET)
 
 
 def _login() -> str:

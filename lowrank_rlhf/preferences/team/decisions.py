@@ -5,7 +5,7 @@ import unicodedata
 from collections import defaultdict
 from typing import NamedTuple
 
-from lowrank_rlhf.errors import UserError, visible
+from lowrank_rlhf.errors import Fault, UserError, visible
 from lowrank_rlhf.preferences.agreement import alike, in_all
 from lowrank_rlhf.preferences.contents import Contents
 from lowrank_rlhf.preferences.labelling import LABELS, Draft, ranking_of, type_all
@@ -68,9 +68,11 @@ def decide(store: AnnotationStore, prompt_id: str, order: str, annotator: str) -
     with store.transaction(write=True) as database:
         item = read_item(database, prompt_id)
         if prompt_id in {check.prompt_id for check in read_checks(database)}:
-            raise UserError(f"prompt {prompt_id!r} is an attention check and trains nothing; decide other prompts")
+            text = "prompt {prompt!r} is an attention check and trains nothing; decide other prompts"
+            raise UserError(Fault("check_decided", text, prompt=prompt_id))
         if not ranked_by_anyone(database, prompt_id):
-            raise UserError(f"nobody has ranked prompt {prompt_id!r}. Rank it with `label` instead")
+            text = "nobody has ranked prompt {prompt!r}. Rank it with `label` instead"
+            raise UserError(Fault("nobody_ranked", text, prompt=prompt_id))
         try:
             typed = unicodedata.normalize("NFKC", order)
             keys = [key for key in typed if key not in " ,>"] if _ORDER.fullmatch(typed) else []

@@ -128,6 +128,7 @@ class RewardResult(StageResult):
     by_round: tuple[RoundAccuracy, ...] = ()
     """Accuracy on the answers of each round, from the second round on."""
     head_l2: float | None = None
+    annotator_weights: dict[str, float] | None = None
     member_accuracies: tuple[float, ...] = ()
     """Accuracy of each of several members on the held-out pairs."""
     score_spread: float | None = None

@@ -73,6 +73,8 @@ def fit_head(
     ]
     chosen, rejected = (torch.stack(side) for side in zip(*pairs, strict=True))  # (P, h) each
     weights = torch.tensor([1 / len(group.pairs) for group in groups for _ in group.pairs])  # (P,)
+    if any(group.weights for group in groups):
+        weights = weights * torch.tensor([weight for group in groups for weight in group.weights])
     counts = torch.tensor([group.counts for group in groups for _ in group.pairs])  # (P, M)
     prompts = [group.prompt_id for group in groups for _ in group.pairs]
     l2 = config.head_l2 or choose_ridge(chosen, rejected, weights, prompts, seed, light)

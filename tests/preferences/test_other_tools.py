@@ -1,0 +1,190 @@
+"""Tasks for Argilla and Label Studio, and their annotations back: in the published shapes, nothing lost or made up."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from people import a_ranking, a_run
+
+from lowrank_rlhf import cli
+
+ANNA, BOB = "0b6b3f54-8d3c-4f0a-9d3c-6a2f0c1d2e3f", "bob@example.org"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs a command in this process: its exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lowrank-rlhf", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def exported(command, tool: str) -> list[dict[str, Any]]:
+    assert command("annotations", "export", "people", "tasks.json", "--format", tool, "--force")[0] == 0
+    return json.loads(Path("tasks.json").read_text(encoding="utf-8"))
+
+
+def imported(command, tool: str, found: Any) -> tuple[int, str, str]:
+    Path("done.json").write_text(json.dumps(found), encoding="utf-8")
+    return command("annotations", "import", "people", "done.json", "--format", tool)
+
+
+def option_of(record: dict[str, Any], text: str) -> str:
+    return next(name for name, found in record["fields"].items() if found == text)
+
+
+def answer(k: int) -> str:
+    return f"answer {k}" * (k + 1)
+
+
+def test_argilla_and_back(command) -> None:
+    """Records as `to_json` of its client writes them (2.8): the order of a question's options, best first."""
+    store = a_run()
+    store.save(a_ranking(0, "012"))
+    records = exported(command, "argilla")
+    assert [record["id"] for record in records] == ["p1", "p2"]
+    assert records[0]["fields"]["prompt"] == "Tell me 1"
+    assert {answer(k) for k in range(3)} == set(records[0]["fields"].values()) - {"Tell me 1"}
+    order = [option_of(records[0], answer(k)) for k in (2, 0, 1)]
+    records[0]["responses"] = {"ranking": [{"value": [*order, "answer_4"], "user_id": ANNA}]}
+    records[0] |= {"status": "completed", "_server_id": None}
+    code, out, err = imported(command, "argilla", records)
+    assert (code, err, out.splitlines()[0]) == (0, "", "1 ranking added, 0 already present")
+    (ranking,) = [one for one in store.rankings() if one.prompt_id == "p1"]
+    assert (ranking.annotator, ranking.tiers) == (ANNA, (("p1-2",), ("p1-0",), ("p1-1",)))
+    assert [records[0]["fields"][f"answer_{n}"] for n in (1, 2, 3)] == [answer(int(one[-1])) for one in ranking.shown]
+    assert imported(command, "argilla", records)[1].startswith("0 rankings added, 1 already present")
+
+
+def test_the_argilla_server_s_records_keep_ties_and_states(command) -> None:
+    """As its API gives them: ranks, of which equal ones are ties; drafts do not count, discarded ones are skips."""
+    store = a_run()
+    record = exported(command, "argilla")[0]
+    ranks = [{"value": option_of(record, answer(k)), "rank": rank} for k, rank in ((0, 2), (1, 1), (2, 1))]
+    values = {"values": {"ranking": {"value": ranks}}, "user_id": ANNA, "status": "submitted"}
+    responses = [
+        values,
+        values | {"user_id": "draft", "status": "draft"},
+        {"values": None, "user_id": "gone", "status": "discarded"},
+    ]
+    found = {"items": [record | {"id": "a-server-id", "external_id": "p0", "responses": responses}], "total": 1}
+    assert imported(command, "argilla", found)[0] == 0
+    (ranking,) = store.rankings()
+    assert (ranking.annotator, [set(tier) for tier in ranking.tiers]) == (ANNA, [{"p0-1", "p0-2"}, {"p0-0"}])
+    assert [(skip.annotator, skip.prompt_id) for skip in store.contents().skips] == [("gone", "p0")]
+
+
+def test_label_studio_and_back(command) -> None:
+    """Tasks as its JSON export gives them: List and Ranker, `completed_by` as a person or a number."""
+    store = a_run()
+    tasks = exported(command, "label-studio")
+    assert (tasks[0]["data"]["prompt_id"], tasks[0]["data"]["prompt"]) == ("p0", "Tell me 0")
+    items = tasks[0]["data"]["items"]
+    assert {(item["id"], item["body"]) for item in items} == {(f"p0-{k}", answer(k)) for k in range(3)}
+    result = {"from_name": "rank", "to_name": "answers", "type": "ranker", "id": "PpwBv_NMxd"}
+    ranked = {"result": [result | {"value": {"ranker": {"rank": ["p0-1", "p0-2", "p0-0"]}}}], "lead_time": 4.288}
+    older = {"result": [result | {"value": {"ranker": ["p0-0", "p0-1", "p0-2"]}}], "completed_by": 7}
+    skipped = {"result": [], "was_cancelled": True, "completed_by": 8}
+    by = {"completed_by": {"id": 10, "email": BOB, "first_name": "", "last_name": ""}, "was_cancelled": False}
+    tasks[0] |= {"id": 1, "annotations": [ranked | by, older, skipped], "drafts": [], "predictions": []}
+    code, out, _ = imported(command, "label-studio", tasks)
+    assert (code, out.splitlines()[:2]) == (0, ["2 rankings added, 0 already present", "1 skip added"])
+    one, other = store.rankings()
+    assert (one.annotator, one.tiers, one.seconds) == (BOB, (("p0-1",), ("p0-2",), ("p0-0",)), 4.288)
+    assert list(one.shown) == [item["id"] for item in items]
+    assert (other.annotator, other.tiers) == ("7", (("p0-0",), ("p0-1",), ("p0-2",)))
+    assert [task["data"]["prompt_id"] for task in exported(command, "label-studio")] == ["p1", "p2"]
+
+
+def argilla(**changes: Any) -> dict[str, Any]:
+    return {"responses": {"ranking": [{"value": ["answer_1"], "user_id": ANNA} | changes]}}
+
+
+def annotated(result: Any) -> dict[str, Any]:
+    return {"annotations": [{"result": result, "completed_by": 1}]}
+
+
+def ranker(value: Any) -> list[dict[str, Any]]:
+    return [{"type": "ranker", "value": {"ranker": value}}]
+
+
+@pytest.mark.parametrize(
+    ("tool", "changes", "words"),
+    [
+        ("argilla", {"id": "p9"}, "id: unknown prompt 'p9'"),
+        ("argilla", {"fields": {"answer_1": "other"}}, "fields.answer_1: not the answer of prompt 'p1' in the store"),
+        (
+            "argilla",
+            argilla(value=["first"]),
+            "responses.ranking.0.value: unknown option 'first'. Options are answer_1",
+        ),
+        ("argilla", argilla(value=[]), "responses.ranking.0: no answer is ranked"),
+        (
+            "argilla",
+            argilla(value=["answer_1", "answer_1"]),
+            "responses.ranking.0: Value error, an answer appears twice",
+        ),
+        ("argilla", argilla(value=[3]), "responses.ranking.0.value.0"),
+        ("argilla", argilla(user_id=None), "responses.ranking.0.user_id: Input should be a valid string"),
+        ("argilla", argilla(user_id=" "), "responses.ranking.0: not a valid name"),
+        ("label-studio", {"data": {"prompt_id": "p1"}}, "data.items: Field required"),
+        ("label-studio", {"data": {"prompt_id": "p9", "items": []}}, "data.prompt_id: unknown prompt 'p9'"),
+        (
+            "label-studio",
+            {"data": {"prompt_id": "p1", "items": [{"id": "p1-0", "body": "other"}]}},
+            "data.items.0: not an answer of prompt 'p1' in the store",
+        ),
+        ("label-studio", annotated([]), "annotations.0.result: 0 results of type 'ranker', 1 is required"),
+        ("label-studio", annotated(ranker({"good": ["p1-0"], "_": []})), "annotations.0.result: buckets have no order"),
+        ("label-studio", annotated(ranker({"rank": ["p0-0"]})), "prompt 'p1' has no answer 'p0-0'"),
+        ("label-studio", annotated(ranker({"rank": []})), "annotations.0: no answer is ranked"),
+        ("label-studio", annotated(ranker("p1-0")), "annotations.0.result.0.value.ranker"),
+    ],
+)
+def test_a_wrong_item_is_named_and_nothing_is_imported(command, tool: str, changes: Any, words: str) -> None:
+    store = a_run()
+    tasks = exported(command, tool)
+    tasks[1] |= changes
+    code, _, err = imported(command, tool, tasks)
+    assert code == 2
+    assert "done.json: item 2: " in err
+    assert words in err
+    assert not store.contents().history
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "not JSON"), ("3", "not a list of tasks"), ("[]", "no finished annotations"), ("\udcff", "not JSON")],
+)
+def test_a_wrong_file_is_refused(command, content: str, words: str) -> None:
+    a_run()
+    Path("done.json").write_bytes(content.encode(errors="surrogateescape"))
+    code, _, err = command("annotations", "import", "people", "done.json", "--format", "argilla")
+    assert (code, words in err) == (2, True)
+
+
+def test_only_prompts_to_rank_are_exported(command) -> None:
+    """Neither attention checks nor decided prompts; a withdrawn ranking is none."""
+    store = a_run(prompts=4)
+    for prompt in (0, 1, 2):
+        store.save(a_ranking(prompt, "012"))
+    store.undo("ann")
+    assert [task["data"]["prompt_id"] for task in exported(command, "label-studio")] == ["p2", "p3"]
+    store.save(a_ranking(2, "012"))
+    store.save(a_ranking(3, "012"))
+    code, _, err = command("annotations", "export", "people", "x.json", "--format", "argilla")
+    assert (code, err) == (2, "people: no prompts to export: all are ranked\n")
+    both = ("annotations", "export", "people", "x.json", "--format", "argilla", "--comparisons")
+    assert command(*both)[0] == command("annotations", "import", "new", "x", "--new", "--format", "argilla")[0] == 2
