@@ -11,7 +11,7 @@ from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.served.curves import CURVES
 from lowrank_rlhf.dashboard.tabs import tokens
 from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, interval_note, last_figure, state_line
-from lowrank_rlhf.dashboard.tabs.samples import samples
+from lowrank_rlhf.dashboard.tabs.samples import Rows, evaluated_step, place_of, samples
 from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
@@ -59,18 +59,22 @@ def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dic
     events, _ = page.runs.rows(run.path / "events.jsonl")
     evaluated, second = page.runs.rows(round_dir.artifact("eval.jsonl"))
     watched, third = page.runs.rows(round_dir.watched.path)
+    asked = (run.name, round_dir.number, version, third, run.done, language)
+    alarms = before["found"] if asked == before.get("alarms") else find_alarms(rows, run.results, run.algorithm)
+    steps = {step for alarm in alarms if (step := answers_step(alarm, watched)) is not None}
     inputs_of = {
         "state": _state(run, language),
-        "alarms": (run.name, round_dir.number, version, run.done, language),
+        "alarms": asked,
         "curves": (run.name, round_dir.number, version, language),
-        "samples": (run.name, round_dir.number, second, third, len(run.done), language),
+        "samples": (run.name, round_dir.number, second, third, len(run.done), language, steps),
         "log": _log(run, events, language),
+        "found": alarms,
     }
     made = {
         "state": lambda: inputs_of["state"],
-        "alarms": lambda: _alarms(rows, run, language),
+        "alarms": lambda: _alarms(alarms, run.round_dir.number, watched, language) if rows else "",
         "curves": lambda: _curves(rows, round_dir.number, language),
-        "samples": lambda: samples(round_dir.path, watched, evaluated, language, round_dir.number),
+        "samples": lambda: samples(round_dir.path, watched, evaluated, language, round_dir.number, steps),
         "log": lambda: inputs_of["log"],
     }
     changed = [made[name]() if inputs_of[name] != before.get(name) else gr.skip() for name in made]
@@ -113,18 +117,24 @@ def _pace(run: RunStatus) -> str:
     )
 
 
-def _alarms(rows: Sequence[dict[str, Any]], run: RunStatus, language: str) -> str:
-    """Return each alarm with its figures and advice."""
-    texts = locale(language)
-    found = find_alarms(rows, run.results, run.algorithm)
-    if not found:
-        quiet = t("watch.quiet", language) if rows else ""
-        return f'<p class="soft">{html(quiet)}</p>' if quiet else ""
-    items = "".join(
-        f"<li><b>{_linked(alarm, run.round_dir.number, texts)}</b><span>{inline_code(alarm.text(texts))}</span></li>"
-        for alarm in found
-    )
-    return f'<h2>{html(t("watch.alarms", language))}</h2><ul class="alarms">{items}</ul>'
+def answers_step(alarm: Alarm, watched: Rows) -> int | None:
+    """Return the step of the answers behind an alarm; None for one about the whole run, or without answers."""
+    return None if alarm.step is None else evaluated_step(watched, alarm.step)
+
+
+def _alarms(alarms: Sequence[Alarm], number: int, watched: Rows, language: str) -> str:
+    """Return each alarm with its figures and advice, and a link to the answers of its step."""
+    if not alarms:
+        return f'<p class="soft">{html(t("watch.quiet", language))}</p>'
+    texts, items = locale(language), []
+    for alarm in alarms:
+        step = answers_step(alarm, watched)
+        words = "" if step is None else html(t("watch.answers", language, step=step))
+        answers = f' <a href="#{place_of(step)}">{words}</a>' if step is not None else ""
+        items.append(
+            f"<li><b>{_linked(alarm, number, texts)}</b><span>{inline_code(alarm.text(texts))}{answers}</span></li>"
+        )
+    return f'<h2>{html(t("watch.alarms", language))}</h2><ul class="alarms">{"".join(items)}</ul>'
 
 
 def _linked(alarm: Alarm, number: int, texts: Locale) -> str:
