@@ -32,6 +32,7 @@ from lowrank_rlhf.reports.overlay import overlaid_figures
 from lowrank_rlhf.reports.render import FEATURED, ComparedAnswers, Rows, Side
 from lowrank_rlhf.reports.tables import figure_label, figure_value
 from lowrank_rlhf.reports.templating import html_environment
+from lowrank_rlhf.reports.win_difference import win_difference
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import duration, memory
 from lowrank_rlhf.run.records import Record, read_jsonl
@@ -148,7 +149,7 @@ def comparison_page(runs: Sequence[ComparedRun]) -> str:
 
 def _final(runs: Sequence[ComparedRun], texts: Locale) -> Table:
     """Return the final figures: one per row, a column for each run."""
-    measured = [_figures(run, texts) | _table_figures(run, texts) for run in runs]
+    measured = [_figures(run, texts) | _difference(runs[0], run, texts) | _table_figures(run, texts) for run in runs]
     costs = [_cost(run, texts) for run in runs]
     rows = tuple(
         (label, *(figures.get(label, MISSING) for figures in columns))
@@ -179,6 +180,17 @@ def _figures(run: ComparedRun, texts: Locale) -> dict[str, str]:
         "figure.kl_at_temperature_1": kl_at_1,
     }
     return {texts(key): value for key, value in figures.items()}
+
+
+def _difference(first: ComparedRun, run: ComparedRun, texts: Locale) -> dict[str, str]:
+    """Return the difference of the win rates of a run and the first one; empty for the first itself."""
+    evaluated, reference = run.results.evaluate, first.results.evaluate
+    if run is first or not evaluated or not reference:
+        return {}
+    found = win_difference(reference, first.eval_rows, evaluated, run.eval_rows)
+    if found is None:
+        return {}
+    return {texts("compare.win_difference", run=first.name): points(found[0]) + points_bounds(found[1])}
 
 
 def _table_figures(run: ComparedRun, texts: Locale) -> dict[str, str]:
