@@ -158,6 +158,17 @@ def test_an_alarm_leads_to_its_curve_and_to_the_answers_at_its_step(tmp_path) ->
     assert all(part == gr.skip() for part in watch._refresh(page, "one", "en", seen)[:5])
 
 
+def test_the_list_of_runs_marks_alarms_of_each_run_as_they_come(tmp_path) -> None:
+    run, folder = make_run(tmp_path), RunsFolder(tmp_path)
+    shown = []
+    for step, nats in enumerate((1.0, 40.0, 41.0)):
+        append_line(run / "metrics.jsonl", {"stage": "ppo", "step": step, "objective/kl": nats})
+        shown.append(runs_html.run_list([folder.status("one")], "one", "zh"))
+    assert ["alarmed" in listed for listed in shown] == [False, True, True]
+    assert "警报：1" in shown[2]
+    assert f'title="{html(locale("zh")("alarm.far_from_sft.title"))}"' in shown[2]
+
+
 def test_every_alarm_s_curve_exists() -> None:
     assert {rule.seen_in for rule in RULES} <= {"", ANSWERS, "frontier", *(curve.id for curve in CURVES)}
 

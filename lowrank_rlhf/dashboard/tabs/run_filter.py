@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, get_args
 import gradio as gr
 
 from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
-from lowrank_rlhf.dashboard.run_status import RunStatus, State
+from lowrank_rlhf.dashboard.run_state import State
+from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.text import LANGUAGES, t
 
 ORDERS = ("newest", "name", "win_rate")

@@ -15,7 +15,7 @@ from lowrank_rlhf.dashboard.tabs.samples import Rows, evaluated_step, place_of, 
 from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.reports.alarms import ANSWERS, Alarm, find_alarms
+from lowrank_rlhf.reports.alarms import ANSWERS, Alarm
 from lowrank_rlhf.reports.charts import ChartFigure, curve_figures, in_round, of_round
 from lowrank_rlhf.reports.locale import Locale, locale
 from lowrank_rlhf.reports.templating import inline_code
@@ -59,20 +59,17 @@ def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dic
     events, _ = page.runs.rows(run.path / "events.jsonl")
     evaluated, second = page.runs.rows(round_dir.artifact("eval.jsonl"))
     watched, third = page.runs.rows(round_dir.watched.path)
-    asked = (run.name, round_dir.number, version, third, run.done, language)
-    alarms = before["found"] if asked == before.get("alarms") else find_alarms(rows, run.results, run.algorithm)
-    steps = {step for alarm in alarms if (step := answers_step(alarm, watched)) is not None}
+    steps = {step for alarm in run.alarms if (step := answers_step(alarm, watched)) is not None}
     inputs_of = {
         "state": _state(run, language),
-        "alarms": asked,
+        "alarms": (run.name, round_dir.number, version, third, run.alarms, language),
         "curves": (run.name, round_dir.number, version, language),
         "samples": (run.name, round_dir.number, second, third, len(run.done), language, steps),
         "log": _log(run, events, language),
-        "found": alarms,
     }
     made = {
         "state": lambda: inputs_of["state"],
-        "alarms": lambda: _alarms(alarms, run.round_dir.number, watched, language) if rows else "",
+        "alarms": lambda: _alarms(run.alarms, run.round_dir.number, watched, language) if rows else "",
         "curves": lambda: _curves(rows, round_dir.number, language),
         "samples": lambda: samples(round_dir.path, watched, evaluated, language, round_dir.number, steps),
         "log": lambda: inputs_of["log"],
