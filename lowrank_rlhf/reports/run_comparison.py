@@ -149,7 +149,11 @@ def comparison_page(runs: Sequence[ComparedRun]) -> str:
 
 def _final(runs: Sequence[ComparedRun], texts: Locale) -> Table:
     """Return the final figures: one per row, a column for each run."""
-    measured = [_figures(run, texts) | _difference(runs[0], run, texts) | _table_figures(run, texts) for run in runs]
+    differences = _differences(runs, texts)
+    measured = [
+        _figures(run, texts) | difference | _table_figures(run, texts)
+        for run, difference in zip(runs, differences, strict=True)
+    ]
     costs = [_cost(run, texts) for run in runs]
     rows = tuple(
         (label, *(figures.get(label, MISSING) for figures in columns))
@@ -182,15 +186,19 @@ def _figures(run: ComparedRun, texts: Locale) -> dict[str, str]:
     return {texts(key): value for key, value in figures.items()}
 
 
-def _difference(first: ComparedRun, run: ComparedRun, texts: Locale) -> dict[str, str]:
-    """Return the difference of the win rates of a run and the first one; empty for the first itself."""
-    evaluated, reference = run.results.evaluate, first.results.evaluate
-    if run is first or not evaluated or not reference:
-        return {}
-    found = win_difference(reference, first.eval_rows, evaluated, run.eval_rows)
-    if found is None:
-        return {}
-    return {texts("compare.win_difference", run=first.name): points(found[0]) + points_bounds(found[1])}
+def _differences(runs: Sequence[ComparedRun], texts: Locale) -> list[dict[str, str]]:
+    """Return the difference of each run's win rate and the first run's; nothing where no run has one."""
+    first = runs[0].results.evaluate
+    found = [
+        win_difference(first, runs[0].eval_rows, run.results.evaluate, run.eval_rows)
+        if first and run.results.evaluate and run is not runs[0]
+        else None
+        for run in runs
+    ]
+    if not any(found):
+        return [{} for _ in runs]
+    label = texts("compare.win_difference", run=runs[0].name)
+    return [{label: points(one[0]) + points_bounds(one[1]) if one else MISSING} for one in found]
 
 
 def _table_figures(run: ComparedRun, texts: Locale) -> dict[str, str]:

@@ -27,13 +27,14 @@ def win_difference(
     won, lost = _prompt_wins(other_rows), _prompt_wins(first_rows)
     if won and won.keys() == lost.keys():
         prompts = sorted(won)
-        values = ([by_prompt[prompt] for prompt in prompts] for by_prompt in (won, lost))
-        return paired_difference(*values, prompts, _BOOTSTRAP_SAMPLES, seed=0)
-    if (one := _ends(first)) is None or (two := _ends(other)) is None:
+        one, two = ([by_prompt[prompt] for prompt in prompts] for by_prompt in (won, lost))
+        return paired_difference(one, two, prompts, _BOOTSTRAP_SAMPLES, seed=0)
+    of_first, of_other = _ends(first), _ends(other)
+    if of_first is None or of_other is None:
         return None
     difference = other.win_rate - first.win_rate
-    below = math.hypot(other.win_rate - two.low, one.high - first.win_rate)
-    above = math.hypot(two.high - other.win_rate, first.win_rate - one.low)
+    below = math.hypot(other.win_rate - of_other.low, of_first.high - first.win_rate)
+    above = math.hypot(of_other.high - other.win_rate, first.win_rate - of_first.low)
     return difference, Interval(difference - below, difference + above)
 
 
@@ -63,5 +64,5 @@ def _win(row: Row) -> float | None:
     key = "judge" if "judge_policy" in row or "judge_prefers" in row else "score"
     if preferred := row.get(f"{key}_prefers"):
         return {"policy": 1.0, "sft": 0.0}.get(preferred, 0.5)
-    sides = [row.get(f"{key}_{side}") for side in ("policy", "sft")]
-    return None if None in sides else float(wins([sides[0]], [sides[1]])[0])
+    policy, sft = row.get(f"{key}_policy"), row.get(f"{key}_sft")
+    return None if policy is None or sft is None else float(wins([policy], [sft])[0])

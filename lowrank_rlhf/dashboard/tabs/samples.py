@@ -80,7 +80,7 @@ def _by_step(watched: Rows, first: str, language: str, also: Collection[int]) ->
     steps = sorted({step for _, step in found})
     steps = [step for step in steps if step in {*steps[:1], *steps[1:][-_MAX_STEPS:], *also}]
     names = [t(f"samples.{first}" if step == 0 else "samples.step", language, step=step) for step in steps]
-    rows = []
+    rows: list[str] = []
     for prompt in dict.fromkeys(row["prompt_id"] for row in watched):
         shown = [found.get((prompt, step), {}) for step in steps]
         question = next(row["prompt"] for row in shown if row)
