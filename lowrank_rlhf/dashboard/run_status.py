@@ -73,6 +73,8 @@ class RunStatus:
     pid: int | None = None
     algorithm: str = "ppo"
     """`align.algorithm` of the config."""
+    archived: bool = False
+    """True for a run that a person took out of the list."""
     alarms: Sequence[Alarm] = ()
     """Alarms of the newest round that was started."""
 
@@ -112,6 +114,15 @@ class RunStatus:
     def damage(self) -> list[str]:
         """Return a message for each damaged done mark, output and log. The first call reads all outputs."""
         return RunDir(self.path).damage()
+
+
+ARCHIVED = "archived"
+"""Empty file in the folder of a run that the list leaves out."""
+
+
+def is_archived(run: Path) -> bool:
+    """Return True for a run that a person took out of the list."""
+    return (run / ARCHIVED).exists()
 
 
 _SIGNED = ("", "config.yaml", "done", "events.jsonl", "metrics.jsonl", "logs/job.json", "run.lock.json")
@@ -172,6 +183,7 @@ class StatusReader:
             exit_code=code,
             pid=worker.process.pid if worker and worker.process else None,
             algorithm=algorithm,
+            archived=is_archived(path),
             alarms=self._find_alarms(round_dir, marks, algorithm),
         )
 

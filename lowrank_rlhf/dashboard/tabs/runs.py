@@ -57,10 +57,11 @@ def build(page: DashboardPage) -> None:
     asked = gr.State(None)
     outcome = gr.HTML("", elem_id="run-outcome")
     previous = gr.State({})
-    changed_list = deleting.build(page, outcome)
+    archive, *changed_list = deleting.build(page, outcome)
     with above:
         begin = start.build(page)
-    outputs = [listing, about, page.run, stop, resume, stage, redo, undo, rank, begin.block, filter_row, previous]
+    buttons = [stop, resume, stage, redo, undo, rank, archive]
+    outputs = [listing, about, page.run, *buttons, begin.block, filter_row, previous]
     inputs = [page.run, page.language, previous, *filter_fields]
 
     def refresh(chosen: str | None, language: str, before: dict[str, Any], *wanted: str | None) -> list[Any]:
@@ -133,8 +134,9 @@ def _refresh(
     names = runs.names()
     searched = set(run_filter.matching(names, {}, ALL._replace(search=wanted.search)))
     statuses = runs.statuses(sorted(names, key=lambda name: name not in searched), _READING_SECONDS)
+    offered = [name for name in names if name == chosen or not (name in statuses and statuses[name].archived)]
     chooses: dict[str, Any] = (
-        {} if chosen in names else {"value": next(iter(names), None)}
+        {} if chosen in names else {"value": next(iter(offered or names), None)}
     )  # another may be chosen meanwhile
     chosen = chooses.get("value", chosen)
     run = runs.status(chosen) if chosen else None
@@ -144,9 +146,12 @@ def _refresh(
     now = {
         "listing": (shown, chosen, language, len(found), unread, bool(names)),
         "about": details(run, language),
-        "choice": (names, chosen),
+        "choice": (offered, chosen),
+        "archive": t("delete.unarchive" if run and run.archived else "delete.archive", language),
         "empty": not names,
-        "many": len(names) > run_filter.FEW,
+        "many": len(names) > run_filter.FEW
+        or any(run.archived for run in statuses.values())
+        or bool(wanted.search or wanted.state),
         **_buttons(run, language),
     }
 
@@ -156,13 +161,14 @@ def _refresh(
     return [
         gr.skip() if now["listing"] == before.get("listing") else run_list(*now["listing"]),
         changed(now["about"], "about"),
-        changed(gr.update(choices=names, **chooses), "choice"),
+        changed(gr.update(choices=offered, **chooses), "choice"),
         changed(gr.update(interactive=now["can_stop"]), "can_stop"),
         changed(gr.update(interactive=now["can_resume"], value=now["resume"]), "can_resume", "resume"),
         changed(gr.update(choices=now["redo"], value=None, interactive=bool(now["redo"])), "redo", "choice"),
         changed(gr.update(interactive=bool(now["redo"])), "redo"),
         changed(gr.update(visible=now["can_undo"]), "can_undo"),
         changed(gr.update(visible=now["can_rank"]), "can_rank"),
+        changed(gr.update(value=now["archive"]), "archive"),
         changed(gr.update(open=now["empty"]), "empty"),
         changed(gr.update(visible=now["many"]), "many"),
         changed(now, *now),
