@@ -101,9 +101,13 @@ def training(folder: Path) -> Iterator[str]:
 
 def measure(clients: int, seconds: float) -> dict[str, Any]:
     """Return latencies in milliseconds, memory in MiB, and the errors."""
-    with tempfile.TemporaryDirectory() as name, training(Path(name)) as run, page_server(Path(name) / "runs") as (
-        url,
-        server,
+    with (
+        tempfile.TemporaryDirectory() as name,
+        training(Path(name)) as run,
+        page_server(Path(name) / "runs") as (
+            url,
+            server,
+        ),
     ):
         page, resident = psutil.Process(server.pid), list[float]()
         visitors = [Visitor(url.removeprefix("http://"), run) for _ in range(clients)]

@@ -16,7 +16,6 @@ from lowrank_rlhf.dashboard.browser import address
 from lowrank_rlhf.dashboard.browser.storage import with_storage
 from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
-from lowrank_rlhf.dashboard.run_choice import RunChoice
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served.routes import routes
 from lowrank_rlhf.dashboard.served.uploads import PREFIX, upload_routes
@@ -56,7 +55,7 @@ def build(folder: RunsFolder, chat: ChatWorker) -> gr.Blocks:
             gr.HTML("<h1>lowrank_rlhf</h1>", elem_id="title", min_width=140)
             names = folder.listed()
             run = texts.add(
-                RunChoice(names, value=next(iter(names), None), elem_id="run", scale=2, min_width=180),
+                gr.Dropdown(names, value=next(iter(names), None), elem_id="run", scale=2, min_width=180),
                 label="page.run",
             )
             language = _language_switch()

@@ -7,12 +7,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-import gradio as gr
 import pytest
 from dashboard_runs import event, finish, holding, make_run, page_of
 
-from lowrank_rlhf.dashboard import deleted_runs, jobs, run_status
-from lowrank_rlhf.dashboard.run_choice import RunChoice
+from lowrank_rlhf.dashboard import app, deleted_runs, jobs, run_status
+from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served import exports
 from lowrank_rlhf.dashboard.tabs import deleting, run_filter
@@ -139,11 +138,17 @@ class TestArchive:
             RunsFolder(tmp_path / "runs").archive(name, True)
         assert list(tmp_path.rglob("archived")) == []
 
-    def test_the_selector_takes_a_run_that_is_gone(self) -> None:
+    def test_no_automatic_event_refuses_a_run_that_is_gone(self, tmp_path) -> None:
         """Gradio would answer each timer with an error message."""
-        choice = RunChoice(["one"], render=False)
-        assert (choice.preprocess("gone"), choice.preprocess(["one"]), choice.preprocess(None)) == ("gone", None, None)
-        assert choice.get_block_name() == gr.Dropdown(render=False).get_block_name()
+        blocks = app.build(RunsFolder(tmp_path), ChatWorker())
+        (run,) = (block for block in blocks.blocks.values() if block.elem_id == "run")
+        automatic = [
+            event
+            for event in blocks.fns.values()
+            if run in event.inputs and event.fn and {name for _, name in event.targets} & {"tick", "change", "load"}
+        ]
+        assert len(automatic) >= 5
+        assert [event.name for event in automatic if event.preprocess] == []
 
 
 class TestDeleting:

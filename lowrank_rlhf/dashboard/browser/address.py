@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
+from lowrank_rlhf.dashboard.page import OF_RUN, QUIET, DashboardPage
 
 # Opens the address's tab, and returns its run. Selections before that leave the address alone.
 _RESTORE = """() => {
@@ -65,11 +65,11 @@ def connect(loaded: Any, page: DashboardPage, tabs: Mapping[str, gr.Tab]) -> Non
         return event.value if event.value in page.runs.names() else now
 
     gr.on(None, None, None, None, js=_OPEN_AT_ONCE, **QUIET)
-    restored = loaded.then(chosen, page.run, page.run, js=restore(list(tabs)), **QUIET)
+    restored = loaded.then(chosen, page.run, page.run, js=restore(list(tabs)), **OF_RUN)
     restored.then(None, page.run, None, js=_KEEP_RUN, **QUIET)
     page.run.change(None, page.run, None, js=_KEEP_RUN, **QUIET)
     for name, tab in tabs.items():
         tab.select(None, None, None, js=_KEEP_TAB % name, **QUIET)
     watcher = gr.HTML("", js_on_load=_WATCH, elem_id="address")
     # Two steps back in a row: the second event is sent while the first is answered.
-    watcher.select(returned, page.run, page.run, trigger_mode="multiple", **QUIET)
+    watcher.select(returned, page.run, page.run, trigger_mode="multiple", **OF_RUN)

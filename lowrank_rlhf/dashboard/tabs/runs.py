@@ -6,7 +6,7 @@ from typing import Any, Literal
 import gradio as gr
 
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
+from lowrank_rlhf.dashboard.page import EVENT, OF_RUN, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import deleting, run_filter, start
@@ -77,23 +77,23 @@ def build(page: DashboardPage) -> None:
         shown = _act(page, "redo", asked[0], language, asked[1]) if asked else gr.skip()
         return [gr.update(visible=False), None, shown]
 
-    gr.Timer(_SECONDS).tick(refresh, inputs, outputs, **QUIET)
+    gr.Timer(_SECONDS).tick(refresh, inputs, outputs, **OF_RUN)
     for field in filter_fields:
-        field.change(refresh, inputs, outputs, trigger_mode="always_last", **QUIET)
-    page.run.change(refresh, inputs, outputs, **QUIET)
-    page.language.change(refresh, inputs, outputs, **QUIET)
+        field.change(refresh, inputs, outputs, trigger_mode="always_last", **OF_RUN)
+    page.run.change(refresh, inputs, outputs, **OF_RUN)
+    page.language.change(refresh, inputs, outputs, **OF_RUN)
     listing.select(_picked, None, page.run, **QUIET)
     for button, action in ((stop, "stop"), (resume, "resume"), (undo, "undo")):
         clicked = button.click(act(action), [page.run, page.language], outcome, **EVENT)  # type: ignore[arg-type]
-        clicked.then(refresh, inputs, outputs, **QUIET)
+        clicked.then(refresh, inputs, outputs, **OF_RUN)
     rank.click(None, None, None, js="() => document.querySelector('#tab-rank-button').click()", **QUIET)
     redo.click(ask, [page.run, page.language, stage], [question, goes, asked, outcome], **EVENT)
     yes.click(confirm, [asked, page.language], [question, asked, outcome], **EVENT).then(
-        refresh, inputs, outputs, **QUIET
+        refresh, inputs, outputs, **OF_RUN
     )
     gr.on([no.click, page.run.change], _no_question, None, [question, asked], **QUIET)
     for event in (begin.started, *changed_list):
-        event.then(refresh, inputs, outputs, **QUIET)
+        event.then(refresh, inputs, outputs, **OF_RUN)
 
 
 def resume_after_ranking(page: DashboardPage, name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
+from lowrank_rlhf.dashboard.page import OF_RUN, DashboardPage
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.served.curves import CURVES
 from lowrank_rlhf.dashboard.tabs import tokens
@@ -40,9 +40,9 @@ def build(page: DashboardPage) -> None:
         return _refresh(page, chosen, language, before)
 
     inputs, outputs = [page.run, page.language, seen], [*parts, seen]
-    timer.tick(refresh, inputs, outputs, **QUIET)
-    page.run.change(refresh, inputs, outputs, **QUIET)
-    page.language.change(refresh, inputs, outputs, **QUIET)
+    timer.tick(refresh, inputs, outputs, **OF_RUN)
+    page.run.change(refresh, inputs, outputs, **OF_RUN)
+    page.language.change(refresh, inputs, outputs, **OF_RUN)
 
 
 def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
