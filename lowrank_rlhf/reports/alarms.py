@@ -8,8 +8,8 @@ from typing import Literal
 from lowrank_rlhf.config.ppo import APPROXIMATE_KL_LIMIT
 from lowrank_rlhf.reports.evaluation_alarms import (
     REPEATED,
+    AlarmFinding,
     Evidence,
-    Finding,
     falling_variety,
     favoured_words,
     length_explains,
@@ -81,7 +81,7 @@ class Rule:
     """Check of an alarm with its limit; the check returns its finding, or None if all is well."""
 
     id: AlarmId
-    check: Callable[[Evidence, float], Finding | None]
+    check: Callable[[Evidence, float], AlarmFinding | None]
     limit: float = 0.0
     source: str = ""
     seen_in: str = ""
@@ -119,7 +119,7 @@ def check_phrase(claim: Claim) -> Text:
     return Phrase(key) if key in ENGLISH.texts else claim.claim
 
 
-def _exceeded(metrics: Metrics, key: str, limit: float) -> Finding | None:
+def _exceeded(metrics: Metrics, key: str, limit: float) -> AlarmFinding | None:
     """Return where a PPO metric exceeded its limit: the number of steps, the first one and the peak."""
     values = finite_series(metrics, "ppo", key)
     over = {step: value for step, value in values.items() if value > limit}
@@ -132,10 +132,10 @@ def _exceeded(metrics: Metrics, key: str, limit: float) -> Finding | None:
         "step": str(min(over)),
         "peak": f"{max(over.values()):.3g}",
     }
-    return Finding(figures, step=min(over))
+    return AlarmFinding(figures, step=min(over))
 
 
-def _above(key: str) -> Callable[[Evidence, float], Finding | None]:
+def _above(key: str) -> Callable[[Evidence, float], AlarmFinding | None]:
     return lambda evidence, limit: _exceeded(evidence.metrics, key, limit)
 
 
@@ -146,11 +146,11 @@ def _ends(metrics: Metrics, key: str) -> tuple[float, float] | None:
     return (sum(values[:window]) / window, sum(values[-window:]) / window) if window else None
 
 
-def _weak_reward(evidence: Evidence, _: float) -> Finding | None:
+def _weak_reward(evidence: Evidence, _: float) -> AlarmFinding | None:
     """Apply the reward stage's own verdict: PPO can only learn what the reward model knows."""
     reward = evidence.results.reward
     weakness = reward and reward_weakness(evidence.results)
-    return Finding({"weakness": weakness}) if weakness else None
+    return AlarmFinding({"weakness": weakness}) if weakness else None
 
 
 def reward_weakness(results: Results) -> Text | None:
@@ -168,32 +168,32 @@ def length_rule(longer_wins: float | None) -> Phrase:
     return Phrase("rule.longer" if longer_wins is None or longer_wins >= 0.5 else "rule.shorter")
 
 
-def _negative_kl(evidence: Evidence, count: float) -> Finding | None:
+def _negative_kl(evidence: Evidence, count: float) -> AlarmFinding | None:
     """Look for `count` consecutive steps with a negative KL estimate: chance alone makes some."""
     values, window = list(finite_series(evidence.metrics, "ppo", "objective/kl").items()), round(count)
     for start in range(len(values) - window + 1):
         if all(value < 0 for _, value in values[start : start + window]):
-            return Finding({"count": str(window), "step": str(values[start][0])}, step=values[start][0])
+            return AlarmFinding({"count": str(window), "step": str(values[start][0])}, step=values[start][0])
     return None
 
 
-def _approximate_kl(evidence: Evidence, limit: float) -> Finding | None:
+def _approximate_kl(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Check the KL after the last optimizer step on each rollout; version 0.1 has only the mean before the steps."""
     key = "policy/final_approxkl"
     known = finite_series(evidence.metrics, "ppo", key)
     return _exceeded(evidence.metrics, key if known else "policy/approxkl", limit)
 
 
-def _weak_critic(evidence: Evidence, limit: float) -> Finding | None:
+def _weak_critic(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Check the median over the second half of the steps: one rollout's explained variance is noisy."""
     values = list(finite_series(evidence.metrics, "ppo", "value/explained_variance").values())
     half = values[len(values) // 2 :]
     if len(half) < _WINDOW or median(half) >= limit:
         return None
-    return Finding({"explained": f"{median(half):.2f}", "limit": f"{limit:g}"})
+    return AlarmFinding({"explained": f"{median(half):.2f}", "limit": f"{limit:g}"})
 
 
-def _length_growth(evidence: Evidence, limit: float) -> Finding | None:
+def _length_growth(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Compare with SFT's sampled answers, or with PPO's first steps if there are none."""
     ends, sample = _ends(evidence.metrics, "response/length_mean"), evidence.results.sample
     if ends is None:
@@ -201,28 +201,28 @@ def _length_growth(evidence: Evidence, limit: float) -> Finding | None:
     before = sample.tokens / sample.answers if sample and sample.answers and sample.tokens else ends[0]
     if ends[1] <= limit * before:
         return None
-    return Finding({"before": f"{before:.3g}", "after": f"{ends[1]:.3g}", "limit": f"{limit:g}"})
+    return AlarmFinding({"before": f"{before:.3g}", "after": f"{ends[1]:.3g}", "limit": f"{limit:g}"})
 
 
-def _unfinished_answers(evidence: Evidence, limit: float) -> Finding | None:
+def _unfinished_answers(evidence: Evidence, limit: float) -> AlarmFinding | None:
     ends = _ends(evidence.metrics, "response/eos_rate")
     if ends is None or ends[1] >= limit:
         return None
-    return Finding({"before": percent(ends[0]), "after": percent(ends[1])})
+    return AlarmFinding({"before": percent(ends[0]), "after": percent(ends[1])})
 
 
-def _entropy_collapse(evidence: Evidence, limit: float) -> Finding | None:
+def _entropy_collapse(evidence: Evidence, limit: float) -> AlarmFinding | None:
     ends = _ends(evidence.metrics, "objective/entropy")
     if ends is None or ends[1] >= limit * ends[0]:
         return None
     figures = {"before": f"{ends[0]:.3g}", "after": f"{ends[1]:.3g}", "limit": percent(limit)}
-    return Finding({**figures, "weight": evidence.weight})
+    return AlarmFinding({**figures, "weight": evidence.weight})
 
 
-def _far_from_sft(evidence: Evidence, limit: float) -> Finding | None:
+def _far_from_sft(evidence: Evidence, limit: float) -> AlarmFinding | None:
     for key, where in (("objective/kl", "where.training"), ("eval/kl", "where.evaluation")):
         if found := _exceeded(evidence.metrics, key, limit):
-            return Finding({**found.values, "where": Phrase(where), "weight": evidence.weight}, found.step)
+            return AlarmFinding({**found.values, "where": Phrase(where), "weight": evidence.weight}, found.step)
     return None
 
 

@@ -20,7 +20,7 @@ _LEVEL = 0.01
 """Largest p-value of the tests on wording."""
 
 
-class Finding(NamedTuple):
+class AlarmFinding(NamedTuple):
     """What a check found."""
 
     values: Mapping[str, Text]
@@ -46,7 +46,7 @@ class Evidence:
         return next((row for row in table if row.id == figure and judge in (None, row.judge)), None)
 
 
-def second_judge(evidence: Evidence, limit: float) -> Finding | None:
+def second_judge(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for a second judge whose win rate is below the limit with its whole interval."""
     evaluate = evidence.results.evaluate
     if evaluate is None or evaluate.second_judge is None:
@@ -54,7 +54,7 @@ def second_judge(evidence: Evidence, limit: float) -> Finding | None:
     row = evidence.figure("win_rate", evaluate.second_judge)
     if row is None or row.policy is None or not _end(row.interval, 1) < limit:  # nan is no alarm
         return None
-    return Finding(
+    return AlarmFinding(
         {
             "judge": evaluate.second_judge,
             "share": percent(row.policy),
@@ -64,7 +64,7 @@ def second_judge(evidence: Evidence, limit: float) -> Finding | None:
     )
 
 
-def within_spread(evidence: Evidence, limit: float) -> Finding | None:
+def within_spread(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for a rise of the reward model's score that is less than the members' standard deviation times the limit.
 
     Both are means over the validation prompts' answers, by the kept policy, or by the last one if SFT is kept.
@@ -88,10 +88,10 @@ def within_spread(evidence: Evidence, limit: float) -> Finding | None:
         "spread": number(spreads[step]),
         "before": number(spreads[0]),
     }
-    return Finding(values, step)
+    return AlarmFinding(values, step)
 
 
-def overoptimisation(evidence: Evidence, level: float) -> Finding | None:
+def overoptimisation(evidence: Evidence, level: float) -> AlarmFinding | None:
     """Look for a judge's score that fell from its peak while the reward model's rose, by a paired test over prompts.
 
     Runs of earlier versions have no scores by prompt, and no alarm.
@@ -108,7 +108,7 @@ def overoptimisation(evidence: Evidence, level: float) -> Finding | None:
             values = {"first": str(first), "last": str(last), "drop": number(fall.drop), "p": f"{fall.p:.2g}"}
             advice = Phrase(f"advice.{'stop_earlier' if first else 'keep_sft'}", {**values, "weight": evidence.weight})
             curve = "frontier" if role == gold(evidence.metrics) else "frontier_second"
-            return Finding({**values, "judge": Phrase(f"role.{role}"), "advice": advice}, last, curve)
+            return AlarmFinding({**values, "judge": Phrase(f"role.{role}"), "advice": advice}, last, curve)
     return None
 
 
@@ -124,14 +124,14 @@ def _fall(scores: tuple[tuple[float, ...], ...]) -> Fall:
     return fall_from_peak(scores)
 
 
-def length_explains(evidence: Evidence, limit: float) -> Finding | None:
+def length_explains(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for a win rate above the limit that is not shown to be above it at equal length."""
     evaluate = evidence.results.evaluate
     if evaluate is None or evaluate.length_controlled_win_rate is None:
         return None
     if not _end(evaluate.win_rate_interval, 0) > limit >= _end(evaluate.length_controlled_interval, 0):
         return None
-    return Finding(
+    return AlarmFinding(
         {
             "share": percent(evaluate.win_rate),
             "controlled": percent(evaluate.length_controlled_win_rate),
@@ -141,46 +141,46 @@ def length_explains(evidence: Evidence, limit: float) -> Finding | None:
     )
 
 
-def favoured_words(evidence: Evidence, limit: float) -> Finding | None:
+def favoured_words(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for content words that far more of the policy's answers contain than of SFT's."""
     found = evidence.results.evaluate and evidence.results.evaluate.favoured_words
     if not found or found.p > _LEVEL or found.after - found.before < limit:
         return None
     words = ", ".join(found.words)
     shares = {"sft": percent(found.before), "policy": percent(found.after)}
-    return Finding({"words": words, **shares, "weight": evidence.weight})
+    return AlarmFinding({"words": words, **shares, "weight": evidence.weight})
 
 
-def same_openers(evidence: Evidence, limit: float) -> Finding | None:
+def same_openers(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for two words that many of the policy's answers begin with."""
     row = evidence.figure("top_opener")
     if row is None or row.policy is None or row.policy <= limit:
         return None
     opener = row.openers[1] if row.openers else ""
-    return Finding({"policy": percent(row.policy), "sft": percent(row.sft), "opener": opener})
+    return AlarmFinding({"policy": percent(row.policy), "sft": percent(row.sft), "opener": opener})
 
 
-def repeated_words(evidence: Evidence, limit: float) -> Finding | None:
+def repeated_words(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for far fewer distinct word pairs than in SFT's answers."""
     row = evidence.figure("distinct_2")
     if row is None or row.policy is None or row.sft is None or row.policy >= limit * row.sft:
         return None
-    return Finding(
+    return AlarmFinding(
         {"sft": f"{row.sft:.2f}", "policy": f"{row.policy:.2f}", "limit": f"{limit:g}", "weight": evidence.weight}
     )
 
 
-def falling_variety(evidence: Evidence, limit: float) -> Finding | None:
+def falling_variety(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for a significant fall of distinct-2 at equal length; silent where `repeated_words` is raised."""
     found = evidence.results.evaluate and evidence.results.evaluate.variety
     if not found or found.p > _LEVEL or found.after >= limit * found.before:
         return None
     if repeated_words(evidence, REPEATED):
         return None
-    return Finding({"sft": f"{found.before:.2f}", "policy": f"{found.after:.2f}", "weight": evidence.weight})
+    return AlarmFinding({"sft": f"{found.before:.2f}", "policy": f"{found.after:.2f}", "weight": evidence.weight})
 
 
-def miscalibrated(evidence: Evidence, limit: float) -> Finding | None:
+def miscalibrated(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for a calibration error above the limit, and above what chance explains in a calibrated model.
 
     The error of a calibrated model is not 0: its expectation and deviation follow from the bins' counts. Pairs of one
@@ -199,7 +199,7 @@ def miscalibrated(evidence: Evidence, limit: float) -> Finding | None:
     chance = mean + 1.96 * math.sqrt(variance)
     if reward.ece <= max(limit, chance):
         return None
-    return Finding({"ece": percent(reward.ece), "limit": percent(limit), "chance": percent(chance)})
+    return AlarmFinding({"ece": percent(reward.ece), "limit": percent(limit), "chance": percent(chance)})
 
 
 def _end(interval: Interval | None, end: int) -> float:

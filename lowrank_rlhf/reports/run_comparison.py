@@ -13,7 +13,7 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.config.section import flat
 from lowrank_rlhf.reports.alarms import Alarm, find_alarms
-from lowrank_rlhf.reports.answers import first_answers, has_greedy, shown_answers
+from lowrank_rlhf.reports.answers import first_answers, has_greedy, shown_answers, win_difference
 from lowrank_rlhf.reports.charts import ChartFigure
 from lowrank_rlhf.reports.format import (
     MISSING,
@@ -32,7 +32,6 @@ from lowrank_rlhf.reports.overlay import overlaid_figures
 from lowrank_rlhf.reports.render import FEATURED, ComparedAnswers, Rows, Side
 from lowrank_rlhf.reports.tables import figure_label, figure_value
 from lowrank_rlhf.reports.templating import html_environment
-from lowrank_rlhf.reports.win_difference import win_difference
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import duration, memory
 from lowrank_rlhf.run.records import Record, read_jsonl

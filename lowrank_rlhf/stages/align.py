@@ -27,15 +27,8 @@ from lowrank_rlhf.run.results import PolicyResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.dpo import DpoTask
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
-from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState
-from lowrank_rlhf.training.policy_roles import (
-    choose_policy,
-    frozen_roles,
-    keep_step,
-    last_policy,
-    load_roles,
-    save_policies,
-)
+from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState, keep_step
+from lowrank_rlhf.training.policy_roles import choose_policy, frozen_roles, last_policy, load_roles, save_policies
 from lowrank_rlhf.training.reward_data import read_groups
 from lowrank_rlhf.training.rewards.reward_sum import Scorer, open_scorer, with_rewards
 from lowrank_rlhf.training.rloo_grpo import OnlineTask

@@ -25,15 +25,8 @@ from lowrank_rlhf.run.records import Prompt, Sample, Score, read_jsonl
 from lowrank_rlhf.run.results import PolicyResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
-from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState, StartedStep
-from lowrank_rlhf.training.policy_roles import (
-    choose_policy,
-    frozen_roles,
-    keep_step,
-    last_policy,
-    load_roles,
-    save_policies,
-)
+from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState, StartedStep, keep_step
+from lowrank_rlhf.training.policy_roles import choose_policy, frozen_roles, last_policy, load_roles, save_policies
 from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
 from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens, shuffled_order
 from lowrank_rlhf.training.rewards.reward_sum import open_scorer, score_responses, with_rewards

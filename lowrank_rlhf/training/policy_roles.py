@@ -11,9 +11,7 @@ from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import save_role
 from lowrank_rlhf.preferences.project import NothingToRank, open_project, run_command
 from lowrank_rlhf.run import fault_points
-from lowrank_rlhf.run.checkpoints import kept_steps, step_name
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.files import sync
 from lowrank_rlhf.training.policy_checkpoints import PolicyState
 from lowrank_rlhf.training.reward_data import about_reward
 from lowrank_rlhf.training.rollout import RewardScale
@@ -102,18 +100,6 @@ def save_policies(roles: Roles, work: Path, state: PolicyState) -> None:
     policy, steps = work / "adapters" / "policy", shutil.ignore_patterns("step-*")
     shutil.copytree(work / "best" if best_is_kept else last, policy, ignore=steps, dirs_exist_ok=True)
     fault_points.point("policy: the kept one copied")
-
-
-def keep_step(roles: Roles, run_dir: RunDir, step: int, steps: int, every: int) -> None:
-    """Save the policy now, at an evaluation, for the comparison of steps in a chat, if it is one of `kept_steps`."""
-    if step not in kept_steps(steps, every):
-        return
-    folder = run_dir.work("ppo") / "adapters" / "policy-last" / step_name(step)
-    unfinished = folder.with_name(f".{folder.name}")
-    save_role(roles, Role.POLICY, unfinished)
-    sync(unfinished)  # before the checkpoint of this step, from which training resumes without saving it again
-    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was rolled back
-    unfinished.rename(folder)
 
 
 def choose_policy(
