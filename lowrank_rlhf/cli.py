@@ -21,6 +21,7 @@ from lowrank_rlhf.commands import (
     getting_started,
     plan,
     run,
+    status,
 )
 from lowrank_rlhf.commands.common import EPILOG
 from lowrank_rlhf.commands.ranking import annotations, label, team
@@ -98,7 +99,7 @@ _COMMANDS = (
     run.run,
     plan.plan,
     run.validate,
-    run.status,
+    status.status,
     run.sweep,
     compare.compare,
     dashboard.dashboard,

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.messages import Key, suggestion
+from lowrank_rlhf.config.rewards import weighted_sum
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import ExitCode, UserError, visible
 from lowrank_rlhf.pipeline import pipeline
@@ -64,6 +65,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def echo(text: str) -> None:
     """Print a text without markup or line wrapping, its control characters escaped."""
     Console().print(visible(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_rewards(config: Config) -> None:
+    """Print the sum that the policy is trained on, unless it is the reward model alone."""
+    if config.ppo.rewards:
+        echo(f"rewards: {weighted_sum(config.ppo.rewards)}")
 
 
 def checked_config(config: str, overrides: Sequence[str] | None, runs: Path | None = None) -> Config:

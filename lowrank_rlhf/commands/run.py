@@ -1,8 +1,8 @@
-"""`run`, `validate`, `status` and `sweep`: the pipeline from the terminal."""
+"""`run`, `validate` and `sweep`: the pipeline from the terminal."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,21 +13,18 @@ from lowrank_rlhf.commands.common import (
     ConfigArgument,
     JsonOption,
     OverridesArgument,
-    RunArgument,
     RunsOption,
     checked_config,
     echo,
+    print_rewards,
     run_folder,
 )
-from lowrank_rlhf.config.loading import load_config
-from lowrank_rlhf.config.rewards import weighted_sum
-from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.requirements import check_local_data
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.pipeline import multi_process, pipeline, redo_stages
 from lowrank_rlhf.run import distributed, launcher
 from lowrank_rlhf.run.directory import RunDir
-from lowrank_rlhf.run.progress import Progress, StopRequest, duration, figure, memory
+from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.sweep.grid import Combination, Sweep, make_sweep
 from lowrank_rlhf.sweep.launch import Launched, command_of, share_of
 from lowrank_rlhf.sweep.results import cells, header
@@ -127,69 +124,11 @@ def validate(
         print(json.dumps(found | {"rewards": list(loaded.ppo.rewards)}))
         return
     print(f"ok: {', '.join(names)}")
-    _print_rewards(loaded)
+    print_rewards(loaded)
     for note in notes:
         echo(f"  {note}")
     if not_read:
         print(f"not read: {', '.join(not_read)}. `plan` and `run` read data sets of the hub")
-
-
-def status(
-    run: RunArgument,
-    runs: RunsOption = Path("runs"),
-    as_json: JsonOption = False,
-) -> None:
-    """Show the state of each stage of a run.
-
-    \b
-    Examples:
-      python -m lowrank_rlhf status quickstart
-      python -m lowrank_rlhf status /data/runs/mine --json
-    """
-    run_dir = RunDir(run_folder(run, runs))
-    config = load_config(run_dir.path / "config.yaml")
-    rows = [_row(run_dir, status) for status in pipeline.plan(config, run_dir)]
-    if as_json:
-        found = {"run": str(run_dir.path), "rewards": list(config.ppo.rewards), "stages": rows}
-        print(json.dumps(found, indent=2))
-        return
-    Console().print(_table(rows))
-    _print_rewards(config)
-    for row in rows:
-        for line in row["why"]:
-            echo(f"{row['stage']}: {line}")
-
-
-def _print_rewards(config: Config) -> None:
-    """Print the sum that the policy is trained on, unless it is the reward model alone."""
-    if config.ppo.rewards:
-        echo(f"rewards: {weighted_sum(config.ppo.rewards)}")
-
-
-def _row(run_dir: RunDir, status: pipeline.StageStatus) -> dict[str, Any]:
-    mark = run_dir.mark(status.stage.name)
-    return {
-        "stage": status.stage.name,
-        "state": status.state,
-        "why": list(status.why),
-        "seconds": mark and mark.seconds,
-        "peak_memory_bytes": mark and mark.peak_memory_bytes,
-        "summary": mark.result.model_dump(exclude_unset=True) if mark else {},
-    }
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("stage", "state", "time", "peak memory", "figures", box=None, pad_edge=False)
-    for row in rows:
-        numbers = {key: value for key, value in row["summary"].items() if type(value) in (int, float)}
-        table.add_row(
-            row["stage"],
-            row["state"],
-            "" if row["seconds"] is None else duration(row["seconds"]),
-            "" if row["peak_memory_bytes"] is None else memory(row["peak_memory_bytes"]),
-            Text(", ".join(figure(name, value) for name, value in list(numbers.items())[:4])),
-        )
-    return table
 
 
 def sweep(

@@ -53,7 +53,7 @@ def build(folder: RunsFolder, chat: ChatWorker) -> gr.Blocks:
     with gr.Blocks(title="lowrank_rlhf", analytics_enabled=False, fill_width=True) as blocks:
         with gr.Row(elem_id="top"):
             gr.HTML("<h1>lowrank_rlhf</h1>", elem_id="title", min_width=140)
-            names = folder.names()
+            names = folder.listed()
             run = texts.add(
                 gr.Dropdown(names, value=next(iter(names), None), elem_id="run", scale=2, min_width=180),
                 label="page.run",

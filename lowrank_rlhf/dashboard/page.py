@@ -13,6 +13,9 @@ EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None,
 """Settings of an event triggered by a person; not offered to API clients."""
 QUIET: dict[str, Any] = EVENT | {"show_progress": "hidden"}
 """Settings of an automatic event, such as a timer's."""
+OF_RUN: dict[str, Any] = QUIET | {"preprocess": False}
+"""Settings of an automatic event with the chosen run among its inputs, which take any text. Gradio would answer with an
+error message where the run has just been deleted, or was made after the server started."""
 
 
 @dataclass(frozen=True)

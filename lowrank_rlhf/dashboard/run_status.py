@@ -7,34 +7,31 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.dashboard import jobs
+from lowrank_rlhf.dashboard.run_state import State, current_stage, is_superseded, state_of
 from lowrank_rlhf.dashboard.tail import JsonlTails, last_lines
 from lowrank_rlhf.errors import ExitCode, UserError
 from lowrank_rlhf.pipeline import pipeline
+from lowrank_rlhf.reports.alarms import Alarm, find_alarms
 from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import file_state
 from lowrank_rlhf.run.progress_file import StageProgress, read_progress
 from lowrank_rlhf.run.results import DoneMark, Results, StageResult
 from lowrank_rlhf.run.results.parts import Interval
 from lowrank_rlhf.run.results.rounds import SFT, split, stages_in
 from lowrank_rlhf.run.run_lock import lock_record
 
-State = Literal["running", "starting", "waiting", "finished", "stopped", "failed", "killed", "new"]
-Events = Sequence[dict[str, Any]]
 Signature = tuple[tuple[int, int, int] | None, ...]
 
-_BY_CODE: dict[int, State] = {int(ExitCode.WAITING): "waiting", int(ExitCode.STOPPED): "stopped", 0: "stopped"}
-_BY_ERROR: dict[str, State] = {"WaitingForPeople": "waiting", "Stopped": "stopped", "KeyboardInterrupt": "stopped"}
-_REMARKS = ("warning", "skipped", "rolled back", "halved")  # events that neither start nor end a stage
 _METRICS = {"sft": ("loss", "loss"), "reward": ("accuracy", "training_accuracy"), "ppo": ("objective/scores", "score")}
 """Headline metric of each stage, and the key of its text."""
 _LOG_LINES = 12
-_CLOCK_SLACK_SECONDS = 2.0  # times are noted to the second, and a command's last event may follow its last line
 
 
 class KeyFigure(NamedTuple):
@@ -76,6 +73,10 @@ class RunStatus:
     pid: int | None = None
     algorithm: str = "ppo"
     """`align.algorithm` of the config."""
+    archived: bool = False
+    """True for a run that a person took out of the list."""
+    alarms: Sequence[Alarm] = ()
+    """Alarms of the newest round that was started."""
 
     @property
     def round_dir(self) -> RunDir:
@@ -115,6 +116,15 @@ class RunStatus:
         return RunDir(self.path).damage()
 
 
+ARCHIVED = "archived"
+"""Empty file in the folder of a run that the list leaves out."""
+
+
+def is_archived(run: Path) -> bool:
+    """Return True for a run that a person took out of the list."""
+    return (run / ARCHIVED).exists()
+
+
 _SIGNED = ("", "config.yaml", "done", "events.jsonl", "metrics.jsonl", "logs/job.json", "run.lock.json")
 """Files and folders of a run of which one changes whenever its status does, unless a process works on it."""
 
@@ -126,6 +136,7 @@ class StatusReader:
         self._tails = tails
         self._load = lru_cache(maxsize=64)(_load_config)
         self._idle: dict[Path, tuple[Signature, RunStatus]] = {}
+        self._alarms: dict[Path, tuple[Any, Sequence[Alarm]]] = {}
 
     def kept(self, path: Path) -> RunStatus | None:
         """Return the status of a run that was read before and has not changed; None for any other."""
@@ -153,10 +164,11 @@ class StatusReader:
         busy = worker is not None
         complete = bool(stages) and all(stage in marks for stage in stages)
         job = jobs.job(path) or {}
-        state = _state(path, busy, complete, events, job)
-        current = not busy and not _is_superseded(path, events)
+        state = state_of(path, busy, complete, events, job)
+        round_dir, algorithm = RunDir(path).rounds[-1], config.align.algorithm if config else "ppo"
+        current = not busy and not is_superseded(path, events)
         code = job.get("exit_code") if current else None
-        stage = None if state == "finished" else _current_stage(stages, marks, events)
+        stage = None if state == "finished" else current_stage(stages, marks, events)
         return RunStatus(
             name=path.name,
             path=path,
@@ -165,12 +177,14 @@ class StatusReader:
             stage=stage,
             marks=marks,
             progress=_progress(path, stage) if busy else None,
-            figure=self._figure(RunDir(path).rounds[-1], state, marks),
+            figure=self._figure(round_dir, state, marks),
             log_end=_log_end(path) if current and (state != "finished" or code) else "",
             error=jobs.error(path) if code and code != ExitCode.STOPPED else (),
             exit_code=code,
             pid=worker.process.pid if worker and worker.process else None,
-            algorithm=config.align.algorithm if config else "ppo",
+            algorithm=algorithm,
+            archived=is_archived(path),
+            alarms=self._find_alarms(round_dir, marks, algorithm),
         )
 
     def _config(self, path: Path) -> Config | None:
@@ -180,6 +194,21 @@ class StatusReader:
             return self._load(file, file.stat().st_mtime_ns)
         except (OSError, UserError):
             return None
+
+    def _find_alarms(
+        self, run_dir: RunDir, marks: Mapping[str, DoneMark[StageResult]], algorithm: str
+    ) -> Sequence[Alarm]:
+        """Return the alarms of a round; looked for again when its metrics or the finished stages have changed."""
+        try:
+            metrics = file_state(run_dir.metrics.path.stat())
+        except OSError:
+            metrics = ()
+        key = run_dir.number, metrics, [(stage, mark.finished_at) for stage, mark in marks.items()]
+        known = self._alarms.get(run_dir.run)
+        if known is None or known[0] != key:
+            rows, _ = self._tails.read(run_dir.metrics.path)
+            known = self._alarms[run_dir.run] = key, find_alarms(rows, _results(marks, run_dir.number), algorithm)
+        return known[1]
 
     def _figure(self, run_dir: RunDir, state: State, marks: Mapping[str, DoneMark[StageResult]]) -> KeyFigure | None:
         """Return the win rate of a finished run, else the latest figure of the stage trained last."""
@@ -230,48 +259,6 @@ def _results(marks: Mapping[str, DoneMark[StageResult]], number: int) -> Results
     own = {plain: mark.result for stage, mark in marks.items() for each, plain in [split(stage)]
            if each == number or plain == SFT}  # fmt: skip
     return Results.model_validate(own)
-
-
-def _state(path: Path, alive: bool, complete: bool, events: Events, job: Mapping[str, Any]) -> State:
-    if alive:
-        return "running" if jobs.holder(path) else "starting"
-    if complete:
-        return "finished"
-    last = next((event for event in reversed(events) if event.get("kind") not in _REMARKS), {})
-    code = job.get("exit_code")
-    # A command that ended before it took the lock leaves no event: its exit code is newer than the last one.
-    if code is not None and str(job.get("since", "")) >= str(last.get("time", "")):
-        return _by_code(int(code))
-    if last.get("kind") == "ended early":
-        return _BY_ERROR.get(str(last.get("error")), "failed")
-    if last.get("kind") == "started":
-        return "killed"
-    if code is not None:
-        return _by_code(int(code))
-    return "stopped" if events else "new"
-
-
-def _is_superseded(path: Path, events: Events) -> bool:
-    """Return True if another command worked on the run after the last one that a page started."""
-    ended = jobs.ended_at(path)
-    times = []
-    with suppress(OSError):
-        times.append((path / "config.yaml").stat().st_mtime)  # each command writes it
-    with suppress(IndexError, KeyError, ValueError):
-        times.append(datetime.fromisoformat(str(events[-1]["time"])).timestamp())
-    return ended is not None and max(times, default=0.0) > ended + _CLOCK_SLACK_SECONDS
-
-
-def _by_code(code: int) -> State:
-    return "killed" if code < 0 else _BY_CODE.get(code, "failed")
-
-
-def _current_stage(stages: Sequence[str], marks: dict[str, DoneMark[StageResult]], events: Events) -> str | None:
-    """Return the unfinished stage that was started last, else the first unfinished one."""
-    started = [event["stage"] for event in events if event.get("kind") == "started"]
-    if started and started[-1] in stages and started[-1] not in marks:
-        return str(started[-1])
-    return next((stage for stage in stages if stage not in marks), None)
 
 
 def _progress(path: Path, stage: str | None) -> StageProgress | None:

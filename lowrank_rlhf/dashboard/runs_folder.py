@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.run_status import RunStatus, StatusReader
+from lowrank_rlhf.dashboard.run_status import ARCHIVED, RunStatus, StatusReader, is_archived
 from lowrank_rlhf.dashboard.tail import JsonlTails
 from lowrank_rlhf.errors import Fault, UserError
 
@@ -54,6 +54,23 @@ class RunsFolder:
             return []
         changed = {each.name: _changed_at(each) for each in folders}
         return sorted((name for name, at in changed.items() if at is not None), key=lambda name: -(changed[name] or 0))
+
+    def listed(self, *also: str | None) -> list[str]:
+        """Return the names without those of archived runs, unless they are among `also`."""
+        return [name for name in self.names() if name in also or not is_archived(self.folder / name)]
+
+    def archive(self, name: str, archived: bool) -> None:
+        """Take a run out of the list, or back into it. Raises `UserError` if the run cannot be changed."""
+        run = self.path(name)
+        if not run.is_dir():
+            raise jobs.not_found(run)
+        try:
+            if archived:
+                (run / ARCHIVED).touch()
+            else:
+                (run / ARCHIVED).unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(run, error) from None
 
     def status(self, name: str) -> RunStatus:
         """Return the run's current status. Raises `UserError` for an invalid name."""

@@ -13,6 +13,7 @@ from lowrank_rlhf.run.results.rounds import prefix, split
 
 MAIN = ("base", "sft", "policy")
 """Models that `all` stands for, in the order of their training."""
+_LAST = "adapters/policy-last"
 _STEP, _ROUND = re.compile(r"step-(\d+)"), re.compile(r"round-(\d+)")
 
 
@@ -46,7 +47,8 @@ def speakers(run: Path) -> dict[str, Path | None]:
     """Return the adapter folder of each model by its name; None for the base.
 
     `policy` is the newest round's, `policy-last` the same round's at its last step, `round-1` the policy of an earlier
-    round. `step-40` is a checkpoint of an unfinished stage, `round-2/step-40` one of a later round's.
+    round. `step-40` is a policy during training, `round-2/step-40` one of a later round's: of a finished stage those of
+    `kept_steps`, of an unfinished one also the last two checkpoints.
     """
     run_dir = RunDir(run)
     newest, latest = run_dir.newest, run_dir.rounds[-1]
@@ -54,6 +56,8 @@ def speakers(run: Path) -> dict[str, Path | None]:
     for earlier in run_dir.rounds[: newest.number - 1]:
         found[f"round-{earlier.number}"] = earlier.artifact("adapters/policy")
     found |= {name: newest.artifact(f"adapters/{name}") for name in ("policy", "policy-last")}
+    for each, last in ((newest, newest.artifact(_LAST)), (latest, latest.work_path("ppo") / _LAST)):
+        found |= {f"{prefix(each.number)}step-{step}": folder for step, folder in checkpoints(last)}
     for step, folder in checkpoints(latest.work_path("ppo")):
         found[f"{prefix(latest.number)}step-{step}"] = folder / "policy"
     return {"base": None, **{name: folder for name, folder in found.items() if folder.is_dir()}}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import CannotFit, Fault, UserError
-from lowrank_rlhf.planner.compute_cost import Amounts
+from lowrank_rlhf.planner.compute_cost import Amounts, policy_steps
+from lowrank_rlhf.run.checkpoints import kept_steps
 from lowrank_rlhf.run.progress import memory
 from lowrank_rlhf.run.results.rounds import split
 from lowrank_rlhf.sources.model_shape import Shape
@@ -85,7 +86,9 @@ def output_size(name: str, config: Config, shape: Shape, counts: Amounts) -> flo
     if name.startswith("adapters/"):
         headed = name in ("adapters/reward", "adapters/critic")
         more_heads = shape.hidden * (config.reward.members - 1) if name == "adapters/reward" else 0
-        return 4 * (shape.adapter(config.lora, config.reward.layers if headed else None) + more_heads) + 30_000
+        adapter = 4 * (shape.adapter(config.lora, config.reward.layers if headed else None) + more_heads) + 30_000
+        kept = kept_steps(policy_steps(config, counts), config.ppo.evaluate_every)
+        return adapter * (1 + len(kept)) if name == "adapters/policy-last" else adapter
     if name == "eval.jsonl":
         greedy = 2 * min(config.evaluate.yardstick_prompts, counts.test) * 10 * counts.answer_tokens
         return counts.test * config.evaluate.answers_per_prompt * (300 + 10 * counts.answer_tokens) + greedy

@@ -2,21 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import median
-from typing import Literal, get_args
+from typing import Literal
 
 from lowrank_rlhf.config.ppo import APPROXIMATE_KL_LIMIT
-from lowrank_rlhf.evaluation.run_judges import JudgeRole
-from lowrank_rlhf.maths.statistics import Fall, fall_from_peak
 from lowrank_rlhf.reports.evaluation_alarms import (
     REPEATED,
+    AlarmFinding,
     Evidence,
-    Values,
     falling_variety,
     favoured_words,
     length_explains,
     miscalibrated,
+    overoptimisation,
     repeated_words,
     same_openers,
     second_judge,
@@ -66,6 +64,8 @@ class Alarm:
     """Publication behind the rule; empty where the rule is a definition of this package."""
     seen_in: str = ""
     """Id of the curve that shows it, or `ANSWERS`; empty where neither does."""
+    step: int | None = None
+    """Step of PPO at which it shows, the first one of several; None where it concerns the whole run."""
 
     def title(self, texts: Locale) -> str:
         """Return the alarm in one sentence."""
@@ -78,10 +78,10 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Rule:
-    """Check of an alarm with its limit; the check returns the figures for the text, or None if all is well."""
+    """Check of an alarm with its limit; the check returns its finding, or None if all is well."""
 
     id: AlarmId
-    check: Callable[[Evidence, float], Values | None]
+    check: Callable[[Evidence, float], AlarmFinding | None]
     limit: float = 0.0
     source: str = ""
     seen_in: str = ""
@@ -98,7 +98,9 @@ def find_alarms(metrics: Metrics, results: Results, made_by: str | None = None) 
     evidence = Evidence(metrics, results, weight_key(made_by or algorithm(results)))
     found = [(rule, rule.check(evidence, rule.limit)) for rule in RULES]
     return _failed_self_checks(results) + [
-        Alarm(rule.id, values, rule.source, rule.seen_in) for rule, values in found if values is not None
+        Alarm(rule.id, finding.values, rule.source, finding.seen_in or rule.seen_in, finding.step)
+        for rule, finding in found
+        if finding is not None
     ]
 
 
@@ -117,22 +119,23 @@ def check_phrase(claim: Claim) -> Text:
     return Phrase(key) if key in ENGLISH.texts else claim.claim
 
 
-def _exceeded(metrics: Metrics, key: str, limit: float) -> Values | None:
+def _exceeded(metrics: Metrics, key: str, limit: float) -> AlarmFinding | None:
     """Return where a PPO metric exceeded its limit: the number of steps, the first one and the peak."""
     values = finite_series(metrics, "ppo", key)
     over = {step: value for step, value in values.items() if value > limit}
     if not over:
         return None
-    return {
+    figures = {
         "limit": f"{limit:g}",
         "count": str(len(over)),
         "all": str(len(values)),
         "step": str(min(over)),
         "peak": f"{max(over.values()):.3g}",
     }
+    return AlarmFinding(figures, step=min(over))
 
 
-def _above(key: str) -> Callable[[Evidence, float], Values | None]:
+def _above(key: str) -> Callable[[Evidence, float], AlarmFinding | None]:
     return lambda evidence, limit: _exceeded(evidence.metrics, key, limit)
 
 
@@ -143,11 +146,11 @@ def _ends(metrics: Metrics, key: str) -> tuple[float, float] | None:
     return (sum(values[:window]) / window, sum(values[-window:]) / window) if window else None
 
 
-def _weak_reward(evidence: Evidence, _: float) -> Values | None:
+def _weak_reward(evidence: Evidence, _: float) -> AlarmFinding | None:
     """Apply the reward stage's own verdict: PPO can only learn what the reward model knows."""
     reward = evidence.results.reward
     weakness = reward and reward_weakness(evidence.results)
-    return {"weakness": weakness} if weakness else None
+    return AlarmFinding({"weakness": weakness}) if weakness else None
 
 
 def reward_weakness(results: Results) -> Text | None:
@@ -165,64 +168,32 @@ def length_rule(longer_wins: float | None) -> Phrase:
     return Phrase("rule.longer" if longer_wins is None or longer_wins >= 0.5 else "rule.shorter")
 
 
-def _negative_kl(evidence: Evidence, count: float) -> Values | None:
+def _negative_kl(evidence: Evidence, count: float) -> AlarmFinding | None:
     """Look for `count` consecutive steps with a negative KL estimate: chance alone makes some."""
     values, window = list(finite_series(evidence.metrics, "ppo", "objective/kl").items()), round(count)
     for start in range(len(values) - window + 1):
         if all(value < 0 for _, value in values[start : start + window]):
-            return {"count": str(window), "step": str(values[start][0])}
+            return AlarmFinding({"count": str(window), "step": str(values[start][0])}, step=values[start][0])
     return None
 
 
-def _approximate_kl(evidence: Evidence, limit: float) -> Values | None:
+def _approximate_kl(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Check the KL after the last optimizer step on each rollout; version 0.1 has only the mean before the steps."""
     key = "policy/final_approxkl"
     known = finite_series(evidence.metrics, "ppo", key)
     return _exceeded(evidence.metrics, key if known else "policy/approxkl", limit)
 
 
-def _weak_critic(evidence: Evidence, limit: float) -> Values | None:
+def _weak_critic(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Check the median over the second half of the steps: one rollout's explained variance is noisy."""
     values = list(finite_series(evidence.metrics, "ppo", "value/explained_variance").values())
     half = values[len(values) // 2 :]
     if len(half) < _WINDOW or median(half) >= limit:
         return None
-    return {"explained": f"{median(half):.2f}", "limit": f"{limit:g}"}
+    return AlarmFinding({"explained": f"{median(half):.2f}", "limit": f"{limit:g}"})
 
 
-def _overoptimisation(evidence: Evidence, level: float) -> Values | None:
-    """Look for a judge's score that fell from its peak while the reward model's rose, by a paired test over prompts.
-
-    Runs of earlier versions have no scores by prompt, and no alarm.
-    """
-    for role in get_args(JudgeRole):
-        proxy = finite_series(evidence.metrics, "ppo", "eval/score")
-        judged = _scores_by_prompt(evidence.metrics, f"eval/{role}_scores")
-        steps = [step for step in sorted(judged) if step in proxy and len(judged[step]) == len(judged[max(judged)])]
-        if len(steps) < 2:
-            continue
-        fall = _fall(tuple(judged[step] for step in steps))
-        first, last = steps[fall.peak], steps[-1]
-        if fall.p <= level and proxy[last] > proxy[first]:
-            values = {"first": str(first), "last": str(last), "drop": number(fall.drop), "p": f"{fall.p:.2g}"}
-            advice = Phrase(f"advice.{'stop_earlier' if first else 'keep_sft'}", {**values, "weight": evidence.weight})
-            return {**values, "judge": Phrase(f"role.{role}"), "advice": advice}
-    return None
-
-
-def _scores_by_prompt(metrics: Metrics, key: str) -> dict[int, tuple[float, ...]]:
-    """Return the scores of each evaluation by step; one with a score that is not finite is left out."""
-    rows = {row["step"]: row[key] for row in metrics if row.get("stage") == "ppo" and row.get(key)}
-    return {step: tuple(scores) for step, scores in rows.items() if None not in scores}
-
-
-@lru_cache(maxsize=64)
-def _fall(scores: tuple[tuple[float, ...], ...]) -> Fall:
-    """Test for a fall; cached, since the page asks again every few seconds."""
-    return fall_from_peak(scores)
-
-
-def _length_growth(evidence: Evidence, limit: float) -> Values | None:
+def _length_growth(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Compare with SFT's sampled answers, or with PPO's first steps if there are none."""
     ends, sample = _ends(evidence.metrics, "response/length_mean"), evidence.results.sample
     if ends is None:
@@ -230,32 +201,28 @@ def _length_growth(evidence: Evidence, limit: float) -> Values | None:
     before = sample.tokens / sample.answers if sample and sample.answers and sample.tokens else ends[0]
     if ends[1] <= limit * before:
         return None
-    return {"before": f"{before:.3g}", "after": f"{ends[1]:.3g}", "limit": f"{limit:g}"}
+    return AlarmFinding({"before": f"{before:.3g}", "after": f"{ends[1]:.3g}", "limit": f"{limit:g}"})
 
 
-def _unfinished_answers(evidence: Evidence, limit: float) -> Values | None:
+def _unfinished_answers(evidence: Evidence, limit: float) -> AlarmFinding | None:
     ends = _ends(evidence.metrics, "response/eos_rate")
     if ends is None or ends[1] >= limit:
         return None
-    return {"before": percent(ends[0]), "after": percent(ends[1])}
+    return AlarmFinding({"before": percent(ends[0]), "after": percent(ends[1])})
 
 
-def _entropy_collapse(evidence: Evidence, limit: float) -> Values | None:
+def _entropy_collapse(evidence: Evidence, limit: float) -> AlarmFinding | None:
     ends = _ends(evidence.metrics, "objective/entropy")
     if ends is None or ends[1] >= limit * ends[0]:
         return None
-    return {
-        "before": f"{ends[0]:.3g}",
-        "after": f"{ends[1]:.3g}",
-        "limit": percent(limit),
-        "weight": evidence.weight,
-    }
+    figures = {"before": f"{ends[0]:.3g}", "after": f"{ends[1]:.3g}", "limit": percent(limit)}
+    return AlarmFinding({**figures, "weight": evidence.weight})
 
 
-def _far_from_sft(evidence: Evidence, limit: float) -> Values | None:
+def _far_from_sft(evidence: Evidence, limit: float) -> AlarmFinding | None:
     for key, where in (("objective/kl", "where.training"), ("eval/kl", "where.evaluation")):
         if found := _exceeded(evidence.metrics, key, limit):
-            return {**found, "where": Phrase(where), "weight": evidence.weight}
+            return AlarmFinding({**found.values, "where": Phrase(where), "weight": evidence.weight}, found.step)
     return None
 
 
@@ -281,7 +248,7 @@ RULES = (
     Rule("weak_critic", _weak_critic, limit=0.1),
     Rule("unfinished_answers", _unfinished_answers, limit=0.95, source=_RLHF_DETAILS, seen_in=ANSWERS),
     Rule("second_judge", second_judge, limit=0.5, source=_HACKING, seen_in=ANSWERS),
-    Rule("overoptimisation", _overoptimisation, limit=0.05, source=_OVEROPTIMISATION, seen_in="frontier"),
+    Rule("overoptimisation", overoptimisation, limit=0.05, source=_OVEROPTIMISATION),
     Rule("within_spread", within_spread, limit=1.0, source=_ENSEMBLES, seen_in="score_spread"),
     Rule("entropy_collapse", _entropy_collapse, limit=0.3, source=_ENTROPY, seen_in="entropy"),
     # Small reward models are exploited from 13 to 45 nats on.

@@ -1,20 +1,34 @@
-"""Checks of the alarms about a finished evaluation and the reward model; `alarms.py` has their limits and sources."""
+"""Checks of the alarms about evaluations and the reward model; `alarms.py` has their limits and sources."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, get_args
 
 from lowrank_rlhf.config.rewards import MODEL
-from lowrank_rlhf.reports.format import Metrics, finite_series, number, percent
-from lowrank_rlhf.reports.locale import Text
+from lowrank_rlhf.evaluation.run_judges import JudgeRole
+from lowrank_rlhf.maths.statistics import Fall, fall_from_peak
+from lowrank_rlhf.reports.format import Metrics, finite_series, gold, number, percent
+from lowrank_rlhf.reports.locale import Phrase, Text
 from lowrank_rlhf.run.results import FigureId, FigureRow, Results
 from lowrank_rlhf.run.results.parts import Interval
 
-Values = dict[str, Text]
-"""Figures for an alarm's text."""
 REPEATED = 0.8
 """Share of SFT's distinct-2 below which answers repeat themselves at any length."""
 _LEVEL = 0.01
 """Largest p-value of the tests on wording."""
+
+
+class AlarmFinding(NamedTuple):
+    """What a check found."""
+
+    values: Mapping[str, Text]
+    """Figures for the alarm's text."""
+    step: int | None = None
+    """Step of PPO at which it shows; None where it concerns the whole run."""
+    seen_in: str = ""
+    """Id of the curve that shows it, where that depends on the run."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class Evidence:
         return next((row for row in table if row.id == figure and judge in (None, row.judge)), None)
 
 
-def second_judge(evidence: Evidence, limit: float) -> Values | None:
+def second_judge(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for a second judge whose win rate is below the limit with its whole interval."""
     evaluate = evidence.results.evaluate
     if evaluate is None or evaluate.second_judge is None:
@@ -40,15 +54,17 @@ def second_judge(evidence: Evidence, limit: float) -> Values | None:
     row = evidence.figure("win_rate", evaluate.second_judge)
     if row is None or row.policy is None or not _end(row.interval, 1) < limit:  # nan is no alarm
         return None
-    return {
-        "judge": evaluate.second_judge,
-        "share": percent(row.policy),
-        "low": f"{100 * _end(row.interval, 0):.0f}",
-        "high": percent(_end(row.interval, 1)),
-    }
+    return AlarmFinding(
+        {
+            "judge": evaluate.second_judge,
+            "share": percent(row.policy),
+            "low": f"{100 * _end(row.interval, 0):.0f}",
+            "high": percent(_end(row.interval, 1)),
+        }
+    )
 
 
-def within_spread(evidence: Evidence, limit: float) -> Values | None:
+def within_spread(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for a rise of the reward model's score that is less than the members' standard deviation times the limit.
 
     Both are means over the validation prompts' answers, by the kept policy, or by the last one if SFT is kept.
@@ -66,62 +82,105 @@ def within_spread(evidence: Evidence, limit: float) -> Values | None:
     gain = scores[step] - scores[0]
     if gain >= limit * spreads[step]:
         return None
-    values = {"step": str(step), "gain": number(gain), "spread": number(spreads[step]), "before": number(spreads[0])}
-    return dict(values)
+    values: dict[str, Text] = {
+        "step": str(step),
+        "gain": number(gain),
+        "spread": number(spreads[step]),
+        "before": number(spreads[0]),
+    }
+    return AlarmFinding(values, step)
 
 
-def length_explains(evidence: Evidence, limit: float) -> Values | None:
+def overoptimisation(evidence: Evidence, level: float) -> AlarmFinding | None:
+    """Look for a judge's score that fell from its peak while the reward model's rose, by a paired test over prompts.
+
+    Runs of earlier versions have no scores by prompt, and no alarm.
+    """
+    for role in get_args(JudgeRole):
+        proxy = finite_series(evidence.metrics, "ppo", "eval/score")
+        judged = _scores_by_prompt(evidence.metrics, f"eval/{role}_scores")
+        steps = [step for step in sorted(judged) if step in proxy and len(judged[step]) == len(judged[max(judged)])]
+        if len(steps) < 2:
+            continue
+        fall = _fall(tuple(judged[step] for step in steps))
+        first, last = steps[fall.peak], steps[-1]
+        if fall.p <= level and proxy[last] > proxy[first]:
+            values = {"first": str(first), "last": str(last), "drop": number(fall.drop), "p": f"{fall.p:.2g}"}
+            advice = Phrase(f"advice.{'stop_earlier' if first else 'keep_sft'}", {**values, "weight": evidence.weight})
+            curve = "frontier" if role == gold(evidence.metrics) else "frontier_second"
+            return AlarmFinding({**values, "judge": Phrase(f"role.{role}"), "advice": advice}, last, curve)
+    return None
+
+
+def _scores_by_prompt(metrics: Metrics, key: str) -> dict[int, tuple[float, ...]]:
+    """Return the scores of each evaluation by step; one with a score that is not finite is left out."""
+    rows = {row["step"]: row[key] for row in metrics if row.get("stage") == "ppo" and row.get(key)}
+    return {step: tuple(scores) for step, scores in rows.items() if None not in scores}
+
+
+@lru_cache(maxsize=64)
+def _fall(scores: tuple[tuple[float, ...], ...]) -> Fall:
+    """Test for a fall; cached, since the page asks again every few seconds."""
+    return fall_from_peak(scores)
+
+
+def length_explains(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for a win rate above the limit that is not shown to be above it at equal length."""
     evaluate = evidence.results.evaluate
     if evaluate is None or evaluate.length_controlled_win_rate is None:
         return None
     if not _end(evaluate.win_rate_interval, 0) > limit >= _end(evaluate.length_controlled_interval, 0):
         return None
-    return {
-        "share": percent(evaluate.win_rate),
-        "controlled": percent(evaluate.length_controlled_win_rate),
-        "low": f"{100 * _end(evaluate.length_controlled_interval, 0):.0f}",
-        "high": percent(_end(evaluate.length_controlled_interval, 1)),
-    }
+    return AlarmFinding(
+        {
+            "share": percent(evaluate.win_rate),
+            "controlled": percent(evaluate.length_controlled_win_rate),
+            "low": f"{100 * _end(evaluate.length_controlled_interval, 0):.0f}",
+            "high": percent(_end(evaluate.length_controlled_interval, 1)),
+        }
+    )
 
 
-def favoured_words(evidence: Evidence, limit: float) -> Values | None:
+def favoured_words(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for content words that far more of the policy's answers contain than of SFT's."""
     found = evidence.results.evaluate and evidence.results.evaluate.favoured_words
     if not found or found.p > _LEVEL or found.after - found.before < limit:
         return None
     words = ", ".join(found.words)
-    return {"words": words, "sft": percent(found.before), "policy": percent(found.after), "weight": evidence.weight}
+    shares = {"sft": percent(found.before), "policy": percent(found.after)}
+    return AlarmFinding({"words": words, **shares, "weight": evidence.weight})
 
 
-def same_openers(evidence: Evidence, limit: float) -> Values | None:
+def same_openers(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for two words that many of the policy's answers begin with."""
     row = evidence.figure("top_opener")
     if row is None or row.policy is None or row.policy <= limit:
         return None
     opener = row.openers[1] if row.openers else ""
-    return {"policy": percent(row.policy), "sft": percent(row.sft), "opener": opener}
+    return AlarmFinding({"policy": percent(row.policy), "sft": percent(row.sft), "opener": opener})
 
 
-def repeated_words(evidence: Evidence, limit: float) -> Values | None:
+def repeated_words(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for far fewer distinct word pairs than in SFT's answers."""
     row = evidence.figure("distinct_2")
     if row is None or row.policy is None or row.sft is None or row.policy >= limit * row.sft:
         return None
-    return {"sft": f"{row.sft:.2f}", "policy": f"{row.policy:.2f}", "limit": f"{limit:g}", "weight": evidence.weight}
+    return AlarmFinding(
+        {"sft": f"{row.sft:.2f}", "policy": f"{row.policy:.2f}", "limit": f"{limit:g}", "weight": evidence.weight}
+    )
 
 
-def falling_variety(evidence: Evidence, limit: float) -> Values | None:
+def falling_variety(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for a significant fall of distinct-2 at equal length; silent where `repeated_words` is raised."""
     found = evidence.results.evaluate and evidence.results.evaluate.variety
     if not found or found.p > _LEVEL or found.after >= limit * found.before:
         return None
     if repeated_words(evidence, REPEATED):
         return None
-    return {"sft": f"{found.before:.2f}", "policy": f"{found.after:.2f}", "weight": evidence.weight}
+    return AlarmFinding({"sft": f"{found.before:.2f}", "policy": f"{found.after:.2f}", "weight": evidence.weight})
 
 
-def miscalibrated(evidence: Evidence, limit: float) -> Values | None:
+def miscalibrated(evidence: Evidence, limit: float) -> AlarmFinding | None:
     """Look for a calibration error above the limit, and above what chance explains in a calibrated model.
 
     The error of a calibrated model is not 0: its expectation and deviation follow from the bins' counts. Pairs of one
@@ -140,7 +199,7 @@ def miscalibrated(evidence: Evidence, limit: float) -> Values | None:
     chance = mean + 1.96 * math.sqrt(variance)
     if reward.ece <= max(limit, chance):
         return None
-    return {"ece": percent(reward.ece), "limit": percent(limit), "chance": percent(chance)}
+    return AlarmFinding({"ece": percent(reward.ece), "limit": percent(limit), "chance": percent(chance)})
 
 
 def _end(interval: Interval | None, end: int) -> float:

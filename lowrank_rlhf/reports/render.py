@@ -12,7 +12,7 @@ from lowrank_rlhf.reports.charts import ChartFigure, of_round, run_figures
 from lowrank_rlhf.reports.format import Metrics, Table, number
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, Locale, locale
 from lowrank_rlhf.reports.rounds import RoundFigures, read_rounds, rounds_figure, rounds_table
-from lowrank_rlhf.reports.story import about_run, caveats, headline
+from lowrank_rlhf.reports.story import about_run, caveats, headline, rewarded
 from lowrank_rlhf.reports.tables import comparison, details
 from lowrank_rlhf.reports.templating import html_environment, markdown_environment
 from lowrank_rlhf.run.directory import RunDir
@@ -49,6 +49,8 @@ class ReportView:
     texts: Locale
     about: str
     """Model, data, ranker, training, date and machine; empty where they are not known."""
+    rewarded: str
+    """What the ranking rewards, and the range of scores; empty where it is not known."""
     lines: tuple[str, ...]
     """Headline and caveats."""
     alarms: Sequence[Alarm]
@@ -100,6 +102,7 @@ def _view(
     return ReportView(
         texts=texts,
         about=about_run(run_dir, texts),
+        rewarded=rewarded(run_dir, texts),
         lines=(headline(results, texts, alarms), *caveats(results, texts)),
         alarms=alarms,
         comparison=comparison(results, texts),

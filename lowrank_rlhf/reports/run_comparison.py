@@ -13,7 +13,7 @@ from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.config.section import flat
 from lowrank_rlhf.reports.alarms import Alarm, find_alarms
-from lowrank_rlhf.reports.answers import first_answers, has_greedy, shown_answers
+from lowrank_rlhf.reports.answers import first_answers, has_greedy, shown_answers, win_difference
 from lowrank_rlhf.reports.charts import ChartFigure
 from lowrank_rlhf.reports.format import (
     MISSING,
@@ -148,7 +148,11 @@ def comparison_page(runs: Sequence[ComparedRun]) -> str:
 
 def _final(runs: Sequence[ComparedRun], texts: Locale) -> Table:
     """Return the final figures: one per row, a column for each run."""
-    measured = [_figures(run, texts) | _table_figures(run, texts) for run in runs]
+    differences = _differences(runs, texts)
+    measured = [
+        _figures(run, texts) | difference | _table_figures(run, texts)
+        for run, difference in zip(runs, differences, strict=True)
+    ]
     costs = [_cost(run, texts) for run in runs]
     rows = tuple(
         (label, *(figures.get(label, MISSING) for figures in columns))
@@ -179,6 +183,21 @@ def _figures(run: ComparedRun, texts: Locale) -> dict[str, str]:
         "figure.kl_at_temperature_1": kl_at_1,
     }
     return {texts(key): value for key, value in figures.items()}
+
+
+def _differences(runs: Sequence[ComparedRun], texts: Locale) -> list[dict[str, str]]:
+    """Return the difference of each run's win rate and the first run's; nothing where no run has one."""
+    first = runs[0].results.evaluate
+    found = [
+        win_difference(first, runs[0].eval_rows, run.results.evaluate, run.eval_rows)
+        if first and run.results.evaluate and run is not runs[0]
+        else None
+        for run in runs
+    ]
+    if not any(found):
+        return [{} for _ in runs]
+    label = texts("compare.win_difference", run=runs[0].name)
+    return [{label: points(one[0]) + points_bounds(one[1]) if one else MISSING} for one in found]
 
 
 def _table_figures(run: ComparedRun, texts: Locale) -> dict[str, str]:

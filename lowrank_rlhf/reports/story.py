@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Sequence
 
 from lowrank_rlhf.config.loading import load_config
+from lowrank_rlhf.config.rewards import weighted_sum
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.evaluation.answer_pair import REWARDS
-from lowrank_rlhf.preferences.judges.loading import SIMULATED
+from lowrank_rlhf.preferences.judges.annotator import CHINESE, ENGLISH
+from lowrank_rlhf.preferences.judges.builtin import BUILT_IN, REPEAT_COST, SHORT_WORDS, TOPIC_WEIGHT, WARMTH_WEIGHT
+from lowrank_rlhf.preferences.judges.loading import ENDPOINT, KIND_ANNOTATOR, KIND_ANNOTATOR_ZH, SIMULATED
 from lowrank_rlhf.reports.alarms import Alarm
 from lowrank_rlhf.reports.format import (
     ENDPOINT_PREFIX,
@@ -24,6 +27,8 @@ from lowrank_rlhf.run.progress import duration, memory
 from lowrank_rlhf.run.results import EvaluateResult, Results
 from lowrank_rlhf.run.results.rounds import stages_in
 
+_LONGEST = 160
+"""Characters of a judge's own question that are shown."""
 _NAMED_ALARMS = 3  # by the headline; the others are counted
 
 
@@ -132,6 +137,46 @@ def _ranked(config: Config, texts: Locale) -> str:
     if judge := config.ranking_judge:
         return texts("about.judge", judge=judge_in_words(judge, texts))
     return texts(f"about.{config.rank.source}", source=config.rank.dataset or "")
+
+
+def rewarded(run_dir: RunDir, texts: Locale) -> str:
+    """Return what the ranking rewards and the range of the scores; empty for a run without settings."""
+    try:
+        config = load_config(run_dir.run / "config.yaml")
+    except (OSError, UserError):
+        return ""
+    if not config.ppo.uses_reward_model:
+        return texts("rewarded.terms", terms=weighted_sum(config.ppo.rewards))
+    ranked = _ranking_rewards(config, texts) + texts("rewarded.scores")
+    clip = config.ppo.score_clip if config.align.algorithm == "ppo" else None
+    return ranked + (texts("rewarded.clipped", clip=f"{clip:g}") if clip else "") + texts("rewarded.end")
+
+
+def _ranking_rewards(config: Config, texts: Locale) -> str:
+    name = config.ranking_judge
+    if name is None:
+        return texts(f"rewarded.{config.rank.source}", source=config.rank.dataset or "")
+    if name in (KIND_ANNOTATOR, KIND_ANNOTATOR_ZH):
+        limits = ENGLISH if name == KIND_ANNOTATOR else CHINESE
+        return texts("rewarded.kind", fewest=limits.fewest_words, most=limits.most_words)
+    if name in BUILT_IN:
+        shares = {"warmth": percent(WARMTH_WEIGHT), "topic": percent(TOPIC_WEIGHT)}
+        return texts(f"rewarded.{name}", **shares, repeats=f"{REPEAT_COST:g}", fewest=SHORT_WORDS)
+    if name == ENDPOINT and config.rank.endpoint:
+        asked = config.rank.endpoint
+        question = asked.template if asked.ask == "pairwise" else asked.rubric
+        own = question not in ("english", "chinese")
+        wanted = texts("rewarded.own", question=_cut(question)) if own else texts("rewarded.built_in")
+        return texts(
+            f"rewarded.{asked.ask}", asked=wanted, judge=judge_in_words(f"{ENDPOINT_PREFIX}{asked.model}", texts)
+        )
+    return texts("rewarded.function", name=name)
+
+
+def _cut(question: str) -> str:
+    """Return the beginning of a question in one line."""
+    line = " ".join(question.split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
 def _history(run_dir: RunDir, texts: Locale) -> Iterator[str]:

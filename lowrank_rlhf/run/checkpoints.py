@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: written atomically, verified by hashes, the last two kept."""
+"""Checkpoints of a stage, and the policies of a few steps that stay after it."""
 
 import os
 import re
@@ -27,6 +27,22 @@ _KEPT = 2
 _STEP = re.compile(r"step-(\d{6,})")
 
 
+def kept_steps(steps: int, every: int) -> list[int]:
+    """Return the steps whose policy stays when training of `steps` steps ends, evaluated after each `every` of them.
+
+    At most three: the evaluations nearest to a quarter, half and three quarters of the way. The last step is none of
+    them, since its policy has a folder of its own.
+    """
+    evaluated = range(every, steps, every)
+    wanted = (steps * quarter / 4 for quarter in (1, 2, 3)) if evaluated else ()
+    return sorted({min(evaluated, key=lambda step: abs(step - at)) for at in wanted})
+
+
+def step_name(step: int) -> str:
+    """Return the name of a step's folder, as `checkpoints` reads it."""
+    return f"step-{step:06d}"
+
+
 def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder, rename it to `step-000050` in `folder`, and delete all but the last two."""
     temporary = folder / ".checkpoint"
@@ -45,7 +61,7 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> N
             "bytes": {name: (temporary / name).stat().st_size for name in names},
         },
     )
-    target = folder / f"step-{step:06d}"
+    target = folder / step_name(step)
     if target.exists():
         shutil.rmtree(target)
     os.replace(temporary, target)
@@ -74,7 +90,7 @@ def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Return step and folder of each checkpoint, oldest first; they may be damaged."""
+    """Return step and folder of each checkpoint or kept policy in a folder, oldest first; they may be damaged."""
     paths = folder.iterdir() if folder.is_dir() else ()
     return sorted((int(match[1]), path) for path in paths if (match := _STEP.fullmatch(path.name)))
 

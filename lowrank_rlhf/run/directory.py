@@ -281,9 +281,10 @@ def check_new_name(run: Path) -> None:
 def check_adapter(folder: Path) -> None:
     """Raise `StaleRun` if the folder is an adapter of a run and was damaged after its stage finished."""
     folder = folder.absolute()
-    if folder.parent.name == "adapters":
-        run, number = folder.parents[1], split(f"{folder.parents[1].name}/")[0]
-        RunDir(run.parent if number > 1 else run, number).check_outputs(f"adapters/{folder.name}")
+    adapters = next((parent for parent in folder.parents[:2] if parent.name == "adapters"), None)
+    if adapters is not None:  # in `adapters/policy-last/` are those of earlier steps
+        run, number = adapters.parent, split(f"{adapters.parent.name}/")[0]
+        RunDir(run.parent if number > 1 else run, number).check_outputs(folder.relative_to(run).as_posix())
 
 
 def _is_in(file: str, names: Iterable[str]) -> bool:

@@ -27,7 +27,7 @@ from lowrank_rlhf.run.results import PolicyResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.dpo import DpoTask
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
-from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState
+from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState, keep_step
 from lowrank_rlhf.training.policy_roles import choose_policy, frozen_roles, last_policy, load_roles, save_policies
 from lowrank_rlhf.training.reward_data import read_groups
 from lowrank_rlhf.training.rewards.reward_sum import Scorer, open_scorer, with_rewards
@@ -154,6 +154,7 @@ def _evaluate_if_due(training: _AlignTraining) -> None:
     choose_policy(
         training.roles, run_dir, state, objectives, answers.ended, training.evaluation.sft_ended, training.config
     )
+    keep_step(training.roles, run_dir, state.step, training.task.steps, config.evaluate_every)
     if not state.recovery.in_a_row:
         training.checkpoints.save(state)
     if state.step == 0 and (problem := training.evaluation.clipping(answers, config.score_clip)):

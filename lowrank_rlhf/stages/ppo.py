@@ -25,7 +25,7 @@ from lowrank_rlhf.run.records import Prompt, Sample, Score, read_jsonl
 from lowrank_rlhf.run.results import PolicyResult
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.training.nan_recovery import RollBack, SkipReport
-from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState, StartedStep
+from lowrank_rlhf.training.policy_checkpoints import PolicyCheckpoints, PolicyState, StartedStep, keep_step
 from lowrank_rlhf.training.policy_roles import choose_policy, frozen_roles, last_policy, load_roles, save_policies
 from lowrank_rlhf.training.ppo_update import Optimizers, OptimizerSteps, update
 from lowrank_rlhf.training.prompts import encode_prompts, max_prompt_tokens, shuffled_order
@@ -295,3 +295,4 @@ def _evaluate(training: _PpoTraining, state: PolicyState) -> None:
     training.evaluation.log(run_dir, state.step, answers, figures)
     objectives = training.evaluation.objectives(answers, config.ppo).tolist()
     choose_policy(training.roles, run_dir, state, objectives, answers.ended, training.evaluation.sft_ended, config)
+    keep_step(training.roles, run_dir, state.step, config.ppo.steps, config.ppo.evaluate_every)

@@ -1,4 +1,4 @@
-"""State of policy training between steps, and its checkpoints; PPO's may be taken inside a step."""
+"""State of policy training between steps, its checkpoints (PPO's also inside a step), and the policies that stay."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,9 @@ from lowrank_rlhf.models.adapters import load_role
 from lowrank_rlhf.models.batch_limits import BatchLimits
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import load_optimizer, save_optimizer, save_role
-from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
-from lowrank_rlhf.run.files import read_record, write_json_atomic
+from lowrank_rlhf.run.checkpoints import kept_steps, latest_checkpoint, save_checkpoint, step_name
+from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.files import read_record, sync, write_json_atomic
 from lowrank_rlhf.run.results import Claim, ClaimId
 from lowrank_rlhf.run.step_log import StepLog
 from lowrank_rlhf.training.nan_recovery import NanRecovery
@@ -126,6 +127,18 @@ class PolicyCheckpoints:
         state.recovery = recovery
         self.save(state, started)
         return state, started
+
+
+def keep_step(roles: Roles, run_dir: RunDir, step: int, steps: int, every: int) -> None:
+    """Save the policy now, at an evaluation, for the comparison of steps in a chat, if it is one of `kept_steps`."""
+    if step not in kept_steps(steps, every):
+        return
+    folder = run_dir.work("ppo") / "adapters" / "policy-last" / step_name(step)
+    unfinished = folder.with_name(f".{folder.name}")
+    save_role(roles, Role.POLICY, unfinished)
+    sync(unfinished)  # before the checkpoint of this step, from which training resumes without saving it again
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was rolled back
+    unfinished.rename(folder)
 
 
 def _name(role: Role) -> str:

@@ -89,12 +89,16 @@ def _wait_for_more_rankings(weak: str, run: Path) -> None:
 
 
 def save_policies(roles: Roles, work: Path, state: PolicyState) -> None:
-    """Write the stage's outputs: `adapters/policy-last`, the policy now, and `adapters/policy`, the kept one."""
+    """Write the stage's outputs: `adapters/policy-last`, the policy now, and `adapters/policy`, the kept one.
+
+    `keep_step` has put the policies of earlier steps into the former.
+    """
     last = work / "adapters" / "policy-last"
     save_role(roles, Role.POLICY, last)
     best_is_kept = state.best is not None and state.best.step == state.kept_step
     # Copied, not moved: a stage killed after this line runs it again.
-    shutil.copytree(work / "best" if best_is_kept else last, work / "adapters" / "policy", dirs_exist_ok=True)
+    policy, steps = work / "adapters" / "policy", shutil.ignore_patterns("step-*")
+    shutil.copytree(work / "best" if best_is_kept else last, policy, ignore=steps, dirs_exist_ok=True)
     fault_points.point("policy: the kept one copied")
 
 

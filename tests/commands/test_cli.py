@@ -8,18 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 
 from lowrank_rlhf import __version__, cli
 from lowrank_rlhf.commands import getting_started
 from lowrank_rlhf.commands.common import EXIT_CODES
+from lowrank_rlhf.commands.terminal import run_states
 from lowrank_rlhf.config import loading
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.config.schema import Config
+from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.errors import ExitCode, StaleRun
 from lowrank_rlhf.pipeline import pipeline
 from lowrank_rlhf.pipeline.fingerprint import fingerprint
@@ -176,6 +180,34 @@ class TestStatus:
         _, out, _ = command("status", "a")
         assert "sft: sft.epochs: 2 -> 3" in out.splitlines()
 
+    def test_without_a_run_all_are_listed(self, command) -> None:
+        assert command("status") == (0, "There are no runs in runs yet. Name their folder with --runs\n", "")
+        for name in "ab":
+            a_run(Path("runs") / name)
+        code, out, _ = command("status")
+        assert code == 0
+        assert sorted(line.split()[:2] for line in out.splitlines()[1:]) == [["a", "new"], ["b", "new"]]
+        listed = json.loads(command("status", "--json")[1])
+        assert [(run["state"], run["done"]) for run in listed] == [("new", ["sft"])] * 2
+
+    def test_watching_ends_with_the_run_and_prints_changes_only(self, capsys, monkeypatch) -> None:
+        seen = [RunStatus("a", Path("a"), state, ["sft"], "sft") for state in ("running", "running", "stopped")]
+        slept, looks = [], iter(seen)
+        monkeypatch.setattr(run_states.time, "sleep", slept.append)
+        run_states._watch(lambda: [next(looks)], run_states._table)
+        assert capsys.readouterr().out == "a: running · sft\na: stopped · sft\n"
+        assert slept == [5.0, 5.0]
+        monkeypatch.setattr(run_states, "Console", partial(Console, force_terminal=True))
+        looks = iter(seen)
+        run_states._watch(lambda: [next(looks)], run_states._table)
+        assert slept[2:] == [2.0, 2.0]
+        assert capsys.readouterr().out.count("\x1b[2K") >= 2  # lines drawn again in place
+
+    def test_watching_a_run_shows_its_stages_once_if_it_has_ended(self, command) -> None:
+        a_run()
+        assert command("status", "a", "--watch") == (0, "a: new · sample\n", "")
+        assert command("status", "a", "--watch", "--json")[0] == 2
+
     def test_unknown_run(self, command) -> None:
         assert command("status", "ab") == (2, "", 'run "ab" not found in runs. There are no runs yet.\n')
         a_run(Path("runs/abc"))
@@ -266,7 +298,16 @@ def test_a_run_whose_process_was_killed_is_free_for_the_next() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["validate", "good.yaml"], ["status", "a"], ["compare", "a"], ["presets"], ["doctor"], ["schema"]],
+    [
+        ["--help"],
+        ["validate", "good.yaml"],
+        ["status", "a"],
+        ["status"],
+        ["compare", "a"],
+        ["presets"],
+        ["doctor"],
+        ["schema"],
+    ],
 )
 def test_looking_imports_nothing_heavy(arguments: list[str]) -> None:
     a_run()

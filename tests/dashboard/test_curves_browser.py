@@ -29,6 +29,14 @@ LONG = [
     }
     for step in range(1, 41)
 ]
+JUDGED = [row | {"eval/score": row["step"] - 2, "eval/kl": row["step"] / 9, "eval/judge": 0.5} for row in ROWS]
+OVERLAPS = """(svg) => {
+  const texts = [...svg.querySelectorAll(':scope > text')];
+  const boxes = texts.map((text) => [text.textContent, text.getBoundingClientRect()]);
+  const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top;
+  return boxes.flatMap(([words, box], at) =>
+    boxes.slice(at + 1).filter(([, other]) => !apart(box, other)).map(([more]) => [words, more]));
+}"""
 EVIL = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 
 
@@ -44,7 +52,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_run(runs / "two", metrics=ROWS, settings={"rounds": 2})
     later = RunDir(runs / "two", 2)
     later.path.mkdir()
-    for row in ROWS:
+    for row in JUDGED:
         append_line(later.metrics.path, row)
     with page_server(runs) as (address, _):
         yield address
@@ -86,7 +94,13 @@ def test_a_later_round_is_named_and_stage_names_do_not_wrap(url: str, chromium: 
     page = chromium.new_page(locale="en-GB", viewport={"width": 390, "height": 800})
     page.goto(f"{url}/?run=two&tab=watch")
     page.wait_for_selector("#watch-curves svg")
-    assert page.locator("#watch-curves b").all_inner_texts() == ["Policy: score, round 2"]
+    titles = page.locator("#watch-curves b").all_inner_texts()
+    assert "Policy: score, round 2" in titles
+    assert all(title.endswith(", round 2") for title in titles)
+    frontier = figure(page, "round-2-frontier")
+    frontier.locator("button.log").click()
+    assert [text.partition("log · ")[2] for text in labels(frontier) if "log · " in text] == ["2 ≤ 0"]
+    assert frontier.locator("svg").evaluate(OVERLAPS) == []
     names = page.locator(".pipeline b")
     assert "round-2/evaluate" in names.all_inner_texts()
     heights = {round(names.nth(at).bounding_box()["height"]) for at in range(names.count())}

@@ -6,7 +6,9 @@ import string
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 from browser import ROOT
 from dashboard_runs import NASTY, event, finish, make_run
@@ -17,10 +19,11 @@ from lowrank_rlhf.dashboard.tabs.samples import samples
 from lowrank_rlhf.dashboard.talk import talk_html
 from lowrank_rlhf.dashboard.talk.chat_session import ChatSession
 from lowrank_rlhf.dashboard.text import LANGUAGES, html, t, table
-from lowrank_rlhf.reports.alarms import ANSWERS, RULES, Alarm
+from lowrank_rlhf.reports.alarms import ANSWERS, RULES, Alarm, find_alarms
 from lowrank_rlhf.reports.charts import CURVES, in_round
 from lowrank_rlhf.reports.locale import locale
 from lowrank_rlhf.run.files import append_line
+from lowrank_rlhf.run.results import Results
 
 
 class TestLanguages:
@@ -82,7 +85,7 @@ def test_what_others_wrote_is_shown_as_text(tmp_path) -> None:
         assert "**bold**" in shown
 
 
-def test_a_log_an_alarm_and_a_question_are_shown_as_text(tmp_path, monkeypatch) -> None:
+def test_a_log_an_alarm_and_a_question_are_shown_as_text(tmp_path) -> None:
     """A log repeats what a judge or a data file holds, an alarm the name of a judge."""
     run = make_run(tmp_path)
     (run / "logs").mkdir()
@@ -91,9 +94,8 @@ def test_a_log_an_alarm_and_a_question_are_shown_as_text(tmp_path, monkeypatch) 
     status = RunsFolder(tmp_path).status("one")
     assert status.log_end
     alarm = Alarm("second_judge", {"judge": NASTY, "share": "32 %", "low": "24", "high": "40 %"})
-    monkeypatch.setattr(watch, "find_alarms", lambda *_: [alarm])
     said = ChatSession(run="one", turns=[(NASTY, {"sft": {"text": NASTY}})])
-    for shown in (runs_html.details(status, "en"), watch._alarms([], status, "en"), talk_html.cards(said, "en")):
+    for shown in (runs_html.details(status, "en"), watch._alarms([alarm], 1, [], "en"), talk_html.cards(said, "en")):
         assert "<script" not in shown
         assert "&lt;script&gt;" in shown
         assert "\u202e" not in shown
@@ -129,23 +131,53 @@ def test_answers_by_step_show_sft_and_the_last_evaluations(tmp_path) -> None:
     assert "reward 1.2" in shown
 
 
-def test_alarms_are_shown_in_the_readers_language(tmp_path) -> None:
-    rows = [{"stage": "ppo", "step": 0, "policy/first_ratio_error": 0.5}]
-    make_run(tmp_path)
-    run = RunsFolder(tmp_path).status("one")
+def test_alarms_are_shown_in_the_readers_language() -> None:
+    found = find_alarms([{"stage": "ppo", "step": 0, "policy/first_ratio_error": 0.5}], Results())
     for language in LANGUAGES:
-        shown = watch._alarms(rows, run, language)
+        shown = watch._alarms(found, 1, [], language)
         assert html(locale(language)("alarm.first_ratio.title")) in shown
         assert shown.count("<li>") == 1
 
 
-def test_an_alarm_leads_to_its_curve(tmp_path) -> None:
-    rows = [{"stage": "ppo", "step": step, "objective/kl": 40.0} for step in (1, 2)]
-    make_run(tmp_path)
-    run = RunsFolder(tmp_path).status("one")
-    assert '<a href="#chart-kl">' in watch._alarms(rows, run, "en")
-    assert '<figure id="chart-kl">' in watch._curves(rows, 1, "en")
+def test_an_alarm_leads_to_its_curve_and_to_the_answers_at_its_step(tmp_path) -> None:
+    """The limit is passed at step 3: the answers are those of the next evaluation, however long ago it was."""
+    rows = [{"stage": "ppo", "step": step, "objective/kl": 40.0} for step in range(3, 60)]
+    run = make_run(tmp_path)
+    for row in rows:
+        append_line(run / "metrics.jsonl", row)
+    for step in range(0, 60, 4):
+        append_line(run / "watched.jsonl", {"step": step, "prompt_id": "a", "prompt": "ask", "answer": f"a{step}"})
+    page = SimpleNamespace(runs=RunsFolder(tmp_path))
+    _, alarms, curves, answers, _, seen = watch._refresh(page, "one", "en", {})
+    assert '<a href="#chart-kl">' in alarms
+    assert '<figure id="chart-kl">' in curves
+    assert '<a href="#answers-4">Answers at step 4</a>' in alarms
+    assert answers.count('<td id="answers-4"') == 1
+    assert re.findall("<th>(.*?)</th>", answers)[1:4] == ["SFT (before)", "Step 4", "Step 44"]
     assert f'<figure id="chart-{in_round("kl", 2)}">' in watch._curves(rows, 2, "en")
+    assert all(part == gr.skip() for part in watch._refresh(page, "one", "en", seen)[:5])
+
+
+def test_curves_are_drawn_once_for_all_visitors(tmp_path, monkeypatch) -> None:
+    run, page, drawn = make_run(tmp_path), SimpleNamespace(runs=RunsFolder(tmp_path)), []
+    own = watch._curves
+    monkeypatch.setattr(watch, "_curves", lambda *given: drawn.append(len(given[0])) or own(*given))
+    for step in (1, 2):
+        append_line(run / "metrics.jsonl", {"stage": "ppo", "step": step, "objective/kl": 1.0})
+        shown = [watch._refresh(page, "one", "en", {})[2] for _ in range(3)]
+        assert len(set(shown)) == 1
+    assert drawn == [1, 2]
+
+
+def test_the_list_of_runs_marks_alarms_of_each_run_as_they_come(tmp_path) -> None:
+    run, folder = make_run(tmp_path), RunsFolder(tmp_path)
+    shown = []
+    for step, nats in enumerate((1.0, 40.0, 41.0)):
+        append_line(run / "metrics.jsonl", {"stage": "ppo", "step": step, "objective/kl": nats})
+        shown.append(runs_html.run_list([folder.status("one")], "one", "zh"))
+    assert ["alarmed" in listed for listed in shown] == [False, True, True]
+    assert "警报：1" in shown[2]
+    assert f'title="{html(locale("zh")("alarm.far_from_sft.title"))}"' in shown[2]
 
 
 def test_every_alarm_s_curve_exists() -> None:

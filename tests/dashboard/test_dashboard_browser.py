@@ -490,6 +490,7 @@ def test_a_deleted_run_comes_back(tmp_path, open_page) -> None:
         assert page.locator("[data-run]").count() == 2
         page.click("#delete-yes")
         page.wait_for_function("document.querySelectorAll('[data-run]').length === 1")
+        assert page.locator(".toast-body").count() == 0
         page.click("#restore-run")
         page.wait_for_function("document.querySelectorAll('[data-run]').length === 2")
 

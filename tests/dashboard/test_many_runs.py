@@ -1,6 +1,7 @@
 """The list of many runs: search, filter, order; deleting with a way back."""
 
 import os
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 from dashboard_runs import event, finish, holding, make_run, page_of
 
-from lowrank_rlhf.dashboard import deleted_runs, jobs, run_status
+from lowrank_rlhf.dashboard import app, deleted_runs, jobs, run_status
+from lowrank_rlhf.dashboard.chat_worker import ChatWorker
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served import exports
 from lowrank_rlhf.dashboard.tabs import deleting, run_filter
@@ -106,6 +108,47 @@ class TestReading:
         with holding(tmp_path / "c-new"):
             assert [runs.status("c-new").state for _ in range(2)] == ["running"] * 2
         assert runs.status("c-new").state == "failed"
+
+
+class TestArchive:
+    @pytest.mark.parametrize("language", LANGUAGES)
+    def test_an_archived_run_leaves_the_list_and_comes_back(self, tmp_path, language) -> None:
+        page = page_of(tmp_path)
+        for name in ("one", "two"):
+            make_run(tmp_path, name)
+
+        def refreshed(chosen: str, wanted: RunFilter = ALL) -> tuple[list[str], list[str], str, bool]:
+            listing, _, choice, *_, archive, _, row, _ = runs_tab._refresh(page.runs, chosen, language, {}, wanted)
+            listed = re.findall('data-run="(.*?)"', listing)
+            return sorted(listed), sorted(choice["choices"]), archive["value"], row["visible"]
+
+        put_away, bring_back = (t(f"delete.{key}", language) for key in ("archive", "unarchive"))
+        assert refreshed("one") == (["one", "two"], ["one", "two"], put_away, False)
+        assert html(t("outcome.archive", language, run="one")) in deleting._archive(page, "one", language)
+        assert refreshed("one") == (["two"], ["one", "two"], bring_back, True)  # the chosen one stays chosen
+        assert refreshed("two") == (["two"], ["two"], put_away, True)
+        assert refreshed("two", RunFilter(state="archived"))[0] == ["one"]
+        assert page.runs.listed() == ["two"]
+        assert html(t("outcome.restore", language, run="one")) in deleting._archive(page, "one", language)
+        assert refreshed("two") == (["one", "two"], ["one", "two"], put_away, False)
+
+    @pytest.mark.parametrize("name", ["..", "missing"])
+    def test_no_other_folder_is_archived(self, tmp_path, name) -> None:
+        with pytest.raises(UserError):
+            RunsFolder(tmp_path / "runs").archive(name, True)
+        assert list(tmp_path.rglob("archived")) == []
+
+    def test_no_automatic_event_refuses_a_run_that_is_gone(self, tmp_path) -> None:
+        """Gradio would answer each timer with an error message."""
+        blocks = app.build(RunsFolder(tmp_path), ChatWorker())
+        (run,) = (block for block in blocks.blocks.values() if block.elem_id == "run")
+        automatic = [
+            event
+            for event in blocks.fns.values()
+            if run in event.inputs and event.fn and {name for _, name in event.targets} & {"tick", "change", "load"}
+        ]
+        assert len(automatic) >= 5
+        assert [event.name for event in automatic if event.preprocess] == []
 
 
 class TestDeleting:

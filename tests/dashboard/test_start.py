@@ -13,7 +13,8 @@ from dashboard_runs import event, finish, make_run
 from lowrank_rlhf.config.loading import preset_path
 from lowrank_rlhf.config.schema import STAGES
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.run_status import RunStatus, State
+from lowrank_rlhf.dashboard.run_state import State
+from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import runs, start
 from lowrank_rlhf.dashboard.tabs.runs_html import details

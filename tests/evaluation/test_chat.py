@@ -350,7 +350,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
 
 @pytest.fixture
 def kept_policies(run) -> dict[str, Path]:
-    """Random adapters where a run keeps policies: the last step, two checkpoints of a second round; by name."""
+    """Random adapters where a run keeps policies: the last step, an earlier one, two checkpoints of a second round."""
     run_dir = run.run_dir
     second = RunDir(run_dir.run, 2)
     second.path.mkdir()
@@ -365,7 +365,9 @@ def kept_policies(run) -> dict[str, Path]:
         save_checkpoint(second.work("ppo"), step, write)
         found[f"round-2/step-{step}"] = second.work("ppo") / f"step-{step:06}" / "policy"
     shutil.copytree(found["round-2/step-4"], found["policy-last"])
-    return found
+    kept = found["policy-last"] / "step-000002"
+    shutil.copytree(found["round-2/step-14"], kept)
+    return {"policy-last": found.pop("policy-last"), "step-2": kept, **found}
 
 
 def test_every_kept_policy_can_speak(run, kept_policies, command) -> None:
@@ -376,7 +378,7 @@ def test_every_kept_policy_can_speak(run, kept_policies, command) -> None:
     assert code == 0, err
     said = {answer["as"]: answer["text"] for answer in json.loads(out)["answers"]}
     assert list(said) == list(kept_policies)
-    assert said["policy-last"] == said["round-2/step-4"] != said["round-2/step-14"]
+    assert said["policy-last"] == said["round-2/step-4"] != said["round-2/step-14"] == said["step-2"]
     policy = run.run_dir.artifact("adapters/policy")
     shutil.rmtree(policy)
     shutil.copytree(kept_policies["round-2/step-14"], policy)

@@ -7,6 +7,7 @@ import pytest
 from synthetic_run import all_summaries, metrics_rows, ppo_rows, results
 
 from lowrank_rlhf.reports.alarms import RULES, AlarmId, find_alarms
+from lowrank_rlhf.reports.charts import curve_figures
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
 from lowrank_rlhf.run.results import Results
 
@@ -109,6 +110,20 @@ def test_the_second_judges_fall_names_the_second_judge() -> None:
     assert (found.values["first"], found.values["last"]) == ("30", "50")
     assert "the second judge's mean score" in found.text(ENGLISH)
     assert "第二评判的平均分" in found.text(locale("zh"))
+    assert (found.seen_in, found.step) == ("frontier", 50)  # the run's only judge
+
+
+@pytest.mark.parametrize(
+    ("judge", "second", "curve"), [(FALLEN, NOISY, "frontier"), (NOISY, FALLEN, "frontier_second")]
+)
+def test_an_alarm_about_a_fall_leads_to_the_curve_of_the_judge_that_fell(judge, second, curve) -> None:
+    rows = changed("eval/judge_scores", {50: judge})
+    for row in rows:
+        if "eval/judge" in row:
+            row |= {"eval/second_judge": 0.5, "eval/second_judge_scores": second if row["step"] == 50 else NOISY}
+    (found,) = find_alarms(rows, NOTHING)
+    assert (found.seen_in, found.step) == (curve, 50)
+    assert curve in [figure.id for figure in curve_figures(rows, ENGLISH)]
 
 
 def test_where_the_sft_model_is_the_peak_no_earlier_step_is_advised() -> None:

@@ -19,7 +19,7 @@ from lowrank_rlhf.reports.charts import CURVES, curve_figures
 from lowrank_rlhf.reports.format import judge_in_words, number, percent_interval, series
 from lowrank_rlhf.reports.locale import ENGLISH, LANGUAGES, locale
 from lowrank_rlhf.reports.render import write_report
-from lowrank_rlhf.reports.story import about_run, caveats, headline
+from lowrank_rlhf.reports.story import about_run, caveats, headline, rewarded
 from lowrank_rlhf.reports.tables import comparison, details
 from lowrank_rlhf.reports.templating import code_span, markdown_text
 from lowrank_rlhf.reports.terminal import summary_message
@@ -434,3 +434,33 @@ def test_the_report_of_every_preset_says_what_it_learns_from(tmp_path: Path, pre
     }
     expected = words[config.rank.source] if config.ppo.uses_reward_model else ", ".join(config.ppo.rewards)
     assert expected in about_run(RunDir(tmp_path), texts)
+    assert rewarded(RunDir(tmp_path), texts).endswith(texts("rewarded.end"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "english", "chinese"),
+    [
+        ({"judge": "sentiment"}, "VADER's sentiment, from -1 to 1", "范围 -1 到 1"),
+        ({"judge": "simulated-annotator"}, "warm words (85 %)", "温暖的词（85 %）"),
+        ({"judge": "simulated-kind-annotator-zh"}, "fewer than 12 or more than 42 words", "少于 12 或多于 42 个词"),
+        ({"judge": "my:own"}, "the function my:own", "函数 my:own"),
+        ({"judge": "endpoint", "endpoint": {}}, "correct, helpful, clear", "正确、有帮助、清楚"),
+        (
+            {"judge": "endpoint", "endpoint": {"ask": "pointwise", "rubric": "Is\n{answer} polite to {prompt}?"}},
+            "(“Is {answer} polite to {prompt}?”)",
+            "每个回答打分，范围 0 到 1",
+        ),
+        ({"source": "human"}, "what people preferred", "人们更喜欢"),
+    ],
+)
+def test_the_report_says_what_the_ranking_rewards(tmp_path: Path, changes: dict, english: str, chinese: str) -> None:
+    if "endpoint" in changes:
+        changes["endpoint"] = {"url": "http://127.0.0.1:1/v1", "model": "small", **changes["endpoint"]}
+    rank = {"source": "judge", **changes}
+    (tmp_path / "config.yaml").write_text(
+        json.dumps({"name": "a", "model": {"source": "m"}, "data": {"prompts": "p.jsonl"}, "rank": rank})
+    )
+    for language, part in (("en", english), ("zh", chinese)):
+        sentence = rewarded(RunDir(tmp_path), locale(language))
+        assert part in sentence
+        assert "±5" in sentence

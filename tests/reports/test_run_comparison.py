@@ -113,6 +113,43 @@ def test_other_judges_and_other_test_prompts_are_named(make: Make) -> None:
     ]
 
 
+def judged(*wins: float, key: str = "judge") -> list[dict[str, Any]]:
+    """An answer of the policy that wins, ties or loses, to each of as many prompts; by scores for `score`."""
+    rows = answers([f"ask {at}" for at in range(len(wins))])
+    for row, win in zip(rows, wins, strict=True):
+        row |= {f"{key}_prefers": {1.0: "policy", 0.0: "sft"}.get(win, "tie")}
+    return rows
+
+
+def test_the_difference_of_win_rates_is_paired_over_the_same_prompts(make: Make) -> None:
+    """The second run wins where the first does, and on 4 of 40 prompts more: unpaired, chance could explain that."""
+    few, more = [1.0, 0.0] * 20, [1.0, 0.0] * 16 + [1.0, 1.0] * 4
+    runs = [
+        make(name, results={"sft": {}, "evaluate": evaluation(sum(wins) / 40)}, rows=rows)
+        for name, wins, rows in (
+            ("few", few, judged(*few)),
+            ("more", more, judged(*more)[::-1]),
+            ("others", more, judged(*more, 0.5)),
+            ("unread", more, ()),
+        )
+    ]
+    none, paired, *unpaired = rows(compared(*runs).final)["win rate less that of few, points"]
+    assert none == MISSING
+    assert re.fullmatch(r"\+10\.0 \[\+2\.5, \+20\.0\]", paired)
+    assert unpaired == ["+10.0 [-4.1, +24.1]"] * 2  # 100 sqrt(0.1^2 + 0.1^2) = 14.1
+    assert "胜率与 few 之差（百分点）" in rows(compared(*runs, texts=locale("zh")).final)
+
+
+@pytest.mark.parametrize("judges", [("sentiment", "plain-language"), (None, None), ("rewards", "rewards")])
+def test_win_rates_of_different_judges_have_no_difference(make: Make, judges: tuple[str | None, str | None]) -> None:
+    """The reward models of two runs are different judges."""
+    runs = [
+        make(f"run{at}", results={"evaluate": evaluation(judge="x") | {"judge": judge}}, rows=judged(1.0, 0.0))
+        for at, judge in enumerate(judges)
+    ]
+    assert not [label for label in rows(compared(*runs).final) if label.startswith("win rate less")]
+
+
 def test_only_settings_that_differ_are_listed(make: Make) -> None:
     brief = {"model": {"source": "model"}, "brief": {"source": "length", "maximum": 9}}
     one = make("one", settings={"ppo": {"kl_coef": 0.25}, "data": {"prompts": "x" * 100 + "1"}})

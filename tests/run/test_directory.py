@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from marks import done
 
-from lowrank_rlhf.errors import RunLocked, UserError
+from lowrank_rlhf.errors import RunLocked, StaleRun, UserError
 from lowrank_rlhf.run import directory
 from lowrank_rlhf.run.checkpoints import latest_checkpoint, save_checkpoint
-from lowrank_rlhf.run.directory import RunDir
+from lowrank_rlhf.run.directory import RunDir, check_adapter
 from lowrank_rlhf.run.files import sha256, write_json_atomic
 from lowrank_rlhf.run.step_log import StepLog
 
@@ -80,6 +80,18 @@ def test_finish_moves_the_outputs_marks_the_stage_and_clears_up(tmp_path: Path) 
     assert done(run, "sft") == MARK | {"outputs": sums, "logs": {}}
     assert done(run, "ppo") is None
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_an_adapter_inside_another_is_checked_by_itself(tmp_path: Path) -> None:
+    """As the policies of earlier steps in `adapters/policy-last`."""
+    run = RunDir(tmp_path)
+    fill(run)
+    run.finish("sft", WRITES, MARK)
+    (run.artifact("adapters/sft") / "a.bin").write_text("odd")
+    check_adapter(run.artifact("adapters/sft/deep"))
+    (run.artifact("adapters/sft/deep") / "b.bin").write_text("odd")
+    with pytest.raises(StaleRun, match=r"adapters/sft/deep/b\.bin does not match"):
+        check_adapter(run.artifact("adapters/sft/deep"))
 
 
 def test_finish_replaces_older_outputs(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from lowrank_rlhf.evaluation.policy_evaluation import PolicyAnswers, PolicyEvalu
 from lowrank_rlhf.maths.policy_choice import Evaluated
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.storage import read_tensors, save_role
-from lowrank_rlhf.run.checkpoints import save_checkpoint
+from lowrank_rlhf.run.checkpoints import checkpoints, save_checkpoint
 from lowrank_rlhf.run.files import write_json_atomic
 from lowrank_rlhf.run.records import Prompt
 from lowrank_rlhf.session import Session
@@ -288,6 +288,10 @@ def test_the_last_policy_is_kept_unless_an_earlier_one_is_better(make, monkeypat
     assert summary.best_step == kept
     assert same(weights(session, "policy"), seen[kept])
     assert same(weights(session, "policy-last"), seen[4])
+    folders = checkpoints(session.work("ppo") / "adapters" / "policy-last")
+    assert [step for step, _ in folders] == sorted(seen.keys() - {0, 4})
+    assert all(same(weights(session, f"policy-last/{folder.name}"), seen[step]) for step, folder in folders)
+    assert not checkpoints(session.work("ppo") / "adapters" / "policy")
     assert not any(same(seen[kept], seen[step]) for step in seen if step != kept)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
+from lowrank_rlhf.dashboard.page import OF_RUN, QUIET, DashboardPage
 
 # Opens the address's tab, and returns its run. Selections before that leave the address alone.
 _RESTORE = """() => {
@@ -24,8 +24,14 @@ _RESTORE = """() => {
     document.title = [own.get('run'), label && label.textContent.trim(), 'lowrank_rlhf'].filter(Boolean).join(' · ');
   };
   window.openTab = () => { const found = button(parts().get('tab') || 'runs'); if (found) found.click(); };
-  if (parts().get('tab')) window.openTab();  // else leave the tab that was opened while the page loaded
+  // Else leave the tab that was opened while the page loaded.
+  if (parts().get('tab') && !window.openedAtOnce) window.openTab();
   return parts().get('run');
+}"""
+# Before the server answers anything; on a narrow screen the last tabs have no button yet.
+_OPEN_AT_ONCE = """() => {
+  const tab = new URL(location).searchParams.get('tab'), button = tab && document.getElementById(`tab-${tab}-button`);
+  if (button) { button.click(); window.openedAtOnce = true; }
 }"""
 _KEEP_RUN = "(run) => { if (window.keepAddress) window.keepAddress(run); }"
 _KEEP_TAB = "() => { if (window.keepAddress) window.keepAddress(null, '%s'); }"
@@ -51,19 +57,19 @@ def connect(loaded: Any, page: DashboardPage, tabs: Mapping[str, gr.Tab]) -> Non
     """
 
     def chosen(run: str | None) -> Any:
-        names = page.runs.names()
+        names = page.runs.listed(run)
         default = page.runs.training() or next(iter(names), None)
         return gr.update(choices=names, value=run if run in names else default)
 
     def returned(now: str | None, event: gr.SelectData) -> str | None:
         return event.value if event.value in page.runs.names() else now
 
-    # Without preprocessing: Gradio would refuse a run that was made after the server started.
-    restored = loaded.then(chosen, page.run, page.run, js=restore(list(tabs)), preprocess=False, **QUIET)
+    gr.on(None, None, None, None, js=_OPEN_AT_ONCE, **QUIET)
+    restored = loaded.then(chosen, page.run, page.run, js=restore(list(tabs)), **OF_RUN)
     restored.then(None, page.run, None, js=_KEEP_RUN, **QUIET)
     page.run.change(None, page.run, None, js=_KEEP_RUN, **QUIET)
     for name, tab in tabs.items():
         tab.select(None, None, None, js=_KEEP_TAB % name, **QUIET)
     watcher = gr.HTML("", js_on_load=_WATCH, elem_id="address")
     # Two steps back in a row: the second event is sent while the first is answered.
-    watcher.select(returned, page.run, page.run, trigger_mode="multiple", **QUIET)
+    watcher.select(returned, page.run, page.run, trigger_mode="multiple", **OF_RUN)

@@ -16,10 +16,14 @@ _SHOW: dict[str, Any] = gr.update(visible=True)
 
 
 def build(page: DashboardPage, outcome: gr.HTML) -> list[Any]:
-    """Lay out the buttons and connect them; return the events after which the list of runs has changed."""
+    """Lay out the buttons and connect them.
+
+    Returns the button that archives the chosen run or brings it back, and the events after which the list has changed.
+    """
     texts = page.texts
     with texts.add(gr.Accordion(open=False, elem_id="deleting"), label="delete.title") as block:
         with gr.Row(elem_classes="actions"):
+            archive = gr.Button(t("delete.archive", "en"), elem_id="archive-run")  # its text depends on the run
             delete = texts.add(gr.Button(elem_id="delete-run"), value="delete.delete")
         with gr.Column(visible=False, elem_id="delete-question") as question:
             asks = gr.HTML("", elem_id="delete-asks")
@@ -42,17 +46,21 @@ def build(page: DashboardPage, outcome: gr.HTML) -> list[Any]:
     def bring_back(name: str | None, language: str) -> list[Any]:
         return _carry_out(page, "restore", name, language) if name else [note(t("delete.which", language)), gr.skip()]
 
+    def put_away(name: str | None, language: str) -> str:
+        return _archive(page, name, language)
+
     question_parts = [question, asks, asked, outcome]
     delete.click(ask("delete"), [page.run, page.language], question_parts, **EVENT)
     remove.click(ask("remove"), [gone, page.language], question_parts, **EVENT)
     no.click(lambda: [_HIDE, None], None, [question, asked], **QUIET)
     page.run.change(lambda: [_HIDE, None], None, [question, asked], **QUIET)
     done = [
+        archive.click(put_away, [page.run, page.language], outcome, **EVENT),
         yes.click(confirm, [asked, page.language], [question, asked, outcome, gone], **EVENT),
         restore.click(bring_back, [gone, page.language], [outcome, gone], **EVENT),
     ]
     block.expand(lambda: _choices(page), None, gone, **QUIET)
-    return done
+    return [archive, *done]
 
 
 def _ask(kind: str, name: str | None, language: str) -> list[Any]:
@@ -61,6 +69,18 @@ def _ask(kind: str, name: str | None, language: str) -> list[Any]:
         return [_HIDE, "", None, note(t("runs.choose" if kind == "delete" else "delete.which", language))]
     run = name if kind == "delete" else deleted_runs.run_of(name)
     return [_SHOW, note(t(f"question.{kind}", language, run=run), "bad"), [kind, name], ""]
+
+
+def _archive(page: DashboardPage, name: str | None, language: str) -> str:
+    """Take the run out of the list, or back into it, and return the outcome."""
+    if not name:
+        return note(t("runs.choose", language))
+    try:
+        archived = not page.runs.status(name).archived
+        page.runs.archive(name, archived)
+    except UserError as error:
+        return note(error_text(error, language), "bad")
+    return note(t("outcome.archive" if archived else "outcome.restore", language, run=name), "good")
 
 
 def _carry_out(page: DashboardPage, kind: str, name: str, language: str) -> list[Any]:

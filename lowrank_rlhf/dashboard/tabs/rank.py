@@ -67,7 +67,7 @@ def build(
             return box, value | {"badge": {"run": "", "annotator": "", "signature": ""}, "problem": problem}
         return box, value | {"badge": sign(secret, run_name or "", person)}
 
-    gr.on(None, open_page, [run, language, who], [name, page], **_QUIET)
+    gr.on(None, open_page, [run, language, who], [name, page], **(_QUIET | {"preprocess": False}))
 
     def rename(run_name: str | None, before: str, given: str, request: gr.Request) -> str:
         """Release the item that was leased under the previous name."""

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
+from lowrank_rlhf.dashboard.page import EVENT, OF_RUN, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.served import exports
 from lowrank_rlhf.dashboard.tabs.runs_html import command_line, note, report_frame
@@ -42,13 +42,13 @@ def build(page: DashboardPage) -> None:
         return lambda chosen, language: _export(page, chosen, language, kind)
 
     inputs, outputs = [page.run, page.language, previous], [ready, report, previous]
-    gr.Timer(_SECONDS).tick(refresh, inputs, outputs, **QUIET)
-    page.run.change(refresh, inputs, outputs, **QUIET)
+    gr.Timer(_SECONDS).tick(refresh, inputs, outputs, **OF_RUN)
+    page.run.change(refresh, inputs, outputs, **OF_RUN)
     page.run.change(lambda: "", None, outcome, **QUIET)
-    page.language.change(refresh, inputs, outputs, **QUIET)
+    page.language.change(refresh, inputs, outputs, **OF_RUN)
     for kind, button in buttons.items():
         clicked = button.click(export(kind), [page.run, page.language], outcome, **EVENT)
-        clicked.then(refresh, inputs, outputs, **QUIET)
+        clicked.then(refresh, inputs, outputs, **OF_RUN)
 
 
 def _export(page: DashboardPage, chosen: str | None, language: str, kind: str) -> str:

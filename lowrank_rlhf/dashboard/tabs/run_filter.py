@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, get_args
 import gradio as gr
 
 from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
-from lowrank_rlhf.dashboard.run_status import RunStatus, State
+from lowrank_rlhf.dashboard.run_state import State
+from lowrank_rlhf.dashboard.run_status import ARCHIVED, RunStatus
 from lowrank_rlhf.dashboard.text import LANGUAGES, t
 
 ORDERS = ("newest", "name", "win_rate")
@@ -19,7 +20,7 @@ class RunFilter(NamedTuple):
 
     search: str = ""
     state: str = ""
-    """A `State`, or empty for all."""
+    """A `State`, `ARCHIVED`, or empty for all that are not archived."""
     order: str = ORDERS[0]
 
 
@@ -41,7 +42,9 @@ def matching(names: Sequence[str], statuses: Mapping[str, RunStatus], wanted: Ru
     """Return the names that a filter leaves, in its order. A run that was not read yet has no state."""
     words = wanted.search.casefold().split()
     found = [name for name in names if all(word in name.casefold() for word in words)]
-    if wanted.state:
+    chosen = wanted.state == ARCHIVED
+    found = [name for name in found if (name in statuses and statuses[name].archived) == chosen]
+    if wanted.state and not chosen:
         found = [name for name in found if name in statuses and statuses[name].state == wanted.state]
     if wanted.order == "name":
         return sorted(found, key=str.casefold)
@@ -55,7 +58,8 @@ def _win_rate(run: RunStatus | None) -> float:
 
 
 def _states(language: str) -> list[tuple[str, str]]:
-    return [(t("filter.all", language), ""), *((t(f"state.{state}", language), state) for state in get_args(State))]
+    states = [(t(f"state.{state}", language), state) for state in get_args(State)]
+    return [(t("filter.all", language), ""), *states, (t("filter.archived", language), ARCHIVED)]
 
 
 def _orders(language: str) -> list[tuple[str, str]]:

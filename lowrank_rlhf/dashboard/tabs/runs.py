@@ -6,7 +6,7 @@ from typing import Any, Literal
 import gradio as gr
 
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.page import EVENT, QUIET, DashboardPage
+from lowrank_rlhf.dashboard.page import EVENT, OF_RUN, QUIET, DashboardPage
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.runs_folder import RunsFolder
 from lowrank_rlhf.dashboard.tabs import deleting, run_filter, start
@@ -57,10 +57,11 @@ def build(page: DashboardPage) -> None:
     asked = gr.State(None)
     outcome = gr.HTML("", elem_id="run-outcome")
     previous = gr.State({})
-    changed_list = deleting.build(page, outcome)
+    archive, *changed_list = deleting.build(page, outcome)
     with above:
         begin = start.build(page)
-    outputs = [listing, about, page.run, stop, resume, stage, redo, undo, rank, begin.block, filter_row, previous]
+    buttons = [stop, resume, stage, redo, undo, rank, archive]
+    outputs = [listing, about, page.run, *buttons, begin.block, filter_row, previous]
     inputs = [page.run, page.language, previous, *filter_fields]
 
     def refresh(chosen: str | None, language: str, before: dict[str, Any], *wanted: str | None) -> list[Any]:
@@ -76,23 +77,23 @@ def build(page: DashboardPage) -> None:
         shown = _act(page, "redo", asked[0], language, asked[1]) if asked else gr.skip()
         return [gr.update(visible=False), None, shown]
 
-    gr.Timer(_SECONDS).tick(refresh, inputs, outputs, **QUIET)
+    gr.Timer(_SECONDS).tick(refresh, inputs, outputs, **OF_RUN)
     for field in filter_fields:
-        field.change(refresh, inputs, outputs, trigger_mode="always_last", **QUIET)
-    page.run.change(refresh, inputs, outputs, **QUIET)
-    page.language.change(refresh, inputs, outputs, **QUIET)
+        field.change(refresh, inputs, outputs, trigger_mode="always_last", **OF_RUN)
+    page.run.change(refresh, inputs, outputs, **OF_RUN)
+    page.language.change(refresh, inputs, outputs, **OF_RUN)
     listing.select(_picked, None, page.run, **QUIET)
     for button, action in ((stop, "stop"), (resume, "resume"), (undo, "undo")):
         clicked = button.click(act(action), [page.run, page.language], outcome, **EVENT)  # type: ignore[arg-type]
-        clicked.then(refresh, inputs, outputs, **QUIET)
+        clicked.then(refresh, inputs, outputs, **OF_RUN)
     rank.click(None, None, None, js="() => document.querySelector('#tab-rank-button').click()", **QUIET)
     redo.click(ask, [page.run, page.language, stage], [question, goes, asked, outcome], **EVENT)
     yes.click(confirm, [asked, page.language], [question, asked, outcome], **EVENT).then(
-        refresh, inputs, outputs, **QUIET
+        refresh, inputs, outputs, **OF_RUN
     )
     gr.on([no.click, page.run.change], _no_question, None, [question, asked], **QUIET)
     for event in (begin.started, *changed_list):
-        event.then(refresh, inputs, outputs, **QUIET)
+        event.then(refresh, inputs, outputs, **OF_RUN)
 
 
 def resume_after_ranking(page: DashboardPage, name: str) -> str:
@@ -133,8 +134,9 @@ def _refresh(
     names = runs.names()
     searched = set(run_filter.matching(names, {}, ALL._replace(search=wanted.search)))
     statuses = runs.statuses(sorted(names, key=lambda name: name not in searched), _READING_SECONDS)
+    offered = [name for name in names if name == chosen or not (name in statuses and statuses[name].archived)]
     chooses: dict[str, Any] = (
-        {} if chosen in names else {"value": next(iter(names), None)}
+        {} if chosen in names else {"value": next(iter(offered or names), None)}
     )  # another may be chosen meanwhile
     chosen = chooses.get("value", chosen)
     run = runs.status(chosen) if chosen else None
@@ -144,9 +146,12 @@ def _refresh(
     now = {
         "listing": (shown, chosen, language, len(found), unread, bool(names)),
         "about": details(run, language),
-        "choice": (names, chosen),
+        "choice": (offered, chosen),
+        "archive": t("delete.unarchive" if run and run.archived else "delete.archive", language),
         "empty": not names,
-        "many": len(names) > run_filter.FEW,
+        "many": len(names) > run_filter.FEW
+        or any(run.archived for run in statuses.values())
+        or bool(wanted.search or wanted.state),
         **_buttons(run, language),
     }
 
@@ -156,13 +161,14 @@ def _refresh(
     return [
         gr.skip() if now["listing"] == before.get("listing") else run_list(*now["listing"]),
         changed(now["about"], "about"),
-        changed(gr.update(choices=names, **chooses), "choice"),
+        changed(gr.update(choices=offered, **chooses), "choice"),
         changed(gr.update(interactive=now["can_stop"]), "can_stop"),
         changed(gr.update(interactive=now["can_resume"], value=now["resume"]), "can_resume", "resume"),
         changed(gr.update(choices=now["redo"], value=None, interactive=bool(now["redo"])), "redo", "choice"),
         changed(gr.update(interactive=bool(now["redo"])), "redo"),
         changed(gr.update(visible=now["can_undo"]), "can_undo"),
         changed(gr.update(visible=now["can_rank"]), "can_rank"),
+        changed(gr.update(value=now["archive"]), "archive"),
         changed(gr.update(open=now["empty"]), "empty"),
         changed(gr.update(visible=now["many"]), "many"),
         changed(now, *now),

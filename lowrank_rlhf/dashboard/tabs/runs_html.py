@@ -6,6 +6,7 @@ from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.text import explained, html, t
 from lowrank_rlhf.dashboard.wording import worded
 from lowrank_rlhf.reports.format import percent, percent_bounds
+from lowrank_rlhf.reports.locale import locale
 from lowrank_rlhf.run.progress import duration
 from lowrank_rlhf.run.results.rounds import split
 
@@ -109,9 +110,18 @@ def _button(run: RunStatus, chosen: bool, language: str) -> str:
     return (
         f'<button type="button" class="run{" chosen" if chosen else ""}" data-run="{html(run.name)}"'
         f' aria-pressed="{str(chosen).lower()}"><span class="name">{html(run.name)}</span>{_badge(run, language)}'
-        f'<span class="stages">{marks}</span><span class="soft">{html(position)}</span>'
+        f'<span class="stages">{marks}</span><span class="soft">{_alarm_mark(run, language)}{html(position)}</span>'
         f'<span class="figure"{interval_note(run, language)}>{html(last_figure(run, language))}</span></button>'
     )
+
+
+def _alarm_mark(run: RunStatus, language: str) -> str:
+    """Return the number of the run's alarms, with their titles on hover; empty for a run without."""
+    if not run.alarms:
+        return ""
+    titles = "\n".join(alarm.title(locale(language)) for alarm in run.alarms)
+    words = t("runs.alarms", language, count=len(run.alarms))
+    return f'<b class="alarmed" title="{html(titles)}">⚠ {html(words)}</b> '
 
 
 def _position(run: RunStatus, language: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Answers as tables: the policy's at each evaluation, and SFT's next to the policy's after the last stage."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ _MAX_LINES = 96
 Rows = Sequence[dict[str, Any]]
 
 
-def samples(run: Path, watched: Rows, evaluated: Rows, language: str, number: int = 1) -> str:
+def samples(
+    run: Path, watched: Rows, evaluated: Rows, language: str, number: int = 1, also: Collection[int] = ()
+) -> str:
     """Return the tables as HTML; empty text for a run without samples.
 
     Args:
@@ -27,6 +29,7 @@ def samples(run: Path, watched: Rows, evaluated: Rows, language: str, number: in
         evaluated: the rows of its eval.jsonl.
         language: language of the texts.
         number: the round.
+        also: steps whose answers are shown besides those of the last evaluations.
     """
     tables = []
     if compared := first_answers(evaluated):
@@ -35,7 +38,7 @@ def samples(run: Path, watched: Rows, evaluated: Rows, language: str, number: in
         head = [t(f"samples.{name}", language) for name in ("prompt", "sft", "policy")]
         tables.append(_folding_table(lead, head, rows, language))
     if watched:
-        tables.append(_by_step(watched, "sft" if number == 1 else "last", language))
+        tables.append(_by_step(watched, "sft" if number == 1 else "last", language, also))
     if not tables and (rows := _sampled(run)):
         head = [t(f"samples.{name}", language) for name in ("prompt", "sft" if number == 1 else "last")]
         tables.append(_folding_table(t("samples.sampled", language), head, rows, language))
@@ -60,19 +63,35 @@ def _table(lead: str, head: Sequence[str], rows: Sequence[str]) -> str:
     )
 
 
-def _by_step(watched: Rows, first: str, language: str) -> str:
+def evaluated_step(watched: Rows, step: int) -> int | None:
+    """Return the first step from this one on with answers in watched.jsonl, else the last one; None without answers."""
+    steps = {row["step"] for row in watched}
+    return min((each for each in steps if each >= step), default=max(steps, default=None))
+
+
+def place_of(step: int) -> str:
+    """Return the id of the element with the answers of a step."""
+    return f"answers-{step}"
+
+
+def _by_step(watched: Rows, first: str, language: str, also: Collection[int]) -> str:
     """Return a row for each prompt: the policy's answers before PPO (`first`: whose) and at its last evaluations."""
     found = {(row["prompt_id"], row["step"]): row for row in watched}
     steps = sorted({step for _, step in found})
-    steps = [*steps[:1], *steps[1:][-_MAX_STEPS:]]
+    steps = [step for step in steps if step in {*steps[:1], *steps[1:][-_MAX_STEPS:], *also}]
     names = [t(f"samples.{first}" if step == 0 else "samples.step", language, step=step) for step in steps]
-    rows = []
+    rows: list[str] = []
     for prompt in dict.fromkeys(row["prompt_id"] for row in watched):
         shown = [found.get((prompt, step), {}) for step in steps]
         question = next(row["prompt"] for row in shown if row)
         cells = (
-            _cell(name, row.get("answer"), f"{t('samples.score', language)} {number(row.get('score'))}")
-            for name, row in zip(names, shown, strict=True)
+            _cell(
+                name,
+                row.get("answer"),
+                f"{t('samples.score', language)} {number(row.get('score'))}",
+                "" if rows else place_of(step),
+            )
+            for name, row, step in zip(names, shown, steps, strict=True)
         )
         rows.append(_cell(t("samples.prompt", language), question, "") + "".join(cells))
     return _table(t("samples.by_step", language), [t("samples.prompt", language), *names], rows)
@@ -96,8 +115,9 @@ def _scores(row: Row, key: str, language: str) -> str:
     return f"{t('samples.score', language)} {number(row.get(f'score_{key}'))}{judged}"
 
 
-def _cell(name: str, text: object, below: str) -> str:
-    return f'<td data-name="{html(name)}">{_answer(text, below)}</td>'
+def _cell(name: str, text: object, below: str, place: str = "") -> str:
+    known = f' id="{place}"' if place else ""
+    return f'<td{known} data-name="{html(name)}">{_answer(text, below)}</td>'
 
 
 def _answer(text: object, below: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from pydantic import ValidationError
 
-from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
+from lowrank_rlhf.dashboard.page import OF_RUN, DashboardPage
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.reports.format import number
@@ -51,7 +51,7 @@ def build(page: DashboardPage, timer: gr.Timer) -> None:
 
     inputs = [page.run, page.language, step, quantity, seen]
     events = [timer.tick, page.run.change, page.language.change, step.input, quantity.input]
-    gr.on(events, refresh, inputs, [column, title, step, quantity, shown, seen], **QUIET)
+    gr.on(events, refresh, inputs, [column, title, step, quantity, shown, seen], **OF_RUN)
 
 
 def _refresh(

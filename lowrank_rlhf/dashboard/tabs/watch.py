@@ -1,21 +1,23 @@
 """Tab Watch: curves, alarms, answers and log of a run during training."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from lowrank_rlhf.dashboard import jobs
-from lowrank_rlhf.dashboard.page import QUIET, DashboardPage
+from lowrank_rlhf.dashboard.page import OF_RUN, DashboardPage
 from lowrank_rlhf.dashboard.run_status import RunStatus
 from lowrank_rlhf.dashboard.served.curves import CURVES
 from lowrank_rlhf.dashboard.tabs import tokens
 from lowrank_rlhf.dashboard.tabs.runs_html import damage_note, interval_note, last_figure, state_line
-from lowrank_rlhf.dashboard.tabs.samples import samples
+from lowrank_rlhf.dashboard.tabs.samples import Rows, evaluated_step, place_of, samples
 from lowrank_rlhf.dashboard.tail import last_lines
 from lowrank_rlhf.dashboard.text import html, t
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.reports.alarms import ANSWERS, Alarm, find_alarms
+from lowrank_rlhf.reports.alarms import ANSWERS, Alarm
 from lowrank_rlhf.reports.charts import ChartFigure, curve_figures, in_round, of_round
 from lowrank_rlhf.reports.locale import Locale, locale
 from lowrank_rlhf.reports.templating import inline_code
@@ -40,9 +42,9 @@ def build(page: DashboardPage) -> None:
         return _refresh(page, chosen, language, before)
 
     inputs, outputs = [page.run, page.language, seen], [*parts, seen]
-    timer.tick(refresh, inputs, outputs, **QUIET)
-    page.run.change(refresh, inputs, outputs, **QUIET)
-    page.language.change(refresh, inputs, outputs, **QUIET)
+    timer.tick(refresh, inputs, outputs, **OF_RUN)
+    page.run.change(refresh, inputs, outputs, **OF_RUN)
+    page.language.change(refresh, inputs, outputs, **OF_RUN)
 
 
 def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dict[str, Any]) -> list[Any]:
@@ -59,18 +61,19 @@ def _refresh(page: DashboardPage, chosen: str | None, language: str, before: dic
     events, _ = page.runs.rows(run.path / "events.jsonl")
     evaluated, second = page.runs.rows(round_dir.artifact("eval.jsonl"))
     watched, third = page.runs.rows(round_dir.watched.path)
+    steps = {step for alarm in run.alarms if (step := answers_step(alarm, watched)) is not None}
     inputs_of = {
         "state": _state(run, language),
-        "alarms": (run.name, round_dir.number, version, run.done, language),
+        "alarms": (run.name, round_dir.number, version, third, run.alarms, language),
         "curves": (run.name, round_dir.number, version, language),
-        "samples": (run.name, round_dir.number, second, third, len(run.done), language),
+        "samples": (run.name, round_dir.number, second, third, len(run.done), language, steps),
         "log": _log(run, events, language),
     }
     made = {
         "state": lambda: inputs_of["state"],
-        "alarms": lambda: _alarms(rows, run, language),
-        "curves": lambda: _curves(rows, round_dir.number, language),
-        "samples": lambda: samples(round_dir.path, watched, evaluated, language, round_dir.number),
+        "alarms": lambda: _alarms(run.alarms, run.round_dir.number, watched, language) if rows else "",
+        "curves": lambda: _shared_curves(round_dir.path, rows, round_dir.number, language),
+        "samples": lambda: samples(round_dir.path, watched, evaluated, language, round_dir.number, steps),
         "log": lambda: inputs_of["log"],
     }
     changed = [made[name]() if inputs_of[name] != before.get(name) else gr.skip() for name in made]
@@ -113,18 +116,24 @@ def _pace(run: RunStatus) -> str:
     )
 
 
-def _alarms(rows: Sequence[dict[str, Any]], run: RunStatus, language: str) -> str:
-    """Return each alarm with its figures and advice."""
-    texts = locale(language)
-    found = find_alarms(rows, run.results, run.algorithm)
-    if not found:
-        quiet = t("watch.quiet", language) if rows else ""
-        return f'<p class="soft">{html(quiet)}</p>' if quiet else ""
-    items = "".join(
-        f"<li><b>{_linked(alarm, run.round_dir.number, texts)}</b><span>{inline_code(alarm.text(texts))}</span></li>"
-        for alarm in found
-    )
-    return f'<h2>{html(t("watch.alarms", language))}</h2><ul class="alarms">{items}</ul>'
+def answers_step(alarm: Alarm, watched: Rows) -> int | None:
+    """Return the step of the answers behind an alarm; None for one about the whole run, or without answers."""
+    return None if alarm.step is None else evaluated_step(watched, alarm.step)
+
+
+def _alarms(alarms: Sequence[Alarm], number: int, watched: Rows, language: str) -> str:
+    """Return each alarm with its figures and advice, and a link to the answers of its step."""
+    if not alarms:
+        return f'<p class="soft">{html(t("watch.quiet", language))}</p>'
+    texts, items = locale(language), []
+    for alarm in alarms:
+        step = answers_step(alarm, watched)
+        words = "" if step is None else html(t("watch.answers", language, step=step))
+        answers = f' <a href="#{place_of(step)}">{words}</a>' if step is not None else ""
+        items.append(
+            f"<li><b>{_linked(alarm, number, texts)}</b><span>{inline_code(alarm.text(texts))}{answers}</span></li>"
+        )
+    return f'<h2>{html(t("watch.alarms", language))}</h2><ul class="alarms">{"".join(items)}</ul>'
 
 
 def _linked(alarm: Alarm, number: int, texts: Locale) -> str:
@@ -132,6 +141,22 @@ def _linked(alarm: Alarm, number: int, texts: Locale) -> str:
     title = html(alarm.title(texts))
     place = "watch-samples" if alarm.seen_in == ANSWERS else f"chart-{in_round(alarm.seen_in, number)}"
     return f'<a href="#{place}">{title}</a>' if alarm.seen_in else title
+
+
+_drawn: OrderedDict[tuple[Path, str], tuple[Rows, str]] = OrderedDict()
+_DRAWN_KEPT = 8
+
+
+def _shared_curves(folder: Path, rows: Rows, number: int, language: str) -> str:
+    """Return the curves, drawn once for all visitors: the rows are the same object until the file changes."""
+    key = folder, language
+    known, drawn = _drawn.get(key, (None, ""))
+    if known is not rows:
+        drawn = _curves(rows, number, language)
+        _drawn[key] = rows, drawn
+        while len(_drawn) > _DRAWN_KEPT:
+            _drawn.popitem(last=False)
+    return drawn
 
 
 def _curves(rows: Sequence[dict[str, Any]], number: int, language: str) -> str:
