@@ -68,7 +68,10 @@ def run(
       python -m lowrank_rlhf run my.yaml --until reward
       python -m lowrank_rlhf run my.yaml --redo ppo
     """
-    loaded = checked_config(config, overrides)
+    if launcher.is_main_process():
+        loaded = checked_config(config, overrides)
+    else:  # the main process sends the data
+        loaded = load_config(Path(config), overrides or ())
     if undo_redo:
         run_dir = RunDir(run_folder(loaded.name, runs))
         back = redo_stages.undo(run_dir)
@@ -78,7 +81,7 @@ def run(
     try:
         with distributed.join() as group, Progress() as progress:
             if not group.is_main:
-                multi_process.follow(loaded, RunDir(runs / loaded.name), group)
+                multi_process.follow(loaded, group)
                 return
             if launched:
                 several = f"{group.processes} processes share the work of this run"

@@ -61,6 +61,18 @@ class RunData:
     def __init__(self, config: Config, commits: Mapping[str, str] | None = None):
         self._config, self._commits = config, commits or {}
 
+    @classmethod
+    def received(cls, config: Config, contents: tuple[PromptData, ComparisonData | None]) -> "RunData":
+        """Return the `contents` that another process read as this process's data."""
+        data = cls(config)
+        data.prompts, data._all_comparisons = contents
+        return data
+
+    @property
+    def contents(self) -> tuple[PromptData, ComparisonData | None]:
+        """Contents of both sources, for `received`."""
+        return self.prompts, self._all_comparisons
+
     @cached_property
     def prompts(self) -> PromptData:
         """Prompts and demonstrations after the split. Raises `UserError` with the place of an invalid row."""

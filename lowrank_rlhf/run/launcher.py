@@ -22,14 +22,28 @@ def launched_processes() -> int:
     return environment()["WORLD_SIZE"]
 
 
+def is_main_process() -> bool:
+    """Return True in the main process, by the environment (outside `join`)."""
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+def on_several_machines(given: dict[str, int]) -> bool:
+    """Return True if the launcher started processes on other machines too, by `environment`."""
+    return given.get("LOCAL_WORLD_SIZE", given["WORLD_SIZE"]) != given["WORLD_SIZE"]
+
+
 @contextmanager
 def silence_other_processes() -> Iterator[None]:
-    """Discard the output of every process except the main one, by the environment (outside `join`)."""
+    """Discard the output of every process except the main one, by the environment (outside `join`).
+
+    The first process of each other machine prints its errors there.
+    """
     with ExitStack() as stack:
-        if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
+        if not is_main_process():
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
+            if os.environ.get("LOCAL_RANK") != "0":
+                stack.enter_context(redirect_stderr(nowhere))
         yield
 
 
@@ -41,8 +55,8 @@ def is_launched() -> bool:
 def environment() -> dict[str, int]:
     """Return rank, number of processes and place on this machine; those of a single process without a launcher.
 
-    Raises `UserError` for several machines, for values that are not numbers, and if the launcher was asked for several
-    processes but this one would work alone: each would make a whole run.
+    Raises `UserError` for values that are not numbers, and if the launcher was asked for several processes but this one
+    would work alone: each would make a whole run.
     """
     given = {name: _number(name) for name in NAMES if name in os.environ}
     found = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0} | given
@@ -50,11 +64,6 @@ def environment() -> dict[str, int]:
         raise UserError(f"the environment has only one of RANK and WORLD_SIZE. {_WAY_OUT}")
     if "WORLD_SIZE" not in given:
         _refuse_copies()
-    elif found.get("LOCAL_WORLD_SIZE", found["WORLD_SIZE"]) != found["WORLD_SIZE"]:
-        raise UserError(
-            "launched on several machines: all processes must run on one machine. See "
-            "docs/more_than_one_gpu.md for larger setups"
-        )
     return found
 
 
