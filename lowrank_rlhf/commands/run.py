@@ -207,6 +207,9 @@ def sweep(
         int,
         typer.Option(metavar="N", min=1, help="Runs at once, each on a GPU or its share of the cores. [default: 1]"),
     ] = 1,
+    only: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Execute only run N, for one task of a cluster's job array.")
+    ] = None,
 ) -> None:
     """Run every combination of the given values.
 
@@ -241,14 +244,15 @@ def sweep(
 
     try:
         with StopRequest() as stop:
-            record = run_sweep(planned, runs, start, say, stop, parallel)
+            record = run_sweep(planned, runs, start, say, stop, parallel, only and only - 1)
     except KeyboardInterrupt:
         raise Stopped(STOPPED_AT_ONCE) from None
     if as_json:
         print(json.dumps(record, indent=2))
     else:
         _print_results(planned, record["runs"])
-        echo(f"The table and the plot are in {runs / planned.name}")
+        if only is None:
+            echo(f"The table and the plot are in {runs / planned.name}")
     if code := exit_code(record):
         raise typer.Exit(int(code))
 

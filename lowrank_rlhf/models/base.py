@@ -297,4 +297,6 @@ def _device(config: ModelConfig) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device: CUDA device not found. Set `auto` or `cpu`")
+    if config.device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("model.device: Apple GPU not found, or not supported by this PyTorch. Set `auto` or `cpu`")
     return torch.device(config.device)

@@ -7,7 +7,6 @@ Silence is counted in beats and polls of this process, not on a clock: a machine
 
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -15,6 +14,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
+
+import psutil
 
 from lowrank_rlhf.errors import StageFailed
 
@@ -112,8 +113,8 @@ class Heartbeat:
                 f"process {peer} of this run, on {found.host}, no longer answers (suspended, or its machine is stuck "
                 f"or cut off from the network). End it there (process id {found.pid}); {_RESUMES}"
             )
-        with suppress(ProcessLookupError):
-            os.kill(found.pid, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(found.pid).kill()
 
     def _lost(self) -> str:
         """Return the sentence for a process that has ended: its own error, or its number."""
