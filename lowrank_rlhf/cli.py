@@ -92,7 +92,7 @@ def _root(
       python -m lowrank_rlhf run quickstart
       python -m lowrank_rlhf status quickstart
     """
-    if (launched := launcher.launched_processes()) > 1 and context.invoked_subcommand != "run":
+    if (launched := launcher.launched_processes()) > 1 and context.invoked_subcommand not in ("run", "plan"):
         raise UserError(
             f"{context.invoked_subcommand}: launched in {launched} processes, but only `run` distributes its work; "
             "start it without the launcher"

@@ -334,7 +334,7 @@ def as_one_of_three(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPa
     return monkeypatch
 
 
-@pytest.mark.parametrize("command", ["status", "plan", "dashboard", "sweep", "export"])
+@pytest.mark.parametrize("command", ["status", "validate", "dashboard", "sweep", "export"])
 def test_only_run_can_be_launched(as_one_of_three, capsys, command) -> None:
     as_one_of_three.setattr(sys, "argv", ["lowrank_rlhf", command, "x", "y"])
     with pytest.raises(SystemExit) as ended:
