@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.run import launcher
 from lowrank_rlhf.run.heartbeat import Heartbeat, ProcessLost
-from lowrank_rlhf.run.network import interface_towards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -239,7 +238,7 @@ def _connect(given: dict[str, int]) -> ProcessGroup:
     rank, processes = given["RANK"], given["WORLD_SIZE"]
     if sys.platform == "linux" and _INTERFACE not in os.environ:
         several = launcher.on_several_machines(given)
-        os.environ[_INTERFACE] = interface_towards(os.environ.get("MASTER_ADDR", "")) if several else "lo"
+        os.environ[_INTERFACE] = launcher.interface_towards(os.environ.get("MASTER_ADDR", "")) if several else "lo"
     import torch
     import torch.distributed as dist
 

@@ -1,8 +1,11 @@
 """Environment that `accelerate launch`, `torchrun` or MPI gives to each process, read outside `distributed.join`."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+
+import psutil
 
 from lowrank_rlhf.errors import UserError
 
@@ -12,6 +15,7 @@ _MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "MPI_LOCALNRA
 _ACCELERATE = "ACCELERATE_MIXED_PRECISION"
 """Set by `accelerate launch`, also where it starts a single process."""
 _WAY_OUT = "Start them with `torchrun --nproc_per_node N -m lowrank_rlhf run ...` (docs/more_than_one_gpu.md)"
+_ANY_PORT = 9
 
 
 def launched_processes() -> int:
@@ -65,6 +69,29 @@ def environment() -> dict[str, int]:
     if "WORLD_SIZE" not in given:
         _refuse_copies()
     return found
+
+
+def interface_towards(address: str) -> str:
+    """Return the name of the interface that packets to an address leave by; nothing is sent.
+
+    Raises `UserError` for an address that is not known, and for one that means this machine alone.
+    """
+    try:
+        found = socket.getaddrinfo(address, _ANY_PORT, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(found[0], socket.SOCK_DGRAM) as probe:
+            probe.connect(found[4])
+            own = probe.getsockname()[0]
+    except OSError as error:
+        raise UserError(f"the main machine, {address}, cannot be reached: {error.strerror}") from None
+    interfaces = psutil.net_if_addrs().items()
+    name = next((name for name, addresses in interfaces if own in {each.address for each in addresses}), None)
+    if name is None or own.startswith("127.") or own == "::1":
+        raise UserError(
+            f"{address} is an address of this machine alone, and the other machines cannot reach it. Pass torchrun an "
+            "address of the network (--master_addr, or --rdzv_endpoint with --local_addr), or set GLOO_SOCKET_IFNAME "
+            "to the interface"
+        )
+    return name
 
 
 def _refuse_copies() -> None:

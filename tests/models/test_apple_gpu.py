@@ -43,7 +43,7 @@ def test_it_is_used_if_set_and_there(monkeypatch) -> None:
     assert base._device(PLAIN) == MPS
     assert base._device(PLAIN.model_copy(update={"device": "auto"})).type != "mps"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"model\.device: Apple GPU not found"):
+    with pytest.raises(UserError, match=r"model\.device: MPS device not found"):
         base._device(PLAIN)
 
 

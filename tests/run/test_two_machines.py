@@ -14,7 +14,7 @@ from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.errors import UserError
-from lowrank_rlhf.run.network import interface_towards
+from lowrank_rlhf.run.launcher import interface_towards
 
 MAIN = "10.77.0.1"
 PORT = "29511"
