@@ -203,6 +203,7 @@ def join() -> Iterator[ProcessGroup]:
         if given["WORLD_SIZE"] == 1:
             yield ProcessGroup()
             return
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is a sentence, not a trace of frames
         import torch.distributed as dist
 
         group = _connect(given)
