@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.run_data import RunData
-from lowrank_rlhf.errors import StageFailed, StaleRun
+from lowrank_rlhf.errors import StageFailed, StaleRun, UserError
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.distributed import ProcessGroup
 from lowrank_rlhf.run.files import file_names, sha256
@@ -54,7 +54,7 @@ def run_stage(stage: Stage, session: Session) -> StageResult:
     session.load_roles()  # in the main process first: it records machine-dependent choices for the others
     names = [each.name for each in of_rounds(session.config.rounds)]
     group.sum(names.index(stage.name) + 1)
-    group.broadcast(pickle.dumps(session.data.contents))
+    group.broadcast(pickle.dumps((session.config, session.data.contents)))
     if stage.kind == SFT and session.config.sft.adapter:
         _share_files(Path(session.config.sft.adapter), group)
     run = session.run_dir.run
@@ -67,14 +67,15 @@ def run_stage(stage: Stage, session: Session) -> StageResult:
 def follow(config: Config, group: ProcessGroup) -> None:
     """Work on this process's part of each shared stage until `dismiss`, in all but the main process."""
     with TemporaryDirectory(prefix="lowrank_rlhf-") as folder, StopRequest(group) as stop:
-        own, adapter = RunDir(Path(folder) / "run"), Path(folder) / "adapter"
+        own, adapter, given = RunDir(Path(folder) / "run"), Path(folder) / "adapter", config
         if config.sft.adapter:
             config = config.model_copy(update={"sft": config.sft.model_copy(update={"adapter": str(adapter)})})
         session = Session(config, own, Progress.silent(), stop, group)
         every = list(of_rounds(config.rounds))
         while number := group.sum(0):
             stage = every[number - 1]
-            contents = pickle.loads(group.broadcast(b""))  # noqa: S301
+            settings, contents = pickle.loads(group.broadcast(b""))  # noqa: S301
+            _check_settings(given, settings)
             session.data = RunData.received(config, contents)
             if stage.kind == SFT and config.sft.adapter:
                 _share_files(adapter, group)
@@ -98,6 +99,16 @@ def _check_outputs(stage: Stage, run_dir: RunDir, group: ProcessGroup) -> None:
         raise StageFailed(
             f"{stage.name}: the results of the processes differ, and none can be trusted. All must run on "
             "equal hardware; if they do, this is a bug here or in a library, please report it with the run's env.json"
+        )
+
+
+def _check_settings(own: Config, of_main: Config) -> None:
+    """Raise `UserError` with the sections in which this machine's config differs from the main process's."""
+    theirs = of_main.model_dump()
+    if different := [name for name, value in own.model_dump().items() if value != theirs[name]]:
+        raise UserError(
+            f"the config differs from that of the main process in {', '.join(different)}. Start all processes with the "
+            "same config and overrides"
         )
 
 

@@ -14,6 +14,7 @@ from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf.config.loading import dump_config
 from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.pipeline import multi_process
 from lowrank_rlhf.run.launcher import interface_towards
 
 MAIN = "10.77.0.1"
@@ -106,6 +107,14 @@ def test_the_second_machine_needs_code_and_config_only(machines, tiny_folder) ->
     assert [json.loads((done / f"{stage}.json").read_text())["processes"] for stage in stages] == [2, 2]
     assert {path.name for path in machines.folders[1].iterdir()} == {"config.yaml", "home", "tmp"}
     assert not list((machines.folders[1] / "tmp").glob("lowrank_rlhf-*"))
+
+
+def test_a_machine_with_another_config_is_refused(tiny_folder) -> None:
+    config = make_config(tiny_folder(), Path("prompts.jsonl"))
+    multi_process._check_settings(config, config.model_copy())
+    other = make_config(tiny_folder(), Path("prompts.jsonl"), seed=2, ppo__steps=5)
+    with pytest.raises(UserError, match=r"differs from that of the main process in seed, ppo\. Start"):
+        multi_process._check_settings(config, other)
 
 
 WAITING = """
