@@ -7,7 +7,6 @@ Importing this module imports no torch.
 
 import hashlib
 import json
-import pickle
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -54,7 +53,8 @@ def run_stage(stage: Stage, session: Session) -> StageResult:
     session.load_roles()  # in the main process first: it records machine-dependent choices for the others
     names = [each.name for each in of_rounds(session.config.rounds)]
     group.sum(names.index(stage.name) + 1)
-    group.broadcast(pickle.dumps((session.config, session.data.contents)))
+    group.broadcast(session.config.model_dump_json().encode())
+    group.broadcast(session.data.contents)
     if stage.kind == SFT and session.config.sft.adapter:
         _share_files(Path(session.config.sft.adapter), group)
     run = session.run_dir.run
@@ -74,9 +74,8 @@ def follow(config: Config, group: ProcessGroup) -> None:
         every = list(of_rounds(config.rounds))
         while number := group.sum(0):
             stage = every[number - 1]
-            settings, contents = pickle.loads(group.broadcast(b""))  # noqa: S301
-            _check_settings(given, settings)
-            session.data = RunData.received(config, contents)
+            _check_settings(given, group.broadcast(b""))
+            session.data = RunData.received(config, group.broadcast(b""))
             if stage.kind == SFT and config.sft.adapter:
                 _share_files(adapter, group)
             shutil.rmtree(own.path, ignore_errors=True)
@@ -102,10 +101,10 @@ def _check_outputs(stage: Stage, run_dir: RunDir, group: ProcessGroup) -> None:
         )
 
 
-def _check_settings(own: Config, of_main: Config) -> None:
+def _check_settings(own: Config, of_main: bytes) -> None:
     """Raise `UserError` with the sections in which this machine's config differs from the main process's."""
-    theirs = of_main.model_dump()
-    if different := [name for name, value in own.model_dump().items() if value != theirs[name]]:
+    theirs = json.loads(of_main)
+    if different := [name for name, value in own.model_dump(mode="json").items() if value != theirs[name]]:
         raise UserError(
             f"the config differs from that of the main process in {', '.join(different)}. Start all processes with the "
             "same config and overrides"

@@ -78,7 +78,7 @@ def peak_memory_bytes() -> int:
 
 def mps_memory_bytes() -> int:
     """Return the memory that PyTorch has reserved for an Apple GPU, idle blocks included; 0 without one."""
-    torch = sys.modules.get("torch")
+    torch = sys.modules.get("torch") if sys.platform == "darwin" else None
     return int(torch.mps.driver_allocated_memory()) if torch is not None and torch.backends.mps.is_available() else 0
 
 

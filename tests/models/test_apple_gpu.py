@@ -32,6 +32,7 @@ PLAIN = ModelConfig(source="a/b", quantization="none", device="mps")
 def apple(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """PyTorch says that there is one, with 3 GiB reserved; the calls that release memory."""
     released: list[str] = []
+    monkeypatch.setattr(memory_usage.sys, "platform", "darwin")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 3 * GIB)
     monkeypatch.setattr(torch.mps, "empty_cache", lambda: released.append("mps"))

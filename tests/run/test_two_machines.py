@@ -13,6 +13,7 @@ import pytest
 from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf.config.loading import dump_config
+from lowrank_rlhf.data.run_data import RunData
 from lowrank_rlhf.errors import UserError
 from lowrank_rlhf.pipeline import multi_process
 from lowrank_rlhf.run.launcher import interface_towards
@@ -111,10 +112,21 @@ def test_the_second_machine_needs_code_and_config_only(machines, tiny_folder) ->
 
 def test_a_machine_with_another_config_is_refused(tiny_folder) -> None:
     config = make_config(tiny_folder(), Path("prompts.jsonl"))
-    multi_process._check_settings(config, config.model_copy())
+    multi_process._check_settings(config, config.model_dump_json().encode())
     other = make_config(tiny_folder(), Path("prompts.jsonl"), seed=2, ppo__steps=5)
     with pytest.raises(UserError, match=r"differs from that of the main process in seed, ppo\. Start"):
-        multi_process._check_settings(config, other)
+        multi_process._check_settings(config, other.model_dump_json().encode())
+
+
+def test_data_is_received_as_it_was_read(tiny_folder, tmp_path) -> None:
+    rows = [{"prompt": f"q {n}", "chosen": "a", "rejected": "b", "number": n / 3} for n in range(12)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    config = make_config(tiny_folder(), path, rank__source="dataset", rank__dataset=str(path))
+    read = RunData(config)
+    assert read.comparisons
+    received = RunData.received(config.model_copy(update={"data": None}), read.contents)
+    assert (received.prompts, received.comparisons) == (read.prompts, read.comparisons)
 
 
 WAITING = """
