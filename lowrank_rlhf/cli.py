@@ -28,6 +28,7 @@ from lowrank_rlhf.commands.ranking import annotations, label, team
 from lowrank_rlhf.errors import ERROR_FILE, UserError, error_record
 from lowrank_rlhf.run import launcher
 from lowrank_rlhf.run.files import write_json_atomic
+from lowrank_rlhf.run.heartbeat import ProcessLost
 
 _LONGEST = 200
 """Characters shown of a file's name, which may be too long for any disk."""
@@ -64,6 +65,10 @@ def _exit_with(error: UserError) -> NoReturn:
             write_json_atomic(Path(path), error_record(error))
     with launcher.silence_other_processes():
         Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
+    if isinstance(error, ProcessLost):  # an operation with a process that does not answer would not let Python end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(error.exit_code))
     sys.exit(int(error.exit_code))
 
 
@@ -88,7 +93,7 @@ def _root(
       python -m lowrank_rlhf run quickstart
       python -m lowrank_rlhf status quickstart
     """
-    if (launched := launcher.launched_processes()) > 1 and context.invoked_subcommand != "run":
+    if (launched := launcher.launched_processes()) > 1 and context.invoked_subcommand not in ("run", "plan"):
         raise UserError(
             f"{context.invoked_subcommand}: launched in {launched} processes, but only `run` distributes its work; "
             "start it without the launcher"

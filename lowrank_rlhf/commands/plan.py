@@ -18,6 +18,7 @@ from lowrank_rlhf.planner.fit import fit_to_memory
 from lowrank_rlhf.planner.forecast import File, Forecast, StageForecast, forecast_run
 from lowrank_rlhf.planner.machine import card
 from lowrank_rlhf.planner.memory import Need
+from lowrank_rlhf.run import launcher
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import duration, memory
 from lowrank_rlhf.sources.measured_quality import quantization_cost
@@ -69,7 +70,7 @@ def _make_plan(named: str, overrides: Sequence[str] | None, runs: Path, gpu: flo
     statuses = pipeline.plan(loaded, run_dir)
     left = [status.stage.name for status in statuses if status.state != "done"]
     forecast = forecast_run(loaded, run_dir, runs, [status.stage for status in statuses], left, other)
-    return PlannedRun(named, loaded, run_dir, statuses, forecast, choice, gpu)
+    return PlannedRun(named, loaded, run_dir, statuses, forecast, choice, gpu, launcher.launched_processes())
 
 
 def _print(made: PlannedRun, everything: bool) -> None:
@@ -93,7 +94,7 @@ def _print(made: PlannedRun, everything: bool) -> None:
         echo(text)
     if cost := quantization_cost(made.config.model):
         echo(f"Base:    {cost.text}")
-    for name in ("known_shape", "activations_estimated", "data_assumed", "few_validation_prompts"):
+    for name in ("known_shape", "activations_estimated", "data_assumed", "few_validation_prompts", "several_processes"):
         if name in notes:
             echo(f"Note:    {notes[name]}")
     if not forecast.memory_fits:

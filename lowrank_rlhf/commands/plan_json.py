@@ -25,7 +25,7 @@ Verdict = Literal["fits", "too small", "unknown", "nothing to do", "not writable
 NoteId = Literal[
     "memory_selected", "stale_stages", "model_missing", "memory_too_small", "helps_too_small", "disk_too_small",
     "disk_not_writable", "quantization_cost", "few_validation_prompts", "known_shape", "data_assumed",
-    "activations_estimated",
+    "activations_estimated", "several_processes",
 ]  # fmt: skip
 
 
@@ -52,6 +52,8 @@ class PlannedRun:
     choice: MemoryChoice | None
     gpu: float | None = None
     """GiB of the GPU that replaces this machine; None to plan for this machine."""
+    processes: int = 1
+    """Number of processes that the launcher started."""
 
     @property
     def fits(self) -> bool:
@@ -102,6 +104,8 @@ class PlannedRun:
             found.append(PlanNote("quantization_cost", "info", f"Base: {cost.text}.", asdict(cost)))
         if (few := self._few_validation_prompts()) is not None:
             found.append(few)
+        if self.processes > 1:
+            found.append(self._several_processes())
         if not forecast.memory_fits:
             text = (
                 f"Memory is too small: about {memory(forecast.peak or 0)} needed, {memory(forecast.machine.free)} free."
@@ -139,6 +143,13 @@ class PlannedRun:
                 f"as model.max_length {self.config.model.max_length} allows."
             )
             yield PlanNote("data_assumed", "warning", text, {"sources": list(planned.unread)})
+
+    def _several_processes(self) -> PlanNote:
+        """Name the stages in which all processes but one wait."""
+        alone = [s.stage.name for s in self.statuses if s.state != "done" and not s.stage.shared]
+        waiting = f" In {', '.join(alone)} the main process works alone, and the others wait." if alone else ""
+        text = f"{self.processes} processes: each needs the memory above; the time is that of one process.{waiting}"
+        return PlanNote("several_processes", "info", text, {"processes": self.processes, "alone": alone})
 
     def _few_validation_prompts(self) -> PlanNote | None:
         """Compare `ppo.evaluate_prompts` with the validation prompts."""

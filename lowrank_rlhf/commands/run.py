@@ -65,7 +65,10 @@ def run(
       python -m lowrank_rlhf run my.yaml --until reward
       python -m lowrank_rlhf run my.yaml --redo ppo
     """
-    loaded = checked_config(config, overrides)
+    if launcher.is_main_process():
+        loaded = checked_config(config, overrides)
+    else:  # the main process sends the data
+        loaded = load_config(Path(config), overrides or ())
     if undo_redo:
         run_dir = RunDir(run_folder(loaded.name, runs))
         back = redo_stages.undo(run_dir)
@@ -75,7 +78,7 @@ def run(
     try:
         with distributed.join() as group, Progress() as progress:
             if not group.is_main:
-                multi_process.follow(loaded, RunDir(runs / loaded.name), group)
+                multi_process.follow(loaded, group)
                 return
             if launched:
                 several = f"{group.processes} processes share the work of this run"
@@ -143,6 +146,9 @@ def sweep(
         int,
         typer.Option(metavar="N", min=1, help="Runs at once, each on a GPU or its share of the cores. [default: 1]"),
     ] = 1,
+    only: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Execute only run N, for one task of a cluster's job array.")
+    ] = None,
 ) -> None:
     """Run every combination of the given values.
 
@@ -177,14 +183,15 @@ def sweep(
 
     try:
         with StopRequest() as stop:
-            record = run_sweep(planned, runs, start, say, stop, parallel)
+            record = run_sweep(planned, runs, start, say, stop, parallel, only and only - 1)
     except KeyboardInterrupt:
         raise Stopped(STOPPED_AT_ONCE) from None
     if as_json:
         print(json.dumps(record, indent=2))
     else:
         _print_results(planned, record["runs"])
-        echo(f"The table and the plot are in {runs / planned.name}")
+        if only is None:
+            echo(f"The table and the plot are in {runs / planned.name}")
     if code := exit_code(record):
         raise typer.Exit(int(code))
 

@@ -29,8 +29,9 @@ class ModelConfig(Section):
     compute_dtype: Precision = "auto"
     """Data type of matrix multiplications. `auto` selects the faster of float32 and bfloat16 when the run starts, and
     keeps it. `float16` is for GPUs without bfloat16, such as a T4."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` uses the GPU if there is one."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """`auto` uses a CUDA GPU if there is one, otherwise the CPU. `mps` is the GPU of an Apple computer, for the
+    quantisations `none` and `gguf`; it has not been run."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads; 0 uses PyTorch's default."""
     chat_template: str | None = None
@@ -64,10 +65,13 @@ class ModelConfig(Section):
         return settings
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield `quantization: gguf` for another source."""
+        """Yield `quantization: gguf` for another source, and bitsandbytes' quantisations on an Apple GPU."""
         if self.quantization == "gguf" and not self.is_gguf:
             text = "quantization: gguf requires a GGUF file as source; set nf4, int8 or none"
             yield Conflict(("quantization", "source"), text)
+        if self.device == "mps" and self.quantization in ("nf4", "int8"):
+            text = f"quantization: {self.quantization} does not run on mps; set gguf with a GGUF file, or none"
+            yield Conflict(("quantization", "device"), text)
 
 
 def _is_gguf(source: object) -> bool:

@@ -190,8 +190,8 @@ class Config(Section):
 
     def unsloth_obstacles(self) -> Iterator[Conflict]:
         """Yield the settings that unsloth does not support on any machine."""
-        if self.model.device == "cpu":
-            yield Conflict(("model.device",), "model.device is cpu, and unsloth requires CUDA")
+        if self.model.device in ("cpu", "mps"):
+            yield Conflict(("model.device",), f"model.device is {self.model.device}, and unsloth requires CUDA")
         if self.model.quantization in ("int8", "gguf"):
             text = f"model.quantization is {self.model.quantization}, which unsloth does not support; set nf4 or none"
             yield Conflict(("model.quantization",), text)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import cached_property
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from lowrank_rlhf.config.schema import Config
 from lowrank_rlhf.data.comparisons import ComparisonData, load_comparisons, without_prompts
@@ -14,6 +14,7 @@ from lowrank_rlhf.run.files import SCHEMA, read_record, write_json_atomic
 
 VALIDATION = "data.validation"
 _COMMITS = "datasets.json"
+_CONTENTS = TypeAdapter(tuple[PromptData, ComparisonData | None])
 
 
 class _Commits(BaseModel):
@@ -60,6 +61,18 @@ class RunData:
 
     def __init__(self, config: Config, commits: Mapping[str, str] | None = None):
         self._config, self._commits = config, commits or {}
+
+    @classmethod
+    def received(cls, config: Config, contents: bytes) -> "RunData":
+        """Return the data that another process read, from its `contents`."""
+        data = cls(config)
+        data.prompts, data._all_comparisons = _CONTENTS.validate_json(contents)
+        return data
+
+    @property
+    def contents(self) -> bytes:
+        """Contents of both sources in JSON, for `received`."""
+        return _CONTENTS.dump_json((self.prompts, self._all_comparisons))
 
     @cached_property
     def prompts(self) -> PromptData:

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from lowrank_rlhf.run.memory_usage import free_memory_bytes, memory_in_use_bytes
+from lowrank_rlhf.run.memory_usage import free_memory_bytes, memory_in_use_bytes, mps_memory_bytes
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 _KEPT_BYTES = (1 << 31) - 1  # the maximum for mallopt
@@ -63,6 +63,8 @@ def _trim() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    if mps_memory_bytes():
+        sys.modules["torch"].mps.empty_cache()
     malloc_trim = _glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)

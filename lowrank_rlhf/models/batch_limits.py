@@ -12,15 +12,15 @@ from lowrank_rlhf.models.allocator import release_freed_memory
 from lowrank_rlhf.run.distributed import OutOfMemoryElsewhere, ProcessGroup
 
 Result = TypeVar("Result")
-_CPU_MESSAGES = ("can't allocate memory", "not enough memory")
-"""Fragments of error messages from PyTorch's CPU allocator, which raises a plain RuntimeError."""
+_MESSAGES = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+"""Fragments of error messages from PyTorch's allocators for CPUs and Apple GPUs, which raise a plain RuntimeError."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if an exception means out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_MESSAGES)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MESSAGES)
 
 
 def first_line(error: BaseException) -> str:

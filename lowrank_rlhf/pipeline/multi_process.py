@@ -1,23 +1,31 @@
 """Run a stage in several processes: the main one in the run folder, each other one on a copy of the stage's inputs.
 
-Thus one process writes, and stages need not distinguish processes. Importing this module imports no torch.
+The main process sends what the stage reads: data, an imported adapter, and files of the run. The others need no access
+to its folders, so they may be on other machines. Thus one process writes, and stages need not distinguish processes.
+Importing this module imports no torch.
 """
 
 import hashlib
+import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lowrank_rlhf.config.schema import Config
-from lowrank_rlhf.errors import StageFailed, StaleRun
+from lowrank_rlhf.data.run_data import RunData
+from lowrank_rlhf.errors import StageFailed, StaleRun, UserError
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.distributed import ProcessGroup
-from lowrank_rlhf.run.files import sha256
+from lowrank_rlhf.run.files import file_names, sha256
 from lowrank_rlhf.run.progress import Progress, StopRequest
 from lowrank_rlhf.run.results import StageResult, Started
-from lowrank_rlhf.run.results.rounds import prefix
+from lowrank_rlhf.run.results.rounds import SFT, prefix
 from lowrank_rlhf.session import Session
 from lowrank_rlhf.stages import Stage, of_rounds
+
+_CHUNK = 2**26
+"""Bytes of a file that are sent at once."""
 
 
 def sharing(stage: Stage, group: ProcessGroup) -> int:
@@ -45,23 +53,34 @@ def run_stage(stage: Stage, session: Session) -> StageResult:
     session.load_roles()  # in the main process first: it records machine-dependent choices for the others
     names = [each.name for each in of_rounds(session.config.rounds)]
     group.sum(names.index(stage.name) + 1)
-    group.barrier()  # the others have made their copies
+    group.broadcast(session.config.model_dump_json().encode())
+    group.broadcast(session.data.contents)
+    if stage.kind == SFT and session.config.sft.adapter:
+        _share_files(Path(session.config.sft.adapter), group)
+    run = session.run_dir.run
+    _share_files(run, group, _read_files(stage, run))
     result = stage.run(session)
     _check_outputs(stage, session.run_dir, group)
     return result
 
 
-def follow(config: Config, run_dir: RunDir, group: ProcessGroup) -> None:
+def follow(config: Config, group: ProcessGroup) -> None:
     """Work on this process's part of each shared stage until `dismiss`, in all but the main process."""
     with TemporaryDirectory(prefix="lowrank_rlhf-") as folder, StopRequest(group) as stop:
-        own = RunDir(Path(folder) / "run")
+        own, adapter, given = RunDir(Path(folder) / "run"), Path(folder) / "adapter", config
+        if config.sft.adapter:
+            config = config.model_copy(update={"sft": config.sft.model_copy(update={"adapter": str(adapter)})})
         session = Session(config, own, Progress.silent(), stop, group)
         every = list(of_rounds(config.rounds))
         while number := group.sum(0):
             stage = every[number - 1]
-            _copy(stage, run_dir.path, own.path)
+            _check_settings(given, group.broadcast(b""))
+            session.data = RunData.received(config, group.broadcast(b""))
+            if stage.kind == SFT and config.sft.adapter:
+                _share_files(adapter, group)
+            shutil.rmtree(own.path, ignore_errors=True)
+            _share_files(own.path, group)
             session.run_dir = own.round(stage.round)
-            group.barrier()
             stage.run(session)
             _check_outputs(stage, own, group)
 
@@ -82,14 +101,36 @@ def _check_outputs(stage: Stage, run_dir: RunDir, group: ProcessGroup) -> None:
         )
 
 
-def _copy(stage: Stage, run: Path, own: Path) -> None:
-    """Copy the stage's inputs, its work folder, and the run's logs and records."""
-    shutil.rmtree(own, ignore_errors=True)
+def _check_settings(own: Config, of_main: bytes) -> None:
+    """Raise `UserError` with the sections in which this machine's config differs from the main process's."""
+    theirs = json.loads(of_main)
+    if different := [name for name, value in own.model_dump(mode="json").items() if value != theirs[name]]:
+        raise UserError(
+            f"the config differs from that of the main process in {', '.join(different)}. Start all processes with the "
+            "same config and overrides"
+        )
+
+
+def _read_files(stage: Stage, run: Path) -> list[str]:
+    """Return the files that the stage reads in the run folder: its inputs, its work folder, logs and records."""
     inside = prefix(stage.round)
     notes = [path.relative_to(run).as_posix() for folder in {"", inside} for path in run.glob(f"{folder}*.json*")]
+    found: set[str] = set()
     for name in {*stage.reads, *notes, f"{inside}work/{stage.kind}"}:
         if (run / name).is_dir():
-            shutil.copytree(run / name, own / name)
+            found |= {f"{name}/{each}" for each in file_names(run / name)}
         elif (run / name).exists():
-            (own / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(run / name, own / name)
+            found.add(name)
+    return sorted(found)
+
+
+def _share_files(folder: Path, group: ProcessGroup, names: Iterable[str] | None = None) -> None:
+    """Copy files of the main process's folder, by default all, into the other processes' folder."""
+    listing = json.dumps(list(file_names(folder) if names is None else names)) if group.is_main else ""
+    for name in json.loads(group.broadcast(listing.encode())):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb" if group.is_main else "wb") as file:
+            while chunk := group.broadcast(file.read(_CHUNK) if group.is_main else b""):
+                if not group.is_main:
+                    file.write(chunk)

@@ -119,6 +119,8 @@ def _sharing_problems(config: Config) -> Iterator[tuple[Key, str]]:
     count, size = launcher.launched_processes(), config.sft.batch_size
     if size % count and "sft" in config.stages and config.sft.source == "train":
         yield ("sft", "batch_size"), f"{size} rows cannot be divided evenly among {count} processes. Set a multiple"
+    if count > 1 and config.model.device == "mps":
+        yield ("model", "device"), "mps supports one process only: gloo and nccl do not reach an Apple GPU"
     if count > 1 and config.model.memory == "auto":
         yield (
             ("model", "memory"),

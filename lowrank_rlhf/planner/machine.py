@@ -36,13 +36,16 @@ class Machine:
 def find_machine(config: ModelConfig) -> Machine:
     """Return the GPU if the config allows it and torch can use it, else the CPU.
 
+    An Apple GPU counts as the CPU, whose memory it uses: its speed was not measured.
+
     Raises `UserError` for float16 without a GPU, as a run does.
     """
-    gpu = None if config.device == "cpu" else next(iter(_gpu_memory()), None)
-    refuse_float16_without_gpu(config.compute_dtype, gpu is not None)
+    gpu = None if config.device in ("cpu", "mps") else next(iter(_gpu_memory()), None)
+    refuse_float16_without_gpu(config.compute_dtype, gpu is not None or config.device == "mps")
     number_format: str = config.compute_dtype
     if number_format == "auto":
-        number_format = "bfloat16" if gpu or cpu_flags() & BFLOAT16_UNITS else "float32"
+        units = config.device != "mps" and cpu_flags() & BFLOAT16_UNITS
+        number_format = "bfloat16" if gpu or units else "float32"
     device = Device(cuda=gpu is not None, width=4 if number_format == "float32" else 2)
     if gpu:
         return Machine(device, *gpu, CUDA_OPERATIONS, number_format)
@@ -55,8 +58,8 @@ def card(gibibytes: float, config: ModelConfig) -> Machine:
 
     Raises `UserError` for a config that uses no GPU.
     """
-    if config.device == "cpu":
-        raise UserError("--gpu: model.device is cpu, so no GPU is used. Set model.device=auto")
+    if config.device in ("cpu", "mps"):
+        raise UserError(f"--gpu: model.device is {config.device}, so no such GPU is used. Set model.device=auto")
     number_format: str = "bfloat16" if config.compute_dtype == "auto" else config.compute_dtype
     size = round(gibibytes * 2**30)
     device = Device(cuda=True, width=4 if number_format == "float32" else 2)

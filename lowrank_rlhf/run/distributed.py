@@ -1,4 +1,4 @@
-"""Data parallelism over several processes on one machine, each with the whole model.
+"""Data parallelism over several processes, each with the whole model.
 
 `accelerate launch` or `torchrun` starts the processes and passes rank and world size in the environment. All run the
 same program with the same seeds. `ProcessGroup.shard` divides independent work; each process leaves zeros for the
@@ -10,14 +10,14 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from lowrank_rlhf.errors import StageFailed, UserError
-from lowrank_rlhf.run import heartbeat, launcher
-from lowrank_rlhf.run.heartbeat import Heartbeat
+from lowrank_rlhf.errors import UserError
+from lowrank_rlhf.run import launcher
+from lowrank_rlhf.run.heartbeat import Heartbeat, ProcessLost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ Item = TypeVar("Item")
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _START_TIMEOUT, _BARRIER_TIMEOUT = timedelta(minutes=10), timedelta(days=30)
 """The main process may wait for people between two barriers. A process that dies is noticed immediately."""
-_ERROR_KEY = "error"
+_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 class Stop(Protocol):
@@ -43,10 +43,6 @@ class OutOfMemoryElsewhere(MemoryError):
     """Another process of the group ran out of memory."""
 
 
-class ProcessLost(StageFailed):
-    """Another process of the group has ended or no longer answers, and this one cannot continue without it."""
-
-
 class ProcessGroup:
     """Processes that share the work of a run; without arguments a group of this process alone.
 
@@ -56,7 +52,6 @@ class ProcessGroup:
         rank: number of this process, from 0.
         processes: number of processes.
         control: group of torch.distributed for a few numbers on the CPU, whatever the device.
-        errors: key-value store in which a failing process leaves its error for the main one.
         beats: beats of all processes.
     """
 
@@ -65,10 +60,9 @@ class ProcessGroup:
         rank: int = 0,
         processes: int = 1,
         control: Any = None,
-        errors: Any = None,
         beats: Heartbeat | None = None,
     ) -> None:
-        self._rank, self._control, self._errors, self._beats = rank, control, errors, beats
+        self._rank, self._control, self._beats = rank, control, beats
         self.processes = processes
         """Number of processes, within `single_process` too."""
         self.stop: Stop | None = None
@@ -146,10 +140,22 @@ class ProcessGroup:
         finally:
             self._single = before
 
+    def broadcast(self, data: bytes) -> bytes:
+        """Return the main process's bytes in all processes. Also a barrier, with its exceptions."""
+        size = self._synchronize(len(data) if self.is_main else 0)
+        if self.world_size == 1 or not size:
+            return data if self.is_main else b""
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.frombuffer(bytearray(data if self.is_main else size), dtype=torch.uint8)
+        self._wait(dist.broadcast(tensor, 0, group=self._control, async_op=True))
+        return tensor.numpy().tobytes()
+
     def leave_error(self, error: BaseException) -> None:
-        """Store the error for the main process, whose next barrier raises it as `ProcessLost`."""
-        with suppress(RuntimeError):  # the main process has ended already
-            self._errors.set(_ERROR_KEY, f"process {self._rank}: {str(error) or type(error).__name__}")
+        """Store the error for the other processes, whose next barrier raises it as `ProcessLost`."""
+        if self._beats:
+            self._beats.leave_error(error)
 
     def end(self) -> None:
         """Stop the heartbeat, before this process leaves the group."""
@@ -177,34 +183,12 @@ class ProcessGroup:
 
         if tensor.is_cuda:  # soon after a barrier on the CPU, whose wait is watched
             dist.all_reduce(tensor, group=group)
-            return
-        silent = None
-        try:
-            work = dist.all_reduce(tensor, group=group, async_op=True)
-            while not self._completed(work):
-                if self._beats and silent is None and (silent := self._beats.silent()) is not None:
-                    self._beats.kill(silent)  # the pending operation fails then
-        except RuntimeError:
-            if silent is not None:
-                raise ProcessLost(
-                    f"process {silent} of this run no longer answers (suspended, or its machine is stuck) and was "
-                    "killed; the same command resumes from the last checkpoint"
-                ) from None
-            left = self._errors.get(_ERROR_KEY).decode() if self.is_main and self._errors.check([_ERROR_KEY]) else None
-            raise ProcessLost(
-                left or "a process of this run was killed or crashed; the same command resumes from the last checkpoint"
-            ) from None
+        else:
+            self._wait(dist.all_reduce(tensor, group=group, async_op=True))
 
-    @staticmethod
-    def _completed(work: Any) -> bool:
-        """Wait for an operation for a moment, in which no signal is handled. Raises `RuntimeError` if it failed."""
-        try:
-            work.wait(timedelta(seconds=heartbeat.POLL))
-        except RuntimeError:
-            if work.is_completed():
-                raise
-            return False
-        return True
+    def _wait(self, work: Any) -> None:
+        if self._beats:
+            self._beats.wait(work)
 
 
 @contextmanager
@@ -219,14 +203,15 @@ def join() -> Iterator[ProcessGroup]:
         if given["WORLD_SIZE"] == 1:
             yield ProcessGroup()
             return
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is a sentence, not a trace of frames
         import torch.distributed as dist
 
-        group = _connect(given["RANK"], given["WORLD_SIZE"])
+        group = _connect(given)
         hidden = {name: os.environ.pop(name) for name in launcher.NAMES if name in os.environ}
         try:
             yield group
         except BaseException as error:
-            if not group.is_main and not isinstance(error, ProcessLost):
+            if not isinstance(error, ProcessLost):
                 group.leave_error(error)
             raise
         finally:
@@ -250,9 +235,11 @@ def _one_gpu(local_rank: int) -> Iterator[None]:
             os.environ[_DEVICES] = visible
 
 
-def _connect(rank: int, processes: int) -> ProcessGroup:
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: the sockets need no other interface
+def _connect(given: dict[str, int]) -> ProcessGroup:
+    rank, processes = given["RANK"], given["WORLD_SIZE"]
+    if sys.platform == "linux" and _INTERFACE not in os.environ:
+        several = launcher.on_several_machines(given)
+        os.environ[_INTERFACE] = launcher.interface_towards(os.environ.get("MASTER_ADDR", "")) if several else "lo"
     import torch
     import torch.distributed as dist
 
@@ -279,4 +266,4 @@ def _connect(rank: int, processes: int) -> ProcessGroup:
             f"({_DEVICES}= before the command)"
         )
     store = dist.PrefixStore("lowrank_rlhf", store)
-    return ProcessGroup(rank, processes, control, store, Heartbeat(store, rank, processes))
+    return ProcessGroup(rank, processes, control, Heartbeat(store, rank, processes, rank - given["LOCAL_RANK"]))

@@ -1,14 +1,15 @@
 """Named points around every write, at which a test can kill this process. Enabled by an environment variable.
 
-`LOWRANK_RLHF_FAULTS=kill:17` sends SIGKILL to this process at the 17th point that it passes; nothing is flushed or
+`LOWRANK_RLHF_FAULTS=kill:17` kills this process at the 17th point that it passes; nothing is flushed or
 saved. `LOWRANK_RLHF_FAULTS=list:FILE` writes the names of the points that it passes into that file, one per line.
 `tools/faults.py` tries all of them.
 """
 
 import os
-import signal
 from itertools import count
 from pathlib import Path
+
+import psutil
 
 VARIABLE = "LOWRANK_RLHF_FAULTS"
 _passed = count(1)
@@ -22,4 +23,4 @@ def point(name: str) -> None:
             with Path(argument).open("a", encoding="utf-8") as file:
                 file.write(f"{name}\n")
         elif action == "kill" and next(_passed) == int(argument):
-            os.kill(os.getpid(), signal.SIGKILL)
+            psutil.Process().kill()

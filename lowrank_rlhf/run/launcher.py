@@ -1,8 +1,11 @@
 """Environment that `accelerate launch`, `torchrun` or MPI gives to each process, read outside `distributed.join`."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+
+import psutil
 
 from lowrank_rlhf.errors import UserError
 
@@ -12,6 +15,7 @@ _MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "MPI_LOCALNRA
 _ACCELERATE = "ACCELERATE_MIXED_PRECISION"
 """Set by `accelerate launch`, also where it starts a single process."""
 _WAY_OUT = "Start them with `torchrun --nproc_per_node N -m lowrank_rlhf run ...` (docs/more_than_one_gpu.md)"
+_ANY_PORT = 9
 
 
 def launched_processes() -> int:
@@ -22,14 +26,28 @@ def launched_processes() -> int:
     return environment()["WORLD_SIZE"]
 
 
+def is_main_process() -> bool:
+    """Return True in the main process, by the environment (outside `join`)."""
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+def on_several_machines(given: dict[str, int]) -> bool:
+    """Return True if the launcher started processes on other machines too, by `environment`."""
+    return given.get("LOCAL_WORLD_SIZE", given["WORLD_SIZE"]) != given["WORLD_SIZE"]
+
+
 @contextmanager
 def silence_other_processes() -> Iterator[None]:
-    """Discard the output of every process except the main one, by the environment (outside `join`)."""
+    """Discard the output of every process except the main one, by the environment (outside `join`).
+
+    The first process of each other machine prints its errors there.
+    """
     with ExitStack() as stack:
-        if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
+        if not is_main_process():
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
+            if os.environ.get("LOCAL_RANK") != "0":
+                stack.enter_context(redirect_stderr(nowhere))
         yield
 
 
@@ -41,8 +59,8 @@ def is_launched() -> bool:
 def environment() -> dict[str, int]:
     """Return rank, number of processes and place on this machine; those of a single process without a launcher.
 
-    Raises `UserError` for several machines, for values that are not numbers, and if the launcher was asked for several
-    processes but this one would work alone: each would make a whole run.
+    Raises `UserError` for values that are not numbers, and if the launcher was asked for several processes but this one
+    would work alone: each would make a whole run.
     """
     given = {name: _number(name) for name in NAMES if name in os.environ}
     found = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0} | given
@@ -50,12 +68,30 @@ def environment() -> dict[str, int]:
         raise UserError(f"the environment has only one of RANK and WORLD_SIZE. {_WAY_OUT}")
     if "WORLD_SIZE" not in given:
         _refuse_copies()
-    elif found.get("LOCAL_WORLD_SIZE", found["WORLD_SIZE"]) != found["WORLD_SIZE"]:
-        raise UserError(
-            "launched on several machines: all processes must run on one machine. See "
-            "docs/more_than_one_gpu.md for larger setups"
-        )
     return found
+
+
+def interface_towards(address: str) -> str:
+    """Return the name of the interface that packets to an address leave by; nothing is sent.
+
+    Raises `UserError` for an address that is not known, and for one that means this machine alone.
+    """
+    try:
+        found = socket.getaddrinfo(address, _ANY_PORT, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(found[0], socket.SOCK_DGRAM) as probe:
+            probe.connect(found[4])
+            own = probe.getsockname()[0]
+    except OSError as error:
+        raise UserError(f"the main machine, {address}, cannot be reached: {error.strerror}") from None
+    interfaces = psutil.net_if_addrs().items()
+    name = next((name for name, addresses in interfaces if own in {each.address for each in addresses}), None)
+    if name is None or own.startswith("127.") or own == "::1":
+        raise UserError(
+            f"{address} is an address of this machine alone, and the other machines cannot reach it. Pass torchrun an "
+            "address of the network (--master_addr, or --rdzv_endpoint with --local_addr), or set GLOO_SOCKET_IFNAME "
+            "to the interface"
+        )
+    return name
 
 
 def _refuse_copies() -> None:

@@ -43,9 +43,14 @@ def free_memory_bytes(device: Any = None) -> int:
 
 
 def memory_in_use_bytes() -> int:
-    """Return the GPU memory reserved by PyTorch if this process uses a GPU, else its resident memory."""
+    """Return the GPU memory reserved by PyTorch if this process uses a GPU, else its resident memory.
+
+    An Apple GPU uses the system's memory: the sum of both.
+    """
     cuda = _cuda_in_use()
-    return int(cuda.memory_reserved()) if cuda is not None else int(psutil.Process().memory_info().rss)
+    if cuda is not None:
+        return int(cuda.memory_reserved())
+    return int(psutil.Process().memory_info().rss) + mps_memory_bytes()
 
 
 def forget_peak_memory() -> bool:
@@ -65,10 +70,16 @@ def peak_memory_bytes() -> int:
     """Return the peak memory since `forget_peak_memory`, or since the process started.
 
     In a process that uses a GPU, the memory reserved by PyTorch, idle blocks included, without the CUDA context; else
-    the resident memory.
+    the resident memory, plus what PyTorch has reserved at the moment for an Apple GPU, which keeps no peak.
     """
     cuda = _cuda_in_use()
-    return int(cuda.max_memory_reserved()) if cuda is not None else _resident()
+    return int(cuda.max_memory_reserved()) if cuda is not None else _resident() + mps_memory_bytes()
+
+
+def mps_memory_bytes() -> int:
+    """Return the memory that PyTorch has reserved for an Apple GPU, idle blocks included; 0 without one."""
+    torch = sys.modules.get("torch") if sys.platform == "darwin" else None
+    return int(torch.mps.driver_allocated_memory()) if torch is not None and torch.backends.mps.is_available() else 0
 
 
 def _cuda_in_use() -> Any:

@@ -16,19 +16,30 @@ from lowrank_rlhf.sweep.schedule import Say, Schedule, Start
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
-def run_sweep(sweep: Sweep, runs: Path, start: Start, say: Say, stop: StopRequest, places: int = 1) -> dict[str, Any]:
+def run_sweep(
+    sweep: Sweep, runs: Path, start: Start, say: Say, stop: StopRequest, places: int = 1, only: int | None = None
+) -> dict[str, Any]:
     """Complete every run with `start`, even if others fail, and return the contents of sweep.json.
 
-    Up to `places` runs are at work at once. Raises `Stopped` after a stop request, when all of them have ended;
-    finished work is saved.
+    Up to `places` runs are at work at once. Of one run, `only` by its index, its row alone is returned and nothing is
+    written to the sweep's folder: others may be at work elsewhere. Raises `Stopped` after a stop request, when all of
+    them have ended; finished work is saved.
     """
     folder = runs / sweep.name
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} is the folder of a run. Give the sweep another name: name=...")
+    if only is not None and only >= len(sweep.combinations):
+        raise UserError(f"--only {only + 1}: the sweep has runs 1 to {len(sweep.combinations)}; `--dry-run` lists them")
     rows = [row(entry, runs, STATES[0] if complete(entry, runs) else "to do") for entry in sweep.combinations]
-    save(folder, sweep, rows)
+    chosen = range(len(rows)) if only is None else (only,)
+
+    def keep() -> None:
+        if only is None:
+            save(folder, sweep, rows)
+
+    keep()
     with Schedule(sweep, runs, start, say, places) as schedule:
-        for index in range(len(rows)):
+        for index in chosen:
             if rows[index]["state"] == STATES[0]:
                 say(f"{schedule.title(index)}: already done, skipped")
             else:
@@ -42,10 +53,12 @@ def run_sweep(sweep: Sweep, runs: Path, start: Start, say: Say, stop: StopReques
                 # Before a run can handle it, the signal of a stop ends it with a negative code.
                 code = ExitCode.STOPPED if stop.requested and outcome.code < 0 else outcome.code
                 rows[index] = row(sweep.combinations[index], runs, STATES.get(code, "failed"), message)
-                save(folder, sweep, rows)
+                keep()
             time.sleep(_SECONDS_BETWEEN_LOOKS if schedule.busy else 0)
     if stop.requested:
         raise Stopped("Sweep stopped. Finished runs and stages are saved; the same command resumes.")
+    if only is not None:
+        return {"runs": [rows[only]]}
     drawn = write_plot(rows, runs, folder / PLOT)
     return save(folder, sweep, rows, drawn)
 

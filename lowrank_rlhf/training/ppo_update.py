@@ -11,6 +11,7 @@ from lowrank_rlhf.maths.kl import k3
 from lowrank_rlhf.maths.losses import policy_losses, value_losses
 from lowrank_rlhf.maths.masking import masked_mean, masked_sum
 from lowrank_rlhf.models.allocator import release_if_short
+from lowrank_rlhf.models.precision import sum_dtype
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.models.scoring import score_logprobs
 from lowrank_rlhf.training.optimizer_step import NotFinite, all_reduce_gradients, clip_gradients, finite_step
@@ -215,7 +216,8 @@ def _critic_step(
     """Take one optimizer step of the critic on a minibatch, given as the rows of each micro-batch."""
     optimizer.zero_grad()  # also drops the gradients of an interrupted step
     tokens = _response_tokens(rollout, minibatch)
-    total = torch.zeros((), dtype=torch.float64, device=rollout.values.device)
+    device = rollout.values.device
+    total = torch.zeros((), dtype=sum_dtype(device), device=device)
     with roles.acting_as(Role.CRITIC, train=True):
         for part in map(rollout.rows, roles.group.shard(minibatch)):  # b rows, T positions of the longest of them
             outputs = roles.scores(part.batch)  # (b, T): head output after each token
@@ -227,7 +229,7 @@ def _critic_step(
             roles.backward(config.value_coef * loss)
             total += loss.detach()
     all_reduce_gradients(roles.group, optimizer, total)
-    mean, norm = torch.stack([total, clip_gradients(optimizer, config.max_grad_norm).double()]).tolist()
+    mean, norm = torch.stack([total, clip_gradients(optimizer, config.max_grad_norm).to(total)]).tolist()
     finite_step(optimizer, "critic", mean, norm)
     return {"value/loss": mean, "value/grad_norm": norm}
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from platforms import posix
 from rich.console import Console
 
 from lowrank_rlhf import __version__, cli
@@ -270,6 +271,7 @@ cli.main()
 """
 
 
+@posix
 def test_ctrl_c_ends_a_real_run_with_its_code_and_the_way_on() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", SLOW_STAGE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
@@ -286,6 +288,7 @@ def test_ctrl_c_ends_a_real_run_with_its_code_and_the_way_on() -> None:
     assert "Traceback" not in err
 
 
+@posix
 def test_a_run_whose_process_was_killed_is_free_for_the_next() -> None:
     for _ in range(2):  # the second is not refused with exit code 6
         with subprocess.Popen(

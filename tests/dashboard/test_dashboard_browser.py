@@ -15,6 +15,7 @@ from accessibility import findings
 from annotators_page import NO_STORAGE, a_run_with_answers
 from browser import browser, go_to, page_server, shows, texts, wait_for
 from dashboard_runs import NASTY, finish, holding, make_run
+from platforms import posix
 
 from lowrank_rlhf.dashboard import jobs
 from lowrank_rlhf.dashboard.browser import address
@@ -124,6 +125,7 @@ def test_a_run_from_start_to_end(tmp_path, tiny_folder, open_page) -> None:
         assert Path(download.value.path()).read_bytes()[:2] == b"PK"
 
 
+@posix
 def test_the_page_dies_and_the_run_goes_on(tmp_path, open_page) -> None:
     """kill -9 of the server; a new one finds the run, and stops it."""
     folder = tmp_path / "runs"

@@ -1,6 +1,5 @@
 """The number format is chosen by what the machine can do, and finding out never costs the process."""
 
-import ctypes
 import json
 import os
 import subprocess
@@ -137,7 +136,7 @@ def test_cpu_flags(tmp_path: Path) -> None:
     assert cpu_flags(tmp_path / "none") == set()
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+@pytest.mark.skipif(allocator._glibc("mallopt") is None, reason="not glibc")
 def test_freed_memory_is_reused_instead_of_mapped_afresh() -> None:
     """Page faults of forty 64 MB tensors, one after another: those of all by default, of a few when kept."""
     script = """
@@ -158,7 +157,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert faults("keep_freed_memory()") < faults("") / 4
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+@pytest.mark.skipif(allocator._glibc("malloc_trim") is None, reason="not glibc")
 def test_kept_memory_can_be_released() -> None:
     script = """
 import psutil, torch

@@ -15,6 +15,7 @@ import datasets
 import huggingface_hub
 import pytest
 from marks import done
+from platforms import posix
 from rich.console import Console
 
 from lowrank_rlhf import stages
@@ -702,6 +703,7 @@ class TestHalfDone:
         assert (last["kind"], last["stage"], last["error"]) == ("ended early", "sft", "ZeroDivisionError")
 
 
+@posix
 @pytest.mark.parametrize("moves", range(8))
 def test_a_process_killed_while_it_finishes_a_stage_costs_no_work(tmp_path: Path, factory: Factory, moves: int) -> None:
     """`moves` renames into the finish of `sample` the process dies without a word; the same command mends it."""

@@ -258,6 +258,22 @@ class TestCommand:
         plan = json.loads(command("plan", "tiny.yaml", "sft.epochs=3", "--json")[1])
         assert [(note["id"], note["data"]) for note in plan["notes"]] == [("stale_stages", {"stages": ["sft"]})]
 
+    @pytest.mark.parametrize(
+        ("algorithm", "alone"), [("ppo", ["rank", "evaluate"]), ("rloo", ["rank", "ppo", "evaluate"])]
+    )
+    def test_under_a_launcher_it_names_the_stages_that_one_process_works_on(
+        self, command, monkeypatch, algorithm, alone
+    ) -> None:
+        for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+            monkeypatch.setenv(name, value)
+        changes = ("tiny.yaml", f"align.algorithm={algorithm}", "ppo.batch_size=4")
+        (note,) = json.loads(command("plan", *changes, "--json")[1])["notes"]
+        assert (note["id"], note["data"]) == ("several_processes", {"processes": 2, "alone": alone})
+        assert f"Note:    {note['text']}\n" in command("plan", *changes)[1]
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        assert command("plan", *changes)[1:] == ("", "")
+
     def test_evaluations_on_more_prompts_than_validation_has(self, command) -> None:
         """Three of five held-out prompts, and three per evaluation; all five serve both with `data.validation: 0`."""
         assert json.loads(command("plan", "tiny.yaml", "--json")[1])["notes"] == []

@@ -1,12 +1,10 @@
 """`label` as a person uses it: single keys in a real terminal."""
 
 import os
-import pty
 import select
 import signal
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,8 @@ from people import a_run, tiers_as_shown
 
 from lowrank_rlhf import cli
 
+pty = pytest.importorskip("pty", reason="needs a terminal of POSIX")
+termios = pytest.importorskip("termios", reason="needs a terminal of POSIX")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "TERM": "xterm", "COLUMNS": "80"}
 PROGRAM = [sys.executable, "-m", "lowrank_rlhf", "label", "people"]
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from platforms import posix
 from ranking_items import prompts, samples
 
 from lowrank_rlhf.errors import UserError
@@ -237,6 +238,7 @@ def start_worker(path: Path, annotator: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@posix
 def test_kill_9_loses_nothing_that_was_saved(tmp_path: Path) -> None:
     path = tmp_path / "a.sqlite"
     AnnotationStore(path).add_items(prompts(2000), samples(2000, answers=2))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from marks import done
+from platforms import posix
 
 from lowrank_rlhf.errors import RunLocked, StaleRun, UserError
 from lowrank_rlhf.run import directory
@@ -111,6 +112,7 @@ def test_finish_names_what_is_missing_and_moves_nothing(tmp_path: Path) -> None:
     assert run.recover() == []
 
 
+@posix
 def test_finish_may_be_killed_at_any_point(tmp_path: Path) -> None:
     states = set()
     for calls in range(1000):
@@ -142,6 +144,7 @@ def test_finish_may_be_killed_at_any_point(tmp_path: Path) -> None:
     assert states == {(False, False), (False, True), (True, True), (True, False)}
 
 
+@posix
 def test_recover_may_be_killed_too(tmp_path: Path) -> None:
     for calls in range(1000):
         run = RunDir(tmp_path / str(calls))
@@ -269,6 +272,7 @@ def test_earlier_results_wait_for_the_config_s_stages_only(tmp_path: Path) -> No
     assert not (tmp_path / "before").exists()
 
 
+@posix
 def test_setting_aside_may_be_killed(tmp_path: Path) -> None:
     """No mark without outputs, and the results come back from any state."""
     for calls in range(1000):
@@ -287,6 +291,7 @@ def test_setting_aside_may_be_killed(tmp_path: Path) -> None:
             break
 
 
+@posix
 def test_putting_back_may_be_killed_too(tmp_path: Path) -> None:
     for calls in range(1000):
         run = RunDir(tmp_path / str(calls))
@@ -510,6 +515,7 @@ class TestCheckpoints:
         path.write_text(json.dumps(manifest))
         assert latest_checkpoint(tmp_path) == (50, tmp_path / "step-000050")
 
+    @posix
     def test_saving_may_be_killed_at_any_point(self, tmp_path: Path) -> None:
         seen = set()
         for calls in range(1000):

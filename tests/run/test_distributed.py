@@ -143,7 +143,7 @@ def test_a_stop_in_one_process_stops_both_where_it_is_saved(run) -> None:
 def test_one_killed_ends_the_other_with_a_sentence(run) -> None:
     codes, said = run.killed
     assert codes == [1, -signal.SIGKILL], said
-    assert said.count("a process of this run was killed or crashed") == 1
+    assert said.count("process 1 of this run, on ") == said.count(", was killed or crashed") == 1
     assert said.count("the main process works on it alone") == 1  # rank
     assert "Traceback" not in said
 
@@ -334,7 +334,7 @@ def as_one_of_three(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPa
     return monkeypatch
 
 
-@pytest.mark.parametrize("command", ["status", "plan", "dashboard", "sweep", "export"])
+@pytest.mark.parametrize("command", ["status", "validate", "dashboard", "sweep", "export"])
 def test_only_run_can_be_launched(as_one_of_three, capsys, command) -> None:
     as_one_of_three.setattr(sys, "argv", ["lowrank_rlhf", command, "x", "y"])
     with pytest.raises(SystemExit) as ended:
@@ -344,11 +344,10 @@ def test_only_run_can_be_launched(as_one_of_three, capsys, command) -> None:
 
 
 def test_what_the_launcher_says_must_make_sense(as_one_of_three) -> None:
-    as_one_of_three.setenv("LOCAL_WORLD_SIZE", "1")
-    with pytest.raises(UserError, match="several machines"):
-        launcher.launched_processes()
-    as_one_of_three.setenv("LOCAL_WORLD_SIZE", "3")
-    assert launcher.launched_processes() == 3
+    for here in (3, 1):
+        as_one_of_three.setenv("LOCAL_WORLD_SIZE", str(here))
+        assert launcher.launched_processes() == 3
+        assert launcher.on_several_machines(launcher.environment()) == (here == 1)
     as_one_of_three.setenv("WORLD_SIZE", "many")
     with pytest.raises(UserError, match="WORLD_SIZE: expected a number"):
         launcher.launched_processes()
@@ -388,6 +387,18 @@ def test_a_launch_of_one_process_is_none_of_several(bare, given) -> None:
         bare.setenv(key, value)
     assert launcher.launched_processes() == 1
     assert launcher.is_launched() == any(key in given for key in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"))
+
+
+@pytest.mark.parametrize(("rank", "local", "printed"), [("0", "0", "oe"), ("1", "1", ""), ("2", "0", "e")])
+def test_the_first_process_of_another_machine_prints_its_errors_there(
+    as_one_of_three, capsys, rank, local, printed
+) -> None:
+    as_one_of_three.setenv("RANK", rank)
+    as_one_of_three.setenv("LOCAL_RANK", local)
+    with launcher.silence_other_processes():
+        print("o", end="")
+        print("e", end="", file=sys.stderr)
+    assert "".join(capsys.readouterr()) == printed
 
 
 def test_an_unclear_launch_is_a_sentence(as_one_of_three, capsys) -> None:

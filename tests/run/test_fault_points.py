@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from platforms import posix
+
 ROOT = Path(__file__).parents[2]
 POINTS = """
 from lowrank_rlhf.run import fault_points as faults
@@ -27,6 +29,7 @@ def test_without_the_variable_nothing_happens() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "one\ntwo\nthree\n", "")
 
 
+@posix
 def test_the_process_dies_of_sigkill_at_the_point_of_that_number() -> None:
     done = passed("kill:2")
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "one\n")

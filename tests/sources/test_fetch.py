@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from platforms import posix
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tiny import CHATML, load_tiny
@@ -456,6 +457,7 @@ def test_a_config_with_impossible_sizes_has_no_shape(model) -> None:
     assert find_shape(config(model)) is None
 
 
+@posix
 @pytest.mark.usefixtures("index")
 def test_no_pip(monkeypatch, tmp_path) -> None:
     bare = tmp_path / "python"

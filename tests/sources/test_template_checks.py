@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from platforms import posix
 
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.run.progress import StopRequest, stop_at_once
@@ -139,6 +140,7 @@ def test_a_prompt_whose_turn_is_left_out_is_an_error() -> None:
 ENDLESS = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
 
 
+@posix
 def test_an_endless_template_ends_at_sigterm() -> None:
     code = (
         "from lowrank_rlhf.run.progress import StopRequest\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from platforms import posix
 from tiny_run import make_config, write_prompts
 
 from lowrank_rlhf import cli, stages
@@ -207,6 +208,14 @@ class TestSharing:
         assert [row["stage"] for row in StepLog(run_dir.path / "metrics.jsonl").read()] == ["sft", "reward", "ppo"]
         assert [s.state for s in pipeline.plan(sweep.combinations[3].config, run_dir)] == ["done"] * 3
 
+    def test_one_run_alone_copies_what_others_have_made_and_writes_no_table(self, factory: Factory) -> None:
+        sweep = make_sweep("base.yaml", ["ppo.kl_coef=0.1,0.2"])
+        for only in (0, 1):
+            record = run_sweep(sweep, Path("runs"), here, lambda _: None, StopRequest(), only=only)
+            assert [entry["run"] for entry in record["runs"]] == [sweep.combinations[only].config.name]
+        assert [stage for _, stage in factory.ran] == ["sft", "reward", "ppo", "ppo"]
+        assert not Path("runs", sweep.name).exists()
+
     def test_the_dry_run_tells_what_then_happens(self, factory: Factory) -> None:
         sweep = make_sweep("base.yaml", ["reward.epochs=1,2", "ppo.kl_coef=0.1,0.2"])
         told = share.shared_stages([combination.config for combination in sweep.combinations])
@@ -355,6 +364,7 @@ class TestLaunch:
         assert outcome(Launched([sys.executable, "-c", child], {})).code == 0
         assert time.monotonic() - begun < 15
 
+    @posix
     def test_a_run_that_ignores_signals_is_killed(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(launching, "_SECONDS_BETWEEN_SIGNALS", (0.1, 0.1))
         ready = tmp_path / "ready"
@@ -527,6 +537,25 @@ class TestPlot:
         assert not (tmp_path / "none.svg").exists()
 
 
+SBATCH = """#!/bin/bash
+# Run every task of the array here and now.
+options=()
+while [[ $1 == --* ]]; do [ "$1" = --parsable ] || options+=("$1"); shift; done
+echo "${options[@]}" >> submitted.txt
+job=$(wc -l < submitted.txt)
+tasks=
+for option in "${options[@]}"; do
+    case $option in --array=*) tasks=$(seq -s ' ' $(tr - ' ' <<< "${option#--array=}")) ;; esac
+done
+export SLURM_JOB_ID=$job
+{
+    [ -n "$tasks" ] || bash "$@"
+    for task in $tasks; do SLURM_ARRAY_TASK_ID=$task bash "$@"; done
+} > job-$job.txt 2>&1
+echo $job
+"""
+
+
 def sweep_command(*arguments: str, **options: Any) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "lowrank_rlhf", "sweep", *arguments],
@@ -582,6 +611,30 @@ class TestCommand:
         assert "Traceback" not in done.stderr
         assert "sweep.svg" not in (tiny / "runs/tiny-sweep/sweep.md").read_text()  # nothing was judged
 
+    @posix
+    def test_a_slurm_array_makes_each_run_in_a_job_of_its_own_and_the_table_last(self, tiny: Path) -> None:
+        """The stub runs each job at once, and notes how it was submitted."""
+        stub = tiny / "sbatch"
+        stub.write_text(SBATCH)
+        stub.chmod(0o755)
+        given = {**ENVIRONMENT, "PATH": f"{tiny}:{os.environ['PATH']}", "PYTHON": sys.executable}
+        script = Path(__file__).parents[2] / "examples/clusters/slurm_sweep.sh"
+        submitted = subprocess.run(
+            ["bash", script, "tiny.yaml", "seed=1,2", "stages=[sft]", "sft.epochs=1"],
+            capture_output=True, text=True, check=False, env=given,
+        )  # fmt: skip
+        assert submitted.stdout == "Submitted 2 runs: jobs 1, 2; table and plot: job 3\n", submitted.stderr
+        assert Path("submitted.txt").read_text().splitlines() == [
+            "--array=1", "--array=2-2 --dependency=afterok:1", "--dependency=afterany:2"
+        ]  # fmt: skip
+        jobs = [Path(f"job-{job}.txt").read_text() for job in "123"]
+        assert ["[1/2] seed=1: done" in jobs[0], "[2/2]" in jobs[0], "[2/2] seed=2: done" in jobs[1]] == [1, 0, 1]
+        assert jobs[2].count("already done, skipped") == 2
+        assert "The table and the plot" not in jobs[0] + jobs[1]
+        record = json.loads(Path("runs/tiny-sweep/sweep.json").read_text())
+        assert [entry["state"] for entry in record["runs"]] == ["done", "done"]
+
+    @posix
     def test_ctrl_c_stops_cleanly(self, tiny: Path) -> None:
         command = [sys.executable, "-m", "lowrank_rlhf", "sweep", "tiny.yaml", "seed=1,2", "ppo.steps=100000"]
         with subprocess.Popen(
@@ -605,6 +658,10 @@ class TestCommand:
         assert [(s.state, s.why) for s in standings[-2:]] == [("half done", ()), ("to do", ())]
 
     def test_bad_input_starts_nothing(self, tiny: Path) -> None:
+        none = sweep_command("tiny.yaml", "seed=1,2", "--only", "3")
+        assert (none.returncode, none.stderr) == (
+            2, "--only 3: the sweep has runs 1 to 2; `--dry-run` lists them\n"
+        )  # fmt: skip
         done = sweep_command("tiny.yaml", "seed=1,x")
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == 'override "seed=x": seed: must be a whole number, not "x"\n'

@@ -76,7 +76,7 @@ class RewardSum:
         spread = {}
         for name, term in self.terms.items():
             if term.normalize:
-                scores = self._by_function(name, roles, prompts, samples).double()
+                scores = self._by_function(name, roles, prompts, samples).cpu().double()
                 deviation = float(scores.std(correction=0))
                 spread[name] = (float(scores.mean()), deviation if deviation > 1e-6 else 1.0)
         found = replace(self, spread=spread)

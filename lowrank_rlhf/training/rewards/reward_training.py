@@ -7,6 +7,7 @@ import torch
 
 from lowrank_rlhf.config.schema import RewardConfig
 from lowrank_rlhf.maths.seeds import derive_seed
+from lowrank_rlhf.models.precision import sum_dtype
 from lowrank_rlhf.models.roles import Role, Roles
 from lowrank_rlhf.run.directory import RunDir
 from lowrank_rlhf.run.progress import Progress, StopRequest
@@ -85,7 +86,7 @@ def _step(
     """Take one optimizer step; return the mean loss and the pair accuracy before it."""
     base = roles.base
     optimizer.zero_grad()
-    total, right = torch.zeros(2, dtype=torch.float64, device=base.device)
+    total, right = torch.zeros(2, dtype=sum_dtype(base.device), device=base.device)
     with roles.acting_as(Role.REWARD, train=True):
         for part in roles.group.shard(group_batches(groups, base.limits.tokens, roles.group.world_size)):
             rows = rows_of(part, base)  # (N, T), N = all answers of the part's groups
@@ -104,6 +105,6 @@ def _step(
                 right += (own[better] > own[worse]).sum()
     all_reduce_gradients(roles.group, optimizer, total, right)
     norm = clip_gradients(optimizer, config.max_grad_norm)
-    mean, rightly, grad_norm = torch.stack([total, right, norm.double()]).tolist()  # one wait for the device
+    mean, rightly, grad_norm = torch.stack([total, right, norm.to(total)]).tolist()  # one wait for the device
     finite_step(optimizer, "reward model", mean, grad_norm)
     return mean, rightly / sum(len(group.pairs) for group in groups)
