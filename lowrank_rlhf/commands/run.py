@@ -19,6 +19,7 @@ from lowrank_rlhf.commands.common import (
     print_rewards,
     run_folder,
 )
+from lowrank_rlhf.config.loading import load_config
 from lowrank_rlhf.data.requirements import check_local_data
 from lowrank_rlhf.errors import Stopped, UserError
 from lowrank_rlhf.pipeline import multi_process, pipeline, redo_stages
