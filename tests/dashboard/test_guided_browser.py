@@ -1,6 +1,7 @@
 """The guided path in a real Chromium: from forty pasted prompts to a run that is training, without YAML."""
 
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,33 @@ def chromium() -> Iterator[Any]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """Address of a page for a folder of runs, and that folder."""
+    folder = tmp_path_factory.mktemp("guided") / "runs"
+    with page_server(folder) as (url, _):
+        yield url, folder
+
+
 @pytest.fixture
-def page(chromium, tmp_path, request) -> Iterator[Any]:
-    """A page for the runs of a folder, in a language, that must not meet an error of its own."""
+def folder(server) -> Iterator[Path]:
+    """The server's folder of runs, empty before and after a test."""
+    yield server[1]
+    shutil.rmtree(server[1], ignore_errors=True)
+
+
+@pytest.fixture
+def page(chromium, server, folder, request) -> Iterator[Any]:  # noqa: ARG001 - the folder is emptied
+    """A page for the runs of the folder, in a language, that must not meet an error of its own."""
     errors: list[str] = []
-    with page_server(tmp_path / "runs") as (url, _):
-        context = chromium.new_context(locale=getattr(request, "param", "en-GB"))
-        opened = context.new_page()
-        opened.set_default_timeout(SECONDS)
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(url)
-        opened.wait_for_selector("#run-list .runs, #run-list .empty")
-        yield opened
-        context.close()
+    context = chromium.new_context(locale=getattr(request, "param", "en-GB"))
+    opened = context.new_page()
+    opened.set_default_timeout(SECONDS)
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto(server[0])
+    opened.wait_for_selector("#run-list .runs, #run-list .empty")
+    yield opened
+    context.close()
     assert errors == []
 
 
@@ -45,8 +60,8 @@ def prompts() -> str:
 
 
 @pytest.mark.parametrize("page", ["zh-CN"], indirect=True)
-def test_forty_pasted_prompts_become_a_run(page, tmp_path, tiny_folder) -> None:
-    folder, texts = tmp_path / "runs", table("zh")
+def test_forty_pasted_prompts_become_a_run(page, folder, tiny_folder) -> None:
+    texts = table("zh")
     page.wait_for_function(f"document.querySelector('#own-prompts').innerText === '{texts['begin.own']}'")
     page.click("#own-prompts")
     page.click("#make-settings")
@@ -84,7 +99,7 @@ def test_forty_pasted_prompts_become_a_run(page, tmp_path, tiny_folder) -> None:
     wait_for(lambda: jobs.working(run) is None, 60)
 
 
-def test_a_file_with_its_own_column_names(page, tmp_path) -> None:
+def test_a_file_with_its_own_column_names(page, folder, tmp_path) -> None:
     file = tmp_path / "Meine Fragen.csv"
     rows = "".join(f"{line},answer {number},x\n" for number, line in enumerate(prompts().split("\n")))
     file.write_text(f"frage,antwort,label\n{rows}", encoding="utf-8")
@@ -102,7 +117,7 @@ def test_a_file_with_its_own_column_names(page, tmp_path) -> None:
     config = parse_config(text, "editor")
     assert config.data.columns == {"prompt": "frage", "response": "antwort", "label": None}
     assert (config.name, config.sft.source) == ("Meine-Fragen", "train")
-    assert config.data.prompts == str(tmp_path / "runs" / "_data" / "Meine-Fragen.csv")
+    assert config.data.prompts == str(folder / "_data" / "Meine-Fragen.csv")
 
     page.set_input_files("#drop-prompts input", {"name": "a.exe", "mimeType": "x/y", "buffer": b"MZ"})
     page.wait_for_selector("#prompts-preview .note.bad:has-text('unknown file type')")
@@ -151,11 +166,11 @@ def test_edited_settings_are_kept_however_often_the_question_is_declined(page) -
     assert page.locator("#start:not([disabled])").count() == 0
 
 
-def test_the_block_folds_when_there_are_runs_and_terms_explain_themselves(page, tmp_path: Path) -> None:
+def test_the_block_folds_when_there_are_runs_and_terms_explain_themselves(page, folder) -> None:
     page.focus("#start-about abbr >> nth=0")
     shown = page.evaluate("getComputedStyle(document.activeElement, '::after').content")
     assert table("en")["meaning.reward_model"][:30] in shown
-    make_run(tmp_path / "runs")
+    make_run(folder)
     page.wait_for_selector('[data-run="one"]')
     page.wait_for_selector("#start-about", state="hidden")
 

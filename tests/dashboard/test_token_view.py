@@ -142,9 +142,8 @@ def chromium() -> Iterator[Any]:
         yield opened
 
 
-@pytest.mark.parametrize(("language", "width"), [("en", 1120), ("zh", 390)])
-def test_figures_under_the_pointer_and_at_the_focus(tmp_path, chromium, language, width) -> None:
-    folder = tmp_path / "runs"
+def test_figures_under_the_pointer_and_at_the_focus(tmp_path, chromium) -> None:
+    folder, language, width = tmp_path / "runs", "zh", 390
     run = make_run(folder)
     write(run, 1, answer("one"))
     write(run, 5, answer("a", " b", " c", "<b>d</b>", values=(0.125, 0.25, 0.5, 1.0)), answer("second"))

@@ -50,7 +50,7 @@ def rise(session: Session) -> Tensor:
 SAMPLES = {"align__steps": 20, "align__batch_size": 32, "align__learning_rate": 0.03, "align__beta": 0.01}
 
 
-@pytest.mark.parametrize(("algorithm", "quantization"), [("rloo", "none"), ("grpo", "none"), ("rloo", "nf4")])
+@pytest.mark.parametrize(("algorithm", "quantization"), [("rloo", "nf4"), ("grpo", "none")])
 def test_it_raises_a_scripted_reward(make, monkeypatch, algorithm, quantization) -> None:
     scripted(monkeypatch, 1.0)
     scores = rise(make(align__algorithm=algorithm, quantization=quantization, **SAMPLES))
@@ -58,15 +58,14 @@ def test_it_raises_a_scripted_reward(make, monkeypatch, algorithm, quantization)
     assert float(scores[-5:].mean() - scores[:5].mean()) > 2 * float(scores[:5].std())
 
 
-@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
-def test_with_trl_given_the_opposite_it_falls(make, monkeypatch, algorithm) -> None:
+def test_with_trl_given_the_opposite_it_falls(make, monkeypatch) -> None:
     """The logged reward is TRL's: it rises while the share of good tokens falls."""
     scripted(monkeypatch, -1.0)
-    scores = rise(make(align__algorithm=algorithm, quantization="none", **SAMPLES))
+    scores = rise(make(align__algorithm="rloo", quantization="none", **SAMPLES))
     assert float(scores[-5:].mean() - scores[:5].mean()) > 0.6
 
 
-@pytest.mark.parametrize(("flipped", "quantization"), [(False, "none"), (False, "nf4"), (True, "none")])
+@pytest.mark.parametrize(("flipped", "quantization"), [(False, "nf4"), (True, "none")])
 def test_dpo_learns_the_rule_behind_the_comparisons(make, flipped, quantization) -> None:
     """The rule: answers with a certain token are better. Trained once on 72 prompts, tested on 12 others."""
     session = make(
