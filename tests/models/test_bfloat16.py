@@ -6,7 +6,7 @@ from tiny import gradients, make_batch, make_roles, role_loss
 from tiny_run import make_config, make_session, write_prompts
 
 from lowrank_rlhf.maths.masking import pool
-from lowrank_rlhf.models.roles import Role, Roles
+from lowrank_rlhf.models.roles import Role
 from lowrank_rlhf.models.scoring import score_features, score_logprobs, score_tokens
 from lowrank_rlhf.stages import sft
 
@@ -51,12 +51,11 @@ def test_reading_equals_training_to_the_bit(tiny_base) -> None:
         assert torch.equal(roles.logprobs(batch, 0.8).logprobs.detach(), read)
 
 
-def test_sft_learns(tiny_base, tiny_folder, tmp_path) -> None:
+def test_sft_learns(tiny_folder, tmp_path) -> None:
     """With TRL's trainer, until it reproduces ten demonstrations."""
     data = write_prompts(tmp_path / "prompts.jsonl")
     config = make_config(tiny_folder(), data, model__compute_dtype="bfloat16", sft__epochs=30)
     session = make_session(config, tmp_path)
-    session.__dict__["roles"] = Roles(tiny_base("nf4", compute_dtype="bfloat16"), config.lora)
     sft.run(session)
     losses = [row["loss"] for row in session.metrics.read("sft")]
     assert losses[-1] < 0.7 * losses[0]
