@@ -180,13 +180,11 @@ def test_owner_and_terminal_read_the_gain(tmp_path: Path) -> None:
     assert "Learning curve" not in rows()
     record_reward_test(run, TEST.model_copy(update={"curve": CURVE}))
     assert reward_tests(run.path)[-1].curve == CURVE
-    assert rows()["Reward model"]["means"].endswith(
-        "24 more rankings would gain about 1.0 percentage points of accuracy on held-out pairs (0.2 to 1.9)."
-    )
+    gain = "24 more rankings would gain about 1.0 percentage points of accuracy on held-out pairs (0.2 to 1.9)."
+    assert rows()["Reward model"]["means"].endswith(gain)
     assert rows()["Learning curve"]["figure"].splitlines()[1] == "60 prompts: 64 % (58 % to 70 %)"
     assert "再排 24 个，留出比较的判对率大约可提高 1.0 个百分点" in rows("zh")["奖励模型"]["means"]
-    sentence = "By the last reward model, 24 more rankings would gain about 1.0 percentage points of accuracy on held-out pairs (0.2 to 1.9)."
-    assert sentence in project_summary(open_project(run.path))
+    assert f"By the last reward model, {gain}" in project_summary(open_project(run.path))
     unclear = CURVE.model_copy(update={"gain_interval": (-0.01, 0.03)})
     record_reward_test(run, TEST.model_copy(update={"curve": unclear}))
     assert "(-1.0 to 3.0), not shown to be above zero." in project_summary(open_project(run.path))
