@@ -390,9 +390,11 @@ def test_weakness(interval, longer, over_length, expected) -> None:
     ],
 )
 def test_separable_pairs_are_learnt(tiny_folder, tmp_path, monkeypatch, settings, count, least) -> None:
-    session = make_session(
-        make_config(tiny_folder(), **{f"reward__{key}": value for key, value in settings.items()}), tmp_path
-    )
+    weighted = settings.get("annotator_weights")
+    changes = {f"reward__{key}": value for key, value in settings.items()} | {
+        "rank__source": "human" if weighted else "judge"
+    }
+    session = make_session(make_config(tiny_folder(), **changes), tmp_path)
     save_sft(session)
     write_ranked(session, *separable(count))
     adapter = {name: p.clone() for name, p in session.load_roles().named_parameters(Role.POLICY).items()}
@@ -401,7 +403,6 @@ def test_separable_pairs_are_learnt(tiny_folder, tmp_path, monkeypatch, settings
     summary = reward.run(session)
     assert summary.accuracy > least
     assert summary.weak is None
-    weighted = settings.get("annotator_weights")
     assert summary.annotator_weights is None  # of one annotator they are not estimated
     assert any("not estimated: 0 of 3 annotators with common prompts" in line for line in said) == bool(weighted)
     audit = summary.prompt_audit
