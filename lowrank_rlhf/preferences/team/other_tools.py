@@ -291,13 +291,9 @@ def _saved(
     """Return an order as a ranking. Raises `ValueError` for one that is none."""
     if not tiers:
         raise ValueError(f"{key}: no answer is ranked")
-    fields = {
-        "prompt_id": task.prompt.id,
-        "tiers": tiers,
-        "seconds": seconds,
-        "shown": [one.id for one in task.answers],
-    }
+    fields = {"prompt_id": task.prompt.id, "tiers": tiers, "seconds": seconds, "annotator": annotator}
     try:
-        return SavedRanking(ranking=Ranking.model_validate({**fields, "annotator": annotator}))
+        ranking = Ranking.model_validate({**fields, "shown": [one.id for one in task.answers]})
+        return SavedRanking(ranking=ranking)
     except ValidationError as error:
         raise ValueError(f"{key}: {error.errors()[0]['msg']}") from None
